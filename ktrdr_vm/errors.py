@@ -1,0 +1,103 @@
+"""Every error a user can meet. Each says what happened, where, and what to do next.
+
+    KtrdrError                    exit
+    ├── UsageError                   2   the command line is wrong
+    ├── DocumentError                2   a profile, playbook, recipe or policy is invalid (all problems at once)
+    ├── HostError                    3   the host lacks something; `ktrdr-vm doctor` says what
+    ├── ProvisionError               4   making or reaching the VM failed
+    │   └── GuestError               4   the guest did not answer, or answered what it must not
+    ├── ResidueError                 5   something is left, named
+    ├── EscalationStop               6   the run stopped at an escalation; the instance is suspended and kept
+    └── BusyError                    7   another run holds the instance
+
+A failed gate or workload is a result, not an error: `run` turns it into exit code 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class KtrdrError(Exception):
+    """What happened (`message`), where (`where`: a file:line, an instance, a host object) and what to do (`hint`)."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, hint: str, where: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class UsageError(KtrdrError):
+    """The command line asks for something that does not exist or does not fit together."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing wrong in a document. `line` and `column` count from 1; 0 means the document as a whole."""
+
+    source: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+        return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+
+
+class DocumentError(KtrdrError):
+    """A document is invalid. Carries every problem found, in the order of the file."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem], *, hint: str) -> None:
+        self.problems = tuple(sorted(problems))
+        super().__init__("\n".join(str(problem) for problem in self.problems), hint=hint)
+
+
+class HostError(KtrdrError):
+    """The host lacks a program, a right, a service, space or memory."""
+
+    exit_code = 3
+
+
+class ProvisionError(KtrdrError):
+    """Making, reaching or inspecting the VM failed."""
+
+    exit_code = 4
+
+
+class GuestError(ProvisionError):
+    """The guest did not answer in time, or what it answered broke a limit or a promise."""
+
+
+class ResidueError(KtrdrError):
+    """Something an instance owned is still there. `left` names each, with what to do by hand."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, hint: str, left: Sequence[str], where: str = "") -> None:
+        super().__init__(message, hint=hint, where=where)
+        self.left = tuple(left)
+
+
+class EscalationStop(KtrdrError):
+    """The run stopped because the workload asked for more than the profile gives."""
+
+    exit_code = 6
+
+
+class BusyError(KtrdrError):
+    """Another process holds the instance's lock."""
+
+    exit_code = 7

@@ -1,0 +1,137 @@
+"""The only place where a process is started: list arguments, closed standard input, explicit environment, a limit always."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ktrdr_vm.errors import HostError, ProvisionError
+
+# Tools are looked up in the system's places, never in the caller's PATH: under sudo that one is the user's.
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ENVIRONMENT = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a process ended. `exit_code` is negative for a signal, as in `subprocess`."""
+
+    argv: tuple[str, ...]
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        return self.stdout.decode("utf-8", "replace")
+
+    @property
+    def error_text(self) -> str:
+        return self.stderr.decode("utf-8", "replace").strip()
+
+
+def find_program(name: str) -> Path | None:
+    """The absolute path of a program in the system's directories, or None."""
+    found = shutil.which(name, path=SYSTEM_PATH)
+    return Path(found) if found else None
+
+
+def require_program(name: str) -> Path:
+    found = find_program(name)
+    if found is None:
+        raise HostError(f"the program {name} is not installed", hint="run `make setup`, or `ktrdr-vm doctor` to see all that is missing")
+    return found
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout: float,
+    stdin: bytes = b"",
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    check: bool = True,
+    user: int | None = None,
+    group: int | None = None,
+    stdout: IO[bytes] | int | None = None,
+) -> Completed:
+    """Run to the end. `timeout` in seconds; on overrun the whole process group is killed.
+
+    With `check`, an exit code other than 0 is a ProvisionError that carries the end of standard error. `environment` is
+    added to a minimal one; nothing of the caller's is inherited.
+    """
+    arguments = [str(word) for word in argv]
+    program = arguments[0] if "/" in arguments[0] else str(require_program(arguments[0]))
+    with subprocess.Popen(
+        [program, *arguments[1:]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE if stdout is None else stdout,
+        stderr=subprocess.PIPE,
+        env={**_ENVIRONMENT, **(environment or {})},
+        cwd=cwd,
+        user=user,
+        group=group,
+        extra_groups=None if user is None else [],
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(stdin, timeout=timeout)
+        except BaseException as stopped:
+            _kill_group(process)
+            process.communicate()
+            if isinstance(stopped, subprocess.TimeoutExpired):
+                raise ProvisionError(
+                    f"{arguments[0]} did not end within {timeout:g} s", where=" ".join(arguments)[:200], hint="look at the load of the host, then try again"
+                ) from None
+            raise
+    completed = Completed(tuple(arguments), process.returncode, out or b"", err or b"")
+    if check and completed.exit_code != 0:
+        tail = completed.error_text[-2000:] or completed.text[-2000:].strip() or "no message"
+        raise ProvisionError(
+            f"{arguments[0]} failed with exit code {completed.exit_code}: {tail}", where=" ".join(arguments)[:200], hint="the message above is the program's own"
+        )
+    return completed
+
+
+def start(
+    argv: Sequence[str | Path],
+    *,
+    environment: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    stdin: int = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.DEVNULL,
+    user: int | None = None,
+    group: int | None = None,
+    in_child: Callable[[], None] | None = None,
+    new_session: bool = True,
+) -> subprocess.Popen[bytes]:
+    """Start and return at once. The caller owns the process: it must wait for it, or outlive it on purpose."""
+    arguments = [str(word) for word in argv]
+    program = arguments[0] if "/" in arguments[0] else str(require_program(arguments[0]))
+    return subprocess.Popen(
+        [program, *arguments[1:]],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env={**_ENVIRONMENT, **(environment or {})},
+        pass_fds=tuple(pass_fds),
+        user=user,
+        group=group,
+        extra_groups=None if user is None else [],
+        preexec_fn=in_child,  # noqa: PLW1509 - the parents that use it have one thread
+        start_new_session=new_session,
+    )
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

@@ -1,0 +1,143 @@
+"""What a run produced, as plain frozen data. Gates and `run` fill it; the renderers beside it only read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+TaskOutcome = Literal["ok", "changed", "failed", "skipped", "ignored", "rescued"]
+GateOutcome = Literal["passed", "failed", "error", "skipped"]
+RunOutcome = Literal["passed", "failed", "error", "escalated", "interrupted"]
+Observer = Literal["host", "guest"]
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task of a gate. Times are UTC RFC 3339, durations seconds; output is masked and capped before it gets here."""
+
+    name: str
+    module: str
+    outcome: TaskOutcome
+    changed: bool
+    started_at: str
+    duration_s: float
+    message: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    attempts: int = 1
+    where: str = ""
+    evidence: tuple[tuple[str, str], ...] = ()
+    """Titled texts gathered because the task failed, such as the logs of a container."""
+    observed: Observer = "guest"
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One playbook's run. `message` says why, when the outcome is not `passed`."""
+
+    name: str
+    outcome: GateOutcome
+    started_at: str
+    duration_s: float
+    tasks: tuple[TaskResult, ...] = ()
+    message: str = ""
+    observed: Observer = "guest"
+
+
+@dataclass(frozen=True)
+class WorkloadResult:
+    """The workload's end. `exit_code` is None when it was stopped by its time limit."""
+
+    command: tuple[str, ...]
+    outcome: Literal["passed", "failed", "timeout"]
+    exit_code: int | None
+    started_at: str
+    duration_s: float
+    stdout: str = ""
+    stderr: str = ""
+    observed: Observer = "guest"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run as the host saw it: plan, create, workspace, a gate, destroy."""
+
+    name: str
+    outcome: Literal["ok", "failed"]
+    started_at: str
+    duration_s: float
+    observed: Observer = "host"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file brought back. `path` is relative to the run directory; refused ones have a `refused` reason and no digest."""
+
+    path: str
+    source: str
+    size: int
+    sha256: str
+    gate: str = ""
+    refused: str = ""
+    observed: Observer = "guest"
+
+
+@dataclass(frozen=True)
+class Denial:
+    """One destination that was refused, with how often, and the gate and task that ran when it was first seen."""
+
+    host: str
+    address: str
+    port: int
+    rule: str
+    count: int
+    first_at: str
+    last_at: str
+    during: str = ""
+    observed: Observer = "host"
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """One destination that was reached, with how often and the bytes both ways for flows that ended."""
+
+    host: str
+    address: str
+    port: int
+    rule: str
+    count: int
+    bytes_in: int = 0
+    bytes_out: int = 0
+    observed: Observer = "host"
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything `report.json` says. Version 1 of the schema in the contract."""
+
+    instance_id: str
+    run_id: str
+    profile: str
+    mode: str
+    plan_digest: str
+    image_digest: str
+    outcome: RunOutcome
+    exit_code: int
+    started_at: str
+    duration_s: float
+    first_lines: tuple[str, ...] = ()
+    """What a reviewer must see before anything else, such as a changed playbook."""
+    phases: tuple[Phase, ...] = ()
+    gates: tuple[GateResult, ...] = ()
+    workload: WorkloadResult | None = None
+    allowed: tuple[Allowance, ...] = ()
+    denied: tuple[Denial, ...] = ()
+    escalations: tuple[dict[str, Any], ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    residue: tuple[str, ...] = ()
+    resources: tuple[dict[str, str], ...] = ()
+    image: dict[str, Any] = field(default_factory=dict)
+    host: dict[str, str] = field(default_factory=dict)
+    message: str = ""
+    hint: str = ""
+    schema_version: int = 1
