@@ -45,7 +45,9 @@ def find_program(name: str) -> Path | None:
 def require_program(name: str) -> Path:
     found = find_program(name)
     if found is None:
-        raise HostError(f"the program {name} is not installed", hint="run `make setup`, or `ktrdr-vm doctor` to see all that is missing")
+        raise HostError(
+            f"the program {name} is not installed", hint="run `make setup`, or `ktrdr-vm doctor` to see all that is missing"
+        )
     return found
 
 
@@ -87,14 +89,18 @@ def run(
             process.communicate()
             if isinstance(stopped, subprocess.TimeoutExpired):
                 raise ProvisionError(
-                    f"{arguments[0]} did not end within {timeout:g} s", where=" ".join(arguments)[:200], hint="look at the load of the host, then try again"
+                    f"{arguments[0]} did not end within {timeout:g} s",
+                    where=" ".join(arguments)[:200],
+                    hint="look at the load of the host, then try again",
                 ) from None
             raise
     completed = Completed(tuple(arguments), process.returncode, out or b"", err or b"")
     if check and completed.exit_code != 0:
         tail = completed.error_text[-2000:] or completed.text[-2000:].strip() or "no message"
         raise ProvisionError(
-            f"{arguments[0]} failed with exit code {completed.exit_code}: {tail}", where=" ".join(arguments)[:200], hint="the message above is the program's own"
+            f"{arguments[0]} failed with exit code {completed.exit_code}: {tail}",
+            where=" ".join(arguments)[:200],
+            hint="the message above is the program's own",
         )
     return completed
 
@@ -125,7 +131,7 @@ def start(
         user=user,
         group=group,
         extra_groups=None if user is None else [],
-        preexec_fn=in_child,  # noqa: PLW1509 - the parents that use it have one thread
+        preexec_fn=in_child,
         start_new_session=new_session,
     )
 
