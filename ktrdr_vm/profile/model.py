@@ -1,0 +1,117 @@
+"""What a profile says, frozen. Sizes are MiB, durations seconds, modes integers; every default is the safe one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from typing import Literal
+
+from ktrdr_vm.profile.scalars import Scalar
+
+Mode = Literal["sandbox", "interactive"]
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """A recipe by name, or any cloud-init image by URL and checksum. Exactly one of the two is set."""
+
+    recipe: str = ""
+    url: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Size:
+    """The virtual machine's size: vCPUs, memory in MiB, disk in MiB."""
+
+    vcpus: int = 2
+    memory: int = 2048
+    disk: int = 20480
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The repository that the instance works on. `source` is relative to the folder that `--workspace` names."""
+
+    source: str = "."
+    target: str = "/workspace"
+    transfer: Literal["copy", "mount"] = "copy"
+    uncommitted: Literal["include", "refuse", "ignore"] = "include"
+    include: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A folder of the host in the guest, through virtiofs. Read-only unless the profile says otherwise."""
+
+    source: str
+    target: str
+    readonly: bool = True
+
+
+@dataclass(frozen=True, order=True)
+class EgressRule:
+    """One allowed destination: a name (exact, or `*.` and a suffix) or an address range, and TCP ports."""
+
+    host: str = ""
+    cidr: IPv4Network | None = None
+    ports: tuple[int, ...] = (443,)
+    reason: str = ""
+    preset: str = ""
+    """The preset the rule came from, or, before presets are expanded, the preset it stands for."""
+
+    @property
+    def destination(self) -> str:
+        return self.host or str(self.cidr or f"preset {self.preset}")
+
+    def __str__(self) -> str:
+        return f"{self.destination}:{','.join(map(str, self.ports))}"
+
+
+@dataclass(frozen=True)
+class Egress:
+    """What may leave. The default is nothing."""
+
+    allow: tuple[EgressRule, ...] = ()
+    mode: Literal["enforce", "observe"] = "enforce"
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A secret by its source on the host. Its value never stands in a profile, a plan or on a disk of the guest."""
+
+    name: str
+    path: str
+    env: str = ""
+    file: str = ""
+    mode: int = 0o400
+    ttl: int = 7200
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What runs in the instance between Startability and the gates."""
+
+    command: tuple[str, ...]
+    timeout: int = 7200
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One sandbox, declared. The result of every `extends`, with defaults filled in."""
+
+    name: str
+    image: ImageRef
+    version: int = 1
+    mode: Mode = "sandbox"
+    resources: Size = field(default_factory=Size)
+    workspace: Workspace | None = None
+    mounts: tuple[Mount, ...] = ()
+    egress: Egress = field(default_factory=Egress)
+    secrets: tuple[Secret, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    workload: Workload | None = None
+    gates: tuple[str, ...] = ()
+    gate_timeout: int = 1800
+    vars: tuple[tuple[str, Scalar], ...] = ()
+    artifacts: tuple[str, ...] = ()

@@ -1,0 +1,153 @@
+"""The owner's policy: what no profile, `extends`, preset or grant may go beyond. Safe without one.
+
+The repository is not trusted, its owner's machine is. A profile can come from a branch that an agent wrote; this document comes
+from the owner of the host alone.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import PurePosixPath
+
+from ktrdr_vm.errors import DocumentError, Problem
+from ktrdr_vm.profile import scalars
+from ktrdr_vm.profile.load import LoadedProfile
+from ktrdr_vm.profile.model import EgressRule, Size
+from ktrdr_vm.profile.schema import POLICY, check_shape
+from ktrdr_vm.profile.strict_yaml import load_yaml
+
+POLICY_PATH = "/etc/ktrdr-vm/policy.yaml"
+HINT = f"the owner of this host can allow it in {POLICY_PATH}; a profile cannot"
+
+# Dropped before any allow. RFC 6890 and its registry of special-purpose addresses; the three documentation ranges
+# (192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24) are left out on purpose: they are nobody's LAN, and test labs use them.
+RESERVED = tuple(
+    IPv4Network(text)
+    for text in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+    )
+)
+
+# A person's own places: refused as the source of a secret or a mount whatever any policy says.
+_PERSONAL = frozenset(
+    ".ssh .aws .azure .gnupg .kube .docker .netrc .npmrc .pypirc .git-credentials .password-store .mozilla .thunderbird "
+    ".config .local .cache .bash_history .zsh_history .vault-token keyrings".split()
+)
+
+
+@dataclass(frozen=True)
+class OwnerPolicy:
+    """Without a file: mounts from the workspace only, secrets from KTRDR_* only, nothing reserved, no observe mode."""
+
+    mount_roots: tuple[str, ...] = ()
+    secret_env: tuple[str, ...] = ("KTRDR_*",)
+    secret_files: tuple[str, ...] = ()
+    reserved: frozenset[tuple[IPv4Address, int]] = frozenset()
+    observe: bool = False
+    largest: Size = Size(vcpus=16, memory=32768, disk=204800)
+
+
+def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
+    document = load_yaml(text, source)
+    if document.data is None:
+        return OwnerPolicy()
+    problems = check_shape(document, POLICY)
+    reserved: set[tuple[IPv4Address, int]] = set()
+    if not problems:
+        for index, entry in enumerate(document.data.get("egress", {}).get("reserved", [])):
+            address, _, port = entry.partition(":")
+            try:
+                reserved.add((IPv4Address(address), int(port)))
+            except ValueError as error:
+                problems.append(document.problem(("egress", "reserved", index), str(error)))
+    if problems:
+        raise DocumentError(problems, hint="correct the owner's policy; nothing starts while it cannot be read")
+    data, default = document.data, OwnerPolicy()
+    largest = data.get("resources", {}).get("max", {})
+    return OwnerPolicy(
+        mount_roots=tuple(data.get("mounts", {}).get("roots", ())),
+        secret_env=(*default.secret_env, *data.get("secrets", {}).get("env", ())),
+        secret_files=tuple(data.get("secrets", {}).get("files", ())),
+        reserved=frozenset(reserved),
+        observe=data.get("egress", {}).get("observe", False),
+        largest=Size(
+            vcpus=largest.get("vcpus", default.largest.vcpus),
+            memory=scalars.parse_size(largest["memory"]) if "memory" in largest else default.largest.memory,
+            disk=scalars.parse_size(largest["disk"]) if "disk" in largest else default.largest.disk,
+        ),
+    )
+
+
+def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> list[Problem]:
+    """Everything in the profile that the owner did not allow. `workspace` is the absolute folder of `--workspace`.
+
+    Paths are compared as written here; when a mount is made, the path is resolved again without following links.
+    """
+    profile, problems = loaded.profile, []
+    for name in ("vcpus", "memory", "disk"):
+        wanted, most = getattr(profile.resources, name), getattr(policy.largest, name)
+        if wanted > most:
+            problems.append(loaded.problem(("resources", name), f"{wanted} is more than the owner's {most}"))
+    for index, mount in enumerate(profile.mounts):
+        reason = refuse_path(mount.source, workspace, (workspace, *policy.mount_roots))
+        if reason:
+            problems.append(loaded.problem(("mounts", index, "source"), reason))
+    if profile.workspace:
+        reason = refuse_path(profile.workspace.source, workspace, (workspace,))
+        if reason:
+            problems.append(loaded.problem(("workspace", "source"), reason))
+    for index, secret in enumerate(profile.secrets):
+        if secret.env and not any(fnmatch.fnmatchcase(secret.env, pattern) for pattern in policy.secret_env):
+            problems.append(
+                loaded.problem(("secrets", index, "source", "env"), f"the variable {secret.env} is not one that may be a secret")
+            )
+        if secret.file:
+            reason = refuse_path(secret.file, workspace, ())
+            if secret.file not in policy.secret_files or reason.startswith("a person"):
+                problems.append(
+                    loaded.problem(("secrets", index, "source", "file"), f"the file {secret.file} is not one that may be a secret")
+                )
+    for index, rule in enumerate(profile.egress.allow):
+        problems.extend(loaded.problem(("egress", "allow", index, "cidr"), message) for message in refuse_reserved(rule, policy))
+    if profile.egress.mode == "observe" and not policy.observe:
+        problems.append(loaded.problem(("egress", "mode"), "observe mode is not allowed on this host"))
+    return problems
+
+
+def refuse_path(source: str, base: str, roots: tuple[str, ...]) -> str:
+    """Why a path of the host may not be used, or nothing. `source` is relative to `base`."""
+    path = PurePosixPath(base, source)
+    personal = _PERSONAL & set(path.relative_to(base).parts if path.is_relative_to(base) else path.parts)
+    if personal:
+        return f"a person's own place ({sorted(personal)[0]}) never enters a sandbox"
+    if ".git" in path.parts:
+        return "the repository's .git is never mounted"
+    if roots and not any(path.is_relative_to(root) for root in roots):
+        return f"{path} is beneath neither the workspace nor a root that the owner listed"
+    return ""
+
+
+def is_reserved(network: IPv4Network) -> bool:
+    return any(network.overlaps(reserved) for reserved in RESERVED)
+
+
+def refuse_reserved(rule: EgressRule, policy: OwnerPolicy) -> list[str]:
+    """Why the rule's addresses may not be reached: each reserved address and port must be the owner's, exactly."""
+    if rule.cidr is None or not is_reserved(rule.cidr):
+        return []
+    if rule.cidr.prefixlen != 32:
+        return [f"{rule.cidr} reaches into a reserved range; only single addresses can be allowed there"]
+    missing = [port for port in rule.ports if (rule.cidr.network_address, port) not in policy.reserved]
+    return [f"{rule.cidr.network_address}:{port} is in a reserved range and not in the owner's list" for port in missing]

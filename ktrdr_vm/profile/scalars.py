@@ -1,0 +1,94 @@
+"""The small values of a profile, read from text: sizes, durations, modes, names, paths. Each raises ValueError with a reason."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Network, ip_network
+
+Scalar = str | int | float | bool | None
+
+_SIZE = re.compile(r"(\d{1,9})\s?(MiB|GiB|TiB)")
+_DURATION = re.compile(r"(\d{1,9})(s|m|h|d)")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})+")
+_ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_size(text: object) -> int:
+    """`2GiB` as 2048 MiB."""
+    match = _SIZE.fullmatch(text) if isinstance(text, str) else None
+    if match is None or int(match[1]) == 0:
+        raise ValueError("a size is a number with MiB, GiB or TiB, such as 2GiB")
+    return int(match[1]) * _SIZES[match[2]]
+
+
+def parse_duration(text: object) -> int:
+    """`2h` as 7200 seconds."""
+    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    if match is None or int(match[1]) == 0:
+        raise ValueError("a duration is a number with s, m, h or d, such as 30m")
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def parse_file_mode(text: object) -> int:
+    """`"0400"` as 0o400. Nothing beyond the permission bits; no access for others."""
+    if not isinstance(text, str) or not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError('a mode is three octal digits in quotes, such as "0400"')
+    mode = int(text, 8)
+    if mode & 0o007:
+        raise ValueError("a secret is never open to others: the last digit must be 0")
+    return mode
+
+
+def parse_host(text: object) -> str:
+    """A DNS name in lower case, exact or `*.` and at least two labels."""
+    if not isinstance(text, str) or len(text) > 253 or not _HOST.fullmatch(text):
+        raise ValueError("a host is a DNS name in lower case with a dot, such as api.example.com, or *. and at least two labels")
+    if text.rsplit(".", 1)[-1].isdigit():
+        raise ValueError("an address goes under cidr, not host")
+    return text
+
+
+def parse_cidr(text: object) -> IPv4Network:
+    """An IPv4 range of at most a /8, without host bits."""
+    try:
+        network = ip_network(text if isinstance(text, str) else "", strict=True)
+    except ValueError as error:
+        raise ValueError(f"not an IPv4 range such as 198.51.100.7/32: {error}") from None
+    if not isinstance(network, IPv4Network):
+        raise ValueError("IPv6 is off in the guest; name an IPv4 range")
+    if network.prefixlen < 8:
+        raise ValueError("a range larger than a /8 is not an allowlist")
+    return network
+
+
+def parse_environment_name(text: object) -> str:
+    if not isinstance(text, str) or not _ENV.fullmatch(text):
+        raise ValueError("not a name of an environment variable")
+    return text
+
+
+def parse_plain_text(text: object) -> str:
+    """Text for people: one line without control characters."""
+    if not isinstance(text, str) or len(text) > 500 or any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError("one line of text without control characters, 500 characters at most")
+    return text
+
+
+def parse_guest_path(text: object) -> str:
+    """An absolute, normal path in the guest."""
+    plain = parse_plain_text(text)
+    parts = plain.split("/")
+    if not plain.startswith("/") or plain == "/" or any(part in ("", ".", "..") for part in parts[1:]):
+        raise ValueError("an absolute path without . or .. or a doubled or closing slash")
+    return plain
+
+
+def parse_host_path(text: object) -> str:
+    """A path on the host as written: literal, without `..`, `~` or variables."""
+    plain = parse_plain_text(text)
+    if not plain or plain.startswith("~") or ".." in plain.split("/") or "$" in plain:
+        raise ValueError("a literal path without .., ~ or variables")
+    return plain

@@ -1,0 +1,294 @@
+"""The shape of a profile and of the owner's policy, for cerberus, and as JSON Schema for editors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cerberus import Validator
+from cerberus.errors import BaseErrorHandler
+
+from ktrdr_vm.errors import Problem
+from ktrdr_vm.profile import scalars
+from ktrdr_vm.profile.strict_yaml import Document
+
+Schema = dict[str, Any]
+
+
+def _text(check: Callable[[object], object], **more: Any) -> Schema:
+    def check_with(field: str, value: object, error: Callable[[str, str], None]) -> None:
+        try:
+            check(value)
+        except ValueError as reason:
+            error(field, str(reason))
+
+    return {"type": "string", "check_with": check_with, **more}
+
+
+_PORTS: Schema = {
+    "type": "list",
+    "minlength": 1,
+    "maxlength": 64,
+    "schema": {"type": "integer", "min": 1, "max": 65535, "notbool": True},
+}
+_GUEST_PATH = _text(scalars.parse_guest_path)
+_HOST_PATH = _text(scalars.parse_host_path)
+_SIZE = _text(scalars.parse_size)
+_NAME: Schema = {"type": "string", "regex": "[a-z0-9][a-z0-9_.-]{0,62}"}
+_SCALAR: Schema = {"type": ["string", "integer", "float", "boolean"], "nullable": True}
+
+_RULE: Schema = {
+    "type": "dict",
+    "schema": {
+        "host": _text(scalars.parse_host, excludes=["cidr", "preset"]),
+        "cidr": _text(scalars.parse_cidr, excludes=["host", "preset"]),
+        "preset": {**_NAME, "excludes": ["host", "cidr", "ports"]},
+        "ports": _PORTS,
+        "reason": _text(scalars.parse_plain_text),
+    },
+    "check_with": "one_destination",
+}
+_SECRET: Schema = {
+    "type": "dict",
+    "schema": {
+        "name": {**_NAME, "required": True},
+        "source": {
+            "type": "dict",
+            "required": True,
+            "minlength": 1,
+            "schema": {
+                "env": _text(scalars.parse_environment_name, excludes=["file"]),
+                "file": {**_HOST_PATH, "excludes": ["env"]},
+            },
+        },
+        "path": {**_GUEST_PATH, "check_with": "secret_path"},
+        "mode": _text(scalars.parse_file_mode),
+        "ttl": _text(scalars.parse_duration),
+    },
+}
+
+PROFILE: Schema = {
+    "version": {"type": "integer", "allowed": [1], "required": True, "notbool": True},
+    "name": {**_NAME, "required": True},
+    "extends": _HOST_PATH,
+    "mode": {"type": "string", "allowed": ["sandbox", "interactive"]},
+    "image": {
+        "type": ["string", "dict"],
+        "required": True,
+        "regex": "[a-z0-9][a-z0-9_.-]{0,62}",
+        "schema": {
+            "url": {"type": "string", "required": True, "regex": r"(https?|file)://[^\s'\"<>\\]{1,1000}"},
+            "sha256": {"type": "string", "required": True, "regex": "[0-9a-f]{64}"},
+        },
+    },
+    "resources": {
+        "type": "dict",
+        "schema": {"vcpus": {"type": "integer", "min": 1, "max": 64, "notbool": True}, "memory": _SIZE, "disk": _SIZE},
+    },
+    "workspace": {
+        "type": "dict",
+        "schema": {
+            "source": _HOST_PATH,
+            "target": _GUEST_PATH,
+            "transfer": {"type": "string", "allowed": ["copy", "mount"]},
+            "uncommitted": {"type": "string", "allowed": ["include", "refuse", "ignore"]},
+            "include": {"type": "list", "maxlength": 100, "schema": _HOST_PATH},
+        },
+    },
+    "mounts": {
+        "type": "list",
+        "maxlength": 16,
+        "schema": {
+            "type": "dict",
+            "schema": {
+                "source": {**_HOST_PATH, "required": True},
+                "target": {**_GUEST_PATH, "required": True},
+                "readonly": {"type": "boolean"},
+            },
+        },
+    },
+    "egress": {
+        "type": "dict",
+        "nullable": True,
+        "schema": {
+            "allow": {"type": "list", "nullable": True, "maxlength": 500, "schema": _RULE},
+            "mode": {"type": "string", "allowed": ["enforce", "observe"]},
+        },
+    },
+    "secrets": {"type": "list", "maxlength": 50, "schema": _SECRET},
+    "environment": {
+        "type": "dict",
+        "maxlength": 200,
+        "keysrules": _text(scalars.parse_environment_name),
+        "valuesrules": {**_SCALAR, "nullable": False},
+    },
+    "workload": {
+        "type": "dict",
+        "schema": {
+            "command": {"type": "list", "required": True, "minlength": 1, "maxlength": 1000, "schema": {"type": "string"}},
+            "timeout": _text(scalars.parse_duration),
+        },
+    },
+    "gates": {"type": "list", "maxlength": 50, "schema": _HOST_PATH},
+    "gate_timeout": _text(scalars.parse_duration),
+    "vars": {
+        "type": "dict",
+        "maxlength": 200,
+        "keysrules": {"type": "string", "regex": "[a-zA-Z_][a-zA-Z0-9_]{0,63}"},
+        "valuesrules": _SCALAR,
+    },
+    "artifacts": {"type": "list", "maxlength": 100, "schema": _GUEST_PATH},
+}
+
+POLICY: Schema = {
+    "mounts": {"type": "dict", "schema": {"roots": {"type": "list", "schema": _text(scalars.parse_guest_path)}}},
+    "secrets": {
+        "type": "dict",
+        "schema": {
+            "env": {"type": "list", "schema": {"type": "string", "regex": r"[A-Za-z_][A-Za-z0-9_]*\*?"}},
+            "files": {"type": "list", "schema": _text(scalars.parse_guest_path)},
+        },
+    },
+    "egress": {
+        "type": "dict",
+        "schema": {
+            "reserved": {"type": "list", "schema": {"type": "string", "regex": r"\d{1,3}(\.\d{1,3}){3}:\d{1,5}"}},
+            "observe": {"type": "boolean"},
+        },
+    },
+    "resources": {
+        "type": "dict",
+        "schema": {
+            "max": {"type": "dict", "schema": {"vcpus": {"type": "integer", "min": 1}, "memory": _SIZE, "disk": _SIZE}},
+        },
+    },
+    "escalations": {"type": "dict", "allow_unknown": True},
+}
+
+
+class _Validator(Validator):  # type: ignore[misc]
+    """Cerberus with the checks that need more than one value. The docstrings of rules are cerberus's own convention."""
+
+    def _validate_notbool(self, constraint: bool, field: str, value: object) -> None:
+        """{'type': 'boolean'}"""
+        if constraint and isinstance(value, bool):
+            self._error(field, "must be of integer type")
+
+    def _check_with_one_destination(self, field: str, value: object) -> None:
+        if isinstance(value, dict) and not {"host", "cidr", "preset"} & value.keys():
+            self._error(field, "names no destination: one of host, cidr or preset is needed")
+
+    def _check_with_secret_path(self, field: str, value: object) -> None:
+        try:
+            path = scalars.parse_guest_path(value)
+        except ValueError as reason:
+            self._error(field, str(reason))
+            return
+        if not path.startswith("/run/secrets/") or path.count("/") != 3:
+            self._error(field, "secrets live on a tmpfs: the path must be /run/secrets/ and a name")
+
+
+class _Flat(BaseErrorHandler):  # type: ignore[misc]
+    """Cerberus's error tree as a flat list of (path, message)."""
+
+    messages = {
+        0x02: "is required",
+        0x03: "unknown key",
+        0x22: "must not be empty",
+        0x23: "must not be null",
+        0x24: "must be of type {constraint}",
+        0x06: "goes not together with {constraint}",
+        0x27: "has fewer than {constraint} entries",
+        0x28: "has more than {constraint} entries",
+        0x41: "is not of the form {constraint}",
+        0x42: "is less than {constraint}",
+        0x43: "is more than {constraint}",
+        0x44: "{value!r} is not one of {constraint}",
+    }
+
+    def __call__(self, errors: Iterable[Any]) -> list[tuple[tuple[str | int, ...], str]]:
+        found: list[tuple[tuple[str | int, ...], str]] = []
+        for error in errors:
+            if error.child_errors:
+                found.extend(self(error.child_errors))
+            elif error.code == 0:
+                found.append((tuple(error.document_path), str(error.info[0])))
+            else:
+                template = self.messages.get(error.code, f"breaks the rule {error.rule}")
+                value = error.value if not isinstance(error.value, str) else error.value[:80]
+                found.append((tuple(error.document_path), template.format(constraint=_show(error.constraint), value=value)))
+        return found
+
+
+def _show(constraint: object) -> str:
+    if isinstance(constraint, (list, tuple, set)):
+        return ", ".join(str(part) for part in constraint)
+    return str(constraint)
+
+
+def check_shape(document: Document, schema: Schema) -> list[Problem]:
+    """Everything in the document that does not fit the schema, with its place."""
+    if not isinstance(document.data, dict):
+        return [document.problem((), "must be a mapping of keys and values")]
+    validator = _Validator(schema, error_handler=_Flat)
+    validator.validate(document.data, normalize=False)
+    problems = []
+    for path, message in validator.errors:
+        if message == "unknown key":
+            message = _unknown(path, schema)
+        problems.append(document.problem(path, message, at_key=message.startswith("unknown")))
+    return problems
+
+
+def _unknown(path: tuple[str | int, ...], schema: Schema) -> str:
+    known = _keys_at(path[:-1], schema)
+    close = difflib.get_close_matches(str(path[-1]), known, n=1)
+    if close:
+        return f"unknown key; did you mean {close[0]}?"
+    return f"unknown key; known here: {', '.join(sorted(known))}" if known else "unknown key"
+
+
+def _keys_at(path: tuple[str | int, ...], schema: Schema) -> list[str]:
+    here: Any = schema
+    for part in path:
+        inner = here.get(part) if isinstance(part, str) else here
+        here = inner.get("schema", {}) if isinstance(inner, dict) else {}
+        if isinstance(part, int) and here.get("type") == "dict":
+            here = here.get("schema", {})
+    return [key for key, value in here.items() if isinstance(value, dict)]
+
+
+def render_json_schema(schema: Schema = PROFILE) -> dict[str, Any]:
+    """The schema as JSON Schema 2020-12, for editors. What only the loader can tell (paths, names) is left to it."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ktrdr-vm profile", **_object(schema)}
+
+
+_JSON_TYPES = {"dict": "object", "list": "array", "string": "string", "integer": "integer", "float": "number", "boolean": "boolean"}
+_JSON_KEYS = {"min": "minimum", "max": "maximum", "allowed": "enum"}
+
+
+def _object(schema: Schema) -> dict[str, Any]:
+    rendered: dict[str, Any] = {"type": "object", "additionalProperties": False, "properties": {}}
+    rendered["properties"] = {key: _value(rule) for key, rule in schema.items()}
+    required = [key for key, rule in schema.items() if rule.get("required")]
+    if required:
+        rendered["required"] = required
+    return rendered
+
+
+def _value(rule: Schema) -> dict[str, Any]:
+    types = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
+    names = [_JSON_TYPES[name] for name in types] + (["null"] if rule.get("nullable") else [])
+    out: dict[str, Any] = {"type": names[0] if len(names) == 1 else names}
+    out |= {_JSON_KEYS[key]: rule[key] for key in _JSON_KEYS if key in rule}
+    if "regex" in rule:
+        out["pattern"] = f"^(?:{rule['regex']})$"
+    for key, name in (("minlength", "min"), ("maxlength", "max")):
+        if key in rule:
+            out[name + ("Items" if "list" in types else "Properties")] = rule[key]
+    if "list" in types and "schema" in rule:
+        out["items"] = _value(rule["schema"])
+    elif "dict" in types and "schema" in rule:
+        out |= {key: value for key, value in _object(rule["schema"]).items() if key != "type"}
+    return out

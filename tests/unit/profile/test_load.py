@@ -1,0 +1,151 @@
+import jsonschema
+import pytest
+
+from ktrdr_vm.errors import DocumentError, UsageError
+from ktrdr_vm.profile.load import load_profile
+from ktrdr_vm.profile.policy import OwnerPolicy, check_policy, parse_policy
+from ktrdr_vm.profile.schema import render_json_schema
+from ktrdr_vm.profile.strict_yaml import load_yaml
+
+MINIMAL = "version: 1\nname: p\nimage: debian-13-docker\n"
+
+
+def read_nothing(reference, source):
+    raise UsageError(f"{reference} is not there", hint="x")
+
+
+def load(text, files=None):
+    def read(reference, source):
+        if files and reference in files:
+            return reference, files[reference].encode()
+        return read_nothing(reference, source)
+
+    return load_profile(text, "p.yaml", read)
+
+
+def problems_of(text, files=None):
+    with pytest.raises(DocumentError) as caught:
+        load(text, files)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_everything_but_three_keys_has_a_safe_default():
+    profile = load(MINIMAL).profile
+    assert profile.mounts == () and profile.secrets == () and profile.egress.allow == () and profile.mode == "sandbox"
+
+
+@pytest.mark.parametrize("egress", ["egress:\n", "egress: {}\n", "egress: {allow: []}\n", "egress: {allow: }\n"])
+def test_no_allowlist_allows_nothing(egress):
+    assert load(MINIMAL + egress).profile.egress.allow == ()
+
+
+def test_whole_profile():
+    text = MINIMAL + (
+        "mode: interactive\nresources: {vcpus: 4, memory: 3GiB, disk: 30GiB}\n"
+        "workspace: {source: ., transfer: copy, include: ['*.csv']}\nmounts: [{source: ./data, target: /data}]\n"
+        "egress: {allow: [{host: github.com, ports: [22, 443]}, {host: '*.example.com'}, {cidr: 198.51.100.7/32, ports: [5432]}]}\n"
+        "secrets: [{name: t, source: {env: KTRDR_T}, mode: '0440', ttl: 30m}]\nenvironment: {A: true, B: 2}\n"
+        "workload: {command: [make, x]}\ngates: [startability]\nvars: {x: 1}\nartifacts: [/workspace/out]\n"
+    )
+    profile = load(text).profile
+    assert profile.resources.memory == 3072
+    assert profile.environment == (("A", "true"), ("B", "2"))
+    assert profile.secrets[0].path == "/run/secrets/t" and profile.secrets[0].mode == 0o440 and profile.secrets[0].ttl == 1800
+    assert [str(rule) for rule in profile.egress.allow] == ["github.com:22,443", "*.example.com:443", "198.51.100.7/32:5432"]
+    assert profile.mounts[0].readonly
+    assert check_policy(load(text), OwnerPolicy(), "/home/me/project") == []
+    jsonschema.validate(load_yaml(text, "p").data, render_json_schema())
+
+
+def test_all_errors_at_once_with_places():
+    found = problems_of(
+        "version: 2\nname: P\nimmage: x\nresources: {vcpus: true, memory: 2GB}\n"
+        "egress: {allow: [{ports: [0]}, {host: 10.0.0.1}, {host: a.b, cidr: 1.2.3.0/24}, {host: '*.com'}]}\n"
+        "secrets: [{name: x, path: /etc/x, source: {}, mode: '0444'}]\n"
+    )
+    text = "\n".join(found)
+    for words in (
+        "p.yaml:1:10: version: 2 is not one of 1", "p.yaml:3:1: immage: unknown key; did you mean image?", "image: is required",
+        "p.yaml:4:20: resources.vcpus", "resources.memory: a size", "egress.allow[0]: names no destination", "egress.allow[0].ports[0]",
+        "egress.allow[1].host", "egress.allow[2].host: goes not together", "egress.allow[3].host: a host is", "secrets[0].path", "secrets[0].mode", "secrets[0].source",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+@pytest.mark.parametrize(
+    "value", ["{{ 7*7 }}", "{% include '/etc/passwd' %}", "${HOME}", "'/><source dir='/etc'/>", "; rm -rf /", "a\\nb", '\\"']
+)
+@pytest.mark.parametrize(
+    "line",
+    ['name: "{}"', 'image: "{}"', 'egress: {{allow: [{{host: "{}"}}]}}', 'gates: ["x\\n{}"]', 'secrets: [{{name: "{}", source: {{env: A}}}}]',
+     'mounts: [{{source: x, target: "{}"}}]', 'resources: {{memory: "{}"}}', 'workspace: {{target: "{}"}}', 'environment: {{"{}": x}}'],
+)  # fmt: skip
+def test_injection_is_refused_where_a_form_is_due(line, value):
+    text = "".join(part + "\n" for part in MINIMAL.splitlines() if part.split(":")[0] not in line.split(":")[0])
+    assert problems_of(text + line.format(value) + "\n")
+
+
+def test_extends():
+    parent = MINIMAL + "egress: {allow: [{host: a.example.com}]}\nresources: {vcpus: 3, memory: 4GiB}\ngates: [unit]\n"
+    child = "extends: base.yaml\nname: child\nversion: 1\nresources: {vcpus: 60}\negress: {allow: [{cidr: 10.0.0.1/32}]}\n"
+    loaded = load(child, {"base.yaml": parent})
+    assert loaded.profile.resources.vcpus == 60 and loaded.profile.resources.memory == 4096 and loaded.profile.gates == ("unit",)
+    assert [rule.destination for rule in loaded.profile.egress.allow] == ["a.example.com", "10.0.0.1/32"]
+    found = [str(problem) for problem in check_policy(loaded, OwnerPolicy(), "/w")]
+    assert found[0].startswith("p.yaml:4:20: resources.vcpus")
+    assert "p.yaml:5:" in found[1] and "10.0.0.1:443 is in a reserved range" in found[1]
+
+
+def test_extends_itself_or_nothing():
+    assert "extends itself" in problems_of("extends: p.yaml\n" + MINIMAL, {"p.yaml": "extends: p.yaml\n" + MINIMAL})[0]
+    assert "is not there" in problems_of("extends: gone.yaml\n" + MINIMAL)[0]
+
+
+def test_overlaps():
+    found = "\n".join(
+        problems_of(
+            MINIMAL + "workspace: {}\nmounts: [{source: a, target: /workspace/data}, {source: b, target: /x}, {source: c, target: /x}]\n"
+            "secrets: [{name: a, source: {env: KTRDR_A}}, {name: a, source: {env: KTRDR_A}}]\ngates: [unit, unit]\n"
+        )
+    )
+    assert "overlaps with the workspace" in found and "mounts[2].target" in found and found.count("stands twice") == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("secrets: [{name: a, source: {env: AWS_SECRET_ACCESS_KEY}}]", "AWS_SECRET_ACCESS_KEY is not one"),
+        ("secrets: [{name: a, source: {file: /root/.ssh/id_rsa}}]", "not one that may be a secret"),
+        ("egress: {mode: observe}", "observe mode"),
+        ("egress: {allow: [{cidr: 192.168.1.0/24}]}", "only single addresses"),
+        ("egress: {allow: [{cidr: 169.254.169.254/32, ports: [80]}]}", "169.254.169.254:80"),
+        ("egress: {allow: [{cidr: 126.0.0.0/8}]}", ""),
+        ("resources: {memory: 900GiB}", "resources.memory"),
+        ("mounts: [{source: /etc, target: /x}]", "beneath neither"),
+        ("mounts: [{source: .git, target: /x}]", ".git is never"),
+        ("mounts: [{source: sub/.ssh, target: /x}]", "own place"),
+        ("workspace: {source: /root}", "beneath neither"),
+    ],
+)
+def test_owner_policy_bounds_the_profile(line, words):
+    found = "\n".join(str(problem) for problem in check_policy(load(MINIMAL + line + "\n"), OwnerPolicy(), "/w"))
+    assert (words in found) if words else not found
+
+
+def test_owner_policy_can_allow():
+    policy = parse_policy(
+        "mounts: {roots: [/data]}\nsecrets: {env: [CI_TOKEN], files: [/etc/ktrdr-vm/token]}\n"
+        "egress: {reserved: ['192.168.1.5:5432'], observe: true}\nresources: {max: {vcpus: 64, memory: 1TiB}}\n"
+    )
+    loaded = load(
+        MINIMAL + "mounts: [{source: /data/x, target: /x}]\nresources: {vcpus: 64, memory: 900GiB}\n"
+        "secrets: [{name: a, source: {env: CI_TOKEN}}, {name: b, source: {file: /etc/ktrdr-vm/token}}]\n"
+        "egress: {mode: observe, allow: [{cidr: 192.168.1.5/32, ports: [5432]}]}\n"
+    )
+    assert check_policy(loaded, policy, "/w") == []
+    assert "192.168.1.5:22" in str(check_policy(load(MINIMAL + "egress: {allow: [{cidr: 192.168.1.5/32, ports: [22]}]}\n"), policy, "/w")[0])
+
+
+@pytest.mark.parametrize("spelling", ["~/x", "../x", "a/../../x", "$HOME/x", "~root/.ssh"])
+def test_mount_spellings_are_refused(spelling):
+    assert "literal path" in problems_of(MINIMAL + f"mounts: [{{source: '{spelling}', target: /x}}]\n")[0]
