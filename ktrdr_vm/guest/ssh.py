@@ -1,24 +1,155 @@
-"""The door into the guest: paramiko with a host key made on the host and pinned. The only importer of paramiko."""
+"""The door into the guest: paramiko with a host key made on the host and pinned. The only importer of paramiko.
+
+Nothing of the person's own SSH is used: no agent, no ~/.ssh, no known_hosts, no X11, no forwarding. The guest is hostile
+from its first byte, so everything read from it is bounded in time and size, also before the handshake is over.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import shlex
+import socket
+import threading
+import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, cast
+
+import paramiko
+from paramiko.ssh_exception import IncompatiblePeer
+
+from ktrdr_vm.errors import GuestError
+from ktrdr_vm.guest.envelope import RemoteProcess, make_envelope, make_kill_command
+from ktrdr_vm.guest.keys import generate_keypair
+from ktrdr_vm.guest.protocol import Guest, GuestResult, GuestTimeout
+from ktrdr_vm.guest.pump import Channel, HandshakeSocket, RunningCommand, feed
+
+__all__ = ["Guest", "GuestResult", "GuestTimeout", "SshGuest", "connect", "generate_keypair"]
+
+# Without a handler Python prints paramiko's own complaints, with bytes of the guest in them, on the terminal.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+logging.getLogger("paramiko").propagate = False
+
+_POLL_S = 0.03
+_CONNECT_S = 0.25
+_HANDSHAKE_S = 30.0
+# OpenSSH's MaxSessions is 10; some stay free for killing what overran its limit.
+_SESSIONS = 8
+_TCP_USER_TIMEOUT_MS = 60_000
 
 
-@dataclass(frozen=True)
-class GuestResult:
-    """How a command in the guest ended. Output is cut at the limit given, and `truncated` says so."""
-
-    exit_code: int
-    stdout: bytes
-    stderr: bytes
-    truncated: bool = False
+class _SwappedKey(GuestError):
+    """The host key is not the one the host made: no retry can mend that."""
 
 
-class Guest(Protocol):
-    """What gates, workspace and artifacts need of a guest. `SshGuest` is the real one; tests bring their own."""
+def connect(
+    address: str,
+    port: int,
+    user: str,
+    private_key: str,
+    pinned_host_key: str,
+    *,
+    timeout: float,
+    instance_id: str,
+    proceed: Callable[[], None] | None = None,
+) -> SshGuest:
+    """Poll until an authenticated command answered; GuestError when `timeout` seconds pass first.
+
+    `pinned_host_key` is a public line; another key is refused at once. `proceed` is called before every attempt and may
+    raise to end the waiting (the domain died, somebody pressed Ctrl-C).
+    """
+    key = paramiko.Ed25519Key.from_private_key(io.StringIO(private_key))
+    deadline = time.monotonic() + timeout
+    last = "nothing listened"
+    while (left := deadline - time.monotonic()) > 0:
+        if proceed is not None:
+            proceed()
+        try:
+            return _attempt(address, port, user, key, pinned_host_key, left=left, instance_id=instance_id)
+        except _SwappedKey:
+            raise
+        except (OSError, EOFError, paramiko.SSHException, GuestError) as error:
+            last = str(error) or type(error).__name__
+        time.sleep(min(_POLL_S, max(deadline - time.monotonic(), 0)))
+    raise GuestError(
+        f"the guest did not answer over SSH within {timeout:g} s; the last attempt: {last!r}",
+        where=instance_id,
+        hint="look at the instance's console.log: it shows how far the guest booted",
+    )
+
+
+def _attempt(address: str, port: int, user: str, key: paramiko.PKey, pinned: str, *, left: float, instance_id: str) -> SshGuest:
+    """One fresh TCP connection: handshake, pinned key, login, one command. Everything is closed when any of it fails."""
+    deadline = time.monotonic() + min(left, _HANDSHAKE_S)
+    plain = socket.create_connection((address, port), timeout=min(_CONNECT_S, left))
+    transport: paramiko.Transport | None = None
+    try:
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _TCP_USER_TIMEOUT_MS)
+        limited = HandshakeSocket(plain)
+        transport = paramiko.Transport(cast(socket.socket, limited))
+        transport.get_security_options().key_types = ("ssh-ed25519",)
+        wait = max(deadline - time.monotonic(), 0.05)
+        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = wait
+        transport.start_client(timeout=wait)
+        if not transport.initial_kex_done:
+            raise OSError("the SSH handshake did not end in time")
+        shown = transport.get_remote_server_key()
+        if [shown.get_name(), shown.get_base64()] != pinned.split()[:2]:
+            raise _SwappedKey(
+                f"the guest showed another SSH host key than the one made for it (ssh-ed25519 {shown.get_base64()[:24]}…)",
+                where=instance_id,
+                hint="nothing was sent to it; destroy the instance, since something else answers at its address",
+            )
+        transport.auth_publickey(user, key)
+        guest = SshGuest(transport, user=user, instance_id=instance_id)
+        guest.run(["true"], timeout=max(deadline - time.monotonic(), 0.05))
+        limited.lift_limit()
+        transport.set_keepalive(10)
+        return guest
+    except IncompatiblePeer as error:
+        # sshd reads its keys once: a server without ed25519 is not the one whose key was made here.
+        if "host key" in str(error):
+            raise _SwappedKey(
+                "the guest has no ed25519 SSH host key, so it cannot have the one made for it",
+                where=instance_id,
+                hint="nothing was sent to it; look at console.log whether cloud-init wrote the key",
+            ) from None
+        _close(transport, plain)
+        raise
+    except BaseException:
+        _close(transport, plain)
+        raise
+
+
+def _close(transport: paramiko.Transport | None, plain: socket.socket) -> None:
+    # The socket first: paramiko's reader may be inside recv, and closing the transport waits for it.
+    with contextlib.suppress(OSError):
+        plain.shutdown(socket.SHUT_RDWR)
+    plain.close()
+    if transport is not None:
+        transport.close()
+
+
+class SshGuest:
+    """One transport, many channels at a time; safe to use from several threads. Close it, or use it in a `with`."""
+
+    def __init__(self, transport: paramiko.Transport, *, user: str, instance_id: str) -> None:
+        self._transport = transport
+        self._user = user
+        self._instance_id = instance_id
+        self._sessions = threading.BoundedSemaphore(_SESSIONS)
+
+    def __enter__(self) -> SshGuest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
 
     def run(
         self,
@@ -32,16 +163,145 @@ class Guest(Protocol):
         max_output: int = 10 * 1024 * 1024,
         on_output: Callable[[bytes], None] | None = None,
     ) -> GuestResult:
-        """Run a list of words, or a line for /bin/sh. Seconds; raises GuestTimeout when they pass, GuestError when the guest is lost.
+        """See `Guest.run`. `max_output` bounds each of the two streams; what comes after it is read and thrown away."""
+        kept, cut = bytearray(), []
 
-        `environment` never stands in an argv. `become` runs as root.
-        """
-        ...
+        def keep(data: bytes) -> None:
+            room = max_output - len(kept)
+            kept.extend(data[:room])
+            if len(data) > room:
+                cut.append(True)
+            if on_output is not None:
+                on_output(data)
+
+        exit_code, stderr, stderr_cut = self._execute(
+            command, io.BytesIO(stdin), keep, timeout=timeout, environment=environment, chdir=chdir, become=become,
+            max_stderr=max_output, on_stderr=on_output,
+        )  # fmt: skip
+        return GuestResult(exit_code, bytes(kept), stderr, bool(cut) or stderr_cut)
 
     def upload(self, source: BinaryIO, destination: str, *, mode: int = 0o644, become: bool = False, timeout: float = 600) -> None:
-        """Write a file in the guest, atomically: beside it first, then renamed."""
-        ...
+        """See `Guest.upload`. `destination` is absolute or relative to the user's home; a directory is refused."""
+        script = (
+            f"umask 077; d={shlex.quote(destination)}; [ ! -d \"$d\" ] || {{ echo 'is a directory' >&2; exit 1; }}; "
+            't=$(mktemp -- "$(dirname -- "$d")/.upload.XXXXXXXX") || exit 1; trap \'rm -f -- "$t"\' EXIT; '
+            f'cat >"$t" && chmod {mode & 0o7777:04o} -- "$t" && mv -fT -- "$t" "$d"'
+        )
+        exit_code, stderr, _ = self._execute(script, source, lambda _: None, timeout=timeout, become=become)
+        if exit_code != 0:
+            raise self._refused(f"writing {destination!r} in the guest failed", stderr)
 
     def download(self, path: str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
-        """Copy a regular file out of the guest; returns its bytes. GuestError when it is larger than `max_bytes` or no regular file."""
-        ...
+        """See `Guest.download`. What the guest says about the file is not believed: the bytes are counted here."""
+        quoted = shlex.quote(path if path.startswith("/") else f"./{path}")
+        script = (
+            f"[ -f {quoted} ] && [ ! -L {quoted} ] || {{ echo 'not a regular file' >&2; exit 1; }}; "
+            f"exec dd if={quoted} iflag=nofollow,fullblock bs=64k count={max_bytes // 65536 + 2} status=none"
+        )
+        return self.stream(script, sink, max_bytes=max_bytes, become=become, timeout=timeout)
+
+    def stream(
+        self, command: Sequence[str] | str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600
+    ) -> int:
+        """Write a command's output to `sink` as it comes; GuestError when it fails or says more than `max_bytes`."""
+        total = 0
+
+        def write(data: bytes) -> None:
+            nonlocal total
+            total += len(data)
+            if total > max_bytes:
+                raise GuestError(
+                    f"the guest sent more than the {max_bytes} bytes that are allowed",
+                    where=self._instance_id,
+                    hint="raise the limit or bring back less",
+                )
+            sink.write(data)
+
+        exit_code, stderr, _ = self._execute(command, io.BytesIO(), write, timeout=timeout, become=become)
+        if exit_code != 0:
+            raise self._refused("reading from the guest failed", stderr)
+        return total
+
+    def _refused(self, what: str, stderr: bytes) -> GuestError:
+        said = stderr[-500:].decode("utf-8", "replace").strip()
+        return GuestError(f"{what}: {said!r}", where=self._instance_id, hint="look at the path and its rights in the guest")
+
+    def _lost(self, why: object) -> GuestError:
+        return GuestError(
+            f"the connection to the guest was lost: {why}",
+            where=self._instance_id,
+            hint="look at console.log for a panic, a reboot or lack of memory",
+        )
+
+    def _late(self, what: str) -> GuestTimeout:
+        return GuestTimeout(what, where=self._instance_id, hint="raise the time limit, or look why it hangs")
+
+    def _execute(
+        self,
+        command: Sequence[str] | str,
+        source: BinaryIO,
+        on_stdout: Callable[[bytes], None],
+        *,
+        timeout: float,
+        environment: Mapping[str, str] | None = None,
+        chdir: str | None = None,
+        become: bool = False,
+        max_stderr: int = 64 * 1024,
+        on_stderr: Callable[[bytes], None] | None = None,
+    ) -> tuple[int, bytes, bool]:
+        deadline = time.monotonic() + timeout
+        elevate = become and self._user != "root"
+        envelope = make_envelope(command, token=f"kvm-{uuid.uuid4().hex}", environment=environment, chdir=chdir, elevate=elevate)
+        if not self._sessions.acquire(timeout=timeout):
+            raise self._late(f"no SSH session became free within {timeout:g} s")
+        running = RunningCommand(envelope.token, on_stdout, max_stderr, on_stderr)
+        try:
+            channel = self._transport.open_session(timeout=max(deadline - time.monotonic(), 0.05))
+            try:
+                channel.settimeout(max(deadline - time.monotonic(), 0.05))
+                channel.exec_command(envelope.remote)
+                feeder = threading.Thread(target=feed, args=(channel, envelope.head, source), daemon=True)
+                feeder.start()
+                if running.pump(cast(Channel, channel), deadline):
+                    if running.exit_code < 0:
+                        self._explain_missing_exit_code()
+                        running.exit_code = 128 + 9
+                    return running.exit_code, bytes(running.stderr), running.truncated
+            except BaseException:
+                self._kill(running.process, become=become)
+                raise
+            finally:
+                channel.close()
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            if time.monotonic() < deadline or not self._transport.is_active():
+                raise self._lost(error or type(error).__name__) from None
+        finally:
+            self._sessions.release()
+        if not self._kill(running.process, become=become):
+            raise self._lost(f"a command ran over its limit of {timeout:g} s and the guest takes no other")
+        raise self._late(f"the command did not end within {timeout:g} s")
+
+    def _explain_missing_exit_code(self) -> None:
+        """A shell killed by a signal and a lost guest look alike at first: the transport tells them apart, a moment later."""
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline:
+            if not self._transport.is_active():
+                raise EOFError("it closed the connection")
+            time.sleep(0.02)
+
+    def _kill(self, process: RemoteProcess | None, *, become: bool, limit: float = 10.0) -> bool:
+        """Kill what overran; False when the guest does not even open a channel for it any more."""
+        command = make_kill_command(process) if process else ["true"]
+        envelope = make_envelope(command, token="kill", environment=None, chdir=None, elevate=become and self._user != "root")  # noqa: S106
+        try:
+            channel = self._transport.open_session(timeout=limit)
+            try:
+                channel.settimeout(limit)
+                channel.exec_command(envelope.remote)
+                channel.sendall(envelope.head)
+                channel.status_event.wait(limit)
+            finally:
+                channel.close()
+        except (OSError, EOFError, paramiko.SSHException):
+            return False
+        return True

@@ -1,0 +1,142 @@
+"""Moves bytes between one command in the guest and the host, both ways at once, within limits."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import BinaryIO, Protocol
+
+from ktrdr_vm.guest.envelope import ANNOUNCEMENT_WITHIN, RemoteProcess, find_announcement
+
+# How long the streams may stay silent, once a command has ended, before a child that holds them open is no longer waited for.
+_DRAIN_S = 0.5
+# What a handshake may need at most; paramiko itself bounds no banner line.
+_HANDSHAKE_BYTES = 512 * 1024
+
+
+class HandshakeSocket:
+    """A socket that counts what arrives before the guest has proved who it is."""
+
+    def __init__(self, inner: socket.socket) -> None:
+        self._inner = inner
+        self._left: int | None = _HANDSHAKE_BYTES
+
+    def lift_limit(self) -> None:
+        self._left = None
+
+    def recv(self, count: int) -> bytes:
+        data = self._inner.recv(count)
+        if self._left is not None:
+            self._left -= len(data)
+            if self._left < 0:
+                raise OSError("the guest sent too much before the SSH handshake was over")
+        return data
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+
+class Channel(Protocol):
+    """The part of an SSH channel that is used here."""
+
+    closed: bool
+    eof_received: int
+    status_event: threading.Event
+
+    def fileno(self) -> int: ...
+    def exit_status_ready(self) -> bool: ...
+    def recv_exit_status(self) -> int: ...
+    def recv_ready(self) -> bool: ...
+    def recv(self, nbytes: int) -> bytes: ...
+    def recv_stderr_ready(self) -> bool: ...
+    def recv_stderr(self, nbytes: int) -> bytes: ...
+    def sendall(self, s: bytes) -> None: ...
+    def shutdown_write(self) -> None: ...
+
+
+class RunningCommand:
+    """One command while it runs: splits off the announcement, caps, and says when it is over."""
+
+    def __init__(
+        self, token: bytes, on_stdout: Callable[[bytes], None], max_stderr: int, on_stderr: Callable[[bytes], None] | None
+    ) -> None:
+        self.process: RemoteProcess | None = None
+        self.exit_code = -1
+        self.stderr = bytearray()
+        self.truncated = False
+        self._token = token
+        self._on_stdout = on_stdout
+        self._max_stderr = max_stderr
+        self._on_stderr = on_stderr
+        self._head: bytearray | None = bytearray()
+
+    def pump(self, channel: Channel, deadline: float) -> bool:
+        """Drain both streams until the end; False when the deadline passed first."""
+        idle_since: float | None = None
+        while True:
+            moved = self._drain(channel)
+            now = time.monotonic()
+            if channel.exit_status_ready() or channel.closed:
+                # A child left in the background may hold the streams open: the command is over all the same.
+                idle_since = now if moved or idle_since is None else idle_since
+                if not moved and (channel.eof_received or channel.closed or now - idle_since > _DRAIN_S):
+                    self._end_of_head()
+                    if not channel.exit_status_ready():
+                        raise EOFError("the channel was closed without an exit code")
+                    self.exit_code = channel.recv_exit_status()
+                    return True
+            if now >= deadline:
+                return False
+            if moved:
+                continue
+            if channel.eof_received:
+                channel.status_event.wait(min(0.05, deadline - now))
+            else:
+                select.select([channel.fileno()], [], [], min(0.1, deadline - now))
+
+    def _drain(self, channel: Channel) -> bool:
+        moved = False
+        if channel.recv_ready() and (data := channel.recv(1 << 20)):
+            self._take_stdout(data)
+            moved = True
+        if channel.recv_stderr_ready() and (data := channel.recv_stderr(1 << 20)):
+            room = self._max_stderr - len(self.stderr)
+            self.stderr.extend(data[:room])
+            self.truncated = self.truncated or len(data) > room
+            if self._on_stderr is not None:
+                self._on_stderr(data)
+            moved = True
+        return moved
+
+    def _take_stdout(self, data: bytes) -> None:
+        if self._head is None:
+            self._on_stdout(data)
+            return
+        self._head.extend(data)
+        found = find_announcement(bytes(self._head), self._token)
+        if found is not None:
+            self.process, rest = found
+            self._head = None
+            if rest:
+                self._on_stdout(rest)
+        elif len(self._head) > ANNOUNCEMENT_WITHIN:
+            self._end_of_head()
+
+    def _end_of_head(self) -> None:
+        """No announcement came (sudo refused, say): what was held back is output like any other."""
+        held, self._head = self._head, None
+        if held:
+            self._on_stdout(bytes(held))
+
+
+def feed(channel: Channel, head: bytes, source: BinaryIO) -> None:
+    """Standard input, from its own thread, so that a command that answers while it reads never blocks both ends."""
+    with contextlib.suppress(Exception):
+        channel.sendall(head)
+        while data := source.read(1 << 16):
+            channel.sendall(data)
+        channel.shutdown_write()
