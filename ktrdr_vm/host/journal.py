@@ -1,0 +1,164 @@
+"""The journal of an instance and its lock: what was meant to be made stands on disk before it is made.
+
+A file is replaced whole: written beside, synced, renamed, and the directory synced, so a crash leaves the old state or the new.
+The lock is an flock and dies with its process; the file's owner says nothing, so it needs no cleaning.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.errors import BusyError, HostError, ProvisionError
+
+SCHEMA_VERSION = 1
+
+
+def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace `path` with `data`, atomically and synced. Raises HostError when the disk refuses; the old file stays."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+        try:
+            with os.fdopen(descriptor, "wb", closefd=False) as file:
+                file.write(data)
+            os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.rename(path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise HostError(
+            f"cannot write {path.name}: {error.strerror}", where=str(path.parent), hint="free space or make the directory writable"
+        ) from error
+
+
+@dataclass
+class Journal:
+    """What is known of one instance. Every change is on disk before the method returns."""
+
+    path: Path
+    instance_id: str
+    mode: str = "sandbox"
+    plan_digest: str = ""
+    created_at: str = ""
+    run_id: str = ""
+    slot: int = -1
+    genid: str = ""
+    resources: dict[str, str] = field(default_factory=dict)
+    """Resource key to `intended` or `present`, in the order of making."""
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def save(self) -> None:
+        content = {"schema_version": SCHEMA_VERSION, **{key: value for key, value in asdict(self).items() if key != "path"}}
+        write_durably(self.path, (json.dumps(content, indent=2) + "\n").encode())
+
+    def intend(self, key: str) -> None:
+        if self.resources.get(key) != "intended":
+            self.resources[key] = "intended"
+            self.save()
+
+    def confirm(self, key: str) -> None:
+        self.resources[key] = "present"
+        self.save()
+
+    def strike(self, key: str) -> None:
+        if self.resources.pop(key, None) is not None:
+            self.save()
+
+
+def read_journal(path: Path) -> Journal | None:
+    """The journal, or None when there is none. One that cannot be read is an error, never an empty one."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HostError(
+            f"cannot read the journal: {error.strerror}", where=str(path), hint="run as the owner of the state directory"
+        ) from error
+    try:
+        content = json.loads(raw)
+        version = content.pop("schema_version")
+        if version != SCHEMA_VERSION:
+            raise HostError(
+                f"the journal has version {version}, this program knows {SCHEMA_VERSION}",
+                where=str(path),
+                hint="use the ktrdr-vm that wrote it to destroy the instance, or a newer one",
+            )
+        return Journal(path=path, **content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProvisionError(
+            f"the journal is damaged: {error}",
+            where=str(path),
+            hint="`ktrdr-vm gc` finds what the instance owns on the host itself and removes it",
+        ) from None
+
+
+@contextmanager
+def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock at `path`. Without `wait`, a BusyError names who has it. The file is removed with the lock."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise HostError(
+                f"cannot open the lock: {error.strerror}", where=str(path), hint="run as the owner of the state directory"
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+            os.close(descriptor)
+            raise BusyError(
+                f"{what} is held by another run ({holder or 'starting'})",
+                where=str(path),
+                hint="wait for it to end, or use another --instance-id",
+            ) from None
+        # The one who had it may have removed the file meanwhile; then this lock is on nothing.
+        if _same_file(descriptor, path):
+            break
+        os.close(descriptor)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Does a living process hold this lock?"""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        ours, theirs = os.fstat(descriptor), path.stat()
+    except FileNotFoundError:
+        return False
+    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)

@@ -1,0 +1,210 @@
+"""The only importer of libvirt. Connects once a process, knows our domains by their metadata, and raises our errors."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+import libvirt
+
+from ktrdr_vm.errors import HostError, ProvisionError
+from ktrdr_vm.plan.domain_xml import METADATA_NAMESPACE
+
+URI = "qemu:///system"
+_INSTANCE = f"{{{METADATA_NAMESPACE}}}"
+
+
+@dataclass(frozen=True)
+class DomainFacts:
+    """A domain that carries our metadata. `state` is libvirt's word: running, paused, shutoff, crashed, …"""
+
+    name: str
+    instance_id: str
+    home: str
+    mode: str
+    state: str
+    persistent: bool
+
+
+_STATES = {
+    libvirt.VIR_DOMAIN_NOSTATE: "nostate",
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "blocked",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "shutdown",
+    libvirt.VIR_DOMAIN_SHUTOFF: "shutoff",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "pmsuspended",
+}
+
+
+@functools.cache
+def _quiet() -> None:
+    # libvirt prints its errors on standard error besides raising them.
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+
+class Libvirt:
+    """One connection to the system's libvirtd, opened when first needed and again when it was lost."""
+
+    def __init__(self, uri: str = URI) -> None:
+        self._uri = uri
+        self._connection: Any = None
+
+    def connect(self) -> Any:
+        _quiet()
+        if self._connection is not None:
+            try:
+                if self._connection.isAlive():
+                    return self._connection
+            except libvirt.libvirtError:
+                pass
+            self._connection = None
+        try:
+            self._connection = libvirt.open(self._uri)
+        except libvirt.libvirtError as error:
+            raise HostError(
+                f"libvirtd does not answer: {error.get_error_message()}",
+                where=self._uri,
+                hint="run `make setup`; under systemd also `systemctl start libvirtd`",
+            ) from None
+        return self._connection
+
+    def close(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                self._connection.close()
+            self._connection = None
+
+    def find(self, name: str) -> DomainFacts | None:
+        """The domain of that name if there is one; an error when it is not ours."""
+        domain = self._lookup(name)
+        if domain is None:
+            return None
+        facts = _facts(domain)
+        if facts is None:
+            raise ProvisionError(
+                f"the domain {name} exists and was not made by ktrdr-vm",
+                where=self._uri,
+                hint="choose another --instance-id; what is not ours is never touched",
+            )
+        return facts
+
+    def list_ours(self) -> list[DomainFacts]:
+        """Every domain that carries our metadata, of any owner."""
+        try:
+            domains = self.connect().listAllDomains()
+        except libvirt.libvirtError as error:
+            raise _failed("list the domains", self._uri, error) from None
+        return sorted((facts for domain in domains if (facts := _facts(domain))), key=lambda facts: facts.name)
+
+    def start(self, name: str, xml: str, *, persistent: bool, paused: bool = False) -> None:
+        """Start the domain. One that is not persistent leaves no definition behind when it ends, however it ends."""
+        flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+        try:
+            connection = self.connect()
+            if persistent:
+                domain = connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+                if not domain.isActive():
+                    domain.createWithFlags(flags)
+            else:
+                connection.createXML(xml, flags | libvirt.VIR_DOMAIN_START_VALIDATE)
+        except libvirt.libvirtError as error:
+            raise _failed("start the domain", name, error) from None
+
+    def stop(self, name: str) -> None:
+        """End the domain at once and forget its definition. Fine when it is already gone."""
+        domain = self._lookup(name)
+        if domain is None:
+            return
+        if _facts(domain) is None:
+            raise ProvisionError(
+                f"the domain {name} was not made by ktrdr-vm", where=self._uri, hint="what is not ours is never touched"
+            )
+        for attempt in (self._destroy, self._undefine):
+            try:
+                attempt(domain)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                    raise _failed("stop the domain", name, error) from None
+
+    @staticmethod
+    def _destroy(domain: Any) -> None:
+        if domain.isActive():
+            domain.destroy()
+
+    @staticmethod
+    def _undefine(domain: Any) -> None:
+        if domain.isPersistent():
+            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
+
+    def attach(self, name: str, device_xml: str) -> None:
+        self._device(name, "attach", device_xml)
+
+    def detach(self, name: str, device_xml: str) -> None:
+        self._device(name, "detach", device_xml)
+
+    def _device(self, name: str, verb: str, device_xml: str) -> None:
+        domain = self._require(name)
+        try:
+            getattr(domain, f"{verb}DeviceFlags")(device_xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            raise _failed(f"{verb} a device", name, error) from None
+
+    def suspend(self, name: str) -> None:
+        self._act(name, "suspend")
+
+    def resume(self, name: str) -> None:
+        self._act(name, "resume")
+
+    def _act(self, name: str, verb: str) -> None:
+        try:
+            getattr(self._require(name), verb)()
+        except libvirt.libvirtError as error:
+            raise _failed(f"{verb} the domain", name, error) from None
+
+    def describe(self, name: str) -> str:
+        """The live XML."""
+        try:
+            return str(self._require(name).XMLDesc())
+        except libvirt.libvirtError as error:
+            raise _failed("read the domain", name, error) from None
+
+    def _require(self, name: str) -> Any:
+        domain = self._lookup(name)
+        if domain is None:
+            raise ProvisionError(
+                f"the domain {name} is not there", where=self._uri, hint="`ktrdr-vm status` shows what is left of the instance"
+            )
+        return domain
+
+    def _lookup(self, name: str) -> Any:
+        connection = self.connect()
+        try:
+            return connection.lookupByName(name)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise _failed("look for the domain", name, error) from None
+
+
+def _facts(domain: Any) -> DomainFacts | None:
+    try:
+        raw = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA_NAMESPACE, 0)
+        state = _STATES.get(domain.state()[0], "unknown")
+        persistent = bool(domain.isPersistent())
+    except libvirt.libvirtError:
+        return None
+    fields = {child.tag.removeprefix(_INSTANCE): child.text or "" for child in ElementTree.fromstring(raw)}  # noqa: S314 - libvirt's own
+    return DomainFacts(
+        domain.name(), fields.get("instance_id", ""), fields.get("home", ""), fields.get("mode", ""), state, persistent
+    )
+
+
+def _failed(doing: str, where: str, error: Any) -> ProvisionError:
+    return ProvisionError(
+        f"libvirt could not {doing}: {error.get_error_message()}", where=where, hint="`ktrdr-vm doctor` checks the host"
+    )

@@ -1,0 +1,127 @@
+"""Every name on disk, in one place. docs/files.md explains them.
+
+$KTRDR_VM_HOME/                          default /var/lib/ktrdr-vm; 0711, so QEMU's user can traverse and nobody can list
+  images/<digest>/                       disk, kernel, initrd, manifest (the image store)
+  templates/<key>/                       frozen VMs
+  locks/<instance_id>.lock               flock of whoever changes the instance; locks/slots.lock for allocation
+  instances/<instance_id>/
+    journal.json                         what was meant to be made, what stands, what was allocated
+    overlay.qcow2 seed.iso console.log
+    ssh/                                 host_key, host_key.pub, login_key
+    guard/                               proxy.cfg, *.names, *.suffixes, egress.json, guard.lock, control.sock, guard.log
+    mounts/<n>                           read-only binds that virtiofs serves
+    egress.jsonl                         the ledger
+  runs/<instance_id>/<run_id>/           the evidence of one run; `latest` points to the newest
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_HOME = Path("/var/lib/ktrdr-vm")
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Home:
+    """The state directory of one owner."""
+
+    root: Path
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def templates(self) -> Path:
+        return self.root / "templates"
+
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
+    @property
+    def instances(self) -> Path:
+        return self.root / "instances"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def instance(self, instance_id: str) -> InstancePaths:
+        return InstancePaths(self.instances / instance_id)
+
+    def lock(self, instance_id: str) -> Path:
+        return self.locks / f"{instance_id}.lock"
+
+    def run(self, instance_id: str, run_id: str) -> Path:
+        return self.runs / instance_id / run_id
+
+    def create(self) -> None:
+        """Make what is missing. 0711: to be passed through by QEMU's user, to be listed by the owner only."""
+        for directory in (self.root, self.images, self.templates, self.instances):
+            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+            directory.chmod(0o711)
+        for directory in (self.locks, self.runs):
+            directory.mkdir(mode=0o700, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class InstancePaths:
+    """The files of one instance."""
+
+    directory: Path
+
+    @property
+    def journal(self) -> Path:
+        return self.directory / "journal.json"
+
+    @property
+    def overlay(self) -> Path:
+        return self.directory / "overlay.qcow2"
+
+    @property
+    def seed(self) -> Path:
+        return self.directory / "seed.iso"
+
+    @property
+    def console(self) -> Path:
+        return self.directory / "console.log"
+
+    @property
+    def host_key(self) -> Path:
+        return self.directory / "ssh" / "host_key"
+
+    @property
+    def login_key(self) -> Path:
+        return self.directory / "ssh" / "login_key"
+
+    @property
+    def guard(self) -> Path:
+        return self.directory / "guard"
+
+    @property
+    def mounts(self) -> Path:
+        return self.directory / "mounts"
+
+    @property
+    def ledger(self) -> Path:
+        return self.directory / "egress.jsonl"
+
+
+def find_home() -> Home:
+    """`$KTRDR_VM_HOME`, or the default. The variable is the only one of the environment that is read."""
+    return Home(Path(os.environ.get("KTRDR_VM_HOME") or DEFAULT_HOME).absolute())
+
+
+def find_shipped(kind: str, name: str) -> Path | None:
+    """A shipped profile, playbook or recipe: beside the package in a checkout, under share/ when installed."""
+    import sysconfig
+
+    for base in (PROJECT, Path(sysconfig.get_path("data")) / "share" / "ktrdr-vm"):
+        path = base / kind / name
+        if path.is_file():
+            return path
+    return None

@@ -1,0 +1,170 @@
+"""The libvirt domain: q35, virtio only, nothing that a sandbox does not need. Built from data, so nothing can be injected."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+from ktrdr_vm.plan.facts import Allocation, Facts
+from ktrdr_vm.plan.identity import Identity
+from ktrdr_vm.profile.model import Profile
+
+METADATA_NAMESPACE = "urn:ktrdr-vm:instance:1"
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+# Root ports for what is plugged in later: the NIC of a fork and each virtiofs mount, granted ones included.
+_SPARE_PORTS = 4
+
+ElementTree.register_namespace("ktrdr", METADATA_NAMESPACE)
+
+
+def element(tag: str, text: str = "", /, *children: Element, **attributes: str) -> Element:
+    """One XML element. A trailing underscore in an attribute's name stands for Python's reserved words."""
+    made = Element(tag, {name.rstrip("_"): value for name, value in attributes.items()})
+    made.text = text or None
+    made.extend(children)
+    return made
+
+
+def to_text(root: Element) -> str:
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def render_domain(
+    profile: Profile, facts: Facts, identity: Identity, allocation: Allocation, instance_directory: str, *, network: bool = True
+) -> str:
+    """The domain's XML. Without `network` it has no NIC, as a template must be."""
+    size = profile.resources
+    root = element("domain", type=_domain_type(facts))
+    root.append(element("name", identity.domain))
+    root.append(element("uuid", identity.uuid))
+    root.append(element("genid", allocation.genid))
+    root.append(element("title", f"ktrdr-vm {identity.instance_id}"))
+    root.append(_metadata(profile, facts, identity))
+    root.append(element("memory", str(size.memory), unit="MiB"))
+    if profile.mounts:
+        # virtiofs serves from the guest's own memory, so that memory must be shared with its daemon.
+        root.append(element("memoryBacking", "", element("source", type="memfd"), element("access", mode="shared")))
+    root.append(element("vcpu", str(size.vcpus), placement="static"))
+    root.append(_boot(facts))
+    root.append(
+        element("features", "", element("acpi"), element("apic"), element("pmu", state="off"), element("vmport", state="off"))
+    )
+    root.append(_cpu(facts))
+    root.append(element("clock", "", element("timer", name="hpet", present="no"), offset="utc"))
+    for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
+        root.append(element(event, action))
+    root.append(_devices(profile, facts, identity, instance_directory, network=network))
+    return to_text(root)
+
+
+def _domain_type(facts: Facts) -> str:
+    return "kvm" if facts.accelerator == "kvm" else "qemu"
+
+
+def _metadata(profile: Profile, facts: Facts, identity: Identity) -> Element:
+    def named(tag: str, text: str) -> Element:
+        return element(f"{{{METADATA_NAMESPACE}}}{tag}", text)
+
+    instance = element(
+        f"{{{METADATA_NAMESPACE}}}instance",
+        "",
+        named("instance_id", identity.instance_id),
+        named("home", facts.home),
+        named("mode", profile.mode),
+        named("profile", profile.name),
+        named("image", facts.image.digest),
+    )
+    return element("metadata", "", instance)
+
+
+def _boot(facts: Facts) -> Element:
+    kind = element("type", "hvm", arch="x86_64", machine=facts.machine)
+    if facts.image.boot == "disk":
+        return element("os", "", kind, element("boot", dev="hd"))
+    directory = facts.image.directory
+    return element(
+        "os",
+        "",
+        kind,
+        element("kernel", f"{directory}/vmlinuz"),
+        element("initrd", f"{directory}/initrd"),
+        element("cmdline", facts.image.kernel_args),
+    )
+
+
+def _cpu(facts: Facts) -> Element:
+    # No nested virtualisation: a guest has no business with the host's own isolation hardware.
+    hidden = [element("feature", policy="disable", name=name) for name in ("vmx", "svm")]
+    if facts.accelerator == "kvm":
+        return element("cpu", "", *hidden, mode="host-model", check="partial")
+    return element("cpu", "", *hidden, mode="maximum", check="none")
+
+
+def _devices(profile: Profile, facts: Facts, identity: Identity, directory: str, *, network: bool) -> Element:
+    devices = element("devices", "", element("emulator", facts.emulator))
+    # A disposable disk is never read after a crash of the host, so flushes are not worth their time.
+    cache = "unsafe" if profile.mode == "sandbox" else "writeback"
+    backing = element(
+        "backingStore",
+        "",
+        element("format", type=facts.image.disk_format),
+        element("source", "", _unlabelled(), file=facts.image.disk),
+        type="file",
+    )
+    devices.append(
+        element(
+            "disk",
+            "",
+            element("driver", name="qemu", type="qcow2", cache=cache, discard="unmap", detect_zeroes_="unmap"),
+            element("source", file=f"{directory}/overlay.qcow2"),
+            backing,
+            element("target", dev="vda", bus="virtio"),
+            type="file",
+            device="disk",
+        )
+    )
+    devices.append(
+        element(
+            "disk",
+            "",
+            element("driver", name="qemu", type="raw", cache="unsafe"),
+            # libvirt gives it to QEMU's user: it holds the guest's SSH host key, which nobody else may read.
+            element("source", file=f"{directory}/seed.iso"),
+            element("target", dev="vdb", bus="virtio"),
+            element("readonly"),
+            type="file",
+            device="disk",
+        )
+    )
+    devices.append(element("controller", type="usb", model="none"))
+    devices.append(element("controller", type="pci", model="pcie-root"))
+    for _ in range(_SPARE_PORTS + len(profile.mounts) + 6):
+        devices.append(element("controller", type="pci", model="pcie-root-port"))
+    if network:
+        devices.append(render_interface(identity))
+    log = element("log", file=f"{directory}/console.log", append="on")
+    devices.append(element("serial", "", log, element("target", port="0"), type="pty"))
+    devices.append(element("console", "", element("target", type="serial", port="0"), type="pty"))
+    devices.append(element("channel", "", element("target", type="virtio", name=AGENT_CHANNEL), type="unix"))
+    devices.append(element("rng", "", element("backend", "/dev/urandom", model="random"), model="virtio"))
+    devices.append(element("memballoon", model="none"))
+    return devices
+
+
+def render_interface(identity: Identity) -> Element:
+    """The NIC on the instance's own tap, which libvirt takes as it is and never configures."""
+    return element(
+        "interface",
+        "",
+        element("mac", address=identity.mac),
+        element("target", dev=identity.tap, managed="no"),
+        element("model", type="virtio"),
+        element("rom", enabled="no"),
+        type="ethernet",
+    )
+
+
+def _unlabelled() -> Element:
+    # The file is readable for everybody who may traverse to it; libvirt must not change its owner under other instances.
+    return element("seclabel", model="dac", relabel="no")

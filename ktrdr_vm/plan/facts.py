@@ -1,0 +1,91 @@
+"""What is known of the host before anything is planned, and what is allocated only when an instance is created."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
+
+from ktrdr_vm.profile.model import EgressRule
+
+# One /30 for each instance. The owner of a host whose LAN lives here is told by `doctor`.
+POOL = IPv4Network("10.213.0.0/16")
+SLOTS = POOL.num_addresses // 4
+
+# The guard's listeners on the gateway address. They are the instance's own, so every instance uses the same numbers.
+DNS_PORT = 53
+HTTP_PORT = 3128
+TLS_PORT = 3129
+OTHER_PORT = 3130
+
+# Two unprivileged users for each slot, from the range that systemd's UIDS-GIDS document leaves unused.
+_UID_BASE = 1_900_000_000
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """The image as the store knows it by the recipe's digest; it need not be built yet."""
+
+    name: str
+    digest: str
+    directory: str
+    boot: Literal["direct", "disk"] = "direct"
+    disk_format: Literal["raw", "qcow2"] = "raw"
+    kernel_args: str = ""
+    user: str = "ktrdr"
+
+    @property
+    def disk(self) -> str:
+        return f"{self.directory}/disk.{self.disk_format}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything of the host that a plan depends on, gathered once. Paths are absolute."""
+
+    accelerator: Literal["kvm", "tcg"]
+    emulator: str
+    machine: str
+    home: str
+    image: ImageFacts
+    owner_uid: int = 0
+    owner_gid: int = 0
+    workspace: str = ""
+    base_ref: str = ""
+    base_commit: str = ""
+    playbooks: tuple[tuple[str, str], ...] = ()
+    """Gate name and sha256 of its playbook, in the order of the profile."""
+    presets: tuple[tuple[str, tuple[EgressRule, ...]], ...] = ()
+    owner_reserved: tuple[tuple[IPv4Address, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What one instance was given when it was created. In a plan every value is a named placeholder."""
+
+    gateway: str = "<gateway>"
+    guest: str = "<guest>"
+    genid: str = "<genid>"
+    proxy_uid: str = "<proxy-uid>"
+    resolver_uid: str = "<resolver-uid>"
+    host_key: str = "<host-key>"
+    host_public_key: str = "<host-public-key>"
+    login_public_key: str = "<login-public-key>"
+
+
+PLACEHOLDER = Allocation()
+
+
+def allocate(slot: int, *, genid: str, host_key: str, host_public_key: str, login_public_key: str) -> Allocation:
+    """The addresses and users of a slot, 0 to SLOTS - 1."""
+    first = int(POOL.network_address) + 4 * slot
+    return Allocation(
+        gateway=str(IPv4Address(first + 1)),
+        guest=str(IPv4Address(first + 2)),
+        genid=genid,
+        proxy_uid=str(_UID_BASE + 2 * slot),
+        resolver_uid=str(_UID_BASE + 2 * slot + 1),
+        host_key=host_key,
+        host_public_key=host_public_key,
+        login_public_key=login_public_key,
+    )

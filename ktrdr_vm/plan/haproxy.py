@@ -1,0 +1,119 @@
+"""The proxy's configuration. It judges by name and dials for itself; listeners and log come as descriptors from the guard.
+
+The log is one JSON object a line on standard output: frontend `f`, verdict `v`, name `n`, the guest's chosen address and port
+`a` and `p`, bytes up and down `u` and `d`, milliseconds `m`, HAProxy's termination state `t`, HTTP method `w` and status `s`.
+"""
+
+from __future__ import annotations
+
+from ktrdr_vm.plan.facts import DNS_PORT, Allocation
+from ktrdr_vm.plan.identity import Identity
+
+# One guest's share of the host: 15 MB resident at idle, about 35 KB for each open connection.
+MAX_CONNECTIONS = 1024
+# The longest the guest may hold a connection open without a byte either way.
+IDLE_LIMIT = "1h"
+
+_FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
+
+
+def render_proxy(identity: Identity, allocation: Allocation, lists: str) -> str:
+    """HAProxy 2.6 or later. `lists` is the folder with the name lists of `EgressPolicy.name_lists`."""
+    resolve = "do-resolve(txn.address,guard,ipv4) var(txn.name)"
+    return f"""\
+# {identity.comment}
+global
+    maxconn {MAX_CONNECTIONS}
+    log stdout format raw local0 info
+    stats socket "fd@${{KTRDR_FD_STATS}}" level admin
+    hard-stop-after 2s
+    no-memory-trimming
+
+defaults
+    log global
+    option dontlognull
+    timeout connect 10s
+    timeout client {IDLE_LIMIT}
+    timeout server {IDLE_LIMIT}
+    timeout tunnel {IDLE_LIMIT}
+    timeout http-request 10s
+    timeout http-keep-alive 30s
+    timeout queue 5s
+    retries 1
+
+# The guard's resolver, and no other: an address that it refused cannot be dialled by name.
+resolvers guard
+    nameserver guard {allocation.gateway}:{DNS_PORT}
+    resolve_retries 2
+    timeout resolve 1s
+    timeout retry 2s
+    hold valid 1s
+    accepted_payload_size 1232
+
+frontend tls
+    mode tcp
+    bind "fd@${{KTRDR_FD_TLS}}"
+    log-format '{{{_FIELDS},"a":"%[dst]","v":"%[var(txn.verdict)]","m":%Tt}}'
+    tcp-request inspect-delay 5s
+    acl hello req.ssl_hello_type 1
+    tcp-request content set-var(txn.verdict) str(no-hello)
+    tcp-request content set-var(txn.name) req.ssl_sni,lower if hello
+    tcp-request content set-var(txn.verdict) str(no-name) if hello !{{ var(txn.name) -m found }}
+    acl allowed var(txn.name) -m str -f {lists}/tls.names
+    acl allowed var(txn.name) -m end -f {lists}/tls.suffixes
+    tcp-request content set-var(txn.verdict) str(name) if hello {{ var(txn.name) -m found }} !allowed
+    tcp-request content reject if hello !allowed
+    tcp-request content {resolve} if hello allowed
+    tcp-request content set-var(txn.verdict) str(address) if hello !{{ var(txn.address) -m found }}
+    tcp-request content reject if hello !{{ var(txn.address) -m found }}
+    tcp-request content set-dst var(txn.address) if hello
+    tcp-request content set-var(txn.verdict) str(allow) if hello
+    tcp-request content accept if hello
+    tcp-request content reject
+    default_backend by_name_tls
+
+backend by_name_tls
+    mode tcp
+    server by_name 0.0.0.0:443
+
+frontend http
+    mode http
+    bind "fd@${{KTRDR_FD_HTTP}}"
+    option disable-h2-upgrade
+    log-format '{{{_FIELDS},"a":"%[dst]","v":"%[var(txn.verdict)]","m":%Ta,"w":"%HM","s":%ST}}'
+    http-request set-var(txn.verdict) str(request)
+    acl one_host req.hdr_cnt(host) eq 1
+    http-request set-var(txn.name) req.hdr(host),host_only,lower if one_host
+    http-request deny status 403 content-type text/plain string "ktrdr-vm: refused, a request carries exactly one Host header\\n" unless one_host
+    # A whole URI, CONNECT and Upgrade would let the request say one thing and mean another.
+    acl whole_uri url -m reg -i ^[a-z][a-z0-9+.-]*:
+    acl connect method CONNECT
+    acl upgrade req.hdr(upgrade) -m found
+    http-request deny status 403 content-type text/plain string "ktrdr-vm: refused, proxy requests and upgrades are not forwarded\\n" if whole_uri or connect or upgrade
+    http-request set-var(txn.verdict) str(name)
+    acl allowed var(txn.name) -m str -f {lists}/http.names
+    acl allowed var(txn.name) -m end -f {lists}/http.suffixes
+    http-request deny status 403 content-type text/plain lf-string "ktrdr-vm: %[var(txn.name)]:80 is not in the egress allowlist of {identity.instance_id}; ask for it with ktrdr-escalate\\n" unless allowed
+    http-request set-var(txn.verdict) str(address)
+    http-request {resolve}
+    http-request deny status 403 content-type text/plain lf-string "ktrdr-vm: %[var(txn.name)] has no address that may be reached\\n" unless {{ var(txn.address) -m found }}
+    http-request set-dst var(txn.address)
+    http-request set-var(txn.verdict) str(allow)
+    default_backend by_name_http
+
+backend by_name_http
+    mode http
+    http-reuse never
+    server by_name 0.0.0.0:80
+
+# What nftables let through by address and port; the server dials the flow's original destination.
+frontend other
+    mode tcp
+    bind "fd@${{KTRDR_FD_OTHER}}"
+    log-format '{{{_FIELDS},"a":"%[dst]","v":"allow","m":%Tt}}'
+    default_backend original_destination
+
+backend original_destination
+    mode tcp
+    server original 0.0.0.0
+"""

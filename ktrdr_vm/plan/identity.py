@@ -1,0 +1,84 @@
+"""The instance_id and every name that derives from it. Pure: the same id gives the same names on every host."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from dataclasses import dataclass
+
+from ktrdr_vm.errors import UsageError
+
+# One rule: a DNS label of lower-case ASCII. It is a hostname, a Compose project, a Git ref component and a file name as it is.
+RULE = "1 to 63 characters of a-z, 0-9 and -, not beginning or ending with -"
+_VALID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_NAMESPACE = uuid.UUID("0b1c7a39-9d2e-5f0e-8a44-6f1f7b6f2a10")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """An instance_id that has passed the rule."""
+
+    instance_id: str
+
+    @property
+    def token(self) -> str:
+        """Ten hexadecimal digits for names that must be short: 40 bits, so two instances of one host do not meet."""
+        return hashlib.sha256(self.instance_id.encode()).hexdigest()[:10]
+
+    @property
+    def domain(self) -> str:
+        return f"ktrdr-{self.instance_id}"
+
+    @property
+    def uuid(self) -> str:
+        return str(uuid.uuid5(_NAMESPACE, self.instance_id))
+
+    @property
+    def tap(self) -> str:
+        """At most 15 characters, the kernel's limit for an interface name."""
+        return f"kv{self.token}"
+
+    @property
+    def table(self) -> str:
+        return f"ktrdr_{self.token}"
+
+    @property
+    def comment(self) -> str:
+        """How nft objects say whose they are."""
+        return f"ktrdr-vm instance_id={self.instance_id}"
+
+    @property
+    def mac(self) -> str:
+        """A locally administered unicast address in QEMU's own prefix."""
+        token = self.token
+        return f"52:54:00:{token[0:2]}:{token[2:4]}:{token[4:6]}"
+
+    @property
+    def ref_prefix(self) -> str:
+        return f"refs/ktrdr/{self.instance_id}/"
+
+
+def parse_instance_id(text: str) -> Identity:
+    """Accept by the one rule or refuse; nothing is repaired, so that two spellings are never one instance."""
+    if not isinstance(text, str) or not _VALID.fullmatch(text):
+        shown = ascii(text)[:80]
+        raise UsageError(f"{shown} is not an instance_id", hint=f"an instance_id is {RULE}")
+    return Identity(text)
+
+
+def derive_instance_id(repository: str, branch: str) -> Identity:
+    """`ktrdr`, `feat/operation-metrics` as `ktrdr--feat-operation-metrics`.
+
+    What does not fit is cut and marked with a digest of the whole, so that two long branches stay two instances.
+    """
+    plain = f"{_slug(repository) or 'repo'}--{_slug(branch) or 'detached'}"
+    exact = f"{repository}--{branch}".lower().replace("/", "-").replace("_", "-")
+    if len(plain) > 63 or plain != exact:
+        digest = hashlib.sha256(f"{repository}\0{branch}".encode()).hexdigest()[:6]
+        plain = f"{plain[:56].rstrip('-')}-{digest}"
+    return parse_instance_id(plain)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

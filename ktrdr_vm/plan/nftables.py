@@ -1,0 +1,173 @@
+"""The instance's nftables table: every packet of the guest judged by its original address, none forwarded.
+
+Order in `guest_in`: who sends (anti-spoof) → what serves the guest (DNS) → the owner's exact exceptions → reserved ranges and the
+host itself → 80 and 443 for the proxy to judge by name → the allow sets → drop, counted by destination. No `ct state
+established accept` stands in front of it, so a flow ends with the element that allowed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network
+
+from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, OTHER_PORT, TLS_PORT, Allocation
+from ktrdr_vm.plan.identity import Identity
+from ktrdr_vm.profile.model import EgressRule
+from ktrdr_vm.profile.policy import RESERVED, is_reserved
+
+# A guest that scans fills these sets; what no longer fits is counted as one.
+DENIED_SIZE = 4096
+ALLOWED_SIZE = 4096
+
+
+def render_ruleset(
+    identity: Identity,
+    allocation: Allocation,
+    rules: tuple[EgressRule, ...],
+    reserved: tuple[tuple[IPv4Address, int], ...] = (),
+) -> str:
+    """One transaction that replaces the table whole. `reserved` are the owner's exceptions, used where a rule names them."""
+    table, tap, gateway = identity.table, identity.tap, allocation.gateway
+    ranges, exceptions = _addresses(rules, frozenset(reserved))
+    return f"""\
+add table inet {table}
+delete table inet {table}
+table inet {table} {{
+    comment "{identity.comment}"
+
+    set reserved {{
+        type ipv4_addr
+        flags interval
+        elements = {{ {_join(map(str, RESERVED))} }}
+    }}
+
+    # The owner's own addresses that the profile names: the only way into a reserved range.
+    set exceptions {{
+        type ipv4_addr . inet_service{_elements(exceptions)}
+    }}
+
+    # Address ranges that the profile names, for as long as the instance lives.
+    set ranges {{
+        type ipv4_addr . inet_service
+        flags interval{_elements(ranges)}
+    }}
+
+    # Addresses that the resolver gave for allowed names with other ports, for as long as the answers live.
+    set names {{
+        type ipv4_addr . inet_service
+        flags timeout
+        size {ALLOWED_SIZE}
+    }}
+
+    set denied {{
+        type ipv4_addr . inet_proto . inet_service
+        flags dynamic
+        size {DENIED_SIZE}
+        counter
+    }}
+
+    set denied_protocols {{
+        type ipv4_addr . inet_proto
+        flags dynamic
+        size {DENIED_SIZE}
+        counter
+    }}
+
+    counter not_ipv4 {{ }}
+    counter spoofed {{ }}
+    counter uncounted {{ }}
+    counter proxy_reserved {{ }}
+
+    chain guest_in {{
+        type filter hook prerouting priority mangle; policy accept;
+        iifname != "{tap}" accept
+        meta nfproto != ipv4 counter name not_ipv4 drop
+        ether saddr != {identity.mac} counter name spoofed drop
+        ip saddr != {allocation.guest} counter name spoofed drop
+        ip daddr {gateway} tcp sport 22 ct direction reply ct state established accept
+        ip daddr {gateway} udp dport {DNS_PORT} accept
+        ip daddr {gateway} tcp dport {DNS_PORT} accept
+        ip daddr . tcp dport @exceptions accept
+        ip daddr @reserved jump deny
+        fib daddr type {{ local, broadcast, anycast, multicast }} jump deny
+        tcp dport {{ 80, 443 }} accept
+        ip daddr . tcp dport @ranges accept
+        ip daddr . tcp dport @names accept
+        jump deny
+    }}
+
+    chain deny {{
+        meta l4proto {{ tcp, udp }} add @denied {{ ip daddr . meta l4proto . th dport }} drop
+        meta l4proto != {{ tcp, udp }} add @denied_protocols {{ ip daddr . meta l4proto }} drop
+        counter name uncounted drop
+    }}
+
+    chain guest_nat {{
+        type nat hook prerouting priority dstnat; policy accept;
+        iifname != "{tap}" accept
+        ip daddr {gateway} accept
+        ip daddr . tcp dport @exceptions redirect to :{OTHER_PORT}
+        ip daddr . tcp dport @ranges redirect to :{OTHER_PORT}
+        tcp dport 80 redirect to :{HTTP_PORT}
+        tcp dport 443 redirect to :{TLS_PORT}
+        meta l4proto tcp redirect to :{OTHER_PORT}
+    }}
+
+    # The proxy's listeners serve redirected flows of this guest, and nobody else on the host.
+    chain guard_in {{
+        type filter hook input priority filter; policy accept;
+        ip daddr {gateway} tcp dport {{ {HTTP_PORT}, {TLS_PORT}, {OTHER_PORT} }} iifname != "{tap}" drop
+    }}
+
+    # The guest's packets never leave this host; should anything route them, they end here too.
+    chain no_forward {{
+        type filter hook forward priority filter; policy accept;
+        iifname "{tap}" drop
+        oifname "{tap}" drop
+    }}
+
+    # What the proxy dials is judged again, by its user: a proxy that is talked into a reserved address stays here.
+    chain proxy_out {{
+        type filter hook output priority filter; policy accept;
+        meta skuid != {allocation.proxy_uid} accept
+        oifname "{tap}" ct direction reply accept
+        ip daddr {gateway} udp dport {DNS_PORT} accept
+        ip daddr . tcp dport @exceptions accept
+        meta nfproto != ipv4 counter name proxy_reserved drop
+        ip daddr @reserved counter name proxy_reserved drop
+        fib daddr type {{ local, broadcast, anycast, multicast }} counter name proxy_reserved drop
+    }}
+}}
+"""
+
+
+def _addresses(rules: tuple[EgressRule, ...], reserved: frozenset[tuple[IPv4Address, int]]) -> tuple[list[str], list[str]]:
+    """Elements of `ranges` and of `exceptions`, sorted, without overlaps that nft would refuse."""
+    exceptions = set()
+    networks: dict[int, list[IPv4Network]] = {}
+    for rule in rules:
+        if rule.cidr is None:
+            continue
+        for port in rule.ports:
+            if is_reserved(rule.cidr):
+                if rule.cidr.prefixlen == 32 and (rule.cidr.network_address, port) in reserved:
+                    exceptions.add((rule.cidr.network_address, port))
+            else:
+                networks.setdefault(port, []).append(rule.cidr)
+    ranges = []
+    for port in sorted(networks):
+        # The widest first; what lies in one that stands is left out.
+        standing: list[IPv4Network] = []
+        for network in sorted(set(networks[port]), key=lambda network: (network.prefixlen, network.network_address)):
+            if not any(network.subnet_of(wider) for wider in standing):
+                standing.append(network)
+        ranges += [f"{network} . {port}" for network in sorted(standing)]
+    return ranges, [f"{address} . {port}" for address, port in sorted(exceptions)]
+
+
+def _elements(elements: list[str]) -> str:
+    return f"\n        elements = {{ {_join(elements)} }}" if elements else ""
+
+
+def _join(parts: Iterable[str]) -> str:
+    return ", ".join(parts)

@@ -1,0 +1,91 @@
+"""The plan: everything that will exist, rendered and digested, before anything exists. Pure and deterministic."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
+from ktrdr_vm.plan.domain_xml import render_domain
+from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
+from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts
+from ktrdr_vm.plan.haproxy import render_proxy
+from ktrdr_vm.plan.identity import Identity
+from ktrdr_vm.plan.nftables import render_ruleset
+from ktrdr_vm.profile.model import EgressRule, Profile
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A profile joined with the facts of a host and an identity."""
+
+    profile: Profile
+    facts: Facts
+    identity: Identity
+
+    @property
+    def rules(self) -> tuple[EgressRule, ...]:
+        """The allowlist with every preset replaced by what the facts say it stands for."""
+        presets = dict(self.facts.presets)
+        rules: list[EgressRule] = []
+        for rule in self.profile.egress.allow:
+            rules.extend(presets[rule.preset] if rule.preset else (rule,))
+        return tuple(dict.fromkeys(rules))
+
+    @property
+    def egress(self) -> EgressPolicy:
+        return compile_policy(self.rules)
+
+    @property
+    def instance_directory(self) -> str:
+        return f"{self.facts.home}/instances/{self.identity.instance_id}"
+
+    def render(self, allocation: Allocation = PLACEHOLDER) -> dict[str, str]:
+        """Every document by its file name. With the placeholder allocation they are the same bytes on every call."""
+        identity, facts = self.identity, self.facts
+        return {
+            "domain.xml": render_domain(self.profile, facts, identity, allocation, self.instance_directory),
+            "user-data": render_user_data(identity, facts, allocation),
+            "meta-data": render_meta_data(identity),
+            "network-config": render_network_config(identity, allocation),
+            "ruleset.nft": render_ruleset(identity, allocation, self.rules, facts.owner_reserved),
+            "proxy.cfg": render_proxy(identity, allocation, f"{self.instance_directory}/guard"),
+            "egress.json": canonical_json(self.egress.to_json()),
+        }
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the plan's canonical content: the profile, the facts and every document."""
+        return hashlib.sha256(canonical_json(self._content()).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self._content(), "digest": self.digest}
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "schema_version": 1,
+            "instance_id": self.identity.instance_id,
+            "profile": plain(self.profile),
+            "facts": plain(self.facts),
+            "documents": self.render(),
+        }
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and addresses as JSON knows them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return str(value)
+
+
+def canonical_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
