@@ -1,0 +1,153 @@
+"""The options of a task, from any of the ways in which Ansible lets one write them."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from ktrdr_vm.gates.filters import parse_bool
+from ktrdr_vm.gates.specs import MODULES, ModuleSpec
+
+_PREFIXES = ("ansible.builtin.", "ansible.legacy.")
+_FULL = {"community.docker.docker_compose_v2": "docker_compose_v2"}
+
+
+def find_module(name: str) -> str | None:
+    """The short name of a module that is supported, from any of its names."""
+    short = _FULL.get(name, name)
+    for prefix in _PREFIXES:
+        if name.startswith(prefix):
+            short = name.removeprefix(prefix)
+            return short if short in MODULES and short not in _FULL.values() else None
+    return short if short in MODULES else None
+
+
+def is_template(value: Any) -> bool:
+    return isinstance(value, str) and ("{{" in value or "{%" in value)
+
+
+def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any], list[str]]:
+    """The options of a task, from any way of writing them (mapping, `k=v` text, free form, `args:`), and what is wrong."""
+    spec, problems = MODULES[module], []
+    arguments: dict[str, Any] = {}
+    if extra is not None and not isinstance(extra, dict):
+        problems.append("`args` must be a mapping")
+    elif extra:
+        arguments.update(extra)
+    if isinstance(value, dict):
+        arguments.update(value)
+    elif isinstance(value, str):
+        arguments.update(_parse_text(module, value))
+    elif value is not None:
+        problems.append(f"{module} takes a mapping or text, not {type(value).__name__}")
+    if "_raw_params" in arguments and spec.free_form:
+        arguments.setdefault(spec.free_form, arguments.pop("_raw_params"))
+    named: dict[str, Any] = {}
+    for name, item in arguments.items():
+        real = spec.aliases.get(name, name)
+        if not spec.any_option and real not in spec.options:
+            problems.append(f"{module} has no option {name!r} here; it takes {', '.join(sorted(spec.options))}")
+        elif real in named:
+            problems.append(f"{module}: {name!r} is given twice")
+        elif spec.any_option and not name.isidentifier() and name != "cacheable":
+            problems.append(f"{module}: {name!r} is no name of a variable")
+        named[real] = item
+    problems += [
+        f"{module} needs {' or '.join(row)}" if not present else f"{module} takes only one of {', '.join(present)}"
+        for row in spec.required
+        if len(present := [name for name in row if named.get(name) is not None]) != 1
+    ]
+    problems += [problem for name, item in named.items() if not is_template(item) and (problem := coerce(module, name, item)[1])]
+    return named, problems
+
+
+def coerce(module: str, name: str, value: Any) -> tuple[Any, str]:
+    """An option as its kind, and what is wrong with it (empty when nothing is)."""
+    spec = MODULES[module]
+    kind = spec.options.get(name, "raw")
+    wrong = f"{module}: {name} must be {kind}, not {str(value)[:60]!r}"
+    if value is None or kind == "raw":
+        return value, _choice(spec, name, value) if kind == "raw" and name in spec.choices and value is not None else ""
+    if kind == "bool":
+        parsed = parse_bool(value)
+        return (parsed, "") if parsed is not None else (value, wrong)
+    if kind in ("int", "float"):
+        try:
+            if isinstance(value, bool):
+                raise ValueError
+            return (int(value) if kind == "int" else float(value)), ""
+        except (ValueError, TypeError, OverflowError):
+            return value, wrong
+    if kind == "list":
+        if isinstance(value, list):
+            return value, ""
+        return ([part.strip() for part in value.split(",")] if isinstance(value, str) else [value]), "" if not isinstance(
+            value, dict
+        ) else wrong
+    if kind == "dict":
+        return value, "" if isinstance(value, dict) else wrong
+    if kind == "mode":
+        return value, "" if isinstance(value, (str, int)) and not isinstance(value, bool) else wrong
+    if isinstance(value, (dict, list)):
+        return value, wrong
+    text = str(value) if not isinstance(value, bool) else ("True" if value else "False")
+    return text, _choice(spec, name, text)
+
+
+def _choice(spec: ModuleSpec, name: str, value: Any) -> str:
+    choices = spec.choices.get(name)
+    return f"{name} must be one of {', '.join(choices)}, not {str(value)[:60]!r}" if choices and value not in choices else ""
+
+
+def _parse_text(module: str, text: str) -> dict[str, Any]:
+    """`k=v` words. For a free-form module only words that name an option are options; the rest, as it stands, is the text."""
+    spec = MODULES[module]
+    found: dict[str, Any] = {}
+    rest: list[str] = []
+    for word in split_words(text):
+        name, equals, value = word.strip().partition("=")
+        known = name in spec.options and name not in ("cmd", "argv", "stdin") if spec.free_form else equals
+        if equals and known and name.isidentifier():
+            found[name] = _unquote(value)
+        else:
+            rest.append(word)
+    free = "".join(rest).strip()
+    if spec.free_form and free:
+        found[spec.free_form] = free
+    elif free:
+        found["_raw_params"] = free
+    return found
+
+
+def split_words(text: str) -> list[str]:
+    """Split at blanks, but not inside quotes or `{{ }}`; the blanks stay at the words' ends: joining gives the text back."""
+    words, current, quote, depth, index = [], "", "", 0, 0
+    while index < len(text):
+        character = text[index]
+        pair = text[index : index + 2]
+        if character == "\\" and not depth and quote != "'" and len(pair) == 2:
+            current, index = current + pair, index + 2
+            continue
+        if not quote and pair in ("{{", "{%"):
+            depth += 1
+        elif not quote and pair in ("}}", "%}") and depth:
+            depth -= 1
+        elif character in "'\"" and not depth:
+            quote = "" if quote == character else (quote or character)
+        if character.isspace() and not quote and not depth:
+            while index < len(text) and text[index].isspace():
+                current, index = current + text[index], index + 1
+            words.append(current)
+            current = ""
+            continue
+        current, index = current + character, index + 1
+    return [*words, current] if current else words
+
+
+def _unquote(value: str) -> str:
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+
+
+def split_command(line: str) -> list[str]:
+    """A `command` line as words, as a shell would see it without being one. ValueError for an open quote."""
+    return shlex.split(line)

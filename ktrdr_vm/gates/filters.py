@@ -1,0 +1,269 @@
+"""The Ansible filters and tests that a gate may use, as pure functions within bounds."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import posixpath
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jinja2 import Undefined
+
+from ktrdr_vm.gates.bounds import TemplateError, check_join, check_percent, check_replace, check_width, compile_pattern, measure
+
+_TRUE = frozenset({"y", "yes", "on", "1", "true", "t"})
+_FALSE = frozenset({"n", "no", "off", "0", "false", "f"})
+
+
+def to_bool(value: Any) -> bool:
+    """Ansible's `bool`: what is not one of its words for true is false."""
+    if isinstance(value, str):
+        return value.strip().lower() in _TRUE
+    return value is True or value == 1
+
+
+def parse_bool(value: Any) -> bool | None:
+    """A boolean option of a module: true, false, or one of the words for them; None for anything else."""
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    return True if word in _TRUE else False if word in _FALSE else None
+
+
+def _to_json(value: Any, indent: int | None = None, sort_keys: bool = False, **_: Any) -> str:
+    check_width(indent or 0)
+    return json.dumps(value, indent=indent, sort_keys=sort_keys, ensure_ascii=False)
+
+
+def _to_nice_json(value: Any, indent: int = 4, **_: Any) -> str:
+    check_width(indent * 100)
+    return json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False)
+
+
+def _from_json(text: Any) -> Any:
+    try:
+        return json.loads(str(text))
+    except (ValueError, RecursionError) as error:
+        raise TemplateError(f"from_json: not JSON: {error}") from None
+
+
+def _flags(ignorecase: bool, multiline: bool) -> int:
+    return (re.IGNORECASE if ignorecase else 0) | (re.MULTILINE if multiline else 0)
+
+
+def _regex_search(text: Any, pattern: Any, *groups: str, ignorecase: bool = False, multiline: bool = False) -> Any:
+    subject = str(text)
+    found = compile_pattern(pattern, subject, _flags(ignorecase, multiline)).search(subject)
+    if found is None:
+        return None
+    if not groups:
+        return found.group()
+    names = [
+        int(group[1:]) if re.fullmatch(r"\\\d{1,2}", group) else group.removeprefix("\\g<").removesuffix(">") for group in groups
+    ]
+    try:
+        return [found.group(name) for name in names]
+    except IndexError:
+        raise TemplateError("regex_search: the expression has no such group") from None
+
+
+def _regex_findall(text: Any, pattern: Any, multiline: bool = False, ignorecase: bool = False) -> list[Any]:
+    subject = str(text)
+    return compile_pattern(pattern, subject, _flags(ignorecase, multiline)).findall(subject)
+
+
+def _regex_replace(
+    text: Any, pattern: Any = "", replacement: Any = "", ignorecase: bool = False, multiline: bool = False, **_: Any
+) -> str:
+    subject = str(text)
+    compiled = compile_pattern(pattern, subject, _flags(ignorecase, multiline))
+    # A reference may insert the subject at every place, so the worst case is what is bounded.
+    hits = sum(1 for _hit in compiled.finditer(subject))
+    references = str(replacement).count("\\")
+    if hits * (len(str(replacement)) + references * len(subject)) > 64 * 1024 * 1024:
+        raise TemplateError("regex_replace: the result would be too large")
+    try:
+        return compiled.sub(str(replacement), subject)
+    except (re.error, IndexError) as error:
+        raise TemplateError(f"regex_replace: {error}") from None
+
+
+def _join(values: Any, d: Any = "", attribute: Any = None) -> str:
+    listed = list(values)
+    if attribute is not None:
+        listed = [value[attribute] for value in listed]
+    check_join(d, listed)
+    return str(d).join(str(value) for value in listed)
+
+
+def _replace(text: Any, old: Any, new: Any, count: int = -1) -> str:
+    check_replace(text, old, new)
+    return str(text).replace(str(old), str(new), -1 if count is None else count)
+
+
+def _format(text: Any, *values: Any, **named: Any) -> str:
+    check_percent(str(text))
+    return str(text) % (named or values)
+
+
+def _indent(text: Any, width: int = 4, first: bool = False, blank: bool = False) -> str:
+    check_width(width * 10)
+    lines = str(text).split("\n")
+    check_join(" " * width, lines)
+    return "\n".join(" " * width + line if (number or first) and (line or blank) else line for number, line in enumerate(lines))
+
+
+def _center(text: Any, width: int = 80) -> str:
+    check_width(width)
+    return str(text).center(width)
+
+
+def _combine(*mappings: Any, recursive: bool = False, **_: Any) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for mapping in mappings:
+        if not isinstance(mapping, Mapping):
+            raise TemplateError("combine: needs mappings")
+        for key, value in mapping.items():
+            both = recursive and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = _combine(merged[key], value, recursive=True) if both else value
+    return merged
+
+
+def _flatten(values: Any, levels: int | None = None) -> list[Any]:
+    flat: list[Any] = []
+    for value in values:
+        if isinstance(value, (list, tuple)) and levels != 0:
+            flat.extend(_flatten(value, None if levels is None else levels - 1))
+        else:
+            flat.append(value)
+        measure(flat[-1:])
+    return flat
+
+
+def _mandatory(value: Any, msg: str = "") -> Any:
+    if isinstance(value, Undefined):
+        raise TemplateError(msg or "mandatory: the variable is not defined")
+    return value
+
+
+def _ternary(value: Any, true_value: Any, false_value: Any, none_value: Any = None) -> Any:
+    if value is None and none_value is not None:
+        return none_value
+    return true_value if to_bool(value) or (not isinstance(value, str) and value) else false_value
+
+
+def _b64decode(text: Any) -> str:
+    try:
+        return base64.b64decode(str(text)).decode("utf-8", "replace")
+    except ValueError as error:
+        raise TemplateError(f"b64decode: {error}") from None
+
+
+def _hash(text: Any, hashtype: str = "sha1") -> str:
+    if hashtype not in ("md5", "sha1", "sha256", "sha512"):
+        raise TemplateError(f"hash: {hashtype} is not supported")
+    return hashlib.new(hashtype, str(text).encode(), usedforsecurity=False).hexdigest()
+
+
+def _without(first: Any, second: Any) -> list[Any]:
+    return [value for number, value in enumerate(first) if value not in second and value not in first[:number]]
+
+
+def _intersect(first: Any, second: Any) -> list[Any]:
+    return [value for number, value in enumerate(first) if value in second and value not in first[:number]]
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "b64decode": _b64decode,
+    "b64encode": lambda text: base64.b64encode(str(text).encode()).decode(),
+    "basename": lambda text: posixpath.basename(str(text)),
+    "bool": to_bool,
+    "center": _center,
+    "combine": _combine,
+    "dict2items": lambda mapping, key_name="key", value_name="value": [{key_name: k, value_name: v} for k, v in mapping.items()],
+    "difference": _without,
+    "dirname": lambda text: posixpath.dirname(str(text)),
+    "flatten": _flatten,
+    "format": _format,
+    "from_json": _from_json,
+    "hash": _hash,
+    "indent": _indent,
+    "intersect": _intersect,
+    "items2dict": lambda items, key_name="key", value_name="value": {item[key_name]: item[value_name] for item in items},
+    "join": _join,
+    "mandatory": _mandatory,
+    "quote": lambda text: shlex.quote(str(text)),
+    "regex_escape": lambda text: re.escape(str(text)),
+    "regex_findall": _regex_findall,
+    "regex_replace": _regex_replace,
+    "regex_search": _regex_search,
+    "replace": _replace,
+    "split": lambda text, *arguments: str(text).split(*arguments),
+    "splitext": lambda text: list(posixpath.splitext(str(text))),
+    "ternary": _ternary,
+    "to_json": _to_json,
+    "to_nice_json": _to_nice_json,
+    "union": lambda first, second: _without([*first, *second], []),
+}
+
+
+def _result(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TemplateError(f"the test {name!r} needs a registered result")
+    return value
+
+
+def _flag(name: str, key: str) -> Callable[[Any], bool]:
+    return lambda value: bool(_result(name, value).get(key, False))
+
+
+def _match(text: Any, pattern: Any, ignorecase: bool = False, multiline: bool = False) -> bool:
+    subject = str(text)
+    return compile_pattern(pattern, subject, _flags(ignorecase, multiline)).match(subject) is not None
+
+
+def _search(text: Any, pattern: Any, ignorecase: bool = False, multiline: bool = False) -> bool:
+    subject = str(text)
+    return compile_pattern(pattern, subject, _flags(ignorecase, multiline)).search(subject) is not None
+
+
+def _version(value: Any, other: Any, operator: str = "==", **_: Any) -> bool:
+    left, right = (tuple(int(part) for part in re.findall(r"\d{1,9}", str(text))) for text in (value, other))
+    width = max(len(left), len(right))
+    left, right = (numbers + (0,) * (width - len(numbers)) for numbers in (left, right))
+    compare = {
+        "==": left == right, "=": left == right, "eq": left == right, "!=": left != right, "ne": left != right, "<": left < right,
+        "lt": left < right, "<=": left <= right, "le": left <= right, ">": left > right, "gt": left > right, ">=": left >= right,
+        "ge": left >= right,
+    }  # fmt: skip
+    if operator not in compare:
+        raise TemplateError(f"version: {operator!r} is no comparison")
+    return compare[operator]
+
+
+_FAILED = _flag("failed", "failed")
+
+TESTS: dict[str, Callable[..., bool]] = {
+    "change": _flag("changed", "changed"),
+    "changed": _flag("changed", "changed"),
+    "contains": lambda values, value: value in values,
+    "failed": _FAILED,
+    "failure": _FAILED,
+    "falsy": lambda value: not value,
+    "match": _match,
+    "regex": _search,
+    "search": _search,
+    "skip": _flag("skipped", "skipped"),
+    "skipped": _flag("skipped", "skipped"),
+    "subset": lambda first, second: all(value in second for value in first),
+    "succeeded": lambda value: not _FAILED(value),
+    "success": lambda value: not _FAILED(value),
+    "successful": lambda value: not _FAILED(value),
+    "superset": lambda first, second: all(value in first for value in second),
+    "truthy": bool,
+    "version": _version,
+}

@@ -1,0 +1,275 @@
+"""Sandboxed Jinja2 over the play's own variables alone.
+
+What the playbook's author wrote is a template; what a task or the guest returned is a value and is never rendered again,
+so a guest that prints `{{ … }}` gets its braces back. There are no lookups, no environment and no files to include.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinja2 import ChainableUndefined, StrictUndefined, TemplateSyntaxError, Undefined, UndefinedError, nodes
+from jinja2 import TemplateError as JinjaError
+from jinja2.environment import TemplateExpression
+from jinja2.meta import find_undeclared_variables
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+from ktrdr_vm.gates.bounds import MAX_SIZE, Budget, TemplateError, check_binary, check_method, check_width, measure, too_large
+from ktrdr_vm.gates.filters import FILTERS, TESTS
+
+__all__ = ["OMIT", "Scope", "Templar", "TemplateError"]
+
+OMIT = type("Omit", (), {"__repr__": lambda self: "omit"})()
+"""`default(omit)`: an option that has this value is left out."""
+
+_LOOKUPS = {"lookup", "query", "q"}
+_MAX_DEPTH = 20
+_MAX_TEMPLATE = 256 * 1024
+_KEPT_FILTERS = frozenset(
+    "abs batch capitalize count d default dictsort e escape first float groupby int items last length list lower map max min "
+    "reject rejectattr reverse round safe select selectattr slice sort string sum title tojson trim truncate unique "
+    "upper urlencode wordcount wordwrap".split()
+)  # fmt: skip
+
+
+class _Undefined(ChainableUndefined, StrictUndefined):
+    """Any use is an error, but `a.b.c | default(…)` may go through what is missing, as in Ansible."""
+
+
+@dataclass
+class Scope:
+    """Variables, nearest first. A layer is (names, is it a template): layers from the playbook are, results are not."""
+
+    layers: tuple[tuple[Mapping[str, Any], bool], ...]
+    _memo: dict[str, Any] = field(default_factory=dict)
+    _open: list[str] = field(default_factory=list)
+
+    def find(self, name: str) -> tuple[Any, bool] | None:
+        for layer, is_template in self.layers:
+            if name in layer:
+                return layer[name], is_template
+        return None
+
+
+class _Bounder(NodeTransformer):
+    """Rewrites a parsed template so that loops and concatenation ask the budget, and refuses what cannot be bounded."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        if node.recursive:
+            raise TemplateSyntaxError("a recursive loop is not supported", node.lineno)
+        self.generic_visit(node)
+        node.iter = nodes.Filter(node.iter, "_bounded_loop", [], [], None, None, lineno=node.lineno)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return nodes.Filter(nodes.List(node.nodes, lineno=node.lineno), "join", [], [], None, None, lineno=node.lineno)
+
+    def refuse(self, node: nodes.Node) -> nodes.Node:
+        raise TemplateSyntaxError(f"{type(node).__name__.lower()} is not supported in a template", node.lineno)
+
+    visit_Include = visit_Import = visit_FromImport = visit_Extends = visit_Block = visit_Macro = visit_CallBlock = refuse
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        check_binary(operator, left, right)
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        # The sandbox hands out `str.format` in a wrapper of its own.
+        owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
+        name = str(getattr(__obj, "__name__", ""))
+        return super().call(__context, __obj, *check_method(owner, name, args, kwargs), **kwargs)
+
+
+class Templar:
+    """Renders the strings of a playbook. One is made for a gate; it holds no variables."""
+
+    def __init__(self) -> None:
+        self._environment = _Environment(
+            undefined=_Undefined, keep_trailing_newline=True, autoescape=False, optimized=False, cache_size=0, finalize=_finalize
+        )
+        kept = {name: _bounded(call) for name, call in self._environment.filters.items() if name in _KEPT_FILTERS}
+        self._environment.filters = kept | {name: _bounded(call) for name, call in FILTERS.items()}
+        self._environment.filters["_bounded_loop"] = Budget().loop
+        self._environment.tests.update(TESTS)
+        for name in ("lipsum", "cycler", "joiner"):
+            self._environment.globals.pop(name, None)
+
+    def problem(self, text: str, *, expression: bool = False) -> str:
+        """What is wrong with a template or an expression as it is written; empty when nothing is."""
+        try:
+            tree = self._parse(f"{{{{ {text} }}}}" if expression else text)
+            used = find_undeclared_variables(tree)
+            self._environment.compile(tree)
+        except (JinjaError, TemplateError, RecursionError) as error:
+            return _say(error)
+        lookups = sorted(used & _LOOKUPS)
+        return f"{lookups[0]}() is not supported: a gate reads nothing of the host" if lookups else ""
+
+    def render(self, value: Any, scope: Scope) -> Any:
+        """Render every string in a value. A string that is one `{{ expression }}` keeps the expression's type."""
+        if isinstance(value, str):
+            return self._render_string(value, scope) if "{{" in value or "{%" in value or "{#" in value else value
+        if isinstance(value, dict):
+            return {self.render(key, scope): self.render(item, scope) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.render(item, scope) for item in value]
+        return value
+
+    def render_file(self, text: str, scope: Scope) -> str:
+        """Render a template file: always text, and blocks swallow the line break after them, as the `template` module does."""
+        environment = self._environment.overlay(trim_blocks=True)
+        tree = self._parse(text, environment)
+        return str(self._guard(lambda: self._output(tree, scope)))
+
+    def condition(self, expression: Any, scope: Scope) -> bool:
+        """Evaluate `when`, `until` and the like. Only a boolean decides: text that happens to be there is a mistake."""
+        if isinstance(expression, bool):
+            return expression
+        if expression is None or expression == "":
+            return True
+        text = str(expression).strip()
+        wrapped = text.startswith("{{") and text.endswith("}}")
+        value = self._render_string(text if wrapped else f"{{{{ {text} }}}}", scope)
+        if isinstance(value, bool):
+            return value
+        raise TemplateError(
+            f"the condition {text[:200]!r} gives {type(value).__name__}, not a boolean; "
+            "use `| bool`, `is defined`, `| length > 0` or a comparison"
+        )
+
+    def _parse(self, text: str, environment: _Environment | Any = None) -> nodes.Template:
+        if len(text) > _MAX_TEMPLATE:
+            raise TemplateError(f"a template is longer than {_MAX_TEMPLATE // 1024} KiB")
+        try:
+            tree: nodes.Template = _Bounder().visit((environment or self._environment).parse(text))
+        except (JinjaError, RecursionError) as error:
+            raise TemplateError(_say(error)) from None
+        return tree
+
+    def _render_string(self, text: str, scope: Scope) -> Any:
+        tree = self._parse(text)
+        only = tree.body[0] if len(tree.body) == 1 else None
+        inner = only.nodes[0] if isinstance(only, nodes.Output) and len(only.nodes) == 1 else None
+        if isinstance(inner, nodes.Expr) and not isinstance(inner, nodes.TemplateData):
+            return self._guard(lambda: self._native(tree, inner, scope))
+        return self._guard(lambda: self._output(tree, scope))
+
+    def _native(self, tree: nodes.Template, expression: nodes.Expr, scope: Scope) -> Any:
+        variables = self._variables(tree, scope)
+        store = nodes.Assign(nodes.Name("result", "store", lineno=1), expression, lineno=1)
+        compiled = self._compiled(nodes.Template([store], lineno=1))
+        value = TemplateExpression(compiled, False)(**variables)
+        if isinstance(value, Undefined):
+            str(value)
+        return _plain(value)
+
+    def _output(self, tree: nodes.Template, scope: Scope) -> str:
+        variables = self._variables(tree, scope)
+        parts, size = [], 0
+        for part in self._compiled(tree).generate(**variables):
+            parts.append(part)
+            size += len(part)
+            if size > MAX_SIZE:
+                raise too_large()
+        return "".join(parts)
+
+    def _compiled(self, tree: nodes.Template) -> Any:
+        # A budget of its own for every rendering.
+        self._environment.filters["_bounded_loop"] = Budget().loop
+        tree.set_environment(self._environment)
+        return self._environment.from_string(tree)
+
+    def _variables(self, tree: nodes.Template, scope: Scope) -> dict[str, Any]:
+        """Only what the template names is looked up, so that a variable nobody uses may be undefined."""
+        found = {}
+        for name in find_undeclared_variables(tree):
+            if name in scope._memo:
+                found[name] = scope._memo[name]
+                continue
+            entry = scope.find(name)
+            if entry is None:
+                if name == "omit":
+                    found[name] = OMIT
+                continue
+            value, is_template = entry
+            if is_template:
+                if name in scope._open or len(scope._open) >= _MAX_DEPTH:
+                    raise TemplateError(f"the variable {name!r} refers to itself: {' → '.join([*scope._open, name])}")
+                scope._open.append(name)
+                try:
+                    value = self.render(value, scope)
+                finally:
+                    scope._open.pop()
+            found[name] = scope._memo[name] = value
+        return found
+
+    def _guard(self, call: Any) -> Any:
+        try:
+            return call()
+        except TemplateError:
+            raise
+        except UndefinedError as error:
+            raise TemplateError(str(error.message or "a variable is not defined")) from None
+        except RecursionError:
+            raise TemplateError("a template is nested too deep") from None
+        except MemoryError:
+            raise TemplateError("a template needs too much memory") from None
+        except Exception as error:  # a filter was given what it cannot take: that is the playbook's mistake, not ours
+            raise TemplateError(_say(error)) from None
+
+
+def _say(error: Exception) -> str:
+    if isinstance(error, TemplateError):
+        return str(error)
+    if isinstance(error, RecursionError):
+        return "a template is nested too deep"
+    if isinstance(error, TemplateSyntaxError):
+        return f"template error: {error.message}"
+    return f"template error: {str(error) or type(error).__name__}"[:1000]
+
+
+def _finalize(value: Any) -> Any:
+    measure(value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """What an expression gave, as plain data: generators become lists, and nothing is larger than allowed."""
+    if isinstance(value, (types.GeneratorType, map, filter, zip, range)) or (
+        not isinstance(value, (str, bytes, Mapping, Sequence, set)) and hasattr(value, "__next__")
+    ):
+        value = list(Budget().loop(value))
+    elif isinstance(value, (tuple, set)) or type(value).__name__ in ("dict_items", "dict_keys", "dict_values"):
+        value = list(value)
+    measure(value)
+    return str(value) if isinstance(value, str) else value
+
+
+def _bounded(call: Any) -> Any:
+    """A filter that measures what goes in and what comes out. Jinja's marks on the function are kept."""
+
+    def bounded(*arguments: Any, **keywords: Any) -> Any:
+        measure(
+            *(value for value in (*arguments, *keywords.values()) if isinstance(value, (str, bytes, list, tuple, dict, set, int)))
+        )
+        if call.__name__ in ("do_batch", "do_slice", "do_wordwrap", "do_truncate", "do_tojson"):
+            check_width(*arguments[1:], *keywords.values())
+        result = call(*arguments, **keywords)
+        if isinstance(result, (str, bytes, list, tuple, dict)):
+            measure(result)
+        return result
+
+    for mark in ("jinja_pass_arg", "jinja_async_variant"):
+        if hasattr(call, mark):
+            setattr(bounded, mark, getattr(call, mark))
+    return bounded
