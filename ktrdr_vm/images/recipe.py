@@ -1,0 +1,173 @@
+"""What an image is made of, as data: loaded strictly, every problem reported at once, named by its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from ktrdr_vm.images.document import DocumentReader, Section, read_document
+
+# Part of every digest: raise it when the builder makes something else out of an unchanged recipe.
+BUILDER_VERSION = 1
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+_SUITE = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+_UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,128}")
+_MODULE = re.compile(r"[a-z0-9_-]{1,64}")
+_GLOB = re.compile(r"/[A-Za-z0-9/_.*?+@-]+")
+_TAG = re.compile(r"[a-z0-9][a-z0-9._/-]{0,100}:[A-Za-z0-9_][A-Za-z0-9._-]{0,100}")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+_SIZE = re.compile(r"([1-9][0-9]*)(MiB|GiB)")
+_ARGUMENTS = re.compile(r"[A-Za-z0-9=/._,:+ -]*")
+_TEXT = re.compile(r"[^\x00-\x1f]*")
+_HINT = "correct the recipe; images/debian-13-docker.yaml is a complete one"
+
+
+@dataclass(frozen=True)
+class GuestFile:
+    """A file laid over the bootstrapped root. `path` is relative to it; the owner is root."""
+
+    path: str
+    content: bytes
+    executable: bool
+
+
+@dataclass(frozen=True)
+class ContainerRecipe:
+    """A container image that the guest already has, since no registry may be in reach."""
+
+    name: str
+    packages: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole image. `size` is the disk's, in bytes; `digest` names the built image in the store."""
+
+    name: str
+    suite: str
+    security: bool
+    size: int
+    user: str
+    groups: tuple[str, ...]
+    packages: tuple[str, ...]
+    exclude: tuple[str, ...]
+    kernel_args: str
+    initrd_modules: tuple[str, ...]
+    initrd_init: bytes
+    files: tuple[GuestFile, ...]
+    enable: tuple[str, ...]
+    mask: tuple[str, ...]
+    mask_generators: tuple[str, ...]
+    containers: tuple[ContainerRecipe, ...]
+
+    @property
+    def digest(self) -> str:
+        """Over the content, not the file: comments and the order of keys do not cause a rebuild."""
+        canonical = json.dumps(
+            {"builder": BUILDER_VERSION, "recipe": asdict(self)}, sort_keys=True, default=lambda value: value.hex()
+        )
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe with the files it refers to. Every problem is in the one DocumentError."""
+    document = read_document(path, hint=_HINT)
+    top = document.section(
+        required=("version", "name", "suite", "disk", "user", "packages", "boot"),
+        optional=("security", "groups", "exclude", "files", "units", "containers"),
+    )
+    if top.scalar("version") not in ("1", ""):
+        top.complain("version", "must be 1, the only version there is")
+    boot = top.section("boot", required=("kernel_args", "modules", "init"))
+    units = top.section("units", optional=("enable", "mask", "mask_generators"))
+    recipe = Recipe(
+        name=top.text("name", _NAME),
+        suite=top.text("suite", _SUITE),
+        security=top.flag("security", default=True),
+        size=_parse_size(top),
+        user=top.text("user", _USER),
+        groups=top.texts("groups", _USER),
+        packages=tuple(sorted(top.texts("packages", _PACKAGE))),
+        exclude=top.texts("exclude", _GLOB),
+        kernel_args=" ".join(boot.texts("kernel_args", _ARGUMENTS)),
+        initrd_modules=boot.texts("modules", _MODULE),
+        initrd_init=_read_beside(path, boot, "init"),
+        files=_read_tree(path, top, document),
+        enable=units.texts("enable", _UNIT),
+        mask=units.texts("mask", _UNIT),
+        mask_generators=units.texts("mask_generators", _UNIT),
+        containers=tuple(_parse_container(section) for section in top.sections("containers")),
+    )
+    names = [container.name for container in recipe.containers]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        top.complain("containers", f"{name} is there twice")
+    document.raise_problems()
+    return recipe
+
+
+def _parse_size(top: Section) -> int:
+    match = _SIZE.fullmatch(top.text("disk", _SIZE))
+    if match is None:
+        return 0
+    return int(match[1]) * (1 << 30 if match[2] == "GiB" else 1 << 20)
+
+
+def _parse_container(reader: DocumentReader) -> ContainerRecipe:
+    section = reader.section(required=("name", "packages"), optional=("exclude", "command", "environment"))
+    return ContainerRecipe(
+        name=section.text("name", _TAG),
+        packages=tuple(sorted(section.texts("packages", _PACKAGE))),
+        exclude=section.texts("exclude", _GLOB),
+        command=section.texts("command", _TEXT),
+        environment=section.mapping("environment", _VARIABLE, _TEXT),
+    )
+
+
+def _read_beside(recipe: Path, section: Section, key: str) -> bytes:
+    """A file the recipe names; it must lie in the recipe's folder, so that the digest covers it wherever it is moved."""
+    relative = section.scalar(key)
+    if not relative:
+        return b""
+    place = _resolve_beneath(recipe, relative)
+    if place is None or not place.is_file():
+        section.complain(key, f"{relative} is not a file in the recipe's folder")
+        return b""
+    return place.read_bytes()
+
+
+def _read_tree(recipe: Path, section: Section, document: DocumentReader) -> tuple[GuestFile, ...]:
+    relative = section.scalar("files")
+    if not relative:
+        return ()
+    top = _resolve_beneath(recipe, relative)
+    if top is None or not top.is_dir():
+        section.complain("files", f"{relative} is not a directory in the recipe's folder")
+        return ()
+    files = []
+    for place in sorted(top.rglob("*")):
+        mode = place.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            continue
+        if not stat.S_ISREG(mode):
+            section.complain("files", f"{place.relative_to(recipe.parent)} is not a regular file")
+            continue
+        files.append(GuestFile(str(place.relative_to(top)), place.read_bytes(), bool(mode & stat.S_IXUSR)))
+    return tuple(files)
+
+
+def _resolve_beneath(recipe: Path, relative: str) -> Path | None:
+    pure = PurePosixPath(relative)
+    if pure.is_absolute() or ".." in pure.parts:
+        return None
+    place = (recipe.parent / pure).resolve()
+    return place if place.is_relative_to(recipe.parent.resolve()) else None
