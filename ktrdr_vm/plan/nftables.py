@@ -59,6 +59,13 @@ table inet {table} {{
         size {ALLOWED_SIZE}
     }}
 
+    # The same for names that the owner lets point into a reserved range, such as a company's mirror.
+    set lan_names {{
+        type ipv4_addr . inet_service
+        flags timeout
+        size {ALLOWED_SIZE}
+    }}
+
     set denied {{
         type ipv4_addr . inet_proto . inet_service
         flags dynamic
@@ -88,6 +95,7 @@ table inet {table} {{
         ip daddr {gateway} udp dport {DNS_PORT} accept
         ip daddr {gateway} tcp dport {DNS_PORT} accept
         ip daddr . tcp dport @exceptions accept
+        ip daddr . tcp dport @lan_names accept
         ip daddr @reserved jump deny
         fib daddr type {{ local, broadcast, anycast, multicast }} jump deny
         tcp dport {{ 80, 443 }} accept
@@ -133,6 +141,7 @@ table inet {table} {{
         oifname "{tap}" ct direction reply accept
         ip daddr {gateway} udp dport {DNS_PORT} accept
         ip daddr . tcp dport @exceptions accept
+        ip daddr . tcp dport @lan_names accept
         meta nfproto != ipv4 counter name proxy_reserved drop
         ip daddr @reserved counter name proxy_reserved drop
         fib daddr type {{ local, broadcast, anycast, multicast }} counter name proxy_reserved drop

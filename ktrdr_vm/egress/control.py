@@ -1,0 +1,37 @@
+"""How commands talk to a running guard: one JSON object each way over its unix socket, which only the owner can open."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.errors import ProvisionError
+
+
+def ask_guard(directory: Path, op: str, *, timeout: float = 5, **fields: Any) -> dict[str, Any]:
+    """Ask the guard of the instance. Seconds; a guard that does not answer is an error."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout)
+            connection.connect(str(directory / "control.sock"))
+            connection.sendall(json.dumps({"op": op, **fields}).encode())
+            raw = b""
+            while not raw.endswith(b"\n"):
+                piece = connection.recv(65536)
+                if not piece:
+                    break
+                raw += piece
+        reply: dict[str, Any] = json.loads(raw)
+    except (OSError, ValueError) as error:
+        raise ProvisionError(
+            f"the guard does not answer: {error}",
+            where=str(directory),
+            hint="nothing leaves the instance while it is down; `ktrdr-vm status` shows it",
+        ) from None
+    if "error" in reply:
+        raise ProvisionError(
+            f"the guard refused: {reply['error']}", where=str(directory), hint="look into guard.log beside the socket"
+        )
+    return reply

@@ -1,0 +1,352 @@
+"""The guard: one process for each instance that carries every byte which leaves it, and records every decision.
+
+    guard (root: listeners, nft writer, ledger, children)
+    ├── resolver (own user, no privilege): reads the guest's DNS
+    └── haproxy  (own user, no privilege): reads the guest's HTTP and TLS
+
+It is a process of its own because it must outlive the command that made the instance. It holds a lock while it lives; that lock,
+and not a PID file, says whether it is there. Its children die with it, and then nothing answers: it fails closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.resolver import run_resolver
+from ktrdr_vm.egress.rules import rules_from_json
+from ktrdr_vm.egress.sets import AllowSets
+from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.host import process
+from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, OTHER_PORT, TLS_PORT
+
+_IP_FREEBIND = 15
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+POLL = 1.0
+_LINE_LIMIT = 16 * 1024
+_RESTARTS_PER_MINUTE = 20
+
+
+class Guard:
+    """The supervisor's loop. `directory` is the instance's guard folder with guard.json, egress.json and proxy.cfg."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.config: dict[str, Any] = json.loads((directory / "guard.json").read_bytes())
+        policy = json.loads((directory / "egress.json").read_bytes())
+        self.resolver_config = {"policy": policy, "exceptions": self.config["exceptions"]}
+        self.sets = AllowSets(self.config["table"], rules_from_json(policy, self.config["exceptions"]))
+        self.ledger = Ledger(Path(self.config["ledger"]), self.config["instance_id"])
+        self.selector = selectors.DefaultSelector()
+        self.running = True
+        self._restarts: list[float] = []
+        gateway = self.config["gateway"]
+        self.udp = _bind(socket.SOCK_DGRAM, gateway, DNS_PORT)
+        self.tcp = _bind(socket.SOCK_STREAM, gateway, DNS_PORT)
+        self.proxy_sockets = {
+            "KTRDR_FD_HTTP": _bind(socket.SOCK_STREAM, gateway, HTTP_PORT),
+            "KTRDR_FD_TLS": _bind(socket.SOCK_STREAM, gateway, TLS_PORT),
+            "KTRDR_FD_OTHER": _bind(socket.SOCK_STREAM, gateway, OTHER_PORT),
+            "KTRDR_FD_STATS": _listen_unix(directory / "stats.sock"),
+        }
+        self.control = _listen_unix(directory / "control.sock")
+        self.resolver_pid = 0
+        self.channel: socket.socket | None = None
+        self.proxy: subprocess.Popen[bytes] | None = None
+        self._proxy_line = b""
+
+    def run(self) -> None:
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        signal.signal(signal.SIGTERM, lambda _number, _frame: self._stop())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.selector.register(wake_read, selectors.EVENT_READ, lambda: self._reap(wake_read))
+        self.selector.register(self.control, selectors.EVENT_READ, self._serve_control)
+        self._start_resolver()
+        self._start_proxy()
+        self.ledger.write("guard", "note", message="started")
+        next_poll = time.monotonic() + POLL
+        while self.running:
+            for key, _ in self.selector.select(max(0.0, next_poll - time.monotonic())):
+                callback: Callable[[], None] = key.data
+                callback()
+            if time.monotonic() >= next_poll:
+                self._poll()
+                next_poll = time.monotonic() + POLL
+        self._poll()
+        self._end_children()
+        self.ledger.write("guard", "note", message="stopped")
+        self.ledger.close()
+
+    def _stop(self) -> None:
+        self.running = False
+
+    # -- children ---------------------------------------------------------------------------------------------------
+
+    def _start_resolver(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                keep = {self.udp.fileno(), self.tcp.fileno(), theirs.fileno(), 2}
+                signal.set_wakeup_fd(-1)
+                for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
+                    signal.signal(number, signal.SIG_DFL)
+                for descriptor in range(3, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 4096 else 4096):
+                    if descriptor not in keep:
+                        with contextlib.suppress(OSError):
+                            os.close(descriptor)
+                drop_privileges(int(self.config["resolver_uid"]), parent)
+                run_resolver(self.resolver_config, self.udp, self.tcp, theirs)
+            except BaseException as error:
+                print(f"resolver: {type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            finally:
+                os._exit(1)
+        theirs.close()
+        ours.setblocking(False)
+        self.resolver_pid, self.channel = pid, ours
+        self.selector.register(ours, selectors.EVENT_READ, self._serve_resolver)
+
+    def _start_proxy(self) -> None:
+        uid, parent = int(self.config["proxy_uid"]), os.getpid()
+        descriptors = [one.fileno() for one in self.proxy_sockets.values()]
+        self.proxy = process.start(
+            ["haproxy", "-db", "-q", "-f", self.directory / "proxy.cfg"],
+            environment={name: str(one.fileno()) for name, one in self.proxy_sockets.items()},
+            pass_fds=descriptors,
+            stdout=subprocess.PIPE,
+            stderr=2,
+            user=uid,
+            group=uid,
+            in_child=lambda: _die_with(parent),
+            new_session=False,
+        )
+        assert self.proxy.stdout is not None
+        os.set_blocking(self.proxy.stdout.fileno(), False)
+        self.selector.register(self.proxy.stdout, selectors.EVENT_READ, self._read_proxy_log)
+
+    def _reap(self, wake: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(wake, 4096)
+        if not self.running:
+            return
+        if self.resolver_pid and os.waitpid(self.resolver_pid, os.WNOHANG)[0]:
+            assert self.channel is not None
+            self.selector.unregister(self.channel)
+            self.channel.close()
+            self._restart("the resolver", self._start_resolver)
+        if self.proxy is not None and self.proxy.poll() is not None:
+            assert self.proxy.stdout is not None
+            self.selector.unregister(self.proxy.stdout)
+            self.proxy.stdout.close()
+            self._restart("the proxy", self._start_proxy)
+
+    def _restart(self, what: str, start: Callable[[], None]) -> None:
+        now = time.monotonic()
+        self._restarts = [moment for moment in self._restarts if now - moment < 60] + [now]
+        if len(self._restarts) > _RESTARTS_PER_MINUTE:
+            # Closed is better than a loop; `status` and the run see that the guard is gone.
+            self.ledger.write("guard", "note", message=f"{what} ended too often; the guard stops and nothing leaves")
+            self._stop()
+            return
+        self.ledger.write("guard", "note", message=f"{what} ended and was started again")
+        start()
+
+    def _end_children(self) -> None:
+        for pid in filter(None, (self.resolver_pid, self.proxy.pid if self.proxy else 0)):
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+    # -- what they say ----------------------------------------------------------------------------------------------
+
+    def _serve_resolver(self) -> None:
+        assert self.channel is not None
+        try:
+            packet = self.channel.recv(65536)
+        except (BlockingIOError, ConnectionError):
+            return
+        if not packet:
+            return  # it ended; SIGCHLD says so too
+        try:
+            message = json.loads(packet)
+            if "note" in message:
+                kind, verdict, fields = message["note"]
+                if kind == "dns" and verdict in ("allow", "deny"):
+                    self.ledger.write("dns", verdict, **{str(key): value for key, value in fields.items()})
+                if message.get("lost"):
+                    self.ledger.write("dns", "deny", rule="suppressed", count=int(message["lost"]))
+                return
+            name, addresses, ttl = message["allow"]
+            accepted = self.sets.allow(str(name), [str(address) for address in addresses], int(ttl))
+            self.channel.send(json.dumps({"number": int(message["number"]), "accepted": accepted}).encode())
+        except (ValueError, KeyError, TypeError, KtrdrError, OSError) as error:
+            self.ledger.write("guard", "note", message=f"the resolver's request was refused: {type(error).__name__}: {error}"[:300])
+
+    def _read_proxy_log(self) -> None:
+        assert self.proxy is not None and self.proxy.stdout is not None
+        try:
+            data = os.read(self.proxy.stdout.fileno(), 65536)
+        except BlockingIOError:
+            return
+        *lines, self._proxy_line = (self._proxy_line + data).split(b"\n")
+        if len(self._proxy_line) > _LINE_LIMIT:
+            self._proxy_line = b""
+        for line in lines:
+            self._record_proxy(line)
+
+    def _record_proxy(self, line: bytes) -> None:
+        fields = parse_proxy_line(line)
+        if fields is None:
+            return
+        if not fields["name"]:
+            fields["name"] = self.sets.owners.get(fields["address"], "")
+        self.ledger.write(fields.pop("kind"), fields.pop("verdict"), **fields)
+
+    def _poll(self) -> None:
+        try:
+            drops = self.sets.read_drops()
+        except (KtrdrError, ValueError, KeyError) as error:
+            self.ledger.write("guard", "note", message=f"the table cannot be read: {error}"[:300])
+            return
+        if drops is None:
+            self._restore()
+            return
+        for drop in drops:
+            self.ledger.write(
+                "drop",
+                "deny",
+                name=self.sets.owners.get(drop.address, ""),
+                address=drop.address,
+                port=drop.port,
+                protocol=drop.protocol,
+                rule=drop.rule,
+                count=drop.count,
+            )
+        self.ledger.flush()
+
+    def _restore(self) -> None:
+        """Somebody removed the table. Nothing was forwarded (the routing rule sees to that); put the rules back."""
+        restored = process.run(["nft", "-f", self.directory / "ruleset.nft"], timeout=10, check=False)
+        outcome = "restored" if restored.exit_code == 0 else f"not restored: {restored.error_text[-200:]}"
+        self.ledger.write("guard", "note", rule="table", message=f"the firewall was removed by another program; {outcome}")
+        self.sets.forget_counts()
+
+    # -- what the commands ask --------------------------------------------------------------------------------------
+
+    def _serve_control(self) -> None:
+        connection, _ = self.control.accept()
+        with connection:
+            connection.settimeout(1)
+            try:
+                request = json.loads(connection.recv(65536))
+                reply = self._answer_control(request)
+            except (ValueError, OSError, KeyError) as error:
+                reply = {"error": f"{type(error).__name__}: {error}"}
+            with contextlib.suppress(OSError):
+                connection.sendall(json.dumps(reply).encode() + b"\n")
+
+    def _answer_control(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["op"] == "status":
+            return {"pid": os.getpid(), "resolver": self.resolver_pid, "proxy": self.proxy.pid if self.proxy else 0}
+        if request["op"] == "flush":
+            self._poll()
+            return {"ok": True}
+        return {"error": f"unknown request {request['op']!r}"}
+
+
+_KINDS = {"tls": "tls", "http": "http", "other": "tcp"}
+
+
+def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
+    """One line of the proxy's log as ledger fields, or None when it is not one: HAProxy's own notices share the stream."""
+    try:
+        entry = json.loads(line)
+        kind = _KINDS[entry["f"]]
+        name = "" if entry["n"] == "-" else str(entry["n"])[:253]
+        fields: dict[str, Any] = {
+            "kind": kind,
+            "verdict": "allow" if entry["v"] == "allow" else "deny",
+            "name": name,
+            "address": str(entry["a"]),
+            "port": int(entry["p"]),
+            "rule": {"allow": "name" if name else "address"}.get(entry["v"], str(entry["v"])[:20]),
+            "bytes_out": int(entry["u"]),
+            "bytes_in": int(entry["d"]),
+            "ms": int(entry["m"]),
+        }
+        if kind == "http":
+            fields |= {"method": str(entry["w"])[:20], "status": int(entry["s"])}
+        if fields["verdict"] == "allow" and entry["t"][:1] == "S":
+            fields["message"] = "the destination did not answer"
+        return fields
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def drop_privileges(uid: int, parent: int) -> None:
+    """Become `uid` for good, without a way back, and end when `parent` does."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    os.chdir("/")
+    _die_with(parent)
+
+
+def _die_with(parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _bind(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
+    made = socket.socket(socket.AF_INET, kind)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # The tap, and with it the address, comes after the guard.
+    made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+    made.bind((address, port))
+    if kind == socket.SOCK_STREAM:
+        made.listen(256)
+    return made
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.bind(str(path))
+    path.chmod(0o600)
+    made.listen(8)
+    return made
+
+
+def main() -> None:
+    """`python -m ktrdr_vm.egress.guard DIRECTORY`. Descriptor 1 is a pipe: a line on it says that the guard serves."""
+    directory = Path(sys.argv[1])
+    lock = os.open(directory / "guard.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    guard = Guard(directory)
+    os.write(1, b"ready\n")
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    guard.run()
+
+
+if __name__ == "__main__":
+    main()

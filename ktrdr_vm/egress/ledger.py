@@ -1,0 +1,67 @@
+"""The ledger: one JSON line for each egress decision, written on the host, bounded, and complete: what is not written is counted."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+# A guest that makes decisions faster than this gets a line that counts the rest. Sixty seconds of it are 3 MB.
+LINES_PER_SECOND = 200
+# One file of this size and one older one are kept.
+MAX_BYTES = 16 * 1024 * 1024
+
+
+def now() -> str:
+    """UTC, RFC 3339, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Ledger:
+    """Appends to `path`. Every line has `time` and `instance_id`."""
+
+    def __init__(self, path: Path, instance_id: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._instance_id = instance_id
+        self._clock = clock
+        self._file = path.open("ab")
+        path.chmod(0o600)
+        self._second = 0.0
+        self._lines = 0
+        self._suppressed: dict[tuple[str, str], int] = {}
+
+    def write(self, kind: str, verdict: str, **fields: Any) -> None:
+        """One decision. `kind` is dns, tls, http, tcp, drop or guard; `verdict` is allow, deny or note."""
+        second = self._clock()
+        if second - self._second >= 1:
+            self.flush()
+            self._second, self._lines = second, 0
+        if self._lines >= LINES_PER_SECOND:
+            key = (kind, verdict)
+            self._suppressed[key] = self._suppressed.get(key, 0) + int(fields.get("count", 1))
+            return
+        self._lines += 1
+        self._append({"kind": kind, "verdict": verdict, **fields})
+
+    def flush(self) -> None:
+        """Say what was suppressed since the last time."""
+        suppressed, self._suppressed = self._suppressed, {}
+        for (kind, verdict), count in suppressed.items():
+            self._append({"kind": kind, "verdict": verdict, "rule": "suppressed", "count": count})
+
+    def _append(self, fields: dict[str, Any]) -> None:
+        line = json.dumps({"time": now(), "instance_id": self._instance_id, **fields}, ensure_ascii=True)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        if self._file.tell() > MAX_BYTES:
+            self._file.close()
+            self._path.rename(self._path.with_name(self._path.name + ".1"))
+            self._file = self._path.open("ab")
+            self._path.chmod(0o600)
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()

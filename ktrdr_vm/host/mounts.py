@@ -1,0 +1,102 @@
+"""Bind mounts of folders that an untrusted branch may have arranged: every step is opened without following a link."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ktrdr_vm.errors import HostError
+
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 32, 4096
+_UMOUNT_NOFOLLOW, _MNT_DETACH = 8, 2
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class MountFacts:
+    """One line of /proc/self/mountinfo."""
+
+    target: str
+    options: frozenset[str]
+    filesystem: str
+
+
+def find_mounts(beneath: Path) -> list[MountFacts]:
+    """What is mounted at or beneath a folder, in the order of mounting."""
+    found = []
+    prefix = str(beneath)
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        words = fields.split(" ")
+        target = words[4].encode().decode("unicode_escape")
+        if target == prefix or target.startswith(prefix + "/"):
+            found.append(MountFacts(target, frozenset(words[5].split(",")), rest.split(" ")[0]))
+    return found
+
+
+@contextmanager
+def open_beneath(root: Path, relative: Path) -> Iterator[int]:
+    """A descriptor of the folder `relative` beneath `root`. A link, another mount or anything but a folder is refused."""
+    descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        mount = _mount_id(descriptor)
+        for part in relative.parts:
+            try:
+                deeper = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+            except OSError as error:
+                raise HostError(
+                    f"{relative} is not a folder that can be shared: {error.strerror} at {part}",
+                    where=str(root),
+                    hint="a mount's source is a real folder, without a link on the way",
+                ) from None
+            os.close(descriptor)
+            descriptor = deeper
+            if _mount_id(descriptor) != mount:
+                raise HostError(
+                    f"{relative} is another file system mounted at {part}",
+                    where=str(root),
+                    hint="name its own place in the owner's policy instead",
+                )
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _mount_id(descriptor: int) -> str:
+    for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
+        if line.startswith("mnt_id:"):
+            return line.split()[1]
+    raise HostError(
+        "the kernel does not say which mount a file is on", where="/proc/self/fdinfo", hint="Linux 3.15 or later is needed"
+    )
+
+
+def bind_readonly(source: int, target: Path) -> None:
+    """Bind the folder behind a descriptor at `target`: read-only, no setuid, no devices, without the mounts beneath it."""
+    path = f"/proc/self/fd/{source}".encode()
+    _call(_LIBC.mount(path, os.fsencode(target), None, _MS_BIND, None), "bind", target)
+    flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV
+    try:
+        _call(_LIBC.mount(None, os.fsencode(target), None, flags, None), "make read-only", target)
+    except HostError:
+        with contextlib.suppress(HostError):
+            unmount(target)
+        raise
+
+
+def unmount(target: Path) -> None:
+    """Detach at once, even in use; its last user keeps what is open until it ends."""
+    _call(_LIBC.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW | _MNT_DETACH), "unmount", target)
+
+
+def _call(result: int, doing: str, target: Path) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise HostError(
+            f"cannot {doing}: {os.strerror(number)}", where=str(target), hint="run as root, on a host that allows mounts"
+        )

@@ -1,0 +1,85 @@
+"""The virtual machine itself. A disposable one is transient: when it ends, however it ends, libvirt forgets it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.resources.base import Resource
+
+
+class Domain(Resource):
+    kind = "domain"
+
+    @property
+    def name(self) -> str:
+        return self.target.identity.domain
+
+    def exists(self) -> bool:
+        return self.target.libvirt.find(self.name) is not None or bool(find_qemu(self.name))
+
+    def create(self) -> None:
+        plan = self.blueprint.plan
+        facts = self.target.libvirt.find(self.name)
+        if facts is not None and facts.state not in ("shutoff", "crashed"):
+            return
+        self.target.libvirt.start(self.name, self.blueprint.documents["domain.xml"], persistent=plan.profile.mode == "interactive")
+
+    def verify(self) -> list[str]:
+        facts = self.target.libvirt.find(self.name)
+        if facts is None:
+            return ["the domain is gone"]
+        differences = []
+        if facts.instance_id != self.target.identity.instance_id:
+            differences.append(f"its metadata names {facts.instance_id}")
+        if facts.state != "running":
+            differences.append(f"it is {facts.state}")
+        return differences
+
+    def remove(self) -> None:
+        self.target.libvirt.stop(self.name)
+        # libvirtd may have lost its domain; QEMU itself must be gone too.
+        for pid in find_qemu(self.name):
+            _end(pid)
+        if find_qemu(self.name):
+            raise ProvisionError(f"QEMU of {self.name} does not end", where=self.name, hint=self.by_hand())
+
+    def by_hand(self) -> str:
+        return f"virsh destroy {self.name}; virsh undefine {self.name}"
+
+
+def find_qemu(domain: str) -> list[int]:
+    """Processes of QEMU that run this domain: their arguments say `guest=<domain>,`."""
+    marker = f"guest={domain},".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue  # it ended while we looked
+            if b"qemu" in words[0] and any(word.startswith(marker) for word in words):
+                found.append(int(entry.name))
+    return found
+
+
+def _end(pid: int) -> None:
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        for number, patience in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
+            signal.pidfd_send_signal(handle, number)
+            end = time.monotonic() + patience
+            while time.monotonic() < end:
+                if not Path(f"/proc/{pid}/exe").exists():
+                    return
+                time.sleep(0.02)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(handle)

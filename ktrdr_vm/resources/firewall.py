@@ -1,0 +1,119 @@
+"""The instance's nftables table. It names the tap before the tap exists, so the guest's first packet already meets it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.host import process
+from ktrdr_vm.resources.base import Resource
+
+# What changes by itself while the rules stay the same.
+_VOLATILE = frozenset({"handle", "packets", "bytes", "index"})
+
+
+class Firewall(Resource):
+    kind = "firewall"
+
+    @property
+    def name(self) -> str:
+        return f"inet {self.target.identity.table}"
+
+    @property
+    def _expected(self) -> Any:
+        path = self.target.paths.directory / "ruleset.expected"
+        return json.loads(path.read_bytes()) if path.exists() else None
+
+    def exists(self) -> bool:
+        return read_table(self.target.identity.table) is not None
+
+    def create(self) -> None:
+        """Replace the table in one transaction, read it back, and keep what was read as what it must stay."""
+        ruleset = self.blueprint.documents["ruleset.nft"]
+        self._refuse_foreign()
+        process.run(["nft", "-f", "-"], stdin=ruleset.encode(), timeout=30)
+        loaded = read_table(self.target.identity.table)
+        if loaded is None or count_rules(loaded) != count_rules_of_text(ruleset):
+            raise ProvisionError(
+                "the firewall that was loaded is not the one that was rendered",
+                where=self.name,
+                hint="another program changes nftables at the same moment; `nft monitor` shows which",
+            )
+        path = self.target.paths.directory / "ruleset.expected"
+        path.write_text(json.dumps(loaded))
+        path.chmod(0o600)
+
+    def verify(self) -> list[str]:
+        found, expected = read_table(self.target.identity.table), self._expected
+        if found is None:
+            return ["the table is gone"]
+        if found != expected:
+            return ["the table's rules were changed"]
+        return []
+
+    def remove(self) -> None:
+        if self.exists():
+            self._refuse_foreign()
+            table = self.target.identity.table
+            # `add` first, so that one that vanished meanwhile is no error.
+            process.run(["nft", "-f", "-"], stdin=f"add table inet {table}\ndelete table inet {table}\n".encode(), timeout=30)
+        (self.target.paths.directory / "ruleset.expected").unlink(missing_ok=True)
+
+    def _refuse_foreign(self) -> None:
+        found = read_table(self.target.identity.table)
+        if found is None:
+            return
+        comments = [entry["table"].get("comment") for entry in found if "table" in entry]
+        if comments != [self.target.identity.comment] and comments != [None]:
+            raise ProvisionError(
+                f"the nft table {self.name} exists and was not made for this instance",
+                where=self.name,
+                hint="look at it with `nft list table`",
+            )
+
+    def by_hand(self) -> str:
+        return f"nft delete table {self.name}"
+
+
+def read_table(table: str) -> list[dict[str, Any]] | None:
+    """The table's rules and fixed sets without handles, counters and what packets or the guard add; None when there is no such table."""
+    listed = process.run(["nft", "-j", "list", "table", "inet", table], timeout=30, check=False)
+    if listed.exit_code != 0:
+        if "No such file or directory" in listed.error_text:
+            return None
+        raise ProvisionError(f"nft cannot list the table: {listed.error_text}", where=table, hint="`ktrdr-vm doctor` checks nft")
+    entries: list[dict[str, Any]] = json.loads(listed.stdout)["nftables"]
+    kept = []
+    for entry in entries:
+        if "metainfo" in entry:
+            continue
+        if "set" in entry and {"timeout", "dynamic"} & set(entry["set"].get("flags", ())):
+            entry["set"].pop("elem", None)
+        kept.append(_strip(entry))
+    return kept
+
+
+def _strip(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strip(entry) for key, entry in value.items() if key not in _VOLATILE}
+    if isinstance(value, list):
+        return [_strip(entry) for entry in value]
+    return value
+
+
+def count_rules(table: list[dict[str, Any]]) -> int:
+    return sum("rule" in entry for entry in table)
+
+
+def count_rules_of_text(ruleset: str) -> int:
+    """Rules in a ruleset as `render_ruleset` writes it: the lines inside chains, less the hook and comments."""
+    count, inside = 0, False
+    for line in (line.strip() for line in ruleset.splitlines()):
+        if line.startswith("chain "):
+            inside = True
+        elif line == "}":
+            inside = False
+        elif inside and line and not line.startswith(("type ", "#")):
+            count += 1
+    return count

@@ -1,0 +1,152 @@
+"""The instance's egress process. Started before the tap exists, so the guest's first question is already answered by it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.errors import KtrdrError, ProvisionError
+from ktrdr_vm.host import process
+from ktrdr_vm.host.journal import is_locked
+from ktrdr_vm.plan.plan import canonical_json
+from ktrdr_vm.resources.base import Resource
+
+# An import of Python and dnspython on a slow disk; the usual time is a few tenths of a second.
+START_LIMIT = 30.0
+STOP_LIMIT = 5.0
+
+
+class Guard(Resource):
+    kind = "guard"
+
+    @property
+    def name(self) -> str:
+        return str(self.target.paths.guard)
+
+    def exists(self) -> bool:
+        return self.target.paths.guard.exists() or bool(find_guards(self.target.paths.guard))
+
+    def create(self) -> None:
+        directory = self.target.paths.guard
+        if is_locked(directory / "guard.lock"):
+            return
+        self._write_files()
+        ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            with (directory / "guard.log").open("ab") as log:
+                started = process.start(
+                    [sys.executable, "-m", "ktrdr_vm.egress.guard", directory],
+                    environment={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PYTHONDONTWRITEBYTECODE": "1"},
+                    stdout=ready_write,
+                    stderr=log,
+                )
+            os.close(ready_write)
+            ready_write = -1
+            self._wait_ready(started, ready_read)
+        finally:
+            os.close(ready_read)
+            if ready_write >= 0:
+                os.close(ready_write)
+
+    def _write_files(self) -> None:
+        directory, blueprint = self.target.paths.guard, self.blueprint
+        directory.mkdir(mode=0o711, exist_ok=True)
+        directory.chmod(0o711)
+        allocation, identity, facts = blueprint.allocation, self.target.identity, blueprint.plan.facts
+        config = {
+            "instance_id": identity.instance_id,
+            "table": identity.table,
+            "tap": identity.tap,
+            "domain": identity.domain,
+            "gateway": allocation.gateway,
+            "proxy_uid": allocation.proxy_uid,
+            "resolver_uid": allocation.resolver_uid,
+            "exceptions": [[str(address), port] for address, port in facts.owner_reserved],
+            "ledger": str(self.target.paths.ledger),
+        }
+        # The proxy's user reads its configuration and lists; the rest is the owner's.
+        files = {
+            "guard.json": (canonical_json(config), 0o600),
+            "egress.json": (blueprint.documents["egress.json"], 0o600),
+            "ruleset.nft": (blueprint.documents["ruleset.nft"], 0o600),
+            "proxy.cfg": (blueprint.documents["proxy.cfg"], 0o644),
+            **{name: (text, 0o644) for name, text in blueprint.plan.egress.name_lists.items()},
+        }
+        for name, (text, mode) in files.items():
+            path = directory / name
+            path.write_text(text)
+            path.chmod(mode)
+
+    def _wait_ready(self, started: subprocess.Popen[bytes], ready: int) -> None:
+        readable, _, _ = select.select([ready], [], [], START_LIMIT)
+        if readable and os.read(ready, 16):
+            # It is not ours to wait for any more: it outlives this command, and init reaps it.
+            started.returncode = 0
+            return
+        if started.poll() is None:
+            started.kill()
+        started.wait()
+        log = (self.target.paths.guard / "guard.log").read_text(errors="replace")[-1000:].strip()
+        raise ProvisionError(
+            f"the guard did not start: {log or 'no message'}", where=self.name, hint="`ktrdr-vm doctor` checks HAProxy and nft"
+        )
+
+    def verify(self) -> list[str]:
+        if not is_locked(self.target.paths.guard / "guard.lock"):
+            return ["the guard does not run; nothing leaves the instance"]
+        try:
+            status = ask_guard(self.target.paths.guard, "status")
+        except KtrdrError as error:
+            return [error.message]
+        missing = [part for part in ("resolver", "proxy") if not Path(f"/proc/{status[part]}").exists()]
+        return [f"the {part} does not run" for part in missing]
+
+    def remove(self) -> None:
+        directory = self.target.paths.guard
+        for number, patience in ((signal.SIGTERM, STOP_LIMIT), (signal.SIGKILL, STOP_LIMIT)):
+            running = find_guards(directory)
+            if not running:
+                break
+            for pid in running:
+                try:
+                    os.kill(pid, number)
+                except ProcessLookupError:
+                    continue
+            end = time.monotonic() + patience
+            while find_guards(directory) and time.monotonic() < end:
+                time.sleep(0.01)
+        if find_guards(directory):
+            raise ProvisionError("the guard does not end", where=self.name, hint=self.by_hand())
+        if directory.exists():
+            for path in directory.iterdir():
+                path.unlink()
+            directory.rmdir()
+
+    def by_hand(self) -> str:
+        return f"pkill -KILL -f {self.target.paths.guard}; rm -r {self.target.paths.guard}"
+
+
+def find_guards(directory: Path) -> list[int]:
+    """The guard of this folder and its children: all of them name the folder in their arguments."""
+    marker = os.fsencode(directory)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it ended while we looked
+        if any(word == marker or word.startswith(marker + b"/") for word in words) and _is_guard(words):
+            found.append(int(entry.name))
+    return found
+
+
+def _is_guard(words: list[bytes]) -> bool:
+    return b"ktrdr_vm.egress.guard" in words or words[0].endswith(b"haproxy")

@@ -1,0 +1,122 @@
+"""A folder of the host in the guest. What the guest may not do with it is decided by the bind that is exported, not by the guest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from ktrdr_vm.errors import HostError, KtrdrError
+from ktrdr_vm.host.mounts import bind_readonly, find_mounts, open_beneath, unmount
+from ktrdr_vm.plan.domain_xml import element, to_text
+from ktrdr_vm.profile.model import Mount as MountEntry
+from ktrdr_vm.resources.base import Blueprint, Resource, Target
+
+GUEST_LIMIT = 60.0
+
+
+class Mount(Resource):
+    kind = "mount"
+
+    def __init__(self, target: Target, blueprint: Blueprint | None, index: int) -> None:
+        super().__init__(target, blueprint)
+        self.index = index
+
+    @property
+    def key(self) -> str:
+        return f"mount:{self.index}"
+
+    @property
+    def name(self) -> str:
+        return str(self._place)
+
+    @property
+    def _place(self) -> Path:
+        return self.target.paths.mounts / str(self.index)
+
+    @property
+    def _entry(self) -> MountEntry:
+        return self.blueprint.plan.profile.mounts[self.index]
+
+    @property
+    def _tag(self) -> str:
+        return f"mount{self.index}"
+
+    def exists(self) -> bool:
+        return bool(find_mounts(self._place)) or self._place.exists()
+
+    def create(self) -> None:
+        if not self._entry.readonly:
+            raise HostError(
+                f"{self._entry.source} is asked for writable, which this version cannot promise to keep free of root's files",
+                where=self.target.identity.instance_id,
+                hint="make it readonly, and bring results back as artifacts or commits",
+            )
+        self._place.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if not find_mounts(self._place):
+            root, relative = self._resolve()
+            with open_beneath(root, relative) as source:
+                bind_readonly(source, self._place)
+        if not self._attached():
+            self.target.libvirt.attach(self.target.identity.domain, to_text(self._device()))
+        guest = self.blueprint.connect()
+        # The guest's own options are for its comfort; what holds is the bind on the host.
+        guest.run(
+            'mkdir -p -- "$TARGET" && { mountpoint -q -- "$TARGET" || mount -t virtiofs -o ro,nosuid,nodev "$TAG" "$TARGET"; }',
+            environment={"TARGET": self._entry.target, "TAG": self._tag},
+            become=True,
+            timeout=GUEST_LIMIT,
+        )
+
+    def verify(self) -> list[str]:
+        mounts = find_mounts(self._place)
+        if not mounts:
+            return ["the bind is gone"]
+        missing = {"ro", "nosuid", "nodev"} - mounts[-1].options
+        differences = [f"the bind is not {option}" for option in sorted(missing)]
+        if not self._attached():
+            differences.append("it is not attached to the domain")
+        return differences
+
+    def remove(self) -> None:
+        if self._attached():
+            try:
+                self.target.libvirt.detach(self.target.identity.domain, to_text(self._device()))
+            except KtrdrError:
+                # A guest that does not let go loses it with the domain, which is removed next.
+                pass
+        while find_mounts(self._place):
+            unmount(self._place)
+        if self._place.exists():
+            self._place.rmdir()
+        if self.target.paths.mounts.exists() and not any(self.target.paths.mounts.iterdir()):
+            self.target.paths.mounts.rmdir()
+
+    def _resolve(self) -> tuple[Path, Path]:
+        """The root that allows the source, and the way from there."""
+        workspace = Path(self.blueprint.plan.facts.workspace)
+        source = workspace / self._entry.source
+        for root in (workspace, *map(Path, self.blueprint.mount_roots)):
+            if source.is_relative_to(root):
+                return root.resolve(), source.relative_to(root)
+        raise HostError(f"{source} is beneath no root that the owner lists", where=str(source), hint="see the owner's policy")
+
+    def _device(self) -> ElementTree.Element:
+        return element(
+            "filesystem",
+            "",
+            element("driver", type="virtiofs"),
+            element("source", dir=str(self._place)),
+            element("target", dir=self._tag),
+            type="mount",
+            accessmode="passthrough",
+        )
+
+    def _attached(self) -> bool:
+        domain = self.target.identity.domain
+        if self.target.libvirt.find(domain) is None:
+            return False
+        live = ElementTree.fromstring(self.target.libvirt.describe(domain))  # noqa: S314 - libvirt's own
+        return any(target.get("dir") == self._tag for target in live.iterfind("./devices/filesystem/target"))
+
+    def by_hand(self) -> str:
+        return f"umount -l {self._place}; rmdir {self._place}"

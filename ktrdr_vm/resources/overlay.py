@@ -1,0 +1,52 @@
+"""The disk: a qcow2 overlay on the image, so that an image serves any number of instances and is never written."""
+
+from __future__ import annotations
+
+import json
+
+from ktrdr_vm.host import process
+from ktrdr_vm.resources.base import Resource
+
+
+class Overlay(Resource):
+    kind = "overlay"
+
+    @property
+    def name(self) -> str:
+        return str(self.target.paths.overlay)
+
+    def exists(self) -> bool:
+        return self.target.paths.overlay.exists()
+
+    def create(self) -> None:
+        plan = self.blueprint.plan
+        image = plan.facts.image
+        path = self.target.paths.overlay
+        partial = path.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        size = f"{plan.profile.resources.disk}M"
+        process.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", image.disk_format, "-b", image.disk, partial, size], timeout=60
+        )
+        partial.chmod(0o600)
+        partial.rename(path)
+
+    def verify(self) -> list[str]:
+        image = self.blueprint.plan.facts.image
+        # -U: a running VM holds the lock of its own disk.
+        shown = process.run(["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", self.target.paths.overlay], timeout=60)
+        info = json.loads(shown.stdout)
+        wanted = self.blueprint.plan.profile.resources.disk * 1024 * 1024
+        differences = []
+        if info.get("backing-filename") != image.disk or info.get("backing-filename-format") != image.disk_format:
+            differences.append(f"backed by {info.get('backing-filename')}, not {image.disk}")
+        if info.get("virtual-size") != wanted:
+            differences.append(f"{info.get('virtual-size')} bytes, not {wanted}")
+        return differences
+
+    def remove(self) -> None:
+        self.target.paths.overlay.unlink(missing_ok=True)
+        self.target.paths.overlay.with_suffix(".partial").unlink(missing_ok=True)
+
+    def by_hand(self) -> str:
+        return f"rm {self.target.paths.overlay}"

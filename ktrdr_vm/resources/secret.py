@@ -1,0 +1,89 @@
+"""A secret in the guest's memory, put there over SSH after boot: never in a seed, a disk, an argument or an environment."""
+
+from __future__ import annotations
+
+from ktrdr_vm.errors import GuestError, ProvisionError
+from ktrdr_vm.profile.model import Secret as SecretEntry
+from ktrdr_vm.resources.base import Blueprint, Resource, Target
+
+GUEST_LIMIT = 30.0
+DIRECTORY = "/run/secrets"
+
+# tmpfs of its own, so that no other reader of /run can fill it; the value comes on standard input and touches no argument.
+_DELIVER = f"""set -eu
+umask 077
+mountpoint -q {DIRECTORY} || {{ mkdir -p {DIRECTORY}; mount -t tmpfs -o size=4m,mode=0711,nosuid,nodev,noexec ktrdr-secrets {DIRECTORY}; }}
+new="$TARGET.new"
+rm -f -- "$new"
+cat > "$new"
+chown -- "$OWNER" "$new"
+chmod -- "$MODE" "$new"
+mv -f -- "$new" "$TARGET"
+systemctl stop "ktrdr-secret-$NAME.timer" 2>/dev/null || true
+systemd-run --quiet --unit="ktrdr-secret-$NAME" --on-active="$TTL" --timer-property=AccuracySec=1s rm -f -- "$TARGET"
+"""
+
+
+class Secret(Resource):
+    kind = "secret"
+
+    def __init__(self, target: Target, blueprint: Blueprint | None, entry: SecretEntry | None, name: str) -> None:
+        super().__init__(target, blueprint)
+        self._entry = entry
+        self._secret_name = name
+
+    @property
+    def key(self) -> str:
+        return f"secret:{self._secret_name}"
+
+    @property
+    def name(self) -> str:
+        return self._secret_name
+
+    def exists(self) -> bool:
+        """It lives in the domain's memory and nowhere else; without the domain there is none."""
+        if self._blueprint is None or self._entry is None:
+            return False
+        facts = self.target.libvirt.find(self.target.identity.domain)
+        if facts is None or facts.state != "running":
+            return False
+        found = self.blueprint.connect().run(["test", "-e", self._entry.path], become=True, timeout=GUEST_LIMIT)
+        return found.exit_code == 0
+
+    def create(self) -> None:
+        entry = self._entry
+        assert entry is not None, "a secret opened for removal cannot be made"
+        delivered = self.blueprint.connect().run(
+            _DELIVER,
+            stdin=self.blueprint.read_secret(entry),
+            environment={
+                "TARGET": entry.path,
+                "OWNER": self.blueprint.plan.facts.image.user,
+                "MODE": f"{entry.mode:04o}",
+                "NAME": entry.name,
+                "TTL": f"{entry.ttl}s",
+            },
+            become=True,
+            timeout=GUEST_LIMIT,
+        )
+        if delivered.exit_code != 0:
+            raise ProvisionError(
+                f"the secret {entry.name} could not be delivered: {delivered.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+                where=self.target.identity.instance_id,
+                hint="the guest needs tmpfs and systemd; any cloud image of a current distribution has both",
+            )
+
+    def verify(self) -> list[str]:
+        return [] if self.exists() else ["it is not there; its time to live may have ended"]
+
+    def remove(self) -> None:
+        """Removed in the guest while it listens. When it does not, the memory goes with the domain, which is removed next."""
+        if self._blueprint is None or self._entry is None:
+            return
+        facts = self.target.libvirt.find(self.target.identity.domain)
+        if facts is None or facts.state != "running":
+            return
+        try:
+            self.blueprint.connect().run(["rm", "-f", "--", self._entry.path], become=True, timeout=5)
+        except GuestError:
+            return
