@@ -121,9 +121,7 @@ class Libvirt:
         if domain is None:
             return
         if _facts(domain) is None:
-            raise ProvisionError(
-                f"the domain {name} was not made by ktrdr-vm", where=self._uri, hint="what is not ours is never touched"
-            )
+            raise ProvisionError(f"the domain {name} was not made by ktrdr-vm", where=self._uri, hint="what is not ours is never touched")
         for attempt in (self._destroy, self._undefine):
             try:
                 attempt(domain)
@@ -199,12 +197,8 @@ def _facts(domain: Any) -> DomainFacts | None:
     except libvirt.libvirtError:
         return None
     fields = {child.tag.removeprefix(_INSTANCE): child.text or "" for child in ElementTree.fromstring(raw)}  # noqa: S314 - libvirt's own
-    return DomainFacts(
-        domain.name(), fields.get("instance_id", ""), fields.get("home", ""), fields.get("mode", ""), state, persistent
-    )
+    return DomainFacts(domain.name(), fields.get("instance_id", ""), fields.get("home", ""), fields.get("mode", ""), state, persistent)
 
 
 def _failed(doing: str, where: str, error: Any) -> ProvisionError:
-    return ProvisionError(
-        f"libvirt could not {doing}: {error.get_error_message()}", where=where, hint="`ktrdr-vm doctor` checks the host"
-    )
+    return ProvisionError(f"libvirt could not {doing}: {error.get_error_message()}", where=where, hint="`ktrdr-vm doctor` checks the host")

@@ -71,9 +71,7 @@ def _mount_id(descriptor: int) -> str:
     for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
         if line.startswith("mnt_id:"):
             return line.split()[1]
-    raise HostError(
-        "the kernel does not say which mount a file is on", where="/proc/self/fdinfo", hint="Linux 3.15 or later is needed"
-    )
+    raise HostError("the kernel does not say which mount a file is on", where="/proc/self/fdinfo", hint="Linux 3.15 or later is needed")
 
 
 def bind_readonly(source: int, target: Path) -> None:
@@ -97,6 +95,4 @@ def unmount(target: Path) -> None:
 def _call(result: int, doing: str, target: Path) -> None:
     if result != 0:
         number = ctypes.get_errno()
-        raise HostError(
-            f"cannot {doing}: {os.strerror(number)}", where=str(target), hint="run as root, on a host that allows mounts"
-        )
+        raise HostError(f"cannot {doing}: {os.strerror(number)}", where=str(target), hint="run as root, on a host that allows mounts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -45,9 +46,7 @@ def find_program(name: str) -> Path | None:
 def require_program(name: str) -> Path:
     found = find_program(name)
     if found is None:
-        raise HostError(
-            f"the program {name} is not installed", hint="run `make setup`, or `ktrdr-vm doctor` to see all that is missing"
-        )
+        raise HostError(f"the program {name} is not installed", hint="run `make setup`, or `ktrdr-vm doctor` to see all that is missing")
     return found
 
 
@@ -137,7 +136,5 @@ def start(
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
 from ktrdr_vm.plan.domain_xml import render_domain
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
-from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts
+from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts, ImageFacts
 from ktrdr_vm.plan.haproxy import render_proxy
-from ktrdr_vm.plan.identity import Identity
+from ktrdr_vm.plan.identity import Identity, parse_instance_id
 from ktrdr_vm.plan.nftables import render_ruleset
+from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.model import EgressRule, Profile
 
 
@@ -25,6 +27,8 @@ class Plan:
     profile: Profile
     facts: Facts
     identity: Identity
+    source: dict[str, Any] = field(default_factory=dict, compare=False)
+    """The merged profile document, from which the plan can be made again."""
 
     @property
     def rules(self) -> tuple[EgressRule, ...]:
@@ -62,7 +66,7 @@ class Plan:
         return hashlib.sha256(canonical_json(self._content()).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        return {**self._content(), "digest": self.digest}
+        return {**self._content(), "source": self.source, "digest": self.digest}
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -72,6 +76,26 @@ class Plan:
             "facts": plain(self.facts),
             "documents": self.render(),
         }
+
+
+def plan_from_json(content: dict[str, Any]) -> Plan:
+    """The plan that `to_json` wrote. It is our own journal's, and still goes through every constructor."""
+    facts = dict(content["facts"])
+    image = ImageFacts(**facts.pop("image"))
+    presets = tuple((name, tuple(_rule(rule) for rule in rules)) for name, rules in facts.pop("presets"))
+    reserved = tuple((IPv4Address(address), port) for address, port in facts.pop("owner_reserved"))
+    playbooks = tuple((name, digest) for name, digest in facts.pop("playbooks"))
+    return Plan(
+        build_profile(content["source"]),
+        Facts(image=image, presets=presets, owner_reserved=reserved, playbooks=playbooks, **facts),
+        parse_instance_id(content["instance_id"]),
+        content["source"],
+    )
+
+
+def _rule(content: dict[str, Any]) -> EgressRule:
+    cidr = content["cidr"]
+    return EgressRule(**{**content, "cidr": IPv4Network(cidr) if cidr else None, "ports": tuple(content["ports"])})
 
 
 def plain(value: Any) -> Any:

@@ -38,6 +38,8 @@ class LoadedProfile:
     """A profile, and where each of its values came from, for errors found later."""
 
     profile: Profile
+    data: dict[str, Any]
+    """The merged document that `build_profile` made the profile from; a journal keeps it."""
     source: str
     origins: dict[Path, tuple[Document, Path]]
 
@@ -69,7 +71,7 @@ def load_profile(text: str | bytes, source: str, read: Read) -> LoadedProfile:
         problems.extend(_check_together(merged, chain[0]))
     if problems:
         raise DocumentError(problems, hint=HINT)
-    return LoadedProfile(_build(merged), source, origins)
+    return LoadedProfile(build_profile(merged), merged, source, origins)
 
 
 def _load_chain(text: str | bytes, source: str, read: Read, problems: list[Problem]) -> list[Document]:
@@ -144,7 +146,8 @@ def _check_together(data: dict[str, Any], document: Document) -> list[Problem]:
     return problems
 
 
-def _build(data: dict[str, Any]) -> Profile:
+def build_profile(data: dict[str, Any]) -> Profile:
+    """A profile from a document that has passed every check."""
     image = data["image"]
     size = data.get("resources", {})
     egress = data.get("egress") or {}

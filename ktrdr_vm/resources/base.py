@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ktrdr_vm.guest.ssh import Guest
+from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import InstancePaths
 from ktrdr_vm.plan.facts import Allocation

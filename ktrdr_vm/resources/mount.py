@@ -1,11 +1,14 @@
-"""A folder of the host in the guest. What the guest may not do with it is decided by the bind that is exported, not by the guest."""
+"""A folder of the host in the guest. What the guest may not do with it is decided by the bind that is exported, not by the guest.
+
+The virtiofs device goes with the domain, which is removed next: a guest need not agree to let go of it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ktrdr_vm.errors import HostError, KtrdrError
+from ktrdr_vm.errors import HostError
 from ktrdr_vm.host.mounts import bind_readonly, find_mounts, open_beneath, unmount
 from ktrdr_vm.plan.domain_xml import element, to_text
 from ktrdr_vm.profile.model import Mount as MountEntry
@@ -78,12 +81,6 @@ class Mount(Resource):
         return differences
 
     def remove(self) -> None:
-        if self._attached():
-            try:
-                self.target.libvirt.detach(self.target.identity.domain, to_text(self._device()))
-            except KtrdrError:
-                # A guest that does not let go loses it with the domain, which is removed next.
-                pass
         while find_mounts(self._place):
             unmount(self._place)
         if self._place.exists():

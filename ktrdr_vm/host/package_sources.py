@@ -1,0 +1,79 @@
+"""Where the host's own package clients go, so that a company's mirror works and no registry's name is written down here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ktrdr_vm.errors import HostError, KtrdrError
+from ktrdr_vm.host import process
+
+Destination = tuple[str, int]
+"""A host name and a TCP port."""
+
+
+def find_sources(preset: str) -> tuple[Destination, ...]:
+    """The destinations of one preset, sorted. HostError when the client is not there to be asked."""
+    ask = PRESETS.get(preset)
+    if ask is None:
+        raise HostError(f"there is no preset {preset}", where="egress.allow", hint=f"known presets: {', '.join(sorted(PRESETS))}")
+    found = tuple(sorted(set(ask())))
+    if not found:
+        raise HostError(
+            f"the host's own client names no source for the preset {preset}",
+            where="egress.allow",
+            hint="configure it on the host, or name the hosts",
+        )
+    return found
+
+
+def _ask_apt() -> list[Destination]:
+    listed = _ask(["apt-get", "indextargets", "--format", "$(SITE)"])
+    return _destinations(listed.split())
+
+
+def _ask_pip() -> list[Destination]:
+    # The interpreter of this program may lack pip; the host's is the one that people configure.
+    script = (
+        "from pip._internal.configuration import Configuration as C\n"
+        "from pip._internal.models.index import PyPI\n"
+        "c = C(isolated=False); c.load(); v = dict(c.items())\n"
+        "flat = {k: x for d in v.values() for k, x in d.items()} if v and isinstance(next(iter(v.values())), dict) else v\n"
+        "pick = lambda end: [w for k, x in flat.items() if k.split('.', 1)[-1] == end for w in str(x).split()]\n"
+        "own = pick('index-url')\n"
+        "print(*(own or [PyPI.simple_url, 'https://' + PyPI.file_storage_domain]), *pick('extra-index-url'))\n"
+    )
+    return _destinations(_ask(["python3", "-c", script]).split())
+
+
+def _ask_npm() -> list[Destination]:
+    return _destinations(_ask(["npm", "config", "get", "registry"]).split())
+
+
+PRESETS: dict[str, Callable[[], list[Destination]]] = {"debian": _ask_apt, "python": _ask_pip, "node": _ask_npm}
+
+
+def _ask(argv: list[str]) -> str:
+    # As the host's own user: that is whose configuration it is. HOME is what points to it.
+    home = os.environ.get("HOME") or "/root"
+    path = os.environ.get("PATH", process.SYSTEM_PATH)
+    try:
+        return process.run(argv, timeout=30, environment={"HOME": home, "PATH": path}, cwd=Path("/")).text
+    except KtrdrError as error:
+        raise HostError(
+            f"{argv[0]} could not be asked for its sources: {error.message[:200]}", where=argv[0], hint="install it, or name the hosts"
+        ) from None
+
+
+def _destinations(urls: list[str]) -> list[Destination]:
+    found = []
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            continue
+        if re.fullmatch(r"[a-z0-9.-]+", parts.hostname):
+            found.append((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)))
+    return found
