@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import Any
 
@@ -61,8 +62,8 @@ def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any]
     return named, problems
 
 
-def coerce(module: str, name: str, value: Any) -> tuple[Any, str]:
-    """An option as its kind, and what is wrong with it (empty when nothing is)."""
+def coerce(module: str, name: str, value: Any, *, rendered: bool = False) -> tuple[Any, str]:
+    """An option as its kind, and what is wrong with it (empty when nothing is). A `rendered` structure may become text."""
     spec = MODULES[module]
     kind = spec.options.get(name, "raw")
     wrong = f"{module}: {name} must be {kind}, not {str(value)[:60]!r}"
@@ -89,7 +90,7 @@ def coerce(module: str, name: str, value: Any) -> tuple[Any, str]:
     if kind == "mode":
         return value, "" if isinstance(value, (str, int)) and not isinstance(value, bool) else wrong
     if isinstance(value, (dict, list)):
-        return value, wrong
+        return (json.dumps(value, default=str), "") if rendered else (value, wrong)
     text = str(value) if not isinstance(value, bool) else ("True" if value else "False")
     return text, _choice(spec, name, text)
 

@@ -77,7 +77,7 @@ MODULES: Mapping[str, ModuleSpec] = {
     ),
     "debug": ModuleSpec(_options("var", raw="msg", int="verbosity")),
     "fail": ModuleSpec(_options("msg")),
-    "pause": ModuleSpec(_options(float="seconds minutes", bool="echo")),
+    "pause": ModuleSpec(_options(float="seconds minutes", bool="echo"), required=(("seconds", "minutes"),)),
     "set_fact": ModuleSpec({}, any_option=True),
     "git": ModuleSpec(
         _options("repo dest version remote refspec", int="depth", bool="clone update force bare recursive single_branch"),

@@ -125,9 +125,9 @@ class Templar:
             return [self.render(item, scope) for item in value]
         return value
 
-    def render_file(self, text: str, scope: Scope) -> str:
-        """Render a template file: always text, and blocks swallow the line break after them, as the `template` module does."""
-        environment = self._environment.overlay(trim_blocks=True)
+    def render_file(self, text: str, scope: Scope, *, trim_blocks: bool = True, lstrip_blocks: bool = False) -> str:
+        """Render a template file: always text. By default blocks swallow the line break after them, as in Ansible."""
+        environment = self._environment.overlay(trim_blocks=trim_blocks, lstrip_blocks=lstrip_blocks)
         tree = self._parse(text, environment)
         return str(self._guard(lambda: self._output(tree, scope)))
 

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ktrdr_vm.errors import GuestError
+from ktrdr_vm.guest.protocol import GuestRefusedError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # The announcement comes first; a login shell that is talkative may say this much before it.
@@ -44,10 +44,10 @@ def make_envelope(
     """Pack a command. A list is quoted word by word; a string is a line for /bin/sh. `elevate` goes through `sudo -n`."""
     for name, value in (environment or {}).items():
         if not _NAME.match(name) or "\0" in value:
-            raise GuestError(f"{name!r} cannot be an environment variable", hint="use letters, digits and _, and no NUL")
+            raise GuestRefusedError(f"{name!r} cannot be an environment variable", hint="use letters, digits and _, and no NUL")
     line = command if isinstance(command, str) else " ".join(shlex.quote(word) for word in command)
     if "\0" in line or "\0" in (chdir or "") or not line.strip():
-        raise GuestError("a command for the guest is empty or holds a NUL byte", hint="give at least one word, without NUL")
+        raise GuestRefusedError("a command for the guest is empty or holds a NUL byte", hint="give at least one word, without NUL")
     script = [f"read -r _p _c _s _q _g _n _r </proc/self/stat && echo {token} $_p $_g $_n"]
     script += [f"export {name}={shlex.quote(value)}" for name, value in sorted((environment or {}).items())]
     if chdir is not None:

@@ -13,6 +13,10 @@ class GuestTimeout(GuestError):
     """A command in the guest did not end within its limit, and was killed as well as the host can."""
 
 
+class GuestRefusedError(GuestError):
+    """The guest is there, but what was asked of it cannot be: no such file, no right, too many bytes, a bad name."""
+
+
 @dataclass(frozen=True)
 class GuestResult:
     """How a command in the guest ended. Output is cut at the limit given, and `truncated` says so."""

@@ -23,10 +23,10 @@ from paramiko.ssh_exception import IncompatiblePeer
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest.envelope import RemoteProcess, make_envelope, make_kill_command
 from ktrdr_vm.guest.keys import generate_keypair
-from ktrdr_vm.guest.protocol import Guest, GuestResult, GuestTimeout
+from ktrdr_vm.guest.protocol import Guest, GuestRefusedError, GuestResult, GuestTimeout
 from ktrdr_vm.guest.pump import Channel, HandshakeSocket, RunningCommand, feed
 
-__all__ = ["Guest", "GuestResult", "GuestTimeout", "SshGuest", "connect", "generate_keypair"]
+__all__ = ["Guest", "GuestRefusedError", "GuestResult", "GuestTimeout", "SshGuest", "connect", "generate_keypair"]
 
 # Without a handler Python prints paramiko's own complaints, with bytes of the guest in them, on the terminal.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -210,7 +210,7 @@ class SshGuest:
             nonlocal total
             total += len(data)
             if total > max_bytes:
-                raise GuestError(
+                raise GuestRefusedError(
                     f"the guest sent more than the {max_bytes} bytes that are allowed",
                     where=self._instance_id,
                     hint="raise the limit or bring back less",
@@ -222,9 +222,9 @@ class SshGuest:
             raise self._refused("reading from the guest failed", stderr)
         return total
 
-    def _refused(self, what: str, stderr: bytes) -> GuestError:
+    def _refused(self, what: str, stderr: bytes) -> GuestRefusedError:
         said = stderr[-500:].decode("utf-8", "replace").strip()
-        return GuestError(f"{what}: {said!r}", where=self._instance_id, hint="look at the path and its rights in the guest")
+        return GuestRefusedError(f"{what}: {said!r}", where=self._instance_id, hint="look at the path and its rights in the guest")
 
     def _lost(self, why: object) -> GuestError:
         return GuestError(

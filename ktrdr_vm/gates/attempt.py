@@ -1,0 +1,152 @@
+"""One task, or one turn of its loop: options rendered, module called, retried until it is as wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ktrdr_vm.gates.arguments import coerce
+from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.filters import parse_bool
+from ktrdr_vm.gates.model import Task
+from ktrdr_vm.gates.modules import RUN, Call, Host, ModuleFailure, Result
+from ktrdr_vm.gates.templating import OMIT, Scope, Templar, TemplateError
+from ktrdr_vm.guest.protocol import Guest, GuestRefusedError, GuestTimeout
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a task inherited from its blocks and its play, rendered."""
+
+    environment: Mapping[str, str]
+    become: bool
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Runs a module for one task. `scope_with` gives the variables as they are, with some results on top."""
+
+    task: Task
+    guest: Guest
+    context: GateContext
+    templar: Templar
+    scope_with: Callable[[Mapping[str, Any]], Scope]
+
+    def run(self, settings: Settings) -> Result:
+        """Try until `until` holds or, without it, until it does not fail; as often as `retries` says."""
+        task = self.task
+        tries = 1 + (max(0, int(self._number(task.retries, 0))) if task.retries is not None else 3 if task.until else 0)
+        delay = self._number(task.delay, 5.0)
+        result: Result = {}
+        for attempt in range(1, tries + 1):
+            if self.context.proceed is not None:
+                self.context.proceed()
+            result = self._once(settings)
+            if result.get("timedout"):
+                return result
+            if tries > 1:
+                result["attempts"] = attempt
+            self._judge(result)
+            if tries == 1 or self._is_done(result):
+                return result
+            if attempt < tries:
+                self.context.on_event({"event": "task_retried", "task": task.name, "attempt": attempt, "of": tries})
+                self.context.wait(delay)
+        result |= {"attempts": tries - 1, "failed": True}
+        if task.until:
+            result["until_failed"] = list(task.until) if len(task.until) > 1 else task.until[0]
+        return result
+
+    def _once(self, settings: Settings) -> Result:
+        try:
+            call = self._call(settings)
+            result = RUN[self.task.module](call)
+        except ModuleFailure as failure:
+            result = failure.result
+        except TemplateError as error:
+            result = {"changed": False, "failed": True, "msg": str(error)}
+        except GuestTimeout as error:
+            said = f"the task did not end within its {settings.timeout:g} s: {error.message}"
+            result = {"changed": False, "failed": True, "timedout": {"period": settings.timeout}, "msg": said}
+        except GuestRefusedError as error:
+            result = {"changed": False, "failed": True, "msg": error.message}
+        result.setdefault("changed", False)
+        result["failed"] = bool(result.get("failed", False))
+        return result
+
+    def _call(self, settings: Settings) -> Call:
+        task, context = self.task, self.context
+        scope = self.scope_with({})
+        raw = {"assert": "that", "debug": "var"}.get(task.module)
+        arguments: dict[str, Any] = {}
+        for name, value in task.arguments.items():
+            rendered = value if name == raw else self.templar.render(value, scope)
+            if rendered is OMIT:
+                continue
+            arguments[name], wrong = coerce(task.module, name, _without_omitted(rendered), rendered=True)
+            if wrong:
+                raise ModuleFailure(wrong)
+        host = Host(context.roots, context.artifacts, context.owner, context.now, context.monotonic, context.wait)
+        return Call(
+            module=task.module,
+            arguments=arguments,
+            guest=self.guest,
+            host=host,
+            environment=settings.environment,
+            become=settings.become,
+            timeout=settings.timeout,
+            check=context.check,
+            registered=bool(task.register),
+            templar=self.templar,
+            scope=scope,
+        )
+
+    def _judge(self, result: Result) -> None:
+        """`changed_when` and `failed_when` decide over what the module said."""
+        task = self.task
+        if result.get("skipped"):
+            return
+        try:
+            if task.changed_when is not None:
+                result["changed"] = self._all(task.changed_when, result)
+            if task.failed_when is not None:
+                result["failed"] = result["failed_when_result"] = self._all(task.failed_when, result)
+        except TemplateError as error:
+            result |= {"failed": True, "msg": str(error)}
+
+    def _is_done(self, result: Result) -> bool:
+        if self.task.until is None:
+            return not result["failed"]
+        try:
+            return self._all(self.task.until, result)
+        except TemplateError as error:
+            result |= {"failed": True, "msg": str(error)}
+            return True
+
+    def _all(self, conditions: tuple[Any, ...], result: Result) -> bool:
+        scope = self.scope_with({self.task.register: result} if self.task.register else {})
+        return all(self.templar.condition(condition, scope) for condition in conditions)
+
+    def _number(self, value: Any, default: float) -> float:
+        try:
+            return float(self.templar.render(value, self.scope_with({}))) if value is not None else default
+        except (TemplateError, ValueError, TypeError):
+            return default
+
+
+def _without_omitted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_omitted(item) for key, item in value.items() if item is not OMIT}
+    if isinstance(value, list):
+        return [_without_omitted(item) for item in value if item is not OMIT]
+    return value
+
+
+def truth(value: Any) -> bool:
+    """A keyword that is true or false, after rendering."""
+    parsed = parse_bool(value)
+    if parsed is None:
+        raise TemplateError(f"{str(value)[:60]!r} is neither true nor false")
+    return parsed

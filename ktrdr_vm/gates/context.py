@@ -1,0 +1,56 @@
+"""What a gate runs with: everything that is not in the playbook and not in the guest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _ignore(_event: Mapping[str, Any]) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class GateContext:
+    """Settings of one gate's run. Times in seconds; the clock can be replaced in tests."""
+
+    extra_vars: Mapping[str, Any] = field(default_factory=dict)
+    """Variables that win over all others. They are values, never templates."""
+    roots: tuple[Path, ...] = ()
+    """Folders of the host from which `copy`, `template` and `script` may send: the playbook's own, then the workspace."""
+    artifacts: Path | None = None
+    """Where `fetch` writes; owned by `owner` (uid, gid)."""
+    owner: tuple[int, int] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """For every task, such as COMPOSE_PROJECT_NAME; a task's own `environment` wins."""
+    mask: Callable[[str], str] = str
+    """Takes secrets out of a text. Applied to everything that leaves the gate."""
+    on_event: Callable[[Mapping[str, Any]], None] = _ignore
+    """Told of `gate_started`, `task_started`, `task_retried`, `task_finished`, `gate_finished`: for progress and events.jsonl."""
+    proceed: Callable[[], None] | None = None
+    """Called before every attempt and each second of a wait; raises to end the gate."""
+    tags: tuple[str, ...] = ()
+    skip_tags: tuple[str, ...] = ()
+    start_at_task: str = ""
+    check: bool = False
+    task_timeout: float = 1800.0
+    gate_timeout: float = 4 * 3600.0
+    now: Callable[[], str] = _now
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but let `proceed` end it."""
+        end = self.monotonic() + seconds
+        while (left := end - self.monotonic()) > 0:
+            if self.proceed is not None:
+                self.proceed()
+            self.sleep(min(left, 1.0))

@@ -1,0 +1,125 @@
+"""What a reader needs when a task about containers failed: their state, exit code, health checks and last words."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from ktrdr_vm.errors import GuestError
+from ktrdr_vm.gates.modules.base import text_of
+from ktrdr_vm.guest.protocol import Guest
+
+_LOG_LINES = 50
+_OTHER_LINES = 20
+_MAX_CONTAINERS = 20
+_MAX_TEXT = 16 * 1024
+_LIMIT_S = 60.0
+
+Evidence = tuple[tuple[str, str], ...]
+
+
+def gather_containers(guest: Guest, *, environment: Mapping[str, str], become: bool) -> Evidence:
+    """A titled text for every container that is not well, and the states of all. Empty when Docker says nothing.
+
+    Only the project of COMPOSE_PROJECT_NAME is looked at when there is one. GuestError is swallowed: this runs because
+    something failed already, and must not hide it.
+    """
+    project = environment.get("COMPOSE_PROJECT_NAME", "")
+    chosen = f" --filter {shlex.quote('label=com.docker.compose.project=' + project)}" if project else ""
+    try:
+        found = guest.run(
+            f'ids=$(docker ps -aq{chosen} | head -n {_MAX_CONTAINERS}); [ -z "$ids" ] || exec docker inspect $ids',
+            timeout=_LIMIT_S,
+            environment=environment,
+            become=become,
+            max_output=4 * 1024 * 1024,
+        )
+        containers = _parse(text_of(found.stdout))
+        ill = [container for container in containers if _is_ill(container)]
+        logs = _read_logs(guest, ill or containers[:5], _LOG_LINES if ill else _OTHER_LINES, environment=environment, become=become)
+    except GuestError:
+        return ()
+    if not containers:
+        return ()
+    states = "\n".join(f"{_name(container)}: {_describe(container)}" for container in containers)
+    return (("containers", states), *logs)
+
+
+def _parse(text: str) -> list[dict[str, Any]]:
+    try:
+        data = json.loads(text or "[]")
+    except (ValueError, RecursionError):
+        return []
+    containers = [item for item in data if isinstance(item, dict) and item.get("Id")] if isinstance(data, list) else []
+    return sorted(containers, key=_name)
+
+
+def _name(container: Mapping[str, Any]) -> str:
+    return str(container.get("Name", "")).lstrip("/") or "?"
+
+
+def _state(container: Mapping[str, Any]) -> dict[str, Any]:
+    state = container.get("State")
+    return state if isinstance(state, dict) else {}
+
+
+def _health(container: Mapping[str, Any]) -> dict[str, Any]:
+    health = _state(container).get("Health")
+    return health if isinstance(health, dict) else {}
+
+
+def _is_ill(container: Mapping[str, Any]) -> bool:
+    state = _state(container)
+    status = state.get("Status")
+    return (
+        status in ("restarting", "dead", "paused")
+        or (status == "exited" and state.get("ExitCode") != 0)
+        or bool(state.get("OOMKilled") or state.get("Error"))
+        or _health(container).get("Status") in ("unhealthy", "starting")
+    )
+
+
+def _describe(container: Mapping[str, Any]) -> str:
+    state, health = _state(container), _health(container)
+    said = [str(state.get("Status", "unknown"))]
+    if state.get("Status") in ("exited", "dead", "restarting"):
+        said.append(f"exit code {state.get('ExitCode')}")
+    if health.get("Status"):
+        said.append(f"health {health['Status']}")
+    if state.get("OOMKilled"):
+        said.append("killed for lack of memory")
+    if state.get("Error"):
+        said.append(str(state["Error"]))
+    return ", ".join(said)
+
+
+def _health_checks(container: Mapping[str, Any]) -> str:
+    log = _health(container).get("Log")
+    checks = [check for check in log if isinstance(check, dict)] if isinstance(log, list) else []
+    return "".join(
+        f"health check at {check.get('Start')}, exit code {check.get('ExitCode')}:\n{str(check.get('Output', '')).strip()[:2000]}\n"
+        for check in checks[-2:]
+    )
+
+
+def _read_logs(
+    guest: Guest, containers: list[dict[str, Any]], lines: int, *, environment: Mapping[str, str], become: bool
+) -> list[tuple[str, str]]:
+    """The last lines of each container, all in one command: a client's start is slow under emulation."""
+    if not containers:
+        return []
+    token = f"--{secrets.token_hex(16)}--"
+    script = "".join(
+        f"echo {token}; timeout 15 docker logs --tail {lines} {shlex.quote(str(container['Id']))} 2>&1 | tail -c {_MAX_TEXT}; "
+        for container in containers
+    )
+    found = guest.run(script, timeout=_LIMIT_S, environment=environment, become=become, max_output=1024 * 1024)
+    parts = text_of(found.stdout).split(f"{token}\n")[1:]
+    texts = []
+    for container, log in zip(containers, [*parts, *[""] * len(containers)], strict=False):
+        body = f"state: {_describe(container)}\n{_health_checks(container)}last lines:\n{log.strip() or '(nothing)'}"
+        texts.append((f"container {_name(container)}", body[: 2 * _MAX_TEXT]))
+    return texts

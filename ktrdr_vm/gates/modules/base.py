@@ -1,0 +1,140 @@
+"""What every module gets and gives back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.gates.templating import Scope, Templar
+from ktrdr_vm.guest.protocol import Guest, GuestResult
+
+Result = dict[str, Any]
+"""What is registered: Ansible's names. Always `changed`; `failed` and `msg` where they apply."""
+
+MAX_REGISTERED = 1024 * 1024
+"""Bytes of each stream that a registered value keeps."""
+
+_TAIL = 64 * 1024
+_GUEST_SIDE = Path(__file__).parent / "guest_side"
+_MARK = "ktrdr-vm-result:"
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a module may touch of the host: files to send, a folder for what comes back, a clock."""
+
+    roots: tuple[Path, ...]
+    artifacts: Path | None
+    owner: tuple[int, int] | None
+    now: Callable[[], str]
+    monotonic: Callable[[], float]
+    sleep: Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: its options are rendered, of the right kind, and free of what was omitted."""
+
+    module: str
+    arguments: Mapping[str, Any]
+    guest: Guest
+    host: Host
+    environment: Mapping[str, str]
+    become: bool
+    timeout: float
+    check: bool
+    registered: bool
+    templar: Templar
+    scope: Scope
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.arguments.get(name)
+        return default if value is None else value
+
+    def run(
+        self, command: list[str] | str, *, stdin: bytes = b"", chdir: str | None = None, timeout: float | None = None
+    ) -> GuestResult:
+        """Run in the guest with the task's environment and rights."""
+        limit = self.timeout if timeout is None else min(timeout, self.timeout)
+        tail = bytearray()
+
+        def keep_tail(data: bytes) -> None:
+            tail.extend(data)
+            if len(tail) > 2 * _TAIL:
+                del tail[:-_TAIL]
+
+        completed = self.guest.run(
+            command,
+            timeout=limit,
+            stdin=stdin,
+            environment=self.environment,
+            chdir=chdir,
+            become=self.become,
+            max_output=MAX_REGISTERED,
+            on_output=keep_tail,
+        )
+        if not completed.truncated:
+            return completed
+        # A long build fails at its end: what was cut off is where the reason stands.
+        stdout = completed.stdout + b"\n[... output left out; both streams end with ...]\n" + bytes(tail[-_TAIL:])
+        return replace(completed, stdout=stdout)
+
+
+class ModuleFailure(Exception):
+    """The module failed: `result` is what is registered."""
+
+    def __init__(self, msg: str, **more: Any) -> None:
+        super().__init__(msg)
+        self.result: Result = {"changed": False, **more, "failed": True, "msg": msg}
+
+
+def text_of(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def command_result(completed: GuestResult, cmd: Any, *, changed: bool = True) -> Result:
+    """rc and both streams, with one line break at the end stripped, as Ansible does."""
+    stdout, stderr = (text_of(stream).rstrip("\r\n") for stream in (completed.stdout, completed.stderr))
+    result = {
+        "changed": changed, "cmd": cmd, "rc": completed.exit_code, "stdout": stdout, "stderr": stderr,
+        "stdout_lines": stdout.splitlines(), "stderr_lines": stderr.splitlines(),
+    }  # fmt: skip
+    if completed.truncated:
+        result["truncated"] = True
+    if completed.exit_code != 0:
+        result |= {"failed": True, "msg": "non-zero return code"}
+    return result
+
+
+def run_guest_side(call: Call, script: str, arguments: Mapping[str, Any]) -> Result:
+    """Run one of our scripts in the guest's python3, with arguments that never stand in an argv. Any answer is possible."""
+    source = (_GUEST_SIDE / f"{script}.py").read_text(encoding="utf-8")
+    packed = json.dumps(dict(arguments))
+    program = f"{source}\nimport json as _json\nprint({_MARK!r} + _json.dumps(run(_json.loads({packed!r}))))\n"
+    completed = call.guest.run(
+        ["python3", "-I", "-"],
+        timeout=call.timeout,
+        stdin=program.encode("utf-8", "surrogateescape"),
+        environment=call.environment,
+        become=call.become,
+        max_output=8 * MAX_REGISTERED,
+    )
+    for line in reversed(text_of(completed.stdout).splitlines()):
+        if line.startswith(_MARK):
+            try:
+                answer = json.loads(line.removeprefix(_MARK))
+            except (ValueError, RecursionError):
+                break
+            if isinstance(answer, dict):
+                answer["changed"] = answer.get("changed") is True
+                return {str(key): value for key, value in answer.items()}
+    missing = completed.exit_code in (126, 127)
+    raise ModuleFailure(
+        "the guest has no python3, which this module needs" if missing else "the guest's python3 gave no answer",
+        rc=completed.exit_code,
+        module_stdout=text_of(completed.stdout)[-2000:],
+        module_stderr=text_of(completed.stderr)[-2000:],
+    )

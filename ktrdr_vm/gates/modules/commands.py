@@ -1,0 +1,122 @@
+"""`command`, `shell` and `script`: what they run is seen by the guest only."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+from typing import Any
+
+from ktrdr_vm.gates.arguments import split_command
+from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, command_result
+from ktrdr_vm.gates.modules.sources import read_source
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+_MAX_SCRIPT = 1024 * 1024
+
+
+def run_command(call: Call) -> Result:
+    """Words, without a shell; variables of the guest's environment in them are put in, as Ansible does."""
+    argv = call.get("argv")
+    if argv is None:
+        try:
+            words = split_command(str(call.get("cmd")))
+        except ValueError as error:
+            raise ModuleFailure(f"the command cannot be split into words: {error}") from None
+    else:
+        words = [str(word) for word in argv]
+    if not words:
+        raise ModuleFailure("no command given", rc=256)
+    expand = call.get("expand_argument_vars", True)
+    # The words reach a shell quoted; only the variables in them are left for it to fill in.
+    line = " ".join(_expanding(word) if expand else shlex.quote(word) for word in words)
+    return _run(call, line, words)
+
+
+def run_shell(call: Call) -> Result:
+    command = str(call.get("cmd"))
+    executable = call.get("executable")
+    return _run(call, [str(executable), "-c", command] if executable else command, command)
+
+
+def run_script(call: Call) -> Result:
+    """Send a script from beneath the playbook's folder or the workspace, run it there, remove it."""
+    words = split_command(str(call.get("cmd")))
+    if not words:
+        raise ModuleFailure("no script given")
+    if (skipped := _skip(call)) is not None:
+        return skipped
+    data = read_source(call.host.roots, words[0], max_bytes=_MAX_SCRIPT, within=("files",))
+    if call.check:
+        return {"changed": True, "rc": 0}
+    place = f"/tmp/.ktrdr-script-{secrets.token_hex(8)}"  # noqa: S108 - in the guest; 64 random bits, mode 0600 until it is whole
+    executable = shlex.quote(str(call.get("executable"))) + " " if call.get("executable") else ""
+    arguments = " ".join(shlex.quote(word) for word in words[1:])
+    line = (
+        f"(set -C; umask 077; head -c {len(data)} >{place}) && chmod 0700 {place} || exit 1; {_chdir(call)}"
+        f"{executable}{place} {arguments} </dev/null; r=$?; rm -f {place}; exit $r"
+    )
+    completed = call.run(line, stdin=data)
+    result = command_result(completed, None)
+    del result["cmd"]
+    return result
+
+
+def _chdir(call: Call) -> str:
+    return f"cd -- {shlex.quote(str(call.get('chdir')))} || exit 1; " if call.get("chdir") else ""
+
+
+def _expanding(word: str) -> str:
+    """A word for the shell in which `$NAME` and a leading `~` are filled in and everything else is literal."""
+    prefix = ""
+    if word == "~" or word.startswith("~/"):
+        prefix, word = '"${HOME:-~}"', word[1:]
+    parts, end = [prefix], 0
+    for found in _VARIABLE.finditer(word):
+        if literal := word[end : found.start()]:
+            parts.append(shlex.quote(literal))
+        name = found.group(1) or found.group(2)
+        if name[0].isdigit() or not name.isascii():
+            parts.append(shlex.quote(found.group()))
+        else:
+            # A variable that is not set stays as it was written.
+            parts.append(f'"${{{name}}}"$([ "${{{name}+x}}" ] || echo {shlex.quote(found.group())})')
+        end = found.end()
+    if (rest := word[end:]) or not (word or prefix):
+        parts.append(shlex.quote(rest))
+    return "".join(parts)
+
+
+def _skip(call: Call) -> Result | None:
+    """`creates` and `removes`: nothing to do when the file is there, or is not."""
+    for option, stops_when, said in (("creates", True, "since"), ("removes", False, "since")):
+        name = call.get(option)
+        if name is None:
+            continue
+        pattern = "".join(part if part in ("*", "?") else shlex.quote(part) for part in re.split(r"([*?])", str(name)) if part)
+        probe = call.run(f'for f in {pattern}; do [ -e "$f" ] && exit 0; done; exit 1', chdir=call.get("chdir"))
+        if (probe.exit_code == 0) == stops_when:
+            state = "exists" if stops_when else "does not exist"
+            return {"changed": False, "rc": 0, "stdout": f"skipped, {said} {name} {state}", "stdout_lines": [], "stderr": "",
+                    "stderr_lines": [], "msg": f"Did not run command {said} '{name}' {state}"}  # fmt: skip
+    return None
+
+
+def _run(call: Call, command: list[str] | str, shown: Any) -> Result:
+    if (skipped := _skip(call)) is not None:
+        return skipped | {"cmd": shown}
+    if call.check:
+        return {"changed": False, "skipped": True, "cmd": shown, "msg": "Command would have run if not in check mode"}
+    stdin = b""
+    if call.get("stdin") is not None:
+        stdin = str(call.get("stdin")).encode() + (b"\n" if call.get("stdin_add_newline", True) else b"")
+    started, clock = call.host.now(), call.host.monotonic()
+    completed = call.run(command, stdin=stdin, chdir=call.get("chdir"))
+    result = command_result(completed, shown)
+    return result | {"start": started, "end": call.host.now(), "delta": _delta(call.host.monotonic() - clock)}
+
+
+def _delta(seconds: float) -> str:
+    """A duration as `datetime.timedelta` prints it, which is what playbooks compare with."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}.{int(seconds % 1 * 1e6):06}"

@@ -1,0 +1,60 @@
+"""`assert`, `debug`, `fail`, `pause` and `set_fact`: nothing of them touches the guest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result
+
+
+def run_assert(call: Call) -> Result:
+    that = call.get("that")
+    conditions = that if isinstance(that, list) else [that]
+    for condition in conditions:
+        if not call.templar.condition(condition, call.scope):
+            raise ModuleFailure(_text(call.get("fail_msg", "Assertion failed")), assertion=condition, evaluated_to=False)
+    return {"changed": False, "msg": _text(call.get("success_msg", "All assertions passed"))}
+
+
+def run_debug(call: Call) -> Result:
+    if int(call.get("verbosity", 0)) > 0:
+        return {"changed": False, "skipped": True, "msg": "Verbosity threshold not met."}
+    name = call.get("var")
+    if name is None:
+        return {"changed": False, "msg": call.get("msg", "Hello world!")}
+    if not isinstance(name, str):
+        return {"changed": False, str(name): name}
+    wrapped = name.strip().startswith("{{")
+    return {"changed": False, name: call.templar.render(name if wrapped else f"{{{{ {name} }}}}", call.scope)}
+
+
+def run_fail(call: Call) -> Result:
+    raise ModuleFailure(_text(call.get("msg", "Failed as requested from task")))
+
+
+def run_pause(call: Call) -> Result:
+    seconds = max(0.0, float(call.get("seconds", 0)) + 60 * float(call.get("minutes", 0)))
+    if seconds > call.timeout:
+        raise ModuleFailure(f"a pause of {seconds:g} s is longer than the task's time limit of {call.timeout:g} s")
+    started = call.host.now()
+    if not call.check:
+        call.host.sleep(seconds)
+    return {
+        "changed": False,
+        "rc": 0,
+        "start": started,
+        "stop": call.host.now(),
+        "delta": int(seconds),
+        "stdout": f"Paused for {seconds:g} seconds",
+    }
+
+
+def run_set_fact(call: Call) -> Result:
+    facts = {name: value for name, value in call.arguments.items() if name != "cacheable"}
+    if not facts:
+        raise ModuleFailure("No key/value pairs provided, at least one is required for this action to succeed")
+    return {"changed": False, "ansible_facts": facts}
+
+
+def _text(message: Any) -> Any:
+    return message if isinstance(message, (str, list)) else str(message)

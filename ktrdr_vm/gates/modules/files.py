@@ -1,0 +1,161 @@
+"""`copy`, `template`, `fetch`, `file` and `stat`: the work is done in the guest; the host only sends and receives bytes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import posixpath
+import secrets
+from typing import Any
+
+from ktrdr_vm.errors import GuestError
+from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, run_guest_side
+from ktrdr_vm.gates.modules.sources import list_source, read_source
+from ktrdr_vm.guest.beneath import check_name, create_beneath
+
+_EMBEDDED = 256 * 1024
+_MAX_FILE = 64 * 1024 * 1024
+_MAX_FETCH = 256 * 1024 * 1024
+
+
+def run_copy(call: Call) -> Result:
+    dest = str(call.get("dest"))
+    content = call.arguments.get("content")
+    if content is not None:
+        if dest.endswith("/"):
+            raise ModuleFailure("can not use content with a dir as dest")
+        text = content if isinstance(content, str) else json.dumps(content)
+        return _place(call, text.encode("utf-8", "surrogateescape"), dest)
+    src = str(call.get("src"))
+    if call.get("remote_src", False):
+        return _finish(run_guest_side(call, "files", {"action": "place", "source": src, "dest": dest, **_rights(call)}), src=src)
+    if call.get("mode") == "preserve":
+        raise ModuleFailure("mode: preserve is not supported here; say the mode")
+    listed = list_source(call.host.roots, src, within=("files",))
+    if listed is None:
+        data = read_source(call.host.roots, src, max_bytes=_MAX_FILE, within=("files",))
+        return _finish(_place(call, data, dest, name=posixpath.basename(src)), src=src)
+    # As with rsync: `src/` copies what is in the folder, `src` the folder itself.
+    top = "" if src.endswith("/") else posixpath.basename(src) + "/"
+    results = []
+    for name, inner in listed:
+        data = read_source(call.host.roots, name, max_bytes=_MAX_FILE)
+        results.append(_place(call, data, f"{dest.rstrip('/')}/{top}{inner}", make_folder=True))
+        if results[-1].get("failed"):
+            return _finish(results[-1], src=src)
+    return {"changed": any(result["changed"] for result in results), "dest": dest, "src": src, "files": len(results)}
+
+
+def run_template(call: Call) -> Result:
+    src = str(call.get("src"))
+    data = read_source(call.host.roots, src, max_bytes=256 * 1024, within=("templates",))
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ModuleFailure(f"{src!r} is not UTF-8") from None
+    rendered = call.templar.render_file(
+        text, call.scope, trim_blocks=call.get("trim_blocks", True), lstrip_blocks=call.get("lstrip_blocks", False)
+    )
+    name = posixpath.basename(src).removesuffix(".j2")
+    return _finish(_place(call, rendered.encode("utf-8", "surrogateescape"), str(call.get("dest")), name=name), src=src)
+
+
+def run_file(call: Call) -> Result:
+    arguments = {"path": str(call.get("path")), "state": call.get("state"), "src": call.get("src"), "mode": call.get("mode")}
+    rights = {name: call.get(name) for name in ("owner", "group")}
+    flags = {"recurse": call.get("recurse", False), "force": call.get("force", False), "check": call.check}
+    return run_guest_side(call, "files", {"action": "file", **arguments, **rights, **flags})
+
+
+def run_stat(call: Call) -> Result:
+    arguments = {
+        "path": str(call.get("path")),
+        "follow": call.get("follow", False),
+        "get_checksum": call.get("get_checksum", True),
+        "checksum_algorithm": call.get("checksum_algorithm", "sha1"),
+    }
+    return run_guest_side(call, "files", {"action": "stat", **arguments})
+
+
+def run_fetch(call: Call) -> Result:
+    """Bring one file back, beneath the run's artifacts and nowhere else."""
+    src, dest = str(call.get("src")), str(call.get("dest"))
+    if call.host.artifacts is None:
+        raise ModuleFailure("there is no folder for artifacts, so nothing can be fetched")
+    if call.get("flat", False):
+        name = dest + posixpath.basename(src) if dest.endswith("/") else dest
+    else:
+        name = f"{dest.rstrip('/')}/guest/{src.lstrip('/')}"
+    if wrong := check_name(name):
+        raise ModuleFailure(f"cannot fetch to {name[:200]!r}: {wrong}; a fetch goes to a relative name beneath the run's artifacts")
+    if call.check:
+        return {"changed": True, "dest": name, "file": src}
+    try:
+        descriptor = create_beneath(call.host.artifacts, name, owner=call.host.owner, replace=True)
+    except OSError as error:
+        raise ModuleFailure(f"cannot fetch to {name!r}: {error.strerror}") from None
+    sink = _Hashing(os.fdopen(descriptor, "wb"))
+    try:
+        size = call.guest.download(src, sink, max_bytes=_MAX_FETCH, become=call.become, timeout=call.timeout)  # type: ignore[arg-type]
+    except GuestError as error:
+        missing = not call.get("fail_on_missing", True) and "No such file" in str(error)
+        result: Result = {"changed": False, "file": src, "msg": f"the remote file cannot be brought back: {error.message}"}
+        return result if missing else result | {"failed": True}
+    finally:
+        sink.stream.close()
+    return {
+        "changed": True,
+        "dest": name,
+        "file": src,
+        "size": size,
+        "checksum": sink.sha1.hexdigest(),
+        "sha256": sink.sha256.hexdigest(),
+    }
+
+
+class _Hashing:
+    """A file that digests what is written to it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.sha1 = hashlib.sha1(usedforsecurity=False)
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha1.update(data)
+        self.sha256.update(data)
+        return int(self.stream.write(data))
+
+
+def _place(call: Call, data: bytes, dest: str, *, name: str = "", make_folder: bool = False) -> Result:
+    arguments: dict[str, Any] = {"action": "place", "dest": dest, "name": name, **_rights(call)}
+    if make_folder and not arguments["directory_mode"]:
+        arguments["directory_mode"] = "0755"
+    if len(data) <= _EMBEDDED:
+        arguments["content"] = base64.b64encode(data).decode()
+        return _finish(run_guest_side(call, "files", arguments))
+    probe = run_guest_side(call, "files", {"action": "probe", "dest": dest, "name": name})
+    same = probe.get("checksum") == hashlib.sha1(data, usedforsecurity=False).hexdigest()
+    if call.check:
+        return {"changed": not same, "dest": str(probe.get("dest", dest))}
+    upload = f"/tmp/.ktrdr-copy-{secrets.token_hex(8)}"  # noqa: S108 - in the guest; 64 random bits, renamed into place there
+    call.guest.upload(io.BytesIO(data), upload, mode=0o600, become=call.become, timeout=call.timeout)
+    return _finish(run_guest_side(call, "files", arguments | {"upload": upload}))
+
+
+def _rights(call: Call) -> dict[str, Any]:
+    return {
+        "mode": call.get("mode"),
+        "owner": call.get("owner"),
+        "group": call.get("group"),
+        "force": call.get("force", True),
+        "directory_mode": call.get("directory_mode"),
+        "check": call.check,
+    }
+
+
+def _finish(result: Result, **more: Any) -> Result:
+    return {"changed": False, **result, **more}

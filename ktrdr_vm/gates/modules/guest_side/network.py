@@ -1,0 +1,196 @@
+# mypy: allow-untyped-defs, allow-untyped-calls
+# ruff: noqa: PTH116, PTH123, S310
+"""`uri` and `wait_for`: run in the guest, since the addresses are the guest's."""
+
+import base64
+import contextlib
+import json
+import os
+import re
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+MAX_CONTENT = 1024 * 1024
+
+
+def run(arguments):
+    return uri(**arguments) if arguments.pop("action") == "uri" else wait_for(**arguments)
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """`safe` follows GET and HEAD only, `all` everything, `none` nothing. Never to anything but HTTP."""
+
+    def __init__(self, policy):
+        self.policy = policy
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        allowed = self.policy in ("all", "yes", "true", "urllib2") or (
+            self.policy == "safe" and req.get_method() in ("GET", "HEAD")
+        )
+        if not allowed or not newurl.startswith(("http://", "https://")):
+            return None
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def uri(
+    url,
+    method,
+    body,
+    body_format,
+    headers,
+    status_code,
+    timeout,
+    follow_redirects,
+    validate_certs,
+    return_content,
+    user,
+    password,
+    basic,
+):
+    started = time.time()
+    data: Any = None
+    headers = {str(name): str(value) for name, value in headers.items()}
+    names = {name.lower() for name in headers}
+    if body is not None:
+        if body_format == "json":
+            data = body if isinstance(body, str) else json.dumps(body)
+            if "content-type" not in names:
+                headers["Content-Type"] = "application/json"
+        elif body_format == "form-urlencoded":
+            data = body if isinstance(body, str) else urllib.parse.urlencode(body, doseq=True)
+            if "content-type" not in names:
+                headers["Content-Type"] = "application/x-www-form-urlencoded"
+        else:
+            data = body if isinstance(body, str) else json.dumps(body)
+        data = data.encode()
+    if user is not None:
+        headers["Authorization"] = "Basic " + base64.b64encode(("{}:{}".format(user, password or "")).encode()).decode()
+    if not url.lower().startswith(("http://", "https://")):
+        return {
+            "failed": True,
+            "status": -1,
+            "url": url,
+            "msg": "only http and https are supported, not {}".format(url.split(":")[0][:30]),
+        }
+    context = ssl.create_default_context()
+    if not validate_certs:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    opener = urllib.request.build_opener(Redirects(str(follow_redirects).lower()), urllib.request.HTTPSHandler(context=context))
+    result = {"changed": False, "url": url, "status": -1, "redirected": False}
+    content = b""
+    answer = None
+    try:
+        request = urllib.request.Request(url, data=data, headers=headers, method=method)
+        answer = opener.open(request, timeout=timeout)
+        reason = "OK"
+    except urllib.error.HTTPError as error:
+        answer, reason = error, f"HTTP Error {error.code}: {error.reason}"
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        reason = f"Request failed: {error}"
+    except Exception as error:  # http.client raises kinds of its own for an answer that is none
+        reason = f"Request failed: {type(error).__name__}: {error}"
+    if answer is not None:
+        result["status"] = answer.getcode()
+        result["url"] = answer.geturl()
+        result["redirected"] = answer.geturl() != url
+        for name, value in answer.headers.items():
+            if name.lower() not in ("failed", "skipped", "json", "content", "msg", "elapsed"):
+                result.setdefault(name.lower().replace("-", "_"), value)
+        try:
+            while len(content) <= MAX_CONTENT and time.time() < started + timeout:
+                piece = answer.read(65536)
+                if not piece:
+                    break
+                content += piece
+        except Exception as error:
+            reason = f"reading the answer failed: {error}"
+            result["status"] = -1
+    text = decode(content[:MAX_CONTENT], answer)
+    result["elapsed"] = int(time.time() - started)
+    result["msg"] = f"{reason} ({len(content)} bytes)" if reason == "OK" else reason
+    if "json" in str(result.get("content_type", "")):
+        with contextlib.suppress(ValueError, RecursionError):
+            result["json"] = json.loads(text)
+    failed = result["status"] not in status_code
+    if return_content or failed:
+        result["content"] = text
+    if failed:
+        result["failed"] = True
+        result["msg"] = "Status code was {} and not {}: {}".format(result["status"], status_code, result["msg"])
+    return result
+
+
+def decode(content, answer):
+    charset = answer.headers.get_content_charset() if answer is not None else None
+    try:
+        return content.decode(charset or "utf-8", "replace")
+    except LookupError:
+        return content.decode("utf-8", "replace")
+
+
+def wait_for(host, port, path, state, timeout, delay, connect_timeout, sleep, search_regex, msg):
+    started = time.time()
+    pattern = re.compile(search_regex.encode(), re.MULTILINE) if search_regex else None
+    result = {"changed": False, "state": state, "port": port, "path": path, "search_regex": search_regex}
+    time.sleep(min(delay, timeout))
+    if port is None and path is None:
+        time.sleep(max(0, timeout - delay))
+        result["elapsed"] = int(time.time() - started)
+        return result
+    present = state in ("started", "present")
+    while True:
+        groups = there(host, port, path, connect_timeout, pattern, max(0.1, started + timeout - time.time()))
+        if (groups is not None) == present:
+            result["elapsed"] = int(time.time() - started)
+            if groups is not None:
+                result["match_groups"], result["match_groupdict"] = groups
+            return result
+        if time.time() >= started + timeout:
+            break
+        time.sleep(min(sleep, max(0, started + timeout - time.time())))
+    what = path if path is not None else f"{host}:{port}"
+    said = "Timeout when waiting for {}{}".format(f"search string {search_regex} in " if search_regex else "", what)
+    if not present:
+        said = f"Timeout when waiting for {what} to stop." if path is None else f"Timeout when waiting for {what} to be absent."
+    result.update(failed=True, msg=msg or said, elapsed=int(time.time() - started))
+    return result
+
+
+def there(host, port, path, connect_timeout, pattern, left):
+    """The groups of the match when what is waited for is there, None when it is not."""
+    try:
+        if path is not None:
+            if pattern is None:
+                os.stat(path)
+                return [], {}
+            with open(path, "rb") as stream:
+                return found(pattern, stream.read(16 * MAX_CONTENT))
+        with socket.create_connection((host, port), min(connect_timeout, left)) as connection:
+            if pattern is None:
+                return [], {}
+            data, end = b"", time.time() + min(connect_timeout, left)
+            while len(data) < MAX_CONTENT and time.time() < end:
+                connection.settimeout(max(0.05, end - time.time()))
+                piece = connection.recv(4096)
+                if not piece:
+                    break
+                data += piece
+                groups = found(pattern, data)
+                if groups is not None:
+                    return groups
+            return None
+    except OSError:
+        return None
+
+
+def found(pattern, data):
+    match = pattern.search(data)
+    if match is None:
+        return None
+    show = lambda value: None if value is None else value.decode("utf-8", "replace")  # noqa: E731
+    return [show(group) for group in match.groups()], {name: show(value) for name, value in match.groupdict().items()}

@@ -1,0 +1,82 @@
+"""Files that a playbook sends into the guest: only beneath its own folder or the workspace, links not followed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ktrdr_vm.gates.modules.base import ModuleFailure
+from ktrdr_vm.guest.beneath import UnsafePathError, open_beneath, open_folder, split_name
+
+
+def read_source(roots: Sequence[Path], name: str, *, max_bytes: int, within: Sequence[str] = ()) -> bytes:
+    """The bytes of a file, looked for in each root, and first in its folders `within` (`files`, `templates`) as Ansible does."""
+    for root, relative in _places(roots, name, within):
+        try:
+            descriptor = open_beneath(root, relative)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except UnsafePathError as error:
+            raise ModuleFailure(error.message) from None
+        with os.fdopen(descriptor, "rb") as stream:
+            data = stream.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise ModuleFailure(f"{name} is larger than {max_bytes // 1024} KiB")
+        return data
+    raise ModuleFailure(f"Could not find or access {name!r} beneath the playbook's folder or the workspace")
+
+
+def list_source(roots: Sequence[Path], name: str, *, within: Sequence[str] = (), limit: int = 1000) -> list[tuple[str, str]] | None:
+    """When `name` is a folder: its files, as (name to read, name beneath the folder). None when it is not one."""
+    for root, relative in _places(roots, name, within):
+        try:
+            with open_folder(root, _safe_parts(relative)) as descriptor:
+                found = _walk(descriptor, "", limit)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ModuleFailure(f"{name!r} cannot be read: {error.strerror} (links are not followed)") from None
+        if len(found) > limit:
+            raise ModuleFailure(f"{name!r} holds more than {limit} files")
+        return [(f"{relative.rstrip('/')}/{inner}", inner) for inner in sorted(found)]
+    return None
+
+
+def _walk(descriptor: int, prefix: str, limit: int) -> list[str]:
+    found: list[str] = []
+    with os.scandir(descriptor) as entries:
+        listed = sorted(entries, key=lambda entry: entry.name)
+    for entry in listed:
+        if entry.is_symlink():
+            raise ModuleFailure(f"{prefix}{entry.name} is a link; links are not followed")
+        if entry.is_dir(follow_symlinks=False):
+            inner = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+            try:
+                found += _walk(inner, f"{prefix}{entry.name}/", limit - len(found))
+            finally:
+                os.close(inner)
+        else:
+            found.append(f"{prefix}{entry.name}")
+        if len(found) > limit:
+            break
+    return found
+
+
+def _safe_parts(name: str) -> list[str]:
+    parts = split_name(name)
+    if ".." in parts or name.startswith("/"):
+        raise ModuleFailure(f"{name!r} is not beneath the playbook's folder or the workspace")
+    return parts
+
+
+def _places(roots: Sequence[Path], name: str, within: Sequence[str]) -> list[tuple[Path, str]]:
+    """(root, relative name) to try. An absolute name is fine when it is spelled beneath a root."""
+    if not name.startswith("/"):
+        return [(root, place) for root in roots for place in (*(f"{folder}/{name}" for folder in within), name)]
+    places = [
+        (root, os.path.relpath(name, root)) for root in roots if ".." not in name.split("/") and Path(name).is_relative_to(root)
+    ]
+    if not places:
+        raise ModuleFailure(f"{name!r} is not beneath the playbook's folder or the workspace")
+    return places

@@ -1,0 +1,104 @@
+"""From what a module registered to what a report shows: masked, capped, one message."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ktrdr_vm.gates.model import Task
+from ktrdr_vm.report.model import TaskOutcome, TaskResult
+
+MAX_STREAM = 64 * 1024
+MAX_MESSAGE = 4 * 1024
+MAX_NAME = 300
+MAX_EVIDENCE = 32 * 1024
+
+
+def cap(text: str, limit: int) -> str:
+    """The beginning and, since reasons stand at the end, mostly the end of a long text, with what was left out between."""
+    if len(text) <= limit:
+        return text
+    head = limit // 4
+    return f"{text[:head]}\n[... {len(text) - limit} characters left out ...]\n{text[-(limit - head) :]}"
+
+
+def plain_text(value: Any) -> str:
+    """A value of a playbook as text: text as it is, everything else as JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError):
+        return "(a value that cannot be shown)"
+
+
+def find_message(module: str, result: Mapping[str, Any]) -> str:
+    """The one line that says what happened."""
+    message = plain_text(result.get("msg"))
+    if result.get("failed"):
+        if message == "non-zero return code":
+            message = f"non-zero return code {result.get('rc')}"
+        if result.get("failed_when_result") is True:
+            message = f"failed_when is true{': ' + message if message else ''}"
+        if "assertion" in result:
+            message = f"{message}: {plain_text(result['assertion'])}"
+        if "until_failed" in result:
+            message = f"not reached after {result['attempts']} retries: until {plain_text(result['until_failed'])}; {message}"
+        return message or "failed"
+    if module == "debug" and "msg" not in result:
+        return plain_text({key: value for key, value in result.items() if key not in ("changed", "failed")})
+    return message
+
+
+def find_outcome(result: Mapping[str, Any], *, ignored: bool) -> TaskOutcome:
+    if result.get("failed"):
+        return "ignored" if ignored else "failed"
+    if result.get("skipped"):
+        return "skipped"
+    return "changed" if result.get("changed") else "ok"
+
+
+def make_task_result(
+    task: Task,
+    name: str,
+    items: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    outcome: TaskOutcome,
+    started_at: str,
+    duration_s: float,
+    mask: Callable[[str], str],
+    evidence: Sequence[tuple[str, str]] = (),
+) -> TaskResult:
+    """One row of the report. `items` is what was registered: one without a label, or one for each turn of a loop."""
+    messages, streams = [], {"stdout": "", "stderr": ""}
+    attempts = 1
+    looped = len(items) > 1 or (len(items) == 1 and items[0][0] != "")
+    for label, result in items:
+        message = find_message(task.module, result)
+        if message and (not looped or result.get("failed") or len(items) <= 20):
+            messages.append(f"{label}: {message}" if looped else message)
+        for stream in streams:
+            text = plain_text(result.get(stream))
+            if stream == "stdout" and not text and result.get("failed"):
+                text = plain_text(result.get("content"))
+            if text:
+                streams[stream] += f"[{label}]\n{text}\n" if looped else text
+        tried = result.get("attempts", 1)
+        attempts = max(attempts, tried if isinstance(tried, int) else 1)
+    return TaskResult(
+        name=cap(mask(name), MAX_NAME),
+        module=task.module,
+        outcome=outcome,
+        changed=outcome not in ("failed", "skipped") and any(result.get("changed") is True for _, result in items),
+        started_at=started_at,
+        duration_s=round(duration_s, 3),
+        message=cap(mask("; ".join(messages)), MAX_MESSAGE),
+        stdout=cap(mask(streams["stdout"]), MAX_STREAM),
+        stderr=cap(mask(streams["stderr"]), MAX_STREAM),
+        attempts=attempts,
+        where=task.where,
+        evidence=tuple((cap(mask(title), MAX_NAME), cap(mask(text), MAX_EVIDENCE)) for title, text in evidence),
+    )

@@ -1,0 +1,300 @@
+"""Runs a playbook in a guest: order, blocks, loops, conditions, variables. What a task does is in `attempt` and `modules`."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ktrdr_vm.errors import GuestError
+from ktrdr_vm.gates.attempt import Attempt, Settings, truth
+from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.evidence import Evidence, gather_containers
+from ktrdr_vm.gates.model import Block, Common, Node, Playbook, Task
+from ktrdr_vm.gates.modules import Result
+from ktrdr_vm.gates.results import find_message, find_outcome, make_task_result, plain_text
+from ktrdr_vm.gates.selection import is_selected
+from ktrdr_vm.gates.templating import OMIT, Scope, Templar, TemplateError
+from ktrdr_vm.guest.protocol import Guest
+from ktrdr_vm.report.model import GateOutcome, GateResult, TaskResult
+
+__all__ = ["GateContext", "run_playbook"]
+
+MAX_LOOP = 1000
+MAX_RESULTS = 5000
+
+
+def run_playbook(playbook: Playbook, guest: Guest, context: GateContext) -> GateResult:
+    """Run every play. A failed task is a result; a guest that is lost makes the gate's outcome `error`. Only `proceed` raises."""
+    run = _Run(playbook, guest, context)
+    started_at, clock = context.now(), context.monotonic()
+    run.tell("gate_started")
+    outcome: GateOutcome = "passed"
+    message = ""
+    try:
+        for play in playbook.plays:
+            failed = run.nodes(play.tasks, (play.common,), {})
+            if failed is not None:
+                outcome, message = "failed", f"{failed.name}: {failed.message}"
+                break
+        else:
+            if context.start_at_task and not run.started:
+                outcome, message = "error", f"no task is named {context.start_at_task!r}"
+    except GuestError as error:
+        outcome, message = "error", context.mask(f"{error.message} ({error.hint})")
+    duration = round(context.monotonic() - clock, 3)
+    run.tell("gate_finished", outcome=outcome, duration_s=duration, message=message)
+    return GateResult(playbook.name, outcome, started_at, duration, tuple(run.results), message)
+
+
+@dataclass
+class _Failure:
+    """The task that ended a list of tasks, and what it registered."""
+
+    name: str
+    message: str
+    index: int
+    result: Result
+
+
+class _Run:
+    """The state of one gate: facts so far, results so far."""
+
+    def __init__(self, playbook: Playbook, guest: Guest, context: GateContext) -> None:
+        self.results: list[TaskResult] = []
+        self.started = not context.start_at_task
+        self._playbook = playbook
+        self._guest = guest
+        self._context = context
+        self._templar = Templar()
+        self._facts: dict[str, Any] = {}
+        self._deadline = context.monotonic() + context.gate_timeout
+        self._about_containers = False
+
+    def tell(self, event: str, **more: Any) -> None:
+        mask = self._context.mask
+        told = {key: mask(value) if isinstance(value, str) else value for key, value in more.items()}
+        self._context.on_event({"event": event, "gate": self._playbook.name, **told})
+
+    def nodes(self, nodes: Sequence[Node], outer: tuple[Common, ...], item: Mapping[str, Any]) -> _Failure | None:
+        """Run in order up to the first failure; what stands after it is listed as not run."""
+        for number, node in enumerate(nodes):
+            failed = self._block(node, outer, item) if isinstance(node, Block) else self._task(node, outer, item)
+            if failed is not None:
+                for task in _tasks(nodes[number + 1 :]):
+                    self._note_unreached(task, outer, failed)
+                return failed
+        return None
+
+    def _block(self, block: Block, outer: tuple[Common, ...], item: Mapping[str, Any]) -> _Failure | None:
+        inner = (*outer, block.common)
+        failed = self.nodes(block.block, inner, item)
+        if failed is not None and block.rescue:
+            self.results[failed.index] = replace(self.results[failed.index], outcome="rescued")
+            self._facts["ansible_failed_task"] = {"name": failed.name}
+            self._facts["ansible_failed_result"] = failed.result
+            failed = self.nodes(block.rescue, inner, item)
+        # The first failure is the gate's reason, but what must always run runs, and a failure there counts too.
+        in_always = self.nodes(block.always, inner, item)
+        return failed or in_always
+
+    def _task(self, task: Task, outer: tuple[Common, ...], item: Mapping[str, Any]) -> _Failure | None:
+        commons = (*outer, task.common)
+        if not self._is_selected(task, commons):
+            return None
+        context = self._context
+        name = self._name(task, commons, item)
+        started_at, clock = context.now(), context.monotonic()
+        self.tell("task_started", task=name, module=task.module, where=task.where, time=started_at)
+        self._about_containers = self._about_containers or _names_docker(task)
+        turns, inner_failure = self._turns(task, commons, item)
+        result = _sum_up(turns, looped=task.loop is not None)
+        if task.register:
+            self._facts[task.register] = result
+        ignored = bool(result.get("failed")) and self._flag(commons, "ignore_errors", item)
+        outcome = find_outcome(result, ignored=ignored)
+        evidence = self._evidence(commons, item) if result.get("failed") and self._about_containers and not task.included else ()
+        took = context.monotonic() - clock
+        made = make_task_result(
+            task, name, turns, outcome=outcome, started_at=started_at, duration_s=took, mask=context.mask, evidence=evidence
+        )
+        self.tell(
+            "task_finished", task=name, outcome=made.outcome, changed=made.changed, duration_s=made.duration_s, message=made.message
+        )
+        if inner_failure is not None:
+            return inner_failure
+        if not task.included or outcome in ("failed", "skipped", "ignored"):
+            self._keep(made)
+        if outcome == "failed":
+            return _Failure(made.name, made.message, len(self.results) - 1, result)
+        return None
+
+    def _turns(
+        self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any]
+    ) -> tuple[list[tuple[str, Result]], _Failure | None]:
+        """What each turn registered: a single one without a label when there is no loop."""
+        if task.loop is None:
+            result, failed = self._turn(task, commons, item)
+            return [("", result)], failed
+        try:
+            values = self._templar.render(task.loop, self._scope(commons, item))
+            if not isinstance(values, list):
+                raise TemplateError(f"`loop` needs a list, not {type(values).__name__}")
+            if len(values) > MAX_LOOP:
+                raise TemplateError(f"`loop` has {len(values)} items, more than {MAX_LOOP}")
+        except TemplateError as error:
+            skipped = self._skipped(task, commons, item, quiet=True)
+            return [("", skipped or _failure(str(error)))], None
+        turns = []
+        for value in values:
+            inner = {**item, "item": None if value is OMIT else value}
+            result, failed = self._turn(task, commons, inner)
+            turns.append((plain_text(value)[:200], {**result, "item": value, "ansible_loop_var": "item"}))
+            if failed is not None:
+                return turns, failed
+        return turns, None
+
+    def _turn(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any]) -> tuple[Result, _Failure | None]:
+        skipped = self._skipped(task, commons, item)
+        if skipped is not None:
+            return skipped, None
+        if task.module == "include_tasks":
+            failed = self.nodes(task.included, (*commons[:-1], Common(vars=task.common.vars)), item)
+            return {"changed": False, "include": task.arguments.get("file")}, failed
+        try:
+            settings = self._settings(commons, item)
+        except TemplateError as error:
+            return _failure(str(error)), None
+        if settings.timeout <= 0:
+            return _failure(f"the gate's time limit of {self._context.gate_timeout:g} s is over"), None
+        attempt = Attempt(task, self._guest, self._context, self._templar, lambda extra: self._scope(commons, {**item, **extra}))
+        result = attempt.run(settings)
+        facts = result.get("ansible_facts")
+        if task.module == "set_fact" and isinstance(facts, dict):
+            self._facts.update(facts)
+        return result, None
+
+    def _skipped(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any], *, quiet: bool = False) -> Result | None:
+        """A result when one of the conditions, the outer ones first, is false or cannot be evaluated."""
+        scope = self._scope(commons, item)
+        for condition in (condition for common in commons for condition in common.when):
+            try:
+                if not self._templar.condition(condition, scope):
+                    reason = {"skip_reason": "Conditional result was False", "false_condition": condition}
+                    return {"changed": False, "skipped": True, **reason, "msg": f"when: {plain_text(condition)}"}
+            except TemplateError as error:
+                if not quiet:
+                    return _failure(f"when: {error}")
+        return None
+
+    def _settings(self, commons: tuple[Common, ...], item: Mapping[str, Any]) -> Settings:
+        scope = self._scope(commons, item)
+        environment = dict(self._context.environment)
+        for common in commons:
+            for layer in common.environment if isinstance(common.environment, list) else [common.environment]:
+                rendered = self._templar.render(layer, scope) or {}
+                if not isinstance(rendered, dict):
+                    raise TemplateError("`environment` must be a mapping")
+                environment |= {str(name): plain_text(value) for name, value in rendered.items() if value is not OMIT}
+        limit = self._templar.render(_nearest(commons, "timeout"), scope)
+        try:
+            wanted = float(limit) if limit else self._context.task_timeout
+        except (ValueError, TypeError):
+            raise TemplateError(f"`timeout` must be a number of seconds, not {plain_text(limit)[:60]!r}") from None
+        left = self._deadline - self._context.monotonic()
+        return Settings(environment, self._flag(commons, "become", item), min(wanted, left))
+
+    def _flag(self, commons: tuple[Common, ...], name: str, item: Mapping[str, Any]) -> bool:
+        value = _nearest(commons, name)
+        return truth(self._templar.render(value, self._scope(commons, item))) if value is not None else False
+
+    def _scope(self, commons: tuple[Common, ...], item: Mapping[str, Any]) -> Scope:
+        """Nearest first, as Ansible orders them: extra variables, item and result, facts, then task, blocks, play."""
+        values: list[tuple[Mapping[str, Any], bool]] = [(self._context.extra_vars, False), (item, False), (self._facts, False)]
+        layers: list[tuple[Mapping[str, Any], bool]] = [(common.vars, True) for common in reversed(commons)]
+        magic = {"ansible_check_mode": self._context.check, "inventory_hostname": "guest"}
+        return Scope((*values, *layers, (magic, False)))
+
+    def _name(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any]) -> str:
+        try:
+            return plain_text(self._templar.render(task.name, self._scope(commons, item)))
+        except TemplateError:
+            return task.name
+
+    def _is_selected(self, task: Task, commons: tuple[Common, ...]) -> bool:
+        if not self.started:
+            wanted = self._context.start_at_task
+            if task.module == "include_tasks":
+                return True
+            if task.name != wanted and not fnmatch.fnmatchcase(task.name, wanted):
+                return False
+            self.started = True
+        tags = {tag for common in commons for tag in common.tags}
+        return is_selected(tags, set(self._context.tags), set(self._context.skip_tags))
+
+    def _evidence(self, commons: tuple[Common, ...], item: Mapping[str, Any]) -> Evidence:
+        try:
+            settings = self._settings(commons, item)
+        except TemplateError:
+            return ()
+        return gather_containers(self._guest, environment=settings.environment, become=settings.become)
+
+    def _keep(self, result: TaskResult) -> None:
+        if len(self.results) >= MAX_RESULTS:
+            raise GuestError(
+                f"the gate has more than {MAX_RESULTS} results", where=self._playbook.source, hint="loop over fewer items"
+            )
+        self.results.append(result)
+
+    def _note_unreached(self, task: Task, outer: tuple[Common, ...], failed: _Failure) -> None:
+        if not self._is_selected(task, (*outer, task.common)):
+            return
+        reason = {"changed": False, "skipped": True, "msg": f"not run, because {failed.name!r} failed"}
+        name, now = self._name(task, (*outer, task.common), {}), self._context.now()
+        self._keep(
+            make_task_result(task, name, [("", reason)], outcome="skipped", started_at=now, duration_s=0.0, mask=self._context.mask)
+        )
+
+
+def _sum_up(turns: list[tuple[str, Result]], *, looped: bool) -> Result:
+    """What is registered for the task as a whole."""
+    if not looped or (len(turns) == 1 and turns[0][0] == "" and "item" not in turns[0][1]):
+        return turns[0][1]
+    results = [result for _, result in turns]
+    if not results:
+        return {
+            "changed": False,
+            "skipped": True,
+            "skipped_reason": "No items in the list",
+            "results": [],
+            "msg": "no items in the list",
+        }
+    failed = [find_message("", result) for result in results if result.get("failed")]
+    summed: Result = {"changed": any(result.get("changed") is True for result in results), "results": results}
+    summed["failed"] = bool(failed)
+    summed["msg"] = "One or more items failed" if failed else "All items completed"
+    if all(result.get("skipped") for result in results):
+        summed["skipped"] = True
+        summed["msg"] = "All items skipped"
+    return summed
+
+
+def _failure(message: str) -> Result:
+    return {"changed": False, "failed": True, "msg": message}
+
+
+def _nearest(commons: tuple[Common, ...], name: str) -> Any:
+    return next((value for common in reversed(commons) if (value := getattr(common, name)) is not None), None)
+
+
+def _tasks(nodes: Sequence[Node]) -> Iterator[Task]:
+    for node in nodes:
+        if isinstance(node, Task):
+            yield node
+        else:
+            yield from _tasks(node.block)
+
+
+def _names_docker(task: Task) -> bool:
+    return task.module == "docker_compose_v2" or "docker" in plain_text(dict(task.arguments))
