@@ -55,6 +55,7 @@ class Journal:
     plan_digest: str = ""
     created_at: str = ""
     run_id: str = ""
+    kept: bool = False
     slot: int = -1
     genid: str = ""
     resources: dict[str, str] = field(default_factory=dict)

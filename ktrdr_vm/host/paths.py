@@ -51,7 +51,7 @@ class Home:
         return self.root / "runs"
 
     def instance(self, instance_id: str) -> InstancePaths:
-        return InstancePaths(self.instances / instance_id)
+        return InstancePaths(self.root, self.instances / instance_id)
 
     def lock(self, instance_id: str) -> Path:
         return self.locks / f"{instance_id}.lock"
@@ -72,6 +72,7 @@ class Home:
 class InstancePaths:
     """The files of one instance."""
 
+    home: Path
     directory: Path
 
     @property

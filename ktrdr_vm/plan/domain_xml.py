@@ -47,9 +47,7 @@ def render_domain(
         root.append(element("memoryBacking", "", element("source", type="memfd"), element("access", mode="shared")))
     root.append(element("vcpu", str(size.vcpus), placement="static"))
     root.append(_boot(facts))
-    root.append(
-        element("features", "", element("acpi"), element("apic"), element("pmu", state="off"), element("vmport", state="off"))
-    )
+    root.append(element("features", "", element("acpi"), element("apic"), element("pmu", state="off"), element("vmport", state="off")))
     root.append(_cpu(facts))
     root.append(element("clock", "", element("timer", name="hpet", present="no"), offset="utc"))
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):

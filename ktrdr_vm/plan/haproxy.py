@@ -21,7 +21,7 @@ def render_proxy(identity: Identity, allocation: Allocation, lists: str) -> str:
     """HAProxy 2.6 or later. `lists` is the folder with the name lists of `EgressPolicy.name_lists`."""
     resolve = "do-resolve(txn.address,guard,ipv4) var(txn.name)"
     return f"""\
-# {identity.comment}
+# ktrdr-vm instance_id={identity.instance_id}
 global
     maxconn {MAX_CONNECTIONS}
     log stdout format raw local0 info

@@ -43,10 +43,9 @@ class Identity:
     def table(self) -> str:
         return f"ktrdr_{self.token}"
 
-    @property
-    def comment(self) -> str:
-        """How nft objects say whose they are."""
-        return f"ktrdr-vm instance_id={self.instance_id}"
+    def mark(self, home: str) -> str:
+        """How a tap and an nft table say whose they are: which instance, and of which state directory."""
+        return f"ktrdr-vm instance_id={self.instance_id} home={make_home_token(home)}"
 
     @property
     def mac(self) -> str:
@@ -57,6 +56,11 @@ class Identity:
     @property
     def ref_prefix(self) -> str:
         return f"refs/ktrdr/{self.instance_id}/"
+
+
+def make_home_token(home: str) -> str:
+    """A state directory in eight characters: what another home made is never touched."""
+    return hashlib.sha256(home.encode()).hexdigest()[:8]
 
 
 def parse_instance_id(text: str) -> Identity:

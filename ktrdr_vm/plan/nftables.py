@@ -22,6 +22,7 @@ ALLOWED_SIZE = 4096
 
 def render_ruleset(
     identity: Identity,
+    home: str,
     allocation: Allocation,
     rules: tuple[EgressRule, ...],
     reserved: tuple[tuple[IPv4Address, int], ...] = (),
@@ -33,7 +34,7 @@ def render_ruleset(
 add table inet {table}
 delete table inet {table}
 table inet {table} {{
-    comment "{identity.comment}"
+    comment "{identity.mark(home)}"
 
     set reserved {{
         type ipv4_addr

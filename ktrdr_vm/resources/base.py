@@ -27,6 +27,11 @@ class Target:
     paths: InstancePaths
     libvirt: Libvirt
 
+    @property
+    def mark(self) -> str:
+        """What our taps and tables carry, so that nothing of anybody else is taken for it."""
+        return self.identity.mark(str(self.paths.home))
+
 
 @dataclass(frozen=True)
 class Blueprint:

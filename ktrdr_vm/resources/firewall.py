@@ -65,7 +65,7 @@ class Firewall(Resource):
         if found is None:
             return
         comments = [entry["table"].get("comment") for entry in found if "table" in entry]
-        if comments != [self.target.identity.comment] and comments != [None]:
+        if comments != [self.target.mark] and comments != [None]:
             raise ProvisionError(
                 f"the nft table {self.name} exists and was not made for this instance",
                 where=self.name,

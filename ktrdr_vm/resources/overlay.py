@@ -25,9 +25,7 @@ class Overlay(Resource):
         partial = path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
         size = f"{plan.profile.resources.disk}M"
-        process.run(
-            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", image.disk_format, "-b", image.disk, partial, size], timeout=60
-        )
+        process.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", image.disk_format, "-b", image.disk, partial, size], timeout=60)
         partial.chmod(0o600)
         partial.rename(path)
 

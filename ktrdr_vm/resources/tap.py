@@ -42,7 +42,7 @@ class Tap(Resource):
         link = read_link(self.name)
         if link is None:
             process.run(["ip", "tuntap", "add", "dev", self.name, "mode", "tap"], timeout=10)
-            process.run(["ip", "link", "set", "dev", self.name, "alias", identity.comment], timeout=10)
+            process.run(["ip", "link", "set", "dev", self.name, "alias", self.target.mark], timeout=10)
         else:
             self._refuse_foreign(link)
         for key, value in _SYSCTLS_V4.items():
@@ -55,9 +55,7 @@ class Tap(Resource):
             process.run(["ip", "rule", "add", "iif", self.name, "priority", str(RULE_PRIORITY), "prohibit"], timeout=10)
         process.run(["ip", "link", "set", "dev", self.name, "up"], timeout=10)
         # The guest's address is known and not asked for: gratuitous ARP changes nothing.
-        process.run(
-            ["ip", "neigh", "replace", allocation.guest, "lladdr", identity.mac, "dev", self.name, "nud", "permanent"], timeout=10
-        )
+        process.run(["ip", "neigh", "replace", allocation.guest, "lladdr", identity.mac, "dev", self.name, "nud", "permanent"], timeout=10)
 
     def verify(self) -> list[str]:
         link = read_link(self.name)
@@ -100,7 +98,7 @@ class Tap(Resource):
 
     def _refuse_foreign(self, link: dict[str, Any]) -> None:
         # An alias is set a moment after the tap is made; a crash between leaves none, and the name's digest is ours.
-        if link.get("ifalias") not in (None, self.target.identity.comment):
+        if link.get("ifalias") not in (None, self.target.mark):
             raise ProvisionError(
                 f"the interface {self.name} exists and was not made for this instance",
                 where=self.name,
@@ -119,9 +117,7 @@ def read_link(name: str) -> dict[str, Any] | None:
     if shown.exit_code != 0:
         if "does not exist" in shown.error_text:
             return None
-        raise ProvisionError(
-            f"ip cannot show the interface: {shown.error_text}", where=name, hint="`ktrdr-vm doctor` checks the host"
-        )
+        raise ProvisionError(f"ip cannot show the interface: {shown.error_text}", where=name, hint="`ktrdr-vm doctor` checks the host")
     found: list[dict[str, Any]] = [entry for entry in json.loads(shown.stdout) if entry]
     return found[0] if found else None
 

@@ -1,0 +1,107 @@
+"""`list`, `status`, `destroy`, `gc`: the instances of this host."""
+
+from __future__ import annotations
+
+import click
+
+from ktrdr_vm.cli.options import complete_instance, instance_argument, json_option
+
+
+@click.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the instances of this host, from the journals and from the host itself."""
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.discovery import find_instances
+    from ktrdr_vm.host.libvirt import Libvirt
+    from ktrdr_vm.host.paths import find_home
+
+    rows = [found.to_json() for found in find_instances(find_home(), Libvirt())]
+    if as_json:
+        echo_json(rows)
+        return
+    if not rows:
+        click.echo("no instances", err=True)
+    for row in rows:
+        note = f"  {row['note']}" if row["note"] else ""
+        click.echo(f"{row['instance_id']:<40} {row['state']:<9} {row['mode']:<12} {row['created_at']}{note}")
+
+
+@click.command()
+@instance_argument
+@json_option
+def status(instance_id: str, as_json: bool) -> int:
+    """Verify each resource of INSTANCE_ID against its plan. Exit code 4 when one is not as planned."""
+    from dataclasses import asdict
+
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.host.libvirt import Libvirt
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.instance import Instance
+    from ktrdr_vm.plan.identity import parse_instance_id
+
+    instance = Instance(find_home(), parse_instance_id(instance_id), Libvirt())
+    rows = instance.status()
+    instance.close()
+    wrong = [row for row in rows if not row.exists or row.differences]
+    if as_json:
+        echo_json({"instance_id": instance_id, "ok": not wrong, "resources": [asdict(row) for row in rows]})
+    else:
+        for row in rows:
+            word = "missing" if not row.exists else "differs" if row.differences else "ok"
+            click.echo(f"{word:<8} {row.kind:<9} {row.name}{'  ' + '; '.join(row.differences) if row.differences else ''}")
+    return 4 if wrong else 0
+
+
+@click.command()
+@click.argument("instance_ids", nargs=-1, required=True, shell_complete=complete_instance)
+@click.option("--yes", is_flag=True, help="Do not ask before an interactive instance is destroyed.")
+def destroy(instance_ids: tuple[str, ...], yes: bool) -> int:
+    """Remove instances, whole, and prove that nothing is left. One that is not there is no error."""
+    from ktrdr_vm.cli.main import show_error
+    from ktrdr_vm.cli.progress import show_resource
+    from ktrdr_vm.errors import KtrdrError
+    from ktrdr_vm.host.libvirt import Libvirt
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.instance import Instance, require_root
+    from ktrdr_vm.plan.identity import parse_instance_id
+
+    identities = [parse_instance_id(instance_id) for instance_id in instance_ids]
+    require_root()
+    home, libvirt, worst = find_home(), Libvirt(), 0
+    for identity in identities:
+        instance = Instance(home, identity, libvirt)
+        journal = instance.journal
+        if journal is not None and journal.mode == "interactive" and not yes:
+            click.confirm(f"{identity.instance_id} is interactive, and its disk goes with it. Destroy it?", abort=True, err=True)
+        try:
+            with instance.locked():
+                instance.destroy(notify=show_resource)
+            click.echo(f"{identity.instance_id}: residue: none")
+        except KtrdrError as error:
+            show_error(error)
+            worst = max(worst, error.exit_code)
+    return worst
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@json_option
+def gc(dry_run: bool, as_json: bool) -> int:
+    """Remove what runs that died have left. Interactive instances and those with a living run stay."""
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.discovery import collect_garbage
+    from ktrdr_vm.host.libvirt import Libvirt
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.instance import require_root
+
+    require_root()
+    rows = collect_garbage(find_home(), Libvirt(), dry_run=dry_run)
+    if as_json:
+        echo_json(rows)
+    else:
+        for row in rows:
+            click.echo(f"{row['action']:<13} {row['instance_id']}  {row['reason']}")
+        if not rows:
+            click.echo("nothing to collect", err=True)
+    return 5 if any(row["action"] == "failed" for row in rows) else 0

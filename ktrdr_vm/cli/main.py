@@ -1,0 +1,133 @@
+"""The command `ktrdr-vm`: finds a command's file only when it is asked for, and turns every error into text and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+
+import click
+
+_COMMANDS = {
+    "apply": "ktrdr_vm.cli.apply:apply",
+    "plan": "ktrdr_vm.cli.documents:plan",
+    "render": "ktrdr_vm.cli.documents:render",
+    "validate": "ktrdr_vm.cli.documents:validate",
+    "list": "ktrdr_vm.cli.instances:list_",
+    "status": "ktrdr_vm.cli.instances:status",
+    "destroy": "ktrdr_vm.cli.instances:destroy",
+    "gc": "ktrdr_vm.cli.instances:gc",
+    "report": "ktrdr_vm.cli.evidence:report",
+    "events": "ktrdr_vm.cli.evidence:events",
+    "logs": "ktrdr_vm.cli.evidence:logs",
+    "egress": "ktrdr_vm.cli.egress:egress",
+    "ssh": "ktrdr_vm.cli.access:ssh",
+    "exec": "ktrdr_vm.cli.access:exec_",
+    "gate": "ktrdr_vm.cli.gate:gate",
+    "images": "ktrdr_vm.cli.images:images",
+    "doctor": "ktrdr_vm.cli.doctor:doctor",
+}
+
+_HELP = {
+    "apply": "Make the sandbox of a profile, run it, gate it, bring the evidence back.",
+    "plan": "Show what will exist, and the plan's digest. Touches nothing.",
+    "render": "Write every document of the plan as a file.",
+    "validate": "Show every error of a profile.",
+    "list": "List the instances of this host.",
+    "status": "Verify each resource of an instance.",
+    "destroy": "Remove instances and prove that nothing is left.",
+    "gc": "Remove what runs that died have left.",
+    "report": "Show the report of a run.",
+    "events": "Show the events of a run.",
+    "logs": "Show the console of an instance.",
+    "egress": "Show what left an instance, and what was refused.",
+    "ssh": "Enter an instance, or run a command in it with a terminal.",
+    "exec": "Run a command in an instance and end with its exit code.",
+    "gate": "Run gates against a running instance.",
+    "images": "Build, list and remove images.",
+    "doctor": "Check what this host has and lacks.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Help comes from the table above, so that listing commands imports none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        target = _COMMANDS.get(cmd_name)
+        if target is None:
+            return None
+        module, _, attribute = target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _HELP[name]) for name in _COMMANDS])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ktrdr-vm")
+def cli() -> None:
+    """Disposable virtual machines for coding agents: a declared sandbox, gates, evidence, and a proof that nothing is left."""
+
+
+def main() -> None:
+    """The entry point. Exit codes are the contract's."""
+    interrupts = 0
+
+    def interrupt(_number: int, _frame: object) -> None:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > 1:
+            # Asked twice: stop at once. What is left, `gc` finds by the journal and on the host.
+            os._exit(130)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    # Imported late: most commands need only part of it.
+    from ktrdr_vm.errors import KtrdrError
+
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        print("ktrdr-vm: interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(0)
+    except KtrdrError as error:
+        show_error(error)
+        sys.exit(error.exit_code)
+
+
+def show_error(error: Exception) -> None:
+    """What, where, and what to do next; guest text in it is escaped."""
+    from ktrdr_vm.report.escape import escape
+
+    hint = getattr(error, "hint", "")
+    for line in str(error).splitlines() or [""]:
+        click.echo(f"ktrdr-vm: {escape(line)}", err=True)
+    if hint:
+        click.echo(f"  next: {escape(hint)}", err=True)
+
+
+def echo_json(value: object) -> None:
+    """One document on standard output."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

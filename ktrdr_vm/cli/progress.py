@@ -1,0 +1,100 @@
+"""What a person sees while a run goes on, and at its end. Everything goes to standard error; colour only on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from ktrdr_vm.gather import Gathered
+from ktrdr_vm.instance import Verb
+from ktrdr_vm.report.escape import escape
+from ktrdr_vm.report.model import RunReport
+from ktrdr_vm.report.summary import render_summary
+from ktrdr_vm.run import Listener
+
+_STYLES = {
+    "ok": "green", "changed": "yellow", "removed": "yellow", "absent": "dim", "failed": "bold red",
+    "passed": "green", "skipped": "dim", "ignored": "magenta", "rescued": "magenta",
+}  # fmt: skip
+
+
+class TerminalListener(Listener):
+    """Lines as they happen; on a terminal also a spinner with what is going on now."""
+
+    def __init__(self, gathered: Gathered) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._began = time.monotonic()
+        self._live: Live | None = None
+        facts, plan = gathered.plan.facts, gathered.plan
+        self._line(Text(f"{plan.identity.instance_id}  profile {plan.profile.name}  plan {plan.digest[:12]}", style="bold"))
+        if facts.accelerator == "tcg":
+            self._line(Text(f"  warning: software emulation, slower and with longer limits: {gathered.accelerator.reason}", style="yellow"))
+
+    def __enter__(self) -> TerminalListener:
+        if self._console.is_terminal:
+            self._live = Live(Spinner("dots", text="starting"), console=self._console, transient=True, refresh_per_second=8)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def phase(self, name: str) -> None:
+        if self._live is not None:
+            self._live.update(Spinner("dots", text=f"{name}"))
+        self._line(Text(f"{time.monotonic() - self._began:7.1f}s  {name}", style="cyan"))
+
+    def resource(self, kind: str, name: str, verb: Verb, seconds: float) -> None:
+        self._line(_resource_line(kind, name, verb, seconds))
+
+    def note(self, text: str) -> None:
+        self._line(Text(f"          {escape(text)}", style="dim"))
+
+    def gate_event(self, event: Mapping[str, Any]) -> None:
+        if event.get("event") == "task_started" and self._live is not None:
+            self._live.update(Spinner("dots", text=escape(f"{event.get('gate')}: {event.get('task', '')}")))
+        if event.get("event") == "task_finished":
+            outcome = str(event.get("outcome", ""))
+            line = Text("          ")
+            line.append(f"{outcome:<8}", style=_STYLES.get(outcome, ""))
+            line.append(f" {escape(str(event.get('task', '')))}")
+            line.append(f"  {float(event.get('duration_s', 0)):.1f}s", style="dim")
+            self._line(line)
+
+    def output(self, data: bytes) -> None:
+        for line in data.decode("utf-8", "replace").splitlines():
+            self._line(Text(f"          │ {escape(line)}"))
+
+    def _line(self, text: Text) -> None:
+        self._console.print(text)
+
+
+def _resource_line(kind: str, name: str, verb: Verb, seconds: float) -> Text:
+    line = Text("          ")
+    line.append(f"{verb:<8}", style=_STYLES[verb])
+    line.append(f" {kind:<9} {escape(name)}")
+    line.append(f"  {seconds:.2f}s", style="dim")
+    return line
+
+
+def show_resource(kind: str, name: str, verb: Verb, seconds: float) -> None:
+    """One resource's line, for commands that are no run."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(_resource_line(kind, name, verb, seconds))
+
+
+def show_report(report: RunReport, directory: Path, stream: IO[str] = sys.stderr) -> None:
+    """The summary at the end."""
+    console = Console(file=stream, highlight=False, soft_wrap=True)
+    console.print()
+    for style, text in render_summary(report):
+        console.print(Text(text, style=style))
+    console.print(Text(f"report   {directory}/report.html", style="dim"))

@@ -1,0 +1,114 @@
+"""Instances as the host knows them: journals, libvirt metadata, tap aliases and nft comments, joined by instance_id.
+
+Losing the state directory loses no knowledge. What does not carry our mark is never listed and never touched.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ktrdr_vm.errors import BusyError, KtrdrError
+from ktrdr_vm.host import process
+from ktrdr_vm.host.journal import is_locked
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.instance import Instance, list_journals
+from ktrdr_vm.plan.identity import make_home_token, parse_instance_id
+
+_MARK = re.compile(r"ktrdr-vm instance_id=([a-z0-9-]{1,63}) home=([0-9a-f]{8})")
+
+
+@dataclass
+class Found:
+    """One instance_id and where it was seen."""
+
+    instance_id: str
+    mode: str = "unknown"
+    state: str = "no domain"
+    created_at: str = ""
+    busy: bool = False
+    kept: bool = False
+    """A person lives in it, or asked for it to be kept."""
+    seen: set[str] = field(default_factory=set)
+
+    @property
+    def note(self) -> str:
+        """What disagrees: an instance has a journal, a firewall and a domain, or a run is at work on it."""
+        if self.busy:
+            return "a run is at work"
+        missing = [what for what in ("journal", "firewall", "tap", "domain") if what not in self.seen]
+        return f"incomplete: no {', no '.join(missing)}" if missing else ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "instance_id": self.instance_id,
+            "mode": self.mode,
+            "state": self.state,
+            "created_at": self.created_at,
+            "busy": self.busy,
+            "seen": sorted(self.seen),
+            "note": self.note,
+        }
+
+
+def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
+    """The union of what is written down and what is there, sorted by instance_id. What another home made is its own."""
+    found: dict[str, Found] = {}
+
+    def seen(instance_id: str, where: str) -> Found:
+        entry = found.setdefault(instance_id, Found(instance_id))
+        entry.seen.add(where)
+        return entry
+
+    for journal in list_journals(home):
+        entry = seen(journal.instance_id, "journal")
+        entry.mode, entry.created_at = journal.mode, journal.created_at
+        entry.kept = journal.kept or journal.mode == "interactive"
+    if home.instances.exists():
+        for directory in home.instances.iterdir():
+            seen(directory.name, "directory")
+    for domain in libvirt.list_ours():
+        if domain.home != str(home.root):
+            continue
+        entry = seen(domain.instance_id, "domain")
+        entry.state, entry.mode = domain.state, domain.mode
+    for instance_id in _marked(["nft", "-j", "list", "tables"], home):
+        seen(instance_id, "firewall")
+    for instance_id in _marked(["ip", "-j", "link", "show"], home):
+        seen(instance_id, "tap")
+    for entry in found.values():
+        entry.busy = is_locked(home.lock(entry.instance_id))
+    return sorted(found.values(), key=lambda entry: entry.instance_id)
+
+
+def _marked(argv: list[str], home: Home) -> set[str]:
+    """Instance ids of this home in what a tool lists; nft and ip both give our mark as text somewhere in their JSON."""
+    listed = process.run(argv, timeout=30, check=False)
+    if listed.exit_code != 0:
+        return set()
+    token = make_home_token(str(home.root))
+    return {instance_id for instance_id, owner in _MARK.findall(listed.text) if owner == token}
+
+
+def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict[str, str]]:
+    """Remove what no living run holds and no person lives in. Returns a row for each: action, instance_id, reason."""
+    rows = []
+    for entry in find_instances(home, libvirt):
+        if entry.busy or entry.kept:
+            continue
+        reason = entry.note or "its run has ended"
+        if dry_run:
+            rows.append({"action": "would remove", "instance_id": entry.instance_id, "reason": reason})
+            continue
+        instance = Instance(home, parse_instance_id(entry.instance_id), libvirt)
+        try:
+            with instance.locked():
+                instance.destroy()
+            rows.append({"action": "removed", "instance_id": entry.instance_id, "reason": reason})
+        except BusyError:
+            continue  # a run took it up meanwhile
+        except KtrdrError as error:
+            rows.append({"action": "failed", "instance_id": entry.instance_id, "reason": f"{error}; next: {error.hint}"})
+    return rows

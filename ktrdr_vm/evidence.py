@@ -1,0 +1,161 @@
+"""The run directory: events as they happen, the ledger's rows, files that belong to the person who asked for the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.report.model import Allowance, Denial, GateResult
+
+# A console that a guest floods is kept to its end.
+MAX_CONSOLE = 8 * 1024 * 1024
+
+
+def now() -> str:
+    """UTC, RFC 3339, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def make_run_id() -> str:
+    """Sortable by time, and never twice."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+
+class RunDirectory:
+    """`runs/<instance_id>/<run_id>/`, open for writing while the run lasts."""
+
+    def __init__(self, path: Path, instance_id: str, owner: tuple[int, int], mask: Callable[[str], str]) -> None:
+        self.path = path
+        self._instance_id = instance_id
+        self._owner = owner
+        self._mask = mask
+        for folder in (path, path / "artifacts", path / "bundle"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The person may pass through to what is theirs, and see nothing else on the way.
+        path.parent.chmod(0o711)
+        path.parent.parent.chmod(0o711)
+        self._events = (path / "events.jsonl").open("a", encoding="utf-8")
+        self._link_latest()
+
+    def event(self, event: str, **fields: Any) -> None:
+        """One line of events.jsonl."""
+        line = json.dumps(
+            {"time": now(), "instance_id": self._instance_id, "run_id": self.path.name, "event": event, **fields}, default=str
+        )
+        self._events.write(self._mask(line) + "\n")
+        self._events.flush()
+
+    def relay(self, fields: Mapping[str, Any]) -> None:
+        """A gate's event, which brings its own name."""
+        rest = {key: value for key, value in fields.items() if key != "event"}
+        self.event(str(fields.get("event", "gate")), **rest)
+
+    def write(self, name: str, text: str) -> None:
+        (self.path / name).write_text(self._mask(text), encoding="utf-8")
+
+    def keep_ledger(self, ledger: Path, *, since: str) -> list[dict[str, Any]]:
+        """The ledger's lines of this run, copied to egress.jsonl and returned."""
+        rows = []
+        with (self.path / "egress.jsonl").open("w", encoding="utf-8") as kept:
+            for path in (ledger.with_name(ledger.name + ".1"), ledger):
+                if not path.exists():
+                    continue
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    row = json.loads(line)
+                    if row["time"] >= since:
+                        kept.write(self._mask(line) + "\n")
+                        rows.append(row)
+        return rows
+
+    def keep_console(self, console: Path) -> None:
+        """The end of the console's log, with secrets masked."""
+        if not console.exists():
+            return
+        with console.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - MAX_CONSOLE))
+            self.write("console.log", file.read().decode("utf-8", "replace"))
+
+    def close(self) -> None:
+        """Hand everything to the person. Files that the guest named are already theirs."""
+        self._events.close()
+        uid, gid = self._owner
+        for folder, _, files in os.walk(self.path):
+            os.chown(folder, uid, gid)
+            for name in files:
+                os.chown(Path(folder, name), uid, gid, follow_symlinks=False)
+
+    def _link_latest(self) -> None:
+        link = self.path.parent / ".latest.new"
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.path.name)
+        link.rename(self.path.parent / "latest")
+
+
+def remove_old_runs(runs: Path, keep: int) -> list[Path]:
+    """Keep the newest `keep` runs of an instance_id; returns what was removed."""
+    if not runs.is_dir():
+        return []
+    old = sorted((path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()), reverse=True)[keep:]
+    for path in old:
+        shutil.rmtree(path)
+    return old
+
+
+def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> tuple[tuple[Allowance, ...], tuple[Denial, ...]]:
+    """The ledger's decisions by destination: what was reached, and what was refused while which task ran."""
+    allowed: dict[tuple[str, str, int], dict[str, Any]] = {}
+    denied: dict[tuple[str, str, int, str], dict[str, Any]] = {}
+    for row in rows:
+        host, address, port = str(row.get("name", "")), str(row.get("address", "")), int(row.get("port", 0))
+        rule, count = str(row.get("rule", "")), int(row.get("count", 1))
+        if row["kind"] == "guard":
+            continue
+        if row["verdict"] == "deny":
+            if row["kind"] == "dns":
+                port = 53
+            # By name the address is whatever the guest chose; it says nothing about the destination.
+            key = (host, "" if host and row["kind"] in ("tls", "http", "dns") else address, port, f"{row['kind']}: {rule}")
+            entry = denied.setdefault(key, {"count": 0, "first": row["time"]})
+            entry["count"] += count
+            entry["last"] = row["time"]
+        elif row["kind"] != "dns":
+            entry = allowed.setdefault((host, "" if host else address, port), {"count": 0, "in": 0, "out": 0, "rule": rule})
+            entry["count"] += count
+            entry["in"] += int(row.get("bytes_in", 0))
+            entry["out"] += int(row.get("bytes_out", 0))
+    return (
+        tuple(
+            Allowance(*key, rule=entry["rule"], count=entry["count"], bytes_in=entry["in"], bytes_out=entry["out"])
+            for key, entry in sorted(allowed.items())
+        ),
+        tuple(
+            Denial(key[0], key[1], key[2], key[3], entry["count"], entry["first"], entry["last"], during=find_task(gates, entry["first"]))
+            for key, entry in sorted(denied.items())
+        ),
+    )
+
+
+def find_task(gates: tuple[GateResult, ...], time: str) -> str:
+    """Which gate and task ran at a time. Decisions are written up to a second late, so a second of grace belongs to the task before."""
+    running = ""
+    for gate in gates:
+        if gate.started_at and gate.started_at <= time:
+            running = gate.name
+            for task in gate.tasks:
+                if task.started_at <= time:
+                    running = f"{gate.name}: {task.name}"
+            if _end(gate.started_at, gate.duration_s + 1) < time:
+                running = ""
+    return running
+
+
+def _end(started_at: str, duration: float) -> str:
+    began = datetime.fromisoformat(started_at)
+    return datetime.fromtimestamp(began.timestamp() + duration, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

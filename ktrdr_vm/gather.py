@@ -1,0 +1,185 @@
+"""Facts before the plan: everything of the host, the repository and the clock-free world that a plan depends on.
+
+Needs neither root nor a running libvirt, and creates nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ktrdr_vm.errors import DocumentError, HostError, UsageError
+from ktrdr_vm.guest.workspace import Repository, find_repository
+from ktrdr_vm.host import process
+from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
+from ktrdr_vm.host.package_sources import find_sources
+from ktrdr_vm.host.paths import PROJECT, Home, find_shipped
+from ktrdr_vm.images.recipe import Recipe, load_recipe
+from ktrdr_vm.plan.facts import Facts, ImageFacts
+from ktrdr_vm.plan.identity import Identity, derive_instance_id, parse_instance_id
+from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.profile.load import HINT, LoadedProfile, load_profile
+from ktrdr_vm.profile.model import EgressRule, ImageRef, Profile
+from ktrdr_vm.profile.policy import POLICY_PATH, OwnerPolicy, check_policy, parse_policy
+from ktrdr_vm.profile.strict_yaml import MAX_BYTES
+
+# A machine type that every QEMU since Debian 12's has, spelled out so that a template stays what it was.
+MACHINE = "pc-q35-7.2"
+# The user of a stock cloud image; cloud-init makes it when the image has none.
+STOCK_USER = "ktrdr"
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A profile that may run here, the plan it makes, and what else was found on the way."""
+
+    loaded: LoadedProfile
+    policy: OwnerPolicy
+    plan: Plan
+    accelerator: Accelerator
+    repository: Repository | None
+    recipe: Recipe | None
+    playbooks: tuple[tuple[str, Path], ...]
+
+
+def read_profile(path: Path) -> LoadedProfile:
+    """Load a profile file and what it extends; every problem at once."""
+    return load_profile(_read(path), str(path), _read_parent)
+
+
+def read_policy() -> OwnerPolicy:
+    """The owner's policy. It must be root's and writable by root alone, or nothing starts."""
+    path = Path(POLICY_PATH)
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return OwnerPolicy()
+    if facts.st_uid != 0 or facts.st_mode & 0o022:
+        raise HostError(
+            "the owner's policy can be changed by others than root", where=POLICY_PATH, hint=f"chown root {path}; chmod go-w {path}"
+        )
+    return parse_policy(_read(path), POLICY_PATH)
+
+
+def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()) -> Gathered:
+    """Everything that `plan`, `render` and `apply` start from. `gates`, when given, replace the profile's."""
+    loaded = read_profile(profile_path)
+    policy = read_policy()
+    root = workspace.resolve()
+    problems = check_policy(loaded, policy, str(root))
+    if problems:
+        raise DocumentError(problems, hint=f"the owner of this host can allow it in {POLICY_PATH}; a profile cannot")
+    profile = loaded.profile
+    repository = find_repository(root / profile.workspace.source) if profile.workspace else None
+    identity = _identity(instance_id, root, repository)
+    playbooks = tuple((gate, find_playbook(gate, root, loaded.source)) for gate in gates or profile.gates)
+    recipe, image = _image(profile.image, home)
+    kernel = Path(image.directory, "vmlinuz")
+    accelerator = find_accelerator(kernel if kernel.exists() else None)
+    owner = _owner()
+    facts = Facts(
+        accelerator=accelerator.name,
+        emulator=str(process.find_program(EMULATOR) or f"/usr/bin/{EMULATOR}"),
+        machine=MACHINE,
+        home=str(home.root),
+        image=image,
+        owner_uid=owner[0],
+        owner_gid=owner[1],
+        workspace=str(root),
+        base_ref=repository.branch if repository else "",
+        base_commit=repository.commit if repository else "",
+        playbooks=tuple((gate, hashlib.sha256(path.read_bytes()).hexdigest()) for gate, path in playbooks),
+        presets=_presets(profile),
+        owner_reserved=tuple(sorted(policy.reserved)),
+    )
+    return Gathered(loaded, policy, Plan(profile, facts, identity, loaded.data), accelerator, repository, recipe, playbooks)
+
+
+def find_playbook(gate: str, workspace: Path, profile_source: str) -> Path:
+    """A gate by name or path: the workspace's own, then those beside the profile, then the shipped ones."""
+    if "/" in gate or gate.endswith((".yaml", ".yml")):
+        candidates = [workspace / gate, Path(profile_source).parent / gate]
+    else:
+        beside = Path(profile_source).resolve().parent.parent / "playbooks"
+        candidates = [workspace / "playbooks" / f"{gate}.yaml", beside / f"{gate}.yaml"]
+        shipped = find_shipped("playbooks", f"{gate}.yaml")
+        candidates += [shipped] if shipped else []
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UsageError(
+        f"there is no playbook for the gate {gate}",
+        where=", ".join(str(path) for path in candidates),
+        hint="write playbooks/<name>.yaml in the workspace, or name a shipped gate or a path",
+    )
+
+
+def _identity(instance_id: str | None, root: Path, repository: Repository | None) -> Identity:
+    if instance_id is not None:
+        return parse_instance_id(instance_id)
+    if repository is None:
+        repository = find_repository(root)
+    return derive_instance_id(repository.name, repository.branch or repository.commit[:12])
+
+
+def _image(ref: ImageRef, home: Home) -> tuple[Recipe | None, ImageFacts]:
+    if ref.url:
+        # The checksum is the digest: it says all that there is to say about the content.
+        directory = str(home.images / ref.sha256)
+        format_ = "qcow2" if Path(directory, "disk.qcow2").exists() else "raw"
+        name = ref.url.rsplit("/", 1)[-1]
+        return None, ImageFacts(name, ref.sha256, directory, boot="disk", disk_format=format_, user=STOCK_USER)  # type: ignore[arg-type]
+    path = find_shipped("images", f"{ref.recipe}.yaml")
+    if path is None:
+        known = sorted(entry.stem for entry in (PROJECT / "images").glob("*.yaml"))
+        raise UsageError(f"there is no image recipe {ref.recipe}", where="image", hint=f"known recipes: {', '.join(known)}")
+    recipe = load_recipe(path)
+    return recipe, ImageFacts(
+        name=recipe.name,
+        digest=recipe.digest,
+        directory=str(home.images / recipe.digest),
+        kernel_args=" ".join(recipe.kernel_args) if not isinstance(recipe.kernel_args, str) else recipe.kernel_args,
+        user=recipe.user,
+    )
+
+
+def _presets(profile: Profile) -> tuple[tuple[str, tuple[EgressRule, ...]], ...]:
+    wanted = sorted({rule.preset for rule in profile.egress.allow if rule.preset})
+    return tuple(
+        (
+            preset,
+            tuple(EgressRule(host=host, ports=(port,), preset=preset, reason=f"preset {preset}") for host, port in find_sources(preset)),
+        )
+        for preset in wanted
+    )
+
+
+def _owner() -> tuple[int, int]:
+    """The invoking person: who is behind sudo, else who runs this."""
+    if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdigit() and os.environ.get("SUDO_GID", "").isdigit():
+        return int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
+    return os.getuid(), os.getgid()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(path), hint="name a file that exists and may be read") from None
+
+
+def _read_parent(reference: str, source: str) -> tuple[str, bytes]:
+    """What a profile extends: a file beneath the profile's own folder, or a shipped profile by name."""
+    folder = Path(source).resolve().parent
+    path = (folder / reference).resolve()
+    if not path.is_relative_to(folder):
+        raise UsageError(f"{reference} is outside the profile's folder", where=source, hint=HINT)
+    if not path.is_file():
+        shipped = find_shipped("profiles", reference if reference.endswith(".yaml") else f"{reference}.yaml")
+        if shipped is None:
+            raise UsageError(f"{reference} is neither beside the profile nor shipped", where=source, hint=HINT)
+        path = shipped
+    return str(path), _read(path)

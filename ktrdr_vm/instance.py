@@ -1,0 +1,340 @@
+"""An instance: its resources in order, made forward and removed backward. Owns the journal, the allocation and the teardown."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, ResidueError, UsageError
+from ktrdr_vm.guest import ssh
+from ktrdr_vm.guest.ssh import SshGuest
+from ktrdr_vm.host import process
+from ktrdr_vm.host.journal import Journal, locked, read_journal, write_durably
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.plan.facts import SLOTS, Allocation, allocate
+from ktrdr_vm.plan.identity import Identity
+from ktrdr_vm.plan.plan import Plan, plan_from_json
+from ktrdr_vm.profile.model import Secret
+from ktrdr_vm.resources import make_resources
+from ktrdr_vm.resources.base import Blueprint, Resource, Target
+
+# How long a guest may take from power-on to an authenticated command. Emulation on a busy host is the slow end.
+BOOT_LIMIT = {"kvm": 120.0, "tcg": 600.0}
+
+Verb = Literal["ok", "changed", "removed", "absent", "failed"]
+Notify = Callable[[str, str, Verb, float], None]
+"""`notify(resource kind, name, what happened, seconds)`."""
+
+SecretReader = Callable[[Secret], bytes]
+
+
+def quiet(_kind: str, _name: str, _verb: Verb, _seconds: float) -> None:
+    """A listener for those who do not want to hear."""
+
+
+@dataclass(frozen=True)
+class ResourceStatus:
+    """What `status` shows of one resource."""
+
+    kind: str
+    name: str
+    exists: bool
+    differences: tuple[str, ...]
+
+
+class Instance:
+    """One instance_id on this host. Use `locked()` around everything that changes it."""
+
+    def __init__(self, home: Home, identity: Identity, libvirt: Libvirt) -> None:
+        self.home = home
+        self.identity = identity
+        self.libvirt = libvirt
+        self.paths = home.instance(identity.instance_id)
+        self._guest: SshGuest | None = None
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        return locked(self.home.lock(self.identity.instance_id), f"the instance {self.identity.instance_id}")
+
+    @property
+    def journal(self) -> Journal | None:
+        return read_journal(self.paths.journal)
+
+    # -- making -----------------------------------------------------------------------------------------------------
+
+    def create(
+        self, plan: Plan, *, read_secret: SecretReader, mount_roots: tuple[str, ...], run_id: str = "", notify: Notify = quiet
+    ) -> None:
+        """Make what is missing of everything up to the running domain, in order. Mounts and secrets follow in `complete`."""
+        journal = self._open_journal(plan, run_id)
+        blueprint = self._blueprint(plan, journal, read_secret, mount_roots)
+        for resource in self._host_side(make_resources(self._target(), blueprint)):
+            self._ensure(resource, journal, notify)
+
+    def complete(self, plan: Plan, *, read_secret: SecretReader, mount_roots: tuple[str, ...], notify: Notify = quiet) -> None:
+        """Make what needs the guest: mounts and secrets."""
+        journal = self._require_journal()
+        blueprint = self._blueprint(plan, journal, read_secret, mount_roots)
+        resources = make_resources(self._target(), blueprint)
+        for resource in resources[len(self._host_side(resources)) :]:
+            self._ensure(resource, journal, notify)
+
+    @staticmethod
+    def _host_side(resources: tuple[Resource, ...]) -> tuple[Resource, ...]:
+        return tuple(resource for resource in resources if resource.kind not in ("mount", "secret"))
+
+    def _ensure(self, resource: Resource, journal: Journal, notify: Notify) -> None:
+        began = datetime.now(UTC)
+        if resource.exists() and journal.resources.get(resource.key) == "present" and not resource.verify():
+            notify(resource.kind, resource.name, "ok", _since(began))
+            return
+        journal.intend(resource.key)
+        resource.create()
+        differences = resource.verify()
+        if differences:
+            raise ProvisionError(
+                f"the {resource.kind} is not what the plan says: {'; '.join(differences)}",
+                where=resource.name,
+                hint="another program may be changing it; look at it on the host, then apply again",
+            )
+        journal.confirm(resource.key)
+        notify(resource.kind, resource.name, "changed", _since(began))
+
+    def _open_journal(self, plan: Plan, run_id: str) -> Journal:
+        existing = self.journal
+        if existing is not None:
+            existing.plan_digest, existing.run_id, existing.plan = plan.digest, run_id, plan.to_json()
+            existing.save()
+            return existing
+        self.home.create()
+        with locked(self.home.locks / "slots.lock", "the allocation of slots", wait=True):
+            # The journal is written under the lock, so that the next one who looks finds the slot taken.
+            slot = self._find_free_slot()
+            directory = self.paths.directory
+            directory.mkdir(mode=0o711, exist_ok=True)
+            directory.chmod(0o711)
+            journal = Journal(
+                path=self.paths.journal,
+                instance_id=self.identity.instance_id,
+                mode=plan.profile.mode,
+                plan_digest=plan.digest,
+                created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+                run_id=run_id,
+                slot=slot,
+                genid=str(uuid.uuid4()),
+                plan=plan.to_json(),
+            )
+            journal.save()
+        self._create_keys()
+        return journal
+
+    def _find_free_slot(self) -> int:
+        """The first slot that no journal of this home and no interface of this host has."""
+        taken = {journal.slot for journal in list_journals(self.home)}
+        addresses = _local_addresses()
+        for slot in range(SLOTS):
+            gateway = allocate(slot, genid="", host_key="", host_public_key="", login_public_key="").gateway
+            if slot not in taken and gateway not in addresses:
+                return slot
+        raise HostError("every slot is taken", where=str(self.home.instances), hint="destroy instances; `ktrdr-vm list` shows them")
+
+    def _create_keys(self) -> None:
+        folder = self.paths.host_key.parent
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for path in (self.paths.host_key, self.paths.login_key):
+            private, public = ssh.generate_keypair()
+            write_durably(path.with_suffix(".pub"), public.encode() + b"\n")
+            write_durably(path, private.encode())
+
+    # -- reaching ---------------------------------------------------------------------------------------------------
+
+    def connect(self, *, limit: float = 60.0) -> SshGuest:
+        """The guest over SSH; waits up to `limit` seconds for it. The connection is kept for the next caller."""
+        if self._guest is not None and self._guest.alive:
+            return self._guest
+        journal = self._require_journal()
+        allocation = self._allocation(journal)
+        plan = plan_from_json(journal.plan)
+        self._guest = ssh.connect(
+            allocation.guest,
+            22,
+            plan.facts.image.user,
+            self.paths.login_key.read_text(),
+            allocation.host_public_key,
+            timeout=limit,
+            instance_id=self.identity.instance_id,
+            proceed=self._require_running,
+        )
+        return self._guest
+
+    def _require_running(self) -> None:
+        facts = self.libvirt.find(self.identity.domain)
+        if facts is None or facts.state in ("shutoff", "crashed", "shutdown"):
+            raise ProvisionError(
+                "the domain ended while it was booting",
+                where=self.identity.instance_id,
+                hint=f"its console says why: {self.paths.console}",
+            )
+
+    def keep(self) -> None:
+        """The run ends and the instance stays, until somebody destroys it."""
+        journal = self._require_journal()
+        journal.kept = True
+        journal.save()
+        self.close()
+
+    def close(self) -> None:
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def status(self) -> list[ResourceStatus]:
+        """Each resource: is it there, and how it differs from the plan."""
+        journal = self._require_journal()
+        blueprint = self._blueprint(plan_from_json(journal.plan), journal, _no_secrets, ())
+        found = []
+        for resource in make_resources(self._target(), blueprint):
+            exists = resource.exists()
+            found.append(ResourceStatus(resource.kind, resource.name, exists, tuple(resource.verify()) if exists else ()))
+        return found
+
+    # -- removing ---------------------------------------------------------------------------------------------------
+
+    def destroy(self, *, notify: Notify = quiet) -> None:
+        """Remove everything, backward, then prove it. Every error is collected; a ResidueError names what is left."""
+        journal = self._read_journal_leniently()
+        blueprint = None
+        if journal is not None:
+            with contextlib.suppress(KtrdrError, KeyError, TypeError, OSError, ValueError):
+                blueprint = self._blueprint(plan_from_json(journal.plan), journal, _no_secrets, ())
+        self.close()
+        errors: list[tuple[Resource, KtrdrError]] = []
+        resources = make_resources(self._target(), blueprint)
+        for resource in reversed(resources):
+            began = datetime.now(UTC)
+            try:
+                if resource.kind == "secret":
+                    # It lives in the domain's memory, which is the next thing to go.
+                    continue
+                there = resource.exists()
+                resource.remove()
+                if journal is not None:
+                    journal.strike(resource.key)
+                notify(resource.kind, resource.name, "removed" if there else "absent", _since(began))
+            except (KtrdrError, OSError) as error:
+                wrapped = (
+                    error if isinstance(error, KtrdrError) else ProvisionError(str(error), where=resource.name, hint=resource.by_hand())
+                )
+                errors.append((resource, wrapped))
+                notify(resource.kind, resource.name, "failed", _since(began))
+        left = self.find_residue(resources)
+        if not left:
+            self._remove_directory()
+            left = [str(self.paths.directory)] if self.paths.directory.exists() else []
+        if left or errors:
+            reasons = "; ".join(f"{resource.kind}: {error.message}" for resource, error in errors)
+            by_hand = " && ".join(resource.by_hand() for resource, _ in errors) or f"ktrdr-vm destroy {self.identity.instance_id}"
+            raise ResidueError(
+                f"residue is left: {', '.join(left) or 'none'}" + (f" ({reasons})" if reasons else ""),
+                where=self.identity.instance_id,
+                hint=f"try again, or by hand: {by_hand}",
+                left=left,
+            )
+
+    def find_residue(self, resources: Iterable[Resource] | None = None) -> list[str]:
+        """What of this instance is on the host, asked of the host. The proof is an empty list."""
+        found = []
+        for resource in resources if resources is not None else make_resources(self._target(), None):
+            if resource.kind == "secret":
+                continue
+            try:
+                if resource.exists():
+                    found.append(f"{resource.kind} {resource.name}")
+            except KtrdrError as error:
+                # What cannot be looked at cannot be said to be gone.
+                found.append(f"{resource.kind} {resource.name} (unknown: {error.message})")
+        return found
+
+    def _remove_directory(self) -> None:
+        directory = self.paths.directory
+        if directory.exists():
+            # The journal goes last: while anything is there, it says whose it is.
+            for path in sorted(directory.iterdir(), key=lambda path: path.name == "journal.json"):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            directory.rmdir()
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _target(self) -> Target:
+        return Target(self.identity, self.paths, self.libvirt)
+
+    def _allocation(self, journal: Journal) -> Allocation:
+        return allocate(
+            journal.slot,
+            genid=journal.genid,
+            host_key=self.paths.host_key.read_text(),
+            host_public_key=self.paths.host_key.with_suffix(".pub").read_text().strip(),
+            login_public_key=self.paths.login_key.with_suffix(".pub").read_text().strip(),
+        )
+
+    def _blueprint(self, plan: Plan, journal: Journal, read_secret: SecretReader, mount_roots: tuple[str, ...]) -> Blueprint:
+        allocation = self._allocation(journal)
+        return Blueprint(plan, allocation, plan.render(allocation), self.connect, read_secret, mount_roots)
+
+    def _require_journal(self) -> Journal:
+        journal = self.journal
+        if journal is None:
+            raise UsageError(
+                f"there is no instance {self.identity.instance_id}",
+                where=str(self.home.instances),
+                hint="`ktrdr-vm list` shows the instances of this host",
+            )
+        return journal
+
+    def _read_journal_leniently(self) -> Journal | None:
+        """For removal a damaged journal is as good as none: the host itself is asked."""
+        try:
+            return self.journal
+        except ProvisionError:
+            return None
+
+
+def list_journals(home: Home) -> list[Journal]:
+    """Every readable journal of a home, by instance_id."""
+    if not home.instances.exists():
+        return []
+    found = []
+    for directory in sorted(home.instances.iterdir()):
+        with contextlib.suppress(ProvisionError):
+            journal = read_journal(directory / "journal.json")
+            if journal is not None:
+                found.append(journal)
+    return found
+
+
+def _no_secrets(secret: Secret) -> bytes:
+    raise ProvisionError(f"the secret {secret.name} is not read here", where="secrets", hint="apply again to deliver it")
+
+
+def _local_addresses() -> set[str]:
+    listed = json.loads(process.run(["ip", "-4", "-j", "addr", "show"], timeout=10).stdout)
+    return {entry["local"] for link in listed for entry in link.get("addr_info", []) if "local" in entry}
+
+
+def _since(began: datetime) -> float:
+    return (datetime.now(UTC) - began).total_seconds()
+
+
+def require_root() -> None:
+    """Taps, nftables and the system's libvirt need root today."""
+    if os.geteuid() != 0:
+        raise HostError("this command needs root", where="ktrdr-vm", hint="run it with sudo; `plan`, `render` and `validate` need no root")

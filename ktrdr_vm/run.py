@@ -1,0 +1,414 @@
+"""One run: make the instance, work in it, gate it, bring the evidence back, destroy it, prove that nothing is left, report.
+
+A run is one call, one report and one directory. It assumes no terminal and says everything through a `Listener`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ResidueError, UsageError
+from ktrdr_vm.evidence import RunDirectory, make_run_id, now, remove_old_runs, sum_up_egress
+from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.model import Playbook
+from ktrdr_vm.gates.playbook import parse_playbook
+from ktrdr_vm.gates.runner import run_playbook
+from ktrdr_vm.gather import Gathered
+from ktrdr_vm.guest.artifacts import fetch_artifacts
+from ktrdr_vm.guest.personalize import make_environment, personalize
+from ktrdr_vm.guest.protocol import GuestTimeout
+from ktrdr_vm.guest.ssh import SshGuest
+from ktrdr_vm.guest.workspace import copy_in
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.images.build import build_image
+from ktrdr_vm.images.fetch import fetch_image
+from ktrdr_vm.images.store import Image, ImageStore
+from ktrdr_vm.instance import BOOT_LIMIT, Instance, Verb
+from ktrdr_vm.plan.plan import canonical_json
+from ktrdr_vm.profile.model import Secret
+from ktrdr_vm.report.html import render_html
+from ktrdr_vm.report.json import render_report_json
+from ktrdr_vm.report.junit import render_junit
+from ktrdr_vm.report.mask import make_mask
+from ktrdr_vm.report.model import Artifact, GateResult, Phase, RunOutcome, RunReport, WorkloadResult
+
+Keep = Literal["never", "on-failure", "always"]
+
+KEPT_RUNS = 20
+MAX_SECRET = 64 * 1024
+DOCKER_LIMIT = 300.0
+
+
+class Listener:
+    """Told of everything while it happens. This one is silent; the terminal's is in `cli`."""
+
+    def phase(self, name: str) -> None:
+        """A phase begins."""
+
+    def resource(self, kind: str, name: str, verb: Verb, seconds: float) -> None:
+        """A resource was made, found, removed."""
+
+    def note(self, text: str) -> None:
+        """Something a person should know."""
+
+    def gate_event(self, event: Mapping[str, Any]) -> None:
+        """An event of a gate's runner."""
+
+    def output(self, data: bytes) -> None:
+        """What the workload prints, as it is."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line adds to a profile."""
+
+    keep: Keep = "never"
+
+
+class Run:
+    """The state of one run. Use `execute` once."""
+
+    def __init__(self, gathered: Gathered, home: Home, libvirt: Libvirt, options: Options, listener: Listener) -> None:
+        self._gathered = gathered
+        self._plan = gathered.plan
+        self._home = home
+        self._options = options
+        self._listener = listener
+        self._instance = Instance(home, gathered.plan.identity, libvirt)
+        self._phases: list[Phase] = []
+        self._gates: list[GateResult] = []
+        self._workload: WorkloadResult | None = None
+        self._artifacts: tuple[Artifact, ...] = ()
+        self._resources: list[dict[str, str]] = []
+        self._image: Image | None = None
+        self._secrets: dict[str, bytes] = {}
+        self._mask: Callable[[str], str] = str
+        self._directory: RunDirectory | None = None
+
+    def execute(self) -> RunReport:
+        """Do it all. Raises only what happens before anything exists: bad playbooks, a missing secret, a busy instance."""
+        playbooks = [_parse(gate, path) for gate, path in self._gathered.playbooks]
+        self._secrets = {secret.name: self._read_source(secret) for secret in self._plan.profile.secrets}
+        self._mask = make_mask(self._secrets.values())
+        self._home.create()
+        with self._instance.locked():
+            return self._execute_locked(playbooks)
+
+    def _execute_locked(self, playbooks: list[Playbook]) -> RunReport:
+        plan = self._plan
+        run_id, started_at, began = make_run_id(), now(), time.monotonic()
+        owner = (plan.facts.owner_uid, plan.facts.owner_gid)
+        path = self._home.run(plan.identity.instance_id, run_id)
+        directory = self._directory = RunDirectory(path, plan.identity.instance_id, owner, self._mask)
+        directory.event("run_started", profile=plan.profile.name, plan_digest=plan.digest)
+        directory.write("plan.json", canonical_json(plan.to_json()))
+        error: KtrdrError | None = None
+        interrupted = False
+        residue: tuple[str, ...] = ()
+        try:
+            self._provision(run_id)
+            self._work(playbooks)
+        except KeyboardInterrupt:
+            interrupted = True
+            self._listener.note("interrupted; cleaning up (once more to stop at once)")
+        except KtrdrError as caught:
+            error = caught
+        self._keep_evidence()
+        failed = error is not None or interrupted or not self._passed()
+        if self._keeps(failed):
+            self._instance.keep()
+            self._listener.note(f"the instance is kept; `ktrdr-vm ssh {plan.identity.instance_id}` enters it, `ktrdr-vm destroy` ends it")
+            rows = directory.keep_ledger(self._instance.paths.ledger, since=started_at)
+        else:
+            residue, rows, destroy_error = self._destroy(started_at)
+            error = error or destroy_error
+        allowed, denied = sum_up_egress(rows, tuple(self._gates))
+        outcome: RunOutcome = "interrupted" if interrupted else "error" if error else "passed" if self._passed() else "failed"
+        report = RunReport(
+            instance_id=plan.identity.instance_id,
+            run_id=run_id,
+            profile=plan.profile.name,
+            mode=plan.profile.mode,
+            plan_digest=plan.digest,
+            image_digest=plan.facts.image.digest,
+            outcome=outcome,
+            exit_code=self._exit_code(interrupted, residue, error),
+            started_at=started_at,
+            duration_s=round(time.monotonic() - began, 3),
+            phases=tuple(self._phases),
+            gates=tuple(self._gates),
+            workload=self._workload,
+            allowed=allowed,
+            denied=denied,
+            artifacts=self._artifacts,
+            residue=residue,
+            resources=tuple(self._resources),
+            image=self._describe_image(),
+            host={"accelerator": plan.facts.accelerator, "accelerator_reason": self._gathered.accelerator.reason},
+            message=self._mask(str(error)) if error else "",
+            hint=self._mask(error.hint) if error else "",
+        )
+        self._write_report(report)
+        remove_old_runs(path.parent, KEPT_RUNS)
+        return report
+
+    # -- forward ----------------------------------------------------------------------------------------------------
+
+    def _provision(self, run_id: str) -> None:
+        plan, instance = self._plan, self._instance
+        with self._phase("image"):
+            self._image = self._find_image()
+        with self._phase("create"):
+            if instance.journal is not None and plan.profile.mode == "sandbox":
+                self._listener.note("an earlier run left this instance; it is destroyed first")
+                instance.destroy(notify=self._hear_resource)
+            roots = self._gathered.policy.mount_roots
+            instance.create(plan, read_secret=self._read_secret, mount_roots=roots, run_id=run_id, notify=self._hear_resource)
+        with self._phase("boot"):
+            guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+        with self._phase("personalize"):
+            personalize(guest, plan.identity, plan.profile.mode, self._environment)
+            self._wait_docker(guest)
+            instance.complete(plan, read_secret=self._read_secret, mount_roots=roots, notify=self._hear_resource)
+        if plan.profile.workspace is not None and self._gathered.repository is not None:
+            with self._phase("workspace"):
+                copy_in(
+                    self._gathered.repository,
+                    plan.profile.workspace,
+                    guest,
+                    plan.facts.image.user,
+                    plan.identity.instance_id,
+                    self._listener.note,
+                )
+
+    def _find_image(self) -> Image:
+        ref, store = self._plan.profile.image, ImageStore(self._home.images)
+        found = store.find(self._plan.facts.image.digest)
+        if found is not None:
+            return found
+        if self._gathered.recipe is not None:
+            return build_image(self._gathered.recipe, store, progress=self._listener.note)
+        return fetch_image(ref.url, ref.sha256, store, progress=self._listener.note)
+
+    def _wait_docker(self, guest: SshGuest) -> None:
+        """Docker's unit answers when it serves. A guest without Docker has nothing to wait for."""
+        waited = guest.run("! command -v dockerd >/dev/null || systemctl start docker.service", become=True, timeout=DOCKER_LIMIT)
+        if waited.exit_code != 0:
+            raise GuestError(
+                f"Docker does not start in the guest: {waited.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+                where=self._plan.identity.instance_id,
+                hint="`--keep always` keeps the instance; look with `journalctl -u docker` in it",
+            )
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return make_environment(self._plan.identity, self._plan.profile.mode, dict(self._plan.profile.environment))
+
+    def _work(self, playbooks: list[Playbook]) -> None:
+        """The first gate shows that the base starts; then the workload; then the other gates, until one fails."""
+        for index, playbook in enumerate(playbooks):
+            if index == 1:
+                self._run_workload()
+            if not self._passed():
+                self._gates.append(_skipped(playbook, "an earlier gate or the workload failed"))
+                continue
+            with self._phase(f"gate {playbook.name}"):
+                self._gates.append(self._run_gate(playbook))
+                with contextlib.suppress(KtrdrError):
+                    ask_guard(self._instance.paths.guard, "flush")
+        if len(playbooks) < 2 and self._passed():
+            self._run_workload()
+        if self._plan.profile.artifacts:
+            with self._phase("artifacts"):
+                assert self._directory is not None
+                self._artifacts = tuple(
+                    fetch_artifacts(
+                        self._instance.connect(),
+                        self._plan.profile.artifacts,
+                        self._directory.path / "artifacts",
+                        owner=(self._plan.facts.owner_uid, self._plan.facts.owner_gid),
+                    )
+                )
+
+    def _run_gate(self, playbook: Playbook) -> GateResult:
+        assert self._directory is not None
+        workspace = self._gathered.repository
+        path = Path(playbook.source)
+        context = GateContext(
+            extra_vars=dict(self._plan.profile.vars),
+            roots=(path.resolve().parent, *((workspace.root,) if workspace else ())),
+            artifacts=self._directory.path / "artifacts" / playbook.name,
+            owner=(self._plan.facts.owner_uid, self._plan.facts.owner_gid),
+            environment=self._environment,
+            mask=self._mask,
+            on_event=self._hear_gate,
+            gate_timeout=self._plan.profile.gate_timeout,
+        )
+        return run_playbook(playbook, self._instance.connect(), context)
+
+    def _run_workload(self) -> None:
+        workload = self._plan.profile.workload
+        if workload is None:
+            return
+        with self._phase("workload"):
+            started_at, began = now(), time.monotonic()
+            target = self._plan.profile.workspace.target if self._plan.profile.workspace else None
+            try:
+                done = self._instance.connect().run(
+                    list(workload.command),
+                    timeout=workload.timeout,
+                    environment=self._environment,
+                    chdir=target,
+                    on_output=self._listener.output,
+                )
+                outcome: Literal["passed", "failed", "timeout"] = "passed" if done.exit_code == 0 else "failed"
+                code, out, err = done.exit_code, done.stdout, done.stderr
+            except GuestTimeout as error:
+                outcome, code, out, err = "timeout", -1, b"", str(error).encode()
+            self._workload = WorkloadResult(
+                command=workload.command,
+                outcome=outcome,
+                exit_code=None if outcome == "timeout" else code,
+                started_at=started_at,
+                duration_s=round(time.monotonic() - began, 3),
+                stdout=self._mask(out[-65536:].decode("utf-8", "replace")),
+                stderr=self._mask(err[-65536:].decode("utf-8", "replace")),
+            )
+
+    # -- backward ---------------------------------------------------------------------------------------------------
+
+    def _keep_evidence(self) -> None:
+        assert self._directory is not None
+        if self._instance.paths.guard.exists():
+            with contextlib.suppress(KtrdrError):
+                ask_guard(self._instance.paths.guard, "flush")
+        self._directory.keep_console(self._instance.paths.console)
+
+    def _destroy(self, started_at: str) -> tuple[tuple[str, ...], list[dict[str, Any]], KtrdrError | None]:
+        """Residue, the ledger's rows, and what went wrong. The ledger is read before its directory goes."""
+        assert self._directory is not None
+        rows = self._directory.keep_ledger(self._instance.paths.ledger, since=started_at)
+        try:
+            with self._phase("destroy"):
+                self._instance.destroy(notify=self._hear_resource)
+        except ResidueError as error:
+            return error.left, rows, error
+        except KtrdrError as error:
+            return (f"unknown: {error.message}",), rows, error
+        return (), rows, None
+
+    def _keeps(self, failed: bool) -> bool:
+        if self._instance.journal is None:
+            return False
+        if self._plan.profile.mode == "interactive":
+            return True
+        return self._options.keep == "always" or (self._options.keep == "on-failure" and failed)
+
+    # -- results ----------------------------------------------------------------------------------------------------
+
+    def _passed(self) -> bool:
+        workload_passed = self._workload is None or self._workload.outcome == "passed"
+        return workload_passed and all(gate.outcome == "passed" for gate in self._gates)
+
+    def _exit_code(self, interrupted: bool, residue: tuple[str, ...], error: KtrdrError | None) -> int:
+        if interrupted:
+            return 130
+        if residue:
+            return ResidueError.exit_code
+        if error is not None:
+            return error.exit_code
+        return 0 if self._passed() else 1
+
+    def _describe_image(self) -> dict[str, Any]:
+        if self._image is None:
+            return {}
+        return {
+            "name": self._image.name,
+            "digest": self._image.digest,
+            "content_digest": self._image.content_digest,
+            **self._image.manifest,
+        }
+
+    def _write_report(self, report: RunReport) -> None:
+        assert self._directory is not None
+        self._directory.event("run_finished", outcome=report.outcome, exit_code=report.exit_code, residue=list(report.residue))
+        self._directory.write("report.json", render_report_json(report))
+        self._directory.write("junit.xml", render_junit(report))
+        self._directory.write("report.html", render_html(report))
+        self._directory.close()
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        assert self._directory is not None
+        self._listener.phase(name)
+        self._directory.event("phase_started", phase=name)
+        phase = Phase(name, "failed", now(), 0.0)
+        began = time.monotonic()
+        try:
+            yield
+            phase = replace(phase, outcome="ok")
+        finally:
+            phase = replace(phase, duration_s=round(time.monotonic() - began, 3))
+            self._phases.append(phase)
+            self._directory.event("phase_finished", phase=name, outcome=phase.outcome, duration_s=phase.duration_s)
+
+    def _hear_resource(self, kind: str, name: str, verb: Verb, seconds: float) -> None:
+        assert self._directory is not None
+        self._resources.append({"kind": kind, "name": name, "verb": verb, "seconds": f"{seconds:.3f}"})
+        self._directory.event("resource", kind=kind, name=name, verb=verb, duration_s=round(seconds, 3))
+        self._listener.resource(kind, name, verb, seconds)
+
+    def _hear_gate(self, event: Mapping[str, Any]) -> None:
+        assert self._directory is not None
+        self._directory.relay(event)
+        self._listener.gate_event(event)
+
+    def _read_secret(self, secret: Secret) -> bytes:
+        return self._secrets[secret.name]
+
+    @staticmethod
+    def _read_source(secret: Secret) -> bytes:
+        """The value from its source, read once, before anything exists."""
+        if secret.env:
+            value = os.environb.get(secret.env.encode())
+            if not value:
+                raise UsageError(
+                    f"the variable {secret.env} of the secret {secret.name} is not set",
+                    where="secrets",
+                    hint="set it; under sudo, name it with --preserve-env",
+                )
+            return value
+        try:
+            descriptor = os.open(secret.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                return file.read(MAX_SECRET)
+        except OSError as error:
+            raise HostError(
+                f"the secret {secret.name} cannot be read: {error.strerror}",
+                where=secret.file,
+                hint="see the secrets.files of the owner's policy",
+            ) from None
+
+
+def _parse(gate: str, path: Path) -> Playbook:
+    def read(reference: str) -> str:
+        return (path.parent / reference).read_text(encoding="utf-8")
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the playbook of the gate {gate} cannot be read: {error}", where=str(path), hint="name a text file") from None
+    return parse_playbook(text, str(path), read=read)
+
+
+def _skipped(playbook: Playbook, reason: str) -> GateResult:
+    return GateResult(playbook.name, "skipped", now(), 0.0, message=reason)
