@@ -57,7 +57,5 @@ def run_mmdebstrap(argv: Sequence[str], scratch: Path) -> None:
 
 def read_packages(root: Path) -> dict[str, str]:
     """Package names and versions as dpkg's database in the root has them."""
-    listing = process.run(
-        ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "--show", "--showformat=${Package}\t${Version}\n"], timeout=60
-    )
+    listing = process.run(["dpkg-query", f"--admindir={root}/var/lib/dpkg", "--show", "--showformat=${Package}\t${Version}\n"], timeout=60)
     return dict(line.split("\t", 1) for line in listing.text.splitlines() if "\t" in line)

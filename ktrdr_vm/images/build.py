@@ -130,6 +130,4 @@ def _check_host(root: Path) -> None:
         process.require_program(program)
     free = shutil.disk_usage(root).free
     if free < _SPACE:
-        raise HostError(
-            f"{free >> 20} MiB are free, and a build needs {_SPACE >> 20}", where=str(root), hint="make room, or remove images"
-        )
+        raise HostError(f"{free >> 20} MiB are free, and a build needs {_SPACE >> 20}", where=str(root), hint="make room, or remove images")

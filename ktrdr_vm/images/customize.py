@@ -124,9 +124,7 @@ def make_guest_sources(host: AptHost, recipe: Recipe) -> str:
     stanzas = [(host.main.public_uri, recipe.suite)]
     if recipe.security and host.security is not None:
         stanzas.append((host.security.public_uri, f"{recipe.suite}-security"))
-    return "\n".join(
-        f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {_GUEST_KEYRING}\n" for uri, suite in stanzas
-    )
+    return "\n".join(f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {_GUEST_KEYRING}\n" for uri, suite in stanzas)
 
 
 def _mark_updated(root: Path) -> None:

@@ -73,9 +73,7 @@ class Recipe:
     @property
     def digest(self) -> str:
         """Over the content, not the file: comments and the order of keys do not cause a rebuild."""
-        canonical = json.dumps(
-            {"builder": BUILDER_VERSION, "recipe": asdict(self)}, sort_keys=True, default=lambda value: value.hex()
-        )
+        canonical = json.dumps({"builder": BUILDER_VERSION, "recipe": asdict(self)}, sort_keys=True, default=lambda value: value.hex())
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -1,0 +1,1 @@
+CREATE INDEX orders_new ON orders (id) WHERE state = 'new';
