@@ -1,0 +1,193 @@
+"""Artifacts: files that the run brings back from the guest. Everything about them may be a lie, so everything is bounded.
+
+Only regular files and folders arrive, beneath the run directory, written without following a link, as 0644 files of the
+invoking user. What is refused is said, by name, in a row of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ktrdr_vm.guest.beneath import check_name, create_beneath, split_name
+from ktrdr_vm.guest.protocol import Guest, GuestTimeout
+from ktrdr_vm.guest.tar_stream import TarStream, TarStreamError
+
+_MAX_REFUSALS = 1000
+
+
+@dataclass(frozen=True)
+class ArtifactLimits:
+    """Bytes, counts and seconds for all artifacts of one call together; `single` for one file."""
+
+    files: int = 10_000
+    total: int = 1024 * 1024 * 1024
+    single: int = 256 * 1024 * 1024
+    seconds: float = 900.0
+
+
+@dataclass(frozen=True)
+class BroughtBack:
+    """One file, or one refusal. `path` is relative to the run directory, empty when `refused`; `source` is as the guest spelled it."""
+
+    path: str
+    source: str
+    size: int
+    sha256: str
+    refused: str = ""
+
+
+class _Stop(Exception):
+    """A limit for all files is reached: nothing more is read."""
+
+
+def collect_artifacts(
+    guest: Guest,
+    sources: Sequence[str],
+    run_directory: Path,
+    *,
+    folder: str = "artifacts",
+    owner: tuple[int, int] | None = None,
+    limits: ArtifactLimits = ArtifactLimits(),
+    become: bool = True,
+) -> tuple[BroughtBack, ...]:
+    """Bring files and folders of the guest to `run_directory/folder/<their path>`. GuestError only when the guest is lost.
+
+    `owner` is (uid, gid) of what is written. A source that is not there is a refused row, as is everything that breaks a limit.
+    """
+    writer = _Writer(run_directory, folder, owner=owner, limits=limits)
+    deadline = time.monotonic() + limits.seconds
+    for source in sources:
+        parts = split_name(source)
+        if wrong := check_name("/".join(parts)):
+            writer.refuse(source, wrong, 0)
+            continue
+        place = shlex.quote("./" + "/".join(parts))
+        try:
+            _find_oversized(guest, source, place, writer, limits, become=become, timeout=deadline - time.monotonic())
+            # Files over the limit are left out in the guest already, so that an honest terabyte does not cost the rest.
+            line = (
+                f"cd / && find {place} -xdev -type f -size +{limits.single}c -prune -o -print0 2>/dev/null | "
+                "tar --null --no-recursion --hard-dereference --format=gnu -cf - -T - 2>/dev/null"
+            )
+            stream = TarStream(writer)
+            guest.run(line, timeout=max(deadline - time.monotonic(), 1), become=become, max_output=0, on_output=stream.feed)
+            if stream.inside_member or not stream.finished:
+                writer.cut_off("the guest's stream ended too early")
+        except TarStreamError as error:
+            writer.cut_off(f"the guest's stream cannot be read: {error}")
+        except GuestTimeout:
+            writer.cut_off(f"not all was brought back within {limits.seconds:g} s")
+            break
+        except _Stop as stop:
+            writer.cut_off(str(stop))
+            break
+        finally:
+            writer.close()
+    return tuple(writer.artifacts)
+
+
+def _find_oversized(
+    guest: Guest, source: str, place: str, writer: _Writer, limits: ArtifactLimits, *, become: bool, timeout: float
+) -> None:
+    """Name what is missing or too large. The guest may lie here: then the stream's own limits hold."""
+    line = f"cd / && [ -e {place} ] || exit 3; find {place} -xdev -type f -size +{limits.single}c -printf '%s %p\\0' | head -c 65536"
+    found = guest.run(line, timeout=max(timeout, 1), become=become, max_output=65536)
+    if found.exit_code == 3:
+        writer.refuse(source, "there is no such file in the guest", 0)
+    for entry in found.stdout.decode("utf-8", "surrogateescape").split("\0")[:100]:
+        size, _, name = entry.partition(" ")
+        if name and size.isdigit() and len(size) < 20:
+            writer.refuse(name, f"larger than {limits.single} bytes", int(size))
+
+
+class _Writer:
+    """Receives the files of the stream and writes them."""
+
+    def __init__(self, run_directory: Path, folder: str, *, owner: tuple[int, int] | None, limits: ArtifactLimits) -> None:
+        self.artifacts: list[BroughtBack] = []
+        self._root = run_directory
+        self._folder = folder
+        self._owner = owner
+        self._limits = limits
+        self._files = 0
+        self._total = 0
+        self._refused = 0
+        self._present: tuple[str, str, int] | None = None
+        self._descriptor = -1
+        self._digest = hashlib.sha256()
+
+    def begin(self, name: str, size: int) -> bool:
+        if size > self._limits.single:
+            # It cannot be skipped: its bytes would have to be read.
+            self.refuse(name, f"larger than {self._limits.single} bytes", size)
+            raise _Stop("a file is larger than it may be, and the guest hid it")
+        if self._files >= self._limits.files:
+            raise _Stop(f"more than {self._limits.files} files")
+        if self._total + size > self._limits.total:
+            raise _Stop(f"more than {self._limits.total} bytes in all")
+        self._files += 1
+        self._total += size
+        path = f"{self._folder}/{'/'.join(split_name(name))}" if not name.startswith("/") else name
+        if wrong := check_name(path):
+            self.refuse(name, wrong, size)
+            return False
+        try:
+            self._descriptor = create_beneath(self._root, path, owner=self._owner)
+        except FileExistsError:
+            self.refuse(name, "the name stands there already", size)
+            return False
+        except (NotADirectoryError, IsADirectoryError) as error:
+            self.refuse(name, error.strerror or "no such folder", size)
+            return False
+        except OSError as error:
+            self.refuse(name, f"cannot be written: {error.strerror}", size)
+            raise _Stop(f"the host cannot write: {error.strerror}") from None
+        self._present = (path, name, size)
+        self._digest = hashlib.sha256()
+        return True
+
+    def data(self, piece: bytes) -> None:
+        self._digest.update(piece)
+        view = memoryview(piece)
+        try:
+            while len(view):
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as error:
+            raise _Stop(f"the host cannot write: {error.strerror}") from None
+
+    def end(self) -> None:
+        if self._present is None:
+            return
+        path, name, size = self._present
+        self._present = None
+        self.close()
+        self.artifacts.append(BroughtBack(path, f"/{name.removeprefix('./')}", size, self._digest.hexdigest()))
+
+    def refuse(self, name: str, reason: str, size: int) -> None:
+        self._refused += 1
+        if self._refused <= _MAX_REFUSALS:
+            self.artifacts.append(BroughtBack("", name[:4096], size, "", refused=reason))
+        if self._refused > 10 * self._limits.files:
+            raise _Stop("too many entries that are no files")
+
+    def cut_off(self, reason: str) -> None:
+        """What was being written is not whole: it goes, and the reason stays."""
+        name = self._present[1] if self._present else "the rest"
+        if self._present is not None:
+            path = self._root / self._present[0]
+            self._present = None
+            self.close()
+            path.unlink(missing_ok=True)
+        self._refused = min(self._refused, _MAX_REFUSALS - 1)
+        self.refuse(name, reason, 0)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,16 @@
+"""What was brought back from the guest, as rows of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ktrdr_vm.guest.artifacts import BroughtBack
+from ktrdr_vm.report.escape import escape_line
+from ktrdr_vm.report.model import Artifact
+
+
+def make_artifacts(rows: Iterable[BroughtBack], *, gate: str = "") -> tuple[Artifact, ...]:
+    """Rows for the report. A name that the guest chose is spelled out, so that it cannot act where it is shown."""
+    return tuple(
+        Artifact(row.path, escape_line(row.source, limit=300), row.size, row.sha256, gate=gate, refused=row.refused) for row in rows
+    )

@@ -1,0 +1,68 @@
+"""`report.html`: one page that needs nothing else: no network, no script, readable on paper.
+
+The template escapes by itself, and every string goes through `escape_text` first, so that neither markup nor control
+characters of the guest act. The page stays small whatever a run printed: outputs share a budget, failures come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ktrdr_vm.report.escape import escape_text
+from ktrdr_vm.report.model import GateResult, RunReport, TaskResult
+from ktrdr_vm.report.summary import describe_denial, format_bytes, format_duration
+
+_BUDGET = 3 * 1024 * 1024
+_FAILED_OUTPUT = 48 * 1024
+_OTHER_OUTPUT = 4 * 1024
+
+
+def render_report_html(report: RunReport) -> str:
+    """The page as text. Pure: the same report gives the same bytes."""
+    template = _environment().get_template("report.html.j2")
+    return template.render(report=report, outputs=_share_budget(report.gates), key=id) + "\n"
+
+
+def _finalize(value: Any) -> Any:
+    return escape_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    environment.filters |= {"duration": format_duration, "bytes": format_bytes, "denial": describe_denial}
+    return environment
+
+
+def _share_budget(gates: Iterable[GateResult]) -> dict[int, list[tuple[str, str]]]:
+    """The texts shown for each task, by the task's `id`: failed ones first, and the ends of long ones."""
+    tasks = [task for gate in gates for task in gate.tasks]
+    left = _BUDGET
+    shown: dict[int, list[tuple[str, str]]] = {}
+    for task in sorted(tasks, key=lambda task: task.outcome != "failed"):
+        limit = _FAILED_OUTPUT if task.outcome == "failed" else _OTHER_OUTPUT
+        texts = []
+        for title, text in _texts(task):
+            kept = text[-min(limit, left) :] if left > 0 else ""
+            left -= len(kept)
+            cut = len(text) - len(kept)
+            texts.append((title, f"[{cut} characters before are in report.json]\n{kept}" if cut else kept))
+        shown[id(task)] = texts
+    return shown
+
+
+def _texts(task: TaskResult) -> list[tuple[str, str]]:
+    return [(title, text) for title, text in (*task.evidence, ("standard error", task.stderr), ("standard output", task.stdout)) if text]

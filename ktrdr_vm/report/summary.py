@@ -1,0 +1,164 @@
+"""The summary a person reads at the end of a run: outcome first, what failed and why, who was denied, what is left.
+
+Lines with a style's name, and no colour of their own: the command line paints them, a log takes them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from ktrdr_vm.report.escape import escape_line, escape_text
+from ktrdr_vm.report.model import Denial, GateResult, RunReport, TaskResult
+
+Style = Literal["good", "bad", "warn", "dim", "title", "plain"]
+
+_STYLES: dict[str, Style] = {
+    "passed": "good", "ok": "good", "changed": "good", "failed": "bad", "error": "bad", "skipped": "dim", "ignored": "warn",
+    "rescued": "warn", "escalated": "warn", "interrupted": "warn", "timeout": "bad",
+}  # fmt: skip
+_WIDTH = 56
+_TAIL_LINES = 12
+_MAX_DENIED = 20
+
+
+@dataclass(frozen=True)
+class SummaryLine:
+    """One line, escaped. `indent` is in steps of two blanks."""
+
+    text: str
+    style: Style = "plain"
+    indent: int = 0
+
+    def __str__(self) -> str:
+        return "  " * self.indent + self.text
+
+
+def render_summary(report: RunReport) -> str:
+    """The summary as plain text."""
+    return "\n".join(str(line) for line in make_summary(report)) + "\n"
+
+
+def make_summary(report: RunReport) -> tuple[SummaryLine, ...]:
+    return tuple(_lines(report))
+
+
+def _lines(report: RunReport) -> Iterator[SummaryLine]:
+    title = f"{report.outcome.upper()}  {report.instance_id}  ·  profile {report.profile}  ·  {format_duration(report.duration_s)}"
+    yield SummaryLine(escape_line(title), _STYLES[report.outcome])
+    for text in report.first_lines:
+        yield SummaryLine(escape_line(text), "warn")
+    if report.message:
+        yield SummaryLine(escape_line(report.message), "bad", 1)
+    if report.hint:
+        yield SummaryLine(escape_line(report.hint), "plain", 1)
+    if report.phases:
+        timed = [
+            f"{phase.name} {format_duration(phase.duration_s)}{' FAILED' if phase.outcome == 'failed' else ''}" for phase in report.phases
+        ]
+        yield SummaryLine(escape_line("  ·  ".join(timed)), "dim", 1)
+    for gate in report.gates:
+        yield from _gate(gate)
+    if report.workload is not None:
+        workload = report.workload
+        ended = "stopped by its time limit" if workload.exit_code is None else f"exit code {workload.exit_code}"
+        yield SummaryLine(_row(f"workload {' '.join(workload.command)}", workload.outcome, workload.duration_s), _STYLES[workload.outcome])
+        if workload.outcome != "passed":
+            yield SummaryLine(ended, "bad", 1)
+            yield from _tail(workload.stderr or workload.stdout, 2)
+    yield from _network(report)
+    if report.artifacts:
+        kept = [artifact for artifact in report.artifacts if not artifact.refused]
+        refused = [artifact for artifact in report.artifacts if artifact.refused]
+        yield SummaryLine(f"artifacts  {len(kept)} files, {format_bytes(sum(artifact.size for artifact in kept))}", "title")
+        for artifact in refused[:_MAX_DENIED]:
+            yield SummaryLine(escape_line(f"refused  {artifact.source}: {artifact.refused}"), "warn", 1)
+    for item in report.residue:
+        yield SummaryLine(escape_line(f"residue: {item}"), "bad")
+    if not report.residue:
+        yield SummaryLine("residue: none", "good")
+
+
+def _gate(gate: GateResult) -> Iterator[SummaryLine]:
+    yield SummaryLine(
+        _row(f"gate {gate.name}", gate.outcome, gate.duration_s), "title" if gate.outcome == "passed" else _STYLES[gate.outcome]
+    )
+    for task in gate.tasks:
+        note = f" after {task.attempts} attempts" if task.attempts > 1 and task.outcome in ("ok", "changed") else ""
+        yield SummaryLine(_row(task.name, task.outcome + note, task.duration_s), _STYLES[task.outcome], 1)
+        if task.outcome == "failed":
+            yield from _failure(task)
+        elif task.outcome in ("ignored", "rescued"):
+            yield SummaryLine(escape_line(task.message, limit=200), "warn", 2)
+    if gate.message and all(task.outcome != "failed" for task in gate.tasks):
+        yield SummaryLine(escape_line(gate.message), _STYLES[gate.outcome], 1)
+
+
+def _failure(task: TaskResult) -> Iterator[SummaryLine]:
+    yield SummaryLine(escape_line(task.message), "bad", 2)
+    if task.where:
+        yield SummaryLine(escape_line(task.where), "dim", 2)
+    yield from _tail(task.stderr or task.stdout, 3)
+    for title, text in task.evidence:
+        yield SummaryLine(escape_line(title), "title", 2)
+        yield from _tail(text, 3)
+
+
+def _tail(text: str, indent: int) -> Iterator[SummaryLine]:
+    lines = escape_text(text).strip("\n").replace("\t", "    ").split("\n") if text.strip() else []
+    if len(lines) > _TAIL_LINES:
+        yield SummaryLine(f"… {len(lines) - _TAIL_LINES} lines before", "dim", indent)
+    for line in lines[-_TAIL_LINES:]:
+        yield SummaryLine(line if len(line) <= 200 else f"{line[:200]}…", "plain", indent)
+
+
+def _network(report: RunReport) -> Iterator[SummaryLine]:
+    reached = sum(allowance.count for allowance in report.allowed)
+    refused = sum(denial.count for denial in report.denied)
+    traffic = sum(allowance.bytes_in + allowance.bytes_out for allowance in report.allowed)
+    text = f"network  {reached} allowed to {len(report.allowed)} destinations ({format_bytes(traffic)}), {refused} denied"
+    yield SummaryLine(text, "title")
+    for allowance in report.allowed[:_MAX_DENIED]:
+        yield SummaryLine(
+            escape_line(f"allowed  {_place(allowance.host, allowance.address, allowance.port)}  x{allowance.count}"), "good", 1
+        )
+    for denial in report.denied[:_MAX_DENIED]:
+        yield SummaryLine(escape_line(f"denied   {describe_denial(denial)}"), "warn", 1)
+    if len(report.denied) > _MAX_DENIED:
+        yield SummaryLine(f"… and {len(report.denied) - _MAX_DENIED} more, all in egress.jsonl", "dim", 1)
+
+
+def describe_denial(denial: Denial) -> str:
+    """Where to, how often, why, and what ran at that time."""
+    during = f"  during {denial.during}" if denial.during else ""
+    return f"{_place(denial.host, denial.address, denial.port)}  x{denial.count}  {denial.rule}{during}"
+
+
+def _place(host: str, address: str, port: int) -> str:
+    name = host or address or "?"
+    shown = f"{name}:{port}" if port else name
+    return f"{shown} ({address})" if host and address and host != address else shown
+
+
+def _row(name: str, outcome: str, seconds: float) -> str:
+    shown = escape_line(name, limit=_WIDTH)
+    return f"{outcome:<8} {shown:<{_WIDTH}} {format_duration(seconds):>9}"
+
+
+def format_duration(seconds: float) -> str:
+    """`0.4 s`, `71 s`, `3 min 05 s`, `1 h 02 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def format_bytes(count: int) -> str:
+    """`17 B`, `3.2 kB`, `1.4 MB`: powers of a thousand, as networks count."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")
