@@ -62,9 +62,7 @@ def _regex_search(text: Any, pattern: Any, *groups: str, ignorecase: bool = Fals
         return None
     if not groups:
         return found.group()
-    names = [
-        int(group[1:]) if re.fullmatch(r"\\\d{1,2}", group) else group.removeprefix("\\g<").removesuffix(">") for group in groups
-    ]
+    names = [int(group[1:]) if re.fullmatch(r"\\\d{1,2}", group) else group.removeprefix("\\g<").removesuffix(">") for group in groups]
     try:
         return [found.group(name) for name in names]
     except IndexError:
@@ -76,9 +74,7 @@ def _regex_findall(text: Any, pattern: Any, multiline: bool = False, ignorecase:
     return compile_pattern(pattern, subject, _flags(ignorecase, multiline)).findall(subject)
 
 
-def _regex_replace(
-    text: Any, pattern: Any = "", replacement: Any = "", ignorecase: bool = False, multiline: bool = False, **_: Any
-) -> str:
+def _regex_replace(text: Any, pattern: Any = "", replacement: Any = "", ignorecase: bool = False, multiline: bool = False, **_: Any) -> str:
     subject = str(text)
     compiled = compile_pattern(pattern, subject, _flags(ignorecase, multiline))
     # A reference may insert the subject at every place, so the worst case is what is bounded.

@@ -181,7 +181,7 @@ class _Parser:
         return self._nodes(included, (), included.data or [], (*files, name))
 
     def _common(self, document: Document, path: Path, data: dict[str, Any]) -> Common:
-        variables = data.get("vars") or {}
+        variables = data["vars"] if data.get("vars") is not None else {}
         if not isinstance(variables, dict):
             self._note(document, (*path, "vars"), "`vars` must be a mapping")
             variables = {}

@@ -40,7 +40,8 @@ def find_message(module: str, result: Mapping[str, Any]) -> str:
     message = plain_text(result.get("msg"))
     if result.get("failed"):
         if message == "non-zero return code":
-            message = f"non-zero return code {result.get('rc')}"
+            last = _last_line(result.get("stderr")) or _last_line(result.get("stdout"))
+            message = f"non-zero return code {result.get('rc')}{': ' + last if last else ''}"
         if result.get("failed_when_result") is True:
             message = f"failed_when is true{': ' + message if message else ''}"
         if "assertion" in result:
@@ -51,6 +52,12 @@ def find_message(module: str, result: Mapping[str, Any]) -> str:
     if module == "debug" and "msg" not in result:
         return plain_text({key: value for key, value in result.items() if key not in ("changed", "failed")})
     return message
+
+
+def _last_line(value: Any) -> str:
+    """The last line that says something: most programs say there why they gave up."""
+    lines = [line.strip() for line in plain_text(value)[-4000:].splitlines()]
+    return next((line[:300] for line in reversed(lines) if any(character.isalnum() for character in line)), "")
 
 
 def find_outcome(result: Mapping[str, Any], *, ignored: bool) -> TaskOutcome:

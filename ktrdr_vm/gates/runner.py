@@ -119,9 +119,7 @@ class _Run:
         made = make_task_result(
             task, name, turns, outcome=outcome, started_at=started_at, duration_s=took, mask=context.mask, evidence=evidence
         )
-        self.tell(
-            "task_finished", task=name, outcome=made.outcome, changed=made.changed, duration_s=made.duration_s, message=made.message
-        )
+        self.tell("task_finished", task=name, outcome=made.outcome, changed=made.changed, duration_s=made.duration_s, message=made.message)
         if inner_failure is not None:
             return inner_failure
         if not task.included or outcome in ("failed", "skipped", "ignored"):
@@ -130,9 +128,7 @@ class _Run:
             return _Failure(made.name, made.message, len(self.results) - 1, result)
         return None
 
-    def _turns(
-        self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any]
-    ) -> tuple[list[tuple[str, Result]], _Failure | None]:
+    def _turns(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any]) -> tuple[list[tuple[str, Result]], _Failure | None]:
         """What each turn registered: a single one without a label when there is no loop."""
         if task.loop is None:
             result, failed = self._turn(task, commons, item)
@@ -242,9 +238,7 @@ class _Run:
 
     def _keep(self, result: TaskResult) -> None:
         if len(self.results) >= MAX_RESULTS:
-            raise GuestError(
-                f"the gate has more than {MAX_RESULTS} results", where=self._playbook.source, hint="loop over fewer items"
-            )
+            raise GuestError(f"the gate has more than {MAX_RESULTS} results", where=self._playbook.source, hint="loop over fewer items")
         self.results.append(result)
 
     def _note_unreached(self, task: Task, outer: tuple[Common, ...], failed: _Failure) -> None:
@@ -252,9 +246,7 @@ class _Run:
             return
         reason = {"changed": False, "skipped": True, "msg": f"not run, because {failed.name!r} failed"}
         name, now = self._name(task, (*outer, task.common), {}), self._context.now()
-        self._keep(
-            make_task_result(task, name, [("", reason)], outcome="skipped", started_at=now, duration_s=0.0, mask=self._context.mask)
-        )
+        self._keep(make_task_result(task, name, [("", reason)], outcome="skipped", started_at=now, duration_s=0.0, mask=self._context.mask))
 
 
 def _sum_up(turns: list[tuple[str, Result]], *, looped: bool) -> Result:

@@ -38,9 +38,7 @@ MODULES: Mapping[str, ModuleSpec] = {
     ),
     "shell": ModuleSpec(_COMMAND, required=(("cmd",),), free_form="cmd"),
     "script": ModuleSpec(_options("cmd chdir creates removes executable"), required=(("cmd",),), free_form="cmd"),
-    "copy": ModuleSpec(
-        _FILE | _options("src dest", raw="content", bool="remote_src follow"), required=(("dest",), ("src", "content"))
-    ),
+    "copy": ModuleSpec(_FILE | _options("src dest", raw="content", bool="remote_src follow"), required=(("dest",), ("src", "content"))),
     "fetch": ModuleSpec(_options("src dest", bool="flat fail_on_missing validate_checksum"), required=(("src",), ("dest",))),
     "template": ModuleSpec(_FILE | _options("src dest", bool="trim_blocks lstrip_blocks"), required=(("src",), ("dest",))),
     "file": ModuleSpec(
@@ -72,9 +70,7 @@ MODULES: Mapping[str, ModuleSpec] = {
         choices={"body_format": ("raw", "json", "form-urlencoded")},
         aliases={"user": "url_username", "password": "url_password"},
     ),
-    "assert": ModuleSpec(
-        _options("fail_msg success_msg", raw="that", bool="quiet"), required=(("that",),), aliases={"msg": "fail_msg"}
-    ),
+    "assert": ModuleSpec(_options("fail_msg success_msg", raw="that", bool="quiet"), required=(("that",),), aliases={"msg": "fail_msg"}),
     "debug": ModuleSpec(_options("var", raw="msg", int="verbosity")),
     "fail": ModuleSpec(_options("msg")),
     "pause": ModuleSpec(_options(float="seconds minutes", bool="echo"), required=(("seconds", "minutes"),)),
@@ -88,8 +84,7 @@ MODULES: Mapping[str, ModuleSpec] = {
     "docker_compose_v2": ModuleSpec(
         _options(
             "project_src project_name state build pull recreate remove_images",
-            bool="dependencies renew_anon_volumes remove_volumes remove_orphans wait ignore_build_events assume_yes "
-            "check_files_existing",
+            bool="dependencies renew_anon_volumes remove_volumes remove_orphans wait ignore_build_events assume_yes check_files_existing",
             list="files profiles services env_files",
             int="timeout wait_timeout",
             dict="scale",

@@ -259,9 +259,7 @@ def _bounded(call: Any) -> Any:
     """A filter that measures what goes in and what comes out. Jinja's marks on the function are kept."""
 
     def bounded(*arguments: Any, **keywords: Any) -> Any:
-        measure(
-            *(value for value in (*arguments, *keywords.values()) if isinstance(value, (str, bytes, list, tuple, dict, set, int)))
-        )
+        measure(*(value for value in (*arguments, *keywords.values()) if isinstance(value, (str, bytes, list, tuple, dict, set, int))))
         if call.__name__ in ("do_batch", "do_slice", "do_wordwrap", "do_truncate", "do_tojson"):
             check_width(*arguments[1:], *keywords.values())
         result = call(*arguments, **keywords)

@@ -54,9 +54,7 @@ class Call:
         value = self.arguments.get(name)
         return default if value is None else value
 
-    def run(
-        self, command: list[str] | str, *, stdin: bytes = b"", chdir: str | None = None, timeout: float | None = None
-    ) -> GuestResult:
+    def run(self, command: list[str] | str, *, stdin: bytes = b"", chdir: str | None = None, timeout: float | None = None) -> GuestResult:
         """Run in the guest with the task's environment and rights."""
         limit = self.timeout if timeout is None else min(timeout, self.timeout)
         tail = bytearray()

@@ -74,9 +74,7 @@ def _places(roots: Sequence[Path], name: str, within: Sequence[str]) -> list[tup
     """(root, relative name) to try. An absolute name is fine when it is spelled beneath a root."""
     if not name.startswith("/"):
         return [(root, place) for root in roots for place in (*(f"{folder}/{name}" for folder in within), name)]
-    places = [
-        (root, os.path.relpath(name, root)) for root in roots if ".." not in name.split("/") and Path(name).is_relative_to(root)
-    ]
+    places = [(root, os.path.relpath(name, root)) for root in roots if ".." not in name.split("/") and Path(name).is_relative_to(root)]
     if not places:
         raise ModuleFailure(f"{name!r} is not beneath the playbook's folder or the workspace")
     return places

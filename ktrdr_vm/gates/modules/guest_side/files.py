@@ -41,9 +41,7 @@ def describe(path):
     if not os.path.lexists(path):
         return {"path": path, "state": "absent"}
     info = os.lstat(path)
-    kind = (
-        "link" if st.S_ISLNK(info.st_mode) else "directory" if st.S_ISDIR(info.st_mode) else "hard" if info.st_nlink > 1 else "file"
-    )
+    kind = "link" if st.S_ISLNK(info.st_mode) else "directory" if st.S_ISDIR(info.st_mode) else "hard" if info.st_nlink > 1 else "file"
     return {
         "path": path, "state": kind, "mode": f"{st.S_IMODE(info.st_mode):04o}", "uid": info.st_uid, "gid": info.st_gid,
         "size": info.st_size, "owner": name_of(pwd.getpwuid, info.st_uid), "group": name_of(grp.getgrgid, info.st_gid),

@@ -29,9 +29,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         self.policy = policy
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        allowed = self.policy in ("all", "yes", "true", "urllib2") or (
-            self.policy == "safe" and req.get_method() in ("GET", "HEAD")
-        )
+        allowed = self.policy in ("all", "yes", "true", "urllib2") or (self.policy == "safe" and req.get_method() in ("GET", "HEAD"))
         if not allowed or not newurl.startswith(("http://", "https://")):
             return None
         return super().redirect_request(req, fp, code, msg, headers, newurl)
