@@ -33,7 +33,10 @@ class ArtifactLimits:
 
 @dataclass(frozen=True)
 class BroughtBack:
-    """One file, or one refusal. `path` is relative to the run directory, empty when `refused`; `source` is as the guest spelled it."""
+    """One file, or one refusal: `path` is then empty, and `refused` says why. `source` is as the guest spelled it.
+
+    `path` begins with the folder's own name (`artifacts/…`).
+    """
 
     path: str
     source: str
@@ -46,21 +49,20 @@ class _Stop(Exception):
     """A limit for all files is reached: nothing more is read."""
 
 
-def collect_artifacts(
+def fetch_artifacts(
     guest: Guest,
     sources: Sequence[str],
-    run_directory: Path,
+    directory: Path,
     *,
-    folder: str = "artifacts",
     owner: tuple[int, int] | None = None,
     limits: ArtifactLimits = ArtifactLimits(),
     become: bool = True,
 ) -> tuple[BroughtBack, ...]:
-    """Bring files and folders of the guest to `run_directory/folder/<their path>`. GuestError only when the guest is lost.
+    """Bring files and folders of the guest to `directory/<their path>`. GuestError only when the guest is lost.
 
     `owner` is (uid, gid) of what is written. A source that is not there is a refused row, as is everything that breaks a limit.
     """
-    writer = _Writer(run_directory, folder, owner=owner, limits=limits)
+    writer = _Writer(directory.parent, directory.name, owner=owner, limits=limits)
     deadline = time.monotonic() + limits.seconds
     for source in sources:
         parts = split_name(source)

@@ -65,6 +65,15 @@ def open_folder(root: Path, parts: list[str], *, create: bool = False, owner: tu
         os.close(descriptor)
 
 
+def make_folder(place: Path, *, owner: tuple[int, int] | None = None) -> None:
+    """Make a folder of the host's own, and those above it, as the owner's."""
+    if not place.is_dir():
+        make_folder(place.parent, owner=owner)
+        place.mkdir(mode=0o755, exist_ok=True)
+        if owner is not None:
+            os.chown(place, *owner, follow_symlinks=False)
+
+
 def open_beneath(root: Path, name: str) -> int:
     """A descriptor to read a regular file beneath `root`. UnsafePathError for a bad name or a link; OSError otherwise."""
     if wrong := check_name(name):
@@ -76,9 +85,7 @@ def open_beneath(root: Path, name: str) -> int:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UnsafePathError(
-            f"{name!r} cannot be read: {error.strerror} (links are not followed)", hint="name a regular file"
-        ) from None
+        raise UnsafePathError(f"{name!r} cannot be read: {error.strerror} (links are not followed)", hint="name a regular file") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UnsafePathError(f"{name!r} is not a regular file", hint="name a regular file")

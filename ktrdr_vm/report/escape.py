@@ -20,6 +20,11 @@ def escape_text(text: str) -> str:
     return "".join(character if character in _KEPT_IN_TEXT or _is_shown(character) else _spell(character) for character in text)
 
 
+def escape(text: str) -> str:
+    """A text for one line, whole."""
+    return escape_line(text, limit=max(len(text), 1))
+
+
 def escape_line(text: str, *, limit: int = 1000) -> str:
     """A text for one line: line breaks are spelled out too, and a long one is cut with `…`."""
     line = "".join(character if _is_shown(character) else _spell(character) for character in text[: limit + 1])

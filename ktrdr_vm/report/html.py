@@ -23,7 +23,7 @@ _FAILED_OUTPUT = 48 * 1024
 _OTHER_OUTPUT = 4 * 1024
 
 
-def render_report_html(report: RunReport) -> str:
+def render_html(report: RunReport) -> str:
     """The page as text. Pure: the same report gives the same bytes."""
     template = _environment().get_template("report.html.j2")
     return template.render(report=report, outputs=_share_budget(report.gates), key=id) + "\n"

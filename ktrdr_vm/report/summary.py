@@ -35,7 +35,16 @@ class SummaryLine:
         return "  " * self.indent + self.text
 
 
-def render_summary(report: RunReport) -> str:
+# What a terminal library calls these styles.
+_PAINT: dict[Style, str] = {"good": "green", "bad": "bold red", "warn": "yellow", "dim": "dim", "title": "bold", "plain": ""}
+
+
+def render_summary(report: RunReport) -> tuple[tuple[str, str], ...]:
+    """(style, text) for each line; the styles are rich's."""
+    return tuple((_PAINT[line.style], str(line)) for line in make_summary(report))
+
+
+def render_summary_text(report: RunReport) -> str:
     """The summary as plain text."""
     return "\n".join(str(line) for line in make_summary(report)) + "\n"
 

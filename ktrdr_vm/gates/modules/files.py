@@ -14,7 +14,7 @@ from typing import Any
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, run_guest_side
 from ktrdr_vm.gates.modules.sources import list_source, read_source
-from ktrdr_vm.guest.beneath import check_name, create_beneath
+from ktrdr_vm.guest.beneath import check_name, create_beneath, make_folder
 
 _EMBEDDED = 256 * 1024
 _MAX_FILE = 64 * 1024 * 1024
@@ -94,6 +94,7 @@ def run_fetch(call: Call) -> Result:
     if call.check:
         return {"changed": True, "dest": name, "file": src}
     try:
+        make_folder(call.host.artifacts, owner=call.host.owner)
         descriptor = create_beneath(call.host.artifacts, name, owner=call.host.owner, replace=True)
     except OSError as error:
         raise ModuleFailure(f"cannot fetch to {name!r}: {error.strerror}") from None

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ktrdr_vm.errors import DocumentError
+from ktrdr_vm.errors import DocumentError, UsageError
 from ktrdr_vm.gates.arguments import split_words
+from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.playbook import parse_playbook
 
 SHIPPED = Path(__file__).parents[3] / "playbooks"
@@ -176,3 +177,18 @@ def test_ways_of_writing_options(text: str, arguments: dict[str, str]) -> None:
 @pytest.mark.parametrize("text", ["a b", "a  'b c'\n d", "x={{ 'a b' }} y", "open 'quote", "back\\ slash end\\"])
 def test_splitting_loses_nothing(text: str) -> None:
     assert "".join(split_words(text)) == text
+
+
+def test_loading_follows_no_link_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("- shell: secret\n")
+    folder = tmp_path / "playbooks"
+    folder.mkdir()
+    (folder / "link.yaml").symlink_to(tmp_path / "secret")
+    (folder / "p.yaml").write_text(task("include_tasks: link.yaml"))
+    with pytest.raises(DocumentError, match="links are not followed"):
+        load_playbook(folder / "p.yaml")
+    (folder / "link.yaml").unlink()
+    (folder / "link.yaml").write_text("- shell: x\n")
+    assert load_playbook(folder / "p.yaml").name == "p"
+    with pytest.raises(UsageError):
+        load_playbook(folder / "none.yaml")

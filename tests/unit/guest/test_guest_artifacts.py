@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from ktrdr_vm.guest.artifacts import ArtifactLimits, BroughtBack, collect_artifacts
+from ktrdr_vm.guest.artifacts import ArtifactLimits, BroughtBack, fetch_artifacts
 from ktrdr_vm.guest.protocol import GuestResult, GuestTimeout
 
 SMALL = ArtifactLimits(files=5, total=4000, single=1000, seconds=5)
@@ -78,7 +78,7 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 def collect(stream: bytes, run: Path, limits: ArtifactLimits = SMALL, **settings: Any) -> tuple[BroughtBack, ...]:
-    return collect_artifacts(TarGuest(stream, **settings), ["/w/out"], run, limits=limits)
+    return fetch_artifacts(TarGuest(stream, **settings), ["/w/out"], run / "artifacts", limits=limits)
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_an_extended_header_without_end_is_refused(run: Path) -> None:
 
 
 def test_a_missing_source_and_a_bad_source(run: Path) -> None:
-    rows = collect_artifacts(TarGuest(make_tar(), missing=True), ["/w/none", "/w/../../etc", "/"], run, limits=SMALL)
+    rows = fetch_artifacts(TarGuest(make_tar(), missing=True), ["/w/none", "/w/../../etc", "/"], run / "artifacts", limits=SMALL)
     assert [row.source for row in rows if row.refused][:3] == ["/w/none", "/w/../../etc", "/"]
 
 
@@ -226,5 +226,5 @@ def test_a_guest_that_never_ends_is_cut(run: Path) -> None:
 
 def test_paths_are_quoted_for_the_guest(run: Path) -> None:
     guest = TarGuest(make_tar())
-    collect_artifacts(guest, ["/w/$(id); rm -rf '"], run, limits=SMALL)
+    fetch_artifacts(guest, ["/w/$(id); rm -rf '"], run / "artifacts", limits=SMALL)
     assert all("""'./w/$(id); rm -rf '"'"''""" in line for line in guest.lines)

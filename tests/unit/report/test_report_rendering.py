@@ -13,11 +13,11 @@ import pytest
 from ktrdr_vm.guest.artifacts import BroughtBack
 from ktrdr_vm.report.artifacts import make_artifacts
 from ktrdr_vm.report.escape import escape_line, escape_text
-from ktrdr_vm.report.html import render_report_html
+from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
 from ktrdr_vm.report.model import Allowance, Artifact, Denial, GateResult, Phase, RunReport, TaskResult, WorkloadResult
-from ktrdr_vm.report.summary import format_bytes, format_duration, make_summary, render_summary
+from ktrdr_vm.report.summary import format_bytes, format_duration, make_summary, render_summary, render_summary_text
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\u202egnp.exe\x00\r\n<script>alert(1)</script>]]>&\ud800\x9b31m{{ 7*7 }}"
 
@@ -140,7 +140,7 @@ def test_junit_says_errors_of_gates_and_of_the_run() -> None:
 
 
 def test_summary_has_the_outcome_first_and_residue_last() -> None:
-    lines = render_summary(make_report()).splitlines()
+    lines = render_summary_text(make_report()).splitlines()
     assert lines[0].startswith("FAILED  demo")
     assert lines[1] == "the playbook was changed"
     assert lines[-1] == "residue: none"
@@ -156,7 +156,13 @@ def test_summary_has_the_outcome_first_and_residue_last() -> None:
         "refused",
     ):
         assert expected in text
-    assert render_summary(make_report(residue=("tap kv0",))).splitlines()[-1] == "residue: tap kv0"
+    assert render_summary_text(make_report(residue=("tap kv0",))).splitlines()[-1] == "residue: tap kv0"
+
+
+def test_summary_is_painted_for_the_terminal() -> None:
+    painted = render_summary(make_report())
+    assert painted[0][0] == "bold red"
+    assert painted[-1] == ("green", "residue: none")
 
 
 def test_summary_lines_are_single_and_nothing_acts_in_them() -> None:
@@ -183,18 +189,18 @@ class Page(HTMLParser):
 
 
 def test_page_says_the_outcome_first_and_needs_nothing_else() -> None:
-    text = render_report_html(make_report())
+    text = render_html(make_report())
     page = Page(text)
     assert page.text.index("Failed") < page.text.index("API answers") < page.text.index("Network") < page.text.index("Residue")
     for expected in ("status 500", "boom", "trace", "evil.example", "github.com", "1.5 kB", "the playbook was changed", "nothing is left"):
         assert expected in page.text
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert not {"src", "href", "onclick", "onerror"} & set(page.attributes)
-    assert render_report_html(make_report()) == text
+    assert render_html(make_report()) == text
 
 
 def test_page_shows_guest_text_as_text() -> None:
-    text = render_report_html(evil_report())
+    text = render_html(evil_report())
     assert "script" not in Page(text).tags
     assert acts(text) == []
     assert "49" not in Page(text).text.replace("1", "")
@@ -204,7 +210,7 @@ def test_page_shows_guest_text_as_text() -> None:
 def test_page_stays_small() -> None:
     tasks = tuple(make_task(f"task {n}", outcome="failed" if n % 50 == 0 else "ok", stdout="x" * 25_000) for n in range(2000))
     started = time.monotonic()
-    text = render_report_html(make_report(gates=(GateResult("big", "failed", "t", 1.0, tasks),)))
+    text = render_html(make_report(gates=(GateResult("big", "failed", "t", 1.0, tasks),)))
     assert len(text) < 5_000_000
     assert time.monotonic() - started < 10
     assert "characters before are in report.json" in text
