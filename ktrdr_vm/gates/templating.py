@@ -108,11 +108,11 @@ class Templar:
         """What is wrong with a template or an expression as it is written; empty when nothing is."""
         try:
             tree = self._parse(f"{{{{ {text} }}}}" if expression else text)
-            used = find_undeclared_variables(tree)
+            called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)}
             self._environment.compile(tree)
         except (JinjaError, TemplateError, RecursionError) as error:
             return _say(error)
-        lookups = sorted(used & _LOOKUPS)
+        lookups = sorted(called & _LOOKUPS)
         return f"{lookups[0]}() is not supported: a gate reads nothing of the host" if lookups else ""
 
     def render(self, value: Any, scope: Scope) -> Any:

@@ -40,9 +40,11 @@ class Server:
             f"PermitRootLogin prohibit-password\nPasswordAuthentication no\nStrictModes no\nUsePAM no\nPidFile none\nUseDNS no\n"
         )
         Path("/run/sshd").mkdir(exist_ok=True)
-        self.process = subprocess.Popen(
-            ["/usr/sbin/sshd", "-D", "-e", "-f", str(place / "config")], stderr=(place / "log").open("w")
-        )
+        self.process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(place / "config")], stderr=(place / "log").open("w"))
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
 
     def connect(self, **changes: object) -> SshGuest:
         settings = {"timeout": 20.0, "instance_id": INSTANCE} | changes
@@ -57,8 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         pytest.skip("sshd for a login needs root")
     made = Server(tmp_path_factory.mktemp("ssh") / "sshd")
     yield made
-    made.process.terminate()
-    made.process.wait(10)
+    made.stop()
 
 
 @pytest.fixture(scope="module")
@@ -189,9 +190,7 @@ def test_waits_until_sshd_answers(tmp_path: Path) -> None:
 
     def start() -> None:
         time.sleep(0.7)
-        late_process = subprocess.Popen(
-            ["/usr/sbin/sshd", "-D", "-e", "-f", str(tmp_path / "late" / "config")], stderr=subprocess.DEVNULL
-        )
+        late_process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(tmp_path / "late" / "config")], stderr=subprocess.DEVNULL)
         made.process = late_process
         late.append(made)
 
@@ -213,8 +212,9 @@ def test_proceed_ends_the_waiting() -> None:
         connect("127.0.0.1", 1, "root", private, public, timeout=30, instance_id=INSTANCE, proceed=stop)
 
 
-def test_guest_that_is_lost_midway_is_an_error_and_no_timeout(tmp_path: Path) -> None:
+def test_guest_that_is_lost_midway_is_an_error_and_no_timeout(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     made = Server(tmp_path / "lost")
+    request.addfinalizer(made.stop)
     with made.connect() as guest:
 
         def cut() -> None:
@@ -229,7 +229,6 @@ def test_guest_that_is_lost_midway_is_an_error_and_no_timeout(tmp_path: Path) ->
         with pytest.raises(GuestError, match="lost"):
             guest.run(["sleep", "8"], timeout=60)
         assert time.monotonic() - started < 10
-    made.process.wait(10)
 
 
 def _endless_banner_line(connection: socket.socket) -> None:
@@ -260,9 +259,7 @@ def _never_closing(connection: socket.socket) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    "lie", [_endless_banner_line, _endless_banner_lines, _endless_data_after_banner, _huge_packet, _never_closing]
-)
+@pytest.mark.parametrize("lie", [_endless_banner_line, _endless_banner_lines, _endless_data_after_banner, _huge_packet, _never_closing])
 def test_lying_server_is_an_error_within_the_limit(lie: Callable[[socket.socket], None]) -> None:
     def serve(listener: socket.socket) -> None:
         while True:

@@ -59,7 +59,7 @@ def run_template(call: Call) -> Result:
     rendered = call.templar.render_file(
         text, call.scope, trim_blocks=call.get("trim_blocks", True), lstrip_blocks=call.get("lstrip_blocks", False)
     )
-    name = posixpath.basename(src).removesuffix(".j2")
+    name = posixpath.basename(src)
     return _finish(_place(call, rendered.encode("utf-8", "surrogateescape"), str(call.get("dest")), name=name), src=src)
 
 

@@ -163,3 +163,8 @@ def test_a_condition_over_a_result_does_not_render_it() -> None:
     with pytest.raises(TemplateError):
         Templar().condition("evil", scope)
     assert Templar().condition("evil == '{{ ' ~ 'true }}'", scope) is True
+
+
+def test_a_variable_may_be_named_as_a_lookup() -> None:
+    assert Templar().problem("q.status == 200", expression=True) == ""
+    assert "not supported" in Templar().problem("q('env', 'HOME')", expression=True)
