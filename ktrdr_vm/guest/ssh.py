@@ -148,6 +148,11 @@ class SshGuest:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def alive(self) -> bool:
+        """Is the connection still there, as far as this end knows?"""
+        return bool(self._transport.is_active())
+
     def close(self) -> None:
         self._transport.close()
 
