@@ -231,7 +231,8 @@ class Run:
             with self._phase("artifacts"):
                 assert self._directory is not None
                 self._artifacts = tuple(
-                    fetch_artifacts(
+                    Artifact(path=back.path, source=back.source, size=back.size, sha256=back.sha256, refused=back.refused)
+                    for back in fetch_artifacts(
                         self._instance.connect(),
                         self._plan.profile.artifacts,
                         self._directory.path / "artifacts",

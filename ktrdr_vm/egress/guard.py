@@ -127,7 +127,7 @@ class Guard:
         uid, parent = int(self.config["proxy_uid"]), os.getpid()
         descriptors = [one.fileno() for one in self.proxy_sockets.values()]
         self.proxy = process.start(
-            ["haproxy", "-db", "-q", "-f", self.directory / "proxy.cfg"],
+            ["haproxy", "-db", "-f", self.directory / "proxy.cfg"],
             environment={name: str(one.fileno()) for name, one in self.proxy_sockets.items()},
             pass_fds=descriptors,
             stdout=subprocess.PIPE,

@@ -91,15 +91,15 @@ def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: st
     _make_target(guest, workspace.target, user)
     with tempfile.TemporaryFile() as bundle:
         ref = f"refs/heads/{repository.branch}" if repository.branch else "HEAD"
-        user, group = _identity(repository.owner)
+        as_user, as_group = _identity(repository.owner)
         process.run(
             ["git", *_SAFE, "bundle", "create", "--quiet", "-", ref],
             cwd=repository.root,
             timeout=LIMIT,
             environment=_ENVIRONMENT,
             stdout=bundle.fileno(),
-            user=user,
-            group=group,
+            user=as_user,
+            group=as_group,
         )
         bundle.seek(0)
         guest.upload(bundle, "/var/tmp/workspace.bundle", timeout=LIMIT)

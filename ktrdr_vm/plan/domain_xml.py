@@ -11,6 +11,9 @@ from ktrdr_vm.profile.model import Profile
 
 METADATA_NAMESPACE = "urn:ktrdr-vm:instance:1"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
+# QEMU 7.2's emulation of its `max` model makes Debian 13's glibc abort (docs/adr/0002). This one is x86-64-v2, which is what
+# current container images are built for, and it boots as fast as qemu64.
+EMULATED_CPU = "Nehalem"
 # Root ports for what is plugged in later: the NIC of a fork and each virtiofs mount, granted ones included.
 _SPARE_PORTS = 4
 
@@ -96,7 +99,7 @@ def _cpu(facts: Facts) -> Element:
     hidden = [element("feature", policy="disable", name=name) for name in ("vmx", "svm")]
     if facts.accelerator == "kvm":
         return element("cpu", "", *hidden, mode="host-model", check="partial")
-    return element("cpu", "", *hidden, mode="maximum", check="none")
+    return element("cpu", "", element("model", EMULATED_CPU, fallback="forbid"), *hidden, mode="custom", match="exact", check="none")
 
 
 def _devices(profile: Profile, facts: Facts, identity: Identity, directory: str, *, network: bool) -> Element:

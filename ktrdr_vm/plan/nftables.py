@@ -138,7 +138,10 @@ table inet {table} {{
     # What the proxy dials is judged again, by its user: a proxy that is talked into a reserved address stays here.
     chain proxy_out {{
         type filter hook output priority filter; policy accept;
-        meta skuid != {allocation.proxy_uid} accept
+        meta skuid {allocation.proxy_uid} jump proxy_dials
+    }}
+
+    chain proxy_dials {{
         oifname "{tap}" ct direction reply accept
         ip daddr {gateway} udp dport {DNS_PORT} accept
         ip daddr . tcp dport @exceptions accept
