@@ -14,6 +14,7 @@ from typing import Literal
 
 from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, ResidueError, UsageError
 from ktrdr_vm.guest import ssh
+from ktrdr_vm.guest.personalize import make_environment
 from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import Journal, locked, read_journal, write_durably
@@ -23,6 +24,7 @@ from ktrdr_vm.plan.facts import SLOTS, Allocation, allocate
 from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.model import Secret
+from ktrdr_vm.profile.scalars import Scalar
 from ktrdr_vm.resources import make_resources
 from ktrdr_vm.resources.base import Blueprint, Resource, Target
 
@@ -173,6 +175,38 @@ class Instance:
             proceed=self._require_running,
         )
         return self._guest
+
+    def ssh_arguments(self) -> list[str]:
+        """OpenSSH's arguments for this instance: its own key, its pinned host key, nothing of the person's, nothing forwarded."""
+        journal = self._require_journal()
+        allocation = self._allocation(journal)
+        known_hosts = self.paths.login_key.with_name("known_hosts")
+        write_durably(known_hosts, f"{self.identity.instance_id} {allocation.host_public_key}\n".encode())
+        options = {
+            "HostKeyAlias": self.identity.instance_id,
+            "UserKnownHostsFile": str(known_hosts),
+            "GlobalKnownHostsFile": "/dev/null",
+            "StrictHostKeyChecking": "yes",
+            "IdentityFile": str(self.paths.login_key),
+            "IdentitiesOnly": "yes",
+            "IdentityAgent": "none",
+            "ForwardAgent": "no",
+            "ForwardX11": "no",
+            "LogLevel": "ERROR",
+        }
+        words = ["-F", "/dev/null"]
+        for name, value in options.items():
+            words += ["-o", f"{name}={value}"]
+        return [*words, f"{plan_from_json(journal.plan).facts.image.user}@{allocation.guest}"]
+
+    def environment(self) -> dict[str, str]:
+        """What every process of the instance finds in its environment."""
+        plan = plan_from_json(self._require_journal().plan)
+        return make_environment(self.identity, plan.profile.mode, dict(plan.profile.environment))
+
+    def variables(self) -> dict[str, Scalar]:
+        """The variables that the profile gives to every gate."""
+        return dict(plan_from_json(self._require_journal().plan).profile.vars)
 
     def _require_running(self) -> None:
         facts = self.libvirt.find(self.identity.domain)

@@ -6,7 +6,6 @@ A run is one call, one report and one directory. It assumes no terminal and says
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,16 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ResidueError, UsageError
+from ktrdr_vm.errors import GuestError, KtrdrError, ResidueError
 from ktrdr_vm.evidence import RunDirectory, make_run_id, now, remove_old_runs, sum_up_egress
 from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.model import Playbook
-from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.gather import Gathered
 from ktrdr_vm.guest.artifacts import fetch_artifacts
 from ktrdr_vm.guest.personalize import make_environment, personalize
-from ktrdr_vm.guest.protocol import GuestTimeout
 from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.libvirt import Libvirt
@@ -35,16 +33,18 @@ from ktrdr_vm.images.store import Image, ImageStore
 from ktrdr_vm.instance import BOOT_LIMIT, Instance, Verb
 from ktrdr_vm.plan.plan import canonical_json
 from ktrdr_vm.profile.model import Secret
+from ktrdr_vm.report.artifacts import make_artifacts
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
 from ktrdr_vm.report.mask import make_mask
 from ktrdr_vm.report.model import Artifact, GateResult, Phase, RunOutcome, RunReport, WorkloadResult
+from ktrdr_vm.resources.secret import read_source
+from ktrdr_vm.workload import run_workload
 
 Keep = Literal["never", "on-failure", "always"]
 
 KEPT_RUNS = 20
-MAX_SECRET = 64 * 1024
 DOCKER_LIMIT = 300.0
 
 
@@ -96,8 +96,8 @@ class Run:
 
     def execute(self) -> RunReport:
         """Do it all. Raises only what happens before anything exists: bad playbooks, a missing secret, a busy instance."""
-        playbooks = [_parse(gate, path) for gate, path in self._gathered.playbooks]
-        self._secrets = {secret.name: self._read_source(secret) for secret in self._plan.profile.secrets}
+        playbooks = [load_playbook(path) for _, path in self._gathered.playbooks]
+        self._secrets = {secret.name: read_source(secret) for secret in self._plan.profile.secrets}
         self._mask = make_mask(self._secrets.values())
         self._home.create()
         with self._instance.locked():
@@ -230,14 +230,10 @@ class Run:
         if self._plan.profile.artifacts:
             with self._phase("artifacts"):
                 assert self._directory is not None
-                self._artifacts = tuple(
-                    Artifact(path=back.path, source=back.source, size=back.size, sha256=back.sha256, refused=back.refused)
-                    for back in fetch_artifacts(
-                        self._instance.connect(),
-                        self._plan.profile.artifacts,
-                        self._directory.path / "artifacts",
-                        owner=(self._plan.facts.owner_uid, self._plan.facts.owner_gid),
-                    )
+                owner = (self._plan.facts.owner_uid, self._plan.facts.owner_gid)
+                folder = self._directory.path / "artifacts"
+                self._artifacts = make_artifacts(
+                    fetch_artifacts(self._instance.connect(), self._plan.profile.artifacts, folder, owner=owner)
                 )
 
     def _run_gate(self, playbook: Playbook) -> GateResult:
@@ -261,28 +257,13 @@ class Run:
         if workload is None:
             return
         with self._phase("workload"):
-            started_at, began = now(), time.monotonic()
-            target = self._plan.profile.workspace.target if self._plan.profile.workspace else None
-            try:
-                done = self._instance.connect().run(
-                    list(workload.command),
-                    timeout=workload.timeout,
-                    environment=self._environment,
-                    chdir=target,
-                    on_output=self._listener.output,
-                )
-                outcome: Literal["passed", "failed", "timeout"] = "passed" if done.exit_code == 0 else "failed"
-                code, out, err = done.exit_code, done.stdout, done.stderr
-            except GuestTimeout as error:
-                outcome, code, out, err = "timeout", -1, b"", str(error).encode()
-            self._workload = WorkloadResult(
-                command=workload.command,
-                outcome=outcome,
-                exit_code=None if outcome == "timeout" else code,
-                started_at=started_at,
-                duration_s=round(time.monotonic() - began, 3),
-                stdout=self._mask(out[-65536:].decode("utf-8", "replace")),
-                stderr=self._mask(err[-65536:].decode("utf-8", "replace")),
+            self._workload = run_workload(
+                self._instance.connect(),
+                workload,
+                environment=self._environment,
+                chdir=self._plan.profile.workspace.target if self._plan.profile.workspace else None,
+                mask=self._mask,
+                on_output=self._listener.output,
             )
 
     # -- backward ---------------------------------------------------------------------------------------------------
@@ -375,40 +356,6 @@ class Run:
 
     def _read_secret(self, secret: Secret) -> bytes:
         return self._secrets[secret.name]
-
-    @staticmethod
-    def _read_source(secret: Secret) -> bytes:
-        """The value from its source, read once, before anything exists."""
-        if secret.env:
-            value = os.environb.get(secret.env.encode())
-            if not value:
-                raise UsageError(
-                    f"the variable {secret.env} of the secret {secret.name} is not set",
-                    where="secrets",
-                    hint="set it; under sudo, name it with --preserve-env",
-                )
-            return value
-        try:
-            descriptor = os.open(secret.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb") as file:
-                return file.read(MAX_SECRET)
-        except OSError as error:
-            raise HostError(
-                f"the secret {secret.name} cannot be read: {error.strerror}",
-                where=secret.file,
-                hint="see the secrets.files of the owner's policy",
-            ) from None
-
-
-def _parse(gate: str, path: Path) -> Playbook:
-    def read(reference: str) -> str:
-        return (path.parent / reference).read_text(encoding="utf-8")
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the playbook of the gate {gate} cannot be read: {error}", where=str(path), hint="name a text file") from None
-    return parse_playbook(text, str(path), read=read)
 
 
 def _skipped(playbook: Playbook, reason: str) -> GateResult:

@@ -16,7 +16,7 @@ from rich.text import Text
 from ktrdr_vm.gather import Gathered
 from ktrdr_vm.instance import Verb
 from ktrdr_vm.report.escape import escape
-from ktrdr_vm.report.model import RunReport
+from ktrdr_vm.report.model import GateResult, RunReport
 from ktrdr_vm.report.summary import render_summary
 from ktrdr_vm.run import Listener
 
@@ -62,12 +62,8 @@ class TerminalListener(Listener):
     def gate_event(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "task_started" and self._live is not None:
             self._live.update(Spinner("dots", text=escape(f"{event.get('gate')}: {event.get('task', '')}")))
-        if event.get("event") == "task_finished":
-            outcome = str(event.get("outcome", ""))
-            line = Text("          ")
-            line.append(f"{outcome:<8}", style=_STYLES.get(outcome, ""))
-            line.append(f" {escape(str(event.get('task', '')))}")
-            line.append(f"  {float(event.get('duration_s', 0)):.1f}s", style="dim")
+        line = _task_line(event)
+        if line is not None:
             self._line(line)
 
     def output(self, data: bytes) -> None:
@@ -84,6 +80,32 @@ def _resource_line(kind: str, name: str, verb: Verb, seconds: float) -> Text:
     line.append(f" {kind:<9} {escape(name)}")
     line.append(f"  {seconds:.2f}s", style="dim")
     return line
+
+
+def _task_line(event: Mapping[str, Any]) -> Text | None:
+    if event.get("event") != "task_finished":
+        return None
+    outcome = str(event.get("outcome", ""))
+    line = Text("          ")
+    line.append(f"{outcome:<8}", style=_STYLES.get(outcome, ""))
+    line.append(f" {escape(str(event.get('task', '')))}")
+    line.append(f"  {float(event.get('duration_s', 0)):.1f}s", style="dim")
+    return line
+
+
+def show_gate_event(event: Mapping[str, Any]) -> None:
+    """A task's line, for commands that are no run."""
+    line = _task_line(event)
+    if line is not None:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(line)
+
+
+def show_gate(result: GateResult, stream: IO[str]) -> None:
+    """A gate's outcome in one line."""
+    line = Text(
+        f"{result.outcome:<8} gate {result.name}  {result.duration_s:.1f}s  {escape(result.message)}", style=_STYLES.get(result.outcome, "")
+    )
+    Console(file=stream, highlight=False, soft_wrap=True).print(line)
 
 
 def show_resource(kind: str, name: str, verb: Verb, seconds: float) -> None:

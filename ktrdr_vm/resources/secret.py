@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from ktrdr_vm.errors import GuestError, ProvisionError
+import os
+
+from ktrdr_vm.errors import GuestError, HostError, ProvisionError, UsageError
 from ktrdr_vm.profile.model import Secret as SecretEntry
 from ktrdr_vm.resources.base import Blueprint, Resource, Target
 
 GUEST_LIMIT = 30.0
 DIRECTORY = "/run/secrets"
+MAX_BYTES = 64 * 1024
 
 # tmpfs of its own, so that no other reader of /run can fill it; the value comes on standard input and touches no argument.
 _DELIVER = f"""set -eu
@@ -87,3 +90,24 @@ class Secret(Resource):
             self.blueprint.connect().run(["rm", "-f", "--", self._entry.path], become=True, timeout=5)
         except GuestError:
             return
+
+
+def read_source(entry: SecretEntry) -> bytes:
+    """The value from its source on the host, read once, before anything exists."""
+    if entry.env:
+        value = os.environb.get(entry.env.encode())
+        if not value:
+            raise UsageError(
+                f"the variable {entry.env} of the secret {entry.name} is not set",
+                where="secrets",
+                hint="set it; under sudo, name it with --preserve-env",
+            )
+        return value
+    try:
+        descriptor = os.open(entry.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(MAX_BYTES)
+    except OSError as error:
+        raise HostError(
+            f"the secret {entry.name} cannot be read: {error.strerror}", where=entry.file, hint="see secrets.files in the owner's policy"
+        ) from None

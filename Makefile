@@ -1,0 +1,34 @@
+# `make run` does the main job on a fresh Debian 12 or 13; `make test` proves it. Both install all they need.
+SHELL := /bin/bash
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest -q
+T0 = $$(date +%s)
+
+.PHONY: help setup run test test-full unit golden lab lint
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## host packages, .venv, libvirtd; run twice, it changes nothing
+	@scripts/setup
+
+run: setup ## the main job: the demo stack starts cleanly in a disposable VM, and nothing is left
+	@.venv/bin/ktrdr-vm apply profiles/startability.yaml --instance-id demo
+
+lint: setup ## ruff and mypy
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet . && .venv/bin/mypy && echo "lint: clean"
+
+unit: setup ## no root, no process, no DNS; seconds
+	@$(PYTEST) tests/unit
+
+golden: setup ## every rendered document of every shipped profile
+	@$(PYTEST) tests/golden
+
+lab: setup ## real VMs in network namespaces of their own
+	@$(PYTEST) tests/lab -m 'not full'
+
+test: ## lint, unit, golden, lab
+	@scripts/test
+
+test-full: ## and what takes longer
+	@scripts/test --full

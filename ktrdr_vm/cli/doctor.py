@@ -1,0 +1,28 @@
+"""`doctor`: what this host has and lacks, and how to get it."""
+
+from __future__ import annotations
+
+import click
+
+from ktrdr_vm.cli.options import json_option
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> int:
+    """Check this host. Exit code 3 when something is missing that every run needs."""
+    from dataclasses import asdict
+
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.doctor import check_host
+    from ktrdr_vm.host.paths import find_home
+
+    checks = check_host(find_home())
+    if as_json:
+        echo_json([asdict(check) for check in checks])
+    else:
+        for check in checks:
+            click.echo(f"{check.state:<8} {check.name:<14} {check.detail}")
+            if check.fix:
+                click.echo(f"{'':<8} {'':<14} → {check.fix}")
+    return 3 if any(check.state == "missing" for check in checks) else 0

@@ -1,0 +1,98 @@
+"""`report`, `events`, `logs`: what a run left behind for people to read."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from ktrdr_vm.cli.options import instance_argument, json_option
+
+
+def find_run(instance_id: str, run_id: str) -> Path:
+    """The directory of a run, the newest when none is named."""
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.plan.identity import parse_instance_id
+
+    runs = find_home().runs / parse_instance_id(instance_id).instance_id
+    path = runs / run_id
+    if "/" in run_id or not path.exists():
+        raise UsageError(f"there is no run {run_id} of {instance_id}", where=str(runs), hint="`ls` that folder, or apply first")
+    return path
+
+
+_run_option = click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
+
+
+@click.command()
+@instance_argument
+@_run_option
+@json_option
+def report(instance_id: str, run_id: str, as_json: bool) -> int:
+    """Show the report of a run of INSTANCE_ID, and end with the run's exit code."""
+    import json
+
+    path = find_run(instance_id, run_id)
+    text = (path / "report.json").read_text(encoding="utf-8")
+    content = json.loads(text)
+    if as_json:
+        click.echo(text, nl=False)
+        return int(content["exit_code"])
+    from ktrdr_vm.report.escape import escape_line
+
+    click.echo(f"{content['outcome'].upper()}  {content['instance_id']}  run {content['run_id']}  {content['duration_s']:.0f} s")
+    for gate in content["gates"]:
+        click.echo(f"  {gate['outcome']:<8} gate {gate['name']}  {escape_line(gate['message'])}")
+        for task in gate["tasks"]:
+            click.echo(f"    {task['outcome']:<8} {escape_line(task['name'])}  {escape_line(task['message'])}")
+    for denied in content["egress"]["denied"]:
+        destination = escape_line(denied["host"] or denied["address"])
+        click.echo(
+            f"  denied   {destination}:{denied['port']}  {denied['count']} times  ({denied['rule']})  {escape_line(denied['during'])}"
+        )
+    click.echo(f"  residue: {', '.join(content['residue']) or 'none'}")
+    click.echo(f"  page     {path.resolve()}/report.html")
+    return int(content["exit_code"])
+
+
+@click.command()
+@instance_argument
+@_run_option
+@click.option("--follow", is_flag=True, help="Go on with new lines until interrupted.")
+def events(instance_id: str, run_id: str, follow: bool) -> None:
+    """Print the events of a run of INSTANCE_ID as JSON lines."""
+    print_file(find_run(instance_id, run_id) / "events.jsonl", follow=follow)
+
+
+@click.command()
+@instance_argument
+@click.option("--follow", is_flag=True, help="Go on with new lines until interrupted.")
+def logs(instance_id: str, follow: bool) -> None:
+    """Print the console of INSTANCE_ID: the living one, else that of its newest run. Control characters are escaped."""
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.plan.identity import parse_instance_id
+
+    living = find_home().instance(parse_instance_id(instance_id).instance_id).console
+    print_file(living if living.exists() else find_run(instance_id, "latest") / "console.log", follow=follow)
+
+
+def print_file(path: Path, *, follow: bool) -> None:
+    """Copy a file of lines to standard output, escaped; with `follow` also what comes later."""
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.report.escape import escape_line
+
+    if not path.exists():
+        raise UsageError("there is nothing to show yet", where=str(path), hint="the run has not written it, or did not get that far")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while True:
+            line = file.readline()
+            if line:
+                sys.stdout.write(escape_line(line.rstrip("\n"), limit=100_000) + "\n")
+            elif not follow:
+                return
+            else:
+                sys.stdout.flush()
+                time.sleep(0.2)

@@ -1,0 +1,71 @@
+"""`images build|list|remove`."""
+
+from __future__ import annotations
+
+import click
+
+from ktrdr_vm.cli.options import json_option
+
+
+@click.group()
+def images() -> None:
+    """Build, list and remove images."""
+
+
+@images.command()
+@click.argument("name", default="debian-13-docker")
+def build(name: str) -> None:
+    """Build the image of the recipe NAME. One whose recipe did not change costs nothing."""
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.paths import find_home, find_shipped
+    from ktrdr_vm.images.build import build_image
+    from ktrdr_vm.images.recipe import load_recipe
+    from ktrdr_vm.images.store import ImageStore
+    from ktrdr_vm.instance import require_root
+
+    require_root()
+    path = find_shipped("images", f"{name}.yaml")
+    if path is None:
+        raise UsageError(f"there is no image recipe {name}", hint="recipes are the files of images/")
+    home = find_home()
+    home.create()
+    store = ImageStore(home.images)
+    recipe = load_recipe(path)
+    image = store.find(recipe.digest) or build_image(recipe, store, progress=lambda text: click.echo(text, err=True))
+    click.echo(image.digest)
+
+
+@images.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the images of this home."""
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.images.store import ImageStore
+
+    found = ImageStore(find_home().images).list()
+    if as_json:
+        echo_json([{"name": image.name, "digest": image.digest, "content_digest": image.content_digest} for image in found])
+    else:
+        for image in found:
+            click.echo(f"{image.digest}  {image.name}")
+
+
+@images.command()
+@click.argument("digest")
+def remove(digest: str) -> None:
+    """Remove an image by its DIGEST, unless an instance stands on it."""
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.images.store import ImageStore
+    from ktrdr_vm.instance import list_journals, require_root
+
+    require_root()
+    home = find_home()
+    users = [
+        journal.instance_id for journal in list_journals(home) if journal.plan.get("facts", {}).get("image", {}).get("digest") == digest
+    ]
+    if users:
+        raise UsageError(f"instances stand on this image: {', '.join(users)}", where=digest, hint="destroy them first")
+    if not ImageStore(home.images).remove(digest):
+        raise UsageError("there is no such image", where=digest, hint="`ktrdr-vm images list` shows them")

@@ -1,0 +1,147 @@
+"""What a run needs of the host, checked one by one, each with the way to get it. Changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Literal
+
+from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.gather import read_policy
+from ktrdr_vm.host import process
+from ktrdr_vm.host.accelerator import EMULATOR, find_accelerator
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.plan.facts import POOL
+
+State = Literal["ok", "warning", "missing"]
+
+# Each program and the Debian package that brings it.
+_PROGRAMS = {
+    EMULATOR: "qemu-system-x86",
+    "qemu-img": "qemu-utils",
+    "nft": "nftables",
+    "haproxy": "haproxy",
+    "ip": "iproute2",
+    "conntrack": "conntrack",
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "cpio": "cpio",
+    "git": "git",
+    "ssh": "openssh-client",
+}
+_FREE_DISK = 8 << 30
+_FREE_MEMORY = 3 << 30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `doctor`. `fix` says how to get what is missing."""
+
+    name: str
+    state: State
+    detail: str
+    fix: str = ""
+
+
+def check_host(home: Home) -> list[Check]:
+    """Every check, in the order of a run's needs."""
+    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _policy(), _addresses(), _disk(home), _memory()]
+    return [check for check in checks if check is not None]
+
+
+def _root() -> Check:
+    if os.geteuid() == 0:
+        return Check("root", "ok", "runs as root")
+    return Check("root", "warning", "taps, nftables and libvirt need root", "run `apply` and `destroy` with sudo")
+
+
+def _programs() -> list[Check]:
+    found = []
+    for program, package in _PROGRAMS.items():
+        path = process.find_program(program)
+        if path is None:
+            found.append(Check(program, "missing", "not installed", f"apt-get install {package}, or `make setup` for all"))
+        else:
+            found.append(Check(program, "ok", str(path)))
+    return found
+
+
+def _virtiofsd() -> Check:
+    for path in ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"):
+        if Path(path).exists():
+            return Check("virtiofsd", "ok", path)
+    return Check("virtiofsd", "warning", "not installed; profiles with mounts cannot run", "apt-get install virtiofsd")
+
+
+def _libvirt() -> Check:
+    if os.geteuid() != 0:
+        return Check("libvirtd", "warning", "not asked without root", "sudo ktrdr-vm doctor")
+    try:
+        version = Libvirt().connect().getLibVersion()
+    except KtrdrError as error:
+        return Check("libvirtd", "missing", error.message, error.hint)
+    return Check("libvirtd", "ok", f"version {version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}")
+
+
+def _accelerator() -> Check:
+    verdict = find_accelerator()
+    if verdict.name == "kvm":
+        return Check("kvm", "ok", verdict.reason)
+    return Check(
+        "kvm", "warning", f"software emulation: {verdict.reason}", "enable virtualisation for this host; all works without, slower"
+    )
+
+
+def _tun() -> Check:
+    if Path("/dev/net/tun").exists():
+        return Check("tun", "ok", "/dev/net/tun")
+    return Check("tun", "missing", "/dev/net/tun is not there", "modprobe tun")
+
+
+def _policy() -> Check:
+    try:
+        read_policy()
+    except KtrdrError as error:
+        return Check("policy", "missing", str(error), error.hint)
+    return Check("policy", "ok", "the owner's policy can be read, or there is none and the safe one holds")
+
+
+def _addresses() -> Check | None:
+    if process.find_program("ip") is None:
+        return None
+    routes = json.loads(process.run(["ip", "-4", "-j", "route", "show", "table", "all"], timeout=10).stdout or b"[]")
+    for route in routes:
+        destination = str(route.get("dst", "default"))
+        if destination == "default" or str(route.get("dev", "")).startswith("kv") or "/" not in destination:
+            continue
+        if IPv4Network(destination, strict=False).overlaps(POOL):
+            return Check(
+                "addresses",
+                "warning",
+                f"{destination} on {route.get('dev')} overlaps with {POOL}, which instances use",
+                "move that network",
+            )
+    return Check("addresses", "ok", f"{POOL} is free for instances")
+
+
+def _disk(home: Home) -> Check:
+    place = home.root
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < _FREE_DISK:
+        return Check("disk", "warning", f"{free >> 30} GiB free at {place}", "`ktrdr-vm gc`, or move $KTRDR_VM_HOME to a larger disk")
+    return Check("disk", "ok", f"{free >> 30} GiB free at {place}")
+
+
+def _memory() -> Check:
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) << 10
+    if free < _FREE_MEMORY:
+        return Check("memory", "warning", f"{free >> 20} MiB available", "stop something; an instance takes what its profile says")
+    return Check("memory", "ok", f"{free >> 20} MiB available")
