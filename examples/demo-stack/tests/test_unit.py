@@ -20,8 +20,15 @@ class Parsing(unittest.TestCase):
         self.assertEqual(parse_order({"item": "melon", "quantity": 2}), Order("melon", 2))
 
     def test_bad_orders_are_refused(self) -> None:
-        for document in (None, [], {}, {"item": "brick", "quantity": 1}, {"item": "pear", "quantity": 0},
-                         {"item": "pear", "quantity": True}, {"item": "pear", "quantity": "3"}):
+        for document in (
+            None,
+            [],
+            {},
+            {"item": "brick", "quantity": 1},
+            {"item": "pear", "quantity": 0},
+            {"item": "pear", "quantity": True},
+            {"item": "pear", "quantity": "3"},
+        ):
             with self.subTest(document=document), self.assertRaises(InvalidOrder):
                 parse_order(document)
 
