@@ -1,0 +1,107 @@
+"""The ladder of the lab: `lab` (namespaces and the world outside) → `libvirt` → `image` → `instance` (one VM for many tests).
+
+Entering the namespaces cannot be undone, so it happens once, before the first test that needs it, and holds to the end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from laboratory.daemons import running_libvirt
+from laboratory.instances import LabInstance, find_or_build_image, running_instance
+from laboratory.lab import Lab, enter_lab, leave_lab
+
+from ktrdr_vm.discovery import find_instances
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.images.store import Image
+from ktrdr_vm.instance import Instance
+from ktrdr_vm.plan.identity import parse_instance_id
+
+_ENTERED: list[Lab] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: takes long; part of `make test-full`, not of `make test`")
+    config.addinivalue_line("markers", "vm: boots a virtual machine, or uses the one that the session shares")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What shares the one VM runs together, after what needs none; commands that boot their own come last."""
+
+    def place(item: pytest.Item) -> int:
+        names = getattr(item, "fixturenames", ())
+        return 0 if "image" not in names else 1 if "instance" in names else 2
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A failure keeps what explains it, while it is still there."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.failed and _ENTERED:
+        place = _ENTERED[0].keep_evidence(item.nodeid)
+        report.sections.append(("evidence", str(place)))
+
+
+@pytest.fixture(scope="session")
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    if os.geteuid() != 0:
+        pytest.skip("the lab makes network namespaces, which needs root")
+    if any("image" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        # Packages come from the host's mirror, which cannot be reached from within.
+        find_or_build_image()
+    entered = enter_lab()
+    _ENTERED.append(entered)
+    yield entered
+    left = [path.name for path in entered.home.instances.iterdir()]
+    _ENTERED.clear()
+    leave_lab(entered)
+    assert left == [], "instances were left behind"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_residue(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every module ends with nothing left of what it made, asked of the host itself."""
+    before = set(_ENTERED[0].instance_ids) if _ENTERED else set()
+    yield
+    if not _ENTERED:
+        return
+    lab = _ENTERED[0]
+    gone = lab.instance_ids - before - {lab.shared_id}
+    if not gone:
+        return
+    left = {one: Instance(lab.home, parse_instance_id(one), Libvirt()).find_residue() for one in gone}
+    assert {one: found for one, found in left.items() if found} == {}
+    assert gone & {found.instance_id for found in find_instances(lab.home, Libvirt())} == set()
+
+
+@pytest.fixture(scope="session")
+def libvirt(lab: Lab) -> Iterator[Libvirt]:
+    with running_libvirt(lab.scratch):
+        connection = Libvirt()
+        yield connection
+        assert connection.list_ours() == [], "domains were left behind"
+        connection.close()
+
+
+@pytest.fixture(scope="session")
+def image(lab: Lab, libvirt: Libvirt) -> Image:
+    found = find_or_build_image(lab.home)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def instance(lab: Lab, image: Image, libvirt: Libvirt) -> Iterator[LabInstance]:
+    """The sandbox that the tests share: booted once, with every kind of allow rule, a read-only mount and a secret."""
+    with running_instance(lab, libvirt) as running:
+        yield running

@@ -1,0 +1,1 @@
+"""The parts that the lab is made of. Everything here is real; only the world outside is ours."""

@@ -1,0 +1,181 @@
+"""A guest that is a network namespace: the real firewall, guard and tap of an instance, and no virtual machine. It is there in a second.
+
+A veth pair stands for the tap: the host's end carries the tap's name and our mark, so that the real resource takes it as its own.
+What protects can be taken out (`sabotage`), to see that the same attack then gets through.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.plan.facts import Allocation, Facts, ImageFacts, allocate
+from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.profile.load import build_profile
+from ktrdr_vm.resources.base import Blueprint, Target
+from ktrdr_vm.resources.firewall import Firewall
+from ktrdr_vm.resources.guard import Guard
+from ktrdr_vm.resources.tap import Tap, read_link
+from laboratory import probes
+from laboratory.namespaces import inside, ip, make_namespace, remove_namespace
+
+Documents = dict[str, str]
+Sabotage = Callable[[Documents], None]
+
+_NUMBERS = itertools.count()
+# Far from the slots that instances of the lab's own home get, which begin at 0.
+_FIRST_SLOT = 900
+INTERFACE = "eth0"
+
+
+def replace(document: str, old: str, new: str) -> Sabotage:
+    """Change one place of one document. A text that is not there is a mistake in the test."""
+
+    def change(documents: Documents) -> None:
+        assert old in documents[document], f"{document} has no {old!r}: the sabotage is out of date"
+        documents[document] = documents[document].replace(old, new)
+
+    return change
+
+
+@dataclass(frozen=True)
+class _SabotagedPlan:
+    """A plan whose name lists were changed as well."""
+
+    plan: Plan
+    lists: Mapping[str, str]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plan, name)
+
+    @property
+    def egress(self) -> Any:
+        return type("Lists", (), {"name_lists": self.lists})
+
+
+class NamespaceGuest:
+    """Use as a context. `allow` is the profile's egress.allow; pass `egress` instead for the whole mapping as it stands in YAML."""
+
+    def __init__(
+        self,
+        home: Home,
+        allow: list[dict[str, Any]] | None = None,
+        *,
+        profile: Mapping[str, Any] | None = None,
+        reserved: tuple[tuple[str, int], ...] = (),
+        sabotage: tuple[Sabotage, ...] = (),
+    ) -> None:
+        number = next(_NUMBERS)
+        document = {"version": 1, "name": "net", "image": "none", "egress": {"allow": allow or []}} if profile is None else dict(profile)
+        image = ImageFacts("none", "0" * 64, "/nonexistent")
+        facts = Facts(
+            "tcg",
+            "/bin/false",
+            "q35",
+            str(home.root),
+            image,
+            owner_reserved=tuple((IPv4Address(address), port) for address, port in reserved),
+        )
+        self.identity = parse_instance_id(f"lab-net-{os.getpid()}-{number}")
+        self.plan = Plan(build_profile(document), facts, self.identity, document)
+        self.allocation: Allocation = allocate(_FIRST_SLOT + number, genid="", host_key="", host_public_key="", login_public_key="")
+        self.paths = home.instance(self.identity.instance_id)
+        documents = self.plan.render(self.allocation)
+        lists = self.plan.egress.name_lists
+        documents |= lists
+        for change in sabotage:
+            change(documents)
+        plan: Any = _SabotagedPlan(self.plan, {name: documents[name] for name in lists})
+
+        def no_guest() -> Any:
+            raise AssertionError("there is no SSH in a namespace")
+
+        blueprint = Blueprint(plan, self.allocation, documents, no_guest, lambda _: b"")
+        target = Target(self.identity, self.paths, Libvirt())
+        self.firewall, self.guard, self.tap = Firewall(target, blueprint), Guard(target, blueprint), Tap(target, blueprint)
+        self.mark = target.mark
+        self.namespace = f"guest{number}"
+        home.create()
+
+    @property
+    def gateway(self) -> str:
+        return self.allocation.gateway
+
+    @property
+    def address(self) -> str:
+        return self.allocation.guest
+
+    @property
+    def host_mac(self) -> str:
+        return Path("/sys/class/net", self.identity.tap, "address").read_text().strip()
+
+    def __enter__(self) -> NamespaceGuest:
+        self.paths.directory.mkdir(mode=0o711)
+        try:
+            self.firewall.create()
+            self.guard.create()
+            self._make_link()
+            self.tap.create()
+            for resource in (self.firewall, self.guard, self.tap):
+                assert resource.verify() == [], resource.kind
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _make_link(self) -> None:
+        make_namespace(self.namespace)
+        name, there = self.identity.tap, self.namespace
+        ip(f"link add {name} type veth peer name {INTERFACE} netns {there}")
+        Path("/sys/class/net", name, "ifalias").write_text(self.mark)
+        ip(f"link set {INTERFACE} address {self.identity.mac}", there)
+        ip(f"addr add {self.address}/30 dev {INTERFACE}", there)
+        ip(f"link set {INTERFACE} up", there)
+        ip(f"route add default via {self.gateway}", there)
+
+    def __exit__(self, *_: object) -> None:
+        """Take it apart, and assert that nothing is left of it."""
+        if read_link(self.identity.tap) is not None:
+            ip(f"link del {self.identity.tap}")
+        for resource in (self.tap, self.guard, self.firewall):
+            resource.remove()
+        if Path("/run/netns", self.namespace).exists():
+            remove_namespace(self.namespace)
+        shutil.rmtree(self.paths.directory, ignore_errors=True)
+        assert [resource.kind for resource in (self.tap, self.guard, self.firewall) if resource.exists()] == []
+
+    # -- as the guest -----------------------------------------------------------------------------------------------
+
+    def probe(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """One probe from inside."""
+        with inside(self.namespace):
+            return probes.run({"kind": kind, **fields})
+
+    def probe_all(self, wanted: list[dict[str, Any]], at_once: int = 16) -> list[dict[str, Any]]:
+        with inside(self.namespace):
+            return probes.run_all(wanted, at_once)
+
+    def lookup(self, name: str, **fields: Any) -> dict[str, Any]:
+        return self.probe("dns", address=self.gateway, name=name, **{"limit": 5, **fields})
+
+    # -- as the host ------------------------------------------------------------------------------------------------
+
+    def ledger(self, **wanted: Any) -> list[dict[str, Any]]:
+        """The ledger's lines that carry these fields, after everything known was written."""
+        ask_guard(self.paths.guard, "flush")
+        return self.read_ledger(**wanted)
+
+    def read_ledger(self, **wanted: Any) -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in self.paths.ledger.read_text().splitlines()]
+        return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
