@@ -4,7 +4,6 @@
 Every probe is one packet or one connection with a short limit; all run at once. A destination is `closed` when nothing came back,
 and `OPEN` when anything did: an answer, a connection, and also a refusal, since a refusal is sent by who was reached.
 """
-# ruff: noqa: PTH, S, T20
 
 import argparse
 import contextlib
