@@ -20,7 +20,7 @@ from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import Journal, locked, read_journal, write_durably
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.plan.facts import SLOTS, Allocation, allocate
+from ktrdr_vm.plan.facts import SLOTS, Allocation, TemplateFacts, allocate
 from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.model import Secret
@@ -72,10 +72,20 @@ class Instance:
     # -- making -----------------------------------------------------------------------------------------------------
 
     def create(
-        self, plan: Plan, *, read_secret: SecretReader, mount_roots: tuple[str, ...], run_id: str = "", notify: Notify = quiet
+        self,
+        plan: Plan,
+        *,
+        read_secret: SecretReader,
+        mount_roots: tuple[str, ...],
+        template: TemplateFacts | None = None,
+        run_id: str = "",
+        notify: Notify = quiet,
     ) -> None:
-        """Make what is missing of everything up to the running domain, in order. Mounts and secrets follow in `complete`."""
-        journal = self._open_journal(plan, run_id)
+        """Make what is missing of everything up to the running domain, in order. Mounts and secrets follow in `complete`.
+
+        A new instance is forked from `template` when there is one; an existing one stays what it was.
+        """
+        journal = self._open_journal(plan, run_id, template)
         blueprint = self._blueprint(plan, journal, read_secret, mount_roots)
         for resource in self._host_side(make_resources(self._target(), blueprint)):
             self._ensure(resource, journal, notify)
@@ -109,7 +119,7 @@ class Instance:
         journal.confirm(resource.key)
         notify(resource.kind, resource.name, "changed", _since(began))
 
-    def _open_journal(self, plan: Plan, run_id: str) -> Journal:
+    def _open_journal(self, plan: Plan, run_id: str, template: TemplateFacts | None) -> Journal:
         existing = self.journal
         if existing is not None:
             existing.plan_digest, existing.run_id, existing.plan = plan.digest, run_id, plan.to_json()
@@ -131,6 +141,7 @@ class Instance:
                 run_id=run_id,
                 slot=slot,
                 genid=str(uuid.uuid4()),
+                template=template.key if template else "",
                 plan=plan.to_json(),
             )
             journal.save()
@@ -322,7 +333,9 @@ class Instance:
 
     def _blueprint(self, plan: Plan, journal: Journal, read_secret: SecretReader, mount_roots: tuple[str, ...]) -> Blueprint:
         allocation = self._allocation(journal)
-        return Blueprint(plan, allocation, plan.render(allocation), self.connect, read_secret, mount_roots)
+        template = TemplateFacts(journal.template, str(self.home.templates / journal.template)) if journal.template else None
+        documents = plan.render(allocation, template)
+        return Blueprint(plan, allocation, documents, self.connect, read_secret, template, mount_roots)
 
     def _require_journal(self) -> Journal:
         journal = self.journal

@@ -27,9 +27,8 @@ from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.images.build import build_image
-from ktrdr_vm.images.fetch import fetch_image
-from ktrdr_vm.images.store import Image, ImageStore
+from ktrdr_vm.images.ensure import ensure_image
+from ktrdr_vm.images.store import Image
 from ktrdr_vm.instance import BOOT_LIMIT, Instance, Verb
 from ktrdr_vm.plan.plan import canonical_json
 from ktrdr_vm.profile.model import Secret
@@ -40,6 +39,7 @@ from ktrdr_vm.report.junit import render_junit
 from ktrdr_vm.report.mask import make_mask
 from ktrdr_vm.report.model import Artifact, GateResult, Phase, RunOutcome, RunReport, WorkloadResult
 from ktrdr_vm.resources.secret import read_source
+from ktrdr_vm.template import build_template, find_template, fits
 from ktrdr_vm.workload import run_workload
 
 Keep = Literal["never", "on-failure", "always"]
@@ -72,6 +72,7 @@ class Options:
     """What the command line adds to a profile."""
 
     keep: Keep = "never"
+    cold: bool = False
 
 
 class Run:
@@ -166,13 +167,21 @@ class Run:
     def _provision(self, run_id: str) -> None:
         plan, instance = self._plan, self._instance
         with self._phase("image"):
-            self._image = self._find_image()
+            self._image = ensure_image(plan.profile.image, self._gathered.recipe, self._home.images, progress=self._listener.note)
+        template = None
+        if not self._options.cold and fits(plan) and instance.journal is None:
+            template = find_template(self._home, plan, self._image)
+            if template is None:
+                with self._phase("template"):
+                    template = build_template(self._home, plan, self._image, instance.libvirt, progress=self._listener.note)
         with self._phase("create"):
             if instance.journal is not None and plan.profile.mode == "sandbox":
                 self._listener.note("an earlier run left this instance; it is destroyed first")
                 instance.destroy(notify=self._hear_resource)
             roots = self._gathered.policy.mount_roots
-            instance.create(plan, read_secret=self._read_secret, mount_roots=roots, run_id=run_id, notify=self._hear_resource)
+            instance.create(
+                plan, read_secret=self._read_secret, mount_roots=roots, template=template, run_id=run_id, notify=self._hear_resource
+            )
         with self._phase("boot"):
             guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
         with self._phase("personalize"):
@@ -189,15 +198,6 @@ class Run:
                     plan.identity.instance_id,
                     self._listener.note,
                 )
-
-    def _find_image(self) -> Image:
-        ref, store = self._plan.profile.image, ImageStore(self._home.images)
-        found = store.find(self._plan.facts.image.digest)
-        if found is not None:
-            return found
-        if self._gathered.recipe is not None:
-            return build_image(self._gathered.recipe, store, progress=self._listener.note)
-        return fetch_image(ref.url, ref.sha256, store, progress=self._listener.note)
 
     def _wait_docker(self, guest: SshGuest) -> None:
         """Docker's unit answers when it serves. A guest without Docker has nothing to wait for."""

@@ -18,10 +18,10 @@ def build(name: str) -> None:
     """Build the image of the recipe NAME. One whose recipe did not change costs nothing."""
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.paths import find_home, find_shipped
-    from ktrdr_vm.images.build import build_image
+    from ktrdr_vm.images.ensure import ensure_image
     from ktrdr_vm.images.recipe import load_recipe
-    from ktrdr_vm.images.store import ImageStore
     from ktrdr_vm.instance import require_root
+    from ktrdr_vm.profile.model import ImageRef
 
     require_root()
     path = find_shipped("images", f"{name}.yaml")
@@ -29,9 +29,8 @@ def build(name: str) -> None:
         raise UsageError(f"there is no image recipe {name}", hint="recipes are the files of images/")
     home = find_home()
     home.create()
-    store = ImageStore(home.images)
     recipe = load_recipe(path)
-    image = store.find(recipe.digest) or build_image(recipe, store, progress=lambda text: click.echo(text, err=True))
+    image = ensure_image(ImageRef(recipe=name), recipe, home.images, progress=lambda text: click.echo(text, err=True))
     click.echo(image.digest)
 
 

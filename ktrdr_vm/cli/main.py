@@ -27,6 +27,7 @@ _COMMANDS = {
     "exec": "ktrdr_vm.cli.access:exec_",
     "gate": "ktrdr_vm.cli.gate:gate",
     "images": "ktrdr_vm.cli.images:images",
+    "templates": "ktrdr_vm.cli.templates:templates",
     "doctor": "ktrdr_vm.cli.doctor:doctor",
 }
 
@@ -47,6 +48,7 @@ _HELP = {
     "exec": "Run a command in an instance and end with its exit code.",
     "gate": "Run gates against a running instance.",
     "images": "Build, list and remove images.",
+    "templates": "Build, list and remove templates to fork from.",
     "doctor": "Check what this host has and lacks.",
 }
 

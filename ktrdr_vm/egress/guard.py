@@ -280,13 +280,15 @@ def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line)
         kind = _KINDS[entry["f"]]
         name = "" if entry["n"] == "-" else str(entry["n"])[:253]
+        # What is no request at all ends before any rule has set a verdict.
+        verdict = "request" if entry["v"] == "-" else str(entry["v"])
         fields: dict[str, Any] = {
             "kind": kind,
-            "verdict": "allow" if entry["v"] == "allow" else "deny",
+            "verdict": "allow" if verdict == "allow" else "deny",
             "name": name,
             "address": str(entry["a"]),
             "port": int(entry["p"]),
-            "rule": {"allow": "name" if name else "address"}.get(entry["v"], str(entry["v"])[:20]),
+            "rule": {"allow": "name" if name else "address"}.get(verdict, verdict[:20]),
             "bytes_out": int(entry["u"]),
             "bytes_in": int(entry["d"]),
             "ms": int(entry["m"]),

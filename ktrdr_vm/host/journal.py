@@ -58,6 +58,8 @@ class Journal:
     kept: bool = False
     slot: int = -1
     genid: str = ""
+    template: str = ""
+    """The key of the template that the instance was forked from; empty after a cold boot."""
     resources: dict[str, str] = field(default_factory=dict)
     """Resource key to `intended` or `present`, in the order of making."""
     plan: dict[str, Any] = field(default_factory=dict)

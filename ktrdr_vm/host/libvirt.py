@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
 import libvirt
+import libvirt_qemu
 
-from ktrdr_vm.errors import HostError, ProvisionError
+from ktrdr_vm.errors import GuestError, HostError, ProvisionError
 from ktrdr_vm.plan.domain_xml import METADATA_NAMESPACE
 
 URI = "qemu:///system"
@@ -151,6 +153,34 @@ class Libvirt:
             getattr(domain, f"{verb}DeviceFlags")(device_xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
             raise _failed(f"{verb} a device", name, error) from None
+
+    def monitor(self, name: str, execute: str, arguments: dict[str, Any] | None = None, *, files: tuple[int, ...] = ()) -> Any:
+        """One QMP command; its return value. `files` are descriptors that go along."""
+        command = json.dumps({"execute": execute, **({"arguments": arguments} if arguments else {})})
+        try:
+            domain = self._require(name)
+            if files:
+                raw, _ = libvirt_qemu.qemuMonitorCommandWithFiles(domain, command, list(files), 0)
+            else:
+                raw = libvirt_qemu.qemuMonitorCommand(domain, command, 0)
+        except libvirt.libvirtError as error:
+            raise _failed(f"tell QEMU to {execute}", name, error) from None
+        reply = json.loads(raw)
+        if "error" in reply:
+            raise ProvisionError(
+                f"QEMU refused {execute}: {reply['error'].get('desc')}", where=name, hint="`ktrdr-vm doctor` checks the host"
+            )
+        return reply.get("return")
+
+    def agent(self, name: str, execute: str, arguments: dict[str, Any] | None = None, *, timeout: int = 5) -> Any:
+        """One command of the guest's agent; its return value. None when the agent does not answer (yet), whatever the reason."""
+        command = json.dumps({"execute": execute, **({"arguments": arguments} if arguments else {})})
+        try:
+            return json.loads(libvirt_qemu.qemuAgentCommand(self._require(name), command, timeout, 0)).get("return")
+        except libvirt.libvirtError:
+            return None
+        except (ValueError, AttributeError):
+            raise GuestError("the guest's agent answered with what is no reply", where=name, hint="the guest is broken or lies") from None
 
     def suspend(self, name: str) -> None:
         self._act(name, "suspend")

@@ -49,7 +49,7 @@ def render_user_data(identity: Identity, facts: Facts, allocation: Allocation) -
                 "shell": "/bin/bash",
                 "lock_passwd": True,
                 "sudo": "ALL=(ALL) NOPASSWD:ALL",
-                "ssh_authorized_keys": [allocation.login_public_key],
+                "ssh_authorized_keys": [allocation.login_public_key] if allocation.login_public_key else [],
             }
         ],
         "growpart": {"mode": "auto", "devices": ["/"], "ignore_growroot_disabled": False},

@@ -5,19 +5,22 @@ from __future__ import annotations
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from ktrdr_vm.plan.facts import Allocation, Facts
+from ktrdr_vm.plan.facts import Allocation, Facts, TemplateFacts
 from ktrdr_vm.plan.identity import Identity
-from ktrdr_vm.profile.model import Profile
+from ktrdr_vm.profile.model import ImageRef, Profile, Size
 
 METADATA_NAMESPACE = "urn:ktrdr-vm:instance:1"
+QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 # QEMU 7.2's emulation of its `max` model makes Debian 13's glibc abort (docs/adr/0002). This one is x86-64-v2, which is what
 # current container images are built for, and it boots as fast as qemu64.
 EMULATED_CPU = "Nehalem"
-# Root ports for what is plugged in later: the NIC of a fork and each virtiofs mount, granted ones included.
-_SPARE_PORTS = 4
+# Root ports: five for the devices here, the others for what is plugged in later: the NIC of a fork, virtiofs mounts. Always the
+# same number, because a fork must look like its template.
+_SPARE_PORTS = 12
 
 ElementTree.register_namespace("ktrdr", METADATA_NAMESPACE)
+ElementTree.register_namespace("qemu", QEMU_NAMESPACE)
 
 
 def element(tag: str, text: str = "", /, *children: Element, **attributes: str) -> Element:
@@ -34,9 +37,51 @@ def to_text(root: Element) -> str:
 
 
 def render_domain(
-    profile: Profile, facts: Facts, identity: Identity, allocation: Allocation, instance_directory: str, *, network: bool = True
+    profile: Profile,
+    facts: Facts,
+    identity: Identity,
+    allocation: Allocation,
+    instance_directory: str,
+    template: TemplateFacts | None = None,
 ) -> str:
-    """The domain's XML. Without `network` it has no NIC, as a template must be."""
+    """The domain's XML. With a template it is a fork: no NIC yet, the template's memory mapped copy-on-write, waiting for its state."""
+    root = _render(profile, facts, identity, allocation, instance_directory, template)
+    if template is not None:
+        root.append(_memory_file(template.memory, profile.resources.memory, "-incoming", "defer", share="off"))
+    return to_text(root)
+
+
+def render_template_domain(size: Size, facts: Facts, identity: Identity, allocation: Allocation, template: TemplateFacts) -> str:
+    """The domain that is booted to be frozen: no NIC, no mount, nothing of a profile, its memory in a file."""
+    profile = Profile(name="template", image=ImageRef(recipe=facts.image.name), resources=size)
+    root = _render(profile, facts, identity, allocation, template.directory, None, network=False, overlay=template.disk)
+    root.append(_memory_file(template.memory, size.memory, share="on"))
+    return to_text(root)
+
+
+def _memory_file(path: str, size: int, *more: str, share: str) -> Element:
+    # libvirt knows memory in a file only with names of its own choice, so the backend is named to QEMU directly.
+    words = (
+        "-object",
+        f"memory-backend-file,id=ktrdr.ram,size={size}M,mem-path={path},share={share}",
+        "-machine",
+        "memory-backend=ktrdr.ram",
+        *more,
+    )
+    return element(f"{{{QEMU_NAMESPACE}}}commandline", "", *(element(f"{{{QEMU_NAMESPACE}}}arg", value=word) for word in words))
+
+
+def _render(
+    profile: Profile,
+    facts: Facts,
+    identity: Identity,
+    allocation: Allocation,
+    instance_directory: str,
+    template: TemplateFacts | None,
+    *,
+    network: bool = True,
+    overlay: str = "",
+) -> Element:
     size = profile.resources
     root = element("domain", type=_domain_type(facts))
     root.append(element("name", identity.domain))
@@ -55,8 +100,9 @@ def render_domain(
     root.append(element("clock", "", element("timer", name="hpet", present="no"), offset="utc"))
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
         root.append(element(event, action))
-    root.append(_devices(profile, facts, identity, instance_directory, network=network))
-    return to_text(root)
+    overlay = overlay or f"{instance_directory}/overlay.qcow2"
+    root.append(_devices(profile, facts, identity, instance_directory, overlay, template, network=network and template is None))
+    return root
 
 
 def _domain_type(facts: Facts) -> str:
@@ -102,7 +148,9 @@ def _cpu(facts: Facts) -> Element:
     return element("cpu", "", element("model", EMULATED_CPU, fallback="forbid"), *hidden, mode="custom", match="exact", check="none")
 
 
-def _devices(profile: Profile, facts: Facts, identity: Identity, directory: str, *, network: bool) -> Element:
+def _devices(
+    profile: Profile, facts: Facts, identity: Identity, directory: str, overlay: str, template: TemplateFacts | None, *, network: bool
+) -> Element:
     devices = element("devices", "", element("emulator", facts.emulator))
     # A disposable disk is never read after a crash of the host, so flushes are not worth their time.
     cache = "unsafe" if profile.mode == "sandbox" else "writeback"
@@ -113,12 +161,15 @@ def _devices(profile: Profile, facts: Facts, identity: Identity, directory: str,
         element("source", "", _unlabelled(), file=facts.image.disk),
         type="file",
     )
+    if template is not None:
+        source = element("source", "", _unlabelled(), file=template.disk)
+        backing = element("backingStore", "", element("format", type="qcow2"), source, backing, type="file")
     devices.append(
         element(
             "disk",
             "",
             element("driver", name="qemu", type="qcow2", cache=cache, discard="unmap", detect_zeroes_="unmap"),
-            element("source", file=f"{directory}/overlay.qcow2"),
+            element("source", file=overlay),
             backing,
             element("target", dev="vda", bus="virtio"),
             type="file",
@@ -140,7 +191,7 @@ def _devices(profile: Profile, facts: Facts, identity: Identity, directory: str,
     )
     devices.append(element("controller", type="usb", model="none"))
     devices.append(element("controller", type="pci", model="pcie-root"))
-    for _ in range(_SPARE_PORTS + len(profile.mounts) + 6):
+    for _ in range(_SPARE_PORTS):
         devices.append(element("controller", type="pci", model="pcie-root-port"))
     if network:
         devices.append(render_interface(identity))

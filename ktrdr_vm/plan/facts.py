@@ -40,6 +40,26 @@ class ImageFacts:
 
 
 @dataclass(frozen=True)
+class TemplateFacts:
+    """A booted, frozen VM: its disk, its memory as a file, and the rest of its state as QEMU's migration stream."""
+
+    key: str
+    directory: str
+
+    @property
+    def disk(self) -> str:
+        return f"{self.directory}/disk.qcow2"
+
+    @property
+    def memory(self) -> str:
+        return f"{self.directory}/memory"
+
+    @property
+    def state(self) -> str:
+        return f"{self.directory}/state"
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything of the host that a plan depends on, gathered once. Paths are absolute."""
 

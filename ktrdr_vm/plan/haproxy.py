@@ -31,7 +31,6 @@ global
 
 defaults
     log global
-    option dontlognull
     timeout connect 10s
     timeout client {IDLE_LIMIT}
     timeout server {IDLE_LIMIT}

@@ -12,7 +12,7 @@ from typing import Any
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
 from ktrdr_vm.plan.domain_xml import render_domain
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
-from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts, ImageFacts
+from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts, ImageFacts, TemplateFacts
 from ktrdr_vm.plan.haproxy import render_proxy
 from ktrdr_vm.plan.identity import Identity, parse_instance_id
 from ktrdr_vm.plan.nftables import render_ruleset
@@ -47,11 +47,14 @@ class Plan:
     def instance_directory(self) -> str:
         return f"{self.facts.home}/instances/{self.identity.instance_id}"
 
-    def render(self, allocation: Allocation = PLACEHOLDER) -> dict[str, str]:
-        """Every document by its file name. With the placeholder allocation they are the same bytes on every call."""
+    def render(self, allocation: Allocation = PLACEHOLDER, template: TemplateFacts | None = None) -> dict[str, str]:
+        """Every document by its file name. With the placeholder allocation they are the same bytes on every call.
+
+        A template changes how the domain comes to life, not what it is; the plan and its digest are without one.
+        """
         identity, facts = self.identity, self.facts
         return {
-            "domain.xml": render_domain(self.profile, facts, identity, allocation, self.instance_directory),
+            "domain.xml": render_domain(self.profile, facts, identity, allocation, self.instance_directory, template),
             "user-data": render_user_data(identity, facts, allocation),
             "meta-data": render_meta_data(identity),
             "network-config": render_network_config(identity, allocation),

@@ -13,7 +13,7 @@ from typing import ClassVar
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import InstancePaths
-from ktrdr_vm.plan.facts import Allocation
+from ktrdr_vm.plan.facts import Allocation, TemplateFacts
 from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.model import Secret
@@ -44,6 +44,8 @@ class Blueprint:
     """The guest over SSH, connected when first asked for."""
     read_secret: Callable[[Secret], bytes]
     """The secret's value from its source on the host."""
+    template: TemplateFacts | None = None
+    """What the instance is forked from; None is a cold boot."""
     mount_roots: tuple[str, ...] = ()
     """Folders of the owner's policy that mounts may come from, besides the workspace."""
 

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.guest.agent import give_identity, give_network
+from ktrdr_vm.host.fork import load_state
+from ktrdr_vm.plan.domain_xml import render_interface, to_text
 from ktrdr_vm.resources.base import Resource
 
 
@@ -26,7 +29,18 @@ class Domain(Resource):
         facts = self.target.libvirt.find(self.name)
         if facts is not None and facts.state not in ("shutoff", "crashed"):
             return
-        self.target.libvirt.start(self.name, self.blueprint.documents["domain.xml"], persistent=plan.profile.mode == "interactive")
+        libvirt, xml, persistent = self.target.libvirt, self.blueprint.documents["domain.xml"], plan.profile.mode == "interactive"
+        template = self.blueprint.template
+        if template is None:
+            libvirt.start(self.name, xml, persistent=persistent)
+            return
+        libvirt.start(self.name, xml, persistent=persistent, paused=True)
+        load_state(libvirt, self.name, Path(template.state))
+        libvirt.resume(self.name)
+        # Everything that makes it its own machine comes before its NIC; the firewall stands since before the tap.
+        give_identity(libvirt, self.name, self.target.identity, plan.facts.image.user, self.blueprint.allocation)
+        libvirt.attach(self.name, to_text(render_interface(self.target.identity)))
+        give_network(libvirt, self.name, self.target.identity, self.blueprint.allocation)
 
     def verify(self) -> list[str]:
         facts = self.target.libvirt.find(self.name)

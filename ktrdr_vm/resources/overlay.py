@@ -20,27 +20,32 @@ class Overlay(Resource):
 
     def create(self) -> None:
         plan = self.blueprint.plan
-        image = plan.facts.image
+        backing, backing_format = self._backing()
         path = self.target.paths.overlay
         partial = path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
         size = f"{plan.profile.resources.disk}M"
-        process.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", image.disk_format, "-b", image.disk, partial, size], timeout=60)
+        process.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", backing_format, "-b", backing, partial, size], timeout=60)
         partial.chmod(0o600)
         partial.rename(path)
 
     def verify(self) -> list[str]:
-        image = self.blueprint.plan.facts.image
+        backing, backing_format = self._backing()
         # -U: a running VM holds the lock of its own disk.
         shown = process.run(["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", self.target.paths.overlay], timeout=60)
         info = json.loads(shown.stdout)
         wanted = self.blueprint.plan.profile.resources.disk * 1024 * 1024
         differences = []
-        if info.get("backing-filename") != image.disk or info.get("backing-filename-format") != image.disk_format:
-            differences.append(f"backed by {info.get('backing-filename')}, not {image.disk}")
+        if info.get("backing-filename") != backing or info.get("backing-filename-format") != backing_format:
+            differences.append(f"backed by {info.get('backing-filename')}, not {backing}")
         if info.get("virtual-size") != wanted:
             differences.append(f"{info.get('virtual-size')} bytes, not {wanted}")
         return differences
+
+    def _backing(self) -> tuple[str, str]:
+        """The file that the overlay stands on, and its format."""
+        template, image = self.blueprint.template, self.blueprint.plan.facts.image
+        return (template.disk, "qcow2") if template else (image.disk, image.disk_format)
 
     def remove(self) -> None:
         self.target.paths.overlay.unlink(missing_ok=True)

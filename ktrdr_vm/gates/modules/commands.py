@@ -49,7 +49,7 @@ def run_script(call: Call) -> Result:
     data = read_source(call.host.roots, words[0], max_bytes=_MAX_SCRIPT, within=("files",))
     if call.check:
         return {"changed": True, "rc": 0}
-    place = f"/tmp/.ktrdr-script-{secrets.token_hex(8)}"  # noqa: S108 - in the guest; 64 random bits, mode 0600 until it is whole
+    place = f"/tmp/.ktrdr-script-{secrets.token_hex(8)}"
     executable = shlex.quote(str(call.get("executable"))) + " " if call.get("executable") else ""
     arguments = " ".join(shlex.quote(word) for word in words[1:])
     line = (

@@ -142,7 +142,7 @@ def _place(call: Call, data: bytes, dest: str, *, name: str = "", make_folder: b
     same = probe.get("checksum") == hashlib.sha1(data, usedforsecurity=False).hexdigest()
     if call.check:
         return {"changed": not same, "dest": str(probe.get("dest", dest))}
-    upload = f"/tmp/.ktrdr-copy-{secrets.token_hex(8)}"  # noqa: S108 - in the guest; 64 random bits, renamed into place there
+    upload = f"/tmp/.ktrdr-copy-{secrets.token_hex(8)}"
     call.guest.upload(io.BytesIO(data), upload, mode=0o600, become=call.become, timeout=call.timeout)
     return _finish(run_guest_side(call, "files", arguments | {"upload": upload}))
 

@@ -1,0 +1,80 @@
+"""`templates build|list|remove`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ktrdr_vm.cli.options import json_option, plan_options, profile_argument
+
+
+@click.group()
+def templates() -> None:
+    """Build, list and remove templates: booted, frozen VMs that new instances are forked from."""
+
+
+@templates.command()
+@profile_argument
+@plan_options
+def build(profile: Path, instance_id: str | None, workspace: Path) -> None:
+    """Boot and freeze the template that PROFILE's instances are forked from. `apply` does it by itself the first time."""
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.gather import gather
+    from ktrdr_vm.host.libvirt import Libvirt
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.images.ensure import ensure_image
+    from ktrdr_vm.instance import require_root
+    from ktrdr_vm.template import build_template, fits
+
+    require_root()
+    home = find_home()
+    home.create()
+    gathered = gather(profile, home=home, workspace=workspace, instance_id=instance_id or "template")
+    if not fits(gathered.plan):
+        raise UsageError(
+            "this profile cannot be forked: it has mounts, or a stock image", where=str(profile), hint="its instances boot cold, every time"
+        )
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    image = ensure_image(gathered.plan.profile.image, gathered.recipe, home.images, progress=say)
+    click.echo(build_template(home, gathered.plan, image, Libvirt(), progress=say).key)
+
+
+@templates.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the templates of this home: key, owner, image, shape, age, size."""
+    from dataclasses import asdict
+
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.template import list_templates
+
+    found = list_templates(find_home())
+    if as_json:
+        echo_json([asdict(template) for template in found])
+        return
+    for one in found:
+        shape = f"{one.vcpus} vCPUs, {one.memory} MiB"
+        click.echo(f"{one.key}  uid {one.owner}  {one.image[:12]}  {shape}  {one.created_at}  {one.size >> 20} MiB on disk")
+
+
+@templates.command()
+@click.argument("key")
+def remove(key: str) -> None:
+    """Remove a template by its KEY, unless an instance stands on it."""
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.instance import list_journals, require_root
+    from ktrdr_vm.template import remove_template
+
+    require_root()
+    home = find_home()
+    users = [journal.instance_id for journal in list_journals(home) if journal.template == key]
+    if users:
+        raise UsageError(f"instances stand on this template: {', '.join(users)}", where=key, hint="destroy them first")
+    if not remove_template(home, key):
+        raise UsageError("there is no such template", where=key, hint="`ktrdr-vm templates list` shows them")

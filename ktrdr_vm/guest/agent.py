@@ -1,0 +1,125 @@
+"""What a fork must be told before it has a network: through the guest agent's channel, as scripts on standard input.
+
+Every identity that two forks would share is made new here. What stays the template's: the kernel's boot_id and Docker's engine id,
+which both read once at start.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shlex
+import time
+import uuid
+
+from ktrdr_vm.errors import GuestError
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.plan.facts import Allocation
+from ktrdr_vm.plan.identity import Identity
+
+SCRIPT_LIMIT = 60.0
+_MAX_OUTPUT = 4096
+
+_IDENTITY = """set -e
+date -u -s "@{now:.3f}" >/dev/null
+# The kernel stirs this in; the new generation id has already made it reseed.
+base64 -d > /dev/urandom <<'END'
+{entropy}
+END
+printf '%s\\n' {machine_id} > /etc/machine-id
+printf '%s\\n' {name} > /etc/hostname
+printf '127.0.0.1 localhost\\n127.0.1.1 %s\\n' {name} > /etc/hosts
+hostname {name}
+umask 077
+rm -f /etc/ssh/ssh_host_*
+cat > /etc/ssh/ssh_host_ed25519_key <<'END'
+{host_key}
+END
+printf '%s\\n' {host_public_key} > /etc/ssh/ssh_host_ed25519_key.pub
+home=$(getent passwd {user} | cut -d: -f6)
+mkdir -p "$home/.ssh"
+printf '%s\\n' {login_public_key} > "$home/.ssh/authorized_keys"
+chown -R {user}: "$home/.ssh"
+# sshd reads its keys at start; a hangup makes it start again in place.
+kill -HUP "$(cat /run/sshd.pid)"
+"""
+
+# networkd gets the same for the next boot; waiting for it here would take longer than doing it.
+_NETWORK = """set -e
+printf '[Match]\\nMACAddress={mac}\\n[Network]\\nAddress={guest}/30\\nGateway={gateway}\\nDNS={gateway}\\nLinkLocalAddressing=no\\nIPv6AcceptRA=no\\n' \\
+  > /etc/systemd/network/05-ktrdr.network
+chmod 0644 /etc/systemd/network/05-ktrdr.network
+printf 'nameserver {gateway}\\noptions timeout:2 attempts:2\\n' > /etc/resolv.conf
+turns=0
+while :; do
+  for place in /sys/class/net/*; do
+    [ "$(cat "$place/address")" != {mac} ] || break 2
+  done
+  turns=$((turns + 1)); [ "$turns" -lt 500 ] || {{ echo 'no interface came' >&2; exit 1; }}
+  sleep 0.02
+done
+nic=${{place##*/}}
+ip addr replace {guest}/30 dev "$nic"
+ip link set dev "$nic" up
+ip route replace default via {gateway}
+"""
+
+
+def give_identity(libvirt: Libvirt, domain: str, identity: Identity, user: str, allocation: Allocation) -> None:
+    """Hostname, machine-id, SSH host key, the one login, entropy, clock."""
+    script = _IDENTITY.format(
+        now=time.time(),
+        entropy=base64.encodebytes(os.urandom(512)).decode().strip(),
+        machine_id=uuid.uuid4().hex,
+        name=shlex.quote(identity.instance_id),
+        host_key=allocation.host_key.strip(),
+        host_public_key=shlex.quote(allocation.host_public_key),
+        login_public_key=shlex.quote(allocation.login_public_key),
+        user=shlex.quote(user),
+    )
+    run_script(libvirt, domain, script, "take its identity")
+
+
+def give_network(libvirt: Libvirt, domain: str, identity: Identity, allocation: Allocation) -> None:
+    """The address of the NIC that was just plugged in, without waiting for the guest's own services."""
+    script = _NETWORK.format(mac=identity.mac, guest=allocation.guest, gateway=allocation.gateway)
+    run_script(libvirt, domain, script, "take its address")
+
+
+def run_script(libvirt: Libvirt, domain: str, script: str, doing: str, *, limit: float = SCRIPT_LIMIT) -> str:
+    """Run a script as root through the agent, which may still be starting; its output. Nothing of it stands in an argv."""
+    end = time.monotonic() + limit
+    arguments = {"path": "/bin/sh", "arg": ["-s"], "input-data": base64.b64encode(script.encode()).decode(), "capture-output": True}
+    pid = None
+    while pid is None:
+        started = libvirt.agent(domain, "guest-exec", arguments)
+        pid = started.get("pid") if isinstance(started, dict) else None
+        if not isinstance(pid, int):
+            pid = None
+            _check_time(end, domain, doing, "its agent does not answer")
+            time.sleep(0.05)
+    while True:
+        status = libvirt.agent(domain, "guest-exec-status", {"pid": pid})
+        if isinstance(status, dict) and status.get("exited") is True:
+            output = _decode(status.get("out-data"))
+            if status.get("exitcode") != 0:
+                raise GuestError(
+                    f"the guest could not {doing}: {(_decode(status.get('err-data')) or output)[-500:]}",
+                    where=domain,
+                    hint="`apply --cold` does without the template",
+                )
+            return output
+        _check_time(end, domain, doing, "it takes too long")
+        time.sleep(0.02)
+
+
+def _check_time(end: float, domain: str, doing: str, why: str) -> None:
+    if time.monotonic() > end:
+        raise GuestError(f"the guest did not {doing}: {why}", where=domain, hint="look at its console.log")
+
+
+def _decode(data: object) -> str:
+    try:
+        return base64.b64decode(data)[-_MAX_OUTPUT:].decode("utf-8", "replace") if isinstance(data, str) else ""
+    except ValueError:
+        return ""

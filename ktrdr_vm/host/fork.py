@@ -1,0 +1,65 @@
+"""Save-file mechanics: a domain's state without its memory goes to a file, and another domain begins from it.
+
+The memory stays where it is, in the template's file, because the capability x-ignore-shared keeps shared memory out of the stream;
+a fork maps that file copy-on-write. Measured with QEMU 7.2: 0.6 MB of state for a guest of any size.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.host.libvirt import Libvirt
+
+# The state is small; what takes time is QEMU flushing the disk.
+LIMIT = 60.0
+_FD_NAME = "ktrdr-state"
+
+
+def save_state(libvirt: Libvirt, domain: str, target: Path) -> None:
+    """Write the state of a domain, which is left stopped for good. Its shared memory is not in it."""
+    libvirt.suspend(domain)
+    _ignore_shared(libvirt, domain)
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        libvirt.monitor(domain, "getfd", {"fdname": _FD_NAME}, files=(descriptor,))
+        libvirt.monitor(domain, "migrate", {"uri": f"fd:{_FD_NAME}"})
+        _wait(libvirt, domain)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_state(libvirt: Libvirt, domain: str, source: Path) -> None:
+    """Give a domain that waits for it (`-incoming defer`) its state. It is left paused."""
+    _ignore_shared(libvirt, domain)
+    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        libvirt.monitor(domain, "getfd", {"fdname": _FD_NAME}, files=(descriptor,))
+        libvirt.monitor(domain, "migrate-incoming", {"uri": f"fd:{_FD_NAME}"})
+        _wait(libvirt, domain)
+    finally:
+        os.close(descriptor)
+
+
+def _ignore_shared(libvirt: Libvirt, domain: str) -> None:
+    capabilities = [{"capability": "x-ignore-shared", "state": True}]
+    libvirt.monitor(domain, "migrate-set-capabilities", {"capabilities": capabilities})
+
+
+def _wait(libvirt: Libvirt, domain: str) -> None:
+    end = time.monotonic() + LIMIT
+    while True:
+        status = libvirt.monitor(domain, "query-migrate")
+        state = status.get("status")
+        if state == "completed":
+            return
+        if state in ("failed", "cancelled") or time.monotonic() > end:
+            raise ProvisionError(
+                f"the state of the template could not be moved: {status.get('error-desc') or state}",
+                where=domain,
+                hint="`ktrdr-vm templates remove` the template; `apply --cold` does without one",
+            )
+        time.sleep(0.01)
