@@ -110,7 +110,8 @@ def run_script(libvirt: Libvirt, domain: str, script: str, doing: str, *, limit:
                 )
             return output
         _check_time(end, domain, doing, "it takes too long")
-        time.sleep(0.02)
+        # Every question is work for the guest, which has better to do.
+        time.sleep(0.05)
 
 
 def _check_time(end: float, domain: str, doing: str, why: str) -> None:

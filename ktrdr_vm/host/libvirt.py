@@ -49,6 +49,10 @@ def _quiet() -> None:
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
 
+class _Vanished(Exception):
+    """The domain ended between two questions about it."""
+
+
 class Libvirt:
     """One connection to the system's libvirtd, opened when first needed and again when it was lost."""
 
@@ -86,7 +90,10 @@ class Libvirt:
         domain = self._lookup(name)
         if domain is None:
             return None
-        facts = _facts(domain)
+        try:
+            facts = _facts(domain)
+        except _Vanished:
+            return None
         if facts is None:
             raise ProvisionError(
                 f"the domain {name} exists and was not made by ktrdr-vm",
@@ -101,7 +108,13 @@ class Libvirt:
             domains = self.connect().listAllDomains()
         except libvirt.libvirtError as error:
             raise _failed("list the domains", self._uri, error) from None
-        return sorted((facts for domain in domains if (facts := _facts(domain))), key=lambda facts: facts.name)
+        found = []
+        for domain in domains:
+            with contextlib.suppress(_Vanished):
+                facts = _facts(domain)
+                if facts is not None:
+                    found.append(facts)
+        return sorted(found, key=lambda facts: facts.name)
 
     def start(self, name: str, xml: str, *, persistent: bool, paused: bool = False) -> None:
         """Start the domain. One that is not persistent leaves no definition behind when it ends, however it ends."""
@@ -119,11 +132,11 @@ class Libvirt:
 
     def stop(self, name: str) -> None:
         """End the domain at once and forget its definition. Fine when it is already gone."""
+        if self.find(name) is None:
+            return
         domain = self._lookup(name)
         if domain is None:
             return
-        if _facts(domain) is None:
-            raise ProvisionError(f"the domain {name} was not made by ktrdr-vm", where=self._uri, hint="what is not ours is never touched")
         for attempt in (self._destroy, self._undefine):
             try:
                 attempt(domain)
@@ -224,7 +237,9 @@ def _facts(domain: Any) -> DomainFacts | None:
         raw = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA_NAMESPACE, 0)
         state = _STATES.get(domain.state()[0], "unknown")
         persistent = bool(domain.isPersistent())
-    except libvirt.libvirtError:
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            raise _Vanished from None
         return None
     fields = {child.tag.removeprefix(_INSTANCE): child.text or "" for child in ElementTree.fromstring(raw)}  # noqa: S314 - libvirt's own
     return DomainFacts(domain.name(), fields.get("instance_id", ""), fields.get("home", ""), fields.get("mode", ""), state, persistent)
