@@ -2,7 +2,8 @@
 
     guard (root: listeners, nft writer, ledger, children)
     ├── resolver (own user, no privilege): reads the guest's DNS
-    └── haproxy  (own user, no privilege): reads the guest's HTTP and TLS
+    ├── haproxy  (own user, no privilege): reads the guest's HTTP and TLS
+    └── nft monitor: says at once when another program touches the firewall
 
 It is a process of its own because it must outlive the command that made the instance. It holds a lock while it lives; that lock,
 and not a PID file, says whether it is there. Its children die with it, and then nothing answers: it fails closed.
@@ -11,7 +12,6 @@ and not a PID file, says whether it is there. Its children die with it, and then
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -25,17 +25,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ktrdr_vm.egress.children import bind_early, die_with, drop_privileges, listen_unix
 from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.proxy_log import parse_proxy_line
 from ktrdr_vm.egress.resolver import run_resolver
 from ktrdr_vm.egress.rules import rules_from_json
 from ktrdr_vm.egress.sets import AllowSets
-from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.errors import KtrdrError, ProvisionError
 from ktrdr_vm.host import process
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.nft import load_ruleset, read_table
 from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, OTHER_PORT, TLS_PORT
 
-_IP_FREEBIND = 15
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
 POLL = 1.0
 _LINE_LIMIT = 16 * 1024
 _RESTARTS_PER_MINUTE = 20
@@ -55,18 +56,21 @@ class Guard:
         self.running = True
         self._restarts: list[float] = []
         gateway = self.config["gateway"]
-        self.udp = _bind(socket.SOCK_DGRAM, gateway, DNS_PORT)
-        self.tcp = _bind(socket.SOCK_STREAM, gateway, DNS_PORT)
+        self.udp = bind_early(socket.SOCK_DGRAM, gateway, DNS_PORT)
+        self.tcp = bind_early(socket.SOCK_STREAM, gateway, DNS_PORT)
         self.proxy_sockets = {
-            "KTRDR_FD_HTTP": _bind(socket.SOCK_STREAM, gateway, HTTP_PORT),
-            "KTRDR_FD_TLS": _bind(socket.SOCK_STREAM, gateway, TLS_PORT),
-            "KTRDR_FD_OTHER": _bind(socket.SOCK_STREAM, gateway, OTHER_PORT),
-            "KTRDR_FD_STATS": _listen_unix(directory / "stats.sock"),
+            "KTRDR_FD_HTTP": bind_early(socket.SOCK_STREAM, gateway, HTTP_PORT),
+            "KTRDR_FD_TLS": bind_early(socket.SOCK_STREAM, gateway, TLS_PORT),
+            "KTRDR_FD_OTHER": bind_early(socket.SOCK_STREAM, gateway, OTHER_PORT),
+            "KTRDR_FD_STATS": listen_unix(directory / "stats.sock"),
         }
-        self.control = _listen_unix(directory / "control.sock")
+        self.control = listen_unix(directory / "control.sock")
         self.resolver_pid = 0
         self.channel: socket.socket | None = None
         self.proxy: subprocess.Popen[bytes] | None = None
+        self.monitor: subprocess.Popen[bytes] | None = None
+        self.libvirt = Libvirt()
+        self.expected = read_table(self.config["table"])
         self._proxy_line = b""
 
     def run(self) -> None:
@@ -79,6 +83,7 @@ class Guard:
         self.selector.register(self.control, selectors.EVENT_READ, self._serve_control)
         self._start_resolver()
         self._start_proxy()
+        self._start_monitor()
         self.ledger.write("guard", "note", message="started")
         next_poll = time.monotonic() + POLL
         while self.running:
@@ -134,12 +139,33 @@ class Guard:
             stderr=2,
             user=uid,
             group=uid,
-            in_child=lambda: _die_with(parent),
+            in_child=lambda: die_with(parent),
             new_session=False,
         )
         assert self.proxy.stdout is not None
         os.set_blocking(self.proxy.stdout.fileno(), False)
         self.selector.register(self.proxy.stdout, selectors.EVENT_READ, self._read_proxy_log)
+
+    def _start_monitor(self) -> None:
+        """nft's own events: what somebody does to the tables is known within milliseconds, not at the next look."""
+        parent = os.getpid()
+        self.monitor = process.start(
+            ["nft", "monitor"], stdout=subprocess.PIPE, stderr=2, in_child=lambda: die_with(parent), new_session=False
+        )
+        assert self.monitor.stdout is not None
+        os.set_blocking(self.monitor.stdout.fileno(), False)
+        self.selector.register(self.monitor.stdout, selectors.EVENT_READ, self._read_monitor)
+
+    def _read_monitor(self) -> None:
+        assert self.monitor is not None and self.monitor.stdout is not None
+        try:
+            events = os.read(self.monitor.stdout.fileno(), 1 << 20)
+        except BlockingIOError:
+            return
+        # Elements come and go by themselves; a table, chain, rule or set of ours does not.
+        name = self.config["table"].encode()
+        if any(name in line and b" element " not in line for line in events.split(b"\n")):
+            self._check_table()
 
     def _reap(self, wake: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -156,6 +182,11 @@ class Guard:
             self.selector.unregister(self.proxy.stdout)
             self.proxy.stdout.close()
             self._restart("the proxy", self._start_proxy)
+        if self.monitor is not None and self.monitor.poll() is not None:
+            assert self.monitor.stdout is not None
+            self.selector.unregister(self.monitor.stdout)
+            self.monitor.stdout.close()
+            self._restart("the watch over nftables", self._start_monitor)
 
     def _restart(self, what: str, start: Callable[[], None]) -> None:
         now = time.monotonic()
@@ -169,7 +200,8 @@ class Guard:
         start()
 
     def _end_children(self) -> None:
-        for pid in filter(None, (self.resolver_pid, self.proxy.pid if self.proxy else 0)):
+        children = (self.resolver_pid, self.proxy.pid if self.proxy else 0, self.monitor.pid if self.monitor else 0)
+        for pid in filter(None, children):
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -226,7 +258,7 @@ class Guard:
             self.ledger.write("guard", "note", message=f"the table cannot be read: {error}"[:300])
             return
         if drops is None:
-            self._restore()
+            self._check_table()
             return
         for drop in drops:
             self.ledger.write(
@@ -241,12 +273,42 @@ class Guard:
             )
         self.ledger.flush()
 
-    def _restore(self) -> None:
-        """Somebody removed the table. Nothing was forwarded (the routing rule sees to that); put the rules back."""
-        restored = process.run(["nft", "-f", self.directory / "ruleset.nft"], timeout=10, check=False)
-        outcome = "restored" if restored.exit_code == 0 else f"not restored: {restored.error_text[-200:]}"
-        self.ledger.write("guard", "note", rule="table", message=f"the firewall was removed by another program; {outcome}")
-        self.sets.forget_counts()
+    def _check_table(self) -> None:
+        """Another program changed nftables. If it touched our rules, the guest stands still until they are back."""
+        began = time.monotonic()
+        try:
+            if read_table(self.config["table"]) == self.expected:
+                return
+            domain = self.config["domain"]
+            paused = self._try("pause the guest", lambda: self._pause(domain))
+            load_ruleset(self.directory / "ruleset.nft")
+            self.sets.refill()
+            if paused:
+                self._try("resume the guest", lambda: self.libvirt.resume(domain))
+            milliseconds = round((time.monotonic() - began) * 1000)
+            message = (
+                f"another program changed the firewall; the guest {'was paused' if paused else 'could not be paused'}, the rules are back"
+            )
+            self.ledger.write("guard", "note", rule="table", message=message, ms=milliseconds)
+        except KtrdrError as error:
+            # The routing rule still forwards nothing; the next look tries again.
+            self.ledger.write("guard", "note", rule="table", message=f"the firewall is not as it must be: {error}"[:300])
+
+    def _pause(self, domain: str) -> None:
+        facts = self.libvirt.find(domain)
+        if facts is None or facts.state != "running":
+            raise ProvisionError(
+                f"it is {facts.state if facts else 'not there'}", where=domain, hint="a guest that does not run sends nothing"
+            )
+        self.libvirt.suspend(domain)
+
+    def _try(self, what: str, act: Callable[[], None]) -> bool:
+        try:
+            act()
+        except KtrdrError as error:
+            self.ledger.write("guard", "note", rule="table", message=f"could not {what}: {error.message}"[:300])
+            return False
+        return True
 
     # -- what the commands ask --------------------------------------------------------------------------------------
 
@@ -269,73 +331,6 @@ class Guard:
             self._poll()
             return {"ok": True}
         return {"error": f"unknown request {request['op']!r}"}
-
-
-_KINDS = {"tls": "tls", "http": "http", "other": "tcp"}
-
-
-def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
-    """One line of the proxy's log as ledger fields, or None when it is not one: HAProxy's own notices share the stream."""
-    try:
-        entry = json.loads(line)
-        kind = _KINDS[entry["f"]]
-        name = "" if entry["n"] == "-" else str(entry["n"])[:253]
-        # What is no request at all ends before any rule has set a verdict.
-        verdict = "request" if entry["v"] == "-" else str(entry["v"])
-        fields: dict[str, Any] = {
-            "kind": kind,
-            "verdict": "allow" if verdict == "allow" else "deny",
-            "name": name,
-            "address": str(entry["a"]),
-            "port": int(entry["p"]),
-            "rule": {"allow": "name" if name else "address"}.get(verdict, verdict[:20]),
-            "bytes_out": int(entry["u"]),
-            "bytes_in": int(entry["d"]),
-            "ms": int(entry["m"]),
-        }
-        if kind == "http":
-            fields |= {"method": str(entry["w"])[:20], "status": int(entry["s"])}
-        if fields["verdict"] == "allow" and entry["t"][:1] == "S":
-            fields["message"] = "the destination did not answer"
-        return fields
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def drop_privileges(uid: int, parent: int) -> None:
-    """Become `uid` for good, without a way back, and end when `parent` does."""
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    os.chdir("/")
-    _die_with(parent)
-
-
-def _die_with(parent: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _bind(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
-    made = socket.socket(socket.AF_INET, kind)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # The tap, and with it the address, comes after the guard.
-    made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-    made.bind((address, port))
-    if kind == socket.SOCK_STREAM:
-        made.listen(256)
-    return made
-
-
-def _listen_unix(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    made.bind(str(path))
-    path.chmod(0o600)
-    made.listen(8)
-    return made
 
 
 def main() -> None:

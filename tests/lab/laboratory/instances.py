@@ -127,7 +127,11 @@ class LabInstance:
         return answers
 
     def ledger(self, **wanted: Any) -> list[dict[str, Any]]:
+        """The ledger's lines that carry these fields, after everything known was written."""
         ask_guard(self.instance.paths.guard, "flush")
+        return self.read_ledger(**wanted)
+
+    def read_ledger(self, **wanted: Any) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in self.instance.paths.ledger.read_text().splitlines()]
         return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 

@@ -1,0 +1,178 @@
+"""Rows 17 to 19: a guest that floods, another program that touches nftables, and parts of the guard that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from laboratory import world
+from laboratory.lab import Lab
+from laboratory.namespaces import ip
+from laboratory.netguest import NamespaceGuest
+from laboratory.recorder import wait_until
+
+from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.host import process
+from ktrdr_vm.host.journal import is_locked
+from ktrdr_vm.resources.guard import find_guards
+
+ALLOWED = [{"host": "allowed.test.lab", "ports": [80, 443]}, {"host": "git.test.lab", "ports": [22]}]
+
+
+@pytest.fixture
+def guest(lab: Lab) -> Iterator[NamespaceGuest]:
+    with NamespaceGuest(lab.home, ALLOWED) as made:
+        yield made
+
+
+def works(guest: NamespaceGuest) -> bool:
+    answer = guest.probe("tls", address=world.WEB, port=443, name="allowed.test.lab")
+    return "served by" in answer.get("said", "")
+
+
+def notes(guest: NamespaceGuest) -> list[str]:
+    return [str(row["message"]) for row in guest.read_ledger(kind="guard", verdict="note")]
+
+
+def status(guest: NamespaceGuest) -> dict[str, Any]:
+    return ask_guard(guest.paths.guard, "status")
+
+
+def delete_table(guest: NamespaceGuest, how: str) -> None:
+    process.run(["nft", *how.format(table=guest.identity.table).split()], timeout=10)
+
+
+@pytest.mark.parametrize("how", ["delete table inet {table}", "flush ruleset"])
+def test_a_removed_table_is_restored_and_nothing_was_forwarded_meanwhile(lab: Lab, guest: NamespaceGuest, how: str) -> None:
+    assert works(guest)
+    guard = status(guest)["pid"]
+    os.kill(guard, signal.SIGSTOP)  # so that the time without rules is long enough to look into
+    try:
+        delete_table(guest, how)
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        Path("/proc/sys/net/ipv4/conf", guest.identity.tap, "forwarding").write_text("1")
+        mark = lab.recorder.mark()
+        answers = guest.probe_all(
+            [
+                {"kind": "tcp", "address": world.EVIL, "port": 22, "limit": 1},
+                {"kind": "udp", "address": world.EVIL, "port": 9999, "limit": 1},
+                {"kind": "tcp", "address": world.PRINTER, "port": 9100, "limit": 1},
+            ]
+        )
+        assert [answer["outcome"] for answer in answers if answer["outcome"] in ("connected", "answered")] == []
+        assert lab.recorder.packets(mark) == []
+    finally:
+        os.kill(guard, signal.SIGCONT)
+    wait_until(guest.firewall.exists, "the guard restores the table")
+    wait_until(lambda: any("restored" in note for note in notes(guest)), "the ledger says so")
+    assert guest.firewall.verify() == []
+    assert works(guest)
+    assert guest.probe("tcp", address=world.EVIL, port=22, limit=1)["outcome"] == "timeout"
+
+
+def test_without_the_routing_rule_the_same_packets_are_forwarded(lab: Lab, guest: NamespaceGuest) -> None:
+    """The control of the test above."""
+    guard = status(guest)["pid"]
+    os.kill(guard, signal.SIGSTOP)
+    try:
+        delete_table(guest, "delete table inet {table}")
+        Path("/proc/sys/net/ipv4/conf", guest.identity.tap, "forwarding").write_text("1")
+        ip(f"rule del iif {guest.identity.tap} priority 32000")
+        assert guest.probe("udp", address=world.EVIL, port=9999, limit=2)["outcome"] == "answered"
+    finally:
+        os.kill(guard, signal.SIGCONT)
+
+
+def test_changed_rules_are_noticed_by_status(guest: NamespaceGuest) -> None:
+    process.run(["nft", "insert", "rule", "inet", guest.identity.table, "guest_in", "accept"], timeout=10)
+    assert guest.firewall.verify() == ["the table's rules were changed"]
+
+
+def test_another_tools_accept_opens_nothing(lab: Lab, guest: NamespaceGuest) -> None:
+    """Row 18: an accept in one table is no accept in the others."""
+    text = "table inet other { chain c { type filter hook prerouting priority -400; accept; }\n chain f { type filter hook forward priority -400; accept; }\n }\n"
+    process.run(["nft", "-f", "-"], stdin=text.encode(), timeout=10)
+    try:
+        mark = lab.recorder.mark()
+        assert guest.probe("tcp", address=world.EVIL, port=22, limit=1)["outcome"] == "timeout"
+        assert lab.recorder.packets(mark) == []
+        assert works(guest)
+    finally:
+        process.run(["nft", "delete", "table", "inet", "other"], timeout=10)
+
+
+@pytest.mark.parametrize("part", ["resolver", "proxy"])
+def test_a_killed_part_is_started_again_and_noted(guest: NamespaceGuest, part: str) -> None:
+    before = status(guest)[part]
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: status(guest)[part] not in (0, before), f"the {part} is started again")
+    wait_until(lambda: works(guest), "names are answered and carried again")
+    assert any(f"the {part} ended" in note for note in notes(guest))
+    assert guest.guard.verify() == []
+
+
+def test_a_part_that_ends_again_and_again_stops_the_guard(guest: NamespaceGuest) -> None:
+    end = time.monotonic() + 60
+    while is_locked(guest.paths.guard / "guard.lock") and time.monotonic() < end:
+        try:
+            os.kill(status(guest)["resolver"], signal.SIGKILL)
+        except (ProvisionError, ProcessLookupError):
+            time.sleep(0.01)
+    wait_until(lambda: not is_locked(guest.paths.guard / "guard.lock"), "the guard stops")
+    assert any("too often" in note for note in notes(guest))
+    assert guest.guard.verify() == ["the guard does not run; nothing leaves the instance"]
+    wait_until(lambda: find_guards(guest.paths.guard) == [], "its children end with it")
+
+
+def test_a_killed_guard_leaves_everything_closed(lab: Lab, guest: NamespaceGuest) -> None:
+    assert guest.lookup("git.test.lab")["addresses"] == [world.GIT]
+    assert works(guest)
+    os.kill(status(guest)["pid"], signal.SIGKILL)
+    wait_until(lambda: find_guards(guest.paths.guard) == [], "its children end with it")
+    mark = lab.recorder.mark()
+    answers = guest.probe_all(
+        [
+            {"kind": "dns", "address": guest.gateway, "name": "allowed.test.lab"},
+            {"kind": "tls", "address": world.WEB, "port": 443, "name": "allowed.test.lab"},
+            {"kind": "http", "address": world.WEB, "port": 80, "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n"},
+            {"kind": "tcp", "address": world.GIT, "port": 22},
+            {"kind": "tcp", "address": world.EVIL, "port": 22},
+        ]
+    )
+    assert {answer["outcome"] for answer in answers} <= {"timeout", "refused"}
+    assert lab.recorder.packets(mark) == []
+    assert guest.guard.verify() == ["the guard does not run; nothing leaves the instance"]
+    guest.guard.create()
+    assert guest.guard.verify() == []
+    assert works(guest)
+
+
+def test_a_flood_is_bounded_and_the_sibling_is_served(lab: Lab, guest: NamespaceGuest) -> None:
+    """Row 17: questions and connections, as fast as they go, while another instance asks for one name."""
+    flood = [{"kind": "dns", "address": guest.gateway, "name": f"x{number}.evil.test.lab", "limit": 0.2} for number in range(1500)]
+    flood += [{"kind": "tcp", "address": world.EVIL, "port": 1000 + number, "limit": 0.2} for number in range(300)]
+    with NamespaceGuest(lab.home, ALLOWED) as sibling:
+        began = time.monotonic()
+        guest.probe_all(flood, at_once=64)
+        assert sibling.lookup("allowed.test.lab")["addresses"] == [world.WEB]
+        assert works(sibling)
+        assert time.monotonic() - began < 60
+    lines = guest.ledger()
+    assert len(lines) < 200 * (time.monotonic() - began + 2)
+    assert guest.paths.ledger.stat().st_size < 2_000_000
+    assert guest.guard.verify() == []
+    wait_until(lambda: works(guest), "the guest itself is served again")
+
+
+def test_siblings_do_not_reach_each_other(lab: Lab, guest: NamespaceGuest) -> None:
+    with NamespaceGuest(lab.home, ALLOWED) as sibling:
+        for address in (sibling.address, sibling.gateway):
+            for port in (22, 53, 443, 3130):
+                assert guest.probe("tcp", address=address, port=port, limit=0.5)["outcome"] == "timeout"
+        assert works(sibling)
