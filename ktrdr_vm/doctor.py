@@ -14,6 +14,7 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.gather import read_policy
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, find_accelerator
+from ktrdr_vm.host.capacity import read_available_memory
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.plan.facts import POOL
@@ -35,7 +36,7 @@ _PROGRAMS = {
     "ssh": "openssh-client",
 }
 _FREE_DISK = 8 << 30
-_FREE_MEMORY = 3 << 30
+_FREE_MEMORY = 3072
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,7 @@ def _disk(home: Home) -> Check:
 
 
 def _memory() -> Check:
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) << 10
+    free = read_available_memory()
     if free < _FREE_MEMORY:
-        return Check("memory", "warning", f"{free >> 20} MiB available", "stop something; an instance takes what its profile says")
-    return Check("memory", "ok", f"{free >> 20} MiB available")
+        return Check("memory", "warning", f"{free} MiB available", "stop something; an instance takes what its profile says")
+    return Check("memory", "ok", f"{free} MiB available")

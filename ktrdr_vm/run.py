@@ -25,6 +25,7 @@ from ktrdr_vm.guest.artifacts import fetch_artifacts
 from ktrdr_vm.guest.personalize import make_environment, personalize
 from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.guest.workspace import copy_in
+from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.ensure import ensure_image
@@ -168,6 +169,7 @@ class Run:
         plan, instance = self._plan, self._instance
         with self._phase("image"):
             self._image = ensure_image(plan.profile.image, self._gathered.recipe, self._home.images, progress=self._listener.note)
+        require_capacity(self._home.root, plan.profile.resources.memory)
         template = None
         if not self._options.cold and fits(plan) and instance.journal is None:
             template = find_template(self._home, plan, self._image)

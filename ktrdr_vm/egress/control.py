@@ -31,7 +31,5 @@ def ask_guard(directory: Path, op: str, *, timeout: float = 5, **fields: Any) ->
             hint="nothing leaves the instance while it is down; `ktrdr-vm status` shows it",
         ) from None
     if "error" in reply:
-        raise ProvisionError(
-            f"the guard refused: {reply['error']}", where=str(directory), hint="look into guard.log beside the socket"
-        )
+        raise ProvisionError(f"the guard refused: {reply['error']}", where=str(directory), hint="look into guard.log beside the socket")
     return reply

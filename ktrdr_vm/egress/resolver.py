@@ -62,9 +62,7 @@ Note = Callable[..., None]
 class Resolver:
     """The decisions; sockets are elsewhere. `upstream` asks, `allow` writes the set, `note` writes the ledger."""
 
-    def __init__(
-        self, rules: Rules, upstream: Upstream, allow: Writer, note: Note, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, rules: Rules, upstream: Upstream, allow: Writer, note: Note, clock: Callable[[], float] = time.monotonic) -> None:
         self._rules = rules
         self._upstream = upstream
         self._allow = allow

@@ -5,13 +5,13 @@ It takes typed elements from the resolver, which reads the guest's bytes, and be
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from ktrdr_vm.egress.rules import Rules
-from ktrdr_vm.host import process
+from ktrdr_vm.host.nft import list_table, load_ruleset
 from ktrdr_vm.plan.nftables import ALLOWED_SIZE
 from ktrdr_vm.profile.policy import RESERVED
 
@@ -40,6 +40,9 @@ class AllowSets:
     rules: Rules
     owners: dict[str, str] = field(default_factory=dict)
     """Address to the name it was last given for."""
+    clock: Callable[[], float] = time.monotonic
+    _live: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Set and element to the time when it ends."""
     _seen: dict[tuple[str, str, int], int] = field(default_factory=dict)
 
     def allow(self, name: str, addresses: Iterable[str], ttl: int) -> list[str]:
@@ -56,27 +59,47 @@ class AllowSets:
             target = "lan_names" if reserved else "names"
             for port in self.rules.ports(name) if reserved else other_ports:
                 element = f"{address} . {port}"
-                # A plain `add` does not renew a timeout that runs.
-                commands += [
-                    f"add element inet {self.table} {target} {{ {element} timeout {life}s }}",
-                    f"delete element inet {self.table} {target} {{ {element} }}",
-                    f"add element inet {self.table} {target} {{ {element} timeout {life}s }}",
-                ]
+                commands += self._renew(target, element, life)
+                self._remember((target, element), self.clock() + life)
         if commands:
-            process.run(["nft", "-f", "-"], stdin="\n".join(commands).encode() + b"\n", timeout=10)
+            load_ruleset("\n".join(commands) + "\n")
         for owned in accepted:
             if len(self.owners) >= ALLOWED_SIZE:
                 self.owners.pop(next(iter(self.owners)))
             self.owners[owned] = name
         return accepted
 
+    def _renew(self, target: str, element: str, life: int) -> list[str]:
+        """A plain `add` does not renew a timeout that runs."""
+        return [
+            f"add element inet {self.table} {target} {{ {element} timeout {life}s }}",
+            f"delete element inet {self.table} {target} {{ {element} }}",
+            f"add element inet {self.table} {target} {{ {element} timeout {life}s }}",
+        ]
+
+    def _remember(self, key: tuple[str, str], expires: float) -> None:
+        self._live[key] = expires
+        if len(self._live) > ALLOWED_SIZE:
+            now = self.clock()
+            self._live = {entry: end for entry, end in self._live.items() if end > now}
+
+    def refill(self) -> None:
+        """Put back what still lives into a table that was just loaded anew, so that no allowed flow ends with it."""
+        self._seen.clear()
+        now = self.clock()
+        commands = [
+            line for (target, element), end in self._live.items() if end > now for line in self._renew(target, element, int(end - now) + 1)
+        ]
+        if commands:
+            load_ruleset("\n".join(commands) + "\n")
+
     def read_drops(self) -> list[Drop] | None:
         """What the table counted since the last call, or None when the table is gone."""
-        listed = process.run(["nft", "-j", "list", "table", "inet", self.table], timeout=10, check=False)
-        if listed.exit_code != 0:
+        entries = list_table(self.table)
+        if entries is None:
             return None
         drops = []
-        for entry in json.loads(listed.stdout)["nftables"]:
+        for entry in entries:
             if "counter" in entry:
                 counter = entry["counter"]
                 drops += self._news(("", counter["name"], 0), counter["packets"], counter["name"])
@@ -93,7 +116,3 @@ class AllowSets:
         if new <= 0:
             return []
         return [Drop(key[0], key[1] if rule == "destination" else "", key[2], rule, new)]
-
-    def forget_counts(self) -> None:
-        """A new table counts from zero."""
-        self._seen.clear()

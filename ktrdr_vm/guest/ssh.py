@@ -205,9 +205,7 @@ class SshGuest:
         )
         return self.stream(script, sink, max_bytes=max_bytes, become=become, timeout=timeout)
 
-    def stream(
-        self, command: Sequence[str] | str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600
-    ) -> int:
+    def stream(self, command: Sequence[str] | str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
         """Write a command's output to `sink` as it comes; GuestError when it fails or says more than `max_bytes`."""
         total = 0
 

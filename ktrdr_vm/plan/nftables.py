@@ -93,6 +93,8 @@ table inet {table} {{
         ether saddr != {identity.mac} counter name spoofed drop
         ip saddr != {allocation.guest} counter name spoofed drop
         ip daddr {gateway} tcp sport 22 ct direction reply ct state established accept
+        # A late answer to a login that the host has given up on; not an attempt at anything.
+        ip daddr {gateway} tcp sport 22 ct state invalid drop
         ip daddr {gateway} udp dport {DNS_PORT} accept
         ip daddr {gateway} tcp dport {DNS_PORT} accept
         ip daddr . tcp dport @exceptions accept

@@ -13,7 +13,6 @@ from ktrdr_vm.host.fork import load_state
 from ktrdr_vm.plan.domain_xml import render_interface, to_text
 from ktrdr_vm.resources.base import Resource
 
-
 # QEMU unmapping a large guest is the slow case.
 END_LIMIT = 10.0
 

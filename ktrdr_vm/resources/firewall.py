@@ -6,11 +6,8 @@ import json
 from typing import Any
 
 from ktrdr_vm.errors import ProvisionError
-from ktrdr_vm.host import process
+from ktrdr_vm.host.nft import load_ruleset, read_table
 from ktrdr_vm.resources.base import Resource
-
-# What changes by itself while the rules stay the same.
-_VOLATILE = frozenset({"handle", "packets", "bytes", "index"})
 
 
 class Firewall(Resource):
@@ -32,7 +29,7 @@ class Firewall(Resource):
         """Replace the table in one transaction, read it back, and keep what was read as what it must stay."""
         ruleset = self.blueprint.documents["ruleset.nft"]
         self._refuse_foreign()
-        process.run(["nft", "-f", "-"], stdin=ruleset.encode(), timeout=30)
+        load_ruleset(ruleset)
         loaded = read_table(self.target.identity.table)
         if loaded is None or count_rules(loaded) != count_rules_of_text(ruleset):
             raise ProvisionError(
@@ -57,7 +54,7 @@ class Firewall(Resource):
             self._refuse_foreign()
             table = self.target.identity.table
             # `add` first, so that one that vanished meanwhile is no error.
-            process.run(["nft", "-f", "-"], stdin=f"add table inet {table}\ndelete table inet {table}\n".encode(), timeout=30)
+            load_ruleset(f"add table inet {table}\ndelete table inet {table}\n")
         (self.target.paths.directory / "ruleset.expected").unlink(missing_ok=True)
 
     def _refuse_foreign(self) -> None:
@@ -74,32 +71,6 @@ class Firewall(Resource):
 
     def by_hand(self) -> str:
         return f"nft delete table {self.name}"
-
-
-def read_table(table: str) -> list[dict[str, Any]] | None:
-    """The table's rules and fixed sets without handles, counters and what packets or the guard add; None when there is no such table."""
-    listed = process.run(["nft", "-j", "list", "table", "inet", table], timeout=30, check=False)
-    if listed.exit_code != 0:
-        if "No such file or directory" in listed.error_text:
-            return None
-        raise ProvisionError(f"nft cannot list the table: {listed.error_text}", where=table, hint="`ktrdr-vm doctor` checks nft")
-    entries: list[dict[str, Any]] = json.loads(listed.stdout)["nftables"]
-    kept = []
-    for entry in entries:
-        if "metainfo" in entry:
-            continue
-        if "set" in entry and {"timeout", "dynamic"} & set(entry["set"].get("flags", ())):
-            entry["set"].pop("elem", None)
-        kept.append(_strip(entry))
-    return kept
-
-
-def _strip(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _strip(entry) for key, entry in value.items() if key not in _VOLATILE}
-    if isinstance(value, list):
-        return [_strip(entry) for entry in value]
-    return value
 
 
 def count_rules(table: list[dict[str, Any]]) -> int:

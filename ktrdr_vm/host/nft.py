@@ -1,0 +1,58 @@
+"""nftables through the nft program: load, read back, watch. The rules themselves are rendered in `plan/nftables`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.host import process
+
+Table = list[dict[str, Any]]
+
+# What changes by itself while the rules stay the same.
+_VOLATILE = frozenset({"handle", "packets", "bytes", "index"})
+
+
+def load_ruleset(ruleset: str | Path) -> None:
+    """Load a ruleset, text or file, in one transaction."""
+    if isinstance(ruleset, Path):
+        process.run(["nft", "-f", ruleset], timeout=30)
+    else:
+        process.run(["nft", "-f", "-"], stdin=ruleset.encode(), timeout=30)
+
+
+def list_table(table: str) -> Table | None:
+    """Everything in a table of the family inet as nft's JSON, or None when there is no such table."""
+    listed = process.run(["nft", "-j", "list", "table", "inet", table], timeout=30, check=False)
+    if listed.exit_code != 0:
+        if "No such file or directory" in listed.error_text:
+            return None
+        raise ProvisionError(f"nft cannot list the table: {listed.error_text}", where=table, hint="`ktrdr-vm doctor` checks nft")
+    entries: Table = json.loads(listed.stdout)["nftables"]
+    return [entry for entry in entries if "metainfo" not in entry]
+
+
+def read_table(table: str) -> Table | None:
+    """The table's rules and fixed sets, without handles and counters and without what packets or the guard add."""
+    entries = list_table(table)
+    return None if entries is None else keep_rules(entries)
+
+
+def keep_rules(entries: Table) -> Table:
+    """The part of a listing that must never change by itself."""
+    kept = []
+    for entry in entries:
+        if "set" in entry and {"timeout", "dynamic"} & set(entry["set"].get("flags", ())):
+            entry = {"set": {key: value for key, value in entry["set"].items() if key != "elem"}}
+        kept.append(_strip(entry))
+    return kept
+
+
+def _strip(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strip(entry) for key, entry in value.items() if key not in _VOLATILE}
+    if isinstance(value, list):
+        return [_strip(entry) for entry in value]
+    return value
