@@ -1,0 +1,142 @@
+"""The house: a module imports from lower floors only, what is pure stays pure, and each outer thing has one importer."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from ktrdr_vm.host.paths import PROJECT
+
+PACKAGE = PROJECT / "ktrdr_vm"
+FLOORS = {
+    "cli": 9,
+    "run": 8,
+    "template": 8,
+    "instance": 7,
+    "gates": 7,
+    "gather": 7,
+    "evidence": 7,
+    "discovery": 7,
+    "workload": 7,
+    "doctor": 8,
+    "resources": 6,
+    "report": 6,
+    "egress": 5,
+    "escalation": 5,
+    "images": 5,
+    "guest": 5,
+    "host": 4,
+    "plan": 3,
+    "profile": 2,
+    "errors": 1,
+}
+# Rooms of one floor do not know each other; these stand above or beside on purpose.
+_BESIDE = {
+    ("workload", "evidence"),  # both are a part of run, each small enough to read
+    ("discovery", "instance"),  # it lists what instance makes
+    ("run", "template"),  # a run forks from one
+}
+# What gates and workspaces need of a guest, without how it is reached: an interface, open to everybody from its own floor up.
+_OPEN = "ktrdr_vm.guest.protocol"
+# Modules that touch the world outside of Python. `plan` and `profile` are the same bytes on every host.
+_IMPURE = {"os", "subprocess", "socket", "time", "random", "secrets", "uuid4", "shutil", "tempfile", "datetime", "threading", "asyncio"}
+_SOLE_IMPORTERS = {"libvirt": {"host/libvirt.py"}, "paramiko": {"guest/ssh.py", "guest/keys.py"}, "subprocess": {"host/process.py"}}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports anywhere in it, in full."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import hides its floor"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    return {name for name in imports(path) if name.startswith("ktrdr_vm.")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    here = room(path)
+    if here == "__init__":
+        assert ours(path) == set()
+        return
+    assert here in FLOORS, f"{here} has no floor; give it one in the design and here"
+    wrong = []
+    for name in ours(path):
+        there = name.split(".")[1]
+        allowed = (
+            there == here
+            or FLOORS[there] < FLOORS[here]
+            or (here, there) in _BESIDE
+            or (name.startswith(_OPEN) and FLOORS[here] >= FLOORS["guest"])
+            or name == "ktrdr_vm.guest"
+            and any(other.startswith(_OPEN) for other in ours(path))
+        )
+        if not allowed:
+            wrong.append(f"{here} (floor {FLOORS[here]}) imports {name} (floor {FLOORS[there]})")
+    assert wrong == []
+
+
+def test_no_circle() -> None:
+    edges = {here: {name.split(".")[1] for path in MODULES if room(path) == here for name in ours(path)} - {here} for here in FLOORS}
+
+    def reaches(start: str, goal: str, seen: frozenset[str] = frozenset()) -> bool:
+        return any(there == goal or (there not in seen and reaches(there, goal, seen | {there})) for there in edges.get(start, ()))
+
+    assert [here for here in FLOORS if reaches(here, here)] == []
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if room(path) in ("plan", "profile")], ids=lambda path: path.name)
+def test_plan_and_profile_touch_no_disk_clock_network_or_chance(path: Path) -> None:
+    assert {name.split(".")[0] for name in imports(path)} & _IMPURE == set()
+    calls = {
+        node.func.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert "open" not in calls and "print" not in calls
+
+
+@pytest.mark.parametrize("module", sorted(_SOLE_IMPORTERS))
+def test_each_outer_thing_has_one_importer(module: str) -> None:
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if any(name == module or name.startswith(f"{module}.") for name in imports(path)) and starts_processes(path, module)
+    }
+    assert found <= _SOLE_IMPORTERS[module]
+
+
+def starts_processes(path: Path, module: str) -> bool:
+    """Of subprocess, names such as PIPE and Popen as a type may be used anywhere; starting one may not."""
+    if module != "subprocess":
+        return True
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "subprocess"
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if room(path) != "cli"], ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_cli_prints_or_exits(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            # A child of the guard has nothing but its standard error, which is guard.log.
+            assert path.name == "guard.py" and any(keyword.arg == "file" for keyword in node.keywords), f"{path}:{node.lineno} prints"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "sys.exit":
+            raise AssertionError(f"{path}:{node.lineno} exits")
+    assert "click" not in imports(path)
