@@ -13,7 +13,7 @@ from typing import Literal
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.gather import read_policy
 from ktrdr_vm.host import process
-from ktrdr_vm.host.accelerator import EMULATOR, find_accelerator
+from ktrdr_vm.host.accelerator import find_accelerator
 from ktrdr_vm.host.capacity import read_available_memory
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
@@ -21,20 +21,6 @@ from ktrdr_vm.plan.facts import POOL
 
 State = Literal["ok", "warning", "missing"]
 
-# Each program and the Debian package that brings it.
-_PROGRAMS = {
-    EMULATOR: "qemu-system-x86",
-    "qemu-img": "qemu-utils",
-    "nft": "nftables",
-    "haproxy": "haproxy",
-    "ip": "iproute2",
-    "conntrack": "conntrack",
-    "mmdebstrap": "mmdebstrap",
-    "mke2fs": "e2fsprogs",
-    "cpio": "cpio",
-    "git": "git",
-    "ssh": "openssh-client",
-}
 _FREE_DISK = 8 << 30
 _FREE_MEMORY = 3072
 
@@ -62,13 +48,21 @@ def _root() -> Check:
 
 
 def _programs() -> list[Check]:
+    """The list that scripts/setup installs."""
     found = []
-    for program, package in _PROGRAMS.items():
-        path = process.find_program(program)
-        if path is None:
-            found.append(Check(program, "missing", "not installed", f"apt-get install {package}, or `make setup` for all"))
+    for line in Path(__file__).with_name("host").joinpath("packages.txt").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        package, probes, purpose = line.split(maxsplit=2)
+        for probe in probes.split(","):
+            path = Path(probe) if probe.startswith("/") else process.find_program(probe)
+            if path is not None and path.exists():
+                found.append(Check(package, "ok", f"{path}: {purpose}"))
+                break
         else:
-            found.append(Check(program, "ok", str(path)))
+            found.append(
+                Check(package, "missing", f"not installed; needed for {purpose}", f"apt-get install {package}, or `make setup` for all")
+            )
     return found
 
 

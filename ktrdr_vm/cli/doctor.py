@@ -22,7 +22,7 @@ def doctor(as_json: bool) -> int:
         echo_json([asdict(check) for check in checks])
     else:
         for check in checks:
-            click.echo(f"{check.state:<8} {check.name:<14} {check.detail}")
+            click.echo(f"{check.state:<8} {check.name:<23} {check.detail}")
             if check.fix:
-                click.echo(f"{'':<8} {'':<14} → {check.fix}")
+                click.echo(f"{'':<8} {'':<23} → {check.fix}")
     return 3 if any(check.state == "missing" for check in checks) else 0
