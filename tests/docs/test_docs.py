@@ -23,6 +23,7 @@ from ktrdr_vm.gates.specs import MODULES
 from ktrdr_vm.gather import find_playbook, read_profile
 from ktrdr_vm.host.package_sources import PRESETS
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.images.recipe import load_recipe
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.load import load_profile
 from ktrdr_vm.profile.model import Mount, Profile, Secret, Size, Workload, Workspace
@@ -253,6 +254,19 @@ def test_the_message_in_the_owners_policy_is_the_programs():
     loaded = load_profile(text, "profile.yaml", lambda *_: pytest.fail("extends nothing"))
     [problem] = check_policy(loaded, OwnerPolicy(), "/")
     assert problem.message in read("docs/owner-policy.md")
+
+
+def test_every_key_of_a_recipe_is_documented_and_no_other(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("x: 1\nboot: {x: 1}\nunits: {x: 1}\ncontainers: [{x: 1}]\n")
+    with pytest.raises(DocumentError) as caught:
+        load_recipe(recipe)
+    known = set()
+    for problem in caught.value.problems:
+        if "known here; known: " in problem.message:
+            prefix = problem.path.removesuffix("x").replace("[0]", "[]")
+            known |= {prefix + key for key in problem.message.split("known: ")[1].split(", ")}
+    assert set(find_table(read("docs/images.md"), "key")) == known
 
 
 # -- playbooks ------------------------------------------------------------------------------------------------------
