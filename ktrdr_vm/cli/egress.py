@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,9 @@ def egress() -> None:
 @egress.command()
 @instance_argument
 @click.option("--denied", is_flag=True, help="Only what was refused.")
+@click.option("--follow", is_flag=True, help="Go on with new lines until interrupted.")
 @json_option
-def log(instance_id: str, denied: bool, as_json: bool) -> None:
+def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
     """Print the ledger of INSTANCE_ID: the living one, else that of its newest run."""
     from ktrdr_vm.cli.evidence import find_run
     from ktrdr_vm.egress.control import ask_guard
@@ -38,7 +40,7 @@ def log(instance_id: str, denied: bool, as_json: bool) -> None:
         path = paths.ledger
     else:
         path = find_run(instance_id, "latest") / "egress.jsonl"
-    for row in _rows(path):
+    for row in _rows(path, follow=follow):
         if denied and row["verdict"] != "deny":
             continue
         if as_json:
@@ -52,8 +54,27 @@ def log(instance_id: str, denied: bool, as_json: bool) -> None:
         click.echo(escape_line(f"{row['time']}  {row['verdict']:<5}  {row['kind']:<5}  {destination}{count}  {detail}"))
 
 
-def _rows(path: Path) -> Iterator[dict[str, object]]:
+def _rows(path: Path, *, follow: bool) -> Iterator[dict[str, object]]:
     with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+        rest = ""
+        while True:
+            rest += file.readline()
+            if rest.endswith("\n"):
+                yield json.loads(rest)
+                rest = ""
+            elif not follow:
+                return
+            else:
+                time.sleep(0.2)
+
+
+@egress.command()
+@instance_argument
+@click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
+def suggest(instance_id: str, run_id: str) -> None:
+    """Print the smallest profile fragment that would have allowed what a run of INSTANCE_ID was denied. Read it before you use it."""
+    from ktrdr_vm.cli.evidence import find_run
+    from ktrdr_vm.egress.suggest import render_suggestion
+
+    content = json.loads((find_run(instance_id, run_id) / "report.json").read_text(encoding="utf-8"))
+    click.echo(render_suggestion(content["egress"]["denied"]), nl=False)

@@ -1,0 +1,58 @@
+"""What was denied, as the smallest fragment of a profile that would have allowed it. Reserved addresses are the owner's to allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from ktrdr_vm.profile.policy import is_reserved
+from ktrdr_vm.profile.scalars import parse_host
+
+
+def render_suggestion(denied: Iterable[Mapping[str, Any]]) -> str:
+    """YAML with a comment for each line: how often it was refused, and during what. `denied` are rows of report.json."""
+    wanted: dict[str, dict[str, Any]] = {}
+    left_out: list[str] = []
+    for row in denied:
+        destination, port, count = str(row["host"] or row["address"]), int(row["port"]), int(row["count"])
+        rule, during = str(row["rule"]), str(row["during"])
+        entry = _entry(destination, rule)
+        if entry is None or (port == 0 and not rule.startswith("dns")):
+            if destination:
+                left_out.append(f"# {_plain(destination)}:{port} ({_plain(rule)}, {count} times) cannot be allowed by a profile")
+            continue
+        kept = wanted.setdefault(entry, {"ports": set(), "count": 0, "during": set()})
+        # A lookup says which name was wanted, not on which port; 443 is what nearly everybody means.
+        if not rule.startswith("dns"):
+            kept["ports"].add(port)
+        kept["count"] += count
+        if during:
+            kept["during"].add(_plain(during))
+    lines = []
+    for entry, kept in sorted(wanted.items()):
+        ports = ", ".join(str(port) for port in sorted(kept["ports"] or {443}))
+        note = f"{kept['count']} times" + (f", during {'; '.join(sorted(kept['during']))}" if kept["during"] else "")
+        lines.append(f"    - {{{entry}, ports: [{ports}]}}  # {note}")
+    if not lines:
+        return "\n".join(["# nothing was denied that a profile could allow", *sorted(left_out)]) + "\n"
+    return "\n".join(["egress:", "  allow:", *lines, *sorted(left_out)]) + "\n"
+
+
+def _entry(destination: str, rule: str) -> str | None:
+    """The rule's destination in YAML, or None for what no profile can name."""
+    if rule.endswith(("reserved", "suppressed")):
+        return None
+    try:
+        address = IPv4Address(destination)
+    except ValueError:
+        try:
+            return f"host: {parse_host(destination.lower())}"
+        except ValueError:
+            return None
+    return None if is_reserved(IPv4Network(address)) else f"cidr: {address}/32"
+
+
+def _plain(text: str) -> str:
+    """Text of the guest's in a comment: one line, nothing that could end it."""
+    return "".join(character if character.isprintable() else "?" for character in text)[:200]
