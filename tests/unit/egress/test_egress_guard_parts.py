@@ -1,0 +1,222 @@
+"""The ledger, the rules, the sets and the proxy's log: what the guard is made of, without its sockets."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ktrdr_vm.egress import ledger as ledger_module
+from ktrdr_vm.egress import sets as sets_module
+from ktrdr_vm.egress.ledger import LINES_PER_SECOND, Ledger
+from ktrdr_vm.egress.proxy_log import parse_proxy_line
+from ktrdr_vm.egress.rules import Rules, rules_from_json
+from ktrdr_vm.egress.sets import AllowSets
+from ktrdr_vm.plan.egress_policy import compile_policy
+from ktrdr_vm.profile.model import EgressRule
+
+POLICY = compile_policy(
+    (
+        EgressRule(host="allowed.example", ports=(80, 443)),
+        EgressRule(host="git.example", ports=(443, 22, 9418)),
+        EgressRule(host="*.wild.example", ports=(443, 8443)),
+    )
+)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# -- ledger -------------------------------------------------------------------------------------------------------------
+
+
+def test_lines_have_a_time_and_whose_they_are_and_nobody_else_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "egress.jsonl"
+    ledger = Ledger(path, "one")
+    ledger.write("dns", "deny", name="\x1b[31mé\u202e")
+    ledger.close()
+    row = read(path)[0]
+    assert row["instance_id"] == "one" and row["time"].endswith("Z")
+    assert path.read_text().isascii() and "\x1b" not in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_comes_too_fast_is_counted_and_not_lost(tmp_path: Path) -> None:
+    clock = [100.0]
+    path = tmp_path / "egress.jsonl"
+    ledger = Ledger(path, "one", lambda: clock[0])
+    for _ in range(LINES_PER_SECOND + 500):
+        ledger.write("dns", "deny", name="x")
+    ledger.write("drop", "deny", count=40)
+    clock[0] += 1.1
+    ledger.write("dns", "deny", name="after")
+    ledger.close()
+    rows = read(path)
+    assert len(rows) == LINES_PER_SECOND + 3
+    suppressed = {(row["kind"], row["count"]) for row in rows if row.get("rule") == "suppressed"}
+    assert suppressed == {("dns", 500), ("drop", 40)}
+    assert rows[-1]["name"] == "after"
+
+
+def test_the_file_is_bounded_and_one_older_one_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "MAX_BYTES", 2000)
+    clock = [0.0]
+    path = tmp_path / "egress.jsonl"
+    ledger = Ledger(path, "one", lambda: clock[0])
+    for number in range(200):
+        clock[0] += 2
+        ledger.write("dns", "allow", name=f"n{number}")
+    ledger.close()
+    older = path.with_name("egress.jsonl.1")
+    assert sorted(tmp_path.iterdir()) == [path, older]
+    assert path.stat().st_size < 2300 and older.stat().st_size < 2300
+    assert older.stat().st_mode & 0o777 == 0o600
+    names = [row["name"] for row in (*read(older), *read(path))]
+    assert names == [f"n{number}" for number in range(200 - len(names), 200)]
+
+
+# -- rules --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "ports", "other"),
+    [
+        ("allowed.example", (80, 443), ()),
+        ("git.example", (22, 443, 9418), (22, 9418)),
+        ("a.wild.example", (443, 8443), (8443,)),
+        ("wild.example", (), ()),
+        (".wild.example", (), ()),
+        ("evilwild.example", (), ()),
+        ("x.allowed.example", (), ()),
+        ("", (), ()),
+    ],
+)
+def test_ports_of_a_name(name: str, ports: tuple[int, ...], other: tuple[int, ...]) -> None:
+    rules = Rules(POLICY)
+    assert (rules.ports(name), rules.other_ports(name)) == (ports, other)
+
+
+def test_rules_survive_the_way_through_json() -> None:
+    read_back = rules_from_json(json.loads(json.dumps(POLICY.to_json())), [["192.168.1.1", 443]])
+    assert read_back == Rules(POLICY, frozenset({(IPv4Address("192.168.1.1"), 443)}))
+
+
+# -- sets ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What would have been given to nft."""
+    texts: list[str] = []
+    monkeypatch.setattr(sets_module, "load_ruleset", texts.append)
+    return texts
+
+
+def test_the_writer_opens_other_ports_only_and_renews_them(loaded: list[str]) -> None:
+    sets = AllowSets("ktrdr_x", Rules(POLICY))
+    assert sets.allow("git.example", ["198.51.100.1"], 300) == ["198.51.100.1"]
+    lines = loaded[0].splitlines()
+    assert [line.split()[0] for line in lines] == ["add", "delete", "add"] * 2
+    assert {line.split("{ ")[1].split(" timeout")[0].rstrip(" }") for line in lines} == {"198.51.100.1 . 22", "198.51.100.1 . 9418"}
+    assert all("inet ktrdr_x names" in line for line in lines)
+    assert sets.allow("allowed.example", ["198.51.100.2"], 300) == ["198.51.100.2"]
+    assert len(loaded) == 1, "80 and 443 are judged by name"
+    assert sets.owners == {"198.51.100.1": "git.example", "198.51.100.2": "allowed.example"}
+
+
+@pytest.mark.parametrize(("ttl", "life"), [(0, 90), (-5, 90), (60, 90), (300, 330), (10**9, 3630)])
+def test_the_life_of_an_element_is_bounded(loaded: list[str], ttl: int, life: int) -> None:
+    AllowSets("t", Rules(POLICY)).allow("git.example", ["198.51.100.1"], ttl)
+    assert f"timeout {life}s" in loaded[0]
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "127.0.0.1", "169.254.169.254", "192.168.1.1", "0.0.0.0", "224.0.0.1"])
+def test_the_writer_does_not_believe_the_resolver(loaded: list[str], address: str) -> None:
+    sets = AllowSets("t", Rules(POLICY))
+    assert sets.allow("git.example", [address], 60) == []
+    assert sets.allow("evil.example", ["198.51.100.66"], 60) == []
+    assert (loaded, sets.owners) == ([], {})
+
+
+@pytest.mark.parametrize("address", ["198.51.100.1 . 22 }; flush ruleset", "::1", "x", "", "1.2.3", "1.2.3.4/0"])
+def test_what_is_no_address_never_reaches_nft(loaded: list[str], address: str) -> None:
+    with pytest.raises(ValueError):
+        AllowSets("t", Rules(POLICY)).allow("git.example", [address], 60)
+    assert loaded == []
+
+
+def test_an_exception_of_the_owner_goes_into_its_own_set(loaded: list[str]) -> None:
+    endpoints = frozenset((IPv4Address("192.168.1.1"), port) for port in (22, 443, 9418))
+    AllowSets("t", Rules(POLICY, endpoints)).allow("git.example", ["192.168.1.1"], 60)
+    assert "inet t lan_names" in loaded[0] and "inet t names" not in loaded[0]
+    assert {"192.168.1.1 . 443 timeout 90s"} <= {line.split("{ ")[1].rstrip(" }") for line in loaded[0].splitlines()}
+
+
+def test_drops_are_news_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"packets": 3}
+
+    def listed(_table: str) -> list[dict[str, Any]]:
+        element = {"elem": {"val": {"concat": ["203.0.113.1", "tcp", 22]}, "counter": {"packets": counts["packets"], "bytes": 0}}}
+        protocol = {"elem": {"val": {"concat": ["203.0.113.1", "icmp"]}, "counter": {"packets": 1, "bytes": 0}}}
+        return [
+            {"set": {"name": "denied", "elem": [element]}},
+            {"set": {"name": "denied_protocols", "elem": [protocol]}},
+            {"counter": {"name": "spoofed", "packets": 2}},
+            {"counter": {"name": "not_ipv4", "packets": 0}},
+        ]
+
+    monkeypatch.setattr(sets_module, "list_table", listed)
+    sets = AllowSets("t", Rules(POLICY))
+    first = sets.read_drops()
+    assert first is not None
+    assert {(drop.address, drop.protocol, drop.port, drop.rule, drop.count) for drop in first} == {
+        ("203.0.113.1", "tcp", 22, "destination", 3),
+        ("203.0.113.1", "icmp", 0, "destination", 1),
+        ("", "", 0, "spoofed", 2),
+    }
+    assert sets.read_drops() == []
+    counts["packets"] = 10
+    assert [drop.count for drop in sets.read_drops() or []] == [7]
+    monkeypatch.setattr(sets_module, "list_table", lambda _table: None)
+    assert sets.read_drops() is None
+
+
+# -- the proxy's log ----------------------------------------------------------------------------------------------------
+
+LINE = '{"f":"tls","n":"allowed.example","p":443,"u":517,"d":3000,"t":"--","a":"198.51.100.1","v":"allow","m":12}'
+
+
+def test_a_line_of_the_proxy() -> None:
+    assert parse_proxy_line(LINE.encode()) == {
+        "kind": "tls", "verdict": "allow", "name": "allowed.example", "address": "198.51.100.1", "port": 443, "rule": "name",
+        "bytes_out": 517, "bytes_in": 3000, "ms": 12,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"v": "name"}, {"verdict": "deny", "rule": "name"}),
+        ({"v": "no-hello", "n": "-"}, {"verdict": "deny", "rule": "no-hello", "name": ""}),
+        ({"v": "-", "n": "-"}, {"verdict": "deny", "rule": "request"}),
+        ({"f": "other", "n": "-"}, {"kind": "tcp", "verdict": "allow", "rule": "address"}),
+        ({"t": "SC"}, {"verdict": "allow", "message": "the destination did not answer"}),
+        ({"v": "Allow"}, {"verdict": "deny"}),
+        ({"n": "x" * 9999}, {"name": "x" * 253}),
+    ],
+)
+def test_verdicts(change: dict[str, Any], wanted: dict[str, Any]) -> None:
+    fields = parse_proxy_line(json.dumps(json.loads(LINE) | change).encode())
+    assert fields is not None and wanted.items() <= fields.items()
+
+
+@given(st.one_of(st.binary(max_size=300), st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from("fnpudtavmws"), inner)).map(lambda value: json.dumps(value).encode())))  # fmt: skip
+def test_any_line_is_survived(line: bytes) -> None:
+    fields = parse_proxy_line(line)
+    assert fields is None or {"kind", "verdict", "name", "address", "port", "rule"} <= fields.keys()

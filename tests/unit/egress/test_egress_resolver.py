@@ -1,0 +1,292 @@
+"""The resolver's decisions, with an upstream, a set and a clock that are fakes of the same interfaces."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Any
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.opcode
+import dns.rcode
+import dns.rdatatype
+import dns.rrset
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ktrdr_vm.egress import resolver as module
+from ktrdr_vm.egress.resolver import CACHED, KEEP_FRESH, RATE, Resolver, flatten
+from ktrdr_vm.egress.rules import Rules
+from ktrdr_vm.egress.sets import GRACE, MAX_LIFE, MIN_LIFE
+from ktrdr_vm.plan.egress_policy import compile_policy
+from ktrdr_vm.profile.model import EgressRule
+
+ALLOW = (
+    EgressRule(host="allowed.example", ports=(80, 443)),
+    EgressRule(host="git.example", ports=(22,)),
+    EgressRule(host="*.wild.example", ports=(443,)),
+)
+
+
+@dataclass
+class World:
+    """An upstream that answers from `zone`, a set that remembers when each element ends, a ledger, a clock."""
+
+    zone: dict[str, list[str]] = field(default_factory=dict)
+    ttl: int = 60
+    down: bool = False
+    rcode: dns.rcode.Rcode = dns.rcode.NOERROR
+    now: float = 1000.0
+    asked: list[str] = field(default_factory=list)
+    ends: dict[tuple[str, str], float] = field(default_factory=dict)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    async def upstream(self, name: str) -> dns.message.Message:
+        self.asked.append(name)
+        if self.down:
+            raise dns.exception.Timeout
+        reply = dns.message.make_response(dns.message.make_query(name, "A"))
+        reply.set_rcode(self.rcode)
+        for record in self.zone.get(name, []):
+            owner, kind, value = record.split()
+            reply.answer.append(dns.rrset.from_text(f"{owner}.", self.ttl, "IN", kind, value))
+        return dns.message.from_wire(reply.to_wire())
+
+    async def allow(self, name: str, addresses: list[str], ttl: int) -> list[str]:
+        for address in addresses:
+            self.ends[name, address] = self.now + min(max(ttl, MIN_LIFE), MAX_LIFE) + GRACE
+        return addresses
+
+    def note(self, kind: str, verdict: str, **fields: Any) -> None:
+        self.lines.append({"kind": kind, "verdict": verdict, **fields})
+
+    def resolver(self, *rules: EgressRule, exceptions: tuple[tuple[str, int], ...] = ()) -> Resolver:
+        made = Rules(compile_policy(rules or ALLOW), frozenset((IPv4Address(address), port) for address, port in exceptions))
+        return Resolver(made, self.upstream, self.allow, self.note, lambda: self.now)
+
+
+def ask(resolver: Resolver, name: str, kind: str = "A") -> dns.message.Message:
+    wire = asyncio.run(resolver.answer(dns.message.make_query(name, kind).to_wire()))
+    assert wire is not None
+    return dns.message.from_wire(wire)
+
+
+def addresses(reply: dns.message.Message) -> list[str]:
+    return [record.address for rrset in reply.answer for record in rrset if rrset.rdtype == dns.rdatatype.A]
+
+
+def test_an_allowed_name_is_in_the_set_before_it_is_answered() -> None:
+    world = World({"git.example": ["git.example A 198.51.100.22"]})
+    seen: list[bool] = []
+    real = world.allow
+
+    async def allow(name: str, found: list[str], ttl: int) -> list[str]:
+        seen.append(True)
+        return await real(name, found, ttl)
+
+    world.allow = allow  # type: ignore[method-assign]
+    assert addresses(ask(world.resolver(), "git.example")) == ["198.51.100.22"]
+    assert seen == [True]
+    assert world.lines == [
+        {"kind": "dns", "verdict": "allow", "name": "git.example", "addresses": ["198.51.100.22"], "ttl": 60, "rule": "name"}
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["evil.example", "x.allowed.example", "allowed.example.evil.example", "wild.example", "xwild.example", "."]
+)
+@pytest.mark.parametrize("kind", ["A", "AAAA", "TXT", "ANY", "SOA"])
+def test_a_name_that_is_not_allowed_does_not_exist_and_nobody_is_asked(name: str, kind: str) -> None:
+    world = World()
+    reply = ask(world.resolver(), name, kind)
+    assert (reply.rcode(), reply.answer, world.asked) == (dns.rcode.NXDOMAIN, [], [])
+    assert [(line["verdict"], line["rule"]) for line in world.lines] == [("deny", "name")]
+
+
+def test_names_are_compared_without_case_and_below_a_suffix() -> None:
+    world = World({"allowed.example": ["allowed.example A 198.51.100.1"], "a.b.wild.example": ["a.b.wild.example A 198.51.100.2"]})
+    assert addresses(ask(world.resolver(), "ALLOWED.Example.")) == ["198.51.100.1"]
+    assert addresses(ask(world.resolver(), "a.b.wild.example")) == ["198.51.100.2"]
+
+
+@pytest.mark.parametrize("kind", ["AAAA", "TXT", "MX", "NULL", "HTTPS", "SVCB", "CNAME", "ANY"])
+def test_nothing_but_addresses_is_asked_for(kind: str) -> None:
+    world = World({"allowed.example": ["allowed.example A 198.51.100.1"]})
+    reply = ask(world.resolver(), "allowed.example", kind)
+    assert (reply.rcode(), reply.answer, world.asked) == (dns.rcode.NOERROR, [], [])
+
+
+@pytest.mark.parametrize(
+    "address",
+    "10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 100.64.0.1 100.127.255.255 127.0.0.1 169.254.169.254 0.0.0.0 0.1.2.3 "
+    "192.0.0.1 198.18.0.1 198.19.255.255 224.0.0.1 239.1.1.1 240.0.0.1 255.255.255.255".split(),
+)
+def test_a_reserved_answer_is_refused_and_the_rest_kept(address: str) -> None:
+    world = World({"allowed.example": [f"allowed.example A {address}", "allowed.example A 198.51.100.1"]})
+    assert addresses(ask(world.resolver(), "allowed.example")) == ["198.51.100.1"]
+    assert set(world.ends) == {("allowed.example", "198.51.100.1")}
+    assert {"verdict": "deny", "address": address, "rule": "reserved"}.items() <= world.lines[0].items()
+
+
+@pytest.mark.parametrize(
+    "address", ["172.15.255.255", "172.32.0.0", "100.63.255.255", "100.128.0.0", "198.17.255.255", "198.20.0.0", "192.0.2.1"]
+)
+def test_what_lies_beside_a_reserved_range_is_usable(address: str) -> None:
+    world = World({"allowed.example": [f"allowed.example A {address}"]})
+    assert addresses(ask(world.resolver(), "allowed.example")) == [address]
+
+
+def test_the_owners_exception_must_name_every_port_of_the_name() -> None:
+    world = World({"allowed.example": ["allowed.example A 192.168.1.1"]})
+    assert addresses(ask(world.resolver(exceptions=(("192.168.1.1", 80),)), "allowed.example")) == []
+    both = (("192.168.1.1", 80), ("192.168.1.1", 443))
+    assert addresses(ask(world.resolver(exceptions=both), "allowed.example")) == ["192.168.1.1"]
+
+
+def test_an_alias_is_flattened_under_the_name_that_was_asked_for() -> None:
+    world = World(
+        {"allowed.example": ["allowed.example CNAME cdn.example.", "cdn.example CNAME edge.example.", "edge.example A 198.51.100.9"]}
+    )
+    reply = ask(world.resolver(), "allowed.example")
+    assert [(rrset.name.to_text(), rrset.rdtype) for rrset in reply.answer] == [("allowed.example.", dns.rdatatype.A)]
+    assert set(world.ends) == {("allowed.example", "198.51.100.9")}
+    assert ask(world.resolver(), "edge.example").rcode() == dns.rcode.NXDOMAIN
+
+
+def test_answers_for_other_names_are_ignored_and_loops_end() -> None:
+    world = World({"allowed.example": ["evil.example A 198.51.100.66"]})
+    assert addresses(ask(world.resolver(), "allowed.example")) == []
+    loop = dns.message.make_response(dns.message.make_query("a.example", "A"))
+    loop.answer = [
+        dns.rrset.from_text("a.example.", 60, "IN", "CNAME", "b.example."),
+        dns.rrset.from_text("b.example.", 60, "IN", "CNAME", "a.example."),
+    ]
+    assert flatten(loop, "a.example") == ([], 30)
+
+
+def test_an_answer_is_cached_for_its_time_and_counts_down() -> None:
+    world = World({"allowed.example": ["allowed.example A 198.51.100.1"]}, ttl=60)
+    resolver = world.resolver()
+    assert ask(resolver, "allowed.example").answer[0].ttl == 60
+    world.now += 40
+    assert ask(resolver, "allowed.example").answer[0].ttl == 20
+    assert len(world.asked) == 1
+    world.now += 21
+    ask(resolver, "allowed.example")
+    assert len(world.asked) == 2
+
+
+def test_an_upstream_that_fails_is_a_failure_and_not_an_absence() -> None:
+    world = World(down=True)
+    assert ask(world.resolver(), "allowed.example").rcode() == dns.rcode.SERVFAIL
+    assert world.lines[0]["rule"] == "upstream"
+    refused = World(rcode=dns.rcode.REFUSED)
+    assert ask(refused.resolver(), "allowed.example").rcode() == dns.rcode.SERVFAIL
+
+
+def test_questions_of_a_kind_that_nobody_asks() -> None:
+    resolver = World().resolver()
+
+    def rcode(message: dns.message.Message) -> dns.rcode.Rcode:
+        wire = asyncio.run(resolver.answer(message.to_wire()))
+        assert wire is not None
+        return dns.message.from_wire(wire).rcode()
+
+    chaos = dns.message.make_query("version.bind", "TXT", "CH")
+    assert rcode(chaos) == dns.rcode.REFUSED
+    update = dns.message.make_query("allowed.example", "A")
+    update.set_opcode(dns.opcode.STATUS)
+    assert rcode(update) == dns.rcode.NOTIMP
+    two = dns.message.make_query("allowed.example", "A")
+    two.question.append(two.question[0])
+    reply = asyncio.run(resolver.answer(dns.message.make_response(dns.message.make_query("allowed.example", "A")).to_wire()))
+    assert reply is None
+
+
+@given(st.binary(max_size=512))
+def test_any_bytes_are_survived(wire: bytes) -> None:
+    world = World()
+    asyncio.run(world.resolver().answer(wire))
+    assert world.asked == []
+
+
+def test_the_token_bucket_bounds_and_refills() -> None:
+    world = World()
+    resolver = world.resolver()
+    assert sum(resolver.admit() for _ in range(RATE * 3)) == RATE
+    world.now += 0.5
+    assert sum(resolver.admit() for _ in range(RATE * 3)) == RATE // 2
+    world.now += 1000
+    assert sum(resolver.admit() for _ in range(RATE * 3)) == RATE
+
+
+def test_the_cache_is_bounded() -> None:
+    world = World()
+    resolver = world.resolver()
+    for number in range(CACHED + 50):
+        name = f"n{number}.wild.example"
+        world.zone[name] = [f"{name} A 198.51.100.1"]
+        ask(resolver, name)
+    assert len(resolver._cache) <= CACHED
+    assert len(resolver._asked) <= CACHED
+
+
+def test_two_questions_at_once_are_one_upstream() -> None:
+    world = World({"allowed.example": ["allowed.example A 198.51.100.1"]})
+    resolver = world.resolver()
+
+    async def both() -> None:
+        await asyncio.gather(*(resolver.resolve("allowed.example") for _ in range(10)))
+
+    asyncio.run(both())
+    assert world.asked == ["allowed.example"]
+
+
+@pytest.mark.parametrize("ttl", [1, 5, 60, 300, 3600, 86400])
+def test_a_day_of_refreshing_leaves_no_gap_and_grows_nothing(ttl: int) -> None:
+    """A flow that lives all day over a name with another port: its element never ends while the name is fresh."""
+    world = World({"git.example": ["git.example A 198.51.100.22"]}, ttl=ttl)
+    resolver = world.resolver()
+    began = world.now
+
+    async def day() -> None:
+        await resolver.resolve("git.example")
+        while world.now < began + KEEP_FRESH - 1:
+            world.now += 10
+            await resolver.refresh()
+            assert world.ends["git.example", "198.51.100.22"] > world.now, f"a gap after {world.now - began:g} s"
+
+    asyncio.run(day())
+    assert len(resolver._cache) == len(resolver._asked) == 1
+    assert len(world.asked) <= KEEP_FRESH / MIN_LIFE + 2
+    world.now = began + KEEP_FRESH + 1
+    asyncio.run(resolver.refresh())
+    assert resolver._asked == {}
+
+
+def test_names_for_80_and_443_alone_are_not_refreshed() -> None:
+    world = World({"allowed.example": ["allowed.example A 198.51.100.1"]}, ttl=60)
+    resolver = world.resolver()
+    ask(resolver, "allowed.example")
+    world.now += 600
+    asyncio.run(resolver.refresh())
+    assert world.asked == ["allowed.example"]
+
+
+def test_while_upstream_is_down_the_last_addresses_stay_open() -> None:
+    world = World({"git.example": ["git.example A 198.51.100.22"]}, ttl=60)
+    resolver = world.resolver()
+    ask(resolver, "git.example")
+    world.down = True
+    for _ in range(360):
+        world.now += 10
+        asyncio.run(resolver.refresh())
+        assert world.ends["git.example", "198.51.100.22"] > world.now
+
+
+def test_the_constants_leave_room_for_a_renewal() -> None:
+    assert GRACE > module.UPSTREAM_TIMEOUT * 3
