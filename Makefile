@@ -2,9 +2,8 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q
-T0 = $$(date +%s)
 
-.PHONY: help setup run test test-full unit golden lab lint
+.PHONY: help setup run test test-full unit docs golden lab lint
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,13 +20,16 @@ lint: setup ## ruff and mypy
 unit: setup ## no root, no process, no DNS; seconds
 	@$(PYTEST) tests/unit
 
+docs: setup ## what the documentation says, against the program
+	@$(PYTEST) tests/docs
+
 golden: setup ## every rendered document of every shipped profile
 	@$(PYTEST) tests/golden
 
 lab: setup ## real VMs in network namespaces of their own
 	@$(PYTEST) tests/lab -m 'not full'
 
-test: ## lint, unit, golden, lab
+test: ## lint, unit, docs, golden, lab
 	@scripts/test
 
 test-full: ## and what takes longer

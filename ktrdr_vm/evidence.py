@@ -137,7 +137,8 @@ def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> 
         ),
         tuple(
             Denial(key[0], key[1], key[2], key[3], entry["count"], entry["first"], entry["last"], during=find_task(gates, entry["first"]))
-            for key, entry in sorted(denied.items())
+            # Names say more than addresses, so they come first.
+            for key, entry in sorted(denied.items(), key=lambda item: (not item[0][0], item[0]))
         ),
     )
 

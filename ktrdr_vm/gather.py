@@ -5,12 +5,12 @@ Needs neither root nor a running libvirt, and creates nothing.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ktrdr_vm.errors import DocumentError, HostError, UsageError
+from ktrdr_vm.gates.load import digest_playbook
 from ktrdr_vm.guest.workspace import Repository, find_repository
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
@@ -74,7 +74,7 @@ def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str 
     profile = loaded.profile
     repository = find_repository(root / profile.workspace.source) if profile.workspace else None
     identity = _identity(instance_id, root, repository)
-    playbooks = tuple((gate, find_playbook(gate, root, loaded.source)) for gate in gates or profile.gates)
+    playbooks = tuple((gate, find_playbook(gate, root, trusted=bool(gates))) for gate in gates or profile.gates)
     recipe, image = _image(profile.image, home)
     kernel = Path(image.directory, "vmlinuz")
     accelerator = find_accelerator(kernel if kernel.exists() else None)
@@ -90,25 +90,36 @@ def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str 
         workspace=str(root),
         base_ref=repository.branch if repository else "",
         base_commit=repository.commit if repository else "",
-        playbooks=tuple((gate, hashlib.sha256(path.read_bytes()).hexdigest()) for gate, path in playbooks),
+        playbooks=tuple((gate, digest_playbook(path)) for gate, path in playbooks),
         presets=_presets(profile),
         owner_reserved=tuple(sorted(policy.reserved)),
     )
     return Gathered(loaded, policy, Plan(profile, facts, identity, loaded.data), accelerator, repository, recipe, playbooks)
 
 
-def find_playbook(gate: str, workspace: Path, profile_source: str) -> Path:
-    """A gate by name or path: the workspace's own, then those beside the profile, then the shipped ones."""
+def find_playbook(gate: str, workspace: Path, *, trusted: bool = False) -> Path:
+    """A gate by name or path: the workspace's own, then the shipped ones.
+
+    A profile comes from a branch: what it names lies in the workspace, links resolved, or is shipped. `trusted` is what a person
+    typed, and may lie anywhere.
+    """
+    shipped = None
     if "/" in gate or gate.endswith((".yaml", ".yml")):
-        candidates = [workspace / gate, Path(profile_source).parent / gate]
+        candidates = [workspace / gate]
     else:
-        beside = Path(profile_source).resolve().parent.parent / "playbooks"
-        candidates = [workspace / "playbooks" / f"{gate}.yaml", beside / f"{gate}.yaml"]
+        candidates = [workspace / "playbooks" / f"{gate}.yaml"]
         shipped = find_shipped("playbooks", f"{gate}.yaml")
         candidates += [shipped] if shipped else []
     for path in candidates:
-        if path.is_file():
-            return path
+        if not path.is_file():
+            continue
+        if not trusted and path != shipped and not path.resolve().is_relative_to(workspace.resolve()):
+            raise UsageError(
+                f"the gate {gate} lies outside the workspace",
+                where=str(path),
+                hint="a profile's gates are files of the workspace, or shipped ones",
+            )
+        return path
     raise UsageError(
         f"there is no playbook for the gate {gate}",
         where=", ".join(str(path) for path in candidates),

@@ -215,6 +215,17 @@ class Instance:
         plan = plan_from_json(self._require_journal().plan)
         return make_environment(self.identity, plan.profile.mode, dict(plan.profile.environment))
 
+    @property
+    def gate_timeout(self) -> float:
+        """Seconds that a gate may take, by the profile."""
+        return plan_from_json(self._require_journal().plan).profile.gate_timeout
+
+    def read_secrets(self) -> list[bytes]:
+        """The values that were delivered, read back from the guest, so that they can be masked."""
+        secrets = plan_from_json(self._require_journal().plan).profile.secrets
+        found = [self.connect().run(["cat", "--", secret.path], become=True, timeout=30) for secret in secrets]
+        return [done.stdout for done in found if done.exit_code == 0]
+
     def variables(self) -> dict[str, Scalar]:
         """The variables that the profile gives to every gate."""
         return dict(plan_from_json(self._require_journal().plan).profile.vars)

@@ -16,15 +16,17 @@ from typing import Any, Literal
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import GuestError, KtrdrError, ResidueError
 from ktrdr_vm.evidence import RunDirectory, make_run_id, now, remove_old_runs, sum_up_egress
+from ktrdr_vm.first_lines import find_first_lines
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.gather import Gathered
 from ktrdr_vm.guest.artifacts import fetch_artifacts
+from ktrdr_vm.guest.commits import pull_commits
 from ktrdr_vm.guest.personalize import make_environment, personalize
 from ktrdr_vm.guest.ssh import SshGuest
-from ktrdr_vm.guest.workspace import copy_in
+from ktrdr_vm.guest.workspace import copy_in, require_clean
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
@@ -38,7 +40,7 @@ from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
 from ktrdr_vm.report.mask import make_mask
-from ktrdr_vm.report.model import Artifact, GateResult, Phase, RunOutcome, RunReport, WorkloadResult
+from ktrdr_vm.report.model import Artifact, Commits, GateResult, Phase, RunOutcome, RunReport, WorkloadResult
 from ktrdr_vm.resources.secret import read_source
 from ktrdr_vm.template import build_template, find_template, fits
 from ktrdr_vm.workload import run_workload
@@ -90,6 +92,7 @@ class Run:
         self._gates: list[GateResult] = []
         self._workload: WorkloadResult | None = None
         self._artifacts: tuple[Artifact, ...] = ()
+        self._commits: tuple[Commits, ...] = ()
         self._resources: list[dict[str, str]] = []
         self._image: Image | None = None
         self._secrets: dict[str, bytes] = {}
@@ -101,6 +104,8 @@ class Run:
         playbooks = [load_playbook(path) for _, path in self._gathered.playbooks]
         self._secrets = {secret.name: read_source(secret) for secret in self._plan.profile.secrets}
         self._mask = make_mask(self._secrets.values())
+        if self._plan.profile.workspace is not None and self._gathered.repository is not None:
+            require_clean(self._gathered.repository, self._plan.profile.workspace)
         self._home.create()
         with self._instance.locked():
             return self._execute_locked(playbooks)
@@ -126,7 +131,8 @@ class Run:
             error = caught
         self._keep_evidence()
         failed = error is not None or interrupted or not self._passed()
-        if self._keeps(failed):
+        kept = self._keeps(failed)
+        if kept:
             self._instance.keep()
             self._listener.note(f"the instance is kept; `ktrdr-vm ssh {plan.identity.instance_id}` enters it, `ktrdr-vm destroy` ends it")
             rows = directory.keep_ledger(self._instance.paths.ledger, since=started_at)
@@ -152,7 +158,10 @@ class Run:
             allowed=allowed,
             denied=denied,
             artifacts=self._artifacts,
+            commits=self._commits,
+            first_lines=find_first_lines(self._commits, self._gathered),
             residue=residue,
+            kept=kept,
             resources=tuple(self._resources),
             image=self._describe_image(),
             host={"accelerator": plan.facts.accelerator, "accelerator_reason": self._gathered.accelerator.reason},
@@ -229,6 +238,7 @@ class Run:
                     ask_guard(self._instance.paths.guard, "flush")
         if len(playbooks) < 2 and self._passed():
             self._run_workload()
+        self._pull()
         if self._plan.profile.artifacts:
             with self._phase("artifacts"):
                 assert self._directory is not None
@@ -237,6 +247,17 @@ class Run:
                 self._artifacts = make_artifacts(
                     fetch_artifacts(self._instance.connect(), self._plan.profile.artifacts, folder, owner=owner)
                 )
+
+    def _pull(self) -> None:
+        """Bring the workload's commits home. Without a workload there is nobody who commits."""
+        workspace, repository = self._plan.profile.workspace, self._gathered.repository
+        if workspace is None or repository is None or self._plan.profile.workload is None:
+            return
+        with self._phase("commits"):
+            returned = pull_commits(
+                repository, self._plan.facts.base_commit, workspace.target, self._instance.connect(), self._plan.identity
+            )
+            self._commits = tuple(Commits(one.ref, one.commit, one.changed) for one in returned)
 
     def _run_gate(self, playbook: Playbook) -> GateResult:
         assert self._directory is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.cli.progress import show_gate, show_gate_event
     from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.evidence import make_run_id
     from ktrdr_vm.gates.context import GateContext
     from ktrdr_vm.gates.load import load_playbook
     from ktrdr_vm.gates.runner import run_playbook
@@ -31,8 +33,10 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.instance import Instance
     from ktrdr_vm.plan.identity import parse_instance_id
+    from ktrdr_vm.report.mask import make_mask
 
-    instance = Instance(find_home(), parse_instance_id(instance_id), Libvirt())
+    home = find_home()
+    instance = Instance(home, parse_instance_id(instance_id), Libvirt())
     root = workspace.resolve()
     extra: dict[str, str] = {}
     for variable in variables:
@@ -40,7 +44,9 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
         if not equals or not name.isidentifier():
             raise UsageError(f"{variable!r} is no variable", hint="write --var name=value")
         extra[name] = value
-    loaded = [(path := find_playbook(name, root, str(root / "profile")), load_playbook(path)) for name in playbooks]
+    loaded = [(path := find_playbook(name, root, trusted=True), load_playbook(path)) for name in playbooks]
+    # fetch brings files here; who typed the command owns them.
+    artifacts = home.run(instance_id, f"gates-{make_run_id()}") / "artifacts"
     results = []
     with instance.locked():
         guest = instance.connect()
@@ -49,6 +55,10 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
                 extra_vars={**instance.variables(), **extra},
                 roots=(path.resolve().parent, root),
                 environment=instance.environment(),
+                artifacts=artifacts / playbook.name,
+                owner=(os.getuid(), os.getgid()),
+                mask=make_mask(instance.read_secrets()),
+                gate_timeout=instance.gate_timeout,
                 on_event=show_gate_event,
             )
             results.append(run_playbook(playbook, guest, context))

@@ -2,30 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ktrdr_vm.errors import UsageError
-from ktrdr_vm.gates.model import Playbook
+from ktrdr_vm.errors import KtrdrError, UsageError
+from ktrdr_vm.gates.model import Node, Playbook, Task
 from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.guest.beneath import open_beneath
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 
 
-def load_playbook(path: Path, *, source: str = "") -> Playbook:
+def digest_playbook(path: Path) -> str:
+    """sha256 over the playbook, what it includes, and the files beside it that its tasks send, in the order of their names."""
+    read: dict[str, bytes] = {}
+    playbook = load_playbook(path, seen=read)
+    for task in _tasks(node for play in playbook.plays for node in play.tasks):
+        source = task.arguments.get("src") or str(task.arguments.get("cmd", "")).split(" ")[0]
+        if task.module in ("copy", "template", "script") and isinstance(source, str) and source:
+            # The places where the task will look; what cannot be read now fails then, with its own message.
+            for name in (source, f"files/{source}", f"templates/{source}"):
+                with contextlib.suppress(OSError, KtrdrError), os.fdopen(open_beneath(path.parent, name), "rb") as stream:
+                    read[name] = stream.read()
+    digest = hashlib.sha256()
+    for name in sorted(read):
+        digest.update(f"{name}\0{hashlib.sha256(read[name]).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _tasks(nodes: Iterable[Node]) -> Iterator[Task]:
+    for node in nodes:
+        if isinstance(node, Task):
+            yield node
+            yield from _tasks(node.included)
+        else:
+            yield from _tasks((*node.block, *node.rescue, *node.always))
+
+
+def load_playbook(path: Path, *, source: str = "", seen: dict[str, bytes] | None = None) -> Playbook:
     """Parse the playbook at `path`. UsageError when it cannot be read, DocumentError with all problems when it is invalid.
 
-    `source` is the name to show; the path as given otherwise. The file itself may be a link that the user made; what it
+    `source` is the name to show; the path as given otherwise. `seen`, when given, is filled with every file that was read. The file itself may be a link that the user made; what it
     includes must be regular files beneath its folder.
     """
     try:
         with path.open("rb") as stream:
-            text = stream.read(MAX_BYTES + 1).decode("utf-8")
+            raw = stream.read(MAX_BYTES + 1)
+            text = raw.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the playbook cannot be read: {error}", where=str(path), hint="name a readable YAML file") from None
 
+    files = seen if seen is not None else {}
+    files[path.name] = raw
+
     def read(name: str) -> str:
         with os.fdopen(open_beneath(path.parent, name), "rb") as stream:
-            return stream.read(MAX_BYTES + 1).decode("utf-8")
+            files[name] = stream.read(MAX_BYTES + 1)
+        return files[name].decode("utf-8")
 
     return parse_playbook(text, source or str(path), read=read)

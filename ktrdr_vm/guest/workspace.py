@@ -17,29 +17,11 @@ from pathlib import Path
 
 from ktrdr_vm.errors import GuestError, HostError, UsageError
 from ktrdr_vm.guest.protocol import Guest
-from ktrdr_vm.host import process
+from ktrdr_vm.host.git import LIMIT, git
 from ktrdr_vm.profile.model import Workspace
 
-LIMIT = 600.0
 MAX_FILES = 20_000
 MAX_BYTES = 1024 * 1024 * 1024
-_SAFE = (
-    "-c",
-    "core.hooksPath=/dev/null",
-    "-c",
-    "core.fsmonitor=false",
-    "-c",
-    "protocol.ext.allow=never",
-    "-c",
-    "core.quotePath=false",
-)
-_ENVIRONMENT = {
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-    "GIT_TERMINAL_PROMPT": "0",
-    "GIT_OPTIONAL_LOCKS": "0",
-    "HOME": "/nonexistent",
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +44,7 @@ def find_repository(directory: Path) -> Repository:
             f"the workspace cannot be opened: {error.strerror}", where=str(directory), hint="name a folder with --workspace"
         ) from None
     owner = (facts.st_uid, facts.st_gid)
-    found = _git(directory, owner, "rev-parse", "--show-toplevel", "--verify", "HEAD", check=False)
+    found = git(directory, owner, "rev-parse", "--show-toplevel", "--verify", "HEAD", check=False)
     lines = found.text.splitlines()
     if found.exit_code != 0 or len(lines) != 2:
         raise UsageError(
@@ -71,36 +53,34 @@ def find_repository(directory: Path) -> Repository:
             hint="run `git init` and commit, or name another folder with --workspace",
         )
     root = Path(lines[0])
-    branch = _git(root, owner, "symbolic-ref", "--quiet", "--short", "HEAD", check=False).text.strip()
+    branch = git(root, owner, "symbolic-ref", "--quiet", "--short", "HEAD", check=False).text.strip()
     # A linked worktree lies anywhere; the repository's name is the main one's.
-    common = Path(_git(root, owner, "rev-parse", "--path-format=absolute", "--git-common-dir").text.strip())
+    common = Path(git(root, owner, "rev-parse", "--path-format=absolute", "--git-common-dir").text.strip())
     name = common.parent.name if common.name == ".git" else common.name.removesuffix(".git")
     return Repository(root, branch, lines[1], owner, name)
 
 
-def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: str, instance_id: str, note: Callable[[str], None]) -> None:
-    """Fill the workspace in the guest, owned by `user`. `note` hears what was left out."""
+def require_clean(repository: Repository, workspace: Workspace) -> None:
+    """UsageError when the profile refuses uncommitted changes and there are some."""
+    if workspace.uncommitted != "refuse":
+        return
     changed, deleted = _uncommitted(repository, workspace)
-    if (changed or deleted) and workspace.uncommitted == "refuse":
+    if changed or deleted:
         shown = ", ".join([*changed, *deleted][:5])
         raise UsageError(
             f"the workspace has uncommitted changes: {shown}",
             where=str(repository.root),
             hint="commit them, or set workspace.uncommitted to include or ignore",
         )
+
+
+def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: str, instance_id: str, note: Callable[[str], None]) -> None:
+    """Fill the workspace in the guest, owned by `user`. `note` hears what was left out."""
+    changed, deleted = _uncommitted(repository, workspace)
     _make_target(guest, workspace.target, user)
     with tempfile.TemporaryFile() as bundle:
         ref = f"refs/heads/{repository.branch}" if repository.branch else "HEAD"
-        as_user, as_group = _identity(repository.owner)
-        process.run(
-            ["git", *_SAFE, "bundle", "create", "--quiet", "-", ref],
-            cwd=repository.root,
-            timeout=LIMIT,
-            environment=_ENVIRONMENT,
-            stdout=bundle.fileno(),
-            user=as_user,
-            group=as_group,
-        )
+        git(repository.root, repository.owner, "bundle", "create", "--quiet", "-", ref, stdout=bundle.fileno())
         bundle.seek(0)
         guest.upload(bundle, "/var/tmp/workspace.bundle", timeout=LIMIT)
     _run(
@@ -169,7 +149,7 @@ def _uncommitted(repository: Repository, workspace: Workspace) -> tuple[list[str
     """Tracked files that differ from HEAD, and those that are gone."""
     if workspace.uncommitted == "ignore":
         return [], []
-    listed = _git(
+    listed = git(
         repository.root, repository.owner, "diff", "--name-status", "--no-renames", "--no-ext-diff", "--ignore-submodules", "-z", "HEAD"
     )
     words = listed.text.split("\0")[:-1]
@@ -180,7 +160,7 @@ def _uncommitted(repository: Repository, workspace: Workspace) -> tuple[list[str
 def _matching_untracked(repository: Repository, globs: tuple[str, ...]) -> list[str]:
     if not globs:
         return []
-    listed = _git(repository.root, repository.owner, "ls-files", "--others", "-z", "--", *(f":(glob){one}" for one in globs))
+    listed = git(repository.root, repository.owner, "ls-files", "--others", "-z", "--", *(f":(glob){one}" for one in globs))
     return [name for name in listed.text.split("\0") if name]
 
 
@@ -233,13 +213,3 @@ def _open_parent(root: Path, name: str) -> int:
             os.close(descriptor)
         descriptor = deeper
     return descriptor
-
-
-def _git(directory: Path, owner: tuple[int, int], *words: str, check: bool = True) -> process.Completed:
-    user, group = _identity(owner)
-    return process.run(["git", *_SAFE, *words], cwd=directory, timeout=LIMIT, environment=_ENVIRONMENT, check=check, user=user, group=group)
-
-
-def _identity(owner: tuple[int, int]) -> tuple[int | None, int | None]:
-    """Git refuses a repository of another user, and root should run nothing of a user's. Without root there is no choice."""
-    return owner if os.geteuid() == 0 and owner[0] != 0 else (None, None)

@@ -31,8 +31,9 @@ def find_sources(preset: str) -> tuple[Destination, ...]:
 
 
 def _ask_apt() -> list[Destination]:
-    listed = _ask(["apt-get", "indextargets", "--format", "$(SITE)"])
-    return _destinations(listed.split())
+    # It names what it would fetch, and fetches nothing; unlike apt's index it knows also before the first update.
+    listed = _ask(["apt-get", "--print-uris", "update"])
+    return _destinations([line.split("'")[1] for line in listed.splitlines() if line.startswith("'")])
 
 
 def _ask_pip() -> list[Destination]:

@@ -92,7 +92,7 @@ frontend http
     http-request set-var(txn.verdict) str(name)
     acl allowed var(txn.name) -m str -f {lists}/http.names
     acl allowed var(txn.name) -m end -f {lists}/http.suffixes
-    http-request deny status 403 content-type text/plain lf-string "ktrdr-vm: %[var(txn.name)]:80 is not in the egress allowlist of {identity.instance_id}; ask for it with ktrdr-escalate\\n" unless allowed
+    http-request deny status 403 content-type text/plain lf-string "ktrdr-vm: %[var(txn.name)]:80 is not in the egress allowlist of {identity.instance_id}; the profile says what is\\n" unless allowed
     http-request set-var(txn.verdict) str(address)
     http-request {resolve}
     http-request deny status 403 content-type text/plain lf-string "ktrdr-vm: %[var(txn.name)] has no address that may be reached\\n" unless {{ var(txn.address) -m found }}

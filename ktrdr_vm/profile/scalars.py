@@ -86,6 +86,14 @@ def parse_guest_path(text: object) -> str:
     return plain
 
 
+def parse_gate(text: object) -> str:
+    """A gate's name, or a path in the workspace."""
+    plain = parse_host_path(text)
+    if plain.startswith("/"):
+        raise ValueError("a gate is a name, or a path relative to the workspace")
+    return plain
+
+
 def parse_host_path(text: object) -> str:
     """A path on the host as written: literal, without `..`, `~` or variables."""
     plain = parse_plain_text(text)

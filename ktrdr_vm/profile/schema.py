@@ -130,7 +130,7 @@ PROFILE: Schema = {
             "timeout": _text(scalars.parse_duration),
         },
     },
-    "gates": {"type": "list", "maxlength": 50, "schema": _HOST_PATH},
+    "gates": {"type": "list", "maxlength": 50, "schema": _text(scalars.parse_gate)},
     "gate_timeout": _text(scalars.parse_duration),
     "vars": {
         "type": "dict",

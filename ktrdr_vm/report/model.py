@@ -112,6 +112,16 @@ class Allowance:
 
 
 @dataclass(frozen=True)
+class Commits:
+    """One branch of the guest's, as it now stands in the person's repository. `changed` are paths that differ from the base."""
+
+    ref: str
+    commit: str
+    changed: tuple[str, ...]
+    observed: Observer = "host"
+
+
+@dataclass(frozen=True)
 class RunReport:
     """Everything `report.json` says. Version 1 of the schema in the contract."""
 
@@ -134,7 +144,10 @@ class RunReport:
     denied: tuple[Denial, ...] = ()
     escalations: tuple[dict[str, Any], ...] = ()
     artifacts: tuple[Artifact, ...] = ()
+    commits: tuple[Commits, ...] = ()
     residue: tuple[str, ...] = ()
+    kept: bool = False
+    """The instance is still there, on purpose; `residue` then says nothing."""
     resources: tuple[dict[str, str], ...] = ()
     image: dict[str, Any] = field(default_factory=dict)
     host: dict[str, str] = field(default_factory=dict)

@@ -83,9 +83,13 @@ def _lines(report: RunReport) -> Iterator[SummaryLine]:
         yield SummaryLine(f"artifacts  {len(kept)} files, {format_bytes(sum(artifact.size for artifact in kept))}", "title")
         for artifact in refused[:_MAX_DENIED]:
             yield SummaryLine(escape_line(f"refused  {artifact.source}: {artifact.refused}"), "warn", 1)
+    for one in report.commits:
+        yield SummaryLine(escape_line(f"commits  {one.ref} at {one.commit[:12]}, {len(one.changed)} paths changed"), "title")
     for item in report.residue:
         yield SummaryLine(escape_line(f"residue: {item}"), "bad")
-    if not report.residue:
+    if report.kept:
+        yield SummaryLine("kept: the instance is still there", "warn")
+    elif not report.residue:
         yield SummaryLine("residue: none", "good")
 
 

@@ -129,7 +129,8 @@ class Guard(Resource):
             directory.rmdir()
 
     def by_hand(self) -> str:
-        return f"pkill -KILL -f {self.target.paths.guard}; rm -r {self.target.paths.guard}"
+        pids = " ".join(str(pid) for pid in find_guards(self.target.paths.guard))
+        return (f"kill -KILL {pids}; " if pids else "") + f"rm -r {self.target.paths.guard}"
 
 
 def find_guards(directory: Path) -> list[int]:

@@ -117,6 +117,7 @@ def test_overlaps():
         ("secrets: [{name: a, source: {env: AWS_SECRET_ACCESS_KEY}}]", "AWS_SECRET_ACCESS_KEY is not one"),
         ("secrets: [{name: a, source: {file: /root/.ssh/id_rsa}}]", "not one that may be a secret"),
         ("egress: {mode: observe}", "observe mode"),
+        ("workspace: {transfer: mount}", "not there yet"),
         ("egress: {allow: [{cidr: 192.168.1.0/24}]}", "only single addresses"),
         ("egress: {allow: [{cidr: 169.254.169.254/32, ports: [80]}]}", "169.254.169.254:80"),
         ("egress: {allow: [{cidr: 126.0.0.0/8}]}", ""),
@@ -140,7 +141,7 @@ def test_owner_policy_can_allow():
     loaded = load(
         MINIMAL + "mounts: [{source: /data/x, target: /x}]\nresources: {vcpus: 64, memory: 900GiB}\n"
         "secrets: [{name: a, source: {env: CI_TOKEN}}, {name: b, source: {file: /etc/ktrdr-vm/token}}]\n"
-        "egress: {mode: observe, allow: [{cidr: 192.168.1.5/32, ports: [5432]}]}\n"
+        "egress: {allow: [{cidr: 192.168.1.5/32, ports: [5432]}]}\n"
     )
     assert check_policy(loaded, policy, "/w") == []
     assert "192.168.1.5:22" in str(check_policy(load(MINIMAL + "egress: {allow: [{cidr: 192.168.1.5/32, ports: [22]}]}\n"), policy, "/w")[0])
@@ -149,3 +150,8 @@ def test_owner_policy_can_allow():
 @pytest.mark.parametrize("spelling", ["~/x", "../x", "a/../../x", "$HOME/x", "~root/.ssh"])
 def test_mount_spellings_are_refused(spelling):
     assert "literal path" in problems_of(MINIMAL + f"mounts: [{{source: '{spelling}', target: /x}}]\n")[0]
+
+
+@pytest.mark.parametrize("gate", ["/etc/shadow", "../x.yaml", "~/x.yaml", "$HOME/x"])
+def test_a_profiles_gate_is_a_name_or_lies_in_the_workspace(gate):
+    assert "gates[0]" in problems_of(MINIMAL + f"gates: ['{gate}']\n")[0]

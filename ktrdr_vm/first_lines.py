@@ -1,0 +1,35 @@
+"""What a reviewer must read before anything else: that the returned commits changed what judges them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from ktrdr_vm.gather import Gathered
+from ktrdr_vm.report.model import Commits
+
+
+def find_first_lines(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:
+    """One line for each branch that touches the profile, a playbook or a test. The run itself used those of the base commit."""
+    if gathered.repository is None:
+        return ()
+    root = gathered.repository.root
+    judges = {_inside(root, Path(gathered.loaded.source)), *(_inside(root, path) for _, path in gathered.playbooks)}
+    lines = []
+    for one in commits:
+        touched = [path for path in one.changed if path in judges or _is_playbook(path)]
+        tests = [path for path in one.changed if "tests" in PurePosixPath(path).parts or PurePosixPath(path).name.startswith("test_")]
+        if touched:
+            lines.append(f"{one.ref} changes the profile or playbooks: {', '.join(touched[:10])}")
+        if tests:
+            lines.append(f"{one.ref} changes tests: {', '.join(tests[:10])}")
+    return tuple(lines)
+
+
+def _inside(root: Path, path: Path) -> str:
+    resolved = path.resolve()
+    return str(resolved.relative_to(root)) if resolved.is_relative_to(root) else ""
+
+
+def _is_playbook(path: str) -> bool:
+    return PurePosixPath(path).parts[:1] in (("playbooks",), ("profiles",), ("images",))

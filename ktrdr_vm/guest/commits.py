@@ -1,0 +1,103 @@
+"""The guest's commits, as a bundle, into refs/ktrdr/<instance_id>/* of the person's repository.
+
+The bundle is the guest's word. Its size, its refs and its objects are checked here; it is unpacked by Git as the repository's owner,
+who is not root, and nothing in it is ever checked out or executed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from ktrdr_vm.errors import GuestError, KtrdrError
+from ktrdr_vm.guest.protocol import Guest, GuestRefusedError
+from ktrdr_vm.guest.workspace import Repository
+from ktrdr_vm.host.git import git
+from ktrdr_vm.plan.identity import Identity
+
+MAX_BUNDLE = 256 * 1024 * 1024
+MAX_REFS = 50
+_BUNDLE = "/var/tmp/ktrdr-commits.bundle"
+# A branch name that is harmless as a word, a path and a line. Git's own rules are stricter in part, and are applied too.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
+_HEAD = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64}) refs/heads/(.+)")
+
+_MAKE = f"""set -eu
+cd -- "$TARGET"
+rm -f {_BUNDLE}
+[ -n "$(git rev-list --branches --not "$BASE" --max-count=1)" ] || exit 0
+git bundle create --quiet {_BUNDLE} --branches --not "$BASE"
+"""
+
+
+@dataclass(frozen=True)
+class ReturnedRef:
+    """One ref that was brought back. `changed` are paths that differ from the base commit, at most 1000."""
+
+    ref: str
+    commit: str
+    changed: tuple[str, ...]
+
+
+def pull_commits(repository: Repository, base: str, target: str, guest: Guest, identity: Identity) -> tuple[ReturnedRef, ...]:
+    """What the guest's branches have beyond `base`. Nothing new is an empty tuple; a bundle that lies is a GuestError."""
+    made = guest.run(_MAKE, environment={"TARGET": target, "BASE": base}, timeout=300, max_output=64 * 1024)
+    if made.exit_code != 0:
+        raise GuestError(
+            f"the guest made no bundle of its commits: {made.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            where=identity.instance_id,
+            hint=f"look at {target} in the guest; the repository there may be broken",
+        )
+    with tempfile.NamedTemporaryFile(prefix="ktrdr-commits-") as file:
+        try:
+            guest.download(_BUNDLE, cast(BinaryIO, file), max_bytes=MAX_BUNDLE)
+        except GuestRefusedError:
+            return ()  # no bundle: nothing new
+        file.flush()
+        os.chown(file.name, *repository.owner)
+        return _unpack(repository, base, Path(file.name), identity)
+
+
+def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity) -> tuple[ReturnedRef, ...]:
+    root, owner = repository.root, repository.owner
+    try:
+        heads = git(root, owner, "bundle", "list-heads", str(bundle)).text.splitlines()
+        refs = [_check_head(line, identity) for line in heads if not line.endswith(" HEAD")]
+        if len(refs) > MAX_REFS:
+            raise _lies(f"it names {len(refs)} branches, more than {MAX_REFS}", identity)
+        specs = [f"+refs/heads/{name}:{identity.ref_prefix}{name}" for _, name in refs]
+        if specs:
+            checks = ("-c", "fetch.fsckObjects=true", "-c", "transfer.fsckObjects=true")
+            options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--atomic")
+            git(root, owner, *checks, "fetch", *options, str(bundle), *specs)
+    except GuestError:
+        raise
+    except KtrdrError as error:
+        raise _lies(error.message[-300:], identity) from None
+    return tuple(ReturnedRef(f"{identity.ref_prefix}{name}", commit, _changed(repository, base, commit)) for commit, name in refs)
+
+
+def _check_head(line: str, identity: Identity) -> tuple[str, str]:
+    match = _HEAD.fullmatch(line)
+    name = match[2] if match else ""
+    if match is None or not _NAME.fullmatch(name) or ".." in name or name.endswith((".lock", ".")) or len(name) > 200:
+        raise _lies(f"it names {line[:100]!a}, which is no branch", identity)
+    return match[1], name
+
+
+def _changed(repository: Repository, base: str, commit: str) -> tuple[str, ...]:
+    options = ("--name-only", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "-z")
+    listed = git(repository.root, repository.owner, "diff", *options, base, commit, "--")
+    return tuple(name for name in listed.text.split("\0") if name)[:1000]
+
+
+def _lies(what: str, identity: Identity) -> GuestError:
+    return GuestError(
+        f"the guest's commits were refused: {what}",
+        where=identity.instance_id,
+        hint="nothing of them is in the repository; look at the instance",
+    )

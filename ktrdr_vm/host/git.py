@@ -1,0 +1,32 @@
+"""Git on the host, as the repository's owner, with no hook, monitor, prompt or configuration of a person's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ktrdr_vm.host import process
+
+LIMIT = 600.0
+_SAFE = (
+    "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false",
+    "-c", "protocol.ext.allow=never", "-c", "gc.auto=0", "-c", "maintenance.auto=false",
+)  # fmt: skip
+_ENVIRONMENT = {
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "HOME": "/nonexistent",
+}
+
+
+def git(directory: Path, owner: tuple[int, int], *words: str, check: bool = True, stdout: int | None = None) -> process.Completed:
+    """Run git in a folder as `owner` (uid, gid). Git refuses another user's repository, and root runs nothing of a user's.
+
+    Without root there is no choice, and a repository of root's is root's.
+    """
+    user, group = owner if os.geteuid() == 0 and owner[0] != 0 else (None, None)
+    return process.run(
+        ["git", *_SAFE, *words], cwd=directory, timeout=LIMIT, environment=_ENVIRONMENT, check=check, user=user, group=group, stdout=stdout
+    )

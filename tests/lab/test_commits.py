@@ -1,0 +1,144 @@
+"""The guest's commits come home as refs, and a bundle that lies leaves nothing. Real Git on both sides, no VM."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ktrdr_vm.errors import GuestError
+from ktrdr_vm.guest import commits as module
+from ktrdr_vm.guest.commits import pull_commits
+from ktrdr_vm.guest.protocol import GuestRefusedError, GuestResult
+from ktrdr_vm.guest.workspace import find_repository
+from ktrdr_vm.plan.identity import parse_instance_id
+
+IDENTITY = parse_instance_id("stream-a")
+
+
+def git(where: Path, *words: str) -> str:
+    environment = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b.invalid"}
+    environment |= {"GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b.invalid"}
+    return subprocess.run(["git", *words], cwd=where, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+
+
+class FolderGuest:
+    """A guest that is a folder: commands run here, the bundle may be replaced by a lie before it is downloaded."""
+
+    def __init__(self, folder: Path, bundle: Path) -> None:
+        self.folder, self.bundle = folder, bundle
+        self.lie = lambda raw: raw
+
+    def run(self, command, *, environment, timeout, **_more):
+        script = command.replace(module._BUNDLE, str(self.bundle))
+        done = subprocess.run(
+            ["sh", "-c", script], env={**os.environ, **environment, "TARGET": str(self.folder)}, capture_output=True, check=False
+        )
+        return GuestResult(done.returncode, done.stdout, done.stderr)
+
+    def download(self, path, sink, *, max_bytes, **_more):
+        if not self.bundle.exists():
+            raise GuestRefusedError("no such file", hint="x")
+        raw = self.lie(self.bundle.read_bytes())
+        if len(raw) > max_bytes:
+            raise GuestError("too large", hint="x")
+        return sink.write(raw)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """The person's repository with one commit, and a guest that has a clone of it."""
+    home = tmp_path / "home"
+    home.mkdir()
+    git(home, "init", "-q", "-b", "main")
+    (home / "a.txt").write_text("one\n")
+    git(home, "add", ".")
+    git(home, "commit", "-qm", "base")
+    git(tmp_path, "clone", "-q", str(home), "guest")
+    return find_repository(home), FolderGuest(tmp_path / "guest", tmp_path / "made.bundle")
+
+
+def pull(pair):
+    repository, guest = pair
+    return pull_commits(repository, repository.commit, "/workspace", guest, IDENTITY)
+
+
+def commit(guest: FolderGuest, name: str, text: str, branch: str = "main") -> str:
+    git(guest.folder, "checkout", "-q", "-B", branch)
+    (guest.folder / name).write_text(text)
+    git(guest.folder, "add", ".")
+    git(guest.folder, "commit", "-qm", "work")
+    return git(guest.folder, "rev-parse", "HEAD")
+
+
+def refs(pair) -> list[str]:
+    return git(pair[0].root, "for-each-ref", "--format=%(refname)").splitlines()
+
+
+def test_commits_come_home_beneath_their_own_refs(pair):
+    done = commit(pair[1], "b.txt", "two\n", "feat/x")
+    (returned,) = pull(pair)
+    assert returned.ref == "refs/ktrdr/stream-a/feat/x" and returned.commit == done and returned.changed == ("b.txt",)
+    assert git(pair[0].root, "show", f"{returned.ref}:b.txt") == "two"
+    # The person's branch and files are as they were.
+    assert refs(pair) == ["refs/heads/main", "refs/ktrdr/stream-a/feat/x"]
+    assert git(pair[0].root, "status", "--porcelain") == ""
+
+
+def test_nothing_new_brings_nothing(pair):
+    assert pull(pair) == () and refs(pair) == ["refs/heads/main"]
+
+
+@pytest.mark.parametrize("name", ["../../heads/main", "--upload-pack=x", "a..b", "x.lock", "a b", "\x1b[2J", "/x", "x/"])
+def test_a_ref_that_lies_is_refused(pair, name):
+    commit(pair[1], "b.txt", "two\n")
+    pair[1].lie = lambda raw: raw.replace(b"refs/heads/main", f"refs/heads/{name}".encode(), 1)
+    with pytest.raises(GuestError, match="refused"):
+        pull(pair)
+    assert refs(pair) == ["refs/heads/main"]
+
+
+def test_a_ref_outside_of_heads_is_refused(pair):
+    commit(pair[1], "b.txt", "two\n")
+    pair[1].lie = lambda raw: raw.replace(b"refs/heads/main", b"refs/tags/v1.0x", 1)
+    with pytest.raises(GuestError, match="no branch"):
+        pull(pair)
+
+
+def test_garbage_and_broken_objects_leave_nothing(pair):
+    commit(pair[1], "b.txt", "two\n" * 100)
+    for lie in (lambda raw: b"not a bundle", lambda raw: raw[:-40], lambda raw: raw[:-60] + bytes(60)):
+        pair[1].lie = lie
+        with pytest.raises(GuestError):
+            pull(pair)
+        assert refs(pair) == ["refs/heads/main"]
+
+
+def test_hooks_and_filters_of_the_guest_are_never_executed(pair, tmp_path):
+    trace = tmp_path / "executed"
+    commit(pair[1], ".gitattributes", "* filter=evil diff=evil\n")
+    commit(pair[1], "b.txt", "two\n")
+    hook = pair[0].root / ".git" / "hooks" / "post-checkout"
+    for name in ("post-checkout", "reference-transaction", "post-merge"):
+        hook = pair[0].root / ".git" / "hooks" / name
+        hook.write_text(f"#!/bin/sh\ntouch {trace}\n")
+        hook.chmod(0o755)
+    assert pull(pair)
+    assert not trace.exists()
+
+
+def test_a_repository_of_a_person_stays_the_persons(pair):
+    if os.geteuid() != 0:
+        pytest.skip("needs root to be somebody else")
+    repository, guest = pair
+    for path in [repository.root, *repository.root.rglob("*")]:
+        os.chown(path, 1234, 1234, follow_symlinks=False)
+    for folder in repository.root.parents:
+        if str(folder).startswith("/tmp/"):
+            folder.chmod(0o755)
+    commit(guest, "b.txt", "two\n")
+    mine = find_repository(repository.root)
+    assert pull_commits(mine, mine.commit, "/workspace", guest, IDENTITY)
+    assert {path.stat().st_uid for path in (mine.root / ".git").rglob("*")} == {1234}
+    shutil.rmtree(guest.folder)

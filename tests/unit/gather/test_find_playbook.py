@@ -1,0 +1,53 @@
+import pytest
+
+from ktrdr_vm.errors import UsageError
+from ktrdr_vm.gates.load import digest_playbook
+from ktrdr_vm.gather import find_playbook
+
+PLAY = "- hosts: all\n  tasks: [{name: t, ansible.builtin.debug: {msg: x}}]\n"
+
+
+def test_the_workspace_comes_before_what_is_shipped(tmp_path):
+    assert find_playbook("startability", tmp_path).name == "startability.yaml"
+    own = tmp_path / "playbooks" / "startability.yaml"
+    own.parent.mkdir()
+    own.write_text(PLAY)
+    assert find_playbook("startability", tmp_path) == own
+
+
+@pytest.mark.parametrize("where", ["file", "folder"])
+def test_a_link_out_of_the_workspace_is_refused_unless_a_person_typed_it(tmp_path, where):
+    outside, workspace = tmp_path / "outside", tmp_path / "workspace"
+    outside.mkdir()
+    (outside / "gate.yaml").write_text(PLAY)
+    workspace.mkdir()
+    if where == "file":
+        (workspace / "gate.yaml").symlink_to(outside / "gate.yaml")
+        name = "gate.yaml"
+    else:
+        (workspace / "deep").symlink_to(outside)
+        name = "deep/gate.yaml"
+    with pytest.raises(UsageError, match="outside the workspace"):
+        find_playbook(name, workspace)
+    assert find_playbook(name, workspace, trusted=True).exists()
+
+
+def test_what_is_nowhere_says_where_it_was_looked_for(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        find_playbook("nothing", tmp_path)
+    assert str(tmp_path) in caught.value.where
+
+
+def test_the_digest_covers_includes_and_sent_files(tmp_path):
+    main = tmp_path / "main.yaml"
+    main.write_text(
+        "- hosts: all\n  tasks:\n    - {name: i, ansible.builtin.include_tasks: more.yaml}\n    - {name: s, ansible.builtin.script: run.sh now}\n"
+    )
+    (tmp_path / "more.yaml").write_text("- {name: m, ansible.builtin.debug: {msg: x}}\n")
+    (tmp_path / "run.sh").write_text("true\n")
+    digests = {digest_playbook(main)}
+    (tmp_path / "more.yaml").write_text("- {name: m, ansible.builtin.debug: {msg: y}}\n")
+    digests.add(digest_playbook(main))
+    (tmp_path / "run.sh").write_text("false\n")
+    digests.add(digest_playbook(main))
+    assert len(digests) == 3
