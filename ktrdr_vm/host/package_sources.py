@@ -72,9 +72,12 @@ def _ask(argv: list[str]) -> str:
 def _destinations(urls: list[str]) -> list[Destination]:
     found = []
     for url in urls:
-        parts = urlsplit(url)
+        try:
+            parts, port = urlsplit(url), urlsplit(url).port
+        except ValueError:
+            continue  # no URL, or a port that none can be
         if parts.scheme not in ("http", "https") or not parts.hostname:
             continue
         if re.fullmatch(r"[a-z0-9.-]+", parts.hostname):
-            found.append((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)))
+            found.append((parts.hostname, port or (443 if parts.scheme == "https" else 80)))
     return found

@@ -1,0 +1,320 @@
+"""`ktrdr-vm apply` as a person runs it: the main job, its evidence, its exit codes, and nothing left."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import stat
+import subprocess
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import jsonschema
+import pytest
+from laboratory import world
+from laboratory.command import Ended, assert_nothing_left, run, start
+from laboratory.instances import make_workspace
+from laboratory.lab import Lab
+from laboratory.recorder import wait_until
+
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+
+CANARY = "CANARY-5f3a/9+b_c d0e1"
+SEVEN = [
+    "configuration valid",
+    "containers build",
+    "services start",
+    "health checks pass",
+    "API answers",
+    "database reachable",
+    "clean teardown",
+]
+PROFILE = """\
+version: 1
+name: main-job
+image: debian-13-docker
+resources: {vcpus: 2, memory: 2GiB, disk: 10GiB}
+workspace: {source: ., target: /workspace}
+egress:
+  allow:
+    - {host: allowed.test.lab, ports: [80]}
+secrets:
+  - {name: canary, source: {env: KTRDR_CANARY}, path: /run/secrets/canary, mode: "0400", ttl: 1h}
+gates: [startability, ./gates/after.yaml]
+vars: {project_src: /workspace/stack}
+artifacts: [/srv/results, /srv/nothing]
+"""
+# After the Startability Gate: one fetch that is allowed, one that is not, a secret that is said aloud, and artifacts that lie.
+AFTER = """\
+- name: after
+  hosts: all
+  tasks:
+    - name: an allowed fetch
+      ansible.builtin.command: {cmd: "curl -sS --fail --max-time 60 http://allowed.test.lab/"}
+    - name: a denied fetch
+      ansible.builtin.command: {cmd: "curl -sS --max-time 60 http://evil.test.lab/"}
+      ignore_errors: true
+    - name: a denied address
+      ansible.builtin.command: {cmd: "nc -z -w 2 203.0.113.66 22"}
+      ignore_errors: true
+    - name: the secret is said aloud
+      ansible.builtin.shell:
+        cmd: |
+          cat /run/secrets/canary; echo
+          base64 -w0 /run/secrets/canary; echo
+          python3 -c 'import sys, urllib.parse; print(urllib.parse.quote(sys.stdin.read(), safe=""))' < /run/secrets/canary
+      become: true
+    - name: artifacts that lie
+      ansible.builtin.shell:
+        cmd: |
+          set -e
+          mkdir -p /srv/results/deep && cd /srv/results
+          echo good > good.txt
+          echo inside > deep/inside.txt
+          ln -s /etc/shadow link
+          ln /etc/hostname hard
+          mknod device c 1 3
+          mkfifo fifo
+          truncate -s 1T terabyte
+          chmod 4755 good.txt
+          printf 'x' > "$(printf 'control\\033[31m')"
+          cp /run/secrets/canary leaked.txt
+          python3 - <<'PY'
+          import os
+          os.chdir("/srv/results")
+          for _ in range(20):
+              os.mkdir("d" * 200)
+              os.chdir("d" * 200)
+          open("far", "w").close()
+          PY
+      become: true
+"""
+
+
+@dataclass
+class MainJob:
+    instance_id: str
+    ended: Ended
+    directory: Path
+    report: dict[str, Any]
+    arrived: set[tuple[str, str, int]]
+
+    def jsonl(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.directory / name).read_text().splitlines()]
+
+    def gate(self, name: str) -> dict[str, Any]:
+        return next(gate for gate in self.report["gates"] if gate["name"] == name)
+
+
+@pytest.fixture(scope="module")
+def workspace(lab: Lab) -> Path:
+    place = make_workspace(lab.scratch / "main-job")
+    (place / "gates").mkdir()
+    (place / "gates" / "after.yaml").write_text(AFTER)
+    (place / "profile.yaml").write_text(PROFILE)
+    return place
+
+
+@pytest.fixture(scope="module")
+def main_job(lab: Lab, workspace: Path) -> Iterator[MainJob]:
+    """One apply; the tests below look at what it left and did not leave."""
+    instance_id = lab.new_id("main")
+    mark = lab.recorder.mark()
+    words = ("apply", "profile.yaml", "--instance-id", instance_id, "--json")
+    ended = start(lab, instance_id, *words, environment={"KTRDR_CANARY": CANARY}, cwd=workspace).wait()
+    directory = lab.home.runs / instance_id / "latest"
+    assert directory.exists(), ended.stderr
+    yield MainJob(
+        instance_id, ended, directory.resolve(), json.loads((directory / "report.json").read_text()), lab.recorder.endpoints(mark)
+    )
+
+
+def test_the_main_job_passes_and_leaves_nothing(lab: Lab, main_job: MainJob) -> None:
+    assert main_job.ended.code == 0, main_job.ended.stderr
+    assert main_job.report["outcome"] == "passed"
+    assert main_job.report["residue"] == []
+    assert "residue: none" in main_job.ended.stderr
+    assert_nothing_left(lab, main_job.instance_id)
+
+
+def test_the_report_says_what_the_contract_says(main_job: MainJob) -> None:
+    report = main_job.report
+    schema = {
+        "type": "object",
+        "required": "schema_version instance_id run_id profile mode plan_digest image_digest outcome started_at duration_s phases gates workload egress escalations artifacts residue".split(),
+        "properties": {
+            "schema_version": {"const": 1},
+            "instance_id": {"const": main_job.instance_id},
+            "mode": {"const": "sandbox"},
+            "plan_digest": {"pattern": "^[0-9a-f]{64}$"},
+            "image_digest": {"pattern": "^[0-9a-f]{64}$"},
+            "started_at": {"pattern": "^[0-9-]{10}T[0-9:.]+Z$"},
+            "duration_s": {"type": "number", "exclusiveMinimum": 0},
+            "gates": {"items": {"required": ["name", "outcome", "duration_s", "tasks", "observed"]}},
+            "phases": {"items": {"required": ["name", "duration_s"]}, "minItems": 5},
+            "egress": {"required": ["allowed", "denied"]},
+        },
+    }
+    jsonschema.validate(report, schema)
+    for gate in report["gates"]:
+        for task in gate["tasks"]:
+            assert {"name", "module", "outcome", "changed", "duration_s", "message", "stdout", "stderr"} <= task.keys()
+    assert json.loads(main_job.ended.stdout) == report
+
+
+def test_the_gate_checks_all_seven_points(main_job: MainJob) -> None:
+    gate = main_job.gate("startability")
+    assert [task["name"] for task in gate["tasks"]] == SEVEN
+    assert {task["outcome"] for task in gate["tasks"]} <= {"ok", "changed"}
+
+
+def test_one_fetch_is_allowed_and_the_denied_ones_are_named(main_job: MainJob) -> None:
+    allowed, denied = main_job.report["egress"]["allowed"], main_job.report["egress"]["denied"]
+    assert ("allowed.test.lab", 80) in {(row["host"], row["port"]) for row in allowed}
+    assert {"evil.test.lab"} <= {row["host"] for row in denied}
+    by_address = [row for row in denied if row["address"] == world.EVIL and row["port"] == 22]
+    assert by_address and by_address[0]["count"] >= 1
+    assert by_address[0]["during"] == "after: a denied address"
+    for row in denied:
+        assert {"host", "address", "port", "rule", "count", "first_at", "last_at", "during"} <= row.keys()
+    assert "evil.test.lab" in main_job.ended.stderr
+    assert main_job.arrived <= {("tcp", world.WEB, 80), ("udp", world.DNS, 53)}
+
+
+def test_every_line_of_the_evidence_has_a_time_and_whose_it_is(main_job: MainJob) -> None:
+    for name in ("events.jsonl", "egress.jsonl"):
+        rows = main_job.jsonl(name)
+        assert rows
+        for row in rows:
+            assert row["instance_id"] == main_job.instance_id
+            assert row["time"].endswith("Z") and "T" in row["time"]
+    assert {row["event"] for row in main_job.jsonl("events.jsonl")} >= {
+        "run_started",
+        "phase_started",
+        "phase_finished",
+        "resource",
+        "run_finished",
+    }
+
+
+def test_junit_is_what_tools_read(main_job: MainJob) -> None:
+    root = ElementTree.parse(main_job.directory / "junit.xml").getroot()
+    suites = list(root.iter("testsuite"))
+    assert {str(suite.get("name")).rsplit(".", 1)[-1] for suite in suites} >= {"startability", "after"}
+    for suite in suites:
+        cases = suite.findall("testcase")
+        assert int(suite.get("tests", "-1")) == len(cases)
+        assert int(suite.get("failures", "-1")) == sum(case.find("failure") is not None for case in cases)
+    assert len([case for suite in suites for case in suite.findall("testcase")]) >= 12
+
+
+def test_artifacts_come_back_safely(main_job: MainJob) -> None:
+    """Row 28."""
+    root = main_job.directory / "artifacts" / "srv" / "results"
+    assert (root / "good.txt").read_text() == "good\n"
+    assert (root / "deep" / "inside.txt").read_text() == "inside\n"
+    for folder, folders, files in os.walk(main_job.directory / "artifacts"):
+        for name in (*folders, *files):
+            facts = os.lstat(Path(folder, name))
+            assert stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode), name
+            assert not facts.st_mode & 0o7000, name
+            assert facts.st_size < 2**30
+    rows = main_job.report["artifacts"]
+    refused = {row["source"].rsplit("/", 1)[-1]: row["refused"] for row in rows if row["refused"]}
+    assert refused["terabyte"].startswith("larger than")
+    assert {"nothing"} <= refused.keys()
+    assert not (root / "link").exists() and not (root / "device").exists() and not (root / "fifo").exists()
+    assert "far" not in {path.name for path in root.rglob("*")}
+    good = next(row for row in rows if row["source"].endswith("/good.txt"))
+    assert (main_job.directory / good["path"]).read_text() == "good\n" and len(good["sha256"]) == 64
+    assert "\x1b[31m" not in main_job.ended.stderr
+
+
+FORMS = [CANARY.encode(), base64.b64encode(CANARY.encode()), urllib.parse.quote(CANARY, safe="").encode()]
+
+
+def test_the_secret_is_masked_where_the_guest_said_it(main_job: MainJob) -> None:
+    """Row 33."""
+    task = next(task for task in main_job.gate("after")["tasks"] if task["name"] == "the secret is said aloud")
+    lines = task["stdout"].split()
+    assert lines and CANARY not in task["stdout"]
+    for form in FORMS:
+        assert form.decode() not in task["stdout"]
+
+
+def test_the_secret_is_nowhere(lab: Lab, main_job: MainJob) -> None:
+    """Row 31, afterwards: every file of the home and the evidence, but for the artifact that the guest itself made of it."""
+    found = []
+    for root in (lab.home.root, Path("/var/log/libvirt"), Path("/run/libvirt"), Path("/var/lib/libvirt"), Path("/run/ktrdr-vm")):
+        for path in root.rglob("*"):
+            if path.is_file() and not path.is_symlink() and not path.is_relative_to(lab.home.images):
+                found += [str(path) for form in FORMS if holds(path, form)]
+    assert [path for path in found if not path.endswith("artifacts/srv/results/leaked.txt")] == []
+    assert not any(form in text.encode() for form in FORMS for text in (main_job.ended.stdout, main_job.ended.stderr))
+
+
+def holds(path: Path, needle: bytes) -> bool:
+    """Sparse files of gigabytes are read where they hold data."""
+    done = subprocess.run(["grep", "-qaF", "--", needle.decode(), str(path)], timeout=120)
+    return done.returncode == 0
+
+
+def write(place: Path, name: str, *, gate: str, extra: str = "") -> Path:
+    (place / "gates").mkdir(exist_ok=True)
+    (place / "gates" / f"{name}.yaml").write_text(gate)
+    profile = place / f"{name}-profile.yaml"
+    profile.write_text(
+        f"version: 1\nname: {name}\nimage: debian-13-docker\nresources: {{vcpus: 2, memory: 2GiB, disk: 10GiB}}\n"
+        f"gates: [./gates/{name}.yaml]\n{extra}"
+    )
+    return profile
+
+
+def test_a_failing_gate_is_exit_1_and_a_second_apply_finds_it_busy(lab: Lab, workspace: Path) -> None:
+    gate = "- name: failing\n  hosts: all\n  tasks:\n    - name: it is not so\n      ansible.builtin.fail: {msg: as expected}\n    - name: never\n      ansible.builtin.command: {cmd: 'true'}\n"
+    profile = write(workspace, "failing", gate=gate)
+    instance_id = lab.new_id("failing")
+    first = start(lab, instance_id, "apply", profile.name, "--instance-id", instance_id, "--json", cwd=workspace)
+    wait_until(first.phases, "the first run has begun", 60)
+    second = run(lab, "apply", profile.name, "--instance-id", instance_id, cwd=workspace)
+    assert second.code == 7, second.stderr
+    assert str(first.process.pid) in second.stderr
+    ended = first.wait()
+    assert ended.code == 1, ended.stderr
+    assert ended.report["outcome"] == "failed"
+    assert ended.report["gates"][0]["tasks"][0]["outcome"] == "failed"
+    assert "as expected" in ended.report["gates"][0]["tasks"][0]["message"]
+    assert ended.report["residue"] == []
+    assert_nothing_left(lab, instance_id)
+
+
+@pytest.mark.parametrize("phase", ["boot", "gate sleeping"])
+def test_ctrl_c_ends_cleanly(lab: Lab, workspace: Path, phase: str) -> None:
+    """Row 41."""
+    gate = "- name: sleeping\n  hosts: all\n  tasks:\n    - name: for long\n      ansible.builtin.command: {cmd: sleep 600}\n"
+    profile = write(workspace, "sleeping", gate=gate)
+    instance_id = lab.new_id(f"ctrl-c-{phase.split()[0]}")
+    cold = ["--cold"] if phase == "boot" else []
+    started = start(lab, instance_id, "apply", profile.name, "--instance-id", instance_id, *cold, cwd=workspace)
+    wait_until(lambda: phase in started.phases() or started.process.poll() is not None, f"the phase {phase} has begun", 600)
+    started.interrupt()
+    ended = started.wait(120)
+    assert ended.code == 130, ended.stderr
+    report = json.loads((lab.home.runs / instance_id / "latest" / "report.json").read_text())
+    assert (report["outcome"], report["residue"]) == ("interrupted", [])
+    assert_nothing_left(lab, instance_id)
+
+
+def test_a_profile_that_may_not_run_starts_nothing(lab: Lab, workspace: Path) -> None:
+    profile = write(workspace, "lan", gate="- hosts: all\n  tasks: []\n", extra="egress: {allow: [{cidr: 192.168.77.9/32, ports: [80]}]}\n")
+    instance_id = lab.new_id("refused")
+    ended = run(lab, "apply", profile.name, "--instance-id", instance_id, cwd=workspace)
+    assert ended.code == 2, ended.stderr
+    assert "reserved range" in ended.stderr and "lan-profile.yaml:" in ended.stderr
+    assert not (lab.home.runs / instance_id).exists()
+    assert_nothing_left(lab, instance_id)
