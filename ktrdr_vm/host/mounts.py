@@ -33,7 +33,7 @@ def find_mounts(beneath: Path) -> list[MountFacts]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, rest = line.partition(" - ")
         words = fields.split(" ")
-        target = words[4].encode().decode("unicode_escape")
+        target = words[4].encode().decode("unicode_escape").encode("latin-1").decode("utf-8", "surrogateescape")
         if target == prefix or target.startswith(prefix + "/"):
             found.append(MountFacts(target, frozenset(words[5].split(",")), rest.split(" ")[0]))
     return found
@@ -41,7 +41,11 @@ def find_mounts(beneath: Path) -> list[MountFacts]:
 
 @contextmanager
 def open_beneath(root: Path, relative: Path) -> Iterator[int]:
-    """A descriptor of the folder `relative` beneath `root`. A link, another mount or anything but a folder is refused."""
+    """A descriptor of the folder `relative` beneath `root`. A link, `..`, another mount or anything but a folder is refused."""
+    if relative.is_absolute() or ".." in relative.parts:
+        raise HostError(
+            f"{relative} leads out of its root", where=str(root), hint="a mount's source lies beneath the workspace or a listed root"
+        )
     descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         mount = _mount_id(descriptor)

@@ -147,27 +147,24 @@ def running_instance(lab: Lab, libvirt: Libvirt) -> Iterator[LabInstance]:
     lab.shared_id = gathered.plan.identity.instance_id
     instance = Instance(lab.home, gathered.plan.identity, libvirt)
     made = LabInstance(lab, gathered, instance, workspace, canary)
-    with instance.locked():
-        try:
-            instance.create(gathered.plan, read_secret=lambda _: canary, mount_roots=())
-            guest = instance.connect(limit=BOOT_LIMIT[gathered.plan.facts.accelerator])
-            personalize(guest, gathered.plan.identity, "sandbox", made.environment)
+    plan = gathered.plan
+    assert gathered.repository is not None and plan.profile.workspace is not None
+    try:
+        with instance.locked():
+            instance.create(plan, read_secret=lambda _: canary, mount_roots=())
+            guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+            personalize(guest, plan.identity, "sandbox", made.environment)
             guest.run("systemctl start docker.service", become=True, timeout=300)
-            instance.complete(gathered.plan, read_secret=lambda _: canary, mount_roots=())
-            assert gathered.repository is not None and gathered.plan.profile.workspace is not None
-            copy_in(
-                gathered.repository,
-                gathered.plan.profile.workspace,
-                guest,
-                gathered.plan.facts.image.user,
-                made.instance_id,
-                lambda _: None,
-            )
-            yield made
-        except BaseException:
-            lab.keep_evidence("the-shared-instance")
-            raise
-        finally:
+            instance.complete(plan, read_secret=lambda _: canary, mount_roots=())
+            copy_in(gathered.repository, plan.profile.workspace, guest, plan.facts.image.user, made.instance_id, lambda _: None)
+            # As `--keep always` leaves it: commands may take it up, and nothing collects it.
+            instance.keep()
+        yield made
+    except BaseException:
+        lab.keep_evidence("the-shared-instance")
+        raise
+    finally:
+        with instance.locked():
             instance.destroy()
-            assert instance.find_residue() == []
-            assert not instance.paths.directory.exists()
+        assert instance.find_residue() == []
+        assert not instance.paths.directory.exists()

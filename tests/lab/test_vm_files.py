@@ -1,0 +1,147 @@
+"""Mounts and secrets of a running VM: rows 25, 26 and 31, with the guest's root against the host's bind."""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+import subprocess
+import urllib.parse
+from pathlib import Path
+
+import pytest
+from laboratory.command import run
+from laboratory.instances import LabInstance
+from laboratory.lab import Lab
+
+from ktrdr_vm.host.mounts import find_mounts
+
+pytestmark = pytest.mark.vm
+
+
+def test_a_mount_is_read_and_never_written(instance: LabInstance) -> None:
+    assert instance.shell("cat /data/input.txt") == (0, "from the host\n")
+    for line in (
+        "echo x > /data/new",
+        "echo x >> /data/input.txt",
+        "rm -f /data/input.txt",
+        "mkdir /data/folder",
+        "chmod 777 /data/input.txt",
+        "chown 1:1 /data/input.txt",
+        "mknod /data/device c 1 3",
+        "ln -s /etc/shadow /data/link",
+        "ln /data/input.txt /data/hard",
+        "mv /data/input.txt /data/moved",
+    ):
+        code, said = instance.shell(line)
+        assert code != 0, f"{line}: {said}"
+    assert sorted(path.name for path in (instance.workspace / "shared").iterdir()) == ["input.txt"]
+    assert (instance.workspace / "shared" / "input.txt").read_text() == "from the host\n"
+
+
+def test_a_remount_in_the_guest_changes_nothing_on_the_host(instance: LabInstance) -> None:
+    """Row 26. The guest may believe that it can write; the host's bind decides."""
+    instance.shell("mount -o remount,rw,suid,dev /data; mkdir -p /mnt/again; mount -t virtiofs mount0 /mnt/again")
+    for place in ("/data", "/mnt/again"):
+        for line in (f"echo x > {place}/new", f"mknod {place}/device c 1 3", f"cp /bin/true {place}/su && chmod 4755 {place}/su"):
+            assert instance.shell(line)[0] != 0, line
+    instance.shell("umount /mnt/again; mount -o remount,ro,nosuid,nodev /data")
+    assert [path.name for path in (instance.workspace / "shared").iterdir()] == ["input.txt"]
+    options = find_mounts(instance.instance.paths.mounts / "0")[-1].options
+    assert {"ro", "nosuid", "nodev"} <= options
+
+
+def test_without_the_hosts_bind_the_same_write_gets_through(instance: LabInstance) -> None:
+    """The control: the bind made writable for a moment, and the guest's root writes."""
+    bind = instance.instance.paths.mounts / "0"
+    subprocess.run(["mount", "-o", "remount,bind,rw,nosuid,nodev", bind], check=True, timeout=10)
+    try:
+        instance.shell("mount -o remount,rw /data")
+        code, said = instance.shell("echo x > /data/new")
+        assert code == 0, said
+        assert (instance.workspace / "shared" / "new").exists()
+        differences = next(row.differences for row in instance.instance.status() if row.kind == "mount")
+        assert differences == ("the bind is not ro",)
+    finally:
+        subprocess.run(["mount", "-o", "remount,bind,ro,nosuid,nodev", bind], check=True, timeout=10)
+        (instance.workspace / "shared" / "new").unlink(missing_ok=True)
+        instance.shell("mount -o remount,ro /data")
+
+
+def test_links_and_special_files_that_the_host_put_there_stay_the_guests_own(instance: LabInstance) -> None:
+    """Row 25: a link resolves in the guest, a device does not open, a setuid file gives nothing."""
+    shared = instance.workspace / "shared"
+    (shared / "link").symlink_to("/etc/hostname")
+    os.mknod(shared / "zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    try:
+        assert instance.shell("cat /data/link")[1].strip() == instance.instance_id
+        assert instance.shell("head -c 1 /data/zero")[0] != 0
+    finally:
+        (shared / "link").unlink()
+        (shared / "zero").unlink()
+
+
+@pytest.mark.parametrize(
+    "source", ["../outside", "/etc", "~/x", "link", "link/inside", "shared/../../outside", ".git", "/proc/self/root/etc", "sub/.ssh"]
+)
+def test_a_mount_from_elsewhere_is_refused(lab: Lab, instance: LabInstance, source: str) -> None:
+    """Row 26, as `plan` says it and as the resource holds it. A `..` and a link are the two that only the host can judge."""
+    from ktrdr_vm.errors import HostError
+    from ktrdr_vm.host.mounts import open_beneath
+
+    place = lab.scratch / "mounting"
+    (place / "shared").mkdir(parents=True, exist_ok=True)
+    (lab.scratch / "outside" / "inside").mkdir(parents=True, exist_ok=True)
+    if not (place / "link").is_symlink():
+        (place / "link").symlink_to("../outside")
+    profile = place / "p.yaml"
+    profile.write_text(f"version: 1\nname: m\nimage: debian-13-docker\nmounts: [{{source: {source!r}, target: /data}}]\n")
+    ended = run(lab, "plan", profile, "--workspace", place, "--instance-id", "lab-mounting")
+    if source.startswith("link"):
+        # Written as it is, it lies beneath the workspace; what it really is shows when it is opened.
+        with pytest.raises(HostError), open_beneath(place, Path(source)):
+            pass
+    else:
+        assert ended.code == 2, ended.stdout
+        assert "mounts" in ended.stderr
+
+
+def test_the_secret_is_in_the_guests_memory_and_nowhere_else(lab: Lab, instance: LabInstance) -> None:
+    """Row 31, while the VM runs: every file of the instance, argv and environment of every process, the domain, the seed."""
+    forms = [instance.canary, base64.b64encode(instance.canary), urllib.parse.quote(instance.canary.decode()).encode()]
+    assert instance.guest.run(["cat", "/run/secrets/canary"], timeout=20).stdout == instance.canary
+    assert instance.shell("findmnt -no FSTYPE /run/secrets")[1].strip() == "tmpfs"
+    assert instance.shell("stat -c '%a %U' /run/secrets/canary")[1].split() == ["400", instance.gathered.plan.facts.image.user]
+    instance.shell("sync")
+    found = []
+    for root in (
+        lab.home.instances,
+        lab.home.runs,
+        lab.home.locks,
+        Path("/run/libvirt"),
+        Path("/var/lib/libvirt"),
+        Path("/var/log/libvirt"),
+    ):
+        for path in root.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                found += [str(path) for form in forms if subprocess.run(["grep", "-qaF", "--", form, path], timeout=120).returncode == 0]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            for name in ("cmdline", "environ"):
+                try:
+                    content = (entry / name).read_bytes()
+                except OSError:
+                    continue
+                found += [str(entry / name) for form in forms if form in content]
+    assert found == []
+    described = instance.instance.libvirt.describe(instance.instance.identity.domain).encode()
+    assert not any(form in described for form in forms)
+    code, said = instance.shell('grep -rlaF "$(cat /run/secrets/canary)" /etc /var/lib/cloud /home /root /var/log /tmp 2>/dev/null')
+    assert said == "", f"in the guest: {said}"
+
+
+def test_a_canary_in_the_overlay_would_be_found(lab: Lab, instance: LabInstance) -> None:
+    """The control of the search: what the guest itself writes to its disk is found there."""
+    mark = "MARK-" + os.urandom(8).hex()
+    instance.shell(f"printf %s {mark[:10]} > /root/mark; printf %s {mark[10:]} >> /root/mark; sync /root/mark; sync")
+    assert subprocess.run(["grep", "-qaF", mark, instance.instance.paths.overlay], timeout=120).returncode == 0
