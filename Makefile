@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q
 
-.PHONY: help setup run test test-full unit docs golden lab lint
+.PHONY: help setup run test test-full unit docs golden lab lint crash
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,3 +34,6 @@ test: ## lint, unit, docs, golden, lab
 
 test-full: ## and what takes longer
 	@scripts/test --full
+
+crash: ## kill -9 at every step of making and removing, then gc: the whole matrix
+	@scripts/crash
