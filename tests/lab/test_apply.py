@@ -17,10 +17,9 @@ from xml.etree import ElementTree
 import jsonschema
 import pytest
 from laboratory import world
-from laboratory.command import Ended, assert_nothing_left, run, start
+from laboratory.command import Ended, assert_nothing_left, start
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
-from laboratory.recorder import wait_until
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
 
@@ -262,59 +261,3 @@ def holds(path: Path, needle: bytes) -> bool:
     """Sparse files of gigabytes are read where they hold data."""
     done = subprocess.run(["grep", "-qaF", "--", needle.decode(), str(path)], timeout=120)
     return done.returncode == 0
-
-
-def write(place: Path, name: str, *, gate: str, extra: str = "") -> Path:
-    (place / "gates").mkdir(exist_ok=True)
-    (place / "gates" / f"{name}.yaml").write_text(gate)
-    profile = place / f"{name}-profile.yaml"
-    profile.write_text(
-        f"version: 1\nname: {name}\nimage: debian-13-docker\nresources: {{vcpus: 2, memory: 2GiB, disk: 10GiB}}\n"
-        f"gates: [./gates/{name}.yaml]\n{extra}"
-    )
-    return profile
-
-
-def test_a_failing_gate_is_exit_1_and_a_second_apply_finds_it_busy(lab: Lab, workspace: Path) -> None:
-    gate = "- name: failing\n  hosts: all\n  tasks:\n    - name: it is not so\n      ansible.builtin.fail: {msg: as expected}\n    - name: never\n      ansible.builtin.command: {cmd: 'true'}\n"
-    profile = write(workspace, "failing", gate=gate)
-    instance_id = lab.new_id("failing")
-    first = start(lab, instance_id, "apply", profile.name, "--instance-id", instance_id, "--json", cwd=workspace)
-    wait_until(first.phases, "the first run has begun", 60)
-    second = run(lab, "apply", profile.name, "--instance-id", instance_id, cwd=workspace)
-    assert second.code == 7, second.stderr
-    assert str(first.process.pid) in second.stderr
-    ended = first.wait()
-    assert ended.code == 1, ended.stderr
-    assert ended.report["outcome"] == "failed"
-    assert ended.report["gates"][0]["tasks"][0]["outcome"] == "failed"
-    assert "as expected" in ended.report["gates"][0]["tasks"][0]["message"]
-    assert ended.report["residue"] == []
-    assert_nothing_left(lab, instance_id)
-
-
-@pytest.mark.parametrize("phase", ["boot", "gate sleeping"])
-def test_ctrl_c_ends_cleanly(lab: Lab, workspace: Path, phase: str) -> None:
-    """Row 41."""
-    gate = "- name: sleeping\n  hosts: all\n  tasks:\n    - name: for long\n      ansible.builtin.command: {cmd: sleep 600}\n"
-    profile = write(workspace, "sleeping", gate=gate)
-    instance_id = lab.new_id(f"ctrl-c-{phase.split()[0]}")
-    cold = ["--cold"] if phase == "boot" else []
-    started = start(lab, instance_id, "apply", profile.name, "--instance-id", instance_id, *cold, cwd=workspace)
-    wait_until(lambda: phase in started.phases() or started.process.poll() is not None, f"the phase {phase} has begun", 600)
-    started.interrupt()
-    ended = started.wait(120)
-    assert ended.code == 130, ended.stderr
-    report = json.loads((lab.home.runs / instance_id / "latest" / "report.json").read_text())
-    assert (report["outcome"], report["residue"]) == ("interrupted", [])
-    assert_nothing_left(lab, instance_id)
-
-
-def test_a_profile_that_may_not_run_starts_nothing(lab: Lab, workspace: Path) -> None:
-    profile = write(workspace, "lan", gate="- hosts: all\n  tasks: []\n", extra="egress: {allow: [{cidr: 192.168.77.9/32, ports: [80]}]}\n")
-    instance_id = lab.new_id("refused")
-    ended = run(lab, "apply", profile.name, "--instance-id", instance_id, cwd=workspace)
-    assert ended.code == 2, ended.stderr
-    assert "reserved range" in ended.stderr and "lan-profile.yaml:" in ended.stderr
-    assert not (lab.home.runs / instance_id).exists()
-    assert_nothing_left(lab, instance_id)

@@ -136,7 +136,7 @@ def test_the_secret_is_in_the_guests_memory_and_nowhere_else(lab: Lab, instance:
     assert found == []
     described = instance.instance.libvirt.describe(instance.instance.identity.domain).encode()
     assert not any(form in described for form in forms)
-    code, said = instance.shell('grep -rlaF "$(cat /run/secrets/canary)" /etc /var/lib/cloud /home /root /var/log /tmp 2>/dev/null')
+    _, said = instance.shell('grep -rlaF "$(cat /run/secrets/canary)" /etc /var/lib/cloud /home /root /var/log /tmp 2>/dev/null')
     assert said == "", f"in the guest: {said}"
 
 
