@@ -33,11 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What shares the one VM runs together, after what needs none; commands that boot their own come last."""
+    """What needs no VM first, then the commands that boot their own, then all that shares one: never more VMs at once than needed."""
 
     def place(item: pytest.Item) -> int:
         names = getattr(item, "fixturenames", ())
-        return 0 if "image" not in names else 1 if "instance" in names else 2
+        return 0 if "image" not in names else 2 if "instance" in names else 1
 
     items.sort(key=place)
 

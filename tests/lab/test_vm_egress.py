@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 from laboratory import world
@@ -67,9 +66,8 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def from_root(lab: Lab, instance: LabInstance) -> Iterator[Seen]:
-    yield Seen(lab, instance, make_attacks(instance.gateway))
-    lab.keep_evidence("the-shared-instance")
+def from_root(lab: Lab, instance: LabInstance) -> Seen:
+    return Seen(lab, instance, make_attacks(instance.gateway))
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +88,9 @@ def test_what_is_allowed_works(lab: Lab, instance: LabInstance) -> None:
     assert {(packet.protocol, packet.address, packet.port) for packet in seen.packets} - MAY_ARRIVE == set()
 
 
-@pytest.mark.parametrize("row", range(1, 14))
+@pytest.mark.parametrize("row", sorted({attack.row for attack in make_attacks("10.0.0.0")}))
 def test_row_from_the_root_shell(from_root: Seen, row: int) -> None:
     names = [name for name, attack in from_root.attacks.items() if attack.row == row]
-    if not names:
-        pytest.skip("needs raw frames; see test_egress_identity")
     assert {name: wrong for name in names if (wrong := from_root.wrong(name))} == {}
 
 

@@ -8,6 +8,11 @@ import subprocess
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure, and a run leaves nothing behind.
+settings.register_profile("unit", deadline=None, database=None)
+settings.load_profile("unit")
 
 
 @pytest.fixture(autouse=True)
