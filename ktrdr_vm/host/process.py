@@ -16,6 +16,8 @@ from ktrdr_vm.errors import HostError, ProvisionError
 
 # Tools are looked up in the system's places, never in the caller's PATH: under sudo that one is the user's.
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Seconds for what a killed program's streams still hold.
+_DRAIN = 5.0
 _ENVIRONMENT = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
 
 
@@ -69,23 +71,34 @@ def run(
     """
     arguments = [str(word) for word in argv]
     program = arguments[0] if "/" in arguments[0] else str(require_program(arguments[0]))
-    with subprocess.Popen(
-        [program, *arguments[1:]],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE if stdout is None else stdout,
-        stderr=subprocess.PIPE,
-        env={**_ENVIRONMENT, **(environment or {})},
-        cwd=cwd,
-        user=user,
-        group=group,
-        extra_groups=None if user is None else [],
-        start_new_session=True,
-    ) as process:
+    try:
+        started = subprocess.Popen(
+            [program, *arguments[1:]],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.PIPE,
+            env={**_ENVIRONMENT, **(environment or {})},
+            cwd=cwd,
+            user=user,
+            group=group,
+            extra_groups=None if user is None else [],
+            start_new_session=True,
+        )
+    except OSError as error:
+        # Not only the program: the folder may be closed to the user that it is to run as.
+        raise HostError(
+            f"{arguments[0]} cannot be started{f' in {cwd}' if cwd else ''}: {error.strerror}",
+            where=" ".join(arguments)[:200],
+            hint="look at the rights of the folder and of those above it" if cwd else "`ktrdr-vm doctor` checks the host",
+        ) from None
+    with started as process:
         try:
             out, err = process.communicate(stdin, timeout=timeout)
         except BaseException as stopped:
             _kill_group(process)
-            process.communicate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                # A child in a session of its own may hold the streams open: it is not waited for.
+                process.communicate(timeout=_DRAIN)
             if isinstance(stopped, subprocess.TimeoutExpired):
                 raise ProvisionError(
                     f"{arguments[0]} did not end within {timeout:g} s",
@@ -116,6 +129,7 @@ def start(
     group: int | None = None,
     in_child: Callable[[], None] | None = None,
     new_session: bool = True,
+    cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start and return at once. The caller owns the process: it must wait for it, or outlive it on purpose."""
     arguments = [str(word) for word in argv]
@@ -127,6 +141,7 @@ def start(
         stderr=stderr,
         env={**_ENVIRONMENT, **(environment or {})},
         pass_fds=tuple(pass_fds),
+        cwd=cwd,
         user=user,
         group=group,
         extra_groups=None if user is None else [],

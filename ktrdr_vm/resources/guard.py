@@ -41,7 +41,9 @@ class Guard(Resource):
         try:
             with (directory / "guard.log").open("ab") as log:
                 started = process.start(
-                    [sys.executable, "-m", "ktrdr_vm.egress.guard", directory],
+                    # -P and /: `-m` alone puts the current folder in front of every import, and that folder is an untrusted branch.
+                    [sys.executable, "-P", "-s", "-m", "ktrdr_vm.egress.guard", directory],
+                    cwd=Path("/"),
                     environment={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PYTHONDONTWRITEBYTECODE": "1"},
                     stdout=ready_write,
                     stderr=log,

@@ -83,8 +83,7 @@ def test_imports_go_down(path: Path) -> None:
             or FLOORS[there] < FLOORS[here]
             or (here, there) in _BESIDE
             or (name.startswith(_OPEN) and FLOORS[here] >= FLOORS["guest"])
-            or (name == "ktrdr_vm.guest"
-            and any(other.startswith(_OPEN) for other in ours(path)))
+            or (name == "ktrdr_vm.guest" and any(other.startswith(_OPEN) for other in ours(path)))
         )
         if not allowed:
             wrong.append(f"{here} (floor {FLOORS[here]}) imports {name} (floor {FLOORS[there]})")

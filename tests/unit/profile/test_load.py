@@ -144,7 +144,9 @@ def test_owner_policy_can_allow():
         "egress: {allow: [{cidr: 192.168.1.5/32, ports: [5432]}]}\n"
     )
     assert check_policy(loaded, policy, "/w") == []
-    assert "192.168.1.5:22" in str(check_policy(load(MINIMAL + "egress: {allow: [{cidr: 192.168.1.5/32, ports: [22]}]}\n"), policy, "/w")[0])
+    assert "192.168.1.5:22" in str(
+        check_policy(load(MINIMAL + "egress: {allow: [{cidr: 192.168.1.5/32, ports: [22]}]}\n"), policy, "/w")[0]
+    )
 
 
 @pytest.mark.parametrize("spelling", ["~/x", "../x", "a/../../x", "$HOME/x", "~root/.ssh"])

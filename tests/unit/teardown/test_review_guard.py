@@ -1,0 +1,46 @@
+"""How the guard is started: nothing of the folder that the person stands in gets into a process of root's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktrdr_vm.errors import HostError
+from ktrdr_vm.host import process
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.resources import guard as guard_module
+from ktrdr_vm.resources.base import Target
+from ktrdr_vm.resources.guard import Guard
+
+
+def test_modules_of_the_workspace_are_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m` puts the current folder first: a `json.py` in the branch would run as root."""
+    started: list[tuple[list[str], dict[str, Any]]] = []
+
+    class Stop(Exception):
+        pass
+
+    def start(argv: list[str], **options: Any) -> None:
+        started.append(([str(word) for word in argv], options))
+        raise Stop
+
+    monkeypatch.setattr(guard_module.process, "start", start)
+    monkeypatch.setattr(Guard, "_write_files", lambda self: self.target.paths.guard.mkdir(parents=True))
+    target = Target(parse_instance_id("one"), Home(tmp_path).instance("one"), None)  # type: ignore[arg-type]
+    with pytest.raises(Stop):
+        Guard(target).create()
+    argv, options = started[0]
+    assert "-P" in argv[: argv.index("-m")]
+    assert options["cwd"] == Path("/")
+
+
+def test_a_folder_that_the_owner_may_not_enter_is_an_error_with_a_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(process.subprocess, "Popen", refuse)
+    with pytest.raises(HostError, match="cannot be started in .*Permission denied"):
+        process.run(["/bin/true"], timeout=1, cwd=tmp_path)
