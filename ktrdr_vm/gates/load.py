@@ -44,8 +44,8 @@ def _tasks(nodes: Iterable[Node]) -> Iterator[Task]:
 def load_playbook(path: Path, *, source: str = "", seen: dict[str, bytes] | None = None) -> Playbook:
     """Parse the playbook at `path`. UsageError when it cannot be read, DocumentError with all problems when it is invalid.
 
-    `source` is the name to show; the path as given otherwise. `seen`, when given, is filled with every file that was read. The file itself may be a link that the user made; what it
-    includes must be regular files beneath its folder.
+    `source` is the name to show; the path as given otherwise. `seen`, when given, is filled with every file that was
+    read. The file itself may be a link that the user made; what it includes must be regular files beneath its folder.
     """
     try:
         with path.open("rb") as stream:

@@ -42,5 +42,5 @@ def test_a_folder_that_the_owner_may_not_enter_is_an_error_with_a_place(monkeypa
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(process.subprocess, "Popen", refuse)
-    with pytest.raises(HostError, match="cannot be started in .*Permission denied"):
+    with pytest.raises(HostError, match=r"cannot be started in .*Permission denied"):
         process.run(["/bin/true"], timeout=1, cwd=tmp_path)
