@@ -26,12 +26,20 @@ def run_workload(
 ) -> WorkloadResult:
     """Run it as the guest's unprivileged user until it ends or its time is over. A failure is a result, not an error."""
     started_at, began = now(), time.monotonic()
-    tail = bytearray()
+    tail, pending = bytearray(), bytearray()
 
     def hear(data: bytes) -> None:
         tail.extend(data)
-        del tail[:-KEPT_OUTPUT]
-        on_output(data)
+        # More than is kept, so that a secret at the cut is still whole when it is masked.
+        del tail[: -2 * KEPT_OUTPUT]
+        pending.extend(data)
+        show(pending.rfind(b"\n") + 1 or (len(pending) if len(pending) > KEPT_OUTPUT else 0))
+
+    def show(count: int) -> None:
+        """Whole lines only: a secret that arrives in two pieces is masked as well."""
+        if count:
+            on_output(mask(pending[:count].decode("utf-8", "replace")).encode())
+            del pending[:count]
 
     code: int | None = None
     try:
@@ -41,11 +49,13 @@ def run_workload(
         outcome: Literal["passed", "failed", "timeout"] = "passed" if code == 0 else "failed"
     except GuestTimeout:
         outcome = "timeout"
+    finally:
+        show(len(pending))
     return WorkloadResult(
         command=workload.command,
         outcome=outcome,
         exit_code=code,
         started_at=started_at,
         duration_s=round(time.monotonic() - began, 3),
-        stdout=mask(tail.decode("utf-8", "replace")),
+        stdout=mask(tail.decode("utf-8", "replace"))[-KEPT_OUTPUT:],
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import html
+import json
 import re
 from collections.abc import Callable, Iterable
 from urllib.parse import quote, quote_plus
@@ -21,6 +23,13 @@ def make_mask(secrets: Iterable[bytes]) -> Callable[[str], str]:
             if len(text) < MIN_LENGTH:
                 continue
             forms |= {text, quote(text, safe=""), quote(text), quote_plus(text), text.encode("unicode_escape").decode()}
+            # As they stand in our own documents.
+            forms |= {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+            forms |= {
+                html.escape(text, quote=False),
+                html.escape(text),
+                html.escape(text).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"),
+            }
             # Lines of a longer secret, such as a key, are told apart too.
             forms |= {line.strip() for line in text.splitlines() if len(line.strip()) >= 16}
             forms |= set(_base64_forms(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.guest.agent import give_identity, give_network
 from ktrdr_vm.host.fork import load_state
+from ktrdr_vm.host.libvirt import DomainFacts
 from ktrdr_vm.plan.domain_xml import render_interface, to_text
 from ktrdr_vm.resources.base import Resource
 
@@ -25,11 +27,25 @@ class Domain(Resource):
         return self.target.identity.domain
 
     def exists(self) -> bool:
-        return self.target.libvirt.find(self.name) is not None or bool(find_qemu(self.name))
+        return self._find() is not None or bool(self._processes())
+
+    def _find(self) -> DomainFacts | None:
+        """The domain; an error when another state directory made it: the same instance_id may live there."""
+        facts = self.target.libvirt.find(self.name)
+        if facts is not None and facts.home != str(self.target.paths.home):
+            raise ProvisionError(
+                f"the domain {self.name} belongs to another state directory, {facts.home}",
+                where=self.name,
+                hint="choose another --instance-id, or set $KTRDR_VM_HOME; what is not ours is never touched",
+            )
+        return facts
+
+    def _processes(self) -> list[int]:
+        return find_qemu(self.name, self.target.paths.directory)
 
     def create(self) -> None:
         plan = self.blueprint.plan
-        facts = self.target.libvirt.find(self.name)
+        facts = self._find()
         if facts is not None and facts.state not in ("shutoff", "crashed"):
             return
         libvirt, xml, persistent = self.target.libvirt, self.blueprint.documents["domain.xml"], plan.profile.mode == "interactive"
@@ -46,7 +62,7 @@ class Domain(Resource):
         give_network(libvirt, self.name, self.target.identity, self.blueprint.allocation)
 
     def verify(self) -> list[str]:
-        facts = self.target.libvirt.find(self.name)
+        facts = self._find()
         if facts is None:
             return ["the domain is gone"]
         differences = []
@@ -57,24 +73,27 @@ class Domain(Resource):
         return differences
 
     def remove(self) -> None:
-        facts = self.target.libvirt.find(self.name)
+        facts = self._find()
         if facts is not None and facts.persistent:
             # A disk that is kept is flushed first; libvirt ends QEMU politely.
             self.target.libvirt.stop(self.name)
         # A disposable one is not asked, which saves QEMU's own second of shutting down. libvirtd may also have lost its domain.
-        for pid in find_qemu(self.name):
+        for pid in self._processes():
             _kill(pid)
-        self.target.libvirt.stop(self.name)
-        if find_qemu(self.name):
+        if self._find() is not None:
+            self.target.libvirt.stop(self.name)
+        if self._processes():
             raise ProvisionError(f"QEMU of {self.name} does not end", where=self.name, hint=self.by_hand())
 
     def by_hand(self) -> str:
         return f"virsh destroy {self.name}; virsh undefine {self.name}"
 
 
-def find_qemu(domain: str) -> list[int]:
-    """Processes of QEMU that run this domain: their arguments say `guest=<domain>,`."""
+def find_qemu(domain: str, directory: Path | None = None) -> list[int]:
+    """Processes of QEMU that run this domain: their arguments say `guest=<domain>,`, and name a file in `directory`."""
     marker = f"guest={domain},".encode()
+    # libvirt writes its block devices as JSON.
+    place = json.dumps(f"{directory}/")[1:-1].encode() if directory is not None else b""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -82,7 +101,7 @@ def find_qemu(domain: str) -> list[int]:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue  # it ended while we looked
-            if b"qemu" in words[0] and any(word.startswith(marker) for word in words):
+            if b"qemu" in words[0] and any(word.startswith(marker) for word in words) and any(place in word for word in words):
                 found.append(int(entry.name))
     return found
 

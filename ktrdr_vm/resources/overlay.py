@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.resources.base import Resource
 
@@ -22,6 +23,16 @@ class Overlay(Resource):
         plan = self.blueprint.plan
         backing, backing_format = self._backing()
         path = self.target.paths.overlay
+        if path.exists() and plan.profile.mode == "interactive":
+            # It is somebody's disk: an image or a size that changed is no reason to make it empty.
+            differences = self.verify()
+            if differences:
+                raise ProvisionError(
+                    f"the disk of this instance is not the one that the profile asks for now: {'; '.join(differences)}",
+                    where=self.name,
+                    hint="bring what matters back and destroy the instance, or undo the change of image or disk",
+                )
+            return
         partial = path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
         size = f"{plan.profile.resources.disk}M"

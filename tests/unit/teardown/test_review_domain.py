@@ -1,0 +1,72 @@
+"""Whose domain, whose process, whose disk: what is not this instance's own is never ended and never replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.host.libvirt import DomainFacts
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.resources import domain as domain_module
+from ktrdr_vm.resources.base import Target
+from ktrdr_vm.resources.domain import Domain, find_qemu
+from ktrdr_vm.resources.overlay import Overlay
+
+
+class Elsewhere:
+    """A libvirt where another state directory has a domain of the same instance_id."""
+
+    def __init__(self) -> None:
+        self.stopped: list[str] = []
+
+    def find(self, name: str) -> DomainFacts:
+        return DomainFacts(name, "one", "/somewhere/else", "interactive", "running", persistent=True)
+
+    def stop(self, name: str) -> None:
+        self.stopped.append(name)
+
+
+def make_target(tmp_path: Path, libvirt: Any) -> Target:
+    return Target(parse_instance_id("one"), Home(tmp_path).instance("one"), libvirt)
+
+
+def test_a_domain_of_another_home_is_never_ended(tmp_path: Path) -> None:
+    libvirt = Elsewhere()
+    with pytest.raises(ProvisionError, match="another state directory"):
+        Domain(make_target(tmp_path, libvirt)).remove()
+    assert libvirt.stopped == []
+
+
+def test_a_qemu_of_another_home_is_not_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    entry = tmp_path / "4711"
+    entry.mkdir()
+    words = ["/usr/bin/qemu-system-x86_64", "-name", "guest=ktrdr-one,debug-threads=on", '{"filename":"/else/instances/one/overlay.qcow2"}']
+    (entry / "cmdline").write_bytes("\0".join(words).encode())
+    monkeypatch.setattr(domain_module, "Path", lambda *_: SimpleNamespace(iterdir=lambda: [entry]))
+    assert find_qemu("ktrdr-one", Path("/else/instances/one")) == [4711]
+    assert find_qemu("ktrdr-one", Path("/ours/instances/one")) == []
+
+
+def test_a_persons_disk_is_not_made_empty_because_the_image_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = make_target(tmp_path, None)
+    target.paths.overlay.parent.mkdir(parents=True)
+    target.paths.overlay.write_bytes(b"a week of work")
+    overlay = Overlay(
+        target,
+        SimpleNamespace(
+            template=None,
+            plan=SimpleNamespace(
+                profile=SimpleNamespace(mode="interactive", resources=SimpleNamespace(disk=1)),
+                facts=SimpleNamespace(image=SimpleNamespace(disk="/new", disk_format="raw")),
+            ),
+        ),
+    )  # type: ignore[arg-type]
+    monkeypatch.setattr(Overlay, "verify", lambda _self: ["backed by /old, not /new"])
+    with pytest.raises(ProvisionError, match="not the one that the profile asks for"):
+        overlay.create()
+    assert target.paths.overlay.read_bytes() == b"a week of work"
