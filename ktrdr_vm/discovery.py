@@ -13,9 +13,10 @@ from ktrdr_vm.errors import BusyError, KtrdrError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.nft import list_tables, read_comment
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance import Instance, list_journals
-from ktrdr_vm.plan.identity import make_home_token, parse_instance_id
+from ktrdr_vm.plan.identity import TABLE_PREFIX, make_home_token, parse_instance_id
 
 _MARK = re.compile(r"ktrdr-vm instance_id=([a-z0-9-]{1,63}) home=([0-9a-f]{8})")
 
@@ -74,22 +75,20 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
             continue
         entry = seen(domain.instance_id, "domain")
         entry.state, entry.mode = domain.state, domain.mode
-    for instance_id in _marked(["nft", "-j", "list", "tables"], home):
-        seen(instance_id, "firewall")
-    for instance_id in _marked(["ip", "-j", "link", "show"], home):
+    for table in list_tables(TABLE_PREFIX):
+        for instance_id in _marked(read_comment(table) or "", home):
+            seen(instance_id, "firewall")
+    for instance_id in _marked(process.run(["ip", "link", "show"], timeout=30).text, home):
         seen(instance_id, "tap")
     for entry in found.values():
         entry.busy = is_locked(home.lock(entry.instance_id))
     return sorted(found.values(), key=lambda entry: entry.instance_id)
 
 
-def _marked(argv: list[str], home: Home) -> set[str]:
-    """Instance ids of this home in what a tool lists; nft and ip both give our mark as text somewhere in their JSON."""
-    listed = process.run(argv, timeout=30, check=False)
-    if listed.exit_code != 0:
-        return set()
+def _marked(text: str, home: Home) -> set[str]:
+    """Instance ids of this home among the marks in what a tool lists."""
     token = make_home_token(str(home.root))
-    return {instance_id for instance_id, owner in _MARK.findall(listed.text) if owner == token}
+    return {instance_id for instance_id, owner in _MARK.findall(text) if owner == token}
 
 
 def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict[str, str]]:

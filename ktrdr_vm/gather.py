@@ -83,6 +83,7 @@ def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str 
         accelerator=accelerator.name,
         emulator=str(process.find_program(EMULATOR) or f"/usr/bin/{EMULATOR}"),
         machine=MACHINE,
+        cpu_controller=_has_cpu_controller(),
         home=str(home.root),
         image=image,
         owner_uid=owner[0],
@@ -165,6 +166,14 @@ def _presets(profile: Profile) -> tuple[tuple[str, tuple[EgressRule, ...]], ...]
         )
         for preset in wanted
     )
+
+
+def _has_cpu_controller() -> bool:
+    """cgroup v2 lists its controllers, v1 mounts each."""
+    unified = Path("/sys/fs/cgroup/cgroup.controllers")
+    if unified.exists():
+        return "cpu" in unified.read_text().split()
+    return Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists() or Path("/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us").exists()
 
 
 def _owner() -> tuple[int, int]:

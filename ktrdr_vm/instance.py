@@ -187,13 +187,15 @@ class Instance:
         )
         return self._guest
 
-    def ssh_arguments(self) -> list[str]:
-        """OpenSSH's arguments for this instance: its own key, its pinned host key, nothing of the person's, nothing forwarded."""
+    def ssh_options(self) -> dict[str, str]:
+        """OpenSSH's options for this instance: its own key, its pinned host key, nothing of the person's, nothing forwarded."""
         journal = self._require_journal()
         allocation = self._allocation(journal)
         known_hosts = self.paths.login_key.with_name("known_hosts")
         write_durably(known_hosts, f"{self.identity.instance_id} {allocation.host_public_key}\n".encode())
-        options = {
+        return {
+            "HostName": allocation.guest,
+            "User": plan_from_json(journal.plan).facts.image.user,
             "HostKeyAlias": self.identity.instance_id,
             "UserKnownHostsFile": str(known_hosts),
             "GlobalKnownHostsFile": "/dev/null",
@@ -205,30 +207,31 @@ class Instance:
             "ForwardX11": "no",
             "LogLevel": "ERROR",
         }
-        words = ["-F", "/dev/null"]
-        for name, value in options.items():
-            words += ["-o", f"{name}={value}"]
-        return [*words, f"{plan_from_json(journal.plan).facts.image.user}@{allocation.guest}"]
 
     def environment(self) -> dict[str, str]:
         """What every process of the instance finds in its environment."""
-        plan = plan_from_json(self._require_journal().plan)
+        plan = self.plan
         return make_environment(self.identity, plan.profile.mode, dict(plan.profile.environment))
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the instance was made from."""
+        return plan_from_json(self._require_journal().plan)
 
     @property
     def gate_timeout(self) -> float:
         """Seconds that a gate may take, by the profile."""
-        return plan_from_json(self._require_journal().plan).profile.gate_timeout
+        return self.plan.profile.gate_timeout
 
     def read_secrets(self) -> list[bytes]:
         """The values that were delivered, read back from the guest, so that they can be masked."""
-        secrets = plan_from_json(self._require_journal().plan).profile.secrets
+        secrets = self.plan.profile.secrets
         found = [self.connect().run(["cat", "--", secret.path], become=True, timeout=30) for secret in secrets]
         return [done.stdout for done in found if done.exit_code == 0]
 
     def variables(self) -> dict[str, Scalar]:
         """The variables that the profile gives to every gate."""
-        return dict(plan_from_json(self._require_journal().plan).profile.vars)
+        return dict(self.plan.profile.vars)
 
     def _require_running(self) -> None:
         facts = self.libvirt.find(self.identity.domain)

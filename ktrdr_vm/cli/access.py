@@ -1,13 +1,43 @@
-"""`ssh` and `exec`: into an instance, with its own key and its pinned host key, and nothing of the person's."""
+"""Into an instance with OpenSSH's own clients: its key, its pinned host key, and nothing of the person's."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from ktrdr_vm.cli.options import instance_argument
+from ktrdr_vm.cli.options import complete_instance, instance_argument
+
+if TYPE_CHECKING:
+    from ktrdr_vm.instance import Instance
+
+
+def open_instance(instance_id: str) -> Instance:
+    """The instance of this home; whether it is there shows when it is asked for something."""
+    from ktrdr_vm.host.libvirt import Libvirt
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.instance import Instance
+    from ktrdr_vm.plan.identity import parse_instance_id
+
+    return Instance(find_home(), parse_instance_id(instance_id), Libvirt())
+
+
+def _become(program: str, *arguments: str) -> NoReturn:
+    """The client takes over this process, terminal and all."""
+    from ktrdr_vm.host.process import require_program
+
+    path = str(require_program(program))
+    sys.stdout.flush()
+    os.execv(path, [path, *arguments])  # noqa: S606
+
+
+def _options(instance: Instance) -> list[str]:
+    words = ["-F", "/dev/null"]
+    for name, value in instance.ssh_options().items():
+        words += ["-o", f"{name}={value}"]
+    return words
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -15,16 +45,7 @@ from ktrdr_vm.cli.options import instance_argument
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(instance_id: str, command: tuple[str, ...]) -> None:
     """Enter INSTANCE_ID, or run COMMAND in it, with OpenSSH's own client. No agent, no X11, no configuration of yours."""
-    from ktrdr_vm.host.libvirt import Libvirt
-    from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.host.process import require_program
-    from ktrdr_vm.instance import Instance
-    from ktrdr_vm.plan.identity import parse_instance_id
-
-    instance = Instance(find_home(), parse_instance_id(instance_id), Libvirt())
-    argv = [str(require_program("ssh")), *instance.ssh_arguments(), *command]
-    sys.stdout.flush()
-    os.execv(argv[0], argv)  # noqa: S606 - the client takes over this process, terminal and all
+    _become("ssh", *_options(open_instance(instance_id)), "--", instance_id, *command)
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": True})
@@ -33,12 +54,7 @@ def ssh(instance_id: str, command: tuple[str, ...]) -> None:
 @click.option("--timeout", type=float, default=3600.0, show_default=True, help="Seconds.")
 def exec_(instance_id: str, command: tuple[str, ...], timeout: float) -> int:
     """Run COMMAND in INSTANCE_ID with this command's standard input and output, and end with its exit code."""
-    from ktrdr_vm.host.libvirt import Libvirt
-    from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.instance import Instance
-    from ktrdr_vm.plan.identity import parse_instance_id
-
-    instance = Instance(find_home(), parse_instance_id(instance_id), Libvirt())
+    instance = open_instance(instance_id)
     stdin = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
     try:
         done = instance.connect().run(list(command), stdin=stdin, timeout=timeout, environment=instance.environment())
@@ -48,3 +64,65 @@ def exec_(instance_id: str, command: tuple[str, ...], timeout: float) -> int:
     sys.stderr.buffer.write(done.stderr)
     sys.stdout.flush()
     return done.exit_code
+
+
+@click.command()
+@click.argument("source")
+@click.argument("destination")
+def cp(source: str, destination: str) -> None:
+    """Copy SOURCE to DESTINATION, folders whole. One of the two is INSTANCE_ID:PATH."""
+    from ktrdr_vm.errors import UsageError
+
+    remote = [place.partition(":")[0] for place in (source, destination) if ":" in place and "/" not in place.partition(":")[0]]
+    if len(remote) != 1:
+        raise UsageError(
+            "one of the two must be in an instance, the other on this host", hint="ktrdr-vm cp INSTANCE_ID:PATH PATH, or the other way"
+        )
+    _become("scp", *_options(open_instance(remote[0])), "-r", "-p", "--", source, destination)
+
+
+@click.command()
+@instance_argument
+@click.argument("port")
+def forward(instance_id: str, port: str) -> None:
+    """Serve [HOST:]PORT of INSTANCE_ID on the same port of this host's loopback until interrupted."""
+    from ktrdr_vm.errors import UsageError
+
+    host, _, number = port.rpartition(":")
+    if not number.isdigit() or not 0 < int(number) < 65536:
+        raise UsageError(f"{port!r} is no port", hint="ktrdr-vm forward INSTANCE_ID 8000, or 127.0.0.1:8000")
+    options = _options(open_instance(instance_id))
+    click.echo(f"http://127.0.0.1:{number}/", err=True)
+    _become(
+        "ssh",
+        *options,
+        "-o",
+        "ExitOnForwardFailure=yes",
+        "-N",
+        "-L",
+        f"127.0.0.1:{number}:{host or '127.0.0.1'}:{number}",
+        "--",
+        instance_id,
+    )
+
+
+@click.command("ssh-config")
+@click.argument("instance_id", required=False, shell_complete=complete_instance)
+def ssh_config(instance_id: str | None) -> None:
+    """Print a `Host` block for INSTANCE_ID, or for all, so that ssh, scp, rsync and editors find it by its name."""
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.instance import list_journals
+
+    for name in [instance_id] if instance_id else [journal.instance_id for journal in list_journals(find_home())]:
+        click.echo(f"Host {name}")
+        for option, value in open_instance(name).ssh_options().items():
+            click.echo(f"    {option} {value}")
+
+
+@click.command()
+@instance_argument
+def console(instance_id: str) -> None:
+    """Attach to the serial console of INSTANCE_ID; Ctrl-] leaves it. What the guest prints is not escaped there."""
+    from ktrdr_vm.host.libvirt import URI
+
+    _become("virsh", "-c", URI, "console", open_instance(instance_id).identity.domain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host import process
 
 Table = list[dict[str, Any]]
+
+_COMMENT = re.compile(r'^\s*comment "([^"]*)"$', re.MULTILINE)
 
 # What changes by itself while the rules stay the same.
 _VOLATILE = frozenset({"handle", "packets", "bytes", "index"})
@@ -21,6 +24,26 @@ def load_ruleset(ruleset: str | Path) -> None:
         process.run(["nft", "-f", ruleset], timeout=30)
     else:
         process.run(["nft", "-f", "-"], stdin=ruleset.encode(), timeout=30)
+
+
+def list_tables(prefix: str) -> list[str]:
+    """Tables of the family inet whose name begins so. Empty also where nft cannot be asked, which `doctor` tells."""
+    listed = process.run(["nft", "-j", "list", "tables", "inet"], timeout=30, check=False)
+    if listed.exit_code != 0:
+        return []
+    tables = [entry["table"]["name"] for entry in json.loads(listed.stdout)["nftables"] if "table" in entry]
+    return sorted(name for name in tables if name.startswith(prefix))
+
+
+def read_comment(table: str) -> str | None:
+    """The table's comment, empty when it has none, None when there is no such table. nft 1.0 says it in text only, not in JSON."""
+    listed = process.run(["nft", "-t", "list", "table", "inet", table], timeout=30, check=False)
+    if listed.exit_code != 0:
+        return None
+    # Before the first chain or set; what stands in those is not the table's.
+    head = listed.text.split("{", 2)[1]
+    match = _COMMENT.search(head)
+    return match[1] if match else ""
 
 
 def list_table(table: str) -> Table | None:

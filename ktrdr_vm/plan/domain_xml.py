@@ -94,6 +94,8 @@ def _render(
         # virtiofs serves from the guest's own memory, so that memory must be shared with its daemon.
         root.append(element("memoryBacking", "", element("source", type="memfd"), element("access", mode="shared")))
     root.append(element("vcpu", str(size.vcpus), placement="static"))
+    if facts.cpu_controller:
+        root.append(_cpu_limit(size.vcpus))
     root.append(_boot(facts))
     root.append(element("features", "", element("acpi"), element("apic"), element("pmu", state="off"), element("vmport", state="off")))
     root.append(_cpu(facts))
@@ -123,6 +125,11 @@ def _metadata(profile: Profile, facts: Facts, identity: Identity) -> Element:
         named("image", facts.image.digest),
     )
     return element("metadata", "", instance)
+
+
+def _cpu_limit(vcpus: int) -> Element:
+    # The vCPUs and one more for QEMU's own threads: a guest that keeps its devices busy takes no further cores.
+    return element("cputune", "", element("global_period", "100000"), element("global_quota", str((vcpus + 1) * 100000)))
 
 
 def _boot(facts: Facts) -> Element:

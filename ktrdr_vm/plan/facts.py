@@ -68,6 +68,8 @@ class Facts:
     machine: str
     home: str
     image: ImageFacts
+    cpu_controller: bool = True
+    """Can libvirt bound CPU time through cgroups here?"""
     owner_uid: int = 0
     owner_gid: int = 0
     workspace: str = ""

@@ -12,6 +12,7 @@ from ktrdr_vm.errors import UsageError
 # One rule: a DNS label of lower-case ASCII. It is a hostname, a Compose project, a Git ref component and a file name as it is.
 RULE = "1 to 63 characters of a-z, 0-9 and -, not beginning or ending with -"
 _VALID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+TABLE_PREFIX = "ktrdr_"
 _NAMESPACE = uuid.UUID("0b1c7a39-9d2e-5f0e-8a44-6f1f7b6f2a10")
 
 
@@ -41,7 +42,7 @@ class Identity:
 
     @property
     def table(self) -> str:
-        return f"ktrdr_{self.token}"
+        return f"{TABLE_PREFIX}{self.token}"
 
     def mark(self, home: str) -> str:
         """How a tap and an nft table say whose they are: which instance, and of which state directory."""

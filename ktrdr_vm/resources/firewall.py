@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ktrdr_vm.errors import ProvisionError
-from ktrdr_vm.host.nft import load_ruleset, read_table
+from ktrdr_vm.host.nft import load_ruleset, read_comment, read_table
 from ktrdr_vm.resources.base import Resource
 
 
@@ -58,11 +58,8 @@ class Firewall(Resource):
         (self.target.paths.directory / "ruleset.expected").unlink(missing_ok=True)
 
     def _refuse_foreign(self) -> None:
-        found = read_table(self.target.identity.table)
-        if found is None:
-            return
-        comments = [entry["table"].get("comment") for entry in found if "table" in entry]
-        if comments != [self.target.mark] and comments != [None]:
+        comment = read_comment(self.target.identity.table)
+        if comment is not None and comment != self.target.mark:
             raise ProvisionError(
                 f"the nft table {self.name} exists and was not made for this instance",
                 where=self.name,

@@ -44,7 +44,7 @@ class Tap(Resource):
             process.run(["ip", "tuntap", "add", "dev", self.name, "mode", "tap"], timeout=10)
             process.run(["ip", "link", "set", "dev", self.name, "alias", self.target.mark], timeout=10)
         else:
-            self._refuse_foreign(link)
+            self._refuse_foreign()
         for key, value in _SYSCTLS_V4.items():
             _sysctl("ipv4", self.name, key).write_text(value)
         ipv6 = _sysctl("ipv6", self.name, "disable_ipv6")
@@ -82,7 +82,7 @@ class Tap(Resource):
     def remove(self) -> None:
         link = read_link(self.name)
         if link is not None:
-            self._refuse_foreign(link)
+            self._refuse_foreign()
             process.run(["ip", "link", "set", "dev", self.name, "down"], timeout=10)
             guest = [str(entry["local"]).rsplit(".", 1) for entry in link.get("addr_info", []) if entry["family"] == "inet"]
             for prefix, last in guest:
@@ -96,9 +96,11 @@ class Tap(Resource):
         listed = json.loads(process.run(["ip", "-j", "rule", "show"], timeout=10).stdout or b"[]")
         return [rule for rule in listed if rule.get("iif") == self.name]
 
-    def _refuse_foreign(self, link: dict[str, Any]) -> None:
+    def _refuse_foreign(self) -> None:
         # An alias is set a moment after the tap is made; a crash between leaves none, and the name's digest is ours.
-        if link.get("ifalias") not in (None, self.target.mark):
+        # `ip addr` does not say the alias; the kernel does.
+        alias = Path("/sys/class/net", self.name, "ifalias").read_text().strip()
+        if alias not in ("", self.target.mark):
             raise ProvisionError(
                 f"the interface {self.name} exists and was not made for this instance",
                 where=self.name,

@@ -1,0 +1,37 @@
+"""`pull`: the guest's commits into refs of their own."""
+
+from __future__ import annotations
+
+import click
+
+from ktrdr_vm.cli.options import instance_argument, json_option
+
+
+@click.command()
+@instance_argument
+@json_option
+def pull(instance_id: str, as_json: bool) -> None:
+    """Bring the commits of INSTANCE_ID into refs/ktrdr/INSTANCE_ID/* of the repository that its workspace came from."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from ktrdr_vm.cli.access import open_instance
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.guest.commits import pull_commits
+    from ktrdr_vm.guest.workspace import find_repository
+
+    instance = open_instance(instance_id)
+    plan = instance.plan
+    if plan.profile.workspace is None:
+        raise UsageError("its profile has no workspace", where=instance_id, hint="only a workspace has commits to bring back")
+    repository = find_repository(Path(plan.facts.workspace) / plan.profile.workspace.source)
+    with instance.locked():
+        returned = pull_commits(repository, plan.facts.base_commit, plan.profile.workspace.target, instance.connect(), instance.identity)
+    instance.close()
+    if as_json:
+        echo_json([asdict(one) for one in returned])
+    for one in () if as_json else returned:
+        click.echo(f"{one.commit[:12]}  {one.ref}  {len(one.changed)} paths changed")
+    if not returned:
+        click.echo("nothing new", err=True)
