@@ -44,7 +44,7 @@ class Tap(Resource):
             process.run(["ip", "tuntap", "add", "dev", self.name, "mode", "tap"], timeout=10)
             process.run(["ip", "link", "set", "dev", self.name, "alias", self.target.mark], timeout=10)
         else:
-            self._refuse_foreign()
+            self._refuse_foreign(link)
         for key, value in _SYSCTLS_V4.items():
             _sysctl("ipv4", self.name, key).write_text(value)
         ipv6 = _sysctl("ipv6", self.name, "disable_ipv6")
@@ -82,7 +82,7 @@ class Tap(Resource):
     def remove(self) -> None:
         link = read_link(self.name)
         if link is not None:
-            self._refuse_foreign()
+            self._refuse_foreign(link)
             process.run(["ip", "link", "set", "dev", self.name, "down"], timeout=10)
             guest = [str(entry["local"]).rsplit(".", 1) for entry in link.get("addr_info", []) if entry["family"] == "inet"]
             for prefix, last in guest:
@@ -96,11 +96,9 @@ class Tap(Resource):
         listed = json.loads(process.run(["ip", "-j", "rule", "show"], timeout=10).stdout or b"[]")
         return [rule for rule in listed if rule.get("iif") == self.name]
 
-    def _refuse_foreign(self) -> None:
+    def _refuse_foreign(self, link: dict[str, Any]) -> None:
         # An alias is set a moment after the tap is made; a crash between leaves none, and the name's digest is ours.
-        # `ip addr` does not say the alias; the kernel does.
-        alias = Path("/sys/class/net", self.name, "ifalias").read_text().strip()
-        if alias not in ("", self.target.mark):
+        if link["ifalias"] not in ("", self.target.mark):
             raise ProvisionError(
                 f"the interface {self.name} exists and was not made for this instance",
                 where=self.name,
@@ -112,7 +110,7 @@ class Tap(Resource):
 
 
 def read_link(name: str) -> dict[str, Any] | None:
-    """`ip -j addr show` of one interface, or None when there is none."""
+    """`ip -j addr show` of one interface and its alias, or None when there is none."""
     if not Path("/sys/class/net", name).exists():
         return None
     shown = process.run(["ip", "-j", "addr", "show", "dev", name], timeout=10, check=False)
@@ -121,7 +119,10 @@ def read_link(name: str) -> dict[str, Any] | None:
             return None
         raise ProvisionError(f"ip cannot show the interface: {shown.error_text}", where=name, hint="`ktrdr-vm doctor` checks the host")
     found: list[dict[str, Any]] = [entry for entry in json.loads(shown.stdout) if entry]
-    return found[0] if found else None
+    if not found:
+        return None
+    # `ip addr` does not say the alias; the kernel does.
+    return {**found[0], "ifalias": Path("/sys/class/net", name, "ifalias").read_text().strip()}
 
 
 def _sysctl(family: str, interface: str, key: str) -> Path:

@@ -115,13 +115,15 @@ def test_a_link_in_the_seeds_way_is_not_followed(target: Target, blueprint: Blue
 # -- whom they refuse ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("comment", "ours"), [("", False), ("somebody else's", False), ("MARK", True), (None, True)])
+@pytest.mark.parametrize(
+    ("comment", "ours"), [("", False), ("somebody else's", False), ("MARK", True), ("ktrdr-vm instance_id=stream-a home=00000000", False)]
+)
 def test_a_table_of_another_maker_is_never_touched(
-    target: Target, blueprint: Blueprint, monkeypatch: pytest.MonkeyPatch, comment: str | None, ours: bool
+    target: Target, blueprint: Blueprint, monkeypatch: pytest.MonkeyPatch, comment: str, ours: bool
 ) -> None:
-    table = {"table": {"name": IDENTITY.table} | ({} if comment is None else {"comment": comment.replace("MARK", target.mark)})}
     loaded: list[str] = []
-    monkeypatch.setattr(firewall_module, "read_table", lambda _: [table])
+    monkeypatch.setattr(firewall_module, "read_table", lambda _: [{"table": {"name": IDENTITY.table}}])
+    monkeypatch.setattr(firewall_module, "read_comment", lambda _: comment.replace("MARK", target.mark))
     monkeypatch.setattr(firewall_module, "load_ruleset", loaded.append)
     if ours:
         Firewall(target, blueprint).remove()
