@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -40,7 +41,7 @@ class RunDirectory:
         # The person may pass through to what is theirs, and see nothing else on the way.
         path.parent.chmod(0o711)
         path.parent.parent.chmod(0o711)
-        self._events = (path / "events.jsonl").open("a", encoding="utf-8")
+        self._events = (path / "events.jsonl").open("a", encoding="utf-8", errors="backslashreplace")
         self._link_latest()
 
     def event(self, event: str, **fields: Any) -> None:
@@ -48,8 +49,10 @@ class RunDirectory:
         line = json.dumps(
             {"time": now(), "instance_id": self._instance_id, "run_id": self.path.name, "event": event, **fields}, default=str
         )
-        self._events.write(self._mask(line) + "\n")
-        self._events.flush()
+        # A full disk must not end what is going on: the report, written last, says that it was full.
+        with contextlib.suppress(OSError, ValueError):
+            self._events.write(self._mask(line) + "\n")
+            self._events.flush()
 
     def relay(self, fields: Mapping[str, Any]) -> None:
         """A gate's event, which brings its own name."""
@@ -57,7 +60,7 @@ class RunDirectory:
         self.event(str(fields.get("event", "gate")), **rest)
 
     def write(self, name: str, text: str) -> None:
-        (self.path / name).write_text(self._mask(text), encoding="utf-8")
+        (self.path / name).write_text(self._mask(text), encoding="utf-8", errors="backslashreplace")
 
     def keep_ledger(self, ledger: Path, *, since: str) -> list[dict[str, Any]]:
         """The ledger's lines of this run, copied to egress.jsonl and returned."""
@@ -66,9 +69,9 @@ class RunDirectory:
             for path in (ledger.with_name(ledger.name + ".1"), ledger):
                 if not path.exists():
                     continue
-                for line in path.read_text(encoding="utf-8").splitlines():
-                    row = json.loads(line)
-                    if row["time"] >= since:
+                for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                    row = _parse_row(line)
+                    if row is not None and row["time"] >= since:
                         kept.write(self._mask(line) + "\n")
                         rows.append(row)
         return rows
@@ -83,13 +86,16 @@ class RunDirectory:
             self.write("console.log", file.read().decode("utf-8", "replace"))
 
     def close(self) -> None:
-        """Hand everything to the person. Files that the guest named are already theirs."""
-        self._events.close()
-        uid, gid = self._owner
-        for folder, _, files in os.walk(self.path):
-            os.chown(folder, uid, gid)
+        """Hand everything to the person. Files that the guest named are already theirs.
+
+        From the inside out and without following a link: nobody else can come in before the outermost folder is theirs.
+        """
+        with contextlib.suppress(OSError):
+            self._events.close()
+        for _, _, files, descriptor in os.fwalk(self.path, topdown=False, follow_symlinks=False):
             for name in files:
-                os.chown(Path(folder, name), uid, gid, follow_symlinks=False)
+                os.chown(name, *self._owner, dir_fd=descriptor, follow_symlinks=False)
+            os.fchown(descriptor, *self._owner)
 
     def _link_latest(self) -> None:
         link = self.path.parent / ".latest.new"
@@ -98,11 +104,22 @@ class RunDirectory:
         link.rename(self.path.parent / "latest")
 
 
+def _parse_row(line: str) -> dict[str, Any] | None:
+    """A line of the ledger; None for half of one, which a guard that was killed leaves."""
+    try:
+        row = json.loads(line)
+        return row if {"time", "kind", "verdict"} <= row.keys() else None
+    except (ValueError, AttributeError):
+        return None
+
+
 def remove_old_runs(runs: Path, keep: int) -> list[Path]:
-    """Keep the newest `keep` runs of an instance_id; returns what was removed."""
+    """Keep the newest `keep` runs of an instance_id, and as many of what `gate` fetched; returns what was removed."""
     if not runs.is_dir():
         return []
-    old = sorted((path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()), reverse=True)[keep:]
+    found = sorted((path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()), reverse=True)
+    gates = [path for path in found if path.name.startswith("gates-")]
+    old = [path for path in found if path not in gates][keep:] + gates[keep:]
     for path in old:
         shutil.rmtree(path)
     return old

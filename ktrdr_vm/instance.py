@@ -69,6 +69,15 @@ class Instance:
     def journal(self) -> Journal | None:
         return read_journal(self.paths.journal)
 
+    def find_mode(self) -> str:
+        """sandbox or interactive, from the journal or, when that is lost, from the domain; empty when there is no instance."""
+        with contextlib.suppress(ProvisionError):
+            journal = self.journal
+            if journal is not None:
+                return journal.mode
+        domain = self.libvirt.find(self.identity.domain)
+        return domain.mode if domain is not None and domain.home == str(self.home.root) else ""
+
     # -- making -----------------------------------------------------------------------------------------------------
 
     def create(
@@ -124,6 +133,9 @@ class Instance:
         if existing is not None:
             existing.plan_digest, existing.run_id, existing.plan = plan.digest, run_id, plan.to_json()
             existing.save()
+            if not (self.paths.host_key.exists() and self.paths.login_key.exists()):
+                # It died between its journal and its keys, so nothing carries them yet.
+                self._create_keys()
             return existing
         self.home.create()
         with locked(self.home.locks / "slots.lock", "the allocation of slots", wait=True):
@@ -269,7 +281,17 @@ class Instance:
     # -- removing ---------------------------------------------------------------------------------------------------
 
     def destroy(self, *, notify: Notify = quiet) -> None:
-        """Remove everything, backward, then prove it. Every error is collected; a ResidueError names what is left."""
+        """Remove everything, backward, then prove it. Every error is collected; a ResidueError names what is left.
+
+        Interrupted once, it is begun again and finished before the interruption goes on.
+        """
+        try:
+            self._destroy(notify)
+        except KeyboardInterrupt:
+            self._destroy(notify)
+            raise
+
+    def _destroy(self, notify: Notify) -> None:
         journal = self._read_journal_leniently()
         blueprint = None
         if journal is not None:
@@ -286,18 +308,22 @@ class Instance:
                     continue
                 there = resource.exists()
                 resource.remove()
-                if journal is not None:
-                    journal.strike(resource.key)
-                notify(resource.kind, resource.name, "removed" if there else "absent", _since(began))
-            except (KtrdrError, OSError) as error:
+                with contextlib.suppress(HostError):  # a full disk: the journal then says too much, which does no harm
+                    if journal is not None:
+                        journal.strike(resource.key)
+                verb: Verb = "removed" if there else "absent"
+            except Exception as error:  # whatever one of them meets, the others go
                 wrapped = (
                     error if isinstance(error, KtrdrError) else ProvisionError(str(error), where=resource.name, hint=resource.by_hand())
                 )
                 errors.append((resource, wrapped))
-                notify(resource.kind, resource.name, "failed", _since(began))
+                verb = "failed"
+            with contextlib.suppress(OSError):  # the reader of our output may be gone
+                notify(resource.kind, resource.name, verb, _since(began))
         left = self.find_residue(resources)
         if not left:
-            self._remove_directory()
+            with contextlib.suppress(OSError):  # what stays is named below
+                self._remove_directory()
             left = [str(self.paths.directory)] if self.paths.directory.exists() else []
         if left or errors:
             reasons = "; ".join(f"{resource.kind}: {error.message}" for resource, error in errors)
@@ -318,9 +344,9 @@ class Instance:
             try:
                 if resource.exists():
                     found.append(f"{resource.kind} {resource.name}")
-            except KtrdrError as error:
+            except (KtrdrError, OSError, ValueError) as error:
                 # What cannot be looked at cannot be said to be gone.
-                found.append(f"{resource.kind} {resource.name} (unknown: {error.message})")
+                found.append(f"{resource.kind} {resource.name} (unknown: {getattr(error, 'message', error)})")
         return found
 
     def _remove_directory(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.errors import GuestError, KtrdrError, ResidueError
+from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ProvisionError, ResidueError, UsageError
 from ktrdr_vm.evidence import RunDirectory, make_run_id, now, remove_old_runs, sum_up_egress
 from ktrdr_vm.first_lines import find_first_lines
 from ktrdr_vm.gates.context import GateContext
@@ -94,6 +95,7 @@ class Run:
         self._artifacts: tuple[Artifact, ...] = ()
         self._commits: tuple[Commits, ...] = ()
         self._resources: list[dict[str, str]] = []
+        self._ledger: list[dict[str, Any]] | None = None
         self._image: Image | None = None
         self._secrets: dict[str, bytes] = {}
         self._mask: Callable[[str], str] = str
@@ -108,6 +110,13 @@ class Run:
             require_clean(self._gathered.repository, self._plan.profile.workspace)
         self._home.create()
         with self._instance.locked():
+            if self._plan.profile.mode == "sandbox" and self._instance.find_mode() == "interactive":
+                # A sandbox ends with its run, whatever happens; what a person lives in must not end so.
+                raise UsageError(
+                    f"{self._plan.identity.instance_id} is an interactive instance, and this profile is a sandbox",
+                    where="ktrdr-vm apply",
+                    hint="choose another --instance-id, or `ktrdr-vm destroy` it first",
+                )
             return self._execute_locked(playbooks)
 
     def _execute_locked(self, playbooks: list[Playbook]) -> RunReport:
@@ -120,7 +129,6 @@ class Run:
         directory.write("plan.json", canonical_json(plan.to_json()))
         error: KtrdrError | None = None
         interrupted = False
-        residue: tuple[str, ...] = ()
         try:
             self._provision(run_id)
             self._work(playbooks)
@@ -129,17 +137,55 @@ class Run:
             self._listener.note("interrupted; cleaning up (once more to stop at once)")
         except KtrdrError as caught:
             error = caught
-        self._keep_evidence()
+        except Exception as caught:  # whatever it is, what was made is taken away
+            error = self._explain(caught)
+        try:
+            report = self._finish(run_id, started_at, began, error, interrupted)
+        except KeyboardInterrupt:
+            # The first one comes here, the second ends the process; every step of the end may be done twice.
+            self._listener.note("interrupted; cleaning up (once more to stop at once)")
+            report = self._finish(run_id, started_at, began, error, interrupted=True)
+        with contextlib.suppress(OSError):
+            remove_old_runs(path.parent, KEPT_RUNS)
+        return report
+
+    def _explain(self, caught: Exception) -> KtrdrError:
+        """An error that nobody foresaw, as one that a person can read; its trace is an event of the run."""
+        assert self._directory is not None
+        self._directory.event("unexpected", trace=traceback.format_exception(caught)[-20:])
+        if isinstance(caught, OSError):
+            return HostError(
+                caught.strerror or str(caught),
+                where=str(caught.filename or self._home.root),
+                hint="free space, or look at the rights of this place; events.jsonl says what was being done",
+            )
+        return ProvisionError(
+            f"{type(caught).__name__}: {caught}", where="ktrdr-vm", hint="a mistake of this program: please report it with events.jsonl"
+        )
+
+    def _finish(self, run_id: str, started_at: str, began: float, error: KtrdrError | None, interrupted: bool) -> RunReport:
+        """Evidence, the end of the instance, the report. Nothing that goes wrong with the evidence keeps the instance alive."""
+        assert self._directory is not None
+        plan, directory = self._plan, self._directory
+        residue: tuple[str, ...] = ()
+        try:
+            self._keep_evidence()
+            if self._ledger is None:
+                self._ledger = directory.keep_ledger(self._instance.paths.ledger, since=started_at)
+        except (OSError, KtrdrError) as caught:
+            error = error or (caught if isinstance(caught, KtrdrError) else self._explain(caught))
         failed = error is not None or interrupted or not self._passed()
         kept = self._keeps(failed)
         if kept:
-            self._instance.keep()
+            try:
+                self._instance.keep()
+            except KtrdrError as caught:
+                error = error or caught
             self._listener.note(f"the instance is kept; `ktrdr-vm ssh {plan.identity.instance_id}` enters it, `ktrdr-vm destroy` ends it")
-            rows = directory.keep_ledger(self._instance.paths.ledger, since=started_at)
         else:
-            residue, rows, destroy_error = self._destroy(started_at)
+            residue, destroy_error = self._destroy()
             error = error or destroy_error
-        allowed, denied = sum_up_egress(rows, tuple(self._gates))
+        allowed, denied = sum_up_egress(self._ledger or [], tuple(self._gates))
         outcome: RunOutcome = "interrupted" if interrupted else "error" if error else "passed" if self._passed() else "failed"
         report = RunReport(
             instance_id=plan.identity.instance_id,
@@ -168,8 +214,12 @@ class Run:
             message=self._mask(str(error)) if error else "",
             hint=self._mask(error.hint) if error else "",
         )
-        self._write_report(report)
-        remove_old_runs(path.parent, KEPT_RUNS)
+        try:
+            self._write_report(report)
+        except OSError as caught:
+            explained = self._explain(caught)
+            changes = {"outcome": "error", "exit_code": explained.exit_code} if report.exit_code in (0, 1) else {}
+            report = replace(report, message=report.message or str(explained), hint=report.hint or explained.hint, **changes)  # type: ignore[arg-type]
         return report
 
     # -- forward ----------------------------------------------------------------------------------------------------
@@ -298,22 +348,23 @@ class Run:
                 ask_guard(self._instance.paths.guard, "flush")
         self._directory.keep_console(self._instance.paths.console)
 
-    def _destroy(self, started_at: str) -> tuple[tuple[str, ...], list[dict[str, Any]], KtrdrError | None]:
-        """Residue, the ledger's rows, and what went wrong. The ledger is read before its directory goes."""
-        assert self._directory is not None
-        rows = self._directory.keep_ledger(self._instance.paths.ledger, since=started_at)
+    def _destroy(self) -> tuple[tuple[str, ...], KtrdrError | None]:
+        """Residue, and what went wrong. The ledger was read before: its directory goes."""
         try:
             with self._phase("destroy"):
                 self._instance.destroy(notify=self._hear_resource)
         except ResidueError as error:
-            return error.left, rows, error
+            return error.left, error
         except KtrdrError as error:
-            return (f"unknown: {error.message}",), rows, error
-        return (), rows, None
+            return (f"unknown: {error.message}",), error
+        return (), None
 
     def _keeps(self, failed: bool) -> bool:
-        if self._instance.journal is None:
-            return False
+        try:
+            if self._instance.journal is None:
+                return False
+        except KtrdrError:
+            return False  # one that cannot be read keeps nothing
         if self._plan.profile.mode == "interactive":
             return True
         return self._options.keep == "always" or (self._options.keep == "on-failure" and failed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -39,7 +40,13 @@ def apply(profile: Path, instance_id: str | None, workspace: Path, gates: tuple[
     with listener:
         report = Run(gathered, home, Libvirt(), Options(keep=keep, cold=cold), listener).execute()  # type: ignore[arg-type]
     directory = home.run(report.instance_id, report.run_id)
-    if as_json:
-        click.echo(render_report_json(report), nl=False)
-    show_report(report, directory, sys.stderr)
+    try:
+        if as_json:
+            click.echo(render_report_json(report), nl=False)
+            sys.stdout.flush()
+        show_report(report, directory, sys.stderr)
+    except OSError:
+        # Nobody reads any more; the exit code still says how it ended.
+        for descriptor in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     return report.exit_code

@@ -92,8 +92,11 @@ def main() -> None:
     """The entry point. Exit codes are the contract's."""
     interrupts = 0
 
-    def interrupt(_number: int, _frame: object) -> None:
+    def interrupt(number: int, _frame: object) -> None:
         nonlocal interrupts
+        if number == signal.SIGHUP and interrupts:
+            # A terminal that closes says so more than once, from the kernel and from the shell; nobody asked twice.
+            return
         interrupts += 1
         if interrupts > 1:
             # Asked twice: stop at once. What is left, `gc` finds by the journal and on the host.

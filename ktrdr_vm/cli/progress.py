@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -46,12 +47,13 @@ class TerminalListener(Listener):
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.stop()
 
     def phase(self, name: str) -> None:
         if self._live is not None:
-            self._live.update(Spinner("dots", text=f"{name}"))
-        self._line(Text(f"{time.monotonic() - self._began:7.1f}s  {name}", style="cyan"))
+            self._live.update(Spinner("dots", text=escape(name)))
+        self._line(Text(f"{time.monotonic() - self._began:7.1f}s  {escape(name)}", style="cyan"))
 
     def resource(self, kind: str, name: str, verb: Verb, seconds: float) -> None:
         self._line(_resource_line(kind, name, verb, seconds))
@@ -71,7 +73,9 @@ class TerminalListener(Listener):
             self._line(Text(f"          │ {escape(line)}"))
 
     def _line(self, text: Text) -> None:
-        self._console.print(text)
+        # Whoever read it may be gone (a closed terminal, `| head`); the run goes on to its end, and leaves nothing.
+        with contextlib.suppress(OSError):
+            self._console.print(text)
 
 
 def _resource_line(kind: str, name: str, verb: Verb, seconds: float) -> Text:

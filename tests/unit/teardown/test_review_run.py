@@ -1,0 +1,149 @@
+"""However a run ends, what it made is taken away: a full disk, a mistake, an interruption at the very end, nobody who reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import pytest
+
+from ktrdr_vm.errors import UsageError
+from ktrdr_vm.evidence import RunDirectory, remove_old_runs
+from ktrdr_vm.gather import Gathered
+from ktrdr_vm.host.accelerator import Accelerator
+from ktrdr_vm.host.journal import Journal
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.instance import Instance
+from ktrdr_vm.plan.facts import Facts, ImageFacts
+from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.profile.load import build_profile
+from ktrdr_vm.profile.policy import OwnerPolicy
+from ktrdr_vm.report.model import RunReport
+from ktrdr_vm.run import Listener, Options, Run
+
+DOCUMENT: dict[str, Any] = {"version": 1, "name": "n", "image": "i"}
+
+
+class NoLibvirt:
+    def find(self, _name: str) -> None:
+        return None
+
+
+@pytest.fixture
+def destroyed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    calls: list[str] = []
+    monkeypatch.setattr(Instance, "destroy", lambda self, notify: calls.append(self.identity.instance_id))
+    return calls
+
+
+def make_run(tmp_path: Path) -> Run:
+    facts = Facts("tcg", "/e", "m", str(tmp_path), ImageFacts("i", "d" * 64, "/i"), owner_uid=os.getuid(), owner_gid=os.getgid())
+    plan = Plan(build_profile(DOCUMENT), facts, parse_instance_id("one"), DOCUMENT)
+    gathered = Gathered(
+        SimpleNamespace(source="p.yaml"),
+        OwnerPolicy(),
+        plan,
+        Accelerator("tcg", "test"),
+        None,
+        None,
+        (),  # type: ignore[arg-type]
+    )
+    return Run(gathered, Home(tmp_path), NoLibvirt(), Options(), Listener())  # type: ignore[arg-type]
+
+
+def execute(tmp_path: Path) -> tuple[RunReport, dict[str, Any]]:
+    report = make_run(tmp_path).execute()
+    written = json.loads((tmp_path / "runs/one/latest/report.json").read_text())
+    return report, written
+
+
+def raise_(error: BaseException) -> Any:
+    def act(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [(OSError(28, "No space left on device"), 3), (ValueError("a mistake"), 4), (KeyboardInterrupt(), 130)],
+    ids=["full", "mistake", "interrupt"],
+)
+def test_whatever_ends_the_work_the_instance_is_destroyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str], error: BaseException, exit_code: int
+) -> None:
+    monkeypatch.setattr(Run, "_provision", raise_(error))
+    report, written = execute(tmp_path)
+    assert destroyed == ["one"]
+    assert report.exit_code == written["exit_code"] == exit_code
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "interrupt"])
+def test_evidence_that_cannot_be_kept_does_not_keep_the_instance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str], error: BaseException
+) -> None:
+    """Ctrl-C may also come when the work is done."""
+    left = [error]
+    monkeypatch.setattr(Run, "_provision", lambda *_: None)
+    monkeypatch.setattr(RunDirectory, "keep_console", lambda *_: raise_(left.pop())() if left else None)
+    report, _ = execute(tmp_path)
+    assert destroyed == ["one"]
+    assert report.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 3)
+
+
+def test_half_a_line_of_the_ledger_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str]) -> None:
+    def provision(self: Run, _run_id: str) -> None:
+        ledger = Home(tmp_path).instance("one").ledger
+        ledger.parent.mkdir()
+        ledger.write_text('{"time": "9", "kind": "dns", "verdict": "deny", "name": "a.example"}\n{"time": "9", "ki')
+
+    monkeypatch.setattr(Run, "_provision", provision)
+    report, written = execute(tmp_path)
+    assert (destroyed, report.exit_code, [row["host"] for row in written["egress"]["denied"]]) == (["one"], 0, ["a.example"])
+
+
+def test_a_sandbox_never_takes_the_place_of_what_a_person_lives_in(tmp_path: Path, destroyed: list[str]) -> None:
+    home = Home(tmp_path)
+    home.create()
+    home.instance("one").directory.mkdir()
+    Journal(home.instance("one").journal, "one", mode="interactive").save()
+    with pytest.raises(UsageError, match="interactive"):
+        make_run(tmp_path).execute()
+    assert destroyed == []
+
+
+def test_destroy_that_is_interrupted_is_finished_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def act(_self: Instance, _notify: object) -> None:
+        calls.append("x")
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Instance, "_destroy", act)
+    with pytest.raises(KeyboardInterrupt):
+        Instance(Home(tmp_path), parse_instance_id("one"), NoLibvirt()).destroy()  # type: ignore[arg-type]
+    assert calls == ["x", "x"]
+
+
+def test_what_gates_fetched_does_not_push_out_the_runs(tmp_path: Path) -> None:
+    names = [f"gates-2026010{number}T000000Z-aaaa" for number in range(1, 5)] + ["20260101T000000Z-bbbb"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    remove_old_runs(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20260101T000000Z-bbbb", *names[2:4]]
+
+
+def test_links_in_a_run_directory_are_not_followed_when_it_is_handed_over(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "runs/one/r", "one", (os.getuid(), os.getgid()), str)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (directory.path / "artifacts/link").symlink_to(outside)
+    (directory.path / "artifacts/broken").symlink_to("/nowhere/at/all")
+    directory.close()
+    directory.close()
+    directory.event("late")  # and nothing is raised
