@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,16 @@ def gate(lab: Lab, instance: LabInstance, source: str) -> tuple[int, dict[str, A
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_stack_fails_its_own_task(lab: Lab, instance: LabInstance, name: str) -> None:
+def test_a_broken_stack_fails_its_own_task(
+    lab: Lab, instance: LabInstance, name: str, record_property: Callable[[str, object], None]
+) -> None:
     task, said = BROKEN[name]
     code, made = instance.shell(
         f"rm -rf /srv/broken && cp -r /workspace/stack /srv/broken && cp -r /workspace/stack/broken/{name}/. /srv/broken/"
     )
     assert code == 0, made
     code, result = gate(lab, instance, "/srv/broken")
+    record_property("seconds", {one["name"]: one["duration_s"] for one in result["tasks"]})
     outcomes = {one["name"]: one["outcome"] for one in result["tasks"]}
     assert [one for one, outcome in outcomes.items() if outcome == "failed"] == [task], outcomes
     assert (code, result["outcome"]) == (1, "failed")
