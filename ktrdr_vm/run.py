@@ -50,6 +50,8 @@ Keep = Literal["never", "on-failure", "always"]
 
 KEPT_RUNS = 20
 DOCKER_LIMIT = 300.0
+# Paths of a branch that the report lists; its first lines are about all of them.
+MAX_CHANGED = 1000
 
 
 class Listener:
@@ -204,7 +206,7 @@ class Run:
             allowed=allowed,
             denied=denied,
             artifacts=self._artifacts,
-            commits=self._commits,
+            commits=tuple(replace(one, changed=one.changed[:MAX_CHANGED]) for one in self._commits),
             first_lines=find_first_lines(self._commits, self._gathered),
             residue=residue,
             kept=kept,

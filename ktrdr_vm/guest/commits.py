@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 from ktrdr_vm.errors import GuestError, KtrdrError
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError
 from ktrdr_vm.guest.workspace import Repository
-from ktrdr_vm.host.git import git
+from ktrdr_vm.host.git import BOUNDS, git
 from ktrdr_vm.plan.identity import Identity
 
 MAX_BUNDLE = 256 * 1024 * 1024
@@ -36,7 +36,7 @@ git bundle create --quiet {_BUNDLE} --branches --not "$BASE"
 
 @dataclass(frozen=True)
 class ReturnedRef:
-    """One ref that was brought back. `changed` are paths that differ from the base commit, at most 1000."""
+    """One ref that was brought back. `changed` are all paths that differ from the base commit: what judges must not hide behind others."""
 
     ref: str
     commit: str
@@ -78,7 +78,12 @@ def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity)
         raise
     except KtrdrError as error:
         raise _lies(error.message[-300:], identity) from None
-    return tuple(ReturnedRef(f"{identity.ref_prefix}{name}", commit, _changed(repository, base, commit)) for commit, name in refs)
+    try:
+        return tuple(ReturnedRef(f"{identity.ref_prefix}{name}", commit, _changed(repository, base, commit)) for commit, name in refs)
+    except KtrdrError as error:
+        for _, name in refs:
+            git(root, owner, "update-ref", "-d", f"{identity.ref_prefix}{name}")
+        raise _lies(f"what they change cannot be listed: {error.message[-200:]}", identity) from None
 
 
 def _check_head(line: str, identity: Identity) -> tuple[str, str]:
@@ -91,13 +96,15 @@ def _check_head(line: str, identity: Identity) -> tuple[str, str]:
 
 def _changed(repository: Repository, base: str, commit: str) -> tuple[str, ...]:
     options = ("--name-only", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "-z")
-    listed = git(repository.root, repository.owner, "diff", *options, base, commit, "--")
-    return tuple(name for name in listed.text.split("\0") if name)[:1000]
+    with tempfile.TemporaryFile() as listed:
+        git(repository.root, repository.owner, "diff", *options, base, commit, "--", stdout=listed.fileno(), bounds=BOUNDS)
+        listed.seek(0)
+        return tuple(os.fsdecode(name) for name in listed.read().split(b"\0") if name)
 
 
 def _lies(what: str, identity: Identity) -> GuestError:
     return GuestError(
         f"the guest's commits were refused: {what}",
         where=identity.instance_id,
-        hint="nothing of them is in the repository; look at the instance",
+        hint="no ref of the repository points to them; look at the instance",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import tarfile
 import tempfile
@@ -20,6 +21,7 @@ from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.host.git import LIMIT, git
 from ktrdr_vm.profile.model import Workspace
 
+_COMMIT = re.compile(rb"(?:[0-9a-f]{40}|[0-9a-f]{64})\n")
 MAX_FILES = 20_000
 MAX_BYTES = 1024 * 1024 * 1024
 
@@ -52,7 +54,7 @@ def find_repository(directory: Path) -> Repository:
             where=str(directory),
             hint="run `git init` and commit, or name another folder with --workspace",
         )
-    root = Path(lines[0])
+    root = Path(os.fsdecode(found.stdout.splitlines()[0]))
     branch = git(root, owner, "symbolic-ref", "--quiet", "--short", "HEAD", check=False).text.strip()
     # A linked worktree lies anywhere; the repository's name is the main one's.
     common = Path(git(root, owner, "rev-parse", "--path-format=absolute", "--git-common-dir").text.strip())
@@ -88,6 +90,7 @@ def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: st
         _UNBUNDLE,
         workspace.target,
         {"COMMIT": repository.commit, "BRANCH": repository.branch or "detached", "ID": instance_id},
+        stdin=_read_shallow(repository),
     )
     if workspace.uncommitted != "include":
         changed, deleted = [], []
@@ -98,13 +101,15 @@ def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: st
             note(f"{name} was left out of the workspace: it is no regular file, folder or link")
         archive.seek(0)
         guest.upload(archive, "/var/tmp/workspace.tar", timeout=LIMIT)
-    names = "\0".join(deleted).encode() + (b"\0" if deleted else b"")
+    names = os.fsencode("\0".join(deleted)) + (b"\0" if deleted else b"")
     _run(guest, _UNPACK, workspace.target, {}, stdin=names)
 
 
 _UNBUNDLE = """set -eu
 cd -- "$TARGET"
 git init --quiet
+cat > .git/shallow
+[ -s .git/shallow ] || rm .git/shallow
 git config user.name "$ID"
 git config user.email "$ID@ktrdr.invalid"
 git fetch --quiet --no-tags /var/tmp/workspace.bundle "+HEAD:refs/ktrdr/base" 2>/dev/null \\
@@ -119,6 +124,17 @@ xargs -0r rm -f --
 tar --extract --file /var/tmp/workspace.tar --no-same-owner --unlink-first
 rm -f /var/tmp/workspace.tar
 """
+
+
+def _read_shallow(repository: Repository) -> bytes:
+    """Where the history of a shallow clone ends, as CI makes them: a bundle cannot say it. Empty for a whole history."""
+    named = git(repository.root, repository.owner, "rev-parse", "--git-path", "shallow")
+    try:
+        descriptor = os.open(repository.root / os.fsdecode(named.stdout).rstrip("\n"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    with os.fdopen(descriptor, "rb") as file:
+        return b"".join(line for line in file.read(1 << 20).splitlines(keepends=True) if _COMMIT.fullmatch(line))
 
 
 def _make_target(guest: Guest, target: str, user: str) -> None:
@@ -152,7 +168,8 @@ def _uncommitted(repository: Repository, workspace: Workspace) -> tuple[list[str
     listed = git(
         repository.root, repository.owner, "diff", "--name-status", "--no-renames", "--no-ext-diff", "--ignore-submodules", "-z", "HEAD"
     )
-    words = listed.text.split("\0")[:-1]
+    # Bytes as they are: a name that is not UTF-8 is still a file's name.
+    words = os.fsdecode(listed.stdout).split("\0")[:-1]
     pairs = list(zip(words[0::2], words[1::2], strict=True))
     return [name for status, name in pairs if status != "D"], [name for status, name in pairs if status == "D"]
 
@@ -161,7 +178,7 @@ def _matching_untracked(repository: Repository, globs: tuple[str, ...]) -> list[
     if not globs:
         return []
     listed = git(repository.root, repository.owner, "ls-files", "--others", "-z", "--", *(f":(glob){one}" for one in globs))
-    return [name for name in listed.text.split("\0") if name]
+    return [name for name in os.fsdecode(listed.stdout).split("\0") if name]
 
 
 def _pack(root: Path, names: list[str], sink: io.IOBase | tempfile._TemporaryFileWrapper[bytes]) -> list[str]:

@@ -10,7 +10,7 @@ from ktrdr_vm.host import process
 LIMIT = 600.0
 _SAFE = (
     "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false",
-    "-c", "protocol.ext.allow=never", "-c", "gc.auto=0", "-c", "maintenance.auto=false",
+    "-c", "protocol.ext.allow=never", "-c", "safe.bareRepository=explicit", "-c", "gc.auto=0", "-c", "maintenance.auto=false",
 )  # fmt: skip
 _ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -21,12 +21,25 @@ _ENVIRONMENT = {
 }
 
 
-def git(directory: Path, owner: tuple[int, int], *words: str, check: bool = True, stdout: int | None = None) -> process.Completed:
+# For what reads objects that a guest made: a few hundred bytes of trees can name a million million files.
+BOUNDS = ("prlimit", "--data=1073741824", "--cpu=120", "--fsize=67108864", "--")
+
+
+def git(
+    directory: Path, owner: tuple[int, int], *words: str, check: bool = True, stdout: int | None = None, bounds: tuple[str, ...] = ()
+) -> process.Completed:
     """Run git in a folder as `owner` (uid, gid). Git refuses another user's repository, and root runs nothing of a user's.
 
-    Without root there is no choice, and a repository of root's is root's.
+    Without root there is no choice, and a repository of root's is root's. `bounds` is a program that limits what follows it.
     """
     user, group = owner if os.geteuid() == 0 and owner[0] != 0 else (None, None)
     return process.run(
-        ["git", *_SAFE, *words], cwd=directory, timeout=LIMIT, environment=_ENVIRONMENT, check=check, user=user, group=group, stdout=stdout
+        [*bounds, "git", *_SAFE, *words],
+        cwd=directory,
+        timeout=LIMIT,
+        environment=_ENVIRONMENT,
+        check=check,
+        user=user,
+        group=group,
+        stdout=stdout,
     )

@@ -1,0 +1,96 @@
+"""What the guest's commits may cost and hide on the host, and names that are no UTF-8. Git is a stand-in that answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ktrdr_vm.errors import GuestError, ProvisionError
+from ktrdr_vm.first_lines import find_first_lines
+from ktrdr_vm.guest import commits, workspace
+from ktrdr_vm.guest.commits import ReturnedRef
+from ktrdr_vm.guest.workspace import Repository
+from ktrdr_vm.host.process import Completed
+from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.profile.model import Workspace
+from ktrdr_vm.report.model import Commits
+
+IDENTITY = parse_instance_id("one")
+Answer = Callable[[tuple[str, ...]], bytes]
+
+
+class Git:
+    def __init__(self, answer: Answer) -> None:
+        self.asked: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+        self._answer = answer
+
+    def __call__(
+        self, _directory: Path, _owner: object, *words: str, check: bool = True, stdout: int | None = None, bounds: tuple[str, ...] = ()
+    ) -> Completed:
+        self.asked.append((words, bounds))
+        said = self._answer(words)
+        if stdout is not None:
+            os.write(stdout, said)
+            said = b""
+        return Completed(words, 0, said, b"")
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path, "main", "a" * 40, (0, 0), "demo")
+
+
+def unpack(repository: Repository, git: Git, monkeypatch: pytest.MonkeyPatch) -> tuple[ReturnedRef, ...]:
+    monkeypatch.setattr(commits, "git", git)
+    return commits._unpack(repository, "a" * 40, Path("/bundle"), IDENTITY)
+
+
+def test_a_changed_playbook_does_not_hide_behind_a_thousand_files(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"a/{number:05}" for number in range(3000)] + ["playbooks/unit.yaml"]
+
+    def answer(words: tuple[str, ...]) -> bytes:
+        return {"bundle": f"{'b' * 40} refs/heads/x\n", "diff": "\0".join(names)}.get(words[0], "").encode()
+
+    returned = unpack(repository, Git(answer), monkeypatch)
+    gathered: Any = SimpleNamespace(repository=repository, loaded=SimpleNamespace(source="p.yaml"), playbooks=())
+    lines = find_first_lines([Commits(one.ref, one.commit, one.changed) for one in returned], gathered)
+    assert len(lines) == 1 and "playbooks/unit.yaml" in lines[0]
+
+
+def test_trees_that_name_too_many_files_are_refused_within_bounds(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(words: tuple[str, ...]) -> bytes:
+        if words[0] == "diff":
+            raise ProvisionError("git failed: out of memory", hint="")
+        return f"{'b' * 40} refs/heads/x\n".encode() if words[0] == "bundle" else b""
+
+    git = Git(answer)
+    with pytest.raises(GuestError, match="cannot be listed"):
+        unpack(repository, git, monkeypatch)
+    assert next(bounds for words, bounds in git.asked if words[0] == "diff")[0] == "prlimit"
+    assert git.asked[-1][0] == ("update-ref", "-d", "refs/ktrdr/one/x")
+
+
+def test_names_that_are_no_utf8_are_kept_as_they_are(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = {"diff": b"M\0a\xff\nb\0D\0-rf \xfe\0", "ls-files": b"u\xfd\0"}
+    monkeypatch.setattr(workspace, "git", Git(lambda words: listed[words[0]]))
+    changed, deleted = workspace._uncommitted(repository, Workspace())
+    assert [os.fsencode(name) for name in (*changed, *deleted)] == [b"a\xff\nb", b"-rf \xfe"]
+    assert workspace._matching_untracked(repository, ("*",)) == [os.fsdecode(b"u\xfd")]
+
+
+def test_the_end_of_a_shallow_history_goes_along_and_nothing_else(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "git", Git(lambda _: b".git/shallow\n"))
+    assert workspace._read_shallow(repository) == b""
+    place = repository.root / ".git/shallow"
+    place.parent.mkdir()
+    place.write_bytes(b"a" * 40 + b"\nroot:x:0:0\n")
+    assert workspace._read_shallow(repository) == b"a" * 40 + b"\n"
+    place.unlink()
+    (repository.root / "secret").write_bytes(b"b" * 40 + b"\n")
+    place.symlink_to(repository.root / "secret")
+    assert workspace._read_shallow(repository) == b""
