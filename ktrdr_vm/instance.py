@@ -96,7 +96,12 @@ class Instance:
         """
         journal = self._open_journal(plan, run_id, template)
         blueprint = self._blueprint(plan, journal, read_secret, mount_roots)
-        for resource in self._host_side(make_resources(self._target(), blueprint)):
+        resources = self._host_side(make_resources(self._target(), blueprint))
+        for guard in (resource for resource in resources if resource.kind == "guard" and resource.exists()):
+            if guard.verify():
+                # One of an earlier plan would put the earlier rules back. Without any, nothing leaves until the new one serves.
+                guard.remove()
+        for resource in resources:
             self._ensure(resource, journal, notify)
 
     def complete(self, plan: Plan, *, read_secret: SecretReader, mount_roots: tuple[str, ...], notify: Notify = quiet) -> None:

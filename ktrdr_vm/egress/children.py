@@ -8,6 +8,8 @@ import signal
 import socket
 from pathlib import Path
 
+from ktrdr_vm.egress.control import short_name
+
 _IP_FREEBIND = 15
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
@@ -45,7 +47,8 @@ def listen_unix(path: Path) -> socket.socket:
     """A unix socket that its owner alone can open."""
     path.unlink(missing_ok=True)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    made.bind(str(path))
+    with short_name(path) as name:
+        made.bind(name)
     path.chmod(0o600)
     made.listen(8)
     return made

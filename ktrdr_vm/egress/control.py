@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.errors import ProvisionError
+
+
+@contextmanager
+def short_name(path: Path) -> Iterator[str]:
+    """A name of a unix socket's place that always fits: the kernel takes 107 bytes, and an instance_id alone may have 63."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def ask_guard(directory: Path, op: str, *, timeout: float = 5, **fields: Any) -> dict[str, Any]:
@@ -15,7 +28,8 @@ def ask_guard(directory: Path, op: str, *, timeout: float = 5, **fields: Any) ->
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout)
-            connection.connect(str(directory / "control.sock"))
+            with short_name(directory / "control.sock") as name:
+                connection.connect(name)
             connection.sendall(json.dumps({"op": op, **fields}).encode())
             raw = b""
             while not raw.endswith(b"\n"):

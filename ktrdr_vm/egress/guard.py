@@ -319,7 +319,7 @@ class Guard:
             try:
                 request = json.loads(connection.recv(65536))
                 reply = self._answer_control(request)
-            except (ValueError, OSError, KeyError) as error:
+            except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
                 reply = {"error": f"{type(error).__name__}: {error}"}
             with contextlib.suppress(OSError):
                 connection.sendall(json.dumps(reply).encode() + b"\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -18,9 +19,15 @@ class Firewall(Resource):
         return f"inet {self.target.identity.table}"
 
     @property
-    def _expected(self) -> Any:
+    def _expected(self) -> dict[str, Any]:
+        """The table as it was read back when it was loaded, and the digest of the ruleset that it was loaded from."""
         path = self.target.paths.directory / "ruleset.expected"
-        return json.loads(path.read_bytes()) if path.exists() else None
+        found = json.loads(path.read_bytes()) if path.exists() else None
+        return found if isinstance(found, dict) else {"rendered": "", "table": found}
+
+    @property
+    def _digest(self) -> str:
+        return hashlib.sha256(self.blueprint.documents["ruleset.nft"].encode()).hexdigest()
 
     def exists(self) -> bool:
         return read_table(self.target.identity.table) is not None
@@ -38,16 +45,16 @@ class Firewall(Resource):
                 hint="another program changes nftables at the same moment; `nft monitor` shows which",
             )
         path = self.target.paths.directory / "ruleset.expected"
-        path.write_text(json.dumps(loaded))
+        path.write_text(json.dumps({"rendered": self._digest, "table": loaded}))
         path.chmod(0o600)
 
     def verify(self) -> list[str]:
         found, expected = read_table(self.target.identity.table), self._expected
         if found is None:
             return ["the table is gone"]
-        if found != expected:
+        if found != expected["table"]:
             return ["the table's rules were changed"]
-        return []
+        return [] if expected["rendered"] == self._digest else ["the table's rules are those of an earlier plan"]
 
     def remove(self) -> None:
         if self.exists():

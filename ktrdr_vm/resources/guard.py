@@ -35,7 +35,9 @@ class Guard(Resource):
     def create(self) -> None:
         directory = self.target.paths.guard
         if is_locked(directory / "guard.lock"):
-            return
+            if not self._stale():
+                return
+            self.remove()
         self._write_files()
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         try:
@@ -57,9 +59,22 @@ class Guard(Resource):
                 os.close(ready_write)
 
     def _write_files(self) -> None:
-        directory, blueprint = self.target.paths.guard, self.blueprint
+        directory = self.target.paths.guard
         directory.mkdir(mode=0o711, exist_ok=True)
         directory.chmod(0o711)
+        for name, (text, mode) in self._files().items():
+            path = directory / name
+            path.write_text(text)
+            path.chmod(mode)
+
+    def _stale(self) -> list[str]:
+        """Its files that are not the plan's: what runs was started for an earlier one."""
+        directory = self.target.paths.guard
+        return [name for name, (text, _) in self._files().items() if not _holds(directory / name, text)]
+
+    def _files(self) -> dict[str, tuple[str, int]]:
+        """What it is started from, with modes."""
+        blueprint = self.blueprint
         allocation, identity, facts = blueprint.allocation, self.target.identity, blueprint.plan.facts
         config = {
             "instance_id": identity.instance_id,
@@ -73,17 +88,13 @@ class Guard(Resource):
             "ledger": str(self.target.paths.ledger),
         }
         # The proxy's user reads its configuration and lists; the rest is the owner's.
-        files = {
+        return {
             "guard.json": (canonical_json(config), 0o600),
             "egress.json": (blueprint.documents["egress.json"], 0o600),
             "ruleset.nft": (blueprint.documents["ruleset.nft"], 0o600),
             "proxy.cfg": (blueprint.documents["proxy.cfg"], 0o644),
             **{name: (text, 0o644) for name, text in blueprint.plan.egress.name_lists.items()},
         }
-        for name, (text, mode) in files.items():
-            path = directory / name
-            path.write_text(text)
-            path.chmod(mode)
 
     def _wait_ready(self, started: subprocess.Popen[bytes], ready: int) -> None:
         readable, _, _ = select.select([ready], [], [], START_LIMIT)
@@ -106,8 +117,9 @@ class Guard(Resource):
             status = ask_guard(self.target.paths.guard, "status")
         except KtrdrError as error:
             return [error.message]
-        missing = [part for part in ("resolver", "proxy") if not Path(f"/proc/{status[part]}").exists()]
-        return [f"the {part} does not run" for part in missing]
+        missing = [part for part in ("resolver", "proxy") if not Path(f"/proc/{status.get(part)}").exists()]
+        stale = self._stale()
+        return [f"the {part} does not run" for part in missing] + ([f"it runs with an earlier {', '.join(stale)}"] if stale else [])
 
     def remove(self) -> None:
         directory = self.target.paths.guard
@@ -133,6 +145,13 @@ class Guard(Resource):
     def by_hand(self) -> str:
         pids = " ".join(str(pid) for pid in find_guards(self.target.paths.guard))
         return (f"kill -KILL {pids}; " if pids else "") + f"rm -r {self.target.paths.guard}"
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_text() == text
+    except OSError:
+        return False
 
 
 def find_guards(directory: Path) -> list[int]:
