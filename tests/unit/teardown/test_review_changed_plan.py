@@ -48,6 +48,7 @@ def test_rules_of_an_earlier_plan_are_not_as_planned(target: Target, monkeypatch
     table = [{"table": {"comment": target.mark}}] + [{"rule": {}}] * count_rules_of_text(before.documents["ruleset.nft"])
     monkeypatch.setattr(firewall_module, "load_ruleset", lambda _: None)
     monkeypatch.setattr(firewall_module, "read_table", lambda _: table)
+    monkeypatch.setattr(firewall_module, "read_comment", lambda _: target.mark)
     Firewall(target, before).create()
     assert Firewall(target, before).verify() == []
     assert Firewall(target, after).verify() == ["the table's rules are those of an earlier plan"]
