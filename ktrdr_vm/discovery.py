@@ -15,7 +15,7 @@ from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_tables, read_comment
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.instance import Instance, list_journals
+from ktrdr_vm.instance import Instance, list_directories, list_journals
 from ktrdr_vm.plan.identity import TABLE_PREFIX, make_home_token, parse_instance_id
 
 _MARK = re.compile(r"ktrdr-vm instance_id=([a-z0-9-]{1,63}) home=([0-9a-f]{8})")
@@ -67,22 +67,29 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
         entry = seen(journal.instance_id, "journal")
         entry.mode, entry.created_at = journal.mode, journal.created_at
         entry.kept = journal.kept or journal.mode == "interactive"
-    if home.instances.exists():
-        for directory in home.instances.iterdir():
-            seen(directory.name, "directory")
+    for directory in list_directories(home):
+        seen(directory.name, "directory")
     for domain in libvirt.list_ours():
         if domain.home != str(home.root):
             continue
         entry = seen(domain.instance_id, "domain")
         entry.state, entry.mode = domain.state, domain.mode
+        # Also when its journal is lost: a person lives in it.
+        entry.kept = entry.kept or domain.mode == "interactive"
     for table in list_tables(TABLE_PREFIX):
         for instance_id in _marked(read_comment(table) or "", home):
             seen(instance_id, "firewall")
     for instance_id in _marked(process.run(["ip", "link", "show"], timeout=30).text, home):
         seen(instance_id, "tap")
     for entry in found.values():
-        entry.busy = is_locked(home.lock(entry.instance_id))
+        entry.busy = is_locked(home.lock(entry.instance_id)) or _is_building(home, entry.instance_id)
     return sorted(found.values(), key=lambda entry: entry.instance_id)
+
+
+def _is_building(home: Home, instance_id: str) -> bool:
+    """Is it the domain of a template that somebody builds? Such a one has the lock of its template."""
+    prefix, _, key = instance_id.partition("--")
+    return prefix == "template" and any(is_locked(path) for path in home.locks.glob(f"template-{key}*.lock"))
 
 
 def _marked(text: str, home: Home) -> set[str]:
@@ -104,6 +111,8 @@ def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict
         instance = Instance(home, parse_instance_id(entry.instance_id), libvirt)
         try:
             with instance.locked():
+                if instance.is_kept():
+                    continue  # since we looked, a run has ended and left it to a person
                 instance.destroy()
             rows.append({"action": "removed", "instance_id": entry.instance_id, "reason": reason})
         except BusyError:

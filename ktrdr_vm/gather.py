@@ -56,6 +56,8 @@ def read_policy() -> OwnerPolicy:
         facts = path.stat()
     except FileNotFoundError:
         return OwnerPolicy()
+    except OSError as error:
+        raise HostError(f"the owner's policy cannot be read: {error.strerror}", where=POLICY_PATH, hint="chmod go+rx its folder") from None
     if facts.st_uid != 0 or facts.st_mode & 0o022:
         raise HostError(
             "the owner's policy can be changed by others than root", where=POLICY_PATH, hint=f"chown root {path}; chmod go-w {path}"
@@ -68,6 +70,9 @@ def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str 
     loaded = read_profile(profile_path)
     policy = read_policy()
     root = workspace.resolve()
+    if not str(root).isprintable():
+        # A plan is text, and so are the documents in it.
+        raise UsageError("the name of the workspace is no plain text", where=ascii(str(root)), hint="rename the folder")
     problems = check_policy(loaded, policy, str(root))
     if problems:
         raise DocumentError(problems, hint=f"the owner of this host can allow it in {POLICY_PATH}; a profile cannot")
@@ -78,7 +83,7 @@ def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str 
     recipe, image = _image(profile.image, home)
     kernel = Path(image.directory, "vmlinuz")
     accelerator = find_accelerator(kernel if kernel.exists() else None)
-    owner = _owner()
+    owner = find_owner()
     facts = Facts(
         accelerator=accelerator.name,
         emulator=str(process.find_program(EMULATOR) or f"/usr/bin/{EMULATOR}"),
@@ -176,7 +181,7 @@ def _has_cpu_controller() -> bool:
     return Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists() or Path("/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us").exists()
 
 
-def _owner() -> tuple[int, int]:
+def find_owner() -> tuple[int, int]:
     """The invoking person: who is behind sudo, else who runs this."""
     if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdigit() and os.environ.get("SUDO_GID", "").isdigit():
         return int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, ResidueError, UsageError
@@ -21,7 +22,7 @@ from ktrdr_vm.host.journal import Journal, locked, read_journal, write_durably
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.plan.facts import SLOTS, Allocation, TemplateFacts, allocate
-from ktrdr_vm.plan.identity import Identity
+from ktrdr_vm.plan.identity import Identity, is_instance_id
 from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.profile.scalars import Scalar
@@ -77,6 +78,14 @@ class Instance:
                 return journal.mode
         domain = self.libvirt.find(self.identity.domain)
         return domain.mode if domain is not None and domain.home == str(self.home.root) else ""
+
+    def is_kept(self) -> bool:
+        """Does a person live in it, or has one asked for it to be kept?"""
+        with contextlib.suppress(ProvisionError):
+            journal = self.journal
+            if journal is not None and journal.kept:
+                return True
+        return self.find_mode() == "interactive"
 
     # -- making -----------------------------------------------------------------------------------------------------
 
@@ -401,16 +410,26 @@ class Instance:
 
 
 def list_journals(home: Home) -> list[Journal]:
-    """Every readable journal of a home, by instance_id."""
-    if not home.instances.exists():
-        return []
+    """Every readable journal of a home, by instance_id. One that is damaged or of a newer version hides no other."""
     found = []
-    for directory in sorted(home.instances.iterdir()):
-        with contextlib.suppress(ProvisionError):
+    for directory in list_directories(home):
+        with contextlib.suppress(ProvisionError, HostError):
             journal = read_journal(directory / "journal.json")
             if journal is not None:
                 found.append(journal)
     return found
+
+
+def list_directories(home: Home) -> list[Path]:
+    """The folders of instances. What has no instance_id for a name is nobody's and left alone."""
+    try:
+        return sorted(path for path in home.instances.iterdir() if is_instance_id(path.name) and path.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise HostError(
+            f"cannot be listed: {error.strerror}", where=str(home.instances), hint="run as the owner of the state directory"
+        ) from None
 
 
 def _no_secrets(secret: Secret) -> bytes:

@@ -18,6 +18,7 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.gather import gather
     from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.report.escape import escape
 
     gathered = gather(profile, home=find_home(), workspace=workspace, instance_id=instance_id)
     made = gathered.plan
@@ -39,10 +40,10 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     click.echo(f"{identity.instance_id}  {made.profile.mode}  profile {made.profile.name}")
     width = max(len(name) for _, name, _ in rows)
     for kind, name, what in rows:
-        click.echo(f"  + {kind:<9} {name:<{width}}  {what}")
+        click.echo(escape(f"  + {kind:<9} {name:<{width}}  {what}"))
     for rule in made.rules:
         weaker = "  (weaker: every name below it)" if rule.host.startswith("*.") else ""
-        click.echo(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}")
+        click.echo(escape(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}"))
     if not gathered.accelerator.certain:
         click.echo(f"  note: {gathered.accelerator.reason}", err=True)
     click.echo(f"digest {made.digest}")
@@ -115,5 +116,5 @@ def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool)
         for one in problems:
             click.echo(escape(str(one)))
         if not problems:
-            click.echo(f"{profile}: valid")
+            click.echo(escape(f"{profile}: valid"))
     return 2 if problems else 0

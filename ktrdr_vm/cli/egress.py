@@ -73,8 +73,8 @@ def _rows(path: Path, *, follow: bool) -> Iterator[dict[str, object]]:
 @click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
 def suggest(instance_id: str, run_id: str) -> None:
     """Print the smallest profile fragment that would have allowed what a run of INSTANCE_ID was denied. Read it before you use it."""
-    from ktrdr_vm.cli.evidence import find_run
+    from ktrdr_vm.cli.evidence import read_report
     from ktrdr_vm.egress.suggest import render_suggestion
 
-    content = json.loads((find_run(instance_id, run_id) / "report.json").read_text(encoding="utf-8"))
+    content = json.loads(read_report(instance_id, run_id)[1])
     click.echo(render_suggestion(content["egress"]["denied"]), nl=False)

@@ -19,9 +19,22 @@ def find_run(instance_id: str, run_id: str) -> Path:
 
     runs = find_home().runs / parse_instance_id(instance_id).instance_id
     path = runs / run_id
-    if "/" in run_id or not path.exists():
+    if "/" in run_id or run_id.startswith(".") or "\0" in run_id or not path.exists():
         raise UsageError(f"there is no run {run_id} of {instance_id}", where=str(runs), hint="`ls` that folder, or apply first")
     return path
+
+
+def read_report(instance_id: str, run_id: str) -> tuple[Path, str]:
+    """The directory of a run and its report."""
+    from ktrdr_vm.errors import UsageError
+
+    path = find_run(instance_id, run_id)
+    try:
+        return path, (path / "report.json").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(
+            "this run has no report", where=str(path), hint="it still goes on, or was killed; `ktrdr-vm events` shows how far it came"
+        ) from None
 
 
 _run_option = click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
@@ -35,8 +48,7 @@ def report(instance_id: str, run_id: str, as_json: bool) -> int:
     """Show the report of a run of INSTANCE_ID, and end with the run's exit code."""
     import json
 
-    path = find_run(instance_id, run_id)
-    text = (path / "report.json").read_text(encoding="utf-8")
+    path, text = read_report(instance_id, run_id)
     content = json.loads(text)
     if as_json:
         click.echo(text, nl=False)
@@ -45,7 +57,7 @@ def report(instance_id: str, run_id: str, as_json: bool) -> int:
 
     click.echo(f"{content['outcome'].upper()}  {content['instance_id']}  run {content['run_id']}  {content['duration_s']:.0f} s")
     for gate in content["gates"]:
-        click.echo(f"  {gate['outcome']:<8} gate {gate['name']}  {escape_line(gate['message'])}")
+        click.echo(f"  {gate['outcome']:<8} gate {escape_line(gate['name'])}  {escape_line(gate['message'])}")
         for task in gate["tasks"]:
             click.echo(f"    {task['outcome']:<8} {escape_line(task['name'])}  {escape_line(task['message'])}")
     for denied in content["egress"]["denied"]:
@@ -53,7 +65,7 @@ def report(instance_id: str, run_id: str, as_json: bool) -> int:
         click.echo(
             f"  denied   {destination}:{denied['port']}  {denied['count']} times  ({denied['rule']})  {escape_line(denied['during'])}"
         )
-    click.echo(f"  residue: {', '.join(content['residue']) or 'none'}")
+    click.echo(escape_line(f"  residue: {', '.join(content['residue']) or 'none'}"))
     click.echo(f"  page     {path.resolve()}/report.html")
     return int(content["exit_code"])
 

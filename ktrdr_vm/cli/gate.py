@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     from ktrdr_vm.gates.context import GateContext
     from ktrdr_vm.gates.load import load_playbook
     from ktrdr_vm.gates.runner import run_playbook
-    from ktrdr_vm.gather import find_playbook
+    from ktrdr_vm.gather import find_owner, find_playbook
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.instance import Instance
@@ -56,7 +55,7 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
                 roots=(path.resolve().parent, root),
                 environment=instance.environment(),
                 artifacts=artifacts / playbook.name,
-                owner=(os.getuid(), os.getgid()),
+                owner=find_owner(),
                 mask=make_mask(instance.read_secrets()),
                 gate_timeout=instance.gate_timeout,
                 on_event=show_gate_event,

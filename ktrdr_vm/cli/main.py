@@ -106,7 +106,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     # Imported late: most commands need only part of it.
-    from ktrdr_vm.errors import KtrdrError
+    from ktrdr_vm.errors import HostError, KtrdrError
 
     try:
         code = cli.main(standalone_mode=False)
@@ -126,6 +126,11 @@ def main() -> None:
     except KtrdrError as error:
         show_error(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # A file, a right, a disk: nothing that a person needs a trace of.
+        where = str(error.filename or "this host")
+        show_error(HostError(error.strerror or str(error), where=where, hint="look at this place, its rights and its free space"))
+        sys.exit(HostError.exit_code)
 
 
 def show_error(error: Exception) -> None:
@@ -141,7 +146,8 @@ def show_error(error: Exception) -> None:
 
 def echo_json(value: object) -> None:
     """One document on standard output."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    # ASCII, so that nothing in it acts on a terminal.
+    click.echo(json.dumps(value, indent=2))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ The lock is an flock and dies with its process; the file's owner says nothing, s
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,6 +20,8 @@ from typing import Any
 from ktrdr_vm.errors import BusyError, HostError, ProvisionError
 
 SCHEMA_VERSION = 1
+# Attempts, ten milliseconds apart, before a lock counts as held.
+_PATIENCE = 5
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -101,8 +105,13 @@ def read_journal(path: Path) -> Journal | None:
                 where=str(path),
                 hint="use the ktrdr-vm that wrote it to destroy the instance, or a newer one",
             )
-        return Journal(path=path, **content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        journal = Journal(path=path, **content)
+        wanted = Journal(path=path, instance_id="")
+        for name, value in content.items():
+            if type(value) is not type(getattr(wanted, name)):
+                raise TypeError(f"{name} is of the wrong kind")
+        return journal
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProvisionError(
             f"the journal is damaged: {error}",
             where=str(path),
@@ -113,9 +122,10 @@ def read_journal(path: Path) -> Journal | None:
 @contextmanager
 def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock at `path`. Without `wait`, a BusyError names who has it. The file is removed with the lock."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    patience = _PATIENCE
     while True:
         try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise HostError(
@@ -126,6 +136,11 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
             os.close(descriptor)
+            patience -= 1
+            if patience > 0:
+                # `list` and `status` hold a lock for an instant while they look at it.
+                time.sleep(0.01)
+                continue
             raise BusyError(
                 f"{what} is held by another run ({holder or 'starting'})",
                 where=str(path),
@@ -136,22 +151,29 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
             break
         os.close(descriptor)
     try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # who holds it is said for people; a full disk does not matter
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()}\n".encode(), 0)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 def is_locked(path: Path) -> bool:
     """Does a living process hold this lock?"""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        raise HostError(
+            f"cannot look at the lock: {error.strerror}", where=str(path), hint="run as the owner of the state directory"
+        ) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Shared: those who only look never stand in each other's way.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

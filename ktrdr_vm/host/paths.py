@@ -17,9 +17,13 @@ $KTRDR_VM_HOME/                          default /var/lib/ktrdr-vm; 0711, so QEM
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ktrdr_vm.errors import HostError, UsageError
+
+_PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
 DEFAULT_HOME = Path("/var/lib/ktrdr-vm")
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -61,11 +65,18 @@ class Home:
 
     def create(self) -> None:
         """Make what is missing. 0711: to be passed through by QEMU's user, to be listed by the owner only."""
-        for directory in (self.root, self.images, self.templates, self.instances):
-            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-            directory.chmod(0o711)
-        for directory in (self.locks, self.runs):
-            directory.mkdir(mode=0o700, exist_ok=True)
+        try:
+            for directory in (self.root, self.images, self.templates, self.instances):
+                directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+                directory.chmod(0o711)
+            for directory in (self.locks, self.runs):
+                directory.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise HostError(
+                f"the state directory cannot be made: {error.strerror}",
+                where=str(error.filename or self.root),
+                hint="run as its owner, or set $KTRDR_VM_HOME to a folder that may be written",
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,15 @@ class InstancePaths:
 
 def find_home() -> Home:
     """`$KTRDR_VM_HOME`, or the default. The variable is the only one of the environment that is read."""
-    return Home(Path(os.environ.get("KTRDR_VM_HOME") or DEFAULT_HOME).absolute())
+    # Resolved, because taps and tables carry a digest of it: two spellings of one folder are one home.
+    root = Path(os.environ.get("KTRDR_VM_HOME") or DEFAULT_HOME).resolve()
+    if not _PLAIN.fullmatch(str(root)):
+        raise UsageError(
+            f"{str(root)!a} cannot be the state directory",
+            where="KTRDR_VM_HOME",
+            hint="it stands in configurations of QEMU and HAProxy: use letters, digits and / . _ + - only",
+        )
+    return Home(root)
 
 
 def find_shipped(kind: str, name: str) -> Path | None:

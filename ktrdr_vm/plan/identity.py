@@ -64,9 +64,13 @@ def make_home_token(home: str) -> str:
     return hashlib.sha256(home.encode()).hexdigest()[:8]
 
 
+def is_instance_id(text: str) -> bool:
+    return _VALID.fullmatch(text) is not None
+
+
 def parse_instance_id(text: str) -> Identity:
     """Accept by the one rule or refuse; nothing is repaired, so that two spellings are never one instance."""
-    if not isinstance(text, str) or not _VALID.fullmatch(text):
+    if not isinstance(text, str) or not is_instance_id(text):
         shown = ascii(text)[:80]
         raise UsageError(f"{shown} is not an instance_id", hint=f"an instance_id is {RULE}")
     return Identity(text)

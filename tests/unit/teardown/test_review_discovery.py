@@ -1,0 +1,138 @@
+"""What `gc` and `list` do with what they did not expect, and commands with a home that is none."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktrdr_vm import discovery
+from ktrdr_vm.cli import evidence
+from ktrdr_vm.discovery import collect_garbage, find_instances
+from ktrdr_vm.errors import BusyError, HostError, ProvisionError, UsageError
+from ktrdr_vm.host.journal import Journal, is_locked, locked, read_journal
+from ktrdr_vm.host.libvirt import DomainFacts
+from ktrdr_vm.host.paths import Home, find_home
+from ktrdr_vm.host.process import Completed
+from ktrdr_vm.instance import Instance
+
+
+class Libvirt:
+    """These domains of this home."""
+
+    def __init__(self, home: Home, **modes: str) -> None:
+        ids = {name.replace("_", "-"): mode for name, mode in modes.items()}
+        self._domains = [DomainFacts(f"ktrdr-{name}", name, str(home.root), mode, "running", True) for name, mode in ids.items()]
+
+    def list_ours(self) -> list[DomainFacts]:
+        return self._domains
+
+    def find(self, name: str) -> DomainFacts | None:
+        return next((domain for domain in self._domains if domain.name == name), None)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setattr(discovery, "list_tables", lambda _: [])
+    monkeypatch.setattr(discovery.process, "run", lambda *_, **__: Completed((), 0, b"", b""))
+    made = Home(tmp_path)
+    made.create()
+    return made
+
+
+@pytest.fixture
+def destroyed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    calls: list[str] = []
+    monkeypatch.setattr(Instance, "destroy", lambda self: calls.append(self.identity.instance_id))
+    return calls
+
+
+def add(home: Home, name: str, text: str = "") -> Path:
+    home.instance(name).directory.mkdir()
+    if text:
+        home.instance(name).journal.write_text(text)
+    return home.instance(name).journal
+
+
+def collect(home: Home, libvirt: Any) -> list[str]:
+    return [row["instance_id"] for row in collect_garbage(home, libvirt, dry_run=False)]
+
+
+def test_strange_names_and_newer_journals_hide_nothing(home: Home, destroyed: list[str]) -> None:
+    (home.instances / "lost+found").mkdir()
+    (home.instances / "a-file").write_text("")
+    add(home, "newer", '{"schema_version": 99}')
+    Journal(add(home, "dead"), "dead").save()
+    assert [entry.instance_id for entry in find_instances(home, Libvirt(home))] == ["dead", "newer"]  # type: ignore[arg-type]
+    assert "dead" in collect(home, Libvirt(home)) and "dead" in destroyed
+
+
+def test_what_a_person_lives_in_stays_when_its_journal_is_lost(home: Home, destroyed: list[str]) -> None:
+    add(home, "dev", "{damaged")
+    assert collect(home, Libvirt(home, dev="interactive", old="sandbox")) == ["old"] == destroyed
+
+
+def test_what_is_kept_between_looking_and_locking_stays(home: Home, destroyed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(add(home, "one"), "one")
+    journal.save()
+    found = find_instances(home, Libvirt(home))  # type: ignore[arg-type]
+    journal.kept = True
+    journal.save()
+    monkeypatch.setattr(discovery, "find_instances", lambda *_: found)
+    assert collect(home, Libvirt(home)) == [] == destroyed
+
+
+def test_a_template_that_is_being_built_is_no_garbage(home: Home, destroyed: list[str]) -> None:
+    libvirt = Libvirt(home, template__0123456789ab="sandbox")
+    with locked(home.locks / "template-0123456789abcdef.lock", "the template"):
+        assert collect(home, libvirt) == []
+    assert collect(home, libvirt) == ["template--0123456789ab"] == destroyed
+
+
+def test_looking_at_a_lock_does_not_make_it_busy(home: Home) -> None:
+    path = home.locks / "one.lock"
+    path.touch(mode=0o600)
+    descriptor = os.open(path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    assert not is_locked(path)
+    with pytest.raises(BusyError), locked(path, "it"):
+        pass
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"schema_version": 1, "instance_id": "x", "slot": "3"}', '{"schema_version": 1, "resources": null}', "[" * 9999]
+)
+def test_a_journal_of_the_wrong_kinds_is_damaged(tmp_path: Path, text: str) -> None:
+    (tmp_path / "journal.json").write_text(text)
+    with pytest.raises(ProvisionError, match="damaged"):
+        read_journal(tmp_path / "journal.json")
+
+
+def test_a_home_that_cannot_be_is_an_error_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError, match="cannot be made"):
+        Home(tmp_path / "file").create()
+    monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path / "a,share=on"))
+    with pytest.raises(UsageError, match="state directory"):
+        find_home()
+
+
+def test_every_spelling_of_a_home_is_one_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path / "real")
+    for spelled in ("../link", ".", str(tmp_path / "real/")):
+        monkeypatch.setenv("KTRDR_VM_HOME", spelled)
+        assert find_home().root == tmp_path / "real"
+
+
+@pytest.mark.parametrize("run_id", ["..", ".", "dead"])
+def test_a_run_without_a_report_is_said(home: Home, monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
+    monkeypatch.setenv("KTRDR_VM_HOME", str(home.root))
+    (home.runs / "one/dead").mkdir(parents=True)
+    with pytest.raises(UsageError):
+        evidence.read_report("one", run_id)
