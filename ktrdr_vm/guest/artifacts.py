@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ktrdr_vm.guest.beneath import check_name, create_beneath, split_name
+from ktrdr_vm.guest.beneath import check_name, create_beneath, remove_beneath, split_name
 from ktrdr_vm.guest.protocol import Guest, GuestTimeout
 from ktrdr_vm.guest.tar_stream import TarStream, TarStreamError
 
@@ -182,10 +182,10 @@ class _Writer:
         """What was being written is not whole: it goes, and the reason stays."""
         name = self._present[1] if self._present else "the rest"
         if self._present is not None:
-            path = self._root / self._present[0]
+            path = self._present[0]
             self._present = None
             self.close()
-            path.unlink(missing_ok=True)
+            remove_beneath(self._root, path)
         self._refused = min(self._refused, _MAX_REFUSALS - 1)
         self.refuse(name, reason, 0)
 

@@ -92,6 +92,13 @@ def open_beneath(root: Path, name: str) -> int:
     return descriptor
 
 
+def remove_beneath(root: Path, name: str) -> None:
+    """Take a file away that `create_beneath` made. Fine when it is gone."""
+    *folders, last = split_name(name)
+    with contextlib.suppress(OSError), open_folder(root, folders) as folder:
+        os.unlink(last, dir_fd=folder)
+
+
 def create_beneath(root: Path, name: str, *, owner: tuple[int, int] | None = None, replace: bool = False) -> int:
     """A descriptor to write a new file (0644, `owner`) beneath `root`; folders are made. With `replace`, an old one goes first."""
     if wrong := check_name(name):

@@ -192,7 +192,7 @@ class Libvirt:
             return json.loads(libvirt_qemu.qemuAgentCommand(self._require(name), command, timeout, 0)).get("return")
         except libvirt.libvirtError:
             return None
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise GuestError("the guest's agent answered with what is no reply", where=name, hint="the guest is broken or lies") from None
 
     def suspend(self, name: str) -> None:

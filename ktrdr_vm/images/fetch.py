@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import re
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 from ktrdr_vm.errors import HostError, ProvisionError, UsageError
 from ktrdr_vm.host import process
+from ktrdr_vm.host.capacity import DISK_FLOOR
 from ktrdr_vm.images.store import Image, ImageStore
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -95,12 +97,20 @@ def _download(url: str, sha256: str, target: Path, report: Callable[[str], None]
     """Stream into `target`. On a wrong checksum it is deleted before the error leaves here."""
     digest, done = hashlib.sha256(), 0
     shown = _strip_password(url)
+    local = urlsplit(url).scheme == "file"
+    if local and not Path(urllib.request.url2pathname(urlsplit(url).path)).is_file():
+        # A device or a pipe has no end, and reading one may have effects.
+        raise ProvisionError("is not a regular file", where=shown, hint="name a disk image")
     try:
         with urllib.request.urlopen(url, timeout=_READ_TIMEOUT) as source, target.open("xb") as file:  # noqa: S310 - schemes checked
             length = int(source.headers.get("Content-Length") or 0)
             while chunk := source.read(_CHUNK):
                 digest.update(chunk)
                 file.write(chunk)
+                if shutil.disk_usage(target.parent).free < DISK_FLOOR << 20:
+                    raise HostError(
+                        f"less than {DISK_FLOOR} MiB of disk are left", where=str(target.parent), hint="make room in the image store"
+                    )
                 if done // _REPORT_EVERY != (done + len(chunk)) // _REPORT_EVERY:
                     report(f"{(done + len(chunk)) >> 20} of {length >> 20} MiB" if length else f"{done >> 20} MiB")
                 done += len(chunk)
@@ -113,8 +123,10 @@ def _download(url: str, sha256: str, target: Path, report: Callable[[str], None]
         raise HostError(f"cannot be stored: {error.strerror}", where=str(target), hint="make room in the image store") from error
     if digest.hexdigest() != sha256:
         target.unlink()
+        # A profile of an untrusted branch must not learn the digest of any file that root can read.
+        found = "another sha256" if local else f"the sha256 {digest.hexdigest()}"
         raise ProvisionError(
-            f"has the sha256 {digest.hexdigest()}, and not {sha256} as asked for; it was not used",
+            f"has {found}, and not {sha256} as asked for; it was not used",
             where=shown,
             hint="the image changed, or somebody changed it: compare with what its publisher signed",
         )

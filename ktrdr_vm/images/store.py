@@ -113,6 +113,9 @@ class ImageStore:
         (directory / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for place in directory.iterdir():
             place.chmod(0o444)
+            # On the disk before it has its name: after a power cut a finished name must not stand on zeros.
+            with place.open("rb") as file:
+                os.fsync(file.fileno())
         final = self._directory(digest)
         if final.exists():  # there, but not understood: `find` said None
             shutil.rmtree(final)

@@ -78,7 +78,7 @@ PROFILE: Schema = {
         "required": True,
         "regex": "[a-z0-9][a-z0-9_.-]{0,62}",
         "schema": {
-            "url": {"type": "string", "required": True, "regex": r"(https?|file)://[^\s'\"<>\\]{1,1000}"},
+            "url": {"type": "string", "required": True, "regex": r"(https?|file)://[!#-&(-;=?-\[\]-~]{1,1000}"},
             "sha256": {"type": "string", "required": True, "regex": "[0-9a-f]{64}"},
         },
     },

@@ -5,6 +5,7 @@ The virtiofs device goes with the domain, which is removed next: a guest need no
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,6 +16,10 @@ from ktrdr_vm.profile.model import Mount as MountEntry
 from ktrdr_vm.resources.base import Blueprint, Resource, Target
 
 GUEST_LIMIT = 60.0
+
+
+# Folders that are looked at for a repository of their own before a mount is made; more are not looked at, and not shared.
+MAX_FOLDERS = 100_000
 
 
 class Mount(Resource):
@@ -58,6 +63,7 @@ class Mount(Resource):
         if not find_mounts(self._place):
             root, relative = self._resolve()
             with open_beneath(root, relative) as source:
+                _refuse_repositories(source, self._entry.source)
                 bind_readonly(source, self._place)
         if not self._attached():
             self.target.libvirt.attach(self.target.identity.domain, to_text(self._device()))
@@ -117,3 +123,21 @@ class Mount(Resource):
 
     def by_hand(self) -> str:
         return f"umount -l {self._place}; rmdir {self._place}"
+
+
+def _refuse_repositories(source: int, shown: str) -> None:
+    """A .git anywhere beneath would come along: its configuration holds remotes with passwords, and every branch is in it."""
+    # A descriptor that only names a folder cannot be listed; this one is of the same folder.
+    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source)
+    try:
+        for number, (path, folders, files, _) in enumerate(os.fwalk(".", dir_fd=folder, follow_symlinks=False)):
+            if ".git" in folders or ".git" in files:
+                raise HostError(
+                    f"{shown} holds a repository at {path}, and a .git is never mounted",
+                    where="mounts",
+                    hint="mount the folders that are needed; the workspace itself is copied in without its .git",
+                )
+            if number >= MAX_FOLDERS:
+                raise HostError(f"{shown} holds more than {MAX_FOLDERS} folders", where="mounts", hint="mount a smaller folder")
+    finally:
+        os.close(folder)

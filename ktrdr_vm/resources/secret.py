@@ -104,10 +104,18 @@ def read_source(entry: SecretEntry) -> bytes:
             )
         return value
     try:
-        descriptor = os.open(entry.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(entry.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
-            return file.read(MAX_BYTES)
+            value = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise HostError(
             f"the secret {entry.name} cannot be read: {error.strerror}", where=entry.file, hint="see secrets.files in the owner's policy"
         ) from None
+    if not value or len(value) > MAX_BYTES:
+        # Half a key would be delivered as if it were one.
+        raise HostError(
+            f"the secret {entry.name} is {'empty' if not value else f'larger than {MAX_BYTES >> 10} KiB'}",
+            where=entry.file,
+            hint="a secret is a value, such as a token or a key; larger files come with a mount",
+        )
+    return value

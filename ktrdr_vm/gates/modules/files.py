@@ -9,12 +9,14 @@ import json
 import os
 import posixpath
 import secrets
+import shutil
 from typing import Any
 
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, run_guest_side
 from ktrdr_vm.gates.modules.sources import list_source, read_source
-from ktrdr_vm.guest.beneath import check_name, create_beneath, make_folder
+from ktrdr_vm.guest.beneath import check_name, create_beneath, make_folder, remove_beneath
+from ktrdr_vm.host.capacity import DISK_FLOOR
 
 _EMBEDDED = 256 * 1024
 _MAX_FILE = 64 * 1024 * 1024
@@ -99,9 +101,18 @@ def run_fetch(call: Call) -> Result:
     except OSError as error:
         raise ModuleFailure(f"cannot fetch to {name!r}: {error.strerror}") from None
     sink = _Hashing(os.fdopen(descriptor, "wb"))
+    # A loop may fetch many: what one gate takes is bounded by what the host keeps for itself.
+    room = min(_MAX_FETCH, shutil.disk_usage(call.host.artifacts).free - (DISK_FLOOR << 20))
     try:
-        size = call.guest.download(src, sink, max_bytes=_MAX_FETCH, become=call.become, timeout=call.timeout)  # type: ignore[arg-type]
-    except GuestError as error:
+        if room <= 0:
+            raise ModuleFailure(f"the host has less than {DISK_FLOOR} MiB of free disk, so nothing more is fetched")
+        size = call.guest.download(src, sink, max_bytes=room, become=call.become, timeout=call.timeout)  # type: ignore[arg-type]
+    except BaseException as error:
+        # Half a file is no evidence.
+        sink.stream.close()
+        remove_beneath(call.host.artifacts, name)
+        if not isinstance(error, GuestError):
+            raise
         missing = not call.get("fail_on_missing", True) and "No such file" in str(error)
         result: Result = {"changed": False, "file": src, "msg": f"the remote file cannot be brought back: {error.message}"}
         return result if missing else result | {"failed": True}
