@@ -27,11 +27,6 @@ from ktrdr_vm.plan.identity import parse_instance_id
 _ENTERED: list[Lab] = []
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: takes long; part of `make test-full`, not of `make test`")
-    config.addinivalue_line("markers", "vm: boots a virtual machine, or uses the one that the session shares")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What needs no VM first, then the commands that boot their own, then all that shares one: never more VMs at once than needed."""
 

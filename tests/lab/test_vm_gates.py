@@ -27,7 +27,7 @@ BROKEN = {
     "unstoppable-container": ("clean teardown", "did not stop within"),
 }
 # What waits for a working stack is generous; what waits for a broken one is short.
-HURRY = {"settle_seconds": "6", "health_timeout": "150", "unhealthy_seconds": "4", "stop_timeout": "6"}
+HURRY = {"settle_seconds": "6", "health_timeout": "150", "unhealthy_seconds": "4", "stop_timeout": "6", "api_retries": "2"}
 
 
 def test_every_way_is_tried() -> None:
