@@ -5,7 +5,8 @@
     ├── DocumentError                2   a profile, playbook, recipe or policy is invalid (all problems at once)
     ├── HostError                    3   the host lacks something; `ktrdr-vm doctor` says what
     ├── ProvisionError               4   making or reaching the VM failed
-    │   └── GuestError               4   the guest did not answer, or answered what it must not
+    │   ├── GuestError               4   the guest did not answer, or answered what it must not
+    │   └── ForeignError             4   something of that name is there, and is not ours
     ├── ResidueError                 5   something is left, named
     ├── EscalationStop               6   the run stopped at an escalation; the instance is suspended and kept
     └── BusyError                    7   another run holds the instance
@@ -79,6 +80,10 @@ class ProvisionError(KtrdrError):
 
 class GuestError(ProvisionError):
     """The guest did not answer in time, or what it answered broke a limit or a promise."""
+
+
+class ForeignError(ProvisionError):
+    """Something on the host has the name, and belongs to somebody else. It is never touched, and it is no residue of ours."""
 
 
 class ResidueError(KtrdrError):

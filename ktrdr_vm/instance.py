@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, ResidueError, UsageError
+from ktrdr_vm.errors import ForeignError, HostError, KtrdrError, ProvisionError, ResidueError, UsageError
 from ktrdr_vm.guest import ssh
 from ktrdr_vm.guest.personalize import make_environment
 from ktrdr_vm.guest.ssh import SshGuest
@@ -313,6 +313,7 @@ class Instance:
                 blueprint = self._blueprint(plan_from_json(journal.plan), journal, _no_secrets, ())
         self.close()
         errors: list[tuple[Resource, KtrdrError]] = []
+        foreign: set[str] = set()
         resources = make_resources(self._target(), blueprint)
         for resource in reversed(resources):
             began = datetime.now(UTC)
@@ -326,6 +327,10 @@ class Instance:
                     if journal is not None:
                         journal.strike(resource.key)
                 verb: Verb = "removed" if there else "absent"
+            except ForeignError:
+                # Of that name, and somebody else's: none of it is this instance's, and nobody is told how to remove it.
+                foreign.add(resource.key)
+                verb = "absent"
             except Exception as error:  # whatever one of them meets, the others go
                 wrapped = (
                     error if isinstance(error, KtrdrError) else ProvisionError(str(error), where=resource.name, hint=resource.by_hand())
@@ -334,7 +339,7 @@ class Instance:
                 verb = "failed"
             with contextlib.suppress(OSError):  # the reader of our output may be gone
                 notify(resource.kind, resource.name, verb, _since(began))
-        left = self.find_residue(resources)
+        left = self.find_residue(resource for resource in resources if resource.key not in foreign)
         if not left:
             with contextlib.suppress(OSError):  # what stays is named below
                 self._remove_directory()

@@ -27,11 +27,18 @@ _STYLES = {
 }  # fmt: skip
 
 
+class _Console(Console):
+    """Rich ends the process when nobody reads its output. A teardown must not end so: it goes on, silently."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class TerminalListener(Listener):
     """Lines as they happen; on a terminal also a spinner with what is going on now."""
 
     def __init__(self, gathered: Gathered) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = _Console(stderr=True, highlight=False, soft_wrap=True)
         self._began = time.monotonic()
         self._live: Live | None = None
         facts, plan = gathered.plan.facts, gathered.plan
@@ -101,7 +108,7 @@ def show_gate_event(event: Mapping[str, Any]) -> None:
     """A task's line, for commands that are no run."""
     line = _task_line(event)
     if line is not None:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(line)
+        _Console(stderr=True, highlight=False, soft_wrap=True).print(line)
 
 
 def show_gate(result: GateResult, stream: IO[str]) -> None:
@@ -109,17 +116,17 @@ def show_gate(result: GateResult, stream: IO[str]) -> None:
     line = Text(
         f"{result.outcome:<8} gate {result.name}  {result.duration_s:.1f}s  {escape(result.message)}", style=_STYLES.get(result.outcome, "")
     )
-    Console(file=stream, highlight=False, soft_wrap=True).print(line)
+    _Console(file=stream, highlight=False, soft_wrap=True).print(line)
 
 
 def show_resource(kind: str, name: str, verb: Verb, seconds: float) -> None:
     """One resource's line, for commands that are no run."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(_resource_line(kind, name, verb, seconds))
+    _Console(stderr=True, highlight=False, soft_wrap=True).print(_resource_line(kind, name, verb, seconds))
 
 
 def show_report(report: RunReport, directory: Path, stream: IO[str] = sys.stderr) -> None:
     """The summary at the end."""
-    console = Console(file=stream, highlight=False, soft_wrap=True)
+    console = _Console(file=stream, highlight=False, soft_wrap=True)
     console.print()
     for style, text in render_summary(report):
         console.print(Text(text, style=style))

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import libvirt
 import libvirt_qemu
 
-from ktrdr_vm.errors import GuestError, HostError, ProvisionError
+from ktrdr_vm.errors import ForeignError, GuestError, HostError, ProvisionError
 from ktrdr_vm.plan.domain_xml import METADATA_NAMESPACE
 
 URI = "qemu:///system"
@@ -95,7 +95,7 @@ class Libvirt:
         except _Vanished:
             return None
         if facts is None:
-            raise ProvisionError(
+            raise ForeignError(
                 f"the domain {name} exists and was not made by ktrdr-vm",
                 where=self._uri,
                 hint="choose another --instance-id; what is not ours is never touched",

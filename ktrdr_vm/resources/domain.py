@@ -8,7 +8,7 @@ import select
 import signal
 from pathlib import Path
 
-from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.errors import ForeignError, ProvisionError
 from ktrdr_vm.guest.agent import give_identity, give_network
 from ktrdr_vm.host.fork import load_state
 from ktrdr_vm.host.libvirt import DomainFacts
@@ -33,7 +33,7 @@ class Domain(Resource):
         """The domain; an error when another state directory made it: the same instance_id may live there."""
         facts = self.target.libvirt.find(self.name)
         if facts is not None and facts.home != str(self.target.paths.home):
-            raise ProvisionError(
+            raise ForeignError(
                 f"the domain {self.name} belongs to another state directory, {facts.home}",
                 where=self.name,
                 hint="choose another --instance-id, or set $KTRDR_VM_HOME; what is not ours is never touched",

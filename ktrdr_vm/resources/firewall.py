@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.errors import ForeignError, ProvisionError
 from ktrdr_vm.host.nft import load_ruleset, read_comment, read_table
 from ktrdr_vm.resources.base import Resource
 
@@ -67,7 +67,7 @@ class Firewall(Resource):
     def _refuse_foreign(self) -> None:
         comment = read_comment(self.target.identity.table)
         if comment is not None and comment != self.target.mark:
-            raise ProvisionError(
+            raise ForeignError(
                 f"the nft table {self.name} exists and was not made for this instance",
                 where=self.name,
                 hint="look at it with `nft list table`",

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.errors import ForeignError, ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.resources.base import Resource
 
@@ -100,7 +100,7 @@ class Tap(Resource):
     def _refuse_foreign(self, link: dict[str, Any]) -> None:
         # An alias is set a moment after the tap is made; a crash between leaves none, and the name's digest is ours.
         if link["ifalias"] not in ("", self.target.mark):
-            raise ProvisionError(
+            raise ForeignError(
                 f"the interface {self.name} exists and was not made for this instance",
                 where=self.name,
                 hint="look at it with `ip -d link show`",

@@ -11,6 +11,7 @@ import pytest
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.libvirt import DomainFacts
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.instance import Instance
 from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.resources import domain as domain_module
 from ktrdr_vm.resources.base import Target
@@ -70,3 +71,14 @@ def test_a_persons_disk_is_not_made_empty_because_the_image_changed(tmp_path: Pa
     with pytest.raises(ProvisionError, match="not the one that the profile asks for"):
         overlay.create()
     assert target.paths.overlay.read_bytes() == b"a week of work"
+
+
+def test_what_is_somebody_elses_is_neither_residue_nor_to_be_removed_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    libvirt = Elsewhere()
+    target = make_target(tmp_path, libvirt)
+    monkeypatch.setattr(Domain, "_processes", lambda _self: [])
+    monkeypatch.setattr("ktrdr_vm.instance.make_resources", lambda *_: (Domain(target),))
+    verbs: list[str] = []
+    instance = Instance(Home(tmp_path), parse_instance_id("one"), libvirt)  # type: ignore[arg-type]
+    instance.destroy(notify=lambda _kind, _name, verb, _seconds: verbs.append(verb))
+    assert (verbs, libvirt.stopped) == (["absent"], [])

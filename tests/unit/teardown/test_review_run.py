@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from ktrdr_vm.cli.progress import show_resource
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.evidence import RunDirectory, remove_old_runs
 from ktrdr_vm.gather import Gathered
@@ -147,3 +149,14 @@ def test_links_in_a_run_directory_are_not_followed_when_it_is_handed_over(tmp_pa
     directory.close()
     directory.close()
     directory.event("late")  # and nothing is raised
+
+
+def test_nobody_who_reads_does_not_end_a_teardown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich leaves the process when its output is a closed pipe: `destroy 2>&1 | head -1` stopped half way."""
+
+    class Closed(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stderr", Closed())
+    show_resource("domain", "one", "removed", 0.0)
