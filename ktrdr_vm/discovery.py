@@ -5,7 +5,9 @@ Losing the state directory loses no knowledge. What does not carry our mark is n
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,4 +121,27 @@ def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict
             continue  # a run took it up meanwhile
         except KtrdrError as error:
             rows.append({"action": "failed", "instance_id": entry.instance_id, "reason": f"{error}; next: {error.hint}"})
+    return rows + _collect_halves(home, dry_run=dry_run)
+
+
+def _collect_halves(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
+    """What a build of an image or a template left that was killed, gigabytes at times. One that goes on holds its lock."""
+    rows = []
+    for folder, locks, lock in ((home.templates, home.locks, "template-{}.lock"), (home.images, home.images, ".lock-{}")):
+        for path in sorted([*folder.glob(".new-*"), *folder.glob(".gone-*")]):
+            key = path.name.split("-")[1]
+            if is_locked(locks / lock.format(key)):
+                continue
+            reason = "half built, and nobody builds it"
+            action = "would remove" if dry_run else "removed"
+            if not dry_run:
+                try:
+                    # Out of sight first: whoever begins to build it now makes a new one.
+                    doomed = path if path.name.startswith(".gone-") else path.rename(folder / f".gone-{key}-{os.getpid()}")
+                    shutil.rmtree(doomed)
+                except FileNotFoundError:
+                    continue  # another took it away
+                except OSError as error:
+                    action, reason = "failed", f"{path}: {error.strerror}; next: remove it by hand"
+            rows.append({"action": action, "instance_id": path.name, "reason": reason})
     return rows

@@ -136,3 +136,15 @@ def test_a_run_without_a_report_is_said(home: Home, monkeypatch: pytest.MonkeyPa
     (home.runs / "one/dead").mkdir(parents=True)
     with pytest.raises(UsageError):
         evidence.read_report("one", run_id)
+
+
+def test_half_built_images_and_templates_are_garbage_unless_somebody_builds_them(home: Home) -> None:
+    digest, key = "a" * 64, "b" * 32
+    (home.images / f".new-{digest}-x1y2/scratch").mkdir(parents=True)
+    (home.templates / f".new-{key}").mkdir()
+    (home.templates / key).mkdir()
+    with locked(home.locks / f"template-{key}.lock", "the template"):
+        assert len(collect_garbage(home, Libvirt(home), dry_run=True)) == 1  # type: ignore[arg-type]
+        assert collect(home, Libvirt(home)) == [f".new-{digest}-x1y2"]
+    assert collect(home, Libvirt(home)) == [f".new-{key}"]
+    assert [path.name for path in home.templates.iterdir()] == [key] and list(home.images.iterdir()) == []
