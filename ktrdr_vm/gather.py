@@ -167,7 +167,10 @@ def _presets(profile: Profile) -> tuple[tuple[str, tuple[EgressRule, ...]], ...]
     return tuple(
         (
             preset,
-            tuple(EgressRule(host=host, ports=(port,), preset=preset, reason=f"preset {preset}") for host, port in find_sources(preset)),
+            tuple(
+                EgressRule(host=host, ports=(port,), preset=preset, reason=f"preset {preset}")
+                for host, port in find_sources(preset, find_owner())
+            ),
         )
         for preset in wanted
     )

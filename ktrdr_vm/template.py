@@ -6,6 +6,7 @@ everything that a fork must share with it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.errors import HostError
+from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.evidence import now
 from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.guest.keys import generate_keypair
@@ -97,7 +98,9 @@ def build_template(home: Home, plan: Plan, image: Image, libvirt: Libvirt, *, pr
         try:
             _boot_and_freeze(plan, building, identity, libvirt, progress)
         except BaseException:
-            libvirt.stop(identity.domain)
+            # What cannot be ended now, `gc` ends; the first error is the one that matters.
+            with contextlib.suppress(KtrdrError):
+                libvirt.stop(identity.domain)
             shutil.rmtree(place, ignore_errors=True)
             raise
         seconds = round(time.monotonic() - began, 1)
@@ -120,7 +123,7 @@ def list_templates(home: Home) -> list[Template]:
                 Template(manifest["key"], manifest["owner"], image, shape[0], shape[1], manifest["created_at"], manifest["seconds"], size)
             )
         except (ValueError, KeyError, OSError):
-            continue  # half of one, which `remove_stale` takes away
+            continue  # half of one, which `gc` takes away
     return sorted(found, key=lambda template: template.created_at)
 
 

@@ -27,10 +27,8 @@ def load_ruleset(ruleset: str | Path) -> None:
 
 
 def list_tables(prefix: str) -> list[str]:
-    """Tables of the family inet whose name begins so. Empty also where nft cannot be asked, which `doctor` tells."""
-    listed = process.run(["nft", "-j", "list", "tables", "inet"], timeout=30, check=False)
-    if listed.exit_code != 0:
-        return []
+    """Tables of the family inet whose name begins so. An nft that cannot say is an error: what is not seen is not gone."""
+    listed = process.run(["nft", "-j", "list", "tables", "inet"], timeout=30)
     tables = [entry["table"]["name"] for entry in json.loads(listed.stdout)["nftables"] if "table" in entry]
     return sorted(name for name in tables if name.startswith(prefix))
 
@@ -39,7 +37,9 @@ def read_comment(table: str) -> str | None:
     """The table's comment, empty when it has none, None when there is no such table. nft 1.0 says it in text only, not in JSON."""
     listed = process.run(["nft", "-t", "list", "table", "inet", table], timeout=30, check=False)
     if listed.exit_code != 0:
-        return None
+        if _is_absent(listed):
+            return None
+        raise _cannot_list(table, listed)
     # Before the first chain or set; what stands in those is not the table's.
     head = listed.text.split("{", 2)[1]
     match = _COMMENT.search(head)
@@ -50,9 +50,9 @@ def list_table(table: str) -> Table | None:
     """Everything in a table of the family inet as nft's JSON, or None when there is no such table."""
     listed = process.run(["nft", "-j", "list", "table", "inet", table], timeout=30, check=False)
     if listed.exit_code != 0:
-        if "No such file or directory" in listed.error_text:
+        if _is_absent(listed):
             return None
-        raise ProvisionError(f"nft cannot list the table: {listed.error_text}", where=table, hint="`ktrdr-vm doctor` checks nft")
+        raise _cannot_list(table, listed)
     entries: Table = json.loads(listed.stdout)["nftables"]
     return [entry for entry in entries if "metainfo" not in entry]
 
@@ -71,6 +71,14 @@ def keep_rules(entries: Table) -> Table:
             entry = {"set": {key: value for key, value in entry["set"].items() if key != "elem"}}
         kept.append(_strip(entry))
     return kept
+
+
+def _is_absent(listed: process.Completed) -> bool:
+    return "No such file or directory" in listed.error_text
+
+
+def _cannot_list(table: str, listed: process.Completed) -> ProvisionError:
+    return ProvisionError(f"nft cannot list the table: {listed.error_text}", where=table, hint="`ktrdr-vm doctor` checks nft")
 
 
 def _strip(value: Any) -> Any:

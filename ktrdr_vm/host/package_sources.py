@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,16 @@ from ktrdr_vm.host import process
 Destination = tuple[str, int]
 """A host name and a TCP port."""
 
+Owner = tuple[int, int]
+"""uid and gid of the person who runs the command."""
 
-def find_sources(preset: str) -> tuple[Destination, ...]:
-    """The destinations of one preset, sorted. HostError when the client is not there to be asked."""
+
+def find_sources(preset: str, owner: tuple[int, int]) -> tuple[Destination, ...]:
+    """The destinations of one preset, sorted, as the clients of `owner` are set up. HostError when the client is not there to be asked."""
     ask = PRESETS.get(preset)
     if ask is None:
         raise HostError(f"there is no preset {preset}", where="egress.allow", hint=f"known presets: {', '.join(sorted(PRESETS))}")
-    found = tuple(sorted(set(ask())))
+    found = tuple(sorted(set(ask(owner))))
     if not found:
         raise HostError(
             f"the host's own client names no source for the preset {preset}",
@@ -30,13 +34,13 @@ def find_sources(preset: str) -> tuple[Destination, ...]:
     return found
 
 
-def _ask_apt() -> list[Destination]:
+def _ask_apt(owner: Owner) -> list[Destination]:
     # It names what it would fetch, and fetches nothing; unlike apt's index it knows also before the first update.
-    listed = _ask(["apt-get", "--print-uris", "update"])
+    listed = _ask(["apt-get", "--print-uris", "update"], owner)
     return _destinations([line.split("'")[1] for line in listed.splitlines() if line.startswith("'")])
 
 
-def _ask_pip() -> list[Destination]:
+def _ask_pip(owner: Owner) -> list[Destination]:
     # The interpreter of this program may lack pip; the host's is the one that people configure.
     script = (
         "from pip._internal.configuration import Configuration as C\n"
@@ -47,26 +51,34 @@ def _ask_pip() -> list[Destination]:
         "own = pick('index-url')\n"
         "print(*(own or [PyPI.simple_url, 'https://' + PyPI.file_storage_domain]), *pick('extra-index-url'))\n"
     )
-    return _destinations(_ask(["python3", "-c", script]).split())
+    return _destinations(_ask(["python3", "-c", script], owner).split())
 
 
-def _ask_npm() -> list[Destination]:
-    return _destinations(_ask(["npm", "config", "get", "registry"]).split())
+def _ask_npm(owner: Owner) -> list[Destination]:
+    return _destinations(_ask(["npm", "config", "get", "registry"], owner).split())
 
 
-PRESETS: dict[str, Callable[[], list[Destination]]] = {"debian": _ask_apt, "python": _ask_pip, "node": _ask_npm}
+PRESETS: dict[str, Callable[[Owner], list[Destination]]] = {"debian": _ask_apt, "python": _ask_pip, "node": _ask_npm}
 
 
-def _ask(argv: list[str]) -> str:
-    # As the host's own user: that is whose configuration it is. HOME is what points to it.
-    home = os.environ.get("HOME") or "/root"
+def _ask(argv: list[str], owner: Owner) -> str:
+    # As the person, whose configuration it is and whose PATH may name anything: root runs nothing of theirs.
+    user, group = owner if os.geteuid() == 0 and owner[0] != 0 else (None, None)
+    home = _find_home(owner[0])
     path = os.environ.get("PATH", process.SYSTEM_PATH)
     try:
-        return process.run(argv, timeout=30, environment={"HOME": home, "PATH": path}, cwd=Path("/")).text
+        return process.run(argv, timeout=30, environment={"HOME": home, "PATH": path}, cwd=Path("/"), user=user, group=group).text
     except KtrdrError as error:
         raise HostError(
             f"{argv[0]} could not be asked for its sources: {error.message[:200]}", where=argv[0], hint="install it, or name the hosts"
         ) from None
+
+
+def _find_home(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_dir
+    except KeyError:
+        return "/nonexistent"
 
 
 def _destinations(urls: list[str]) -> list[Destination]:

@@ -124,10 +124,12 @@ table inet {table} {{
         meta l4proto tcp redirect to :{OTHER_PORT}
     }}
 
-    # The proxy's listeners serve redirected flows of this guest, and nobody else on the host.
+    # The proxy's listeners serve redirected flows of this guest, its resolver the guest and the proxy, and nobody else.
     chain guard_in {{
         type filter hook input priority filter; policy accept;
         ip daddr {gateway} tcp dport {{ {HTTP_PORT}, {TLS_PORT}, {OTHER_PORT} }} iifname != "{tap}" drop
+        ip daddr {gateway} udp dport {DNS_PORT} iifname != {{ "lo", "{tap}" }} drop
+        ip daddr {gateway} tcp dport {DNS_PORT} iifname != {{ "lo", "{tap}" }} drop
     }}
 
     # The guest's packets never leave this host; should anything route them, they end here too.

@@ -119,14 +119,14 @@ def answer(monkeypatch: pytest.MonkeyPatch, text: str) -> list[list[str]]:
 )
 def test_sources_become_names_and_ports(monkeypatch: pytest.MonkeyPatch, text: str, wanted: tuple[tuple[str, int], ...]) -> None:
     asked = answer(monkeypatch, text)
-    assert package_sources.find_sources("node") == wanted
+    assert package_sources.find_sources("node", (0, 0)) == wanted
     assert asked[0][0] == "npm"
 
 
 def test_apt_names_what_it_would_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "'http://mirror.test/debian/dists/x/InRelease' mirror.test_InRelease 0 \nReading...\n'https://security.test/y' z 0 \n"
     asked = answer(monkeypatch, said)
-    assert package_sources.find_sources("debian") == (("mirror.test", 80), ("security.test", 443))
+    assert package_sources.find_sources("debian", (0, 0)) == (("mirror.test", 80), ("security.test", 443))
     assert asked == [["apt-get", "--print-uris", "update"]]
 
 
@@ -134,16 +134,16 @@ def test_apt_names_what_it_would_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_source_is_an_error_and_not_an_empty_list(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     answer(monkeypatch, text)
     with pytest.raises(HostError, match="names no source"):
-        package_sources.find_sources("debian")
+        package_sources.find_sources("debian", (0, 0))
 
 
 def test_an_unknown_preset_and_a_missing_client_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HostError, match="no preset cobol"):
-        package_sources.find_sources("cobol")
+        package_sources.find_sources("cobol", (0, 0))
 
     def fail(*_: object, **__: object) -> Completed:
         raise ProvisionError("npm is not installed", hint="")
 
     monkeypatch.setattr(package_sources.process, "run", fail)
     with pytest.raises(HostError, match="npm could not be asked"):
-        package_sources.find_sources("node")
+        package_sources.find_sources("node", (0, 0))
