@@ -13,11 +13,11 @@ from typing import Any
 
 from ktrdr_vm.errors import BusyError, KtrdrError
 from ktrdr_vm.host import process
-from ktrdr_vm.host.journal import is_locked
+from ktrdr_vm.host.journal import is_locked, list_directories, list_journals
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_tables, read_comment
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.instance import Instance, list_directories, list_journals
+from ktrdr_vm.instance import Instance
 from ktrdr_vm.plan.identity import TABLE_PREFIX, make_home_token, parse_instance_id
 
 _MARK = re.compile(r"ktrdr-vm instance_id=([a-z0-9-]{1,63}) home=([0-9a-f]{8})")

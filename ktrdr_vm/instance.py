@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
+from ktrdr_vm.allocation import create_keys, find_free_slot, read_allocation
 from ktrdr_vm.errors import ForeignError, HostError, KtrdrError, ProvisionError, ResidueError, UsageError
 from ktrdr_vm.guest import ssh
 from ktrdr_vm.guest.personalize import make_environment
 from ktrdr_vm.guest.ssh import SshGuest
-from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import Journal, locked, read_journal, write_durably
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.plan.facts import SLOTS, Allocation, TemplateFacts, allocate
-from ktrdr_vm.plan.identity import Identity, is_instance_id
+from ktrdr_vm.plan.facts import TemplateFacts
+from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.profile.scalars import Scalar
@@ -149,12 +147,12 @@ class Instance:
             existing.save()
             if not (self.paths.host_key.exists() and self.paths.login_key.exists()):
                 # It died between its journal and its keys, so nothing carries them yet.
-                self._create_keys()
+                create_keys(self.paths)
             return existing
         self.home.create()
         with locked(self.home.locks / "slots.lock", "the allocation of slots", wait=True):
             # The journal is written under the lock, so that the next one who looks finds the slot taken.
-            slot = self._find_free_slot()
+            slot = find_free_slot(self.home)
             directory = self.paths.directory
             directory.mkdir(mode=0o711, exist_ok=True)
             directory.chmod(0o711)
@@ -171,26 +169,8 @@ class Instance:
                 plan=plan.to_json(),
             )
             journal.save()
-        self._create_keys()
+        create_keys(self.paths)
         return journal
-
-    def _find_free_slot(self) -> int:
-        """The first slot that no journal of this home and no interface of this host has."""
-        taken = {journal.slot for journal in list_journals(self.home)}
-        addresses = _local_addresses()
-        for slot in range(SLOTS):
-            gateway = allocate(slot, genid="", host_key="", host_public_key="", login_public_key="").gateway
-            if slot not in taken and gateway not in addresses:
-                return slot
-        raise HostError("every slot is taken", where=str(self.home.instances), hint="destroy instances; `ktrdr-vm list` shows them")
-
-    def _create_keys(self) -> None:
-        folder = self.paths.host_key.parent
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for path in (self.paths.host_key, self.paths.login_key):
-            private, public = ssh.generate_keypair()
-            write_durably(path.with_suffix(".pub"), public.encode() + b"\n")
-            write_durably(path, private.encode())
 
     # -- reaching ---------------------------------------------------------------------------------------------------
 
@@ -199,7 +179,7 @@ class Instance:
         if self._guest is not None and self._guest.alive:
             return self._guest
         journal = self._require_journal()
-        allocation = self._allocation(journal)
+        allocation = read_allocation(self.paths, journal)
         plan = plan_from_json(journal.plan)
         self._guest = ssh.connect(
             allocation.guest,
@@ -216,7 +196,7 @@ class Instance:
     def ssh_options(self) -> dict[str, str]:
         """OpenSSH's options for this instance: its own key, its pinned host key, nothing of the person's, nothing forwarded."""
         journal = self._require_journal()
-        allocation = self._allocation(journal)
+        allocation = read_allocation(self.paths, journal)
         known_hosts = self.paths.login_key.with_name("known_hosts")
         write_durably(known_hosts, f"{self.identity.instance_id} {allocation.host_public_key}\n".encode())
         return {
@@ -381,17 +361,8 @@ class Instance:
     def _target(self) -> Target:
         return Target(self.identity, self.paths, self.libvirt)
 
-    def _allocation(self, journal: Journal) -> Allocation:
-        return allocate(
-            journal.slot,
-            genid=journal.genid,
-            host_key=self.paths.host_key.read_text(),
-            host_public_key=self.paths.host_key.with_suffix(".pub").read_text().strip(),
-            login_public_key=self.paths.login_key.with_suffix(".pub").read_text().strip(),
-        )
-
     def _blueprint(self, plan: Plan, journal: Journal, read_secret: SecretReader, mount_roots: tuple[str, ...]) -> Blueprint:
-        allocation = self._allocation(journal)
+        allocation = read_allocation(self.paths, journal)
         template = TemplateFacts(journal.template, str(self.home.templates / journal.template)) if journal.template else None
         documents = plan.render(allocation, template)
         return Blueprint(plan, allocation, documents, self.connect, read_secret, template, mount_roots)
@@ -414,36 +385,8 @@ class Instance:
             return None
 
 
-def list_journals(home: Home) -> list[Journal]:
-    """Every readable journal of a home, by instance_id. One that is damaged or of a newer version hides no other."""
-    found = []
-    for directory in list_directories(home):
-        with contextlib.suppress(ProvisionError, HostError):
-            journal = read_journal(directory / "journal.json")
-            if journal is not None:
-                found.append(journal)
-    return found
-
-
-def list_directories(home: Home) -> list[Path]:
-    """The folders of instances. What has no instance_id for a name is nobody's and left alone."""
-    try:
-        return sorted(path for path in home.instances.iterdir() if is_instance_id(path.name) and path.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise HostError(
-            f"cannot be listed: {error.strerror}", where=str(home.instances), hint="run as the owner of the state directory"
-        ) from None
-
-
 def _no_secrets(secret: Secret) -> bytes:
     raise ProvisionError(f"the secret {secret.name} is not read here", where="secrets", hint="apply again to deliver it")
-
-
-def _local_addresses() -> set[str]:
-    listed = json.loads(process.run(["ip", "-4", "-j", "addr", "show"], timeout=10).stdout)
-    return {entry["local"] for link in listed for entry in link.get("addr_info", []) if "local" in entry}
 
 
 def _since(began: datetime) -> float:

@@ -10,9 +10,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ProvisionError, ResidueError, UsageError
@@ -34,6 +34,7 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.ensure import ensure_image
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.instance import BOOT_LIMIT, Instance, Verb
+from ktrdr_vm.listener import Listener, Options
 from ktrdr_vm.plan.plan import canonical_json
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.report.artifacts import make_artifacts
@@ -46,39 +47,10 @@ from ktrdr_vm.resources.secret import read_source
 from ktrdr_vm.template import build_template, find_template, fits
 from ktrdr_vm.workload import run_workload
 
-Keep = Literal["never", "on-failure", "always"]
-
 KEPT_RUNS = 20
 DOCKER_LIMIT = 300.0
 # Paths of a branch that the report lists; its first lines are about all of them.
 MAX_CHANGED = 1000
-
-
-class Listener:
-    """Told of everything while it happens. This one is silent; the terminal's is in `cli`."""
-
-    def phase(self, name: str) -> None:
-        """A phase begins."""
-
-    def resource(self, kind: str, name: str, verb: Verb, seconds: float) -> None:
-        """A resource was made, found, removed."""
-
-    def note(self, text: str) -> None:
-        """Something a person should know."""
-
-    def gate_event(self, event: Mapping[str, Any]) -> None:
-        """An event of a gate's runner."""
-
-    def output(self, data: bytes) -> None:
-        """What the workload prints, as it is."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line adds to a profile."""
-
-    keep: Keep = "never"
-    cold: bool = False
 
 
 class Run:

@@ -110,8 +110,8 @@ def forward(instance_id: str, port: str) -> None:
 @click.argument("instance_id", required=False, shell_complete=complete_instance)
 def ssh_config(instance_id: str | None) -> None:
     """Print a `Host` block for INSTANCE_ID, or for all, so that ssh, scp, rsync and editors find it by its name."""
+    from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.instance import list_journals
 
     for name in [instance_id] if instance_id else [journal.instance_id for journal in list_journals(find_home())]:
         click.echo(f"Host {name}")

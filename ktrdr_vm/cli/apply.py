@@ -30,8 +30,9 @@ def apply(profile: Path, instance_id: str | None, workspace: Path, gates: tuple[
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.instance import require_root
+    from ktrdr_vm.listener import Options
     from ktrdr_vm.report.json import render_report_json
-    from ktrdr_vm.run import Options, Run
+    from ktrdr_vm.run import Run
 
     require_root()
     home = find_home()

@@ -55,9 +55,10 @@ def list_(as_json: bool) -> None:
 def remove(digest: str) -> None:
     """Remove an image by its DIGEST, unless an instance stands on it."""
     from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.images.store import ImageStore
-    from ktrdr_vm.instance import list_journals, require_root
+    from ktrdr_vm.instance import require_root
 
     require_root()
     home = find_home()

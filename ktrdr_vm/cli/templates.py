@@ -67,8 +67,9 @@ def list_(as_json: bool) -> None:
 def remove(key: str) -> None:
     """Remove a template by its KEY, unless an instance stands on it."""
     from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.instance import list_journals, require_root
+    from ktrdr_vm.instance import require_root
     from ktrdr_vm.template import remove_template
 
     require_root()

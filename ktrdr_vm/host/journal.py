@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.errors import BusyError, HostError, ProvisionError
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.plan.identity import is_instance_id
 
 SCHEMA_VERSION = 1
 # Attempts, ten milliseconds apart, before a lock counts as held.
@@ -187,3 +189,26 @@ def _same_file(descriptor: int, path: Path) -> bool:
     except FileNotFoundError:
         return False
     return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+
+
+def list_journals(home: Home) -> list[Journal]:
+    """Every readable journal of a home, by instance_id. One that is damaged or of a newer version hides no other."""
+    found = []
+    for directory in list_directories(home):
+        with contextlib.suppress(ProvisionError, HostError):
+            journal = read_journal(directory / "journal.json")
+            if journal is not None:
+                found.append(journal)
+    return found
+
+
+def list_directories(home: Home) -> list[Path]:
+    """The folders of instances. What has no instance_id for a name is nobody's and left alone."""
+    try:
+        return sorted(path for path in home.instances.iterdir() if is_instance_id(path.name) and path.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise HostError(
+            f"cannot be listed: {error.strerror}", where=str(home.instances), hint="run as the owner of the state directory"
+        ) from None

@@ -16,6 +16,8 @@ FLOORS = {
     "first_lines": 9,
     "template": 8,
     "instance": 7,
+    "allocation": 6,
+    "listener": 8,
     "gates": 7,
     "gather": 8,
     "evidence": 7,

@@ -19,13 +19,14 @@ from ktrdr_vm.host.accelerator import Accelerator
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance import Instance
+from ktrdr_vm.listener import Listener, Options
 from ktrdr_vm.plan.facts import Facts, ImageFacts
 from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.policy import OwnerPolicy
 from ktrdr_vm.report.model import RunReport
-from ktrdr_vm.run import Listener, Options, Run
+from ktrdr_vm.run import Run
 
 DOCUMENT: dict[str, Any] = {"version": 1, "name": "n", "image": "i"}
 
