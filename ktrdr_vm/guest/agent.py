@@ -70,6 +70,8 @@ ip route replace default via {gateway}
 
 def give_identity(libvirt: Libvirt, domain: str, identity: Identity, user: str, allocation: Allocation) -> None:
     """Hostname, machine-id, SSH host key, the one login, entropy, clock."""
+    # The clock is told when somebody listens, not before.
+    wait_agent(libvirt, domain)
     script = _IDENTITY.format(
         now=time.time(),
         entropy=os.urandom(512).hex(),
@@ -87,6 +89,14 @@ def give_network(libvirt: Libvirt, domain: str, identity: Identity, allocation: 
     """The address of the NIC that was just plugged in, without waiting for the guest's own services."""
     script = _NETWORK.format(mac=identity.mac, guest=allocation.guest, gateway=allocation.gateway)
     run_script(libvirt, domain, script, "take its address")
+
+
+def wait_agent(libvirt: Libvirt, domain: str, *, limit: float = SCRIPT_LIMIT) -> None:
+    """Until the guest's agent answers."""
+    end = time.monotonic() + limit
+    while libvirt.agent(domain, "guest-ping") is None:
+        _check_time(end, domain, "answer", "its agent is silent")
+        time.sleep(0.05)
 
 
 def run_script(libvirt: Libvirt, domain: str, script: str, doing: str, *, limit: float = SCRIPT_LIMIT) -> str:
