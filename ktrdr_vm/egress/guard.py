@@ -34,7 +34,7 @@ from ktrdr_vm.egress.sets import AllowSets
 from ktrdr_vm.errors import KtrdrError, ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.host.nft import load_ruleset, read_table
+from ktrdr_vm.host.nft import keep_rules, list_table, load_ruleset, read_table
 from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, OTHER_PORT, TLS_PORT
 
 POLL = 1.0
@@ -253,12 +253,14 @@ class Guard:
 
     def _poll(self) -> None:
         try:
-            drops = self.sets.read_drops()
+            entries = list_table(self.config["table"])
+            # The events come first; this is for one that was missed, such as before the watch had begun.
+            if entries is None or keep_rules(entries) != self.expected:
+                self._check_table()
+                return
+            drops = self.sets.read_drops(entries)
         except (KtrdrError, ValueError, KeyError) as error:
             self.ledger.write("guard", "note", message=f"the table cannot be read: {error}"[:300])
-            return
-        if drops is None:
-            self._check_table()
             return
         for drop in drops:
             self.ledger.write(

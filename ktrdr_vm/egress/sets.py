@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from ktrdr_vm.egress.rules import Rules
-from ktrdr_vm.host.nft import list_table, load_ruleset
+from ktrdr_vm.host.nft import Table, load_ruleset
 from ktrdr_vm.plan.nftables import ALLOWED_SIZE
 from ktrdr_vm.profile.policy import RESERVED
 
@@ -93,11 +93,8 @@ class AllowSets:
         if commands:
             load_ruleset("\n".join(commands) + "\n")
 
-    def read_drops(self) -> list[Drop] | None:
-        """What the table counted since the last call, or None when the table is gone."""
-        entries = list_table(self.table)
-        if entries is None:
-            return None
+    def read_drops(self, entries: Table) -> list[Drop]:
+        """What the table counted since the last call. `entries` is its listing."""
         drops = []
         for entry in entries:
             if "counter" in entry:
