@@ -35,7 +35,7 @@ from ktrdr_vm.images.ensure import ensure_image
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.instance import BOOT_LIMIT, Instance, Verb
 from ktrdr_vm.listener import Listener, Options
-from ktrdr_vm.plan.plan import canonical_json
+from ktrdr_vm.plan.plan import Plan, canonical_json
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.report.artifacts import make_artifacts
 from ktrdr_vm.report.html import render_html
@@ -202,6 +202,7 @@ class Run:
         plan, instance = self._plan, self._instance
         with self._phase("image"):
             self._image = ensure_image(plan.profile.image, self._gathered.recipe, self._home.images, progress=self._listener.note)
+        plan = self._know_image(self._image)
         require_capacity(self._home.root, plan.profile.resources.memory)
         template = None
         if not self._options.cold and fits(plan) and instance.journal is None:
@@ -233,6 +234,16 @@ class Run:
                     plan.identity.instance_id,
                     self._listener.note,
                 )
+
+    def _know_image(self, image: Image) -> Plan:
+        """An image by URL tells its format only when it is here; the plan that is carried out, and reported, is the one that knows it."""
+        facts = self._plan.facts
+        if image.disk_format != facts.image.disk_format:
+            known = replace(facts, image=replace(facts.image, disk_format=image.disk_format))
+            self._plan = replace(self._plan, facts=known)
+            assert self._directory is not None
+            self._directory.write("plan.json", canonical_json(self._plan.to_json()))
+        return self._plan
 
     def _wait_docker(self, guest: SshGuest) -> None:
         """Docker's unit answers when it serves. A guest without Docker has nothing to wait for."""
