@@ -115,7 +115,7 @@ def test_endless_output_ends_with_the_limit_and_is_killed(guest: SshGuest) -> No
     started = time.monotonic()
     with pytest.raises(GuestTimeout):
         guest.run("yes endless-yes", timeout=1, max_output=100)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 20
     assert guest.run("pgrep -f '[e]ndless-yes'", timeout=10).stdout == b""
 
 
@@ -128,9 +128,9 @@ def test_overrun_kills_children_too(guest: SshGuest) -> None:
 
 def test_a_background_child_does_not_hold_the_command_open(guest: SshGuest) -> None:
     started = time.monotonic()
-    result = guest.run("sleep 7.31 & echo started", timeout=20)
+    result = guest.run("sleep 20.31 & echo started", timeout=20)
     assert (result.stdout, result.exit_code) == (b"started\n", 0)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 12
 
 
 def test_many_channels_from_many_threads(guest: SshGuest) -> None:
@@ -174,7 +174,7 @@ def test_swapped_host_key_is_refused_at_once(server: Server) -> None:
     started = time.monotonic()
     with pytest.raises(GuestError, match="another SSH host key"):
         server.connect(pinned=generate_keypair()[1])
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
 
 
 def test_wrong_login_key_is_an_error_within_the_limit(server: Server) -> None:
@@ -282,7 +282,7 @@ def test_lying_server_is_an_error_within_the_limit(lie: Callable[[socket.socket]
         started, before = time.monotonic(), threading.active_count()
         with pytest.raises(GuestError, match="within 2 s"):
             connect("127.0.0.1", listener.getsockname()[1], "root", private, public, timeout=2, instance_id=INSTANCE)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
         listener.shutdown(socket.SHUT_RDWR)
     deadline = time.monotonic() + 5
     while threading.active_count() > before + 1 and time.monotonic() < deadline:
