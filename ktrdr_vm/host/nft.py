@@ -67,7 +67,8 @@ def keep_rules(entries: Table) -> Table:
     """The part of a listing that must never change by itself."""
     kept = []
     for entry in entries:
-        if "set" in entry and {"timeout", "dynamic"} & set(entry["set"].get("flags", ())):
+        # nft 1.0 does not say `dynamic` in JSON; a set that packets fill has a statement for each element instead.
+        if "set" in entry and ({"timeout", "dynamic"} & set(entry["set"].get("flags", ())) or "stmt" in entry["set"]):
             entry = {"set": {key: value for key, value in entry["set"].items() if key != "elem"}}
         kept.append(_strip(entry))
     return kept
