@@ -12,15 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ktrdr_vm.host.clock import now
 from ktrdr_vm.report.model import Allowance, Denial, GateResult
 
 # A console that a guest floods is kept to its end.
 MAX_CONSOLE = 8 * 1024 * 1024
-
-
-def now() -> str:
-    """UTC, RFC 3339, milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def make_run_id() -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ProvisionError, ResidueError, UsageError
-from ktrdr_vm.evidence import RunDirectory, make_run_id, now, remove_old_runs, sum_up_egress
+from ktrdr_vm.evidence import RunDirectory, make_run_id, remove_old_runs, sum_up_egress
 from ktrdr_vm.first_lines import find_first_lines
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import load_playbook
@@ -29,6 +29,7 @@ from ktrdr_vm.guest.personalize import make_environment, personalize
 from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.guest.workspace import copy_in, require_clean
 from ktrdr_vm.host.capacity import require_capacity
+from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.ensure import ensure_image

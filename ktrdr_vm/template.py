@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.errors import HostError, KtrdrError
-from ktrdr_vm.evidence import now
 from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.guest.keys import generate_keypair
 from ktrdr_vm.host import process
+from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.fork import save_state
 from ktrdr_vm.host.journal import locked
 from ktrdr_vm.host.libvirt import Libvirt

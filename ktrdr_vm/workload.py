@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from ktrdr_vm.evidence import now
 from ktrdr_vm.guest.protocol import Guest, GuestTimeout
+from ktrdr_vm.host.clock import now
 from ktrdr_vm.profile.model import Workload
 from ktrdr_vm.report.model import WorkloadResult
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from ktrdr_vm.host.clock import now
 
 # A guest that makes decisions faster than this gets a line that counts the rest. Sixty seconds of it are 3 MB.
 LINES_PER_SECOND = 200
 # One file of this size and one older one are kept.
 MAX_BYTES = 16 * 1024 * 1024
-
-
-def now() -> str:
-    """UTC, RFC 3339, milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Ledger:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+from ktrdr_vm.host.clock import now
 
 
 def _ignore(_event: Mapping[str, Any]) -> None:
@@ -43,7 +40,7 @@ class GateContext:
     check: bool = False
     task_timeout: float = 1800.0
     gate_timeout: float = 4 * 3600.0
-    now: Callable[[], str] = _now
+    now: Callable[[], str] = now
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
