@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 import threading
 import time
@@ -40,6 +39,12 @@ class HandshakeSocket:
         return getattr(self._inner, name)
 
 
+class Stream(Protocol):
+    """What arrived of one stream; the event is set while there is something to read, and at its end."""
+
+    def set_event(self, event: threading.Event) -> None: ...
+
+
 class Channel(Protocol):
     """The part of an SSH channel that is used here."""
 
@@ -47,7 +52,10 @@ class Channel(Protocol):
     eof_received: int
     status_event: threading.Event
 
-    def fileno(self) -> int: ...
+    @property
+    def in_buffer(self) -> Stream: ...
+    @property
+    def in_stderr_buffer(self) -> Stream: ...
     def exit_status_ready(self) -> bool: ...
     def recv_exit_status(self) -> int: ...
     def recv_ready(self) -> bool: ...
@@ -77,6 +85,11 @@ class RunningCommand:
     def pump(self, channel: Channel, deadline: float) -> bool:
         """Drain both streams until the end; False when the deadline passed first."""
         idle_since: float | None = None
+        # An event and not `fileno()`: that is a pipe, and a channel that is closed under a flood closes its reading end
+        # first. The transport's thread then meets EPIPE, takes it for its socket's and gives the whole connection up.
+        arrived = threading.Event()
+        channel.in_buffer.set_event(arrived)
+        channel.in_stderr_buffer.set_event(arrived)
         while True:
             moved = self._drain(channel)
             now = time.monotonic()
@@ -96,7 +109,7 @@ class RunningCommand:
             if channel.eof_received:
                 channel.status_event.wait(min(0.05, deadline - now))
             else:
-                select.select([channel.fileno()], [], [], min(0.1, deadline - now))
+                arrived.wait(min(0.1, deadline - now))
 
     def _drain(self, channel: Channel) -> bool:
         moved = False

@@ -119,6 +119,14 @@ def test_endless_output_ends_with_the_limit_and_is_killed(guest: SshGuest) -> No
     assert guest.run("pgrep -f '[e]ndless-yes'", timeout=10).stdout == b""
 
 
+def test_a_flood_that_is_cut_off_does_not_cost_the_connection(guest: SshGuest) -> None:
+    """Closing a channel under a flood lost the whole connection, now and then, while readiness was a pipe."""
+    for _ in range(8):
+        with pytest.raises(GuestTimeout):
+            guest.run("yes flood", timeout=0.4, max_output=100)
+    assert guest.run("echo here", timeout=10).stdout == b"here\n"
+
+
 def test_overrun_kills_children_too(guest: SshGuest) -> None:
     with pytest.raises(GuestTimeout):
         guest.run("sleep 98761 & sleep 98762", timeout=1)

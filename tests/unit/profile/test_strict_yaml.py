@@ -7,10 +7,10 @@ from ktrdr_vm.profile.strict_yaml import load_yaml
 
 
 def refused(text):
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(DocumentError) as caught:
         load_yaml(text, "p.yaml")
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     return caught.value.problems
 
 
