@@ -59,9 +59,9 @@ class RunDirectory:
         (self.path / name).write_text(self._mask(text), encoding="utf-8", errors="backslashreplace")
 
     def keep_ledger(self, ledger: Path, *, since: str) -> list[dict[str, Any]]:
-        """The ledger's lines of this run, copied to egress.jsonl and returned."""
+        """The ledger's lines of this run, added to egress.jsonl and returned."""
         rows = []
-        with (self.path / "egress.jsonl").open("w", encoding="utf-8") as kept:
+        with (self.path / "egress.jsonl").open("a", encoding="utf-8") as kept:
             for path in (ledger.with_name(ledger.name + ".1"), ledger):
                 if not path.exists():
                     continue
@@ -72,14 +72,14 @@ class RunDirectory:
                         rows.append(row)
         return rows
 
-    def keep_console(self, console: Path) -> None:
+    def keep_console(self, console: Path, name: str = "console.log") -> None:
         """The end of the console's log, with secrets masked."""
         if not console.exists():
             return
         with console.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - MAX_CONSOLE))
-            self.write("console.log", file.read().decode("utf-8", "replace"))
+            self.write(name, file.read().decode("utf-8", "replace"))
 
     def close(self) -> None:
         """Hand everything to the person. Files that the guest named are already theirs.
@@ -161,10 +161,10 @@ def find_task(gates: tuple[GateResult, ...], time: str) -> str:
     running = ""
     for gate in gates:
         if gate.started_at and gate.started_at <= time:
-            running = gate.name
+            running = gate.title
             for task in gate.tasks:
                 if task.started_at <= time:
-                    running = f"{gate.name}: {task.name}"
+                    running = f"{gate.title}: {task.name}"
             if _end(gate.started_at, gate.duration_s + 1) < time:
                 running = ""
     return running

@@ -6,10 +6,35 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from ktrdr_vm.gather import Gathered
-from ktrdr_vm.report.model import Commits
+from ktrdr_vm.guest.commits import Returned
+from ktrdr_vm.report.model import Commits, Verification, WorkloadResult
 
 
-def find_first_lines(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:
+def find_first_lines(
+    commits: Iterable[Commits],
+    gathered: Gathered,
+    verification: Verification | None = None,
+    workload: WorkloadResult | None = None,
+    returned: Returned | None = None,
+) -> tuple[str, ...]:
+    """What the commits changed of their own judges, then how the verdict came about, when that says less than it seems to."""
+    return (*_judges(commits, gathered), *_verdict(verification, workload, returned or Returned()))
+
+
+def _verdict(verification: Verification | None, workload: WorkloadResult | None, returned: Returned) -> Iterable[str]:
+    if workload is None or verification is None:
+        return
+    if verification.mode == "same":
+        yield "the gates ran in the VM that the workload used, where it was root: weaker than a fresh one (verify: same)"
+    elif verification.outcome not in ("passed", "skipped"):
+        yield f"verification in a fresh VM {verification.outcome}: what the workload committed ({verification.commit[:12]}) does not pass"
+    if not returned.refs:
+        yield "the workload returned no commit; the gates judged the base"
+    if returned.loose:
+        yield f"the workload left {returned.loose} uncommitted paths behind; they are not part of what was judged"
+
+
+def _judges(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:
     """One line for each branch that touches the profile, a playbook or a test. The run itself used those of the base commit."""
     if gathered.repository is None:
         return ()

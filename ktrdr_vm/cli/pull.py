@@ -27,8 +27,9 @@ def pull(instance_id: str, as_json: bool) -> None:
         raise UsageError("its profile has no workspace", where=instance_id, hint="only a workspace has commits to bring back")
     repository = find_repository(Path(plan.facts.workspace) / plan.profile.workspace.source)
     with instance.locked():
-        returned = pull_commits(repository, plan.facts.base_commit, plan.profile.workspace.target, instance.connect(), instance.identity)
+        came = pull_commits(repository, plan.facts.base_commit, plan.profile.workspace.target, instance.connect(), instance.identity)
     instance.close()
+    returned = came.refs
     if as_json:
         echo_json([asdict(one) for one in returned])
     for one in () if as_json else returned:

@@ -29,6 +29,8 @@ _HEAD = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64}) refs/heads/(.+)")
 _MAKE = f"""set -eu
 cd -- "$TARGET"
 rm -f {_BUNDLE}
+git symbolic-ref --quiet --short HEAD || echo
+git status --porcelain 2>/dev/null | wc -l
 [ -n "$(git rev-list --branches --not "$BASE" --max-count=1)" ] || exit 0
 git bundle create --quiet {_BUNDLE} --branches --not "$BASE"
 """
@@ -43,8 +45,30 @@ class ReturnedRef:
     changed: tuple[str, ...]
 
 
-def pull_commits(repository: Repository, base: str, target: str, guest: Guest, identity: Identity) -> tuple[ReturnedRef, ...]:
-    """What the guest's branches have beyond `base`. Nothing new is an empty tuple; a bundle that lies is a GuestError."""
+@dataclass(frozen=True)
+class Returned:
+    """What came back. The guest says which branch it stands on, and how many paths it had not committed: its word, and no more."""
+
+    refs: tuple[ReturnedRef, ...] = ()
+    branch: str = ""
+    loose: int = 0
+
+    def choose(self, identity: Identity, base_branch: str) -> ReturnedRef | None:
+        """The ref that stands for the work: the branch checked out in the guest, else that of the base, else the only one.
+
+        None when there is none. Several of which none is one of these is a GuestError: nobody guesses.
+        """
+        by_name = {one.ref.removeprefix(identity.ref_prefix): one for one in self.refs}
+        for name in (self.branch, base_branch):
+            if name in by_name:
+                return by_name[name]
+        if len(self.refs) > 1:
+            raise _lies(f"none of its {len(self.refs)} branches is checked out, so it is not clear which one is the work", identity)
+        return self.refs[0] if self.refs else None
+
+
+def pull_commits(repository: Repository, base: str, target: str, guest: Guest, identity: Identity) -> Returned:
+    """What the guest's branches have beyond `base`. Nothing new is no ref; a bundle that lies is a GuestError."""
     made = guest.run(_MAKE, environment={"TARGET": target, "BASE": base}, timeout=300, max_output=64 * 1024)
     if made.exit_code != 0:
         raise GuestError(
@@ -52,14 +76,23 @@ def pull_commits(repository: Repository, base: str, target: str, guest: Guest, i
             where=identity.instance_id,
             hint=f"look at {target} in the guest; the repository there may be broken",
         )
+    branch, loose = _read_standing(made.stdout)
     with tempfile.NamedTemporaryFile(prefix="ktrdr-commits-") as file:
         try:
             guest.download(_BUNDLE, cast(BinaryIO, file), max_bytes=MAX_BUNDLE)
         except GuestRefusedError:
-            return ()  # no bundle: nothing new
+            return Returned((), branch, loose)  # no bundle: nothing new
         file.flush()
         os.chown(file.name, *repository.owner)
-        return _unpack(repository, base, Path(file.name), identity)
+        return Returned(_unpack(repository, base, Path(file.name), identity), branch, loose)
+
+
+def _read_standing(said: bytes) -> tuple[str, int]:
+    """Branch and count of uncommitted paths, as the guest tells them; what is neither is nothing."""
+    lines = said.decode("utf-8", "replace").splitlines()[:2]
+    branch = lines[0] if lines and _NAME.fullmatch(lines[0]) else ""
+    count = lines[1].strip() if len(lines) > 1 else ""
+    return branch, int(count) if re.fullmatch(r"[0-9]{1,7}", count) else 0
 
 
 def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity) -> tuple[ReturnedRef, ...]:

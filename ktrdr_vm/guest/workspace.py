@@ -28,13 +28,17 @@ MAX_BYTES = 1024 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Repository:
-    """A checked-out Git repository as it stands. `branch` is empty on a detached HEAD."""
+    """A checked-out Git repository as it stands. `branch` is empty on a detached HEAD.
+
+    `ref`, when given, is where `commit` is taken from instead, as for commits that came back from a guest.
+    """
 
     root: Path
     branch: str
     commit: str
     owner: tuple[int, int]
     name: str
+    ref: str = ""
 
 
 def find_repository(directory: Path) -> Repository:
@@ -81,7 +85,7 @@ def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: st
     changed, deleted = _uncommitted(repository, workspace)
     _make_target(guest, workspace.target, user)
     with tempfile.TemporaryFile() as bundle:
-        ref = f"refs/heads/{repository.branch}" if repository.branch else "HEAD"
+        ref = repository.ref or (f"refs/heads/{repository.branch}" if repository.branch else "HEAD")
         git(repository.root, repository.owner, "bundle", "create", "--quiet", "-", ref, stdout=bundle.fileno())
         bundle.seek(0)
         guest.upload(bundle, "/var/tmp/workspace.bundle", timeout=LIMIT)
@@ -113,7 +117,7 @@ cat > .git/shallow
 git config user.name "$ID"
 git config user.email "$ID@ktrdr.invalid"
 git fetch --quiet --no-tags /var/tmp/workspace.bundle "+HEAD:refs/ktrdr/base" 2>/dev/null \\
-  || git fetch --quiet --no-tags /var/tmp/workspace.bundle "+refs/heads/*:refs/ktrdr/from/*"
+  || git fetch --quiet --no-tags /var/tmp/workspace.bundle "+refs/*:refs/ktrdr/from/*"
 git -c advice.detachedHead=false checkout --quiet -B "$BRANCH" "$COMMIT"
 git update-ref refs/ktrdr/base "$COMMIT"
 rm -f /var/tmp/workspace.bundle

@@ -89,5 +89,13 @@ def derive_instance_id(repository: str, branch: str) -> Identity:
     return parse_instance_id(plain)
 
 
+def derive_verification_id(identity: Identity) -> Identity:
+    """The instance that verifies what another one's workload left: `ktrdr--feat-x` as `ktrdr--feat-x--verify`."""
+    plain = f"{identity.instance_id}--verify"
+    if len(plain) > 63:
+        plain = f"{identity.instance_id[:40].rstrip('-')}-{identity.token}--verify"
+    return parse_instance_id(plain)
+
+
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -169,6 +169,7 @@ def build_profile(data: dict[str, Any]) -> Profile:
         secrets=tuple(_secret(secret) for secret in data.get("secrets", [])),
         environment=tuple(sorted((name, _plain(value)) for name, value in data.get("environment", {}).items())),
         workload=None if workload is None else Workload(tuple(workload["command"]), scalars.parse_duration(workload.get("timeout", "2h"))),
+        verify=data.get("verify", "fresh"),
         gates=tuple(data.get("gates", [])),
         gate_timeout=scalars.parse_duration(data.get("gate_timeout", "30m")),
         vars=tuple(sorted(data.get("vars", {}).items())),

@@ -96,6 +96,10 @@ class Workload:
     timeout: int = 7200
 
 
+Verify = Literal["fresh", "same"]
+"""Where the gates judge what a workload left: in a VM that it never touched, or in its own, which is weaker."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """One sandbox, declared. The result of every `extends`, with defaults filled in."""
@@ -111,6 +115,7 @@ class Profile:
     secrets: tuple[Secret, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     workload: Workload | None = None
+    verify: Verify = "fresh"
     gates: tuple[str, ...] = ()
     gate_timeout: int = 1800
     vars: tuple[tuple[str, Scalar], ...] = ()

@@ -130,6 +130,7 @@ PROFILE: Schema = {
             "timeout": _text(scalars.parse_duration),
         },
     },
+    "verify": {"type": "string", "allowed": ["fresh", "same"]},
     "gates": {"type": "list", "maxlength": 50, "schema": _text(scalars.parse_gate)},
     "gate_timeout": _text(scalars.parse_duration),
     "vars": {

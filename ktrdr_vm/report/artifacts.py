@@ -9,8 +9,12 @@ from ktrdr_vm.report.escape import escape_line
 from ktrdr_vm.report.model import Artifact
 
 
-def make_artifacts(rows: Iterable[BroughtBack], *, gate: str = "") -> tuple[Artifact, ...]:
-    """Rows for the report. A name that the guest chose is spelled out, so that it cannot act where it is shown."""
+def make_artifacts(rows: Iterable[BroughtBack], *, gate: str = "", beneath: str = "") -> tuple[Artifact, ...]:
+    """Rows for the report. A name that the guest chose is spelled out, so that it cannot act where it is shown.
+
+    `beneath` is where in the run directory the folder of these rows lies.
+    """
     return tuple(
-        Artifact(row.path, escape_line(row.source, limit=300), row.size, row.sha256, gate=gate, refused=row.refused) for row in rows
+        Artifact(row.path and beneath + row.path, escape_line(row.source, limit=300), row.size, row.sha256, gate=gate, refused=row.refused)
+        for row in rows
     )

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from ktrdr_vm.report.escape import escape_text
 from ktrdr_vm.report.model import GateResult, RunReport, TaskResult
-from ktrdr_vm.report.summary import describe_denial, format_bytes, format_duration
+from ktrdr_vm.report.summary import describe_denial, describe_verification, format_bytes, format_duration
 
 _BUDGET = 3 * 1024 * 1024
 _FAILED_OUTPUT = 48 * 1024
@@ -43,7 +43,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    environment.filters |= {"duration": format_duration, "bytes": format_bytes, "denial": describe_denial}
+    environment.filters |= {
+        "duration": format_duration,
+        "bytes": format_bytes,
+        "denial": describe_denial,
+        "verification": describe_verification,
+    }
     return environment
 
 

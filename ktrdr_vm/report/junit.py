@@ -41,9 +41,9 @@ def render_junit(report: RunReport) -> str:
 
 
 def _add_gate(root: ET.Element, report: RunReport, gate: GateResult) -> None:
-    suite = _add_suite(root, report, gate.name, gate.started_at, gate.duration_s, observed=gate.observed)
+    suite = _add_suite(root, report, gate.title, gate.started_at, gate.duration_s, observed=gate.observed)
     for task in gate.tasks:
-        case = _add_case(suite, report, gate.name, task.name, task.duration_s)
+        case = _add_case(suite, report, gate.title, task.name, task.duration_s)
         if task.outcome == "failed":
             _add_text(case, "failure", _explain(task), message=task.message)
         elif task.outcome == "skipped":
@@ -53,9 +53,9 @@ def _add_gate(root: ET.Element, report: RunReport, gate: GateResult) -> None:
         if task.attempts > 1 and task.outcome != "skipped":
             ET.SubElement(ET.SubElement(case, "properties"), "property", {"name": "attempts", "value": str(task.attempts)})
     if gate.outcome == "error" or (gate.outcome == "failed" and all(task.outcome != "failed" for task in gate.tasks)):
-        _add_text(_add_case(suite, report, gate.name, "the gate", gate.duration_s), "error", gate.message, message=gate.message)
+        _add_text(_add_case(suite, report, gate.title, "the gate", gate.duration_s), "error", gate.message, message=gate.message)
     elif gate.outcome == "skipped":
-        _add_text(_add_case(suite, report, gate.name, "the gate", 0.0), "skipped", "", message=gate.message)
+        _add_text(_add_case(suite, report, gate.title, "the gate", 0.0), "skipped", "", message=gate.message)
 
 
 def _add_workload(root: ET.Element, report: RunReport, workload: WorkloadResult) -> None:

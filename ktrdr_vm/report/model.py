@@ -9,6 +9,8 @@ TaskOutcome = Literal["ok", "changed", "failed", "skipped", "ignored", "rescued"
 GateOutcome = Literal["passed", "failed", "error", "skipped"]
 RunOutcome = Literal["passed", "failed", "error", "escalated", "interrupted"]
 Observer = Literal["host", "guest"]
+StageName = Literal["base", "work", "verification"]
+"""Where a gate ran: before the workload, after it in the same VM, or in a fresh VM with what it committed."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,13 @@ class GateResult:
     duration_s: float
     tasks: tuple[TaskResult, ...] = ()
     message: str = ""
+    stage: StageName = "base"
     observed: Observer = "guest"
+
+    @property
+    def title(self) -> str:
+        """The name, and where it ran when that is not the base."""
+        return self.name if self.stage == "base" else f"{self.name} ({self.stage})"
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,24 @@ class Allowance:
 
 
 @dataclass(frozen=True)
+class Verification:
+    """What the gates after the workload judged, and how much their word is worth.
+
+    `fresh`: a VM that the workload never touched, with a clean checkout of `commit`. `same`: the VM that the workload used, where it
+    was root; that is weaker. `instance_id` is the VM's.
+    """
+
+    mode: Literal["fresh", "same"]
+    instance_id: str
+    ref: str
+    commit: str
+    outcome: GateOutcome
+    startability: GateOutcome
+    message: str = ""
+    observed: Observer = "host"
+
+
+@dataclass(frozen=True)
 class Commits:
     """One branch of the guest's, as it now stands in the person's repository. `changed` are paths that differ from the base."""
 
@@ -137,9 +163,12 @@ class RunReport:
     duration_s: float
     first_lines: tuple[str, ...] = ()
     """What a reviewer must see before anything else, such as a changed playbook."""
+    base_ref: str = ""
+    base_commit: str = ""
     phases: tuple[Phase, ...] = ()
     gates: tuple[GateResult, ...] = ()
     workload: WorkloadResult | None = None
+    verification: Verification | None = None
     allowed: tuple[Allowance, ...] = ()
     denied: tuple[Denial, ...] = ()
     escalations: tuple[dict[str, Any], ...] = ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ktrdr_vm.report.escape import escape_line, escape_text
-from ktrdr_vm.report.model import Denial, GateResult, RunReport, TaskResult
+from ktrdr_vm.report.model import Denial, GateResult, RunReport, TaskResult, Verification
 
 Style = Literal["good", "bad", "warn", "dim", "title", "plain"]
 
@@ -76,6 +76,8 @@ def _lines(report: RunReport) -> Iterator[SummaryLine]:
         if workload.outcome != "passed":
             yield SummaryLine(ended, "bad", 1)
             yield from _tail(workload.stderr or workload.stdout, 2)
+    if report.verification is not None:
+        yield SummaryLine(escape_line(describe_verification(report.verification)), _STYLES[report.verification.outcome])
     yield from _network(report)
     if report.artifacts:
         kept = [artifact for artifact in report.artifacts if not artifact.refused]
@@ -93,9 +95,16 @@ def _lines(report: RunReport) -> Iterator[SummaryLine]:
         yield SummaryLine("residue: none", "good")
 
 
+def describe_verification(verification: Verification) -> str:
+    """What was judged where, and how it ended."""
+    where = "a fresh VM" if verification.mode == "fresh" else "the workload's own VM (weaker)"
+    why = f": {verification.message}" if verification.message else ""
+    return f"verification  {verification.outcome}  {verification.commit[:12]} in {where}{why}"
+
+
 def _gate(gate: GateResult) -> Iterator[SummaryLine]:
     yield SummaryLine(
-        _row(f"gate {gate.name}", gate.outcome, gate.duration_s), "title" if gate.outcome == "passed" else _STYLES[gate.outcome]
+        _row(f"gate {gate.title}", gate.outcome, gate.duration_s), "title" if gate.outcome == "passed" else _STYLES[gate.outcome]
     )
     for task in gate.tasks:
         note = f" after {task.attempts} attempts" if task.attempts > 1 and task.outcome in ("ok", "changed") else ""

@@ -61,7 +61,7 @@ def pair(tmp_path):
 
 def pull(pair):
     repository, guest = pair
-    return pull_commits(repository, repository.commit, "/workspace", guest, IDENTITY)
+    return pull_commits(repository, repository.commit, "/workspace", guest, IDENTITY).refs
 
 
 def commit(guest: FolderGuest, name: str, text: str, branch: str = "main") -> str:
@@ -84,6 +84,19 @@ def test_commits_come_home_beneath_their_own_refs(pair):
     # The person's branch and files are as they were.
     assert refs(pair) == ["refs/heads/main", "refs/ktrdr/stream-a/feat/x"]
     assert git(pair[0].root, "status", "--porcelain") == ""
+
+
+def test_the_branch_that_is_checked_out_is_the_work(pair):
+    commit(pair[1], "b.txt", "two\n", "feat/x")
+    commit(pair[1], "c.txt", "three\n", "aside")
+    git(pair[1].folder, "checkout", "-q", "feat/x")
+    (pair[1].folder / "loose.txt").write_text("not committed\n")
+    came = pull_commits(pair[0], pair[0].commit, "/workspace", pair[1], IDENTITY)
+    chosen = came.choose(IDENTITY, "main")
+    assert chosen is not None and chosen.ref == "refs/ktrdr/stream-a/feat/x" and came.loose == 1
+    git(pair[1].folder, "checkout", "-q", "--detach")
+    with pytest.raises(GuestError, match="which one is the work"):
+        pull_commits(pair[0], pair[0].commit, "/workspace", pair[1], IDENTITY).choose(IDENTITY, "main")
 
 
 def test_nothing_new_brings_nothing(pair):
@@ -139,6 +152,6 @@ def test_a_repository_of_a_person_stays_the_persons(pair):
             folder.chmod(0o755)
     commit(guest, "b.txt", "two\n")
     mine = find_repository(repository.root)
-    assert pull_commits(mine, mine.commit, "/workspace", guest, IDENTITY)
+    assert pull_commits(mine, mine.commit, "/workspace", guest, IDENTITY).refs
     assert {path.stat().st_uid for path in (mine.root / ".git").rglob("*")} == {1234}
     shutil.rmtree(guest.folder)

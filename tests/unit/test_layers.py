@@ -11,9 +11,12 @@ from ktrdr_vm.host.paths import PROJECT
 
 PACKAGE = PROJECT / "ktrdr_vm"
 FLOORS = {
-    "cli": 10,
-    "run": 9,
+    "cli": 12,
+    "run": 11,
+    "stage": 10,
+    "verification": 10,
     "first_lines": 9,
+    "recorder": 9,
     "template": 8,
     "instance": 7,
     "allocation": 6,
@@ -39,7 +42,6 @@ FLOORS = {
 _BESIDE = {
     ("workload", "evidence"),  # both are a part of run, each small enough to read
     ("discovery", "instance"),  # it lists what instance makes
-    ("run", "first_lines"),  # a part of run, small enough to read
 }
 # What gates and workspaces need of a guest, without how it is reached: an interface, open to everybody from its own floor up.
 _OPEN = "ktrdr_vm.guest.protocol"

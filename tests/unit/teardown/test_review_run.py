@@ -27,6 +27,7 @@ from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.policy import OwnerPolicy
 from ktrdr_vm.report.model import RunReport
 from ktrdr_vm.run import Run
+from ktrdr_vm.stage import Stage
 
 DOCUMENT: dict[str, Any] = {"version": 1, "name": "n", "image": "i"}
 
@@ -79,7 +80,7 @@ def raise_(error: BaseException) -> Any:
 def test_whatever_ends_the_work_the_instance_is_destroyed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str], error: BaseException, exit_code: int
 ) -> None:
-    monkeypatch.setattr(Run, "_provision", raise_(error))
+    monkeypatch.setattr(Stage, "provision", raise_(error))
     report, written = execute(tmp_path)
     assert destroyed == ["one"]
     assert report.exit_code == written["exit_code"] == exit_code
@@ -91,7 +92,7 @@ def test_evidence_that_cannot_be_kept_does_not_keep_the_instance(
 ) -> None:
     """Ctrl-C may also come when the work is done."""
     left = [error]
-    monkeypatch.setattr(Run, "_provision", lambda *_: None)
+    monkeypatch.setattr(Stage, "provision", lambda *_: None)
     monkeypatch.setattr(RunDirectory, "keep_console", lambda *_: raise_(left.pop())() if left else None)
     report, _ = execute(tmp_path)
     assert destroyed == ["one"]
@@ -99,12 +100,12 @@ def test_evidence_that_cannot_be_kept_does_not_keep_the_instance(
 
 
 def test_half_a_line_of_the_ledger_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str]) -> None:
-    def provision(self: Run, _run_id: str) -> None:
+    def provision(_self: Stage, _recorder: object) -> None:
         ledger = Home(tmp_path).instance("one").ledger
         ledger.parent.mkdir()
         ledger.write_text('{"time": "9", "kind": "dns", "verdict": "deny", "name": "a.example"}\n{"time": "9", "ki')
 
-    monkeypatch.setattr(Run, "_provision", provision)
+    monkeypatch.setattr(Stage, "provision", provision)
     report, written = execute(tmp_path)
     assert (destroyed, report.exit_code, [row["host"] for row in written["egress"]["denied"]]) == (["one"], 0, ["a.example"])
 

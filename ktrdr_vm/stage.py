@@ -1,0 +1,256 @@
+"""One VM of a run: the one in which the workload works, or the fresh one that verifies what it left."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.errors import GuestError, KtrdrError, ResidueError
+from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.model import Playbook
+from ktrdr_vm.gates.runner import run_playbook
+from ktrdr_vm.gather import Gathered
+from ktrdr_vm.guest.artifacts import fetch_artifacts
+from ktrdr_vm.guest.commits import Returned, pull_commits
+from ktrdr_vm.guest.personalize import make_environment, personalize
+from ktrdr_vm.guest.ssh import SshGuest
+from ktrdr_vm.guest.workspace import copy_in
+from ktrdr_vm.host.capacity import require_capacity
+from ktrdr_vm.host.clock import now
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.images.ensure import ensure_image
+from ktrdr_vm.images.store import Image
+from ktrdr_vm.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.plan.plan import Plan, canonical_json
+from ktrdr_vm.profile.model import Secret
+from ktrdr_vm.recorder import Recorder
+from ktrdr_vm.report.artifacts import make_artifacts
+from ktrdr_vm.report.model import Artifact, GateResult, StageName, WorkloadResult
+from ktrdr_vm.template import build_template, find_template, fits
+from ktrdr_vm.workload import run_workload
+
+DOCKER_LIMIT = 300.0
+
+
+class Stage:
+    """An instance with what a run does to it. Every method is one phase or more of the run."""
+
+    def __init__(
+        self,
+        gathered: Gathered,
+        home: Home,
+        libvirt: Libvirt,
+        *,
+        run_id: str,
+        name: StageName,
+        secrets: Mapping[str, bytes],
+        mask: Callable[[str], str],
+        cold: bool,
+    ) -> None:
+        self.gathered = gathered
+        self.plan = gathered.plan
+        self.instance = Instance(home, gathered.plan.identity, libvirt)
+        self.image: Image | None = None
+        self.ledger: list[dict[str, Any]] | None = None
+        self._home = home
+        self.destroyed = False
+        self._run_id = run_id
+        self._since = now()
+        self._name = name
+        self._secrets = secrets
+        self._mask = mask
+        self._cold = cold
+
+    # -- forward ----------------------------------------------------------------------------------------------------
+
+    def provision(self, recorder: Recorder) -> None:
+        """Image, template, resources, boot, identity, workspace. The plan is the one that knows the image afterwards."""
+        instance = self.instance
+        with self._phase("image", recorder):
+            image = self.image = ensure_image(
+                self.plan.profile.image, self.gathered.recipe, self._home.images, progress=recorder.listener.note
+            )
+        plan = know_image(self.plan, image)
+        if plan is not self.plan and self._name == "base":
+            recorder.directory.write("plan.json", canonical_json(plan.to_json()))
+        self.plan = plan
+        require_capacity(self._home.root, plan.profile.resources.memory)
+        template = None
+        if not self._cold and fits(plan) and instance.journal is None:
+            template = find_template(self._home, plan, image)
+            if template is None:
+                with self._phase("template", recorder):
+                    template = build_template(self._home, plan, image, instance.libvirt, progress=recorder.listener.note)
+        roots = self.gathered.policy.mount_roots
+        with self._phase("create", recorder):
+            if instance.journal is not None and plan.profile.mode == "sandbox":
+                recorder.listener.note("an earlier run left this instance; it is destroyed first")
+                instance.destroy(notify=recorder.hear_resource)
+            instance.create(
+                plan,
+                read_secret=self._read_secret,
+                mount_roots=roots,
+                template=template,
+                run_id=self._run_id,
+                notify=recorder.hear_resource,
+            )
+        with self._phase("boot", recorder):
+            guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+        with self._phase("personalize", recorder):
+            personalize(guest, plan.identity, plan.profile.mode, self._environment)
+            self._wait_docker(guest)
+            instance.complete(plan, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
+        if plan.profile.workspace is not None and self.gathered.repository is not None:
+            with self._phase("workspace", recorder):
+                copy_in(
+                    self.gathered.repository,
+                    plan.profile.workspace,
+                    guest,
+                    plan.facts.image.user,
+                    plan.identity.instance_id,
+                    recorder.listener.note,
+                )
+
+    def _wait_docker(self, guest: SshGuest) -> None:
+        """Docker's unit answers when it serves. A guest without Docker has nothing to wait for."""
+        waited = guest.run("! command -v dockerd >/dev/null || systemctl start docker.service", become=True, timeout=DOCKER_LIMIT)
+        if waited.exit_code != 0:
+            raise GuestError(
+                f"Docker does not start in the guest: {waited.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+                where=self.plan.identity.instance_id,
+                hint="`--keep always` keeps the instance; look with `journalctl -u docker` in it",
+            )
+
+    def run_gates(self, playbooks: Iterable[Playbook], recorder: Recorder, *, refused: str = "") -> tuple[GateResult, ...]:
+        """In order, until one does not pass; the rest is skipped and says so. `refused` is why even the first is skipped."""
+        results: list[GateResult] = []
+        for playbook in playbooks:
+            if not refused and any(result.outcome != "passed" for result in results):
+                refused = "an earlier gate did not pass"
+            if refused:
+                results.append(GateResult(playbook.name, "skipped", now(), 0.0, message=refused, stage=self._name))
+                continue
+            with self._phase(f"gate {playbook.name}", recorder):
+                results.append(replace(self._run_gate(playbook, recorder), stage=self._name))
+                with contextlib.suppress(KtrdrError):
+                    ask_guard(self.instance.paths.guard, "flush")
+        return tuple(results)
+
+    def _run_gate(self, playbook: Playbook, recorder: Recorder) -> GateResult:
+        repository = self.gathered.repository
+        path = Path(playbook.source)
+        context = GateContext(
+            extra_vars=dict(self.plan.profile.vars),
+            roots=(path.resolve().parent, *((repository.root,) if repository else ())),
+            artifacts=self._artifacts(recorder) / playbook.name,
+            owner=self._owner,
+            environment=self._environment,
+            mask=self._mask,
+            on_event=recorder.hear_gate,
+            gate_timeout=self.plan.profile.gate_timeout,
+        )
+        return run_playbook(playbook, self.instance.connect(), context)
+
+    def run_workload(self, recorder: Recorder) -> WorkloadResult | None:
+        """None when the profile has none."""
+        workload = self.plan.profile.workload
+        if workload is None:
+            return None
+        with self._phase("workload", recorder):
+            return run_workload(
+                self.instance.connect(),
+                workload,
+                environment=self._environment,
+                chdir=self.plan.profile.workspace.target if self.plan.profile.workspace else None,
+                mask=self._mask,
+                on_output=recorder.listener.output,
+            )
+
+    def pull(self, recorder: Recorder) -> Returned:
+        """The workload's commits, in the person's repository."""
+        workspace, repository = self.plan.profile.workspace, self.gathered.repository
+        if workspace is None or repository is None:
+            return Returned()
+        with self._phase("commits", recorder):
+            return pull_commits(repository, self.plan.facts.base_commit, workspace.target, self.instance.connect(), self.plan.identity)
+
+    def fetch_artifacts(self, recorder: Recorder) -> tuple[Artifact, ...]:
+        if not self.plan.profile.artifacts:
+            return ()
+        with self._phase("artifacts", recorder):
+            fetched = fetch_artifacts(self.instance.connect(), self.plan.profile.artifacts, self._artifacts(recorder), owner=self._owner)
+            return make_artifacts(fetched, beneath="artifacts/" if self._folder else "")
+
+    def as_worked(self) -> Stage:
+        """The same VM, and from now on what its gates say is said after the workload."""
+        self._name = "work"
+        return self
+
+    # -- backward ---------------------------------------------------------------------------------------------------
+
+    def keep_evidence(self, recorder: Recorder) -> None:
+        """Console and ledger, before the instance goes. The ledger is read once: its directory goes too."""
+        if self.instance.paths.guard.exists():
+            with contextlib.suppress(KtrdrError):
+                ask_guard(self.instance.paths.guard, "flush")
+        name = f"console-{self._folder}.log" if self._folder else "console.log"
+        recorder.directory.keep_console(self.instance.paths.console, name)
+        if self.ledger is None:
+            self.ledger = recorder.directory.keep_ledger(self.instance.paths.ledger, since=self._since)
+
+    def destroy(self, recorder: Recorder) -> tuple[tuple[str, ...], KtrdrError | None]:
+        """Residue, and what went wrong."""
+        try:
+            with self._phase("destroy", recorder):
+                self.instance.destroy(notify=recorder.hear_resource)
+            self.destroyed = True
+        except ResidueError as error:
+            return error.left, error
+        except KtrdrError as error:
+            return (f"unknown: {error.message}",), error
+        return (), None
+
+    @property
+    def exists(self) -> bool:
+        """Has it a journal that can be read? One that cannot be read keeps nothing."""
+        try:
+            return self.instance.journal is not None
+        except KtrdrError:
+            return False
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _phase(self, name: str, recorder: Recorder) -> contextlib.AbstractContextManager[None]:
+        return recorder.phase(f"{self._folder}: {name}" if self._folder else name)
+
+    @property
+    def _folder(self) -> str:
+        """What its files and phases are called by, beside those of the workload's VM."""
+        return "verification" if self._name == "verification" else ""
+
+    def _artifacts(self, recorder: Recorder) -> Path:
+        return recorder.directory.path / "artifacts" / self._folder
+
+    @property
+    def _owner(self) -> tuple[int, int]:
+        return self.plan.facts.owner_uid, self.plan.facts.owner_gid
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return make_environment(self.plan.identity, self.plan.profile.mode, dict(self.plan.profile.environment))
+
+    def _read_secret(self, secret: Secret) -> bytes:
+        return self._secrets[secret.name]
+
+
+def know_image(plan: Plan, image: Image) -> Plan:
+    """An image by URL tells its format only when it is here; the plan that is carried out, and reported, is the one that knows it."""
+    facts = plan.facts
+    if image.disk_format == facts.image.disk_format:
+        return plan
+    return replace(plan, facts=replace(facts, image=replace(facts.image, disk_format=image.disk_format)))
