@@ -163,7 +163,7 @@ class Stage:
             return None
         with self._phase("workload", recorder):
             return run_workload(
-                self.instance.connect(),
+                self.instance.connect,
                 workload,
                 environment=self._environment,
                 chdir=self.plan.profile.workspace.target if self.plan.profile.workspace else None,

@@ -62,8 +62,7 @@ def _add_workload(root: ET.Element, report: RunReport, workload: WorkloadResult)
     suite = _add_suite(root, report, "workload", workload.started_at, workload.duration_s, observed=workload.observed)
     case = _add_case(suite, report, "workload", " ".join(workload.command)[:300], workload.duration_s)
     if workload.outcome != "passed":
-        ended = "stopped by its time limit" if workload.exit_code is None else f"exit code {workload.exit_code}"
-        _add_text(case, "failure", f"{ended}\n{workload.stdout}\n{workload.stderr}", message=ended)
+        _add_text(case, "failure", f"{workload.ended}\n{workload.stdout}\n{workload.stderr}", message=workload.ended)
 
 
 def _add_suite(root: ET.Element, report: RunReport, name: str, started_at: str, duration: float, *, observed: str) -> ET.Element:

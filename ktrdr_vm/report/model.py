@@ -54,7 +54,7 @@ class GateResult:
 
 @dataclass(frozen=True)
 class WorkloadResult:
-    """The workload's end. `exit_code` is None when it was stopped by its time limit."""
+    """The workload's end. `exit_code` is None when it was stopped by its time limit, or its guest ended before it."""
 
     command: tuple[str, ...]
     outcome: Literal["passed", "failed", "timeout"]
@@ -64,6 +64,17 @@ class WorkloadResult:
     stdout: str = ""
     stderr: str = ""
     observed: Observer = "guest"
+
+    @property
+    def ended(self) -> str:
+        """How it ended, in words."""
+        if self.exit_code is not None:
+            return f"exit code {self.exit_code}"
+        return (
+            "stopped by its time limit"
+            if self.outcome == "timeout"
+            else "ended without an exit code: its guest was rebooted, or it was killed"
+        )
 
 
 @dataclass(frozen=True)

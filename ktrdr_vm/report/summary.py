@@ -71,10 +71,9 @@ def _lines(report: RunReport) -> Iterator[SummaryLine]:
         yield from _gate(gate)
     if report.workload is not None:
         workload = report.workload
-        ended = "stopped by its time limit" if workload.exit_code is None else f"exit code {workload.exit_code}"
         yield SummaryLine(_row(f"workload {' '.join(workload.command)}", workload.outcome, workload.duration_s), _STYLES[workload.outcome])
         if workload.outcome != "passed":
-            yield SummaryLine(ended, "bad", 1)
+            yield SummaryLine(workload.ended, "bad", 1)
             yield from _tail(workload.stderr or workload.stdout, 2)
     if report.verification is not None:
         yield SummaryLine(escape_line(describe_verification(report.verification)), _STYLES[report.verification.outcome])

@@ -15,21 +15,21 @@ SECRET = b'p"a\\ss<w>&rd\xc3\xa9'
 
 
 class Printing:
-    """A guest whose command prints these pieces."""
+    """A guest whose workload prints these pieces."""
 
     def __init__(self, *pieces: bytes) -> None:
         self._pieces = pieces
 
-    def run(self, *_: object, on_output: Any, **__: object) -> GuestResult:
-        for piece in self._pieces:
+    def run(self, *_: object, on_output: Any = None, **__: object) -> GuestResult:
+        for piece in self._pieces if on_output else ():
             on_output(piece)
-        return GuestResult(0, b"", b"")
+        return GuestResult(0, b"0\n", b"")
 
 
 def run(*pieces: bytes) -> tuple[bytes, str]:
     shown: list[bytes] = []
     result = run_workload(
-        Printing(*pieces),  # type: ignore[arg-type]
+        lambda: Printing(*pieces),  # type: ignore[arg-type,return-value]
         Workload(("x",)),
         environment={},
         chdir=None,
