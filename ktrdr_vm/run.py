@@ -148,14 +148,15 @@ class Run:
         if self._passed():
             self._workload = stage.run_workload(recorder)
             self._returned = stage.pull(recorder)
+            self._artifacts = stage.fetch_notes(recorder)
         refused = "" if self._passed() else "an earlier gate or the workload did not pass"
         if choose_mode(stage.plan.profile) == "same":
             judged = stage.as_worked().run_gates(playbooks[1:], recorder, refused=refused)
             self._gates += judged
-            self._artifacts = stage.fetch_artifacts(recorder)
+            self._artifacts += stage.fetch_artifacts(recorder)
             self._verification = sum_up(stage.plan, "same", judged, refused)
             return
-        self._artifacts = stage.fetch_artifacts(recorder)
+        self._artifacts += stage.fetch_artifacts(recorder)
         self._verify(playbooks, recorder, refused)
 
     def _verify(self, playbooks: list[Playbook], recorder: Recorder, refused: str) -> None:

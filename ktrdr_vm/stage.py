@@ -14,8 +14,9 @@ from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.gather import Gathered
-from ktrdr_vm.guest.artifacts import fetch_artifacts
+from ktrdr_vm.guest.artifacts import ArtifactLimits, fetch_artifacts
 from ktrdr_vm.guest.commits import Returned, pull_commits
+from ktrdr_vm.guest.guide import NOTES
 from ktrdr_vm.guest.personalize import make_environment, personalize
 from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.guest.workspace import copy_in
@@ -35,6 +36,8 @@ from ktrdr_vm.template import build_template, find_template, fits
 from ktrdr_vm.workload import run_workload
 
 DOCKER_LIMIT = 300.0
+# Notes are for reading.
+_NOTE_LIMITS = ArtifactLimits(files=20, total=2 * 1024 * 1024, single=256 * 1024, seconds=60)
 
 
 class Stage:
@@ -102,7 +105,7 @@ class Stage:
         with self._phase("boot", recorder):
             guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
         with self._phase("personalize", recorder):
-            personalize(guest, plan.identity, plan.profile.mode, self._environment)
+            personalize(guest, plan, self._environment)
             self._wait_docker(guest)
             instance.complete(plan, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
         if plan.profile.workspace is not None and self.gathered.repository is not None:
@@ -185,6 +188,15 @@ class Stage:
         with self._phase("artifacts", recorder):
             fetched = fetch_artifacts(self.instance.connect(), self.plan.profile.artifacts, self._artifacts(recorder), owner=self._owner)
             return make_artifacts(fetched, beneath="artifacts/" if self._folder else "")
+
+    def fetch_notes(self, recorder: Recorder) -> tuple[Artifact, ...]:
+        """What the workload wrote for the reviewer, in the agreed place. None is no error: the bundle names what is missing."""
+        workspace = self.plan.profile.workspace
+        if workspace is None:
+            return ()
+        folder, place = recorder.directory.path / "notes", f"{workspace.target}/{NOTES}"
+        rows = fetch_artifacts(self.instance.connect(), [place], folder, owner=self._owner, limits=_NOTE_LIMITS)
+        return make_artifacts(row for row in rows if row.path or row.source != place)
 
     def as_worked(self) -> Stage:
         """The same VM, and from now on what its gates say is said after the workload."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -43,13 +44,17 @@ _run_option = click.option("--run", "run_id", default="latest", metavar="RUN", h
 @click.command()
 @instance_argument
 @_run_option
+@click.option("--against", metavar="RUN", help="Show instead what is different from this run: a run_id, or INSTANCE_ID/run_id.")
 @json_option
-def report(instance_id: str, run_id: str, as_json: bool) -> int:
-    """Show the report of a run of INSTANCE_ID, and end with the run's exit code."""
+def report(instance_id: str, run_id: str, against: str | None, as_json: bool) -> int:
+    """Show the report of a run of INSTANCE_ID, and end with the run's exit code. With --against: 1 when something is worse."""
     import json
 
     path, text = read_report(instance_id, run_id)
     content = json.loads(text)
+    if against is not None:
+        other, _, run = against.rpartition("/")
+        return _compare(content, json.loads(read_report(other or instance_id, run)[1]), as_json)
     if as_json:
         click.echo(text, nl=False)
         return int(content["exit_code"])
@@ -68,6 +73,21 @@ def report(instance_id: str, run_id: str, as_json: bool) -> int:
     click.echo(escape_line(f"  residue: {', '.join(content['residue']) or 'none'}"))
     click.echo(f"  page     {path.resolve()}/report.html")
     return int(content["exit_code"])
+
+
+def _compare(now: dict[str, Any], before: dict[str, Any], as_json: bool) -> int:
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.report.compare import compare_reports
+    from ktrdr_vm.report.escape import escape
+
+    differences = compare_reports(now, before)
+    if as_json:
+        echo_json([one._asdict() for one in differences])
+    for one in () if as_json else differences:
+        click.echo(f"{'worse ' if one.worse else '      '} {one.kind:<8} {escape(one.text)}")
+    if not differences and not as_json:
+        click.echo("nothing that matters is different")
+    return 1 if any(one.worse for one in differences) else 0
 
 
 @click.command()

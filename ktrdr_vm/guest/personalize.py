@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 from ktrdr_vm.errors import GuestError
+from ktrdr_vm.guest.guide import make_facts, render_guide
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.plan.identity import Identity
+from ktrdr_vm.plan.plan import Plan
 
 GUEST_LIMIT = 60.0
+_KNOWN_HOSTS = Path(__file__).parent / "data" / "known_hosts"
 
 # Docker takes new labels on reload without touching a container; a guest without Docker has none to label.
 _WRITE = """set -eu
 install -d -m 0755 /etc/ktrdr
 install -m 0644 /dev/null /etc/ktrdr/identity.json
 printf '%s\\n' "$IDENTITY" > /etc/ktrdr/identity.json
+install -m 0644 /dev/null /etc/ktrdr/README.md
+printf '%s' "$GUIDE" > /etc/ktrdr/README.md
+install -d -m 0755 /etc/ssh
+printf '%s' "$KNOWN_HOSTS" > /etc/ssh/ssh_known_hosts
 touch /etc/environment
 sed -i '/^# ktrdr-vm begin$/,/^# ktrdr-vm end$/d' /etc/environment
 cat >> /etc/environment
@@ -48,14 +56,17 @@ def make_environment(identity: Identity, mode: str, extra: Mapping[str, str]) ->
     }
 
 
-def personalize(guest: Guest, identity: Identity, mode: str, environment: Mapping[str, str]) -> None:
-    """Write the identity where logins, Docker and people find it."""
+def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> None:
+    """Write the identity, and what binds the guest, where logins, Docker, programs and people find it."""
+    identity = plan.identity
     lines = ["# ktrdr-vm begin", *(f"{name}={_quote(value)}" for name, value in sorted(environment.items())), "# ktrdr-vm end", ""]
     written = guest.run(
         _WRITE,
         stdin="\n".join(lines).encode(),
         environment={
-            "IDENTITY": json.dumps({"instance_id": identity.instance_id, "mode": mode}),
+            "IDENTITY": json.dumps(make_facts(plan), indent=2),
+            "GUIDE": render_guide(plan),
+            "KNOWN_HOSTS": _KNOWN_HOSTS.read_text(encoding="utf-8"),
             "LABEL": f"ktrdr.instance_id={identity.instance_id}",
         },
         become=True,

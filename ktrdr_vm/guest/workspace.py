@@ -120,6 +120,8 @@ git fetch --quiet --no-tags /var/tmp/workspace.bundle "+HEAD:refs/ktrdr/base" 2>
   || git fetch --quiet --no-tags /var/tmp/workspace.bundle "+refs/*:refs/ktrdr/from/*"
 git -c advice.detachedHead=false checkout --quiet -B "$BRANCH" "$COMMIT"
 git update-ref refs/ktrdr/base "$COMMIT"
+echo /.ktrdr/ >> .git/info/exclude
+mkdir -p .ktrdr/notes
 rm -f /var/tmp/workspace.bundle
 """
 _UNPACK = """set -eu

@@ -57,6 +57,8 @@ class OwnerPolicy:
     reserved: frozenset[tuple[IPv4Address, int]] = frozenset()
     observe: bool = False
     largest: Size = Size(vcpus=16, memory=32768, disk=204800)
+    publish_command: tuple[str, ...] = ()
+    signing_key: str = ""
 
 
 def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
@@ -87,6 +89,8 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
             memory=scalars.parse_size(largest["memory"]) if "memory" in largest else default.largest.memory,
             disk=scalars.parse_size(largest["disk"]) if "disk" in largest else default.largest.disk,
         ),
+        publish_command=tuple(data.get("publish", {}).get("command", ())),
+        signing_key=data.get("publish", {}).get("signing_key", ""),
     )
 
 

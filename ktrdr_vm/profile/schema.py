@@ -164,6 +164,13 @@ POLICY: Schema = {
             "max": {"type": "dict", "schema": {"vcpus": {"type": "integer", "min": 1}, "memory": _SIZE, "disk": _SIZE}},
         },
     },
+    "publish": {
+        "type": "dict",
+        "schema": {
+            "command": {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string"}},
+            "signing_key": _text(scalars.parse_guest_path),
+        },
+    },
     "escalations": {"type": "dict", "allow_unknown": True},
 }
 

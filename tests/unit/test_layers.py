@@ -17,6 +17,7 @@ FLOORS = {
     "verification": 10,
     "first_lines": 9,
     "recorder": 9,
+    "bundle": 9,
     "template": 8,
     "instance": 7,
     "allocation": 6,

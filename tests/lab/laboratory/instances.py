@@ -153,7 +153,7 @@ def running_instance(lab: Lab, libvirt: Libvirt) -> Iterator[LabInstance]:
         with instance.locked():
             instance.create(plan, read_secret=lambda _: canary, mount_roots=())
             guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
-            personalize(guest, plan.identity, "sandbox", made.environment)
+            personalize(guest, plan, made.environment)
             guest.run("systemctl start docker.service", become=True, timeout=300)
             instance.complete(plan, read_secret=lambda _: canary, mount_roots=())
             copy_in(gathered.repository, plan.profile.workspace, guest, plan.facts.image.user, made.instance_id, lambda _: None)

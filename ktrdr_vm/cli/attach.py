@@ -1,0 +1,36 @@
+"""`attach`: what the workload of a living instance prints."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ktrdr_vm.cli.options import instance_argument
+
+
+@click.command()
+@instance_argument
+@click.option("--timeout", type=float, default=7 * 86400.0, show_default=True, help="Seconds.")
+def attach(instance_id: str, timeout: float) -> int:
+    """Follow the workload of INSTANCE_ID from its first line until it ends, and end with its exit code. Control characters are escaped."""
+    from ktrdr_vm.cli.access import open_instance
+    from ktrdr_vm.report.escape import escape_text
+    from ktrdr_vm.report.mask import make_mask
+    from ktrdr_vm.workload import follow
+
+    instance = open_instance(instance_id)
+    mask = make_mask(instance.read_secrets())
+
+    def show(data: bytes) -> None:
+        sys.stdout.write(escape_text(data.decode("utf-8", "replace")))
+        sys.stdout.flush()
+
+    try:
+        ending = follow(instance.connect, mask=mask, on_output=show, timeout=timeout)
+    finally:
+        instance.close()
+    if ending.exit_code is None:
+        click.echo("the workload goes on" if ending.outcome == "timeout" else "the workload ended without an exit code", err=True)
+        return 1
+    return ending.exit_code

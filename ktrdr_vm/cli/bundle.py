@@ -1,0 +1,40 @@
+"""`bundle`: what a reviewer gets."""
+
+from __future__ import annotations
+
+import click
+
+from ktrdr_vm.cli.options import instance_argument, json_option
+
+
+@click.command()
+@instance_argument
+@click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
+@click.option("--publish", "publishing", is_flag=True, help="Then hand it to the command that the owner's policy names.")
+@json_option
+def bundle(instance_id: str, run_id: str, publishing: bool, as_json: bool) -> None:
+    """Make the pull-request bundle of a run of INSTANCE_ID. Refused when the Startability Gate did not pass."""
+    from ktrdr_vm.bundle import find_workspace, make_bundle, publish
+    from ktrdr_vm.cli.evidence import find_run
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.gather import find_owner, read_policy
+    from ktrdr_vm.report.escape import escape
+
+    run, policy = find_run(instance_id, run_id).resolve(), read_policy()
+    made = make_bundle(run, find_owner(), policy)
+    if as_json:
+        echo_json(
+            {
+                "directory": str(made.directory), "archive": str(made.archive), "title": made.title, "ref": made.ref, "branch": made.branch,
+                "base": made.base, "missing": list(made.missing), "signed": made.signed,
+            }
+        )  # fmt: skip
+    else:
+        click.echo(made.directory / "PULL_REQUEST.md")
+        click.echo(made.archive)
+        for one in made.missing:
+            click.echo(f"missing  {escape(one)}", err=True)
+    if publishing:
+        repository = find_workspace(run)
+        assert repository is not None, "a run without a workspace has no commits"
+        click.echo(escape(publish(made, repository, policy)).replace("\\n", "\n"), err=True, nl=False)

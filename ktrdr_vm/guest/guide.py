@@ -1,0 +1,51 @@
+"""What an agent finds in its guest about itself: who it is, what binds it, how to ask for more. Pure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ktrdr_vm.plan.plan import Plan
+
+NOTES = ".ktrdr/notes"
+"""Where notes for the reviewer are written, beneath the workspace."""
+NOTE_FILES = {
+    "summary.md": "what was done, for the first paragraph of the pull request",
+    "choices.md": "choices that were made, and what spoke for them",
+    "spec.md": "which part of the work answers which part of its specification",
+}
+
+
+def make_facts(plan: Plan) -> dict[str, Any]:
+    """/etc/ktrdr/identity.json: the same for programs."""
+    profile = plan.profile
+    return {
+        "instance_id": plan.identity.instance_id,
+        "mode": profile.mode,
+        "profile": profile.name,
+        "base_commit": plan.facts.base_commit,
+        "base_ref": plan.facts.base_ref,
+        "workspace": profile.workspace.target if profile.workspace else None,
+        "notes": f"{profile.workspace.target}/{NOTES}" if profile.workspace else None,
+        "egress": [{"destination": rule.destination, "ports": list(rule.ports), "reason": rule.reason} for rule in plan.rules],
+        "secrets": [{"name": secret.name, "path": secret.path, "seconds": secret.ttl} for secret in profile.secrets],
+        "mounts": [{"target": mount.target, "readonly": mount.readonly} for mount in profile.mounts],
+        "workload_seconds": profile.workload.timeout if profile.workload else None,
+        "gates": list(profile.gates),
+        "verify": profile.verify,
+        "escalate": "ktrdr-escalate",
+    }
+
+
+def render_guide(plan: Plan) -> str:
+    """/etc/ktrdr/README.md: for whoever reads first and works then."""
+    template = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "data"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        autoescape=False,  # noqa: S701 - Markdown for a guest that wrote none of it
+    ).get_template("guide.md.j2")  # fmt: skip
+    return (
+        template.render(identity=plan.identity.instance_id, profile=plan.profile, rules=plan.rules, notes=NOTES, note_files=NOTE_FILES)
+        + "\n"
+    )

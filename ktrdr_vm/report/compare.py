@@ -1,0 +1,77 @@
+"""One run against another: what newly fails, what got slower, what newly talks to where. Pure, over two `report.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+# Emulated and busy machines vary; what is both a quarter and two seconds slower is worth a look.
+SLOWER_RATIO, SLOWER_S = 1.25, 2.0
+_GOOD = {"ok", "changed", "passed", "skipped"}
+
+
+class Difference(NamedTuple):
+    """One thing that is different, and whether that is for the worse."""
+
+    kind: Literal["outcome", "slower", "faster", "reached", "refused", "image", "gone"]
+    text: str
+    worse: bool
+
+
+def compare_reports(now: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[Difference, ...]:
+    """What is different in `now`, the worse first."""
+    found = [*_outcomes(now, before), *_times(now, before), *_network(now, before)]
+    if now["image_digest"] != before["image_digest"]:
+        found.append(Difference("image", f"image {before['image_digest'][:12]} → {now['image_digest'][:12]}", False))
+    return tuple(sorted(found, key=lambda one: not one.worse))
+
+
+def _outcomes(now: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[Difference]:
+    new, old = _steps(now), _steps(before)
+    for name, (outcome, _) in new.items():
+        was = old[name][0] if name in old else "not there"
+        if outcome != was and not (outcome in _GOOD and was in _GOOD):
+            yield Difference("outcome", f"{name}: {was} → {outcome}", outcome not in _GOOD)
+    for name in old.keys() - new.keys():
+        yield Difference("gone", f"{name}: {old[name][0]} → not there", True)
+
+
+def _times(now: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[Difference]:
+    new, old = _steps(now) | _phases(now), _steps(before) | _phases(before)
+    for name, (_, seconds) in new.items():
+        if name not in old:
+            continue
+        was = old[name][1]
+        if seconds > was * SLOWER_RATIO and seconds - was > SLOWER_S:
+            yield Difference("slower", f"{name}: {was:.1f} s → {seconds:.1f} s", True)
+        elif was > seconds * SLOWER_RATIO and was - seconds > SLOWER_S:
+            yield Difference("faster", f"{name}: {was:.1f} s → {seconds:.1f} s", False)
+
+
+def _network(now: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[Difference]:
+    kinds: tuple[tuple[str, Literal["reached", "refused"]], ...] = (("allowed", "reached"), ("denied", "refused"))
+    for verdict, kind in kinds:
+        new, old = ({_place(row) for row in one["egress"][verdict]} for one in (now, before))
+        yield from (Difference(kind, f"newly {kind}: {place}", True) for place in sorted(new - old))
+        yield from (Difference(kind, f"no longer {kind}: {place}", False) for place in sorted(old - new))
+
+
+def _steps(report: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    """Gates, tasks and the workload by name, with outcome and seconds."""
+    found: dict[str, tuple[str, float]] = {}
+    for gate in report["gates"]:
+        title = f"gate {gate['name']}" + (f" ({gate['stage']})" if gate["stage"] != "base" else "")
+        found[title] = gate["outcome"], gate["duration_s"]
+        for task in gate["tasks"]:
+            found.setdefault(f"{title}: {task['name']}", (task["outcome"], task["duration_s"]))
+    if report["workload"]:
+        found["workload"] = report["workload"]["outcome"], report["workload"]["duration_s"]
+    return found
+
+
+def _phases(report: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    return {f"phase {phase['name']}": (phase["outcome"], phase["duration_s"]) for phase in report["phases"] if "gate " not in phase["name"]}
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return f"{row['host'] or row['address']}:{row['port']}"

@@ -1,0 +1,211 @@
+"""`PULL_REQUEST.md`: what a reviewer decides on, from a run's `report.json` and what the workload wrote. Pure.
+
+Everything that the guest wrote is shown and never interpreted: short texts as code, long ones in fenced blocks. What is missing is named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.report.escape import escape_line, escape_text
+
+_MAX_ROWS = 50
+_NOTES = (("summary.md", "Summary"), ("choices.md", "Choices made"), ("spec.md", "How the work answers its specification"))
+
+
+class NotConfirmedError(KtrdrError):
+    """The run does not confirm that the system starts, so there is nothing to review."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Change:
+    """One commit of the returned branch: its id and the first line of its message."""
+
+    commit: str
+    subject: str
+
+
+def require_startability(report: Mapping[str, Any]) -> None:
+    """NotConfirmedError unless the Startability Gate passed on exactly what is offered."""
+    verification = report["verification"]
+    where = f"{report['instance_id']} run {report['run_id']}"
+    if verification is not None:
+        state, why = verification["startability"], verification["message"]
+    else:
+        state = next((gate["outcome"] for gate in report["gates"] if gate["name"] == "startability"), "not run")
+        why = next((gate["message"] for gate in report["gates"] if gate["name"] == "startability"), "")
+    if state == "skipped" and not any(gate["name"] == "startability" for gate in report["gates"]):
+        state = "not run"
+    if state != "passed":
+        shown = f": {escape_line(why)}" if why else ""
+        raise NotConfirmedError(
+            f"no bundle: the Startability Gate is {state} for what came back{shown}",
+            where=where,
+            hint="`ktrdr-vm report` shows the run; put `startability` among the profile's gates, mend what it found, and apply again",
+        )
+
+
+def make_title(report: Mapping[str, Any], changes: Iterable[Change]) -> str:
+    """One line: the newest commit's subject, else the instance."""
+    subject = next((change.subject for change in changes), "")
+    return escape_line(subject, limit=72) or f"Work of {report['instance_id']}"
+
+
+def find_missing(report: Mapping[str, Any], notes: Mapping[str, str], changes: Iterable[Change]) -> list[str]:
+    """What a reviewer would look for and does not find."""
+    missing = [f"{name}: the workload did not write it" for name, _ in _NOTES if not notes.get(name, "").strip()]
+    if not list(changes):
+        missing.append("patches: the workload returned no commit")
+    if report["verification"] is None:
+        missing.append("verification of a workload: the profile has none, so the gates judged the base as it was copied in")
+    ran = {gate["name"] for gate in report["gates"] if gate["outcome"] != "skipped"}
+    missing += [f"gate {name}: not run" for name in ("unit", "smoke", "isolation") if name not in ran]
+    return missing
+
+
+def render_pull_request(report: Mapping[str, Any], notes: Mapping[str, str], changes: Iterable[Change]) -> str:
+    """The page. `notes` are the workload's files by name, `changes` the newest commit first."""
+    return "\n".join(_lines(report, notes, tuple(changes))) + "\n"
+
+
+def _lines(report: Mapping[str, Any], notes: Mapping[str, str], changes: tuple[Change, ...]) -> Iterator[str]:
+    yield f"# {_plain(make_title(report, changes))}"
+    yield ""
+    for line in report["first_lines"]:
+        yield f"> **Read first:** {_code(line)}"
+    yield ""
+    yield from _note(notes, *_NOTES[0])
+    yield "## Startability: confirmed"
+    yield ""
+    yield from _confirmation(report)
+    yield ""
+    yield "## Gates"
+    yield ""
+    yield "| gate | where | outcome | tasks | seconds | seen by |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for gate in report["gates"]:
+        good = sum(task["outcome"] in ("ok", "changed") for task in gate["tasks"])
+        yield (
+            f"| {_code(gate['name'])} | {gate['stage']} | **{gate['outcome']}** | {good} of {len(gate['tasks'])} "
+            f"| {gate['duration_s']:.1f} | {gate['observed']} |"
+        )
+    yield ""
+    retried = [(gate, task) for gate in report["gates"] for task in gate["tasks"] if task["attempts"] > 1]
+    yield from (f"- {_code(gate['name'])}: {_code(task['name'])} took {task['attempts']} attempts" for gate, task in retried[:_MAX_ROWS])
+    yield ""
+    yield from _network(report)
+    yield from _escalations(report)
+    yield from _note(notes, *_NOTES[1])
+    yield from _note(notes, *_NOTES[2])
+    yield f"## Commits ({len(changes)})"
+    yield ""
+    yield from (f"- `{change.commit[:12]}` {_code(change.subject)}" for change in changes[:_MAX_ROWS])
+    if len(changes) > _MAX_ROWS:
+        yield f"- and {len(changes) - _MAX_ROWS} more, all under `patches/`"
+    yield ""
+    yield from _artifacts(report)
+    yield "## Missing"
+    yield ""
+    yield from (f"- {_code(one)}" for one in find_missing(report, notes, changes) or ["nothing"])
+    yield ""
+    yield "## How far to believe it"
+    yield ""
+    yield "What the **host** observed the guest could not change: network decisions, commits, times, residue. What the **guest** observed"
+    yield "(a gate's output) is as good as the machine it ran in; a fresh one had not been touched by the workload."
+    yield ""
+    yield f"Instance `{report['instance_id']}`, run `{report['run_id']}`. `SHA256SUMS` covers every file beside this one."
+
+
+def _confirmation(report: Mapping[str, Any]) -> Iterator[str]:
+    verification = report["verification"]
+    if verification is None:
+        yield f"The gate passed on `{report['base_commit'][:12] or 'a workspace without Git'}` in a VM made for this run."
+    elif verification["mode"] == "fresh":
+        commit, machine = verification["commit"][:12], verification["instance_id"]
+        yield f"The gate passed on `{commit}`, checked out clean in a fresh VM (`{machine}`) that the workload never touched."
+    else:
+        yield f"The gate passed on `{verification['commit'][:12]}` **in the VM that the workload used, where it was root. This is weaker.**"
+    yield ""
+    yield f"- plan `{report['plan_digest']}`"
+    yield f"- image `{report['image_digest']}`"
+    yield f"- base `{report['base_commit'] or 'none'}` {_code(report['base_ref']) if report['base_ref'] else ''}".rstrip()
+    yield f"- residue: {', '.join(map(_code, report['residue'])) or 'none'}"
+
+
+def _network(report: Mapping[str, Any]) -> Iterator[str]:
+    allowed, denied = report["egress"]["allowed"], report["egress"]["denied"]
+    yield "## Network, as the host saw it"
+    yield ""
+    if not allowed and not denied:
+        yield "Nothing was reached and nothing was refused."
+        yield ""
+        return
+    yield "| verdict | destination | times | bytes in | bytes out | during |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for row in allowed[:_MAX_ROWS]:
+        yield f"| allowed | {_place(row)} | {row['count']} | {row['bytes_in']} | {row['bytes_out']} | |"
+    for row in denied[:_MAX_ROWS]:
+        yield f"| **denied** | {_place(row)} | {row['count']} | | | {_code(row['during']) if row['during'] else ''} |"
+    rest = max(len(allowed) - _MAX_ROWS, 0) + max(len(denied) - _MAX_ROWS, 0)
+    if rest:
+        yield f"| | and {rest} more, all in `egress.jsonl` | | | | |"
+    yield ""
+
+
+def _escalations(report: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Escalations"
+    yield ""
+    for one in report["escalations"][:_MAX_ROWS]:
+        reason = (one.get("answer") or {}).get("reason", "")
+        asked = f"- {_code(one.get('kind', ''))}: {_code(one.get('blocked', ''))}"
+        yield f"{asked} → **{escape_line(str(one.get('state', 'pending')))}** {_code(reason) if reason else ''}".rstrip()
+    if not report["escalations"]:
+        yield "None."
+    yield ""
+
+
+def _artifacts(report: Mapping[str, Any]) -> Iterator[str]:
+    kept = [row for row in report["artifacts"] if not row["refused"]]
+    refused = [row for row in report["artifacts"] if row["refused"]]
+    yield f"## Artifacts ({len(kept)})"
+    yield ""
+    if kept:
+        yield "| file | bytes | sha256 |"
+        yield "| --- | --- | --- |"
+    yield from (f"| {_code(row['path'])} | {row['size']} | `{row['sha256']}` |" for row in kept[:_MAX_ROWS])
+    yield from (f"- refused: {_code(row['source'])}: {_code(row['refused'])}" for row in refused[:_MAX_ROWS])
+    yield ""
+
+
+def _note(notes: Mapping[str, str], name: str, title: str) -> Iterator[str]:
+    yield f"## {title}"
+    yield ""
+    text = escape_text(notes.get(name, "")).strip()
+    if not text:
+        yield f"The workload wrote no `{name}`."
+    else:
+        # Longer than any run of tildes in it, so that the block cannot be left from inside.
+        fence = "~" * max(3, 1 + max((len(run) for run in re.findall(r"~+", text)), default=0))
+        yield from (f"{fence}text", text, fence)
+    yield ""
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return _code(f"{row['host'] or row['address']}:{row['port']}")
+
+
+def _code(text: str) -> str:
+    """A short text as code: in one line, in a table, without a way out of it."""
+    shown = escape_line(str(text), limit=300).replace("`", "'").replace("|", "¦").strip()
+    return f"`{shown}`" if shown else "``"
+
+
+def _plain(text: str) -> str:
+    """A title: Markdown, HTML and mentions in it are only letters."""
+    return re.sub(r"([\\`*_{}\[\]<>#@!|&])", r"\\\1", text)

@@ -1,0 +1,157 @@
+"""The bundle of a run, from files and a real repository: what is in it, when it is refused, and that nothing of the guest acts in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from ktrdr_vm.bundle import find_workspace, make_bundle, publish
+from ktrdr_vm.errors import HostError, UsageError
+from ktrdr_vm.profile.policy import OwnerPolicy
+from ktrdr_vm.report.json import render_report_json
+from ktrdr_vm.report.model import Allowance, Commits, Denial, GateResult, RunReport, TaskResult, Verification, WorkloadResult
+from ktrdr_vm.report.pull_request import NotConfirmedError
+
+ME = (os.getuid(), os.getgid())
+EVIL = "`|<script>alert(1)</script>\x1b[2J ![x](http://evil.test/)"
+
+
+def git(folder: Path, *words: str) -> str:
+    settings = ["-c", "user.name=lab", "-c", "user.email=lab@test.lab", "-c", "init.defaultBranch=main"]
+    return subprocess.run(["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> tuple[Path, str, str]:
+    """A repository with a base and, under refs/ktrdr/one/work, two commits on top of it."""
+    place = tmp_path / "repository"
+    place.mkdir()
+    git(place, "init", "-q")
+    (place / "app.py").write_text("print('wrong')\n")
+    git(place, "add", ".")
+    git(place, "commit", "-qm", "base")
+    base = git(place, "rev-parse", "HEAD")
+    git(place, "checkout", "-qb", "work")
+    (place / "app.py").write_text("print('right')\n")
+    git(place, "commit", "-qam", "The app says what is right")
+    (place / "logo.bin").write_bytes(bytes(range(256)))
+    git(place, "add", ".")
+    git(place, "commit", "-qm", f"A logo {EVIL}")
+    done = git(place, "rev-parse", "HEAD")
+    git(place, "update-ref", "refs/ktrdr/one/work", done)
+    git(place, "checkout", "-q", "main")
+    git(place, "branch", "-qD", "work")
+    return place, base, done
+
+
+def make_run(place: Path, repository: tuple[Path, str, str], **changes: Any) -> Path:
+    root, base, done = repository
+    task = TaskResult(f"it answers {EVIL}", "uri", "ok", False, "2026-01-01T00:00:00Z", 1.0)
+    settings: dict[str, Any] = {
+        "gates": (GateResult("startability", "passed", "2026-01-01T00:00:00Z", 9.0, (task,), stage="verification"),),
+        "workload": WorkloadResult(("agent",), "passed", 0, "2026-01-01T00:00:00Z", 5.0),
+        "verification": Verification("fresh", "one--verify", "refs/ktrdr/one/work", done, "passed", "passed"),
+        "commits": (Commits("refs/ktrdr/one/work", done, ("app.py", "logo.bin")),),
+        "denied": (Denial(EVIL, "", 443, "tls", 2, "", "", f"unit: {EVIL}"),),
+        "allowed": (Allowance("mirror.test", "", 80, "r", 1, 10, 20),),
+        "base_commit": base,
+        "base_ref": "main",
+    } | changes
+    report = RunReport("one", "r1", "p", "sandbox", "a" * 64, "b" * 64, "passed", 0, "2026-01-01T00:00:00Z", 60.0, **settings)
+    run = place / "run"
+    (run / "notes" / "workspace").mkdir(parents=True)
+    (run / "report.json").write_text(render_report_json(report))
+    (run / "plan.json").write_text(json.dumps({"profile": {"workspace": {"source": "."}}, "facts": {"workspace": str(root)}}))
+    (run / "egress.jsonl").write_text("{}\n")
+    return run
+
+
+def test_the_patches_apply_to_a_fresh_clone_and_give_the_same_tree(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
+    root, base, done = repository
+    bundle = make_bundle(make_run(tmp_path, repository), ME, OwnerPolicy())
+    assert (bundle.ref, bundle.branch, bundle.base) == ("refs/ktrdr/one/work", "work", base)
+    git(tmp_path, "clone", "-q", str(root), "fresh")
+    fresh = tmp_path / "fresh"
+    git(fresh, "am", "-q", *map(str, sorted((bundle.directory / "patches").iterdir())))
+    assert git(fresh, "rev-parse", "HEAD^{tree}") == git(root, "rev-parse", f"{done}^{{tree}}")
+
+
+def test_the_archive_holds_what_the_sums_say_and_is_the_same_each_time(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
+    run = make_run(tmp_path, repository)
+    bundle = make_bundle(run, ME, OwnerPolicy())
+    first = bundle.archive.read_bytes()
+    assert make_bundle(run, ME, OwnerPolicy()).archive.read_bytes() == first
+    raw = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(first)).read()
+    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    assert unpacked.name == "one-r1"
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=unpacked, check=True)
+    assert {"PULL_REQUEST.md", "report.json", "egress.jsonl", "patches", "SHA256SUMS"} <= {path.name for path in unpacked.iterdir()}
+
+
+def test_the_page_says_what_was_judged_and_names_what_is_missing(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
+    run = make_run(tmp_path, repository)
+    (run / "notes" / "workspace" / "summary.md").write_text("It was wrong.\n~~~\n# not a title @somebody\n")
+    bundle = make_bundle(run, ME, OwnerPolicy())
+    page = (bundle.directory / "PULL_REQUEST.md").read_text()
+    assert repository[2][:12] in page and "fresh VM (`one--verify`)" in page and "It was wrong." in page
+    assert "~~~~text\nIt was wrong." in page, "the block can be left from inside"
+    assert "The workload wrote no `choices.md`" in page
+    assert any(one.startswith("choices.md") for one in bundle.missing) and not any(one.startswith("summary.md") for one in bundle.missing)
+    assert "\x1b" not in page
+    outside = "\n".join(line for line in page.splitlines() if not line.startswith("#")).replace("¦", "")
+    for before, _, after in (part.partition("<script>") for part in outside.split("\n") if "<script>" in part):
+        assert before.count("`") % 2 == 1 and after.count("`") >= 1, "guest text outside of code"
+
+
+@pytest.mark.parametrize("state", ["failed", "error", "skipped"])
+def test_it_is_refused_when_startability_did_not_pass(tmp_path: Path, repository: tuple[Path, str, str], state: Any) -> None:
+    judged = Verification("fresh", "one--verify", "refs/ktrdr/one/work", repository[2], state, state, "why it is so")
+    with pytest.raises(NotConfirmedError, match=f"{state}.*why it is so") as caught:
+        make_bundle(make_run(tmp_path, repository, verification=judged), ME, OwnerPolicy())
+    assert caught.value.exit_code == 1
+
+
+def test_it_is_refused_without_the_gate(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
+    with pytest.raises(NotConfirmedError, match="not run"):
+        make_bundle(make_run(tmp_path, repository, verification=None, gates=()), ME, OwnerPolicy())
+
+
+def test_commits_that_are_no_longer_what_was_judged_are_refused(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
+    run = make_run(tmp_path, repository)
+    git(repository[0], "update-ref", "refs/ktrdr/one/work", repository[1])
+    with pytest.raises(UsageError, match="no longer the commit that was judged"):
+        make_bundle(run, ME, OwnerPolicy())
+
+
+def test_it_is_signed_with_the_owners_key(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    bundle = make_bundle(make_run(tmp_path, repository), ME, OwnerPolicy(signing_key=str(key)))
+    check = ["ssh-keygen", "-Y", "check-novalidate", "-n", "ktrdr-vm", "-s", str(bundle.directory / "SHA256SUMS.sig")]
+    sums = (bundle.directory / "SHA256SUMS").read_bytes()
+    assert subprocess.run(check, input=sums, capture_output=True).returncode == 0
+    assert subprocess.run(check, input=sums + b"x", capture_output=True).returncode != 0
+
+
+def test_publishing_is_the_owners_command_and_only_his(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
+    run = make_run(tmp_path, repository)
+    bundle = make_bundle(run, ME, OwnerPolicy())
+    workspace = find_workspace(run)
+    assert workspace is not None
+    with pytest.raises(UsageError, match="no command"):
+        publish(bundle, workspace, OwnerPolicy())
+    line = 'git rev-parse "$KTRDR_REF"; echo "$KTRDR_BRANCH|$KTRDR_BASE"; test -s "$KTRDR_BODY_FILE" -a -s "$KTRDR_BUNDLE"'
+    printed = publish(bundle, workspace, OwnerPolicy(publish_command=("sh", "-c", line)))
+    assert printed.split() == [repository[2], f"work|{repository[1]}"]
+    with pytest.raises(HostError, match="exit code 3: no login"):
+        publish(bundle, workspace, OwnerPolicy(publish_command=("sh", "-c", "echo no login >&2; exit 3")))
