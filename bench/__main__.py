@@ -1,0 +1,95 @@
+"""`python -m bench`: rounds of everything, in another order each time, then the results. `--quick` leaves out the peers."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+
+from bench.place import Place, prepared_place  # first: it knows where the lab's parts are
+
+from bench import commands, egress, machines  # isort: skip
+from bench.document import describe_machine, write_results
+from bench.rows import Samples
+from ktrdr_vm.host.accelerator import find_accelerator
+
+Step = Callable[[Place], dict[str, float]]
+
+# Name, step, and in how many of the rounds: 1 is every one, 2 every second.
+STEPS: dict[str, tuple[Step, int]] = {
+    "raw": (machines.raw, 1),
+    "cold": (machines.cold, 1),
+    "fork": (machines.fork, 1),
+    "forks3": (functools.partial(machines.forks, count=3), 1),
+    "forks10": (functools.partial(machines.forks, count=10), 3),
+    "memory": (machines.memory, 3),
+    "commands": (commands.quickness, 1),
+    "copy": (commands.copying, 3),
+    "filtered": (egress.filtered, 1),
+    "unfiltered": (egress.unfiltered, 1),
+}
+# Seconds of a quick run after which no further round begins; a round takes some three minutes in emulation.
+QUICK_S = 480.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="without peers, under fifteen minutes")
+    parser.add_argument("--rounds", type=int, help="how many; default 5, in a quick run as many as fit")
+    parser.add_argument("--only", default="", help="these steps alone, separated by commas; writes no document")
+    words = parser.parse_args()
+    if os.geteuid() != 0:
+        print("bench: needs root, for network namespaces", file=sys.stderr)
+        return 3
+    only = set(words.only.split(",")) - {""}
+    rounds = words.rounds or (6 if words.quick else 5)
+    samples, began, done, failed = Samples(), time.monotonic(), 0, set()
+    with prepared_place() as place:
+        machine = describe_machine(find_accelerator(place.image.kernel).name, rounds, "make bench-quick" if words.quick else "make bench")
+        steps = dict(STEPS)
+        if not words.quick:
+            from bench.peers import find_peers
+
+            steps |= {name: (step, 1) for name, step in find_peers(place, only).items()}
+        for number in range(rounds):
+            if words.quick and number and time.monotonic() - began > QUICK_S:
+                break
+            # The template first: the forks of the round stand on it.
+            order = [name for name, (_, every) in steps.items() if number % every == 0 and (not only or name in only)]
+            random.shuffle(order)
+            if number % 3 == 0 and (not only or only & {"template", "fork", "forks3", "forks10", "memory", "copy"}):
+                _measure(place, "template", machines.template, number, samples, failed)
+            for name in order:
+                _measure(place, name, steps[name][0], number, samples, failed)
+            done = number + 1
+    machine = machine.replace(f"{rounds} rounds", f"{done} rounds")
+    if only:
+        for name in samples.names():
+            print(f"{name} {samples.median(name):.4g}")
+    else:
+        results = write_results(samples, machine)
+        print(f"bench: {len(results)} rows in {time.monotonic() - began:.0f} s, bench/results.json and docs/performance.md are written")
+    for name in sorted(failed):
+        print(f"bench: {name} failed at least once, see above", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _measure(place: Place, name: str, step: Step, number: int, samples: Samples, failed: set[str]) -> None:
+    began = time.monotonic()
+    try:
+        found = step(place)
+    except Exception as error:  # one that does not work hides no other
+        failed.add(name)
+        print(f"round {number + 1} {name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return
+    samples.add(number, found)
+    said = ", ".join(f"{key} {value:.3g}" for key, value in found.items())
+    print(f"round {number + 1} {name} ({time.monotonic() - began:.0f} s): {said}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What a run leaves: results.json for programs, a table and a picture in docs/performance.md for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from bench.place import MEMORY, ROOT, VCPUS
+from bench.rows import ROWS, Samples, reaches
+
+RESULTS = ROOT / "bench" / "results.json"
+PAGE = ROOT / "docs" / "performance.md"
+PICTURE = ROOT / "docs" / "performance.svg"
+_BEGIN, _END = "<!-- bench: begin -->", "<!-- bench: end -->"
+
+
+def write_results(samples: Samples, machine: str) -> list[dict[str, Any]]:
+    """Every row whose parts were measured. What was measured and is no row by itself stands in the page as seconds."""
+    results = [found for row in ROWS if (found := samples.evaluate(row)) is not None]
+    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    PICTURE.write_text(render_picture(results))
+    text = PAGE.read_text()
+    assert _BEGIN in text and _END in text, f"{PAGE} has lost its marks"
+    head, rest = text.split(_BEGIN, 1)
+    _, tail = rest.split(_END, 1)
+    body = "\n".join([machine, "", render_table(results), "", "![Each measure against its aim](performance.svg)", "", render_raw(samples)])
+    PAGE.write_text(f"{head}{_BEGIN}\n{body}\n{_END}{tail}")
+    return results
+
+
+def render_table(results: list[dict[str, Any]]) -> str:
+    units = {row.measure.replace("\\|", "|"): row.unit for row in ROWS}
+    lines = ["| measure | value | aim | reached | n | spread |", "| --- | --- | --- | --- | --- | --- |"]
+    for one in results:
+        unit = f" {units[one['measure']]}" if units[one["measure"]] else ""
+        sign = "≤" if one["better"] == "lower" else "≥"
+        aim = f"{sign} {one['aim']:g}{unit}" if one["aim"] is not None else ""
+        word = {None: "", True: "yes", False: "no"}[reaches(one)]
+        measure = one["measure"].replace("|", "\\|")
+        lines.append(f"| {measure} | {one['value']:.3g}{unit} | {aim} | {word} | {one['n']} | {one['spread']:.2g} |")
+    return "\n".join(lines)
+
+
+def render_raw(samples: Samples) -> str:
+    """The medians that the ratios are made of."""
+    said = ", ".join(f"{name} {samples.median(name):.3g}" for name in samples.names())
+    return f"Medians in seconds; `connect`, `filter` and `setup` in milliseconds, memory in MB: {said}."
+
+
+def render_picture(results: list[dict[str, Any]]) -> str:
+    """A bar for each measure that has an aim: how far from it, on a scale of factors. Left of the line is reached."""
+    shown = [one for one in results if one["aim"]]
+    left, width, line = 430, 360, 22
+    height = 60 + line * len(shown)
+    root = ElementTree.Element(
+        "svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {left + width + 90} {height}", role="img", **{"font-family": "sans-serif"}
+    )
+    ElementTree.SubElement(root, "title").text = "Each measure against its aim"
+    reached = sum(bool(reaches(one)) for one in shown)
+    ElementTree.SubElement(root, "desc").text = f"{reached} of {len(shown)} aims are reached; bars left of the line reach theirs."
+    ElementTree.SubElement(root, "rect", width="100%", height="100%", fill="#ffffff")
+    middle = left + width / 2
+
+    def place(factor: float) -> float:
+        """From a tenth to ten times the aim."""
+        return middle + max(-1.0, min(1.0, math.log10(max(factor, 1e-6)))) * width / 2
+
+    for factor, word in ((0.1, "÷ 10"), (1.0, "aim"), (10.0, "× 10")):
+        x = f"{place(factor):.1f}"
+        ElementTree.SubElement(root, "line", x1=x, x2=x, y1="34", y2=str(height - 14), stroke="#888888" if factor == 1 else "#dddddd")
+        mark = ElementTree.SubElement(root, "text", x=x, y="26", fill="#333333", **{"text-anchor": "middle", "font-size": "12"})
+        mark.text = word
+    for number, one in enumerate(shown):
+        y = 42 + number * line
+        factor = max(one["value"], 1e-6) / one["aim"]
+        factor = factor if one["better"] == "lower" else 1 / factor
+        start, end = sorted((middle, place(factor)))
+        colour = "#2b7a4b" if reaches(one) else "#b5542f"
+        label = ElementTree.SubElement(
+            root, "text", x=str(left - 8), y=str(y + 12), fill="#222222", **{"text-anchor": "end", "font-size": "12"}
+        )
+        label.text = one["measure"].replace("`", "")
+        ElementTree.SubElement(root, "rect", x=f"{start:.1f}", y=str(y), width=f"{max(end - start, 1.5):.1f}", height="15", fill=colour)
+        value = ElementTree.SubElement(root, "text", x=str(left + width + 10), y=str(y + 12), fill="#222222", **{"font-size": "12"})
+        value.text = f"{one['value']:.3g}"
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def describe_machine(accelerator: str, rounds: int, what: str) -> str:
+    """What it was measured on, as a sentence."""
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
+    system = re.search(r'PRETTY_NAME="(.*)"', Path("/etc/os-release").read_text())
+    qemu = _ask("qemu-system-x86_64", "--version").split(" version ")[1].split()[0]
+    boots = "KVM" if accelerator == "kvm" else "software emulation (KVM does not work there)"
+    return (
+        f"Measured on {_ask('date', '-u', '+%Y-%m-%d')} by `{what}`, {rounds} rounds: "
+        f"{os.cpu_count()} × {processor[1] if processor else platform.machine()}, {int(memory[1]) >> 20 if memory else 0} GiB of memory, "
+        f"{system[1] if system else platform.system()}, kernel {platform.release()}, QEMU {qemu}, libvirt {_ask('virsh', '--version')}, "
+        f"{boots}; load at the start {os.getloadavg()[0]:.1f}. Guests have {VCPUS} vCPUs and {MEMORY >> 10} GiB."
+    )
+
+
+def _ask(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,135 @@
+"""Rows about machines: raw QEMU as the floor, a cold boot, forks, their memory, their end."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from laboratory.namespaces import ip
+
+from bench.place import DISK, MEMORY, VCPUS, Place, finish
+from bench.prober import Watch, Way, watch
+from ktrdr_vm.gather import MACHINE, gather
+from ktrdr_vm.guest.keys import generate_keypair
+from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
+from ktrdr_vm.plan.domain_xml import EMULATED_CPU
+from ktrdr_vm.plan.facts import Allocation
+from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.resources.domain import find_qemu
+from ktrdr_vm.resources.guard import find_guards
+from ktrdr_vm.resources.seed import make_seed
+
+# A guest is idle when what its boot has started has ended.
+SETTLE_S = 10.0
+
+
+def raw(place: Place) -> dict[str, float]:
+    """QEMU by hand: an overlay, the same seed, the same kernel, processor, memory, cache and network card. Nothing else."""
+    folder = place.lab.scratch / "raw"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    began = time.monotonic()
+    identity = parse_instance_id("raw")
+    facts = gather(place.profile, home=place.lab.home, workspace=place.lab.scratch, instance_id="raw").plan.facts
+    (host_key, host_public), (login, login_public) = generate_keypair(), generate_keypair()
+    allocation = Allocation("10.250.0.1", "10.250.0.2", host_key=host_key, host_public_key=host_public, login_public_key=login_public)
+    documents = {
+        "user-data": render_user_data(identity, facts, allocation).encode(),
+        "meta-data": render_meta_data(identity).encode(),
+        "network-config": render_network_config(identity, allocation).encode(),
+    }
+    (folder / "seed.iso").write_bytes(make_seed(documents))
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", place.image.disk_format, "-b", place.image.disk, folder / "disk", f"{DISK}M"],
+        check=True,
+    )
+    for words in ("tuntap add dev rawtap mode tap", "addr add 10.250.0.1/30 dev rawtap", "link set rawtap up"):
+        ip(words)
+    cpu = ["-accel", "kvm", "-cpu", "host"] if facts.accelerator == "kvm" else ["-accel", "tcg", "-cpu", f"{EMULATED_CPU},-vmx,-svm"]
+    words = [
+        facts.emulator, "-machine", MACHINE, *cpu, "-m", str(MEMORY), "-smp", str(VCPUS), "-nodefaults", "-no-user-config",
+        "-display", "none", "-serial", f"file:{folder}/console.log",
+        "-kernel", place.image.kernel, "-initrd", place.image.initrd, "-append", place.image.kernel_args,
+        "-drive", f"file={folder}/disk,if=virtio,format=qcow2,cache=unsafe,discard=unmap,detect-zeroes=unmap",
+        "-drive", f"file={folder}/seed.iso,if=virtio,format=raw,readonly=on",
+        "-netdev", "tap,id=net,ifname=rawtap,script=no,downscript=no", "-device", f"virtio-net-pci,netdev=net,mac={identity.mac}",
+        "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
+    ]  # fmt: skip
+    process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL)
+    try:
+        seen = watch(lambda: Way("10.250.0.2", place.image.user, login), began).wait()
+    finally:
+        process.kill()
+        process.wait()
+        ip("tuntap del dev rawtap mode tap")
+    return {"raw.ssh": seen.ssh, "raw.ready": seen.ready}
+
+
+def cold(place: Place) -> dict[str, float]:
+    with applied(place, "bench-cold", "--cold") as seen:
+        return {"cold.ssh": seen.ssh, "cold.docker": seen.docker, "cold.ready": seen.ready}
+
+
+def template(place: Place) -> dict[str, float]:
+    """Built from nothing each time; the forks of the round then come from it."""
+    for key in [path.name for path in place.lab.home.templates.iterdir() if not path.name.startswith(".")]:
+        place.command("templates", "remove", key)
+    return {"template": place.command("templates", "build", place.profile)}
+
+
+def fork(place: Place) -> dict[str, float]:
+    process, seen = place.start("bench-fork")
+    finish(process, seen)
+    return {
+        "fork.ssh": seen.ssh,
+        "fork.ready": seen.ready,
+        "fork.handshake": seen.handshake,
+        "destroy": place.command("destroy", "bench-fork"),
+    }
+
+
+def forks(place: Place, count: int) -> dict[str, float]:
+    """All at once; the last one counts."""
+    started = [place.start(f"bench-fork{number}") for number in range(count)]
+    try:
+        seen = [finish(*one) for one in started]
+    finally:
+        place.command("destroy", *[f"bench-fork{number}" for number in range(count)], check=False)
+    return {f"forks{count}.ssh": max(one.ssh for one in seen), f"forks{count}.ready": max(one.ready for one in seen)}
+
+
+def memory(place: Place) -> dict[str, float]:
+    """What the host has less of for the first idle fork, and for a second one beside it: QEMU and guard, in MB of PSS."""
+    with applied(place, "bench-first"):
+        time.sleep(SETTLE_S)
+        alone = measure_pss(place, "bench-first")
+        with applied(place, "bench-second"):
+            time.sleep(SETTLE_S)
+            both = measure_pss(place, "bench-first") + measure_pss(place, "bench-second")
+    return {"memory.first": alone, "memory.second": both - alone}
+
+
+@contextmanager
+def applied(place: Place, instance_id: str, *more: str | Path) -> Iterator[Watch]:
+    """An instance that answers, and is destroyed at the end."""
+    try:
+        yield finish(*place.start(instance_id, *more))
+    finally:
+        place.command("destroy", "--yes", instance_id, check=False)
+
+
+def measure_pss(place: Place, instance_id: str) -> float:
+    directory = place.lab.home.instance(instance_id).directory
+    return sum(read_pss(pid) for pid in (*find_qemu(f"ktrdr-{instance_id}", directory), *find_guards(directory / "guard")))
+
+
+def read_pss(pid: int) -> float:
+    """MB that this process has for itself, and its share of what it has with others."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1000
+    return 0.0
