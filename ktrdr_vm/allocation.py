@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 from ktrdr_vm.errors import HostError
-from ktrdr_vm.guest.keys import generate_keypair
 from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import Journal, list_journals, write_durably
 from ktrdr_vm.host.paths import Home, InstancePaths
@@ -25,6 +24,9 @@ def find_free_slot(home: Home) -> int:
 
 def create_keys(paths: InstancePaths) -> None:
     """The guest's SSH host key and the one login, both made here; the private halves are the owner's alone."""
+    # Imported with the first key: listing instances needs no cryptography.
+    from ktrdr_vm.guest.keys import generate_keypair
+
     folder = paths.host_key.parent
     folder.mkdir(mode=0o700, exist_ok=True)
     for path in (paths.host_key, paths.login_key):

@@ -6,15 +6,15 @@ Needs neither root nor a running libvirt, and creates nothing.
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from ktrdr_vm.errors import DocumentError, HostError, UsageError
-from ktrdr_vm.gates.load import digest_playbook
 from ktrdr_vm.guest.workspace import Repository, find_repository
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
-from ktrdr_vm.host.package_sources import find_sources
+from ktrdr_vm.host.package_sources import Destination, find_sources
 from ktrdr_vm.host.paths import PROJECT, Home, find_shipped
 from ktrdr_vm.images.recipe import Recipe, load_recipe
 from ktrdr_vm.plan.facts import Facts, ImageFacts
@@ -96,7 +96,7 @@ def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str 
         workspace=str(root),
         base_ref=repository.branch if repository else "",
         base_commit=repository.commit if repository else "",
-        playbooks=tuple((gate, digest_playbook(path)) for gate, path in playbooks),
+        playbooks=_digest(playbooks),
         presets=_presets(profile),
         owner_reserved=tuple(sorted(policy.reserved)),
     )
@@ -162,18 +162,39 @@ def _image(ref: ImageRef, home: Home) -> tuple[Recipe | None, ImageFacts]:
     )
 
 
+def _digest(playbooks: tuple[tuple[str, Path], ...]) -> tuple[tuple[str, str], ...]:
+    if not playbooks:
+        return ()
+    # A playbook's parser brings Jinja along, which a profile without gates need not wait for.
+    from ktrdr_vm.gates.load import digest_playbook
+
+    return tuple((gate, digest_playbook(path)) for gate, path in playbooks)
+
+
 def _presets(profile: Profile) -> tuple[tuple[str, tuple[EgressRule, ...]], ...]:
-    wanted = sorted({rule.preset for rule in profile.egress.allow if rule.preset})
-    return tuple(
-        (
-            preset,
-            tuple(
-                EgressRule(host=host, ports=(port,), preset=preset, reason=f"preset {preset}")
-                for host, port in find_sources(preset, find_owner())
-            ),
-        )
-        for preset in wanted
-    )
+    """What each preset of the profile stands for. The clients are slow to answer, so they are asked at the same time."""
+    wanted, owner = sorted({rule.preset for rule in profile.egress.allow if rule.preset}), find_owner()
+    found: dict[str, tuple[Destination, ...] | Exception] = {}
+
+    def ask(preset: str) -> None:
+        try:
+            found[preset] = find_sources(preset, owner)
+        except Exception as error:  # told below, in the thread that waits
+            found[preset] = error
+
+    asking = [threading.Thread(target=ask, args=(preset,)) for preset in wanted]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    rules = []
+    for preset in wanted:
+        sources = found[preset]
+        if isinstance(sources, Exception):
+            raise sources
+        reason = f"preset {preset}"
+        rules.append((preset, tuple(EgressRule(host=host, ports=(port,), preset=preset, reason=reason) for host, port in sources)))
+    return tuple(rules)
 
 
 def _has_cpu_controller() -> bool:

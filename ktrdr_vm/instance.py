@@ -9,13 +9,11 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ktrdr_vm.allocation import create_keys, find_free_slot, read_allocation
 from ktrdr_vm.errors import ForeignError, HostError, KtrdrError, ProvisionError, ResidueError, UsageError
-from ktrdr_vm.guest import ssh
 from ktrdr_vm.guest.personalize import make_environment
-from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.host.journal import Journal, locked, read_journal, write_durably
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
@@ -26,6 +24,9 @@ from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.profile.scalars import Scalar
 from ktrdr_vm.resources import make_resources
 from ktrdr_vm.resources.base import Blueprint, Resource, Target
+
+if TYPE_CHECKING:
+    from ktrdr_vm.guest.ssh import SshGuest
 
 # How long a guest may take from power-on to an authenticated command. Emulation on a busy host is the slow end.
 BOOT_LIMIT = {"kvm": 120.0, "tcg": 600.0}
@@ -178,6 +179,9 @@ class Instance:
         """The guest over SSH; waits up to `limit` seconds for it. The connection is kept for the next caller."""
         if self._guest is not None and self._guest.alive:
             return self._guest
+        # Imported with the first connection: SSH and its cryptography are most of the time of a command that needs neither.
+        from ktrdr_vm.guest import ssh
+
         journal = self._require_journal()
         allocation = read_allocation(self.paths, journal)
         plan = plan_from_json(journal.plan)

@@ -20,7 +20,6 @@ from typing import Any
 
 from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.guest.agent import run_script
-from ktrdr_vm.guest.keys import generate_keypair
 from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.fork import save_state
@@ -167,6 +166,8 @@ def _boot_and_freeze(plan: Plan, template: TemplateFacts, identity: Identity, li
     process.run(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-F", image.disk_format, "-b", image.disk, template.disk, f"{size.disk}M"], timeout=60
     )
+    from ktrdr_vm.guest.keys import generate_keypair
+
     # A host key that is thrown away: no fork keeps it, and nobody can log in with anything before a fork is given its own.
     host_key, host_public_key = generate_keypair()
     allocation = Allocation(host_key=host_key, host_public_key=host_public_key, genid="00000000-0000-4000-8000-000000000000")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
-
-from cerberus import Validator
-from cerberus.errors import BaseErrorHandler
 
 from ktrdr_vm.errors import Problem
 from ktrdr_vm.profile import scalars
@@ -175,74 +172,15 @@ POLICY: Schema = {
 }
 
 
-class _Validator(Validator):  # type: ignore[misc]
-    """Cerberus with the checks that need more than one value. The docstrings of rules are cerberus's own convention."""
-
-    def _validate_notbool(self, constraint: bool, field: str, value: object) -> None:
-        """{'type': 'boolean'}"""
-        if constraint and isinstance(value, bool):
-            self._error(field, "must be of integer type")
-
-    def _check_with_one_destination(self, field: str, value: object) -> None:
-        if isinstance(value, dict) and not {"host", "cidr", "preset"} & value.keys():
-            self._error(field, "names no destination: one of host, cidr or preset is needed")
-
-    def _check_with_secret_path(self, field: str, value: object) -> None:
-        try:
-            path = scalars.parse_guest_path(value)
-        except ValueError as reason:
-            self._error(field, str(reason))
-            return
-        if not path.startswith("/run/secrets/") or path.count("/") != 3:
-            self._error(field, "secrets live on a tmpfs: the path must be /run/secrets/ and a name")
-
-
-class _Flat(BaseErrorHandler):  # type: ignore[misc]
-    """Cerberus's error tree as a flat list of (path, message)."""
-
-    messages = {
-        0x02: "is required",
-        0x03: "unknown key",
-        0x22: "must not be empty",
-        0x23: "must not be null",
-        0x24: "must be of type {constraint}",
-        0x06: "goes not together with {constraint}",
-        0x27: "has fewer than {constraint} entries",
-        0x28: "has more than {constraint} entries",
-        0x41: "is not of the form {constraint}",
-        0x42: "is less than {constraint}",
-        0x43: "is more than {constraint}",
-        0x44: "{value!r} is not one of {constraint}",
-    }
-
-    def __call__(self, errors: Iterable[Any]) -> list[tuple[tuple[str | int, ...], str]]:
-        found: list[tuple[tuple[str | int, ...], str]] = []
-        for error in errors:
-            if error.child_errors:
-                found.extend(self(error.child_errors))
-            elif error.code == 0:
-                found.append((tuple(error.document_path), str(error.info[0])))
-            else:
-                template = self.messages.get(error.code, f"breaks the rule {error.rule}")
-                value = error.value if not isinstance(error.value, str) else error.value[:80]
-                found.append((tuple(error.document_path), template.format(constraint=_show(error.constraint), value=value)))
-        return found
-
-
-def _show(constraint: object) -> str:
-    if isinstance(constraint, (list, tuple, set)):
-        return ", ".join(str(part) for part in constraint)
-    return str(constraint)
-
-
 def check_shape(document: Document, schema: Schema) -> list[Problem]:
     """Everything in the document that does not fit the schema, with its place."""
     if not isinstance(document.data, dict):
         return [document.problem((), "must be a mapping of keys and values")]
-    validator = _Validator(schema, error_handler=_Flat)
-    validator.validate(document.data, normalize=False)
+    # Imported with the first document: an instance that is listed or entered has been through it before.
+    from ktrdr_vm.profile.validator import validate
+
     problems = []
-    for path, message in validator.errors:
+    for path, message in validate(document.data, schema):
         if message == "unknown key":
             message = _unknown(path, schema)
         problems.append(document.problem(path, message, at_key=message.startswith("unknown")))

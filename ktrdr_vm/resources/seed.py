@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 
-import pycdlib
-
 from ktrdr_vm.resources.base import Resource
 
 _DOCUMENTS = ("user-data", "meta-data", "network-config")
@@ -47,6 +45,8 @@ class Seed(Resource):
 
 def make_seed(documents: dict[str, bytes]) -> bytes:
     """An ISO 9660 image with the label that cloud-init looks for."""
+    import pycdlib
+
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
     for number, (name, content) in enumerate(sorted(documents.items())):
@@ -59,6 +59,8 @@ def make_seed(documents: dict[str, bytes]) -> bytes:
 
 def read_seed(raw: bytes) -> dict[str, bytes]:
     """The documents of an image that `make_seed` made."""
+    import pycdlib
+
     iso = pycdlib.PyCdlib()
     iso.open_fp(io.BytesIO(raw))
     found = {}
