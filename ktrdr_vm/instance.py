@@ -1,18 +1,17 @@
-"""An instance: its resources in order, made forward and removed backward. Owns the journal, the allocation and the teardown."""
+"""An instance: its resources in order, made forward and removed backward. Owns the journal and the allocation."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ktrdr_vm.allocation import create_keys, find_free_slot, read_allocation
-from ktrdr_vm.errors import ForeignError, HostError, KtrdrError, ProvisionError, ResidueError, UsageError
+from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.guest.personalize import make_environment
 from ktrdr_vm.host.journal import Journal, locked, read_journal, write_durably
 from ktrdr_vm.host.libvirt import Libvirt
@@ -23,7 +22,9 @@ from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.profile.scalars import Scalar
 from ktrdr_vm.resources import make_resources
-from ktrdr_vm.resources.base import Blueprint, Resource, Target
+from ktrdr_vm.resources.base import Blueprint, Notify, Resource, Target, quiet
+from ktrdr_vm.resources.base import Verb as Verb
+from ktrdr_vm.teardown import find_residue, tear_down
 
 if TYPE_CHECKING:
     from ktrdr_vm.guest.ssh import SshGuest
@@ -31,15 +32,7 @@ if TYPE_CHECKING:
 # How long a guest may take from power-on to an authenticated command. Emulation on a busy host is the slow end.
 BOOT_LIMIT = {"kvm": 120.0, "tcg": 600.0}
 
-Verb = Literal["ok", "changed", "removed", "absent", "failed"]
-Notify = Callable[[str, str, Verb, float], None]
-"""`notify(resource kind, name, what happened, seconds)`."""
-
 SecretReader = Callable[[Secret], bytes]
-
-
-def quiet(_kind: str, _name: str, _verb: Verb, _seconds: float) -> None:
-    """A listener for those who do not want to hear."""
 
 
 @dataclass(frozen=True)
@@ -296,69 +289,11 @@ class Instance:
             with contextlib.suppress(KtrdrError, KeyError, TypeError, OSError, ValueError):
                 blueprint = self._blueprint(plan_from_json(journal.plan), journal, _no_secrets, ())
         self.close()
-        errors: list[tuple[Resource, KtrdrError]] = []
-        foreign: set[str] = set()
-        resources = make_resources(self._target(), blueprint)
-        for resource in reversed(resources):
-            began = datetime.now(UTC)
-            try:
-                if resource.kind == "secret":
-                    # It lives in the domain's memory, which is the next thing to go.
-                    continue
-                there = resource.exists()
-                resource.remove()
-                with contextlib.suppress(HostError):  # a full disk: the journal then says too much, which does no harm
-                    if journal is not None:
-                        journal.strike(resource.key)
-                verb: Verb = "removed" if there else "absent"
-            except ForeignError:
-                # Of that name, and somebody else's: none of it is this instance's, and nobody is told how to remove it.
-                foreign.add(resource.key)
-                verb = "absent"
-            except Exception as error:  # whatever one of them meets, the others go
-                wrapped = (
-                    error if isinstance(error, KtrdrError) else ProvisionError(str(error), where=resource.name, hint=resource.by_hand())
-                )
-                errors.append((resource, wrapped))
-                verb = "failed"
-            with contextlib.suppress(OSError):  # the reader of our output may be gone
-                notify(resource.kind, resource.name, verb, _since(began))
-        left = self.find_residue(resource for resource in resources if resource.key not in foreign)
-        if not left:
-            with contextlib.suppress(OSError):  # what stays is named below
-                self._remove_directory()
-            left = [str(self.paths.directory)] if self.paths.directory.exists() else []
-        if left or errors:
-            reasons = "; ".join(f"{resource.kind}: {error.message}" for resource, error in errors)
-            by_hand = " && ".join(resource.by_hand() for resource, _ in errors) or f"ktrdr-vm destroy {self.identity.instance_id}"
-            raise ResidueError(
-                f"residue is left: {', '.join(left) or 'none'}" + (f" ({reasons})" if reasons else ""),
-                where=self.identity.instance_id,
-                hint=f"try again, or by hand: {by_hand}",
-                left=left,
-            )
+        tear_down(self._target(), make_resources(self._target(), blueprint), journal, notify)
 
-    def find_residue(self, resources: Iterable[Resource] | None = None) -> list[str]:
+    def find_residue(self) -> list[str]:
         """What of this instance is on the host, asked of the host. The proof is an empty list."""
-        found = []
-        for resource in resources if resources is not None else make_resources(self._target(), None):
-            if resource.kind == "secret":
-                continue
-            try:
-                if resource.exists():
-                    found.append(f"{resource.kind} {resource.name}")
-            except (KtrdrError, OSError, ValueError) as error:
-                # What cannot be looked at cannot be said to be gone.
-                found.append(f"{resource.kind} {resource.name} (unknown: {getattr(error, 'message', error)})")
-        return found
-
-    def _remove_directory(self) -> None:
-        directory = self.paths.directory
-        if directory.exists():
-            # The journal goes last: while anything is there, it says whose it is.
-            for path in sorted(directory.iterdir(), key=lambda path: path.name == "journal.json"):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-            directory.rmdir()
+        return find_residue(make_resources(self._target(), None))
 
     # -- parts ------------------------------------------------------------------------------------------------------
 

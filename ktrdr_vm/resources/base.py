@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.host.libvirt import Libvirt
@@ -17,6 +17,14 @@ from ktrdr_vm.plan.facts import Allocation, TemplateFacts
 from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.model import Secret
+
+Verb = Literal["ok", "changed", "removed", "absent", "failed"]
+Notify = Callable[[str, str, Verb, float], None]
+"""`notify(resource kind, name, what happened, seconds)`."""
+
+
+def quiet(_kind: str, _name: str, _verb: Verb, _seconds: float) -> None:
+    """A listener for those who do not want to hear."""
 
 
 @dataclass(frozen=True)

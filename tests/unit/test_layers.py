@@ -20,6 +20,7 @@ FLOORS = {
     "bundle": 9,
     "template": 8,
     "instance": 7,
+    "teardown": 7,
     "allocation": 6,
     "listener": 8,
     "gates": 7,
