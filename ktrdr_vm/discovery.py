@@ -34,6 +34,8 @@ class Found:
     busy: bool = False
     kept: bool = False
     """A person lives in it, or asked for it to be kept."""
+    rest: str = ""
+    """suspending, suspended or resuming, by the journal."""
     seen: set[str] = field(default_factory=set)
 
     @property
@@ -41,6 +43,10 @@ class Found:
         """What disagrees: an instance has a journal, a firewall and a domain, or a run is at work on it."""
         if self.busy:
             return "a run is at work"
+        if self.rest == "suspended":
+            return ""
+        if self.rest:
+            return f"interrupted while {self.rest}: `ktrdr-vm resume` or `ktrdr-vm suspend` it again"
         missing = [what for what in ("journal", "firewall", "tap", "domain") if what not in self.seen]
         return f"incomplete: no {', no '.join(missing)}" if missing else ""
 
@@ -69,6 +75,7 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
         entry = seen(journal.instance_id, "journal")
         entry.mode, entry.created_at = journal.mode, journal.created_at
         entry.kept = journal.kept or journal.mode == "interactive"
+        entry.rest = "" if journal.state == "awake" else journal.state
     for directory in list_directories(home):
         seen(directory.name, "directory")
     for domain in libvirt.list_ours():
@@ -84,6 +91,9 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
     for instance_id in _marked(process.run(["ip", "link", "show"], timeout=30).text, home):
         seen(instance_id, "tap")
     for entry in found.values():
+        if entry.rest == "suspended":
+            # libvirt may still know a definition of it, which is shut off; what counts is the saved state.
+            entry.state = entry.rest
         entry.busy = is_locked(home.lock(entry.instance_id)) or _is_building(home, entry.instance_id)
     return sorted(found.values(), key=lambda entry: entry.instance_id)
 

@@ -88,14 +88,18 @@ class Instance:
         read_secret: SecretReader,
         mount_roots: tuple[str, ...],
         template: TemplateFacts | None = None,
+        source: str = "",
         run_id: str = "",
         notify: Notify = quiet,
     ) -> None:
         """Make what is missing of everything up to the running domain, in order. Mounts and secrets follow in `complete`.
 
-        A new instance is forked from `template` when there is one; an existing one stays what it was.
+        A new instance is forked from `template` when there is one, or begins from the disk of a snapshot, `source`; an existing one
+        stays what it was.
         """
-        journal = self._open_journal(plan, run_id, template)
+        if self.journal is not None:
+            self.require_awake()
+        journal = self._open_journal(plan, run_id, template, source)
         blueprint = self._blueprint(plan, journal, read_secret, mount_roots)
         resources = self._host_side(make_resources(self._target(), blueprint))
         for guard in (resource for resource in resources if resource.kind == "guard" and resource.exists()):
@@ -103,21 +107,28 @@ class Instance:
                 # One of an earlier plan would put the earlier rules back. Without any, nothing leaves until the new one serves.
                 guard.remove()
         for resource in resources:
-            self._ensure(resource, journal, notify)
+            self.ensure(resource, journal, notify)
 
     def complete(self, plan: Plan, *, read_secret: SecretReader, mount_roots: tuple[str, ...], notify: Notify = quiet) -> None:
         """Make what needs the guest: mounts and secrets."""
-        journal = self._require_journal()
+        journal = self.require_journal()
         blueprint = self._blueprint(plan, journal, read_secret, mount_roots)
         resources = make_resources(self._target(), blueprint)
         for resource in resources[len(self._host_side(resources)) :]:
-            self._ensure(resource, journal, notify)
+            self.ensure(resource, journal, notify)
 
     @staticmethod
     def _host_side(resources: tuple[Resource, ...]) -> tuple[Resource, ...]:
         return tuple(resource for resource in resources if resource.kind not in ("mount", "secret"))
 
-    def _ensure(self, resource: Resource, journal: Journal, notify: Notify) -> None:
+    def open_resources(self, *, read_secret: SecretReader | None = None, mount_roots: tuple[str, ...] = ()) -> tuple[Resource, ...]:
+        """The resources of the plan that the instance was made from, in order."""
+        journal = self.require_journal()
+        blueprint = self._blueprint(plan_from_json(journal.plan), journal, read_secret or _no_secrets, mount_roots)
+        return make_resources(self._target(), blueprint)
+
+    def ensure(self, resource: Resource, journal: Journal, notify: Notify) -> None:
+        """Make one resource, unless it is there and as planned; the journal knows before and after."""
         began = datetime.now(UTC)
         if resource.exists() and journal.resources.get(resource.key) == "present" and not resource.verify():
             notify(resource.kind, resource.name, "ok", _since(began))
@@ -134,7 +145,7 @@ class Instance:
         journal.confirm(resource.key)
         notify(resource.kind, resource.name, "changed", _since(began))
 
-    def _open_journal(self, plan: Plan, run_id: str, template: TemplateFacts | None) -> Journal:
+    def _open_journal(self, plan: Plan, run_id: str, template: TemplateFacts | None, source: str) -> Journal:
         existing = self.journal
         if existing is not None:
             existing.plan_digest, existing.run_id, existing.plan = plan.digest, run_id, plan.to_json()
@@ -159,6 +170,7 @@ class Instance:
                 run_id=run_id,
                 slot=slot,
                 genid=str(uuid.uuid4()),
+                source=source,
                 template=template.key if template else "",
                 plan=plan.to_json(),
             )
@@ -175,7 +187,8 @@ class Instance:
         # Imported with the first connection: SSH and its cryptography are most of the time of a command that needs neither.
         from ktrdr_vm.guest import ssh
 
-        journal = self._require_journal()
+        journal = self.require_journal()
+        self.require_awake()
         allocation = read_allocation(self.paths, journal)
         plan = plan_from_json(journal.plan)
         self._guest = ssh.connect(
@@ -192,7 +205,7 @@ class Instance:
 
     def ssh_options(self) -> dict[str, str]:
         """OpenSSH's options for this instance: its own key, its pinned host key, nothing of the person's, nothing forwarded."""
-        journal = self._require_journal()
+        journal = self.require_journal()
         allocation = read_allocation(self.paths, journal)
         known_hosts = self.paths.login_key.with_name("known_hosts")
         write_durably(known_hosts, f"{self.identity.instance_id} {allocation.host_public_key}\n".encode())
@@ -211,6 +224,11 @@ class Instance:
             "LogLevel": "ERROR",
         }
 
+    @property
+    def login_public_key(self) -> str:
+        """The one key that opens it, as authorized_keys has it."""
+        return read_allocation(self.paths, self.require_journal()).login_public_key
+
     def environment(self) -> dict[str, str]:
         """What every process of the instance finds in its environment."""
         plan = self.plan
@@ -219,7 +237,7 @@ class Instance:
     @property
     def plan(self) -> Plan:
         """The plan that the instance was made from."""
-        return plan_from_json(self._require_journal().plan)
+        return plan_from_json(self.require_journal().plan)
 
     @property
     def gate_timeout(self) -> float:
@@ -237,8 +255,7 @@ class Instance:
         return dict(self.plan.profile.vars)
 
     def _require_running(self) -> None:
-        facts = self.libvirt.find(self.identity.domain)
-        if facts is None or facts.state in ("shutoff", "crashed", "shutdown"):
+        if not self._is_running():
             raise ProvisionError(
                 "the domain ended while it was booting",
                 where=self.identity.instance_id,
@@ -247,7 +264,7 @@ class Instance:
 
     def keep(self) -> None:
         """The run ends and the instance stays, until somebody destroys it."""
-        journal = self._require_journal()
+        journal = self.require_journal()
         journal.kept = True
         journal.save()
         self.close()
@@ -261,12 +278,15 @@ class Instance:
 
     def status(self) -> list[ResourceStatus]:
         """Each resource: is it there, and how it differs from the plan."""
-        journal = self._require_journal()
-        blueprint = self._blueprint(plan_from_json(journal.plan), journal, _no_secrets, ())
+        asleep = self.require_journal().state == "suspended"
         found = []
-        for resource in make_resources(self._target(), blueprint):
+        for resource in self.open_resources():
+            if asleep and resource.kind not in ("overlay", "seed", "saved"):
+                continue
             exists = resource.exists()
             found.append(ResourceStatus(resource.kind, resource.name, exists, tuple(resource.verify()) if exists else ()))
+        if asleep and not self.paths.saved.exists():
+            found.append(ResourceStatus("saved", str(self.paths.saved), False, ()))
         return found
 
     # -- removing ---------------------------------------------------------------------------------------------------
@@ -302,11 +322,19 @@ class Instance:
 
     def _blueprint(self, plan: Plan, journal: Journal, read_secret: SecretReader, mount_roots: tuple[str, ...]) -> Blueprint:
         allocation = read_allocation(self.paths, journal)
-        template = TemplateFacts(journal.template, str(self.home.templates / journal.template)) if journal.template else None
+        template = None
+        if journal.template:
+            # What has lived once stands on the template's disk, and begins from its own: the memory belongs to an older one.
+            lived = "domain" in journal.resources or bool(journal.source)
+            template = TemplateFacts(journal.template, str(self.home.templates / journal.template), thaw=not lived)
         documents = plan.render(allocation, template)
-        return Blueprint(plan, allocation, documents, self.connect, read_secret, template, mount_roots)
+        disk = ""
+        if journal.source:
+            origin, _, name = journal.source.partition("@")
+            disk = str(self.home.instance(origin).snapshots / name / "disk.qcow2")
+        return Blueprint(plan, allocation, documents, self.connect, read_secret, template, disk, mount_roots)
 
-    def _require_journal(self) -> Journal:
+    def require_journal(self) -> Journal:
         journal = self.journal
         if journal is None:
             raise UsageError(
@@ -315,6 +343,35 @@ class Instance:
                 hint="`ktrdr-vm list` shows the instances of this host",
             )
         return journal
+
+    def take_secrets(self, notify: Notify = quiet) -> list[str]:
+        """Take every secret out of the running guest; their keys. An error when one is still there, or nobody answers."""
+        taken = []
+        for resource in reversed(self.open_resources()):
+            if resource.kind != "secret":
+                continue
+            began = datetime.now(UTC)
+            resource.remove()
+            if resource.exists():
+                raise ProvisionError(
+                    f"the secret {resource.name} is still in the guest", where=self.identity.instance_id, hint="remove it in the guest"
+                )
+            notify(resource.kind, resource.name, "removed", _since(began))
+            taken.append(resource.key)
+        return taken
+
+    def require_awake(self) -> None:
+        """UsageError when there is no such instance, or when it is suspended."""
+        if self.require_journal().state in ("suspending", "suspended") and not self._is_running():
+            raise UsageError(
+                f"{self.identity.instance_id} is suspended",
+                where=self.identity.instance_id,
+                hint=f"`ktrdr-vm resume {self.identity.instance_id}` wakes it",
+            )
+
+    def _is_running(self) -> bool:
+        facts = self.libvirt.find(self.identity.domain)
+        return facts is not None and facts.state not in ("shutoff", "crashed", "shutdown")
 
     def _read_journal_leniently(self) -> Journal | None:
         """For removal a damaged journal is as good as none: the host itself is asked."""

@@ -36,3 +36,5 @@ class Options:
 
     keep: Keep = "never"
     cold: bool = False
+    source: str = ""
+    """The snapshot to begin from, as ID@NAME."""

@@ -86,7 +86,7 @@ class Run:
         """One more VM of this run, its instance locked."""
         stage = Stage(
             gathered, self._home, self._libvirt, run_id=self._run_id, name=name, secrets=self._secrets, mask=self._mask,
-            cold=self._options.cold,
+            cold=self._options.cold, source=self._options.source if name == "base" else "",
         )  # fmt: skip
         self._locks.enter_context(stage.instance.locked())
         self._stages.append(stage)

@@ -32,6 +32,7 @@ from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.recorder import Recorder
 from ktrdr_vm.report.artifacts import make_artifacts
 from ktrdr_vm.report.model import Artifact, GateResult, StageName, WorkloadResult
+from ktrdr_vm.snapshot import adopt, find_snapshot
 from ktrdr_vm.template import build_template, find_template, fits
 from ktrdr_vm.workload import run_workload
 
@@ -54,6 +55,7 @@ class Stage:
         secrets: Mapping[str, bytes],
         mask: Callable[[str], str],
         cold: bool,
+        source: str = "",
     ) -> None:
         self.gathered = gathered
         self.plan = gathered.plan
@@ -68,6 +70,7 @@ class Stage:
         self._secrets = secrets
         self._mask = mask
         self._cold = cold
+        self._source = source
 
     # -- forward ----------------------------------------------------------------------------------------------------
 
@@ -83,8 +86,8 @@ class Stage:
             recorder.directory.write("plan.json", canonical_json(plan.to_json()))
         self.plan = plan
         require_capacity(self._home.root, plan.profile.resources.memory)
-        template = None
-        if not self._cold and fits(plan) and instance.journal is None:
+        template = find_snapshot(self._home, self._source, plan) if self._source else None
+        if not self._cold and not self._source and fits(plan) and instance.journal is None:
             template = find_template(self._home, plan, image)
             if template is None:
                 with self._phase("template", recorder):
@@ -99,16 +102,20 @@ class Stage:
                 read_secret=self._read_secret,
                 mount_roots=roots,
                 template=template,
+                source=self._source,
                 run_id=self._run_id,
                 notify=recorder.hear_resource,
             )
         with self._phase("boot", recorder):
             guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
         with self._phase("personalize", recorder):
+            if self._source:
+                adopt(guest, instance.login_public_key)
             personalize(guest, plan, self._environment)
             self._wait_docker(guest)
             instance.complete(plan, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
-        if plan.profile.workspace is not None and self.gathered.repository is not None:
+        # A branch has the workspace of what it began from.
+        if plan.profile.workspace is not None and self.gathered.repository is not None and not self._source:
             with self._phase("workspace", recorder):
                 copy_in(
                     self.gathered.repository,

@@ -34,6 +34,7 @@ def _become(program: str, *arguments: str) -> NoReturn:
 
 
 def _options(instance: Instance) -> list[str]:
+    instance.require_awake()
     words = ["-F", "/dev/null"]
     for name, value in instance.ssh_options().items():
         words += ["-o", f"{name}={value}"]

@@ -22,8 +22,11 @@ from ktrdr_vm.cli.options import json_option, plan_options, profile_argument
     help="Whether a sandbox outlives its run. Interactive instances always do.",
 )
 @click.option("--cold", is_flag=True, help="Boot from power-on instead of forking a template.")
+@click.option("--from", "source", default="", metavar="ID@NAME", help="Begin from a snapshot of another instance, with its workspace.")
 @json_option
-def apply(profile: Path, instance_id: str | None, workspace: Path, gates: tuple[str, ...], keep: str, cold: bool, as_json: bool) -> int:
+def apply(
+    profile: Path, instance_id: str | None, workspace: Path, gates: tuple[str, ...], keep: str, cold: bool, source: str, as_json: bool
+) -> int:
     """Make the sandbox of PROFILE, run its workload and gates, bring the evidence back, destroy it, prove that nothing is left."""
     from ktrdr_vm.cli.progress import TerminalListener, show_report
     from ktrdr_vm.gather import gather
@@ -39,7 +42,7 @@ def apply(profile: Path, instance_id: str | None, workspace: Path, gates: tuple[
     gathered = gather(profile, home=home, workspace=workspace, instance_id=instance_id, gates=gates)
     listener = TerminalListener(gathered)
     with listener:
-        report = Run(gathered, home, Libvirt(), Options(keep=keep, cold=cold), listener).execute()  # type: ignore[arg-type]
+        report = Run(gathered, home, Libvirt(), Options(keep=keep, cold=cold, source=source), listener).execute()  # type: ignore[arg-type]
     directory = home.run(report.instance_id, report.run_id)
     try:
         if as_json:

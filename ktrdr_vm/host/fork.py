@@ -40,12 +40,14 @@ def load_state(libvirt: Libvirt, domain: str, source: Path) -> None:
         libvirt.monitor(domain, "getfd", {"fdname": _FD_NAME}, files=(descriptor,))
         libvirt.monitor(domain, "migrate-incoming", {"uri": f"fd:{_FD_NAME}"})
         _wait(libvirt, domain)
+        # Whatever libvirt saves of it later is to be whole, and is read by a QEMU that was not told.
+        _ignore_shared(libvirt, domain, state=False)
     finally:
         os.close(descriptor)
 
 
-def _ignore_shared(libvirt: Libvirt, domain: str) -> None:
-    capabilities = [{"capability": "x-ignore-shared", "state": True}]
+def _ignore_shared(libvirt: Libvirt, domain: str, *, state: bool = True) -> None:
+    capabilities = [{"capability": "x-ignore-shared", "state": state}]
     libvirt.monitor(domain, "migrate-set-capabilities", {"capabilities": capabilities})
 
 

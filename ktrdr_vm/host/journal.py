@@ -21,9 +21,20 @@ from ktrdr_vm.errors import BusyError, HostError, ProvisionError
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.plan.identity import is_instance_id
 
-SCHEMA_VERSION = 1
+# 2 knows instances that are suspended. What 1 wrote is read as it is: all of its instances are awake.
+SCHEMA_VERSION = 2
+_READABLE = (1, 2)
 # Attempts, ten milliseconds apart, before a lock counts as held.
 _PATIENCE = 5
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -39,11 +50,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         finally:
             os.close(descriptor)
         temporary.rename(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise HostError(
@@ -62,8 +69,12 @@ class Journal:
     created_at: str = ""
     run_id: str = ""
     kept: bool = False
+    state: str = "awake"
+    """awake, suspending, suspended or resuming: what was begun, written before it begins."""
     slot: int = -1
     genid: str = ""
+    source: str = ""
+    """The snapshot that the disk was copied from, as ID@NAME; empty otherwise."""
     template: str = ""
     """The key of the template that the instance was forked from; empty after a cold boot."""
     resources: dict[str, str] = field(default_factory=dict)
@@ -73,6 +84,11 @@ class Journal:
     def save(self) -> None:
         content = {"schema_version": SCHEMA_VERSION, **{key: value for key, value in asdict(self).items() if key != "path"}}
         write_durably(self.path, (json.dumps(content, indent=2) + "\n").encode())
+
+    def enter(self, state: str) -> None:
+        """Note that the instance is about to be, or now is, in another state."""
+        self.state = state
+        self.save()
 
     def intend(self, key: str) -> None:
         if self.resources.get(key) != "intended":
@@ -101,7 +117,7 @@ def read_journal(path: Path) -> Journal | None:
     try:
         content = json.loads(raw)
         version = content.pop("schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in _READABLE:
             raise HostError(
                 f"the journal has version {version}, this program knows {SCHEMA_VERSION}",
                 where=str(path),

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -13,7 +14,7 @@ import libvirt
 import libvirt_qemu
 
 from ktrdr_vm.errors import ForeignError, GuestError, HostError, ProvisionError
-from ktrdr_vm.plan.domain_xml import METADATA_NAMESPACE
+from ktrdr_vm.plan.domain_xml import METADATA_NAMESPACE, drop_incoming
 
 URI = "qemu:///system"
 _INSTANCE = f"{{{METADATA_NAMESPACE}}}"
@@ -153,6 +154,38 @@ class Libvirt:
     def _undefine(domain: Any) -> None:
         if domain.isPersistent():
             domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
+
+    def save(self, name: str, path: Path) -> None:
+        """Write the whole state of a running domain to a file and end it. When that fails, it runs on."""
+        try:
+            self._require(name).saveFlags(str(path), None, 0)
+        except libvirt.libvirtError as error:
+            raise _failed("save the domain", name, error) from None
+
+    def restore(self, path: Path) -> None:
+        """Make a domain from what `save` wrote; it is left paused. The file stays."""
+        connection = self.connect()
+        try:
+            xml = ElementTree.fromstring(connection.saveImageGetXMLDesc(str(path)))  # noqa: S314 - libvirt's own
+            drop_incoming(xml)
+            connection.restoreFlags(str(path), ElementTree.tostring(xml, encoding="unicode"), libvirt.VIR_DOMAIN_SAVE_PAUSED)
+        except libvirt.libvirtError as error:
+            raise _failed("restore the domain", str(path), error) from None
+
+    def read_saved_name(self, path: Path) -> str:
+        """The name of the domain in a file that `save` wrote to the end; libvirt refuses half of one."""
+        try:
+            xml = ElementTree.fromstring(self.connect().saveImageGetXMLDesc(str(path)))  # noqa: S314 - libvirt's own
+        except libvirt.libvirtError as error:
+            raise _failed("read the saved state", str(path), error) from None
+        return xml.findtext("name") or ""
+
+    def define(self, xml: str) -> None:
+        """Let libvirt remember a domain, whether or not it runs."""
+        try:
+            self.connect().defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+        except libvirt.libvirtError as error:
+            raise _failed("define the domain", self._uri, error) from None
 
     def attach(self, name: str, device_xml: str) -> None:
         self._device(name, "attach", device_xml)

@@ -7,6 +7,8 @@ $KTRDR_VM_HOME/                          default /var/lib/ktrdr-vm; 0711, so QEM
   instances/<instance_id>/
     journal.json                         what was meant to be made, what stands, what was allocated
     overlay.qcow2 seed.iso console.log
+    saved                                the machine's state while it is suspended
+    snapshots/<name>/                    disk.qcow2, manifest.json: what another instance may begin from
     ssh/                                 host_key, host_key.pub, login_key
     guard/                               proxy.cfg, *.names, *.suffixes, egress.json, guard.lock, control.sock, guard.log
     mounts/<n>                           read-only binds that virtiofs serves
@@ -101,6 +103,14 @@ class InstancePaths:
     @property
     def console(self) -> Path:
         return self.directory / "console.log"
+
+    @property
+    def saved(self) -> Path:
+        return self.directory / "saved"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.directory / "snapshots"
 
     @property
     def host_key(self) -> Path:

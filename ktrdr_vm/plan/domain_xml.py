@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -44,9 +45,9 @@ def render_domain(
     instance_directory: str,
     template: TemplateFacts | None = None,
 ) -> str:
-    """The domain's XML. With a template it is a fork: no NIC yet, the template's memory mapped copy-on-write, waiting for its state."""
+    """The domain's XML. With a template to thaw it is a fork: no NIC yet, its memory mapped copy-on-write, waiting for its state."""
     root = _render(profile, facts, identity, allocation, instance_directory, template)
-    if template is not None:
+    if template is not None and template.thaw:
         root.append(_memory_file(template.memory, profile.resources.memory, "-incoming", "defer", share="off"))
     return to_text(root)
 
@@ -69,6 +70,16 @@ def _memory_file(path: str, size: int, *more: str, share: str) -> Element:
         *more,
     )
     return element(f"{{{QEMU_NAMESPACE}}}commandline", "", *(element(f"{{{QEMU_NAMESPACE}}}arg", value=word) for word in words))
+
+
+def drop_incoming(root: Element) -> None:
+    """A fork waits for its template's state at its first start, and never again."""
+    for line in root.findall(f"{{{QEMU_NAMESPACE}}}commandline"):
+        words = list(line)
+        for first, second in pairwise(words):
+            if first.get("value") == "-incoming":
+                line.remove(first)
+                line.remove(second)
 
 
 def _render(
@@ -103,7 +114,8 @@ def _render(
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
         root.append(element(event, action))
     overlay = overlay or f"{instance_directory}/overlay.qcow2"
-    root.append(_devices(profile, facts, identity, instance_directory, overlay, template, network=network and template is None))
+    network = network and not (template and template.thaw)
+    root.append(_devices(profile, facts, identity, instance_directory, overlay, template, network=network))
     return root
 
 

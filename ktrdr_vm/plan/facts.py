@@ -45,6 +45,8 @@ class TemplateFacts:
 
     key: str
     directory: str
+    thaw: bool = True
+    """Does the instance begin from its memory? One that has lived stands on its disk only: what it wrote there is newer."""
 
     @property
     def disk(self) -> str:

@@ -9,6 +9,7 @@ from ktrdr_vm.resources.firewall import Firewall
 from ktrdr_vm.resources.guard import Guard
 from ktrdr_vm.resources.mount import Mount
 from ktrdr_vm.resources.overlay import Overlay
+from ktrdr_vm.resources.saved import Saved
 from ktrdr_vm.resources.secret import Secret
 from ktrdr_vm.resources.seed import Seed
 from ktrdr_vm.resources.tap import Tap
@@ -26,6 +27,8 @@ def make_resources(target: Target, blueprint: Blueprint | None) -> tuple[Resourc
     return (
         Overlay(target, blueprint),
         Seed(target, blueprint),
+        # Only while the instance is suspended; a running one is never without it by mistake.
+        *([Saved(target, blueprint)] if target.paths.saved.exists() else []),
         Firewall(target, blueprint),
         Guard(target, blueprint),
         Tap(target, blueprint),

@@ -54,6 +54,8 @@ class Blueprint:
     """The secret's value from its source on the host."""
     template: TemplateFacts | None = None
     """What the instance is forked from; None is a cold boot."""
+    disk: str = ""
+    """The snapshot's disk that the overlay begins as; empty is an empty one."""
     mount_roots: tuple[str, ...] = ()
     """Folders of the owner's policy that mounts may come from, besides the workspace."""
 

@@ -50,7 +50,7 @@ class Domain(Resource):
             return
         libvirt, xml, persistent = self.target.libvirt, self.blueprint.documents["domain.xml"], plan.profile.mode == "interactive"
         template = self.blueprint.template
-        if template is None:
+        if template is None or not template.thaw:
             libvirt.start(self.name, xml, persistent=persistent)
             return
         libvirt.start(self.name, xml, persistent=persistent, paused=True)

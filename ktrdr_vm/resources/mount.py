@@ -6,10 +6,11 @@ The virtiofs device goes with the domain, which is removed next: a guest need no
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ktrdr_vm.errors import HostError
+from ktrdr_vm.errors import HostError, ProvisionError
 from ktrdr_vm.host.mounts import bind_readonly, find_mounts, open_beneath, unmount
 from ktrdr_vm.plan.domain_xml import element, to_text
 from ktrdr_vm.profile.model import Mount as MountEntry
@@ -85,6 +86,28 @@ class Mount(Resource):
         if not self._attached():
             differences.append("it is not attached to the domain")
         return differences
+
+    def detach(self) -> None:
+        """Take it from the running guest and from the domain, then from the host. An error when the guest keeps it."""
+        if self._attached():
+            # Lazily: whoever has a file of it open loses it, as with a network that goes.
+            self.blueprint.connect().run(
+                '! mountpoint -q -- "$TARGET" || umount -- "$TARGET" || umount -l -- "$TARGET"',
+                environment={"TARGET": self._entry.target},
+                become=True,
+                timeout=GUEST_LIMIT,
+            )
+            self.target.libvirt.detach(self.target.identity.domain, to_text(self._device()))
+            end = time.monotonic() + GUEST_LIMIT
+            while self._attached():
+                if time.monotonic() > end:
+                    raise ProvisionError(
+                        f"the guest does not let go of {self._entry.target}",
+                        where=self.target.identity.instance_id,
+                        hint="end what uses it in the guest, then try again",
+                    )
+                time.sleep(0.05)
+        self.remove()
 
     def remove(self) -> None:
         while find_mounts(self._place):

@@ -27,6 +27,14 @@ systemd-run --quiet --unit="ktrdr-secret-$NAME" --on-active="$TTL" --timer-prope
 """
 
 
+# Overwritten where it lies, so that the pages that are freed, and may be saved, do not hold it.
+_TAKE = """set -u
+systemctl stop "ktrdr-secret-$NAME.timer" 2>/dev/null
+[ ! -f "$TARGET" ] || dd if=/dev/zero of="$TARGET" bs="$(stat -c %s -- "$TARGET")" count=1 conv=notrunc status=none
+rm -f -- "$TARGET"
+"""
+
+
 class Secret(Resource):
     kind = "secret"
 
@@ -87,7 +95,7 @@ class Secret(Resource):
         if facts is None or facts.state != "running":
             return
         try:
-            self.blueprint.connect().run(["rm", "-f", "--", self._entry.path], become=True, timeout=5)
+            self.blueprint.connect().run(_TAKE, environment={"TARGET": self._entry.path, "NAME": self._entry.name}, become=True, timeout=10)
         except GuestError:
             return
 

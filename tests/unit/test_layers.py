@@ -19,6 +19,8 @@ FLOORS = {
     "recorder": 9,
     "bundle": 9,
     "template": 8,
+    "suspension": 8,
+    "snapshot": 8,
     "instance": 7,
     "teardown": 7,
     "allocation": 6,
@@ -44,6 +46,7 @@ FLOORS = {
 _BESIDE = {
     ("workload", "evidence"),  # both are a part of run, each small enough to read
     ("discovery", "instance"),  # it lists what instance makes
+    ("instance", "teardown"),  # the end of it, small enough to read
 }
 # What gates and workspaces need of a guest, without how it is reached: an interface, open to everybody from its own floor up.
 _OPEN = "ktrdr_vm.guest.protocol"

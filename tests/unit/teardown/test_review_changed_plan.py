@@ -82,7 +82,7 @@ def test_a_guard_of_an_earlier_plan_ends_before_the_firewall_changes(tmp_path: P
     monkeypatch.setattr("ktrdr_vm.instance.make_resources", lambda *_: (Fake("firewall"), Fake("guard")))
     monkeypatch.setattr(Instance, "_open_journal", lambda *_: None)
     monkeypatch.setattr(Instance, "_blueprint", lambda *_: None)
-    monkeypatch.setattr(Instance, "_ensure", lambda _self, resource, *_: done.append(f"ensure {resource.kind}"))
+    monkeypatch.setattr(Instance, "ensure", lambda _self, resource, *_: done.append(f"ensure {resource.kind}"))
     instance = Instance(Home(tmp_path), IDENTITY, None)  # type: ignore[arg-type]
     instance.create(None, read_secret=None, mount_roots=())  # type: ignore[arg-type]
     assert done == ["remove guard", "ensure firewall", "ensure guard"]

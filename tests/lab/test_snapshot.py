@@ -1,0 +1,104 @@
+"""A branch of a working environment: what was on the disk is there, and nothing that tells the two machines apart is shared."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+
+import pytest
+from laboratory.instances import make_workspace
+from laboratory.lab import Lab
+
+from ktrdr_vm.errors import UsageError
+from ktrdr_vm.gather import gather
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.images.store import Image
+from ktrdr_vm.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.snapshot import adopt, find_snapshot, list_snapshots, remove_snapshot, take_snapshot
+from ktrdr_vm.template import build_template, find_template
+
+PROFILE = """\
+version: 1
+name: branch
+mode: interactive
+image: debian-13-docker
+resources: {vcpus: 2, memory: 2GiB, disk: 10GiB}
+secrets: [{name: canary, source: {env: KTRDR_LAB_CANARY}}]
+"""
+ASK = """
+echo hostname $(hostname)
+echo machine-id $(cat /etc/machine-id)
+echo host-key $(cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub)
+echo login $(cat /home/ktrdr/.ssh/authorized_keys)
+echo address $(ip -4 -br addr show dev eth0 | tr -s ' ' | cut -d' ' -f3)
+echo mac $(cat /sys/class/net/eth0/address)
+"""
+
+
+def _shell(instance: Instance, line: str) -> str:
+    done = instance.connect().run(line, become=True, timeout=60)
+    return (done.stdout + done.stderr).decode()
+
+
+def _ask(instance: Instance) -> dict[str, str]:
+    return dict(line.split(" ", 1) for line in _shell(instance, ASK).splitlines())
+
+
+@pytest.mark.vm
+def test_a_branch_has_the_disk_and_nothing_of_the_identity(lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path)
+    (workspace / "branch.yaml").write_text(PROFILE)
+    canary = f"CANARY{secrets.token_hex(16)}".encode()
+
+    def make(purpose: str) -> tuple[Instance, object]:
+        gathered = gather(workspace / "branch.yaml", home=lab.home, workspace=workspace, instance_id=lab.new_id(purpose))
+        return Instance(lab.home, gathered.plan.identity, libvirt), gathered.plan
+
+    origin, plan = make("origin")
+    branch, branch_plan = make("branch")
+    try:
+        with origin.locked():
+            template = find_template(lab.home, plan, image) or build_template(lab.home, plan, image, libvirt, progress=print)
+            origin.create(plan, read_secret=lambda _: canary, mount_roots=(), template=template)
+            origin.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+            origin.complete(plan, read_secret=lambda _: canary, mount_roots=())
+            # Written a moment before, and nobody synced it.
+            _shell(origin, "mkdir /srv/work && seq 1 20000 > /srv/work/numbers && echo $(hostname) > /srv/work/who")
+            before = _ask(origin)
+            snapshot = take_snapshot(origin, "first", read_secret=lambda _: canary)
+            with pytest.raises(UsageError, match="already"):
+                take_snapshot(origin, "first", read_secret=lambda _: canary)
+        assert list_snapshots(lab.home, origin.identity.instance_id) == [snapshot]
+        # The origin goes on as it was, with its secret.
+        assert _ask(origin) == before
+        assert _shell(origin, "cat /run/secrets/canary") == canary.decode()
+        _shell(origin, "echo later > /srv/work/who")
+
+        reference = f"{origin.identity.instance_id}@first"
+        with pytest.raises(UsageError, match="no snapshot"):
+            find_snapshot(lab.home, reference + "x", branch_plan)
+        with branch.locked():
+            branch.create(
+                branch_plan,
+                read_secret=lambda _: canary,
+                mount_roots=(),
+                template=find_snapshot(lab.home, reference, branch_plan),
+                source=reference,
+            )
+            guest = branch.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+            adopt(guest, branch.login_public_key)
+        # The branch is a copy: it needs the snapshot no more.
+        assert remove_snapshot(lab.home, origin.identity.instance_id, "first")
+        assert _shell(branch, "tail -1 /srv/work/numbers; cat /srv/work/who").split() == ["20000", origin.identity.instance_id]
+        assert _shell(branch, "ls /run/secrets 2>/dev/null") == ""
+        after = _ask(branch)
+        assert after["hostname"] == branch.identity.instance_id
+        assert [what for what in before if before[what] == after[what]] == []
+        assert len(after["machine-id"]) == 32
+        assert [status for status in branch.status() if status.kind != "secret" and (status.differences or not status.exists)] == []
+        assert json.loads(branch.paths.journal.read_bytes())["source"] == reference
+    finally:
+        for instance in (branch, origin):
+            with instance.locked():
+                instance.destroy()
