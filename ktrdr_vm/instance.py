@@ -105,7 +105,7 @@ class Instance:
         for guard in (resource for resource in resources if resource.kind == "guard" and resource.exists()):
             if guard.verify():
                 # One of an earlier plan would put the earlier rules back. Without any, nothing leaves until the new one serves.
-                guard.remove()
+                guard.stop()
         for resource in resources:
             self.ensure(resource, journal, notify)
 

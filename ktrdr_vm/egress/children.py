@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import socket
+import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ktrdr_vm.egress.control import short_name
+from ktrdr_vm.host import process
 
 _IP_FREEBIND = 15
 _PR_SET_PDEATHSIG = 1
@@ -52,3 +56,49 @@ def listen_unix(path: Path) -> socket.socket:
     path.chmod(0o600)
     made.listen(8)
     return made
+
+
+def start_resolver(serve: Callable[[socket.socket], None], listeners: tuple[socket.socket, ...], uid: int) -> tuple[int, socket.socket]:
+    """Fork a child that is `uid`, keeps the listeners and a channel, and runs `serve`. Returns its pid and our end of the channel."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            keep = {theirs.fileno(), 2, *(listener.fileno() for listener in listeners)}
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+            for descriptor in range(3, min(os.sysconf("SC_OPEN_MAX"), 4096)):
+                if descriptor not in keep:
+                    with contextlib.suppress(OSError):
+                        os.close(descriptor)
+            drop_privileges(uid, parent)
+            serve(theirs)
+        except BaseException as error:
+            # Its standard error is guard.log.
+            os.write(2, f"resolver: {type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(1)
+    theirs.close()
+    ours.setblocking(False)
+    return pid, ours
+
+
+def start_proxy(configuration: Path, listeners: Mapping[str, socket.socket], uid: int) -> subprocess.Popen[bytes]:
+    """HAProxy as `uid`; its configuration finds the listeners by the names of variables. Its log comes on its standard output."""
+    parent = os.getpid()
+    started = process.start(
+        ["haproxy", "-db", "-f", configuration],
+        environment={name: str(one.fileno()) for name, one in listeners.items()},
+        pass_fds=[one.fileno() for one in listeners.values()],
+        stdout=subprocess.PIPE,
+        stderr=2,
+        user=uid,
+        group=uid,
+        in_child=lambda: die_with(parent),
+        new_session=False,
+    )
+    assert started.stdout is not None
+    os.set_blocking(started.stdout.fileno(), False)
+    return started

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import selectors
@@ -25,16 +26,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.children import bind_early, die_with, drop_privileges, listen_unix
+from ktrdr_vm.egress.children import bind_early, listen_unix, start_proxy, start_resolver
+from ktrdr_vm.egress.grant_book import GrantBook
+from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.proxy_control import ProxyControl
 from ktrdr_vm.egress.proxy_log import parse_proxy_line
-from ktrdr_vm.egress.resolver import run_resolver
+from ktrdr_vm.egress.resolver_process import run_resolver
 from ktrdr_vm.egress.rules import rules_from_json
 from ktrdr_vm.egress.sets import AllowSets
-from ktrdr_vm.errors import KtrdrError, ProvisionError
-from ktrdr_vm.host import process
-from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.host.nft import keep_rules, list_table, load_ruleset, read_table
+from ktrdr_vm.egress.watch import TableWatch
+from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.host.journal import write_durably
+from ktrdr_vm.host.nft import list_table
 from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, OTHER_PORT, TLS_PORT
 
 POLL = 1.0
@@ -50,7 +54,8 @@ class Guard:
         self.config: dict[str, Any] = json.loads((directory / "guard.json").read_bytes())
         policy = json.loads((directory / "egress.json").read_bytes())
         self.resolver_config = {"policy": policy, "exceptions": self.config["exceptions"]}
-        self.sets = AllowSets(self.config["table"], rules_from_json(policy, self.config["exceptions"]))
+        rules = rules_from_json(policy, self.config["exceptions"])
+        self.sets = AllowSets(self.config["table"], rules)
         self.ledger = Ledger(Path(self.config["ledger"]), self.config["instance_id"])
         self.selector = selectors.DefaultSelector()
         self.running = True
@@ -69,9 +74,20 @@ class Guard:
         self.channel: socket.socket | None = None
         self.proxy: subprocess.Popen[bytes] | None = None
         self.monitor: subprocess.Popen[bytes] | None = None
-        self.libvirt = Libvirt()
-        self.expected = read_table(self.config["table"])
         self._proxy_line = b""
+        self._untold = False
+        self.watch = TableWatch(directory, self.config["table"], self.config["domain"], self.sets, self.ledger)
+        self.granting = Granting(
+            GrantBook(directory / "grants.json"),
+            rules,
+            self.sets,
+            ProxyControl(directory),
+            self.ledger,
+            changed=self._grants_changed,
+            kill_proxy=self._kill_proxy,
+        )
+        self._take_up_elements()
+        self.granting.start()
 
     def run(self) -> None:
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -87,16 +103,28 @@ class Guard:
         self.ledger.write("guard", "note", message="started")
         next_poll = time.monotonic() + POLL
         while self.running:
-            for key, _ in self.selector.select(max(0.0, next_poll - time.monotonic())):
+            patience = min(max(0.0, next_poll - time.monotonic()), self.granting.seconds_to_next_end)
+            for key, _ in self.selector.select(patience):
                 callback: Callable[[], None] = key.data
                 callback()
+            self.granting.end_due()
             if time.monotonic() >= next_poll:
-                self._poll()
+                self._look()
                 next_poll = time.monotonic() + POLL
-        self._poll()
+        self._look()
         self._end_children()
         self.ledger.write("guard", "note", message="stopped")
         self.ledger.close()
+
+    def _take_up_elements(self) -> None:
+        """Addresses that a guard before this one had opened stay open when it had the same rules; of other rules none does."""
+        digest = hashlib.sha256(json.dumps(self.resolver_config, sort_keys=True).encode()).hexdigest()
+        before = self.directory / "elements.of"
+        if before.exists() and before.read_text() == digest:
+            self.sets.adopt(list_table(self.config["table"]) or [])
+        else:
+            self.sets.clear()
+            write_durably(before, digest.encode())
 
     def _stop(self) -> None:
         self.running = False
@@ -104,68 +132,26 @@ class Guard:
     # -- children ---------------------------------------------------------------------------------------------------
 
     def _start_resolver(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                keep = {self.udp.fileno(), self.tcp.fileno(), theirs.fileno(), 2}
-                signal.set_wakeup_fd(-1)
-                for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
-                    signal.signal(number, signal.SIG_DFL)
-                for descriptor in range(3, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 4096 else 4096):
-                    if descriptor not in keep:
-                        with contextlib.suppress(OSError):
-                            os.close(descriptor)
-                drop_privileges(int(self.config["resolver_uid"]), parent)
-                run_resolver(self.resolver_config, self.udp, self.tcp, theirs)
-            except BaseException as error:
-                print(f"resolver: {type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
-            finally:
-                os._exit(1)
-        theirs.close()
-        ours.setblocking(False)
-        self.resolver_pid, self.channel = pid, ours
-        self.selector.register(ours, selectors.EVENT_READ, self._serve_resolver)
+        config = {**self.resolver_config, **self._grants_for_resolver()}
+        self.resolver_pid, self.channel = start_resolver(
+            lambda channel: run_resolver(config, self.udp, self.tcp, channel), (self.udp, self.tcp), int(self.config["resolver_uid"])
+        )
+        self._untold = False
+        self.selector.register(self.channel, selectors.EVENT_READ, self._serve_resolver)
 
     def _start_proxy(self) -> None:
-        uid, parent = int(self.config["proxy_uid"]), os.getpid()
-        descriptors = [one.fileno() for one in self.proxy_sockets.values()]
-        self.proxy = process.start(
-            ["haproxy", "-db", "-f", self.directory / "proxy.cfg"],
-            environment={name: str(one.fileno()) for name, one in self.proxy_sockets.items()},
-            pass_fds=descriptors,
-            stdout=subprocess.PIPE,
-            stderr=2,
-            user=uid,
-            group=uid,
-            in_child=lambda: die_with(parent),
-            new_session=False,
-        )
+        self.proxy = start_proxy(self.directory / "proxy.cfg", self.proxy_sockets, int(self.config["proxy_uid"]))
         assert self.proxy.stdout is not None
-        os.set_blocking(self.proxy.stdout.fileno(), False)
         self.selector.register(self.proxy.stdout, selectors.EVENT_READ, self._read_proxy_log)
 
     def _start_monitor(self) -> None:
-        """nft's own events: what somebody does to the tables is known within milliseconds, not at the next look."""
-        parent = os.getpid()
-        self.monitor = process.start(
-            ["nft", "monitor"], stdout=subprocess.PIPE, stderr=2, in_child=lambda: die_with(parent), new_session=False
-        )
+        self.monitor = self.watch.start_monitor()
         assert self.monitor.stdout is not None
-        os.set_blocking(self.monitor.stdout.fileno(), False)
         self.selector.register(self.monitor.stdout, selectors.EVENT_READ, self._read_monitor)
 
     def _read_monitor(self) -> None:
-        assert self.monitor is not None and self.monitor.stdout is not None
-        try:
-            events = os.read(self.monitor.stdout.fileno(), 1 << 20)
-        except BlockingIOError:
-            return
-        # Elements come and go by themselves; a table, chain, rule or set of ours does not.
-        name = self.config["table"].encode()
-        if any(name in line and b" element " not in line for line in events.split(b"\n")):
-            self._check_table()
+        assert self.monitor is not None
+        self.watch.read_events(self.monitor)
 
     def _reap(self, wake: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -205,6 +191,28 @@ class Guard:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+
+    def _kill_proxy(self) -> None:
+        """It is started again when its end is told."""
+        if self.proxy is not None and self.proxy.poll() is None:
+            self.proxy.kill()
+
+    # -- grants -----------------------------------------------------------------------------------------------------
+
+    def _grants_for_resolver(self) -> dict[str, Any]:
+        return {"grants": [[grant, policy.to_json()] for grant, policy in self.granting.rules.grants]}
+
+    def _grants_changed(self) -> None:
+        self._untold = True
+        self._tell_resolver()
+
+    def _tell_resolver(self) -> None:
+        if not self._untold or self.channel is None:
+            return
+        # A resolver that is too busy to listen hears it at the next look; the sets and the proxy have it already.
+        with contextlib.suppress(OSError):
+            self.channel.send(json.dumps(self._grants_for_resolver()).encode())
+            self._untold = False
 
     # -- what they say ----------------------------------------------------------------------------------------------
 
@@ -249,68 +257,18 @@ class Guard:
             return
         if not fields["name"]:
             fields["name"] = self.sets.owners.get(fields["address"], "")
+        grant = self.granting.find_grant(fields.pop("room"))
+        if fields["kind"] == "tcp" and not grant:
+            grant = self.sets.find_past_grant(fields["address"], fields["port"])
+        if grant and fields["verdict"] == "allow":
+            fields["rule"] = f"grant:{grant}"
         self.ledger.write(fields.pop("kind"), fields.pop("verdict"), **fields)
 
-    def _poll(self) -> None:
-        try:
-            entries = list_table(self.config["table"])
-            # The events come first; this is for one that was missed, such as before the watch had begun.
-            if entries is None or keep_rules(entries) != self.expected:
-                self._check_table()
-                return
-            drops = self.sets.read_drops(entries)
-        except (KtrdrError, ValueError, KeyError) as error:
-            self.ledger.write("guard", "note", message=f"the table cannot be read: {error}"[:300])
-            return
-        for drop in drops:
-            self.ledger.write(
-                "drop",
-                "deny",
-                name=self.sets.owners.get(drop.address, ""),
-                address=drop.address,
-                port=drop.port,
-                protocol=drop.protocol,
-                rule=drop.rule,
-                count=drop.count,
-            )
-        self.ledger.flush()
-
-    def _check_table(self) -> None:
-        """Another program changed nftables. If it touched our rules, the guest stands still until they are back."""
-        began = time.monotonic()
-        try:
-            if read_table(self.config["table"]) == self.expected:
-                return
-            domain = self.config["domain"]
-            paused = self._try("pause the guest", lambda: self._pause(domain))
-            load_ruleset(self.directory / "ruleset.nft")
-            self.sets.refill()
-            if paused:
-                self._try("resume the guest", lambda: self.libvirt.resume(domain))
-            milliseconds = round((time.monotonic() - began) * 1000)
-            message = (
-                f"another program changed the firewall; the guest {'was paused' if paused else 'could not be paused'}, the rules are back"
-            )
-            self.ledger.write("guard", "note", rule="table", message=message, ms=milliseconds)
-        except KtrdrError as error:
-            # The routing rule still forwards nothing; the next look tries again.
-            self.ledger.write("guard", "note", rule="table", message=f"the firewall is not as it must be: {error}"[:300])
-
-    def _pause(self, domain: str) -> None:
-        facts = self.libvirt.find(domain)
-        if facts is None or facts.state != "running":
-            raise ProvisionError(
-                f"it is {facts.state if facts else 'not there'}", where=domain, hint="a guest that does not run sends nothing"
-            )
-        self.libvirt.suspend(domain)
-
-    def _try(self, what: str, act: Callable[[], None]) -> bool:
-        try:
-            act()
-        except KtrdrError as error:
-            self.ledger.write("guard", "note", rule="table", message=f"could not {what}: {error.message}"[:300])
-            return False
-        return True
+    def _look(self) -> None:
+        self.granting.end_due()
+        self.granting.look_again()
+        self.watch.look()
+        self._tell_resolver()
 
     # -- what the commands ask --------------------------------------------------------------------------------------
 
@@ -321,17 +279,26 @@ class Guard:
             try:
                 request = json.loads(connection.recv(65536))
                 reply = self._answer_control(request)
-            except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+            except (KtrdrError, ValueError) as error:
+                reply = {"error": str(error)}
+            except (OSError, KeyError, TypeError, AttributeError) as error:
                 reply = {"error": f"{type(error).__name__}: {error}"}
             with contextlib.suppress(OSError):
                 connection.sendall(json.dumps(reply).encode() + b"\n")
 
     def _answer_control(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.granting.end_due()
         if request["op"] == "status":
             return {"pid": os.getpid(), "resolver": self.resolver_pid, "proxy": self.proxy.pid if self.proxy else 0}
         if request["op"] == "flush":
-            self._poll()
+            self._look()
             return {"ok": True}
+        if request["op"] == "grant":
+            return self.granting.grant(request)
+        if request["op"] == "revoke":
+            return self.granting.revoke(str(request["id"]))
+        if request["op"] == "grants":
+            return self.granting.list()
         return {"error": f"unknown request {request['op']!r}"}
 
 

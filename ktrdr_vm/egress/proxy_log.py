@@ -26,6 +26,7 @@ def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
             "bytes_out": int(entry["u"]),
             "bytes_in": int(entry["d"]),
             "ms": int(entry["m"]),
+            "room": "" if entry.get("g", "-") == "-" else str(entry["g"])[:20],
         }
         if kind == "http":
             fields |= {"method": str(entry["w"])[:20], "status": int(entry["s"])}

@@ -8,17 +8,12 @@ under the allowed name only.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import socket
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
-from typing import cast
 
-import dns.asyncquery
 import dns.exception
 import dns.flags
 import dns.message
@@ -27,19 +22,21 @@ import dns.opcode
 import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
-import dns.resolver
 import dns.rrset
 
-from ktrdr_vm.egress.rules import Rules, rules_from_json
+from ktrdr_vm.egress.rules import Rules
 from ktrdr_vm.egress.sets import MIN_LIFE
 
-# Bounds of one guest: queries under way, queries a second, cached names, open TCP connections.
-IN_FLIGHT = 64
+# Bounds of one guest: queries a second, cached names, names refreshed at once.
 RATE = 300
 CACHED = 1024
-TCP_CONNECTIONS = 16
-UPSTREAM_TIMEOUT = 2.0
+REFRESHING = 8
 CHAIN = 12
+# After a failure with no answer this long, the upstream counts as down: what is asked in the next moment fails at once.
+SILENCE = 2.0
+DOWN = 1.0
+# How soon a name is tried again whose refresh failed.
+RETRY = 15.0
 # How long a name that the guest asked for is kept fresh in the allow set without being asked for again.
 KEEP_FRESH = 24 * 3600
 
@@ -70,9 +67,24 @@ class Resolver:
         self._clock = clock
         self._cache: OrderedDict[str, Answer] = OrderedDict()
         self._asked: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+        """When a name's elements are to be renewed."""
         self._pending: dict[str, asyncio.Future[Answer]] = {}
+        self._last_good = clock()
+        self._down_until = 0.0
         self._tokens = float(RATE)
         self._refilled = clock()
+
+    def set_rules(self, rules: Rules) -> list[str]:
+        """Grants came or went. Returns the names to resolve now, so that their addresses are open before they are asked for again."""
+        self._rules = rules
+        # Each is asked for again, and serves as a last good answer until then.
+        self._cache = OrderedDict((name, replace(answer, expires=0)) for name, answer in self._cache.items())
+        self._due.clear()
+        # A question under way was judged by the old rules; whoever waits for it gets it, nobody else.
+        self._pending = {}
+        granted = [name for _, policy in rules.grants for name, _ in policy.other_names]
+        return [name for name in (*granted, *self._asked) if rules.other_ports(name)]
 
     def admit(self) -> bool:
         """A token bucket: one guest cannot make the host busy."""
@@ -105,7 +117,7 @@ class Resolver:
 
     async def _fill(self, reply: dns.message.Message, question: dns.rrset.RRset) -> None:
         name = question.name.to_text(omit_final_dot=True).lower()
-        if not self._rules.ports(name):
+        if not self._rules.rule(name):
             reply.set_rcode(dns.rcode.NXDOMAIN)
             self._note("dns", "deny", name=name[:253], rule="name", type=dns.rdatatype.to_text(question.rdtype))
             return
@@ -127,54 +139,90 @@ class Resolver:
         if cached is not None and cached.expires > now:
             self._cache.move_to_end(name)
             return cached
+        if len(self._pending) >= CACHED:
+            return Answer((), 0, now, dns.rcode.SERVFAIL)
         pending = self._pending.get(name)
         if pending is None:
             pending = asyncio.ensure_future(self._resolve_upstream(name))
-            self._pending[name] = pending
-            pending.add_done_callback(lambda _: self._pending.pop(name, None))
+            questions = self._pending
+            questions[name] = pending
+            pending.add_done_callback(lambda _: questions.pop(name, None))
         return await asyncio.shield(pending)
 
     async def _resolve_upstream(self, name: str) -> Answer:
+        rules = self._rules
         try:
+            if self._clock() < self._down_until:
+                raise dns.exception.Timeout
             message = await self._upstream(name)
         except (TimeoutError, dns.exception.DNSException, OSError) as error:
+            now = self._clock()
+            if now - self._last_good > SILENCE and now >= self._down_until:
+                self._down_until = now + DOWN
             self._note("dns", "deny", name=name, rule="upstream", message=f"no answer: {type(error).__name__}")
-            return Answer((), 0, self._clock() + 1, dns.rcode.SERVFAIL)
+            return Answer((), 0, now + 1, dns.rcode.SERVFAIL)
+        self._last_good = self._clock()
         if message.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+            self._note("dns", "deny", name=name, rule="upstream", message=f"upstream says {dns.rcode.to_text(message.rcode())}")
             return Answer((), 0, self._clock() + 1, dns.rcode.SERVFAIL)
         addresses, ttl = flatten(message, name)
         usable = []
         for address in addresses:
-            refused = self._rules.judge_address(name, address)
+            refused = rules.judge_address(name, address)
             if refused:
                 self._note("dns", "deny", name=name, address=str(address), rule="reserved", message=refused)
             else:
                 usable.append(str(address))
         if usable:
-            usable = await self._allow(name, usable, ttl)
-            self._note("dns", "allow", name=name, addresses=usable, ttl=ttl, rule="name")
+            try:
+                usable = await self._allow(name, usable, ttl)
+            except TimeoutError:
+                # Not in the set, so not answered.
+                return Answer((), 0, self._clock() + 1, dns.rcode.SERVFAIL)
+            self._note("dns", "allow", name=name, addresses=usable, ttl=ttl, rule=rules.rule(name))
         answer = Answer(tuple(usable), ttl, self._clock() + max(1, min(ttl, 3600)))
+        if rules is self._rules:
+            self._remember(name, answer)
+        return answer
+
+    def _remember(self, name: str, answer: Answer) -> None:
         self._cache[name] = answer
         self._cache.move_to_end(name)
+        self._due[name] = self._clock() + max(answer.ttl, MIN_LIFE)
         while len(self._cache) > CACHED:
-            self._cache.popitem(last=False)
-        return answer
+            self._due.pop(self._cache.popitem(last=False)[0], None)
 
     async def refresh(self) -> None:
         """Renew what ends soon for every name with other ports that the guest asked for: no gap for a flow that lives on."""
         now = self._clock()
+        wanted = []
         for name, asked in list(self._asked.items()):
-            if now - asked > KEEP_FRESH:
+            if now - asked > KEEP_FRESH or not self._rules.rule(name):
                 del self._asked[name]
-                continue
-            cached = self._cache.get(name)
-            if cached is not None and now < cached.expires - cached.ttl + max(cached.ttl, MIN_LIFE):
-                continue
-            if self._rules.other_ports(name):
-                answer = await self._resolve_upstream(name)
-                if answer.rcode != dns.rcode.NOERROR and cached is not None and cached.addresses:
-                    # Upstream is down: the last good addresses stay open, as a resolver's stale answer would (RFC 8767).
-                    await self._allow(name, list(cached.addresses), MIN_LIFE)
+            elif now >= self._due.get(name, now) and self._rules.other_ports(name):
+                wanted.append(name)
+        await self.refresh_names(wanted)
+
+    async def refresh_names(self, names: Iterable[str]) -> None:
+        """Ask for each anew, some at a time."""
+        room = asyncio.Semaphore(REFRESHING)
+
+        async def one(name: str) -> None:
+            async with room:
+                await self._refresh(name)
+
+        await asyncio.gather(*(one(name) for name in dict.fromkeys(names)))
+
+    async def _refresh(self, name: str) -> None:
+        cached = self._cache.get(name)
+        answer = await self._resolve_upstream(name)
+        if answer.rcode == dns.rcode.NOERROR:
+            self._asked.setdefault(name, self._clock())
+            return
+        self._due[name] = self._clock() + RETRY
+        if cached is not None and cached.addresses:
+            # Upstream is down: the last good addresses stay open, as a resolver's stale answer would (RFC 8767).
+            await self._allow(name, list(cached.addresses), MIN_LIFE)
 
 
 def flatten(message: dns.message.Message, name: str) -> tuple[list[IPv4Address], int]:
@@ -191,136 +239,3 @@ def flatten(message: dns.message.Message, name: str) -> tuple[list[IPv4Address],
         ttl = min(ttl, aliases[0].ttl)
         wanted = aliases[0][0].target
     return [], 30
-
-
-def ask_upstream(servers: list[str], port: int = 53) -> Upstream:
-    """Ask each server in turn over UDP, over TCP when the answer was cut."""
-
-    async def ask(name: str) -> dns.message.Message:
-        query = dns.message.make_query(name, dns.rdatatype.A, use_edns=0, payload=1232)
-        last: Exception = TimeoutError()
-        for server in servers:
-            try:
-                message, _ = await dns.asyncquery.udp_with_fallback(query, server, timeout=UPSTREAM_TIMEOUT, port=port)
-                return message
-            except (dns.exception.DNSException, OSError) as error:
-                last = error
-        raise last
-
-    return ask
-
-
-def find_upstreams() -> list[str]:
-    """The host's own resolvers, from its resolv.conf."""
-    try:
-        return [str(server) for server in dns.resolver.Resolver(configure=True).nameservers][:3]
-    except dns.exception.DNSException:
-        return []
-
-
-class WriterChannel:
-    """Typed requests to the guard over a SEQPACKET socket: one JSON object a packet, answered by number."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-        self._number = 0
-        self._waiting: dict[int, asyncio.Future[list[str]]] = {}
-        self._lost = 0
-
-    def note(self, kind: str, verdict: str, **fields: object) -> None:
-        # When the guard is busy the line is lost; the decision stands, and the next line says how many were.
-        try:
-            self._channel.send(json.dumps({"note": [kind, verdict, fields], "lost": self._lost}).encode())
-            self._lost = 0
-        except BlockingIOError:
-            self._lost += 1
-
-    async def allow(self, name: str, addresses: list[str], ttl: int) -> list[str]:
-        self._number += 1
-        number = self._number
-        future: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
-        try:
-            await asyncio.get_running_loop().sock_sendall(
-                self._channel, json.dumps({"allow": [name, addresses, ttl], "number": number}).encode()
-            )
-            return await asyncio.wait_for(future, 5)
-        finally:
-            del self._waiting[number]
-
-    async def listen(self) -> None:
-        while True:
-            packet = await asyncio.get_running_loop().sock_recv(self._channel, 65536)
-            if not packet:
-                os._exit(0)  # the guard is gone: nothing may answer any more
-            reply = json.loads(packet)
-            waiting = self._waiting.get(reply["number"])
-            if waiting is not None and not waiting.done():
-                waiting.set_result(reply["accepted"])
-
-
-class _Udp(asyncio.DatagramProtocol):
-    def __init__(self, resolver: Resolver) -> None:
-        self._resolver = resolver
-        self._under_way: set[asyncio.Task[None]] = set()
-        self._transport: asyncio.DatagramTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        if len(self._under_way) >= IN_FLIGHT or not self._resolver.admit():
-            return
-        task = asyncio.ensure_future(self._reply(data, addr))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
-
-    async def _reply(self, data: bytes, addr: tuple[str, int]) -> None:
-        reply = await self._resolver.answer(data)
-        if reply is not None and self._transport is not None:
-            self._transport.sendto(reply, addr)
-
-
-async def _serve(config: dict[str, object], udp: socket.socket, tcp: socket.socket, channel: socket.socket) -> None:
-    writer = WriterChannel(channel)
-    policy, exceptions = config["policy"], config["exceptions"]
-    assert isinstance(policy, dict) and isinstance(exceptions, list)
-    resolver = Resolver(rules_from_json(policy, exceptions), ask_upstream(find_upstreams()), writer.allow, writer.note)
-    open_connections = 0
-
-    async def tcp_client(reader: asyncio.StreamReader, stream: asyncio.StreamWriter) -> None:
-        nonlocal open_connections
-        if open_connections >= TCP_CONNECTIONS:
-            stream.close()
-            return
-        open_connections += 1
-        try:
-            async with asyncio.timeout(10):
-                while True:
-                    size = int.from_bytes(await reader.readexactly(2), "big")
-                    data = await reader.readexactly(size)
-                    reply = await resolver.answer(data) if resolver.admit() else None
-                    if reply is None:
-                        return
-                    stream.write(len(reply).to_bytes(2, "big") + reply)
-                    await stream.drain()
-        except (asyncio.IncompleteReadError, TimeoutError, ConnectionError):
-            pass
-        finally:
-            open_connections -= 1
-            stream.close()
-
-    loop = asyncio.get_running_loop()
-    await loop.create_datagram_endpoint(lambda: _Udp(resolver), sock=udp)
-    await asyncio.start_server(tcp_client, sock=tcp, limit=65536)
-    listening = asyncio.ensure_future(writer.listen())
-    while not listening.done():
-        await asyncio.sleep(1)
-        await resolver.refresh()
-
-
-def run_resolver(config: dict[str, object], udp: socket.socket, tcp: socket.socket, channel: socket.socket) -> None:
-    """Serve until the guard ends. The caller has given up every privilege."""
-    for one in (udp, tcp, channel):
-        one.setblocking(False)
-    asyncio.run(_serve(config, udp, tcp, channel))

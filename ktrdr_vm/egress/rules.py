@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from functools import cached_property
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from ktrdr_vm.plan.egress_policy import EgressPolicy
@@ -13,47 +15,89 @@ Endpoint = tuple[IPv4Address, int]
 
 
 @dataclass(frozen=True)
+class Opening:
+    """Ports of a name at one address, and what allows them. `grant` is empty for the profile's own rules."""
+
+    ports: tuple[int, ...]
+    other_ports: tuple[int, ...]
+    grant: str = ""
+
+
+@dataclass(frozen=True)
 class Rules:
-    """The compiled allowlist of one instance, and the owner's exceptions inside the reserved ranges."""
+    """The compiled allowlist of one instance, the owner's exceptions inside the reserved ranges, and the grants that hold now."""
 
     policy: EgressPolicy
     exceptions: frozenset[Endpoint] = frozenset()
+    grants: tuple[tuple[str, EgressPolicy], ...] = ()
+    """Grant id and what it allows; the one that holds longest first."""
 
     def ports(self, name: str) -> tuple[int, ...]:
         """Every port on which the name may be reached, by any listener; empty when the name is not allowed."""
-        policy, ports = self.policy, set(self.other_ports(name))
-        if _listed(name, policy.http_names, policy.http_suffixes):
-            ports.add(80)
-        if _listed(name, policy.tls_names, policy.tls_suffixes):
-            ports.add(443)
-        return tuple(sorted(ports))
+        return tuple(sorted({port for opening in self._openings(name) for port in opening.ports}))
 
     def other_ports(self, name: str) -> tuple[int, ...]:
         """The ports that the resolver opens by address: all but 80 and 443, which the proxy judges by name."""
-        ports: set[int] = set()
-        for entry, allowed in self.policy.other_names:
-            if name == entry:
-                ports.update(allowed)
-        for suffix, allowed in self.policy.other_suffixes:
-            if name.endswith(suffix) and name != suffix:
-                ports.update(allowed)
-        return tuple(sorted(ports))
+        return tuple(sorted({port for opening in self._openings(name) for port in opening.other_ports}))
+
+    def rule(self, name: str) -> str:
+        """What allows the name: `name` for the profile, `grant:` and an id, or nothing."""
+        for opening in self._openings(name):
+            return f"grant:{opening.grant}" if opening.grant else "name"
+        return ""
+
+    def openings(self, name: str, address: IPv4Address) -> tuple[Opening, ...]:
+        """What may be opened for the name at an address. A reserved one needs the owner's word for every port that a rule names."""
+        found = tuple(self._openings(name))
+        if not is_reserved_address(address):
+            return found
+        return tuple(opening for opening in found if all((address, port) in self.exceptions for port in opening.ports))
 
     def judge_address(self, name: str, address: IPv4Address) -> str:
-        """Why an answer may not be used, or nothing. A reserved address needs the owner's word for every port of the name."""
-        if not any(address in network for network in RESERVED):
-            return ""
-        missing = [port for port in self.ports(name) if (address, port) not in self.exceptions]
-        if missing:
-            return f"{address} is in a reserved range"
-        return ""
+        """Why an answer may not be used, or nothing."""
+        return "" if self.openings(name, address) or not self.ports(name) else f"{address} is in a reserved range"
+
+    @cached_property
+    def ranges(self) -> tuple[tuple[IPv4Network, tuple[int, ...]], ...]:
+        """The address ranges of the profile, and their ports."""
+        return tuple((IPv4Network(text), ports) for text, ports in self.policy.ranges)
+
+    def _openings(self, name: str) -> Iterator[Opening]:
+        for grant, policy in (("", self.policy), *self.grants):
+            ports = _ports(policy, name)
+            if ports:
+                yield Opening(ports, tuple(_other_ports(policy, name)), grant)
+
+
+def is_reserved_address(address: IPv4Address) -> bool:
+    return any(address in network for network in RESERVED)
+
+
+def _ports(policy: EgressPolicy, name: str) -> tuple[int, ...]:
+    ports = set(_other_ports(policy, name))
+    if _listed(name, policy.http_names, policy.http_suffixes):
+        ports.add(80)
+    if _listed(name, policy.tls_names, policy.tls_suffixes):
+        ports.add(443)
+    return tuple(sorted(ports))
+
+
+def _other_ports(policy: EgressPolicy, name: str) -> list[int]:
+    ports: set[int] = set()
+    for entry, allowed in policy.other_names:
+        if name == entry:
+            ports.update(allowed)
+    for suffix, allowed in policy.other_suffixes:
+        if name.endswith(suffix) and name != suffix:
+            ports.update(allowed)
+    return sorted(ports)
 
 
 def _listed(name: str, names: tuple[str, ...], suffixes: tuple[str, ...]) -> bool:
     return name in names or any(name.endswith(suffix) and name != suffix for suffix in suffixes)
 
 
-def rules_from_json(policy: dict[str, Any], exceptions: list[list[Any]]) -> Rules:
+def policy_from_json(policy: dict[str, Any]) -> EgressPolicy:
     """What `EgressPolicy.to_json` wrote."""
 
     def names(key: str) -> tuple[str, ...]:
@@ -62,7 +106,7 @@ def rules_from_json(policy: dict[str, Any], exceptions: list[list[Any]]) -> Rule
     def ported(key: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
         return tuple((entry, tuple(ports)) for entry, ports in policy[key])
 
-    compiled = EgressPolicy(
+    return EgressPolicy(
         http_names=names("http_names"),
         http_suffixes=names("http_suffixes"),
         tls_names=names("tls_names"),
@@ -71,4 +115,12 @@ def rules_from_json(policy: dict[str, Any], exceptions: list[list[Any]]) -> Rule
         other_suffixes=ported("other_suffixes"),
         ranges=ported("ranges"),
     )
-    return Rules(compiled, frozenset((IPv4Address(address), int(port)) for address, port in exceptions))
+
+
+def rules_from_json(policy: dict[str, Any], exceptions: list[list[Any]], grants: list[list[Any]] | None = None) -> Rules:
+    """`grants` are pairs of id and policy."""
+    return Rules(
+        policy_from_json(policy),
+        frozenset((IPv4Address(address), int(port)) for address, port in exceptions),
+        tuple((str(grant), policy_from_json(allowed)) for grant, allowed in grants or []),
+    )

@@ -1,10 +1,22 @@
-"""The time as every log, ledger and report writes it."""
+"""The time as every log, ledger and report writes it, and the clock by which grants end."""
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 
 def now() -> str:
     """UTC, RFC 3339, milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def boottime() -> float:
+    """Seconds since the host booted: does not jump with the wall clock, and counts the time that the host was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def read_boot_id() -> str:
+    """Names this boot; a moment of `boottime` means something within one boot only."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,7 +1,9 @@
 """The proxy's configuration. It judges by name and dials for itself; listeners and log come as descriptors from the guard.
 
 The log is one JSON object a line on standard output: frontend `f`, verdict `v`, name `n`, the guest's chosen address and port
-`a` and `p`, bytes up and down `u` and `d`, milliseconds `m`, HAProxy's termination state `t`, HTTP method `w` and status `s`.
+`a` and `p`, bytes up and down `u` and `d`, milliseconds `m`, HAProxy's termination state `t`, HTTP method `w` and status `s`, and
+the room `g` when a grant allowed it. A name that the profile does not list is looked up in the maps of granted names, which the
+guard changes while the proxy runs; each grant has a room, a server of its own, so that its connections can be ended alone.
 """
 
 from __future__ import annotations
@@ -13,13 +15,21 @@ from ktrdr_vm.plan.identity import Identity
 MAX_CONNECTIONS = 1024
 # The longest the guest may hold a connection open without a byte either way.
 IDLE_LIMIT = "1h"
+# Granted names to the rooms of their grants; the guard writes these files beside the name lists.
+GRANT_MAPS = ("http.granted", "http.granted_suffixes", "tls.granted", "tls.granted_suffixes")
+# More than there are grants at one time, so that a room is not used again at once.
+GRANT_ROOMS = 64
 
-_FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
+_FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","g":"%[var(txn.room)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
 
 
 def render_proxy(identity: Identity, allocation: Allocation, lists: str) -> str:
     """HAProxy 2.6 or later. `lists` is the folder with the name lists of `EgressPolicy.name_lists`."""
     resolve = "do-resolve(txn.address,guard,ipv4) var(txn.name)"
+    refused = (
+        f"ktrdr-vm: %[var(txn.name)]:80 is not in the egress allowlist of {identity.instance_id};"
+        " ask with: ktrdr-escalate network %[var(txn.name)] 80\\n"
+    )
     return f"""\
 # ktrdr-vm instance_id={identity.instance_id}
 global
@@ -60,20 +70,34 @@ frontend tls
     tcp-request content set-var(txn.verdict) str(no-name) if hello !{{ var(txn.name) -m found }}
     acl allowed var(txn.name) -m str -f {lists}/tls.names
     acl allowed var(txn.name) -m end -f {lists}/tls.suffixes
-    tcp-request content set-var(txn.verdict) str(name) if hello {{ var(txn.name) -m found }} !allowed
-    tcp-request content reject if hello !allowed
-    tcp-request content {resolve} if hello allowed
+    acl granted var(txn.name),map_str({lists}/tls.granted) -m found
+    acl granted var(txn.name),map_end({lists}/tls.granted_suffixes) -m found
+    tcp-request content set-var(txn.verdict) str(name) if hello {{ var(txn.name) -m found }} !allowed !granted
+    # Without the right to vanish from the kernel it is a reset, which says at once that nothing will come.
+    tcp-request content silent-drop if hello !allowed !granted
+    tcp-request content {resolve} if hello
     tcp-request content set-var(txn.verdict) str(address) if hello !{{ var(txn.address) -m found }}
-    tcp-request content reject if hello !{{ var(txn.address) -m found }}
+    tcp-request content silent-drop if hello !{{ var(txn.address) -m found }}
     tcp-request content set-dst var(txn.address) if hello
+    # Looked up again: while the name was resolved, a grant may have ended.
+    tcp-request content set-var(txn.room) var(txn.name),map_str({lists}/tls.granted) if hello !allowed
+    tcp-request content set-var(txn.room) var(txn.name),map_end({lists}/tls.granted_suffixes) if hello !allowed !{{ var(txn.room) -m found }}
+    tcp-request content set-var(txn.verdict) str(name) if hello !allowed !{{ var(txn.room) -m found }}
+    tcp-request content silent-drop if hello !allowed !{{ var(txn.room) -m found }}
     tcp-request content set-var(txn.verdict) str(allow) if hello
     tcp-request content accept if hello
-    tcp-request content reject
+    tcp-request content silent-drop
+    use_backend granted_tls if {{ var(txn.room) -m found }}
     default_backend by_name_tls
 
 backend by_name_tls
     mode tcp
     server by_name 0.0.0.0:443
+
+backend granted_tls
+    mode tcp
+    use-server %[var(txn.room)] if TRUE
+    server-template g {GRANT_ROOMS} 0.0.0.0:443
 
 frontend http
     mode http
@@ -92,18 +116,32 @@ frontend http
     http-request set-var(txn.verdict) str(name)
     acl allowed var(txn.name) -m str -f {lists}/http.names
     acl allowed var(txn.name) -m end -f {lists}/http.suffixes
-    http-request deny status 403 content-type text/plain lf-string "ktrdr-vm: %[var(txn.name)]:80 is not in the egress allowlist of {identity.instance_id}; the profile says what is\\n" unless allowed
+    acl granted var(txn.name),map_str({lists}/http.granted) -m found
+    acl granted var(txn.name),map_end({lists}/http.granted_suffixes) -m found
+    http-request deny status 403 content-type text/plain lf-string "{refused}" unless allowed or granted
     http-request set-var(txn.verdict) str(address)
     http-request {resolve}
     http-request deny status 403 content-type text/plain lf-string "ktrdr-vm: %[var(txn.name)] has no address that may be reached\\n" unless {{ var(txn.address) -m found }}
     http-request set-dst var(txn.address)
+    # Looked up again: while the name was resolved, a grant may have ended.
+    http-request set-var(txn.verdict) str(name)
+    http-request set-var(txn.room) var(txn.name),map_str({lists}/http.granted) if !allowed
+    http-request set-var(txn.room) var(txn.name),map_end({lists}/http.granted_suffixes) if !allowed !{{ var(txn.room) -m found }}
+    http-request deny status 403 content-type text/plain lf-string "{refused}" if !allowed !{{ var(txn.room) -m found }}
     http-request set-var(txn.verdict) str(allow)
+    use_backend granted_http if {{ var(txn.room) -m found }}
     default_backend by_name_http
 
 backend by_name_http
     mode http
     http-reuse never
     server by_name 0.0.0.0:80
+
+backend granted_http
+    mode http
+    http-reuse never
+    use-server %[var(txn.room)] if TRUE
+    server-template g {GRANT_ROOMS} 0.0.0.0:80
 
 # What nftables let through by address and port; the server dials the flow's original destination.
 frontend other

@@ -67,6 +67,30 @@ table inet {table} {{
         size {ALLOWED_SIZE}
     }}
 
+    # What grants open, by the same four kinds. An element ends with its grant, also when nobody is there to take it out.
+    set granted_exceptions {{
+        type ipv4_addr . inet_service
+        flags timeout
+        size {ALLOWED_SIZE}
+    }}
+
+    set granted_lan_names {{
+        type ipv4_addr . inet_service
+        flags timeout
+        size {ALLOWED_SIZE}
+    }}
+
+    set granted_ranges {{
+        type ipv4_addr . inet_service
+        flags interval, timeout
+    }}
+
+    set granted_names {{
+        type ipv4_addr . inet_service
+        flags timeout
+        size {ALLOWED_SIZE}
+    }}
+
     set denied {{
         type ipv4_addr . inet_proto . inet_service
         flags dynamic
@@ -85,6 +109,7 @@ table inet {table} {{
     counter spoofed {{ }}
     counter uncounted {{ }}
     counter proxy_reserved {{ }}
+    counter ended {{ }}
 
     chain guest_in {{
         type filter hook prerouting priority mangle; policy accept;
@@ -99,11 +124,17 @@ table inet {table} {{
         ip daddr {gateway} tcp dport {DNS_PORT} accept
         ip daddr . tcp dport @exceptions accept
         ip daddr . tcp dport @lan_names accept
+        ip daddr . tcp dport @granted_exceptions accept
+        ip daddr . tcp dport @granted_lan_names accept
         ip daddr @reserved jump deny
         fib daddr type {{ local, broadcast, anycast, multicast }} jump deny
         tcp dport {{ 80, 443 }} accept
         ip daddr . tcp dport @ranges accept
+        ip daddr . tcp dport @granted_ranges accept
         ip daddr . tcp dport @names accept
+        ip daddr . tcp dport @granted_names accept
+        # A connection that was allowed until now: told, so that it does not wait.
+        meta l4proto tcp ct state established counter name ended reject with tcp reset
         jump deny
     }}
 
@@ -119,6 +150,8 @@ table inet {table} {{
         ip daddr {gateway} accept
         ip daddr . tcp dport @exceptions redirect to :{OTHER_PORT}
         ip daddr . tcp dport @ranges redirect to :{OTHER_PORT}
+        ip daddr . tcp dport @granted_exceptions redirect to :{OTHER_PORT}
+        ip daddr . tcp dport @granted_ranges redirect to :{OTHER_PORT}
         tcp dport 80 redirect to :{HTTP_PORT}
         tcp dport 443 redirect to :{TLS_PORT}
         meta l4proto tcp redirect to :{OTHER_PORT}
@@ -128,8 +161,23 @@ table inet {table} {{
     chain guard_in {{
         type filter hook input priority filter; policy accept;
         ip daddr {gateway} tcp dport {{ {HTTP_PORT}, {TLS_PORT}, {OTHER_PORT} }} iifname != "{tap}" drop
+        ip daddr {gateway} tcp dport {OTHER_PORT} jump by_address
         ip daddr {gateway} udp dport {DNS_PORT} iifname != {{ "lo", "{tap}" }} drop
         ip daddr {gateway} tcp dport {DNS_PORT} iifname != {{ "lo", "{tap}" }} drop
+    }}
+
+    # A flow that is carried by address is judged at the listener too: one that was begun on 80 or 443 while a range was open would
+    # otherwise go on there as it was redirected.
+    chain by_address {{
+        meta l4proto tcp ct original ip daddr . ct original proto-dst @exceptions accept
+        meta l4proto tcp ct original ip daddr . ct original proto-dst @lan_names accept
+        meta l4proto tcp ct original ip daddr . ct original proto-dst @granted_exceptions accept
+        meta l4proto tcp ct original ip daddr . ct original proto-dst @granted_lan_names accept
+        meta l4proto tcp ct original ip daddr . ct original proto-dst @ranges accept
+        meta l4proto tcp ct original ip daddr . ct original proto-dst @granted_ranges accept
+        meta l4proto tcp ct original ip daddr . ct original proto-dst @names accept
+        meta l4proto tcp ct original ip daddr . ct original proto-dst @granted_names accept
+        meta l4proto tcp counter name ended reject with tcp reset
     }}
 
     # The guest's packets never leave this host; should anything route them, they end here too.
@@ -150,6 +198,8 @@ table inet {table} {{
         ip daddr {gateway} udp dport {DNS_PORT} accept
         ip daddr . tcp dport @exceptions accept
         ip daddr . tcp dport @lan_names accept
+        ip daddr . tcp dport @granted_exceptions accept
+        ip daddr . tcp dport @granted_lan_names accept
         meta nfproto != ipv4 counter name proxy_reserved drop
         ip daddr @reserved counter name proxy_reserved drop
         fib daddr type {{ local, broadcast, anycast, multicast }} counter name proxy_reserved drop

@@ -100,6 +100,10 @@ class Resource(ABC):
     def remove(self) -> None:
         """Take it away, whole. Fine when it is already gone."""
 
+    def stop(self) -> None:
+        """End what runs of it and keep what it owns, so that `create` makes it again. Most have nothing that runs."""
+        return
+
     def by_hand(self) -> str:
         """What a person types when `remove` cannot."""
         return f"ktrdr-vm destroy {self.target.identity.instance_id}"

@@ -37,7 +37,7 @@ class Guard(Resource):
         if is_locked(directory / "guard.lock"):
             if not self._stale():
                 return
-            self.remove()
+            self.stop()
         self._write_files()
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         try:
@@ -122,6 +122,15 @@ class Guard(Resource):
         return [f"the {part} does not run" for part in missing] + ([f"it runs with an earlier {', '.join(stale)}"] if stale else [])
 
     def remove(self) -> None:
+        self.stop()
+        directory = self.target.paths.guard
+        if directory.exists():
+            for path in directory.iterdir():
+                path.unlink()
+            directory.rmdir()
+
+    def stop(self) -> None:
+        """End its processes. Its folder stays, and with it the grants, which the next one takes up."""
         directory = self.target.paths.guard
         for number, patience in ((signal.SIGTERM, STOP_LIMIT), (signal.SIGKILL, STOP_LIMIT)):
             running = find_guards(directory)
@@ -137,10 +146,6 @@ class Guard(Resource):
                 time.sleep(0.01)
         if find_guards(directory):
             raise ProvisionError("the guard does not end", where=self.name, hint=self.by_hand())
-        if directory.exists():
-            for path in directory.iterdir():
-                path.unlink()
-            directory.rmdir()
 
     def by_hand(self) -> str:
         pids = " ".join(str(pid) for pid in find_guards(self.target.paths.guard))

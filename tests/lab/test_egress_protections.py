@@ -16,28 +16,44 @@ from laboratory.recorder import wait_until
 
 ALLOWED = [{"host": "allowed.test.lab", "ports": [80, 443]}, {"host": "git.test.lab", "ports": [22]}]
 
-NO_FINAL_DROP = replace("ruleset.nft", "        jump deny\n    }\n\n    chain deny", "    }\n\n    chain deny")
+NO_FINAL_DROP = replace(
+    "ruleset.nft",
+    "        meta l4proto tcp ct state established counter name ended reject with tcp reset\n        jump deny\n    }\n",
+    "    }\n",
+)
 NO_RESERVED = replace("ruleset.nft", "        ip daddr @reserved jump deny\n", "")
 NO_LOCAL = replace("ruleset.nft", "        fib daddr type { local, broadcast, anycast, multicast } jump deny\n", "")
 NO_PROXY_RESERVED = replace("ruleset.nft", "        ip daddr @reserved counter name proxy_reserved drop\n", "")
 NO_PROXY_LOCAL = replace(
     "ruleset.nft", "        fib daddr type { local, broadcast, anycast, multicast } counter name proxy_reserved drop\n", ""
 )
-NO_TLS_NAMES = replace("proxy.cfg", "tcp-request content reject if hello !allowed\n", "")
-ANY_TLS_NAME = replace("proxy.cfg", " if hello allowed\n", " if hello\n")
+NO_TLS_NAMES = replace("proxy.cfg", "    tcp-request content silent-drop if hello !allowed !granted\n", "")
+ANY_TLS_NAME = replace("proxy.cfg", "    tcp-request content silent-drop if hello !allowed !{ var(txn.room) -m found }\n", "")
 NO_TLS_DESTINATION = replace("proxy.cfg", "    tcp-request content set-dst var(txn.address) if hello\n", "")
-NO_HTTP_NAMES = replace("proxy.cfg", " unless allowed\n", " if FALSE\n")
+NO_HTTP_NAMES = replace("proxy.cfg", " unless allowed or granted\n", " if FALSE\n")
+ANY_HTTP_NAME = replace(
+    "proxy.cfg",
+    " if !allowed !{ var(txn.room) -m found }\n    http-request set-var(txn.verdict) str(allow)",
+    " if FALSE\n    http-request set-var(txn.verdict) str(allow)",
+)
+NO_BY_ADDRESS = replace("ruleset.nft", "        meta l4proto tcp counter name ended reject with tcp reset\n", "")
 
 
 def test_without_the_last_drop_an_address_is_reached(lab: Lab) -> None:
-    """Rows 1 and 2."""
-    for sabotage, outcome in (((), "timeout"), ((NO_FINAL_DROP,), "connected")):
+    """Rows 1 and 2. Two layers: each packet where it comes in, and the flow again where the proxy listens."""
+    cases: tuple[tuple[tuple[Sabotage, ...], str], ...] = (
+        ((), "timeout"),
+        ((NO_BY_ADDRESS,), "timeout"),
+        ((NO_FINAL_DROP,), "refused"),
+        ((NO_FINAL_DROP, NO_BY_ADDRESS), "connected"),
+    )
+    for sabotage, outcome in cases:
         with NamespaceGuest(lab.home, ALLOWED, sabotage=sabotage) as guest:
             mark = lab.recorder.mark()
             assert guest.probe("tcp", address=world.EVIL, port=22)["outcome"] == outcome
             assert guest.probe("tcp", address=world.WEB, port=22)["outcome"] == outcome
             arrived = {("tcp", world.EVIL, 22), ("tcp", world.WEB, 22)} & lab.recorder.endpoints(mark)
-            assert bool(arrived) == bool(sabotage)
+            assert bool(arrived) == (outcome == "connected")
 
 
 def test_with_the_foreign_name_in_the_list_tls_gets_there(lab: Lab) -> None:
@@ -51,7 +67,7 @@ def test_with_the_foreign_name_in_the_list_tls_gets_there(lab: Lab) -> None:
 
 def test_without_the_name_check_the_resolver_still_refuses(lab: Lab) -> None:
     """Row 3: two layers. The proxy asks the guard's resolver, and that one knows allowed names only."""
-    with NamespaceGuest(lab.home, ALLOWED, sabotage=(NO_TLS_NAMES, ANY_TLS_NAME, NO_HTTP_NAMES)) as guest:
+    with NamespaceGuest(lab.home, ALLOWED, sabotage=(NO_TLS_NAMES, ANY_TLS_NAME, NO_HTTP_NAMES, ANY_HTTP_NAME)) as guest:
         mark = lab.recorder.mark()
         assert guest.probe("tls", address=world.WEB, port=443, name="evil.test.lab")["outcome"] in ("reset", "closed")
         request = "GET / HTTP/1.0\r\nHost: evil.test.lab\r\n\r\n"
@@ -64,7 +80,7 @@ def test_without_the_name_check_and_with_a_loose_resolver_evil_is_reached(lab: L
     allow = [*ALLOWED, {"host": "evil.test.lab", "ports": [8443]}]
     with NamespaceGuest(lab.home, allow) as guest:
         assert guest.probe("tls", address=world.WEB, port=443, name="evil.test.lab")["outcome"] in ("reset", "closed")
-    with NamespaceGuest(lab.home, allow, sabotage=(NO_TLS_NAMES, ANY_TLS_NAME, NO_HTTP_NAMES)) as guest:
+    with NamespaceGuest(lab.home, allow, sabotage=(NO_TLS_NAMES, ANY_TLS_NAME, NO_HTTP_NAMES, ANY_HTTP_NAME)) as guest:
         assert f"served by {world.EVIL}:443" in guest.probe("tls", address=world.WEB, port=443, name="evil.test.lab")["said"]
         request = "GET / HTTP/1.0\r\nHost: evil.test.lab\r\n\r\n"
         assert f"served by {world.EVIL}:80" in guest.probe("http", address=world.WEB, port=80, send=request)["said"]
@@ -82,9 +98,9 @@ def test_without_the_proxys_own_destination_the_guest_chooses_it(lab: Lab) -> No
     ("sabotage", "opened"),
     [
         ((), False),
-        ((NO_RESERVED, NO_FINAL_DROP), False),
-        ((NO_PROXY_RESERVED, NO_FINAL_DROP), False),
-        ((NO_RESERVED, NO_PROXY_RESERVED, NO_FINAL_DROP), True),
+        ((NO_RESERVED, NO_FINAL_DROP, NO_BY_ADDRESS), False),
+        ((NO_PROXY_RESERVED, NO_FINAL_DROP, NO_BY_ADDRESS), False),
+        ((NO_RESERVED, NO_PROXY_RESERVED, NO_FINAL_DROP, NO_BY_ADDRESS), True),
     ],
     ids=["whole", "the proxy's alone", "the guest's alone", "neither"],
 )
@@ -100,10 +116,10 @@ def test_each_reserved_drop_holds_alone(lab: Lab, sabotage: tuple[Sabotage, ...]
 @pytest.mark.parametrize(
     ("sabotage", "opened"),
     [
-        ((NO_FINAL_DROP,), set()),
-        ((NO_FINAL_DROP, NO_LOCAL), set()),
-        ((NO_FINAL_DROP, NO_LOCAL, NO_PROXY_LOCAL), {"public"}),
-        ((NO_FINAL_DROP, NO_LOCAL, NO_RESERVED), {"gateway"}),
+        ((NO_FINAL_DROP, NO_BY_ADDRESS), set()),
+        ((NO_FINAL_DROP, NO_BY_ADDRESS, NO_LOCAL), set()),
+        ((NO_FINAL_DROP, NO_BY_ADDRESS, NO_LOCAL, NO_PROXY_LOCAL), {"public"}),
+        ((NO_FINAL_DROP, NO_BY_ADDRESS, NO_LOCAL, NO_RESERVED), {"gateway"}),
     ],
     ids=["whole", "the proxy's alone", "no local drop", "no drop before"],
 )

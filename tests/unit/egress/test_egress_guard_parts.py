@@ -17,6 +17,7 @@ from ktrdr_vm.egress.ledger import LINES_PER_SECOND, Ledger
 from ktrdr_vm.egress.proxy_log import parse_proxy_line
 from ktrdr_vm.egress.rules import Rules, rules_from_json
 from ktrdr_vm.egress.sets import AllowSets
+from ktrdr_vm.egress.watch import DropCounts
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.profile.model import EgressRule
 
@@ -132,8 +133,8 @@ def test_the_writer_opens_other_ports_only_and_renews_them(loaded: list[str]) ->
 
 @pytest.mark.parametrize(("ttl", "life"), [(0, 90), (-5, 90), (60, 90), (300, 330), (10**9, 3630)])
 def test_the_life_of_an_element_is_bounded(loaded: list[str], ttl: int, life: int) -> None:
-    AllowSets("t", Rules(POLICY)).allow("git.example", ["198.51.100.1"], ttl)
-    assert f"timeout {life}s" in loaded[0]
+    AllowSets("t", Rules(POLICY), clock=lambda: 7.0).allow("git.example", ["198.51.100.1"], ttl)
+    assert f"timeout {life}000ms" in loaded[0]
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "127.0.0.1", "169.254.169.254", "192.168.1.1", "0.0.0.0", "224.0.0.1"])
@@ -153,9 +154,9 @@ def test_what_is_no_address_never_reaches_nft(loaded: list[str], address: str) -
 
 def test_an_exception_of_the_owner_goes_into_its_own_set(loaded: list[str]) -> None:
     endpoints = frozenset((IPv4Address("192.168.1.1"), port) for port in (22, 443, 9418))
-    AllowSets("t", Rules(POLICY, endpoints)).allow("git.example", ["192.168.1.1"], 60)
+    AllowSets("t", Rules(POLICY, endpoints), clock=lambda: 7.0).allow("git.example", ["192.168.1.1"], 60)
     assert "inet t lan_names" in loaded[0] and "inet t names" not in loaded[0]
-    assert {"192.168.1.1 . 443 timeout 90s"} <= {line.split("{ ")[1].rstrip(" }") for line in loaded[0].splitlines()}
+    assert {"192.168.1.1 . 443 timeout 90000ms"} <= {line.split("{ ")[1].rstrip(" }") for line in loaded[0].splitlines()}
 
 
 def test_drops_are_news_once() -> None:
@@ -171,16 +172,16 @@ def test_drops_are_news_once() -> None:
             {"counter": {"name": "not_ipv4", "packets": 0}},
         ]
 
-    sets = AllowSets("t", Rules(POLICY))
-    first = sets.read_drops(listed())
+    counts_before = DropCounts()
+    first = counts_before.read(listed())
     assert {(drop.address, drop.protocol, drop.port, drop.rule, drop.count) for drop in first} == {
         ("203.0.113.1", "tcp", 22, "destination", 3),
         ("203.0.113.1", "icmp", 0, "destination", 1),
         ("", "", 0, "spoofed", 2),
     }
-    assert sets.read_drops(listed()) == []
+    assert counts_before.read(listed()) == []
     counts["packets"] = 10
-    assert [drop.count for drop in sets.read_drops(listed())] == [7]
+    assert [drop.count for drop in counts_before.read(listed())] == [7]
 
 
 # -- the proxy's log ----------------------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ LINE = '{"f":"tls","n":"allowed.example","p":443,"u":517,"d":3000,"t":"--","a":"
 def test_a_line_of_the_proxy() -> None:
     assert parse_proxy_line(LINE.encode()) == {
         "kind": "tls", "verdict": "allow", "name": "allowed.example", "address": "198.51.100.1", "port": 443, "rule": "name",
-        "bytes_out": 517, "bytes_in": 3000, "ms": 12,
+        "bytes_out": 517, "bytes_in": 3000, "ms": 12, "room": "",
     }  # fmt: skip
 
 
@@ -204,6 +205,7 @@ def test_a_line_of_the_proxy() -> None:
         ({"f": "other", "n": "-"}, {"kind": "tcp", "verdict": "allow", "rule": "address"}),
         ({"t": "SC"}, {"verdict": "allow", "message": "the destination did not answer"}),
         ({"v": "Allow"}, {"verdict": "deny"}),
+        ({"g": "g7"}, {"room": "g7"}),
         ({"n": "x" * 9999}, {"name": "x" * 253}),
     ],
 )

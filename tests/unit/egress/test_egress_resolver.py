@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from ktrdr_vm.egress import resolver as module
 from ktrdr_vm.egress.resolver import CACHED, KEEP_FRESH, RATE, Resolver, flatten
+from ktrdr_vm.egress.resolver_process import HESITATION, UPSTREAM_TIMEOUT
 from ktrdr_vm.egress.rules import Rules
 from ktrdr_vm.egress.sets import GRACE, MAX_LIFE, MIN_LIFE
 from ktrdr_vm.plan.egress_policy import compile_policy
@@ -289,4 +290,4 @@ def test_while_upstream_is_down_the_last_addresses_stay_open() -> None:
 
 
 def test_the_constants_leave_room_for_a_renewal() -> None:
-    assert GRACE > module.UPSTREAM_TIMEOUT * 3
+    assert GRACE > module.RETRY + 3 * (UPSTREAM_TIMEOUT + HESITATION)

@@ -76,8 +76,8 @@ def test_a_guard_of_an_earlier_plan_ends_before_the_firewall_changes(tmp_path: P
         def verify(self) -> list[str]:
             return ["earlier"]
 
-        def remove(self) -> None:
-            done.append(f"remove {self.kind}")
+        def stop(self) -> None:
+            done.append(f"stop {self.kind}")
 
     monkeypatch.setattr("ktrdr_vm.instance.make_resources", lambda *_: (Fake("firewall"), Fake("guard")))
     monkeypatch.setattr(Instance, "_open_journal", lambda *_: None)
@@ -85,7 +85,7 @@ def test_a_guard_of_an_earlier_plan_ends_before_the_firewall_changes(tmp_path: P
     monkeypatch.setattr(Instance, "ensure", lambda _self, resource, *_: done.append(f"ensure {resource.kind}"))
     instance = Instance(Home(tmp_path), IDENTITY, None)  # type: ignore[arg-type]
     instance.create(None, read_secret=None, mount_roots=())  # type: ignore[arg-type]
-    assert done == ["remove guard", "ensure firewall", "ensure guard"]
+    assert done == ["stop guard", "ensure firewall", "ensure guard"]
 
 
 def test_the_longest_instance_id_has_room_for_its_sockets(tmp_path: Path) -> None:

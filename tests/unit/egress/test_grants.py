@@ -1,0 +1,207 @@
+"""Grants as data, and on disk: what a restarted guard takes up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ktrdr_vm.egress import sets as sets_module
+from ktrdr_vm.egress.grant_book import GrantBook
+from ktrdr_vm.egress.grants import MAX_SECONDS, Grant, parse_grant, refuse_grant
+from ktrdr_vm.egress.rules import Rules, rules_from_json
+from ktrdr_vm.egress.sets import AllowSets, widest
+from ktrdr_vm.errors import HostError
+from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
+from ktrdr_vm.profile.model import EgressRule
+
+REQUEST = {"id": "g", "rule": {"host": "api.example.com", "ports": [443]}, "seconds": 60, "reason": "to ask"}
+
+
+def change(**fields: Any) -> dict[str, Any]:
+    return {**REQUEST, **fields}
+
+
+def test_a_request_becomes_a_rule_with_an_end() -> None:
+    grant = parse_grant(REQUEST, 1000.0)
+    assert grant == Grant("g", EgressRule(host="api.example.com", ports=(443,), reason="to ask"), 1060.0)
+    assert parse_grant({**grant.to_json(), "seconds": 60}, 1000.0) == grant
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        change(id=""),
+        change(id="../x"),
+        change(id="a b"),
+        change(id="x" * 65),
+        change(id=7),
+        change(seconds=0),
+        change(seconds=-1),
+        change(seconds=True),
+        change(seconds="60"),
+        change(seconds=float("nan")),
+        change(seconds=float("inf")),
+        change(seconds=MAX_SECONDS + 1),
+        change(reason="two\nlines"),
+        change(reason=None),
+        change(rule=None),
+        change(rule={}),
+        change(rule={"host": "a.example", "cidr": "198.51.100.7/32"}),
+        change(rule={"host": "a.example", "ports": []}),
+        change(rule={"host": "a.example", "ports": [0]}),
+        change(rule={"host": "a.example", "ports": [True]}),
+        change(rule={"host": "a.example", "ports": [65536]}),
+        change(rule={"host": "a.example", "ports": list(range(1, 66))}),
+        change(rule={"host": "a.example", "more": 1}),
+        change(rule={"host": "a.example\nset server x"}),
+        change(rule={"host": "*"}),
+        change(rule={"host": "198.51.100.7"}),
+        change(rule={"cidr": "0.0.0.0/0"}),
+        change(rule={"cidr": "::/0"}),
+        change(rule={"cidr": 7}),
+        [],
+        None,
+    ],
+)
+def test_what_is_no_grant_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError):
+        parse_grant(wrong, 0.0)
+
+
+@given(st.recursive(st.none() | st.integers() | st.text() | st.floats(), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["id", "rule", "seconds", "reason", "host", "cidr", "ports"]), inner)))  # fmt: skip
+def test_any_request_is_a_grant_or_refused(data: Any) -> None:
+    try:
+        parse_grant(data, 0.0)
+    except ValueError:
+        return
+
+
+@pytest.mark.parametrize(
+    ("cidr", "ports", "refused"),
+    [
+        ("198.51.100.7/32", (5432,), False),
+        ("192.168.1.1/32", (443,), False),
+        ("192.168.1.1/32", (443, 22), True),
+        ("192.168.1.2/32", (443,), True),
+        ("192.168.1.0/24", (443,), True),
+        ("172.0.0.0/8", (443,), True),
+        ("169.254.169.254/32", (80,), True),
+    ],
+)
+def test_reserved_addresses_are_the_owners(cidr: str, ports: tuple[int, ...], refused: bool) -> None:
+    rule = EgressRule(cidr=IPv4Network(cidr), ports=ports)
+    assert bool(refuse_grant(rule, [(IPv4Network("192.168.1.1/32").network_address, 443)])) == refused
+
+
+# -- on disk ------------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def book(path: Path, clock: Callable[[], float], boot: str = "one") -> GrantBook:
+    return GrantBook(path / "grants.json", clock, boot)
+
+
+def test_a_grant_that_has_not_ended_is_taken_up_and_one_that_has_is_not(tmp_path: Path) -> None:
+    clock = Clock()
+    first = book(tmp_path, clock)
+    for name, seconds in (("short", 10), ("long", 100), ("revoked", 100)):
+        first.add(parse_grant(change(id=name, seconds=seconds), clock.now))
+    assert [grant.id for grant in first.standing] == ["long", "revoked", "short"]
+    assert first.next_end == 1010.0
+    assert first.remove("revoked") is not None and first.remove("revoked") is None
+    clock.now += 10
+    assert [grant.id for grant in book(tmp_path, clock).standing] == ["long"]
+    assert [grant.id for grant in first.take_ended()] == ["short"]
+    assert [grant.id for grant in first.standing] == ["long"]
+    assert (tmp_path / "grants.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_grant_of_another_boot_has_ended(tmp_path: Path) -> None:
+    """The clock begins anew with the host: a moment of before would lie far ahead."""
+    book(tmp_path, Clock()).add(parse_grant(REQUEST, 1000.0))
+    assert book(tmp_path, Clock(), "two").standing == ()
+    assert len(book(tmp_path, Clock()).standing) == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"boot_id": "one"}', '{"boot_id": "one", "grants": [{}, 7, null]}', "\x00\xff"])
+def test_a_damaged_file_opens_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "grants.json").write_text(text)
+    assert book(tmp_path, Clock()).standing == ()
+
+
+def test_an_end_that_no_grant_can_have_is_not_believed(tmp_path: Path) -> None:
+    rows = [{**REQUEST, "ends": end} for end in (1e12, float("inf"), "x")]
+    (tmp_path / "grants.json").write_text(json.dumps({"boot_id": "one", "grants": rows}))
+    assert book(tmp_path, Clock()).standing == ()
+
+
+def test_a_grant_that_cannot_be_written_does_not_hold_and_a_revoked_one_ends_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = book(tmp_path, Clock())
+    made.add(parse_grant(change(id="old"), 1000.0))
+
+    def full(*_: object) -> None:
+        raise HostError("no space", where="x", hint="x")
+
+    monkeypatch.setattr("ktrdr_vm.egress.grant_book.write_durably", full)
+    with pytest.raises(HostError):
+        made.add(parse_grant(change(id="new"), 1000.0))
+    assert [grant.id for grant in made.standing] == ["old"]
+    with pytest.raises(HostError):
+        made.remove("old")
+    assert made.standing == ()
+
+
+# -- in the rules and the sets ------------------------------------------------------------------------------------------
+
+
+def granted(*rules: EgressRule, ends: float = 1100.0) -> tuple[Rules, list[Grant]]:
+    grants = [Grant(f"g{number}", rule, ends) for number, rule in enumerate(rules)]
+    allowed = compile_policy([EgressRule(host="git.example", ports=(22,))])
+    return Rules(allowed, frozenset(), tuple((grant.id, compile_policy([grant.rule])) for grant in grants)), grants
+
+
+def test_the_profiles_own_rule_comes_before_a_grant() -> None:
+    rules, _ = granted(EgressRule(host="git.example", ports=(22, 443)), EgressRule(host="new.example", ports=(9100,)))
+    assert (rules.rule("git.example"), rules.rule("new.example"), rules.rule("x.example")) == ("name", "grant:g1", "")
+    assert rules.ports("git.example") == (22, 443)
+    assert rules_from_json(rules.policy.to_json(), [], [[name, policy.to_json()] for name, policy in rules.grants]) == rules
+
+
+def test_a_grants_elements_end_with_it_and_leave_the_profiles_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(sets_module, "load_ruleset", texts.append)
+    rules, grants = granted(
+        EgressRule(host="git.example", ports=(22, 9100)), EgressRule(cidr=IPv4Network("203.0.113.0/24"), ports=(443,)), ends=1020.0
+    )
+    sets = AllowSets("t", Rules(EgressPolicy()), clock=lambda: 1000.0)
+    sets.set_grants(rules, grants)
+    assert "granted_ranges { 203.0.113.0/24 . 443 timeout 20000ms }" in texts[-1]
+    sets.allow("git.example", ["198.51.100.22"], 300)
+    assert "t names { 198.51.100.22 . 22 timeout 330000ms }" in texts[-1]
+    assert "t granted_names { 198.51.100.22 . 9100 timeout 20000ms }" in texts[-1]
+    assert (sets.find_grant("198.51.100.22", 22), sets.find_grant("198.51.100.22", 9100)) == ("", "g0")
+    assert (sets.find_grant("203.0.113.9", 443), sets.find_grant("203.0.113.9", 80)) == ("g1", "")
+    sets.set_grants(granted()[0], [])
+    assert all(line.startswith("flush set inet t granted_") for line in texts[-1].splitlines())
+    assert [sets.is_open("198.51.100.22", port) for port in (22, 9100)] == [True, False]
+    assert (sets.find_past_grant("198.51.100.22", 9100), sets.find_past_grant("203.0.113.9", 443)) == ("g0", "g1")
+
+
+def test_of_ranges_that_lie_in_each_other_the_widest_stands() -> None:
+    elements = ["198.51.100.7/32 . 443", "198.51.100.0/24 . 443", "198.51.0.0/16 . 22", "198.51.100.0/25 . 443", "198.51.100.7/32 . 22"]
+    assert [element for _, element in widest(("t", element) for element in elements)] == ["198.51.0.0/16 . 22", "198.51.100.0/24 . 443"]
