@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.gather import read_policy
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import find_accelerator
 from ktrdr_vm.host.capacity import read_available_memory
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.owner_policy import read_policy
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.plan.facts import POOL
 

@@ -58,10 +58,10 @@ class RunDirectory:
     def write(self, name: str, text: str) -> None:
         (self.path / name).write_text(self._mask(text), encoding="utf-8", errors="backslashreplace")
 
-    def keep_ledger(self, ledger: Path, *, since: str) -> list[dict[str, Any]]:
-        """The ledger's lines of this run, added to egress.jsonl and returned."""
+    def keep_ledger(self, ledger: Path, *, since: str, add: bool) -> list[dict[str, Any]]:
+        """The ledger's lines of this run, written to egress.jsonl, or added to it, and returned."""
         rows = []
-        with (self.path / "egress.jsonl").open("a", encoding="utf-8") as kept:
+        with (self.path / "egress.jsonl").open("a" if add else "w", encoding="utf-8") as kept:
             for path in (ledger.with_name(ledger.name + ".1"), ledger):
                 if not path.exists():
                     continue

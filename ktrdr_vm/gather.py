@@ -10,10 +10,11 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from ktrdr_vm.errors import DocumentError, HostError, UsageError
+from ktrdr_vm.errors import DocumentError, UsageError
 from ktrdr_vm.guest.workspace import Repository, find_repository
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
+from ktrdr_vm.host.owner_policy import read_policy
 from ktrdr_vm.host.package_sources import Destination, find_sources
 from ktrdr_vm.host.paths import PROJECT, Home, find_shipped
 from ktrdr_vm.images.recipe import Recipe, load_recipe
@@ -22,7 +23,7 @@ from ktrdr_vm.plan.identity import Identity, derive_instance_id, parse_instance_
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.load import HINT, LoadedProfile, load_profile
 from ktrdr_vm.profile.model import EgressRule, ImageRef, Profile
-from ktrdr_vm.profile.policy import POLICY_PATH, OwnerPolicy, check_policy, parse_policy
+from ktrdr_vm.profile.policy import POLICY_PATH, OwnerPolicy, check_policy
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 
 # A machine type that every QEMU since Debian 12's has, spelled out so that a template stays what it was.
@@ -47,22 +48,6 @@ class Gathered:
 def read_profile(path: Path) -> LoadedProfile:
     """Load a profile file and what it extends; every problem at once."""
     return load_profile(_read(path), str(path), _read_parent)
-
-
-def read_policy() -> OwnerPolicy:
-    """The owner's policy. It must be root's and writable by root alone, or nothing starts."""
-    path = Path(POLICY_PATH)
-    try:
-        facts = path.stat()
-    except FileNotFoundError:
-        return OwnerPolicy()
-    except OSError as error:
-        raise HostError(f"the owner's policy cannot be read: {error.strerror}", where=POLICY_PATH, hint="chmod go+rx its folder") from None
-    if facts.st_uid != 0 or facts.st_mode & 0o022:
-        raise HostError(
-            "the owner's policy can be changed by others than root", where=POLICY_PATH, hint=f"chown root {path}; chmod go-w {path}"
-        )
-    return parse_policy(_read(path), POLICY_PATH)
 
 
 def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()) -> Gathered:

@@ -10,9 +10,11 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, ResidueError, UsageError
+from ktrdr_vm.answers import GrowingMask
+from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, ProvisionError, ResidueError, UsageError
 from ktrdr_vm.evidence import RunDirectory, make_run_id, remove_old_runs, sum_up_egress
 from ktrdr_vm.first_lines import find_first_lines
 from ktrdr_vm.gates.load import load_playbook
@@ -23,16 +25,18 @@ from ktrdr_vm.guest.workspace import require_clean
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.instance import Instance
 from ktrdr_vm.listener import Listener, Options
 from ktrdr_vm.plan.plan import canonical_json
 from ktrdr_vm.recorder import Recorder
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
-from ktrdr_vm.report.mask import make_mask
 from ktrdr_vm.report.model import Artifact, Commits, GateResult, RunOutcome, RunReport, StageName, Verification, WorkloadResult
 from ktrdr_vm.resources.secret import read_source
 from ktrdr_vm.stage import Stage
+from ktrdr_vm.stop import Stop, write_stop
+from ktrdr_vm.suspension import suspend
 from ktrdr_vm.verification import choose_mode, make_fresh, sum_up
 
 KEPT_RUNS = 20
@@ -43,8 +47,11 @@ MAX_CHANGED = 1000
 class Run:
     """The state of one run. Use `execute` once."""
 
-    def __init__(self, gathered: Gathered, home: Home, libvirt: Libvirt, options: Options, listener: Listener) -> None:
+    def __init__(
+        self, gathered: Gathered, home: Home, libvirt: Libvirt, options: Options, listener: Listener, *, stop: Stop | None = None
+    ) -> None:
         self._gathered = gathered
+        self._stop = stop
         self._home = home
         self._libvirt = libvirt
         self._options = options
@@ -58,7 +65,8 @@ class Run:
         self._residue: tuple[str, ...] = ()
         self._secrets: dict[str, bytes] = {}
         self._mask: Callable[[str], str] = str
-        self._run_id = make_run_id()
+        self._run_id = stop.run_id if stop else make_run_id()
+        self._started_at = stop.started_at if stop else now()
         # Held to the end of the run: the instance, and the one that verifies it.
         self._locks = contextlib.ExitStack()
 
@@ -67,7 +75,7 @@ class Run:
         plan = self._gathered.plan
         playbooks = [load_playbook(path) for _, path in self._gathered.playbooks]
         self._secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
-        self._mask = make_mask(self._secrets.values())
+        self._mask = GrowingMask(self._secrets.values(), Instance(self._home, plan.identity, self._libvirt))
         if plan.profile.workspace is not None and self._gathered.repository is not None:
             require_clean(self._gathered.repository, plan.profile.workspace)
         self._home.create()
@@ -85,20 +93,28 @@ class Run:
     def _add_stage(self, gathered: Gathered, name: StageName) -> Stage:
         """One more VM of this run, its instance locked."""
         stage = Stage(
-            gathered, self._home, self._libvirt, run_id=self._run_id, name=name, secrets=self._secrets, mask=self._mask,
-            cold=self._options.cold, source=self._options.source if name == "base" else "",
-        )  # fmt: skip
+            gathered,
+            self._home,
+            self._libvirt,
+            run_id=self._run_id,
+            since=self._started_at,
+            name=name,
+            secrets=self._secrets,
+            mask=self._mask,
+            cold=self._options.cold,
+            source=self._options.source if name == "base" else "",
+        )
         self._locks.enter_context(stage.instance.locked())
         self._stages.append(stage)
         return stage
 
     def _execute_locked(self, playbooks: list[Playbook]) -> RunReport:
         plan = self._gathered.plan
-        started_at, began = now(), time.monotonic()
+        began = time.monotonic()
         path = self._home.run(plan.identity.instance_id, self._run_id)
         owner = (plan.facts.owner_uid, plan.facts.owner_gid)
         recorder = Recorder(RunDirectory(path, plan.identity.instance_id, owner, self._mask), self._listener)
-        recorder.directory.event("run_started", profile=plan.profile.name, plan_digest=plan.digest)
+        recorder.directory.event("run_continued" if self._stop else "run_started", profile=plan.profile.name, plan_digest=plan.digest)
         recorder.directory.write("plan.json", canonical_json(plan.to_json()))
         error: KtrdrError | None = None
         interrupted = False
@@ -112,11 +128,11 @@ class Run:
         except Exception as caught:  # whatever it is, what was made is taken away
             error = self._explain(caught, recorder)
         try:
-            report = self._finish(recorder, started_at, began, error, interrupted)
+            report = self._finish(recorder, began, error, interrupted)
         except KeyboardInterrupt:
             # The first one comes here, the second ends the process; every step of the end may be done twice.
             self._listener.note("interrupted; cleaning up (once more to stop at once)")
-            report = self._finish(recorder, started_at, began, error, interrupted=True)
+            report = self._finish(recorder, began, error, interrupted=True)
         with contextlib.suppress(OSError):
             remove_old_runs(path.parent, KEPT_RUNS)
         return report
@@ -139,14 +155,17 @@ class Run:
     def _work(self, playbooks: list[Playbook], recorder: Recorder) -> None:
         """The first gate shows that the base starts; then the workload; then all gates judge what it left."""
         stage = self._stages[0]
-        stage.provision(recorder)
+        if self._stop is not None:
+            stage.wake(recorder)
+            self._gates = self._stop.results
+        else:
+            stage.provision(recorder)
+            self._gates = stage.run_gates(playbooks[:1] if stage.plan.profile.workload else playbooks, recorder)
         if stage.plan.profile.workload is None:
-            self._gates = stage.run_gates(playbooks, recorder)
             self._artifacts = stage.fetch_artifacts(recorder)
             return
-        self._gates = stage.run_gates(playbooks[:1], recorder)
         if self._passed():
-            self._workload = stage.run_workload(recorder)
+            self._workload = stage.run_workload(recorder, again=self._stop is not None)
             self._returned = stage.pull(recorder)
             self._artifacts = stage.fetch_notes(recorder)
         refused = "" if self._passed() else "an earlier gate or the workload did not pass"
@@ -189,11 +208,18 @@ class Run:
         if error is not None:
             raise error
 
-    def _finish(self, recorder: Recorder, started_at: str, began: float, error: KtrdrError | None, interrupted: bool) -> RunReport:
+    def _finish(self, recorder: Recorder, began: float, error: KtrdrError | None, interrupted: bool) -> RunReport:
         """Evidence, the end of every instance, the report. Nothing that goes wrong with the evidence keeps an instance alive."""
         failed = error is not None or interrupted or not self._passed()
         kept = False
-        for stage in self._stages:
+        if isinstance(error, EscalationStop) and not interrupted:
+            try:
+                self._rest(recorder)
+                kept = True
+            except (OSError, KtrdrError) as caught:
+                # What cannot wait does not stay: it is ended like any other.
+                error = caught if isinstance(caught, KtrdrError) else self._explain(caught, recorder)
+        for stage in () if kept else self._stages:
             if stage.destroyed:
                 continue
             try:
@@ -212,7 +238,7 @@ class Run:
                 residue, destroy_error = stage.destroy(recorder)
                 self._residue += residue
                 error = error or destroy_error
-        report = self._assemble(recorder, started_at, began, error, interrupted, kept)
+        report = self._assemble(recorder, began, error, interrupted, kept)
         try:
             self._write(recorder.directory, report)
         except OSError as caught:
@@ -220,6 +246,28 @@ class Run:
             changes = {"outcome": "error", "exit_code": explained.exit_code} if report.exit_code in (0, 1) else {}
             report = replace(report, message=report.message or str(explained), hint=report.hint or explained.hint, **changes)  # type: ignore[arg-type]
         return report
+
+    def _rest(self, recorder: Recorder) -> None:
+        """The instance sleeps until the escalation is answered. The evidence so far is kept now."""
+        [stage] = self._stages
+        stage.keep_evidence(recorder)
+        gathered, options = self._gathered, self._options
+        write_stop(
+            stage.instance,
+            Stop(
+                profile=str(Path(gathered.loaded.source).resolve()),
+                workspace=gathered.plan.facts.workspace,
+                gates=tuple(name for name, _ in gathered.playbooks),
+                keep=options.keep,
+                cold=options.cold,
+                run_id=self._run_id,
+                started_at=self._started_at,
+                plan_digest=gathered.plan.digest,
+                results=self._gates,
+            ),
+        )
+        with recorder.phase("suspend"):
+            suspend(stage.instance, notify=recorder.hear_resource)
 
     def _may_keep(self) -> bool:
         return self._gathered.plan.profile.mode == "interactive" or self._options.keep != "never"
@@ -246,14 +294,14 @@ class Run:
             return error.exit_code
         return 0 if self._passed() else 1
 
-    def _assemble(
-        self, recorder: Recorder, started_at: str, began: float, error: KtrdrError | None, interrupted: bool, kept: bool
-    ) -> RunReport:
+    def _assemble(self, recorder: Recorder, began: float, error: KtrdrError | None, interrupted: bool, kept: bool) -> RunReport:
         stage = self._stages[0]
         plan = stage.plan
         rows = [row for one in self._stages for row in one.ledger or ()]
         allowed, denied = sum_up_egress(rows, self._gates)
-        outcome: RunOutcome = "interrupted" if interrupted else "error" if error else "passed" if self._passed() else "failed"
+        outcome: RunOutcome = "passed" if self._passed() else "failed"
+        if interrupted or error is not None:
+            outcome = "interrupted" if interrupted else "escalated" if isinstance(error, EscalationStop) else "error"
         commits = tuple(Commits(one.ref, one.commit, one.changed) for one in self._returned.refs)
         return RunReport(
             instance_id=plan.identity.instance_id,
@@ -264,7 +312,7 @@ class Run:
             image_digest=plan.facts.image.digest,
             outcome=outcome,
             exit_code=self._exit_code(interrupted, error),
-            started_at=started_at,
+            started_at=self._started_at,
             duration_s=round(time.monotonic() - began, 3),
             base_ref=plan.facts.base_ref,
             base_commit=plan.facts.base_commit,
@@ -274,6 +322,7 @@ class Run:
             verification=self._verification,
             allowed=allowed,
             denied=denied,
+            escalations=tuple(one for stage in self._stages for one in stage.escalations),
             artifacts=self._artifacts,
             commits=tuple(replace(one, changed=one.changed[:MAX_CHANGED]) for one in commits),
             first_lines=find_first_lines(commits, self._gathered, self._verification, self._workload, self._returned),

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ktrdr_vm.answers import find_pending, find_stop, give_again
 from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.errors import GuestError, KtrdrError, ResidueError
+from ktrdr_vm.errors import EscalationStop, GuestError, KtrdrError, ResidueError
+from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gates.runner import run_playbook
@@ -33,6 +35,7 @@ from ktrdr_vm.recorder import Recorder
 from ktrdr_vm.report.artifacts import make_artifacts
 from ktrdr_vm.report.model import Artifact, GateResult, StageName, WorkloadResult
 from ktrdr_vm.snapshot import adopt, find_snapshot
+from ktrdr_vm.suspension import resume
 from ktrdr_vm.template import build_template, find_template, fits
 from ktrdr_vm.workload import run_workload
 
@@ -51,6 +54,7 @@ class Stage:
         libvirt: Libvirt,
         *,
         run_id: str,
+        since: str,
         name: StageName,
         secrets: Mapping[str, bytes],
         mask: Callable[[str], str],
@@ -62,10 +66,11 @@ class Stage:
         self.instance = Instance(home, gathered.plan.identity, libvirt)
         self.image: Image | None = None
         self.ledger: list[dict[str, Any]] | None = None
+        self.escalations: tuple[dict[str, Any], ...] = ()
         self._home = home
         self.destroyed = False
         self._run_id = run_id
-        self._since = now()
+        self._since = since
         self._name = name
         self._secrets = secrets
         self._mask = mask
@@ -166,20 +171,48 @@ class Stage:
         )
         return run_playbook(playbook, self.instance.connect(), context)
 
-    def run_workload(self, recorder: Recorder) -> WorkloadResult | None:
-        """None when the profile has none."""
+    def wake(self, recorder: Recorder) -> None:
+        """Take up an instance that slept until its escalation was answered; what was approved is applied."""
+        pending = find_pending(self.instance)
+        if pending:
+            raise self._stop(pending[0])
+        with self._phase("resume", recorder):
+            self.image = ensure_image(self.plan.profile.image, self.gathered.recipe, self._home.images, progress=recorder.listener.note)
+            self.plan = know_image(self.plan, self.image)
+            roots = self.gathered.policy.mount_roots
+            resume(self.instance, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
+            for one in give_again(self.instance):
+                recorder.directory.event("escalation", **one.to_json())
+
+    def _stop(self, escalation_id: str) -> EscalationStop:
+        name = self.plan.identity.instance_id
+        return EscalationStop(
+            f"the run waits for an answer to {escalation_id}",
+            where=name,
+            hint=f"`ktrdr-vm escalations show {name} {escalation_id}`, approve or deny it, then `ktrdr-vm apply --continue {name}`",
+        )
+
+    def run_workload(self, recorder: Recorder, *, again: bool = False) -> WorkloadResult | None:
+        """None when the profile has none. EscalationStop when it waits for an answer that does not come, or failed beside one."""
         workload = self.plan.profile.workload
         if workload is None:
             return None
+        policy = self.gathered.policy
         with self._phase("workload", recorder):
-            return run_workload(
+            result = run_workload(
                 self.instance.connect,
                 workload,
                 environment=self._environment,
                 chdir=self.plan.profile.workspace.target if self.plan.profile.workspace else None,
                 mask=self._mask,
                 on_output=recorder.listener.output,
+                again=again,
+                leave=lambda: bool(find_stop(self.instance, policy)),
             )
+            pending = find_pending(self.instance) if result is None or result.outcome != "passed" else []
+            if pending:
+                raise self._stop(pending[0])
+            return result
 
     def pull(self, recorder: Recorder) -> Returned:
         """The workload's commits, in the person's repository."""
@@ -219,8 +252,10 @@ class Stage:
                 ask_guard(self.instance.paths.guard, "flush")
         name = f"console-{self._folder}.log" if self._folder else "console.log"
         recorder.directory.keep_console(self.instance.paths.console, name)
+        store = EscalationStore(self.instance.paths.escalations, self.plan.identity.instance_id)
+        self.escalations = tuple(one.to_json() for one in store.list()) or self.escalations
         if self.ledger is None:
-            self.ledger = recorder.directory.keep_ledger(self.instance.paths.ledger, since=self._since)
+            self.ledger = recorder.directory.keep_ledger(self.instance.paths.ledger, since=self._since, add=bool(self._folder))
 
     def destroy(self, recorder: Recorder) -> tuple[tuple[str, ...], KtrdrError | None]:
         """Residue, and what went wrong."""

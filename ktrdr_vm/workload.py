@@ -24,6 +24,8 @@ from ktrdr_vm.report.model import WorkloadResult
 KEPT_OUTPUT = 64 * 1024
 # How often a lost connection is made again without a byte in between. A guest that is gone ends the run.
 _RECONNECTS = 5
+# How often it is asked whether anybody still waits.
+_SLICE = 15.0
 _LIMIT = 60.0
 
 # In the user's home, which is on the disk: a reboot of the guest leaves it, and the missing exit code then says what happened.
@@ -55,9 +57,12 @@ Connect = Callable[[], Guest]
 
 @dataclass(frozen=True)
 class Ending:
-    """How a followed workload ended. `exit_code` is None when it was stopped by its limit, or never said one (the guest rebooted)."""
+    """How a followed workload ended. `exit_code` is None when it was stopped by its limit, or never said one (the guest rebooted).
 
-    outcome: Literal["passed", "failed", "timeout"]
+    `unfinished`: nobody waits for it any longer, and it goes on.
+    """
+
+    outcome: Literal["passed", "failed", "timeout", "unfinished"]
     exit_code: int | None
 
 
@@ -69,8 +74,14 @@ def run_workload(
     chdir: str | None,
     mask: Callable[[str], str],
     on_output: Callable[[bytes], None],
-) -> WorkloadResult:
-    """Run it as the guest's unprivileged user until it ends or its time is over. A failure is a result, not an error."""
+    again: bool = False,
+    leave: Callable[[], bool] = lambda: False,
+) -> WorkloadResult | None:
+    """Run it as the guest's unprivileged user until it ends or its time is over. A failure is a result, not an error.
+
+    With `again` one that still runs is taken up instead of being started. None when `leave` said, every few seconds asked, that nobody
+    waits for it any longer.
+    """
     started_at, began = now(), time.monotonic()
     tail = bytearray()
 
@@ -79,15 +90,11 @@ def run_workload(
         # More than is kept, so that a secret at the cut is still whole when it is masked.
         del tail[: -2 * KEPT_OUTPUT]
 
-    words = " ".join(shlex.quote(word) for word in workload.command)
-    started = connect().run(_START % words, environment=environment, chdir=chdir, timeout=_LIMIT)
-    if started.exit_code != 0:
-        raise GuestError(
-            f"the workload could not be started: {started.stderr.decode('utf-8', 'replace')[-300:].strip()}",
-            where="workload",
-            hint="the image needs setsid (util-linux), a home directory that can be written, and room on its disk",
-        )
-    ending = follow(connect, mask=mask, on_output=on_output, timeout=workload.timeout, hear=hear)
+    if not again or connect().run(_STATE, timeout=_LIMIT, max_output=64).stdout.strip() != b"running":
+        _start(connect(), workload, environment, chdir)
+    ending = follow(connect, mask=mask, on_output=on_output, timeout=workload.timeout, hear=hear, leave=leave)
+    if ending.outcome == "unfinished":
+        return None
     if ending.outcome == "timeout":
         with contextlib.suppress(GuestError):
             connect().run(_KILL, timeout=_LIMIT)
@@ -101,6 +108,17 @@ def run_workload(
     )
 
 
+def _start(guest: Guest, workload: Workload, environment: Mapping[str, str], chdir: str | None) -> None:
+    words = " ".join(shlex.quote(word) for word in workload.command)
+    started = guest.run(_START % words, environment=environment, chdir=chdir, timeout=_LIMIT)
+    if started.exit_code != 0:
+        raise GuestError(
+            f"the workload could not be started: {started.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            where="workload",
+            hint="the image needs setsid (util-linux), a home directory that can be written, and room on its disk",
+        )
+
+
 def follow(
     connect: Connect,
     *,
@@ -108,6 +126,7 @@ def follow(
     on_output: Callable[[bytes], None],
     timeout: float,
     hear: Callable[[bytes], None] = lambda _data: None,
+    leave: Callable[[], bool] = lambda: False,
 ) -> Ending:
     """Read a workload's output from its beginning until it ends, through lost connections.
 
@@ -129,14 +148,18 @@ def follow(
             try:
                 guest = connect()
                 left = max(deadline - time.monotonic(), 0.05)
-                if guest.run(_FOLLOW % (seen + 1), timeout=left, max_output=0, on_output=take).exit_code == 3:
+                if leave():
+                    return Ending("unfinished", None)
+                if guest.run(_FOLLOW % (seen + 1), timeout=min(left, _SLICE), max_output=0, on_output=take).exit_code == 3:
                     break
                 said = connect().run(_STATE, timeout=_LIMIT, max_output=64).stdout.strip()
                 if said != b"running":
                     code = int(said) if re.fullmatch(rb"[0-9]{1,3}", said) else None
                     return Ending("passed" if code == 0 else "failed", code)
             except GuestTimeout:
-                return Ending("timeout", None)
+                # Only the reading is cut off; the next slice begins where this one ended.
+                if time.monotonic() >= deadline:
+                    return Ending("timeout", None)
             except GuestError:
                 failures += 1
                 if failures > _RECONNECTS:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
-from ktrdr_vm.cli.options import json_option, plan_options, profile_argument
+from ktrdr_vm.cli.options import json_option, plan_options
 
 
 @click.command()
-@profile_argument
+@click.argument("profile", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option("--continue", "continued", metavar="ID", help="Take up the run of ID that stopped at an escalation.")
 @plan_options
 @click.option("--gate", "gates", multiple=True, metavar="NAME", help="Run these gates instead of the profile's. Repeatable.")
 @click.option(
@@ -25,24 +26,50 @@ from ktrdr_vm.cli.options import json_option, plan_options, profile_argument
 @click.option("--from", "source", default="", metavar="ID@NAME", help="Begin from a snapshot of another instance, with its workspace.")
 @json_option
 def apply(
-    profile: Path, instance_id: str | None, workspace: Path, gates: tuple[str, ...], keep: str, cold: bool, source: str, as_json: bool
+    profile: Path | None,
+    continued: str | None,
+    instance_id: str | None,
+    workspace: Path,
+    gates: tuple[str, ...],
+    keep: str,
+    cold: bool,
+    source: str,
+    as_json: bool,
 ) -> int:
     """Make the sandbox of PROFILE, run its workload and gates, bring the evidence back, destroy it, prove that nothing is left."""
     from ktrdr_vm.cli.progress import TerminalListener, show_report
+    from ktrdr_vm.errors import UsageError
     from ktrdr_vm.gather import gather
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.instance import require_root
+    from ktrdr_vm.instance import Instance, require_root
     from ktrdr_vm.listener import Options
+    from ktrdr_vm.plan.identity import parse_instance_id
     from ktrdr_vm.report.json import render_report_json
     from ktrdr_vm.run import Run
+    from ktrdr_vm.stop import read_stop
 
     require_root()
     home = find_home()
+    if (profile is None) == (continued is None):
+        raise UsageError("either a PROFILE or --continue ID", where="ktrdr-vm apply", hint="`ktrdr-vm apply profile.yaml`")
+    stop = None
+    options = Options(keep=keep, cold=cold, source=source)  # type: ignore[arg-type]
+    if continued is not None:
+        stop = read_stop(Instance(home, parse_instance_id(continued), Libvirt()))
+        profile, workspace, instance_id, gates = Path(stop.profile), Path(stop.workspace), continued, stop.gates
+        options = Options(keep=stop.keep, cold=stop.cold)
+    assert profile is not None
     gathered = gather(profile, home=home, workspace=workspace, instance_id=instance_id, gates=gates)
+    if stop is not None and gathered.plan.digest != stop.plan_digest:
+        raise UsageError(
+            "the profile, its playbooks or the workspace's commit changed since the run stopped",
+            where=str(profile),
+            hint=f"put back what was there, or `ktrdr-vm destroy {instance_id}` and apply anew",
+        )
     listener = TerminalListener(gathered)
     with listener:
-        report = Run(gathered, home, Libvirt(), Options(keep=keep, cold=cold, source=source), listener).execute()  # type: ignore[arg-type]
+        report = Run(gathered, home, Libvirt(), options, listener, stop=stop).execute()
     directory = home.run(report.instance_id, report.run_id)
     try:
         if as_json:

@@ -29,7 +29,7 @@ def resume(instance_id: str) -> None:
     """Bring INSTANCE_ID back. Its secrets are read again from where its profile says, so their variables must be set."""
     from ktrdr_vm.cli.access import open_instance
     from ktrdr_vm.cli.progress import show_resource
-    from ktrdr_vm.gather import read_policy
+    from ktrdr_vm.host.owner_policy import read_policy
     from ktrdr_vm.instance import require_root
     from ktrdr_vm.resources.secret import read_source
     from ktrdr_vm.suspension import resume as resume_instance
@@ -58,7 +58,7 @@ def snapshot(instance_id: str, name: str | None, remove: bool, as_json: bool) ->
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.cli.progress import show_resource
     from ktrdr_vm.errors import UsageError
-    from ktrdr_vm.gather import read_policy
+    from ktrdr_vm.host.owner_policy import read_policy
     from ktrdr_vm.instance import require_root
     from ktrdr_vm.resources.secret import read_source
     from ktrdr_vm.snapshot import list_snapshots, remove_snapshot, take_snapshot

@@ -58,7 +58,9 @@ def listen_unix(path: Path) -> socket.socket:
     return made
 
 
-def start_resolver(serve: Callable[[socket.socket], None], listeners: tuple[socket.socket, ...], uid: int) -> tuple[int, socket.socket]:
+def start_child(
+    name: str, serve: Callable[[socket.socket], None], listeners: tuple[socket.socket, ...], uid: int
+) -> tuple[int, socket.socket]:
     """Fork a child that is `uid`, keeps the listeners and a channel, and runs `serve`. Returns its pid and our end of the channel."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
@@ -77,7 +79,7 @@ def start_resolver(serve: Callable[[socket.socket], None], listeners: tuple[sock
             serve(theirs)
         except BaseException as error:
             # Its standard error is guard.log.
-            os.write(2, f"resolver: {type(error).__name__}: {error}\n".encode())
+            os.write(2, f"{name}: {type(error).__name__}: {error}\n".encode())
         finally:
             os._exit(1)
     theirs.close()

@@ -3,6 +3,7 @@
     guard (root: listeners, nft writer, ledger, children)
     ├── resolver (own user, no privilege): reads the guest's DNS
     ├── haproxy  (own user, no privilege): reads the guest's HTTP and TLS
+    ├── inbox    (own user, no privilege): reads the guest's escalations, where somebody can ask
     └── nft monitor: says at once when another program touches the firewall
 
 It is a process of its own because it must outlive the command that made the instance. It holds a lock while it lives; that lock,
@@ -26,7 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.children import bind_early, listen_unix, start_proxy, start_resolver
+from ktrdr_vm.egress.children import bind_early, listen_unix, start_child, start_proxy
+from ktrdr_vm.egress.desk import EscalationDesk
 from ktrdr_vm.egress.grant_book import GrantBook
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.ledger import Ledger
@@ -37,9 +39,10 @@ from ktrdr_vm.egress.rules import rules_from_json
 from ktrdr_vm.egress.sets import AllowSets
 from ktrdr_vm.egress.watch import TableWatch
 from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.host.journal import write_durably
 from ktrdr_vm.host.nft import list_table
-from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, OTHER_PORT, TLS_PORT
+from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, INBOX_PORT, OTHER_PORT, TLS_PORT
 
 POLL = 1.0
 _LINE_LIMIT = 16 * 1024
@@ -88,6 +91,7 @@ class Guard:
         )
         self._take_up_elements()
         self.granting.start()
+        self.desk = self._open_desk()
 
     def run(self) -> None:
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -100,6 +104,7 @@ class Guard:
         self._start_resolver()
         self._start_proxy()
         self._start_monitor()
+        self._start_desk()
         self.ledger.write("guard", "note", message="started")
         next_poll = time.monotonic() + POLL
         while self.running:
@@ -133,8 +138,11 @@ class Guard:
 
     def _start_resolver(self) -> None:
         config = {**self.resolver_config, **self._grants_for_resolver()}
-        self.resolver_pid, self.channel = start_resolver(
-            lambda channel: run_resolver(config, self.udp, self.tcp, channel), (self.udp, self.tcp), int(self.config["resolver_uid"])
+        self.resolver_pid, self.channel = start_child(
+            "resolver",
+            lambda channel: run_resolver(config, self.udp, self.tcp, channel),
+            (self.udp, self.tcp),
+            int(self.config["resolver_uid"]),
         )
         self._untold = False
         self.selector.register(self.channel, selectors.EVENT_READ, self._serve_resolver)
@@ -148,6 +156,24 @@ class Guard:
         self.monitor = self.watch.start_monitor()
         assert self.monitor.stdout is not None
         self.selector.register(self.monitor.stdout, selectors.EVENT_READ, self._read_monitor)
+
+    def _open_desk(self) -> EscalationDesk | None:
+        """Where somebody in the instance can ask."""
+        if not self.config["escalations"]:
+            return None
+        user, group = self.config["owner"]
+        return EscalationDesk(
+            EscalationStore(Path(self.config["escalations"]), self.config["instance_id"]),
+            bind_early(socket.SOCK_STREAM, self.config["gateway"], INBOX_PORT),
+            int(self.config["resolver_uid"]),
+            (int(user), int(group)),
+            self.ledger,
+            self.granting,
+        )
+
+    def _start_desk(self) -> None:
+        if self.desk is not None:
+            self.selector.register(self.desk.start(), selectors.EVENT_READ, self.desk.serve)
 
     def _read_monitor(self) -> None:
         assert self.monitor is not None
@@ -168,6 +194,13 @@ class Guard:
             self.selector.unregister(self.proxy.stdout)
             self.proxy.stdout.close()
             self._restart("the proxy", self._start_proxy)
+        if self.desk is not None:
+            self.desk.reap()
+            if os.waitpid(self.desk.pid, os.WNOHANG)[0]:
+                assert self.desk.channel is not None
+                self.selector.unregister(self.desk.channel)
+                self.desk.channel.close()
+                self._restart("the escalation inbox", self._start_desk)
         if self.monitor is not None and self.monitor.poll() is not None:
             assert self.monitor.stdout is not None
             self.selector.unregister(self.monitor.stdout)
@@ -186,7 +219,8 @@ class Guard:
         start()
 
     def _end_children(self) -> None:
-        children = (self.resolver_pid, self.proxy.pid if self.proxy else 0, self.monitor.pid if self.monitor else 0)
+        desk = self.desk.pid if self.desk is not None else 0
+        children = (self.resolver_pid, self.proxy.pid if self.proxy else 0, self.monitor.pid if self.monitor else 0, desk)
         for pid in filter(None, children):
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)

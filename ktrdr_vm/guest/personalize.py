@@ -14,7 +14,7 @@ from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan
 
 GUEST_LIMIT = 60.0
-_KNOWN_HOSTS = Path(__file__).parent / "data" / "known_hosts"
+_DATA = Path(__file__).parent / "data"
 
 # Docker takes new labels on reload without touching a container; a guest without Docker has none to label.
 _WRITE = """set -eu
@@ -25,6 +25,9 @@ install -m 0644 /dev/null /etc/ktrdr/README.md
 printf '%s' "$GUIDE" > /etc/ktrdr/README.md
 install -d -m 0755 /etc/ssh
 printf '%s' "$KNOWN_HOSTS" > /etc/ssh/ssh_known_hosts
+install -d -m 0755 /usr/local/bin
+printf '%s' "$ESCALATE" > /usr/local/bin/ktrdr-escalate
+chmod 0755 /usr/local/bin/ktrdr-escalate
 touch /etc/environment
 sed -i '/^# ktrdr-vm begin$/,/^# ktrdr-vm end$/d' /etc/environment
 cat >> /etc/environment
@@ -66,7 +69,8 @@ def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> Non
         environment={
             "IDENTITY": json.dumps(make_facts(plan), indent=2),
             "GUIDE": render_guide(plan),
-            "KNOWN_HOSTS": _KNOWN_HOSTS.read_text(encoding="utf-8"),
+            "KNOWN_HOSTS": (_DATA / "known_hosts").read_text(encoding="utf-8"),
+            "ESCALATE": (_DATA / "ktrdr-escalate").read_text(encoding="utf-8"),
             "LABEL": f"ktrdr.instance_id={identity.instance_id}",
         },
         become=True,

@@ -20,3 +20,8 @@ def boottime() -> float:
 def read_boot_id() -> str:
     """Names this boot; a moment of `boottime` means something within one boot only."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def seconds_since(moment: str) -> float:
+    """Seconds from a time that `now` wrote until now, by the wall clock."""
+    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()

@@ -13,6 +13,7 @@ $KTRDR_VM_HOME/                          default /var/lib/ktrdr-vm; 0711, so QEM
     guard/                               proxy.cfg, *.names, *.suffixes, egress.json, guard.lock, control.sock, guard.log
     mounts/<n>                           read-only binds that virtiofs serves
     egress.jsonl                         the ledger
+    escalations/e<n>.json                what its agent asked for, and the answers; stop.json where a run waits for one
   runs/<instance_id>/<run_id>/           the evidence of one run; `latest` points to the newest
 """
 
@@ -123,6 +124,15 @@ class InstancePaths:
     @property
     def guard(self) -> Path:
         return self.directory / "guard"
+
+    @property
+    def escalations(self) -> Path:
+        return self.directory / "escalations"
+
+    @property
+    def stop(self) -> Path:
+        """Where a run stopped at an escalation, for who takes it up again."""
+        return self.directory / "stop.json"
 
     @property
     def mounts(self) -> Path:

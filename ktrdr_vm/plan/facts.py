@@ -17,6 +17,7 @@ DNS_PORT = 53
 HTTP_PORT = 3128
 TLS_PORT = 3129
 OTHER_PORT = 3130
+INBOX_PORT = 8480
 
 # Two unprivileged users for each slot, from the range that systemd's UIDS-GIDS document leaves unused.
 _UID_BASE = 1_900_000_000

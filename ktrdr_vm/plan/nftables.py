@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
-from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, OTHER_PORT, TLS_PORT, Allocation
+from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, INBOX_PORT, OTHER_PORT, TLS_PORT, Allocation
 from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.profile.model import EgressRule
 from ktrdr_vm.profile.policy import RESERVED, is_reserved
@@ -26,8 +26,14 @@ def render_ruleset(
     allocation: Allocation,
     rules: tuple[EgressRule, ...],
     reserved: tuple[tuple[IPv4Address, int], ...] = (),
+    *,
+    inbox: bool = False,
 ) -> str:
-    """One transaction that replaces the table whole. `reserved` are the owner's exceptions, used where a rule names them."""
+    """One transaction that replaces the table whole. `reserved` are the owner's exceptions, used where a rule names them.
+
+    With `inbox` the gateway also serves escalations.
+    """
+    served = (DNS_PORT, INBOX_PORT) if inbox else (DNS_PORT,)
     table, tap, gateway = identity.table, identity.tap, allocation.gateway
     ranges, exceptions = _addresses(rules, frozenset(reserved))
     return f"""\
@@ -121,7 +127,7 @@ table inet {table} {{
         # A late answer to a login that the host has given up on; not an attempt at anything.
         ip daddr {gateway} tcp sport 22 ct state invalid drop
         ip daddr {gateway} udp dport {DNS_PORT} accept
-        ip daddr {gateway} tcp dport {DNS_PORT} accept
+        ip daddr {gateway} tcp dport {{ {_join(map(str, served))} }} accept
         ip daddr . tcp dport @exceptions accept
         ip daddr . tcp dport @lan_names accept
         ip daddr . tcp dport @granted_exceptions accept
@@ -160,7 +166,7 @@ table inet {table} {{
     # The proxy's listeners serve redirected flows of this guest, its resolver the guest and the proxy, and nobody else.
     chain guard_in {{
         type filter hook input priority filter; policy accept;
-        ip daddr {gateway} tcp dport {{ {HTTP_PORT}, {TLS_PORT}, {OTHER_PORT} }} iifname != "{tap}" drop
+        ip daddr {gateway} tcp dport {{ {_join(map(str, (HTTP_PORT, TLS_PORT, OTHER_PORT, *served[1:])))} }} iifname != "{tap}" drop
         ip daddr {gateway} tcp dport {OTHER_PORT} jump by_address
         ip daddr {gateway} udp dport {DNS_PORT} iifname != {{ "lo", "{tap}" }} drop
         ip daddr {gateway} tcp dport {DNS_PORT} iifname != {{ "lo", "{tap}" }} drop

@@ -58,7 +58,7 @@ class Plan:
             "user-data": render_user_data(identity, facts, allocation),
             "meta-data": render_meta_data(identity),
             "network-config": render_network_config(identity, allocation),
-            "ruleset.nft": render_ruleset(identity, facts.home, allocation, self.rules, facts.owner_reserved),
+            "ruleset.nft": render_ruleset(identity, facts.home, allocation, self.rules, facts.owner_reserved, inbox=self.profile.asks),
             "proxy.cfg": render_proxy(identity, allocation, f"{self.instance_directory}/guard"),
             "egress.json": canonical_json(self.egress.to_json()),
         }

@@ -120,3 +120,8 @@ class Profile:
     gate_timeout: int = 1800
     vars: tuple[tuple[str, Scalar], ...] = ()
     artifacts: tuple[str, ...] = ()
+
+    @property
+    def asks(self) -> bool:
+        """Is there somebody in it who can ask for more? Only then does the gateway have an inbox."""
+        return self.workload is not None or self.mode == "interactive"

@@ -10,11 +10,12 @@ import fnmatch
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import PurePosixPath
+from typing import Any
 
 from ktrdr_vm.errors import DocumentError, Problem
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.load import LoadedProfile
-from ktrdr_vm.profile.model import EgressRule, Size
+from ktrdr_vm.profile.model import EgressRule, Secret, Size
 from ktrdr_vm.profile.schema import POLICY, check_shape
 from ktrdr_vm.profile.strict_yaml import load_yaml
 
@@ -48,6 +49,38 @@ _PERSONAL = frozenset(
 
 
 @dataclass(frozen=True)
+class PreApproval:
+    """A request for the network that the owner has answered beforehand. `host` may be `*.` and a suffix."""
+
+    host: str
+    ports: tuple[int, ...]
+    seconds: int
+
+
+@dataclass(frozen=True)
+class EscalationPolicy:
+    """The owner's line for escalations. `wait` is how long a run goes on beside an unanswered one, `longest` what any approval may last."""
+
+    kinds: tuple[str, ...] = ("network", "secret", "decision")
+    wait: int = 600
+    longest: int = 8 * 3600
+    hook: tuple[str, ...] = ()
+    approved: tuple[PreApproval, ...] = ()
+
+    def answers(self, request: dict[str, Any], seconds: int) -> bool:
+        """Has the owner approved this request for the network beforehand, all of it?"""
+        return any(
+            set(request["ports"]) <= set(one.ports)
+            and seconds <= one.seconds
+            and (
+                request["host"] == one.host
+                or (one.host.startswith("*.") and request["host"].endswith(one.host[1:]) and "*" not in request["host"])
+            )
+            for one in self.approved
+        )
+
+
+@dataclass(frozen=True)
 class OwnerPolicy:
     """Without a file: mounts from the workspace only, secrets from KTRDR_* only, nothing reserved, no observe mode."""
 
@@ -59,6 +92,7 @@ class OwnerPolicy:
     largest: Size = Size(vcpus=16, memory=32768, disk=204800)
     publish_command: tuple[str, ...] = ()
     signing_key: str = ""
+    escalations: EscalationPolicy = EscalationPolicy()
 
 
 def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
@@ -91,6 +125,21 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
         ),
         publish_command=tuple(data.get("publish", {}).get("command", ())),
         signing_key=data.get("publish", {}).get("signing_key", ""),
+        escalations=_escalations(data.get("escalations", {})),
+    )
+
+
+def _escalations(data: dict[str, Any]) -> EscalationPolicy:
+    default = EscalationPolicy()
+    return EscalationPolicy(
+        kinds=tuple(data.get("kinds", default.kinds)),
+        wait=scalars.parse_duration(data["wait"]) if "wait" in data else default.wait,
+        longest=scalars.parse_duration(data["longest"]) if "longest" in data else default.longest,
+        hook=tuple(data.get("hook", ())),
+        approved=tuple(
+            PreApproval(one["host"], tuple(one.get("ports", (443,))), scalars.parse_duration(one.get("longest", "1h")))
+            for one in data.get("approve", ())
+        ),
     )
 
 
@@ -113,16 +162,9 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
         if reason:
             problems.append(loaded.problem(("workspace", "source"), reason))
     for index, secret in enumerate(profile.secrets):
-        if secret.env and not any(fnmatch.fnmatchcase(secret.env, pattern) for pattern in policy.secret_env):
-            problems.append(
-                loaded.problem(("secrets", index, "source", "env"), f"the variable {secret.env} is not one that may be a secret")
-            )
-        if secret.file:
-            reason = refuse_path(secret.file, workspace, ())
-            if secret.file not in policy.secret_files or reason.startswith("a person"):
-                problems.append(
-                    loaded.problem(("secrets", index, "source", "file"), f"the file {secret.file} is not one that may be a secret")
-                )
+        reason = refuse_secret(secret, policy, workspace)
+        if reason:
+            problems.append(loaded.problem(("secrets", index, "source", "env" if secret.env else "file"), reason))
     for index, rule in enumerate(profile.egress.allow):
         problems.extend(loaded.problem(("egress", "allow", index, "cidr"), message) for message in refuse_reserved(rule, policy))
     if profile.egress.mode == "observe":
@@ -143,6 +185,17 @@ def refuse_path(source: str, base: str, roots: tuple[str, ...]) -> str:
         return "the repository's .git is never mounted"
     if roots and not any(path.is_relative_to(root) for root in roots):
         return f"{path} is beneath neither the workspace nor a root that the owner listed"
+    return ""
+
+
+def refuse_secret(secret: Secret, policy: OwnerPolicy, base: str) -> str:
+    """Why a source may not be a secret, or nothing. A person's own places never may."""
+    if secret.env:
+        if any(fnmatch.fnmatchcase(secret.env, pattern) for pattern in policy.secret_env):
+            return ""
+        return f"the variable {secret.env} is not one that may be a secret"
+    if secret.file not in policy.secret_files or refuse_path(secret.file, base, ()).startswith("a person"):
+        return f"the file {secret.file} is not one that may be a secret"
     return ""
 
 

@@ -168,7 +168,27 @@ POLICY: Schema = {
             "signing_key": _text(scalars.parse_guest_path),
         },
     },
-    "escalations": {"type": "dict", "allow_unknown": True},
+    "escalations": {
+        "type": "dict",
+        "schema": {
+            "kinds": {"type": "list", "allowed": ["network", "secret", "decision"], "schema": {"type": "string"}},
+            "wait": _text(scalars.parse_duration),
+            "longest": _text(scalars.parse_duration),
+            "hook": {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string"}},
+            "approve": {
+                "type": "list",
+                "maxlength": 200,
+                "schema": {
+                    "type": "dict",
+                    "schema": {
+                        "host": _text(scalars.parse_host, required=True),
+                        "ports": _PORTS,
+                        "longest": _text(scalars.parse_duration),
+                    },
+                },
+            },
+        },
+    },
 }
 
 

@@ -78,6 +78,9 @@ def _lines(report: RunReport) -> Iterator[SummaryLine]:
     if report.verification is not None:
         yield SummaryLine(escape_line(describe_verification(report.verification)), _STYLES[report.verification.outcome])
     yield from _network(report)
+    for asked in report.escalations:
+        shown = f"escalation  {asked['id']} {asked['kind']} {asked['state']}: {asked['blocked']}"
+        yield SummaryLine(escape_line(shown, limit=200), "warn" if asked["state"] == "pending" else "plain")
     if report.artifacts:
         kept = [artifact for artifact in report.artifacts if not artifact.refused]
         refused = [artifact for artifact in report.artifacts if artifact.refused]

@@ -86,6 +86,8 @@ class Guard(Resource):
             "resolver_uid": allocation.resolver_uid,
             "exceptions": [[str(address), port] for address, port in facts.owner_reserved],
             "ledger": str(self.target.paths.ledger),
+            "escalations": str(self.target.paths.escalations) if blueprint.plan.profile.asks else "",
+            "owner": [facts.owner_uid, facts.owner_gid],
         }
         # The proxy's user reads its configuration and lists; the rest is the owner's.
         return {

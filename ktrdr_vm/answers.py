@@ -1,0 +1,253 @@
+"""Answers to escalations: checked against the owner's line, applied to the living instance, recorded, ended.
+
+An approval may give less than was asked, never more. Some things no approval can give: what the owner's policy does not allow to a
+profile, it does not allow here either.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from ktrdr_vm.egress.grants import grant, revoke
+from ktrdr_vm.errors import GuestError, UsageError
+from ktrdr_vm.escalation.packet import Packet, parse_request
+from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
+from ktrdr_vm.host.clock import boottime, now, read_boot_id, seconds_since
+from ktrdr_vm.instance import Instance
+from ktrdr_vm.profile.model import EgressRule, Secret
+from ktrdr_vm.profile.policy import OwnerPolicy, refuse_secret
+from ktrdr_vm.report.mask import make_mask
+from ktrdr_vm.resources.secret import Secret as SecretResource
+from ktrdr_vm.resources.secret import read_source
+
+_LIMIT = 30.0
+
+
+def open_store(instance: Instance) -> EscalationStore:
+    """The escalations of an instance; UsageError when there is no such instance."""
+    instance.require_journal()
+    return EscalationStore(instance.paths.escalations, instance.identity.instance_id)
+
+
+def approve(
+    instance: Instance,
+    escalation_id: str,
+    policy: OwnerPolicy,
+    *,
+    reason: str,
+    request: dict[str, Any] | None = None,
+    seconds: int | None = None,
+    source: Secret | None = None,
+) -> Escalation:
+    """Apply and record an approval. `request` and `seconds` narrow what was asked; `source` says where a secret comes from.
+
+    UsageError when the owner's line, the packet or the state does not allow it; then nothing was given.
+    """
+    store = open_store(instance)
+    found = store.find(escalation_id)
+    if found.current != "pending":
+        raise UsageError(
+            f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only what is pending can be approved"
+        )
+    _require_reason(reason)
+    given = _narrow(found, request)
+    lasting = seconds if seconds is not None else found.packet.seconds
+    _check(found.packet, given, lasting, policy, instance)
+    answer = Answer(by=_who(), reason=reason, at=now(), request=given, seconds=lasting)
+    if found.packet.kind == "secret":
+        answer = replace(answer, source=_check_source(instance, policy, source))
+    if instance.require_journal().state == "awake":
+        answer = _give(instance, found, answer)
+    else:
+        answer = replace(answer, waiting=found.packet.kind != "decision")
+    return store.answer(escalation_id, "approved", answer)
+
+
+def give_again(instance: Instance) -> list[Escalation]:
+    """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What was applied."""
+    store = open_store(instance)
+    given = []
+    for one in store.list():
+        if one.current != "approved" or one.answer is None or one.packet.kind == "decision":
+            continue
+        answer = one.answer
+        if answer.waiting:
+            given.append(store.answer(one.id, "approved", _give(instance, one, replace(answer, waiting=False))))
+        elif answer.ends is not None:
+            left = max(1, int(answer.ends[1] - boottime()))
+            _give(instance, one, replace(answer, seconds=left))
+            given.append(one)
+    return given
+
+
+def _give(instance: Instance, one: Escalation, answer: Answer) -> Answer:
+    """Apply an approval to the running instance; the answer with its end."""
+    if one.packet.kind == "network":
+        rule = EgressRule(host=answer.request["host"], ports=tuple(answer.request["ports"]), reason=answer.reason)
+        grant(instance.paths.guard, one.id, rule, answer.seconds)
+    elif one.packet.kind == "secret":
+        name = answer.request["name"]
+        entry = Secret(name, _path(name), env=answer.source.get("env", ""), file=answer.source.get("file", ""), ttl=answer.seconds)
+        deliver_secret(instance, entry)
+    else:
+        return answer
+    return replace(answer, ends=(read_boot_id(), boottime() + answer.seconds))
+
+
+def deny(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
+    """Record a refusal; the guest reads the reason."""
+    _require_reason(reason)
+    return open_store(instance).answer(escalation_id, "denied", Answer(by=_who(), reason=reason, at=now()))
+
+
+def take_back(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
+    """End an approval now, with everything that it gave."""
+    _require_reason(reason)
+    store = open_store(instance)
+    found = store.find(escalation_id)
+    if found.current != "approved" or found.answer is None:
+        raise UsageError(
+            f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only what is approved can be revoked"
+        )
+    if found.packet.kind == "network":
+        revoke(instance.paths.guard, escalation_id)
+    elif found.packet.kind == "secret":
+        instance.connect().run(["rm", "-f", "--", _path(found.answer.request["name"])], become=True, timeout=_LIMIT)
+    return store.answer(escalation_id, "revoked", replace(found.answer, by=_who(), reason=reason, at=now()))
+
+
+def read_granted_secrets(instance: Instance) -> list[bytes]:
+    """The values that approvals have delivered, read back from the guest, so that they can be masked."""
+    store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
+    values = []
+    for one in store.list():
+        if one.packet.kind == "secret" and one.current == "approved" and one.answer is not None:
+            try:
+                done = instance.connect().run(["cat", "--", _path(one.answer.request["name"])], become=True, timeout=_LIMIT)
+            except GuestError:
+                continue  # a guest that cannot be reached prints nothing either
+            if done.exit_code == 0:
+                values.append(done.stdout)
+    return values
+
+
+def find_stop(instance: Instance, policy: OwnerPolicy) -> str:
+    """Why a run beside this instance should stop: an escalation has waited for longer than the owner's `wait`. Else nothing."""
+    store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
+    for one in store.list():
+        if one.current == "pending" and seconds_since(one.received_at) >= policy.escalations.wait:
+            return one.id
+    return ""
+
+
+def find_pending(instance: Instance) -> list[str]:
+    """The ids of what waits for an answer."""
+    store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
+    return [one.id for one in store.list() if one.current == "pending"]
+
+
+class GrowingMask:
+    """A mask for a run: the secrets it delivered, and those that approvals deliver while it goes on."""
+
+    def __init__(self, secrets: Iterable[bytes], instance: Instance) -> None:
+        self._known = list(secrets)
+        self._mask = make_mask(self._known)
+        self._instance = instance
+        self._stamp = 0
+
+    def __call__(self, text: str) -> str:
+        try:
+            stamp = self._instance.paths.escalations.stat().st_mtime_ns
+        except OSError:
+            stamp = self._stamp
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self._known += read_granted_secrets(self._instance)
+            self._mask = make_mask(self._known)
+        return self._mask(text)
+
+
+def _check(packet: Packet, given: dict[str, Any], seconds: int, policy: OwnerPolicy, instance: Instance) -> None:
+    line = policy.escalations
+    where = instance.identity.instance_id
+    if packet.kind in ("mount", "resources"):
+        raise UsageError(
+            f"a request for {packet.kind} cannot be met while the instance runs",
+            where=where,
+            hint="put it into the profile and apply again; deny this one with that reason",
+        )
+    if packet.kind not in line.kinds:
+        raise UsageError(
+            f"the owner of this host does not allow {packet.kind} by escalation",
+            where=where,
+            hint="escalations.kinds in the owner's policy",
+        )
+    if packet.kind != "decision" and not 0 < seconds <= line.longest:
+        raise UsageError(f"{seconds} s is longer than the owner's {line.longest} s", where=where, hint="approve it for less with --seconds")
+    if seconds > packet.seconds:
+        raise UsageError(
+            f"{seconds} s is more than the {packet.seconds} s that were asked for", where=where, hint="an approval can only narrow"
+        )
+
+
+def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]:
+    """What is given: what was asked, or a part of it."""
+    asked = found.packet.request
+    if request is None:
+        return asked
+    try:
+        given = parse_request(found.packet.kind, {**asked, **request})
+    except ValueError as error:
+        raise UsageError(f"what is to be given is not right: {error}", where=found.id, hint="give a part of what was asked") from None
+    if found.packet.kind == "network":
+        wide = asked["host"]
+        inside = given["host"] == wide or (wide.startswith("*.") and given["host"].endswith(wide[1:]))
+        if not inside or not set(given["ports"]) <= set(asked["ports"]):
+            raise UsageError("that is more than was asked for", where=found.id, hint=f"asked were {wide}, ports {asked['ports']}")
+    elif given != asked:
+        raise UsageError("that is not what was asked for", where=found.id, hint=f"asked was {asked}")
+    return given
+
+
+def _check_source(instance: Instance, policy: OwnerPolicy, source: Secret | None) -> dict[str, str]:
+    if source is None:
+        raise UsageError(
+            "where does the secret come from?", where=instance.identity.instance_id, hint="name it with --env VARIABLE or --file PATH"
+        )
+    refused = refuse_secret(source, policy, instance.plan.facts.workspace or "/")
+    if refused:
+        raise UsageError(
+            refused,
+            where=instance.identity.instance_id,
+            hint="the owner of this host can allow it in /etc/ktrdr-vm/policy.yaml; an approval cannot",
+        )
+    # Read once now: an approval that cannot be kept is none.
+    read_source(source)
+    return {"env": source.env} if source.env else {"file": source.file}
+
+
+def deliver_secret(instance: Instance, entry: Secret) -> None:
+    """Put one secret into the running guest, beside those of its profile."""
+    [overlay] = [one for one in instance.open_resources(read_secret=read_source) if one.kind == "overlay"]
+    SecretResource(overlay.target, overlay.blueprint, entry, entry.name).create()
+
+
+def _path(name: str) -> str:
+    return f"/run/secrets/{name}"
+
+
+def _require_reason(reason: str) -> None:
+    if not reason.strip():
+        raise UsageError("an answer needs a reason", hint="--reason TEXT; it stands in the report and is told to the guest")
+
+
+def _who() -> str:
+    """Who answers, as the host knows them."""
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

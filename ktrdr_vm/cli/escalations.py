@@ -1,0 +1,135 @@
+"""`escalations`: what agents ask for, and the answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ktrdr_vm.cli.options import instance_argument, json_option
+
+if TYPE_CHECKING:
+    from ktrdr_vm.escalation.store import Escalation
+
+_reason = click.option("--reason", required=True, metavar="TEXT", help="Why. Told to the guest, and kept in the report.")
+
+
+@click.group()
+def escalations() -> None:
+    """See what agents ask for, and answer."""
+
+
+@escalations.command("list")
+@click.argument("instance_id", required=False)
+@click.option("--pending", is_flag=True, help="Only what waits for an answer.")
+@json_option
+def list_(instance_id: str | None, pending: bool, as_json: bool) -> None:
+    """List the escalations of INSTANCE_ID, or of all instances."""
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.escalation.store import EscalationStore
+    from ktrdr_vm.host.journal import list_journals
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.report.escape import escape_line
+
+    home = find_home()
+    names = [instance_id] if instance_id else [journal.instance_id for journal in list_journals(home)]
+    found = [one for name in names for one in EscalationStore(home.instance(name).escalations, name).list()]
+    found = [one for one in found if not pending or one.current == "pending"]
+    if as_json:
+        echo_json([one.to_json() for one in found])
+        return
+    for one in found:
+        click.echo(f"{one.instance_id}  {one.id:<4} {one.current:<8} {one.packet.kind:<9} {escape_line(one.packet.blocked, limit=80)}")
+
+
+@escalations.command()
+@instance_argument
+@click.argument("escalation_id")
+@json_option
+def show(instance_id: str, escalation_id: str, as_json: bool) -> None:
+    """Show one escalation of INSTANCE_ID, all six parts."""
+    from ktrdr_vm.answers import open_store
+    from ktrdr_vm.cli.access import open_instance
+    from ktrdr_vm.cli.main import echo_json
+
+    one = open_store(open_instance(instance_id)).find(escalation_id)
+    if as_json:
+        echo_json(one.to_json())
+        return
+    from ktrdr_vm.report.escape import escape_line, escape_text
+
+    packet = one.packet
+    click.echo(f"{one.instance_id} {one.id}  {one.current}  {packet.kind}  {one.received_at}")
+    click.echo(f"asked for  {escape_line(str(packet.request))} for {packet.seconds} s")
+    parts = (("blocked", packet.blocked), ("why", packet.why), *(("option", option) for option in packet.options))
+    for title, text in (*parts, ("recommendation", packet.recommendation), ("decision", packet.decision), ("evidence", packet.evidence)):
+        click.echo(f"{title:<15}{escape_text(text).strip().replace(chr(10), chr(10) + ' ' * 15)}")
+    if one.answer is not None:
+        click.echo(f"answered by {escape_line(one.answer.by)} at {one.answer.at}: {escape_line(one.answer.reason)}")
+
+
+@escalations.command()
+@instance_argument
+@click.argument("escalation_id")
+@_reason
+@click.option("--seconds", type=int, help="For how long; at most what was asked.")
+@click.option("--host", help="Give only this host of what was asked.")
+@click.option("--port", "ports", type=int, multiple=True, help="Give only these ports. Repeatable.")
+@click.option("--env", metavar="VARIABLE", help="Where a secret comes from.")
+@click.option("--file", metavar="PATH", help="Where a secret comes from.")
+def approve(
+    instance_id: str,
+    escalation_id: str,
+    reason: str,
+    seconds: int | None,
+    host: str | None,
+    ports: tuple[int, ...],
+    env: str | None,
+    file: str | None,
+) -> None:
+    """Approve an escalation of INSTANCE_ID: applied at once, ends by itself. It can give less than was asked, never more."""
+    from ktrdr_vm.answers import approve as act
+    from ktrdr_vm.cli.access import open_instance
+    from ktrdr_vm.host.owner_policy import read_policy
+    from ktrdr_vm.profile.model import Secret
+
+    request = {key: value for key, value in (("host", host), ("ports", list(ports))) if value}
+    source = Secret("", "", env=env or "", file=file or "") if env or file else None
+    instance = open_instance(instance_id)
+    try:
+        _say(act(instance, escalation_id, read_policy(), reason=reason, request=request or None, seconds=seconds, source=source))
+    finally:
+        instance.close()
+
+
+@escalations.command()
+@instance_argument
+@click.argument("escalation_id")
+@_reason
+def deny(instance_id: str, escalation_id: str, reason: str) -> None:
+    """Deny an escalation of INSTANCE_ID."""
+    from ktrdr_vm.answers import deny as act
+    from ktrdr_vm.cli.access import open_instance
+
+    _say(act(open_instance(instance_id), escalation_id, reason=reason))
+
+
+@escalations.command()
+@instance_argument
+@click.argument("escalation_id")
+@_reason
+def revoke(instance_id: str, escalation_id: str, reason: str) -> None:
+    """End what was approved, now, with every connection that it allowed."""
+    from ktrdr_vm.answers import take_back
+    from ktrdr_vm.cli.access import open_instance
+
+    instance = open_instance(instance_id)
+    try:
+        _say(take_back(instance, escalation_id, reason=reason))
+    finally:
+        instance.close()
+
+
+def _say(one: Escalation) -> None:
+    lasting = f" for {one.answer.seconds} s" if one.answer is not None and one.answer.seconds else ""
+    click.echo(f"{one.instance_id} {one.id} is {one.current}{lasting}")

@@ -1,0 +1,153 @@
+"""The escalation inbox: HTTP at the instance's gateway, read by a process without any privilege.
+
+    POST /v1/escalations         a packet        201 {id, state}, 400 with every problem, 413, 429
+    GET  /v1/escalations         all of them     200 [{id, kind, state, answer}]
+    GET  /v1/escalations/<id>    one             200, 404
+
+It belongs to one instance, so a packet cannot claim to be another's. What is a packet goes on to the guard, which checks it again and
+keeps it; this process can only ask.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer
+from typing import Any
+
+from ktrdr_vm.escalation.packet import MAX_PACKET, PacketError, parse_packet
+from ktrdr_vm.escalation.store import Escalation, EscalationStore, FullError
+
+PATH = "/v1/escalations"
+# One guest asks; ten in a minute is an agent in a loop.
+PER_MINUTE = 10
+_REQUEST_LIMIT = 5.0
+_REPLY_LIMIT = 10.0
+
+
+class Limiter:
+    """At most `count` in any `seconds`. What was refused is counted until somebody takes the number."""
+
+    def __init__(self, count: int = PER_MINUTE, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._count = count
+        self._seconds = seconds
+        self._clock = clock
+        self._times: list[float] = []
+        self.refused = 0
+
+    def admit(self) -> bool:
+        now = self._clock()
+        self._times = [one for one in self._times if now - one < self._seconds]
+        if len(self._times) >= self._count:
+            self.refused += 1
+            return False
+        self._times.append(now)
+        return True
+
+
+def run_inbox(listener: socket.socket, channel: socket.socket) -> None:
+    """Serve for ever. `channel` is a SEQPACKET socket to the guard: one JSON request, one JSON reply."""
+    channel.settimeout(_REPLY_LIMIT)
+    limiter = Limiter()
+
+    def ask(request: dict[str, Any]) -> dict[str, Any]:
+        channel.send(json.dumps(request).encode())
+        reply: dict[str, Any] = json.loads(channel.recv(256 * 1024))
+        return reply
+
+    class Handler(_Handler):
+        pass
+
+    Handler.ask, Handler.limiter = staticmethod(ask), limiter
+    # One request at a time: a guest that holds it holds up itself, and for five seconds at most.
+    server = TCPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener
+    server.serve_forever(poll_interval=5)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    ask: Callable[[dict[str, Any]], dict[str, Any]]
+    limiter: Limiter
+    timeout = _REQUEST_LIMIT
+    protocol_version = "HTTP/1.0"
+    server_version, sys_version = "ktrdr-vm", ""
+
+    def do_GET(self) -> None:
+        if self.path != PATH and not self.path.startswith(f"{PATH}/"):
+            self._say(404, {"error": f"only {PATH} is here"})
+            return
+        reply = type(self).ask({"op": "list", "id": self.path[len(PATH) + 1 :][:20]})
+        if "error" in reply:
+            self._say(404, reply)
+        else:
+            self._say(200, reply["escalations"])
+
+    def do_POST(self) -> None:
+        if self.path != PATH:
+            self._say(404, {"error": f"packets go to {PATH}"})
+            return
+        length = self.headers.get("Content-Length", "")
+        if not length.isascii() or not length.isdigit():
+            self._say(411, {"error": "Content-Length is missing"})
+            return
+        if len(length) > 9 or int(length) > MAX_PACKET:
+            self._say(413, {"error": f"a packet has at most {MAX_PACKET} bytes"})
+            return
+        if not type(self).limiter.admit():
+            self._say(429, {"error": f"more than {PER_MINUTE} packets in a minute; wait, and ask once for all that you need"})
+            return
+        try:
+            packet = parse_packet(json.loads(self.rfile.read(int(length))))
+        except PacketError as error:
+            self._say(400, {"error": str(error)})
+            return
+        except (ValueError, RecursionError):
+            self._say(400, {"error": "the packet is no JSON"})
+            return
+        suppressed, type(self).limiter.refused = type(self).limiter.refused, 0
+        reply = type(self).ask({"op": "submit", "packet": packet.to_json(), "suppressed": suppressed})
+        self._say(429 if "error" in reply else 201, reply)
+
+    def _say(self, status: int, content: object) -> None:
+        body = json.dumps(content).encode() + b"\n"
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: what matters is in the ledger."""
+
+
+def answer_request(store: EscalationStore, request: dict[str, Any], arrived: Callable[[Escalation], None]) -> dict[str, Any]:
+    """The guard's side of the channel. `arrived` hears of each new one. The packet is checked again: the other side may be the guest's."""
+    try:
+        if request["op"] == "list":
+            wanted = str(request["id"])
+            found = [one for one in store.list() if not wanted or one.id == wanted]
+            if wanted and not found:
+                return {"error": f"there is no escalation {wanted!a}"}
+            shown = [_show(one) for one in found]
+            return {"escalations": shown[0] if wanted else shown}
+        made, new = store.submit(parse_packet(request["packet"]))
+        if new:
+            arrived(made)
+        return _show(store.find(made.id))
+    except FullError as error:
+        return {"error": str(error)}
+
+
+def _show(one: Escalation) -> dict[str, Any]:
+    """What the guest is told of it."""
+    answer = one.answer
+    return {
+        "id": one.id,
+        "kind": one.packet.kind,
+        "state": one.current,
+        "answer": {"reason": answer.reason, "request": answer.request, "seconds": answer.seconds, "at": answer.at} if answer else None,
+    }

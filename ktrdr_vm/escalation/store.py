@@ -1,0 +1,152 @@
+"""An instance's escalations on the host: a file each, written whole, and a state that only the host changes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ktrdr_vm.errors import UsageError
+from ktrdr_vm.escalation.packet import Packet, PacketError, parse_packet
+from ktrdr_vm.host.clock import boottime, now, read_boot_id
+from ktrdr_vm.host.journal import locked, write_durably
+
+State = Literal["pending", "approved", "denied", "revoked", "expired"]
+MAX_PENDING = 20
+MAX_STORED = 200
+_ID = re.compile(r"e[0-9]{1,4}")
+
+
+class FullError(Exception):
+    """The inbox takes no more. The text is for the guest."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was decided. `request` and `seconds` may be less than what was asked; `ends` is a boot's id and its second.
+
+    `source` is where a secret comes from (env or file). An approval given while the instance sleeps is `waiting` until it wakes.
+    """
+
+    by: str
+    reason: str
+    at: str
+    request: dict[str, Any] = field(default_factory=dict)
+    seconds: int = 0
+    ends: tuple[str, float] | None = None
+    source: dict[str, str] = field(default_factory=dict)
+    waiting: bool = False
+
+
+@dataclass(frozen=True)
+class Escalation:
+    """One packet with its state."""
+
+    id: str
+    instance_id: str
+    packet: Packet
+    received_at: str
+    state: State = "pending"
+    answer: Answer | None = None
+
+    @property
+    def current(self) -> State:
+        """The state now: an approval ends by itself, also when nobody looks."""
+        if self.state == "approved" and self.answer is not None and self.answer.ends is not None:
+            boot, ends = self.answer.ends
+            if boot != read_boot_id() or boottime() >= ends:
+                return "expired"
+        return self.state
+
+    def to_json(self) -> dict[str, Any]:
+        """As reports show it; `state` is the current one."""
+        return {
+            "id": self.id,
+            "instance_id": self.instance_id,
+            **self.packet.to_json(),
+            "received_at": self.received_at,
+            "state": self.current,
+            "answer": asdict(self.answer) if self.answer else None,
+            "observed": "host",
+        }
+
+
+class EscalationStore:
+    """The escalations of one instance, in `directory`."""
+
+    def __init__(self, directory: Path, instance_id: str) -> None:
+        self.directory = directory
+        self.instance_id = instance_id
+
+    def list(self) -> list[Escalation]:
+        """All of them, oldest first. What cannot be read is left out: it was never ours."""
+        found = []
+        for path in self.directory.glob("e*.json") if self.directory.is_dir() else ():
+            try:
+                found.append(self._read(path))
+            except (ValueError, KeyError, TypeError, OSError):
+                continue
+        return sorted(found, key=lambda one: int(one.id[1:]))
+
+    def find(self, escalation_id: str) -> Escalation:
+        """One by its id; UsageError when there is none."""
+        for one in self.list() if _ID.fullmatch(escalation_id) else ():
+            if one.id == escalation_id:
+                return one
+        raise UsageError(
+            f"there is no escalation {escalation_id!a} of {self.instance_id}",
+            where=self.instance_id,
+            hint=f"`ktrdr-vm escalations list {self.instance_id}` shows them",
+        )
+
+    def submit(self, packet: Packet) -> tuple[Escalation, bool]:
+        """Keep a packet; (the escalation, is it new). The same packet again is the one that is there. FullError over the limits."""
+        with self._locked():
+            known = self.list()
+            for one in known:
+                if one.packet.digest == packet.digest and one.current in ("pending", "approved"):
+                    return one, False
+            if sum(one.state == "pending" for one in known) >= MAX_PENDING:
+                raise FullError(f"{MAX_PENDING} escalations wait for an answer; wait for one")
+            if len(known) >= MAX_STORED:
+                raise FullError(f"this instance has made {MAX_STORED} escalations and makes no more")
+            made = Escalation(f"e{max((int(one.id[1:]) for one in known), default=0) + 1}", self.instance_id, packet, now())
+            self._write(made)
+            return made, True
+
+    def answer(self, escalation_id: str, state: State, answer: Answer) -> Escalation:
+        """Record a decision. UsageError when it does not follow from the state it is in."""
+        with self._locked():
+            found = self.find(escalation_id)
+            allowed: Mapping[str, tuple[State, ...]] = {"pending": ("approved", "denied"), "approved": ("approved", "revoked")}
+            if state not in allowed.get(found.current, ()):
+                raise UsageError(
+                    f"{escalation_id} is {found.current} and cannot become {state}",
+                    where=self.instance_id,
+                    hint="what is pending can be approved or denied, what is approved revoked",
+                )
+            changed = replace(found, state=state, answer=answer)
+            self._write(changed)
+            return changed
+
+    def _locked(self) -> Any:
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        return locked(self.directory / "lock", f"the escalations of {self.instance_id}", wait=True)
+
+    def _write(self, one: Escalation) -> None:
+        content = {"schema_version": 1, **asdict(one), "packet": one.packet.to_json()}
+        write_durably(self.directory / f"{one.id}.json", json.dumps(content, indent=2).encode())
+
+    def _read(self, path: Path) -> Escalation:
+        content = json.loads(path.read_bytes())
+        answer = content["answer"]
+        if answer is not None:
+            answer = Answer(**{**answer, "ends": tuple(answer["ends"]) if answer["ends"] else None})
+        try:
+            packet = parse_packet(content["packet"])
+        except PacketError as error:
+            raise ValueError(str(error)) from None
+        return Escalation(content["id"], content["instance_id"], packet, content["received_at"], content["state"], answer)
