@@ -22,6 +22,17 @@ def find_free_slot(home: Home) -> int:
     raise HostError("every slot is taken", where=str(home.instances), hint="destroy instances; `ktrdr-vm list` shows them")
 
 
+def require_room(home: Home, instance_id: str, most: int) -> None:
+    """HostError when the host has as many other instances as its owner allows."""
+    others = sum(journal.instance_id != instance_id for journal in list_journals(home))
+    if others >= most:
+        raise HostError(
+            f"{others} instances are there, and the owner of this host allows {most}",
+            where=str(home.instances),
+            hint="`ktrdr-vm list` shows them; `ktrdr-vm gc` and `ktrdr-vm destroy` make room",
+        )
+
+
 def create_keys(paths: InstancePaths) -> None:
     """The guest's SSH host key and the one login, both made here; the private halves are the owner's alone."""
     # Imported with the first key: listing instances needs no cryptography.

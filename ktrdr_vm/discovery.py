@@ -13,6 +13,7 @@ from typing import Any
 
 from ktrdr_vm.errors import BusyError, KtrdrError
 from ktrdr_vm.host import process
+from ktrdr_vm.host.clock import seconds_since
 from ktrdr_vm.host.journal import is_locked, list_directories, list_journals
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_tables, read_comment
@@ -36,7 +37,13 @@ class Found:
     """A person lives in it, or asked for it to be kept."""
     rest: str = ""
     """suspending, suspended or resuming, by the journal."""
+    expires_at: str = ""
     seen: set[str] = field(default_factory=set)
+
+    @property
+    def expired(self) -> bool:
+        """Has its time to live ended? Then it goes, whoever lives in it."""
+        return bool(self.expires_at) and seconds_since(self.expires_at) > 0
 
     @property
     def note(self) -> str:
@@ -56,6 +63,7 @@ class Found:
             "mode": self.mode,
             "state": self.state,
             "created_at": self.created_at,
+            "expires_at": self.expires_at,
             "busy": self.busy,
             "seen": sorted(self.seen),
             "note": self.note,
@@ -74,6 +82,7 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
     for journal in list_journals(home):
         entry = seen(journal.instance_id, "journal")
         entry.mode, entry.created_at = journal.mode, journal.created_at
+        entry.expires_at = journal.expires_at
         entry.kept = journal.kept or journal.mode == "interactive"
         entry.rest = "" if journal.state == "awake" else journal.state
     for directory in list_directories(home):
@@ -111,27 +120,36 @@ def _marked(text: str, home: Home) -> set[str]:
 
 
 def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict[str, str]]:
-    """Remove what no living run holds and no person lives in. Returns a row for each: action, instance_id, reason."""
+    """Remove what no living run holds and no person lives in, and what has outlived its time. Rows of action, instance_id, reason."""
     rows = []
     for entry in find_instances(home, libvirt):
-        if entry.busy or entry.kept:
-            continue
-        reason = entry.note or "its run has ended"
-        if dry_run:
-            rows.append({"action": "would remove", "instance_id": entry.instance_id, "reason": reason})
-            continue
-        instance = Instance(home, parse_instance_id(entry.instance_id), libvirt)
-        try:
-            with instance.locked():
-                if instance.is_kept():
-                    continue  # since we looked, a run has ended and left it to a person
-                instance.destroy()
-            rows.append({"action": "removed", "instance_id": entry.instance_id, "reason": reason})
-        except BusyError:
-            continue  # a run took it up meanwhile
-        except KtrdrError as error:
-            rows.append({"action": "failed", "instance_id": entry.instance_id, "reason": f"{error}; next: {error.hint}"})
+        if not entry.busy and (entry.expired or not entry.kept):
+            rows += _collect(home, libvirt, entry, dry_run=dry_run)
     return rows + _collect_halves(home, dry_run=dry_run)
+
+
+def collect_expired(home: Home, libvirt: Libvirt) -> list[dict[str, str]]:
+    """Only what has outlived its time: cheap enough for every `apply`. Rows as above."""
+    expired = {journal.instance_id for journal in list_journals(home) if journal.expires_at and seconds_since(journal.expires_at) > 0}
+    found = [entry for entry in find_instances(home, libvirt) if entry.instance_id in expired] if expired else []
+    return [row for entry in found if not entry.busy for row in _collect(home, libvirt, entry, dry_run=False)]
+
+
+def _collect(home: Home, libvirt: Libvirt, entry: Found, *, dry_run: bool) -> list[dict[str, str]]:
+    reason = f"its time to live ended at {entry.expires_at}" if entry.expired else entry.note or "its run has ended"
+    action = "would remove" if dry_run else "removed"
+    instance = Instance(home, parse_instance_id(entry.instance_id), libvirt)
+    try:
+        if not dry_run:
+            with instance.locked():
+                if not entry.expired and instance.is_kept():
+                    return []  # since we looked, a run has ended and left it to a person
+                instance.destroy()
+    except BusyError:
+        return []  # a run took it up meanwhile
+    except KtrdrError as error:
+        action, reason = "failed", f"{error}; next: {error.hint}"
+    return [{"action": action, "instance_id": entry.instance_id, "reason": reason}]
 
 
 def _collect_halves(home: Home, *, dry_run: bool) -> list[dict[str, str]]:

@@ -21,7 +21,7 @@ from ktrdr_vm.images.recipe import Recipe, load_recipe
 from ktrdr_vm.plan.facts import Facts, ImageFacts
 from ktrdr_vm.plan.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.plan.plan import Plan
-from ktrdr_vm.profile.load import HINT, LoadedProfile, load_profile
+from ktrdr_vm.profile.load import HINT, LoadedProfile, build_profile, load_profile
 from ktrdr_vm.profile.model import EgressRule, ImageRef, Profile
 from ktrdr_vm.profile.policy import POLICY_PATH, OwnerPolicy, check_policy
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
@@ -61,6 +61,9 @@ def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str 
     problems = check_policy(loaded, policy, str(root))
     if problems:
         raise DocumentError(problems, hint=f"the owner of this host can allow it in {POLICY_PATH}; a profile cannot")
+    if policy.longest_life and not loaded.profile.ttl:
+        loaded.data["ttl"] = f"{policy.longest_life}s"
+        loaded.profile = build_profile(loaded.data)
     profile = loaded.profile
     repository = find_repository(root / profile.workspace.source) if profile.workspace else None
     identity = _identity(instance_id, root, repository)

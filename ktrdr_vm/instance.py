@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ktrdr_vm.allocation import create_keys, find_free_slot, read_allocation
 from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.guest.personalize import make_environment
+from ktrdr_vm.host.clock import later
 from ktrdr_vm.host.journal import Journal, locked, read_journal, write_durably
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
@@ -149,6 +150,7 @@ class Instance:
         existing = self.journal
         if existing is not None:
             existing.plan_digest, existing.run_id, existing.plan = plan.digest, run_id, plan.to_json()
+            existing.expires_at = _end_of_life(plan)
             existing.save()
             if not (self.paths.host_key.exists() and self.paths.login_key.exists()):
                 # It died between its journal and its keys, so nothing carries them yet.
@@ -168,6 +170,7 @@ class Instance:
                 plan_digest=plan.digest,
                 created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
                 run_id=run_id,
+                expires_at=_end_of_life(plan),
                 slot=slot,
                 genid=str(uuid.uuid4()),
                 source=source,
@@ -381,6 +384,10 @@ class Instance:
             return self.journal
         except ProvisionError:
             return None
+
+
+def _end_of_life(plan: Plan) -> str:
+    return later(plan.profile.ttl) if plan.profile.ttl else ""
 
 
 def _no_secrets(secret: Secret) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.answers import GrowingMask
+from ktrdr_vm.discovery import collect_expired
 from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, ProvisionError, ResidueError, UsageError
 from ktrdr_vm.evidence import RunDirectory, make_run_id, remove_old_runs, sum_up_egress
 from ktrdr_vm.first_lines import find_first_lines
@@ -79,6 +80,8 @@ class Run:
         if plan.profile.workspace is not None and self._gathered.repository is not None:
             require_clean(self._gathered.repository, plan.profile.workspace)
         self._home.create()
+        for row in collect_expired(self._home, self._libvirt):
+            self._listener.note(f"{row['action']} {row['instance_id']}: {row['reason']}")
         with self._locks:
             stage = self._add_stage(self._gathered, "base")
             if plan.profile.mode == "sandbox" and stage.instance.find_mode() == "interactive":

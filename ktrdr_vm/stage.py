@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ktrdr_vm.allocation import require_room
 from ktrdr_vm.answers import find_pending, find_stop, give_again
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import EscalationStop, GuestError, KtrdrError, ResidueError
@@ -91,6 +92,7 @@ class Stage:
             recorder.directory.write("plan.json", canonical_json(plan.to_json()))
         self.plan = plan
         require_capacity(self._home.root, plan.profile.resources.memory)
+        require_room(self._home, plan.identity.instance_id, self.gathered.policy.most_instances)
         template = find_snapshot(self._home, self._source, plan) if self._source else None
         if not self._cold and not self._source and fits(plan) and instance.journal is None:
             template = find_template(self._home, plan, image)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 
@@ -20,6 +20,11 @@ def boottime() -> float:
 def read_boot_id() -> str:
     """Names this boot; a moment of `boottime` means something within one boot only."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def later(seconds: float) -> str:
+    """The time that many seconds from now, as `now` writes it."""
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def seconds_since(moment: str) -> float:

@@ -71,6 +71,8 @@ class Journal:
     kept: bool = False
     state: str = "awake"
     """awake, suspending, suspended or resuming: what was begun, written before it begins."""
+    expires_at: str = ""
+    """When its time to live ends, UTC; empty when it has none."""
     slot: int = -1
     genid: str = ""
     source: str = ""

@@ -174,6 +174,7 @@ def build_profile(data: dict[str, Any]) -> Profile:
         gate_timeout=scalars.parse_duration(data.get("gate_timeout", "30m")),
         vars=tuple(sorted(data.get("vars", {}).items())),
         artifacts=tuple(data.get("artifacts", [])),
+        ttl=scalars.parse_duration(data["ttl"]) if "ttl" in data else 0,
     )
 
 

@@ -120,6 +120,8 @@ class Profile:
     gate_timeout: int = 1800
     vars: tuple[tuple[str, Scalar], ...] = ()
     artifacts: tuple[str, ...] = ()
+    ttl: int = 0
+    """Seconds that the instance may live; 0 is for as long as its run, or its person, wants."""
 
     @property
     def asks(self) -> bool:

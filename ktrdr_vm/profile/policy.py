@@ -90,6 +90,9 @@ class OwnerPolicy:
     reserved: frozenset[tuple[IPv4Address, int]] = frozenset()
     observe: bool = False
     largest: Size = Size(vcpus=16, memory=32768, disk=204800)
+    most_instances: int = 100
+    longest_life: int = 0
+    """Seconds that any instance may live; 0 is without end."""
     publish_command: tuple[str, ...] = ()
     signing_key: str = ""
     escalations: EscalationPolicy = EscalationPolicy()
@@ -123,6 +126,8 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
             memory=scalars.parse_size(largest["memory"]) if "memory" in largest else default.largest.memory,
             disk=scalars.parse_size(largest["disk"]) if "disk" in largest else default.largest.disk,
         ),
+        most_instances=data.get("instances", {}).get("max", default.most_instances),
+        longest_life=scalars.parse_duration(data["instances"]["ttl"]) if "ttl" in data.get("instances", {}) else 0,
         publish_command=tuple(data.get("publish", {}).get("command", ())),
         signing_key=data.get("publish", {}).get("signing_key", ""),
         escalations=_escalations(data.get("escalations", {})),
@@ -153,6 +158,8 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
         wanted, most = getattr(profile.resources, name), getattr(policy.largest, name)
         if wanted > most:
             problems.append(loaded.problem(("resources", name), f"{wanted} is more than the owner's {most}"))
+    if policy.longest_life and profile.ttl > policy.longest_life:
+        problems.append(loaded.problem(("ttl",), f"{profile.ttl} s is longer than the owner's {policy.longest_life} s"))
     for index, mount in enumerate(profile.mounts):
         reason = refuse_path(mount.source, workspace, (workspace, *policy.mount_roots))
         if reason:

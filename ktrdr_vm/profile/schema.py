@@ -137,6 +137,7 @@ PROFILE: Schema = {
         "valuesrules": _SCALAR,
     },
     "artifacts": {"type": "list", "maxlength": 100, "schema": _GUEST_PATH},
+    "ttl": _text(scalars.parse_duration),
 }
 
 POLICY: Schema = {
@@ -160,6 +161,10 @@ POLICY: Schema = {
         "schema": {
             "max": {"type": "dict", "schema": {"vcpus": {"type": "integer", "min": 1}, "memory": _SIZE, "disk": _SIZE}},
         },
+    },
+    "instances": {
+        "type": "dict",
+        "schema": {"max": {"type": "integer", "min": 1, "max": 16384, "notbool": True}, "ttl": _text(scalars.parse_duration)},
     },
     "publish": {
         "type": "dict",

@@ -7,10 +7,13 @@ import subprocess
 import pytest
 from laboratory.lab import Lab
 
-from ktrdr_vm.discovery import collect_garbage, find_instances
+from ktrdr_vm.discovery import collect_expired, collect_garbage, find_instances
 from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.host.clock import later
+from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import read_comment
+from ktrdr_vm.instance import Instance
 from ktrdr_vm.plan.identity import Identity, parse_instance_id
 from ktrdr_vm.resources.base import Target
 from ktrdr_vm.resources.firewall import Firewall
@@ -62,3 +65,18 @@ def test_a_comment_is_the_tables_own(lab: Lab) -> None:
     assert read_comment("ktrdr_probe") == ""
     subprocess.run(["nft", "delete", "table", "inet", "ktrdr_probe"], check=True, timeout=10)
     assert read_comment("ktrdr_probe") is None
+
+
+def test_what_has_outlived_its_time_goes_whoever_lives_in_it(lab: Lab, libvirt: Libvirt) -> None:
+    """The journal's clock is the wall clock; one that is kept, and one that a person lives in, go as well."""
+    ids = {name: lab.new_id(name) for name in ("outlived", "still")}
+    for name, instance_id in ids.items():
+        directory = lab.home.instance(instance_id).directory
+        directory.mkdir(mode=0o711, parents=True)
+        expires_at = later(-1) if name == "outlived" else later(3600)
+        Journal(lab.home.instance(instance_id).journal, instance_id, mode="interactive", kept=True, expires_at=expires_at).save()
+    planned = {row["instance_id"]: row["reason"] for row in collect_garbage(lab.home, libvirt, dry_run=True)}
+    assert "time to live ended" in planned[ids["outlived"]] and ids["still"] not in planned
+    assert [row["instance_id"] for row in collect_expired(lab.home, libvirt)] == [ids["outlived"]]
+    assert not lab.home.instance(ids["outlived"]).directory.exists() and lab.home.instance(ids["still"]).directory.exists()
+    Instance(lab.home, parse_instance_id(ids["still"]), libvirt).destroy()
