@@ -70,6 +70,29 @@ def _rows(path: Path, *, follow: bool) -> Iterator[dict[str, object]]:
 
 @egress.command()
 @instance_argument
+@click.argument("host")
+@click.argument("port", type=int)
+@json_option
+@click.pass_context
+def test(context: click.Context, instance_id: str, host: str, port: int, as_json: bool) -> None:
+    """Say whether INSTANCE_ID may connect to HOST on PORT, and what decides. Exit code 0 when it may, 1 when not."""
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.egress.judging import judge_connection
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.plan.identity import parse_instance_id
+
+    identity = parse_instance_id(instance_id)
+    verdict = judge_connection(find_home().instance(identity.instance_id).guard, host, port)
+    if as_json:
+        echo_json({"instance_id": identity.instance_id, "host": host, "port": port, **verdict.to_json()})
+    else:
+        word = "allowed" if verdict.allowed else "denied"
+        click.echo(f"{word}  {host}:{port}  {verdict.kind}  {verdict.rule}  {verdict.message}")
+    context.exit(0 if verdict.allowed else 1)
+
+
+@egress.command()
+@instance_argument
 @click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
 def suggest(instance_id: str, run_id: str) -> None:
     """Print the smallest profile fragment that would have allowed what a run of INSTANCE_ID was denied. Read it before you use it."""

@@ -54,7 +54,7 @@ def listen_unix(path: Path) -> socket.socket:
     with short_name(path) as name:
         made.bind(name)
     path.chmod(0o600)
-    made.listen(8)
+    made.listen(64)
     return made
 
 

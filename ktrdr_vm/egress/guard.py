@@ -31,6 +31,7 @@ from ktrdr_vm.egress.children import bind_early, listen_unix, start_child, start
 from ktrdr_vm.egress.desk import EscalationDesk
 from ktrdr_vm.egress.grant_book import GrantBook
 from ktrdr_vm.egress.granting import Granting
+from ktrdr_vm.egress.judging import Judge
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.proxy_control import ProxyControl
 from ktrdr_vm.egress.proxy_log import parse_proxy_line
@@ -80,15 +81,17 @@ class Guard:
         self._proxy_line = b""
         self._untold = False
         self.watch = TableWatch(directory, self.config["table"], self.config["domain"], self.sets, self.ledger)
+        proxy = ProxyControl(directory)
         self.granting = Granting(
             GrantBook(directory / "grants.json"),
             rules,
             self.sets,
-            ProxyControl(directory),
+            proxy,
             self.ledger,
             changed=self._grants_changed,
             kill_proxy=self._kill_proxy,
         )
+        self.judge = Judge(self.config["table"], gateway, self.sets, proxy, self.granting)
         self._take_up_elements()
         self.granting.start()
         self.desk = self._open_desk()
@@ -333,6 +336,8 @@ class Guard:
             return self.granting.revoke(str(request["id"]))
         if request["op"] == "grants":
             return self.granting.list()
+        if request["op"] == "judge":
+            return self.judge.judge(request)
         return {"error": f"unknown request {request['op']!r}"}
 
 

@@ -96,8 +96,8 @@ class Resolver:
         self._tokens -= 1
         return True
 
-    async def answer(self, wire: bytes) -> bytes | None:
-        """The reply to one query, or None for bytes that deserve none."""
+    async def answer(self, wire: bytes, *, quiet: bool = False) -> bytes | None:
+        """The reply to one query, or None for bytes that deserve none. A refusal is not noted when `quiet`: the host asked."""
         try:
             query = dns.message.from_wire(wire, ignore_trailing=False)
         except (dns.exception.DNSException, ValueError):
@@ -112,14 +112,15 @@ class Resolver:
         elif query.question[0].rdclass != dns.rdataclass.IN:
             reply.set_rcode(dns.rcode.REFUSED)
         else:
-            await self._fill(reply, query.question[0])
+            await self._fill(reply, query.question[0], quiet)
         return reply.to_wire(max_size=1232)
 
-    async def _fill(self, reply: dns.message.Message, question: dns.rrset.RRset) -> None:
+    async def _fill(self, reply: dns.message.Message, question: dns.rrset.RRset, quiet: bool) -> None:
         name = question.name.to_text(omit_final_dot=True).lower()
         if not self._rules.rule(name):
             reply.set_rcode(dns.rcode.NXDOMAIN)
-            self._note("dns", "deny", name=name[:253], rule="name", type=dns.rdatatype.to_text(question.rdtype))
+            if not quiet:
+                self._note("dns", "deny", name=name[:253], rule="name", type=dns.rdatatype.to_text(question.rdtype))
             return
         if question.rdtype != dns.rdatatype.A:
             return  # no data: AAAA because IPv6 is off, the rest because they carry data out

@@ -129,8 +129,11 @@ class _Udp(asyncio.DatagramProtocol):
         task.add_done_callback(self._under_way.discard)
 
     async def _reply(self, data: bytes, addr: tuple[str, int]) -> None:
-        reply = await self._resolver.answer(data)
-        if reply is not None and self._transport is not None:
+        assert self._transport is not None
+        # From the gateway's own address come the proxy, for names it has judged, and `egress test`.
+        own = addr[0] == self._transport.get_extra_info("sockname")[0]
+        reply = await self._resolver.answer(data, quiet=own)
+        if reply is not None:
             self._transport.sendto(reply, addr)
 
 

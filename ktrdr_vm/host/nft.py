@@ -57,6 +57,14 @@ def list_table(table: str) -> Table | None:
     return [entry for entry in entries if "metainfo" not in entry]
 
 
+def has_element(table: str, name: str, element: str) -> bool:
+    """Would a packet with this value match the set now? `element` is an address, or an address, ` . ` and a port."""
+    got = process.run(["nft", "get", "element", "inet", table, name, f"{{ {element} }}"], timeout=30, check=False)
+    if got.exit_code != 0 and not _is_absent(got):
+        raise _cannot_list(table, got)
+    return got.exit_code == 0
+
+
 def read_table(table: str) -> Table | None:
     """The table's rules and fixed sets, without handles and counters and without what packets or the guard add."""
     entries = list_table(table)
