@@ -127,6 +127,13 @@ PROFILE: Schema = {
             "timeout": _text(scalars.parse_duration),
         },
     },
+    "prepare": {
+        "type": "dict",
+        "schema": {
+            "playbook": {**_text(scalars.parse_gate), "required": True},
+            "key": {"type": "list", "required": True, "minlength": 1, "maxlength": 50, "schema": _text(scalars.parse_gate)},
+        },
+    },
     "verify": {"type": "string", "allowed": ["fresh", "same"]},
     "gates": {"type": "list", "maxlength": 50, "schema": _text(scalars.parse_gate)},
     "gate_timeout": _text(scalars.parse_duration),
@@ -161,6 +168,7 @@ POLICY: Schema = {
             "max": {"type": "dict", "schema": {"vcpus": {"type": "integer", "min": 1}, "memory": _SIZE, "disk": _SIZE}},
         },
     },
+    "prepare": {"type": "dict", "schema": {"refs": {"type": "list", "maxlength": 50, "schema": _text(scalars.parse_plain_text)}}},
     "publish": {
         "type": "dict",
         "schema": {
