@@ -14,6 +14,7 @@ from bench.place import Place, prepared_place  # first: it knows where the lab's
 
 from bench import commands, egress, machines  # isort: skip
 from bench.document import describe_machine, write_results
+from bench.peers import find_peers, install_peers
 from bench.rows import Samples
 from ktrdr_vm.host.accelerator import find_accelerator
 
@@ -48,13 +49,11 @@ def main() -> int:
     only = set(words.only.split(",")) - {""}
     rounds = words.rounds or (6 if words.quick else 5)
     samples, began, done, failed = Samples(), time.monotonic(), 0, set()
+    installed = {} if words.quick else install_peers()
     with prepared_place() as place:
         machine = describe_machine(find_accelerator(place.image.kernel).name, rounds, "make bench-quick" if words.quick else "make bench")
         steps = dict(STEPS)
-        if not words.quick:
-            from bench.peers import find_peers
-
-            steps |= {name: (step, 1) for name, step in find_peers(place, only).items()}
+        steps |= {name: (step, 1) for name, step in find_peers(installed).items()} if installed else {}
         for number in range(rounds):
             if words.quick and number and time.monotonic() - began > QUICK_S:
                 break

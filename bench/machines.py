@@ -17,12 +17,14 @@ from ktrdr_vm.gather import MACHINE, gather
 from ktrdr_vm.guest.keys import generate_keypair
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
 from ktrdr_vm.plan.domain_xml import EMULATED_CPU
-from ktrdr_vm.plan.facts import Allocation
-from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.plan.facts import Allocation, Facts
+from ktrdr_vm.plan.identity import Identity, parse_instance_id
 from ktrdr_vm.resources.domain import find_qemu
 from ktrdr_vm.resources.guard import find_guards
 from ktrdr_vm.resources.seed import make_seed
 
+# Those that are not ours take turns at one address.
+GATEWAY, ADDRESS = "10.250.0.1", "10.250.0.2"
 # A guest is idle when what its boot has started has ended.
 SETTLE_S = 10.0
 
@@ -32,22 +34,15 @@ def raw(place: Place) -> dict[str, float]:
     folder = place.lab.scratch / "raw"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    facts = find_facts(place)
     began = time.monotonic()
-    identity = parse_instance_id("raw")
-    facts = gather(place.profile, home=place.lab.home, workspace=place.lab.scratch, instance_id="raw").plan.facts
-    (host_key, host_public), (login, login_public) = generate_keypair(), generate_keypair()
-    allocation = Allocation("10.250.0.1", "10.250.0.2", host_key=host_key, host_public_key=host_public, login_public_key=login_public)
-    documents = {
-        "user-data": render_user_data(identity, facts, allocation).encode(),
-        "meta-data": render_meta_data(identity).encode(),
-        "network-config": render_network_config(identity, allocation).encode(),
-    }
+    login, documents, identity = make_documents(place, "raw")
     (folder / "seed.iso").write_bytes(make_seed(documents))
     subprocess.run(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-F", place.image.disk_format, "-b", place.image.disk, folder / "disk", f"{DISK}M"],
         check=True,
     )
-    for words in ("tuntap add dev rawtap mode tap", "addr add 10.250.0.1/30 dev rawtap", "link set rawtap up"):
+    for words in ("tuntap add dev rawtap mode tap", f"addr add {GATEWAY}/30 dev rawtap", "link set rawtap up"):
         ip(words)
     cpu = ["-accel", "kvm", "-cpu", "host"] if facts.accelerator == "kvm" else ["-accel", "tcg", "-cpu", f"{EMULATED_CPU},-vmx,-svm"]
     words = [
@@ -61,12 +56,29 @@ def raw(place: Place) -> dict[str, float]:
     ]  # fmt: skip
     process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL)
     try:
-        seen = watch(lambda: Way("10.250.0.2", place.image.user, login), began).wait()
+        seen = watch(lambda: Way(ADDRESS, place.image.user, login), began).wait()
     finally:
         process.kill()
         process.wait()
         ip("tuntap del dev rawtap mode tap")
     return {"raw.ssh": seen.ssh, "raw.ready": seen.ready}
+
+
+def find_facts(place: Place) -> Facts:
+    return gather(place.profile, home=place.lab.home, workspace=place.lab.scratch, instance_id="raw").plan.facts
+
+
+def make_documents(place: Place, name: str) -> tuple[str, dict[str, bytes], Identity]:
+    """A login, the three documents of a seed that lets it in at ADDRESS, and whose they are."""
+    identity = parse_instance_id(name)
+    (host_key, host_public), (login, login_public) = generate_keypair(), generate_keypair()
+    allocation = Allocation(GATEWAY, ADDRESS, host_key=host_key, host_public_key=host_public, login_public_key=login_public)
+    documents = {
+        "user-data": render_user_data(identity, find_facts(place), allocation).encode(),
+        "meta-data": render_meta_data(identity).encode(),
+        "network-config": render_network_config(identity, allocation).encode(),
+    }
+    return login, documents, identity
 
 
 def cold(place: Place) -> dict[str, float]:

@@ -19,7 +19,8 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_tables, read_comment
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance import Instance
-from ktrdr_vm.plan.identity import TABLE_PREFIX, make_home_token, parse_instance_id
+from ktrdr_vm.plan.identity import TABLE_PREFIX, Identity, make_home_token, parse_instance_id
+from ktrdr_vm.resources.domain import end_process, find_qemu
 
 _MARK = re.compile(r"ktrdr-vm instance_id=([a-z0-9-]{1,63}) home=([0-9a-f]{8})")
 
@@ -164,6 +165,9 @@ def _collect_halves(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
             action = "would remove" if dry_run else "removed"
             if not dry_run:
                 try:
+                    # Its QEMU may live on, also when libvirt has forgotten it; a domain that libvirt knows is an instance above.
+                    for pid in find_qemu(Identity(f"template--{key[:12]}").domain, path) if folder == home.templates else []:
+                        end_process(pid)
                     # Out of sight first: whoever begins to build it now makes a new one.
                     doomed = path if path.name.startswith(".gone-") else path.rename(folder / f".gone-{key}-{os.getpid()}")
                     shutil.rmtree(doomed)

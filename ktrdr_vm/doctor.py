@@ -21,6 +21,9 @@ from ktrdr_vm.plan.facts import POOL
 
 State = Literal["ok", "warning", "missing"]
 
+APPARMOR_ENABLED = Path("/sys/module/apparmor/parameters/enabled")
+# Every profile that libvirt writes for a domain includes it.
+APPARMOR_LOCAL = Path("/etc/apparmor.d/local/abstractions/libvirt-qemu")
 _FREE_DISK = 8 << 30
 _FREE_MEMORY = 3072
 
@@ -37,7 +40,8 @@ class Check:
 
 def check_host(home: Home) -> list[Check]:
     """Every check, in the order of a run's needs."""
-    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _policy(), _addresses(), _disk(home), _memory()]
+    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(home), _policy(), _addresses()]
+    checks += [_disk(home), _memory()]
     return [check for check in checks if check is not None]
 
 
@@ -96,6 +100,27 @@ def _tun() -> Check:
     if Path("/dev/net/tun").exists():
         return Check("tun", "ok", "/dev/net/tun")
     return Check("tun", "missing", "/dev/net/tun is not there", "modprobe tun")
+
+
+def _apparmor(home: Home) -> Check | None:
+    """libvirt's helper writes a profile for each domain, from the disks and kernels in its XML: not of memory."""
+    try:
+        if APPARMOR_ENABLED.read_text().strip() != "Y":
+            return None
+    except OSError:
+        return None
+    rule = f'"{home.templates}/*/{{memory,state}}" rwk,'
+    try:
+        if rule in APPARMOR_LOCAL.read_text():
+            return Check("apparmor", "ok", f"{APPARMOR_LOCAL} lets QEMU open the memory of templates")
+    except OSError:
+        pass
+    return Check(
+        "apparmor",
+        "warning",
+        "libvirt's profile does not let QEMU open the memory of templates; `apply --cold` needs none",
+        f"add the line `  {rule}` to {APPARMOR_LOCAL}",
+    )
 
 
 def _policy() -> Check:

@@ -16,7 +16,7 @@ from ktrdr_vm.guest.personalize import make_environment
 from ktrdr_vm.host.clock import later
 from ktrdr_vm.host.journal import Journal, locked, read_journal, write_durably
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.paths import Home, open_template
 from ktrdr_vm.plan.facts import TemplateFacts
 from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan, plan_from_json
@@ -329,7 +329,7 @@ class Instance:
         if journal.template:
             # What has lived once stands on the template's disk, and begins from its own: the memory belongs to an older one.
             lived = "domain" in journal.resources or bool(journal.source)
-            template = TemplateFacts(journal.template, str(self.home.templates / journal.template), thaw=not lived)
+            template = open_template(self.home, journal.template, thaw=not lived)
         documents = plan.render(allocation, template)
         disk = ""
         if journal.source:

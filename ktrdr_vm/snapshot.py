@@ -20,7 +20,7 @@ from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.journal import sync, write_durably
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.paths import Home, open_template
 from ktrdr_vm.instance import Instance, SecretReader
 from ktrdr_vm.plan.facts import TemplateFacts
 from ktrdr_vm.plan.identity import parse_instance_id
@@ -172,7 +172,7 @@ def find_snapshot(home: Home, reference: str, plan: Plan) -> TemplateFacts | Non
             f"{reference} has image {snapshot.image[:12]} and {snapshot.disk} MiB, the profile asks for {image[:12]} and {disk} MiB",
             hint="a branch keeps the image and the disk of what it began from",
         )
-    return TemplateFacts(snapshot.template, str(home.templates / snapshot.template), thaw=False) if snapshot.template else None
+    return open_template(home, snapshot.template, thaw=False) if snapshot.template else None
 
 
 # cloud-init adds its key to those that it finds, and the network of the one that it began from is not its own.

@@ -31,13 +31,14 @@ from ktrdr_vm.images.ensure import ensure_image
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.plan.plan import Plan, canonical_json
+from ktrdr_vm.prepare import build_best, find_best
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.recorder import Recorder
 from ktrdr_vm.report.artifacts import make_artifacts
 from ktrdr_vm.report.model import Artifact, GateResult, StageName, WorkloadResult
 from ktrdr_vm.snapshot import adopt, find_snapshot
 from ktrdr_vm.suspension import resume
-from ktrdr_vm.template import build_template, find_template, fits
+from ktrdr_vm.template import fits
 from ktrdr_vm.workload import run_workload
 
 DOCKER_LIMIT = 300.0
@@ -95,10 +96,11 @@ class Stage:
         require_room(self._home, plan.identity.instance_id, self.gathered.policy.most_instances)
         template = find_snapshot(self._home, self._source, plan) if self._source else None
         if not self._cold and not self._source and fits(plan) and instance.journal is None:
-            template = find_template(self._home, plan, image)
+            note = recorder.listener.note
+            template = find_best(self._home, self.gathered, plan, image, note)
             if template is None:
                 with self._phase("template", recorder):
-                    template = build_template(self._home, plan, image, instance.libvirt, progress=recorder.listener.note)
+                    template = build_best(self._home, self.gathered, plan, image, instance.libvirt, note)
         roots = self.gathered.policy.mount_roots
         with self._phase("create", recorder):
             if instance.journal is not None and plan.profile.mode == "sandbox":

@@ -1,7 +1,7 @@
 """Templates: boot once, freeze, fork many. What a template is, when it fits, and how one is made.
 
 A template holds no profile data: no NIC, no secret, no workspace, no login. It belongs to one owner and one image, and its key says
-everything that a fork must share with it.
+everything that a fork must share with it. One of a project stands on a disk that preparing the project has filled.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import os
 import pwd
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.fork import save_state
-from ktrdr_vm.host.journal import locked
+from ktrdr_vm.host.journal import locked, sync
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.images.store import Image
+from ktrdr_vm.images.store import Image, ImageStore
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_user_data
 from ktrdr_vm.plan.domain_xml import render_template_domain
 from ktrdr_vm.plan.facts import Allocation, TemplateFacts
@@ -37,6 +38,8 @@ from ktrdr_vm.resources.seed import make_seed
 # Raised when what is done to a guest before the freeze changes.
 FORMAT = 1
 BOOT_LIMIT = 600.0
+# A template that nobody has forked for so long is collected.
+UNUSED_DAYS = 14
 QEMU_USER = "libvirt-qemu"
 _KEY_LENGTH = 32
 
@@ -56,15 +59,28 @@ sync
 
 
 @dataclass(frozen=True)
+class Project:
+    """What a template of a project has besides its shape. `digest` is of all that preparing it depends on."""
+
+    name: str
+    digest: str
+    make_disk: Callable[[Path], None]
+    """Writes the disk that the template is booted from, an overlay on the image."""
+
+
+@dataclass(frozen=True)
 class Template:
     """A finished template, as its manifest describes it. `size` counts the bytes that are really on the disk."""
 
     key: str
+    kind: str
+    """`base`, or `project` and the profile's name."""
     owner: int
     image: str
     vcpus: int
     memory: int
     created_at: str
+    used_at: str
     seconds: float
     size: int
 
@@ -74,19 +90,25 @@ def fits(plan: Plan) -> bool:
     return not plan.profile.mounts and plan.facts.image.boot == "direct"
 
 
-def find_template(home: Home, plan: Plan, image: Image) -> TemplateFacts | None:
+def find_template(home: Home, plan: Plan, image: Image, project: Project | None = None) -> TemplateFacts | None:
     """The template that a fork of this plan must come from, if it is there."""
-    facts = _describe(home, plan, image)[0]
-    return facts if Path(facts.directory, "manifest.json").exists() else None
+    facts = _describe(home, plan, image, project)[0]
+    manifest = Path(facts.directory, "manifest.json")
+    if not manifest.exists():
+        return None
+    with contextlib.suppress(OSError):  # when it was used last, for `gc`
+        os.utime(manifest)
+    return facts
 
 
-def build_template(home: Home, plan: Plan, image: Image, libvirt: Libvirt, *, progress: Callable[[str], None]) -> TemplateFacts:
+def build_template(
+    home: Home, plan: Plan, image: Image, libvirt: Libvirt, *, progress: Callable[[str], None], project: Project | None = None
+) -> TemplateFacts:
     """Boot, settle, freeze. Whoever comes second waits for the first and takes the result."""
-    facts, ingredients = _describe(home, plan, image)
+    facts, ingredients = _describe(home, plan, image, project)
     with locked(home.locks / f"template-{facts.key}.lock", "the template", wait=True):
         if Path(facts.directory, "manifest.json").exists():
             return facts
-        progress("boots a template once; later runs fork it")
         began = time.monotonic()
         building = replace(facts, directory=str(home.templates / f".new-{facts.key}"))
         place = Path(building.directory)
@@ -95,6 +117,9 @@ def build_template(home: Home, plan: Plan, image: Image, libvirt: Libvirt, *, pr
         place.chmod(0o711)
         identity = Identity(f"template--{facts.key[:12]}")
         try:
+            if project is not None:
+                project.make_disk(Path(building.project))
+            progress("boots a template once; later runs fork it")
             _boot_and_freeze(plan, building, identity, libvirt, progress)
         except BaseException:
             # What cannot be ended now, `gc` ends; the first error is the one that matters.
@@ -105,7 +130,11 @@ def build_template(home: Home, plan: Plan, image: Image, libvirt: Libvirt, *, pr
         seconds = round(time.monotonic() - began, 1)
         manifest = {**ingredients, "key": facts.key, "created_at": now(), "seconds": seconds}
         (place / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        # On the disk before it has its name: after a power cut a finished name must not stand on zeros.
+        for path in (*place.iterdir(), place):
+            sync(path)
         place.rename(facts.directory)
+        sync(home.templates)
         progress(f"the template is frozen after {seconds:.0f} s")
     return facts
 
@@ -117,11 +146,22 @@ def list_templates(home: Home) -> list[Template]:
         try:
             manifest = json.loads(path.read_bytes())
             size = sum(file.stat().st_blocks * 512 for file in path.parent.iterdir())
-            image, shape = manifest["image"], manifest["shape"]
+            vcpus, memory, _ = manifest["shape"]
             found.append(
-                Template(manifest["key"], manifest["owner"], image, shape[0], shape[1], manifest["created_at"], manifest["seconds"], size)
+                Template(
+                    key=manifest["key"],
+                    kind=manifest.get("kind", "base"),
+                    owner=manifest["owner"],
+                    image=manifest["image"],
+                    vcpus=vcpus,
+                    memory=memory,
+                    created_at=manifest["created_at"],
+                    used_at=datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+                    seconds=manifest["seconds"],
+                    size=size,
+                )
             )
-        except (ValueError, KeyError, OSError):
+        except (ValueError, KeyError, TypeError, OSError):
             continue  # half of one, which `gc` takes away
     return sorted(found, key=lambda template: template.created_at)
 
@@ -140,7 +180,35 @@ def remove_template(home: Home, key: str) -> bool:
     return True
 
 
-def _describe(home: Home, plan: Plan, image: Image) -> tuple[TemplateFacts, dict[str, Any]]:
+def collect_templates(home: Home, users: Collection[str], *, dry_run: bool) -> list[dict[str, str]]:
+    """Remove what no plan of today can be forked from, or nobody has used for UNUSED_DAYS. `users` are keys that instances stand on."""
+    rows = []
+    for one in list_templates(home):
+        reason = _find_stale(home, one)
+        if not reason or one.key in users:
+            continue
+        action = "would remove" if dry_run else "removed"
+        if not dry_run and not remove_template(home, one.key):
+            continue
+        rows.append({"action": action, "instance_id": f"template {one.key}", "reason": reason})
+    return rows
+
+
+def _find_stale(home: Home, template: Template) -> str:
+    manifest = json.loads((home.templates / template.key / "manifest.json").read_bytes())
+    image = ImageStore(home.images).find(template.image)
+    if image is None or image.content_digest != manifest["content"]:
+        return "its image is there no more"
+    if manifest["format"] != FORMAT or manifest["settle"] != _SETTLE:
+        return "it was made by another version of this program"
+    emulator = manifest.get("emulator", "")
+    if emulator and (not Path(emulator).exists() or manifest["qemu"] != _qemu_version(emulator)):
+        return "it was made by another QEMU"
+    idle = datetime.now(UTC) - datetime.fromisoformat(template.used_at)
+    return f"nobody used it for {idle.days} days" if idle.days >= UNUSED_DAYS else ""
+
+
+def _describe(home: Home, plan: Plan, image: Image, project: Project | None = None) -> tuple[TemplateFacts, dict[str, Any]]:
     """The key and what it is made of. Paths and names are fixed in it, so that it depends on nothing else."""
     size = replace(plan.profile.resources, disk=max(plan.profile.resources.disk, 1))
     blank = TemplateFacts("", "/template")
@@ -150,22 +218,26 @@ def _describe(home: Home, plan: Plan, image: Image) -> tuple[TemplateFacts, dict
         "settle": _SETTLE,
         "image": image.digest,
         "content": image.content_digest,
+        "emulator": plan.facts.emulator,
         "qemu": _qemu_version(plan.facts.emulator),
         "owner": plan.facts.owner_uid,
         "shape": [size.vcpus, size.memory, size.disk],
         "domain": render_template_domain(size, replace(plan.facts, home=str(home.root)), fixed, Allocation(), blank),
         "user_data": render_user_data(fixed, plan.facts, Allocation()),
     }
+    if project is not None:
+        ingredients |= {"kind": f"project {project.name}", "project": project.digest}
     key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
-    return TemplateFacts(key, str(home.templates / key)), ingredients
+    return TemplateFacts(key, str(home.templates / key), has_project=project is not None), ingredients
 
 
 def _boot_and_freeze(plan: Plan, template: TemplateFacts, identity: Identity, libvirt: Libvirt, progress: Callable[[str], None]) -> None:
     size, place = plan.profile.resources, Path(template.directory)
     image = plan.facts.image
-    process.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", image.disk_format, "-b", image.disk, template.disk, f"{size.disk}M"], timeout=60
-    )
+    final = str(place.parent / template.key)
+    backing, format_ = (replace(template, directory=final).project, "qcow2") if template.has_project else (image.disk, image.disk_format)
+    # By the name that it will have: the disk is looked at under both.
+    process.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", format_, "-b", backing, template.disk, f"{size.disk}M"], timeout=60)
     from ktrdr_vm.guest.keys import generate_keypair
 
     # A host key that is thrown away: no fork keeps it, and nobody can log in with anything before a fork is given its own.

@@ -18,14 +18,15 @@ def templates() -> None:
 @profile_argument
 @plan_options
 def build(profile: Path, instance_id: str | None, workspace: Path) -> None:
-    """Boot and freeze the template that PROFILE's instances are forked from. `apply` does it by itself the first time."""
+    """Boot and freeze what PROFILE's instances are forked from, its project prepared. `apply` does it by itself the first time."""
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.gather import gather
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.images.ensure import ensure_image
     from ktrdr_vm.instance import require_root
-    from ktrdr_vm.template import build_template, fits
+    from ktrdr_vm.prepare import build_best, find_best
+    from ktrdr_vm.template import fits
 
     require_root()
     home = find_home()
@@ -40,13 +41,15 @@ def build(profile: Path, instance_id: str | None, workspace: Path) -> None:
         click.echo(text, err=True)
 
     image = ensure_image(gathered.plan.profile.image, gathered.recipe, home.images, progress=say)
-    click.echo(build_template(home, gathered.plan, image, Libvirt(), progress=say).key)
+    plan = gathered.plan
+    found = find_best(home, gathered, plan, image, say) or build_best(home, gathered, plan, image, Libvirt(), say)
+    click.echo(found.key)
 
 
 @templates.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the templates of this home: key, owner, image, shape, age, size."""
+    """List the templates of this home: key, kind, owner, image, shape, when it was made and used last, size."""
     from dataclasses import asdict
 
     from ktrdr_vm.cli.main import echo_json
@@ -59,7 +62,8 @@ def list_(as_json: bool) -> None:
         return
     for one in found:
         shape = f"{one.vcpus} vCPUs, {one.memory} MiB"
-        click.echo(f"{one.key}  uid {one.owner}  {one.image[:12]}  {shape}  {one.created_at}  {one.size >> 20} MiB on disk")
+        dates = f"made {one.created_at[:16]}  used {one.used_at[:16]}"
+        click.echo(f"{one.key}  {one.kind:<20}  uid {one.owner}  {one.image[:12]}  {shape}  {dates}  {one.size >> 20} MiB on disk")
 
 
 @templates.command()

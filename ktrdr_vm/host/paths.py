@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError, UsageError
+from ktrdr_vm.plan.facts import TemplateFacts
 
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
 DEFAULT_HOME = Path("/var/lib/ktrdr-vm")
@@ -141,6 +142,12 @@ class InstancePaths:
     @property
     def ledger(self) -> Path:
         return self.directory / "egress.jsonl"
+
+
+def open_template(home: Home, key: str, *, thaw: bool = True) -> TemplateFacts:
+    """The files of a template by its key."""
+    directory = home.templates / key
+    return TemplateFacts(key, str(directory), thaw=thaw, has_project=(directory / "project.qcow2").exists())
 
 
 def find_home() -> Home:

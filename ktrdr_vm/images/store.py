@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ktrdr_vm.errors import HostError, ProvisionError
+from ktrdr_vm.host.journal import sync
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MANIFEST_VERSION = 1
@@ -114,12 +115,13 @@ class ImageStore:
         for place in directory.iterdir():
             place.chmod(0o444)
             # On the disk before it has its name: after a power cut a finished name must not stand on zeros.
-            with place.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(place)
+        sync(directory)
         final = self._directory(digest)
         if final.exists():  # there, but not understood: `find` said None
             shutil.rmtree(final)
         directory.rename(final)
+        sync(self.root)
         image = self.find(digest)
         if image is None:
             raise ProvisionError("the image that was just made cannot be read", where=str(final), hint="look at its manifest.json")

@@ -55,7 +55,8 @@ def render_domain(
 def render_template_domain(size: Size, facts: Facts, identity: Identity, allocation: Allocation, template: TemplateFacts) -> str:
     """The domain that is booted to be frozen: no NIC, no mount, nothing of a profile, its memory in a file."""
     profile = Profile(name="template", image=ImageRef(recipe=facts.image.name), resources=size)
-    root = _render(profile, facts, identity, allocation, template.directory, None, network=False, overlay=template.disk)
+    layers = _list_layers(facts, template)[1:]
+    root = _render(profile, facts, identity, allocation, template.directory, None, network=False, overlay=template.disk, layers=layers)
     root.append(_memory_file(template.memory, size.memory, share="on"))
     return to_text(root)
 
@@ -92,6 +93,7 @@ def _render(
     *,
     network: bool = True,
     overlay: str = "",
+    layers: tuple[tuple[str, str], ...] = (),
 ) -> Element:
     size = profile.resources
     root = element("domain", type=_domain_type(facts))
@@ -115,8 +117,18 @@ def _render(
         root.append(element(event, action))
     overlay = overlay or f"{instance_directory}/overlay.qcow2"
     network = network and not (template and template.thaw)
-    root.append(_devices(profile, facts, identity, instance_directory, overlay, template, network=network))
+    layers = layers or _list_layers(facts, template)
+    root.append(_devices(profile, facts, identity, instance_directory, overlay, layers, network=network))
     return root
+
+
+def _list_layers(facts: Facts, template: TemplateFacts | None) -> tuple[tuple[str, str], ...]:
+    """What an overlay stands on, from the top: file and format."""
+    layers = ((facts.image.disk, facts.image.disk_format),)
+    if template is None:
+        return layers
+    project = ((template.project, "qcow2"),) if template.has_project else ()
+    return ((template.disk, "qcow2"), *project, *layers)
 
 
 def _domain_type(facts: Facts) -> str:
@@ -168,21 +180,23 @@ def _cpu(facts: Facts) -> Element:
 
 
 def _devices(
-    profile: Profile, facts: Facts, identity: Identity, directory: str, overlay: str, template: TemplateFacts | None, *, network: bool
+    profile: Profile,
+    facts: Facts,
+    identity: Identity,
+    directory: str,
+    overlay: str,
+    layers: tuple[tuple[str, str], ...],
+    *,
+    network: bool,
 ) -> Element:
     devices = element("devices", "", element("emulator", facts.emulator))
     # A disposable disk is never read after a crash of the host, so flushes are not worth their time.
     cache = "unsafe" if profile.mode == "sandbox" else "writeback"
-    backing = element(
-        "backingStore",
-        "",
-        element("format", type=facts.image.disk_format),
-        element("source", "", _unlabelled(), file=facts.image.disk),
-        type="file",
-    )
-    if template is not None:
-        source = element("source", "", _unlabelled(), file=template.disk)
-        backing = element("backingStore", "", element("format", type="qcow2"), source, backing, type="file")
+    backing = element("backingStore")
+    for number, (file, format_) in enumerate(reversed(layers)):
+        below = () if number == 0 else (backing,)
+        source = element("source", "", _unlabelled(), file=file)
+        backing = element("backingStore", "", element("format", type=format_), source, *below, type="file")
     devices.append(
         element(
             "disk",

@@ -48,10 +48,17 @@ class TemplateFacts:
     directory: str
     thaw: bool = True
     """Does the instance begin from its memory? One that has lived stands on its disk only: what it wrote there is newer."""
+    has_project: bool = False
+    """Is there a project's disk between its own and the image?"""
 
     @property
     def disk(self) -> str:
         return f"{self.directory}/disk.qcow2"
+
+    @property
+    def project(self) -> str:
+        """What preparing a project wrote, on top of the image."""
+        return f"{self.directory}/project.qcow2"
 
     @property
     def memory(self) -> str:

@@ -15,6 +15,7 @@ from ktrdr_vm.profile.model import (
     EgressRule,
     ImageRef,
     Mount,
+    Prepare,
     Profile,
     Secret,
     Size,
@@ -140,6 +141,8 @@ def _check_together(data: dict[str, Any], document: Document) -> list[Problem]:
             if value in seen:
                 problems.append(document.problem(("secrets", index, field), f"{value} stands twice"))
             seen.add(value)
+    if "prepare" in data and workspace is None:
+        problems.append(document.problem(("prepare",), "prepares a workspace, and there is none"))
     for index, gate in enumerate(data.get("gates", [])):
         if gate in data["gates"][:index]:
             problems.append(document.problem(("gates", index), f"{gate} stands twice"))
@@ -151,7 +154,7 @@ def build_profile(data: dict[str, Any]) -> Profile:
     image = data["image"]
     size = data.get("resources", {})
     egress = data.get("egress") or {}
-    workload = data.get("workload")
+    workload, prepare = data.get("workload"), data.get("prepare")
     defaults = Size()
     return Profile(
         version=data["version"],
@@ -169,6 +172,7 @@ def build_profile(data: dict[str, Any]) -> Profile:
         secrets=tuple(_secret(secret) for secret in data.get("secrets", [])),
         environment=tuple(sorted((name, _plain(value)) for name, value in data.get("environment", {}).items())),
         workload=None if workload is None else Workload(tuple(workload["command"]), scalars.parse_duration(workload.get("timeout", "2h"))),
+        prepare=None if prepare is None else Prepare(prepare["playbook"], tuple(sorted(set(prepare["key"])))),
         verify=data.get("verify", "fresh"),
         gates=tuple(data.get("gates", [])),
         gate_timeout=scalars.parse_duration(data.get("gate_timeout", "30m")),

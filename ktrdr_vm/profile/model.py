@@ -96,6 +96,14 @@ class Workload:
     timeout: int = 7200
 
 
+@dataclass(frozen=True)
+class Prepare:
+    """What is done once for a project, and found done by every later sandbox. `key` are files whose content says when it is done anew."""
+
+    playbook: str
+    key: tuple[str, ...]
+
+
 Verify = Literal["fresh", "same"]
 """Where the gates judge what a workload left: in a VM that it never touched, or in its own, which is weaker."""
 
@@ -114,6 +122,7 @@ class Profile:
     egress: Egress = field(default_factory=Egress)
     secrets: tuple[Secret, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    prepare: Prepare | None = None
     workload: Workload | None = None
     verify: Verify = "fresh"
     gates: tuple[str, ...] = ()

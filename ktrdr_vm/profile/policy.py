@@ -89,6 +89,8 @@ class OwnerPolicy:
     secret_files: tuple[str, ...] = ()
     reserved: frozenset[tuple[IPv4Address, int]] = frozenset()
     observe: bool = False
+    prepare_refs: tuple[str, ...] = ()
+    """Branches of a workspace that templates of a project may be made from. What an agent returns is on none of them."""
     largest: Size = Size(vcpus=16, memory=32768, disk=204800)
     most_instances: int = 100
     longest_life: int = 0
@@ -121,6 +123,7 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
         secret_files=tuple(data.get("secrets", {}).get("files", ())),
         reserved=frozenset(reserved),
         observe=data.get("egress", {}).get("observe", False),
+        prepare_refs=tuple(data.get("prepare", {}).get("refs", ())),
         largest=Size(
             vcpus=largest.get("vcpus", default.largest.vcpus),
             memory=scalars.parse_size(largest["memory"]) if "memory" in largest else default.largest.memory,

@@ -127,6 +127,13 @@ PROFILE: Schema = {
             "timeout": _text(scalars.parse_duration),
         },
     },
+    "prepare": {
+        "type": "dict",
+        "schema": {
+            "playbook": {**_text(scalars.parse_gate), "required": True},
+            "key": {"type": "list", "required": True, "minlength": 1, "maxlength": 50, "schema": _text(scalars.parse_gate)},
+        },
+    },
     "verify": {"type": "string", "allowed": ["fresh", "same"]},
     "gates": {"type": "list", "maxlength": 50, "schema": _text(scalars.parse_gate)},
     "gate_timeout": _text(scalars.parse_duration),
@@ -166,6 +173,7 @@ POLICY: Schema = {
         "type": "dict",
         "schema": {"max": {"type": "integer", "min": 1, "max": 16384, "notbool": True}, "ttl": _text(scalars.parse_duration)},
     },
+    "prepare": {"type": "dict", "schema": {"refs": {"type": "list", "maxlength": 50, "schema": _text(scalars.parse_plain_text)}}},
     "publish": {
         "type": "dict",
         "schema": {

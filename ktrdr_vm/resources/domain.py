@@ -79,7 +79,7 @@ class Domain(Resource):
             self.target.libvirt.stop(self.name)
         # A disposable one is not asked, which saves QEMU's own second of shutting down. libvirtd may also have lost its domain.
         for pid in self._processes():
-            _kill(pid)
+            end_process(pid)
         if self._find() is not None:
             self.target.libvirt.stop(self.name)
         if self._processes():
@@ -106,7 +106,7 @@ def find_qemu(domain: str, directory: Path | None = None) -> list[int]:
     return found
 
 
-def _kill(pid: int) -> None:
+def end_process(pid: int) -> None:
     """End the process and wait until the kernel has let go of it."""
     try:
         handle = os.pidfd_open(pid)

@@ -23,6 +23,7 @@ FLOORS = {
     "template": 8,
     "suspension": 8,
     "snapshot": 8,
+    "prepare": 9,
     "instance": 7,
     "teardown": 7,
     "allocation": 6,
