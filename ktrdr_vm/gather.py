@@ -5,7 +5,6 @@ Needs neither root nor a running libvirt, and creates nothing.
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ktrdr_vm.errors import DocumentError, UsageError
 from ktrdr_vm.guest.workspace import Repository, find_repository
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
+from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.host.owner_policy import read_policy
 from ktrdr_vm.host.package_sources import Destination, find_sources
 from ktrdr_vm.host.paths import PROJECT, Home, find_shipped
@@ -191,13 +191,6 @@ def _has_cpu_controller() -> bool:
     if unified.exists():
         return "cpu" in unified.read_text().split()
     return Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists() or Path("/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us").exists()
-
-
-def find_owner() -> tuple[int, int]:
-    """The invoking person: who is behind sudo, else who runs this."""
-    if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdigit() and os.environ.get("SUDO_GID", "").isdigit():
-        return int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
-    return os.getuid(), os.getgid()
 
 
 def _read(path: Path) -> bytes:

@@ -25,6 +25,7 @@ from ktrdr_vm.profile.scalars import Scalar
 from ktrdr_vm.resources import make_resources
 from ktrdr_vm.resources.base import Blueprint, Notify, Resource, Target, quiet
 from ktrdr_vm.resources.base import Verb as Verb
+from ktrdr_vm.resources.secret import sweep_secrets
 from ktrdr_vm.teardown import find_residue, tear_down
 
 if TYPE_CHECKING:
@@ -350,8 +351,6 @@ class Instance:
     def take_secrets(self, notify: Notify = quiet) -> list[str]:
         """Take every secret out of the running guest; their keys. An error when one is still there, or nobody answers."""
         taken = []
-        # Also those of approvals, which stand in no profile.
-        self.connect().run(["find", "/run/secrets", "-xdev", "-type", "f", "-delete"], become=True, timeout=30)
         for resource in reversed(self.open_resources()):
             if resource.kind != "secret":
                 continue
@@ -363,6 +362,7 @@ class Instance:
                 )
             notify(resource.kind, resource.name, "removed", _since(began))
             taken.append(resource.key)
+        sweep_secrets(self.connect())
         return taken
 
     def require_awake(self) -> None:

@@ -17,7 +17,7 @@ def bundle(instance_id: str, run_id: str, publishing: bool, as_json: bool) -> No
     from ktrdr_vm.bundle import find_workspace, make_bundle, publish
     from ktrdr_vm.cli.evidence import find_run
     from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.gather import find_owner
+    from ktrdr_vm.host.owner import find_owner
     from ktrdr_vm.host.owner_policy import read_policy
     from ktrdr_vm.report.escape import escape
 

@@ -27,8 +27,9 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     from ktrdr_vm.gates.context import GateContext
     from ktrdr_vm.gates.load import load_playbook
     from ktrdr_vm.gates.runner import run_playbook
-    from ktrdr_vm.gather import find_owner, find_playbook
+    from ktrdr_vm.gather import find_playbook
     from ktrdr_vm.host.libvirt import Libvirt
+    from ktrdr_vm.host.owner import find_owner
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.instance import Instance
     from ktrdr_vm.plan.identity import parse_instance_id

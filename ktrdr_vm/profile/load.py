@@ -208,6 +208,7 @@ def _secret(data: dict[str, Any]) -> Secret:
         path=data.get("path", f"/run/secrets/{data['name']}"),
         env=data["source"].get("env", ""),
         file=data["source"].get("file", ""),
+        command=tuple(data["source"].get("command", ())),
         mode=scalars.parse_file_mode(data.get("mode", "0400")),
         ttl=scalars.parse_duration(data.get("ttl", "2h")),
     )

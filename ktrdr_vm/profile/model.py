@@ -84,6 +84,7 @@ class Secret:
     path: str
     env: str = ""
     file: str = ""
+    command: tuple[str, ...] = ()
     mode: int = 0o400
     ttl: int = 7200
 

@@ -87,6 +87,7 @@ class OwnerPolicy:
     mount_roots: tuple[str, ...] = ()
     secret_env: tuple[str, ...] = ("KTRDR_*",)
     secret_files: tuple[str, ...] = ()
+    secret_commands: tuple[tuple[str, ...], ...] = ()
     reserved: frozenset[tuple[IPv4Address, int]] = frozenset()
     observe: bool = False
     prepare_refs: tuple[str, ...] = ()
@@ -120,6 +121,7 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
     return OwnerPolicy(
         mount_roots=tuple(data.get("mounts", {}).get("roots", ())),
         secret_env=(*default.secret_env, *data.get("secrets", {}).get("env", ())),
+        secret_commands=tuple(tuple(words) for words in data.get("secrets", {}).get("commands", ())),
         secret_files=tuple(data.get("secrets", {}).get("files", ())),
         reserved=frozenset(reserved),
         observe=data.get("egress", {}).get("observe", False),
@@ -174,7 +176,9 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
     for index, secret in enumerate(profile.secrets):
         reason = refuse_secret(secret, policy, workspace)
         if reason:
-            problems.append(loaded.problem(("secrets", index, "source", "env" if secret.env else "file"), reason))
+            problems.append(
+                loaded.problem(("secrets", index, "source", "command" if secret.command else "env" if secret.env else "file"), reason)
+            )
     for index, rule in enumerate(profile.egress.allow):
         problems.extend(loaded.problem(("egress", "allow", index, "cidr"), message) for message in refuse_reserved(rule, policy))
     if profile.egress.mode == "observe":
@@ -200,6 +204,9 @@ def refuse_path(source: str, base: str, roots: tuple[str, ...]) -> str:
 
 def refuse_secret(secret: Secret, policy: OwnerPolicy, base: str) -> str:
     """Why a source may not be a secret, or nothing. A person's own places never may."""
+    if secret.command:
+        allowed = secret.command in policy.secret_commands
+        return "" if allowed else f"the command {' '.join(secret.command)} is not one that may give a secret"
     if secret.env:
         if any(fnmatch.fnmatchcase(secret.env, pattern) for pattern in policy.secret_env):
             return ""

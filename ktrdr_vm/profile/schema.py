@@ -46,6 +46,7 @@ _RULE: Schema = {
     },
     "check_with": "one_destination",
 }
+_COMMAND: Schema = {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string", "minlength": 1}}
 _SECRET: Schema = {
     "type": "dict",
     "schema": {
@@ -55,8 +56,9 @@ _SECRET: Schema = {
             "required": True,
             "minlength": 1,
             "schema": {
-                "env": _text(scalars.parse_environment_name, excludes=["file"]),
-                "file": {**_HOST_PATH, "excludes": ["env"]},
+                "env": _text(scalars.parse_environment_name, excludes=["file", "command"]),
+                "file": {**_HOST_PATH, "excludes": ["env", "command"]},
+                "command": {**_COMMAND, "excludes": ["env", "file"]},
             },
         },
         "path": {**_GUEST_PATH, "check_with": "secret_path"},
@@ -154,6 +156,7 @@ POLICY: Schema = {
         "schema": {
             "env": {"type": "list", "schema": {"type": "string", "regex": r"[A-Za-z_][A-Za-z0-9_]*\*?"}},
             "files": {"type": "list", "schema": _text(scalars.parse_guest_path)},
+            "commands": {"type": "list", "maxlength": 100, "schema": _COMMAND},
         },
     },
     "egress": {

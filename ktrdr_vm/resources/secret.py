@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import pwd
 
 from ktrdr_vm.errors import GuestError, HostError, ProvisionError, UsageError
+from ktrdr_vm.guest.protocol import Guest
+from ktrdr_vm.host import process
+from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.profile.model import Secret as SecretEntry
 from ktrdr_vm.resources.base import Blueprint, Resource, Target
 
 GUEST_LIMIT = 30.0
 DIRECTORY = "/run/secrets"
 MAX_BYTES = 64 * 1024
+COMMAND_LIMIT = 60.0
+_CLIENT_VARIABLES = ("HOME", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "VAULT_ADDR")
 
 # tmpfs of its own, so that no other reader of /run can fill it; the value comes on standard input and touches no argument.
 _DELIVER = f"""set -eu
@@ -32,6 +38,15 @@ _TAKE = """set -u
 systemctl stop "ktrdr-secret-$NAME.timer" 2>/dev/null
 [ ! -f "$TARGET" ] || dd if=/dev/zero of="$TARGET" bs="$(stat -c %s -- "$TARGET")" count=1 conv=notrunc status=none
 rm -f -- "$TARGET"
+"""
+
+
+# What stands in no profile: secrets that approvals delivered.
+_SWEEP = f"""for file in {DIRECTORY}/*; do
+  [ -f "$file" ] || continue
+  dd if=/dev/zero of="$file" bs="$(stat -c %s -- "$file")" count=1 conv=notrunc status=none
+  rm -f -- "$file"
+done
 """
 
 
@@ -100,8 +115,15 @@ class Secret(Resource):
             return
 
 
+def sweep_secrets(guest: Guest) -> None:
+    """Take out of the guest whatever is left beneath /run/secrets."""
+    guest.run(_SWEEP, become=True, timeout=GUEST_LIMIT)
+
+
 def read_source(entry: SecretEntry) -> bytes:
     """The value from its source on the host, read once, before anything exists."""
+    if entry.command:
+        return _ask_command(entry)
     if entry.env:
         value = os.environb.get(entry.env.encode())
         if not value:
@@ -125,5 +147,30 @@ def read_source(entry: SecretEntry) -> bytes:
             f"the secret {entry.name} is {'empty' if not value else f'larger than {MAX_BYTES >> 10} KiB'}",
             where=entry.file,
             hint="a secret is a value, such as a token or a key; larger files come with a mount",
+        )
+    return value
+
+
+def _ask_command(entry: SecretEntry) -> bytes:
+    """A vault's client or the like, as the person who calls, with what such clients need of the person's environment."""
+    user, group = find_owner()
+    is_root = os.geteuid() == 0
+    environment = {name: os.environ[name] for name in _CLIENT_VARIABLES if name in os.environ}
+    if is_root and user != 0:
+        environment |= {"HOME": pwd.getpwuid(user).pw_dir, "USER": pwd.getpwuid(user).pw_name}
+    done = process.run(
+        list(entry.command),
+        timeout=COMMAND_LIMIT,
+        environment=environment,
+        check=False,
+        user=user if is_root and user != 0 else None,
+        group=group if is_root and user != 0 else None,
+    )
+    value = done.stdout.rstrip(b"\n")
+    if done.exit_code != 0 or not value or len(value) > MAX_BYTES:
+        raise HostError(
+            f"the command of the secret {entry.name} ended with {done.exit_code} and {len(value)} bytes: {done.error_text[-200:]}",
+            where=entry.command[0],
+            hint="run it by hand as the same user; it must print the value and nothing else",
         )
     return value

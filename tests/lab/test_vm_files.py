@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import stat
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from laboratory.command import run
-from laboratory.instances import LabInstance
+from laboratory.instances import CANARY_VARIABLE, LabInstance
 from laboratory.lab import Lab
 
 from ktrdr_vm.host.mounts import find_mounts
@@ -159,3 +160,17 @@ def test_a_canary_in_the_overlay_would_be_found(lab: Lab, instance: LabInstance)
     mark = "MARK-" + os.urandom(8).hex()
     instance.shell(f"printf %s {mark[:10]} > /root/mark; printf %s {mark[10:]} >> /root/mark; sync /root/mark; sync")
     assert subprocess.run(["grep", "-qaF", mark, instance.instance.paths.overlay], timeout=120).returncode == 0
+
+
+def test_a_secret_is_renewed_and_taken_back(lab: Lab, instance: LabInstance) -> None:
+    """From its source again, which may be another value by then; at the end it is what the other tests know."""
+    old = {CANARY_VARIABLE: instance.canary.decode()}
+    listed = run(lab, "secrets", "list", instance.instance_id, "--json", environment=old)
+    assert json.loads(listed.stdout) == [{"name": "canary", "path": "/run/secrets/canary", "seconds": 3600, "present": True}]
+    assert run(lab, "secrets", "rotate", instance.instance_id, "canary", environment={CANARY_VARIABLE: "a-newer-value"}).code == 0
+    assert instance.guest.run(["cat", "/run/secrets/canary"], timeout=20).stdout == b"a-newer-value"
+    assert run(lab, "secrets", "revoke", instance.instance_id, environment=old).code == 0
+    assert instance.shell("ls /run/secrets")[1] == ""
+    assert "no secret" in run(lab, "secrets", "rotate", instance.instance_id, "another", environment=old).stderr
+    assert run(lab, "secrets", "rotate", instance.instance_id, environment=old).code == 0
+    assert instance.guest.run(["cat", "/run/secrets/canary"], timeout=20).stdout == instance.canary

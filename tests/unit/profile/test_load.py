@@ -116,6 +116,7 @@ def test_overlaps():
     [
         ("secrets: [{name: a, source: {env: AWS_SECRET_ACCESS_KEY}}]", "AWS_SECRET_ACCESS_KEY is not one"),
         ("secrets: [{name: a, source: {file: /root/.ssh/id_rsa}}]", "not one that may be a secret"),
+        ("secrets: [{name: a, source: {command: [cat, /root/.ssh/id_rsa]}}]", "not one that may give a secret"),
         ("egress: {mode: observe}", "observe mode"),
         ("workspace: {transfer: mount}", "not there yet"),
         ("egress: {allow: [{cidr: 192.168.1.0/24}]}", "only single addresses"),

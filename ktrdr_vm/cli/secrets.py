@@ -1,0 +1,84 @@
+"""`secrets`: what a living instance was given, given anew, taken back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ktrdr_vm.cli.options import instance_argument, json_option
+
+if TYPE_CHECKING:
+    from ktrdr_vm.instance import Instance
+    from ktrdr_vm.resources.base import Resource
+
+
+@click.group()
+def secrets() -> None:
+    """See, renew and take back the secrets of an instance. Values are never shown."""
+
+
+@secrets.command("list")
+@instance_argument
+@json_option
+def list_(instance_id: str, as_json: bool) -> None:
+    """List the secrets of INSTANCE_ID: where they lie, and whether they are there."""
+    from ktrdr_vm.cli.access import open_instance
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.report.escape import escape_line
+
+    instance = open_instance(instance_id)
+    entries = {entry.name: entry for entry in instance.plan.profile.secrets}
+    rows = [
+        {"name": one.name, "path": entries[one.name].path, "seconds": entries[one.name].ttl, "present": one.exists()}
+        for one in _find(instance, None)
+    ]
+    instance.close()
+    if as_json:
+        echo_json(rows)
+    for row in () if as_json else rows:
+        click.echo(
+            f"{'present' if row['present'] else 'gone':<8} {escape_line(str(row['name'])):<30} {row['path']}  for {row['seconds']} s"
+        )
+
+
+@secrets.command()
+@instance_argument
+@click.argument("name", required=False)
+def rotate(instance_id: str, name: str | None) -> None:
+    """Read the secret NAME of INSTANCE_ID, or all, from its source again and replace it in the guest. Its time begins anew."""
+    from ktrdr_vm.cli.access import open_instance
+
+    instance = open_instance(instance_id)
+    with instance.locked():
+        for one in _find(instance, name):
+            one.create()
+            click.echo(f"{one.name}: renewed", err=True)
+    instance.close()
+
+
+@secrets.command()
+@instance_argument
+@click.argument("name", required=False)
+def revoke(instance_id: str, name: str | None) -> None:
+    """Take the secret NAME, or all, out of INSTANCE_ID. The guest may have kept a copy: end it at its source as well."""
+    from ktrdr_vm.cli.access import open_instance
+
+    instance = open_instance(instance_id)
+    with instance.locked():
+        for one in _find(instance, name):
+            one.remove()
+            click.echo(f"{one.name}: removed from the guest; end it at its source as well", err=True)
+    instance.close()
+
+
+def _find(instance: Instance, name: str | None) -> list[Resource]:
+    """The instance's secrets, or the one of that name."""
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.resources.secret import read_source
+
+    instance.require_awake()
+    found = [one for one in instance.open_resources(read_secret=read_source) if one.kind == "secret" and name in (None, one.name)]
+    if name is not None and not found:
+        raise UsageError(f"there is no secret {name}", where=instance.identity.instance_id, hint="`ktrdr-vm secrets list` shows them")
+    return found
