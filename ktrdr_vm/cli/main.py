@@ -41,6 +41,8 @@ _COMMANDS = {
     "images": "ktrdr_vm.cli.images:images",
     "templates": "ktrdr_vm.cli.templates:templates",
     "doctor": "ktrdr_vm.cli.doctor:doctor",
+    "metrics": "ktrdr_vm.cli.metrics:metrics",
+    "mcp": "ktrdr_vm.cli.mcp:mcp",
 }
 
 _HELP = {
@@ -74,6 +76,8 @@ _HELP = {
     "images": "Build, list and remove images.",
     "templates": "Build, list and remove templates to fork from.",
     "doctor": "Check what this host has and lacks.",
+    "metrics": "Print metrics for Prometheus.",
+    "mcp": "Serve the safe part to an agent's host.",
 }
 
 

@@ -1,0 +1,260 @@
+"""What the command line does, for programs: `from ktrdr_vm import Instance, apply, make_plan`.
+
+Errors are those of `ktrdr_vm.errors`, with message, place and hint. Making, entering and ending an instance needs root, as on the
+command line; `make_plan` does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ktrdr_vm.discovery import find_instances
+from ktrdr_vm.errors import UsageError
+from ktrdr_vm.escalation.store import EscalationStore
+from ktrdr_vm.evidence import RunDirectory, make_run_id
+from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.load import load_playbook
+from ktrdr_vm.gates.runner import run_playbook
+from ktrdr_vm.gather import find_playbook, gather
+from ktrdr_vm.guest.protocol import GuestResult
+from ktrdr_vm.host.clock import now
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.owner import find_owner
+from ktrdr_vm.host.paths import find_home
+from ktrdr_vm.instance import Instance as HostInstance
+from ktrdr_vm.instance import require_root
+from ktrdr_vm.listener import Keep, Listener, Options
+from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.recorder import Recorder
+from ktrdr_vm.report.mask import make_mask
+from ktrdr_vm.report.model import GateResult, RunReport
+from ktrdr_vm.resources.secret import read_source
+from ktrdr_vm.run import Run
+from ktrdr_vm.stage import Stage
+
+MAX_OUTPUT = 10 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command in an instance ended. Texts are the guest's, secrets masked; `truncated` when either was cut at 10 MiB."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    truncated: bool
+
+
+def make_plan(profile: str | Path, *, workspace: str | Path = ".", instance_id: str | None = None) -> Plan:
+    """What `apply` would make: `.digest`, `.render()`, `.to_json()`. Touches nothing. DocumentError has every problem of the profile."""
+    return gather(Path(profile), home=find_home(), workspace=Path(workspace), instance_id=instance_id).plan
+
+
+def apply(
+    profile: str | Path,
+    *,
+    workspace: str | Path = ".",
+    instance_id: str | None = None,
+    gates: Sequence[str] = (),
+    keep: Keep = "never",
+    cold: bool = False,
+    listener: Listener | None = None,
+) -> RunReport:
+    """One whole run, as `ktrdr-vm apply`. A failed gate is no exception: look at `.outcome` and `.exit_code`."""
+    require_root()
+    home = find_home()
+    gathered = gather(Path(profile), home=home, workspace=Path(workspace), instance_id=instance_id, gates=tuple(gates))
+    return Run(gathered, home, Libvirt(), Options(keep=keep, cold=cold), listener or Listener()).execute()
+
+
+def list_instances() -> list[dict[str, Any]]:
+    """The instances of this host, as `ktrdr-vm list --json`."""
+    return [found.to_json() for found in find_instances(find_home(), Libvirt())]
+
+
+def read_report(instance_id: str, run_id: str = "latest") -> dict[str, Any]:
+    """`report.json` of a run, the newest unless one is named. UsageError when there is none."""
+    name = parse_instance_id(instance_id).instance_id
+    path = find_home().run(name, run_id) / "report.json"
+    if "/" in run_id or run_id.startswith(".") or not path.is_file():
+        raise UsageError(f"there is no report of {run_id}", where=str(path.parent), hint="`ktrdr-vm apply` makes one")
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+class Instance:
+    """A sandbox for a `with` block: made on entry, destroyed on exit with the proof that nothing is left (ResidueError otherwise).
+
+    >>> with Instance("profile.yaml", instance_id="demo") as instance:  # doctest: +SKIP
+    ...     instance.exec(["uname", "-r"]).stdout
+    """
+
+    def __init__(
+        self,
+        profile: str | Path,
+        *,
+        workspace: str | Path = ".",
+        instance_id: str | None = None,
+        cold: bool = False,
+        listener: Listener | None = None,
+    ) -> None:
+        require_root()
+        self._home = find_home()
+        self._gathered = gather(Path(profile), home=self._home, workspace=Path(workspace), instance_id=instance_id)
+        self._cold = cold
+        self._listener = listener or Listener()
+        self._held = contextlib.ExitStack()
+        self._stage: Stage | None = None
+        self._mask: Callable[[str], str] = str
+
+    @property
+    def instance_id(self) -> str:
+        return self._gathered.plan.identity.instance_id
+
+    @property
+    def plan(self) -> Plan:
+        return self._gathered.plan
+
+    def __enter__(self) -> Instance:
+        plan, run_id = self._gathered.plan, make_run_id()
+        if plan.profile.mode != "sandbox":
+            raise UsageError("only a sandbox ends with a block", where="Instance", hint="use `apply` for an interactive profile")
+        secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
+        self._mask = make_mask(secrets.values())
+        self._home.create()
+        stage = Stage(
+            self._gathered,
+            self._home,
+            Libvirt(),
+            run_id=run_id,
+            since=now(),
+            name="base",
+            secrets=secrets,
+            mask=self._mask,
+            cold=self._cold,
+        )
+        self._held.enter_context(stage.instance.locked())
+        self._stage = stage
+        owner = (plan.facts.owner_uid, plan.facts.owner_gid)
+        self._recorder = Recorder(
+            RunDirectory(self._home.run(self.instance_id, run_id), self.instance_id, owner, self._mask), self._listener
+        )
+        try:
+            stage.provision(self._recorder)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        with self._held:
+            if self._stage is None:
+                return
+            stage, self._stage = self._stage, None
+            with contextlib.suppress(OSError):
+                stage.keep_evidence(self._recorder)
+            _, failed = stage.destroy(self._recorder)
+            self._recorder.directory.close()
+            if failed is not None:
+                raise failed
+
+    def exec(
+        self, command: Sequence[str] | str, *, timeout: float = 3600, stdin: bytes = b"", environment: Mapping[str, str] | None = None
+    ) -> Result:
+        """Run words, or a line for /bin/sh, as the guest's user in the workspace. GuestTimeout after `timeout` seconds."""
+        stage = self._require()
+        profile = stage.plan.profile
+        done = stage.instance.connect().run(
+            command,
+            timeout=timeout,
+            stdin=stdin,
+            environment={**stage.instance.environment(), **(environment or {})},
+            chdir=profile.workspace.target if profile.workspace else None,
+            max_output=MAX_OUTPUT,
+        )
+        return _result(done, self._mask)
+
+    def gate(self, *names: str) -> tuple[GateResult, ...]:
+        """Run gates by name or path, in order, until one does not pass."""
+        root = Path(self.plan.facts.workspace)
+        playbooks = [load_playbook(find_playbook(name, root, trusted=True)) for name in names]
+        return self._require().run_gates(playbooks, self._recorder)
+
+    def upload(self, source: str | Path, destination: str, *, mode: int = 0o644) -> None:
+        """Copy one file into the guest."""
+        with Path(source).open("rb") as file:
+            self._require().instance.connect().upload(file, destination, mode=mode)
+
+    def download(self, path: str, destination: str | Path, *, max_bytes: int = 1 << 30) -> int:
+        """Copy one regular file out of the guest; its bytes."""
+        with Path(destination).open("wb") as file:
+            return self._require().instance.connect().download(path, file, max_bytes=max_bytes)
+
+    def escalations(self) -> list[dict[str, Any]]:
+        """What was asked for in it, and the answers."""
+        return [one.to_json() for one in EscalationStore(self._require().instance.paths.escalations, self.instance_id).list()]
+
+    def _require(self) -> Stage:
+        if self._stage is None:
+            raise UsageError("the instance is not there", where=self.instance_id, hint="use it inside its `with` block")
+        return self._stage
+
+
+class LivingInstance:
+    """One that is there already: kept, interactive, or of a run that goes on. Leaves it as it is."""
+
+    def __init__(self, instance_id: str) -> None:
+        self._instance = HostInstance(find_home(), parse_instance_id(instance_id), Libvirt())
+        self._instance.require_awake()
+
+    def __enter__(self) -> LivingInstance:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._instance.close()
+
+    def exec(self, command: Sequence[str] | str, *, timeout: float = 3600, stdin: bytes = b"") -> Result:
+        """As `Instance.exec`, in the user's home."""
+        mask = make_mask(self._instance.read_secrets())
+        done = self._instance.connect().run(
+            command, timeout=timeout, stdin=stdin, environment=self._instance.environment(), max_output=MAX_OUTPUT
+        )
+        return _result(done, mask)
+
+    def gate(self, name: str, *, workspace: str | Path = ".") -> GateResult:
+        """Run one gate under the instance's lock. BusyError when a run holds it."""
+        root = Path(workspace).resolve()
+        path = find_playbook(name, root, trusted=True)
+        playbook = load_playbook(path)
+        name = self._instance.identity.instance_id
+        with self._instance.locked():
+            context = GateContext(
+                extra_vars=dict(self._instance.variables()),
+                roots=(path.resolve().parent, root),
+                environment=self._instance.environment(),
+                artifacts=find_home().run(name, f"gates-{make_run_id()}") / "artifacts" / playbook.name,
+                owner=find_owner(),
+                mask=make_mask(self._instance.read_secrets()),
+                gate_timeout=self._instance.gate_timeout,
+            )
+            return run_playbook(playbook, self._instance.connect(), context)
+
+    def escalations(self) -> list[dict[str, Any]]:
+        """What was asked for in it, and the answers."""
+        name = self._instance.identity.instance_id
+        return [one.to_json() for one in EscalationStore(self._instance.paths.escalations, name).list()]
+
+
+def _result(done: GuestResult, mask: Callable[[str], str]) -> Result:
+    out, err = (mask(data.decode("utf-8", "replace")) for data in (done.stdout, done.stderr))
+    return Result(done.exit_code, out, err, done.truncated)

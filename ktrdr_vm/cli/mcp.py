@@ -1,0 +1,113 @@
+"""`mcp`: the safe part of the program for an agent's host, over the Model Context Protocol. Approval is not in it, and never will be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.option(
+    "--workspace", type=click.Path(path_type=Path, file_okay=False, exists=True), default=Path(), help="The only repository it works on."
+)
+def mcp(workspace: Path) -> None:
+    """Serve plan, apply, exec, gate, report and the state of escalations on standard input and output."""
+    make_server(workspace.resolve()).run("stdio")
+
+
+def make_server(workspace: Path) -> Any:
+    """The server, an MCPServer, whose package is an extra. Profiles and gates are files of `workspace`, or shipped."""
+    import dataclasses
+    import functools
+    import json
+    from collections.abc import Callable
+
+    from ktrdr_vm.errors import HostError, KtrdrError, UsageError
+
+    try:
+        from mcp.server import MCPServer
+        from mcp.server.mcpserver.exceptions import ToolError
+    except ImportError:
+        raise HostError(
+            "the package mcp is not installed", where="ktrdr-vm mcp", hint="pip install 'ktrdr-vm[mcp]', in the environment of ktrdr-vm"
+        ) from None
+
+    from ktrdr_vm import api
+    from ktrdr_vm.host.paths import find_shipped
+
+    server: Any = MCPServer(
+        "ktrdr-vm",
+        instructions="Disposable virtual machines for coding agents. A profile of the workspace says what a sandbox may do; what it may "
+        "not, it can ask for with ktrdr-escalate inside, and only a person answers.",
+    )
+
+    def tool(act: Callable[..., Any]) -> Callable[..., Any]:
+        """Errors as text for the caller, and never a trace."""
+
+        @functools.wraps(act)
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            try:
+                return act(*arguments, **named)
+            except KtrdrError as error:
+                raise ToolError(f"{error}\nnext: {error.hint}") from None
+            except OSError as error:
+                raise ToolError(f"{error.filename or 'this host'}: {error.strerror or error}") from None
+
+        registered: Callable[..., Any] = server.tool()(wrapped)
+        return registered
+
+    def find_profile(name: str) -> Path:
+        path = (workspace / name).resolve()
+        if path.is_relative_to(workspace) and path.is_file():
+            return path
+        shipped = find_shipped("profiles", name if name.endswith(".yaml") else f"{name}.yaml") if "/" not in name else None
+        if shipped is None:
+            raise UsageError(f"there is no profile {name}", where=str(workspace), hint="name a file of the workspace, or a shipped profile")
+        return shipped
+
+    @tool
+    def plan(profile: str, instance_id: str | None = None) -> dict[str, Any]:
+        """What applying a profile would make, with its digest. Touches nothing."""
+        made = api.make_plan(find_profile(profile), workspace=workspace, instance_id=instance_id)
+        return {"instance_id": made.identity.instance_id, "digest": made.digest, "profile": made.to_json()["profile"]}
+
+    @tool
+    def apply(profile: str, instance_id: str | None = None, keep: bool = False) -> dict[str, Any]:
+        """One whole run: sandbox, workload, gates, evidence, destroy. Returns its report. `keep` leaves the instance for exec and gate."""
+        report = api.apply(find_profile(profile), workspace=workspace, instance_id=instance_id, keep="always" if keep else "never")
+        shown: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(report), default=str))
+        return shown
+
+    @tool
+    def list_instances() -> list[dict[str, Any]]:
+        """The instances of this host."""
+        return api.list_instances()
+
+    @tool
+    def execute(instance_id: str, command: list[str], timeout: float = 600) -> dict[str, Any]:
+        """Run a command inside an instance that is there, as its unprivileged user."""
+        with api.LivingInstance(instance_id) as instance:
+            return dataclasses.asdict(instance.exec(command, timeout=timeout))
+
+    @tool
+    def gate(instance_id: str, name: str) -> dict[str, Any]:
+        """Run one gate against an instance that is there: a name, or a playbook of the workspace."""
+        with api.LivingInstance(instance_id) as instance:
+            if "/" in name and not (workspace / name).resolve().is_relative_to(workspace):
+                raise UsageError(f"{name} lies outside the workspace", where=str(workspace), hint="name a gate, or a file of the workspace")
+            return dataclasses.asdict(instance.gate(name, workspace=workspace))
+
+    @tool
+    def report(instance_id: str, run_id: str = "latest") -> dict[str, Any]:
+        """The report of a run."""
+        return api.read_report(instance_id, run_id)
+
+    @tool
+    def escalations(instance_id: str) -> list[dict[str, Any]]:
+        """What an instance has asked for, and the answers. They are given by a person, on the host."""
+        with api.LivingInstance(instance_id) as instance:
+            return instance.escalations()
+
+    return server

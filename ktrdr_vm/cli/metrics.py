@@ -1,0 +1,15 @@
+"""`metrics`: for Prometheus."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+def metrics() -> None:
+    """Print metrics of this host's instances and their newest runs in Prometheus' text format."""
+    from ktrdr_vm.host.libvirt import Libvirt
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.metrics import render_metrics
+
+    click.echo(render_metrics(find_home(), Libvirt()), nl=False)
