@@ -128,8 +128,8 @@ def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> 
     for row in rows:
         host, address, port = str(row.get("name", "")), str(row.get("address", "")), int(row.get("port", 0))
         rule, count = str(row.get("rule", "")), int(row.get("count", 1))
-        if row["kind"] == "guard":
-            continue
+        if row["verdict"] == "note":
+            continue  # the guard's own words, and those on grants
         if row["verdict"] == "deny":
             if row["kind"] == "dns":
                 port = 53

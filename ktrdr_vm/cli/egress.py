@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import click
 
@@ -26,6 +23,7 @@ def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
     """Print the ledger of INSTANCE_ID: the living one, else that of its newest run."""
     from ktrdr_vm.cli.evidence import find_run
     from ktrdr_vm.egress.control import ask_guard
+    from ktrdr_vm.egress.ledger import read_ledger
     from ktrdr_vm.errors import KtrdrError
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.plan.identity import parse_instance_id
@@ -40,7 +38,7 @@ def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
         path = paths.ledger
     else:
         path = find_run(instance_id, "latest") / "egress.jsonl"
-    for row in _rows(path, follow=follow):
+    for row in read_ledger(path, follow=follow):
         if denied and row["verdict"] != "deny":
             continue
         if as_json:
@@ -52,20 +50,6 @@ def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
         count = f"  x{row['count']}" if int(str(row.get("count", 1))) > 1 else ""
         detail = row.get("message") or row.get("rule") or ""
         click.echo(escape_line(f"{row['time']}  {row['verdict']:<5}  {row['kind']:<5}  {destination}{count}  {detail}"))
-
-
-def _rows(path: Path, *, follow: bool) -> Iterator[dict[str, object]]:
-    with path.open(encoding="utf-8") as file:
-        rest = ""
-        while True:
-            rest += file.readline()
-            if rest.endswith("\n"):
-                yield json.loads(rest)
-                rest = ""
-            elif not follow:
-                return
-            else:
-                time.sleep(0.2)
 
 
 @egress.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import socket
@@ -103,4 +104,7 @@ def start_proxy(configuration: Path, listeners: Mapping[str, socket.socket], uid
     )
     assert started.stdout is not None
     os.set_blocking(started.stdout.fileno(), False)
+    with contextlib.suppress(OSError):
+        # Room for some seconds of a flood; where the host does not give it, what is lost is counted.
+        fcntl.fcntl(started.stdout.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)
     return started

@@ -34,7 +34,7 @@ from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.judging import Judge
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.proxy_control import ProxyControl
-from ktrdr_vm.egress.proxy_log import parse_proxy_line
+from ktrdr_vm.egress.proxy_log import ProxyLog
 from ktrdr_vm.egress.resolver_process import run_resolver
 from ktrdr_vm.egress.rules import rules_from_json
 from ktrdr_vm.egress.sets import AllowSets
@@ -46,7 +46,6 @@ from ktrdr_vm.host.nft import list_table
 from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, INBOX_PORT, OTHER_PORT, TLS_PORT
 
 POLL = 1.0
-_LINE_LIMIT = 16 * 1024
 _RESTARTS_PER_MINUTE = 20
 
 
@@ -78,7 +77,6 @@ class Guard:
         self.channel: socket.socket | None = None
         self.proxy: subprocess.Popen[bytes] | None = None
         self.monitor: subprocess.Popen[bytes] | None = None
-        self._proxy_line = b""
         self._untold = False
         self.watch = TableWatch(directory, self.config["table"], self.config["domain"], self.sets, self.ledger)
         proxy = ProxyControl(directory)
@@ -92,6 +90,7 @@ class Guard:
             kill_proxy=self._kill_proxy,
         )
         self.judge = Judge(self.config["table"], gateway, self.sets, proxy, self.granting)
+        self.proxy_log = ProxyLog(self.ledger, self.sets, self.granting, proxy)
         self._take_up_elements()
         self.granting.start()
         self.desk = self._open_desk()
@@ -194,6 +193,7 @@ class Guard:
             self._restart("the resolver", self._start_resolver)
         if self.proxy is not None and self.proxy.poll() is not None:
             assert self.proxy.stdout is not None
+            self._read_proxy_log()
             self.selector.unregister(self.proxy.stdout)
             self.proxy.stdout.close()
             self._restart("the proxy", self._start_proxy)
@@ -267,43 +267,28 @@ class Guard:
                 kind, verdict, fields = message["note"]
                 if kind == "dns" and verdict in ("allow", "deny"):
                     self.ledger.write("dns", verdict, **{str(key): value for key, value in fields.items()})
-                if message.get("lost"):
-                    self.ledger.write("dns", "deny", rule="suppressed", count=int(message["lost"]))
+                return
+            if "count" in message:
+                rule, count = message["count"]
+                self.ledger.write("dns", "deny", rule="rate" if rule == "rate" else "suppressed", count=int(count))
                 return
             name, addresses, ttl = message["allow"]
             accepted = self.sets.allow(str(name), [str(address) for address in addresses], int(ttl))
             self.channel.send(json.dumps({"number": int(message["number"]), "accepted": accepted}).encode())
         except (ValueError, KeyError, TypeError, KtrdrError, OSError) as error:
             self.ledger.write("guard", "note", message=f"the resolver's request was refused: {type(error).__name__}: {error}"[:300])
+            with contextlib.suppress(Exception):
+                # Refused, and not silent: the guest's question is answered without an address.
+                self.channel.send(json.dumps({"number": int(json.loads(packet)["number"]), "accepted": []}).encode())
 
     def _read_proxy_log(self) -> None:
         assert self.proxy is not None and self.proxy.stdout is not None
-        try:
-            data = os.read(self.proxy.stdout.fileno(), 65536)
-        except BlockingIOError:
-            return
-        *lines, self._proxy_line = (self._proxy_line + data).split(b"\n")
-        if len(self._proxy_line) > _LINE_LIMIT:
-            self._proxy_line = b""
-        for line in lines:
-            self._record_proxy(line)
-
-    def _record_proxy(self, line: bytes) -> None:
-        fields = parse_proxy_line(line)
-        if fields is None:
-            return
-        if not fields["name"]:
-            fields["name"] = self.sets.owners.get(fields["address"], "")
-        grant = self.granting.find_grant(fields.pop("room"))
-        if fields["kind"] == "tcp" and not grant:
-            grant = self.sets.find_past_grant(fields["address"], fields["port"])
-        if grant and fields["verdict"] == "allow":
-            fields["rule"] = f"grant:{grant}"
-        self.ledger.write(fields.pop("kind"), fields.pop("verdict"), **fields)
+        self.proxy_log.read(self.proxy.stdout.fileno())
 
     def _look(self) -> None:
         self.granting.end_due()
         self.granting.look_again()
+        self.proxy_log.count_lost()
         self.watch.look()
         self._tell_resolver()
 

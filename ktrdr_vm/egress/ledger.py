@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ktrdr_vm.host.clock import now
 
@@ -30,7 +31,7 @@ class Ledger:
         self._suppressed: dict[tuple[str, str], int] = {}
 
     def write(self, kind: str, verdict: str, **fields: Any) -> None:
-        """One decision. `kind` is dns, tls, http, tcp, drop or guard; `verdict` is allow, deny or note."""
+        """One decision. `kind` is dns, tls, http, tcp, drop, grant or guard; `verdict` is allow, deny or note."""
         second = self._clock()
         if second - self._second >= 1:
             self.flush()
@@ -54,10 +55,69 @@ class Ledger:
         self._file.flush()
         if self._file.tell() > MAX_BYTES:
             self._file.close()
-            self._path.rename(self._path.with_name(self._path.name + ".1"))
+            self._path.rename(older(self._path))
             self._file = self._path.open("ab")
             self._path.chmod(0o600)
 
     def close(self) -> None:
         self.flush()
         self._file.close()
+
+
+def older(path: Path) -> Path:
+    """Where the lines before the current file's are."""
+    return path.with_name(path.name + ".1")
+
+
+def read_ledger(path: Path, *, follow: bool, pause: Callable[[float], None] = time.sleep) -> Iterator[dict[str, Any]]:
+    """Every line that is kept, the oldest first; with `follow` those to come as well, across every change of the file.
+
+    FileNotFoundError when there is no ledger. With `follow` it ends when the folder goes, with the instance.
+    """
+    files = _open_after(path, None)
+    if not files:
+        raise FileNotFoundError(2, "there is no ledger", str(path))
+    while files:
+        file = files.pop(0)
+        with file:
+            yield from _lines(file)
+            while follow and not files and path.parent.exists():
+                files = _open_after(path, _inode(file))
+                if not files:
+                    pause(0.2)
+                # After the look: what was written before the change of files is in this one.
+                yield from _lines(file)
+
+
+def _open_after(path: Path, read: int | None) -> list[BinaryIO]:
+    """The files that come after the one with the inode `read`; empty when that one still is the current."""
+    try:
+        current = path.open("rb")
+    except FileNotFoundError:
+        return []  # gone, or between two names
+    if _inode(current) == read:
+        current.close()
+        return []
+    try:
+        before = older(path).open("rb")
+    except FileNotFoundError:
+        return [current]
+    if _inode(before) in (read, _inode(current)):
+        before.close()
+        return [current]
+    return [before, current]
+
+
+def _inode(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_ino
+
+
+def _lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    """Whole lines from here on. Half of one stays for the next time."""
+    while True:
+        at = file.tell()
+        line = file.readline()
+        if not line.endswith(b"\n"):
+            file.seek(at)
+            return
+        yield json.loads(line)

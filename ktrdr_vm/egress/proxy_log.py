@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from typing import Any
 
+from ktrdr_vm.egress.granting import Granting
+from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.proxy_control import ProxyControl
+from ktrdr_vm.egress.sets import AllowSets
+from ktrdr_vm.errors import KtrdrError
+
+_LINE_LIMIT = 16 * 1024
+_PIECE = 1 << 18
 _KINDS = {"tls": "tls", "http": "http", "other": "tcp"}
 
 
@@ -35,3 +45,53 @@ def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
         return fields
     except (ValueError, KeyError, TypeError):
         return None
+
+
+class ProxyLog:
+    """Reads the proxy's lines and writes what they say, with the name of an address and the grant that allowed it."""
+
+    def __init__(self, ledger: Ledger, sets: AllowSets, granting: Granting, proxy: ProxyControl) -> None:
+        self._ledger = ledger
+        self._sets = sets
+        self._granting = granting
+        self._proxy = proxy
+        self._rest = b""
+        self._lost = 0
+        self._news = False
+
+    def read(self, descriptor: int) -> None:
+        """What is there now, at most a piece."""
+        try:
+            data = os.read(descriptor, _PIECE)
+        except BlockingIOError:
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _LINE_LIMIT:
+            self._rest = b""
+        for line in lines:
+            self._record(line)
+
+    def _record(self, line: bytes) -> None:
+        fields = parse_proxy_line(line)
+        if fields is None:
+            return
+        self._news = True
+        if not fields["name"]:
+            fields["name"] = self._sets.owners.get(fields["address"], "")
+        grant = self._granting.find_grant(fields.pop("room"))
+        if fields["kind"] == "tcp" and not grant:
+            grant = self._sets.find_past_grant(fields["address"], fields["port"])
+        if grant and fields["verdict"] == "allow":
+            fields["rule"] = f"grant:{grant}"
+        self._ledger.write(fields.pop("kind"), fields.pop("verdict"), **fields)
+
+    def count_lost(self) -> None:
+        """Under a flood the proxy drops lines rather than to wait for us; it counts them, and so does the ledger."""
+        if not self._news:
+            return
+        self._news = False
+        with contextlib.suppress(KtrdrError):
+            lost = self._proxy.count_lost_lines()
+            if lost > self._lost:
+                self._ledger.write("tcp", "note", rule="suppressed", count=lost - self._lost)
+            self._lost = lost

@@ -74,15 +74,29 @@ class WriterChannel:
         self._channel = channel
         self._number = 0
         self._waiting: dict[int, asyncio.Future[list[str]]] = {}
-        self._lost = 0
+        self._counts: dict[str, int] = {}
 
     def note(self, kind: str, verdict: str, **fields: object) -> None:
-        # When the guard is busy the line is lost; the decision stands, and the next line says how many were.
+        # When the guard is busy the line is lost; the decision stands, and a count says how many were.
+        if not self._send({"note": [kind, verdict, fields]}):
+            self.count("suppressed")
+
+    def count(self, rule: str) -> None:
+        """One more that gets no line of its own: `suppressed`, or `rate` for a question beyond the guest's share."""
+        self._counts[rule] = self._counts.get(rule, 0) + 1
+
+    def flush(self) -> None:
+        """Say the counts; what cannot be said now is kept."""
+        for rule, count in list(self._counts.items()):
+            if self._send({"count": [rule, count]}):
+                del self._counts[rule]
+
+    def _send(self, message: dict[str, object]) -> bool:
         try:
-            self._channel.send(json.dumps({"note": [kind, verdict, fields], "lost": self._lost}).encode())
-            self._lost = 0
-        except BlockingIOError:
-            self._lost += 1
+            self._channel.send(json.dumps(message).encode())
+        except OSError:
+            return False
+        return True
 
     async def allow(self, name: str, addresses: list[str], ttl: int) -> list[str]:
         self._number += 1
@@ -113,8 +127,9 @@ class WriterChannel:
 
 
 class _Udp(asyncio.DatagramProtocol):
-    def __init__(self, resolver: Resolver) -> None:
+    def __init__(self, resolver: Resolver, writer: WriterChannel) -> None:
         self._resolver = resolver
+        self._writer = writer
         self._under_way: set[asyncio.Task[None]] = set()
         self._transport: asyncio.DatagramTransport | None = None
 
@@ -123,6 +138,7 @@ class _Udp(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         if len(self._under_way) >= IN_FLIGHT or not self._resolver.admit():
+            self._writer.count("rate")
             return
         task = asyncio.ensure_future(self._reply(data, addr))
         self._under_way.add(task)
@@ -176,12 +192,13 @@ async def _serve(config: dict[str, object], udp: socket.socket, tcp: socket.sock
             stream.close()
 
     loop = asyncio.get_running_loop()
-    await loop.create_datagram_endpoint(lambda: _Udp(resolver), sock=udp)
+    await loop.create_datagram_endpoint(lambda: _Udp(resolver, writer), sock=udp)
     await asyncio.start_server(tcp_client, sock=tcp, limit=65536)
     listening = asyncio.ensure_future(writer.listen(take_grants))
     take_grants(grants)
     while not listening.done():
         await asyncio.sleep(1)
+        writer.flush()
         await resolver.refresh()
 
 

@@ -44,9 +44,9 @@ def tls(probe):
 
 
 def http(probe):
-    """The bytes of a request as they are, and the status that came back."""
+    """The bytes of a request as they are, and the status that came back. `patience` is for an answer that is not closed."""
     with socket.create_connection((probe["address"], probe["port"]), probe.get("limit", LIMIT)) as connection:
-        connection.settimeout(probe.get("limit", LIMIT) + 8)
+        connection.settimeout(probe.get("patience", probe.get("limit", LIMIT) + 8))
         connection.sendall(probe["send"].encode())
         said = b""
         try:

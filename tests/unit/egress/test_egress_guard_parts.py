@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from ktrdr_vm.egress import ledger as ledger_module
 from ktrdr_vm.egress import sets as sets_module
-from ktrdr_vm.egress.ledger import LINES_PER_SECOND, Ledger
+from ktrdr_vm.egress.ledger import LINES_PER_SECOND, Ledger, older, read_ledger
 from ktrdr_vm.egress.proxy_log import parse_proxy_line
 from ktrdr_vm.egress.rules import Rules, rules_from_json
 from ktrdr_vm.egress.sets import AllowSets
@@ -80,6 +82,57 @@ def test_the_file_is_bounded_and_one_older_one_is_kept(tmp_path: Path, monkeypat
     assert older.stat().st_mode & 0o777 == 0o600
     names = [row["name"] for row in (*read(older), *read(path))]
     assert names == [f"n{number}" for number in range(200 - len(names), 200)]
+
+
+def test_who_follows_sees_every_line_across_every_change_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the file changes twice between two looks, and when a line is half written."""
+    monkeypatch.setattr(ledger_module, "MAX_BYTES", 2000)
+    clock = [0.0]
+    folder = tmp_path / "instance"
+    folder.mkdir()
+    path = folder / "egress.jsonl"
+    ledger = Ledger(path, "one", lambda: clock[0])
+    written = 0
+
+    def write(count: int) -> None:
+        nonlocal written
+        for _ in range(count):
+            clock[0] += 2
+            ledger.write("dns", "allow", name=f"n{written}")
+            written += 1
+
+    # A look finds: nothing new; a few; one change; a line's half; two changes at once (15 lines fill a file); the end.
+    steps: Iterator[Callable[[], object]] = iter(
+        [
+            lambda: None,
+            lambda: write(3),
+            lambda: write(20),
+            lambda: write(1),
+            lambda: write(2 * len(path.read_bytes().splitlines()) + 25),
+            lambda: (ledger.close(), shutil.rmtree(folder)),
+        ]
+    )
+    write(40)
+    seen = [row["name"] for row in read_ledger(path, follow=True, pause=lambda _: next(steps)())]
+    assert seen == [f"n{number}" for number in range(written - len(seen), written)]
+    assert len(seen) > 60
+
+
+def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:
+    path = tmp_path / "x" / "egress.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"a": 1}\n{"a"')
+    halves = iter([lambda: path.open("a").write(": 2}\n"), lambda: shutil.rmtree(path.parent)])
+    assert list(read_ledger(path, follow=True, pause=lambda _: next(halves)())) == [{"a": 1}, {"a": 2}]
+
+
+def test_without_following_what_is_kept_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "egress.jsonl"
+    older(path).write_text('{"a": 1}\n')
+    path.write_text('{"a": 2}\n{"a"')
+    assert list(read_ledger(path, follow=False)) == [{"a": 1}, {"a": 2}]
+    with pytest.raises(FileNotFoundError):
+        list(read_ledger(tmp_path / "none", follow=False))
 
 
 # -- rules --------------------------------------------------------------------------------------------------------------
