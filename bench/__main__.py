@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from bench.place import Place, prepared_place  # first: it knows where the lab's parts are
 
-from bench import commands, egress, machines  # isort: skip
+from bench import commands, egress, machines, projects  # isort: skip
 from bench.document import describe_machine, write_results
 from bench.peers import find_peers, install_peers
 from bench.rows import Samples
@@ -28,11 +28,14 @@ STEPS: dict[str, tuple[Step, int]] = {
     "forks3": (functools.partial(machines.forks, count=3), 1),
     "forks10": (functools.partial(machines.forks, count=10), 3),
     "memory": (machines.memory, 3),
+    "rest": (projects.resting, 3),
     "commands": (commands.quickness, 1),
     "copy": (commands.copying, 3),
     "filtered": (egress.filtered, 1),
     "unfiltered": (egress.unfiltered, 1),
 }
+# What a quick run has no time for.
+SLOW: dict[str, tuple[Step, int]] = {"prepared": (projects.prepared, 1)}
 # Seconds of a quick run after which no further round begins; a round takes some three minutes in emulation.
 QUICK_S = 480.0
 
@@ -52,7 +55,7 @@ def main() -> int:
     installed = {} if words.quick else install_peers()
     with prepared_place() as place:
         machine = describe_machine(find_accelerator(place.image.kernel).name, rounds, "make bench-quick" if words.quick else "make bench")
-        steps = dict(STEPS)
+        steps = dict(STEPS) if words.quick else STEPS | SLOW
         steps |= {name: (step, 1) for name, step in find_peers(installed).items()} if installed else {}
         for number in range(rounds):
             if words.quick and number and time.monotonic() - began > QUICK_S:
@@ -60,7 +63,7 @@ def main() -> int:
             # The template first: the forks of the round stand on it.
             order = [name for name, (_, every) in steps.items() if number % every == 0 and (not only or name in only)]
             random.shuffle(order)
-            if number % 3 == 0 and (not only or only & {"template", "fork", "forks3", "forks10", "memory", "copy"}):
+            if number % 3 == 0 and (not only or only & {"template", "fork", "forks3", "forks10", "memory", "copy", "rest"}):
                 _measure(place, "template", machines.template, number, samples, failed)
             for name in order:
                 _measure(place, name, steps[name][0], number, samples, failed)

@@ -108,10 +108,21 @@ def forks(place: Place, count: int) -> dict[str, float]:
     """All at once; the last one counts."""
     started = [place.start(f"bench-fork{number}") for number in range(count)]
     try:
-        seen = [finish(*one) for one in started]
+        # Also when one fails the others are waited for: nothing of this step runs beside the next.
+        ended = [_end(*one) for one in started]
+        seen = [one for one in ended if isinstance(one, Watch)]
+        if len(seen) < count:
+            raise RuntimeError("; ".join(str(one) for one in ended if isinstance(one, Exception)))
     finally:
         place.command("destroy", *[f"bench-fork{number}" for number in range(count)], check=False)
     return {f"forks{count}.ssh": max(one.ssh for one in seen), f"forks{count}.ready": max(one.ready for one in seen)}
+
+
+def _end(process: subprocess.Popen[bytes], seen: Watch) -> Watch | Exception:
+    try:
+        return finish(process, seen)
+    except Exception as error:  # told by the one who waits for all
+        return error
 
 
 def memory(place: Place) -> dict[str, float]:

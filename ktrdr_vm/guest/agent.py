@@ -41,7 +41,12 @@ done < /etc/passwd
 [ -d "$home/.ssh" ] || mkdir "$home/.ssh"
 printf '%s\\n' {login_public_key} > "$home/.ssh/authorized_keys"
 chown -R {user}: "$home/.ssh"
-# sshd reads its keys at start; a hangup makes it start again in place.
+# sshd reads its keys at start; a hangup makes it start again in place. It may only just have started.
+turns=0
+until [ -s /run/sshd.pid ]; do
+  turns=$((turns + 1)); [ "$turns" -lt 500 ] || {{ echo 'sshd does not run' >&2; exit 1; }}
+  sleep 0.02
+done
 read -r pid < /run/sshd.pid
 kill -HUP "$pid"
 """
@@ -105,7 +110,8 @@ def run_script(libvirt: Libvirt, domain: str, script: str, doing: str, *, limit:
     arguments = {"path": "/bin/sh", "arg": ["-s"], "input-data": base64.b64encode(script.encode()).decode(), "capture-output": True}
     pid = None
     while pid is None:
-        started = libvirt.agent(domain, "guest-exec", arguments)
+        # Asked once and waited for: an answer that comes late would otherwise be a script that runs twice.
+        started = libvirt.agent(domain, "guest-exec", arguments, timeout=max(int(end - time.monotonic()), 1))
         pid = started.get("pid") if isinstance(started, dict) else None
         if not isinstance(pid, int):
             pid = None

@@ -52,6 +52,18 @@ class Guest(Protocol):
         """Write a file in the guest, atomically: beside it first, then renamed."""
         ...
 
+    def send(
+        self,
+        command: Sequence[str] | str,
+        source: BinaryIO,
+        *,
+        environment: Mapping[str, str] | None = None,
+        become: bool = False,
+        timeout: float = 600,
+    ) -> None:
+        """Run a command that reads `source` as it comes. GuestError when it fails."""
+        ...
+
     def download(self, path: str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
         """Copy a regular file out of the guest; returns its bytes. GuestError when larger than `max_bytes`, or no regular file."""
         ...

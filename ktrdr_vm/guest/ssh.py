@@ -203,6 +203,20 @@ class SshGuest:
         if exit_code != 0:
             raise self._refused(f"writing {destination!r} in the guest failed", stderr)
 
+    def send(
+        self,
+        command: Sequence[str] | str,
+        source: BinaryIO,
+        *,
+        environment: Mapping[str, str] | None = None,
+        become: bool = False,
+        timeout: float = 600,
+    ) -> None:
+        """See `Guest.send`."""
+        exit_code, stderr, _ = self._execute(command, source, lambda _: None, timeout=timeout, environment=environment, become=become)
+        if exit_code != 0:
+            raise self._refused("what was sent to the guest was not taken", stderr)
+
     def download(self, path: str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
         """See `Guest.download`. What the guest says about the file is not believed: the bytes are counted here."""
         quoted = shlex.quote(path if path.startswith("/") else f"./{path}")

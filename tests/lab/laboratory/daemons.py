@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ def running_libvirt(logs: Path) -> Iterator[None]:
             with (logs / f"{name}.log").open("wb") as log:
                 started.append(
                     subprocess.Popen(
-                        [name, "--pid-file", str(logs / f"{name}.pid")],
+                        [sys.executable, str(Path(__file__).with_name("reaper.py")), name, "--pid-file", str(logs / f"{name}.pid")],
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
