@@ -8,15 +8,20 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ktrdr_vm.egress.suggest import render_suggestion
 from ktrdr_vm.host.clock import now
-from ktrdr_vm.report.model import Allowance, Denial, GateResult
+from ktrdr_vm.report.model import Allowance, Denial, GateResult, TaskResult
 
 # A console that a guest floods is kept to its end.
 MAX_CONSOLE = 8 * 1024 * 1024
+# Decisions are written up to a second late.
+_GRACE_S = 1.0
+DENIED_TITLE = "refused by the network meanwhile (seen by the host)"
 
 
 def make_run_id() -> str:
@@ -156,6 +161,23 @@ def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> 
     )
 
 
+def explain_denials(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -> tuple[GateResult, ...]:
+    """The gates, and beside each failed task what the network refused in its time, with the fragment that would have allowed it."""
+
+    def explain(task: TaskResult) -> TaskResult:
+        if task.outcome != "failed":
+            return task
+        until = _end(task.started_at, task.duration_s + _GRACE_S)
+        _, denied = sum_up_egress([row for row in rows if row["verdict"] == "deny" and task.started_at <= row["time"] <= until], ())
+        if not denied:
+            return task
+        lines = [f"{one.host or one.address}:{one.port}  {one.count} times  ({one.rule})" for one in denied]
+        text = "\n".join(lines) + "\n\nwhat would allow it:\n\n" + render_suggestion([asdict(one) for one in denied])
+        return replace(task, evidence=((DENIED_TITLE, text), *task.evidence))
+
+    return tuple(replace(gate, tasks=tuple(explain(task) for task in gate.tasks)) for gate in gates)
+
+
 def find_task(gates: tuple[GateResult, ...], time: str) -> str:
     """Which gate and task ran at a time. Decisions are written up to a second late, so a second of grace belongs to the task before."""
     running = ""
@@ -165,7 +187,7 @@ def find_task(gates: tuple[GateResult, ...], time: str) -> str:
             for task in gate.tasks:
                 if task.started_at <= time:
                     running = f"{gate.title}: {task.name}"
-            if _end(gate.started_at, gate.duration_s + 1) < time:
+            if _end(gate.started_at, gate.duration_s + _GRACE_S) < time:
                 running = ""
     return running
 

@@ -16,7 +16,7 @@ from typing import Any
 from ktrdr_vm.answers import GrowingMask
 from ktrdr_vm.discovery import collect_expired
 from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, ProvisionError, ResidueError, UsageError
-from ktrdr_vm.evidence import RunDirectory, make_run_id, remove_old_runs, sum_up_egress
+from ktrdr_vm.evidence import RunDirectory, explain_denials, make_run_id, remove_old_runs, sum_up_egress
 from ktrdr_vm.first_lines import find_first_lines
 from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.model import Playbook
@@ -320,7 +320,7 @@ class Run:
             base_ref=plan.facts.base_ref,
             base_commit=plan.facts.base_commit,
             phases=tuple(recorder.phases),
-            gates=self._gates,
+            gates=explain_denials(self._gates, rows),
             workload=self._workload,
             verification=self._verification,
             allowed=allowed,

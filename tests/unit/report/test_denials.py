@@ -1,0 +1,30 @@
+"""What the network refused while a task failed stands beside the task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ktrdr_vm.evidence import DENIED_TITLE, explain_denials
+from ktrdr_vm.report.model import GateResult, TaskResult
+
+
+def row(second: int, name: str, verdict: str = "deny") -> dict[str, Any]:
+    return {"time": f"2026-01-01T00:00:{second:02}.000Z", "kind": "tls", "verdict": verdict, "name": name, "port": 443, "rule": "name"}
+
+
+def test_only_a_failed_task_is_explained_and_only_by_its_own_time() -> None:
+    good = TaskResult("good", "command", "ok", False, "2026-01-01T00:00:00.000Z", 10.0)
+    bad = TaskResult("bad", "command", "failed", False, "2026-01-01T00:00:10.000Z", 10.0, evidence=(("log", "x"),))
+    rows = [
+        row(5, "early.test.org"),
+        row(15, "api.test.org"),
+        row(16, "api.test.org"),
+        row(17, "fine.test.org", "allow"),
+        row(40, "late.test.org"),
+    ]
+    (gate,) = explain_denials((GateResult("unit", "failed", "2026-01-01T00:00:00.000Z", 20.0, (good, bad)),), rows)
+    assert gate.tasks[0] == good
+    (title, text), rest = gate.tasks[1].evidence[0], gate.tasks[1].evidence[1:]
+    assert title == DENIED_TITLE and rest == (("log", "x"),)
+    assert "api.test.org:443  2 times" in text and "host: api.test.org, ports: [443]" in text
+    assert "early" not in text and "late" not in text and "fine" not in text
