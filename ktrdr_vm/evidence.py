@@ -161,6 +161,20 @@ def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> 
     )
 
 
+def count_traffic(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -> tuple[GateResult, ...]:
+    """The gates, each with the bytes of the flows that ended in its time."""
+
+    def count(gate: GateResult) -> GateResult:
+        if gate.usage is None:
+            return gate
+        until = _end(gate.started_at, gate.duration_s + _GRACE_S)
+        flows = [row for row in rows if row["verdict"] == "allow" and gate.started_at <= row["time"] <= until]
+        inward, outward = (sum(int(row.get(f"bytes_{way}", 0)) for row in flows) for way in ("in", "out"))
+        return replace(gate, usage=replace(gate.usage, bytes_in=inward, bytes_out=outward))
+
+    return tuple(count(gate) for gate in gates)
+
+
 def explain_denials(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -> tuple[GateResult, ...]:
     """The gates, and beside each failed task what the network refused in its time, with the fragment that would have allowed it."""
 

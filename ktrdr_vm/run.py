@@ -16,7 +16,7 @@ from typing import Any
 from ktrdr_vm.answers import GrowingMask
 from ktrdr_vm.discovery import collect_expired
 from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, ProvisionError, ResidueError, UsageError
-from ktrdr_vm.evidence import RunDirectory, explain_denials, make_run_id, remove_old_runs, sum_up_egress
+from ktrdr_vm.evidence import RunDirectory, count_traffic, explain_denials, make_run_id, remove_old_runs, sum_up_egress
 from ktrdr_vm.first_lines import find_first_lines
 from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.model import Playbook
@@ -231,6 +231,7 @@ class Run:
                 error = error or (caught if isinstance(caught, KtrdrError) else self._explain(caught, recorder))
             if self._keeps(stage, failed or error is not None):
                 kept = True
+                stage.sampler.stop()
                 try:
                     stage.instance.keep()
                 except KtrdrError as caught:
@@ -269,6 +270,7 @@ class Run:
                 results=self._gates,
             ),
         )
+        stage.sampler.stop()
         with recorder.phase("suspend"):
             suspend(stage.instance, notify=recorder.hear_resource)
 
@@ -320,7 +322,8 @@ class Run:
             base_ref=plan.facts.base_ref,
             base_commit=plan.facts.base_commit,
             phases=tuple(recorder.phases),
-            gates=explain_denials(self._gates, rows),
+            samples=tuple(sample for one in self._stages for sample in one.sampler.samples),
+            gates=explain_denials(count_traffic(self._gates, rows), rows),
             workload=self._workload,
             verification=self._verification,
             allowed=allowed,

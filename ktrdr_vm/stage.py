@@ -36,6 +36,7 @@ from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.recorder import Recorder
 from ktrdr_vm.report.artifacts import make_artifacts
 from ktrdr_vm.report.model import Artifact, GateResult, StageName, WorkloadResult
+from ktrdr_vm.sampler import Sampler, measure_gate
 from ktrdr_vm.snapshot import adopt, find_snapshot
 from ktrdr_vm.suspension import resume
 from ktrdr_vm.template import fits
@@ -71,6 +72,7 @@ class Stage:
         self.escalations: tuple[dict[str, Any], ...] = ()
         self._home = home
         self.destroyed = False
+        self.sampler = Sampler(libvirt, gathered.plan.identity.domain, gathered.plan.identity.instance_id)
         self._run_id = run_id
         self._since = since
         self._name = name
@@ -115,6 +117,7 @@ class Stage:
                 run_id=self._run_id,
                 notify=recorder.hear_resource,
             )
+        self.sampler.start()
         with self._phase("boot", recorder):
             guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
         with self._phase("personalize", recorder):
@@ -155,7 +158,8 @@ class Stage:
                 results.append(GateResult(playbook.name, "skipped", now(), 0.0, message=refused, stage=self._name))
                 continue
             with self._phase(f"gate {playbook.name}", recorder):
-                results.append(replace(self._run_gate(playbook, recorder), stage=self._name))
+                result = replace(self._run_gate(playbook, recorder), stage=self._name)
+                results.append(replace(result, usage=measure_gate(result, self.sampler.samples, now())))
                 with contextlib.suppress(KtrdrError):
                     ask_guard(self.instance.paths.guard, "flush")
         return tuple(results)
@@ -185,6 +189,7 @@ class Stage:
             self.plan = know_image(self.plan, self.image)
             roots = self.gathered.policy.mount_roots
             resume(self.instance, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
+            self.sampler.start()
             for one in give_again(self.instance):
                 recorder.directory.event("escalation", **one.to_json())
 
@@ -263,6 +268,7 @@ class Stage:
 
     def destroy(self, recorder: Recorder) -> tuple[tuple[str, ...], KtrdrError | None]:
         """Residue, and what went wrong."""
+        self.sampler.stop()
         try:
             with self._phase("destroy", recorder):
                 self.instance.destroy(notify=recorder.hear_resource)

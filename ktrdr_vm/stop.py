@@ -10,7 +10,7 @@ from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.journal import write_durably
 from ktrdr_vm.instance import Instance
 from ktrdr_vm.listener import Keep
-from ktrdr_vm.report.model import GateResult, TaskResult
+from ktrdr_vm.report.model import GateResult, TaskResult, Usage
 
 
 @dataclass(frozen=True)
@@ -54,4 +54,5 @@ def read_stop(instance: Instance) -> Stop:
 
 def _gate(content: dict[str, Any]) -> GateResult:
     tasks = tuple(TaskResult(**{**task, "evidence": tuple((title, text) for title, text in task["evidence"])}) for task in content["tasks"])
-    return GateResult(**{**content, "tasks": tasks})
+    usage = Usage(**content["usage"]) if content["usage"] else None
+    return GateResult(**{**content, "tasks": tasks, "usage": usage})

@@ -240,6 +240,19 @@ class Libvirt:
         except libvirt.libvirtError as error:
             raise _failed(f"{verb} the domain", name, error) from None
 
+    def measure(self, name: str) -> tuple[float, int, int] | None:
+        """CPU seconds since it started, resident bytes of memory, bytes of its disk on the host; None when it does not run."""
+        domain = self._lookup(name)
+        if domain is None:
+            return None
+        try:
+            nanoseconds = int(domain.info()[4])
+            memory = int(domain.memoryStats().get("rss", 0)) * 1024
+            disk = int(domain.blockInfo("vda")[1])
+        except libvirt.libvirtError:
+            return None  # it ended while it was asked
+        return nanoseconds / 1e9, memory, disk
+
     def describe(self, name: str) -> str:
         """The live XML."""
         try:

@@ -1,4 +1,4 @@
-"""`report.html`: one page that needs nothing else: no network, no script, readable on paper.
+"""`report.html`: one page that needs nothing else: no network, readable on paper, and without its one script, which filters.
 
 The template escapes by itself, and every string goes through `escape_text` first, so that neither markup nor control
 characters of the guest act. The page stays small whatever a run printed: outputs share a budget, failures come first.
@@ -6,6 +6,8 @@ characters of the guest act. The page stays small whatever a run printed: output
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -16,8 +18,10 @@ from markupsafe import Markup
 
 from ktrdr_vm.report.escape import escape_text
 from ktrdr_vm.report.model import GateResult, RunReport, TaskResult
+from ktrdr_vm.report.plot import render_timeline, render_usage
 from ktrdr_vm.report.summary import describe_denial, describe_verification, format_bytes, format_duration
 
+_SCRIPT = Path(__file__).parent / "templates" / "filter.js"
 _BUDGET = 3 * 1024 * 1024
 _FAILED_OUTPUT = 48 * 1024
 _OTHER_OUTPUT = 4 * 1024
@@ -26,7 +30,21 @@ _OTHER_OUTPUT = 4 * 1024
 def render_html(report: RunReport) -> str:
     """The page as text. Pure: the same report gives the same bytes."""
     template = _environment().get_template("report.html.j2")
-    return template.render(report=report, outputs=_share_budget(report.gates), key=id) + "\n"
+    script = _SCRIPT.read_text(encoding="utf-8").strip()
+    # The page's policy names this one script by its digest: no other runs, whatever a guest managed to write.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        template.render(
+            report=report,
+            outputs=_share_budget(report.gates),
+            key=id,
+            usage=render_usage(report.samples),
+            timeline=render_timeline(report.phases),
+            script=Markup(script),  # noqa: S704 - our own file
+            script_digest=digest,
+        )
+        + "\n"
+    )
 
 
 def _finalize(value: Any) -> Any:

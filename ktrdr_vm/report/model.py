@@ -34,6 +34,29 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A moment of a machine, as the host saw it: CPU seconds since it started, resident memory and disk in bytes."""
+
+    time: str
+    instance_id: str
+    cpu_s: float
+    memory: int
+    disk: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a gate used: CPU seconds; in bytes the most resident memory, growth of the disk, and traffic of flows that ended in it."""
+
+    cpu_s: float
+    memory_peak: int
+    disk_growth: int
+    bytes_in: int = 0
+    bytes_out: int = 0
+    observed: Observer = "host"
+
+
+@dataclass(frozen=True)
 class GateResult:
     """One playbook's run. `message` says why, when the outcome is not `passed`."""
 
@@ -44,6 +67,7 @@ class GateResult:
     tasks: tuple[TaskResult, ...] = ()
     message: str = ""
     stage: StageName = "base"
+    usage: Usage | None = None
     observed: Observer = "guest"
 
     @property
@@ -177,6 +201,7 @@ class RunReport:
     base_ref: str = ""
     base_commit: str = ""
     phases: tuple[Phase, ...] = ()
+    samples: tuple[Sample, ...] = ()
     gates: tuple[GateResult, ...] = ()
     workload: WorkloadResult | None = None
     verification: Verification | None = None
