@@ -1,4 +1,4 @@
-"""What a reviewer must read before anything else: that the returned commits changed what judges them."""
+"""What a reviewer must read before anything else: that nothing was kept in, or that the returned commits changed what judges them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from ktrdr_vm.gather import Gathered
 from ktrdr_vm.guest.commits import Returned
 from ktrdr_vm.report.model import Commits, Verification, WorkloadResult
 
+_OBSERVED = "OBSERVE: every public address could be reached; `ktrdr-vm egress suggest` says what an allowlist would need"
+
 
 def find_first_lines(
     commits: Iterable[Commits],
@@ -18,7 +20,12 @@ def find_first_lines(
     returned: Returned | None = None,
 ) -> tuple[str, ...]:
     """What the commits changed of their own judges, then how the verdict came about, when that says less than it seems to."""
-    return (*_judges(commits, gathered), *_verdict(verification, workload, returned or Returned()))
+    observed = ("OBSERVE: every public address could be reached; `ktrdr-vm egress suggest` says what an allowlist would need",)
+    return (
+        *(observed if gathered.plan.observe else ()),
+        *_judges(commits, gathered),
+        *_verdict(verification, workload, returned or Returned()),
+    )
 
 
 def _verdict(verification: Verification | None, workload: WorkloadResult | None, returned: Returned) -> Iterable[str]:

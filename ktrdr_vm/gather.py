@@ -24,6 +24,7 @@ from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.load import HINT, LoadedProfile, build_profile, load_profile
 from ktrdr_vm.profile.model import EgressRule, ImageRef, Profile
 from ktrdr_vm.profile.policy import POLICY_PATH, OwnerPolicy, check_policy
+from ktrdr_vm.profile.preset import load_preset
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 
 # A machine type that every QEMU since Debian 12's has, spelled out so that a template stays what it was.
@@ -161,7 +162,9 @@ def _digest(playbooks: tuple[tuple[str, Path], ...]) -> tuple[tuple[str, str], .
 
 def _presets(profile: Profile) -> tuple[tuple[str, tuple[EgressRule, ...]], ...]:
     """What each preset of the profile stands for. The clients are slow to answer, so they are asked at the same time."""
-    wanted, owner = sorted({rule.preset for rule in profile.egress.allow if rule.preset}), find_owner()
+    named = sorted({rule.preset for rule in profile.egress.allow if rule.preset})
+    lists = {preset: path for preset in named if (path := find_shipped("profiles/egress", f"{preset}.yaml"))}
+    wanted, owner = [preset for preset in named if preset not in lists], find_owner()
     found: dict[str, tuple[Destination, ...] | Exception] = {}
 
     def ask(preset: str) -> None:
@@ -176,7 +179,10 @@ def _presets(profile: Profile) -> tuple[tuple[str, tuple[EgressRule, ...]], ...]
     for thread in asking:
         thread.join()
     rules = []
-    for preset in wanted:
+    for preset in named:
+        if preset in lists:
+            rules.append((preset, load_preset(_read(lists[preset]), str(lists[preset])).rules))
+            continue
         sources = found[preset]
         if isinstance(sources, Exception):
             raise sources

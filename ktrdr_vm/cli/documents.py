@@ -41,6 +41,8 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     width = max(len(name) for _, name, _ in rows)
     for kind, name, what in rows:
         click.echo(escape(f"  + {kind:<9} {name:<{width}}  {what}"))
+    if made.observe:
+        click.echo("  egress OBSERVE: every public address may be reached, and all of it is recorded; nothing is kept from leaving")
     for rule in made.rules:
         weaker = "  (weaker: every name below it)" if rule.host.startswith("*.") else ""
         click.echo(escape(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}"))

@@ -79,9 +79,13 @@ def test(context: click.Context, instance_id: str, host: str, port: int, as_json
 @instance_argument
 @click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
 def suggest(instance_id: str, run_id: str) -> None:
-    """Print the smallest profile fragment that would have allowed what a run of INSTANCE_ID was denied. Read it before you use it."""
+    """Print the smallest profile fragment that would have allowed what a run of INSTANCE_ID was denied.
+
+    Of an observe run: what it reached without a rule. Read it before you use it.
+    """
     from ktrdr_vm.cli.evidence import read_report
     from ktrdr_vm.egress.suggest import render_suggestion
 
     content = json.loads(read_report(instance_id, run_id)[1])
-    click.echo(render_suggestion(content["egress"]["denied"]), nl=False)
+    observed = [row for row in content["egress"]["allowed"] if row["rule"] == "observe"]
+    click.echo(render_suggestion([*observed, *content["egress"]["denied"]]), nl=False)

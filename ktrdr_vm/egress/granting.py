@@ -157,6 +157,8 @@ class Granting:
         """End the connections whose grant has ended: by name in its room, by address wherever no set has it any more."""
         try:
             self._proxy.end_rooms(self._ended)
+            if self._rules.policy.observe:
+                return  # whatever a grant opened is open without it
             self._proxy.end_sessions([one for one in self._proxy.list_by_address() if not self._sets.is_open(one.address, one.port)])
         except KtrdrError as error:
             self._no_proxy(error)

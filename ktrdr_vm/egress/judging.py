@@ -7,7 +7,7 @@ the firewall's: the owner's exceptions, reserved ranges and the host itself, ran
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,13 @@ class Judge:
     def judge(self, request: dict[str, Any]) -> dict[str, Any]:
         """`name` may be empty. ValueError and KtrdrError for what cannot be asked."""
         name = parse_host(request["name"]) if request["name"] else ""
-        return self._judge(name, str(IPv4Address(request["address"])), int(request["port"])).to_json()
+        verdict = self._judge(name, str(IPv4Address(request["address"])), int(request["port"]))
+        if not verdict.allowed and self._sets.rules.policy.observe and not self._is_closed(verdict.address):
+            verdict = replace(verdict, allowed=True, rule="observe", message="an observe run lets it pass and records it")
+        return verdict.to_json()
+
+    def _is_closed(self, address: str) -> bool:
+        return self._has("reserved", address) or is_local(address)
 
     def _judge(self, name: str, address: str, port: int) -> Verdict:
         if (address, port) == (self._gateway, DNS_PORT):

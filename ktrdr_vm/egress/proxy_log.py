@@ -28,7 +28,7 @@ def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
         verdict = "request" if entry["v"] == "-" else str(entry["v"])
         fields: dict[str, Any] = {
             "kind": kind,
-            "verdict": "allow" if verdict == "allow" else "deny",
+            "verdict": "allow" if verdict in ("allow", "observe") else "deny",
             "name": name,
             "address": str(entry["a"]),
             "port": int(entry["p"]),
@@ -83,6 +83,8 @@ class ProxyLog:
             grant = self._sets.find_past_grant(fields["address"], fields["port"])
         if grant and fields["verdict"] == "allow":
             fields["rule"] = f"grant:{grant}"
+        elif fields["kind"] == "tcp" and self._sets.rules.policy.observe and not self._sets.is_open(fields["address"], fields["port"]):
+            fields["rule"] = "observe"
         self._ledger.write(fields.pop("kind"), fields.pop("verdict"), **fields)
 
     def count_lost(self) -> None:

@@ -21,6 +21,13 @@ class Opening:
     ports: tuple[int, ...]
     other_ports: tuple[int, ...]
     grant: str = ""
+    observed: bool = False
+    """No rule and no grant: an observe run lets it pass."""
+
+    @property
+    def rule(self) -> str:
+        """The ledger's word for it."""
+        return f"grant:{self.grant}" if self.grant else "observe" if self.observed else "name"
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,9 @@ class Rules:
         return tuple(sorted({port for opening in self._openings(name) for port in opening.other_ports}))
 
     def rule(self, name: str) -> str:
-        """What allows the name: `name` for the profile, `grant:` and an id, or nothing."""
+        """What allows the name: `name` for the profile, `grant:` and an id, `observe`, or nothing."""
         for opening in self._openings(name):
-            return f"grant:{opening.grant}" if opening.grant else "name"
+            return opening.rule
         return ""
 
     def openings(self, name: str, address: IPv4Address) -> tuple[Opening, ...]:
@@ -51,11 +58,12 @@ class Rules:
         found = tuple(self._openings(name))
         if not is_reserved_address(address):
             return found
-        return tuple(opening for opening in found if all((address, port) in self.exceptions for port in opening.ports))
+        owned = (opening for opening in found if not opening.observed)
+        return tuple(opening for opening in owned if all((address, port) in self.exceptions for port in opening.ports))
 
     def judge_address(self, name: str, address: IPv4Address) -> str:
         """Why an answer may not be used, or nothing."""
-        return "" if self.openings(name, address) or not self.ports(name) else f"{address} is in a reserved range"
+        return "" if self.openings(name, address) or not self.rule(name) else f"{address} is in a reserved range"
 
     @cached_property
     def ranges(self) -> tuple[tuple[IPv4Network, tuple[int, ...]], ...]:
@@ -67,6 +75,8 @@ class Rules:
             ports = _ports(policy, name)
             if ports:
                 yield Opening(ports, tuple(_other_ports(policy, name)), grant)
+        if self.policy.observe and name:
+            yield Opening((), (), observed=True)
 
 
 def is_reserved_address(address: IPv4Address) -> bool:
@@ -114,6 +124,7 @@ def policy_from_json(policy: dict[str, Any]) -> EgressPolicy:
         other_names=ported("other_names"),
         other_suffixes=ported("other_suffixes"),
         ranges=ported("ranges"),
+        observe=bool(policy["observe"]),
     )
 
 

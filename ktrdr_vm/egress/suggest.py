@@ -11,12 +11,12 @@ from ktrdr_vm.profile.scalars import parse_host
 
 
 def render_suggestion(denied: Iterable[Mapping[str, Any]]) -> str:
-    """YAML with a comment for each line: how often it was refused, and during what. `denied` are rows of report.json."""
+    """YAML with a comment for each line: how often it was wanted, and during what. `denied` are rows of report.json, also observed ones."""
     wanted: dict[str, dict[str, Any]] = {}
     left_out: list[str] = []
     for row in denied:
         destination, port, count = str(row["host"] or row["address"]), int(row["port"]), int(row["count"])
-        rule, during = str(row["rule"]), str(row["during"])
+        rule, during = str(row["rule"]), str(row.get("during", ""))
         entry = _entry(destination, rule)
         if entry is None or (port == 0 and not rule.startswith("dns")):
             if destination:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.host import process
+from ktrdr_vm.host.paths import PROJECT
 
 Destination = tuple[str, int]
 """A host name and a TCP port."""
@@ -23,7 +24,9 @@ def find_sources(preset: str, owner: tuple[int, int]) -> tuple[Destination, ...]
     """The destinations of one preset, sorted, as the clients of `owner` are set up. HostError when the client is not there to be asked."""
     ask = PRESETS.get(preset)
     if ask is None:
-        raise HostError(f"there is no preset {preset}", where="egress.allow", hint=f"known presets: {', '.join(sorted(PRESETS))}")
+        lists = (path.stem for path in (PROJECT / "profiles" / "egress").glob("*.yaml"))
+        known = ", ".join(sorted({*PRESETS, *lists}))
+        raise HostError(f"there is no preset {preset}", where="egress.allow", hint=f"known presets: {known}")
     found = tuple(sorted(set(ask(owner))))
     if not found:
         raise HostError(

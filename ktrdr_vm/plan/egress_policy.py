@@ -23,6 +23,8 @@ class EgressPolicy:
     other_names: tuple[tuple[str, tuple[int, ...]], ...] = ()
     other_suffixes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     ranges: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    observe: bool = False
+    """Every public address may be reached over TCP, and what the rest would not have allowed is recorded as observed."""
 
     @property
     def name_lists(self) -> dict[str, str]:
@@ -36,10 +38,13 @@ class EgressPolicy:
         return {name: "".join(f"{entry}\n" for entry in entries) for name, entries in lists.items()}
 
     def to_json(self) -> dict[str, Any]:
-        return {name: [list(entry) if isinstance(entry, tuple) else entry for entry in value] for name, value in vars(self).items()}
+        lists = {name: value for name, value in vars(self).items() if name != "observe"}
+        return {name: [list(entry) if isinstance(entry, tuple) else entry for entry in value] for name, value in lists.items()} | {
+            "observe": self.observe
+        }
 
 
-def compile_policy(rules: Iterable[EgressRule]) -> EgressPolicy:
+def compile_policy(rules: Iterable[EgressRule], *, observe: bool = False) -> EgressPolicy:
     """Rules with presets already expanded."""
     http: set[str] = set()
     tls: set[str] = set()
@@ -66,6 +71,7 @@ def compile_policy(rules: Iterable[EgressRule]) -> EgressPolicy:
         other_names=tuple((name, by_name[name]) for name in _exact(by_name)),
         other_suffixes=tuple((name, by_name[name]) for name in _suffixes(by_name)),
         ranges=tuple((text, tuple(sorted(ports))) for text, ports in sorted(ranges.items())),
+        observe=observe,
     )
 
 

@@ -23,8 +23,11 @@ GRANT_ROOMS = 64
 _FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","g":"%[var(txn.room)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
 
 
-def render_proxy(identity: Identity, allocation: Allocation, lists: str) -> str:
-    """HAProxy 2.6 or later. `lists` is the folder with the name lists of `EgressPolicy.name_lists`."""
+def render_proxy(identity: Identity, allocation: Allocation, lists: str, *, observe: bool = False) -> str:
+    """HAProxy 2.6 or later. `lists` is the folder with the name lists of `EgressPolicy.name_lists`.
+
+    With `observe` what no list names passes as well, by its name where it has one, and its verdict says so.
+    """
     resolve = "do-resolve(txn.address,guard,ipv4) var(txn.name)"
     refused = (
         f"ktrdr-vm: %[var(txn.name)]:80 is not in the egress allowlist of {identity.instance_id};"
@@ -72,21 +75,7 @@ frontend tls
     acl allowed var(txn.name) -m end -f {lists}/tls.suffixes
     acl granted var(txn.name),map_str({lists}/tls.granted) -m found
     acl granted var(txn.name),map_end({lists}/tls.granted_suffixes) -m found
-    tcp-request content set-var(txn.verdict) str(name) if hello {{ var(txn.name) -m found }} !allowed !granted
-    # Without the right to vanish from the kernel it is a reset, which says at once that nothing will come.
-    tcp-request content silent-drop if hello !allowed !granted
-    tcp-request content {resolve} if hello
-    tcp-request content set-var(txn.verdict) str(address) if hello !{{ var(txn.address) -m found }}
-    tcp-request content silent-drop if hello !{{ var(txn.address) -m found }}
-    tcp-request content set-dst var(txn.address) if hello
-    # Looked up again: while the name was resolved, a grant may have ended.
-    tcp-request content set-var(txn.room) var(txn.name),map_str({lists}/tls.granted) if hello !allowed
-    tcp-request content set-var(txn.room) var(txn.name),map_end({lists}/tls.granted_suffixes) if hello !allowed !{{ var(txn.room) -m found }}
-    tcp-request content set-var(txn.verdict) str(name) if hello !allowed !{{ var(txn.room) -m found }}
-    tcp-request content silent-drop if hello !allowed !{{ var(txn.room) -m found }}
-    tcp-request content set-var(txn.verdict) str(allow) if hello
-    tcp-request content accept if hello
-    tcp-request content silent-drop
+{_judge_tls(resolve, lists, observe)}
     use_backend granted_tls if {{ var(txn.room) -m found }}
     default_backend by_name_tls
 
@@ -118,17 +107,7 @@ frontend http
     acl allowed var(txn.name) -m end -f {lists}/http.suffixes
     acl granted var(txn.name),map_str({lists}/http.granted) -m found
     acl granted var(txn.name),map_end({lists}/http.granted_suffixes) -m found
-    http-request deny status 403 content-type text/plain lf-string "{refused}" unless allowed or granted
-    http-request set-var(txn.verdict) str(address)
-    http-request {resolve}
-    http-request deny status 403 content-type text/plain lf-string "ktrdr-vm: %[var(txn.name)] has no address that may be reached\\n" unless {{ var(txn.address) -m found }}
-    http-request set-dst var(txn.address)
-    # Looked up again: while the name was resolved, a grant may have ended.
-    http-request set-var(txn.verdict) str(name)
-    http-request set-var(txn.room) var(txn.name),map_str({lists}/http.granted) if !allowed
-    http-request set-var(txn.room) var(txn.name),map_end({lists}/http.granted_suffixes) if !allowed !{{ var(txn.room) -m found }}
-    http-request deny status 403 content-type text/plain lf-string "{refused}" if !allowed !{{ var(txn.room) -m found }}
-    http-request set-var(txn.verdict) str(allow)
+{_judge_http(resolve, lists, refused, observe)}
     use_backend granted_http if {{ var(txn.room) -m found }}
     default_backend by_name_http
 
@@ -154,3 +133,79 @@ backend original_destination
     mode tcp
     server original 0.0.0.0
 """
+
+
+_NO_ROOM = "!{ var(txn.room) -m found }"
+_NO_ADDRESS = "!{ var(txn.address) -m found }"
+
+
+def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
+    """What becomes of a connection whose name is read. `hello`, `allowed` and `granted` are the frontend's."""
+    rule = "tcp-request content"
+    # Looked up again after the name was resolved: meanwhile a grant may have ended.
+    rooms = [
+        f"{rule} set-var(txn.room) var(txn.name),map_str({lists}/tls.granted) if hello !allowed",
+        f"{rule} set-var(txn.room) var(txn.name),map_end({lists}/tls.granted_suffixes) if hello !allowed {_NO_ROOM}",
+    ]
+    if observe:
+        return _lines(
+            f"{rule} {resolve} if hello {{ var(txn.name) -m found }}",
+            f"{rule} set-var(txn.verdict) str(address) if hello allowed {_NO_ADDRESS}",
+            f"{rule} silent-drop if hello allowed {_NO_ADDRESS}",
+            f"{rule} set-dst var(txn.address) if hello {{ var(txn.address) -m found }}",
+            *rooms,
+            f"{rule} set-var(txn.verdict) str(observe)",
+            f"{rule} set-var(txn.verdict) str(allow) if hello allowed or hello {{ var(txn.room) -m found }}",
+            f"{rule} accept",
+        )
+    # Without the right to vanish from the kernel a silent drop is a reset, which says at once that nothing will come.
+    return _lines(
+        f"{rule} set-var(txn.verdict) str(name) if hello {{ var(txn.name) -m found }} !allowed !granted",
+        f"{rule} silent-drop if hello !allowed !granted",
+        f"{rule} {resolve} if hello",
+        f"{rule} set-var(txn.verdict) str(address) if hello {_NO_ADDRESS}",
+        f"{rule} silent-drop if hello {_NO_ADDRESS}",
+        f"{rule} set-dst var(txn.address) if hello",
+        *rooms,
+        f"{rule} set-var(txn.verdict) str(name) if hello !allowed {_NO_ROOM}",
+        f"{rule} silent-drop if hello !allowed {_NO_ROOM}",
+        f"{rule} set-var(txn.verdict) str(allow) if hello",
+        f"{rule} accept if hello",
+        f"{rule} silent-drop",
+    )
+
+
+def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
+    """What becomes of one request. `allowed` and `granted` are the frontend's."""
+    deny = "http-request deny status 403 content-type text/plain lf-string"
+    no_address = f'{deny} "ktrdr-vm: %[var(txn.name)] has no address that may be reached\\n" if {_NO_ADDRESS}'
+    # Looked up again after the name was resolved: meanwhile a grant may have ended.
+    rooms = [
+        f"http-request set-var(txn.room) var(txn.name),map_str({lists}/http.granted) if !allowed",
+        f"http-request set-var(txn.room) var(txn.name),map_end({lists}/http.granted_suffixes) if !allowed {_NO_ROOM}",
+    ]
+    if observe:
+        return _lines(
+            "http-request set-var(txn.verdict) str(address)",
+            f"http-request {resolve}",
+            f"{no_address} allowed",
+            "http-request set-dst var(txn.address) if { var(txn.address) -m found }",
+            *rooms,
+            "http-request set-var(txn.verdict) str(observe)",
+            "http-request set-var(txn.verdict) str(allow) if allowed or { var(txn.room) -m found }",
+        )
+    return _lines(
+        f'{deny} "{refused}" unless allowed or granted',
+        "http-request set-var(txn.verdict) str(address)",
+        f"http-request {resolve}",
+        no_address,
+        "http-request set-dst var(txn.address)",
+        "http-request set-var(txn.verdict) str(name)",
+        *rooms,
+        f'{deny} "{refused}" if !allowed {_NO_ROOM}',
+        "http-request set-var(txn.verdict) str(allow)",
+    )
+
+
+def _lines(*rules: str) -> str:
+    return "\n".join(f"    {rule}" for rule in rules)

@@ -28,14 +28,16 @@ def render_ruleset(
     reserved: tuple[tuple[IPv4Address, int], ...] = (),
     *,
     inbox: bool = False,
+    observe: bool = False,
 ) -> str:
     """One transaction that replaces the table whole. `reserved` are the owner's exceptions, used where a rule names them.
 
-    With `inbox` the gateway also serves escalations.
+    With `inbox` the gateway also serves escalations; with `observe` TCP to every public address is carried.
     """
     served = (DNS_PORT, INBOX_PORT) if inbox else (DNS_PORT,)
     table, tap, gateway = identity.table, identity.tap, allocation.gateway
     ranges, exceptions = _addresses(rules, frozenset(reserved))
+    observed = "        # An observe run: whatever is not reserved.\n        meta l4proto tcp accept\n" if observe else ""
     return f"""\
 add table inet {table}
 delete table inet {table}
@@ -139,7 +141,7 @@ table inet {table} {{
         ip daddr . tcp dport @granted_ranges accept
         ip daddr . tcp dport @names accept
         ip daddr . tcp dport @granted_names accept
-        # A connection that was allowed until now: told, so that it does not wait.
+{observed}        # A connection that was allowed until now: told, so that it does not wait.
         meta l4proto tcp ct state established counter name ended reject with tcp reset
         jump deny
     }}
@@ -183,7 +185,7 @@ table inet {table} {{
         meta l4proto tcp ct original ip daddr . ct original proto-dst @granted_ranges accept
         meta l4proto tcp ct original ip daddr . ct original proto-dst @names accept
         meta l4proto tcp ct original ip daddr . ct original proto-dst @granted_names accept
-        meta l4proto tcp counter name ended reject with tcp reset
+        meta l4proto tcp {"accept" if observe else "counter name ended reject with tcp reset"}
     }}
 
     # The guest's packets never leave this host; should anything route them, they end here too.

@@ -41,7 +41,12 @@ class Plan:
 
     @property
     def egress(self) -> EgressPolicy:
-        return compile_policy(self.rules)
+        return compile_policy(self.rules, observe=self.observe)
+
+    @property
+    def observe(self) -> bool:
+        """Is it a run that lets every public address pass and records it?"""
+        return self.profile.egress.mode == "observe"
 
     @property
     def instance_directory(self) -> str:
@@ -58,8 +63,10 @@ class Plan:
             "user-data": render_user_data(identity, facts, allocation),
             "meta-data": render_meta_data(identity),
             "network-config": render_network_config(identity, allocation),
-            "ruleset.nft": render_ruleset(identity, facts.home, allocation, self.rules, facts.owner_reserved, inbox=self.profile.asks),
-            "proxy.cfg": render_proxy(identity, allocation, f"{self.instance_directory}/guard"),
+            "ruleset.nft": render_ruleset(
+                identity, facts.home, allocation, self.rules, facts.owner_reserved, inbox=self.profile.asks, observe=self.observe
+            ),
+            "proxy.cfg": render_proxy(identity, allocation, f"{self.instance_directory}/guard", observe=self.observe),
             "egress.json": canonical_json(self.egress.to_json()),
         }
 

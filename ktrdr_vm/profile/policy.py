@@ -181,9 +181,8 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
             )
     for index, rule in enumerate(profile.egress.allow):
         problems.extend(loaded.problem(("egress", "allow", index, "cidr"), message) for message in refuse_reserved(rule, policy))
-    if profile.egress.mode == "observe":
-        reason = "is not there yet in this version" if policy.observe else "is not allowed on this host"
-        problems.append(loaded.problem(("egress", "mode"), f"observe mode {reason}"))
+    if profile.egress.mode == "observe" and not policy.observe:
+        problems.append(loaded.problem(("egress", "mode"), "observe mode is not allowed on this host"))
     if profile.workspace and profile.workspace.transfer == "mount":
         problems.append(loaded.problem(("workspace", "transfer"), "a mounted workspace is not there yet in this version; copy works"))
     return problems

@@ -149,6 +149,23 @@ PROFILE: Schema = {
     "ttl": _text(scalars.parse_duration),
 }
 
+# A list under profiles/egress/ that `{preset: name}` stands for.
+PRESET: Schema = {
+    "version": {"type": "integer", "allowed": [1], "required": True, "notbool": True},
+    "name": {**_NAME, "required": True},
+    "description": _text(scalars.parse_plain_text, required=True),
+    "allow": {
+        "type": "list",
+        "required": True,
+        "minlength": 1,
+        "maxlength": 100,
+        "schema": {
+            "type": "dict",
+            "schema": {"host": _text(scalars.parse_host, required=True), "ports": _PORTS, "reason": _text(scalars.parse_plain_text)},
+        },
+    },
+}
+
 POLICY: Schema = {
     "mounts": {"type": "dict", "schema": {"roots": {"type": "list", "schema": _text(scalars.parse_guest_path)}}},
     "secrets": {

@@ -57,7 +57,9 @@ def test_a_changed_playbook_does_not_hide_behind_a_thousand_files(repository: Re
         return {"bundle": f"{'b' * 40} refs/heads/x\n", "diff": "\0".join(names)}.get(words[0], "").encode()
 
     returned = unpack(repository, Git(answer), monkeypatch)
-    gathered: Any = SimpleNamespace(repository=repository, loaded=SimpleNamespace(source="p.yaml"), playbooks=())
+    gathered: Any = SimpleNamespace(
+        repository=repository, loaded=SimpleNamespace(source="p.yaml"), playbooks=(), plan=SimpleNamespace(observe=False)
+    )
     lines = find_first_lines([Commits(one.ref, one.commit, one.changed) for one in returned], gathered)
     assert len(lines) == 1 and "playbooks/unit.yaml" in lines[0]
 
