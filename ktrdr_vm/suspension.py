@@ -30,7 +30,7 @@ def suspend(instance: Instance, *, notify: Notify = quiet) -> None:
     if journal.state == "suspended":
         return
     saved = _open_saved(instance)
-    if _find_state(instance) in _ENDED and not (journal.state == "suspending" and saved.exists() and not saved.verify()):
+    if _find_state(instance) in _ENDED and not (journal.state != "awake" and saved.exists() and not saved.verify()):
         raise UsageError(
             "its machine does not run, so there is nothing to save", where=journal.instance_id, hint="`ktrdr-vm apply` starts it again"
         )

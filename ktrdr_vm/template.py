@@ -197,12 +197,12 @@ def collect_templates(home: Home, users: Collection[str], *, dry_run: bool) -> l
 def _find_stale(home: Home, template: Template) -> str:
     manifest = json.loads((home.templates / template.key / "manifest.json").read_bytes())
     image = ImageStore(home.images).find(template.image)
-    if image is None or image.content_digest != manifest["content"]:
+    if image is None or image.content_digest != manifest.get("content"):
         return "its image is there no more"
-    if manifest["format"] != FORMAT or manifest["settle"] != _SETTLE:
+    if manifest.get("format") != FORMAT or manifest.get("settle") != _SETTLE:
         return "it was made by another version of this program"
     emulator = manifest.get("emulator", "")
-    if emulator and (not Path(emulator).exists() or manifest["qemu"] != _qemu_version(emulator)):
+    if emulator and (not Path(emulator).exists() or manifest.get("qemu") != _qemu_version(emulator)):
         return "it was made by another QEMU"
     idle = datetime.now(UTC) - datetime.fromisoformat(template.used_at)
     return f"nobody used it for {idle.days} days" if idle.days >= UNUSED_DAYS else ""

@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 
 import pytest
+from laboratory import command
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 
@@ -15,7 +16,7 @@ from ktrdr_vm.gather import gather
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.instance import BOOT_LIMIT, Instance
-from ktrdr_vm.snapshot import adopt, find_snapshot, list_snapshots, remove_snapshot, take_snapshot
+from ktrdr_vm.snapshot import find_snapshot, list_snapshots, remove_snapshot, take_snapshot
 from ktrdr_vm.template import build_template, find_template
 
 PROFILE = """\
@@ -24,6 +25,7 @@ name: branch
 mode: interactive
 image: debian-13-docker
 resources: {vcpus: 2, memory: 2GiB, disk: 10GiB}
+workspace: {source: ., target: /workspace}
 secrets: [{name: canary, source: {env: KTRDR_LAB_CANARY}}]
 """
 ASK = """
@@ -65,6 +67,7 @@ def test_a_branch_has_the_disk_and_nothing_of_the_identity(lab: Lab, image: Imag
             origin.complete(plan, read_secret=lambda _: canary, mount_roots=())
             # Written a moment before, and nobody synced it.
             _shell(origin, "mkdir /srv/work && seq 1 20000 > /srv/work/numbers && echo $(hostname) > /srv/work/who")
+            _shell(origin, "mkdir /workspace && echo unfinished > /workspace/mine")
             before = _ask(origin)
             snapshot = take_snapshot(origin, "first", read_secret=lambda _: canary)
             with pytest.raises(UsageError, match="already"):
@@ -78,25 +81,20 @@ def test_a_branch_has_the_disk_and_nothing_of_the_identity(lab: Lab, image: Imag
         reference = f"{origin.identity.instance_id}@first"
         with pytest.raises(UsageError, match="no snapshot"):
             find_snapshot(lab.home, reference + "x", branch_plan)
-        with branch.locked():
-            branch.create(
-                branch_plan,
-                read_secret=lambda _: canary,
-                mount_roots=(),
-                template=find_snapshot(lab.home, reference, branch_plan),
-                source=reference,
-            )
-            guest = branch.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
-            adopt(guest, branch.login_public_key)
+        words = ["apply", workspace / "branch.yaml", "--workspace", workspace, "--instance-id", branch.identity.instance_id]
+        ended = command.run(lab, *words, "--from", reference, limit=command.LIMIT, environment={"KTRDR_LAB_CANARY": "another"})
+        assert ended.code == 0, ended.stderr
         # The branch is a copy: it needs the snapshot no more.
         assert remove_snapshot(lab.home, origin.identity.instance_id, "first")
         assert _shell(branch, "tail -1 /srv/work/numbers; cat /srv/work/who").split() == ["20000", origin.identity.instance_id]
-        assert _shell(branch, "ls /run/secrets 2>/dev/null") == ""
+        assert _shell(branch, "cat /run/secrets/*") == "another"
+        # It has the workspace of what it began from, and none was copied over it.
+        assert _shell(branch, "cat /workspace/mine") == "unfinished\n"
         after = _ask(branch)
         assert after["hostname"] == branch.identity.instance_id
         assert [what for what in before if before[what] == after[what]] == []
         assert len(after["machine-id"]) == 32
-        assert [status for status in branch.status() if status.kind != "secret" and (status.differences or not status.exists)] == []
+        assert [status for status in branch.status() if status.differences or not status.exists] == []
         assert json.loads(branch.paths.journal.read_bytes())["source"] == reference
     finally:
         for instance in (branch, origin):

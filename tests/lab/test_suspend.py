@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from laboratory import world
+from laboratory import command, world
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 
@@ -109,9 +110,17 @@ def test_what_ran_goes_on_behind_the_same_wall(kind: str, lab: Lab, image: Image
         assert libvirt.find(identity.domain).persistent
 
         # And once more, and then it is destroyed as it lies there: the saved state is part of the proof.
-        with instance.locked():
-            suspend(instance)
-            assert any("saved" in what for what in instance.find_residue())
+        instance.close()
+        suspended = command.run(lab, "suspend", identity.instance_id)
+        assert suspended.code == 0, suspended.stderr
+        entered = command.run(lab, "ssh", identity.instance_id, "--", "true")
+        assert entered.code == 2 and f"ktrdr-vm resume {identity.instance_id}" in entered.stderr
+        listed = json.loads(command.run(lab, "list", "--json").stdout)
+        assert [row["state"] for row in listed if row["instance_id"] == identity.instance_id] == ["suspended"]
+        # Its secret's variable is not set, so nothing is begun.
+        resumed = command.run(lab, "resume", identity.instance_id)
+        assert resumed.code == 2 and "KTRDR_LAB_CANARY" in resumed.stderr
+        assert any("saved" in what for what in instance.find_residue())
     finally:
         with instance.locked():
             instance.destroy()
