@@ -79,7 +79,7 @@ class Guard:
         self.monitor: subprocess.Popen[bytes] | None = None
         self._untold = False
         self.watch = TableWatch(directory, self.config["table"], self.config["domain"], self.sets, self.ledger)
-        proxy = ProxyControl(directory)
+        self.proxy_control = proxy = ProxyControl(directory)
         self.granting = Granting(
             GrantBook(directory / "grants.json"),
             rules,
@@ -285,9 +285,17 @@ class Guard:
         assert self.proxy is not None and self.proxy.stdout is not None
         self.proxy_log.read(self.proxy.stdout.fileno())
 
+    def _keep_connections(self) -> None:
+        """A name moves to other addresses while a long transfer goes on: that one may end in peace."""
+        late = self.sets.late
+        if late:
+            with contextlib.suppress(KtrdrError):
+                self.sets.keep({(one.address, one.port) for one in self.proxy_control.list_by_address()} & late)
+
     def _look(self) -> None:
         self.granting.end_due()
         self.granting.look_again()
+        self._keep_connections()
         self.proxy_log.count_lost()
         self.watch.look()
         self._tell_resolver()

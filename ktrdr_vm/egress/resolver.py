@@ -133,9 +133,7 @@ class Resolver:
     async def resolve(self, name: str) -> Answer:
         """The validated addresses of an allowed name, already in the allow set when they are returned."""
         now = self._clock()
-        self._asked[name] = now
-        if len(self._asked) > CACHED:
-            self._asked.pop(next(iter(self._asked)))
+        self._remember_asked(name)
         cached = self._cache.get(name)
         if cached is not None and cached.expires > now:
             self._cache.move_to_end(name)
@@ -149,6 +147,15 @@ class Resolver:
             questions[name] = pending
             pending.add_done_callback(lambda _: questions.pop(name, None))
         return await asyncio.shield(pending)
+
+    def _remember_asked(self, name: str) -> None:
+        """Names whose addresses are in the sets; the one that was asked for longest ago goes first."""
+        if not self._rules.other_ports(name):
+            return
+        self._asked.pop(name, None)
+        self._asked[name] = self._clock()
+        if len(self._asked) > CACHED:
+            self._asked.pop(next(iter(self._asked)))
 
     async def _resolve_upstream(self, name: str) -> Answer:
         rules = self._rules
@@ -218,7 +225,8 @@ class Resolver:
         cached = self._cache.get(name)
         answer = await self._resolve_upstream(name)
         if answer.rcode == dns.rcode.NOERROR:
-            self._asked.setdefault(name, self._clock())
+            if name not in self._asked:
+                self._remember_asked(name)
             return
         self._due[name] = self._clock() + RETRY
         if cached is not None and cached.addresses:

@@ -22,6 +22,8 @@ from ktrdr_vm.profile.policy import is_reserved
 GRACE = 30
 MIN_LIFE = 60
 MAX_LIFE = 3600
+# An element that lives no longer than this was not renewed: the name has moved to other addresses.
+LATE = 25.0
 # Elements of ended grants that are remembered, so that a flow's last line names what had allowed it.
 PAST = 256
 _GRANTED = ("granted_exceptions", "granted_lan_names", "granted_ranges", "granted_names")
@@ -69,7 +71,8 @@ class AllowSets:
 
     def _open(self, key: tuple[str, str], ends: float, grant: str) -> list[str]:
         if grant:
-            ends = min(ends, self._grants[grant].ends)
+            # The grant bounds it: an address that the name had while it held is good until the hour or the grant is over.
+            ends = min(max(ends, self.clock() + MAX_LIFE), self._grants[grant].ends)
             holders = self._granted.setdefault(key, {})
             holders[grant] = ends
             self._keep_past(key[1], grant)
@@ -90,6 +93,24 @@ class AllowSets:
             f"delete element inet {self.table} {target} {{ {element} }}",
             f"add element inet {self.table} {target} {{ {element} timeout {life} }}",
         ]
+
+    @property
+    def late(self) -> set[tuple[str, int]]:
+        """Addresses and ports whose elements end soon: what a name had and has no more, and what is kept of it already."""
+        now = self.clock()
+        found = set()
+        for (target, element), end in self._live.items():
+            if target in ("names", "kept") and now < end < now + LATE:
+                address, _, port = element.partition(" . ")
+                found.add((address, int(port)))
+        return found
+
+    def keep(self, places: Iterable[tuple[str, int]]) -> None:
+        """Let the connections that stand there go on, and no new ones begin. Called again while they stand."""
+        ends = self.clock() + MIN_LIFE
+        commands = [line for address, port in places for line in self._open(("kept", f"{address} . {port}"), ends, "")]
+        if commands:
+            load_ruleset("\n".join(commands) + "\n")
 
     def set_grants(self, rules: Rules, grants: Iterable[Grant]) -> None:
         """Take up the grants that hold now; what others had opened is closed in the same transaction."""
@@ -135,14 +156,14 @@ class AllowSets:
     def clear(self) -> None:
         """Close what was opened by rules of before."""
         self._live.clear()
-        load_ruleset(f"flush set inet {self.table} names\nflush set inet {self.table} lan_names\n")
+        load_ruleset("".join(f"flush set inet {self.table} {target}\n" for target in ("names", "lan_names", "kept")))
 
     def adopt(self, entries: Table) -> None:
         """Take up what a guard before this one had opened by the profile's rules. `entries` is the table's listing."""
         now = self.clock()
         for entry in entries:
             target = entry.get("set", {}).get("name")
-            if target in ("names", "lan_names"):
+            if target in ("names", "lan_names", "kept"):
                 for element in entry["set"].get("elem", []):
                     address, port = element["elem"]["val"]["concat"]
                     self._live[target, f"{address} . {port}"] = now + float(element["elem"]["expires"])
@@ -181,7 +202,7 @@ class AllowSets:
 
     def _is_in_profile(self, address: str, port: int) -> bool:
         where, now = IPv4Address(address), self.clock()
-        if any(self._live.get((target, f"{address} . {port}"), 0) > now for target in ("names", "lan_names")):
+        if any(self._live.get((target, f"{address} . {port}"), 0) > now for target in ("names", "lan_names", "kept")):
             return True
         return any(port in ports and where in network for network, ports in self.rules.ranges)
 

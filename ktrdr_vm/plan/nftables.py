@@ -75,6 +75,13 @@ table inet {table} {{
         size {ALLOWED_SIZE}
     }}
 
+    # Addresses that a name had when a connection to it began, for as long as that connection lives; no new ones.
+    set kept {{
+        type ipv4_addr . inet_service
+        flags timeout
+        size {ALLOWED_SIZE}
+    }}
+
     # What grants open, by the same four kinds. An element ends with its grant, also when nobody is there to take it out.
     set granted_exceptions {{
         type ipv4_addr . inet_service
@@ -141,6 +148,7 @@ table inet {table} {{
         ip daddr . tcp dport @granted_ranges accept
         ip daddr . tcp dport @names accept
         ip daddr . tcp dport @granted_names accept
+        ip daddr . tcp dport @kept ct state established accept
 {observed}        # A connection that was allowed until now: told, so that it does not wait.
         meta l4proto tcp ct state established counter name ended reject with tcp reset
         jump deny
@@ -185,6 +193,7 @@ table inet {table} {{
         meta l4proto tcp ct original ip daddr . ct original proto-dst @granted_ranges accept
         meta l4proto tcp ct original ip daddr . ct original proto-dst @names accept
         meta l4proto tcp ct original ip daddr . ct original proto-dst @granted_names accept
+        meta l4proto tcp ct original ip daddr . ct original proto-dst @kept ct state established accept
         meta l4proto tcp {"accept" if observe else "counter name ended reject with tcp reset"}
     }}
 

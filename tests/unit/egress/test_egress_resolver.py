@@ -289,5 +289,77 @@ def test_while_upstream_is_down_the_last_addresses_stay_open() -> None:
         assert world.ends["git.example", "198.51.100.22"] > world.now
 
 
+def test_while_upstream_is_down_the_answer_is_a_failure_at_once() -> None:
+    """The first question waits for the upstream's time limit; those in the next moment do not even ask."""
+    world = World({"allowed.example": ["allowed.example A 198.51.100.1"]}, down=True)
+    resolver = world.resolver()
+    world.now += module.SILENCE + 1
+    assert ask(resolver, "a.wild.example").rcode() == dns.rcode.SERVFAIL
+    for number in range(20):
+        assert ask(resolver, f"n{number}.wild.example").rcode() == dns.rcode.SERVFAIL
+    assert world.asked == ["a.wild.example"]
+    world.down = False
+    world.now += module.DOWN
+    assert addresses(ask(resolver, "allowed.example")) == ["198.51.100.1"]
+
+
+def test_one_name_that_fails_does_not_take_the_others_along() -> None:
+    world = World({"allowed.example": ["allowed.example A 198.51.100.1"]})
+    resolver = world.resolver()
+    world.now += module.SILENCE + 1
+    assert addresses(ask(resolver, "allowed.example")) == ["198.51.100.1"]
+    world.down = True
+    assert ask(resolver, "broken.wild.example").rcode() == dns.rcode.SERVFAIL
+    world.down = False
+    world.zone["b.wild.example"] = ["b.wild.example A 198.51.100.2"]
+    assert addresses(ask(resolver, "b.wild.example")) == ["198.51.100.2"]
+
+
+def test_a_busy_day_leaves_no_gap_and_grows_nothing() -> None:
+    """Every minute: names with other ports, names that are denied, new names below a suffix, grants that come and go."""
+    world = World({"git.example": ["git.example A 198.51.100.22"]}, ttl=60)
+    base = compile_policy(ALLOW)
+    granted = compile_policy([EgressRule(host="granted.example", ports=(9100,))])
+    world.zone["granted.example"] = ["granted.example A 198.51.100.91"]
+    resolver = world.resolver()
+    began, step = world.now, 0
+
+    async def day() -> None:
+        nonlocal step
+        await resolver.resolve("git.example")
+        while world.now < began + KEEP_FRESH:
+            world.now += 60
+            step += 1
+            name = f"n{step}.wild.example"
+            world.zone = {**dict(list(world.zone.items())[:2]), name: [f"{name} A 198.51.100.3"]}
+            world.lines.clear()
+            world.down = step % 50 in (0, 1, 2)
+            for wanted in ("git.example", "evil.example", name):
+                await resolver.answer(dns.message.make_query(wanted, "A").to_wire())
+            if step % 120 == 0:
+                await resolver.refresh_names(resolver.set_rules(Rules(base, grants=(("g", granted),) if step % 240 == 0 else ())))
+            await resolver.refresh()
+            assert world.ends["git.example", "198.51.100.22"] > world.now, f"a gap after {world.now - began:g} s"
+
+    asyncio.run(day())
+    assert len(resolver._cache) <= CACHED and len(resolver._asked) <= CACHED and len(resolver._due) <= CACHED + 1
+    assert resolver._pending == {}
+
+
+def test_a_grant_is_open_before_it_is_asked_for_and_gone_with_its_end() -> None:
+    world = World({"granted.example": ["granted.example A 198.51.100.91"]})
+    resolver = world.resolver()
+    assert ask(resolver, "granted.example").rcode() == dns.rcode.NXDOMAIN
+    granted = compile_policy([EgressRule(host="granted.example", ports=(9100, 443))])
+    names = resolver.set_rules(Rules(compile_policy(ALLOW), grants=(("g", granted),)))
+    assert names == ["granted.example"]
+    asyncio.run(resolver.refresh_names(names))
+    assert ("granted.example", "198.51.100.91") in world.ends
+    assert [line["rule"] for line in world.lines] == ["name", "grant:g"]
+    assert addresses(ask(resolver, "granted.example")) == ["198.51.100.91"]
+    assert resolver.set_rules(Rules(compile_policy(ALLOW))) == []
+    assert ask(resolver, "granted.example").rcode() == dns.rcode.NXDOMAIN
+
+
 def test_the_constants_leave_room_for_a_renewal() -> None:
     assert GRACE > module.RETRY + 3 * (UPSTREAM_TIMEOUT + HESITATION)

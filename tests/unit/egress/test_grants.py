@@ -205,3 +205,26 @@ def test_a_grants_elements_end_with_it_and_leave_the_profiles_alone(monkeypatch:
 def test_of_ranges_that_lie_in_each_other_the_widest_stands() -> None:
     elements = ["198.51.100.7/32 . 443", "198.51.100.0/24 . 443", "198.51.0.0/16 . 22", "198.51.100.0/25 . 443", "198.51.100.7/32 . 22"]
     assert [element for _, element in widest(("t", element) for element in elements)] == ["198.51.0.0/16 . 22", "198.51.100.0/24 . 443"]
+
+
+# -- connections that outlive an address of their name ------------------------------------------------------------------
+
+
+def test_what_was_not_renewed_is_kept_for_connections_that_stand_and_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(sets_module, "load_ruleset", texts.append)
+    clock = Clock()
+    sets = AllowSets("t", granted()[0], clock=clock)
+    sets.allow("git.example", ["198.51.100.22"], 60)
+    assert sets.late == set()
+    clock.now += 70
+    assert sets.late == {("198.51.100.22", 22)}
+    for _ in range(24 * 180):  # a day of one connection, looked at more seldom than the guard does
+        sets.keep(sets.late)
+        assert sets.is_open("198.51.100.22", 22)
+        clock.now += 20
+    sets.keep(sets.late)
+    assert "inet t kept { 198.51.100.22 . 22 timeout 60000ms }" in texts[-1]
+    clock.now += 60
+    assert not sets.is_open("198.51.100.22", 22)
+    assert sets.late == set()

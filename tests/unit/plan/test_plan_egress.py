@@ -108,7 +108,7 @@ def test_the_order_of_the_guests_chain() -> None:
     assert list(place.values()) == sorted(place.values())
     assert rules[-1] == "jump deny"
     assert rules[0].startswith("type filter hook prerouting priority mangle")
-    assert not any("established" in rule and rule.endswith("accept") and "sport 22" not in rule for rule in rules)
+    assert not any("established" in rule and rule.endswith("accept") and "sport 22" not in rule and "@kept" not in rule for rule in rules)
 
 
 def test_deny_drops_everything_it_counts_and_the_rest() -> None:
