@@ -17,7 +17,8 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.plan.facts import Allocation
 from ktrdr_vm.plan.identity import Identity
 
-SCRIPT_LIMIT = 60.0
+# Ten emulated guests on two cores share what one has for itself.
+SCRIPT_LIMIT = 300.0
 _MAX_OUTPUT = 4096
 
 # Under emulation every program that a script starts costs tens of milliseconds, so the shell does what it can itself.
