@@ -113,6 +113,12 @@ def test_only_allowed_names_were_asked_for_upstream(from_root: Seen) -> None:
     assert not any(name.endswith(".allowed.test.lab") for name in asked)
 
 
+def test_row_15_from_the_first_instant_of_boot_nothing_arrived_but_what_is_allowed(instance: LabInstance) -> None:
+    """A machine that boots looks for time servers, routers and updates; of all that nothing leaves."""
+    assert instance.arrived_while_booting - MAY_ARRIVE == set()
+    assert instance.ledger(), "what it tried is in the ledger"
+
+
 def test_curl_cannot_be_pointed_elsewhere(lab: Lab, instance: LabInstance) -> None:
     """Row 4 as a person would try it; the certificate is verified, so the right server answered."""
     instance.shell("cat > /root/lab.pem <<'EOF'\n" + lab.world.authority.pem + "EOF\n")

@@ -92,6 +92,8 @@ class LabInstance:
     instance: Instance
     workspace: Path
     canary: bytes = field(repr=False)
+    arrived_while_booting: set[tuple[str, str, int]] = field(default_factory=set)
+    """Protocol, address and port of every packet outside, from before the tap was there to the first login."""
 
     @property
     def instance_id(self) -> str:
@@ -149,10 +151,12 @@ def running_instance(lab: Lab, libvirt: Libvirt) -> Iterator[LabInstance]:
     made = LabInstance(lab, gathered, instance, workspace, canary)
     plan = gathered.plan
     assert gathered.repository is not None and plan.profile.workspace is not None
+    mark = lab.recorder.mark()
     try:
         with instance.locked():
             instance.create(plan, read_secret=lambda _: canary, mount_roots=())
             guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+            made.arrived_while_booting = lab.recorder.endpoints(mark)
             personalize(guest, plan, made.environment)
             guest.run("systemctl start docker.service", become=True, timeout=300)
             instance.complete(plan, read_secret=lambda _: canary, mount_roots=())
