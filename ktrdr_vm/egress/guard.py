@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.children import bind_early, listen_unix, start_child, start_proxy
+from ktrdr_vm.egress.children import bind_early, listen_unix, start_proxy
 from ktrdr_vm.egress.desk import EscalationDesk
 from ktrdr_vm.egress.grant_book import GrantBook
 from ktrdr_vm.egress.granting import Granting
@@ -35,7 +35,7 @@ from ktrdr_vm.egress.judging import Judge
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.proxy_control import ProxyControl
 from ktrdr_vm.egress.proxy_log import ProxyLog
-from ktrdr_vm.egress.resolver_process import run_resolver
+from ktrdr_vm.egress.resolver_link import ResolverLink
 from ktrdr_vm.egress.rules import rules_from_json
 from ktrdr_vm.egress.sets import AllowSets
 from ktrdr_vm.egress.watch import TableWatch
@@ -73,11 +73,8 @@ class Guard:
             "KTRDR_FD_STATS": listen_unix(directory / "stats.sock"),
         }
         self.control = listen_unix(directory / "control.sock")
-        self.resolver_pid = 0
-        self.channel: socket.socket | None = None
         self.proxy: subprocess.Popen[bytes] | None = None
         self.monitor: subprocess.Popen[bytes] | None = None
-        self._untold = False
         self.watch = TableWatch(directory, self.config["table"], self.config["domain"], self.sets, self.ledger)
         self.proxy_control = proxy = ProxyControl(directory)
         self.granting = Granting(
@@ -86,8 +83,11 @@ class Guard:
             self.sets,
             proxy,
             self.ledger,
-            changed=self._grants_changed,
+            changed=lambda: self.resolver.grants_changed(),
             kill_proxy=self._kill_proxy,
+        )
+        self.resolver = ResolverLink(
+            self.resolver_config, (self.udp, self.tcp), int(self.config["resolver_uid"]), self.sets, self.granting, self.ledger
         )
         self.judge = Judge(self.config["table"], gateway, self.sets, proxy, self.granting)
         self.proxy_log = ProxyLog(self.ledger, self.sets, self.granting, proxy)
@@ -139,15 +139,7 @@ class Guard:
     # -- children ---------------------------------------------------------------------------------------------------
 
     def _start_resolver(self) -> None:
-        config = {**self.resolver_config, **self._grants_for_resolver()}
-        self.resolver_pid, self.channel = start_child(
-            "resolver",
-            lambda channel: run_resolver(config, self.udp, self.tcp, channel),
-            (self.udp, self.tcp),
-            int(self.config["resolver_uid"]),
-        )
-        self._untold = False
-        self.selector.register(self.channel, selectors.EVENT_READ, self._serve_resolver)
+        self.selector.register(self.resolver.start(), selectors.EVENT_READ, self.resolver.serve)
 
     def _start_proxy(self) -> None:
         self.proxy = start_proxy(self.directory / "proxy.cfg", self.proxy_sockets, int(self.config["proxy_uid"]))
@@ -186,10 +178,9 @@ class Guard:
             os.read(wake, 4096)
         if not self.running:
             return
-        if self.resolver_pid and os.waitpid(self.resolver_pid, os.WNOHANG)[0]:
-            assert self.channel is not None
-            self.selector.unregister(self.channel)
-            self.channel.close()
+        if self.resolver.pid and os.waitpid(self.resolver.pid, os.WNOHANG)[0]:
+            self.selector.unregister(self.resolver.channel)
+            self.resolver.channel.close()
             self._restart("the resolver", self._start_resolver)
         if self.proxy is not None and self.proxy.poll() is not None:
             assert self.proxy.stdout is not None
@@ -223,7 +214,7 @@ class Guard:
 
     def _end_children(self) -> None:
         desk = self.desk.pid if self.desk is not None else 0
-        children = (self.resolver_pid, self.proxy.pid if self.proxy else 0, self.monitor.pid if self.monitor else 0, desk)
+        children = (self.resolver.pid, self.proxy.pid if self.proxy else 0, self.monitor.pid if self.monitor else 0, desk)
         for pid in filter(None, children):
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
@@ -234,52 +225,7 @@ class Guard:
         if self.proxy is not None and self.proxy.poll() is None:
             self.proxy.kill()
 
-    # -- grants -----------------------------------------------------------------------------------------------------
-
-    def _grants_for_resolver(self) -> dict[str, Any]:
-        return {"grants": [[grant, policy.to_json()] for grant, policy in self.granting.rules.grants]}
-
-    def _grants_changed(self) -> None:
-        self._untold = True
-        self._tell_resolver()
-
-    def _tell_resolver(self) -> None:
-        if not self._untold or self.channel is None:
-            return
-        # A resolver that is too busy to listen hears it at the next look; the sets and the proxy have it already.
-        with contextlib.suppress(OSError):
-            self.channel.send(json.dumps(self._grants_for_resolver()).encode())
-            self._untold = False
-
     # -- what they say ----------------------------------------------------------------------------------------------
-
-    def _serve_resolver(self) -> None:
-        assert self.channel is not None
-        try:
-            packet = self.channel.recv(65536)
-        except (BlockingIOError, ConnectionError):
-            return
-        if not packet:
-            return  # it ended; SIGCHLD says so too
-        try:
-            message = json.loads(packet)
-            if "note" in message:
-                kind, verdict, fields = message["note"]
-                if kind == "dns" and verdict in ("allow", "deny"):
-                    self.ledger.write("dns", verdict, **{str(key): value for key, value in fields.items()})
-                return
-            if "count" in message:
-                rule, count = message["count"]
-                self.ledger.write("dns", "deny", rule="rate" if rule == "rate" else "suppressed", count=int(count))
-                return
-            name, addresses, ttl = message["allow"]
-            accepted = self.sets.allow(str(name), [str(address) for address in addresses], int(ttl))
-            self.channel.send(json.dumps({"number": int(message["number"]), "accepted": accepted}).encode())
-        except (ValueError, KeyError, TypeError, KtrdrError, OSError) as error:
-            self.ledger.write("guard", "note", message=f"the resolver's request was refused: {type(error).__name__}: {error}"[:300])
-            with contextlib.suppress(Exception):
-                # Refused, and not silent: the guest's question is answered without an address.
-                self.channel.send(json.dumps({"number": int(json.loads(packet)["number"]), "accepted": []}).encode())
 
     def _read_proxy_log(self) -> None:
         assert self.proxy is not None and self.proxy.stdout is not None
@@ -298,7 +244,7 @@ class Guard:
         self._keep_connections()
         self.proxy_log.count_lost()
         self.watch.look()
-        self._tell_resolver()
+        self.resolver.tell()
 
     # -- what the commands ask --------------------------------------------------------------------------------------
 
@@ -319,7 +265,7 @@ class Guard:
     def _answer_control(self, request: dict[str, Any]) -> dict[str, Any]:
         self.granting.end_due()
         if request["op"] == "status":
-            return {"pid": os.getpid(), "resolver": self.resolver_pid, "proxy": self.proxy.pid if self.proxy else 0}
+            return {"pid": os.getpid(), "resolver": self.resolver.pid, "proxy": self.proxy.pid if self.proxy else 0}
         if request["op"] == "flush":
             self._look()
             return {"ok": True}
