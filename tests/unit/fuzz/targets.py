@@ -1,0 +1,164 @@
+"""Every parser that reads what a guest, a branch or a crash wrote: bytes in, and nothing but its own refusal out.
+
+A target returns, or the bytes are a finding. `test_fuzz.py` tries each a little in every run, `make fuzz` for as long as it is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import dns.message
+
+from ktrdr_vm.egress.grants import parse_grant
+from ktrdr_vm.egress.proxy_log import parse_proxy_line
+from ktrdr_vm.egress.resolver import Resolver
+from ktrdr_vm.egress.rules import Rules
+from ktrdr_vm.errors import DocumentError, KtrdrError, UsageError
+from ktrdr_vm.escalation.packet import PacketError, parse_packet
+from ktrdr_vm.gates.playbook import parse_playbook
+from ktrdr_vm.guest.beneath import check_name
+from ktrdr_vm.guest.envelope import find_announcement
+from ktrdr_vm.guest.tar_stream import TarStream, TarStreamError
+from ktrdr_vm.host.journal import read_journal
+from ktrdr_vm.plan.egress_policy import compile_policy
+from ktrdr_vm.profile.load import load_profile
+from ktrdr_vm.profile.model import EgressRule
+from ktrdr_vm.profile.policy import parse_policy
+from ktrdr_vm.report.escape import escape_line, escape_text, escape_xml_characters
+
+Target = Callable[[bytes], None]
+
+
+def profile(data: bytes) -> None:
+    try:
+        load_profile(data, "p.yaml", _no_parent)
+    except DocumentError as error:
+        assert error.problems and all(problem.message for problem in error.problems)
+
+
+def policy(data: bytes) -> None:
+    try:
+        parse_policy(data, "policy.yaml")
+    except DocumentError as error:
+        assert error.problems
+
+
+def playbook(data: bytes) -> None:
+    try:
+        parse_playbook(data.decode("utf-8", "replace"), "p.yaml")
+    except KtrdrError as error:
+        assert error.hint
+
+
+def dns_message(data: bytes) -> None:
+    async def never(*_: object, **__: object) -> dns.message.Message:
+        raise OSError("no upstream here")
+
+    async def allow(*_: object) -> bool:
+        return True
+
+    rules = Rules(compile_policy((EgressRule(host="api.example.com"), EgressRule(host="*.example.org"))), frozenset())
+    resolver = Resolver(rules, never, allow, lambda *_, **__: None, lambda: 0.0)  # type: ignore[arg-type]
+    reply = asyncio.run(resolver.answer(data))
+    if reply is not None:
+        assert len(reply) <= 1232 and dns.message.from_wire(reply).id == int.from_bytes(data[:2], "big")
+
+
+def proxy_line(data: bytes) -> None:
+    fields = parse_proxy_line(data)
+    assert fields is None or fields["verdict"] in ("allow", "deny")
+
+
+def tar_stream(data: bytes) -> None:
+    names: list[str] = []
+
+    class Receiver:
+        def begin(self, name: str, size: int) -> bool:
+            assert size >= 0
+            names.append(name)
+            return not check_name(name)
+
+        def data(self, piece: bytes) -> None:
+            assert piece
+
+        def end(self) -> None:
+            assert names
+
+        def refuse(self, name: str, reason: str, size: int) -> None:
+            assert reason
+
+    stream = TarStream(Receiver())
+    try:
+        for start in range(0, len(data), 700):
+            stream.feed(data[start : start + 700])
+    except TarStreamError:
+        return
+
+
+def journal(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, "journal.json")
+        path.write_bytes(data)
+        try:
+            read_journal(path)
+        except KtrdrError as error:
+            assert error.hint
+
+
+def escalation(data: bytes) -> None:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    try:
+        packet = parse_packet(content)
+    except PacketError as error:
+        assert str(error)
+        return
+    assert parse_packet(packet.to_json()) == packet
+
+
+def grant(data: bytes) -> None:
+    try:
+        parse_grant(json.loads(data), 0.0)
+    except (ValueError, RecursionError):
+        return
+
+
+def announcement(data: bytes) -> None:
+    found = find_announcement(data, b"kvm-token")
+    assert found is None or b"kvm-token" in data
+
+
+def shown_text(data: bytes) -> None:
+    text = data.decode("utf-8", "surrogateescape")
+    for shown in (escape_text(text), escape_line(text), escape_xml_characters(text)):
+        assert not any(ord(character) < 32 and character not in "\n\t" for character in shown) and "\x7f" not in shown
+    assert "\n" not in escape_line(text)
+
+
+def _no_parent(reference: str, _source: str) -> tuple[str, bytes]:
+    raise UsageError(f"{reference} is not there", hint="name one that is")
+
+
+TARGETS: dict[str, Target] = {
+    one.__name__: one
+    for one in (profile, policy, playbook, dns_message, proxy_line, tar_stream, journal, escalation, grant, announcement, shown_text)
+}  # fmt: skip
+SEEDS: dict[str, tuple[bytes, ...]] = {
+    "profile": (b"version: 1\nname: p\nimage: x\nextends: base\n", b"version: 1\nname: p\nimage: x\negress: {allow: [{host: a.b}]}\n"),
+    "policy": (b"egress: {reserved: ['10.0.0.1:5432']}\n", b"escalations: {wait: 1m}\n"),
+    "playbook": (b"- hosts: all\n  tasks:\n    - name: x\n      command: {cmd: 'true'}\n      loop: [1]\n",),
+    "dns_message": (dns.message.make_query("api.example.com", "A").to_wire(), dns.message.make_query("x.example.org", "TXT").to_wire()),
+    "proxy_line": (b'{"f":"tls","v":"allow","n":"a.b","a":"198.51.100.1","p":443,"u":1,"d":2,"t":"--","m":3}',),
+    "tar_stream": (b"name\0" + bytes(507), bytes(1024)),
+    "journal": (b'{"schema_version": 2, "instance_id": "one", "plan": {}}',),
+    "escalation": (b'{"kind": "network", "options": ["a"], "request": {"host": "a.b"}}',),
+    "grant": (b'{"id": "a", "rule": {"host": "a.b", "ports": [443]}, "seconds": 1}',),
+    "announcement": (b"kvm-token 12 12 12\nrest",),
+    "shown_text": ("\x1b[2J\u202e".encode(),),
+}
