@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q
 
-.PHONY: help setup run test test-full unit docs golden lab lint crash fuzz agreement bench bench-quick
+.PHONY: help setup run test test-full unit docs golden lab lint crash soak fuzz agreement bench bench-quick
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ test-full: ## and what takes longer
 
 crash: ## kill -9 at every step of making and removing, then gc: the whole matrix
 	@scripts/crash
+
+soak: setup ## a hundred sandboxes, three at a time, some of them killed: no residue, no growth
+	@KTRDR_VM_SOAK=100 $(PYTEST) tests/lab/test_soak.py
 
 fuzz: ## atheris over every parser of untrusted bytes, half an hour
 	@scripts/fuzz
