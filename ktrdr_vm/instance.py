@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -364,6 +365,25 @@ class Instance:
             taken.append(resource.key)
         sweep_secrets(self.connect())
         return taken
+
+    def drop_secret(self, name: str) -> None:
+        """Take one secret out of the running guest, and out of the journal."""
+        journal = self.require_journal()
+        for resource in self.open_resources():
+            if resource.kind == "secret" and resource.name == name:
+                resource.remove()
+                journal.strike(resource.key)
+
+    def shut_down(self, limit: float = 90.0) -> None:
+        """Ask the guest to power off, and end its machine when it does not within `limit` seconds. Its disk stays."""
+        with contextlib.suppress(KtrdrError):
+            self.connect().run("systemctl poweroff || poweroff", become=True, timeout=20)
+        self.close()
+        deadline = time.monotonic() + limit
+        while self._is_running() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        # The definition goes too: the next start is from the new plan.
+        self.libvirt.stop(self.identity.domain)
 
     def require_awake(self) -> None:
         """UsageError when there is no such instance, or when it is suspended."""

@@ -36,5 +36,7 @@ class Options:
 
     keep: Keep = "never"
     cold: bool = False
+    restart: bool = False
+    """May an interactive instance be restarted to follow its profile?"""
     source: str = ""
     """The snapshot to begin from, as ID@NAME."""

@@ -105,6 +105,7 @@ class Run:
             secrets=self._secrets,
             mask=self._mask,
             cold=self._options.cold,
+            restart=self._options.restart,
             source=self._options.source if name == "base" else "",
         )
         self._locks.enter_context(stage.instance.locked())

@@ -10,6 +10,7 @@ from typing import Any
 
 from ktrdr_vm.allocation import require_room
 from ktrdr_vm.answers import find_pending, find_stop, give_again
+from ktrdr_vm.converge import find_changes, require_possible
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import EscalationStop, GuestError, KtrdrError, ResidueError
 from ktrdr_vm.escalation.store import EscalationStore
@@ -62,6 +63,7 @@ class Stage:
         secrets: Mapping[str, bytes],
         mask: Callable[[str], str],
         cold: bool,
+        restart: bool = False,
         source: str = "",
     ) -> None:
         self.gathered = gathered
@@ -79,6 +81,7 @@ class Stage:
         self._secrets = secrets
         self._mask = mask
         self._cold = cold
+        self._restart = restart
         self._source = source
 
     # -- forward ----------------------------------------------------------------------------------------------------
@@ -108,6 +111,8 @@ class Stage:
             if instance.journal is not None and plan.profile.mode == "sandbox":
                 recorder.listener.note("an earlier run left this instance; it is destroyed first")
                 instance.destroy(notify=recorder.hear_resource)
+            if instance.journal is not None:
+                self._follow(plan, recorder)
             instance.create(
                 plan,
                 read_secret=self._read_secret,
@@ -128,6 +133,10 @@ class Stage:
             instance.complete(plan, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
         # A branch has the workspace of what it began from.
         if plan.profile.workspace is not None and self.gathered.repository is not None and not self._source:
+            target = plan.profile.workspace.target
+            if plan.profile.mode == "interactive" and guest.run(["test", "-e", f"{target}/.git"], timeout=60).exit_code == 0:
+                recorder.listener.note(f"{target} is there and stays as it is: somebody works in it")
+                return
             with self._phase("workspace", recorder):
                 copy_in(
                     self.gathered.repository,
@@ -137,6 +146,23 @@ class Stage:
                     plan.identity.instance_id,
                     recorder.listener.note,
                 )
+
+    def _follow(self, plan: Plan, recorder: Recorder) -> None:
+        """Let an instance that is there follow its profile: said what changes, and restarted where it must and may be."""
+        instance, before = self.instance, self.instance.plan
+        changes = find_changes(before, plan)
+        facts = instance.libvirt.find(plan.identity.domain)
+        running = facts is not None and facts.state == "running"
+        require_possible(changes, plan.identity.instance_id, running=running, restart=self._restart)
+        for change in changes:
+            recorder.listener.note(f"changes ({change.how}) {change}")
+            recorder.directory.event("change", part=change.part, before=change.before, after=change.after, how=change.how)
+        for secret in before.profile.secrets:
+            if running and secret not in plan.profile.secrets:
+                instance.drop_secret(secret.name)
+        if self._restart and running:
+            with self._phase("shut down", recorder):
+                instance.shut_down()
 
     def _wait_docker(self, guest: SshGuest) -> None:
         """Docker's unit answers when it serves. A guest without Docker has nothing to wait for."""

@@ -23,6 +23,7 @@ from ktrdr_vm.cli.options import json_option, plan_options
     help="Whether a sandbox outlives its run. Interactive instances always do.",
 )
 @click.option("--cold", is_flag=True, help="Boot from power-on instead of forking a template.")
+@click.option("--restart", is_flag=True, help="Restart an interactive instance where only that lets it follow its profile.")
 @click.option("--from", "source", default="", metavar="ID@NAME", help="Begin from a snapshot of another instance, with its workspace.")
 @json_option
 def apply(
@@ -33,6 +34,7 @@ def apply(
     gates: tuple[str, ...],
     keep: str,
     cold: bool,
+    restart: bool,
     source: str,
     as_json: bool,
 ) -> int:
@@ -54,7 +56,7 @@ def apply(
     if (profile is None) == (continued is None):
         raise UsageError("either a PROFILE or --continue ID", where="ktrdr-vm apply", hint="`ktrdr-vm apply profile.yaml`")
     stop = None
-    options = Options(keep=keep, cold=cold, source=source)  # type: ignore[arg-type]
+    options = Options(keep=keep, cold=cold, restart=restart, source=source)  # type: ignore[arg-type]
     if continued is not None:
         stop = read_stop(Instance(home, parse_instance_id(continued), Libvirt()))
         profile, workspace, instance_id, gates = Path(stop.profile), Path(stop.workspace), continued, stop.gates

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ktrdr_vm.cli.options import json_option, plan_options, profile_argument
+
+if TYPE_CHECKING:
+    from ktrdr_vm.plan.plan import Plan
 
 
 @click.command()
@@ -18,7 +22,7 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.gather import gather
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.report.escape import escape
+    from ktrdr_vm.report.escape import escape, escape_text
 
     gathered = gather(profile, home=find_home(), workspace=workspace, instance_id=instance_id)
     made = gathered.plan
@@ -46,9 +50,27 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     for rule in made.rules:
         weaker = "  (weaker: every name below it)" if rule.host.startswith("*.") else ""
         click.echo(escape(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}"))
+    difference = _find_difference(made)
+    if difference:
+        click.echo(escape_text(difference))
     if not gathered.accelerator.certain:
         click.echo(f"  note: {gathered.accelerator.reason}", err=True)
     click.echo(f"digest {made.digest}")
+
+
+def _find_difference(made: Plan) -> str:
+    """What is different from the instance of that name, for who may read its journal."""
+    from ktrdr_vm.converge import render_difference
+    from ktrdr_vm.errors import KtrdrError
+    from ktrdr_vm.host.journal import read_journal
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.plan.plan import plan_from_json
+
+    try:
+        journal = read_journal(find_home().instance(made.identity.instance_id).journal)
+        return render_difference(plan_from_json(journal.plan), made) if journal is not None else ""
+    except (KtrdrError, KeyError, TypeError, ValueError):
+        return ""
 
 
 @click.command()

@@ -1,0 +1,77 @@
+"""An interactive instance follows its profile: live where it can, by a restart where it must; what it cannot follow is refused.
+
+The journal keeps the plan that an instance was made from; this compares it with the one that is applied.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from ktrdr_vm.errors import UsageError
+from ktrdr_vm.plan.plan import Plan, canonical_json, plain
+
+How = Literal["live", "restart", "never"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One part of a profile that differs, and how the instance can follow."""
+
+    part: str
+    before: str
+    after: str
+    how: How
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.before} → {self.after}"
+
+
+def find_changes(before: Plan, after: Plan) -> tuple[Change, ...]:
+    """What differs between the plan of an instance and a new one, in the order of the profile."""
+    old, new = before.profile, after.profile
+    parts: tuple[tuple[str, object, object, How], ...] = (
+        ("mode", old.mode, new.mode, "never"),
+        ("image", before.facts.image.digest, after.facts.image.digest, "never"),
+        ("resources.disk", old.resources.disk, new.resources.disk, "never"),
+        ("resources.vcpus", old.resources.vcpus, new.resources.vcpus, "restart"),
+        ("resources.memory", old.resources.memory, new.resources.memory, "restart"),
+        # Shared memory, which mounts need, is decided when the machine starts.
+        ("mounts", plain(old.mounts), plain(new.mounts), "restart"),
+        ("egress", [str(rule) for rule in before.rules], [str(rule) for rule in after.rules], "live"),
+        ("secrets", plain(old.secrets), plain(new.secrets), "live"),
+        ("environment", plain(old.environment), plain(new.environment), "live"),
+        ("ttl", old.ttl, new.ttl, "live"),
+    )
+    return tuple(Change(name, _show(was), _show(now), how) for name, was, now, how in parts if was != now)
+
+
+def require_possible(changes: tuple[Change, ...], instance_id: str, *, running: bool, restart: bool) -> None:
+    """UsageError for what the instance cannot follow, or not without `--restart`."""
+    never = [change for change in changes if change.how == "never"]
+    if never:
+        raise UsageError(
+            f"the instance cannot follow: {'; '.join(map(str, never))}",
+            where=instance_id,
+            hint=f"put back what was there, or `ktrdr-vm snapshot {instance_id} NAME`, destroy it and `apply --from {instance_id}@NAME`",
+        )
+    waiting = [change for change in changes if change.how == "restart"]
+    if waiting and running and not restart:
+        raise UsageError(
+            f"only a restart of the machine changes this: {'; '.join(map(str, waiting))}",
+            where=instance_id,
+            hint="`apply --restart` shuts it down and starts it again; its disk stays",
+        )
+
+
+def render_difference(before: Plan, after: Plan) -> str:
+    """The profiles as a patch; empty when they are the same."""
+    was, now = (canonical_json(plain(one.profile) | {"rules": [str(rule) for rule in one.rules]}).splitlines() for one in (before, after))
+    return "\n".join(difflib.unified_diff(was, now, "the instance", "the profile", lineterm="", n=1))
+
+
+def _show(value: object) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} entries" if any(isinstance(one, (dict, list)) for one in value) else ", ".join(map(str, value)) or "nothing"
+    return str(value)[:40]
