@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ktrdr_vm.cli.options import complete_instance, instance_argument, json_option
 
+if TYPE_CHECKING:
+    from ktrdr_vm.overview import Row
+
 
 @click.command("list")
+@click.option("--watch", is_flag=True, help="Show it again every two seconds until interrupted.")
 @json_option
-def list_(as_json: bool) -> None:
+def list_(watch: bool, as_json: bool) -> None:
     """List the instances of this host, from the journals and from the host itself."""
+    import time
+
     from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.discovery import find_instances
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.overview import list_rows
 
-    rows = [found.to_json() for found in find_instances(find_home(), Libvirt())]
-    if as_json:
-        echo_json(rows)
-        return
-    if not rows:
-        click.echo("no instances", err=True)
+    home, libvirt = find_home(), Libvirt()
+    while True:
+        rows = list_rows(home, libvirt)
+        if watch and not as_json:
+            click.clear()
+        if as_json:
+            echo_json([row.to_json() for row in rows])
+        elif rows:
+            _show_table(rows)
+        else:
+            click.echo("no instances", err=True)
+        if not watch:
+            return
+        time.sleep(2)
+
+
+def _show_table(rows: list[Row]) -> None:
+    """Columns as wide as what stands in them; a note in a line of its own."""
+    from ktrdr_vm.report.escape import escape_line
+    from ktrdr_vm.report.summary import format_bytes, format_duration
+
+    lines = [("INSTANCE", "STATE", "MODE", "AGE", "GATES", "MEMORY", "DISK", "DENIED", "ASKS")]
     for row in rows:
-        note = f"  {row['note']}" if row["note"] else ""
-        click.echo(f"{row['instance_id']:<40} {row['state']:<9} {row['mode']:<12} {row['created_at']}{note}")
+        lines.append(
+            (
+                row.found.instance_id, row.found.state, row.found.mode, format_duration(row.age) if row.age is not None else "",
+                escape_line(row.gates, limit=30), format_bytes(row.memory) if row.memory else "", format_bytes(row.disk),
+                str(row.denials or ""), ",".join(row.pending),
+            )
+        )  # fmt: skip
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    for number, line in enumerate(lines):
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+        if number and rows[number - 1].found.note:
+            click.echo(f"    {rows[number - 1].found.note}")
 
 
 @click.command()

@@ -71,6 +71,8 @@ def test_a_run_stops_at_an_escalation_and_goes_on_with_the_answer(lab: Lab, work
     assert early.code == 6 and "waits for an answer" in early.stderr
     listed = run(lab, "escalations", "list", instance_id)
     assert "e1   pending" in listed.stdout
+    (shown,) = [line for line in run(lab, "list").stdout.splitlines() if line.startswith(instance_id)]
+    assert "suspended" in shown and shown.endswith("e1,e2")
     # More than was asked, without a reason, or against the owner's line: refused, and nothing is given.
     for words in (["--seconds", "9999"], ["--port", "22"], ["--host", "allowed.test.lab"]):
         refused = run(lab, "escalations", "approve", instance_id, "e1", "--reason", "x", *words)
