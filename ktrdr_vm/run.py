@@ -230,7 +230,7 @@ class Run:
                 stage.keep_evidence(recorder)
             except (OSError, KtrdrError) as caught:
                 error = error or (caught if isinstance(caught, KtrdrError) else self._explain(caught, recorder))
-            if self._keeps(stage, failed or error is not None):
+            if self._keeps(stage, failed or error is not None) or (self._stop is not None and stage.asleep):
                 kept = True
                 stage.sampler.stop()
                 try:

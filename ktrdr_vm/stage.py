@@ -313,6 +313,14 @@ class Stage:
         except KtrdrError:
             return False
 
+    @property
+    def asleep(self) -> bool:
+        """Does it still sleep? What could not be woken, for lack of memory say, waits on and is not ended."""
+        with contextlib.suppress(KtrdrError):
+            journal = self.instance.journal
+            return journal is not None and journal.state == "suspended"
+        return False
+
     # -- parts ------------------------------------------------------------------------------------------------------
 
     def _phase(self, name: str, recorder: Recorder) -> contextlib.AbstractContextManager[None]:

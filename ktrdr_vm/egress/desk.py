@@ -74,7 +74,11 @@ class EscalationDesk:
         self._ledger.write("escalation", "note", rule=one.id, message=f"{one.packet.kind}: {one.packet.blocked}"[:300])
         policy = read_policy().escalations
         if one.packet.kind == "network" and policy.answers(one.packet.request, one.packet.seconds):
-            self._approve(one)
+            try:
+                self._approve(one)
+            except (KtrdrError, ValueError) as error:
+                # It waits for a person like any other.
+                self._ledger.write("escalation", "note", rule=one.id, message=f"could not be approved beforehand: {error}"[:300])
         if policy.hook:
             self._tell(one, policy.hook)
 
