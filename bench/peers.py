@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -69,7 +70,8 @@ def find_peers(installed: dict[str, str]) -> dict[str, Step]:
 def virt_install(place: Place) -> dict[str, float]:
     """`virt-install --import --cloud-init`, with the tap as its network."""
     root, folder = PLACES / "virt-install", place.lab.scratch / "virt-install"
-    _bind(root, place, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o711)
     began = time.monotonic()
     login, documents, identity = make_documents(place, "virt-install")
     for name, content in documents.items():
@@ -78,7 +80,6 @@ def virt_install(place: Place) -> dict[str, float]:
     subprocess.run(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-F", place.image.disk_format, "-b", place.image.disk, disk, f"{DISK}M"], check=True
     )
-    folder.chmod(0o711)
     for words in ("tuntap add dev peertap mode tap", f"addr add {GATEWAY}/30 dev peertap", "link set peertap up"):
         ip(words)
     seed = ",".join(f"{name}={folder / name}" for name in documents)
@@ -87,12 +88,13 @@ def virt_install(place: Place) -> dict[str, float]:
         "chroot", root, "virt-install", "--connect", "qemu:///system", "--name", "peer", "--virt-type", "qemu", "--machine", MACHINE,
         "--cpu", EMULATED_CPU, "--memory", MEMORY, "--vcpus", VCPUS, "--import", "--osinfo", "detect=off,require=off",
         "--disk", f"path={disk},format=qcow2,bus=virtio,cache=unsafe", "--boot", boot, "--cloud-init", seed,
-        "--network", f"type=ethernet,target.dev=peertap,target.managed=no,model=virtio,mac={identity.mac}",
+        "--network", f"type=ethernet,target.dev=peertap,model=virtio,mac={identity.mac}", "--xml", "./devices/interface/target/@managed=no",
         "--graphics", "none", "--noautoconsole",
     ]  # fmt: skip
     libvirt = Libvirt().connect()
     try:
-        done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, timeout=300)
+        with _bound(root, place):
+            done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, timeout=300)
         if done.returncode != 0:
             raise RuntimeError(done.stderr[-1000:] + done.stdout[-500:])
         seen = watch(lambda: Way(ADDRESS, place.image.user, login), began).wait()
@@ -109,13 +111,17 @@ def virt_install(place: Place) -> dict[str, float]:
     return {"virt-install.ssh": seen.ssh, "virt-install.docker": seen.docker, "virt-install.ready": seen.ready}
 
 
-def _bind(root: Path, place: Place, folder: Path) -> None:
-    """What the tool and libvirtd must both see stands at the same path in its root. The mounts are the lab's own."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o711)
-    for path in ("/proc", "/dev", "/sys", "/run/libvirt", "/var/lib/libvirt", str(place.lab.home.root)):
-        target = root / path.lstrip("/")
-        if target.is_mount():
-            continue
-        target.mkdir(parents=True, exist_ok=True)
-        mount(path, target, flags=MS_BIND | MS_REC)
+@contextmanager
+def _bound(root: Path, place: Place) -> Iterator[None]:
+    """What the tool and libvirtd must both see stands at the same path in its root, for as long as it is used."""
+    bound = []
+    try:
+        for path in ("/proc", "/dev", "/sys", "/run/libvirt", "/var/lib/libvirt", str(place.lab.home.root)):
+            target = root / path.lstrip("/")
+            target.mkdir(parents=True, exist_ok=True)
+            mount(path, target, flags=MS_BIND | MS_REC)
+            bound.append(target)
+        yield
+    finally:
+        for target in reversed(bound):
+            subprocess.run(["umount", "-l", "-R", target], check=True, timeout=20)
