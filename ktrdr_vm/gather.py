@@ -53,7 +53,13 @@ def read_profile(path: Path) -> LoadedProfile:
 
 def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()) -> Gathered:
     """Everything that `plan`, `render` and `apply` start from. `gates`, when given, replace the profile's."""
-    loaded = read_profile(profile_path)
+    return gather_profile(read_profile(profile_path), home=home, workspace=workspace, instance_id=instance_id, gates=gates)
+
+
+def gather_profile(
+    loaded: LoadedProfile, *, home: Home, workspace: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()
+) -> Gathered:
+    """The same for a profile that is read already."""
     policy = read_policy()
     root = workspace.resolve()
     if not str(root).isprintable():

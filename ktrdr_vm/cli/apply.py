@@ -14,6 +14,7 @@ from ktrdr_vm.cli.options import json_option, plan_options
 @click.command()
 @click.argument("profile", type=click.Path(path_type=Path, dir_okay=False), required=False)
 @click.option("--continue", "continued", metavar="ID", help="Take up the run of ID that stopped at an escalation.")
+@click.option("--from-run", metavar="ID[/RUN]", help="An interactive instance of what a run judged: its profile, its commit, no workload.")
 @plan_options
 @click.option("--gate", "gates", multiple=True, metavar="NAME", help="Run these gates instead of the profile's. Repeatable.")
 @click.option(
@@ -29,6 +30,7 @@ from ktrdr_vm.cli.options import json_option, plan_options
 def apply(
     profile: Path | None,
     continued: str | None,
+    from_run: str | None,
     instance_id: str | None,
     workspace: Path,
     gates: tuple[str, ...],
@@ -39,6 +41,7 @@ def apply(
     as_json: bool,
 ) -> int:
     """Make the sandbox of PROFILE, run its workload and gates, bring the evidence back, destroy it, prove that nothing is left."""
+    from ktrdr_vm.cli.evidence import find_run
     from ktrdr_vm.cli.progress import TerminalListener, show_report
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.gather import gather
@@ -48,21 +51,26 @@ def apply(
     from ktrdr_vm.listener import Options
     from ktrdr_vm.plan.identity import parse_instance_id
     from ktrdr_vm.report.json import render_report_json
+    from ktrdr_vm.reproduce import gather_run
     from ktrdr_vm.run import Run
     from ktrdr_vm.stop import read_stop
 
     require_root()
     home = find_home()
-    if (profile is None) == (continued is None):
-        raise UsageError("either a PROFILE or --continue ID", where="ktrdr-vm apply", hint="`ktrdr-vm apply profile.yaml`")
+    if sum(one is not None for one in (profile, continued, from_run)) != 1:
+        raise UsageError("one of PROFILE, --continue ID and --from-run ID", where="ktrdr-vm apply", hint="`ktrdr-vm apply profile.yaml`")
     stop = None
     options = Options(keep=keep, cold=cold, restart=restart, source=source)  # type: ignore[arg-type]
     if continued is not None:
         stop = read_stop(Instance(home, parse_instance_id(continued), Libvirt()))
         profile, workspace, instance_id, gates = Path(stop.profile), Path(stop.workspace), continued, stop.gates
         options = Options(keep=stop.keep, cold=stop.cold)
-    assert profile is not None
-    gathered = gather(profile, home=home, workspace=workspace, instance_id=instance_id, gates=gates)
+    if from_run is not None:
+        name, _, run_id = from_run.partition("/")
+        gathered = gather_run(find_run(name, run_id or "latest").resolve(), home=home, instance_id=instance_id)
+    else:
+        assert profile is not None
+        gathered = gather(profile, home=home, workspace=workspace, instance_id=instance_id, gates=gates)
     if stop is not None and gathered.plan.digest != stop.plan_digest:
         raise UsageError(
             "the profile, its playbooks or the workspace's commit changed since the run stopped",

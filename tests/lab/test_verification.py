@@ -102,6 +102,15 @@ def test_an_honest_agents_work_comes_home_verified_and_its_patches_pass_again(la
     for name in (instance_id, judged["instance_id"]):
         assert_nothing_left(lab, name)
 
+    lived_in = lab.new_id("honest-again")
+    reproduced = run(
+        lab, "apply", "--from-run", instance_id, "--instance-id", lived_in, environment={"KTRDR_TOKEN": "another"}, cwd=place, limit=1200
+    )
+    assert reproduced.code == 0, reproduced.stderr
+    shown = run(lab, "exec", lived_in, "--", "sh", "-c", "cd /workspace && git rev-parse HEAD && cat app.py && ls /run/secrets").stdout
+    assert judged["commit"] in shown and "a + b" in shown
+    assert run(lab, "destroy", lived_in, "--yes").code == 0
+
     made = run(lab, "bundle", instance_id)
     assert made.code == 0, made.stderr
     page = Path(made.stdout.splitlines()[0])
