@@ -92,6 +92,8 @@ class OwnerPolicy:
     observe: bool = False
     prepare_refs: tuple[str, ...] = ()
     """Branches of a workspace that templates of a project may be made from. What an agent returns is on none of them."""
+    image_sources: tuple[str, ...] = ("https://",)
+    """What the URL of an image must begin with: root fetches it, wherever an untrusted profile points."""
     largest: Size = Size(vcpus=16, memory=32768, disk=204800)
     most_instances: int = 100
     longest_life: int = 0
@@ -125,6 +127,7 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
         secret_files=tuple(data.get("secrets", {}).get("files", ())),
         reserved=frozenset(reserved),
         observe=data.get("egress", {}).get("observe", False),
+        image_sources=tuple(data.get("images", {}).get("sources", default.image_sources)),
         prepare_refs=tuple(data.get("prepare", {}).get("refs", ())),
         largest=Size(
             vcpus=largest.get("vcpus", default.largest.vcpus),
@@ -163,6 +166,8 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
         wanted, most = getattr(profile.resources, name), getattr(policy.largest, name)
         if wanted > most:
             problems.append(loaded.problem(("resources", name), f"{wanted} is more than the owner's {most}"))
+    if profile.image.url and not profile.image.url.startswith(policy.image_sources):
+        problems.append(loaded.problem(("image", "url"), f"images come from {' or '.join(policy.image_sources) or 'recipes only'} here"))
     if policy.longest_life and profile.ttl > policy.longest_life:
         problems.append(loaded.problem(("ttl",), f"{profile.ttl} s is longer than the owner's {policy.longest_life} s"))
     for index, mount in enumerate(profile.mounts):

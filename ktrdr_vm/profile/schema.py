@@ -189,6 +189,7 @@ POLICY: Schema = {
             "max": {"type": "dict", "schema": {"vcpus": {"type": "integer", "min": 1}, "memory": _SIZE, "disk": _SIZE}},
         },
     },
+    "images": {"type": "dict", "schema": {"sources": {"type": "list", "maxlength": 100, "schema": {"type": "string", "minlength": 7}}}},
     "instances": {
         "type": "dict",
         "schema": {"max": {"type": "integer", "min": 1, "max": 16384, "notbool": True}, "ttl": _text(scalars.parse_duration)},
