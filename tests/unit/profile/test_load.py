@@ -164,7 +164,7 @@ def test_a_profiles_gate_is_a_name_or_lies_in_the_workspace(gate):
     ("url", "allowed"), [("https://cloud.test.org/x", True), ("http://10.0.0.1/x", False), ("file:///etc/shadow", False)]
 )
 def test_root_fetches_an_image_only_from_where_the_owner_lets_it(url, allowed):
-    text = f"version: 1\nname: p\nimage: {{url: '{url}', sha256: {'0' * 64}}}\n"
+    text = f"version: 1\nname: p\nimage: {{url: '{url}', sha256: {'a' * 64}}}\n"
     found = "\n".join(str(problem) for problem in check_policy(load(text), OwnerPolicy(), "/w"))
     assert ("images come from https://" in found) != allowed
     assert check_policy(load(text), OwnerPolicy(image_sources=(url[:12],)), "/w") == []
