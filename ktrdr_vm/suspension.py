@@ -78,11 +78,11 @@ def resume(instance: Instance, *, read_secret: SecretReader, mount_roots: tuple[
     journal.enter("resuming")
     for resource in _pick(instance.open_resources(), _NETWORK):
         instance.ensure(resource, journal, notify)
+    [domain] = _pick(instance.open_resources(), ("domain",))
     if asleep:
-        instance.libvirt.restore(saved.target.paths.saved)
+        _timed(domain, "changed", notify, lambda: instance.libvirt.restore(saved.target.paths.saved))
     if _find_state(instance) != "running":
         if plan.profile.mode == "interactive":
-            [domain] = _pick(instance.open_resources(), ("domain",))
             instance.libvirt.define(domain.blueprint.documents["domain.xml"])
         # From its first instruction on the disk is newer than what was saved.
         _timed(saved, "removed", notify, saved.remove)

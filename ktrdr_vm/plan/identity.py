@@ -55,6 +55,11 @@ class Identity:
         return f"52:54:00:{token[0:2]}:{token[2:4]}:{token[4:6]}"
 
     @property
+    def gateway_mac(self) -> str:
+        """The host's end of the wire. Always the same: a guest that wakes up remembers it, and asks again only after half a minute."""
+        return f"fe{self.mac[2:]}"
+
+    @property
     def ref_prefix(self) -> str:
         return f"refs/ktrdr/{self.instance_id}/"
 

@@ -42,7 +42,7 @@ class Tap(Resource):
         link = read_link(self.name)
         if link is None:
             process.run(["ip", "tuntap", "add", "dev", self.name, "mode", "tap"], timeout=10)
-            process.run(["ip", "link", "set", "dev", self.name, "alias", self.target.mark], timeout=10)
+            process.run(["ip", "link", "set", "dev", self.name, "address", identity.gateway_mac, "alias", self.target.mark], timeout=10)
         else:
             self._refuse_foreign(link)
         for key, value in _SYSCTLS_V4.items():
