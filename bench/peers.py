@@ -5,6 +5,7 @@ None is told more than it has to be to run here: no KVM, a tap that is there, th
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,9 @@ def virt_install(place: Place) -> dict[str, float]:
             if str(folder) in (ElementTree.fromstring(pool.XMLDesc()).findtext("./target/path") or ""):
                 pool.destroy()
         ip("tuntap del dev peertap mode tap")
+        for file in (place.image.disk, place.image.kernel, place.image.initrd):
+            # libvirt gives what a domain opens to QEMU's user unless it is told not to, and nobody but root may own an image.
+            os.chown(str(file), 0, 0)
     return {"virt-install.ssh": seen.ssh, "virt-install.docker": seen.docker, "virt-install.ready": seen.ready}
 
 
