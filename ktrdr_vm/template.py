@@ -33,6 +33,7 @@ from ktrdr_vm.plan.domain_xml import render_template_domain
 from ktrdr_vm.plan.facts import Allocation, TemplateFacts
 from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.resources.overlay import BOOT_FILES, copy_boot_files
 from ktrdr_vm.resources.seed import make_seed
 
 # Raised when what is done to a guest before the freeze changes.
@@ -236,6 +237,7 @@ def _boot_and_freeze(plan: Plan, template: TemplateFacts, identity: Identity, li
     image = plan.facts.image
     final = str(place.parent / template.key)
     backing, format_ = (replace(template, directory=final).project, "qcow2") if template.has_project else (image.disk, image.disk_format)
+    copy_boot_files(image, place)
     # By the name that it will have: the disk is looked at under both.
     process.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", format_, "-b", backing, template.disk, f"{size.disk}M"], timeout=60)
     from ktrdr_vm.guest.keys import generate_keypair
@@ -263,7 +265,7 @@ def _boot_and_freeze(plan: Plan, template: TemplateFacts, identity: Identity, li
     save_state(libvirt, identity.domain, Path(template.state))
     libvirt.stop(identity.domain)
     Path(template.disk).chmod(0o444)
-    for name in ("seed.iso", "console.log"):
+    for name in ("seed.iso", "console.log", *BOOT_FILES):
         (place / name).unlink(missing_ok=True)
 
 

@@ -109,7 +109,7 @@ def _render(
     root.append(element("vcpu", str(size.vcpus), placement="static"))
     if facts.cpu_controller:
         root.append(_cpu_limit(size.vcpus))
-    root.append(_boot(facts))
+    root.append(_boot(facts, instance_directory))
     root.append(element("features", "", element("acpi"), element("apic"), element("pmu", state="off"), element("vmport", state="off")))
     root.append(_cpu(facts))
     root.append(element("clock", "", element("timer", name="hpet", present="no"), offset="utc"))
@@ -156,11 +156,11 @@ def _cpu_limit(vcpus: int) -> Element:
     return element("cputune", "", element("global_period", "100000"), element("global_quota", str((vcpus + 1) * 100000)))
 
 
-def _boot(facts: Facts) -> Element:
+def _boot(facts: Facts, directory: str) -> Element:
+    """Kernel and initrd are the instance's own copies: libvirt gives them to QEMU's user while the machine runs."""
     kind = element("type", "hvm", arch="x86_64", machine=facts.machine)
     if facts.image.boot == "disk":
         return element("os", "", kind, element("boot", dev="hd"))
-    directory = facts.image.directory
     return element(
         "os",
         "",

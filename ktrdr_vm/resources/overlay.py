@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host import process
+from ktrdr_vm.plan.facts import ImageFacts
 from ktrdr_vm.resources.base import Resource
 
 # What is copied is what was written since the image, on a slow disk.
 COPY_LIMIT = 1800.0
+
+
+BOOT_FILES = ("vmlinuz", "initrd")
+
+
+def copy_boot_files(image: ImageFacts, directory: Path) -> None:
+    """Kernel and initrd for a direct boot, beside the disk. libvirt makes what a machine boots QEMU's user's own while it runs.
+
+    The image's would then be writable by whoever broke out of one QEMU, and every later machine would boot from it.
+    """
+    if image.boot != "direct":
+        return
+    for name in BOOT_FILES:
+        copy = directory / name
+        if not copy.exists():
+            partial = directory / f".{name}.partial"
+            shutil.copyfile(Path(image.directory, name), partial)
+            partial.chmod(0o444)
+            partial.rename(copy)
 
 
 class Overlay(Resource):
@@ -24,6 +46,7 @@ class Overlay(Resource):
 
     def create(self) -> None:
         plan = self.blueprint.plan
+        copy_boot_files(plan.facts.image, self.target.paths.directory)
         backing, backing_format = self._backing()
         path = self.target.paths.overlay
         if path.exists() and plan.profile.mode == "interactive":
@@ -69,6 +92,8 @@ class Overlay(Resource):
     def remove(self) -> None:
         self.target.paths.overlay.unlink(missing_ok=True)
         self.target.paths.overlay.with_suffix(".partial").unlink(missing_ok=True)
+        for name in BOOT_FILES:
+            (self.target.paths.directory / name).unlink(missing_ok=True)
 
     def by_hand(self) -> str:
         return f"rm {self.target.paths.overlay}"

@@ -16,6 +16,7 @@ from laboratory.instances import CANARY_VARIABLE, LabInstance
 from laboratory.lab import Lab
 
 from ktrdr_vm.host.mounts import find_mounts
+from ktrdr_vm.resources.domain import find_qemu
 
 pytestmark = pytest.mark.vm
 
@@ -174,3 +175,11 @@ def test_a_secret_is_renewed_and_taken_back(lab: Lab, instance: LabInstance) -> 
     assert "no secret" in run(lab, "secrets", "rotate", instance.instance_id, "another", environment=old).stderr
     assert run(lab, "secrets", "rotate", instance.instance_id, environment=old).code == 0
     assert instance.guest.run(["cat", "/run/secrets/canary"], timeout=20).stdout == instance.canary
+
+
+def test_nothing_that_instances_share_belongs_to_qemus_user(instance: LabInstance) -> None:
+    """libvirt gives what a machine boots from to QEMU's user while it runs. With the image's own kernel in the domain this fails."""
+    image = Path(instance.gathered.plan.facts.image.directory)
+    assert {path.name: path.stat().st_uid for path in image.iterdir()} == dict.fromkeys((path.name for path in image.iterdir()), 0)
+    booted = (Path("/proc") / str(find_qemu(instance.instance.identity.domain)[0]) / "cmdline").read_bytes()
+    assert str(image / "vmlinuz").encode() not in booted and str(instance.instance.paths.directory / "vmlinuz").encode() in booted

@@ -63,7 +63,7 @@ def test_a_persons_disk_is_not_made_empty_because_the_image_changed(tmp_path: Pa
             template=None,
             plan=SimpleNamespace(
                 profile=SimpleNamespace(mode="interactive", resources=SimpleNamespace(disk=1)),
-                facts=SimpleNamespace(image=SimpleNamespace(disk="/new", disk_format="raw")),
+                facts=SimpleNamespace(image=SimpleNamespace(disk="/new", disk_format="raw", boot="disk")),
             ),
         ),
     )  # type: ignore[arg-type]
