@@ -236,8 +236,10 @@ class Instance:
 
     def environment(self) -> dict[str, str]:
         """What every process of the instance finds in its environment."""
-        plan = self.plan
-        return make_environment(self.identity, plan.profile.mode, dict(plan.profile.environment))
+        journal = self.require_journal()
+        plan = plan_from_json(journal.plan)
+        urls = plan.base_urls(read_allocation(self.paths, journal).gateway) if plan.routes else {}
+        return make_environment(self.identity, plan.profile.mode, {**dict(plan.profile.environment), **urls})
 
     @property
     def plan(self) -> Plan:
@@ -250,8 +252,8 @@ class Instance:
         return self.plan.profile.gate_timeout
 
     def read_secrets(self) -> list[bytes]:
-        """The values that were delivered, read back from the guest, so that they can be masked."""
-        secrets = self.plan.profile.secrets
+        """The values that were delivered, read back from the guest, so that they can be masked. A brokered one is not there."""
+        secrets = self.plan.profile.delivered
         found = [self.connect().run(["cat", "--", secret.path], become=True, timeout=30) for secret in secrets]
         return [done.stdout for done in found if done.exit_code == 0]
 

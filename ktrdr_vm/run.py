@@ -162,6 +162,8 @@ class Run:
         if self._stop is not None:
             stage.wake(recorder)
             self._gates = self._stop.results
+            if self._passed():
+                stage.open_brokers(playbooks[0])
         else:
             stage.provision(recorder)
             self._gates = stage.run_gates(playbooks[:1] if stage.plan.profile.workload else playbooks, recorder)

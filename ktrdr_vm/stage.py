@@ -21,7 +21,7 @@ from ktrdr_vm.gather import Gathered
 from ktrdr_vm.guest.artifacts import ArtifactLimits, fetch_artifacts
 from ktrdr_vm.guest.commits import Returned, pull_commits
 from ktrdr_vm.guest.guide import NOTES
-from ktrdr_vm.guest.personalize import make_environment, personalize
+from ktrdr_vm.guest.personalize import personalize
 from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.capacity import require_capacity
@@ -186,9 +186,18 @@ class Stage:
             with self._phase(f"gate {playbook.name}", recorder):
                 result = replace(self._run_gate(playbook, recorder), stage=self._name)
                 results.append(replace(result, usage=measure_gate(result, self.sampler.samples, now())))
+                if result.outcome == "passed":
+                    self.open_brokers(playbook)
                 with contextlib.suppress(KtrdrError):
                     ask_guard(self.instance.paths.guard, "flush")
         return tuple(results)
+
+    def open_brokers(self, passed: Playbook) -> None:
+        """Tell the guard that a gate of the profile has passed, where a brokered secret waits for it."""
+        waited = {broker.after for _, broker in self.plan.profile.brokered}
+        for gate, path in self.gathered.playbooks:
+            if gate in waited and str(path) == passed.source:
+                ask_guard(self.instance.paths.guard, "gate_passed", gate=gate)
 
     def _run_gate(self, playbook: Playbook, recorder: Recorder) -> GateResult:
         repository = self.gathered.repository
@@ -340,7 +349,7 @@ class Stage:
 
     @property
     def _environment(self) -> dict[str, str]:
-        return make_environment(self.plan.identity, self.plan.profile.mode, dict(self.plan.profile.environment))
+        return self.instance.environment()
 
     def _read_secret(self, secret: Secret) -> bytes:
         return self._secrets[secret.name]

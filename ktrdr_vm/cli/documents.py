@@ -39,7 +39,8 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
         ("tap", identity.tap, "routed /30, nothing forwarded, no IPv6"),
         ("domain", identity.domain, f"{size.vcpus} vCPUs, {size.memory} MiB, {made.facts.accelerator}"),
         *(("mount", mount.target, f"{mount.source}, {'read-only' if mount.readonly else 'writable'}") for mount in made.profile.mounts),
-        *(("secret", secret.path, f"from {secret.env or secret.file}, for {secret.ttl} s") for secret in made.profile.secrets),
+        *(("secret", secret.path, f"from {secret.env or secret.file}, for {secret.ttl} s") for secret in made.profile.delivered),
+        *(("secret", secret.name, f"added by the guard for {broker.host}, never in the guest") for secret, broker in made.profile.brokered),
     ]
     click.echo(f"{identity.instance_id}  {made.profile.mode}  profile {made.profile.name}")
     width = max(len(name) for _, name, _ in rows)
@@ -112,8 +113,8 @@ def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool)
     from ktrdr_vm.errors import DocumentError, UsageError
     from ktrdr_vm.gather import read_profile
     from ktrdr_vm.host.owner_policy import read_policy
+    from ktrdr_vm.profile.json_schema import render_json_schema
     from ktrdr_vm.profile.policy import check_policy
-    from ktrdr_vm.profile.schema import render_json_schema
 
     if schema:
         echo_json(render_json_schema())

@@ -22,7 +22,7 @@ def secrets() -> None:
 @instance_argument
 @json_option
 def list_(instance_id: str, as_json: bool) -> None:
-    """List the secrets of INSTANCE_ID: where they lie, and whether they are there."""
+    """List the secrets of INSTANCE_ID: where they lie, or which host they are for, and whether they are there."""
     from ktrdr_vm.cli.access import open_instance
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.report.escape import escape_line
@@ -30,23 +30,28 @@ def list_(instance_id: str, as_json: bool) -> None:
     instance = open_instance(instance_id)
     entries = {entry.name: entry for entry in instance.plan.profile.secrets}
     rows = [
-        {"name": one.name, "path": entries[one.name].path, "seconds": entries[one.name].ttl, "present": one.exists()}
+        {
+            "name": one.name,
+            "path": entries[one.name].path,
+            "seconds": entries[one.name].ttl,
+            "host": broker.host if (broker := entries[one.name].broker) else "",
+            "present": one.exists(),
+        }
         for one in _find(instance, None)
     ]
     instance.close()
     if as_json:
         echo_json(rows)
     for row in () if as_json else rows:
-        click.echo(
-            f"{'present' if row['present'] else 'gone':<8} {escape_line(str(row['name'])):<30} {row['path']}  for {row['seconds']} s"
-        )
+        where = f"with the guard, for {row['host']}" if row["host"] else f"{row['path']}  for {row['seconds']} s"
+        click.echo(f"{'present' if row['present'] else 'gone':<8} {escape_line(str(row['name'])):<30} {where}")
 
 
 @secrets.command()
 @instance_argument
 @click.argument("name", required=False)
 def rotate(instance_id: str, name: str | None) -> None:
-    """Read the secret NAME of INSTANCE_ID, or all, from its source again and replace it in the guest. Its time begins anew."""
+    """Read the secret NAME of INSTANCE_ID, or all, from its source again and replace it where it is. Its time begins anew."""
     from ktrdr_vm.cli.access import open_instance
 
     instance = open_instance(instance_id)
@@ -68,7 +73,7 @@ def revoke(instance_id: str, name: str | None) -> None:
     with instance.locked():
         for one in _find(instance, name):
             one.remove()
-            click.echo(f"{one.name}: removed from the guest; end it at its source as well", err=True)
+            click.echo(f"{one.name}: taken back; end it at its source as well", err=True)
     instance.close()
 
 

@@ -75,6 +75,11 @@ class Granting:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
+    @property
+    def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+        """What commands may ask."""
+        return {"grant": self.grant, "revoke": lambda request: self.revoke(str(request["id"])), "grants": lambda _: self.list()}
+
     def grant(self, request: dict[str, Any]) -> dict[str, Any]:
         grant = parse_grant(request, boottime())
         standing = {one.id: one for one in self._book.standing}

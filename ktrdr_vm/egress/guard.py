@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -27,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ktrdr_vm.egress.brokers import Brokers
 from ktrdr_vm.egress.children import bind_early, listen_unix, start_proxy
 from ktrdr_vm.egress.desk import EscalationDesk
 from ktrdr_vm.egress.grant_book import GrantBook
@@ -77,6 +79,8 @@ class Guard:
         self.monitor: subprocess.Popen[bytes] | None = None
         self.watch = TableWatch(directory, self.config["table"], self.config["domain"], self.sets, self.ledger)
         self.proxy_control = proxy = ProxyControl(directory)
+        self.brokers = Brokers(self.config["brokers"], proxy, self.ledger)
+        self.proxy_sockets |= self.brokers.listen(gateway)
         self.granting = Granting(
             GrantBook(directory / "grants.json"),
             rules,
@@ -144,6 +148,7 @@ class Guard:
     def _start_proxy(self) -> None:
         self.proxy = start_proxy(self.directory / "proxy.cfg", self.proxy_sockets, int(self.config["proxy_uid"]))
         assert self.proxy.stdout is not None
+        self.brokers.proxy_started()
         self.selector.register(self.proxy.stdout, selectors.EVENT_READ, self._read_proxy_log)
 
     def _start_monitor(self) -> None:
@@ -245,6 +250,7 @@ class Guard:
         self.proxy_log.count_lost()
         self.watch.look()
         self.resolver.tell()
+        self.brokers.tell()
 
     # -- what the commands ask --------------------------------------------------------------------------------------
 
@@ -269,19 +275,16 @@ class Guard:
         if request["op"] == "flush":
             self._look()
             return {"ok": True}
-        if request["op"] == "grant":
-            return self.granting.grant(request)
-        if request["op"] == "revoke":
-            return self.granting.revoke(str(request["id"]))
-        if request["op"] == "grants":
-            return self.granting.list()
-        if request["op"] == "judge":
-            return self.judge.judge(request)
+        operations = {**self.granting.operations, **self.brokers.operations, "judge": self.judge.judge}
+        if request["op"] in operations:
+            return operations[request["op"]](request)
         return {"error": f"unknown request {request['op']!r}"}
 
 
 def main() -> None:
     """`python -m ktrdr_vm.egress.guard DIRECTORY`. Descriptor 1 is a pipe: a line on it says that the guard serves."""
+    # What it and its children hold in memory is never written out.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     directory = Path(sys.argv[1])
     lock = os.open(directory / "guard.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

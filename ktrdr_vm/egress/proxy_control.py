@@ -31,18 +31,18 @@ class ProxyControl:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def write_maps(self, maps: Mapping[str, Mapping[str, str]]) -> None:
-        """The files that HAProxy reads when it starts: map name to name and room."""
-        for file in GRANT_MAPS:
+    def write_maps(self, maps: Mapping[str, Mapping[str, str]], files: Iterable[str] = GRANT_MAPS) -> None:
+        """The files that HAProxy reads when it starts: map name to key and value, which for a granted name is its room."""
+        for file in files:
             path = self._directory / file
             fresh = path.with_name(f".{file}.new")
             fresh.write_text("".join(f"{name} {room}\n" for name, room in maps.get(file, {}).items()))
             fresh.chmod(0o644)
             fresh.rename(path)
 
-    def load_maps(self, maps: Mapping[str, Mapping[str, str]]) -> None:
+    def load_maps(self, maps: Mapping[str, Mapping[str, str]], files: Iterable[str] = GRANT_MAPS) -> None:
         """The same into the process that runs, each map whole: never a moment with half of it."""
-        for file in GRANT_MAPS:
+        for file in files:
             path = self._directory / file
             version = re.search(r"New version created: (\d+)", self.ask(f"prepare map {path}"))
             if version is None:

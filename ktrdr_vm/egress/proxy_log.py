@@ -22,6 +22,8 @@ def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
     """One line of the proxy's log as ledger fields, or None when it is not one: HAProxy's own notices share the stream."""
     try:
         entry = json.loads(line)
+        if entry["f"] == "broker":
+            return _parse_broker(entry)
         kind = _KINDS[entry["f"]]
         name = "" if entry["n"] == "-" else str(entry["n"])[:253]
         # What is no request at all ends before any rule has set a verdict.
@@ -45,6 +47,32 @@ def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
         return fields
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _parse_broker(entry: dict[str, Any]) -> dict[str, Any]:
+    """One request with a credential that the guest does not have. Of the path the query is left out."""
+    verdict = "request" if entry["v"] == "-" else str(entry["v"])[:20]
+    allowed = verdict == "allow"
+    fields: dict[str, Any] = {
+        "kind": "broker",
+        "verdict": "allow" if allowed else "deny",
+        "name": str(entry["n"]),
+        "address": "" if entry["a"] == "-" else str(entry["a"]),
+        "port": int(entry["p"]),
+        "rule": str(entry["k"]),
+        "method": str(entry["w"])[:20],
+        "path": "" if entry["q"] == "-" else str(entry["q"]),
+        "status": int(entry["s"]),
+        "bytes_out": int(entry["u"]),
+        "bytes_in": int(entry["d"]),
+        "ms": int(entry["m"]),
+        "room": "",
+    }
+    if not allowed:
+        fields["message"] = f"refused by {verdict}"
+    elif entry["t"][:1] == "S":
+        fields["message"] = "the destination did not answer, or with a certificate that is not its own"
+    return fields
 
 
 class ProxyLog:

@@ -89,6 +89,8 @@ def _ports(policy: EgressPolicy, name: str) -> tuple[int, ...]:
         ports.add(80)
     if _listed(name, policy.tls_names, policy.tls_suffixes):
         ports.add(443)
+    if name in policy.broker_names:
+        ports.add(443)
     return tuple(sorted(ports))
 
 
@@ -124,6 +126,8 @@ def policy_from_json(policy: dict[str, Any]) -> EgressPolicy:
         other_names=ported("other_names"),
         other_suffixes=ported("other_suffixes"),
         ranges=ported("ranges"),
+        # A grant that was written down before there were any has none.
+        broker_names=tuple(policy.get("broker_names", ())),
         observe=bool(policy["observe"]),
     )
 

@@ -30,7 +30,11 @@ def make_facts(plan: Plan) -> dict[str, Any]:
         "workspace": profile.workspace.target if profile.workspace else None,
         "notes": f"{profile.workspace.target}/{NOTES}" if profile.workspace else None,
         "egress": [{"destination": rule.destination, "ports": list(rule.ports), "reason": rule.reason} for rule in plan.rules],
-        "secrets": [{"name": secret.name, "path": secret.path, "seconds": secret.ttl} for secret in profile.secrets],
+        "secrets": [{"name": secret.name, "path": secret.path, "seconds": secret.ttl} for secret in profile.delivered],
+        "brokered": [
+            {"name": secret.name, "host": broker.host, "variable": broker.base_url_env, "after": broker.after}
+            for secret, broker in profile.brokered
+        ],
         "mounts": [{"target": mount.target, "readonly": mount.readonly} for mount in profile.mounts],
         "workload_seconds": profile.workload.timeout if profile.workload else None,
         "gates": list(profile.gates),

@@ -23,6 +23,8 @@ class EgressPolicy:
     other_names: tuple[tuple[str, tuple[int, ...]], ...] = ()
     other_suffixes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     ranges: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    broker_names: tuple[str, ...] = ()
+    """Hosts of brokered secrets: the resolver knows them, for the proxy, and nothing else lets the guest reach them."""
     observe: bool = False
     """Every public address may be reached over TCP, and what the rest would not have allowed is recorded as observed."""
 
@@ -44,7 +46,7 @@ class EgressPolicy:
         }
 
 
-def compile_policy(rules: Iterable[EgressRule], *, observe: bool = False) -> EgressPolicy:
+def compile_policy(rules: Iterable[EgressRule], *, brokered: Iterable[str] = (), observe: bool = False) -> EgressPolicy:
     """Rules with presets already expanded."""
     http: set[str] = set()
     tls: set[str] = set()
@@ -71,6 +73,7 @@ def compile_policy(rules: Iterable[EgressRule], *, observe: bool = False) -> Egr
         other_names=tuple((name, by_name[name]) for name in _exact(by_name)),
         other_suffixes=tuple((name, by_name[name]) for name in _suffixes(by_name)),
         ranges=tuple((text, tuple(sorted(ports))) for text, ports in sorted(ranges.items())),
+        broker_names=tuple(sorted(set(brokered))),
         observe=observe,
     )
 

@@ -18,6 +18,8 @@ HTTP_PORT = 3128
 TLS_PORT = 3129
 OTHER_PORT = 3130
 INBOX_PORT = 8480
+# One for each credential that the guard uses for the guest; a profile has 50 secrets at most.
+BROKER_PORTS = range(8500, 8550)
 
 # Two unprivileged users for each slot, from the range that systemd's UIDS-GIDS document leaves unused.
 _UID_BASE = 1_900_000_000

@@ -8,6 +8,7 @@ guard changes while the proxy runs; each grant has a room, a server of its own, 
 
 from __future__ import annotations
 
+from ktrdr_vm.plan.brokers import Route, render_limits, render_routes
 from ktrdr_vm.plan.facts import DNS_PORT, Allocation
 from ktrdr_vm.plan.identity import Identity
 
@@ -23,10 +24,10 @@ GRANT_ROOMS = 64
 _FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","g":"%[var(txn.room)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
 
 
-def render_proxy(identity: Identity, allocation: Allocation, lists: str, *, observe: bool = False) -> str:
+def render_proxy(identity: Identity, allocation: Allocation, lists: str, *, observe: bool = False, routes: tuple[Route, ...] = ()) -> str:
     """HAProxy 2.6 or later. `lists` is the folder with the name lists of `EgressPolicy.name_lists`.
 
-    With `observe` what no list names passes as well, by its name where it has one, and its verdict says so.
+    `routes` are credentials that it adds for the guest. With `observe` what no list names passes as well, by its name where it has one, and its verdict says so.
     """
     resolve = "do-resolve(txn.address,guard,ipv4) var(txn.name)"
     refused = (
@@ -37,10 +38,10 @@ def render_proxy(identity: Identity, allocation: Allocation, lists: str, *, obse
 # ktrdr-vm instance_id={identity.instance_id}
 global
     maxconn {MAX_CONNECTIONS}
-    log stdout format raw local0 info
+    log stdout {"len 4096 " if routes else ""}format raw local0 info
     stats socket "fd@${{KTRDR_FD_STATS}}" level admin
     hard-stop-after 2s
-    no-memory-trimming
+    no-memory-trimming{render_limits(routes)}
 
 defaults
     log global
@@ -132,7 +133,7 @@ frontend other
 backend original_destination
     mode tcp
     server original 0.0.0.0
-"""
+{render_routes(routes, allocation.gateway, lists)}"""
 
 
 _NO_ROOM = "!{ var(txn.room) -m found }"

@@ -28,13 +28,15 @@ def render_ruleset(
     reserved: tuple[tuple[IPv4Address, int], ...] = (),
     *,
     inbox: bool = False,
+    brokers: tuple[int, ...] = (),
     observe: bool = False,
 ) -> str:
     """One transaction that replaces the table whole. `reserved` are the owner's exceptions, used where a rule names them.
 
-    With `inbox` the gateway also serves escalations; with `observe` TCP to every public address is carried.
+    With `inbox` the gateway also serves escalations, on the ports `brokers` the hosts of brokered secrets. With `observe` TCP to every
+    public address is carried.
     """
-    served = (DNS_PORT, INBOX_PORT) if inbox else (DNS_PORT,)
+    served = (DNS_PORT, *((INBOX_PORT,) if inbox else ()), *brokers)
     table, tap, gateway = identity.table, identity.tap, allocation.gateway
     ranges, exceptions = _addresses(rules, frozenset(reserved))
     observed = "        # An observe run: whatever is not reserved.\n        meta l4proto tcp accept\n" if observe else ""

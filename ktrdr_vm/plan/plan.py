@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+from ktrdr_vm.plan.brokers import Route, make_routes
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
 from ktrdr_vm.plan.domain_xml import render_domain
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
@@ -41,7 +42,16 @@ class Plan:
 
     @property
     def egress(self) -> EgressPolicy:
-        return compile_policy(self.rules, observe=self.observe)
+        return compile_policy(self.rules, brokered=[route.broker.host for route in self.routes], observe=self.observe)
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """The credentials that the guard uses for the guest."""
+        return make_routes(self.profile)
+
+    def base_urls(self, gateway: str) -> dict[str, str]:
+        """Variables of the guest's environment that name where its brokered hosts are."""
+        return {route.broker.base_url_env: route.base_url(gateway) for route in self.routes}
 
     @property
     def observe(self) -> bool:
@@ -64,9 +74,16 @@ class Plan:
             "meta-data": render_meta_data(identity),
             "network-config": render_network_config(identity, allocation),
             "ruleset.nft": render_ruleset(
-                identity, facts.home, allocation, self.rules, facts.owner_reserved, inbox=self.profile.asks, observe=self.observe
+                identity,
+                facts.home,
+                allocation,
+                self.rules,
+                facts.owner_reserved,
+                inbox=self.profile.asks,
+                brokers=tuple(route.port for route in self.routes),
+                observe=self.observe,
             ),
-            "proxy.cfg": render_proxy(identity, allocation, f"{self.instance_directory}/guard", observe=self.observe),
+            "proxy.cfg": render_proxy(identity, allocation, f"{self.instance_directory}/guard", observe=self.observe, routes=self.routes),
             "egress.json": canonical_json(self.egress.to_json()),
         }
 

@@ -11,6 +11,7 @@ from typing import Any
 from ktrdr_vm.errors import DocumentError, KtrdrError, Problem
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.model import (
+    Broker,
     Egress,
     EgressRule,
     ImageRef,
@@ -137,15 +138,33 @@ def _check_together(data: dict[str, Any], document: Document) -> list[Problem]:
     for field in ("name", "path"):
         seen: set[str] = set()
         for index, secret in enumerate(data.get("secrets", [])):
+            if field == "path" and "broker" in secret:
+                continue
             value = secret.get(field, f"/run/secrets/{secret['name']}")
             if value in seen:
                 problems.append(document.problem(("secrets", index, field), f"{value} stands twice"))
             seen.add(value)
+    problems += _check_brokers(data, document)
     if "prepare" in data and workspace is None:
         problems.append(document.problem(("prepare",), "prepares a workspace, and there is none"))
     for index, gate in enumerate(data.get("gates", [])):
         if gate in data["gates"][:index]:
             problems.append(document.problem(("gates", index), f"{gate} stands twice"))
+    return problems
+
+
+def _check_brokers(data: dict[str, Any], document: Document) -> list[Problem]:
+    problems = []
+    variables = set(data.get("environment", {}))
+    for index, secret in enumerate(data.get("secrets", [])):
+        broker = secret.get("broker", {})
+        variable, gate = broker.get("base_url_env"), broker.get("after")
+        if variable in variables:
+            problems.append(document.problem(("secrets", index, "broker", "base_url_env"), f"{variable} stands twice"))
+        if variable:
+            variables.add(variable)
+        if gate and gate not in data.get("gates", []):
+            problems.append(document.problem(("secrets", index, "broker", "after"), f"{gate} is none of the profile's gates"))
     return problems
 
 
@@ -205,10 +224,23 @@ def _rule(data: dict[str, Any]) -> EgressRule:
 def _secret(data: dict[str, Any]) -> Secret:
     return Secret(
         name=data["name"],
-        path=data.get("path", f"/run/secrets/{data['name']}"),
+        path="" if "broker" in data else data.get("path", f"/run/secrets/{data['name']}"),
         env=data["source"].get("env", ""),
         file=data["source"].get("file", ""),
         command=tuple(data["source"].get("command", ())),
         mode=scalars.parse_file_mode(data.get("mode", "0400")),
         ttl=scalars.parse_duration(data.get("ttl", "2h")),
+        broker=_broker(data["broker"]) if "broker" in data else None,
+    )
+
+
+def _broker(data: dict[str, Any]) -> Broker:
+    return Broker(
+        host=data["host"],
+        header=scalars.parse_header_template(data["header"]),
+        base_url_env=data["base_url_env"],
+        base_path=data.get("base_path", "/"),
+        methods=tuple(sorted(set(data.get("methods", ("GET", "HEAD"))))),
+        paths=tuple(sorted(set(data.get("paths", ("/",))))),
+        after=data.get("after", ""),
     )

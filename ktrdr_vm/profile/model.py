@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import Literal
 
-from ktrdr_vm.profile.scalars import Scalar
+from ktrdr_vm.profile.scalars import HeaderTemplate, Scalar
 
 Mode = Literal["sandbox", "interactive"]
 
@@ -77,6 +77,20 @@ class Egress:
 
 
 @dataclass(frozen=True)
+class Broker:
+    """What the guard does with a secret that never enters the guest: it adds it to requests to one host, over verified TLS."""
+
+    host: str
+    header: HeaderTemplate
+    base_url_env: str
+    base_path: str = "/"
+    methods: tuple[str, ...] = ("GET", "HEAD")
+    paths: tuple[str, ...] = ("/",)
+    after: str = ""
+    """The gate that must have passed before any request goes out."""
+
+
+@dataclass(frozen=True)
 class Secret:
     """A secret by its source on the host. Its value never stands in a profile, a plan or on a disk of the guest."""
 
@@ -87,6 +101,8 @@ class Secret:
     command: tuple[str, ...] = ()
     mode: int = 0o400
     ttl: int = 7200
+    broker: Broker | None = None
+    """Set, it is not delivered, and `path`, `mode` and `ttl` mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +148,16 @@ class Profile:
     artifacts: tuple[str, ...] = ()
     ttl: int = 0
     """Seconds that the instance may live; 0 is for as long as its run, or its person, wants."""
+
+    @property
+    def brokered(self) -> tuple[tuple[Secret, Broker], ...]:
+        """The secrets that the guard uses for the guest."""
+        return tuple((secret, secret.broker) for secret in self.secrets if secret.broker is not None)
+
+    @property
+    def delivered(self) -> tuple[Secret, ...]:
+        """The secrets that are put into the guest."""
+        return tuple(secret for secret in self.secrets if secret.broker is None)
 
     @property
     def asks(self) -> bool:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import re
+from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_network
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""What a broker can let pass. TRACE would show the credential, CONNECT anything."""
+MAX_HEADER = 4096
 
 Scalar = str | int | float | bool | None
 
@@ -12,6 +18,14 @@ _DURATION = re.compile(r"(\d{1,9})(s|m|h|d)")
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})+")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_HEADER = re.compile(
+    r"(?P<name>[A-Za-z][A-Za-z0-9-]{0,62}): (?P<before>[ -z|~]*)"
+    r"\{\{ (?:secret|\('(?P<user>[A-Za-z0-9._@-]{1,64}):' ~ secret\) \| b64encode) \}\}(?P<after>[ -z|~]*)"
+)
+_FRAMING = {
+    "host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect", "keep-alive", "proxy-connection",
+}  # fmt: skip
+_URL_PREFIX = re.compile(r"/(?:[A-Za-z0-9._~-]+/)*(?:[A-Za-z0-9._~-]+)?")
 _SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -48,6 +62,55 @@ def parse_host(text: object) -> str:
         raise ValueError("a host is a DNS name in lower case with a dot, such as api.example.com, or *. and at least two labels")
     if text.rsplit(".", 1)[-1].isdigit():
         raise ValueError("an address goes under cidr, not host")
+    return text
+
+
+def parse_exact_host(text: object) -> str:
+    """A DNS name that stands for itself only."""
+    host = parse_host(text)
+    if host.startswith("*"):
+        raise ValueError("one exact name: a credential is for one host")
+    return host
+
+
+@dataclass(frozen=True)
+class HeaderTemplate:
+    """A request header made of a secret: the secret as it is, or base64 of a user, a colon and the secret."""
+
+    name: str
+    before: str
+    after: str
+    user: str = ""
+
+    def render(self, secret: bytes) -> str:
+        """The header's value. ValueError where the secret cannot stand in a header."""
+        value = secret.strip(b"\r\n")
+        if self.user:
+            value = base64.b64encode(f"{self.user}:".encode() + value)
+        text = self.before + value.decode("ascii", "replace") + self.after
+        if not value or not re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", text) or len(text) > MAX_HEADER:
+            raise ValueError(f"it must be one line of visible ASCII characters, {MAX_HEADER} at most as a header")
+        return text
+
+
+def parse_header_template(text: object) -> HeaderTemplate:
+    """`x-api-key: {{ secret }}`, or for HTTP's basic authentication `Authorization: Basic {{ ('user:' ~ secret) | b64encode }}`."""
+    match = _HEADER.fullmatch(text) if isinstance(text, str) and len(text) <= 500 else None
+    if match is None:
+        raise ValueError(
+            'a header is a name and a value with {{ secret }} once, such as "x-api-key: {{ secret }}", or with '
+            "{{ ('user:' ~ secret) | b64encode }}"
+        )
+    name = match["name"].lower()
+    if name in _FRAMING:
+        raise ValueError(f"{name} says where a request goes or ends; a credential does not stand there")
+    return HeaderTemplate(name, match["before"], match["after"], match["user"] or "")
+
+
+def parse_url_prefix(text: object) -> str:
+    """The beginning of a URL's path, such as /v1/; without a closing slash it is a whole segment."""
+    if not isinstance(text, str) or len(text) > 200 or not _URL_PREFIX.fullmatch(text) or {".", ".."} & set(text.split("/")):
+        raise ValueError("a path such as /v1/: letters, digits and -._~ between single slashes, without . and ..")
     return text
 
 

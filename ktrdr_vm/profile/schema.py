@@ -46,6 +46,20 @@ _RULE: Schema = {
     },
     "check_with": "one_destination",
 }
+# What the guard does with a secret that the guest never gets.
+_BROKER: Schema = {
+    "type": "dict",
+    "excludes": ["path", "mode", "ttl"],
+    "schema": {
+        "host": {**_text(scalars.parse_exact_host), "required": True},
+        "header": {**_text(scalars.parse_header_template), "required": True},
+        "base_url_env": {**_text(scalars.parse_environment_name), "required": True},
+        "base_path": _text(scalars.parse_url_prefix),
+        "methods": {"type": "list", "minlength": 1, "maxlength": 7, "allowed": list(scalars.METHODS), "schema": {"type": "string"}},
+        "paths": {"type": "list", "minlength": 1, "maxlength": 20, "schema": _text(scalars.parse_url_prefix)},
+        "after": _text(scalars.parse_gate),
+    },
+}
 _COMMAND: Schema = {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string", "minlength": 1}}
 _SECRET: Schema = {
     "type": "dict",
@@ -64,6 +78,7 @@ _SECRET: Schema = {
         "path": {**_GUEST_PATH, "check_with": "secret_path"},
         "mode": _text(scalars.parse_file_mode),
         "ttl": _text(scalars.parse_duration),
+        "broker": _BROKER,
     },
 }
 
@@ -257,38 +272,3 @@ def _keys_at(path: tuple[str | int, ...], schema: Schema) -> list[str]:
         if isinstance(part, int) and here.get("type") == "dict":
             here = here.get("schema", {})
     return [key for key, value in here.items() if isinstance(value, dict)]
-
-
-def render_json_schema(schema: Schema = PROFILE) -> dict[str, Any]:
-    """The schema as JSON Schema 2020-12, for editors. What only the loader can tell (paths, names) is left to it."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ktrdr-vm profile", **_object(schema)}
-
-
-_JSON_TYPES = {"dict": "object", "list": "array", "string": "string", "integer": "integer", "float": "number", "boolean": "boolean"}
-_JSON_KEYS = {"min": "minimum", "max": "maximum", "allowed": "enum"}
-
-
-def _object(schema: Schema) -> dict[str, Any]:
-    rendered: dict[str, Any] = {"type": "object", "additionalProperties": False, "properties": {}}
-    rendered["properties"] = {key: _value(rule) for key, rule in schema.items()}
-    required = [key for key, rule in schema.items() if rule.get("required")]
-    if required:
-        rendered["required"] = required
-    return rendered
-
-
-def _value(rule: Schema) -> dict[str, Any]:
-    types = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
-    names = [_JSON_TYPES[name] for name in types] + (["null"] if rule.get("nullable") else [])
-    out: dict[str, Any] = {"type": names[0] if len(names) == 1 else names}
-    out |= {_JSON_KEYS[key]: rule[key] for key in _JSON_KEYS if key in rule}
-    if "regex" in rule:
-        out["pattern"] = f"^(?:{rule['regex']})$"
-    for key, name in (("minlength", "min"), ("maxlength", "max")):
-        if key in rule:
-            out[name + ("Items" if "list" in types else "Properties")] = rule[key]
-    if "list" in types and "schema" in rule:
-        out["items"] = _value(rule["schema"])
-    elif "dict" in types and "schema" in rule:
-        out |= {key: value for key, value in _object(rule["schema"]).items() if key != "type"}
-    return out

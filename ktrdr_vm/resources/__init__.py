@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ktrdr_vm.host.mounts import find_mounts
 from ktrdr_vm.resources.base import Blueprint, Resource, Target
+from ktrdr_vm.resources.brokered import BrokeredSecret
 from ktrdr_vm.resources.domain import Domain
 from ktrdr_vm.resources.firewall import Firewall
 from ktrdr_vm.resources.guard import Guard
@@ -20,10 +21,13 @@ def make_resources(target: Target, blueprint: Blueprint | None) -> tuple[Resourc
     if blueprint is not None:
         profile = blueprint.plan.profile
         mounts = [Mount(target, blueprint, index) for index in range(len(profile.mounts))]
-        secrets = [Secret(target, blueprint, entry, entry.name) for entry in profile.secrets]
+        secrets: list[Resource] = [
+            BrokeredSecret(target, blueprint, entry) if entry.broker else Secret(target, blueprint, entry, entry.name)
+            for entry in profile.secrets
+        ]
     else:
         mounts = [Mount(target, None, index) for index in _find_mount_indexes(target)]
-        secrets = []  # they live in the domain's memory only
+        secrets = []  # they live in the memory of the domain and of the guard only
     return (
         Overlay(target, blueprint),
         Seed(target, blueprint),

@@ -88,6 +88,7 @@ class Guard(Resource):
             "ledger": str(self.target.paths.ledger),
             "escalations": str(self.target.paths.escalations) if blueprint.plan.profile.asks else "",
             "owner": [facts.owner_uid, facts.owner_gid],
+            "brokers": [{"secret": route.secret, "port": route.port, "after": route.broker.after} for route in blueprint.plan.routes],
         }
         # The proxy's user reads its configuration and lists; the rest is the owner's.
         return {

@@ -24,6 +24,7 @@ from ktrdr_vm.gather import find_playbook, read_profile
 from ktrdr_vm.host.package_sources import PRESETS
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.recipe import load_recipe
+from ktrdr_vm.plan.brokers import make_routes
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.load import load_profile
 from ktrdr_vm.profile.model import Mount, Profile, Secret, Size, Workload, Workspace
@@ -357,3 +358,14 @@ def test_every_name_on_the_disk_is_documented():
 def test_reserved_ranges_are_documented():
     text = read("docs/egress.md")
     assert [str(network) for network in RESERVED if str(network) not in text] == []
+
+
+def test_the_brokers_shown_are_profiles():
+    """Each block of the page on brokers, in a profile, loads and gives a URL for each secret."""
+    blocks = find_blocks(read("docs/broker.md"), "yaml")
+    assert len(blocks) >= 4
+    for block in blocks:
+        profile = load_profile(block, "docs/broker.md", lambda *_: ("", b"")).profile
+        routes = make_routes(profile)
+        assert len(routes) == len(profile.secrets) == block.count("broker:")
+        assert all(route.broker.header.render(b"value\n") for route in routes)

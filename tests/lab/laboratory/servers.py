@@ -10,7 +10,7 @@ import socketserver
 import ssl
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import dns.exception
@@ -72,6 +72,10 @@ def _serve(server: socketserver.BaseServer) -> None:
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 3600}, daemon=True).start()
 
 
+APPLICATIONS: dict[str, Callable[[http.server.BaseHTTPRequestHandler], None]] = {}
+"""What answers for a Host instead, where a test says so."""
+
+
 class _Web(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 20
@@ -79,6 +83,9 @@ class _Web(http.server.BaseHTTPRequestHandler):
     def _answer(self) -> None:
         address, port = self.request.getsockname()[:2]
         host = self.headers.get("Host", "")
+        if host in APPLICATIONS:
+            APPLICATIONS[host](self)
+            return
         self.server.recorder.hit(Hit("https" if port == 443 else "http", address, port, host))  # type: ignore[attr-defined]
         length = int(self.headers.get("Content-Length") or 0)
         while length > 0 and (piece := self.rfile.read(min(length, 65536))):
@@ -91,7 +98,7 @@ class _Web(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
         self.close_connection = True
 
-    do_GET = do_POST = do_PUT = do_HEAD = _answer
+    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = _answer
 
     def log_message(self, *_: object) -> None:
         """Hits are recorded, not printed."""

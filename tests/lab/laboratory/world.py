@@ -32,6 +32,7 @@ HOST_SERVICE_PORT = 2222
 
 ZONE = {
     "allowed.test.lab": [("A", WEB)],
+    "api.test.lab": [("A", OTHER)],
     "other.test.lab": [("A", OTHER)],
     "evil.test.lab": [("A", EVIL)],
     "git.test.lab": [("A", GIT)],

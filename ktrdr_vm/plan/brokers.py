@@ -1,0 +1,151 @@
+"""The proxy's part for credentials that never enter the guest: plain HTTP at the gateway, verified TLS to one host with the header.
+
+The values are in no file and in no environment. The guard puts them into two maps of the process that runs, whose files stay empty:
+without its value a route answers 503, before its gate 403. One JSON object a line tells each request, as `haproxy` does for the rest:
+`k` is the secret's name, `q` the path without the query.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ktrdr_vm.plan.facts import BROKER_PORTS
+from ktrdr_vm.profile.model import Broker, Profile
+from ktrdr_vm.profile.scalars import MAX_HEADER
+
+VALUES, OPEN = "broker.values", "broker.open"
+"""Secret name to the header's value; secret name to the gate that has passed."""
+# The host's own authorities, by the folder that its OpenSSL looks into.
+_AUTHORITIES = "@system-ca"
+# Whatever of these the guest sends is its own, or somebody else's: it acts as the secret's owner or not at all.
+_CREDENTIALS = (
+    "authorization", "proxy-authorization", "cookie", "x-api-key", "api-key", "x-goog-api-key", "private-token", "job-token",
+    "x-auth-token",
+)  # fmt: skip
+# What a server behind the first one might take for the method, the path or the host instead.
+_OVERRIDES = (
+    "x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url", "x-forwarded-host",
+    "x-host", "x-forwarded-server", "forwarded", "connection", "te", "trailer", "proxy-connection",
+)  # fmt: skip
+_LETTERS = "[A-Za-z0-9._~!$&()*+,;=:@/-]"
+
+_FIELDS = (
+    '"a":"%[var(txn.address)]","p":443,"u":%U,"d":%B,"t":"%ts","v":"%[var(txn.verdict)]",'
+    '"m":%Ta,"w":"%HM","s":%ST,"q":"%[var(txn.path),json(utf8ps)]"'
+)
+
+
+@dataclass(frozen=True)
+class Route:
+    """A brokered secret and the gateway's port that stands for its host."""
+
+    secret: str
+    port: int
+    broker: Broker
+
+    def base_url(self, gateway: str) -> str:
+        """What the guest gets: an address of its own side, without a credential."""
+        path = "" if self.broker.base_path == "/" else self.broker.base_path
+        return f"http://{gateway}:{self.port}{path}"
+
+
+def make_routes(profile: Profile) -> tuple[Route, ...]:
+    """A port each, in the order of the profile."""
+    return tuple(Route(secret.name, port, broker) for port, (secret, broker) in zip(BROKER_PORTS, profile.brokered, strict=False))
+
+
+def render_routes(routes: tuple[Route, ...], gateway: str, lists: str) -> str:
+    """Their frontends and backends. `lists` is the guard's folder with the two maps."""
+    return "".join(_render(route, gateway, lists) for route in routes)
+
+
+def render_limits(routes: tuple[Route, ...]) -> str:
+    """Room in a request for the header that is added."""
+    return f"\n    tune.maxrewrite {MAX_HEADER + 1024}" if routes else ""
+
+
+def _render(route: Route, gateway: str, lists: str) -> str:
+    broker, name, host = route.broker, route.secret, route.broker.host
+    header = broker.header.name
+    strip = "\n".join(f"    http-request del-header {_any_form(one)} -m reg" for one in sorted({header, *_CREDENTIALS, *_OVERRIDES}))
+    return f"""
+# The secret {name}, for {host} and nobody else.
+frontend broker_{route.port}
+    mode http
+    bind "fd@${{KTRDR_FD_BROKER_{route.port}}}"
+    option disable-h2-upgrade
+    log-format '{{"f":"broker","k":"{name}","n":"{host}",{_FIELDS}}}'
+    http-error status 503 content-type text/plain string "ktrdr-vm: {host} does not answer, or with a certificate that is not its own\\n"
+    http-request set-var(txn.path) path,bytes(0,400)
+    http-request set-var(txn.verdict) str(request)
+    acl own_host req.fhdr(host) -m str -i {gateway}:{route.port}
+    acl one_host req.fhdr_cnt(host) eq 1
+    {_deny(403, f"refused, the Host is {gateway}:{route.port} and no other")} unless one_host own_host
+    acl upgrade req.hdr(upgrade) -m found
+    {_deny(403, "refused, upgrades are not forwarded")} if upgrade
+    http-request set-var(txn.verdict) str(method)
+    {_deny(403, f"refused, {name} is for {', '.join(broker.methods)} only")} unless {{ method {" ".join(broker.methods)} }}
+    # What the other side could read in two ways is not asked of it.
+    http-request set-var(txn.verdict) str(path)
+    acl plain_path path -m reg '^/({_LETTERS}|%[0-9A-Fa-f][0-9A-Fa-f])*$'
+    acl origin_form url -m beg /
+    acl hidden_path path -m reg -i '%(2e|2f|5c|25|00)'
+    acl dotted_path path -m reg '/[.][.]?(;[^/]*)?(/|$)'
+    acl empty_segment path -m sub //
+    {_deny(403, "refused, the path is not a plain one")} if !origin_form or !plain_path or hidden_path or dotted_path or empty_segment
+{_acl_paths(broker.paths)}
+    {_deny(403, f"refused, {name} is not for this path")} unless allowed_path
+{_gate(route, lists)}    http-request set-var(txn.verdict) str(no-secret)
+    http-request set-var(txn.value) str({name}),map_str({lists}/{VALUES})
+    {_deny(503, f"the guard does not have {name} any more; apply or rotate gives it again")} unless {{ var(txn.value) -m found }}
+    http-request set-var(txn.verdict) str(address)
+    http-request do-resolve(txn.address,guard,ipv4) str({host})
+    {_deny(502, f"{host} has no address that may be reached")} unless {{ var(txn.address) -m found }}
+    http-request set-dst var(txn.address)
+{strip}
+    http-request set-header host {host}
+    http-request set-header {header} "%[var(txn.value)]"
+    http-request unset-var(txn.value)
+    http-request set-var(txn.verdict) str(allow)
+    acl no_answer status 503
+    acl sent var(txn.verdict) -m str allow
+    http-after-response set-status 502 reason "Bad Gateway" if no_answer sent !{{ var(txn.answered) -m found }}
+    default_backend broker_{route.port}
+
+backend broker_{route.port}
+    mode http
+    http-reuse never
+    http-response set-var(txn.answered) bool(true)
+    http-response del-header {_any_form(header)} -m reg
+    server upstream 0.0.0.0:443 ssl verify required ca-file {_AUTHORITIES} sni str({host}) verifyhost {host} ssl-min-ver TLSv1.2
+"""
+
+
+def _deny(status: int, reason: str) -> str:
+    return f'http-request deny status {status} content-type text/plain string "ktrdr-vm: {reason}\\n"'
+
+
+def _any_form(header: str) -> str:
+    """A header's name as a server may read it: many take an underscore for a hyphen."""
+    return f"^{header.replace('-', '[-_]')}$"
+
+
+def _acl_paths(paths: tuple[str, ...]) -> str:
+    whole = [path for path in paths if not path.endswith("/")]
+    return "\n".join(
+        [f"    acl allowed_path path -m beg {path if path.endswith('/') else path + '/'}" for path in paths]
+        + [f"    acl allowed_path path -m str {path}" for path in whole]
+    )
+
+
+def _gate(route: Route, lists: str) -> str:
+    gate = route.broker.after
+    if not gate:
+        return ""
+    shown = f"the gate {gate}" if re.fullmatch(r"[A-Za-z0-9_./-]+", gate) else "its gate"
+    return (
+        "    http-request set-var(txn.verdict) str(gate)\n"
+        f"    {_deny(403, f'refused, {route.secret} is not used before {shown} has passed')}"
+        f" unless {{ str({route.secret}),map_str({lists}/{OPEN}) -m found }}\n"
+    )

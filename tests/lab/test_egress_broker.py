@@ -1,0 +1,309 @@
+"""Credentials that never enter the guest: the guard adds them, to one host, over verified TLS. A guest that is a namespace."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.server
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from laboratory import world
+from laboratory.lab import Lab
+from laboratory.netguest import NamespaceGuest, Sabotage, replace
+from laboratory.recorder import wait_until
+from laboratory.servers import APPLICATIONS
+
+from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.resources.brokered import BrokeredSecret
+from ktrdr_vm.resources.guard import find_guards
+
+SECRET = b"sk-lab-Zq7x9Wm2Vt4c"
+HOST = "api.test.lab"
+PORT = 8500
+
+
+@dataclasses.dataclass
+class Seen:
+    """A request as the provider got it."""
+
+    method: str
+    target: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.headers if key.lower() == name]
+
+
+class Provider:
+    """Of a model provider's shape: a JSON answer, a redirect elsewhere, and an answer that shows the key in a header."""
+
+    def __init__(self) -> None:
+        self.seen: list[Seen] = []
+
+    def __call__(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        length = int(request.headers.get("Content-Length") or 0)
+        body = request.rfile.read(length)
+        if request.headers.get("Transfer-Encoding") == "chunked":
+            while size := int(request.rfile.readline(), 16):
+                body += request.rfile.read(size)
+                request.rfile.readline()
+            request.rfile.readline()
+        self.seen.append(Seen(request.command, request.path, list(request.headers.items()), body))
+        answer = json.dumps({"type": "message", "content": [{"type": "text", "text": "hello"}]}).encode()
+        request.send_response(302 if request.path == "/v1/elsewhere" else 200)
+        if request.path == "/v1/elsewhere":
+            request.send_header("Location", "https://evil.test.lab/take")
+        if request.path == "/v1/echo":
+            for name in ("X-Api-Key", "X_API_KEY"):
+                request.send_header(name, request.headers.get("x-api-key", ""))
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(answer)))
+        request.end_headers()
+        request.wfile.write(answer)
+
+
+@pytest.fixture
+def provider(lab: Lab) -> Iterator[Provider]:
+    made = APPLICATIONS[HOST] = Provider()
+    yield made
+    del APPLICATIONS[HOST]
+    lab.world.reset_zone()
+
+
+def trust_lab(lab: Lab) -> Sabotage:
+    """The lab's authority stands for the host's."""
+    lab.home.create()
+    path = lab.home.root / "authority.pem"
+    path.write_text(lab.world.authority.pem)
+    path.chmod(0o644)
+    return replace("proxy.cfg", "ca-file @system-ca", f"ca-file {path}")
+
+
+def open_guest(lab: Lab, *sabotage: Sabotage, trusted: bool = True, **broker: Any) -> NamespaceGuest:
+    entry = {"host": HOST, "header": "x-api-key: {{ secret }}", "base_url_env": "API_URL", "methods": ["GET", "POST"], "paths": ["/v1/"]}
+    profile = {
+        "version": 1,
+        "name": "net",
+        "image": "none",
+        "gates": ["startability"],
+        "secrets": [{"name": "model-key", "source": {"env": "KTRDR_KEY"}, "broker": entry | broker}],
+    }
+    return NamespaceGuest(lab.home, profile=profile, sabotage=((trust_lab(lab),) if trusted else ()) + sabotage)
+
+
+def give(guest: NamespaceGuest, value: bytes = SECRET) -> BrokeredSecret:
+    """As `apply`, `resume` and `secrets rotate` do."""
+    blueprint = dataclasses.replace(guest.guard.blueprint, read_secret=lambda _: value)
+    secret = BrokeredSecret(guest.guard.target, blueprint, guest.plan.profile.secrets[0])
+    secret.create()
+    assert secret.verify() == []
+    return secret
+
+
+def ask(
+    guest: NamespaceGuest, target: str = "/v1/messages", method: str = "GET", *lines: str, host: str = "", body: str = ""
+) -> dict[str, Any]:
+    """One request at the gateway, byte for byte; the connection ends with it."""
+    head = [f"{method} {target} HTTP/1.1", f"Host: {host or f'{guest.gateway}:{PORT}'}", "Connection: close", *lines]
+    return guest.probe("http", address=guest.gateway, port=PORT, send="\r\n".join(head) + "\r\n\r\n" + body)
+
+
+def test_a_providers_client_works_and_never_has_the_key(lab: Lab, provider: Provider) -> None:
+    with open_guest(lab) as guest:
+        mark = lab.recorder.mark()
+        give(guest)
+        url = guest.plan.base_urls(guest.gateway)
+        assert url == {"API_URL": f"http://{guest.gateway}:{PORT}"}
+        body = '{"model":"m"}'
+        answer = ask(guest, "/v1/messages?beta=true", "POST", f"Content-Length: {len(body)}", body=body)
+        assert answer["status"] == 200 and '"text": "hello"' in answer["said"]
+        # Its own attempts at the header, in every form that a server may take for it, and at other credentials.
+        forged = (
+            "X-API-KEY: mine",
+            "x_api_key: mine",
+            "x-api-key: ",
+            "Authorization: Bearer mine",
+            "Cookie: a=mine",
+            "X-HTTP-Method-Override: DELETE",
+        )
+        assert ask(guest, "/v1/messages", "GET", *forged)["status"] == 200
+        echoed = ask(guest, "/v1/echo")
+        assert echoed["status"] == 200
+        for said in (answer, echoed):
+            assert SECRET.decode() not in said["said"] and "x-api-key" not in said["said"].lower().replace("_", "-")
+        assert [(one.method, one.target, one.body) for one in provider.seen] == [
+            ("POST", "/v1/messages?beta=true", body.encode()), ("GET", "/v1/messages", b""), ("GET", "/v1/echo", b""),
+        ]  # fmt: skip
+        for one in provider.seen:
+            assert one.values("x-api-key") == [SECRET.decode()]
+            assert one.values("host") == [HOST]
+            assert not any("mine" in value or "DELETE" in value for _, value in one.headers)
+        # It went there with its name in the hello, and nowhere else.
+        assert {hit.name for hit in lab.recorder.hits(mark, "tls")} == {HOST}
+        wait_until(lambda: len(guest.ledger(kind="broker", verdict="allow")) == 3, "each request is a line")
+        line = guest.read_ledger(kind="broker", verdict="allow")[0]
+        assert {key: line[key] for key in ("name", "address", "port", "rule", "method", "path", "status")} == {
+            "name": HOST, "address": world.OTHER, "port": 443, "rule": "model-key", "method": "POST", "path": "/v1/messages", "status": 200,
+        }  # fmt: skip
+        assert line["bytes_out"] > 0 and line["bytes_in"] > 0
+        # Neither in a file of the instance, nor in an argument or an environment of what serves it; those are its user's and root's only.
+        for path in [path for path in guest.paths.directory.rglob("*") if path.is_file()]:
+            assert SECRET not in path.read_bytes(), path
+        pids = find_guards(guest.paths.guard)
+        assert len(pids) >= 2
+        for pid in pids:
+            for place in ("environ", "cmdline"):
+                assert SECRET not in Path(f"/proc/{pid}/{place}").read_bytes()
+            assert Path(f"/proc/{pid}/environ").stat().st_mode & 0o777 == 0o400
+            assert "Max core file size        0                    0" in Path(f"/proc/{pid}/limits").read_text()
+
+
+REFUSED = [
+    ("/v1/../admin", "GET", 403), ("/v1/%2e%2e/admin", "GET", 403), ("/v1/.%2E/admin", "GET", 403), ("/v1/a%2fb", "GET", 403),
+    ("/v1/a%5cb", "GET", 403), ("/v1/%252e%252e/admin", "GET", 403), ("/v1/..;/admin", "GET", 403), ("/v1/.", "GET", 403),
+    ("/v1//admin", "GET", 403), ("//evil.test.lab/v1/", "GET", 403), ("/v1/a\\b", "GET", 403), ("/v1/%zz", "GET", 403),
+    ("/admin", "GET", 403), ("/v1", "GET", 403), ("/v10/x", "GET", 403), ("/V1/x", "GET", 403), ("*", "GET", 403),
+    ("/v1/messages", "DELETE", 403), ("/v1/messages", "PUT", 403), ("/v1/messages", "TRACE", 403), ("/v1/messages", "get", 403),
+    ("http://evil.test.lab/v1/messages", "GET", 403), (f"https://{HOST}/v1/messages", "GET", 403), ("evil.test.lab:443", "CONNECT", 403),
+]  # fmt: skip
+
+
+def test_what_is_not_plainly_allowed_is_refused(lab: Lab, provider: Provider) -> None:
+    with open_guest(lab) as guest:
+        give(guest)
+        mark = lab.recorder.mark()
+        for target, method, status in REFUSED:
+            assert ask(guest, target, method)["status"] in (status, 400), (method, target)
+        for host in ("evil.test.lab", HOST, guest.gateway, f"{guest.gateway}:{PORT}, evil.test.lab"):
+            assert ask(guest, host=host)["status"] in (400, 403), host
+        assert ask(guest, "/v1/messages", "GET", "Host: evil.test.lab")["status"] in (400, 403)
+        assert ask(guest, "/v1/messages", "GET", "Upgrade: websocket")["status"] == 403
+        assert provider.seen == []
+        assert lab.recorder.hits(mark, "tls") == []
+        # The guest may know the name, and still not go there itself.
+        assert guest.lookup(HOST)["addresses"] == [world.OTHER]
+        assert guest.probe("tls", address=world.OTHER, port=443, name=HOST)["outcome"] in ("reset", "closed")
+        denied = guest.ledger(kind="broker", verdict="deny")
+        assert {"refused by path", "refused by method", "refused by request"} <= {row["message"] for row in denied}
+        assert any(row["path"] == "/v1/../admin" and row["status"] == 403 for row in denied)
+
+
+def test_framing_in_two_ways_does_not_pass(lab: Lab, provider: Provider) -> None:
+    """What the proxy cannot read in one way only is refused; what it can, it frames anew, and what follows is judged as a request."""
+    inner = f"GET /admin HTTP/1.1\r\nHost: {HOST}\r\n\r\n"
+    two_ways = (
+        ("Content-Length: 5", "Content-Length: 6"), ("Content-Length: 5, 6",), ("Content-Length: +5",), ("Content-Length: 5 5",),
+        ("Transfer-Encoding: chunked", "Transfer-Encoding: chunked"), ("Transfer-Encoding: xchunked",),
+        ("Transfer-Encoding: gzip, chunked",), ("Transfer-Encoding : chunked",), ("Transfer-Encoding:\x0bchunked",),
+    )  # fmt: skip
+    with open_guest(lab) as guest:
+        give(guest)
+        for lines in two_ways:
+            assert ask(guest, "/v1/messages", "POST", *lines, body="0\r\n\r\n" + inner)["status"] in (400, 403, 422), lines
+        assert provider.seen == []
+        ask(guest, "/v1/messages", "POST", "Content-Length: 4", "Transfer-Encoding: chunked", body="0\r\n\r\n" + inner)
+        assert ask(guest, "/v1/messages", "POST", "Content-Length: 5", "Content-Length: 5", body="hello" + inner)["status"] in (200, 400)
+        for one in provider.seen:
+            assert one.target == "/v1/messages" and b"admin" not in one.body
+            assert len(one.values("content-length")) + len(one.values("transfer-encoding")) == 1
+
+
+def test_a_redirect_is_passed_back_and_never_followed(lab: Lab, provider: Provider) -> None:
+    with open_guest(lab) as guest:
+        give(guest)
+        mark = lab.recorder.mark()
+        answer = ask(guest, "/v1/elsewhere")
+        assert answer["status"] == 302 and "location: https://evil.test.lab/take" in answer["said"].lower()
+        assert {hit.name for hit in lab.recorder.hits(mark, "tls")} == {HOST}
+
+
+def test_nothing_goes_out_before_the_gate(lab: Lab, provider: Provider) -> None:
+    with open_guest(lab, after="startability") as guest:
+        give(guest)
+        refused = ask(guest)
+        assert refused["status"] == 403 and "before the gate startability has passed" in refused["said"]
+        ask_guard(guest.paths.guard, "gate_passed", gate="unit")
+        assert ask(guest)["status"] == 403 and provider.seen == []
+        ask_guard(guest.paths.guard, "gate_passed", gate="startability")
+        wait_until(lambda: ask(guest)["status"] == 200, "the gate has passed")
+        assert len(provider.seen) == 1
+
+
+def test_a_proxy_and_a_guard_that_begin_again(lab: Lab, provider: Provider) -> None:
+    """The proxy is told again by the guard. A new guard knows nothing: it refuses, says why, and takes the secret again."""
+    with open_guest(lab) as guest:
+        assert ask(guest)["status"] == 503
+        secret = give(guest)
+        assert ask(guest)["status"] == 200
+        os.kill(int(ask_guard(guest.paths.guard, "status")["proxy"]), signal.SIGKILL)
+        wait_until(lambda: ask(guest, "/v1/again").get("status") == 200, "the guard has told it again")
+        guest.guard.stop()
+        guest.guard.create()
+        assert not secret.exists()
+        wait_until(lambda: ask(guest).get("status") == 503, "a new guard has no secret")
+        assert "does not have model-key any more" in ask(guest)["said"]
+        give(guest, b"another-key-0815\n")
+        assert ask(guest)["status"] == 200
+        assert provider.seen[-1].values("x-api-key") == ["another-key-0815"]
+        secret.remove()
+        assert not secret.exists() and ask(guest)["status"] == 503
+
+
+def test_without_a_certificate_of_its_own_no_byte_is_sent(lab: Lab, provider: Provider) -> None:
+    """An authority that the host does not know, and a name that the certificate does not have. Without the check it gets the key."""
+    with open_guest(lab, trusted=False) as guest:
+        give(guest)
+        answer = ask(guest)
+        assert answer["status"] == 502 and "certificate" in answer["said"]
+    lab.world.dns.zone["uncertified.test.lab"] = [("A", world.OTHER)]
+    APPLICATIONS["uncertified.test.lab"] = provider
+    loose = replace("proxy.cfg", "verifyhost uncertified.test.lab", "")
+    blind = replace("proxy.cfg", "sni str(uncertified.test.lab)", "sni str(allowed.test.lab)")
+    try:
+        for sabotage, status in (((), 502), ((loose,), 502), ((loose, blind), 200)):
+            with open_guest(lab, *sabotage, host="uncertified.test.lab") as guest:
+                give(guest)
+                assert ask(guest)["status"] == status
+                assert len(provider.seen) == (status == 200)
+    finally:
+        del APPLICATIONS["uncertified.test.lab"]
+
+
+def test_a_name_in_a_reserved_range_is_not_dialled(lab: Lab, provider: Provider) -> None:
+    mark = lab.recorder.mark()
+    for host in ("printer.test.lab", "metadata.test.lab", "loopback.test.lab"):
+        with open_guest(lab, host=host) as guest:
+            give(guest)
+            answer = ask(guest)
+            assert answer["status"] == 502 and "no address that may be reached" in answer["said"]
+    assert [packet for packet in lab.recorder.packets(mark) if packet.network == "lan"] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "target", "method", "lines"),
+    [
+        (" if !origin_form or !plain_path or hidden_path or dotted_path or empty_segment", "/v1/../admin", "GET", ()),
+        (" unless allowed_path", "/admin", "GET", ()),
+        (" unless { method GET POST }", "/v1/messages", "DELETE", ()),
+        (" unless one_host own_host", "/v1/messages", "GET", ("Host: evil.test.lab",)),
+        ("    http-request del-header ^authorization$ -m reg\n", "/v1/messages", "GET", ("Authorization: mine",)),
+    ],
+    ids=["path", "prefix", "method", "host", "credential"],
+)
+def test_without_its_line_each_protection_fails(
+    lab: Lab, provider: Provider, line: str, target: str, method: str, lines: tuple[str, ...]
+) -> None:
+    """The same request, with the line taken out, arrives with the key."""
+    with open_guest(lab, replace("proxy.cfg", line, "" if line.endswith("\n") else " if FALSE")) as guest:
+        give(guest)
+        host = "evil.test.lab" if "Host: evil.test.lab" in lines else ""
+        assert ask(guest, target, method, *(one for one in lines if not one.startswith("Host")), host=host)["status"] == 200
+        [one] = provider.seen
+        assert (one.target, one.method, one.values("x-api-key")) == (target, method, [SECRET.decode()])
+        assert one.values("authorization") == [value.removeprefix("Authorization: ") for value in lines if value.startswith("Auth")]
