@@ -40,6 +40,17 @@ class Seen:
         return [value for key, value in self.headers if key.lower() == name]
 
 
+def read_body(request: http.server.BaseHTTPRequestHandler) -> bytes:
+    """By its length, or in chunks."""
+    body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+    if request.headers.get("Transfer-Encoding") == "chunked":
+        while size := int(request.rfile.readline(), 16):
+            body += request.rfile.read(size)
+            request.rfile.readline()
+        request.rfile.readline()
+    return body
+
+
 class Provider:
     """Of a model provider's shape: a JSON answer, a redirect elsewhere, and an answer that shows the key in a header."""
 
@@ -47,13 +58,7 @@ class Provider:
         self.seen: list[Seen] = []
 
     def __call__(self, request: http.server.BaseHTTPRequestHandler) -> None:
-        length = int(request.headers.get("Content-Length") or 0)
-        body = request.rfile.read(length)
-        if request.headers.get("Transfer-Encoding") == "chunked":
-            while size := int(request.rfile.readline(), 16):
-                body += request.rfile.read(size)
-                request.rfile.readline()
-            request.rfile.readline()
+        body = read_body(request)
         self.seen.append(Seen(request.command, request.path, list(request.headers.items()), body))
         answer = json.dumps({"type": "message", "content": [{"type": "text", "text": "hello"}]}).encode()
         request.send_response(302 if request.path == "/v1/elsewhere" else 200)
