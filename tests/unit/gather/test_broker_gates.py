@@ -1,0 +1,35 @@
+"""Which passed gate opens a brokered secret: the profile's own file, and not one of the same name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ktrdr_vm import stage as stages
+from ktrdr_vm.profile.load import build_profile
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [("/w/playbooks/startability.yaml", ["startability"]), ("/elsewhere/startability.yaml", []), ("/w/playbooks/unit.yaml", [])],
+)
+def test_only_the_gate_that_is_waited_for_opens(monkeypatch: pytest.MonkeyPatch, source: str, told: list[str]) -> None:
+    broker = {"host": "api.example.com", "header": "x: {{ secret }}", "base_url_env": "U", "after": "startability"}
+    profile = build_profile(
+        {
+            "version": 1, "name": "p", "image": "none", "gates": ["startability", "unit"],
+            "secrets": [{"name": "k", "source": {"env": "KTRDR_K"}, "broker": broker}],
+        }
+    )  # fmt: skip
+    asked: list[Any] = []
+    monkeypatch.setattr(stages, "ask_guard", lambda directory, op, **fields: asked.append((str(directory), op, fields["gate"])))
+    stage: Any = SimpleNamespace(
+        plan=SimpleNamespace(profile=profile),
+        gathered=SimpleNamespace(playbooks=tuple((gate, Path(f"/w/playbooks/{gate}.yaml")) for gate in profile.gates)),
+        instance=SimpleNamespace(paths=SimpleNamespace(guard=Path("/guard"))),
+    )
+    stages.Stage.open_brokers(stage, SimpleNamespace(source=source))  # type: ignore[arg-type]
+    assert asked == [("/guard", "gate_passed", gate) for gate in told]
