@@ -66,7 +66,7 @@ def test_a_branch_has_the_disk_and_nothing_of_the_identity(lab: Lab, image: Imag
             origin.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
             origin.complete(plan, read_secret=lambda _: canary, mount_roots=())
             # Written a moment before, and nobody synced it.
-            _shell(origin, "mkdir /srv/work && seq 1 20000 > /srv/work/numbers && echo $(hostname) > /srv/work/who")
+            _shell(origin, "mkdir /srv/lived && seq 1 20000 > /srv/lived/numbers && echo $(hostname) > /srv/lived/who")
             _shell(origin, "mkdir /workspace && echo unfinished > /workspace/mine")
             before = _ask(origin)
             snapshot = take_snapshot(origin, "first", read_secret=lambda _: canary)
@@ -76,7 +76,7 @@ def test_a_branch_has_the_disk_and_nothing_of_the_identity(lab: Lab, image: Imag
         # The origin goes on as it was, with its secret.
         assert _ask(origin) == before
         assert _shell(origin, "cat /run/secrets/canary") == canary.decode()
-        _shell(origin, "echo later > /srv/work/who")
+        _shell(origin, "echo later > /srv/lived/who")
 
         reference = f"{origin.identity.instance_id}@first"
         with pytest.raises(UsageError, match="no snapshot"):
@@ -86,7 +86,7 @@ def test_a_branch_has_the_disk_and_nothing_of_the_identity(lab: Lab, image: Imag
         assert ended.code == 0, ended.stderr
         # The branch is a copy: it needs the snapshot no more.
         assert remove_snapshot(lab.home, origin.identity.instance_id, "first")
-        assert _shell(branch, "tail -1 /srv/work/numbers; cat /srv/work/who").split() == ["20000", origin.identity.instance_id]
+        assert _shell(branch, "tail -1 /srv/lived/numbers; cat /srv/lived/who").split() == ["20000", origin.identity.instance_id]
         assert _shell(branch, "cat /run/secrets/*") == "another"
         # It has the workspace of what it began from, and none was copied over it.
         assert _shell(branch, "cat /workspace/mine") == "unfinished\n"
