@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import threading
@@ -44,6 +45,18 @@ class Recorder:
         self._lock = threading.Lock()
         self._packets: list[Packet] = []
         self._hits: list[Hit] = []
+        self.wires: list[socket.socket] = []
+        # Held while a packet is on its way from its wire into the list.
+        self.reading = threading.Lock()
+
+    def settle(self, limit: float = 2.0) -> None:
+        """Wait until the sniffers have read what lies on their wires: a busy machine lets them run late. A flood is not waited out."""
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            with self.reading:
+                if not select.select(self.wires, [], [], 0)[0]:
+                    return
+            time.sleep(0.005)
 
     def packet(self, packet: Packet) -> None:
         with self._lock:
@@ -54,10 +67,12 @@ class Recorder:
             self._hits.append(hit)
 
     def mark(self) -> tuple[int, int]:
+        self.settle()
         with self._lock:
             return len(self._packets), len(self._hits)
 
     def packets(self, since: tuple[int, int] = (0, 0)) -> list[Packet]:
+        self.settle()
         with self._lock:
             return self._packets[since[0] :]
 
@@ -82,12 +97,14 @@ def start_sniffer(network: str, interface: str, recorder: Recorder) -> None:
     """Read every packet that comes in on an interface of the current namespace, for as long as the process lives."""
     tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
     tap.bind((interface, ETH_P_ALL))
+    recorder.wires.append(tap)
 
     def read() -> None:
         while True:
-            data, origin = tap.recvfrom(65536)
-            if origin[2] != _OUTGOING:
-                packet = parse_packet(network, data)
+            select.select([tap], [], [])
+            with recorder.reading:
+                data, origin = tap.recvfrom(65536)
+                packet = parse_packet(network, data) if origin[2] != _OUTGOING else None
                 if packet is not None:
                     recorder.packet(packet)
 
