@@ -83,6 +83,9 @@ class Tap(Resource):
         link = read_link(self.name)
         if link is not None:
             self._refuse_foreign(link)
+            # The address first: while it is there and its route is not, what the host still has to say to the guest, such as the
+            # end of an SSH connection, would take the default route.
+            process.run(["ip", "addr", "flush", "dev", self.name], timeout=10)
             process.run(["ip", "link", "set", "dev", self.name, "down"], timeout=10)
             guest = [str(entry["local"]).rsplit(".", 1) for entry in link.get("addr_info", []) if entry["family"] == "inet"]
             # One that is not installed keeps no tap alive; the flows then end by themselves.

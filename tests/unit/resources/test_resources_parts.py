@@ -203,3 +203,17 @@ def test_mounts_are_found_by_their_real_names(monkeypatch: pytest.MonkeyPatch) -
     assert find_mounts(Path("/home/a b/mounts"))[0].options == {"ro", "nosuid", "nodev", "relatime"}
     assert [found.filesystem for found in find_mounts(Path("/home/ü"))] == ["ext4"]
     assert [found.target for found in mounts.find_mounts(Path("/home/a"))] == ["/home/a"]
+
+
+def test_the_gateways_address_goes_before_its_route(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the link down first, the end of an SSH connection left by the default route: the lab's internet saw it."""
+    asked: list[str] = []
+
+    def run(argv: list[str], **_: object) -> Any:
+        asked.append(" ".join(map(str, argv[1:4])))
+        return type("Done", (), {"stdout": b"[]"})()
+
+    monkeypatch.setattr(tap_module, "read_link", lambda _name: {"ifalias": target.mark, "addr_info": []})
+    monkeypatch.setattr(tap_module.process, "run", run)
+    Tap(target, None).remove()
+    assert asked[:3] == ["addr flush dev", "link set dev", "tuntap del dev"]
