@@ -167,7 +167,7 @@ def test_a_secret_is_renewed_and_taken_back(lab: Lab, instance: LabInstance) -> 
     """From its source again, which may be another value by then; at the end it is what the other tests know."""
     old = {CANARY_VARIABLE: instance.canary.decode()}
     listed = run(lab, "secrets", "list", instance.instance_id, "--json", environment=old)
-    assert json.loads(listed.stdout) == [{"name": "canary", "path": "/run/secrets/canary", "seconds": 3600, "present": True}]
+    assert json.loads(listed.stdout) == [{"name": "canary", "path": "/run/secrets/canary", "seconds": 3600, "host": "", "present": True}]
     assert run(lab, "secrets", "rotate", instance.instance_id, "canary", environment={CANARY_VARIABLE: "a-newer-value"}).code == 0
     assert instance.guest.run(["cat", "/run/secrets/canary"], timeout=20).stdout == b"a-newer-value"
     assert run(lab, "secrets", "revoke", instance.instance_id, environment=old).code == 0
