@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -15,7 +16,7 @@ from typing import Any
 
 from ktrdr_vm.egress.suggest import render_suggestion
 from ktrdr_vm.host.clock import now
-from ktrdr_vm.report.model import Allowance, Denial, GateResult, TaskResult
+from ktrdr_vm.report.model import Allowance, Artifact, Denial, GateResult, TaskResult
 
 # A console that a guest floods is kept to its end.
 MAX_CONSOLE = 8 * 1024 * 1024
@@ -124,6 +125,17 @@ def remove_old_runs(runs: Path, keep: int) -> list[Path]:
     for path in old:
         shutil.rmtree(path)
     return old
+
+
+def list_fetched(folder: Path, gate: str, directory: Path) -> tuple[Artifact, ...]:
+    """What the tasks of a gate brought into its `folder` of the run's `directory`, with sizes and digests."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        source = str(path.relative_to(folder))
+        found.append(Artifact(str(path.relative_to(directory)), source, path.stat().st_size, digest, gate=gate))
+    return tuple(found)
 
 
 def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> tuple[tuple[Allowance, ...], tuple[Denial, ...]]:

@@ -27,13 +27,14 @@ from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance import Instance
+from ktrdr_vm.junit_files import read_test_files
 from ktrdr_vm.listener import Listener, Options
 from ktrdr_vm.plan.plan import canonical_json
 from ktrdr_vm.recorder import Recorder
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
-from ktrdr_vm.report.model import Artifact, Commits, GateResult, RunOutcome, RunReport, StageName, Verification, WorkloadResult
+from ktrdr_vm.report.model import Commits, GateResult, RunOutcome, RunReport, StageName, Verification, WorkloadResult
 from ktrdr_vm.resources.secret import read_source
 from ktrdr_vm.stage import Stage
 from ktrdr_vm.stop import Stop, write_stop
@@ -61,7 +62,6 @@ class Run:
         self._gates: tuple[GateResult, ...] = ()
         self._workload: WorkloadResult | None = None
         self._verification: Verification | None = None
-        self._artifacts: tuple[Artifact, ...] = ()
         self._returned = Returned()
         self._residue: tuple[str, ...] = ()
         self._secrets: dict[str, bytes] = {}
@@ -168,20 +168,20 @@ class Run:
             stage.provision(recorder)
             self._gates = stage.run_gates(playbooks[:1] if stage.plan.profile.workload else playbooks, recorder)
         if stage.plan.profile.workload is None:
-            self._artifacts = stage.fetch_artifacts(recorder)
+            stage.fetch_artifacts(recorder)
             return
         if self._passed():
             self._workload = stage.run_workload(recorder, again=self._stop is not None)
             self._returned = stage.pull(recorder)
-            self._artifacts = stage.fetch_notes(recorder)
+            stage.fetch_notes(recorder)
         refused = "" if self._passed() else "an earlier gate or the workload did not pass"
         if choose_mode(stage.plan.profile) == "same":
             judged = stage.as_worked().run_gates(playbooks[1:], recorder, refused=refused)
             self._gates += judged
-            self._artifacts += stage.fetch_artifacts(recorder)
+            stage.fetch_artifacts(recorder)
             self._verification = sum_up(stage.plan, "same", judged, refused)
             return
-        self._artifacts += stage.fetch_artifacts(recorder)
+        stage.fetch_artifacts(recorder)
         self._verify(playbooks, recorder, refused)
 
     def _verify(self, playbooks: list[Playbook], recorder: Recorder, refused: str) -> None:
@@ -196,7 +196,7 @@ class Run:
                 fresh = self._add_stage(gathered, "verification")
                 fresh.provision(recorder)
                 judged = fresh.run_gates(playbooks, recorder)
-                self._artifacts += fresh.fetch_artifacts(recorder)
+                fresh.fetch_artifacts(recorder)
         except KtrdrError as error:
             message = error.message
             raise
@@ -307,6 +307,7 @@ class Run:
         plan = stage.plan
         rows = [row for one in self._stages for row in one.ledger or ()]
         allowed, denied = sum_up_egress(rows, self._gates)
+        artifacts = tuple(artifact for one in self._stages for artifact in one.artifacts)
         outcome: RunOutcome = "passed" if self._passed() else "failed"
         if interrupted or error is not None:
             outcome = "interrupted" if interrupted else "escalated" if isinstance(error, EscalationStop) else "error"
@@ -332,7 +333,8 @@ class Run:
             allowed=allowed,
             denied=denied,
             escalations=tuple(one for stage in self._stages for one in stage.escalations),
-            artifacts=self._artifacts,
+            artifacts=artifacts,
+            tests=read_test_files(artifacts, recorder.directory.path),
             commits=tuple(replace(one, changed=one.changed[:MAX_CHANGED]) for one in commits),
             first_lines=find_first_lines(commits, self._gathered, self._verification, self._workload, self._returned),
             residue=self._residue,

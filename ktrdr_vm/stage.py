@@ -14,6 +14,7 @@ from ktrdr_vm.converge import find_changes, require_possible
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import EscalationStop, GuestError, KtrdrError, ResidueError
 from ktrdr_vm.escalation.store import EscalationStore
+from ktrdr_vm.evidence import list_fetched
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gates.runner import run_playbook
@@ -72,6 +73,7 @@ class Stage:
         self.image: Image | None = None
         self.ledger: list[dict[str, Any]] | None = None
         self.escalations: tuple[dict[str, Any], ...] = ()
+        self.artifacts: tuple[Artifact, ...] = ()
         self._home = home
         self.destroyed = False
         self.sampler = Sampler(libvirt, gathered.plan.identity.domain, gathered.plan.identity.instance_id)
@@ -186,6 +188,8 @@ class Stage:
             with self._phase(f"gate {playbook.name}", recorder):
                 result = replace(self._run_gate(playbook, recorder), stage=self._name)
                 results.append(replace(result, usage=measure_gate(result, self.sampler.samples, now())))
+                folder = self._artifacts(recorder) / playbook.name
+                self.artifacts += list_fetched(folder, playbook.name, recorder.directory.path)
                 if result.outcome == "passed":
                     self.open_brokers(playbook)
                 with contextlib.suppress(KtrdrError):
@@ -266,21 +270,22 @@ class Stage:
         with self._phase("commits", recorder):
             return pull_commits(repository, self.plan.facts.base_commit, workspace.target, self.instance.connect(), self.plan.identity)
 
-    def fetch_artifacts(self, recorder: Recorder) -> tuple[Artifact, ...]:
+    def fetch_artifacts(self, recorder: Recorder) -> None:
+        """Bring back what the profile names."""
         if not self.plan.profile.artifacts:
-            return ()
+            return
         with self._phase("artifacts", recorder):
             fetched = fetch_artifacts(self.instance.connect(), self.plan.profile.artifacts, self._artifacts(recorder), owner=self._owner)
-            return make_artifacts(fetched, beneath="artifacts/" if self._folder else "")
+            self.artifacts += make_artifacts(fetched, beneath="artifacts/" if self._folder else "")
 
-    def fetch_notes(self, recorder: Recorder) -> tuple[Artifact, ...]:
-        """What the workload wrote for the reviewer, in the agreed place. None is no error: the bundle names what is missing."""
+    def fetch_notes(self, recorder: Recorder) -> None:
+        """Bring back what the workload wrote for the reviewer, in the agreed place. None is no error: the bundle names what is missing."""
         workspace = self.plan.profile.workspace
         if workspace is None:
-            return ()
+            return
         folder, place = recorder.directory.path / "notes", f"{workspace.target}/{NOTES}"
         rows = fetch_artifacts(self.instance.connect(), [place], folder, owner=self._owner, limits=_NOTE_LIMITS)
-        return make_artifacts(row for row in rows if row.path or row.source != place)
+        self.artifacts += make_artifacts(row for row in rows if row.path or row.source != place)
 
     def as_worked(self) -> Stage:
         """The same VM, and from now on what its gates say is said after the workload."""

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from ktrdr_vm.report.escape import escape_text
 from ktrdr_vm.report.model import GateResult, RunReport, TaskResult
 from ktrdr_vm.report.plot import render_timeline, render_usage
-from ktrdr_vm.report.summary import describe_denial, describe_verification, format_bytes, format_duration
+from ktrdr_vm.report.summary import describe_denial, describe_tests, describe_verification, format_bytes, format_duration
 
 _SCRIPT = Path(__file__).parent / "templates" / "filter.js"
 _BUDGET = 3 * 1024 * 1024
@@ -65,6 +65,7 @@ def _environment() -> Environment:
         "duration": format_duration,
         "bytes": format_bytes,
         "denial": describe_denial,
+        "tests": describe_tests,
         "verification": describe_verification,
     }
     return environment

@@ -1,11 +1,12 @@
-"""`junit.xml`: what CI systems read. A suite for each gate, a case for each task; the instance_id is in the suite's name."""
+"""`junit.xml`: what CI systems read. A suite for each gate and a case for each task, then what the tests themselves
+reported in the guest. The instance_id is in every suite's name, and who observed it in its properties."""
 
 from __future__ import annotations
 
 from xml.etree import ElementTree as ET
 
 from ktrdr_vm.report.escape import escape_xml_characters
-from ktrdr_vm.report.model import GateResult, RunReport, TaskResult, WorkloadResult
+from ktrdr_vm.report.model import GateResult, RunReport, TaskResult, TestFile, WorkloadResult
 
 _MAX_OUTPUT = 64 * 1024
 
@@ -17,6 +18,8 @@ def render_junit(report: RunReport) -> str:
         _add_gate(root, report, gate)
     if report.workload is not None:
         _add_workload(root, report, report.workload)
+    for file in report.tests:
+        _add_test_file(root, report, file)
     trouble = [f"left behind: {item}" for item in report.residue]
     if report.outcome in ("error", "interrupted"):
         trouble.insert(0, report.message or report.outcome)
@@ -63,6 +66,18 @@ def _add_workload(root: ET.Element, report: RunReport, workload: WorkloadResult)
     case = _add_case(suite, report, "workload", " ".join(workload.command)[:300], workload.duration_s)
     if workload.outcome != "passed":
         _add_text(case, "failure", f"{workload.ended}\n{workload.stdout}\n{workload.stderr}", message=workload.ended)
+
+
+def _add_test_file(root: ET.Element, report: RunReport, file: TestFile) -> None:
+    suite = _add_suite(root, report, file.path, report.started_at, file.duration_s, observed=file.observed)
+    for one in file.cases:
+        case = _add_case(suite, report, "", one.name, one.duration_s)
+        case.set("classname", escape_xml_characters(one.classname))
+        if one.outcome != "passed":
+            tag = "failure" if one.outcome == "failed" else one.outcome
+            _add_text(case, tag, one.text, message=one.message)
+    if file.problem:
+        _add_text(_add_case(suite, report, file.path, "the file", 0.0), "error", file.problem, message=file.problem)
 
 
 def _add_suite(root: ET.Element, report: RunReport, name: str, started_at: str, duration: float, *, observed: str) -> ET.Element:

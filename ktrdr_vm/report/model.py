@@ -9,6 +9,7 @@ TaskOutcome = Literal["ok", "changed", "failed", "skipped", "ignored", "rescued"
 GateOutcome = Literal["passed", "failed", "error", "skipped"]
 RunOutcome = Literal["passed", "failed", "error", "escalated", "interrupted"]
 Observer = Literal["host", "guest"]
+CaseOutcome = Literal["passed", "failed", "error", "skipped"]
 StageName = Literal["base", "work", "verification"]
 """Where a gate ran: before the workload, after it in the same VM, or in a fresh VM with what it committed."""
 
@@ -126,6 +127,43 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class TestCase:
+    """A case of a JUnit file that tests wrote in the guest, cut to a length that can be shown."""
+
+    classname: str
+    name: str
+    outcome: CaseOutcome
+    duration_s: float
+    message: str = ""
+    text: str = ""
+
+    __test__ = False
+
+
+@dataclass(frozen=True)
+class TestFile:
+    """One such file. `path` is relative to the run directory; `problem` says why it was not counted, or not to its end."""
+
+    path: str
+    cases: tuple[TestCase, ...]
+    problem: str = ""
+    observed: Observer = "guest"
+
+    __test__ = False
+
+    def count(self, *outcomes: CaseOutcome) -> int:
+        return sum(case.outcome in outcomes for case in self.cases)
+
+    @property
+    def duration_s(self) -> float:
+        return round(sum(case.duration_s for case in self.cases), 3)
+
+    @property
+    def failed(self) -> tuple[TestCase, ...]:
+        return tuple(case for case in self.cases if case.outcome in ("failed", "error"))
+
+
+@dataclass(frozen=True)
 class Denial:
     """One destination that was refused, with how often, and the gate and task that ran when it was first seen."""
 
@@ -209,6 +247,7 @@ class RunReport:
     denied: tuple[Denial, ...] = ()
     escalations: tuple[dict[str, Any], ...] = ()
     artifacts: tuple[Artifact, ...] = ()
+    tests: tuple[TestFile, ...] = ()
     commits: tuple[Commits, ...] = ()
     residue: tuple[str, ...] = ()
     kept: bool = False

@@ -96,6 +96,7 @@ def _lines(report: Mapping[str, Any], notes: Mapping[str, str], changes: tuple[C
             f"| {gate['duration_s']:.1f} | {gate['observed']} |"
         )
     yield ""
+    yield from _tests(report)
     retried = [(gate, task) for gate in report["gates"] for task in gate["tasks"] if task["attempts"] > 1]
     yield from (f"- {_code(gate['name'])}: {_code(task['name'])} took {task['attempts']} attempts" for gate, task in retried[:_MAX_ROWS])
     yield ""
@@ -120,6 +121,26 @@ def _lines(report: Mapping[str, Any], notes: Mapping[str, str], changes: tuple[C
     yield "(a gate's output) is as good as the machine it ran in; a fresh one had not been touched by the workload."
     yield ""
     yield f"Instance `{report['instance_id']}`, run `{report['run_id']}`. `SHA256SUMS` covers every file beside this one."
+
+
+def _tests(report: Mapping[str, Any]) -> Iterator[str]:
+    """What the tests counted themselves, in the files that they wrote."""
+    if not report.get("tests"):
+        return
+    yield "| tests' own file | passed | failed | errors | skipped | seen by |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for row in report["tests"][:_MAX_ROWS]:
+        bad = row["failures"] + row["errors"]
+        yield (
+            f"| {_code(row['path'])} | {row['tests'] - bad - row['skipped']} | {row['failures']} | {row['errors']} | {row['skipped']} "
+            f"| {row['observed']} |"
+        )
+    yield ""
+    for row in report["tests"][:_MAX_ROWS]:
+        yield from (f"- failed: {_code(' '.join((case['classname'], case['name'])))}" for case in row["failed"][:_MAX_ROWS])
+        if row["problem"]:
+            yield f"- {_code(row['path'])}: {_code(row['problem'])}"
+    yield ""
 
 
 def _confirmation(report: Mapping[str, Any]) -> Iterator[str]:

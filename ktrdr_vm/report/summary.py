@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ktrdr_vm.report.escape import escape_line, escape_text
-from ktrdr_vm.report.model import Denial, GateResult, RunReport, TaskResult, Verification
+from ktrdr_vm.report.model import Denial, GateResult, RunReport, TaskResult, TestFile, Verification
 
 Style = Literal["good", "bad", "warn", "dim", "title", "plain"]
 
@@ -81,20 +81,29 @@ def _lines(report: RunReport) -> Iterator[SummaryLine]:
     for asked in report.escalations:
         shown = f"escalation  {asked['id']} {asked['kind']} {asked['state']}: {asked['blocked']}"
         yield SummaryLine(escape_line(shown, limit=200), "warn" if asked["state"] == "pending" else "plain")
+    for one in report.tests:
+        yield SummaryLine(escape_line(f"tests  {describe_tests(one)}"), "bad" if one.failed or one.problem else "title")
     if report.artifacts:
         kept = [artifact for artifact in report.artifacts if not artifact.refused]
         refused = [artifact for artifact in report.artifacts if artifact.refused]
         yield SummaryLine(f"artifacts  {len(kept)} files, {format_bytes(sum(artifact.size for artifact in kept))}", "title")
         for artifact in refused[:_MAX_DENIED]:
             yield SummaryLine(escape_line(f"refused  {artifact.source}: {artifact.refused}"), "warn", 1)
-    for one in report.commits:
-        yield SummaryLine(escape_line(f"commits  {one.ref} at {one.commit[:12]}, {len(one.changed)} paths changed"), "title")
+    for commits in report.commits:
+        shown = f"commits  {commits.ref} at {commits.commit[:12]}, {len(commits.changed)} paths changed"
+        yield SummaryLine(escape_line(shown), "title")
     for item in report.residue:
         yield SummaryLine(escape_line(f"residue: {item}"), "bad")
     if report.kept:
         yield SummaryLine("kept: the instance is still there", "warn")
     elif not report.residue:
         yield SummaryLine("residue: none", "good")
+
+
+def describe_tests(file: TestFile) -> str:
+    """What the tests said of themselves in one file, or why it was not counted."""
+    counts = [f"{count} {outcome}" for outcome in ("passed", "failed", "error", "skipped") if (count := file.count(outcome))]
+    return f"{file.path}: {', '.join(counts) or 'no case'}{f'; {file.problem}' if file.problem else ''}"
 
 
 def describe_verification(verification: Verification) -> str:

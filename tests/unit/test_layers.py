@@ -35,6 +35,7 @@ FLOORS = {
     "gates": 7,
     "gather": 8,
     "evidence": 7,
+    "junit_files": 7,
     "discovery": 7,
     "workload": 7,
     "doctor": 9,

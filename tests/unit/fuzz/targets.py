@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +25,13 @@ from ktrdr_vm.guest.beneath import check_name
 from ktrdr_vm.guest.envelope import find_announcement
 from ktrdr_vm.guest.tar_stream import TarStream, TarStreamError
 from ktrdr_vm.host.journal import read_journal
+from ktrdr_vm.junit_files import MAX_CASES, read_test_files
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.profile.load import load_profile
 from ktrdr_vm.profile.model import EgressRule
 from ktrdr_vm.profile.policy import parse_policy
 from ktrdr_vm.report.escape import escape_line, escape_text, escape_xml_characters
+from ktrdr_vm.report.model import Artifact
 
 Target = Callable[[bytes], None]
 
@@ -134,6 +137,13 @@ def announcement(data: bytes) -> None:
     assert found is None or b"kvm-token" in data
 
 
+def junit(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        Path(place, "a.xml").write_bytes(data)
+        for file in read_test_files([Artifact("a.xml", "/a.xml", len(data), "")], Path(place)):
+            assert len(file.cases) <= MAX_CASES and 0 <= file.duration_s < math.inf
+
+
 def shown_text(data: bytes) -> None:
     text = data.decode("utf-8", "surrogateescape")
     for shown in (escape_text(text), escape_line(text), escape_xml_characters(text)):
@@ -147,7 +157,7 @@ def _no_parent(reference: str, _source: str) -> tuple[str, bytes]:
 
 TARGETS: dict[str, Target] = {
     one.__name__: one
-    for one in (profile, policy, playbook, dns_message, proxy_line, tar_stream, journal, escalation, grant, announcement, shown_text)
+    for one in (profile, policy, playbook, dns_message, proxy_line, tar_stream, journal, escalation, grant, announcement, junit, shown_text)
 }  # fmt: skip
 SEEDS: dict[str, tuple[bytes, ...]] = {
     "profile": (b"version: 1\nname: p\nimage: x\nextends: base\n", b"version: 1\nname: p\nimage: x\negress: {allow: [{host: a.b}]}\n"),
@@ -160,5 +170,6 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     "escalation": (b'{"kind": "network", "options": ["a"], "request": {"host": "a.b"}}',),
     "grant": (b'{"id": "a", "rule": {"host": "a.b", "ports": [443]}, "seconds": 1}',),
     "announcement": (b"kvm-token 12 12 12\nrest",),
+    "junit": (b'<testsuite><testcase name="a" time="1"><failure message="m">t</failure></testcase></testsuite>',),
     "shown_text": ("\x1b[2J\u202e".encode(),),
 }

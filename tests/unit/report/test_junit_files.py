@@ -1,0 +1,115 @@
+"""JUnit files of the guest's: found, counted by what stands in them, merged; nothing in them acts, and none is too much."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from test_report_rendering import make_report
+
+from ktrdr_vm import junit_files
+from ktrdr_vm.junit_files import read_test_files
+from ktrdr_vm.report.html import render_html
+from ktrdr_vm.report.json import render_report_json
+from ktrdr_vm.report.junit import render_junit
+from ktrdr_vm.report.model import Artifact, TestFile
+from ktrdr_vm.report.summary import render_summary_text
+
+HONEST = b"""<?xml version="1.0"?>
+<testsuites><testsuite name="pytest" tests="4">
+<properties><property name="a" value="b"/></properties>
+<testcase classname="tests.test_api" name="test_ok" time="0.25"/>
+<testcase classname="tests.test_api" name="test_bad" time="1"><failure message="assert 1 == 2">the trace</failure></testcase>
+<testcase classname="tests.test_api" name="test_broken"><error message="no fixture"/></testcase>
+<testcase classname="tests.test_api" name="test_later"><skipped message="needs a database"/></testcase>
+</testsuite></testsuites>"""
+
+
+def read(directory: Path, content: bytes, name: str = "artifacts/results.xml") -> tuple[TestFile, ...]:
+    (directory / name).parent.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_bytes(content)
+    return read_test_files([Artifact(name, f"/workspace/{name}", len(content), "abc")], directory)
+
+
+def test_cases_are_counted_and_those_that_failed_are_named(tmp_path: Path) -> None:
+    [file] = read(tmp_path, HONEST)
+    assert [file.count(outcome) for outcome in ("passed", "failed", "error", "skipped")] == [1, 1, 1, 1]
+    assert [(case.name, case.message, case.text) for case in file.failed] == [
+        ("test_bad", "assert 1 == 2", "the trace"),
+        ("test_broken", "no fixture", ""),
+    ]
+    assert file.duration_s == 1.25 and file.observed == "guest" and not file.problem
+
+
+def test_a_head_that_lies_changes_no_count(tmp_path: Path) -> None:
+    lying = b'<testsuite tests="900" failures="0" errors="0"><testcase name="a"><failure/></testcase></testsuite>'
+    [file] = read(tmp_path, lying)
+    assert (len(file.cases), file.count("failed")) == (1, 1)
+
+
+def test_every_report_says_them_with_who_observed_them(tmp_path: Path) -> None:
+    report = make_report(tests=read(tmp_path, HONEST))
+    [row] = json.loads(render_report_json(report))["tests"]
+    assert (row["tests"], row["failures"], row["errors"], row["skipped"], row["observed"]) == (4, 1, 1, 1, "guest")
+    root = ET.fromstring(render_junit(report))
+    suite = next(one for one in root.findall("testsuite") if one.get("name") == "demo/artifacts/results.xml")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == ("4", "1", "1", "1")
+    assert {one.get("name"): one.get("value") for one in suite.iter("property")}["observed"] == "guest"
+    assert int(root.get("tests", 0)) == 4 + 3, "merged into the totals of the run"
+    assert "1 passed, 1 failed, 1 error, 1 skipped" in render_summary_text(report)
+    page = render_html(report)
+    assert "test_bad" in page and "assert 1 == 2" in page
+
+
+def test_other_xml_and_what_is_no_xml_are_passed_over(tmp_path: Path) -> None:
+    assert read(tmp_path, b"<coverage><testcase name='a'/></coverage>") == ()
+    assert read(tmp_path, b"\x00\x01 nothing") == ()
+    assert read(tmp_path, HONEST, "artifacts/results.txt") == ()
+
+
+def test_a_file_that_breaks_off_counts_what_it_had_and_says_so(tmp_path: Path) -> None:
+    [file] = read(tmp_path, HONEST[: HONEST.index(b'name="test_later"')])
+    assert len(file.cases) == 3 and file.problem.startswith("broken: ")
+    assert "the file" in render_junit(make_report(tests=(file,)))
+
+
+def test_entities_are_refused_before_they_grow(tmp_path: Path) -> None:
+    """Without `forbid_dtd` this file is one case whose name is the host's own file, or ten million letters."""
+    laughs = b'<!DOCTYPE t [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><testsuite><testcase name="&b;"/></testsuite>'
+    assert read(tmp_path, laughs) == ()
+    outside = b'<!DOCTYPE t [<!ENTITY f SYSTEM "file:///etc/hostname">]><testsuite><testcase name="x">&f;</testcase></testsuite>'
+    assert read(tmp_path, outside) == ()
+
+
+def test_what_is_too_much_is_cut_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(junit_files, "MAX_CASES", 3)
+    many = b"<testsuite>" + b"<testcase name='a'/>" * 9 + b"</testsuite>"
+    [file] = read(tmp_path, many)
+    assert len(file.cases) == 3 and "more than 3 cases" in file.problem
+    monkeypatch.setattr(junit_files, "MAX_FILE", 10)
+    [file] = read(tmp_path, many)
+    assert not file.cases and "larger than" in file.problem
+    deep = b"<testsuite>" * 60 + b"</testsuite>" * 60
+    monkeypatch.undo()
+    assert read(tmp_path, deep) == ()
+
+
+def test_a_second_file_has_what_the_first_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(junit_files, "MAX_CASES", 5)
+    (tmp_path / "a.xml").write_bytes(HONEST)
+    (tmp_path / "b.xml").write_bytes(HONEST)
+    first, second = read_test_files([Artifact(name, name, 1, "") for name in ("a.xml", "b.xml")], tmp_path)
+    assert len(first.cases) == 4 and not first.problem
+    assert len(second.cases) == 1 and second.problem
+
+
+def test_control_sequences_in_names_and_times_that_are_none_do_not_act(tmp_path: Path) -> None:
+    [file] = read(
+        tmp_path,
+        '<testsuite><testcase name="\u202eabc" time="inf"/><testcase name="b" time="-1"/><testcase time="x"/></testsuite>'.encode(),
+    )
+    assert file.duration_s == 0
+    document = render_junit(make_report(tests=(file,)))
+    assert "\u202e" not in document and ET.fromstring(document) is not None
