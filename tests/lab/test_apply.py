@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import stat
@@ -75,6 +76,7 @@ AFTER = """\
           mkdir -p /srv/results/deep && cd /srv/results
           echo good > good.txt
           echo inside > deep/inside.txt
+          echo '<testsuite><testcase name="good"/><testcase name="bad"><failure message="said so"/></testcase></testsuite>' > deep/junit.xml
           ln -s /etc/shadow link
           ln /etc/hostname hard
           mknod device c 1 3
@@ -92,6 +94,8 @@ AFTER = """\
           open("far", "w").close()
           PY
       become: true
+    - name: a file of the guest's
+      ansible.builtin.fetch: {src: /etc/hostname, dest: name, flat: true}
 """
 
 
@@ -232,6 +236,16 @@ def test_artifacts_come_back_safely(main_job: MainJob) -> None:
     good = next(row for row in rows if row["source"].endswith("/good.txt"))
     assert (main_job.directory / good["path"]).read_text() == "good\n" and len(good["sha256"]) == 64
     assert "\x1b[31m" not in main_job.ended.stderr
+    fetched = next(row for row in rows if row["gate"] == "after")
+    content = (main_job.directory / fetched["path"]).read_bytes()
+    assert content == f"{main_job.instance_id}\n".encode() and fetched["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_what_the_tests_said_of_themselves_is_counted_and_merged(main_job: MainJob) -> None:
+    [file] = main_job.report["tests"]
+    assert (file["path"], file["tests"], file["failures"], file["observed"]) == ("artifacts/srv/results/deep/junit.xml", 2, 1, "guest")
+    cases = ElementTree.parse(main_job.directory / "junit.xml").getroot().findall(".//testcase[failure]")
+    assert "said so" in {case.find("failure").get("message") for case in cases}  # type: ignore[union-attr]
 
 
 FORMS = [CANARY.encode(), base64.b64encode(CANARY.encode()), urllib.parse.quote(CANARY, safe="").encode()]
