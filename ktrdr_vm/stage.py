@@ -12,7 +12,7 @@ from ktrdr_vm.allocation import require_room
 from ktrdr_vm.answers import find_pending, find_stop, give_again
 from ktrdr_vm.converge import find_changes, require_possible
 from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.errors import EscalationStop, GuestError, KtrdrError, ResidueError
+from ktrdr_vm.errors import EscalationStop, KtrdrError, ResidueError
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.evidence import list_fetched
 from ktrdr_vm.gates.context import GateContext
@@ -23,7 +23,6 @@ from ktrdr_vm.guest.artifacts import ArtifactLimits, fetch_artifacts
 from ktrdr_vm.guest.commits import Returned, pull_commits
 from ktrdr_vm.guest.guide import NOTES
 from ktrdr_vm.guest.personalize import personalize
-from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.clock import now
@@ -44,7 +43,6 @@ from ktrdr_vm.suspension import resume
 from ktrdr_vm.template import fits
 from ktrdr_vm.workload import run_workload
 
-DOCKER_LIMIT = 300.0
 # Notes are for reading.
 _NOTE_LIMITS = ArtifactLimits(files=20, total=2 * 1024 * 1024, single=256 * 1024, seconds=60)
 
@@ -131,7 +129,6 @@ class Stage:
             if self._source:
                 adopt(guest, instance.login_public_key)
             personalize(guest, plan, self._environment)
-            self._wait_docker(guest)
             instance.complete(plan, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
         # A branch has the workspace of what it began from.
         if plan.profile.workspace is not None and self.gathered.repository is not None and not self._source:
@@ -165,16 +162,6 @@ class Stage:
         if self._restart and running:
             with self._phase("shut down", recorder):
                 instance.shut_down()
-
-    def _wait_docker(self, guest: SshGuest) -> None:
-        """Docker's unit answers when it serves. A guest without Docker has nothing to wait for."""
-        waited = guest.run("! command -v dockerd >/dev/null || systemctl start docker.service", become=True, timeout=DOCKER_LIMIT)
-        if waited.exit_code != 0:
-            raise GuestError(
-                f"Docker does not start in the guest: {waited.stderr.decode('utf-8', 'replace')[-300:].strip()}",
-                where=self.plan.identity.instance_id,
-                hint="`--keep always` keeps the instance; look with `journalctl -u docker` in it",
-            )
 
     def run_gates(self, playbooks: Iterable[Playbook], recorder: Recorder, *, refused: str = "") -> tuple[GateResult, ...]:
         """In order, until one does not pass; the rest is skipped and says so. `refused` is why even the first is skipped."""

@@ -14,37 +14,63 @@ from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan
 
 # Ten emulated guests on two cores share what one has for itself.
-GUEST_LIMIT = 300.0
+GUEST_LIMIT = 600.0
 _DATA = Path(__file__).parent / "data"
 
-# Docker takes new labels on reload without touching a container; a guest without Docker has none to label.
+# The exit code of the script when Docker is what went wrong.
+_NO_DOCKER = 81
+
+# Under emulation every program that a script starts costs tens of milliseconds, so the shell does what it can itself.
+# Docker takes new labels on a hangup without touching a container, once it is up; a guest without Docker has none to label.
 _WRITE = """set -eu
-install -d -m 0755 /etc/ktrdr
-install -m 0644 /dev/null /etc/ktrdr/identity.json
+umask 022
+mkdir -p /etc/ktrdr /etc/ssh /usr/local/bin
 printf '%s\\n' "$IDENTITY" > /etc/ktrdr/identity.json
-install -m 0644 /dev/null /etc/ktrdr/README.md
 printf '%s' "$GUIDE" > /etc/ktrdr/README.md
-install -d -m 0755 /etc/ssh
 printf '%s' "$KNOWN_HOSTS" > /etc/ssh/ssh_known_hosts
-install -d -m 0755 /usr/local/bin
 printf '%s' "$ESCALATE" > /usr/local/bin/ktrdr-escalate
 chmod 0755 /usr/local/bin/ktrdr-escalate
-touch /etc/environment
-sed -i '/^# ktrdr-vm begin$/,/^# ktrdr-vm end$/d' /etc/environment
-cat >> /etc/environment
-if [ -d /etc/docker ] && command -v python3 >/dev/null; then
-  python3 - "$LABEL" <<'PY'
-import json, sys
+newline='
+'
+slurp() {
+  content=
+  [ -e "$1" ] || return 0
+  while IFS= read -r line || [ -n "$line" ]; do
+    content=$content$line$newline
+  done < "$1"
+}
+slurp /etc/environment
+case $content in
+*"# ktrdr-vm begin$newline"*"# ktrdr-vm end$newline"*)
+  content=${content%%"# ktrdr-vm begin$newline"*}${content#*"# ktrdr-vm end$newline"} ;;
+esac
+printf '%s%s' "$content" "$ENVIRONMENT" > /etc/environment
+command -v dockerd >/dev/null || exit 0
+slurp /etc/docker/daemon.json
+case $content in
+*'"ktrdr.instance_id='*)
+  rest=${content#*'"ktrdr.instance_id='}
+  printf '%s' "${content%%'"ktrdr.instance_id='*}\\"$LABEL\\"${rest#*'"'}" > /etc/docker/daemon.json ;;
+*)
+  ! command -v python3 >/dev/null || python3 - "$LABEL" <<'PY'
+import json, os, sys
 path = "/etc/docker/daemon.json"
 try:
     with open(path) as file: content = json.load(file)
 except FileNotFoundError:
     content = {}
-content["labels"] = [sys.argv[1]]
+content["labels"] = [*content.get("labels", []), sys.argv[1]]
+os.makedirs("/etc/docker", exist_ok=True)
 with open(path, "w") as file: json.dump(content, file)
 PY
-  ! systemctl is-active --quiet docker || systemctl reload docker
-fi
+  ;;
+esac
+# Its unit answers when it serves.
+systemctl start docker.service || exit 81
+[ ! -s /run/docker.pid ] || {
+  read -r pid < /run/docker.pid || [ -n "$pid" ]
+  kill -HUP "$pid"
+}
 """
 
 
@@ -61,13 +87,13 @@ def make_environment(identity: Identity, mode: str, extra: Mapping[str, str]) ->
 
 
 def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> None:
-    """Write the identity, and what binds the guest, where logins, Docker, programs and people find it."""
+    """Write the identity, and what binds the guest, where logins, Docker, programs and people find it; Docker serves afterwards."""
     identity = plan.identity
     lines = ["# ktrdr-vm begin", *(f"{name}={_quote(value)}" for name, value in sorted(environment.items())), "# ktrdr-vm end", ""]
     written = guest.run(
         _WRITE,
-        stdin="\n".join(lines).encode(),
         environment={
+            "ENVIRONMENT": "\n".join(lines),
             "IDENTITY": json.dumps(make_facts(plan), indent=2),
             "GUIDE": render_guide(plan),
             "KNOWN_HOSTS": (_DATA / "known_hosts").read_text(encoding="utf-8"),
@@ -77,12 +103,22 @@ def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> Non
         become=True,
         timeout=GUEST_LIMIT,
     )
+    if written.exit_code == _NO_DOCKER:
+        raise GuestError(
+            f"Docker does not start in the guest: {_end(written.stderr)}",
+            where=identity.instance_id,
+            hint="`--keep always` keeps the instance; look with `journalctl -u docker` in it",
+        )
     if written.exit_code != 0:
         raise GuestError(
-            f"the identity could not be written: {written.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            f"the identity could not be written: {_end(written.stderr)}",
             where=identity.instance_id,
             hint="the image needs a user with sudo, and sh",
         )
+
+
+def _end(output: bytes) -> str:
+    return output.decode("utf-8", "replace")[-300:].strip()
 
 
 def _quote(value: str) -> str:
