@@ -16,7 +16,7 @@ from bench.prober import Watch, Way, watch
 from ktrdr_vm.gather import MACHINE, gather
 from ktrdr_vm.guest.keys import generate_keypair
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
-from ktrdr_vm.plan.domain_xml import EMULATED_CPU
+from ktrdr_vm.plan.domain_xml import EMULATED_CPU, make_kernel_arguments
 from ktrdr_vm.plan.facts import Allocation, Facts
 from ktrdr_vm.plan.identity import Identity, parse_instance_id
 from ktrdr_vm.resources.domain import find_qemu
@@ -48,7 +48,7 @@ def raw(place: Place) -> dict[str, float]:
     words = [
         facts.emulator, "-machine", MACHINE, *cpu, "-m", str(MEMORY), "-smp", str(VCPUS), "-nodefaults", "-no-user-config",
         "-display", "none", "-serial", f"file:{folder}/console.log",
-        "-kernel", place.image.kernel, "-initrd", place.image.initrd, "-append", place.image.kernel_args,
+        "-kernel", place.image.kernel, "-initrd", place.image.initrd, "-append", make_kernel_arguments(facts),
         "-drive", f"file={folder}/disk,if=virtio,format=qcow2,cache=unsafe,discard=unmap,detect-zeroes=unmap",
         "-drive", f"file={folder}/seed.iso,if=virtio,format=raw,readonly=on",
         "-netdev", "tap,id=net,ifname=rawtap,script=no,downscript=no", "-device", f"virtio-net-pci,netdev=net,mac={identity.mac}",

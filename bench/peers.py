@@ -17,12 +17,12 @@ from xml.etree import ElementTree
 
 from laboratory.namespaces import MS_BIND, MS_REC, ip, mount
 
-from bench.machines import ADDRESS, GATEWAY, make_documents
+from bench.machines import ADDRESS, GATEWAY, find_facts, make_documents
 from bench.place import DISK, MEMORY, ROOT, VCPUS, Place
 from bench.prober import Way, watch
 from ktrdr_vm.gather import MACHINE
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.plan.domain_xml import EMULATED_CPU
+from ktrdr_vm.plan.domain_xml import EMULATED_CPU, make_kernel_arguments
 
 Step = Callable[[Place], dict[str, float]]
 
@@ -87,7 +87,7 @@ def virt_install(place: Place) -> dict[str, float]:
     for words in ("tuntap add dev peertap mode tap", f"addr add {GATEWAY}/30 dev peertap", "link set peertap up"):
         ip(words)
     seed = ",".join(f"{name}={folder / name}" for name in documents)
-    boot = f"kernel={place.image.kernel},initrd={place.image.initrd},kernel_args={place.image.kernel_args}"
+    boot = f"kernel={place.image.kernel},initrd={place.image.initrd},kernel_args={make_kernel_arguments(find_facts(place))}"
     argv = [
         "chroot", root, "virt-install", "--connect", "qemu:///system", "--name", "peer", "--virt-type", "qemu", "--machine", MACHINE,
         "--cpu", EMULATED_CPU, "--memory", MEMORY, "--vcpus", VCPUS, "--import", "--osinfo", "detect=off,require=off",
