@@ -47,6 +47,8 @@ _KEY_LENGTH = 32
 # Everything that starts late is started, and each preloaded container image has run once, so that its pages are warm.
 _SETTLE = """set -e
 ! command -v cloud-init >/dev/null || cloud-init status --wait >/dev/null || true
+# What a fork's first interface and first container would wait for.
+modprobe -a virtio_net veth 2>/dev/null || true
 if command -v dockerd >/dev/null; then
   systemctl start docker.service
   for image in $(docker image ls --format '{{.Repository}}:{{.Tag}}'); do

@@ -14,8 +14,8 @@ METADATA_NAMESPACE = "urn:ktrdr-vm:instance:1"
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 # QEMU 7.2's emulation of its `max` model makes Debian 13's glibc abort (docs/adr/0002). This one is x86-64-v2, which is what
-# current container images are built for, and it boots as fast as qemu64.
-EMULATED_CPU = "Nehalem"
+# current container images are built for, with AES in hardware; it boots as fast as qemu64.
+EMULATED_CPU = "Westmere"
 # Root ports: five for the devices here, the others for what is plugged in later: the NIC of a fork, virtiofs mounts. Always the
 # same number, because a fork must look like its template.
 _SPARE_PORTS = 12
