@@ -40,7 +40,7 @@ _SESSIONS = 8
 _TCP_USER_TIMEOUT_MS = 60_000
 
 _KEX = ("curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
-# A processor of 64 bits takes SHA-512 in two fifths of SHA-256's time, where it has no instructions for either: most of what a large file costs.
+# A 64-bit processor takes SHA-512 in two fifths of SHA-256's time, where it has no instructions for either: much of a large file's cost.
 _MACS = ("hmac-sha2-512-etm@openssh.com", "hmac-sha2-512", "hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")
 
 
