@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -52,19 +53,10 @@ def ssh(instance_id: str, command: tuple[str, ...]) -> None:
 @click.command("exec", context_settings={"ignore_unknown_options": True})
 @instance_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.option("--timeout", type=float, default=3600.0, show_default=True, help="Seconds.")
-def exec_(instance_id: str, command: tuple[str, ...], timeout: float) -> int:
-    """Run COMMAND in INSTANCE_ID with this command's standard input and output, and end with its exit code."""
-    instance = open_instance(instance_id)
-    stdin = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
-    try:
-        done = instance.connect().run(list(command), stdin=stdin, timeout=timeout, environment=instance.environment())
-    finally:
-        instance.close()
-    sys.stdout.buffer.write(done.stdout)
-    sys.stderr.buffer.write(done.stderr)
-    sys.stdout.flush()
-    return done.exit_code
+@click.option("-t", "--tty", is_flag=True, help="With a terminal, for programs that ask for one.")
+def exec_(instance_id: str, command: tuple[str, ...], tty: bool) -> None:
+    """Run COMMAND in INSTANCE_ID, word for word, with this command's standard input and output, and end with its exit code."""
+    _become("ssh", *_options(open_instance(instance_id)), "-tt" if tty else "-T", "--", instance_id, shlex.join(command))
 
 
 @click.command()
@@ -109,15 +101,35 @@ def forward(instance_id: str, port: str) -> None:
 
 @click.command("ssh-config")
 @click.argument("instance_id", required=False, shell_complete=complete_instance)
-def ssh_config(instance_id: str | None) -> None:
+@click.option("--inventory", is_flag=True, help="The same as an inventory of Ansible's.")
+def ssh_config(instance_id: str | None, inventory: bool) -> None:
     """Print a `Host` block for INSTANCE_ID, or for all, so that ssh, scp, rsync and editors find it by its name."""
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
 
-    for name in [instance_id] if instance_id else [journal.instance_id for journal in list_journals(find_home())]:
+    names = [instance_id] if instance_id else [journal.instance_id for journal in list_journals(find_home())]
+    found = {name: open_instance(name).ssh_options() for name in names}
+    if inventory:
+        import yaml
+
+        click.echo(yaml.safe_dump({"all": {"hosts": {name: _make_host(options) for name, options in found.items()}}}, sort_keys=False))
+        return
+    for name, options in found.items():
         click.echo(f"Host {name}")
-        for option, value in open_instance(name).ssh_options().items():
+        for option, value in options.items():
             click.echo(f"    {option} {value}")
+
+
+def _make_host(options: dict[str, str]) -> dict[str, str]:
+    """What Ansible needs to know of a host: it calls OpenSSH, so everything else goes to that as it is."""
+    own = ("HostName", "User", "IdentityFile")
+    rest = [f"-o {shlex.quote(f'{name}={value}')}" for name, value in options.items() if name not in own]
+    return {
+        "ansible_host": options["HostName"],
+        "ansible_user": options["User"],
+        "ansible_ssh_private_key_file": options["IdentityFile"],
+        "ansible_ssh_common_args": " ".join(["-F /dev/null", *rest]),
+    }
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Our runner and ansible-core's own over the same playbooks, task by task. `make agreement` installs ansible-core for it.
+"""Our runner and ansible-core's own over the same playbooks, task by task.
 
 Ours reaches this host through a real sshd on the loopback address; theirs is a local connection. Both get a folder of their own.
 """

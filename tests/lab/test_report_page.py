@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laboratory.browser import HEIGHT, read_first_screen, running_browser
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
@@ -23,8 +23,6 @@ from ktrdr_vm.report.model import Denial, GateResult, Phase, RunReport, Sample, 
 
 TASKS, FAILED_EVERY, OUTPUT = 2000, 100, 25_000
 MOST_BYTES = 5_000_000
-# A hang, and no measure: what it took is said in the test's output.
-HANG_S = 60
 
 
 def make_large_report() -> RunReport:
@@ -65,15 +63,8 @@ def make_large_report() -> RunReport:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    # Root in a container has no user namespaces to make Chromium's own sandbox of; the page is ours and goes nowhere.
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
-    driver.set_page_load_timeout(HANG_S)
-    yield driver
-    driver.quit()
+    with running_browser() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +97,9 @@ def test_it_asks_nobody_and_nothing_is_refused_by_its_own_policy(browser: webdri
 
 
 def test_the_first_screen_says_the_outcome_and_why(browser: webdriver.Chrome) -> None:
-    notice = browser.find_element(By.CSS_SELECTOR, ".notice.bad")
-    assert "task 0" in notice.text and "no answer" in notice.text
-    assert notice.location["y"] < 900 and browser.find_element(By.TAG_NAME, "h1").text.startswith("Failed")
+    first = read_first_screen(browser)
+    assert first.split()[0] == "Failed" and "task 0" in first and "no answer" in first
+    assert browser.find_element(By.CSS_SELECTOR, ".notice.bad").location["y"] < HEIGHT
 
 
 def test_it_filters_by_text_and_state(browser: webdriver.Chrome) -> None:

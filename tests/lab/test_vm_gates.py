@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from laboratory.browser import read_first_screen, running_browser
 from laboratory.command import run
 from laboratory.instances import LabInstance
 from laboratory.lab import Lab
+from selenium import webdriver
 
 from ktrdr_vm.host.paths import PROJECT
+from ktrdr_vm.report.html import render_html
+from ktrdr_vm.report.model import GateResult, RunReport, TaskResult
 
 pytestmark = pytest.mark.vm
 
@@ -41,9 +45,33 @@ def gate(lab: Lab, instance: LabInstance, source: str) -> tuple[int, dict[str, A
     return ended.code, json.loads(ended.stdout)[0]
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    with running_browser() as driver:
+        yield driver
+
+
+def make_report(instance: LabInstance, result: dict[str, Any]) -> RunReport:
+    """The report of a run of which this gate is all."""
+    tasks = tuple(TaskResult(**{**task, "evidence": tuple(tuple(one) for one in task["evidence"])}) for task in result["tasks"])
+    return RunReport(
+        instance.instance_id,
+        "20260101T000000Z-abcd",
+        "startability",
+        "sandbox",
+        "p" * 64,
+        "i" * 64,
+        "failed",
+        1,
+        result["started_at"],
+        result["duration_s"],
+        gates=(GateResult(**{**result, "tasks": tasks, "usage": None}),),
+    )
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_stack_fails_its_own_task(
-    lab: Lab, instance: LabInstance, name: str, record_property: Callable[[str, object], None]
+    lab: Lab, instance: LabInstance, name: str, browser: webdriver.Chrome, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     task, said = BROKEN[name]
     code, made = instance.shell(
@@ -59,6 +87,13 @@ def test_a_broken_stack_fails_its_own_task(
     assert said in json.dumps(failed), failed
     if name == "exiting-service":
         assert said in json.dumps(failed["evidence"]), "the logs of the failing container are in the report"
+    path = tmp_path / "report.html"
+    path.write_text(render_html(make_report(instance, result)), encoding="utf-8")
+    browser.get(path.as_uri())
+    (lab.scratch / "screens").mkdir(exist_ok=True)
+    browser.save_screenshot(str(lab.scratch / "screens" / f"{name}.png"))
+    first = read_first_screen(browser)
+    assert task in first and said in first, "the first screen of the report names the cause"
     # Whatever failed, the stack was taken down again.
     left = instance.shell(
         f"docker ps -aq --filter label=com.docker.compose.project={instance.instance_id}; docker volume ls -q; docker network ls -q --filter type=custom"
