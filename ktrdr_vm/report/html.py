@@ -19,7 +19,7 @@ from markupsafe import Markup
 from ktrdr_vm.report.escape import escape_text
 from ktrdr_vm.report.model import GateResult, RunReport, TaskResult
 from ktrdr_vm.report.plot import render_timeline, render_usage
-from ktrdr_vm.report.summary import describe_denial, describe_tests, describe_verification, format_bytes, format_duration
+from ktrdr_vm.report.summary import describe_denial, describe_tests, describe_verification, find_last_words, format_bytes, format_duration
 
 _SCRIPT = Path(__file__).parent / "templates" / "filter.js"
 _BUDGET = 3 * 1024 * 1024
@@ -66,6 +66,7 @@ def _environment() -> Environment:
         "bytes": format_bytes,
         "denial": describe_denial,
         "tests": describe_tests,
+        "last_words": find_last_words,
         "verification": describe_verification,
     }
     return environment

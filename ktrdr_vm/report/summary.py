@@ -21,6 +21,7 @@ _STYLES: dict[str, Style] = {
 _WIDTH = 56
 _TAIL_LINES = 12
 _MAX_DENIED = 20
+_LAST_WORDS = 3
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,16 @@ def _lines(report: RunReport) -> Iterator[SummaryLine]:
         yield SummaryLine("kept: the instance is still there", "warn")
     elif not report.residue:
         yield SummaryLine("residue: none", "good")
+
+
+def find_last_words(task: TaskResult) -> str:
+    """The last lines of a container that ended or is ill, where the failed task itself says only that it did."""
+    for title, text in task.evidence:
+        lines = [line for line in text.splitlines() if line.strip()]
+        ill = bool(lines) and any(word in lines[0] for word in ("exited", "restarting", "dead", "unhealthy"))
+        if ill and title.startswith("container ") and "last lines:" in lines:
+            return "\n".join(lines[lines.index("last lines:") + 1 :][-_LAST_WORDS:])
+    return ""
 
 
 def describe_tests(file: TestFile) -> str:

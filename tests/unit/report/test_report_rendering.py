@@ -202,6 +202,15 @@ def test_page_says_the_outcome_first_and_needs_nothing_else() -> None:
     assert render_html(make_report()) == text
 
 
+def test_page_begins_with_the_last_words_of_a_container_that_ended() -> None:
+    ended = "state: exited, exit code 3\nlast lines:\none\ntwo\nno queue is configured\nbye"
+    well = "state: running\nlast lines:\nlistening"
+    task = make_task(outcome="failed", message="it did not stay up", evidence=(("container a", well), ("container b", ended)))
+    page = render_html(make_report(gates=(GateResult("g", "failed", "t", 1.0, (task,)),)))
+    head = page[: page.index("<h2")]
+    assert "two\nno queue is configured\nbye</pre>" in head and "one" not in head.split("it did not stay up")[1] and "listening" not in head
+
+
 def test_page_shows_guest_text_as_text() -> None:
     text = render_html(evil_report())
     assert Page(text).tags.count("script") == 1
