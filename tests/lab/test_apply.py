@@ -174,6 +174,10 @@ def test_the_gate_checks_all_seven_points(main_job: MainJob) -> None:
     gate = main_job.gate("startability")
     assert [task["name"] for task in gate["tasks"]] == SEVEN
     assert {task["outcome"] for task in gate["tasks"]} <= {"ok", "changed"}
+    kept = gate["tasks"][-1]["stdout"]
+    for service in ("api", "db", "worker"):
+        assert f"/{main_job.instance_id}-{service}-1 is " in kept and f"{service}-1" in kept, "which image, and what it said"
+    assert kept.count(" sha256:") >= 3 and " | " in kept
 
 
 def test_one_fetch_is_allowed_and_the_denied_ones_are_named(main_job: MainJob) -> None:
