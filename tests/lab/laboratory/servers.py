@@ -45,7 +45,7 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lab server")])
         leaf = build(subject, key.public_key(), x509.SubjectAlternativeName([x509.DNSName(name) for name in names]))
         self.pem = authority.public_bytes(serialization.Encoding.PEM).decode()
-        self._chain = leaf.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        self.chain = leaf.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
@@ -53,7 +53,7 @@ class Authority:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with tempfile.TemporaryDirectory() as scratch:
             chain = Path(scratch, "chain.pem")
-            chain.write_bytes(self._chain)
+            chain.write_bytes(self.chain)
             context.load_cert_chain(chain)
         context.sni_callback = on_name  # type: ignore[assignment]
         return context
