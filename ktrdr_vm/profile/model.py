@@ -121,6 +121,13 @@ class Prepare:
     key: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Telemetry:
+    """What the workload is served for its own telemetry: an OTLP endpoint at the gateway, or nothing."""
+
+    otlp: bool = False
+
+
 Verify = Literal["fresh", "same"]
 """Where the gates judge what a workload left: in a VM that it never touched, or in its own, which is weaker."""
 
@@ -139,6 +146,7 @@ class Profile:
     egress: Egress = field(default_factory=Egress)
     secrets: tuple[Secret, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    telemetry: Telemetry = field(default_factory=Telemetry)
     prepare: Prepare | None = None
     workload: Workload | None = None
     verify: Verify = "fresh"

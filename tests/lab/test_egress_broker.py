@@ -123,7 +123,7 @@ def test_a_providers_client_works_and_never_has_the_key(lab: Lab, provider: Prov
     with open_guest(lab) as guest:
         mark = lab.recorder.mark()
         give(guest)
-        url = guest.plan.base_urls(guest.gateway)
+        url = guest.plan.gateway_variables(guest.gateway)
         assert url == {"API_URL": f"http://{guest.gateway}:{PORT}"}
         body = '{"model":"m"}'
         answer = ask(guest, "/v1/messages?beta=true", "POST", f"Content-Length: {len(body)}", body=body)

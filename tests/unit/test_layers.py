@@ -45,6 +45,7 @@ FLOORS = {
     "report": 6,
     "egress": 5,
     "escalation": 4.5,
+    "telemetry": 4.5,
     "images": 5,
     "guest": 5,
     "host": 4,
