@@ -243,7 +243,7 @@ def test_a_flood_is_bounded_and_holds_up_nobody(lab: Lab, collector: LabCollecto
         assert 429 in answers and answers[0] == 200
 
 
-@pytest.mark.parametrize("mood", ["hangs", "unavailable", "down"])
+@pytest.mark.parametrize("mood", ["hangs", "unavailable", pytest.param("down", marks=pytest.mark.full)])
 def test_a_collector_that_does_not_take_it_costs_only_telemetry(lab: Lab, mood: str) -> None:
     """A bounded queue, then 503; what is given up is counted; when the collector is there again, so is the rest."""
     with LabCollector() as collector, open_guest(lab, egress={"allow": [{"host": "allowed.test.lab"}]}) as guest:

@@ -17,6 +17,7 @@ FLOORS = {
     "verification": 10,
     "first_lines": 9,
     "recorder": 9,
+    "tracing": 9,
     "reproduce": 9,
     "overview": 9,
     "converge": 8,

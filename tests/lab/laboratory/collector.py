@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.message import Message
 from typing import Any, Literal
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -29,7 +30,7 @@ class Received:
     """One request, as it came."""
 
     path: str
-    headers: dict[str, str]
+    headers: Message
     message: Any
 
     @property
@@ -65,7 +66,7 @@ class LabCollector:
                 while owner.mood == "hangs":
                     time.sleep(0.1)
                 if owner.mood in ("well", "redirects"):
-                    owner.received.append(Received(self.path, dict(self.headers.items()), _KINDS[self.path].FromString(body)))
+                    owner.received.append(Received(self.path, self.headers, _KINDS[self.path].FromString(body)))
                 self.send_response(_STATUS[owner.mood])
                 if owner.mood == "redirects":
                     self.send_header("Location", "http://127.0.0.1:2222/elsewhere")
