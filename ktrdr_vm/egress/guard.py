@@ -280,7 +280,7 @@ class Guard:
             return {"pid": os.getpid(), "resolver": self.resolver.pid, "proxy": self.proxy.pid if self.proxy else 0} | (self.telemetry.pids)
         if request["op"] == "flush":
             self._look()
-            self.telemetry.write()
+            self.telemetry.write(0.2)
             return {"ok": True}
         operations = self.granting.operations | self.brokers.operations | self.telemetry.operations | {"judge": self.judge.judge}
         if request["op"] in operations:

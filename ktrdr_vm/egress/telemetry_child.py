@@ -1,7 +1,7 @@
 """`python -m ktrdr_vm.egress.telemetry_child DIRECTORY relay|sender CHANNEL PIPE [LISTENER]`: one of telemetry's two processes.
 
 It imports and reads what it needs, gives up every privilege, and only then touches a byte. The first packet of the channel is its
-configuration, each later one another run; once a second it sends what it has counted.
+configuration, each later one another run, or nothing new; then and once a second it sends what it has counted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import ssl
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import Any, get_args
 
 from ktrdr_vm.egress.children import drop_privileges
@@ -78,6 +79,11 @@ def _make_sender(config: dict[str, Any], stamp: Stamp) -> Sender:
 def _watch(channel: socket.socket, one: Relay | Sender) -> None:
     """Beside the work: hear of another run, and tell what was counted. Without the guard, or without each other, there is nothing to do."""
 
+    def tell(more: dict[str, int]) -> None:
+        if counts := one.tally.take() | more:
+            with contextlib.suppress(OSError):
+                channel.send(json.dumps(counts).encode())
+
     def run() -> None:
         channel.settimeout(1.0)
         told = time.monotonic()
@@ -86,11 +92,11 @@ def _watch(channel: socket.socket, one: Relay | Sender) -> None:
                 packet = channel.recv(65536)
                 if not packet:
                     break
-                one.stamp = Stamp(one.stamp.instance_id, one.stamp.environment, json.loads(packet)["run_id"])
-            if time.monotonic() - told >= 1.0 and (counts := one.tally.take()):
+                one.stamp = replace(one.stamp, **json.loads(packet))
+                tell({"told": 1})
+            if time.monotonic() - told >= 1.0:
                 told = time.monotonic()
-                with contextlib.suppress(OSError):
-                    channel.send(json.dumps(counts).encode())
+                tell({})
         os._exit(1)
 
     threading.Thread(target=run, daemon=True).start()

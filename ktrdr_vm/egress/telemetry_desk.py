@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import subprocess
 import sys
@@ -39,8 +40,8 @@ class Telemetry:
     def look(self) -> None:
         """Hear what was counted, start what has ended."""
 
-    def write(self) -> None:
-        """Write down what was counted since the last time."""
+    def write(self, asked: float = 0) -> None:
+        """Write down what was counted since the last time; with `asked` what was counted until now, waiting so many seconds for it."""
 
     def end(self) -> None:
         """End the children."""
@@ -81,8 +82,12 @@ class TelemetryDesk(Telemetry):
     def _begin_run(self, request: _Reply) -> _Reply:
         """Another run of the same instance: what arrives from now on is its."""
         self._config["run_id"] = str(request["run_id"])[:100]
-        for channel in self._channels.values():
-            channel.send(json.dumps({"run_id": self._config["run_id"]}).encode())
+        try:
+            for channel in self._channels.values():
+                channel.send(json.dumps({"run_id": self._config["run_id"]}).encode())
+        except OSError:
+            # One that does not hear it must not go on with the earlier run; those that follow know the new one.
+            self.end()
         return {"ok": True}
 
     def look(self) -> None:
@@ -123,17 +128,23 @@ class TelemetryDesk(Telemetry):
                 new_session=False,
             )
 
-    def _hear(self) -> None:
+    def _hear(self, asked: float = 0) -> None:
+        """What they have said; with `asked` wait so many seconds for each to say it now."""
         for channel in self._channels.values():
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                while packet := channel.recv(65536):
-                    for name, count in json.loads(packet).items():
+                if asked:
+                    channel.send(b"{}")
+                while (not asked or select.select([channel], [], [], asked)[0]) and (packet := channel.recv(65536)):
+                    said = json.loads(packet)
+                    for name, count in said.items():
                         # The relay reads the guest's bytes; nothing that it says is believed beyond its range.
                         if name in COUNTS and isinstance(count, int) and 0 < count < 2**40:
                             self._counts[name] = self._counts.get(name, 0) + count
+                    if asked and "told" in said:
+                        break
 
-    def write(self) -> None:
-        self._hear()
+    def write(self, asked: float = 0) -> None:
+        self._hear(asked)
         self._written = self._clock()
         if self._counts:
             counts, self._counts = self._counts, {}
