@@ -92,9 +92,8 @@ class Guard:
             changed=lambda: self.resolver.grants_changed(),
             kill_proxy=self._kill_proxy,
         )
-        self.resolver = ResolverLink(
-            self.resolver_config, (self.udp, self.tcp), int(self.config["resolver_uid"]), self.sets, self.granting, self.ledger
-        )
+        uid, listeners = int(self.config["resolver_uid"]), (self.udp, self.tcp)
+        self.resolver = ResolverLink(directory, self.resolver_config, listeners, uid, self.sets, self.granting, self.ledger)
         self.judge = Judge(self.config["table"], gateway, self.sets, proxy, self.granting)
         self.proxy_log = ProxyLog(self.ledger, self.sets, self.granting, proxy)
         self._take_up_elements()
@@ -166,6 +165,7 @@ class Guard:
             return None
         user, group = self.config["owner"]
         return EscalationDesk(
+            self.directory,
             EscalationStore(Path(self.config["escalations"]), self.config["instance_id"]),
             bind_early(socket.SOCK_STREAM, self.config["gateway"], INBOX_PORT),
             int(self.config["resolver_uid"]),

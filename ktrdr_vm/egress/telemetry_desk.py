@@ -10,16 +10,14 @@ import json
 import select
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.children import bind_early
+from ktrdr_vm.egress.children import bind_early, start_program
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import read_journal
 from ktrdr_vm.plan.facts import OTLP_PORT
 
@@ -119,14 +117,8 @@ class TelemetryDesk(Telemetry):
             self._channels[role] = ours
             ours.setblocking(False)
             ours.send(json.dumps(self._config).encode())
-            self._children[role] = process.start(
-                [sys.executable, "-P", "-s", "-m", "ktrdr_vm.egress.telemetry_child", self._directory, role, *map(str, descriptors)],
-                cwd=Path("/"),
-                environment={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PYTHONDONTWRITEBYTECODE": "1"},
-                pass_fds=descriptors,
-                stderr=2,
-                new_session=False,
-            )
+            words = [self._directory, role, *map(str, descriptors)]
+            self._children[role] = start_program("ktrdr_vm.egress.telemetry_child", words, descriptors)
 
     def _hear(self, asked: float = 0) -> None:
         """What they have said; with `asked` wait so many seconds for each to say it now."""

@@ -198,5 +198,5 @@ def find_guards(directory: Path) -> list[int]:
 
 
 def _is_guard(words: list[bytes]) -> bool:
-    ours = {b"ktrdr_vm.egress.guard", b"ktrdr_vm.egress.telemetry_child"}
+    ours = {b"ktrdr_vm.egress.guard", b"ktrdr_vm.egress.child", b"ktrdr_vm.egress.telemetry_child"}
     return bool(ours & set(words)) or words[0].endswith(b"haproxy")
