@@ -171,6 +171,8 @@ def _check_variables(data: dict[str, Any], document: Document) -> list[Problem]:
             problems.append(document.problem(("secrets", index, "broker", "base_url_env"), f"{variable} stands twice"))
         if variable:
             variables.add(variable)
+        if broker.get("docker_mirror") and broker.get("base_path", "/") != "/":
+            problems.append(document.problem(("secrets", index, "broker", "base_path"), "Docker takes a mirror at / only"))
         if gate and gate not in data.get("gates", []):
             problems.append(document.problem(("secrets", index, "broker", "after"), f"{gate} is none of the profile's gates"))
     return problems
@@ -252,4 +254,5 @@ def _broker(data: dict[str, Any]) -> Broker:
         methods=tuple(sorted(set(data.get("methods", ("GET", "HEAD"))))),
         paths=tuple(sorted(set(data.get("paths", ("/",))))),
         after=data.get("after", ""),
+        docker_mirror=data.get("docker_mirror", False),
     )

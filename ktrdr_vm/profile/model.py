@@ -88,6 +88,8 @@ class Broker:
     paths: tuple[str, ...] = ("/",)
     after: str = ""
     """The gate that must have passed before any request goes out."""
+    docker_mirror: bool = False
+    """Does the guest's Docker ask here first for what it would pull from its usual registry?"""
 
 
 @dataclass(frozen=True)

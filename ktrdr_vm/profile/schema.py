@@ -59,6 +59,7 @@ _BROKER: Schema = {
         "methods": {"type": "list", "minlength": 1, "maxlength": 7, "allowed": list(scalars.METHODS), "schema": {"type": "string"}},
         "paths": {"type": "list", "minlength": 1, "maxlength": 20, "schema": _text(scalars.parse_url_prefix)},
         "after": _text(scalars.parse_gate),
+        "docker_mirror": {"type": "boolean"},
     },
 }
 _COMMAND: Schema = {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string", "minlength": 1}}

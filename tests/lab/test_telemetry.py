@@ -354,8 +354,8 @@ def test_children_that_end_are_started_again_and_the_guard_lives(lab: Lab, colle
         wait_until(lambda: [one["ktrdr.run_id"] for one in collector.resources()][-1:] == [["run-9"]], "the run is still known", 30)
 
 
-def test_without_its_line_the_stamp_is_not_true(lab: Lab, collector: LabCollector) -> None:
-    """The guard that is told nothing of a run stamps none: the identity comes from there, and not from the guest."""
+def test_a_guard_that_knows_of_no_run_stamps_none(lab: Lab, collector: LabCollector) -> None:
+    """The identity comes from there, and never from the guest."""
     with open_guest(lab) as guest:
         assert send(guest, spans(resource={"ktrdr.run_id": "mine"}).SerializeToString())[0] == 200
         wait_until(lambda: collector.received, "it arrives", 30)

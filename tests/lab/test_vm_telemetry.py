@@ -1,10 +1,15 @@
-"""One real run: a service in a container with OpenTelemetry's SDK, a collector of the owner's, and a credential that waits for a gate.
+"""One real run: a service in a container with OpenTelemetry's SDK, a collector of the owner's, a credential that waits for a gate, and
+a mirror that Docker is served with another.
 
 The SDK is this project's own, packed and copied in: the guest's network is closed. The image's base container carries Python.
 """
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
+import http.server
 import importlib.util
 import json
 import tarfile
@@ -26,6 +31,7 @@ from ktrdr_vm.plan import brokers
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image", "libvirt")]
 
+MIRROR = "other.test.lab"
 TOKEN, KEY = "owners-token-4Kd8", "sk-lab-Jw3Tq81Zr6"
 PROFILE = f"""\
 version: 1
@@ -37,6 +43,14 @@ secrets:
   - name: model-key
     source: {{env: KTRDR_LAB_KEY}}
     broker: {{host: {HOST}, header: "x-api-key: {{{{ secret }}}}", base_url_env: MODEL_URL, paths: ["/v1/"], after: startability}}
+  - name: mirror-password
+    source: {{env: KTRDR_LAB_KEY}}
+    broker:
+      host: {MIRROR}
+      header: "Authorization: Basic {{{{ ('reader:' ~ secret) | b64encode }}}}"
+      base_url_env: MIRROR_URL
+      paths: ["/v2/"]
+      docker_mirror: true
 gates: [startability, ./gates/after.yaml]
 workload:
   command: [sh, -c, 'curl -s -m 90 -o /dev/null -w "workload %{{http_code}}\\n" "$MODEL_URL/v1/workload" && sh /srv/observed.sh']
@@ -66,6 +80,8 @@ AFTER = """\
       ansible.builtin.shell: {cmd: 'curl -s -m 90 -o /dev/null -w "%{http_code}" "$MODEL_URL/v1/late"'}
       register: late
       failed_when: late.stdout != "200"
+    - name: Docker pulls from the mirror
+      ansible.builtin.command: {cmd: docker pull -q tiny:latest}
     - name: a gate sends telemetry as well, by hand and in JSON
       ansible.builtin.shell:
         cmd: >-
@@ -91,6 +107,43 @@ def pack_sdk(target: Path) -> None:
             sites.add(place.parent)
         for facts in sorted(path for site in sites for path in site.glob("opentelemetry*.dist-info")):
             archive.add(facts, facts.name)
+
+
+class Registry:
+    """A registry with one image of one empty layer, for who knows the password."""
+
+    def __init__(self) -> None:
+        layer = gzip.compress(bytes(1024))
+        made = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": [_digest(bytes(1024))]}}
+        configuration = json.dumps(made).encode()
+        image = "application/vnd.oci.image"
+        parts = ((configuration, f"{image}.config.v1+json"), (layer, f"{image}.layer.v1.tar+gzip"))
+        described = [{"mediaType": kind, "digest": _digest(content), "size": len(content)} for content, kind in parts]
+        self._kind = "application/vnd.oci.image.manifest.v1+json"
+        manifest = json.dumps({"schemaVersion": 2, "mediaType": self._kind, "config": described[0], "layers": described[1:]}).encode()
+        self._content = {"/v2/": b"{}", "/v2/library/tiny/manifests/latest": manifest}
+        self._content[f"/v2/library/tiny/manifests/{_digest(manifest)}"] = manifest
+        self._content |= {f"/v2/library/tiny/blobs/{_digest(content)}": content for content, _ in parts}
+        self.seen: list[tuple[str, str]] = []
+
+    def __call__(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        credential = request.headers.get("Authorization", "")
+        path = request.path.partition("?")[0]
+        self.seen.append((path, credential))
+        known = credential == "Basic " + base64.b64encode(f"reader:{KEY}".encode()).decode()
+        content = self._content.get(path) if known else None
+        request.send_response(200 if content is not None else 404 if known else 401)
+        request.send_header("Content-Type", self._kind if "/manifests/" in path else "application/octet-stream")
+        if content is not None:
+            request.send_header("Docker-Content-Digest", _digest(content))
+        request.send_header("Content-Length", str(len(content or b"")))
+        request.end_headers()
+        if request.command != "HEAD":
+            request.wfile.write(content or b"")
+
+
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 @pytest.fixture
@@ -124,12 +177,13 @@ def test_what_a_container_emits_arrives_with_the_runs_identity_and_a_credential_
     (workspace / "playbooks" / "emit.py").write_bytes((PROJECT / "tests" / "lab" / "emit.py").read_bytes())
     (workspace / "playbooks" / "observed.sh").write_text(OBSERVED)
     provider = APPLICATIONS[HOST] = Provider()
+    registry = APPLICATIONS[MIRROR] = Registry()
     instance_id = lab.new_id("observed")
     with LabCollector() as collector:
         try:
             report = apply(workspace / "observed.yaml", workspace=workspace, instance_id=instance_id)
         finally:
-            del APPLICATIONS[HOST]
+            del APPLICATIONS[HOST], APPLICATIONS[MIRROR]
     run = lab.home.run(instance_id, report.run_id)
     shown = json.dumps([report.message, report.workload and report.workload.stdout, [gate.message for gate in report.gates]])
     assert report.outcome == "passed", shown
@@ -162,12 +216,19 @@ def test_what_a_container_emits_arrives_with_the_runs_identity_and_a_credential_
     assert [one.target for one in provider.seen] == ["/v1/workload", "/v1/late"]
     assert all(one.values("x-api-key") == [KEY] for one in provider.seen)
     rows = [json.loads(line) for line in (run / "egress.jsonl").read_text().splitlines()]
-    told = [(row["verdict"], row["path"], row["status"]) for row in rows if row["kind"] == "broker" and "path" in row]
+    told = [
+        (row["verdict"], row["path"], row["status"])
+        for row in rows
+        if row["kind"] == "broker" and row.get("rule") == "model-key" and "path" in row
+    ]
     assert told == [("deny", "/v1/early", 403), ("allow", "/v1/workload", 200), ("allow", "/v1/late", 200)]
     counted = {
         name: sum(row.get(name, 0) for row in rows if row["kind"] == "telemetry") for name in ("accepted", "sent", "dropped", "claims")
     }
     assert counted["accepted"] == 4 and counted["dropped"] == 0 and counted["claims"] >= 12, counted
+    # Docker in the guest pulled through the mirror, with a password that it never had.
+    assert {path for path, _ in registry.seen} >= {"/v2/library/tiny/manifests/latest"}
+    assert {credential[:6] for _, credential in registry.seen} == {"Basic "}
     # Neither credential is in anything that the run left.
     for path in [path for path in run.rglob("*") if path.is_file()]:
         content = path.read_bytes()

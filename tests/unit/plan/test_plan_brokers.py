@@ -56,6 +56,7 @@ def test_a_brokered_secret_is_not_delivered() -> None:
         ({"header": "x: a\nb: {{ secret }}"}, "with {{ secret }} once"),
         ({"header": "Host: {{ secret }}"}, "a credential does not stand there"),
         ({"header": "Transfer-Encoding: {{ secret }}"}, "a credential does not stand there"),
+        ({"docker_mirror": True, "base_path": "/v2/"}, "a mirror at / only"),
         ({"methods": ["TRACE"]}, "methods"),
         ({"methods": ["CONNECT"]}, "methods"),
         ({"methods": []}, "methods"),
