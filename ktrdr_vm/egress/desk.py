@@ -70,7 +70,7 @@ class EscalationDesk:
             if suppressed := int(request.get("suppressed", 0)):
                 self._ledger.write("escalation", "deny", rule="suppressed", count=suppressed)
             reply = answer_request(self.store, request, self._arrived)
-        except (KtrdrError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KtrdrError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             reply = {"error": str(error)[:1000]}
         try:
             self.channel.send(json.dumps(reply).encode())

@@ -90,7 +90,7 @@ class ResolverLink:
             name, addresses, ttl = message["allow"]
             accepted = self._sets.allow(str(name), [str(address) for address in addresses], int(ttl))
             self.channel.send(json.dumps({"number": int(message["number"]), "accepted": accepted}).encode())
-        except (ValueError, KeyError, TypeError, KtrdrError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, KtrdrError, OSError) as error:
             self._ledger.write("guard", "note", message=f"the resolver's request was refused: {type(error).__name__}: {error}"[:300])
             with contextlib.suppress(Exception):
                 # Refused, and not silent: the guest's question is answered without an address.

@@ -26,6 +26,7 @@ WRITE_EVERY = 30.0
 START_EVERY = 5.0
 # What a child may count, and so what a line of the ledger can have.
 COUNTS = ("accepted", "refused", "refused_rate", "refused_queue", "claims", "sent", "dropped", "bytes_out")
+_MOST_AT_ONCE = 32
 _Reply = dict[str, Any]
 
 
@@ -121,15 +122,19 @@ class TelemetryDesk(Telemetry):
             self._children[role] = start_program("ktrdr_vm.egress.telemetry_child", words, descriptors)
 
     def _hear(self, asked: float = 0) -> None:
-        """What they have said; with `asked` wait so many seconds for each to say it now."""
+        """What they have said; with `asked` wait so many seconds for each to say it now.
+
+        The relay reads the guest's bytes: what it says is bounded in number and time, and not believed beyond its range.
+        """
         for channel in self._channels.values():
-            with contextlib.suppress(OSError, ValueError, AttributeError):
+            end = self._clock() + asked
+            with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
                 if asked:
                     channel.send(b"{}")
-                while (not asked or select.select([channel], [], [], asked)[0]) and (packet := channel.recv(65536)):
-                    said = json.loads(packet)
+                for _ in range(_MOST_AT_ONCE):
+                    select.select([channel], [], [], max(0.0, end - self._clock()))
+                    said = json.loads(channel.recv(65536))
                     for name, count in said.items():
-                        # The relay reads the guest's bytes; nothing that it says is believed beyond its range.
                         if name in COUNTS and isinstance(count, int) and 0 < count < 2**40:
                             self._counts[name] = self._counts.get(name, 0) + count
                     if asked and "told" in said:
