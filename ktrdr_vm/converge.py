@@ -42,6 +42,7 @@ def find_changes(before: Plan, after: Plan) -> tuple[Change, ...]:
         ("egress", [str(rule) for rule in before.rules], [str(rule) for rule in after.rules], "live"),
         ("secrets", plain(old.secrets), plain(new.secrets), "live"),
         ("environment", plain(old.environment), plain(new.environment), "live"),
+        ("telemetry", _describe(before), _describe(after), "live"),
         ("ttl", old.ttl, new.ttl, "live"),
     )
     return tuple(Change(name, _show(was), _show(now), how) for name, was, now, how in parts if was != now)
@@ -69,6 +70,10 @@ def render_difference(before: Plan, after: Plan) -> str:
     """The profiles as a patch; empty when they are the same."""
     was, now = (canonical_json(plain(one.profile) | {"rules": [str(rule) for rule in one.rules]}).splitlines() for one in (before, after))
     return "\n".join(difflib.unified_diff(was, now, "the instance", "the profile", lineterm="", n=1))
+
+
+def _describe(plan: Plan) -> str:
+    return f"OTLP to {plan.collector.url}" if plan.collector else "none"
 
 
 def _show(value: object) -> str:

@@ -5,11 +5,12 @@ Needs neither root nor a running libvirt, and creates nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from ktrdr_vm.errors import DocumentError, UsageError
+from ktrdr_vm.errors import DocumentError, HostError, UsageError
 from ktrdr_vm.guest.workspace import Repository, find_repository
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
@@ -21,6 +22,7 @@ from ktrdr_vm.images.recipe import Recipe, load_recipe
 from ktrdr_vm.plan.facts import Facts, ImageFacts
 from ktrdr_vm.plan.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.load import HINT, LoadedProfile, build_profile, load_profile
 from ktrdr_vm.profile.model import EgressRule, ImageRef, Profile
 from ktrdr_vm.profile.policy import POLICY_PATH, OwnerPolicy, check_policy
@@ -94,6 +96,7 @@ def gather_profile(
         playbooks=_digest(playbooks),
         presets=_presets(profile),
         owner_reserved=tuple(sorted(policy.reserved)),
+        collector=_find_collector(profile, policy),
     )
     return Gathered(loaded, policy, Plan(profile, facts, identity, loaded.data), accelerator, repository, recipe, playbooks)
 
@@ -195,6 +198,16 @@ def _presets(profile: Profile) -> tuple[tuple[str, tuple[EgressRule, ...]], ...]
         reason = f"preset {preset}"
         rules.append((preset, tuple(EgressRule(host=host, ports=(port,), preset=preset, reason=reason) for host, port in sources)))
     return tuple(rules)
+
+
+def _find_collector(profile: Profile, policy: OwnerPolicy) -> Collector | None:
+    if not profile.telemetry.otlp:
+        return None
+    if importlib.util.find_spec("opentelemetry") is None or importlib.util.find_spec("opentelemetry.proto") is None:
+        raise HostError(
+            "telemetry needs the packages of OpenTelemetry", where="telemetry", hint="install this program as ktrdr-vm[telemetry]"
+        )
+    return policy.collector
 
 
 def _has_cpu_controller() -> bool:

@@ -238,8 +238,8 @@ class Instance:
         """What every process of the instance finds in its environment."""
         journal = self.require_journal()
         plan = plan_from_json(journal.plan)
-        urls = plan.base_urls(read_allocation(self.paths, journal).gateway) if plan.routes else {}
-        return make_environment(self.identity, plan.profile.mode, {**dict(plan.profile.environment), **urls})
+        served = plan.gateway_variables(read_allocation(self.paths, journal).gateway) if plan.served else {}
+        return make_environment(self.identity, plan.profile.mode, {**dict(plan.profile.environment), **served})
 
     @property
     def plan(self) -> Plan:

@@ -30,6 +30,12 @@ class Metrics:
         self.disk = self._gauge("instance_disk_bytes", "What the instance takes of the host's disk", *_IDENTITY)
         self.egress = self._gauge("egress_decisions", "Decisions that the ledger holds", *_IDENTITY, "verdict")
         self.egress_bytes = self._gauge("egress_bytes", "Bytes of the ended flows that the ledger holds", *_IDENTITY, "direction")
+        self.telemetry = self._gauge(
+            "telemetry_records",
+            "Records of the workload's telemetry by what became of them, as far as the ledger holds",
+            *_IDENTITY,
+            "fate",
+        )
         self.escalations = self._gauge("escalations", "Escalations by state", *_IDENTITY, "state")
         self.run_outcome = self._gauge("run_outcome", "1 for the outcome of the newest run", *_IDENTITY, "outcome")
         self.run_seconds = self._gauge("run_duration_seconds", "How long the newest run took", *_IDENTITY)
@@ -66,6 +72,9 @@ def _add_instance(metrics: Metrics, home: Home, found: Found) -> None:
     for row in _read_ledger(paths.ledger):
         if row.get("verdict") in ("allow", "deny"):
             metrics.egress.labels(*identity, str(row["verdict"])).inc(int(str(row.get("count", 1))))
+        if row.get("kind") == "telemetry":
+            for fate in ("accepted", "sent", "dropped"):
+                metrics.telemetry.labels(*identity, fate).inc(int(str(row.get(fate, 0))))
         for direction in ("in", "out"):
             metrics.egress_bytes.labels(*identity, direction).inc(int(str(row.get(f"bytes_{direction}", 0))))
 

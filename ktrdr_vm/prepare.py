@@ -46,7 +46,7 @@ REBASE_LIMIT = 1800.0
 Note = Callable[[str], None]
 
 # Of the profile, what preparing must not have or does not need.
-_LEFT_OUT = ("secrets", "mounts", "prepare", "workload", "gates", "artifacts", "environment", "verify")
+_LEFT_OUT = ("secrets", "mounts", "prepare", "workload", "gates", "artifacts", "environment", "telemetry", "verify")
 
 # The workspace goes: each sandbox gets its own. What Docker and the package clients have kept stays.
 _TIDY = """set -eu

@@ -6,6 +6,7 @@ A run is one call, one report and one directory. It assumes no terminal and says
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from ktrdr_vm.resources.secret import read_source
 from ktrdr_vm.stage import Stage
 from ktrdr_vm.stop import Stop, write_stop
 from ktrdr_vm.suspension import suspend
+from ktrdr_vm.tracing import report_run
 from ktrdr_vm.verification import choose_mode, make_fresh, sum_up
 
 KEPT_RUNS = 20
@@ -91,7 +93,20 @@ class Run:
                     where="ktrdr-vm apply",
                     hint="choose another --instance-id, or `ktrdr-vm destroy` it first",
                 )
-            return self._execute_locked(playbooks)
+            report = self._execute_locked(playbooks)
+        self._tell(report)
+        return report
+
+    def _tell(self, report: RunReport) -> None:
+        """The owner's or the person's collector hears of it, where there is one. The instance is free already, and the outcome stands."""
+        identity = {
+            "service.namespace": report.instance_id,
+            "ktrdr.instance_id": report.instance_id,
+            "ktrdr.environment": report.mode,
+            "ktrdr.run_id": report.run_id,
+        }
+        run = self._home.run(report.instance_id, report.run_id)
+        report_run(run, identity, os.environ, self._gathered.policy, self._listener.note)
 
     def _add_stage(self, gathered: Gathered, name: StageName) -> Stage:
         """One more VM of this run, its instance locked."""

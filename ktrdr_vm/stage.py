@@ -122,6 +122,9 @@ class Stage:
                 run_id=self._run_id,
                 notify=recorder.hear_resource,
             )
+            if plan.collector is not None:
+                # An instance that stays has had other runs.
+                ask_guard(instance.paths.guard, "run_began", run_id=self._run_id)
         self.sampler.start()
         with self._phase("boot", recorder):
             guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])

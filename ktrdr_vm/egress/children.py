@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ktrdr_vm.egress.control import short_name
 from ktrdr_vm.host import process
@@ -86,6 +89,34 @@ def start_child(
     theirs.close()
     ours.setblocking(False)
     return pid, ours
+
+
+def start_program(module: str, words: Sequence[str], descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+    """A module of this program as a process of its own: it inherits these descriptors, and nothing of our memory."""
+    return process.start(
+        [sys.executable, "-P", "-s", "-m", module, *words],
+        cwd=Path("/"),
+        environment={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PYTHONDONTWRITEBYTECODE": "1"},
+        pass_fds=descriptors,
+        stderr=2,
+        new_session=False,
+    )
+
+
+def start_anew(
+    directory: Path, role: str, config: Mapping[str, Any], listeners: tuple[socket.socket, ...], uid: int
+) -> tuple[int, socket.socket]:
+    """As `start_child`, for one that has ended: a fork would have what the guard has got to know since, credentials too."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, os.fdopen(os.memfd_create("config"), "w+b") as file:
+        file.write(json.dumps(config).encode())
+        file.seek(0)
+        descriptors = [theirs.fileno(), file.fileno(), *(one.fileno() for one in listeners)]
+        started = start_program("ktrdr_vm.egress.child", [str(directory), role, str(uid), *map(str, descriptors)], descriptors)
+    # The guard waits for it by its pid, as for a fork.
+    started.returncode = 0
+    ours.setblocking(False)
+    return started.pid, ours
 
 
 def start_proxy(configuration: Path, listeners: Mapping[str, socket.socket], uid: int) -> subprocess.Popen[bytes]:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from ktrdr_vm.egress.children import start_child
+from ktrdr_vm.egress.children import start_anew, start_child
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.errors import KtrdrError
@@ -28,11 +28,19 @@ class EscalationDesk:
     """One for a guard whose instance has somebody who can ask."""
 
     def __init__(
-        self, store: EscalationStore, listener: socket.socket, uid: int, owner: tuple[int, int], ledger: Ledger, granting: Granting
+        self,
+        directory: Path,
+        store: EscalationStore,
+        listener: socket.socket,
+        uid: int,
+        owner: tuple[int, int],
+        ledger: Ledger,
+        granting: Granting,
     ) -> None:
         self.store = store
         self.pid = 0
         self.channel: socket.socket | None = None
+        self._directory = directory
         self._listener = listener
         self._uid = uid
         self._owner = owner
@@ -42,6 +50,9 @@ class EscalationDesk:
 
     def start(self) -> socket.socket:
         """The inbox, as a child without privilege; the channel on which it asks."""
+        if self.pid:
+            self.pid, self.channel = start_anew(self._directory, "inbox", {}, (self._listener,), self._uid)
+            return self.channel
         self.pid, self.channel = start_child("inbox", lambda channel: run_inbox(self._listener, channel), (self._listener,), self._uid)
         return self.channel
 
@@ -59,7 +70,7 @@ class EscalationDesk:
             if suppressed := int(request.get("suppressed", 0)):
                 self._ledger.write("escalation", "deny", rule="suppressed", count=suppressed)
             reply = answer_request(self.store, request, self._arrived)
-        except (KtrdrError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KtrdrError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             reply = {"error": str(error)[:1000]}
         try:
             self.channel.send(json.dumps(reply).encode())

@@ -4,6 +4,7 @@
     ├── resolver (own user, no privilege): reads the guest's DNS
     ├── haproxy  (own user, no privilege): reads the guest's HTTP and TLS
     ├── inbox    (own user, no privilege): reads the guest's escalations, where somebody can ask
+    ├── relay, sender (own users, no privilege): read the guest's telemetry, and take it to the owner's collector, where there is one
     └── nft monitor: says at once when another program touches the firewall
 
 It is a process of its own because it must outlive the command that made the instance. It holds a lock while it lives; that lock,
@@ -40,6 +41,7 @@ from ktrdr_vm.egress.proxy_log import ProxyLog
 from ktrdr_vm.egress.resolver_link import ResolverLink
 from ktrdr_vm.egress.rules import rules_from_json
 from ktrdr_vm.egress.sets import AllowSets
+from ktrdr_vm.egress.telemetry_desk import open_telemetry
 from ktrdr_vm.egress.watch import TableWatch
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.escalation.store import EscalationStore
@@ -90,14 +92,14 @@ class Guard:
             changed=lambda: self.resolver.grants_changed(),
             kill_proxy=self._kill_proxy,
         )
-        self.resolver = ResolverLink(
-            self.resolver_config, (self.udp, self.tcp), int(self.config["resolver_uid"]), self.sets, self.granting, self.ledger
-        )
+        uid, listeners = int(self.config["resolver_uid"]), (self.udp, self.tcp)
+        self.resolver = ResolverLink(directory, self.resolver_config, listeners, uid, self.sets, self.granting, self.ledger)
         self.judge = Judge(self.config["table"], gateway, self.sets, proxy, self.granting)
         self.proxy_log = ProxyLog(self.ledger, self.sets, self.granting, proxy)
         self._take_up_elements()
         self.granting.start()
         self.desk = self._open_desk()
+        self.telemetry = open_telemetry(self.config, self.ledger)
 
     def run(self) -> None:
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -111,6 +113,7 @@ class Guard:
         self._start_proxy()
         self._start_monitor()
         self._start_desk()
+        self.telemetry.look()
         self.ledger.write("guard", "note", message="started")
         next_poll = time.monotonic() + POLL
         while self.running:
@@ -162,6 +165,7 @@ class Guard:
             return None
         user, group = self.config["owner"]
         return EscalationDesk(
+            self.directory,
             EscalationStore(Path(self.config["escalations"]), self.config["instance_id"]),
             bind_early(socket.SOCK_STREAM, self.config["gateway"], INBOX_PORT),
             int(self.config["resolver_uid"]),
@@ -219,6 +223,7 @@ class Guard:
 
     def _end_children(self) -> None:
         desk = self.desk.pid if self.desk is not None else 0
+        self.telemetry.end()
         children = (self.resolver.pid, self.proxy.pid if self.proxy else 0, self.monitor.pid if self.monitor else 0, desk)
         for pid in filter(None, children):
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
@@ -251,6 +256,7 @@ class Guard:
         self.watch.look()
         self.resolver.tell()
         self.brokers.tell()
+        self.telemetry.look()
 
     # -- what the commands ask --------------------------------------------------------------------------------------
 
@@ -271,11 +277,12 @@ class Guard:
     def _answer_control(self, request: dict[str, Any]) -> dict[str, Any]:
         self.granting.end_due()
         if request["op"] == "status":
-            return {"pid": os.getpid(), "resolver": self.resolver.pid, "proxy": self.proxy.pid if self.proxy else 0}
+            return {"pid": os.getpid(), "resolver": self.resolver.pid, "proxy": self.proxy.pid if self.proxy else 0} | (self.telemetry.pids)
         if request["op"] == "flush":
             self._look()
+            self.telemetry.write(0.2)
             return {"ok": True}
-        operations = {**self.granting.operations, **self.brokers.operations, "judge": self.judge.judge}
+        operations = self.granting.operations | self.brokers.operations | self.telemetry.operations | {"judge": self.judge.judge}
         if request["op"] in operations:
             return operations[request["op"]](request)
         return {"error": f"unknown request {request['op']!r}"}

@@ -31,7 +31,7 @@ class Ledger:
         self._suppressed: dict[tuple[str, str], int] = {}
 
     def write(self, kind: str, verdict: str, **fields: Any) -> None:
-        """One decision. `kind` is dns, tls, http, tcp, broker, drop, grant or guard; `verdict` is allow, deny or note."""
+        """One decision. `kind` is dns, tls, http, tcp, broker, telemetry, drop, grant or guard; `verdict` is allow, deny or note."""
         second = self._clock()
         if second - self._second >= 1:
             self.flush()

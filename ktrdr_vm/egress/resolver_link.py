@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.children import start_child
+from ktrdr_vm.egress.children import start_anew, start_child
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.resolver_process import run_resolver
@@ -22,6 +23,7 @@ class ResolverLink:
 
     def __init__(
         self,
+        directory: Path,
         config: dict[str, Any],
         listeners: tuple[socket.socket, socket.socket],
         uid: int,
@@ -29,6 +31,7 @@ class ResolverLink:
         granting: Granting,
         ledger: Ledger,
     ) -> None:
+        self._directory = directory
         self._config = config
         self._listeners = listeners
         self._uid = uid
@@ -39,11 +42,14 @@ class ResolverLink:
         self.pid = 0
 
     def start(self) -> socket.socket:
-        """Fork it; the channel that is returned says when it has something to say."""
+        """Fork it, or start it anew; the channel that is returned says when it has something to say."""
         config, (udp, tcp) = {**self._config, **self._grants()}, self._listeners
-        self.pid, self.channel = start_child(
-            "resolver", lambda channel: run_resolver(config, udp, tcp, channel), self._listeners, self._uid
-        )
+        if self.pid:
+            self.pid, self.channel = start_anew(self._directory, "resolver", config, self._listeners, self._uid)
+        else:
+            self.pid, self.channel = start_child(
+                "resolver", lambda channel: run_resolver(config, udp, tcp, channel), self._listeners, self._uid
+            )
         self._untold = False
         return self.channel
 
@@ -84,7 +90,7 @@ class ResolverLink:
             name, addresses, ttl = message["allow"]
             accepted = self._sets.allow(str(name), [str(address) for address in addresses], int(ttl))
             self.channel.send(json.dumps({"number": int(message["number"]), "accepted": accepted}).encode())
-        except (ValueError, KeyError, TypeError, KtrdrError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, KtrdrError, OSError) as error:
             self._ledger.write("guard", "note", message=f"the resolver's request was refused: {type(error).__name__}: {error}"[:300])
             with contextlib.suppress(Exception):
                 # Refused, and not silent: the guest's question is answered without an address.

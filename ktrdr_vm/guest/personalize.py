@@ -65,6 +65,17 @@ with open(path, "w") as file: json.dump(content, file)
 PY
   ;;
 esac
+if [ -n "$MIRRORS" ] || [ -e /etc/ktrdr/docker-mirrors ]; then
+  python3 - "$MIRRORS" <<'PY' || exit 82
+import json, os, sys
+path, kept = "/etc/docker/daemon.json", "/etc/ktrdr/docker-mirrors"
+with open(path) as file: content = json.load(file)
+earlier = open(kept).read().split() if os.path.exists(kept) else []
+content["registry-mirrors"] = sys.argv[1].split() + [one for one in content.get("registry-mirrors", []) if one not in earlier]
+with open(path, "w") as file: json.dump(content, file)
+with open(kept, "w") as file: file.write(sys.argv[1])
+PY
+fi
 # Its unit answers when it serves.
 systemctl start docker.service || exit 81
 [ ! -s /run/docker.pid ] || {
@@ -88,7 +99,7 @@ def make_environment(identity: Identity, mode: str, extra: Mapping[str, str]) ->
 
 def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> None:
     """Write the identity, and what binds the guest, where logins, Docker, programs and people find it; Docker serves afterwards."""
-    identity = plan.identity
+    identity, mirrors = plan.identity, [broker for _, broker in plan.profile.brokered if broker.docker_mirror]
     lines = ["# ktrdr-vm begin", *(f"{name}={_quote(value)}" for name, value in sorted(environment.items())), "# ktrdr-vm end", ""]
     written = guest.run(
         _WRITE,
@@ -99,6 +110,7 @@ def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> Non
             "KNOWN_HOSTS": (_DATA / "known_hosts").read_text(encoding="utf-8"),
             "ESCALATE": (_DATA / "ktrdr-escalate").read_text(encoding="utf-8"),
             "LABEL": f"ktrdr.instance_id={identity.instance_id}",
+            "MIRRORS": " ".join(environment[broker.base_url_env] for broker in mirrors if broker.base_url_env in environment),
         },
         become=True,
         timeout=GUEST_LIMIT,

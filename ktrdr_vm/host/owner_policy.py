@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError
+from ktrdr_vm.profile.collector import Collector, parse_headers
 from ktrdr_vm.profile.policy import POLICY_PATH, OwnerPolicy, parse_policy
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 
@@ -28,4 +30,24 @@ def read_policy() -> OwnerPolicy:
     except OSError as error:
         raise HostError(
             f"the owner's policy cannot be read: {error.strerror}", where=POLICY_PATH, hint="chmod go+r it, or run as root"
+        ) from None
+
+
+def read_collector_headers(collector: Collector) -> dict[str, str]:
+    """What the owner's collector wants to be told with every request. The file must be root's alone."""
+    if not collector.headers_file:
+        return {}
+    path = Path(collector.headers_file)
+    try:
+        with path.open("rb") as file:
+            facts = os.fstat(file.fileno())
+            if facts.st_uid != 0 or facts.st_mode & 0o077:
+                raise HostError(
+                    "the collector's headers are open to others than root", where=str(path), hint=f"chown root {path}; chmod 600 {path}"
+                )
+            return parse_headers(file.read(MAX_BYTES).decode())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise HostError(
+            f"the collector's headers cannot be read: {reason}", where=str(path), hint="a line for each, as `Authorization: Bearer …`"
         ) from None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
+from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.model import EgressRule
 
 # One /30 for each instance. The owner of a host whose LAN lives here is told by `doctor`.
@@ -18,11 +19,15 @@ HTTP_PORT = 3128
 TLS_PORT = 3129
 OTHER_PORT = 3130
 INBOX_PORT = 8480
+# Not OTLP's usual 4318: a collector that listens on every address of the host would be in the way.
+OTLP_PORT = 8481
 # One for each credential that the guard uses for the guest; a profile has 50 secrets at most.
 BROKER_PORTS = range(8500, 8550)
 
 # Two unprivileged users for each slot, from the range that systemd's UIDS-GIDS document leaves unused.
 _UID_BASE = 1_900_000_000
+# Two more for telemetry, behind all of those.
+_TELEMETRY_UID_BASE = _UID_BASE + 2 * SLOTS
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class Facts:
     """Gate name and sha256 of its playbook, in the order of the profile."""
     presets: tuple[tuple[str, tuple[EgressRule, ...]], ...] = ()
     owner_reserved: tuple[tuple[IPv4Address, int], ...] = ()
+    collector: Collector | None = None
+    """The owner's, where the profile has telemetry."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,8 @@ class Allocation:
     genid: str = "<genid>"
     proxy_uid: str = "<proxy-uid>"
     resolver_uid: str = "<resolver-uid>"
+    relay_uid: str = "<relay-uid>"
+    sender_uid: str = "<sender-uid>"
     host_key: str = "<host-key>"
     host_public_key: str = "<host-public-key>"
     login_public_key: str = "<login-public-key>"
@@ -119,6 +128,8 @@ def allocate(slot: int, *, genid: str, host_key: str, host_public_key: str, logi
         genid=genid,
         proxy_uid=str(_UID_BASE + 2 * slot),
         resolver_uid=str(_UID_BASE + 2 * slot + 1),
+        relay_uid=str(_TELEMETRY_UID_BASE + 2 * slot),
+        sender_uid=str(_TELEMETRY_UID_BASE + 2 * slot + 1),
         host_key=host_key,
         host_public_key=host_public_key,
         login_public_key=login_public_key,

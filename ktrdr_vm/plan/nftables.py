@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
-from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, INBOX_PORT, OTHER_PORT, TLS_PORT, Allocation
+from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, INBOX_PORT, OTHER_PORT, OTLP_PORT, TLS_PORT, Allocation
 from ktrdr_vm.plan.identity import Identity
+from ktrdr_vm.plan.telemetry import render_sender
+from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.model import EgressRule
 from ktrdr_vm.profile.policy import RESERVED, is_reserved
 
@@ -29,14 +31,15 @@ def render_ruleset(
     *,
     inbox: bool = False,
     brokers: tuple[int, ...] = (),
+    collector: Collector | None = None,
     observe: bool = False,
 ) -> str:
     """One transaction that replaces the table whole. `reserved` are the owner's exceptions, used where a rule names them.
 
-    With `inbox` the gateway also serves escalations, on the ports `brokers` the hosts of brokered secrets. With `observe` TCP to every
-    public address is carried.
+    With `inbox` the gateway also serves escalations, on the ports `brokers` the hosts of brokered secrets, and OTLP where there is a
+    `collector`. With `observe` TCP to every public address is carried.
     """
-    served = (DNS_PORT, *((INBOX_PORT,) if inbox else ()), *brokers)
+    served = (DNS_PORT, *((INBOX_PORT,) if inbox else ()), *((OTLP_PORT,) if collector else ()), *brokers)
     table, tap, gateway = identity.table, identity.tap, allocation.gateway
     ranges, exceptions = _addresses(rules, frozenset(reserved))
     observed = "        # An observe run: whatever is not reserved.\n        meta l4proto tcp accept\n" if observe else ""
@@ -223,7 +226,7 @@ table inet {table} {{
         ip daddr @reserved counter name proxy_reserved drop
         fib daddr type {{ local, broadcast, anycast, multicast }} counter name proxy_reserved drop
     }}
-}}
+{render_sender(collector, allocation.sender_uid)}}}
 """
 
 

@@ -17,6 +17,8 @@ from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts, ImageFacts, Temp
 from ktrdr_vm.plan.haproxy import render_proxy
 from ktrdr_vm.plan.identity import Identity, parse_instance_id
 from ktrdr_vm.plan.nftables import render_ruleset
+from ktrdr_vm.plan.telemetry import make_variables
+from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.model import EgressRule, Profile
 
@@ -49,9 +51,20 @@ class Plan:
         """The credentials that the guard uses for the guest."""
         return make_routes(self.profile)
 
-    def base_urls(self, gateway: str) -> dict[str, str]:
-        """Variables of the guest's environment that name where its brokered hosts are."""
-        return {route.broker.base_url_env: route.base_url(gateway) for route in self.routes}
+    @property
+    def collector(self) -> Collector | None:
+        """Where the workload's telemetry goes; None where the profile has none."""
+        return self.facts.collector if self.profile.telemetry.otlp else None
+
+    @property
+    def served(self) -> bool:
+        """Is there something at the gateway that the guest finds by a variable?"""
+        return bool(self.routes or self.collector)
+
+    def gateway_variables(self, gateway: str) -> dict[str, str]:
+        """Variables of the guest's environment that name what the gateway serves: brokered hosts, and OTLP."""
+        urls = {route.broker.base_url_env: route.base_url(gateway) for route in self.routes}
+        return urls | (make_variables(gateway) if self.collector else {})
 
     @property
     def observe(self) -> bool:
@@ -81,6 +94,7 @@ class Plan:
                 facts.owner_reserved,
                 inbox=self.profile.asks,
                 brokers=tuple(route.port for route in self.routes),
+                collector=self.collector,
                 observe=self.observe,
             ),
             "proxy.cfg": render_proxy(identity, allocation, f"{self.instance_directory}/guard", observe=self.observe, routes=self.routes),
@@ -112,9 +126,17 @@ def plan_from_json(content: dict[str, Any]) -> Plan:
     presets = tuple((name, tuple(_rule(rule) for rule in rules)) for name, rules in facts.pop("presets"))
     reserved = tuple((IPv4Address(address), port) for address, port in facts.pop("owner_reserved"))
     playbooks = tuple((name, digest) for name, digest in facts.pop("playbooks"))
+    collector = facts.pop("collector", None)
     return Plan(
         build_profile(content["source"]),
-        Facts(image=image, presets=presets, owner_reserved=reserved, playbooks=playbooks, **facts),
+        Facts(
+            image=image,
+            presets=presets,
+            owner_reserved=reserved,
+            playbooks=playbooks,
+            collector=Collector(**collector) if collector else None,
+            **facts,
+        ),
         parse_instance_id(content["instance_id"]),
         content["source"],
     )

@@ -20,6 +20,7 @@ from ktrdr_vm.profile.model import (
     Profile,
     Secret,
     Size,
+    Telemetry,
     Workload,
     Workspace,
 )
@@ -30,6 +31,9 @@ HINT = "correct the profile; `ktrdr-vm validate` shows all its errors, `ktrdr-vm
 MAX_EXTENDS = 8
 # Lists that a profile adds to those of the profile it extends; every other list and value is replaced.
 _ADDED = {("egress", "allow"), ("mounts",), ("secrets",), ("artifacts",)}
+
+# What the guest is told of its OTLP endpoint by.
+TELEMETRY_VARIABLES = frozenset({"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"})
 
 Read = Callable[[str, str], tuple[str, bytes]]
 """`read(reference, from_source)` gives the source name and the bytes of an extended profile, or raises KtrdrError."""
@@ -144,7 +148,7 @@ def _check_together(data: dict[str, Any], document: Document) -> list[Problem]:
             if value in seen:
                 problems.append(document.problem(("secrets", index, field), f"{value} stands twice"))
             seen.add(value)
-    problems += _check_brokers(data, document)
+    problems += _check_variables(data, document)
     if "prepare" in data and workspace is None:
         problems.append(document.problem(("prepare",), "prepares a workspace, and there is none"))
     for index, gate in enumerate(data.get("gates", [])):
@@ -153,9 +157,13 @@ def _check_together(data: dict[str, Any], document: Document) -> list[Problem]:
     return problems
 
 
-def _check_brokers(data: dict[str, Any], document: Document) -> list[Problem]:
+def _check_variables(data: dict[str, Any], document: Document) -> list[Problem]:
     problems = []
     variables = set(data.get("environment", {}))
+    if data.get("telemetry", {}).get("otlp"):
+        if taken := variables & TELEMETRY_VARIABLES:
+            problems.append(document.problem(("telemetry", "otlp"), f"sets {min(taken)}, which stands under environment too"))
+        variables |= TELEMETRY_VARIABLES
     for index, secret in enumerate(data.get("secrets", [])):
         broker = secret.get("broker", {})
         variable, gate = broker.get("base_url_env"), broker.get("after")
@@ -163,6 +171,8 @@ def _check_brokers(data: dict[str, Any], document: Document) -> list[Problem]:
             problems.append(document.problem(("secrets", index, "broker", "base_url_env"), f"{variable} stands twice"))
         if variable:
             variables.add(variable)
+        if broker.get("docker_mirror") and broker.get("base_path", "/") != "/":
+            problems.append(document.problem(("secrets", index, "broker", "base_path"), "Docker takes a mirror at / only"))
         if gate and gate not in data.get("gates", []):
             problems.append(document.problem(("secrets", index, "broker", "after"), f"{gate} is none of the profile's gates"))
     return problems
@@ -190,6 +200,7 @@ def build_profile(data: dict[str, Any]) -> Profile:
         egress=Egress(tuple(_rule(rule) for rule in egress.get("allow") or []), egress.get("mode", "enforce")),
         secrets=tuple(_secret(secret) for secret in data.get("secrets", [])),
         environment=tuple(sorted((name, _plain(value)) for name, value in data.get("environment", {}).items())),
+        telemetry=Telemetry(**data.get("telemetry", {})),
         workload=None if workload is None else Workload(tuple(workload["command"]), scalars.parse_duration(workload.get("timeout", "2h"))),
         prepare=None if prepare is None else Prepare(prepare["playbook"], tuple(sorted(set(prepare["key"])))),
         verify=data.get("verify", "fresh"),
@@ -243,4 +254,5 @@ def _broker(data: dict[str, Any]) -> Broker:
         methods=tuple(sorted(set(data.get("methods", ("GET", "HEAD"))))),
         paths=tuple(sorted(set(data.get("paths", ("/",))))),
         after=data.get("after", ""),
+        docker_mirror=data.get("docker_mirror", False),
     )

@@ -88,6 +88,8 @@ class Broker:
     paths: tuple[str, ...] = ("/",)
     after: str = ""
     """The gate that must have passed before any request goes out."""
+    docker_mirror: bool = False
+    """Does the guest's Docker ask here first for what it would pull from its usual registry?"""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,13 @@ class Prepare:
     key: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Telemetry:
+    """What the workload is served for its own telemetry: an OTLP endpoint at the gateway, or nothing."""
+
+    otlp: bool = False
+
+
 Verify = Literal["fresh", "same"]
 """Where the gates judge what a workload left: in a VM that it never touched, or in its own, which is weaker."""
 
@@ -139,6 +148,7 @@ class Profile:
     egress: Egress = field(default_factory=Egress)
     secrets: tuple[Secret, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    telemetry: Telemetry = field(default_factory=Telemetry)
     prepare: Prepare | None = None
     workload: Workload | None = None
     verify: Verify = "fresh"

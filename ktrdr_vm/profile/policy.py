@@ -14,6 +14,7 @@ from typing import Any
 
 from ktrdr_vm.errors import DocumentError, Problem
 from ktrdr_vm.profile import scalars
+from ktrdr_vm.profile.collector import Collector, parse_collector
 from ktrdr_vm.profile.load import LoadedProfile
 from ktrdr_vm.profile.model import EgressRule, Secret, Size
 from ktrdr_vm.profile.schema import POLICY, check_shape
@@ -101,6 +102,10 @@ class OwnerPolicy:
     publish_command: tuple[str, ...] = ()
     signing_key: str = ""
     escalations: EscalationPolicy = EscalationPolicy()
+    collector: Collector | None = None
+    """Where telemetry of instances may go; None is nowhere."""
+    reports_runs: bool = False
+    """Does the program tell the collector of its own runs as well?"""
 
 
 def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
@@ -116,6 +121,12 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
                 reserved.add((IPv4Address(address), int(port)))
             except ValueError as error:
                 problems.append(document.problem(("egress", "reserved", index), str(error)))
+    collector = None
+    if not problems and "telemetry" in document.data:
+        try:
+            collector = parse_collector(document.data["telemetry"])
+        except ValueError as error:
+            problems.append(document.problem(("telemetry", "collector"), str(error)))
     if problems:
         raise DocumentError(problems, hint="correct the owner's policy; nothing starts while it cannot be read")
     data, default = document.data, OwnerPolicy()
@@ -139,6 +150,8 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
         publish_command=tuple(data.get("publish", {}).get("command", ())),
         signing_key=data.get("publish", {}).get("signing_key", ""),
         escalations=_escalations(data.get("escalations", {})),
+        collector=collector,
+        reports_runs=data.get("telemetry", {}).get("runs", False),
     )
 
 
@@ -186,6 +199,8 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
             )
     for index, rule in enumerate(profile.egress.allow):
         problems.extend(loaded.problem(("egress", "allow", index, "cidr"), message) for message in refuse_reserved(rule, policy))
+    if profile.telemetry.otlp and policy.collector is None:
+        problems.append(loaded.problem(("telemetry", "otlp"), "there is no collector that the owner of this host has named"))
     if profile.egress.mode == "observe" and not policy.observe:
         problems.append(loaded.problem(("egress", "mode"), "observe mode is not allowed on this host"))
     if profile.workspace and profile.workspace.transfer == "mount":

@@ -8,6 +8,7 @@ from typing import Any
 
 from ktrdr_vm.errors import Problem
 from ktrdr_vm.profile import scalars
+from ktrdr_vm.profile.collector import parse_address
 from ktrdr_vm.profile.strict_yaml import Document
 
 Schema = dict[str, Any]
@@ -58,6 +59,7 @@ _BROKER: Schema = {
         "methods": {"type": "list", "minlength": 1, "maxlength": 7, "allowed": list(scalars.METHODS), "schema": {"type": "string"}},
         "paths": {"type": "list", "minlength": 1, "maxlength": 20, "schema": _text(scalars.parse_url_prefix)},
         "after": _text(scalars.parse_gate),
+        "docker_mirror": {"type": "boolean"},
     },
 }
 _COMMAND: Schema = {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string", "minlength": 1}}
@@ -137,6 +139,7 @@ PROFILE: Schema = {
         "keysrules": _text(scalars.parse_environment_name),
         "valuesrules": {**_SCALAR, "nullable": False},
     },
+    "telemetry": {"type": "dict", "schema": {"otlp": {"type": "boolean"}}},
     "workload": {
         "type": "dict",
         "schema": {
@@ -215,6 +218,16 @@ POLICY: Schema = {
         "schema": {
             "command": {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string"}},
             "signing_key": _text(scalars.parse_guest_path),
+        },
+    },
+    "telemetry": {
+        "type": "dict",
+        "schema": {
+            "collector": {"type": "string", "required": True},
+            "address": _text(parse_address),
+            "headers_file": _text(scalars.parse_guest_path),
+            "ca_file": _text(scalars.parse_guest_path),
+            "runs": {"type": "boolean"},
         },
     },
     "escalations": {

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import KtrdrError, ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import is_locked
-from ktrdr_vm.plan.plan import canonical_json
+from ktrdr_vm.host.owner_policy import read_collector_headers
+from ktrdr_vm.plan.plan import canonical_json, plain
 from ktrdr_vm.resources.base import Resource
 
 # An import of Python and dnspython on a slow disk; the usual time is a few tenths of a second.
@@ -59,7 +61,10 @@ class Guard(Resource):
                 os.close(ready_write)
 
     def _write_files(self) -> None:
-        directory = self.target.paths.guard
+        directory, collector = self.target.paths.guard, self.blueprint.plan.collector
+        if collector is not None:
+            # The sender reads them for itself; what is wrong with them is said now.
+            read_collector_headers(collector)
         directory.mkdir(mode=0o711, exist_ok=True)
         directory.chmod(0o711)
         for name, (text, mode) in self._files().items():
@@ -88,6 +93,7 @@ class Guard(Resource):
             "ledger": str(self.target.paths.ledger),
             "escalations": str(self.target.paths.escalations) if blueprint.plan.profile.asks else "",
             "owner": [facts.owner_uid, facts.owner_gid],
+            "telemetry": self._telemetry(),
             "brokers": [{"secret": route.secret, "port": route.port, "after": route.broker.after} for route in blueprint.plan.routes],
         }
         # The proxy's user reads its configuration and lists; the rest is the owner's.
@@ -97,6 +103,19 @@ class Guard(Resource):
             "ruleset.nft": (blueprint.documents["ruleset.nft"], 0o600),
             "proxy.cfg": (blueprint.documents["proxy.cfg"], 0o644),
             **{name: (text, 0o644) for name, text in blueprint.plan.egress.name_lists.items()},
+        }
+
+    def _telemetry(self) -> dict[str, Any] | None:
+        """What the relay and the sender are given. Headers are not among it: the sender reads them from the owner's file."""
+        plan, allocation = self.blueprint.plan, self.blueprint.allocation
+        if plan.collector is None:
+            return None
+        return {
+            "collector": plain(plan.collector),
+            "environment": plan.profile.mode,
+            "relay_uid": allocation.relay_uid,
+            "sender_uid": allocation.sender_uid,
+            "journal": str(self.target.paths.journal),
         }
 
     def _wait_ready(self, started: subprocess.Popen[bytes], ready: int) -> None:
@@ -179,4 +198,5 @@ def find_guards(directory: Path) -> list[int]:
 
 
 def _is_guard(words: list[bytes]) -> bool:
-    return b"ktrdr_vm.egress.guard" in words or words[0].endswith(b"haproxy")
+    ours = {b"ktrdr_vm.egress.guard", b"ktrdr_vm.egress.child", b"ktrdr_vm.egress.telemetry_child"}
+    return bool(ours & set(words)) or words[0].endswith(b"haproxy")

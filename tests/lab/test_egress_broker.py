@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.server
 import json
@@ -19,6 +20,7 @@ from laboratory.recorder import wait_until
 from laboratory.servers import APPLICATIONS
 
 from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.plan.facts import INBOX_PORT
 from ktrdr_vm.resources.brokered import BrokeredSecret
 from ktrdr_vm.resources.guard import find_guards
 
@@ -90,12 +92,13 @@ def trust_lab(lab: Lab) -> Sabotage:
     return replace("proxy.cfg", "ca-file @system-ca", f"ca-file {path}")
 
 
-def open_guest(lab: Lab, *sabotage: Sabotage, trusted: bool = True, **broker: Any) -> NamespaceGuest:
+def open_guest(lab: Lab, *sabotage: Sabotage, trusted: bool = True, mode: str = "sandbox", **broker: Any) -> NamespaceGuest:
     entry = {"host": HOST, "header": "x-api-key: {{ secret }}", "base_url_env": "API_URL", "methods": ["GET", "POST"], "paths": ["/v1/"]}
     profile = {
         "version": 1,
         "name": "net",
         "image": "none",
+        "mode": mode,
         "gates": ["startability"],
         "secrets": [{"name": "model-key", "source": {"env": "KTRDR_KEY"}, "broker": entry | broker}],
     }
@@ -123,7 +126,7 @@ def test_a_providers_client_works_and_never_has_the_key(lab: Lab, provider: Prov
     with open_guest(lab) as guest:
         mark = lab.recorder.mark()
         give(guest)
-        url = guest.plan.base_urls(guest.gateway)
+        url = guest.plan.gateway_variables(guest.gateway)
         assert url == {"API_URL": f"http://{guest.gateway}:{PORT}"}
         body = '{"model":"m"}'
         answer = ask(guest, "/v1/messages?beta=true", "POST", f"Content-Length: {len(body)}", body=body)
@@ -258,6 +261,43 @@ def test_a_proxy_and_a_guard_that_begin_again(lab: Lab, provider: Provider) -> N
         assert provider.seen[-1].values("x-api-key") == ["another-key-0815"]
         secret.remove()
         assert not secret.exists() and ask(guest)["status"] == 503
+
+
+def holds(pid: int, needle: bytes) -> bool:
+    """Is it anywhere in the memory of this process that can be written?"""
+    with Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            place, rights, *_ = line.split()
+            begin, end = (int(one, 16) for one in place.split("-"))
+            if rights.startswith("rw"):
+                with contextlib.suppress(OSError):
+                    memory.seek(begin)
+                    if needle in memory.read(end - begin):
+                        return True
+    return False
+
+
+def test_what_reads_the_guests_bytes_does_not_have_it_also_when_it_was_started_again(lab: Lab, provider: Provider) -> None:
+    """A fork of the guard after the secret was given has the guard's memory, and the secret: seen so before they were programs."""
+    with open_guest(lab, mode="interactive") as guest:
+        give(guest)
+        before = ask_guard(guest.paths.guard, "status")
+        # The one that must have it, so that the search can find something.
+        assert holds(before["pid"], SECRET) and not holds(before["resolver"], SECRET)
+        [inbox] = [pid for pid in find_guards(guest.paths.guard) if pid not in before.values()]
+        os.kill(int(before["resolver"]), signal.SIGKILL)
+        os.kill(inbox, signal.SIGKILL)
+        wait_until(lambda: guest.lookup("nobody.test.lab").get("rcode") == 3, "names are answered again", 30)
+        listed = "GET /v1/escalations HTTP/1.0\r\n\r\n"
+        asked = {"address": guest.gateway, "port": INBOX_PORT, "send": listed}
+        wait_until(lambda: guest.probe("http", **asked).get("status") == 200, "the inbox answers again", 30)
+        after = set(find_guards(guest.paths.guard)) - {before["pid"], before["proxy"]}
+        assert len(after) == 2 and not after & {before["resolver"], inbox}
+        assert [pid for pid in after if holds(pid, SECRET)] == []
+        # And they are what they were: nobody, and with the guard's own life.
+        for pid in after:
+            assert f"Uid:\t{guest.allocation.resolver_uid}\t" in Path(f"/proc/{pid}/status").read_text()
+        assert ask(guest)["status"] == 200
 
 
 def test_without_a_certificate_of_its_own_no_byte_is_sent(lab: Lab, provider: Provider) -> None:

@@ -138,7 +138,7 @@ def test_git_and_pip_work_and_the_wire_has_no_byte_of_it(lab: Lab, forge: Forge,
     with open_guest(lab, header=header, paths=["/project.git/", "/simple/", "/files/"], after="startability") as guest:
         wire = Wire(guest)
         give(guest)
-        url = guest.plan.base_urls(guest.gateway)["API_URL"]
+        url = guest.plan.gateway_variables(guest.gateway)["API_URL"]
         push = ("git", "-C", str(work), "push", "-q", f"{url}/project.git", "work")
         with inside(guest.namespace):
             early = run(*push)

@@ -22,6 +22,7 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.plan.facts import Allocation, Facts, ImageFacts, allocate
 from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.resources.base import Blueprint, Target
 from ktrdr_vm.resources.firewall import Firewall
@@ -74,6 +75,7 @@ class NamespaceGuest:
         *,
         profile: Mapping[str, Any] | None = None,
         reserved: tuple[tuple[str, int], ...] = (),
+        collector: Collector | None = None,
         sabotage: tuple[Sabotage, ...] = (),
     ) -> None:
         number = next(_NUMBERS)
@@ -86,6 +88,7 @@ class NamespaceGuest:
             str(home.root),
             image,
             owner_reserved=tuple((IPv4Address(address), port) for address, port in reserved),
+            collector=collector,
         )
         self.identity = parse_instance_id(f"lab-net-{os.getpid()}-{number}")
         self.plan = Plan(build_profile(document), facts, self.identity, document)

@@ -6,6 +6,8 @@ A target returns, or the bytes are a finding. `test_fuzz.py` tries each a little
 from __future__ import annotations
 
 import asyncio
+import gzip
+import io
 import json
 import math
 import tempfile
@@ -32,6 +34,8 @@ from ktrdr_vm.profile.model import EgressRule
 from ktrdr_vm.profile.policy import parse_policy
 from ktrdr_vm.report.escape import escape_line, escape_text, escape_xml_characters
 from ktrdr_vm.report.model import Artifact
+from ktrdr_vm.telemetry.bounds import inflate, read_body
+from ktrdr_vm.telemetry.otlp import MAX_BODY, PATHS, REQUESTS, OtlpError, Stamp, stamp_request
 
 Target = Callable[[bytes], None]
 
@@ -155,9 +159,35 @@ def _no_parent(reference: str, _source: str) -> tuple[str, bytes]:
     raise UsageError(f"{reference} is not there", hint="name one that is")
 
 
+def otlp(data: bytes) -> None:
+    """The first byte chooses the signal and the encoding. Whatever comes out has one identity, and it is not the bytes' own."""
+    choice, body = data[:1] or b"\0", data[1:]
+    path = PATHS[choice[0] % 3]
+    encoding = "application/json" if choice[0] & 4 else "application/x-protobuf"
+    try:
+        stamped = stamp_request(path, encoding, body, Stamp("one", "sandbox", "r"))  # type: ignore[arg-type]
+    except OtlpError as error:
+        assert error.status in (400, 413) and str(error)
+        return
+    message = REQUESTS[path]()
+    message.ParseFromString(stamped.body)
+    for group in getattr(message, message.DESCRIPTOR.fields[0].name):
+        claimed = [(one.key, one.value.string_value) for one in group.resource.attributes if one.key.startswith("ktrdr.")]
+        known = {"ktrdr.instance_id": "one", "ktrdr.environment": "sandbox", "ktrdr.run_id": "r"}
+        assert dict(claimed) | known == dict(claimed) and len([key for key, _ in claimed if key in known]) == 3
+
+
+def otlp_body(data: bytes) -> None:
+    for read in (lambda: inflate(data, "gzip"), lambda: read_body(io.BytesIO(data), None, "chunked")):
+        try:
+            assert len(read()) <= MAX_BODY
+        except OtlpError as error:
+            assert error.status in (400, 413)
+
+
 TARGETS: dict[str, Target] = {
     one.__name__: one
-    for one in (profile, policy, playbook, dns_message, proxy_line, tar_stream, journal, escalation, grant, announcement, junit, shown_text)
+    for one in (profile, policy, playbook, dns_message, proxy_line, tar_stream, journal, escalation, grant, announcement, junit, shown_text, otlp, otlp_body)
 }  # fmt: skip
 SEEDS: dict[str, tuple[bytes, ...]] = {
     "profile": (b"version: 1\nname: p\nimage: x\nextends: base\n", b"version: 1\nname: p\nimage: x\negress: {allow: [{host: a.b}]}\n"),
@@ -171,5 +201,12 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     "grant": (b'{"id": "a", "rule": {"host": "a.b", "ports": [443]}, "seconds": 1}',),
     "announcement": (b"kvm-token 12 12 12\nrest",),
     "junit": (b'<testsuite><testcase name="a" time="1"><failure message="m">t</failure></testcase></testsuite>',),
+    "otlp": (
+        b"\0" + bytes.fromhex("0a1a12180a160a0a6b747264722e72756e12080a066d696e652121"),
+        b"\4"
+        + b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"ab","attributes":[{"key":"ktrdr.run_id","value":{"intValue":"1"}}]}]}]}]}',
+        b"\6" + b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"kvlistValue":{"values":[{"key":"k"}]}}}]}]}]}',
+    ),
+    "otlp_body": (gzip.compress(b"x" * 40), b"5\r\nhello\r\n0\r\n\r\n"),
     "shown_text": ("\x1b[2J\u202e".encode(),),
 }

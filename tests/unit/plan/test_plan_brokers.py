@@ -56,6 +56,7 @@ def test_a_brokered_secret_is_not_delivered() -> None:
         ({"header": "x: a\nb: {{ secret }}"}, "with {{ secret }} once"),
         ({"header": "Host: {{ secret }}"}, "a credential does not stand there"),
         ({"header": "Transfer-Encoding: {{ secret }}"}, "a credential does not stand there"),
+        ({"docker_mirror": True, "base_path": "/v2/"}, "a mirror at / only"),
         ({"methods": ["TRACE"]}, "methods"),
         ({"methods": ["CONNECT"]}, "methods"),
         ({"methods": []}, "methods"),
@@ -109,7 +110,7 @@ def test_each_has_a_port_that_only_the_tap_reaches() -> None:
     assert [route.port for route in plan.routes] == [8500, 8501]
     assert "ip daddr 10.213.0.1 tcp dport { 53, 8500, 8501 } accept" in documents["ruleset.nft"]
     assert f'tcp dport {{ 3128, 3129, 3130, 8500, 8501 }} iifname != "{plan.identity.tap}" drop' in documents["ruleset.nft"]
-    assert plan.base_urls("10.213.0.1") == {"EXAMPLE_BASE_URL": "http://10.213.0.1:8500", "OTHER": "http://10.213.0.1:8501/v1"}
+    assert plan.gateway_variables("10.213.0.1") == {"EXAMPLE_BASE_URL": "http://10.213.0.1:8500", "OTHER": "http://10.213.0.1:8501/v1"}
     assert len(BROKER_PORTS) >= 50
     assert plan_from_json(plan.to_json()).digest == plan.digest
 

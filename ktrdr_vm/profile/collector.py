@@ -1,0 +1,79 @@
+"""The owner's collector of telemetry: where it is, and what opens the way there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
+from typing import Any
+
+from ktrdr_vm.profile import scalars
+
+_URL = re.compile(r"(?P<scheme>https?)://(?P<host>[a-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?(?P<path>(/[A-Za-z0-9._~-]+)*)/?")
+_PORTS = {"http": 4318, "https": 443}
+
+
+@dataclass(frozen=True)
+class Collector:
+    """`host` is a name or an IPv4 address; `address`, where it is known, is the only one that is dialled. `path` has no closing slash.
+
+    What is secret of it, its headers, is in `headers_file` and nowhere else.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str = ""
+    address: str = ""
+    headers_file: str = ""
+    ca_file: str = ""
+
+    @property
+    def url(self) -> str:
+        """The base of every signal's URL."""
+        return f"{self.scheme}://{self.host}:{self.port}{self.path}"
+
+
+def parse_collector(data: dict[str, Any]) -> Collector:
+    """The owner's `telemetry` mapping; ValueError says what is wrong with its URL or its address."""
+    match = _URL.fullmatch(data["collector"])
+    if match is None or not 0 < int(match["port"] or 1) < 65536:
+        raise ValueError("a URL such as http://127.0.0.1:4318 or https://otlp.example.com, without a name or password in it")
+    host, address = match["host"], data.get("address", "")
+    if host.replace(".", "").isdigit():
+        if address not in ("", parse_address(host)):
+            raise ValueError("its URL and its address name two")
+        address = host
+    else:
+        scalars.parse_host(host)
+    return Collector(
+        scheme=match["scheme"],
+        host=host,
+        port=int(match["port"] or _PORTS[match["scheme"]]),
+        path=match["path"],
+        address=address,
+        headers_file=data.get("headers_file", ""),
+        ca_file=data.get("ca_file", ""),
+    )
+
+
+def parse_address(text: object) -> str:
+    """An IPv4 address as text."""
+    try:
+        return str(IPv4Address(str(text)))
+    except AddressValueError as error:
+        raise ValueError(f"not an IPv4 address: {error}") from None
+
+
+def parse_headers(text: str) -> dict[str, str]:
+    """A header a line, as `name: value`; empty lines and lines that begin with # are nothing. ValueError for what is no header."""
+    headers = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, colon, value = line.partition(":")
+        value = value.strip()
+        if not colon or not name.replace("-", "").isalnum() or not name.isascii() or not value.isascii() or not value.isprintable():
+            raise ValueError(f"line {number} is no header such as `Authorization: Bearer …`")
+        headers[name] = value
+    return headers
