@@ -35,11 +35,11 @@ test: ## lint, unit, docs, golden, lab
 test-full: ## and what takes longer
 	@scripts/test --full
 
-crash: ## kill -9 at every step of making and removing, then gc: the whole matrix
+crash: ## kill -9 at every step of every verb, then gc, then the host compared: the whole matrix
 	@scripts/crash
 
-soak: setup ## a hundred sandboxes, three at a time, some of them killed: no residue, no growth
-	@KTRDR_VM_SOAK=100 $(PYTEST) tests/lab/test_soak.py
+soak: setup ## a hundred sandboxes, three at a time, some of them killed: no residue, no growth; writes docs/soak.md
+	@KTRDR_VM_SOAK=$${KTRDR_VM_SOAK:-100} $(PYTEST) tests/lab/test_soak.py
 
 fuzz: ## atheris over every parser of untrusted bytes, half an hour
 	@scripts/fuzz

@@ -11,7 +11,7 @@ import pytest
 
 from ktrdr_vm.discovery import Found
 from ktrdr_vm.errors import HostError, UsageError
-from ktrdr_vm.host.journal import Journal, read_journal
+from ktrdr_vm.host.journal import SCHEMA_VERSION, Journal, read_journal
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance import Instance
 from ktrdr_vm.plan.domain_xml import drop_incoming, render_domain, render_template_domain
@@ -50,9 +50,9 @@ def test_a_journal_of_the_first_version_is_of_an_instance_that_is_awake(tmp_path
     assert journal is not None and (journal.state, journal.source) == ("awake", "")
     journal.enter("suspended")
     # An earlier program must not take it for one that it knows.
-    assert json.loads(path.read_bytes())["schema_version"] == 2
-    path.write_text(json.dumps({"schema_version": 3, "instance_id": "one"}))
-    with pytest.raises(HostError, match="version 3"):
+    assert json.loads(path.read_bytes())["schema_version"] == SCHEMA_VERSION
+    path.write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1, "instance_id": "one"}))
+    with pytest.raises(HostError, match=f"version {SCHEMA_VERSION + 1}"):
         read_journal(path)
 
 
@@ -62,6 +62,7 @@ def test_one_that_sleeps_is_not_entered(tmp_path: Path) -> None:
     instance.paths.directory.mkdir(parents=True)
     journal = Journal(instance.paths.journal, "one", mode="interactive", state="suspended")
     journal.save()
+    instance.paths.saved.write_bytes(b"state")
     with pytest.raises(UsageError, match="suspended") as caught:
         instance.require_awake()
     assert "resume one" in caught.value.hint
@@ -69,7 +70,8 @@ def test_one_that_sleeps_is_not_entered(tmp_path: Path) -> None:
     journal.enter("suspending")
     with pytest.raises(UsageError):
         instance.require_awake()
-    journal.enter("awake")
+    # Without a state there is nothing to wake it from: it boots from its disk.
+    instance.paths.saved.unlink()
     instance.require_awake()
 
 
