@@ -116,7 +116,8 @@ def take_back(instance: Instance, escalation_id: str, *, reason: str) -> Escalat
     if found.packet.kind == "network":
         revoke(instance.paths.guard, escalation_id)
     elif found.packet.kind == "secret":
-        instance.connect().run(["rm", "-f", "--", _path(found.answer.request["name"])], become=True, timeout=_LIMIT)
+        name = found.answer.request["name"]
+        _open_secret(instance, Secret(name, _path(name))).remove()
     return store.answer(escalation_id, "revoked", replace(found.answer, by=_who(), reason=reason, at=now()))
 
 
@@ -232,8 +233,12 @@ def _check_source(instance: Instance, policy: OwnerPolicy, source: Secret | None
 
 def deliver_secret(instance: Instance, entry: Secret) -> None:
     """Put one secret into the running guest, beside those of its profile."""
+    _open_secret(instance, entry).create()
+
+
+def _open_secret(instance: Instance, entry: Secret) -> SecretResource:
     [overlay] = [one for one in instance.open_resources(read_secret=read_source) if one.kind == "overlay"]
-    SecretResource(overlay.target, overlay.blueprint, entry, entry.name).create()
+    return SecretResource(overlay.target, overlay.blueprint, entry, entry.name)
 
 
 def _path(name: str) -> str:

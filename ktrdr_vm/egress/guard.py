@@ -40,6 +40,7 @@ from ktrdr_vm.egress.proxy_control import ProxyControl
 from ktrdr_vm.egress.proxy_log import ProxyLog
 from ktrdr_vm.egress.resolver_link import ResolverLink
 from ktrdr_vm.egress.rules import rules_from_json
+from ktrdr_vm.egress.secret_clock import SecretClock
 from ktrdr_vm.egress.sets import AllowSets
 from ktrdr_vm.egress.space import SpaceWatch
 from ktrdr_vm.egress.telemetry_desk import open_telemetry
@@ -82,6 +83,7 @@ class Guard:
         self.monitor: subprocess.Popen[bytes] | None = None
         self.watch = TableWatch(directory, self.config["table"], self.config["domain"], self.sets, self.ledger)
         self.space = SpaceWatch(directory, self.config["domain"], self.ledger)
+        self.secrets = SecretClock(directory / "secrets.json", self.config["domain"], self.ledger)
         self.proxy_control = proxy = ProxyControl(directory)
         self.brokers = Brokers(self.config["brokers"], proxy, self.ledger)
         self.proxy_sockets |= self.brokers.listen(gateway)
@@ -257,6 +259,7 @@ class Guard:
         self.proxy_log.count_lost()
         self.watch.look()
         self.space.look()
+        self.secrets.look()
         self.resolver.tell()
         self.brokers.tell()
         self.telemetry.look()
@@ -285,7 +288,8 @@ class Guard:
             self._look()
             self.telemetry.write(0.2)
             return {"ok": True}
-        operations = self.granting.operations | self.brokers.operations | self.telemetry.operations | {"judge": self.judge.judge}
+        rooms = (self.granting, self.brokers, self.telemetry, self.secrets)
+        operations = {name: one for room in rooms for name, one in room.operations.items()} | {"judge": self.judge.judge}
         if request["op"] in operations:
             return operations[request["op"]](request)
         return {"error": f"unknown request {request['op']!r}"}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 
-from ktrdr_vm.errors import GuestError, HostError, ProvisionError, UsageError
+from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.egress.secret_clock import TAKE
+from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.host import process
 from ktrdr_vm.host.owner import find_owner
@@ -30,14 +33,6 @@ chmod -- "$MODE" "$new"
 mv -f -- "$new" "$TARGET"
 systemctl stop "ktrdr-secret-$NAME.timer" 2>/dev/null || true
 systemd-run --quiet --unit="ktrdr-secret-$NAME" --on-active="$TTL" --timer-property=AccuracySec=1s rm -f -- "$TARGET"
-"""
-
-
-# Overwritten where it lies, so that the pages that are freed, and may be saved, do not hold it.
-_TAKE = """set -u
-systemctl stop "ktrdr-secret-$NAME.timer" 2>/dev/null
-[ ! -f "$TARGET" ] || dd if=/dev/zero of="$TARGET" bs="$(stat -c %s -- "$TARGET")" count=1 conv=notrunc status=none
-rm -f -- "$TARGET"
 """
 
 
@@ -79,6 +74,8 @@ class Secret(Resource):
     def create(self) -> None:
         entry = self._entry
         assert entry is not None, "a secret opened for removal cannot be made"
+        # The clock first: what is delivered has an end, also when this command is killed in between.
+        ask_guard(self.target.paths.guard, "secret_delivered", name=entry.name, path=entry.path, seconds=entry.ttl)
         delivered = self.blueprint.connect().run(
             _DELIVER,
             stdin=self.blueprint.read_secret(entry),
@@ -110,9 +107,11 @@ class Secret(Resource):
         if facts is None or facts.state != "running":
             return
         try:
-            self.blueprint.connect().run(_TAKE, environment={"TARGET": self._entry.path, "NAME": self._entry.name}, become=True, timeout=10)
+            self.blueprint.connect().run(TAKE, environment={"TARGET": self._entry.path, "NAME": self._entry.name}, become=True, timeout=10)
         except GuestError:
             return
+        with contextlib.suppress(KtrdrError):
+            ask_guard(self.target.paths.guard, "secret_gone", name=self._entry.name)
 
 
 def sweep_secrets(guest: Guest) -> None:

@@ -14,8 +14,11 @@ import pytest
 from laboratory.command import run
 from laboratory.instances import CANARY_VARIABLE, LabInstance
 from laboratory.lab import Lab
+from laboratory.recorder import wait_until
 
+from ktrdr_vm.answers import deliver_secret
 from ktrdr_vm.host.mounts import find_mounts
+from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.resources.domain import find_qemu
 
 pytestmark = pytest.mark.vm
@@ -175,6 +178,17 @@ def test_a_secret_is_renewed_and_taken_back(lab: Lab, instance: LabInstance) -> 
     assert "no secret" in run(lab, "secrets", "rotate", instance.instance_id, "another", environment=old).stderr
     assert run(lab, "secrets", "rotate", instance.instance_id, environment=old).code == 0
     assert instance.guest.run(["cat", "/run/secrets/canary"], timeout=20).stdout == instance.canary
+
+
+def test_the_guard_ends_a_secret_that_the_guest_would_keep(instance: LabInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command runs, and root in the guest has stopped its own timer. Without the guard's clock the file would stay."""
+    monkeypatch.setenv("KTRDR_SHORT", "CANARY-short-lived")
+    deliver_secret(instance.instance, Secret("short", "/run/secrets/short", env="KTRDR_SHORT", ttl=5))
+    code, said = instance.shell("systemctl stop ktrdr-secret-short.timer; cat /run/secrets/short")
+    assert (code, said) == (0, "CANARY-short-lived")
+    wait_until(lambda: instance.ledger(rule="secret", name="short"), "the ledger says that it ended", 60)
+    assert instance.shell("test -e /run/secrets/short")[0] == 1
+    assert "taken out of the guest" in instance.ledger(rule="secret", name="short")[0]["message"]
 
 
 def test_nothing_that_instances_share_belongs_to_qemus_user(instance: LabInstance) -> None:

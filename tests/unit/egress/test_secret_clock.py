@@ -1,0 +1,116 @@
+"""A secret's time ends by the host's clock: whatever the guest does, whichever command is gone, and once more when nobody answered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktrdr_vm.egress import secret_clock
+from ktrdr_vm.egress.secret_clock import ATTEMPTS, RETRY_S, Delivered, SecretClock
+
+
+class Child:
+    """A taking: it runs until it is told how it ended."""
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        return self.code
+
+
+class Ledger:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def write(self, *_: str, message: str, **__: Any) -> None:
+        self.said.append(message)
+
+
+class Bench:
+    """A clock of secrets whose time is told."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.now, self.ledger = path, 100.0, Ledger()
+        self.taken: list[tuple[Delivered, Child]] = []
+        self.clock = self.open()
+
+    def open(self) -> SecretClock:
+        return SecretClock(self.path, "ktrdr-one", self.ledger, clock=lambda: self.now, take=self._take)  # type: ignore[arg-type]
+
+    def _take(self, domain: str, one: Delivered) -> Child:
+        assert domain == "ktrdr-one"
+        child = Child()
+        self.taken.append((one, child))
+        return child
+
+    def deliver(self, name: str = "token", seconds: float = 60) -> None:
+        self.clock.operations["secret_delivered"]({"name": name, "path": f"/run/secrets/{name}", "seconds": seconds})
+
+    def at(self, moment: float) -> list[str]:
+        """Which were begun to be taken, once the clock has looked at this moment."""
+        self.now, before = moment, len(self.taken)
+        self.clock.look()
+        return [one.name for one, _ in self.taken[before:]]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(secret_clock, "read_boot_id", lambda: "boot")
+    return Bench(tmp_path / "secrets.json")
+
+
+def test_it_is_taken_when_its_time_is_over_and_not_before(bench: Bench) -> None:
+    bench.deliver()
+    assert bench.at(159.9) == [] and bench.at(160.0) == ["token"]
+    assert bench.at(161.0) == [], "it is being taken already"
+    bench.taken[0][1].code = 0
+    assert bench.at(162.0) == [] and bench.ledger.said == ["the time of a secret is over: it was taken out of the guest"]
+    assert json.loads(bench.path.read_text())["secrets"] == []
+
+
+def test_a_guard_that_was_started_again_goes_on_counting(bench: Bench) -> None:
+    bench.deliver()
+    bench.clock = bench.open()
+    assert bench.at(160.0) == ["token"]
+
+
+def test_after_the_hosts_end_there_is_none(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.deliver()
+    monkeypatch.setattr(secret_clock, "read_boot_id", lambda: "another")
+    bench.clock = bench.open()
+    assert bench.at(1e6) == []
+
+
+def test_one_that_is_delivered_anew_has_its_whole_time(bench: Bench) -> None:
+    bench.deliver()
+    bench.now = 150.0
+    bench.deliver()
+    assert bench.at(160.0) == [] and bench.at(210.0) == ["token"]
+
+
+def test_one_that_was_taken_back_is_not_taken_again(bench: Bench) -> None:
+    bench.deliver()
+    bench.clock.operations["secret_gone"]({"name": "token"})
+    assert bench.at(1e6) == []
+
+
+def test_a_guest_that_does_not_answer_is_asked_again_and_that_ends(bench: Bench) -> None:
+    bench.deliver()
+    moment, begun = 160.0, 0
+    for _ in range(3 * ATTEMPTS):
+        begun += len(bench.at(moment))
+        if bench.taken:
+            bench.taken[-1][1].code = 1
+        moment += RETRY_S
+    assert begun == ATTEMPTS
+    assert bench.ledger.said == ["the time of a secret is over: the guest's agent does not answer, and only its own timer is left"]
+
+
+def test_a_file_that_cannot_be_read_is_said(bench: Bench) -> None:
+    bench.path.write_text("{")
+    bench.clock = bench.open()
+    assert "cannot be read" in bench.ledger.said[0]
