@@ -35,7 +35,7 @@ MAX_MESSAGES = 60_000
 # In one list. What is more is cut off and counted where OTLP has a count for it.
 MAX_ATTRIBUTES = 128
 MAX_DEPTH = 40
-_MAX_JSON_VALUES = 300_000
+_MAX_JSON_VALUES = 150_000
 
 REQUESTS: dict[str, type[Message]] = {
     "/v1/traces": traces.ExportTraceServiceRequest,
