@@ -33,6 +33,11 @@ class Bucket:
             self._level -= amount
             return 0.0
 
+    def spend(self, amount: float) -> None:
+        """Take it whether it is there or not; what is owed is waited for by who comes next."""
+        with self._lock:
+            self._level -= amount
+
 
 class Tally:
     """Counts of what happened, by name, until somebody takes them."""

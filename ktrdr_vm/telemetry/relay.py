@@ -14,6 +14,7 @@ import math
 import socket
 import struct
 import threading
+import time
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, get_args
@@ -30,6 +31,8 @@ CONNECTIONS = 16
 REQUEST_LIMIT = 15.0
 _PIPE_LIMIT = 5.0
 REQUESTS_PER_SECOND, REQUESTS_AT_ONCE = 20.0, 200.0
+# Of a core: JSON can be made so that little of it takes long to read.
+CORE, CORE_SECONDS_AT_ONCE = 0.25, 5.0
 BYTES_PER_SECOND, BYTES_AT_ONCE = 1024.0 * 1024, 8.0 * 1024 * 1024
 
 
@@ -52,6 +55,7 @@ class Relay:
         self._pipe.settimeout(_PIPE_LIMIT)
         self._requests = Bucket(REQUESTS_PER_SECOND, REQUESTS_AT_ONCE)
         self._bytes = Bucket(BYTES_PER_SECOND, BYTES_AT_ONCE)
+        self._work = Bucket(CORE, CORE_SECONDS_AT_ONCE)
         self._piping = threading.Lock()
         # One request at a time is unpacked and parsed, however many arrive: its memory is bounded by what one may need.
         self._parsing = threading.Lock()
@@ -64,10 +68,16 @@ class Relay:
     def take(self, path: str, encoding: Encoding, packed: str, body: bytes) -> None:
         """Stamp one request and hand it on. OtlpError when it is wrong, BusyError when it comes too early."""
         with self._parsing:
-            whole = inflate(body, packed)
-            if wait := self._bytes.take(len(whole)):
+            if wait := self._work.take(0):
                 raise BusyError(429, wait, "rate")
-            stamped = stamp_request(path, encoding, whole, self.stamp)
+            began = time.thread_time()
+            try:
+                whole = inflate(body, packed)
+                if wait := self._bytes.take(len(whole)):
+                    raise BusyError(429, wait, "rate")
+                stamped = stamp_request(path, encoding, whole, self.stamp)
+            finally:
+                self._work.spend(time.thread_time() - began)
         if stamped.claims:
             self.tally.add("claims", stamped.claims)
         if not stamped.records:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -94,6 +95,20 @@ def test_the_relay_hands_on_what_it_has_stamped() -> None:
     index, records, size = FRAME.unpack(heard[0][: FRAME.size])
     assert (PATHS[index], records, size, len(heard)) == ("/v1/logs", 2, len(heard[0]) - FRAME.size, 1)
     assert b"ktrdr.instance_id" in heard[0] and relay.tally.take() == {"accepted": 2}
+
+
+def test_what_takes_long_to_read_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of a core: whoever has used more waits, and the next one after that is served."""
+    relay, heard = make_relay(TAKEN)
+    clock = iter([0.0, 7.0])
+    monkeypatch.setattr("ktrdr_vm.telemetry.relay.time.thread_time", lambda: next(clock, 7.0))
+    relay.take("/v1/logs", "application/json", "", LOG)
+    with pytest.raises(BusyError) as caught:
+        relay.take("/v1/logs", "application/json", "", LOG)
+    assert caught.value.status == 429 and 6 < caught.value.seconds <= 8 and len(heard) == 1
+    monkeypatch.setattr(relay._work, "_clock", lambda: time.monotonic() + 9)
+    relay.take("/v1/logs", "application/json", "", LOG)
+    assert len(heard) == 2
 
 
 def test_a_full_queue_and_a_lost_sender_are_said() -> None:
