@@ -35,7 +35,7 @@ test: ## lint, unit, docs, golden, lab
 test-full: ## and what takes longer
 	@scripts/test --full
 
-crash: ## kill -9 at every step of making and removing, then gc: the whole matrix
+crash: ## kill -9 at every step of every verb, then gc, then the host compared: the whole matrix
 	@scripts/crash
 
 soak: setup ## a hundred sandboxes, three at a time, some of them killed: no residue, no growth

@@ -1,72 +1,165 @@
-"""`kill -9` at every step of making and removing an instance, then `gc`, then the host compared with what it was.
+"""`kill -9` at every step of every verb, then `gc`, then the host compared with what it was.
 
-The matrix is generated from the resource tuple, so a new kind of resource is in it by itself. A fixed sample that has every resource
-once is part of every run; the whole of it is marked `full` and is what `make crash` runs.
+The matrix is generated (laboratory/cells.py), so a new kind of resource, and a new step of a verb, is in it by itself. A fixed sample
+that has every resource once is part of every run; the whole of it is marked `full` and is what `make crash` runs.
+
+Every cell is real and as small as can be: a machine that only the host is asked about never finishes booting, and one that has to answer
+is woken from a copy of one that was booted once.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from laboratory import crash
+from laboratory.cells import Cell, all_cells, find_classes
 from laboratory.instances import make_workspace
 from laboratory.inventory import take_inventory
 from laboratory.lab import Lab
 
 from ktrdr_vm.discovery import collect_garbage
+from ktrdr_vm.gather import gather
+from ktrdr_vm.host.clock import later
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.store import Image
+from ktrdr_vm.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.plan.identity import parse_instance_id
-from ktrdr_vm.resources import make_resources
-from ktrdr_vm.resources.base import Target
+from ktrdr_vm.suspension import suspend
+from ktrdr_vm.template import build_template, find_template
 
-PROFILE = "version: 1\nname: crash\nimage: debian-13-docker\nresources: {vcpus: 2, memory: 2GiB, disk: 10GiB}\n"
-# A template may have to be built first.
-LIMIT = 900
+SECRETS = """\
+secrets:
+  - {name: given, source: {env: KTRDR_CRASH}}
+  - name: brokered
+    source: {env: KTRDR_CRASH}
+    broker: {host: allowed.test.lab, header: "x-api-key: {{ secret }}", base_url_env: URL, methods: [GET], paths: ["/"]}
+"""
+MOUNTS = "mounts: [{source: ./shared, target: /data}]\n"
+SMALL = "version: 1\nname: crash\nimage: debian-13-docker\nresources: {vcpus: 1, memory: 512MiB, disk: 10GiB}\n"
+# The shape that other tests fork as well.
+USUAL = "version: 1\nname: crash\nimage: debian-13-docker\nresources: {vcpus: 2, memory: 2GiB, disk: 10GiB}\n"
+PROFILES = {
+    "small.yaml": SMALL + SECRETS + MOUNTS,
+    "forked.yaml": USUAL,
+    "sleeper.yaml": USUAL.replace("name: crash", "name: sleeper\nmode: interactive") + SECRETS,
+    "mounted.yaml": USUAL.replace("name: crash", "name: sleeper\nmode: interactive") + SECRETS + MOUNTS,
+}
+LIMIT = 300
 
-_HOME = Home(Path("/nonexistent"))
-KINDS = [resource.kind for resource in make_resources(Target(parse_instance_id("x"), _HOME.instance("x"), Libvirt()), None)]
-CELLS = [(verb, kind, when) for verb in ("create", "remove") for kind in KINDS for when in ("before", "inside", "after")]
-# Every resource once, both verbs and all three moments among them.
-SAMPLE = {
-    ("create", "overlay", "inside"), ("create", "seed", "after"), ("remove", "firewall", "before"), ("create", "guard", "after"),
-    ("create", "tap", "inside"), ("remove", "domain", "after"),
-}  # fmt: skip
+# Every resource once, and every verb.
+SAMPLE = (
+    "apply-overlay-inside", "apply-seed-after", "destroy-firewall-before", "apply-guard-after", "apply-tap-inside",
+    "destroy-domain-after", "apply-mount-inside", "resume-secret-inside", "apply-brokeredsecret-before", "suspend-saved-inside",
+    "fork-create.4.attach-inside", "grant-give.0.grant-inside", "granting-grant.1.add-after",
+)  # fmt: skip
+CELLS = all_cells()
 
 
-def test_the_sample_has_every_resource_once():
-    assert sorted(kind for _, kind, _ in SAMPLE) == sorted(KINDS)
-    assert set(CELLS) >= SAMPLE
+def test_the_sample_has_every_resource_once_and_every_verb() -> None:
+    cells = [CELLS[key] for key in SAMPLE]
+    named = [cell.step.name for cell in cells if cell.step.owner is not None]
+    assert sorted(named) == sorted(one.__name__.lower() for one in find_classes())
+    assert {cell.verb for cell in cells} == {cell.verb for cell in CELLS.values()}
+
+
+def _sleeps(cell: Cell) -> bool:
+    """Does its step need a machine that was booted and has its secrets?"""
+    kind = cell.step.owner.kind if cell.step.owner is not None else ""  # type: ignore[attr-defined]
+    if cell.verb == "apply":
+        # Up to the device a mount is made on the host alone, and so is what the guard is given.
+        return kind == "secret" or (kind == "mount" and cell.when == "after")
+    return cell.verb in ("suspend", "resume") or (cell.verb == "destroy" and kind in ("mount", "saved"))
+
+
+@pytest.fixture(scope="module")
+def workspace(lab: Lab) -> Path:
+    place = lab.scratch / "crash"
+    place.mkdir()
+    make_workspace(place)
+    for name, text in PROFILES.items():
+        (place / name).write_text(text)
+    return place
+
+
+@pytest.fixture(scope="module")
+def sleeper(lab: Lab, image: Image, libvirt: Libvirt, workspace: Path) -> Iterator[Callable[[bool], str]]:
+    """Puts back a suspended instance as it was when it fell asleep; its instance_id. With a mount it had to be booted, else forked."""
+    asleep: dict[bool, tuple[str, Path]] = {}
+
+    def put_back(mounted: bool) -> str:
+        if mounted not in asleep:
+            asleep[mounted] = _fall_asleep(lab, image, libvirt, workspace / ("mounted.yaml" if mounted else "sleeper.yaml"))
+        instance_id, copy = asleep[mounted]
+        # As it lies there: sparse files stay sparse.
+        subprocess.run(["cp", "-a", "--sparse=always", copy, lab.home.instance(instance_id).directory], check=True, timeout=120)
+        return instance_id
+
+    yield put_back
+    for _, copy in asleep.values():
+        shutil.rmtree(copy)
+
+
+def _fall_asleep(lab: Lab, image: Image, libvirt: Libvirt, profile: Path) -> tuple[str, Path]:
+    gathered = gather(profile, home=lab.home, workspace=profile.parent, instance_id=lab.new_id(f"crash-{profile.stem}"))
+    plan = gathered.plan
+    instance = Instance(lab.home, plan.identity, libvirt)
+    template = None
+    if not plan.profile.mounts:
+        template = find_template(lab.home, plan, image) or build_template(lab.home, plan, image, libvirt, progress=print)
+    with instance.locked():
+        instance.create(plan, read_secret=lambda _: b"value", mount_roots=(), template=template)
+        instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+        instance.complete(plan, read_secret=lambda _: b"value", mount_roots=())
+        suspend(instance)
+        copy = lab.scratch / f"asleep-{profile.stem}"
+        subprocess.run(["cp", "-a", "--sparse=always", instance.paths.directory, copy], check=True, timeout=120)
+        instance.destroy()
+    return plan.identity.instance_id, copy
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize(
-    "cell", [pytest.param(cell, marks=() if cell in SAMPLE else pytest.mark.full, id="-".join(cell)) for cell in CELLS]
-)
-def test_gc_leaves_nothing_whenever_a_run_dies(
-    cell: tuple[str, str, str], lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path
+@pytest.mark.parametrize("key", [pytest.param(key, marks=() if key in SAMPLE else pytest.mark.full) for key in CELLS])
+def test_gc_leaves_nothing_whenever_it_dies(
+    key: str, lab: Lab, image: Image, libvirt: Libvirt, workspace: Path, sleeper: Callable[[bool], str]
 ) -> None:
-    verb, kind, when = cell
-    workspace = make_workspace(tmp_path)
-    (workspace / "crash.yaml").write_text(PROFILE)
-    instance_id = lab.new_id("crash")
+    cell = CELLS[key]
     before = take_inventory(lab, libvirt)
+    profile = workspace / "small.yaml"
+    if cell.verb == "fork":
+        profile = workspace / "forked.yaml"
+        plan = gather(profile, home=lab.home, workspace=workspace, instance_id="x").plan
+        if find_template(lab.home, plan, image) is None:
+            build_template(lab.home, plan, image, libvirt, progress=print)
+    instance_id = sleeper(key not in SAMPLE) if _sleeps(cell) else lab.new_id(f"crash-{list(CELLS).index(key)}")
     died = subprocess.run(
-        [sys.executable, crash.__file__, str(workspace / "crash.yaml"), str(workspace), instance_id, verb, kind, when],
-        env={**os.environ, "KTRDR_VM_HOME": str(lab.home.root), "PYTHONPATH": os.pathsep.join(sys.path)},
+        [sys.executable, crash.__file__, str(profile), instance_id, key],
+        env={**lab.environment, "KTRDR_CRASH": "value", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=LIMIT,
         check=False,
     )
     assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
+    if cell.verb == "apply" and cell.when == "after":
+        assert take_inventory(lab, libvirt) != before, "the comparison would see nothing"
     rows = collect_garbage(lab.home, libvirt, dry_run=False)
+    kept = lab.home.instance(instance_id)
+    if kept.directory.exists():
+        # What a person lives in stays, and can be taken up again, until its time to live ends.
+        instance = Instance(lab.home, parse_instance_id(instance_id), libvirt)
+        journal = instance.require_journal()
+        assert instance.is_kept() and _sleeps(cell), f"gc left it: {rows}"
+        journal.expires_at = later(-1)
+        journal.save()
+        rows += collect_garbage(lab.home, libvirt, dry_run=False)
     assert [row for row in rows if row["action"] == "failed"] == []
     # A lock's file outlives a killed process and holds nobody; the next who takes the lock, as gc did, removes it.
     assert take_inventory(lab, libvirt) == before

@@ -1,80 +1,229 @@
-"""Runs one instance's creation or removal and dies by its own hand at one step. A process of its own, started by the crash tests.
+"""Runs one verb on an instance and dies by its own hand at one step of it. A process of its own, started by the crash tests.
 
-    python crash.py PROFILE WORKSPACE INSTANCE_ID VERB KIND WHEN
+    python crash.py PROFILE INSTANCE_ID CELL                 dies with SIGKILL, or has not come to the step
+    python crash.py guard NAME CELL DIRECTORY                the guard of that instance, which dies at the step
 
-VERB is create or remove, KIND a resource's kind, WHEN before, inside or after its step. `inside` is right after the first thing that
-the step did to the host.
+`inside` is right after the first thing that the step did to the host, or, when a daemon or the guest does it, while they are at it.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import pycdlib
 
-from ktrdr_vm import resources
+# The test's own folders are not in the way of the guard's import.
+sys.path.append(str(Path(__file__).parents[1]))
+
+from ktrdr_vm import answers
+from ktrdr_vm.egress import control, guard
+from ktrdr_vm.escalation.packet import parse_packet
 from ktrdr_vm.gather import gather
-from ktrdr_vm.host import process
+from ktrdr_vm.guest import agent
+from ktrdr_vm.guest.ssh import SshGuest
+from ktrdr_vm.host import journal, mounts, process
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import find_home
-from ktrdr_vm.images.ensure import ensure_image
+from ktrdr_vm.images.store import ImageStore
 from ktrdr_vm.instance import Instance
-from ktrdr_vm.resources import make_resources
-from ktrdr_vm.resources.base import Resource
-from ktrdr_vm.template import build_template
+from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.profile.policy import OwnerPolicy
+from ktrdr_vm.resources.mount import Mount
+from ktrdr_vm.suspension import resume, suspend
+from ktrdr_vm.template import find_template
+from laboratory.cells import Cell, Step, all_cells
 
-# What changes the host: the first of these to return within the step is where `inside` is.
-_DEEDS = {
+# What changes the host by itself: the first of these to return within the step is where `inside` is.
+_DEEDS: set[CodeType] = {
     function.__code__
-    for function in (process.run, process.start, Libvirt.start, Libvirt.stop, pycdlib.PyCdlib.write_fp, os.fdopen)
-    if hasattr(function, "__code__")
-}
+    for function in (process.run, process.start, pycdlib.PyCdlib.write_fp, os.fdopen, shutil.copyfile, shutil.rmtree, journal.sync,
+                     mounts.bind_readonly, mounts.unmount, Path.unlink, Path.rename, Path.rmdir)
+}  # fmt: skip
+# What another process does for it: killed while that one is at it.
+_ASKED: set[CodeType] = {
+    function.__code__
+    for function in (Libvirt.start, Libvirt.stop, Libvirt.save, Libvirt.restore, Libvirt.define, Libvirt.attach, Libvirt.detach,
+                     Libvirt.monitor, Libvirt.suspend, Libvirt.resume, SshGuest.run, control.ask_guard, agent.run_script)
+}  # fmt: skip
+_AT_WORK = 0.03
+PACKET = {
+    "kind": "network", "request": {"host": "allowed.test.lab", "ports": [443]}, "seconds": 600, "blocked": "it", "why": "so",
+    "options": ["wait"], "recommendation": "allow", "decision": "may I", "evidence": "log",
+}  # fmt: skip
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _arm(kind: str, verb: str, when: str, classes: dict[str, type[Resource]]) -> None:
-    original: Any = getattr(classes[kind], verb)
+def _watch(frame: FrameType, event: str, _argument: object) -> None:
+    if event == "return" and frame.f_code in _DEEDS | _ASKED:
+        die()
+    if event == "call" and frame.f_code in _ASKED:
+        threading.Timer(_AT_WORK, die).start()
 
-    def step(self: Resource) -> None:
+
+def arm(cell: Cell) -> None:
+    """From now on the process ends where the cell says."""
+    if cell.step.owner is not None:
+        _arm_method(cell.step, cell.when)
+    else:
+        _arm_statement(cell.step, cell.when)
+
+
+def _arm_method(step: Step, when: str) -> None:
+    original: Any = getattr(step.owner, step.method)
+
+    def act(self: Any) -> None:
         if when == "before":
             die()
         if when == "inside":
-
-            def watch(frame: FrameType, event: str, _argument: object) -> None:
-                if event == "return" and frame.f_code in _DEEDS:
-                    die()
-
-            sys.setprofile(watch)
+            sys.setprofile(_watch)
         original(self)
         die()
 
-    setattr(classes[kind], verb, step)
+    setattr(step.owner, step.method, act)
+
+
+def _arm_statement(step: Step, when: str) -> None:
+    first, last = step.lines
+    there = False
+
+    def in_function(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal there
+        inside = first <= frame.f_lineno <= last
+        if event == "line" and inside and not there:
+            there = True
+            if when == "before":
+                die()
+            if when == "inside":
+                sys.setprofile(_watch)
+        elif there and (event == "return" or (event == "line" and not inside)):
+            die()
+        return in_function
+
+    sys.settrace(lambda frame, _event, _argument: in_function if frame.f_code is step.code else None)
+
+
+def _arm_guard(key: str) -> None:
+    """The guard that this process starts is one that dies."""
+    start = process.start
+
+    def started(argv: list[Any], **more: Any) -> Any:
+        if "ktrdr_vm.egress.guard" in argv:
+            argv = [sys.executable, "-P", "-s", __file__, "guard", "ktrdr_vm.egress.guard", key, argv[-1]]
+        return start(argv, **more)
+
+    process.start = started  # type: ignore[assignment]
+
+
+# -- the verbs ----------------------------------------------------------------------------------------------------------
+
+
+def _read_secret(_: object) -> bytes:
+    return b"CANARY-of-the-crash-matrix"
+
+
+class Crash:
+    """An instance on the way to the step. One that sleeps was put there by the test, so that not every cell has to boot one."""
+
+    def __init__(self, profile: Path, instance_id: str, cell: Cell) -> None:
+        self.home, self.libvirt = find_home(), Libvirt()
+        self.profile, self.cell = profile, cell
+        self.instance = Instance(self.home, parse_instance_id(instance_id), self.libvirt)
+        self.sleeps = self.instance.journal is not None
+
+    def create(self, *, forked: bool = False, whole: bool = True) -> None:
+        """A machine that need not come up: what there is to be seen is on the host."""
+        gathered = gather(self.profile, home=self.home, workspace=self.profile.parent, instance_id=self.instance.identity.instance_id)
+        template = None
+        if forked:
+            image = ImageStore(self.home.images).find(gathered.plan.facts.image.digest)
+            assert image is not None
+            template = find_template(self.home, gathered.plan, image)
+            assert template is not None, "the test builds it before"
+        self.instance.create(gathered.plan, read_secret=_read_secret, mount_roots=(), template=template)
+        if whole:
+            self.complete()
+
+    def complete(self) -> None:
+        self.instance.complete(self.instance.plan, read_secret=_read_secret, mount_roots=())
+
+    def wake(self) -> None:
+        resume(self.instance, read_secret=_read_secret)
+
+    def apply(self) -> None:
+        if not self.sleeps:
+            arm(self.cell)
+            self.create()
+            return
+        # An instance that is there is given its mounts and secrets by the same code as a new one.
+        self.wake()
+        self.instance.take_secrets()
+        for resource in self.instance.open_resources():
+            if isinstance(resource, Mount):
+                resource.detach()
+        arm(self.cell)
+        self.complete()
+
+    def destroy(self) -> None:
+        if not self.sleeps:
+            self.create(whole=False)
+        elif self.cell.step.name != "saved":
+            self.wake()
+        arm(self.cell)
+        self.instance.destroy()
+
+    def fork(self) -> None:
+        arm(self.cell)
+        self.create(forked=True)
+
+    def suspend(self) -> None:
+        self.wake()
+        arm(self.cell)
+        suspend(self.instance)
+
+    def resume(self) -> None:
+        arm(self.cell)
+        self.wake()
+
+    def grant(self) -> None:
+        self.create(whole=False)
+        asked, _ = answers.open_store(self.instance).submit(parse_packet(PACKET))
+        arm(self.cell)
+        answers.approve(self.instance, asked.id, OwnerPolicy(), reason="to see")
+
+    def granting(self) -> None:
+        _arm_guard(self.cell.key)
+        self.create(whole=False)
+        asked, _ = answers.open_store(self.instance).submit(parse_packet(PACKET))
+        try:
+            answers.approve(self.instance, asked.id, OwnerPolicy(), reason="to see")
+            answers.take_back(self.instance, asked.id, reason="to see its end")
+        except Exception as error:  # the guard is dead, and this command with it
+            print(error, file=sys.stderr)
+            die()
 
 
 def main() -> None:
-    profile, workspace, instance_id, verb, kind, when = sys.argv[1:]
-    home, libvirt = find_home(), Libvirt()
-    gathered = gather(Path(profile), home=home, workspace=Path(workspace), instance_id=instance_id)
-    image = ensure_image(gathered.plan.profile.image, gathered.recipe, home.images, progress=print)
-    template = build_template(home, gathered.plan, image, libvirt, progress=print)
-    instance = Instance(home, gathered.plan.identity, libvirt)
-    classes = {resource.kind: type(resource) for resource in make_resources(instance._target(), None)}
-    classes |= {"mount": resources.Mount, "secret": resources.Secret}
-    with instance.locked():
-        if verb == "create":
-            _arm(kind, verb, when, classes)
-        instance.create(gathered.plan, read_secret=lambda _: b"", mount_roots=(), template=template)
-        if verb == "remove":
-            _arm(kind, verb, when, classes)
-            instance.destroy()
+    if sys.argv[1] == "guard":
+        key, directory = sys.argv[3:]
+        arm(all_cells()[key])
+        sys.argv = [sys.argv[0], directory]
+        guard.main()
+        return
+    profile, instance_id, key = sys.argv[1:]
+    cell = all_cells()[key]
+    crash = Crash(Path(profile), instance_id, cell)
+    with crash.instance.locked():
+        getattr(crash, cell.verb)()
     raise SystemExit("it did not die")
 
 
