@@ -13,8 +13,7 @@ from typing import Any
 
 from ktrdr_vm.errors import BusyError, KtrdrError
 from ktrdr_vm.host import process
-from ktrdr_vm.host.clock import seconds_since
-from ktrdr_vm.host.journal import is_locked, list_directories, list_journals
+from ktrdr_vm.host.journal import is_locked, list_directories, list_journals, remove_dead_locks
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_tables, read_comment
 from ktrdr_vm.host.paths import Home
@@ -39,12 +38,9 @@ class Found:
     rest: str = ""
     """suspending, suspended or resuming, by the journal."""
     expires_at: str = ""
+    expired: bool = False
+    """Has its time to live ended? Then it goes, whoever lives in it."""
     seen: set[str] = field(default_factory=set)
-
-    @property
-    def expired(self) -> bool:
-        """Has its time to live ended? Then it goes, whoever lives in it."""
-        return bool(self.expires_at) and seconds_since(self.expires_at) > 0
 
     @property
     def note(self) -> str:
@@ -83,7 +79,7 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
     for journal in list_journals(home):
         entry = seen(journal.instance_id, "journal")
         entry.mode, entry.created_at = journal.mode, journal.created_at
-        entry.expires_at = journal.expires_at
+        entry.expires_at, entry.expired = journal.expires_at, journal.expired
         entry.kept = journal.kept or journal.mode == "interactive"
         entry.rest = "" if journal.state == "awake" else journal.state
     for directory in list_directories(home):
@@ -126,12 +122,14 @@ def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict
     for entry in find_instances(home, libvirt):
         if not entry.busy and (entry.expired or not entry.kept):
             rows += _collect(home, libvirt, entry, dry_run=dry_run)
+    if not dry_run:
+        remove_dead_locks(home.locks)
     return rows + _collect_halves(home, dry_run=dry_run)
 
 
 def collect_expired(home: Home, libvirt: Libvirt) -> list[dict[str, str]]:
     """Only what has outlived its time: cheap enough for every `apply`. Rows as above."""
-    expired = {journal.instance_id for journal in list_journals(home) if journal.expires_at and seconds_since(journal.expires_at) > 0}
+    expired = {journal.instance_id for journal in list_journals(home) if journal.expired}
     found = [entry for entry in find_instances(home, libvirt) if entry.instance_id in expired] if expired else []
     return [row for entry in found if not entry.busy for row in _collect(home, libvirt, entry, dry_run=False)]
 

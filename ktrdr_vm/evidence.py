@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -16,8 +17,13 @@ from typing import Any
 
 from ktrdr_vm.egress.suggest import render_suggestion
 from ktrdr_vm.host.clock import now
+from ktrdr_vm.host.journal import is_locked, list_directories
+from ktrdr_vm.host.paths import Home
 from ktrdr_vm.report.model import Allowance, Artifact, Denial, GateResult, TaskResult
 
+# Evidence that is older is collected.
+KEPT_DAYS = 90
+_OLD = f"the run ended more than {KEPT_DAYS} days ago"
 # A console that a guest floods is kept to its end.
 MAX_CONSOLE = 8 * 1024 * 1024
 # Decisions are written up to a second late.
@@ -113,6 +119,30 @@ def _parse_row(line: str) -> dict[str, Any] | None:
         return row if {"time", "kind", "verdict"} <= row.keys() else None
     except (ValueError, AttributeError):
         return None
+
+
+def collect_runs(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
+    """Remove the evidence of runs that ended KEPT_DAYS ago; of an instance that is there the newest stays. Rows as `gc` shows them."""
+    living = {path.name for path in list_directories(home)}
+    rows = []
+    for folder in sorted(home.runs.iterdir()) if home.runs.is_dir() else ():
+        if folder.is_symlink() or not folder.is_dir() or is_locked(home.lock(folder.name)):
+            continue
+        found = sorted(
+            (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()), key=lambda path: path.stat().st_mtime
+        )
+        old = [path for path in found if time.time() - path.stat().st_mtime > KEPT_DAYS * 86400]
+        if folder.name in living:
+            old = [path for path in old if path != found[-1]]
+        for path in old:
+            rows.append({"action": "would remove" if dry_run else "removed", "instance_id": f"{folder.name}/{path.name}", "reason": _OLD})
+            if not dry_run:
+                shutil.rmtree(path)
+        if not dry_run and len(old) == len(found):
+            (folder / "latest").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not ours, then, what else is in it
+                folder.rmdir()
+    return rows
 
 
 def remove_old_runs(runs: Path, keep: int) -> list[Path]:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from ktrdr_vm.allocation import create_keys, find_free_slot, read_allocation
 from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.guest.personalize import make_environment
-from ktrdr_vm.host.clock import later
-from ktrdr_vm.host.journal import Journal, locked, read_journal, write_durably
+from ktrdr_vm.host.journal import Journal, explained, locked, read_journal, write_durably
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home, open_template
 from ktrdr_vm.plan.facts import TemplateFacts
@@ -34,6 +33,11 @@ if TYPE_CHECKING:
 
 # How long a guest may take from power-on to an authenticated command. Emulation on a busy host is the slow end.
 BOOT_LIMIT = {"kvm": 120.0, "tcg": 600.0}
+
+# What stands between the guest and the network, in the order of making.
+NETWORK = ("firewall", "guard", "tap")
+# Seconds for the guard to put back what another program took away, or to start again what ended.
+MEND_LIMIT = 10.0
 
 SecretReader = Callable[[Secret], bytes]
 
@@ -102,7 +106,8 @@ class Instance:
         """
         if self.journal is not None:
             self.require_awake()
-        journal = self._open_journal(plan, run_id, template, source)
+        with explained(str(self.paths.directory)):
+            journal = self._open_journal(plan, run_id, template, source)
         blueprint = self._blueprint(plan, journal, read_secret, mount_roots)
         resources = self._host_side(make_resources(self._target(), blueprint))
         for guard in (resource for resource in resources if resource.kind == "guard" and resource.exists()):
@@ -132,12 +137,13 @@ class Instance:
 
     def ensure(self, resource: Resource, journal: Journal, notify: Notify) -> None:
         """Make one resource, unless it is there and as planned; the journal knows before and after."""
-        began = datetime.now(UTC)
+        began = time.monotonic()
         if resource.exists() and journal.resources.get(resource.key) == "present" and not resource.verify():
             notify(resource.kind, resource.name, "ok", _since(began))
             return
         journal.intend(resource.key)
-        resource.create()
+        with explained(resource.name):
+            resource.create()
         differences = resource.verify()
         if differences:
             raise ProvisionError(
@@ -152,7 +158,7 @@ class Instance:
         existing = self.journal
         if existing is not None:
             existing.plan_digest, existing.run_id, existing.plan = plan.digest, run_id, plan.to_json()
-            existing.expires_at = _end_of_life(plan)
+            existing.live_for(plan.profile.ttl)
             existing.save()
             if not (self.paths.host_key.exists() and self.paths.login_key.exists()):
                 # It died between its journal and its keys, so nothing carries them yet.
@@ -172,13 +178,13 @@ class Instance:
                 plan_digest=plan.digest,
                 created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
                 run_id=run_id,
-                expires_at=_end_of_life(plan),
                 slot=slot,
                 genid=str(uuid.uuid4()),
                 source=source,
                 template=template.key if template else "",
                 plan=plan.to_json(),
             )
+            journal.live_for(plan.profile.ttl)
             journal.save()
         create_keys(self.paths)
         return journal
@@ -290,11 +296,30 @@ class Instance:
         for resource in self.open_resources():
             if asleep and resource.kind not in ("overlay", "seed", "saved"):
                 continue
-            exists = resource.exists()
-            found.append(ResourceStatus(resource.kind, resource.name, exists, tuple(resource.verify()) if exists else ()))
+            found.append(_look(resource))
         if asleep and not self.paths.saved.exists():
             found.append(ResourceStatus("saved", str(self.paths.saved), False, ()))
         return found
+
+    def require_closed(self) -> None:
+        """ProvisionError unless everything that stands between the guest and the network is as planned: it is never assumed."""
+        end = time.monotonic() + MEND_LIMIT
+        while True:
+            wrong = [row for row in self._look_at(NETWORK) if not row.exists or row.differences]
+            if not wrong:
+                return
+            if time.monotonic() > end:
+                said = "; ".join(f"{row.kind}: {', '.join(row.differences) or 'it is gone'}" for row in wrong)
+                raise ProvisionError(
+                    f"the network of the instance is not what the plan says: {said}",
+                    where=self.identity.instance_id,
+                    hint=f"`ktrdr-vm status {self.identity.instance_id}` shows it, `ktrdr-vm apply` makes it again",
+                )
+            # The guard mends what others break, and starts again what ended.
+            time.sleep(0.2)
+
+    def _look_at(self, kinds: tuple[str, ...]) -> list[ResourceStatus]:
+        return [_look(resource) for resource in self.open_resources() if resource.kind in kinds]
 
     # -- removing ---------------------------------------------------------------------------------------------------
 
@@ -357,7 +382,7 @@ class Instance:
         for resource in reversed(self.open_resources()):
             if resource.kind != "secret":
                 continue
-            began = datetime.now(UTC)
+            began = time.monotonic()
             resource.remove()
             if resource.exists():
                 raise ProvisionError(
@@ -408,16 +433,17 @@ class Instance:
             return None
 
 
-def _end_of_life(plan: Plan) -> str:
-    return later(plan.profile.ttl) if plan.profile.ttl else ""
-
-
 def _no_secrets(secret: Secret) -> bytes:
     raise ProvisionError(f"the secret {secret.name} is not read here", where="secrets", hint="apply again to deliver it")
 
 
-def _since(began: datetime) -> float:
-    return (datetime.now(UTC) - began).total_seconds()
+def _look(resource: Resource) -> ResourceStatus:
+    exists = resource.exists()
+    return ResourceStatus(resource.kind, resource.name, exists, tuple(resource.verify()) if exists else ())
+
+
+def _since(began: float) -> float:
+    return time.monotonic() - began
 
 
 def require_root() -> None:

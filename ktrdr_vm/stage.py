@@ -176,6 +176,7 @@ class Stage:
                 results.append(GateResult(playbook.name, "skipped", now(), 0.0, message=refused, stage=self._name))
                 continue
             with self._phase(f"gate {playbook.name}", recorder):
+                self.instance.require_closed()
                 result = replace(self._run_gate(playbook, recorder), stage=self._name)
                 results.append(replace(result, usage=measure_gate(result, self.sampler.samples, now())))
                 folder = self._artifacts(recorder) / playbook.name

@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterable
 from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.journal import Journal
-from ktrdr_vm.instance import BOOT_LIMIT, Instance, SecretReader
+from ktrdr_vm.instance import BOOT_LIMIT, NETWORK, Instance, SecretReader
 from ktrdr_vm.resources.base import Notify, Resource, Verb, quiet
 from ktrdr_vm.resources.mount import Mount
 from ktrdr_vm.resources.saved import Saved
 
-# What stands between the guest and the network, in the order of making.
-_NETWORK = ("firewall", "guard", "tap")
 _ENDED = (None, "shutoff", "crashed", "shutdown")
 
 
@@ -46,7 +44,7 @@ def suspend(instance: Instance, *, notify: Notify = quiet) -> None:
             ) from None
         _timed(saved, "changed", notify, saved.create)
         journal.confirm(saved.key)
-    for resource in reversed(_pick(instance.open_resources(), _NETWORK)):
+    for resource in reversed(_pick(instance.open_resources(), NETWORK)):
         _timed(resource, "removed", notify, resource.remove)
         journal.strike(resource.key)
     # Whoever suspends it means to come back.
@@ -57,10 +55,14 @@ def suspend(instance: Instance, *, notify: Notify = quiet) -> None:
 def resume(instance: Instance, *, read_secret: SecretReader, mount_roots: tuple[str, ...] = (), notify: Notify = quiet) -> None:
     """Bring a suspended instance back: firewall, guard and tap first, then the machine, its clock, its mounts and secrets.
 
-    Use under the instance's lock. One that runs gets back what an interrupted `suspend` took.
+    Use under the instance's lock. One that runs gets back what an interrupted `suspend` took, and one that stands still goes on.
     """
     journal, plan = instance.require_journal(), instance.plan
     if journal.state == "awake":
+        if _find_state(instance) == "paused":
+            # QEMU pauses it when a write finds no room, the guard when the host has little left.
+            instance.require_closed()
+            instance.libvirt.resume(instance.identity.domain)
         return
     saved = _open_saved(instance)
     asleep = _find_state(instance) in _ENDED
@@ -76,7 +78,7 @@ def resume(instance: Instance, *, read_secret: SecretReader, mount_roots: tuple[
             raise ProvisionError(f"the saved state cannot be used: {'; '.join(differences)}", where=saved.name, hint=saved.by_hand())
         require_capacity(instance.home.root, plan.profile.resources.memory)
     journal.enter("resuming")
-    for resource in _pick(instance.open_resources(), _NETWORK):
+    for resource in _pick(instance.open_resources(), NETWORK):
         instance.ensure(resource, journal, notify)
     [domain] = _pick(instance.open_resources(), ("domain",))
     if asleep:

@@ -122,9 +122,10 @@ def destroy(instance_ids: tuple[str, ...], yes: bool) -> int:
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @json_option
 def gc(dry_run: bool, as_json: bool) -> int:
-    """Remove what runs that died have left, and templates of no use. Interactive instances and those with a living run stay."""
+    """Remove what runs that died have left, old evidence, and templates of no use. Interactive instances and living runs stay."""
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.discovery import collect_garbage
+    from ktrdr_vm.evidence import collect_runs
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
@@ -134,6 +135,7 @@ def gc(dry_run: bool, as_json: bool) -> int:
     require_root()
     home = find_home()
     rows = collect_garbage(home, Libvirt(), dry_run=dry_run)
+    rows += collect_runs(home, dry_run=dry_run)
     rows += collect_templates(home, {journal.template for journal in list_journals(home)}, dry_run=dry_run)
     if as_json:
         echo_json(rows)

@@ -41,6 +41,7 @@ from ktrdr_vm.egress.proxy_log import ProxyLog
 from ktrdr_vm.egress.resolver_link import ResolverLink
 from ktrdr_vm.egress.rules import rules_from_json
 from ktrdr_vm.egress.sets import AllowSets
+from ktrdr_vm.egress.space import SpaceWatch
 from ktrdr_vm.egress.telemetry_desk import open_telemetry
 from ktrdr_vm.egress.watch import TableWatch
 from ktrdr_vm.errors import KtrdrError
@@ -80,6 +81,7 @@ class Guard:
         self.proxy: subprocess.Popen[bytes] | None = None
         self.monitor: subprocess.Popen[bytes] | None = None
         self.watch = TableWatch(directory, self.config["table"], self.config["domain"], self.sets, self.ledger)
+        self.space = SpaceWatch(directory, self.config["domain"], self.ledger)
         self.proxy_control = proxy = ProxyControl(directory)
         self.brokers = Brokers(self.config["brokers"], proxy, self.ledger)
         self.proxy_sockets |= self.brokers.listen(gateway)
@@ -254,6 +256,7 @@ class Guard:
         self._keep_connections()
         self.proxy_log.count_lost()
         self.watch.look()
+        self.space.look()
         self.resolver.tell()
         self.brokers.tell()
         self.telemetry.look()

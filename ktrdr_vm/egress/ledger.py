@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -24,7 +25,7 @@ class Ledger:
         self._path = path
         self._instance_id = instance_id
         self._clock = clock
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
         path.chmod(0o600)
         self._second = 0.0
         self._lines = 0
@@ -50,13 +51,22 @@ class Ledger:
             self._append({"kind": kind, "verdict": verdict, "rule": "suppressed", "count": count})
 
     def _append(self, fields: dict[str, Any]) -> None:
-        line = json.dumps({"time": now(), "instance_id": self._instance_id, **fields}, ensure_ascii=True)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        if self._file.tell() > MAX_BYTES:
+        line = json.dumps({"time": now(), "instance_id": self._instance_id, **fields}, ensure_ascii=True).encode() + b"\n"
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) != len(line):
+                # Half a line is worse than none: what comes after it could not be read.
+                os.ftruncate(self._file.fileno(), size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            # The disk is full or fails: the decision is counted, and said when there is room again.
+            key = (str(fields["kind"]), str(fields["verdict"]))
+            self._suppressed[key] = self._suppressed.get(key, 0) + int(fields.get("count", 1))
+            return
+        if size + len(line) > MAX_BYTES:
             self._file.close()
             self._path.rename(older(self._path))
-            self._file = self._path.open("ab")
+            self._file = self._path.open("ab", buffering=0)
             self._path.chmod(0o600)
 
     def close(self) -> None:

@@ -69,7 +69,8 @@ class TableWatch:
         self._domain = domain
         self._sets = sets
         self._ledger = ledger
-        self._libvirt = Libvirt()
+        # A libvirtd that is not there now is not waited for: the rules come first.
+        self._libvirt = Libvirt(patience=0)
         self._expected = read_table(table)
         self._counts = DropCounts()
 

@@ -10,6 +10,8 @@ from ktrdr_vm.errors import HostError
 # What the host keeps for itself.
 MEMORY_FLOOR = 512
 DISK_FLOOR = 2048
+# Beneath the first of these guests stand still, from the second on they go again: what is left is for the host to mend itself with.
+DISK_LAST, DISK_ENOUGH = 1024, 1280
 # QEMU and the guard beside the guest's own memory; the guard and its children were measured at 41 MiB (PSS).
 OVERHEAD = 160
 

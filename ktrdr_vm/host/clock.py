@@ -27,6 +27,11 @@ def later(seconds: float) -> str:
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def has_passed(moment: str, boot: str, second: float) -> bool:
+    """Is a time over that `later` wrote, or in the same boot `second` of `boottime`? A wall clock that jumps ends nothing early."""
+    return boottime() >= second if boot == read_boot_id() else seconds_since(moment) > 0
+
+
 def seconds_since(moment: str) -> float:
     """Seconds from a time that `now` wrote until now, by the wall clock."""
     return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()

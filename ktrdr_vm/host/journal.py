@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.errors import BusyError, HostError, ProvisionError
+from ktrdr_vm.host.clock import boottime, has_passed, later, read_boot_id
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.plan.identity import is_instance_id
 
-# 2 knows instances that are suspended. What 1 wrote is read as it is: all of its instances are awake.
-SCHEMA_VERSION = 2
-_READABLE = (1, 2)
+# 2 knows instances that are suspended, 3 ends a time to live by the clock of the boot. What earlier ones wrote is read as it is: all
+# instances of 1 are awake, and those of 1 and 2 end by the wall clock.
+SCHEMA_VERSION = 3
+_READABLE = (1, 2, 3)
 # Attempts, ten milliseconds apart, before a lock counts as held.
 _PATIENCE = 5
 
@@ -58,6 +60,19 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         ) from error
 
 
+@contextmanager
+def explained(where: str) -> Iterator[None]:
+    """What a disk refuses within is a HostError with its place."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(
+            f"cannot be made: {error.strerror or error}",
+            where=str(error.filename or where),
+            hint="free space, or look at the rights of this place and of those above it",
+        ) from error
+
+
 @dataclass
 class Journal:
     """What is known of one instance. Every change is on disk before the method returns."""
@@ -72,7 +87,9 @@ class Journal:
     state: str = "awake"
     """awake, suspending, suspended or resuming: what was begun, written before it begins."""
     expires_at: str = ""
-    """When its time to live ends, UTC; empty when it has none."""
+    """When its time to live ends, UTC; empty when it has none. Within the boot `expires_boot` it is `expires_second` that counts."""
+    expires_boot: str = ""
+    expires_second: float = 0.0
     slot: int = -1
     genid: str = ""
     source: str = ""
@@ -91,6 +108,17 @@ class Journal:
         """Note that the instance is about to be, or now is, in another state."""
         self.state = state
         self.save()
+
+    def live_for(self, seconds: float) -> None:
+        """Set the end of its time to live, from now on; 0 is without end. Saved with the next change."""
+        self.expires_at, self.expires_boot, self.expires_second = "", "", 0.0
+        if seconds:
+            self.expires_at, self.expires_boot, self.expires_second = later(seconds), read_boot_id(), boottime() + seconds
+
+    @property
+    def expired(self) -> bool:
+        """Has its time to live ended?"""
+        return bool(self.expires_at) and has_passed(self.expires_at, self.expires_boot, self.expires_second)
 
     def intend(self, key: str) -> None:
         if self.resources.get(key) != "intended":
@@ -199,6 +227,13 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def remove_dead_locks(folder: Path) -> None:
+    """Take away the files of locks that nobody holds: a process that was killed before it made anything leaves nothing else."""
+    for path in folder.glob("*.lock"):
+        with contextlib.suppress(BusyError, HostError), locked(path, path.name):
+            pass
 
 
 def _same_file(descriptor: int, path: Path) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from ktrdr_vm.errors import ForeignError, GuestError, HostError, ProvisionError
 from ktrdr_vm.plan.domain_xml import METADATA_NAMESPACE, drop_incoming
 
 URI = "qemu:///system"
+# A daemon that is restarted is back within this; one that was never there is not waited for.
+RETURN_LIMIT = 30.0
 _INSTANCE = f"{{{METADATA_NAMESPACE}}}"
 
 
@@ -50,35 +54,54 @@ def _quiet() -> None:
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
 
-class _Vanished(Exception):
-    """The domain ended between two questions about it."""
-
-
 class Libvirt:
-    """One connection to the system's libvirtd, opened when first needed and again when it was lost."""
+    """One connection to the system's libvirtd, opened when first needed and again when it was lost.
 
-    def __init__(self, uri: str = URI) -> None:
+    `patience` is for how many seconds a libvirtd that was there is waited for when it is not.
+    """
+
+    def __init__(self, uri: str = URI, *, patience: float = RETURN_LIMIT) -> None:
         self._uri = uri
+        self._patience = patience
         self._connection: Any = None
 
     def connect(self) -> Any:
         _quiet()
-        if self._connection is not None:
+        if self._is_alive():
+            return self._connection
+        end = time.monotonic() + (self._patience if self._connection is not None else 0.0)
+        while True:
             try:
-                if self._connection.isAlive():
-                    return self._connection
-            except libvirt.libvirtError:
-                pass
-            self._connection = None
+                self._connection = libvirt.open(self._uri)
+                return self._connection
+            except libvirt.libvirtError as error:
+                if time.monotonic() >= end:
+                    self._connection = None
+                    raise HostError(
+                        f"libvirtd does not answer: {error.get_error_message()}",
+                        where=self._uri,
+                        hint="run `make setup`; under systemd also `systemctl start libvirtd`",
+                    ) from None
+            time.sleep(0.2)
+
+    def _is_alive(self) -> bool:
         try:
-            self._connection = libvirt.open(self._uri)
-        except libvirt.libvirtError as error:
-            raise HostError(
-                f"libvirtd does not answer: {error.get_error_message()}",
-                where=self._uri,
-                hint="run `make setup`; under systemd also `systemctl start libvirtd`",
-            ) from None
-        return self._connection
+            return self._connection is not None and bool(self._connection.isAlive())
+        except libvirt.libvirtError:
+            return False
+
+    def _ask(self, doing: str, where: str, question: Callable[[Any], Any]) -> Any:
+        """What only looks is asked again when libvirtd went away meanwhile. None when the domain is not there."""
+        for last in (False, True):
+            connection = self.connect()
+            try:
+                return question(connection)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return None
+                if last or self._is_alive():
+                    raise _failed(doing, where, error) from None
+        raise AssertionError("asked twice")
 
     def close(self) -> None:
         if self._connection is not None:
@@ -88,31 +111,22 @@ class Libvirt:
 
     def find(self, name: str) -> DomainFacts | None:
         """The domain of that name if there is one; an error when it is not ours."""
-        domain = self._lookup(name)
-        if domain is None:
-            return None
-        try:
-            facts = _facts(domain)
-        except _Vanished:
-            return None
-        if facts is None:
+        found = self._ask("look for the domain", name, lambda connection: (_facts(connection.lookupByName(name)),))
+        if found == (None,):
             raise ForeignError(
                 f"the domain {name} exists and was not made by ktrdr-vm",
                 where=self._uri,
                 hint="choose another --instance-id; what is not ours is never touched",
             )
-        return facts
+        return found[0] if found else None
 
     def list_ours(self) -> list[DomainFacts]:
         """Every domain that carries our metadata, of any owner."""
-        try:
-            domains = self.connect().listAllDomains()
-        except libvirt.libvirtError as error:
-            raise _failed("list the domains", self._uri, error) from None
+        names = self._ask("list the domains", self._uri, lambda connection: [domain.name() for domain in connection.listAllDomains()])
         found = []
-        for domain in domains:
-            with contextlib.suppress(_Vanished):
-                facts = _facts(domain)
+        for name in names:
+            with contextlib.suppress(ForeignError):
+                facts = self.find(name)
                 if facts is not None:
                     found.append(facts)
         return sorted(found, key=lambda facts: facts.name)
@@ -269,26 +283,22 @@ class Libvirt:
         return domain
 
     def _lookup(self, name: str) -> Any:
-        connection = self.connect()
-        try:
-            return connection.lookupByName(name)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                return None
-            raise _failed("look for the domain", name, error) from None
+        return self._ask("look for the domain", name, lambda connection: connection.lookupByName(name))
 
 
 def _facts(domain: Any) -> DomainFacts | None:
+    """None for a domain without our metadata. Only the lack of it says so: whoever could not be asked is not somebody else's."""
     try:
         raw = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA_NAMESPACE, 0)
-        state = _STATES.get(domain.state()[0], "unknown")
-        persistent = bool(domain.isPersistent())
     except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            raise _Vanished from None
-        return None
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+            return None
+        raise
+    state = _STATES.get(domain.state()[0], "unknown")
     fields = {child.tag.removeprefix(_INSTANCE): child.text or "" for child in ElementTree.fromstring(raw)}  # noqa: S314 - libvirt's own
-    return DomainFacts(domain.name(), fields.get("instance_id", ""), fields.get("home", ""), fields.get("mode", ""), state, persistent)
+    return DomainFacts(
+        domain.name(), fields.get("instance_id", ""), fields.get("home", ""), fields.get("mode", ""), state, bool(domain.isPersistent())
+    )
 
 
 def _failed(doing: str, where: str, error: Any) -> ProvisionError:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from ktrdr_vm.errors import ForeignError, ProvisionError
+from ktrdr_vm.host.journal import write_durably
 from ktrdr_vm.host.nft import load_ruleset, read_comment, read_table
 from ktrdr_vm.resources.base import Resource
 
@@ -44,9 +45,8 @@ class Firewall(Resource):
                 where=self.name,
                 hint="another program changes nftables at the same moment; `nft monitor` shows which",
             )
-        path = self.target.paths.directory / "ruleset.expected"
-        path.write_text(json.dumps({"rendered": self._digest, "table": loaded}))
-        path.chmod(0o600)
+        expected = json.dumps({"rendered": self._digest, "table": loaded})
+        write_durably(self.target.paths.directory / "ruleset.expected", expected.encode())
 
     def verify(self) -> list[str]:
         found, expected = read_table(self.target.identity.table), self._expected

@@ -26,7 +26,6 @@ from laboratory.lab import Lab
 
 from ktrdr_vm.discovery import collect_garbage
 from ktrdr_vm.gather import gather
-from ktrdr_vm.host.clock import later
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.instance import BOOT_LIMIT, Instance
@@ -157,7 +156,7 @@ def test_gc_leaves_nothing_whenever_it_dies(
         instance = Instance(lab.home, parse_instance_id(instance_id), libvirt)
         journal = instance.require_journal()
         assert instance.is_kept() and _sleeps(cell), f"gc left it: {rows}"
-        journal.expires_at = later(-1)
+        journal.live_for(-1)
         journal.save()
         rows += collect_garbage(lab.home, libvirt, dry_run=False)
     assert [row for row in rows if row["action"] == "failed"] == []

@@ -107,7 +107,7 @@ def _find_steps() -> dict[str, list[Step]]:
     def steps(method: str, *kinds: str, but: tuple[str, ...] = ()) -> list[Step]:
         return [Step(one.__name__.lower(), one, method) for one in classes if (not kinds or one.kind in kinds) and one.kind not in but]
 
-    network = suspension._NETWORK
+    network = instance.NETWORK
     return {
         # What a suspended instance has besides is made by `suspend`.
         "apply": steps("create", but=("saved",)) + _statements(instance.Instance._open_journal, allocation.create_keys),

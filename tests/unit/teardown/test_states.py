@@ -11,7 +11,7 @@ import pytest
 
 from ktrdr_vm.discovery import Found
 from ktrdr_vm.errors import HostError, UsageError
-from ktrdr_vm.host.journal import Journal, read_journal
+from ktrdr_vm.host.journal import SCHEMA_VERSION, Journal, read_journal
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance import Instance
 from ktrdr_vm.plan.domain_xml import drop_incoming, render_domain, render_template_domain
@@ -50,9 +50,9 @@ def test_a_journal_of_the_first_version_is_of_an_instance_that_is_awake(tmp_path
     assert journal is not None and (journal.state, journal.source) == ("awake", "")
     journal.enter("suspended")
     # An earlier program must not take it for one that it knows.
-    assert json.loads(path.read_bytes())["schema_version"] == 2
-    path.write_text(json.dumps({"schema_version": 3, "instance_id": "one"}))
-    with pytest.raises(HostError, match="version 3"):
+    assert json.loads(path.read_bytes())["schema_version"] == SCHEMA_VERSION
+    path.write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1, "instance_id": "one"}))
+    with pytest.raises(HostError, match=f"version {SCHEMA_VERSION + 1}"):
         read_journal(path)
 
 
