@@ -25,6 +25,7 @@ from ktrdr_vm.gather import Gathered
 from ktrdr_vm.guest.commits import Returned
 from ktrdr_vm.guest.workspace import require_clean
 from ktrdr_vm.host.clock import now
+from ktrdr_vm.host.journal import explained
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance import Instance
@@ -132,9 +133,10 @@ class Run:
         began = time.monotonic()
         path = self._home.run(plan.identity.instance_id, self._run_id)
         owner = (plan.facts.owner_uid, plan.facts.owner_gid)
-        recorder = Recorder(RunDirectory(path, plan.identity.instance_id, owner, self._mask), self._listener)
-        recorder.directory.event("run_continued" if self._stop else "run_started", profile=plan.profile.name, plan_digest=plan.digest)
-        recorder.directory.write("plan.json", canonical_json(plan.to_json()))
+        with explained(str(path)):
+            recorder = Recorder(RunDirectory(path, plan.identity.instance_id, owner, self._mask), self._listener)
+            recorder.directory.event("run_continued" if self._stop else "run_started", profile=plan.profile.name, plan_digest=plan.digest)
+            recorder.directory.write("plan.json", canonical_json(plan.to_json()))
         error: KtrdrError | None = None
         interrupted = False
         try:

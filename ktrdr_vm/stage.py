@@ -31,6 +31,7 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.ensure import ensure_image
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.lost import explain_loss
 from ktrdr_vm.plan.plan import Plan, canonical_json
 from ktrdr_vm.prepare import build_best, find_best
 from ktrdr_vm.profile.model import Secret
@@ -178,6 +179,9 @@ class Stage:
             with self._phase(f"gate {playbook.name}", recorder):
                 self.instance.require_closed()
                 result = replace(self._run_gate(playbook, recorder), stage=self._name)
+                if result.outcome == "error":
+                    why = self._mask(explain_loss(self.instance))
+                    result = replace(result, message=f"{result.message}; {why}" if why else result.message)
                 results.append(replace(result, usage=measure_gate(result, self.sampler.samples, now())))
                 folder = self._artifacts(recorder) / playbook.name
                 self.artifacts += list_fetched(folder, playbook.name, recorder.directory.path)

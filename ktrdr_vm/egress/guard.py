@@ -298,7 +298,12 @@ def main() -> None:
     directory = Path(sys.argv[1])
     lock = os.open(directory / "guard.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    guard = Guard(directory)
+    try:
+        guard = Guard(directory)
+    except (KtrdrError, OSError) as error:
+        # guard.log ends with it, and whoever started the guard shows that.
+        os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
+        return
     os.write(1, b"ready\n")
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)

@@ -21,6 +21,7 @@ FLOORS = {
     "reproduce": 9,
     "overview": 9,
     "converge": 8,
+    "lost": 8,
     "sampler": 9,
     "stop": 9,
     "answers": 9,

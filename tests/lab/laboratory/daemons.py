@@ -6,6 +6,7 @@ import ctypes
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,35 +24,56 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
+_STARTED: dict[str, subprocess.Popen[bytes]] = {}
+
+
 @contextmanager
 def running_libvirt(logs: Path) -> Iterator[None]:
     require_own_namespace()
     for path in _STATE:
         hide(path)
-    started: list[subprocess.Popen[bytes]] = []
     try:
         for name in ("virtlogd", "libvirtd"):
-            with (logs / f"{name}.log").open("wb") as log:
-                started.append(
-                    subprocess.Popen(
-                        [sys.executable, str(Path(__file__).with_name("reaper.py")), name, "--pid-file", str(logs / f"{name}.pid")],
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
-                        preexec_fn=_die_with_parent,
-                    )
-                )
+            start_daemon(name, logs)
         wait_until(_answers, "libvirtd of the lab answers", 60)
         yield
     finally:
-        for process in reversed(started):
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(15)
+        for name in ("libvirtd", "virtlogd"):
+            if name in _STARTED:
+                end_daemon(name)
+
+
+def start_daemon(name: str, logs: Path) -> None:
+    with (logs / f"{name}.log").open("ab") as log:
+        _STARTED[name] = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("reaper.py")), name, "--pid-file", str(logs / f"{name}.pid")],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
+            preexec_fn=_die_with_parent,
+        )
+
+
+def end_daemon(name: str) -> None:
+    """What it has started, a QEMU that is its own process, runs on."""
+    process = _STARTED.pop(name)
+    process.terminate()
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(15)
+
+
+def restart_daemons(logs: Path, away: float = 0.0) -> None:
+    """As an upgrade of the host's packages does it. `away` is for how many seconds nobody answers."""
+    for name in ("libvirtd", "virtlogd"):
+        end_daemon(name)
+    time.sleep(away)
+    for name in ("virtlogd", "libvirtd"):
+        start_daemon(name, logs)
+    wait_until(_answers, "libvirtd of the lab answers again", 60)
 
 
 def _answers() -> bool:
