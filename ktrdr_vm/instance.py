@@ -287,6 +287,12 @@ class Instance:
             self._guest.close()
             self._guest = None
 
+    def hang_up(self) -> None:
+        """End the connection under whoever waits for an answer: the machine is gone. May be called from any thread."""
+        guest = self._guest
+        if guest is not None:
+            guest.close()
+
     # -- looking ----------------------------------------------------------------------------------------------------
 
     def status(self) -> list[ResourceStatus]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from ktrdr_vm.errors import KtrdrError
@@ -18,9 +19,14 @@ MAX_SAMPLES = 2000
 
 
 class Sampler:
-    """Samples one domain in a thread, from `start` to `stop`. A domain that is not there gives no sample, and is no error."""
+    """Samples one domain in a thread, from `start` to `stop`. A domain that is not there gives no sample, and is no error.
 
-    def __init__(self, libvirt: Libvirt, domain: str, instance_id: str, period: float = PERIOD_S) -> None:
+    `ended` is called once when the machine has ended that was sampled: whoever waits for it need not wait for a time-out.
+    """
+
+    def __init__(
+        self, libvirt: Libvirt, domain: str, instance_id: str, period: float = PERIOD_S, *, ended: Callable[[], None] = lambda: None
+    ) -> None:
         self._libvirt = libvirt
         self._domain = domain
         self._instance_id = instance_id
@@ -28,6 +34,7 @@ class Sampler:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._samples: list[Sample] = []
+        self._tell_end = ended
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -58,6 +65,9 @@ class Sampler:
                 used = self._libvirt.measure(self._domain)
                 if used is not None:
                     self._samples.append(Sample(now(), self._instance_id, *used))
+                elif self._samples and self._libvirt.find(self._domain) is None:
+                    self._tell_end()
+                    return
             if len(self._samples) >= MAX_SAMPLES:
                 self._samples = self._samples[::2]
                 self._period *= 2

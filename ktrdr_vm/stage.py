@@ -75,7 +75,7 @@ class Stage:
         self.artifacts: tuple[Artifact, ...] = ()
         self._home = home
         self.destroyed = False
-        self.sampler = Sampler(libvirt, gathered.plan.identity.domain, gathered.plan.identity.instance_id)
+        self.sampler = Sampler(libvirt, gathered.plan.identity.domain, gathered.plan.identity.instance_id, ended=self.instance.hang_up)
         self._run_id = run_id
         self._since = since
         self._name = name

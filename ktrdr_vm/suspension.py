@@ -59,6 +59,12 @@ def resume(instance: Instance, *, read_secret: SecretReader, mount_roots: tuple[
     """
     journal, plan = instance.require_journal(), instance.plan
     if journal.state == "awake":
+        if _find_state(instance) in _ENDED:
+            raise UsageError(
+                "its machine has ended, and it was not suspended: after a restart of the host, for one",
+                where=journal.instance_id,
+                hint="`ktrdr-vm apply` starts an interactive one from its disk; `ktrdr-vm gc` removes a sandbox",
+            )
         if _find_state(instance) == "paused":
             # QEMU pauses it when a write finds no room, the guard when the host has little left.
             instance.require_closed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.capacity import DISK_ENOUGH, DISK_LAST
 from ktrdr_vm.host.libvirt import Libvirt
+
+# Bytes of guard.log, in which the guard and its children complain: it is their standard error.
+MAX_LOG = 4 * 1024 * 1024
 
 
 class SpaceWatch:
@@ -24,6 +28,9 @@ class SpaceWatch:
 
     def look(self) -> None:
         """At every look of the guard."""
+        if os.fstat(2).st_size > MAX_LOG:
+            # It is appended to, by children as well, so it goes on from its beginning.
+            os.ftruncate(2, 0)
         free = shutil.disk_usage(self._directory).free >> 20
         try:
             if self._paused:

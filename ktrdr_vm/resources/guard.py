@@ -43,7 +43,8 @@ class Guard(Resource):
         self._write_files()
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         try:
-            with (directory / "guard.log").open("ab") as log:
+            log_file = os.open(directory / "guard.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with os.fdopen(log_file, "ab") as log:
                 started = process.start(
                     # -P and /: `-m` alone puts the current folder in front of every import, and that folder is an untrusted branch.
                     [sys.executable, "-P", "-s", "-m", "ktrdr_vm.egress.guard", directory],

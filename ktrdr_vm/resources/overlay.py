@@ -80,6 +80,9 @@ class Overlay(Resource):
         differences = []
         if info.get("backing-filename") != backing or info.get("backing-filename-format") != backing_format:
             differences.append(f"backed by {info.get('backing-filename')}, not {backing}")
+        if not Path(backing).exists():
+            # QEMU holds it open, so what runs goes on; it cannot be started again.
+            differences.append(f"what it stands on is gone: {backing}")
         if info.get("virtual-size") != wanted:
             differences.append(f"{info.get('virtual-size')} bytes, not {wanted}")
         return differences
