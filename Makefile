@@ -38,8 +38,8 @@ test-full: ## and what takes longer
 crash: ## kill -9 at every step of every verb, then gc, then the host compared: the whole matrix
 	@scripts/crash
 
-soak: setup ## a hundred sandboxes, three at a time, some of them killed: no residue, no growth
-	@KTRDR_VM_SOAK=100 $(PYTEST) tests/lab/test_soak.py
+soak: setup ## a hundred sandboxes, three at a time, some of them killed: no residue, no growth; writes docs/soak.md
+	@KTRDR_VM_SOAK=$${KTRDR_VM_SOAK:-100} $(PYTEST) tests/lab/test_soak.py
 
 fuzz: ## atheris over every parser of untrusted bytes, half an hour
 	@scripts/fuzz

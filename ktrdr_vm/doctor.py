@@ -14,16 +14,20 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import find_accelerator
 from ktrdr_vm.host.capacity import read_available_memory
+from ktrdr_vm.host.foreign_rules import find_obstacles
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.owner_policy import read_policy
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.leftovers import find_leftovers
 from ktrdr_vm.plan.facts import POOL
+from ktrdr_vm.plan.identity import TAP_PREFIX
 
 State = Literal["ok", "warning", "missing"]
 
 APPARMOR_ENABLED = Path("/sys/module/apparmor/parameters/enabled")
 # Every profile that libvirt writes for a domain includes it.
 APPARMOR_LOCAL = Path("/etc/apparmor.d/local/abstractions/libvirt-qemu")
+LEGACY_TABLES = Path("/proc/net/ip_tables_names")
 _FREE_DISK = 8 << 30
 _FREE_MEMORY = 3072
 
@@ -41,6 +45,7 @@ class Check:
 def check_host(home: Home) -> list[Check]:
     """Every check, in the order of a run's needs."""
     checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(home), _policy(), _addresses()]
+    checks += [_firewall(), _legacy_firewall(), *_leftovers(home)]
     checks += [_disk(home), _memory()]
     return [check for check in checks if check is not None]
 
@@ -137,7 +142,7 @@ def _addresses() -> Check | None:
     routes = json.loads(process.run(["ip", "-4", "-j", "route", "show", "table", "all"], timeout=10).stdout or b"[]")
     for route in routes:
         destination = str(route.get("dst", "default"))
-        if destination == "default" or str(route.get("dev", "")).startswith("kv") or "/" not in destination:
+        if destination == "default" or str(route.get("dev", "")).startswith(TAP_PREFIX):
             continue
         if IPv4Network(destination, strict=False).overlaps(POOL):
             return Check(
@@ -147,6 +152,47 @@ def _addresses() -> Check | None:
                 "move that network",
             )
     return Check("addresses", "ok", f"{POOL} is free for instances")
+
+
+def _firewall() -> Check | None:
+    """Rules of other programs; firewalld, ufw and Docker make such."""
+    if os.geteuid() != 0 or process.find_program("nft") is None:
+        return None
+    listed = process.run(["nft", "-j", "list", "ruleset"], timeout=30, check=False)
+    if listed.exit_code != 0:
+        return Check("firewall", "missing", f"nft cannot list the rules: {listed.error_text[-200:]}", "load the kernel's nf_tables")
+    obstacles = find_obstacles(json.loads(listed.stdout)["nftables"])
+    if not obstacles:
+        return Check("firewall", "ok", "no other program's rules stand between guests, their guards and what is allowed")
+    return Check("firewall", "warning", "; ".join(one.what for one in obstacles), "; ".join(one.fix for one in obstacles))
+
+
+def _legacy_firewall() -> Check | None:
+    """iptables of the old kind, which nft does not list."""
+    if os.geteuid() != 0 or process.find_program("iptables-legacy-save") is None or not LEGACY_TABLES.exists():
+        return None
+    saved = process.run(["iptables-legacy-save", "-t", "filter"], timeout=30, check=False).text if LEGACY_TABLES.read_text().strip() else ""
+    closed = [hook for hook in ("INPUT", "OUTPUT") if f":{hook} DROP" in saved]
+    if not closed:
+        return None
+    return Check(
+        "legacy firewall",
+        "warning",
+        f"iptables-legacy drops by default in {' and '.join(closed)}: it may stop guests and guards",
+        f"iptables-legacy -I INPUT -i {TAP_PREFIX}+ -j ACCEPT, or move those rules to nftables",
+    )
+
+
+def _leftovers(home: Home) -> list[Check]:
+    if os.geteuid() != 0:
+        return []
+    try:
+        found = find_leftovers(home, Libvirt())
+    except KtrdrError as error:
+        return [Check("residue", "warning", f"cannot be looked for: {error.message}", error.hint)]
+    if not found:
+        return [Check("residue", "ok", "nothing of an instance is left that is none any more")]
+    return [Check("residue", "warning", what, fix) for what, fix in found]
 
 
 def _disk(home: Home) -> Check:

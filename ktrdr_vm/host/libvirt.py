@@ -120,11 +120,18 @@ class Libvirt:
             )
         return found[0] if found else None
 
+    def list_strangers(self, prefix: str) -> list[str]:
+        """Domains whose name begins like one of ours, and that are not."""
+        ours = {facts.name for facts in self.list_ours()}
+        return sorted(name for name in self._list_names() if name.startswith(prefix) and name not in ours)
+
+    def _list_names(self) -> list[str]:
+        return list(self._ask("list the domains", self._uri, lambda connection: [one.name() for one in connection.listAllDomains()]))
+
     def list_ours(self) -> list[DomainFacts]:
         """Every domain that carries our metadata, of any owner."""
-        names = self._ask("list the domains", self._uri, lambda connection: [domain.name() for domain in connection.listAllDomains()])
         found = []
-        for name in names:
+        for name in self._list_names():
             with contextlib.suppress(ForeignError):
                 facts = self.find(name)
                 if facts is not None:

@@ -12,6 +12,8 @@ from ktrdr_vm.errors import UsageError
 # One rule: a DNS label of lower-case ASCII. It is a hostname, a Compose project, a Git ref component and a file name as it is.
 RULE = "1 to 63 characters of a-z, 0-9 and -, not beginning or ending with -"
 _VALID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+DOMAIN_PREFIX = "ktrdr-"
+TAP_PREFIX = "kv"
 TABLE_PREFIX = "ktrdr_"
 _NAMESPACE = uuid.UUID("0b1c7a39-9d2e-5f0e-8a44-6f1f7b6f2a10")
 
@@ -29,7 +31,7 @@ class Identity:
 
     @property
     def domain(self) -> str:
-        return f"ktrdr-{self.instance_id}"
+        return f"{DOMAIN_PREFIX}{self.instance_id}"
 
     @property
     def uuid(self) -> str:
@@ -38,7 +40,7 @@ class Identity:
     @property
     def tap(self) -> str:
         """At most 15 characters, the kernel's limit for an interface name."""
-        return f"kv{self.token}"
+        return f"{TAP_PREFIX}{self.token}"
 
     @property
     def table(self) -> str:

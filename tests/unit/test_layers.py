@@ -22,6 +22,7 @@ FLOORS = {
     "overview": 9,
     "converge": 8,
     "lost": 8,
+    "leftovers": 8,
     "sampler": 9,
     "stop": 9,
     "answers": 9,

@@ -1,0 +1,72 @@
+"""Other programs' firewall rules that would take from an instance what its own table gives it. Pure: reads nft's JSON.
+
+An `accept` of another table opens nothing, since a packet passes only where every table lets it. What matters is what drops or redirects:
+the guest's packets to its guard (input), the guard's own connections (output), and packets that another redirects first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ktrdr_vm.plan.identity import TABLE_PREFIX, TAP_PREFIX
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """A chain that stands in the way, and what lets instances pass."""
+
+    chain: str
+    what: str
+    fix: str
+
+
+def find_obstacles(listing: list[dict[str, Any]]) -> list[Obstacle]:
+    """`listing` is the list `nftables` of `nft -j list ruleset`."""
+    rules: dict[tuple[str, str, str], list[list[dict[str, Any]]]] = {}
+    for entry in listing:
+        if "rule" in entry:
+            rule = entry["rule"]
+            rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(rule.get("expr", []))
+    found = []
+    for chain in (entry["chain"] for entry in listing if "chain" in entry):
+        family, table, name, hook = chain["family"], chain["table"], chain["name"], chain.get("hook", "")
+        if table.startswith(TABLE_PREFIX) or family not in ("ip", "inet"):
+            continue
+        inside, place = rules.get((family, table, name), []), f"{family} {table} {name}"
+        if hook in ("input", "output") and _closes(chain, inside) and not any(_lets_taps_pass(rule, hook) for rule in inside):
+            whose = "guests to their guards" if hook == "input" else "guards to what is allowed"
+            direction = "iifname" if hook == "input" else "oifname"
+            fix = f'nft insert rule {place} {direction} "{TAP_PREFIX}*" accept'
+            if hook == "output":
+                fix += "; and let the guards' users (1900000000 and up) dial out"
+            found.append(Obstacle(place, f"{place} drops what no rule of it accepts: it may stop {whose}", fix))
+        if hook == "prerouting" and chain.get("type") == "nat" and any(_redirects_all(rule) for rule in inside):
+            what = f"{place} redirects whatever arrives, perhaps before an instance's own table does"
+            found.append(Obstacle(place, what, f'let it except iifname "{TAP_PREFIX}*"'))
+    return found
+
+
+def _closes(chain: dict[str, Any], rules: list[list[dict[str, Any]]]) -> bool:
+    last = rules[-1] if rules else []
+    # Counters and logs beside a verdict do not narrow it.
+    return chain.get("policy") == "drop" or (bool(last) and {"drop", "reject"} & _keys(last) != set() and "match" not in _keys(last))
+
+
+def _lets_taps_pass(rule: list[dict[str, Any]], hook: str) -> bool:
+    return "accept" in _keys(rule) and any(_names_taps(statement, "iifname" if hook == "input" else "oifname") for statement in rule)
+
+
+def _names_taps(statement: dict[str, Any], key: str) -> bool:
+    match = statement.get("match", {})
+    return match.get("left") == {"meta": {"key": key}} and str(match.get("right", "")).startswith(TAP_PREFIX)
+
+
+def _redirects_all(rule: list[dict[str, Any]]) -> bool:
+    """One that asks for an interface or for the host's own addresses leaves guests alone."""
+    asked = str([statement["match"].get("left") for statement in rule if "match" in statement])
+    return bool({"dnat", "redirect", "tproxy"} & _keys(rule)) and not any(word in asked for word in ("iif", "fib", "daddr"))
+
+
+def _keys(rule: list[dict[str, Any]]) -> set[str]:
+    return {key for statement in rule for key in statement}

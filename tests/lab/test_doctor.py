@@ -1,0 +1,88 @@
+"""`doctor` in a host that other programs and earlier versions have touched. What it says to do is done, and helps. No VM."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from laboratory.command import run
+from laboratory.lab import Lab
+from laboratory.namespaces import ip
+from laboratory.netguest import NamespaceGuest
+
+from ktrdr_vm.host.libvirt import Libvirt
+
+FOREIGN = "table inet other { chain input { type filter hook input priority 0; policy drop; ct state established,related accept; }; }"
+
+
+@pytest.fixture
+def guest(lab: Lab, libvirt: Libvirt) -> Iterator[NamespaceGuest]:
+    with NamespaceGuest(lab.home, [{"host": "allowed.test.lab", "ports": [443]}]) as made:
+        yield made
+
+
+def diagnose(lab: Lab) -> dict[str, list[dict[str, Any]]]:
+    said = run(lab, "doctor", "--json")
+    assert said.code in (0, 3), said.stderr
+    checks: dict[str, list[dict[str, Any]]] = {}
+    for check in json.loads(said.stdout):
+        checks.setdefault(check["name"], []).append(check)
+    assert (said.code == 3) == any(check["state"] == "missing" for group in checks.values() for check in group)
+    return checks
+
+
+def test_another_programs_rules_are_found_and_its_advice_helps(lab: Lab, guest: NamespaceGuest) -> None:
+    assert diagnose(lab)["firewall"][0]["state"] == "ok"
+    assert guest.lookup("allowed.test.lab")["addresses"]
+    subprocess.run(["nft", "-f", "-"], input=FOREIGN.encode(), check=True, timeout=10)
+    try:
+        # Not a false alarm: the guest reaches its guard no more.
+        assert not guest.lookup("allowed.test.lab", limit=2).get("addresses")
+        [check] = diagnose(lab)["firewall"]
+        assert check["state"] == "warning" and "inet other input" in check["detail"]
+        assert check["fix"].startswith("nft insert rule inet other input ")
+        subprocess.run(["nft", "-f", "-"], input=check["fix"].removeprefix("nft ").encode(), check=True, timeout=10)
+        assert guest.lookup("allowed.test.lab")["addresses"]
+        assert diagnose(lab)["firewall"][0]["state"] == "ok"
+    finally:
+        subprocess.run(["nft", "delete", "table", "inet", "other"], check=True, timeout=10)
+
+
+def test_what_looks_like_ours_and_belongs_to_nobody_is_shown_and_left(lab: Lab, libvirt: Libvirt) -> None:
+    tap, table = "kv0123456789", "ktrdr_0123456789"
+    newer = lab.home.instance(lab.new_id("newer"))
+    newer.directory.mkdir(mode=0o711)
+    newer.journal.write_text(json.dumps({"schema_version": 99, "instance_id": newer.directory.name}))
+    ip(f"tuntap add dev {tap} mode tap")
+    ip("rule add iif kv9876543210 priority 32000 prohibit")
+    subprocess.run(["nft", "add", "table", "inet", table], check=True, timeout=10)
+    try:
+        found = diagnose(lab)["residue"]
+        said = {check["detail"]: check["fix"] for check in found}
+        assert {check["state"] for check in found} == {"warning"}
+        fixes = [f"ip link del {tap}", "ip rule del iif kv9876543210", f"nft delete table inet {table}"]
+        for fix in fixes:
+            assert fix in said.values(), said
+        assert any("version 99" in detail for detail in said)
+        # As it says, by hand.
+        for fix in fixes:
+            subprocess.run(fix.split(), check=True, timeout=10)
+    finally:
+        newer.journal.unlink()
+        newer.directory.rmdir()
+    assert [check["state"] for check in diagnose(lab)["residue"]] == ["ok"]
+
+
+def test_a_network_that_instances_would_use_is_found(lab: Lab, libvirt: Libvirt) -> None:
+    assert diagnose(lab)["addresses"][0]["state"] == "ok"
+    ip("tuntap add dev office mode tap")
+    ip("link set office up")
+    try:
+        ip("addr add 10.213.4.1/32 dev office")
+        [check] = diagnose(lab)["addresses"]
+        assert check["state"] == "warning" and "office" in check["detail"] and "10.213.4.1" in check["detail"]
+    finally:
+        ip("link del office")
