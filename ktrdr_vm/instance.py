@@ -104,8 +104,12 @@ class Instance:
         A new instance is forked from `template` when there is one, or begins from the disk of a snapshot, `source`; an existing one
         stays what it was.
         """
-        if self.journal is not None:
+        known = self.journal
+        if known is not None:
             self.require_awake()
+            if known.state != "awake" and not self._is_running():
+                # The host ended while it fell asleep or woke, and no state of it is left: it boots from its disk.
+                known.enter("awake")
         with explained(str(self.paths.directory)):
             journal = self._open_journal(plan, run_id, template, source)
         blueprint = self._blueprint(plan, journal, read_secret, mount_roots)
@@ -419,8 +423,8 @@ class Instance:
         self.libvirt.stop(self.identity.domain)
 
     def require_awake(self) -> None:
-        """UsageError when there is no such instance, or when it is suspended."""
-        if self.require_journal().state in ("suspending", "suspended") and not self._is_running():
+        """UsageError when there is no such instance, or when it is suspended: there is a state to wake it from."""
+        if self.require_journal().state != "awake" and self.paths.saved.exists() and not self._is_running():
             raise UsageError(
                 f"{self.identity.instance_id} is suspended",
                 where=self.identity.instance_id,

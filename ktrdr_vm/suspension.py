@@ -16,6 +16,7 @@ from ktrdr_vm.resources.base import Notify, Resource, Verb, quiet
 from ktrdr_vm.resources.mount import Mount
 from ktrdr_vm.resources.saved import Saved
 
+_GIVE_UP = "after `{}`, `ktrdr-vm apply` starts it from its disk, as after a power cut"
 _ENDED = (None, "shutoff", "crashed", "shutdown")
 
 
@@ -77,11 +78,13 @@ def resume(instance: Instance, *, read_secret: SecretReader, mount_roots: tuple[
             raise ProvisionError(
                 "its machine has ended and no saved state is there",
                 where=journal.instance_id,
-                hint="`ktrdr-vm destroy` it; what was on its disk can be copied from its overlay before",
+                hint="`ktrdr-vm apply` starts it from its disk, as after a power cut",
             )
         differences = saved.verify()
         if differences:
-            raise ProvisionError(f"the saved state cannot be used: {'; '.join(differences)}", where=saved.name, hint=saved.by_hand())
+            raise ProvisionError(
+                f"the saved state cannot be used: {'; '.join(differences)}", where=saved.name, hint=_GIVE_UP.format(saved.by_hand())
+            )
         require_capacity(instance.home.root, plan.profile.resources.memory)
     journal.enter("resuming")
     for resource in _pick(instance.open_resources(), NETWORK):

@@ -59,6 +59,9 @@ class Machine:
     def ensure(self, resource: Any, *_: object) -> None:
         self.log.append(f"+{resource.kind}")
 
+    def require_closed(self) -> None:
+        self.log.append("closed")
+
     def take_secrets(self, _notify: object) -> list[str]:
         if self.keeps_secret:
             raise GuestError("nobody answers", where="one", hint="look")
@@ -173,3 +176,14 @@ def test_what_cannot_be_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
         with pytest.raises((UsageError, KtrdrError)):
             act(machine)
         assert machine.log == [] and machine.require_journal().state == state
+
+
+def test_one_that_stands_still_goes_on_behind_verified_rules_and_one_that_ended_does_not(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "paused", "awake", "paused", saved=False)
+    resume(machine)
+    assert machine.log == ["closed", "run"]
+    for number, state in enumerate(("shutoff", None)):
+        machine = Machine(tmp_path / f"ended{number}", "awake", state, saved=False)
+        with pytest.raises(UsageError, match="its machine has ended"):
+            resume(machine)
+        assert machine.log == []

@@ -1,0 +1,101 @@
+"""A libvirtd that goes away and comes back, and what may not be concluded meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libvirt as binding
+import pytest
+
+from ktrdr_vm.errors import ForeignError, HostError, ProvisionError
+from ktrdr_vm.host import libvirt
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.plan.domain_xml import METADATA_NAMESPACE
+
+METADATA = f'<i:instance xmlns:i="{METADATA_NAMESPACE}"><i:instance_id>one</i:instance_id><i:home>/home</i:home><i:mode>sandbox</i:mode></i:instance>'
+
+
+class Refused(binding.libvirtError):
+    def __init__(self, code: int) -> None:
+        super().__init__("refused")
+        self.code = code
+
+    def get_error_code(self) -> int:
+        return self.code
+
+    def get_error_message(self) -> str:
+        return f"error {self.code}"
+
+
+class Daemon:
+    """A connection and its only domain; `fails` are the codes of the next answers to a question about it."""
+
+    def __init__(self, *fails: int, alive: bool = True) -> None:
+        self.fails, self.alive = list(fails), alive
+
+    def isAlive(self) -> bool:
+        return self.alive
+
+    def lookupByName(self, _: str) -> Daemon:
+        return self
+
+    def metadata(self, *_: object) -> str:
+        if self.fails:
+            raise Refused(self.fails.pop(0))
+        return METADATA
+
+    def name(self) -> str:
+        return "ktrdr-one"
+
+    def state(self) -> tuple[int, int]:
+        return binding.VIR_DOMAIN_RUNNING, 0
+
+    def isPersistent(self) -> int:
+        return 0
+
+
+def opens(monkeypatch: pytest.MonkeyPatch, *answers: Daemon | int) -> list[Any]:
+    waiting = list(answers)
+
+    def open_(_: str) -> Daemon:
+        answer = waiting.pop(0)
+        if isinstance(answer, int):
+            raise Refused(answer)
+        return answer
+
+    monkeypatch.setattr(binding, "open", open_)
+    monkeypatch.setattr(libvirt.time, "sleep", lambda _: None)
+    return waiting
+
+
+def test_one_that_was_there_is_waited_for_and_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    opens(monkeypatch, Daemon(binding.VIR_ERR_RPC, alive=False), binding.VIR_ERR_SYSTEM_ERROR, binding.VIR_ERR_SYSTEM_ERROR, Daemon())
+    found = Libvirt().find("ktrdr-one")
+    assert found is not None and (found.instance_id, found.state) == ("one", "running")
+
+
+def test_one_that_never_was_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = opens(monkeypatch, binding.VIR_ERR_SYSTEM_ERROR, Daemon())
+    with pytest.raises(HostError, match="does not answer"):
+        Libvirt().find("ktrdr-one")
+    assert len(left) == 1
+
+
+def test_the_guard_waits_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = opens(monkeypatch, Daemon(binding.VIR_ERR_RPC, alive=False), binding.VIR_ERR_SYSTEM_ERROR, Daemon())
+    with pytest.raises(HostError):
+        Libvirt(patience=0).find("ktrdr-one")
+    assert len(left) == 1
+
+
+def test_who_could_not_be_asked_is_neither_a_stranger_nor_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teardown leaves out what is somebody else's, so only libvirt's own word for a lack of metadata makes it that."""
+    opens(monkeypatch, Daemon(binding.VIR_ERR_INTERNAL_ERROR))
+    with pytest.raises(ProvisionError, match="look for the domain") as caught:
+        Libvirt().find("ktrdr-one")
+    assert not isinstance(caught.value, ForeignError)
+    opens(monkeypatch, Daemon(binding.VIR_ERR_NO_DOMAIN_METADATA))
+    with pytest.raises(ForeignError):
+        Libvirt().find("ktrdr-one")
+    opens(monkeypatch, Daemon(binding.VIR_ERR_NO_DOMAIN))
+    assert Libvirt().find("ktrdr-one") is None
