@@ -90,8 +90,10 @@ class Tap(Resource):
             guest = [str(entry["local"]).rsplit(".", 1) for entry in link.get("addr_info", []) if entry["family"] == "inet"]
             # One that is not installed keeps no tap alive; the flows then end by themselves.
             for prefix, last in guest if process.find_program("conntrack") else []:
-                # Flows that the table judged must not outlive it. Exit 1 means there were none.
-                process.run(["conntrack", "-D", "-s", f"{prefix}.{int(last) + 1}"], timeout=10, check=False)
+                # Flows that the table judged must not outlive it, nor the host's own to the guest, such as SSH, which the kernel would
+                # keep for days. Exit 1 means there were none.
+                for side in ("-s", "-d"):
+                    process.run(["conntrack", "-D", side, f"{prefix}.{int(last) + 1}"], timeout=10, check=False)
             process.run(["ip", "tuntap", "del", "dev", self.name, "mode", "tap"], timeout=10)
         for _ in self._rules():
             process.run(["ip", "rule", "del", "iif", self.name, "priority", str(RULE_PRIORITY)], timeout=10)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from laboratory.daemons import restart_daemons
 from laboratory.lab import Lab
 from laboratory.recorder import wait_until
 
+from ktrdr_vm.allocation import read_allocation
 from ktrdr_vm.discovery import collect_garbage, find_instances
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.gather import gather
@@ -189,6 +191,25 @@ def test_a_state_that_says_running_and_a_machine_that_is_gone(lab: Lab, libvirt:
     assert {row.kind for row in instance.status() if not row.exists} == {"domain"}
     collect_garbage(lab.home, libvirt, dry_run=False)
     assert instance.find_residue() == [] and not instance.paths.directory.exists()
+
+
+def test_no_flow_to_or_from_the_guest_outlives_its_tap(cold: Callable[..., Instance]) -> None:
+    """Found by the soak: the kernel keeps an established connection of the host's own, such as SSH, for days."""
+    instance = cold("flows")
+    guest = read_allocation(instance.paths, instance.require_journal()).guest
+
+    def flows() -> str:
+        sides = [
+            subprocess.run(["conntrack", "-L", side, guest], capture_output=True, text=True, timeout=20).stdout for side in ("-s", "-d")
+        ]
+        return "".join(sides)
+
+    with socket.socket() as waiting:
+        waiting.setblocking(False)
+        waiting.connect_ex((guest, 22))
+        assert f"dst={guest}" in flows(), "no flow was begun, so the test sees nothing"
+        instance.destroy()
+        assert flows() == ""
 
 
 # -- another user -------------------------------------------------------------------------------------------------------
