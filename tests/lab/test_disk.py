@@ -187,6 +187,11 @@ def test_a_read_only_state_is_said_and_nothing_is_lost(lab: Lab, libvirt: Libvir
     assert made.instance.find_residue() == []
 
 
+def notes(instance: Instance) -> list[str]:
+    rows = map(json.loads, instance.paths.ledger.read_text().splitlines())
+    return [row["message"] for row in rows if row.get("rule") == "space"]
+
+
 def test_a_guest_stands_still_before_the_hosts_disk_is_full(
     lab: Lab, libvirt: Libvirt, small: Callable[[int], Home], tmp_path: Path
 ) -> None:
@@ -202,10 +207,8 @@ def test_a_guest_stands_still_before_the_hosts_disk_is_full(
         assert libvirt.find(made.instance.identity.domain).state == "paused"
         filler.unlink()
         wait_until(lambda: libvirt.find(made.instance.identity.domain).state == "running", "the guest goes on", 30)
-        notes = [
-            row["message"] for row in map(json.loads, made.instance.paths.ledger.read_text().splitlines()) if row.get("rule") == "space"
-        ]
-        assert len(notes) == 2 and "stands still" in notes[0] and "goes on" in notes[1]
+        wait_until(lambda: len(notes(made.instance)) == 2, "both are in the ledger", 10)
+        assert "stands still" in notes(made.instance)[0] and "goes on" in notes(made.instance)[1]
     finally:
         made.instance.destroy()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -138,8 +137,7 @@ def reboot(lab: Lab, *instances: Instance) -> None:
             ["nft", "delete", "table", "inet", instance.identity.table],
         ):
             subprocess.run(argv, check=True, capture_output=True, timeout=20)
-    restart_daemons(lab.scratch)
-    shutil.rmtree("/run/libvirt/qemu/ktrdr-lab", ignore_errors=True)
+    restart_daemons(lab.scratch, rebooted=True)
 
 
 def test_after_a_reboot_everything_says_what_is_and_gc_takes_what_is_disposable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,11 +67,16 @@ def end_daemon(name: str) -> None:
         process.wait(15)
 
 
-def restart_daemons(logs: Path, away: float = 0.0) -> None:
-    """As an upgrade of the host's packages does it. `away` is for how many seconds nobody answers."""
+def restart_daemons(logs: Path, away: float = 0.0, *, rebooted: bool = False) -> None:
+    """As an upgrade of the host's packages does it. `away` is for how many seconds nobody answers; a reboot empties /run as well."""
     for name in ("libvirtd", "virtlogd"):
         end_daemon(name)
     time.sleep(away)
+    if rebooted:
+        require_own_namespace()
+        # A tmpfs of the lab's own, as every folder that the daemons write to.
+        for path in Path("/run/libvirt").iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     for name in ("virtlogd", "libvirtd"):
         start_daemon(name, logs)
     wait_until(_answers, "libvirtd of the lab answers again", 60)
