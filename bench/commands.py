@@ -13,6 +13,7 @@ from bench.place import LIMIT, PROGRAM, ROOT, Place
 from ktrdr_vm.guest.workspace import copy_in, find_repository
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.instance import Instance
+from ktrdr_vm.openssh import make_ssh_options
 from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.profile.model import Workspace
 
@@ -46,7 +47,7 @@ def copying(place: Place) -> dict[str, float]:
     with applied(place, "bench-copy"):
         instance = Instance(place.lab.home, parse_instance_id("bench-copy"), Libvirt())
         guest = instance.connect()
-        options = [word for name, value in instance.ssh_options().items() for word in ("-o", f"{name}={value}")]
+        options = [word for name, value in make_ssh_options(instance).items() for word in ("-o", f"{name}={value}")]
         options += ["-o", "ControlMaster=auto", "-o", f"ControlPath={place.lab.scratch}/master", "-o", "ControlPersist=60"]
         ssh = ["ssh", "-F", "/dev/null", *options, "bench-copy"]
         subprocess.run([*ssh, "true"], check=True, timeout=60, stdin=subprocess.DEVNULL)

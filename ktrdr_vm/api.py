@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ktrdr_vm.delivered import read_secrets
 from ktrdr_vm.discovery import find_instances
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.escalation.store import EscalationStore
@@ -225,7 +226,7 @@ class LivingInstance:
 
     def exec(self, command: Sequence[str] | str, *, timeout: float = 3600, stdin: bytes = b"") -> Result:
         """As `Instance.exec`, in the user's home."""
-        mask = make_mask(self._instance.read_secrets())
+        mask = make_mask(read_secrets(self._instance))
         done = self._instance.connect().run(
             command, timeout=timeout, stdin=stdin, environment=self._instance.environment(), max_output=MAX_OUTPUT
         )
@@ -239,13 +240,13 @@ class LivingInstance:
         name = self._instance.identity.instance_id
         with self._instance.locked():
             context = GateContext(
-                extra_vars=dict(self._instance.variables()),
+                extra_vars=dict(self._instance.plan.profile.vars),
                 roots=(path.resolve().parent, root),
                 environment=self._instance.environment(),
                 artifacts=find_home().run(name, f"gates-{make_run_id()}") / "artifacts" / playbook.name,
                 owner=find_owner(),
-                mask=make_mask(self._instance.read_secrets()),
-                gate_timeout=self._instance.gate_timeout,
+                mask=make_mask(read_secrets(self._instance)),
+                gate_timeout=self._instance.plan.profile.gate_timeout,
             )
             return run_playbook(playbook, self._instance.connect(), context)
 

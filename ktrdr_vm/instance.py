@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING
 from ktrdr_vm.allocation import create_keys, find_free_slot, read_allocation
 from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.guest.personalize import make_environment
-from ktrdr_vm.host.journal import Journal, explained, locked, read_journal, write_durably
+from ktrdr_vm.host.journal import Journal, explained, locked, read_journal
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home, open_template
 from ktrdr_vm.plan.facts import TemplateFacts
 from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.model import Secret
-from ktrdr_vm.profile.scalars import Scalar
 from ktrdr_vm.resources import make_resources
 from ktrdr_vm.resources.base import Blueprint, Notify, Resource, Target, quiet
 from ktrdr_vm.resources.base import Verb as Verb
-from ktrdr_vm.resources.secret import sweep_secrets
 from ktrdr_vm.teardown import find_residue, tear_down
 
 if TYPE_CHECKING:
@@ -107,7 +105,7 @@ class Instance:
         known = self.journal
         if known is not None:
             self.require_awake()
-            if known.state != "awake" and not self._is_running():
+            if known.state != "awake" and not self.is_running():
                 # The host ended while it fell asleep or woke, and no state of it is left: it boots from its disk.
                 known.enter("awake")
         with explained(str(self.paths.directory)):
@@ -218,32 +216,6 @@ class Instance:
         )
         return self._guest
 
-    def ssh_options(self) -> dict[str, str]:
-        """OpenSSH's options for this instance: its own key, its pinned host key, nothing of the person's, nothing forwarded."""
-        journal = self.require_journal()
-        allocation = read_allocation(self.paths, journal)
-        known_hosts = self.paths.login_key.with_name("known_hosts")
-        write_durably(known_hosts, f"{self.identity.instance_id} {allocation.host_public_key}\n".encode())
-        return {
-            "HostName": allocation.guest,
-            "User": plan_from_json(journal.plan).facts.image.user,
-            "HostKeyAlias": self.identity.instance_id,
-            "UserKnownHostsFile": str(known_hosts),
-            "GlobalKnownHostsFile": "/dev/null",
-            "StrictHostKeyChecking": "yes",
-            "IdentityFile": str(self.paths.login_key),
-            "IdentitiesOnly": "yes",
-            "IdentityAgent": "none",
-            "ForwardAgent": "no",
-            "ForwardX11": "no",
-            "LogLevel": "ERROR",
-        }
-
-    @property
-    def login_public_key(self) -> str:
-        """The one key that opens it, as authorized_keys has it."""
-        return read_allocation(self.paths, self.require_journal()).login_public_key
-
     def environment(self) -> dict[str, str]:
         """What every process of the instance finds in its environment."""
         journal = self.require_journal()
@@ -256,23 +228,8 @@ class Instance:
         """The plan that the instance was made from."""
         return plan_from_json(self.require_journal().plan)
 
-    @property
-    def gate_timeout(self) -> float:
-        """Seconds that a gate may take, by the profile."""
-        return self.plan.profile.gate_timeout
-
-    def read_secrets(self) -> list[bytes]:
-        """The values that were delivered, read back from the guest, so that they can be masked. A brokered one is not there."""
-        secrets = self.plan.profile.delivered
-        found = [self.connect().run(["cat", "--", secret.path], become=True, timeout=30) for secret in secrets]
-        return [done.stdout for done in found if done.exit_code == 0]
-
-    def variables(self) -> dict[str, Scalar]:
-        """The variables that the profile gives to every gate."""
-        return dict(self.plan.profile.vars)
-
     def _require_running(self) -> None:
-        if not self._is_running():
+        if not self.is_running():
             raise ProvisionError(
                 "the domain ended while it was booting",
                 where=self.identity.instance_id,
@@ -386,52 +343,17 @@ class Instance:
             )
         return journal
 
-    def take_secrets(self, notify: Notify = quiet) -> list[str]:
-        """Take every secret out of the running guest; their keys. An error when one is still there, or nobody answers."""
-        taken = []
-        for resource in reversed(self.open_resources()):
-            if resource.kind != "secret":
-                continue
-            began = time.monotonic()
-            resource.remove()
-            if resource.exists():
-                raise ProvisionError(
-                    f"the secret {resource.name} is still in the guest", where=self.identity.instance_id, hint="remove it in the guest"
-                )
-            notify(resource.kind, resource.name, "removed", _since(began))
-            taken.append(resource.key)
-        sweep_secrets(self.connect())
-        return taken
-
-    def drop_secret(self, name: str) -> None:
-        """Take one secret out of the running guest, and out of the journal."""
-        journal = self.require_journal()
-        for resource in self.open_resources():
-            if resource.kind == "secret" and resource.name == name:
-                resource.remove()
-                journal.strike(resource.key)
-
-    def shut_down(self, limit: float = 90.0) -> None:
-        """Ask the guest to power off, and end its machine when it does not within `limit` seconds. Its disk stays."""
-        with contextlib.suppress(KtrdrError):
-            self.connect().run("systemctl poweroff || poweroff", become=True, timeout=20)
-        self.close()
-        deadline = time.monotonic() + limit
-        while self._is_running() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        # The definition goes too: the next start is from the new plan.
-        self.libvirt.stop(self.identity.domain)
-
     def require_awake(self) -> None:
         """UsageError when there is no such instance, or when it is suspended: there is a state to wake it from."""
-        if self.require_journal().state != "awake" and self.paths.saved.exists() and not self._is_running():
+        if self.require_journal().state != "awake" and self.paths.saved.exists() and not self.is_running():
             raise UsageError(
                 f"{self.identity.instance_id} is suspended",
                 where=self.identity.instance_id,
                 hint=f"`ktrdr-vm resume {self.identity.instance_id}` wakes it",
             )
 
-    def _is_running(self) -> bool:
+    def is_running(self) -> bool:
+        """Is there a machine, as libvirt says? One that stands still counts."""
         facts = self.libvirt.find(self.identity.domain)
         return facts is not None and facts.state not in ("shutoff", "crashed", "shutdown")
 

@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ktrdr_vm.delivered import take_secrets
 from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.guest.agent import wait_agent
 from ktrdr_vm.guest.protocol import Guest
@@ -70,7 +71,7 @@ def take_snapshot(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, mode=0o700)
     try:
-        instance.take_secrets(notify)
+        take_secrets(instance, notify)
         try:
             copy_disk(instance, partial / "disk.qcow2")
         finally:

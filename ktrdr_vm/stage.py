@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.allocation import require_room
+from ktrdr_vm.allocation import read_allocation, require_room
 from ktrdr_vm.answers import find_pending, find_stop, give_again
 from ktrdr_vm.converge import find_changes, require_possible
+from ktrdr_vm.delivered import drop_secret
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import EscalationStop, KtrdrError, ResidueError
 from ktrdr_vm.escalation.store import EscalationStore
@@ -40,7 +41,7 @@ from ktrdr_vm.report.artifacts import make_artifacts
 from ktrdr_vm.report.model import Artifact, GateResult, StageName, WorkloadResult
 from ktrdr_vm.sampler import Sampler, measure_gate
 from ktrdr_vm.snapshot import adopt, find_snapshot
-from ktrdr_vm.suspension import resume
+from ktrdr_vm.suspension import resume, shut_down
 from ktrdr_vm.template import fits
 from ktrdr_vm.workload import run_workload
 
@@ -131,7 +132,7 @@ class Stage:
             guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
         with self._phase("personalize", recorder):
             if self._source:
-                adopt(guest, instance.login_public_key)
+                adopt(guest, read_allocation(instance.paths, instance.require_journal()).login_public_key)
             personalize(guest, plan, self._environment)
             instance.complete(plan, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
         # A branch has the workspace of what it began from.
@@ -162,10 +163,10 @@ class Stage:
             recorder.directory.event("change", part=change.part, before=change.before, after=change.after, how=change.how)
         for secret in before.profile.secrets:
             if running and secret not in plan.profile.secrets:
-                instance.drop_secret(secret.name)
+                drop_secret(instance, secret.name)
         if self._restart and running:
             with self._phase("shut down", recorder):
-                instance.shut_down()
+                shut_down(instance)
 
     def run_gates(self, playbooks: Iterable[Playbook], recorder: Recorder, *, refused: str = "") -> tuple[GateResult, ...]:
         """In order, until one does not pass; the rest is skipped and says so. `refused` is why even the first is skipped."""

@@ -5,9 +5,11 @@ Each step may be interrupted, also by the host's end; the journal says what was 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 
+from ktrdr_vm.delivered import take_secrets
 from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.journal import Journal
@@ -106,7 +108,7 @@ def resume(instance: Instance, *, read_secret: SecretReader, mount_roots: tuple[
 
 
 def _let_go(instance: Instance, journal: Journal, notify: Notify) -> None:
-    for key in instance.take_secrets(notify):
+    for key in take_secrets(instance, notify):
         journal.strike(key)
     for resource in reversed(instance.open_resources()):
         if isinstance(resource, Mount):
@@ -141,3 +143,15 @@ def _timed(resource: Resource, verb: Verb, notify: Notify, act: Callable[[], Non
     began = time.monotonic()
     act()
     notify(resource.kind, resource.name, verb, time.monotonic() - began)
+
+
+def shut_down(instance: Instance, limit: float = 90.0) -> None:
+    """Ask the guest to power off, and end its machine when it does not within `limit` seconds. Its disk stays."""
+    with contextlib.suppress(KtrdrError):
+        instance.connect().run("systemctl poweroff || poweroff", become=True, timeout=20)
+    instance.close()
+    deadline = time.monotonic() + limit
+    while instance.is_running() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    # The definition goes too: the next start is from the new plan.
+    instance.libvirt.stop(instance.identity.domain)

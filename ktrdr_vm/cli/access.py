@@ -35,9 +35,11 @@ def _become(program: str, *arguments: str) -> NoReturn:
 
 
 def _options(instance: Instance) -> list[str]:
+    from ktrdr_vm.openssh import make_ssh_options
+
     instance.require_awake()
     words = ["-F", "/dev/null"]
-    for name, value in instance.ssh_options().items():
+    for name, value in make_ssh_options(instance).items():
         words += ["-o", f"{name}={value}"]
     return words
 
@@ -106,30 +108,20 @@ def ssh_config(instance_id: str | None, inventory: bool) -> None:
     """Print a `Host` block for INSTANCE_ID, or for all, so that ssh, scp, rsync and editors find it by its name."""
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.openssh import make_inventory_host, make_ssh_options
 
     names = [instance_id] if instance_id else [journal.instance_id for journal in list_journals(find_home())]
-    found = {name: open_instance(name).ssh_options() for name in names}
+    found = {name: make_ssh_options(open_instance(name)) for name in names}
     if inventory:
         import yaml
 
-        click.echo(yaml.safe_dump({"all": {"hosts": {name: _make_host(options) for name, options in found.items()}}}, sort_keys=False))
+        hosts = {name: make_inventory_host(options) for name, options in found.items()}
+        click.echo(yaml.safe_dump({"all": {"hosts": hosts}}, sort_keys=False))
         return
     for name, options in found.items():
         click.echo(f"Host {name}")
         for option, value in options.items():
             click.echo(f"    {option} {value}")
-
-
-def _make_host(options: dict[str, str]) -> dict[str, str]:
-    """What Ansible needs to know of a host: it calls OpenSSH, so everything else goes to that as it is."""
-    own = ("HostName", "User", "IdentityFile")
-    rest = [f"-o {shlex.quote(f'{name}={value}')}" for name, value in options.items() if name not in own]
-    return {
-        "ansible_host": options["HostName"],
-        "ansible_user": options["User"],
-        "ansible_ssh_private_key_file": options["IdentityFile"],
-        "ansible_ssh_common_args": " ".join(["-F /dev/null", *rest]),
-    }
 
 
 @click.command()

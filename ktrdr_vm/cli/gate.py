@@ -22,6 +22,7 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
 
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.cli.progress import show_gate, show_gate_event
+    from ktrdr_vm.delivered import read_secrets
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.evidence import make_run_id
     from ktrdr_vm.gates.context import GateContext
@@ -52,13 +53,13 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
         guest = instance.connect()
         for path, playbook in loaded:
             context = GateContext(
-                extra_vars={**instance.variables(), **extra},
+                extra_vars={**dict(instance.plan.profile.vars), **extra},
                 roots=(path.resolve().parent, root),
                 environment=instance.environment(),
                 artifacts=artifacts / playbook.name,
                 owner=find_owner(),
-                mask=make_mask(instance.read_secrets()),
-                gate_timeout=instance.gate_timeout,
+                mask=make_mask(read_secrets(instance)),
+                gate_timeout=instance.plan.profile.gate_timeout,
                 on_event=show_gate_event,
             )
             results.append(run_playbook(playbook, guest, context))

@@ -91,7 +91,7 @@ def test_pip_install(machine: Machine) -> None:
     said = machine.call(
         f"PYTHONPATH=$(ls /tmp/pip-*.whl) python3 -m pip install {words} labdemo; PYTHONPATH=/tmp/installed python3 -c 'import labdemo; print(labdemo.ANSWER)'"
     )
-    assert said.split()[-1] == "42"
+    assert "42" in said.splitlines()
 
 
 def test_apt_get_update(machine: Machine) -> None:
@@ -129,5 +129,7 @@ def test_the_ledger_has_them_all_by_name(lab: Lab, machine: Machine) -> None:
     rows = [json.loads(line) for line in run(lab, "egress", "log", machine.instance_id, "--json").stdout.splitlines()]
     reached = {(row["name"], row["port"]) for row in rows if row["verdict"] == "allow" and row["kind"] != "dns" and row.get("name")}
     assert reached >= {(NAME, 443)}
-    assert {row["name"] for row in rows if row["verdict"] == "deny" and row["kind"] == "dns"} == {"other.test.lab"}
+    # apt first asks where the service is; that is a name of its own, and nobody listed it.
+    denied = {row["name"] for row in rows if row["verdict"] == "deny" and row["kind"] == "dns"}
+    assert denied == {"other.test.lab", f"_https._tcp.{NAME}"}
     assert {row["name"] for row in rows if row["verdict"] == "allow" and row["kind"] == "dns"} == {NAME, REGISTRY}

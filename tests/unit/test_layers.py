@@ -29,6 +29,8 @@ FLOORS = {
     "bundle": 9,
     "template": 8,
     "suspension": 8,
+    "delivered": 7.5,
+    "openssh": 8,
     "snapshot": 8,
     "prepare": 9,
     "instance": 7,

@@ -23,6 +23,7 @@ import pycdlib
 sys.path.append(str(Path(__file__).parents[1]))
 
 from ktrdr_vm import answers
+from ktrdr_vm.delivered import take_secrets
 from ktrdr_vm.egress import control, guard
 from ktrdr_vm.escalation.packet import parse_packet
 from ktrdr_vm.gather import gather
@@ -166,7 +167,7 @@ class Crash:
             return
         # An instance that is there is given its mounts and secrets by the same code as a new one.
         self.wake()
-        self.instance.take_secrets()
+        take_secrets(self.instance)
         for resource in self.instance.open_resources():
             if isinstance(resource, Mount):
                 resource.detach()

@@ -62,7 +62,7 @@ class Machine:
     def require_closed(self) -> None:
         self.log.append("closed")
 
-    def take_secrets(self, _notify: object) -> list[str]:
+    def take_secrets(self) -> list[str]:
         if self.keeps_secret:
             raise GuestError("nobody answers", where="one", hint="look")
         self.log.append("-secrets")
@@ -104,6 +104,7 @@ class Machine:
 @pytest.fixture(autouse=True)
 def enough_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspension, "require_capacity", lambda *_: None)
+    monkeypatch.setattr(suspension, "take_secrets", lambda machine, _notify: machine.take_secrets())
     monkeypatch.setattr("ktrdr_vm.resources.saved.sync", lambda _: None)
 
 
