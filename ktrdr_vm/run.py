@@ -12,31 +12,25 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ktrdr_vm.answers import GrowingMask
 from ktrdr_vm.discovery import collect_expired
-from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, ProvisionError, ResidueError, UsageError
-from ktrdr_vm.evidence import RunDirectory, count_traffic, explain_denials, make_run_id, remove_old_runs, sum_up_egress
-from ktrdr_vm.first_lines import find_first_lines
+from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.evidence import RunDirectory, make_run_id, remove_old_runs
 from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gather import Gathered
-from ktrdr_vm.guest.commits import Returned
 from ktrdr_vm.guest.workspace import require_clean
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.journal import explained
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance import Instance
-from ktrdr_vm.junit_files import read_test_files
 from ktrdr_vm.listener import Listener, Options
+from ktrdr_vm.outcome import Results, assemble, write_report
 from ktrdr_vm.plan.plan import canonical_json
 from ktrdr_vm.recorder import Recorder
-from ktrdr_vm.report.html import render_html
-from ktrdr_vm.report.json import render_report_json
-from ktrdr_vm.report.junit import render_junit
-from ktrdr_vm.report.model import Commits, GateResult, RunOutcome, RunReport, StageName, Verification, WorkloadResult
+from ktrdr_vm.report.model import GateResult, RunReport, StageName
 from ktrdr_vm.resources.secret import read_source
 from ktrdr_vm.stage import Stage
 from ktrdr_vm.stop import Stop, write_stop
@@ -45,8 +39,6 @@ from ktrdr_vm.tracing import report_run
 from ktrdr_vm.verification import choose_mode, make_fresh, sum_up
 
 KEPT_RUNS = 20
-# Paths of a branch that the report lists; its first lines are about all of them.
-MAX_CHANGED = 1000
 
 
 class Run:
@@ -62,15 +54,9 @@ class Run:
         self._options = options
         self._listener = listener
         self._stages: list[Stage] = []
-        self._gates: tuple[GateResult, ...] = ()
-        self._workload: WorkloadResult | None = None
-        self._verification: Verification | None = None
-        self._returned = Returned()
-        self._residue: tuple[str, ...] = ()
         self._secrets: dict[str, bytes] = {}
         self._mask: Callable[[str], str] = str
-        self._run_id = stop.run_id if stop else make_run_id()
-        self._started_at = stop.started_at if stop else now()
+        self._results = Results(run_id=stop.run_id if stop else make_run_id(), started_at=stop.started_at if stop else now())
         # Held to the end of the run: the instance, and the one that verifies it.
         self._locks = contextlib.ExitStack()
 
@@ -115,8 +101,8 @@ class Run:
             gathered,
             self._home,
             self._libvirt,
-            run_id=self._run_id,
-            since=self._started_at,
+            run_id=self._results.run_id,
+            since=self._results.started_at,
             name=name,
             secrets=self._secrets,
             mask=self._mask,
@@ -131,7 +117,7 @@ class Run:
     def _execute_locked(self, playbooks: list[Playbook]) -> RunReport:
         plan = self._gathered.plan
         began = time.monotonic()
-        path = self._home.run(plan.identity.instance_id, self._run_id)
+        path = self._home.run(plan.identity.instance_id, self._results.run_id)
         owner = (plan.facts.owner_uid, plan.facts.owner_gid)
         with explained(str(path)):
             recorder = Recorder(RunDirectory(path, plan.identity.instance_id, owner, self._mask), self._listener)
@@ -178,32 +164,32 @@ class Run:
         stage = self._stages[0]
         if self._stop is not None:
             stage.wake(recorder)
-            self._gates = self._stop.results
-            if self._passed():
+            self._results.gates = self._stop.results
+            if self._results.passed:
                 stage.open_brokers(playbooks[0])
         else:
             stage.provision(recorder)
-            self._gates = stage.run_gates(playbooks[:1] if stage.plan.profile.workload else playbooks, recorder)
+            self._results.gates = stage.run_gates(playbooks[:1] if stage.plan.profile.workload else playbooks, recorder)
         if stage.plan.profile.workload is None:
             stage.fetch_artifacts(recorder)
             return
-        if self._passed():
-            self._workload = stage.run_workload(recorder, again=self._stop is not None)
-            self._returned = stage.pull(recorder)
+        if self._results.passed:
+            self._results.workload = stage.run_workload(recorder, again=self._stop is not None)
+            self._results.returned = stage.pull(recorder)
             stage.fetch_notes(recorder)
-        refused = "" if self._passed() else "an earlier gate or the workload did not pass"
+        refused = "" if self._results.passed else "an earlier gate or the workload did not pass"
         if choose_mode(stage.plan.profile) == "same":
             judged = stage.as_worked().run_gates(playbooks[1:], recorder, refused=refused)
-            self._gates += judged
+            self._results.gates += judged
             stage.fetch_artifacts(recorder)
-            self._verification = sum_up(stage.plan, "same", judged, refused)
+            self._results.verification = sum_up(stage.plan, "same", judged, refused)
             return
         stage.fetch_artifacts(recorder)
         self._verify(playbooks, recorder, refused)
 
     def _verify(self, playbooks: list[Playbook], recorder: Recorder, refused: str) -> None:
         """All gates again, in a VM that the workload never touched. Before that the workload's own goes, unless it is to be kept."""
-        gathered = make_fresh(self._gathered, self._returned)
+        gathered = make_fresh(self._gathered, self._results.returned)
         judged: tuple[GateResult, ...] = ()
         message = refused
         try:
@@ -218,8 +204,8 @@ class Run:
             message = error.message
             raise
         finally:
-            self._gates += judged
-            self._verification = sum_up(gathered.plan, "fresh", judged, message)
+            self._results.gates += judged
+            self._results.verification = sum_up(gathered.plan, "fresh", judged, message)
 
     # -- backward ---------------------------------------------------------------------------------------------------
 
@@ -227,13 +213,13 @@ class Run:
         """Evidence, then destroy. Raises what destroying met; the residue is remembered."""
         stage.keep_evidence(recorder)
         residue, error = stage.destroy(recorder)
-        self._residue += residue
+        self._results.residue += residue
         if error is not None:
             raise error
 
     def _finish(self, recorder: Recorder, began: float, error: KtrdrError | None, interrupted: bool) -> RunReport:
         """Evidence, the end of every instance, the report. Nothing that goes wrong with the evidence keeps an instance alive."""
-        failed = error is not None or interrupted or not self._passed()
+        failed = error is not None or interrupted or not self._results.passed
         kept = False
         if isinstance(error, EscalationStop) and not interrupted:
             try:
@@ -260,11 +246,14 @@ class Run:
                 self._listener.note(f"the instance is kept; `ktrdr-vm ssh {name}` enters it, `ktrdr-vm destroy {name}` ends it")
             else:
                 residue, destroy_error = stage.destroy(recorder)
-                self._residue += residue
+                self._results.residue += residue
                 error = error or destroy_error
-        report = self._assemble(recorder, began, error, interrupted, kept)
+        report = assemble(
+            self._results, self._stages, self._gathered, recorder, seconds=time.monotonic() - began, error=error,
+            interrupted=interrupted, kept=kept, mask=self._mask,
+        )  # fmt: skip
         try:
-            self._write(recorder.directory, report)
+            write_report(recorder.directory, report)
         except OSError as caught:
             explained = self._explain(caught, recorder)
             changes = {"outcome": "error", "exit_code": explained.exit_code} if report.exit_code in (0, 1) else {}
@@ -284,10 +273,10 @@ class Run:
                 gates=tuple(name for name, _ in gathered.playbooks),
                 keep=options.keep,
                 cold=options.cold,
-                run_id=self._run_id,
-                started_at=self._started_at,
+                run_id=self._results.run_id,
+                started_at=self._results.started_at,
                 plan_digest=gathered.plan.digest,
-                results=self._gates,
+                results=self._results.gates,
             ),
         )
         stage.sampler.stop()
@@ -303,77 +292,3 @@ class Run:
         if stage.plan.profile.mode == "interactive":
             return True
         return self._options.keep == "always" or (self._options.keep == "on-failure" and failed)
-
-    # -- results ----------------------------------------------------------------------------------------------------
-
-    def _passed(self) -> bool:
-        workload_passed = self._workload is None or self._workload.outcome == "passed"
-        return workload_passed and all(gate.outcome == "passed" for gate in self._gates)
-
-    def _exit_code(self, interrupted: bool, error: KtrdrError | None) -> int:
-        if interrupted:
-            return 130
-        if self._residue:
-            return ResidueError.exit_code
-        if error is not None:
-            return error.exit_code
-        return 0 if self._passed() else 1
-
-    def _assemble(self, recorder: Recorder, began: float, error: KtrdrError | None, interrupted: bool, kept: bool) -> RunReport:
-        stage = self._stages[0]
-        plan = stage.plan
-        rows = [row for one in self._stages for row in one.ledger or ()]
-        allowed, denied = sum_up_egress(rows, self._gates)
-        artifacts = tuple(artifact for one in self._stages for artifact in one.artifacts)
-        outcome: RunOutcome = "passed" if self._passed() else "failed"
-        if interrupted or error is not None:
-            outcome = "interrupted" if interrupted else "escalated" if isinstance(error, EscalationStop) else "error"
-        commits = tuple(Commits(one.ref, one.commit, one.changed) for one in self._returned.refs)
-        return RunReport(
-            instance_id=plan.identity.instance_id,
-            run_id=self._run_id,
-            profile=plan.profile.name,
-            mode=plan.profile.mode,
-            plan_digest=plan.digest,
-            image_digest=plan.facts.image.digest,
-            outcome=outcome,
-            exit_code=self._exit_code(interrupted, error),
-            started_at=self._started_at,
-            duration_s=round(time.monotonic() - began, 3),
-            base_ref=plan.facts.base_ref,
-            base_commit=plan.facts.base_commit,
-            phases=tuple(recorder.phases),
-            samples=tuple(sample for one in self._stages for sample in one.sampler.samples),
-            gates=explain_denials(count_traffic(self._gates, rows), rows),
-            workload=self._workload,
-            verification=self._verification,
-            allowed=allowed,
-            denied=denied,
-            escalations=tuple(one for stage in self._stages for one in stage.escalations),
-            artifacts=artifacts,
-            tests=read_test_files(artifacts, recorder.directory.path),
-            commits=tuple(replace(one, changed=one.changed[:MAX_CHANGED]) for one in commits),
-            first_lines=find_first_lines(commits, self._gathered, self._verification, self._workload, self._returned),
-            residue=self._residue,
-            kept=kept,
-            resources=tuple(recorder.resources),
-            image=_describe_image(stage),
-            host={"accelerator": plan.facts.accelerator, "accelerator_reason": self._gathered.accelerator.reason},
-            message=self._mask(str(error)) if error else "",
-            hint=self._mask(error.hint) if error else "",
-        )
-
-    @staticmethod
-    def _write(directory: RunDirectory, report: RunReport) -> None:
-        directory.event("run_finished", outcome=report.outcome, exit_code=report.exit_code, residue=list(report.residue))
-        directory.write("report.json", render_report_json(report))
-        directory.write("junit.xml", render_junit(report))
-        directory.write("report.html", render_html(report))
-        directory.close()
-
-
-def _describe_image(stage: Stage) -> dict[str, Any]:
-    image = stage.image
-    if image is None:
-        return {}
-    return {"name": image.name, "digest": image.digest, "content_digest": image.content_digest, **image.manifest}

@@ -13,6 +13,7 @@ PACKAGE = PROJECT / "ktrdr_vm"
 FLOORS = {
     "cli": 13,
     "run": 11,
+    "outcome": 10.5,
     "stage": 10,
     "verification": 10,
     "first_lines": 9,
