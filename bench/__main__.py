@@ -33,6 +33,7 @@ STEPS: dict[str, tuple[Step, int]] = {
     "copy": (commands.copying, 3),
     "filtered": (egress.filtered, 1),
     "unfiltered": (egress.unfiltered, 1),
+    "traffic": (egress.in_vm, 3),
 }
 # What a quick run has no time for.
 SLOW: dict[str, tuple[Step, int]] = {"prepared": (projects.prepared, 1)}
@@ -63,7 +64,7 @@ def main() -> int:
             # The template first: the forks of the round stand on it.
             order = [name for name, (_, every) in steps.items() if number % every == 0 and (not only or name in only)]
             random.shuffle(order)
-            if number % 3 == 0 and (not only or only & {"template", "fork", "forks3", "forks10", "memory", "copy", "rest"}):
+            if number % 3 == 0 and (not only or only & {"template", "fork", "forks3", "forks10", "memory", "copy", "rest", "traffic"}):
                 _measure(place, "template", machines.template, number, samples, failed)
             for name in order:
                 _measure(place, name, steps[name][0], number, samples, failed)

@@ -10,18 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from laboratory.namespaces import ip, make_namespace, remove_namespace
 from laboratory.netguest import NamespaceGuest
 from laboratory.world import DNS
 
-from bench.machines import read_pss
+from bench.machines import applied, raw_machine, read_pss
 from bench.place import Place
+from bench.prober import Way, attempt
+from bench.traffic import NAME
 from ktrdr_vm.resources.guard import find_guards
 
-SERVER, NAME, PORT = "192.0.2.80", "bench.test.lab", 443
+SERVER, PORT = "192.0.2.80", 443
 SIZE, REQUESTS = 500_000_000, 200
 
 
@@ -41,6 +43,33 @@ def unfiltered(place: Place) -> dict[str, float]:
     """The same namespace on a veth pair that the kernel forwards, with the lab's name server."""
     with _server(place), _plain_guest() as namespace:
         return {f"plain.{name}": value for name, value in _measure(namespace, DNS).items()}
+
+
+def in_vm(place: Place) -> dict[str, float]:
+    """A fork behind its guard, and then the same machine by hand on a tap that the kernel forwards."""
+    profile = place.lab.scratch / "traffic.yaml"
+    profile.write_text(place.profile.read_text() + f"egress: {{allow: [{{host: {NAME}, ports: [{PORT}]}}]}}\n")
+    with _server(place):
+        with applied(place, "bench-traffic", profile):
+            way = place.find_way("bench-traffic")
+            assert way is not None
+            filtered = _measure_vm(way, NAME, "system")
+        with raw_machine(place) as (way, _):
+            unfiltered = _measure_vm(way, SERVER, SERVER)
+    return {f"vmguard.{name}": value for name, value in filtered.items()} | {f"vmplain.{name}": value for name, value in unfiltered.items()}
+
+
+def _measure_vm(way: Way, name: str, resolver: str) -> dict[str, float]:
+    """From inside the guest, with the name looked up once: under emulation a lookup is mostly the guest's own time."""
+    with closing(attempt(way)) as client:
+        with client.open_sftp() as files:
+            files.put(str(Path(__file__).with_name("traffic.py")), "traffic.py")
+        _, out, error = client.exec_command(f"python3 traffic.py reach {name} {PORT} {resolver} {SIZE} {REQUESTS}", timeout=300)
+        said = out.read()
+        if out.channel.recv_exit_status() != 0:
+            raise RuntimeError(error.read().decode()[-1000:])
+    found: dict[str, float] = json.loads(said)
+    return found
 
 
 def _time_set_up(guest: NamespaceGuest) -> dict[str, float]:

@@ -30,6 +30,12 @@ SETTLE_S = 10.0
 
 
 def raw(place: Place) -> dict[str, float]:
+    with raw_machine(place) as (_, seen):
+        return {"raw.ssh": seen.ssh, "raw.ready": seen.ready}
+
+
+@contextmanager
+def raw_machine(place: Place) -> Iterator[tuple[Way, Watch]]:
     """QEMU by hand: an overlay, the same seed, the same kernel, processor, memory, cache and network card. Nothing else."""
     folder = place.lab.scratch / "raw"
     shutil.rmtree(folder, ignore_errors=True)
@@ -56,12 +62,12 @@ def raw(place: Place) -> dict[str, float]:
     ]  # fmt: skip
     process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL)
     try:
-        seen = watch(lambda: Way(ADDRESS, place.image.user, login), began).wait()
+        way = Way(ADDRESS, place.image.user, login)
+        yield way, watch(lambda: way, began).wait()
     finally:
         process.kill()
         process.wait()
         ip("tuntap del dev rawtap mode tap")
-    return {"raw.ssh": seen.ssh, "raw.ready": seen.ready}
 
 
 def find_facts(place: Place) -> Facts:

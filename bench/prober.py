@@ -85,20 +85,21 @@ def _reach(find: Callable[[], Way | None], seen: Watch, end: float) -> paramiko.
     while time.monotonic() < end:
         way = find()
         if way is not None:
-            attempt = time.monotonic()
+            tried = time.monotonic()
             try:
-                client = _attempt(way)
+                client = attempt(way)
             except (OSError, EOFError, paramiko.SSHException) as error:
                 last = error
             else:
                 now = time.monotonic()
-                seen.ssh, seen.handshake = now - seen.began, now - attempt
+                seen.ssh, seen.handshake = now - seen.began, now - tried
                 return client
         time.sleep(POLL_S)
     raise TimeoutError(f"no authenticated command answered: {last}")
 
 
-def _attempt(way: Way) -> paramiko.SSHClient:
+def attempt(way: Way) -> paramiko.SSHClient:
+    """One try; a connection on which a command has been answered."""
     plain = socket.create_connection((way.address, way.port), timeout=0.25)
     client = paramiko.SSHClient()
     client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
