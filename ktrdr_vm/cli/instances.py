@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -94,7 +95,7 @@ def destroy(instance_ids: tuple[str, ...], yes: bool) -> int:
     """Remove instances, whole, and prove that nothing is left. One that is not there is no error."""
     from ktrdr_vm.cli.main import show_error
     from ktrdr_vm.cli.progress import show_resource
-    from ktrdr_vm.errors import KtrdrError
+    from ktrdr_vm.errors import KtrdrError, UsageError
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.instance import Instance, require_root
@@ -107,6 +108,12 @@ def destroy(instance_ids: tuple[str, ...], yes: bool) -> int:
         instance = Instance(home, identity, libvirt)
         journal = instance.journal
         if journal is not None and journal.mode == "interactive" and not yes:
+            if not sys.stdin.isatty():
+                raise UsageError(
+                    f"{identity.instance_id} is interactive, and its disk goes with it: it has to be said, and nobody is there to ask",
+                    where="ktrdr-vm destroy",
+                    hint="--yes says it",
+                )
             click.confirm(f"{identity.instance_id} is interactive, and its disk goes with it. Destroy it?", abort=True, err=True)
         try:
             with instance.locked():

@@ -81,7 +81,7 @@ def test_three_days(lab: Lab, tmp_path: Path) -> None:
         assert person.sees(branch, "cat /root/diary; hostname; docker volume ls -q") == f"day one\nday three\n{branch}\nwork"
         person.sees(branch, "rm /root/diary")
         assert person.sees(home, "cat /root/diary; hostname") == f"day one\nday three\n{home}", "a branch takes nothing away"
-        assert "yes" in person.types("destroy", home, code=2), "it asks, and nobody is there to answer"
+        assert "--yes" in person.types("destroy", home, code=2), "it asks, and nobody is there to answer"
         assert person.state(home) == "running"
     finally:
         for one in (branch, home):
