@@ -76,7 +76,6 @@ def test_ansible_itself_reaches_it_and_runs_a_playbook(lab: Lab, instance: LabIn
     environment = {
         **os.environ,
         "ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"),
-        "ANSIBLE_CONFIG": "/dev/null",
         "HOME": str(tmp_path),
         "LC_ALL": "C.UTF-8",
     }
