@@ -170,6 +170,8 @@ class Dns:
     def __init__(self, address: str, recorder: Recorder) -> None:
         self.zone: dict[str, list[tuple[str, str]]] = {}
         """Name to records: (type, value). A name that is not in it does not exist."""
+        self.cut: list[str] = []
+        """Names whose answers did not fit what was asked for over UDP."""
         self.ttl = 60
         self._recorder = recorder
         self._address = address
@@ -192,7 +194,17 @@ class Dns:
         while True:
             wire, peer = self._udp.recvfrom(4096)
             with contextlib.suppress(dns.exception.DNSException, OSError):
-                self._udp.sendto(self.answer(wire), peer)
+                self._udp.sendto(self._fit(wire, self.answer(wire)), peer)
+
+    def _fit(self, wire: bytes, reply: bytes) -> bytes:
+        """As a name server does it: an answer that is larger than the client takes goes without its records, and says so."""
+        query = dns.message.from_wire(wire)
+        if len(reply) <= max(query.payload, 512):
+            return reply
+        self.cut.append(query.question[0].name.to_text(omit_final_dot=True))
+        short = dns.message.make_response(query)
+        short.flags |= dns.flags.TC
+        return short.to_wire()
 
     def answer(self, wire: bytes) -> bytes:
         query = dns.message.from_wire(wire)
@@ -212,4 +224,4 @@ class Dns:
             if not aliases:
                 break
             name = aliases[0].rstrip(".")
-        return reply.to_wire()
+        return reply.to_wire(max_size=65535)
