@@ -105,7 +105,8 @@ def find_last_words(task: TaskResult) -> str:
     """The last lines of a container that ended or is ill, where the failed task itself says only that it did."""
     for title, text in task.evidence:
         lines = [line for line in text.splitlines() if line.strip()]
-        ill = bool(lines) and any(word in lines[0] for word in ("exited", "restarting", "dead", "unhealthy"))
+        ended_well = bool(lines) and lines[0].startswith("state: exited, exit code 0")
+        ill = bool(lines) and not ended_well and any(word in lines[0] for word in ("exited", "restarting", "dead", "unhealthy"))
         if ill and title.startswith("container ") and "last lines:" in lines:
             return "\n".join(lines[lines.index("last lines:") + 1 :][-_LAST_WORDS:])
     return ""

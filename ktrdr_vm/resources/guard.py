@@ -167,7 +167,11 @@ class Guard(Resource):
             end = time.monotonic() + patience
             while find_guards(directory) and time.monotonic() < end:
                 time.sleep(0.01)
-        if find_guards(directory):
+        # A process that ends has no arguments any more before it lets go of its lock; the next guard would be taken for started.
+        end = time.monotonic() + STOP_LIMIT
+        while is_locked(directory / "guard.lock") and time.monotonic() < end:
+            time.sleep(0.01)
+        if find_guards(directory) or is_locked(directory / "guard.lock"):
             raise ProvisionError("the guard does not end", where=self.name, hint=self.by_hand())
 
     def by_hand(self) -> str:

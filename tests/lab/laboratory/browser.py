@@ -15,10 +15,15 @@ _HANG_S = 60
 _FIRST_SCREEN = """
 const seen = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (walker.nextNode()) {
-  const range = document.createRange();
-  range.selectNodeContents(walker.currentNode);
-  const box = range.getBoundingClientRect();
-  if (box.height > 0 && box.top < window.innerHeight) seen.push(walker.currentNode.data);
+  const node = walker.currentNode, range = document.createRange();
+  let start = 0;
+  for (const line of node.data.split("\\n")) {
+    range.setStart(node, start);
+    range.setEnd(node, start + line.length);
+    const box = range.getBoundingClientRect();
+    if (box.height > 0 && box.bottom <= window.innerHeight) seen.push(line);
+    start += line.length + 1;
+  }
 }
 return seen.join(" ");
 """

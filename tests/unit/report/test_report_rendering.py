@@ -205,10 +205,17 @@ def test_page_says_the_outcome_first_and_needs_nothing_else() -> None:
 def test_page_begins_with_the_last_words_of_a_container_that_ended() -> None:
     ended = "state: exited, exit code 3\nlast lines:\none\ntwo\nno queue is configured\nbye"
     well = "state: running\nlast lines:\nlistening"
-    task = make_task(outcome="failed", message="it did not stay up", evidence=(("container a", well), ("container b", ended)))
+    done = "state: exited, exit code 0\nlast lines:\nmigrated"
+    evidence = (("container a", well), ("container d", done), ("container b", ended))
+    task = make_task(outcome="failed", message="it did not stay up", evidence=evidence)
     page = render_html(make_report(gates=(GateResult("g", "failed", "t", 1.0, (task,)),)))
     head = page[: page.index("<h2")]
-    assert "two\nno queue is configured\nbye</pre>" in head and "one" not in head.split("it did not stay up")[1] and "listening" not in head
+    assert (
+        "two\nno queue is configured\nbye</pre>" in head
+        and "one" not in head.split("it did not stay up")[1]
+        and "listening" not in head
+        and "migrated" not in head
+    )
 
 
 def test_page_shows_guest_text_as_text() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +46,22 @@ def test_a_folder_that_the_owner_may_not_enter_is_an_error_with_a_place(monkeypa
     monkeypatch.setattr(process.subprocess, "Popen", refuse)
     with pytest.raises(HostError, match=r"cannot be started in .*Permission denied"):
         process.run(["/bin/true"], timeout=1, cwd=tmp_path)
+
+
+def test_a_guard_has_not_ended_before_it_let_go_of_its_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process that ends loses its arguments first and its lock after that. Seen: the next `create` took it for one that runs."""
+    target = Target(parse_instance_id("one"), Home(tmp_path).instance("one"), None)  # type: ignore[arg-type]
+    target.paths.guard.mkdir(parents=True)
+    held = os.open(target.paths.guard / "guard.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            os.close(held)
+
+    monkeypatch.setattr(guard_module, "find_guards", lambda _: [])
+    monkeypatch.setattr(guard_module.time, "sleep", sleep)
+    Guard(target).stop()
+    assert len(waited) == 3
