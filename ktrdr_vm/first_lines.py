@@ -20,9 +20,8 @@ def find_first_lines(
     returned: Returned | None = None,
 ) -> tuple[str, ...]:
     """What the commits changed of their own judges, then how the verdict came about, when that says less than it seems to."""
-    observed = ("OBSERVE: every public address could be reached; `ktrdr-vm egress suggest` says what an allowlist would need",)
     return (
-        *(observed if gathered.plan.observe else ()),
+        *((_OBSERVED,) if gathered.plan.observe else ()),
         *_judges(commits, gathered),
         *_verdict(verification, workload, returned or Returned()),
     )
