@@ -44,14 +44,14 @@ QUICK_S = 480.0
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="without peers, under fifteen minutes")
-    parser.add_argument("--rounds", type=int, help="how many; default 5, in a quick run as many as fit")
+    parser.add_argument("--rounds", type=int, help="how many; default 3, in a quick run as many as fit")
     parser.add_argument("--only", default="", help="these steps alone, separated by commas; writes no document")
     words = parser.parse_args()
     if os.geteuid() != 0:
         print("bench: needs root, for network namespaces", file=sys.stderr)
         return 3
     only = set(words.only.split(",")) - {""}
-    rounds = words.rounds or (6 if words.quick else 5)
+    rounds = words.rounds or (6 if words.quick else 3)
     samples, began, done, failed = Samples(), time.monotonic(), 0, set()
     image = find_or_build_image()
     assert image is not None

@@ -91,8 +91,11 @@ class Samples:
         if any(name not in self._rounds for name in row.samples_needed):
             return None
         found = []
-        for number, top in sorted(self._rounds[row.top].items()):
-            value = top - self._near(row.minus, number) if row.minus else top
+        # As many values as there are samples of the part that was measured least often.
+        for number in sorted(min((self._rounds[name] for name in (row.top, row.bottom, row.minus) if name), key=len)):
+            value = self._near(row.top, number)
+            if row.minus:
+                value -= self._near(row.minus, number)
             found.append(value / self._near(row.bottom, number) if row.bottom else value)
         return {
             "measure": row.measure.replace("\\|", "|"),

@@ -23,6 +23,8 @@ PEER = "debvm-run"
 
 def measure(place: Place, *, stock: bool) -> dict[str, float]:
     folder, tree = make_folder(place, make_name(PEER, stock=stock)), find_forms(place.image, stock=stock).tree
+    facts = find_facts(place)
+    emulated = ["-machine", "accel=tcg", "-cpu", f"{EMULATED_CPU},-vmx,-svm"] if facts.accelerator == "tcg" else []
     login, documents, identity = make_documents(place, PEER)
     # It takes raw images alone, so the disk is as large as the others' before; sparse, and grown into at boot.
     os.truncate(tree, DISK << 20)
@@ -31,8 +33,8 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
         (folder / "seed.iso").write_bytes(make_seed(documents))
         argv = [
             *chroot, "debvm-run", "--image", tree, "--", "-snapshot",
-            "-machine", "accel=tcg", "-cpu", f"{EMULATED_CPU},-vmx,-svm", "-m", MEMORY, "-smp", VCPUS,
-            *([] if stock else ["-append", make_kernel_arguments(find_facts(place))]),
+            *emulated, "-m", MEMORY, "-smp", VCPUS,
+            *([] if stock else ["-append", make_kernel_arguments(facts)]),
             "-drive", f"file={folder}/seed.iso,if=virtio,format=raw,readonly=on",
             "-netdev", f"tap,id=outside,ifname={TAP},script=no,downscript=no",
             "-device", f"virtio-net-pci,netdev=outside,mac={identity.mac}",

@@ -9,6 +9,7 @@ package. Nothing in it is chosen for speed, and nothing is added that a publishe
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -51,8 +52,13 @@ class Forms:
 
 
 def find_forms(image: Image, *, stock: bool) -> Forms:
-    folder = FOLDER / (f"stock-{SUITE}" if stock else image.digest)
+    folder = FOLDER / (_name_stock() if stock else image.digest)
     return Forms(folder / "tree.raw", folder / "disk.qcow2")
+
+
+def _name_stock() -> str:
+    """By what it is made of: another list of packages is another image."""
+    return f"stock-{hashlib.sha256(repr((SUITE, PACKAGES, SIZE, _STOCK_ARGUMENTS)).encode()).hexdigest()[:12]}"
 
 
 def make_forms(image: Image, accelerator: str) -> None:

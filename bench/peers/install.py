@@ -63,16 +63,19 @@ def _finish(place: Path, argv: list[str], *, patch: bool = False) -> str:
     if patch:
         for package in place.glob("lib/python*/site-packages/virt_lightning"):
             for file, changes in PATCHES.items():
-                (package / file).write_text(apply_patches((package / file).read_text(), changes))
+                try:
+                    (package / file).write_text(apply_patches((package / file).read_text(), changes))
+                except ValueError as error:
+                    return f"its {file} is another one than was looked at: {error}"
     (place / ".complete").touch()
     return ""
 
 
 def apply_patches(text: str, changes: tuple[tuple[str, str], ...]) -> str:
-    """Every line must be there exactly once, or the release is another one than was looked at."""
+    """Every piece must be there exactly once, or the release is another one than was looked at."""
     for old, new in changes:
         if text.count(old) != 1:
-            raise ValueError(f"it has changed: {old.strip()!r} is there {text.count(old)} times")
+            raise ValueError(f"{old!r} is there {text.count(old)} times")
         text = text.replace(old, new)
     return text
 

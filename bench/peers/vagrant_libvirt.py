@@ -38,7 +38,7 @@ Vagrant.configure("2") do |config|
   config.vm.provider :libvirt do |libvirt|
     libvirt.uri = "qemu:///system"
     libvirt.driver = "{driver}"
-    libvirt.cpu_mode = "custom"
+    libvirt.cpu_mode = "{mode}"
     libvirt.cpu_model = "{cpu}"
     libvirt.machine_type = "{machine}"
     libvirt.memory = {memory}
@@ -56,20 +56,21 @@ end
 
 def measure(place: Place, *, stock: bool) -> dict[str, float]:
     folder, facts = make_folder(place, make_name(PEER, stock=stock)), find_facts(place)
+    # With any mode but `custom` the model is not looked at.
+    driver, mode = ("qemu", "custom") if facts.accelerator == "tcg" else ("kvm", "host-model")
     assert place.image.kernel is not None and place.image.initrd is not None
     login, documents, identity = make_documents(place, PEER)
     network = {"version": 2, "ethernets": {"guest": {"match": {"macaddress": identity.mac}, "dhcp4": True}}}
     documents["network-config"] = yaml.safe_dump(network).encode()
     (folder / "key").write_text(login)
     (folder / "key").chmod(0o600)
-    (folder / "seed.iso").write_bytes(make_seed(documents))
     boot = "" if stock else (
         f'    libvirt.kernel = "{place.image.kernel}"\n    libvirt.initrd = "{place.image.initrd}"\n'
         f'    libvirt.cmd_line = "{make_kernel_arguments(facts)}"\n'
     )  # fmt: skip
     words = {
-        "user": place.image.user, "folder": folder, "driver": "qemu", "cpu": EMULATED_CPU, "machine": MACHINE, "memory": MEMORY,
-        "vcpus": VCPUS, "pool": _POOL, "mac": identity.mac, "boot": boot,
+        "user": place.image.user, "folder": folder, "driver": driver, "mode": mode, "cpu": EMULATED_CPU, "machine": MACHINE,
+        "memory": MEMORY, "vcpus": VCPUS, "pool": _POOL, "mac": identity.mac, "boot": boot,
     }  # fmt: skip
     (folder / "Vagrantfile").write_text(_VAGRANTFILE.format(**words))
     base = find_forms(place.image, stock=True).disk if stock else place.image.disk
@@ -82,6 +83,7 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
     with dnsmasq(folder), bound(PLACES / PEER) as chroot, left_as_found(*files) as libvirt:
         libvirt.storagePoolCreateXML(_POOL_XML.format(folder / "pool"))
         began = time.monotonic()
+        (folder / "seed.iso").write_bytes(make_seed(documents))
         find = wait_for_lease(libvirt, _NETWORK, identity.mac, place.image.user, login)
         seen = run_tool([*chroot, "vagrant", "up"], folder, began, find, env=environment)
     return name_samples(PEER, seen, stock=stock)

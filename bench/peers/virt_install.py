@@ -23,6 +23,7 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
     Path("/var/lib/libvirt/boot").mkdir(exist_ok=True)
     assert place.image.kernel is not None and place.image.initrd is not None
     base, kind = (find_forms(place.image, stock=True).disk, "qcow2") if stock else (place.image.disk, place.image.disk_format)
+    kind_of_machine, cpu = ("qemu", EMULATED_CPU) if facts.accelerator == "tcg" else ("kvm", "host-model")
     login, documents, identity = make_documents(place, PEER)
     for name, content in documents.items():
         (folder / name).write_bytes(content)
@@ -32,8 +33,8 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", kind, "-b", base, disk, f"{DISK}M"], check=True)
         direct = f"kernel={place.image.kernel},initrd={place.image.initrd},kernel_args={make_kernel_arguments(facts)}"
         argv = [
-            *chroot, "virt-install", "--connect", "qemu:///system", "--name", "peer", "--virt-type", "qemu", "--machine", MACHINE,
-            "--cpu", EMULATED_CPU, "--memory", MEMORY, "--vcpus", VCPUS, "--import", "--osinfo", "detect=off,require=off",
+            *chroot, "virt-install", "--connect", "qemu:///system", "--name", "peer", "--virt-type", kind_of_machine, "--machine", MACHINE,
+            "--cpu", cpu, "--memory", MEMORY, "--vcpus", VCPUS, "--import", "--osinfo", "detect=off,require=off",
             "--disk", f"path={disk},format=qcow2,bus=virtio,cache=unsafe", *([] if stock else ["--boot", direct]),
             "--cloud-init", ",".join(f"{name}={folder / name}" for name in documents),
             "--network", f"type=ethernet,target.dev={TAP},model=virtio,mac={identity.mac}",
