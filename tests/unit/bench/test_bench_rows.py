@@ -11,11 +11,11 @@ from ktrdr_vm.host.paths import PROJECT
 
 sys.path.insert(0, str(PROJECT))
 
-from bench.place import LIMIT  # noqa: E402  # first: it knows where the lab's parts are
+from bench.place import LIMIT  # first: it knows where the lab's parts are
 
-from bench.peers import PEERS, drive, find_steps, install  # noqa: E402  # isort: skip
-from bench.prober import Watch  # noqa: E402
-from bench.rows import ROWS, Row, Samples  # noqa: E402
+from bench.peers import PEERS, drive, find_steps, install  # isort: skip
+from bench.prober import Watch
+from bench.rows import ROWS, Row, Samples
 
 
 def evaluate(row: Row, **rounds: dict[int, float]) -> dict[str, object]:
