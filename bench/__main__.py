@@ -6,6 +6,7 @@ import argparse
 import functools
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -65,6 +66,8 @@ def main() -> int:
     if unknown:
         print(f"bench: there is no step {', '.join(sorted(unknown))}; there are {', '.join(steps)}", file=sys.stderr)
         return 2
+    # Ended from outside it takes down what is running, as Ctrl-C does: only libvirtd ends with this process by itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with prepared_place() as place:
         machine = describe_machine(find_accelerator(place.image.kernel).name, rounds, "make bench-quick" if words.quick else "make bench")
         for number in range(rounds):
