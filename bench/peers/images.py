@@ -28,11 +28,13 @@ from ktrdr_vm.plan.domain_xml import make_kernel_arguments
 # Where QEMU's own user can reach it, which a checkout need not be.
 FOLDER = LAB_HOME / "bench-images"
 SUITE = "trixie"
-# What a published Debian cloud image is made of, and Docker. curl is what the prober asks Docker with.
+# What a published Debian cloud image is made of, and Docker. curl is what the prober asks Docker with. No ifupdown: with it there,
+# cloud-init would configure the network through it, and networkd's wait-online would wait its two minutes for nothing.
 PACKAGES = (
-    "apparmor", "ca-certificates", "cloud-guest-utils", "cloud-init", "curl", "dbus", "docker-cli", "docker.io",
-    "grub-pc-bin", "initramfs-tools", "libpam-systemd", "linux-image-cloud-amd64", "netplan.io", "openssh-server", "python3", "sudo",
-    "systemd-resolved", "systemd-sysv", "systemd-timesyncd", "unattended-upgrades", "zstd",
+    "apparmor", "ca-certificates", "cloud-guest-utils", "cloud-init", "cron", "curl", "dbus", "docker-cli", "docker.io", "e2fsprogs",
+    "grub-pc-bin", "init", "initramfs-tools", "iproute2", "kmod", "less", "libnss-resolve", "libpam-systemd", "linux-image-cloud-amd64",
+    "logrotate", "netplan.io", "openssh-server", "procps", "python3", "sudo", "systemd-resolved", "systemd-timesyncd", "tzdata", "udev",
+    "unattended-upgrades", "vim-tiny", "zstd",
 )  # fmt: skip
 SIZE = 4 << 30
 # Where the first partition begins; the boot loader lies in front of it.
@@ -101,7 +103,7 @@ def _make_ours(image: Image, folder: Path) -> None:
 
 def _make_stock(folder: Path) -> None:
     root, tree = folder / "root", folder / "tree.raw"
-    argv = make_mmdebstrap_argv(read_apt_host(), SUITE, root, variant="important", security=True, packages=PACKAGES, exclude=())
+    argv = make_mmdebstrap_argv(read_apt_host(), SUITE, root, variant="minbase", security=True, packages=PACKAGES, exclude=())
     _run(argv, env={**os.environ, "TMPDIR": str(folder)})
     (root / "etc/fstab").write_text(f"LABEL={_LABEL} / ext4 defaults 0 1\n")
     (root / "etc/hostname").write_text("stock\n")
