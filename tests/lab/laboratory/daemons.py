@@ -18,7 +18,7 @@ from laboratory.namespaces import hide, require_own_namespace
 from laboratory.recorder import wait_until
 
 # Everything that would be shared with the machine's own libvirtd, besides its cache of QEMU's capabilities.
-_STATE = ("/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/etc/libvirt/qemu")
+_STATE = ("/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/etc/libvirt/qemu", "/etc/libvirt/storage")
 
 
 def _die_with_parent() -> None:
