@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
+from typing import NamedTuple
 
 import dns.exception
 import dns.flags
@@ -26,10 +27,14 @@ import dns.rrset
 
 from ktrdr_vm.egress.rules import Rules
 from ktrdr_vm.egress.sets import MIN_LIFE
+from ktrdr_vm.telemetry.bucket import Bucket
 
-# Bounds of one guest: queries a second, cached names, names refreshed at once.
+# Bounds of one guest: queries a second, cached names, replies kept as they were sent, names refreshed at once.
 RATE = 300
+# What the proxy asks for the guest: one question for each connection or request of an allowed name.
+PROXY_RATE = 3000
 CACHED = 1024
+REPLIES, LONGEST_QUESTION = 256, 512
 REFRESHING = 8
 CHAIN = 12
 # After a failure with no answer this long, the upstream counts as down: what is asked in the next moment fails at once.
@@ -49,6 +54,15 @@ class Answer:
     ttl: int
     expires: float
     rcode: dns.rcode.Rcode = dns.rcode.NOERROR
+
+
+class _Kept(NamedTuple):
+    """A reply behind its number, and what it was made from."""
+
+    name: str
+    answer: Answer
+    ttl: int
+    tail: bytes
 
 
 Upstream = Callable[[str], Awaitable[dns.message.Message]]
@@ -72,8 +86,9 @@ class Resolver:
         self._pending: dict[str, asyncio.Future[Answer]] = {}
         self._last_good = clock()
         self._down_until = 0.0
-        self._tokens = float(RATE)
-        self._refilled = clock()
+        self._share, self._proxy_share = Bucket(RATE, RATE, clock), Bucket(PROXY_RATE, PROXY_RATE, clock)
+        self._replies: OrderedDict[bytes, _Kept] = OrderedDict()
+        """By the bytes of the question, without its number."""
 
     def set_rules(self, rules: Rules) -> list[str]:
         """Grants came or went. Returns the names to resolve now, so that their addresses are open before they are asked for again."""
@@ -83,18 +98,31 @@ class Resolver:
         self._due.clear()
         # A question under way was judged by the old rules; whoever waits for it gets it, nobody else.
         self._pending = {}
+        self._replies.clear()
         granted = [name for _, policy in rules.grants for name, _ in policy.other_names]
         return [name for name in (*granted, *self._asked) if rules.other_ports(name)]
 
-    def admit(self) -> bool:
-        """A token bucket: one guest cannot make the host busy."""
-        now = self._clock()
-        self._tokens = min(float(RATE), self._tokens + (now - self._refilled) * RATE)
-        self._refilled = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+    def admit(self, *, own: bool = False) -> bool:
+        """Is there room for one more question of the guest, or of the host's own: its proxy's?"""
+        return not (self._proxy_share if own else self._share).take()
+
+    def recall(self, wire: bytes) -> bytes | None:
+        """The reply to a question that came before in the same bytes, while its answer stands; None when it is to be worked out.
+
+        The proxy asks for each connection and each request, the same names again and again.
+        """
+        kept = self._replies.get(wire[2:])
+        if kept is None or self._cache.get(kept.name) is not kept.answer:
+            return None
+        if kept.answer.expires <= self._clock() or self._life(kept.answer) != kept.ttl:
+            return None
+        self._cache.move_to_end(kept.name)
+        self._remember_asked(kept.name)
+        return wire[:2] + kept.tail
+
+    def _life(self, answer: Answer) -> int:
+        """The TTL to say now."""
+        return max(1, min(answer.ttl, int(answer.expires - self._clock())))
 
     async def answer(self, wire: bytes, *, quiet: bool = False) -> bytes | None:
         """The reply to one query, or None for bytes that deserve none. A refusal is not noted when `quiet`: the host asked."""
@@ -112,23 +140,33 @@ class Resolver:
         elif query.question[0].rdclass != dns.rdataclass.IN:
             reply.set_rcode(dns.rcode.REFUSED)
         else:
-            await self._fill(reply, query.question[0], quiet)
+            name, answer = await self._fill(reply, query.question[0], quiet)
+            if answer is not None and self._cache.get(name) is answer and len(wire) <= LONGEST_QUESTION:
+                return self._keep(wire, reply.to_wire(max_size=1232), name, answer)
         return reply.to_wire(max_size=1232)
 
-    async def _fill(self, reply: dns.message.Message, question: dns.rrset.RRset, quiet: bool) -> None:
+    def _keep(self, wire: bytes, reply: bytes, name: str, answer: Answer) -> bytes:
+        self._replies[wire[2:]] = _Kept(name, answer, self._life(answer), reply[2:])
+        if len(self._replies) > REPLIES:
+            self._replies.popitem(last=False)
+        return reply
+
+    async def _fill(self, reply: dns.message.Message, question: dns.rrset.RRset, quiet: bool) -> tuple[str, Answer | None]:
+        """The name that was asked for, and the answer, where it has addresses."""
         name = question.name.to_text(omit_final_dot=True).lower()
         if not self._rules.rule(name):
             reply.set_rcode(dns.rcode.NXDOMAIN)
             if not quiet:
                 self._note("dns", "deny", name=name[:253], rule="name", type=dns.rdatatype.to_text(question.rdtype))
-            return
+            return name, None
         if question.rdtype != dns.rdatatype.A:
-            return  # no data: AAAA because IPv6 is off, the rest because they carry data out
+            return name, None  # no data: AAAA because IPv6 is off, the rest because they carry data out
         answer = await self.resolve(name)
         reply.set_rcode(answer.rcode)
-        if answer.addresses:
-            ttl = max(1, min(answer.ttl, int(answer.expires - self._clock())))
-            reply.answer.append(dns.rrset.from_text(question.name, ttl, "IN", "A", *answer.addresses))
+        if not answer.addresses:
+            return name, None
+        reply.answer.append(dns.rrset.from_text(question.name, self._life(answer), "IN", "A", *answer.addresses))
+        return name, answer
 
     async def resolve(self, name: str) -> Answer:
         """The validated addresses of an allowed name, already in the allow set when they are returned."""

@@ -132,22 +132,29 @@ class _Udp(asyncio.DatagramProtocol):
         self._writer = writer
         self._under_way: set[asyncio.Task[None]] = set()
         self._transport: asyncio.DatagramTransport | None = None
+        self._gateway = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)
+        self._gateway = str(transport.get_extra_info("sockname")[0])
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        if len(self._under_way) >= IN_FLIGHT or not self._resolver.admit():
+        assert self._transport is not None
+        # From the gateway's own address come the proxy, for names it has judged, and `egress test`.
+        own = addr[0] == self._gateway
+        if len(self._under_way) >= IN_FLIGHT or not self._resolver.admit(own=own):
             self._writer.count("rate")
             return
-        task = asyncio.ensure_future(self._reply(data, addr))
+        reply = self._resolver.recall(data)
+        if reply is not None:
+            self._transport.sendto(reply, addr)
+            return
+        task = asyncio.ensure_future(self._reply(data, addr, own))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
-    async def _reply(self, data: bytes, addr: tuple[str, int]) -> None:
+    async def _reply(self, data: bytes, addr: tuple[str, int], own: bool) -> None:
         assert self._transport is not None
-        # From the gateway's own address come the proxy, for names it has judged, and `egress test`.
-        own = addr[0] == self._transport.get_extra_info("sockname")[0]
         reply = await self._resolver.answer(data, quiet=own)
         if reply is not None:
             self._transport.sendto(reply, addr)

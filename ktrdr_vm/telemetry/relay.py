@@ -19,7 +19,8 @@ from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, get_args
 
-from ktrdr_vm.telemetry.bounds import Bucket, Tally, inflate, read_body
+from ktrdr_vm.telemetry.bounds import Tally, inflate, read_body
+from ktrdr_vm.telemetry.bucket import Bucket
 from ktrdr_vm.telemetry.otlp import MAX_BODY, PATHS, Encoding, OtlpError, Stamp, stamp_request
 
 # Of a request to the sender: the index of its path, the number of records, the bytes that follow.

@@ -17,7 +17,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from ktrdr_vm.telemetry import otlp
-from ktrdr_vm.telemetry.bounds import Bucket, Tally, inflate, read_body
+from ktrdr_vm.telemetry.bounds import Tally, inflate, read_body
+from ktrdr_vm.telemetry.bucket import Bucket
 from ktrdr_vm.telemetry.otlp import MAX_ATTRIBUTES, MAX_BODY, OtlpError, Stamp, stamp_request
 
 STAMP = Stamp("true-one", "sandbox", "run-1")
