@@ -6,7 +6,8 @@ import json
 
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.host import process
-from ktrdr_vm.host.journal import Journal, list_journals, write_durably
+from ktrdr_vm.host.durable import write_durably
+from ktrdr_vm.host.journal import Journal, list_journals
 from ktrdr_vm.host.paths import Home, InstancePaths
 from ktrdr_vm.plan.facts import SLOTS, Allocation, allocate
 

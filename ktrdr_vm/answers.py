@@ -18,7 +18,8 @@ from ktrdr_vm.escalation.packet import Packet, parse_request
 from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
 from ktrdr_vm.host.clock import boottime, now, read_boot_id, seconds_since
 from ktrdr_vm.instance import Instance
-from ktrdr_vm.profile.model import EgressRule, Secret
+from ktrdr_vm.profile.egress_rule import EgressRule
+from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.profile.policy import OwnerPolicy, refuse_secret
 from ktrdr_vm.report.mask import make_mask
 from ktrdr_vm.resources.secret import Secret as SecretResource

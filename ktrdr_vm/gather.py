@@ -23,8 +23,9 @@ from ktrdr_vm.plan.facts import Facts, ImageFacts
 from ktrdr_vm.plan.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.collector import Collector
+from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import HINT, LoadedProfile, build_profile, load_profile
-from ktrdr_vm.profile.model import EgressRule, ImageRef, Profile
+from ktrdr_vm.profile.model import ImageRef, Profile
 from ktrdr_vm.profile.policy import POLICY_PATH, OwnerPolicy, check_policy
 from ktrdr_vm.profile.preset import load_preset
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES

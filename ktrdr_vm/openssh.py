@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 
 from ktrdr_vm.allocation import read_allocation
-from ktrdr_vm.host.journal import write_durably
+from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.instance import Instance
 
 

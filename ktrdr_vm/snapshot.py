@@ -19,7 +19,7 @@ from ktrdr_vm.guest.agent import wait_agent
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import now
-from ktrdr_vm.host.journal import sync, write_durably
+from ktrdr_vm.host.durable import sync, write_durably
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home, open_template
 from ktrdr_vm.instance import Instance, SecretReader

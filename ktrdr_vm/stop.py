@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.host.journal import write_durably
+from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.instance import Instance
 from ktrdr_vm.listener import Keep
 from ktrdr_vm.report.model import GateResult, TaskResult, Usage

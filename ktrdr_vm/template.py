@@ -23,8 +23,9 @@ from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import now
+from ktrdr_vm.host.durable import sync
 from ktrdr_vm.host.fork import save_state
-from ktrdr_vm.host.journal import locked, sync
+from ktrdr_vm.host.journal import locked
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.store import Image, ImageStore

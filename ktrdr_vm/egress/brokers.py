@@ -12,7 +12,7 @@ from ktrdr_vm.egress.children import bind_early
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.proxy_control import ProxyControl
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.plan.brokers import OPEN, VALUES
+from ktrdr_vm.plan.wiring import OPEN, VALUES
 from ktrdr_vm.profile.scalars import MAX_HEADER
 
 _HEADER_VALUE = re.compile(rf"[!-~](?:[ -~]{{0,{MAX_HEADER - 2}}}[!-~])?")

@@ -1,7 +1,4 @@
-"""`python -m ktrdr_vm.egress.child DIRECTORY ROLE UID CHANNEL CONFIG LISTENER...`: a child of the guard that is started again.
-
-The first of its kind is a fork, which is quicker. By the time that it ends the guard may hold credentials, and a fork would have them too.
-"""
+"""`DIRECTORY ROLE UID CHANNEL CONFIG LISTENER...`: the guard's resolver or its inbox, a process without privilege."""
 
 from __future__ import annotations
 
@@ -12,8 +9,6 @@ import socket
 import sys
 
 from ktrdr_vm.egress.children import drop_privileges
-from ktrdr_vm.egress.resolver_process import run_resolver
-from ktrdr_vm.escalation.inbox import run_inbox
 
 
 def main() -> None:
@@ -23,14 +18,15 @@ def main() -> None:
     with os.fdopen(descriptors[1], "rb") as file:
         config = json.load(file)
     listeners = [socket.socket(fileno=one) for one in descriptors[2:]]
-    # Codecs are imported when they are first used, and the user that is to come may not be able to read them.
+    # Whatever is imported, codecs too, is imported now: the user that is to come may not be able to read it.
     "name.example".encode("idna")
-    drop_privileges(uid, parent)
     if role == "resolver":
+        from ktrdr_vm.egress.resolver_process import run_resolver
+
+        drop_privileges(uid, parent)
         run_resolver(config, listeners[0], listeners[1], channel)
     else:
+        from ktrdr_vm.escalation.inbox import run_inbox
+
+        drop_privileges(uid, parent)
         run_inbox(listeners[0], channel)
-
-
-if __name__ == "__main__":
-    main()

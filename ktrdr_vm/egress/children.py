@@ -10,8 +10,7 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,57 +62,20 @@ def listen_unix(path: Path) -> socket.socket:
 
 
 def start_child(
-    name: str, serve: Callable[[socket.socket], None], listeners: tuple[socket.socket, ...], uid: int
-) -> tuple[int, socket.socket]:
-    """Fork a child that is `uid`, keeps the listeners and a channel, and runs `serve`. Returns its pid and our end of the channel."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            keep = {theirs.fileno(), 2, *(listener.fileno() for listener in listeners)}
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
-            for descriptor in range(3, min(os.sysconf("SC_OPEN_MAX"), 4096)):
-                if descriptor not in keep:
-                    with contextlib.suppress(OSError):
-                        os.close(descriptor)
-            drop_privileges(uid, parent)
-            serve(theirs)
-        except BaseException as error:
-            # Its standard error is guard.log.
-            os.write(2, f"{name}: {type(error).__name__}: {error}\n".encode())
-        finally:
-            os._exit(1)
-    theirs.close()
-    ours.setblocking(False)
-    return pid, ours
-
-
-def start_program(module: str, words: Sequence[str], descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
-    """A module of this program as a process of its own: it inherits these descriptors, and nothing of our memory."""
-    return process.start(
-        [sys.executable, "-P", "-s", "-m", module, *words],
-        cwd=Path("/"),
-        environment={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PYTHONDONTWRITEBYTECODE": "1"},
-        pass_fds=descriptors,
-        stderr=2,
-        new_session=False,
-    )
-
-
-def start_anew(
     directory: Path, role: str, config: Mapping[str, Any], listeners: tuple[socket.socket, ...], uid: int
 ) -> tuple[int, socket.socket]:
-    """As `start_child`, for one that has ended: a fork would have what the guard has got to know since, credentials too."""
+    """A child that becomes `uid`, with the listeners and a channel. Returns its pid and our end of the channel.
+
+    A program of its own and no fork, which would have what the guard knows, credentials too; and the guard need not import what it is for.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, os.fdopen(os.memfd_create("config"), "w+b") as file:
         file.write(json.dumps(config).encode())
         file.seek(0)
         descriptors = [theirs.fileno(), file.fileno(), *(one.fileno() for one in listeners)]
-        started = start_program("ktrdr_vm.egress.child", [str(directory), role, str(uid), *map(str, descriptors)], descriptors)
-    # The guard waits for it by its pid, as for a fork.
+        words: list[str | Path] = [directory, role, str(uid), *map(str, descriptors)]
+        started = process.start_module("ktrdr_vm.egress.child", words, pass_fds=descriptors, stderr=2, new_session=False)
+    # The guard waits for it by its pid.
     started.returncode = 0
     ours.setblocking(False)
     return started.pid, ours

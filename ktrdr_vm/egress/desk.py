@@ -10,11 +10,11 @@ import socket
 import subprocess
 from pathlib import Path
 
-from ktrdr_vm.egress.children import start_anew, start_child
+from ktrdr_vm.egress.children import start_child
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.escalation.inbox import answer_request, run_inbox
+from ktrdr_vm.escalation.requests import answer_request
 from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
 from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import boottime, now, read_boot_id
@@ -50,10 +50,7 @@ class EscalationDesk:
 
     def start(self) -> socket.socket:
         """The inbox, as a child without privilege; the channel on which it asks."""
-        if self.pid:
-            self.pid, self.channel = start_anew(self._directory, "inbox", {}, (self._listener,), self._uid)
-            return self.channel
-        self.pid, self.channel = start_child("inbox", lambda channel: run_inbox(self._listener, channel), (self._listener,), self._uid)
+        self.pid, self.channel = start_child(self._directory, "inbox", {}, (self._listener,), self._uid)
         return self.channel
 
     def serve(self) -> None:

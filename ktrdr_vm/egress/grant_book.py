@@ -9,7 +9,7 @@ from typing import Any
 
 from ktrdr_vm.egress.grants import MAX_SECONDS, Grant, parse_grant
 from ktrdr_vm.host.clock import boottime, read_boot_id
-from ktrdr_vm.host.journal import write_durably
+from ktrdr_vm.host.durable import write_durably
 
 
 class GrantBook:

@@ -15,7 +15,7 @@ from ktrdr_vm.egress.sets import AllowSets
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.clock import boottime
 from ktrdr_vm.plan.egress_policy import compile_policy
-from ktrdr_vm.plan.haproxy import GRANT_ROOMS
+from ktrdr_vm.plan.wiring import GRANT_ROOMS
 
 # A connection that was judged just before the end, and dials just after it, is found within this time: looks are made until then.
 LINGER = 3.0

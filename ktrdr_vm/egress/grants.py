@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.profile.model import EgressRule
-from ktrdr_vm.profile.policy import is_reserved
+from ktrdr_vm.profile.egress_rule import EgressRule
+from ktrdr_vm.profile.reserved import is_reserved
 from ktrdr_vm.profile.scalars import parse_cidr, parse_host, parse_plain_text
 
 # Of one instance at one time. The proxy has a room for each.

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import resource
@@ -27,15 +26,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ktrdr_vm.egress.brokers import Brokers
 from ktrdr_vm.egress.children import bind_early, listen_unix, start_proxy
-from ktrdr_vm.egress.desk import EscalationDesk
 from ktrdr_vm.egress.grant_book import GrantBook
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.judging import Judge
 from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.machine import Machine
 from ktrdr_vm.egress.proxy_control import ProxyControl
 from ktrdr_vm.egress.proxy_log import ProxyLog
 from ktrdr_vm.egress.resolver_link import ResolverLink
@@ -46,10 +45,12 @@ from ktrdr_vm.egress.space import SpaceWatch
 from ktrdr_vm.egress.telemetry_desk import open_telemetry
 from ktrdr_vm.egress.watch import TableWatch
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.escalation.store import EscalationStore
-from ktrdr_vm.host.journal import write_durably
+from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.nft import list_table
-from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, INBOX_PORT, OTHER_PORT, TLS_PORT
+from ktrdr_vm.plan.wiring import DNS_PORT, HTTP_PORT, INBOX_PORT, OTHER_PORT, TLS_PORT
+
+if TYPE_CHECKING:
+    from ktrdr_vm.egress.desk import EscalationDesk
 
 POLL = 1.0
 _RESTARTS_PER_MINUTE = 20
@@ -81,8 +82,9 @@ class Guard:
         self.control = listen_unix(directory / "control.sock")
         self.proxy: subprocess.Popen[bytes] | None = None
         self.monitor: subprocess.Popen[bytes] | None = None
-        self.watch = TableWatch(directory, self.config["table"], self.config["domain"], self.sets, self.ledger)
-        self.space = SpaceWatch(directory, self.config["domain"], self.ledger)
+        self.machine = machine = Machine(self.config["domain"])
+        self.watch = TableWatch(directory, self.config["table"], machine, self.sets, self.ledger)
+        self.space = SpaceWatch(directory, machine, self.ledger)
         self.secrets = SecretClock(directory / "secrets.json", self.config["domain"], self.ledger)
         self.proxy_control = proxy = ProxyControl(directory)
         self.brokers = Brokers(self.config["brokers"], proxy, self.ledger)
@@ -116,6 +118,7 @@ class Guard:
         self._start_resolver()
         self._start_proxy()
         self._start_monitor()
+        self.machine.prepare()
         self._start_desk()
         self.telemetry.look()
         self.ledger.write("guard", "note", message="started")
@@ -136,13 +139,13 @@ class Guard:
 
     def _take_up_elements(self) -> None:
         """Addresses that a guard before this one had opened stay open when it had the same rules; of other rules none does."""
-        digest = hashlib.sha256(json.dumps(self.resolver_config, sort_keys=True).encode()).hexdigest()
+        rules = json.dumps(self.resolver_config, sort_keys=True)
         before = self.directory / "elements.of"
-        if before.exists() and before.read_text() == digest:
+        if before.exists() and before.read_text() == rules:
             self.sets.adopt(list_table(self.config["table"]) or [])
         else:
             self.sets.clear()
-            write_durably(before, digest.encode())
+            write_durably(before, rules.encode())
 
     def _stop(self) -> None:
         self.running = False
@@ -167,6 +170,9 @@ class Guard:
         """Where somebody in the instance can ask."""
         if not self.config["escalations"]:
             return None
+        from ktrdr_vm.egress.desk import EscalationDesk
+        from ktrdr_vm.escalation.store import EscalationStore
+
         user, group = self.config["owner"]
         return EscalationDesk(
             self.directory,
@@ -296,7 +302,7 @@ class Guard:
 
 
 def main() -> None:
-    """`python -m ktrdr_vm.egress.guard DIRECTORY`. Descriptor 1 is a pipe: a line on it says that the guard serves."""
+    """`DIRECTORY`. Descriptor 1 is a pipe: a line on it says that the guard serves."""
     # What it and its children hold in memory is never written out.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     directory = Path(sys.argv[1])
@@ -312,7 +318,3 @@ def main() -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     guard.run()
-
-
-if __name__ == "__main__":
-    main()

@@ -12,12 +12,6 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-import dns.exception
-import dns.message
-import dns.query
-import dns.rcode
-import dns.rdatatype
-
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.proxy_control import ProxyControl
@@ -25,7 +19,7 @@ from ktrdr_vm.egress.sets import AllowSets
 from ktrdr_vm.errors import ProvisionError, UsageError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.nft import has_element
-from ktrdr_vm.plan.facts import DNS_PORT
+from ktrdr_vm.plan.wiring import DNS_PORT
 from ktrdr_vm.profile.scalars import parse_host
 
 _LOOKUP_LIMIT = 8.0
@@ -80,6 +74,12 @@ def _parse_name(host: str) -> str:
 
 def _look_up(directory: Path, name: str) -> tuple[Verdict | None, str]:
     """A refusal of the resolver, or the first address, which is what a client tries."""
+    import dns.exception
+    import dns.message
+    import dns.query
+    import dns.rcode
+    import dns.rdatatype
+
     try:
         gateway = str(json.loads((directory / "guard.json").read_bytes())["gateway"])
         reply = dns.query.udp(dns.message.make_query(name, "A"), gateway, timeout=_LOOKUP_LIMIT, port=DNS_PORT)

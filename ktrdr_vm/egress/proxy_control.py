@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ktrdr_vm.egress.control import short_name
 from ktrdr_vm.errors import ProvisionError
-from ktrdr_vm.plan.haproxy import GRANT_MAPS
+from ktrdr_vm.plan.wiring import GRANT_MAPS
 
 TIMEOUT = 1.0
 _SESSION = re.compile(r"^(0x[0-9a-f]+): .*?^  frontend=(\S+) .*? addr=(\S+)$", re.MULTILINE | re.DOTALL)

@@ -8,10 +8,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.children import start_anew, start_child
+from ktrdr_vm.egress.children import start_child
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.ledger import Ledger
-from ktrdr_vm.egress.resolver_process import run_resolver
 from ktrdr_vm.egress.sets import AllowSets
 from ktrdr_vm.errors import KtrdrError
 
@@ -42,14 +41,9 @@ class ResolverLink:
         self.pid = 0
 
     def start(self) -> socket.socket:
-        """Fork it, or start it anew; the channel that is returned says when it has something to say."""
-        config, (udp, tcp) = {**self._config, **self._grants()}, self._listeners
-        if self.pid:
-            self.pid, self.channel = start_anew(self._directory, "resolver", config, self._listeners, self._uid)
-        else:
-            self.pid, self.channel = start_child(
-                "resolver", lambda channel: run_resolver(config, udp, tcp, channel), self._listeners, self._uid
-            )
+        """The channel that is returned says when it has something to say."""
+        config = {**self._config, **self._grants()}
+        self.pid, self.channel = start_child(self._directory, "resolver", config, self._listeners, self._uid)
         self._untold = False
         return self.channel
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from ktrdr_vm.plan.egress_policy import EgressPolicy
-from ktrdr_vm.profile.policy import RESERVED
+from ktrdr_vm.profile.reserved import RESERVED
 
 Endpoint = tuple[IPv4Address, int]
 

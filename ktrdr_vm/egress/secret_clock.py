@@ -18,8 +18,7 @@ from typing import Any
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import boottime, read_boot_id
-from ktrdr_vm.host.journal import write_durably
-from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.durable import write_durably
 
 # Overwritten where it lies, so that the pages that are freed, and may be saved, do not hold it.
 TAKE = """set -u
@@ -119,17 +118,13 @@ class SecretClock:
 
 def start_taking(domain: str, one: Delivered) -> subprocess.Popen[bytes]:
     """In a process of its own: a guest may take its time to answer, and the guard has others to serve."""
-    return process.start(
-        [sys.executable, "-P", "-s", "-m", "ktrdr_vm.egress.secret_clock", domain, one.name, one.path],
-        cwd=Path("/"),
-        environment={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PYTHONDONTWRITEBYTECODE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=2,
-    )
+    return process.start_module("ktrdr_vm.egress.secret_clock", [domain, one.name, one.path], stderr=2)
 
 
 def take(domain: str, name: str, path: str) -> bool:
     """Ask the guest's agent to take one secret away; did it?"""
+    from ktrdr_vm.host.libvirt import Libvirt
+
     libvirt = Libvirt(patience=0)
     arguments = {"path": "/bin/sh", "arg": ["-c", TAKE], "env": [f"TARGET={path}", f"NAME={name}", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}
     started = libvirt.agent(domain, "guest-exec", arguments)
@@ -145,6 +140,6 @@ def take(domain: str, name: str, path: str) -> bool:
     return False
 
 
-if __name__ == "__main__":
-    # A process of its own, whose exit code is its answer.
+def main() -> None:
+    """`DOMAIN NAME PATH`. Its exit code is its answer."""
     raise SystemExit(0 if take(*sys.argv[1:4]) else 1)

@@ -15,8 +15,8 @@ from ktrdr_vm.egress.grants import Grant
 from ktrdr_vm.egress.rules import Rules, is_reserved_address
 from ktrdr_vm.host.clock import boottime
 from ktrdr_vm.host.nft import Table, load_ruleset
-from ktrdr_vm.plan.nftables import ALLOWED_SIZE
-from ktrdr_vm.profile.policy import is_reserved
+from ktrdr_vm.plan.wiring import ALLOWED_SIZE
+from ktrdr_vm.profile.reserved import is_reserved
 
 # An element outlives the answer it came from by this much, so that a renewal is never late.
 GRACE = 30

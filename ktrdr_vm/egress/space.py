@@ -7,23 +7,21 @@ import shutil
 from pathlib import Path
 
 from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.machine import Machine
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.capacity import DISK_ENOUGH, DISK_LAST
-from ktrdr_vm.host.libvirt import Libvirt
 
 # Bytes of guard.log, in which the guard and its children complain: it is their standard error.
 MAX_LOG = 4 * 1024 * 1024
 
 
 class SpaceWatch:
-    """Pauses `domain` while the disk that `directory` is on has less than the host's last, and resumes what it paused."""
+    """Pauses `machine` while the disk that `directory` is on has less than the host's last, and resumes what it paused."""
 
-    def __init__(self, directory: Path, domain: str, ledger: Ledger) -> None:
+    def __init__(self, directory: Path, machine: Machine, ledger: Ledger) -> None:
         self._directory = directory
-        self._domain = domain
+        self._machine = machine
         self._ledger = ledger
-        # The guard has other things to do than to wait for a libvirtd that is restarted.
-        self._libvirt = Libvirt(patience=0)
         self._paused = False
 
     def look(self) -> None:
@@ -41,19 +39,17 @@ class SpaceWatch:
             return  # at the next look
 
     def _hold(self, free: int) -> None:
-        facts = self._libvirt.find(self._domain)
-        if facts is None or facts.state != "running":
+        if self._machine.find_state() != "running":
             return
-        self._libvirt.suspend(self._domain)
+        self._machine.suspend()
         self._paused = True
         message = f"the host has {free} MiB of disk left; the guest stands still until there are {DISK_ENOUGH}"
         self._ledger.write("guard", "note", rule="space", message=message)
 
     def _let_go(self, free: int) -> None:
-        facts = self._libvirt.find(self._domain)
-        if facts is None or facts.state != "paused":
+        if self._machine.find_state() != "paused":
             self._paused = False  # somebody else has ended or resumed it
         elif free >= DISK_ENOUGH:
-            self._libvirt.resume(self._domain)
+            self._machine.resume()
             self._paused = False
             self._ledger.write("guard", "note", rule="space", message=f"the host has {free} MiB of disk again; the guest goes on")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from ktrdr_vm.profile.policy import is_reserved
+from ktrdr_vm.profile.reserved import is_reserved
 from ktrdr_vm.profile.scalars import parse_host
 
 

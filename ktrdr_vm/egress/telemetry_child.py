@@ -1,4 +1,4 @@
-"""`python -m ktrdr_vm.egress.telemetry_child DIRECTORY relay|sender CHANNEL PIPE [LISTENER]`: one of telemetry's two processes.
+"""`DIRECTORY relay|sender CHANNEL PIPE [LISTENER]`: one of telemetry's two processes.
 
 It imports and reads what it needs, gives up every privilege, and only then touches a byte. The first packet of the channel is its
 configuration, each later one another run, or nothing new; then and once a second it sends what it has counted.
@@ -100,7 +100,3 @@ def _watch(channel: socket.socket, one: Relay | Sender) -> None:
         os._exit(1)
 
     threading.Thread(target=run, daemon=True).start()
-
-
-if __name__ == "__main__":
-    main()

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.children import bind_early, start_program
+from ktrdr_vm.egress.children import bind_early
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.host.journal import read_journal
-from ktrdr_vm.plan.facts import OTLP_PORT
+from ktrdr_vm.host import process
+from ktrdr_vm.plan.wiring import OTLP_PORT
 
 # Seconds between lines of the ledger, and between two starts.
 WRITE_EVERY = 30.0
@@ -73,6 +73,8 @@ class TelemetryDesk(Telemetry):
 
     def _find_run(self) -> str:
         """The run that the journal knows; a guard that is started again goes on with it."""
+        from ktrdr_vm.host.journal import read_journal
+
         with contextlib.suppress(KtrdrError):
             journal = read_journal(Path(self._config["journal"]))
             return journal.run_id if journal is not None else ""
@@ -119,7 +121,9 @@ class TelemetryDesk(Telemetry):
             ours.setblocking(False)
             ours.send(json.dumps(self._config).encode())
             words = [self._directory, role, *map(str, descriptors)]
-            self._children[role] = start_program("ktrdr_vm.egress.telemetry_child", words, descriptors)
+            self._children[role] = process.start_module(
+                "ktrdr_vm.egress.telemetry_child", words, pass_fds=descriptors, stderr=2, new_session=False
+            )
 
     def _hear(self, asked: float = 0) -> None:
         """What they have said; with `asked` wait so many seconds for each to say it now.

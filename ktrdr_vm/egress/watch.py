@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ktrdr_vm.egress.children import die_with
 from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.machine import Machine
 from ktrdr_vm.egress.sets import AllowSets
 from ktrdr_vm.errors import KtrdrError, ProvisionError
 from ktrdr_vm.host import process
-from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import Table, keep_rules, list_table, load_ruleset, read_table
 
 
@@ -61,16 +61,14 @@ class DropCounts:
 
 
 class TableWatch:
-    """Compares the table with what it was when the guard began, and puts it back. `domain` is the guest that is paused meanwhile."""
+    """Compares the table with what it was when the guard began, and puts it back. `machine` stands still meanwhile."""
 
-    def __init__(self, directory: Path, table: str, domain: str, sets: AllowSets, ledger: Ledger) -> None:
+    def __init__(self, directory: Path, table: str, machine: Machine, sets: AllowSets, ledger: Ledger) -> None:
         self._directory = directory
         self._table = table
-        self._domain = domain
+        self._machine = machine
         self._sets = sets
         self._ledger = ledger
-        # A libvirtd that is not there now is not waited for: the rules come first.
-        self._libvirt = Libvirt(patience=0)
         self._expected = read_table(table)
         self._counts = DropCounts()
 
@@ -128,7 +126,7 @@ class TableWatch:
             self._counts.clear()
             self._sets.refill()
             if paused:
-                self._try("resume the guest", lambda: self._libvirt.resume(self._domain))
+                self._try("resume the guest", self._machine.resume)
             milliseconds = round((time.monotonic() - began) * 1000)
             message = (
                 f"another program changed the firewall; the guest {'was paused' if paused else 'could not be paused'}, the rules are back"
@@ -139,12 +137,12 @@ class TableWatch:
             self._ledger.write("guard", "note", rule="table", message=f"the firewall is not as it must be: {error}"[:300])
 
     def _pause(self) -> None:
-        facts = self._libvirt.find(self._domain)
-        if facts is None or facts.state != "running":
+        state = self._machine.find_state()
+        if state != "running":
             raise ProvisionError(
-                f"it is {facts.state if facts else 'not there'}", where=self._domain, hint="a guest that does not run sends nothing"
+                f"it is {state or 'not there'}", where=self._machine.domain, hint="a guest that does not run sends nothing"
             )
-        self._libvirt.suspend(self._domain)
+        self._machine.suspend()
 
     def _try(self, what: str, act: Callable[[], None]) -> bool:
         try:

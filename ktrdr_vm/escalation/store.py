@@ -12,7 +12,8 @@ from typing import Any, Literal
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.escalation.packet import Packet, PacketError, parse_packet
 from ktrdr_vm.host.clock import boottime, now, read_boot_id
-from ktrdr_vm.host.journal import locked, write_durably
+from ktrdr_vm.host.durable import write_durably
+from ktrdr_vm.host.journal import locked
 
 State = Literal["pending", "approved", "denied", "revoked", "expired"]
 MAX_PENDING = 20

@@ -19,6 +19,7 @@ from typing import Any
 
 from ktrdr_vm.errors import BusyError, HostError, ProvisionError
 from ktrdr_vm.host.clock import boottime, has_passed, later, read_boot_id
+from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.plan.identity import is_instance_id
 
@@ -28,36 +29,6 @@ SCHEMA_VERSION = 3
 _READABLE = (1, 2, 3)
 # Attempts, ten milliseconds apart, before a lock counts as held.
 _PATIENCE = 5
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace `path` with `data`, atomically and synced. Raises HostError when the disk refuses; the old file stays."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-        try:
-            with os.fdopen(descriptor, "wb", closefd=False) as file:
-                file.write(data)
-            os.fchmod(descriptor, mode)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.rename(path)
-        sync(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise HostError(
-            f"cannot write {path.name}: {error.strerror}", where=str(path.parent), hint="free space or make the directory writable"
-        ) from error
 
 
 @contextmanager

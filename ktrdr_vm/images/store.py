@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ktrdr_vm.errors import HostError, ProvisionError
-from ktrdr_vm.host.journal import sync
+from ktrdr_vm.host.durable import sync
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MANIFEST_VERSION = 1

@@ -10,12 +10,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ktrdr_vm.plan.facts import BROKER_PORTS
+from ktrdr_vm.plan.wiring import BROKER_PORTS, OPEN, VALUES
 from ktrdr_vm.profile.model import Broker, Profile
 from ktrdr_vm.profile.scalars import MAX_HEADER
 
-VALUES, OPEN = "broker.values", "broker.open"
-"""Secret name to the header's value; secret name to the gate that has passed."""
 # The host's own authorities, by the folder that its OpenSSL looks into.
 _AUTHORITIES = "@system-ca"
 # Whatever of these the guest sends is its own, or somebody else's: it acts as the secret's owner or not at all.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ktrdr_vm.profile.model import EgressRule
+from ktrdr_vm.profile.egress_rule import EgressRule
 
 
 @dataclass(frozen=True)

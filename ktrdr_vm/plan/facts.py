@@ -7,22 +7,11 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
 from ktrdr_vm.profile.collector import Collector
-from ktrdr_vm.profile.model import EgressRule
+from ktrdr_vm.profile.egress_rule import EgressRule
 
 # One /30 for each instance. The owner of a host whose LAN lives here is told by `doctor`.
 POOL = IPv4Network("10.213.0.0/16")
 SLOTS = POOL.num_addresses // 4
-
-# The guard's listeners on the gateway address. They are the instance's own, so every instance uses the same numbers.
-DNS_PORT = 53
-HTTP_PORT = 3128
-TLS_PORT = 3129
-OTHER_PORT = 3130
-INBOX_PORT = 8480
-# Not OTLP's usual 4318: a collector that listens on every address of the host would be in the way.
-OTLP_PORT = 8481
-# One for each credential that the guard uses for the guest; a profile has 50 secrets at most.
-BROKER_PORTS = range(8500, 8550)
 
 # Two unprivileged users for each slot, from the range that systemd's UIDS-GIDS document leaves unused.
 _UID_BASE = 1_900_000_000

@@ -9,17 +9,14 @@ guard changes while the proxy runs; each grant has a room, a server of its own, 
 from __future__ import annotations
 
 from ktrdr_vm.plan.brokers import Route, render_limits, render_routes
-from ktrdr_vm.plan.facts import DNS_PORT, Allocation
+from ktrdr_vm.plan.facts import Allocation
 from ktrdr_vm.plan.identity import Identity
+from ktrdr_vm.plan.wiring import DNS_PORT, GRANT_ROOMS
 
 # One guest's share of the host: 15 MB resident at idle, about 35 KB for each open connection.
 MAX_CONNECTIONS = 1024
 # The longest the guest may hold a connection open without a byte either way.
 IDLE_LIMIT = "1h"
-# Granted names to the rooms of their grants; the guard writes these files beside the name lists.
-GRANT_MAPS = ("http.granted", "http.granted_suffixes", "tls.granted", "tls.granted_suffixes")
-# More than there are grants at one time, so that a room is not used again at once.
-GRANT_ROOMS = 64
 
 _FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","g":"%[var(txn.room)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
 

@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
-from ktrdr_vm.plan.facts import DNS_PORT, HTTP_PORT, INBOX_PORT, OTHER_PORT, OTLP_PORT, TLS_PORT, Allocation
+from ktrdr_vm.plan.facts import Allocation
 from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.telemetry import render_sender
+from ktrdr_vm.plan.wiring import ALLOWED_SIZE, DENIED_SIZE, DNS_PORT, HTTP_PORT, INBOX_PORT, OTHER_PORT, OTLP_PORT, TLS_PORT
 from ktrdr_vm.profile.collector import Collector
-from ktrdr_vm.profile.model import EgressRule
-from ktrdr_vm.profile.policy import RESERVED, is_reserved
-
-# A guest that scans fills these sets; what no longer fits is counted as one.
-DENIED_SIZE = 4096
-ALLOWED_SIZE = 4096
+from ktrdr_vm.profile.egress_rule import EgressRule
+from ktrdr_vm.profile.reserved import RESERVED, is_reserved
 
 
 def render_ruleset(

@@ -19,8 +19,9 @@ from ktrdr_vm.plan.identity import Identity, parse_instance_id
 from ktrdr_vm.plan.nftables import render_ruleset
 from ktrdr_vm.plan.telemetry import make_variables
 from ktrdr_vm.profile.collector import Collector
+from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import build_profile
-from ktrdr_vm.profile.model import EgressRule, Profile
+from ktrdr_vm.profile.model import Profile
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 from ktrdr_vm.errors import DocumentError, KtrdrError, Problem
 from ktrdr_vm.profile import scalars
+from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.model import (
     Broker,
     Egress,
-    EgressRule,
     ImageRef,
     Mount,
     Prepare,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
 from typing import Literal
 
+from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.scalars import HeaderTemplate, Scalar
 
 Mode = Literal["sandbox", "interactive"]
@@ -47,25 +47,6 @@ class Mount:
     source: str
     target: str
     readonly: bool = True
-
-
-@dataclass(frozen=True, order=True)
-class EgressRule:
-    """One allowed destination: a name (exact, or `*.` and a suffix) or an address range, and TCP ports."""
-
-    host: str = ""
-    cidr: IPv4Network | None = None
-    ports: tuple[int, ...] = (443,)
-    reason: str = ""
-    preset: str = ""
-    """The preset the rule came from, or, before presets are expanded, the preset it stands for."""
-
-    @property
-    def destination(self) -> str:
-        return self.host or str(self.cidr or f"preset {self.preset}")
-
-    def __str__(self) -> str:
-        return f"{self.destination}:{','.join(map(str, self.ports))}"
 
 
 @dataclass(frozen=True)

@@ -8,39 +8,22 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from pathlib import PurePosixPath
 from typing import Any
 
 from ktrdr_vm.errors import DocumentError, Problem
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.collector import Collector, parse_collector
+from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import LoadedProfile
-from ktrdr_vm.profile.model import EgressRule, Secret, Size
+from ktrdr_vm.profile.model import Secret, Size
+from ktrdr_vm.profile.reserved import is_reserved
 from ktrdr_vm.profile.schema import POLICY, check_shape
 from ktrdr_vm.profile.strict_yaml import load_yaml
 
 POLICY_PATH = "/etc/ktrdr-vm/policy.yaml"
 HINT = f"the owner of this host can allow it in {POLICY_PATH}; a profile cannot"
-
-# Dropped before any allow. RFC 6890 and its registry of special-purpose addresses; the three documentation ranges
-# (192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24) are left out on purpose: they are nobody's LAN, and test labs use them.
-RESERVED = tuple(
-    IPv4Network(text)
-    for text in (
-        "0.0.0.0/8",
-        "10.0.0.0/8",
-        "100.64.0.0/10",
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "172.16.0.0/12",
-        "192.0.0.0/24",
-        "192.168.0.0/16",
-        "198.18.0.0/15",
-        "224.0.0.0/4",
-        "240.0.0.0/4",
-    )
-)
 
 # A person's own places: refused as the source of a secret or a mount whatever any policy says.
 _PERSONAL = frozenset(
@@ -233,10 +216,6 @@ def refuse_secret(secret: Secret, policy: OwnerPolicy, base: str) -> str:
     if secret.file not in policy.secret_files or refuse_path(secret.file, base, ()).startswith("a person"):
         return f"the file {secret.file} is not one that may be a secret"
     return ""
-
-
-def is_reserved(network: IPv4Network) -> bool:
-    return any(network.overlaps(reserved) for reserved in RESERVED)
 
 
 def refuse_reserved(rule: EgressRule, policy: OwnerPolicy) -> list[str]:

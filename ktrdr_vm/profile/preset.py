@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ktrdr_vm.errors import DocumentError
-from ktrdr_vm.profile.model import EgressRule
+from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.schema import PRESET, check_shape
 from ktrdr_vm.profile.strict_yaml import load_yaml
 

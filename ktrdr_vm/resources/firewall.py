@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ktrdr_vm.errors import ForeignError, ProvisionError
-from ktrdr_vm.host.journal import write_durably
+from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.nft import load_ruleset, read_comment, read_table
 from ktrdr_vm.resources.base import Resource
 

@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -45,14 +44,7 @@ class Guard(Resource):
         try:
             log_file = os.open(directory / "guard.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             with os.fdopen(log_file, "ab") as log:
-                started = process.start(
-                    # -P and /: `-m` alone puts the current folder in front of every import, and that folder is an untrusted branch.
-                    [sys.executable, "-P", "-s", "-m", "ktrdr_vm.egress.guard", directory],
-                    cwd=Path("/"),
-                    environment={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PYTHONDONTWRITEBYTECODE": "1"},
-                    stdout=ready_write,
-                    stderr=log,
-                )
+                started = process.start_module("ktrdr_vm.egress.guard", [directory], stdout=ready_write, stderr=log)
             os.close(ready_write)
             ready_write = -1
             self._wait_ready(started, ready_read)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.host.journal import sync
+from ktrdr_vm.host.durable import sync
 from ktrdr_vm.resources.base import Resource
 
 

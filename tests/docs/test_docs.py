@@ -28,7 +28,8 @@ from ktrdr_vm.plan.brokers import make_routes
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.load import load_profile
 from ktrdr_vm.profile.model import Mount, Profile, Secret, Size, Workload, Workspace
-from ktrdr_vm.profile.policy import RESERVED, OwnerPolicy, check_policy, parse_policy
+from ktrdr_vm.profile.policy import OwnerPolicy, check_policy, parse_policy
+from ktrdr_vm.profile.reserved import RESERVED
 from ktrdr_vm.profile.schema import POLICY, PROFILE
 from ktrdr_vm.report import model as report
 

@@ -21,7 +21,7 @@ from ktrdr_vm.egress.grants import grant, revoke
 from ktrdr_vm.egress.judging import judge_connection
 from ktrdr_vm.errors import ProvisionError, UsageError
 from ktrdr_vm.host import process
-from ktrdr_vm.profile.model import EgressRule
+from ktrdr_vm.profile.egress_rule import EgressRule
 
 RESERVED = (("192.168.77.20", 22), (world.PRINTER, 80), (world.PRINTER, 443), (world.PRINTER, 9100))
 NAMES = ("allowed", "alias", "git", "one.wild", "wild", "evilwild", "ten", "printer", "metadata", "mixed", "six", "other", "evil", "target")

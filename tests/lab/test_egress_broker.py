@@ -20,7 +20,7 @@ from laboratory.recorder import wait_until
 from laboratory.servers import APPLICATIONS
 
 from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.plan.facts import INBOX_PORT
+from ktrdr_vm.plan.wiring import INBOX_PORT
 from ktrdr_vm.resources.brokered import BrokeredSecret
 from ktrdr_vm.resources.guard import find_guards
 

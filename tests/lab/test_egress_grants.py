@@ -23,7 +23,7 @@ from laboratory.recorder import wait_until
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.egress.grants import MAX_GRANTS, MAX_SECONDS, grant, list_grants, revoke
 from ktrdr_vm.errors import ProvisionError
-from ktrdr_vm.profile.model import EgressRule
+from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.resources.firewall import Firewall
 from ktrdr_vm.resources.guard import Guard, find_guards
 

@@ -31,7 +31,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 
 from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.plan.facts import OTLP_PORT
+from ktrdr_vm.plan.wiring import OTLP_PORT
 from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.telemetry.otlp import MAX_BODY
 from ktrdr_vm.telemetry.relay import REQUESTS_AT_ONCE

@@ -29,7 +29,7 @@ from ktrdr_vm.escalation.packet import parse_packet
 from ktrdr_vm.gather import gather
 from ktrdr_vm.guest import agent
 from ktrdr_vm.guest.ssh import SshGuest
-from ktrdr_vm.host import journal, mounts, process
+from ktrdr_vm.host import durable, mounts, process
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import find_home
 from ktrdr_vm.images.store import ImageStore
@@ -44,7 +44,7 @@ from laboratory.cells import Cell, Step, all_cells
 # What changes the host by itself: the first of these to return within the step is where `inside` is.
 _DEEDS: set[CodeType] = {
     function.__code__
-    for function in (process.run, process.start, pycdlib.PyCdlib.write_fp, os.fdopen, shutil.copyfile, shutil.rmtree, journal.sync,
+    for function in (process.run, process.start, pycdlib.PyCdlib.write_fp, os.fdopen, shutil.copyfile, shutil.rmtree, durable.sync,
                      mounts.bind_readonly, mounts.unmount, Path.unlink, Path.rename, Path.rmdir)
 }  # fmt: skip
 # What another process does for it: killed while that one is at it.

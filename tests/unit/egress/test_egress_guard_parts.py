@@ -21,7 +21,7 @@ from ktrdr_vm.egress.rules import Rules, rules_from_json
 from ktrdr_vm.egress.sets import AllowSets
 from ktrdr_vm.egress.watch import DropCounts
 from ktrdr_vm.plan.egress_policy import compile_policy
-from ktrdr_vm.profile.model import EgressRule
+from ktrdr_vm.profile.egress_rule import EgressRule
 
 POLICY = compile_policy(
     (

@@ -24,7 +24,7 @@ from ktrdr_vm.egress.resolver_process import HESITATION, UPSTREAM_TIMEOUT
 from ktrdr_vm.egress.rules import Rules
 from ktrdr_vm.egress.sets import GRACE, MAX_LIFE, MIN_LIFE
 from ktrdr_vm.plan.egress_policy import compile_policy
-from ktrdr_vm.profile.model import EgressRule
+from ktrdr_vm.profile.egress_rule import EgressRule
 
 ALLOW = (
     EgressRule(host="allowed.example", ports=(80, 443)),

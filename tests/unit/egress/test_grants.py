@@ -19,7 +19,7 @@ from ktrdr_vm.egress.rules import Rules, rules_from_json
 from ktrdr_vm.egress.sets import AllowSets, widest
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
-from ktrdr_vm.profile.model import EgressRule
+from ktrdr_vm.profile.egress_rule import EgressRule
 
 REQUEST = {"id": "g", "rule": {"host": "api.example.com", "ports": [443]}, "seconds": 60, "reason": "to ask"}
 

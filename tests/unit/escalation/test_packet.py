@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.escalation.inbox import Limiter, answer_request
+from ktrdr_vm.escalation.inbox import Limiter
 from ktrdr_vm.escalation.packet import MAX_SECONDS, PacketError, parse_packet
+from ktrdr_vm.escalation.requests import answer_request
 from ktrdr_vm.escalation.store import MAX_PENDING, Answer, EscalationStore
 from ktrdr_vm.host.clock import boottime, read_boot_id
 from ktrdr_vm.profile.policy import parse_policy

@@ -29,8 +29,8 @@ from ktrdr_vm.guest.tar_stream import TarStream, TarStreamError
 from ktrdr_vm.host.journal import read_journal
 from ktrdr_vm.junit_files import MAX_CASES, read_test_files
 from ktrdr_vm.plan.egress_policy import compile_policy
+from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import load_profile
-from ktrdr_vm.profile.model import EgressRule
 from ktrdr_vm.profile.policy import parse_policy
 from ktrdr_vm.report.escape import escape_line, escape_text, escape_xml_characters
 from ktrdr_vm.report.model import Artifact

@@ -65,22 +65,21 @@ class Machine:
         self.state = "running"
         self.log: list[str] = []
 
-    def find(self, _: str) -> Any:
-        return SimpleNamespace(state=self.state)
+    def find_state(self) -> str:
+        return self.state
 
-    def suspend(self, _: str) -> None:
+    def suspend(self) -> None:
         self.state = "paused"
         self.log.append("paused")
 
-    def resume(self, _: str) -> None:
+    def resume(self) -> None:
         self.state = "running"
         self.log.append("resumed")
 
 
 def test_a_guest_stands_still_while_the_host_has_little_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine()
-    monkeypatch.setattr(space, "Libvirt", lambda **_: machine)
-    watch = space.SpaceWatch(tmp_path, "one", Ledger(tmp_path / "ledger", "one"))
+    watch = space.SpaceWatch(tmp_path, machine, Ledger(tmp_path / "ledger", "one"))
     for free, log in ((DISK_LAST, []), (DISK_LAST - 1, ["paused"]), (DISK_ENOUGH - 1, ["paused"]), (DISK_ENOUGH, ["paused", "resumed"])):
         has(monkeypatch, disk=free)
         watch.look()
@@ -88,7 +87,7 @@ def test_a_guest_stands_still_while_the_host_has_little_left(tmp_path: Path, mon
     said = [json.loads(line)["message"] for line in (tmp_path / "ledger").read_text().splitlines()]
     assert len(said) == 2 and f"the host has {DISK_LAST - 1} MiB of disk left" in said[0]
     # What somebody else paused is not resumed by it.
-    machine.suspend("one")
+    machine.suspend()
     watch.look()
     assert machine.state == "paused"
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.errors import BusyError, HostError, ProvisionError
-from ktrdr_vm.host.journal import Journal, is_locked, locked, read_journal, write_durably
+from ktrdr_vm.host.durable import write_durably
+from ktrdr_vm.host.journal import Journal, is_locked, locked, read_journal
 
 
 def make(path: Path, **more: Any) -> Journal:

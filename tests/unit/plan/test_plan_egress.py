@@ -14,9 +14,9 @@ from ktrdr_vm.plan.haproxy import render_proxy
 from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.nftables import render_ruleset
 from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import build_profile
-from ktrdr_vm.profile.model import EgressRule
-from ktrdr_vm.profile.policy import RESERVED, is_reserved
+from ktrdr_vm.profile.reserved import RESERVED, is_reserved
 
 IDENTITY = parse_instance_id("one")
 ALLOCATION = allocate(0, genid="g", host_key="k", host_public_key="p", login_public_key="l")

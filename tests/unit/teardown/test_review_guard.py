@@ -19,7 +19,7 @@ from ktrdr_vm.resources.guard import Guard
 
 
 def test_modules_of_the_workspace_are_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`python -m` puts the current folder first: a `json.py` in the branch would run as root."""
+    """`python -m` and `-c` put the current folder first: a `json.py` in the branch would run as root. `-I` leaves it out."""
     started: list[tuple[list[str], dict[str, Any]]] = []
 
     class Stop(Exception):
@@ -30,12 +30,15 @@ def test_modules_of_the_workspace_are_never_imported(tmp_path: Path, monkeypatch
         raise Stop
 
     monkeypatch.setattr(guard_module.process, "start", start)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Guard, "_write_files", lambda self: self.target.paths.guard.mkdir(parents=True))
     target = Target(parse_instance_id("one"), Home(tmp_path).instance("one"), None)  # type: ignore[arg-type]
     with pytest.raises(Stop):
         Guard(target).create()
     argv, options = started[0]
-    assert "-P" in argv[: argv.index("-m")]
+    assert "-I" in argv[: argv.index("-c")]
+    folders = argv[argv.index("-c") + 2].split(":")
+    assert folders and all(folder.startswith("/") and not Path(folder).is_relative_to(tmp_path) for folder in folders)
     assert options["cwd"] == Path("/")
 
 

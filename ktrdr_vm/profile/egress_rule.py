@@ -1,0 +1,25 @@
+"""One line of an allowlist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+
+@dataclass(frozen=True, order=True)
+class EgressRule:
+    """One allowed destination: a name (exact, or `*.` and a suffix) or an address range, and TCP ports."""
+
+    host: str = ""
+    cidr: IPv4Network | None = None
+    ports: tuple[int, ...] = (443,)
+    reason: str = ""
+    preset: str = ""
+    """The preset the rule came from, or, before presets are expanded, the preset it stands for."""
+
+    @property
+    def destination(self) -> str:
+        return self.host or str(self.cidr or f"preset {self.preset}")
+
+    def __str__(self) -> str:
+        return f"{self.destination}:{','.join(map(str, self.ports))}"

@@ -1,0 +1,28 @@
+"""The ranges that no profile, `extends`, preset or grant reaches into by itself."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+
+# Dropped before any allow. RFC 6890 and its registry of special-purpose addresses; the three documentation ranges
+# (192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24) are left out on purpose: they are nobody's LAN, and test labs use them.
+RESERVED = tuple(
+    IPv4Network(text)
+    for text in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+    )
+)
+
+
+def is_reserved(network: IPv4Network) -> bool:
+    return any(network.overlaps(reserved) for reserved in RESERVED)
