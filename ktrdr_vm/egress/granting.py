@@ -61,12 +61,15 @@ class Granting:
     def seconds_to_next_end(self) -> float:
         return max(0.0, self._book.next_end - boottime())
 
-    def start(self) -> None:
-        """Take up what a guard before this one had granted, before any part of this one serves."""
+    def start(self, *, afresh: bool) -> None:
+        """Take up what a guard before this one had granted, before any part of this one serves. `afresh` as in `AllowSets`.
+
+        KtrdrError when the sets cannot be written.
+        """
         for grant in self._book.standing:
             self._take_room(grant.id)
             self._write("note", grant, "holds on", seconds=round(self._book.remaining(grant), 1))
-        self._set_elements()
+        self._sets.set_grants(self.rules, self._book.standing, afresh=afresh)
         self._proxy.write_maps(self._maps())
 
     def find_grant(self, room: str) -> str:

@@ -45,7 +45,6 @@ from ktrdr_vm.egress.space import SpaceWatch
 from ktrdr_vm.egress.telemetry_desk import open_telemetry
 from ktrdr_vm.egress.watch import TableWatch
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.nft import list_table
 from ktrdr_vm.plan.wiring import DNS_PORT, HTTP_PORT, INBOX_PORT, OTHER_PORT, TLS_PORT
 
@@ -83,7 +82,8 @@ class Guard:
         self.proxy: subprocess.Popen[bytes] | None = None
         self.monitor: subprocess.Popen[bytes] | None = None
         self.machine = machine = Machine(self.config["domain"])
-        self.watch = TableWatch(directory, self.config["table"], machine, self.sets, self.ledger)
+        expected = directory.with_name("ruleset.expected")
+        self.watch = TableWatch(directory, self.config["table"], expected, machine, self.sets, self.ledger)
         self.space = SpaceWatch(directory, machine, self.ledger)
         self.secrets = SecretClock(directory / "secrets.json", self.config["domain"], self.ledger)
         self.proxy_control = proxy = ProxyControl(directory)
@@ -103,7 +103,6 @@ class Guard:
         self.judge = Judge(self.config["table"], gateway, self.sets, proxy, self.granting)
         self.proxy_log = ProxyLog(self.ledger, self.sets, self.granting, proxy)
         self._take_up_elements()
-        self.granting.start()
         self.desk = self._open_desk()
         self.telemetry = open_telemetry(self.config, self.ledger)
 
@@ -138,14 +137,16 @@ class Guard:
         self.ledger.close()
 
     def _take_up_elements(self) -> None:
-        """Addresses that a guard before this one had opened stay open when it had the same rules; of other rules none does."""
+        """Addresses that a guard before this one had opened stay open when it had the same rules. Its grants hold in any case."""
         rules = json.dumps(self.resolver_config, sort_keys=True)
         before = self.directory / "elements.of"
         if before.exists() and before.read_text() == rules:
             self.sets.adopt(list_table(self.config["table"]) or [])
+            self.granting.start(afresh=False)
         else:
-            self.sets.clear()
-            write_durably(before, rules.encode())
+            self.granting.start(afresh=True)
+            # Neither it nor the table outlives the host, and half of it is no rules: it need not be synced.
+            before.write_text(rules)
 
     def _stop(self) -> None:
         self.running = False

@@ -26,6 +26,7 @@ MAX_LIFE = 3600
 LATE = 25.0
 # Elements of ended grants that are remembered, so that a flow's last line names what had allowed it.
 PAST = 256
+_OPENED = ("names", "lan_names", "kept")
 _GRANTED = ("granted_exceptions", "granted_lan_names", "granted_ranges", "granted_names")
 
 
@@ -112,8 +113,11 @@ class AllowSets:
         if commands:
             load_ruleset("\n".join(commands) + "\n")
 
-    def set_grants(self, rules: Rules, grants: Iterable[Grant]) -> None:
-        """Take up the grants that hold now; what others had opened is closed in the same transaction."""
+    def set_grants(self, rules: Rules, grants: Iterable[Grant], *, afresh: bool = False) -> None:
+        """Take up the grants that hold now; what others had opened is closed in the same transaction.
+
+        With `afresh` the profile's rules are others than before as well, and nothing that those had opened stays.
+        """
         self.rules = rules
         self._grants = {grant.id: grant for grant in grants}
         kept: dict[tuple[str, str], dict[str, float]] = {}
@@ -129,7 +133,11 @@ class AllowSets:
                     kept.setdefault((target, f"{destination} . {port}"), {})[grant.id] = grant.ends
                     self._keep_past(f"{destination} . {port}", grant.id)
         self._granted = kept
-        load_ruleset("\n".join(self._granted_commands()) + "\n")
+        commands = []
+        if afresh:
+            self._live.clear()
+            commands = [f"flush set inet {self.table} {target}" for target in _OPENED]
+        load_ruleset("\n".join(commands + self._granted_commands()) + "\n")
 
     def _granted_commands(self) -> list[str]:
         """The grants' sets whole. Of ranges that lie in each other only the widest stands, since nft refuses overlaps."""
@@ -153,17 +161,12 @@ class AllowSets:
         commands = [line for key, end in self._live.items() if end > now for line in self._renew(key, end)]
         load_ruleset("\n".join(commands + self._granted_commands()) + "\n")
 
-    def clear(self) -> None:
-        """Close what was opened by rules of before."""
-        self._live.clear()
-        load_ruleset("".join(f"flush set inet {self.table} {target}\n" for target in ("names", "lan_names", "kept")))
-
     def adopt(self, entries: Table) -> None:
         """Take up what a guard before this one had opened by the profile's rules. `entries` is the table's listing."""
         now = self.clock()
         for entry in entries:
             target = entry.get("set", {}).get("name")
-            if target in ("names", "lan_names", "kept"):
+            if target in _OPENED:
                 for element in entry["set"].get("elem", []):
                     address, port = element["elem"]["val"]["concat"]
                     self._live[target, f"{address} . {port}"] = now + float(element["elem"]["expires"])
@@ -202,7 +205,7 @@ class AllowSets:
 
     def _is_in_profile(self, address: str, port: int) -> bool:
         where, now = IPv4Address(address), self.clock()
-        if any(self._live.get((target, f"{address} . {port}"), 0) > now for target in ("names", "lan_names", "kept")):
+        if any(self._live.get((target, f"{address} . {port}"), 0) > now for target in _OPENED):
             return True
         return any(port in ports and where in network for network, ports in self.rules.ranges)
 

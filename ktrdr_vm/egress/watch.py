@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -61,15 +62,15 @@ class DropCounts:
 
 
 class TableWatch:
-    """Compares the table with what it was when the guard began, and puts it back. `machine` stands still meanwhile."""
+    """Compares the table with what it was when it was loaded, and puts it back. `machine` stands still meanwhile."""
 
-    def __init__(self, directory: Path, table: str, machine: Machine, sets: AllowSets, ledger: Ledger) -> None:
+    def __init__(self, directory: Path, table: str, expected: Path, machine: Machine, sets: AllowSets, ledger: Ledger) -> None:
         self._directory = directory
         self._table = table
         self._machine = machine
         self._sets = sets
         self._ledger = ledger
-        self._expected = read_table(table)
+        self._expected = _read_expected(expected) or read_table(table)
         self._counts = DropCounts()
 
     def start_monitor(self) -> subprocess.Popen[bytes]:
@@ -151,3 +152,13 @@ class TableWatch:
             self._ledger.write("guard", "note", rule="table", message=f"could not {what}: {error.message}"[:300])
             return False
         return True
+
+
+def _read_expected(path: Path) -> Table | None:
+    """What the firewall was read back as when it was loaded, or None when nobody wrote that down."""
+    try:
+        found = json.loads(path.read_bytes())
+        table: Table = found["table"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return table

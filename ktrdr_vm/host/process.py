@@ -160,10 +160,14 @@ def start_module(module: str, words: Sequence[str | Path], **options: Any) -> su
     Isolated: no variable, no user's folder and not the current one, which may be an untrusted branch, says what is imported. Without
     `site`: an editable installation is found by programs that take longer to start than the guard. It writes no bytecode.
     """
-    ours = str(Path(__file__).resolve().parents[2])
-    folders = dict.fromkeys([ours, *site.getsitepackages()])
-    argv = [sys.executable, "-I", "-S", "-B", "-c", _MAIN, ":".join(folders), module, *words]
-    return start(argv, cwd=Path("/"), **options)
+    return start([sys.executable, "-I", "-S", "-B", "-c", _MAIN, _module_folders(), module, *words], cwd=Path("/"), **options)
+
+
+def _module_folders() -> str:
+    if sys.flags.no_site:
+        # Started by `start_module` itself: what the first one found.
+        return sys.orig_argv[sys.orig_argv.index(_MAIN) + 1]
+    return ":".join(dict.fromkeys([str(Path(__file__).resolve().parents[2]), *site.getsitepackages()]))
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

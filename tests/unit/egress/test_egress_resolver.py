@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrdr_vm.egress import resolver as module
-from ktrdr_vm.egress.resolver import CACHED, KEEP_FRESH, RATE, Resolver, flatten
+from ktrdr_vm.egress.resolver import CACHED, KEEP_FRESH, PROXY_RATE, RATE, REPLIES, Resolver, flatten
 from ktrdr_vm.egress.resolver_process import HESITATION, UPSTREAM_TIMEOUT
 from ktrdr_vm.egress.rules import Rules
 from ktrdr_vm.egress.sets import GRACE, MAX_LIFE, MIN_LIFE
@@ -223,6 +223,77 @@ def test_the_token_bucket_bounds_and_refills() -> None:
     assert sum(resolver.admit() for _ in range(RATE * 3)) == RATE // 2
     world.now += 1000
     assert sum(resolver.admit() for _ in range(RATE * 3)) == RATE
+
+
+def test_what_the_proxy_asks_for_the_guest_has_a_share_of_its_own() -> None:
+    world = World()
+    resolver = world.resolver()
+    assert sum(resolver.admit() for _ in range(RATE * 3)) == RATE
+    assert sum(resolver.admit(own=True) for _ in range(PROXY_RATE * 3)) == PROXY_RATE
+    assert not resolver.admit()
+
+
+def question(name: str, kind: str = "A", number: int = 1) -> bytes:
+    query = dns.message.make_query(name, kind)
+    query.id = number
+    return query.to_wire()
+
+
+def test_the_same_bytes_get_the_reply_that_would_be_made_anew() -> None:
+    world = World({"allowed.example": ["allowed.example A 198.51.100.10"]})
+    resolver = world.resolver()
+    assert resolver.recall(question("allowed.example")) is None
+    asyncio.run(resolver.answer(question("allowed.example")))
+    for number in (2, 65535):
+        again = question("allowed.example", number=number)
+        assert resolver.recall(again) == asyncio.run(resolver.answer(again))
+    assert world.asked == ["allowed.example"]
+    # Other bytes are another question, though it is the same name.
+    assert resolver.recall(question("Allowed.example")) is None and resolver.recall(question("allowed.example", "AAAA")) is None
+
+
+def test_a_kept_reply_counts_down_and_ends_with_its_answer() -> None:
+    """Kept for as long as it would be the same. Without the comparison of the TTL the first assertion fails, without the end the last."""
+    world = World({"allowed.example": ["allowed.example A 198.51.100.10"]}, ttl=2)
+    resolver = world.resolver()
+    wire = question("allowed.example")
+    asyncio.run(resolver.answer(wire))
+    world.now += 1
+    assert resolver.recall(wire) is None
+    said = dns.message.from_wire(asyncio.run(resolver.answer(wire)) or b"")
+    assert said.answer[0].ttl == 1 and resolver.recall(wire) is not None
+    world.zone = {"allowed.example": ["allowed.example A 198.51.100.99"]}
+    world.now += 1
+    assert resolver.recall(wire) is None
+    assert addresses(ask(resolver, "allowed.example")) == ["198.51.100.99"]
+
+
+def test_no_reply_outlives_the_grant_that_it_was_given_for() -> None:
+    """Fails when neither the replies nor the answers that they were made from go with the rules."""
+    world = World({"granted.example": ["granted.example A 198.51.100.91"]})
+    resolver = world.resolver()
+    resolver.set_rules(Rules(compile_policy(ALLOW), grants=(("g", compile_policy([EgressRule(host="granted.example")])),)))
+    wire = question("granted.example")
+    asyncio.run(resolver.answer(wire))
+    assert resolver.recall(wire) is not None
+    resolver.set_rules(Rules(compile_policy(ALLOW)))
+    assert resolver.recall(wire) is None
+    assert ask(resolver, "granted.example").rcode() == dns.rcode.NXDOMAIN and resolver.recall(wire) is None
+
+
+def test_what_is_refused_has_no_kept_reply_and_those_that_are_kept_are_bounded() -> None:
+    """A refusal has its line in the ledger each time. The bytes behind a number are the guest's to choose: each case is another question."""
+    world = World({"allowed.example": ["allowed.example A 198.51.100.10"]})
+    resolver = world.resolver()
+    asyncio.run(resolver.answer(question("evil.example")))
+    assert resolver.recall(question("evil.example")) is None
+    for number in range(REPLIES * 2):
+        cased = "".join(one.upper() if number >> place & 1 else one for place, one in enumerate("allowed.exa")) + "mple"
+        asyncio.run(resolver.answer(question(cased)))
+    assert len(resolver._replies) == REPLIES
+    long = dns.message.make_query("allowed.example", "A", use_edns=0, pad=module.LONGEST_QUESTION + 128).to_wire()
+    asyncio.run(resolver.answer(long))
+    assert len(long) > module.LONGEST_QUESTION and resolver.recall(long) is None
 
 
 def test_the_cache_is_bounded() -> None:
