@@ -100,6 +100,8 @@ class Guard:
         )
         uid, listeners = int(self.config["resolver_uid"]), (self.udp, self.tcp)
         self.resolver = ResolverLink(directory, self.resolver_config, listeners, uid, self.sets, self.granting, self.ledger)
+        # First of all: what it imports takes it longer than the guard.
+        self._start_resolver()
         self.judge = Judge(self.config["table"], gateway, self.sets, proxy, self.granting)
         self.proxy_log = ProxyLog(self.ledger, self.sets, self.granting, proxy)
         self._take_up_elements()
@@ -114,12 +116,12 @@ class Guard:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.selector.register(wake_read, selectors.EVENT_READ, lambda: self._reap(wake_read))
         self.selector.register(self.control, selectors.EVENT_READ, self._serve_control)
-        self._start_resolver()
         self._start_proxy()
         self._start_monitor()
-        self.machine.prepare()
         self._start_desk()
         self.telemetry.look()
+        # The resolver was started before anybody listened for its end.
+        self._reap(wake_read)
         self.ledger.write("guard", "note", message="started")
         next_poll = time.monotonic() + POLL
         while self.running:
@@ -260,6 +262,7 @@ class Guard:
                 self.sets.keep({(one.address, one.port) for one in self.proxy_control.list_by_address()} & late)
 
     def _look(self) -> None:
+        self.machine.prepare()
         self.granting.end_due()
         self.granting.look_again()
         self._keep_connections()

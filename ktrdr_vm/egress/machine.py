@@ -23,7 +23,7 @@ class Machine:
         return Libvirt(patience=0)
 
     def prepare(self) -> None:
-        """Import libvirt now. The guard serves before it does, and must not begin with it when the guest is to stand still."""
+        """Import libvirt now: at leisure, once the guard serves, and not when the guest is to stand still at once."""
         _ = self._libvirt
 
     def find_state(self) -> str:

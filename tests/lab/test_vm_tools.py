@@ -1,4 +1,4 @@
-"""The tools that work needs, in a virtual machine and through the allowlist: Git, pip, apt and Docker, against servers outside.
+"""The tools that work needs, in a virtual machine and through the allowlist: Git, pip, apt, npm and Docker, against servers outside.
 
 The guest trusts the lab servers' authority, as any machine trusts the authorities of the servers it uses; of the guard nothing is added,
 and no name but the two that the profile lists is ever asked for.
@@ -7,6 +7,8 @@ and no name but the two that the profile lists is ever asked for.
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +103,29 @@ def test_apt_get_update(machine: Machine) -> None:
         " -o Dir::Cache=/tmp/apt/cache -o Acquire::https::CAInfo=/tmp/authority.pem -o APT::Sandbox::User=root -q update"
         " && grep -rq labdemo /tmp/apt/lists"
     )
+
+
+def test_npm_install(machine: Machine, server: ToolServer) -> None:
+    """The guest's image has neither Node nor npm: it gets the host's own files, its program and the package as it is published."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        pytest.skip("Node or npm is not installed here")
+    package = Path(npm).resolve().parents[1]
+    if not (package / "node_modules").is_dir():
+        pytest.skip(f"npm in {package} is in parts all over the host, and cannot be carried")
+    archive = server.scratch / "npm.tar"
+    with tarfile.open(archive, "w") as file:
+        file.add(Path(node).resolve(), "node/node")
+        for part in ("bin", "lib", "node_modules", "package.json"):
+            file.add(package / part, f"node/npm/{part}")
+    assert run(machine.lab, "cp", archive, f"{machine.instance_id}:/tmp/").code == 0
+    machine.call(
+        "tar -C /tmp -xf /tmp/npm.tar && rm /tmp/npm.tar && mkdir -p /tmp/project && cd /tmp/project && "
+        'echo \'{"name": "x", "version": "1.0.0", "private": true}\' > package.json && '
+        "PATH=/tmp/node:$PATH /tmp/node/node /tmp/node/npm/bin/npm-cli.js install --no-audit --no-fund --no-update-notifier "
+        f"--registry=https://{NAME}/npm/ --cafile=/tmp/authority.pem --cache /tmp/npm-cache labdemo"
+    )
+    assert "42" in machine.call("cd /tmp/project && /tmp/node/node -p 'require(\"labdemo\")'").splitlines()
 
 
 def test_docker_build_push_pull_and_build_from_the_registry(machine: Machine) -> None:
