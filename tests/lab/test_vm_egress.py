@@ -185,3 +185,18 @@ def test_an_upload_ends_with_its_guard_and_the_instance_recovers(lab: Lab, insta
     instance.instance.create(instance.gathered.plan, read_secret=lambda _: b"", mount_roots=())
     assert guard_state() == ()
     assert instance.probe_all([request])[0]["outcome"] == "answered"
+
+
+def test_the_machine_stands_still_until_its_table_is_back(instance: LabInstance) -> None:
+    """Row 18 with a machine: what it is stopped with is loaded beforehand. A guard that cannot stop it says `could not be paused` here."""
+    import subprocess
+
+    from laboratory.recorder import wait_until
+
+    subprocess.run(["nft", "delete", "table", "inet", instance.instance.identity.table], check=True)
+    wait_until(lambda: instance.read_ledger(rule="table"), "the guard has put the table back", 30)
+    said = [str(row["message"]) for row in instance.read_ledger(rule="table")]
+    assert len(said) == 1 and "the guest was paused, the rules are back" in said[0], said
+    assert next(row.differences for row in instance.instance.status() if row.kind == "firewall") == ()
+    request = {"kind": "http", "address": world.WEB, "port": 80, "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n"}
+    assert instance.probe_all([request])[0]["outcome"] == "answered"
