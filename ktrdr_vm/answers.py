@@ -10,14 +10,17 @@ import getpass
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from ktrdr_vm.egress.grants import grant, revoke
 from ktrdr_vm.errors import GuestError, UsageError
-from ktrdr_vm.escalation.packet import Packet, parse_request
+from ktrdr_vm.escalation.packet import parse_request
 from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
 from ktrdr_vm.host.clock import boottime, now, read_boot_id, seconds_since
 from ktrdr_vm.instance import Instance
+from ktrdr_vm.lending import LOANS, check_loan, end_soon, lend
+from ktrdr_vm.lending import take_back as end_loan
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.profile.policy import OwnerPolicy, refuse_secret
@@ -57,18 +60,18 @@ def approve(
     _require_reason(reason)
     given = _narrow(found, request)
     lasting = seconds if seconds is not None else found.packet.seconds
-    _check(found.packet, given, lasting, policy, instance)
+    _check(found, given, lasting, policy, instance)
     answer = Answer(by=_who(), reason=reason, at=now(), request=given, seconds=lasting)
     if found.packet.kind == "secret":
         answer = replace(answer, source=_check_source(instance, policy, source))
     if instance.require_journal().state == "awake":
-        answer = _give(instance, found, answer)
+        answer = _give(instance, found, answer, policy)
     else:
         answer = replace(answer, waiting=found.packet.kind != "decision")
     return store.answer(escalation_id, "approved", answer)
 
 
-def give_again(instance: Instance) -> list[Escalation]:
+def give_again(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
     """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What was applied."""
     store = open_store(instance)
     given = []
@@ -77,15 +80,18 @@ def give_again(instance: Instance) -> list[Escalation]:
             continue
         answer = one.answer
         if answer.waiting:
-            given.append(store.answer(one.id, "approved", _give(instance, one, replace(answer, waiting=False))))
+            given.append(store.answer(one.id, "approved", _give(instance, one, replace(answer, waiting=False), policy)))
         elif answer.ends is not None:
             left = max(1, int(answer.ends[1] - boottime()))
-            _give(instance, one, replace(answer, seconds=left))
+            _give(instance, one, replace(answer, seconds=left), policy)
             given.append(one)
+    ended = [one for one in store.list() if one.packet.kind == "resources" and one.current in ("expired", "revoked")]
+    if ended and not any(one.packet.kind == "resources" for one in given):
+        end_soon(instance, ended[-1].id)
     return given
 
 
-def _give(instance: Instance, one: Escalation, answer: Answer) -> Answer:
+def _give(instance: Instance, one: Escalation, answer: Answer, policy: OwnerPolicy) -> Answer:
     """Apply an approval to the running instance; the answer with its end."""
     if one.packet.kind == "network":
         rule = EgressRule(host=answer.request["host"], ports=tuple(answer.request["ports"]), reason=answer.reason)
@@ -94,6 +100,8 @@ def _give(instance: Instance, one: Escalation, answer: Answer) -> Answer:
         name = answer.request["name"]
         entry = Secret(name, _path(name), env=answer.source.get("env", ""), file=answer.source.get("file", ""), ttl=answer.seconds)
         deliver_secret(instance, entry)
+    elif one.packet.kind in LOANS:
+        lend(instance, one.id, one.packet.kind, answer.request, policy, seconds=answer.seconds, reason=answer.reason)
     else:
         return answer
     return replace(answer, ends=(read_boot_id(), boottime() + answer.seconds))
@@ -114,8 +122,12 @@ def take_back(instance: Instance, escalation_id: str, *, reason: str) -> Escalat
         raise UsageError(
             f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only what is approved can be revoked"
         )
-    if found.packet.kind == "network":
+    if instance.require_journal().state != "awake":
+        pass  # it has nothing of it while it sleeps, and is given nothing of it when it wakes
+    elif found.packet.kind == "network":
         revoke(instance.paths.guard, escalation_id)
+    elif found.packet.kind in LOANS:
+        end_loan(instance, escalation_id, found.packet.kind)
     elif found.packet.kind == "secret":
         name = found.answer.request["name"]
         _open_secret(instance, Secret(name, _path(name))).remove()
@@ -173,21 +185,18 @@ class GrowingMask:
         return self._mask(text)
 
 
-def _check(packet: Packet, given: dict[str, Any], seconds: int, policy: OwnerPolicy, instance: Instance) -> None:
-    line = policy.escalations
+def _check(found: Escalation, given: dict[str, Any], seconds: int, policy: OwnerPolicy, instance: Instance) -> None:
+    line, packet = policy.escalations, found.packet
     where = instance.identity.instance_id
-    if packet.kind in ("mount", "resources"):
-        raise UsageError(
-            f"a request for {packet.kind} cannot be met while the instance runs",
-            where=where,
-            hint="put it into the profile and apply again; deny this one with that reason",
-        )
     if packet.kind not in line.kinds:
         raise UsageError(
             f"the owner of this host does not allow {packet.kind} by escalation",
             where=where,
-            hint="escalations.kinds in the owner's policy",
+            hint="escalations.kinds in the owner's policy; what the profile names is another way",
         )
+    if packet.kind in LOANS:
+        others = [one for one in open_store(instance).list() if one.packet.kind == packet.kind and one.current == "approved"]
+        check_loan(instance, packet.kind, given, policy, [one.answer.request for one in others if one.answer is not None])
     if packet.kind != "decision" and not 0 < seconds <= line.longest:
         raise UsageError(f"{seconds} s is longer than the owner's {line.longest} s", where=where, hint="approve it for less with --seconds")
     if seconds > packet.seconds:
@@ -210,6 +219,13 @@ def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]
         inside = given["host"] == wide or (wide.startswith("*.") and given["host"].endswith(wide[1:]))
         if not inside or not set(given["ports"]) <= set(asked["ports"]):
             raise UsageError("that is more than was asked for", where=found.id, hint=f"asked were {wide}, ports {asked['ports']}")
+    elif found.packet.kind == "resources":
+        if any(given[name] > asked[name] for name in given):
+            raise UsageError("that is more than was asked for", where=found.id, hint=f"asked was {asked}")
+    elif found.packet.kind == "mount":
+        beneath = PurePosixPath(given["source"]).is_relative_to(asked["source"]) and given["target"] == asked["target"]
+        if not beneath or (asked["readonly"] and not given["readonly"]):
+            raise UsageError("that is more than was asked for", where=found.id, hint=f"asked was {asked}")
     elif given != asked:
         raise UsageError("that is not what was asked for", where=found.id, hint=f"asked was {asked}")
     return given

@@ -19,7 +19,7 @@ from ktrdr_vm.host.owner_policy import read_policy
 from ktrdr_vm.host.package_sources import Destination, find_sources
 from ktrdr_vm.host.paths import PROJECT, Home, find_shipped
 from ktrdr_vm.images.recipe import Recipe, load_recipe
-from ktrdr_vm.plan.facts import Facts, ImageFacts
+from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
 from ktrdr_vm.plan.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.collector import Collector
@@ -98,6 +98,7 @@ def gather_profile(
         presets=_presets(profile),
         owner_reserved=tuple(sorted(policy.reserved)),
         collector=_find_collector(profile, policy),
+        lending=_find_lending(profile, policy),
     )
     return Gathered(loaded, policy, Plan(profile, facts, identity, loaded.data), accelerator, repository, recipe, playbooks)
 
@@ -209,6 +210,14 @@ def _find_collector(profile: Profile, policy: OwnerPolicy) -> Collector | None:
             "telemetry needs the packages of OpenTelemetry", where="telemetry", hint="install this program as ktrdr-vm[telemetry]"
         )
     return policy.collector
+
+
+def _find_lending(profile: Profile, policy: OwnerPolicy) -> Lending:
+    """A machine that nobody may ask anything for is made as small as its profile says."""
+    kinds = policy.escalations.kinds if profile.asks else ()
+    if "resources" not in kinds:
+        return Lending(mounts="mount" in kinds)
+    return Lending("mount" in kinds, policy.largest.vcpus, policy.largest.memory)
 
 
 def _has_cpu_controller() -> bool:

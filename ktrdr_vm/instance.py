@@ -24,6 +24,7 @@ from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.resources import make_resources
 from ktrdr_vm.resources.base import Blueprint, Notify, Resource, Target, quiet
 from ktrdr_vm.resources.base import Verb as Verb
+from ktrdr_vm.resources.mount import Mount
 from ktrdr_vm.teardown import find_residue, tear_down
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ class Instance:
         blueprint = self._blueprint(plan, journal, read_secret, mount_roots)
         resources = make_resources(self._target(), blueprint)
         for resource in resources[len(self._host_side(resources)) :]:
-            self.ensure(resource, journal, notify)
+            if not (isinstance(resource, Mount) and resource.is_lent):
+                self.ensure(resource, journal, notify)
 
     @staticmethod
     def _host_side(resources: tuple[Resource, ...]) -> tuple[Resource, ...]:

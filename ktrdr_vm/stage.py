@@ -225,7 +225,7 @@ class Stage:
             roots = self.gathered.policy.mount_roots
             resume(self.instance, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
             self.sampler.start()
-            for one in give_again(self.instance):
+            for one in give_again(self.instance, self.gathered.policy):
                 recorder.directory.event("escalation", **one.to_json())
 
     def _stop(self, escalation_id: str) -> EscalationStop:

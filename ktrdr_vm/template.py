@@ -90,8 +90,8 @@ class Template:
 
 
 def fits(plan: Plan) -> bool:
-    """Can this plan be forked? virtiofs needs memory that is shared with its daemon, and a stock image brings its own boot."""
-    return not plan.profile.mounts and plan.facts.image.boot == "direct"
+    """Can this plan be forked? A stock image brings its own boot."""
+    return plan.facts.image.boot == "direct"
 
 
 def find_template(home: Home, plan: Plan, image: Image, project: Project | None = None) -> TemplateFacts | None:

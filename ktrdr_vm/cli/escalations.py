@@ -75,6 +75,10 @@ def show(instance_id: str, escalation_id: str, as_json: bool) -> None:
 @click.option("--seconds", type=int, help="For how long; at most what was asked.")
 @click.option("--host", help="Give only this host of what was asked.")
 @click.option("--port", "ports", type=int, multiple=True, help="Give only these ports. Repeatable.")
+@click.option("--source", help="Give only this folder beneath the one that was asked for.")
+@click.option("--readonly", is_flag=True, help="Give a folder that was asked for writable to be read only.")
+@click.option("--memory", type=int, metavar="MIB", help="Give no more memory than this, with what it has.")
+@click.option("--vcpus", type=int, help="Give no more processors than this, with those it has.")
 @click.option("--env", metavar="VARIABLE", help="Where a secret comes from.")
 @click.option("--file", metavar="PATH", help="Where a secret comes from.")
 def approve(
@@ -84,6 +88,10 @@ def approve(
     seconds: int | None,
     host: str | None,
     ports: tuple[int, ...],
+    source: str | None,
+    readonly: bool,
+    memory: int | None,
+    vcpus: int | None,
     env: str | None,
     file: str | None,
 ) -> None:
@@ -93,11 +101,12 @@ def approve(
     from ktrdr_vm.host.owner_policy import read_policy
     from ktrdr_vm.profile.model import Secret
 
-    request = {key: value for key, value in (("host", host), ("ports", list(ports))) if value}
-    source = Secret("", "", env=env or "", file=file or "") if env or file else None
+    parts = {"host": host, "ports": list(ports), "source": source, "readonly": readonly, "memory": memory, "vcpus": vcpus}
+    request = {key: value for key, value in parts.items() if value}
+    secret = Secret("", "", env=env or "", file=file or "") if env or file else None
     instance = open_instance(instance_id)
     try:
-        _say(act(instance, escalation_id, read_policy(), reason=reason, request=request or None, seconds=seconds, source=source))
+        _say(act(instance, escalation_id, read_policy(), reason=reason, request=request or None, seconds=seconds, source=secret))
     finally:
         instance.close()
 

@@ -27,6 +27,7 @@ def suspend(instance_id: str) -> None:
 @instance_argument
 def resume(instance_id: str) -> None:
     """Bring INSTANCE_ID back. Its secrets are read again from where its profile says, so their variables must be set."""
+    from ktrdr_vm.answers import give_again
     from ktrdr_vm.cli.access import open_instance
     from ktrdr_vm.cli.progress import show_resource
     from ktrdr_vm.host.owner_policy import read_policy
@@ -39,8 +40,10 @@ def resume(instance_id: str) -> None:
     with instance.locked():
         # All of them before anything is begun.
         secrets = {secret.name: read_source(secret) for secret in instance.plan.profile.secrets}
-        roots = read_policy().mount_roots
-        resume_instance(instance, read_secret=lambda secret: secrets[secret.name], mount_roots=roots, notify=show_resource)
+        policy = read_policy()
+        resume_instance(instance, read_secret=lambda secret: secrets[secret.name], mount_roots=policy.mount_roots, notify=show_resource)
+        for one in give_again(instance, policy):
+            click.echo(f"{one.packet.kind} {one.id}: given again", err=True)
     instance.close()
     click.echo(f"{instance_id}: running", err=True)
 

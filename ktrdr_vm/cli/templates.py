@@ -34,7 +34,7 @@ def build(profile: Path, instance_id: str | None, workspace: Path) -> None:
     gathered = gather(profile, home=home, workspace=workspace, instance_id=instance_id or "template")
     if not fits(gathered.plan):
         raise UsageError(
-            "this profile cannot be forked: it has mounts, or a stock image", where=str(profile), hint="its instances boot cold, every time"
+            "this profile cannot be forked: it has a stock image", where=str(profile), hint="its instances boot cold, every time"
         )
 
     def say(text: str) -> None:

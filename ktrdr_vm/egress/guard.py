@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from ktrdr_vm.egress.brokers import Brokers
 from ktrdr_vm.egress.children import bind_early, listen_unix, start_proxy
+from ktrdr_vm.egress.deadlines import Deadlines
 from ktrdr_vm.egress.grant_book import GrantBook
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.judging import Judge
@@ -39,7 +40,6 @@ from ktrdr_vm.egress.proxy_control import ProxyControl
 from ktrdr_vm.egress.proxy_log import ProxyLog
 from ktrdr_vm.egress.resolver_link import ResolverLink
 from ktrdr_vm.egress.rules import rules_from_json
-from ktrdr_vm.egress.secret_clock import SecretClock
 from ktrdr_vm.egress.sets import AllowSets
 from ktrdr_vm.egress.space import SpaceWatch
 from ktrdr_vm.egress.telemetry_desk import open_telemetry
@@ -85,7 +85,7 @@ class Guard:
         expected = directory.with_name("ruleset.expected")
         self.watch = TableWatch(directory, self.config["table"], expected, machine, self.sets, self.ledger)
         self.space = SpaceWatch(directory, machine, self.ledger)
-        self.secrets = SecretClock(directory / "secrets.json", self.config["domain"], self.ledger)
+        self.deadlines = Deadlines(directory / "deadlines.json", self.config["domain"], self.ledger)
         self.proxy_control = proxy = ProxyControl(directory)
         self.brokers = Brokers(self.config["brokers"], proxy, self.ledger)
         self.proxy_sockets |= self.brokers.listen(gateway)
@@ -269,7 +269,7 @@ class Guard:
         self.proxy_log.count_lost()
         self.watch.look()
         self.space.look()
-        self.secrets.look()
+        self.deadlines.look()
         self.resolver.tell()
         self.brokers.tell()
         self.telemetry.look()
@@ -298,7 +298,7 @@ class Guard:
             self._look()
             self.telemetry.write(0.2)
             return {"ok": True}
-        rooms = (self.granting, self.brokers, self.telemetry, self.secrets)
+        rooms = (self.granting, self.brokers, self.telemetry, self.deadlines)
         operations = {name: one for room in rooms for name, one in room.operations.items()} | {"judge": self.judge.judge}
         if request["op"] in operations:
             return operations[request["op"]](request)

@@ -16,7 +16,8 @@ import libvirt
 import libvirt_qemu
 
 from ktrdr_vm.errors import ForeignError, GuestError, HostError, ProvisionError
-from ktrdr_vm.plan.domain_xml import METADATA_NAMESPACE, drop_incoming
+from ktrdr_vm.plan.domain_memory import drop_incoming
+from ktrdr_vm.plan.domain_xml import METADATA_NAMESPACE, make_quota
 
 URI = "qemu:///system"
 # A daemon that is restarted is back within this; one that was never there is not waited for.
@@ -220,6 +221,28 @@ class Libvirt:
             getattr(domain, f"{verb}DeviceFlags")(device_xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
             raise _failed(f"{verb} a device", name, error) from None
+
+    def set_vcpus(self, name: str, count: int) -> None:
+        """Plug processors into a running domain, or ask its guest to let go of them; an error when it does not."""
+        try:
+            self._require(name).setVcpusFlags(count, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            raise _failed(f"give {count} processors to", name, error) from None
+
+    def count_vcpus(self, name: str) -> int:
+        """The processors of a running domain, those that were plugged in included."""
+        try:
+            return int(self._require(name).vcpusFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE))
+        except libvirt.libvirtError as error:
+            raise _failed("count the processors of", name, error) from None
+
+    def limit_cpu_time(self, name: str, vcpus: int) -> None:
+        """The host's own bound on what a domain with so many processors may use, as its XML has it."""
+        try:
+            quota = {"global_quota": make_quota(vcpus)}
+            self._require(name).setSchedulerParametersFlags(quota, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            raise _failed("bound the processor time of", name, error) from None
 
     def monitor(self, name: str, execute: str, arguments: dict[str, Any] | None = None, *, files: tuple[int, ...] = ()) -> Any:
         """One QMP command; its return value. `files` are descriptors that go along."""

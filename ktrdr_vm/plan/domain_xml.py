@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from ktrdr_vm.plan.domain_memory import render_commandline
 from ktrdr_vm.plan.facts import Allocation, Facts, TemplateFacts
 from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.profile.model import ImageRef, Profile, Size
 
 METADATA_NAMESPACE = "urn:ktrdr-vm:instance:1"
-QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 # QEMU 7.2's emulation of its `max` model makes Debian 13's glibc abort (docs/adr/0002). This one is x86-64-v2, which is what
 # current container images are built for, with AES in hardware; it boots as fast as qemu64.
 EMULATED_CPU = "Westmere"
-# Root ports: five for the devices here, the others for what is plugged in later: the NIC of a fork, virtiofs mounts. Always the
-# same number, because a fork must look like its template.
-_SPARE_PORTS = 12
+# Root ports: five for the devices here, the others for what is plugged in later: the NIC of a fork, virtiofs mounts; the last for
+# memory that is lent. Always the same number, because a fork must look like its template.
+_PORTS = 13
 
 ElementTree.register_namespace("ktrdr", METADATA_NAMESPACE)
-ElementTree.register_namespace("qemu", QEMU_NAMESPACE)
 
 
 def element(tag: str, text: str = "", /, *children: Element, **attributes: str) -> Element:
@@ -37,6 +35,11 @@ def to_text(root: Element) -> str:
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
+def shares_memory(profile: Profile, facts: Facts) -> bool:
+    """virtiofs serves from the guest's own memory, so that memory must be shared with its daemon."""
+    return bool(profile.mounts) or facts.lending.mounts
+
+
 def render_domain(
     profile: Profile,
     facts: Facts,
@@ -45,10 +48,11 @@ def render_domain(
     instance_directory: str,
     template: TemplateFacts | None = None,
 ) -> str:
-    """The domain's XML. With a template to thaw it is a fork: no NIC yet, its memory mapped copy-on-write, waiting for its state."""
-    root = _render(profile, facts, identity, allocation, instance_directory, template)
-    if template is not None and template.thaw:
-        root.append(_memory_file(template.memory, profile.resources.memory, "-incoming", "defer", share="off"))
+    """The domain's XML. With a template to thaw it is a fork: no NIC yet, the template's memory, waiting for its state."""
+    shared = shares_memory(profile, facts)
+    root = _render(profile, facts, identity, allocation, instance_directory, template, shared=shared)
+    memory = template.memory if template is not None and template.thaw else ""
+    _append_commandline(root, render_commandline(profile.resources, facts.lending, port=_PORTS, template=memory, shared=shared))
     return to_text(root)
 
 
@@ -57,30 +61,13 @@ def render_template_domain(size: Size, facts: Facts, identity: Identity, allocat
     profile = Profile(name="template", image=ImageRef(recipe=facts.image.name), resources=size)
     layers = _list_layers(facts, template)[1:]
     root = _render(profile, facts, identity, allocation, template.directory, None, network=False, overlay=template.disk, layers=layers)
-    root.append(_memory_file(template.memory, size.memory, share="on"))
+    _append_commandline(root, render_commandline(size, facts.lending, port=_PORTS, template=template.memory, frozen=True))
     return to_text(root)
 
 
-def _memory_file(path: str, size: int, *more: str, share: str) -> Element:
-    # libvirt knows memory in a file only with names of its own choice, so the backend is named to QEMU directly.
-    words = (
-        "-object",
-        f"memory-backend-file,id=ktrdr.ram,size={size}M,mem-path={path},share={share}",
-        "-machine",
-        "memory-backend=ktrdr.ram",
-        *more,
-    )
-    return element(f"{{{QEMU_NAMESPACE}}}commandline", "", *(element(f"{{{QEMU_NAMESPACE}}}arg", value=word) for word in words))
-
-
-def drop_incoming(root: Element) -> None:
-    """A fork waits for its template's state at its first start, and never again."""
-    for line in root.findall(f"{{{QEMU_NAMESPACE}}}commandline"):
-        words = list(line)
-        for first, second in pairwise(words):
-            if first.get("value") == "-incoming":
-                line.remove(first)
-                line.remove(second)
+def _append_commandline(root: Element, line: Element) -> None:
+    if len(line):
+        root.append(line)
 
 
 def _render(
@@ -92,6 +79,7 @@ def _render(
     template: TemplateFacts | None,
     *,
     network: bool = True,
+    shared: bool = False,
     overlay: str = "",
     layers: tuple[tuple[str, str], ...] = (),
 ) -> Element:
@@ -103,10 +91,10 @@ def _render(
     root.append(element("title", f"ktrdr-vm {identity.instance_id}"))
     root.append(_metadata(profile, facts, identity))
     root.append(element("memory", str(size.memory), unit="MiB"))
-    if profile.mounts:
-        # virtiofs serves from the guest's own memory, so that memory must be shared with its daemon.
+    if shared:
         root.append(element("memoryBacking", "", element("source", type="memfd"), element("access", mode="shared")))
-    root.append(element("vcpu", str(size.vcpus), placement="static"))
+    lent = {"current": str(size.vcpus)} if facts.lending.vcpus > size.vcpus else {}
+    root.append(element("vcpu", str(max(size.vcpus, facts.lending.vcpus)), placement="static", **lent))
     if facts.cpu_controller:
         root.append(_cpu_limit(size.vcpus))
     root.append(_boot(facts, instance_directory))
@@ -151,9 +139,14 @@ def _metadata(profile: Profile, facts: Facts, identity: Identity) -> Element:
     return element("metadata", "", instance)
 
 
+def make_quota(vcpus: int) -> int:
+    """Microseconds of processor time in each 100,000, for the vCPUs and one more for QEMU's own threads: a guest that keeps its devices
+    busy takes no further cores."""
+    return (vcpus + 1) * 100000
+
+
 def _cpu_limit(vcpus: int) -> Element:
-    # The vCPUs and one more for QEMU's own threads: a guest that keeps its devices busy takes no further cores.
-    return element("cputune", "", element("global_period", "100000"), element("global_quota", str((vcpus + 1) * 100000)))
+    return element("cputune", "", element("global_period", "100000"), element("global_quota", str(make_quota(vcpus))))
 
 
 def _boot(facts: Facts, directory: str) -> Element:
@@ -230,7 +223,7 @@ def _devices(
     )
     devices.append(element("controller", type="usb", model="none"))
     devices.append(element("controller", type="pci", model="pcie-root"))
-    for _ in range(_SPARE_PORTS):
+    for _ in range(_PORTS):
         devices.append(element("controller", type="pci", model="pcie-root-port"))
     if network:
         devices.append(render_interface(identity))

@@ -66,6 +66,17 @@ class TemplateFacts:
 
 
 @dataclass(frozen=True)
+class Lending:
+    """What approvals may plug into the running machine: the machine is made ready for it, and has none of it yet."""
+
+    mounts: bool = False
+    vcpus: int = 0
+    """The most it may have, with its own; 0 is no more than its own."""
+    memory: int = 0
+    """The same, in MiB."""
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything of the host that a plan depends on, gathered once. Paths are absolute."""
 
@@ -87,6 +98,8 @@ class Facts:
     owner_reserved: tuple[tuple[IPv4Address, int], ...] = ()
     collector: Collector | None = None
     """The owner's, where the profile has telemetry."""
+    lending: Lending = Lending()
+    """As far as the owner's policy lets escalations go, where the profile has somebody who asks."""
 
 
 @dataclass(frozen=True)

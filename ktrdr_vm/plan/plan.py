@@ -13,7 +13,7 @@ from ktrdr_vm.plan.brokers import Route, make_routes
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
 from ktrdr_vm.plan.domain_xml import render_domain
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
-from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts, ImageFacts, TemplateFacts
+from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts, ImageFacts, Lending, TemplateFacts
 from ktrdr_vm.plan.haproxy import render_proxy
 from ktrdr_vm.plan.identity import Identity, parse_instance_id
 from ktrdr_vm.plan.nftables import render_ruleset
@@ -128,6 +128,7 @@ def plan_from_json(content: dict[str, Any]) -> Plan:
     reserved = tuple((IPv4Address(address), port) for address, port in facts.pop("owner_reserved"))
     playbooks = tuple((name, digest) for name, digest in facts.pop("playbooks"))
     collector = facts.pop("collector", None)
+    lending = facts.pop("lending", {})
     return Plan(
         build_profile(content["source"]),
         Facts(
@@ -136,6 +137,7 @@ def plan_from_json(content: dict[str, Any]) -> Plan:
             owner_reserved=reserved,
             playbooks=playbooks,
             collector=Collector(**collector) if collector else None,
+            lending=Lending(**lending),
             **facts,
         ),
         parse_instance_id(content["instance_id"]),

@@ -233,7 +233,7 @@ POLICY: Schema = {
     "escalations": {
         "type": "dict",
         "schema": {
-            "kinds": {"type": "list", "allowed": ["network", "secret", "decision"], "schema": {"type": "string"}},
+            "kinds": {"type": "list", "allowed": ["network", "secret", "mount", "resources", "decision"], "schema": {"type": "string"}},
             "wait": _text(scalars.parse_duration),
             "longest": _text(scalars.parse_duration),
             "hook": {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string"}},

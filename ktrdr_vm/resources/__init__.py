@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from ktrdr_vm.host.mounts import find_mounts
 from ktrdr_vm.resources.base import Blueprint, Resource, Target
 from ktrdr_vm.resources.brokered import BrokeredSecret
@@ -15,19 +18,25 @@ from ktrdr_vm.resources.secret import Secret
 from ktrdr_vm.resources.seed import Seed
 from ktrdr_vm.resources.tap import Tap
 
+# The number of a mount in the profile, or the id of an escalation.
+_MARK = re.compile(r"e?[0-9]{1,4}")
+
 
 def make_resources(target: Target, blueprint: Blueprint | None) -> tuple[Resource, ...]:
     """The ordered tuple. Without a blueprint (the journal is lost) it holds whatever of the target may be on the host."""
     if blueprint is not None:
         profile = blueprint.plan.profile
-        mounts = [Mount(target, blueprint, index) for index in range(len(profile.mounts))]
+        mounts = [Mount(target, blueprint, str(number), entry) for number, entry in enumerate(profile.mounts)]
         secrets: list[Resource] = [
             BrokeredSecret(target, blueprint, entry) if entry.broker else Secret(target, blueprint, entry, entry.name)
             for entry in profile.secrets
         ]
     else:
-        mounts = [Mount(target, None, index) for index in _find_mount_indexes(target)]
+        mounts = []
         secrets = []  # they live in the memory of the domain and of the guard only
+    known = {mount.mark for mount in mounts}
+    # What the plan does not know: lent by an approval, or of a plan that is lost.
+    mounts += [Mount(target, blueprint, mark, None) for mark in _find_mounts(target) if mark not in known]
     return (
         Overlay(target, blueprint),
         Seed(target, blueprint),
@@ -42,8 +51,9 @@ def make_resources(target: Target, blueprint: Blueprint | None) -> tuple[Resourc
     )
 
 
-def _find_mount_indexes(target: Target) -> list[int]:
+def _find_mounts(target: Target) -> list[str]:
     places = [mount.target for mount in find_mounts(target.paths.mounts)]
     if target.paths.mounts.exists():
         places += [str(path) for path in target.paths.mounts.iterdir()]
-    return sorted({int(place.rsplit("/", 1)[1]) for place in places if place.rsplit("/", 1)[1].isdigit()})
+    marks = {Path(place).name for place in places if Path(place).parent == target.paths.mounts}
+    return sorted(mark for mark in marks if _MARK.fullmatch(mark))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ktrdr_vm.errors import ForeignError, ProvisionError
 from ktrdr_vm.guest.agent import give_identity, give_network
-from ktrdr_vm.host.fork import load_state
+from ktrdr_vm.host.fork import fill_memory, load_state
 from ktrdr_vm.host.libvirt import DomainFacts
-from ktrdr_vm.plan.domain_xml import render_interface, to_text
+from ktrdr_vm.plan.domain_xml import render_interface, shares_memory, to_text
 from ktrdr_vm.resources.base import Resource
 
 # QEMU unmapping a large guest is the slow case.
@@ -54,12 +54,20 @@ class Domain(Resource):
             libvirt.start(self.name, xml, persistent=persistent)
             return
         libvirt.start(self.name, xml, persistent=persistent, paused=True)
+        self._fill_memory(Path(template.memory))
         load_state(libvirt, self.name, Path(template.state))
         libvirt.resume(self.name)
         # Everything that makes it its own machine comes before its NIC; the firewall stands since before the tap.
         give_identity(libvirt, self.name, self.target.identity, plan.facts.image.user, self.blueprint.allocation)
         libvirt.attach(self.name, to_text(render_interface(self.target.identity)))
         give_network(libvirt, self.name, self.target.identity, self.blueprint.allocation)
+
+    def _fill_memory(self, source: Path) -> None:
+        """A fork whose memory is its own is given the template's; another one maps it."""
+        plan = self.blueprint.plan
+        if shares_memory(plan.profile, plan.facts):
+            [pid] = self._processes()
+            fill_memory(pid, source)
 
     def verify(self) -> list[str]:
         facts = self._find()

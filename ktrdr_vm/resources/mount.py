@@ -5,34 +5,50 @@ The virtiofs device goes with the domain, which is removed next: a guest need no
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ktrdr_vm.errors import HostError, ProvisionError
+from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ProvisionError
 from ktrdr_vm.host.mounts import bind_readonly, find_mounts, open_beneath, unmount
 from ktrdr_vm.plan.domain_xml import element, to_text
 from ktrdr_vm.profile.model import Mount as MountEntry
 from ktrdr_vm.resources.base import Blueprint, Resource, Target
+from ktrdr_vm.resources.domain import end_process
 
 GUEST_LIMIT = 60.0
-
-
+# An approval's end is not the guest's to put off.
+CUT_LIMIT = 5.0
 # Folders that are looked at for a repository of their own before a mount is made; more are not looked at, and not shared.
 MAX_FOLDERS = 100_000
+# By the tag: whoever takes it away need not know where it was put.
+_LET_GO = """while read -r source target _; do
+  [ "$source" = "$TAG" ] || continue
+  target=$(printf '%b' "$target")
+  umount -- "$target" || umount -l -- "$target"
+done < /proc/mounts
+"""
 
 
 class Mount(Resource):
     kind = "mount"
 
-    def __init__(self, target: Target, blueprint: Blueprint | None, index: int) -> None:
+    def __init__(self, target: Target, blueprint: Blueprint | None, mark: str, entry: MountEntry | None) -> None:
+        """`mark` is its number in the profile, or the id of the escalation that lent it; `entry` is None where it is only removed."""
         super().__init__(target, blueprint)
-        self.index = index
+        self.mark = mark
+        self._wanted = entry
+
+    @property
+    def is_lent(self) -> bool:
+        """Is it of an approval, and no part of the plan?"""
+        return not self.mark.isdigit()
 
     @property
     def key(self) -> str:
-        return f"mount:{self.index}"
+        return f"mount:{self.mark}"
 
     @property
     def name(self) -> str:
@@ -40,15 +56,16 @@ class Mount(Resource):
 
     @property
     def _place(self) -> Path:
-        return self.target.paths.mounts / str(self.index)
+        return self.target.paths.mounts / self.mark
 
     @property
     def _entry(self) -> MountEntry:
-        return self.blueprint.plan.profile.mounts[self.index]
+        assert self._wanted is not None, "a mount opened for removal cannot be made"
+        return self._wanted
 
     @property
     def _tag(self) -> str:
-        return f"mount{self.index}"
+        return f"mount{self.mark}"
 
     def exists(self) -> bool:
         return bool(find_mounts(self._place)) or self._place.exists()
@@ -87,27 +104,46 @@ class Mount(Resource):
             differences.append("it is not attached to the domain")
         return differences
 
-    def detach(self) -> None:
-        """Take it from the running guest and from the domain, then from the host. An error when the guest keeps it."""
+    def detach(self, *, limit: float = GUEST_LIMIT) -> None:
+        """Take it from the running guest and from the domain, then from the host. An error when the guest keeps it for `limit` seconds."""
         if self._attached():
-            # Lazily: whoever has a file of it open loses it, as with a network that goes.
-            self.blueprint.connect().run(
-                '! mountpoint -q -- "$TARGET" || umount -- "$TARGET" || umount -l -- "$TARGET"',
-                environment={"TARGET": self._entry.target},
-                become=True,
-                timeout=GUEST_LIMIT,
-            )
+            self._ask_guest(limit)
             self.target.libvirt.detach(self.target.identity.domain, to_text(self._device()))
-            end = time.monotonic() + GUEST_LIMIT
+            end = time.monotonic() + limit
             while self._attached():
                 if time.monotonic() > end:
                     raise ProvisionError(
-                        f"the guest does not let go of {self._entry.target}",
+                        f"the guest does not let go of {self._tag}",
                         where=self.target.identity.instance_id,
                         hint="end what uses it in the guest, then try again",
                     )
                 time.sleep(0.05)
         self.remove()
+
+    def _ask_guest(self, limit: float) -> None:
+        # Lazily: whoever has a file of it open loses it, as with a network that goes.
+        with contextlib.suppress(GuestError):
+            self.blueprint.connect().run(_LET_GO, environment={"TAG": self._tag}, become=True, timeout=limit)
+
+    def cut(self, *, limit: float = CUT_LIMIT) -> None:
+        """Take it away whether or not the guest agrees: what serves it is ended. It asks first, for `limit` seconds at most."""
+        with contextlib.suppress(KtrdrError):
+            self.detach(limit=limit)
+            return
+        for pid in self._servers():
+            end_process(pid)
+        self.remove()
+
+    def _servers(self) -> list[int]:
+        """The daemons of virtiofs that serve this folder, and nothing else: libvirt starts one for each mount."""
+        found, shown = [], f"source={self._place}".encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):  # it ended while we looked
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                    if b"virtiofsd" in words[0] and any(word == shown or word.startswith(shown + b",") for word in words):
+                        found.append(int(entry.name))
+        return found
 
     def remove(self) -> None:
         while find_mounts(self._place):

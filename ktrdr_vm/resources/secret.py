@@ -7,7 +7,7 @@ import os
 import pwd
 
 from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.egress.secret_clock import TAKE
+from ktrdr_vm.egress.deadlines import TAKE
 from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.host import process
@@ -75,7 +75,7 @@ class Secret(Resource):
         entry = self._entry
         assert entry is not None, "a secret opened for removal cannot be made"
         # The clock first: what is delivered has an end, also when this command is killed in between.
-        ask_guard(self.target.paths.guard, "secret_delivered", name=entry.name, path=entry.path, seconds=entry.ttl)
+        ask_guard(self.target.paths.guard, "given", name=entry.name, path=entry.path, seconds=entry.ttl)
         delivered = self.blueprint.connect().run(
             _DELIVER,
             stdin=self.blueprint.read_secret(entry),
@@ -111,7 +111,7 @@ class Secret(Resource):
         except GuestError:
             return
         with contextlib.suppress(KtrdrError):
-            ask_guard(self.target.paths.guard, "secret_gone", name=self._entry.name)
+            ask_guard(self.target.paths.guard, "gone", name=self._entry.name, path=self._entry.path)
 
 
 def sweep_secrets(guest: Guest) -> None:

@@ -47,8 +47,7 @@ USUAL = "version: 1\nname: crash\nimage: debian-13-docker\nresources: {vcpus: 2,
 PROFILES = {
     "small.yaml": SMALL + SECRETS + MOUNTS,
     "forked.yaml": USUAL,
-    "sleeper.yaml": USUAL.replace("name: crash", "name: sleeper\nmode: interactive") + SECRETS,
-    "mounted.yaml": USUAL.replace("name: crash", "name: sleeper\nmode: interactive") + SECRETS + MOUNTS,
+    "sleeper.yaml": USUAL.replace("name: crash", "name: sleeper\nmode: interactive") + SECRETS + MOUNTS,
 }
 LIMIT = 300
 
@@ -56,7 +55,7 @@ LIMIT = 300
 SAMPLE = (
     "apply-overlay-inside", "apply-seed-after", "destroy-firewall-before", "apply-guard-after", "apply-tap-inside",
     "destroy-domain-after", "apply-mount-inside", "resume-secret-inside", "apply-brokeredsecret-before", "suspend-saved-inside",
-    "fork-create.4.attach-inside", "grant-give.0.grant-inside", "granting-grant.1.add-after",
+    "fork-create.5.attach-inside", "grant-give.0.grant-inside", "granting-grant.1.add-after", "lend-lend.1.create-inside",
 )  # fmt: skip
 CELLS = all_cells()
 
@@ -74,7 +73,7 @@ def _sleeps(cell: Cell) -> bool:
     if cell.verb == "apply":
         # Up to the device a mount is made on the host alone, and so is what the guard is given.
         return kind == "secret" or (kind == "mount" and cell.when == "after")
-    return cell.verb in ("suspend", "resume") or (cell.verb == "destroy" and kind in ("mount", "saved"))
+    return cell.verb in ("suspend", "resume", "lend") or (cell.verb == "destroy" and kind in ("mount", "saved"))
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +87,20 @@ def workspace(lab: Lab) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sleeper(lab: Lab, image: Image, libvirt: Libvirt, workspace: Path) -> Iterator[Callable[[bool], str]]:
-    """Puts back a suspended instance as it was when it fell asleep; its instance_id. With a mount it had to be booted, else forked."""
-    asleep: dict[bool, tuple[str, Path]] = {}
+def sleeper(lab: Lab, image: Image, libvirt: Libvirt, workspace: Path) -> Iterator[Callable[[], str]]:
+    """Puts back a suspended instance as it was when it fell asleep; its instance_id."""
+    asleep: list[tuple[str, Path]] = []
 
-    def put_back(mounted: bool) -> str:
-        if mounted not in asleep:
-            asleep[mounted] = _fall_asleep(lab, image, libvirt, workspace / ("mounted.yaml" if mounted else "sleeper.yaml"))
-        instance_id, copy = asleep[mounted]
+    def put_back() -> str:
+        if not asleep:
+            asleep.append(_fall_asleep(lab, image, libvirt, workspace / "sleeper.yaml"))
+        [(instance_id, copy)] = asleep
         # As it lies there: sparse files stay sparse.
         subprocess.run(["cp", "-a", "--sparse=always", copy, lab.home.instance(instance_id).directory], check=True, timeout=120)
         return instance_id
 
     yield put_back
-    for _, copy in asleep.values():
+    for _, copy in asleep:
         shutil.rmtree(copy)
 
 
@@ -109,9 +108,7 @@ def _fall_asleep(lab: Lab, image: Image, libvirt: Libvirt, profile: Path) -> tup
     gathered = gather(profile, home=lab.home, workspace=profile.parent, instance_id=lab.new_id(f"crash-{profile.stem}"))
     plan = gathered.plan
     instance = Instance(lab.home, plan.identity, libvirt)
-    template = None
-    if not plan.profile.mounts:
-        template = find_template(lab.home, plan, image) or build_template(lab.home, plan, image, libvirt, progress=print)
+    template = find_template(lab.home, plan, image) or build_template(lab.home, plan, image, libvirt, progress=print)
     with instance.locked():
         instance.create(plan, read_secret=lambda _: b"value", mount_roots=(), template=template)
         instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
@@ -126,7 +123,7 @@ def _fall_asleep(lab: Lab, image: Image, libvirt: Libvirt, profile: Path) -> tup
 @pytest.mark.vm
 @pytest.mark.parametrize("key", [pytest.param(key, marks=() if key in SAMPLE else pytest.mark.full) for key in CELLS])
 def test_gc_leaves_nothing_whenever_it_dies(
-    key: str, lab: Lab, image: Image, libvirt: Libvirt, workspace: Path, sleeper: Callable[[bool], str]
+    key: str, lab: Lab, image: Image, libvirt: Libvirt, workspace: Path, sleeper: Callable[[], str]
 ) -> None:
     cell = CELLS[key]
     before = take_inventory(lab, libvirt)
@@ -136,7 +133,7 @@ def test_gc_leaves_nothing_whenever_it_dies(
         plan = gather(profile, home=lab.home, workspace=workspace, instance_id="x").plan
         if find_template(lab.home, plan, image) is None:
             build_template(lab.home, plan, image, libvirt, progress=print)
-    instance_id = sleeper(key not in SAMPLE) if _sleeps(cell) else lab.new_id(f"crash-{list(CELLS).index(key)}")
+    instance_id = sleeper() if _sleeps(cell) else lab.new_id(f"crash-{list(CELLS).index(key)}")
     died = subprocess.run(
         [sys.executable, crash.__file__, str(profile), instance_id, key],
         env={**lab.environment, "KTRDR_CRASH": "value", "PYTHONPATH": os.pathsep.join(sys.path)},

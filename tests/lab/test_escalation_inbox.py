@@ -17,7 +17,7 @@ import pytest
 from ktrdr_vm.escalation.inbox import PATH, run_inbox
 from ktrdr_vm.escalation.packet import MAX_PACKET, PacketError
 from ktrdr_vm.escalation.requests import answer_request
-from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
+from ktrdr_vm.escalation.store import MAX_PENDING, Answer, Escalation, EscalationStore
 from ktrdr_vm.host.paths import PROJECT
 
 TOOL = PROJECT / "ktrdr_vm" / "guest" / "data" / "ktrdr-escalate"
@@ -113,6 +113,28 @@ def test_garbage_floods_and_forged_identities(inbox: Inbox) -> None:
     assert inbox.post(asked) == 400
     statuses = {inbox.post(b"{}") for _ in range(30)}
     assert 429 in statuses and inbox.store.list() == []
+    assert inbox.ask("list").returncode == 0
+
+
+def _packet(number: int) -> bytes:
+    parts = dict.fromkeys(("blocked", "why", "recommendation", "decision", "evidence"), f"number {number}")
+    return json.dumps({"kind": "decision", "options": ["a"], **parts}).encode()
+
+
+def test_the_same_packet_again_is_the_same_escalation(inbox: Inbox) -> None:
+    assert inbox.post(_packet(1)) == inbox.post(_packet(1)) and [one.id for one in inbox.store.list()] == ["e1"]
+    inbox.store.answer("e1", "denied", Answer("owner", "no", "t"))
+    inbox.post(_packet(1))
+    assert [(one.id, one.current) for one in inbox.store.list()] == [("e1", "denied"), ("e2", "pending")], "a no is not reopened"
+
+
+def test_ten_thousand_packets_are_twenty_at_most(inbox: Inbox) -> None:
+    """Each is right and another one. Who answers sees what came first, the files are bounded, and the inbox goes on."""
+    statuses = [inbox.post(_packet(number)) for number in range(10_000)]
+    kept = inbox.store.list()
+    assert 0 < len(kept) <= MAX_PENDING and statuses.count(429) >= 10_000 - MAX_PENDING
+    assert [one.packet.blocked for one in kept[:5]] == [f"number {number}" for number in range(5)]
+    assert len(list(inbox.store.directory.iterdir())) <= MAX_PENDING + 1
     assert inbox.ask("list").returncode == 0
 
 

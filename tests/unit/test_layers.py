@@ -32,6 +32,7 @@ FLOORS = {
     "suspension": 8,
     "delivered": 7.5,
     "openssh": 8,
+    "lending": 8,
     "snapshot": 8,
     "prepare": 9,
     "instance": 7,

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from ktrdr_vm import allocation, answers, instance, suspension, teardown
+from ktrdr_vm import allocation, answers, instance, lending, suspension, teardown
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.host import fork
 from ktrdr_vm.host.libvirt import Libvirt
@@ -128,6 +128,7 @@ def _find_steps() -> dict[str, list[Step]]:
         ],
         # The command that gives dies; then the guard that takes it up.
         "grant": _statements(answers.approve, answers._give),
+        "lend": _statements(lending.lend, lending.take_back),
         "granting": _statements(Granting.grant, Granting._apply, Granting._end),
     }
 

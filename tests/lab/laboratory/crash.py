@@ -34,6 +34,7 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import find_home
 from ktrdr_vm.images.store import ImageStore
 from ktrdr_vm.instance import Instance
+from ktrdr_vm.lending import lend, take_back
 from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.profile.policy import OwnerPolicy
 from ktrdr_vm.resources.mount import Mount
@@ -58,6 +59,7 @@ PACKET = {
     "kind": "network", "request": {"host": "allowed.test.lab", "ports": [443]}, "seconds": 600, "blocked": "it", "why": "so",
     "options": ["wait"], "recommendation": "allow", "decision": "may I", "evidence": "log",
 }  # fmt: skip
+LENT = {"source": "stack", "target": "/lent", "readonly": True}
 
 
 def die() -> None:
@@ -200,6 +202,13 @@ class Crash:
         asked, _ = answers.open_store(self.instance).submit(parse_packet(PACKET))
         arm(self.cell)
         answers.approve(self.instance, asked.id, OwnerPolicy(), reason="to see")
+
+    def lend(self) -> None:
+        self.wake()
+        asked, _ = answers.open_store(self.instance).submit(parse_packet({**PACKET, "kind": "mount", "request": LENT}))
+        arm(self.cell)
+        lend(self.instance, asked.id, "mount", LENT, OwnerPolicy(), seconds=600, reason="to see")
+        take_back(self.instance, asked.id, "mount")
 
     def granting(self) -> None:
         _arm_guard(self.cell.key)

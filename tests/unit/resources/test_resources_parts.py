@@ -143,7 +143,7 @@ def test_an_interface_of_another_maker_is_never_touched(target: Target, blueprin
 
 def test_a_writable_mount_is_refused(target: Target, blueprint: Blueprint) -> None:
     with pytest.raises(HostError, match="writable"):
-        Mount(target, blueprint, 1).create()
+        Mount(target, blueprint, "1", blueprint.plan.profile.mounts[1]).create()
     assert not target.paths.mounts.exists()
 
 

@@ -14,7 +14,8 @@ from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.host.journal import SCHEMA_VERSION, Journal, read_journal
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance import Instance
-from ktrdr_vm.plan.domain_xml import drop_incoming, render_domain, render_template_domain
+from ktrdr_vm.plan.domain_memory import drop_incoming
+from ktrdr_vm.plan.domain_xml import render_domain, render_template_domain
 from ktrdr_vm.plan.facts import PLACEHOLDER, Facts, ImageFacts, TemplateFacts
 from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.profile.model import ImageRef, Profile, Size

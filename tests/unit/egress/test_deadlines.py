@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.egress import secret_clock
-from ktrdr_vm.egress.secret_clock import ATTEMPTS, RETRY_S, Delivered, SecretClock
+from ktrdr_vm.egress import deadlines
+from ktrdr_vm.egress.deadlines import ATTEMPTS, RETRY_S, Deadline, Deadlines
 
 
 class Child:
@@ -35,20 +35,20 @@ class Bench:
 
     def __init__(self, path: Path) -> None:
         self.path, self.now, self.ledger = path, 100.0, Ledger()
-        self.taken: list[tuple[Delivered, Child]] = []
+        self.taken: list[tuple[Deadline, Child]] = []
         self.clock = self.open()
 
-    def open(self) -> SecretClock:
-        return SecretClock(self.path, "ktrdr-one", self.ledger, clock=lambda: self.now, take=self._take)  # type: ignore[arg-type]
+    def open(self) -> Deadlines:
+        return Deadlines(self.path, "ktrdr-one", self.ledger, clock=lambda: self.now, take=self._take)  # type: ignore[arg-type]
 
-    def _take(self, domain: str, one: Delivered) -> Child:
-        assert domain == "ktrdr-one"
+    def _take(self, domain: str, directory: Path, one: Deadline) -> Child:
+        assert (domain, directory) == ("ktrdr-one", self.path.parent)
         child = Child()
         self.taken.append((one, child))
         return child
 
     def deliver(self, name: str = "token", seconds: float = 60) -> None:
-        self.clock.operations["secret_delivered"]({"name": name, "path": f"/run/secrets/{name}", "seconds": seconds})
+        self.clock.operations["given"]({"name": name, "path": f"/run/secrets/{name}", "seconds": seconds})
 
     def at(self, moment: float) -> list[str]:
         """Which were begun to be taken, once the clock has looked at this moment."""
@@ -59,8 +59,8 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(secret_clock, "read_boot_id", lambda: "boot")
-    return Bench(tmp_path / "secrets.json")
+    monkeypatch.setattr(deadlines, "read_boot_id", lambda: "boot")
+    return Bench(tmp_path / "deadlines.json")
 
 
 def test_it_is_taken_when_its_time_is_over_and_not_before(bench: Bench) -> None:
@@ -69,7 +69,7 @@ def test_it_is_taken_when_its_time_is_over_and_not_before(bench: Bench) -> None:
     assert bench.at(161.0) == [], "it is being taken already"
     bench.taken[0][1].code = 0
     assert bench.at(162.0) == [] and bench.ledger.said == ["the time of a secret is over: it was taken out of the guest"]
-    assert json.loads(bench.path.read_text())["secrets"] == []
+    assert json.loads(bench.path.read_text())["deadlines"] == []
 
 
 def test_a_guard_that_was_started_again_goes_on_counting(bench: Bench) -> None:
@@ -80,7 +80,7 @@ def test_a_guard_that_was_started_again_goes_on_counting(bench: Bench) -> None:
 
 def test_after_the_hosts_end_there_is_none(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.deliver()
-    monkeypatch.setattr(secret_clock, "read_boot_id", lambda: "another")
+    monkeypatch.setattr(deadlines, "read_boot_id", lambda: "another")
     bench.clock = bench.open()
     assert bench.at(1e6) == []
 
@@ -94,7 +94,7 @@ def test_one_that_is_delivered_anew_has_its_whole_time(bench: Bench) -> None:
 
 def test_one_that_was_taken_back_is_not_taken_again(bench: Bench) -> None:
     bench.deliver()
-    bench.clock.operations["secret_gone"]({"name": "token"})
+    bench.clock.operations["gone"]({"name": "token", "path": "/run/secrets/token"})
     assert bench.at(1e6) == []
 
 
@@ -108,6 +108,16 @@ def test_a_guest_that_does_not_answer_is_asked_again_and_that_ends(bench: Bench)
         moment += RETRY_S
     assert begun == ATTEMPTS
     assert bench.ledger.said == ["the time of a secret is over: the guest's agent does not answer, and only its own timer is left"]
+
+
+def test_what_is_lent_is_no_secret_of_the_same_name(bench: Bench) -> None:
+    bench.deliver("e1", 60)
+    bench.clock.operations["given"]({"name": "e1", "path": "", "seconds": 30, "message": "/data"})
+    assert bench.at(130.0) == ["e1"] and bench.taken[0][0].path == ""
+    bench.taken[0][1].code = 0
+    assert bench.at(131.0) == [] and bench.ledger.said[0] == "lent for 30 s: /data"
+    assert bench.ledger.said[1:] == ["the time of what was lent is over: it was taken back"]
+    assert bench.at(160.0) == ["e1"] and bench.taken[1][0].path == "/run/secrets/e1"
 
 
 def test_a_file_that_cannot_be_read_is_said(bench: Bench) -> None:
