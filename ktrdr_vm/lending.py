@@ -47,25 +47,32 @@ done
 
 def check_loan(instance: Instance, kind: str, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
     """UsageError for what cannot be lent to this machine. `standing` are the requests of the same kind that hold."""
-    plan, where = instance.plan, instance.identity.instance_id
-    ready = plan.facts.lending
     if kind == "mount":
-        if not ready.mounts:
-            raise _not_ready(where, "its memory is not shared, which a mount needs")
-        if not request["readonly"]:
-            raise UsageError("a folder is lent read-only", where=where, hint="approve it with --readonly; results come back as artifacts")
-        refused = refuse_path(request["source"], plan.facts.workspace, (plan.facts.workspace, *policy.mount_roots))
-        if refused:
-            raise UsageError(refused, where=where, hint="mounts.roots in the owner's policy; an approval cannot go beyond it")
-        taken = [mount.target for mount in plan.profile.mounts] + [one["target"] for one in standing]
-        taken += [plan.profile.workspace.target] if plan.profile.workspace else []
-        for other in taken:
-            if _overlap(request["target"], other):
-                raise UsageError(f"{request['target']} overlaps with {other}", where=where, hint="deny it, and say which target is free")
-        return
-    if list(standing):
-        raise UsageError("processors or memory are lent already", where=where, hint="revoke that escalation first")
-    size = plan.profile.resources
+        _check_folder(instance, request, policy, standing)
+    elif list(standing):
+        raise UsageError("processors or memory are lent already", where=instance.identity.instance_id, hint="revoke that escalation first")
+    else:
+        _check_size(instance, request)
+
+
+def _check_folder(instance: Instance, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
+    plan, where = instance.plan, instance.identity.instance_id
+    if not plan.facts.lending.mounts:
+        raise _not_ready(where, "its memory is not shared, which a mount needs")
+    if not request["readonly"]:
+        raise UsageError("a folder is lent read-only", where=where, hint="approve it with --readonly; results come back as artifacts")
+    refused = refuse_path(request["source"], plan.facts.workspace, (plan.facts.workspace, *policy.mount_roots))
+    if refused:
+        raise UsageError(refused, where=where, hint="mounts.roots in the owner's policy; an approval cannot go beyond it")
+    taken = [mount.target for mount in plan.profile.mounts] + [one["target"] for one in standing]
+    taken += [plan.profile.workspace.target] if plan.profile.workspace else []
+    for other in taken:
+        if _overlap(request["target"], other):
+            raise UsageError(f"{request['target']} overlaps with {other}", where=where, hint="deny it, and say which target is free")
+
+
+def _check_size(instance: Instance, request: dict[str, Any]) -> None:
+    size, ready, where = instance.plan.profile.resources, instance.plan.facts.lending, instance.identity.instance_id
     vcpus, memory = request.get("vcpus", size.vcpus), request.get("memory", size.memory)
     if not ready.vcpus:
         raise _not_ready(where, "it has no room for more")

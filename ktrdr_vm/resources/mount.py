@@ -85,14 +85,19 @@ class Mount(Resource):
                 bind_readonly(source, self._place)
         if not self._attached():
             self.target.libvirt.attach(self.target.identity.domain, to_text(self._device()))
-        guest = self.blueprint.connect()
         # The guest's own options are for its comfort; what holds is the bind on the host.
-        guest.run(
+        done = self.blueprint.connect().run(
             'mkdir -p -- "$TARGET" && { mountpoint -q -- "$TARGET" || mount -t virtiofs -o ro,nosuid,nodev "$TAG" "$TARGET"; }',
             environment={"TARGET": self._entry.target, "TAG": self._tag},
             become=True,
             timeout=GUEST_LIMIT,
         )
+        if done.exit_code != 0:
+            raise ProvisionError(
+                f"{self._entry.target} could not be mounted in the guest: {done.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+                where=self.target.identity.instance_id,
+                hint="the target must be a folder, or not there, and the guest's kernel must know virtiofs",
+            )
 
     def verify(self) -> list[str]:
         mounts = find_mounts(self._place)
