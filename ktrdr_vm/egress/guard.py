@@ -148,6 +148,7 @@ class Guard:
         else:
             self.granting.start(afresh=True)
             # Neither it nor the table outlives the host, and half of it is no rules: it need not be synced.
+            before.touch(mode=0o600)
             before.write_text(rules)
 
     def _stop(self) -> None:
