@@ -71,6 +71,13 @@ def approve(
     return store.answer(escalation_id, "approved", answer)
 
 
+def check_sources(instance: Instance) -> None:
+    """Before an instance wakes: UsageError or HostError when a secret that an approval delivers cannot be read now."""
+    for one in open_store(instance).list():
+        if one.packet.kind == "secret" and one.current == "approved" and one.answer is not None:
+            read_source(_make_entry(one.answer))
+
+
 def give_again(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
     """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What was applied."""
     store = open_store(instance)
@@ -97,9 +104,7 @@ def _give(instance: Instance, one: Escalation, answer: Answer, policy: OwnerPoli
         rule = EgressRule(host=answer.request["host"], ports=tuple(answer.request["ports"]), reason=answer.reason)
         grant(instance.paths.guard, one.id, rule, answer.seconds)
     elif one.packet.kind == "secret":
-        name = answer.request["name"]
-        entry = Secret(name, _path(name), env=answer.source.get("env", ""), file=answer.source.get("file", ""), ttl=answer.seconds)
-        deliver_secret(instance, entry)
+        deliver_secret(instance, _make_entry(answer))
     elif one.packet.kind in LOANS:
         lend(instance, one.id, one.packet.kind, answer.request, policy, seconds=answer.seconds, reason=answer.reason)
     else:
@@ -246,6 +251,11 @@ def _check_source(instance: Instance, policy: OwnerPolicy, source: Secret | None
     # Read once now: an approval that cannot be kept is none.
     read_source(source)
     return {"env": source.env} if source.env else {"file": source.file}
+
+
+def _make_entry(answer: Answer) -> Secret:
+    name, source = answer.request["name"], answer.source
+    return Secret(name, _path(name), env=source.get("env", ""), file=source.get("file", ""), ttl=answer.seconds)
 
 
 def deliver_secret(instance: Instance, entry: Secret) -> None:

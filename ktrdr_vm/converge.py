@@ -39,6 +39,8 @@ def find_changes(before: Plan, after: Plan) -> tuple[Change, ...]:
         ("resources.memory", old.resources.memory, new.resources.memory, "restart"),
         # Shared memory, which mounts need, is decided when the machine starts.
         ("mounts", plain(old.mounts), plain(new.mounts), "restart"),
+        # So is the room for what approvals may lend.
+        ("lending", _describe_lending(before), _describe_lending(after), "restart"),
         ("egress", [str(rule) for rule in before.rules], [str(rule) for rule in after.rules], "live"),
         ("secrets", plain(old.secrets), plain(new.secrets), "live"),
         ("environment", plain(old.environment), plain(new.environment), "live"),
@@ -74,6 +76,12 @@ def render_difference(before: Plan, after: Plan) -> str:
 
 def _describe(plan: Plan) -> str:
     return f"OTLP to {plan.collector.url}" if plan.collector else "none"
+
+
+def _describe_lending(plan: Plan) -> str:
+    lending = plan.facts.lending
+    size = f"up to {lending.vcpus} vcpus and {lending.memory} MiB" if lending.vcpus else ""
+    return " and ".join(filter(None, ("mounts" if lending.mounts else "", size))) or "nothing"
 
 
 def _show(value: object) -> str:

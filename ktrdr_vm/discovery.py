@@ -17,9 +17,10 @@ from ktrdr_vm.host.journal import is_locked, list_directories, list_journals, re
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_tables, read_comment
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.running import end_process
 from ktrdr_vm.instance import Instance
 from ktrdr_vm.plan.identity import TABLE_PREFIX, Identity, make_home_token, parse_instance_id
-from ktrdr_vm.resources.domain import end_process, find_qemu
+from ktrdr_vm.resources.domain import find_qemu
 
 _MARK = re.compile(r"ktrdr-vm instance_id=([a-z0-9-]{1,63}) home=([0-9a-f]{8})")
 

@@ -24,7 +24,6 @@ from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.resources import make_resources
 from ktrdr_vm.resources.base import Blueprint, Notify, Resource, Target, quiet
 from ktrdr_vm.resources.base import Verb as Verb
-from ktrdr_vm.resources.mount import Mount
 from ktrdr_vm.teardown import find_residue, tear_down
 
 if TYPE_CHECKING:
@@ -126,8 +125,13 @@ class Instance:
         blueprint = self._blueprint(plan, journal, read_secret, mount_roots)
         resources = make_resources(self._target(), blueprint)
         for resource in resources[len(self._host_side(resources)) :]:
-            if not (isinstance(resource, Mount) and resource.is_lent):
+            if resource.planned:
                 self.ensure(resource, journal, notify)
+            elif resource.key in journal.resources:
+                # Of an earlier plan. What is lent stands in no journal, and stays.
+                resource.remove()
+                journal.strike(resource.key)
+                notify(resource.kind, resource.name, "removed", 0.0)
 
     @staticmethod
     def _host_side(resources: tuple[Resource, ...]) -> tuple[Resource, ...]:

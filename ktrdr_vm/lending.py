@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,7 +25,7 @@ from ktrdr_vm.plan.domain_memory import LENT_MEMORY, LENT_STEP, find_lendable
 from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.profile.model import Mount as MountEntry
 from ktrdr_vm.profile.policy import OwnerPolicy, refuse_path
-from ktrdr_vm.resources.mount import Mount
+from ktrdr_vm.resources.mount import CUT_LIMIT, Mount
 
 # Seconds for a guest to take or give back what it is told to. An emulated one is slow.
 TAKE_LIMIT, RETURN_LIMIT = 60.0, 20.0
@@ -200,7 +201,11 @@ def _resize(instance: Instance, extra: int) -> None:
 
 def _open_mount(instance: Instance, loan: str, entry: MountEntry | None, roots: tuple[str, ...]) -> Mount:
     [overlay] = [one for one in instance.open_resources(mount_roots=roots) if one.kind == "overlay"]
-    return Mount(overlay.target, overlay.blueprint, loan, entry)
+    blueprint = overlay.blueprint
+    if entry is None:
+        # To take it back a guest is asked, and not waited for.
+        blueprint = replace(blueprint, connect=lambda: instance.connect(limit=CUT_LIMIT))
+    return Mount(overlay.target, blueprint, loan, entry)
 
 
 def _describe(request: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ def suspend(instance_id: str) -> None:
 @instance_argument
 def resume(instance_id: str) -> None:
     """Bring INSTANCE_ID back. Its secrets are read again from where its profile says, so their variables must be set."""
-    from ktrdr_vm.answers import give_again
+    from ktrdr_vm.answers import check_sources, give_again
     from ktrdr_vm.cli.access import open_instance
     from ktrdr_vm.cli.progress import show_resource
     from ktrdr_vm.host.owner_policy import read_policy
@@ -40,6 +40,7 @@ def resume(instance_id: str) -> None:
     with instance.locked():
         # All of them before anything is begun.
         secrets = {secret.name: read_source(secret) for secret in instance.plan.profile.secrets}
+        check_sources(instance)
         policy = read_policy()
         resume_instance(instance, read_secret=lambda secret: secrets[secret.name], mount_roots=policy.mount_roots, notify=show_resource)
         for one in give_again(instance, policy):

@@ -84,6 +84,11 @@ class Resource(ABC):
         """How the journal calls it."""
         return self.kind
 
+    @property
+    def planned(self) -> bool:
+        """Is it part of the plan? What is not is there to be removed only: lent by an approval, or of an earlier plan."""
+        return True
+
     @abstractmethod
     def exists(self) -> bool:
         """Is it there, or any part of it?"""

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import select
-import signal
 from pathlib import Path
 
 from ktrdr_vm.errors import ForeignError, ProvisionError
 from ktrdr_vm.guest.agent import give_identity, give_network
 from ktrdr_vm.host.fork import fill_memory, load_state
 from ktrdr_vm.host.libvirt import DomainFacts
+from ktrdr_vm.host.running import end_process, find_processes
 from ktrdr_vm.plan.domain_xml import render_interface, shares_memory, to_text
 from ktrdr_vm.resources.base import Resource
-
-# QEMU unmapping a large guest is the slow case.
-END_LIMIT = 10.0
 
 
 class Domain(Resource):
@@ -66,8 +61,10 @@ class Domain(Resource):
         """A fork whose memory is its own is given the template's; another one maps it."""
         plan = self.blueprint.plan
         if shares_memory(plan.profile, plan.facts):
-            [pid] = self._processes()
-            fill_memory(pid, source)
+            pids = self._processes()
+            if len(pids) != 1:
+                raise ProvisionError(f"{len(pids)} processes of QEMU run {self.name}", where=self.name, hint="look at its console.log")
+            fill_memory(pids[0], source)
 
     def verify(self) -> list[str]:
         facts = self._find()
@@ -102,29 +99,6 @@ def find_qemu(domain: str, directory: Path | None = None) -> list[int]:
     marker = f"guest={domain},".encode()
     # libvirt writes its block devices as JSON.
     place = json.dumps(f"{directory}/")[1:-1].encode() if directory is not None else b""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue  # it ended while we looked
-            if b"qemu" in words[0] and any(word.startswith(marker) for word in words) and any(place in word for word in words):
-                found.append(int(entry.name))
-    return found
-
-
-def end_process(pid: int) -> None:
-    """End the process and wait until the kernel has let go of it."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
-        # A pidfd becomes readable when its process has ended.
-        select.select([handle], [], [], END_LIMIT)
-    except ProcessLookupError:
-        return
-    finally:
-        os.close(handle)
+    return find_processes(
+        lambda words: b"qemu" in words[0] and any(word.startswith(marker) for word in words) and any(place in word for word in words)
+    )

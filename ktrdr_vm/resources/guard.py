@@ -15,6 +15,7 @@ from ktrdr_vm.errors import KtrdrError, ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.host.owner_policy import read_collector_headers
+from ktrdr_vm.host.running import find_processes
 from ktrdr_vm.plan.plan import canonical_json, plain
 from ktrdr_vm.resources.base import Resource
 
@@ -181,19 +182,9 @@ def _holds(path: Path, text: str) -> bool:
 def find_guards(directory: Path) -> list[int]:
     """The guard of this folder and its children: all of them name the folder in their arguments."""
     marker = os.fsencode(directory)
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue  # it ended while we looked
-        if any(word == marker or word.startswith(marker + b"/") for word in words) and _is_guard(words):
-            found.append(int(entry.name))
-    return found
+    return find_processes(lambda words: any(word == marker or word.startswith(marker + b"/") for word in words) and _is_guard(words))
 
 
 def _is_guard(words: list[bytes]) -> bool:
-    ours = {b"ktrdr_vm.egress.guard", b"ktrdr_vm.egress.child", b"ktrdr_vm.egress.telemetry_child"}
+    ours = {b"ktrdr_vm.egress.guard", b"ktrdr_vm.egress.child", b"ktrdr_vm.egress.telemetry_child", b"ktrdr_vm.lending"}
     return bool(ours & set(words)) or words[0].endswith(b"haproxy")

@@ -13,10 +13,10 @@ from xml.etree import ElementTree
 
 from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ProvisionError
 from ktrdr_vm.host.mounts import bind_readonly, find_mounts, open_beneath, unmount
+from ktrdr_vm.host.running import end_process, find_processes
 from ktrdr_vm.plan.domain_xml import element, to_text
 from ktrdr_vm.profile.model import Mount as MountEntry
 from ktrdr_vm.resources.base import Blueprint, Resource, Target
-from ktrdr_vm.resources.domain import end_process
 
 GUEST_LIMIT = 60.0
 # An approval's end is not the guest's to put off.
@@ -42,9 +42,8 @@ class Mount(Resource):
         self._wanted = entry
 
     @property
-    def is_lent(self) -> bool:
-        """Is it of an approval, and no part of the plan?"""
-        return not self.mark.isdigit()
+    def planned(self) -> bool:
+        return self._wanted is not None
 
     @property
     def key(self) -> str:
@@ -141,14 +140,10 @@ class Mount(Resource):
 
     def _servers(self) -> list[int]:
         """The daemons of virtiofs that serve this folder, and nothing else: libvirt starts one for each mount."""
-        found, shown = [], f"source={self._place}".encode()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):  # it ended while we looked
-                    words = (entry / "cmdline").read_bytes().split(b"\0")
-                    if b"virtiofsd" in words[0] and any(word == shown or word.startswith(shown + b",") for word in words):
-                        found.append(int(entry.name))
-        return found
+        shown = f"source={self._place}".encode()
+        return find_processes(
+            lambda words: b"virtiofsd" in words[0] and any(word == shown or word.startswith(shown + b",") for word in words)
+        )
 
     def remove(self) -> None:
         while find_mounts(self._place):

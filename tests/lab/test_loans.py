@@ -14,6 +14,7 @@ from laboratory.recorder import wait_until
 from ktrdr_vm import answers
 from ktrdr_vm.errors import ProvisionError, UsageError
 from ktrdr_vm.gather import gather
+from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.guest.personalize import personalize
 from ktrdr_vm.host import owner_policy
 from ktrdr_vm.host.libvirt import Libvirt
@@ -21,7 +22,6 @@ from ktrdr_vm.host.mounts import find_mounts
 from ktrdr_vm.host.owner_policy import read_policy
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.instance import BOOT_LIMIT, Instance
-from ktrdr_vm.resources.mount import Mount
 from ktrdr_vm.suspension import resume, suspend
 from ktrdr_vm.template import build_template, find_template
 
@@ -96,7 +96,8 @@ def borrower(lab: Lab, image: Image, libvirt: Libvirt, tmp_path_factory: pytest.
 def test_a_fork_has_the_mounts_of_its_profile(borrower: Borrower) -> None:
     """Its memory is its own, so that virtiofs can see it, and came from the template: it never booted."""
     assert borrower.shell("cat /data/input.txt") == "from the host"
-    assert "overlay" in borrower.shell("dmesg | tail -n +1 | grep -c . >/dev/null; docker info --format '{{.Driver}}'")
+    live = borrower.instance.libvirt.describe(borrower.instance.identity.domain)
+    assert borrower.instance.require_journal().template and 'value="-incoming"' in live.replace("'", '"')
 
 
 def test_a_folder_is_lent_and_goes_at_its_end(borrower: Borrower) -> None:
@@ -167,17 +168,19 @@ def test_a_loan_outlives_a_rest_and_not_its_end(borrower: Borrower) -> None:
 
 
 def test_a_guest_that_keeps_a_folder_keeps_nothing(borrower: Borrower, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not unmount when it is asked to, and lets the request to unplug lie: the daemon is ended. Without `end_process` this fails.
+    """It answers no SSH, and lets the request to unplug lie: the daemon is ended. Without `end_process` this fails.
 
-    The last test: the dead device stays in the machine, which cannot rest any more.
+    The last test: nobody gets in any more, and the dead device stays in the machine, which cannot rest.
     """
-    lent = borrower.asks("mount ./more /kept")
+    lent, instance = borrower.asks("mount ./more /kept"), borrower.instance
     borrower.is_given(lent, 600)
     assert borrower.shell("cat /kept/deep/input.txt") == "lent"
-    monkeypatch.setattr(Mount, "_ask_guest", lambda *_: None)
+    borrower.shell("systemctl stop ssh.socket ssh.service 2>/dev/null; pkill -x sshd; true")
+    instance.close()
     monkeypatch.setattr(Libvirt, "detach", lambda *_: None)
-    answers.take_back(borrower.instance, lent, reason="over")
-    assert borrower.state(lent) == "revoked" and not find_mounts(borrower.instance.paths.mounts / lent)
+    answers.take_back(instance, lent, reason="over")
+    assert borrower.state(lent) == "revoked" and not find_mounts(instance.paths.mounts / lent)
     (borrower.workspace / "more" / "deep" / "later.txt").write_text("not yours\n")
-    said = borrower.shell("(cat /kept/deep/later.txt > /tmp/said 2>&1 &) ; sleep 5; cat /tmp/said")
-    assert "not yours" not in said
+    look = "(cat /kept/deep/later.txt > /tmp/said 2>&1 &) ; sleep 5; cat /tmp/said; echo seen"
+    said = run_script(instance.libvirt, instance.identity.domain, look, "look")
+    assert "not yours" not in said and "seen" in said

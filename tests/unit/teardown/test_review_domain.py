@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.host import running
 from ktrdr_vm.host.libvirt import DomainFacts
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance import Instance
 from ktrdr_vm.plan.identity import parse_instance_id
-from ktrdr_vm.resources import domain as domain_module
 from ktrdr_vm.resources.base import Target
 from ktrdr_vm.resources.domain import Domain, find_qemu
 from ktrdr_vm.resources.overlay import Overlay
@@ -48,7 +48,7 @@ def test_a_qemu_of_another_home_is_not_found(monkeypatch: pytest.MonkeyPatch, tm
     entry.mkdir()
     words = ["/usr/bin/qemu-system-x86_64", "-name", "guest=ktrdr-one,debug-threads=on", '{"filename":"/else/instances/one/overlay.qcow2"}']
     (entry / "cmdline").write_bytes("\0".join(words).encode())
-    monkeypatch.setattr(domain_module, "Path", lambda *_: SimpleNamespace(iterdir=lambda: [entry]))
+    monkeypatch.setattr(running, "Path", lambda *_: SimpleNamespace(iterdir=lambda: [entry]))
     assert find_qemu("ktrdr-one", Path("/else/instances/one")) == [4711]
     assert find_qemu("ktrdr-one", Path("/ours/instances/one")) == []
 
