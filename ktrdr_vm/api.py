@@ -143,9 +143,8 @@ class Instance:
         )
         self._held.enter_context(stage.instance.locked())
         self._stage = stage
-        owner = (plan.facts.owner_uid, plan.facts.owner_gid)
         self._recorder = Recorder(
-            RunDirectory(self._home.run(self.instance_id, run_id), self.instance_id, owner, self._mask), self._listener
+            RunDirectory(self._home.run(self.instance_id, run_id), self.instance_id, plan.facts.owner, self._mask), self._listener
         )
         try:
             stage.provision(self._recorder)
@@ -163,7 +162,7 @@ class Instance:
                 return
             stage, self._stage = self._stage, None
             with contextlib.suppress(OSError):
-                stage.keep_evidence(self._recorder)
+                stage.harvest.keep_evidence(self._recorder)
             _, failed = stage.destroy(self._recorder)
             self._recorder.directory.close()
             if failed is not None:

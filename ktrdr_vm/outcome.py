@@ -66,9 +66,9 @@ def assemble(
     """The report of a run that has ended, of what its VMs, its ledger and its artifacts say. `stages` begin with the workload's VM."""
     stage = stages[0]
     plan = stage.plan
-    rows = [row for one in stages for row in one.ledger or ()]
+    rows = [row for one in stages for row in one.harvest.ledger or ()]
     allowed, denied = sum_up_egress(rows, results.gates)
-    artifacts = tuple(artifact for one in stages for artifact in one.artifacts)
+    artifacts = tuple(artifact for one in stages for artifact in one.harvest.artifacts)
     outcome: RunOutcome = "passed" if results.passed else "failed"
     if interrupted or error is not None:
         outcome = "interrupted" if interrupted else "escalated" if isinstance(error, EscalationStop) else "error"
@@ -93,7 +93,7 @@ def assemble(
         verification=results.verification,
         allowed=allowed,
         denied=denied,
-        escalations=tuple(asked for one in stages for asked in one.escalations),
+        escalations=tuple(asked for one in stages for asked in one.harvest.escalations),
         artifacts=artifacts,
         tests=read_test_files(artifacts, recorder.directory.path),
         commits=tuple(replace(one, changed=one.changed[:MAX_CHANGED]) for one in commits),

@@ -25,8 +25,9 @@ class Recorder:
         self.resources: list[dict[str, str]] = []
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """A stretch of the run with its time; it failed when it is left by an exception."""
+    def phase(self, name: str, *, of: str = "") -> Iterator[None]:
+        """A stretch of the run with its time; it failed when an exception leaves it. `of` says whose it is, beside the workload's VM."""
+        name = f"{of}: {name}" if of else name
         self.listener.phase(name)
         self.directory.event("phase_started", phase=name)
         phase = Phase(name, "failed", now(), 0.0)

@@ -118,9 +118,8 @@ class Run:
         plan = self._gathered.plan
         began = time.monotonic()
         path = self._home.run(plan.identity.instance_id, self._results.run_id)
-        owner = (plan.facts.owner_uid, plan.facts.owner_gid)
         with explained(str(path)):
-            recorder = Recorder(RunDirectory(path, plan.identity.instance_id, owner, self._mask), self._listener)
+            recorder = Recorder(RunDirectory(path, plan.identity.instance_id, plan.facts.owner, self._mask), self._listener)
             recorder.directory.event("run_continued" if self._stop else "run_started", profile=plan.profile.name, plan_digest=plan.digest)
             recorder.directory.write("plan.json", canonical_json(plan.to_json()))
         error: KtrdrError | None = None
@@ -171,20 +170,20 @@ class Run:
             stage.provision(recorder)
             self._results.gates = stage.run_gates(playbooks[:1] if stage.plan.profile.workload else playbooks, recorder)
         if stage.plan.profile.workload is None:
-            stage.fetch_artifacts(recorder)
+            stage.harvest.fetch_artifacts(recorder)
             return
         if self._results.passed:
             self._results.workload = stage.run_workload(recorder, again=self._stop is not None)
-            self._results.returned = stage.pull(recorder)
-            stage.fetch_notes(recorder)
+            self._results.returned = stage.harvest.pull(recorder)
+            stage.harvest.fetch_notes(recorder)
         refused = "" if self._results.passed else "an earlier gate or the workload did not pass"
         if choose_mode(stage.plan.profile) == "same":
             judged = stage.as_worked().run_gates(playbooks[1:], recorder, refused=refused)
             self._results.gates += judged
-            stage.fetch_artifacts(recorder)
+            stage.harvest.fetch_artifacts(recorder)
             self._results.verification = sum_up(stage.plan, "same", judged, refused)
             return
-        stage.fetch_artifacts(recorder)
+        stage.harvest.fetch_artifacts(recorder)
         self._verify(playbooks, recorder, refused)
 
     def _verify(self, playbooks: list[Playbook], recorder: Recorder, refused: str) -> None:
@@ -199,7 +198,7 @@ class Run:
                 fresh = self._add_stage(gathered, "verification")
                 fresh.provision(recorder)
                 judged = fresh.run_gates(playbooks, recorder)
-                fresh.fetch_artifacts(recorder)
+                fresh.harvest.fetch_artifacts(recorder)
         except KtrdrError as error:
             message = error.message
             raise
@@ -211,7 +210,7 @@ class Run:
 
     def _end(self, stage: Stage, recorder: Recorder) -> None:
         """Evidence, then destroy. Raises what destroying met; the residue is remembered."""
-        stage.keep_evidence(recorder)
+        stage.harvest.keep_evidence(recorder)
         residue, error = stage.destroy(recorder)
         self._results.residue += residue
         if error is not None:
@@ -232,7 +231,7 @@ class Run:
             if stage.destroyed:
                 continue
             try:
-                stage.keep_evidence(recorder)
+                stage.harvest.keep_evidence(recorder)
             except (OSError, KtrdrError) as caught:
                 error = error or (caught if isinstance(caught, KtrdrError) else self._explain(caught, recorder))
             if self._keeps(stage, failed or error is not None) or (self._stop is not None and stage.asleep):
@@ -263,7 +262,7 @@ class Run:
     def _rest(self, recorder: Recorder) -> None:
         """The instance sleeps until the escalation is answered. The evidence so far is kept now."""
         [stage] = self._stages
-        stage.keep_evidence(recorder)
+        stage.harvest.keep_evidence(recorder)
         gathered, options = self._gathered, self._options
         write_stop(
             stage.instance,

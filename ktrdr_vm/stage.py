@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ktrdr_vm.allocation import read_allocation, require_room
 from ktrdr_vm.answers import find_pending, find_stop, give_again
@@ -14,17 +13,13 @@ from ktrdr_vm.converge import find_changes, require_possible
 from ktrdr_vm.delivered import drop_secret
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import EscalationStop, KtrdrError, ResidueError
-from ktrdr_vm.escalation.store import EscalationStore
-from ktrdr_vm.evidence import list_fetched
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.gather import Gathered
-from ktrdr_vm.guest.artifacts import ArtifactLimits, fetch_artifacts
-from ktrdr_vm.guest.commits import Returned, pull_commits
-from ktrdr_vm.guest.guide import NOTES
 from ktrdr_vm.guest.personalize import personalize
 from ktrdr_vm.guest.workspace import copy_in
+from ktrdr_vm.harvest import Harvest
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.libvirt import Libvirt
@@ -37,16 +32,12 @@ from ktrdr_vm.plan.plan import Plan, canonical_json
 from ktrdr_vm.prepare import build_best, find_best
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.recorder import Recorder
-from ktrdr_vm.report.artifacts import make_artifacts
-from ktrdr_vm.report.model import Artifact, GateResult, StageName, WorkloadResult
+from ktrdr_vm.report.model import GateResult, StageName, WorkloadResult
 from ktrdr_vm.sampler import Sampler, measure_gate
 from ktrdr_vm.snapshot import adopt, find_snapshot
 from ktrdr_vm.suspension import resume, shut_down
 from ktrdr_vm.template import fits
 from ktrdr_vm.workload import run_workload
-
-# Notes are for reading.
-_NOTE_LIMITS = ArtifactLimits(files=20, total=2 * 1024 * 1024, single=256 * 1024, seconds=60)
 
 
 class Stage:
@@ -71,14 +62,11 @@ class Stage:
         self.plan = gathered.plan
         self.instance = Instance(home, gathered.plan.identity, libvirt)
         self.image: Image | None = None
-        self.ledger: list[dict[str, Any]] | None = None
-        self.escalations: tuple[dict[str, Any], ...] = ()
-        self.artifacts: tuple[Artifact, ...] = ()
+        self.harvest = Harvest(gathered, self.instance, folder="verification" if name == "verification" else "", since=since)
         self._home = home
         self.destroyed = False
         self.sampler = Sampler(libvirt, gathered.plan.identity.domain, gathered.plan.identity.instance_id, ended=self.instance.hang_up)
         self._run_id = run_id
-        self._since = since
         self._name = name
         self._secrets = secrets
         self._mask = mask
@@ -91,7 +79,7 @@ class Stage:
     def provision(self, recorder: Recorder) -> None:
         """Image, template, resources, boot, identity, workspace. The plan is the one that knows the image afterwards."""
         instance = self.instance
-        with self._phase("image", recorder):
+        with self._phase(recorder, "image"):
             image = self.image = ensure_image(
                 self.plan.profile.image, self.gathered.recipe, self._home.images, progress=recorder.listener.note
             )
@@ -106,10 +94,10 @@ class Stage:
             note = recorder.listener.note
             template = find_best(self._home, self.gathered, plan, image, note)
             if template is None:
-                with self._phase("template", recorder):
+                with self._phase(recorder, "template"):
                     template = build_best(self._home, self.gathered, plan, image, instance.libvirt, note)
         roots = self.gathered.policy.mount_roots
-        with self._phase("create", recorder):
+        with self._phase(recorder, "create"):
             if instance.journal is not None and plan.profile.mode == "sandbox":
                 recorder.listener.note("an earlier run left this instance; it is destroyed first")
                 instance.destroy(notify=recorder.hear_resource)
@@ -128,9 +116,9 @@ class Stage:
                 # An instance that stays has had other runs.
                 ask_guard(instance.paths.guard, "run_began", run_id=self._run_id)
         self.sampler.start()
-        with self._phase("boot", recorder):
+        with self._phase(recorder, "boot"):
             guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
-        with self._phase("personalize", recorder):
+        with self._phase(recorder, "personalize"):
             if self._source:
                 adopt(guest, read_allocation(instance.paths, instance.require_journal()).login_public_key)
             personalize(guest, plan, self._environment)
@@ -141,7 +129,7 @@ class Stage:
             if plan.profile.mode == "interactive" and guest.run(["test", "-e", f"{target}/.git"], timeout=60).exit_code == 0:
                 recorder.listener.note(f"{target} is there and stays as it is: somebody works in it")
                 return
-            with self._phase("workspace", recorder):
+            with self._phase(recorder, "workspace"):
                 copy_in(
                     self.gathered.repository,
                     plan.profile.workspace,
@@ -165,7 +153,7 @@ class Stage:
             if running and secret not in plan.profile.secrets:
                 drop_secret(instance, secret.name)
         if self._restart and running:
-            with self._phase("shut down", recorder):
+            with self._phase(recorder, "shut down"):
                 shut_down(instance)
 
     def run_gates(self, playbooks: Iterable[Playbook], recorder: Recorder, *, refused: str = "") -> tuple[GateResult, ...]:
@@ -177,15 +165,14 @@ class Stage:
             if refused:
                 results.append(GateResult(playbook.name, "skipped", now(), 0.0, message=refused, stage=self._name))
                 continue
-            with self._phase(f"gate {playbook.name}", recorder):
+            with self._phase(recorder, f"gate {playbook.name}"):
                 self.instance.require_closed()
                 result = replace(self._run_gate(playbook, recorder), stage=self._name)
                 if result.outcome == "error":
                     why = self._mask(explain_loss(self.instance))
                     result = replace(result, message=f"{result.message}; {why}" if why else result.message)
                 results.append(replace(result, usage=measure_gate(result, self.sampler.samples, now())))
-                folder = self._artifacts(recorder) / playbook.name
-                self.artifacts += list_fetched(folder, playbook.name, recorder.directory.path)
+                self.harvest.add_fetched(playbook.name, recorder)
                 if result.outcome == "passed":
                     self.open_brokers(playbook)
                 with contextlib.suppress(KtrdrError):
@@ -205,8 +192,8 @@ class Stage:
         context = GateContext(
             extra_vars=dict(self.plan.profile.vars),
             roots=(path.resolve().parent, *((repository.root,) if repository else ())),
-            artifacts=self._artifacts(recorder) / playbook.name,
-            owner=self._owner,
+            artifacts=self.harvest.place_artifacts(recorder) / playbook.name,
+            owner=self.plan.facts.owner,
             environment=self._environment,
             mask=self._mask,
             on_event=recorder.hear_gate,
@@ -219,7 +206,7 @@ class Stage:
         pending = find_pending(self.instance)
         if pending:
             raise self._stop(pending[0])
-        with self._phase("resume", recorder):
+        with self._phase(recorder, "resume"):
             self.image = ensure_image(self.plan.profile.image, self.gathered.recipe, self._home.images, progress=recorder.listener.note)
             self.plan = know_image(self.plan, self.image)
             roots = self.gathered.policy.mount_roots
@@ -242,7 +229,7 @@ class Stage:
         if workload is None:
             return None
         policy = self.gathered.policy
-        with self._phase("workload", recorder):
+        with self._phase(recorder, "workload"):
             result = run_workload(
                 self.instance.connect,
                 workload,
@@ -258,31 +245,6 @@ class Stage:
                 raise self._stop(pending[0])
             return result
 
-    def pull(self, recorder: Recorder) -> Returned:
-        """The workload's commits, in the person's repository."""
-        workspace, repository = self.plan.profile.workspace, self.gathered.repository
-        if workspace is None or repository is None:
-            return Returned()
-        with self._phase("commits", recorder):
-            return pull_commits(repository, self.plan.facts.base_commit, workspace.target, self.instance.connect(), self.plan.identity)
-
-    def fetch_artifacts(self, recorder: Recorder) -> None:
-        """Bring back what the profile names."""
-        if not self.plan.profile.artifacts:
-            return
-        with self._phase("artifacts", recorder):
-            fetched = fetch_artifacts(self.instance.connect(), self.plan.profile.artifacts, self._artifacts(recorder), owner=self._owner)
-            self.artifacts += make_artifacts(fetched, beneath="artifacts/" if self._folder else "")
-
-    def fetch_notes(self, recorder: Recorder) -> None:
-        """Bring back what the workload wrote for the reviewer, in the agreed place. None is no error: the bundle names what is missing."""
-        workspace = self.plan.profile.workspace
-        if workspace is None:
-            return
-        folder, place = recorder.directory.path / "notes", f"{workspace.target}/{NOTES}"
-        rows = fetch_artifacts(self.instance.connect(), [place], folder, owner=self._owner, limits=_NOTE_LIMITS)
-        self.artifacts += make_artifacts(row for row in rows if row.path or row.source != place)
-
     def as_worked(self) -> Stage:
         """The same VM, and from now on what its gates say is said after the workload."""
         self._name = "work"
@@ -290,23 +252,11 @@ class Stage:
 
     # -- backward ---------------------------------------------------------------------------------------------------
 
-    def keep_evidence(self, recorder: Recorder) -> None:
-        """Console and ledger, before the instance goes. The ledger is read once: its directory goes too."""
-        if self.instance.paths.guard.exists():
-            with contextlib.suppress(KtrdrError):
-                ask_guard(self.instance.paths.guard, "flush")
-        name = f"console-{self._folder}.log" if self._folder else "console.log"
-        recorder.directory.keep_console(self.instance.paths.console, name)
-        store = EscalationStore(self.instance.paths.escalations, self.plan.identity.instance_id)
-        self.escalations = tuple(one.to_json() for one in store.list()) or self.escalations
-        if self.ledger is None:
-            self.ledger = recorder.directory.keep_ledger(self.instance.paths.ledger, since=self._since, add=bool(self._folder))
-
     def destroy(self, recorder: Recorder) -> tuple[tuple[str, ...], KtrdrError | None]:
         """Residue, and what went wrong."""
         self.sampler.stop()
         try:
-            with self._phase("destroy", recorder):
+            with self._phase(recorder, "destroy"):
                 self.instance.destroy(notify=recorder.hear_resource)
             self.destroyed = True
         except ResidueError as error:
@@ -333,20 +283,8 @@ class Stage:
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def _phase(self, name: str, recorder: Recorder) -> contextlib.AbstractContextManager[None]:
-        return recorder.phase(f"{self._folder}: {name}" if self._folder else name)
-
-    @property
-    def _folder(self) -> str:
-        """What its files and phases are called by, beside those of the workload's VM."""
-        return "verification" if self._name == "verification" else ""
-
-    def _artifacts(self, recorder: Recorder) -> Path:
-        return recorder.directory.path / "artifacts" / self._folder
-
-    @property
-    def _owner(self) -> tuple[int, int]:
-        return self.plan.facts.owner_uid, self.plan.facts.owner_gid
+    def _phase(self, recorder: Recorder, name: str) -> contextlib.AbstractContextManager[None]:
+        return recorder.phase(name, of=self.harvest.folder)
 
     @property
     def _environment(self) -> dict[str, str]:

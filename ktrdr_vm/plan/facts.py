@@ -101,6 +101,11 @@ class Facts:
     lending: Lending = Lending()
     """As far as the owner's policy lets escalations go, where the profile has somebody who asks."""
 
+    @property
+    def owner(self) -> tuple[int, int]:
+        """User and group of the person who asked, to whom the evidence belongs."""
+        return self.owner_uid, self.owner_gid
+
 
 @dataclass(frozen=True)
 class Allocation:

@@ -86,7 +86,7 @@ class Guard(Resource):
             "exceptions": [[str(address), port] for address, port in facts.owner_reserved],
             "ledger": str(self.target.paths.ledger),
             "escalations": str(self.target.paths.escalations) if blueprint.plan.profile.asks else "",
-            "owner": [facts.owner_uid, facts.owner_gid],
+            "owner": list(facts.owner),
             "telemetry": self._telemetry(),
             "brokers": [{"secret": route.secret, "port": route.port, "after": route.broker.after} for route in blueprint.plan.routes],
         }

@@ -15,6 +15,7 @@ FLOORS = {
     "run": 11,
     "outcome": 10.5,
     "stage": 10,
+    "harvest": 9.5,
     "verification": 10,
     "first_lines": 9,
     "recorder": 9,
