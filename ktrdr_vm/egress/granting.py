@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ktrdr_vm.egress.given import Given
 from ktrdr_vm.egress.grant_book import GrantBook
 from ktrdr_vm.egress.grants import MAX_GRANTS, Grant, parse_grant, refuse_grant
 from ktrdr_vm.egress.ledger import Ledger
@@ -30,6 +31,7 @@ class Granting:
         rules: Rules,
         sets: AllowSets,
         proxy: ProxyControl,
+        given: Given,
         ledger: Ledger,
         *,
         changed: Callable[[], None],
@@ -39,6 +41,7 @@ class Granting:
         self._rules = rules
         self._sets = sets
         self._proxy = proxy
+        self._given = given
         self._ledger = ledger
         self._changed = changed
         self._kill_proxy = kill_proxy
@@ -148,6 +151,8 @@ class Granting:
         self._proxy.write_maps(maps)
         try:
             self._proxy.load_maps(maps)
+            # What one rule let an address pass for is not for the next one.
+            self._given.forget()
         except KtrdrError as error:
             self._no_proxy(error)
         self._changed()

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from ktrdr_vm.egress.brokers import Brokers
 from ktrdr_vm.egress.children import bind_early, listen_unix, start_proxy
 from ktrdr_vm.egress.deadlines import Deadlines
+from ktrdr_vm.egress.given import Given
 from ktrdr_vm.egress.grant_book import GrantBook
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.judging import Judge
@@ -87,6 +88,7 @@ class Guard:
         self.space = SpaceWatch(directory, machine, self.ledger)
         self.deadlines = Deadlines(directory / "deadlines.json", self.config["domain"], self.ledger)
         self.proxy_control = proxy = ProxyControl(directory)
+        self.given = Given(proxy)
         self.brokers = Brokers(self.config["brokers"], proxy, self.ledger)
         self.proxy_sockets |= self.brokers.listen(gateway)
         self.granting = Granting(
@@ -94,12 +96,13 @@ class Guard:
             rules,
             self.sets,
             proxy,
+            self.given,
             self.ledger,
             changed=lambda: self.resolver.grants_changed(),
             kill_proxy=self._kill_proxy,
         )
         uid, listeners = int(self.config["resolver_uid"]), (self.udp, self.tcp)
-        self.resolver = ResolverLink(directory, self.resolver_config, listeners, uid, self.sets, self.granting, self.ledger)
+        self.resolver = ResolverLink(directory, self.resolver_config, listeners, uid, self.sets, self.granting, self.given, self.ledger)
         # First of all: what it imports takes it longer than the guard.
         self._start_resolver()
         self.judge = Judge(self.config["table"], gateway, self.sets, proxy, self.granting)
@@ -160,6 +163,7 @@ class Guard:
         self.selector.register(self.resolver.start(), selectors.EVENT_READ, self.resolver.serve)
 
     def _start_proxy(self) -> None:
+        self.given.proxy_starts()
         self.proxy = start_proxy(self.directory / "proxy.cfg", self.proxy_sockets, int(self.config["proxy_uid"]))
         assert self.proxy.stdout is not None
         self.brokers.proxy_started()
@@ -267,6 +271,7 @@ class Guard:
         self.granting.end_due()
         self.granting.look_again()
         self._keep_connections()
+        self.given.look()
         self.proxy_log.count_lost()
         self.watch.look()
         self.space.look()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ktrdr_vm.egress.control import short_name
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.plan.wiring import GRANT_MAPS
 
 TIMEOUT = 1.0
+# Commands in one line, of which HAProxy takes 16 KiB.
+_AT_ONCE = 24
 _SESSION = re.compile(r"^(0x[0-9a-f]+): .*?^  frontend=(\S+) .*? addr=(\S+)$", re.MULTILINE | re.DOTALL)
 
 
@@ -70,6 +73,14 @@ class ProxyControl:
     def end_sessions(self, sessions: Iterable[Session]) -> None:
         for session in sessions:
             self.ask(f"shutdown session {session.id}")
+
+    def change_list(self, verb: Literal["add", "del"], list_file: str, entries: Sequence[str]) -> None:
+        """Entries without a space; one that is not there, or is there already, is no error."""
+        for first in range(0, len(entries), _AT_ONCE):
+            self.ask(";".join(f"{verb} acl {self._directory / list_file} {entry}" for entry in entries[first : first + _AT_ONCE]))
+
+    def clear_list(self, list_file: str) -> None:
+        self.expect_nothing(f"clear acl {self._directory / list_file}")
 
     def matches(self, list_file: str, name: str) -> bool:
         """Is the name in a list as HAProxy holds it?"""

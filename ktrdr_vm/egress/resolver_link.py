@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.children import start_child
+from ktrdr_vm.egress.given import Given
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.sets import AllowSets
@@ -28,6 +29,7 @@ class ResolverLink:
         uid: int,
         sets: AllowSets,
         granting: Granting,
+        given: Given,
         ledger: Ledger,
     ) -> None:
         self._directory = directory
@@ -36,6 +38,7 @@ class ResolverLink:
         self._uid = uid
         self._sets = sets
         self._granting = granting
+        self._given = given
         self._ledger = ledger
         self._untold = False
         self.pid = 0
@@ -84,6 +87,7 @@ class ResolverLink:
             name, addresses, ttl = message["allow"]
             accepted = self._sets.allow(str(name), [str(address) for address in addresses], int(ttl))
             self.channel.send(json.dumps({"number": int(message["number"]), "accepted": accepted}).encode())
+            self._given.learn(str(name), accepted, int(ttl))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, KtrdrError, OSError) as error:
             self._ledger.write("guard", "note", message=f"the resolver's request was refused: {type(error).__name__}: {error}"[:300])
             with contextlib.suppress(Exception):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from ktrdr_vm.plan.brokers import Route, render_limits, render_routes
 from ktrdr_vm.plan.facts import Allocation
 from ktrdr_vm.plan.identity import Identity
-from ktrdr_vm.plan.wiring import DNS_PORT, GRANT_ROOMS
+from ktrdr_vm.plan.wiring import DNS_PORT, GIVEN, GRANT_ROOMS
 
 # One guest's share of the host: 15 MB resident at idle, about 35 KB for each open connection.
 MAX_CONNECTIONS = 1024
@@ -76,6 +76,8 @@ frontend tls
     tcp-request content set-var(txn.verdict) str(no-hello)
     tcp-request content set-var(txn.name) req.ssl_sni,lower if hello
     tcp-request content set-var(txn.verdict) str(no-name) if hello !{{ var(txn.name) -m found }}
+    tcp-request content set-var-fmt(txn.given) "%[var(txn.name)]@%[dst]" if hello
+    acl given var(txn.given) -m str -f {lists}/{GIVEN}
     acl allowed var(txn.name) -m str -f {lists}/tls.names
     acl allowed var(txn.name) -m end -f {lists}/tls.suffixes
     acl granted var(txn.name),map_str({lists}/tls.granted) -m found
@@ -108,6 +110,8 @@ frontend http
     acl upgrade req.hdr(upgrade) -m found
     http-request deny status 403 content-type text/plain string "ktrdr-vm: refused, proxy requests and upgrades are not forwarded\\n" if whole_uri or connect or upgrade
     http-request set-var(txn.verdict) str(name)
+    http-request set-var-fmt(txn.given) "%[var(txn.name)]@%[dst]"
+    acl given var(txn.given) -m str -f {lists}/{GIVEN}
     acl allowed var(txn.name) -m str -f {lists}/http.names
     acl allowed var(txn.name) -m end -f {lists}/http.suffixes
     acl granted var(txn.name),map_str({lists}/http.granted) -m found
@@ -154,7 +158,8 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
     ]
     if observe:
         return _lines(
-            f"{rule} {resolve} if hello {{ var(txn.name) -m found }}",
+            f"{rule} set-var(txn.address) dst if hello given",
+            f"{rule} {resolve} if hello !given {{ var(txn.name) -m found }}",
             f"{rule} set-var(txn.verdict) str(address) if hello allowed {_NO_ADDRESS}",
             f"{rule} silent-drop if hello allowed {_NO_ADDRESS}",
             f"{rule} set-dst var(txn.address) if hello {{ var(txn.address) -m found }}",
@@ -167,7 +172,8 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
     return _lines(
         f"{rule} set-var(txn.verdict) str(name) if hello {{ var(txn.name) -m found }} !allowed !granted",
         f"{rule} silent-drop if hello !allowed !granted",
-        f"{rule} {resolve} if hello",
+        f"{rule} set-var(txn.address) dst if hello given",
+        f"{rule} {resolve} if hello !given",
         f"{rule} set-var(txn.verdict) str(address) if hello {_NO_ADDRESS}",
         f"{rule} silent-drop if hello {_NO_ADDRESS}",
         f"{rule} set-dst var(txn.address) if hello",
@@ -192,7 +198,8 @@ def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
     if observe:
         return _lines(
             "http-request set-var(txn.verdict) str(address)",
-            f"http-request {resolve}",
+            "http-request set-var(txn.address) dst if given",
+            f"http-request {resolve} if !given",
             f"{no_address} allowed",
             "http-request set-dst var(txn.address) if { var(txn.address) -m found }",
             *rooms,
@@ -202,7 +209,8 @@ def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
     return _lines(
         f'{deny} "{refused}" unless allowed or granted',
         "http-request set-var(txn.verdict) str(address)",
-        f"http-request {resolve}",
+        "http-request set-var(txn.address) dst if given",
+        f"http-request {resolve} if !given",
         no_address,
         "http-request set-dst var(txn.address)",
         "http-request set-var(txn.verdict) str(name)",

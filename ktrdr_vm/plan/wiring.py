@@ -19,6 +19,8 @@ ALLOWED_SIZE = 4096
 
 # Granted names to the rooms of their grants; the guard writes these files beside the name lists.
 GRANT_MAPS = ("http.granted", "http.granted_suffixes", "tls.granted", "tls.granted_suffixes")
+# Names with the addresses that the guest was given for them, as `name@address`: the proxy need not ask for those again.
+GIVEN = "given.addresses"
 # More than there are grants at one time, so that a room is not used again at once.
 GRANT_ROOMS = 64
 

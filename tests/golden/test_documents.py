@@ -22,7 +22,7 @@ from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts, ImageFacts, allocate
 from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.plan import Plan, canonical_json, plan_from_json
-from ktrdr_vm.plan.wiring import GRANT_MAPS
+from ktrdr_vm.plan.wiring import GIVEN, GRANT_MAPS
 from ktrdr_vm.profile.egress_rule import EgressRule
 
 EXPECTED = Path(__file__).parent / "expected"
@@ -152,7 +152,7 @@ def test_haproxy_takes_the_configuration(path: Path, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for name, text in plan.egress.name_lists.items():
         (folder / name).write_text(text)
-    for name in GRANT_MAPS:
+    for name in (GIVEN, *GRANT_MAPS):
         (folder / name).touch()
     (folder / "proxy.cfg").write_text(plan.render(sample_allocation())["proxy.cfg"])
     names = sorted(set(re.findall(r"KTRDR_FD_[A-Z]+", (folder / "proxy.cfg").read_text())))

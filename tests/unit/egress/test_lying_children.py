@@ -36,7 +36,7 @@ def connect(one: Any) -> socket.socket:
 @pytest.mark.parametrize("said", LIES, ids=range(len(LIES)))
 def test_nothing_that_a_child_says_ends_the_guard(tmp_path: Path, said: bytes) -> None:
     ledger = Ledger(tmp_path / "egress.jsonl", "one")
-    link = ResolverLink(tmp_path, {}, (None, None), 0, None, None, ledger)  # type: ignore[arg-type]
+    link = ResolverLink(tmp_path, {}, (None, None), 0, None, None, None, ledger)  # type: ignore[arg-type]
     resolver = connect(link)
     resolver.send(said)
     link.serve()
