@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ktrdr_vm.egress.grants import grant, revoke
-from ktrdr_vm.errors import GuestError, UsageError
+from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.escalation.packet import parse_request
 from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
 from ktrdr_vm.host.clock import boottime, now, read_boot_id, seconds_since
@@ -79,22 +79,35 @@ def check_sources(instance: Instance) -> None:
 
 
 def give_again(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
-    """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What was applied."""
+    """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What was applied.
+
+    One that cannot be given keeps no other from it: ProvisionError names all such at the end.
+    """
     store = open_store(instance)
-    given = []
+    given, failed = [], []
     for one in store.list():
         if one.current != "approved" or one.answer is None or one.packet.kind == "decision":
             continue
         answer = one.answer
-        if answer.waiting:
-            given.append(store.answer(one.id, "approved", _give(instance, one, replace(answer, waiting=False), policy)))
-        elif answer.ends is not None:
-            left = max(1, int(answer.ends[1] - boottime()))
-            _give(instance, one, replace(answer, seconds=left), policy)
-            given.append(one)
+        try:
+            if answer.waiting:
+                given.append(store.answer(one.id, "approved", _give(instance, one, replace(answer, waiting=False), policy)))
+            elif answer.ends is not None:
+                left = max(1, int(answer.ends[1] - boottime()))
+                _give(instance, one, replace(answer, seconds=left), policy)
+                given.append(one)
+        except KtrdrError as error:
+            failed.append((one.id, error))
     ended = [one for one in store.list() if one.packet.kind == "resources" and one.current in ("expired", "revoked")]
     if ended and not any(one.packet.kind == "resources" for one in given):
         end_soon(instance, ended[-1].id)
+    if failed:
+        name = instance.identity.instance_id
+        raise ProvisionError(
+            "not given again: " + "; ".join(f"{escalation_id}: {error.message}" for escalation_id, error in failed),
+            where=name,
+            hint=f"everything else was; mend it and `ktrdr-vm resume {name}`, or `ktrdr-vm escalations revoke {name} {failed[0][0]}`",
+        )
     return given
 
 

@@ -146,14 +146,20 @@ def test_processors_are_lent_where_the_guests_kernel_has_room_for_them(borrower:
 
 def test_a_loan_outlives_a_rest_and_not_its_end(borrower: Borrower) -> None:
     before = int(borrower.shell(MEMORY))
-    lent, folder = borrower.asks("resources --memory 1280"), borrower.asks("mount ./more /rested")
+    folder, lent = borrower.asks("mount ./more /rested"), borrower.asks("resources --memory 1280")
     for one in (lent, folder):
         borrower.is_given(one, 3600)
-    instance = borrower.instance
+    instance, more = borrower.instance, borrower.workspace / "more"
     with instance.locked():
         suspend(instance)
         assert not find_mounts(instance.paths.mounts), "nothing of the host is bound for a machine that sleeps"
+        away = more.rename(borrower.workspace / "away")
         resume(instance, read_secret=lambda _: b"")
+        with pytest.raises(ProvisionError, match=folder):
+            answers.give_again(instance, read_policy())
+        # What cannot be given keeps nothing else back.
+        wait_until(lambda: int(borrower.shell(MEMORY)) == before + 256, "the memory is there without the folder", 30)
+        away.rename(more)
         again = answers.give_again(instance, read_policy())
     assert {one.id for one in again} >= {lent, folder}
     assert borrower.shell(f"{MEMORY}; cat /rested/deep/input.txt /data/input.txt") == f"{before + 256}\nlent\nfrom the host"
