@@ -168,7 +168,8 @@ def _write_patches(repository: Repository, base: str, ref: str, folder: Path) ->
     listed = git(
         repository.root, repository.owner, "log", "--format=%H %s", f"--max-count={MAX_PATCHES + 1}", f"{base}..{ref}", "--", bounds=BOUNDS
     )
-    changes = tuple(Change(*line.partition(" ")[::2]) for line in listed.text.splitlines())
+    # By line feeds alone, as Git writes them: in a subject other characters may stand that Python takes for the end of a line.
+    changes = tuple(Change(*line.partition(" ")[::2]) for line in listed.text.split("\n") if line)
     if len(changes) > MAX_PATCHES:
         raise UsageError(f"more than {MAX_PATCHES} commits came back", where=ref, hint="let the workload squash its work")
     options = ("--binary", "--no-ext-diff", "--no-textconv", "--no-signature", "--no-renames", "--stdout")

@@ -21,6 +21,10 @@ from ktrdr_vm.plan.identity import Identity
 
 MAX_BUNDLE = 256 * 1024 * 1024
 MAX_REFS = 50
+# What names the branches is small; what unpacks them may need memory for one object after another, but not for whatever an object's
+# head claims: two megabytes of zeros, packed, are two gigabytes of a tree.
+_HEADS = ("prlimit", "--data=1073741824", "--cpu=60", "--fsize=1048576", "--")
+_FETCH = ("prlimit", "--data=2147483648", "--cpu=600", f"--fsize={4 * MAX_BUNDLE}", "--")
 _BUNDLE = "/var/tmp/ktrdr-commits.bundle"
 # A branch name that is harmless as a word, a path and a line. Git's own rules are stricter in part, and are applied too.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
@@ -98,15 +102,12 @@ def _read_standing(said: bytes) -> tuple[str, int]:
 def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity) -> tuple[ReturnedRef, ...]:
     root, owner = repository.root, repository.owner
     try:
-        heads = git(root, owner, "bundle", "list-heads", str(bundle)).text.splitlines()
-        refs = [_check_head(line, identity) for line in heads if not line.endswith(" HEAD")]
-        if len(refs) > MAX_REFS:
-            raise _lies(f"it names {len(refs)} branches, more than {MAX_REFS}", identity)
+        refs = _list_heads(root, owner, bundle, identity)
         specs = [f"+refs/heads/{name}:{identity.ref_prefix}{name}" for _, name in refs]
         if specs:
             checks = ("-c", "fetch.fsckObjects=true", "-c", "transfer.fsckObjects=true")
             options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--atomic")
-            git(root, owner, *checks, "fetch", *options, str(bundle), *specs)
+            git(root, owner, *checks, "fetch", *options, str(bundle), *specs, bounds=_FETCH)
     except GuestError:
         raise
     except KtrdrError as error:
@@ -117,6 +118,20 @@ def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity)
         for _, name in refs:
             git(root, owner, "update-ref", "-d", f"{identity.ref_prefix}{name}")
         raise _lies(f"what they change cannot be listed: {error.message[-200:]}", identity) from None
+
+
+def _list_heads(root: Path, owner: tuple[int, int], bundle: Path, identity: Identity) -> list[tuple[str, str]]:
+    """Commit and name of each branch. A line is what Git takes for one: a form feed in a name must not make two of it."""
+    with tempfile.TemporaryFile() as listed:
+        git(root, owner, "bundle", "list-heads", str(bundle), stdout=listed.fileno(), bounds=_HEADS)
+        listed.seek(0)
+        lines = [line for line in listed.read().decode("utf-8", "replace").split("\n") if line and not line.endswith(" HEAD")]
+    if len(lines) > MAX_REFS:
+        raise _lies(f"it names {len(lines)} branches, more than {MAX_REFS}", identity)
+    refs = [_check_head(line, identity) for line in lines]
+    if len({name for _, name in refs}) < len(refs):
+        raise _lies("it names a branch twice", identity)
+    return refs
 
 
 def _check_head(line: str, identity: Identity) -> tuple[str, str]:

@@ -11,6 +11,8 @@ LIMIT = 600.0
 _SAFE = (
     "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false",
     "-c", "protocol.ext.allow=never", "-c", "safe.bareRepository=explicit", "-c", "gc.auto=0", "-c", "maintenance.auto=false",
+    # Large files are streamed and not compared, and few are compared at once: objects may be a guest's.
+    "-c", "core.bigFileThreshold=64m", "-c", "pack.windowMemory=512m", "-c", "pack.threads=2",
 )  # fmt: skip
 _ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",

@@ -84,6 +84,24 @@ def test_the_patches_apply_to_a_fresh_clone_and_give_the_same_tree(tmp_path: Pat
     assert git(fresh, "rev-parse", "HEAD^{tree}") == git(root, "rev-parse", f"{done}^{{tree}}")
 
 
+def test_a_subject_is_one_line_whatever_stands_in_it(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
+    """Else what follows a form feed is a commit of the guest's own making, and its id a word of git's command line."""
+    root, _, done = repository
+    git(root, "checkout", "-q", "--detach", done)
+    subject = "odd\x0c--output=x hidden\x0b-O/etc/passwd x\x85`@somebody x\u2028--no-stdout"
+    git(root, "commit", "-q", "--allow-empty", "-m", subject)
+    last = git(root, "rev-parse", "HEAD")
+    git(root, "update-ref", "refs/ktrdr/one/work", last)
+    git(root, "checkout", "-q", "main")
+    judged = Verification("fresh", "one--verify", "refs/ktrdr/one/work", last, "passed", "passed")
+    bundle = make_bundle(
+        make_run(tmp_path, repository, verification=judged, commits=(Commits("refs/ktrdr/one/work", last, ()),)), ME, OwnerPolicy()
+    )
+    assert [path.name for path in sorted((bundle.directory / "patches").iterdir())][-1] == f"0003-{last[:12]}.patch"
+    page = (bundle.directory / "PULL_REQUEST.md").read_text()
+    assert "## Commits (3)" in page and f"- `{last[:12]}` `odd\\x0c--output=x" in page
+
+
 def test_the_archive_holds_what_the_sums_say_and_is_the_same_each_time(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
     run = make_run(tmp_path, repository)
     bundle = make_bundle(run, ME, OwnerPolicy())

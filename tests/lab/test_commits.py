@@ -1,8 +1,11 @@
 """The guest's commits come home as refs, and a bundle that lies leaves nothing. Real Git on both sides, no VM."""
 
+import hashlib
 import os
 import shutil
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -117,6 +120,41 @@ def test_a_ref_outside_of_heads_is_refused(pair):
     pair[1].lie = lambda raw: raw.replace(b"refs/heads/main", b"refs/tags/v1.0x", 1)
     with pytest.raises(GuestError, match="no branch"):
         pull(pair)
+
+
+@pytest.mark.parametrize("line", ["{first} refs/heads/x\x0c{first} refs/heads/main", "{first} refs/heads/main"])
+def test_what_is_judged_is_what_the_ref_names(pair, line):
+    """A branch that stands in the list twice could be judged by one commit and stand at another."""
+    first = commit(pair[1], "b.txt", "two\n")
+    git(pair[1].folder, "branch", "x")
+    commit(pair[1], "evil.txt", "three\n")
+
+    def lie(raw: bytes) -> bytes:
+        head, _, pack = raw.partition(b"\n\n")
+        return head + b"\n" + line.format(first=first).encode() + b"\n\n" + pack
+
+    pair[1].lie = lie
+    with pytest.raises(GuestError, match=r"no branch|twice"):
+        pull(pair)
+    assert refs(pair) == ["refs/heads/main"]
+
+
+def test_an_object_that_unpacks_to_more_than_memory_is_refused(pair):
+    """Three megabytes of a tree of zeros: without the bound, git takes three gigabytes for it."""
+    size = 3 << 30
+    packer = zlib.compressobj(1)
+    packed = b"".join([*(packer.compress(bytes(1 << 24)) for _ in range(size >> 24)), packer.flush()])
+    head, left = [0x20 | size & 15], size >> 4
+    while left:
+        head[-1] |= 0x80
+        head.append(left & 0x7F)
+        left >>= 7
+    pack = b"PACK" + struct.pack(">II", 2, 1) + bytes(head) + packed
+    commit(pair[1], "b.txt", "two\n")
+    pair[1].lie = lambda raw: b"# v2 git bundle\n" + b"1" * 40 + b" refs/heads/main\n\n" + pack + hashlib.sha1(pack).digest()
+    with pytest.raises(GuestError, match="Out of memory"):
+        pull(pair)
+    assert refs(pair) == ["refs/heads/main"]
 
 
 def test_garbage_and_broken_objects_leave_nothing(pair):
