@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import tracemalloc
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -113,3 +115,24 @@ def test_control_sequences_in_names_and_times_that_are_none_do_not_act(tmp_path:
     assert file.duration_s == 0
     document = render_junit(make_report(tests=(file,)))
     assert "\u202e" not in document and ET.fromstring(document) is not None
+
+
+@pytest.mark.parametrize("inner", [b"<a/>" * 100_000 + b"<properties/>" * 100_000, b"<testcase>" + b"<a/>" * 100_000 + b"</testcase>"])
+def test_many_small_elements_cost_neither_hours_nor_gigabytes(tmp_path: Path, inner: bytes) -> None:
+    """A megabyte of the first took minutes, and each further one longer: every element was searched for among those beside it."""
+    began, case = time.process_time(), b'<testcase classname="t" name="first"/>'
+    tracemalloc.start()
+    try:
+        [file] = read(tmp_path, b"<testsuite>" + case + inner + b"</testsuite>")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [one.name for one in file.cases] == ["first"]
+    assert ("10000 in one case" in file.problem) == inner.startswith(b"<testcase>")
+    assert most < 8 << 20 and time.process_time() - began < 30
+
+
+def test_a_file_of_nothing_but_elements_is_left_at_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(junit_files, "_MAX_ELEMENTS", 1000)
+    [file] = read(tmp_path, b"<testsuite><testcase name='first'/>" + b"<a/>" * 1000 + b"</testsuite>")
+    assert len(file.cases) == 1 and "more than 1000 elements" in file.problem
