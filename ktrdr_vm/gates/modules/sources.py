@@ -1,4 +1,4 @@
-"""Files that a playbook sends into the guest: only beneath its own folder or the workspace, links not followed."""
+"""Files that a playbook sends into the guest: only beneath its own folder or the workspace, links not followed, never a `.git`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def _walk(descriptor: int, prefix: str, limit: int) -> list[str]:
     with os.scandir(descriptor) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
     for entry in listed:
+        _refuse_repository(entry.name, f"{prefix}{entry.name}")
         if entry.is_symlink():
             raise ModuleFailure(f"{prefix}{entry.name} is a link; links are not followed")
         if entry.is_dir(follow_symlinks=False):
@@ -70,8 +71,16 @@ def _safe_parts(name: str) -> list[str]:
     return parts
 
 
+def _refuse_repository(part: str, name: str) -> None:
+    """Its configuration holds remotes with passwords, and what nobody pushed is in it: as with mounts, it stays here."""
+    if part.lower() == ".git":
+        raise ModuleFailure(f"{name!r} is in a repository's .git, which never enters a sandbox")
+
+
 def _places(roots: Sequence[Path], name: str, within: Sequence[str]) -> list[tuple[Path, str]]:
     """(root, relative name) to try. An absolute name is fine when it is spelled beneath a root."""
+    for part in name.split("/"):
+        _refuse_repository(part, name)
     if not name.startswith("/"):
         return [(root, place) for root in roots for place in (*(f"{folder}/{name}" for folder in within), name)]
     places = [(root, os.path.relpath(name, root)) for root in roots if ".." not in name.split("/") and Path(name).is_relative_to(root)]

@@ -65,6 +65,18 @@ def test_copy_of_a_folder_and_of_a_large_file(gate: Any, tmp_path: Path) -> None
     assert (tmp_path / "guest" / "tree" / "sub" / "big").stat().st_size == 300_000
 
 
+@pytest.mark.parametrize("name", [".git/config", "sub/.GIT/config", "sub", ".", "PLACE/.git/config"])
+def test_a_repositorys_own_folder_never_enters_a_sandbox(gate: Any, tmp_path: Path, name: str) -> None:
+    """Its configuration may hold a remote with a password; a playbook can come from an untrusted branch."""
+    for place in (".git", "sub/.GIT"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config").write_text("url = https://me:password@forge.test/x.git")
+    source = name.replace("PLACE", str(tmp_path))
+    result = only(gate, f'copy: {{src: "{source}", dest: "{tmp_path}/guest"}}')
+    assert result.outcome == "failed" and "never enters a sandbox" in result.message
+    assert not (tmp_path / "guest").exists()
+
+
 @pytest.mark.parametrize("module", ["copy: {src: NAME, dest: /tmp/x}", "template: {src: NAME, dest: /tmp/x}", "script: NAME"])
 @pytest.mark.parametrize("name", ["/etc/passwd", "../outside", "a/../../outside", "link", "folder_link/shadow", "fifo", "missing"])
 def test_sources_stay_beneath_the_roots(gate: Any, tmp_path: Path, module: str, name: str) -> None:
