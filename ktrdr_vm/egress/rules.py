@@ -71,6 +71,9 @@ class Rules:
         return tuple((IPv4Network(text), ports) for text, ports in self.policy.ranges)
 
     def _openings(self, name: str) -> Iterator[Opening]:
+        if "\\" in name:
+            # A dot inside a label, or a byte that no host's name has: `x\.mine.example.com` ends as a suffix does and lies elsewhere.
+            return
         for grant, policy in (("", self.policy), *self.grants):
             ports = _ports(policy, name)
             if ports:

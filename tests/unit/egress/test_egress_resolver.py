@@ -10,6 +10,7 @@ from typing import Any
 import dns.exception
 import dns.flags
 import dns.message
+import dns.name
 import dns.opcode
 import dns.rcode
 import dns.rdatatype
@@ -74,6 +75,15 @@ def ask(resolver: Resolver, name: str, kind: str = "A") -> dns.message.Message:
     wire = asyncio.run(resolver.answer(dns.message.make_query(name, kind).to_wire()))
     assert wire is not None
     return dns.message.from_wire(wire)
+
+
+@pytest.mark.parametrize("label", [rb"x.wild", rb"secret.in.a.label.wild", rb"x\.wild", b"\0.wild", b"\xff"])
+def test_a_dot_inside_a_label_makes_no_name_beneath_a_wildcard(label: bytes) -> None:
+    """`x\\.wild.example` is a name directly beneath `example`, and its question would go to that zone's servers."""
+    world = World()
+    name = dns.name.Name([label, b"wild", b"example", b""] if b"wild" not in label else [label, b"example", b""])
+    reply = ask(world.resolver(), name.to_text())
+    assert reply.rcode() == dns.rcode.NXDOMAIN and world.asked == []
 
 
 def addresses(reply: dns.message.Message) -> list[str]:
