@@ -48,7 +48,7 @@ class TerminalListener(Listener):
 
     def __enter__(self) -> TerminalListener:
         if self._console.is_terminal:
-            self._live = Live(Spinner("dots", text="starting"), console=self._console, transient=True, refresh_per_second=8)
+            self._live = Live(_spinner("starting"), console=self._console, transient=True, refresh_per_second=8)
             self._live.start()
         return self
 
@@ -59,7 +59,7 @@ class TerminalListener(Listener):
 
     def phase(self, name: str) -> None:
         if self._live is not None:
-            self._live.update(Spinner("dots", text=escape(name)))
+            self._live.update(_spinner(name))
         self._line(Text(f"{time.monotonic() - self._began:7.1f}s  {escape(name)}", style="cyan"))
 
     def resource(self, kind: str, name: str, verb: Verb, seconds: float) -> None:
@@ -70,7 +70,7 @@ class TerminalListener(Listener):
 
     def gate_event(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "task_started" and self._live is not None:
-            self._live.update(Spinner("dots", text=escape(f"{event.get('gate')}: {event.get('task', '')}")))
+            self._live.update(_spinner(f"{event.get('gate')}: {event.get('task', '')}"))
         line = _task_line(event)
         if line is not None:
             self._line(line)
@@ -83,6 +83,11 @@ class TerminalListener(Listener):
         # Whoever read it may be gone (a closed terminal, `| head`); the run goes on to its end, and leaves nothing.
         with contextlib.suppress(OSError):
             self._console.print(text)
+
+
+def _spinner(doing: str) -> Spinner:
+    # As a text of its own: of a plain one rich takes what stands in brackets for markup, and ends the program when it is none.
+    return Spinner("dots", text=Text(escape(doing)))
 
 
 def _resource_line(kind: str, name: str, verb: Verb, seconds: float) -> Text:
