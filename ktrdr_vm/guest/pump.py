@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 import time
@@ -15,24 +16,34 @@ from ktrdr_vm.guest.envelope import ANNOUNCEMENT_WITHIN, RemoteProcess, find_ann
 _DRAIN_S = 0.5
 # What a handshake may need at most; paramiko itself bounds no banner line.
 _HANDSHAKE_BYTES = 512 * 1024
+# Of all channels together; an honest server has 2 MiB under way on each.
+_UNREAD_BYTES = 64 * 1024 * 1024
 
 
-class HandshakeSocket:
-    """A socket that counts what arrives before the guest has proved who it is."""
+class LimitedSocket:
+    """A socket that counts what arrives before the guest has proved who it is, and later what lies unread.
+
+    Its errors have a number: without one paramiko's thread dies of them before it has told anybody.
+    """
 
     def __init__(self, inner: socket.socket) -> None:
         self._inner = inner
         self._left: int | None = _HANDSHAKE_BYTES
+        self._count_unread: Callable[[], int] = lambda: 0
 
-    def lift_limit(self) -> None:
+    def end_handshake(self, count_unread: Callable[[], int]) -> None:
+        """From now on as much may come as is read. paramiko announces a window, and takes whatever comes beyond it."""
         self._left = None
+        self._count_unread = count_unread
 
     def recv(self, count: int) -> bytes:
+        if self._count_unread() > _UNREAD_BYTES:
+            raise OSError(errno.EMSGSIZE, "the guest sends more than it was asked for")
         data = self._inner.recv(count)
         if self._left is not None:
             self._left -= len(data)
             if self._left < 0:
-                raise OSError("the guest sent too much before the SSH handshake was over")
+                raise OSError(errno.EMSGSIZE, "the guest sent too much before the SSH handshake was over")
         return data
 
     def __getattr__(self, name: str) -> object:
@@ -43,6 +54,7 @@ class Stream(Protocol):
     """What arrived of one stream; the event is set while there is something to read, and at its end."""
 
     def set_event(self, event: threading.Event) -> None: ...
+    def __len__(self) -> int: ...
 
 
 class Channel(Protocol):

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO, cast
 
@@ -24,7 +25,7 @@ from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest.envelope import RemoteProcess, make_envelope, make_kill_command
 from ktrdr_vm.guest.keys import generate_keypair
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError, GuestResult, GuestTimeout
-from ktrdr_vm.guest.pump import Channel, HandshakeSocket, RunningCommand, feed
+from ktrdr_vm.guest.pump import Channel, LimitedSocket, RunningCommand, feed
 
 __all__ = ["Guest", "GuestRefusedError", "GuestResult", "GuestTimeout", "SshGuest", "connect", "generate_keypair"]
 
@@ -92,7 +93,7 @@ def _attempt(address: str, port: int, user: str, key: paramiko.PKey, pinned: str
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _TCP_USER_TIMEOUT_MS)
-        limited = HandshakeSocket(plain)
+        limited = LimitedSocket(plain)
         transport = paramiko.Transport(cast(socket.socket, limited))
         options = transport.get_security_options()
         options.key_types = ("ssh-ed25519",)
@@ -115,7 +116,7 @@ def _attempt(address: str, port: int, user: str, key: paramiko.PKey, pinned: str
         transport.auth_publickey(user, key)
         guest = SshGuest(transport, user=user, instance_id=instance_id)
         guest.run(["true"], timeout=max(deadline - time.monotonic(), 0.05))
-        limited.lift_limit()
+        limited.end_handshake(guest.count_unread)
         transport.set_keepalive(10)
         return guest
     except IncompatiblePeer as error:
@@ -150,6 +151,8 @@ class SshGuest:
         self._user = user
         self._instance_id = instance_id
         self._sessions = threading.BoundedSemaphore(_SESSIONS)
+        # Also those that were closed here: the guest may go on sending as if they were not.
+        self._channels: weakref.WeakSet[paramiko.Channel] = weakref.WeakSet()
 
     def __enter__(self) -> SshGuest:
         return self
@@ -164,6 +167,15 @@ class SshGuest:
 
     def close(self) -> None:
         self._transport.close()
+
+    def count_unread(self) -> int:
+        """Bytes that the guest has sent and nobody has read yet."""
+        return sum(len(channel.in_buffer) + len(channel.in_stderr_buffer) for channel in tuple(self._channels))
+
+    def _open_channel(self, timeout: float) -> paramiko.Channel:
+        channel = self._transport.open_session(timeout=timeout)
+        self._channels.add(channel)
+        return channel
 
     def run(
         self,
@@ -282,7 +294,7 @@ class SshGuest:
             raise self._late(f"no SSH session became free within {timeout:g} s")
         running = RunningCommand(envelope.token, on_stdout, max_stderr, on_stderr)
         try:
-            channel = self._transport.open_session(timeout=max(deadline - time.monotonic(), 0.05))
+            channel = self._open_channel(timeout=max(deadline - time.monotonic(), 0.05))
             try:
                 channel.settimeout(max(deadline - time.monotonic(), 0.05))
                 channel.exec_command(envelope.remote)
@@ -320,7 +332,7 @@ class SshGuest:
         command = make_kill_command(process) if process else ["true"]
         envelope = make_envelope(command, token="kill", environment=None, chdir=None, elevate=become and self._user != "root")  # noqa: S106
         try:
-            channel = self._transport.open_session(timeout=limit)
+            channel = self._open_channel(timeout=limit)
             try:
                 channel.settimeout(limit)
                 channel.exec_command(envelope.remote)

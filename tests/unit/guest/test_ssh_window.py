@@ -1,0 +1,96 @@
+"""A server that keeps to no window: what nobody reads is bounded all the same. paramiko on both ends, over the loopback address."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import paramiko
+import pytest
+from paramiko.common import cMSG_CHANNEL_DATA
+
+from ktrdr_vm.errors import GuestError
+from ktrdr_vm.guest.ssh import SshGuest, connect, generate_keypair
+
+_FLOOD = 300 * 1024 * 1024
+
+
+class _Flooder(paramiko.ServerInterface):
+    """Ends the first command as it should; to the second it sends what it likes."""
+
+    def __init__(self) -> None:
+        self.commands = 0
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        return paramiko.AUTH_SUCCESSFUL
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        self.commands += 1
+        threading.Thread(target=self._end if self.commands == 1 else self._flood, args=(channel,), daemon=True).start()
+        return True
+
+    @staticmethod
+    def _end(channel: paramiko.Channel) -> None:
+        time.sleep(0.1)
+        channel.send_exit_status(0)
+        channel.close()
+
+    @staticmethod
+    def _flood(channel: paramiko.Channel) -> None:
+        message = paramiko.Message()
+        message.add_byte(cMSG_CHANNEL_DATA)
+        message.add_int(channel.remote_chanid)
+        message.add_string(bytes(32000))
+        for _ in range(_FLOOD // 32000):
+            if not channel.transport.is_active():
+                return
+            with contextlib.suppress(EOFError, OSError):
+                channel.transport._send_user_message(message)
+        channel.send_exit_status(0)
+        channel.close()
+
+
+@pytest.fixture
+def guest(monkeypatch: pytest.MonkeyPatch) -> Iterator[SshGuest]:
+    def dial(address: tuple[str, int], timeout: float) -> socket.socket:
+        made = socket.socket()
+        made.settimeout(timeout)
+        made.connect(address)
+        return made
+
+    # As it is without a look for a name.
+    monkeypatch.setattr(socket, "create_connection", dial)
+    private, public = generate_keypair()
+    key = paramiko.Ed25519Key.from_private_key(io.StringIO(private))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            transport = paramiko.Transport(listener.accept()[0])
+            transport.add_server_key(key)
+            transport.start_server(server=_Flooder())
+
+        threading.Thread(target=serve, daemon=True).start()
+        with connect("127.0.0.1", listener.getsockname()[1], "root", private, public, timeout=30, instance_id="one") as guest:
+            yield guest
+
+
+def test_what_is_not_read_in_time_does_not_fill_the_hosts_memory(guest: SshGuest) -> None:
+    """paramiko takes what comes beyond its window: without the bound all 300 MB lie in memory, and so would a terabyte."""
+    most = 0
+
+    def read_slowly(_: bytes) -> None:
+        nonlocal most
+        most = max(most, guest.count_unread())
+        time.sleep(0.1)
+
+    with pytest.raises(GuestError, match="the connection to the guest was lost") as caught:
+        guest.run(["flood"], timeout=60, max_output=0, on_output=read_slowly)
+    assert most < 80 << 20
+    assert "over its limit" not in str(caught.value)
