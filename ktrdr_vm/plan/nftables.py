@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 from ktrdr_vm.plan.facts import Allocation
 from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.telemetry import render_sender
-from ktrdr_vm.plan.wiring import ALLOWED_SIZE, DENIED_SIZE, DNS_PORT, HTTP_PORT, INBOX_PORT, OTHER_PORT, OTLP_PORT, TLS_PORT
+from ktrdr_vm.plan.wiring import ALLOWED_SIZE, DENIED_SIZE, DNS_PORT, HTTP_PORT, INBOX_PORT, MAX_FLOWS, OTHER_PORT, OTLP_PORT, TLS_PORT
 from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.reserved import RESERVED, is_reserved
@@ -127,6 +127,7 @@ table inet {table} {{
     counter uncounted {{ }}
     counter proxy_reserved {{ }}
     counter ended {{ }}
+    counter crowded {{ }}
 
     chain guest_in {{
         type filter hook prerouting priority mangle; policy accept;
@@ -160,6 +161,13 @@ table inet {table} {{
         meta l4proto {{ tcp, udp }} add @denied {{ ip daddr . meta l4proto . th dport }} drop
         meta l4proto != {{ tcp, udp }} add @denied_protocols {{ ip daddr . meta l4proto }} drop
         counter name uncounted drop
+    }}
+
+    # Of what was let in. Without it a guest that answers no answer fills the host's table of connections, and everybody else's are dropped.
+    chain guest_flows {{
+        type filter hook prerouting priority mangle + 1; policy accept;
+        iifname != "{tap}" accept
+        meta l4proto tcp ct state new ct count over {MAX_FLOWS} counter name crowded drop
     }}
 
     chain guest_nat {{

@@ -16,6 +16,9 @@ BROKER_PORTS = range(8500, 8550)
 # A guest that scans fills these sets; what no longer fits is counted as one.
 DENIED_SIZE = 4096
 ALLOWED_SIZE = 4096
+# TCP connections of one guest that the kernel keeps account of at one time, half-open ones too: four times what its proxy takes. The
+# kernel's table is the whole host's.
+MAX_FLOWS = 4096
 
 # Granted names to the rooms of their grants; the guard writes these files beside the name lists.
 GRANT_MAPS = ("http.granted", "http.granted_suffixes", "tls.granted", "tls.granted_suffixes")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +14,15 @@ from typing import Any
 import pytest
 from laboratory import world
 from laboratory.lab import Lab
-from laboratory.namespaces import ip
-from laboratory.netguest import NamespaceGuest
+from laboratory.namespaces import inside, ip
+from laboratory.netguest import INTERFACE, NamespaceGuest, replace
 from laboratory.recorder import wait_until
 
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import is_locked
+from ktrdr_vm.plan.wiring import MAX_FLOWS
 from ktrdr_vm.resources.guard import find_guards
 
 ALLOWED = [{"host": "allowed.test.lab", "ports": [80, 443]}, {"host": "git.test.lab", "ports": [22]}]
@@ -175,6 +178,49 @@ def test_a_flood_is_bounded_and_the_sibling_is_served(lab: Lab, guest: Namespace
     assert guest.paths.ledger.stat().st_size < 2_000_000
     assert guest.guard.verify() == []
     wait_until(lambda: works(guest), "the guest itself is served again")
+
+
+def test_connections_that_nobody_answers_do_not_fill_the_hosts_table(lab: Lab) -> None:
+    """Row 17: the kernel keeps account of connections in one table of the whole host. Without the bound every SYN has a place in it."""
+    bound = f" meta l4proto tcp ct state new ct count over {MAX_FLOWS} counter name crowded drop\n"
+    for sabotage, most in (((), MAX_FLOWS + 500), ((replace("ruleset.nft", bound, " meta l4proto tcp accept\n"),), 9000)):
+        with NamespaceGuest(lab.home, ALLOWED, sabotage=sabotage) as guest, NamespaceGuest(lab.home, ALLOWED) as sibling:
+            before = count_flows()
+            send_half(guest, 10_000)
+            made = count_flows() - before
+            assert (made <= most) if not sabotage else (made >= most), made
+            assert works(sibling)
+            if not sabotage:
+                assert sum(row["count"] for row in guest.ledger(kind="drop", rule="crowded")) > 5000
+
+
+def count_flows() -> int:
+    return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
+
+
+def send_half(guest: NamespaceGuest, count: int) -> None:
+    """So many first packets of connections, to addresses that the proxy answers for; its answers are not heard."""
+    link = bytes.fromhex((guest.host_mac + guest.identity.mac).replace(":", "")) + b"\x08\x00"
+    source = socket.inet_aton(guest.address)
+    with inside(guest.namespace), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+        deaf = "add table ip deaf; add chain ip deaf in { type filter hook input priority 0; policy drop; }"
+        process.run(["nft", deaf], timeout=10)
+        wire.bind((INTERFACE, 0))
+        for number in range(count):
+            target = struct.pack(">I", 0x0B000000 + number)
+            head = struct.pack(">HHIIBBHHH", 1024 + number, 443, 1, 0, 0x50, 2, 65535, 0, 0)
+            head = head[:16] + checksum(source + target + struct.pack(">HH", 6, len(head)) + head) + head[18:]
+            packet = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 40, 1, 0, 64, 6, 0, source, target)
+            packet = packet[:10] + checksum(packet) + packet[12:]
+            wire.send(link + packet + head)
+            if number % 500 == 0:
+                time.sleep(0.02)
+
+
+def checksum(data: bytes) -> bytes:
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack(">H", ~(total + (total >> 16)) & 0xFFFF)
 
 
 def test_siblings_do_not_reach_each_other(lab: Lab, guest: NamespaceGuest) -> None:
