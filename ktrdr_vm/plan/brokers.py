@@ -88,7 +88,7 @@ frontend broker_{route.port}
     http-request set-var(txn.verdict) str(path)
     acl plain_path path -m reg '^/({_LETTERS}|%[0-9A-Fa-f][0-9A-Fa-f])*$'
     acl origin_form url -m beg /
-    acl hidden_path path -m reg -i '%(2e|2f|5c|25|00)'
+    acl hidden_path path -m reg -i '%(2e|2f|5c|25|3b|00)'
     acl dotted_path path -m reg '/[.][.]?(;[^/]*)?(/|$)'
     acl empty_segment path -m sub //
     {_deny(403, "refused, the path is not a plain one")} if !origin_form or !plain_path or hidden_path or dotted_path or empty_segment

@@ -174,8 +174,8 @@ def test_a_providers_client_works_and_never_has_the_key(lab: Lab, provider: Prov
 
 REFUSED = [
     ("/v1/../admin", "GET", 403), ("/v1/%2e%2e/admin", "GET", 403), ("/v1/.%2E/admin", "GET", 403), ("/v1/a%2fb", "GET", 403),
-    ("/v1/a%5cb", "GET", 403), ("/v1/%252e%252e/admin", "GET", 403), ("/v1/..;/admin", "GET", 403), ("/v1/.", "GET", 403),
-    ("/v1//admin", "GET", 403), ("//evil.test.lab/v1/", "GET", 403), ("/v1/a\\b", "GET", 403), ("/v1/%zz", "GET", 403),
+    ("/v1/a%5cb", "GET", 403), ("/v1/%252e%252e/admin", "GET", 403), ("/v1/..;/admin", "GET", 403), ("/v1/..%3B/admin", "GET", 403),
+    ("/v1/.", "GET", 403), ("/v1//admin", "GET", 403), ("//evil.test.lab/v1/", "GET", 403), ("/v1/a\\b", "GET", 403), ("/v1/%zz", "GET", 403),
     ("/admin", "GET", 403), ("/v1", "GET", 403), ("/v10/x", "GET", 403), ("/V1/x", "GET", 403), ("*", "GET", 403),
     ("/v1/messages", "DELETE", 403), ("/v1/messages", "PUT", 403), ("/v1/messages", "TRACE", 403), ("/v1/messages", "get", 403),
     ("http://evil.test.lab/v1/messages", "GET", 403), (f"https://{HOST}/v1/messages", "GET", 403), ("evil.test.lab:443", "CONNECT", 403),
