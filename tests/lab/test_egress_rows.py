@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import time
@@ -112,6 +113,21 @@ def test_row_15_nothing_passes_from_the_first_instant(lab: Lab) -> None:
     own = [packet for packet in lab.recorder.packets(mark) if packet.source.startswith("10.213.")]
     assert own == [], "what leaves is dialled by the host"
     assert {row["address"] for row in drops} >= {world.EVIL, world.PRINTER, world.METADATA}
+
+
+def test_each_request_of_a_connection_goes_where_its_own_name_says(lab: Lab) -> None:
+    """Row 5: the second request of a connection is judged and sent like a first one, wherever the guest meant the connection to go."""
+    with NamespaceGuest(lab.home, [{"host": name, "ports": [80]} for name in ("allowed.test.lab", "other.test.lab")]) as guest:
+        # The proxy knows both answers, so that it need not ask for them.
+        assert all(guest.lookup(name)["addresses"] for name in ("allowed.test.lab", "other.test.lab"))
+        names = ("allowed.test.lab", "other.test.lab", "allowed.test.lab", "evil.test.lab")
+        requests = "".join(f"GET / HTTP/1.1\r\nHost: {name}\r\n\r\n" for name in names)
+        for address in (world.WEB, world.OTHER, world.EVIL):
+            mark = lab.recorder.mark()
+            said = guest.probe("http", address=address, port=80, send=requests, patience=2)["said"]
+            assert re.findall(r"HTTP/1.1 (\d+)", said) == ["200", "200", "200", "403"]
+            assert re.findall(r"served by (\S+):80", said) == [world.WEB, world.OTHER, world.WEB]
+            assert {one for one in lab.recorder.endpoints(mark) if one[0] == "tcp"} == {("tcp", world.WEB, 80), ("tcp", world.OTHER, 80)}
 
 
 def test_row_17_a_flood_of_everything_is_bounded_and_counted_and_the_sibling_is_served(lab: Lab, guest: NamespaceGuest) -> None:
