@@ -5,19 +5,21 @@ Needs neither root nor a running libvirt, and creates nothing.
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ktrdr_vm.errors import DocumentError, HostError, UsageError
+from ktrdr_vm.errors import DocumentError, HostError, KtrdrError, Problem, UsageError
 from ktrdr_vm.guest.workspace import Repository, find_repository
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
 from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.host.owner_policy import read_policy
-from ktrdr_vm.host.package_sources import Destination, find_sources
-from ktrdr_vm.host.paths import PROJECT, Home, find_shipped
+from ktrdr_vm.host.package_sources import Destination, find_sources, list_presets
+from ktrdr_vm.host.paths import Home, find_shipped, list_shipped
 from ktrdr_vm.images.recipe import Recipe, load_recipe
 from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
 from ktrdr_vm.plan.identity import Identity, derive_instance_id, parse_instance_id
@@ -26,7 +28,8 @@ from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import HINT, LoadedProfile, build_profile, load_profile
 from ktrdr_vm.profile.model import ImageRef, Profile
-from ktrdr_vm.profile.policy import POLICY_PATH, OwnerPolicy, check_policy
+from ktrdr_vm.profile.policy import HINT as POLICY_HINT
+from ktrdr_vm.profile.policy import OwnerPolicy, check_policy
 from ktrdr_vm.profile.preset import load_preset
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 
@@ -34,6 +37,7 @@ from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 MACHINE = "pc-q35-7.2"
 # The user of a stock cloud image; cloud-init makes it when the image has none.
 STOCK_USER = "ktrdr"
+REFERENCE_HINT = "correct the name, or write what it names; `ktrdr-vm validate` shows all errors at once"
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,9 @@ def gather_profile(
     if not str(root).isprintable():
         # A plan is text, and so are the documents in it.
         raise UsageError("the name of the workspace is no plain text", where=ascii(str(root)), hint="rename the folder")
-    problems = check_policy(loaded, policy, str(root))
-    if problems:
-        raise DocumentError(problems, hint=f"the owner of this host can allow it in {POLICY_PATH}; a profile cannot")
+    named, refused = check_references(loaded, root, gates=not gates), check_policy(loaded, policy, str(root))
+    if named or refused:
+        raise DocumentError([*named, *refused], hint=REFERENCE_HINT if named else POLICY_HINT)
     if policy.longest_life and not loaded.profile.ttl:
         loaded.data["ttl"] = f"{policy.longest_life}s"
         loaded.profile = build_profile(loaded.data)
@@ -101,6 +105,33 @@ def gather_profile(
         lending=_find_lending(profile, policy),
     )
     return Gathered(loaded, policy, Plan(profile, facts, identity, loaded.data), accelerator, repository, recipe, playbooks)
+
+
+def check_references(loaded: LoadedProfile, workspace: Path, *, gates: bool = True) -> list[Problem]:
+    """What the profile names and is not there, or is itself wrong: recipe, presets, playbooks. Reads files, asks no program.
+
+    `workspace` is the absolute folder of `--workspace`. Without `gates` the profile's own are not looked for: others take their place.
+    """
+    profile, problems = loaded.profile, []
+    if not profile.image.url and find_shipped("images", f"{profile.image.recipe}.yaml") is None:
+        problems.append(loaded.problem(("image",), _unknown("image recipe", profile.image.recipe, list_shipped("images"))))
+    known = list_presets()
+    for index, rule in enumerate(profile.egress.allow):
+        if rule.preset and rule.preset not in known:
+            problems.append(loaded.problem(("egress", "allow", index, "preset"), _unknown("preset", rule.preset, known)))
+    for index, gate in enumerate(profile.gates if gates else ()):
+        try:
+            _digest(((gate, find_playbook(gate, workspace)),))
+        except DocumentError as error:
+            problems.extend(error.problems)
+        except KtrdrError as error:
+            problems.append(loaded.problem(("gates", index), f"{error.message}: {error.where}"))
+    return problems
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"there is no {kind} {name}; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}")
 
 
 def find_playbook(gate: str, workspace: Path, *, trusted: bool = False) -> Path:
@@ -149,9 +180,7 @@ def _image(ref: ImageRef, home: Home) -> tuple[Recipe | None, ImageFacts]:
         name = ref.url.rsplit("/", 1)[-1]
         return None, ImageFacts(name, ref.sha256, directory, boot="disk", disk_format=format_, user=STOCK_USER)  # type: ignore[arg-type]
     path = find_shipped("images", f"{ref.recipe}.yaml")
-    if path is None:
-        known = sorted(entry.stem for entry in (PROJECT / "images").glob("*.yaml"))
-        raise UsageError(f"there is no image recipe {ref.recipe}", where="image", hint=f"known recipes: {', '.join(known)}")
+    assert path is not None, "checked with the other references"
     recipe = load_recipe(path)
     return recipe, ImageFacts(
         name=recipe.name,

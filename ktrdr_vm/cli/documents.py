@@ -111,7 +111,7 @@ def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool)
     """Show every error of PROFILE: file, line, column, field and what is wrong."""
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.errors import DocumentError, UsageError
-    from ktrdr_vm.gather import read_profile
+    from ktrdr_vm.gather import check_references, read_profile
     from ktrdr_vm.host.owner_policy import read_policy
     from ktrdr_vm.profile.json_schema import render_json_schema
     from ktrdr_vm.profile.policy import check_policy
@@ -123,7 +123,8 @@ def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool)
         raise UsageError("no profile is named", hint="ktrdr-vm validate PROFILE, or --schema")
     try:
         loaded = read_profile(profile)
-        problems = check_policy(loaded, read_policy(), str(workspace.resolve()))
+        root = workspace.resolve()
+        problems = sorted([*check_references(loaded, root), *check_policy(loaded, read_policy(), str(root))])
     except DocumentError as error:
         problems = list(error.problems)
     if as_json:

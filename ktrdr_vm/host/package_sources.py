@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.host import process
-from ktrdr_vm.host.paths import PROJECT
+from ktrdr_vm.host.paths import list_shipped
 
 Destination = tuple[str, int]
 """A host name and a TCP port."""
@@ -21,13 +21,8 @@ Owner = tuple[int, int]
 
 
 def find_sources(preset: str, owner: tuple[int, int]) -> tuple[Destination, ...]:
-    """The destinations of one preset, sorted, as the clients of `owner` are set up. HostError when the client is not there to be asked."""
-    ask = PRESETS.get(preset)
-    if ask is None:
-        lists = (path.stem for path in (PROJECT / "profiles" / "egress").glob("*.yaml"))
-        known = ", ".join(sorted({*PRESETS, *lists}))
-        raise HostError(f"there is no preset {preset}", where="egress.allow", hint=f"known presets: {known}")
-    found = tuple(sorted(set(ask(owner))))
+    """The destinations of one of `PRESETS`, sorted, as the clients of `owner` are set up. HostError when the client cannot be asked."""
+    found = tuple(sorted(set(PRESETS[preset](owner))))
     if not found:
         raise HostError(
             f"the host's own client names no source for the preset {preset}",
@@ -62,6 +57,11 @@ def _ask_npm(owner: Owner) -> list[Destination]:
 
 
 PRESETS: dict[str, Callable[[Owner], list[Destination]]] = {"debian": _ask_apt, "python": _ask_pip, "node": _ask_npm}
+
+
+def list_presets() -> list[str]:
+    """Every name that may stand under `preset`, sorted: what a client is asked for, and the shipped lists."""
+    return sorted({*PRESETS, *list_shipped("profiles/egress")})
 
 
 def _ask(argv: list[str], owner: Owner) -> str:

@@ -165,10 +165,15 @@ def find_home() -> Home:
 
 def find_shipped(kind: str, name: str) -> Path | None:
     """A shipped profile, playbook or recipe: beside the package in a checkout, under share/ when installed."""
+    return next((path for base in _find_shares() if (path := base / kind / name).is_file()), None)
+
+
+def list_shipped(kind: str) -> list[str]:
+    """The names of all shipped documents of a kind, without their ending, sorted."""
+    return sorted({path.stem for base in _find_shares() for path in (base / kind).glob("*.yaml")})
+
+
+def _find_shares() -> tuple[Path, ...]:
     import sysconfig
 
-    for base in (PROJECT, Path(sysconfig.get_path("data")) / "share" / "ktrdr-vm"):
-        path = base / kind / name
-        if path.is_file():
-            return path
-    return None
+    return PROJECT, Path(sysconfig.get_path("data")) / "share" / "ktrdr-vm"

@@ -35,6 +35,9 @@ _ADDED = {("egress", "allow"), ("mounts",), ("secrets",), ("artifacts",)}
 # What the guest is told of its OTLP endpoint by.
 TELEMETRY_VARIABLES = frozenset({"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"})
 
+Found = list[tuple[Path, str]]
+"""Where in the merged document, and what is wrong there."""
+
 Read = Callable[[str, str], tuple[str, bytes]]
 """`read(reference, from_source)` gives the source name and the bytes of an extended profile, or raises KtrdrError."""
 
@@ -55,7 +58,7 @@ class LoadedProfile:
         while at and at not in self.origins:
             at = at[:-1]
         document, there = self.origins[at]
-        line, column = document.position(there)
+        line, column = document.position((*there, *path[len(at) :]))
         return Problem(document.source, line, column, document.problem(path, "").path, message)
 
 
@@ -73,11 +76,12 @@ def load_profile(text: str | bytes, source: str, read: Read) -> LoadedProfile:
         # What each file says is right; what they say together must be complete.
         whole = Document(source, merged, chain[0].positions, chain[0].key_positions)
         problems.extend(check_shape(whole, PROFILE))
-    if not problems:
-        problems.extend(_check_together(merged, chain[0]))
     if problems:
         raise DocumentError(problems, hint=HINT)
-    return LoadedProfile(build_profile(merged), merged, source, origins)
+    loaded = LoadedProfile(build_profile(merged), merged, source, origins)
+    if problems := [loaded.problem(path, message) for path, message in (*_check_together(merged), *_check_version(merged))]:
+        raise DocumentError(problems, hint=HINT)
+    return loaded
 
 
 def _load_chain(text: str | bytes, source: str, read: Read, problems: list[Problem]) -> list[Document]:
@@ -126,9 +130,9 @@ def _merge(base: Any, over: Any, here: Path, there: Path, document: Document, or
     return copy.deepcopy(over)
 
 
-def _check_together(data: dict[str, Any], document: Document) -> list[Problem]:
+def _check_together(data: dict[str, Any]) -> Found:
     """What no single value shows: names and targets that must differ."""
-    problems = []
+    problems: Found = []
     targets: dict[str, str] = {}
     workspace = data.get("workspace")
     if workspace is not None:
@@ -137,7 +141,7 @@ def _check_together(data: dict[str, Any], document: Document) -> list[Problem]:
         target = mount["target"]
         for other, owner in targets.items():
             if target == other or target.startswith(other + "/") or other.startswith(target + "/"):
-                problems.append(document.problem(("mounts", index, "target"), f"overlaps with {owner} at {other}"))
+                problems.append((("mounts", index, "target"), f"overlaps with {owner} at {other}"))
         targets[target] = f"mounts[{index}]"
     for field in ("name", "path"):
         seen: set[str] = set()
@@ -146,35 +150,47 @@ def _check_together(data: dict[str, Any], document: Document) -> list[Problem]:
                 continue
             value = secret.get(field, f"/run/secrets/{secret['name']}")
             if value in seen:
-                problems.append(document.problem(("secrets", index, field), f"{value} stands twice"))
+                problems.append((("secrets", index, field), f"{value} stands twice"))
             seen.add(value)
-    problems += _check_variables(data, document)
+    problems += _check_variables(data)
     if "prepare" in data and workspace is None:
-        problems.append(document.problem(("prepare",), "prepares a workspace, and there is none"))
+        problems.append((("prepare",), "prepares a workspace, and there is none"))
     for index, gate in enumerate(data.get("gates", [])):
         if gate in data["gates"][:index]:
-            problems.append(document.problem(("gates", index), f"{gate} stands twice"))
+            problems.append((("gates", index), f"{gate} stands twice"))
     return problems
 
 
-def _check_variables(data: dict[str, Any], document: Document) -> list[Problem]:
-    problems = []
+def _check_variables(data: dict[str, Any]) -> Found:
+    problems: Found = []
     variables = set(data.get("environment", {}))
     if data.get("telemetry", {}).get("otlp"):
         if taken := variables & TELEMETRY_VARIABLES:
-            problems.append(document.problem(("telemetry", "otlp"), f"sets {min(taken)}, which stands under environment too"))
+            problems.append((("telemetry", "otlp"), f"sets {min(taken)}, which stands under environment too"))
         variables |= TELEMETRY_VARIABLES
     for index, secret in enumerate(data.get("secrets", [])):
         broker = secret.get("broker", {})
         variable, gate = broker.get("base_url_env"), broker.get("after")
         if variable in variables:
-            problems.append(document.problem(("secrets", index, "broker", "base_url_env"), f"{variable} stands twice"))
+            problems.append((("secrets", index, "broker", "base_url_env"), f"{variable} stands twice"))
         if variable:
             variables.add(variable)
         if broker.get("docker_mirror") and broker.get("base_path", "/") != "/":
-            problems.append(document.problem(("secrets", index, "broker", "base_path"), "Docker takes a mirror at / only"))
+            problems.append((("secrets", index, "broker", "base_path"), "Docker takes a mirror at / only"))
         if gate and gate not in data.get("gates", []):
-            problems.append(document.problem(("secrets", index, "broker", "after"), f"{gate} is none of the profile's gates"))
+            problems.append((("secrets", index, "broker", "after"), f"{gate} is none of the profile's gates"))
+    return problems
+
+
+def _check_version(data: dict[str, Any]) -> Found:
+    """What the format has, and this version does not do."""
+    problems: Found = []
+    if data.get("workspace", {}).get("transfer") == "mount":
+        problems.append((("workspace", "transfer"), "a mounted workspace is not there yet in this version; copy works"))
+    for index, mount in enumerate(data.get("mounts", [])):
+        if not mount.get("readonly", True):
+            message = "a writable folder is not there yet in this version; results come back as artifacts or commits"
+            problems.append((("mounts", index, "readonly"), message))
     return problems
 
 

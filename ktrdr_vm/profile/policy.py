@@ -186,8 +186,6 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
         problems.append(loaded.problem(("telemetry", "otlp"), "there is no collector that the owner of this host has named"))
     if profile.egress.mode == "observe" and not policy.observe:
         problems.append(loaded.problem(("egress", "mode"), "observe mode is not allowed on this host"))
-    if profile.workspace and profile.workspace.transfer == "mount":
-        problems.append(loaded.problem(("workspace", "transfer"), "a mounted workspace is not there yet in this version; copy works"))
     return problems
 
 

@@ -13,6 +13,14 @@ from ktrdr_vm.profile import scalars
 Found = list[tuple[tuple[str | int, ...], str]]
 """Path and message of each."""
 
+# In words of YAML, not of Python.
+_KINDS = {
+    "dict": "a mapping", "list": "a list", "string": "text", "boolean": "true or false", "integer": "a whole number", "float": "a number",
+    "object": "that",
+}  # fmt: skip
+# A bool is an int for Python, so it comes first.
+_TYPES = (("dict", dict), ("list", list), ("string", str), ("boolean", bool), ("integer", int), ("float", float), ("object", object))
+
 
 def validate(data: dict[str, Any], schema: dict[str, Any]) -> Found:
     """Everything in the data that does not fit the schema."""
@@ -28,7 +36,7 @@ class _Validator(Validator):  # type: ignore[misc]
     def _validate_notbool(self, constraint: bool, field: str, value: object) -> None:
         """{'type': 'boolean'}"""
         if constraint and isinstance(value, bool):
-            self._error(field, "must be of integer type")
+            self._error(field, f"must be {_KINDS['integer']}, and true and false are none")
 
     def _check_with_one_destination(self, field: str, value: object) -> None:
         if isinstance(value, dict) and not {"host", "cidr", "preset"} & value.keys():
@@ -52,7 +60,7 @@ class _Flat(BaseErrorHandler):  # type: ignore[misc]
         0x03: "unknown key",
         0x22: "must not be empty",
         0x23: "must not be null",
-        0x24: "must be of type {constraint}",
+        0x24: "must be {kinds}, not {kind}{quotes}",
         0x06: "goes not together with {constraint}",
         0x27: "has fewer than {constraint} entries",
         0x28: "has more than {constraint} entries",
@@ -72,8 +80,19 @@ class _Flat(BaseErrorHandler):  # type: ignore[misc]
             else:
                 template = self.messages.get(error.code, f"breaks the rule {error.rule}")
                 value = error.value if not isinstance(error.value, str) else error.value[:80]
-                found.append((tuple(error.document_path), template.format(constraint=_show(error.constraint), value=value)))
+                found.append((tuple(error.document_path), _fill(template, error.constraint, value)))
         return found
+
+
+def _fill(template: str, constraint: Any, value: object) -> str:
+    named = constraint if isinstance(constraint, (list, tuple)) else [constraint]
+    kinds = " or ".join(_KINDS.get(kind, str(kind)) for kind in named)
+    quotes = "; in quotes it is text" if constraint == "string" and not isinstance(value, (dict, list)) else ""
+    return template.format(constraint=_show(constraint), kinds=kinds, kind=_describe(value), quotes=quotes, value=value)
+
+
+def _describe(value: object) -> str:
+    return next(_KINDS[kind] for kind, types in _TYPES if isinstance(value, types))
 
 
 def _show(constraint: object) -> str:

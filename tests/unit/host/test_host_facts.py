@@ -137,10 +137,7 @@ def test_no_source_is_an_error_and_not_an_empty_list(monkeypatch: pytest.MonkeyP
         package_sources.find_sources("debian", (0, 0))
 
 
-def test_an_unknown_preset_and_a_missing_client_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(HostError, match="no preset cobol"):
-        package_sources.find_sources("cobol", (0, 0))
-
+def test_a_missing_client_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> Completed:
         raise ProvisionError("npm is not installed", hint="")
 

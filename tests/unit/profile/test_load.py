@@ -57,6 +57,41 @@ def test_whole_profile():
     jsonschema.validate(load_yaml(text, "p").data, render_json_schema())
 
 
+def test_what_this_version_does_not_do_is_said_where_it_stands():
+    found = problems_of(
+        MINIMAL + "workspace:\n  source: .\n  transfer: mount\nmounts:\n  - source: a\n    target: /a\n    readonly: false\n"
+    )
+    assert [line.split(": ")[:2] for line in found] == [["p.yaml:6:13", "workspace.transfer"], ["p.yaml:10:15", "mounts[0].readonly"]]
+    assert all("not there yet" in line for line in found)
+
+
+def test_what_the_owner_refuses_is_placed_at_the_value_itself():
+    loaded = load(MINIMAL + "resources:\n  disk: 1GiB\n  vcpus: 64\nmounts:\n  - target: /x\n    source: /etc\n")
+    assert [(one.line, one.column) for one in check_policy(loaded, OwnerPolicy(), "/w")] == [(6, 10), (9, 13)]
+
+
+def test_what_does_not_fit_together_is_placed_in_the_file_that_it_stands_in():
+    text = "extends: base\nmounts:\n  - {source: b, target: /a/deep}\n  - {source: c, target: /c}\n"
+    [found] = problems_of(text, {"base": MINIMAL + "mounts: [{source: a, target: /a}]\n"})
+    assert found.startswith("p.yaml:3:25: mounts[1].target: overlaps with mounts[0]")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("resources: {memory: 4096}", "resources.memory: must be text, not a whole number; in quotes it is text"),
+        ("gates: unit", "gates: must be a list, not text"), ("workload: make", "workload: must be a mapping, not text"),
+        ("resources: {vcpus: true}", "must be a whole number, and true and false are none"), ("mode: yes", "must be text, not true or false"),
+        ("artifacts: {}", "must be a list, not a mapping"), ("workspace: [1]", "must be a mapping, not a list"),
+        ("environment: {A: [1]}", "must be text or a whole number or a number or true or false, not a list"),
+        ("resources: {vcpus: 1.5}", "must be a whole number, not a number"),
+    ],
+)  # fmt: skip
+def test_a_wrong_type_is_said_in_words_of_yaml(line, words):
+    [found] = problems_of(MINIMAL + line + "\n")
+    assert words in found
+
+
 def test_all_errors_at_once_with_places():
     found = problems_of(
         "version: 2\nname: P\nimmage: x\nresources: {vcpus: true, memory: 2GB}\n"
@@ -118,7 +153,6 @@ def test_overlaps():
         ("secrets: [{name: a, source: {file: /root/.ssh/id_rsa}}]", "not one that may be a secret"),
         ("secrets: [{name: a, source: {command: [cat, /root/.ssh/id_rsa]}}]", "not one that may give a secret"),
         ("egress: {mode: observe}", "observe mode"),
-        ("workspace: {transfer: mount}", "not there yet"),
         ("egress: {allow: [{cidr: 192.168.1.0/24}]}", "only single addresses"),
         ("egress: {allow: [{cidr: 169.254.169.254/32, ports: [80]}]}", "169.254.169.254:80"),
         ("egress: {allow: [{cidr: 126.0.0.0/8}]}", ""),

@@ -1,0 +1,56 @@
+"""What a profile names and is not there: said before a plan is made, where it stands, with what was probably meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ktrdr_vm.errors import DocumentError
+from ktrdr_vm.gather import check_references, gather_profile
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.profile.load import LoadedProfile, load_profile
+
+HEAD = "version: 1\nname: p\n"
+IMAGE = "image: debian-13-docker\n"
+
+
+def load(text: str) -> LoadedProfile:
+    return load_profile(text, "p.yaml", lambda reference, source: pytest.fail(f"{source} extends {reference}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("image: debian-13-dokcer\n", "p.yaml:3:8: image: there is no image recipe debian-13-dokcer; did you mean debian-13-docker?"),
+        (IMAGE + "egress:\n  allow:\n    - {host: a.example.com}\n    - {preset: githb}\n", "p.yaml:7:16: egress.allow[1].preset: there is no preset githb; did you mean github?"),
+        (IMAGE + "egress: {allow: [{preset: cobol}]}\n", "there is no preset cobol; known: anthropic, debian, "),
+        (IMAGE + "gates:\n  - startability\n  - nothing\n", "p.yaml:6:5: gates[1]: there is no playbook for the gate nothing"),
+    ],
+)  # fmt: skip
+def test_what_is_named_and_is_not_there(tmp_path: Path, text: str, wanted: str) -> None:
+    [problem] = check_references(load(HEAD + text), tmp_path)
+    assert wanted in str(problem)
+    with pytest.raises(DocumentError) as caught:
+        gather_profile(load(HEAD + text), home=Home(tmp_path), workspace=tmp_path, instance_id="one")
+    assert caught.value.problems == (problem,)
+
+
+def test_what_is_wrong_in_a_playbook_stands_at_its_own_line(tmp_path: Path) -> None:
+    (tmp_path / "playbooks").mkdir()
+    (tmp_path / "playbooks" / "own.yaml").write_text(
+        "- hosts: all\n  tasks:\n    - {name: a, ansible.builtin.apt: {name: x}}\n    - comand: ls\n"
+    )
+    found = [str(one) for one in check_references(load(HEAD + IMAGE + "gates: [own, nothing]\n"), tmp_path)]
+    assert [line.split("/")[-1].split(":")[:2] for line in found] == [["own.yaml", "3"], ["own.yaml", "4"], ["nothing.yaml"]]
+
+
+def test_gates_of_the_command_line_take_the_place_of_the_profiles(tmp_path: Path) -> None:
+    assert check_references(load(HEAD + IMAGE + "gates: [nothing]\n"), tmp_path, gates=False) == []
+
+
+def test_what_is_there_is_no_problem(tmp_path: Path) -> None:
+    every = "egress: {allow: [{preset: debian}, {preset: python}, {preset: node}, {preset: github}]}\ngates: [startability, isolation]\n"
+    assert check_references(load(HEAD + IMAGE + every), tmp_path) == []
+    url = "image: {url: 'https://images.example.com/a.qcow2', sha256: " + "a" * 64 + "}\n"
+    assert check_references(load(HEAD + url), tmp_path) == []
