@@ -21,6 +21,7 @@ from ktrdr_vm.host.owner_policy import read_policy
 from ktrdr_vm.host.package_sources import Destination, find_sources, list_presets
 from ktrdr_vm.host.paths import Home, find_shipped, list_shipped
 from ktrdr_vm.images.recipe import Recipe, load_recipe
+from ktrdr_vm.images.store import refuse_disk
 from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
 from ktrdr_vm.plan.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.plan.plan import Plan
@@ -113,8 +114,12 @@ def check_references(loaded: LoadedProfile, workspace: Path, *, gates: bool = Tr
     `workspace` is the absolute folder of `--workspace`. Without `gates` the profile's own are not looked for: others take their place.
     """
     profile, problems = loaded.profile, []
-    if not profile.image.url and find_shipped("images", f"{profile.image.recipe}.yaml") is None:
-        problems.append(loaded.problem(("image",), _unknown("image recipe", profile.image.recipe, list_shipped("images"))))
+    if not profile.image.url:
+        recipe = find_shipped("images", f"{profile.image.recipe}.yaml")
+        if recipe is None:
+            problems.append(loaded.problem(("image",), _unknown("image recipe", profile.image.recipe, list_shipped("images"))))
+        elif reason := refuse_disk(profile.resources.disk, load_recipe(recipe).size):
+            problems.append(loaded.problem(("resources", "disk"), reason))
     known = list_presets()
     for index, rule in enumerate(profile.egress.allow):
         if rule.preset and rule.preset not in known:

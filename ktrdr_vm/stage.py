@@ -12,7 +12,7 @@ from ktrdr_vm.answers import find_pending, find_stop, give_again
 from ktrdr_vm.converge import find_changes, require_possible
 from ktrdr_vm.delivered import drop_secret
 from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.errors import EscalationStop, KtrdrError, ResidueError
+from ktrdr_vm.errors import EscalationStop, KtrdrError, ResidueError, UsageError
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gates.runner import run_playbook
@@ -25,7 +25,7 @@ from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.ensure import ensure_image
-from ktrdr_vm.images.store import Image
+from ktrdr_vm.images.store import Image, refuse_disk
 from ktrdr_vm.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.lost import explain_loss
 from ktrdr_vm.plan.plan import Plan, canonical_json
@@ -33,6 +33,7 @@ from ktrdr_vm.prepare import build_best, find_best
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.recorder import Recorder
 from ktrdr_vm.report.model import GateResult, StageName, WorkloadResult
+from ktrdr_vm.resources.mount import require_source
 from ktrdr_vm.sampler import Sampler, measure_gate
 from ktrdr_vm.snapshot import adopt, find_snapshot
 from ktrdr_vm.suspension import resume, shut_down
@@ -78,25 +79,29 @@ class Stage:
 
     def provision(self, recorder: Recorder) -> None:
         """Image, template, resources, boot, identity, workspace. The plan is the one that knows the image afterwards."""
-        instance = self.instance
+        instance, roots = self.instance, self.gathered.policy.mount_roots
+        template = find_snapshot(self._home, self._source, self.plan) if self._source else None
+        if instance.journal is None:
+            for mount in self.plan.profile.mounts:
+                require_source(mount, Path(self.plan.facts.workspace), roots)
         with self._phase(recorder, "image"):
             image = self.image = ensure_image(
                 self.plan.profile.image, self.gathered.recipe, self._home.images, progress=recorder.listener.note
             )
+        if reason := refuse_disk(self.plan.profile.resources.disk, image.virtual_size):
+            raise UsageError(reason, where="resources.disk", hint="make it larger; what is not written takes no space")
         plan = know_image(self.plan, image)
         if plan is not self.plan and self._name == "base":
             recorder.directory.write("plan.json", canonical_json(plan.to_json()))
         self.plan = plan
         require_capacity(self._home.root, plan.profile.resources.memory)
         require_room(self._home, plan.identity.instance_id, self.gathered.policy.most_instances)
-        template = find_snapshot(self._home, self._source, plan) if self._source else None
         if not self._cold and not self._source and fits(plan) and instance.journal is None:
             note = recorder.listener.note
             template = find_best(self._home, self.gathered, plan, image, note)
             if template is None:
                 with self._phase(recorder, "template"):
                     template = build_best(self._home, self.gathered, plan, image, instance.libvirt, note)
-        roots = self.gathered.policy.mount_roots
         with self._phase(recorder, "create"):
             if instance.journal is not None and plan.profile.mode == "sandbox":
                 recorder.listener.note("an earlier run left this instance; it is destroyed first")

@@ -130,4 +130,6 @@ def console(instance_id: str) -> None:
     """Attach to the serial console of INSTANCE_ID; Ctrl-] leaves it. What the guest prints is not escaped there."""
     from ktrdr_vm.host.libvirt import URI
 
-    _become("virsh", "-c", URI, "console", open_instance(instance_id).identity.domain)
+    instance = open_instance(instance_id)
+    instance.require_awake()
+    _become("virsh", "-c", URI, "console", instance.identity.domain)

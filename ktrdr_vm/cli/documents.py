@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ktrdr_vm.cli.options import json_option, plan_options, profile_argument
+from ktrdr_vm.cli.options import folder, json_option, plan_options, profile_argument
 
 if TYPE_CHECKING:
     from ktrdr_vm.plan.plan import Plan
@@ -102,7 +102,7 @@ def render(profile: Path, instance_id: str | None, workspace: Path, out: Path) -
 @click.option("--schema", is_flag=True, help="Print a JSON Schema for editors instead.")
 @click.option(
     "--workspace",
-    type=click.Path(path_type=Path),
+    type=folder,
     default=Path(),
     help="The folder that relative paths start from. Default: the current one.",
 )

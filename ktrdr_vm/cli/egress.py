@@ -57,22 +57,25 @@ def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
 @click.argument("host")
 @click.argument("port", type=int)
 @json_option
-@click.pass_context
-def test(context: click.Context, instance_id: str, host: str, port: int, as_json: bool) -> None:
+def test(instance_id: str, host: str, port: int, as_json: bool) -> int:
     """Say whether INSTANCE_ID may connect to HOST on PORT, and what decides. Exit code 0 when it may, 1 when not."""
+    from ktrdr_vm.cli.access import open_instance
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.egress.judging import judge_connection
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.plan.identity import parse_instance_id
 
     identity = parse_instance_id(instance_id)
-    verdict = judge_connection(find_home().instance(identity.instance_id).guard, host, port)
+    guard = find_home().instance(identity.instance_id).guard
+    if not guard.exists():
+        open_instance(instance_id).require_awake()
+    verdict = judge_connection(guard, host, port)
     if as_json:
         echo_json({"instance_id": identity.instance_id, "host": host, "port": port, **verdict.to_json()})
     else:
         word = "allowed" if verdict.allowed else "denied"
         click.echo(f"{word}  {host}:{port}  {verdict.kind}  {verdict.rule}  {verdict.message}")
-    context.exit(0 if verdict.allowed else 1)
+    return 0 if verdict.allowed else 1
 
 
 @egress.command()

@@ -25,15 +25,15 @@ def escalations() -> None:
 @json_option
 def list_(instance_id: str | None, pending: bool, as_json: bool) -> None:
     """List the escalations of INSTANCE_ID, or of all instances."""
+    from ktrdr_vm.answers import open_store
+    from ktrdr_vm.cli.access import open_instance
     from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.escalation.store import EscalationStore
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.report.escape import escape_line
 
-    home = find_home()
-    names = [instance_id] if instance_id else [journal.instance_id for journal in list_journals(home)]
-    found = [one for name in names for one in EscalationStore(home.instance(name).escalations, name).list()]
+    names = [instance_id] if instance_id else [journal.instance_id for journal in list_journals(find_home())]
+    found = [one for name in names for one in open_store(open_instance(name)).list()]
     found = [one for one in found if not pending or one.current == "pending"]
     if as_json:
         echo_json([one.to_json() for one in found])

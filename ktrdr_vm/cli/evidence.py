@@ -20,7 +20,7 @@ def find_run(instance_id: str, run_id: str) -> Path:
 
     runs = find_home().runs / parse_instance_id(instance_id).instance_id
     path = runs / run_id
-    if "/" in run_id or run_id.startswith(".") or "\0" in run_id or not path.exists():
+    if not run_id or "/" in run_id or run_id.startswith(".") or "\0" in run_id or not path.exists():
         raise UsageError(f"there is no run {run_id} of {instance_id}", where=str(runs), hint="`ls` that folder, or apply first")
     return path
 

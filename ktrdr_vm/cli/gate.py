@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from ktrdr_vm.cli.options import instance_argument, json_option
+from ktrdr_vm.cli.options import folder, instance_argument, json_option
 
 
 @click.command()
 @instance_argument
 @click.argument("playbooks", nargs=-1, required=True)
 @click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable that wins over the playbook's. Repeatable.")
-@click.option("--workspace", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Where playbooks are looked for first.")
+@click.option("--workspace", type=folder, default=Path(), help="Where playbooks are looked for first.")
 @json_option
 def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...], workspace: Path, as_json: bool) -> int:
     """Run PLAYBOOKS, by gate name or path, against INSTANCE_ID. Exit code 1 when one did not pass."""

@@ -57,7 +57,7 @@ def remove(digest: str) -> None:
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.images.store import ImageStore
+    from ktrdr_vm.images.store import ImageStore, is_digest
     from ktrdr_vm.instance import require_root
 
     require_root()
@@ -67,5 +67,5 @@ def remove(digest: str) -> None:
     ]
     if users:
         raise UsageError(f"instances stand on this image: {', '.join(users)}", where=digest, hint="destroy them first")
-    if not ImageStore(home.images).remove(digest):
+    if not is_digest(digest) or not ImageStore(home.images).remove(digest):
         raise UsageError("there is no such image", where=digest, hint="`ktrdr-vm images list` shows them")

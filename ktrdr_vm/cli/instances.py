@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -103,26 +104,30 @@ def destroy(instance_ids: tuple[str, ...], yes: bool) -> int:
 
     identities = [parse_instance_id(instance_id) for instance_id in instance_ids]
     require_root()
-    home, libvirt, worst = find_home(), Libvirt(), 0
-    for identity in identities:
-        instance = Instance(home, identity, libvirt)
-        journal = instance.journal
-        if journal is not None and journal.mode == "interactive" and not yes:
+    home, libvirt = find_home(), Libvirt()
+    instances = [Instance(home, identity, libvirt) for identity in identities]
+    # All are asked for before the first one goes.
+    for instance in () if yes else instances:
+        if instance.find_mode() == "interactive":
+            name = instance.identity.instance_id
             if not sys.stdin.isatty():
                 raise UsageError(
-                    f"{identity.instance_id} is interactive, and its disk goes with it: it has to be said, and nobody is there to ask",
+                    f"{name} is interactive, and its disk goes with it: it has to be said, and nobody is there to ask",
                     where="ktrdr-vm destroy",
                     hint="--yes says it",
                 )
-            click.confirm(f"{identity.instance_id} is interactive, and its disk goes with it. Destroy it?", abort=True, err=True)
+            click.confirm(f"{name} is interactive, and its disk goes with it. Destroy it?", abort=True, err=True)
+    codes = set()
+    for instance in instances:
         try:
             with instance.locked():
                 instance.destroy(notify=show_resource)
-            click.echo(f"{identity.instance_id}: residue: none")
+            with contextlib.suppress(OSError):  # nobody reads any more; the others go as well
+                click.echo(f"{instance.identity.instance_id}: residue: none")
         except KtrdrError as error:
             show_error(error)
-            worst = max(worst, error.exit_code)
-    return worst
+            codes.add(error.exit_code)
+    return next((code for code in (5, 4) if code in codes), max(codes, default=0))
 
 
 @click.command()

@@ -84,6 +84,19 @@ _HELP = {
 class _LazyGroup(click.Group):
     """Help comes from the table above, so that listing commands imports none of them."""
 
+    def invoke(self, ctx: click.Context) -> object:
+        result: object = 0
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            # click would end with 1, and say nothing: here that is a gate that failed.
+            if not _is_unread():
+                raise OSError(error.errno, "the other side closed the connection") from error
+            # The reader of our output has enough.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return result
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -98,6 +111,16 @@ class _LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, _HELP[name]) for name in _COMMANDS])
+
+
+def _is_unread() -> bool:
+    """Has whoever read standard output or standard error gone?"""
+    import select
+
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    return bool(poll.poll(0))
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -137,10 +160,6 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         print("ktrdr-vm: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output has enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(0)
     except KtrdrError as error:
         show_error(error)
         sys.exit(error.exit_code)

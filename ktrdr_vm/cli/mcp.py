@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
+from ktrdr_vm.cli.options import folder
+
 
 @click.command()
-@click.option(
-    "--workspace", type=click.Path(path_type=Path, file_okay=False, exists=True), default=Path(), help="The only repository it works on."
-)
+@click.option("--workspace", type=folder, default=Path(), help="The only repository it works on.")
 def mcp(workspace: Path) -> None:
     """Serve plan, apply, exec, gate, report and the state of escalations on standard input and output."""
     make_server(workspace.resolve()).run("stdio")

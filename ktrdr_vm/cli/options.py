@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 profile_argument = click.argument("profile", type=click.Path(path_type=Path))
+folder = click.Path(path_type=Path, exists=True, file_okay=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
 
@@ -30,7 +31,7 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option("--instance-id", metavar="ID", help="Default: derived from the workspace's repository and branch.")(command)
     return click.option(
         "--workspace",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=folder,
         default=Path(),
         help="The folder that the profile's relative paths start from. Default: the current one.",
     )(command)

@@ -56,10 +56,12 @@ def rotate(instance_id: str, name: str | None) -> None:
 
     instance = open_instance(instance_id)
     with instance.locked():
-        for one in _find(instance, name):
+        found = _find(instance, name)
+        for one in found:
             one.create()
-            click.echo(f"{one.name}: renewed", err=True)
     instance.close()
+    for one in found:
+        click.echo(f"{one.name}: renewed", err=True)
 
 
 @secrets.command()
@@ -71,10 +73,12 @@ def revoke(instance_id: str, name: str | None) -> None:
 
     instance = open_instance(instance_id)
     with instance.locked():
-        for one in _find(instance, name):
+        found = _find(instance, name)
+        for one in found:
             one.remove()
-            click.echo(f"{one.name}: taken back; end it at its source as well", err=True)
     instance.close()
+    for one in found:
+        click.echo(f"{one.name}: taken back; end it at its source as well", err=True)
 
 
 def _find(instance: Instance, name: str | None) -> list[Resource]:

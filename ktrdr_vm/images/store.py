@@ -44,7 +44,7 @@ class Image:
     kernel_args: str
     user: str
     virtual_size: int
-    """Bytes. An overlay must not be smaller."""
+    """Bytes. An overlay must not be smaller: `refuse_disk`."""
     manifest: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """`packages` and `containers` with their versions and identifiers, `sources`, `files` with their sha256."""
 
@@ -136,9 +136,19 @@ class ImageStore:
             ) from error
 
     def _directory(self, digest: str) -> Path:
-        if not _DIGEST.fullmatch(digest):
+        if not is_digest(digest):
             raise ValueError(f"{digest!r} is not a sha256 digest")
         return self.root / digest
+
+
+def refuse_disk(disk: int, image: int) -> str:
+    """Why a disk of so many MiB cannot stand on an image of so many bytes, or nothing: the guest would miss the end of its file system."""
+    return f"the image needs {-(-image >> 20)} MiB, and {disk} MiB would cut off its end" if disk << 20 < image else ""
+
+
+def is_digest(text: str) -> bool:
+    """Could it name an image?"""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def _read_image(directory: Path, digest: str, described: dict[str, Any]) -> Image | None:

@@ -78,7 +78,7 @@ class Mount(Resource):
             )
         self._place.mkdir(mode=0o711, parents=True, exist_ok=True)
         if not find_mounts(self._place):
-            root, relative = self._resolve()
+            root, relative = _resolve(self._entry, Path(self.blueprint.plan.facts.workspace), self.blueprint.mount_roots)
             with open_beneath(root, relative) as source:
                 _refuse_repositories(source, self._entry.source)
                 bind_readonly(source, self._place)
@@ -153,15 +153,6 @@ class Mount(Resource):
         if self.target.paths.mounts.exists() and not any(self.target.paths.mounts.iterdir()):
             self.target.paths.mounts.rmdir()
 
-    def _resolve(self) -> tuple[Path, Path]:
-        """The root that allows the source, and the way from there."""
-        workspace = Path(self.blueprint.plan.facts.workspace)
-        source = workspace / self._entry.source
-        for root in (workspace, *map(Path, self.blueprint.mount_roots)):
-            if source.is_relative_to(root):
-                return root.resolve(), source.relative_to(root)
-        raise HostError(f"{source} is beneath no root that the owner lists", where=str(source), hint="see the owner's policy")
-
     def _device(self) -> ElementTree.Element:
         return element(
             "filesystem",
@@ -182,6 +173,22 @@ class Mount(Resource):
 
     def by_hand(self) -> str:
         return f"umount -l {self._place}; rmdir {self._place}"
+
+
+def require_source(entry: MountEntry, workspace: Path, roots: tuple[str, ...]) -> None:
+    """HostError unless the folder is there and may be shared: said before a machine is made that would lack it."""
+    root, relative = _resolve(entry, workspace, roots)
+    with open_beneath(root, relative):
+        pass
+
+
+def _resolve(entry: MountEntry, workspace: Path, roots: tuple[str, ...]) -> tuple[Path, Path]:
+    """The root that allows the source, and the way from there."""
+    source = workspace / entry.source
+    for root in (workspace, *map(Path, roots)):
+        if source.is_relative_to(root):
+            return root.resolve(), source.relative_to(root)
+    raise HostError(f"{source} is beneath no root that the owner lists", where=str(source), hint="see the owner's policy")
 
 
 def _refuse_repositories(source: int, shown: str) -> None:

@@ -1,0 +1,26 @@
+"""`ktrdr-vm … | head`: whoever has read enough is no failed gate, which is what 1 means."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = [sys.executable, "-m", "ktrdr_vm.cli.main"]
+
+
+@pytest.mark.parametrize("words", [["validate", "--schema"], ["events", "one"], ["report", "one", "--json"]], ids=" ".join)
+def test_a_reader_that_is_gone_is_no_failure(tmp_path: Path, words: list[str]) -> None:
+    run = tmp_path / "runs" / "one" / "latest"
+    run.mkdir(parents=True)
+    (run / "events.jsonl").write_text('{"event": "x"}\n' * 10_000)
+    (run / "report.json").write_text('{"exit_code": 0}\n')
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "KTRDR_VM_HOME": str(tmp_path)}
+    done = subprocess.run([*PROGRAM, *words], stdout=writing, stderr=subprocess.PIPE, env=environment, timeout=120, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -1,0 +1,106 @@
+"""What a person types that cannot be: what, where and what to do next, never a trace, and the exit code of the contract."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktrdr_vm.cli.main import main
+from ktrdr_vm.errors import BusyError, HostError, KtrdrError, ProvisionError, ResidueError
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.instance import Instance
+
+
+class Command:
+    """The command in this process: no domain is there, whatever it asks."""
+
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.home, self._monkeypatch, self._capsys = home, monkeypatch, capsys
+        monkeypatch.setenv("KTRDR_VM_HOME", str(home))
+        monkeypatch.setattr("ktrdr_vm.instance.os.geteuid", lambda: 0)
+        monkeypatch.setattr("ktrdr_vm.cli.main.signal.signal", lambda *_: None)
+        monkeypatch.setattr(Libvirt, "find", lambda *_: None)
+        monkeypatch.setattr("ktrdr_vm.cli.access._become", lambda *words: pytest.fail(f"became {words}"))
+
+    def __call__(self, *words: str) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["ktrdr-vm", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = self._capsys.readouterr()
+        return int(str(ended.value.code)), said.out, said.err
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("images remove x", "x: there is no such image"),
+        ("images remove ../../etc", "../../etc: there is no such image"),
+        ("templates remove ../x", "there is no such template"),
+        ("console nope", "there is no instance nope"),
+        ("egress test nope github.com 443", "there is no instance nope"),
+        ("escalations list nope", "there is no instance nope"),
+        ("escalations list Bad/../x", "'Bad/../x' is not an instance_id"),
+        ("report nope --against ", "there is no run"),
+        ("status " + "a" * 64, "is not an instance_id"),
+        ("destroy Bad", "'Bad' is not an instance_id"),
+    ],
+)
+def test_what_is_not_there_is_said_and_nothing_is_touched(command: Command, line: str, said: str) -> None:
+    code, out, err = command(*line.split(" "))
+    assert code == 2 and out == "" and said in err and "\n  next: " in err
+    assert list(command.home.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ["plan p.yaml", "validate p.yaml", "apply p.yaml", "render p.yaml --out o", "gate one unit", "mcp"])
+def test_a_workspace_that_is_not_there_is_no_empty_one(command: Command, line: str) -> None:
+    code, _, err = command(*line.split(), "--workspace", str(command.home / "nowhere"))
+    assert code == 2 and "nowhere' does not exist" in err
+
+
+@pytest.mark.parametrize("mark", ["", "nothing"])
+def test_an_empty_name_is_no_run(command: Command, mark: str) -> None:
+    (command.home / "runs" / "one").mkdir(parents=True)
+    assert command("events", "one", "--run", mark)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("errors", "code"),
+    [
+        ({}, 0),
+        ({"one": ResidueError("left", hint="h", left=["tap"]), "two": BusyError("busy", hint="h")}, 5),
+        ({"one": HostError("no libvirt", hint="h"), "two": ProvisionError("foreign", hint="h")}, 4),
+        ({"two": BusyError("busy", hint="h")}, 7),
+    ],
+)
+def test_destroying_many_ends_with_what_matters_most(
+    command: Command, monkeypatch: pytest.MonkeyPatch, errors: dict[str, KtrdrError], code: int
+) -> None:
+    gone = []
+
+    def destroy(self: Instance, notify: Any) -> None:
+        if self.identity.instance_id in errors:
+            raise errors[self.identity.instance_id]
+        gone.append(self.identity.instance_id)
+
+    monkeypatch.setattr(Instance, "destroy", destroy)
+    assert command("destroy", "one", "two", "three")[0] == code
+    assert gone == [name for name in ("one", "two", "three") if name not in errors]
+
+
+def test_nothing_goes_before_everything_was_asked_for(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: list[str] = []
+    monkeypatch.setattr(Instance, "find_mode", lambda self: "interactive" if self.identity.instance_id == "lived-in" else "")
+    monkeypatch.setattr(Instance, "destroy", lambda self, notify: gone.append(self.identity.instance_id))
+    monkeypatch.setattr(sys, "stdin", None)
+    monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115
+    code, _, err = command("destroy", "one", "lived-in")
+    assert (code, gone) == (2, []) and "lived-in is interactive" in err
+    assert command("destroy", "one", "lived-in", "--yes")[0] == 0 and gone == ["one", "lived-in"]

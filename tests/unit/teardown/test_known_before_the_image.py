@@ -1,0 +1,71 @@
+"""What makes a run impossible is said before an image is built or a machine is booted for it: that takes minutes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ktrdr_vm import stage as stages
+from ktrdr_vm.errors import DocumentError
+from ktrdr_vm.gather import Gathered, gather_profile
+from ktrdr_vm.host.accelerator import Accelerator
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.instance import Instance
+from ktrdr_vm.listener import Listener, Options
+from ktrdr_vm.plan.facts import Facts, ImageFacts
+from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.profile.load import build_profile, load_profile
+from ktrdr_vm.profile.policy import OwnerPolicy
+from ktrdr_vm.report.model import RunReport
+from ktrdr_vm.run import Run
+
+DOCUMENT: dict[str, Any] = {"version": 1, "name": "n", "image": "i"}
+
+
+class NoLibvirt:
+    def find(self, _name: str) -> None:
+        return None
+
+
+def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: dict[str, Any], options: Options, image: object = None) -> RunReport:
+    """A run that ends at the latest when it has its image."""
+    monkeypatch.setattr(Instance, "destroy", lambda *_, **__: None)
+    monkeypatch.setattr(stages, "require_capacity", lambda *_: pytest.fail("went on with what cannot be"))
+    monkeypatch.setattr(stages, "ensure_image", lambda *_, **__: image or pytest.fail("an image was made for what cannot be"))
+    facts = Facts(
+        "tcg", "/e", "m", str(tmp_path), ImageFacts("i", "d" * 64, "/i"),
+        owner_uid=os.getuid(), owner_gid=os.getgid(), workspace=str(tmp_path),
+    )  # fmt: skip
+    plan = Plan(build_profile(document), facts, parse_instance_id("one"), document)
+    gathered = Gathered(SimpleNamespace(source="p.yaml"), OwnerPolicy(), plan, Accelerator("tcg", "test"), None, None, ())  # type: ignore[arg-type]
+    return Run(gathered, Home(tmp_path), NoLibvirt(), options, Listener()).execute()  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    mounts = [{"source": "there", "target": "/a"}, {"source": "nowhere", "target": "/b"}]
+    report = execute(tmp_path, monkeypatch, DOCUMENT | {"mounts": mounts}, Options())
+    assert report.exit_code == 3 and "nowhere is not a folder that can be shared" in report.message
+
+
+def test_a_snapshot_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = execute(tmp_path, monkeypatch, DOCUMENT, Options(source="other@never"))
+    assert report.exit_code == 2 and "there is no snapshot" in report.message
+
+
+def test_a_stock_image_that_is_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its overlay would cut off the end of its file system, and the guest would not come up."""
+    image = SimpleNamespace(name="i", digest="d", content_digest="c", manifest={}, virtual_size=3 << 30, disk_format="raw")
+    report = execute(tmp_path, monkeypatch, DOCUMENT | {"resources": {"disk": "2GiB"}}, Options(), image)
+    assert report.exit_code == 2 and "the image needs 3072 MiB" in report.message
+
+
+def test_a_recipe_that_is_larger_than_the_disk(tmp_path: Path) -> None:
+    text = "version: 1\nname: p\nimage: debian-13-docker\nresources:\n  memory: 2GiB\n  disk: 2GiB\n"
+    with pytest.raises(DocumentError, match=r"p\.yaml:6:9: resources\.disk: the image needs 4096 MiB"):
+        gather_profile(load_profile(text, "p.yaml", lambda *_: ("", b"")), home=Home(tmp_path), workspace=tmp_path, instance_id="one")
