@@ -78,8 +78,10 @@ def _find_difference(made: Plan) -> str:
 @profile_argument
 @plan_options
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder, made when it is not there.")
-def render(profile: Path, instance_id: str | None, workspace: Path, out: Path) -> None:
+@json_option
+def render(profile: Path, instance_id: str | None, workspace: Path, out: Path, as_json: bool) -> None:
     """Write every document of the plan as a file. What is allocated later stands in them as <a placeholder>."""
+    from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.gather import gather
     from ktrdr_vm.host.paths import find_home
@@ -93,7 +95,9 @@ def render(profile: Path, instance_id: str | None, workspace: Path, out: Path) -
             (out / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write: {error.strerror}", where=str(out), hint="name a folder that you may write to with --out") from None
-    for name in documents:
+    if as_json:
+        echo_json({"instance_id": made.identity.instance_id, "digest": made.digest, "files": [str(out / name) for name in documents]})
+    for name in () if as_json else documents:
         click.echo(str(out / name))
 
 

@@ -81,14 +81,22 @@ def test(instance_id: str, host: str, port: int, as_json: bool) -> int:
 @egress.command()
 @instance_argument
 @click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
-def suggest(instance_id: str, run_id: str) -> None:
+@json_option
+def suggest(instance_id: str, run_id: str, as_json: bool) -> None:
     """Print the smallest profile fragment that would have allowed what a run of INSTANCE_ID was denied.
 
     Of an observe run: what it reached without a rule. Read it before you use it.
     """
+    import yaml
+
     from ktrdr_vm.cli.evidence import read_report
+    from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.egress.suggest import render_suggestion
 
     content = json.loads(read_report(instance_id, run_id)[1])
     observed = [row for row in content["egress"]["allowed"] if row["rule"] == "observe"]
-    click.echo(render_suggestion([*observed, *content["egress"]["denied"]]), nl=False)
+    text = render_suggestion([*observed, *content["egress"]["denied"]])
+    if as_json:
+        echo_json(yaml.safe_load(text) or {})
+    else:
+        click.echo(text, nl=False)

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 _reason = click.option("--reason", required=True, metavar="TEXT", help="Why. Told to the guest, and kept in the report.")
 
 
-@click.group()
-def escalations() -> None:
-    """See what agents ask for, and answer."""
+@click.group(invoke_without_command=True)
+@click.pass_context
+def escalations(context: click.Context) -> None:
+    """See what agents ask for, and answer. Without a command: list all."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_)
 
 
 @escalations.command("list")
@@ -81,6 +84,7 @@ def show(instance_id: str, escalation_id: str, as_json: bool) -> None:
 @click.option("--vcpus", type=int, help="Give no more processors than this, with those it has.")
 @click.option("--env", metavar="VARIABLE", help="Where a secret comes from.")
 @click.option("--file", metavar="PATH", help="Where a secret comes from.")
+@json_option
 def approve(
     instance_id: str,
     escalation_id: str,
@@ -94,6 +98,7 @@ def approve(
     vcpus: int | None,
     env: str | None,
     file: str | None,
+    as_json: bool,
 ) -> None:
     """Approve an escalation of INSTANCE_ID: applied at once, ends by itself. It can give less than was asked, never more."""
     from ktrdr_vm.answers import approve as act
@@ -106,7 +111,7 @@ def approve(
     secret = Secret("", "", env=env or "", file=file or "") if env or file else None
     instance = open_instance(instance_id)
     try:
-        _say(act(instance, escalation_id, read_policy(), reason=reason, request=request or None, seconds=seconds, source=secret))
+        _say(act(instance, escalation_id, read_policy(), reason=reason, request=request or None, seconds=seconds, source=secret), as_json)
     finally:
         instance.close()
 
@@ -115,30 +120,37 @@ def approve(
 @instance_argument
 @click.argument("escalation_id")
 @_reason
-def deny(instance_id: str, escalation_id: str, reason: str) -> None:
+@json_option
+def deny(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> None:
     """Deny an escalation of INSTANCE_ID."""
     from ktrdr_vm.answers import deny as act
     from ktrdr_vm.cli.access import open_instance
 
-    _say(act(open_instance(instance_id), escalation_id, reason=reason))
+    _say(act(open_instance(instance_id), escalation_id, reason=reason), as_json)
 
 
 @escalations.command()
 @instance_argument
 @click.argument("escalation_id")
 @_reason
-def revoke(instance_id: str, escalation_id: str, reason: str) -> None:
+@json_option
+def revoke(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> None:
     """End what was approved, now, with every connection that it allowed."""
     from ktrdr_vm.answers import take_back
     from ktrdr_vm.cli.access import open_instance
 
     instance = open_instance(instance_id)
     try:
-        _say(take_back(instance, escalation_id, reason=reason))
+        _say(take_back(instance, escalation_id, reason=reason), as_json)
     finally:
         instance.close()
 
 
-def _say(one: Escalation) -> None:
+def _say(one: Escalation, as_json: bool) -> None:
+    from ktrdr_vm.cli.main import echo_json
+
+    if as_json:
+        echo_json(one.to_json())
+        return
     lasting = f" for {one.answer.seconds} s" if one.answer is not None and one.answer.seconds else ""
     click.echo(f"{one.instance_id} {one.id} is {one.current}{lasting}")

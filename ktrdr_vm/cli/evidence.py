@@ -94,6 +94,7 @@ def _compare(now: dict[str, Any], before: dict[str, Any], as_json: bool) -> int:
 @instance_argument
 @_run_option
 @click.option("--follow", is_flag=True, help="Go on with new lines until interrupted.")
+@click.option("--json", is_flag=True, expose_value=False, help="JSON lines, which they are anyway.")
 def events(instance_id: str, run_id: str, follow: bool) -> None:
     """Print the events of a run of INSTANCE_ID as JSON lines."""
     print_file(find_run(instance_id, run_id) / "events.jsonl", follow=follow)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ktrdr_vm.cli.options import json_option
+
+if TYPE_CHECKING:
+    from ktrdr_vm.images.store import Image
 
 
 @click.group()
@@ -14,8 +19,10 @@ def images() -> None:
 
 @images.command()
 @click.argument("name", default="debian-13-docker")
-def build(name: str) -> None:
+@json_option
+def build(name: str, as_json: bool) -> None:
     """Build the image of the recipe NAME. One whose recipe did not change costs nothing."""
+    from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.paths import find_home, find_shipped
     from ktrdr_vm.images.ensure import ensure_image
@@ -31,7 +38,10 @@ def build(name: str) -> None:
     home.create()
     recipe = load_recipe(path)
     image = ensure_image(ImageRef(recipe=name), recipe, home.images, progress=lambda text: click.echo(text, err=True))
-    click.echo(image.digest)
+    if as_json:
+        echo_json(_describe(image))
+    else:
+        click.echo(image.digest)
 
 
 @images.command("list")
@@ -44,10 +54,14 @@ def list_(as_json: bool) -> None:
 
     found = ImageStore(find_home().images).list()
     if as_json:
-        echo_json([{"name": image.name, "digest": image.digest, "content_digest": image.content_digest} for image in found])
+        echo_json([_describe(image) for image in found])
     else:
         for image in found:
             click.echo(f"{image.digest}  {image.name}")
+
+
+def _describe(image: Image) -> dict[str, str]:
+    return {"name": image.name, "digest": image.digest, "content_digest": image.content_digest}
 
 
 @images.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -92,9 +92,10 @@ def status(instance_id: str, as_json: bool) -> int:
 @click.command()
 @click.argument("instance_ids", nargs=-1, required=True, shell_complete=complete_instance)
 @click.option("--yes", is_flag=True, help="Do not ask before an interactive instance is destroyed.")
-def destroy(instance_ids: tuple[str, ...], yes: bool) -> int:
+@json_option
+def destroy(instance_ids: tuple[str, ...], yes: bool, as_json: bool) -> int:
     """Remove instances, whole, and prove that nothing is left. One that is not there is no error."""
-    from ktrdr_vm.cli.main import show_error
+    from ktrdr_vm.cli.main import echo_json, show_error
     from ktrdr_vm.cli.progress import show_resource
     from ktrdr_vm.errors import KtrdrError, UsageError
     from ktrdr_vm.host.libvirt import Libvirt
@@ -117,17 +118,23 @@ def destroy(instance_ids: tuple[str, ...], yes: bool) -> int:
                     hint="--yes says it",
                 )
             click.confirm(f"{name} is interactive, and its disk goes with it. Destroy it?", abort=True, err=True)
-    codes = set()
+    rows: list[dict[str, Any]] = []
     for instance in instances:
+        row: dict[str, Any] = {"instance_id": instance.identity.instance_id, "exit_code": 0, "residue": [], "message": "", "hint": ""}
+        rows.append(row)
         try:
             with instance.locked():
                 instance.destroy(notify=show_resource)
-            with contextlib.suppress(OSError):  # nobody reads any more; the others go as well
-                click.echo(f"{instance.identity.instance_id}: residue: none")
+            if not as_json:
+                with contextlib.suppress(OSError):  # nobody reads any more; the others go as well
+                    click.echo(f"{instance.identity.instance_id}: residue: none")
         except KtrdrError as error:
             show_error(error)
-            codes.add(error.exit_code)
-    return next((code for code in (5, 4) if code in codes), max(codes, default=0))
+            row |= {"exit_code": error.exit_code, "residue": list(getattr(error, "left", ())), "message": str(error), "hint": error.hint}
+    if as_json:
+        echo_json(rows)
+    codes = {row["exit_code"] for row in rows}
+    return next((code for code in (5, 4) if code in codes), max(codes))
 
 
 @click.command()

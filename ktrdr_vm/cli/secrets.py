@@ -20,9 +20,10 @@ def secrets() -> None:
 
 @secrets.command("list")
 @instance_argument
+@click.argument("name", required=False)
 @json_option
-def list_(instance_id: str, as_json: bool) -> None:
-    """List the secrets of INSTANCE_ID: where they lie, or which host they are for, and whether they are there."""
+def list_(instance_id: str, name: str | None, as_json: bool) -> None:
+    """List the secrets of INSTANCE_ID, or the one called NAME: where they lie, or which host they are for, and whether they are there."""
     from ktrdr_vm.cli.access import open_instance
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.report.escape import escape_line
@@ -37,7 +38,7 @@ def list_(instance_id: str, as_json: bool) -> None:
             "host": broker.host if (broker := entries[one.name].broker) else "",
             "present": one.exists(),
         }
-        for one in _find(instance, None)
+        for one in _find(instance, name)
     ]
     instance.close()
     if as_json:

@@ -17,8 +17,12 @@ def templates() -> None:
 @templates.command()
 @profile_argument
 @plan_options
-def build(profile: Path, instance_id: str | None, workspace: Path) -> None:
+@json_option
+def build(profile: Path, instance_id: str | None, workspace: Path, as_json: bool) -> None:
     """Boot and freeze what PROFILE's instances are forked from, its project prepared. `apply` does it by itself the first time."""
+    from dataclasses import asdict
+
+    from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.gather import gather
     from ktrdr_vm.host.libvirt import Libvirt
@@ -26,7 +30,7 @@ def build(profile: Path, instance_id: str | None, workspace: Path) -> None:
     from ktrdr_vm.images.ensure import ensure_image
     from ktrdr_vm.instance import require_root
     from ktrdr_vm.prepare import build_best, find_best
-    from ktrdr_vm.template import fits
+    from ktrdr_vm.template import fits, list_templates
 
     require_root()
     home = find_home()
@@ -43,7 +47,10 @@ def build(profile: Path, instance_id: str | None, workspace: Path) -> None:
     image = ensure_image(gathered.plan.profile.image, gathered.recipe, home.images, progress=say)
     plan = gathered.plan
     found = find_best(home, gathered, plan, image, say) or build_best(home, gathered, plan, image, Libvirt(), say)
-    click.echo(found.key)
+    if as_json:
+        echo_json(next(asdict(template) for template in list_templates(home) if template.key == found.key))
+    else:
+        click.echo(found.key)
 
 
 @templates.command("list")

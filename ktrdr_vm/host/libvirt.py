@@ -55,6 +55,14 @@ def _quiet() -> None:
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
 
+def parse_agent_reply(text: str, where: str) -> Any:
+    """What a reply of the guest's agent returns, of any type: the guest wrote it. GuestError for what is no reply."""
+    try:
+        return json.loads(text).get("return")
+    except (ValueError, AttributeError, RecursionError):
+        raise GuestError("the guest's agent answered with what is no reply", where=where, hint="the guest is broken or lies") from None
+
+
 class Libvirt:
     """One connection to the system's libvirtd, opened when first needed and again when it was lost.
 
@@ -266,11 +274,9 @@ class Libvirt:
         """One command of the guest's agent; its return value. None when the agent does not answer (yet), whatever the reason."""
         command = json.dumps({"execute": execute, **({"arguments": arguments} if arguments else {})})
         try:
-            return json.loads(libvirt_qemu.qemuAgentCommand(self._require(name), command, timeout, 0)).get("return")
+            return parse_agent_reply(libvirt_qemu.qemuAgentCommand(self._require(name), command, timeout, 0), name)
         except libvirt.libvirtError:
             return None
-        except (ValueError, AttributeError, RecursionError):
-            raise GuestError("the guest's agent answered with what is no reply", where=name, hint="the guest is broken or lies") from None
 
     def suspend(self, name: str) -> None:
         self._act(name, "suspend")

@@ -13,6 +13,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dns.message
 
@@ -20,13 +21,15 @@ from ktrdr_vm.egress.grants import parse_grant
 from ktrdr_vm.egress.proxy_log import parse_proxy_line
 from ktrdr_vm.egress.resolver import Resolver
 from ktrdr_vm.egress.rules import Rules
-from ktrdr_vm.errors import DocumentError, KtrdrError, UsageError
+from ktrdr_vm.errors import DocumentError, GuestError, KtrdrError, UsageError
 from ktrdr_vm.escalation.packet import PacketError, parse_packet
 from ktrdr_vm.gates.playbook import parse_playbook
+from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.guest.beneath import check_name
 from ktrdr_vm.guest.envelope import find_announcement
 from ktrdr_vm.guest.tar_stream import TarStream, TarStreamError
 from ktrdr_vm.host.journal import read_journal
+from ktrdr_vm.host.libvirt import Libvirt, parse_agent_reply
 from ktrdr_vm.junit_files import MAX_CASES, read_test_files
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
@@ -136,6 +139,20 @@ def grant(data: bytes) -> None:
         return
 
 
+def agent_reply(data: bytes) -> None:
+    """The first line answers that a script was begun, the second how it ended; whoever asks has no time left."""
+    replies = iter(data.decode("utf-8", "replace").split("\n", 1))
+
+    class Agent(Libvirt):
+        def agent(self, name: str, execute: str, arguments: dict[str, Any] | None = None, *, timeout: int = 5) -> Any:
+            return parse_agent_reply(next(replies, "{}"), name)
+
+    try:
+        assert len(run_script(Agent(), "one", "true", "try", limit=-1.0)) <= 4096
+    except GuestError as error:
+        assert error.message and error.hint
+
+
 def announcement(data: bytes) -> None:
     found = find_announcement(data, b"kvm-token")
     assert found is None or b"kvm-token" in data
@@ -187,7 +204,7 @@ def otlp_body(data: bytes) -> None:
 
 TARGETS: dict[str, Target] = {
     one.__name__: one
-    for one in (profile, policy, playbook, dns_message, proxy_line, tar_stream, journal, escalation, grant, announcement, junit, shown_text, otlp, otlp_body)
+    for one in (profile, policy, playbook, dns_message, proxy_line, tar_stream, journal, escalation, grant, agent_reply, announcement, junit, shown_text, otlp, otlp_body)
 }  # fmt: skip
 SEEDS: dict[str, tuple[bytes, ...]] = {
     "profile": (b"version: 1\nname: p\nimage: x\nextends: base\n", b"version: 1\nname: p\nimage: x\negress: {allow: [{host: a.b}]}\n"),
@@ -199,6 +216,7 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     "journal": (b'{"schema_version": 2, "instance_id": "one", "plan": {}}',),
     "escalation": (b'{"kind": "network", "options": ["a"], "request": {"host": "a.b"}}',),
     "grant": (b'{"id": "a", "rule": {"host": "a.b", "ports": [443]}, "seconds": 1}',),
+    "agent_reply": (b'{"return": {"pid": 7}}\n{"return": {"exited": true, "exitcode": 1, "out-data": "aGk=", "err-data": "bm8="}}',),
     "announcement": (b"kvm-token 12 12 12\nrest",),
     "junit": (b'<testsuite><testcase name="a" time="1"><failure message="m">t</failure></testcase></testsuite>',),
     "otlp": (
