@@ -1,7 +1,8 @@
 """Limits on what one expression of a playbook may cost, since a playbook can come from an untrusted branch.
 
 Python cannot stop a running expression from outside, so each way by which a short text becomes large or slow is bounded
-before it is taken: repetition, padding, shared containers that explode when printed, loops, regular expressions.
+before it is taken: repetition, padding, shared containers that explode when printed, loops. Regular expressions have a
+room of their own.
 """
 
 from __future__ import annotations
@@ -16,11 +17,6 @@ MAX_ITERATIONS = 100_000
 MAX_SECONDS = 5.0
 _MAX_WIDTH = 10_000
 _MAX_BITS = 20_000
-_MAX_PATTERN = 1_000
-# In how many ways the narrow repeats of a pattern, such as {1,3}, can be divided up.
-_MAX_WAYS = 100_000
-# Powers of the subject's length that a pattern with so many open repeats may cost; keeps a search near a second.
-_MAX_STEPS = 10**8
 
 
 class TemplateError(Exception):
@@ -142,70 +138,3 @@ def check_method(owner: Any, name: str, arguments: tuple[Any, ...], keywords: di
     elif name == "format" and re.search(r"\{[^{}]*(:[^{}]*(\{|\d{5}))", str(owner)):
         raise TemplateError("a width in a format is too large")
     return arguments
-
-
-def compile_pattern(pattern: Any, subject: str, flags: int = 0) -> re.Pattern[str]:
-    """A regular expression that ends in time on this subject; nested repeats are refused, since they may take for ever."""
-    text = str(pattern)
-    if len(text) > _MAX_PATTERN:
-        raise TemplateError(f"a regular expression is longer than {_MAX_PATTERN} characters")
-    try:
-        parsed = re._parser.parse(text, flags)  # type: ignore[attr-defined]
-        compiled = re.compile(text, flags)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise TemplateError(f"not a regular expression: {error}") from None
-    if _count_ways(parsed) > _MAX_WAYS:
-        raise TemplateError("a regular expression with so many repeats in each other may take for ever; write it without")
-    repeats = _count_repeats(parsed, inside=False)
-    if repeats and max(len(subject), 2) ** min(repeats, 8) > max(_MAX_STEPS, len(subject) ** 2 if repeats < 3 else 0):
-        raise TemplateError(f"a regular expression with {repeats} open repeats would take too long on {len(subject)} characters")
-    return compiled
-
-
-def _count_repeats(parsed: Any, *, inside: bool) -> int:
-    """Open repeats of a parsed pattern; TemplateError for one inside another, or for a choice inside one."""
-    count = 0
-    for operation, argument in parsed:
-        name = str(operation)
-        if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
-            _low, high, body = argument
-            wide = int(high) > 16
-            if wide and inside:
-                raise TemplateError("a regular expression with a repeat inside a repeat may take for ever; write it without")
-            count += int(wide) + _count_repeats(body, inside=inside or wide)
-        elif name == "BRANCH":
-            if inside:
-                raise TemplateError("a regular expression with a choice inside a repeat may take for ever; write it without")
-            count += sum(_count_repeats(branch, inside=inside) for branch in argument[1])
-        elif name == "SUBPATTERN":
-            count += _count_repeats(argument[-1], inside=inside)
-        elif name in ("ASSERT", "ASSERT_NOT"):
-            count += _count_repeats(argument[1], inside=inside)
-        elif name == "ATOMIC_GROUP":
-            count += _count_repeats(argument, inside=inside)
-        elif name == "GROUPREF_EXISTS":
-            count += sum(_count_repeats(branch, inside=inside) for branch in argument[1:] if branch)
-    return count
-
-
-def _count_ways(parsed: Any) -> int:
-    """In how many ways a pattern can be tried at one place, its wide repeats counted once; no more than one above the limit."""
-    ways = 1
-    for operation, argument in parsed:
-        name = str(operation)
-        if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
-            low, high, body = int(argument[0]), int(argument[1]), _count_ways(argument[2])
-            # A wide one is judged by the length of what it is tried on, and has no choice inside itself.
-            ways *= sum(body**time for time in range(low, high + 1)) if high <= 16 else 1 if body == 1 else _MAX_WAYS + 1
-        elif name == "BRANCH":
-            ways *= sum(_count_ways(branch) for branch in argument[1])
-        elif name == "SUBPATTERN":
-            ways *= _count_ways(argument[-1])
-        elif name in ("ASSERT", "ASSERT_NOT"):
-            ways *= _count_ways(argument[1])
-        elif name == "ATOMIC_GROUP":
-            ways *= _count_ways(argument)
-        elif name == "GROUPREF_EXISTS":
-            ways *= sum(_count_ways(branch) for branch in argument[1:] if branch)
-        ways = min(ways, _MAX_WAYS + 1)
-    return ways

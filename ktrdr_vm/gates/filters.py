@@ -13,7 +13,8 @@ from typing import Any
 
 from jinja2 import Undefined
 
-from ktrdr_vm.gates.bounds import TemplateError, check_join, check_percent, check_replace, check_width, compile_pattern, measure
+from ktrdr_vm.gates.bounds import TemplateError, check_join, check_percent, check_replace, check_width, measure
+from ktrdr_vm.gates.expressions import evaluate
 
 _TRUE = frozenset({"y", "yes", "on", "1", "true", "t"})
 _FALSE = frozenset({"n", "no", "off", "0", "false", "f"})
@@ -56,36 +57,29 @@ def _flags(ignorecase: bool, multiline: bool) -> int:
 
 
 def _regex_search(text: Any, pattern: Any, *groups: str, ignorecase: bool = False, multiline: bool = False) -> Any:
-    subject = str(text)
-    found = compile_pattern(pattern, subject, _flags(ignorecase, multiline)).search(subject)
+    found = evaluate("search", pattern, str(text), _flags(ignorecase, multiline))
     if found is None:
         return None
     if not groups:
-        return found.group()
-    names = [int(group[1:]) if re.fullmatch(r"\\\d{1,2}", group) else group.removeprefix("\\g<").removesuffix(">") for group in groups]
+        return found["groups"][0]
     try:
-        return [found.group(name) for name in names]
-    except IndexError:
+        return [
+            found["groups"][int(group[1:])]
+            if re.fullmatch(r"\\\d{1,2}", group)
+            else found["names"][group.removeprefix("\\g<").removesuffix(">")]
+            for group in groups
+        ]
+    except (IndexError, KeyError):
         raise TemplateError("regex_search: the expression has no such group") from None
 
 
 def _regex_findall(text: Any, pattern: Any, multiline: bool = False, ignorecase: bool = False) -> list[Any]:
-    subject = str(text)
-    return compile_pattern(pattern, subject, _flags(ignorecase, multiline)).findall(subject)
+    found = evaluate("findall", pattern, str(text), _flags(ignorecase, multiline))
+    return [tuple(one) if isinstance(one, list) else one for one in found]
 
 
 def _regex_replace(text: Any, pattern: Any = "", replacement: Any = "", ignorecase: bool = False, multiline: bool = False, **_: Any) -> str:
-    subject = str(text)
-    compiled = compile_pattern(pattern, subject, _flags(ignorecase, multiline))
-    # A reference may insert the subject at every place, so the worst case is what is bounded.
-    hits = sum(1 for _hit in compiled.finditer(subject))
-    references = str(replacement).count("\\")
-    if hits * (len(str(replacement)) + references * len(subject)) > 64 * 1024 * 1024:
-        raise TemplateError("regex_replace: the result would be too large")
-    try:
-        return compiled.sub(str(replacement), subject)
-    except (re.error, IndexError) as error:
-        raise TemplateError(f"regex_replace: {error}") from None
+    return str(evaluate("sub", pattern, str(text), _flags(ignorecase, multiline), str(replacement)))
 
 
 def _join(values: Any, d: Any = "", attribute: Any = None) -> str:
@@ -218,13 +212,11 @@ def _flag(name: str, key: str) -> Callable[[Any], bool]:
 
 
 def _match(text: Any, pattern: Any, ignorecase: bool = False, multiline: bool = False) -> bool:
-    subject = str(text)
-    return compile_pattern(pattern, subject, _flags(ignorecase, multiline)).match(subject) is not None
+    return evaluate("match", pattern, str(text), _flags(ignorecase, multiline)) is not None
 
 
 def _search(text: Any, pattern: Any, ignorecase: bool = False, multiline: bool = False) -> bool:
-    subject = str(text)
-    return compile_pattern(pattern, subject, _flags(ignorecase, multiline)).search(subject) is not None
+    return evaluate("search", pattern, str(text), _flags(ignorecase, multiline)) is not None
 
 
 def _version(value: Any, other: Any, operator: str = "==", **_: Any) -> bool:
