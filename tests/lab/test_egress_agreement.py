@@ -112,8 +112,8 @@ def test_the_command_says_what_decides(guest: NamespaceGuest, monkeypatch: pytes
     monkeypatch.setenv("KTRDR_VM_HOME", str(guest.paths.home))
 
     def ask(*words: str) -> tuple[int, str]:
-        done = CliRunner().invoke(cli, ["egress", "test", guest.identity.instance_id, *words])
-        return done.exit_code, done.stdout
+        done = CliRunner().invoke(cli, ["egress", "test", guest.identity.instance_id, *words], standalone_mode=False)
+        return done.return_value, done.stdout
 
     assert ask("allowed.test.lab", "443") == (0, "allowed  allowed.test.lab:443  tls  name  the proxy's list tls.names holds the name\n")
     code, said = ask("evil.test.lab", "443", "--json")
