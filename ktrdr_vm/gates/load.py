@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ktrdr_vm.errors import KtrdrError, UsageError
-from ktrdr_vm.gates.model import Node, Playbook, Task
+from ktrdr_vm.gates.model import MAX_SENT, Node, Playbook, Task
 from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.guest.beneath import open_beneath
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
@@ -25,7 +25,7 @@ def digest_playbook(path: Path) -> str:
             # The places where the task will look; what cannot be read now fails then, with its own message.
             for name in (source, f"files/{source}", f"templates/{source}"):
                 with contextlib.suppress(OSError, KtrdrError), os.fdopen(open_beneath(path.parent, name), "rb") as stream:
-                    read[name] = stream.read()
+                    read[name] = stream.read(MAX_SENT + 1)
     digest = hashlib.sha256()
     for name in sorted(read):
         digest.update(f"{name}\0{hashlib.sha256(read[name]).hexdigest()}\n".encode())

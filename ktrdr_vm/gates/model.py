@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+# Bytes of a file that a task sends, at most.
+MAX_SENT = 64 * 1024 * 1024
+
 
 @dataclass(frozen=True)
 class Common:

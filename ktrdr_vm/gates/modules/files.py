@@ -13,13 +13,13 @@ import shutil
 from typing import Any
 
 from ktrdr_vm.errors import GuestError
+from ktrdr_vm.gates.model import MAX_SENT
 from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, run_guest_side
 from ktrdr_vm.gates.modules.sources import list_source, read_source
 from ktrdr_vm.guest.beneath import check_name, create_beneath, make_folder, remove_beneath
 from ktrdr_vm.host.capacity import DISK_FLOOR
 
 _EMBEDDED = 256 * 1024
-_MAX_FILE = 64 * 1024 * 1024
 _MAX_FETCH = 256 * 1024 * 1024
 
 
@@ -38,13 +38,13 @@ def run_copy(call: Call) -> Result:
         raise ModuleFailure("mode: preserve is not supported here; say the mode")
     listed = list_source(call.host.roots, src, within=("files",))
     if listed is None:
-        data = read_source(call.host.roots, src, max_bytes=_MAX_FILE, within=("files",))
+        data = read_source(call.host.roots, src, max_bytes=MAX_SENT, within=("files",))
         return _finish(_place(call, data, dest, name=posixpath.basename(src)), src=src)
     # As with rsync: `src/` copies what is in the folder, `src` the folder itself.
     top = "" if src.endswith("/") else posixpath.basename(src) + "/"
     results = []
     for name, inner in listed:
-        data = read_source(call.host.roots, name, max_bytes=_MAX_FILE)
+        data = read_source(call.host.roots, name, max_bytes=MAX_SENT)
         results.append(_place(call, data, f"{dest.rstrip('/')}/{top}{inner}", make_folder=True))
         if results[-1].get("failed"):
             return _finish(results[-1], src=src)

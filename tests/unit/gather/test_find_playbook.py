@@ -51,3 +51,12 @@ def test_the_digest_covers_includes_and_sent_files(tmp_path):
     (tmp_path / "run.sh").write_text("false\n")
     digests.add(digest_playbook(main))
     assert len(digests) == 3
+
+
+def test_a_huge_file_of_a_branch_is_not_read_to_its_end(tmp_path):
+    """A hole of a terabyte costs the branch nothing; the task refuses it when it comes to send it."""
+    main = tmp_path / "main.yaml"
+    main.write_text("- hosts: all\n  tasks:\n    - {name: c, ansible.builtin.copy: {src: huge, dest: /tmp/}}\n")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    assert len(digest_playbook(main)) == 64
