@@ -5,6 +5,7 @@ Made from what the run left on the host; the instance need not exist any more.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -51,10 +52,34 @@ def make_bundle(run: Path, owner: tuple[int, int], policy: OwnerPolicy) -> Bundl
 
     NotConfirmedError when Startability did not pass, UsageError when the run has no report or its commits are gone.
     """
+    with _held(run):
+        return _make_bundle(run, owner, policy)
+
+
+@contextlib.contextmanager
+def _held(run: Path) -> Iterator[None]:
+    """Root writes into a folder that is somebody's: while it does, they put nothing in its way, and what is there is no link."""
+    before = run.stat()
+    if os.geteuid() == 0:
+        os.chown(run, 0, 0)
+        run.chmod(0o700)
+    try:
+        for name in (*COPIED, "notes"):
+            if (run / name).is_symlink():
+                raise UsageError(f"{name} is a link", where=str(run), hint="a run's own files are none; remove it, or apply again")
+        yield
+    finally:
+        if os.geteuid() == 0:
+            os.chown(run, before.st_uid, before.st_gid)
+
+
+def _make_bundle(run: Path, owner: tuple[int, int], policy: OwnerPolicy) -> Bundle:
     report = _read_report(run)
     require_startability(report)
     repository, ref, base = _find_work(run, report)
     directory = run / "bundle"
+    if directory.is_symlink():
+        directory.unlink()
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700)
     changes = _write_patches(repository, base, ref, directory / "patches") if repository and ref else ()
@@ -68,6 +93,7 @@ def make_bundle(run: Path, owner: tuple[int, int], policy: OwnerPolicy) -> Bundl
     if policy.signing_key:
         _sign(directory / "SHA256SUMS", policy.signing_key)
     archive = run / "bundle.tar.zst"
+    archive.unlink(missing_ok=True)
     _pack(directory, archive, f"{report['instance_id']}-{report['run_id']}")
     for path in (directory, archive, *directory.rglob("*")):
         os.chown(path, *owner, follow_symlinks=False)

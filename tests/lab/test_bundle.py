@@ -102,6 +102,24 @@ def test_a_subject_is_one_line_whatever_stands_in_it(tmp_path: Path, repository:
     assert "## Commits (3)" in page and f"- `{last[:12]}` `odd\\x0c--output=x" in page
 
 
+def test_links_in_a_persons_run_lead_root_nowhere(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
+    """Who may run this program with sudo and nothing else would read and overwrite with it what is root's."""
+    run, elsewhere = make_run(tmp_path, repository), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "victim").write_text("root's own")
+    os.chown(run, 12345, 12345)
+    (run / "bundle").symlink_to(elsewhere)
+    (run / "bundle.tar.zst").symlink_to(elsewhere / "victim")
+    bundle = make_bundle(run, (12345, 12345), OwnerPolicy())
+    assert [path.name for path in elsewhere.iterdir()] == ["victim"] and (elsewhere / "victim").read_text() == "root's own"
+    assert not bundle.archive.is_symlink() and not bundle.directory.is_symlink()
+    assert (run.stat().st_uid, bundle.archive.stat().st_uid, run.stat().st_mode & 0o777) == (12345, 12345, 0o700)
+    (run / "report.html").symlink_to(elsewhere / "victim")
+    with pytest.raises(UsageError, match=r"report\.html is a link"):
+        make_bundle(run, (12345, 12345), OwnerPolicy())
+    assert run.stat().st_uid == 12345
+
+
 def test_the_archive_holds_what_the_sums_say_and_is_the_same_each_time(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
     run = make_run(tmp_path, repository)
     bundle = make_bundle(run, ME, OwnerPolicy())
