@@ -224,7 +224,7 @@ def test_another_user_reads_nothing_and_is_told_so(lab: Lab, cold: Callable[...,
     assert {name for name in readable if not name.startswith("guard/")} == {"vmlinuz", "initrd"}
     assert {name for name in readable if name.startswith("guard/")} <= {"guard/proxy.cfg"} | {
         f"guard/{kind}.{names}" for kind in ("http", "tls") for names in ("names", "suffixes", "granted", "granted_suffixes")
-    } | {"guard/broker.values", "guard/broker.open"}
+    } | {"guard/given.addresses", "guard/broker.values", "guard/broker.open"}
     for folder in (lab.home.root, lab.home.instances, lab.home.locks, lab.home.runs, instance.paths.directory):
         assert folder.stat().st_mode & 0o004 == 0, folder
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
