@@ -16,6 +16,8 @@ from ktrdr_vm.guest.envelope import ANNOUNCEMENT_WITHIN, RemoteProcess, find_ann
 _DRAIN_S = 0.5
 # What a handshake may need at most; paramiko itself bounds no banner line.
 _HANDSHAKE_BYTES = 512 * 1024
+# The longest packet that is read. RFC 4253 has servers send 35,000 bytes; paramiko reads whatever length the packet announces.
+_PACKET_BYTES = 256 * 1024
 # Of all channels together; an honest server has 2 MiB under way on each.
 _UNREAD_BYTES = 64 * 1024 * 1024
 
@@ -37,6 +39,9 @@ class LimitedSocket:
         self._count_unread = count_unread
 
     def recv(self, count: int) -> bytes:
+        """At most `count` bytes. paramiko asks for what is missing of a packet, so that a long `count` is a long packet."""
+        if count > _PACKET_BYTES:
+            raise OSError(errno.EMSGSIZE, f"the guest announced an SSH packet of {count} bytes")
         if self._count_unread() > _UNREAD_BYTES:
             raise OSError(errno.EMSGSIZE, "the guest sends more than it was asked for")
         data = self._inner.recv(count)

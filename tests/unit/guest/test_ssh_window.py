@@ -19,11 +19,19 @@ from ktrdr_vm.guest.ssh import SshGuest, connect, generate_keypair
 _FLOOD = 300 * 1024 * 1024
 
 
-class _Flooder(paramiko.ServerInterface):
-    """Ends the first command as it should; to the second it sends what it likes."""
+# Every packet length from the first that is refused to the largest that the field holds.
+_LENGTHS = [0xFFFFFF00, 0x7FFFFF00, 1 << 24, (256 << 10) + 64]
+# What is sent of such a packet, at most.
+_SENT = 64 * 1024 * 1024
 
-    def __init__(self) -> None:
+
+class _Flooder(paramiko.ServerInterface):
+    """Ends the first command as it should; to the second it sends what it likes, or one packet of `length` bytes."""
+
+    def __init__(self, length: int = 0) -> None:
         self.commands = 0
+        self.length = length
+        self.sent = 0
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
         return paramiko.AUTH_SUCCESSFUL
@@ -33,8 +41,18 @@ class _Flooder(paramiko.ServerInterface):
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         self.commands += 1
-        threading.Thread(target=self._end if self.commands == 1 else self._flood, args=(channel,), daemon=True).start()
+        act = self._end if self.commands == 1 else self._announce if self.length else self._flood
+        threading.Thread(target=act, args=(channel,), daemon=True).start()
         return True
+
+    def _announce(self, channel: paramiko.Channel) -> None:
+        """The length of a packet stands in clear before what is encrypted of it, with the MACs that we take."""
+        outer = channel.transport.sock
+        with contextlib.suppress(OSError):
+            outer.sendall(self.length.to_bytes(4, "big"))
+            while self.sent < min(self.length, _SENT):
+                outer.sendall(bytes(65536))
+                self.sent += 65536
 
     @staticmethod
     def _end(channel: paramiko.Channel) -> None:
@@ -58,7 +76,12 @@ class _Flooder(paramiko.ServerInterface):
 
 
 @pytest.fixture
-def guest(monkeypatch: pytest.MonkeyPatch) -> Iterator[SshGuest]:
+def server(request: pytest.FixtureRequest) -> _Flooder:
+    return _Flooder(getattr(request, "param", 0))
+
+
+@pytest.fixture
+def guest(monkeypatch: pytest.MonkeyPatch, server: _Flooder) -> Iterator[SshGuest]:
     def dial(address: tuple[str, int], timeout: float) -> socket.socket:
         made = socket.socket()
         made.settimeout(timeout)
@@ -74,7 +97,7 @@ def guest(monkeypatch: pytest.MonkeyPatch) -> Iterator[SshGuest]:
         def serve() -> None:
             transport = paramiko.Transport(listener.accept()[0])
             transport.add_server_key(key)
-            transport.start_server(server=_Flooder())
+            transport.start_server(server=server)
 
         threading.Thread(target=serve, daemon=True).start()
         with connect("127.0.0.1", listener.getsockname()[1], "root", private, public, timeout=30, instance_id="one") as guest:
@@ -94,3 +117,14 @@ def test_what_is_not_read_in_time_does_not_fill_the_hosts_memory(guest: SshGuest
         guest.run(["flood"], timeout=60, max_output=0, on_output=read_slowly)
     assert most < 80 << 20
     assert "over its limit" not in str(caught.value)
+
+
+@pytest.mark.parametrize("server", _LENGTHS, indirect=True, ids=hex)
+def test_a_packet_longer_than_any_that_ssh_sends_ends_the_connection(guest: SshGuest, server: _Flooder) -> None:
+    """Without the bound paramiko collects what arrives of it, and copies all of it for each piece."""
+    began = time.monotonic()
+    with pytest.raises(GuestError, match="the connection to the guest was lost"):
+        guest.run(["announce"], timeout=30)
+    assert time.monotonic() - began < 10
+    time.sleep(0.3)
+    assert server.sent < 16 << 20
