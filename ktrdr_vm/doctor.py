@@ -18,9 +18,11 @@ from ktrdr_vm.host.foreign_rules import find_obstacles
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.owner_policy import read_policy
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.ports import require_privileged_ports
 from ktrdr_vm.leftovers import find_leftovers
 from ktrdr_vm.plan.facts import POOL
 from ktrdr_vm.plan.identity import TAP_PREFIX
+from ktrdr_vm.plan.wiring import LAST_PORT
 
 State = Literal["ok", "warning", "missing"]
 
@@ -44,7 +46,7 @@ class Check:
 
 def check_host(home: Home) -> list[Check]:
     """Every check, in the order of a run's needs."""
-    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(home), _policy(), _addresses()]
+    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(home), _policy(), _ports(), _addresses()]
     checks += [_firewall(), _legacy_firewall(), *_leftovers(home)]
     checks += [_disk(home), _memory()]
     return [check for check in checks if check is not None]
@@ -134,6 +136,14 @@ def _policy() -> Check:
     except KtrdrError as error:
         return Check("policy", "missing", str(error), error.hint)
     return Check("policy", "ok", "the owner's policy can be read, or there is none and the safe one holds")
+
+
+def _ports() -> Check:
+    try:
+        require_privileged_ports(LAST_PORT)
+    except KtrdrError as error:
+        return Check("ports", "missing", error.message, error.hint)
+    return Check("ports", "ok", f"only root may listen on ports up to {LAST_PORT}, the guard's")
 
 
 def _addresses() -> Check | None:

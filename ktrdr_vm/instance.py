@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ktrdr_vm.allocation import create_keys, find_free_slot, read_allocation
 from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.guest.personalize import make_environment
-from ktrdr_vm.host.journal import Journal, explained, locked, read_journal
+from ktrdr_vm.host.journal import Journal, explained, is_locked, locked, read_journal
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home, open_template
 from ktrdr_vm.plan.facts import TemplateFacts
@@ -24,6 +24,7 @@ from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.resources import make_resources
 from ktrdr_vm.resources.base import Blueprint, Notify, Resource, Target, quiet
 from ktrdr_vm.resources.base import Verb as Verb
+from ktrdr_vm.resources.tap import close_link
 from ktrdr_vm.teardown import find_residue, tear_down
 
 if TYPE_CHECKING:
@@ -265,6 +266,7 @@ class Instance:
     def status(self) -> list[ResourceStatus]:
         """Each resource: is it there, and how it differs from the plan."""
         asleep = self.require_journal().state == "suspended"
+        self.close_unguarded()
         found = []
         for resource in self.open_resources():
             if asleep and resource.kind not in ("overlay", "seed", "saved"):
@@ -291,7 +293,12 @@ class Instance:
             # The guard mends what others break, and starts again what ended.
             time.sleep(0.2)
 
+    def close_unguarded(self) -> bool:
+        """Set the link down when no guard serves it; True if it was up. Nothing is asked of a guard that somebody else could be."""
+        return not is_locked(self.paths.guard / "guard.lock") and close_link(self._target())
+
     def _look_at(self, kinds: tuple[str, ...]) -> list[ResourceStatus]:
+        self.close_unguarded()
         return [_look(resource) for resource in self.open_resources() if resource.kind in kinds]
 
     # -- removing ---------------------------------------------------------------------------------------------------

@@ -68,6 +68,12 @@ class Brokers:
         self._values.pop(name, None)
         return self._changed("taken back", name)
 
+    def forget(self) -> None:
+        """Take every value back: the machine that they were given for has ended."""
+        for name in sorted(self._values):
+            del self._values[name]
+            self._changed("taken back, its machine has ended", name)
+
     def _pass(self, request: dict[str, Any]) -> dict[str, Any]:
         """A gate has passed; what waits for it is open from now on."""
         gate = str(request["gate"])

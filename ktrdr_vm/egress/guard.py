@@ -36,6 +36,7 @@ from ktrdr_vm.egress.grant_book import GrantBook
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.judging import Judge
 from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.link import Link
 from ktrdr_vm.egress.machine import Machine
 from ktrdr_vm.egress.proxy_control import ProxyControl
 from ktrdr_vm.egress.proxy_log import ProxyLog
@@ -47,7 +48,8 @@ from ktrdr_vm.egress.telemetry_desk import open_telemetry
 from ktrdr_vm.egress.watch import TableWatch
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.nft import list_table
-from ktrdr_vm.plan.wiring import DNS_PORT, HTTP_PORT, INBOX_PORT, OTHER_PORT, TLS_PORT
+from ktrdr_vm.host.ports import require_privileged_ports
+from ktrdr_vm.plan.wiring import DNS_PORT, HTTP_PORT, INBOX_PORT, LAST_PORT, OTHER_PORT, TLS_PORT
 
 if TYPE_CHECKING:
     from ktrdr_vm.egress.desk import EscalationDesk
@@ -71,6 +73,7 @@ class Guard:
         self.running = True
         self._restarts: list[float] = []
         gateway = self.config["gateway"]
+        require_privileged_ports(LAST_PORT)
         self.udp = bind_early(socket.SOCK_DGRAM, gateway, DNS_PORT)
         self.tcp = bind_early(socket.SOCK_STREAM, gateway, DNS_PORT)
         self.proxy_sockets = {
@@ -91,6 +94,7 @@ class Guard:
         self.given = Given(proxy)
         self.brokers = Brokers(self.config["brokers"], proxy, self.ledger)
         self.proxy_sockets |= self.brokers.listen(gateway)
+        self.link = Link(self.config["tap"], self.ledger, self.brokers.forget)
         self.granting = Granting(
             GrantBook(directory / "grants.json"),
             rules,
@@ -268,6 +272,7 @@ class Guard:
 
     def _look(self) -> None:
         self.machine.prepare()
+        self.link.poll()
         self.granting.end_due()
         self.granting.look_again()
         self._keep_connections()

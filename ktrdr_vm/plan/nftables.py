@@ -163,11 +163,22 @@ table inet {table} {{
         counter name uncounted drop
     }}
 
-    # Of what was let in. Without it a guest that answers no answer fills the host's table of connections, and everybody else's are dropped.
+    # A question over UDP is one packet each way, and kept account of by nobody: the host's table of connections is everybody's.
+    chain guest_raw {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname "{tap}" ip daddr {gateway} udp dport {DNS_PORT} notrack
+    }}
+
+    chain guard_raw {{
+        type filter hook output priority raw; policy accept;
+        oifname "{tap}" udp sport {DNS_PORT} notrack
+    }}
+
+    # Of what else was let in. Without it a guest that answers no answer fills that table, and everybody else's connections are dropped.
     chain guest_flows {{
         type filter hook prerouting priority mangle + 1; policy accept;
         iifname != "{tap}" accept
-        meta l4proto tcp ct state new ct count over {MAX_FLOWS} counter name crowded drop
+        ct state new ct count over {MAX_FLOWS} counter name crowded drop
     }}
 
     chain guest_nat {{
@@ -212,6 +223,12 @@ table inet {table} {{
         type filter hook forward priority filter; policy accept;
         iifname "{tap}" drop
         oifname "{tap}" drop
+    }}
+
+    # Over the loopback device the resolver is asked by the proxy and by root, and by no other local user.
+    chain resolver_out {{
+        type filter hook output priority filter; policy accept;
+        ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport {DNS_PORT} meta skuid != {{ 0, {allocation.proxy_uid} }} drop
     }}
 
     # What the proxy dials is judged again, by its user: a proxy that is talked into a reserved address stays here.

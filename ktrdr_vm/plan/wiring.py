@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-# The guard's listeners on the gateway address. They are the instance's own, so every instance uses the same numbers.
+# The guard's listeners on the gateway address. They are the instance's own, so every instance uses the same numbers. All are below
+# 1024, where only root may listen: no other local user can take the guard's place, before it starts or after it was killed. IANA has
+# assigned no service to 914-952 and 954-988 (service-names-port-numbers, apart from 953, rndc).
 DNS_PORT = 53
-HTTP_PORT = 3128
-TLS_PORT = 3129
-OTHER_PORT = 3130
-INBOX_PORT = 8480
-# Not OTLP's usual 4318: a collector that listens on every address of the host would be in the way.
-OTLP_PORT = 8481
+HTTP_PORT = 914
+TLS_PORT = 915
+OTHER_PORT = 916
+INBOX_PORT = 917
+OTLP_PORT = 918
 # One for each credential that the guard uses for the guest; a profile has 50 secrets at most.
-BROKER_PORTS = range(8500, 8550)
+BROKER_PORTS = (*range(919, 953), *range(954, 970))
+# A host where other users may listen on these ports is refused.
+LAST_PORT = BROKER_PORTS[-1]
 
 # A guest that scans fills these sets; what no longer fits is counted as one.
 DENIED_SIZE = 4096

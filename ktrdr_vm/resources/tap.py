@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import pwd
 from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.errors import ForeignError, ProvisionError
 from ktrdr_vm.host import process
-from ktrdr_vm.resources.base import Resource
+from ktrdr_vm.resources.base import Resource, Target
 
 # Before the main table, after the local one: what is for the host itself arrives, all else is refused, whatever nft says.
 RULE_PRIORITY = 32000
+
+# The only user who may attach to the tap: libvirt's daemon, which opens it for QEMU.
+OWNER = 0
 
 # Set while the link is down. arp_ignore 1: no answer for the host's other addresses. rp_filter 1: nothing from a foreign source.
 _SYSCTLS_V4 = {
@@ -41,7 +45,8 @@ class Tap(Resource):
         allocation, identity = self.blueprint.allocation, self.target.identity
         link = read_link(self.name)
         if link is None:
-            process.run(["ip", "tuntap", "add", "dev", self.name, "mode", "tap"], timeout=10)
+            # A tap without an owner is open to every local user, who then is the guest.
+            process.run(["ip", "tuntap", "add", "dev", self.name, "mode", "tap", "user", str(OWNER)], timeout=10)
             process.run(["ip", "link", "set", "dev", self.name, "address", identity.gateway_mac, "alias", self.target.mark], timeout=10)
         else:
             self._refuse_foreign(link)
@@ -62,6 +67,8 @@ class Tap(Resource):
         if link is None:
             return ["the tap is gone"]
         differences = []
+        if not link["is_owned"]:
+            differences.append("any local user may attach to it")
         addresses = [f"{entry['local']}/{entry['prefixlen']}" for entry in link.get("addr_info", []) if entry["family"] == "inet"]
         if addresses != [f"{self.blueprint.allocation.gateway}/30"]:
             differences.append(f"addresses {addresses}")
@@ -115,11 +122,20 @@ class Tap(Resource):
         return f"ip link del {self.name}; ip rule del iif {self.name}"
 
 
+def close_link(target: Target) -> bool:
+    """Set the link of the instance's tap down; True if it was up. What carried its traffic is gone, and nobody else may take its place."""
+    link = read_link(target.identity.tap)
+    if link is None or link["ifalias"] != target.mark or "UP" not in link["flags"]:
+        return False
+    process.run(["ip", "link", "set", "dev", target.identity.tap, "down"], timeout=10)
+    return True
+
+
 def read_link(name: str) -> dict[str, Any] | None:
-    """`ip -j addr show` of one interface and its alias, or None when there is none."""
+    """`ip -d -j addr show` of one interface, with `ifalias` and `is_owned`; None when there is none."""
     if not Path("/sys/class/net", name).exists():
         return None
-    shown = process.run(["ip", "-j", "addr", "show", "dev", name], timeout=10, check=False)
+    shown = process.run(["ip", "-d", "-j", "addr", "show", "dev", name], timeout=10, check=False)
     if shown.exit_code != 0:
         if "does not exist" in shown.error_text:
             return None
@@ -127,8 +143,12 @@ def read_link(name: str) -> dict[str, Any] | None:
     found: list[dict[str, Any]] = [entry for entry in json.loads(shown.stdout) if entry]
     if not found:
         return None
+    kind = found[0].get("linkinfo", {})
+    # iproute2 gives the name of the user where there is one. Nobody attaches to an interface of another kind.
+    is_owned = kind.get("info_kind") != "tun" or kind.get("info_data", {}).get("user") in (OWNER, pwd.getpwuid(OWNER).pw_name)
     # `ip addr` does not say the alias; the kernel does.
-    return {**found[0], "ifalias": Path("/sys/class/net", name, "ifalias").read_text().strip()}
+    alias = Path("/sys/class/net", name, "ifalias").read_text().strip()
+    return {**found[0], "ifalias": alias, "is_owned": is_owned}
 
 
 def _sysctl(family: str, interface: str, key: str) -> Path:

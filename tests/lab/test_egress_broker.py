@@ -20,13 +20,13 @@ from laboratory.recorder import wait_until
 from laboratory.servers import APPLICATIONS
 
 from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.plan.wiring import INBOX_PORT
+from ktrdr_vm.plan.wiring import BROKER_PORTS, INBOX_PORT
 from ktrdr_vm.resources.brokered import BrokeredSecret
 from ktrdr_vm.resources.guard import find_guards
 
 SECRET = b"sk-lab-Zq7x9Wm2Vt4c"
 HOST = "api.test.lab"
-PORT = 8500
+PORT = BROKER_PORTS[0]
 
 
 @dataclasses.dataclass

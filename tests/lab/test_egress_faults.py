@@ -226,6 +226,6 @@ def checksum(data: bytes) -> bytes:
 def test_siblings_do_not_reach_each_other(lab: Lab, guest: NamespaceGuest) -> None:
     with NamespaceGuest(lab.home, ALLOWED) as sibling:
         for address in (sibling.address, sibling.gateway):
-            for port in (22, 53, 443, 3130):
+            for port in (22, 53, 443, 916):
                 assert guest.probe("tcp", address=address, port=port, limit=0.5)["outcome"] == "timeout"
         assert works(sibling)

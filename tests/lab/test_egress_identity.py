@@ -163,9 +163,7 @@ def test_without_the_rule_and_the_switch_ipv6_reaches_the_host(lab: Lab) -> None
             "        meta nfproto != ipv4 counter name not_ipv4 drop\n        ether",
             "        meta nfproto != ipv4 accept\n        ether",
         ),
-        replace(
-            "ruleset.nft", "        meta l4proto tcp redirect to :3130", "        meta nfproto ipv4 meta l4proto tcp redirect to :3130"
-        ),
+        replace("ruleset.nft", "        meta l4proto tcp redirect to :916", "        meta nfproto ipv4 meta l4proto tcp redirect to :916"),
     )
     with NamespaceGuest(lab.home, [], sabotage=sabotage) as guest:
         assert _try_ipv6(guest) == "connected"

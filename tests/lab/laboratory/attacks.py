@@ -141,7 +141,7 @@ def make_attacks(gateway: str, sibling: str = "10.213.255.2") -> list[Attack]:
         for port in (22, 80, 443, world.HOST_SERVICE_PORT):
             attacks.append(Attack(10, f"{address} on {port}", _tcp(address, port), ("timeout",), ledger=_drop(address, port)))
     attacks.append(Attack(10, "the host's other ports by UDP", _udp(gateway, 111), ledger=_drop(gateway, 111, "udp")))
-    attacks.append(Attack(10, "the proxy's own port", _tcp(gateway, 3130), ("timeout",), ledger=_drop(gateway, 3130)))
+    attacks.append(Attack(10, "the proxy's own port", _tcp(gateway, 916), ("timeout",), ledger=_drop(gateway, 916)))
     attacks.append(Attack(10, "broadcast", _udp("255.255.255.255", 9), ("error", "timeout")))
     echo_request = "0800" + "f7ff" + "00000000"
     for number, word, payload in (

@@ -1,0 +1,58 @@
+"""The instance's tap as the guard sees it: whether a machine is attached, and its end when the machine has gone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import struct
+from collections.abc import Callable
+
+from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.host import process
+
+_SIOCGIFFLAGS = 0x8913
+_IFF_UP, _IFF_RUNNING = 0x1, 0x40
+# Looks without a carrier before the machine is taken for ended: a device that is reset has none for a moment.
+_PATIENCE = 2
+_IFREQ = struct.Struct("16sH22x")
+
+
+class Link:
+    """One tap. A machine that was attached and is not any more has ended: `on_end` is called once, and the link is set down.
+
+    The credentials that the guard holds for the guest are for that machine; whoever attaches to the tap afterwards is another.
+    """
+
+    def __init__(self, tap: str, ledger: Ledger, on_end: Callable[[], None]) -> None:
+        self._tap = tap
+        self._ledger = ledger
+        self._on_end = on_end
+        self._attached = False
+        self._absent = 0
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+    def poll(self) -> None:
+        """Look whether the machine is attached; called at every look of the guard."""
+        flags = self._read_flags()
+        if flags & _IFF_RUNNING:
+            self._attached, self._absent = True, 0
+            return
+        self._absent += 1
+        if not self._attached or self._absent < _PATIENCE:
+            return
+        self._attached = False
+        self._on_end()
+        if flags & _IFF_UP:
+            with contextlib.suppress(KtrdrError):
+                process.run(["ip", "link", "set", "dev", self._tap, "down"], timeout=10)
+        self._ledger.write("guard", "note", rule="link", message="the machine is not attached to its tap any more; the link is down")
+
+    def _read_flags(self) -> int:
+        """The interface's flags; 0 when there is none."""
+        try:
+            reply = fcntl.ioctl(self._socket, _SIOCGIFFLAGS, _IFREQ.pack(self._tap.encode(), 0))
+        except OSError:
+            return 0
+        return int(_IFREQ.unpack(reply)[1])

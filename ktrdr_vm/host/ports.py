@@ -1,0 +1,23 @@
+"""Which ports only root may listen on: the guard's ports must be among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ktrdr_vm.errors import HostError
+
+_START = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+
+
+def require_privileged_ports(last: int) -> None:
+    """HostError unless no user without privilege may listen on ports up to `last`."""
+    try:
+        first = int(_START.read_text())
+    except (OSError, ValueError):
+        return  # a kernel before 4.11 has no such setting: 1024
+    if first <= last:
+        raise HostError(
+            f"every local user may listen on ports from {first} on, in the guard's place too",
+            where="net.ipv4.ip_unprivileged_port_start",
+            hint="sysctl -w net.ipv4.ip_unprivileged_port_start=1024, and look in /etc/sysctl.d for what changes it",
+        )

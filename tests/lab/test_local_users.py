@@ -1,0 +1,211 @@
+"""Another local user of the host, without privilege: is not the guest, is not its gateway, and asks nobody in its name."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from laboratory import world
+from laboratory.lab import Lab
+from laboratory.namespaces import inside, ip
+from laboratory.netguest import INTERFACE, NamespaceGuest, replace
+from laboratory.recorder import wait_until
+
+from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.host import process
+from ktrdr_vm.instance import Instance
+from ktrdr_vm.plan import wiring
+from ktrdr_vm.resources.tap import read_link
+
+_SOMEBODY = 65534
+_TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x2, 0x1000
+_IP_FREEBIND = 15
+# Every port that the guard may listen on, from the module that all of it is rendered from.
+PORTS = sorted(
+    {value for name, value in vars(wiring).items() if name.endswith("_PORT") and isinstance(value, int)} | set(wiring.BROKER_PORTS)
+)
+ALLOWED = [{"host": "allowed.test.lab", "ports": [80, 443]}]
+BROKERED = {
+    "version": 1,
+    "name": "net",
+    "image": "none",
+    "secrets": [
+        {
+            "name": "api_key",
+            "source": {"env": "KTRDR_API_KEY"},
+            "broker": {"host": "api.test.lab", "header": "x-key: {{ secret }}", "base_url_env": "API", "methods": ["GET"], "paths": ["/"]},
+        }
+    ],
+}
+
+
+def as_somebody(act: Callable[[], None]) -> int:
+    """errno of what another user met, 0 when it worked. In a process of its own: a uid is not taken back."""
+
+    def run(said: object) -> None:
+        os.setgroups([])
+        os.setresgid(_SOMEBODY, _SOMEBODY, _SOMEBODY)
+        os.setresuid(_SOMEBODY, _SOMEBODY, _SOMEBODY)
+        try:
+            act()
+            said.put(0)  # type: ignore[attr-defined]
+        except OSError as error:
+            said.put(error.errno or -1)  # type: ignore[attr-defined]
+
+    context = multiprocessing.get_context("fork")
+    said = context.SimpleQueue()
+    child = context.Process(target=run, args=(said,))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0
+    return int(said.get())
+
+
+def attach(name: str) -> None:
+    tun = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
+
+
+class TapGuest(NamespaceGuest):
+    """The same instance with a real tap, and no machine at it."""
+
+    def _make_link(self) -> None:
+        pass
+
+
+@pytest.fixture
+def tapped(lab: Lab) -> Iterator[TapGuest]:
+    mode = Path("/dev/net/tun").stat().st_mode
+    # As udev has it on the hosts that people have.
+    os.chmod("/dev/net/tun", 0o666)
+    try:
+        with TapGuest(lab.home, ALLOWED) as made:
+            yield made
+    finally:
+        os.chmod("/dev/net/tun", mode & 0o777)
+
+
+def test_nobody_else_attaches_to_the_tap(tapped: TapGuest) -> None:
+    assert as_somebody(lambda: attach(tapped.identity.tap)) in (errno.EPERM, errno.EACCES)
+
+
+def test_a_tap_without_an_owner_is_open_to_everybody_and_verify_names_it(tapped: TapGuest) -> None:
+    """The control of the test above."""
+    name = tapped.identity.tap
+    ip(f"link del {name}")
+    process.run(["ip", "tuntap", "add", "dev", name, "mode", "tap"], timeout=10)
+    process.run(["ip", "link", "set", "dev", name, "alias", tapped.mark], timeout=10)
+    assert as_somebody(lambda: attach(name)) == 0
+    assert "any local user may attach to it" in tapped.tap.verify()
+
+
+@pytest.fixture
+def guest(lab: Lab) -> Iterator[NamespaceGuest]:
+    with NamespaceGuest(lab.home, ALLOWED) as made:
+        yield made
+
+
+def listen(address: str, port: int) -> Callable[[], None]:
+    def act() -> None:
+        made = socket.socket()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        made.bind((address, port))
+        made.listen()
+
+    return act
+
+
+def test_no_other_user_listens_on_a_port_of_the_guard(guest: NamespaceGuest) -> None:
+    """Before the guard, beside it, and after it was killed; a free port of the same address shows that binding works as such."""
+    assert as_somebody(listen(guest.gateway, 8999)) == 0
+    assert {port: as_somebody(listen(guest.gateway, port)) for port in PORTS} == dict.fromkeys(PORTS, errno.EACCES)
+    assert {port: as_somebody(listen("10.213.250.1", port)) for port in PORTS} == dict.fromkeys(PORTS, errno.EACCES)
+
+
+def test_a_host_where_those_ports_are_everybodys_is_refused(lab: Lab) -> None:
+    setting = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    before = setting.read_text()
+    setting.write_text("80")
+    try:
+        with pytest.raises(ProvisionError, match="every local user may listen on ports from 80 on"), NamespaceGuest(lab.home, ALLOWED):
+            pass
+    finally:
+        setting.write_text(before)
+
+
+def test_whoever_finds_that_no_guard_serves_sets_the_link_down(lab: Lab, guest: NamespaceGuest) -> None:
+    """Then not even a listener of root's on every address is reached in the guard's place."""
+    os.kill(ask_guard(guest.paths.guard, "status")["pid"], signal.SIGKILL)
+    instance = Instance(lab.home, guest.identity, guest.tap.target.libvirt)
+    wait_until(instance.close_unguarded, "the guard's lock is free and the link goes down")
+    link = read_link(guest.identity.tap)
+    assert link is not None and "UP" not in link["flags"]
+    with socket.create_server(("0.0.0.0", wiring.TLS_PORT)):
+        answer = guest.probe("tls", address=world.WEB, port=443, name="allowed.test.lab", limit=1)
+    assert answer["outcome"] != "connected" and "said" not in answer
+
+
+def test_only_the_proxy_and_root_ask_the_resolver_over_the_loopback_device(guest: NamespaceGuest) -> None:
+    def ask() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+            made.settimeout(2)
+            made.connect((guest.gateway, wiring.DNS_PORT))
+            made.send(bytes.fromhex("000101000001000000000000") + b"\x07allowed\x04test\x03lab\x00\x00\x01\x00\x01")
+            made.recv(2000)
+
+    ask()
+    assert as_somebody(ask) != 0
+
+
+def test_a_machine_that_has_gone_takes_credentials_and_link_with_it(lab: Lab) -> None:
+    with NamespaceGuest(lab.home, profile=BROKERED) as guest:
+        ask_guard(guest.paths.guard, "broker_give", name="api_key", value="value-of-the-lab")
+        assert ask_guard(guest.paths.guard, "broker_list")["held"] == ["api_key"]
+        # The guard has to have seen it attached.
+        ask_guard(guest.paths.guard, "flush")
+        ip(f"link set {INTERFACE} down", guest.namespace)
+        wait_until(lambda: ask_guard(guest.paths.guard, "broker_list")["held"] == [], "the value is taken back")
+        wait_until(lambda: guest.tap.verify() == ["the link is down"], "the link goes down")
+        assert [row["rule"] for row in guest.read_ledger(kind="guard", rule="link")] == ["link"]
+
+
+def _flood(guest: NamespaceGuest, count: int) -> None:
+    """Questions from as many source ports, each to the gateway."""
+    with inside(guest.namespace):
+        for port in range(20_000, 20_000 + count):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+                made.bind(("0.0.0.0", port))
+                made.sendto(b"x", (guest.gateway, wiring.DNS_PORT))
+
+
+def _tracked() -> int:
+    return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
+
+
+def test_a_flood_of_questions_leaves_the_hosts_table_of_connections_alone(lab: Lab, guest: NamespaceGuest) -> None:
+    before = _tracked()
+    _flood(guest, 8000)
+    assert _tracked() < before + 200
+    with NamespaceGuest(lab.home, ALLOWED) as sibling:
+        assert "served by" in sibling.probe("tls", address=world.WEB, port=443, name="allowed.test.lab").get("said", "")
+
+
+def test_without_the_rule_each_question_is_an_entry(lab: Lab) -> None:
+    """The control of the test above; the count of what is new bounds it then."""
+    with NamespaceGuest(lab.home, ALLOWED, sabotage=(replace("ruleset.nft", "notrack", "accept"),)) as guest:
+        before = _tracked()
+        _flood(guest, 1000)
+        time.sleep(0.2)
+        assert _tracked() > before + 800
