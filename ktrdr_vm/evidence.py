@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ktrdr_vm.egress.ledger import read_kept
 from ktrdr_vm.egress.suggest import render_suggestion
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.journal import is_locked, list_directories
@@ -71,17 +72,11 @@ class RunDirectory:
         (self.path / name).write_text(self._mask(text), encoding="utf-8", errors="backslashreplace")
 
     def keep_ledger(self, ledger: Path, *, since: str, add: bool) -> list[dict[str, Any]]:
-        """The ledger's lines of this run, written to egress.jsonl, or added to it, and returned."""
-        rows = []
+        """The ledger's lines of this run, written to egress.jsonl, or added to it, and returned. Totals are of lines that are gone."""
+        rows = [row for row in read_kept(ledger) if row["time"] >= since]
         with (self.path / "egress.jsonl").open("a" if add else "w", encoding="utf-8") as kept:
-            for path in (ledger.with_name(ledger.name + ".1"), ledger):
-                if not path.exists():
-                    continue
-                for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                    row = _parse_row(line)
-                    if row is not None and row["time"] >= since:
-                        kept.write(self._mask(line) + "\n")
-                        rows.append(row)
+            for row in rows:
+                kept.write(self._mask(json.dumps(row)) + "\n")
         return rows
 
     def keep_console(self, console: Path, name: str = "console.log") -> None:
@@ -110,15 +105,6 @@ class RunDirectory:
         link.unlink(missing_ok=True)
         link.symlink_to(self.path.name)
         link.rename(self.path.parent / "latest")
-
-
-def _parse_row(line: str) -> dict[str, Any] | None:
-    """A line of the ledger; None for half of one, which a guard that was killed leaves."""
-    try:
-        row = json.loads(line)
-        return row if {"time", "kind", "verdict"} <= row.keys() else None
-    except (ValueError, AttributeError):
-        return None
 
 
 def collect_runs(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
@@ -182,7 +168,7 @@ def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> 
                 port = 53
             # By name the address is whatever the guest chose; it says nothing about the destination.
             key = (host, "" if host and row["kind"] in ("tls", "http", "dns") else address, port, f"{row['kind']}: {rule}")
-            entry = denied.setdefault(key, {"count": 0, "first": row["time"]})
+            entry = denied.setdefault(key, {"count": 0, "first": row.get("first_at", row["time"])})
             entry["count"] += count
             entry["last"] = row["time"]
         elif row["kind"] != "dns":

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from ktrdr_vm.discovery import Found, find_instances
+from ktrdr_vm.egress.ledger_row import parse_row
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.host.libvirt import Libvirt
@@ -71,12 +73,12 @@ def _add_instance(metrics: Metrics, home: Home, found: Found) -> None:
         metrics.escalations.labels(*identity, one.current).inc()
     for row in _read_ledger(paths.ledger):
         if row.get("verdict") in ("allow", "deny"):
-            metrics.egress.labels(*identity, str(row["verdict"])).inc(int(str(row.get("count", 1))))
+            metrics.egress.labels(*identity, row["verdict"]).inc(row.get("count", 1))
         if row.get("kind") == "telemetry":
             for fate in ("accepted", "sent", "dropped"):
-                metrics.telemetry.labels(*identity, fate).inc(int(str(row.get(fate, 0))))
+                metrics.telemetry.labels(*identity, fate).inc(row.get(fate, 0))
         for direction in ("in", "out"):
-            metrics.egress_bytes.labels(*identity, direction).inc(int(str(row.get(f"bytes_{direction}", 0))))
+            metrics.egress_bytes.labels(*identity, direction).inc(row.get(f"bytes_{direction}", 0))
 
 
 def _add_run(metrics: Metrics, path: Path) -> None:
@@ -94,7 +96,7 @@ def _add_run(metrics: Metrics, path: Path) -> None:
         return  # half of one, or of another version
 
 
-def _read_ledger(path: Path) -> list[dict[str, object]]:
+def _read_ledger(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
@@ -102,12 +104,4 @@ def _read_ledger(path: Path) -> list[dict[str, object]]:
             lines = file.read().splitlines()
     except OSError:
         return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+    return [row for row in map(parse_row, lines) if row is not None]

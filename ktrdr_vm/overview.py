@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ktrdr_vm.discovery import Found, find_instances
+from ktrdr_vm.egress.ledger_row import parse_row
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.host.clock import seconds_since
 from ktrdr_vm.host.journal import read_journal
@@ -82,10 +83,8 @@ def _count_denials(home: Home, instance_id: str) -> int:
             file.seek(max(0, file.tell() - _TAIL))
             for line in file:
                 if b'"deny"' in line:
-                    try:
-                        count += int(json.loads(line).get("count", 1))
-                    except (ValueError, AttributeError, TypeError):
-                        continue
+                    row = parse_row(line)
+                    count += row.get("count", 1) if row is not None else 0
     except OSError:
         return 0
     return count

@@ -1,4 +1,8 @@
-"""The ledger: one JSON line for each egress decision, written on the host, bounded, and complete: what is not written is counted."""
+"""The ledger: one JSON line for each egress decision, written on the host, bounded, and complete: what is not written is counted.
+
+A guest decides how many denials there are. So each kind and verdict has a share of its own, and denials beyond theirs are summed by
+name and rule: none of it takes the place of what was allowed, granted, or said by the guard. What a rotation drops is summed first.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ktrdr_vm.egress.ledger_row import cut_fields, parse_row
+from ktrdr_vm.egress.ledger_totals import add_to_totals
 from ktrdr_vm.host.clock import now
 
-# A guest that makes decisions faster than this gets a line that counts the rest. Sixty seconds of it are 3 MB.
-LINES_PER_SECOND = 200
-# One file of this size and one older one are kept.
-MAX_BYTES = 16 * 1024 * 1024
+# Of each kind and verdict; a guest that makes decisions faster than this gets lines that count the rest.
+LINES_PER_SECOND = 100
+# Different sums of one second; what is beyond them stands in one for its kind and verdict.
+MOST_SUMS = 64
+# One file of this size and one older one are kept; what was in those before stands in the totals.
+MAX_BYTES = 8 * 1024 * 1024
+SUPPRESSED = "suppressed"
+
+_Sum = tuple[str, str, str, str]
 
 
 class Ledger:
@@ -28,30 +39,39 @@ class Ledger:
         self._file = path.open("ab", buffering=0)
         path.chmod(0o600)
         self._second = 0.0
-        self._lines = 0
-        self._suppressed: dict[tuple[str, str], int] = {}
+        self._lines: dict[tuple[str, str], int] = {}
+        self._sums: dict[_Sum, int] = {}
 
     def write(self, kind: str, verdict: str, **fields: Any) -> None:
-        """One decision. `kind` is dns, tls, http, tcp, broker, telemetry, drop, grant or guard; `verdict` is allow, deny or note."""
+        """One decision. `kind` and `verdict` are those of `ledger_row`. ValueError for a field that a line must not have."""
+        checked = cut_fields(fields)
         second = self._clock()
         if second - self._second >= 1:
             self.flush()
-            self._second, self._lines = second, 0
-        if self._lines >= LINES_PER_SECOND:
-            key = (kind, verdict)
-            self._suppressed[key] = self._suppressed.get(key, 0) + int(fields.get("count", 1))
+            self._second = second
+        written = self._lines.get((kind, verdict), 0)
+        if written >= LINES_PER_SECOND:
+            self._sum(kind, verdict, checked)
             return
-        self._lines += 1
-        self._append({"kind": kind, "verdict": verdict, **fields})
+        self._lines[kind, verdict] = written + 1
+        self._append({"kind": kind, "verdict": verdict, **checked})
+
+    def _sum(self, kind: str, verdict: str, fields: dict[str, Any]) -> None:
+        key = (kind, verdict, str(fields.get("name", "")), str(fields.get("rule", "")))
+        if key not in self._sums and len(self._sums) >= MOST_SUMS:
+            key = (kind, verdict, "", "")
+        self._sums[key] = self._sums.get(key, 0) + int(fields.get("count", 1))
 
     def flush(self) -> None:
-        """Say what was suppressed since the last time."""
-        suppressed, self._suppressed = self._suppressed, {}
-        for (kind, verdict), count in suppressed.items():
-            self._append({"kind": kind, "verdict": verdict, "rule": "suppressed", "count": count})
+        """Begin another second: say what was summed since the last time."""
+        sums, self._sums, self._lines = self._sums, {}, {}
+        for (kind, verdict, name, rule), count in sums.items():
+            said = {"name": name} if name else {}
+            message = {"message": f"of rule {rule}"} if rule and rule != SUPPRESSED else {}
+            self._append({"kind": kind, "verdict": verdict, **said, "rule": SUPPRESSED, "count": count, **message})
 
     def _append(self, fields: dict[str, Any]) -> None:
-        line = json.dumps({"time": now(), "instance_id": self._instance_id, **fields}, ensure_ascii=True).encode() + b"\n"
+        line = json.dumps({**fields, "time": now(), "instance_id": self._instance_id}, ensure_ascii=True).encode() + b"\n"
         size = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(line) != len(line):
@@ -60,14 +80,26 @@ class Ledger:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             # The disk is full or fails: the decision is counted, and said when there is room again.
-            key = (str(fields["kind"]), str(fields["verdict"]))
-            self._suppressed[key] = self._suppressed.get(key, 0) + int(fields.get("count", 1))
+            self._sum(str(fields["kind"]), str(fields["verdict"]), fields)
             return
         if size + len(line) > MAX_BYTES:
-            self._file.close()
-            self._path.rename(older(self._path))
+            self._rotate()
+
+    def _rotate(self) -> None:
+        self._file.close()
+        summed = 0
+        try:
+            summed = add_to_totals(totals_of(self._path), older(self._path))
+        except OSError:
+            # Without room for the totals the older file stays beside them, and this one goes on growing to its next line.
             self._file = self._path.open("ab", buffering=0)
-            self._path.chmod(0o600)
+            return
+        self._path.rename(older(self._path))
+        self._file = self._path.open("ab", buffering=0)
+        self._path.chmod(0o600)
+        if summed:
+            note = {"rule": "rotation", "count": summed, "message": "as many of the oldest lines are kept as totals by destination only"}
+            self._append({"kind": "guard", "verdict": "note", **note})
 
     def close(self) -> None:
         self.flush()
@@ -77,6 +109,20 @@ class Ledger:
 def older(path: Path) -> Path:
     """Where the lines before the current file's are."""
     return path.with_name(path.name + ".1")
+
+
+def totals_of(path: Path) -> Path:
+    """Where the sums of what is in neither file any more are, as lines of the same form."""
+    return path.with_name(path.name + ".totals")
+
+
+def read_kept(path: Path) -> list[dict[str, Any]]:
+    """The totals, then every line that is kept, the oldest first. What cannot be read as a line is left out."""
+    rows = []
+    for one in (totals_of(path), older(path), path):
+        if one.exists():
+            rows += [row for row in map(parse_row, one.read_bytes().split(b"\n")) if row is not None]
+    return rows
 
 
 def read_ledger(path: Path, *, follow: bool, pause: Callable[[float], None] = time.sleep) -> Iterator[dict[str, Any]]:
@@ -130,4 +176,6 @@ def _lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
         if not line.endswith(b"\n"):
             file.seek(at)
             return
-        yield json.loads(line)
+        row = parse_row(line)
+        if row is not None:
+            yield row

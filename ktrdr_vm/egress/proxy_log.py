@@ -25,7 +25,7 @@ def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
         if entry["f"] == "broker":
             return _parse_broker(entry)
         kind = _KINDS[entry["f"]]
-        name = "" if entry["n"] == "-" else str(entry["n"])[:253]
+        name = "" if entry["n"] == "-" else str(entry["n"])[:254]
         # What is no request at all ends before any rule has set a verdict.
         verdict = "request" if entry["v"] == "-" else str(entry["v"])
         fields: dict[str, Any] = {
@@ -95,6 +95,7 @@ class ProxyLog:
             return
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LINE_LIMIT:
+            self._count_unreadable(self._rest)
             self._rest = b""
         for line in lines:
             self._record(line)
@@ -102,6 +103,7 @@ class ProxyLog:
     def _record(self, line: bytes) -> None:
         fields = parse_proxy_line(line)
         if fields is None:
+            self._count_unreadable(line)
             return
         self._news = True
         if not fields["name"]:
@@ -114,6 +116,11 @@ class ProxyLog:
         elif fields["kind"] == "tcp" and self._sets.rules.policy.observe and not self._sets.is_open(fields["address"], fields["port"]):
             fields["rule"] = "observe"
         self._ledger.write(fields.pop("kind"), fields.pop("verdict"), **fields)
+
+    def _count_unreadable(self, line: bytes) -> None:
+        """A line of ours that is none any more stands for a decision; HAProxy's own notices do not begin like one."""
+        if line.startswith(b"{"):
+            self._ledger.write("tcp", "note", rule="suppressed", count=1, message="a line of the proxy's log that cannot be read")
 
     def count_lost(self) -> None:
         """Under a flood the proxy drops lines rather than to wait for us; it counts them, and so does the ledger."""

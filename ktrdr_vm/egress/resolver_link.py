@@ -12,8 +12,11 @@ from ktrdr_vm.egress.children import start_child
 from ktrdr_vm.egress.given import Given
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.ledger_row import check_fields
 from ktrdr_vm.egress.sets import AllowSets
 from ktrdr_vm.errors import KtrdrError
+
+_NOTED = frozenset({"name", "address", "addresses", "ttl", "rule", "type", "message"})
 
 
 class ResolverLink:
@@ -65,6 +68,17 @@ class ResolverLink:
             self.channel.send(json.dumps(self._grants()).encode())
             self._untold = False
 
+    def _note(self, kind: str, verdict: str, fields: dict[str, Any]) -> None:
+        """A decision on a question. Of the ledger's fields it has these; time and identity are not its to say."""
+        if kind != "dns" or verdict not in ("allow", "deny") or not fields.keys() <= _NOTED:
+            raise ValueError(f"it has no {str(kind)[:20]!a} {str(verdict)[:20]!a} line with {str(sorted(fields))[:80]}")
+        self._ledger.write("dns", verdict, **check_fields(fields))
+
+    def _count(self, rule: str, count: int) -> None:
+        if rule not in ("rate", "suppressed") or type(count) is not int or not 0 < count < 2**40:
+            raise ValueError("it counts rate or suppressed, in whole numbers")
+        self._ledger.write("dns", "deny", rule=rule, count=count)
+
     def serve(self) -> None:
         """Take one message: a decision for the ledger, a count, or addresses to open, which are judged again."""
         try:
@@ -76,13 +90,10 @@ class ResolverLink:
         try:
             message = json.loads(packet)
             if "note" in message:
-                kind, verdict, fields = message["note"]
-                if kind == "dns" and verdict in ("allow", "deny"):
-                    self._ledger.write("dns", verdict, **{str(key): value for key, value in fields.items()})
+                self._note(*message["note"])
                 return
             if "count" in message:
-                rule, count = message["count"]
-                self._ledger.write("dns", "deny", rule="rate" if rule == "rate" else "suppressed", count=int(count))
+                self._count(*message["count"])
                 return
             name, addresses, ttl = message["allow"]
             accepted = self._sets.allow(str(name), [str(address) for address in addresses], int(ttl))

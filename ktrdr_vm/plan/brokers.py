@@ -30,7 +30,7 @@ _LETTERS = "[A-Za-z0-9._~!$&()*+,;=:@/-]"
 
 _FIELDS = (
     '"a":"%[var(txn.address)]","p":443,"u":%U,"d":%B,"t":"%ts","v":"%[var(txn.verdict)]",'
-    '"m":%Ta,"w":"%HM","s":%ST,"q":"%[var(txn.path),json(utf8ps)]"'
+    '"m":%Ta,"w":"%[var(txn.method),json(utf8ps)]","s":%ST,"q":"%[var(txn.path),json(utf8ps)]"'
 )
 
 
@@ -75,6 +75,7 @@ frontend broker_{route.port}
     option disable-h2-upgrade
     log-format '{{"f":"broker","k":"{name}","n":"{host}",{_FIELDS}}}'
     http-error status 503 content-type text/plain string "ktrdr-vm: {host} does not answer, or with a certificate that is not its own\\n"
+    http-request set-var(txn.method) method,bytes(0,20)
     http-request set-var(txn.path) path,bytes(0,400)
     http-request set-var(txn.verdict) str(request)
     acl own_host req.fhdr(host) -m str -i {gateway}:{route.port}

@@ -2,7 +2,8 @@
 
 The log is one JSON object a line on standard output: frontend `f`, verdict `v`, name `n`, the guest's chosen address and port
 `a` and `p`, bytes up and down `u` and `d`, milliseconds `m`, HAProxy's termination state `t`, HTTP method `w` and status `s`, and
-the room `g` when a grant allowed it. A name that the profile does not list is looked up in the maps of granted names, which the
+the room `g` when a grant allowed it. What the guest chooses of it is cut before it is logged, so that no line is longer than
+LOG_LINE, where HAProxy cuts: what is no name is refused before anything else is judged. A name that the profile does not list is looked up in the maps of granted names, which the
 guard changes while the proxy runs; each grant has a room, a server of its own, so that its connections can be ended alone.
 """
 
@@ -15,9 +16,14 @@ from ktrdr_vm.plan.wiring import DNS_PORT, GIVEN, GRANT_ROOMS
 
 # One guest's share of the host: 15 MB resident at idle, about 35 KB for each open connection.
 MAX_CONNECTIONS = 1024
+# Bytes of a log line. Name, method and path are at most 254, 20 and 400 bytes, each six bytes long when escaped in JSON.
+LOG_LINE = 8192
 # The longest the guest may hold a connection open without a byte either way.
 IDLE_LIMIT = "1h"
 
+# What a name is, in SNI and Host alike; the resolver says the same of questions.
+_NAME = "^[a-z0-9_.-]{1,253}$"
+_HOST = "^[a-z0-9_.-]{1,253}(:[0-9]{1,5})?$"
 _FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","g":"%[var(txn.room)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
 
 
@@ -38,7 +44,7 @@ def render_proxy(identity: Identity, allocation: Allocation, lists: str, *, obse
 # ktrdr-vm instance_id={identity.instance_id}
 global
     maxconn {MAX_CONNECTIONS}
-    log stdout {"len 4096 " if routes else ""}format raw local0 info
+    log stdout len {LOG_LINE} format raw local0 info
     stats socket "fd@${{KTRDR_FD_STATS}}" level admin
     hard-stop-after 2s
     nbthread 1
@@ -49,6 +55,8 @@ defaults
     log global
     option splice-request
     option splice-response
+    # Each piece of a streamed answer goes on at once; without it plain HTTP waits up to 200 ms for the next.
+    option http-no-delay
     timeout connect 10s
     timeout client {IDLE_LIMIT}
     timeout server {IDLE_LIMIT}
@@ -74,8 +82,11 @@ frontend tls
     tcp-request inspect-delay 5s
     acl hello req.ssl_hello_type 1
     tcp-request content set-var(txn.verdict) str(no-hello)
-    tcp-request content set-var(txn.name) req.ssl_sni,lower if hello
+    tcp-request content set-var(txn.name) req.ssl_sni,lower,bytes(0,254) if hello
     tcp-request content set-var(txn.verdict) str(no-name) if hello !{{ var(txn.name) -m found }}
+    acl is_name var(txn.name) -m reg {_NAME}
+    tcp-request content set-var(txn.verdict) str(bad-name) if hello {{ var(txn.name) -m found }} !is_name
+    tcp-request content silent-drop if hello {{ var(txn.name) -m found }} !is_name
     tcp-request content set-var-fmt(txn.given) "%[var(txn.name)]@%[dst]" if hello
     acl given var(txn.given) -m str -f {lists}/{GIVEN}
     acl allowed var(txn.name) -m str -f {lists}/tls.names
@@ -99,16 +110,28 @@ frontend http
     mode http
     bind "fd@${{KTRDR_FD_HTTP}}"
     option disable-h2-upgrade
-    log-format '{{{_FIELDS},"a":"%[dst]","v":"%[var(txn.verdict)]","m":%Ta,"w":"%HM","s":%ST}}'
+    log-format '{{{_FIELDS},"a":"%[dst]","v":"%[var(txn.verdict)]","m":%Ta,"w":"%[var(txn.method),json(utf8ps)]","s":%ST}}'
+    http-request set-var(txn.method) method,bytes(0,20)
     http-request set-var(txn.verdict) str(request)
     acl one_host req.hdr_cnt(host) eq 1
-    http-request set-var(txn.name) req.hdr(host),host_only,lower if one_host
-    http-request deny status 403 content-type text/plain string "ktrdr-vm: refused, a request carries exactly one Host header\\n" unless one_host
+    http-request set-var(txn.name) req.hdr(host),host_only,lower,bytes(0,254) if one_host
+    {_deny("a request carries exactly one Host header")} unless one_host
+    # Whoever reads it in another way would send the request elsewhere.
+    acl plain_host req.fhdr(host) -m reg -i {_HOST}
+    {_deny("a Host is a name of letters, digits, dots, hyphens and underscores, and a port at most")} unless plain_host
+    acl plain_method method -m reg ^[A-Za-z-]{{1,20}}$
+    {_deny("a method has at most 20 letters")} unless plain_method
     # A whole URI, CONNECT and Upgrade would let the request say one thing and mean another.
     acl whole_uri url -m reg -i ^[a-z][a-z0-9+.-]*:
     acl connect method CONNECT
+    # What common clients offer with any request, and do without; it is taken out, and the request goes on as HTTP/1.1.
+    acl offer req.fhdr(upgrade) -m reg -i ^(h2c|tls/[0-9.]+)$
+    acl one_upgrade req.fhdr_cnt(upgrade) eq 1
+    http-request del-header http2-settings if offer one_upgrade
+    http-request del-header connection if offer one_upgrade
+    http-request del-header upgrade if offer one_upgrade
     acl upgrade req.hdr(upgrade) -m found
-    http-request deny status 403 content-type text/plain string "ktrdr-vm: refused, proxy requests and upgrades are not forwarded\\n" if whole_uri or connect or upgrade
+    {_deny("proxy requests and upgrades are not forwarded")} if whole_uri or connect or upgrade
     http-request set-var(txn.verdict) str(name)
     http-request set-var-fmt(txn.given) "%[var(txn.name)]@%[dst]"
     acl given var(txn.given) -m str -f {lists}/{GIVEN}
@@ -142,6 +165,10 @@ backend original_destination
     mode tcp
     server original 0.0.0.0
 {render_routes(routes, allocation.gateway, lists)}"""
+
+
+def _deny(reason: str) -> str:
+    return f'http-request deny status 403 content-type text/plain string "ktrdr-vm: refused, {reason}\\n"'
 
 
 _NO_ROOM = "!{ var(txn.room) -m found }"

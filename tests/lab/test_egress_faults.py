@@ -182,7 +182,7 @@ def test_a_flood_is_bounded_and_the_sibling_is_served(lab: Lab, guest: Namespace
 
 def test_connections_that_nobody_answers_do_not_fill_the_hosts_table(lab: Lab) -> None:
     """Row 17: the kernel keeps account of connections in one table of the whole host. Without the bound every SYN has a place in it."""
-    bound = f" meta l4proto tcp ct state new ct count over {MAX_FLOWS} counter name crowded drop\n"
+    bound = f" ct state new ct count over {MAX_FLOWS} counter name crowded drop\n"
     for sabotage, most in (((), MAX_FLOWS + 500), ((replace("ruleset.nft", bound, " meta l4proto tcp accept\n"),), 9000)):
         with NamespaceGuest(lab.home, ALLOWED, sabotage=sabotage) as guest, NamespaceGuest(lab.home, ALLOWED) as sibling:
             before = count_flows()

@@ -106,7 +106,7 @@ def test_a_ledger_on_a_full_disk_counts_and_says_so_when_there_is_room(tmp_path:
     ledger.close()
     full.close()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row.get("name") for row in rows] == ["before.test", "after.test", None]
+    assert [row.get("name") for row in rows] == ["before.test", "after.test", "lost.test"]
     assert (rows[-1]["rule"], rows[-1]["count"]) == ("suppressed", 3)
 
 
@@ -141,11 +141,14 @@ def test_a_ledger_is_two_files_of_a_size(tmp_path: Path) -> None:
         return moment
 
     ledger = Ledger(path, "one", clock=clock)
-    for _ in range(5 * MAX_BYTES // (1 << 20)):
-        ledger.write("dns", "deny", name="x" * (1 << 20))
+    for number in range(5 * MAX_BYTES // 10_000):
+        addresses = [f"198.51.100.{number % 250}"] * 64
+        ledger.write("dns", "deny", name="x" * 255, message="m" * 1000, addresses=addresses, path="p" * 400)
+        ledger.write("drop", "deny", address="a" * 64, rule="r" * 120, message="\x00" * 1000)
     ledger.close()
+    assert older(path).exists()
     assert sum(file.stat().st_size for file in (path, older(path))) <= 2 * MAX_BYTES + (3 << 20)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["ledger", "ledger.1"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["ledger", "ledger.1", "ledger.totals"]
 
 
 def test_old_evidence_is_collected_and_the_newest_of_what_lives_is_not(tmp_path: Path) -> None:

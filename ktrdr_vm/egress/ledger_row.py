@@ -1,0 +1,64 @@
+"""One line of the ledger: which fields it may have, of which types and lengths. Writers and readers use the same check.
+
+A field of a line can be a guest's word that a child without privilege repeated. What is not a line, or claims a field that it
+must not, is refused as a whole, and whoever refuses it counts it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+KINDS = frozenset("dns tls http tcp broker telemetry drop grant escalation guard".split())
+VERDICTS = frozenset({"allow", "deny", "note"})
+# Longest text of each field, in characters: a name of DNS, a wildcard before it; the guard cuts what it says itself.
+_TEXTS = {"name": 255, "address": 64, "rule": 120, "message": 1000, "method": 20, "path": 400, "type": 20, "protocol": 20, "first_at": 40}
+_NUMBERS = frozenset(
+    "port bytes_in bytes_out ms status count ttl seconds accepted refused refused_rate refused_queue claims sent dropped".split()
+)
+_LISTS = frozenset({"addresses", "ports"})
+_MOST_IN_A_LIST = 64
+_OURS = frozenset({"time", "instance_id", "kind", "verdict"})
+_LARGEST = 2**53
+
+
+def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a decision, unchanged. ValueError names the first that is unknown, reserved, of a wrong type or too long."""
+    for key, value in fields.items():
+        if not _fits(key, value):
+            raise ValueError(f"the ledger has no such field: {str(key)[:40]!a}" if key not in _known() else f"{key} is not what it must be")
+    return dict(fields)
+
+
+def cut_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with texts cut to their lengths: for what the guard itself says of others."""
+    return check_fields({key: value[: _TEXTS[key]] if key in _TEXTS and isinstance(value, str) else value for key, value in fields.items()})
+
+
+def parse_row(line: str | bytes) -> dict[str, Any] | None:
+    """A line of the ledger; None for half of one, and for what is none. Fields that are not known are left out."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in _OURS):
+        return None
+    if row["kind"] not in KINDS or row["verdict"] not in VERDICTS or not 20 <= len(row["time"]) <= 40 or len(row["instance_id"]) > 63:
+        return None
+    return {key: value for key, value in row.items() if key in _OURS or _fits(key, value)}
+
+
+def _known() -> frozenset[str]:
+    return frozenset(_TEXTS) | _NUMBERS | frozenset(_LISTS)
+
+
+def _fits(key: str, value: Any) -> bool:
+    if key in _TEXTS:
+        return isinstance(value, str) and len(value) <= _TEXTS[key]
+    if key in _NUMBERS:
+        number = type(value) is int or (key == "seconds" and type(value) is float)
+        return number and 0 <= value <= (65535 if key == "port" else _LARGEST)
+    if key in _LISTS and isinstance(value, list) and len(value) <= _MOST_IN_A_LIST:
+        return all(_fits("port" if key == "ports" else "address", one) for one in value)
+    return False

@@ -1,0 +1,57 @@
+"""What a rotation of the ledger drops, summed by destination: a guest that floods it away leaves its totals behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.egress.ledger_row import parse_row
+from ktrdr_vm.host.durable import write_durably
+
+# Different destinations of one kind and verdict; what is beyond them stands in one sum without a name.
+MOST_TOTALS = 2000
+_Key = tuple[str, str, str, str, int, str]
+
+
+def add_to_totals(totals: Path, dropped: Path) -> int:
+    """Sum the lines of `dropped` up in `totals`; the number of lines. A line that is a total already is added like any other."""
+    rows = [row for path in (totals, dropped) if path.exists() for row in map(parse_row, path.read_bytes().split(b"\n")) if row]
+    if not dropped.exists():
+        return 0
+    sums: dict[_Key, dict[str, Any]] = {}
+    held: dict[tuple[str, str], int] = {}
+    for row in rows:
+        key = _key(row)
+        if key not in sums:
+            group = key[:2]
+            if held.get(group, 0) >= MOST_TOTALS:
+                key = (*group, "", "", 0, "other destinations")
+            else:
+                held[group] = held.get(group, 0) + 1
+        _add(sums, key, row)
+    write_durably(totals, b"".join(json.dumps(one).encode() + b"\n" for one in sums.values()))
+    return len(rows)
+
+
+def _key(row: dict[str, Any]) -> _Key:
+    name = str(row.get("name", ""))
+    # Behind a name that is judged the address is whatever the guest dialled.
+    address = "" if name and row["kind"] in ("tls", "http", "dns") else str(row.get("address", ""))
+    return row["kind"], row["verdict"], name, address, int(row.get("port", 0)), str(row.get("rule", ""))
+
+
+def _add(sums: dict[_Key, dict[str, Any]], key: _Key, row: dict[str, Any]) -> None:
+    kind, verdict, name, address, port, rule = key
+    first = row.get("first_at", row["time"])
+    total = sums.setdefault(
+        key,
+        {
+            "time": row["time"], "instance_id": row["instance_id"], "kind": kind, "verdict": verdict, "name": name, "address": address,
+            "port": port, "rule": rule, "count": 0, "bytes_in": 0, "bytes_out": 0, "first_at": first,
+        },
+    )  # fmt: skip
+    total["count"] += row.get("count", 1)
+    total["bytes_in"] += row.get("bytes_in", 0)
+    total["bytes_out"] += row.get("bytes_out", 0)
+    total["time"], total["first_at"] = max(total["time"], row["time"]), min(total["first_at"], first)

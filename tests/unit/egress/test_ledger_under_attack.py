@@ -1,0 +1,124 @@
+"""A guest that decides how many denials there are, and a child that says what it likes: the rest of the ledger stays, and its totals."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import socket
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktrdr_vm.egress import ledger as ledger_module
+from ktrdr_vm.egress.ledger import Ledger, read_kept
+from ktrdr_vm.egress.ledger_row import KINDS, VERDICTS, check_fields, parse_row
+from ktrdr_vm.egress.resolver_link import ResolverLink
+from ktrdr_vm.evidence import sum_up_egress
+
+CLASSES = sorted(itertools.product(KINDS, VERDICTS))
+FLOODS = [("dns", "deny"), ("drop", "deny"), ("http", "deny"), ("tls", "allow"), ("http", "allow")]
+
+
+def count(rows: list[dict[str, Any]]) -> int:
+    return sum(row.get("count", 1) for row in rows if row.get("rule") != "rotation")
+
+
+@pytest.mark.parametrize("flood", FLOODS, ids="-".join)
+@pytest.mark.parametrize("one", CLASSES, ids="-".join)
+def test_no_class_of_lines_gives_way_to_a_flood_of_another(tmp_path: Path, one: tuple[str, str], flood: tuple[str, str]) -> None:
+    """Within a second, and across rotations: a line, or a total. Written and counted are what was decided."""
+    moment = [100.0]
+    ledger = Ledger(tmp_path / "egress.jsonl", "one", lambda: moment[0])
+    for number in range(2000):
+        moment[0] += 0.0001
+        ledger.write(*flood, name=f"n{number}.example.com", rule="name")
+    ledger.write(*one, name="seen.example.com", rule="x")
+    ledger.close()
+    rows = read_kept(tmp_path / "egress.jsonl")
+    found = [row for row in rows if (row["kind"], row["verdict"]) == one and row.get("name") == "seen.example.com"]
+    assert len(found) == 1 or one == flood
+    assert count(rows) == 2001
+
+
+def test_an_upload_is_in_the_report_after_every_rotation_that_a_flood_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "MAX_BYTES", 50_000)
+    moment = [0.0]
+    ledger = Ledger(tmp_path / "egress.jsonl", "one", lambda: moment[0])
+    ledger.write("tls", "allow", name="up.example.com", address="198.51.100.1", port=443, rule="name", bytes_out=5_000_000, bytes_in=300)
+    # Random names: no two are summed.
+    chance = random.Random(1)
+    for _ in range(10_000):
+        moment[0] += 0.02
+        ledger.write("dns", "deny", name="".join(chance.choices(string.ascii_lowercase, k=200)), rule="name")
+    ledger.close()
+    rows = read_kept(tmp_path / "egress.jsonl")
+    allowed, denied = sum_up_egress(rows, ())
+    assert [(one.host, one.port, one.count, one.bytes_out) for one in allowed] == [("up.example.com", 443, 1, 5_000_000)]
+    assert sum(one.count for one in denied) == 10_000
+    assert [row for row in rows if row.get("rule") == "rotation"]
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2_000_000
+
+
+GOOD: dict[str, Any] = {"name": "a.example.com", "rule": "name"}
+WRONG: list[Any] = [None, True, -1, 2**60, 1.5, "x" * 5000, ["x"], {"a": 1}]
+FIELDS = ["name", "address", "addresses", "ttl", "rule", "type", "message"]
+
+
+def _messages() -> list[dict[str, Any]]:
+    reserved = [{"note": ["dns", "allow", {**GOOD, key: "2020-01-01T00:00:00Z"}]} for key in ("time", "instance_id", "kind", "verdict")]
+    reserved += [{"note": ["dns", "deny", {**GOOD, "bytes_out": 5}]}, {"note": ["tls", "allow", GOOD]}, {"note": ["dns", "note", GOOD]}]
+    wrong = [
+        {"note": ["dns", "deny", {**GOOD, field: value}]}
+        for field in FIELDS
+        for value in WRONG
+        # What is right for some of them.
+        if not (field == "addresses" and value == ["x"])
+    ]
+    counts = [{"count": ["rate", value]} for value in WRONG] + [{"count": ["name", 1]}, {"count": ["rate", 0]}]
+    return [*reserved, *wrong, *counts]
+
+
+@pytest.mark.parametrize("message", _messages(), ids=lambda message: json.dumps(message)[:60])
+def test_what_the_resolver_must_not_say_is_refused_and_the_refusal_is_a_line(tmp_path: Path, message: dict[str, Any]) -> None:
+    ledger = Ledger(tmp_path / "egress.jsonl", "one")
+    link = ResolverLink(tmp_path, {}, (None, None), 0, None, None, None, ledger)  # type: ignore[arg-type]
+    link.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.send(json.dumps(message).encode())
+    link.serve()
+    [row] = [parse_row(line) for line in (tmp_path / "egress.jsonl").read_text().splitlines()]
+    assert row is not None and row["kind"] == "guard" and "was refused" in row["message"]
+    assert row["instance_id"] == "one" and not row["time"].startswith("2020")
+
+
+def test_what_the_resolver_may_say_is_a_line(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "egress.jsonl", "one")
+    link = ResolverLink(tmp_path, {}, (None, None), 0, None, None, None, ledger)  # type: ignore[arg-type]
+    link.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for fields in ({**GOOD, "type": "AAAA"}, {**GOOD, "addresses": ["198.51.100.1"], "ttl": 60}):
+        theirs.send(json.dumps({"note": ["dns", "deny", fields]}).encode())
+        link.serve()
+    rows = read_kept(tmp_path / "egress.jsonl")
+    assert [row["kind"] for row in rows] == ["dns", "dns"] and rows[1]["addresses"] == ["198.51.100.1"]
+
+
+@pytest.mark.parametrize("fields", [{"time": "x"}, {"instance_id": "x"}, {"new": 1}, {"port": 65536}, {"count": "1"}, {"name": 5}], ids=str)
+def test_fields_are_checked(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        check_fields(fields)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"{", b"[]", b"5", b"{}", b'{"time": 5, "instance_id": "x", "kind": "dns", "verdict": "deny"}', b"[" * 100_000],
+    ids=range(7),
+)
+def test_what_is_no_line_is_none(line: bytes) -> None:
+    assert parse_row(line) is None
+
+
+def test_of_a_line_that_a_person_rewrote_the_fields_are_what_they_must_be() -> None:
+    line = {"time": "2026-01-01T00:00:00.000Z", "instance_id": "x", "kind": "dns", "verdict": "deny", "count": "y", "port": "x", "more": 1}
+    assert parse_row(json.dumps(line)) == {key: line[key] for key in ("time", "instance_id", "kind", "verdict")}
