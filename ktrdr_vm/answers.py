@@ -10,11 +10,11 @@ import getpass
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Any
 
 from ktrdr_vm.egress.grants import grant, revoke
 from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.escalation.decision import check_request
 from ktrdr_vm.escalation.packet import parse_request
 from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
 from ktrdr_vm.host.clock import boottime, now, read_boot_id, seconds_since
@@ -53,7 +53,8 @@ def approve(
     """
     store = open_store(instance)
     found = store.find(escalation_id)
-    if found.current != "pending":
+    # One that waits was approved by a command that ended before it had given it, or while the instance slept.
+    if found.current != "pending" and not (found.current == "approved" and found.answer is not None and found.answer.waiting):
         raise UsageError(
             f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only what is pending can be approved"
         )
@@ -64,11 +65,11 @@ def approve(
     answer = Answer(by=_who(), reason=reason, at=now(), request=given, seconds=lasting)
     if found.packet.kind == "secret":
         answer = replace(answer, source=_check_source(instance, policy, source))
-    if instance.require_journal().state == "awake":
-        answer = _give(instance, found, answer, policy)
-    else:
-        answer = replace(answer, waiting=found.packet.kind != "decision")
-    return store.answer(escalation_id, "approved", answer)
+    if instance.require_journal().state != "awake":
+        return store.answer(escalation_id, "approved", replace(answer, waiting=found.packet.kind != "decision"))
+    with store.approving(escalation_id, answer) as settle:
+        settle(_give(instance, found, answer, policy).ends)
+    return store.find(escalation_id)
 
 
 def check_sources(instance: Instance) -> None:
@@ -115,8 +116,9 @@ def _give(instance: Instance, one: Escalation, answer: Answer, policy: OwnerPoli
     """Apply an approval to the running instance; the answer with its end."""
     if one.packet.kind == "network":
         rule = EgressRule(host=answer.request["host"], ports=tuple(answer.request["ports"]), reason=answer.reason)
-        grant(instance.paths.guard, one.id, rule, answer.seconds)
-    elif one.packet.kind == "secret":
+        standing = grant(instance.paths.guard, one.id, rule, answer.seconds)
+        return replace(answer, ends=(read_boot_id(), boottime() + standing.seconds))
+    if one.packet.kind == "secret":
         deliver_secret(instance, _make_entry(answer))
     elif one.packet.kind in LOANS:
         lend(instance, one.id, one.packet.kind, answer.request, policy, seconds=answer.seconds, reason=answer.reason)
@@ -204,49 +206,23 @@ class GrowingMask:
 
 
 def _check(found: Escalation, given: dict[str, Any], seconds: int, policy: OwnerPolicy, instance: Instance) -> None:
-    line, packet = policy.escalations, found.packet
-    where = instance.identity.instance_id
-    if packet.kind not in line.kinds:
-        raise UsageError(
-            f"the owner of this host does not allow {packet.kind} by escalation",
-            where=where,
-            hint="escalations.kinds in the owner's policy; what the profile names is another way",
-        )
+    packet, where = found.packet, instance.identity.instance_id
+    refusal = check_request(packet, given, seconds, policy.escalations)
+    if refusal is not None:
+        raise UsageError(refusal.message, where=where, hint=refusal.hint)
     if packet.kind in LOANS:
         others = [one for one in open_store(instance).list() if one.packet.kind == packet.kind and one.current == "approved"]
         check_loan(instance, packet.kind, given, policy, [one.answer.request for one in others if one.answer is not None])
-    if packet.kind != "decision" and not 0 < seconds <= line.longest:
-        raise UsageError(f"{seconds} s is longer than the owner's {line.longest} s", where=where, hint="approve it for less with --seconds")
-    if seconds > packet.seconds:
-        raise UsageError(
-            f"{seconds} s is more than the {packet.seconds} s that were asked for", where=where, hint="an approval can only narrow"
-        )
 
 
 def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]:
-    """What is given: what was asked, or a part of it."""
-    asked = found.packet.request
+    """What is to be given: what was asked, with what `request` changes of it."""
     if request is None:
-        return asked
+        return found.packet.request
     try:
-        given = parse_request(found.packet.kind, {**asked, **request})
+        return parse_request(found.packet.kind, {**found.packet.request, **request})
     except ValueError as error:
         raise UsageError(f"what is to be given is not right: {error}", where=found.id, hint="give a part of what was asked") from None
-    if found.packet.kind == "network":
-        wide = asked["host"]
-        inside = given["host"] == wide or (wide.startswith("*.") and given["host"].endswith(wide[1:]))
-        if not inside or not set(given["ports"]) <= set(asked["ports"]):
-            raise UsageError("that is more than was asked for", where=found.id, hint=f"asked were {wide}, ports {asked['ports']}")
-    elif found.packet.kind == "resources":
-        if any(given[name] > asked[name] for name in given):
-            raise UsageError("that is more than was asked for", where=found.id, hint=f"asked was {asked}")
-    elif found.packet.kind == "mount":
-        beneath = PurePosixPath(given["source"]).is_relative_to(asked["source"]) and given["target"] == asked["target"]
-        if not beneath or (asked["readonly"] and not given["readonly"]):
-            raise UsageError("that is more than was asked for", where=found.id, hint=f"asked was {asked}")
-    elif given != asked:
-        raise UsageError("that is not what was asked for", where=found.id, hint=f"asked was {asked}")
-    return given
 
 
 def _check_source(instance: Instance, policy: OwnerPolicy, source: Secret | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ from ktrdr_vm.egress.children import start_child
 from ktrdr_vm.egress.granting import Granting
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.escalation.decision import is_preapproved
 from ktrdr_vm.escalation.requests import answer_request
 from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
 from ktrdr_vm.host import process
@@ -81,7 +82,7 @@ class EscalationDesk:
     def _arrived(self, one: Escalation) -> None:
         self._ledger.write("escalation", "note", rule=one.id, message=f"{one.packet.kind}: {one.packet.blocked}"[:300])
         policy = read_policy().escalations
-        if one.packet.kind == "network" and policy.answers(one.packet.request, one.packet.seconds):
+        if is_preapproved(one.packet, policy):
             try:
                 self._approve(one)
             except (KtrdrError, ValueError) as error:
@@ -91,11 +92,11 @@ class EscalationDesk:
             self._tell(one, policy.hook)
 
     def _approve(self, one: Escalation) -> None:
-        """The owner's answer of before. It stands only once it is applied."""
+        """The owner's answer of before, recorded and then given: a person who answers meanwhile comes too late, and never between."""
         reason, seconds = "approved beforehand by the owner's policy", one.packet.seconds
-        self._granting.grant({"id": one.id, "rule": one.packet.request, "seconds": seconds, "reason": reason})
-        ends = (read_boot_id(), boottime() + seconds)
-        self.store.answer(one.id, "approved", Answer("policy", reason, now(), one.packet.request, seconds, ends))
+        with self.store.approving(one.id, Answer("policy", reason, now(), one.packet.request, seconds)) as settle:
+            granted = self._granting.grant({"id": one.id, "rule": one.packet.request, "seconds": seconds, "reason": reason})
+            settle((read_boot_id(), boottime() + float(granted["grant"]["seconds"])))
 
     def _tell(self, one: Escalation, command: tuple[str, ...]) -> None:
         """The owner's command gets the packet on its standard input, and is not waited for."""

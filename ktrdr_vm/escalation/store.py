@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -132,6 +133,29 @@ class EscalationStore:
             changed = replace(found, state=state, answer=answer)
             self._write(changed)
             return changed
+
+    @contextmanager
+    def approving(self, escalation_id: str, answer: Answer) -> Iterator[Callable[[tuple[str, float] | None], None]]:
+        """Record an approval, then give it: the block gives, and calls what it is handed with the end, a boot's id and its second.
+
+        Until then the record says `waiting`, and nobody else can answer. When the block fails, it waits for an answer again.
+        """
+        self.answer(escalation_id, "approved", replace(answer, waiting=True))
+        try:
+            yield lambda ends: self._settle(escalation_id, replace(answer, ends=ends))
+        except BaseException:
+            self._release(escalation_id)
+            raise
+
+    def _settle(self, escalation_id: str, answer: Answer) -> None:
+        with self._locked():
+            self._write(replace(self.find(escalation_id), state="approved", answer=answer))
+
+    def _release(self, escalation_id: str) -> None:
+        with self._locked():
+            found = self.find(escalation_id)
+            if found.answer is not None and found.answer.waiting:
+                self._write(replace(found, state="pending", answer=None))
 
     def _locked(self) -> Any:
         self.directory.mkdir(mode=0o700, exist_ok=True)

@@ -32,6 +32,11 @@ _PERSONAL = frozenset(
 )
 
 
+# Seconds of a pre-approval that names none.
+_PREAPPROVED = 3600
+Place = tuple[str | int, ...]
+
+
 @dataclass(frozen=True)
 class PreApproval:
     """A request for the network that the owner has answered beforehand. `host` may be `*.` and a suffix."""
@@ -50,18 +55,6 @@ class EscalationPolicy:
     longest: int = 8 * 3600
     hook: tuple[str, ...] = ()
     approved: tuple[PreApproval, ...] = ()
-
-    def answers(self, request: dict[str, Any], seconds: int) -> bool:
-        """Has the owner approved this request for the network beforehand, all of it?"""
-        return any(
-            set(request["ports"]) <= set(one.ports)
-            and seconds <= one.seconds
-            and (
-                request["host"] == one.host
-                or (one.host.startswith("*.") and request["host"].endswith(one.host[1:]) and "*" not in request["host"])
-            )
-            for one in self.approved
-        )
 
 
 @dataclass(frozen=True)
@@ -110,6 +103,8 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
             collector = parse_collector(document.data["telemetry"])
         except ValueError as error:
             problems.append(document.problem(("telemetry", "collector"), str(error)))
+    if not problems:
+        problems += [document.problem(place, message) for place, message in _check_preapprovals(document.data.get("escalations", {}))]
     if problems:
         raise DocumentError(problems, hint="correct the owner's policy; nothing starts while it cannot be read")
     data, default = document.data, OwnerPolicy()
@@ -140,16 +135,33 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
 
 def _escalations(data: dict[str, Any]) -> EscalationPolicy:
     default = EscalationPolicy()
+    longest = scalars.parse_duration(data["longest"]) if "longest" in data else default.longest
     return EscalationPolicy(
         kinds=tuple(data.get("kinds", default.kinds)),
         wait=scalars.parse_duration(data["wait"]) if "wait" in data else default.wait,
-        longest=scalars.parse_duration(data["longest"]) if "longest" in data else default.longest,
+        longest=longest,
         hook=tuple(data.get("hook", ())),
         approved=tuple(
-            PreApproval(one["host"], tuple(one.get("ports", (443,))), scalars.parse_duration(one.get("longest", "1h")))
+            PreApproval(
+                one["host"],
+                tuple(one.get("ports", (443,))),
+                scalars.parse_duration(one["longest"]) if "longest" in one else min(_PREAPPROVED, longest),
+            )
             for one in data.get("approve", ())
         ),
     )
+
+
+def _check_preapprovals(data: dict[str, Any]) -> list[tuple[Place, str]]:
+    """What `approve` gives beyond the owner's own `kinds` and `longest`: it would never be given."""
+    line, found = _escalations(data), []
+    for index, (entry, one) in enumerate(zip(data.get("approve", ()), line.approved, strict=True)):
+        place: Place = ("escalations", "approve", index)
+        if "network" not in line.kinds:
+            found.append((place, "escalations.kinds does not have network, so that nothing of it is approved"))
+        if "longest" in entry and one.seconds > line.longest:
+            found.append(((*place, "longest"), f"{one.seconds} s is longer than escalations.longest, {line.longest} s"))
+    return found
 
 
 def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> list[Problem]:

@@ -46,7 +46,7 @@ def requests() -> list[tuple[str, str]]:
 def decisions(guest: NamespaceGuest, kind: str, others: int) -> int:
     """Lines and counts about this kind of connection, less those of before."""
     rows = [row for row in guest.ledger() if row["kind"] == kind and row["verdict"] != "note"]
-    unread = [row for row in guest.read_ledger(verdict="note", rule="suppressed")]
+    unread = list(guest.read_ledger(verdict="note", rule="suppressed"))
     return sum(row.get("count", 1) for row in (*rows, *unread)) - others
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrdr_vm.errors import UsageError
+from ktrdr_vm.escalation.decision import is_preapproved
 from ktrdr_vm.escalation.inbox import Limiter
 from ktrdr_vm.escalation.packet import MAX_SECONDS, PacketError, parse_packet
 from ktrdr_vm.escalation.requests import answer_request
@@ -111,9 +112,13 @@ def test_ten_thousand_packets_are_ten_in_a_minute() -> None:
 def test_what_the_owner_approved_beforehand() -> None:
     text = "escalations:\n  approve:\n    - {host: '*.example.com', ports: [443], longest: 1h}\n    - {host: exact.test.org, ports: [22]}\n"
     policy = parse_policy(text).escalations
-    assert policy.answers({"host": "a.example.com", "ports": [443]}, 3600)
+
+    def answers(request: dict[str, Any], seconds: int) -> bool:
+        return is_preapproved(parse_packet(packet(request=request, seconds=seconds)), policy)
+
+    assert answers({"host": "a.example.com", "ports": [443]}, 3600)
     for host, ports, seconds in (
         ("a.example.com", [443, 22], 60), ("a.example.com", [443], 3601), ("example.com", [443], 60),
         ("aexample.com", [443], 60), ("b.test.org", [22], 60),
     ):  # fmt: skip
-        assert not policy.answers({"host": host, "ports": ports}, seconds), host
+        assert not answers({"host": host, "ports": ports}, seconds), host

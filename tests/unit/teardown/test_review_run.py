@@ -103,7 +103,9 @@ def test_half_a_line_of_the_ledger_is_left_out(tmp_path: Path, monkeypatch: pyte
     def provision(_self: Stage, _recorder: object) -> None:
         ledger = Home(tmp_path).instance("one").ledger
         ledger.parent.mkdir()
-        ledger.write_text('{"time": "9", "kind": "dns", "verdict": "deny", "name": "a.example"}\n{"time": "9", "ki')
+        ledger.write_text(
+            '{"time": "9999-01-01T00:00:00.000Z", "instance_id": "one", "kind": "dns", "verdict": "deny", "name": "a.example"}\n{"time": "9", "ki'
+        )
 
     monkeypatch.setattr(Stage, "provision", provision)
     report, written = execute(tmp_path)
