@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from ktrdr_vm.egress.grants import grant, revoke
-from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.escalation.decision import check_request
 from ktrdr_vm.escalation.packet import parse_request
 from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
@@ -24,11 +23,8 @@ from ktrdr_vm.lending import take_back as end_loan
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.profile.policy import OwnerPolicy, refuse_secret
-from ktrdr_vm.report.mask import make_mask
 from ktrdr_vm.resources.secret import Secret as SecretResource
 from ktrdr_vm.resources.secret import read_source
-
-_LIMIT = 30.0
 
 
 def open_store(instance: Instance) -> EscalationStore:
@@ -154,21 +150,6 @@ def take_back(instance: Instance, escalation_id: str, *, reason: str) -> Escalat
     return store.answer(escalation_id, "revoked", replace(found.answer, by=_who(), reason=reason, at=now()))
 
 
-def read_granted_secrets(instance: Instance) -> list[bytes]:
-    """The values that approvals have delivered, read back from the guest, so that they can be masked."""
-    store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
-    values = []
-    for one in store.list():
-        if one.packet.kind == "secret" and one.current == "approved" and one.answer is not None:
-            try:
-                done = instance.connect().run(["cat", "--", _path(one.answer.request["name"])], become=True, timeout=_LIMIT)
-            except GuestError:
-                continue  # a guest that cannot be reached prints nothing either
-            if done.exit_code == 0:
-                values.append(done.stdout)
-    return values
-
-
 def find_stop(instance: Instance, policy: OwnerPolicy) -> str:
     """Why a run beside this instance should stop: an escalation has waited for longer than the owner's `wait`. Else nothing."""
     store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
@@ -182,27 +163,6 @@ def find_pending(instance: Instance) -> list[str]:
     """The ids of what waits for an answer."""
     store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
     return [one.id for one in store.list() if one.current == "pending"]
-
-
-class GrowingMask:
-    """A mask for a run: the secrets it delivered, and those that approvals deliver while it goes on."""
-
-    def __init__(self, secrets: Iterable[bytes], instance: Instance) -> None:
-        self._known = list(secrets)
-        self._mask = make_mask(self._known)
-        self._instance = instance
-        self._stamp = 0
-
-    def __call__(self, text: str) -> str:
-        try:
-            stamp = self._instance.paths.escalations.stat().st_mtime_ns
-        except OSError:
-            stamp = self._stamp
-        if stamp != self._stamp:
-            self._stamp = stamp
-            self._known += read_granted_secrets(self._instance)
-            self._mask = make_mask(self._known)
-        return self._mask(text)
 
 
 def _check(found: Escalation, given: dict[str, Any], seconds: int, policy: OwnerPolicy, instance: Instance) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ktrdr_vm.delivered import read_secrets
 from ktrdr_vm.discovery import find_instances
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.escalation.store import EscalationStore
@@ -31,6 +31,7 @@ from ktrdr_vm.host.paths import find_home
 from ktrdr_vm.instance import Instance as HostInstance
 from ktrdr_vm.instance import require_root
 from ktrdr_vm.listener import Keep, Listener, Options
+from ktrdr_vm.masking import find_mask
 from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.recorder import Recorder
@@ -225,7 +226,7 @@ class LivingInstance:
 
     def exec(self, command: Sequence[str] | str, *, timeout: float = 3600, stdin: bytes = b"") -> Result:
         """As `Instance.exec`, in the user's home."""
-        mask = make_mask(read_secrets(self._instance))
+        mask = find_mask(self._instance, warnings.warn)
         done = self._instance.connect().run(
             command, timeout=timeout, stdin=stdin, environment=self._instance.environment(), max_output=MAX_OUTPUT
         )
@@ -244,7 +245,7 @@ class LivingInstance:
                 environment=self._instance.environment(),
                 artifacts=find_home().run(name, f"gates-{make_run_id()}") / "artifacts" / playbook.name,
                 owner=find_owner(),
-                mask=make_mask(read_secrets(self._instance)),
+                mask=find_mask(self._instance, warnings.warn),
                 gate_timeout=self._instance.plan.profile.gate_timeout,
             )
             return run_playbook(playbook, self._instance.connect(), context)

@@ -20,6 +20,7 @@ from ktrdr_vm.egress.suggest import render_suggestion
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.journal import is_locked, list_directories
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.report.mask import mask_values
 from ktrdr_vm.report.model import Allowance, Artifact, Denial, GateResult, TaskResult
 
 # Evidence that is older is collected.
@@ -55,12 +56,11 @@ class RunDirectory:
 
     def event(self, event: str, **fields: Any) -> None:
         """One line of events.jsonl."""
-        line = json.dumps(
-            {"time": now(), "instance_id": self._instance_id, "run_id": self.path.name, "event": event, **fields}, default=str
-        )
+        said = mask_values(json.loads(json.dumps(fields, default=str)), self._mask)
+        line = json.dumps({"time": now(), "instance_id": self._instance_id, "run_id": self.path.name, "event": event, **said})
         # A full disk must not end what is going on: the report, written last, says that it was full.
         with contextlib.suppress(OSError, ValueError):
-            self._events.write(self._mask(line) + "\n")
+            self._events.write(line + "\n")
             self._events.flush()
 
     def relay(self, fields: Mapping[str, Any]) -> None:
@@ -69,14 +69,15 @@ class RunDirectory:
         self.event(str(fields.get("event", "gate")), **rest)
 
     def write(self, name: str, text: str) -> None:
-        (self.path / name).write_text(self._mask(text), encoding="utf-8", errors="backslashreplace")
+        """`text` as it is: what may hold a secret is masked before it becomes a document."""
+        (self.path / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def keep_ledger(self, ledger: Path, *, since: str, add: bool) -> list[dict[str, Any]]:
         """The ledger's lines of this run, written to egress.jsonl, or added to it, and returned. Totals are of lines that are gone."""
         rows = [row for row in read_kept(ledger) if row["time"] >= since]
         with (self.path / "egress.jsonl").open("a" if add else "w", encoding="utf-8") as kept:
             for row in rows:
-                kept.write(self._mask(json.dumps(row)) + "\n")
+                kept.write(json.dumps(mask_values(row, self._mask)) + "\n")
         return rows
 
     def keep_console(self, console: Path, name: str = "console.log") -> None:
@@ -86,7 +87,7 @@ class RunDirectory:
         with console.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - MAX_CONSOLE))
-            self.write(name, file.read().decode("utf-8", "replace"))
+            self.write(name, self._mask(file.read().decode("utf-8", "replace")))
 
     def close(self) -> None:
         """Hand everything to the person. Files that the guest named are already theirs.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,7 +61,6 @@ def assemble(
     error: KtrdrError | None,
     interrupted: bool,
     kept: bool,
-    mask: Callable[[str], str],
 ) -> RunReport:
     """The report of a run that has ended, of what its VMs, its ledger and its artifacts say. `stages` begin with the workload's VM."""
     stage = stages[0]
@@ -103,8 +102,8 @@ def assemble(
         resources=tuple(recorder.resources),
         image=_describe_image(stage),
         host={"accelerator": plan.facts.accelerator, "accelerator_reason": gathered.accelerator.reason},
-        message=mask(str(error)) if error else "",
-        hint=mask(error.hint) if error else "",
+        message=str(error) if error else "",
+        hint=error.hint if error else "",
     )
 
 

@@ -9,11 +9,9 @@ import contextlib
 import os
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ktrdr_vm.answers import GrowingMask
 from ktrdr_vm.discovery import collect_expired
 from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.evidence import RunDirectory, make_run_id, remove_old_runs
@@ -25,11 +23,12 @@ from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.journal import explained
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.instance import Instance
 from ktrdr_vm.listener import Listener, Options
+from ktrdr_vm.masking import GrowingMask
 from ktrdr_vm.outcome import Results, assemble, write_report
 from ktrdr_vm.plan.plan import canonical_json
 from ktrdr_vm.recorder import Recorder
+from ktrdr_vm.report.mask import SHORT, find_short, mask_values
 from ktrdr_vm.report.model import GateResult, RunReport, StageName
 from ktrdr_vm.resources.secret import read_source
 from ktrdr_vm.stage import Stage
@@ -55,8 +54,8 @@ class Run:
         self._listener = listener
         self._stages: list[Stage] = []
         self._secrets: dict[str, bytes] = {}
-        self._mask: Callable[[str], str] = str
         self._results = Results(run_id=stop.run_id if stop else make_run_id(), started_at=stop.started_at if stop else now())
+        self._mask = GrowingMask(self._results.run_id)
         # Held to the end of the run: the instance, and the one that verifies it.
         self._locks = contextlib.ExitStack()
 
@@ -65,7 +64,11 @@ class Run:
         plan = self._gathered.plan
         playbooks = [load_playbook(path) for _, path in self._gathered.playbooks]
         self._secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
-        self._mask = GrowingMask(self._secrets.values(), Instance(self._home, plan.identity, self._libvirt))
+        self._mask.add(self._secrets.values())
+        for name in find_short(self._secrets):
+            self._listener.note(
+                f"the secret {name} is shorter than {SHORT} bytes: masking it hides other text, or shows too little to be safe"
+            )
         if plan.profile.workspace is not None and self._gathered.repository is not None:
             require_clean(self._gathered.repository, plan.profile.workspace)
         self._home.create()
@@ -163,11 +166,13 @@ class Run:
         stage = self._stages[0]
         if self._stop is not None:
             stage.wake(recorder)
+            self._mask.follow(stage.instance)
             self._results.gates = self._stop.results
             if self._results.passed:
                 stage.open_brokers(playbooks[0])
         else:
             stage.provision(recorder)
+            self._mask.follow(stage.instance)
             self._results.gates = stage.run_gates(playbooks[:1] if stage.plan.profile.workload else playbooks, recorder)
         if stage.plan.profile.workload is None:
             stage.harvest.fetch_artifacts(recorder)
@@ -197,6 +202,7 @@ class Run:
                     self._end(self._stages[0], recorder)
                 fresh = self._add_stage(gathered, "verification")
                 fresh.provision(recorder)
+                self._mask.follow(fresh.instance)
                 judged = fresh.run_gates(playbooks, recorder)
                 fresh.harvest.fetch_artifacts(recorder)
         except KtrdrError as error:
@@ -249,8 +255,10 @@ class Run:
                 error = error or destroy_error
         report = assemble(
             self._results, self._stages, self._gathered, recorder, seconds=time.monotonic() - began, error=error,
-            interrupted=interrupted, kept=kept, mask=self._mask,
+            interrupted=interrupted, kept=kept,
         )  # fmt: skip
+        self._mask.stop()
+        report = mask_values(report, self._mask)
         try:
             write_report(recorder.directory, report)
         except OSError as caught:

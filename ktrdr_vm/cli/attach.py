@@ -15,13 +15,12 @@ from ktrdr_vm.cli.options import instance_argument
 def attach(instance_id: str, timeout: float) -> int:
     """Follow the workload of INSTANCE_ID from its first line until it ends, and end with its exit code. Control characters are escaped."""
     from ktrdr_vm.cli.access import open_instance
-    from ktrdr_vm.delivered import read_secrets
+    from ktrdr_vm.masking import find_mask
     from ktrdr_vm.report.escape import escape_text
-    from ktrdr_vm.report.mask import make_mask
     from ktrdr_vm.workload import follow
 
     instance = open_instance(instance_id)
-    mask = make_mask(read_secrets(instance))
+    mask = find_mask(instance, lambda text: click.echo(text, err=True))
 
     def show(data: bytes) -> None:
         sys.stdout.write(escape_text(data.decode("utf-8", "replace")))

@@ -22,7 +22,6 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
 
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.cli.progress import show_gate, show_gate_event
-    from ktrdr_vm.delivered import read_secrets
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.evidence import make_run_id
     from ktrdr_vm.gates.context import GateContext
@@ -33,8 +32,8 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     from ktrdr_vm.host.owner import find_owner
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.instance import Instance
+    from ktrdr_vm.masking import find_mask
     from ktrdr_vm.plan.identity import parse_instance_id
-    from ktrdr_vm.report.mask import make_mask
 
     home = find_home()
     instance = Instance(home, parse_instance_id(instance_id), Libvirt())
@@ -51,6 +50,7 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     results = []
     with instance.locked():
         guest = instance.connect()
+        mask = find_mask(instance, lambda text: click.echo(text, err=True))
         for path, playbook in loaded:
             context = GateContext(
                 extra_vars={**dict(instance.plan.profile.vars), **extra},
@@ -58,7 +58,7 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
                 environment=instance.environment(),
                 artifacts=artifacts / playbook.name,
                 owner=find_owner(),
-                mask=make_mask(read_secrets(instance)),
+                mask=mask,
                 gate_timeout=instance.plan.profile.gate_timeout,
                 on_event=show_gate_event,
             )

@@ -77,9 +77,8 @@ def revoke(instance_id: str, name: str | None) -> None:
         found = _find(instance, name)
         for one in found:
             one.remove()
+            click.echo(f"{one.name}: removed; the guest may have kept a copy, so end it at its source as well", err=True)
     instance.close()
-    for one in found:
-        click.echo(f"{one.name}: taken back; end it at its source as well", err=True)
 
 
 def _find(instance: Instance, name: str | None) -> list[Resource]:

@@ -12,6 +12,10 @@ from typing import Any
 
 from ktrdr_vm.errors import ProvisionError
 
+# A request holds one secret of 64 KiB in base64 at most, a reply all of them.
+MAX_REQUEST = 128 * 1024
+MAX_REPLY = 32 * 1024 * 1024
+
 
 @contextmanager
 def short_name(path: Path) -> Iterator[str]:
@@ -23,6 +27,19 @@ def short_name(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
+def read_line(connection: socket.socket, most: int) -> bytes:
+    """What comes up to a line's end or the stream's; ValueError beyond `most` bytes."""
+    raw = bytearray()
+    while not raw.endswith(b"\n"):
+        piece = connection.recv(65536)
+        if not piece:
+            break
+        raw += piece
+        if len(raw) > most:
+            raise ValueError(f"more than {most} bytes in a line")
+    return bytes(raw)
+
+
 def ask_guard(directory: Path, op: str, *, timeout: float = 5, **fields: Any) -> dict[str, Any]:
     """Ask the guard of the instance. Seconds; a guard that does not answer is an error."""
     try:
@@ -30,14 +47,8 @@ def ask_guard(directory: Path, op: str, *, timeout: float = 5, **fields: Any) ->
             connection.settimeout(timeout)
             with short_name(directory / "control.sock") as name:
                 connection.connect(name)
-            connection.sendall(json.dumps({"op": op, **fields}).encode())
-            raw = b""
-            while not raw.endswith(b"\n"):
-                piece = connection.recv(65536)
-                if not piece:
-                    break
-                raw += piece
-        reply: dict[str, Any] = json.loads(raw)
+            connection.sendall(json.dumps({"op": op, **fields}).encode() + b"\n")
+            reply: dict[str, Any] = json.loads(read_line(connection, MAX_REPLY))
     except (OSError, ValueError) as error:
         raise ProvisionError(
             f"the guard does not answer: {error}",

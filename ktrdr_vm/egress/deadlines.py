@@ -22,13 +22,20 @@ from ktrdr_vm.host.clock import boottime, read_boot_id
 from ktrdr_vm.host.durable import write_durably
 
 # Overwritten where it lies, so that the pages that are freed, and may be saved, do not hold it.
+# The guest's own timer goes last: where the file stays, it is all that is left.
 TAKE = """set -u
-systemctl stop "ktrdr-secret-$NAME.timer" 2>/dev/null
-[ ! -f "$TARGET" ] || dd if=/dev/zero of="$TARGET" bs="$(stat -c %s -- "$TARGET")" count=1 conv=notrunc status=none
-rm -f -- "$TARGET"
+status=0
+if [ -f "$TARGET" ]; then
+  size=$(stat -c %s -- "$TARGET")
+  [ "$size" = 0 ] || dd if=/dev/zero of="$TARGET" bs="$size" count=1 conv=notrunc status=none || status=1
+fi
+rm -f -- "$TARGET" || status=1
+[ ! -e "$TARGET" ] || status=1
+[ "$status" != 0 ] || systemctl stop "ktrdr-secret-$NAME.timer" 2>/dev/null || true
+exit "$status"
 """
-# Seconds after which a guest that did not answer is asked again, and how often.
-RETRY_S, ATTEMPTS = 10.0, 6
+# Seconds after which a guest that did not answer is asked again, how often, and how often from then on.
+RETRY_S, ATTEMPTS, LATER_S = 10.0, 6, 300.0
 
 
 @dataclass(frozen=True)
@@ -94,14 +101,18 @@ class Deadlines:
     def _tell(self, one: Deadline, *, taken: bool) -> None:
         if self._known.get(one.key) != one:
             return  # given anew meanwhile, or gone
-        if not taken and one.attempts + 1 < ATTEMPTS:
-            self._known[one.key] = replace(one, ends=self._clock() + RETRY_S, attempts=one.attempts + 1)
+        attempts = one.attempts + 1
+        if not taken and (attempts < ATTEMPTS or one.path):
+            # A secret is asked for as long as the instance lives.
+            pause = RETRY_S if attempts < ATTEMPTS else LATER_S
+            self._known[one.key] = replace(one, ends=self._clock() + pause, attempts=attempts)
+            if attempts == ATTEMPTS:
+                self._write(one, "the time of a secret is over: the guest does not remove it and is asked again; its own timer is left")
             return
         del self._known[one.key]
         self._save()
         if one.path:
-            said = "it was taken out of the guest" if taken else "the guest's agent does not answer, and only its own timer is left"
-            self._write(one, f"the time of a secret is over: {said}")
+            self._write(one, "the time of a secret is over: it was removed from the guest")
         else:
             said = "it was taken back" if taken else "the guest does not let go of all of it; what it keeps ends with the machine"
             self._write(one, f"the time of what was lent is over: {said}")

@@ -30,7 +30,9 @@ from typing import TYPE_CHECKING, Any
 
 from ktrdr_vm.egress.brokers import Brokers
 from ktrdr_vm.egress.children import bind_early, listen_unix, start_proxy
+from ktrdr_vm.egress.control import MAX_REQUEST, read_line
 from ktrdr_vm.egress.deadlines import Deadlines
+from ktrdr_vm.egress.delivered_values import DeliveredValues
 from ktrdr_vm.egress.given import Given
 from ktrdr_vm.egress.grant_book import GrantBook
 from ktrdr_vm.egress.granting import Granting
@@ -90,6 +92,7 @@ class Guard:
         self.watch = TableWatch(directory, self.config["table"], expected, machine, self.sets, self.ledger)
         self.space = SpaceWatch(directory, machine, self.ledger)
         self.deadlines = Deadlines(directory / "deadlines.json", self.config["domain"], self.ledger)
+        self.values = DeliveredValues()
         self.proxy_control = proxy = ProxyControl(directory)
         self.given = Given(proxy)
         self.brokers = Brokers(self.config["brokers"], proxy, self.ledger)
@@ -292,7 +295,7 @@ class Guard:
         with connection:
             connection.settimeout(1)
             try:
-                request = json.loads(connection.recv(65536))
+                request = json.loads(read_line(connection, MAX_REQUEST))
                 reply = self._answer_control(request)
             except (KtrdrError, ValueError) as error:
                 reply = {"error": str(error)}
@@ -309,7 +312,7 @@ class Guard:
             self._look()
             self.telemetry.write(0.2)
             return {"ok": True}
-        rooms = (self.granting, self.brokers, self.telemetry, self.deadlines)
+        rooms = (self.granting, self.brokers, self.telemetry, self.deadlines, self.values)
         operations = {name: one for room in rooms for name, one in room.operations.items()} | {"judge": self.judge.judge}
         if request["op"] in operations:
             return operations[request["op"]](request)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ktrdr_vm.egress.ledger_row import cut_fields, parse_row
+from ktrdr_vm.egress.ledger_row import fit_fields, parse_row
 from ktrdr_vm.egress.ledger_totals import add_to_totals
 from ktrdr_vm.host.clock import now
 
@@ -43,8 +43,8 @@ class Ledger:
         self._sums: dict[_Sum, int] = {}
 
     def write(self, kind: str, verdict: str, **fields: Any) -> None:
-        """One decision. `kind` and `verdict` are those of `ledger_row`. ValueError for a field that a line must not have."""
-        checked = cut_fields(fields)
+        """One decision. `kind`, `verdict` and fields are those of `ledger_row`; what a line must not have is left out."""
+        checked = fit_fields(fields)
         second = self._clock()
         if second - self._second >= 1:
             self.flush()

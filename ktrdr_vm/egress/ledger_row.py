@@ -31,9 +31,10 @@ def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return dict(fields)
 
 
-def cut_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with texts cut to their lengths: for what the guard itself says of others."""
-    return check_fields({key: value[: _TEXTS[key]] if key in _TEXTS and isinstance(value, str) else value for key, value in fields.items()})
+def fit_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Texts cut to their lengths, and without what does not fit: a decision is never lost for one of its fields."""
+    cut = {key: value[: _TEXTS[key]] if key in _TEXTS and isinstance(value, str) else value for key, value in fields.items()}
+    return {key: value for key, value in cut.items() if _fits(key, value)}
 
 
 def parse_row(line: str | bytes) -> dict[str, Any] | None:

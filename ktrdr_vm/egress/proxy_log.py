@@ -41,7 +41,7 @@ def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
             "room": "" if entry.get("g", "-") == "-" else str(entry["g"])[:20],
         }
         if kind == "http":
-            fields |= {"method": str(entry["w"])[:20], "status": int(entry["s"])}
+            fields |= {"method": str(entry["w"])[:20], "status": max(0, int(entry["s"]))}
         if fields["verdict"] == "allow" and entry["t"][:1] == "S":
             fields["message"] = "the destination did not answer"
         return fields
@@ -62,7 +62,7 @@ def _parse_broker(entry: dict[str, Any]) -> dict[str, Any]:
         "rule": str(entry["k"]),
         "method": str(entry["w"])[:20],
         "path": "" if entry["q"] == "-" else str(entry["q"]),
-        "status": int(entry["s"]),
+        "status": max(0, int(entry["s"])),
         "bytes_out": int(entry["u"]),
         "bytes_in": int(entry["d"]),
         "ms": int(entry["m"]),

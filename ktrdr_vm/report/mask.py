@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
 from urllib.parse import quote, quote_plus
 
 # A shorter value would mask ordinary words and thereby show itself.
 MIN_LENGTH = 4
 MASK = "***"
+T = TypeVar("T")
+# A value below this is a part of ordinary text now and then.
+SHORT = 8
+# Lines of one secret, such as of a key, that are told apart.
+_MAX_LINES = 500
+# Our own words, identities and times: never a secret, and readers go by them.
+KEPT = frozenset(
+    "schema_version time instance_id run_id event kind verdict rule outcome state mode observed stage startability plan_digest "
+    "image_digest digest sha256 commit base_commit started_at first_at last_at received_at at".split()
+)
 
 
 def make_mask(secrets: Iterable[bytes]) -> Callable[[str], str]:
@@ -23,21 +34,41 @@ def make_mask(secrets: Iterable[bytes]) -> Callable[[str], str]:
             if len(text) < MIN_LENGTH:
                 continue
             forms |= {text, quote(text, safe=""), quote(text), quote_plus(text), text.encode("unicode_escape").decode()}
-            # As they stand in our own documents.
+            # As programs of the guest print them in JSON.
             forms |= {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
-            forms |= {
-                html.escape(text, quote=False),
-                html.escape(text),
-                html.escape(text).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"),
-            }
             # Lines of a longer secret, such as a key, are told apart too.
-            forms |= {line.strip() for line in text.splitlines() if len(line.strip()) >= 16}
+            forms |= {line.strip() for line in text.splitlines()[:_MAX_LINES] if len(line.strip()) >= 16}
             forms |= set(_base64_forms(value))
     forms = {form for form in forms if len(form) >= MIN_LENGTH}
     if not forms:
         return lambda text: text
     pattern = re.compile("|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)))
     return lambda text: pattern.sub(MASK, text)
+
+
+def mask_values(value: T, mask: Callable[[str], str]) -> T:
+    """The same value, of the same types, with every text in it masked, except keys and what stands under a key of KEPT.
+
+    Applied before a document is rendered: whatever a secret is, the document parses and has its own words.
+    """
+    return cast(T, _mask_any(value, mask))
+
+
+def _mask_any(value: Any, mask: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, Mapping):
+        return {name: one if name in KEPT else _mask_any(one, mask) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_mask_any(one, mask) for one in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{one.name: _mask_any(getattr(value, one.name), mask) for one in fields(value) if one.name not in KEPT})
+    return value
+
+
+def find_short(secrets: Mapping[str, bytes]) -> list[str]:
+    """Names of secrets whose values are so short that masking them hides other text, or shorter than MIN_LENGTH and not masked at all."""
+    return [name for name, value in secrets.items() if len(value.strip()) < SHORT]
 
 
 def _base64_forms(value: bytes) -> Iterable[str]:

@@ -46,11 +46,7 @@ class BrokeredSecret(Resource):
                 hint="look at what its source gives; a closing newline is taken away",
             ) from None
         self._ask("broker_give", name=entry.name, value=value)
-        end = time.monotonic() + TOLD_LIMIT
-        while not self._list()["told"]:
-            if time.monotonic() > end:
-                raise ProvisionError("the proxy does not take the secret", where=self.name, hint="look into guard.log")
-            time.sleep(0.1)
+        self._wait_told("the proxy does not take the secret")
 
     def verify(self) -> list[str]:
         return [] if self.exists() else ["the guard does not have it; requests with it are refused"]
@@ -58,6 +54,15 @@ class BrokeredSecret(Resource):
     def remove(self) -> None:
         if self._is_guarded():
             self._ask("broker_take", name=self._entry.name)
+            self._wait_told("the proxy may still have the secret")
+
+    def _wait_told(self, otherwise: str) -> None:
+        """ProvisionError, saying what is the case `otherwise`, when the proxy does not hear of a change."""
+        end = time.monotonic() + TOLD_LIMIT
+        while not self._list()["told"]:
+            if time.monotonic() > end:
+                raise ProvisionError(otherwise, where=self.name, hint="look into guard.log")
+            time.sleep(0.1)
 
     def _is_guarded(self) -> bool:
         return is_locked(self.target.paths.guard / "guard.lock")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import base64
 import os
 import pwd
+import time
 
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.egress.deadlines import TAKE
-from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.egress.delivered_values import MAX_BYTES
+from ktrdr_vm.errors import GuestError, HostError, ProvisionError, UsageError
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.host import process
 from ktrdr_vm.host.owner import find_owner
@@ -16,8 +18,10 @@ from ktrdr_vm.profile.model import Secret as SecretEntry
 from ktrdr_vm.resources.base import Blueprint, Resource, Target
 
 GUEST_LIMIT = 30.0
+# Seconds for a run to take up a value that it must mask; it asks every few tenths of a second.
+MASKED_LIMIT = 10.0
+_ENDED = ("shutoff", "crashed", "shutdown")
 DIRECTORY = "/run/secrets"
-MAX_BYTES = 64 * 1024
 COMMAND_LIMIT = 60.0
 _CLIENT_VARIABLES = ("HOME", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "VAULT_ADDR")
 
@@ -37,11 +41,14 @@ systemd-run --quiet --unit="ktrdr-secret-$NAME" --on-active="$TTL" --timer-prope
 
 
 # What stands in no profile: secrets that approvals delivered.
-_SWEEP = f"""for file in {DIRECTORY}/*; do
+_SWEEP = f"""status=0
+for file in {DIRECTORY}/*; do
   [ -f "$file" ] || continue
-  dd if=/dev/zero of="$file" bs="$(stat -c %s -- "$file")" count=1 conv=notrunc status=none
-  rm -f -- "$file"
+  size=$(stat -c %s -- "$file")
+  [ "$size" = 0 ] || dd if=/dev/zero of="$file" bs="$size" count=1 conv=notrunc status=none || status=1
+  rm -f -- "$file" || status=1
 done
+exit $status
 """
 
 
@@ -75,10 +82,12 @@ class Secret(Resource):
         entry = self._entry
         assert entry is not None, "a secret opened for removal cannot be made"
         # The clock first: what is delivered has an end, also when this command is killed in between.
+        value = self.blueprint.read_secret(entry)
         ask_guard(self.target.paths.guard, "given", name=entry.name, path=entry.path, seconds=entry.ttl)
+        self._announce(value)
         delivered = self.blueprint.connect().run(
             _DELIVER,
-            stdin=self.blueprint.read_secret(entry),
+            stdin=value,
             environment={
                 "TARGET": entry.path,
                 "OWNER": self.blueprint.plan.facts.image.user,
@@ -96,27 +105,62 @@ class Secret(Resource):
                 hint="the guest needs tmpfs and systemd; any cloud image of a current distribution has both",
             )
 
+    def _announce(self, value: bytes) -> None:
+        """Tell the guard the value, and wait until every run of the instance masks it: only then it may enter the guest."""
+        guard = self.target.paths.guard
+        ask_guard(guard, "value_add", name=self.name, value=base64.b64encode(value).decode())
+        end = time.monotonic() + MASKED_LIMIT
+        while ask_guard(guard, "value_unread")["unread"]:
+            if time.monotonic() > end:
+                raise ProvisionError(
+                    f"a run of this instance does not take up what it must mask, so {self.name} was not delivered",
+                    where=self.target.identity.instance_id,
+                    hint="look whether the run hangs, end it, and try again",
+                )
+            time.sleep(0.05)
+
     def verify(self) -> list[str]:
         return [] if self.exists() else ["it is not there; its time to live may have ended"]
 
     def remove(self) -> None:
-        """Removed in the guest while it listens. When it does not, the memory goes with the domain, which is removed next."""
+        """Remove it in the guest, and see that it is gone; nothing to do when the machine, whose memory it is in, has ended.
+
+        ProvisionError when the guest stands still, does not answer, or keeps it: then its expiry stands as before.
+        """
         if self._blueprint is None or self._entry is None:
             return
         facts = self.target.libvirt.find(self.target.identity.domain)
-        if facts is None or facts.state != "running":
+        if facts is None or facts.state in _ENDED:
             return
+        if facts.state != "running":
+            raise self._still_there(f"the machine is {facts.state}")
         try:
-            self.blueprint.connect().run(TAKE, environment={"TARGET": self._entry.path, "NAME": self._entry.name}, become=True, timeout=10)
-        except GuestError:
-            return
-        with contextlib.suppress(KtrdrError):
-            ask_guard(self.target.paths.guard, "gone", name=self._entry.name, path=self._entry.path)
+            done = self.blueprint.connect().run(
+                TAKE, environment={"TARGET": self._entry.path, "NAME": self._entry.name}, become=True, timeout=GUEST_LIMIT
+            )
+        except GuestError as error:
+            raise self._still_there(f"the guest does not answer: {error.message}") from None
+        if done.exit_code != 0 or self.exists():
+            raise self._still_there(done.stderr.decode("utf-8", "replace")[-200:].strip() or "the guest keeps it")
+        ask_guard(self.target.paths.guard, "gone", name=self._entry.name, path=self._entry.path)
+
+    def _still_there(self, why: str) -> ProvisionError:
+        return ProvisionError(
+            f"the secret {self.name} may still be in the guest: {why}",
+            where=self.target.identity.instance_id,
+            hint="its expiry stands; end it at its source, or `ktrdr-vm destroy` the instance",
+        )
 
 
 def sweep_secrets(guest: Guest) -> None:
-    """Take out of the guest whatever is left beneath /run/secrets."""
-    guest.run(_SWEEP, become=True, timeout=GUEST_LIMIT)
+    """Remove whatever is left beneath /run/secrets in the guest. ProvisionError when something stays."""
+    done = guest.run(_SWEEP, become=True, timeout=GUEST_LIMIT)
+    if done.exit_code != 0:
+        raise ProvisionError(
+            f"{DIRECTORY} of the guest could not be emptied: {done.stderr.decode('utf-8', 'replace')[-200:].strip()}",
+            where=DIRECTORY,
+            hint="remove what lies there in the guest, then try again",
+        )
 
 
 def read_source(entry: SecretEntry) -> bytes:

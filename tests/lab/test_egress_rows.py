@@ -43,7 +43,6 @@ def test_row_5_what_http_may_look_like_is_decided_on_purpose(lab: Lab, guest: Na
         f"GET http://allowed.test.lab/ HTTP/1.1\r\n{head}\r\n",
         f"GET http://evil.test.lab/ HTTP/1.1\r\n{head}\r\n",
         f"CONNECT allowed.test.lab:443 HTTP/1.1\r\n{head}\r\n",
-        f"GET / HTTP/1.1\r\n{head}Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n\r\n",
         f"GET / HTTP/1.1\r\n{head}Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
         f"GET / HTTP/1.1\r\n{head}Content-Length: 1\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: allowed.test.lab@evil.test.lab\r\n\r\n",

@@ -32,6 +32,7 @@ FLOORS = {
     "template": 8,
     "suspension": 8,
     "delivered": 7.5,
+    "masking": 7.5,
     "openssh": 8,
     "lending": 8,
     "snapshot": 8,

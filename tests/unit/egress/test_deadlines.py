@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.egress import deadlines
-from ktrdr_vm.egress.deadlines import ATTEMPTS, RETRY_S, Deadline, Deadlines
+from ktrdr_vm.egress.deadlines import ATTEMPTS, LATER_S, RETRY_S, Deadline, Deadlines
 
 
 class Child:
@@ -68,7 +68,7 @@ def test_it_is_taken_when_its_time_is_over_and_not_before(bench: Bench) -> None:
     assert bench.at(159.9) == [] and bench.at(160.0) == ["token"]
     assert bench.at(161.0) == [], "it is being taken already"
     bench.taken[0][1].code = 0
-    assert bench.at(162.0) == [] and bench.ledger.said == ["the time of a secret is over: it was taken out of the guest"]
+    assert bench.at(162.0) == [] and bench.ledger.said == ["the time of a secret is over: it was removed from the guest"]
     assert json.loads(bench.path.read_text())["deadlines"] == []
 
 
@@ -98,7 +98,7 @@ def test_one_that_was_taken_back_is_not_taken_again(bench: Bench) -> None:
     assert bench.at(1e6) == []
 
 
-def test_a_guest_that_does_not_answer_is_asked_again_and_that_ends(bench: Bench) -> None:
+def test_a_guest_that_does_not_answer_is_asked_for_as_long_as_it_lives_and_said_once(bench: Bench) -> None:
     bench.deliver()
     moment, begun = 160.0, 0
     for _ in range(3 * ATTEMPTS):
@@ -107,7 +107,12 @@ def test_a_guest_that_does_not_answer_is_asked_again_and_that_ends(bench: Bench)
             bench.taken[-1][1].code = 1
         moment += RETRY_S
     assert begun == ATTEMPTS
-    assert bench.ledger.said == ["the time of a secret is over: the guest's agent does not answer, and only its own timer is left"]
+    assert bench.ledger.said == ["the time of a secret is over: the guest does not remove it and is asked again; its own timer is left"]
+    assert bench.at(moment + LATER_S) == ["token"]
+    bench.taken[-1][1].code = 0
+    bench.at(moment + LATER_S + 1)
+    assert bench.ledger.said[1:] == ["the time of a secret is over: it was removed from the guest"]
+    assert json.loads(bench.path.read_text())["deadlines"] == []
 
 
 def test_what_is_lent_is_no_secret_of_the_same_name(bench: Bench) -> None:
