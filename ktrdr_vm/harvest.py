@@ -76,13 +76,28 @@ class Harvest:
         self.artifacts += make_artifacts(row for row in rows if row.path or row.source != place)
 
     def keep_evidence(self, recorder: Recorder) -> None:
-        """Console and ledger, before the instance goes. The ledger is read once: its directory goes too."""
+        """Console, escalations and ledger, before the instance goes; each also when another cannot be kept. Raises what was met first."""
         paths = self._instance.paths
         if paths.guard.exists():
             with contextlib.suppress(KtrdrError):
                 ask_guard(paths.guard, "flush")
-        recorder.directory.keep_console(paths.console, f"console-{self.folder}.log" if self.folder else "console.log")
-        store = EscalationStore(paths.escalations, self._plan.identity.instance_id)
+        met: list[Exception] = []
+        for keep in (self._keep_console, self._keep_escalations, self._keep_ledger):
+            try:
+                keep(recorder)
+            except Exception as caught:
+                met.append(caught)
+        if met:
+            raise met[0]
+
+    def _keep_console(self, recorder: Recorder) -> None:
+        recorder.directory.keep_console(self._instance.paths.console, f"console-{self.folder}.log" if self.folder else "console.log")
+
+    def _keep_escalations(self, _recorder: Recorder) -> None:
+        store = EscalationStore(self._instance.paths.escalations, self._plan.identity.instance_id)
         self.escalations = tuple(one.to_json() for one in store.list()) or self.escalations
+
+    def _keep_ledger(self, recorder: Recorder) -> None:
+        """Read once: its directory goes too."""
         if self.ledger is None:
-            self.ledger = recorder.directory.keep_ledger(paths.ledger, since=self._since, add=bool(self.folder))
+            self.ledger = recorder.directory.keep_ledger(self._instance.paths.ledger, since=self._since, add=bool(self.folder))

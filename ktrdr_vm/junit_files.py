@@ -5,7 +5,9 @@ What they say is the guest's word. Counts are of the cases that stand in a file,
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
@@ -22,7 +24,15 @@ MAX_TEXT = 8 * 1024
 MAX_NAME = 500
 # What is looked at for what its first element is.
 _TAGS: dict[str, CaseOutcome] = {"failure": "failed", "error": "error", "skipped": "skipped"}
+_WORST: tuple[CaseOutcome, ...] = ("passed", "skipped", "error", "failed")
 _DEPTH = 50
+# Python knows codecs that read no text, and some that run for ever; these are what test runners write.
+_ENCODINGS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1", "windows-1252"})
+_MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_DECLARED = re.compile(rb"""\s*<\?xml[^>]*\bencoding\s*=\s*["']([A-Za-z0-9._-]{1,60})["']""")
+_DECLARATION = re.compile(r"<\?xml[^>]*\?>")
+_REFERENCE = re.compile(r"&#([xX][0-9a-fA-F]{1,8}|[0-9]{1,8});")
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # Elements of one file, and of one case: small ones cost far more memory and time than bytes.
 _MAX_ELEMENTS = 1_000_000
 _MAX_WITHIN = 10_000
@@ -47,28 +57,51 @@ def read_test_files(artifacts: Iterable[Artifact], directory: Path) -> tuple[Tes
 
 
 def _read(path: Path, name: str, most: int) -> TestFile | None:
-    """None for XML that is no JUnit."""
+    """None for XML that is no JUnit. What cannot be read to its end is kept as far as it could, with the reason."""
     cases: list[TestCase] = []
     try:
         if path.stat().st_size > MAX_FILE:
             return TestFile(name, (), f"larger than {MAX_FILE // 1024 // 1024} MiB, so it was not counted")
-        for case in _cases(path):
+        for case in _cases(_make_plain(path.read_bytes())):
             if len(cases) == most:
                 return TestFile(name, tuple(cases), f"there are more than {MAX_CASES} cases in this run; the rest was not counted")
             cases.append(case)
     except _NotJUnitError:
         return None
-    except (ParseError, DefusedXmlException, UnicodeError, ValueError) as error:
-        # Something that never said that it is JUnit is somebody's own file.
-        return TestFile(name, tuple(cases), f"broken: {error}") if cases else None
+    except DefusedXmlException:
+        return TestFile(name, tuple(cases), "broken: it has a DOCTYPE, which is not read")
+    except (ParseError, UnicodeError, ValueError, LookupError, OSError, RecursionError, MemoryError) as error:
+        return TestFile(name, tuple(cases), f"broken: {error or type(error).__name__}")
     return TestFile(name, tuple(cases))
 
 
-def _cases(path: Path) -> Iterator[TestCase]:
+def _make_plain(raw: bytes) -> bytes:
+    """As UTF-8 without a declaration, and without what XML forbids: a colour code in a message costs no case. ValueError for an encoding
+    that is not one of those that test runners write.
+    """
+    declared = _DECLARED.match(raw[:200])
+    encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "")
+    if not encoding:
+        encoding = declared[1].decode("ascii").lower() if declared else "utf-8"
+        if encoding not in _ENCODINGS:
+            raise ValueError(f"its encoding {encoding[:40]!a} is not read; {', '.join(sorted(_ENCODINGS))} are")
+    text = raw.decode(encoding, "replace").lstrip("\ufeff \t\r\n")
+    text = _FORBIDDEN.sub("\ufffd", _REFERENCE.sub(_replace_reference, _DECLARATION.sub("", text, count=1)))
+    return text.encode("utf-8", "replace")
+
+
+def _replace_reference(found: re.Match[str]) -> str:
+    digits = found[1]
+    number = int(digits[1:], 16) if digits[0] in "xX" else int(digits)
+    return found[0] if number < 0x110000 and not _FORBIDDEN.match(chr(number)) else "\ufffd"
+
+
+def _cases(raw: bytes) -> Iterator[TestCase]:
     """The cases in their order. Only one is in memory at a time, however many there are."""
     parents: list[Element] = []
     inside = seen = within = 0
-    for event, element in iterparse(path, events=("start", "end"), forbid_dtd=True):
+    for event, element in iterparse(io.BytesIO(raw), events=("start", "end"), forbid_dtd=True):
+        element.tag = element.tag.rpartition("}")[2]
         if event == "start":
             if not parents and element.tag not in ("testsuites", "testsuite"):
                 raise _NotJUnitError
@@ -84,20 +117,29 @@ def _cases(path: Path) -> Iterator[TestCase]:
         if element.tag == "testcase":
             yield _make_case(element)
             inside -= 1
+        elif element.tag in ("failure", "error") and not inside:
+            # Of a suite as a whole, such as a fixture that failed: no case of it ran.
+            yield _make_suite_case(parents[-1] if parents else element, element)
         if not inside and parents:
             # Whatever it was is done with: to search for it among what stands beside it would take longer with each.
             parents[-1].clear()
 
 
+def _make_suite_case(suite: Element, element: Element) -> TestCase:
+    text = (element.text or "")[-MAX_TEXT:]
+    return TestCase("", "the suite itself", _TAGS[element.tag], 0.0, message=(element.get("message") or "")[:MAX_TEXT], text=text)
+
+
 def _make_case(element: Element) -> TestCase:
+    """Of several outcomes the worst counts: a case that was skipped and failed has failed."""
     outcome: CaseOutcome = "passed"
     message = text = ""
     for child in element:
-        if child.tag in _TAGS:
-            outcome = _TAGS[child.tag]
+        tag = child.tag.rpartition("}")[2]
+        if tag in _TAGS and _WORST.index(_TAGS[tag]) > _WORST.index(outcome):
+            outcome = _TAGS[tag]
             message = (child.get("message") or "")[:MAX_TEXT]
             text = (child.text or "")[-MAX_TEXT:]
-            break
     return TestCase(
         classname=(element.get("classname") or "")[:MAX_NAME],
         name=(element.get("name") or "")[:MAX_NAME],

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from ktrdr_vm.errors import EscalationStop, KtrdrError, ResidueError
+from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError
 from ktrdr_vm.evidence import RunDirectory, count_traffic, explain_denials, sum_up_egress
 from ktrdr_vm.first_lines import find_first_lines
 from ktrdr_vm.gather import Gathered
@@ -19,6 +19,7 @@ from ktrdr_vm.report.junit import render_junit
 from ktrdr_vm.report.model import Commits, GateResult, RunOutcome, RunReport, Verification, WorkloadResult
 from ktrdr_vm.stage import Stage
 
+T = TypeVar("T")
 # Paths of a branch that the report lists; its first lines are about all of them.
 MAX_CHANGED = 1000
 
@@ -62,16 +63,27 @@ def assemble(
     interrupted: bool,
     kept: bool,
 ) -> RunReport:
-    """The report of a run that has ended, of what its VMs, its ledger and its artifacts say. `stages` begin with the workload's VM."""
+    """The report of a run that has ended, of what its VMs, its ledger and its artifacts say. `stages` begin with the workload's VM.
+
+    A part that cannot be made is left out and named in the first lines; the run is then an error, since nobody knows what it would say.
+    """
     stage = stages[0]
     plan = stage.plan
+    parts = _Parts()
     rows = [row for one in stages for row in one.harvest.ledger or ()]
-    allowed, denied = sum_up_egress(rows, results.gates)
+    allowed, denied = parts.make("the summary of the network", lambda: sum_up_egress(rows, results.gates)) or ((), ())
     artifacts = tuple(artifact for one in stages for artifact in one.harvest.artifacts)
+    commits = tuple(Commits(one.ref, one.commit, one.changed) for one in results.returned.refs)
+    gates = parts.make("the network beside each task", lambda: explain_denials(count_traffic(results.gates, rows), rows))
+    tests = parts.make("the test files", lambda: read_test_files(artifacts, recorder.directory.path)) or ()
+    first_lines = parts.make(
+        "the first lines",
+        lambda: find_first_lines(commits, gathered, results.verification, results.workload, results.returned),
+    )
+    error = error or parts.find_error()
     outcome: RunOutcome = "passed" if results.passed else "failed"
     if interrupted or error is not None:
         outcome = "interrupted" if interrupted else "escalated" if isinstance(error, EscalationStop) else "error"
-    commits = tuple(Commits(one.ref, one.commit, one.changed) for one in results.returned.refs)
     return RunReport(
         instance_id=plan.identity.instance_id,
         run_id=results.run_id,
@@ -87,16 +99,16 @@ def assemble(
         base_commit=plan.facts.base_commit,
         phases=tuple(recorder.phases),
         samples=tuple(sample for one in stages for sample in one.sampler.samples),
-        gates=explain_denials(count_traffic(results.gates, rows), rows),
+        gates=results.gates if gates is None else gates,
         workload=results.workload,
         verification=results.verification,
         allowed=allowed,
         denied=denied,
         escalations=tuple(asked for one in stages for asked in one.harvest.escalations),
         artifacts=artifacts,
-        tests=read_test_files(artifacts, recorder.directory.path),
+        tests=tests,
         commits=tuple(replace(one, changed=one.changed[:MAX_CHANGED]) for one in commits),
-        first_lines=find_first_lines(commits, gathered, results.verification, results.workload, results.returned),
+        first_lines=(*parts.missing, *(first_lines or ())),
         residue=results.residue,
         kept=kept,
         resources=tuple(recorder.resources),
@@ -107,13 +119,59 @@ def assemble(
     )
 
 
+class _Parts:
+    """The parts of a report, each made of what a guest or a repository wrote; one that fails keeps no other from being there."""
+
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+
+    def make(self, what: str, make: Callable[[], T]) -> T | None:
+        """What `make` gives, or None."""
+        try:
+            return make()
+        except Exception as caught:  # whatever a reader of hostile bytes raises
+            self.missing.append(f"{what} could not be made: {type(caught).__name__}: {caught}"[:500])
+            return None
+
+    def find_error(self) -> KtrdrError | None:
+        if not self.missing:
+            return None
+        return ProvisionError(self.missing[0], where="report", hint="a mistake of this program: please report it with the run directory")
+
+
 def write_report(directory: RunDirectory, report: RunReport) -> None:
-    """Every form of it, and the end of the run directory's writing."""
-    directory.event("run_finished", outcome=report.outcome, exit_code=report.exit_code, residue=list(report.residue))
-    directory.write("report.json", render_report_json(report))
-    directory.write("junit.xml", render_junit(report))
-    directory.write("report.html", render_html(report))
-    directory.close()
+    """Every form of it, and the end of the run directory's writing. What one form meets keeps no other from being written.
+
+    Raises the first that was met, at the end: an OSError of the disk, or what a renderer raised. report.json is there in any case that
+    the disk allows, in the last one without what the guest said.
+    """
+    met: list[Exception] = []
+    ended = {"outcome": report.outcome, "exit_code": report.exit_code, "residue": list(report.residue)}
+    steps: list[Callable[[], None]] = [
+        lambda: directory.event("run_finished", **ended),
+        lambda: _write_json(directory, report, met),
+        lambda: directory.write("junit.xml", render_junit(report)),
+        lambda: directory.write("report.html", render_html(report)),
+        directory.close,
+    ]
+    for step in steps:
+        try:
+            step()
+        except Exception as caught:
+            met.append(caught)
+    if met:
+        raise met[0]
+
+
+def _write_json(directory: RunDirectory, report: RunReport, met: list[Exception]) -> None:
+    try:
+        text = render_report_json(report)
+    except Exception as caught:
+        met.append(caught)
+        message = f"the report could not be rendered: {type(caught).__name__}: {caught}"[:1000]
+        bare = replace(report, gates=(), workload=None, tests=(), escalations=(), artifacts=(), phases=(), samples=(), image={})
+        text = render_report_json(replace(bare, outcome="error", message=message))
+    directory.write("report.json", text)
 
 
 def _describe_image(stage: Stage) -> dict[str, Any]:

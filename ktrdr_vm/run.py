@@ -9,7 +9,9 @@ import contextlib
 import os
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ktrdr_vm.discovery import collect_expired
@@ -38,6 +40,27 @@ from ktrdr_vm.tracing import report_run
 from ktrdr_vm.verification import choose_mode, make_fresh, sum_up
 
 KEPT_RUNS = 20
+
+
+class _Ending:
+    """The first error of a run's end; later ones are events. A step that fails keeps no other from running."""
+
+    def __init__(self, error: KtrdrError | None, explain: Callable[[Exception], KtrdrError]) -> None:
+        self.error = error
+        self._explain = explain
+
+    def attempt(self, step: Callable[[], None], *, replace_error: bool = False) -> bool:
+        """True if it went well. With `replace_error` what it meets counts more than what was met before."""
+        try:
+            step()
+        except Exception as caught:
+            met = caught if isinstance(caught, KtrdrError) else self._explain(caught)
+            self.error = met if replace_error else self.error or met
+            return False
+        return True
+
+    def add(self, error: KtrdrError | None) -> None:
+        self.error = self.error or error
 
 
 class Run:
@@ -223,49 +246,49 @@ class Run:
             raise error
 
     def _finish(self, recorder: Recorder, began: float, error: KtrdrError | None, interrupted: bool) -> RunReport:
-        """Evidence, the end of every instance, the report. Nothing that goes wrong with the evidence keeps an instance alive."""
+        """Rest or end every instance with its evidence, then report. Whatever a step meets is kept as an error, and the next one runs."""
+        ending = _Ending(error, lambda caught: self._explain(caught, recorder))
         failed = error is not None or interrupted or not self._results.passed
         kept = False
         if isinstance(error, EscalationStop) and not interrupted:
-            try:
-                self._rest(recorder)
-                kept = True
-            except (OSError, KtrdrError) as caught:
-                # What cannot wait does not stay: it is ended like any other.
-                error = caught if isinstance(caught, KtrdrError) else self._explain(caught, recorder)
+            # What cannot wait does not stay: it is ended like any other.
+            kept = ending.attempt(lambda: self._rest(recorder), replace_error=True)
         for stage in () if kept else self._stages:
             if stage.destroyed:
                 continue
-            try:
-                stage.harvest.keep_evidence(recorder)
-            except (OSError, KtrdrError) as caught:
-                error = error or (caught if isinstance(caught, KtrdrError) else self._explain(caught, recorder))
-            if self._keeps(stage, failed or error is not None) or (self._stop is not None and stage.asleep):
+            ending.attempt(partial(stage.harvest.keep_evidence, recorder))
+            if self._keeps(stage, failed or ending.error is not None) or (self._stop is not None and stage.asleep):
                 kept = True
-                stage.sampler.stop()
-                try:
-                    stage.instance.keep()
-                except KtrdrError as caught:
-                    error = error or caught
-                name = stage.plan.identity.instance_id
-                self._listener.note(f"the instance is kept; `ktrdr-vm ssh {name}` enters it, `ktrdr-vm destroy {name}` ends it")
+                ending.attempt(partial(self._keep, stage))
             else:
                 residue, destroy_error = stage.destroy(recorder)
                 self._results.residue += residue
-                error = error or destroy_error
-        report = assemble(
-            self._results, self._stages, self._gathered, recorder, seconds=time.monotonic() - began, error=error,
-            interrupted=interrupted, kept=kept,
-        )  # fmt: skip
+                ending.add(destroy_error)
         self._mask.stop()
-        report = mask_values(report, self._mask)
-        try:
-            write_report(recorder.directory, report)
-        except OSError as caught:
-            explained = self._explain(caught, recorder)
-            changes = {"outcome": "error", "exit_code": explained.exit_code} if report.exit_code in (0, 1) else {}
-            report = replace(report, message=report.message or str(explained), hint=report.hint or explained.hint, **changes)  # type: ignore[arg-type]
-        return report
+        return self._report(recorder, began, ending, interrupted, kept)
+
+    def _keep(self, stage: Stage) -> None:
+        stage.sampler.stop()
+        stage.instance.keep()
+        name = stage.plan.identity.instance_id
+        self._listener.note(f"the instance is kept; `ktrdr-vm ssh {name}` enters it, `ktrdr-vm destroy {name}` ends it")
+
+    def _report(self, recorder: Recorder, began: float, ending: _Ending, interrupted: bool, kept: bool) -> RunReport:
+        """Assemble it, mask it, write it. What cannot be written is an error of the run, and the report that is returned says so."""
+        report = mask_values(
+            assemble(
+                self._results, self._stages, self._gathered, recorder, seconds=time.monotonic() - began, error=ending.error,
+                interrupted=interrupted, kept=kept,
+            ),
+            self._mask,
+        )  # fmt: skip
+        if ending.attempt(lambda: write_report(recorder.directory, report), replace_error=True):
+            return report
+        assert ending.error is not None
+        message, hint = report.message or str(ending.error), report.hint or ending.error.hint
+        if report.exit_code in (0, 1):
+            report = replace(report, outcome="error", exit_code=ending.error.exit_code)
+        return replace(report, message=message, hint=hint)
 
     def _rest(self, recorder: Recorder) -> None:
         """The instance sleeps until the escalation is answered. The evidence so far is kept now."""

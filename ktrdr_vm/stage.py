@@ -12,7 +12,7 @@ from ktrdr_vm.answers import find_pending, find_stop, give_again
 from ktrdr_vm.converge import find_changes, require_possible
 from ktrdr_vm.delivered import drop_secret
 from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.errors import EscalationStop, KtrdrError, ResidueError, UsageError
+from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError, UsageError
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gates.runner import run_playbook
@@ -268,6 +268,9 @@ class Stage:
             return error.left, error
         except KtrdrError as error:
             return (f"unknown: {error.message}",), error
+        except Exception as error:
+            hint = f"`ktrdr-vm destroy {self.plan.identity.instance_id}`; please report this with events.jsonl"
+            return (f"unknown: {error}",), ProvisionError(f"{type(error).__name__}: {error}", where="ktrdr-vm", hint=hint)
         return (), None
 
     @property

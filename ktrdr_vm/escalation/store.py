@@ -89,7 +89,7 @@ class EscalationStore:
         for path in self.directory.glob("e*.json") if self.directory.is_dir() else ():
             try:
                 found.append(self._read(path))
-            except (ValueError, KeyError, TypeError, OSError):
+            except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
                 continue
         return sorted(found, key=lambda one: int(one.id[1:]))
 

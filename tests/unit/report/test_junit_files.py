@@ -67,7 +67,6 @@ def test_every_report_says_them_with_who_observed_them(tmp_path: Path) -> None:
 
 def test_other_xml_and_what_is_no_xml_are_passed_over(tmp_path: Path) -> None:
     assert read(tmp_path, b"<coverage><testcase name='a'/></coverage>") == ()
-    assert read(tmp_path, b"\x00\x01 nothing") == ()
     assert read(tmp_path, HONEST, "artifacts/results.txt") == ()
 
 
@@ -80,9 +79,11 @@ def test_a_file_that_breaks_off_counts_what_it_had_and_says_so(tmp_path: Path) -
 def test_entities_are_refused_before_they_grow(tmp_path: Path) -> None:
     """Without `forbid_dtd` this file is one case whose name is the host's own file, or ten million letters."""
     laughs = b'<!DOCTYPE t [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><testsuite><testcase name="&b;"/></testsuite>'
-    assert read(tmp_path, laughs) == ()
+    [file] = read(tmp_path, laughs)
+    assert (file.cases, file.problem) == ((), "broken: it has a DOCTYPE, which is not read")
     outside = b'<!DOCTYPE t [<!ENTITY f SYSTEM "file:///etc/hostname">]><testsuite><testcase name="x">&f;</testcase></testsuite>'
-    assert read(tmp_path, outside) == ()
+    [file] = read(tmp_path, outside)
+    assert (file.cases, file.problem) == ((), "broken: it has a DOCTYPE, which is not read")
 
 
 def test_what_is_too_much_is_cut_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +96,8 @@ def test_what_is_too_much_is_cut_and_said(tmp_path: Path, monkeypatch: pytest.Mo
     assert not file.cases and "larger than" in file.problem
     deep = b"<testsuite>" * 60 + b"</testsuite>" * 60
     monkeypatch.undo()
-    assert read(tmp_path, deep) == ()
+    [file] = read(tmp_path, deep)
+    assert not file.cases and "deep" in file.problem
 
 
 def test_a_second_file_has_what_the_first_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,3 +138,55 @@ def test_a_file_of_nothing_but_elements_is_left_at_a_limit(tmp_path: Path, monke
     monkeypatch.setattr(junit_files, "_MAX_ELEMENTS", 1000)
     [file] = read(tmp_path, b"<testsuite><testcase name='first'/>" + b"<a/>" * 1000 + b"</testsuite>")
     assert len(file.cases) == 1 and "more than 1000 elements" in file.problem
+
+
+CASE = '<testcase name="{name}">{inner}</testcase>'
+BROKEN = {
+    "a colour code as a reference": (
+        '<testsuites><testsuite><testcase name="a"><failure message="x&#27;[31m"/></testcase></testsuite></testsuites>',
+        ["failed"],
+        "",
+    ),
+    "behind a case that passes": (
+        '<testsuite><testcase name="b"/><testcase name="a"><failure message="x&#x1b;"/></testcase></testsuite>',
+        ["passed", "failed"],
+        "",
+    ),
+    "as a byte": ('<testsuite><testcase name="a"><failure>\x1b[31m</failure></testcase></testsuite>', ["failed"], ""),
+    "a head alone": ('<testsuites><testsuite name="pytest" tests="3" failures="2">', [], "broken"),
+    "empty": ("", [], "broken"),
+    "a line break before the declaration": (
+        '\n<?xml version="1.0"?><testsuite><testcase name="a"><error/></testcase></testsuite>',
+        ["error"],
+        "",
+    ),
+    "a DOCTYPE": ('<!DOCTYPE x><testsuite><testcase name="a"><failure/></testcase></testsuite>', [], "DOCTYPE"),
+    "a namespace": ('<testsuite xmlns="urn:junit"><testcase name="a"><failure/></testcase></testsuite>', ["failed"], ""),
+    "skipped and failed": ('<testsuite><testcase name="a"><skipped/><failure message="m"/></testcase></testsuite>', ["failed"], ""),
+    "failed and skipped": ('<testsuite><testcase name="a"><failure message="m"/><skipped/></testcase></testsuite>', ["failed"], ""),
+    "an error of the suite": ('<testsuite><error message="no fixture"/></testsuite>', ["error"], ""),
+    "a byte order mark": ('\ufeff<testsuite><testcase name="a"><failure/></testcase></testsuite>', ["failed"], ""),
+    "no XML": ("\x00\x01 nothing", [], "broken"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_no_failing_case_vanishes_with_a_file_that_is_not_quite_xml(tmp_path: Path, what: str) -> None:
+    """Each is counted, or the file says why it was not."""
+    text, outcomes, problem = BROKEN[what]
+    [file] = read(tmp_path, text.encode())
+    assert [case.outcome for case in file.cases] == outcomes
+    assert problem in file.problem and bool(file.problem) == bool(problem)
+
+
+@pytest.mark.parametrize("encoding", ["foo", "hex", "rot13", "zlib", "mbcs", "utf-7", "idna", "unicode_escape", "utf-16", "undefined"])
+def test_an_encoding_that_no_runner_writes_is_a_problem_and_no_error(tmp_path: Path, encoding: str) -> None:
+    [file] = read(tmp_path, f'<?xml version="1.0" encoding="{encoding}"?><testsuite/>'.encode())
+    assert not file.cases and encoding in file.problem
+
+
+def test_latin_and_utf_16_are_read(tmp_path: Path) -> None:
+    text = '<?xml version="1.0" encoding="{}"?><testsuite><testcase name="\u00e9"/></testsuite>'
+    for encoding in ("iso-8859-1", "utf-16"):
+        [file] = read(tmp_path, text.format(encoding).encode(encoding))
+        assert [case.name for case in file.cases] == ["\u00e9"]

@@ -71,6 +71,8 @@ def test_the_report_in_every_form(secrets: list[bytes]) -> None:
     found = leaves(document)
     for secret in secrets:
         text = secret.decode("utf-8", "replace")
+        if len(text.strip()) < MIN_LENGTH:
+            continue
         # A mark may join with what stands beside it; the value as a whole is in no text of more than the mark.
         assert not [leaf for leaf in found if text in leaf and text not in "***"], text
 
