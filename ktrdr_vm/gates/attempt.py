@@ -11,7 +11,8 @@ from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.filters import parse_bool
 from ktrdr_vm.gates.model import Task
 from ktrdr_vm.gates.modules import RUN, Call, Host, ModuleFailure, Result
-from ktrdr_vm.gates.templating import OMIT, Scope, Templar, TemplateError
+from ktrdr_vm.gates.renderer import Renderer
+from ktrdr_vm.gates.templating import OMIT, Scope, TemplateError
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError, GuestTimeout
 
 
@@ -31,7 +32,7 @@ class Attempt:
     task: Task
     guest: Guest
     context: GateContext
-    templar: Templar
+    templar: Renderer
     scope_with: Callable[[Mapping[str, Any]], Scope]
 
     def run(self, settings: Settings) -> Result:

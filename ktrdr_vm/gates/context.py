@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ktrdr_vm.gates.renderer import Renderer
 from ktrdr_vm.host.clock import now
 
 
@@ -40,6 +41,8 @@ class GateContext:
     check: bool = False
     task_timeout: float = 1800.0
     gate_timeout: float = 4 * 3600.0
+    renderer: Renderer | None = None
+    """What renders templates instead of a process of the gate's own."""
     now: Callable[[], str] = now
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep

@@ -47,7 +47,7 @@ def find_message(module: str, result: Mapping[str, Any]) -> str:
         if "assertion" in result:
             message = f"{message}: {plain_text(result['assertion'])}"
         if "until_failed" in result:
-            message = f"not reached after {result['attempts']} retries: until {plain_text(result['until_failed'])}; {message}"
+            message = f"not reached after {result.get('attempts', 'all')} retries: until {plain_text(result['until_failed'])}; {message}"
         return message or "failed"
     if module == "debug" and "msg" not in result:
         return plain_text({key: value for key, value in result.items() if key not in ("changed", "failed")})

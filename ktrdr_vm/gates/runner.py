@@ -13,9 +13,10 @@ from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.evidence import Evidence, gather_containers
 from ktrdr_vm.gates.model import Block, Common, Node, Playbook, Task
 from ktrdr_vm.gates.modules import Result
+from ktrdr_vm.gates.renderer import IsolatedRenderer, Renderer
 from ktrdr_vm.gates.results import find_message, find_outcome, make_task_result, plain_text
 from ktrdr_vm.gates.selection import is_selected
-from ktrdr_vm.gates.templating import OMIT, Scope, Templar, TemplateError
+from ktrdr_vm.gates.templating import OMIT, Scope, TemplateError
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.report.model import GateOutcome, GateResult, TaskResult
 
@@ -27,7 +28,11 @@ MAX_RESULTS = 5000
 
 def run_playbook(playbook: Playbook, guest: Guest, context: GateContext) -> GateResult:
     """Run every play. A failed task is a result; a guest that is lost makes the gate's outcome `error`. Only `proceed` raises."""
-    run = _Run(playbook, guest, context)
+    with IsolatedRenderer() as renderer:
+        return _run(playbook, _Run(playbook, guest, context, context.renderer or renderer), context)
+
+
+def _run(playbook: Playbook, run: _Run, context: GateContext) -> GateResult:
     started_at, clock = context.now(), context.monotonic()
     run.tell("gate_started")
     outcome: GateOutcome = "passed"
@@ -61,13 +66,13 @@ class _Failure:
 class _Run:
     """The state of one gate: facts so far, results so far."""
 
-    def __init__(self, playbook: Playbook, guest: Guest, context: GateContext) -> None:
+    def __init__(self, playbook: Playbook, guest: Guest, context: GateContext, renderer: Renderer) -> None:
         self.results: list[TaskResult] = []
         self.started = not context.start_at_task
         self._playbook = playbook
         self._guest = guest
         self._context = context
-        self._templar = Templar()
+        self._templar = renderer
         self._facts: dict[str, Any] = {}
         self._deadline = context.monotonic() + context.gate_timeout
         self._about_containers = False

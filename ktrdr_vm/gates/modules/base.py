@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.gates.templating import Scope, Templar
+from ktrdr_vm.gates.renderer import Renderer
+from ktrdr_vm.gates.templating import Scope
 from ktrdr_vm.guest.protocol import Guest, GuestResult
 
 Result = dict[str, Any]
@@ -47,7 +48,7 @@ class Call:
     timeout: float
     check: bool
     registered: bool
-    templar: Templar
+    templar: Renderer
     scope: Scope
 
     def get(self, name: str, default: Any = None) -> Any:

@@ -14,6 +14,7 @@ import pytest
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.gates.runner import run_playbook
+from ktrdr_vm.gates.templating import Templar
 from ktrdr_vm.guest.protocol import GuestRefusedError, GuestResult, GuestTimeout
 from ktrdr_vm.report.model import GateResult
 
@@ -117,6 +118,8 @@ class Gate:
             monotonic=self.clock.monotonic,
             sleep=self.clock.sleep,
             on_event=self.events.append,
+            # The same code; a unit test starts no process.
+            renderer=Templar(),
             **settings,
         )
         return run_playbook(parse_playbook(text, "gate.yaml", read=read), self.guest, context)
