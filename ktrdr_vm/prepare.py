@@ -17,14 +17,14 @@ from pathlib import Path
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.gates.context import GateContext
-from ktrdr_vm.gates.load import digest_playbook, load_playbook
+from ktrdr_vm.gates.load import digest_playbook, load_playbook, place_playbook
 from ktrdr_vm.gates.runner import run_playbook
-from ktrdr_vm.gather import Gathered, find_playbook
-from ktrdr_vm.guest.beneath import open_beneath
+from ktrdr_vm.gather import Gathered
 from ktrdr_vm.guest.personalize import make_environment, personalize
 from ktrdr_vm.guest.workspace import Repository, copy_in
 from ktrdr_vm.host import process
-from ktrdr_vm.host.git import git
+from ktrdr_vm.host.beneath import Place, open_file
+from ktrdr_vm.host.git import open_view
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.store import Image
@@ -34,6 +34,7 @@ from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan, plain
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.model import Prepare, Secret, Workspace
+from ktrdr_vm.references import find_playbook
 from ktrdr_vm.snapshot import copy_disk
 from ktrdr_vm.template import Project, build_template, find_template
 
@@ -89,11 +90,13 @@ def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> st
     refs = gathered.policy.prepare_refs
     if repository.branch not in refs:
         return f"{repository.branch or 'a detached HEAD'} is none of the owner's branches for it ({', '.join(refs) or 'there are none'})"
-    if git(repository.root, repository.owner, "status", "--porcelain", "--untracked-files=no").text.strip():
-        return "the repository has uncommitted changes"
     files = [wanted.playbook, *wanted.key]
-    tracked = [name for name in files if (repository.root / name).exists()]
-    known = git(repository.root, repository.owner, "ls-files", "--error-unmatch", "--", *tracked, check=False) if tracked else None
+    tracked = [f":(literal){name}" for name in files if (repository.root / name).exists()]
+    with open_view(repository.place) as view:
+        # What is staged counts as well: the working tree is compared with the commit.
+        if view.git("diff", "--quiet", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all", "HEAD", "--", check=False).exit_code:
+            return "the repository has uncommitted changes"
+        known = view.git("ls-files", "--error-unmatch", "--", *tracked, check=False) if tracked else None
     return "its playbook or a file of its key is not committed" if known is not None and known.exit_code != 0 else ""
 
 
@@ -111,8 +114,8 @@ def _describe(
     ingredients = {
         "format": FORMAT,
         "tidy": _TIDY,
-        "playbook": digest_playbook(playbook),
-        "files": {name: _digest(repository.root, name) for name in wanted.key},
+        "playbook": digest_playbook(playbook, beneath=repository.root),
+        "files": {name: _digest(repository.place, name) for name in wanted.key},
         # What it could reach decides what it found.
         "egress": plain(plan.rules),
         "workspace": plain(plan.profile.workspace),
@@ -127,10 +130,10 @@ def _describe(
     return Project(plan.profile.name, digest, make_disk)
 
 
-def _digest(root: Path, name: str) -> str:
+def _digest(root: Place, name: str) -> str:
     """sha256 of a file of the workspace; a file that is not there is a value as well."""
     try:
-        with os.fdopen(open_beneath(root, name), "rb") as file:
+        with os.fdopen(open_file(root, name), "rb") as file:
             content = file.read(MAX_KEY_FILE + 1)
     except FileNotFoundError:
         return "absent"
@@ -188,11 +191,11 @@ def _work(instance: Instance, plan: Plan, repository: Repository, playbook: Path
     copy_in(repository, workspace, guest, plan.facts.image.user, plan.identity.instance_id, note)
     context = GateContext(
         extra_vars=dict(plan.profile.vars),
-        roots=(playbook.resolve().parent, repository.root),
+        roots=(place_playbook(playbook, repository.root).parent, repository.place),
         environment=environment,
         gate_timeout=plan.profile.gate_timeout,
     )
-    result = run_playbook(load_playbook(playbook), guest, context)
+    result = run_playbook(load_playbook(playbook, beneath=repository.root), guest, context)
     if result.outcome != "passed":
         failed = [f"{task.name}: {task.message}" for task in result.tasks if task.outcome not in ("passed", "skipped")]
         raise ProvisionError(

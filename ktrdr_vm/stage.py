@@ -14,6 +14,7 @@ from ktrdr_vm.delivered import drop_secret
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import EscalationStop, KtrdrError, ResidueError, UsageError
 from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.load import place_playbook
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.gather import Gathered
@@ -196,9 +197,8 @@ class Stage:
         path = Path(playbook.source)
         context = GateContext(
             extra_vars=dict(self.plan.profile.vars),
-            roots=(path.resolve().parent, *((repository.root,) if repository else ())),
+            roots=(place_playbook(path, Path(self.plan.facts.workspace)).parent, *((repository.place,) if repository else ())),
             artifacts=self.harvest.place_artifacts(recorder) / playbook.name,
-            owner=self.plan.facts.owner,
             environment=self._environment,
             mask=self._mask,
             on_event=recorder.hear_gate,

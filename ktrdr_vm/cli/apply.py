@@ -67,7 +67,7 @@ def apply(
         options = Options(keep=stop.keep, cold=stop.cold)
     if from_run is not None:
         name, _, run_id = from_run.partition("/")
-        gathered = gather_run(find_run(name, run_id or "latest").resolve(), home=home, instance_id=instance_id)
+        gathered = gather_run(find_run(name, run_id or "latest"), home=home, instance_id=instance_id)
     else:
         assert profile is not None
         gathered = gather(profile, home=home, workspace=workspace, instance_id=instance_id, gates=gates)
@@ -80,7 +80,7 @@ def apply(
     listener = TerminalListener(gathered)
     with listener:
         report = Run(gathered, home, Libvirt(), options, listener, stop=stop).execute()
-    directory = home.run(report.instance_id, report.run_id)
+    directory = find_run(report.instance_id, report.run_id)
     try:
         if as_json:
             click.echo(render_report_json(report), nl=False)

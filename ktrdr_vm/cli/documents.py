@@ -115,10 +115,11 @@ def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool)
     """Show every error of PROFILE: file, line, column, field and what is wrong."""
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.errors import DocumentError, UsageError
-    from ktrdr_vm.gather import check_references, read_profile
+    from ktrdr_vm.gather import read_profile
     from ktrdr_vm.host.owner_policy import read_policy
     from ktrdr_vm.profile.json_schema import render_json_schema
     from ktrdr_vm.profile.policy import check_policy
+    from ktrdr_vm.references import check_references
 
     if schema:
         echo_json(render_json_schema())

@@ -36,6 +36,7 @@ def make_server(workspace: Path) -> Any:
 
     from ktrdr_vm import api
     from ktrdr_vm.host.paths import find_shipped
+    from ktrdr_vm.report.json import render_report_json
 
     server: Any = MCPServer(
         "ktrdr-vm",
@@ -77,7 +78,7 @@ def make_server(workspace: Path) -> Any:
     def apply(profile: str, instance_id: str | None = None, keep: bool = False) -> dict[str, Any]:
         """One whole run: sandbox, workload, gates, evidence, destroy. Returns its report. `keep` leaves the instance for exec and gate."""
         report = api.apply(find_profile(profile), workspace=workspace, instance_id=instance_id, keep="always" if keep else "never")
-        shown: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(report), default=str))
+        shown: dict[str, Any] = json.loads(render_report_json(report))
         return shown
 
     @tool

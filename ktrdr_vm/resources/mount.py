@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ProvisionError
-from ktrdr_vm.host.mounts import bind_readonly, find_mounts, open_beneath, unmount
+from ktrdr_vm.host.beneath import Place, find_place, open_folder
+from ktrdr_vm.host.mounts import bind_readonly, find_mounts, unmount
 from ktrdr_vm.host.running import end_process, find_processes
 from ktrdr_vm.plan.domain_xml import element, to_text
 from ktrdr_vm.profile.model import Mount as MountEntry
@@ -78,8 +80,8 @@ class Mount(Resource):
             )
         self._place.mkdir(mode=0o711, parents=True, exist_ok=True)
         if not find_mounts(self._place):
-            root, relative = _resolve(self._entry, Path(self.blueprint.plan.facts.workspace), self.blueprint.mount_roots)
-            with open_beneath(root, relative) as source:
+            place = _resolve(self._entry, Path(self.blueprint.plan.facts.workspace), self.blueprint.mount_roots)
+            with _open_source(place) as source:
                 _refuse_repositories(source, self._entry.source)
                 bind_readonly(source, self._place)
         if not self._attached():
@@ -177,17 +179,30 @@ class Mount(Resource):
 
 def require_source(entry: MountEntry, workspace: Path, roots: tuple[str, ...]) -> None:
     """HostError unless the folder is there and may be shared: said before a machine is made that would lack it."""
-    root, relative = _resolve(entry, workspace, roots)
-    with open_beneath(root, relative):
+    with _open_source(_resolve(entry, workspace, roots)):
         pass
 
 
-def _resolve(entry: MountEntry, workspace: Path, roots: tuple[str, ...]) -> tuple[Path, Path]:
-    """The root that allows the source, and the way from there."""
-    source = workspace / entry.source
-    for root in (workspace, *map(Path, roots)):
-        if source.is_relative_to(root):
-            return root.resolve(), source.relative_to(root)
+@contextlib.contextmanager
+def _open_source(place: Place) -> Iterator[int]:
+    opened = contextlib.ExitStack()
+    try:
+        folder = opened.enter_context(open_folder(place))
+    except OSError as error:
+        raise HostError(
+            f"{'/'.join(place.parts) or '.'} is not a folder that can be shared: {error.strerror}",
+            where=str(place.root),
+            hint="a mount's source is a real folder, without a link on the way",
+        ) from None
+    with opened:
+        yield folder
+
+
+def _resolve(entry: MountEntry, workspace: Path, roots: tuple[str, ...]) -> Place:
+    """The source beneath the root that allows it."""
+    source, allowed = workspace / entry.source, [workspace, *map(Path, roots)]
+    if any(source.is_relative_to(root) for root in allowed) and ".." not in source.parts:
+        return find_place(source, allowed)
     raise HostError(f"{source} is beneath no root that the owner lists", where=str(source), hint="see the owner's policy")
 
 
