@@ -114,7 +114,7 @@ def list_keys() -> list[str]:
     """Every key that this host's Git knows, each placeholder as something that a repository could have."""
     listed = subprocess.run(["git", "help", "--config"], capture_output=True, text=True, check=True).stdout.split()
     keys = set()
-    for key in listed + ["include.path", "includeIf.gitdir:/**.path", "core.sshCommand", "filter.x.process", "uploadpack.packObjectsHook"]:
+    for key in [*listed, "include.path", "includeIf.gitdir:/**.path", "core.sshCommand", "filter.x.process", "uploadpack.packObjectsHook"]:
         name = re.sub(r"<[^>]*>|\*", "x", key)
         if "." not in name.strip(".") or name.endswith("."):
             continue
@@ -183,7 +183,7 @@ def test_a_promised_object_is_fetched_by_nobody(tmp_path: Path) -> None:
     git(partial, "fetch", "-q")
     git(partial, "update-ref", "refs/heads/main", "refs/remotes/origin/main")
     mark = tmp_path / "mark"
-    (tmp_path / "pack").write_text(f"#!/bin/sh\n: > {mark}\nexec git-upload-pack \"$@\"\n")
+    (tmp_path / "pack").write_text(f'#!/bin/sh\n: > {mark}\nexec git-upload-pack "$@"\n')
     (tmp_path / "pack").chmod(0o755)
     git(partial, "config", "remote.origin.uploadpack", str(tmp_path / "pack"))
     before = sorted(str(path) for path in (partial / ".git/objects").rglob("*"))
@@ -287,9 +287,12 @@ def test_repositories_of_every_shape_go_in_and_commits_come_back(tmp_path: Path,
                 folder.chmod(folder.stat().st_mode | 0o005)
         subprocess.run(["chown", "-R", f"{owner}:{owner}", tmp_path / "r"], check=True)
     found = find_repository(repository)
-    assert found.commit == subprocess.run(
-        ["git", "-c", "safe.directory=*", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    assert (
+        found.commit
+        == subprocess.run(
+            ["git", "-c", "safe.directory=*", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    )
     require_clean(found, Workspace(uncommitted="refuse"))
     (repository / "a.txt").write_text("changed\n")
     (repository / "new.env").write_text("x\n")
@@ -353,7 +356,13 @@ def _alternates(workspace: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [_link, _pointer, _evil_worktree, _alternates, *(_linked_part(n) for n in ("objects", "refs", "refs/heads", "refs/heads/main", "HEAD"))],
+    [
+        _link,
+        _pointer,
+        _evil_worktree,
+        _alternates,
+        *(_linked_part(n) for n in ("objects", "refs", "refs/heads", "refs/heads/main", "HEAD")),
+    ],
 )
 def test_a_git_folder_that_leads_elsewhere_brings_nothing(tmp_path: Path, make: Callable[[Path, Path], None]) -> None:
     other = make_repository(tmp_path / "other")

@@ -48,6 +48,7 @@ FLOORS = {
     "discovery": 7,
     "workload": 7,
     "doctor": 9,
+    "confinement": 8.5,
     "gate_run": 9,
     "evidence_reader": 8.5,
     "metrics": 9,
