@@ -39,6 +39,7 @@ from ktrdr_vm.report.model import GateResult, RunReport
 from ktrdr_vm.resources.secret import read_source
 from ktrdr_vm.run import Run
 from ktrdr_vm.stage import Stage
+from ktrdr_vm.trusted import require_accepted
 
 MAX_OUTPUT = 10 * 1024 * 1024
 
@@ -66,12 +67,18 @@ def apply(
     gates: Sequence[str] = (),
     keep: Keep = "never",
     cold: bool = False,
+    accept_changes: bool = False,
     listener: Listener | None = None,
 ) -> RunReport:
-    """One whole run, as `ktrdr-vm apply`. A failed gate is no exception: look at `.outcome` and `.exit_code`."""
+    """One whole run, as `ktrdr-vm apply`. A failed gate is no exception: look at `.outcome` and `.exit_code`.
+
+    UsageError when the branch's profile lets secrets go where the trusted branch's does not, unless `accept_changes`.
+    """
     require_root()
     home = find_home()
     gathered = gather(Path(profile), home=home, workspace=Path(workspace), instance_id=instance_id, gates=tuple(gates))
+    if not accept_changes:
+        require_accepted(gathered.beyond, str(profile))
     return Run(gathered, home, Libvirt(), Options(keep=keep, cold=cold), listener or Listener()).execute()
 
 
@@ -100,11 +107,14 @@ class Instance:
         workspace: str | Path = ".",
         instance_id: str | None = None,
         cold: bool = False,
+        accept_changes: bool = False,
         listener: Listener | None = None,
     ) -> None:
         require_root()
         self._home = find_home()
         self._gathered = gather(Path(profile), home=self._home, workspace=Path(workspace), instance_id=instance_id)
+        if not accept_changes:
+            require_accepted(self._gathered.beyond, str(profile))
         self._cold = cold
         self._listener = listener or Listener()
         self._held = contextlib.ExitStack()

@@ -24,6 +24,7 @@ from ktrdr_vm.images.recipe import Recipe, load_recipe
 from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
 from ktrdr_vm.plan.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.profile.ceiling import check_presets
 from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import HINT, LoadedProfile, build_profile, load_profile
@@ -31,8 +32,10 @@ from ktrdr_vm.profile.model import ImageRef, Profile
 from ktrdr_vm.profile.policy import HINT as POLICY_HINT
 from ktrdr_vm.profile.policy import OwnerPolicy, check_policy
 from ktrdr_vm.profile.preset import load_preset
+from ktrdr_vm.profile.reach import Reach
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 from ktrdr_vm.references import check_places, check_references, digest_playbooks, find_playbook
+from ktrdr_vm.trusted import compare
 
 # A machine type that every QEMU since Debian 12's has, spelled out so that a template stays what it was.
 MACHINE = "pc-q35-7.2"
@@ -52,6 +55,8 @@ class Gathered:
     repository: Repository | None
     recipe: Recipe | None
     playbooks: tuple[tuple[str, Path], ...]
+    beyond: tuple[Reach, ...] = ()
+    """What the profile wants beyond the same file on a branch that its owner trusts."""
 
 
 def read_profile(path: Path, workspace: Path | None = None) -> LoadedProfile:
@@ -87,7 +92,9 @@ def gather_profile(
     recipe, image = _image(profile.image, home)
     kernel = Path(image.directory, "vmlinuz")
     accelerator = find_accelerator(kernel if kernel.exists() else None)
-    owner = find_owner()
+    owner, presets = find_owner(), _presets(profile)
+    if beyond := check_presets(profile, presets, policy.ceiling, policy.uses):
+        raise DocumentError([loaded.problem(path, message) for path, message in beyond], hint=POLICY_HINT)
     facts = Facts(
         accelerator=accelerator.name,
         emulator=str(process.find_program(EMULATOR) or f"/usr/bin/{EMULATOR}"),
@@ -101,12 +108,13 @@ def gather_profile(
         base_ref=repository.branch if repository else "",
         base_commit=repository.commit if repository else "",
         playbooks=digest_playbooks(playbooks, root),
-        presets=_presets(profile),
+        presets=presets,
         owner_reserved=tuple(sorted(policy.reserved)),
         collector=_find_collector(profile, policy),
         lending=_find_lending(profile, policy),
     )
-    return Gathered(loaded, policy, Plan(profile, facts, identity, loaded.data), accelerator, repository, recipe, playbooks)
+    plan = Plan(profile, facts, identity, loaded.data)
+    return Gathered(loaded, policy, plan, accelerator, repository, recipe, playbooks, compare(loaded, repository, policy))
 
 
 def _identity(instance_id: str | None, root: Path, repository: Repository | None) -> Identity:

@@ -37,9 +37,10 @@ from ktrdr_vm.profile.model import Prepare, Secret, Workspace
 from ktrdr_vm.references import find_playbook
 from ktrdr_vm.snapshot import copy_disk
 from ktrdr_vm.template import Project, build_template, find_template
+from ktrdr_vm.trusted import list_refs
 
 # Raised when what is done around the playbook changes.
-FORMAT = 1
+FORMAT = 2
 MAX_KEY_FILE = 64 * 1024 * 1024
 DOCKER_LIMIT = 300.0
 REBASE_LIMIT = 1800.0
@@ -87,7 +88,7 @@ def build_best(home: Home, gathered: Gathered, plan: Plan, image: Image, libvirt
 
 def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> str:
     """Why nothing may be prepared from the repository as it stands, or nothing."""
-    refs = gathered.policy.prepare_refs
+    refs = (*list_refs(gathered.policy, repository), *gathered.policy.prepare_refs)
     if repository.branch not in refs:
         return f"{repository.branch or 'a detached HEAD'} is none of the owner's branches for it ({', '.join(refs) or 'there are none'})"
     files = [wanted.playbook, *wanted.key]
@@ -114,6 +115,8 @@ def _describe(
     ingredients = {
         "format": FORMAT,
         "tidy": _TIDY,
+        # Which repository of this host: what a playbook runs is in it, and another one may look alike.
+        "repository": _identify(repository),
         "playbook": digest_playbook(playbook, beneath=repository.root),
         "files": {name: _digest(repository.place, name) for name in wanted.key},
         # What it could reach decides what it found.
@@ -127,7 +130,25 @@ def _describe(
         assert libvirt is not None, "a project that was described to be found cannot be built"
         _make_disk(home, repository, playbook, digest, plan, image, libvirt, note, target)
 
-    return Project(plan.profile.name, digest, make_disk)
+    made_from = {
+        "repository": str(repository.root),
+        "branch": repository.branch,
+        "commit": repository.commit,
+        "tree": _find_tree(repository),
+    }
+    return Project(plan.profile.name, digest, make_disk, made_from)
+
+
+def _identify(repository: Repository) -> dict[str, object]:
+    """The repository on this host, whatever its content claims: linked worktrees share it, a clone or a copy has another."""
+    common = repository.common or repository.root
+    facts = common.stat()
+    return {"path": str(common), "device": facts.st_dev, "inode": facts.st_ino, "owner": facts.st_uid}
+
+
+def _find_tree(repository: Repository) -> str:
+    with open_view(repository.place) as view:
+        return view.git("rev-parse", "--verify", "--end-of-options", f"{repository.commit}^{{tree}}").text.strip()
 
 
 def _digest(root: Place, name: str) -> str:

@@ -51,6 +51,8 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     for rule in made.rules:
         weaker = "  (weaker: every name below it)" if rule.host.startswith("*.") else ""
         click.echo(escape(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}"))
+    for one in gathered.beyond:
+        click.echo(escape(f"  ! beyond the trusted branch: {one.text}{'  (a secret can go there)' if one.carries else ''}"))
     difference = _find_difference(made)
     if difference:
         click.echo(escape_text(difference))

@@ -43,6 +43,7 @@ FLOORS = {
     "gates": 7,
     "gather": 8,
     "references": 7.5,
+    "trusted": 7.5,
     "evidence": 7,
     "junit_files": 7,
     "discovery": 7,
