@@ -130,12 +130,8 @@ def _describe(
         assert libvirt is not None, "a project that was described to be found cannot be built"
         _make_disk(home, repository, playbook, digest, plan, image, libvirt, note, target)
 
-    made_from = {
-        "repository": str(repository.root),
-        "branch": repository.branch,
-        "commit": repository.commit,
-        "tree": _find_tree(repository),
-    }
+    made_from = {"repository": str(repository.root), "branch": repository.branch, "commit": repository.commit}
+    made_from["tree"] = _find_tree(repository)
     return Project(plan.profile.name, digest, make_disk, made_from)
 
 

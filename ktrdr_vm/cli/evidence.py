@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,18 @@ def read_report(instance_id: str, run_id: str) -> tuple[Path, dict[str, Any]]:
     return path, read_document(path)
 
 
+def read_plain(instance_id: str, run_id: str) -> dict[str, Any]:
+    """The report as it stands, of whatever version; its exit code is a number."""
+    from ktrdr_vm.host.runs import FinishedRun
+
+    path = find_run(instance_id, run_id)
+    with contextlib.suppress(FileNotFoundError):
+        document = FinishedRun(path).document("report.json")
+        if isinstance(document.get("exit_code"), int):
+            return document
+    return read_report(instance_id, run_id)[1]
+
+
 _run_option = click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
 
 
@@ -41,13 +54,14 @@ def report(instance_id: str, run_id: str, against: str | None, as_json: bool) ->
     """Show the report of a run of INSTANCE_ID, and end with the run's exit code. With --against: 1 when something is worse."""
     from ktrdr_vm.cli.main import echo_json
 
+    if as_json and against is None:
+        document = read_plain(instance_id, run_id)
+        echo_json(document)
+        return int(document["exit_code"])
     path, content = read_report(instance_id, run_id)
     if against is not None:
         other, _, run = against.rpartition("/")
         return _compare(content, read_report(other or instance_id, run)[1], as_json)
-    if as_json:
-        echo_json(content)
-        return int(content["exit_code"])
     from ktrdr_vm.report.escape import escape_line
 
     click.echo(f"{content['outcome'].upper()}  {content['instance_id']}  run {content['run_id']}  {content['duration_s']:.0f} s")
