@@ -27,6 +27,7 @@ from ktrdr_vm.host.beneath import Place, open_file
 from ktrdr_vm.host.git import open_view
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.rights import set_rights
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.plan.facts import TemplateFacts
@@ -188,7 +189,9 @@ def _make_disk(
             with contextlib.suppress(KtrdrError, OSError):
                 ask_guard(instance.paths.guard, "flush")
                 # What it reached, for whoever asks what is in the template.
-                shutil.copyfile(instance.paths.ledger, target.with_name("egress.jsonl"))
+                kept = target.with_name("egress.jsonl")
+                kept.touch(mode=0o600)
+                shutil.copyfile(instance.paths.ledger, kept)
         finally:
             instance.destroy()
     # Onto the image itself: the template of the shape may then go.
@@ -196,7 +199,7 @@ def _make_disk(
         ["qemu-img", "rebase", "-q", "-f", "qcow2", "-F", image.disk_format, "-b", image.disk, target],
         timeout=REBASE_LIMIT,
     )
-    target.chmod(0o444)
+    set_rights(target, home.root)
 
 
 def _work(instance: Instance, plan: Plan, repository: Repository, playbook: Path, note: Note) -> None:

@@ -28,6 +28,7 @@ from ktrdr_vm.host.fork import save_state
 from ktrdr_vm.host.journal import locked
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.rights import set_rights
 from ktrdr_vm.images.store import Image, ImageStore
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_user_data
 from ktrdr_vm.plan.domain_xml import render_template_domain
@@ -139,6 +140,7 @@ def build_template(
         manifest = {**ingredients, "key": facts.key, "created_at": now(), "seconds": seconds}
         if project is not None:
             manifest["made_from"] = project.made_from
+        (place / "manifest.json").touch(mode=0o600)
         (place / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         # On the disk before it has its name: after a power cut a finished name must not stand on zeros.
         for path in (*place.iterdir(), place):
@@ -274,7 +276,7 @@ def _boot_and_freeze(plan: Plan, template: TemplateFacts, identity: Identity, li
     progress("freezes the template")
     save_state(libvirt, identity.domain, Path(template.state))
     libvirt.stop(identity.domain)
-    Path(template.disk).chmod(0o444)
+    set_rights(Path(template.disk), place.parent.parent)
     for name in ("seed.iso", "console.log", *BOOT_FILES):
         (place / name).unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ProvisionError
 from ktrdr_vm.host.beneath import Place, find_place, open_folder
 from ktrdr_vm.host.mounts import bind_readonly, find_mounts, unmount
+from ktrdr_vm.host.rights import find_open, set_rights
 from ktrdr_vm.host.running import end_process, find_processes
 from ktrdr_vm.plan.domain_xml import element, to_text
 from ktrdr_vm.profile.model import Mount as MountEntry
@@ -78,7 +79,10 @@ class Mount(Resource):
                 where=self.target.identity.instance_id,
                 hint="make it readonly, and bring results back as artifacts or commits",
             )
-        self._place.mkdir(mode=0o711, parents=True, exist_ok=True)
+        # Closed above the bind: who may not enter the source's own folders may not come to it by another way.
+        self.target.paths.mounts.mkdir(mode=0o700, exist_ok=True)
+        set_rights(self.target.paths.mounts, self.target.paths.home)
+        self._place.mkdir(mode=0o700, exist_ok=True)
         if not find_mounts(self._place):
             place = _resolve(self._entry, Path(self.blueprint.plan.facts.workspace), self.blueprint.mount_roots)
             with _open_source(place) as source:
@@ -106,6 +110,7 @@ class Mount(Resource):
             return ["the bind is gone"]
         missing = {"ro", "nosuid", "nodev"} - mounts[-1].options
         differences = [f"the bind is not {option}" for option in sorted(missing)]
+        differences += find_open(self.target.paths.home, self.target.paths.mounts)
         if not self._attached():
             differences.append("it is not attached to the domain")
         return differences
