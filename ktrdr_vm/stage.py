@@ -87,7 +87,11 @@ class Stage:
                 require_source(mount, Path(self.plan.facts.workspace), roots)
         with self._phase(recorder, "image"):
             image = self.image = ensure_image(
-                self.plan.profile.image, self.gathered.recipe, self._home.images, progress=recorder.listener.note
+                self.plan.profile.image,
+                self.gathered.recipe,
+                self._home.images,
+                progress=recorder.listener.note,
+                sources=self.gathered.policy.image_sources,
             )
         if reason := refuse_disk(self.plan.profile.resources.disk, image.virtual_size):
             raise UsageError(reason, where="resources.disk", hint="make it larger; what is not written takes no space")
@@ -212,7 +216,10 @@ class Stage:
         if pending:
             raise self._stop(pending[0])
         with self._phase(recorder, "resume"):
-            self.image = ensure_image(self.plan.profile.image, self.gathered.recipe, self._home.images, progress=recorder.listener.note)
+            policy, note = self.gathered.policy, recorder.listener.note
+            self.image = ensure_image(
+                self.plan.profile.image, self.gathered.recipe, self._home.images, progress=note, sources=policy.image_sources
+            )
             self.plan = know_image(self.plan, self.image)
             roots = self.gathered.policy.mount_roots
             resume(self.instance, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
