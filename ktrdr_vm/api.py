@@ -25,6 +25,7 @@ from ktrdr_vm.gather import gather
 from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.owner import forbid_cores
 from ktrdr_vm.host.paths import find_home
 from ktrdr_vm.host.runs import create_run, find_run
 from ktrdr_vm.instance import Instance as HostInstance
@@ -75,6 +76,7 @@ def apply(
     UsageError when the branch's profile lets secrets go where the trusted branch's does not, unless `accept_changes`.
     """
     require_root()
+    forbid_cores()
     home = find_home()
     gathered = gather(Path(profile), home=home, workspace=Path(workspace), instance_id=instance_id, gates=tuple(gates))
     if not accept_changes:
@@ -111,6 +113,7 @@ class Instance:
         listener: Listener | None = None,
     ) -> None:
         require_root()
+        forbid_cores()
         self._home = find_home()
         self._gathered = gather(Path(profile), home=self._home, workspace=Path(workspace), instance_id=instance_id)
         if not accept_changes:
@@ -220,6 +223,7 @@ class LivingInstance:
     """One that is there already: kept, interactive, or of a run that goes on. Leaves it as it is."""
 
     def __init__(self, instance_id: str) -> None:
+        forbid_cores()
         self._instance = HostInstance(find_home(), parse_instance_id(instance_id), Libvirt())
         self._instance.require_awake()
 

@@ -21,7 +21,9 @@ from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_folder, open_regular
 from ktrdr_vm.host.checkout import find_top, read_own
 from ktrdr_vm.host.git import COMMIT, LIMIT, View, open_view
+from ktrdr_vm.host.owner import may_read, reading_as
 from ktrdr_vm.profile.model import Workspace
+from ktrdr_vm.profile.personal import find_personal
 
 _COMMIT = re.compile(rb"(?:[0-9a-f]{40}|[0-9a-f]{64})\n")
 MAX_FILES = 20_000
@@ -123,15 +125,15 @@ def _copy_in(
     )
     if workspace.uncommitted != "include":
         changed, deleted = [], []
-    extra = _matching_untracked(view, workspace.include)
+    extra = _leave_personal(_matching_untracked(view, workspace.include), note)
     if deleted:
         _run(guest, 'cd -- "$TARGET" && xargs -0r rm -f --', workspace.target, {}, stdin=os.fsencode("\0".join(deleted)) + b"\0")
     if not changed and not extra:
         return
     with tempfile.TemporaryFile() as archive:
-        left_out = _pack(repository.place, [*changed, *extra], archive)
+        left_out = _pack(repository.place, [*changed, *extra], archive, repository.owner)
         for name in left_out:
-            note(f"{name} was left out of the workspace: it is no regular file, folder or link")
+            note(f"{name} was left out of the workspace: it is no regular file or link that its owner may read")
         archive.seek(0)
         # Unpacked as it comes: written once and read never, a large file costs half.
         guest.send(["tar", "--extract", "--no-same-owner", "--unlink-first", "--directory", workspace.target], archive, timeout=LIMIT)
@@ -203,7 +205,15 @@ def _matching_untracked(view: View, globs: tuple[str, ...]) -> list[str]:
     return [name for name in os.fsdecode(listed.stdout).split("\0") if name]
 
 
-def _pack(root: Place, names: list[str], sink: io.IOBase | tempfile._TemporaryFileWrapper[bytes]) -> list[str]:
+def _leave_personal(names: list[str], note: Callable[[str], None]) -> list[str]:
+    """The same rule as for mounts. What is committed is in the history, and goes in with it."""
+    for name in names:
+        if personal := find_personal(name.split("/")):
+            note(f"{name} was left out of the workspace: a person's own place ({personal}) never enters a sandbox")
+    return [name for name in names if not find_personal(name.split("/"))]
+
+
+def _pack(root: Place, names: list[str], sink: io.IOBase | tempfile._TemporaryFileWrapper[bytes], owner: tuple[int, int]) -> list[str]:
     """A tar of these files. Each is opened from the root without following a link; what is no file or link is left out."""
     if len(names) > MAX_FILES:
         raise HostError(
@@ -216,8 +226,8 @@ def _pack(root: Place, names: list[str], sink: io.IOBase | tempfile._TemporaryFi
         for name in sorted(set(names)):
             folder, _, leaf = name.rpartition("/")
             try:
-                with open_folder(root, folder.split("/") if folder else ()) as parent:
-                    total += _add(archive, name, leaf, parent)
+                with reading_as(owner), open_folder(root, folder.split("/") if folder else ()) as parent:
+                    total += _add(archive, name, leaf, parent, owner)
             except (OSError, UnsafePathError):
                 left_out.append(name)
             if total > MAX_BYTES:
@@ -225,7 +235,7 @@ def _pack(root: Place, names: list[str], sink: io.IOBase | tempfile._TemporaryFi
     return left_out
 
 
-def _add(archive: tarfile.TarFile, name: str, leaf: str, parent: int) -> int:
+def _add(archive: tarfile.TarFile, name: str, leaf: str, parent: int, owner: tuple[int, int]) -> int:
     """One file or link of an open folder; its bytes. OSError for what is neither."""
     facts = os.stat(leaf, dir_fd=parent, follow_symlinks=False)
     entry = tarfile.TarInfo(name)
@@ -235,7 +245,10 @@ def _add(archive: tarfile.TarFile, name: str, leaf: str, parent: int) -> int:
         archive.addfile(entry)
         return 0
     with os.fdopen(open_regular(leaf, parent), "rb") as file:
-        entry.size = os.fstat(file.fileno()).st_size
+        opened = os.fstat(file.fileno())
+        if not may_read(opened, owner):
+            raise PermissionError(13, "the owner may not read it", name)
+        entry.size = opened.st_size
         if entry.size <= MAX_BYTES:
             archive.addfile(entry, file)
         return entry.size

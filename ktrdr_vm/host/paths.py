@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError, UsageError
+from ktrdr_vm.host.owner import find_changeable
 from ktrdr_vm.plan.facts import TemplateFacts
 
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
@@ -70,7 +71,16 @@ class Home:
         return self.locks / f"{instance_id}.lock"
 
     def create(self) -> None:
-        """Make what is missing. 0711: to be passed through by QEMU's user, to be listed by the owner only."""
+        """Make what is missing. 0711: to be passed through by QEMU's user, to be listed by the owner only.
+
+        HostError where others than this user and root may change a folder on the way: they could put another in its place.
+        """
+        if changeable := find_changeable(self.root):
+            raise HostError(
+                f"the state directory can be changed by others: {changeable}",
+                where=str(self.root),
+                hint=f"chown it to who runs this, and chmod go-w {changeable}; or set $KTRDR_VM_HOME to another folder",
+            )
         try:
             for directory in (self.root, self.images, self.templates, self.instances):
                 directory.mkdir(mode=0o711, parents=True, exist_ok=True)

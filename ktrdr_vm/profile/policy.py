@@ -19,18 +19,13 @@ from ktrdr_vm.profile.collector import Collector, parse_collector
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import LoadedProfile, parse_rule
 from ktrdr_vm.profile.model import Secret, Size
+from ktrdr_vm.profile.personal import find_personal
 from ktrdr_vm.profile.reserved import is_reserved
 from ktrdr_vm.profile.schema import POLICY, check_shape
 from ktrdr_vm.profile.strict_yaml import load_yaml
 
 POLICY_PATH = "/etc/ktrdr-vm/policy.yaml"
 HINT = f"the owner of this host can allow it in {POLICY_PATH}; a profile cannot"
-
-# A person's own places: refused as the source of a secret or a mount whatever any policy says.
-_PERSONAL = frozenset(
-    ".ssh .aws .azure .gnupg .kube .docker .netrc .npmrc .pypirc .git-credentials .password-store .mozilla .thunderbird "
-    ".config .local .cache .bash_history .zsh_history .vault-token keyrings".split()
-)
 
 
 @dataclass(frozen=True)
@@ -218,9 +213,9 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
 def refuse_path(source: str, base: str, roots: tuple[str, ...]) -> str:
     """Why a path of the host may not be used, or nothing. `source` is relative to `base`."""
     path = PurePosixPath(base, source)
-    personal = _PERSONAL & set(path.relative_to(base).parts if path.is_relative_to(base) else path.parts)
+    personal = find_personal(path.relative_to(base).parts if path.is_relative_to(base) else path.parts)
     if personal:
-        return f"a person's own place ({sorted(personal)[0]}) never enters a sandbox"
+        return f"a person's own place ({personal}) never enters a sandbox"
     if ".git" in path.parts:
         return "the repository's .git is never mounted"
     if roots and not any(path.is_relative_to(root) for root in roots):

@@ -19,6 +19,7 @@ from ktrdr_vm.host.rights import find_open, set_rights
 from ktrdr_vm.host.running import end_process, find_processes
 from ktrdr_vm.plan.domain_xml import element, to_text
 from ktrdr_vm.profile.model import Mount as MountEntry
+from ktrdr_vm.profile.personal import find_personal
 from ktrdr_vm.resources.base import Blueprint, Resource, Target
 
 GUEST_LIMIT = 60.0
@@ -217,6 +218,12 @@ def _refuse_repositories(source: int, shown: str) -> None:
     folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source)
     try:
         for number, (path, folders, files, _) in enumerate(os.fwalk(".", dir_fd=folder, follow_symlinks=False)):
+            if personal := find_personal((*folders, *files), inside=True):
+                raise HostError(
+                    f"{shown} holds a person's own place at {path}/{personal}, which never enters a sandbox",
+                    where="mounts",
+                    hint="mount the folders that are needed",
+                )
             if ".git" in folders or ".git" in files:
                 raise HostError(
                     f"{shown} holds a repository at {path}, and a .git is never mounted",

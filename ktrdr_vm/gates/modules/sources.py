@@ -9,18 +9,23 @@ from pathlib import Path, PurePosixPath
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.gates.modules.base import ModuleFailure
 from ktrdr_vm.host.beneath import Place, UnsafePathError, open_file, open_folder, split_name
+from ktrdr_vm.host.owner import find_owner, may_read, reading_as
+from ktrdr_vm.profile.personal import find_personal
 
 
 def read_source(roots: Sequence[Path | Place], name: str, *, max_bytes: int, within: Sequence[str] = ()) -> bytes:
     """The bytes of a file, looked for in each root, and first in its folders `within` (`files`, `templates`) as Ansible does."""
     for root, relative in _places(roots, name, within):
         try:
-            descriptor = open_file(root, relative)
+            with reading_as(find_owner()):
+                descriptor = open_file(root, relative)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (UnsafePathError, HostError) as error:
             raise ModuleFailure(error.message) from None
         with os.fdopen(descriptor, "rb") as stream:
+            if not may_read(os.fstat(stream.fileno()), find_owner()):
+                raise ModuleFailure(f"{name!r} cannot be read: Permission denied")
             data = stream.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise ModuleFailure(f"{name} is larger than {max_bytes // 1024} KiB")
@@ -32,7 +37,7 @@ def list_source(roots: Sequence[Path | Place], name: str, *, within: Sequence[st
     """When `name` is a folder: its files, as (name to read, name beneath the folder). None when it is not one."""
     for root, relative in _places(roots, name, within):
         try:
-            with open_folder(root, _safe_parts(relative)) as descriptor:
+            with reading_as(find_owner()), open_folder(root, _safe_parts(relative)) as descriptor:
                 found = _walk(descriptor, "", limit)
         except (FileNotFoundError, NotADirectoryError):
             continue
@@ -76,6 +81,8 @@ def _safe_parts(name: str) -> list[str]:
 
 def _refuse_repository(part: str, name: str) -> None:
     """Its configuration holds remotes with passwords, and what nobody pushed is in it: as with mounts, it stays here."""
+    if find_personal((part,)):
+        raise ModuleFailure(f"{name!r} is a person's own place ({part}), which never enters a sandbox")
     if part.lower() == ".git":
         raise ModuleFailure(f"{name!r} is in a repository's .git, which never enters a sandbox")
 
