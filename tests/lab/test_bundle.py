@@ -16,6 +16,7 @@ import zstandard
 from ktrdr_vm.bundle import make_bundle, publish
 from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.evidence_reader import find_workspace
+from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.host.runs import hand_over
 from ktrdr_vm.profile.policy import OwnerPolicy
 from ktrdr_vm.report.json import render_report_json
@@ -197,3 +198,26 @@ def test_publishing_is_the_owners_command_and_only_his(tmp_path: Path, repositor
     assert printed.split() == [repository[2], f"ktrdr/one/r1|{repository[1]}"]
     with pytest.raises(HostError, match="exit code 3: no login"):
         publish(bundle, workspace, OwnerPolicy(publish_command=("sh", "-c", "echo no login >&2; exit 3")))
+
+
+@pytest.mark.parametrize("name", ["main", "release", "work", "feat/x", "ktrdr/one/r1", "HEAD", "a.b+c"])
+def test_the_documented_command_makes_one_new_branch_whatever_the_guest_calls_its_own(
+    tmp_path: Path, repository: tuple[Path, str, str], name: str
+) -> None:
+    """The guest names what it has checked out, `main` too; what is pushed to is named by this program."""
+    root, base, done = repository
+    git(root, "update-ref", f"refs/ktrdr/one/{name}", done)
+    git(tmp_path, "init", "-q", "--bare", "remote")
+    git(root, "remote", "add", "origin", str(tmp_path / "remote"))
+    git(root, "push", "-q", "origin", f"{base}:refs/heads/main", f"{base}:refs/heads/release")
+    judged = Verification("fresh", "one--verify", f"refs/ktrdr/one/{name}", done, "passed", "passed")
+    run = make_run(tmp_path, repository, verification=judged, commits=(Commits(f"refs/ktrdr/one/{name}", done, ()),))
+    bundle = make_bundle(run, ME, OwnerPolicy())
+    assert bundle.work == name
+    documented = (PROJECT / "docs/owner-policy.md").read_text().split("```sh\n")[1].split("```")[0]
+    command = "\n".join(line for line in documented.splitlines() if not line.startswith("gh "))
+    workspace = find_workspace(run)
+    assert workspace is not None
+    publish(bundle, workspace, OwnerPolicy(publish_command=("sh", "-c", command)))
+    heads = git(tmp_path / "remote", "for-each-ref", "--format=%(refname) %(objectname)").splitlines()
+    assert sorted(heads) == sorted([f"refs/heads/ktrdr/one/r1 {done}", f"refs/heads/main {base}", f"refs/heads/release {base}"])
