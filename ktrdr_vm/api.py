@@ -7,7 +7,6 @@ command line; `make_plan` does not.
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,15 +18,16 @@ from ktrdr_vm.discovery import find_instances
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.evidence import RunDirectory, make_run_id
-from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.evidence_reader import read_document
+from ktrdr_vm.gate_run import run_gates
 from ktrdr_vm.gates.load import load_playbook
-from ktrdr_vm.gates.runner import run_playbook
-from ktrdr_vm.gather import find_playbook, gather
+from ktrdr_vm.gather import gather
 from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.host.owner import find_owner
+from ktrdr_vm.host.owner import forbid_cores
 from ktrdr_vm.host.paths import find_home
+from ktrdr_vm.host.runs import create_run, find_run
 from ktrdr_vm.instance import Instance as HostInstance
 from ktrdr_vm.instance import require_root
 from ktrdr_vm.listener import Keep, Listener, Options
@@ -35,11 +35,13 @@ from ktrdr_vm.masking import find_mask
 from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.recorder import Recorder
+from ktrdr_vm.references import find_playbook
 from ktrdr_vm.report.mask import make_mask
 from ktrdr_vm.report.model import GateResult, RunReport
 from ktrdr_vm.resources.secret import read_source
 from ktrdr_vm.run import Run
 from ktrdr_vm.stage import Stage
+from ktrdr_vm.trusted import require_accepted
 
 MAX_OUTPUT = 10 * 1024 * 1024
 
@@ -67,12 +69,19 @@ def apply(
     gates: Sequence[str] = (),
     keep: Keep = "never",
     cold: bool = False,
+    accept_changes: bool = False,
     listener: Listener | None = None,
 ) -> RunReport:
-    """One whole run, as `ktrdr-vm apply`. A failed gate is no exception: look at `.outcome` and `.exit_code`."""
+    """One whole run, as `ktrdr-vm apply`. A failed gate is no exception: look at `.outcome` and `.exit_code`.
+
+    UsageError when the branch's profile lets secrets go where the trusted branch's does not, unless `accept_changes`.
+    """
     require_root()
+    forbid_cores()
     home = find_home()
     gathered = gather(Path(profile), home=home, workspace=Path(workspace), instance_id=instance_id, gates=tuple(gates))
+    if not accept_changes:
+        require_accepted(gathered.beyond, str(profile))
     return Run(gathered, home, Libvirt(), Options(keep=keep, cold=cold), listener or Listener()).execute()
 
 
@@ -84,11 +93,7 @@ def list_instances() -> list[dict[str, Any]]:
 def read_report(instance_id: str, run_id: str = "latest") -> dict[str, Any]:
     """`report.json` of a run, the newest unless one is named. UsageError when there is none."""
     name = parse_instance_id(instance_id).instance_id
-    path = find_home().run(name, run_id) / "report.json"
-    if "/" in run_id or run_id.startswith(".") or not path.is_file():
-        raise UsageError(f"there is no report of {run_id}", where=str(path.parent), hint="`ktrdr-vm apply` makes one")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return read_document(find_run(find_home(), name, run_id))
 
 
 class Instance:
@@ -105,11 +110,15 @@ class Instance:
         workspace: str | Path = ".",
         instance_id: str | None = None,
         cold: bool = False,
+        accept_changes: bool = False,
         listener: Listener | None = None,
     ) -> None:
         require_root()
+        forbid_cores()
         self._home = find_home()
         self._gathered = gather(Path(profile), home=self._home, workspace=Path(workspace), instance_id=instance_id)
+        if not accept_changes:
+            require_accepted(self._gathered.beyond, str(profile))
         self._cold = cold
         self._listener = listener or Listener()
         self._held = contextlib.ExitStack()
@@ -145,7 +154,7 @@ class Instance:
         self._held.enter_context(stage.instance.locked())
         self._stage = stage
         self._recorder = Recorder(
-            RunDirectory(self._home.run(self.instance_id, run_id), self.instance_id, plan.facts.owner, self._mask), self._listener
+            RunDirectory(create_run(self._home, self.instance_id, run_id), self.instance_id, plan.facts.owner, self._mask), self._listener
         )
         try:
             stage.provision(self._recorder)
@@ -188,7 +197,7 @@ class Instance:
     def gate(self, *names: str) -> tuple[GateResult, ...]:
         """Run gates by name or path, in order, until one does not pass."""
         root = Path(self.plan.facts.workspace)
-        playbooks = [load_playbook(find_playbook(name, root, trusted=True)) for name in names]
+        playbooks = [load_playbook(find_playbook(name, root, trusted=True), beneath=root) for name in names]
         return self._require().run_gates(playbooks, self._recorder)
 
     def upload(self, source: str | Path, destination: str, *, mode: int = 0o644) -> None:
@@ -215,6 +224,7 @@ class LivingInstance:
     """One that is there already: kept, interactive, or of a run that goes on. Leaves it as it is."""
 
     def __init__(self, instance_id: str) -> None:
+        forbid_cores()
         self._instance = HostInstance(find_home(), parse_instance_id(instance_id), Libvirt())
         self._instance.require_awake()
 
@@ -232,23 +242,10 @@ class LivingInstance:
         )
         return _result(done, mask)
 
-    def gate(self, name: str, *, workspace: str | Path = ".") -> GateResult:
-        """Run one gate under the instance's lock. BusyError when a run holds it."""
-        root = Path(workspace).resolve()
-        path = find_playbook(name, root, trusted=True)
-        playbook = load_playbook(path)
-        name = self._instance.identity.instance_id
-        with self._instance.locked():
-            context = GateContext(
-                extra_vars=dict(self._instance.plan.profile.vars),
-                roots=(path.resolve().parent, root),
-                environment=self._instance.environment(),
-                artifacts=find_home().run(name, f"gates-{make_run_id()}") / "artifacts" / playbook.name,
-                owner=find_owner(),
-                mask=find_mask(self._instance, warnings.warn),
-                gate_timeout=self._instance.plan.profile.gate_timeout,
-            )
-            return run_playbook(playbook, self._instance.connect(), context)
+    def gate(self, name: str, *, workspace: str | Path = ".", trusted: bool = True) -> GateResult:
+        """Run one gate under the instance's lock. BusyError when a run holds it. Without `trusted` only of the workspace, or shipped."""
+        [result] = run_gates(self._instance, [name], Path(workspace).resolve(), trusted=trusted)
+        return result
 
     def escalations(self) -> list[dict[str, Any]]:
         """What was asked for in it, and the answers."""

@@ -5,11 +5,8 @@ Made from what the run left on the host; the instance need not exist any more.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
-import shutil
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +16,11 @@ from typing import Any
 import zstandard
 
 from ktrdr_vm.errors import HostError, UsageError
-from ktrdr_vm.guest.workspace import Repository, find_repository
+from ktrdr_vm.evidence_reader import find_workspace, parse_report
+from ktrdr_vm.guest.workspace import Repository, resolve_commit
 from ktrdr_vm.host import process
-from ktrdr_vm.host.git import BOUNDS, git
+from ktrdr_vm.host.git import BOUNDS, View, open_view, require_commit, require_ref
+from ktrdr_vm.host.runs import FinishedRun
 from ktrdr_vm.profile.policy import OwnerPolicy
 from ktrdr_vm.report.pull_request import Change, find_missing, make_title, render_pull_request, require_startability
 
@@ -35,13 +34,17 @@ _NAMESPACE = "ktrdr-vm"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A finished bundle. `ref` and `branch` are what may be pushed; empty when the workload committed nothing."""
+    """A finished bundle. `ref` is what may be pushed, as `branch`, which this program names; empty when the workload committed nothing.
+
+    `work` is what the guest calls its branch: a word of the guest's, and no destination.
+    """
 
     directory: Path
     archive: Path
     title: str
     ref: str
     branch: str
+    work: str
     base: str
     missing: tuple[str, ...]
     signed: bool
@@ -52,62 +55,61 @@ def make_bundle(run: Path, owner: tuple[int, int], policy: OwnerPolicy) -> Bundl
 
     NotConfirmedError when Startability did not pass, UsageError when the run has no report or its commits are gone.
     """
-    with _held(run):
-        return _make_bundle(run, owner, policy)
+    return _make_bundle(FinishedRun(run), owner, policy)
 
 
-@contextlib.contextmanager
-def _held(run: Path) -> Iterator[None]:
-    """Root writes into a folder that is somebody's: while it does, they put nothing in its way, and what is there is no link."""
-    before = run.stat()
-    if os.geteuid() == 0:
-        os.chown(run, 0, 0)
-        run.chmod(0o700)
-    try:
-        for name in (*COPIED, "notes"):
-            if (run / name).is_symlink():
-                raise UsageError(f"{name} is a link", where=str(run), hint="a run's own files are none; remove it, or apply again")
-        yield
-    finally:
-        if os.geteuid() == 0:
-            os.chown(run, before.st_uid, before.st_gid)
-
-
-def _make_bundle(run: Path, owner: tuple[int, int], policy: OwnerPolicy) -> Bundle:
-    report = _read_report(run)
+def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) -> Bundle:
+    contents = {name: content for name in COPIED if (content := _read_copied(run, name)) is not None}
+    contents |= {name: content for name in run.list("notes", ".md") if (content := _read_copied(run, name, MAX_NOTE)) is not None}
+    if "report.json" not in contents:
+        raise UsageError("this run has no report", where=str(run.path), hint="it still goes on, or was killed: apply again")
+    # From here on these bytes are the run: what stands on the disk may be another file by now.
+    report = parse_report(contents["report.json"], str(run.path / "report.json"))
     require_startability(report)
-    repository, ref, base = _find_work(run, report)
-    directory = run / "bundle"
-    if directory.is_symlink():
-        directory.unlink()
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(mode=0o700)
-    changes = _write_patches(repository, base, ref, directory / "patches") if repository and ref else ()
-    notes = _read_notes(run / "notes")
-    for name in COPIED:
-        if (run / name).is_file():
-            shutil.copyfile(run / name, directory / name)
-    (directory / "PULL_REQUEST.md").write_text(render_pull_request(report, notes, changes), encoding="utf-8")
-    sums = "".join(f"{_digest(path)}  {path.relative_to(directory)}\n" for path in _files(directory))
-    (directory / "SHA256SUMS").write_text(sums, encoding="utf-8")
-    if policy.signing_key:
-        _sign(directory / "SHA256SUMS", policy.signing_key)
-    archive = run / "bundle.tar.zst"
-    archive.unlink(missing_ok=True)
-    _pack(directory, archive, f"{report['instance_id']}-{report['run_id']}")
-    for path in (directory, archive, *directory.rglob("*")):
-        os.chown(path, *owner, follow_symlinks=False)
-    branch = ref.rsplit(f"refs/ktrdr/{report['instance_id']}/", 1)[-1]
+    changed = sorted(name for name, content in contents.items() if not run.confirms(name, content))
+    if changed and policy.signing_key:
+        raise UsageError(
+            f"{', '.join(changed[:5])} is not what the run wrote, so the owner's key does not sign it",
+            where=str(run.path),
+            hint="bundle a run that nobody changed, or apply again",
+        )
+    repository, ref, base = _find_work(run, report, contents.get("plan.json"))
+    notes = _name_notes(contents)
+    with run.build() as made:
+        directory = made / "bundle"
+        directory.mkdir(mode=0o700)
+        changes = _write_patches(repository, base, ref, directory / "patches") if repository and ref else ()
+        for name in COPIED:
+            if name in contents:
+                (directory / name).write_bytes(contents[name])
+        (directory / "PULL_REQUEST.md").write_text(render_pull_request(report, notes, changes), encoding="utf-8")
+        sums = "".join(f"{_digest(path)}  {path.relative_to(directory)}\n" for path in _files(directory))
+        (directory / "SHA256SUMS").write_text(sums, encoding="utf-8")
+        if policy.signing_key:
+            _sign(directory / "SHA256SUMS", policy.signing_key)
+        _pack(directory, made / "bundle.tar.zst", f"{report['instance_id']}-{report['run_id']}")
+        run.deliver(made, ("bundle", "bundle.tar.zst"), owner)
+    missing = find_missing(report, notes, changes)
+    if changed:
+        missing = [*missing, f"a confirmation of {', '.join(changed[:5])}: changed since the run ended, or of an older version"]
     return Bundle(
-        directory,
-        archive,
+        run.path / "bundle",
+        run.path / "bundle.tar.zst",
         make_title(report, changes),
         ref,
-        branch,
+        f"ktrdr/{report['instance_id']}/{report['run_id']}" if ref else "",
+        ref.removeprefix(f"refs/ktrdr/{report['instance_id']}/"),
         base,
-        tuple(find_missing(report, notes, changes)),
+        tuple(missing),
         bool(policy.signing_key),
     )
+
+
+def _read_copied(run: FinishedRun, name: str, limit: int | None = None) -> bytes | None:
+    try:
+        return run.read(name, limit) if limit else run.read(name)
+    except FileNotFoundError:
+        return None
 
 
 def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
@@ -125,6 +127,7 @@ def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
         **{name: os.environ[name] for name in ("HOME", "USER", "LANG", "SSH_AUTH_SOCK", "XDG_CONFIG_HOME") if name in os.environ},
         "KTRDR_REF": bundle.ref,
         "KTRDR_BRANCH": bundle.branch,
+        "KTRDR_GUEST_BRANCH": bundle.work,
         "KTRDR_BASE": bundle.base,
         "KTRDR_TITLE": bundle.title,
         "KTRDR_BODY_FILE": str(bundle.directory / "PULL_REQUEST.md"),
@@ -148,37 +151,19 @@ def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
     return done.text
 
 
-def find_workspace(run: Path) -> Repository | None:
-    """The repository that a run worked on; None when its profile has no workspace."""
-    plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
-    workspace = plan["profile"]["workspace"]
-    return find_repository(Path(plan["facts"]["workspace"]) / workspace["source"]) if workspace else None
-
-
-def _read_report(run: Path) -> dict[str, Any]:
-    try:
-        report: dict[str, Any] = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UsageError(
-            "this run has no report", where=str(run), hint="it still goes on, or was killed; `ktrdr-vm events` shows how far it came"
-        ) from None
-    if report.get("schema_version") != 1 or "verification" not in report:
-        raise UsageError("this report is of another version", where=str(run / "report.json"), hint="apply again with this version")
-    return report
-
-
-def _find_work(run: Path, report: dict[str, Any]) -> tuple[Repository | None, str, str]:
+def _find_work(run: FinishedRun, report: dict[str, Any], plan: bytes | None) -> tuple[Repository | None, str, str]:
     """The repository, the ref that was judged, and the commit it began from. The ref must still be what was judged."""
-    repository, verification = find_workspace(run), report["verification"]
-    base = str(report["base_commit"])
-    if repository is None or verification is None or not report["commits"]:
+    repository, verification, where = find_workspace(run.path, plan), report["verification"], str(run.path / "report.json")
+    base = require_commit(report["base_commit"], where) if report["base_commit"] else ""
+    if repository is None or verification is None or not report["commits"] or not base:
         return repository, "", base
     judged = verification["commit"]
     chosen = next((one for one in report["commits"] if one["commit"] == judged), None)
     if chosen is None:
         return repository, "", base
-    ref = str(chosen["ref"])
-    found = git(repository.root, repository.owner, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}", check=False).text.strip()
+    ref = require_ref(chosen["ref"], where)
+    require_commit(judged, where)
+    found = resolve_commit(repository, ref)
     if found != judged:
         raise UsageError(
             f"{ref} is no longer the commit that was judged ({judged[:12]})",
@@ -191,9 +176,13 @@ def _find_work(run: Path, report: dict[str, Any]) -> tuple[Repository | None, st
 def _write_patches(repository: Repository, base: str, ref: str, folder: Path) -> tuple[Change, ...]:
     """The series as `git am` takes it, and its subjects, newest first."""
     folder.mkdir(mode=0o700)
-    listed = git(
-        repository.root, repository.owner, "log", "--format=%H %s", f"--max-count={MAX_PATCHES + 1}", f"{base}..{ref}", "--", bounds=BOUNDS
-    )
+    with open_view(repository.place) as view:
+        return _write_series(view, base, ref, folder)
+
+
+def _write_series(view: View, base: str, ref: str, folder: Path) -> tuple[Change, ...]:
+    count = f"--max-count={MAX_PATCHES + 1}"
+    listed = view.git("log", "--format=%H %s", count, "--end-of-options", f"{base}..{ref}", "--", bounds=BOUNDS)
     # By line feeds alone, as Git writes them: in a subject other characters may stand that Python takes for the end of a line.
     changes = tuple(Change(*line.partition(" ")[::2]) for line in listed.text.split("\n") if line)
     if len(changes) > MAX_PATCHES:
@@ -201,19 +190,19 @@ def _write_patches(repository: Repository, base: str, ref: str, folder: Path) ->
     options = ("--binary", "--no-ext-diff", "--no-textconv", "--no-signature", "--no-renames", "--stdout")
     for number, change in enumerate(reversed(changes), 1):
         with (folder / f"{number:04}-{change.commit[:12]}.patch").open("wb") as file:
-            git(
-                repository.root, repository.owner, "format-patch", *options, "-1", f"--start-number={number}", change.commit,
+            view.git(
+                "format-patch", *options, "-1", f"--start-number={number}", "--end-of-options", change.commit,
                 stdout=file.fileno(), bounds=BOUNDS,
             )  # fmt: skip
     return changes
 
 
-def _read_notes(folder: Path) -> dict[str, str]:
-    """The workload's notes: regular files that were fetched with limits."""
+def _name_notes(contents: dict[str, bytes]) -> dict[str, str]:
+    """The workload's notes by their plain names."""
     found: dict[str, str] = {}
-    for path in sorted(folder.rglob("*.md")) if folder.is_dir() else ():
-        if path.is_file() and not path.is_symlink():
-            found.setdefault(path.name, path.read_bytes()[:MAX_NOTE].decode("utf-8", "replace"))
+    for name, content in contents.items():
+        if name.startswith("notes/"):
+            found.setdefault(name.rpartition("/")[2], content.decode("utf-8", "replace"))
     return found
 
 

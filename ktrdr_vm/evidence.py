@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -18,14 +16,10 @@ from typing import Any
 from ktrdr_vm.egress.ledger import read_kept
 from ktrdr_vm.egress.suggest import render_suggestion
 from ktrdr_vm.host.clock import now
-from ktrdr_vm.host.journal import is_locked, list_directories
-from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.runs import hand_over, require_own
 from ktrdr_vm.report.mask import mask_values
 from ktrdr_vm.report.model import Allowance, Artifact, Denial, GateResult, TaskResult
 
-# Evidence that is older is collected.
-KEPT_DAYS = 90
-_OLD = f"the run ended more than {KEPT_DAYS} days ago"
 # A console that a guest floods is kept to its end.
 MAX_CONSOLE = 8 * 1024 * 1024
 # Decisions are written up to a second late.
@@ -46,11 +40,11 @@ class RunDirectory:
         self._instance_id = instance_id
         self._owner = owner
         self._mask = mask
+        # Made by `create_run`, and this user's own until `close`: until then every path in it is what this program made.
         for folder in (path, path / "artifacts", path / "bundle"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The person may pass through to what is theirs, and see nothing else on the way.
-        path.parent.chmod(0o711)
-        path.parent.parent.chmod(0o711)
+        require_own(path)
+        self._closed = False
         self._events = (path / "events.jsonl").open("a", encoding="utf-8", errors="backslashreplace")
         self._link_latest()
 
@@ -70,6 +64,8 @@ class RunDirectory:
 
     def write(self, name: str, text: str) -> None:
         """`text` as it is: what may hold a secret is masked before it becomes a document."""
+        if self._closed:  # the person's by now
+            return
         (self.path / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def keep_ledger(self, ledger: Path, *, since: str, add: bool) -> list[dict[str, Any]]:
@@ -90,58 +86,18 @@ class RunDirectory:
             self.write(name, self._mask(file.read().decode("utf-8", "replace")))
 
     def close(self) -> None:
-        """Hand everything to the person. Files that the guest named are already theirs.
-
-        From the inside out and without following a link: nobody else can come in before the outermost folder is theirs.
-        """
+        """Hand everything to the person. After that nothing of it is opened by its path again."""
         with contextlib.suppress(OSError):
             self._events.close()
-        for _, _, files, descriptor in os.fwalk(self.path, topdown=False, follow_symlinks=False):
-            for name in files:
-                os.chown(name, *self._owner, dir_fd=descriptor, follow_symlinks=False)
-            os.fchown(descriptor, *self._owner)
+        if not self._closed:
+            hand_over(self.path, self._owner)
+        self._closed = True
 
     def _link_latest(self) -> None:
         link = self.path.parent / ".latest.new"
         link.unlink(missing_ok=True)
         link.symlink_to(self.path.name)
         link.rename(self.path.parent / "latest")
-
-
-def collect_runs(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
-    """Remove the evidence of runs that ended KEPT_DAYS ago; of an instance that is there the newest stays. Rows as `gc` shows them."""
-    living = {path.name for path in list_directories(home)}
-    rows = []
-    for folder in sorted(home.runs.iterdir()) if home.runs.is_dir() else ():
-        if folder.is_symlink() or not folder.is_dir() or is_locked(home.lock(folder.name)):
-            continue
-        found = sorted(
-            (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()), key=lambda path: path.stat().st_mtime
-        )
-        old = [path for path in found if time.time() - path.stat().st_mtime > KEPT_DAYS * 86400]
-        if folder.name in living:
-            old = [path for path in old if path != found[-1]]
-        for path in old:
-            rows.append({"action": "would remove" if dry_run else "removed", "instance_id": f"{folder.name}/{path.name}", "reason": _OLD})
-            if not dry_run:
-                shutil.rmtree(path)
-        if not dry_run and len(old) == len(found):
-            (folder / "latest").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not ours, then, what else is in it
-                folder.rmdir()
-    return rows
-
-
-def remove_old_runs(runs: Path, keep: int) -> list[Path]:
-    """Keep the newest `keep` runs of an instance_id, and as many of what `gate` fetched; returns what was removed."""
-    if not runs.is_dir():
-        return []
-    found = sorted((path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()), reverse=True)
-    gates = [path for path in found if path.name.startswith("gates-")]
-    old = [path for path in found if path not in gates][keep:] + gates[keep:]
-    for path in old:
-        shutil.rmtree(path)
-    return old
 
 
 def list_fetched(folder: Path, gate: str, directory: Path) -> tuple[Artifact, ...]:

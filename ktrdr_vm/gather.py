@@ -5,26 +5,26 @@ Needs neither root nor a running libvirt, and creates nothing.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
+import os
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ktrdr_vm.errors import DocumentError, HostError, KtrdrError, Problem, UsageError
+from ktrdr_vm.errors import DocumentError, HostError, UsageError
 from ktrdr_vm.guest.workspace import Repository, find_repository
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
+from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_file
 from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.host.owner_policy import read_policy
-from ktrdr_vm.host.package_sources import Destination, find_sources, list_presets
-from ktrdr_vm.host.paths import Home, find_shipped, list_shipped
+from ktrdr_vm.host.package_sources import Destination, find_sources
+from ktrdr_vm.host.paths import Home, find_shipped
 from ktrdr_vm.images.recipe import Recipe, load_recipe
-from ktrdr_vm.images.store import refuse_disk
 from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
 from ktrdr_vm.plan.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.profile.ceiling import check_presets
 from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import HINT, LoadedProfile, build_profile, load_profile
@@ -32,7 +32,10 @@ from ktrdr_vm.profile.model import ImageRef, Profile
 from ktrdr_vm.profile.policy import HINT as POLICY_HINT
 from ktrdr_vm.profile.policy import OwnerPolicy, check_policy
 from ktrdr_vm.profile.preset import load_preset
+from ktrdr_vm.profile.reach import Reach
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
+from ktrdr_vm.references import check_places, check_references, digest_playbooks, find_playbook
+from ktrdr_vm.trusted import compare
 
 # A machine type that every QEMU since Debian 12's has, spelled out so that a template stays what it was.
 MACHINE = "pc-q35-7.2"
@@ -52,16 +55,18 @@ class Gathered:
     repository: Repository | None
     recipe: Recipe | None
     playbooks: tuple[tuple[str, Path], ...]
+    beyond: tuple[Reach, ...] = ()
+    """What the profile wants beyond the same file on a branch that its owner trusts."""
 
 
-def read_profile(path: Path) -> LoadedProfile:
-    """Load a profile file and what it extends; every problem at once."""
-    return load_profile(_read(path), str(path), _read_parent)
+def read_profile(path: Path, workspace: Path | None = None) -> LoadedProfile:
+    """Load a profile file and what it extends; every problem at once. What lies in the workspace is no link."""
+    return load_profile(_read(path, workspace), str(path), _read_parent)
 
 
 def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()) -> Gathered:
     """Everything that `plan`, `render` and `apply` start from. `gates`, when given, replace the profile's."""
-    return gather_profile(read_profile(profile_path), home=home, workspace=workspace, instance_id=instance_id, gates=gates)
+    return gather_profile(read_profile(profile_path, workspace), home=home, workspace=workspace, instance_id=instance_id, gates=gates)
 
 
 def gather_profile(
@@ -74,19 +79,22 @@ def gather_profile(
         # A plan is text, and so are the documents in it.
         raise UsageError("the name of the workspace is no plain text", where=ascii(str(root)), hint="rename the folder")
     named, refused = check_references(loaded, root, gates=not gates), check_policy(loaded, policy, str(root))
+    refused = refused or check_places(loaded, root, policy.mount_roots)
     if named or refused:
         raise DocumentError([*named, *refused], hint=REFERENCE_HINT if named else POLICY_HINT)
     if policy.longest_life and not loaded.profile.ttl:
         loaded.data["ttl"] = f"{policy.longest_life}s"
         loaded.profile = build_profile(loaded.data)
     profile = loaded.profile
-    repository = find_repository(root / profile.workspace.source) if profile.workspace else None
+    repository = find_repository(root, profile.workspace.source) if profile.workspace else None
     identity = _identity(instance_id, root, repository)
     playbooks = tuple((gate, find_playbook(gate, root, trusted=bool(gates))) for gate in gates or profile.gates)
     recipe, image = _image(profile.image, home)
     kernel = Path(image.directory, "vmlinuz")
     accelerator = find_accelerator(kernel if kernel.exists() else None)
-    owner = find_owner()
+    owner, presets = find_owner(), _presets(profile)
+    if beyond := check_presets(profile, presets, policy.ceiling, policy.uses):
+        raise DocumentError([loaded.problem(path, message) for path, message in beyond], hint=POLICY_HINT)
     facts = Facts(
         accelerator=accelerator.name,
         emulator=str(process.find_program(EMULATOR) or f"/usr/bin/{EMULATOR}"),
@@ -99,74 +107,14 @@ def gather_profile(
         workspace=str(root),
         base_ref=repository.branch if repository else "",
         base_commit=repository.commit if repository else "",
-        playbooks=_digest(playbooks),
-        presets=_presets(profile),
+        playbooks=digest_playbooks(playbooks, root),
+        presets=presets,
         owner_reserved=tuple(sorted(policy.reserved)),
         collector=_find_collector(profile, policy),
         lending=_find_lending(profile, policy),
     )
-    return Gathered(loaded, policy, Plan(profile, facts, identity, loaded.data), accelerator, repository, recipe, playbooks)
-
-
-def check_references(loaded: LoadedProfile, workspace: Path, *, gates: bool = True) -> list[Problem]:
-    """What the profile names and is not there, or is itself wrong: recipe, presets, playbooks. Reads files, asks no program.
-
-    `workspace` is the absolute folder of `--workspace`. Without `gates` the profile's own are not looked for: others take their place.
-    """
-    profile, problems = loaded.profile, []
-    if not profile.image.url:
-        recipe = find_shipped("images", f"{profile.image.recipe}.yaml")
-        if recipe is None:
-            problems.append(loaded.problem(("image",), _unknown("image recipe", profile.image.recipe, list_shipped("images"))))
-        elif reason := refuse_disk(profile.resources.disk, load_recipe(recipe).size):
-            problems.append(loaded.problem(("resources", "disk"), reason))
-    known = list_presets()
-    for index, rule in enumerate(profile.egress.allow):
-        if rule.preset and rule.preset not in known:
-            problems.append(loaded.problem(("egress", "allow", index, "preset"), _unknown("preset", rule.preset, known)))
-    for index, gate in enumerate(profile.gates if gates else ()):
-        try:
-            _digest(((gate, find_playbook(gate, workspace)),))
-        except DocumentError as error:
-            problems.extend(error.problems)
-        except KtrdrError as error:
-            problems.append(loaded.problem(("gates", index), f"{error.message}: {error.where}"))
-    return problems
-
-
-def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"there is no {kind} {name}; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}")
-
-
-def find_playbook(gate: str, workspace: Path, *, trusted: bool = False) -> Path:
-    """A gate by name or path: the workspace's own, then the shipped ones.
-
-    A profile comes from a branch: what it names lies in the workspace, links resolved, or is shipped. `trusted` is what a person
-    typed, and may lie anywhere.
-    """
-    shipped = None
-    if "/" in gate or gate.endswith((".yaml", ".yml")):
-        candidates = [workspace / gate]
-    else:
-        candidates = [workspace / "playbooks" / f"{gate}.yaml"]
-        shipped = find_shipped("playbooks", f"{gate}.yaml")
-        candidates += [shipped] if shipped else []
-    for path in candidates:
-        if not path.is_file():
-            continue
-        if not trusted and path != shipped and not path.resolve().is_relative_to(workspace.resolve()):
-            raise UsageError(
-                f"the gate {gate} lies outside the workspace",
-                where=str(path),
-                hint="a profile's gates are files of the workspace, or shipped ones",
-            )
-        return path
-    raise UsageError(
-        f"there is no playbook for the gate {gate}",
-        where=", ".join(str(path) for path in candidates),
-        hint="write playbooks/<name>.yaml in the workspace, or name a shipped gate or a path",
-    )
+    plan = Plan(profile, facts, identity, loaded.data)
+    return Gathered(loaded, policy, plan, accelerator, repository, recipe, playbooks, compare(loaded, repository, policy))
 
 
 def _identity(instance_id: str | None, root: Path, repository: Repository | None) -> Identity:
@@ -194,15 +142,6 @@ def _image(ref: ImageRef, home: Home) -> tuple[Recipe | None, ImageFacts]:
         kernel_args=" ".join(recipe.kernel_args) if not isinstance(recipe.kernel_args, str) else recipe.kernel_args,
         user=recipe.user,
     )
-
-
-def _digest(playbooks: tuple[tuple[str, Path], ...]) -> tuple[tuple[str, str], ...]:
-    if not playbooks:
-        return ()
-    # A playbook's parser brings Jinja along, which a profile without gates need not wait for.
-    from ktrdr_vm.gates.load import digest_playbook
-
-    return tuple((gate, digest_playbook(path)) for gate, path in playbooks)
 
 
 def _presets(profile: Profile) -> tuple[tuple[str, tuple[EgressRule, ...]], ...]:
@@ -262,8 +201,14 @@ def _has_cpu_controller() -> bool:
     return Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists() or Path("/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us").exists()
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, workspace: Path | None = None) -> bytes:
+    """What a person typed may be a link of theirs; what lies beneath the workspace may be a branch's, and is none."""
+    root = (workspace or Path()).resolve()
+    place = find_place(Path.cwd() / path, (root,))
     try:
+        if place.root == root:
+            with os.fdopen(open_file(place), "rb") as file:
+                return file.read(MAX_BYTES + 1)
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -272,13 +217,16 @@ def _read(path: Path) -> bytes:
 
 def _read_parent(reference: str, source: str) -> tuple[str, bytes]:
     """What a profile extends: a file beneath the profile's own folder, or a shipped profile by name."""
-    folder = Path(source).resolve().parent
-    path = (folder / reference).resolve()
-    if not path.is_relative_to(folder):
-        raise UsageError(f"{reference} is outside the profile's folder", where=source, hint=HINT)
-    if not path.is_file():
-        shipped = find_shipped("profiles", reference if reference.endswith(".yaml") else f"{reference}.yaml")
-        if shipped is None:
-            raise UsageError(f"{reference} is neither beside the profile nor shipped", where=source, hint=HINT)
-        path = shipped
-    return str(path), _read(path)
+    folder = Place(Path(source).resolve().parent)
+    try:
+        place = folder.join(reference)
+        with os.fdopen(open_file(place), "rb") as file:
+            return str(place.path), file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        pass
+    except UnsafePathError as error:
+        raise UsageError(f"{reference} is outside the profile's folder: {error.message}", where=source, hint=HINT) from None
+    shipped = find_shipped("profiles", reference if reference.endswith(".yaml") else f"{reference}.yaml")
+    if shipped is None:
+        raise UsageError(f"{reference} is neither beside the profile nor shipped", where=source, hint=HINT)
+    return str(shipped), _read(shipped)

@@ -63,7 +63,7 @@ class Harvest:
             return
         with recorder.phase("artifacts", of=self.folder):
             folder = self.place_artifacts(recorder)
-            fetched = fetch_artifacts(self._instance.connect(), self._profile.artifacts, folder, owner=self._plan.facts.owner)
+            fetched = fetch_artifacts(self._instance.connect(), self._profile.artifacts, folder)
             self.artifacts += make_artifacts(fetched, beneath="artifacts/" if self.folder else "")
 
     def fetch_notes(self, recorder: Recorder) -> None:
@@ -72,7 +72,7 @@ class Harvest:
         if workspace is None:
             return
         folder, place = recorder.directory.path / "notes", f"{workspace.target}/{NOTES}"
-        rows = fetch_artifacts(self._instance.connect(), [place], folder, owner=self._plan.facts.owner, limits=_NOTE_LIMITS)
+        rows = fetch_artifacts(self._instance.connect(), [place], folder, limits=_NOTE_LIMITS)
         self.artifacts += make_artifacts(row for row in rows if row.path or row.source != place)
 
     def keep_evidence(self, recorder: Recorder) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,12 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from ktrdr_vm.discovery import Found, find_instances
 from ktrdr_vm.egress.ledger_row import parse_row
+from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.runs import FinishedRun, list_newest
 
 # The end of a ledger is enough for a rate; a whole one can be 32 MiB.
 _LEDGER_TAIL = 16 * 1024 * 1024
@@ -55,8 +56,8 @@ def render_metrics(home: Home, libvirt: Libvirt) -> str:
     metrics = Metrics()
     for found in find_instances(home, libvirt):
         _add_instance(metrics, home, found)
-    for report in sorted(home.runs.glob("*/latest/report.json")) if home.runs.is_dir() else ():
-        _add_run(metrics, report)
+    for run in list_newest(home):
+        _add_run(metrics, run)
     return generate_latest(metrics.registry).decode()
 
 
@@ -81,9 +82,9 @@ def _add_instance(metrics: Metrics, home: Home, found: Found) -> None:
             metrics.egress_bytes.labels(*identity, direction).inc(row.get(f"bytes_{direction}", 0))
 
 
-def _add_run(metrics: Metrics, path: Path) -> None:
+def _add_run(metrics: Metrics, run: FinishedRun) -> None:
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = run.document("report.json")
         identity = report["instance_id"], report["mode"]
         metrics.run_outcome.labels(*identity, report["outcome"]).set(1)
         metrics.run_seconds.labels(*identity).set(report["duration_s"])
@@ -92,7 +93,7 @@ def _add_run(metrics: Metrics, path: Path) -> None:
         for gate in report["gates"]:
             metrics.gate_passed.labels(*identity, gate["name"]).set(gate["outcome"] == "passed")
             metrics.gate_seconds.labels(*identity, gate["name"]).set(gate["duration_s"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, KtrdrError):
         return  # half of one, or of another version
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from ktrdr_vm.discovery import Found, find_instances
 from ktrdr_vm.egress.ledger_row import parse_row
+from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.host.clock import seconds_since
 from ktrdr_vm.host.journal import read_journal
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.runs import FinishedRun, find_run
 
 # Of a ledger's end; older denials stand in its earlier file and in the report.
 _TAIL = 1024 * 1024
@@ -67,11 +68,11 @@ def _gates(home: Home, instance_id: str) -> str:
     try:
         journal = read_journal(home.instance(instance_id).journal)
         run_id = journal.run_id if journal is not None else "latest"
-        report = json.loads((home.run(instance_id, run_id or "latest") / "report.json").read_bytes())
+        report = FinishedRun(find_run(home, instance_id, run_id or "latest")).document("report.json")
         gates = report["gates"]
         bad = next((gate for gate in gates if gate["outcome"] != "passed"), None)
         return f"{bad['name']} {bad['outcome']}" if bad else f"{len(gates)} passed" if gates else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, KtrdrError):
         return ""
 
 

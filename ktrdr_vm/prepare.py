@@ -17,16 +17,17 @@ from pathlib import Path
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.gates.context import GateContext
-from ktrdr_vm.gates.load import digest_playbook, load_playbook
+from ktrdr_vm.gates.load import digest_playbook, load_playbook, place_playbook
 from ktrdr_vm.gates.runner import run_playbook
-from ktrdr_vm.gather import Gathered, find_playbook
-from ktrdr_vm.guest.beneath import open_beneath
+from ktrdr_vm.gather import Gathered
 from ktrdr_vm.guest.personalize import make_environment, personalize
 from ktrdr_vm.guest.workspace import Repository, copy_in
 from ktrdr_vm.host import process
-from ktrdr_vm.host.git import git
+from ktrdr_vm.host.beneath import Place, open_file
+from ktrdr_vm.host.git import open_view
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.rights import set_rights
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.plan.facts import TemplateFacts
@@ -34,11 +35,13 @@ from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan, plain
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.model import Prepare, Secret, Workspace
+from ktrdr_vm.references import find_playbook
 from ktrdr_vm.snapshot import copy_disk
 from ktrdr_vm.template import Project, build_template, find_template
+from ktrdr_vm.trusted import list_refs
 
 # Raised when what is done around the playbook changes.
-FORMAT = 1
+FORMAT = 2
 MAX_KEY_FILE = 64 * 1024 * 1024
 DOCKER_LIMIT = 300.0
 REBASE_LIMIT = 1800.0
@@ -86,14 +89,16 @@ def build_best(home: Home, gathered: Gathered, plan: Plan, image: Image, libvirt
 
 def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> str:
     """Why nothing may be prepared from the repository as it stands, or nothing."""
-    refs = gathered.policy.prepare_refs
+    refs = (*list_refs(gathered.policy, repository), *gathered.policy.prepare_refs)
     if repository.branch not in refs:
         return f"{repository.branch or 'a detached HEAD'} is none of the owner's branches for it ({', '.join(refs) or 'there are none'})"
-    if git(repository.root, repository.owner, "status", "--porcelain", "--untracked-files=no").text.strip():
-        return "the repository has uncommitted changes"
     files = [wanted.playbook, *wanted.key]
-    tracked = [name for name in files if (repository.root / name).exists()]
-    known = git(repository.root, repository.owner, "ls-files", "--error-unmatch", "--", *tracked, check=False) if tracked else None
+    tracked = [f":(literal){name}" for name in files if (repository.root / name).exists()]
+    with open_view(repository.place) as view:
+        # What is staged counts as well: the working tree is compared with the commit.
+        if view.git("diff", "--quiet", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all", "HEAD", "--", check=False).exit_code:
+            return "the repository has uncommitted changes"
+        known = view.git("ls-files", "--error-unmatch", "--", *tracked, check=False) if tracked else None
     return "its playbook or a file of its key is not committed" if known is not None and known.exit_code != 0 else ""
 
 
@@ -111,8 +116,10 @@ def _describe(
     ingredients = {
         "format": FORMAT,
         "tidy": _TIDY,
-        "playbook": digest_playbook(playbook),
-        "files": {name: _digest(repository.root, name) for name in wanted.key},
+        # Which repository of this host: what a playbook runs is in it, and another one may look alike.
+        "repository": _identify(repository),
+        "playbook": digest_playbook(playbook, beneath=repository.root),
+        "files": {name: _digest(repository.place, name) for name in wanted.key},
         # What it could reach decides what it found.
         "egress": plain(plan.rules),
         "workspace": plain(plan.profile.workspace),
@@ -124,13 +131,27 @@ def _describe(
         assert libvirt is not None, "a project that was described to be found cannot be built"
         _make_disk(home, repository, playbook, digest, plan, image, libvirt, note, target)
 
-    return Project(plan.profile.name, digest, make_disk)
+    made_from = {"repository": str(repository.root), "branch": repository.branch, "commit": repository.commit}
+    made_from["tree"] = _find_tree(repository)
+    return Project(plan.profile.name, digest, make_disk, made_from)
 
 
-def _digest(root: Path, name: str) -> str:
+def _identify(repository: Repository) -> dict[str, object]:
+    """The repository on this host, whatever its content claims: linked worktrees share it, a clone or a copy has another."""
+    common = repository.common or repository.root
+    facts = common.stat()
+    return {"path": str(common), "device": facts.st_dev, "inode": facts.st_ino, "owner": facts.st_uid}
+
+
+def _find_tree(repository: Repository) -> str:
+    with open_view(repository.place) as view:
+        return view.git("rev-parse", "--verify", "--end-of-options", f"{repository.commit}^{{tree}}").text.strip()
+
+
+def _digest(root: Place, name: str) -> str:
     """sha256 of a file of the workspace; a file that is not there is a value as well."""
     try:
-        with os.fdopen(open_beneath(root, name), "rb") as file:
+        with os.fdopen(open_file(root, name), "rb") as file:
             content = file.read(MAX_KEY_FILE + 1)
     except FileNotFoundError:
         return "absent"
@@ -168,7 +189,9 @@ def _make_disk(
             with contextlib.suppress(KtrdrError, OSError):
                 ask_guard(instance.paths.guard, "flush")
                 # What it reached, for whoever asks what is in the template.
-                shutil.copyfile(instance.paths.ledger, target.with_name("egress.jsonl"))
+                kept = target.with_name("egress.jsonl")
+                kept.touch(mode=0o600)
+                shutil.copyfile(instance.paths.ledger, kept)
         finally:
             instance.destroy()
     # Onto the image itself: the template of the shape may then go.
@@ -176,7 +199,7 @@ def _make_disk(
         ["qemu-img", "rebase", "-q", "-f", "qcow2", "-F", image.disk_format, "-b", image.disk, target],
         timeout=REBASE_LIMIT,
     )
-    target.chmod(0o444)
+    set_rights(target, home.root)
 
 
 def _work(instance: Instance, plan: Plan, repository: Repository, playbook: Path, note: Note) -> None:
@@ -188,11 +211,11 @@ def _work(instance: Instance, plan: Plan, repository: Repository, playbook: Path
     copy_in(repository, workspace, guest, plan.facts.image.user, plan.identity.instance_id, note)
     context = GateContext(
         extra_vars=dict(plan.profile.vars),
-        roots=(playbook.resolve().parent, repository.root),
+        roots=(place_playbook(playbook, repository.root).parent, repository.place),
         environment=environment,
         gate_timeout=plan.profile.gate_timeout,
     )
-    result = run_playbook(load_playbook(playbook), guest, context)
+    result = run_playbook(load_playbook(playbook, beneath=repository.root), guest, context)
     if result.outcome != "passed":
         failed = [f"{task.name}: {task.message}" for task in result.tasks if task.outcome not in ("passed", "skipped")]
         raise ProvisionError(

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.errors import UsageError
+from ktrdr_vm.evidence_reader import find_workspace, read_document
 from ktrdr_vm.gather import Gathered, gather_profile
-from ktrdr_vm.host.git import git
+from ktrdr_vm.guest.workspace import resolve_commit
+from ktrdr_vm.host.git import require_commit, require_ref
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.runs import FinishedRun
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.load import load_profile
 
@@ -23,7 +26,9 @@ def gather_run(run: Path, *, home: Home, instance_id: str | None = None) -> Gath
 
     `run` is the run's directory. UsageError when its documents or its commits are gone.
     """
-    plan, report = _read(run / "plan.json"), _read(run / "report.json")
+    documents = FinishedRun(run)
+    plan, report = _read(documents, "plan.json"), read_document(run)
+    find_workspace(run)
     document = {key: value for key, value in plan["source"].items() if key not in _LEFT_OUT} | {"mode": "interactive"}
     if document.get("workspace") is not None:
         document["workspace"] = {**document["workspace"], "uncommitted": "ignore", "include": []}
@@ -37,9 +42,8 @@ def gather_run(run: Path, *, home: Home, instance_id: str | None = None) -> Gath
     verification = report.get("verification") or {}
     commit = verification.get("commit") or report["base_commit"]
     ref = next((one["ref"] for one in report["commits"] if one["commit"] == commit), "")
-    found = git(
-        repository.root, repository.owner, "rev-parse", "--verify", "--quiet", f"{ref or commit}^{{commit}}", check=False
-    ).text.strip()
+    where = str(run / "report.json")
+    found = resolve_commit(repository, require_ref(ref, where) if ref else require_commit(commit, where))
     if found != commit:
         raise UsageError(
             f"the commit {commit[:12]} of that run is no longer where it was",
@@ -51,12 +55,11 @@ def gather_run(run: Path, *, home: Home, instance_id: str | None = None) -> Gath
     return replace(gathered, plan=fresh, repository=replace(repository, commit=commit, ref=ref))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(run: FinishedRun, name: str) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content
-    except (OSError, ValueError):
-        raise UsageError("this run has no such document", where=str(path), hint="it still goes on, or was killed") from None
+        return run.document(name)
+    except FileNotFoundError:
+        raise UsageError("this run has no such document", where=str(run.path / name), hint="it still goes on, or was killed") from None
 
 
 def _no_parent(reference: str, source: str) -> tuple[str, bytes]:

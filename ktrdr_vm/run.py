@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ktrdr_vm.discovery import collect_expired
 from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, ProvisionError, UsageError
-from ktrdr_vm.evidence import RunDirectory, make_run_id, remove_old_runs
+from ktrdr_vm.evidence import RunDirectory, make_run_id
 from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gather import Gathered
@@ -25,6 +25,7 @@ from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.journal import explained
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.runs import create_run, find_run, remove_old_runs
 from ktrdr_vm.listener import Listener, Options
 from ktrdr_vm.masking import GrowingMask
 from ktrdr_vm.outcome import Results, assemble, write_report
@@ -85,7 +86,7 @@ class Run:
     def execute(self) -> RunReport:
         """Do it all. Raises only what happens before anything exists: bad playbooks, a missing secret, a busy instance."""
         plan = self._gathered.plan
-        playbooks = [load_playbook(path) for _, path in self._gathered.playbooks]
+        playbooks = [load_playbook(path, beneath=Path(plan.facts.workspace)) for _, path in self._gathered.playbooks]
         self._secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
         self._mask.add(self._secrets.values())
         for name in find_short(self._secrets):
@@ -118,7 +119,7 @@ class Run:
             "ktrdr.environment": report.mode,
             "ktrdr.run_id": report.run_id,
         }
-        run = self._home.run(report.instance_id, report.run_id)
+        run = find_run(self._home, report.instance_id, report.run_id)
         report_run(run, identity, os.environ, self._gathered.policy, self._listener.note)
 
     def _add_stage(self, gathered: Gathered, name: StageName) -> Stage:
@@ -143,7 +144,8 @@ class Run:
     def _execute_locked(self, playbooks: list[Playbook]) -> RunReport:
         plan = self._gathered.plan
         began = time.monotonic()
-        path = self._home.run(plan.identity.instance_id, self._results.run_id)
+        with explained(str(self._home.root)):
+            path = create_run(self._home, plan.identity.instance_id, self._results.run_id, continued=self._stop is not None)
         with explained(str(path)):
             recorder = Recorder(RunDirectory(path, plan.identity.instance_id, plan.facts.owner, self._mask), self._listener)
             recorder.directory.event("run_continued" if self._stop else "run_started", profile=plan.profile.name, plan_digest=plan.digest)

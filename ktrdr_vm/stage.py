@@ -14,6 +14,7 @@ from ktrdr_vm.delivered import drop_secret
 from ktrdr_vm.egress.control import ask_guard
 from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError, UsageError
 from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.load import place_playbook
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.gather import Gathered
@@ -86,7 +87,11 @@ class Stage:
                 require_source(mount, Path(self.plan.facts.workspace), roots)
         with self._phase(recorder, "image"):
             image = self.image = ensure_image(
-                self.plan.profile.image, self.gathered.recipe, self._home.images, progress=recorder.listener.note
+                self.plan.profile.image,
+                self.gathered.recipe,
+                self._home.images,
+                progress=recorder.listener.note,
+                sources=self.gathered.policy.image_sources,
             )
         if reason := refuse_disk(self.plan.profile.resources.disk, image.virtual_size):
             raise UsageError(reason, where="resources.disk", hint="make it larger; what is not written takes no space")
@@ -196,9 +201,8 @@ class Stage:
         path = Path(playbook.source)
         context = GateContext(
             extra_vars=dict(self.plan.profile.vars),
-            roots=(path.resolve().parent, *((repository.root,) if repository else ())),
+            roots=(place_playbook(path, Path(self.plan.facts.workspace)).parent, *((repository.place,) if repository else ())),
             artifacts=self.harvest.place_artifacts(recorder) / playbook.name,
-            owner=self.plan.facts.owner,
             environment=self._environment,
             mask=self._mask,
             on_event=recorder.hear_gate,
@@ -212,7 +216,10 @@ class Stage:
         if pending:
             raise self._stop(pending[0])
         with self._phase(recorder, "resume"):
-            self.image = ensure_image(self.plan.profile.image, self.gathered.recipe, self._home.images, progress=recorder.listener.note)
+            policy, note = self.gathered.policy, recorder.listener.note
+            self.image = ensure_image(
+                self.plan.profile.image, self.gathered.recipe, self._home.images, progress=note, sources=policy.image_sources
+            )
             self.plan = know_image(self.plan, self.image)
             roots = self.gathered.policy.mount_roots
             resume(self.instance, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)

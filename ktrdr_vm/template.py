@@ -14,7 +14,7 @@ import pwd
 import shutil
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ktrdr_vm.host.fork import save_state
 from ktrdr_vm.host.journal import locked
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.rights import set_rights
 from ktrdr_vm.images.store import Image, ImageStore
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_user_data
 from ktrdr_vm.plan.domain_xml import render_template_domain
@@ -70,6 +71,8 @@ class Project:
     digest: str
     make_disk: Callable[[Path], None]
     """Writes the disk that the template is booted from, an overlay on the image."""
+    made_from: dict[str, str] = field(default_factory=dict)
+    """The repository's folder, branch, commit and tree, for who asks what a template came from."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Template:
     used_at: str
     seconds: float
     size: int
+    made_from: dict[str, str] = field(default_factory=dict)
+    """Of a project: the repository's folder, branch, commit and tree that prepared it."""
 
 
 def fits(plan: Plan) -> bool:
@@ -133,6 +138,9 @@ def build_template(
             raise
         seconds = round(time.monotonic() - began, 1)
         manifest = {**ingredients, "key": facts.key, "created_at": now(), "seconds": seconds}
+        if project is not None:
+            manifest["made_from"] = project.made_from
+        (place / "manifest.json").touch(mode=0o600)
         (place / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         # On the disk before it has its name: after a power cut a finished name must not stand on zeros.
         for path in (*place.iterdir(), place):
@@ -163,6 +171,7 @@ def list_templates(home: Home) -> list[Template]:
                     used_at=datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
                     seconds=manifest["seconds"],
                     size=size,
+                    made_from=manifest.get("made_from", {}),
                 )
             )
         except (ValueError, KeyError, TypeError, OSError):
@@ -267,7 +276,7 @@ def _boot_and_freeze(plan: Plan, template: TemplateFacts, identity: Identity, li
     progress("freezes the template")
     save_state(libvirt, identity.domain, Path(template.state))
     libvirt.stop(identity.domain)
-    Path(template.disk).chmod(0o444)
+    set_rights(Path(template.disk), place.parent.parent)
     for name in ("seed.iso", "console.log", *BOOT_FILES):
         (place / name).unlink(missing_ok=True)
 

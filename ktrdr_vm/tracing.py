@@ -6,9 +6,8 @@ it, since those may be the guest's. A collector that does not answer costs a few
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import metadata
@@ -17,6 +16,7 @@ from typing import Any
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.owner_policy import read_collector_headers
+from ktrdr_vm.host.runs import FinishedRun
 from ktrdr_vm.profile.policy import OwnerPolicy
 
 # Seconds that everything may take, importing included; and one request, so that a second signal gets its turn.
@@ -203,20 +203,6 @@ def _parse_time(event: Mapping[str, Any]) -> int:
     return int(datetime.fromisoformat(str(event["time"])).timestamp() * 1e9)
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole lines with a time; a file that is not there has none."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and "time" in row:
-                yield row
-
-
 # -- sending --------------------------------------------------------------------------------------------------------
 
 
@@ -230,12 +216,12 @@ def _export(run: Path, identity: Mapping[str, str], endpoints: Mapping[str, dict
     logging.getLogger("opentelemetry").propagate = False
     logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
     resource = Resource.create({"service.name": "ktrdr-vm", "service.version": metadata.version("ktrdr-vm"), **identity})
-    events = list(_read_lines(run / "events.jsonl"))
+    events = list(FinishedRun(run).rows("events.jsonl"))
     failures = []
     if "traces" in endpoints and not _export_spans(make_spans(events), resource, endpoints["traces"]):
         failures.append("the collector did not take the traces")
     if "metrics" in endpoints:
-        points = make_points(events, list(_read_lines(run / "egress.jsonl")))
+        points = make_points(events, list(FinishedRun(run).rows("egress.jsonl")))
         if not _export_points(points, resource, endpoints["metrics"]):
             failures.append("the collector did not take the metrics")
     return failures

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ktrdr_vm.cli.options import json_option, plan_options
+
+if TYPE_CHECKING:
+    from ktrdr_vm.gather import Gathered
 
 
 @click.command()
@@ -25,6 +29,7 @@ from ktrdr_vm.cli.options import json_option, plan_options
 )
 @click.option("--cold", is_flag=True, help="Boot from power-on instead of forking a template.")
 @click.option("--restart", is_flag=True, help="Restart an interactive instance where only that lets it follow its profile.")
+@click.option("--accept-changes", is_flag=True, help="Let secrets go where this branch's profile wants, and the trusted branch's does not.")
 @click.option("--from", "source", default="", metavar="ID@NAME", help="Begin from a snapshot of another instance, with its workspace.")
 @json_option
 def apply(
@@ -37,6 +42,7 @@ def apply(
     keep: str,
     cold: bool,
     restart: bool,
+    accept_changes: bool,
     source: str,
     as_json: bool,
 ) -> int:
@@ -67,10 +73,12 @@ def apply(
         options = Options(keep=stop.keep, cold=stop.cold)
     if from_run is not None:
         name, _, run_id = from_run.partition("/")
-        gathered = gather_run(find_run(name, run_id or "latest").resolve(), home=home, instance_id=instance_id)
+        gathered = gather_run(find_run(name, run_id or "latest"), home=home, instance_id=instance_id)
     else:
         assert profile is not None
         gathered = gather(profile, home=home, workspace=workspace, instance_id=instance_id, gates=gates)
+        if stop is None and not accept_changes:
+            _accept(gathered, ask=sys.stdin.isatty() and not as_json)
     if stop is not None and gathered.plan.digest != stop.plan_digest:
         raise UsageError(
             "the profile, its playbooks or the workspace's commit changed since the run stopped",
@@ -80,7 +88,7 @@ def apply(
     listener = TerminalListener(gathered)
     with listener:
         report = Run(gathered, home, Libvirt(), options, listener, stop=stop).execute()
-    directory = home.run(report.instance_id, report.run_id)
+    directory = find_run(report.instance_id, report.run_id)
     try:
         if as_json:
             click.echo(render_report_json(report), nl=False)
@@ -91,3 +99,20 @@ def apply(
         for descriptor in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     return report.exit_code
+
+
+def _accept(gathered: Gathered, *, ask: bool) -> None:
+    """Ask at a terminal; refuse elsewhere."""
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.report.escape import escape
+    from ktrdr_vm.trusted import require_accepted
+
+    try:
+        require_accepted(gathered.beyond, gathered.loaded.source)
+    except UsageError:
+        if not ask:
+            raise
+        for one in gathered.beyond:
+            click.echo(escape(f"  ! beyond the trusted branch: {one.text}"), err=True)
+        if not click.confirm("this branch's profile lets secrets go where the trusted branch's does not; go on?", err=True):
+            raise

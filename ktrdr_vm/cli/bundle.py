@@ -14,20 +14,21 @@ from ktrdr_vm.cli.options import instance_argument, json_option
 @json_option
 def bundle(instance_id: str, run_id: str, publishing: bool, as_json: bool) -> None:
     """Make the pull-request bundle of a run of INSTANCE_ID. Refused when the Startability Gate did not pass."""
-    from ktrdr_vm.bundle import find_workspace, make_bundle, publish
+    from ktrdr_vm.bundle import make_bundle, publish
     from ktrdr_vm.cli.evidence import find_run
     from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.evidence_reader import find_workspace
     from ktrdr_vm.host.owner import find_owner
     from ktrdr_vm.host.owner_policy import read_policy
     from ktrdr_vm.report.escape import escape
 
-    run, policy = find_run(instance_id, run_id).resolve(), read_policy()
+    run, policy = find_run(instance_id, run_id), read_policy()
     made = make_bundle(run, find_owner(), policy)
     if as_json:
         echo_json(
             {
                 "directory": str(made.directory), "archive": str(made.archive), "title": made.title, "ref": made.ref, "branch": made.branch,
-                "base": made.base, "missing": list(made.missing), "signed": made.signed,
+                "guest_branch": made.work, "base": made.base, "missing": list(made.missing), "signed": made.signed,
             }
         )  # fmt: skip
     else:

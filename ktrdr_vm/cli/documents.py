@@ -51,6 +51,8 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     for rule in made.rules:
         weaker = "  (weaker: every name below it)" if rule.host.startswith("*.") else ""
         click.echo(escape(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}"))
+    for one in gathered.beyond:
+        click.echo(escape(f"  ! beyond the trusted branch: {one.text}{'  (a secret can go there)' if one.carries else ''}"))
     difference = _find_difference(made)
     if difference:
         click.echo(escape_text(difference))
@@ -115,10 +117,11 @@ def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool)
     """Show every error of PROFILE: file, line, column, field and what is wrong."""
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.errors import DocumentError, UsageError
-    from ktrdr_vm.gather import check_references, read_profile
+    from ktrdr_vm.gather import read_profile
     from ktrdr_vm.host.owner_policy import read_policy
     from ktrdr_vm.profile.json_schema import render_json_schema
     from ktrdr_vm.profile.policy import check_policy
+    from ktrdr_vm.references import check_references
 
     if schema:
         echo_json(render_json_schema())

@@ -26,6 +26,7 @@ def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
     from ktrdr_vm.egress.ledger import read_ledger
     from ktrdr_vm.errors import KtrdrError
     from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.host.runs import FinishedRun
     from ktrdr_vm.plan.identity import parse_instance_id
     from ktrdr_vm.report.escape import escape_line
 
@@ -35,10 +36,10 @@ def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
             ask_guard(paths.guard, "flush")
         except KtrdrError as error:
             click.echo(f"ktrdr-vm: {error.message}; what it had written follows", err=True)
-        path = paths.ledger
+        rows = read_ledger(paths.ledger, follow=follow)
     else:
-        path = find_run(instance_id, "latest") / "egress.jsonl"
-    for row in read_ledger(path, follow=follow):
+        rows = FinishedRun(find_run(instance_id, "latest")).rows("egress.jsonl")
+    for row in rows:
         if denied and row["verdict"] != "deny":
             continue
         if as_json:
@@ -89,13 +90,19 @@ def suggest(instance_id: str, run_id: str, as_json: bool) -> None:
     """
     import yaml
 
-    from ktrdr_vm.cli.evidence import read_report
+    from ktrdr_vm.cli.evidence import find_run
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.egress.suggest import render_suggestion
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.runs import FinishedRun
 
-    content = json.loads(read_report(instance_id, run_id)[1])
-    observed = [row for row in content["egress"]["allowed"] if row["rule"] == "observe"]
-    text = render_suggestion([*observed, *content["egress"]["denied"]])
+    run = find_run(instance_id, run_id)
+    try:
+        content = FinishedRun(run).document("report.json")
+        observed = [row for row in content["egress"]["allowed"] if row["rule"] == "observe"]
+        text = render_suggestion([*observed, *content["egress"]["denied"]])
+    except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError):
+        raise UsageError("this run has no report that can be read", where=str(run), hint="apply again with this version") from None
     if as_json:
         echo_json(yaml.safe_load(text) or {})
     else:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -14,28 +15,31 @@ from ktrdr_vm.cli.options import instance_argument, json_option
 
 def find_run(instance_id: str, run_id: str) -> Path:
     """The directory of a run, the newest when none is named."""
-    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host import runs
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.plan.identity import parse_instance_id
 
-    runs = find_home().runs / parse_instance_id(instance_id).instance_id
-    path = runs / run_id
-    if not run_id or "/" in run_id or run_id.startswith(".") or "\0" in run_id or not path.exists():
-        raise UsageError(f"there is no run {run_id} of {instance_id}", where=str(runs), hint="`ls` that folder, or apply first")
-    return path
+    return runs.find_run(find_home(), parse_instance_id(instance_id).instance_id, run_id)
 
 
-def read_report(instance_id: str, run_id: str) -> tuple[Path, str]:
+def read_report(instance_id: str, run_id: str) -> tuple[Path, dict[str, Any]]:
     """The directory of a run and its report."""
-    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.evidence_reader import read_document
 
     path = find_run(instance_id, run_id)
-    try:
-        return path, (path / "report.json").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise UsageError(
-            "this run has no report", where=str(path), hint="it still goes on, or was killed; `ktrdr-vm events` shows how far it came"
-        ) from None
+    return path, read_document(path)
+
+
+def read_plain(instance_id: str, run_id: str) -> dict[str, Any]:
+    """The report as it stands, of whatever version; its exit code is a number."""
+    from ktrdr_vm.host.runs import FinishedRun
+
+    path = find_run(instance_id, run_id)
+    with contextlib.suppress(FileNotFoundError):
+        document = FinishedRun(path).document("report.json")
+        if isinstance(document.get("exit_code"), int):
+            return document
+    return read_report(instance_id, run_id)[1]
 
 
 _run_option = click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
@@ -48,16 +52,16 @@ _run_option = click.option("--run", "run_id", default="latest", metavar="RUN", h
 @json_option
 def report(instance_id: str, run_id: str, against: str | None, as_json: bool) -> int:
     """Show the report of a run of INSTANCE_ID, and end with the run's exit code. With --against: 1 when something is worse."""
-    import json
+    from ktrdr_vm.cli.main import echo_json
 
-    path, text = read_report(instance_id, run_id)
-    content = json.loads(text)
+    if as_json and against is None:
+        document = read_plain(instance_id, run_id)
+        echo_json(document)
+        return int(document["exit_code"])
+    path, content = read_report(instance_id, run_id)
     if against is not None:
         other, _, run = against.rpartition("/")
-        return _compare(content, json.loads(read_report(other or instance_id, run)[1]), as_json)
-    if as_json:
-        click.echo(text, nl=False)
-        return int(content["exit_code"])
+        return _compare(content, read_report(other or instance_id, run)[1], as_json)
     from ktrdr_vm.report.escape import escape_line
 
     click.echo(f"{content['outcome'].upper()}  {content['instance_id']}  run {content['run_id']}  {content['duration_s']:.0f} s")
@@ -97,7 +101,7 @@ def _compare(now: dict[str, Any], before: dict[str, Any], as_json: bool) -> int:
 @click.option("--json", is_flag=True, expose_value=False, help="JSON lines, which they are anyway.")
 def events(instance_id: str, run_id: str, follow: bool) -> None:
     """Print the events of a run of INSTANCE_ID as JSON lines."""
-    print_file(find_run(instance_id, run_id) / "events.jsonl", follow=follow)
+    print_run_file(find_run(instance_id, run_id), "events.jsonl", follow=follow)
 
 
 @click.command()
@@ -109,23 +113,38 @@ def logs(instance_id: str, follow: bool) -> None:
     from ktrdr_vm.plan.identity import parse_instance_id
 
     living = find_home().instance(parse_instance_id(instance_id).instance_id).console
-    print_file(living if living.exists() else find_run(instance_id, "latest") / "console.log", follow=follow)
+    if living.exists():
+        with living.open("rb") as file:
+            print_lines(file, follow=follow)
+    else:
+        print_run_file(find_run(instance_id, "latest"), "console.log", follow=follow)
 
 
-def print_file(path: Path, *, follow: bool) -> None:
-    """Copy a file of lines to standard output, escaped; with `follow` also what comes later."""
+def print_run_file(run: Path, name: str, *, follow: bool) -> None:
+    """A file of a run. UsageError when it is not there."""
     from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.runs import FinishedRun
+
+    try:
+        file = FinishedRun(run).open(name)
+    except FileNotFoundError:
+        raise UsageError(
+            "there is nothing to show yet", where=str(run / name), hint="the run has not written it, or did not get that far"
+        ) from None
+    with file:
+        print_lines(file, follow=follow)
+
+
+def print_lines(file: IO[bytes], *, follow: bool) -> None:
+    """Copy lines to standard output, escaped; with `follow` also what comes later."""
     from ktrdr_vm.report.escape import escape_line
 
-    if not path.exists():
-        raise UsageError("there is nothing to show yet", where=str(path), hint="the run has not written it, or did not get that far")
-    with path.open(encoding="utf-8", errors="replace") as file:
-        while True:
-            line = file.readline()
-            if line:
-                sys.stdout.write(escape_line(line.rstrip("\n"), limit=100_000) + "\n")
-            elif not follow:
-                return
-            else:
-                sys.stdout.flush()
-                time.sleep(0.2)
+    while True:
+        line = file.readline(1024 * 1024)
+        if line:
+            sys.stdout.write(escape_line(line.decode("utf-8", "replace").rstrip("\n"), limit=100_000) + "\n")
+        elif not follow:
+            return
+        else:
+            sys.stdout.flush()
+            time.sleep(0.2)

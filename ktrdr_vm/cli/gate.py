@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -23,16 +24,10 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.cli.progress import show_gate, show_gate_event
     from ktrdr_vm.errors import UsageError
-    from ktrdr_vm.evidence import make_run_id
-    from ktrdr_vm.gates.context import GateContext
-    from ktrdr_vm.gates.load import load_playbook
-    from ktrdr_vm.gates.runner import run_playbook
-    from ktrdr_vm.gather import find_playbook
+    from ktrdr_vm.gate_run import run_gates
     from ktrdr_vm.host.libvirt import Libvirt
-    from ktrdr_vm.host.owner import find_owner
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.instance import Instance
-    from ktrdr_vm.masking import find_mask
     from ktrdr_vm.plan.identity import parse_instance_id
 
     home = find_home()
@@ -44,25 +39,8 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
         if not equals or not name.isidentifier():
             raise UsageError(f"{variable!r} is no variable", hint="write --var name=value")
         extra[name] = value
-    loaded = [(path := find_playbook(name, root, trusted=True), load_playbook(path)) for name in playbooks]
-    # fetch brings files here; who typed the command owns them.
-    artifacts = home.run(instance_id, f"gates-{make_run_id()}") / "artifacts"
-    results = []
-    with instance.locked():
-        guest = instance.connect()
-        mask = find_mask(instance, lambda text: click.echo(text, err=True))
-        for path, playbook in loaded:
-            context = GateContext(
-                extra_vars={**dict(instance.plan.profile.vars), **extra},
-                roots=(path.resolve().parent, root),
-                environment=instance.environment(),
-                artifacts=artifacts / playbook.name,
-                owner=find_owner(),
-                mask=mask,
-                gate_timeout=instance.plan.profile.gate_timeout,
-                on_event=show_gate_event,
-            )
-            results.append(run_playbook(playbook, guest, context))
+    warn = partial(click.echo, err=True)
+    results = run_gates(instance, playbooks, root, trusted=True, variables=extra, warn=warn, on_event=show_gate_event)
     instance.close()
     if as_json:
         echo_json([asdict(result) for result in results])

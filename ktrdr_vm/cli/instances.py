@@ -144,10 +144,10 @@ def gc(dry_run: bool, as_json: bool) -> int:
     """Remove what runs that died have left, old evidence, and templates of no use. Interactive instances and living runs stay."""
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.discovery import collect_garbage
-    from ktrdr_vm.evidence import collect_runs
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.host.runs import collect_runs
     from ktrdr_vm.instance import require_root
     from ktrdr_vm.template import collect_templates
 

@@ -148,8 +148,10 @@ def main() -> None:
         signal.signal(number, interrupt)
     # Imported late: most commands need only part of it.
     from ktrdr_vm.errors import HostError, KtrdrError
+    from ktrdr_vm.host.owner import forbid_cores
 
     try:
+        forbid_cores()
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as stop:

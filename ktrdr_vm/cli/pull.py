@@ -25,7 +25,7 @@ def pull(instance_id: str, as_json: bool) -> None:
     plan = instance.plan
     if plan.profile.workspace is None:
         raise UsageError("its profile has no workspace", where=instance_id, hint="only a workspace has commits to bring back")
-    repository = find_repository(Path(plan.facts.workspace) / plan.profile.workspace.source)
+    repository = find_repository(Path(plan.facts.workspace), plan.profile.workspace.source)
     with instance.locked():
         came = pull_commits(repository, plan.facts.base_commit, plan.profile.workspace.target, instance.connect(), instance.identity)
     instance.close()

@@ -71,6 +71,10 @@ def list_(as_json: bool) -> None:
         shape = f"{one.vcpus} vCPUs, {one.memory} MiB"
         dates = f"made {one.created_at[:16]}  used {one.used_at[:16]}"
         click.echo(f"{one.key}  {one.kind:<20}  uid {one.owner}  {one.image[:12]}  {shape}  {dates}  {one.size >> 20} MiB on disk")
+        if one.made_from:
+            click.echo(
+                f"    from {one.made_from.get('repository')} at {one.made_from.get('branch')} {one.made_from.get('commit', '')[:12]}"
+            )
 
 
 @templates.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,8 +40,12 @@ class ProxyControl:
         for file in files:
             path = self._directory / file
             fresh = path.with_name(f".{file}.new")
+            fresh.touch(mode=0o600)
             fresh.write_text("".join(f"{name} {room}\n" for name, room in maps.get(file, {}).items()))
-            fresh.chmod(0o644)
+            # For who reads the configuration, and nobody else.
+            configuration = self._directory / "proxy.cfg"
+            os.chown(fresh, -1, configuration.stat().st_gid if configuration.exists() else -1)
+            fresh.chmod(0o440)
             fresh.rename(path)
 
     def load_maps(self, maps: Mapping[str, Mapping[str, str]], files: Iterable[str] = GRANT_MAPS) -> None:

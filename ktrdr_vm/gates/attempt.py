@@ -89,7 +89,7 @@ class Attempt:
             arguments[name], wrong = coerce(task.module, name, _without_omitted(rendered), rendered=True)
             if wrong:
                 raise ModuleFailure(wrong)
-        host = Host(context.roots, context.artifacts, context.owner, context.now, context.monotonic, context.wait)
+        host = Host(context.roots, context.artifacts, context.now, context.monotonic, context.wait)
         return Call(
             module=task.module,
             arguments=arguments,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.gates.renderer import Renderer
+from ktrdr_vm.host.beneath import Place
 from ktrdr_vm.host.clock import now
 
 
@@ -22,11 +23,10 @@ class GateContext:
 
     extra_vars: Mapping[str, Any] = field(default_factory=dict)
     """Variables that win over all others. They are values, never templates."""
-    roots: tuple[Path, ...] = ()
+    roots: tuple[Path | Place, ...] = ()
     """Folders of the host from which `copy`, `template` and `script` may send: the playbook's own, then the workspace."""
     artifacts: Path | None = None
-    """Where `fetch` writes; owned by `owner` (uid, gid)."""
-    owner: tuple[int, int] | None = None
+    """Where `fetch` writes: a folder that nobody else may change until the run has ended."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """For every task, such as COMPOSE_PROJECT_NAME; a task's own `environment` wins."""
     mask: Callable[[str], str] = str

@@ -11,20 +11,21 @@ from pathlib import Path
 from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.gates.model import MAX_SENT, Node, Playbook, Task
 from ktrdr_vm.gates.playbook import parse_playbook
-from ktrdr_vm.guest.beneath import open_beneath
+from ktrdr_vm.host.beneath import Place, find_place, open_file
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 
 
-def digest_playbook(path: Path) -> str:
+def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
     """sha256 over the playbook, what it includes, and the files beside it that its tasks send, in the order of their names."""
     read: dict[str, bytes] = {}
-    playbook = load_playbook(path, seen=read)
+    playbook = load_playbook(path, beneath=beneath, seen=read)
+    folder = place_playbook(path, beneath).parent
     for task in _tasks(node for play in playbook.plays for node in play.tasks):
         source = task.arguments.get("src") or str(task.arguments.get("cmd", "")).split(" ")[0]
         if task.module in ("copy", "template", "script") and isinstance(source, str) and source:
             # The places where the task will look; what cannot be read now fails then, with its own message.
             for name in (source, f"files/{source}", f"templates/{source}"):
-                with contextlib.suppress(OSError, KtrdrError), os.fdopen(open_beneath(path.parent, name), "rb") as stream:
+                with contextlib.suppress(OSError, KtrdrError), os.fdopen(open_file(folder, name), "rb") as stream:
                     read[name] = stream.read(MAX_SENT + 1)
     digest = hashlib.sha256()
     for name in sorted(read):
@@ -41,24 +42,31 @@ def _tasks(nodes: Iterable[Node]) -> Iterator[Task]:
             yield from _tasks((*node.block, *node.rescue, *node.always))
 
 
-def load_playbook(path: Path, *, source: str = "", seen: dict[str, bytes] | None = None) -> Playbook:
+def place_playbook(path: Path, beneath: Path | None) -> Place:
+    """Where a playbook is opened from: `beneath`, a workspace, when it is spelled beneath it, else the folder that it lies in."""
+    return find_place(path, (beneath,) if beneath else ())
+
+
+def load_playbook(path: Path, *, beneath: Path | None = None, source: str = "", seen: dict[str, bytes] | None = None) -> Playbook:
     """Parse the playbook at `path`. UsageError when it cannot be read, DocumentError with all problems when it is invalid.
 
     `source` is the name to show; the path as given otherwise. `seen`, when given, is filled with every file that was
-    read. The file itself may be a link that the user made; what it includes must be regular files beneath its folder.
+    read. What lies `beneath` a workspace is opened from there without following a link; elsewhere the folder's own path counts, as
+    the person typed it. What a playbook includes must be regular files beneath its folder.
     """
+    place = place_playbook(path, beneath)
     try:
-        with path.open("rb") as stream:
+        with os.fdopen(open_file(place), "rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
             text = raw.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, KtrdrError) as error:
         raise UsageError(f"the playbook cannot be read: {error}", where=str(path), hint="name a readable YAML file") from None
 
     files = seen if seen is not None else {}
     files[path.name] = raw
 
     def read(name: str) -> str:
-        with os.fdopen(open_beneath(path.parent, name), "rb") as stream:
+        with os.fdopen(open_file(place.parent, name), "rb") as stream:
             files[name] = stream.read(MAX_BYTES + 1)
         return files[name].decode("utf-8")
 

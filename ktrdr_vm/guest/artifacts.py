@@ -1,7 +1,7 @@
 """Artifacts: files that the run brings back from the guest. Everything about them may be a lie, so everything is bounded.
 
-Only regular files and folders arrive, beneath the run directory, written without following a link, as 0644 files of the
-invoking user. What is refused is said, by name, in a row of its own.
+Only regular files and folders arrive, beneath the run directory, written without following a link, as 0644 files that are
+root's until the run directory is handed over. What is refused is said, by name, in a row of its own.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ktrdr_vm.guest.beneath import check_name, create_beneath, remove_beneath, split_name
 from ktrdr_vm.guest.protocol import Guest, GuestTimeout
 from ktrdr_vm.guest.tar_stream import TarStream, TarStreamError
+from ktrdr_vm.host.beneath import check_name, create_file, remove_file, split_name
 
 _MAX_REFUSALS = 1000
 
@@ -54,15 +54,14 @@ def fetch_artifacts(
     sources: Sequence[str],
     directory: Path,
     *,
-    owner: tuple[int, int] | None = None,
     limits: ArtifactLimits = ArtifactLimits(),
     become: bool = True,
 ) -> tuple[BroughtBack, ...]:
     """Bring files and folders of the guest to `directory/<their path>`. GuestError only when the guest is lost.
 
-    `owner` is (uid, gid) of what is written. A source that is not there is a refused row, as is everything that breaks a limit.
+    A source that is not there is a refused row, as is everything that breaks a limit.
     """
-    writer = _Writer(directory.parent, directory.name, owner=owner, limits=limits)
+    writer = _Writer(directory.parent, directory.name, limits=limits)
     deadline = time.monotonic() + limits.seconds
     for source in sources:
         parts = split_name(source)
@@ -111,11 +110,10 @@ def _find_oversized(
 class _Writer:
     """Receives the files of the stream and writes them."""
 
-    def __init__(self, run_directory: Path, folder: str, *, owner: tuple[int, int] | None, limits: ArtifactLimits) -> None:
+    def __init__(self, run_directory: Path, folder: str, *, limits: ArtifactLimits) -> None:
         self.artifacts: list[BroughtBack] = []
         self._root = run_directory
         self._folder = folder
-        self._owner = owner
         self._limits = limits
         self._files = 0
         self._total = 0
@@ -140,7 +138,7 @@ class _Writer:
             self.refuse(name, wrong, size)
             return False
         try:
-            self._descriptor = create_beneath(self._root, path, owner=self._owner)
+            self._descriptor = create_file(self._root, path)
         except FileExistsError:
             self.refuse(name, "the name stands there already", size)
             return False
@@ -185,7 +183,7 @@ class _Writer:
             path = self._present[0]
             self._present = None
             self.close()
-            remove_beneath(self._root, path)
+            remove_file(self._root, path)
         self._refused = min(self._refused, _MAX_REFUSALS - 1)
         self.refuse(name, reason, 0)
 

@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 from ktrdr_vm.errors import GuestError, KtrdrError
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError
 from ktrdr_vm.guest.workspace import Repository
-from ktrdr_vm.host.git import BOUNDS, git
+from ktrdr_vm.host.git import BOUNDS, View, open_view
 from ktrdr_vm.plan.identity import Identity
 
 MAX_BUNDLE = 256 * 1024 * 1024
@@ -100,30 +100,45 @@ def _read_standing(said: bytes) -> tuple[str, int]:
 
 
 def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity) -> tuple[ReturnedRef, ...]:
-    root, owner = repository.root, repository.owner
-    try:
-        refs = _list_heads(root, owner, bundle, identity)
-        specs = [f"+refs/heads/{name}:{identity.ref_prefix}{name}" for _, name in refs]
-        if specs:
-            checks = ("-c", "fetch.fsckObjects=true", "-c", "transfer.fsckObjects=true")
-            options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--atomic")
-            git(root, owner, *checks, "fetch", *options, str(bundle), *specs, bounds=_FETCH)
-    except GuestError:
-        raise
-    except KtrdrError as error:
-        raise _lies(error.message[-300:], identity) from None
-    try:
-        return tuple(ReturnedRef(f"{identity.ref_prefix}{name}", commit, _changed(repository, base, commit)) for commit, name in refs)
-    except KtrdrError as error:
-        for _, name in refs:
-            git(root, owner, "update-ref", "-d", f"{identity.ref_prefix}{name}")
-        raise _lies(f"what they change cannot be listed: {error.message[-200:]}", identity) from None
+    """Everything is looked at in a folder of its own first. Only what passed comes into the repository, and only then is there a ref."""
+    with open_view(repository.place) as view, view.quarantine() as apart:
+        try:
+            refs = _list_heads(apart, bundle, identity)
+            if not refs:
+                return ()
+            specs = [f"+refs/heads/{name}:{identity.ref_prefix}{name}" for _, name in refs]
+            _fetch(apart, bundle, specs)
+            _check_objects(apart)
+        except GuestError:
+            raise
+        except KtrdrError as error:
+            raise _lies(error.message[-300:], identity) from None
+        try:
+            returned = tuple(ReturnedRef(f"{identity.ref_prefix}{name}", commit, _changed(apart, base, commit)) for commit, name in refs)
+        except KtrdrError as error:
+            raise _lies(f"what they change cannot be listed: {error.message[-200:]}", identity) from None
+        try:
+            _fetch(view, bundle, specs)
+        except KtrdrError as error:
+            raise _lies(error.message[-300:], identity) from None
+        return returned
 
 
-def _list_heads(root: Path, owner: tuple[int, int], bundle: Path, identity: Identity) -> list[tuple[str, str]]:
+def _fetch(view: View, bundle: Path, specs: list[str]) -> None:
+    options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-maintenance", "--atomic")
+    view.git("fetch", *options, "--end-of-options", str(bundle), *specs, bounds=_FETCH)
+
+
+def _check_objects(apart: View) -> None:
+    """Git's own checks of each object that came. `fetch.fsckObjects` does not reach a bundle in every version; this does."""
+    for pack in sorted((apart.directory / "objects/pack").glob("*.pack")):
+        apart.git("index-pack", "--strict", "-o", str(apart.directory / "checked.idx"), str(pack), bounds=_FETCH)
+
+
+def _list_heads(view: View, bundle: Path, identity: Identity) -> list[tuple[str, str]]:
     """Commit and name of each branch. A line is what Git takes for one: a form feed in a name must not make two of it."""
     with tempfile.TemporaryFile() as listed:
-        git(root, owner, "bundle", "list-heads", str(bundle), stdout=listed.fileno(), bounds=_HEADS)
+        view.git("bundle", "list-heads", str(bundle), stdout=listed.fileno(), bounds=_HEADS)
         listed.seek(0)
         lines = [line for line in listed.read().decode("utf-8", "replace").split("\n") if line and not line.endswith(" HEAD")]
     if len(lines) > MAX_REFS:
@@ -142,10 +157,10 @@ def _check_head(line: str, identity: Identity) -> tuple[str, str]:
     return match[1], name
 
 
-def _changed(repository: Repository, base: str, commit: str) -> tuple[str, ...]:
+def _changed(view: View, base: str, commit: str) -> tuple[str, ...]:
     options = ("--name-only", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "-z")
     with tempfile.TemporaryFile() as listed:
-        git(repository.root, repository.owner, "diff", *options, base, commit, "--", stdout=listed.fileno(), bounds=BOUNDS)
+        view.git("diff", *options, "--end-of-options", base, commit, "--", stdout=listed.fileno(), bounds=BOUNDS)
         listed.seek(0)
         return tuple(os.fsdecode(name) for name in listed.read().split(b"\0") if name)
 

@@ -1,6 +1,6 @@
 """The workspace: one ref of a Git repository as a bundle, then the uncommitted changes that the profile wants.
 
-Git runs as the repository's owner, with no hook, monitor or foreign configuration. Nothing that a file in it says is executed.
+Git runs as the repository's owner and never reads the repository's configuration: nothing that a file in it says is executed.
 Tracked links are copied as links and not followed.
 """
 
@@ -18,8 +18,12 @@ from pathlib import Path
 
 from ktrdr_vm.errors import GuestError, HostError, UsageError
 from ktrdr_vm.guest.protocol import Guest
-from ktrdr_vm.host.git import LIMIT, git
+from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_folder, open_regular
+from ktrdr_vm.host.checkout import find_top, read_own
+from ktrdr_vm.host.git import COMMIT, LIMIT, View, open_view
+from ktrdr_vm.host.owner import may_read, reading_as
 from ktrdr_vm.profile.model import Workspace
+from ktrdr_vm.profile.personal import find_personal
 
 _COMMIT = re.compile(rb"(?:[0-9a-f]{40}|[0-9a-f]{64})\n")
 MAX_FILES = 20_000
@@ -30,7 +34,8 @@ MAX_BYTES = 1024 * 1024 * 1024
 class Repository:
     """A checked-out Git repository as it stands. `branch` is empty on a detached HEAD.
 
-    `ref`, when given, is where `commit` is taken from instead, as for commits that came back from a guest.
+    `ref`, when given, is where `commit` is taken from instead, as for commits that came back from a guest. `workspace` is the folder
+    that a person named, from which the repository is opened each time; `common` is the resolved folder of its objects and refs.
     """
 
     root: Path
@@ -39,38 +44,53 @@ class Repository:
     owner: tuple[int, int]
     name: str
     ref: str = ""
+    workspace: Path | None = None
+    common: Path | None = None
+
+    @property
+    def place(self) -> Place:
+        return find_place(self.root, (self.workspace or self.root,))
 
 
-def find_repository(directory: Path) -> Repository:
-    """The repository that a folder belongs to. UsageError when there is none, or no commit in it."""
-    try:
-        facts = directory.stat()
-    except OSError as error:
-        raise UsageError(
-            f"the workspace cannot be opened: {error.strerror}", where=str(directory), hint="name a folder with --workspace"
-        ) from None
-    owner = (facts.st_uid, facts.st_gid)
-    found = git(directory, owner, "rev-parse", "--show-toplevel", "--verify", "HEAD", check=False)
-    lines = found.text.splitlines()
-    if found.exit_code != 0 or len(lines) != 2:
-        raise UsageError(
-            f"the workspace is no Git repository with a commit: {found.error_text[-200:]}",
-            where=str(directory),
-            hint="run `git init` and commit, or name another folder with --workspace",
-        )
-    root = Path(os.fsdecode(found.stdout.splitlines()[0]))
-    branch = git(root, owner, "symbolic-ref", "--quiet", "--short", "HEAD", check=False).text.strip()
-    # A linked worktree lies anywhere; the repository's name is the main one's.
-    common = Path(git(root, owner, "rev-parse", "--path-format=absolute", "--git-common-dir").text.strip())
-    name = common.parent.name if common.name == ".git" else common.name.removesuffix(".git")
-    return Repository(root, branch, lines[1], owner, name)
+def find_repository(directory: Path, source: str = ".") -> Repository:
+    """The repository of the folder `source` of a workspace. UsageError when there is none, no commit in it, or it lies elsewhere.
+
+    `directory` is what a person named, links in it count. `source` is a profile's: it is opened from there without following any.
+    """
+    if not directory.is_dir():
+        raise UsageError("the workspace is no folder that can be opened", where=str(directory), hint="name a folder with --workspace")
+    workspace = directory.resolve()
+    place = Place(workspace).join(source)
+    top = find_top(place)
+    with open_view(top) as view:
+        found = view.git("rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
+        commit = found.text.strip()
+        if found.exit_code != 0 or not COMMIT.fullmatch(commit):
+            raise UsageError(
+                f"the workspace is no Git repository with a commit: {found.error_text[-200:] or 'HEAD names none'}",
+                where=str(top.path),
+                hint="commit something, or name another folder with --workspace; a partial clone is made whole by `git fetch --refetch`",
+            )
+        # A linked worktree lies anywhere; the repository's name is the main one's.
+        common = view.checkout.common_path
+        branch = view.checkout.head.removeprefix("ref: refs/heads/") if view.checkout.head.startswith("ref: refs/heads/") else ""
+        name = common.parent.name if common.name == ".git" else common.name.removesuffix(".git")
+        return Repository(top.path, branch, commit, view.checkout.owner, name, workspace=workspace, common=common)
+
+
+def resolve_commit(repository: Repository, word: str) -> str:
+    """The commit that a ref or a commit's id stands for; empty when there is none. `word` is one that `require_ref` or `_commit` let by."""
+    with open_view(repository.place) as view:
+        found = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{word}^{{commit}}", check=False).text.strip()
+    return found if COMMIT.fullmatch(found) else ""
 
 
 def require_clean(repository: Repository, workspace: Workspace) -> None:
     """UsageError when the profile refuses uncommitted changes and there are some."""
     if workspace.uncommitted != "refuse":
         return
-    changed, deleted = _uncommitted(repository, workspace)
+    with open_view(repository.place) as view:
+        changed, deleted = _uncommitted(view, workspace)
     if changed or deleted:
         shown = ", ".join([*changed, *deleted][:5])
         raise UsageError(
@@ -82,11 +102,18 @@ def require_clean(repository: Repository, workspace: Workspace) -> None:
 
 def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: str, instance_id: str, note: Callable[[str], None]) -> None:
     """Fill the workspace in the guest, owned by `user`. `note` hears what was left out."""
-    changed, deleted = _uncommitted(repository, workspace)
+    with open_view(repository.place) as view:
+        _copy_in(view, repository, workspace, guest, user, instance_id, note)
+
+
+def _copy_in(
+    view: View, repository: Repository, workspace: Workspace, guest: Guest, user: str, instance_id: str, note: Callable[[str], None]
+) -> None:
+    changed, deleted = _uncommitted(view, workspace)
     _make_target(guest, workspace.target, user)
     with tempfile.TemporaryFile() as bundle:
         ref = repository.ref or (f"refs/heads/{repository.branch}" if repository.branch else "HEAD")
-        git(repository.root, repository.owner, "bundle", "create", "--quiet", "-", ref, stdout=bundle.fileno())
+        view.git("bundle", "create", "--quiet", "-", ref, stdout=bundle.fileno())
         bundle.seek(0)
         guest.upload(bundle, "/var/tmp/workspace.bundle", timeout=LIMIT)
     _run(
@@ -94,19 +121,19 @@ def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: st
         _UNBUNDLE,
         workspace.target,
         {"COMMIT": repository.commit, "BRANCH": repository.branch or "detached", "ID": instance_id},
-        stdin=_read_shallow(repository),
+        stdin=_read_shallow(view, repository),
     )
     if workspace.uncommitted != "include":
         changed, deleted = [], []
-    extra = _matching_untracked(repository, workspace.include)
+    extra = _leave_personal(_matching_untracked(view, workspace.include), note)
     if deleted:
         _run(guest, 'cd -- "$TARGET" && xargs -0r rm -f --', workspace.target, {}, stdin=os.fsencode("\0".join(deleted)) + b"\0")
     if not changed and not extra:
         return
     with tempfile.TemporaryFile() as archive:
-        left_out = _pack(repository.root, [*changed, *extra], archive)
+        left_out = _pack(repository.place, [*changed, *extra], archive, repository.owner)
         for name in left_out:
-            note(f"{name} was left out of the workspace: it is no regular file, folder or link")
+            note(f"{name} was left out of the workspace: it is no regular file or link that its owner may read")
         archive.seek(0)
         # Unpacked as it comes: written once and read never, a large file costs half.
         guest.send(["tar", "--extract", "--no-same-owner", "--unlink-first", "--directory", workspace.target], archive, timeout=LIMIT)
@@ -129,15 +156,10 @@ rm -f /var/tmp/workspace.bundle
 """
 
 
-def _read_shallow(repository: Repository) -> bytes:
+def _read_shallow(view: View, repository: Repository) -> bytes:
     """Where the history of a shallow clone ends, as CI makes them: a bundle cannot say it. Empty for a whole history."""
-    named = git(repository.root, repository.owner, "rev-parse", "--git-path", "shallow")
-    try:
-        descriptor = os.open(repository.root / os.fsdecode(named.stdout).rstrip("\n"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return b""
-    with os.fdopen(descriptor, "rb") as file:
-        return b"".join(line for line in file.read(1 << 20).splitlines(keepends=True) if _COMMIT.fullmatch(line))
+    content = read_own(view.checkout.common, "shallow", 1 << 20, repository.place) or b""
+    return b"".join(line for line in content.splitlines(keepends=True) if _COMMIT.fullmatch(line))
 
 
 def _make_target(guest: Guest, target: str, user: str) -> None:
@@ -164,72 +186,69 @@ def _check(exit_code: int, stderr: bytes) -> None:
         )
 
 
-def _uncommitted(repository: Repository, workspace: Workspace) -> tuple[list[str], list[str]]:
+def _uncommitted(view: View, workspace: Workspace) -> tuple[list[str], list[str]]:
     """Tracked files that differ from HEAD, and those that are gone."""
     if workspace.uncommitted == "ignore":
         return [], []
-    listed = git(
-        repository.root, repository.owner, "diff", "--name-status", "--no-renames", "--no-ext-diff", "--ignore-submodules", "-z", "HEAD"
-    )
+    options = ("--name-status", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "-z")
+    listed = view.git("diff", *options, "HEAD", "--")
     # Bytes as they are: a name that is not UTF-8 is still a file's name.
     words = os.fsdecode(listed.stdout).split("\0")[:-1]
     pairs = list(zip(words[0::2], words[1::2], strict=True))
     return [name for status, name in pairs if status != "D"], [name for status, name in pairs if status == "D"]
 
 
-def _matching_untracked(repository: Repository, globs: tuple[str, ...]) -> list[str]:
+def _matching_untracked(view: View, globs: tuple[str, ...]) -> list[str]:
     if not globs:
         return []
-    listed = git(repository.root, repository.owner, "ls-files", "--others", "-z", "--", *(f":(glob){one}" for one in globs))
+    listed = view.git("ls-files", "--others", "-z", "--", *(f":(glob){one}" for one in globs))
     return [name for name in os.fsdecode(listed.stdout).split("\0") if name]
 
 
-def _pack(root: Path, names: list[str], sink: io.IOBase | tempfile._TemporaryFileWrapper[bytes]) -> list[str]:
+def _leave_personal(names: list[str], note: Callable[[str], None]) -> list[str]:
+    """The same rule as for mounts. What is committed is in the history, and goes in with it."""
+    for name in names:
+        if personal := find_personal(name.split("/")):
+            note(f"{name} was left out of the workspace: a person's own place ({personal}) never enters a sandbox")
+    return [name for name in names if not find_personal(name.split("/"))]
+
+
+def _pack(root: Place, names: list[str], sink: io.IOBase | tempfile._TemporaryFileWrapper[bytes], owner: tuple[int, int]) -> list[str]:
     """A tar of these files. Each is opened from the root without following a link; what is no file or link is left out."""
     if len(names) > MAX_FILES:
         raise HostError(
             f"{len(names)} files to copy, more than {MAX_FILES}",
-            where=str(root),
+            where=str(root.path),
             hint="narrow workspace.include, or commit the files",
         )
     left_out, total = [], 0
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(set(names)):
+            folder, _, leaf = name.rpartition("/")
             try:
-                parent = _open_parent(root, name)
-            except OSError:
+                with reading_as(owner), open_folder(root, folder.split("/") if folder else ()) as parent:
+                    total += _add(archive, name, leaf, parent, owner)
+            except (OSError, UnsafePathError):
                 left_out.append(name)
-                continue
-            try:
-                leaf = Path(name).name
-                facts = os.stat(leaf, dir_fd=parent, follow_symlinks=False)
-                entry = tarfile.TarInfo(name)
-                entry.mode, entry.mtime = stat.S_IMODE(facts.st_mode) & 0o755, int(facts.st_mtime)
-                if stat.S_ISLNK(facts.st_mode):
-                    entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(leaf, dir_fd=parent)
-                    archive.addfile(entry)
-                elif stat.S_ISREG(facts.st_mode):
-                    with os.fdopen(os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent), "rb") as file:
-                        entry.size = os.fstat(file.fileno()).st_size
-                        total += entry.size
-                        if total > MAX_BYTES:
-                            raise HostError(f"more than {MAX_BYTES >> 20} MiB to copy", where=str(root), hint="narrow workspace.include")
-                        archive.addfile(entry, file)
-                else:
-                    left_out.append(name)
-            except OSError:
-                left_out.append(name)
-            finally:
-                os.close(parent)
+            if total > MAX_BYTES:
+                raise HostError(f"more than {MAX_BYTES >> 20} MiB to copy", where=str(root.path), hint="narrow workspace.include")
     return left_out
 
 
-def _open_parent(root: Path, name: str) -> int:
-    descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY)
-    for part in Path(name).parent.parts:
-        try:
-            deeper = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
-        finally:
-            os.close(descriptor)
-        descriptor = deeper
-    return descriptor
+def _add(archive: tarfile.TarFile, name: str, leaf: str, parent: int, owner: tuple[int, int]) -> int:
+    """One file or link of an open folder; its bytes. OSError for what is neither."""
+    facts = os.stat(leaf, dir_fd=parent, follow_symlinks=False)
+    entry = tarfile.TarInfo(name)
+    entry.mode, entry.mtime = stat.S_IMODE(facts.st_mode) & 0o755, int(facts.st_mtime)
+    if stat.S_ISLNK(facts.st_mode):
+        entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(leaf, dir_fd=parent)
+        archive.addfile(entry)
+        return 0
+    with os.fdopen(open_regular(leaf, parent), "rb") as file:
+        opened = os.fstat(file.fileno())
+        if not may_read(opened, owner):
+            raise PermissionError(13, "the owner may not read it", name)
+        entry.size = opened.st_size
+        if entry.size <= MAX_BYTES:
+            archive.addfile(entry, file)
+        return entry.size

@@ -1,47 +1,229 @@
-"""Git on the host, as the repository's owner, with no hook, monitor, prompt or configuration of a person's."""
+"""Git on the host, as the repository's owner. It reads the repository's objects, refs and index, and never its configuration.
+
+Each call works with a Git folder of its own: our configuration, and the repository's parts behind descriptors. So no hook, filter,
+alias, helper, promised object or included file of the repository can start anything: none of them is named where Git looks.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host import process
+from ktrdr_vm.host.beneath import Place
+from ktrdr_vm.host.checkout import Checkout, open_checkout, read_own
 
 LIMIT = 600.0
-_SAFE = (
-    "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false",
-    "-c", "protocol.ext.allow=never", "-c", "safe.bareRepository=explicit", "-c", "gc.auto=0", "-c", "maintenance.auto=false",
-    # Large files are streamed and not compared, and few are compared at once: objects may be a guest's.
-    "-c", "core.bigFileThreshold=64m", "-c", "pack.windowMemory=512m", "-c", "pack.threads=2",
-)  # fmt: skip
+# For what reads objects that a guest made: a few hundred bytes of trees can name a million million files.
+BOUNDS = ("prlimit", "--data=1073741824", "--cpu=120", "--fsize=67108864", "--")
+# Words of a document that may become words of Git's command line.
+COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+REF = re.compile(r"refs/(?:[A-Za-z0-9_][A-Za-z0-9_.+-]*/)*[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+
+_CONFIG = """[core]
+\trepositoryFormatVersion = {version}
+\tbare = false
+\thooksPath = /dev/null
+\tfsmonitor = false
+\tquotePath = false
+\tlogAllRefUpdates = false
+\tattributesFile = /dev/null
+\texcludesFile = /dev/null
+\tbigFileThreshold = 64m
+[pack]
+\twindowMemory = 512m
+\tthreads = 2
+[gc]
+\tauto = 0
+[maintenance]
+\tauto = false
+[protocol]
+\tallow = never
+[protocol "file"]
+\tallow = always
+"""
+# How files of the working tree are compared. Each is one of a few words, and none names a program, a file or a place.
+_KEPT = {
+    "core.filemode": r"true|false",
+    "core.symlinks": r"true|false",
+    "core.ignorecase": r"true|false",
+    "core.autocrlf": r"true|false|input",
+    "core.eol": r"lf|crlf|native",
+    "core.sparsecheckout": r"true|false",
+    "core.sparsecheckoutcone": r"true|false",
+    "index.sparse": r"true|false",
+    "extensions.objectformat": r"sha1|sha256",
+}
+# Extensions of a repository's format that change nothing of what is read here.
+_HARMLESS = frozenset(
+    f"extensions.{name}" for name in "noop worktreeconfig partialclone preciousobjects relativeworktrees refstorage".split()
+)
 _ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_ATTR_NOSYSTEM": "1",
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_ALLOW_PROTOCOL": "file",
+    "GIT_LITERAL_PATHSPECS": "0",
+    "GIT_PAGER": "cat",
+    "GIT_EDITOR": "false",
     "HOME": "/nonexistent",
 }
+_MAX_CONFIG = 1 << 20
 
 
-# For what reads objects that a guest made: a few hundred bytes of trees can name a million million files.
-BOUNDS = ("prlimit", "--data=1073741824", "--cpu=120", "--fsize=67108864", "--")
+@dataclass(frozen=True)
+class View:
+    """A repository as our Git sees it. It lasts as long as the block that opened it."""
+
+    checkout: Checkout
+    directory: Path
+    environment: Mapping[str, str]
+
+    def git(self, *words: str, check: bool = True, stdout: int | None = None, bounds: tuple[str, ...] = ()) -> process.Completed:
+        """Run git. `bounds` is a program that limits what follows it. Without root there is no choice of the user."""
+        opened = (self.checkout.top, self.checkout.git_dir, self.checkout.common)
+        return _run(
+            [*bounds, "git", *words],
+            self.checkout.owner,
+            cwd=Path(f"/proc/self/fd/{self.checkout.top}"),
+            environment=self.environment,
+            check=check,
+            stdout=stdout,
+            pass_fds=opened,
+        )
+
+    @contextlib.contextmanager
+    def quarantine(self) -> Iterator[View]:
+        """The same repository, but what is brought in stays in a folder of its own: refs and objects alike."""
+        with _private_folder() as directory:
+            for name in ("HEAD", "config"):
+                (directory / name).write_bytes((self.directory / name).read_bytes())
+            for name in ("objects", "objects/info", "objects/pack", "refs"):
+                (directory / name).mkdir()
+            (directory / "objects/info/alternates").write_text(f"/proc/self/fd/{self.checkout.common}/objects\n")
+            if (self.directory / "shallow").is_symlink():
+                (directory / "shallow").symlink_to((self.directory / "shallow").readlink())
+            _hand_over(directory, self.checkout.owner)
+            yield View(self.checkout, directory, {**self.environment, "GIT_DIR": str(directory)})
 
 
-def git(
-    directory: Path, owner: tuple[int, int], *words: str, check: bool = True, stdout: int | None = None, bounds: tuple[str, ...] = ()
+@contextlib.contextmanager
+def open_view(top: Place) -> Iterator[View]:
+    """The repository whose working tree is at `top`. UsageError where a part of it is another's, or of a format that is not known."""
+    with open_checkout(top) as checkout, _private_folder() as directory:
+        (directory / "config").write_text(_make_config(checkout, top))
+        (directory / "HEAD").write_bytes(os.fsencode(checkout.head) + b"\n")
+        common = Path(f"/proc/self/fd/{checkout.common}")
+        for name in ("objects", "refs", "packed-refs"):
+            (directory / name).symlink_to(common / name)
+        if os.path.lexists(common / "shallow"):
+            (directory / "shallow").symlink_to(common / "shallow")
+        with os.scandir(checkout.git_dir) as entries:
+            for entry in entries:
+                if re.fullmatch(r"sharedindex\.[0-9a-f]+", entry.name):
+                    (directory / entry.name).symlink_to(f"/proc/self/fd/{checkout.git_dir}/{entry.name}")
+        _hand_over(directory, checkout.owner)
+        environment = {
+            **_ENVIRONMENT,
+            "GIT_DIR": str(directory),
+            "GIT_WORK_TREE": ".",
+            "GIT_INDEX_FILE": f"/proc/self/fd/{checkout.git_dir}/index",
+        }
+        yield View(checkout, directory, environment)
+
+
+def require_commit(word: object, where: str) -> str:
+    """A commit's id as a document gives it. UsageError for anything else: it becomes a word of Git's."""
+    if isinstance(word, str) and COMMIT.fullmatch(word):
+        return word
+    raise UsageError(f"{word!a:.100} is no commit's id", where=where, hint="a run's own documents name commits by their whole id")
+
+
+def require_ref(word: object, where: str) -> str:
+    """A ref's full name as a document gives it, or UsageError."""
+    if isinstance(word, str) and REF.fullmatch(word) and ".." not in word and not word.endswith((".lock", ".")):
+        return word
+    raise UsageError(f"{word!a:.100} is no ref", where=where, hint="a run's own documents name refs beneath refs/")
+
+
+def _make_config(checkout: Checkout, top: Place) -> str:
+    """Ours, with what the repository's own says of its format. It is parsed as text, and includes nothing."""
+    raw = read_own(checkout.common, "config", _MAX_CONFIG, top) or b""
+    listed = _run(
+        ["git", "config", "--file", "-", "--no-includes", "--null", "--list"],
+        checkout.owner,
+        cwd=Path("/"),
+        environment={**_ENVIRONMENT, "GIT_DIR": "/nonexistent"},
+        stdin=raw,
+        check=False,
+    )
+    if listed.exit_code != 0:
+        raise UsageError(
+            f"the repository's configuration cannot be read: {listed.error_text[-200:]}",
+            where=str(top.path),
+            hint="`git config --list` in it",
+        )
+    found: dict[str, str] = {}
+    for entry in os.fsdecode(listed.stdout).split("\0"):
+        key, _, value = entry.partition("\n")
+        found[key.lower()] = value
+    if found.get("extensions.refstorage", "files") != "files":
+        raise UsageError(
+            "the repository keeps its refs as a reftable, which is not read here",
+            where=str(top.path),
+            hint="`git refs migrate --ref-format=files`",
+        )
+    unknown = sorted(key for key in found if key.startswith("extensions.") and key not in _HARMLESS and key not in _KEPT)
+    if unknown:
+        raise UsageError(
+            f"the repository's format is not known here: {unknown[0]}", where=str(top.path), hint="clone it without that extension"
+        )
+    kept = {key: found[key].lower() for key, pattern in _KEPT.items() if re.fullmatch(pattern, found.get(key, "").lower())}
+    text = _CONFIG.format(version=1 if "extensions.objectformat" in kept else 0)
+    for key, value in kept.items():
+        section, _, name = key.partition(".")
+        text += f"[{section}]\n\t{name} = {value}\n"
+    return text
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """Root's until it is filled: `_hand_over` is the last that is done to it."""
+    with tempfile.TemporaryDirectory(prefix="ktrdr-git-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+def _hand_over(directory: Path, owner: tuple[int, int]) -> None:
+    """Git runs as the owner, and writes its locks into its folder."""
+    if os.geteuid() != 0:
+        return
+    for path in (*directory.rglob("*"), directory):
+        os.chown(path, *owner, follow_symlinks=False)
+
+
+def _run(
+    words: list[str],
+    owner: tuple[int, int],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    check: bool,
+    stdin: bytes = b"",
+    stdout: int | None = None,
+    pass_fds: tuple[int, ...] = (),
 ) -> process.Completed:
-    """Run git in a folder as `owner` (uid, gid). Git refuses another user's repository, and root runs nothing of a user's.
-
-    Without root there is no choice, and a repository of root's is root's. `bounds` is a program that limits what follows it.
-    """
     user, group = owner if os.geteuid() == 0 and owner[0] != 0 else (None, None)
     return process.run(
-        [*bounds, "git", *_SAFE, *words],
-        cwd=directory,
-        timeout=LIMIT,
-        environment=_ENVIRONMENT,
-        check=check,
-        user=user,
-        group=group,
-        stdout=stdout,
-    )
+        words, cwd=cwd, timeout=LIMIT, environment=environment, check=check, user=user, group=group, stdin=stdin, stdout=stdout,
+        pass_fds=pass_fds,
+    )  # fmt: skip

@@ -1,12 +1,10 @@
-"""Bind mounts of folders that an untrusted branch may have arranged: every step is opened without following a link."""
+"""Bind mounts of folders that are open already, so that nothing can be exchanged between looking and mounting."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,45 +35,6 @@ def find_mounts(beneath: Path) -> list[MountFacts]:
         if target == prefix or target.startswith(prefix + "/"):
             found.append(MountFacts(target, frozenset(words[5].split(",")), rest.split(" ")[0]))
     return found
-
-
-@contextmanager
-def open_beneath(root: Path, relative: Path) -> Iterator[int]:
-    """A descriptor of the folder `relative` beneath `root`. A link, `..`, another mount or anything but a folder is refused."""
-    if relative.is_absolute() or ".." in relative.parts:
-        raise HostError(
-            f"{relative} leads out of its root", where=str(root), hint="a mount's source lies beneath the workspace or a listed root"
-        )
-    descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        mount = _mount_id(descriptor)
-        for part in relative.parts:
-            try:
-                deeper = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
-            except OSError as error:
-                raise HostError(
-                    f"{relative} is not a folder that can be shared: {error.strerror} at {part}",
-                    where=str(root),
-                    hint="a mount's source is a real folder, without a link on the way",
-                ) from None
-            os.close(descriptor)
-            descriptor = deeper
-            if _mount_id(descriptor) != mount:
-                raise HostError(
-                    f"{relative} is another file system mounted at {part}",
-                    where=str(root),
-                    hint="name its own place in the owner's policy instead",
-                )
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _mount_id(descriptor: int) -> str:
-    for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
-        if line.startswith("mnt_id:"):
-            return line.split()[1]
-    raise HostError("the kernel does not say which mount a file is on", where="/proc/self/fdinfo", hint="Linux 3.15 or later is needed")
 
 
 def bind_readonly(source: int, target: Path) -> None:

@@ -1,8 +1,16 @@
-"""Who is behind this process: what is written for them is theirs."""
+"""Who is behind this process, what is read with their rights, and which places only root can change."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import resource
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def find_owner() -> tuple[int, int]:
@@ -10,3 +18,51 @@ def find_owner() -> tuple[int, int]:
     if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdigit() and os.environ.get("SUDO_GID", "").isdigit():
         return int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
     return os.getuid(), os.getgid()
+
+
+@contextlib.contextmanager
+def reading_as(owner: tuple[int, int]) -> Iterator[None]:
+    """Files are opened with the rights of `owner` (uid, gid) meanwhile, in this thread alone. Nothing changes for whom it is already.
+
+    The kernel's identity for files: what root may and they may not is refused as it would be to them, folders on the way included.
+    """
+    if os.geteuid() != 0 or owner[0] == 0:
+        yield
+        return
+    _LIBC.setfsgid(owner[1])
+    _LIBC.setfsuid(owner[0])
+    try:
+        yield
+    finally:
+        _LIBC.setfsuid(0)
+        _LIBC.setfsgid(os.getegid())
+
+
+def may_read(facts: os.stat_result, owner: tuple[int, int]) -> bool:
+    """May `owner` read a file by its mode? Root's further groups, which a thread keeps, count for nobody else."""
+    if os.geteuid() != 0 or owner[0] == 0:
+        return True
+    bit = stat.S_IRUSR if facts.st_uid == owner[0] else stat.S_IRGRP if facts.st_gid == owner[1] else stat.S_IROTH
+    return bool(facts.st_mode & bit)
+
+
+def find_changeable(path: Path) -> str:
+    """The first part of a path, from the top, that others than root and this user may change; empty when there is none.
+
+    A folder that everybody may write into is fine where each may remove only what is theirs, as /tmp: but what lies in it must not be.
+    """
+    resolved = path.resolve()
+    for part in (*reversed(resolved.parents), resolved):
+        try:
+            facts = part.lstat()
+        except FileNotFoundError:
+            return ""
+        sticky = stat.S_ISDIR(facts.st_mode) and facts.st_mode & stat.S_ISVTX and part != resolved
+        if facts.st_uid not in (0, os.geteuid()) or (facts.st_mode & 0o022 and not sticky):
+            return str(part)
+    return ""
+
+
+def forbid_cores() -> None:
+    """This process and what it starts write no memory to the disk when they crash: there are secrets in it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError
+from ktrdr_vm.host.owner import find_changeable
 from ktrdr_vm.profile.collector import Collector, parse_headers
 from ktrdr_vm.profile.policy import POLICY_PATH, OwnerPolicy, parse_policy
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
@@ -15,18 +16,25 @@ def read_policy() -> OwnerPolicy:
     """The owner's policy. It must be root's and writable by root alone, or nothing starts."""
     path = Path(POLICY_PATH)
     try:
-        facts = path.stat()
-    except FileNotFoundError:
-        return OwnerPolicy()
-    except OSError as error:
-        raise HostError(f"the owner's policy cannot be read: {error.strerror}", where=POLICY_PATH, hint="chmod go+rx its folder") from None
-    if facts.st_uid != 0 or facts.st_mode & 0o022:
-        raise HostError(
-            "the owner's policy can be changed by others than root", where=POLICY_PATH, hint=f"chown root {path}; chmod go-w {path}"
-        )
-    try:
         with path.open("rb") as file:
+            facts = os.fstat(file.fileno())
+            changeable = str(path) if facts.st_uid != 0 or facts.st_mode & 0o022 else find_changeable(path)
+            if changeable:
+                raise HostError(
+                    f"the owner's policy can be changed by others than root: {changeable}",
+                    where=POLICY_PATH,
+                    hint=f"chown root {changeable}; chmod go-w {changeable}",
+                )
             return parse_policy(file.read(MAX_BYTES + 1), POLICY_PATH)
+    except FileNotFoundError:
+        # Where others could put one, or take one away, there is none that counts.
+        if path.parent.exists() and (changeable := find_changeable(path.parent)):
+            raise HostError(
+                f"the owner's policy could be written by others than root: {changeable}",
+                where=POLICY_PATH,
+                hint=f"chown root {changeable}; chmod go-w {changeable}",
+            ) from None
+        return OwnerPolicy()
     except OSError as error:
         raise HostError(
             f"the owner's policy cannot be read: {error.strerror}", where=POLICY_PATH, hint="chmod go+r it, or run as root"

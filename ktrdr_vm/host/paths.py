@@ -14,7 +14,8 @@ $KTRDR_VM_HOME/                          default /var/lib/ktrdr-vm; 0711, so QEM
     mounts/<n>                           read-only binds that virtiofs serves
     egress.jsonl                         the ledger
     escalations/e<n>.json                what its agent asked for, and the answers; stop.json where a run waits for one
-  runs/<instance_id>/<run_id>/           the evidence of one run; `latest` points to the newest
+  runs/<instance_id>/<run_id>/           the evidence of one run; `latest` points to the newest; host/runs.py opens what is in it
+  digests/<instance_id>/<run_id>.json    what each file of it was when it was handed to its person
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError, UsageError
+from ktrdr_vm.host.owner import find_changeable
 from ktrdr_vm.plan.facts import TemplateFacts
 
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
@@ -61,14 +63,24 @@ class Home:
     def instance(self, instance_id: str) -> InstancePaths:
         return InstancePaths(self.root, self.instances / instance_id)
 
+    def run(self, instance_id: str, run_id: str) -> Path:
+        """Where the evidence of a run is. `host/runs.py` makes it and opens it."""
+        return self.runs / instance_id / run_id
+
     def lock(self, instance_id: str) -> Path:
         return self.locks / f"{instance_id}.lock"
 
-    def run(self, instance_id: str, run_id: str) -> Path:
-        return self.runs / instance_id / run_id
-
     def create(self) -> None:
-        """Make what is missing. 0711: to be passed through by QEMU's user, to be listed by the owner only."""
+        """Make what is missing. 0711: to be passed through by QEMU's user, to be listed by the owner only.
+
+        HostError where others than this user and root may change a folder on the way: they could put another in its place.
+        """
+        if changeable := find_changeable(self.root):
+            raise HostError(
+                f"the state directory can be changed by others: {changeable}",
+                where=str(self.root),
+                hint=f"chown it to who runs this, and chmod go-w {changeable}; or set $KTRDR_VM_HOME to another folder",
+            )
         try:
             for directory in (self.root, self.images, self.templates, self.instances):
                 directory.mkdir(mode=0o711, parents=True, exist_ok=True)

@@ -67,6 +67,7 @@ def run(
     user: int | None = None,
     group: int | None = None,
     stdout: IO[bytes] | int | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Completed:
     """Run to the end. `timeout` in seconds; on overrun the whole process group is killed.
 
@@ -83,6 +84,7 @@ def run(
             stderr=subprocess.PIPE,
             env={**_ENVIRONMENT, **(environment or {})},
             cwd=cwd,
+            pass_fds=tuple(pass_fds),
             user=user,
             group=group,
             extra_groups=None if user is None else [],

@@ -12,7 +12,9 @@ from ktrdr_vm.images.store import Image, ImageStore
 from ktrdr_vm.profile.model import ImageRef
 
 
-def ensure_image(ref: ImageRef, recipe: Recipe | None, root: Path, *, progress: Callable[[str], None]) -> Image:
+def ensure_image(
+    ref: ImageRef, recipe: Recipe | None, root: Path, *, progress: Callable[[str], None], sources: tuple[str, ...] | None = None
+) -> Image:
     """Costs nothing when it is there. `recipe` is the one that `ref` names, None for an image by URL."""
     store = ImageStore(root)
     found = store.find(recipe.digest if recipe is not None else ref.sha256)
@@ -20,4 +22,4 @@ def ensure_image(ref: ImageRef, recipe: Recipe | None, root: Path, *, progress: 
         return found
     if recipe is not None:
         return build_image(recipe, store, progress=progress)
-    return fetch_image(ref.url, ref.sha256, store, progress=progress)
+    return fetch_image(ref.url, ref.sha256, store, progress=progress, sources=sources)

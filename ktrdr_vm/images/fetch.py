@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import json
 import re
 import shutil
 import urllib.error
@@ -15,26 +14,26 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ktrdr_vm.errors import HostError, ProvisionError, UsageError
-from ktrdr_vm.host import process
 from ktrdr_vm.host.capacity import DISK_FLOOR
+from ktrdr_vm.images.header import read_format
 from ktrdr_vm.images.store import Image, ImageStore
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
 _MAX_BYTES = 64 << 30
-_MAX_VIRTUAL = 1 << 40
 _READ_TIMEOUT = 60.0
 _REPORT_EVERY = 64 << 20
-_FORMATS = {"raw": "raw", "qcow2": "qcow2"}
 # The user that stock images are told to make by our seed; the image itself has none.
 _USER = "ktrdr"
 
 
-def fetch_image(url: str, sha256: str, store: ImageStore, *, progress: Callable[[str], None]) -> Image:
+def fetch_image(
+    url: str, sha256: str, store: ImageStore, *, progress: Callable[[str], None], sources: tuple[str, ...] | None = None
+) -> Image:
     """The image with this checksum: the one that is there, or fetched from `url` (https, http or file).
 
     The checksum is its name, so a wrong one can never be found later, and another address with the same bytes costs
-    nothing.
+    nothing. `sources` is what an address may begin with, each that a server refers to as well; None is any of the same scheme.
     """
     parts = _check_request(url, sha256)
     found = store.find(sha256)
@@ -47,8 +46,8 @@ def fetch_image(url: str, sha256: str, store: ImageStore, *, progress: Callable[
         with store.create(sha256) as directory:
             download = directory / "download"
             name = parts.path.rpartition("/")[2] or "image"
-            _download(url, sha256, download, lambda done: progress(f"{name}: {done}"))
-            disk_format, virtual_size = _probe(download, url)
+            _download(url, sha256, download, lambda done: progress(f"{name}: {done}"), sources)
+            disk_format, virtual_size = read_format(download, _strip_password(url))
             download.rename(directory / f"disk.{disk_format}")
             return store.commit(
                 directory,
@@ -66,24 +65,6 @@ def fetch_image(url: str, sha256: str, store: ImageStore, *, progress: Callable[
             )
 
 
-def read_image_info(text: str, where: str) -> tuple[str, int]:
-    """Format and virtual size out of `qemu-img info --output=json`. Whatever refers to another file is refused."""
-    described: dict[str, Any] = json.loads(text)
-    disk_format = str(described.get("format"))
-    hint = "use an image that is one complete raw or qcow2 file"
-    if disk_format not in _FORMATS:
-        raise ProvisionError(f"the image is {disk_format}, which is not supported", where=where, hint=hint)
-    specific = described.get("format-specific", {}).get("data", {})
-    if described.get("backing-filename") or described.get("full-backing-filename"):
-        raise ProvisionError("the image is an overlay: it has a backing file", where=where, hint=hint)
-    if specific.get("data-file"):
-        raise ProvisionError("the image keeps its data in another file", where=where, hint=hint)
-    size = int(described["virtual-size"])
-    if not 0 < size <= _MAX_VIRTUAL:
-        raise ProvisionError(f"the image's virtual size of {size} bytes is not plausible", where=where, hint=hint)
-    return disk_format, size
-
-
 def _check_request(url: str, sha256: str) -> Any:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https", "file"):
@@ -93,7 +74,7 @@ def _check_request(url: str, sha256: str) -> Any:
     return parts
 
 
-def _download(url: str, sha256: str, target: Path, report: Callable[[str], None]) -> None:
+def _download(url: str, sha256: str, target: Path, report: Callable[[str], None], sources: tuple[str, ...] | None) -> None:
     """Stream into `target`. On a wrong checksum it is deleted before the error leaves here."""
     digest, done = hashlib.sha256(), 0
     shown = _strip_password(url)
@@ -102,7 +83,7 @@ def _download(url: str, sha256: str, target: Path, report: Callable[[str], None]
         # A device or a pipe has no end, and reading one may have effects.
         raise ProvisionError("is not a regular file", where=shown, hint="name a disk image")
     try:
-        with urllib.request.urlopen(url, timeout=_READ_TIMEOUT) as source, target.open("xb") as file:  # noqa: S310 - schemes checked
+        with _make_opener(url, sources).open(url, timeout=_READ_TIMEOUT) as source, target.open("xb") as file:
             length = int(source.headers.get("Content-Length") or 0)
             while chunk := source.read(_CHUNK):
                 digest.update(chunk)
@@ -123,19 +104,46 @@ def _download(url: str, sha256: str, target: Path, report: Callable[[str], None]
         raise HostError(f"cannot be stored: {error.strerror}", where=str(target), hint="make room in the image store") from error
     if digest.hexdigest() != sha256:
         target.unlink()
-        # A profile of an untrusted branch must not learn the digest of any file that root can read.
-        found = "another sha256" if local else f"the sha256 {digest.hexdigest()}"
+        # A profile of an untrusted branch must not learn the digest of anything that root can read or reach.
         raise ProvisionError(
-            f"has {found}, and not {sha256} as asked for; it was not used",
+            f"has another sha256, and not {sha256} as asked for; it was not used",
             where=shown,
             hint="the image changed, or somebody changed it: compare with what its publisher signed",
         )
 
 
-def _probe(download: Path, url: str) -> tuple[str, int]:
-    """The only place where a format is detected: the bytes are those that the checksum promised, no guest wrote them."""
-    info = process.run(["qemu-img", "info", "--output=json", download], timeout=60)
-    return read_image_info(info.text, _strip_password(url))
+class _Judge(urllib.request.HTTPRedirectHandler):
+    """Follows where a server refers to, as far as the owner's sources go, and never to another scheme than https from there."""
+
+    def __init__(self, scheme: str, sources: tuple[str, ...] | None) -> None:
+        self._scheme = scheme
+        self._sources = sources
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        wanted = urlsplit(newurl)
+        allowed = self._sources is None or newurl.startswith(self._sources)
+        if wanted.scheme not in {self._scheme, "https"} or wanted.scheme not in ("http", "https") or not allowed:
+            raise ProvisionError(
+                "refers to another address, which is none of the owner's sources",
+                where=_strip_password(req.full_url),
+                hint="name the image by its last address, or list that in images.sources of /etc/ktrdr-vm/policy.yaml",
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _make_opener(url: str, sources: tuple[str, ...] | None) -> urllib.request.OpenerDirector:
+    """What opens the scheme of `url` and no other."""
+    opener = urllib.request.OpenerDirector()
+    scheme = urlsplit(url).scheme
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor()]
+    if scheme == "file":
+        handlers.append(urllib.request.FileHandler())
+    else:
+        handlers += [urllib.request.ProxyHandler(), urllib.request.HTTPSHandler(), _Judge(scheme, sources)]
+        handlers += [urllib.request.HTTPHandler()] if scheme == "http" else []
+    for handler in handlers:
+        opener.add_handler(handler)
+    return opener
 
 
 def _strip_password(url: str) -> str:

@@ -213,7 +213,7 @@ def build_profile(data: dict[str, Any]) -> Profile:
         ),
         workspace=_workspace(data["workspace"]) if "workspace" in data else None,
         mounts=tuple(Mount(**mount) for mount in data.get("mounts", [])),
-        egress=Egress(tuple(_rule(rule) for rule in egress.get("allow") or []), egress.get("mode", "enforce")),
+        egress=Egress(tuple(parse_rule(rule) for rule in egress.get("allow") or []), egress.get("mode", "enforce")),
         secrets=tuple(_secret(secret) for secret in data.get("secrets", [])),
         environment=tuple(sorted((name, _plain(value)) for name, value in data.get("environment", {}).items())),
         telemetry=Telemetry(**data.get("telemetry", {})),
@@ -237,7 +237,8 @@ def _workspace(data: dict[str, Any]) -> Workspace:
     return Workspace(**{**data, "include": tuple(data.get("include", []))})
 
 
-def _rule(data: dict[str, Any]) -> EgressRule:
+def parse_rule(data: dict[str, Any]) -> EgressRule:
+    """An entry of an allowlist whose shape was checked."""
     network = ip_network(data["cidr"]) if "cidr" in data else None
     return EgressRule(
         host=data.get("host", ""),

@@ -14,22 +14,18 @@ from typing import Any
 
 from ktrdr_vm.errors import DocumentError, Problem
 from ktrdr_vm.profile import scalars
+from ktrdr_vm.profile.ceiling import Use, check_ceiling, check_uses
 from ktrdr_vm.profile.collector import Collector, parse_collector
 from ktrdr_vm.profile.egress_rule import EgressRule
-from ktrdr_vm.profile.load import LoadedProfile
+from ktrdr_vm.profile.load import LoadedProfile, parse_rule
 from ktrdr_vm.profile.model import Secret, Size
+from ktrdr_vm.profile.personal import find_personal
 from ktrdr_vm.profile.reserved import is_reserved
 from ktrdr_vm.profile.schema import POLICY, check_shape
 from ktrdr_vm.profile.strict_yaml import load_yaml
 
 POLICY_PATH = "/etc/ktrdr-vm/policy.yaml"
 HINT = f"the owner of this host can allow it in {POLICY_PATH}; a profile cannot"
-
-# A person's own places: refused as the source of a secret or a mount whatever any policy says.
-_PERSONAL = frozenset(
-    ".ssh .aws .azure .gnupg .kube .docker .netrc .npmrc .pypirc .git-credentials .password-store .mozilla .thunderbird "
-    ".config .local .cache .bash_history .zsh_history .vault-token keyrings".split()
-)
 
 
 # Seconds of a pre-approval that names none.
@@ -58,6 +54,14 @@ class EscalationPolicy:
 
 
 @dataclass(frozen=True)
+class TrustedProject:
+    """A repository of this host by its folder, and the branches of it that its owner trusts."""
+
+    path: str
+    refs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class OwnerPolicy:
     """Without a file: mounts from the workspace only, secrets from KTRDR_* only, nothing reserved, no observe mode."""
 
@@ -67,6 +71,12 @@ class OwnerPolicy:
     secret_commands: tuple[tuple[str, ...], ...] = ()
     reserved: frozenset[tuple[IPv4Address, int]] = frozenset()
     observe: bool = False
+    uses: tuple[Use, ...] | None = None
+    """Which secrets may go to which hosts. None bounds nothing; a person is asked then where a branch wants more than the trusted one."""
+    ceiling: tuple[EgressRule, ...] | None = None
+    """What any profile may name as a destination; None bounds nothing."""
+    projects: tuple[TrustedProject, ...] = ()
+    """Like `prepare_refs`, of one repository each."""
     prepare_refs: tuple[str, ...] = ()
     """Branches of a workspace that templates of a project may be made from. What an agent returns is on none of them."""
     image_sources: tuple[str, ...] = ("https://",)
@@ -118,6 +128,9 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
         observe=data.get("egress", {}).get("observe", False),
         image_sources=tuple(data.get("images", {}).get("sources", default.image_sources)),
         prepare_refs=tuple(data.get("prepare", {}).get("refs", ())),
+        projects=tuple(TrustedProject(one["path"], tuple(one["refs"])) for one in data.get("prepare", {}).get("projects", ())),
+        uses=_uses(data.get("secrets", {})),
+        ceiling=tuple(parse_rule(one) for one in data["egress"]["ceiling"]) if "ceiling" in data.get("egress", {}) else None,
         largest=Size(
             vcpus=largest.get("vcpus", default.largest.vcpus),
             memory=scalars.parse_size(largest["memory"]) if "memory" in largest else default.largest.memory,
@@ -131,6 +144,12 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
         collector=collector,
         reports_runs=data.get("telemetry", {}).get("runs", False),
     )
+
+
+def _uses(data: dict[str, Any]) -> tuple[Use, ...] | None:
+    if "uses" not in data:
+        return None
+    return tuple(Use(tuple(one["hosts"]), one.get("env", ""), one.get("file", ""), tuple(one.get("command", ()))) for one in data["uses"])
 
 
 def _escalations(data: dict[str, Any]) -> EscalationPolicy:
@@ -194,6 +213,8 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
             )
     for index, rule in enumerate(profile.egress.allow):
         problems.extend(loaded.problem(("egress", "allow", index, "cidr"), message) for message in refuse_reserved(rule, policy))
+    for path, message in (*check_ceiling(profile, policy.ceiling), *check_uses(profile, policy.uses)):
+        problems.append(loaded.problem(path, message))
     if profile.telemetry.otlp and policy.collector is None:
         problems.append(loaded.problem(("telemetry", "otlp"), "there is no collector that the owner of this host has named"))
     if profile.egress.mode == "observe" and not policy.observe:
@@ -204,9 +225,9 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
 def refuse_path(source: str, base: str, roots: tuple[str, ...]) -> str:
     """Why a path of the host may not be used, or nothing. `source` is relative to `base`."""
     path = PurePosixPath(base, source)
-    personal = _PERSONAL & set(path.relative_to(base).parts if path.is_relative_to(base) else path.parts)
+    personal = find_personal(path.relative_to(base).parts if path.is_relative_to(base) else path.parts)
     if personal:
-        return f"a person's own place ({sorted(personal)[0]}) never enters a sandbox"
+        return f"a person's own place ({personal}) never enters a sandbox"
     if ".git" in path.parts:
         return "the repository's .git is never mounted"
     if roots and not any(path.is_relative_to(root) for root in roots):

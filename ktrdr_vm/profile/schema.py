@@ -184,14 +184,39 @@ PRESET: Schema = {
     },
 }
 
+_REFS: Schema = {"type": "list", "maxlength": 50, "schema": _text(scalars.parse_plain_text)}
+_PROJECT: Schema = {
+    "type": "dict",
+    "schema": {"path": _text(scalars.parse_guest_path, required=True), "refs": {**_REFS, "required": True, "minlength": 1}},
+}
+_VARIABLE: Schema = {"type": "string", "regex": r"[A-Za-z_][A-Za-z0-9_]*\*?"}
+# One secret of the host, and where it may go.
+_USE: Schema = {
+    "type": "dict",
+    "schema": {
+        "env": {**_VARIABLE, "excludes": ["file", "command"]},
+        "file": _text(scalars.parse_guest_path, excludes=["env", "command"]),
+        "command": {**_COMMAND, "excludes": ["env", "file"]},
+        "hosts": {
+            "type": "list",
+            "required": True,
+            "minlength": 1,
+            "maxlength": 100,
+            "schema": _text(lambda value: value if value == "*" else scalars.parse_host(value)),
+        },
+    },
+    "check_with": "one_source",
+}
+
 POLICY: Schema = {
     "mounts": {"type": "dict", "schema": {"roots": {"type": "list", "schema": _text(scalars.parse_guest_path)}}},
     "secrets": {
         "type": "dict",
         "schema": {
-            "env": {"type": "list", "schema": {"type": "string", "regex": r"[A-Za-z_][A-Za-z0-9_]*\*?"}},
+            "env": {"type": "list", "schema": _VARIABLE},
             "files": {"type": "list", "schema": _text(scalars.parse_guest_path)},
             "commands": {"type": "list", "maxlength": 100, "schema": _COMMAND},
+            "uses": {"type": "list", "maxlength": 200, "schema": _USE},
         },
     },
     "egress": {
@@ -199,6 +224,7 @@ POLICY: Schema = {
         "schema": {
             "reserved": {"type": "list", "schema": {"type": "string", "regex": r"\d{1,3}(\.\d{1,3}){3}:\d{1,5}"}},
             "observe": {"type": "boolean"},
+            "ceiling": {"type": "list", "maxlength": 500, "schema": _RULE},
         },
     },
     "resources": {
@@ -212,7 +238,7 @@ POLICY: Schema = {
         "type": "dict",
         "schema": {"max": {"type": "integer", "min": 1, "max": 16384, "notbool": True}, "ttl": _text(scalars.parse_duration)},
     },
-    "prepare": {"type": "dict", "schema": {"refs": {"type": "list", "maxlength": 50, "schema": _text(scalars.parse_plain_text)}}},
+    "prepare": {"type": "dict", "schema": {"refs": _REFS, "projects": {"type": "list", "maxlength": 200, "schema": _PROJECT}}},
     "publish": {
         "type": "dict",
         "schema": {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from cerberus import Validator
-from cerberus.errors import BaseErrorHandler
+from cerberus.errors import REGEX_MISMATCH, BaseErrorHandler
 
 from ktrdr_vm.profile import scalars
 
@@ -37,6 +38,16 @@ class _Validator(Validator):  # type: ignore[misc]
         """{'type': 'boolean'}"""
         if constraint and isinstance(value, bool):
             self._error(field, f"must be {_KINDS['integer']}, and true and false are none")
+
+    def _validate_regex(self, pattern: str, field: str, value: object) -> None:
+        """{'type': 'string'}"""
+        # All of it: cerberus's own lets a closing line feed by, which would be one in a configuration.
+        if isinstance(value, str) and not re.fullmatch(pattern, value):
+            self._error(field, REGEX_MISMATCH)
+
+    def _check_with_one_source(self, field: str, value: object) -> None:
+        if isinstance(value, dict) and not {"env", "file", "command"} & value.keys():
+            self._error(field, "names no secret: one of env, file or command is needed")
 
     def _check_with_one_destination(self, field: str, value: object) -> None:
         if isinstance(value, dict) and not {"host", "cidr", "preset"} & value.keys():

@@ -15,6 +15,7 @@ from ktrdr_vm.errors import KtrdrError, ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.host.owner_policy import read_collector_headers
+from ktrdr_vm.host.rights import set_rights
 from ktrdr_vm.host.running import find_processes
 from ktrdr_vm.plan.plan import canonical_json, plain
 from ktrdr_vm.resources.base import Resource
@@ -22,6 +23,9 @@ from ktrdr_vm.resources.base import Resource
 # An import of Python and dnspython on a slow disk; the usual time is a few tenths of a second.
 START_LIMIT = 30.0
 STOP_LIMIT = 5.0
+
+# Of files: the proxy's group may read them.
+PROXY = 0o440
 
 
 class Guard(Resource):
@@ -63,8 +67,11 @@ class Guard(Resource):
         directory.chmod(0o711)
         for name, (text, mode) in self._files().items():
             path = directory / name
-            path.write_text(text)
-            path.chmod(mode)
+            path.unlink(missing_ok=True)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+                file.write(text)
+            if mode == PROXY:
+                set_rights(path, self.target.paths.home, group=_as_number(self.blueprint.allocation.proxy_uid))
 
     def _stale(self) -> list[str]:
         """Its files that are not the plan's: what runs was started for an earlier one."""
@@ -90,13 +97,13 @@ class Guard(Resource):
             "telemetry": self._telemetry(),
             "brokers": [{"secret": route.secret, "port": route.port, "after": route.broker.after} for route in blueprint.plan.routes],
         }
-        # The proxy's user reads its configuration and lists; the rest is the owner's.
+        # The proxy's user, and nobody else, reads its configuration and lists; the rest is the owner's.
         return {
             "guard.json": (canonical_json(config), 0o600),
             "egress.json": (blueprint.documents["egress.json"], 0o600),
             "ruleset.nft": (blueprint.documents["ruleset.nft"], 0o600),
-            "proxy.cfg": (blueprint.documents["proxy.cfg"], 0o644),
-            **{name: (text, 0o644) for name, text in blueprint.plan.egress.name_lists.items()},
+            "proxy.cfg": (blueprint.documents["proxy.cfg"], PROXY),
+            **{name: (text, PROXY) for name, text in blueprint.plan.egress.name_lists.items()},
         }
 
     def _telemetry(self) -> dict[str, Any] | None:
@@ -188,3 +195,8 @@ def find_guards(directory: Path) -> list[int]:
 def _is_guard(words: list[bytes]) -> bool:
     ours = {b"ktrdr_vm.egress.guard", b"ktrdr_vm.egress.child", b"ktrdr_vm.egress.telemetry_child", b"ktrdr_vm.lending"}
     return bool(ours & set(words)) or words[0].endswith(b"haproxy")
+
+
+def _as_number(uid: str | int) -> int:
+    """The proxy's group has its user's number; what is not allocated yet has none."""
+    return int(uid) if str(uid).isdigit() else -1

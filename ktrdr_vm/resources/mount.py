@@ -8,14 +8,18 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ProvisionError
-from ktrdr_vm.host.mounts import bind_readonly, find_mounts, open_beneath, unmount
+from ktrdr_vm.host.beneath import Place, find_place, open_folder
+from ktrdr_vm.host.mounts import bind_readonly, find_mounts, unmount
+from ktrdr_vm.host.rights import find_open, set_rights
 from ktrdr_vm.host.running import end_process, find_processes
 from ktrdr_vm.plan.domain_xml import element, to_text
 from ktrdr_vm.profile.model import Mount as MountEntry
+from ktrdr_vm.profile.personal import find_personal
 from ktrdr_vm.resources.base import Blueprint, Resource, Target
 
 GUEST_LIMIT = 60.0
@@ -76,10 +80,13 @@ class Mount(Resource):
                 where=self.target.identity.instance_id,
                 hint="make it readonly, and bring results back as artifacts or commits",
             )
-        self._place.mkdir(mode=0o711, parents=True, exist_ok=True)
+        # Closed above the bind: who may not enter the source's own folders may not come to it by another way.
+        self.target.paths.mounts.mkdir(mode=0o700, exist_ok=True)
+        set_rights(self.target.paths.mounts, self.target.paths.home)
+        self._place.mkdir(mode=0o700, exist_ok=True)
         if not find_mounts(self._place):
-            root, relative = _resolve(self._entry, Path(self.blueprint.plan.facts.workspace), self.blueprint.mount_roots)
-            with open_beneath(root, relative) as source:
+            place = _resolve(self._entry, Path(self.blueprint.plan.facts.workspace), self.blueprint.mount_roots)
+            with _open_source(place) as source:
                 _refuse_repositories(source, self._entry.source)
                 bind_readonly(source, self._place)
         if not self._attached():
@@ -104,6 +111,7 @@ class Mount(Resource):
             return ["the bind is gone"]
         missing = {"ro", "nosuid", "nodev"} - mounts[-1].options
         differences = [f"the bind is not {option}" for option in sorted(missing)]
+        differences += find_open(self.target.paths.home, self.target.paths.mounts)
         if not self._attached():
             differences.append("it is not attached to the domain")
         return differences
@@ -177,17 +185,30 @@ class Mount(Resource):
 
 def require_source(entry: MountEntry, workspace: Path, roots: tuple[str, ...]) -> None:
     """HostError unless the folder is there and may be shared: said before a machine is made that would lack it."""
-    root, relative = _resolve(entry, workspace, roots)
-    with open_beneath(root, relative):
+    with _open_source(_resolve(entry, workspace, roots)):
         pass
 
 
-def _resolve(entry: MountEntry, workspace: Path, roots: tuple[str, ...]) -> tuple[Path, Path]:
-    """The root that allows the source, and the way from there."""
-    source = workspace / entry.source
-    for root in (workspace, *map(Path, roots)):
-        if source.is_relative_to(root):
-            return root.resolve(), source.relative_to(root)
+@contextlib.contextmanager
+def _open_source(place: Place) -> Iterator[int]:
+    opened = contextlib.ExitStack()
+    try:
+        folder = opened.enter_context(open_folder(place))
+    except OSError as error:
+        raise HostError(
+            f"{'/'.join(place.parts) or '.'} is not a folder that can be shared: {error.strerror}",
+            where=str(place.root),
+            hint="a mount's source is a real folder, without a link on the way",
+        ) from None
+    with opened:
+        yield folder
+
+
+def _resolve(entry: MountEntry, workspace: Path, roots: tuple[str, ...]) -> Place:
+    """The source beneath the root that allows it."""
+    source, allowed = workspace / entry.source, [workspace, *map(Path, roots)]
+    if any(source.is_relative_to(root) for root in allowed) and ".." not in source.parts:
+        return find_place(source, allowed)
     raise HostError(f"{source} is beneath no root that the owner lists", where=str(source), hint="see the owner's policy")
 
 
@@ -197,6 +218,12 @@ def _refuse_repositories(source: int, shown: str) -> None:
     folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source)
     try:
         for number, (path, folders, files, _) in enumerate(os.fwalk(".", dir_fd=folder, follow_symlinks=False)):
+            if personal := find_personal((*folders, *files), inside=True):
+                raise HostError(
+                    f"{shown} holds a person's own place at {path}/{personal}, which never enters a sandbox",
+                    where="mounts",
+                    hint="mount the folders that are needed",
+                )
             if ".git" in folders or ".git" in files:
                 raise HostError(
                     f"{shown} holds a repository at {path}, and a .git is never mounted",

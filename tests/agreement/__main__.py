@@ -32,7 +32,7 @@ _SAME = {"rescued": "failed"}
 def run_ours(playbook: Path, variables: dict[str, str], server: Server, scratch: Path) -> list[tuple[str, str]]:
     with server.connect() as guest:
         context = GateContext(
-            extra_vars=dict(variables), roots=(playbook.parent,), artifacts=scratch / "fetched", owner=(os.getuid(), os.getgid()),
+            extra_vars=dict(variables), roots=(playbook.parent,), artifacts=scratch / "fetched",
             environment={}, mask=str, gate_timeout=600,
         )  # fmt: skip
         result = run_playbook(load_playbook(playbook), guest, context)

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 import zstandard
 
-from ktrdr_vm.bundle import find_workspace, make_bundle, publish
+from ktrdr_vm.bundle import make_bundle, publish
 from ktrdr_vm.errors import HostError, UsageError
+from ktrdr_vm.evidence_reader import find_workspace
+from ktrdr_vm.host.paths import PROJECT
+from ktrdr_vm.host.runs import hand_over
 from ktrdr_vm.profile.policy import OwnerPolicy
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.model import Allowance, Commits, Denial, GateResult, RunReport, TaskResult, Verification, WorkloadResult
@@ -66,18 +69,20 @@ def make_run(place: Path, repository: tuple[Path, str, str], **changes: Any) -> 
         "base_ref": "main",
     } | changes
     report = RunReport("one", "r1", "p", "sandbox", "a" * 64, "b" * 64, "passed", 0, "2026-01-01T00:00:00Z", 60.0, **settings)
-    run = place / "run"
+    run = place / "state" / "runs" / "one" / "r1"
     (run / "notes" / "workspace").mkdir(parents=True)
     (run / "report.json").write_text(render_report_json(report))
     (run / "plan.json").write_text(json.dumps({"profile": {"workspace": {"source": "."}}, "facts": {"workspace": str(root)}}))
     (run / "egress.jsonl").write_text("{}\n")
+    hand_over(run, ME)
     return run
 
 
 def test_the_patches_apply_to_a_fresh_clone_and_give_the_same_tree(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
     root, base, done = repository
     bundle = make_bundle(make_run(tmp_path, repository), ME, OwnerPolicy())
-    assert (bundle.ref, bundle.branch, bundle.base) == ("refs/ktrdr/one/work", "work", base)
+    assert (bundle.ref, bundle.branch, bundle.base) == ("refs/ktrdr/one/work", "ktrdr/one/r1", base)
+    assert bundle.work == "work"
     git(tmp_path, "clone", "-q", str(root), "fresh")
     fresh = tmp_path / "fresh"
     git(fresh, "am", "-q", *map(str, sorted((bundle.directory / "patches").iterdir())))
@@ -107,15 +112,17 @@ def test_links_in_a_persons_run_lead_root_nowhere(tmp_path: Path, repository: tu
     run, elsewhere = make_run(tmp_path, repository), tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "victim").write_text("root's own")
-    os.chown(run, 12345, 12345)
+    hand_over(run, (12345, 12345))
+    os.chown(repository[0], 12345, 12345)
+    subprocess.run(["chown", "-R", "12345:12345", repository[0]], check=True)
     (run / "bundle").symlink_to(elsewhere)
     (run / "bundle.tar.zst").symlink_to(elsewhere / "victim")
     bundle = make_bundle(run, (12345, 12345), OwnerPolicy())
     assert [path.name for path in elsewhere.iterdir()] == ["victim"] and (elsewhere / "victim").read_text() == "root's own"
     assert not bundle.archive.is_symlink() and not bundle.directory.is_symlink()
-    assert (run.stat().st_uid, bundle.archive.stat().st_uid, run.stat().st_mode & 0o777) == (12345, 12345, 0o700)
+    assert {path.stat().st_uid for path in (run, bundle.archive, bundle.directory, *bundle.directory.rglob("*"))} == {12345}
     (run / "report.html").symlink_to(elsewhere / "victim")
-    with pytest.raises(UsageError, match=r"report\.html is a link"):
+    with pytest.raises(UsageError, match=r"report\.html is no file that a run has written"):
         make_bundle(run, (12345, 12345), OwnerPolicy())
     assert run.stat().st_uid == 12345
 
@@ -188,6 +195,29 @@ def test_publishing_is_the_owners_command_and_only_his(tmp_path: Path, repositor
         publish(bundle, workspace, OwnerPolicy())
     line = 'git rev-parse "$KTRDR_REF"; echo "$KTRDR_BRANCH|$KTRDR_BASE"; test -s "$KTRDR_BODY_FILE" -a -s "$KTRDR_BUNDLE"'
     printed = publish(bundle, workspace, OwnerPolicy(publish_command=("sh", "-c", line)))
-    assert printed.split() == [repository[2], f"work|{repository[1]}"]
+    assert printed.split() == [repository[2], f"ktrdr/one/r1|{repository[1]}"]
     with pytest.raises(HostError, match="exit code 3: no login"):
         publish(bundle, workspace, OwnerPolicy(publish_command=("sh", "-c", "echo no login >&2; exit 3")))
+
+
+@pytest.mark.parametrize("name", ["main", "release", "work", "feat/x", "ktrdr/one/r1", "HEAD", "a.b+c"])
+def test_the_documented_command_makes_one_new_branch_whatever_the_guest_calls_its_own(
+    tmp_path: Path, repository: tuple[Path, str, str], name: str
+) -> None:
+    """The guest names what it has checked out, `main` too; what is pushed to is named by this program."""
+    root, base, done = repository
+    git(root, "update-ref", f"refs/ktrdr/one/{name}", done)
+    git(tmp_path, "init", "-q", "--bare", "remote")
+    git(root, "remote", "add", "origin", str(tmp_path / "remote"))
+    git(root, "push", "-q", "origin", f"{base}:refs/heads/main", f"{base}:refs/heads/release")
+    judged = Verification("fresh", "one--verify", f"refs/ktrdr/one/{name}", done, "passed", "passed")
+    run = make_run(tmp_path, repository, verification=judged, commits=(Commits(f"refs/ktrdr/one/{name}", done, ()),))
+    bundle = make_bundle(run, ME, OwnerPolicy())
+    assert bundle.work == name
+    documented = (PROJECT / "docs/owner-policy.md").read_text().split("```sh\n")[1].split("```")[0]
+    command = "\n".join(line for line in documented.splitlines() if not line.startswith("gh "))
+    workspace = find_workspace(run)
+    assert workspace is not None
+    publish(bundle, workspace, OwnerPolicy(publish_command=("sh", "-c", command)))
+    heads = git(tmp_path / "remote", "for-each-ref", "--format=%(refname) %(objectname)").splitlines()
+    assert sorted(heads) == sorted([f"refs/heads/ktrdr/one/r1 {done}", f"refs/heads/main {base}", f"refs/heads/release {base}"])

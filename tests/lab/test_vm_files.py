@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import stat
@@ -13,11 +14,12 @@ from pathlib import Path
 import pytest
 from laboratory.command import run
 from laboratory.instances import CANARY_VARIABLE, LabInstance
-from laboratory.lab import Lab
+from laboratory.lab import LAB_HOME, Lab
 from laboratory.recorder import wait_until
 
 from ktrdr_vm.answers import deliver_secret
 from ktrdr_vm.host.mounts import find_mounts
+from ktrdr_vm.host.paths import Home
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.resources.domain import find_qemu
 
@@ -104,10 +106,7 @@ def test_links_and_special_files_that_the_host_put_there_stay_the_guests_own(ins
     "source", ["../outside", "/etc", "~/x", "link", "link/inside", "shared/../../outside", ".git", "/proc/self/root/etc", "sub/.ssh"]
 )
 def test_a_mount_from_elsewhere_is_refused(lab: Lab, instance: LabInstance, source: str) -> None:
-    """Row 26, as `plan` says it and as the resource holds it. A `..` and a link are the two that only the host can judge."""
-    from ktrdr_vm.errors import HostError
-    from ktrdr_vm.host.mounts import open_beneath
-
+    """Row 26, as `plan` says it. What it really is shows when it is opened, as the resource opens it."""
     place = lab.scratch / "mounting"
     (place / "shared").mkdir(parents=True, exist_ok=True)
     (lab.scratch / "outside" / "inside").mkdir(parents=True, exist_ok=True)
@@ -116,13 +115,8 @@ def test_a_mount_from_elsewhere_is_refused(lab: Lab, instance: LabInstance, sour
     profile = place / "p.yaml"
     profile.write_text(f"version: 1\nname: m\nimage: debian-13-docker\nmounts: [{{source: {source!r}, target: /data}}]\n")
     ended = run(lab, "plan", profile, "--workspace", place, "--instance-id", "lab-mounting")
-    if source.startswith("link"):
-        # Written as it is, it lies beneath the workspace; what it really is shows when it is opened.
-        with pytest.raises(HostError), open_beneath(place, Path(source)):
-            pass
-    else:
-        assert ended.code == 2, ended.stdout
-        assert "mounts" in ended.stderr
+    assert ended.code == 2, ended.stdout
+    assert "mounts" in ended.stderr
 
 
 def test_the_secret_is_in_the_guests_memory_and_nowhere_else(lab: Lab, instance: LabInstance) -> None:
@@ -197,3 +191,33 @@ def test_nothing_that_instances_share_belongs_to_qemus_user(instance: LabInstanc
     assert {path.name: path.stat().st_uid for path in image.iterdir()} == dict.fromkeys((path.name for path in image.iterdir()), 0)
     booted = (Path("/proc") / str(find_qemu(instance.instance.identity.domain)[0]) / "cmdline").read_bytes()
     assert str(image / "vmlinuz").encode() not in booted and str(instance.instance.paths.directory / "vmlinuz").encode() in booted
+
+
+def test_another_local_user_opens_only_what_the_table_says(lab: Lab, instance: LabInstance) -> None:
+    """Row 43 for files: each name of the state is known to them, as `ps` shows ids and keys."""
+    from ktrdr_vm.host.rights import find_open, find_right
+
+    home = Home(LAB_HOME)
+    paths = [path for path in home.root.rglob("*") if "images" not in path.parts and not path.is_symlink()]
+    bound = [path for path in paths if "mounts" in path.parts]
+    assert bound and any(path.name == "proxy.cfg" for path in paths)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        opened = []
+        for number, path in enumerate(paths):
+            with contextlib.suppress(OSError):
+                os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+                opened.append(str(number))
+        os.write(writing, " ".join(opened).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        said = answer.read().split()
+    os.waitpid(pid, 0)
+    surprising = [str(paths[int(one)]) for one in said if not find_right(paths[int(one)], home.root).mode & 0o004]
+    assert surprising == [] and not set(map(str, bound)) & {str(paths[int(one)]) for one in said}
+    assert find_open(home.root, instance.paths.directory) == []

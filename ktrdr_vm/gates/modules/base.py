@@ -11,6 +11,7 @@ from typing import Any
 from ktrdr_vm.gates.renderer import Renderer
 from ktrdr_vm.gates.templating import Scope
 from ktrdr_vm.guest.protocol import Guest, GuestResult
+from ktrdr_vm.host.beneath import Place
 
 Result = dict[str, Any]
 """What is registered: Ansible's names. Always `changed`; `failed` and `msg` where they apply."""
@@ -27,9 +28,8 @@ _MARK = "ktrdr-vm-result:"
 class Host:
     """What a module may touch of the host: files to send, a folder for what comes back, a clock."""
 
-    roots: tuple[Path, ...]
+    roots: tuple[Path | Place, ...]
     artifacts: Path | None
-    owner: tuple[int, int] | None
     now: Callable[[], str]
     monotonic: Callable[[], float]
     sleep: Callable[[float], None]

@@ -16,7 +16,7 @@ from ktrdr_vm.errors import GuestError
 from ktrdr_vm.gates.model import MAX_SENT
 from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, run_guest_side
 from ktrdr_vm.gates.modules.sources import list_source, read_source
-from ktrdr_vm.guest.beneath import check_name, create_beneath, make_folder, remove_beneath
+from ktrdr_vm.host.beneath import check_name, create_file, remove_file
 from ktrdr_vm.host.capacity import DISK_FLOOR
 
 _EMBEDDED = 256 * 1024
@@ -96,8 +96,9 @@ def run_fetch(call: Call) -> Result:
     if call.check:
         return {"changed": True, "dest": name, "file": src}
     try:
-        make_folder(call.host.artifacts, owner=call.host.owner)
-        descriptor = create_beneath(call.host.artifacts, name, owner=call.host.owner, replace=True)
+        # Root's until the run ends: nobody can put a link on the way between two files.
+        call.host.artifacts.mkdir(parents=True, exist_ok=True)
+        descriptor = create_file(call.host.artifacts, name, replace=True)
     except OSError as error:
         raise ModuleFailure(f"cannot fetch to {name!r}: {error.strerror}") from None
     sink = _Hashing(os.fdopen(descriptor, "wb"))
@@ -110,7 +111,7 @@ def run_fetch(call: Call) -> Result:
     except BaseException as error:
         # Half a file is no evidence.
         sink.stream.close()
-        remove_beneath(call.host.artifacts, name)
+        remove_file(call.host.artifacts, name)
         if not isinstance(error, GuestError):
             raise
         missing = not call.get("fail_on_missing", True) and "No such file" in str(error)

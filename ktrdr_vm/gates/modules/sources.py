@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from ktrdr_vm.errors import HostError
 from ktrdr_vm.gates.modules.base import ModuleFailure
-from ktrdr_vm.guest.beneath import UnsafePathError, open_beneath, open_folder, split_name
+from ktrdr_vm.host.beneath import Place, UnsafePathError, open_file, open_folder, split_name
+from ktrdr_vm.host.owner import find_owner, may_read, reading_as
+from ktrdr_vm.profile.personal import find_personal
 
 
-def read_source(roots: Sequence[Path], name: str, *, max_bytes: int, within: Sequence[str] = ()) -> bytes:
+def read_source(roots: Sequence[Path | Place], name: str, *, max_bytes: int, within: Sequence[str] = ()) -> bytes:
     """The bytes of a file, looked for in each root, and first in its folders `within` (`files`, `templates`) as Ansible does."""
     for root, relative in _places(roots, name, within):
         try:
-            descriptor = open_beneath(root, relative)
+            with reading_as(find_owner()):
+                descriptor = open_file(root, relative)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except UnsafePathError as error:
+        except (UnsafePathError, HostError) as error:
             raise ModuleFailure(error.message) from None
         with os.fdopen(descriptor, "rb") as stream:
+            if not may_read(os.fstat(stream.fileno()), find_owner()):
+                raise ModuleFailure(f"{name!r} cannot be read: Permission denied")
             data = stream.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise ModuleFailure(f"{name} is larger than {max_bytes // 1024} KiB")
@@ -27,16 +33,18 @@ def read_source(roots: Sequence[Path], name: str, *, max_bytes: int, within: Seq
     raise ModuleFailure(f"Could not find or access {name!r} beneath the playbook's folder or the workspace")
 
 
-def list_source(roots: Sequence[Path], name: str, *, within: Sequence[str] = (), limit: int = 1000) -> list[tuple[str, str]] | None:
+def list_source(roots: Sequence[Path | Place], name: str, *, within: Sequence[str] = (), limit: int = 1000) -> list[tuple[str, str]] | None:
     """When `name` is a folder: its files, as (name to read, name beneath the folder). None when it is not one."""
     for root, relative in _places(roots, name, within):
         try:
-            with open_folder(root, _safe_parts(relative)) as descriptor:
+            with reading_as(find_owner()), open_folder(root, _safe_parts(relative)) as descriptor:
                 found = _walk(descriptor, "", limit)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             raise ModuleFailure(f"{name!r} cannot be read: {error.strerror} (links are not followed)") from None
+        except HostError as error:
+            raise ModuleFailure(f"{name!r} cannot be read: {error.message}") from None
         if len(found) > limit:
             raise ModuleFailure(f"{name!r} holds more than {limit} files")
         return [(f"{relative.rstrip('/')}/{inner}", inner) for inner in sorted(found)]
@@ -73,17 +81,23 @@ def _safe_parts(name: str) -> list[str]:
 
 def _refuse_repository(part: str, name: str) -> None:
     """Its configuration holds remotes with passwords, and what nobody pushed is in it: as with mounts, it stays here."""
+    if find_personal((part,)):
+        raise ModuleFailure(f"{name!r} is a person's own place ({part}), which never enters a sandbox")
     if part.lower() == ".git":
         raise ModuleFailure(f"{name!r} is in a repository's .git, which never enters a sandbox")
 
 
-def _places(roots: Sequence[Path], name: str, within: Sequence[str]) -> list[tuple[Path, str]]:
+def _places(roots: Sequence[Path | Place], name: str, within: Sequence[str]) -> list[tuple[Place, str]]:
     """(root, relative name) to try. An absolute name is fine when it is spelled beneath a root."""
     for part in name.split("/"):
         _refuse_repository(part, name)
+    known = [root if isinstance(root, Place) else Place(root) for root in roots]
     if not name.startswith("/"):
-        return [(root, place) for root in roots for place in (*(f"{folder}/{name}" for folder in within), name)]
-    places = [(root, os.path.relpath(name, root)) for root in roots if ".." not in name.split("/") and Path(name).is_relative_to(root)]
+        return [(root, place) for root in known for place in (*(f"{folder}/{name}" for folder in within), name)]
+    spelled = PurePosixPath(name)
+    places = [
+        (root, str(spelled.relative_to(root.path))) for root in known if ".." not in spelled.parts and spelled.is_relative_to(root.path)
+    ]
     if not places:
         raise ModuleFailure(f"{name!r} is not beneath the playbook's folder or the workspace")
     return places

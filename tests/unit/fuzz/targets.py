@@ -25,9 +25,9 @@ from ktrdr_vm.errors import DocumentError, GuestError, KtrdrError, UsageError
 from ktrdr_vm.escalation.packet import PacketError, parse_packet
 from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.guest.agent import run_script
-from ktrdr_vm.guest.beneath import check_name
 from ktrdr_vm.guest.envelope import find_announcement
 from ktrdr_vm.guest.tar_stream import TarStream, TarStreamError
+from ktrdr_vm.host.beneath import check_name
 from ktrdr_vm.host.journal import read_journal
 from ktrdr_vm.host.libvirt import Libvirt, parse_agent_reply
 from ktrdr_vm.junit_files import MAX_CASES, read_test_files

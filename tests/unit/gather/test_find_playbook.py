@@ -2,7 +2,7 @@ import pytest
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.gates.load import digest_playbook
-from ktrdr_vm.gather import find_playbook
+from ktrdr_vm.references import find_playbook
 
 PLAY = "- hosts: all\n  tasks: [{name: t, ansible.builtin.debug: {msg: x}}]\n"
 
@@ -16,7 +16,7 @@ def test_the_workspace_comes_before_what_is_shipped(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["file", "folder"])
-def test_a_link_out_of_the_workspace_is_refused_unless_a_person_typed_it(tmp_path, where):
+def test_a_link_in_the_workspace_is_refused_whoever_names_it(tmp_path, where):
     outside, workspace = tmp_path / "outside", tmp_path / "workspace"
     outside.mkdir()
     (outside / "gate.yaml").write_text(PLAY)
@@ -27,9 +27,13 @@ def test_a_link_out_of_the_workspace_is_refused_unless_a_person_typed_it(tmp_pat
     else:
         (workspace / "deep").symlink_to(outside)
         name = "deep/gate.yaml"
+    for trusted in (False, True):
+        with pytest.raises(UsageError, match="links are not followed"):
+            find_playbook(name, workspace, trusted=trusted)
+    outside_name = str(outside / "gate.yaml")
     with pytest.raises(UsageError, match="outside the workspace"):
-        find_playbook(name, workspace)
-    assert find_playbook(name, workspace, trusted=True).exists()
+        find_playbook(outside_name, workspace)
+    assert find_playbook(outside_name, workspace, trusted=True).exists()
 
 
 def test_what_is_nowhere_says_where_it_was_looked_for(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ktrdr_vm.errors import DocumentError, HostError, ProvisionError
-from ktrdr_vm.guest.beneath import remove_beneath
+from ktrdr_vm.host.beneath import remove_file
 from ktrdr_vm.images.fetch import fetch_image
 from ktrdr_vm.images.store import ImageStore
 from ktrdr_vm.profile.load import load_profile
@@ -62,5 +62,5 @@ def test_what_is_taken_away_again_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "outside/file").touch()
     (tmp_path / "root").mkdir()
     (tmp_path / "root/link").symlink_to("../outside")
-    remove_beneath(tmp_path / "root", "link/file")
+    remove_file(tmp_path / "root", "link/file")
     assert (tmp_path / "outside/file").exists()

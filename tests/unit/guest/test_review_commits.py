@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ktrdr_vm.errors import GuestError, ProvisionError
+from ktrdr_vm.errors import GuestError, ProvisionError, UsageError
 from ktrdr_vm.first_lines import find_first_lines
 from ktrdr_vm.guest import commits, workspace
 from ktrdr_vm.guest.commits import ReturnedRef
@@ -28,10 +29,17 @@ class Git:
     def __init__(self, answer: Answer) -> None:
         self.asked: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
         self._answer = answer
+        self.directory = Path("/nonexistent")
 
-    def __call__(
-        self, _directory: Path, _owner: object, *words: str, check: bool = True, stdout: int | None = None, bounds: tuple[str, ...] = ()
-    ) -> Completed:
+    @contextlib.contextmanager
+    def open(self, _place: object) -> Iterator[Git]:
+        yield self
+
+    @contextlib.contextmanager
+    def quarantine(self) -> Iterator[Git]:
+        yield self
+
+    def git(self, *words: str, check: bool = True, stdout: int | None = None, bounds: tuple[str, ...] = ()) -> Completed:
         self.asked.append((words, bounds))
         said = self._answer(words)
         if stdout is not None:
@@ -46,7 +54,7 @@ def repository(tmp_path: Path) -> Repository:
 
 
 def unpack(repository: Repository, git: Git, monkeypatch: pytest.MonkeyPatch) -> tuple[ReturnedRef, ...]:
-    monkeypatch.setattr(commits, "git", git)
+    monkeypatch.setattr(commits, "open_view", git.open)
     return commits._unpack(repository, "a" * 40, Path("/bundle"), IDENTITY)
 
 
@@ -74,25 +82,31 @@ def test_trees_that_name_too_many_files_are_refused_within_bounds(repository: Re
     with pytest.raises(GuestError, match="cannot be listed"):
         unpack(repository, git, monkeypatch)
     assert next(bounds for words, bounds in git.asked if words[0] == "diff")[0] == "prlimit"
-    assert git.asked[-1][0] == ("update-ref", "-d", "refs/ktrdr/one/x")
+    # It is looked at apart: the repository itself was not written to.
+    assert [words[0] for words, _ in git.asked].count("fetch") == 1
 
 
-def test_names_that_are_no_utf8_are_kept_as_they_are(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_are_no_utf8_are_kept_as_they_are() -> None:
     listed = {"diff": b"M\0a\xff\nb\0D\0-rf \xfe\0", "ls-files": b"u\xfd\0"}
-    monkeypatch.setattr(workspace, "git", Git(lambda words: listed[words[0]]))
-    changed, deleted = workspace._uncommitted(repository, Workspace())
+    git: Any = Git(lambda words: listed[words[0]])
+    changed, deleted = workspace._uncommitted(git, Workspace())
     assert [os.fsencode(name) for name in (*changed, *deleted)] == [b"a\xff\nb", b"-rf \xfe"]
-    assert workspace._matching_untracked(repository, ("*",)) == [os.fsdecode(b"u\xfd")]
+    assert workspace._matching_untracked(git, ("*",)) == [os.fsdecode(b"u\xfd")]
 
 
-def test_the_end_of_a_shallow_history_goes_along_and_nothing_else(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "git", Git(lambda _: b".git/shallow\n"))
-    assert workspace._read_shallow(repository) == b""
+def test_the_end_of_a_shallow_history_goes_along_and_nothing_else(repository: Repository) -> None:
     place = repository.root / ".git/shallow"
     place.parent.mkdir()
-    place.write_bytes(b"a" * 40 + b"\nroot:x:0:0\n")
-    assert workspace._read_shallow(repository) == b"a" * 40 + b"\n"
-    place.unlink()
-    (repository.root / "secret").write_bytes(b"b" * 40 + b"\n")
-    place.symlink_to(repository.root / "secret")
-    assert workspace._read_shallow(repository) == b""
+    common = os.open(place.parent, os.O_RDONLY)
+    view: Any = SimpleNamespace(checkout=SimpleNamespace(common=common))
+    try:
+        assert workspace._read_shallow(view, repository) == b""
+        place.write_bytes(b"a" * 40 + b"\nroot:x:0:0\n")
+        assert workspace._read_shallow(view, repository) == b"a" * 40 + b"\n"
+        place.unlink()
+        (repository.root / "secret").write_bytes(b"b" * 40 + b"\n")
+        place.symlink_to(repository.root / "secret")
+        with pytest.raises(UsageError, match="shallow"):
+            workspace._read_shallow(view, repository)
+    finally:
+        os.close(common)

@@ -9,7 +9,8 @@ import pytest
 
 from ktrdr_vm.errors import HostError, ProvisionError
 from ktrdr_vm.host import mounts
-from ktrdr_vm.host.mounts import find_mounts, open_beneath
+from ktrdr_vm.host.beneath import Place, UnsafePathError, open_folder, open_named_folder
+from ktrdr_vm.host.mounts import find_mounts
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.plan.facts import Facts, ImageFacts, allocate
 from ktrdr_vm.plan.identity import parse_instance_id
@@ -176,19 +177,19 @@ def tree(tmp_path: Path) -> Path:
     "relative", ["link", "link/x", "real/up", "real/up/real", "file", "file/x", "missing", "..", "../outside", "real/../../outside"]
 )
 def test_only_real_folders_beneath_the_root_open(tree: Path, relative: str) -> None:
-    with pytest.raises(HostError), open_beneath(tree, Path(relative)):
+    with pytest.raises(UnsafePathError), open_named_folder(Place(tree, Path(relative).parts), "mounts.source"):
         pass
 
 
 def test_a_real_folder_opens_and_is_the_one(tree: Path) -> None:
-    with open_beneath(tree, Path("real/deep")) as descriptor:
+    with open_folder(tree, ("real", "deep")) as descriptor:
         assert Path(f"/proc/self/fd/{descriptor}").readlink() == tree / "real" / "deep"
-    with open_beneath(tree, Path()) as descriptor:
+    with open_folder(tree) as descriptor:
         assert Path(f"/proc/self/fd/{descriptor}").readlink() == tree
 
 
 def test_another_file_system_on_the_way_is_refused() -> None:
-    with pytest.raises(HostError, match="another file system"), open_beneath(Path("/"), Path("proc")):
+    with pytest.raises(HostError, match="another file system"), open_folder(Path("/"), ("proc",)):
         pass
 
 

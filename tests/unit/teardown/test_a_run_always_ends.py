@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from test_review_run import destroyed, execute, make_run, raise_
 
-from ktrdr_vm import evidence, outcome
+from ktrdr_vm import outcome
 from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.evidence import RunDirectory
 from ktrdr_vm.harvest import Harvest
+from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance import Instance
 from ktrdr_vm.report.model import Artifact
 from ktrdr_vm.stage import Stage
@@ -110,7 +111,7 @@ def test_artifacts_that_no_parser_likes_end_in_a_report(
 
 def test_hostile_evidence_ends_in_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str]) -> None:
     """A ledger and an escalation that no guard would write, a console of any bytes."""
-    paths = evidence.Home(tmp_path).instance("one")
+    paths = Home(tmp_path).instance("one")
 
     def provision(*_: object) -> None:
         paths.directory.mkdir(parents=True)

@@ -13,11 +13,12 @@ import pytest
 
 from ktrdr_vm.cli.progress import show_resource
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.evidence import RunDirectory, remove_old_runs
+from ktrdr_vm.evidence import RunDirectory
 from ktrdr_vm.gather import Gathered
 from ktrdr_vm.host.accelerator import Accelerator
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.runs import remove_old_runs
 from ktrdr_vm.instance import Instance
 from ktrdr_vm.listener import Listener, Options
 from ktrdr_vm.plan.facts import Facts, ImageFacts

@@ -1,0 +1,320 @@
+"""The run directories on disk. Nothing else opens what lies beneath `runs/`.
+
+While a run goes on its directory is root's. At its end a digest of each file is kept aside and everything is handed to the person who
+asked for the run. From then on each name in it may be a link, a pipe or another file: it is opened by descriptor, without following a
+link, and only a regular file of the person's own is read. A run that is taken up again gets a new directory, with what the digests
+confirm of the old one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ktrdr_vm.errors import HostError, KtrdrError, UsageError
+from ktrdr_vm.host.beneath import Place, create_file, open_file, open_folder, open_regular
+from ktrdr_vm.host.durable import write_durably
+from ktrdr_vm.host.journal import is_locked, list_directories
+from ktrdr_vm.host.owner import find_owner
+from ktrdr_vm.host.paths import Home
+
+# Evidence that is older is collected.
+KEPT_DAYS = 90
+_OLD = f"the run ended more than {KEPT_DAYS} days ago"
+MAX_DOCUMENT = 64 * 1024 * 1024
+MAX_LINE = 4 * 1024 * 1024
+_MAX_NAMES = 100_000
+
+
+# -- while a run goes on ------------------------------------------------------------------------------------------------
+
+
+def create_run(home: Home, instance_id: str, run_id: str, *, continued: bool = False) -> Path:
+    """The directory of a run, root's alone until `hand_over`. `continued` takes up an old one: what its digests confirm is copied."""
+    parent = _make_parent(home, instance_id)
+    path = parent / run_id
+    if continued and os.path.lexists(path):
+        _take_up(path)
+    else:
+        path.mkdir(mode=0o700)
+    return path
+
+
+def require_own(path: Path) -> None:
+    """HostError unless a directory is this user's and no link: root writes into no folder that somebody else may change."""
+    facts = path.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+        raise HostError("the run directory belongs to somebody else", where=str(path), hint="remove it, then try again")
+
+
+def _make_parent(home: Home, instance_id: str) -> Path:
+    parent = home.runs / instance_id
+    for folder in (home.runs, parent):
+        folder.mkdir(mode=0o711, exist_ok=True)
+        with open_folder(Place(folder.parent, (folder.name,))) as descriptor:
+            if os.geteuid() == 0:
+                os.fchown(descriptor, 0, 0)
+            # The person may pass through to what is theirs, and see nothing else on the way.
+            os.fchmod(descriptor, 0o711)
+    return parent
+
+
+def _take_up(path: Path) -> None:
+    new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+    for left in (new, old):
+        _remove(left)
+    new.mkdir(mode=0o700)
+    for name, digest in FinishedRun(path).digests().items():
+        with contextlib.suppress(OSError, KtrdrError), os.fdopen(open_file(Place(path.parent, (path.name,)), name), "rb") as source:
+            with os.fdopen(create_file(new, name), "wb") as target:
+                shutil.copyfileobj(source, target)
+            with (new / name).open("rb") as copied:
+                same = hashlib.file_digest(copied, "sha256").hexdigest() == digest
+            if not same:
+                (new / name).unlink()
+    path.rename(old)
+    new.rename(path)
+    _remove(old)
+
+
+def hand_over(path: Path, owner: tuple[int, int]) -> None:
+    """Keep a digest of each file, then give everything to the person.
+
+    From the inside out and without following a link: nobody else can come in before the outermost folder is theirs.
+    """
+    with contextlib.suppress(OSError, HostError):
+        _sums(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(_sums(path), json.dumps(_digest_tree(path)).encode())
+    for _, _, files, descriptor in os.fwalk(path, topdown=False, follow_symlinks=False):
+        for name in files:
+            os.chown(name, *owner, dir_fd=descriptor, follow_symlinks=False)
+        os.fchown(descriptor, *owner)
+
+
+def _digest_tree(path: Path) -> dict[str, str]:
+    found = {}
+    for folder, _, files, descriptor in os.fwalk(path, follow_symlinks=False):
+        for name in files[:_MAX_NAMES]:
+            with contextlib.suppress(OSError), os.fdopen(open_regular(name, descriptor), "rb") as file:
+                found[str((Path(folder) / name).relative_to(path))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _sums(path: Path) -> Path:
+    """Where the digests of a run are: beside `runs/`, where only root comes."""
+    return path.parent.parent.parent / "digests" / path.parent.name / f"{path.name}.json"
+
+
+# -- afterwards ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """The directory of a run that may have been handed over. Only regular files of its owner's are read, and none of anybody else's."""
+
+    path: Path
+
+    @contextlib.contextmanager
+    def _open_directory(self, name: str) -> Iterator[tuple[int, str, int]]:
+        *folders, last = name.split("/")
+        with open_folder(Place(self.path.parent, (self.path.name,))) as directory:
+            owner, caller = os.fstat(directory).st_uid, find_owner()[0]
+            if caller not in (0, owner) and owner != os.geteuid():
+                raise UsageError("this run is somebody else's", where=str(self.path), hint="ask who made it")
+        with open_folder(Place(self.path.parent, (self.path.name, *folders))) as folder:
+            yield folder, last, owner
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file of the run, to read. FileNotFoundError when there is none; UsageError for what the run cannot have written so."""
+        try:
+            with self._open_directory(name) as (folder, last, owner):
+                file = os.fdopen(open_regular(last, folder), "rb")
+                if os.fstat(file.fileno()).st_uid != owner:
+                    file.close()
+                    raise OSError(1, "it is another user's file", name)
+                return file
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UsageError(
+                f"{name} is no file that a run has written: {error.strerror}",
+                where=str(self.path),
+                hint="links are not followed; remove it",
+            ) from None
+
+    def read(self, name: str, limit: int = MAX_DOCUMENT) -> bytes:
+        """The file's bytes, as `open`. UsageError when there are more than `limit`."""
+        with self.open(name) as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise UsageError(f"{name} is larger than {limit} bytes", where=str(self.path), hint="no run writes one so large")
+        return content
+
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """The JSON objects of a file of lines, those with a time; a file that is not there has none."""
+        try:
+            file = self.open(name)
+        except FileNotFoundError:
+            return
+        with file:
+            while line := file.readline(MAX_LINE):
+                with contextlib.suppress(ValueError, RecursionError):
+                    row = json.loads(line)
+                    if isinstance(row, dict) and isinstance(row.get("time"), str):
+                        yield row
+
+    def document(self, name: str) -> dict[str, Any]:
+        """A JSON object of the run. FileNotFoundError when it has none; UsageError for anything else."""
+        return parse_document(self.read(name), str(self.path / name))
+
+    def list(self, folder: str, suffix: str) -> list[str]:
+        """Names of the files beneath a folder of the run, sorted; none when the folder is not there, or is a link."""
+        found: list[str] = []
+        pending = [folder]
+        while pending and len(found) < _MAX_NAMES:
+            here = pending.pop()
+            with (
+                contextlib.suppress(OSError, KtrdrError),
+                self._open_directory(f"{here}/.") as (descriptor, _, _owner),
+                os.scandir(descriptor) as entries,
+            ):
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False) and here.count("/") < 32:
+                        pending.append(f"{here}/{entry.name}")
+                    elif entry.name.endswith(suffix) and entry.is_file(follow_symlinks=False):
+                        found.append(f"{here}/{entry.name}")
+        return sorted(found)
+
+    def digests(self) -> dict[str, str]:
+        """What root kept of each file when the run was handed over. Empty for a run that was not."""
+        try:
+            content: dict[str, str] = json.loads(_sums(self.path).read_bytes())
+            return content
+        except (OSError, ValueError):
+            return {}
+
+    def confirms(self, name: str, content: bytes) -> bool:
+        """Is this what the run wrote?"""
+        return self.digests().get(name) == hashlib.sha256(content).hexdigest()
+
+    @property
+    def owner(self) -> int:
+        with open_folder(Place(self.path.parent, (self.path.name,))) as directory:
+            return os.fstat(directory).st_uid
+
+    @contextlib.contextmanager
+    def build(self) -> Iterator[Path]:
+        """A folder of root's beside the run, to make something in that `deliver` puts into it."""
+        folder = self.path.with_name(f".{self.path.name}.made")
+        _remove(folder)
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            _remove(folder)
+
+    def deliver(self, made: Path, names: tuple[str, ...], owner: tuple[int, int]) -> None:
+        """Move what was made into the run as its owner's, in place of what has the name. Links there are removed, not followed."""
+        for path in (*made.rglob("*"),):
+            os.chown(path, *owner, follow_symlinks=False)
+        with open_folder(Place(self.path.parent, (self.path.name,))) as directory, open_folder(made) as source:
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    try:
+                        os.unlink(name, dir_fd=directory)
+                    except IsADirectoryError:
+                        shutil.rmtree(name, dir_fd=directory)
+                os.rename(name, name, src_dir_fd=source, dst_dir_fd=directory)
+
+
+def find_run(home: Home, instance_id: str, run_id: str) -> Path:
+    """The directory of a run, the newest for `latest`. UsageError when there is none."""
+    folder = home.runs / instance_id
+    name = run_id
+    if run_id == "latest":
+        with contextlib.suppress(OSError):
+            name = str((folder / "latest").readlink())
+    plain = bool(name) and "/" not in name and not name.startswith(".") and "\0" not in name
+    if not plain or not os.path.lexists(folder / name) or (name == "latest" and not (folder / name).is_dir()):
+        raise UsageError(f"there is no run {run_id} of {instance_id}", where=str(folder), hint="`ls` that folder, or apply first")
+    return folder / name
+
+
+def list_newest(home: Home) -> list[FinishedRun]:
+    """The newest run of each instance_id."""
+    found = []
+    for folder in sorted(home.runs.iterdir()) if home.runs.is_dir() else ():
+        with contextlib.suppress(KtrdrError, OSError):
+            found.append(FinishedRun(find_run(home, folder.name, "latest")))
+    return found
+
+
+# -- removing -----------------------------------------------------------------------------------------------------------
+
+
+def collect_runs(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
+    """Remove the evidence of runs that ended KEPT_DAYS ago; of an instance that is there the newest stays. Rows as `gc` shows them."""
+    living = {path.name for path in list_directories(home)}
+    rows = []
+    for folder in sorted(home.runs.iterdir()) if home.runs.is_dir() else ():
+        if folder.is_symlink() or not folder.is_dir() or is_locked(home.lock(folder.name)):
+            continue
+        found = sorted(
+            (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()), key=lambda path: path.lstat().st_mtime
+        )
+        old = [path for path in found if time.time() - path.lstat().st_mtime > KEPT_DAYS * 86400]
+        if folder.name in living:
+            old = [path for path in old if path != found[-1]]
+        for path in old:
+            rows.append({"action": "would remove" if dry_run else "removed", "instance_id": f"{folder.name}/{path.name}", "reason": _OLD})
+            if not dry_run:
+                _remove(path)
+        if not dry_run and len(old) == len(found):
+            (folder / "latest").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not ours, then, what else is in it
+                folder.rmdir()
+    return rows
+
+
+def remove_old_runs(runs: Path, keep: int) -> list[Path]:
+    """Keep the newest `keep` runs of an instance_id, and as many of what `gate` fetched; returns what was removed."""
+    if not runs.is_dir():
+        return []
+    found = sorted((path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()), reverse=True)
+    gates = [path for path in found if path.name.startswith("gates-")]
+    old = [path for path in found if path not in gates][keep:] + gates[keep:]
+    for path in old:
+        _remove(path)
+    return old
+
+
+def _remove(path: Path) -> None:
+    """A run's directory and its digests. What a link in it leads to stays."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+    if not path.name.startswith("."):
+        _sums(path).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            _sums(path).parent.rmdir()
+
+
+def parse_document(content: bytes, where: str) -> dict[str, Any]:
+    """A JSON object that a run wrote. UsageError for anything else."""
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise UsageError("this is no document of a run", where=where, hint="apply again; somebody has changed it")
+    return data

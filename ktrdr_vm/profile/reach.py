@@ -1,0 +1,40 @@
+"""Where a profile lets things go, as lines that two versions of it can be compared by. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ktrdr_vm.profile.model import Profile
+
+
+@dataclass(frozen=True, order=True)
+class Reach:
+    """One destination or use. `carries` when a secret of the profile's can go there."""
+
+    text: str
+    carries: bool
+
+
+def list_reach(profile: Profile) -> frozenset[Reach]:
+    """All of it. A secret that is in the guest can go wherever the guest may."""
+    found: set[Reach] = set()
+    inside = bool(profile.delivered)
+    for secret in profile.secrets:
+        source = secret.env or secret.file or " ".join(secret.command)
+        if secret.broker is None:
+            found.add(Reach(f"the secret {source} in the guest", True))
+        else:
+            broker = secret.broker
+            what = f"{','.join(broker.methods)} {','.join(broker.paths)}"
+            found.add(Reach(f"the secret {source} to {broker.host}: {what}", True))
+    for rule in profile.egress.allow:
+        found |= {Reach(f"egress to {rule.destination}:{port}", inside) for port in ((0,) if rule.preset else rule.ports)}
+    if profile.egress.mode == "observe":
+        found.add(Reach("egress to every public address (observe mode)", inside))
+    return frozenset(found)
+
+
+def find_beyond(now: Profile, before: Profile | None) -> tuple[Reach, ...]:
+    """What `now` has and `before` has not, sorted. Without a `before`, all of it."""
+    known = list_reach(before) if before is not None else frozenset()
+    return tuple(sorted(list_reach(now) - known))

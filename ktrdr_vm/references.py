@@ -1,0 +1,130 @@
+"""What a profile names, and whether it is there and may be used: recipes, presets, playbooks, files and folders of the workspace.
+
+Each path is opened as it will be when it is used, from the workspace and without following a link.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ktrdr_vm.errors import DocumentError, KtrdrError, Problem, UsageError
+from ktrdr_vm.host.beneath import Place, find_place, open_file, open_folder
+from ktrdr_vm.host.checkout import find_top
+from ktrdr_vm.host.package_sources import list_presets
+from ktrdr_vm.host.paths import find_shipped, list_shipped
+from ktrdr_vm.images.recipe import load_recipe
+from ktrdr_vm.images.store import refuse_disk
+from ktrdr_vm.profile.load import LoadedProfile
+
+
+def check_references(loaded: LoadedProfile, workspace: Path, *, gates: bool = True) -> list[Problem]:
+    """What the profile names and is not there, or is itself wrong: recipe, presets, playbooks. Reads files, asks no program.
+
+    `workspace` is the absolute folder of `--workspace`. Without `gates` the profile's own are not looked for: others take their place.
+    """
+    profile, problems = loaded.profile, []
+    if not profile.image.url:
+        recipe = find_shipped("images", f"{profile.image.recipe}.yaml")
+        if recipe is None:
+            problems.append(loaded.problem(("image",), _unknown("image recipe", profile.image.recipe, list_shipped("images"))))
+        elif reason := refuse_disk(profile.resources.disk, load_recipe(recipe).size):
+            problems.append(loaded.problem(("resources", "disk"), reason))
+    known = list_presets()
+    for index, rule in enumerate(profile.egress.allow):
+        if rule.preset and rule.preset not in known:
+            problems.append(loaded.problem(("egress", "allow", index, "preset"), _unknown("preset", rule.preset, known)))
+    for index, gate in enumerate(profile.gates if gates else ()):
+        try:
+            digest_playbooks(((gate, find_playbook(gate, workspace)),), workspace)
+        except DocumentError as error:
+            problems.extend(error.problems)
+        except KtrdrError as error:
+            problems.append(loaded.problem(("gates", index), f"{error.message}: {error.where}"))
+    return problems
+
+
+def check_places(loaded: LoadedProfile, workspace: Path, mount_roots: tuple[str, ...]) -> list[Problem]:
+    """Every folder and file of the host that the profile names, opened as it will be when it is used: no link, no other mount."""
+    profile, problems = loaded.profile, []
+
+    def check(path: tuple[str | int, ...], act: Callable[[], object]) -> None:
+        try:
+            act()
+        except FileNotFoundError:
+            return  # what is missing is said by what needs it
+        except OSError as error:
+            problems.append(loaded.problem(path, f"cannot be opened: {error.strerror} (links are not followed)"))
+        except KtrdrError as error:
+            problems.append(loaded.problem(path, error.message))
+
+    if profile.workspace and profile.workspace.source != ".":
+        place = Place(workspace).join(profile.workspace.source)
+        check(("workspace", "source"), lambda: find_top(place))
+    for index, mount in enumerate(profile.mounts):
+        source = find_place(workspace / mount.source, (workspace, *map(Path, mount_roots)))
+        check(("mounts", index, "source"), lambda source=source: _open_folder(source))  # type: ignore[misc]
+    if profile.prepare:
+        check(("prepare", "playbook"), lambda: find_playbook(profile.prepare.playbook, workspace))  # type: ignore[union-attr]
+        for index, name in enumerate(profile.prepare.key):
+            check(("prepare", "key", index), lambda name=name: os.close(open_file(workspace, name)))  # type: ignore[misc]
+    return problems
+
+
+def _open_folder(place: Place) -> None:
+    with open_folder(place):
+        pass
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"there is no {kind} {name}; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}")
+
+
+def find_playbook(gate: str, workspace: Path, *, trusted: bool = False) -> Path:
+    """A gate by name or path: the workspace's own, then the shipped ones.
+
+    A profile comes from a branch: what it names lies in the workspace, with no link on the way, or is shipped. `trusted` is what a
+    person typed: it may lie elsewhere, but what is spelled beneath the workspace is opened from there all the same.
+    """
+    shipped = None
+    if "/" in gate or gate.endswith((".yaml", ".yml")):
+        candidates = [workspace / gate]
+    else:
+        candidates = [workspace / "playbooks" / f"{gate}.yaml"]
+        shipped = find_shipped("playbooks", f"{gate}.yaml")
+        candidates += [shipped] if shipped else []
+    for path in candidates:
+        place = find_place(path, (workspace,))
+        if path == shipped or (trusted and place.root != workspace):
+            if path.is_file():
+                return path
+            continue
+        if place.root != workspace:
+            raise UsageError(
+                f"the gate {gate} lies outside the workspace",
+                where=str(path),
+                hint="a profile's gates are files of the workspace, or shipped ones",
+            )
+        try:
+            os.close(open_file(place))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return path
+    raise UsageError(
+        f"there is no playbook for the gate {gate}",
+        where=", ".join(str(path) for path in candidates),
+        hint="write playbooks/<name>.yaml in the workspace, or name a shipped gate or a path",
+    )
+
+
+def digest_playbooks(playbooks: tuple[tuple[str, Path], ...], workspace: Path) -> tuple[tuple[str, str], ...]:
+    """Each gate with the digest of its playbook and of what that brings along."""
+    if not playbooks:
+        return ()
+    # A playbook's parser brings Jinja along, which a profile without gates need not wait for.
+    from ktrdr_vm.gates.load import digest_playbook
+
+    return tuple((gate, digest_playbook(path, beneath=workspace)) for gate, path in playbooks)

