@@ -20,6 +20,7 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     """Run PLAYBOOKS, by gate name or path, against INSTANCE_ID. Exit code 1 when one did not pass."""
     from dataclasses import asdict
 
+    from ktrdr_vm.cli.access import warn_of_guard
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.cli.progress import show_gate, show_gate_event
     from ktrdr_vm.delivered import read_secrets
@@ -50,6 +51,7 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     artifacts = home.run(instance_id, f"gates-{make_run_id()}") / "artifacts"
     results = []
     with instance.locked():
+        warn_of_guard(instance)
         guest = instance.connect()
         for path, playbook in loaded:
             context = GateContext(
