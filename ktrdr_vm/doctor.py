@@ -14,6 +14,7 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import find_accelerator
 from ktrdr_vm.host.capacity import read_available_memory
+from ktrdr_vm.host.confinement import find_fork_obstacle, is_confined
 from ktrdr_vm.host.foreign_rules import find_obstacles
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.owner_policy import read_policy
@@ -24,9 +25,6 @@ from ktrdr_vm.plan.identity import TAP_PREFIX
 
 State = Literal["ok", "warning", "missing"]
 
-APPARMOR_ENABLED = Path("/sys/module/apparmor/parameters/enabled")
-# Every profile that libvirt writes for a domain includes it.
-APPARMOR_LOCAL = Path("/etc/apparmor.d/local/abstractions/libvirt-qemu")
 LEGACY_TABLES = Path("/proc/net/ip_tables_names")
 _FREE_DISK = 8 << 30
 _FREE_MEMORY = 3072
@@ -44,7 +42,7 @@ class Check:
 
 def check_host(home: Home) -> list[Check]:
     """Every check, in the order of a run's needs."""
-    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(home), _policy(), _addresses()]
+    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy(), _addresses()]
     checks += [_firewall(), _legacy_firewall(), *_leftovers(home)]
     checks += [_disk(home), _memory()]
     return [check for check in checks if check is not None]
@@ -107,25 +105,21 @@ def _tun() -> Check:
     return Check("tun", "missing", "/dev/net/tun is not there", "modprobe tun")
 
 
-def _apparmor(home: Home) -> Check | None:
-    """libvirt's helper writes a profile for each domain, from the disks and kernels in its XML: not of memory."""
-    try:
-        if APPARMOR_ENABLED.read_text().strip() != "Y":
-            return None
-    except OSError:
+def _apparmor() -> Check | None:
+    """Each instance brings the profile of its own QEMU: what is looked at is whether it can."""
+    if os.geteuid() != 0:
         return None
-    rule = f'"{home.templates}/*/{{memory,state}}" rwk,'
     try:
-        if rule in APPARMOR_LOCAL.read_text():
-            return Check("apparmor", "ok", f"{APPARMOR_LOCAL} lets QEMU open the memory of templates")
-    except OSError:
-        pass
-    return Check(
-        "apparmor",
-        "warning",
-        "libvirt's profile does not let QEMU open the memory of templates; `apply --cold` needs none",
-        f"add the line `  {rule}` to {APPARMOR_LOCAL}",
-    )
+        libvirt = Libvirt()
+        if not is_confined(libvirt):
+            return None
+        obstacle = find_fork_obstacle(libvirt)
+    except KtrdrError:
+        return None  # what is wrong with libvirtd has a line of its own
+    if obstacle:
+        fix = "install libvirt-daemon-system again; without it every `apply` boots cold"
+        return Check("apparmor", "warning", f"{obstacle}; instances boot cold, without a template", fix)
+    return Check("apparmor", "ok", "each instance gets a profile for its own QEMU, with the memory of its own template")
 
 
 def _policy() -> Check:

@@ -22,6 +22,7 @@ from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.harvest import Harvest
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.clock import now
+from ktrdr_vm.host.confinement import find_fork_obstacle
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.ensure import ensure_image
@@ -96,7 +97,11 @@ class Stage:
         self.plan = plan
         require_capacity(self._home.root, plan.profile.resources.memory)
         require_room(self._home, plan.identity.instance_id, self.gathered.policy.most_instances)
-        if not self._cold and not self._source and fits(plan) and instance.journal is None:
+        forks = not self._cold and not self._source and fits(plan) and instance.journal is None
+        if forks and (obstacle := find_fork_obstacle(instance.libvirt)):
+            recorder.listener.note(f"it boots cold, without a template: {obstacle}")
+            forks = False
+        if forks:
             note = recorder.listener.note
             template = find_best(self._home, self.gathered, plan, image, note)
             if template is None:
