@@ -156,7 +156,12 @@ class Box:
 
     def copy_checkout(self, place: str = CLONE) -> None:
         """What Git knows of this checkout, as it is on the disk now, as a repository of one commit."""
-        listed = subprocess.run(["git", "-C", PROJECT, "ls-files", "-z"], capture_output=True, check=True, timeout=60).stdout
+        listed = subprocess.run(
+            ["git", "-C", PROJECT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            capture_output=True,
+            check=True,
+            timeout=60,
+        ).stdout
         names = b"\0".join(name for name in listed.split(b"\0") if name and (PROJECT / os.fsdecode(name)).is_file())
         packed = subprocess.run(
             ["tar", "-C", PROJECT, "-c", "-z", "--null", "-T", "-"], input=names, capture_output=True, check=True, timeout=60
