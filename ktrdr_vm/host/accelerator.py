@@ -63,15 +63,19 @@ def _try(kernel: Path | None) -> Accelerator:
         sector = Path(scratch, "sector")
         sector.write_bytes(_SECTOR)
         disk = ["-drive", f"file={sector},format=raw,if=none,id=disk,readonly=on", "-device", "virtio-blk-pci,drive=disk"]
-        words, slowness = [*disk, "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"], 1.0
-        failure = _boot(words, _EXPECTED, SECTOR_LIMIT)
-        if failure.startswith(_HUNG):
-            # Hangs and slowness look the same until something that surely works is tried beside it.
-            slowness = max(1.0, _time_emulation(words) / SECTOR_LIMIT * _PATIENCE)
-            failure = _boot(words, _EXPECTED, SECTOR_LIMIT * slowness)
-    if not failure and kernel is not None:
-        # Without a root it panics, and with panic=-1 that is a reboot, which -no-reboot makes the end.
-        failure = _boot(["-kernel", str(kernel), "-append", "panic=-1 quiet"], 0, KERNEL_LIMIT * slowness)
+        sector_words = [*disk, "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]
+        tries = [(sector_words, _EXPECTED, SECTOR_LIMIT)]
+        if kernel is not None:
+            # Without a root it panics, and with panic=-1 that is a reboot, which -no-reboot makes the end.
+            tries.append((["-kernel", str(kernel), "-append", "panic=-1 quiet"], 0, KERNEL_LIMIT))
+        for words, expected, limit in tries:
+            failure = _boot(words, expected, limit)
+            if failure.startswith(_HUNG):
+                # Hangs and slowness look the same until something that surely works is tried beside it.
+                slowness = _time_emulation(sector_words) / SECTOR_LIMIT * _PATIENCE
+                failure = _boot(words, expected, limit * max(1.0, slowness))
+            if failure:
+                break
     if failure:
         return Accelerator("tcg", f"KVM does not work here: {failure}")
     return Accelerator("kvm", "a test guest ran under KVM")
