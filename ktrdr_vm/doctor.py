@@ -15,8 +15,9 @@ from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import find_accelerator
 from ktrdr_vm.host.capacity import read_available_memory
 from ktrdr_vm.host.confinement import find_fork_obstacle, is_confined
-from ktrdr_vm.host.foreign_rules import find_obstacles
+from ktrdr_vm.host.foreign_rules import describe_obstacles, find_obstacles, join_fixes
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.nft import list_ruleset
 from ktrdr_vm.host.owner_policy import read_policy
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.leftovers import find_leftovers
@@ -152,13 +153,14 @@ def _firewall() -> Check | None:
     """Rules of other programs; firewalld, ufw and Docker make such."""
     if os.geteuid() != 0 or process.find_program("nft") is None:
         return None
-    listed = process.run(["nft", "-j", "list", "ruleset"], timeout=30, check=False)
-    if listed.exit_code != 0:
-        return Check("firewall", "missing", f"nft cannot list the rules: {listed.error_text[-200:]}", "load the kernel's nf_tables")
-    obstacles = find_obstacles(json.loads(listed.stdout)["nftables"])
+    try:
+        obstacles = find_obstacles(list_ruleset())
+    except KtrdrError as error:
+        return Check("firewall", "missing", error.message, error.hint)
     if not obstacles:
         return Check("firewall", "ok", "no other program's rules stand between guests, their guards and what is allowed")
-    return Check("firewall", "warning", "; ".join(one.what for one in obstacles), "; ".join(one.fix for one in obstacles))
+    state: State = "missing" if any(one.blocks for one in obstacles) else "warning"
+    return Check("firewall", state, describe_obstacles(obstacles), join_fixes(obstacles))
 
 
 def _legacy_firewall() -> Check | None:

@@ -21,6 +21,12 @@ def match(key: str, value: Any) -> dict[str, Any]:
     return {"match": {"op": "==", "left": {"meta": {"key": key}}, "right": value}}
 
 
+def regular(name: str, *rules: list[dict[str, Any]]) -> Listing:
+    """A chain that only a jump leads to, as ufw and firewalld make them."""
+    return [{"rule": {"family": "inet", "table": "other", "chain": name, "expr": rule}} for rule in rules]
+
+
+JUMP = [{"jump": {"target": "zone"}}]
 ESTABLISHED = [{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established"]}}, {"accept": None}]
 LETS_TAPS = [match("iifname", "kv*"), {"accept": None}]
 REDIRECT = [{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 80}}, {"redirect": {"port": 3128}}]
@@ -35,6 +41,11 @@ REDIRECT = [{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "fiel
         (chain("input", "drop", LETS_TAPS, ESTABLISHED), 0),
         (chain("input", "accept", ESTABLISHED, [{"counter": {}}, {"reject": {"type": "icmpx"}}]), 1),
         (chain("input", "accept", [match("iifname", "eth0"), {"drop": None}]), 0),
+        (chain("input", "drop", JUMP) + regular("zone", LETS_TAPS), 0),
+        (chain("input", "drop", [match("iifname", "kv*"), *JUMP]) + regular("zone", [{"accept": None}]), 0),
+        (chain("input", "drop", JUMP) + regular("zone", [{"accept": None}]), 1),
+        (chain("input", "drop", [match("iifname", "kv*"), *JUMP]) + regular("zone", [match("iifname", "lo"), {"accept": None}]), 1),
+        (chain("input", "drop", JUMP) + regular("zone", JUMP), 1),
         (chain("output", "drop"), 1),
         (chain("forward", "drop"), 0),
         (chain("input", "drop", family="ip6"), 0),
