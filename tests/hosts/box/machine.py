@@ -23,6 +23,7 @@ MEMORY = "6G"
 BOOT_LIMIT = 300.0
 # A template is four minutes here, and an apply from it five.
 LIMIT = 2400.0
+EVIDENCE = PROJECT / ".evidence" / "hosts"
 _DENIED = re.compile(r'apparmor="DENIED"[^\n]*')
 
 
