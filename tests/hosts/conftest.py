@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from box.first import First
+from box.first import First, find_or_run
 from box.machine import EVIDENCE, Box
 from box.release import RELEASES, Release
 from box.report import Rows
@@ -39,17 +39,15 @@ def rows() -> Iterator[Rows]:
 
 
 @pytest.fixture(scope="session")
-def first(release: Release, rows: Rows) -> Iterator[First]:
-    made = First(release)
-    yield made
-    made.disk.unlink(missing_ok=True)
+def first(release: Release) -> First:
+    return find_or_run(release)
 
 
 @pytest.fixture
 def box(request: pytest.FixtureRequest, release: Release, first: First, rows: Rows) -> Iterator[Box]:
     """A host on which the program has run before. What AppArmor denied in it fails the test."""
     name = request.node.name.partition("[")[0]
-    with Box(release, first.disk) as made:
+    with Box(release, Path(first.disk)) as made:
         place = EVIDENCE / release.codename / request.node.name
         shutil.rmtree(place, ignore_errors=True)
         yield made
