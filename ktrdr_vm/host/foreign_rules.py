@@ -42,10 +42,7 @@ def find_obstacles(listing: list[dict[str, Any]]) -> list[Obstacle]:
         chains = {other: found for (of, at, other), found in rules.items() if (of, at) == (family, table)}
         if hook in ("input", "output") and _closes(chain, inside) and not _lets_taps_pass(inside, chains, hook):
             whose = "guests to their guards" if hook == "input" else "guards to what is allowed"
-            direction = "iifname" if hook == "input" else "oifname"
-            fix = f'nft insert rule {place} {direction} "{TAP_PREFIX}*" accept'
-            if hook == "output":
-                fix += "; and let the guards' users (1900000000 and up) dial out"
+            fix = _make_fix(place, table, inside, hook)
             found.append(Obstacle(place, f"{place} drops what no rule of it accepts: it may stop {whose}", fix))
         if hook == "prerouting" and chain.get("type") == "nat" and any(_redirects_all(rule) for rule in inside):
             what = f"{place} redirects whatever arrives, perhaps before an instance's own table does"
@@ -67,6 +64,17 @@ def require_passage(listing: list[dict[str, Any]]) -> None:
     blocking = [one for one in find_obstacles(listing) if one.blocks]
     if blocking:
         raise HostError(describe_obstacles(blocking), where="nftables", hint=join_fixes(blocking))
+
+
+def _make_fix(place: str, table: str, rules: list[_Rule], hook: str) -> str:
+    """The program's own way where it is known, so that it outlives a reload; firewalld's table may be changed by nobody else."""
+    if hook == "output":
+        return f'nft insert rule {place} oifname "{TAP_PREFIX}*" accept; and let the guards\' users (1900000000 and up) dial out'
+    if table == "firewalld":
+        return f"firewall-cmd --zone=trusted --add-interface={TAP_PREFIX}+ && firewall-cmd --runtime-to-permanent"
+    if any(target.startswith("ufw-") for rule in rules for target in _find_targets(rule)):
+        return f"ufw allow in on {TAP_PREFIX}+"
+    return f'nft insert rule {place} iifname "{TAP_PREFIX}*" accept'
 
 
 def _closes(chain: dict[str, Any], rules: list[list[dict[str, Any]]]) -> bool:

@@ -19,6 +19,7 @@ resources: {vcpus: 2, memory: 2GiB, disk: 10GiB}
 egress: {allow: [{preset: debian}]}
 gates: [isolation]
 """
+RESTING = QUICK.replace("name: quick", "name: resting\nmode: interactive").replace("gates: [isolation]\n", "")
 LIVING = """\
 version: 1
 name: living
@@ -42,7 +43,7 @@ class Household:
         self.box.run(
             f"mkdir -p {WORK}/shared {WORK}/more && echo from the host > {WORK}/shared/input.txt && echo lent > {WORK}/more/x"
         ).require()
-        for name, text in (("quick.yaml", QUICK), ("living.yaml", LIVING)):
+        for name, text in (("quick.yaml", QUICK), ("resting.yaml", RESTING), ("living.yaml", LIVING)):
             self.box.run(f"cat > {WORK}/{name}", stdin=text.encode()).require()
 
     def ktrdr(self, words: str, *, step: str = "", limit: float = LIMIT) -> Said:

@@ -62,3 +62,19 @@ def test_what_stands_in_the_way_is_named_with_a_way_out(listing: Listing, count:
     assert len(found) == count
     for one in found:
         assert "other" in one.chain and one.chain in one.what and "kv*" in one.fix
+
+
+@pytest.mark.parametrize(
+    ("listing", "fix"),
+    [
+        (chain("input", "drop", [{"jump": {"target": "ufw-before-input"}}], family="ip"), "ufw allow in on kv+"),
+        (
+            [{"chain": {"family": "inet", "table": "firewalld", "name": "in", "hook": "input", "policy": "drop"}}],
+            "firewall-cmd --zone=trusted --add-interface=kv+ && firewall-cmd --runtime-to-permanent",
+        ),
+        (chain("input", "drop"), 'nft insert rule inet other input iifname "kv*" accept'),
+    ],
+)
+def test_the_way_out_is_the_other_programs_own(listing: Listing, fix: str) -> None:
+    """One of ours would be gone with its next reload, and firewalld lets nobody else change its table."""
+    assert [one.fix for one in find_obstacles(listing)] == [fix]
