@@ -48,6 +48,8 @@ def box(request: pytest.FixtureRequest, release: Release, first: First, rows: Ro
     """A host on which the program has run before. What AppArmor denied in it fails the test."""
     name = request.node.name.partition("[")[0]
     with Box(release, Path(first.disk)) as made:
+        # The program as it is now: the disk may be of an earlier one.
+        made.copy_checkout()
         place = EVIDENCE / release.codename / request.node.name
         shutil.rmtree(place, ignore_errors=True)
         yield made
