@@ -167,7 +167,7 @@ class Box:
         packed = subprocess.run(
             ["tar", "-C", PROJECT, "-c", "-z", "--null", "-T", "-"], input=names, capture_output=True, check=True, timeout=60
         ).stdout
-        commit = "git -c user.name=box -c user.email=box@example.org commit -qm box"
+        commit = "git -c user.name=box -c user.email=box@example.org commit --allow-empty -qm box"
         script = f"mkdir -p {place} && cd {place} && tar xz --no-same-owner && git init -q -b main && git add -A && {commit}"
         self.run(script, stdin=packed, limit=300, step="copy the checkout").require()
 
