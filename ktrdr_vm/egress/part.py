@@ -69,7 +69,7 @@ class LastWords:
 class Part:
     """`start` returns the process, with a pipe as its standard error, and what it speaks on; `hear` takes what it says.
 
-    `proof` is True once the part serves. `note` writes a sentence into the ledger.
+    `proof` is asked until it says True: then the part serves, as long as it lives. `note` writes a sentence into the ledger.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Part:
         self._began = 0.0
         self._due = 0.0
         self._ends = 0
+        self._proved = False
         self._said = ""
 
     @property
@@ -117,7 +118,7 @@ class Part:
             self._begin()
 
     def _begin(self) -> None:
-        self._began = self._clock()
+        self._began, self._proved = self._clock(), False
         try:
             self._process, self._source = self._start()
         except (KtrdrError, OSError) as error:
@@ -161,7 +162,10 @@ class Part:
 
     def describe(self) -> dict[str, Any]:
         """For `status`: its pid, whether it serves, how often it has ended in a row, and why, in its own last words."""
-        serves = self._process is not None and self._process.poll() is None and self._proof()
+        alive = self._process is not None and self._process.poll() is None
+        # A proof may wait for the part, and this for it: one is enough for each of its lives.
+        self._proved = self._proved or (alive and self._proof())
+        serves = alive and self._proved
         said = self._said or (self._words.last if self._words is not None else "")
         return {"pid": self.pid, "serves": serves, "ends": self._ends, "said": "" if serves else said}
 

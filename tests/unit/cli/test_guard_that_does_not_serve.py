@@ -11,6 +11,7 @@ import pytest
 from ktrdr_vm import discovery
 from ktrdr_vm.cli.main import main
 from ktrdr_vm.discovery import Found, find_instances
+from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import DomainFacts, Libvirt
 from ktrdr_vm.host.paths import Home
@@ -65,6 +66,26 @@ def test_one_that_does_not_run_or_does_not_answer_is_a_fault(home: Home, monkeyp
     monkeypatch.setattr(guard_module, "is_locked", lambda _: True)
     [said] = look_at_guard(home.instance("one").guard)
     assert said.startswith("the guard does not answer: ")
+
+
+def test_one_that_is_busy_is_waited_for(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow host it starts its parts for longer than an answer may take; one that has ended is not waited for."""
+    answers: list[dict[str, Any] | ProvisionError] = [ProvisionError("the guard does not answer: timed out", where="", hint="")] * 2
+    answers += [{"parts": {"the resolver": PARTS["the resolver"] | {"ends": 0}}}, {"parts": {"the proxy": PARTS["the proxy"]}}]
+    living = [True]
+
+    def ask(*_: object) -> dict[str, Any]:
+        answer = answers.pop(0)
+        if isinstance(answer, ProvisionError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(guard_module, "ask_guard", ask)
+    monkeypatch.setattr(guard_module, "is_locked", lambda _: living[0])
+    assert find_faults(guard_module._wait_serving(home.instance("one").guard)) == [] and answers == []
+    living[0] = False
+    with pytest.raises(ProvisionError, match="does not run"):
+        guard_module._wait_serving(home.instance("one").guard)
 
 
 def test_list_says_it(home: Home) -> None:

@@ -65,6 +65,11 @@ def test_it_is_started_at_once_and_serves_when_it_says_so(stage: Stage) -> None:
     assert stage.part.describe() == {"pid": 101, "serves": False, "ends": 0, "said": ""}
     stage.served = True
     assert stage.part.describe()["serves"]
+    # It is not asked for a second proof: what it says may take a while, and its end is noticed in any case.
+    stage.served = False
+    assert stage.part.describe()["serves"]
+    stage.die()
+    assert not stage.part.describe()["serves"]
 
 
 def test_pauses_grow_to_a_bound_and_it_is_never_given_up(stage: Stage) -> None:
