@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q
 
-.PHONY: help setup run test test-full unit docs golden lab lint crash soak fuzz agreement bench bench-quick
+.PHONY: help setup run test test-full test-hosts host unit docs golden lab lint crash soak fuzz agreement bench bench-quick
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,12 @@ test: ## lint, unit, docs, golden, lab
 
 test-full: ## and what takes longer
 	@scripts/test --full
+
+test-hosts: setup ## Debian 12 and 13 as people have them, whole, in boxes with systemd, AppArmor and KVM; writes docs/hosts.md
+	@KTRDR_VM_HOSTS_REPORT=docs/hosts.json $(PYTEST) tests/hosts && scripts/render-hosts
+
+host: setup ## a shell in such a box; RELEASE=bookworm or trixie
+	@$(PY) tests/hosts $(RELEASE)
 
 crash: ## kill -9 at every step of every verb, then gc, then the host compared: the whole matrix
 	@scripts/crash

@@ -21,6 +21,7 @@ from ktrdr_vm.host.running import end_process
 from ktrdr_vm.instance import Instance
 from ktrdr_vm.plan.identity import TABLE_PREFIX, Identity, make_home_token, parse_instance_id
 from ktrdr_vm.resources.domain import find_qemu
+from ktrdr_vm.resources.guard import look_at_guard
 
 _MARK = re.compile(r"ktrdr-vm instance_id=([a-z0-9-]{1,63}) home=([0-9a-f]{8})")
 
@@ -41,6 +42,8 @@ class Found:
     expires_at: str = ""
     expired: bool = False
     """Has its time to live ended? Then it goes, whoever lives in it."""
+    faults: tuple[str, ...] = ()
+    """What of its guard does not serve, while it runs."""
     seen: set[str] = field(default_factory=set)
 
     @property
@@ -53,7 +56,7 @@ class Found:
         if self.rest:
             return f"interrupted while {self.rest}: `ktrdr-vm resume` or `ktrdr-vm suspend` it again"
         missing = [what for what in ("journal", "firewall", "tap", "domain") if what not in self.seen]
-        return f"incomplete: no {', no '.join(missing)}" if missing else ""
+        return f"incomplete: no {', no '.join(missing)}" if missing else "; ".join(self.faults)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -101,6 +104,8 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
         if entry.rest == "suspended":
             # libvirt may still know a definition of it, which is shut off; what counts is the saved state.
             entry.state = entry.rest
+        if entry.state == "running" and "journal" in entry.seen:
+            entry.faults = tuple(look_at_guard(home.instance(entry.instance_id).guard))
         entry.busy = is_locked(home.lock(entry.instance_id)) or _is_building(home, entry.instance_id)
     return sorted(found.values(), key=lambda entry: entry.instance_id)
 

@@ -14,8 +14,10 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import find_accelerator
 from ktrdr_vm.host.capacity import read_available_memory
-from ktrdr_vm.host.foreign_rules import find_obstacles
+from ktrdr_vm.host.confinement import find_fork_obstacle, is_confined
+from ktrdr_vm.host.foreign_rules import describe_obstacles, find_obstacles, join_fixes
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.nft import list_ruleset
 from ktrdr_vm.host.owner_policy import read_policy
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.ports import require_privileged_ports
@@ -26,9 +28,6 @@ from ktrdr_vm.plan.wiring import LAST_PORT
 
 State = Literal["ok", "warning", "missing"]
 
-APPARMOR_ENABLED = Path("/sys/module/apparmor/parameters/enabled")
-# Every profile that libvirt writes for a domain includes it.
-APPARMOR_LOCAL = Path("/etc/apparmor.d/local/abstractions/libvirt-qemu")
 LEGACY_TABLES = Path("/proc/net/ip_tables_names")
 _FREE_DISK = 8 << 30
 _FREE_MEMORY = 3072
@@ -46,7 +45,7 @@ class Check:
 
 def check_host(home: Home) -> list[Check]:
     """Every check, in the order of a run's needs."""
-    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(home), _policy(), _ports(), _addresses()]
+    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy(), _ports(), _addresses()]
     checks += [_firewall(), _legacy_firewall(), *_leftovers(home)]
     checks += [_disk(home), _memory()]
     return [check for check in checks if check is not None]
@@ -109,25 +108,21 @@ def _tun() -> Check:
     return Check("tun", "missing", "/dev/net/tun is not there", "modprobe tun")
 
 
-def _apparmor(home: Home) -> Check | None:
-    """libvirt's helper writes a profile for each domain, from the disks and kernels in its XML: not of memory."""
-    try:
-        if APPARMOR_ENABLED.read_text().strip() != "Y":
-            return None
-    except OSError:
+def _apparmor() -> Check | None:
+    """Each instance brings the profile of its own QEMU: what is looked at is whether it can."""
+    if os.geteuid() != 0:
         return None
-    rule = f'"{home.templates}/*/{{memory,state}}" rwk,'
     try:
-        if rule in APPARMOR_LOCAL.read_text():
-            return Check("apparmor", "ok", f"{APPARMOR_LOCAL} lets QEMU open the memory of templates")
-    except OSError:
-        pass
-    return Check(
-        "apparmor",
-        "warning",
-        "libvirt's profile does not let QEMU open the memory of templates; `apply --cold` needs none",
-        f"add the line `  {rule}` to {APPARMOR_LOCAL}",
-    )
+        libvirt = Libvirt()
+        if not is_confined(libvirt):
+            return None
+        obstacle = find_fork_obstacle(libvirt)
+    except KtrdrError:
+        return None  # what is wrong with libvirtd has a line of its own
+    if obstacle:
+        fix = "install libvirt-daemon-system again; without it every `apply` boots cold"
+        return Check("apparmor", "warning", f"{obstacle}; instances boot cold, without a template", fix)
+    return Check("apparmor", "ok", "each instance gets a profile for its own QEMU, with the memory of its own template")
 
 
 def _policy() -> Check:
@@ -168,13 +163,14 @@ def _firewall() -> Check | None:
     """Rules of other programs; firewalld, ufw and Docker make such."""
     if os.geteuid() != 0 or process.find_program("nft") is None:
         return None
-    listed = process.run(["nft", "-j", "list", "ruleset"], timeout=30, check=False)
-    if listed.exit_code != 0:
-        return Check("firewall", "missing", f"nft cannot list the rules: {listed.error_text[-200:]}", "load the kernel's nf_tables")
-    obstacles = find_obstacles(json.loads(listed.stdout)["nftables"])
+    try:
+        obstacles = find_obstacles(list_ruleset())
+    except KtrdrError as error:
+        return Check("firewall", "missing", error.message, error.hint)
     if not obstacles:
         return Check("firewall", "ok", "no other program's rules stand between guests, their guards and what is allowed")
-    return Check("firewall", "warning", "; ".join(one.what for one in obstacles), "; ".join(one.fix for one in obstacles))
+    state: State = "missing" if any(one.blocks for one in obstacles) else "warning"
+    return Check("firewall", state, describe_obstacles(obstacles), join_fixes(obstacles))
 
 
 def _legacy_firewall() -> Check | None:

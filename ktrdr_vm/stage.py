@@ -23,7 +23,10 @@ from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.harvest import Harvest
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.clock import now
+from ktrdr_vm.host.confinement import find_fork_obstacle
+from ktrdr_vm.host.foreign_rules import require_passage
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.nft import list_ruleset
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.ensure import ensure_image
 from ktrdr_vm.images.store import Image, refuse_disk
@@ -83,6 +86,7 @@ class Stage:
         instance, roots = self.instance, self.gathered.policy.mount_roots
         template = find_snapshot(self._home, self._source, self.plan) if self._source else None
         if instance.journal is None:
+            require_passage(list_ruleset())
             for mount in self.plan.profile.mounts:
                 require_source(mount, Path(self.plan.facts.workspace), roots)
         with self._phase(recorder, "image"):
@@ -101,7 +105,11 @@ class Stage:
         self.plan = plan
         require_capacity(self._home.root, plan.profile.resources.memory)
         require_room(self._home, plan.identity.instance_id, self.gathered.policy.most_instances)
-        if not self._cold and not self._source and fits(plan) and instance.journal is None:
+        forks = not self._cold and not self._source and fits(plan) and instance.journal is None
+        if forks and (obstacle := find_fork_obstacle(instance.libvirt)):
+            recorder.listener.note(f"it boots cold, without a template: {obstacle}")
+            forks = False
+        if forks:
             note = recorder.listener.note
             template = find_best(self._home, self.gathered, plan, image, note)
             if template is None:

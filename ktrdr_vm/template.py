@@ -23,6 +23,7 @@ from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import now
+from ktrdr_vm.host.confinement import make_memory_rules, remove_profile, write_profile
 from ktrdr_vm.host.durable import sync
 from ktrdr_vm.host.fork import save_state
 from ktrdr_vm.host.journal import locked
@@ -271,11 +272,15 @@ def _boot_and_freeze(plan: Plan, template: TemplateFacts, identity: Identity, li
     os.chown(memory, owner, -1)
     memory.chmod(0o600)
     libvirt.stop(identity.domain)
-    libvirt.start(identity.domain, render_template_domain(size, plan.facts, identity, allocation, template), persistent=False)
-    run_script(libvirt, identity.domain, _SETTLE, "settle", limit=BOOT_LIMIT)
-    progress("freezes the template")
-    save_state(libvirt, identity.domain, Path(template.state))
-    libvirt.stop(identity.domain)
+    write_profile(libvirt, identity.uuid, make_memory_rules(template.memory, template.state, freeze=True))
+    try:
+        libvirt.start(identity.domain, render_template_domain(size, plan.facts, identity, allocation, template), persistent=False)
+        run_script(libvirt, identity.domain, _SETTLE, "settle", limit=BOOT_LIMIT)
+        progress("freezes the template")
+        save_state(libvirt, identity.domain, Path(template.state))
+    finally:
+        libvirt.stop(identity.domain)
+        remove_profile(identity.uuid)
     set_rights(Path(template.disk), place.parent.parent)
     for name in ("seed.iso", "console.log", *BOOT_FILES):
         (place / name).unlink(missing_ok=True)

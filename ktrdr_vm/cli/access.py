@@ -25,6 +25,14 @@ def open_instance(instance_id: str) -> Instance:
     return Instance(find_home(), parse_instance_id(instance_id), Libvirt())
 
 
+def warn_of_guard(instance: Instance) -> None:
+    """Say on standard error what of its guard does not serve: inside it looks like a network that is down."""
+    from ktrdr_vm.resources.guard import look_at_guard
+
+    for fault in look_at_guard(instance.paths.guard):
+        click.echo(f"warning: {instance.identity.instance_id}: {fault}; what it carries does not leave", err=True)
+
+
 def _become(program: str, *arguments: str) -> NoReturn:
     """The client takes over this process, terminal and all."""
     from ktrdr_vm.host.process import require_program
@@ -38,6 +46,7 @@ def _options(instance: Instance) -> list[str]:
     from ktrdr_vm.openssh import make_ssh_options
 
     instance.require_awake()
+    warn_of_guard(instance)
     words = ["-F", "/dev/null"]
     for name, value in make_ssh_options(instance).items():
         words += ["-o", f"{name}={value}"]

@@ -21,6 +21,7 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     """Run PLAYBOOKS, by gate name or path, against INSTANCE_ID. Exit code 1 when one did not pass."""
     from dataclasses import asdict
 
+    from ktrdr_vm.cli.access import warn_of_guard
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.cli.progress import show_gate, show_gate_event
     from ktrdr_vm.errors import UsageError
@@ -39,6 +40,7 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
         if not equals or not name.isidentifier():
             raise UsageError(f"{variable!r} is no variable", hint="write --var name=value")
         extra[name] = value
+    warn_of_guard(instance)
     warn = partial(click.echo, err=True)
     results = run_gates(instance, playbooks, root, trusted=True, variables=extra, warn=warn, on_event=show_gate_event)
     instance.close()

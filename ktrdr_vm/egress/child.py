@@ -1,4 +1,8 @@
-"""`DIRECTORY ROLE UID CHANNEL CONFIG LISTENER...`: the guard's resolver or its inbox, a process without privilege."""
+"""`DIRECTORY ROLE UID CHANNEL CONFIG LISTENER...`: the guard's resolver or its inbox, a process without privilege.
+
+It does once what it will do for the guest, which imports all of it, gives up its privilege, does the same again, which shows that
+nothing is missing now, and tells the guard that it serves.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,12 @@ import os
 import resource
 import socket
 import sys
+import traceback as traceback  # what says why it ends
 
 from ktrdr_vm.egress.children import drop_privileges
+
+# Every encoding that `json.loads` finds in bytes.
+_ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "latin-1", "ascii")
 
 
 def main() -> None:
@@ -18,15 +26,26 @@ def main() -> None:
     with os.fdopen(descriptors[1], "rb") as file:
         config = json.load(file)
     listeners = [socket.socket(fileno=one) for one in descriptors[2:]]
-    # Whatever is imported, codecs too, is imported now: the user that is to come may not be able to read it.
+    for encoding in _ENCODINGS:
+        json.loads('{"name": "é"}'.encode(encoding, "replace").decode(encoding))
     "name.example".encode("idna")
     if role == "resolver":
-        from ktrdr_vm.egress.resolver_process import run_resolver
+        from ktrdr_vm.egress.resolver_process import rehearse_resolver, run_resolver
 
+        rehearse_resolver()
         drop_privileges(uid, parent)
+        rehearse_resolver()
+        _tell(channel)
         run_resolver(config, listeners[0], listeners[1], channel)
     else:
-        from ktrdr_vm.escalation.inbox import run_inbox
+        from ktrdr_vm.escalation.inbox import rehearse_inbox, run_inbox
 
+        rehearse_inbox()
         drop_privileges(uid, parent)
+        rehearse_inbox()
+        _tell(channel)
         run_inbox(listeners[0], channel)
+
+
+def _tell(channel: socket.socket) -> None:
+    channel.send(b'{"serves": true}')

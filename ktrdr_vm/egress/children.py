@@ -10,7 +10,9 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,31 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 
 
+class _SealedImports:
+    """Finds no module, and says on standard error which one was asked for: a rehearsal has missed it."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        if name not in self._told:
+            self._told.add(name)
+            os.write(2, f"the module {name} was to be imported after the privilege was given up\n".encode())
+        raise ModuleNotFoundError(f"No module named {name!r}: a child of the guard imports before it gives up its privilege", name=name)
+
+
+def seal_imports() -> None:
+    """From now on only what Python has built in can be imported.
+
+    The user that a child becomes may not be able to read the program, or Python's own library: a clone in a folder of mode 0700 is enough.
+    So that this shows everywhere and not only there, nothing is read from the disk any more.
+    """
+    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, _SealedImports()]
+
+
 def drop_privileges(uid: int, parent: int) -> None:
-    """Become `uid` for good, without a way back, and end when `parent` does."""
+    """Become `uid` for good, without a way back or anything to import, and end when `parent` does."""
+    seal_imports()
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -63,8 +88,8 @@ def listen_unix(path: Path) -> socket.socket:
 
 def start_child(
     directory: Path, role: str, config: Mapping[str, Any], listeners: tuple[socket.socket, ...], uid: int
-) -> tuple[int, socket.socket]:
-    """A child that becomes `uid`, with the listeners and a channel. Returns its pid and our end of the channel.
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A child that becomes `uid`, with the listeners and a channel. Returns it, with a pipe as its standard error, and our end.
 
     A program of its own and no fork, which would have what the guard knows, credentials too; and the guard need not import what it is for.
     """
@@ -74,11 +99,9 @@ def start_child(
         file.seek(0)
         descriptors = [theirs.fileno(), file.fileno(), *(one.fileno() for one in listeners)]
         words: list[str | Path] = [directory, role, str(uid), *map(str, descriptors)]
-        started = process.start_module("ktrdr_vm.egress.child", words, pass_fds=descriptors, stderr=2, new_session=False)
-    # The guard waits for it by its pid.
-    started.returncode = 0
+        started = process.start_module("ktrdr_vm.egress.child", words, pass_fds=descriptors, stderr=subprocess.PIPE, new_session=False)
     ours.setblocking(False)
-    return started.pid, ours
+    return started, ours
 
 
 def start_proxy(configuration: Path, listeners: Mapping[str, socket.socket], uid: int) -> subprocess.Popen[bytes]:
@@ -89,7 +112,7 @@ def start_proxy(configuration: Path, listeners: Mapping[str, socket.socket], uid
         environment={name: str(one.fileno()) for name, one in listeners.items()},
         pass_fds=[one.fileno() for one in listeners.values()],
         stdout=subprocess.PIPE,
-        stderr=2,
+        stderr=subprocess.PIPE,
         user=uid,
         group=uid,
         in_child=lambda: die_with(parent),

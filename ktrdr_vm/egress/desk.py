@@ -39,7 +39,7 @@ class EscalationDesk:
         granting: Granting,
     ) -> None:
         self.store = store
-        self.pid = 0
+        self.serves = False
         self.channel: socket.socket | None = None
         self._directory = directory
         self._listener = listener
@@ -49,10 +49,11 @@ class EscalationDesk:
         self._granting = granting
         self._hooks: list[subprocess.Popen[bytes]] = []
 
-    def start(self) -> socket.socket:
+    def start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         """The inbox, as a child without privilege; the channel on which it asks."""
-        self.pid, self.channel = start_child(self._directory, "inbox", {}, (self._listener,), self._uid)
-        return self.channel
+        self.serves = False
+        started, self.channel = start_child(self._directory, "inbox", {}, (self._listener,), self._uid)
+        return started, self.channel
 
     def serve(self) -> None:
         """One request of the inbox. Whatever is wrong with it is its answer."""
@@ -65,6 +66,9 @@ class EscalationDesk:
             return  # it ended; SIGCHLD says so too
         try:
             request = json.loads(raw)
+            if "serves" in request:
+                self.serves = True
+                return
             if suppressed := int(request.get("suppressed", 0)):
                 self._ledger.write("escalation", "deny", rule="suppressed", count=suppressed)
             reply = answer_request(self.store, request, self._arrived)

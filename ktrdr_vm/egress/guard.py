@@ -40,6 +40,7 @@ from ktrdr_vm.egress.judging import Judge
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.link import Link
 from ktrdr_vm.egress.machine import Machine
+from ktrdr_vm.egress.part import Part, Source
 from ktrdr_vm.egress.proxy_control import ProxyControl
 from ktrdr_vm.egress.proxy_log import ProxyLog
 from ktrdr_vm.egress.resolver_link import ResolverLink
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from ktrdr_vm.egress.desk import EscalationDesk
 
 POLL = 1.0
-_RESTARTS_PER_MINUTE = 20
 
 
 class Guard:
@@ -73,7 +73,6 @@ class Guard:
         self.ledger = Ledger(Path(self.config["ledger"]), self.config["instance_id"])
         self.selector = selectors.DefaultSelector()
         self.running = True
-        self._restarts: list[float] = []
         gateway = self.config["gateway"]
         require_privileged_ports(LAST_PORT)
         self.udp = bind_early(socket.SOCK_DGRAM, gateway, DNS_PORT)
@@ -87,6 +86,7 @@ class Guard:
         self.control = listen_unix(directory / "control.sock")
         self.proxy: subprocess.Popen[bytes] | None = None
         self.monitor: subprocess.Popen[bytes] | None = None
+        self.parts: dict[str, Part] = {}
         self.machine = machine = Machine(self.config["domain"])
         expected = directory.with_name("ruleset.expected")
         self.watch = TableWatch(directory, self.config["table"], expected, machine, self.sets, self.ledger)
@@ -111,11 +111,14 @@ class Guard:
         uid, listeners = int(self.config["resolver_uid"]), (self.udp, self.tcp)
         self.resolver = ResolverLink(directory, self.resolver_config, listeners, uid, self.sets, self.granting, self.given, self.ledger)
         # First of all: what it imports takes it longer than the guard.
-        self._start_resolver()
+        resolver = self._make_part("the resolver", self.resolver.start, self.resolver.serve, lambda: self.resolver.serves)
+        self.parts["resolver"] = resolver
+        resolver.look()
         self.judge = Judge(self.config["table"], gateway, self.sets, proxy, self.granting)
         self.proxy_log = ProxyLog(self.ledger, self.sets, self.granting, proxy)
         self._take_up_elements()
         self.desk = self._open_desk()
+        self.parts |= self._make_parts()
         self.telemetry = open_telemetry(self.config, self.ledger)
 
     def run(self) -> None:
@@ -126,20 +129,19 @@ class Guard:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.selector.register(wake_read, selectors.EVENT_READ, lambda: self._reap(wake_read))
         self.selector.register(self.control, selectors.EVENT_READ, self._serve_control)
-        self._start_proxy()
-        self._start_monitor()
-        self._start_desk()
+        self._look_at_parts()
         self.telemetry.look()
-        # The resolver was started before anybody listened for its end.
-        self._reap(wake_read)
         self.ledger.write("guard", "note", message="started")
         next_poll = time.monotonic() + POLL
         while self.running:
-            patience = min(max(0.0, next_poll - time.monotonic()), self.granting.seconds_to_next_end)
+            waits = (one.seconds_to_start for one in self.parts.values())
+            patience = min(max(0.0, next_poll - time.monotonic()), self.granting.seconds_to_next_end, *waits)
             for key, _ in self.selector.select(patience):
                 callback: Callable[[], None] = key.data
                 callback()
             self.granting.end_due()
+            if any(not one.seconds_to_start for one in self.parts.values()):
+                self._look_at_parts()
             if time.monotonic() >= next_poll:
                 self._look()
                 next_poll = time.monotonic() + POLL
@@ -166,20 +168,30 @@ class Guard:
 
     # -- children ---------------------------------------------------------------------------------------------------
 
-    def _start_resolver(self) -> None:
-        self.selector.register(self.resolver.start(), selectors.EVENT_READ, self.resolver.serve)
+    def _make_part(self, name: str, start: Callable[[], Any], hear: Callable[[], None], proof: Callable[[], bool]) -> Part:
+        return Part(name, start, hear, proof, self.selector, lambda said: self.ledger.write("guard", "note", message=said))
 
-    def _start_proxy(self) -> None:
+    def _make_parts(self) -> dict[str, Part]:
+        parts = {
+            "proxy": self._make_part("the proxy", self._start_proxy, self._read_proxy_log, self.proxy_control.answers),
+            "monitor": self._make_part("the watch over nftables", self._start_monitor, self._read_monitor, lambda: True),
+        }
+        if self.desk is not None:
+            desk = self.desk
+            parts["inbox"] = self._make_part("the escalation inbox", desk.start, desk.serve, lambda: desk.serves)
+        return parts
+
+    def _start_proxy(self) -> tuple[subprocess.Popen[bytes], Source]:
         self.given.proxy_starts()
         self.proxy = start_proxy(self.directory / "proxy.cfg", self.proxy_sockets, int(self.config["proxy_uid"]))
         assert self.proxy.stdout is not None
         self.brokers.proxy_started()
-        self.selector.register(self.proxy.stdout, selectors.EVENT_READ, self._read_proxy_log)
+        return self.proxy, self.proxy.stdout
 
-    def _start_monitor(self) -> None:
+    def _start_monitor(self) -> tuple[subprocess.Popen[bytes], Source]:
         self.monitor = self.watch.start_monitor()
         assert self.monitor.stdout is not None
-        self.selector.register(self.monitor.stdout, selectors.EVENT_READ, self._read_monitor)
+        return self.monitor, self.monitor.stdout
 
     def _open_desk(self) -> EscalationDesk | None:
         """Where somebody in the instance can ask."""
@@ -199,10 +211,6 @@ class Guard:
             self.granting,
         )
 
-    def _start_desk(self) -> None:
-        if self.desk is not None:
-            self.selector.register(self.desk.start(), selectors.EVENT_READ, self.desk.serve)
-
     def _read_monitor(self) -> None:
         assert self.monitor is not None
         self.watch.read_events(self.monitor)
@@ -210,55 +218,24 @@ class Guard:
     def _reap(self, wake: int) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(wake, 4096)
-        if not self.running:
-            return
-        if self.resolver.pid and os.waitpid(self.resolver.pid, os.WNOHANG)[0]:
-            self.selector.unregister(self.resolver.channel)
-            self.resolver.channel.close()
-            self._restart("the resolver", self._start_resolver)
-        if self.proxy is not None and self.proxy.poll() is not None:
-            assert self.proxy.stdout is not None
-            self._read_proxy_log()
-            self.selector.unregister(self.proxy.stdout)
-            self.proxy.stdout.close()
-            self._restart("the proxy", self._start_proxy)
         if self.desk is not None:
             self.desk.reap()
-            if os.waitpid(self.desk.pid, os.WNOHANG)[0]:
-                assert self.desk.channel is not None
-                self.selector.unregister(self.desk.channel)
-                self.desk.channel.close()
-                self._restart("the escalation inbox", self._start_desk)
-        if self.monitor is not None and self.monitor.poll() is not None:
-            assert self.monitor.stdout is not None
-            self.selector.unregister(self.monitor.stdout)
-            self.monitor.stdout.close()
-            self._restart("the watch over nftables", self._start_monitor)
+        self._look_at_parts()
 
-    def _restart(self, what: str, start: Callable[[], None]) -> None:
-        now = time.monotonic()
-        self._restarts = [moment for moment in self._restarts if now - moment < 60] + [now]
-        if len(self._restarts) > _RESTARTS_PER_MINUTE:
-            # Closed is better than a loop; `status` and the run see that the guard is gone.
-            self.ledger.write("guard", "note", message=f"{what} ended too often; the guard stops and nothing leaves")
-            self._stop()
-            return
-        self.ledger.write("guard", "note", message=f"{what} ended and was started again")
-        start()
+    def _look_at_parts(self) -> None:
+        if self.running:
+            for part in self.parts.values():
+                part.look()
 
     def _end_children(self) -> None:
-        desk = self.desk.pid if self.desk is not None else 0
         self.telemetry.end()
-        children = (self.resolver.pid, self.proxy.pid if self.proxy else 0, self.monitor.pid if self.monitor else 0, desk)
-        for pid in filter(None, children):
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+        for part in self.parts.values():
+            part.end()
 
     def _kill_proxy(self) -> None:
         """It is started again when its end is told."""
-        if self.proxy is not None and self.proxy.poll() is None:
-            self.proxy.kill()
+        if "proxy" in self.parts:
+            self.parts["proxy"].kill()
 
     # -- what they say ----------------------------------------------------------------------------------------------
 
@@ -307,7 +284,9 @@ class Guard:
     def _answer_control(self, request: dict[str, Any]) -> dict[str, Any]:
         self.granting.end_due()
         if request["op"] == "status":
-            return {"pid": os.getpid(), "resolver": self.resolver.pid, "proxy": self.proxy.pid if self.proxy else 0} | (self.telemetry.pids)
+            pids = {name: self.parts[name].pid for name in ("resolver", "proxy")} | self.telemetry.pids
+            parts = {part.name: part.describe() for part in self.parts.values()} | self.telemetry.describe()
+            return {"pid": os.getpid(), **pids, "parts": parts}
         if request["op"] == "flush":
             self._look()
             self.telemetry.write(0.2)

@@ -35,6 +35,13 @@ class ProxyControl:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
+    def answers(self) -> bool:
+        """True when HAProxy answers on its runtime socket."""
+        try:
+            return bool(self.ask("show info"))
+        except ProvisionError:
+            return False
+
     def write_maps(self, maps: Mapping[str, Mapping[str, str]], files: Iterable[str] = GRANT_MAPS) -> None:
         """The files that HAProxy reads when it starts: map name to key and value, which for a granted name is its room."""
         for file in files:

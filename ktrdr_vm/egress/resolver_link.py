@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ _NOTED = frozenset({"name", "address", "addresses", "ttl", "rule", "type", "mess
 class ResolverLink:
     """`listeners` are the resolver's UDP and TCP sockets, `config` its policy and the owner's exceptions."""
 
-    channel: socket.socket
+    channel: socket.socket | None = None
 
     def __init__(
         self,
@@ -44,14 +45,15 @@ class ResolverLink:
         self._given = given
         self._ledger = ledger
         self._untold = False
-        self.pid = 0
+        self.serves = False
 
-    def start(self) -> socket.socket:
-        """The channel that is returned says when it has something to say."""
+    def start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """The process, and the channel that says when it has something to say."""
+        self.serves = False
         config = {**self._config, **self._grants()}
-        self.pid, self.channel = start_child(self._directory, "resolver", config, self._listeners, self._uid)
+        started, self.channel = start_child(self._directory, "resolver", config, self._listeners, self._uid)
         self._untold = False
-        return self.channel
+        return started, self.channel
 
     def _grants(self) -> dict[str, Any]:
         return {"grants": [[grant, policy.to_json()] for grant, policy in self._granting.rules.grants]}
@@ -62,8 +64,9 @@ class ResolverLink:
 
     def tell(self) -> None:
         """Say what it was not told yet. One that is too busy to listen hears it at the next look; sets and proxy have it already."""
-        if not self._untold or not self.pid:
+        if not self._untold or self.channel is None:
             return
+        # Between two lives of it the channel is closed, and the next one begins with what is granted then.
         with contextlib.suppress(OSError):
             self.channel.send(json.dumps(self._grants()).encode())
             self._untold = False
@@ -81,6 +84,7 @@ class ResolverLink:
 
     def serve(self) -> None:
         """Take one message: a decision for the ledger, a count, or addresses to open, which are judged again."""
+        assert self.channel is not None
         try:
             packet = self.channel.recv(65536)
         except (BlockingIOError, ConnectionError):
@@ -89,6 +93,9 @@ class ResolverLink:
             return  # it ended; SIGCHLD says so too
         try:
             message = json.loads(packet)
+            if "serves" in message:
+                self.serves = True
+                return
             if "note" in message:
                 self._note(*message["note"])
                 return

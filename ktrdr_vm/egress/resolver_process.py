@@ -9,14 +9,18 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
+import dns.asyncbackend
 import dns.asyncquery
 import dns.exception
 import dns.message
+import dns.rdata
 import dns.rdatatype
 import dns.resolver
 
 from ktrdr_vm.egress.resolver import Resolver, Upstream
-from ktrdr_vm.egress.rules import rules_from_json
+from ktrdr_vm.egress.rules import Rules, rules_from_json
+from ktrdr_vm.plan.egress_policy import compile_policy
+from ktrdr_vm.profile.egress_rule import EgressRule
 
 # Bounds of one guest: queries under way and open TCP connections.
 IN_FLIGHT = 64
@@ -207,6 +211,39 @@ async def _serve(config: dict[str, object], udp: socket.socket, tcp: socket.sock
         await asyncio.sleep(1)
         writer.flush()
         await resolver.refresh()
+
+
+def rehearse_resolver() -> None:
+    """Answer one question, with an upstream of its own that answers with an alias. Raises what a guest's question would meet.
+
+    dnspython imports the modules of record types and its way to wait on sockets when it first needs them: all of them are loaded here.
+    """
+    dns.rdata.load_all_types()  # type: ignore[no-untyped-call]
+    asyncio.run(_rehearse())
+
+
+async def _rehearse() -> None:
+    dns.asyncbackend.get_default_backend()
+    asked, target, address = "rehearsal.example", "target.example.", "192.0.2.1"
+
+    async def upstream(name: str) -> dns.message.Message:
+        reply = dns.message.make_response(dns.message.make_query(name, dns.rdatatype.A))
+        reply.answer = [
+            dns.rrset.from_text(f"{name}.", 60, "IN", "CNAME", target),
+            dns.rrset.from_text(target, 60, "IN", "A", address),
+        ]
+        return dns.message.from_wire(reply.to_wire())
+
+    async def allow(_name: str, addresses: list[str], _ttl: int) -> list[str]:
+        return addresses
+
+    rules = Rules(compile_policy((EgressRule(host=asked, ports=(443,)),)))
+    resolver = Resolver(rules, upstream, allow, lambda *_words, **_fields: None)
+    query = dns.message.make_query(asked, dns.rdatatype.A, use_edns=0)
+    raw = await resolver.answer(query.to_wire())
+    found = {record.to_text() for rrset in dns.message.from_wire(raw or b"").answer for record in rrset}
+    if found != {address}:
+        raise RuntimeError(f"the resolver answers a question that it asked itself with {sorted(found)}, and not with {address}")
 
 
 def run_resolver(config: dict[str, object], udp: socket.socket, tcp: socket.socket, channel: socket.socket) -> None:

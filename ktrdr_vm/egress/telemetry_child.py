@@ -46,11 +46,15 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
         os.nice(5)
         drop_privileges(int(config["relay_uid"]), parent)
+        _rehearse()
+        channel.send(b'{"serves": 1}')
         _watch(channel, relay)
         run_relay(listener, relay)
     else:
         sender = _make_sender(config, stamp)
         drop_privileges(int(config["sender_uid"]), parent)
+        _rehearse()
+        channel.send(b'{"serves": 1}')
         _watch(channel, sender)
         sender.serve(pipe)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from ktrdr_vm.egress.children import bind_early
 from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.part import LastWords
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host import process
 from ktrdr_vm.plan.wiring import OTLP_PORT
@@ -42,6 +43,10 @@ class Telemetry:
     def write(self, asked: float = 0) -> None:
         """Write down what was counted since the last time; with `asked` what was counted until now, waiting so many seconds for it."""
 
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """For `status`: each part with its pid, whether it serves, and its last words where it does not."""
+        return {}
+
     def end(self) -> None:
         """End the children."""
 
@@ -62,6 +67,10 @@ class TelemetryDesk(Telemetry):
         self._listener = bind_early(socket.SOCK_STREAM, config["gateway"], OTLP_PORT)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._channels: dict[str, socket.socket] = {}
+        self._words: dict[str, LastWords] = {}
+        self._said: dict[str, str] = {}
+        self._serving: set[str] = set()
+        self._ends = 0
         self._counts: dict[str, int] = {}
         self._started = self._written = -START_EVERY
         self._config["run_id"] = self._find_run()
@@ -93,9 +102,15 @@ class TelemetryDesk(Telemetry):
 
     def look(self) -> None:
         self._hear()
-        if any(child.poll() is not None for child in self._children.values()):
+        for words in self._words.values():
+            words.read()
+        ended = {role: child.returncode for role, child in self._children.items() if child.poll() is not None}
+        if ended:
+            self._said = {role: f"it ended with {code}: {self._words[role].last or 'no message'}" for role, code in ended.items()}
+            self._ends += 1
             self.end()
-            self._ledger.write("guard", "note", message="the telemetry relay ended and is started again")
+            said = "; ".join(f"the {role}: {said}" for role, said in self._said.items())
+            self._ledger.write("guard", "note", message=f"the telemetry relay ended and is started again: {said}"[:600])
         if not self._children and self._clock() - self._started >= START_EVERY:
             self._started = self._clock()
             try:
@@ -105,6 +120,18 @@ class TelemetryDesk(Telemetry):
                 self._ledger.write("guard", "note", message=f"telemetry could not be started: {error}"[:300])
         if self._clock() - self._written >= WRITE_EVERY:
             self.write()
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        serving = {role for role in self._serving if role in self._children and self._children[role].poll() is None}
+        return {
+            f"the telemetry {role}": {
+                "pid": self.pids.get(role, 0),
+                "serves": role in serving,
+                "ends": self._ends,
+                "said": "" if role in serving else self._said.get(role, ""),
+            }
+            for role in ("relay", "sender")
+        }
 
     def _start(self) -> None:
         """Both, with a pipe between them. They are programs of their own: nothing of the guard's memory is in theirs."""
@@ -121,16 +148,18 @@ class TelemetryDesk(Telemetry):
             ours.setblocking(False)
             ours.send(json.dumps(self._config).encode())
             words = [self._directory, role, *map(str, descriptors)]
-            self._children[role] = process.start_module(
-                "ktrdr_vm.egress.telemetry_child", words, pass_fds=descriptors, stderr=2, new_session=False
+            child = process.start_module(
+                "ktrdr_vm.egress.telemetry_child", words, pass_fds=descriptors, stderr=subprocess.PIPE, new_session=False
             )
+            assert child.stderr is not None
+            self._children[role], self._words[role] = child, LastWords(f"the telemetry {role}", child.stderr)
 
     def _hear(self, asked: float = 0) -> None:
         """What they have said; with `asked` wait so many seconds for each to say it now.
 
         The relay reads the guest's bytes: what it says is bounded in number and time, and not believed beyond its range.
         """
-        for channel in self._channels.values():
+        for role, channel in self._channels.items():
             end = self._clock() + asked
             with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
                 if asked:
@@ -139,6 +168,8 @@ class TelemetryDesk(Telemetry):
                     select.select([channel], [], [], max(0.0, end - self._clock()))
                     said = json.loads(channel.recv(65536))
                     for name, count in said.items():
+                        if name == "serves":
+                            self._serving.add(role)
                         if name in COUNTS and isinstance(count, int) and 0 < count < 2**40:
                             self._counts[name] = self._counts.get(name, 0) + count
                     if asked and "told" in said:
@@ -158,4 +189,6 @@ class TelemetryDesk(Telemetry):
             child.wait()
         for channel in self._channels.values():
             channel.close()
-        self._children, self._channels = {}, {}
+        for words in self._words.values():
+            words.close()
+        self._children, self._channels, self._words, self._serving = {}, {}, {}, set()

@@ -76,7 +76,8 @@ class TableWatch:
     def start_monitor(self) -> subprocess.Popen[bytes]:
         """nft's own events: what somebody does to the tables is known within milliseconds, not at the next look."""
         parent = os.getpid()
-        monitor = process.start(["nft", "monitor"], stdout=subprocess.PIPE, stderr=2, in_child=lambda: die_with(parent), new_session=False)
+        pipe = subprocess.PIPE
+        monitor = process.start(["nft", "monitor"], stdout=pipe, stderr=pipe, in_child=lambda: die_with(parent), new_session=False)
         assert monitor.stdout is not None
         os.set_blocking(monitor.stdout.fileno(), False)
         return monitor

@@ -47,6 +47,28 @@ class Limiter:
         return True
 
 
+def rehearse_inbox() -> None:
+    """Take each kind of request once, over a pair of sockets. Raises what a guest's would meet."""
+
+    class Handler(_Handler):
+        pass
+
+    Handler.ask, Handler.limiter = staticmethod(lambda request: {"escalations": []}), Limiter()
+    listing = f"GET {PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    for request, status in ((listing, 200), *((_make_post(body), 400) for body in (b"{}", b"\xff\xfe{\x00", b"\x00\x00\xfe\xff", b"["))):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(request)
+            Handler(ours, ("192.0.2.1", 0), None)  # type: ignore[arg-type]
+            said = theirs.recv(65536).decode("latin-1").partition("\r\n")[0]
+        if f" {status} " not in said:
+            raise RuntimeError(f"the inbox answers a request that it made itself with {said!r}, and not with {status}")
+
+
+def _make_post(body: bytes) -> bytes:
+    return f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
 def run_inbox(listener: socket.socket, channel: socket.socket) -> None:
     """Serve for ever. `channel` is a SEQPACKET socket to the guard: one JSON request, one JSON reply."""
     channel.settimeout(_REPLY_LIMIT)

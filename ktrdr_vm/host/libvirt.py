@@ -112,6 +112,10 @@ class Libvirt:
                     raise _failed(doing, where, error) from None
         raise AssertionError("asked twice")
 
+    def read_capabilities(self) -> str:
+        """The XML in which libvirt describes the host and itself."""
+        return str(self._ask("read the capabilities", self._uri, lambda connection: connection.getCapabilities()))
+
     def close(self) -> None:
         if self._connection is not None:
             with contextlib.suppress(libvirt.libvirtError):

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.errors import HostError, ProvisionError
 from ktrdr_vm.host import process
 
 Table = list[dict[str, Any]]
@@ -44,6 +44,15 @@ def read_comment(table: str) -> str | None:
     head = listed.text.split("{", 2)[1]
     match = _COMMENT.search(head)
     return match[1] if match else ""
+
+
+def list_ruleset() -> Table:
+    """Every table of the host, of whatever program."""
+    listed = process.run(["nft", "-j", "list", "ruleset"], timeout=30, check=False)
+    if listed.exit_code != 0:
+        raise HostError(f"nft cannot list the rules: {listed.error_text[-200:]}", where="nft", hint="load the kernel's nf_tables")
+    found: Table = json.loads(listed.stdout)["nftables"]
+    return found
 
 
 def list_table(table: str) -> Table | None:

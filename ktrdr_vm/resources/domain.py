@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ktrdr_vm.errors import ForeignError, ProvisionError
 from ktrdr_vm.guest.agent import give_identity, give_network
+from ktrdr_vm.host.confinement import PROFILES, has_profile, make_memory_rules, remove_profile, write_profile
 from ktrdr_vm.host.fork import fill_memory, load_state
 from ktrdr_vm.host.libvirt import DomainFacts
 from ktrdr_vm.host.running import end_process, find_processes
@@ -22,7 +23,7 @@ class Domain(Resource):
         return self.target.identity.domain
 
     def exists(self) -> bool:
-        return self._find() is not None or bool(self._processes())
+        return self._find() is not None or bool(self._processes()) or has_profile(self.target.identity.uuid)
 
     def _find(self) -> DomainFacts | None:
         """The domain; an error when another state directory made it: the same instance_id may live there."""
@@ -48,6 +49,9 @@ class Domain(Resource):
         if template is None or not template.thaw:
             libvirt.start(self.name, xml, persistent=persistent)
             return
+        # A later start of the same machine, after it was suspended, opens the same memory.
+        vhost = plan.facts.accelerator == "kvm"
+        write_profile(libvirt, self.target.identity.uuid, make_memory_rules(template.memory, template.state, vhost=vhost))
         libvirt.start(self.name, xml, persistent=persistent, paused=True)
         self._fill_memory(Path(template.memory))
         load_state(libvirt, self.name, Path(template.state))
@@ -89,9 +93,11 @@ class Domain(Resource):
             self.target.libvirt.stop(self.name)
         if self._processes():
             raise ProvisionError(f"QEMU of {self.name} does not end", where=self.name, hint=self.by_hand())
+        remove_profile(self.target.identity.uuid)
 
     def by_hand(self) -> str:
-        return f"virsh destroy {self.name}; virsh undefine {self.name}"
+        profile = f"; rm -f {PROFILES}/libvirt-{self.target.identity.uuid}*" if has_profile(self.target.identity.uuid) else ""
+        return f"virsh destroy {self.name}; virsh undefine {self.name}{profile}"
 
 
 def find_qemu(domain: str, directory: Path | None = None) -> list[int]:

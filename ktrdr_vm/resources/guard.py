@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ from ktrdr_vm.resources.base import Resource
 # An import of Python and dnspython on a slow disk; the usual time is a few tenths of a second.
 START_LIMIT = 30.0
 STOP_LIMIT = 5.0
+# For a part that ended to serve again.
+MEND_LIMIT = 3.0
+# For one that lives to answer.
+BUSY_LIMIT = 15.0
+_POLL = 0.05
 
 # Of files: the proxy's group may read them.
 PROXY = 0o440
@@ -134,15 +140,13 @@ class Guard(Resource):
         )
 
     def verify(self) -> list[str]:
-        if not is_locked(self.target.paths.guard / "guard.lock"):
-            return ["the guard does not run; nothing leaves the instance"]
+        """How it differs; a part that has not said yet that it serves is waited for, one that has ended for a moment only."""
         try:
-            status = ask_guard(self.target.paths.guard, "status")
+            status = _wait_serving(self.target.paths.guard)
         except KtrdrError as error:
             return [error.message]
-        missing = [part for part in ("resolver", "proxy") if not Path(f"/proc/{status.get(part)}").exists()]
         stale = self._stale()
-        return [f"the {part} does not run" for part in missing] + ([f"it runs with an earlier {', '.join(stale)}"] if stale else [])
+        return find_faults(status) + ([f"it runs with an earlier {', '.join(stale)}"] if stale else [])
 
     def remove(self) -> None:
         self.stop()
@@ -177,6 +181,45 @@ class Guard(Resource):
     def by_hand(self) -> str:
         pids = " ".join(str(pid) for pid in find_guards(self.target.paths.guard))
         return (f"kill -KILL {pids}; " if pids else "") + f"rm -r {self.target.paths.guard}"
+
+
+def look_at_guard(directory: Path) -> list[str]:
+    """What of the guard of this folder does not serve now, with why, in sentences that stand alone. Waits for nothing."""
+    try:
+        return find_faults(_ask_status(directory))
+    except KtrdrError as error:
+        return [error.message]
+
+
+def find_faults(status: Mapping[str, Any]) -> list[str]:
+    """The parts that do not serve, each with its last words. `status` is the guard's own answer; one of an earlier version has none."""
+    parts: dict[str, Any] = status.get("parts", {})
+    return [f"{name} does not serve: {part['said'] or 'it has not started yet'}" for name, part in parts.items() if not part["serves"]]
+
+
+def _ask_status(directory: Path) -> dict[str, Any]:
+    if not is_locked(directory / "guard.lock"):
+        raise ProvisionError("the guard does not run; nothing leaves the instance", where=str(directory), hint="`ktrdr-vm apply` again")
+    return ask_guard(directory, "status")
+
+
+def _wait_serving(directory: Path) -> dict[str, Any]:
+    """The guard's status, once all serve, or when one that has ended is not back soon."""
+    began = time.monotonic()
+    while True:
+        try:
+            status = _ask_status(directory)
+        except KtrdrError:
+            # It lives and is busy: on a slow host with what it starts.
+            if time.monotonic() - began > BUSY_LIMIT or not is_locked(directory / "guard.lock"):
+                raise
+            time.sleep(_POLL)
+            continue
+        waiting = [part for part in status.get("parts", {}).values() if not part["serves"]]
+        limit = MEND_LIMIT if any(part["ends"] for part in waiting) else START_LIMIT
+        if not waiting or time.monotonic() - began > limit:
+            return status
+        time.sleep(_POLL)
 
 
 def _holds(path: Path, text: str) -> bool:

@@ -13,7 +13,10 @@ from laboratory.lab import Lab
 from laboratory.namespaces import ip
 from laboratory.netguest import NamespaceGuest
 
+from ktrdr_vm.errors import HostError
+from ktrdr_vm.host.foreign_rules import require_passage
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.nft import list_ruleset
 
 FOREIGN = "table inet other { chain input { type filter hook input priority 0; policy drop; ct state established,related accept; }; }"
 
@@ -42,7 +45,11 @@ def test_another_programs_rules_are_found_and_its_advice_helps(lab: Lab, guest: 
         # Not a false alarm: the guest reaches its guard no more.
         assert not guest.lookup("allowed.test.lab", limit=2).get("addresses")
         [check] = diagnose(lab)["firewall"]
-        assert check["state"] == "warning" and "inet other input" in check["detail"]
+        assert check["state"] == "missing" and "inet other input" in check["detail"]
+        # And `apply` refuses in the same words, before it makes anything.
+        with pytest.raises(HostError) as refused:
+            require_passage(list_ruleset())
+        assert (refused.value.message, refused.value.hint) == (check["detail"], check["fix"])
         assert check["fix"].startswith("nft insert rule inet other input ")
         subprocess.run(["nft", "-f", "-"], input=check["fix"].removeprefix("nft ").encode(), check=True, timeout=10)
         assert guest.lookup("allowed.test.lab")["addresses"]

@@ -298,7 +298,7 @@ def test_it_is_this_guests_only_and_closed_when_nobody_asked(lab: Lab, collector
         collectors = [asked | {"port": PORT, "address": address} for address in (guest.gateway, "198.51.100.254", ADDRESS)]
         assert [one["outcome"] for one in guest.probe_all(collectors)] == ["timeout", "timeout", "refused"]
         assert "telemetry" not in (plain.paths.guard / "ruleset.nft").read_text() and collector.received == []
-        assert set(ask_guard(plain.paths.guard, "status")) == {"pid", "resolver", "proxy"}
+        assert set(ask_guard(plain.paths.guard, "status")) == {"pid", "resolver", "proxy", "parts"}
 
 
 NO_LIMIT = replace("ruleset.nft", "        counter name sender_strayed drop\n    }\n", "    }\n")

@@ -66,9 +66,16 @@ class Started:
         return Ended(self.process.returncode, out, err)
 
 
-def start(lab: Lab, instance_id: str, *words: str | Path, environment: dict[str, str] | None = None, cwd: Path | None = None) -> Started:
+def start(
+    lab: Lab,
+    instance_id: str,
+    *words: str | Path,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    program: list[str] = PROGRAM,
+) -> Started:
     process = subprocess.Popen(
-        [*PROGRAM, *map(str, words)],
+        [*program, *map(str, words)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -144,3 +144,26 @@ def test_a_missing_client_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package_sources.process, "run", fail)
     with pytest.raises(HostError, match="npm could not be asked"):
         package_sources.find_sources("node", (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("kvm_takes", "emulation_takes", "verdict"),
+    [(0.1, 0.5, "kvm"), (9.0, 6.1, "kvm"), (9.0, 0.5, "tcg"), (1e9, 6.0, "tcg"), (1e9, 30.0, "tcg")],
+    ids=["quick", "slow as all else", "slower than emulation by far", "hangs on a slow host", "hangs and nothing else comes up"],
+)
+def test_a_slow_host_is_not_taken_for_one_whose_kvm_hangs(
+    monkeypatch: pytest.MonkeyPatch, kvm_takes: float, emulation_takes: float, verdict: str
+) -> None:
+    """The verdict holds for the whole boot: a busy minute at the first run made every later one ten times slower."""
+    clock = [0.0]
+
+    def boot(words: list[str], expected: int, limit: float, *, accelerator: str = "kvm", cpu: str = "host") -> str:
+        takes = kvm_takes if accelerator == "kvm" else emulation_takes
+        clock[0] += min(takes, limit)
+        return f"a test guest hung for {limit:g} s" if takes > limit else ""
+
+    monkeypatch.setattr(accelerator, "_boot", boot)
+    monkeypatch.setattr(accelerator.time, "monotonic", lambda: clock[0])
+    assert accelerator._try(None).name == verdict
+    assert accelerator._try(Path("/boot/vmlinuz")).name == verdict
+    assert clock[0] < 500

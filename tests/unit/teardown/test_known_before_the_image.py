@@ -13,6 +13,7 @@ from ktrdr_vm import stage as stages
 from ktrdr_vm.errors import DocumentError
 from ktrdr_vm.gather import Gathered, gather_profile
 from ktrdr_vm.host.accelerator import Accelerator
+from ktrdr_vm.host.foreign_rules import describe_obstacles, find_obstacles
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance import Instance
 from ktrdr_vm.listener import Listener, Options
@@ -32,8 +33,16 @@ class NoLibvirt:
         return None
 
 
-def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: dict[str, Any], options: Options, image: object = None) -> RunReport:
-    """A run that ends at the latest when it has its image."""
+def execute(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    document: dict[str, Any],
+    options: Options,
+    image: object = None,
+    ruleset: tuple[dict[str, Any], ...] = (),
+) -> RunReport:
+    """A run that ends at the latest when it has its image. `ruleset` is what nft lists of other programs."""
+    monkeypatch.setattr(stages, "list_ruleset", lambda: list(ruleset))
     monkeypatch.setattr(Instance, "destroy", lambda *_, **__: None)
     monkeypatch.setattr(stages, "require_capacity", lambda *_: pytest.fail("went on with what cannot be"))
     monkeypatch.setattr(stages, "ensure_image", lambda *_, **__: image or pytest.fail("an image was made for what cannot be"))
@@ -51,6 +60,15 @@ def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     mounts = [{"source": "there", "target": "/a"}, {"source": "nowhere", "target": "/b"}]
     report = execute(tmp_path, monkeypatch, DOCUMENT | {"mounts": mounts}, Options())
     assert report.exit_code == 3 and "nowhere is not a folder that can be shared" in report.message
+
+
+def test_a_firewall_that_closes_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the words of `doctor`, and before an image is built for it. It was found by the guest, as a network that is down."""
+    ruleset = (
+        {"chain": {"family": "inet", "table": "other", "name": "in", "type": "filter", "hook": "input", "prio": 0, "policy": "drop"}},
+    )
+    report = execute(tmp_path, monkeypatch, DOCUMENT, Options(), ruleset=ruleset)
+    assert report.exit_code == 3 and describe_obstacles(find_obstacles(list(ruleset))) in report.message
 
 
 def test_a_snapshot_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

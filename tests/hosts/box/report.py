@@ -1,0 +1,50 @@
+"""What was run on which host, how it ended and where the time went: for the last lines of a run, and for docs/hosts.md."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ktrdr_vm.host.paths import PROJECT
+
+from .release import Release
+
+
+@dataclass(frozen=True)
+class Row:
+    """One test on one host. `denials` counts the lines of AppArmor."""
+
+    release: str
+    test: str
+    passed: bool
+    denials: int
+    seconds: float
+    steps: tuple[tuple[str, float], ...]
+    note: str = ""
+
+
+@dataclass
+class Rows:
+    """Those of a session."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, release: Release, test: str, steps: list[tuple[str, float]], denials: list[str], *, passed: bool, note: str = "") -> None:
+        seconds = round(sum(taken for _, taken in steps), 1)
+        self.rows.append(Row(release.version, test, passed, len(denials), seconds, tuple(steps), note))
+
+    def write(self, path: Path) -> None:
+        """Beside what was written before: a row of the same test on the same release is replaced."""
+        known = json.loads(path.read_text())["rows"] if path.exists() else []
+        new = {(row.release, row.test): asdict(row) for row in self.rows}
+        old = {(row["release"], row["test"]): row for row in known}
+        commit = subprocess.run(
+            ["git", "-C", PROJECT, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=20
+        ).stdout.strip()
+        day = time.strftime("%Y-%m-%d", time.gmtime())
+        for row in new.values():
+            row |= {"commit": commit, "day": day}
+        path.write_text(json.dumps({"rows": list((old | new).values())}, indent=1, sort_keys=True) + "\n")

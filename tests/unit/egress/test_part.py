@@ -1,0 +1,143 @@
+"""A child of the guard is started again more and more slowly, never given up, and its own words say why it does not serve."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ktrdr_vm.egress.part import FIRST_PAUSE, LONGEST_PAUSE, STEADY, Part
+from ktrdr_vm.errors import HostError
+
+
+class Stage:
+    """Processes that are pipes: `say` writes to standard error of the one that lives, `die` ends it."""
+
+    def __init__(self) -> None:
+        self.now, self.starts, self.served = 1000.0, 0, False
+        self.notes: list[str] = []
+        self.heard = 0
+        self.refusal: Exception | None = None
+        self.selector = selectors.DefaultSelector()
+        self.part = Part("the part", self._start, self._hear, lambda: self.served, self.selector, self.notes.append, lambda: self.now)
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], Any]:
+        if self.refusal:
+            raise self.refusal
+        self.starts += 1
+        said, self._said = os.pipe()
+        spoken, self._spoken = os.pipe()
+        self.process = SimpleNamespace(pid=100 + self.starts, returncode=None, stderr=os.fdopen(said, "rb", buffering=0))
+        self.process.poll = lambda process=self.process: process.returncode
+        return self.process, os.fdopen(spoken, "rb", buffering=0)  # type: ignore[return-value]
+
+    def _hear(self) -> None:
+        self.heard += 1
+
+    def say(self, words: bytes) -> None:
+        os.write(self._said, words)
+
+    def die(self, code: int = 1) -> None:
+        for one in (self._said, self._spoken):
+            os.close(one)
+        self.process.returncode = code
+        self.part.look()
+
+    def turn(self) -> None:
+        for key, _ in self.selector.select(0):
+            key.data()
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage()
+    yield made
+    made.selector.close()
+
+
+def test_it_is_started_at_once_and_serves_when_it_says_so(stage: Stage) -> None:
+    stage.part.look()
+    assert stage.part.describe() == {"pid": 101, "serves": False, "ends": 0, "said": ""}
+    stage.served = True
+    assert stage.part.describe()["serves"]
+    # It is not asked for a second proof: what it says may take a while, and its end is noticed in any case.
+    stage.served = False
+    assert stage.part.describe()["serves"]
+    stage.die()
+    assert not stage.part.describe()["serves"]
+
+
+def test_pauses_grow_to_a_bound_and_it_is_never_given_up(stage: Stage) -> None:
+    stage.part.look()
+    pauses = []
+    for _ in range(60):
+        stage.die()
+        pauses.append(stage.part.seconds_to_start if stage.part.pid == 0 else 0.0)
+        stage.now += pauses[-1] + 0.001
+        stage.part.look()
+        assert stage.part.pid, "it is started again"
+    assert pauses[:4] == pytest.approx([0.0, FIRST_PAUSE, FIRST_PAUSE * 2, FIRST_PAUSE * 4])
+    assert pauses == pytest.approx(sorted(pauses)) and pauses[-1] == pytest.approx(LONGEST_PAUSE)
+    assert stage.starts == 61 and len(stage.notes) == 60
+
+
+def test_one_that_has_lived_long_begins_anew(stage: Stage) -> None:
+    stage.part.look()
+    for _ in range(5):
+        stage.die()
+        stage.now += 10
+        stage.part.look()
+    stage.now += STEADY
+    stage.die()
+    assert stage.part.pid and stage.part.describe()["ends"] == 1
+
+
+def test_its_last_words_are_kept_and_passed_on_with_its_name(stage: Stage, capfd: pytest.CaptureFixture[str]) -> None:
+    stage.part.look()
+    stage.say(b"Traceback (most recent call last):\n  somewhere\n")
+    stage.turn()
+    stage.say(b"ModuleNotFoundError: No module named 'dns'\n\n")
+    stage.die()
+    stage.now += 1
+    said = "it ended with exit code 1: ModuleNotFoundError: No module named 'dns'"
+    assert stage.part.describe()["said"] == said
+    assert said in stage.notes[0]
+    assert "the part: Traceback (most recent call last):\nthe part:   somewhere\nthe part: ModuleNotFoundError" in capfd.readouterr().err
+
+
+def test_words_without_end_neither_fill_the_log_nor_the_memory(stage: Stage, capfd: pytest.CaptureFixture[str]) -> None:
+    stage.part.look()
+    for number in range(100):
+        stage.say(b"x" * 9999 + f"\n{number}\n".encode())
+        stage.turn()
+    assert len(capfd.readouterr().err) < 400_000
+    stage.die(-9)
+    assert stage.part.describe()["said"] == "it ended with signal 9: 99"
+
+
+def test_what_cannot_be_started_is_tried_again_as_well(stage: Stage) -> None:
+    stage.refusal = HostError("the program haproxy is not installed", hint="")
+    stage.part.look()
+    assert "the program haproxy is not installed" in stage.part.describe()["said"]
+    stage.refusal = None
+    stage.now += 1
+    stage.part.look()
+    assert stage.part.pid and stage.starts == 1
+
+
+def test_what_it_said_with_its_end_is_heard_and_nothing_after_that(stage: Stage) -> None:
+    """The selector may have said that there is something on a channel which is closed by now."""
+    stage.part.look()
+    ready = [key for key, _ in stage.selector.select(0)]
+    waiting = [key.data for key in stage.selector.get_map().values()]
+    stage.die()
+    stage.die()
+    assert stage.heard == 2 and ready == []
+    for callback in waiting:
+        callback()
+    assert stage.heard == 2
