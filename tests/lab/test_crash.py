@@ -27,6 +27,7 @@ from laboratory.lab import Lab
 from ktrdr_vm.discovery import collect_garbage
 from ktrdr_vm.gather import gather
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.plan.identity import parse_instance_id
@@ -58,6 +59,18 @@ SAMPLE = (
     "fork-create.5.attach-inside", "grant-give.0.grant-inside", "granting-grant.1.add-after", "lend-lend.1.create-inside",
 )  # fmt: skip
 CELLS = all_cells()
+GOLDEN = PROJECT / "tests/golden/expected/crash-cells.txt"
+
+
+def test_the_matrix_is_the_one_that_is_written_down() -> None:
+    """Cells are found by the names of functions: a rename must not make the matrix smaller without a word.
+
+    After a wanted change: KTRDR_GOLDEN=write, then read the diff.
+    """
+    text = "\n".join(CELLS) + "\n"
+    if os.environ.get("KTRDR_GOLDEN") == "write":
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
 
 
 def test_the_sample_has_every_resource_once_and_every_verb() -> None:

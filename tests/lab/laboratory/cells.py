@@ -19,6 +19,7 @@ from typing import Any
 
 from ktrdr_vm import allocation, answers, instance, lending, suspension, teardown
 from ktrdr_vm.egress.granting import Granting
+from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.host import fork
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
@@ -127,7 +128,7 @@ def _find_steps() -> dict[str, list[Step]]:
             *_statements(suspension.resume),
         ],
         # The command that gives dies; then the guard that takes it up.
-        "grant": _statements(answers.approve, answers._give),
+        "grant": _statements(answers.approve, answers._give, EscalationStore.answer, EscalationStore._settle),
         "lend": _statements(lending.lend, lending.take_back),
         "granting": _statements(Granting.grant, Granting._apply, Granting._end),
     }
