@@ -12,9 +12,9 @@ from bench.machines import applied
 from bench.place import LIMIT, PROGRAM, ROOT, Place
 from ktrdr_vm.guest.workspace import copy_in, find_repository
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.instance import Instance
-from ktrdr_vm.openssh import make_ssh_options
-from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.ssh_config import make_ssh_options
 from ktrdr_vm.profile.model import Workspace
 
 TIMES = 7

@@ -24,7 +24,7 @@ from bench.place import Place
 from bench.prober import attempt
 from bench.traffic import NAME
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.resources.guard import find_guards
+from ktrdr_vm.instance.resources.guard import find_guards
 
 SERVER, PORT = "192.0.2.80", 443
 # The same server at an address that no rule knows.

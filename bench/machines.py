@@ -13,15 +13,15 @@ from laboratory.namespaces import ip
 
 from bench.place import DISK, MEMORY, VCPUS, Place, finish
 from bench.prober import Watch, Way, watch
-from ktrdr_vm.gather import MACHINE, gather
-from ktrdr_vm.guest.keys import generate_keypair
+from ktrdr_vm.host.keys import generate_keypair
+from ktrdr_vm.identity import Identity, parse_instance_id
+from ktrdr_vm.inputs.resolve import MACHINE, gather
+from ktrdr_vm.instance.resources.domain import find_qemu
+from ktrdr_vm.instance.resources.guard import find_guards
+from ktrdr_vm.instance.resources.seed import make_seed
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
 from ktrdr_vm.plan.domain_xml import EMULATED_CPU, make_kernel_arguments
 from ktrdr_vm.plan.facts import Allocation, Facts
-from ktrdr_vm.plan.identity import Identity, parse_instance_id
-from ktrdr_vm.resources.domain import find_qemu
-from ktrdr_vm.resources.guard import find_guards
-from ktrdr_vm.resources.seed import make_seed
 
 # Those that are not ours take turns at one address.
 GATEWAY, ADDRESS = "10.250.0.1", "10.250.0.2"

@@ -15,9 +15,9 @@ from laboratory.instances import make_workspace
 from bench.machines import applied
 from bench.place import DISK, LIMIT, MEMORY, PROGRAM, VCPUS, Place
 from bench.prober import watch
-from ktrdr_vm.gather import gather
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.prepare import build_best, find_best
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.templates.project import build_best, find_best
 
 _PROFILE = f"""\
 version: 1

@@ -14,34 +14,34 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ktrdr_vm.discovery import find_instances
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.escalation.store import EscalationStore
-from ktrdr_vm.evidence import RunDirectory, make_run_id
-from ktrdr_vm.evidence_reader import read_document
-from ktrdr_vm.gate_run import run_gates
+from ktrdr_vm.evidence.reader import read_document
+from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
 from ktrdr_vm.gates.load import load_playbook
-from ktrdr_vm.gather import gather
 from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.owner import forbid_cores
 from ktrdr_vm.host.paths import find_home
 from ktrdr_vm.host.runs import create_run, find_run
-from ktrdr_vm.instance import Instance as HostInstance
-from ktrdr_vm.instance import require_root
-from ktrdr_vm.listener import Keep, Listener, Options
-from ktrdr_vm.masking import find_mask
-from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.inputs.references import find_playbook
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.inputs.trusted import require_accepted
+from ktrdr_vm.instance.instance import Instance as HostInstance
+from ktrdr_vm.instance.instance import require_root
+from ktrdr_vm.instance.inventory import find_instances
+from ktrdr_vm.instance.resources.secret import read_source
 from ktrdr_vm.plan.plan import Plan
-from ktrdr_vm.recorder import Recorder
-from ktrdr_vm.references import find_playbook
 from ktrdr_vm.report.mask import make_mask
 from ktrdr_vm.report.model import GateResult, RunReport
-from ktrdr_vm.resources.secret import read_source
-from ktrdr_vm.run import Run
-from ktrdr_vm.stage import Stage
-from ktrdr_vm.trusted import require_accepted
+from ktrdr_vm.run.gates import run_gates
+from ktrdr_vm.run.listener import Keep, Listener, Options
+from ktrdr_vm.run.mask import find_mask
+from ktrdr_vm.run.recorder import Recorder
+from ktrdr_vm.run.run import Run
+from ktrdr_vm.run.vm import Stage
 
 MAX_OUTPUT = 10 * 1024 * 1024
 

@@ -15,8 +15,8 @@ from bench.peers.drive import TAP, bound, make_folder, make_name, name_samples, 
 from bench.peers.images import find_forms
 from bench.peers.install import PLACES
 from bench.place import DISK, MEMORY, VCPUS, Place
+from ktrdr_vm.instance.resources.seed import make_seed
 from ktrdr_vm.plan.domain_xml import EMULATED_CPU, make_kernel_arguments
-from ktrdr_vm.resources.seed import make_seed
 
 PEER = "debvm-run"
 

@@ -19,9 +19,9 @@ from bench.peers.drive import bound, dnsmasq, left_as_found, make_folder, make_n
 from bench.peers.images import find_forms
 from bench.peers.install import PLACES
 from bench.place import DISK, MEMORY, VCPUS, Place
-from ktrdr_vm.gather import MACHINE
+from ktrdr_vm.inputs.resolve import MACHINE
+from ktrdr_vm.instance.resources.seed import make_seed
 from ktrdr_vm.plan.domain_xml import EMULATED_CPU, make_kernel_arguments
-from ktrdr_vm.resources.seed import make_seed
 
 PEER = "vagrant-libvirt"
 _NETWORK, _POOL = "vagrant-libvirt", "bench-vagrant"

@@ -11,7 +11,7 @@ from bench.peers.drive import TAP, bound, left_as_found, make_folder, make_name,
 from bench.peers.images import find_forms
 from bench.peers.install import PLACES
 from bench.place import DISK, MEMORY, VCPUS, Place
-from ktrdr_vm.gather import MACHINE
+from ktrdr_vm.inputs.resolve import MACHINE
 from ktrdr_vm.plan.domain_xml import EMULATED_CPU, make_kernel_arguments
 
 PEER = "virt-install"

@@ -16,7 +16,7 @@ from bench.peers.images import find_forms
 from bench.peers.install import PLACES, make_wrapper
 from bench.place import DISK, MEMORY, VCPUS, Place
 from bench.prober import Way
-from ktrdr_vm.guest.keys import generate_keypair
+from ktrdr_vm.host.keys import generate_keypair
 from ktrdr_vm.plan.domain_xml import EMULATED_CPU
 
 PEER = "virt-lightning"

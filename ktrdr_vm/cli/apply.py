@@ -12,7 +12,7 @@ import click
 from ktrdr_vm.cli.options import json_option, plan_options
 
 if TYPE_CHECKING:
-    from ktrdr_vm.gather import Gathered
+    from ktrdr_vm.inputs.resolve import Gathered
 
 
 @click.command()
@@ -47,19 +47,19 @@ def apply(
     as_json: bool,
 ) -> int:
     """Make the sandbox of PROFILE, run its workload and gates, bring the evidence back, destroy it, prove that nothing is left."""
-    from ktrdr_vm.cli.evidence import find_run
     from ktrdr_vm.cli.progress import TerminalListener, show_report
+    from ktrdr_vm.cli.runs import find_run
     from ktrdr_vm.errors import UsageError
-    from ktrdr_vm.gather import gather
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.instance import Instance, require_root
-    from ktrdr_vm.listener import Options
-    from ktrdr_vm.plan.identity import parse_instance_id
+    from ktrdr_vm.identity import parse_instance_id
+    from ktrdr_vm.inputs.from_run import gather_run
+    from ktrdr_vm.inputs.resolve import gather
+    from ktrdr_vm.instance.instance import Instance, require_root
     from ktrdr_vm.report.json import render_report_json
-    from ktrdr_vm.reproduce import gather_run
-    from ktrdr_vm.run import Run
-    from ktrdr_vm.stop import read_stop
+    from ktrdr_vm.run.checkpoint import read_stop
+    from ktrdr_vm.run.listener import Options
+    from ktrdr_vm.run.run import Run
 
     require_root()
     home = find_home()
@@ -104,8 +104,8 @@ def apply(
 def _accept(gathered: Gathered, *, ask: bool) -> None:
     """Ask at a terminal; refuse elsewhere."""
     from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.inputs.trusted import require_accepted
     from ktrdr_vm.report.escape import escape
-    from ktrdr_vm.trusted import require_accepted
 
     try:
         require_accepted(gathered.beyond, gathered.loaded.source)

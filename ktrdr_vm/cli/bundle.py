@@ -14,12 +14,12 @@ from ktrdr_vm.cli.options import instance_argument, json_option
 @json_option
 def bundle(instance_id: str, run_id: str, publishing: bool, as_json: bool) -> None:
     """Make the pull-request bundle of a run of INSTANCE_ID. Refused when the Startability Gate did not pass."""
-    from ktrdr_vm.bundle import make_bundle, publish
-    from ktrdr_vm.cli.evidence import find_run
     from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.evidence_reader import find_workspace
+    from ktrdr_vm.cli.runs import find_run
+    from ktrdr_vm.evidence.bundle import make_bundle, publish
+    from ktrdr_vm.evidence.reader import find_workspace
     from ktrdr_vm.host.owner import find_owner
-    from ktrdr_vm.host.owner_policy import read_policy
+    from ktrdr_vm.policy.load import read_policy
     from ktrdr_vm.report.escape import escape
 
     run, policy = find_run(instance_id, run_id), read_policy()

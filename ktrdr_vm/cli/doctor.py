@@ -14,8 +14,8 @@ def doctor(as_json: bool) -> int:
     from dataclasses import asdict
 
     from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.doctor import check_host
     from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.monitoring.doctor import check_host
 
     checks = check_host(find_home())
     if as_json:

@@ -21,13 +21,13 @@ def egress() -> None:
 @json_option
 def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
     """Print the ledger of INSTANCE_ID: the living one, else that of its newest run."""
-    from ktrdr_vm.cli.evidence import find_run
-    from ktrdr_vm.egress.control import ask_guard
+    from ktrdr_vm.cli.runs import find_run
+    from ktrdr_vm.egress.client import ask_guard
     from ktrdr_vm.egress.ledger import read_ledger
     from ktrdr_vm.errors import KtrdrError
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.host.runs import FinishedRun
-    from ktrdr_vm.plan.identity import parse_instance_id
+    from ktrdr_vm.identity import parse_instance_id
     from ktrdr_vm.report.escape import escape_line
 
     paths = find_home().instance(parse_instance_id(instance_id).instance_id)
@@ -60,11 +60,11 @@ def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
 @json_option
 def test(instance_id: str, host: str, port: int, as_json: bool) -> int:
     """Say whether INSTANCE_ID may connect to HOST on PORT, and what decides. Exit code 0 when it may, 1 when not."""
-    from ktrdr_vm.cli.access import open_instance
     from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.egress.judging import judge_connection
+    from ktrdr_vm.cli.ssh import open_instance
+    from ktrdr_vm.egress.connection_check import judge_connection
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.plan.identity import parse_instance_id
+    from ktrdr_vm.identity import parse_instance_id
 
     identity = parse_instance_id(instance_id)
     guard = find_home().instance(identity.instance_id).guard
@@ -90,11 +90,11 @@ def suggest(instance_id: str, run_id: str, as_json: bool) -> None:
     """
     import yaml
 
-    from ktrdr_vm.cli.evidence import find_run
     from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.egress.suggest import render_suggestion
+    from ktrdr_vm.cli.runs import find_run
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.runs import FinishedRun
+    from ktrdr_vm.report.suggest import render_suggestion
 
     run = find_run(instance_id, run_id)
     try:

@@ -21,15 +21,15 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     """Run PLAYBOOKS, by gate name or path, against INSTANCE_ID. Exit code 1 when one did not pass."""
     from dataclasses import asdict
 
-    from ktrdr_vm.cli.access import warn_of_guard
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.cli.progress import show_gate, show_gate_event
+    from ktrdr_vm.cli.ssh import warn_of_guard
     from ktrdr_vm.errors import UsageError
-    from ktrdr_vm.gate_run import run_gates
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.instance import Instance
-    from ktrdr_vm.plan.identity import parse_instance_id
+    from ktrdr_vm.identity import parse_instance_id
+    from ktrdr_vm.instance.instance import Instance
+    from ktrdr_vm.run.gates import run_gates
 
     home = find_home()
     instance = Instance(home, parse_instance_id(instance_id), Libvirt())

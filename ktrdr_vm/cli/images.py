@@ -27,7 +27,7 @@ def build(name: str, as_json: bool) -> None:
     from ktrdr_vm.host.paths import find_home, find_shipped
     from ktrdr_vm.images.ensure import ensure_image
     from ktrdr_vm.images.recipe import load_recipe
-    from ktrdr_vm.instance import require_root
+    from ktrdr_vm.instance.instance import require_root
     from ktrdr_vm.profile.model import ImageRef
 
     require_root()
@@ -72,7 +72,7 @@ def remove(digest: str) -> None:
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.images.store import ImageStore, is_digest
-    from ktrdr_vm.instance import require_root
+    from ktrdr_vm.instance.instance import require_root
 
     require_root()
     home = find_home()

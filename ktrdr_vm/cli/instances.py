@@ -11,7 +11,7 @@ import click
 from ktrdr_vm.cli.options import complete_instance, instance_argument, json_option
 
 if TYPE_CHECKING:
-    from ktrdr_vm.overview import Row
+    from ktrdr_vm.monitoring.overview import Row
 
 
 @click.command("list")
@@ -24,7 +24,7 @@ def list_(watch: bool, as_json: bool) -> None:
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.overview import list_rows
+    from ktrdr_vm.monitoring.overview import list_rows
 
     home, libvirt = find_home(), Libvirt()
     while True:
@@ -73,8 +73,8 @@ def status(instance_id: str, as_json: bool) -> int:
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.instance import Instance
-    from ktrdr_vm.plan.identity import parse_instance_id
+    from ktrdr_vm.identity import parse_instance_id
+    from ktrdr_vm.instance.instance import Instance
 
     instance = Instance(find_home(), parse_instance_id(instance_id), Libvirt())
     rows = instance.status()
@@ -100,8 +100,8 @@ def destroy(instance_ids: tuple[str, ...], yes: bool, as_json: bool) -> int:
     from ktrdr_vm.errors import KtrdrError, UsageError
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.instance import Instance, require_root
-    from ktrdr_vm.plan.identity import parse_instance_id
+    from ktrdr_vm.identity import parse_instance_id
+    from ktrdr_vm.instance.instance import Instance, require_root
 
     identities = [parse_instance_id(instance_id) for instance_id in instance_ids]
     require_root()
@@ -143,13 +143,13 @@ def destroy(instance_ids: tuple[str, ...], yes: bool, as_json: bool) -> int:
 def gc(dry_run: bool, as_json: bool) -> int:
     """Remove what runs that died have left, old evidence, and templates of no use. Interactive instances and living runs stay."""
     from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.discovery import collect_garbage
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.host.runs import collect_runs
-    from ktrdr_vm.instance import require_root
-    from ktrdr_vm.template import collect_templates
+    from ktrdr_vm.instance.instance import require_root
+    from ktrdr_vm.instance.inventory import collect_garbage
+    from ktrdr_vm.templates.base import collect_templates
 
     require_root()
     home = find_home()

@@ -40,9 +40,9 @@ def make_server(workspace: Path) -> Any:
         ) from None
 
     from ktrdr_vm import api
-    from ktrdr_vm.confinement import holds_instance, require_free, require_instance, require_run
     from ktrdr_vm.host.beneath import find_place, open_file
     from ktrdr_vm.host.paths import find_home, find_shipped
+    from ktrdr_vm.instance.belonging import holds_instance, require_free, require_instance, require_run
     from ktrdr_vm.report.json import render_report_json
 
     server: Any = MCPServer(

@@ -10,6 +10,6 @@ def metrics() -> None:
     """Print metrics of this host's instances and their newest runs in Prometheus' text format."""
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.metrics import render_metrics
+    from ktrdr_vm.monitoring.metrics import render_metrics
 
     click.echo(render_metrics(find_home(), Libvirt()), nl=False)

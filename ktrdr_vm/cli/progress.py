@@ -14,12 +14,12 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from ktrdr_vm.gather import Gathered
-from ktrdr_vm.instance import Verb
-from ktrdr_vm.listener import Listener
+from ktrdr_vm.inputs.resolve import Gathered
+from ktrdr_vm.instance.instance import Verb
 from ktrdr_vm.report.escape import escape
 from ktrdr_vm.report.model import GateResult, RunReport
 from ktrdr_vm.report.summary import render_summary
+from ktrdr_vm.run.listener import Listener
 
 _STYLES = {
     "ok": "green", "changed": "yellow", "removed": "yellow", "absent": "dim", "failed": "bold red",

@@ -15,8 +15,8 @@ def pull(instance_id: str, as_json: bool) -> None:
     from dataclasses import asdict
     from pathlib import Path
 
-    from ktrdr_vm.cli.access import open_instance
     from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.ssh import open_instance
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.guest.commits import pull_commits
     from ktrdr_vm.guest.workspace import find_repository

@@ -24,13 +24,13 @@ def build(profile: Path, instance_id: str | None, workspace: Path, as_json: bool
 
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.errors import UsageError
-    from ktrdr_vm.gather import gather
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.images.ensure import ensure_image
-    from ktrdr_vm.instance import require_root
-    from ktrdr_vm.prepare import build_best, find_best
-    from ktrdr_vm.template import fits, list_templates
+    from ktrdr_vm.inputs.resolve import gather
+    from ktrdr_vm.instance.instance import require_root
+    from ktrdr_vm.templates.base import fits, list_templates
+    from ktrdr_vm.templates.project import build_best, find_best
 
     require_root()
     home = find_home()
@@ -61,7 +61,7 @@ def list_(as_json: bool) -> None:
 
     from ktrdr_vm.cli.main import echo_json
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.template import list_templates
+    from ktrdr_vm.templates.base import list_templates
 
     found = list_templates(find_home())
     if as_json:
@@ -84,8 +84,8 @@ def remove(key: str) -> None:
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.instance import require_root
-    from ktrdr_vm.template import remove_template
+    from ktrdr_vm.instance.instance import require_root
+    from ktrdr_vm.templates.base import remove_template
 
     require_root()
     home = find_home()

@@ -28,34 +28,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ktrdr_vm.egress.brokers import Brokers
-from ktrdr_vm.egress.children import bind_early, listen_unix, start_proxy
-from ktrdr_vm.egress.control import MAX_REQUEST, read_line
-from ktrdr_vm.egress.deadlines import Deadlines
+from ktrdr_vm.egress.allow_sets import AllowSets
+from ktrdr_vm.egress.child_process import bind_early, listen_unix, start_proxy
+from ktrdr_vm.egress.client import MAX_REQUEST, read_line
+from ktrdr_vm.egress.connection_check import Judge
 from ktrdr_vm.egress.delivered_values import DeliveredValues
-from ktrdr_vm.egress.given import Given
-from ktrdr_vm.egress.grant_book import GrantBook
-from ktrdr_vm.egress.granting import Granting
-from ktrdr_vm.egress.judging import Judge
+from ktrdr_vm.egress.disk_watch import SpaceWatch
+from ktrdr_vm.egress.domain_control import Machine
+from ktrdr_vm.egress.expiry import Deadlines
+from ktrdr_vm.egress.flow_log import ProxyLog
+from ktrdr_vm.egress.grants.enforcer import Granting
+from ktrdr_vm.egress.grants.store import GrantBook
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.link import Link
-from ktrdr_vm.egress.machine import Machine
-from ktrdr_vm.egress.part import Part, Source
-from ktrdr_vm.egress.proxy_control import ProxyControl
-from ktrdr_vm.egress.proxy_log import ProxyLog
-from ktrdr_vm.egress.resolver_link import ResolverLink
+from ktrdr_vm.egress.proxy.control import ProxyControl
+from ktrdr_vm.egress.proxy.credentials import Brokers
+from ktrdr_vm.egress.proxy.resolved_addresses import Given
+from ktrdr_vm.egress.resolver.supervisor import ResolverLink
 from ktrdr_vm.egress.rules import rules_from_json
-from ktrdr_vm.egress.sets import AllowSets
-from ktrdr_vm.egress.space import SpaceWatch
-from ktrdr_vm.egress.telemetry_desk import open_telemetry
-from ktrdr_vm.egress.watch import TableWatch
+from ktrdr_vm.egress.supervised_part import Part, Source
+from ktrdr_vm.egress.table_watch import TableWatch
+from ktrdr_vm.egress.telemetry.supervisor import open_telemetry
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.nft import list_table
 from ktrdr_vm.host.ports import require_privileged_ports
-from ktrdr_vm.plan.wiring import DNS_PORT, HTTP_PORT, INBOX_PORT, LAST_PORT, OTHER_PORT, TLS_PORT
+from ktrdr_vm.plan.guard_interface import DNS_PORT, HTTP_PORT, INBOX_PORT, LAST_PORT, OTHER_PORT, TLS_PORT
 
 if TYPE_CHECKING:
-    from ktrdr_vm.egress.desk import EscalationDesk
+    from ktrdr_vm.egress.escalations import EscalationDesk
 
 POLL = 1.0
 
@@ -197,7 +197,7 @@ class Guard:
         """Where somebody in the instance can ask."""
         if not self.config["escalations"]:
             return None
-        from ktrdr_vm.egress.desk import EscalationDesk
+        from ktrdr_vm.egress.escalations import EscalationDesk
         from ktrdr_vm.escalation.store import EscalationStore
 
         user, group = self.config["owner"]

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ktrdr_vm.egress.ledger_row import fit_fields, parse_row
 from ktrdr_vm.egress.ledger_totals import add_to_totals
 from ktrdr_vm.host.clock import now
+from ktrdr_vm.report.ledger_row import fit_fields, parse_row
 
 # Of each kind and verdict; a guest that makes decisions faster than this gets lines that count the rest.
 LINES_PER_SECOND = 100

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.ledger_row import parse_row
 from ktrdr_vm.host.durable import write_durably
+from ktrdr_vm.report.ledger_row import parse_row
 
 # Different destinations of one kind and verdict; what is beyond them stands in one sum without a name.
 MOST_TOTALS = 2000

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ktrdr_vm.escalation.packet import Kind, Packet
-from ktrdr_vm.profile.policy import EscalationPolicy
+from ktrdr_vm.policy.owner_policy import EscalationPolicy
 
 
 @dataclass(frozen=True)

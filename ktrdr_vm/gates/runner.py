@@ -9,8 +9,8 @@ from typing import Any
 
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.gates.attempt import Attempt, Settings, truth
+from ktrdr_vm.gates.container_logs import Evidence, gather_containers
 from ktrdr_vm.gates.context import GateContext
-from ktrdr_vm.gates.evidence import Evidence, gather_containers
 from ktrdr_vm.gates.model import Block, Common, Node, Playbook, Task
 from ktrdr_vm.gates.modules import Result
 from ktrdr_vm.gates.renderer import IsolatedRenderer, Renderer

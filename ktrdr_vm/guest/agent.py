@@ -14,8 +14,8 @@ import uuid
 
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.facts import Allocation
-from ktrdr_vm.plan.identity import Identity
 
 # Ten emulated guests on two cores share what one has for itself.
 SCRIPT_LIMIT = 300.0

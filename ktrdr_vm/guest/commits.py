@@ -17,7 +17,7 @@ from ktrdr_vm.errors import GuestError, KtrdrError
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError
 from ktrdr_vm.guest.workspace import Repository
 from ktrdr_vm.host.git import BOUNDS, View, open_view
-from ktrdr_vm.plan.identity import Identity
+from ktrdr_vm.identity import Identity
 
 MAX_BUNDLE = 256 * 1024 * 1024
 MAX_REFS = 50

@@ -10,7 +10,7 @@ from pathlib import Path
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest.guide import make_facts, render_guide
 from ktrdr_vm.guest.protocol import Guest
-from ktrdr_vm.plan.identity import Identity
+from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.plan import Plan
 
 # Ten emulated guests on two cores share what one has for itself.

@@ -23,9 +23,9 @@ from paramiko.ssh_exception import IncompatiblePeer
 
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest.envelope import RemoteProcess, make_envelope, make_kill_command
-from ktrdr_vm.guest.keys import generate_keypair
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError, GuestResult, GuestTimeout
 from ktrdr_vm.guest.pump import Channel, LimitedSocket, RunningCommand, feed
+from ktrdr_vm.host.keys import generate_keypair
 
 __all__ = ["Guest", "GuestRefusedError", "GuestResult", "GuestTimeout", "SshGuest", "connect", "generate_keypair"]
 

@@ -22,8 +22,8 @@ from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_folde
 from ktrdr_vm.host.checkout import find_top, read_own
 from ktrdr_vm.host.git import COMMIT, LIMIT, View, open_view
 from ktrdr_vm.host.owner import may_read, reading_as
+from ktrdr_vm.policy.personal import find_personal
 from ktrdr_vm.profile.model import Workspace
-from ktrdr_vm.profile.personal import find_personal
 
 _COMMIT = re.compile(rb"(?:[0-9a-f]{40}|[0-9a-f]{64})\n")
 MAX_FILES = 20_000

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ktrdr_vm.errors import HostError
-from ktrdr_vm.plan.identity import TABLE_PREFIX, TAP_PREFIX
+from ktrdr_vm.identity import TABLE_PREFIX, TAP_PREFIX
 
 _Rule = list[dict[str, Any]]
 

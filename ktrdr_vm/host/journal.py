@@ -21,7 +21,7 @@ from ktrdr_vm.errors import BusyError, HostError, ProvisionError
 from ktrdr_vm.host.clock import boottime, has_passed, later, read_boot_id
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.plan.identity import is_instance_id
+from ktrdr_vm.identity import is_instance_id
 
 # 2 knows instances that are suspended, 3 ends a time to live by the clock of the boot. What earlier ones wrote is read as it is: all
 # instances of 1 are awake, and those of 1 and 2 end by the wall clock.

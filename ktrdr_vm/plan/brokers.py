@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ktrdr_vm.plan.wiring import BROKER_PORTS, OPEN, VALUES
+from ktrdr_vm.plan.guard_interface import BROKER_PORTS, OPEN, VALUES
 from ktrdr_vm.profile.model import Broker, Profile
 from ktrdr_vm.profile.scalars import MAX_HEADER
 

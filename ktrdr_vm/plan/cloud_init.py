@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.facts import Allocation, Facts
-from ktrdr_vm.plan.identity import Identity
 
 
 def render_meta_data(identity: Identity) -> str:

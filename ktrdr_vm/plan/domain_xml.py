@@ -5,9 +5,9 @@ from __future__ import annotations
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.domain_memory import render_commandline
 from ktrdr_vm.plan.facts import Allocation, Facts, TemplateFacts
-from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.profile.model import ImageRef, Profile, Size
 
 METADATA_NAMESPACE = "urn:ktrdr-vm:instance:1"

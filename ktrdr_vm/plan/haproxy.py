@@ -9,10 +9,10 @@ guard changes while the proxy runs; each grant has a room, a server of its own, 
 
 from __future__ import annotations
 
+from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.brokers import Route, render_limits, render_routes
 from ktrdr_vm.plan.facts import Allocation
-from ktrdr_vm.plan.identity import Identity
-from ktrdr_vm.plan.wiring import DNS_PORT, GIVEN, GRANT_ROOMS
+from ktrdr_vm.plan.guard_interface import DNS_PORT, GIVEN, GRANT_ROOMS
 
 # One guest's share of the host: 15 MB resident at idle, about 35 KB for each open connection.
 MAX_CONNECTIONS = 1024

@@ -10,10 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
+from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.facts import Allocation
-from ktrdr_vm.plan.identity import Identity
+from ktrdr_vm.plan.guard_interface import (
+    ALLOWED_SIZE,
+    DENIED_SIZE,
+    DNS_PORT,
+    HTTP_PORT,
+    INBOX_PORT,
+    MAX_FLOWS,
+    OTHER_PORT,
+    OTLP_PORT,
+    TLS_PORT,
+)
 from ktrdr_vm.plan.telemetry import render_sender
-from ktrdr_vm.plan.wiring import ALLOWED_SIZE, DENIED_SIZE, DNS_PORT, HTTP_PORT, INBOX_PORT, MAX_FLOWS, OTHER_PORT, OTLP_PORT, TLS_PORT
 from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.reserved import RESERVED, is_reserved

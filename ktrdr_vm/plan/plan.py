@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+from ktrdr_vm.identity import Identity, parse_instance_id
 from ktrdr_vm.plan.brokers import Route, make_routes
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
 from ktrdr_vm.plan.domain_xml import render_domain
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
 from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts, ImageFacts, Lending, TemplateFacts
 from ktrdr_vm.plan.haproxy import render_proxy
-from ktrdr_vm.plan.identity import Identity, parse_instance_id
 from ktrdr_vm.plan.nftables import render_ruleset
 from ktrdr_vm.plan.telemetry import make_variables
 from ktrdr_vm.profile.collector import Collector

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ktrdr_vm.plan.wiring import OTLP_PORT
+from ktrdr_vm.plan.guard_interface import OTLP_PORT
 from ktrdr_vm.profile.collector import Collector
 
 

@@ -11,19 +11,7 @@ from typing import Any
 from ktrdr_vm.errors import DocumentError, KtrdrError, Problem
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.egress_rule import EgressRule
-from ktrdr_vm.profile.model import (
-    Broker,
-    Egress,
-    ImageRef,
-    Mount,
-    Prepare,
-    Profile,
-    Secret,
-    Size,
-    Telemetry,
-    Workload,
-    Workspace,
-)
+from ktrdr_vm.profile.model import Broker, Egress, ImageRef, Mount, Prepare, Profile, Secret, Size, Telemetry, Workload, Workspace
 from ktrdr_vm.profile.schema import PROFILE, check_shape
 from ktrdr_vm.profile.strict_yaml import Document, Path, load_yaml
 

@@ -8,7 +8,7 @@ import re
 import yaml
 
 from ktrdr_vm.host.paths import PROJECT
-from ktrdr_vm.metrics import Metrics
+from ktrdr_vm.monitoring.metrics import Metrics
 
 FOLDER = PROJECT / "dashboards"
 EMITTED = {family.name for family in Metrics().registry.collect()}

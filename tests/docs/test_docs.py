@@ -20,18 +20,18 @@ from ktrdr_vm.gates.filters import FILTERS, TESTS
 from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.gates.specs import MODULES
-from ktrdr_vm.gather import read_profile
 from ktrdr_vm.host.package_sources import PRESETS
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.recipe import load_recipe
+from ktrdr_vm.inputs.references import find_playbook
+from ktrdr_vm.inputs.resolve import read_profile
 from ktrdr_vm.plan.brokers import make_routes
+from ktrdr_vm.policy.owner_policy import OwnerPolicy, check_policy, parse_policy
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.load import load_profile
 from ktrdr_vm.profile.model import Mount, Profile, Secret, Size, Workload, Workspace
-from ktrdr_vm.profile.policy import OwnerPolicy, check_policy, parse_policy
 from ktrdr_vm.profile.reserved import RESERVED
 from ktrdr_vm.profile.schema import POLICY, PROFILE
-from ktrdr_vm.references import find_playbook
 from ktrdr_vm.report import model as report
 
 ROOT = Path(__file__).parents[2]

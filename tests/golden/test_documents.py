@@ -17,12 +17,12 @@ import libvirt
 import pytest
 import yaml
 
-from ktrdr_vm.gather import read_profile
 from ktrdr_vm.host.paths import PROJECT
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.inputs.resolve import read_profile
 from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts, ImageFacts, allocate
-from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.plan.guard_interface import GIVEN, GRANT_MAPS
 from ktrdr_vm.plan.plan import Plan, canonical_json, plan_from_json
-from ktrdr_vm.plan.wiring import GIVEN, GRANT_MAPS
 from ktrdr_vm.profile.egress_rule import EgressRule
 
 EXPECTED = Path(__file__).parent / "expected"

@@ -11,7 +11,7 @@ import click
 
 from ktrdr_vm import errors
 from ktrdr_vm.cli.main import cli
-from ktrdr_vm.egress import ledger_row
+from ktrdr_vm.report import ledger_row
 from ktrdr_vm.report.model import RunReport
 
 Golden = Callable[[str, str], None]

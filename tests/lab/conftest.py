@@ -18,11 +18,11 @@ from laboratory.daemons import running_libvirt
 from laboratory.instances import LabInstance, find_or_build_image, running_instance
 from laboratory.lab import Lab, enter_lab, leave_lab
 
-from ktrdr_vm.discovery import find_instances
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.images.store import Image
-from ktrdr_vm.instance import Instance
-from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.inventory import find_instances
 
 _ENTERED: list[Lab] = []
 

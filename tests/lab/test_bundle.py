@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import zstandard
 
-from ktrdr_vm.bundle import make_bundle, publish
 from ktrdr_vm.errors import HostError, UsageError
-from ktrdr_vm.evidence_reader import find_workspace
+from ktrdr_vm.evidence.bundle import make_bundle, publish
+from ktrdr_vm.evidence.reader import find_workspace
 from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.host.runs import hand_over
-from ktrdr_vm.profile.policy import OwnerPolicy
+from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.model import Allowance, Commits, Denial, GateResult, RunReport, TaskResult, Verification, WorkloadResult
 from ktrdr_vm.report.pull_request import NotConfirmedError

@@ -20,12 +20,12 @@ from laboratory.lab import Lab
 from laboratory.netguest import NamespaceGuest
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.host import process
 from ktrdr_vm.host.paths import PROJECT
-from ktrdr_vm.plan.wiring import INBOX_PORT
+from ktrdr_vm.instance.resources.guard import look_at_guard
+from ktrdr_vm.plan.guard_interface import INBOX_PORT
 from ktrdr_vm.profile.collector import Collector
-from ktrdr_vm.resources.guard import look_at_guard
 
 # What a name server may send along with an address, of every kind that one meets.
 ALONG = {

@@ -24,15 +24,15 @@ from laboratory.instances import make_workspace
 from laboratory.inventory import take_inventory
 from laboratory.lab import Lab
 
-from ktrdr_vm.discovery import collect_garbage
-from ktrdr_vm.gather import gather
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import PROJECT
+from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.images.store import Image
-from ktrdr_vm.instance import BOOT_LIMIT, Instance
-from ktrdr_vm.plan.identity import parse_instance_id
-from ktrdr_vm.suspension import suspend
-from ktrdr_vm.template import build_template, find_template
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.inventory import collect_garbage
+from ktrdr_vm.instance.suspend import suspend
+from ktrdr_vm.templates.base import build_template, find_template
 
 SECRETS = """\
 secrets:

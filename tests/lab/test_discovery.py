@@ -7,17 +7,17 @@ import subprocess
 import pytest
 from laboratory.lab import Lab
 
-from ktrdr_vm.discovery import collect_expired, collect_garbage, find_instances
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.clock import later
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import read_comment
-from ktrdr_vm.instance import Instance
-from ktrdr_vm.plan.identity import Identity, parse_instance_id
-from ktrdr_vm.resources.base import Target
-from ktrdr_vm.resources.firewall import Firewall
-from ktrdr_vm.resources.tap import Tap
+from ktrdr_vm.identity import Identity, parse_instance_id
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.inventory import collect_expired, collect_garbage, find_instances
+from ktrdr_vm.instance.resources.base import Target
+from ktrdr_vm.instance.resources.firewall import Firewall
+from ktrdr_vm.instance.resources.tap import Tap
 
 
 def leave(lab: Lab, identity: Identity, what: str, home: str) -> None:

@@ -19,12 +19,12 @@ from laboratory.lab import LAB_IMAGES, Lab
 from laboratory.recorder import wait_until
 
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.gather import gather
 from ktrdr_vm.host.journal import read_journal
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.store import Image
-from ktrdr_vm.instance import Instance
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.instance.instance import Instance
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
 

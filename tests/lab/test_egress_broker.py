@@ -19,10 +19,10 @@ from laboratory.netguest import NamespaceGuest, Sabotage, replace
 from laboratory.recorder import wait_until
 from laboratory.servers import APPLICATIONS
 
-from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.plan.wiring import BROKER_PORTS, INBOX_PORT
-from ktrdr_vm.resources.brokered import BrokeredSecret
-from ktrdr_vm.resources.guard import find_guards
+from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.instance.resources.brokered_secret import BrokeredSecret
+from ktrdr_vm.instance.resources.guard import find_guards
+from ktrdr_vm.plan.guard_interface import BROKER_PORTS, INBOX_PORT
 
 SECRET = b"sk-lab-Zq7x9Wm2Vt4c"
 HOST = "api.test.lab"

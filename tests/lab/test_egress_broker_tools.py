@@ -23,7 +23,7 @@ from laboratory.recorder import wait_until
 from laboratory.servers import APPLICATIONS
 from test_egress_broker import HOST, PORT, SECRET, give, open_guest, read_body
 
-from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.egress.client import ask_guard
 
 BASIC = "Basic " + base64.b64encode(b"lab:" + SECRET).decode()
 LIMIT = 120

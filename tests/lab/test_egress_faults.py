@@ -19,10 +19,10 @@ from laboratory.namespaces import inside, ip
 from laboratory.netguest import INTERFACE, NamespaceGuest, replace
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.host import process
-from ktrdr_vm.plan.wiring import MAX_FLOWS
-from ktrdr_vm.resources.guard import find_guards, look_at_guard
+from ktrdr_vm.instance.resources.guard import find_guards, look_at_guard
+from ktrdr_vm.plan.guard_interface import MAX_FLOWS
 
 ALLOWED = [{"host": "allowed.test.lab", "ports": [80, 443]}, {"host": "git.test.lab", "ports": [22]}]
 

@@ -14,9 +14,9 @@ from laboratory.netguest import NamespaceGuest, replace
 from laboratory.recorder import wait_until
 from test_egress_grants import grant, name_rule
 
-from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.egress.proxy_control import ProxyControl
-from ktrdr_vm.plan.wiring import GIVEN
+from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.proxy.control import ProxyControl
+from ktrdr_vm.plan.guard_interface import GIVEN
 
 NAME, SIBLING = "allowed.test.lab", "api.test.lab"
 ALLOWED = [{"host": NAME, "ports": [80, 443]}, {"host": SIBLING, "ports": [443]}]

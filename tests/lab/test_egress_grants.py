@@ -20,12 +20,12 @@ from laboratory.namespaces import inside
 from laboratory.netguest import NamespaceGuest
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.egress.grants import MAX_GRANTS, MAX_SECONDS, grant, list_grants, revoke
+from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.grant import MAX_GRANTS, MAX_SECONDS, grant, list_grants, revoke
 from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.instance.resources.firewall import Firewall
+from ktrdr_vm.instance.resources.guard import Guard, find_guards
 from ktrdr_vm.profile.egress_rule import EgressRule
-from ktrdr_vm.resources.firewall import Firewall
-from ktrdr_vm.resources.guard import Guard, find_guards
 
 ALLOWED = [{"host": "allowed.test.lab", "ports": [80, 443]}, {"host": "git.test.lab", "ports": [22]}]
 # Promised is a second; a busy machine may take longer to tell.

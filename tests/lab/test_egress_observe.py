@@ -12,9 +12,9 @@ from laboratory.lab import Lab
 from laboratory.netguest import NamespaceGuest
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.egress.judging import judge_connection
-from ktrdr_vm.egress.suggest import render_suggestion
-from ktrdr_vm.evidence import sum_up_egress
+from ktrdr_vm.egress.connection_check import judge_connection
+from ktrdr_vm.evidence.run_directory import sum_up_egress
+from ktrdr_vm.report.suggest import render_suggestion
 
 PROFILE = {
     "version": 1,

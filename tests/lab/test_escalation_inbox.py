@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from ktrdr_vm.escalation.inbox import PATH, run_inbox
+from ktrdr_vm.escalation.inbox_protocol import answer_request
 from ktrdr_vm.escalation.packet import MAX_PACKET, PacketError
-from ktrdr_vm.escalation.requests import answer_request
 from ktrdr_vm.escalation.store import MAX_PENDING, Answer, Escalation, EscalationStore
 from ktrdr_vm.host.paths import PROJECT
 

@@ -10,11 +10,11 @@ import pytest
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 
-from ktrdr_vm.gather import gather
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
-from ktrdr_vm.instance import Instance
-from ktrdr_vm.template import build_template, find_template
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.templates.base import build_template, find_template
 
 PROFILE = "version: 1\nname: fork\nimage: debian-13-docker\nresources: {vcpus: 2, memory: 2GiB, disk: 10GiB}\n"
 

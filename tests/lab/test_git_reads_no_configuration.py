@@ -16,7 +16,7 @@ from ktrdr_vm.guest.commits import pull_commits
 from ktrdr_vm.guest.protocol import GuestRefusedError, GuestResult
 from ktrdr_vm.guest.workspace import _copy_in, find_repository, require_clean, resolve_commit
 from ktrdr_vm.host.git import open_view
-from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.profile.model import Workspace
 
 IDENTITY = parse_instance_id("stream-a")

@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm import metrics, overview
-from ktrdr_vm.bundle import make_bundle
 from ktrdr_vm.cli.main import cli
 from ktrdr_vm.errors import KtrdrError, UsageError
-from ktrdr_vm.evidence import RunDirectory
+from ktrdr_vm.evidence.bundle import make_bundle
+from ktrdr_vm.evidence.otel_export import report_run
+from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.runs import FinishedRun, create_run, find_run, hand_over
-from ktrdr_vm.profile.policy import OwnerPolicy
+from ktrdr_vm.monitoring import metrics, overview
+from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.model import Commits, GateResult, RunReport, Verification, WorkloadResult
-from ktrdr_vm.tracing import report_run
 
 PERSON = (12345, 12345)
 SECRET = '"root-s-own-secret"'

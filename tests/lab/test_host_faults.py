@@ -19,17 +19,17 @@ from laboratory.daemons import restart_daemons
 from laboratory.lab import Lab
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.allocation import read_allocation
-from ktrdr_vm.discovery import collect_garbage, find_instances
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.gather import gather
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
-from ktrdr_vm.instance import Instance
-from ktrdr_vm.resources.domain import find_qemu
-from ktrdr_vm.resources.guard import find_guards
-from ktrdr_vm.suspension import resume
-from ktrdr_vm.template import build_template, find_template
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.instance.allocation import read_allocation
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.inventory import collect_garbage, find_instances
+from ktrdr_vm.instance.resources.domain import find_qemu
+from ktrdr_vm.instance.resources.guard import find_guards
+from ktrdr_vm.instance.suspend import resume
+from ktrdr_vm.templates.base import build_template, find_template
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
 

@@ -11,19 +11,19 @@ from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 from laboratory.recorder import wait_until
 
-from ktrdr_vm import answers
+from ktrdr_vm.approvals import apply as answers
 from ktrdr_vm.errors import ProvisionError, UsageError
-from ktrdr_vm.gather import gather
 from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.guest.personalize import personalize
-from ktrdr_vm.host import owner_policy
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.mounts import find_mounts
-from ktrdr_vm.host.owner_policy import read_policy
 from ktrdr_vm.images.store import Image
-from ktrdr_vm.instance import BOOT_LIMIT, Instance
-from ktrdr_vm.suspension import resume, suspend
-from ktrdr_vm.template import build_template, find_template
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.suspend import resume, suspend
+from ktrdr_vm.policy import load as owner_policy
+from ktrdr_vm.policy.load import read_policy
+from ktrdr_vm.templates.base import build_template, find_template
 
 pytestmark = pytest.mark.vm
 

@@ -20,12 +20,12 @@ from laboratory.namespaces import inside, ip
 from laboratory.netguest import INTERFACE, NamespaceGuest, replace
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host import process
-from ktrdr_vm.instance import Instance
-from ktrdr_vm.plan import wiring
-from ktrdr_vm.resources.tap import read_link
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.resources.tap import read_link
+from ktrdr_vm.plan import guard_interface as wiring
 
 _SOMEBODY = 65534
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x2, 0x1000

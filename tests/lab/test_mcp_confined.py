@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mcp import Client
 
-from ktrdr_vm import api, gate_run
+from ktrdr_vm import api
 from ktrdr_vm.cli.mcp import make_server
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.host.journal import Journal
@@ -20,6 +20,7 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.runs import create_run, hand_over
 from ktrdr_vm.report.json import make_report_document, render_report_json
 from ktrdr_vm.report.model import Allowance, Denial, GateResult, RunReport, TaskResult
+from ktrdr_vm.run import gates as gate_run
 
 PROFILE = "version: 1\nname: p\nimage: debian-13-docker\nworkspace: {source: .}\n"
 PLAY = "- hosts: all\n  tasks: [{name: send, ansible.builtin.copy: {src: secret, dest: /tmp/}}]\n"

@@ -11,14 +11,14 @@ import pytest
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 
-from ktrdr_vm.gather import Gathered, gather
 from ktrdr_vm.host.journal import list_journals
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
-from ktrdr_vm.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.inputs.resolve import Gathered, gather
+from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.plan.facts import TemplateFacts
-from ktrdr_vm.prepare import build_best, find_best
-from ktrdr_vm.template import build_template, collect_templates, find_template, list_templates, remove_template
+from ktrdr_vm.templates.base import build_template, collect_templates, find_template, list_templates, remove_template
+from ktrdr_vm.templates.project import build_best, find_best
 
 PROFILE = """\
 version: 1
@@ -72,7 +72,7 @@ def test_nothing_is_made_from_what_the_owner_does_not_trust(
 ) -> None:
     """Each case says None (it may be built) only where it is trusted. The template of the shape stands for every other answer."""
     base = TemplateFacts("base", "/nowhere")
-    monkeypatch.setattr("ktrdr_vm.prepare.find_template", lambda _home, _plan, _image, project=None: None if project else base)
+    monkeypatch.setattr("ktrdr_vm.templates.project.find_template", lambda _home, _plan, _image, project=None: None if project else base)
     notes: list[str] = []
 
     def find(refs: tuple[str, ...] = ("main",)) -> TemplateFacts | None:

@@ -19,13 +19,13 @@ from ktrdr_vm.errors import DocumentError, KtrdrError, UsageError
 from ktrdr_vm.gates.load import load_playbook, place_playbook
 from ktrdr_vm.gates.modules.base import ModuleFailure
 from ktrdr_vm.gates.modules.sources import read_source
-from ktrdr_vm.gather import Gathered, gather
 from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.guest.workspace import copy_in, find_repository
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.inputs.resolve import Gathered, gather
+from ktrdr_vm.instance.resources.mount import require_source
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.schema import PROFILE, Schema
-from ktrdr_vm.resources.mount import require_source
 
 SECRET = "root-s-own-words"
 PLAY = f"- hosts: all\n  tasks:\n    - {{name: {SECRET}, ansible.builtin.copy: {{src: data.txt, dest: /tmp/}}}}\n"

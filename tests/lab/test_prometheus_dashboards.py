@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm import discovery
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.escalation.packet import parse_packet
 from ktrdr_vm.escalation.store import EscalationStore
@@ -28,7 +27,8 @@ from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import DomainFacts
 from ktrdr_vm.host.paths import PROJECT, Home
 from ktrdr_vm.host.process import Completed
-from ktrdr_vm.metrics import render_metrics
+from ktrdr_vm.instance import inventory as discovery
+from ktrdr_vm.monitoring.metrics import render_metrics
 
 pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (apt-get install prometheus)")
 

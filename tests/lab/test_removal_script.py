@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ktrdr_vm.egress.deadlines import TAKE
-from ktrdr_vm.resources.secret import _SWEEP, DIRECTORY
+from ktrdr_vm.egress.expiry import TAKE
+from ktrdr_vm.instance.resources.secret import _SWEEP, DIRECTORY
 
 
 def run(tmp_path: Path, script: str, target: Path, **broken: str) -> tuple[int, str]:

@@ -12,12 +12,12 @@ from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.gather import gather
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
-from ktrdr_vm.instance import BOOT_LIMIT, Instance
-from ktrdr_vm.snapshot import find_snapshot, list_snapshots, remove_snapshot, take_snapshot
-from ktrdr_vm.template import build_template, find_template
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.snapshot import find_snapshot, list_snapshots, remove_snapshot, take_snapshot
+from ktrdr_vm.templates.base import build_template, find_template
 
 PROFILE = """\
 version: 1

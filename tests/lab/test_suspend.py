@@ -13,14 +13,14 @@ from laboratory import command, world
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 
-from ktrdr_vm.discovery import collect_garbage, find_instances
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.gather import gather
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
-from ktrdr_vm.instance import BOOT_LIMIT, Instance
-from ktrdr_vm.suspension import resume, suspend
-from ktrdr_vm.template import build_template, find_template
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.inventory import collect_garbage, find_instances
+from ktrdr_vm.instance.suspend import resume, suspend
+from ktrdr_vm.templates.base import build_template, find_template
 
 PROFILE = """\
 version: 1

@@ -30,12 +30,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 
-from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.plan.wiring import OTLP_PORT
+from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.telemetry.otlp import MAX_BODY
+from ktrdr_vm.egress.telemetry.relay import REQUESTS_AT_ONCE
+from ktrdr_vm.egress.telemetry.sender import QUEUE_LENGTH
+from ktrdr_vm.plan.guard_interface import OTLP_PORT
 from ktrdr_vm.profile.collector import Collector
-from ktrdr_vm.telemetry.otlp import MAX_BODY
-from ktrdr_vm.telemetry.relay import REQUESTS_AT_ONCE
-from ktrdr_vm.telemetry.sender import QUEUE_LENGTH
 
 TOKEN = "lab-collector-token-7Hq2"
 PROTOBUF = {"Content-Type": "application/x-protobuf"}

@@ -10,9 +10,9 @@ import pytest
 from laboratory.collector import ADDRESS, PORT, LabCollector
 from laboratory.lab import Lab
 
+from ktrdr_vm.evidence.otel_export import FLUSH_LIMIT, report_run
+from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.profile.collector import Collector
-from ktrdr_vm.profile.policy import OwnerPolicy
-from ktrdr_vm.tracing import FLUSH_LIMIT, report_run
 
 IDENTITY = {"service.namespace": "one", "ktrdr.instance_id": "one", "ktrdr.environment": "sandbox", "ktrdr.run_id": "r-1"}
 EVENTS = [

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm import prepare
 from ktrdr_vm.cli.main import cli
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.gather import gather
 from ktrdr_vm.guest.workspace import find_repository
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.profile.policy import OwnerPolicy, TrustedProject
-from ktrdr_vm.trusted import compare, require_accepted
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.inputs.trusted import compare, require_accepted
+from ktrdr_vm.policy.owner_policy import OwnerPolicy, TrustedProject
+from ktrdr_vm.templates import project as prepare
 
 BASE = "version: 1\nname: p\nimage: debian-13-docker\nworkspace: {source: .}\nprepare: {playbook: playbooks/make.yaml, key: [lock]}\n"
 MORE = BASE + ("egress: {allow: [{host: collect.evil.example}]}\nsecrets: [{name: key, source: {env: KTRDR_MODEL_KEY}}]\n")

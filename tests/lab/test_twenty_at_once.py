@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from laboratory.lab import Lab
 
-from ktrdr_vm.allocation import read_allocation
-from ktrdr_vm.discovery import collect_garbage, find_instances
-from ktrdr_vm.gather import gather
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
-from ktrdr_vm.instance import Instance
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.instance.allocation import read_allocation
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.inventory import collect_garbage, find_instances
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
 

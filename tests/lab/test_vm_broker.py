@@ -11,14 +11,14 @@ from laboratory.lab import Lab
 from laboratory.servers import APPLICATIONS
 from test_egress_broker import HOST, Provider
 
-from ktrdr_vm.gather import gather
 from ktrdr_vm.guest.personalize import personalize
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
-from ktrdr_vm.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.suspend import resume, suspend
 from ktrdr_vm.plan import brokers
-from ktrdr_vm.suspension import resume, suspend
-from ktrdr_vm.template import build_template, find_template
+from ktrdr_vm.templates.base import build_template, find_template
 
 PROFILE = f"""\
 version: 1

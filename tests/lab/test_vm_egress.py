@@ -169,7 +169,7 @@ def test_an_upload_ends_with_its_guard_and_the_instance_recovers(lab: Lab, insta
 
     from laboratory.recorder import wait_until
 
-    from ktrdr_vm.egress.control import ask_guard
+    from ktrdr_vm.egress.client import ask_guard
 
     request = {"kind": "http", "address": world.WEB, "port": 80, "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n"}
     assert instance.probe_all([request])[0]["outcome"] == "answered"

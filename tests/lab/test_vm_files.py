@@ -17,11 +17,11 @@ from laboratory.instances import CANARY_VARIABLE, LabInstance
 from laboratory.lab import LAB_HOME, Lab
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.answers import deliver_secret
+from ktrdr_vm.approvals.apply import deliver_secret
 from ktrdr_vm.host.mounts import find_mounts
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.instance.resources.domain import find_qemu
 from ktrdr_vm.profile.model import Secret
-from ktrdr_vm.resources.domain import find_qemu
 
 pytestmark = pytest.mark.vm
 

@@ -25,9 +25,9 @@ from laboratory.servers import APPLICATIONS
 from test_egress_broker import HOST, Provider
 
 from ktrdr_vm.api import apply
-from ktrdr_vm.host import owner_policy
 from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.plan import brokers
+from ktrdr_vm.policy import load as owner_policy
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image", "libvirt")]
 

@@ -14,7 +14,7 @@ from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.profile.model import Workload
 from ktrdr_vm.report.model import WorkloadResult
-from ktrdr_vm.workload import follow, run_workload
+from ktrdr_vm.run.workload import follow, run_workload
 
 pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="openssh-server is not installed")
 

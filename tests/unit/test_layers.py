@@ -77,7 +77,7 @@ _BESIDE = {
 _OPEN = "ktrdr_vm.guest.protocol"
 # Modules that touch the world outside of Python. `plan` and `profile` are the same bytes on every host.
 _IMPURE = {"os", "subprocess", "socket", "time", "random", "secrets", "uuid4", "shutil", "tempfile", "datetime", "threading", "asyncio"}
-_SOLE_IMPORTERS = {"libvirt": {"host/libvirt.py"}, "paramiko": {"guest/ssh.py", "guest/keys.py"}, "subprocess": {"host/process.py"}}
+_SOLE_IMPORTERS = {"libvirt": {"host/libvirt.py"}, "paramiko": {"guest/ssh.py", "host/keys.py"}, "subprocess": {"host/process.py"}}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -17,19 +17,22 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from ktrdr_vm import allocation, answers, instance, lending, suspension, teardown
-from ktrdr_vm.egress.granting import Granting
+from ktrdr_vm.approvals import apply as answers
+from ktrdr_vm.approvals import loans as lending
+from ktrdr_vm.egress.grants.enforcer import Granting
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.host import fork
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance import allocation, instance, teardown
+from ktrdr_vm.instance import suspend as suspension
+from ktrdr_vm.instance.resources import make_resources
+from ktrdr_vm.instance.resources.base import Blueprint, Resource, Target
+from ktrdr_vm.instance.resources.domain import Domain
 from ktrdr_vm.plan.facts import Allocation, Facts, ImageFacts
-from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.load import build_profile
-from ktrdr_vm.resources import make_resources
-from ktrdr_vm.resources.base import Blueprint, Resource, Target
-from ktrdr_vm.resources.domain import Domain
 
 MOMENTS = ("before", "inside", "after")
 # By the names of functions: what only looks, or makes a value, is no step. The program's verbs show their effect.

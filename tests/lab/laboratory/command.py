@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.instance import Instance
-from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance.instance import Instance
 from laboratory.lab import Lab
 
 PROGRAM = [sys.executable, "-m", "ktrdr_vm.cli.main"]

@@ -22,24 +22,25 @@ import pycdlib
 # The test's own folders are not in the way of the guard's import.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from ktrdr_vm import answers
-from ktrdr_vm.delivered import take_secrets
-from ktrdr_vm.egress import control, guard
+from ktrdr_vm.approvals import apply as answers
+from ktrdr_vm.approvals.loans import lend, take_back
+from ktrdr_vm.egress import client as control
+from ktrdr_vm.egress import guard
 from ktrdr_vm.escalation.packet import parse_packet
-from ktrdr_vm.gather import gather
 from ktrdr_vm.guest import agent
 from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.host import durable, mounts, process
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import find_home
+from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.images.store import ImageStore
-from ktrdr_vm.instance import Instance
-from ktrdr_vm.lending import lend, take_back
-from ktrdr_vm.plan.identity import parse_instance_id
-from ktrdr_vm.profile.policy import OwnerPolicy
-from ktrdr_vm.resources.mount import Mount
-from ktrdr_vm.suspension import resume, suspend
-from ktrdr_vm.template import find_template
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.resources.mount import Mount
+from ktrdr_vm.instance.secrets import take_secrets
+from ktrdr_vm.instance.suspend import resume, suspend
+from ktrdr_vm.policy.owner_policy import OwnerPolicy
+from ktrdr_vm.templates.base import find_template
 from laboratory.cells import Cell, Step, all_cells
 
 # What changes the host by itself: the first of these to return within the step is where `inside` is.

@@ -13,8 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.control import ask_guard
-from ktrdr_vm.gather import Gathered, gather
+from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.guest.personalize import make_environment, personalize
 from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.guest.workspace import copy_in
@@ -23,7 +22,8 @@ from ktrdr_vm.host.paths import PROJECT, Home
 from ktrdr_vm.images.build import build_image
 from ktrdr_vm.images.recipe import load_recipe
 from ktrdr_vm.images.store import Image, ImageStore
-from ktrdr_vm.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.inputs.resolve import Gathered, gather
+from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from laboratory import probes
 from laboratory.lab import LAB_HOME, LAB_IMAGES, Lab
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ktrdr_vm.host.accelerator import CACHE
 from ktrdr_vm.host.paths import PROJECT, Home
-from ktrdr_vm.resources.domain import find_qemu
-from ktrdr_vm.resources.guard import find_guards
+from ktrdr_vm.instance.resources.domain import find_qemu
+from ktrdr_vm.instance.resources.guard import find_guards
 from laboratory import namespaces
 from laboratory.recorder import Recorder
 from laboratory.world import DNS, World

@@ -16,18 +16,18 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance.resources.base import Blueprint, Target
+from ktrdr_vm.instance.resources.firewall import Firewall
+from ktrdr_vm.instance.resources.guard import Guard
+from ktrdr_vm.instance.resources.tap import Tap, read_link
 from ktrdr_vm.plan.facts import Allocation, Facts, ImageFacts, allocate
-from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.load import build_profile
-from ktrdr_vm.resources.base import Blueprint, Target
-from ktrdr_vm.resources.firewall import Firewall
-from ktrdr_vm.resources.guard import Guard
-from ktrdr_vm.resources.tap import Tap, read_link
 from laboratory import probes
 from laboratory.namespaces import inside, ip, make_namespace, remove_namespace
 

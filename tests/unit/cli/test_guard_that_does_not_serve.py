@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm import discovery
 from ktrdr_vm.cli.main import main
-from ktrdr_vm.discovery import Found, find_instances
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import DomainFacts, Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.process import Completed
-from ktrdr_vm.instance import Instance
-from ktrdr_vm.resources import guard as guard_module
-from ktrdr_vm.resources.guard import find_faults, look_at_guard
+from ktrdr_vm.instance import inventory as discovery
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.inventory import Found, find_instances
+from ktrdr_vm.instance.resources import guard as guard_module
+from ktrdr_vm.instance.resources.guard import find_faults, look_at_guard
 
 WORDS = "it ended with exit code 1: ModuleNotFoundError: No module named 'dns'"
 PARTS = {
@@ -98,8 +98,8 @@ def test_list_says_it(home: Home) -> None:
 @pytest.mark.parametrize("line", ["ssh one", "exec one -- true", "cp one:/a b", "forward one 80"])
 def test_who_goes_in_is_told(home: Home, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     became: list[Any] = []
-    monkeypatch.setattr("ktrdr_vm.cli.access._become", lambda *words: became.append(words))
-    monkeypatch.setattr("ktrdr_vm.openssh.make_ssh_options", lambda _: {})
+    monkeypatch.setattr("ktrdr_vm.cli.ssh._become", lambda *words: became.append(words))
+    monkeypatch.setattr("ktrdr_vm.instance.ssh_config.make_ssh_options", lambda _: {})
     run(monkeypatch, *line.split())
     said = capsys.readouterr()
     assert f"warning: one: {FAULT}" in said.err and FAULT not in said.out
@@ -116,7 +116,7 @@ def test_who_runs_something_in_it_is_told(
     (tmp_path / "gate.yaml").write_text("- {name: g, hosts: all, tasks: [{name: t, ansible.builtin.debug: {msg: x}}]}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Instance, "connect", connect)
-    monkeypatch.setattr("ktrdr_vm.masking.find_mask", lambda *_: connect())
-    monkeypatch.setattr("ktrdr_vm.gate_run.run_gates", lambda *_, **__: connect())
+    monkeypatch.setattr("ktrdr_vm.run.mask.find_mask", lambda *_: connect())
+    monkeypatch.setattr("ktrdr_vm.run.gates.run_gates", lambda *_, **__: connect())
     run(monkeypatch, *line.split())
     assert f"warning: one: {FAULT}" in capsys.readouterr().err

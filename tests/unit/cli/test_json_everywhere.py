@@ -13,7 +13,7 @@ import pytest
 from ktrdr_vm.cli.main import cli, main
 from ktrdr_vm.errors import ResidueError
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.instance import Instance
+from ktrdr_vm.instance.instance import Instance
 
 # A program of the guest's or OpenSSH's takes over; the format is another's; or there is nothing on standard output to show.
 _OTHERWISE = {
@@ -41,7 +41,7 @@ def test_every_command_that_shows_something_has_json() -> None:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path))
-    monkeypatch.setattr("ktrdr_vm.instance.os.geteuid", lambda: 0)
+    monkeypatch.setattr("ktrdr_vm.instance.instance.os.geteuid", lambda: 0)
     monkeypatch.setattr("ktrdr_vm.cli.main.signal.signal", lambda *_: None)
     monkeypatch.setattr(Libvirt, "find", lambda *_: None)
     return tmp_path

@@ -11,7 +11,7 @@ import pytest
 from ktrdr_vm.cli.main import main
 from ktrdr_vm.errors import BusyError, HostError, KtrdrError, ProvisionError, ResidueError
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.instance import Instance
+from ktrdr_vm.instance.instance import Instance
 
 
 class Command:
@@ -20,10 +20,10 @@ class Command:
     def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.home, self._monkeypatch, self._capsys = home, monkeypatch, capsys
         monkeypatch.setenv("KTRDR_VM_HOME", str(home))
-        monkeypatch.setattr("ktrdr_vm.instance.os.geteuid", lambda: 0)
+        monkeypatch.setattr("ktrdr_vm.instance.instance.os.geteuid", lambda: 0)
         monkeypatch.setattr("ktrdr_vm.cli.main.signal.signal", lambda *_: None)
         monkeypatch.setattr(Libvirt, "find", lambda *_: None)
-        monkeypatch.setattr("ktrdr_vm.cli.access._become", lambda *words: pytest.fail(f"became {words}"))
+        monkeypatch.setattr("ktrdr_vm.cli.ssh._become", lambda *words: pytest.fail(f"became {words}"))
 
     def __call__(self, *words: str) -> tuple[int, str, str]:
         self._monkeypatch.setattr(sys, "argv", ["ktrdr-vm", *words])

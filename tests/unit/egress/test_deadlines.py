@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.egress import deadlines
-from ktrdr_vm.egress.deadlines import ATTEMPTS, LATER_S, RETRY_S, Deadline, Deadlines
+from ktrdr_vm.egress import expiry as deadlines
+from ktrdr_vm.egress.expiry import ATTEMPTS, LATER_S, RETRY_S, Deadline, Deadlines
 
 
 class Child:

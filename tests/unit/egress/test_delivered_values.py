@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm import masking
 from ktrdr_vm.egress.delivered_values import LEASE, MAX_BYTES, MAX_VALUES, DeliveredValues
 from ktrdr_vm.errors import GuestError, ProvisionError
 from ktrdr_vm.guest.protocol import GuestResult
-from ktrdr_vm.masking import GrowingMask, find_mask
+from ktrdr_vm.instance.resources import secret as secret_module
+from ktrdr_vm.instance.resources.secret import Secret
 from ktrdr_vm.profile.model import Secret as Entry
-from ktrdr_vm.resources import secret as secret_module
-from ktrdr_vm.resources.secret import Secret
+from ktrdr_vm.run import mask as masking
+from ktrdr_vm.run.mask import GrowingMask, find_mask
 
 
 def encode(value: bytes) -> str:

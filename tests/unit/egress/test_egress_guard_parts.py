@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ktrdr_vm.egress import allow_sets as sets_module
 from ktrdr_vm.egress import ledger as ledger_module
-from ktrdr_vm.egress import sets as sets_module
+from ktrdr_vm.egress.allow_sets import AllowSets
+from ktrdr_vm.egress.flow_log import parse_proxy_line
 from ktrdr_vm.egress.ledger import LINES_PER_SECOND, Ledger, older, read_ledger
-from ktrdr_vm.egress.proxy_log import parse_proxy_line
 from ktrdr_vm.egress.rules import Rules, rules_from_json
-from ktrdr_vm.egress.sets import AllowSets
-from ktrdr_vm.egress.watch import DropCounts
+from ktrdr_vm.egress.table_watch import DropCounts
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
 

@@ -19,11 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrdr_vm.egress import resolver as module
-from ktrdr_vm.egress.resolver import CACHED, KEEP_FRESH, PROXY_RATE, RATE, REPLIES, Resolver, flatten
-from ktrdr_vm.egress.resolver_process import HESITATION, UPSTREAM_TIMEOUT
+from ktrdr_vm.egress.allow_sets import GRACE, MAX_LIFE, MIN_LIFE
+from ktrdr_vm.egress.resolver import decisions as module
+from ktrdr_vm.egress.resolver.decisions import CACHED, KEEP_FRESH, PROXY_RATE, RATE, REPLIES, Resolver, flatten
+from ktrdr_vm.egress.resolver.process import HESITATION, UPSTREAM_TIMEOUT
 from ktrdr_vm.egress.rules import Rules
-from ktrdr_vm.egress.sets import GRACE, MAX_LIFE, MIN_LIFE
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
 
-from ktrdr_vm.egress.given import LONGEST, MOST, PAUSE, Given
+from ktrdr_vm.egress.proxy.resolved_addresses import LONGEST, MOST, PAUSE, Given
 from ktrdr_vm.errors import ProvisionError
 
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrdr_vm.egress import sets as sets_module
-from ktrdr_vm.egress.grant_book import GrantBook
-from ktrdr_vm.egress.grants import MAX_SECONDS, Grant, parse_grant, refuse_grant
+from ktrdr_vm.egress import allow_sets as sets_module
+from ktrdr_vm.egress.allow_sets import AllowSets, widest
+from ktrdr_vm.egress.grant import MAX_SECONDS, Grant, parse_grant, refuse_grant
+from ktrdr_vm.egress.grants.store import GrantBook
 from ktrdr_vm.egress.rules import Rules, rules_from_json
-from ktrdr_vm.egress.sets import AllowSets, widest
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
@@ -157,7 +157,7 @@ def test_a_grant_that_cannot_be_written_does_not_hold_and_a_revoked_one_ends_all
     def full(*_: object) -> None:
         raise HostError("no space", where="x", hint="x")
 
-    monkeypatch.setattr("ktrdr_vm.egress.grant_book.write_durably", full)
+    monkeypatch.setattr("ktrdr_vm.egress.grants.store.write_durably", full)
     with pytest.raises(HostError):
         made.add(parse_grant(change(id="new"), 1000.0))
     assert [grant.id for grant in made.standing] == ["old"]

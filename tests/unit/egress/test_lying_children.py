@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.egress.desk import EscalationDesk
+from ktrdr_vm.egress.escalations import EscalationDesk
 from ktrdr_vm.egress.ledger import Ledger
-from ktrdr_vm.egress.resolver_link import ResolverLink
+from ktrdr_vm.egress.resolver.supervisor import ResolverLink
 from ktrdr_vm.escalation.store import EscalationStore
 
 LIES = [

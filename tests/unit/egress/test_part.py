@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.egress.part import FIRST_PAUSE, LONGEST_PAUSE, STEADY, Part
+from ktrdr_vm.egress.supervised_part import FIRST_PAUSE, LONGEST_PAUSE, STEADY, Part
 from ktrdr_vm.errors import HostError
 
 

@@ -1,7 +1,7 @@
 import yaml
 
-from ktrdr_vm.egress.suggest import render_suggestion
 from ktrdr_vm.profile.load import load_profile
+from ktrdr_vm.report.suggest import render_suggestion
 
 
 def row(host="", address="", port=443, rule="tls: name", count=1, during=""):

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrdr_vm.egress import desk as desk_module
-from ktrdr_vm.egress.desk import EscalationDesk
+from ktrdr_vm.egress import escalations as desk_module
+from ktrdr_vm.egress.escalations import EscalationDesk
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.errors import DocumentError, KtrdrError, UsageError
 from ktrdr_vm.escalation.decision import check_request, is_preapproved
 from ktrdr_vm.escalation.packet import KINDS, Packet, parse_packet
 from ktrdr_vm.escalation.store import Answer, EscalationStore
-from ktrdr_vm.profile.policy import EscalationPolicy, OwnerPolicy, PreApproval, parse_policy
+from ktrdr_vm.policy.owner_policy import EscalationPolicy, OwnerPolicy, PreApproval, parse_policy
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "network": {"host": "docs.example.com", "ports": [443]},

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm import lending
+from ktrdr_vm.approvals import loans as lending
+from ktrdr_vm.approvals.loans import check_loan
 from ktrdr_vm.errors import HostError, UsageError
-from ktrdr_vm.lending import check_loan
+from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
-from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.profile.model import ImageRef, Mount, Profile, Size, Workspace
-from ktrdr_vm.profile.policy import OwnerPolicy
 
 FACTS = Facts(
     "tcg", "/bin/qemu", "q35", "/home", ImageFacts("image", "0" * 64, "/image"), workspace="/work", lending=Lending(True, 4, 4096)

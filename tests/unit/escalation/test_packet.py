@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.escalation.decision import is_preapproved
 from ktrdr_vm.escalation.inbox import Limiter
+from ktrdr_vm.escalation.inbox_protocol import answer_request
 from ktrdr_vm.escalation.packet import MAX_SECONDS, PacketError, parse_packet
-from ktrdr_vm.escalation.requests import answer_request
 from ktrdr_vm.escalation.store import MAX_PENDING, Answer, EscalationStore
 from ktrdr_vm.host.clock import boottime, read_boot_id
-from ktrdr_vm.profile.policy import parse_policy
+from ktrdr_vm.policy.owner_policy import parse_policy
 
 
 def packet(**changes: Any) -> dict[str, Any]:

@@ -17,12 +17,15 @@ from typing import Any
 
 import dns.message
 
-from ktrdr_vm.egress.grants import parse_grant
-from ktrdr_vm.egress.proxy_log import parse_proxy_line
-from ktrdr_vm.egress.resolver import Resolver
+from ktrdr_vm.egress.flow_log import parse_proxy_line
+from ktrdr_vm.egress.grant import parse_grant
+from ktrdr_vm.egress.resolver.decisions import Resolver
 from ktrdr_vm.egress.rules import Rules
+from ktrdr_vm.egress.telemetry.bounds import inflate, read_body
+from ktrdr_vm.egress.telemetry.otlp import MAX_BODY, PATHS, REQUESTS, OtlpError, Stamp, stamp_request
 from ktrdr_vm.errors import DocumentError, GuestError, KtrdrError, UsageError
 from ktrdr_vm.escalation.packet import PacketError, parse_packet
+from ktrdr_vm.evidence.junit_files import MAX_CASES, read_test_files
 from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.guest.envelope import find_announcement
@@ -30,15 +33,12 @@ from ktrdr_vm.guest.tar_stream import TarStream, TarStreamError
 from ktrdr_vm.host.beneath import check_name
 from ktrdr_vm.host.journal import read_journal
 from ktrdr_vm.host.libvirt import Libvirt, parse_agent_reply
-from ktrdr_vm.junit_files import MAX_CASES, read_test_files
 from ktrdr_vm.plan.egress_policy import compile_policy
+from ktrdr_vm.policy.owner_policy import parse_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import load_profile
-from ktrdr_vm.profile.policy import parse_policy
 from ktrdr_vm.report.escape import escape_line, escape_text, escape_xml_characters
 from ktrdr_vm.report.model import Artifact
-from ktrdr_vm.telemetry.bounds import inflate, read_body
-from ktrdr_vm.telemetry.otlp import MAX_BODY, PATHS, REQUESTS, OtlpError, Stamp, stamp_request
 
 Target = Callable[[bytes], None]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm import stage as stages
 from ktrdr_vm.profile.load import build_profile
+from ktrdr_vm.run import vm as stages
 
 
 @pytest.mark.parametrize(

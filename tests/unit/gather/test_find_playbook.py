@@ -2,7 +2,7 @@ import pytest
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.gates.load import digest_playbook
-from ktrdr_vm.references import find_playbook
+from ktrdr_vm.inputs.references import find_playbook
 
 PLAY = "- hosts: all\n  tasks: [{name: t, ansible.builtin.debug: {msg: x}}]\n"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from ktrdr_vm.errors import DocumentError
-from ktrdr_vm.gather import gather_profile
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.inputs.references import check_references
+from ktrdr_vm.inputs.resolve import gather_profile
 from ktrdr_vm.profile.load import LoadedProfile, load_profile
-from ktrdr_vm.references import check_references
 
 HEAD = "version: 1\nname: p\n"
 IMAGE = "image: debian-13-docker\n"

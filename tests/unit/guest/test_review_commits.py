@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.errors import GuestError, ProvisionError, UsageError
-from ktrdr_vm.first_lines import find_first_lines
 from ktrdr_vm.guest import commits, workspace
 from ktrdr_vm.guest.commits import ReturnedRef
 from ktrdr_vm.guest.workspace import Repository
 from ktrdr_vm.host.process import Completed
-from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.profile.model import Workspace
 from ktrdr_vm.report.model import Commits
+from ktrdr_vm.run.warnings import find_first_lines
 
 IDENTITY = parse_instance_id("one")
 Answer = Callable[[tuple[str, ...]], bytes]

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.allocation import require_room
-from ktrdr_vm.egress import space
+from ktrdr_vm.egress import disk_watch as space
 from ktrdr_vm.egress.ledger import MAX_BYTES, Ledger, older
 from ktrdr_vm.errors import BusyError, HostError
 from ktrdr_vm.host import capacity, clock
@@ -22,6 +21,7 @@ from ktrdr_vm.host.capacity import DISK_ENOUGH, DISK_FLOOR, DISK_LAST, MEMORY_FL
 from ktrdr_vm.host.journal import Journal, explained, is_locked, locked, read_journal, remove_dead_locks
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.runs import KEPT_DAYS, collect_runs
+from ktrdr_vm.instance.allocation import require_room
 
 
 def has(monkeypatch: pytest.MonkeyPatch, *, memory: int = 1 << 20, disk: int = 1 << 20) -> None:

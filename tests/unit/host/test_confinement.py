@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ktrdr_vm import doctor
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.host import confinement
 from ktrdr_vm.host.confinement import find_fork_obstacle, has_profile, make_memory_rules, remove_profile, write_profile
+from ktrdr_vm.monitoring import doctor
 
 UUID = "0b4c2f8e-6f5a-4f0e-9a4e-0d8a3d6f1b2c"
 TEMPLATE = """#

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.egress.proxy_log import parse_proxy_line
+from ktrdr_vm.egress.flow_log import parse_proxy_line
 from ktrdr_vm.egress.rules import rules_from_json
 from ktrdr_vm.errors import DocumentError
 from ktrdr_vm.guest.guide import make_facts, render_guide
+from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.plan.facts import Facts, ImageFacts, allocate
-from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.plan.guard_interface import BROKER_PORTS
 from ktrdr_vm.plan.plan import Plan, plan_from_json
-from ktrdr_vm.plan.wiring import BROKER_PORTS
 from ktrdr_vm.profile.load import load_profile
 from ktrdr_vm.profile.scalars import parse_header_template
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
 from ktrdr_vm.plan.facts import POOL, SLOTS, Facts, ImageFacts, allocate
 from ktrdr_vm.plan.haproxy import render_proxy
-from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.nftables import render_ruleset
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.egress_rule import EgressRule

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.plan.identity import derive_instance_id, make_home_token, parse_instance_id
+from ktrdr_vm.identity import derive_instance_id, make_home_token, parse_instance_id
 
 GOOD = ["a", "0", "a-b", "ktrdr--feat-operation-metrics", "x" * 63, "1--2"]
 BAD = [

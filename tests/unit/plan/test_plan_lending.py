@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.domain_memory import LENT_MEMORY, drop_incoming, find_lendable
 from ktrdr_vm.plan.domain_xml import render_domain, render_template_domain, shares_memory
 from ktrdr_vm.plan.facts import PLACEHOLDER, Facts, ImageFacts, Lending, TemplateFacts
-from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.load import load_profile
 from ktrdr_vm.profile.model import ImageRef, Mount, Profile, Size

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrdr_vm.errors import DocumentError
-from ktrdr_vm.profile.ceiling import Use, allows, check_ceiling, check_presets, check_uses
+from ktrdr_vm.policy.ceiling import Use, allows, check_ceiling, check_presets, check_uses
+from ktrdr_vm.policy.owner_policy import OwnerPolicy, check_policy, parse_policy
+from ktrdr_vm.policy.reach import find_beyond, list_reach
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import build_profile, load_profile
 from ktrdr_vm.profile.model import Profile
-from ktrdr_vm.profile.policy import OwnerPolicy, check_policy, parse_policy
-from ktrdr_vm.profile.reach import find_beyond, list_reach
 from ktrdr_vm.profile.schema import PROFILE
 
 DELIVERED = {"name": "key", "source": {"env": "KTRDR_MODEL_KEY"}}

@@ -2,9 +2,9 @@ import jsonschema
 import pytest
 
 from ktrdr_vm.errors import DocumentError, UsageError
+from ktrdr_vm.policy.owner_policy import OwnerPolicy, check_policy, parse_policy
 from ktrdr_vm.profile.json_schema import render_json_schema
 from ktrdr_vm.profile.load import load_profile
-from ktrdr_vm.profile.policy import OwnerPolicy, check_policy, parse_policy
 from ktrdr_vm.profile.strict_yaml import load_yaml
 
 MINIMAL = "version: 1\nname: p\nimage: debian-13-docker\n"

@@ -11,8 +11,8 @@ from xml.etree import ElementTree as ET
 import pytest
 from test_report_rendering import make_report
 
-from ktrdr_vm import junit_files
-from ktrdr_vm.junit_files import read_test_files
+from ktrdr_vm.evidence import junit_files
+from ktrdr_vm.evidence.junit_files import read_test_files
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ktrdr_vm.egress.ledger import Ledger
-from ktrdr_vm.evidence import RunDirectory
+from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ktrdr_vm.report.model import GateResult, Phase, Sample
 from ktrdr_vm.report.plot import render_timeline, render_usage
-from ktrdr_vm.sampler import measure_gate
+from ktrdr_vm.run.usage import measure_gate
 
 
 def sample(second: int, cpu: float, instance: str = "one", memory: int = 2**30) -> Sample:

@@ -14,13 +14,13 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from ktrdr_vm.guest.artifacts import BroughtBack
-from ktrdr_vm.report.artifacts import make_artifacts
 from ktrdr_vm.report.escape import escape_line, escape_text
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
 from ktrdr_vm.report.model import Allowance, Artifact, Denial, GateResult, Phase, RunReport, TaskResult, WorkloadResult
 from ktrdr_vm.report.summary import format_bytes, format_duration, make_summary, render_summary, render_summary_text
+from ktrdr_vm.run.artifact_rows import make_artifacts
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\u202egnp.exe\x00\r\n<script>alert(1)</script>]]>&\ud800\x9b31m{{ 7*7 }}"
 

@@ -8,7 +8,7 @@ from typing import Any
 from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.profile.model import Workload
 from ktrdr_vm.report.mask import make_mask
-from ktrdr_vm.workload import KEPT_OUTPUT, run_workload
+from ktrdr_vm.run.workload import KEPT_OUTPUT, run_workload
 
 SECRET = b'p"a\\ss<w>&rd\xc3\xa9'
 

@@ -12,19 +12,19 @@ from ktrdr_vm.host import mounts
 from ktrdr_vm.host.beneath import Place, UnsafePathError, open_folder, open_named_folder
 from ktrdr_vm.host.mounts import find_mounts
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance.resources import firewall as firewall_module
+from ktrdr_vm.instance.resources import make_resources
+from ktrdr_vm.instance.resources import tap as tap_module
+from ktrdr_vm.instance.resources.base import Blueprint, Target
+from ktrdr_vm.instance.resources.firewall import Firewall, count_rules_of_text
+from ktrdr_vm.instance.resources.mount import Mount
+from ktrdr_vm.instance.resources.secret import Secret
+from ktrdr_vm.instance.resources.seed import Seed, make_seed, read_seed
+from ktrdr_vm.instance.resources.tap import Tap
 from ktrdr_vm.plan.facts import Facts, ImageFacts, allocate
-from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.load import build_profile
-from ktrdr_vm.resources import firewall as firewall_module
-from ktrdr_vm.resources import make_resources
-from ktrdr_vm.resources import tap as tap_module
-from ktrdr_vm.resources.base import Blueprint, Target
-from ktrdr_vm.resources.firewall import Firewall, count_rules_of_text
-from ktrdr_vm.resources.mount import Mount
-from ktrdr_vm.resources.secret import Secret
-from ktrdr_vm.resources.seed import Seed, make_seed, read_seed
-from ktrdr_vm.resources.tap import Tap
 
 DOCUMENT: dict[str, Any] = {
     "version": 1,

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from test_review_run import destroyed, execute, make_run, raise_
 
-from ktrdr_vm import outcome
 from ktrdr_vm.errors import HostError, KtrdrError
-from ktrdr_vm.evidence import RunDirectory
-from ktrdr_vm.harvest import Harvest
+from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.instance import Instance
+from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.report.model import Artifact
-from ktrdr_vm.stage import Stage
+from ktrdr_vm.run import results as outcome
+from ktrdr_vm.run.collect import Harvest
+from ktrdr_vm.run.vm import Stage
 
 __all__ = ["destroyed"]
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.plan.facts import Facts, ImageFacts
-from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.model import ImageRef, Profile
-from ktrdr_vm.stage import know_image
+from ktrdr_vm.run.vm import know_image
 
 
 def make_plan(tmp_path: Path) -> Plan:

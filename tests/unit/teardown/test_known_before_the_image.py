@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm import stage as stages
 from ktrdr_vm.errors import DocumentError
-from ktrdr_vm.gather import Gathered, gather_profile
 from ktrdr_vm.host.accelerator import Accelerator
 from ktrdr_vm.host.foreign_rules import describe_obstacles, find_obstacles
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.instance import Instance
-from ktrdr_vm.listener import Listener, Options
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.inputs.resolve import Gathered, gather_profile
+from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.plan.facts import Facts, ImageFacts
-from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.profile.load import build_profile, load_profile
-from ktrdr_vm.profile.policy import OwnerPolicy
 from ktrdr_vm.report.model import RunReport
-from ktrdr_vm.run import Run
+from ktrdr_vm.run import vm as stages
+from ktrdr_vm.run.listener import Listener, Options
+from ktrdr_vm.run.run import Run
 
 DOCUMENT: dict[str, Any] = {"version": 1, "name": "n", "image": "i"}
 

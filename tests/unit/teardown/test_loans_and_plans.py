@@ -9,22 +9,23 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm import answers, instance
-from ktrdr_vm.answers import check_sources
-from ktrdr_vm.converge import find_changes
+from ktrdr_vm.approvals import apply as answers
+from ktrdr_vm.approvals.apply import check_sources
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.escalation.packet import parse_packet
 from ktrdr_vm.escalation.store import Answer, EscalationStore
 from ktrdr_vm.host.clock import boottime, read_boot_id
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.instance import Instance
+from ktrdr_vm.identity import Identity
+from ktrdr_vm.instance import instance
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.resources.base import Target
+from ktrdr_vm.instance.resources.mount import Mount
+from ktrdr_vm.plan.changes import find_changes
 from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
-from ktrdr_vm.plan.identity import Identity
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.model import ImageRef, Profile
-from ktrdr_vm.resources.base import Target
-from ktrdr_vm.resources.mount import Mount
 
 FACTS = Facts("tcg", "/bin/qemu", "q35", "/home", ImageFacts("image", "0" * 64, "/image"))
 PLAN = Plan(Profile(name="p", image=ImageRef(recipe="image")), FACTS, Identity("one"))

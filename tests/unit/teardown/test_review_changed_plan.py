@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.egress.children import listen_unix
-from ktrdr_vm.egress.control import ask_guard
+from ktrdr_vm.egress.child_process import listen_unix
+from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.instance import Instance
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.resources import firewall as firewall_module
+from ktrdr_vm.instance.resources import guard as guard_module
+from ktrdr_vm.instance.resources.base import Blueprint, Target
+from ktrdr_vm.instance.resources.firewall import Firewall, count_rules_of_text
+from ktrdr_vm.instance.resources.guard import Guard
 from ktrdr_vm.plan.facts import Facts, ImageFacts, allocate
-from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.load import build_profile
-from ktrdr_vm.resources import firewall as firewall_module
-from ktrdr_vm.resources import guard as guard_module
-from ktrdr_vm.resources.base import Blueprint, Target
-from ktrdr_vm.resources.firewall import Firewall, count_rules_of_text
-from ktrdr_vm.resources.guard import Guard
 
 IDENTITY = parse_instance_id("one")
 
@@ -79,7 +79,7 @@ def test_a_guard_of_an_earlier_plan_ends_before_the_firewall_changes(tmp_path: P
         def stop(self) -> None:
             done.append(f"stop {self.kind}")
 
-    monkeypatch.setattr("ktrdr_vm.instance.make_resources", lambda *_: (Fake("firewall"), Fake("guard")))
+    monkeypatch.setattr("ktrdr_vm.instance.instance.make_resources", lambda *_: (Fake("firewall"), Fake("guard")))
     monkeypatch.setattr(Instance, "_open_journal", lambda *_: None)
     monkeypatch.setattr(Instance, "_blueprint", lambda *_: None)
     monkeypatch.setattr(Instance, "ensure", lambda _self, resource, *_: done.append(f"ensure {resource.kind}"))

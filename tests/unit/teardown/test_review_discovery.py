@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm import discovery
-from ktrdr_vm.cli import evidence
-from ktrdr_vm.discovery import collect_garbage, find_instances
+from ktrdr_vm.cli import runs as evidence
 from ktrdr_vm.errors import BusyError, HostError, ProvisionError, UsageError
 from ktrdr_vm.host.journal import Journal, is_locked, locked, read_journal
 from ktrdr_vm.host.libvirt import DomainFacts
 from ktrdr_vm.host.paths import Home, find_home
 from ktrdr_vm.host.process import Completed
-from ktrdr_vm.instance import Instance
+from ktrdr_vm.instance import inventory as discovery
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.inventory import collect_garbage, find_instances
 
 
 class Libvirt:

@@ -12,11 +12,11 @@ from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host import running
 from ktrdr_vm.host.libvirt import DomainFacts
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.instance import Instance
-from ktrdr_vm.plan.identity import parse_instance_id
-from ktrdr_vm.resources.base import Target
-from ktrdr_vm.resources.domain import Domain, find_qemu
-from ktrdr_vm.resources.overlay import Overlay
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.resources.base import Target
+from ktrdr_vm.instance.resources.domain import Domain, find_qemu
+from ktrdr_vm.instance.resources.overlay import Overlay
 
 
 class Elsewhere:
@@ -77,7 +77,7 @@ def test_what_is_somebody_elses_is_neither_residue_nor_to_be_removed_by_hand(tmp
     libvirt = Elsewhere()
     target = make_target(tmp_path, libvirt)
     monkeypatch.setattr(Domain, "_processes", lambda _self: [])
-    monkeypatch.setattr("ktrdr_vm.instance.make_resources", lambda *_: (Domain(target),))
+    monkeypatch.setattr("ktrdr_vm.instance.instance.make_resources", lambda *_: (Domain(target),))
     verbs: list[str] = []
     instance = Instance(Home(tmp_path), parse_instance_id("one"), libvirt)  # type: ignore[arg-type]
     instance.destroy(notify=lambda _kind, _name, verb, _seconds: verbs.append(verb))

@@ -12,10 +12,10 @@ import pytest
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.plan.identity import parse_instance_id
-from ktrdr_vm.resources import guard as guard_module
-from ktrdr_vm.resources.base import Target
-from ktrdr_vm.resources.guard import Guard
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance.resources import guard as guard_module
+from ktrdr_vm.instance.resources.base import Target
+from ktrdr_vm.instance.resources.guard import Guard
 
 
 def test_modules_of_the_workspace_are_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,22 +13,22 @@ import pytest
 
 from ktrdr_vm.cli.progress import show_resource
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.evidence import RunDirectory
-from ktrdr_vm.gather import Gathered
+from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.host.accelerator import Accelerator
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.runs import remove_old_runs
-from ktrdr_vm.instance import Instance
-from ktrdr_vm.listener import Listener, Options
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.inputs.resolve import Gathered
+from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.plan.facts import Facts, ImageFacts
-from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.profile.load import build_profile
-from ktrdr_vm.profile.policy import OwnerPolicy
 from ktrdr_vm.report.model import RunReport
-from ktrdr_vm.run import Run
-from ktrdr_vm.stage import Stage
+from ktrdr_vm.run.listener import Listener, Options
+from ktrdr_vm.run.run import Run
+from ktrdr_vm.run.vm import Stage
 
 DOCUMENT: dict[str, Any] = {"version": 1, "name": "n", "image": "i"}
 

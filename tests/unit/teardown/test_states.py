@@ -9,17 +9,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ktrdr_vm.discovery import Found
 from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.host.journal import SCHEMA_VERSION, Journal, read_journal
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.instance import Instance
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.inventory import Found
+from ktrdr_vm.instance.snapshot import list_snapshots, remove_snapshot
 from ktrdr_vm.plan.domain_memory import drop_incoming
 from ktrdr_vm.plan.domain_xml import render_domain, render_template_domain
 from ktrdr_vm.plan.facts import PLACEHOLDER, Facts, ImageFacts, TemplateFacts
-from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.profile.model import ImageRef, Profile, Size
-from ktrdr_vm.snapshot import list_snapshots, remove_snapshot
 
 ONE = parse_instance_id("one")
 FACTS = Facts("tcg", "/bin/false", "q35", "/home", ImageFacts("i", "0" * 64, "/image"))

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm import suspension
 from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import DomainFacts
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.plan.identity import parse_instance_id
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance import suspend as suspension
 
 ONE = parse_instance_id("one")
 
@@ -105,7 +105,7 @@ class Machine:
 def enough_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspension, "require_capacity", lambda *_: None)
     monkeypatch.setattr(suspension, "take_secrets", lambda machine, _notify: machine.take_secrets())
-    monkeypatch.setattr("ktrdr_vm.resources.saved.sync", lambda _: None)
+    monkeypatch.setattr("ktrdr_vm.instance.resources.saved_state.sync", lambda _: None)
 
 
 def suspend(machine: Machine) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ktrdr_vm.egress import telemetry_desk
 from ktrdr_vm.egress.ledger import Ledger
-from ktrdr_vm.egress.telemetry_desk import Telemetry, TelemetryDesk, open_telemetry
+from ktrdr_vm.egress.telemetry import supervisor as telemetry_desk
+from ktrdr_vm.egress.telemetry.supervisor import Telemetry, TelemetryDesk, open_telemetry
 
 
 @pytest.fixture

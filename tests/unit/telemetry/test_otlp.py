@@ -16,10 +16,10 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from ktrdr_vm.telemetry import otlp
-from ktrdr_vm.telemetry.bounds import Tally, inflate, read_body
-from ktrdr_vm.telemetry.bucket import Bucket
-from ktrdr_vm.telemetry.otlp import MAX_ATTRIBUTES, MAX_BODY, OtlpError, Stamp, stamp_request
+from ktrdr_vm.egress.rate_limit import Bucket
+from ktrdr_vm.egress.telemetry import otlp
+from ktrdr_vm.egress.telemetry.bounds import Tally, inflate, read_body
+from ktrdr_vm.egress.telemetry.otlp import MAX_ATTRIBUTES, MAX_BODY, OtlpError, Stamp, stamp_request
 
 STAMP = Stamp("true-one", "sandbox", "run-1")
 TRUE = {"service.namespace": "true-one", "ktrdr.instance_id": "true-one", "ktrdr.environment": "sandbox", "ktrdr.run_id": "run-1"}

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+from ktrdr_vm.egress.telemetry.otlp import PATHS, Stamp
+from ktrdr_vm.egress.telemetry.relay import FRAME, FULL, TAKEN, BusyError, Relay
+from ktrdr_vm.egress.telemetry.sender import QUEUE_BYTES, QUEUE_LENGTH, Sender
 from ktrdr_vm.errors import DocumentError
 from ktrdr_vm.plan.facts import PLACEHOLDER
 from ktrdr_vm.plan.telemetry import render_sender
+from ktrdr_vm.policy.owner_policy import OwnerPolicy, check_policy, parse_policy
 from ktrdr_vm.profile.collector import Collector, parse_collector, parse_headers
 from ktrdr_vm.profile.load import LoadedProfile, load_profile
-from ktrdr_vm.profile.policy import OwnerPolicy, check_policy, parse_policy
-from ktrdr_vm.telemetry.otlp import PATHS, Stamp
-from ktrdr_vm.telemetry.relay import FRAME, FULL, TAKEN, BusyError, Relay
-from ktrdr_vm.telemetry.sender import QUEUE_BYTES, QUEUE_LENGTH, Sender
 
 STAMP = Stamp("one", "sandbox", "r")
 HERE = Collector("http", "127.0.0.1", 4318, address="127.0.0.1")
@@ -101,7 +101,7 @@ def test_what_takes_long_to_read_is_paid_for(monkeypatch: pytest.MonkeyPatch) ->
     """A quarter of a core: whoever has used more waits, and the next one after that is served."""
     relay, heard = make_relay(TAKEN)
     clock = iter([0.0, 7.0])
-    monkeypatch.setattr("ktrdr_vm.telemetry.relay.time.thread_time", lambda: next(clock, 7.0))
+    monkeypatch.setattr("ktrdr_vm.egress.telemetry.relay.time.thread_time", lambda: next(clock, 7.0))
     relay.take("/v1/logs", "application/json", "", LOG)
     with pytest.raises(BusyError) as caught:
         relay.take("/v1/logs", "application/json", "", LOG)

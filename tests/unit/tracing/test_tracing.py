@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrdr_vm import tracing
+from ktrdr_vm.evidence import otel_export as tracing
+from ktrdr_vm.evidence.otel_export import find_endpoints, make_points, make_spans, report_run
+from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.profile.collector import Collector
-from ktrdr_vm.profile.policy import OwnerPolicy
-from ktrdr_vm.tracing import find_endpoints, make_points, make_spans, report_run
 
 _START = 1_700_000_000
 
@@ -114,7 +114,7 @@ def test_without_an_endpoint_nothing_is_imported_and_nothing_said(tmp_path: Path
     assert said == []
     source = Path(tracing.__file__).read_text().split("def _export(")[0]
     assert "import opentelemetry" not in source and "from opentelemetry" not in source
-    assert sys.modules["ktrdr_vm.tracing"] is tracing
+    assert sys.modules["ktrdr_vm.evidence.otel_export"] is tracing
 
 
 POLICY = OwnerPolicy(collector=Collector("http", "127.0.0.1", 4318, address="127.0.0.1"), reports_runs=True)

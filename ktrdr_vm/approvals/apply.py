@@ -1,0 +1,234 @@
+"""Answers to escalations: checked against the owner's line, applied to the living instance, recorded, ended.
+
+An approval may give less than was asked, never more. Some things no approval can give: what the owner's policy does not allow to a
+profile, it does not allow here either.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from dataclasses import replace
+from typing import Any
+
+from ktrdr_vm.approvals.loans import LOANS, check_loan, end_soon, lend
+from ktrdr_vm.approvals.loans import take_back as end_loan
+from ktrdr_vm.egress.grant import grant, revoke
+from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.escalation.decision import check_request
+from ktrdr_vm.escalation.packet import parse_request
+from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
+from ktrdr_vm.host.clock import boottime, now, read_boot_id, seconds_since
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.resources.secret import Secret as SecretResource
+from ktrdr_vm.instance.resources.secret import read_source
+from ktrdr_vm.policy.owner_policy import OwnerPolicy, refuse_secret
+from ktrdr_vm.profile.egress_rule import EgressRule
+from ktrdr_vm.profile.model import Secret
+
+
+def open_store(instance: Instance) -> EscalationStore:
+    """The escalations of an instance; UsageError when there is no such instance."""
+    instance.require_journal()
+    return EscalationStore(instance.paths.escalations, instance.identity.instance_id)
+
+
+def approve(
+    instance: Instance,
+    escalation_id: str,
+    policy: OwnerPolicy,
+    *,
+    reason: str,
+    request: dict[str, Any] | None = None,
+    seconds: int | None = None,
+    source: Secret | None = None,
+) -> Escalation:
+    """Apply and record an approval. `request` and `seconds` narrow what was asked; `source` says where a secret comes from.
+
+    UsageError when the owner's line, the packet or the state does not allow it; then nothing was given.
+    """
+    store = open_store(instance)
+    found = store.find(escalation_id)
+    # One that waits was approved by a command that ended before it had given it, or while the instance slept.
+    if found.current != "pending" and not (found.current == "approved" and found.answer is not None and found.answer.waiting):
+        raise UsageError(
+            f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only what is pending can be approved"
+        )
+    _require_reason(reason)
+    given = _narrow(found, request)
+    lasting = seconds if seconds is not None else found.packet.seconds
+    _check(found, given, lasting, policy, instance)
+    answer = Answer(by=_who(), reason=reason, at=now(), request=given, seconds=lasting)
+    if found.packet.kind == "secret":
+        answer = replace(answer, source=_check_source(instance, policy, source))
+    if instance.require_journal().state != "awake":
+        return store.answer(escalation_id, "approved", replace(answer, waiting=found.packet.kind != "decision"))
+    with store.approving(escalation_id, answer) as settle:
+        settle(_give(instance, found, answer, policy).ends)
+    return store.find(escalation_id)
+
+
+def check_sources(instance: Instance) -> None:
+    """Before an instance wakes: UsageError or HostError when a secret that an approval delivers cannot be read now."""
+    for one in open_store(instance).list():
+        if one.packet.kind == "secret" and one.current == "approved" and one.answer is not None:
+            read_source(_make_entry(one.answer))
+
+
+def give_again(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
+    """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What was applied.
+
+    One that cannot be given keeps no other from it: ProvisionError names all such at the end.
+    """
+    store = open_store(instance)
+    given, failed = [], []
+    for one in store.list():
+        if one.current != "approved" or one.answer is None or one.packet.kind == "decision":
+            continue
+        answer = one.answer
+        try:
+            if answer.waiting:
+                given.append(store.answer(one.id, "approved", _give(instance, one, replace(answer, waiting=False), policy)))
+            elif answer.ends is not None:
+                left = max(1, int(answer.ends[1] - boottime()))
+                _give(instance, one, replace(answer, seconds=left), policy)
+                given.append(one)
+        except KtrdrError as error:
+            failed.append((one.id, error))
+    ended = [one for one in store.list() if one.packet.kind == "resources" and one.current in ("expired", "revoked")]
+    if ended and not any(one.packet.kind == "resources" for one in given):
+        end_soon(instance, ended[-1].id)
+    if failed:
+        name = instance.identity.instance_id
+        raise ProvisionError(
+            "not given again: " + "; ".join(f"{escalation_id}: {error.message}" for escalation_id, error in failed),
+            where=name,
+            hint=f"everything else was; mend it and `ktrdr-vm resume {name}`, or `ktrdr-vm escalations revoke {name} {failed[0][0]}`",
+        )
+    return given
+
+
+def _give(instance: Instance, one: Escalation, answer: Answer, policy: OwnerPolicy) -> Answer:
+    """Apply an approval to the running instance; the answer with its end."""
+    if one.packet.kind == "network":
+        rule = EgressRule(host=answer.request["host"], ports=tuple(answer.request["ports"]), reason=answer.reason)
+        standing = grant(instance.paths.guard, one.id, rule, answer.seconds)
+        return replace(answer, ends=(read_boot_id(), boottime() + standing.seconds))
+    if one.packet.kind == "secret":
+        deliver_secret(instance, _make_entry(answer))
+    elif one.packet.kind in LOANS:
+        lend(instance, one.id, one.packet.kind, answer.request, policy, seconds=answer.seconds, reason=answer.reason)
+    else:
+        return answer
+    return replace(answer, ends=(read_boot_id(), boottime() + answer.seconds))
+
+
+def deny(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
+    """Record a refusal; the guest reads the reason."""
+    _require_reason(reason)
+    return open_store(instance).answer(escalation_id, "denied", Answer(by=_who(), reason=reason, at=now()))
+
+
+def take_back(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
+    """End an approval now, with everything that it gave."""
+    _require_reason(reason)
+    store = open_store(instance)
+    found = store.find(escalation_id)
+    if found.current != "approved" or found.answer is None:
+        raise UsageError(
+            f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only what is approved can be revoked"
+        )
+    if instance.require_journal().state != "awake":
+        pass  # it has nothing of it while it sleeps, and is given nothing of it when it wakes
+    elif found.packet.kind == "network":
+        revoke(instance.paths.guard, escalation_id)
+    elif found.packet.kind in LOANS:
+        end_loan(instance, escalation_id, found.packet.kind)
+    elif found.packet.kind == "secret":
+        name = found.answer.request["name"]
+        _open_secret(instance, Secret(name, _path(name))).remove()
+    return store.answer(escalation_id, "revoked", replace(found.answer, by=_who(), reason=reason, at=now()))
+
+
+def find_stop(instance: Instance, policy: OwnerPolicy) -> str:
+    """Why a run beside this instance should stop: an escalation has waited for longer than the owner's `wait`. Else nothing."""
+    store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
+    for one in store.list():
+        if one.current == "pending" and seconds_since(one.received_at) >= policy.escalations.wait:
+            return one.id
+    return ""
+
+
+def find_pending(instance: Instance) -> list[str]:
+    """The ids of what waits for an answer."""
+    store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
+    return [one.id for one in store.list() if one.current == "pending"]
+
+
+def _check(found: Escalation, given: dict[str, Any], seconds: int, policy: OwnerPolicy, instance: Instance) -> None:
+    packet, where = found.packet, instance.identity.instance_id
+    refusal = check_request(packet, given, seconds, policy.escalations)
+    if refusal is not None:
+        raise UsageError(refusal.message, where=where, hint=refusal.hint)
+    if packet.kind in LOANS:
+        others = [one for one in open_store(instance).list() if one.packet.kind == packet.kind and one.current == "approved"]
+        check_loan(instance, packet.kind, given, policy, [one.answer.request for one in others if one.answer is not None])
+
+
+def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]:
+    """What is to be given: what was asked, with what `request` changes of it."""
+    if request is None:
+        return found.packet.request
+    try:
+        return parse_request(found.packet.kind, {**found.packet.request, **request})
+    except ValueError as error:
+        raise UsageError(f"what is to be given is not right: {error}", where=found.id, hint="give a part of what was asked") from None
+
+
+def _check_source(instance: Instance, policy: OwnerPolicy, source: Secret | None) -> dict[str, str]:
+    if source is None:
+        raise UsageError(
+            "where does the secret come from?", where=instance.identity.instance_id, hint="name it with --env VARIABLE or --file PATH"
+        )
+    refused = refuse_secret(source, policy, instance.plan.facts.workspace or "/")
+    if refused:
+        raise UsageError(
+            refused,
+            where=instance.identity.instance_id,
+            hint="the owner of this host can allow it in /etc/ktrdr-vm/policy.yaml; an approval cannot",
+        )
+    # Read once now: an approval that cannot be kept is none.
+    read_source(source)
+    return {"env": source.env} if source.env else {"file": source.file}
+
+
+def _make_entry(answer: Answer) -> Secret:
+    name, source = answer.request["name"], answer.source
+    return Secret(name, _path(name), env=source.get("env", ""), file=source.get("file", ""), ttl=answer.seconds)
+
+
+def deliver_secret(instance: Instance, entry: Secret) -> None:
+    """Put one secret into the running guest, beside those of its profile."""
+    _open_secret(instance, entry).create()
+
+
+def _open_secret(instance: Instance, entry: Secret) -> SecretResource:
+    [overlay] = [one for one in instance.open_resources(read_secret=read_source) if one.kind == "overlay"]
+    return SecretResource(overlay.target, overlay.blueprint, entry, entry.name)
+
+
+def _path(name: str) -> str:
+    return f"/run/secrets/{name}"
+
+
+def _require_reason(reason: str) -> None:
+    if not reason.strip():
+        raise UsageError("an answer needs a reason", hint="--reason TEXT; it stands in the report and is told to the guest")
+
+
+def _who() -> str:
+    """Who answers, as the host knows them."""
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

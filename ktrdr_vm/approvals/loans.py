@@ -1,0 +1,242 @@
+"""What approvals plug into the running machine, and its return: a folder of the host, processors, memory.
+
+The machine was made ready for it when it started, as far as the owner's policy goes. Each loan has an end, which the guard keeps: it
+starts this module as a program of its own. A folder is taken away whether or not the guest agrees. Processors and memory are asked
+back, and a guest that keeps them keeps them no longer than its machine lives; the host's limit on processor time is set back at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.escalation.store import EscalationStore
+from ktrdr_vm.host.capacity import require_capacity
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.resources.mount import CUT_LIMIT, Mount
+from ktrdr_vm.plan.domain_memory import LENT_MEMORY, LENT_STEP, find_lendable
+from ktrdr_vm.policy.owner_policy import OwnerPolicy, refuse_path
+from ktrdr_vm.profile.model import Mount as MountEntry
+
+# Seconds for a guest to take or give back what it is told to. An emulated one is slow.
+TAKE_LIMIT, RETURN_LIMIT = 60.0, 20.0
+# The kinds of escalations that plug something in.
+LOANS = ("mount", "resources")
+_MEMORY = f"/machine/peripheral/{LENT_MEMORY}"
+
+# What Linux does not do by itself: the driver, and taking what is plugged in. Movable memory can be given back.
+_READY = "modprobe virtio_mem; echo online_movable > /sys/devices/system/memory/auto_online_blocks"
+_ONLINE = """turns=0
+until [ "$(ls -d /sys/devices/system/cpu/cpu[0-9]* | wc -l)" -ge "$COUNT" ]; do
+  turns=$((turns + 1)); [ "$turns" -lt 300 ] || exit 1
+  sleep 0.1
+done
+for one in /sys/devices/system/cpu/cpu[0-9]*/online; do
+  read -r state < "$one"; [ "$state" = 1 ] || echo 1 > "$one"
+done
+"""
+
+
+def check_loan(instance: Instance, kind: str, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
+    """UsageError for what cannot be lent to this machine. `standing` are the requests of the same kind that hold."""
+    if kind == "mount":
+        _check_folder(instance, request, policy, standing)
+    elif list(standing):
+        raise UsageError("processors or memory are lent already", where=instance.identity.instance_id, hint="revoke that escalation first")
+    else:
+        _check_size(instance, request)
+
+
+def _check_folder(instance: Instance, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
+    plan, where = instance.plan, instance.identity.instance_id
+    if not plan.facts.lending.mounts:
+        raise _not_ready(where, "its memory is not shared, which a mount needs")
+    if not request["readonly"]:
+        raise UsageError("a folder is lent read-only", where=where, hint="approve it with --readonly; results come back as artifacts")
+    refused = refuse_path(request["source"], plan.facts.workspace, (plan.facts.workspace, *policy.mount_roots))
+    if refused:
+        raise UsageError(refused, where=where, hint="mounts.roots in the owner's policy; an approval cannot go beyond it")
+    taken = [mount.target for mount in plan.profile.mounts] + [one["target"] for one in standing]
+    taken += [plan.profile.workspace.target] if plan.profile.workspace else []
+    for other in taken:
+        if _overlap(request["target"], other):
+            raise UsageError(f"{request['target']} overlaps with {other}", where=where, hint="deny it, and say which target is free")
+
+
+def _check_size(instance: Instance, request: dict[str, Any]) -> None:
+    size, ready, where = instance.plan.profile.resources, instance.plan.facts.lending, instance.identity.instance_id
+    vcpus, memory = request.get("vcpus", size.vcpus), request.get("memory", size.memory)
+    if not ready.vcpus:
+        raise _not_ready(where, "it has no room for more")
+    most = max(ready.vcpus, size.vcpus), size.memory + find_lendable(size, ready)
+    if vcpus > most[0] or size.memory + _steps(memory - size.memory) > most[1]:
+        raise UsageError(
+            f"{vcpus} processors and {memory} MiB are more than this machine can be given",
+            where=where,
+            hint=f"at most {most[0]} and {most[1]}: resources.max of the owner's policy when it started",
+        )
+    if vcpus < size.vcpus or memory < size.memory or (vcpus, memory) == (size.vcpus, size.memory):
+        raise UsageError(
+            f"that is no more than the {size.vcpus} processors and {size.memory} MiB that it has",
+            where=where,
+            hint="a request names all that the machine is to have",
+        )
+    require_capacity(instance.home.root, memory - size.memory)
+
+
+def lend(instance: Instance, loan: str, kind: str, request: dict[str, Any], policy: OwnerPolicy, *, seconds: int, reason: str) -> None:
+    """Plug it in. `loan` is the escalation's id. When the guest does not take it, it is taken back and an error says so."""
+    # The end first: what is lent has one, also when this command is killed in between.
+    ask_guard(instance.paths.guard, "given", name=loan, path="", seconds=seconds, message=f"{_describe(request)}: {reason}")
+    try:
+        if kind == "mount":
+            _open_mount(instance, loan, MountEntry(**request), policy.mount_roots).create()
+        else:
+            size = instance.plan.profile.resources
+            _give(instance, request.get("vcpus", size.vcpus), request.get("memory", size.memory))
+    except BaseException:
+        take_back(instance, loan, kind)
+        raise
+
+
+def take_back(instance: Instance, loan: str, kind: str) -> None:
+    """End a loan now. ProvisionError when the guest keeps processors or memory."""
+    if kind == "mount":
+        mount = _open_mount(instance, loan, None, ())
+        if mount.exists():
+            mount.cut()
+    else:
+        size = instance.plan.profile.resources
+        _give(instance, size.vcpus, size.memory)
+    ask_guard(instance.paths.guard, "gone", name=loan, path="")
+
+
+def end_soon(instance: Instance, loan: str) -> None:
+    """Let the guard end a loan that ended while the machine slept: what it holds of processors and memory was saved with it."""
+    size, lending = instance.plan.profile.resources, instance.plan.facts.lending
+    grown = lending.vcpus > size.vcpus and instance.libvirt.count_vcpus(instance.identity.domain) > size.vcpus
+    if not grown and not (find_lendable(size, lending) and _read_lent(instance)):
+        return
+    ask_guard(instance.paths.guard, "given", name=loan, path="", seconds=0, message="it ended while the machine slept")
+
+
+def _give(instance: Instance, vcpus: int, memory: int) -> None:
+    """Make the machine as large as this, with its guest's help."""
+    libvirt, domain, plan = instance.libvirt, instance.identity.domain, instance.plan
+    lending, size = plan.facts.lending, plan.profile.resources
+    if lending.vcpus > size.vcpus:
+        has = libvirt.count_vcpus(domain)
+        if vcpus > has:
+            _require_room(instance, vcpus)
+        if plan.facts.cpu_controller:
+            libvirt.limit_cpu_time(domain, vcpus)
+        if has != vcpus:
+            _plug(instance, vcpus)
+        if vcpus > has:
+            done = instance.connect().run(_ONLINE, environment={"COUNT": str(vcpus)}, become=True, timeout=TAKE_LIMIT)
+            if done.exit_code != 0:
+                raise ProvisionError("the guest does not take the processors", where=domain, hint="its kernel must be able to")
+    if find_lendable(size, lending):
+        _resize(instance, _steps(memory - size.memory))
+
+
+def _require_room(instance: Instance, vcpus: int) -> None:
+    """Asked before they are plugged in: what a kernel does not take it cannot give back either."""
+    said = instance.connect().run(["cat", "/sys/devices/system/cpu/possible"], timeout=TAKE_LIMIT).stdout.decode("ascii", "replace")
+    last = said.strip().rpartition("-")[2]
+    room = int(last) + 1 if last.isdecimal() and len(last) < 6 else 1
+    if room < vcpus:
+        raise ProvisionError(
+            f"the guest's kernel has room for {room} processors, and not for {vcpus}",
+            where=instance.identity.domain,
+            hint="it decides so at its boot; give memory alone, or change the profile and apply again",
+        )
+
+
+def _plug(instance: Instance, vcpus: int) -> None:
+    libvirt, domain = instance.libvirt, instance.identity.domain
+    end = time.monotonic() + RETURN_LIMIT
+    try:
+        libvirt.set_vcpus(domain, vcpus)
+    except KtrdrError:
+        # libvirt waits for some seconds for a guest to let go, and an emulated one may take longer.
+        while libvirt.count_vcpus(domain) != vcpus:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+
+
+def _read_lent(instance: Instance) -> int:
+    """MiB of lent memory that the guest has."""
+    return int(instance.libvirt.monitor(instance.identity.domain, "qom-get", {"path": _MEMORY, "property": "size"})) >> 20
+
+
+def _resize(instance: Instance, extra: int) -> None:
+    """`extra` MiB of lent memory, in whole steps."""
+    libvirt, domain, has = instance.libvirt, instance.identity.domain, _read_lent(instance)
+    if has == extra:
+        return
+    if extra > has:
+        instance.connect().run(_READY, become=True, timeout=TAKE_LIMIT)
+    libvirt.monitor(domain, "qom-set", {"path": _MEMORY, "property": "requested-size", "value": extra << 20})
+    end = time.monotonic() + (TAKE_LIMIT if extra > has else RETURN_LIMIT)
+    while (now := _read_lent(instance)) != extra:
+        if time.monotonic() > end:
+            raise ProvisionError(
+                f"the guest has {now} MiB of lent memory and does not {'take' if extra > has else 'give back'} the rest",
+                where=domain,
+                hint="end what uses memory in the guest; what it keeps ends with its machine",
+            )
+        time.sleep(0.1)
+
+
+def _open_mount(instance: Instance, loan: str, entry: MountEntry | None, roots: tuple[str, ...]) -> Mount:
+    [overlay] = [one for one in instance.open_resources(mount_roots=roots) if one.kind == "overlay"]
+    blueprint = overlay.blueprint
+    if entry is None:
+        # To take it back a guest is asked, and not waited for.
+        blueprint = replace(blueprint, connect=lambda: instance.connect(limit=CUT_LIMIT))
+    return Mount(overlay.target, blueprint, loan, entry)
+
+
+def _describe(request: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in request.items())
+
+
+def _steps(memory: int) -> int:
+    return -(-max(0, memory) // LENT_STEP) * LENT_STEP
+
+
+def _overlap(one: str, other: str) -> bool:
+    first, second = PurePosixPath(one), PurePosixPath(other)
+    return first.is_relative_to(second) or second.is_relative_to(first)
+
+
+def _not_ready(where: str, why: str) -> UsageError:
+    return UsageError(
+        f"this machine was not made ready for it: {why}",
+        where=where,
+        hint="the owner's policy names the kind in escalations.kinds when the machine starts: `apply --restart`, or apply again",
+    )
+
+
+def main() -> None:
+    """`GUARD LOAN`: a loan whose time is over. Its exit code is its answer to the guard that started it."""
+    directory = Path(sys.argv[1]).parent
+    instance = Instance(Home(directory.parents[1]), parse_instance_id(directory.name), Libvirt(patience=0))
+    try:
+        store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
+        take_back(instance, sys.argv[2], store.find(sys.argv[2]).packet.kind)
+    except KtrdrError as error:
+        raise SystemExit(f"{sys.argv[2]}: {error.message}") from None
+    finally:
+        instance.close()

@@ -1,0 +1,154 @@
+"""`plan`, `render` and `validate`: what needs neither root nor libvirt and touches nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ktrdr_vm.cli.options import folder, json_option, plan_options, profile_argument
+
+if TYPE_CHECKING:
+    from ktrdr_vm.plan.plan import Plan
+
+
+@click.command()
+@profile_argument
+@plan_options
+@json_option
+def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool) -> None:
+    """Show what will exist for PROFILE, and the plan's digest."""
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.inputs.resolve import gather
+    from ktrdr_vm.report.escape import escape, escape_text
+
+    gathered = gather(profile, home=find_home(), workspace=workspace, instance_id=instance_id)
+    made = gathered.plan
+    if as_json:
+        echo_json(made.to_json())
+        return
+    identity, size, image = made.identity, made.profile.resources, made.facts.image
+    directory = made.instance_directory
+    rows = [
+        ("overlay", f"{directory}/overlay.qcow2", f"{size.disk} MiB on {image.name} ({image.digest[:12]})"),
+        ("seed", f"{directory}/seed.iso", "cloud-init NoCloud"),
+        ("firewall", f"inet {identity.table}", f"{len(made.rules)} rules allowed, all else dropped and counted"),
+        ("guard", f"{directory}/guard", "resolver, proxy, ledger"),
+        ("tap", identity.tap, "routed /30, nothing forwarded, no IPv6"),
+        ("domain", identity.domain, f"{size.vcpus} vCPUs, {size.memory} MiB, {made.facts.accelerator}"),
+        *(("mount", mount.target, f"{mount.source}, {'read-only' if mount.readonly else 'writable'}") for mount in made.profile.mounts),
+        *(("secret", secret.path, f"from {secret.env or secret.file}, for {secret.ttl} s") for secret in made.profile.delivered),
+        *(("secret", secret.name, f"added by the guard for {broker.host}, never in the guest") for secret, broker in made.profile.brokered),
+    ]
+    click.echo(f"{identity.instance_id}  {made.profile.mode}  profile {made.profile.name}")
+    width = max(len(name) for _, name, _ in rows)
+    for kind, name, what in rows:
+        click.echo(escape(f"  + {kind:<9} {name:<{width}}  {what}"))
+    if made.observe:
+        click.echo("  egress OBSERVE: every public address may be reached, and all of it is recorded; nothing is kept from leaving")
+    for rule in made.rules:
+        weaker = "  (weaker: every name below it)" if rule.host.startswith("*.") else ""
+        click.echo(escape(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}"))
+    for one in gathered.beyond:
+        click.echo(escape(f"  ! beyond the trusted branch: {one.text}{'  (a secret can go there)' if one.carries else ''}"))
+    difference = _find_difference(made)
+    if difference:
+        click.echo(escape_text(difference))
+    if not gathered.accelerator.certain:
+        click.echo(f"  note: {gathered.accelerator.reason}", err=True)
+    click.echo(f"digest {made.digest}")
+
+
+def _find_difference(made: Plan) -> str:
+    """What is different from the instance of that name, for who may read its journal."""
+    from ktrdr_vm.errors import KtrdrError
+    from ktrdr_vm.host.journal import read_journal
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.plan.changes import render_difference
+    from ktrdr_vm.plan.plan import plan_from_json
+
+    try:
+        journal = read_journal(find_home().instance(made.identity.instance_id).journal)
+        return render_difference(plan_from_json(journal.plan), made) if journal is not None else ""
+    except (KtrdrError, KeyError, TypeError, ValueError):
+        return ""
+
+
+@click.command()
+@profile_argument
+@plan_options
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder, made when it is not there.")
+@json_option
+def render(profile: Path, instance_id: str | None, workspace: Path, out: Path, as_json: bool) -> None:
+    """Write every document of the plan as a file. What is allocated later stands in them as <a placeholder>."""
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.inputs.resolve import gather
+    from ktrdr_vm.plan.plan import canonical_json
+
+    made = gather(profile, home=find_home(), workspace=workspace, instance_id=instance_id).plan
+    documents = {**made.render(), "plan.json": canonical_json(made.to_json())}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in documents.items():
+            (out / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write: {error.strerror}", where=str(out), hint="name a folder that you may write to with --out") from None
+    if as_json:
+        echo_json({"instance_id": made.identity.instance_id, "digest": made.digest, "files": [str(out / name) for name in documents]})
+    for name in () if as_json else documents:
+        click.echo(str(out / name))
+
+
+@click.command()
+@click.argument("profile", type=click.Path(path_type=Path), required=False)
+@click.option("--schema", is_flag=True, help="Print a JSON Schema for editors instead.")
+@click.option(
+    "--workspace",
+    type=folder,
+    default=Path(),
+    help="The folder that relative paths start from. Default: the current one.",
+)
+@json_option
+def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool) -> int:
+    """Show every error of PROFILE: file, line, column, field and what is wrong."""
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.errors import DocumentError, UsageError
+    from ktrdr_vm.inputs.references import check_references
+    from ktrdr_vm.inputs.resolve import read_profile
+    from ktrdr_vm.policy.load import read_policy
+    from ktrdr_vm.policy.owner_policy import check_policy
+    from ktrdr_vm.profile.json_schema import render_json_schema
+
+    if schema:
+        echo_json(render_json_schema())
+        return 0
+    if profile is None:
+        raise UsageError("no profile is named", hint="ktrdr-vm validate PROFILE, or --schema")
+    try:
+        loaded = read_profile(profile)
+        root = workspace.resolve()
+        problems = sorted([*check_references(loaded, root), *check_policy(loaded, read_policy(), str(root))])
+    except DocumentError as error:
+        problems = list(error.problems)
+    if as_json:
+        echo_json(
+            {
+                "valid": not problems,
+                "problems": [
+                    {"file": one.source, "line": one.line, "column": one.column, "path": one.path, "message": one.message}
+                    for one in problems
+                ],
+            }
+        )
+    else:
+        from ktrdr_vm.report.escape import escape
+
+        for one in problems:
+            click.echo(escape(str(one)))
+        if not problems:
+            click.echo(escape(f"{profile}: valid"))
+    return 2 if problems else 0

@@ -1,0 +1,150 @@
+"""`report`, `events`, `logs`: what a run left behind for people to read."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from ktrdr_vm.cli.options import instance_argument, json_option
+
+
+def find_run(instance_id: str, run_id: str) -> Path:
+    """The directory of a run, the newest when none is named."""
+    from ktrdr_vm.host import runs
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.identity import parse_instance_id
+
+    return runs.find_run(find_home(), parse_instance_id(instance_id).instance_id, run_id)
+
+
+def read_report(instance_id: str, run_id: str) -> tuple[Path, dict[str, Any]]:
+    """The directory of a run and its report."""
+    from ktrdr_vm.evidence.reader import read_document
+
+    path = find_run(instance_id, run_id)
+    return path, read_document(path)
+
+
+def read_plain(instance_id: str, run_id: str) -> dict[str, Any]:
+    """The report as it stands, of whatever version; its exit code is a number."""
+    from ktrdr_vm.host.runs import FinishedRun
+
+    path = find_run(instance_id, run_id)
+    with contextlib.suppress(FileNotFoundError):
+        document = FinishedRun(path).document("report.json")
+        if isinstance(document.get("exit_code"), int):
+            return document
+    return read_report(instance_id, run_id)[1]
+
+
+_run_option = click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
+
+
+@click.command()
+@instance_argument
+@_run_option
+@click.option("--against", metavar="RUN", help="Show instead what is different from this run: a run_id, or INSTANCE_ID/run_id.")
+@json_option
+def report(instance_id: str, run_id: str, against: str | None, as_json: bool) -> int:
+    """Show the report of a run of INSTANCE_ID, and end with the run's exit code. With --against: 1 when something is worse."""
+    from ktrdr_vm.cli.main import echo_json
+
+    if as_json and against is None:
+        document = read_plain(instance_id, run_id)
+        echo_json(document)
+        return int(document["exit_code"])
+    path, content = read_report(instance_id, run_id)
+    if against is not None:
+        other, _, run = against.rpartition("/")
+        return _compare(content, read_report(other or instance_id, run)[1], as_json)
+    from ktrdr_vm.report.escape import escape_line
+
+    click.echo(f"{content['outcome'].upper()}  {content['instance_id']}  run {content['run_id']}  {content['duration_s']:.0f} s")
+    for gate in content["gates"]:
+        click.echo(f"  {gate['outcome']:<8} gate {escape_line(gate['name'])}  {escape_line(gate['message'])}")
+        for task in gate["tasks"]:
+            click.echo(f"    {task['outcome']:<8} {escape_line(task['name'])}  {escape_line(task['message'])}")
+    for denied in content["egress"]["denied"]:
+        destination = escape_line(denied["host"] or denied["address"])
+        click.echo(
+            f"  denied   {destination}:{denied['port']}  {denied['count']} times  ({denied['rule']})  {escape_line(denied['during'])}"
+        )
+    click.echo(escape_line(f"  residue: {', '.join(content['residue']) or 'none'}"))
+    click.echo(f"  page     {path.resolve()}/report.html")
+    return int(content["exit_code"])
+
+
+def _compare(now: dict[str, Any], before: dict[str, Any], as_json: bool) -> int:
+    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.report.compare import compare_reports
+    from ktrdr_vm.report.escape import escape
+
+    differences = compare_reports(now, before)
+    if as_json:
+        echo_json([one._asdict() for one in differences])
+    for one in () if as_json else differences:
+        click.echo(f"{'worse ' if one.worse else '      '} {one.kind:<8} {escape(one.text)}")
+    if not differences and not as_json:
+        click.echo("nothing that matters is different")
+    return 1 if any(one.worse for one in differences) else 0
+
+
+@click.command()
+@instance_argument
+@_run_option
+@click.option("--follow", is_flag=True, help="Go on with new lines until interrupted.")
+@click.option("--json", is_flag=True, expose_value=False, help="JSON lines, which they are anyway.")
+def events(instance_id: str, run_id: str, follow: bool) -> None:
+    """Print the events of a run of INSTANCE_ID as JSON lines."""
+    print_run_file(find_run(instance_id, run_id), "events.jsonl", follow=follow)
+
+
+@click.command()
+@instance_argument
+@click.option("--follow", is_flag=True, help="Go on with new lines until interrupted.")
+def logs(instance_id: str, follow: bool) -> None:
+    """Print the console of INSTANCE_ID: the living one, else that of its newest run. Control characters are escaped."""
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.identity import parse_instance_id
+
+    living = find_home().instance(parse_instance_id(instance_id).instance_id).console
+    if living.exists():
+        with living.open("rb") as file:
+            print_lines(file, follow=follow)
+    else:
+        print_run_file(find_run(instance_id, "latest"), "console.log", follow=follow)
+
+
+def print_run_file(run: Path, name: str, *, follow: bool) -> None:
+    """A file of a run. UsageError when it is not there."""
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.runs import FinishedRun
+
+    try:
+        file = FinishedRun(run).open(name)
+    except FileNotFoundError:
+        raise UsageError(
+            "there is nothing to show yet", where=str(run / name), hint="the run has not written it, or did not get that far"
+        ) from None
+    with file:
+        print_lines(file, follow=follow)
+
+
+def print_lines(file: IO[bytes], *, follow: bool) -> None:
+    """Copy lines to standard output, escaped; with `follow` also what comes later."""
+    from ktrdr_vm.report.escape import escape_line
+
+    while True:
+        line = file.readline(1024 * 1024)
+        if line:
+            sys.stdout.write(escape_line(line.decode("utf-8", "replace").rstrip("\n"), limit=100_000) + "\n")
+        elif not follow:
+            return
+        else:
+            sys.stdout.flush()
+            time.sleep(0.2)

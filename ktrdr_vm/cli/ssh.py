@@ -1,0 +1,144 @@
+"""Into an instance with OpenSSH's own clients: its key, its pinned host key, and nothing of the person's."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from ktrdr_vm.cli.options import complete_instance, instance_argument
+
+if TYPE_CHECKING:
+    from ktrdr_vm.instance.instance import Instance
+
+
+def open_instance(instance_id: str) -> Instance:
+    """The instance of this home; whether it is there shows when it is asked for something."""
+    from ktrdr_vm.host.libvirt import Libvirt
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.identity import parse_instance_id
+    from ktrdr_vm.instance.instance import Instance
+
+    return Instance(find_home(), parse_instance_id(instance_id), Libvirt())
+
+
+def warn_of_guard(instance: Instance) -> None:
+    """Say on standard error what of its guard does not serve: inside it looks like a network that is down."""
+    from ktrdr_vm.instance.resources.guard import look_at_guard
+
+    for fault in look_at_guard(instance.paths.guard):
+        click.echo(f"warning: {instance.identity.instance_id}: {fault}; what it carries does not leave", err=True)
+
+
+def _become(program: str, *arguments: str) -> NoReturn:
+    """The client takes over this process, terminal and all."""
+    from ktrdr_vm.host.process import require_program
+
+    path = str(require_program(program))
+    sys.stdout.flush()
+    os.execv(path, [path, *arguments])  # noqa: S606
+
+
+def _options(instance: Instance) -> list[str]:
+    from ktrdr_vm.instance.ssh_config import make_ssh_options
+
+    instance.require_awake()
+    warn_of_guard(instance)
+    words = ["-F", "/dev/null"]
+    for name, value in make_ssh_options(instance).items():
+        words += ["-o", f"{name}={value}"]
+    return words
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@instance_argument
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def ssh(instance_id: str, command: tuple[str, ...]) -> None:
+    """Enter INSTANCE_ID, or run COMMAND in it, with OpenSSH's own client. No agent, no X11, no configuration of yours."""
+    _become("ssh", *_options(open_instance(instance_id)), "--", instance_id, *command)
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True})
+@instance_argument
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("-t", "--tty", is_flag=True, help="With a terminal, for programs that ask for one.")
+def exec_(instance_id: str, command: tuple[str, ...], tty: bool) -> None:
+    """Run COMMAND in INSTANCE_ID, word for word, with this command's standard input and output, and end with its exit code."""
+    _become("ssh", *_options(open_instance(instance_id)), "-tt" if tty else "-T", "--", instance_id, shlex.join(command))
+
+
+@click.command()
+@click.argument("source")
+@click.argument("destination")
+def cp(source: str, destination: str) -> None:
+    """Copy SOURCE to DESTINATION, folders whole. One of the two is INSTANCE_ID:PATH."""
+    from ktrdr_vm.errors import UsageError
+
+    remote = [place.partition(":")[0] for place in (source, destination) if ":" in place and "/" not in place.partition(":")[0]]
+    if len(remote) != 1:
+        raise UsageError(
+            "one of the two must be in an instance, the other on this host", hint="ktrdr-vm cp INSTANCE_ID:PATH PATH, or the other way"
+        )
+    _become("scp", *_options(open_instance(remote[0])), "-r", "-p", "--", source, destination)
+
+
+@click.command()
+@instance_argument
+@click.argument("port")
+def forward(instance_id: str, port: str) -> None:
+    """Serve [HOST:]PORT of INSTANCE_ID on the same port of this host's loopback until interrupted."""
+    from ktrdr_vm.errors import UsageError
+
+    host, _, number = port.rpartition(":")
+    if not number.isdigit() or not 0 < int(number) < 65536:
+        raise UsageError(f"{port!r} is no port", hint="ktrdr-vm forward INSTANCE_ID 8000, or 127.0.0.1:8000")
+    options = _options(open_instance(instance_id))
+    click.echo(f"http://127.0.0.1:{number}/", err=True)
+    _become(
+        "ssh",
+        *options,
+        "-o",
+        "ExitOnForwardFailure=yes",
+        "-N",
+        "-L",
+        f"127.0.0.1:{number}:{host or '127.0.0.1'}:{number}",
+        "--",
+        instance_id,
+    )
+
+
+@click.command("ssh-config")
+@click.argument("instance_id", required=False, shell_complete=complete_instance)
+@click.option("--inventory", is_flag=True, help="The same as an inventory of Ansible's.")
+def ssh_config(instance_id: str | None, inventory: bool) -> None:
+    """Print a `Host` block for INSTANCE_ID, or for all, so that ssh, scp, rsync and editors find it by its name."""
+    from ktrdr_vm.host.journal import list_journals
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.instance.ssh_config import make_inventory_host, make_ssh_options
+
+    names = [instance_id] if instance_id else [journal.instance_id for journal in list_journals(find_home())]
+    found = {name: make_ssh_options(open_instance(name)) for name in names}
+    if inventory:
+        import yaml
+
+        hosts = {name: make_inventory_host(options) for name, options in found.items()}
+        click.echo(yaml.safe_dump({"all": {"hosts": hosts}}, sort_keys=False))
+        return
+    for name, options in found.items():
+        click.echo(f"Host {name}")
+        for option, value in options.items():
+            click.echo(f"    {option} {value}")
+
+
+@click.command()
+@instance_argument
+def console(instance_id: str) -> None:
+    """Attach to the serial console of INSTANCE_ID; Ctrl-] leaves it. What the guest prints is not escaped there."""
+    from ktrdr_vm.host.libvirt import URI
+
+    instance = open_instance(instance_id)
+    instance.require_awake()
+    _become("virsh", "-c", URI, "console", instance.identity.domain)

@@ -1,0 +1,224 @@
+"""The writer: the only part of the guard that changes nftables, and only elements of its own instance's sets.
+
+It takes typed elements from the resolver, which reads the guest's bytes, and believes none of them: each is judged again.
+What a grant opens stands in sets of its own, so that a grant ends without asking what else allows the same address.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+
+from ktrdr_vm.egress.grant import Grant
+from ktrdr_vm.egress.rules import Rules, is_reserved_address
+from ktrdr_vm.host.clock import boottime
+from ktrdr_vm.host.nft import Table, load_ruleset
+from ktrdr_vm.plan.guard_interface import ALLOWED_SIZE
+from ktrdr_vm.profile.reserved import is_reserved
+
+# An element outlives the answer it came from by this much, so that a renewal is never late.
+GRACE = 30
+MIN_LIFE = 60
+MAX_LIFE = 3600
+# An element that lives no longer than this was not renewed: the name has moved to other addresses.
+LATE = 25.0
+# Elements of ended grants that are remembered, so that a flow's last line names what had allowed it.
+PAST = 256
+_OPENED = ("names", "lan_names", "kept")
+_GRANTED = ("granted_exceptions", "granted_lan_names", "granted_ranges", "granted_names")
+
+
+@dataclass
+class AllowSets:
+    """The sets of one table that packets are compared with: `names` and `lan_names`, and those of the grants."""
+
+    table: str
+    rules: Rules
+    owners: dict[str, str] = field(default_factory=dict)
+    """Address to the name it was last given for."""
+    clock: Callable[[], float] = boottime
+    _live: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Set and element to the time when it ends."""
+    _grants: dict[str, Grant] = field(default_factory=dict)
+    _granted: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    """Set and element of the grants' sets, to grant id and the time when it ends."""
+    _past: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    """Elements that a grant has opened, or its range, to its id; also for a while after its end."""
+
+    def allow(self, name: str, addresses: Iterable[str], ttl: int) -> list[str]:
+        """Open the name's ports at its addresses for `ttl` seconds. Returns the addresses that stand; the others were refused."""
+        accepted, commands = [], []
+        ends = self.clock() + min(max(ttl, MIN_LIFE), MAX_LIFE) + GRACE
+        for text in list(addresses)[:64]:
+            address = IPv4Address(text)
+            openings = self.rules.openings(name, address)
+            if not openings:
+                continue
+            accepted.append(str(address))
+            reserved = is_reserved_address(address)
+            for opening in openings:
+                target = ("granted_" if opening.grant else "") + ("lan_names" if reserved else "names")
+                for port in opening.ports if reserved else opening.other_ports:
+                    commands += self._open((target, f"{address} . {port}"), ends, opening.grant)
+        if commands:
+            load_ruleset("\n".join(commands) + "\n")
+        for owned in accepted:
+            if len(self.owners) >= ALLOWED_SIZE:
+                self.owners.pop(next(iter(self.owners)))
+            self.owners[owned] = name
+        return accepted
+
+    def _open(self, key: tuple[str, str], ends: float, grant: str) -> list[str]:
+        if grant:
+            # The grant bounds it: an address that the name had while it held is good until the hour or the grant is over.
+            ends = min(max(ends, self.clock() + MAX_LIFE), self._grants[grant].ends)
+            holders = self._granted.setdefault(key, {})
+            holders[grant] = ends
+            self._keep_past(key[1], grant)
+            ends = max(holders.values())
+        else:
+            self._live[key] = ends
+            if len(self._live) > ALLOWED_SIZE:
+                now = self.clock()
+                self._live = {entry: end for entry, end in self._live.items() if end > now}
+        return self._renew(key, ends)
+
+    def _renew(self, key: tuple[str, str], ends: float) -> list[str]:
+        """A plain `add` does not renew a timeout that runs."""
+        target, element = key
+        life = f"{max(1, round((ends - self.clock()) * 1000))}ms"
+        return [
+            f"add element inet {self.table} {target} {{ {element} timeout {life} }}",
+            f"delete element inet {self.table} {target} {{ {element} }}",
+            f"add element inet {self.table} {target} {{ {element} timeout {life} }}",
+        ]
+
+    @property
+    def late(self) -> set[tuple[str, int]]:
+        """Addresses and ports whose elements end soon: what a name had and has no more, and what is kept of it already."""
+        now = self.clock()
+        found = set()
+        for (target, element), end in self._live.items():
+            if target in ("names", "kept") and now < end < now + LATE:
+                address, _, port = element.partition(" . ")
+                found.add((address, int(port)))
+        return found
+
+    def keep(self, places: Iterable[tuple[str, int]]) -> None:
+        """Let the connections that stand there go on, and no new ones begin. Called again while they stand."""
+        ends = self.clock() + MIN_LIFE
+        commands = [line for address, port in places for line in self._open(("kept", f"{address} . {port}"), ends, "")]
+        if commands:
+            load_ruleset("\n".join(commands) + "\n")
+
+    def set_grants(self, rules: Rules, grants: Iterable[Grant], *, afresh: bool = False) -> None:
+        """Take up the grants that hold now; what others had opened is closed in the same transaction.
+
+        With `afresh` the profile's rules are others than before as well, and nothing that those had opened stays.
+        """
+        self.rules = rules
+        self._grants = {grant.id: grant for grant in grants}
+        kept: dict[tuple[str, str], dict[str, float]] = {}
+        for key, holders in self._granted.items():
+            standing = {one: end for one, end in holders.items() if one in self._grants}
+            if standing and key[0] in ("granted_names", "granted_lan_names"):
+                kept[key] = standing
+        for grant in self._grants.values():
+            if grant.rule.cidr is not None:
+                target = "granted_exceptions" if is_reserved(grant.rule.cidr) else "granted_ranges"
+                for port in grant.rule.ports:
+                    destination = grant.rule.cidr.network_address if target == "granted_exceptions" else grant.rule.cidr
+                    kept.setdefault((target, f"{destination} . {port}"), {})[grant.id] = grant.ends
+                    self._keep_past(f"{destination} . {port}", grant.id)
+        self._granted = kept
+        commands = []
+        if afresh:
+            self._live.clear()
+            commands = [f"flush set inet {self.table} {target}" for target in _OPENED]
+        load_ruleset("\n".join(commands + self._granted_commands()) + "\n")
+
+    def _granted_commands(self) -> list[str]:
+        """The grants' sets whole. Of ranges that lie in each other only the widest stands, since nft refuses overlaps."""
+        commands = [f"flush set inet {self.table} {target}" for target in _GRANTED]
+        now = self.clock()
+        ranges: list[tuple[str, str]] = []
+        for key, holders in self._granted.items():
+            if max(holders.values()) <= now:
+                continue
+            if key[0] == "granted_ranges":
+                ranges.append(key)
+            else:
+                commands += self._renew(key, max(holders.values()))[-1:]
+        for key in widest(ranges):
+            commands += self._renew(key, max(self._granted[key].values()))[-1:]
+        return commands
+
+    def refill(self) -> None:
+        """Put back what still lives into a table that was just loaded anew, so that no allowed flow ends with it."""
+        now = self.clock()
+        commands = [line for key, end in self._live.items() if end > now for line in self._renew(key, end)]
+        load_ruleset("\n".join(commands + self._granted_commands()) + "\n")
+
+    def adopt(self, entries: Table) -> None:
+        """Take up what a guard before this one had opened by the profile's rules. `entries` is the table's listing."""
+        now = self.clock()
+        for entry in entries:
+            target = entry.get("set", {}).get("name")
+            if target in _OPENED:
+                for element in entry["set"].get("elem", []):
+                    address, port = element["elem"]["val"]["concat"]
+                    self._live[target, f"{address} . {port}"] = now + float(element["elem"]["expires"])
+
+    def is_open(self, address: str, port: int) -> bool:
+        """Does any set let a flow there pass by its address?"""
+        return self._is_in_profile(address, port) or bool(self.find_grant(address, port))
+
+    def find_grant(self, address: str, port: int) -> str:
+        """The grant that opens an address and port where the profile does not, or nothing."""
+        if self._is_in_profile(address, port):
+            return ""
+        for target in ("granted_names", "granted_lan_names"):
+            for grant in self._granted.get((target, f"{address} . {port}"), {}):
+                return grant
+        for one in self._grants.values():
+            if one.rule.cidr is not None and IPv4Address(address) in one.rule.cidr and port in one.rule.ports:
+                return one.id
+        return ""
+
+    def find_past_grant(self, address: str, port: int) -> str:
+        """The same for a flow that may have ended with its grant."""
+        if self._is_in_profile(address, port):
+            return ""
+        for element, grant in reversed(self._past.items()):
+            network, _, number = element.partition(" . ")
+            if int(number) == port and IPv4Address(address) in IPv4Network(network):
+                return grant
+        return ""
+
+    def _keep_past(self, element: str, grant: str) -> None:
+        self._past[element] = grant
+        self._past.move_to_end(element)
+        while len(self._past) > PAST:
+            self._past.popitem(last=False)
+
+    def _is_in_profile(self, address: str, port: int) -> bool:
+        where, now = IPv4Address(address), self.clock()
+        if any(self._live.get((target, f"{address} . {port}"), 0) > now for target in _OPENED):
+            return True
+        return any(port in ports and where in network for network, ports in self.rules.ranges)
+
+
+def widest(keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of elements `network . port`, those that lie in no other one."""
+    parsed = []
+    for target, element in keys:
+        network, port = element.split(" . ")
+        parsed.append((IPv4Network(network), port, (target, element)))
+    parsed.sort(key=lambda one: (one[0].prefixlen, one[0].network_address))
+    standing: list[tuple[IPv4Network, str, tuple[str, str]]] = []
+    for one in parsed:
+        if not any(one[1] == wider[1] and one[0].subnet_of(wider[0]) for wider in standing):
+            standing.append(one)
+    return [key for _, _, key in standing]

@@ -1,0 +1,51 @@
+"""`DIRECTORY ROLE UID CHANNEL CONFIG LISTENER...`: the guard's resolver or its inbox, a process without privilege.
+
+It does once what it will do for the guest, which imports all of it, gives up its privilege, does the same again, which shows that
+nothing is missing now, and tells the guard that it serves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import sys
+import traceback as traceback  # what says why it ends
+
+from ktrdr_vm.egress.child_process import drop_privileges
+
+# Every encoding that `json.loads` finds in bytes.
+_ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "latin-1", "ascii")
+
+
+def main() -> None:
+    role, uid, descriptors, parent = sys.argv[2], int(sys.argv[3]), [int(word) for word in sys.argv[4:]], os.getppid()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    channel = socket.socket(fileno=descriptors[0])
+    with os.fdopen(descriptors[1], "rb") as file:
+        config = json.load(file)
+    listeners = [socket.socket(fileno=one) for one in descriptors[2:]]
+    for encoding in _ENCODINGS:
+        json.loads('{"name": "é"}'.encode(encoding, "replace").decode(encoding))
+    "name.example".encode("idna")
+    if role == "resolver":
+        from ktrdr_vm.egress.resolver.process import rehearse_resolver, run_resolver
+
+        rehearse_resolver()
+        drop_privileges(uid, parent)
+        rehearse_resolver()
+        _tell(channel)
+        run_resolver(config, listeners[0], listeners[1], channel)
+    else:
+        from ktrdr_vm.escalation.inbox import rehearse_inbox, run_inbox
+
+        rehearse_inbox()
+        drop_privileges(uid, parent)
+        rehearse_inbox()
+        _tell(channel)
+        run_inbox(listeners[0], channel)
+
+
+def _tell(channel: socket.socket) -> None:
+    channel.send(b'{"serves": true}')

@@ -1,0 +1,123 @@
+"""The guard's desk for escalations: it starts the unprivileged inbox, keeps what arrives, tells the owner, and gives what the owner
+has approved beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+from ktrdr_vm.egress.child_process import start_child
+from ktrdr_vm.egress.grants.enforcer import Granting
+from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.escalation.decision import is_preapproved
+from ktrdr_vm.escalation.inbox_protocol import answer_request
+from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
+from ktrdr_vm.host import process
+from ktrdr_vm.host.clock import boottime, now, read_boot_id
+from ktrdr_vm.policy.load import read_policy
+
+# Of the owner's command at one time; a guest that asks much must not start much.
+_MAX_HOOKS = 4
+
+
+class EscalationDesk:
+    """One for a guard whose instance has somebody who can ask."""
+
+    def __init__(
+        self,
+        directory: Path,
+        store: EscalationStore,
+        listener: socket.socket,
+        uid: int,
+        owner: tuple[int, int],
+        ledger: Ledger,
+        granting: Granting,
+    ) -> None:
+        self.store = store
+        self.serves = False
+        self.channel: socket.socket | None = None
+        self._directory = directory
+        self._listener = listener
+        self._uid = uid
+        self._owner = owner
+        self._ledger = ledger
+        self._granting = granting
+        self._hooks: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """The inbox, as a child without privilege; the channel on which it asks."""
+        self.serves = False
+        started, self.channel = start_child(self._directory, "inbox", {}, (self._listener,), self._uid)
+        return started, self.channel
+
+    def serve(self) -> None:
+        """One request of the inbox. Whatever is wrong with it is its answer."""
+        assert self.channel is not None
+        try:
+            raw = self.channel.recv(256 * 1024)
+        except (BlockingIOError, ConnectionError):
+            return
+        if not raw:
+            return  # it ended; SIGCHLD says so too
+        try:
+            request = json.loads(raw)
+            if "serves" in request:
+                self.serves = True
+                return
+            if suppressed := int(request.get("suppressed", 0)):
+                self._ledger.write("escalation", "deny", rule="suppressed", count=suppressed)
+            reply = answer_request(self.store, request, self._arrived)
+        except (KtrdrError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            reply = {"error": str(error)[:1000]}
+        try:
+            self.channel.send(json.dumps(reply).encode())
+        except OSError as error:
+            self._ledger.write("guard", "note", message=f"the inbox does not listen: {error}")
+
+    def reap(self) -> None:
+        """Let go of the owner's commands that have ended."""
+        self._hooks = [hook for hook in self._hooks if hook.poll() is None]
+
+    def _arrived(self, one: Escalation) -> None:
+        self._ledger.write("escalation", "note", rule=one.id, message=f"{one.packet.kind}: {one.packet.blocked}"[:300])
+        policy = read_policy().escalations
+        if is_preapproved(one.packet, policy):
+            try:
+                self._approve(one)
+            except (KtrdrError, ValueError) as error:
+                # It waits for a person like any other.
+                self._ledger.write("escalation", "note", rule=one.id, message=f"could not be approved beforehand: {error}"[:300])
+        if policy.hook:
+            self._tell(one, policy.hook)
+
+    def _approve(self, one: Escalation) -> None:
+        """The owner's answer of before, recorded and then given: a person who answers meanwhile comes too late, and never between."""
+        reason, seconds = "approved beforehand by the owner's policy", one.packet.seconds
+        with self.store.approving(one.id, Answer("policy", reason, now(), one.packet.request, seconds)) as settle:
+            granted = self._granting.grant({"id": one.id, "rule": one.packet.request, "seconds": seconds, "reason": reason})
+            settle((read_boot_id(), boottime() + float(granted["grant"]["seconds"])))
+
+    def _tell(self, one: Escalation, command: tuple[str, ...]) -> None:
+        """The owner's command gets the packet on its standard input, and is not waited for."""
+        self.reap()
+        if len(self._hooks) >= _MAX_HOOKS:
+            self._ledger.write(
+                "escalation", "note", rule=one.id, message=f"{_MAX_HOOKS} commands of the owner still run; this one was not told"
+            )
+            return
+        content = os.memfd_create("escalation", os.MFD_CLOEXEC)
+        try:
+            os.write(content, json.dumps(self.store.find(one.id).to_json()).encode() + b"\n")
+            os.lseek(content, 0, os.SEEK_SET)
+            user, group = self._owner if self._owner[0] != 0 else (None, None)
+            environment = {"KTRDR_INSTANCE_ID": one.instance_id, "KTRDR_ESCALATION": one.id}
+            self._hooks.append(process.start(list(command), stdin=content, environment=environment, user=user, group=group, cwd=Path("/")))
+        except (OSError, KtrdrError) as error:
+            self._ledger.write("escalation", "note", rule=one.id, message=f"the owner's command could not be started: {error}"[:300])
+        finally:
+            os.close(content)

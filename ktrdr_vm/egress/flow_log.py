@@ -1,0 +1,134 @@
+"""The proxy's log as fields of the ledger. The format is rendered in `plan/haproxy`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import Any
+
+from ktrdr_vm.egress.allow_sets import AllowSets
+from ktrdr_vm.egress.grants.enforcer import Granting
+from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.proxy.control import ProxyControl
+from ktrdr_vm.errors import KtrdrError
+
+_LINE_LIMIT = 16 * 1024
+_PIECE = 1 << 18
+_KINDS = {"tls": "tls", "http": "http", "other": "tcp"}
+
+
+def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
+    """One line of the proxy's log as ledger fields, or None when it is not one: HAProxy's own notices share the stream."""
+    try:
+        entry = json.loads(line)
+        if entry["f"] == "broker":
+            return _parse_broker(entry)
+        kind = _KINDS[entry["f"]]
+        name = "" if entry["n"] == "-" else str(entry["n"])[:254]
+        # What is no request at all ends before any rule has set a verdict.
+        verdict = "request" if entry["v"] == "-" else str(entry["v"])
+        fields: dict[str, Any] = {
+            "kind": kind,
+            "verdict": "allow" if verdict in ("allow", "observe") else "deny",
+            "name": name,
+            "address": str(entry["a"]),
+            "port": int(entry["p"]),
+            "rule": {"allow": "name" if name else "address"}.get(verdict, verdict[:20]),
+            "bytes_out": int(entry["u"]),
+            "bytes_in": int(entry["d"]),
+            "ms": int(entry["m"]),
+            "room": "" if entry.get("g", "-") == "-" else str(entry["g"])[:20],
+        }
+        if kind == "http":
+            fields |= {"method": str(entry["w"])[:20], "status": max(0, int(entry["s"]))}
+        if fields["verdict"] == "allow" and entry["t"][:1] == "S":
+            fields["message"] = "the destination did not answer"
+        return fields
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _parse_broker(entry: dict[str, Any]) -> dict[str, Any]:
+    """One request with a credential that the guest does not have. Of the path the query is left out."""
+    verdict = "request" if entry["v"] == "-" else str(entry["v"])[:20]
+    allowed = verdict == "allow"
+    fields: dict[str, Any] = {
+        "kind": "broker",
+        "verdict": "allow" if allowed else "deny",
+        "name": str(entry["n"]),
+        "address": "" if entry["a"] == "-" else str(entry["a"]),
+        "port": int(entry["p"]),
+        "rule": str(entry["k"]),
+        "method": str(entry["w"])[:20],
+        "path": "" if entry["q"] == "-" else str(entry["q"]),
+        "status": max(0, int(entry["s"])),
+        "bytes_out": int(entry["u"]),
+        "bytes_in": int(entry["d"]),
+        "ms": int(entry["m"]),
+        "room": "",
+    }
+    if not allowed:
+        fields["message"] = f"refused by {verdict}"
+    elif entry["t"][:1] == "S":
+        fields["message"] = "the destination did not answer, or with a certificate that is not its own"
+    return fields
+
+
+class ProxyLog:
+    """Reads the proxy's lines and writes what they say, with the name of an address and the grant that allowed it."""
+
+    def __init__(self, ledger: Ledger, sets: AllowSets, granting: Granting, proxy: ProxyControl) -> None:
+        self._ledger = ledger
+        self._sets = sets
+        self._granting = granting
+        self._proxy = proxy
+        self._rest = b""
+        self._lost = 0
+        self._news = False
+
+    def read(self, descriptor: int) -> None:
+        """What is there now, at most a piece."""
+        try:
+            data = os.read(descriptor, _PIECE)
+        except BlockingIOError:
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _LINE_LIMIT:
+            self._count_unreadable(self._rest)
+            self._rest = b""
+        for line in lines:
+            self._record(line)
+
+    def _record(self, line: bytes) -> None:
+        fields = parse_proxy_line(line)
+        if fields is None:
+            self._count_unreadable(line)
+            return
+        self._news = True
+        if not fields["name"]:
+            fields["name"] = self._sets.owners.get(fields["address"], "")
+        grant = self._granting.find_grant(fields.pop("room"))
+        if fields["kind"] == "tcp" and not grant:
+            grant = self._sets.find_past_grant(fields["address"], fields["port"])
+        if grant and fields["verdict"] == "allow":
+            fields["rule"] = f"grant:{grant}"
+        elif fields["kind"] == "tcp" and self._sets.rules.policy.observe and not self._sets.is_open(fields["address"], fields["port"]):
+            fields["rule"] = "observe"
+        self._ledger.write(fields.pop("kind"), fields.pop("verdict"), **fields)
+
+    def _count_unreadable(self, line: bytes) -> None:
+        """A line of ours that is none any more stands for a decision; HAProxy's own notices do not begin like one."""
+        if line.startswith(b"{"):
+            self._ledger.write("tcp", "note", rule="suppressed", count=1, message="a line of the proxy's log that cannot be read")
+
+    def count_lost(self) -> None:
+        """Under a flood the proxy drops lines rather than to wait for us; it counts them, and so does the ledger."""
+        if not self._news:
+            return
+        self._news = False
+        with contextlib.suppress(KtrdrError):
+            lost = self._proxy.count_lost_lines()
+            if lost > self._lost:
+                self._ledger.write("tcp", "note", rule="suppressed", count=lost - self._lost)
+            self._lost = lost

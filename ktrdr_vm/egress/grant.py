@@ -1,0 +1,117 @@
+"""Grants: rules with an end, added to a running instance. What the rest of the program asks of a guard, and what the answer means.
+
+A grant ends by a clock that nobody sets and that a suspended host does not stop. It widens the profile's allowlist, never the
+owner's policy: a reserved address needs the owner's word as ever.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.profile.egress_rule import EgressRule
+from ktrdr_vm.profile.reserved import is_reserved
+from ktrdr_vm.profile.scalars import parse_cidr, parse_host, parse_plain_text
+
+# Of one instance at one time. The proxy has a room for each.
+MAX_GRANTS = 32
+MAX_SECONDS = 7 * 24 * 3600
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Grant:
+    """One rule that holds until `ends`, a moment of `host.clock.boottime`."""
+
+    id: str
+    rule: EgressRule
+    ends: float
+
+    @property
+    def name(self) -> str:
+        """The ledger's word for the rule."""
+        return f"grant:{self.id}"
+
+    def to_json(self) -> dict[str, Any]:
+        rule: dict[str, Any] = {"host": self.rule.host} if self.rule.host else {"cidr": str(self.rule.cidr)}
+        return {"id": self.id, "rule": rule | {"ports": list(self.rule.ports)}, "reason": self.rule.reason}
+
+
+def parse_grant(data: Any, now: float) -> Grant:
+    """A grant from a request: `id`, `rule` (`host` or `cidr`, and `ports`), `seconds`, `reason`. ValueError says what is wrong."""
+    if not isinstance(data, dict) or not isinstance(data.get("rule"), dict):
+        raise ValueError("a grant is a mapping with id, rule, seconds and reason")
+    if not isinstance(data.get("id"), str) or not _ID.fullmatch(data["id"]):
+        raise ValueError("a grant's id is 1 to 64 letters, digits, dots, dashes and underscores")
+    seconds = data.get("seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or not 0 < seconds <= MAX_SECONDS:
+        raise ValueError(f"a grant holds for more than 0 and at most {MAX_SECONDS} seconds")
+    return Grant(data["id"], _parse_rule(data["rule"], data.get("reason", "")), now + seconds)
+
+
+def _parse_rule(data: dict[str, Any], reason: Any) -> EgressRule:
+    if set(data) - {"host", "cidr", "ports"} or ("host" in data) == ("cidr" in data):
+        raise ValueError("a rule has either host or cidr, and ports")
+    ports = data.get("ports", [443])
+    if not isinstance(ports, list) or not 1 <= len(ports) <= 64:
+        raise ValueError("ports are a list of 1 to 64 numbers")
+    if not all(isinstance(port, int) and not isinstance(port, bool) and 0 < port < 65536 for port in ports):
+        raise ValueError("a port is a number from 1 to 65535")
+    return EgressRule(
+        host=parse_host(data["host"]) if "host" in data else "",
+        cidr=parse_cidr(data["cidr"]) if "cidr" in data else None,
+        ports=tuple(sorted(set(ports))),
+        reason=parse_plain_text(reason),
+    )
+
+
+def refuse_grant(rule: EgressRule, exceptions: Iterable[tuple[IPv4Address, int]]) -> str:
+    """Why the rule may not be granted, or nothing. `exceptions` are the owner's, address and port."""
+    if rule.cidr is None or not is_reserved(rule.cidr):
+        return ""
+    if rule.cidr.prefixlen != 32:
+        return f"{rule.cidr} reaches into a reserved range; only single addresses can be allowed there"
+    owned = set(exceptions)
+    missing = [port for port in rule.ports if (rule.cidr.network_address, port) not in owned]
+    return f"{rule.cidr.network_address}:{missing[0]} is in a reserved range and not in the owner's list" if missing else ""
+
+
+# -- asking a running guard ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A grant that holds, and for how many seconds more."""
+
+    id: str
+    rule: EgressRule
+    seconds: float
+
+
+def grant(directory: Path, grant_id: str, rule: EgressRule, seconds: float) -> Standing:
+    """Let the instance whose guard's folder is `directory` reach `rule` for `seconds`. `rule.reason` is recorded.
+
+    The same id and rule again sets a new end. ProvisionError when the guard refuses, such as a reserved address, or is not there.
+    """
+    request = Grant(grant_id, rule, 0).to_json()
+    return _standing(ask_guard(directory, "grant", seconds=seconds, **request)["grant"])
+
+
+def revoke(directory: Path, grant_id: str) -> bool:
+    """End a grant now, with every flow that it allowed. False when there was none of that id (any more)."""
+    return bool(ask_guard(directory, "revoke", id=grant_id)["revoked"])
+
+
+def list_grants(directory: Path) -> tuple[Standing, ...]:
+    """The grants that hold now, the one that ends first in front."""
+    return tuple(_standing(row) for row in ask_guard(directory, "grants")["grants"])
+
+
+def _standing(row: dict[str, Any]) -> Standing:
+    return Standing(row["id"], _parse_rule(row["rule"], row["reason"]), float(row["seconds"]))

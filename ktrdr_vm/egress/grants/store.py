@@ -1,0 +1,80 @@
+"""The grants that hold, on disk: a guard that was started again takes up those that have not ended, and never one that has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.egress.grant import MAX_SECONDS, Grant, parse_grant
+from ktrdr_vm.host.clock import boottime, read_boot_id
+from ktrdr_vm.host.durable import write_durably
+
+
+class GrantBook:
+    """`path` is a small JSON file, replaced whole and synced before a change counts."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = boottime, boot_id: str | None = None) -> None:
+        self._path = path
+        self._clock = clock
+        self._boot_id = read_boot_id() if boot_id is None else boot_id
+        self._grants = {grant.id: grant for grant in self._read() if grant.ends > clock()}
+
+    def _read(self) -> list[Grant]:
+        try:
+            data = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError):
+            return []  # nothing can be said for it, so nothing is open
+        found = []
+        now = self._clock()
+        # Moments of another boot mean nothing here; what was suspended or shut down meanwhile has ended.
+        if isinstance(data, dict) and data.get("boot_id") == self._boot_id and isinstance(data.get("grants"), list):
+            for row in data["grants"]:
+                try:
+                    ends = float(row["ends"])
+                    if now < ends <= now + MAX_SECONDS:
+                        found.append(Grant(**{**vars(parse_grant({**row, "seconds": 1}, 0)), "ends": ends}))
+                except (ValueError, KeyError, TypeError):
+                    continue
+        return found
+
+    def _save(self, grants: dict[str, Grant]) -> None:
+        rows: list[dict[str, Any]] = [grant.to_json() | {"ends": grant.ends} for grant in grants.values()]
+        write_durably(self._path, (json.dumps({"boot_id": self._boot_id, "grants": rows}) + "\n").encode())
+
+    @property
+    def standing(self) -> tuple[Grant, ...]:
+        """Those that have not been ended; the one that holds longest first."""
+        return tuple(sorted(self._grants.values(), key=lambda grant: -grant.ends))
+
+    @property
+    def next_end(self) -> float:
+        """When the next one ends, on the clock; infinity when there is none."""
+        return min((grant.ends for grant in self._grants.values()), default=float("inf"))
+
+    def remaining(self, grant: Grant) -> float:
+        return max(0.0, grant.ends - self._clock())
+
+    def add(self, grant: Grant) -> None:
+        """Raises HostError when it cannot be written; then it does not hold."""
+        changed = {**self._grants, grant.id: grant}
+        self._save(changed)
+        self._grants = changed
+
+    def remove(self, grant_id: str) -> Grant | None:
+        """It ends even when that cannot be written, and then HostError says so: a restarted guard would take it up again."""
+        grant = self._grants.pop(grant_id, None)
+        if grant is not None:
+            self._save(self._grants)
+        return grant
+
+    def take_ended(self) -> list[Grant]:
+        """Those whose time is over, taken out. The file needs no change: it says when they ended."""
+        now = self._clock()
+        ended = [grant for grant in self._grants.values() if grant.ends <= now]
+        for grant in ended:
+            del self._grants[grant.id]
+        return ended

@@ -1,0 +1,129 @@
+"""What the guard tells HAProxy while it runs, over its runtime socket: which names are granted, and whose connections end now."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ktrdr_vm.egress.client import short_name
+from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.plan.guard_interface import GRANT_MAPS
+
+TIMEOUT = 1.0
+# Commands in one line, of which HAProxy takes 16 KiB.
+_AT_ONCE = 24
+_SESSION = re.compile(r"^(0x[0-9a-f]+): .*?^  frontend=(\S+) .*? addr=(\S+)$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A connection that the proxy carries by address: HAProxy's id of it, and where the guest meant to go."""
+
+    id: str
+    address: str
+    port: int
+
+
+class ProxyControl:
+    """`directory` is the guard's folder with the socket and the maps."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def answers(self) -> bool:
+        """True when HAProxy answers on its runtime socket."""
+        try:
+            return bool(self.ask("show info"))
+        except ProvisionError:
+            return False
+
+    def write_maps(self, maps: Mapping[str, Mapping[str, str]], files: Iterable[str] = GRANT_MAPS) -> None:
+        """The files that HAProxy reads when it starts: map name to key and value, which for a granted name is its room."""
+        for file in files:
+            path = self._directory / file
+            fresh = path.with_name(f".{file}.new")
+            fresh.touch(mode=0o600)
+            fresh.write_text("".join(f"{name} {room}\n" for name, room in maps.get(file, {}).items()))
+            # For who reads the configuration, and nobody else.
+            configuration = self._directory / "proxy.cfg"
+            os.chown(fresh, -1, configuration.stat().st_gid if configuration.exists() else -1)
+            fresh.chmod(0o440)
+            fresh.rename(path)
+
+    def load_maps(self, maps: Mapping[str, Mapping[str, str]], files: Iterable[str] = GRANT_MAPS) -> None:
+        """The same into the process that runs, each map whole: never a moment with half of it."""
+        for file in files:
+            path = self._directory / file
+            version = re.search(r"New version created: (\d+)", self.ask(f"prepare map {path}"))
+            if version is None:
+                raise ProvisionError("the proxy does not take a new map", where=str(path), hint="look into guard.log")
+            entries = "".join(f"{name} {room}\n" for name, room in maps.get(file, {}).items())
+            if entries:
+                self.expect_nothing(f"add map @{version[1]} {path} <<\n{entries}")
+            self.expect_nothing(f"commit map @{version[1]} {path}")
+
+    def end_rooms(self, rooms: Iterable[str]) -> None:
+        """End every connection that a granted name was the reason for."""
+        for room in rooms:
+            for backend in ("granted_tls", "granted_http"):
+                self.expect_nothing(f"shutdown sessions server {backend}/{room}")
+
+    def list_by_address(self) -> list[Session]:
+        """The connections that are there because an address and port were allowed."""
+        found = []
+        for session, frontend, place in _SESSION.findall(self.ask("show sess all")):
+            address, _, port = place.rpartition(":")
+            if frontend == "other" and port.isdigit():
+                found.append(Session(session, address, int(port)))
+        return found
+
+    def end_sessions(self, sessions: Iterable[Session]) -> None:
+        for session in sessions:
+            self.ask(f"shutdown session {session.id}")
+
+    def change_list(self, verb: Literal["add", "del"], list_file: str, entries: Sequence[str]) -> None:
+        """Entries without a space; one that is not there, or is there already, is no error."""
+        for first in range(0, len(entries), _AT_ONCE):
+            self.ask(";".join(f"{verb} acl {self._directory / list_file} {entry}" for entry in entries[first : first + _AT_ONCE]))
+
+    def clear_list(self, list_file: str) -> None:
+        self.expect_nothing(f"clear acl {self._directory / list_file}")
+
+    def matches(self, list_file: str, name: str) -> bool:
+        """Is the name in a list as HAProxy holds it?"""
+        return "match=yes" in self.ask(f"get acl {self._directory / list_file} {name}")
+
+    def find_room(self, map_file: str, name: str) -> str:
+        """The room that a map gives for the name, or nothing."""
+        found = re.search(r'found=yes.* value="([^"]+)"', self.ask(f"get map {self._directory / map_file} {name}"))
+        return found[1] if found else ""
+
+    def count_lost_lines(self) -> int:
+        """Lines of its log that nobody had taken in time, since it started."""
+        found = re.search(r"^DroppedLogs: (\d+)$", self.ask("show info"), re.MULTILINE)
+        return int(found[1]) if found else 0
+
+    def expect_nothing(self, command: str) -> None:
+        said = self.ask(command).strip()
+        if said:
+            raise ProvisionError(f"the proxy says: {said[:200]}", where=command.splitlines()[0], hint="look into guard.log")
+
+    def ask(self, command: str) -> str:
+        """One command and its answer. ProvisionError when there is none within a second."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(TIMEOUT)
+                with short_name(self._directory / "stats.sock") as name:
+                    connection.connect(name)
+                connection.sendall(command.encode() + b"\n")
+                said = b""
+                while piece := connection.recv(1 << 16):
+                    said += piece
+        except OSError as error:
+            raise ProvisionError(f"the proxy does not answer: {error}", where=str(self._directory), hint="look into guard.log") from None
+        return said.decode("utf-8", "replace")

@@ -1,0 +1,98 @@
+"""The guard's hold on credentials that never enter the guest: in its own memory, and in that of the proxy, which adds them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from ktrdr_vm.egress.child_process import bind_early
+from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.proxy.control import ProxyControl
+from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.plan.guard_interface import OPEN, VALUES
+from ktrdr_vm.profile.scalars import MAX_HEADER
+
+_HEADER_VALUE = re.compile(rf"[!-~](?:[ -~]{{0,{MAX_HEADER - 2}}}[!-~])?")
+
+
+class Brokers:
+    """`routes` are guard.json's: secret, port and gate of each. A guard that starts has no value and knows of no gate."""
+
+    def __init__(self, routes: list[dict[str, Any]], proxy: ProxyControl, ledger: Ledger) -> None:
+        self._gates = {str(route["secret"]): str(route["after"]) for route in routes}
+        self._ports = [int(route["port"]) for route in routes]
+        self._proxy = proxy
+        self._ledger = ledger
+        self._values: dict[str, str] = {}
+        self._open: dict[str, str] = {}
+        self._told = not routes
+        # The proxy knows of a map when a rule looks into it.
+        self._maps = (VALUES, OPEN) if any(self._gates.values()) else (VALUES,)
+        if routes:
+            proxy.write_maps({}, self._maps)
+
+    def listen(self, gateway: str) -> dict[str, socket.socket]:
+        """The ports that stand for the hosts, by the names that the proxy's configuration has for them."""
+        return {f"KTRDR_FD_BROKER_{port}": bind_early(socket.SOCK_STREAM, gateway, port) for port in self._ports}
+
+    @property
+    def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+        """What commands may ask."""
+        return {"broker_give": self._give, "broker_take": self._take, "broker_list": self._list, "gate_passed": self._pass}
+
+    def proxy_started(self) -> None:
+        """One that has just begun has empty maps: it refuses until it is told."""
+        self._told = not self._gates
+
+    def tell(self) -> None:
+        """Say what the proxy was not told yet. One that does not listen yet hears it at the next look; nothing is told of values."""
+        if self._told:
+            return
+        with contextlib.suppress(KtrdrError):
+            self._proxy.load_maps({VALUES: self._values, OPEN: self._open}, self._maps)
+            self._told = True
+
+    def _give(self, request: dict[str, Any]) -> dict[str, Any]:
+        """ValueError for a secret that is not brokered here, and for what is no value of a header."""
+        name, value = self._require(request), request["value"]
+        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+            raise ValueError(f"{name} is no value of a header")
+        self._values[name] = value
+        return self._changed("given", name)
+
+    def _take(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = self._require(request)
+        self._values.pop(name, None)
+        return self._changed("taken back", name)
+
+    def forget(self) -> None:
+        """Take every value back: the machine that they were given for has ended."""
+        for name in sorted(self._values):
+            del self._values[name]
+            self._changed("taken back, its machine has ended", name)
+
+    def _pass(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A gate has passed; what waits for it is open from now on."""
+        gate = str(request["gate"])
+        self._open |= {name: "passed" for name, after in self._gates.items() if after and after == gate}
+        return self._changed(f"the gate {gate[:100]} has passed", "")
+
+    def _list(self, _request: dict[str, Any]) -> dict[str, Any]:
+        """Names only: which values are held, which are open, and whether the proxy has them."""
+        self.tell()
+        return {"held": sorted(self._values), "open": sorted(self._open), "told": self._told}
+
+    def _changed(self, message: str, name: str) -> dict[str, Any]:
+        self._ledger.write("broker", "note", rule=name, message=message)
+        self._told = False
+        self.tell()
+        return {"ok": True}
+
+    def _require(self, request: dict[str, Any]) -> str:
+        name = str(request["name"])
+        if name not in self._gates:
+            raise ValueError(f"{name[:100]!a} is not brokered in this instance")
+        return name

@@ -1,0 +1,253 @@
+"""The resolver as a process: its sockets, its upstreams, and its channel to the guard. It has no privilege and reads hostile bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Callable
+from typing import cast
+
+import dns.asyncbackend
+import dns.asyncquery
+import dns.exception
+import dns.message
+import dns.rdata
+import dns.rdatatype
+import dns.resolver
+
+from ktrdr_vm.egress.resolver.decisions import Resolver, Upstream
+from ktrdr_vm.egress.rules import Rules, rules_from_json
+from ktrdr_vm.plan.egress_policy import compile_policy
+from ktrdr_vm.profile.egress_rule import EgressRule
+
+# Bounds of one guest: queries under way and open TCP connections.
+IN_FLIGHT = 64
+TCP_CONNECTIONS = 16
+UPSTREAM_TIMEOUT = 2.0
+HESITATION = 0.7
+
+
+def ask_upstream(servers: list[str], port: int = 53) -> Upstream:
+    """Ask over UDP, over TCP when the answer was cut. A server that hesitates is joined by the next; the first answer counts."""
+
+    async def ask(name: str) -> dns.message.Message:
+        query = dns.message.make_query(name, dns.rdatatype.A, use_edns=0, payload=1232)
+
+        async def one(server: str) -> dns.message.Message:
+            message, _ = await dns.asyncquery.udp_with_fallback(query, server, timeout=UPSTREAM_TIMEOUT, port=port)
+            return message
+
+        waiting: set[asyncio.Task[dns.message.Message]] = set()
+        last: BaseException = OSError("no upstream is configured on the host")
+        try:
+            for number, server in enumerate(servers, start=1):
+                waiting.add(asyncio.ensure_future(one(server)))
+                while waiting:
+                    done, waiting = await asyncio.wait(
+                        waiting, timeout=HESITATION if number < len(servers) else None, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    for task in done:
+                        error = task.exception()
+                        if error is None:
+                            return task.result()
+                        last = error
+                    if not done or number < len(servers):
+                        break
+        finally:
+            for task in waiting:
+                task.cancel()
+        raise last
+
+    return ask
+
+
+def find_upstreams() -> list[str]:
+    """The host's own resolvers, from its resolv.conf."""
+    try:
+        return [str(server) for server in dns.resolver.Resolver(configure=True).nameservers][:3]
+    except dns.exception.DNSException:
+        return []
+
+
+class WriterChannel:
+    """Typed requests to the guard over a SEQPACKET socket: one JSON object a packet, answered by number."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._number = 0
+        self._waiting: dict[int, asyncio.Future[list[str]]] = {}
+        self._counts: dict[str, int] = {}
+
+    def note(self, kind: str, verdict: str, **fields: object) -> None:
+        # When the guard is busy the line is lost; the decision stands, and a count says how many were.
+        if not self._send({"note": [kind, verdict, fields]}):
+            self.count("suppressed")
+
+    def count(self, rule: str) -> None:
+        """One more that gets no line of its own: `suppressed`, or `rate` for a question beyond the guest's share."""
+        self._counts[rule] = self._counts.get(rule, 0) + 1
+
+    def flush(self) -> None:
+        """Say the counts; what cannot be said now is kept."""
+        for rule, count in list(self._counts.items()):
+            if self._send({"count": [rule, count]}):
+                del self._counts[rule]
+
+    def _send(self, message: dict[str, object]) -> bool:
+        try:
+            self._channel.send(json.dumps(message).encode())
+        except OSError:
+            return False
+        return True
+
+    async def allow(self, name: str, addresses: list[str], ttl: int) -> list[str]:
+        self._number += 1
+        number = self._number
+        future: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            await asyncio.get_running_loop().sock_sendall(
+                self._channel, json.dumps({"allow": [name, addresses, ttl], "number": number}).encode()
+            )
+            return await asyncio.wait_for(future, 5)
+        finally:
+            del self._waiting[number]
+
+    async def listen(self, take_grants: Callable[[list[list[object]]], None]) -> None:
+        """Read what the guard says: answers to `allow`, and the grants that hold now."""
+        while True:
+            packet = await asyncio.get_running_loop().sock_recv(self._channel, 65536)
+            if not packet:
+                os._exit(0)  # the guard is gone: nothing may answer any more
+            reply = json.loads(packet)
+            if "grants" in reply:
+                take_grants(reply["grants"])
+                continue
+            waiting = self._waiting.get(reply["number"])
+            if waiting is not None and not waiting.done():
+                waiting.set_result(reply["accepted"])
+
+
+class _Udp(asyncio.DatagramProtocol):
+    def __init__(self, resolver: Resolver, writer: WriterChannel) -> None:
+        self._resolver = resolver
+        self._writer = writer
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._transport: asyncio.DatagramTransport | None = None
+        self._gateway = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+        self._gateway = str(transport.get_extra_info("sockname")[0])
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        assert self._transport is not None
+        # From the gateway's own address come the proxy, for names it has judged, and `egress test`.
+        own = addr[0] == self._gateway
+        if len(self._under_way) >= IN_FLIGHT or not self._resolver.admit(own=own):
+            self._writer.count("rate")
+            return
+        reply = self._resolver.recall(data)
+        if reply is not None:
+            self._transport.sendto(reply, addr)
+            return
+        task = asyncio.ensure_future(self._reply(data, addr, own))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def _reply(self, data: bytes, addr: tuple[str, int], own: bool) -> None:
+        assert self._transport is not None
+        reply = await self._resolver.answer(data, quiet=own)
+        if reply is not None:
+            self._transport.sendto(reply, addr)
+
+
+async def _serve(config: dict[str, object], udp: socket.socket, tcp: socket.socket, channel: socket.socket) -> None:
+    writer = WriterChannel(channel)
+    policy, exceptions = config["policy"], config["exceptions"]
+    assert isinstance(policy, dict) and isinstance(exceptions, list)
+    grants = config["grants"]
+    assert isinstance(grants, list)
+    resolver = Resolver(rules_from_json(policy, exceptions, grants), ask_upstream(find_upstreams()), writer.allow, writer.note)
+    renewing: set[asyncio.Task[None]] = set()
+
+    def take_grants(granted: list[list[object]]) -> None:
+        task = asyncio.ensure_future(resolver.refresh_names(resolver.set_rules(rules_from_json(policy, exceptions, granted))))
+        renewing.add(task)
+        task.add_done_callback(renewing.discard)
+
+    open_connections = 0
+
+    async def tcp_client(reader: asyncio.StreamReader, stream: asyncio.StreamWriter) -> None:
+        nonlocal open_connections
+        if open_connections >= TCP_CONNECTIONS:
+            stream.close()
+            return
+        open_connections += 1
+        try:
+            async with asyncio.timeout(10):
+                while True:
+                    size = int.from_bytes(await reader.readexactly(2), "big")
+                    data = await reader.readexactly(size)
+                    reply = await resolver.answer(data) if resolver.admit() else None
+                    if reply is None:
+                        return
+                    stream.write(len(reply).to_bytes(2, "big") + reply)
+                    await stream.drain()
+        except (asyncio.IncompleteReadError, TimeoutError, ConnectionError):
+            pass
+        finally:
+            open_connections -= 1
+            stream.close()
+
+    loop = asyncio.get_running_loop()
+    await loop.create_datagram_endpoint(lambda: _Udp(resolver, writer), sock=udp)
+    await asyncio.start_server(tcp_client, sock=tcp, limit=65536)
+    listening = asyncio.ensure_future(writer.listen(take_grants))
+    take_grants(grants)
+    while not listening.done():
+        await asyncio.sleep(1)
+        writer.flush()
+        await resolver.refresh()
+
+
+def rehearse_resolver() -> None:
+    """Answer one question, with an upstream of its own that answers with an alias. Raises what a guest's question would meet.
+
+    dnspython imports the modules of record types and its way to wait on sockets when it first needs them: all of them are loaded here.
+    """
+    dns.rdata.load_all_types()  # type: ignore[no-untyped-call]
+    asyncio.run(_rehearse())
+
+
+async def _rehearse() -> None:
+    dns.asyncbackend.get_default_backend()
+    asked, target, address = "rehearsal.example", "target.example.", "192.0.2.1"
+
+    async def upstream(name: str) -> dns.message.Message:
+        reply = dns.message.make_response(dns.message.make_query(name, dns.rdatatype.A))
+        reply.answer = [
+            dns.rrset.from_text(f"{name}.", 60, "IN", "CNAME", target),
+            dns.rrset.from_text(target, 60, "IN", "A", address),
+        ]
+        return dns.message.from_wire(reply.to_wire())
+
+    async def allow(_name: str, addresses: list[str], _ttl: int) -> list[str]:
+        return addresses
+
+    rules = Rules(compile_policy((EgressRule(host=asked, ports=(443,)),)))
+    resolver = Resolver(rules, upstream, allow, lambda *_words, **_fields: None)
+    query = dns.message.make_query(asked, dns.rdatatype.A, use_edns=0)
+    raw = await resolver.answer(query.to_wire())
+    found = {record.to_text() for rrset in dns.message.from_wire(raw or b"").answer for record in rrset}
+    if found != {address}:
+        raise RuntimeError(f"the resolver answers a question that it asked itself with {sorted(found)}, and not with {address}")
+
+
+def run_resolver(config: dict[str, object], udp: socket.socket, tcp: socket.socket, channel: socket.socket) -> None:
+    """Serve until the guard ends. The caller has given up every privilege."""
+    for one in (udp, tcp, channel):
+        one.setblocking(False)
+    asyncio.run(_serve(config, udp, tcp, channel))

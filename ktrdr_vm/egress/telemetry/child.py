@@ -1,0 +1,106 @@
+"""`DIRECTORY relay|sender CHANNEL PIPE [LISTENER]`: one of telemetry's two processes.
+
+It imports and reads what it needs, gives up every privilege, and only then touches a byte. The first packet of the channel is its
+configuration, each later one another run, or nothing new; then and once a second it sends what it has counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import socket
+import ssl
+import sys
+import threading
+import time
+from dataclasses import replace
+from typing import Any, get_args
+
+from ktrdr_vm.egress.child_process import drop_privileges
+from ktrdr_vm.egress.telemetry.otlp import PATHS, Encoding, OtlpError, Stamp, stamp_request
+from ktrdr_vm.egress.telemetry.relay import Relay, run_relay
+from ktrdr_vm.egress.telemetry.sender import Sender
+from ktrdr_vm.policy.load import read_collector_headers
+from ktrdr_vm.profile.collector import Collector
+
+_CLONE_NEWNET = 0x40000000
+# Of address space: a request of 2 MiB needs less than a tenth, whatever stands in it.
+_MEMORY = 2 * 1024 * 1024 * 1024
+
+
+def main() -> None:
+    role, descriptors, parent = sys.argv[2], [int(word) for word in sys.argv[3:]], os.getppid()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    channel = socket.socket(fileno=descriptors[0])
+    pipe = socket.socket(fileno=descriptors[1])
+    config: dict[str, Any] = json.loads(channel.recv(65536))
+    stamp = Stamp(config["instance_id"], config["environment"], config["run_id"])
+    _rehearse()
+    if role == "relay":
+        listener = socket.socket(fileno=descriptors[2])
+        relay = Relay(pipe, stamp)
+        _leave_network()
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+        os.nice(5)
+        drop_privileges(int(config["relay_uid"]), parent)
+        _rehearse()
+        channel.send(b'{"serves": 1}')
+        _watch(channel, relay)
+        run_relay(listener, relay)
+    else:
+        sender = _make_sender(config, stamp)
+        drop_privileges(int(config["sender_uid"]), parent)
+        _rehearse()
+        channel.send(b'{"serves": 1}')
+        _watch(channel, sender)
+        sender.serve(pipe)
+
+
+def _rehearse() -> None:
+    """Do once what imports modules when it is first done: the user that is to come may not be able to read them."""
+    "collector.example".encode("idna")
+    for encoding in get_args(Encoding):
+        stamp_request(PATHS[0], encoding, b"{}" if encoding == "application/json" else b"", Stamp("", "", ""))
+    with contextlib.suppress(OtlpError):
+        stamp_request(PATHS[0], "application/json", b"\xff", Stamp("", "", ""))
+
+
+def _leave_network() -> None:
+    """What reads the guest's bytes has a network without a way out; its listener stays where it was made."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "cannot leave the network")
+
+
+def _make_sender(config: dict[str, Any], stamp: Stamp) -> Sender:
+    collector = Collector(**config["collector"])
+    context = ssl.create_default_context(cafile=collector.ca_file or None) if collector.scheme == "https" else None
+    return Sender(collector, read_collector_headers(collector), context, stamp)
+
+
+def _watch(channel: socket.socket, one: Relay | Sender) -> None:
+    """Beside the work: hear of another run, and tell what was counted. Without the guard, or without each other, there is nothing to do."""
+
+    def tell(more: dict[str, int]) -> None:
+        if counts := one.tally.take() | more:
+            with contextlib.suppress(OSError):
+                channel.send(json.dumps(counts).encode())
+
+    def run() -> None:
+        channel.settimeout(1.0)
+        told = time.monotonic()
+        while not (isinstance(one, Relay) and one.broken):
+            with contextlib.suppress(TimeoutError):
+                packet = channel.recv(65536)
+                if not packet:
+                    break
+                one.stamp = replace(one.stamp, **json.loads(packet))
+                tell({"told": 1})
+            if time.monotonic() - told >= 1.0:
+                told = time.monotonic()
+                tell({})
+        os._exit(1)
+
+    threading.Thread(target=run, daemon=True).start()

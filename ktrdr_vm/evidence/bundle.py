@@ -1,0 +1,243 @@
+"""The pull-request bundle of a run: a directory and a `.tar.zst` that a reviewer needs nothing else for.
+
+Made from what the run left on the host; the instance need not exist any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from ktrdr_vm.errors import HostError, UsageError
+from ktrdr_vm.evidence.reader import find_workspace, parse_report
+from ktrdr_vm.guest.workspace import Repository, resolve_commit
+from ktrdr_vm.host import process
+from ktrdr_vm.host.git import BOUNDS, View, open_view, require_commit, require_ref
+from ktrdr_vm.host.runs import FinishedRun
+from ktrdr_vm.policy.owner_policy import OwnerPolicy
+from ktrdr_vm.report.pull_request import Change, find_missing, make_title, render_pull_request, require_startability
+
+COPIED = ("report.json", "report.html", "junit.xml", "events.jsonl", "egress.jsonl", "plan.json")
+MAX_NOTE = 256 * 1024
+MAX_PATCHES = 1000
+_SIGNING_LIMIT = 60.0
+_PUBLISH_LIMIT = 600.0
+_NAMESPACE = "ktrdr-vm"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A finished bundle. `ref` is what may be pushed, as `branch`, which this program names; empty when the workload committed nothing.
+
+    `work` is what the guest calls its branch: a word of the guest's, and no destination.
+    """
+
+    directory: Path
+    archive: Path
+    title: str
+    ref: str
+    branch: str
+    work: str
+    base: str
+    missing: tuple[str, ...]
+    signed: bool
+
+
+def make_bundle(run: Path, owner: tuple[int, int], policy: OwnerPolicy) -> Bundle:
+    """Write `bundle/` and `bundle.tar.zst` into the run's directory, owned by `owner`, replacing an earlier one.
+
+    NotConfirmedError when Startability did not pass, UsageError when the run has no report or its commits are gone.
+    """
+    return _make_bundle(FinishedRun(run), owner, policy)
+
+
+def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) -> Bundle:
+    contents = {name: content for name in COPIED if (content := _read_copied(run, name)) is not None}
+    contents |= {name: content for name in run.list("notes", ".md") if (content := _read_copied(run, name, MAX_NOTE)) is not None}
+    if "report.json" not in contents:
+        raise UsageError("this run has no report", where=str(run.path), hint="it still goes on, or was killed: apply again")
+    # From here on these bytes are the run: what stands on the disk may be another file by now.
+    report = parse_report(contents["report.json"], str(run.path / "report.json"))
+    require_startability(report)
+    changed = sorted(name for name, content in contents.items() if not run.confirms(name, content))
+    if changed and policy.signing_key:
+        raise UsageError(
+            f"{', '.join(changed[:5])} is not what the run wrote, so the owner's key does not sign it",
+            where=str(run.path),
+            hint="bundle a run that nobody changed, or apply again",
+        )
+    repository, ref, base = _find_work(run, report, contents.get("plan.json"))
+    notes = _name_notes(contents)
+    with run.build() as made:
+        directory = made / "bundle"
+        directory.mkdir(mode=0o700)
+        changes = _write_patches(repository, base, ref, directory / "patches") if repository and ref else ()
+        for name in COPIED:
+            if name in contents:
+                (directory / name).write_bytes(contents[name])
+        (directory / "PULL_REQUEST.md").write_text(render_pull_request(report, notes, changes), encoding="utf-8")
+        sums = "".join(f"{_digest(path)}  {path.relative_to(directory)}\n" for path in _files(directory))
+        (directory / "SHA256SUMS").write_text(sums, encoding="utf-8")
+        if policy.signing_key:
+            _sign(directory / "SHA256SUMS", policy.signing_key)
+        _pack(directory, made / "bundle.tar.zst", f"{report['instance_id']}-{report['run_id']}")
+        run.deliver(made, ("bundle", "bundle.tar.zst"), owner)
+    missing = find_missing(report, notes, changes)
+    if changed:
+        missing = [*missing, f"a confirmation of {', '.join(changed[:5])}: changed since the run ended, or of an older version"]
+    return Bundle(
+        run.path / "bundle",
+        run.path / "bundle.tar.zst",
+        make_title(report, changes),
+        ref,
+        f"ktrdr/{report['instance_id']}/{report['run_id']}" if ref else "",
+        ref.removeprefix(f"refs/ktrdr/{report['instance_id']}/"),
+        base,
+        tuple(missing),
+        bool(policy.signing_key),
+    )
+
+
+def _read_copied(run: FinishedRun, name: str, limit: int | None = None) -> bytes | None:
+    try:
+        return run.read(name, limit) if limit else run.read(name)
+    except FileNotFoundError:
+        return None
+
+
+def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
+    """Hand the bundle to the owner's command, as the repository's owner; returns what it printed. HostError when it fails."""
+    if not policy.publish_command:
+        raise UsageError(
+            "the owner of this host has named no command that publishes",
+            where="/etc/ktrdr-vm/policy.yaml",
+            hint="set `publish: {command: [...]}` there; docs/owner-policy.md has an example",
+        )
+    if not bundle.ref:
+        raise UsageError("there is no commit to publish", where=str(bundle.directory), hint="only what a workload committed can be pushed")
+    user, group = repository.owner if os.geteuid() == 0 and repository.owner[0] != 0 else (None, None)
+    environment = {
+        **{name: os.environ[name] for name in ("HOME", "USER", "LANG", "SSH_AUTH_SOCK", "XDG_CONFIG_HOME") if name in os.environ},
+        "KTRDR_REF": bundle.ref,
+        "KTRDR_BRANCH": bundle.branch,
+        "KTRDR_GUEST_BRANCH": bundle.work,
+        "KTRDR_BASE": bundle.base,
+        "KTRDR_TITLE": bundle.title,
+        "KTRDR_BODY_FILE": str(bundle.directory / "PULL_REQUEST.md"),
+        "KTRDR_BUNDLE": str(bundle.archive),
+    }
+    done = process.run(
+        list(policy.publish_command),
+        cwd=repository.root,
+        timeout=_PUBLISH_LIMIT,
+        environment=environment,
+        check=False,
+        user=user,
+        group=group,
+    )
+    if done.exit_code != 0:
+        raise HostError(
+            f"publishing failed with exit code {done.exit_code}: {done.error_text[-500:]}",
+            where=" ".join(policy.publish_command),
+            hint="the bundle is complete; mend the command or what it needs, and publish again",
+        )
+    return done.text
+
+
+def _find_work(run: FinishedRun, report: dict[str, Any], plan: bytes | None) -> tuple[Repository | None, str, str]:
+    """The repository, the ref that was judged, and the commit it began from. The ref must still be what was judged."""
+    repository, verification, where = find_workspace(run.path, plan), report["verification"], str(run.path / "report.json")
+    base = require_commit(report["base_commit"], where) if report["base_commit"] else ""
+    if repository is None or verification is None or not report["commits"] or not base:
+        return repository, "", base
+    judged = verification["commit"]
+    chosen = next((one for one in report["commits"] if one["commit"] == judged), None)
+    if chosen is None:
+        return repository, "", base
+    ref = require_ref(chosen["ref"], where)
+    require_commit(judged, where)
+    found = resolve_commit(repository, ref)
+    if found != judged:
+        raise UsageError(
+            f"{ref} is no longer the commit that was judged ({judged[:12]})",
+            where=str(repository.root),
+            hint="a later run replaced it; bundle that run, or apply again",
+        )
+    return repository, ref, base
+
+
+def _write_patches(repository: Repository, base: str, ref: str, folder: Path) -> tuple[Change, ...]:
+    """The series as `git am` takes it, and its subjects, newest first."""
+    folder.mkdir(mode=0o700)
+    with open_view(repository.place) as view:
+        return _write_series(view, base, ref, folder)
+
+
+def _write_series(view: View, base: str, ref: str, folder: Path) -> tuple[Change, ...]:
+    count = f"--max-count={MAX_PATCHES + 1}"
+    listed = view.git("log", "--format=%H %s", count, "--end-of-options", f"{base}..{ref}", "--", bounds=BOUNDS)
+    # By line feeds alone, as Git writes them: in a subject other characters may stand that Python takes for the end of a line.
+    changes = tuple(Change(*line.partition(" ")[::2]) for line in listed.text.split("\n") if line)
+    if len(changes) > MAX_PATCHES:
+        raise UsageError(f"more than {MAX_PATCHES} commits came back", where=ref, hint="let the workload squash its work")
+    options = ("--binary", "--no-ext-diff", "--no-textconv", "--no-signature", "--no-renames", "--stdout")
+    for number, change in enumerate(reversed(changes), 1):
+        with (folder / f"{number:04}-{change.commit[:12]}.patch").open("wb") as file:
+            view.git(
+                "format-patch", *options, "-1", f"--start-number={number}", "--end-of-options", change.commit,
+                stdout=file.fileno(), bounds=BOUNDS,
+            )  # fmt: skip
+    return changes
+
+
+def _name_notes(contents: dict[str, bytes]) -> dict[str, str]:
+    """The workload's notes by their plain names."""
+    found: dict[str, str] = {}
+    for name, content in contents.items():
+        if name.startswith("notes/"):
+            found.setdefault(name.rpartition("/")[2], content.decode("utf-8", "replace"))
+    return found
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (path for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sign(sums: Path, key: str) -> None:
+    done = process.run(["ssh-keygen", "-q", "-Y", "sign", "-f", key, "-n", _NAMESPACE, sums], timeout=_SIGNING_LIMIT, check=False)
+    if done.exit_code != 0:
+        raise HostError(
+            f"the bundle could not be signed: {done.error_text[-300:]}",
+            where=key,
+            hint="publish.signing_key in /etc/ktrdr-vm/policy.yaml names an SSH key without a passphrase, or remove it to go unsigned",
+        )
+
+
+def _pack(directory: Path, archive: Path, name: str) -> None:
+    """The same bytes for the same files: no times, no owners."""
+
+    def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.mtime = entry.uid = entry.gid = 0
+        entry.uname = entry.gname = ""
+        entry.mode = 0o755 if entry.isdir() else 0o644
+        return entry
+
+    with (
+        archive.open("wb") as file,
+        zstandard.ZstdCompressor(level=10).stream_writer(file) as compressed,
+        tarfile.open(fileobj=compressed, mode="w|") as packed,
+    ):
+        for path in (directory, *_files(directory)):
+            packed.add(path, arcname=str(Path(name) / path.relative_to(directory)), recursive=False, filter=plain)

@@ -1,0 +1,66 @@
+"""An interactive instance of what a run judged, to find out by hand what an agent found: `apply --from-run`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.errors import UsageError
+from ktrdr_vm.evidence.reader import find_workspace, read_document
+from ktrdr_vm.guest.workspace import resolve_commit
+from ktrdr_vm.host.git import require_commit, require_ref
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.runs import FinishedRun
+from ktrdr_vm.inputs.resolve import Gathered, gather_profile
+from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.profile.load import load_profile
+
+# Nobody works in it but the person, with the person's own time.
+_LEFT_OUT = ("workload", "verify", "gates", "artifacts", "ttl")
+
+
+def gather_run(run: Path, *, home: Home, instance_id: str | None = None) -> Gathered:
+    """What `apply` starts from: the run's own profile, interactive and without its workload, and the commit that was judged.
+
+    `run` is the run's directory. UsageError when its documents or its commits are gone.
+    """
+    documents = FinishedRun(run)
+    plan, report = _read(documents, "plan.json"), read_document(run)
+    find_workspace(run)
+    document = {key: value for key, value in plan["source"].items() if key not in _LEFT_OUT} | {"mode": "interactive"}
+    if document.get("workspace") is not None:
+        document["workspace"] = {**document["workspace"], "uncommitted": "ignore", "include": []}
+    # JSON is YAML; it goes through every check of a profile again.
+    loaded = load_profile(json.dumps(document), str(run / "plan.json"), _no_parent)
+    name = instance_id or f"{plan['instance_id'][:50].rstrip('-')}--again"
+    gathered = gather_profile(loaded, home=home, workspace=Path(plan["facts"]["workspace"]), instance_id=name)
+    repository = gathered.repository
+    if repository is None:
+        return gathered
+    verification = report.get("verification") or {}
+    commit = verification.get("commit") or report["base_commit"]
+    ref = next((one["ref"] for one in report["commits"] if one["commit"] == commit), "")
+    where = str(run / "report.json")
+    found = resolve_commit(repository, require_ref(ref, where) if ref else require_commit(commit, where))
+    if found != commit:
+        raise UsageError(
+            f"the commit {commit[:12]} of that run is no longer where it was",
+            where=str(repository.root),
+            hint="a later run replaced its ref; name that run, or fetch the commit back",
+        )
+    facts = replace(gathered.plan.facts, base_commit=commit, base_ref=ref or gathered.plan.facts.base_ref)
+    fresh = Plan(gathered.plan.profile, facts, gathered.plan.identity, gathered.plan.source)
+    return replace(gathered, plan=fresh, repository=replace(repository, commit=commit, ref=ref))
+
+
+def _read(run: FinishedRun, name: str) -> dict[str, Any]:
+    try:
+        return run.document(name)
+    except FileNotFoundError:
+        raise UsageError("this run has no such document", where=str(run.path / name), hint="it still goes on, or was killed") from None
+
+
+def _no_parent(reference: str, source: str) -> tuple[str, bytes]:
+    raise UsageError(f"{reference} is not looked for", where=source, hint="a run's profile extends nothing any more")

@@ -1,0 +1,232 @@
+"""Facts before the plan: everything of the host, the repository and the clock-free world that a plan depends on.
+
+Needs neither root nor a running libvirt, and creates nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from ktrdr_vm.errors import DocumentError, HostError, UsageError
+from ktrdr_vm.guest.workspace import Repository, find_repository
+from ktrdr_vm.host import process
+from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
+from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_file
+from ktrdr_vm.host.owner import find_owner
+from ktrdr_vm.host.package_sources import Destination, find_sources
+from ktrdr_vm.host.paths import Home, find_shipped
+from ktrdr_vm.identity import Identity, derive_instance_id, parse_instance_id
+from ktrdr_vm.images.recipe import Recipe, load_recipe
+from ktrdr_vm.inputs.references import check_places, check_references, digest_playbooks, find_playbook
+from ktrdr_vm.inputs.trusted import compare
+from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
+from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.policy.ceiling import check_presets
+from ktrdr_vm.policy.load import read_policy
+from ktrdr_vm.policy.owner_policy import HINT as POLICY_HINT
+from ktrdr_vm.policy.owner_policy import OwnerPolicy, check_policy
+from ktrdr_vm.policy.reach import Reach
+from ktrdr_vm.profile.collector import Collector
+from ktrdr_vm.profile.egress_rule import EgressRule
+from ktrdr_vm.profile.load import HINT, LoadedProfile, build_profile, load_profile
+from ktrdr_vm.profile.model import ImageRef, Profile
+from ktrdr_vm.profile.preset import load_preset
+from ktrdr_vm.profile.strict_yaml import MAX_BYTES
+
+# A machine type that every QEMU since Debian 12's has, spelled out so that a template stays what it was.
+MACHINE = "pc-q35-7.2"
+# The user of a stock cloud image; cloud-init makes it when the image has none.
+STOCK_USER = "ktrdr"
+REFERENCE_HINT = "correct the name, or write what it names; `ktrdr-vm validate` shows all errors at once"
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A profile that may run here, the plan it makes, and what else was found on the way."""
+
+    loaded: LoadedProfile
+    policy: OwnerPolicy
+    plan: Plan
+    accelerator: Accelerator
+    repository: Repository | None
+    recipe: Recipe | None
+    playbooks: tuple[tuple[str, Path], ...]
+    beyond: tuple[Reach, ...] = ()
+    """What the profile wants beyond the same file on a branch that its owner trusts."""
+
+
+def read_profile(path: Path, workspace: Path | None = None) -> LoadedProfile:
+    """Load a profile file and what it extends; every problem at once. What lies in the workspace is no link."""
+    return load_profile(_read(path, workspace), str(path), _read_parent)
+
+
+def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()) -> Gathered:
+    """Everything that `plan`, `render` and `apply` start from. `gates`, when given, replace the profile's."""
+    return gather_profile(read_profile(profile_path, workspace), home=home, workspace=workspace, instance_id=instance_id, gates=gates)
+
+
+def gather_profile(
+    loaded: LoadedProfile, *, home: Home, workspace: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()
+) -> Gathered:
+    """The same for a profile that is read already."""
+    policy = read_policy()
+    root = workspace.resolve()
+    if not str(root).isprintable():
+        # A plan is text, and so are the documents in it.
+        raise UsageError("the name of the workspace is no plain text", where=ascii(str(root)), hint="rename the folder")
+    named, refused = check_references(loaded, root, gates=not gates), check_policy(loaded, policy, str(root))
+    refused = refused or check_places(loaded, root, policy.mount_roots)
+    if named or refused:
+        raise DocumentError([*named, *refused], hint=REFERENCE_HINT if named else POLICY_HINT)
+    if policy.longest_life and not loaded.profile.ttl:
+        loaded.data["ttl"] = f"{policy.longest_life}s"
+        loaded.profile = build_profile(loaded.data)
+    profile = loaded.profile
+    repository = find_repository(root, profile.workspace.source) if profile.workspace else None
+    identity = _identity(instance_id, root, repository)
+    playbooks = tuple((gate, find_playbook(gate, root, trusted=bool(gates))) for gate in gates or profile.gates)
+    recipe, image = _image(profile.image, home)
+    kernel = Path(image.directory, "vmlinuz")
+    accelerator = find_accelerator(kernel if kernel.exists() else None)
+    owner, presets = find_owner(), _presets(profile)
+    if beyond := check_presets(profile, presets, policy.ceiling, policy.uses):
+        raise DocumentError([loaded.problem(path, message) for path, message in beyond], hint=POLICY_HINT)
+    facts = Facts(
+        accelerator=accelerator.name,
+        emulator=str(process.find_program(EMULATOR) or f"/usr/bin/{EMULATOR}"),
+        machine=MACHINE,
+        cpu_controller=_has_cpu_controller(),
+        home=str(home.root),
+        image=image,
+        owner_uid=owner[0],
+        owner_gid=owner[1],
+        workspace=str(root),
+        base_ref=repository.branch if repository else "",
+        base_commit=repository.commit if repository else "",
+        playbooks=digest_playbooks(playbooks, root),
+        presets=presets,
+        owner_reserved=tuple(sorted(policy.reserved)),
+        collector=_find_collector(profile, policy),
+        lending=_find_lending(profile, policy),
+    )
+    plan = Plan(profile, facts, identity, loaded.data)
+    return Gathered(loaded, policy, plan, accelerator, repository, recipe, playbooks, compare(loaded, repository, policy))
+
+
+def _identity(instance_id: str | None, root: Path, repository: Repository | None) -> Identity:
+    if instance_id is not None:
+        return parse_instance_id(instance_id)
+    if repository is None:
+        repository = find_repository(root)
+    return derive_instance_id(repository.name, repository.branch or repository.commit[:12])
+
+
+def _image(ref: ImageRef, home: Home) -> tuple[Recipe | None, ImageFacts]:
+    if ref.url:
+        # The checksum is the digest: it says all that there is to say about the content.
+        directory = str(home.images / ref.sha256)
+        format_ = "qcow2" if Path(directory, "disk.qcow2").exists() else "raw"
+        name = ref.url.rsplit("/", 1)[-1]
+        return None, ImageFacts(name, ref.sha256, directory, boot="disk", disk_format=format_, user=STOCK_USER)  # type: ignore[arg-type]
+    path = find_shipped("images", f"{ref.recipe}.yaml")
+    assert path is not None, "checked with the other references"
+    recipe = load_recipe(path)
+    return recipe, ImageFacts(
+        name=recipe.name,
+        digest=recipe.digest,
+        directory=str(home.images / recipe.digest),
+        kernel_args=" ".join(recipe.kernel_args) if not isinstance(recipe.kernel_args, str) else recipe.kernel_args,
+        user=recipe.user,
+    )
+
+
+def _presets(profile: Profile) -> tuple[tuple[str, tuple[EgressRule, ...]], ...]:
+    """What each preset of the profile stands for. The clients are slow to answer, so they are asked at the same time."""
+    named = sorted({rule.preset for rule in profile.egress.allow if rule.preset})
+    lists = {preset: path for preset in named if (path := find_shipped("profiles/egress", f"{preset}.yaml"))}
+    wanted, owner = [preset for preset in named if preset not in lists], find_owner()
+    found: dict[str, tuple[Destination, ...] | Exception] = {}
+
+    def ask(preset: str) -> None:
+        try:
+            found[preset] = find_sources(preset, owner)
+        except Exception as error:  # told below, in the thread that waits
+            found[preset] = error
+
+    asking = [threading.Thread(target=ask, args=(preset,)) for preset in wanted]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    rules = []
+    for preset in named:
+        if preset in lists:
+            rules.append((preset, load_preset(_read(lists[preset]), str(lists[preset])).rules))
+            continue
+        sources = found[preset]
+        if isinstance(sources, Exception):
+            raise sources
+        reason = f"preset {preset}"
+        rules.append((preset, tuple(EgressRule(host=host, ports=(port,), preset=preset, reason=reason) for host, port in sources)))
+    return tuple(rules)
+
+
+def _find_collector(profile: Profile, policy: OwnerPolicy) -> Collector | None:
+    if not profile.telemetry.otlp:
+        return None
+    if importlib.util.find_spec("opentelemetry") is None or importlib.util.find_spec("opentelemetry.proto") is None:
+        raise HostError(
+            "telemetry needs the packages of OpenTelemetry", where="telemetry", hint="install this program as ktrdr-vm[telemetry]"
+        )
+    return policy.collector
+
+
+def _find_lending(profile: Profile, policy: OwnerPolicy) -> Lending:
+    """A machine that nobody may ask anything for is made as small as its profile says."""
+    kinds = policy.escalations.kinds if profile.asks else ()
+    if "resources" not in kinds:
+        return Lending(mounts="mount" in kinds)
+    return Lending("mount" in kinds, policy.largest.vcpus, policy.largest.memory)
+
+
+def _has_cpu_controller() -> bool:
+    """cgroup v2 lists its controllers, v1 mounts each."""
+    unified = Path("/sys/fs/cgroup/cgroup.controllers")
+    if unified.exists():
+        return "cpu" in unified.read_text().split()
+    return Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists() or Path("/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us").exists()
+
+
+def _read(path: Path, workspace: Path | None = None) -> bytes:
+    """What a person typed may be a link of theirs; what lies beneath the workspace may be a branch's, and is none."""
+    root = (workspace or Path()).resolve()
+    place = find_place(Path.cwd() / path, (root,))
+    try:
+        if place.root == root:
+            with os.fdopen(open_file(place), "rb") as file:
+                return file.read(MAX_BYTES + 1)
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(path), hint="name a file that exists and may be read") from None
+
+
+def _read_parent(reference: str, source: str) -> tuple[str, bytes]:
+    """What a profile extends: a file beneath the profile's own folder, or a shipped profile by name."""
+    folder = Place(Path(source).resolve().parent)
+    try:
+        place = folder.join(reference)
+        with os.fdopen(open_file(place), "rb") as file:
+            return str(place.path), file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        pass
+    except UnsafePathError as error:
+        raise UsageError(f"{reference} is outside the profile's folder: {error.message}", where=source, hint=HINT) from None
+    shipped = find_shipped("profiles", reference if reference.endswith(".yaml") else f"{reference}.yaml")
+    if shipped is None:
+        raise UsageError(f"{reference} is neither beside the profile nor shipped", where=source, hint=HINT)
+    return str(shipped), _read(shipped)

@@ -1,0 +1,107 @@
+"""A profile as it stands on the branch that its owner trusts, and what the one at hand wants beyond it.
+
+An agent may have written the branch that is checked out. Without a policy that says where secrets may go, a person is asked before
+theirs go to a place that the trusted branch does not send them to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path, PurePosixPath
+
+from ktrdr_vm.errors import DocumentError, KtrdrError, UsageError
+from ktrdr_vm.guest.workspace import Repository
+from ktrdr_vm.host.git import View, open_view
+from ktrdr_vm.host.paths import find_shipped
+from ktrdr_vm.policy.owner_policy import OwnerPolicy
+from ktrdr_vm.policy.reach import Reach, find_beyond
+from ktrdr_vm.profile.load import LoadedProfile, load_profile
+from ktrdr_vm.profile.model import Profile
+from ktrdr_vm.profile.strict_yaml import MAX_BYTES
+
+_DEFAULTS = ("main", "master")
+
+
+def list_refs(policy: OwnerPolicy, repository: Repository) -> tuple[str, ...]:
+    """Branches of this repository that the owner's policy trusts; none when it says nothing of it."""
+    common = repository.common
+    places = {repository.root.resolve()} | ({common.parent if common.name == ".git" else common} if common else set())
+    return tuple(dict.fromkeys(ref for one in policy.projects if Path(one.path).resolve() in places for ref in one.refs))
+
+
+def compare(loaded: LoadedProfile, repository: Repository | None, policy: OwnerPolicy) -> tuple[Reach, ...]:
+    """What the profile wants beyond the same file on a trusted branch.
+
+    Nothing for a profile that is no file of the repository, for a repository that stands on a trusted branch, and where there is none.
+    """
+    if repository is None:
+        return ()
+    source = Path(loaded.source).absolute()
+    with contextlib.suppress(OSError):
+        source = source.parent.resolve() / source.name
+    if not source.is_relative_to(repository.root):
+        return ()
+    refs = list_refs(policy, repository) or policy.prepare_refs or _DEFAULTS
+    if repository.branch in refs:
+        return ()
+    with open_view(repository.place) as view:
+        if refs is _DEFAULTS and _find_default(view) == repository.branch:
+            return ()
+        commit = next((found for ref in _spell(refs) if (found := _resolve(view, ref))), "")
+        if commit in ("", repository.commit):
+            return ()
+        before = _read_profile(view, commit, str(source.relative_to(repository.root)))
+    return find_beyond(loaded.profile, before)
+
+
+def require_accepted(beyond: tuple[Reach, ...], where: str) -> None:
+    """UsageError when a secret would go where the trusted branch sends none."""
+    carried = [one.text for one in beyond if one.carries]
+    if carried:
+        raise UsageError(
+            f"this branch's profile wants more for secrets than the trusted branch's: {'; '.join(carried[:5])}",
+            where=where,
+            hint="read it, then --accept-changes; or merge it first; the owner's policy can say where secrets may go (secrets.uses)",
+        )
+
+
+def _spell(refs: tuple[str, ...]) -> list[str]:
+    listed = ["refs/remotes/origin/HEAD"] if refs is _DEFAULTS else []
+    return [*listed, *(f"{place}/{ref}" for ref in refs for place in ("refs/heads", "refs/remotes/origin"))]
+
+
+def _find_default(view: View) -> str:
+    """The branch that the repository was cloned for; empty where it does not say."""
+    found = view.git("symbolic-ref", "--quiet", "refs/remotes/origin/HEAD", check=False).text.strip()
+    return found.removeprefix("refs/remotes/origin/")
+
+
+def _resolve(view: View, ref: str) -> str:
+    found = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}", check=False)
+    return found.text.strip() if found.exit_code == 0 else ""
+
+
+def _read_profile(view: View, commit: str, path: str) -> Profile | None:
+    """None when it is not there, or was no profile of this version."""
+
+    def read(name: str) -> bytes:
+        word = f"{commit}:{name}"
+        size = view.git("cat-file", "-s", "--end-of-options", word, check=False).text.strip()
+        if not size.isdigit() or int(size) > MAX_BYTES:
+            raise UsageError("there is no such file", where=word, hint="commit it")
+        return view.git("cat-file", "blob", "--end-of-options", word).stdout
+
+    def read_parent(reference: str, source: str) -> tuple[str, bytes]:
+        parts = PurePosixPath(source).parent / reference
+        if ".." not in PurePosixPath(reference).parts:
+            with contextlib.suppress(KtrdrError):
+                return str(parts), read(str(parts))
+        shipped = find_shipped("profiles", reference if reference.endswith(".yaml") else f"{reference}.yaml")
+        if shipped is None:
+            raise UsageError(f"{reference} is not there", where=source, hint="commit it")
+        return str(shipped), shipped.read_bytes()
+
+    try:
+        return load_profile(read(path), path, read_parent).profile
+    except (DocumentError, KtrdrError):
+        return None

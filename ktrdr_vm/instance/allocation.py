@@ -1,0 +1,63 @@
+"""What an instance is given when it is made: a slot, and with it addresses and users; a host key and a login."""
+
+from __future__ import annotations
+
+import json
+
+from ktrdr_vm.errors import HostError
+from ktrdr_vm.host import process
+from ktrdr_vm.host.durable import write_durably
+from ktrdr_vm.host.journal import Journal, list_journals
+from ktrdr_vm.host.paths import Home, InstancePaths
+from ktrdr_vm.plan.facts import SLOTS, Allocation, allocate
+
+
+def find_free_slot(home: Home) -> int:
+    """The first slot that no journal of this home and no interface of this host has. To be called under the slots' lock."""
+    taken = {journal.slot for journal in list_journals(home)}
+    addresses = _local_addresses()
+    for slot in range(SLOTS):
+        gateway = allocate(slot, genid="", host_key="", host_public_key="", login_public_key="").gateway
+        if slot not in taken and gateway not in addresses:
+            return slot
+    raise HostError("every slot is taken", where=str(home.instances), hint="destroy instances; `ktrdr-vm list` shows them")
+
+
+def require_room(home: Home, instance_id: str, most: int) -> None:
+    """HostError when the host has as many other instances as its owner allows."""
+    others = sum(journal.instance_id != instance_id for journal in list_journals(home))
+    if others >= most:
+        raise HostError(
+            f"{others} instances are there, and the owner of this host allows {most}",
+            where=str(home.instances),
+            hint="`ktrdr-vm list` shows them; `ktrdr-vm gc` and `ktrdr-vm destroy` make room",
+        )
+
+
+def create_keys(paths: InstancePaths) -> None:
+    """The guest's SSH host key and the one login, both made here; the private halves are the owner's alone."""
+    # Imported with the first key: listing instances needs no cryptography.
+    from ktrdr_vm.host.keys import generate_keypair
+
+    folder = paths.host_key.parent
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for path in (paths.host_key, paths.login_key):
+        private, public = generate_keypair()
+        write_durably(path.with_suffix(".pub"), public.encode() + b"\n")
+        write_durably(path, private.encode())
+
+
+def read_allocation(paths: InstancePaths, journal: Journal) -> Allocation:
+    """What the instance was given, from its journal and its keys."""
+    return allocate(
+        journal.slot,
+        genid=journal.genid,
+        host_key=paths.host_key.read_text(),
+        host_public_key=paths.host_key.with_suffix(".pub").read_text().strip(),
+        login_public_key=paths.login_key.with_suffix(".pub").read_text().strip(),
+    )
+
+
+def _local_addresses() -> set[str]:
+    listed = json.loads(process.run(["ip", "-4", "-j", "addr", "show"], timeout=10).stdout)
+    return {entry["local"] for link in listed for entry in link.get("addr_info", []) if "local" in entry}

@@ -1,0 +1,185 @@
+"""Instances as the host knows them: journals, libvirt metadata, tap aliases and nft comments, joined by instance_id.
+
+Losing the state directory loses no knowledge. What does not carry our mark is never listed and never touched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from typing import Any
+
+from ktrdr_vm.errors import BusyError, KtrdrError
+from ktrdr_vm.host import process
+from ktrdr_vm.host.journal import is_locked, list_directories, list_journals, remove_dead_locks
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.nft import list_tables, read_comment
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.running import end_process
+from ktrdr_vm.identity import TABLE_PREFIX, Identity, make_home_token, parse_instance_id
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.resources.domain import find_qemu
+from ktrdr_vm.instance.resources.guard import look_at_guard
+
+_MARK = re.compile(r"ktrdr-vm instance_id=([a-z0-9-]{1,63}) home=([0-9a-f]{8})")
+
+
+@dataclass
+class Found:
+    """One instance_id and where it was seen."""
+
+    instance_id: str
+    mode: str = "unknown"
+    state: str = "no domain"
+    created_at: str = ""
+    busy: bool = False
+    kept: bool = False
+    """A person lives in it, or asked for it to be kept."""
+    rest: str = ""
+    """suspending, suspended or resuming, by the journal."""
+    expires_at: str = ""
+    expired: bool = False
+    """Has its time to live ended? Then it goes, whoever lives in it."""
+    faults: tuple[str, ...] = ()
+    """What of its guard does not serve, while it runs."""
+    seen: set[str] = field(default_factory=set)
+
+    @property
+    def note(self) -> str:
+        """What disagrees: an instance has a journal, a firewall and a domain, or a run is at work on it."""
+        if self.busy:
+            return "a run is at work"
+        if self.rest == "suspended":
+            return ""
+        if self.rest:
+            return f"interrupted while {self.rest}: `ktrdr-vm resume` or `ktrdr-vm suspend` it again"
+        missing = [what for what in ("journal", "firewall", "tap", "domain") if what not in self.seen]
+        return f"incomplete: no {', no '.join(missing)}" if missing else "; ".join(self.faults)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "instance_id": self.instance_id,
+            "mode": self.mode,
+            "state": self.state,
+            "created_at": self.created_at,
+            "expires_at": self.expires_at,
+            "busy": self.busy,
+            "seen": sorted(self.seen),
+            "note": self.note,
+        }
+
+
+def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
+    """The union of what is written down and what is there, sorted by instance_id. What another home made is its own."""
+    found: dict[str, Found] = {}
+
+    def seen(instance_id: str, where: str) -> Found:
+        entry = found.setdefault(instance_id, Found(instance_id))
+        entry.seen.add(where)
+        return entry
+
+    for journal in list_journals(home):
+        entry = seen(journal.instance_id, "journal")
+        entry.mode, entry.created_at = journal.mode, journal.created_at
+        entry.expires_at, entry.expired = journal.expires_at, journal.expired
+        entry.kept = journal.kept or journal.mode == "interactive"
+        entry.rest = "" if journal.state == "awake" else journal.state
+    for directory in list_directories(home):
+        seen(directory.name, "directory")
+    for domain in libvirt.list_ours():
+        if domain.home != str(home.root):
+            continue
+        entry = seen(domain.instance_id, "domain")
+        entry.state, entry.mode = domain.state, domain.mode
+        # Also when its journal is lost: a person lives in it.
+        entry.kept = entry.kept or domain.mode == "interactive"
+    for table in list_tables(TABLE_PREFIX):
+        for instance_id in _marked(read_comment(table) or "", home):
+            seen(instance_id, "firewall")
+    for instance_id in _marked(process.run(["ip", "link", "show"], timeout=30).text, home):
+        seen(instance_id, "tap")
+    for entry in found.values():
+        if entry.rest == "suspended":
+            # libvirt may still know a definition of it, which is shut off; what counts is the saved state.
+            entry.state = entry.rest
+        if entry.state == "running" and "journal" in entry.seen:
+            entry.faults = tuple(look_at_guard(home.instance(entry.instance_id).guard))
+        entry.busy = is_locked(home.lock(entry.instance_id)) or _is_building(home, entry.instance_id)
+    return sorted(found.values(), key=lambda entry: entry.instance_id)
+
+
+def _is_building(home: Home, instance_id: str) -> bool:
+    """Is it the domain of a template that somebody builds? Such a one has the lock of its template."""
+    prefix, _, key = instance_id.partition("--")
+    return prefix == "template" and any(is_locked(path) for path in home.locks.glob(f"template-{key}*.lock"))
+
+
+def _marked(text: str, home: Home) -> set[str]:
+    """Instance ids of this home among the marks in what a tool lists."""
+    token = make_home_token(str(home.root))
+    return {instance_id for instance_id, owner in _MARK.findall(text) if owner == token}
+
+
+def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict[str, str]]:
+    """Remove what no living run holds and no person lives in, and what has outlived its time. Rows of action, instance_id, reason."""
+    rows = []
+    for entry in find_instances(home, libvirt):
+        if not entry.busy and (entry.expired or not entry.kept):
+            rows += _collect(home, libvirt, entry, dry_run=dry_run)
+        elif "tap" in entry.seen and not dry_run and Instance(home, parse_instance_id(entry.instance_id), libvirt).close_unguarded():
+            rows.append({"action": "closed", "instance_id": entry.instance_id, "reason": "its guard does not run; apply starts it again"})
+    if not dry_run:
+        remove_dead_locks(home.locks)
+    return rows + _collect_halves(home, dry_run=dry_run)
+
+
+def collect_expired(home: Home, libvirt: Libvirt) -> list[dict[str, str]]:
+    """Only what has outlived its time: cheap enough for every `apply`. Rows as above."""
+    expired = {journal.instance_id for journal in list_journals(home) if journal.expired}
+    found = [entry for entry in find_instances(home, libvirt) if entry.instance_id in expired] if expired else []
+    return [row for entry in found if not entry.busy for row in _collect(home, libvirt, entry, dry_run=False)]
+
+
+def _collect(home: Home, libvirt: Libvirt, entry: Found, *, dry_run: bool) -> list[dict[str, str]]:
+    reason = f"its time to live ended at {entry.expires_at}" if entry.expired else entry.note or "its run has ended"
+    action = "would remove" if dry_run else "removed"
+    instance = Instance(home, parse_instance_id(entry.instance_id), libvirt)
+    try:
+        if not dry_run:
+            with instance.locked():
+                if not entry.expired and instance.is_kept():
+                    return []  # since we looked, a run has ended and left it to a person
+                instance.destroy()
+    except BusyError:
+        return []  # a run took it up meanwhile
+    except KtrdrError as error:
+        action, reason = "failed", f"{error}; next: {error.hint}"
+    return [{"action": action, "instance_id": entry.instance_id, "reason": reason}]
+
+
+def _collect_halves(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
+    """What a build of an image or a template left that was killed, gigabytes at times. One that goes on holds its lock."""
+    rows = []
+    for folder, locks, lock in ((home.templates, home.locks, "template-{}.lock"), (home.images, home.images, ".lock-{}")):
+        for path in sorted([*folder.glob(".new-*"), *folder.glob(".gone-*")]):
+            key = path.name.split("-")[1]
+            if is_locked(locks / lock.format(key)):
+                continue
+            reason = "half built, and nobody builds it"
+            action = "would remove" if dry_run else "removed"
+            if not dry_run:
+                try:
+                    # Its QEMU may live on, also when libvirt has forgotten it; a domain that libvirt knows is an instance above.
+                    for pid in find_qemu(Identity(f"template--{key[:12]}").domain, path) if folder == home.templates else []:
+                        end_process(pid)
+                    # Out of sight first: whoever begins to build it now makes a new one.
+                    doomed = path if path.name.startswith(".gone-") else path.rename(folder / f".gone-{key}-{os.getpid()}")
+                    shutil.rmtree(doomed)
+                except FileNotFoundError:
+                    continue  # another took it away
+                except OSError as error:
+                    action, reason = "failed", f"{path}: {error.strerror}; next: remove it by hand"
+            rows.append({"action": action, "instance_id": path.name, "reason": reason})
+    return rows

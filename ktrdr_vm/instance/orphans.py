@@ -1,0 +1,49 @@
+"""What looks like ours on the host and belongs to no instance: of earlier versions, of lost state, of processes that were killed.
+
+It is shown and not removed: without our mark it might be somebody else's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.host import process
+from ktrdr_vm.host.journal import list_directories, read_journal
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.nft import list_tables, read_comment
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.identity import DOMAIN_PREFIX, TABLE_PREFIX, TAP_PREFIX
+from ktrdr_vm.instance.inventory import find_instances
+
+_TAP = re.compile(rf"{TAP_PREFIX}[0-9]{{10}}")
+_MARK = "ktrdr-vm instance_id="
+
+
+def find_leftovers(home: Home, libvirt: Libvirt) -> list[tuple[str, str]]:
+    """What it is, and what takes it away. HostError or ProvisionError when the host cannot be asked."""
+    found = []
+    for entry in find_instances(home, libvirt):
+        if entry.note.startswith("incomplete"):
+            found.append((f"the instance {entry.instance_id} is {entry.note}", "ktrdr-vm gc"))
+    for directory in list_directories(home):
+        try:
+            read_journal(directory / "journal.json")
+        except KtrdrError as error:
+            found.append((f"{directory.name}: {error.message}", error.hint))
+    links = json.loads(process.run(["ip", "-j", "link", "show"], timeout=10).stdout or b"[]")
+    names = {str(link["ifname"]) for link in links}
+    for link in links:
+        if _TAP.fullmatch(link["ifname"]) and _MARK not in link.get("ifalias", ""):
+            found.append((f"the tap {link['ifname']} carries no mark", f"ip link del {link['ifname']}"))
+    for rule in json.loads(process.run(["ip", "-j", "rule", "show"], timeout=10).stdout or b"[]"):
+        name = str(rule.get("iif", ""))
+        if _TAP.fullmatch(name) and name not in names:
+            found.append((f"a routing rule is there for the tap {name}, which is not", f"ip rule del iif {name}"))
+    for table in list_tables(TABLE_PREFIX):
+        if _MARK not in (read_comment(table) or ""):
+            found.append((f"the table inet {table} carries no mark", f"nft delete table inet {table}"))
+    for name in libvirt.list_strangers(DOMAIN_PREFIX):
+        found.append((f"the domain {name} carries no metadata of ours", f"virsh destroy {name}; virsh undefine {name}"))
+    return found

@@ -1,0 +1,110 @@
+"""The virtual machine itself. A disposable one is transient: when it ends, however it ends, libvirt forgets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ktrdr_vm.errors import ForeignError, ProvisionError
+from ktrdr_vm.guest.agent import give_identity, give_network
+from ktrdr_vm.host.confinement import PROFILES, has_profile, make_memory_rules, remove_profile, write_profile
+from ktrdr_vm.host.fork import fill_memory, load_state
+from ktrdr_vm.host.libvirt import DomainFacts
+from ktrdr_vm.host.running import end_process, find_processes
+from ktrdr_vm.instance.resources.base import Resource
+from ktrdr_vm.plan.domain_xml import render_interface, shares_memory, to_text
+
+
+class Domain(Resource):
+    kind = "domain"
+
+    @property
+    def name(self) -> str:
+        return self.target.identity.domain
+
+    def exists(self) -> bool:
+        return self._find() is not None or bool(self._processes()) or has_profile(self.target.identity.uuid)
+
+    def _find(self) -> DomainFacts | None:
+        """The domain; an error when another state directory made it: the same instance_id may live there."""
+        facts = self.target.libvirt.find(self.name)
+        if facts is not None and facts.home != str(self.target.paths.home):
+            raise ForeignError(
+                f"the domain {self.name} belongs to another state directory, {facts.home}",
+                where=self.name,
+                hint="choose another --instance-id, or set $KTRDR_VM_HOME; what is not ours is never touched",
+            )
+        return facts
+
+    def _processes(self) -> list[int]:
+        return find_qemu(self.name, self.target.paths.directory)
+
+    def create(self) -> None:
+        plan = self.blueprint.plan
+        facts = self._find()
+        if facts is not None and facts.state not in ("shutoff", "crashed"):
+            return
+        libvirt, xml, persistent = self.target.libvirt, self.blueprint.documents["domain.xml"], plan.profile.mode == "interactive"
+        template = self.blueprint.template
+        if template is None or not template.thaw:
+            libvirt.start(self.name, xml, persistent=persistent)
+            return
+        # A later start of the same machine, after it was suspended, opens the same memory.
+        vhost = plan.facts.accelerator == "kvm"
+        write_profile(libvirt, self.target.identity.uuid, make_memory_rules(template.memory, template.state, vhost=vhost))
+        libvirt.start(self.name, xml, persistent=persistent, paused=True)
+        self._fill_memory(Path(template.memory))
+        load_state(libvirt, self.name, Path(template.state))
+        libvirt.resume(self.name)
+        # Everything that makes it its own machine comes before its NIC; the firewall stands since before the tap.
+        give_identity(libvirt, self.name, self.target.identity, plan.facts.image.user, self.blueprint.allocation)
+        libvirt.attach(self.name, to_text(render_interface(self.target.identity)))
+        give_network(libvirt, self.name, self.target.identity, self.blueprint.allocation)
+
+    def _fill_memory(self, source: Path) -> None:
+        """A fork whose memory is its own is given the template's; another one maps it."""
+        plan = self.blueprint.plan
+        if shares_memory(plan.profile, plan.facts):
+            pids = self._processes()
+            if len(pids) != 1:
+                raise ProvisionError(f"{len(pids)} processes of QEMU run {self.name}", where=self.name, hint="look at its console.log")
+            fill_memory(pids[0], source)
+
+    def verify(self) -> list[str]:
+        facts = self._find()
+        if facts is None:
+            return ["the domain is gone"]
+        differences = []
+        if facts.instance_id != self.target.identity.instance_id:
+            differences.append(f"its metadata names {facts.instance_id}")
+        if facts.state != "running":
+            differences.append(f"it is {facts.state}")
+        return differences
+
+    def remove(self) -> None:
+        facts = self._find()
+        if facts is not None and facts.persistent:
+            # A disk that is kept is flushed first; libvirt ends QEMU politely.
+            self.target.libvirt.stop(self.name)
+        # A disposable one is not asked, which saves QEMU's own second of shutting down. libvirtd may also have lost its domain.
+        for pid in self._processes():
+            end_process(pid)
+        if self._find() is not None:
+            self.target.libvirt.stop(self.name)
+        if self._processes():
+            raise ProvisionError(f"QEMU of {self.name} does not end", where=self.name, hint=self.by_hand())
+        remove_profile(self.target.identity.uuid)
+
+    def by_hand(self) -> str:
+        profile = f"; rm -f {PROFILES}/libvirt-{self.target.identity.uuid}*" if has_profile(self.target.identity.uuid) else ""
+        return f"virsh destroy {self.name}; virsh undefine {self.name}{profile}"
+
+
+def find_qemu(domain: str, directory: Path | None = None) -> list[int]:
+    """Processes of QEMU that run this domain: their arguments say `guest=<domain>,`, and name a file in `directory`."""
+    marker = f"guest={domain},".encode()
+    # libvirt writes its block devices as JSON.
+    place = json.dumps(f"{directory}/")[1:-1].encode() if directory is not None else b""
+    return find_processes(
+        lambda words: b"qemu" in words[0] and any(word.startswith(marker) for word in words) and any(place in word for word in words)
+    )

@@ -1,0 +1,245 @@
+"""The instance's egress process. Started before the tap exists, so the guest's first question is already answered by it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.errors import KtrdrError, ProvisionError
+from ktrdr_vm.host import process
+from ktrdr_vm.host.journal import is_locked
+from ktrdr_vm.host.rights import set_rights
+from ktrdr_vm.host.running import find_processes
+from ktrdr_vm.instance.resources.base import Resource
+from ktrdr_vm.plan.plan import canonical_json, plain
+from ktrdr_vm.policy.load import read_collector_headers
+
+# An import of Python and dnspython on a slow disk; the usual time is a few tenths of a second.
+START_LIMIT = 30.0
+STOP_LIMIT = 5.0
+# For a part that ended to serve again.
+MEND_LIMIT = 3.0
+# For one that lives to answer.
+BUSY_LIMIT = 15.0
+_POLL = 0.05
+
+# Of files: the proxy's group may read them.
+PROXY = 0o440
+
+
+class Guard(Resource):
+    kind = "guard"
+
+    @property
+    def name(self) -> str:
+        return str(self.target.paths.guard)
+
+    def exists(self) -> bool:
+        return self.target.paths.guard.exists() or bool(find_guards(self.target.paths.guard))
+
+    def create(self) -> None:
+        directory = self.target.paths.guard
+        if is_locked(directory / "guard.lock"):
+            if not self._stale():
+                return
+            self.stop()
+        self._write_files()
+        ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            log_file = os.open(directory / "guard.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with os.fdopen(log_file, "ab") as log:
+                started = process.start_module("ktrdr_vm.egress.guard", [directory], stdout=ready_write, stderr=log)
+            os.close(ready_write)
+            ready_write = -1
+            self._wait_ready(started, ready_read)
+        finally:
+            os.close(ready_read)
+            if ready_write >= 0:
+                os.close(ready_write)
+
+    def _write_files(self) -> None:
+        directory, collector = self.target.paths.guard, self.blueprint.plan.collector
+        if collector is not None:
+            # The sender reads them for itself; what is wrong with them is said now.
+            read_collector_headers(collector)
+        directory.mkdir(mode=0o711, exist_ok=True)
+        directory.chmod(0o711)
+        for name, (text, mode) in self._files().items():
+            path = directory / name
+            path.unlink(missing_ok=True)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+                file.write(text)
+            if mode == PROXY:
+                set_rights(path, self.target.paths.home, group=_as_number(self.blueprint.allocation.proxy_uid))
+
+    def _stale(self) -> list[str]:
+        """Its files that are not the plan's: what runs was started for an earlier one."""
+        directory = self.target.paths.guard
+        return [name for name, (text, _) in self._files().items() if not _holds(directory / name, text)]
+
+    def _files(self) -> dict[str, tuple[str, int]]:
+        """What it is started from, with modes."""
+        blueprint = self.blueprint
+        allocation, identity, facts = blueprint.allocation, self.target.identity, blueprint.plan.facts
+        config = {
+            "instance_id": identity.instance_id,
+            "table": identity.table,
+            "tap": identity.tap,
+            "domain": identity.domain,
+            "gateway": allocation.gateway,
+            "proxy_uid": allocation.proxy_uid,
+            "resolver_uid": allocation.resolver_uid,
+            "exceptions": [[str(address), port] for address, port in facts.owner_reserved],
+            "ledger": str(self.target.paths.ledger),
+            "escalations": str(self.target.paths.escalations) if blueprint.plan.profile.asks else "",
+            "owner": list(facts.owner),
+            "telemetry": self._telemetry(),
+            "brokers": [{"secret": route.secret, "port": route.port, "after": route.broker.after} for route in blueprint.plan.routes],
+        }
+        # The proxy's user, and nobody else, reads its configuration and lists; the rest is the owner's.
+        return {
+            "guard.json": (canonical_json(config), 0o600),
+            "egress.json": (blueprint.documents["egress.json"], 0o600),
+            "ruleset.nft": (blueprint.documents["ruleset.nft"], 0o600),
+            "proxy.cfg": (blueprint.documents["proxy.cfg"], PROXY),
+            **{name: (text, PROXY) for name, text in blueprint.plan.egress.name_lists.items()},
+        }
+
+    def _telemetry(self) -> dict[str, Any] | None:
+        """What the relay and the sender are given. Headers are not among it: the sender reads them from the owner's file."""
+        plan, allocation = self.blueprint.plan, self.blueprint.allocation
+        if plan.collector is None:
+            return None
+        return {
+            "collector": plain(plan.collector),
+            "environment": plan.profile.mode,
+            "relay_uid": allocation.relay_uid,
+            "sender_uid": allocation.sender_uid,
+            "journal": str(self.target.paths.journal),
+        }
+
+    def _wait_ready(self, started: subprocess.Popen[bytes], ready: int) -> None:
+        readable, _, _ = select.select([ready], [], [], START_LIMIT)
+        if readable and os.read(ready, 16):
+            # It is not ours to wait for any more: it outlives this command, and init reaps it.
+            started.returncode = 0
+            return
+        if started.poll() is None:
+            started.kill()
+        started.wait()
+        log = (self.target.paths.guard / "guard.log").read_text(errors="replace")[-1000:].strip()
+        raise ProvisionError(
+            f"the guard did not start: {log or 'no message'}", where=self.name, hint="`ktrdr-vm doctor` checks HAProxy and nft"
+        )
+
+    def verify(self) -> list[str]:
+        """How it differs; a part that has not said yet that it serves is waited for, one that has ended for a moment only."""
+        try:
+            status = _wait_serving(self.target.paths.guard)
+        except KtrdrError as error:
+            return [error.message]
+        stale = self._stale()
+        return find_faults(status) + ([f"it runs with an earlier {', '.join(stale)}"] if stale else [])
+
+    def remove(self) -> None:
+        self.stop()
+        directory = self.target.paths.guard
+        if directory.exists():
+            for path in directory.iterdir():
+                path.unlink()
+            directory.rmdir()
+
+    def stop(self) -> None:
+        """End its processes. Its folder stays, and with it the grants, which the next one takes up."""
+        directory = self.target.paths.guard
+        for number, patience in ((signal.SIGTERM, STOP_LIMIT), (signal.SIGKILL, STOP_LIMIT)):
+            running = find_guards(directory)
+            if not running:
+                break
+            for pid in running:
+                try:
+                    os.kill(pid, number)
+                except ProcessLookupError:
+                    continue
+            end = time.monotonic() + patience
+            while find_guards(directory) and time.monotonic() < end:
+                time.sleep(0.01)
+        # A process that ends has no arguments any more before it lets go of its lock; the next guard would be taken for started.
+        end = time.monotonic() + STOP_LIMIT
+        while is_locked(directory / "guard.lock") and time.monotonic() < end:
+            time.sleep(0.01)
+        if find_guards(directory) or is_locked(directory / "guard.lock"):
+            raise ProvisionError("the guard does not end", where=self.name, hint=self.by_hand())
+
+    def by_hand(self) -> str:
+        pids = " ".join(str(pid) for pid in find_guards(self.target.paths.guard))
+        return (f"kill -KILL {pids}; " if pids else "") + f"rm -r {self.target.paths.guard}"
+
+
+def look_at_guard(directory: Path) -> list[str]:
+    """What of the guard of this folder does not serve now, with why, in sentences that stand alone. Waits for nothing."""
+    try:
+        return find_faults(_ask_status(directory))
+    except KtrdrError as error:
+        return [error.message]
+
+
+def find_faults(status: Mapping[str, Any]) -> list[str]:
+    """The parts that do not serve, each with its last words. `status` is the guard's own answer; one of an earlier version has none."""
+    parts: dict[str, Any] = status.get("parts", {})
+    return [f"{name} does not serve: {part['said'] or 'it has not started yet'}" for name, part in parts.items() if not part["serves"]]
+
+
+def _ask_status(directory: Path) -> dict[str, Any]:
+    if not is_locked(directory / "guard.lock"):
+        raise ProvisionError("the guard does not run; nothing leaves the instance", where=str(directory), hint="`ktrdr-vm apply` again")
+    return ask_guard(directory, "status")
+
+
+def _wait_serving(directory: Path) -> dict[str, Any]:
+    """The guard's status, once all serve, or when one that has ended is not back soon."""
+    began = time.monotonic()
+    while True:
+        try:
+            status = _ask_status(directory)
+        except KtrdrError:
+            # It lives and is busy: on a slow host with what it starts.
+            if time.monotonic() - began > BUSY_LIMIT or not is_locked(directory / "guard.lock"):
+                raise
+            time.sleep(_POLL)
+            continue
+        waiting = [part for part in status.get("parts", {}).values() if not part["serves"]]
+        limit = MEND_LIMIT if any(part["ends"] for part in waiting) else START_LIMIT
+        if not waiting or time.monotonic() - began > limit:
+            return status
+        time.sleep(_POLL)
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_text() == text
+    except OSError:
+        return False
+
+
+def find_guards(directory: Path) -> list[int]:
+    """The guard of this folder and its children: all of them name the folder in their arguments."""
+    marker = os.fsencode(directory)
+    return find_processes(lambda words: any(word == marker or word.startswith(marker + b"/") for word in words) and _is_guard(words))
+
+
+def _is_guard(words: list[bytes]) -> bool:
+    ours = {b"ktrdr_vm.egress.guard", b"ktrdr_vm.egress.child_main", b"ktrdr_vm.egress.telemetry.child", b"ktrdr_vm.approvals.loans"}
+    return bool(ours & set(words)) or words[0].endswith(b"haproxy")
+
+
+def _as_number(uid: str | int) -> int:
+    """The proxy's group has its user's number; what is not allocated yet has none."""
+    return int(uid) if str(uid).isdigit() else -1

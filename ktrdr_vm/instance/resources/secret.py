@@ -1,0 +1,219 @@
+"""A secret in the guest's memory, put there over SSH after boot: never in a seed, a disk, an argument or an environment."""
+
+from __future__ import annotations
+
+import base64
+import os
+import pwd
+import time
+
+from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.delivered_values import MAX_BYTES
+from ktrdr_vm.egress.expiry import TAKE
+from ktrdr_vm.errors import GuestError, HostError, ProvisionError, UsageError
+from ktrdr_vm.guest.protocol import Guest
+from ktrdr_vm.host import process
+from ktrdr_vm.host.owner import find_owner
+from ktrdr_vm.instance.resources.base import Blueprint, Resource, Target
+from ktrdr_vm.profile.model import Secret as SecretEntry
+
+GUEST_LIMIT = 30.0
+# Seconds for a run to take up a value that it must mask; it asks every few tenths of a second.
+MASKED_LIMIT = 10.0
+_ENDED = ("shutoff", "crashed", "shutdown")
+DIRECTORY = "/run/secrets"
+COMMAND_LIMIT = 60.0
+_CLIENT_VARIABLES = ("HOME", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "VAULT_ADDR")
+
+# tmpfs of its own, so that no other reader of /run can fill it; the value comes on standard input and touches no argument.
+_DELIVER = f"""set -eu
+umask 077
+mountpoint -q {DIRECTORY} || {{ mkdir -p {DIRECTORY}; mount -t tmpfs -o size=4m,mode=0711,nosuid,nodev,noexec ktrdr-secrets {DIRECTORY}; }}
+new="$TARGET.new"
+rm -f -- "$new"
+cat > "$new"
+chown -- "$OWNER" "$new"
+chmod -- "$MODE" "$new"
+mv -f -- "$new" "$TARGET"
+systemctl stop "ktrdr-secret-$NAME.timer" 2>/dev/null || true
+systemd-run --quiet --unit="ktrdr-secret-$NAME" --on-active="$TTL" --timer-property=AccuracySec=1s rm -f -- "$TARGET"
+"""
+
+
+# What stands in no profile: secrets that approvals delivered.
+_SWEEP = f"""status=0
+for file in {DIRECTORY}/*; do
+  [ -f "$file" ] || continue
+  size=$(stat -c %s -- "$file")
+  [ "$size" = 0 ] || dd if=/dev/zero of="$file" bs="$size" count=1 conv=notrunc status=none || status=1
+  rm -f -- "$file" || status=1
+done
+exit $status
+"""
+
+
+class Secret(Resource):
+    kind = "secret"
+
+    def __init__(self, target: Target, blueprint: Blueprint | None, entry: SecretEntry | None, name: str) -> None:
+        super().__init__(target, blueprint)
+        self._entry = entry
+        self._secret_name = name
+
+    @property
+    def key(self) -> str:
+        return f"secret:{self._secret_name}"
+
+    @property
+    def name(self) -> str:
+        return self._secret_name
+
+    def exists(self) -> bool:
+        """It lives in the domain's memory and nowhere else; without the domain there is none."""
+        if self._blueprint is None or self._entry is None:
+            return False
+        facts = self.target.libvirt.find(self.target.identity.domain)
+        if facts is None or facts.state != "running":
+            return False
+        found = self.blueprint.connect().run(["test", "-e", self._entry.path], become=True, timeout=GUEST_LIMIT)
+        return found.exit_code == 0
+
+    def create(self) -> None:
+        entry = self._entry
+        assert entry is not None, "a secret opened for removal cannot be made"
+        # The clock first: what is delivered has an end, also when this command is killed in between.
+        value = self.blueprint.read_secret(entry)
+        ask_guard(self.target.paths.guard, "given", name=entry.name, path=entry.path, seconds=entry.ttl)
+        self._announce(value)
+        delivered = self.blueprint.connect().run(
+            _DELIVER,
+            stdin=value,
+            environment={
+                "TARGET": entry.path,
+                "OWNER": self.blueprint.plan.facts.image.user,
+                "MODE": f"{entry.mode:04o}",
+                "NAME": entry.name,
+                "TTL": f"{entry.ttl}s",
+            },
+            become=True,
+            timeout=GUEST_LIMIT,
+        )
+        if delivered.exit_code != 0:
+            raise ProvisionError(
+                f"the secret {entry.name} could not be delivered: {delivered.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+                where=self.target.identity.instance_id,
+                hint="the guest needs tmpfs and systemd; any cloud image of a current distribution has both",
+            )
+
+    def _announce(self, value: bytes) -> None:
+        """Tell the guard the value, and wait until every run of the instance masks it: only then it may enter the guest."""
+        guard = self.target.paths.guard
+        ask_guard(guard, "value_add", name=self.name, value=base64.b64encode(value).decode())
+        end = time.monotonic() + MASKED_LIMIT
+        while ask_guard(guard, "value_unread")["unread"]:
+            if time.monotonic() > end:
+                raise ProvisionError(
+                    f"a run of this instance does not take up what it must mask, so {self.name} was not delivered",
+                    where=self.target.identity.instance_id,
+                    hint="look whether the run hangs, end it, and try again",
+                )
+            time.sleep(0.05)
+
+    def verify(self) -> list[str]:
+        return [] if self.exists() else ["it is not there; its time to live may have ended"]
+
+    def remove(self) -> None:
+        """Remove it in the guest, and see that it is gone; nothing to do when the machine, whose memory it is in, has ended.
+
+        ProvisionError when the guest stands still, does not answer, or keeps it: then its expiry stands as before.
+        """
+        if self._blueprint is None or self._entry is None:
+            return
+        facts = self.target.libvirt.find(self.target.identity.domain)
+        if facts is None or facts.state in _ENDED:
+            return
+        if facts.state != "running":
+            raise self._still_there(f"the machine is {facts.state}")
+        try:
+            done = self.blueprint.connect().run(
+                TAKE, environment={"TARGET": self._entry.path, "NAME": self._entry.name}, become=True, timeout=GUEST_LIMIT
+            )
+        except GuestError as error:
+            raise self._still_there(f"the guest does not answer: {error.message}") from None
+        if done.exit_code != 0 or self.exists():
+            raise self._still_there(done.stderr.decode("utf-8", "replace")[-200:].strip() or "the guest keeps it")
+        ask_guard(self.target.paths.guard, "gone", name=self._entry.name, path=self._entry.path)
+
+    def _still_there(self, why: str) -> ProvisionError:
+        return ProvisionError(
+            f"the secret {self.name} may still be in the guest: {why}",
+            where=self.target.identity.instance_id,
+            hint="its expiry stands; end it at its source, or `ktrdr-vm destroy` the instance",
+        )
+
+
+def sweep_secrets(guest: Guest) -> None:
+    """Remove whatever is left beneath /run/secrets in the guest. ProvisionError when something stays."""
+    done = guest.run(_SWEEP, become=True, timeout=GUEST_LIMIT)
+    if done.exit_code != 0:
+        raise ProvisionError(
+            f"{DIRECTORY} of the guest could not be emptied: {done.stderr.decode('utf-8', 'replace')[-200:].strip()}",
+            where=DIRECTORY,
+            hint="remove what lies there in the guest, then try again",
+        )
+
+
+def read_source(entry: SecretEntry) -> bytes:
+    """The value from its source on the host, read once, before anything exists."""
+    if entry.command:
+        return _ask_command(entry)
+    if entry.env:
+        value = os.environb.get(entry.env.encode())
+        if not value:
+            raise UsageError(
+                f"the variable {entry.env} of the secret {entry.name} is not set",
+                where="secrets",
+                hint="set it; under sudo, name it with --preserve-env",
+            )
+        return value
+    try:
+        descriptor = os.open(entry.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            value = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise HostError(
+            f"the secret {entry.name} cannot be read: {error.strerror}", where=entry.file, hint="see secrets.files in the owner's policy"
+        ) from None
+    if not value or len(value) > MAX_BYTES:
+        # Half a key would be delivered as if it were one.
+        raise HostError(
+            f"the secret {entry.name} is {'empty' if not value else f'larger than {MAX_BYTES >> 10} KiB'}",
+            where=entry.file,
+            hint="a secret is a value, such as a token or a key; larger files come with a mount",
+        )
+    return value
+
+
+def _ask_command(entry: SecretEntry) -> bytes:
+    """A vault's client or the like, as the person who calls, with what such clients need of the person's environment."""
+    user, group = find_owner()
+    is_root = os.geteuid() == 0
+    environment = {name: os.environ[name] for name in _CLIENT_VARIABLES if name in os.environ}
+    if is_root and user != 0:
+        environment |= {"HOME": pwd.getpwuid(user).pw_dir, "USER": pwd.getpwuid(user).pw_name}
+    done = process.run(
+        list(entry.command),
+        timeout=COMMAND_LIMIT,
+        environment=environment,
+        check=False,
+        user=user if is_root and user != 0 else None,
+        group=group if is_root and user != 0 else None,
+    )
+    value = done.stdout.rstrip(b"\n")
+    if done.exit_code != 0 or not value or len(value) > MAX_BYTES:
+        raise HostError(
+            f"the command of the secret {entry.name} ended with {done.exit_code} and {len(value)} bytes: {done.error_text[-200:]}",
+            where=entry.command[0],
+            hint="run it by hand as the same user; it must print the value and nothing else",
+        )
+    return value

@@ -1,0 +1,190 @@
+"""Snapshots: the disk of a running instance as it is at one moment, to begin another instance from.
+
+A snapshot is a disk. What begins from it boots from power-on with an identity of its own, and no secret of the one that it was taken of
+is in it. It lies in the instance's own folder and goes with it; what began from it is a copy and stays.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.guest.agent import wait_agent
+from ktrdr_vm.guest.protocol import Guest
+from ktrdr_vm.host import process
+from ktrdr_vm.host.clock import now
+from ktrdr_vm.host.durable import sync, write_durably
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home, open_template
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance.instance import Instance, SecretReader
+from ktrdr_vm.instance.resources.base import Notify, quiet
+from ktrdr_vm.instance.secrets import take_secrets
+from ktrdr_vm.plan.facts import TemplateFacts
+from ktrdr_vm.plan.plan import Plan
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
+COPY_LIMIT = 1800.0
+AGENT_LIMIT = 5.0
+
+# The next boot makes a machine-id when it finds none; the one that runs has read its own.
+_BLANK = """set -e
+cp /etc/machine-id /run/ktrdr-machine-id
+: > /etc/machine-id
+rm -f /var/lib/systemd/random-seed
+sync
+"""
+_UNBLANK = "[ ! -s /run/ktrdr-machine-id ] || cat /run/ktrdr-machine-id > /etc/machine-id; rm -f /run/ktrdr-machine-id"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One snapshot, as its manifest describes it. `size` counts the bytes that are really on the disk."""
+
+    instance_id: str
+    name: str
+    image: str
+    disk: int
+    """MiB."""
+    template: str
+    created_at: str
+    size: int
+
+
+def take_snapshot(
+    instance: Instance, name: str, *, read_secret: SecretReader, mount_roots: tuple[str, ...] = (), notify: Notify = quiet
+) -> Snapshot:
+    """Copy the disk of a running instance. It stands still for as long as that takes, and has its secrets again afterwards."""
+    if _NAME.fullmatch(name) is None:
+        raise UsageError(f"{name!a} is no name for a snapshot", hint="up to 63 of a-z, 0-9, . and -, such as before-upgrade")
+    instance.require_awake()
+    plan, journal = instance.plan, instance.require_journal()
+    place = instance.paths.snapshots / name
+    if place.exists():
+        raise UsageError(f"there is a snapshot {name} already", where=str(place), hint="choose another name, or --remove that one first")
+    partial = instance.paths.snapshots / f".new-{name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, mode=0o700)
+    try:
+        take_secrets(instance, notify)
+        try:
+            copy_disk(instance, partial / "disk.qcow2")
+        finally:
+            instance.complete(plan, read_secret=read_secret, mount_roots=mount_roots, notify=notify)
+        made = Snapshot(
+            instance_id=instance.identity.instance_id,
+            name=name,
+            image=plan.facts.image.digest,
+            disk=plan.profile.resources.disk,
+            template=journal.template,
+            created_at=now(),
+            size=(partial / "disk.qcow2").stat().st_blocks * 512,
+        )
+        write_durably(partial / "manifest.json", (json.dumps(asdict(made), indent=2) + "\n").encode())
+        sync(partial)
+        partial.rename(place)
+        sync(place.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return made
+
+
+def copy_disk(instance: Instance, target: Path) -> None:
+    """A consistent copy of a running instance's overlay, without its machine-id. The guest's writes are held back meanwhile."""
+    guest, libvirt, domain = instance.connect(), instance.libvirt, instance.identity.domain
+    _run(guest, _BLANK, "forget its machine-id")
+    try:
+        frozen = _freeze(libvirt, domain)
+        try:
+            # QEMU writes what it holds of the disk's own tables when it stops the machine.
+            libvirt.suspend(domain)
+            try:
+                process.run(["cp", "--reflink=auto", "--sparse=always", instance.paths.overlay, target], timeout=COPY_LIMIT)
+                target.chmod(0o600)
+                sync(target)
+            finally:
+                libvirt.resume(domain)
+        finally:
+            if frozen:
+                libvirt.agent(domain, "guest-fsfreeze-thaw", timeout=30)
+    finally:
+        _run(guest, _UNBLANK, "take its machine-id back")
+    _run(guest, f"date -u -s @{time.time():.3f}", "set its clock")
+
+
+def _freeze(libvirt: Libvirt, domain: str) -> bool:
+    """Hold the guest's file systems still. A guest without an agent has been told to sync, and its journal does the rest."""
+    try:
+        wait_agent(libvirt, domain, limit=AGENT_LIMIT)
+    except KtrdrError:
+        return False
+    return isinstance(libvirt.agent(domain, "guest-fsfreeze-freeze", timeout=60), int)
+
+
+def _run(guest: Guest, script: str, doing: str) -> None:
+    done = guest.run(script, become=True, timeout=120)
+    if done.exit_code != 0:
+        said = done.stderr.decode("utf-8", "replace")[-300:].strip()
+        raise ProvisionError(f"the guest could not {doing}: {said}", where="snapshot", hint="look in the guest")
+
+
+def list_snapshots(home: Home, instance_id: str) -> list[Snapshot]:
+    """Every finished snapshot of an instance, oldest first."""
+    found = []
+    for path in home.instance(instance_id).snapshots.glob("*/manifest.json"):
+        if path.parent.name.startswith("."):
+            continue
+        try:
+            found.append(Snapshot(**json.loads(path.read_bytes())))
+        except (OSError, ValueError, TypeError):
+            continue  # half of one; it goes with the instance
+    return sorted(found, key=lambda snapshot: snapshot.created_at)
+
+
+def remove_snapshot(home: Home, instance_id: str, name: str) -> bool:
+    """Take a snapshot away; False when there was none."""
+    place = home.instance(instance_id).snapshots / name
+    if _NAME.fullmatch(name) is None or not place.exists():
+        return False
+    doomed = place.with_name(f".gone-{name}")
+    place.rename(doomed)
+    shutil.rmtree(doomed)
+    return True
+
+
+def find_snapshot(home: Home, reference: str, plan: Plan) -> TemplateFacts | None:
+    """The template that ID@NAME stands on, if on any. UsageError when there is no such snapshot, or when the plan asks for another disk."""
+    instance_id, _, name = reference.partition("@")
+    identity = parse_instance_id(instance_id)
+    for snapshot in list_snapshots(home, identity.instance_id):
+        if snapshot.name == name:
+            break
+    else:
+        raise UsageError(f"there is no snapshot {reference!a}", hint=f"`ktrdr-vm snapshot {identity.instance_id}` lists them")
+    image, disk = plan.facts.image.digest, plan.profile.resources.disk
+    if snapshot.image != image or snapshot.disk != disk:
+        raise UsageError(
+            f"{reference} has image {snapshot.image[:12]} and {snapshot.disk} MiB, the profile asks for {image[:12]} and {disk} MiB",
+            hint="a branch keeps the image and the disk of what it began from",
+        )
+    return open_template(home, snapshot.template, thaw=False) if snapshot.template else None
+
+
+# cloud-init adds its key to those that it finds, and the network of the one that it began from is not its own.
+_ADOPT = """set -eu
+printf '%s\\n' "$KEY" > ~/.ssh/authorized_keys
+sudo -n rm -f /etc/systemd/network/05-ktrdr.network
+"""
+
+
+def adopt(guest: Guest, login_public_key: str) -> None:
+    """What a branch still has of the instance that it began from, taken away: nobody else's key opens it."""
+    done = guest.run(_ADOPT, environment={"KEY": login_public_key}, timeout=60)
+    if done.exit_code != 0:
+        raise ProvisionError("the branch could not be given its own login", where="snapshot", hint="look at its console.log")

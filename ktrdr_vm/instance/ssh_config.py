@@ -1,0 +1,43 @@
+"""What OpenSSH, and whatever calls it, is told of an instance: its own key, its pinned host key, nothing of the person's."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+from ktrdr_vm.host.durable import write_durably
+from ktrdr_vm.instance.allocation import read_allocation
+from ktrdr_vm.instance.instance import Instance
+
+
+def make_ssh_options(instance: Instance) -> dict[str, str]:
+    """OpenSSH's options by name. Nothing is forwarded and nothing is asked of an agent."""
+    allocation = read_allocation(instance.paths, instance.require_journal())
+    known_hosts = instance.paths.login_key.with_name("known_hosts")
+    write_durably(known_hosts, f"{instance.identity.instance_id} {allocation.host_public_key}\n".encode())
+    return {
+        "HostName": allocation.guest,
+        "User": instance.plan.facts.image.user,
+        "HostKeyAlias": instance.identity.instance_id,
+        "UserKnownHostsFile": str(known_hosts),
+        "GlobalKnownHostsFile": "/dev/null",
+        "StrictHostKeyChecking": "yes",
+        "IdentityFile": str(instance.paths.login_key),
+        "IdentitiesOnly": "yes",
+        "IdentityAgent": "none",
+        "ForwardAgent": "no",
+        "ForwardX11": "no",
+        "LogLevel": "ERROR",
+    }
+
+
+def make_inventory_host(options: Mapping[str, str]) -> dict[str, str]:
+    """What Ansible needs to know of a host: it calls OpenSSH, so everything else goes to that as it is."""
+    own = ("HostName", "User", "IdentityFile")
+    rest = [f"-o {shlex.quote(f'{name}={value}')}" for name, value in options.items() if name not in own]
+    return {
+        "ansible_host": options["HostName"],
+        "ansible_user": options["User"],
+        "ansible_ssh_private_key_file": options["IdentityFile"],
+        "ansible_ssh_common_args": " ".join(["-F /dev/null", *rest]),
+    }

@@ -1,0 +1,79 @@
+"""The end of an instance: its resources removed backward, every error collected, and the proof that nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ktrdr_vm.errors import ForeignError, HostError, KtrdrError, ProvisionError, ResidueError
+from ktrdr_vm.host.journal import Journal
+from ktrdr_vm.instance.resources.base import Notify, Resource, Target, Verb
+
+
+def tear_down(target: Target, resources: Sequence[Resource], journal: Journal | None, notify: Notify) -> None:
+    """Remove everything, then prove it. A ResidueError names what is left and what went wrong with it."""
+    errors: list[tuple[Resource, KtrdrError]] = []
+    foreign: set[str] = set()
+    for resource in reversed(resources):
+        began = time.monotonic()
+        if resource.kind == "secret":
+            # It lives in the domain's memory, which is the next thing to go.
+            continue
+        try:
+            there = resource.exists()
+            resource.remove()
+            with contextlib.suppress(HostError):  # a full disk: the journal then says too much, which does no harm
+                if journal is not None:
+                    journal.strike(resource.key)
+            verb: Verb = "removed" if there else "absent"
+        except ForeignError:
+            # Of that name, and somebody else's: none of it is this instance's, and nobody is told how to remove it.
+            foreign.add(resource.key)
+            verb = "absent"
+        except Exception as error:  # whatever one of them meets, the others go
+            known = error if isinstance(error, KtrdrError) else ProvisionError(str(error), where=resource.name, hint=resource.by_hand())
+            errors.append((resource, known))
+            verb = "failed"
+        with contextlib.suppress(OSError):  # the reader of our output may be gone
+            notify(resource.kind, resource.name, verb, time.monotonic() - began)
+    directory = target.paths.directory
+    left = find_residue(resource for resource in resources if resource.key not in foreign)
+    if not left:
+        with contextlib.suppress(OSError):  # what stays is named below
+            _remove_directory(directory)
+        left = [str(directory)] if directory.exists() else []
+    if left or errors:
+        reasons = "; ".join(f"{resource.kind}: {error.message}" for resource, error in errors)
+        by_hand = " && ".join(resource.by_hand() for resource, _ in errors) or f"ktrdr-vm destroy {target.identity.instance_id}"
+        raise ResidueError(
+            f"residue is left: {', '.join(left) or 'none'}" + (f" ({reasons})" if reasons else ""),
+            where=target.identity.instance_id,
+            hint=f"try again, or by hand: {by_hand}",
+            left=left,
+        )
+
+
+def find_residue(resources: Iterable[Resource]) -> list[str]:
+    """Which of them are on the host, asked of the host."""
+    found = []
+    for resource in resources:
+        if resource.kind == "secret":
+            continue
+        try:
+            if resource.exists():
+                found.append(f"{resource.kind} {resource.name}")
+        except (KtrdrError, OSError, ValueError) as error:
+            # What cannot be looked at cannot be said to be gone.
+            found.append(f"{resource.kind} {resource.name} (unknown: {getattr(error, 'message', error)})")
+    return found
+
+
+def _remove_directory(directory: Path) -> None:
+    if directory.exists():
+        # The journal goes last: while anything is there, it says whose it is.
+        for path in sorted(directory.iterdir(), key=lambda path: path.name == "journal.json"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        directory.rmdir()

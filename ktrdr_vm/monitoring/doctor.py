@@ -1,0 +1,218 @@
+"""What a run needs of the host, checked one by one, each with the way to get it. Changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Literal
+
+from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.host import process
+from ktrdr_vm.host.accelerator import find_accelerator
+from ktrdr_vm.host.capacity import read_available_memory
+from ktrdr_vm.host.confinement import find_fork_obstacle, is_confined
+from ktrdr_vm.host.foreign_rules import describe_obstacles, find_obstacles, join_fixes
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.nft import list_ruleset
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.ports import require_privileged_ports
+from ktrdr_vm.identity import TAP_PREFIX
+from ktrdr_vm.instance.orphans import find_leftovers
+from ktrdr_vm.plan.facts import POOL
+from ktrdr_vm.plan.guard_interface import LAST_PORT
+from ktrdr_vm.policy.load import read_policy
+
+State = Literal["ok", "warning", "missing"]
+
+LEGACY_TABLES = Path("/proc/net/ip_tables_names")
+_FREE_DISK = 8 << 30
+_FREE_MEMORY = 3072
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `doctor`. `fix` says how to get what is missing."""
+
+    name: str
+    state: State
+    detail: str
+    fix: str = ""
+
+
+def check_host(home: Home) -> list[Check]:
+    """Every check, in the order of a run's needs."""
+    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy(), _ports(), _addresses()]
+    checks += [_firewall(), _legacy_firewall(), *_leftovers(home)]
+    checks += [_disk(home), _memory()]
+    return [check for check in checks if check is not None]
+
+
+def _root() -> Check:
+    if os.geteuid() == 0:
+        return Check("root", "ok", "runs as root")
+    return Check("root", "warning", "taps, nftables and libvirt need root", "run `apply` and `destroy` with sudo")
+
+
+def _programs() -> list[Check]:
+    """The list that scripts/setup installs."""
+    found = []
+    for line in Path(__file__).parents[1].joinpath("host", "packages.txt").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        package, probes, purpose = line.split(maxsplit=2)
+        for probe in probes.split(","):
+            path = Path(probe) if probe.startswith("/") else process.find_program(probe)
+            if path is not None and path.exists():
+                found.append(Check(package, "ok", f"{path}: {purpose}"))
+                break
+        else:
+            found.append(
+                Check(package, "missing", f"not installed; needed for {purpose}", f"apt-get install {package}, or `make setup` for all")
+            )
+    return found
+
+
+def _virtiofsd() -> Check:
+    for path in ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"):
+        if Path(path).exists():
+            return Check("virtiofsd", "ok", path)
+    return Check("virtiofsd", "warning", "not installed; profiles with mounts cannot run", "apt-get install virtiofsd")
+
+
+def _libvirt() -> Check:
+    if os.geteuid() != 0:
+        return Check("libvirtd", "warning", "not asked without root", "sudo ktrdr-vm doctor")
+    try:
+        version = Libvirt().connect().getLibVersion()
+    except KtrdrError as error:
+        return Check("libvirtd", "missing", error.message, error.hint)
+    return Check("libvirtd", "ok", f"version {version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}")
+
+
+def _accelerator() -> Check:
+    verdict = find_accelerator()
+    if verdict.name == "kvm":
+        return Check("kvm", "ok", verdict.reason)
+    return Check(
+        "kvm", "warning", f"software emulation: {verdict.reason}", "enable virtualisation for this host; all works without, slower"
+    )
+
+
+def _tun() -> Check:
+    if Path("/dev/net/tun").exists():
+        return Check("tun", "ok", "/dev/net/tun")
+    return Check("tun", "missing", "/dev/net/tun is not there", "modprobe tun")
+
+
+def _apparmor() -> Check | None:
+    """Each instance brings the profile of its own QEMU: what is looked at is whether it can."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        libvirt = Libvirt()
+        if not is_confined(libvirt):
+            return None
+        obstacle = find_fork_obstacle(libvirt)
+    except KtrdrError:
+        return None  # what is wrong with libvirtd has a line of its own
+    if obstacle:
+        fix = "install libvirt-daemon-system again; without it every `apply` boots cold"
+        return Check("apparmor", "warning", f"{obstacle}; instances boot cold, without a template", fix)
+    return Check("apparmor", "ok", "each instance gets a profile for its own QEMU, with the memory of its own template")
+
+
+def _policy() -> Check:
+    try:
+        read_policy()
+    except KtrdrError as error:
+        return Check("policy", "missing", str(error), error.hint)
+    return Check("policy", "ok", "the owner's policy can be read, or there is none and the safe one holds")
+
+
+def _ports() -> Check:
+    try:
+        require_privileged_ports(LAST_PORT)
+    except KtrdrError as error:
+        return Check("ports", "missing", error.message, error.hint)
+    return Check("ports", "ok", f"only root may listen on ports up to {LAST_PORT}, the guard's")
+
+
+def _addresses() -> Check | None:
+    if process.find_program("ip") is None:
+        return None
+    routes = json.loads(process.run(["ip", "-4", "-j", "route", "show", "table", "all"], timeout=10).stdout or b"[]")
+    for route in routes:
+        destination = str(route.get("dst", "default"))
+        if destination == "default" or str(route.get("dev", "")).startswith(TAP_PREFIX):
+            continue
+        if IPv4Network(destination, strict=False).overlaps(POOL):
+            return Check(
+                "addresses",
+                "warning",
+                f"{destination} on {route.get('dev')} overlaps with {POOL}, which instances use",
+                "move that network",
+            )
+    return Check("addresses", "ok", f"{POOL} is free for instances")
+
+
+def _firewall() -> Check | None:
+    """Rules of other programs; firewalld, ufw and Docker make such."""
+    if os.geteuid() != 0 or process.find_program("nft") is None:
+        return None
+    try:
+        obstacles = find_obstacles(list_ruleset())
+    except KtrdrError as error:
+        return Check("firewall", "missing", error.message, error.hint)
+    if not obstacles:
+        return Check("firewall", "ok", "no other program's rules stand between guests, their guards and what is allowed")
+    state: State = "missing" if any(one.blocks for one in obstacles) else "warning"
+    return Check("firewall", state, describe_obstacles(obstacles), join_fixes(obstacles))
+
+
+def _legacy_firewall() -> Check | None:
+    """iptables of the old kind, which nft does not list."""
+    if os.geteuid() != 0 or process.find_program("iptables-legacy-save") is None or not LEGACY_TABLES.exists():
+        return None
+    saved = process.run(["iptables-legacy-save", "-t", "filter"], timeout=30, check=False).text if LEGACY_TABLES.read_text().strip() else ""
+    closed = [hook for hook in ("INPUT", "OUTPUT") if f":{hook} DROP" in saved]
+    if not closed:
+        return None
+    return Check(
+        "legacy firewall",
+        "warning",
+        f"iptables-legacy drops by default in {' and '.join(closed)}: it may stop guests and guards",
+        f"iptables-legacy -I INPUT -i {TAP_PREFIX}+ -j ACCEPT, or move those rules to nftables",
+    )
+
+
+def _leftovers(home: Home) -> list[Check]:
+    if os.geteuid() != 0:
+        return []
+    try:
+        found = find_leftovers(home, Libvirt())
+    except KtrdrError as error:
+        return [Check("residue", "warning", f"cannot be looked for: {error.message}", error.hint)]
+    if not found:
+        return [Check("residue", "ok", "nothing of an instance is left that is none any more")]
+    return [Check("residue", "warning", what, fix) for what, fix in found]
+
+
+def _disk(home: Home) -> Check:
+    place = home.root
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < _FREE_DISK:
+        return Check("disk", "warning", f"{free >> 30} GiB free at {place}", "`ktrdr-vm gc`, or move $KTRDR_VM_HOME to a larger disk")
+    return Check("disk", "ok", f"{free >> 30} GiB free at {place}")
+
+
+def _memory() -> Check:
+    free = read_available_memory()
+    if free < _FREE_MEMORY:
+        return Check("memory", "warning", f"{free} MiB available", "stop something; an instance takes what its profile says")
+    return Check("memory", "ok", f"{free} MiB available")

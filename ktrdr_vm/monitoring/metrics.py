@@ -1,0 +1,108 @@
+"""Prometheus metrics of this host's instances and runs, asked when they are asked for. Each series carries its instance_id."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.escalation.store import EscalationStore
+from ktrdr_vm.host.journal import is_locked
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.runs import FinishedRun, list_newest
+from ktrdr_vm.instance.inventory import Found, find_instances
+from ktrdr_vm.report.ledger_row import parse_row
+
+# The end of a ledger is enough for a rate; a whole one can be 32 MiB.
+_LEDGER_TAIL = 16 * 1024 * 1024
+_IDENTITY = ["instance_id", "environment"]
+
+
+class Metrics:
+    """Every metric by its name, help and labels. `environment` is sandbox or interactive."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.up = self._gauge("instance_up", "1 while the instance's domain runs", *_IDENTITY)
+        self.age = self._gauge("instance_created_timestamp_seconds", "When the instance was made", *_IDENTITY)
+        self.guard = self._gauge("guard_up", "1 while the instance's egress process runs; without it nothing leaves", *_IDENTITY)
+        self.disk = self._gauge("instance_disk_bytes", "What the instance takes of the host's disk", *_IDENTITY)
+        self.egress = self._gauge("egress_decisions", "Decisions that the ledger holds", *_IDENTITY, "verdict")
+        self.egress_bytes = self._gauge("egress_bytes", "Bytes of the ended flows that the ledger holds", *_IDENTITY, "direction")
+        self.telemetry = self._gauge(
+            "telemetry_records",
+            "Records of the workload's telemetry by what became of them, as far as the ledger holds",
+            *_IDENTITY,
+            "fate",
+        )
+        self.escalations = self._gauge("escalations", "Escalations by state", *_IDENTITY, "state")
+        self.run_outcome = self._gauge("run_outcome", "1 for the outcome of the newest run", *_IDENTITY, "outcome")
+        self.run_seconds = self._gauge("run_duration_seconds", "How long the newest run took", *_IDENTITY)
+        self.run_finished = self._gauge("run_started_timestamp_seconds", "When the newest run began", *_IDENTITY)
+        self.gate_passed = self._gauge("gate_passed", "1 when the gate of the newest run passed", *_IDENTITY, "gate")
+        self.gate_seconds = self._gauge("gate_duration_seconds", "How long the gate of the newest run took", *_IDENTITY, "gate")
+        self.residue = self._gauge("run_residue", "Things that the newest run left behind", *_IDENTITY)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"ktrdr_vm_{name}", text, labels, registry=self.registry)
+
+
+def render_metrics(home: Home, libvirt: Libvirt) -> str:
+    """The text format of Prometheus, for a scrape or a node-exporter textfile."""
+    metrics = Metrics()
+    for found in find_instances(home, libvirt):
+        _add_instance(metrics, home, found)
+    for run in list_newest(home):
+        _add_run(metrics, run)
+    return generate_latest(metrics.registry).decode()
+
+
+def _add_instance(metrics: Metrics, home: Home, found: Found) -> None:
+    identity, paths = (found.instance_id, found.mode), home.instance(found.instance_id)
+    metrics.up.labels(*identity).set(found.state == "running")
+    if found.created_at:
+        metrics.age.labels(*identity).set(datetime.fromisoformat(found.created_at).timestamp())
+    metrics.guard.labels(*identity).set(is_locked(paths.guard / "guard.lock"))
+    metrics.disk.labels(*identity).set(sum(path.stat().st_blocks * 512 for path in paths.directory.rglob("*") if path.is_file()))
+    for state in ("pending", "approved", "denied", "revoked", "expired"):
+        metrics.escalations.labels(*identity, state).set(0)
+    for one in EscalationStore(paths.escalations, found.instance_id).list():
+        metrics.escalations.labels(*identity, one.current).inc()
+    for row in _read_ledger(paths.ledger):
+        if row.get("verdict") in ("allow", "deny"):
+            metrics.egress.labels(*identity, row["verdict"]).inc(row.get("count", 1))
+        if row.get("kind") == "telemetry":
+            for fate in ("accepted", "sent", "dropped"):
+                metrics.telemetry.labels(*identity, fate).inc(row.get(fate, 0))
+        for direction in ("in", "out"):
+            metrics.egress_bytes.labels(*identity, direction).inc(row.get(f"bytes_{direction}", 0))
+
+
+def _add_run(metrics: Metrics, run: FinishedRun) -> None:
+    try:
+        report = run.document("report.json")
+        identity = report["instance_id"], report["mode"]
+        metrics.run_outcome.labels(*identity, report["outcome"]).set(1)
+        metrics.run_seconds.labels(*identity).set(report["duration_s"])
+        metrics.run_finished.labels(*identity).set(datetime.fromisoformat(report["started_at"]).timestamp())
+        metrics.residue.labels(*identity).set(len(report["residue"]))
+        for gate in report["gates"]:
+            metrics.gate_passed.labels(*identity, gate["name"]).set(gate["outcome"] == "passed")
+            metrics.gate_seconds.labels(*identity, gate["name"]).set(gate["duration_s"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, KtrdrError):
+        return  # half of one, or of another version
+
+
+def _read_ledger(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _LEDGER_TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return []
+    return [row for row in map(parse_row, lines) if row is not None]

@@ -1,0 +1,259 @@
+"""The owner's policy: what no profile, `extends`, preset or grant may go beyond. Safe without one.
+
+The repository is not trusted, its owner's machine is. A profile can come from a branch that an agent wrote; this document comes
+from the owner of the host alone.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import PurePosixPath
+from typing import Any
+
+from ktrdr_vm.errors import DocumentError, Problem
+from ktrdr_vm.policy.ceiling import Use, check_ceiling, check_uses
+from ktrdr_vm.policy.personal import find_personal
+from ktrdr_vm.profile import scalars
+from ktrdr_vm.profile.collector import Collector, parse_collector
+from ktrdr_vm.profile.egress_rule import EgressRule
+from ktrdr_vm.profile.load import LoadedProfile, parse_rule
+from ktrdr_vm.profile.model import Secret, Size
+from ktrdr_vm.profile.reserved import is_reserved
+from ktrdr_vm.profile.schema import POLICY, check_shape
+from ktrdr_vm.profile.strict_yaml import load_yaml
+
+POLICY_PATH = "/etc/ktrdr-vm/policy.yaml"
+HINT = f"the owner of this host can allow it in {POLICY_PATH}; a profile cannot"
+
+
+# Seconds of a pre-approval that names none.
+_PREAPPROVED = 3600
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class PreApproval:
+    """A request for the network that the owner has answered beforehand. `host` may be `*.` and a suffix."""
+
+    host: str
+    ports: tuple[int, ...]
+    seconds: int
+
+
+@dataclass(frozen=True)
+class EscalationPolicy:
+    """The owner's line for escalations. `wait` is how long a run goes on beside an unanswered one, `longest` what any approval may last."""
+
+    kinds: tuple[str, ...] = ("network", "secret", "decision")
+    wait: int = 600
+    longest: int = 8 * 3600
+    hook: tuple[str, ...] = ()
+    approved: tuple[PreApproval, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrustedProject:
+    """A repository of this host by its folder, and the branches of it that its owner trusts."""
+
+    path: str
+    refs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OwnerPolicy:
+    """Without a file: mounts from the workspace only, secrets from KTRDR_* only, nothing reserved, no observe mode."""
+
+    mount_roots: tuple[str, ...] = ()
+    secret_env: tuple[str, ...] = ("KTRDR_*",)
+    secret_files: tuple[str, ...] = ()
+    secret_commands: tuple[tuple[str, ...], ...] = ()
+    reserved: frozenset[tuple[IPv4Address, int]] = frozenset()
+    observe: bool = False
+    uses: tuple[Use, ...] | None = None
+    """Which secrets may go to which hosts. None bounds nothing; a person is asked then where a branch wants more than the trusted one."""
+    ceiling: tuple[EgressRule, ...] | None = None
+    """What any profile may name as a destination; None bounds nothing."""
+    projects: tuple[TrustedProject, ...] = ()
+    """Like `prepare_refs`, of one repository each."""
+    prepare_refs: tuple[str, ...] = ()
+    """Branches of a workspace that templates of a project may be made from. What an agent returns is on none of them."""
+    image_sources: tuple[str, ...] = ("https://",)
+    """What the URL of an image must begin with: root fetches it, wherever an untrusted profile points."""
+    largest: Size = Size(vcpus=16, memory=32768, disk=204800)
+    most_instances: int = 100
+    longest_life: int = 0
+    """Seconds that any instance may live; 0 is without end."""
+    publish_command: tuple[str, ...] = ()
+    signing_key: str = ""
+    escalations: EscalationPolicy = EscalationPolicy()
+    collector: Collector | None = None
+    """Where telemetry of instances may go; None is nowhere."""
+    reports_runs: bool = False
+    """Does the program tell the collector of its own runs as well?"""
+
+
+def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
+    document = load_yaml(text, source)
+    if document.data is None:
+        return OwnerPolicy()
+    problems = check_shape(document, POLICY)
+    reserved: set[tuple[IPv4Address, int]] = set()
+    if not problems:
+        for index, entry in enumerate(document.data.get("egress", {}).get("reserved", [])):
+            address, _, port = entry.partition(":")
+            try:
+                reserved.add((IPv4Address(address), int(port)))
+            except ValueError as error:
+                problems.append(document.problem(("egress", "reserved", index), str(error)))
+    collector = None
+    if not problems and "telemetry" in document.data:
+        try:
+            collector = parse_collector(document.data["telemetry"])
+        except ValueError as error:
+            problems.append(document.problem(("telemetry", "collector"), str(error)))
+    if not problems:
+        problems += [document.problem(place, message) for place, message in _check_preapprovals(document.data.get("escalations", {}))]
+    if problems:
+        raise DocumentError(problems, hint="correct the owner's policy; nothing starts while it cannot be read")
+    data, default = document.data, OwnerPolicy()
+    largest = data.get("resources", {}).get("max", {})
+    return OwnerPolicy(
+        mount_roots=tuple(data.get("mounts", {}).get("roots", ())),
+        secret_env=(*default.secret_env, *data.get("secrets", {}).get("env", ())),
+        secret_commands=tuple(tuple(words) for words in data.get("secrets", {}).get("commands", ())),
+        secret_files=tuple(data.get("secrets", {}).get("files", ())),
+        reserved=frozenset(reserved),
+        observe=data.get("egress", {}).get("observe", False),
+        image_sources=tuple(data.get("images", {}).get("sources", default.image_sources)),
+        prepare_refs=tuple(data.get("prepare", {}).get("refs", ())),
+        projects=tuple(TrustedProject(one["path"], tuple(one["refs"])) for one in data.get("prepare", {}).get("projects", ())),
+        uses=_uses(data.get("secrets", {})),
+        ceiling=tuple(parse_rule(one) for one in data["egress"]["ceiling"]) if "ceiling" in data.get("egress", {}) else None,
+        largest=Size(
+            vcpus=largest.get("vcpus", default.largest.vcpus),
+            memory=scalars.parse_size(largest["memory"]) if "memory" in largest else default.largest.memory,
+            disk=scalars.parse_size(largest["disk"]) if "disk" in largest else default.largest.disk,
+        ),
+        most_instances=data.get("instances", {}).get("max", default.most_instances),
+        longest_life=scalars.parse_duration(data["instances"]["ttl"]) if "ttl" in data.get("instances", {}) else 0,
+        publish_command=tuple(data.get("publish", {}).get("command", ())),
+        signing_key=data.get("publish", {}).get("signing_key", ""),
+        escalations=_escalations(data.get("escalations", {})),
+        collector=collector,
+        reports_runs=data.get("telemetry", {}).get("runs", False),
+    )
+
+
+def _uses(data: dict[str, Any]) -> tuple[Use, ...] | None:
+    if "uses" not in data:
+        return None
+    return tuple(Use(tuple(one["hosts"]), one.get("env", ""), one.get("file", ""), tuple(one.get("command", ()))) for one in data["uses"])
+
+
+def _escalations(data: dict[str, Any]) -> EscalationPolicy:
+    default = EscalationPolicy()
+    longest = scalars.parse_duration(data["longest"]) if "longest" in data else default.longest
+    return EscalationPolicy(
+        kinds=tuple(data.get("kinds", default.kinds)),
+        wait=scalars.parse_duration(data["wait"]) if "wait" in data else default.wait,
+        longest=longest,
+        hook=tuple(data.get("hook", ())),
+        approved=tuple(
+            PreApproval(
+                one["host"],
+                tuple(one.get("ports", (443,))),
+                scalars.parse_duration(one["longest"]) if "longest" in one else min(_PREAPPROVED, longest),
+            )
+            for one in data.get("approve", ())
+        ),
+    )
+
+
+def _check_preapprovals(data: dict[str, Any]) -> list[tuple[Place, str]]:
+    """What `approve` gives beyond the owner's own `kinds` and `longest`: it would never be given."""
+    line, found = _escalations(data), []
+    for index, (entry, one) in enumerate(zip(data.get("approve", ()), line.approved, strict=True)):
+        place: Place = ("escalations", "approve", index)
+        if "network" not in line.kinds:
+            found.append((place, "escalations.kinds does not have network, so that nothing of it is approved"))
+        if "longest" in entry and one.seconds > line.longest:
+            found.append(((*place, "longest"), f"{one.seconds} s is longer than escalations.longest, {line.longest} s"))
+    return found
+
+
+def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> list[Problem]:
+    """Everything in the profile that the owner did not allow. `workspace` is the absolute folder of `--workspace`.
+
+    Paths are compared as written here; when a mount is made, the path is resolved again without following links.
+    """
+    profile, problems = loaded.profile, []
+    for name in ("vcpus", "memory", "disk"):
+        wanted, most = getattr(profile.resources, name), getattr(policy.largest, name)
+        if wanted > most:
+            problems.append(loaded.problem(("resources", name), f"{wanted} is more than the owner's {most}"))
+    if profile.image.url and not profile.image.url.startswith(policy.image_sources):
+        problems.append(loaded.problem(("image", "url"), f"images come from {' or '.join(policy.image_sources) or 'recipes only'} here"))
+    if policy.longest_life and profile.ttl > policy.longest_life:
+        problems.append(loaded.problem(("ttl",), f"{profile.ttl} s is longer than the owner's {policy.longest_life} s"))
+    for index, mount in enumerate(profile.mounts):
+        reason = refuse_path(mount.source, workspace, (workspace, *policy.mount_roots))
+        if reason:
+            problems.append(loaded.problem(("mounts", index, "source"), reason))
+    if profile.workspace:
+        reason = refuse_path(profile.workspace.source, workspace, (workspace,))
+        if reason:
+            problems.append(loaded.problem(("workspace", "source"), reason))
+    for index, secret in enumerate(profile.secrets):
+        reason = refuse_secret(secret, policy, workspace)
+        if reason:
+            problems.append(
+                loaded.problem(("secrets", index, "source", "command" if secret.command else "env" if secret.env else "file"), reason)
+            )
+    for index, rule in enumerate(profile.egress.allow):
+        problems.extend(loaded.problem(("egress", "allow", index, "cidr"), message) for message in refuse_reserved(rule, policy))
+    for path, message in (*check_ceiling(profile, policy.ceiling), *check_uses(profile, policy.uses)):
+        problems.append(loaded.problem(path, message))
+    if profile.telemetry.otlp and policy.collector is None:
+        problems.append(loaded.problem(("telemetry", "otlp"), "there is no collector that the owner of this host has named"))
+    if profile.egress.mode == "observe" and not policy.observe:
+        problems.append(loaded.problem(("egress", "mode"), "observe mode is not allowed on this host"))
+    return problems
+
+
+def refuse_path(source: str, base: str, roots: tuple[str, ...]) -> str:
+    """Why a path of the host may not be used, or nothing. `source` is relative to `base`."""
+    path = PurePosixPath(base, source)
+    personal = find_personal(path.relative_to(base).parts if path.is_relative_to(base) else path.parts)
+    if personal:
+        return f"a person's own place ({personal}) never enters a sandbox"
+    if ".git" in path.parts:
+        return "the repository's .git is never mounted"
+    if roots and not any(path.is_relative_to(root) for root in roots):
+        return f"{path} is beneath neither the workspace nor a root that the owner listed"
+    return ""
+
+
+def refuse_secret(secret: Secret, policy: OwnerPolicy, base: str) -> str:
+    """Why a source may not be a secret, or nothing. A person's own places never may."""
+    if secret.command:
+        allowed = secret.command in policy.secret_commands
+        return "" if allowed else f"the command {' '.join(secret.command)} is not one that may give a secret"
+    if secret.env:
+        if any(fnmatch.fnmatchcase(secret.env, pattern) for pattern in policy.secret_env):
+            return ""
+        return f"the variable {secret.env} is not one that may be a secret"
+    if secret.file not in policy.secret_files or refuse_path(secret.file, base, ()).startswith("a person"):
+        return f"the file {secret.file} is not one that may be a secret"
+    return ""
+
+
+def refuse_reserved(rule: EgressRule, policy: OwnerPolicy) -> list[str]:
+    """Why the rule's addresses may not be reached: each reserved address and port must be the owner's, exactly."""
+    if rule.cidr is None or not is_reserved(rule.cidr):
+        return []
+    if rule.cidr.prefixlen != 32:
+        return [f"{rule.cidr} reaches into a reserved range; only single addresses can be allowed there"]
+    missing = [port for port in rule.ports if (rule.cidr.network_address, port) not in policy.reserved]
+    return [f"{rule.cidr.network_address}:{port} is in a reserved range and not in the owner's list" for port in missing]

@@ -1,0 +1,58 @@
+"""Where a run stopped at an escalation: enough for `apply --continue` to take it up in another process, on another day."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ktrdr_vm.errors import UsageError
+from ktrdr_vm.host.durable import write_durably
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.report.model import GateResult, TaskResult, Usage
+from ktrdr_vm.run.listener import Keep
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What the command line said, which run it was, what had been shown already."""
+
+    profile: str
+    workspace: str
+    gates: tuple[str, ...]
+    keep: Keep
+    cold: bool
+    run_id: str
+    started_at: str
+    plan_digest: str
+    results: tuple[GateResult, ...]
+
+
+def write_stop(instance: Instance, stop: Stop) -> None:
+    content = {"schema_version": 1, **asdict(stop)}
+    write_durably(instance.paths.stop, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_stop(instance: Instance) -> Stop:
+    """UsageError when no run of this instance waits to be taken up."""
+    instance.require_journal()
+    try:
+        content: dict[str, Any] = json.loads(instance.paths.stop.read_bytes())
+        if content.pop("schema_version") != 1:
+            raise ValueError("another version")
+        content |= {"gates": tuple(content["gates"]), "results": tuple(_gate(one) for one in content["results"])}
+        return Stop(**content)
+    except FileNotFoundError:
+        raise UsageError(
+            "no run of it stopped at an escalation", where=instance.identity.instance_id, hint="`ktrdr-vm apply PROFILE` begins one"
+        ) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(
+            f"where its run stopped cannot be read: {error}", where=str(instance.paths.stop), hint="`ktrdr-vm destroy` it and apply again"
+        ) from None
+
+
+def _gate(content: dict[str, Any]) -> GateResult:
+    tasks = tuple(TaskResult(**{**task, "evidence": tuple((title, text) for title, text in task["evidence"])}) for task in content["tasks"])
+    usage = Usage(**content["usage"]) if content["usage"] else None
+    return GateResult(**{**content, "tasks": tasks, "usage": usage})

@@ -1,0 +1,103 @@
+"""What one VM of a run leaves, brought into the run's directory: commits, artifacts, notes, console, ledger, and what it asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.escalation.store import EscalationStore
+from ktrdr_vm.evidence.run_directory import list_fetched
+from ktrdr_vm.guest.artifacts import ArtifactLimits, fetch_artifacts
+from ktrdr_vm.guest.commits import Returned, pull_commits
+from ktrdr_vm.guest.guide import NOTES
+from ktrdr_vm.inputs.resolve import Gathered
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.report.model import Artifact
+from ktrdr_vm.run.artifact_rows import make_artifacts
+from ktrdr_vm.run.recorder import Recorder
+
+# Notes are for reading.
+_NOTE_LIMITS = ArtifactLimits(files=20, total=2 * 1024 * 1024, single=256 * 1024, seconds=60)
+
+
+class Harvest:
+    """Of one instance. `folder` keeps its files apart from those of the workload's VM, and is empty for that one.
+
+    `since` is UTC, RFC 3339: what the ledger says from then on belongs to the run.
+    """
+
+    def __init__(self, gathered: Gathered, instance: Instance, *, folder: str, since: str) -> None:
+        self.folder = folder
+        self.ledger: list[dict[str, Any]] | None = None
+        self.escalations: tuple[dict[str, Any], ...] = ()
+        self.artifacts: tuple[Artifact, ...] = ()
+        self._gathered = gathered
+        self._plan = gathered.plan
+        self._profile = gathered.plan.profile
+        self._instance = instance
+        self._since = since
+
+    def place_artifacts(self, recorder: Recorder) -> Path:
+        """The folder for what comes out of this VM."""
+        return recorder.directory.path / "artifacts" / self.folder
+
+    def add_fetched(self, gate: str, recorder: Recorder) -> None:
+        """What the gate's own tasks have brought back already."""
+        self.artifacts += list_fetched(self.place_artifacts(recorder) / gate, gate, recorder.directory.path)
+
+    def pull(self, recorder: Recorder) -> Returned:
+        """The workload's commits, in the person's repository."""
+        workspace, repository = self._profile.workspace, self._gathered.repository
+        if workspace is None or repository is None:
+            return Returned()
+        base = self._plan.facts.base_commit
+        with recorder.phase("commits", of=self.folder):
+            return pull_commits(repository, base, workspace.target, self._instance.connect(), self._plan.identity)
+
+    def fetch_artifacts(self, recorder: Recorder) -> None:
+        """Bring back what the profile names."""
+        if not self._profile.artifacts:
+            return
+        with recorder.phase("artifacts", of=self.folder):
+            folder = self.place_artifacts(recorder)
+            fetched = fetch_artifacts(self._instance.connect(), self._profile.artifacts, folder)
+            self.artifacts += make_artifacts(fetched, beneath="artifacts/" if self.folder else "")
+
+    def fetch_notes(self, recorder: Recorder) -> None:
+        """Bring back what the workload wrote for the reviewer, in the agreed place. None is no error: the bundle names what is missing."""
+        workspace = self._profile.workspace
+        if workspace is None:
+            return
+        folder, place = recorder.directory.path / "notes", f"{workspace.target}/{NOTES}"
+        rows = fetch_artifacts(self._instance.connect(), [place], folder, limits=_NOTE_LIMITS)
+        self.artifacts += make_artifacts(row for row in rows if row.path or row.source != place)
+
+    def keep_evidence(self, recorder: Recorder) -> None:
+        """Console, escalations and ledger, before the instance goes; each also when another cannot be kept. Raises what was met first."""
+        paths = self._instance.paths
+        if paths.guard.exists():
+            with contextlib.suppress(KtrdrError):
+                ask_guard(paths.guard, "flush")
+        met: list[Exception] = []
+        for keep in (self._keep_console, self._keep_escalations, self._keep_ledger):
+            try:
+                keep(recorder)
+            except Exception as caught:
+                met.append(caught)
+        if met:
+            raise met[0]
+
+    def _keep_console(self, recorder: Recorder) -> None:
+        recorder.directory.keep_console(self._instance.paths.console, f"console-{self.folder}.log" if self.folder else "console.log")
+
+    def _keep_escalations(self, _recorder: Recorder) -> None:
+        store = EscalationStore(self._instance.paths.escalations, self._plan.identity.instance_id)
+        self.escalations = tuple(one.to_json() for one in store.list()) or self.escalations
+
+    def _keep_ledger(self, recorder: Recorder) -> None:
+        """Read once: its directory goes too."""
+        if self.ledger is None:
+            self.ledger = recorder.directory.keep_ledger(self._instance.paths.ledger, since=self._since, add=bool(self.folder))

@@ -1,0 +1,60 @@
+"""Gates against an instance that is there, outside of a run: for `gate`, programs and the MCP server."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.evidence.run_directory import make_run_id
+from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.load import load_playbook, place_playbook
+from ktrdr_vm.gates.runner import run_playbook
+from ktrdr_vm.host.beneath import Place
+from ktrdr_vm.host.owner import find_owner
+from ktrdr_vm.host.runs import create_run, hand_over
+from ktrdr_vm.inputs.references import find_playbook
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.report.model import GateResult
+from ktrdr_vm.run.mask import find_mask
+
+
+def run_gates(
+    instance: Instance,
+    names: Sequence[str],
+    workspace: Path,
+    *,
+    trusted: bool,
+    variables: Mapping[str, str] | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+    on_event: Callable[[Mapping[str, Any]], None] = lambda _event: None,
+) -> list[GateResult]:
+    """Run gates by name or path under the instance's lock. BusyError when a run holds it.
+
+    What their tasks fetch comes into a run directory of its own, which is handed to the person at the end. `trusted` names were typed by
+    a person, and may lie outside of the workspace.
+    """
+    loaded = [(path := find_playbook(name, workspace, trusted=trusted), load_playbook(path, beneath=workspace)) for name in names]
+    profile, identity = instance.plan.profile, instance.identity.instance_id
+    results = []
+    with instance.locked():
+        guest = instance.connect()
+        mask = find_mask(instance, warn)
+        instance.home.create()
+        directory = create_run(instance.home, identity, f"gates-{make_run_id()}")
+        try:
+            for path, playbook in loaded:
+                context = GateContext(
+                    extra_vars={**dict(profile.vars), **(variables or {})},
+                    roots=(place_playbook(path, workspace).parent, Place(workspace)),
+                    environment=instance.environment(),
+                    artifacts=directory / "artifacts" / playbook.name,
+                    mask=mask,
+                    gate_timeout=profile.gate_timeout,
+                    on_event=on_event,
+                )
+                results.append(run_playbook(playbook, guest, context))
+        finally:
+            hand_over(directory, find_owner())
+    return results

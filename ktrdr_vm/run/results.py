@@ -1,0 +1,181 @@
+"""What a run found, gathered while it goes on, and the report that is made of it at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError
+from ktrdr_vm.evidence.junit_files import read_test_files
+from ktrdr_vm.evidence.run_directory import RunDirectory, count_traffic, explain_denials, sum_up_egress
+from ktrdr_vm.guest.commits import Returned
+from ktrdr_vm.inputs.resolve import Gathered
+from ktrdr_vm.report.html import render_html
+from ktrdr_vm.report.json import render_report_json
+from ktrdr_vm.report.junit import render_junit
+from ktrdr_vm.report.model import Commits, GateResult, RunOutcome, RunReport, Verification, WorkloadResult
+from ktrdr_vm.run.recorder import Recorder
+from ktrdr_vm.run.vm import Stage
+from ktrdr_vm.run.warnings import find_first_lines
+
+T = TypeVar("T")
+# Paths of a branch that the report lists; its first lines are about all of them.
+MAX_CHANGED = 1000
+
+
+@dataclass
+class Results:
+    """What has been judged, brought back and left behind until now. `started_at` is UTC, RFC 3339."""
+
+    run_id: str
+    started_at: str
+    gates: tuple[GateResult, ...] = ()
+    workload: WorkloadResult | None = None
+    verification: Verification | None = None
+    returned: Returned = field(default_factory=Returned)
+    residue: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        workload_passed = self.workload is None or self.workload.outcome == "passed"
+        return workload_passed and all(gate.outcome == "passed" for gate in self.gates)
+
+    def exit_code(self, error: KtrdrError | None, *, interrupted: bool) -> int:
+        """The contract's; where several hold, the one that matters most."""
+        if interrupted:
+            return 130
+        if self.residue:
+            return ResidueError.exit_code
+        if error is not None:
+            return error.exit_code
+        return 0 if self.passed else 1
+
+
+def assemble(
+    results: Results,
+    stages: Sequence[Stage],
+    gathered: Gathered,
+    recorder: Recorder,
+    *,
+    seconds: float,
+    error: KtrdrError | None,
+    interrupted: bool,
+    kept: bool,
+) -> RunReport:
+    """The report of a run that has ended, of what its VMs, its ledger and its artifacts say. `stages` begin with the workload's VM.
+
+    A part that cannot be made is left out and named in the first lines; the run is then an error, since nobody knows what it would say.
+    """
+    stage = stages[0]
+    plan = stage.plan
+    parts = _Parts()
+    rows = [row for one in stages for row in one.harvest.ledger or ()]
+    allowed, denied = parts.make("the summary of the network", lambda: sum_up_egress(rows, results.gates)) or ((), ())
+    artifacts = tuple(artifact for one in stages for artifact in one.harvest.artifacts)
+    commits = tuple(Commits(one.ref, one.commit, one.changed) for one in results.returned.refs)
+    gates = parts.make("the network beside each task", lambda: explain_denials(count_traffic(results.gates, rows), rows))
+    tests = parts.make("the test files", lambda: read_test_files(artifacts, recorder.directory.path)) or ()
+    first_lines = parts.make(
+        "the first lines",
+        lambda: find_first_lines(commits, gathered, results.verification, results.workload, results.returned),
+    )
+    error = error or parts.find_error()
+    outcome: RunOutcome = "passed" if results.passed else "failed"
+    if interrupted or error is not None:
+        outcome = "interrupted" if interrupted else "escalated" if isinstance(error, EscalationStop) else "error"
+    return RunReport(
+        instance_id=plan.identity.instance_id,
+        run_id=results.run_id,
+        profile=plan.profile.name,
+        mode=plan.profile.mode,
+        plan_digest=plan.digest,
+        image_digest=plan.facts.image.digest,
+        outcome=outcome,
+        exit_code=results.exit_code(error, interrupted=interrupted),
+        started_at=results.started_at,
+        duration_s=round(seconds, 3),
+        base_ref=plan.facts.base_ref,
+        base_commit=plan.facts.base_commit,
+        phases=tuple(recorder.phases),
+        samples=tuple(sample for one in stages for sample in one.sampler.samples),
+        gates=results.gates if gates is None else gates,
+        workload=results.workload,
+        verification=results.verification,
+        allowed=allowed,
+        denied=denied,
+        escalations=tuple(asked for one in stages for asked in one.harvest.escalations),
+        artifacts=artifacts,
+        tests=tests,
+        commits=tuple(replace(one, changed=one.changed[:MAX_CHANGED]) for one in commits),
+        first_lines=(*parts.missing, *(first_lines or ())),
+        residue=results.residue,
+        kept=kept,
+        resources=tuple(recorder.resources),
+        image=_describe_image(stage),
+        host={"accelerator": plan.facts.accelerator, "accelerator_reason": gathered.accelerator.reason},
+        message=str(error) if error else "",
+        hint=error.hint if error else "",
+    )
+
+
+class _Parts:
+    """The parts of a report, each made of what a guest or a repository wrote; one that fails keeps no other from being there."""
+
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+
+    def make(self, what: str, make: Callable[[], T]) -> T | None:
+        """What `make` gives, or None."""
+        try:
+            return make()
+        except Exception as caught:  # whatever a reader of hostile bytes raises
+            self.missing.append(f"{what} could not be made: {type(caught).__name__}: {caught}"[:500])
+            return None
+
+    def find_error(self) -> KtrdrError | None:
+        if not self.missing:
+            return None
+        return ProvisionError(self.missing[0], where="report", hint="a mistake of this program: please report it with the run directory")
+
+
+def write_report(directory: RunDirectory, report: RunReport) -> None:
+    """Every form of it, and the end of the run directory's writing. What one form meets keeps no other from being written.
+
+    Raises the first that was met, at the end: an OSError of the disk, or what a renderer raised. report.json is there in any case that
+    the disk allows, in the last one without what the guest said.
+    """
+    met: list[Exception] = []
+    ended = {"outcome": report.outcome, "exit_code": report.exit_code, "residue": list(report.residue)}
+    steps: list[Callable[[], None]] = [
+        lambda: directory.event("run_finished", **ended),
+        lambda: _write_json(directory, report, met),
+        lambda: directory.write("junit.xml", render_junit(report)),
+        lambda: directory.write("report.html", render_html(report)),
+        directory.close,
+    ]
+    for step in steps:
+        try:
+            step()
+        except Exception as caught:
+            met.append(caught)
+    if met:
+        raise met[0]
+
+
+def _write_json(directory: RunDirectory, report: RunReport, met: list[Exception]) -> None:
+    try:
+        text = render_report_json(report)
+    except Exception as caught:
+        met.append(caught)
+        message = f"the report could not be rendered: {type(caught).__name__}: {caught}"[:1000]
+        bare = replace(report, gates=(), workload=None, tests=(), escalations=(), artifacts=(), phases=(), samples=(), image={})
+        text = render_report_json(replace(bare, outcome="error", message=message))
+    directory.write("report.json", text)
+
+
+def _describe_image(stage: Stage) -> dict[str, Any]:
+    image = stage.image
+    if image is None:
+        return {}
+    return {"name": image.name, "digest": image.digest, "content_digest": image.content_digest, **image.manifest}

@@ -1,0 +1,326 @@
+"""One run: make the instance, work in it, verify what it left, bring the evidence back, destroy it, prove that nothing is left, report.
+
+A run is one call, one report and one directory. It assumes no terminal and says everything through a `Listener`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.evidence.otel_export import report_run
+from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
+from ktrdr_vm.gates.load import load_playbook
+from ktrdr_vm.gates.model import Playbook
+from ktrdr_vm.guest.workspace import require_clean
+from ktrdr_vm.host.clock import now
+from ktrdr_vm.host.journal import explained
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.runs import create_run, find_run, remove_old_runs
+from ktrdr_vm.inputs.resolve import Gathered
+from ktrdr_vm.instance.inventory import collect_expired
+from ktrdr_vm.instance.resources.secret import read_source
+from ktrdr_vm.instance.suspend import suspend
+from ktrdr_vm.plan.plan import canonical_json
+from ktrdr_vm.report.mask import SHORT, find_short, mask_values
+from ktrdr_vm.report.model import GateResult, RunReport, StageName
+from ktrdr_vm.run.checkpoint import Stop, write_stop
+from ktrdr_vm.run.listener import Listener, Options
+from ktrdr_vm.run.mask import GrowingMask
+from ktrdr_vm.run.recorder import Recorder
+from ktrdr_vm.run.results import Results, assemble, write_report
+from ktrdr_vm.run.verification import choose_mode, make_fresh, sum_up
+from ktrdr_vm.run.vm import Stage
+
+KEPT_RUNS = 20
+
+
+class _Ending:
+    """The first error of a run's end; later ones are events. A step that fails keeps no other from running."""
+
+    def __init__(self, error: KtrdrError | None, explain: Callable[[Exception], KtrdrError]) -> None:
+        self.error = error
+        self._explain = explain
+
+    def attempt(self, step: Callable[[], None], *, replace_error: bool = False) -> bool:
+        """True if it went well. With `replace_error` what it meets counts more than what was met before."""
+        try:
+            step()
+        except Exception as caught:
+            met = caught if isinstance(caught, KtrdrError) else self._explain(caught)
+            self.error = met if replace_error else self.error or met
+            return False
+        return True
+
+    def add(self, error: KtrdrError | None) -> None:
+        self.error = self.error or error
+
+
+class Run:
+    """The state of one run. Use `execute` once."""
+
+    def __init__(
+        self, gathered: Gathered, home: Home, libvirt: Libvirt, options: Options, listener: Listener, *, stop: Stop | None = None
+    ) -> None:
+        self._gathered = gathered
+        self._stop = stop
+        self._home = home
+        self._libvirt = libvirt
+        self._options = options
+        self._listener = listener
+        self._stages: list[Stage] = []
+        self._secrets: dict[str, bytes] = {}
+        self._results = Results(run_id=stop.run_id if stop else make_run_id(), started_at=stop.started_at if stop else now())
+        self._mask = GrowingMask(self._results.run_id)
+        # Held to the end of the run: the instance, and the one that verifies it.
+        self._locks = contextlib.ExitStack()
+
+    def execute(self) -> RunReport:
+        """Do it all. Raises only what happens before anything exists: bad playbooks, a missing secret, a busy instance."""
+        plan = self._gathered.plan
+        playbooks = [load_playbook(path, beneath=Path(plan.facts.workspace)) for _, path in self._gathered.playbooks]
+        self._secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
+        self._mask.add(self._secrets.values())
+        for name in find_short(self._secrets):
+            self._listener.note(
+                f"the secret {name} is shorter than {SHORT} bytes: masking it hides other text, or shows too little to be safe"
+            )
+        if plan.profile.workspace is not None and self._gathered.repository is not None:
+            require_clean(self._gathered.repository, plan.profile.workspace)
+        self._home.create()
+        for row in collect_expired(self._home, self._libvirt):
+            self._listener.note(f"{row['action']} {row['instance_id']}: {row['reason']}")
+        with self._locks:
+            stage = self._add_stage(self._gathered, "base")
+            if plan.profile.mode == "sandbox" and stage.instance.find_mode() == "interactive":
+                # A sandbox ends with its run, whatever happens; what a person lives in must not end so.
+                raise UsageError(
+                    f"{plan.identity.instance_id} is an interactive instance, and this profile is a sandbox",
+                    where="ktrdr-vm apply",
+                    hint="choose another --instance-id, or `ktrdr-vm destroy` it first",
+                )
+            report = self._execute_locked(playbooks)
+        self._tell(report)
+        return report
+
+    def _tell(self, report: RunReport) -> None:
+        """The owner's or the person's collector hears of it, where there is one. The instance is free already, and the outcome stands."""
+        identity = {
+            "service.namespace": report.instance_id,
+            "ktrdr.instance_id": report.instance_id,
+            "ktrdr.environment": report.mode,
+            "ktrdr.run_id": report.run_id,
+        }
+        run = find_run(self._home, report.instance_id, report.run_id)
+        report_run(run, identity, os.environ, self._gathered.policy, self._listener.note)
+
+    def _add_stage(self, gathered: Gathered, name: StageName) -> Stage:
+        """One more VM of this run, its instance locked."""
+        stage = Stage(
+            gathered,
+            self._home,
+            self._libvirt,
+            run_id=self._results.run_id,
+            since=self._results.started_at,
+            name=name,
+            secrets=self._secrets,
+            mask=self._mask,
+            cold=self._options.cold,
+            restart=self._options.restart,
+            source=self._options.source if name == "base" else "",
+        )
+        self._locks.enter_context(stage.instance.locked())
+        self._stages.append(stage)
+        return stage
+
+    def _execute_locked(self, playbooks: list[Playbook]) -> RunReport:
+        plan = self._gathered.plan
+        began = time.monotonic()
+        with explained(str(self._home.root)):
+            path = create_run(self._home, plan.identity.instance_id, self._results.run_id, continued=self._stop is not None)
+        with explained(str(path)):
+            recorder = Recorder(RunDirectory(path, plan.identity.instance_id, plan.facts.owner, self._mask), self._listener)
+            recorder.directory.event("run_continued" if self._stop else "run_started", profile=plan.profile.name, plan_digest=plan.digest)
+            recorder.directory.write("plan.json", canonical_json(plan.to_json()))
+        error: KtrdrError | None = None
+        interrupted = False
+        try:
+            self._work(playbooks, recorder)
+        except KeyboardInterrupt:
+            interrupted = True
+            self._listener.note("interrupted; cleaning up (once more to stop at once)")
+        except KtrdrError as caught:
+            error = caught
+        except Exception as caught:  # whatever it is, what was made is taken away
+            error = self._explain(caught, recorder)
+        try:
+            report = self._finish(recorder, began, error, interrupted)
+        except KeyboardInterrupt:
+            # The first one comes here, the second ends the process; every step of the end may be done twice.
+            self._listener.note("interrupted; cleaning up (once more to stop at once)")
+            report = self._finish(recorder, began, error, interrupted=True)
+        with contextlib.suppress(OSError):
+            remove_old_runs(path.parent, KEPT_RUNS)
+        return report
+
+    def _explain(self, caught: Exception, recorder: Recorder) -> KtrdrError:
+        """An error that nobody foresaw, as one that a person can read; its trace is an event of the run."""
+        recorder.directory.event("unexpected", trace=traceback.format_exception(caught)[-20:])
+        if isinstance(caught, OSError):
+            return HostError(
+                caught.strerror or str(caught),
+                where=str(caught.filename or self._home.root),
+                hint="free space, or look at the rights of this place; events.jsonl says what was being done",
+            )
+        return ProvisionError(
+            f"{type(caught).__name__}: {caught}", where="ktrdr-vm", hint="a mistake of this program: please report it with events.jsonl"
+        )
+
+    # -- forward ----------------------------------------------------------------------------------------------------
+
+    def _work(self, playbooks: list[Playbook], recorder: Recorder) -> None:
+        """The first gate shows that the base starts; then the workload; then all gates judge what it left."""
+        stage = self._stages[0]
+        if self._stop is not None:
+            stage.wake(recorder)
+            self._mask.follow(stage.instance)
+            self._results.gates = self._stop.results
+            if self._results.passed:
+                stage.open_brokers(playbooks[0])
+        else:
+            stage.provision(recorder)
+            self._mask.follow(stage.instance)
+            self._results.gates = stage.run_gates(playbooks[:1] if stage.plan.profile.workload else playbooks, recorder)
+        if stage.plan.profile.workload is None:
+            stage.harvest.fetch_artifacts(recorder)
+            return
+        if self._results.passed:
+            self._results.workload = stage.run_workload(recorder, again=self._stop is not None)
+            self._results.returned = stage.harvest.pull(recorder)
+            stage.harvest.fetch_notes(recorder)
+        refused = "" if self._results.passed else "an earlier gate or the workload did not pass"
+        if choose_mode(stage.plan.profile) == "same":
+            judged = stage.as_worked().run_gates(playbooks[1:], recorder, refused=refused)
+            self._results.gates += judged
+            stage.harvest.fetch_artifacts(recorder)
+            self._results.verification = sum_up(stage.plan, "same", judged, refused)
+            return
+        stage.harvest.fetch_artifacts(recorder)
+        self._verify(playbooks, recorder, refused)
+
+    def _verify(self, playbooks: list[Playbook], recorder: Recorder, refused: str) -> None:
+        """All gates again, in a VM that the workload never touched. Before that the workload's own goes, unless it is to be kept."""
+        gathered = make_fresh(self._gathered, self._results.returned)
+        judged: tuple[GateResult, ...] = ()
+        message = refused
+        try:
+            if not refused:
+                if not self._may_keep():
+                    self._end(self._stages[0], recorder)
+                fresh = self._add_stage(gathered, "verification")
+                fresh.provision(recorder)
+                self._mask.follow(fresh.instance)
+                judged = fresh.run_gates(playbooks, recorder)
+                fresh.harvest.fetch_artifacts(recorder)
+        except KtrdrError as error:
+            message = error.message
+            raise
+        finally:
+            self._results.gates += judged
+            self._results.verification = sum_up(gathered.plan, "fresh", judged, message)
+
+    # -- backward ---------------------------------------------------------------------------------------------------
+
+    def _end(self, stage: Stage, recorder: Recorder) -> None:
+        """Evidence, then destroy. Raises what destroying met; the residue is remembered."""
+        stage.harvest.keep_evidence(recorder)
+        residue, error = stage.destroy(recorder)
+        self._results.residue += residue
+        if error is not None:
+            raise error
+
+    def _finish(self, recorder: Recorder, began: float, error: KtrdrError | None, interrupted: bool) -> RunReport:
+        """Rest or end every instance with its evidence, then report. Whatever a step meets is kept as an error, and the next one runs."""
+        ending = _Ending(error, lambda caught: self._explain(caught, recorder))
+        failed = error is not None or interrupted or not self._results.passed
+        kept = False
+        if isinstance(error, EscalationStop) and not interrupted:
+            # What cannot wait does not stay: it is ended like any other.
+            kept = ending.attempt(lambda: self._rest(recorder), replace_error=True)
+        for stage in () if kept else self._stages:
+            if stage.destroyed:
+                continue
+            ending.attempt(partial(stage.harvest.keep_evidence, recorder))
+            if self._keeps(stage, failed or ending.error is not None) or (self._stop is not None and stage.asleep):
+                kept = True
+                ending.attempt(partial(self._keep, stage))
+            else:
+                residue, destroy_error = stage.destroy(recorder)
+                self._results.residue += residue
+                ending.add(destroy_error)
+        self._mask.stop()
+        return self._report(recorder, began, ending, interrupted, kept)
+
+    def _keep(self, stage: Stage) -> None:
+        stage.sampler.stop()
+        stage.instance.keep()
+        name = stage.plan.identity.instance_id
+        self._listener.note(f"the instance is kept; `ktrdr-vm ssh {name}` enters it, `ktrdr-vm destroy {name}` ends it")
+
+    def _report(self, recorder: Recorder, began: float, ending: _Ending, interrupted: bool, kept: bool) -> RunReport:
+        """Assemble it, mask it, write it. What cannot be written is an error of the run, and the report that is returned says so."""
+        report = mask_values(
+            assemble(
+                self._results, self._stages, self._gathered, recorder, seconds=time.monotonic() - began, error=ending.error,
+                interrupted=interrupted, kept=kept,
+            ),
+            self._mask,
+        )  # fmt: skip
+        if ending.attempt(lambda: write_report(recorder.directory, report), replace_error=True):
+            return report
+        assert ending.error is not None
+        message, hint = report.message or str(ending.error), report.hint or ending.error.hint
+        if report.exit_code in (0, 1):
+            report = replace(report, outcome="error", exit_code=ending.error.exit_code)
+        return replace(report, message=message, hint=hint)
+
+    def _rest(self, recorder: Recorder) -> None:
+        """The instance sleeps until the escalation is answered. The evidence so far is kept now."""
+        [stage] = self._stages
+        stage.harvest.keep_evidence(recorder)
+        gathered, options = self._gathered, self._options
+        write_stop(
+            stage.instance,
+            Stop(
+                profile=str(Path(gathered.loaded.source).resolve()),
+                workspace=gathered.plan.facts.workspace,
+                gates=tuple(name for name, _ in gathered.playbooks),
+                keep=options.keep,
+                cold=options.cold,
+                run_id=self._results.run_id,
+                started_at=self._results.started_at,
+                plan_digest=gathered.plan.digest,
+                results=self._results.gates,
+            ),
+        )
+        stage.sampler.stop()
+        with recorder.phase("suspend"):
+            suspend(stage.instance, notify=recorder.hear_resource)
+
+    def _may_keep(self) -> bool:
+        return self._gathered.plan.profile.mode == "interactive" or self._options.keep != "never"
+
+    def _keeps(self, stage: Stage, failed: bool) -> bool:
+        if not stage.exists:
+            return False
+        if stage.plan.profile.mode == "interactive":
+            return True
+        return self._options.keep == "always" or (self._options.keep == "on-failure" and failed)

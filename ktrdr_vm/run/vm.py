@@ -1,0 +1,325 @@
+"""One VM of a run: the one in which the workload works, or the fresh one that verifies what it left."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ktrdr_vm.approvals.apply import find_pending, find_stop, give_again
+from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError, UsageError
+from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.load import place_playbook
+from ktrdr_vm.gates.model import Playbook
+from ktrdr_vm.gates.runner import run_playbook
+from ktrdr_vm.guest.personalize import personalize
+from ktrdr_vm.guest.workspace import copy_in
+from ktrdr_vm.host.capacity import require_capacity
+from ktrdr_vm.host.clock import now
+from ktrdr_vm.host.confinement import find_fork_obstacle
+from ktrdr_vm.host.foreign_rules import require_passage
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.nft import list_ruleset
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.images.ensure import ensure_image
+from ktrdr_vm.images.store import Image, refuse_disk
+from ktrdr_vm.inputs.resolve import Gathered
+from ktrdr_vm.instance.allocation import read_allocation, require_room
+from ktrdr_vm.instance.diagnosis import explain_loss
+from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.resources.mount import require_source
+from ktrdr_vm.instance.secrets import drop_secret
+from ktrdr_vm.instance.snapshot import adopt, find_snapshot
+from ktrdr_vm.instance.suspend import resume, shut_down
+from ktrdr_vm.plan.changes import find_changes, require_possible
+from ktrdr_vm.plan.plan import Plan, canonical_json
+from ktrdr_vm.profile.model import Secret
+from ktrdr_vm.report.model import GateResult, StageName, WorkloadResult
+from ktrdr_vm.run.collect import Harvest
+from ktrdr_vm.run.recorder import Recorder
+from ktrdr_vm.run.usage import Sampler, measure_gate
+from ktrdr_vm.run.workload import run_workload
+from ktrdr_vm.templates.base import fits
+from ktrdr_vm.templates.project import build_best, find_best
+
+
+class Stage:
+    """An instance with what a run does to it. Every method is one phase or more of the run."""
+
+    def __init__(
+        self,
+        gathered: Gathered,
+        home: Home,
+        libvirt: Libvirt,
+        *,
+        run_id: str,
+        since: str,
+        name: StageName,
+        secrets: Mapping[str, bytes],
+        mask: Callable[[str], str],
+        cold: bool,
+        restart: bool = False,
+        source: str = "",
+    ) -> None:
+        self.gathered = gathered
+        self.plan = gathered.plan
+        self.instance = Instance(home, gathered.plan.identity, libvirt)
+        self.image: Image | None = None
+        self.harvest = Harvest(gathered, self.instance, folder="verification" if name == "verification" else "", since=since)
+        self._home = home
+        self.destroyed = False
+        self.sampler = Sampler(libvirt, gathered.plan.identity.domain, gathered.plan.identity.instance_id, ended=self.instance.hang_up)
+        self._run_id = run_id
+        self._name = name
+        self._secrets = secrets
+        self._mask = mask
+        self._cold = cold
+        self._restart = restart
+        self._source = source
+
+    # -- forward ----------------------------------------------------------------------------------------------------
+
+    def provision(self, recorder: Recorder) -> None:
+        """Image, template, resources, boot, identity, workspace. The plan is the one that knows the image afterwards."""
+        instance, roots = self.instance, self.gathered.policy.mount_roots
+        template = find_snapshot(self._home, self._source, self.plan) if self._source else None
+        if instance.journal is None:
+            require_passage(list_ruleset())
+            for mount in self.plan.profile.mounts:
+                require_source(mount, Path(self.plan.facts.workspace), roots)
+        with self._phase(recorder, "image"):
+            image = self.image = ensure_image(
+                self.plan.profile.image,
+                self.gathered.recipe,
+                self._home.images,
+                progress=recorder.listener.note,
+                sources=self.gathered.policy.image_sources,
+            )
+        if reason := refuse_disk(self.plan.profile.resources.disk, image.virtual_size):
+            raise UsageError(reason, where="resources.disk", hint="make it larger; what is not written takes no space")
+        plan = know_image(self.plan, image)
+        if plan is not self.plan and self._name == "base":
+            recorder.directory.write("plan.json", canonical_json(plan.to_json()))
+        self.plan = plan
+        require_capacity(self._home.root, plan.profile.resources.memory)
+        require_room(self._home, plan.identity.instance_id, self.gathered.policy.most_instances)
+        forks = not self._cold and not self._source and fits(plan) and instance.journal is None
+        if forks and (obstacle := find_fork_obstacle(instance.libvirt)):
+            recorder.listener.note(f"it boots cold, without a template: {obstacle}")
+            forks = False
+        if forks:
+            note = recorder.listener.note
+            template = find_best(self._home, self.gathered, plan, image, note)
+            if template is None:
+                with self._phase(recorder, "template"):
+                    template = build_best(self._home, self.gathered, plan, image, instance.libvirt, note)
+        with self._phase(recorder, "create"):
+            if instance.journal is not None and plan.profile.mode == "sandbox":
+                recorder.listener.note("an earlier run left this instance; it is destroyed first")
+                instance.destroy(notify=recorder.hear_resource)
+            if instance.journal is not None:
+                self._follow(plan, recorder)
+            instance.create(
+                plan,
+                read_secret=self._read_secret,
+                mount_roots=roots,
+                template=template,
+                source=self._source,
+                run_id=self._run_id,
+                notify=recorder.hear_resource,
+            )
+            if plan.collector is not None:
+                # An instance that stays has had other runs.
+                ask_guard(instance.paths.guard, "run_began", run_id=self._run_id)
+        self.sampler.start()
+        with self._phase(recorder, "boot"):
+            guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+        with self._phase(recorder, "personalize"):
+            if self._source:
+                adopt(guest, read_allocation(instance.paths, instance.require_journal()).login_public_key)
+            personalize(guest, plan, self._environment)
+            instance.complete(plan, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
+        # A branch has the workspace of what it began from.
+        if plan.profile.workspace is not None and self.gathered.repository is not None and not self._source:
+            target = plan.profile.workspace.target
+            if plan.profile.mode == "interactive" and guest.run(["test", "-e", f"{target}/.git"], timeout=60).exit_code == 0:
+                recorder.listener.note(f"{target} is there and stays as it is: somebody works in it")
+                return
+            with self._phase(recorder, "workspace"):
+                copy_in(
+                    self.gathered.repository,
+                    plan.profile.workspace,
+                    guest,
+                    plan.facts.image.user,
+                    plan.identity.instance_id,
+                    recorder.listener.note,
+                )
+
+    def _follow(self, plan: Plan, recorder: Recorder) -> None:
+        """Let an instance that is there follow its profile: said what changes, and restarted where it must and may be."""
+        instance, before = self.instance, self.instance.plan
+        changes = find_changes(before, plan)
+        facts = instance.libvirt.find(plan.identity.domain)
+        running = facts is not None and facts.state == "running"
+        require_possible(changes, plan.identity.instance_id, running=running, restart=self._restart)
+        for change in changes:
+            recorder.listener.note(f"changes ({change.how}) {change}")
+            recorder.directory.event("change", part=change.part, before=change.before, after=change.after, how=change.how)
+        for secret in before.profile.secrets:
+            if running and secret not in plan.profile.secrets:
+                drop_secret(instance, secret.name)
+        if self._restart and running:
+            with self._phase(recorder, "shut down"):
+                shut_down(instance)
+
+    def run_gates(self, playbooks: Iterable[Playbook], recorder: Recorder, *, refused: str = "") -> tuple[GateResult, ...]:
+        """In order, until one does not pass; the rest is skipped and says so. `refused` is why even the first is skipped."""
+        results: list[GateResult] = []
+        for playbook in playbooks:
+            if not refused and any(result.outcome != "passed" for result in results):
+                refused = "an earlier gate did not pass"
+            if refused:
+                results.append(GateResult(playbook.name, "skipped", now(), 0.0, message=refused, stage=self._name))
+                continue
+            with self._phase(recorder, f"gate {playbook.name}"):
+                self.instance.require_closed()
+                result = replace(self._run_gate(playbook, recorder), stage=self._name)
+                if result.outcome == "error":
+                    why = self._mask(explain_loss(self.instance))
+                    result = replace(result, message=f"{result.message}; {why}" if why else result.message)
+                results.append(replace(result, usage=measure_gate(result, self.sampler.samples, now())))
+                self.harvest.add_fetched(playbook.name, recorder)
+                if result.outcome == "passed":
+                    self.open_brokers(playbook)
+                with contextlib.suppress(KtrdrError):
+                    ask_guard(self.instance.paths.guard, "flush")
+        return tuple(results)
+
+    def open_brokers(self, passed: Playbook) -> None:
+        """Tell the guard that a gate of the profile has passed, where a brokered secret waits for it."""
+        waited = {broker.after for _, broker in self.plan.profile.brokered}
+        for gate, path in self.gathered.playbooks:
+            if gate in waited and str(path) == passed.source:
+                ask_guard(self.instance.paths.guard, "gate_passed", gate=gate)
+
+    def _run_gate(self, playbook: Playbook, recorder: Recorder) -> GateResult:
+        repository = self.gathered.repository
+        path = Path(playbook.source)
+        context = GateContext(
+            extra_vars=dict(self.plan.profile.vars),
+            roots=(place_playbook(path, Path(self.plan.facts.workspace)).parent, *((repository.place,) if repository else ())),
+            artifacts=self.harvest.place_artifacts(recorder) / playbook.name,
+            environment=self._environment,
+            mask=self._mask,
+            on_event=recorder.hear_gate,
+            gate_timeout=self.plan.profile.gate_timeout,
+        )
+        return run_playbook(playbook, self.instance.connect(), context)
+
+    def wake(self, recorder: Recorder) -> None:
+        """Take up an instance that slept until its escalation was answered; what was approved is applied."""
+        pending = find_pending(self.instance)
+        if pending:
+            raise self._stop(pending[0])
+        with self._phase(recorder, "resume"):
+            policy, note = self.gathered.policy, recorder.listener.note
+            self.image = ensure_image(
+                self.plan.profile.image, self.gathered.recipe, self._home.images, progress=note, sources=policy.image_sources
+            )
+            self.plan = know_image(self.plan, self.image)
+            roots = self.gathered.policy.mount_roots
+            resume(self.instance, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
+            self.sampler.start()
+            for one in give_again(self.instance, self.gathered.policy):
+                recorder.directory.event("escalation", **one.to_json())
+
+    def _stop(self, escalation_id: str) -> EscalationStop:
+        name = self.plan.identity.instance_id
+        return EscalationStop(
+            f"the run waits for an answer to {escalation_id}",
+            where=name,
+            hint=f"`ktrdr-vm escalations show {name} {escalation_id}`, approve or deny it, then `ktrdr-vm apply --continue {name}`",
+        )
+
+    def run_workload(self, recorder: Recorder, *, again: bool = False) -> WorkloadResult | None:
+        """None when the profile has none. EscalationStop when it waits for an answer that does not come, or failed beside one."""
+        workload = self.plan.profile.workload
+        if workload is None:
+            return None
+        policy = self.gathered.policy
+        with self._phase(recorder, "workload"):
+            result = run_workload(
+                self.instance.connect,
+                workload,
+                environment=self._environment,
+                chdir=self.plan.profile.workspace.target if self.plan.profile.workspace else None,
+                mask=self._mask,
+                on_output=recorder.listener.output,
+                again=again,
+                leave=lambda: bool(find_stop(self.instance, policy)),
+            )
+            pending = find_pending(self.instance) if result is None or result.outcome != "passed" else []
+            if pending:
+                raise self._stop(pending[0])
+            return result
+
+    def as_worked(self) -> Stage:
+        """The same VM, and from now on what its gates say is said after the workload."""
+        self._name = "work"
+        return self
+
+    # -- backward ---------------------------------------------------------------------------------------------------
+
+    def destroy(self, recorder: Recorder) -> tuple[tuple[str, ...], KtrdrError | None]:
+        """Residue, and what went wrong."""
+        self.sampler.stop()
+        try:
+            with self._phase(recorder, "destroy"):
+                self.instance.destroy(notify=recorder.hear_resource)
+            self.destroyed = True
+        except ResidueError as error:
+            return error.left, error
+        except KtrdrError as error:
+            return (f"unknown: {error.message}",), error
+        except Exception as error:
+            hint = f"`ktrdr-vm destroy {self.plan.identity.instance_id}`; please report this with events.jsonl"
+            return (f"unknown: {error}",), ProvisionError(f"{type(error).__name__}: {error}", where="ktrdr-vm", hint=hint)
+        return (), None
+
+    @property
+    def exists(self) -> bool:
+        """Has it a journal that can be read? One that cannot be read keeps nothing."""
+        try:
+            return self.instance.journal is not None
+        except KtrdrError:
+            return False
+
+    @property
+    def asleep(self) -> bool:
+        """Does it still sleep? What could not be woken, for lack of memory say, waits on and is not ended."""
+        with contextlib.suppress(KtrdrError):
+            journal = self.instance.journal
+            return journal is not None and journal.state == "suspended"
+        return False
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _phase(self, recorder: Recorder, name: str) -> contextlib.AbstractContextManager[None]:
+        return recorder.phase(name, of=self.harvest.folder)
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return self.instance.environment()
+
+    def _read_secret(self, secret: Secret) -> bytes:
+        return self._secrets[secret.name]
+
+
+def know_image(plan: Plan, image: Image) -> Plan:
+    """An image by URL tells its format only when it is here; the plan that is carried out, and reported, is the one that knows it."""
+    facts = plan.facts
+    if image.disk_format == facts.image.disk_format:
+        return plan
+    return replace(plan, facts=replace(facts, image=replace(facts.image, disk_format=image.disk_format)))

@@ -1,0 +1,66 @@
+"""What a reviewer must read before anything else: that nothing was kept in, or that the returned commits changed what judges them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from ktrdr_vm.guest.commits import Returned
+from ktrdr_vm.inputs.resolve import Gathered
+from ktrdr_vm.report.model import Commits, Verification, WorkloadResult
+
+_OBSERVED = "OBSERVE: every public address could be reached; `ktrdr-vm egress suggest` says what an allowlist would need"
+
+
+def find_first_lines(
+    commits: Iterable[Commits],
+    gathered: Gathered,
+    verification: Verification | None = None,
+    workload: WorkloadResult | None = None,
+    returned: Returned | None = None,
+) -> tuple[str, ...]:
+    """What the commits changed of their own judges, then how the verdict came about, when that says less than it seems to."""
+    return (
+        *((_OBSERVED,) if gathered.plan.observe else ()),
+        *_judges(commits, gathered),
+        *_verdict(verification, workload, returned or Returned()),
+    )
+
+
+def _verdict(verification: Verification | None, workload: WorkloadResult | None, returned: Returned) -> Iterable[str]:
+    if workload is None or verification is None:
+        return
+    if verification.mode == "same":
+        yield "the gates ran in the VM that the workload used, where it was root: weaker than a fresh one (verify: same)"
+    elif verification.outcome not in ("passed", "skipped"):
+        yield f"verification in a fresh VM {verification.outcome}: what the workload committed ({verification.commit[:12]}) does not pass"
+    if not returned.refs:
+        yield "the workload returned no commit; the gates judged the base"
+    if returned.loose:
+        yield f"the workload left {returned.loose} uncommitted paths behind; they are not part of what was judged"
+
+
+def _judges(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:
+    """One line for each branch that touches the profile, a playbook or a test. The run itself used those of the base commit."""
+    if gathered.repository is None:
+        return ()
+    root = gathered.repository.root
+    judges = {_inside(root, Path(gathered.loaded.source)), *(_inside(root, path) for _, path in gathered.playbooks)}
+    lines = []
+    for one in commits:
+        touched = [path for path in one.changed if path in judges or _is_playbook(path)]
+        tests = [path for path in one.changed if "tests" in PurePosixPath(path).parts or PurePosixPath(path).name.startswith("test_")]
+        if touched:
+            lines.append(f"{one.ref} changes the profile or playbooks: {', '.join(touched[:10])}")
+        if tests:
+            lines.append(f"{one.ref} changes tests: {', '.join(tests[:10])}")
+    return tuple(lines)
+
+
+def _inside(root: Path, path: Path) -> str:
+    resolved = path.resolve()
+    return str(resolved.relative_to(root)) if resolved.is_relative_to(root) else ""
+
+
+def _is_playbook(path: str) -> bool:
+    return PurePosixPath(path).parts[:1] in (("playbooks",), ("profiles",), ("images",))

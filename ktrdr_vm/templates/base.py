@@ -1,0 +1,300 @@
+"""Templates: boot once, freeze, fork many. What a template is, when it fits, and how one is made.
+
+A template holds no profile data: no NIC, no secret, no workspace, no login. It belongs to one owner and one image, and its key says
+everything that a fork must share with it. One of a project stands on a disk that preparing the project has filled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pwd
+import shutil
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.errors import HostError, KtrdrError
+from ktrdr_vm.guest.agent import run_script
+from ktrdr_vm.host import process
+from ktrdr_vm.host.clock import now
+from ktrdr_vm.host.confinement import make_memory_rules, remove_profile, write_profile
+from ktrdr_vm.host.durable import sync
+from ktrdr_vm.host.fork import save_state
+from ktrdr_vm.host.journal import locked
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.rights import set_rights
+from ktrdr_vm.identity import Identity
+from ktrdr_vm.images.store import Image, ImageStore
+from ktrdr_vm.instance.resources.overlay import BOOT_FILES, copy_boot_files
+from ktrdr_vm.instance.resources.seed import make_seed
+from ktrdr_vm.plan.cloud_init import render_meta_data, render_user_data
+from ktrdr_vm.plan.domain_xml import render_template_domain
+from ktrdr_vm.plan.facts import Allocation, TemplateFacts
+from ktrdr_vm.plan.plan import Plan
+
+# Raised when what is done to a guest before the freeze changes.
+FORMAT = 1
+BOOT_LIMIT = 600.0
+# A template that nobody has forked for so long is collected.
+UNUSED_DAYS = 14
+QEMU_USER = "libvirt-qemu"
+_KEY_LENGTH = 32
+
+# Everything that starts late is started, and each preloaded container image has run once, so that its pages are warm.
+_SETTLE = """set -e
+! command -v cloud-init >/dev/null || cloud-init status --wait >/dev/null || true
+# What a fork's first interface and first container would wait for.
+modprobe -a virtio_net veth 2>/dev/null || true
+if command -v dockerd >/dev/null; then
+  systemctl start docker.service
+  for image in $(docker image ls --format '{{.Repository}}:{{.Tag}}'); do
+    docker run --rm --network none "$image" true >/dev/null || true
+  done
+fi
+rm -rf /var/tmp/* /tmp/*
+fstrim / 2>/dev/null || true
+sync
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """What a template of a project has besides its shape. `digest` is of all that preparing it depends on."""
+
+    name: str
+    digest: str
+    make_disk: Callable[[Path], None]
+    """Writes the disk that the template is booted from, an overlay on the image."""
+    made_from: dict[str, str] = field(default_factory=dict)
+    """The repository's folder, branch, commit and tree, for who asks what a template came from."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A finished template, as its manifest describes it. `size` counts the bytes that are really on the disk."""
+
+    key: str
+    kind: str
+    """`base`, or `project` and the profile's name."""
+    owner: int
+    image: str
+    vcpus: int
+    memory: int
+    created_at: str
+    used_at: str
+    seconds: float
+    size: int
+    made_from: dict[str, str] = field(default_factory=dict)
+    """Of a project: the repository's folder, branch, commit and tree that prepared it."""
+
+
+def fits(plan: Plan) -> bool:
+    """Can this plan be forked? A stock image brings its own boot."""
+    return plan.facts.image.boot == "direct"
+
+
+def find_template(home: Home, plan: Plan, image: Image, project: Project | None = None) -> TemplateFacts | None:
+    """The template that a fork of this plan must come from, if it is there."""
+    facts = _describe(home, plan, image, project)[0]
+    manifest = Path(facts.directory, "manifest.json")
+    if not manifest.exists():
+        return None
+    with contextlib.suppress(OSError):  # when it was used last, for `gc`
+        os.utime(manifest)
+    return facts
+
+
+def build_template(
+    home: Home, plan: Plan, image: Image, libvirt: Libvirt, *, progress: Callable[[str], None], project: Project | None = None
+) -> TemplateFacts:
+    """Boot, settle, freeze. Whoever comes second waits for the first and takes the result."""
+    facts, ingredients = _describe(home, plan, image, project)
+    with locked(home.locks / f"template-{facts.key}.lock", "the template", wait=True):
+        if Path(facts.directory, "manifest.json").exists():
+            return facts
+        began = time.monotonic()
+        building = replace(facts, directory=str(home.templates / f".new-{facts.key}"))
+        place = Path(building.directory)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(mode=0o711)
+        place.chmod(0o711)
+        identity = Identity(f"template--{facts.key[:12]}")
+        try:
+            if project is not None:
+                project.make_disk(Path(building.project))
+            progress("boots a template once; later runs fork it")
+            _boot_and_freeze(plan, building, identity, libvirt, progress)
+        except BaseException:
+            # What cannot be ended now, `gc` ends; the first error is the one that matters.
+            with contextlib.suppress(KtrdrError):
+                libvirt.stop(identity.domain)
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        seconds = round(time.monotonic() - began, 1)
+        manifest = {**ingredients, "key": facts.key, "created_at": now(), "seconds": seconds}
+        if project is not None:
+            manifest["made_from"] = project.made_from
+        (place / "manifest.json").touch(mode=0o600)
+        (place / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        # On the disk before it has its name: after a power cut a finished name must not stand on zeros.
+        for path in (*place.iterdir(), place):
+            sync(path)
+        place.rename(facts.directory)
+        sync(home.templates)
+        progress(f"the template is frozen after {seconds:.0f} s")
+    return facts
+
+
+def list_templates(home: Home) -> list[Template]:
+    """Every finished template of this home, oldest first."""
+    found = []
+    for path in home.templates.glob("*/manifest.json"):
+        try:
+            manifest = json.loads(path.read_bytes())
+            size = sum(file.stat().st_blocks * 512 for file in path.parent.iterdir())
+            vcpus, memory, _ = manifest["shape"]
+            found.append(
+                Template(
+                    key=manifest["key"],
+                    kind=manifest.get("kind", "base"),
+                    owner=manifest["owner"],
+                    image=manifest["image"],
+                    vcpus=vcpus,
+                    memory=memory,
+                    created_at=manifest["created_at"],
+                    used_at=datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+                    seconds=manifest["seconds"],
+                    size=size,
+                    made_from=manifest.get("made_from", {}),
+                )
+            )
+        except (ValueError, KeyError, TypeError, OSError):
+            continue  # half of one, which `gc` takes away
+    return sorted(found, key=lambda template: template.created_at)
+
+
+def remove_template(home: Home, key: str) -> bool:
+    """Take a template away; False when there was none. Forks that stand on it must be gone: the caller knows them."""
+    if len(key) != _KEY_LENGTH or not key.isalnum():
+        return False
+    directory = home.templates / key
+    with locked(home.locks / f"template-{key}.lock", "the template", wait=True):
+        if not directory.exists():
+            return False
+        doomed = home.templates / f".gone-{key}"
+        directory.rename(doomed)
+        shutil.rmtree(doomed)
+    return True
+
+
+def collect_templates(home: Home, users: Collection[str], *, dry_run: bool) -> list[dict[str, str]]:
+    """Remove what no plan of today can be forked from, or nobody has used for UNUSED_DAYS. `users` are keys that instances stand on."""
+    rows = []
+    for one in list_templates(home):
+        reason = _find_stale(home, one)
+        if not reason or one.key in users:
+            continue
+        action = "would remove" if dry_run else "removed"
+        if not dry_run and not remove_template(home, one.key):
+            continue
+        rows.append({"action": action, "instance_id": f"template {one.key}", "reason": reason})
+    return rows
+
+
+def _find_stale(home: Home, template: Template) -> str:
+    manifest = json.loads((home.templates / template.key / "manifest.json").read_bytes())
+    image = ImageStore(home.images).find(template.image)
+    if image is None or image.content_digest != manifest.get("content"):
+        return "its image is there no more"
+    if manifest.get("format") != FORMAT or manifest.get("settle") != _SETTLE:
+        return "it was made by another version of this program"
+    emulator = manifest.get("emulator", "")
+    if emulator and (not Path(emulator).exists() or manifest.get("qemu") != _qemu_version(emulator)):
+        return "it was made by another QEMU"
+    idle = datetime.now(UTC) - datetime.fromisoformat(template.used_at)
+    return f"nobody used it for {idle.days} days" if idle.days >= UNUSED_DAYS else ""
+
+
+def _describe(home: Home, plan: Plan, image: Image, project: Project | None = None) -> tuple[TemplateFacts, dict[str, Any]]:
+    """The key and what it is made of. Paths and names are fixed in it, so that it depends on nothing else."""
+    size = replace(plan.profile.resources, disk=max(plan.profile.resources.disk, 1))
+    blank = TemplateFacts("", "/template")
+    fixed = Identity("template")
+    ingredients = {
+        "format": FORMAT,
+        "settle": _SETTLE,
+        "image": image.digest,
+        "content": image.content_digest,
+        "emulator": plan.facts.emulator,
+        "qemu": _qemu_version(plan.facts.emulator),
+        "owner": plan.facts.owner_uid,
+        "shape": [size.vcpus, size.memory, size.disk],
+        "domain": render_template_domain(size, replace(plan.facts, home=str(home.root)), fixed, Allocation(), blank),
+        "user_data": render_user_data(fixed, plan.facts, Allocation()),
+    }
+    if project is not None:
+        ingredients |= {"kind": f"project {project.name}", "project": project.digest}
+    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
+    return TemplateFacts(key, str(home.templates / key), has_project=project is not None), ingredients
+
+
+def _boot_and_freeze(plan: Plan, template: TemplateFacts, identity: Identity, libvirt: Libvirt, progress: Callable[[str], None]) -> None:
+    size, place = plan.profile.resources, Path(template.directory)
+    image = plan.facts.image
+    final = str(place.parent / template.key)
+    backing, format_ = (replace(template, directory=final).project, "qcow2") if template.has_project else (image.disk, image.disk_format)
+    copy_boot_files(image, place)
+    # By the name that it will have: the disk is looked at under both.
+    process.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", format_, "-b", backing, template.disk, f"{size.disk}M"], timeout=60)
+    from ktrdr_vm.host.keys import generate_keypair
+
+    # A host key that is thrown away: no fork keeps it, and nobody can log in with anything before a fork is given its own.
+    host_key, host_public_key = generate_keypair()
+    allocation = Allocation(host_key=host_key, host_public_key=host_public_key, genid="00000000-0000-4000-8000-000000000000")
+    user_data = render_user_data(identity, plan.facts, replace(allocation, login_public_key=""))
+    seed = {
+        "user-data": user_data.encode(),
+        "meta-data": render_meta_data(identity).encode(),
+        "network-config": b"version: 2\nethernets: {}\n",
+    }
+    (place / "seed.iso").write_bytes(make_seed(seed))
+    memory = Path(template.memory)
+    with memory.open("wb") as file:
+        file.truncate(size.memory << 20)
+    owner = _qemu_user()
+    os.chown(memory, owner, -1)
+    memory.chmod(0o600)
+    libvirt.stop(identity.domain)
+    write_profile(libvirt, identity.uuid, make_memory_rules(template.memory, template.state, freeze=True))
+    try:
+        libvirt.start(identity.domain, render_template_domain(size, plan.facts, identity, allocation, template), persistent=False)
+        run_script(libvirt, identity.domain, _SETTLE, "settle", limit=BOOT_LIMIT)
+        progress("freezes the template")
+        save_state(libvirt, identity.domain, Path(template.state))
+    finally:
+        libvirt.stop(identity.domain)
+        remove_profile(identity.uuid)
+    set_rights(Path(template.disk), place.parent.parent)
+    for name in ("seed.iso", "console.log", *BOOT_FILES):
+        (place / name).unlink(missing_ok=True)
+
+
+def _qemu_version(emulator: str) -> str:
+    return process.run([emulator, "--version"], timeout=30).text.splitlines()[0]
+
+
+def _qemu_user() -> int:
+    """Who opens the memory's file. QEMU before 8.2 opens it for writing even when a fork maps it privately."""
+    try:
+        return pwd.getpwnam(QEMU_USER).pw_uid
+    except KeyError:
+        raise HostError(
+            f"there is no user {QEMU_USER}", where="libvirt", hint="install libvirt-daemon-system, or run `make setup`"
+        ) from None

@@ -1,0 +1,236 @@
+"""Project templates: a playbook runs once in a sandbox of its own, and every later sandbox of the project begins where it ended.
+
+One is made only in a repository that stands on a branch of the owner's policy, with nothing uncommitted: never from what an agent left. It
+is found by the content of what it was made from, so that a branch that changes none of it finds it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.load import digest_playbook, load_playbook, place_playbook
+from ktrdr_vm.gates.runner import run_playbook
+from ktrdr_vm.guest.personalize import make_environment, personalize
+from ktrdr_vm.guest.workspace import Repository, copy_in
+from ktrdr_vm.host import process
+from ktrdr_vm.host.beneath import Place, open_file
+from ktrdr_vm.host.git import open_view
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.rights import set_rights
+from ktrdr_vm.identity import Identity
+from ktrdr_vm.images.store import Image
+from ktrdr_vm.inputs.references import find_playbook
+from ktrdr_vm.inputs.resolve import Gathered
+from ktrdr_vm.inputs.trusted import list_refs
+from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.snapshot import copy_disk
+from ktrdr_vm.plan.facts import TemplateFacts
+from ktrdr_vm.plan.plan import Plan, plain
+from ktrdr_vm.profile.load import build_profile
+from ktrdr_vm.profile.model import Prepare, Secret, Workspace
+from ktrdr_vm.templates.base import Project, build_template, find_template
+
+# Raised when what is done around the playbook changes.
+FORMAT = 2
+MAX_KEY_FILE = 64 * 1024 * 1024
+DOCKER_LIMIT = 300.0
+REBASE_LIMIT = 1800.0
+
+Note = Callable[[str], None]
+
+# Of the profile, what preparing must not have or does not need.
+_LEFT_OUT = ("secrets", "mounts", "prepare", "workload", "gates", "artifacts", "environment", "telemetry", "verify")
+
+# The workspace goes: each sandbox gets its own. What Docker and the package clients have kept stays.
+_TIDY = """set -eu
+docker ps -aq | xargs -r docker rm -f >/dev/null
+systemctl stop docker.service docker.socket containerd.service 2>/dev/null || true
+find "$TARGET" -mindepth 1 -delete
+rm -rf /var/tmp/* /tmp/* /etc/ktrdr
+fstrim / 2>/dev/null || true
+sync
+"""
+
+
+def find_best(home: Home, gathered: Gathered, plan: Plan, image: Image, note: Note) -> TemplateFacts | None:
+    """The template that a fork of this plan should come from; None when it has to be built, and may be."""
+    wanted = plan.profile.prepare
+    if wanted is not None and gathered.repository is not None:
+        project = _describe(home, gathered, gathered.repository, wanted, plan, image, None, note)
+        found = find_template(home, plan, image, project)
+        if found is not None:
+            return found
+        refusal = _distrust(gathered, gathered.repository, wanted)
+        if not refusal:
+            return None
+        note(f"the project is not prepared here: {refusal}")
+    return find_template(home, plan, image)
+
+
+def build_best(home: Home, gathered: Gathered, plan: Plan, image: Image, libvirt: Libvirt, note: Note) -> TemplateFacts:
+    """Build what `find_best` did not find: the template of the project, on the way also that of the shape."""
+    base = find_template(home, plan, image) or build_template(home, plan, image, libvirt, progress=note)
+    wanted, repository = plan.profile.prepare, gathered.repository
+    if wanted is None or repository is None or _distrust(gathered, repository, wanted):
+        return base
+    project = _describe(home, gathered, repository, wanted, plan, image, libvirt, note)
+    return build_template(home, plan, image, libvirt, progress=note, project=project)
+
+
+def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> str:
+    """Why nothing may be prepared from the repository as it stands, or nothing."""
+    refs = (*list_refs(gathered.policy, repository), *gathered.policy.prepare_refs)
+    if repository.branch not in refs:
+        return f"{repository.branch or 'a detached HEAD'} is none of the owner's branches for it ({', '.join(refs) or 'there are none'})"
+    files = [wanted.playbook, *wanted.key]
+    tracked = [f":(literal){name}" for name in files if (repository.root / name).exists()]
+    with open_view(repository.place) as view:
+        # What is staged counts as well: the working tree is compared with the commit.
+        if view.git("diff", "--quiet", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all", "HEAD", "--", check=False).exit_code:
+            return "the repository has uncommitted changes"
+        known = view.git("ls-files", "--error-unmatch", "--", *tracked, check=False) if tracked else None
+    return "its playbook or a file of its key is not committed" if known is not None and known.exit_code != 0 else ""
+
+
+def _describe(
+    home: Home,
+    gathered: Gathered,
+    repository: Repository,
+    wanted: Prepare,
+    plan: Plan,
+    image: Image,
+    libvirt: Libvirt | None,
+    note: Note,
+) -> Project:
+    playbook = find_playbook(wanted.playbook, repository.root)
+    ingredients = {
+        "format": FORMAT,
+        "tidy": _TIDY,
+        # Which repository of this host: what a playbook runs is in it, and another one may look alike.
+        "repository": _identify(repository),
+        "playbook": digest_playbook(playbook, beneath=repository.root),
+        "files": {name: _digest(repository.place, name) for name in wanted.key},
+        # What it could reach decides what it found.
+        "egress": plain(plan.rules),
+        "workspace": plain(plan.profile.workspace),
+        "vars": plain(plan.profile.vars),
+    }
+    digest = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+
+    def make_disk(target: Path) -> None:
+        assert libvirt is not None, "a project that was described to be found cannot be built"
+        _make_disk(home, repository, playbook, digest, plan, image, libvirt, note, target)
+
+    made_from = {"repository": str(repository.root), "branch": repository.branch, "commit": repository.commit}
+    made_from["tree"] = _find_tree(repository)
+    return Project(plan.profile.name, digest, make_disk, made_from)
+
+
+def _identify(repository: Repository) -> dict[str, object]:
+    """The repository on this host, whatever its content claims: linked worktrees share it, a clone or a copy has another."""
+    common = repository.common or repository.root
+    facts = common.stat()
+    return {"path": str(common), "device": facts.st_dev, "inode": facts.st_ino, "owner": facts.st_uid}
+
+
+def _find_tree(repository: Repository) -> str:
+    with open_view(repository.place) as view:
+        return view.git("rev-parse", "--verify", "--end-of-options", f"{repository.commit}^{{tree}}").text.strip()
+
+
+def _digest(root: Place, name: str) -> str:
+    """sha256 of a file of the workspace; a file that is not there is a value as well."""
+    try:
+        with os.fdopen(open_file(root, name), "rb") as file:
+            content = file.read(MAX_KEY_FILE + 1)
+    except FileNotFoundError:
+        return "absent"
+    except (OSError, KtrdrError) as error:
+        raise UsageError(f"the key of prepare cannot be read: {error}", where=name, hint="name regular files of the workspace") from None
+    if len(content) > MAX_KEY_FILE:
+        raise UsageError("a file of prepare's key is larger than 64 MiB", where=name, hint="name a lock file, not what it locks")
+    return hashlib.sha256(content).hexdigest()
+
+
+def _make_disk(
+    home: Home,
+    repository: Repository,
+    playbook: Path,
+    digest: str,
+    plan: Plan,
+    image: Image,
+    libvirt: Libvirt,
+    note: Note,
+    target: Path,
+) -> None:
+    """Run the playbook in a sandbox with the profile's egress and no secret, and keep its disk."""
+    note(f"prepares the project {plan.profile.name} once")
+    source = {key: value for key, value in plan.source.items() if key not in _LEFT_OUT} | {"mode": "sandbox"}
+    preparing = Plan(build_profile(source), plan.facts, Identity(f"prepare--{digest[:12]}"), source)
+    instance = Instance(home, preparing.identity, libvirt)
+    with instance.locked():
+        # What an earlier one left that was killed.
+        instance.destroy()
+        try:
+            base = find_template(home, plan, image)
+            instance.create(preparing, read_secret=_no_secret, mount_roots=(), template=base)
+            _work(instance, preparing, repository, playbook, note)
+            copy_disk(instance, target)
+            with contextlib.suppress(KtrdrError, OSError):
+                ask_guard(instance.paths.guard, "flush")
+                # What it reached, for whoever asks what is in the template.
+                kept = target.with_name("egress.jsonl")
+                kept.touch(mode=0o600)
+                shutil.copyfile(instance.paths.ledger, kept)
+        finally:
+            instance.destroy()
+    # Onto the image itself: the template of the shape may then go.
+    process.run(
+        ["qemu-img", "rebase", "-q", "-f", "qcow2", "-F", image.disk_format, "-b", image.disk, target],
+        timeout=REBASE_LIMIT,
+    )
+    set_rights(target, home.root)
+
+
+def _work(instance: Instance, plan: Plan, repository: Repository, playbook: Path, note: Note) -> None:
+    workspace = plan.profile.workspace or Workspace()
+    environment = make_environment(plan.identity, plan.profile.mode, {})
+    guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+    personalize(guest, plan, environment)
+    guest.run("! command -v dockerd >/dev/null || systemctl start docker.service", become=True, timeout=DOCKER_LIMIT)
+    copy_in(repository, workspace, guest, plan.facts.image.user, plan.identity.instance_id, note)
+    context = GateContext(
+        extra_vars=dict(plan.profile.vars),
+        roots=(place_playbook(playbook, repository.root).parent, repository.place),
+        environment=environment,
+        gate_timeout=plan.profile.gate_timeout,
+    )
+    result = run_playbook(load_playbook(playbook, beneath=repository.root), guest, context)
+    if result.outcome != "passed":
+        failed = [f"{task.name}: {task.message}" for task in result.tasks if task.outcome not in ("passed", "skipped")]
+        raise ProvisionError(
+            f"the project could not be prepared: {'; '.join(failed)[:500] or result.message or result.outcome}",
+            where=str(playbook),
+            hint="mend the playbook, or take `prepare` out of the profile; `apply --cold` does without templates",
+        )
+    tidied = guest.run(_TIDY, environment={"TARGET": workspace.target}, become=True, timeout=DOCKER_LIMIT)
+    if tidied.exit_code != 0:
+        raise GuestError(
+            f"the guest could not be tidied: {tidied.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            where=plan.identity.instance_id,
+            hint="look at what the playbook leaves running",
+        )
+
+
+def _no_secret(secret: Secret) -> bytes:
+    raise ProvisionError(f"the secret {secret.name} has no place in a template", where="prepare", hint="take it out of the playbook")
