@@ -10,8 +10,9 @@ from pathlib import Path
 
 from bench.machines import applied
 from bench.place import LIMIT, PROGRAM, ROOT, Place
-from ktrdr_vm.guest.workspace import copy_in, find_repository
+from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.ssh_config import make_ssh_options

@@ -32,7 +32,7 @@ from ktrdr_vm.inputs.trusted import require_accepted
 from ktrdr_vm.instance.instance import Instance as HostInstance
 from ktrdr_vm.instance.instance import require_root
 from ktrdr_vm.instance.inventory import find_instances
-from ktrdr_vm.instance.resources.secret import read_source
+from ktrdr_vm.instance.secret_sources import read_source
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.report.mask import make_mask
 from ktrdr_vm.report.model import GateResult, RunReport

@@ -15,6 +15,8 @@ _VALID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 DOMAIN_PREFIX = "ktrdr-"
 TAP_PREFIX = "kv"
 TABLE_PREFIX = "ktrdr_"
+# Of the element in a domain's XML that says whose it is.
+METADATA_NAMESPACE = "urn:ktrdr-vm:instance:1"
 _NAMESPACE = uuid.UUID("0b1c7a39-9d2e-5f0e-8a44-6f1f7b6f2a10")
 
 

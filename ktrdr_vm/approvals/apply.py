@@ -13,24 +13,19 @@ from typing import Any
 
 from ktrdr_vm.approvals.loans import LOANS, check_loan, end_soon, lend
 from ktrdr_vm.approvals.loans import take_back as end_loan
-from ktrdr_vm.egress.grant import grant, revoke
+from ktrdr_vm.egress.client import grant, revoke
 from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.escalation.decision import check_request
 from ktrdr_vm.escalation.packet import parse_request
 from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
 from ktrdr_vm.host.clock import boottime, now, read_boot_id, seconds_since
+from ktrdr_vm.instance.escalations import open_store
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.resources.secret import Secret as SecretResource
-from ktrdr_vm.instance.resources.secret import read_source
+from ktrdr_vm.instance.secret_sources import read_source
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, refuse_secret
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.model import Secret
-
-
-def open_store(instance: Instance) -> EscalationStore:
-    """The escalations of an instance; UsageError when there is no such instance."""
-    instance.require_journal()
-    return EscalationStore(instance.paths.escalations, instance.identity.instance_id)
 
 
 def approve(

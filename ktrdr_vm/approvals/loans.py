@@ -24,6 +24,7 @@ from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.resources.mount import CUT_LIMIT, Mount
 from ktrdr_vm.plan.domain_memory import LENT_MEMORY, LENT_STEP, find_lendable
+from ktrdr_vm.plan.domain_xml import make_quota
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, refuse_path
 from ktrdr_vm.profile.model import Mount as MountEntry
 
@@ -96,7 +97,9 @@ def _check_size(instance: Instance, request: dict[str, Any]) -> None:
 def lend(instance: Instance, loan: str, kind: str, request: dict[str, Any], policy: OwnerPolicy, *, seconds: int, reason: str) -> None:
     """Plug it in. `loan` is the escalation's id. When the guest does not take it, it is taken back and an error says so."""
     # The end first: what is lent has one, also when this command is killed in between.
-    ask_guard(instance.paths.guard, "given", name=loan, path="", seconds=seconds, message=f"{_describe(request)}: {reason}")
+    ask_guard(
+        instance.paths.guard, "given", name=loan, path="", module=__name__, seconds=seconds, message=f"{_describe(request)}: {reason}"
+    )
     try:
         if kind == "mount":
             _open_mount(instance, loan, MountEntry(**request), policy.mount_roots).create()
@@ -126,7 +129,7 @@ def end_soon(instance: Instance, loan: str) -> None:
     grown = lending.vcpus > size.vcpus and instance.libvirt.count_vcpus(instance.identity.domain) > size.vcpus
     if not grown and not (find_lendable(size, lending) and _read_lent(instance)):
         return
-    ask_guard(instance.paths.guard, "given", name=loan, path="", seconds=0, message="it ended while the machine slept")
+    ask_guard(instance.paths.guard, "given", name=loan, path="", module=__name__, seconds=0, message="it ended while the machine slept")
 
 
 def _give(instance: Instance, vcpus: int, memory: int) -> None:
@@ -138,7 +141,7 @@ def _give(instance: Instance, vcpus: int, memory: int) -> None:
         if vcpus > has:
             _require_room(instance, vcpus)
         if plan.facts.cpu_controller:
-            libvirt.limit_cpu_time(domain, vcpus)
+            libvirt.limit_cpu_time(domain, make_quota(vcpus))
         if has != vcpus:
             _plug(instance, vcpus)
         if vcpus > has:

@@ -1,0 +1,1 @@
+"""The command line: a file for each group of commands. The only room that prints or exits."""

@@ -47,8 +47,8 @@ def apply(
     as_json: bool,
 ) -> int:
     """Make the sandbox of PROFILE, run its workload and gates, bring the evidence back, destroy it, prove that nothing is left."""
+    from ktrdr_vm.cli.options import find_run
     from ktrdr_vm.cli.progress import TerminalListener, show_report
-    from ktrdr_vm.cli.runs import find_run
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home

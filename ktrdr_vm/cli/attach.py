@@ -14,7 +14,7 @@ from ktrdr_vm.cli.options import instance_argument
 @click.option("--timeout", type=float, default=7 * 86400.0, show_default=True, help="Seconds.")
 def attach(instance_id: str, timeout: float) -> int:
     """Follow the workload of INSTANCE_ID from its first line until it ends, and end with its exit code. Control characters are escaped."""
-    from ktrdr_vm.cli.ssh import open_instance, warn_of_guard
+    from ktrdr_vm.cli.options import open_instance, warn_of_guard
     from ktrdr_vm.report.escape import escape_text
     from ktrdr_vm.run.mask import find_mask
     from ktrdr_vm.run.workload import follow

@@ -14,8 +14,8 @@ from ktrdr_vm.cli.options import instance_argument, json_option
 @json_option
 def bundle(instance_id: str, run_id: str, publishing: bool, as_json: bool) -> None:
     """Make the pull-request bundle of a run of INSTANCE_ID. Refused when the Startability Gate did not pass."""
-    from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.cli.runs import find_run
+    from ktrdr_vm.cli.options import find_run
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.evidence.bundle import make_bundle, publish
     from ktrdr_vm.evidence.reader import find_workspace
     from ktrdr_vm.host.owner import find_owner

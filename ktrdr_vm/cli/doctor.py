@@ -13,7 +13,7 @@ def doctor(as_json: bool) -> int:
     """Check this host. Exit code 3 when something is missing that every run needs."""
     from dataclasses import asdict
 
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.monitoring.doctor import check_host
 

@@ -21,7 +21,7 @@ def egress() -> None:
 @json_option
 def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
     """Print the ledger of INSTANCE_ID: the living one, else that of its newest run."""
-    from ktrdr_vm.cli.runs import find_run
+    from ktrdr_vm.cli.options import find_run
     from ktrdr_vm.egress.client import ask_guard
     from ktrdr_vm.egress.ledger import read_ledger
     from ktrdr_vm.errors import KtrdrError
@@ -60,8 +60,8 @@ def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
 @json_option
 def test(instance_id: str, host: str, port: int, as_json: bool) -> int:
     """Say whether INSTANCE_ID may connect to HOST on PORT, and what decides. Exit code 0 when it may, 1 when not."""
-    from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.cli.ssh import open_instance
+    from ktrdr_vm.cli.options import open_instance
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.egress.connection_check import judge_connection
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.identity import parse_instance_id
@@ -90,8 +90,8 @@ def suggest(instance_id: str, run_id: str, as_json: bool) -> None:
     """
     import yaml
 
-    from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.cli.runs import find_run
+    from ktrdr_vm.cli.options import find_run
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.runs import FinishedRun
     from ktrdr_vm.report.suggest import render_suggestion

@@ -28,11 +28,11 @@ def escalations(context: click.Context) -> None:
 @json_option
 def list_(instance_id: str | None, pending: bool, as_json: bool) -> None:
     """List the escalations of INSTANCE_ID, or of all instances."""
-    from ktrdr_vm.approvals.apply import open_store
-    from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.cli.ssh import open_instance
+    from ktrdr_vm.cli.options import open_instance
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.instance.escalations import open_store
     from ktrdr_vm.report.escape import escape_line
 
     names = [instance_id] if instance_id else [journal.instance_id for journal in list_journals(find_home())]
@@ -51,9 +51,9 @@ def list_(instance_id: str | None, pending: bool, as_json: bool) -> None:
 @json_option
 def show(instance_id: str, escalation_id: str, as_json: bool) -> None:
     """Show one escalation of INSTANCE_ID, all six parts."""
-    from ktrdr_vm.approvals.apply import open_store
-    from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.cli.ssh import open_instance
+    from ktrdr_vm.cli.options import open_instance
+    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.instance.escalations import open_store
 
     one = open_store(open_instance(instance_id)).find(escalation_id)
     if as_json:
@@ -102,7 +102,7 @@ def approve(
 ) -> None:
     """Approve an escalation of INSTANCE_ID: applied at once, ends by itself. It can give less than was asked, never more."""
     from ktrdr_vm.approvals.apply import approve as act
-    from ktrdr_vm.cli.ssh import open_instance
+    from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.policy.load import read_policy
     from ktrdr_vm.profile.model import Secret
 
@@ -124,7 +124,7 @@ def approve(
 def deny(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> None:
     """Deny an escalation of INSTANCE_ID."""
     from ktrdr_vm.approvals.apply import deny as act
-    from ktrdr_vm.cli.ssh import open_instance
+    from ktrdr_vm.cli.options import open_instance
 
     _say(act(open_instance(instance_id), escalation_id, reason=reason), as_json)
 
@@ -137,7 +137,7 @@ def deny(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> No
 def revoke(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> None:
     """End what was approved, now, with every connection that it allowed."""
     from ktrdr_vm.approvals.apply import take_back
-    from ktrdr_vm.cli.ssh import open_instance
+    from ktrdr_vm.cli.options import open_instance
 
     instance = open_instance(instance_id)
     try:
@@ -147,7 +147,7 @@ def revoke(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> 
 
 
 def _say(one: Escalation, as_json: bool) -> None:
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
 
     if as_json:
         echo_json(one.to_json())

@@ -21,9 +21,9 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     """Run PLAYBOOKS, by gate name or path, against INSTANCE_ID. Exit code 1 when one did not pass."""
     from dataclasses import asdict
 
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.options import warn_of_guard
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.cli.progress import show_gate, show_gate_event
-    from ktrdr_vm.cli.ssh import warn_of_guard
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home

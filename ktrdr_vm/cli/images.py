@@ -22,7 +22,7 @@ def images() -> None:
 @json_option
 def build(name: str, as_json: bool) -> None:
     """Build the image of the recipe NAME. One whose recipe did not change costs nothing."""
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.paths import find_home, find_shipped
     from ktrdr_vm.images.ensure import ensure_image
@@ -48,7 +48,7 @@ def build(name: str, as_json: bool) -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List the images of this home."""
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.images.store import ImageStore
 

@@ -21,7 +21,7 @@ def list_(watch: bool, as_json: bool) -> None:
     """List the instances of this host, from the journals and from the host itself."""
     import time
 
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.monitoring.overview import list_rows
@@ -70,7 +70,7 @@ def status(instance_id: str, as_json: bool) -> int:
     """Verify each resource of INSTANCE_ID against its plan. Exit code 4 when one is not as planned."""
     from dataclasses import asdict
 
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.identity import parse_instance_id
@@ -95,7 +95,7 @@ def status(instance_id: str, as_json: bool) -> int:
 @json_option
 def destroy(instance_ids: tuple[str, ...], yes: bool, as_json: bool) -> int:
     """Remove instances, whole, and prove that nothing is left. One that is not there is no error."""
-    from ktrdr_vm.cli.main import echo_json, show_error
+    from ktrdr_vm.cli.output import echo_json, show_error
     from ktrdr_vm.cli.progress import show_resource
     from ktrdr_vm.errors import KtrdrError, UsageError
     from ktrdr_vm.host.libvirt import Libvirt
@@ -142,13 +142,13 @@ def destroy(instance_ids: tuple[str, ...], yes: bool, as_json: bool) -> int:
 @json_option
 def gc(dry_run: bool, as_json: bool) -> int:
     """Remove what runs that died have left, old evidence, and templates of no use. Interactive instances and living runs stay."""
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.host.runs import collect_runs
+    from ktrdr_vm.instance.garbage import collect_garbage
     from ktrdr_vm.instance.instance import require_root
-    from ktrdr_vm.instance.inventory import collect_garbage
     from ktrdr_vm.templates.base import collect_templates
 
     require_root()

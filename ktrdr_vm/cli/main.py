@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import signal
 import sys
@@ -147,6 +146,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     # Imported late: most commands need only part of it.
+    from ktrdr_vm.cli.output import show_error
     from ktrdr_vm.errors import HostError, KtrdrError
     from ktrdr_vm.host.owner import forbid_cores
 
@@ -170,23 +170,6 @@ def main() -> None:
         where = str(error.filename or "this host")
         show_error(HostError(error.strerror or str(error), where=where, hint="look at this place, its rights and its free space"))
         sys.exit(HostError.exit_code)
-
-
-def show_error(error: Exception) -> None:
-    """What, where, and what to do next; guest text in it is escaped."""
-    from ktrdr_vm.report.escape import escape
-
-    hint = getattr(error, "hint", "")
-    for line in str(error).splitlines() or [""]:
-        click.echo(f"ktrdr-vm: {escape(line)}", err=True)
-    if hint:
-        click.echo(f"  next: {escape(hint)}", err=True)
-
-
-def echo_json(value: object) -> None:
-    """One document on standard output."""
-    # ASCII, so that nothing in it acts on a terminal.
-    click.echo(json.dumps(value, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Options and arguments that several commands share."""
+"""Options and arguments that several commands share, and what they name: an instance, a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from ktrdr_vm.instance.instance import Instance
 
 profile_argument = click.argument("profile", type=click.Path(path_type=Path))
 folder = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -35,3 +38,30 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
         default=Path(),
         help="The folder that the profile's relative paths start from. Default: the current one.",
     )(command)
+
+
+def open_instance(instance_id: str) -> Instance:
+    """The instance of this home; whether it is there shows when it is asked for something."""
+    from ktrdr_vm.host.libvirt import Libvirt
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.identity import parse_instance_id
+    from ktrdr_vm.instance.instance import Instance
+
+    return Instance(find_home(), parse_instance_id(instance_id), Libvirt())
+
+
+def warn_of_guard(instance: Instance) -> None:
+    """Say on standard error what of its guard does not serve: inside it looks like a network that is down."""
+    from ktrdr_vm.instance.resources.guard import look_at_guard
+
+    for fault in look_at_guard(instance.paths.guard):
+        click.echo(f"warning: {instance.identity.instance_id}: {fault}; what it carries does not leave", err=True)
+
+
+def find_run(instance_id: str, run_id: str) -> Path:
+    """The directory of a run, the newest when none is named."""
+    from ktrdr_vm.host import runs
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.identity import parse_instance_id
+
+    return runs.find_run(find_home(), parse_instance_id(instance_id).instance_id, run_id)

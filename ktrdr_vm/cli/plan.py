@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @json_option
 def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool) -> None:
     """Show what will exist for PROFILE, and the plan's digest."""
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.inputs.resolve import gather
     from ktrdr_vm.report.escape import escape, escape_text
@@ -83,7 +83,7 @@ def _find_difference(made: Plan) -> str:
 @json_option
 def render(profile: Path, instance_id: str | None, workspace: Path, out: Path, as_json: bool) -> None:
     """Write every document of the plan as a file. What is allocated later stands in them as <a placeholder>."""
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.inputs.resolve import gather
@@ -115,7 +115,7 @@ def render(profile: Path, instance_id: str | None, workspace: Path, out: Path, a
 @json_option
 def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool) -> int:
     """Show every error of PROFILE: file, line, column, field and what is wrong."""
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import DocumentError, UsageError
     from ktrdr_vm.inputs.references import check_references
     from ktrdr_vm.inputs.resolve import read_profile

@@ -15,11 +15,11 @@ def pull(instance_id: str, as_json: bool) -> None:
     from dataclasses import asdict
     from pathlib import Path
 
-    from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.cli.ssh import open_instance
+    from ktrdr_vm.cli.options import open_instance
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.guest.commits import pull_commits
-    from ktrdr_vm.guest.workspace import find_repository
+    from ktrdr_vm.host.repository import find_repository
 
     instance = open_instance(instance_id)
     plan = instance.plan

@@ -10,16 +10,7 @@ from typing import IO, Any
 
 import click
 
-from ktrdr_vm.cli.options import instance_argument, json_option
-
-
-def find_run(instance_id: str, run_id: str) -> Path:
-    """The directory of a run, the newest when none is named."""
-    from ktrdr_vm.host import runs
-    from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.identity import parse_instance_id
-
-    return runs.find_run(find_home(), parse_instance_id(instance_id).instance_id, run_id)
+from ktrdr_vm.cli.options import find_run, instance_argument, json_option
 
 
 def read_report(instance_id: str, run_id: str) -> tuple[Path, dict[str, Any]]:
@@ -52,7 +43,7 @@ _run_option = click.option("--run", "run_id", default="latest", metavar="RUN", h
 @json_option
 def report(instance_id: str, run_id: str, against: str | None, as_json: bool) -> int:
     """Show the report of a run of INSTANCE_ID, and end with the run's exit code. With --against: 1 when something is worse."""
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
 
     if as_json and against is None:
         document = read_plain(instance_id, run_id)
@@ -80,7 +71,7 @@ def report(instance_id: str, run_id: str, against: str | None, as_json: bool) ->
 
 
 def _compare(now: dict[str, Any], before: dict[str, Any], as_json: bool) -> int:
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.report.compare import compare_reports
     from ktrdr_vm.report.escape import escape
 

@@ -24,8 +24,8 @@ def secrets() -> None:
 @json_option
 def list_(instance_id: str, name: str | None, as_json: bool) -> None:
     """List the secrets of INSTANCE_ID, or the one called NAME: where they lie, or which host they are for, and whether they are there."""
-    from ktrdr_vm.cli.main import echo_json
-    from ktrdr_vm.cli.ssh import open_instance
+    from ktrdr_vm.cli.options import open_instance
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.report.escape import escape_line
 
     instance = open_instance(instance_id)
@@ -53,7 +53,7 @@ def list_(instance_id: str, name: str | None, as_json: bool) -> None:
 @click.argument("name", required=False)
 def rotate(instance_id: str, name: str | None) -> None:
     """Read the secret NAME of INSTANCE_ID, or all, from its source again and replace it where it is. Its time begins anew."""
-    from ktrdr_vm.cli.ssh import open_instance
+    from ktrdr_vm.cli.options import open_instance
 
     instance = open_instance(instance_id)
     with instance.locked():
@@ -70,7 +70,7 @@ def rotate(instance_id: str, name: str | None) -> None:
 @click.argument("name", required=False)
 def revoke(instance_id: str, name: str | None) -> None:
     """Take the secret NAME, or all, out of INSTANCE_ID. The guest may have kept a copy: end it at its source as well."""
-    from ktrdr_vm.cli.ssh import open_instance
+    from ktrdr_vm.cli.options import open_instance
 
     instance = open_instance(instance_id)
     with instance.locked():
@@ -84,7 +84,7 @@ def revoke(instance_id: str, name: str | None) -> None:
 def _find(instance: Instance, name: str | None) -> list[Resource]:
     """The instance's secrets, or the one of that name."""
     from ktrdr_vm.errors import UsageError
-    from ktrdr_vm.instance.resources.secret import read_source
+    from ktrdr_vm.instance.secret_sources import read_source
 
     instance.require_awake()
     found = [one for one in instance.open_resources(read_secret=read_source) if one.kind == "secret" and name in (None, one.name)]

@@ -9,28 +9,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from ktrdr_vm.cli.options import complete_instance, instance_argument
+from ktrdr_vm.cli.options import complete_instance, instance_argument, open_instance, warn_of_guard
 
 if TYPE_CHECKING:
     from ktrdr_vm.instance.instance import Instance
-
-
-def open_instance(instance_id: str) -> Instance:
-    """The instance of this home; whether it is there shows when it is asked for something."""
-    from ktrdr_vm.host.libvirt import Libvirt
-    from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.identity import parse_instance_id
-    from ktrdr_vm.instance.instance import Instance
-
-    return Instance(find_home(), parse_instance_id(instance_id), Libvirt())
-
-
-def warn_of_guard(instance: Instance) -> None:
-    """Say on standard error what of its guard does not serve: inside it looks like a network that is down."""
-    from ktrdr_vm.instance.resources.guard import look_at_guard
-
-    for fault in look_at_guard(instance.paths.guard):
-        click.echo(f"warning: {instance.identity.instance_id}: {fault}; what it carries does not leave", err=True)
 
 
 def _become(program: str, *arguments: str) -> NoReturn:

@@ -11,8 +11,8 @@ from ktrdr_vm.cli.options import instance_argument, json_option
 @instance_argument
 def suspend(instance_id: str) -> None:
     """Save INSTANCE_ID to the disk and end it. Its secrets and mounts are taken out of it first, its network goes with it."""
+    from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.progress import show_resource
-    from ktrdr_vm.cli.ssh import open_instance
     from ktrdr_vm.instance.instance import require_root
     from ktrdr_vm.instance.suspend import suspend as suspend_instance
 
@@ -28,10 +28,10 @@ def suspend(instance_id: str) -> None:
 def resume(instance_id: str) -> None:
     """Bring INSTANCE_ID back. Its secrets are read again from where its profile says, so their variables must be set."""
     from ktrdr_vm.approvals.apply import check_sources, give_again
+    from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.progress import show_resource
-    from ktrdr_vm.cli.ssh import open_instance
     from ktrdr_vm.instance.instance import require_root
-    from ktrdr_vm.instance.resources.secret import read_source
+    from ktrdr_vm.instance.secret_sources import read_source
     from ktrdr_vm.instance.suspend import resume as resume_instance
     from ktrdr_vm.policy.load import read_policy
 
@@ -58,12 +58,12 @@ def snapshot(instance_id: str, name: str | None, remove: bool, as_json: bool) ->
     """Copy the disk of INSTANCE_ID as NAME; without NAME, list its snapshots. `apply --from INSTANCE_ID@NAME` begins from one."""
     from dataclasses import asdict
 
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.options import open_instance
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.cli.progress import show_resource
-    from ktrdr_vm.cli.ssh import open_instance
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.instance.instance import require_root
-    from ktrdr_vm.instance.resources.secret import read_source
+    from ktrdr_vm.instance.secret_sources import read_source
     from ktrdr_vm.instance.snapshot import list_snapshots, remove_snapshot, take_snapshot
     from ktrdr_vm.policy.load import read_policy
 

@@ -22,7 +22,7 @@ def build(profile: Path, instance_id: str | None, workspace: Path, as_json: bool
     """Boot and freeze what PROFILE's instances are forked from, its project prepared. `apply` does it by itself the first time."""
     from dataclasses import asdict
 
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
@@ -59,7 +59,7 @@ def list_(as_json: bool) -> None:
     """List the templates of this home: key, kind, owner, image, shape, when it was made and used last, size."""
     from dataclasses import asdict
 
-    from ktrdr_vm.cli.main import echo_json
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.templates.base import list_templates
 

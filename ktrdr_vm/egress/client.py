@@ -7,10 +7,13 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ktrdr_vm.egress.grant import Grant, parse_rule
 from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.profile.egress_rule import EgressRule
 
 # A request holds one secret of 64 KiB in base64 at most, a reply all of them.
 MAX_REQUEST = 128 * 1024
@@ -58,3 +61,38 @@ def ask_guard(directory: Path, op: str, *, timeout: float = 5, **fields: Any) ->
     if "error" in reply:
         raise ProvisionError(f"the guard refused: {reply['error']}", where=str(directory), hint="look into guard.log beside the socket")
     return reply
+
+
+# -- grants
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A grant that holds, and for how many seconds more."""
+
+    id: str
+    rule: EgressRule
+    seconds: float
+
+
+def grant(directory: Path, grant_id: str, rule: EgressRule, seconds: float) -> Standing:
+    """Let the instance whose guard's folder is `directory` reach `rule` for `seconds`. `rule.reason` is recorded.
+
+    The same id and rule again sets a new end. ProvisionError when the guard refuses, such as a reserved address, or is not there.
+    """
+    request = Grant(grant_id, rule, 0).to_json()
+    return _standing(ask_guard(directory, "grant", seconds=seconds, **request)["grant"])
+
+
+def revoke(directory: Path, grant_id: str) -> bool:
+    """End a grant now, with every flow that it allowed. False when there was none of that id (any more)."""
+    return bool(ask_guard(directory, "revoke", id=grant_id)["revoked"])
+
+
+def list_grants(directory: Path) -> tuple[Standing, ...]:
+    """The grants that hold now, the one that ends first in front."""
+    return tuple(_standing(row) for row in ask_guard(directory, "grants")["grants"])
+
+
+def _standing(row: dict[str, Any]) -> Standing:
+    return Standing(row["id"], parse_rule(row["rule"], row["reason"]), float(row["seconds"]))

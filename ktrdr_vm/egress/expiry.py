@@ -40,12 +40,16 @@ RETRY_S, ATTEMPTS, LATER_S = 10.0, 6, 300.0
 
 @dataclass(frozen=True)
 class Deadline:
-    """`ends` is a moment of the boot's clock. `path` is a secret's in the guest; what is lent has none, and its escalation's id as name."""
+    """`ends` is a moment of the boot's clock. `path` is a secret's in the guest; what is lent has none, and its escalation's id as name.
+
+    `module` is the program that takes back what is lent, as it was registered with the loan.
+    """
 
     name: str
     path: str
     ends: float
     attempts: int = 0
+    module: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -121,7 +125,9 @@ class Deadlines:
         self._ledger.write("guard", "note", rule=one.rule, name=one.name, message=message)
 
     def _given(self, request: dict[str, Any]) -> dict[str, Any]:
-        one = Deadline(str(request["name"]), str(request["path"]), self._clock() + float(request["seconds"]))
+        one = Deadline(
+            str(request["name"]), str(request["path"]), self._clock() + float(request["seconds"]), module=str(request.get("module", ""))
+        )
         self._known[one.key] = one
         self._save()
         if not one.path:
@@ -157,7 +163,8 @@ def start_taking(domain: str, directory: Path, one: Deadline) -> subprocess.Pope
     """In a process of its own: a guest may take its time to answer, and the guard has others to serve."""
     if one.path:
         return process.start_module("ktrdr_vm.egress.expiry", [domain, one.name, one.path], stderr=2)
-    return process.start_module("ktrdr_vm.approvals.loans", [directory, one.name], stderr=2)
+    # A guard of an earlier version wrote none down.
+    return process.start_module(one.module or "ktrdr_vm.lending", [directory, one.name], stderr=2)
 
 
 def take(domain: str, name: str, path: str) -> bool:

@@ -11,10 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.reserved import is_reserved
 from ktrdr_vm.profile.scalars import parse_cidr, parse_host, parse_plain_text
@@ -52,10 +50,10 @@ def parse_grant(data: Any, now: float) -> Grant:
     seconds = data.get("seconds")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or not 0 < seconds <= MAX_SECONDS:
         raise ValueError(f"a grant holds for more than 0 and at most {MAX_SECONDS} seconds")
-    return Grant(data["id"], _parse_rule(data["rule"], data.get("reason", "")), now + seconds)
+    return Grant(data["id"], parse_rule(data["rule"], data.get("reason", "")), now + seconds)
 
 
-def _parse_rule(data: dict[str, Any], reason: Any) -> EgressRule:
+def parse_rule(data: dict[str, Any], reason: Any) -> EgressRule:
     if set(data) - {"host", "cidr", "ports"} or ("host" in data) == ("cidr" in data):
         raise ValueError("a rule has either host or cidr, and ports")
     ports = data.get("ports", [443])
@@ -80,38 +78,3 @@ def refuse_grant(rule: EgressRule, exceptions: Iterable[tuple[IPv4Address, int]]
     owned = set(exceptions)
     missing = [port for port in rule.ports if (rule.cidr.network_address, port) not in owned]
     return f"{rule.cidr.network_address}:{missing[0]} is in a reserved range and not in the owner's list" if missing else ""
-
-
-# -- asking a running guard ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A grant that holds, and for how many seconds more."""
-
-    id: str
-    rule: EgressRule
-    seconds: float
-
-
-def grant(directory: Path, grant_id: str, rule: EgressRule, seconds: float) -> Standing:
-    """Let the instance whose guard's folder is `directory` reach `rule` for `seconds`. `rule.reason` is recorded.
-
-    The same id and rule again sets a new end. ProvisionError when the guard refuses, such as a reserved address, or is not there.
-    """
-    request = Grant(grant_id, rule, 0).to_json()
-    return _standing(ask_guard(directory, "grant", seconds=seconds, **request)["grant"])
-
-
-def revoke(directory: Path, grant_id: str) -> bool:
-    """End a grant now, with every flow that it allowed. False when there was none of that id (any more)."""
-    return bool(ask_guard(directory, "revoke", id=grant_id)["revoked"])
-
-
-def list_grants(directory: Path) -> tuple[Standing, ...]:
-    """The grants that hold now, the one that ends first in front."""
-    return tuple(_standing(row) for row in ask_guard(directory, "grants")["grants"])
-
-
-def _standing(row: dict[str, Any]) -> Standing:
-    return Standing(row["id"], _parse_rule(row["rule"], row["reason"]), float(row["seconds"]))

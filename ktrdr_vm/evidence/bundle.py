@@ -17,9 +17,9 @@ import zstandard
 
 from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.evidence.reader import find_workspace, parse_report
-from ktrdr_vm.guest.workspace import Repository, resolve_commit
 from ktrdr_vm.host import process
 from ktrdr_vm.host.git import BOUNDS, View, open_view, require_commit, require_ref
+from ktrdr_vm.host.repository import Repository, resolve_commit
 from ktrdr_vm.host.runs import FinishedRun
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.report.pull_request import Change, find_missing, make_title, render_pull_request, require_startability

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.guest.workspace import Repository, find_repository
+from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.host.runs import FinishedRun, parse_document
 from ktrdr_vm.report.shape import check_document
 

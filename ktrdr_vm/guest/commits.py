@@ -15,8 +15,8 @@ from typing import BinaryIO, cast
 
 from ktrdr_vm.errors import GuestError, KtrdrError
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError
-from ktrdr_vm.guest.workspace import Repository
 from ktrdr_vm.host.git import BOUNDS, View, open_view
+from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.identity import Identity
 
 MAX_BUNDLE = 256 * 1024 * 1024

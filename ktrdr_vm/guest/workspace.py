@@ -13,76 +13,20 @@ import stat
 import tarfile
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 from ktrdr_vm.errors import GuestError, HostError, UsageError
 from ktrdr_vm.guest.protocol import Guest
-from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_folder, open_regular
-from ktrdr_vm.host.checkout import find_top, read_own
-from ktrdr_vm.host.git import COMMIT, LIMIT, View, open_view
+from ktrdr_vm.host.beneath import Place, UnsafePathError, open_folder, open_regular
+from ktrdr_vm.host.checkout import read_own
+from ktrdr_vm.host.git import LIMIT, View, open_view
 from ktrdr_vm.host.owner import may_read, reading_as
-from ktrdr_vm.policy.personal import find_personal
+from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.profile.model import Workspace
+from ktrdr_vm.profile.personal import find_personal
 
 _COMMIT = re.compile(rb"(?:[0-9a-f]{40}|[0-9a-f]{64})\n")
 MAX_FILES = 20_000
 MAX_BYTES = 1024 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Repository:
-    """A checked-out Git repository as it stands. `branch` is empty on a detached HEAD.
-
-    `ref`, when given, is where `commit` is taken from instead, as for commits that came back from a guest. `workspace` is the folder
-    that a person named, from which the repository is opened each time; `common` is the resolved folder of its objects and refs.
-    """
-
-    root: Path
-    branch: str
-    commit: str
-    owner: tuple[int, int]
-    name: str
-    ref: str = ""
-    workspace: Path | None = None
-    common: Path | None = None
-
-    @property
-    def place(self) -> Place:
-        return find_place(self.root, (self.workspace or self.root,))
-
-
-def find_repository(directory: Path, source: str = ".") -> Repository:
-    """The repository of the folder `source` of a workspace. UsageError when there is none, no commit in it, or it lies elsewhere.
-
-    `directory` is what a person named, links in it count. `source` is a profile's: it is opened from there without following any.
-    """
-    if not directory.is_dir():
-        raise UsageError("the workspace is no folder that can be opened", where=str(directory), hint="name a folder with --workspace")
-    workspace = directory.resolve()
-    place = Place(workspace).join(source)
-    top = find_top(place)
-    with open_view(top) as view:
-        found = view.git("rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
-        commit = found.text.strip()
-        if found.exit_code != 0 or not COMMIT.fullmatch(commit):
-            raise UsageError(
-                f"the workspace is no Git repository with a commit: {found.error_text[-200:] or 'HEAD names none'}",
-                where=str(top.path),
-                hint="commit something, or name another folder with --workspace; a partial clone is made whole by `git fetch --refetch`",
-            )
-        # A linked worktree lies anywhere; the repository's name is the main one's.
-        common = view.checkout.common_path
-        branch = view.checkout.head.removeprefix("ref: refs/heads/") if view.checkout.head.startswith("ref: refs/heads/") else ""
-        name = common.parent.name if common.name == ".git" else common.name.removesuffix(".git")
-        return Repository(top.path, branch, commit, view.checkout.owner, name, workspace=workspace, common=common)
-
-
-def resolve_commit(repository: Repository, word: str) -> str:
-    """The commit that a ref or a commit's id stands for; empty when there is none. `word` is one that `require_ref` or `_commit` let by."""
-    with open_view(repository.place) as view:
-        found = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{word}^{{commit}}", check=False).text.strip()
-    return found if COMMIT.fullmatch(found) else ""
 
 
 def require_clean(repository: Repository, workspace: Workspace) -> None:

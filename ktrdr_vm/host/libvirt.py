@@ -16,8 +16,7 @@ import libvirt
 import libvirt_qemu
 
 from ktrdr_vm.errors import ForeignError, GuestError, HostError, ProvisionError
-from ktrdr_vm.plan.domain_memory import drop_incoming
-from ktrdr_vm.plan.domain_xml import METADATA_NAMESPACE, make_quota
+from ktrdr_vm.identity import METADATA_NAMESPACE
 
 URI = "qemu:///system"
 # A daemon that is restarted is back within this; one that was never there is not waited for.
@@ -196,12 +195,12 @@ class Libvirt:
         except libvirt.libvirtError as error:
             raise _failed("save the domain", name, error) from None
 
-    def restore(self, path: Path) -> None:
-        """Make a domain from what `save` wrote; it is left paused. The file stays."""
+    def restore(self, path: Path, change: Callable[[ElementTree.Element], None]) -> None:
+        """Make a domain from what `save` wrote, with its XML changed; it is left paused. The file stays."""
         connection = self.connect()
         try:
             xml = ElementTree.fromstring(connection.saveImageGetXMLDesc(str(path)))  # noqa: S314 - libvirt's own
-            drop_incoming(xml)
+            change(xml)
             connection.restoreFlags(str(path), ElementTree.tostring(xml, encoding="unicode"), libvirt.VIR_DOMAIN_SAVE_PAUSED)
         except libvirt.libvirtError as error:
             raise _failed("restore the domain", str(path), error) from None
@@ -248,11 +247,10 @@ class Libvirt:
         except libvirt.libvirtError as error:
             raise _failed("count the processors of", name, error) from None
 
-    def limit_cpu_time(self, name: str, vcpus: int) -> None:
-        """The host's own bound on what a domain with so many processors may use, as its XML has it."""
+    def limit_cpu_time(self, name: str, quota: int) -> None:
+        """The host's own bound on what a running domain may use: microseconds in each period of its XML."""
         try:
-            quota = {"global_quota": make_quota(vcpus)}
-            self._require(name).setSchedulerParametersFlags(quota, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            self._require(name).setSchedulerParametersFlags({"global_quota": quota}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
             raise _failed("bound the processor time of", name, error) from None
 

@@ -8,7 +8,6 @@ import os
 import resource
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -44,23 +43,6 @@ def may_read(facts: os.stat_result, owner: tuple[int, int]) -> bool:
         return True
     bit = stat.S_IRUSR if facts.st_uid == owner[0] else stat.S_IRGRP if facts.st_gid == owner[1] else stat.S_IROTH
     return bool(facts.st_mode & bit)
-
-
-def find_changeable(path: Path) -> str:
-    """The first part of a path, from the top, that others than root and this user may change; empty when there is none.
-
-    A folder that everybody may write into is fine where each may remove only what is theirs, as /tmp: but what lies in it must not be.
-    """
-    resolved = path.resolve()
-    for part in (*reversed(resolved.parents), resolved):
-        try:
-            facts = part.lstat()
-        except FileNotFoundError:
-            return ""
-        sticky = stat.S_ISDIR(facts.st_mode) and facts.st_mode & stat.S_ISVTX and part != resolved
-        if facts.st_uid not in (0, os.geteuid()) or (facts.st_mode & 0o022 and not sticky):
-            return str(part)
-    return ""
 
 
 def forbid_cores() -> None:

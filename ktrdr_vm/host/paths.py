@@ -26,8 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError, UsageError
-from ktrdr_vm.host.owner import find_changeable
-from ktrdr_vm.plan.facts import TemplateFacts
+from ktrdr_vm.path_trust import find_changeable
 
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
 DEFAULT_HOME = Path("/var/lib/ktrdr-vm")
@@ -154,12 +153,6 @@ class InstancePaths:
     @property
     def ledger(self) -> Path:
         return self.directory / "egress.jsonl"
-
-
-def open_template(home: Home, key: str, *, thaw: bool = True) -> TemplateFacts:
-    """The files of a template by its key."""
-    directory = home.templates / key
-    return TemplateFacts(key, str(directory), thaw=thaw, has_project=(directory / "project.qcow2").exists())
 
 
 def find_home() -> Home:

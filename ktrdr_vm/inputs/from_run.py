@@ -9,9 +9,9 @@ from typing import Any
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.evidence.reader import find_workspace, read_document
-from ktrdr_vm.guest.workspace import resolve_commit
 from ktrdr_vm.host.git import require_commit, require_ref
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.repository import resolve_commit
 from ktrdr_vm.host.runs import FinishedRun
 from ktrdr_vm.inputs.resolve import Gathered, gather_profile
 from ktrdr_vm.plan.plan import Plan

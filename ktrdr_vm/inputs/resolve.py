@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ktrdr_vm.errors import DocumentError, HostError, UsageError
-from ktrdr_vm.guest.workspace import Repository, find_repository
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
 from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_file
 from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.host.package_sources import Destination, find_sources
 from ktrdr_vm.host.paths import Home, find_shipped
+from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.images.recipe import Recipe, load_recipe
 from ktrdr_vm.inputs.references import check_places, check_references, digest_playbooks, find_playbook

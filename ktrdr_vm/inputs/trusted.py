@@ -10,9 +10,9 @@ import contextlib
 from pathlib import Path, PurePosixPath
 
 from ktrdr_vm.errors import DocumentError, KtrdrError, UsageError
-from ktrdr_vm.guest.workspace import Repository
 from ktrdr_vm.host.git import View, open_view
 from ktrdr_vm.host.paths import find_shipped
+from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.policy.reach import Reach, find_beyond
 from ktrdr_vm.profile.load import LoadedProfile, load_profile

@@ -15,9 +15,10 @@ from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.guest.personalize import make_environment
 from ktrdr_vm.host.journal import Journal, explained, is_locked, locked, read_journal
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.host.paths import Home, open_template
+from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.instance.allocation import create_keys, find_free_slot, read_allocation
+from ktrdr_vm.instance.backing import open_template
 from ktrdr_vm.instance.resources import make_resources
 from ktrdr_vm.instance.resources.base import Blueprint, Notify, Resource, Target, quiet
 from ktrdr_vm.instance.resources.base import Verb as Verb

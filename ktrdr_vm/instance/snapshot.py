@@ -20,8 +20,9 @@ from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.durable import sync, write_durably
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.host.paths import Home, open_template
+from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance.backing import open_template
 from ktrdr_vm.instance.instance import Instance, SecretReader
 from ktrdr_vm.instance.resources.base import Notify, quiet
 from ktrdr_vm.instance.secrets import take_secrets

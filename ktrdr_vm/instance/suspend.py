@@ -17,6 +17,7 @@ from ktrdr_vm.instance.resources.base import Notify, Resource, Verb, quiet
 from ktrdr_vm.instance.resources.mount import Mount
 from ktrdr_vm.instance.resources.saved_state import Saved
 from ktrdr_vm.instance.secrets import take_secrets
+from ktrdr_vm.plan.domain_memory import drop_incoming
 
 _GIVE_UP = "after `{}`, `ktrdr-vm apply` starts it from its disk, as after a power cut"
 _ENDED = (None, "shutoff", "crashed", "shutdown")
@@ -93,7 +94,7 @@ def resume(instance: Instance, *, read_secret: SecretReader, mount_roots: tuple[
         instance.ensure(resource, journal, notify)
     [domain] = _pick(instance.open_resources(), ("domain",))
     if asleep:
-        _timed(domain, "changed", notify, lambda: instance.libvirt.restore(saved.target.paths.saved))
+        _timed(domain, "changed", notify, lambda: instance.libvirt.restore(saved.target.paths.saved, drop_incoming))
     if _find_state(instance) != "running":
         if plan.profile.mode == "interactive":
             instance.libvirt.define(domain.blueprint.documents["domain.xml"])

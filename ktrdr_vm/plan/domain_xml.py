@@ -5,12 +5,11 @@ from __future__ import annotations
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from ktrdr_vm.identity import Identity
+from ktrdr_vm.identity import METADATA_NAMESPACE, Identity
 from ktrdr_vm.plan.domain_memory import render_commandline
 from ktrdr_vm.plan.facts import Allocation, Facts, TemplateFacts
 from ktrdr_vm.profile.model import ImageRef, Profile, Size
 
-METADATA_NAMESPACE = "urn:ktrdr-vm:instance:1"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 # QEMU 7.2's emulation of its `max` model makes Debian 13's glibc abort (docs/adr/0002). This one is x86-64-v2, which is what
 # current container images are built for, with AES in hardware; it boots as fast as qemu64.

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError
-from ktrdr_vm.host.owner import find_changeable
+from ktrdr_vm.path_trust import find_changeable
 from ktrdr_vm.policy.owner_policy import POLICY_PATH, OwnerPolicy, parse_policy
 from ktrdr_vm.profile.collector import Collector, parse_headers
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.ledger import read_kept
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.evidence.run_directory import list_fetched
@@ -100,4 +101,5 @@ class Harvest:
     def _keep_ledger(self, recorder: Recorder) -> None:
         """Read once: its directory goes too."""
         if self.ledger is None:
-            self.ledger = recorder.directory.keep_ledger(self._instance.paths.ledger, since=self._since, add=bool(self.folder))
+            self.ledger = [row for row in read_kept(self._instance.paths.ledger) if row["time"] >= self._since]
+            recorder.directory.keep_ledger(self.ledger, add=bool(self.folder))

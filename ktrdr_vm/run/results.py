@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError
 from ktrdr_vm.evidence.junit_files import read_test_files
-from ktrdr_vm.evidence.run_directory import RunDirectory, count_traffic, explain_denials, sum_up_egress
+from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.guest.commits import Returned
 from ktrdr_vm.inputs.resolve import Gathered
+from ktrdr_vm.report.egress_summary import count_traffic, explain_denials, sum_up_egress
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit

@@ -25,9 +25,10 @@ from ktrdr_vm.host.journal import explained
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.runs import create_run, find_run, remove_old_runs
+from ktrdr_vm.inputs.from_commits import make_fresh
 from ktrdr_vm.inputs.resolve import Gathered
-from ktrdr_vm.instance.inventory import collect_expired
-from ktrdr_vm.instance.resources.secret import read_source
+from ktrdr_vm.instance.garbage import collect_expired
+from ktrdr_vm.instance.secret_sources import read_source
 from ktrdr_vm.instance.suspend import suspend
 from ktrdr_vm.plan.plan import canonical_json
 from ktrdr_vm.report.mask import SHORT, find_short, mask_values
@@ -37,7 +38,7 @@ from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.mask import GrowingMask
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.results import Results, assemble, write_report
-from ktrdr_vm.run.verification import choose_mode, make_fresh, sum_up
+from ktrdr_vm.run.verification import choose_mode, sum_up
 from ktrdr_vm.run.vm import Stage
 
 KEPT_RUNS = 20

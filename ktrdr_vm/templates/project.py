@@ -20,12 +20,13 @@ from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import digest_playbook, load_playbook, place_playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.guest.personalize import make_environment, personalize
-from ktrdr_vm.guest.workspace import Repository, copy_in
+from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host import process
 from ktrdr_vm.host.beneath import Place, open_file
 from ktrdr_vm.host.git import open_view
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.host.rights import set_rights
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.images.store import Image

@@ -14,7 +14,7 @@ from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest import commits as module
 from ktrdr_vm.guest.commits import pull_commits
 from ktrdr_vm.guest.protocol import GuestRefusedError, GuestResult
-from ktrdr_vm.guest.workspace import find_repository
+from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.identity import parse_instance_id
 
 IDENTITY = parse_instance_id("stream-a")

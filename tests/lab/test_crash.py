@@ -29,8 +29,8 @@ from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.instance.garbage import collect_garbage
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
-from ktrdr_vm.instance.inventory import collect_garbage
 from ktrdr_vm.instance.suspend import suspend
 from ktrdr_vm.templates.base import build_template, find_template
 
@@ -59,7 +59,7 @@ SAMPLE = (
     "fork-create.5.attach-inside", "grant-give.0.grant-inside", "granting-grant.1.add-after", "lend-lend.1.create-inside",
 )  # fmt: skip
 CELLS = all_cells()
-GOLDEN = PROJECT / "tests/golden/expected/crash-cells.txt"
+GOLDEN = PROJECT / "tests/golden/expected/outside/crash-cells.txt"
 
 
 def test_the_matrix_is_the_one_that_is_written_down() -> None:

@@ -13,8 +13,9 @@ from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import read_comment
 from ktrdr_vm.identity import Identity, parse_instance_id
+from ktrdr_vm.instance.garbage import collect_expired, collect_garbage
 from ktrdr_vm.instance.instance import Instance
-from ktrdr_vm.instance.inventory import collect_expired, collect_garbage, find_instances
+from ktrdr_vm.instance.inventory import find_instances
 from ktrdr_vm.instance.resources.base import Target
 from ktrdr_vm.instance.resources.firewall import Firewall
 from ktrdr_vm.instance.resources.tap import Tap

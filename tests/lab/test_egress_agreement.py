@@ -17,8 +17,8 @@ from laboratory.netguest import NamespaceGuest
 from laboratory.recorder import wait_until
 
 from ktrdr_vm.cli.main import cli
+from ktrdr_vm.egress.client import grant, revoke
 from ktrdr_vm.egress.connection_check import judge_connection
-from ktrdr_vm.egress.grant import grant, revoke
 from ktrdr_vm.errors import ProvisionError, UsageError
 from ktrdr_vm.host import process
 from ktrdr_vm.profile.egress_rule import EgressRule

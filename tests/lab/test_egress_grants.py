@@ -20,8 +20,8 @@ from laboratory.namespaces import inside
 from laboratory.netguest import NamespaceGuest
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.egress.client import ask_guard
-from ktrdr_vm.egress.grant import MAX_GRANTS, MAX_SECONDS, grant, list_grants, revoke
+from ktrdr_vm.egress.client import ask_guard, grant, list_grants, revoke
+from ktrdr_vm.egress.grant import MAX_GRANTS, MAX_SECONDS
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.instance.resources.firewall import Firewall
 from ktrdr_vm.instance.resources.guard import Guard, find_guards

@@ -13,7 +13,7 @@ from laboratory.netguest import NamespaceGuest
 from laboratory.recorder import wait_until
 
 from ktrdr_vm.egress.connection_check import judge_connection
-from ktrdr_vm.evidence.run_directory import sum_up_egress
+from ktrdr_vm.report.egress_summary import sum_up_egress
 from ktrdr_vm.report.suggest import render_suggestion
 
 PROFILE = {

@@ -14,8 +14,9 @@ import pytest
 from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.guest.commits import pull_commits
 from ktrdr_vm.guest.protocol import GuestRefusedError, GuestResult
-from ktrdr_vm.guest.workspace import _copy_in, find_repository, require_clean, resolve_commit
+from ktrdr_vm.guest.workspace import _copy_in, require_clean
 from ktrdr_vm.host.git import open_view
+from ktrdr_vm.host.repository import find_repository, resolve_commit
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.profile.model import Workspace
 

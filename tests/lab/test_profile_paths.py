@@ -20,8 +20,9 @@ from ktrdr_vm.gates.load import load_playbook, place_playbook
 from ktrdr_vm.gates.modules.base import ModuleFailure
 from ktrdr_vm.gates.modules.sources import read_source
 from ktrdr_vm.guest.protocol import GuestResult
-from ktrdr_vm.guest.workspace import copy_in, find_repository
+from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.inputs.resolve import Gathered, gather
 from ktrdr_vm.instance.resources.mount import require_source
 from ktrdr_vm.profile import scalars

@@ -17,15 +17,17 @@ from ktrdr_vm.errors import HostError
 from ktrdr_vm.gates.modules.base import ModuleFailure
 from ktrdr_vm.gates.modules.sources import list_source, read_source
 from ktrdr_vm.guest.protocol import GuestResult
-from ktrdr_vm.guest.workspace import copy_in, find_repository
+from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.beneath import Place
-from ktrdr_vm.host.owner import find_changeable, reading_as
+from ktrdr_vm.host.owner import reading_as
 from ktrdr_vm.host.paths import PROJECT, Home
+from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.instance.resources.mount import _open_source, _refuse_repositories
+from ktrdr_vm.path_trust import find_changeable
 from ktrdr_vm.policy import load as owner_policy
 from ktrdr_vm.policy.owner_policy import refuse_path
-from ktrdr_vm.policy.personal import _PERSONAL
 from ktrdr_vm.profile.model import Mount, Workspace
+from ktrdr_vm.profile.personal import _PERSONAL
 
 SECRET = b"what its owner may not read"
 PERSON = (12345, 12345)

@@ -17,8 +17,9 @@ from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.instance.garbage import collect_garbage
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
-from ktrdr_vm.instance.inventory import collect_garbage, find_instances
+from ktrdr_vm.instance.inventory import find_instances
 from ktrdr_vm.instance.suspend import resume, suspend
 from ktrdr_vm.templates.base import build_template, find_template
 

@@ -12,8 +12,8 @@ import pytest
 
 from ktrdr_vm.cli.main import cli
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.guest.workspace import find_repository
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.inputs.trusted import compare, require_accepted
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, TrustedProject

@@ -13,8 +13,9 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.instance.allocation import read_allocation
+from ktrdr_vm.instance.garbage import collect_garbage
 from ktrdr_vm.instance.instance import Instance
-from ktrdr_vm.instance.inventory import collect_garbage, find_instances
+from ktrdr_vm.instance.inventory import find_instances
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
 

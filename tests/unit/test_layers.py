@@ -1,83 +1,62 @@
-"""The house: a module imports from lower floors only, what is pure stays pure, and each outer thing has one importer."""
+"""The rooms of the package: what each may import, what is pure, and which outer thing has which importer.
+
+`python tests/unit/test_layers.py --write` renders the table of docs/architecture.md from MAY_IMPORT and the rooms' docstrings.
+"""
 
 from __future__ import annotations
 
 import ast
+import functools
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ktrdr_vm.host.paths import PROJECT
-
+PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = PROJECT / "ktrdr_vm"
-FLOORS = {
-    "cli": 13,
-    "run": 11,
-    "outcome": 10.5,
-    "stage": 10,
-    "harvest": 9.5,
-    "verification": 10,
-    "first_lines": 9,
-    "recorder": 9,
-    "tracing": 9,
-    "reproduce": 9,
-    "overview": 9,
-    "converge": 8,
-    "lost": 8,
-    "leftovers": 8,
-    "sampler": 9,
-    "stop": 9,
-    "answers": 9,
-    "bundle": 9,
-    "template": 8,
-    "suspension": 8,
-    "delivered": 7.5,
-    "masking": 7.5,
-    "openssh": 8,
-    "lending": 8,
-    "snapshot": 8,
-    "prepare": 9,
-    "instance": 7,
-    "teardown": 7,
-    "allocation": 6,
-    "listener": 8,
-    "gates": 7,
-    "gather": 8,
-    "references": 7.5,
-    "trusted": 7.5,
-    "evidence": 7,
-    "junit_files": 7,
-    "discovery": 7,
-    "workload": 7,
-    "doctor": 9,
-    "confinement": 8.5,
-    "gate_run": 9,
-    "evidence_reader": 8.5,
-    "metrics": 9,
-    "api": 12,
-    "resources": 6,
-    "report": 6,
-    "egress": 5,
-    "escalation": 4.5,
-    "telemetry": 4.5,
-    "images": 5,
-    "guest": 5,
-    "host": 4,
-    "plan": 3,
-    "profile": 2,
-    "errors": 1,
+
+# Complete: what is not listed is forbidden, and what is listed is used.
+_ROWS = {
+    "errors": "",
+    "path_trust": "",
+    "identity": "errors",
+    "profile": "errors",
+    "host": "errors identity path_trust",
+    "plan": "errors identity profile",
+    "policy": "errors path_trust profile",
+    "report": "errors profile",
+    "escalation": "errors host policy profile",
+    "evidence": "errors host policy report",
+    "guest": "errors host identity plan profile",
+    "images": "errors host profile",
+    "egress": "errors escalation host plan policy profile report",
+    "gates": "errors guest host profile report",
+    "inputs": "errors evidence gates guest host identity images plan policy profile",
+    "instance": "egress errors escalation guest host identity plan policy profile",
+    "approvals": "egress errors escalation host identity instance plan policy profile",
+    "monitoring": "errors escalation host identity instance plan policy report",
+    "templates": "egress errors gates guest host identity images inputs instance plan profile",
+    "run": "approvals egress errors escalation evidence gates guest host images inputs instance plan profile report templates",
+    "api": "errors escalation evidence gates guest host identity inputs instance plan report run",
+    "cli": (
+        "api approvals egress errors escalation evidence guest host identity images inputs instance monitoring plan policy profile report run"
+        " templates"
+    ),
 }
-# Rooms of one floor do not know each other; these stand above or beside on purpose.
-_BESIDE = {
-    ("workload", "evidence"),  # both are a part of run, each small enough to read
-    ("discovery", "instance"),  # it lists what instance makes
-    ("instance", "teardown"),  # the end of it, small enough to read
-}
-# What gates and workspaces need of a guest, without how it is reached: an interface, open to everybody from its own floor up.
-_OPEN = "ktrdr_vm.guest.protocol"
-# Modules that touch the world outside of Python. `plan` and `profile` are the same bytes on every host.
+MAY_IMPORT = {room: set(words.split()) for room, words in _ROWS.items()}
+# They stay for one release, for guards that an earlier version started; a string that names them counts as no import.
+FORWARDERS = {"lending", "egress/child", "egress/telemetry_child", "egress/deadlines"}
+MOST_FLOORS = 10
+MOST_ARROWS = 150
+# Modules that touch the world outside of Python. These rooms give the same bytes on every host.
+_PURE = ("plan", "profile", "identity")
 _IMPURE = {"os", "subprocess", "socket", "time", "random", "secrets", "uuid4", "shutil", "tempfile", "datetime", "threading", "asyncio"}
-_SOLE_IMPORTERS = {"libvirt": {"host/libvirt.py"}, "paramiko": {"guest/ssh.py", "host/keys.py"}, "subprocess": {"host/process.py"}}
+_SOLE_IMPORTERS = {"libvirt": {"host/libvirt.py"}, "paramiko": {"guest/ssh.py"}, "subprocess": {"host/process.py"}}
+_NAMED = re.compile(rb"ktrdr_vm((?:\.[a-z_0-9]+)+)")
+
+_RUN_DOCUMENTS = {"report.json", "report.html", "junit.xml", "events.jsonl", "plan.json", "bundle.tar.zst"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -86,60 +65,105 @@ def room(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path) -> set[str]:
-    """Every module that a file imports anywhere in it, in full."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+def is_forwarder(path: Path) -> bool:
+    return str(path.relative_to(PACKAGE).with_suffix("")) in FORWARDERS
+
+
+@functools.cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of every import anywhere in a file, also of a module that a string names to be started or imported."""
+    tree = parse(path)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import hides its floor"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+            assert node.level == 0, f"{path}: a relative import hides its room"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and id(node) not in docstrings:
+            raw = node.value.encode("utf-8", "replace") if isinstance(node.value, str) else node.value
+            for found in _NAMED.findall(raw):
+                name = "ktrdr_vm" + found.decode()
+                if name.removeprefix("ktrdr_vm.").replace(".", "/") not in FORWARDERS:
+                    yield node.lineno, name
+
+
+def ours(path: Path) -> list[tuple[int, str]]:
+    return [(line, name) for line, name in imports(path) if name.startswith("ktrdr_vm.") and name.split(".")[1] != room(path)]
+
+
+def arrows() -> dict[tuple[str, str], list[str]]:
+    """From room to room, with the places of the imports."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for path in MODULES:
+        if is_forwarder(path) or room(path) == "__init__":
+            continue
+        for line, name in ours(path):
+            found.setdefault((room(path), name.split(".")[1]), []).append(f"{path.relative_to(PROJECT)}:{line} {name}")
     return found
 
 
-def ours(path: Path) -> set[str]:
-    return {name for name in imports(path) if name.startswith("ktrdr_vm.")}
+def find_floors() -> dict[str, int]:
+    """One more than the highest that a room imports. RecursionError for a circle."""
+
+    @functools.cache
+    def floor(one: str) -> int:
+        return 1 + max((floor(other) for other in MAY_IMPORT[one]), default=0)
+
+    return {one: floor(one) for one in MAY_IMPORT}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_down(path: Path) -> None:
-    here = room(path)
-    if here == "__init__":
-        # The package names what programs use, and imports it when it is asked for.
-        assert {name.split(".")[1] for name in ours(path)} <= {"api"}
-        return
-    assert here in FLOORS, f"{here} has no floor; give it one in the design and here"
-    wrong = []
-    for name in ours(path):
-        there = name.split(".")[1]
-        allowed = (
-            there == here
-            or FLOORS[there] < FLOORS[here]
-            or (here, there) in _BESIDE
-            or (name.startswith(_OPEN) and FLOORS[here] >= FLOORS["guest"])
-            or (name == "ktrdr_vm.guest" and any(other.startswith(_OPEN) for other in ours(path)))
-        )
-        if not allowed:
-            wrong.append(f"{here} (floor {FLOORS[here]}) imports {name} (floor {FLOORS[there]})")
+def test_no_room_imports_more_than_the_table_says() -> None:
+    beyond = {f"{here} imports {there}": places for (here, there), places in arrows().items() if there not in MAY_IMPORT.get(here, set())}
+    assert beyond == {}, "write it another way, or give the room this entry, here and in the design"
+
+
+def test_no_entry_of_the_table_is_unused() -> None:
+    used = arrows()
+    assert [(here, there) for here, row in MAY_IMPORT.items() for there in sorted(row) if (here, there) not in used] == []
+
+
+def test_each_room_has_a_row_and_each_row_a_room() -> None:
+    rooms = {room(path) for path in MODULES if not is_forwarder(path)} - {"__init__"}
+    assert rooms == MAY_IMPORT.keys()
+
+
+def test_few_floors_and_arrows_and_no_circle() -> None:
+    assert max(find_floors().values()) <= MOST_FLOORS
+    assert sum(map(len, MAY_IMPORT.values())) <= MOST_ARROWS
+
+
+def test_the_package_itself_names_what_programs_use() -> None:
+    assert {name.split(".")[1] for _, name in ours(PACKAGE / "__init__.py")} <= {"api"}
+
+
+def test_no_command_imports_another() -> None:
+    """What two of them need has a file of its own."""
+    shared = {"options", "output", "progress", "main"}
+    wrong = [
+        f"{path.name}:{line} {name}"
+        for path in (PACKAGE / "cli").glob("*.py")
+        if path.stem != "main"
+        for line, name in imports(path)
+        if name.startswith("ktrdr_vm.cli.") and name.split(".")[2] not in shared
+    ]
     assert wrong == []
 
 
-def test_no_circle() -> None:
-    edges = {here: {name.split(".")[1] for path in MODULES if room(path) == here for name in ours(path)} - {here} for here in FLOORS}
-
-    def reaches(start: str, goal: str, seen: frozenset[str] = frozenset()) -> bool:
-        return any(there == goal or (there not in seen and reaches(there, goal, seen | {there})) for there in edges.get(start, ()))
-
-    assert [here for here in FLOORS if reaches(here, here)] == []
-
-
-@pytest.mark.parametrize("path", [path for path in MODULES if room(path) in ("plan", "profile")], ids=lambda path: path.name)
-def test_plan_and_profile_touch_no_disk_clock_network_or_chance(path: Path) -> None:
-    assert {name.split(".")[0] for name in imports(path)} & _IMPURE == set()
-    calls = {
-        node.func.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
+@pytest.mark.parametrize("path", [path for path in MODULES if room(path) in _PURE], ids=lambda path: path.name)
+def test_pure_rooms_touch_no_disk_clock_network_or_chance(path: Path) -> None:
+    assert {name.split(".")[0] for _, name in imports(path)} & _IMPURE == set()
+    calls = {node.func.id for node in ast.walk(parse(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     assert "open" not in calls and "print" not in calls
 
 
@@ -148,7 +172,7 @@ def test_each_outer_thing_has_one_importer(module: str) -> None:
     found = {
         str(path.relative_to(PACKAGE))
         for path in MODULES
-        if any(name == module or name.startswith(f"{module}.") for name in imports(path)) and starts_processes(path, module)
+        if any(name == module or name.startswith(f"{module}.") for _, name in imports(path)) and starts_processes(path, module)
     }
     assert found <= _SOLE_IMPORTERS[module]
 
@@ -162,27 +186,24 @@ def starts_processes(path: Path, module: str) -> bool:
         and isinstance(node.func, ast.Attribute)
         and isinstance(node.func.value, ast.Name)
         and node.func.value.id == "subprocess"
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parse(path))
     )
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if room(path) != "cli"], ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_cli_prints_or_exits(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             raise AssertionError(f"{path}:{node.lineno} prints")
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "sys.exit":
             raise AssertionError(f"{path}:{node.lineno} exits")
-    assert "click" not in imports(path)
-
-
-_RUN_DOCUMENTS = {"report.json", "report.html", "junit.xml", "events.jsonl", "plan.json", "bundle.tar.zst"}
+    assert "click" not in {name for _, name in imports(path)}
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.name != "runs.py"], ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_one_module_opens_what_lies_beneath_runs(path: Path) -> None:
     """What was handed to a person is opened by `host/runs.py` alone. A run's own writer has it before that; the rest may show its name."""
-    here, tree = str(path.relative_to(PACKAGE)), ast.parse(path.read_text())
+    here, tree = str(path.relative_to(PACKAGE)), parse(path)
     shown = {
         id(inner) for call in ast.walk(tree) if isinstance(call, ast.Call) and ast.unparse(call.func) == "str" for inner in ast.walk(call)
     }
@@ -190,6 +211,54 @@ def test_one_module_opens_what_lies_beneath_runs(path: Path) -> None:
         if isinstance(node, ast.Attribute) and node.attr == "runs" and here != "host/paths.py":
             assert ast.unparse(node.value) in ("ktrdr_vm.host", "self.home"), f"{here}:{node.lineno} goes beneath runs/"
         joined = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant)
-        if joined and node.right.value in _RUN_DOCUMENTS and here != "evidence.py":  # type: ignore[attr-defined]
+        if joined and node.right.value in _RUN_DOCUMENTS and here != "evidence/run_directory.py":  # type: ignore[attr-defined]
             made_apart = ast.unparse(node.left) in ("made", "directory", "run.path")  # type: ignore[attr-defined]
             assert id(node) in shown or made_apart, f"{here}:{node.lineno} opens a document of a run by its path"
+
+
+# -- the table of the documentation -------------------------------------------------------------------------------------
+
+DOCUMENT = PROJECT / "docs" / "architecture.md"
+_BEGIN, _END = "<!-- rooms: python tests/unit/test_layers.py --write -->\n", "<!-- end of rooms -->\n"
+
+
+def describe(one: str) -> str:
+    """The first sentence of the room's docstring."""
+    path = PACKAGE / f"{one}.py"
+    text = ast.get_docstring(parse(path if path.exists() else PACKAGE / one / "__init__.py")) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def render_table() -> str:
+    floors = find_floors()
+    rows = ["| floor | room | what it is for | imports |", "| --- | --- | --- | --- |"]
+    for one in sorted(MAY_IMPORT, key=lambda name: (floors[name], name)):
+        shown = f"`{one}.py`" if (PACKAGE / f"{one}.py").exists() else f"`{one}/`"
+        rows.append(f"| {floors[one]} | {shown} | {describe(one)} | {' '.join(sorted(MAY_IMPORT[one])) or '-'} |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_table_of_the_documentation_is_this_one() -> None:
+    text = DOCUMENT.read_text()
+    shown = text[text.index(_BEGIN) + len(_BEGIN) : text.index(_END)]
+    assert shown == render_table(), "python tests/unit/test_layers.py --write"
+
+
+@pytest.mark.parametrize("one", sorted(MAY_IMPORT))
+def test_each_room_says_what_it_is(one: str) -> None:
+    said = describe(one)
+    assert said.endswith(".") and not said.endswith("?") and len(said) > 20
+
+
+@pytest.mark.parametrize("one", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
+def test_what_a_room_calls_public_is_there(one: str) -> None:
+    text = ast.get_docstring(parse(PACKAGE / one / "__init__.py")) or ""
+    for module, name in re.findall(r"`([a-z_]+)\.([A-Za-z_]+)`", text):
+        tree = parse(PACKAGE / one / f"{module}.py")
+        names = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)}
+        assert name in names, f"{one}/{module}.py has no {name}"
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
+    text = DOCUMENT.read_text()
+    DOCUMENT.write_text(text[: text.index(_BEGIN) + len(_BEGIN)] + render_table() + text[text.index(_END) :])

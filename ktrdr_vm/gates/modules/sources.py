@@ -10,7 +10,7 @@ from ktrdr_vm.errors import HostError
 from ktrdr_vm.gates.modules.base import ModuleFailure
 from ktrdr_vm.host.beneath import Place, UnsafePathError, open_file, open_folder, split_name
 from ktrdr_vm.host.owner import find_owner, may_read, reading_as
-from ktrdr_vm.policy.personal import find_personal
+from ktrdr_vm.profile.personal import find_personal
 
 
 def read_source(roots: Sequence[Path | Place], name: str, *, max_bytes: int, within: Sequence[str] = ()) -> bytes:

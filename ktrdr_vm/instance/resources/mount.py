@@ -19,8 +19,8 @@ from ktrdr_vm.host.rights import find_open, set_rights
 from ktrdr_vm.host.running import end_process, find_processes
 from ktrdr_vm.instance.resources.base import Blueprint, Resource, Target
 from ktrdr_vm.plan.domain_xml import element, to_text
-from ktrdr_vm.policy.personal import find_personal
 from ktrdr_vm.profile.model import Mount as MountEntry
+from ktrdr_vm.profile.personal import find_personal
 
 GUEST_LIMIT = 60.0
 # An approval's end is not the guest's to put off.

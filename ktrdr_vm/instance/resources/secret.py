@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import base64
-import os
-import pwd
 import time
 
 from ktrdr_vm.egress.client import ask_guard
-from ktrdr_vm.egress.delivered_values import MAX_BYTES
 from ktrdr_vm.egress.expiry import TAKE
-from ktrdr_vm.errors import GuestError, HostError, ProvisionError, UsageError
+from ktrdr_vm.errors import GuestError, ProvisionError
 from ktrdr_vm.guest.protocol import Guest
-from ktrdr_vm.host import process
-from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.instance.resources.base import Blueprint, Resource, Target
 from ktrdr_vm.profile.model import Secret as SecretEntry
 
@@ -22,8 +17,6 @@ GUEST_LIMIT = 30.0
 MASKED_LIMIT = 10.0
 _ENDED = ("shutoff", "crashed", "shutdown")
 DIRECTORY = "/run/secrets"
-COMMAND_LIMIT = 60.0
-_CLIENT_VARIABLES = ("HOME", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "VAULT_ADDR")
 
 # tmpfs of its own, so that no other reader of /run can fill it; the value comes on standard input and touches no argument.
 _DELIVER = f"""set -eu
@@ -161,59 +154,3 @@ def sweep_secrets(guest: Guest) -> None:
             where=DIRECTORY,
             hint="remove what lies there in the guest, then try again",
         )
-
-
-def read_source(entry: SecretEntry) -> bytes:
-    """The value from its source on the host, read once, before anything exists."""
-    if entry.command:
-        return _ask_command(entry)
-    if entry.env:
-        value = os.environb.get(entry.env.encode())
-        if not value:
-            raise UsageError(
-                f"the variable {entry.env} of the secret {entry.name} is not set",
-                where="secrets",
-                hint="set it; under sudo, name it with --preserve-env",
-            )
-        return value
-    try:
-        descriptor = os.open(entry.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            value = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise HostError(
-            f"the secret {entry.name} cannot be read: {error.strerror}", where=entry.file, hint="see secrets.files in the owner's policy"
-        ) from None
-    if not value or len(value) > MAX_BYTES:
-        # Half a key would be delivered as if it were one.
-        raise HostError(
-            f"the secret {entry.name} is {'empty' if not value else f'larger than {MAX_BYTES >> 10} KiB'}",
-            where=entry.file,
-            hint="a secret is a value, such as a token or a key; larger files come with a mount",
-        )
-    return value
-
-
-def _ask_command(entry: SecretEntry) -> bytes:
-    """A vault's client or the like, as the person who calls, with what such clients need of the person's environment."""
-    user, group = find_owner()
-    is_root = os.geteuid() == 0
-    environment = {name: os.environ[name] for name in _CLIENT_VARIABLES if name in os.environ}
-    if is_root and user != 0:
-        environment |= {"HOME": pwd.getpwuid(user).pw_dir, "USER": pwd.getpwuid(user).pw_name}
-    done = process.run(
-        list(entry.command),
-        timeout=COMMAND_LIMIT,
-        environment=environment,
-        check=False,
-        user=user if is_root and user != 0 else None,
-        group=group if is_root and user != 0 else None,
-    )
-    value = done.stdout.rstrip(b"\n")
-    if done.exit_code != 0 or not value or len(value) > MAX_BYTES:
-        raise HostError(
-            f"the command of the secret {entry.name} ended with {done.exit_code} and {len(value)} bytes: {done.error_text[-200:]}",
-            where=entry.command[0],
-            hint="run it by hand as the same user; it must print the value and nothing else",
-        )
-    return value

@@ -15,7 +15,7 @@ import pytest
 from ktrdr_vm.egress import ledger as ledger_module
 from ktrdr_vm.egress.ledger import Ledger, read_kept
 from ktrdr_vm.egress.resolver.supervisor import ResolverLink
-from ktrdr_vm.evidence.run_directory import sum_up_egress
+from ktrdr_vm.report.egress_summary import sum_up_egress
 from ktrdr_vm.report.ledger_row import KINDS, VERDICTS, check_fields, parse_row
 
 CLASSES = sorted(itertools.product(KINDS, VERDICTS))

@@ -12,7 +12,7 @@ from ktrdr_vm.host.beneath import remove_file
 from ktrdr_vm.images.fetch import fetch_image
 from ktrdr_vm.images.store import ImageStore
 from ktrdr_vm.instance.resources.mount import _refuse_repositories
-from ktrdr_vm.instance.resources.secret import MAX_BYTES, read_source
+from ktrdr_vm.instance.secret_sources import MAX_BYTES, read_source
 from ktrdr_vm.profile.load import load_profile
 from ktrdr_vm.profile.model import Secret
 

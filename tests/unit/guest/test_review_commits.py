@@ -14,8 +14,8 @@ import pytest
 from ktrdr_vm.errors import GuestError, ProvisionError, UsageError
 from ktrdr_vm.guest import commits, workspace
 from ktrdr_vm.guest.commits import ReturnedRef
-from ktrdr_vm.guest.workspace import Repository
 from ktrdr_vm.host.process import Completed
+from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.profile.model import Workspace
 from ktrdr_vm.report.model import Commits

@@ -10,7 +10,7 @@ import pytest
 from ktrdr_vm.errors import ForeignError, HostError, ProvisionError
 from ktrdr_vm.host import libvirt
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.plan.domain_xml import METADATA_NAMESPACE
+from ktrdr_vm.identity import METADATA_NAMESPACE
 
 METADATA = f'<i:instance xmlns:i="{METADATA_NAMESPACE}"><i:instance_id>one</i:instance_id><i:home>/home</i:home><i:mode>sandbox</i:mode></i:instance>'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ktrdr_vm.evidence.run_directory import DENIED_TITLE, explain_denials
+from ktrdr_vm.report.egress_summary import DENIED_TITLE, explain_denials
 from ktrdr_vm.report.model import GateResult, TaskResult
 
 

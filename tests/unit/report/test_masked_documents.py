@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.ledger import Ledger, read_kept
 from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
@@ -87,7 +87,8 @@ def test_events_and_ledger(tmp_path_factory: pytest.TempPathFactory, secrets: li
     ledger.close()
     run = RunDirectory(place / "runs" / "one" / "r1", "one", (0, 0), make_mask(secrets))
     run.event("task_finished", gate="g", outcome="failed", message=secrets[0].decode("utf-8", "replace"), where=Path("/x"))
-    rows = run.keep_ledger(place / "egress.jsonl", since="2000", add=False)
+    rows = read_kept(place / "egress.jsonl")
+    run.keep_ledger(rows, add=False)
     run._events.close()
     assert [row["verdict"] for row in rows] == ["allow", "deny"]
     [event] = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]

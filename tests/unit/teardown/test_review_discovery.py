@@ -16,8 +16,9 @@ from ktrdr_vm.host.libvirt import DomainFacts
 from ktrdr_vm.host.paths import Home, find_home
 from ktrdr_vm.host.process import Completed
 from ktrdr_vm.instance import inventory as discovery
+from ktrdr_vm.instance.garbage import collect_garbage
 from ktrdr_vm.instance.instance import Instance
-from ktrdr_vm.instance.inventory import collect_garbage, find_instances
+from ktrdr_vm.instance.inventory import find_instances
 
 
 class Libvirt:

@@ -86,7 +86,7 @@ class Machine:
         self.log.append("save")
         self.domain = "shutoff"
 
-    def restore(self, _path: Path) -> None:
+    def restore(self, _path: Path, _change: object) -> None:
         self.log.append("restore")
         self.domain = "paused"
 

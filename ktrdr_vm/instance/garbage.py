@@ -1,0 +1,79 @@
+"""The removal of what no living run holds: instances, halves of images and templates, and what has outlived its time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from ktrdr_vm.errors import BusyError, KtrdrError
+from ktrdr_vm.host.journal import is_locked, list_journals, remove_dead_locks
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.running import end_process
+from ktrdr_vm.identity import Identity, parse_instance_id
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.inventory import Found, find_instances
+from ktrdr_vm.instance.resources.domain import find_qemu
+
+
+def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict[str, str]]:
+    """Remove what no living run holds and no person lives in, and what has outlived its time. Rows of action, instance_id, reason."""
+    rows = []
+    for entry in find_instances(home, libvirt):
+        if not entry.busy and (entry.expired or not entry.kept):
+            rows += _collect(home, libvirt, entry, dry_run=dry_run)
+        elif "tap" in entry.seen and not dry_run and Instance(home, parse_instance_id(entry.instance_id), libvirt).close_unguarded():
+            rows.append({"action": "closed", "instance_id": entry.instance_id, "reason": "its guard does not run; apply starts it again"})
+    if not dry_run:
+        remove_dead_locks(home.locks)
+    return rows + _collect_halves(home, dry_run=dry_run)
+
+
+def collect_expired(home: Home, libvirt: Libvirt) -> list[dict[str, str]]:
+    """Only what has outlived its time: cheap enough for every `apply`. Rows as above."""
+    expired = {journal.instance_id for journal in list_journals(home) if journal.expired}
+    found = [entry for entry in find_instances(home, libvirt) if entry.instance_id in expired] if expired else []
+    return [row for entry in found if not entry.busy for row in _collect(home, libvirt, entry, dry_run=False)]
+
+
+def _collect(home: Home, libvirt: Libvirt, entry: Found, *, dry_run: bool) -> list[dict[str, str]]:
+    reason = f"its time to live ended at {entry.expires_at}" if entry.expired else entry.note or "its run has ended"
+    action = "would remove" if dry_run else "removed"
+    instance = Instance(home, parse_instance_id(entry.instance_id), libvirt)
+    try:
+        if not dry_run:
+            with instance.locked():
+                if not entry.expired and instance.is_kept():
+                    return []  # since we looked, a run has ended and left it to a person
+                instance.destroy()
+    except BusyError:
+        return []  # a run took it up meanwhile
+    except KtrdrError as error:
+        action, reason = "failed", f"{error}; next: {error.hint}"
+    return [{"action": action, "instance_id": entry.instance_id, "reason": reason}]
+
+
+def _collect_halves(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
+    """What a build of an image or a template left that was killed, gigabytes at times. One that goes on holds its lock."""
+    rows = []
+    for folder, locks, lock in ((home.templates, home.locks, "template-{}.lock"), (home.images, home.images, ".lock-{}")):
+        for path in sorted([*folder.glob(".new-*"), *folder.glob(".gone-*")]):
+            key = path.name.split("-")[1]
+            if is_locked(locks / lock.format(key)):
+                continue
+            reason = "half built, and nobody builds it"
+            action = "would remove" if dry_run else "removed"
+            if not dry_run:
+                try:
+                    # Its QEMU may live on, also when libvirt has forgotten it; a domain that libvirt knows is an instance above.
+                    for pid in find_qemu(Identity(f"template--{key[:12]}").domain, path) if folder == home.templates else []:
+                        end_process(pid)
+                    # Out of sight first: whoever begins to build it now makes a new one.
+                    doomed = path if path.name.startswith(".gone-") else path.rename(folder / f".gone-{key}-{os.getpid()}")
+                    shutil.rmtree(doomed)
+                except FileNotFoundError:
+                    continue  # another took it away
+                except OSError as error:
+                    action, reason = "failed", f"{path}: {error.strerror}; next: remove it by hand"
+            rows.append({"action": action, "instance_id": path.name, "reason": reason})
+    return rows

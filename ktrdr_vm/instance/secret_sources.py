@@ -1,0 +1,71 @@
+"""Where the value of a secret comes from on the host: a variable, a file or a command that the owner's policy allows."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+from ktrdr_vm.egress.delivered_values import MAX_BYTES
+from ktrdr_vm.errors import HostError, UsageError
+from ktrdr_vm.host import process
+from ktrdr_vm.host.owner import find_owner
+from ktrdr_vm.profile.model import Secret as SecretEntry
+
+COMMAND_LIMIT = 60.0
+_CLIENT_VARIABLES = ("HOME", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "VAULT_ADDR")
+
+
+def read_source(entry: SecretEntry) -> bytes:
+    """The value from its source on the host, read once, before anything exists."""
+    if entry.command:
+        return _ask_command(entry)
+    if entry.env:
+        value = os.environb.get(entry.env.encode())
+        if not value:
+            raise UsageError(
+                f"the variable {entry.env} of the secret {entry.name} is not set",
+                where="secrets",
+                hint="set it; under sudo, name it with --preserve-env",
+            )
+        return value
+    try:
+        descriptor = os.open(entry.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            value = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise HostError(
+            f"the secret {entry.name} cannot be read: {error.strerror}", where=entry.file, hint="see secrets.files in the owner's policy"
+        ) from None
+    if not value or len(value) > MAX_BYTES:
+        # Half a key would be delivered as if it were one.
+        raise HostError(
+            f"the secret {entry.name} is {'empty' if not value else f'larger than {MAX_BYTES >> 10} KiB'}",
+            where=entry.file,
+            hint="a secret is a value, such as a token or a key; larger files come with a mount",
+        )
+    return value
+
+
+def _ask_command(entry: SecretEntry) -> bytes:
+    """A vault's client or the like, as the person who calls, with what such clients need of the person's environment."""
+    user, group = find_owner()
+    is_root = os.geteuid() == 0
+    environment = {name: os.environ[name] for name in _CLIENT_VARIABLES if name in os.environ}
+    if is_root and user != 0:
+        environment |= {"HOME": pwd.getpwuid(user).pw_dir, "USER": pwd.getpwuid(user).pw_name}
+    done = process.run(
+        list(entry.command),
+        timeout=COMMAND_LIMIT,
+        environment=environment,
+        check=False,
+        user=user if is_root and user != 0 else None,
+        group=group if is_root and user != 0 else None,
+    )
+    value = done.stdout.rstrip(b"\n")
+    if done.exit_code != 0 or not value or len(value) > MAX_BYTES:
+        raise HostError(
+            f"the command of the secret {entry.name} ended with {done.exit_code} and {len(value)} bytes: {done.error_text[-200:]}",
+            where=entry.command[0],
+            hint="run it by hand as the same user; it must print the value and nothing else",
+        )
+    return value

@@ -1,0 +1,24 @@
+"""Who may change a path of this host: what is read as the owner's word must be the owner's from the root folder on."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+
+def find_changeable(path: Path) -> str:
+    """The first part of a path, from the top, that others than root and this user may change; empty when there is none.
+
+    A folder that everybody may write into is fine where each may remove only what is theirs, as /tmp: but what lies in it must not be.
+    """
+    resolved = path.resolve()
+    for part in (*reversed(resolved.parents), resolved):
+        try:
+            facts = part.lstat()
+        except FileNotFoundError:
+            return ""
+        sticky = stat.S_ISDIR(facts.st_mode) and facts.st_mode & stat.S_ISVTX and part != resolved
+        if facts.st_uid not in (0, os.geteuid()) or (facts.st_mode & 0o022 and not sticky):
+            return str(part)
+    return ""

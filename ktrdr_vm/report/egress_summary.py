@@ -1,0 +1,99 @@
+"""The ledger's decisions summed up for a report: by destination, by gate, and beside the task that failed meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ktrdr_vm.report.model import Allowance, Denial, GateResult, TaskResult
+from ktrdr_vm.report.suggest import render_suggestion
+
+# Decisions are written up to a second late.
+_GRACE_S = 1.0
+DENIED_TITLE = "refused by the network meanwhile (seen by the host)"
+
+
+def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> tuple[tuple[Allowance, ...], tuple[Denial, ...]]:
+    """The ledger's decisions by destination: what was reached, and what was refused while which task ran."""
+    allowed: dict[tuple[str, str, int], dict[str, Any]] = {}
+    denied: dict[tuple[str, str, int, str], dict[str, Any]] = {}
+    for row in rows:
+        host, address, port = str(row.get("name", "")), str(row.get("address", "")), int(row.get("port", 0))
+        rule, count = str(row.get("rule", "")), int(row.get("count", 1))
+        if row["verdict"] == "note":
+            continue  # the guard's own words, and those on grants
+        if row["verdict"] == "deny":
+            if row["kind"] == "dns":
+                port = 53
+            # By name the address is whatever the guest chose; it says nothing about the destination.
+            key = (host, "" if host and row["kind"] in ("tls", "http", "dns") else address, port, f"{row['kind']}: {rule}")
+            entry = denied.setdefault(key, {"count": 0, "first": row.get("first_at", row["time"])})
+            entry["count"] += count
+            entry["last"] = row["time"]
+        elif row["kind"] != "dns":
+            entry = allowed.setdefault((host, "" if host else address, port), {"count": 0, "in": 0, "out": 0, "rule": rule})
+            entry["count"] += count
+            entry["in"] += int(row.get("bytes_in", 0))
+            entry["out"] += int(row.get("bytes_out", 0))
+    return (
+        tuple(
+            Allowance(*key, rule=entry["rule"], count=entry["count"], bytes_in=entry["in"], bytes_out=entry["out"])
+            for key, entry in sorted(allowed.items())
+        ),
+        tuple(
+            Denial(key[0], key[1], key[2], key[3], entry["count"], entry["first"], entry["last"], during=find_task(gates, entry["first"]))
+            # Names say more than addresses, so they come first.
+            for key, entry in sorted(denied.items(), key=lambda item: (not item[0][0], item[0]))
+        ),
+    )
+
+
+def count_traffic(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -> tuple[GateResult, ...]:
+    """The gates, each with the bytes of the flows that ended in its time."""
+
+    def count(gate: GateResult) -> GateResult:
+        if gate.usage is None:
+            return gate
+        until = _end(gate.started_at, gate.duration_s + _GRACE_S)
+        flows = [row for row in rows if row["verdict"] == "allow" and gate.started_at <= row["time"] <= until]
+        inward, outward = (sum(int(row.get(f"bytes_{way}", 0)) for row in flows) for way in ("in", "out"))
+        return replace(gate, usage=replace(gate.usage, bytes_in=inward, bytes_out=outward))
+
+    return tuple(count(gate) for gate in gates)
+
+
+def explain_denials(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -> tuple[GateResult, ...]:
+    """The gates, and beside each failed task what the network refused in its time, with the fragment that would have allowed it."""
+
+    def explain(task: TaskResult) -> TaskResult:
+        if task.outcome != "failed":
+            return task
+        until = _end(task.started_at, task.duration_s + _GRACE_S)
+        _, denied = sum_up_egress([row for row in rows if row["verdict"] == "deny" and task.started_at <= row["time"] <= until], ())
+        if not denied:
+            return task
+        lines = [f"{one.host or one.address}:{one.port}  {one.count} times  ({one.rule})" for one in denied]
+        text = "\n".join(lines) + "\n\nwhat would allow it:\n\n" + render_suggestion([asdict(one) for one in denied])
+        return replace(task, evidence=((DENIED_TITLE, text), *task.evidence))
+
+    return tuple(replace(gate, tasks=tuple(explain(task) for task in gate.tasks)) for gate in gates)
+
+
+def find_task(gates: tuple[GateResult, ...], time: str) -> str:
+    """Which gate and task ran at a time. Decisions are written up to a second late, so a second of grace belongs to the task before."""
+    running = ""
+    for gate in gates:
+        if gate.started_at and gate.started_at <= time:
+            running = gate.title
+            for task in gate.tasks:
+                if task.started_at <= time:
+                    running = f"{gate.title}: {task.name}"
+            if _end(gate.started_at, gate.duration_s + _GRACE_S) < time:
+                running = ""
+    return running
+
+
+def _end(started_at: str, duration: float) -> str:
+    began = datetime.fromisoformat(started_at)
+    return datetime.fromtimestamp(began.timestamp() + duration, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
