@@ -68,7 +68,9 @@ class RunDirectory:
 
     def keep_ledger(self, ledger: Path, *, since: str, add: bool) -> list[dict[str, Any]]:
         """The ledger's lines of this run, written to egress.jsonl, or added to it, and returned."""
-        rows = []
+        rows: list[dict[str, Any]] = []
+        if self._closed:
+            return rows
         with (self.path / "egress.jsonl").open("a" if add else "w", encoding="utf-8") as kept:
             for path in (ledger.with_name(ledger.name + ".1"), ledger):
                 if not path.exists():

@@ -43,7 +43,10 @@ def create_run(home: Home, instance_id: str, run_id: str, *, continued: bool = F
     parent = _make_parent(home, instance_id)
     path = parent / run_id
     if continued and os.path.lexists(path):
-        _take_up(path)
+        facts = path.lstat()
+        # It was not handed over, or to this user: then nobody else had it.
+        if not (stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()):
+            _take_up(path)
     else:
         path.mkdir(mode=0o700)
     return path

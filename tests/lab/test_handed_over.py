@@ -362,3 +362,27 @@ def test_evidence_s_digests_go_with_it(made: Made) -> None:
     remove_old_runs(made.run.parent, 0)
     assert not list((made.home.root / "digests").rglob("*.json"))
     hand_over(create_run(made.home, "one", "r9"), PERSON)
+
+
+def test_a_run_that_was_killed_before_its_end_is_taken_up_as_it_is(made: Made) -> None:
+    path = create_run(made.home, "one", "r5")
+    (path / "events.jsonl").write_text("{}\n")
+    assert (create_run(made.home, "one", "r5", continued=True) / "events.jsonl").read_text() == "{}\n"
+
+
+def test_nothing_is_written_into_what_was_handed_over(made: Made, tmp_path: Path) -> None:
+    """The end of a run may be done twice, when it was interrupted."""
+    open_up(tmp_path)
+    path = create_run(made.home, "one", "r6")
+    directory = RunDirectory(path, "one", PERSON, str)
+    directory.close()
+    for name in ("report.json", "console.log", "egress.jsonl"):
+        as_person(lambda name=name: (path / name).symlink_to(made.roots / "file"))  # type: ignore[misc]
+    before = (made.roots / "file").read_bytes()
+    (tmp_path / "console").write_text("x")
+    directory.write("report.json", "forged")
+    directory.keep_console(tmp_path / "console")
+    directory.keep_ledger(tmp_path / "none", since="", add=False)
+    directory.event("late")
+    directory.close()
+    assert (made.roots / "file").read_bytes() == before and (made.roots / "file").stat().st_uid == 0
