@@ -6,7 +6,8 @@ import contextlib
 import os
 import re
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ from ktrdr_vm.plan.identity import parse_instance_id
 from ktrdr_vm.profile.model import Workspace
 
 IDENTITY = parse_instance_id("stream-a")
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Where another user may pass through; pytest closes its own folder whenever a session begins."""
+    with tempfile.TemporaryDirectory(prefix="ktrdr-lab-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def git(where: Path, *words: str) -> str:

@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,14 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def git(folder: Path, *words: str) -> str:
     settings = ["-c", "user.name=lab", "-c", "user.email=lab@test.lab", "-c", "init.defaultBranch=main", "-c", "safe.directory=*"]
     return subprocess.run(["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Where another user may pass through; pytest closes its own folder whenever a session begins."""
+    with tempfile.TemporaryDirectory(prefix="ktrdr-lab-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 class Made:
