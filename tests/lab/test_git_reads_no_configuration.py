@@ -398,3 +398,14 @@ def test_a_guest_s_commit_that_git_refuses_makes_no_ref(tmp_path: Path) -> None:
         pull_commits(found, found.commit, "/w", Returning(tmp_path / "made.bundle"), IDENTITY)  # type: ignore[arg-type]
     assert git(repository, "for-each-ref", "--format=%(refname)") == "refs/heads/main"
     assert len(list((repository / ".git/objects/pack").glob("*"))) == 0
+
+
+def test_root_s_own_repository_is_read_by_somebody_who_can_change_nothing(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "repository")
+    (repository / ".git").chmod(0o700)
+    found = find_repository(repository)
+    with open_view(found.place) as view:
+        ran = view.git("-c", f"alias.who=!id -u; cat /etc/shadow | head -c 1; : > {repository}/made", "who", check=False)
+        assert ran.text.startswith("65534\n") and "Permission denied" in ran.error_text
+        assert not (repository / "made").exists()
+        assert view.git("rev-parse", "HEAD").text.strip() == found.commit

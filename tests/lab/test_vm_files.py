@@ -219,4 +219,4 @@ def test_another_local_user_opens_only_what_the_table_says(lab: Lab, instance: L
     os.waitpid(pid, 0)
     surprising = [str(paths[int(one)]) for one in said if not find_right(paths[int(one)], home.root).mode & 0o004]
     assert surprising == [] and not set(map(str, bound)) & {str(paths[int(one)]) for one in said}
-    assert find_open(home.root, instance.paths.directory) == []
+    assert find_open(home.root, home.instances) == []
