@@ -365,7 +365,7 @@ def test_latest_is_the_name_of_a_run_and_no_way_out(made: Made) -> None:
 
 
 def test_evidence_s_digests_go_with_it(made: Made) -> None:
-    from ktrdr_vm.host.runs import remove_old_runs
+    from ktrdr_vm.host.run_removal import remove_old_runs
 
     assert list((made.home.root / "digests").rglob("*.json"))
     remove_old_runs(made.run.parent, 0)

@@ -18,7 +18,7 @@ from ktrdr_vm.gather import Gathered
 from ktrdr_vm.host.accelerator import Accelerator
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.host.runs import remove_old_runs
+from ktrdr_vm.host.run_removal import remove_old_runs
 from ktrdr_vm.instance import Instance
 from ktrdr_vm.listener import Listener, Options
 from ktrdr_vm.plan.facts import Facts, ImageFacts
