@@ -15,7 +15,7 @@ from ktrdr_vm.errors import KtrdrError, ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.host.owner_policy import read_collector_headers
-from ktrdr_vm.host.rights import set_rights
+from ktrdr_vm.host.rights import find_open, set_rights
 from ktrdr_vm.host.running import find_processes
 from ktrdr_vm.plan.plan import canonical_json, plain
 from ktrdr_vm.resources.base import Resource
@@ -142,7 +142,8 @@ class Guard(Resource):
             return [error.message]
         missing = [part for part in ("resolver", "proxy") if not Path(f"/proc/{status.get(part)}").exists()]
         stale = self._stale()
-        return [f"the {part} does not run" for part in missing] + ([f"it runs with an earlier {', '.join(stale)}"] if stale else [])
+        differences = [f"the {part} does not run" for part in missing] + ([f"it runs with an earlier {', '.join(stale)}"] if stale else [])
+        return differences + [f"others may open {one}" for one in find_open(self.target.paths.home, self.target.paths.guard)]
 
     def remove(self) -> None:
         self.stop()
