@@ -146,7 +146,7 @@ def gc(dry_run: bool, as_json: bool) -> int:
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.host.runs import collect_runs
+    from ktrdr_vm.host.run_removal import collect_runs
     from ktrdr_vm.instance.garbage import collect_garbage
     from ktrdr_vm.instance.instance import require_root
     from ktrdr_vm.templates.base import collect_templates

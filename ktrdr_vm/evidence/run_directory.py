@@ -64,6 +64,8 @@ class RunDirectory:
 
     def keep_ledger(self, rows: Iterable[dict[str, Any]], *, add: bool) -> None:
         """Write the ledger's lines of this run to egress.jsonl, or add them to it."""
+        if self._closed:
+            return
         with (self.path / "egress.jsonl").open("a" if add else "w", encoding="utf-8") as kept:
             for row in rows:
                 kept.write(json.dumps(mask_values(row, self._mask)) + "\n")

@@ -118,7 +118,8 @@ def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity)
         except KtrdrError as error:
             raise _lies(f"what they change cannot be listed: {error.message[-200:]}", identity) from None
         try:
-            _fetch(view, bundle, specs)
+            with open_view(repository.place, writing=True) as target:
+                _fetch(target, bundle, specs)
         except KtrdrError as error:
             raise _lies(error.message[-300:], identity) from None
         return returned

@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ktrdr_vm.errors import UsageError
@@ -22,6 +22,13 @@ from ktrdr_vm.host.checkout import Checkout, open_checkout, read_own
 LIMIT = 600.0
 # For what reads objects that a guest made: a few hundred bytes of trees can name a million million files.
 BOUNDS = ("prlimit", "--data=1073741824", "--cpu=120", "--fsize=67108864", "--")
+# Of root's own repository Git reads what others wrote as well: it may read every file then, and change none.
+_NOBODY = 65534
+_CAPABILITY = "dac_read_search"
+_READER = (
+    "setpriv", "--securebits=+no_setuid_fixup", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--no-new-privs",
+    *(f"--{kind}=-all,+{_CAPABILITY}" for kind in ("inh-caps", "ambient-caps", "bounding-set")),
+)  # fmt: skip
 # Words of a document that may become words of Git's command line.
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 REF = re.compile(r"refs/(?:[A-Za-z0-9_][A-Za-z0-9_.+-]*/)*[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -88,6 +95,7 @@ class View:
     checkout: Checkout
     directory: Path
     environment: Mapping[str, str]
+    writing: bool = False
 
     def git(self, *words: str, check: bool = True, stdout: int | None = None, bounds: tuple[str, ...] = ()) -> process.Completed:
         """Run git. `bounds` is a program that limits what follows it. Without root there is no choice of the user."""
@@ -95,6 +103,7 @@ class View:
         return _run(
             [*bounds, "git", *words],
             self.checkout.owner,
+            writing=self.writing,
             cwd=Path(f"/proc/self/fd/{self.checkout.top}"),
             environment=self.environment,
             check=check,
@@ -113,13 +122,16 @@ class View:
             (directory / "objects/info/alternates").write_text(f"/proc/self/fd/{self.checkout.common}/objects\n")
             if (self.directory / "shallow").is_symlink():
                 (directory / "shallow").symlink_to((self.directory / "shallow").readlink())
-            _hand_over(directory, self.checkout.owner)
-            yield View(self.checkout, directory, {**self.environment, "GIT_DIR": str(directory)})
+            _hand_over(directory, self.checkout.owner, self.writing)
+            yield replace(self, directory=directory, environment={**self.environment, "GIT_DIR": str(directory)})
 
 
 @contextlib.contextmanager
-def open_view(top: Place) -> Iterator[View]:
-    """The repository whose working tree is at `top`. UsageError where a part of it is another's, or of a format that is not known."""
+def open_view(top: Place, *, writing: bool = False) -> Iterator[View]:
+    """The repository whose working tree is at `top`. UsageError where a part of it is another's, or of a format that is not known.
+
+    `writing` is for what brings refs and objects into it, which only its owner may.
+    """
     with open_checkout(top) as checkout, _private_folder() as directory:
         (directory / "config").write_text(_make_config(checkout, top))
         (directory / "HEAD").write_bytes(os.fsencode(checkout.head) + b"\n")
@@ -132,14 +144,14 @@ def open_view(top: Place) -> Iterator[View]:
             for entry in entries:
                 if re.fullmatch(r"sharedindex\.[0-9a-f]+", entry.name):
                     (directory / entry.name).symlink_to(f"/proc/self/fd/{checkout.git_dir}/{entry.name}")
-        _hand_over(directory, checkout.owner)
+        _hand_over(directory, checkout.owner, writing)
         environment = {
             **_ENVIRONMENT,
             "GIT_DIR": str(directory),
             "GIT_WORK_TREE": ".",
             "GIT_INDEX_FILE": f"/proc/self/fd/{checkout.git_dir}/index",
         }
-        yield View(checkout, directory, environment)
+        yield View(checkout, directory, environment, writing)
 
 
 def require_commit(word: object, where: str) -> str:
@@ -203,12 +215,13 @@ def _private_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def _hand_over(directory: Path, owner: tuple[int, int]) -> None:
-    """Git runs as the owner, and writes its locks into its folder."""
+def _hand_over(directory: Path, owner: tuple[int, int], writing: bool) -> None:
+    """Git runs as somebody else than root, and writes its locks into its folder."""
     if os.geteuid() != 0:
         return
+    user, group = (_NOBODY, _NOBODY) if owner[0] == 0 and not writing else owner
     for path in (*directory.rglob("*"), directory):
-        os.chown(path, *owner, follow_symlinks=False)
+        os.chown(path, user, group, follow_symlinks=False)
 
 
 def _run(
@@ -221,8 +234,11 @@ def _run(
     stdin: bytes = b"",
     stdout: int | None = None,
     pass_fds: tuple[int, ...] = (),
+    writing: bool = False,
 ) -> process.Completed:
     user, group = owner if os.geteuid() == 0 and owner[0] != 0 else (None, None)
+    if os.geteuid() == 0 and owner[0] == 0 and not writing:
+        words = [*_READER, *words]
     return process.run(
         words, cwd=cwd, timeout=LIMIT, environment=environment, check=check, user=user, group=group, stdin=stdin, stdout=stdout,
         pass_fds=pass_fds,

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,10 @@ from typing import IO, Any
 from ktrdr_vm.errors import HostError, KtrdrError, UsageError
 from ktrdr_vm.host.beneath import Place, create_file, open_file, open_folder, open_regular
 from ktrdr_vm.host.durable import write_durably
-from ktrdr_vm.host.journal import is_locked, list_directories
 from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.run_removal import find_sums, remove_run
 
-# Evidence that is older is collected.
-KEPT_DAYS = 90
-_OLD = f"the run ended more than {KEPT_DAYS} days ago"
 MAX_DOCUMENT = 64 * 1024 * 1024
 MAX_LINE = 4 * 1024 * 1024
 _MAX_NAMES = 100_000
@@ -43,7 +39,10 @@ def create_run(home: Home, instance_id: str, run_id: str, *, continued: bool = F
     parent = _make_parent(home, instance_id)
     path = parent / run_id
     if continued and os.path.lexists(path):
-        _take_up(path)
+        facts = path.lstat()
+        # It was not handed over, or to this user: then nobody else had it.
+        if not (stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()):
+            _take_up(path)
     else:
         path.mkdir(mode=0o700)
     return path
@@ -71,7 +70,7 @@ def _make_parent(home: Home, instance_id: str) -> Path:
 def _take_up(path: Path) -> None:
     new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     for left in (new, old):
-        _remove(left)
+        remove_run(left)
     new.mkdir(mode=0o700)
     for name, digest in FinishedRun(path).digests().items():
         with contextlib.suppress(OSError, KtrdrError), os.fdopen(open_file(Place(path.parent, (path.name,)), name), "rb") as source:
@@ -83,7 +82,7 @@ def _take_up(path: Path) -> None:
                 (new / name).unlink()
     path.rename(old)
     new.rename(path)
-    _remove(old)
+    remove_run(old)
 
 
 def hand_over(path: Path, owner: tuple[int, int]) -> None:
@@ -92,8 +91,8 @@ def hand_over(path: Path, owner: tuple[int, int]) -> None:
     From the inside out and without following a link: nobody else can come in before the outermost folder is theirs.
     """
     with contextlib.suppress(OSError, HostError):
-        _sums(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_durably(_sums(path), json.dumps(_digest_tree(path)).encode())
+        find_sums(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(find_sums(path), json.dumps(_digest_tree(path)).encode())
     for _, _, files, descriptor in os.fwalk(path, topdown=False, follow_symlinks=False):
         for name in files:
             os.chown(name, *owner, dir_fd=descriptor, follow_symlinks=False)
@@ -107,11 +106,6 @@ def _digest_tree(path: Path) -> dict[str, str]:
             with contextlib.suppress(OSError), os.fdopen(open_regular(name, descriptor), "rb") as file:
                 found[str((Path(folder) / name).relative_to(path))] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
-
-
-def _sums(path: Path) -> Path:
-    """Where the digests of a run are: beside `runs/`, where only root comes."""
-    return path.parent.parent.parent / "digests" / path.parent.name / f"{path.name}.json"
 
 
 # -- afterwards ---------------------------------------------------------------------------------------------------------
@@ -197,7 +191,7 @@ class FinishedRun:
     def digests(self) -> dict[str, str]:
         """What root kept of each file when the run was handed over. Empty for a run that was not."""
         try:
-            content: dict[str, str] = json.loads(_sums(self.path).read_bytes())
+            content: dict[str, str] = json.loads(find_sums(self.path).read_bytes())
             return content
         except (OSError, ValueError):
             return {}
@@ -215,12 +209,12 @@ class FinishedRun:
     def build(self) -> Iterator[Path]:
         """A folder of root's beside the run, to make something in that `deliver` puts into it."""
         folder = self.path.with_name(f".{self.path.name}.made")
-        _remove(folder)
+        remove_run(folder)
         folder.mkdir(mode=0o700)
         try:
             yield folder
         finally:
-            _remove(folder)
+            remove_run(folder)
 
     def deliver(self, made: Path, names: tuple[str, ...], owner: tuple[int, int]) -> None:
         """Move what was made into the run as its owner's, in place of what has the name. Links there are removed, not followed."""
@@ -256,57 +250,6 @@ def list_newest(home: Home) -> list[FinishedRun]:
         with contextlib.suppress(KtrdrError, OSError):
             found.append(FinishedRun(find_run(home, folder.name, "latest")))
     return found
-
-
-# -- removing -----------------------------------------------------------------------------------------------------------
-
-
-def collect_runs(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
-    """Remove the evidence of runs that ended KEPT_DAYS ago; of an instance that is there the newest stays. Rows as `gc` shows them."""
-    living = {path.name for path in list_directories(home)}
-    rows = []
-    for folder in sorted(home.runs.iterdir()) if home.runs.is_dir() else ():
-        if folder.is_symlink() or not folder.is_dir() or is_locked(home.lock(folder.name)):
-            continue
-        found = sorted(
-            (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()), key=lambda path: path.lstat().st_mtime
-        )
-        old = [path for path in found if time.time() - path.lstat().st_mtime > KEPT_DAYS * 86400]
-        if folder.name in living:
-            old = [path for path in old if path != found[-1]]
-        for path in old:
-            rows.append({"action": "would remove" if dry_run else "removed", "instance_id": f"{folder.name}/{path.name}", "reason": _OLD})
-            if not dry_run:
-                _remove(path)
-        if not dry_run and len(old) == len(found):
-            (folder / "latest").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not ours, then, what else is in it
-                folder.rmdir()
-    return rows
-
-
-def remove_old_runs(runs: Path, keep: int) -> list[Path]:
-    """Keep the newest `keep` runs of an instance_id, and as many of what `gate` fetched; returns what was removed."""
-    if not runs.is_dir():
-        return []
-    found = sorted((path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()), reverse=True)
-    gates = [path for path in found if path.name.startswith("gates-")]
-    old = [path for path in found if path not in gates][keep:] + gates[keep:]
-    for path in old:
-        _remove(path)
-    return old
-
-
-def _remove(path: Path) -> None:
-    """A run's directory and its digests. What a link in it leads to stays."""
-    if path.is_symlink():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
-    if not path.name.startswith("."):
-        _sums(path).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            _sums(path).parent.rmdir()
 
 
 def parse_document(content: bytes, where: str) -> dict[str, Any]:

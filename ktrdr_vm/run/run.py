@@ -24,7 +24,8 @@ from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.journal import explained
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.host.runs import create_run, find_run, remove_old_runs
+from ktrdr_vm.host.run_removal import remove_old_runs
+from ktrdr_vm.host.runs import create_run, find_run
 from ktrdr_vm.inputs.from_commits import make_fresh
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.instance.garbage import collect_expired

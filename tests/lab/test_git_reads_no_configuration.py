@@ -6,7 +6,8 @@ import contextlib
 import os
 import re
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.profile.model import Workspace
 
 IDENTITY = parse_instance_id("stream-a")
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Where another user may pass through; pytest closes its own folder whenever a session begins."""
+    with tempfile.TemporaryDirectory(prefix="ktrdr-lab-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def git(where: Path, *words: str) -> str:
@@ -390,3 +399,14 @@ def test_a_guest_s_commit_that_git_refuses_makes_no_ref(tmp_path: Path) -> None:
         pull_commits(found, found.commit, "/w", Returning(tmp_path / "made.bundle"), IDENTITY)  # type: ignore[arg-type]
     assert git(repository, "for-each-ref", "--format=%(refname)") == "refs/heads/main"
     assert len(list((repository / ".git/objects/pack").glob("*"))) == 0
+
+
+def test_root_s_own_repository_is_read_by_somebody_who_can_change_nothing(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "repository")
+    (repository / ".git").chmod(0o700)
+    found = find_repository(repository)
+    with open_view(found.place) as view:
+        ran = view.git("-c", f"alias.who=!id -u; cat /etc/shadow | head -c 1; : > {repository}/made", "who", check=False)
+        assert ran.text.startswith("65534\n") and "Permission denied" in ran.error_text
+        assert not (repository / "made").exists()
+        assert view.git("rev-parse", "HEAD").text.strip() == found.commit

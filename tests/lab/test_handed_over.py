@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,14 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def git(folder: Path, *words: str) -> str:
     settings = ["-c", "user.name=lab", "-c", "user.email=lab@test.lab", "-c", "init.defaultBranch=main", "-c", "safe.directory=*"]
     return subprocess.run(["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Where another user may pass through; pytest closes its own folder whenever a session begins."""
+    with tempfile.TemporaryDirectory(prefix="ktrdr-lab-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 class Made:
@@ -356,9 +365,33 @@ def test_latest_is_the_name_of_a_run_and_no_way_out(made: Made) -> None:
 
 
 def test_evidence_s_digests_go_with_it(made: Made) -> None:
-    from ktrdr_vm.host.runs import remove_old_runs
+    from ktrdr_vm.host.run_removal import remove_old_runs
 
     assert list((made.home.root / "digests").rglob("*.json"))
     remove_old_runs(made.run.parent, 0)
     assert not list((made.home.root / "digests").rglob("*.json"))
     hand_over(create_run(made.home, "one", "r9"), PERSON)
+
+
+def test_a_run_that_was_killed_before_its_end_is_taken_up_as_it_is(made: Made) -> None:
+    path = create_run(made.home, "one", "r5")
+    (path / "events.jsonl").write_text("{}\n")
+    assert (create_run(made.home, "one", "r5", continued=True) / "events.jsonl").read_text() == "{}\n"
+
+
+def test_nothing_is_written_into_what_was_handed_over(made: Made, tmp_path: Path) -> None:
+    """The end of a run may be done twice, when it was interrupted."""
+    open_up(tmp_path)
+    path = create_run(made.home, "one", "r6")
+    directory = RunDirectory(path, "one", PERSON, str)
+    directory.close()
+    for name in ("report.json", "console.log", "egress.jsonl"):
+        as_person(lambda name=name: (path / name).symlink_to(made.roots / "file"))  # type: ignore[misc]
+    before = (made.roots / "file").read_bytes()
+    (tmp_path / "console").write_text("x")
+    directory.write("report.json", "forged")
+    directory.keep_console(tmp_path / "console")
+    directory.keep_ledger(tmp_path / "none", since="", add=False)
+    directory.event("late")
+    directory.close()
+    assert (made.roots / "file").read_bytes() == before and (made.roots / "file").stat().st_uid == 0

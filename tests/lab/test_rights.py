@@ -6,6 +6,8 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,14 @@ from ktrdr_vm.profile.personal import _PERSONAL
 
 SECRET = b"what its owner may not read"
 PERSON = (12345, 12345)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Where another user may pass through; pytest closes its own folder whenever a session begins."""
+    with tempfile.TemporaryDirectory(prefix="ktrdr-lab-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 class Sink:

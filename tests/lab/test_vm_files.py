@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 from laboratory.command import run
 from laboratory.instances import CANARY_VARIABLE, LabInstance
-from laboratory.lab import LAB_HOME, Lab
+from laboratory.lab import Lab
 from laboratory.recorder import wait_until
 
 from ktrdr_vm.approvals.apply import deliver_secret
 from ktrdr_vm.host.mounts import find_mounts
-from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance.resources.domain import find_qemu
 from ktrdr_vm.profile.model import Secret
 
@@ -197,8 +196,8 @@ def test_another_local_user_opens_only_what_the_table_says(lab: Lab, instance: L
     """Row 43 for files: each name of the state is known to them, as `ps` shows ids and keys."""
     from ktrdr_vm.host.rights import find_open, find_right
 
-    home = Home(LAB_HOME)
-    paths = [path for path in home.root.rglob("*") if "images" not in path.parts and not path.is_symlink()]
+    home = lab.home
+    paths = [path for path in home.root.rglob("*") if not {"images", "scratch", "session.lock"} & set(path.parts) and not path.is_symlink()]
     bound = [path for path in paths if "mounts" in path.parts]
     assert bound and any(path.name == "proxy.cfg" for path in paths)
     reading, writing = os.pipe()
@@ -220,4 +219,4 @@ def test_another_local_user_opens_only_what_the_table_says(lab: Lab, instance: L
     os.waitpid(pid, 0)
     surprising = [str(paths[int(one)]) for one in said if not find_right(paths[int(one)], home.root).mode & 0o004]
     assert surprising == [] and not set(map(str, bound)) & {str(paths[int(one)]) for one in said}
-    assert find_open(home.root, instance.paths.directory) == []
+    assert find_open(home.root, home.instances) == []

@@ -15,7 +15,7 @@ from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.errors import KtrdrError, ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import is_locked
-from ktrdr_vm.host.rights import set_rights
+from ktrdr_vm.host.rights import find_open, set_rights
 from ktrdr_vm.host.running import find_processes
 from ktrdr_vm.instance.resources.base import Resource
 from ktrdr_vm.plan.plan import canonical_json, plain
@@ -146,7 +146,8 @@ class Guard(Resource):
         except KtrdrError as error:
             return [error.message]
         stale = self._stale()
-        return find_faults(status) + ([f"it runs with an earlier {', '.join(stale)}"] if stale else [])
+        differences = find_faults(status) + ([f"it runs with an earlier {', '.join(stale)}"] if stale else [])
+        return differences + [f"others may open {one}" for one in find_open(self.target.paths.home, self.target.paths.guard)]
 
     def remove(self) -> None:
         self.stop()

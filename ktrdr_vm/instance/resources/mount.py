@@ -111,7 +111,7 @@ class Mount(Resource):
             return ["the bind is gone"]
         missing = {"ro", "nosuid", "nodev"} - mounts[-1].options
         differences = [f"the bind is not {option}" for option in sorted(missing)]
-        differences += find_open(self.target.paths.home, self.target.paths.mounts)
+        differences += [f"others may open {one}" for one in find_open(self.target.paths.home, self.target.paths.mounts)]
         if not self._attached():
             differences.append("it is not attached to the domain")
         return differences

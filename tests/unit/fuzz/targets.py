@@ -6,6 +6,7 @@ A target returns, or the bytes are a finding. `test_fuzz.py` tries each a little
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import io
 import json
@@ -23,9 +24,10 @@ from ktrdr_vm.egress.resolver.decisions import Resolver
 from ktrdr_vm.egress.rules import Rules
 from ktrdr_vm.egress.telemetry.bounds import inflate, read_body
 from ktrdr_vm.egress.telemetry.otlp import MAX_BODY, PATHS, REQUESTS, OtlpError, Stamp, stamp_request
-from ktrdr_vm.errors import DocumentError, GuestError, KtrdrError, UsageError
+from ktrdr_vm.errors import DocumentError, GuestError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.escalation.packet import PacketError, parse_packet
 from ktrdr_vm.evidence.junit_files import MAX_CASES, read_test_files
+from ktrdr_vm.evidence.reader import parse_report
 from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.guest.envelope import find_announcement
@@ -33,12 +35,14 @@ from ktrdr_vm.guest.tar_stream import TarStream, TarStreamError
 from ktrdr_vm.host.beneath import check_name
 from ktrdr_vm.host.journal import read_journal
 from ktrdr_vm.host.libvirt import Libvirt, parse_agent_reply
+from ktrdr_vm.images.header import parse_format
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.policy.owner_policy import parse_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import load_profile
 from ktrdr_vm.report.escape import escape_line, escape_text, escape_xml_characters
-from ktrdr_vm.report.model import Artifact
+from ktrdr_vm.report.json import render_report_json
+from ktrdr_vm.report.model import Artifact, RunReport
 
 Target = Callable[[bytes], None]
 
@@ -55,6 +59,21 @@ def policy(data: bytes) -> None:
         parse_policy(data, "policy.yaml")
     except DocumentError as error:
         assert error.problems
+
+
+def report_read_back(data: bytes) -> None:
+    """A report that its person may have rewritten: it has the report's shape, or it is refused."""
+    try:
+        document = parse_report(data, "report.json")
+    except UsageError:
+        return
+    assert isinstance(document["gates"], list) and isinstance(document["egress"]["denied"], list) and isinstance(document["exit_code"], int)
+
+
+def image_header(data: bytes) -> None:
+    with contextlib.suppress(ProvisionError):
+        disk_format, size = parse_format(data[:512], len(data), "image")
+        assert disk_format in ("raw", "qcow2") and size > 0
 
 
 def playbook(data: bytes) -> None:
@@ -204,10 +223,15 @@ def otlp_body(data: bytes) -> None:
 
 TARGETS: dict[str, Target] = {
     one.__name__: one
-    for one in (profile, policy, playbook, dns_message, proxy_line, tar_stream, journal, escalation, grant, agent_reply, announcement, junit, shown_text, otlp, otlp_body)
+    for one in (profile, policy, playbook, dns_message, proxy_line, tar_stream, journal, escalation, grant, agent_reply, announcement, junit, shown_text, otlp, otlp_body, report_read_back, image_header)
 }  # fmt: skip
 SEEDS: dict[str, tuple[bytes, ...]] = {
     "profile": (b"version: 1\nname: p\nimage: x\nextends: base\n", b"version: 1\nname: p\nimage: x\negress: {allow: [{host: a.b}]}\n"),
+    "report_read_back": (
+        render_report_json(RunReport("one", "r", "p", "sandbox", "", "", "passed", 0, "2026-01-01T00:00:00Z", 1.0)).encode(),
+        b'{"schema_version": 1, "egress": {}, "gates": [{"tasks": [{"evidence": [[]]}]}]}',
+    ),
+    "image_header": (b"QFI\xfb" + bytes(508), b"KDMV" + bytes(100)),
     "policy": (b"egress: {reserved: ['10.0.0.1:5432']}\n", b"escalations: {wait: 1m}\n"),
     "playbook": (b"- hosts: all\n  tasks:\n    - name: x\n      command: {cmd: 'true'}\n      loop: [1]\n",),
     "dns_message": (dns.message.make_query("api.example.com", "A").to_wire(), dns.message.make_query("x.example.org", "TXT").to_wire()),

@@ -32,7 +32,7 @@ class Git:
         self.directory = Path("/nonexistent")
 
     @contextlib.contextmanager
-    def open(self, _place: object) -> Iterator[Git]:
+    def open(self, _place: object, *, writing: bool = False) -> Iterator[Git]:
         yield self
 
     @contextlib.contextmanager

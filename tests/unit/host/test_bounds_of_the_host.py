@@ -20,7 +20,7 @@ from ktrdr_vm.host import capacity, clock
 from ktrdr_vm.host.capacity import DISK_ENOUGH, DISK_FLOOR, DISK_LAST, MEMORY_FLOOR, OVERHEAD, require_capacity
 from ktrdr_vm.host.journal import Journal, explained, is_locked, locked, read_journal, remove_dead_locks
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.host.runs import KEPT_DAYS, collect_runs
+from ktrdr_vm.host.run_removal import KEPT_DAYS, collect_runs
 from ktrdr_vm.instance.allocation import require_room
 
 

@@ -17,7 +17,7 @@ from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.host.accelerator import Accelerator
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.host.runs import remove_old_runs
+from ktrdr_vm.host.run_removal import remove_old_runs
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.instance.instance import Instance
