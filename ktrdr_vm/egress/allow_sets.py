@@ -13,13 +13,14 @@ from ipaddress import IPv4Address, IPv4Network
 
 from ktrdr_vm.egress.grant import Grant
 from ktrdr_vm.egress.rules import Rules, is_reserved_address
+from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.clock import boottime
 from ktrdr_vm.host.nft import Table, load_ruleset
 from ktrdr_vm.plan.guard_interface import ALLOWED_SIZE
 from ktrdr_vm.profile.reserved import is_reserved
 
 # An element outlives the answer it came from by this much, so that a renewal is never late.
-GRACE = 30
+GRACE = 35
 MIN_LIFE = 60
 MAX_LIFE = 3600
 # An element that lives no longer than this was not renewed: the name has moved to other addresses.
@@ -41,6 +42,7 @@ class AllowSets:
     clock: Callable[[], float] = boottime
     _live: dict[tuple[str, str], float] = field(default_factory=dict)
     """Set and element to the time when it ends."""
+    _upstreams: tuple[str, ...] | None = None
     _grants: dict[str, Grant] = field(default_factory=dict)
     _granted: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     """Set and element of the grants' sets, to grant id and the time when it ends."""
@@ -79,10 +81,14 @@ class AllowSets:
             self._keep_past(key[1], grant)
             ends = max(holders.values())
         else:
-            self._live[key] = ends
-            if len(self._live) > ALLOWED_SIZE:
+            if key not in self._live and len(self._live) >= ALLOWED_SIZE:
                 now = self.clock()
                 self._live = {entry: end for entry, end in self._live.items() if end > now}
+                if len(self._live) >= ALLOWED_SIZE:
+                    raise ProvisionError(
+                        f"{ALLOWED_SIZE} addresses are open already", where=self.table, hint="name fewer hosts by wildcard"
+                    )
+            self._live[key] = ends
         return self._renew(key, ends)
 
     def _renew(self, key: tuple[str, str], ends: float) -> list[str]:
@@ -94,6 +100,17 @@ class AllowSets:
             f"delete element inet {self.table} {target} {{ {element} }}",
             f"add element inet {self.table} {target} {{ {element} timeout {life} }}",
         ]
+
+    def set_upstreams(self, addresses: Iterable[str]) -> None:
+        """The name servers that the resolver's user may reach, and no others. Nothing is written while they are the same."""
+        wanted = tuple(sorted(set(addresses)))
+        if wanted == self._upstreams:
+            return
+        commands = [f"flush set inet {self.table} {name}" for name in ("upstreams", "upstreams6")]
+        for address in wanted:
+            commands.append(f"add element inet {self.table} upstreams{'6' if ':' in address else ''} {{ {address} }}")
+        load_ruleset("\n".join(commands) + "\n")
+        self._upstreams = wanted
 
     @property
     def late(self) -> set[tuple[str, int]]:
@@ -158,6 +175,8 @@ class AllowSets:
     def refill(self) -> None:
         """Put back what still lives into a table that was just loaded anew, so that no allowed flow ends with it."""
         now = self.clock()
+        upstreams, self._upstreams = self._upstreams, None
+        self.set_upstreams(upstreams or ())
         commands = [line for key, end in self._live.items() if end > now for line in self._renew(key, end)]
         load_ruleset("\n".join(commands + self._granted_commands()) + "\n")
 

@@ -13,7 +13,7 @@ import socket
 import sys
 import traceback as traceback  # what says why it ends
 
-from ktrdr_vm.egress.child_process import drop_privileges
+from ktrdr_vm.egress.child_process import drop_privileges, leave_network
 
 # Every encoding that `json.loads` finds in bytes.
 _ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "latin-1", "ascii")
@@ -41,6 +41,7 @@ def main() -> None:
         from ktrdr_vm.escalation.inbox import rehearse_inbox, run_inbox
 
         rehearse_inbox()
+        leave_network()
         drop_privileges(uid, parent)
         rehearse_inbox()
         _tell(channel)

@@ -20,6 +20,7 @@ from ktrdr_vm.egress.client import short_name
 from ktrdr_vm.host import process
 
 _IP_FREEBIND = 15
+_CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -55,6 +56,12 @@ def drop_privileges(uid: int, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     os.chdir("/")
     die_with(parent)
+
+
+def leave_network() -> None:
+    """From now on this process has a network without a way out; a listener that it holds stays where it was made."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "cannot leave the network")
 
 
 def die_with(parent: int) -> None:

@@ -50,6 +50,7 @@ from ktrdr_vm.egress.supervised_part import Part, Source
 from ktrdr_vm.egress.table_watch import TableWatch
 from ktrdr_vm.egress.telemetry.supervisor import open_telemetry
 from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.host.name_servers import find_upstreams
 from ktrdr_vm.host.nft import list_table
 from ktrdr_vm.host.ports import require_privileged_ports
 from ktrdr_vm.plan.guard_interface import DNS_PORT, HTTP_PORT, INBOX_PORT, LAST_PORT, OTHER_PORT, TLS_PORT
@@ -98,6 +99,7 @@ class Guard:
         self.brokers = Brokers(self.config["brokers"], proxy, self.ledger)
         self.proxy_sockets |= self.brokers.listen(gateway)
         self.link = Link(self.config["tap"], self.ledger, self.brokers.forget)
+        self.sets.set_upstreams(find_upstreams())
         self.granting = Granting(
             GrantBook(directory / "grants.json"),
             rules,
@@ -205,7 +207,7 @@ class Guard:
             self.directory,
             EscalationStore(Path(self.config["escalations"]), self.config["instance_id"]),
             bind_early(socket.SOCK_STREAM, self.config["gateway"], INBOX_PORT),
-            int(self.config["resolver_uid"]),
+            int(self.config["inbox_uid"]),
             (int(user), int(group)),
             self.ledger,
             self.granting,
@@ -253,6 +255,8 @@ class Guard:
     def _look(self) -> None:
         self.machine.prepare()
         self.link.poll()
+        with contextlib.suppress(KtrdrError):  # the table is away; the watch puts it back
+            self.sets.set_upstreams(find_upstreams())
         self.granting.end_due()
         self.granting.look_again()
         self._keep_connections()

@@ -17,6 +17,7 @@ SLOTS = POOL.num_addresses // 4
 _UID_BASE = 1_900_000_000
 # Two more for telemetry, behind all of those.
 _TELEMETRY_UID_BASE = _UID_BASE + 2 * SLOTS
+_INBOX_UID_BASE = _UID_BASE + 4 * SLOTS
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Allocation:
     resolver_uid: str = "<resolver-uid>"
     relay_uid: str = "<relay-uid>"
     sender_uid: str = "<sender-uid>"
+    inbox_uid: str = "<inbox-uid>"
     host_key: str = "<host-key>"
     host_public_key: str = "<host-public-key>"
     login_public_key: str = "<login-public-key>"
@@ -137,6 +139,7 @@ def allocate(slot: int, *, genid: str, host_key: str, host_public_key: str, logi
         resolver_uid=str(_UID_BASE + 2 * slot + 1),
         relay_uid=str(_TELEMETRY_UID_BASE + 2 * slot),
         sender_uid=str(_TELEMETRY_UID_BASE + 2 * slot + 1),
+        inbox_uid=str(_INBOX_UID_BASE + slot),
         host_key=host_key,
         host_public_key=host_public_key,
         login_public_key=login_public_key,

@@ -136,6 +136,7 @@ table inet {table} {{
     counter spoofed {{ }}
     counter uncounted {{ }}
     counter proxy_reserved {{ }}
+    counter resolver_strayed {{ }}
     counter ended {{ }}
     counter crowded {{ }}
 
@@ -239,6 +240,28 @@ table inet {table} {{
     chain resolver_out {{
         type filter hook output priority filter; policy accept;
         ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport {DNS_PORT} meta skuid != {{ 0, {allocation.proxy_uid} }} drop
+    }}
+
+    # The host's name servers, which the guard keeps: all that the resolver's user may reach, whoever is that user.
+    set upstreams {{
+        type ipv4_addr
+        flags timeout
+        size 8
+    }}
+
+    set upstreams6 {{
+        type ipv6_addr
+        flags timeout
+        size 8
+    }}
+
+    chain resolver_dials {{
+        type filter hook output priority filter; policy accept;
+        meta skuid != {allocation.resolver_uid} accept
+        ip saddr {gateway} meta l4proto {{ tcp, udp }} th sport {DNS_PORT} accept
+        ip daddr @upstreams meta l4proto {{ tcp, udp }} th dport {DNS_PORT} accept
+        ip6 daddr @upstreams6 meta l4proto {{ tcp, udp }} th dport {DNS_PORT} accept
+        counter name resolver_strayed drop
     }}
 
     # What the proxy dials is judged again, by its user: a proxy that is talked into a reserved address stays here.

@@ -209,3 +209,54 @@ def test_without_the_rule_each_question_is_an_entry(lab: Lab) -> None:
         _flood(guest, 1000)
         time.sleep(0.2)
         assert _tracked() > before + 800
+
+
+def dial(address: str, port: int) -> Callable[[], None]:
+    def act() -> None:
+        with socket.socket() as made:
+            made.settimeout(1)
+            made.connect((address, port))
+
+    return act
+
+
+def as_user(uid: int, act: Callable[[], None]) -> int:
+    global _SOMEBODY
+    before, _SOMEBODY = _SOMEBODY, uid
+    try:
+        return as_somebody(act)
+    finally:
+        _SOMEBODY = before
+
+
+PLACES = [(world.PRINTER, 9100), (world.METADATA, 80), (world.EVIL, 22), (world.EVIL, 53), (world.WEB, 443)]
+
+
+def test_a_resolver_that_was_taken_over_reaches_the_hosts_name_servers_and_nothing_else(lab: Lab, guest: NamespaceGuest) -> None:
+    uid = int(guest.allocation.resolver_uid)
+    with NamespaceGuest(lab.home, ALLOWED) as sibling:
+        places = [*PLACES, (sibling.gateway, 53), (sibling.address, 22)]
+        assert {place: as_user(uid, dial(*place)) for place in places} == dict.fromkeys(places, as_user(uid, dial(*places[0])))
+        assert as_user(uid, dial(*places[0])) != 0
+        assert as_user(uid, dial(world.DNS, 53)) == 0
+        assert guest.lookup("allowed.test.lab")["answers"] == 1
+    strayed = list(guest.ledger(kind="drop", rule="resolver_strayed"))
+    assert sum(row["count"] for row in strayed) >= len(places)
+
+
+def test_without_the_chain_it_reaches_them(lab: Lab) -> None:
+    """The control of the test above."""
+    with NamespaceGuest(lab.home, ALLOWED, sabotage=(replace("ruleset.nft", "counter name resolver_strayed drop", "accept"),)) as guest:
+        assert as_user(int(guest.allocation.resolver_uid), dial(world.EVIL, 22)) == 0
+
+
+def test_the_inbox_has_a_user_of_its_own_and_no_network(lab: Lab) -> None:
+    profile = {"version": 1, "name": "net", "image": "none", "mode": "interactive"}
+    with NamespaceGuest(lab.home, profile=profile) as guest:
+        uid = int(guest.allocation.inbox_uid)
+        assert uid not in (int(guest.allocation.resolver_uid), int(guest.allocation.proxy_uid))
+        found = [path for path in Path("/proc").glob("[0-9]*") if path.stat().st_uid == uid]
+        assert len(found) == 1
+        assert os.readlink(found[0] / "ns/net") != os.readlink("/proc/self/ns/net")
+        answer = guest.probe("http", address=guest.gateway, port=wiring.INBOX_PORT, send="GET /v1/escalations HTTP/1.0\r\n\r\n")
+        assert answer["status"] == 200

@@ -201,7 +201,7 @@ class Resolver:
             if self._clock() < self._down_until:
                 raise dns.exception.Timeout
             message = await self._upstream(name)
-        except (TimeoutError, dns.exception.DNSException, OSError) as error:
+        except (TimeoutError, dns.exception.DNSException, OSError, EOFError) as error:
             now = self._clock()
             if now - self._last_good > SILENCE and now >= self._down_until:
                 self._down_until = now + DOWN

@@ -13,62 +13,70 @@ import dns.asyncbackend
 import dns.asyncquery
 import dns.exception
 import dns.message
+import dns.rcode
 import dns.rdata
 import dns.rdatatype
-import dns.resolver
 
 from ktrdr_vm.egress.resolver.decisions import Resolver, Upstream
 from ktrdr_vm.egress.rules import Rules, rules_from_json
+from ktrdr_vm.host.name_servers import find_upstreams
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
 
 # Bounds of one guest: queries under way and open TCP connections.
 IN_FLIGHT = 64
 TCP_CONNECTIONS = 16
-UPSTREAM_TIMEOUT = 2.0
+# As the host's own libc waits for one server.
+UPSTREAM_TIMEOUT = 5.0
+_UNABLE = (dns.rcode.SERVFAIL, dns.rcode.REFUSED)
 HESITATION = 0.7
 
 
-def ask_upstream(servers: list[str], port: int = 53) -> Upstream:
-    """Ask over UDP, over TCP when the answer was cut. A server that hesitates is joined by the next; the first answer counts."""
+def ask_upstream(find_servers: Callable[[], list[str]], port: int = 53) -> Upstream:
+    """Ask over UDP, over TCP when the answer was cut.
+
+    A server that hesitates is joined by the next, and the first one is asked once more, as a datagram may be lost; the first answer
+    counts. One that says SERVFAIL or REFUSED counts when no other says more.
+    """
 
     async def ask(name: str) -> dns.message.Message:
         query = dns.message.make_query(name, dns.rdatatype.A, use_edns=0, payload=1232)
 
         async def one(server: str) -> dns.message.Message:
-            message, _ = await dns.asyncquery.udp_with_fallback(query, server, timeout=UPSTREAM_TIMEOUT, port=port)
+            message, _ = await dns.asyncquery.udp_with_fallback(
+                query, server, timeout=UPSTREAM_TIMEOUT, port=port, ignore_unexpected=True, ignore_errors=True
+            )
             return message
 
         waiting: set[asyncio.Task[dns.message.Message]] = set()
         last: BaseException = OSError("no upstream is configured on the host")
+        unable: dns.message.Message | None = None
+        attempts = find_servers() * 2
         try:
-            for number, server in enumerate(servers, start=1):
+            for number, server in enumerate(attempts, start=1):
                 waiting.add(asyncio.ensure_future(one(server)))
                 while waiting:
                     done, waiting = await asyncio.wait(
-                        waiting, timeout=HESITATION if number < len(servers) else None, return_when=asyncio.FIRST_COMPLETED
+                        waiting, timeout=HESITATION if number < len(attempts) else None, return_when=asyncio.FIRST_COMPLETED
                     )
                     for task in done:
                         error = task.exception()
-                        if error is None:
+                        if error is not None:
+                            last = error
+                        elif task.result().rcode() in _UNABLE:
+                            unable = task.result()
+                        else:
                             return task.result()
-                        last = error
-                    if not done or number < len(servers):
+                    if not done or number < len(attempts):
                         break
         finally:
             for task in waiting:
                 task.cancel()
+        if unable is not None:
+            return unable
         raise last
 
     return ask
-
-
-def find_upstreams() -> list[str]:
-    """The host's own resolvers, from its resolv.conf."""
-    try:
-        return [str(server) for server in dns.resolver.Resolver(configure=True).nameservers][:3]
-    except dns.exception.DNSException:
-        return []
 
 
 class WriterChannel:
@@ -170,7 +178,7 @@ async def _serve(config: dict[str, object], udp: socket.socket, tcp: socket.sock
     assert isinstance(policy, dict) and isinstance(exceptions, list)
     grants = config["grants"]
     assert isinstance(grants, list)
-    resolver = Resolver(rules_from_json(policy, exceptions, grants), ask_upstream(find_upstreams()), writer.allow, writer.note)
+    resolver = Resolver(rules_from_json(policy, exceptions, grants), ask_upstream(find_upstreams), writer.allow, writer.note)
     renewing: set[asyncio.Task[None]] = set()
 
     def take_grants(granted: list[list[object]]) -> None:

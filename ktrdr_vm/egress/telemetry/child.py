@@ -7,7 +7,6 @@ configuration, each later one another run, or nothing new; then and once a secon
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -19,14 +18,13 @@ import time
 from dataclasses import replace
 from typing import Any, get_args
 
-from ktrdr_vm.egress.child_process import drop_privileges
+from ktrdr_vm.egress.child_process import drop_privileges, leave_network
 from ktrdr_vm.egress.telemetry.otlp import PATHS, Encoding, OtlpError, Stamp, stamp_request
 from ktrdr_vm.egress.telemetry.relay import Relay, run_relay
 from ktrdr_vm.egress.telemetry.sender import Sender
 from ktrdr_vm.policy.load import read_collector_headers
 from ktrdr_vm.profile.collector import Collector
 
-_CLONE_NEWNET = 0x40000000
 # Of address space: a request of 2 MiB needs less than a tenth, whatever stands in it.
 _MEMORY = 2 * 1024 * 1024 * 1024
 
@@ -42,7 +40,7 @@ def main() -> None:
     if role == "relay":
         listener = socket.socket(fileno=descriptors[2])
         relay = Relay(pipe, stamp)
-        _leave_network()
+        leave_network()
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
         os.nice(5)
         drop_privileges(int(config["relay_uid"]), parent)
@@ -66,12 +64,6 @@ def _rehearse() -> None:
         stamp_request(PATHS[0], encoding, b"{}" if encoding == "application/json" else b"", Stamp("", "", ""))
     with contextlib.suppress(OtlpError):
         stamp_request(PATHS[0], "application/json", b"\xff", Stamp("", "", ""))
-
-
-def _leave_network() -> None:
-    """What reads the guest's bytes has a network without a way out; its listener stays where it was made."""
-    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), "cannot leave the network")
 
 
 def _make_sender(config: dict[str, Any], stamp: Stamp) -> Sender:

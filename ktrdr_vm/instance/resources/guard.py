@@ -96,6 +96,7 @@ class Guard(Resource):
             "gateway": allocation.gateway,
             "proxy_uid": allocation.proxy_uid,
             "resolver_uid": allocation.resolver_uid,
+            "inbox_uid": allocation.inbox_uid,
             "exceptions": [[str(address), port] for address, port in facts.owner_reserved],
             "ledger": str(self.target.paths.ledger),
             "escalations": str(self.target.paths.escalations) if blueprint.plan.profile.asks else "",
