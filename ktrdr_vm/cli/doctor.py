@@ -13,7 +13,7 @@ def doctor(as_json: bool) -> int:
     """Check this host. Exit code 3 when something is missing that every run needs."""
     from dataclasses import asdict
 
-    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.cli.output import echo_json, say
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.monitoring.doctor import check_host
 
@@ -22,7 +22,7 @@ def doctor(as_json: bool) -> int:
         echo_json([asdict(check) for check in checks])
     else:
         for check in checks:
-            click.echo(f"{check.state:<8} {check.name:<23} {check.detail}")
+            say(f"{check.state:<8} {check.name:<23} {check.detail}")
             if check.fix:
-                click.echo(f"{'':<8} {'':<23} → {check.fix}")
+                say(f"{'':<8} {'':<23} → {check.fix}")
     return 3 if any(check.state == "missing" for check in checks) else 0

@@ -44,6 +44,7 @@ def list_(watch: bool, as_json: bool) -> None:
 
 def _show_table(rows: list[Row]) -> None:
     """Columns as wide as what stands in them; a note in a line of its own."""
+    from ktrdr_vm.cli.output import say
     from ktrdr_vm.report.escape import escape_line
     from ktrdr_vm.report.summary import format_bytes, format_duration
 
@@ -60,7 +61,7 @@ def _show_table(rows: list[Row]) -> None:
     for number, line in enumerate(lines):
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
         if number and rows[number - 1].found.note:
-            click.echo(f"    {rows[number - 1].found.note}")
+            say(f"    {rows[number - 1].found.note}")
 
 
 @click.command()
@@ -70,7 +71,7 @@ def status(instance_id: str, as_json: bool) -> int:
     """Verify each resource of INSTANCE_ID against its plan. Exit code 4 when one is not as planned."""
     from dataclasses import asdict
 
-    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.cli.output import echo_json, say
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.identity import parse_instance_id
@@ -85,7 +86,7 @@ def status(instance_id: str, as_json: bool) -> int:
     else:
         for row in rows:
             word = "missing" if not row.exists else "differs" if row.differences else "ok"
-            click.echo(f"{word:<8} {row.kind:<9} {row.name}{'  ' + '; '.join(row.differences) if row.differences else ''}")
+            say(f"{word:<8} {row.kind:<9} {row.name}{'  ' + '; '.join(row.differences) if row.differences else ''}")
     return 4 if wrong else 0
 
 
@@ -142,7 +143,7 @@ def destroy(instance_ids: tuple[str, ...], yes: bool, as_json: bool) -> int:
 @json_option
 def gc(dry_run: bool, as_json: bool) -> int:
     """Remove what runs that died have left, old evidence, and templates of no use. Interactive instances and living runs stay."""
-    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.cli.output import echo_json, say
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
@@ -160,7 +161,7 @@ def gc(dry_run: bool, as_json: bool) -> int:
         echo_json(rows)
     else:
         for row in rows:
-            click.echo(f"{row['action']:<13} {row['instance_id']}  {row['reason']}")
+            say(f"{row['action']:<13} {row['instance_id']}  {row['reason']}")
         if not rows:
             click.echo("nothing to collect", err=True)
     return 5 if any(row["action"] == "failed" for row in rows) else 0

@@ -18,6 +18,13 @@ def show_error(error: Exception) -> None:
         click.echo(f"  next: {escape(hint)}", err=True)
 
 
+def say(text: str) -> None:
+    """One line on standard output; what the guest or another program put into it does not act on a terminal."""
+    from ktrdr_vm.report.escape import escape
+
+    click.echo(escape(text))
+
+
 def echo_json(value: object) -> None:
     """One document on standard output."""
     # ASCII, so that nothing in it acts on a terminal.

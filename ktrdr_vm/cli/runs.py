@@ -43,7 +43,7 @@ _run_option = click.option("--run", "run_id", default="latest", metavar="RUN", h
 @json_option
 def report(instance_id: str, run_id: str, against: str | None, as_json: bool) -> int:
     """Show the report of a run of INSTANCE_ID, and end with the run's exit code. With --against: 1 when something is worse."""
-    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.cli.output import echo_json, say
 
     if as_json and against is None:
         document = read_plain(instance_id, run_id)
@@ -55,7 +55,7 @@ def report(instance_id: str, run_id: str, against: str | None, as_json: bool) ->
         return _compare(content, read_report(other or instance_id, run)[1], as_json)
     from ktrdr_vm.report.escape import escape_line
 
-    click.echo(f"{content['outcome'].upper()}  {content['instance_id']}  run {content['run_id']}  {content['duration_s']:.0f} s")
+    say(f"{content['outcome'].upper()}  {content['instance_id']}  run {content['run_id']}  {content['duration_s']:.0f} s")
     for gate in content["gates"]:
         click.echo(f"  {gate['outcome']:<8} gate {escape_line(gate['name'])}  {escape_line(gate['message'])}")
         for task in gate["tasks"]:

@@ -20,7 +20,7 @@ from ktrdr_vm.plan.guard_interface import ALLOWED_SIZE
 from ktrdr_vm.profile.reserved import is_reserved
 
 # An element outlives the answer it came from by this much, so that a renewal is never late.
-GRACE = 35
+GRACE = 30
 MIN_LIFE = 60
 MAX_LIFE = 3600
 # An element that lives no longer than this was not renewed: the name has moved to other addresses.

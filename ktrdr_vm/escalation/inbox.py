@@ -23,6 +23,8 @@ from ktrdr_vm.escalation.packet import MAX_PACKET, PacketError, parse_packet
 PATH = "/v1/escalations"
 # One guest asks; ten in a minute is an agent in a loop.
 PER_MINUTE = 10
+# Each makes the guard, which is root, read what is kept.
+READS_PER_MINUTE = 120
 _REQUEST_LIMIT = 5.0
 _REPLY_LIMIT = 10.0
 
@@ -82,7 +84,7 @@ def run_inbox(listener: socket.socket, channel: socket.socket) -> None:
     class Handler(_Handler):
         pass
 
-    Handler.ask, Handler.limiter = staticmethod(ask), limiter
+    Handler.ask, Handler.limiter, Handler.reads = staticmethod(ask), limiter, Limiter(READS_PER_MINUTE)
     # One request at a time: a guest that holds it holds up itself, and for five seconds at most.
     server = TCPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
     server.socket.close()
@@ -93,6 +95,7 @@ def run_inbox(listener: socket.socket, channel: socket.socket) -> None:
 class _Handler(BaseHTTPRequestHandler):
     ask: Callable[[dict[str, Any]], dict[str, Any]]
     limiter: Limiter
+    reads: Limiter
     timeout = _REQUEST_LIMIT
     protocol_version = "HTTP/1.0"
     server_version, sys_version = "ktrdr-vm", ""
@@ -100,6 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path != PATH and not self.path.startswith(f"{PATH}/"):
             self._say(404, {"error": f"only {PATH} is here"})
+            return
+        if not type(self).reads.admit():
+            self._say(429, {"error": f"more than {READS_PER_MINUTE} questions in a minute; ask every few seconds"})
             return
         reply = type(self).ask({"op": "list", "id": self.path[len(PATH) + 1 :][:20]})
         if "error" in reply:

@@ -12,12 +12,22 @@ from pathlib import Path
 END_LIMIT = 10.0
 
 
+# Users of people begin here on Debian (adduser.conf); those that an instance's processes have are far above.
+_PEOPLE, _INSTANCES = 1000, 1_900_000_000
+
+
 def find_processes(matches: Callable[[list[bytes]], bool]) -> list[int]:
-    """The processes whose arguments, the program first, are such."""
+    """The processes of this user, of the system's users and of instances whose arguments, the program first, are such.
+
+    Anybody may give a process any arguments: what another person runs is never taken for one of ours.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
+                user = entry.stat().st_uid
+                if (user != os.geteuid() and _PEOPLE <= user < 60_000) or 65_536 <= user < _INSTANCES:
+                    continue
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue  # it ended while we looked

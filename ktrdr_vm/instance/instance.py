@@ -17,7 +17,7 @@ from ktrdr_vm.host.journal import Journal, explained, is_locked, locked, read_jo
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import Identity
-from ktrdr_vm.instance.allocation import create_keys, find_free_slot, read_allocation
+from ktrdr_vm.instance.allocation import create_keys, find_free_slot, read_allocation, require_room
 from ktrdr_vm.instance.backing import open_template
 from ktrdr_vm.instance.resources import make_resources
 from ktrdr_vm.instance.resources.base import Blueprint, Notify, Resource, Target, quiet
@@ -97,6 +97,7 @@ class Instance:
         template: TemplateFacts | None = None,
         source: str = "",
         run_id: str = "",
+        most_instances: int = 0,
         notify: Notify = quiet,
     ) -> None:
         """Make what is missing of everything up to the running domain, in order. Mounts and secrets follow in `complete`.
@@ -111,7 +112,7 @@ class Instance:
                 # The host ended while it fell asleep or woke, and no state of it is left: it boots from its disk.
                 known.enter("awake")
         with explained(str(self.paths.directory)):
-            journal = self._open_journal(plan, run_id, template, source)
+            journal = self._open_journal(plan, run_id, template, source, most_instances)
         blueprint = self._blueprint(plan, journal, read_secret, mount_roots)
         resources = self._host_side(make_resources(self._target(), blueprint))
         for guard in (resource for resource in resources if resource.kind == "guard" and resource.exists()):
@@ -164,7 +165,7 @@ class Instance:
         journal.confirm(resource.key)
         notify(resource.kind, resource.name, "changed", _since(began))
 
-    def _open_journal(self, plan: Plan, run_id: str, template: TemplateFacts | None, source: str) -> Journal:
+    def _open_journal(self, plan: Plan, run_id: str, template: TemplateFacts | None, source: str, most: int) -> Journal:
         existing = self.journal
         if existing is not None:
             existing.plan_digest, existing.run_id, existing.plan = plan.digest, run_id, plan.to_json()
@@ -177,6 +178,8 @@ class Instance:
         self.home.create()
         with locked(self.home.locks / "slots.lock", "the allocation of slots", wait=True):
             # The journal is written under the lock, so that the next one who looks finds the slot taken.
+            if most:
+                require_room(self.home, self.identity.instance_id, most)
             slot = find_free_slot(self.home)
             directory = self.paths.directory
             directory.mkdir(mode=0o711, exist_ok=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network
 
-# Dropped before any allow. RFC 6890 and its registry of special-purpose addresses; the three documentation ranges
+# Dropped before any allow. RFC 6890 and its registry of special-purpose addresses, and what clouds serve to their own machines outside
+# of private ranges (the others' metadata services are in 169.254/16, 100.64/10 and 192.0.0/24); the three documentation ranges
 # (192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24) are left out on purpose: they are nobody's LAN, and test labs use them.
 RESERVED = tuple(
     IPv4Network(text)
@@ -13,10 +14,17 @@ RESERVED = tuple(
         "10.0.0.0/8",
         "100.64.0.0/10",
         "127.0.0.0/8",
+        "161.26.0.0/16",  # services of IBM's cloud to its own machines
+        "166.8.0.0/14",  # the same
+        "168.63.129.16/32",  # Azure's platform, its metadata among it
         "169.254.0.0/16",
         "172.16.0.0/12",
         "192.0.0.0/24",
+        "192.31.196.0/24",
+        "192.52.193.0/24",
+        "192.88.99.0/24",
         "192.168.0.0/16",
+        "192.175.48.0/24",
         "198.18.0.0/15",
         "224.0.0.0/4",
         "240.0.0.0/4",

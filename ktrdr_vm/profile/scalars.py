@@ -134,9 +134,9 @@ def parse_environment_name(text: object) -> str:
 
 
 def parse_plain_text(text: object) -> str:
-    """Text for people: one line without control characters."""
-    if not isinstance(text, str) or len(text) > 500 or any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise ValueError("one line of text without control characters, 500 characters at most")
+    """Text for people: one line of what can be seen. Controls of both kinds, marks of direction and other separators are none of it."""
+    if not isinstance(text, str) or len(text) > 500 or not text.isprintable():
+        raise ValueError("one line of printable text, 500 characters at most")
     return text
 
 

@@ -26,7 +26,7 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.ensure import ensure_image
 from ktrdr_vm.images.store import Image, refuse_disk
 from ktrdr_vm.inputs.resolve import Gathered
-from ktrdr_vm.instance.allocation import read_allocation, require_room
+from ktrdr_vm.instance.allocation import read_allocation
 from ktrdr_vm.instance.diagnosis import explain_loss
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.instance.resources.mount import require_source
@@ -104,7 +104,6 @@ class Stage:
             recorder.directory.write("plan.json", canonical_json(plan.to_json()))
         self.plan = plan
         require_capacity(self._home.root, plan.profile.resources.memory)
-        require_room(self._home, plan.identity.instance_id, self.gathered.policy.most_instances)
         forks = not self._cold and not self._source and fits(plan) and instance.journal is None
         if forks and (obstacle := find_fork_obstacle(instance.libvirt)):
             recorder.listener.note(f"it boots cold, without a template: {obstacle}")
@@ -128,6 +127,7 @@ class Stage:
                 template=template,
                 source=self._source,
                 run_id=self._run_id,
+                most_instances=self.gathered.policy.most_instances,
                 notify=recorder.hear_resource,
             )
             if plan.collector is not None:

@@ -26,8 +26,8 @@ from ktrdr_vm.profile.egress_rule import EgressRule
 # Bounds of one guest: queries under way and open TCP connections.
 IN_FLIGHT = 64
 TCP_CONNECTIONS = 16
-# As the host's own libc waits for one server.
-UPSTREAM_TIMEOUT = 5.0
+# About as long as the host's own libc waits for one server; three of them and a pause are less than the grace of an open address.
+UPSTREAM_TIMEOUT = 4.0
 _UNABLE = (dns.rcode.SERVFAIL, dns.rcode.REFUSED)
 HESITATION = 0.7
 
