@@ -104,18 +104,18 @@ def give_again(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
 
 
 def _give(instance: Instance, one: Escalation, answer: Answer, policy: OwnerPolicy) -> Answer:
-    """Apply an approval to the running instance; the answer with its end."""
+    """Apply an approval to the running instance; the answer with its end, for a grant the guard's own."""
+    lasting = float(answer.seconds)
     if one.packet.kind == "network":
         rule = EgressRule(host=answer.request["host"], ports=tuple(answer.request["ports"]), reason=answer.reason)
-        standing = grant(instance.paths.guard, one.id, rule, answer.seconds)
-        return replace(answer, ends=(read_boot_id(), boottime() + standing.seconds))
-    if one.packet.kind == "secret":
+        lasting = grant(instance.paths.guard, one.id, rule, answer.seconds).seconds
+    elif one.packet.kind == "secret":
         deliver_secret(instance, _make_entry(answer))
     elif one.packet.kind in LOANS:
         lend(instance, one.id, one.packet.kind, answer.request, policy, seconds=answer.seconds, reason=answer.reason)
     else:
         return answer
-    return replace(answer, ends=(read_boot_id(), boottime() + answer.seconds))
+    return replace(answer, ends=(read_boot_id(), boottime() + lasting))
 
 
 def deny(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
