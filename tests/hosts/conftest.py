@@ -20,8 +20,6 @@ from box.machine import EVIDENCE, Box
 from box.release import RELEASES, Release
 from box.report import Rows
 
-_ROWS = Rows()
-
 
 @pytest.fixture(scope="session", params=[os.environ["KTRDR_VM_HOST"]] if os.environ.get("KTRDR_VM_HOST") else list(RELEASES))
 def release(request: pytest.FixtureRequest) -> Release:
@@ -31,11 +29,10 @@ def release(request: pytest.FixtureRequest) -> Release:
 
 
 @pytest.fixture(scope="session")
-def rows() -> Iterator[Rows]:
-    """What is said at the end, and written down where that is wanted."""
-    yield _ROWS
-    if place := os.environ.get("KTRDR_VM_HOSTS_REPORT"):
-        _ROWS.write(Path(place))
+def rows() -> Rows:
+    """What was run, written down where that is wanted."""
+    place = os.environ.get("KTRDR_VM_HOSTS_REPORT")
+    return Rows(Path(place) if place else None)
 
 
 @pytest.fixture(scope="session")

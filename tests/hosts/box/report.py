@@ -30,8 +30,9 @@ class Row:
 
 @dataclass
 class Rows:
-    """Those of a session."""
+    """Those of a session. Each is written to `place` at once: a session takes hours, and may be ended."""
 
+    place: Path | None = None
     rows: list[Row] = field(default_factory=list)
 
     def add(
@@ -48,7 +49,10 @@ class Rows:
         seconds, day = round(sum(taken for _, taken in steps), 1), time.strftime("%Y-%m-%d", time.gmtime())
         self.rows.append(Row(release.version, test, passed, len(denials), seconds, tuple(steps), note, commit or read_commit(), day))
 
-    def write(self, path: Path) -> None:
+        if self.place is not None:
+            self._write(self.place)
+
+    def _write(self, path: Path) -> None:
         """Beside what was written before: a row of the same test on the same release is replaced."""
         known = json.loads(path.read_text())["rows"] if path.exists() else []
         new = {(row.release, row.test): asdict(row) for row in self.rows}
