@@ -54,8 +54,15 @@ def box(request: pytest.FixtureRequest, release: Release, first: First, rows: Ro
         denials = made.denials()
         if failed or denials:
             made.keep_evidence(place)
-        rows.add(release, request.node.name, made.steps, denials, passed=not failed and not denials)
+        rows.add(release, _describe(request.node), made.steps, denials, passed=not failed and not denials)
         assert denials == [], f"AppArmor denied something in {name}"
+
+
+def _describe(item: pytest.Item) -> str:
+    """As docs/hosts.md shows it."""
+    words = getattr(item, "originalname", item.name).removeprefix("test_").replace("_", " ")
+    variant = getattr(getattr(item, "callspec", None), "params", {}).get("name")
+    return f"{words}: {variant}" if variant else words
 
 
 @pytest.hookimpl(hookwrapper=True)
