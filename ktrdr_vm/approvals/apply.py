@@ -105,7 +105,7 @@ def give_again(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
 
 def _give(instance: Instance, one: Escalation, answer: Answer, policy: OwnerPolicy) -> Answer:
     """Apply an approval to the running instance; the answer with its end, for a grant the guard's own."""
-    lasting = float(answer.seconds)
+    lasting: float = answer.seconds
     if one.packet.kind == "network":
         rule = EgressRule(host=answer.request["host"], ports=tuple(answer.request["ports"]), reason=answer.reason)
         lasting = grant(instance.paths.guard, one.id, rule, answer.seconds).seconds

@@ -20,8 +20,6 @@ from box.machine import EVIDENCE, Box
 from box.release import RELEASES, Release
 from box.report import Rows
 
-_ROWS = Rows()
-
 
 @pytest.fixture(scope="session", params=[os.environ["KTRDR_VM_HOST"]] if os.environ.get("KTRDR_VM_HOST") else list(RELEASES))
 def release(request: pytest.FixtureRequest) -> Release:
@@ -31,11 +29,10 @@ def release(request: pytest.FixtureRequest) -> Release:
 
 
 @pytest.fixture(scope="session")
-def rows() -> Iterator[Rows]:
-    """What is said at the end, and written down where that is wanted."""
-    yield _ROWS
-    if place := os.environ.get("KTRDR_VM_HOSTS_REPORT"):
-        _ROWS.write(Path(place))
+def rows() -> Rows:
+    """What was run, written down where that is wanted."""
+    place = os.environ.get("KTRDR_VM_HOSTS_REPORT")
+    return Rows(Path(place) if place else None)
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +54,15 @@ def box(request: pytest.FixtureRequest, release: Release, first: First, rows: Ro
         denials = made.denials()
         if failed or denials:
             made.keep_evidence(place)
-        rows.add(release, request.node.name, made.steps, denials, passed=not failed and not denials)
+        rows.add(release, _describe(request.node), made.steps, denials, passed=not failed and not denials)
         assert denials == [], f"AppArmor denied something in {name}"
+
+
+def _describe(item: pytest.Item) -> str:
+    """As docs/hosts.md shows it."""
+    words = getattr(item, "originalname", item.name).removeprefix("test_").replace("_", " ")
+    variant = getattr(getattr(item, "callspec", None), "params", {}).get("name")
+    return f"{words}: {variant}" if variant else words
 
 
 @pytest.hookimpl(hookwrapper=True)

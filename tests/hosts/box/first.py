@@ -16,6 +16,7 @@ from ktrdr_vm.host.paths import PROJECT
 
 from .machine import EVIDENCE, LIMIT, Box
 from .release import Release
+from .report import read_commit
 from .root import CLONE, find_or_build
 
 _PROGRAM = ("ktrdr_vm", "images", "profiles", "playbooks", "examples", "scripts", "Makefile", "pyproject.toml")
@@ -34,11 +35,7 @@ class First:
     doctor: str
     steps: tuple[tuple[str, float], ...]
     disk: str
-
-    @property
-    def current(self) -> bool:
-        """False for that of an earlier program."""
-        return _make_digest() in self.disk
+    commit: str
 
     @property
     def passed(self) -> bool:
@@ -63,6 +60,7 @@ def find_or_run(release: Release) -> First:
 
 
 def _run(release: Release, disk: Path) -> First:
+    commit = read_commit()
     with Box(release) as box:
         box.copy_checkout()
         said = box.run(f"cd {CLONE} && make run", limit=LIMIT, step="make run, with the template")
@@ -74,7 +72,7 @@ def _run(release: Release, disk: Path) -> First:
             box.keep_evidence(EVIDENCE / release.codename / "first")
         box.power_off()
         box.keep_disk(disk)
-        return First(said.code, said.out + said.err, report, tuple(denials), mode, left, doctor, tuple(box.steps), str(disk))
+        return First(said.code, said.out + said.err, report, tuple(denials), mode, left, doctor, tuple(box.steps), str(disk), commit)
 
 
 def _freeze(rows: list[object]) -> tuple[object, ...]:

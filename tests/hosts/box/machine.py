@@ -131,7 +131,7 @@ class Box:
     # -- in it ------------------------------------------------------------------------------------------------------
 
     def ssh(self, user: str = "root") -> list[str]:
-        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=10", "BatchMode=yes")
+        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=60", "BatchMode=yes")
         words = [word for option in options for word in ("-o", option)]
         return ["ssh", "-F", "/dev/null", "-i", str(self.place / "id"), "-p", str(self.port), *words, f"{user}@127.0.0.1"]
 
