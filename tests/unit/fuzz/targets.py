@@ -15,22 +15,29 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import dns.message
+from paramiko.packet import Packetizer
+from paramiko.ssh_exception import SSHException
 
 from ktrdr_vm.egress.flow_log import parse_proxy_line
 from ktrdr_vm.egress.grant import parse_grant
+from ktrdr_vm.egress.ledger import read_kept
+from ktrdr_vm.egress.ledger_totals import add_to_totals
 from ktrdr_vm.egress.resolver.decisions import Resolver
 from ktrdr_vm.egress.rules import Rules
 from ktrdr_vm.egress.telemetry.bounds import inflate, read_body
 from ktrdr_vm.egress.telemetry.otlp import MAX_BODY, PATHS, REQUESTS, OtlpError, Stamp, stamp_request
 from ktrdr_vm.errors import DocumentError, GuestError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.escalation.packet import PacketError, parse_packet
+from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.evidence.junit_files import MAX_CASES, read_test_files
 from ktrdr_vm.evidence.reader import parse_report
 from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.guest.envelope import find_announcement
+from ktrdr_vm.guest.pump import LimitedSocket
 from ktrdr_vm.guest.tar_stream import TarStream, TarStreamError
 from ktrdr_vm.host.beneath import check_name
 from ktrdr_vm.host.journal import read_journal
@@ -40,9 +47,14 @@ from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.policy.owner_policy import parse_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import load_profile
+from ktrdr_vm.report.egress_summary import sum_up_egress
 from ktrdr_vm.report.escape import escape_line, escape_text, escape_xml_characters
+from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
-from ktrdr_vm.report.model import Artifact, RunReport
+from ktrdr_vm.report.junit import render_junit
+from ktrdr_vm.report.ledger_row import check_fields, parse_row
+from ktrdr_vm.report.mask import make_mask, mask_values
+from ktrdr_vm.report.model import Artifact, GateResult, RunReport, TaskResult
 
 Target = Callable[[bytes], None]
 
@@ -221,11 +233,95 @@ def otlp_body(data: bytes) -> None:
             assert error.status in (400, 413)
 
 
+def mask(data: bytes) -> None:
+    """The first part is a secret, the rest what a guest prints: documents parse and keep their own words."""
+    secret, _, said = data.partition(b"\0")
+    text = said.decode("utf-8", "replace")
+    task = TaskResult("t", "command", "failed", False, "2026-01-01T00:00:00Z", 1.0, message=text, stdout=text)
+    report = RunReport(
+        "one", "r", "p", "sandbox", "", "", "failed", 1, "2026-01-01T00:00:00Z", 1.0, gates=(GateResult("g", "failed", "", 1.0, (task,)),)
+    )
+    masked = json.loads(render_report_json(mask_values(report, make_mask([secret]))))
+    assert (masked["outcome"], masked["gates"][0]["tasks"][0]["outcome"], masked["instance_id"]) == ("failed", "failed", "one")
+    ElementTree.fromstring(render_junit(mask_values(report, make_mask([secret]))))
+
+
+def ledger_line(data: bytes) -> None:
+    """What a child says, and what is read back: a line of the form that readers rely on, or none."""
+    row = parse_row(data)
+    if row is not None:
+        sum_up_egress([row], ())
+        assert parse_row(json.dumps(row)) == row
+    try:
+        fields = json.loads(data)
+        written = check_fields(fields) if isinstance(fields, dict) else {}
+    except (ValueError, RecursionError):
+        return
+    line = json.dumps({**written, "time": "2026-01-01T00:00:00.000Z", "instance_id": "one", "kind": "dns", "verdict": "deny"})
+    assert parse_row(line) is not None
+
+
+def ledger_totals(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        dropped, totals = Path(place, "old"), Path(place, "totals")
+        dropped.write_bytes(data)
+        add_to_totals(totals, dropped)
+        assert all(parse_row(line) is not None for line in totals.read_bytes().splitlines())
+
+
+class _Packets:
+    """A socket that has these bytes to give."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    def recv(self, count: int) -> bytes:
+        return self._data.read(count)
+
+    def settimeout(self, _seconds: float) -> None: ...
+    def close(self) -> None: ...
+
+
+def ssh_packet(data: bytes) -> None:
+    """One packet before any key: it is read, refused or cut off, and never longer than it may be."""
+    packetizer = Packetizer(LimitedSocket(_Packets(data)))  # type: ignore[arg-type]
+    try:
+        packetizer.read_message()
+    except (OSError, EOFError, SSHException):
+        return
+
+
+def run_end(data: bytes) -> None:
+    """An artifact, a ledger and an escalation of these bytes: every part of a report is made of them, in each of its forms."""
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        for name in ("a.xml", "egress.jsonl", "e1.json"):
+            (directory / name).write_bytes(data)
+        rows = read_kept(directory / "egress.jsonl")
+        EscalationStore(directory, "one").list()
+        allowed, denied = sum_up_egress(rows, ())
+        tests = read_test_files([Artifact("a.xml", "/a.xml", len(data), "")], directory)
+        report = RunReport(
+            "one", "r", "p", "sandbox", "", "", "passed", 0, "2026-01-01T00:00:00Z", 1.0, allowed=allowed, denied=denied, tests=tests
+        )
+        json.loads(render_report_json(report))
+        ElementTree.fromstring(render_junit(report))
+        render_html(report)
+
+
 TARGETS: dict[str, Target] = {
     one.__name__: one
-    for one in (profile, policy, playbook, dns_message, proxy_line, tar_stream, journal, escalation, grant, agent_reply, announcement, junit, shown_text, otlp, otlp_body, report_read_back, image_header)
+    for one in (profile, policy, playbook, dns_message, proxy_line, tar_stream, journal, escalation, grant, agent_reply, announcement, junit, shown_text, otlp, otlp_body, report_read_back, image_header, mask, ledger_line, ledger_totals, ssh_packet, run_end)
 }  # fmt: skip
 SEEDS: dict[str, tuple[bytes, ...]] = {
+    "mask": (b'outcome"\0it says outcome" here', b"failed\0failed"),
+    "ledger_line": (
+        b'{"time": "2026-01-01T00:00:00.000Z", "instance_id": "one", "kind": "tls", "verdict": "allow", "port": 443, "count": 2}',
+        b'{"name": "a", "addresses": ["198.51.100.1"], "ttl": 1}',
+    ),
+    "ledger_totals": (b'{"time": "2026-01-01T00:00:00.000Z", "instance_id": "one", "kind": "dns", "verdict": "deny", "name": "a"}\n{',),
+    "ssh_packet": (bytes.fromhex("0000000c0a") + bytes(20), b"\xff\xff\xff\x00" + bytes(64)),
+    "run_end": (b'<testsuite><testcase name="a"/></testsuite>',),
     "profile": (b"version: 1\nname: p\nimage: x\nextends: base\n", b"version: 1\nname: p\nimage: x\negress: {allow: [{host: a.b}]}\n"),
     "report_read_back": (
         render_report_json(RunReport("one", "r", "p", "sandbox", "", "", "passed", 0, "2026-01-01T00:00:00Z", 1.0)).encode(),
