@@ -55,7 +55,7 @@ def rehearse_inbox() -> None:
     class Handler(_Handler):
         pass
 
-    Handler.ask, Handler.limiter = staticmethod(lambda request: {"escalations": []}), Limiter()
+    Handler.ask, Handler.limiter, Handler.reads = staticmethod(lambda request: {"escalations": []}), Limiter(), Limiter(READS_PER_MINUTE)
     listing = f"GET {PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     for request, status in ((listing, 200), *((_make_post(body), 400) for body in (b"{}", b"\xff\xfe{\x00", b"\x00\x00\xfe\xff", b"["))):
         ours, theirs = socket.socketpair()

@@ -37,11 +37,10 @@ class Checkout:
 
 def find_top(place: Place) -> Place:
     """The folder with the `.git` that `place` belongs to: itself, or one above it up to its root. UsageError when there is none."""
-    with open_named_folder(place, "workspace"):
-        pass
     inner = place
     while True:
-        with open_folder(inner) as folder:
+        # Opened by its name again: what was a folder a moment ago may be a link by now.
+        with open_named_folder(inner, "workspace") as folder:
             if _is_there(".git", folder):
                 return inner
         if not inner.parts:

@@ -131,7 +131,7 @@ class NamespaceGuest:
             self._make_link()
             self.tap.create()
             for resource in (self.firewall, self.guard, self.tap):
-                assert resource.verify() == [], resource.kind
+                assert (found := resource.verify()) == [], (resource.kind, found)
         except BaseException:
             self.__exit__()
             raise
