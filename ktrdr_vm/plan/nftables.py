@@ -255,9 +255,13 @@ table inet {table} {{
         size 8
     }}
 
-    chain resolver_dials {{
+    # By a jump, so that what the kernel sends by itself, such as a reset, is not taken for that user's.
+    chain resolver_sends {{
         type filter hook output priority filter; policy accept;
-        meta skuid != {allocation.resolver_uid} accept
+        meta skuid {allocation.resolver_uid} jump resolver_dials
+    }}
+
+    chain resolver_dials {{
         ip saddr {gateway} meta l4proto {{ tcp, udp }} th sport {DNS_PORT} accept
         ip daddr @upstreams meta l4proto {{ tcp, udp }} th dport {DNS_PORT} accept
         ip6 daddr @upstreams6 meta l4proto {{ tcp, udp }} th dport {DNS_PORT} accept
