@@ -91,13 +91,13 @@ def test_what_is_within_is_allowed() -> None:
 
 def test_presets_are_judged_by_what_they_stand_for() -> None:
     wanted = profile(egress={"allow": [{"preset": "pypi"}]}, secrets=[DELIVERED])
-    known = (("pypi", (EgressRule(host="pypi.org", preset="pypi"), EgressRule(host="files.example", preset="pypi"))),)
+    known = (("pypi", (EgressRule(host="index.example", preset="pypi"), EgressRule(host="files.example", preset="pypi"))),)
     assert check_presets(wanted, known, None, None) == []
     assert check_presets(wanted, known, (EgressRule(preset="pypi"),), None) == []
-    assert check_presets(wanted, known, (EgressRule(host="pypi.org"), EgressRule(host="files.example")), None) == []
-    [(place, message)] = check_presets(wanted, known, (EgressRule(host="pypi.org"),), None)
+    assert check_presets(wanted, known, (EgressRule(host="index.example"), EgressRule(host="files.example")), None) == []
+    [(place, message)] = check_presets(wanted, known, (EgressRule(host="index.example"),), None)
     assert place == ("egress", "allow", 0, "preset") and "files.example" in message
-    assert check_presets(wanted, known, None, (Use(("pypi.org",), env="KTRDR_MODEL_KEY"),))
+    assert check_presets(wanted, known, None, (Use(("index.example",), env="KTRDR_MODEL_KEY"),))
     assert check_ceiling(wanted, ()) == [] and check_ceiling(wanted, None) == [] and check_uses(wanted, None) == []
 
 
