@@ -26,17 +26,28 @@ MAX_REFS = 50
 _HEADS = ("prlimit", "--data=1073741824", "--cpu=60", "--fsize=1048576", "--")
 _FETCH = ("prlimit", "--data=2147483648", "--cpu=600", f"--fsize={4 * MAX_BUNDLE}", "--")
 _BUNDLE = "/var/tmp/ktrdr-commits.bundle"
-# A branch name that is harmless as a word, a path and a line. Git's own rules are stricter in part, and are applied too.
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
-_HEAD = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64}) refs/heads/(.+)")
+# What a name keeps; every other byte of it is written as `=` and two digits, so that it is harmless as a word, a path and a line.
+_PLAIN = re.compile(rb"[^A-Za-z0-9_.+/-]")
+# A guest that stands on no branch: its HEAD is the work.
+DETACHED = "HEAD"
+# Of git-check-ref-format: what is no name of a branch, whatever a bundle says.
+_NO_NAME = re.compile(rb"^[/.-]|//|/[.-]|\.\.|@\{|[\x00-\x20\x7f~^:?*\[\\]|\.lock(?:/|$)|[/.]$")
+_HEAD = re.compile(rb"([0-9a-f]{40}|[0-9a-f]{64}) (?:refs/heads/(.+)|(HEAD))")
 
 _MAKE = f"""set -eu
 cd -- "$TARGET"
 rm -f {_BUNDLE}
-git symbolic-ref --quiet --short HEAD || echo
+head=
+git symbolic-ref --quiet HEAD || {{ echo HEAD; head=HEAD; }}
 git status --porcelain 2>/dev/null | wc -l
-[ -n "$(git rev-list --branches --not "$BASE" --max-count=1)" ] || exit 0
-git bundle create --quiet {_BUNDLE} --branches --not "$BASE"
+# What the host has: the base of the plan, and what was copied in, which is older where the plan followed its branch.
+known=
+for one in "$BASE" refs/ktrdr/base; do
+  ! git rev-parse --verify --quiet "$one^{{commit}}" >/dev/null || known="$known $one"
+done
+new=$(git rev-list --branches $head --not $known --max-count=1)
+[ -n "$new" ] || exit 0
+git bundle create --quiet {_BUNDLE} --branches $head --not $known
 """
 
 
@@ -63,7 +74,7 @@ class Returned:
         None when there is none. Several of which none is one of these is a GuestError: nobody guesses.
         """
         by_name = {one.ref.removeprefix(identity.ref_prefix): one for one in self.refs}
-        for name in (self.branch, base_branch):
+        for name in (self.branch, escape_branch(os.fsencode(base_branch))):
             if name in by_name:
                 return by_name[name]
         if len(self.refs) > 1:
@@ -93,10 +104,20 @@ def pull_commits(repository: Repository, base: str, target: str, guest: Guest, i
 
 def _read_standing(said: bytes) -> tuple[str, int]:
     """Branch and count of uncommitted paths, as the guest tells them; what is neither is nothing."""
-    lines = said.decode("utf-8", "replace").splitlines()[:2]
-    branch = lines[0] if lines and _NAME.fullmatch(lines[0]) else ""
-    count = lines[1].strip() if len(lines) > 1 else ""
-    return branch, int(count) if re.fullmatch(r"[0-9]{1,7}", count) else 0
+    lines = said.split(b"\n")[:2]
+    name = lines[0].removeprefix(b"refs/heads/")
+    branch = escape_branch(name) if lines[0] == b"HEAD" or (name != lines[0] and _is_name(name)) else ""
+    count = lines[1].strip() if len(lines) > 1 else b""
+    return branch, int(count) if re.fullmatch(rb"[0-9]{1,7}", count) else 0
+
+
+def escape_branch(name: bytes) -> str:
+    """A branch's name as a part of our refs. Two names never become one: what escapes begins with is escaped as well."""
+    return _PLAIN.sub(lambda found: b"=%02x" % found[0][0], name).decode("ascii")
+
+
+def _is_name(name: bytes) -> bool:
+    return 0 < len(name) <= 200 and not _NO_NAME.search(name)
 
 
 def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity) -> tuple[ReturnedRef, ...]:
@@ -106,7 +127,7 @@ def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity)
             refs = _list_heads(apart, bundle, identity)
             if not refs:
                 return ()
-            specs = [f"+refs/heads/{name}:{identity.ref_prefix}{name}" for _, name in refs]
+            specs = [f"+{source}:{identity.ref_prefix}{name}" for _, source, name in refs]
             _fetch(apart, bundle, specs)
             _check_objects(apart)
         except GuestError:
@@ -114,7 +135,7 @@ def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity)
         except KtrdrError as error:
             raise _lies(error.message[-300:], identity) from None
         try:
-            returned = tuple(ReturnedRef(f"{identity.ref_prefix}{name}", commit, _changed(apart, base, commit)) for commit, name in refs)
+            returned = tuple(ReturnedRef(f"{identity.ref_prefix}{name}", commit, _changed(apart, base, commit)) for commit, _, name in refs)
         except KtrdrError as error:
             raise _lies(f"what they change cannot be listed: {error.message[-200:]}", identity) from None
         try:
@@ -136,26 +157,27 @@ def _check_objects(apart: View) -> None:
         apart.git("index-pack", "--strict", "-o", str(apart.directory / "checked.idx"), str(pack), bounds=_FETCH)
 
 
-def _list_heads(view: View, bundle: Path, identity: Identity) -> list[tuple[str, str]]:
-    """Commit and name of each branch. A line is what Git takes for one: a form feed in a name must not make two of it."""
+def _list_heads(view: View, bundle: Path, identity: Identity) -> list[tuple[str, str, str]]:
+    """Commit, full name in the bundle and our name of each. A line is what Git takes for one: a form feed must not make two of it."""
     with tempfile.TemporaryFile() as listed:
         view.git("bundle", "list-heads", str(bundle), stdout=listed.fileno(), bounds=_HEADS)
         listed.seek(0)
-        lines = [line for line in listed.read().decode("utf-8", "replace").split("\n") if line and not line.endswith(" HEAD")]
+        lines = [line for line in listed.read().split(b"\n") if line]
     if len(lines) > MAX_REFS:
         raise _lies(f"it names {len(lines)} branches, more than {MAX_REFS}", identity)
     refs = [_check_head(line, identity) for line in lines]
-    if len({name for _, name in refs}) < len(refs):
+    if len({name for _, _, name in refs}) < len(refs):
         raise _lies("it names a branch twice", identity)
     return refs
 
 
-def _check_head(line: str, identity: Identity) -> tuple[str, str]:
+def _check_head(line: bytes, identity: Identity) -> tuple[str, str, str]:
     match = _HEAD.fullmatch(line)
-    name = match[2] if match else ""
-    if match is None or not _NAME.fullmatch(name) or ".." in name or name.endswith((".lock", ".")) or len(name) > 200:
+    if match is not None and match[3]:
+        return match[1].decode(), DETACHED, DETACHED
+    if match is None or not _is_name(match[2]):
         raise _lies(f"it names {line[:100]!a}, which is no branch", identity)
-    return match[1], name
+    return match[1].decode(), f"refs/heads/{os.fsdecode(match[2])}", escape_branch(match[2])
 
 
 def _changed(view: View, base: str, commit: str) -> tuple[str, ...]:

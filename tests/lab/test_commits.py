@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -97,9 +98,56 @@ def test_the_branch_that_is_checked_out_is_the_work(pair):
     came = pull_commits(pair[0], pair[0].commit, "/workspace", pair[1], IDENTITY)
     chosen = came.choose(IDENTITY, "main")
     assert chosen is not None and chosen.ref == "refs/ktrdr/stream-a/feat/x" and came.loose == 1
-    git(pair[1].folder, "checkout", "-q", "--detach")
+    git(pair[1].folder, "checkout", "-q", "main")
     with pytest.raises(GuestError, match="which one is the work"):
-        pull_commits(pair[0], pair[0].commit, "/workspace", pair[1], IDENTITY).choose(IDENTITY, "main")
+        pull_commits(pair[0], pair[0].commit, "/workspace", pair[1], IDENTITY).choose(IDENTITY, "other")
+
+
+def test_a_commit_on_no_branch_comes_back_and_is_the_work(pair):
+    git(pair[1].folder, "checkout", "-q", "--detach")
+    (pair[1].folder / "b.txt").write_text("two\n")
+    git(pair[1].folder, "add", ".")
+    git(pair[1].folder, "commit", "-qm", "work")
+    head = git(pair[1].folder, "rev-parse", "HEAD")
+    came = pull_commits(pair[0], pair[0].commit, "/workspace", pair[1], IDENTITY)
+    chosen = came.choose(IDENTITY, "main")
+    assert chosen is not None and (chosen.ref, chosen.commit) == ("refs/ktrdr/stream-a/HEAD", head)
+    assert git(pair[0].root, "rev-parse", chosen.ref) == head
+
+
+def test_commits_come_back_when_the_hosts_branch_has_moved_on(pair):
+    """The guest never had the plan's base: what it was given counts, and an error of Git's is none of "nothing new"."""
+    git(pair[1].folder, "update-ref", "refs/ktrdr/base", "HEAD")
+    head = commit(pair[1], "b.txt", "two\n")
+    git(pair[0].root, "commit", "-q", "--allow-empty", "-m", "meanwhile")
+    moved = find_repository(pair[0].root)
+    [ref] = pull_commits(moved, moved.commit, "/workspace", pair[1], IDENTITY).refs
+    assert ref.commit == head and git(pair[0].root, "rev-parse", ref.ref) == head
+    git(pair[1].folder, "update-ref", "-d", "refs/ktrdr/base")
+    assert [one.commit for one in pull_commits(moved, moved.commit, "/workspace", pair[1], IDENTITY).refs] == [head]
+    (pair[1].folder / ".git/refs/heads/broken").write_text("0" * 39 + "1\n")
+    with pytest.raises(GuestError, match="made no bundle"):
+        pull_commits(moved, moved.commit, "/workspace", pair[1], IDENTITY)
+
+
+ODD = [f"fix/{character}42-thing" for character in "#@,=('%!&;$é漢\"`|<>{}"] + ["user@x", "a=b", "UPPER", "x" * 180]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_branch_of_any_name_that_git_allows_comes_back_and_costs_no_other(pair, name):
+    good = commit(pair[1], "b.txt", "two\n", "good")
+    odd = commit(pair[1], "c.txt", "three\n", name)
+    came = pull_commits(pair[0], pair[0].commit, "/workspace", pair[1], IDENTITY)
+    assert {one.commit for one in came.refs} == {good, odd}
+    chosen = came.choose(IDENTITY, name)
+    assert chosen is not None and chosen.commit == odd
+    assert re.fullmatch(r"refs/ktrdr/stream-a/[A-Za-z0-9_.+/=-]+", chosen.ref)
+    assert git(pair[0].root, "rev-parse", chosen.ref) == odd
+
+
+def test_two_names_never_become_one_ref():
+    names = [b"a#b", b"a=23b", b"a=3d23b", "aéb".encode(), b"a=c3=a9b"]
+    assert len({module.escape_branch(name) for name in names}) == len(names)
 
 
 def test_nothing_new_brings_nothing(pair):
