@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 def _become(program: str, *arguments: str) -> NoReturn:
     """The client takes over this process, terminal and all."""
-    from ktrdr_vm.host.process import require_program
+    from ktrdr_vm.host.process import notify_observers, require_program
+    from ktrdr_vm.host.program_call import ProgramCall
 
     path = str(require_program(program))
+    notify_observers(ProgramCall((path, *arguments), outcome="takes over this process"))
     sys.stdout.flush()
     os.execv(path, [path, *arguments])  # noqa: S606
 
@@ -35,7 +37,18 @@ def _options(instance: Instance) -> list[str]:
     return words
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+class _RemoteCommand(click.Command):
+    """INSTANCE_ID, then words for the guest: what stands among these is never an option of ours."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ours = {name for one in self.get_params(ctx) for name in one.opts if isinstance(one, click.Option)}
+        ends = args.index("--") if "--" in args else len(args)
+        words = [place for place, word in enumerate(args[:ends]) if word not in ours]
+        # The first word is the instance.
+        return super().parse_args(ctx, args if len(words) < 2 else [*args[: words[1]], "--", *args[words[1] :]])
+
+
+@click.command(cls=_RemoteCommand, context_settings={"ignore_unknown_options": True})
 @instance_argument
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(instance_id: str, command: tuple[str, ...]) -> None:
@@ -43,7 +56,7 @@ def ssh(instance_id: str, command: tuple[str, ...]) -> None:
     _become("ssh", *_options(open_instance(instance_id)), "--", instance_id, *command)
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": True})
+@click.command("exec", cls=_RemoteCommand, context_settings={"ignore_unknown_options": True})
 @instance_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-t", "--tty", is_flag=True, help="With a terminal, for programs that ask for one.")
