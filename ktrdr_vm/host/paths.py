@@ -179,6 +179,9 @@ def list_shipped(kind: str) -> list[str]:
 
 
 def _find_shares() -> tuple[Path, ...]:
+    if (PROJECT / "pyproject.toml").is_file():
+        # What an editable installation has copied under share/ is older than the checkout.
+        return (PROJECT,)
     import sysconfig
 
-    return PROJECT, Path(sysconfig.get_path("data")) / "share" / "ktrdr-vm"
+    return (Path(sysconfig.get_path("data")) / "share" / "ktrdr-vm",)
