@@ -54,7 +54,7 @@ def test_every_shipped_file_is_in_it(wheel: Path) -> None:
         f"{path.relative_to(PROJECT)}"
         for top in SHIPPED
         for path in (PROJECT / top).rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(PROJECT).parts)
+        if path.is_file() and not any(part.startswith((".", "__")) for part in path.relative_to(PROJECT).parts)
     }
     with zipfile.ZipFile(wheel) as archive:
         held = {name.partition("/data/share/ktrdr-vm/")[2] for name in archive.namelist()} - {""}
