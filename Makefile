@@ -22,7 +22,7 @@ run: setup ## the main job: the demo stack starts cleanly in a disposable VM, an
 	@.venv/bin/ktrdr-vm apply profiles/startability.yaml --instance-id demo
 
 lint: environment ## ruff and mypy
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet . && .venv/bin/mypy && echo "lint: clean"
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet . && .venv/bin/mypy && .venv/bin/mypy --config-file tests/mypy.ini && echo "lint: clean"
 
 unit: environment ## no root, no process, no DNS; seconds
 	@$(PYTEST) tests/unit
