@@ -14,7 +14,7 @@ LONG = {
     "cli/mcp.py make_server": 111,
     "gates/modules/guest_side/network.py uri": 86,
     "plan/haproxy.py render_proxy": 138,
-    "plan/nftables.py render_ruleset": 254,
+    "plan/nftables.py render_ruleset": 258,
 }
 WIDE = {
     "gates/modules/guest_side/files.py set_state": 10,
