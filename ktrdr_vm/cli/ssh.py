@@ -26,6 +26,15 @@ def _become(program: str, *arguments: str) -> NoReturn:
     os.execv(path, [path, *arguments])  # noqa: S606
 
 
+# What stands behind the instance is the command's, options too: `exec -t ID` asks for a terminal, `exec ID ls -t` does not.
+_VERBATIM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+def _words(command: tuple[str, ...]) -> tuple[str, ...]:
+    """The command's own words, without a `--` in front of them."""
+    return command[1:] if command[:1] == ("--",) else command
+
+
 def _options(instance: Instance) -> list[str]:
     from ktrdr_vm.instance.ssh_config import make_ssh_options
 
@@ -37,32 +46,21 @@ def _options(instance: Instance) -> list[str]:
     return words
 
 
-class _RemoteCommand(click.Command):
-    """INSTANCE_ID, then words for the guest: what stands among these is never an option of ours."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ours = {name for one in self.get_params(ctx) for name in one.opts if isinstance(one, click.Option)}
-        ends = args.index("--") if "--" in args else len(args)
-        words = [place for place, word in enumerate(args[:ends]) if word not in ours]
-        # The first word is the instance.
-        return super().parse_args(ctx, args if len(words) < 2 else [*args[: words[1]], "--", *args[words[1] :]])
-
-
-@click.command(cls=_RemoteCommand, context_settings={"ignore_unknown_options": True})
+@click.command(context_settings=_VERBATIM)
 @instance_argument
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(instance_id: str, command: tuple[str, ...]) -> None:
     """Enter INSTANCE_ID, or run COMMAND in it, with OpenSSH's own client. No agent, no X11, no configuration of yours."""
-    _become("ssh", *_options(open_instance(instance_id)), "--", instance_id, *command)
+    _become("ssh", *_options(open_instance(instance_id)), "--", instance_id, *_words(command))
 
 
-@click.command("exec", cls=_RemoteCommand, context_settings={"ignore_unknown_options": True})
+@click.command("exec", context_settings=_VERBATIM)
 @instance_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-t", "--tty", is_flag=True, help="With a terminal, for programs that ask for one.")
 def exec_(instance_id: str, command: tuple[str, ...], tty: bool) -> None:
     """Run COMMAND in INSTANCE_ID, word for word, with this command's standard input and output, and end with its exit code."""
-    _become("ssh", *_options(open_instance(instance_id)), "-tt" if tty else "-T", "--", instance_id, shlex.join(command))
+    _become("ssh", *_options(open_instance(instance_id)), "-tt" if tty else "-T", "--", instance_id, shlex.join(_words(command)))
 
 
 @click.command()

@@ -27,6 +27,9 @@ def make_ssh_options(instance: Instance) -> dict[str, str]:
         "IdentityAgent": "none",
         "ForwardAgent": "no",
         "ForwardX11": "no",
+        # A machine that has gone says nothing: its commands end after a minute instead of hours.
+        "ServerAliveInterval": "15",
+        "ServerAliveCountMax": "4",
         "LogLevel": "ERROR",
     }
 

@@ -1,0 +1,43 @@
+"""The words after the instance belong to the command, word for word, options and `--help` included."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+from click.testing import CliRunner
+
+from ktrdr_vm.cli import ssh as ssh_module
+
+COMMANDS = [
+    "ls -lt /etc", "docker run -it alpine", "sort -t, -k2 f", "npm test -- -t x", "pytest --tty", "docker --help", "true", "sh -c 'exit 3'",
+    "printf %s -h", "git log -t -- x", "-x", "--tty",
+]  # fmt: skip
+
+
+@pytest.fixture
+def became(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    words: list[str] = []
+    monkeypatch.setattr(ssh_module, "_become", lambda *said: words.extend(said))
+    monkeypatch.setattr(ssh_module, "_options", lambda _instance: [])
+    monkeypatch.setattr(ssh_module, "open_instance", lambda name: name)
+    return words
+
+
+@pytest.mark.parametrize("dashes", [[], ["--"]], ids=["plain", "dashes"])
+@pytest.mark.parametrize("line", COMMANDS)
+def test_exec_runs_them_word_for_word(became: list[str], line: str, dashes: list[str]) -> None:
+    done = CliRunner().invoke(ssh_module.exec_, ["demo", *dashes, *shlex.split(line)])
+    assert done.exit_code == 0, done.output
+    assert became == ["ssh", "-T", "--", "demo", shlex.join(shlex.split(line))]
+
+
+def test_a_terminal_is_asked_for_before_the_instance(became: list[str]) -> None:
+    assert CliRunner().invoke(ssh_module.exec_, ["-t", "demo", "top"]).exit_code == 0
+    assert became == ["ssh", "-tt", "--", "demo", "top"]
+
+
+@pytest.mark.parametrize("line", ["docker --help", "ls -t"])
+def test_ssh_too(became: list[str], line: str) -> None:
+    assert CliRunner().invoke(ssh_module.ssh, ["demo", *line.split()]).exit_code == 0
+    assert became == ["ssh", "--", "demo", *line.split()]
