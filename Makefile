@@ -1,9 +1,10 @@
-# `make run` does the main job on a fresh Debian 12 or 13; `make test` proves it. Both install all they need.
+# `make run` does the main job on a fresh Debian 12 or 13; `make test` proves it. Both install all they need, as root.
+# `make dev` needs no root: environment, lint, types, and every test that starts no VM.
 SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q
 
-.PHONY: help setup run test test-full test-hosts host unit docs golden lab lint crash soak fuzz agreement bench bench-quick
+.PHONY: help setup environment dev run test test-full test-hosts host unit docs golden lab lint crash soak fuzz agreement bench bench-quick
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -11,19 +12,25 @@ help:
 setup: ## host packages, .venv, libvirtd; run twice, it changes nothing
 	@scripts/setup
 
+environment: ## .venv alone, without root and without apt
+	@scripts/environment
+
+dev: ## without root: environment, lint, types, unit, docs and golden tests
+	@scripts/dev
+
 run: setup ## the main job: the demo stack starts cleanly in a disposable VM, and nothing is left
 	@.venv/bin/ktrdr-vm apply profiles/startability.yaml --instance-id demo
 
-lint: setup ## ruff and mypy
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet . && .venv/bin/mypy && echo "lint: clean"
+lint: environment ## ruff and mypy
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet . && .venv/bin/mypy && .venv/bin/mypy --config-file tests/mypy.ini && echo "lint: clean"
 
-unit: setup ## no root, no process, no DNS; seconds
+unit: environment ## no root, no process, no DNS; seconds
 	@$(PYTEST) tests/unit
 
-docs: setup ## what the documentation says, against the program
+docs: environment ## what the documentation says, against the program
 	@$(PYTEST) tests/docs
 
-golden: setup ## every rendered document of every shipped profile
+golden: environment ## every rendered document of every shipped profile
 	@$(PYTEST) tests/golden
 
 lab: setup ## real VMs in network namespaces of their own

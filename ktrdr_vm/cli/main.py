@@ -105,6 +105,7 @@ class _LazyGroup(click.Group):
             return None
         module, _, attribute = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        _add_debug_option(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -122,10 +123,41 @@ def _is_unread() -> bool:
     return bool(poll.poll(0))
 
 
+def _start_debugging(_context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        # Imported late: help and most errors of the command line need none of it.
+        from ktrdr_vm.cli.debug import print_programs
+
+        print_programs()
+
+
+def _make_debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_start_debugging,
+        help="Print each program that is called, as a line for a shell, on standard error. Also: KTRDR_VM_DEBUG=1.",
+    )
+
+
+def _add_debug_option(command: click.Command) -> None:
+    """Every command takes it, at any place of the line."""
+    if not any("--debug" in one.opts for one in command.params):
+        command.params.append(_make_debug_option())
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _add_debug_option(inner)
+
+
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ktrdr-vm")
 def cli() -> None:
     """Disposable virtual machines for coding agents: a declared sandbox, gates, evidence, and a proof that nothing is left."""
+
+
+_add_debug_option(cli)
 
 
 def main() -> None:
@@ -146,12 +178,15 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     # Imported late: most commands need only part of it.
+    from ktrdr_vm.cli.debug import print_programs
     from ktrdr_vm.cli.output import show_error
     from ktrdr_vm.errors import HostError, KtrdrError
     from ktrdr_vm.host.owner import forbid_cores
 
     try:
         forbid_cores()
+        if os.environ.get("KTRDR_VM_DEBUG", "0") not in ("", "0"):
+            print_programs()
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as stop:

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 def _become(program: str, *arguments: str) -> NoReturn:
     """The client takes over this process, terminal and all."""
-    from ktrdr_vm.host.process import require_program
+    from ktrdr_vm.host.process import notify_observers, require_program
+    from ktrdr_vm.host.program_call import ProgramCall
 
     path = str(require_program(program))
+    notify_observers(ProgramCall((path, *arguments), outcome="takes over this process"))
     sys.stdout.flush()
     os.execv(path, [path, *arguments])  # noqa: S606
 

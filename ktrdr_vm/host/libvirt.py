@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
-
-import libvirt
-import libvirt_qemu
 
 from ktrdr_vm.errors import ForeignError, GuestError, HostError, ProvisionError
 from ktrdr_vm.identity import METADATA_NAMESPACE
@@ -36,16 +35,29 @@ class DomainFacts:
     persistent: bool
 
 
-_STATES = {
-    libvirt.VIR_DOMAIN_NOSTATE: "nostate",
-    libvirt.VIR_DOMAIN_RUNNING: "running",
-    libvirt.VIR_DOMAIN_BLOCKED: "blocked",
-    libvirt.VIR_DOMAIN_PAUSED: "paused",
-    libvirt.VIR_DOMAIN_SHUTDOWN: "shutdown",
-    libvirt.VIR_DOMAIN_SHUTOFF: "shutoff",
-    libvirt.VIR_DOMAIN_CRASHED: "crashed",
-    libvirt.VIR_DOMAIN_PMSUSPENDED: "pmsuspended",
-}
+# By virDomainState, whose numbers are part of libvirt's ABI.
+_STATES = dict(enumerate(("nostate", "running", "blocked", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")))
+
+
+class _Binding:
+    """A module of libvirt-python, imported when it is first used: it is compiled against libvirt's headers, which plans do not need."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return getattr(importlib.import_module(self._module), name)
+        except ImportError as error:
+            raise HostError(
+                f"the Python binding of libvirt cannot be imported: {error}",
+                where=sys.prefix,
+                hint="`make setup` installs it; without root: install gcc, python3-dev and libvirt-dev, then run `make dev` again",
+            ) from None
+
+
+libvirt: Any = _Binding("libvirt")
+libvirt_qemu: Any = _Binding("libvirt_qemu")
 
 
 @functools.cache

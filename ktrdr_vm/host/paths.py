@@ -156,7 +156,7 @@ class InstancePaths:
 
 
 def find_home() -> Home:
-    """`$KTRDR_VM_HOME`, or the default. The variable is the only one of the environment that is read."""
+    """`$KTRDR_VM_HOME`, or the default."""
     # Resolved, because taps and tables carry a digest of it: two spellings of one folder are one home.
     root = Path(os.environ.get("KTRDR_VM_HOME") or DEFAULT_HOME).resolve()
     if not _PLAIN.fullmatch(str(root)):
@@ -179,6 +179,9 @@ def list_shipped(kind: str) -> list[str]:
 
 
 def _find_shares() -> tuple[Path, ...]:
+    if (PROJECT / "pyproject.toml").is_file():
+        # What an editable installation has copied under share/ is older than the checkout.
+        return (PROJECT,)
     import sysconfig
 
-    return PROJECT, Path(sysconfig.get_path("data")) / "share" / "ktrdr-vm"
+    return (Path(sysconfig.get_path("data")) / "share" / "ktrdr-vm",)

@@ -10,11 +10,12 @@ import site
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from ktrdr_vm.errors import HostError, ProvisionError
+from ktrdr_vm.host.program_call import ProgramCall
 
 # Tools are looked up in the system's places, never in the caller's PATH: under sudo that one is the user's.
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -41,6 +42,29 @@ class Completed:
     @property
     def error_text(self) -> str:
         return self.stderr.decode("utf-8", "replace").strip()
+
+
+_observers: list[Callable[[ProgramCall], None]] = []
+_secrets: set[bytes] = set()
+
+
+def observe(observer: Callable[[ProgramCall], None]) -> None:
+    """Call `observer` with every program that this process calls from now on: at its end, or when it has been started to run on."""
+    _observers.append(observer)
+
+
+def hide_secret(value: bytes) -> None:
+    """Say that this process knows a secret's value, which whoever shows calls masks."""
+    _secrets.add(value)
+
+
+def list_hidden() -> frozenset[bytes]:
+    return frozenset(_secrets)
+
+
+def notify_observers(call: ProgramCall) -> None:
+    for observer in _observers:
+        observer(call)
 
 
 def find_program(name: str) -> Path | None:
@@ -76,9 +100,10 @@ def run(
     """
     arguments = [str(word) for word in argv]
     program = arguments[0] if "/" in arguments[0] else str(require_program(arguments[0]))
+    call = ProgramCall((program, *arguments[1:]), cwd, user, group, dict(environment or {}), len(stdin), tuple(pass_fds))
     try:
         started = subprocess.Popen(
-            [program, *arguments[1:]],
+            call.argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if stdout is None else stdout,
             stderr=subprocess.PIPE,
@@ -91,6 +116,7 @@ def run(
             start_new_session=True,
         )
     except OSError as error:
+        notify_observers(replace(call, outcome=f"cannot be started: {error.strerror}"))
         # Not only the program: the folder may be closed to the user that it is to run as.
         raise HostError(
             f"{arguments[0]} cannot be started{f' in {cwd}' if cwd else ''}: {error.strerror}",
@@ -105,7 +131,8 @@ def run(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 # A child in a session of its own may hold the streams open: it is not waited for.
                 process.communicate(timeout=_DRAIN)
-            if isinstance(stopped, subprocess.TimeoutExpired):
+            notify_observers(replace(call, outcome=f"killed after {timeout:g} s" if _is_overrun(stopped) else "killed"))
+            if _is_overrun(stopped):
                 raise ProvisionError(
                     f"{arguments[0]} did not end within {timeout:g} s",
                     where=" ".join(arguments)[:200],
@@ -113,6 +140,7 @@ def run(
                 ) from None
             raise
     completed = Completed(tuple(arguments), process.returncode, out or b"", err or b"")
+    notify_observers(replace(call, outcome=f"exit code {completed.exit_code}"))
     if check and completed.exit_code != 0:
         tail = completed.error_text[-2000:] or completed.text[-2000:].strip() or "no message"
         raise ProvisionError(
@@ -140,8 +168,9 @@ def start(
     """Start and return at once. The caller owns the process: it must wait for it, or outlive it on purpose."""
     arguments = [str(word) for word in argv]
     program = arguments[0] if "/" in arguments[0] else str(require_program(arguments[0]))
-    return subprocess.Popen(
-        [program, *arguments[1:]],
+    call = ProgramCall((program, *arguments[1:]), cwd, user, group, dict(environment or {}), 0, tuple(pass_fds))
+    started = subprocess.Popen(
+        call.argv,
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
@@ -154,6 +183,8 @@ def start(
         preexec_fn=in_child,
         start_new_session=new_session,
     )
+    notify_observers(replace(call, outcome=f"started as process {started.pid}"))
+    return started
 
 
 def start_module(module: str, words: Sequence[str | Path], **options: Any) -> subprocess.Popen[bytes]:
@@ -170,6 +201,10 @@ def _module_folders() -> str:
         # Started by `start_module` itself: what the first one found.
         return sys.orig_argv[sys.orig_argv.index(_MAIN) + 1]
     return ":".join(dict.fromkeys([str(Path(__file__).resolve().parents[2]), *site.getsitepackages()]))
+
+
+def _is_overrun(stopped: BaseException) -> bool:
+    return isinstance(stopped, subprocess.TimeoutExpired)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

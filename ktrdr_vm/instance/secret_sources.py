@@ -16,7 +16,13 @@ _CLIENT_VARIABLES = ("HOME", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DBUS
 
 
 def read_source(entry: SecretEntry) -> bytes:
-    """The value from its source on the host, read once, before anything exists."""
+    """The value from its source on the host, read once, before anything exists. Nothing that shows calls of programs shows it."""
+    value = _read(entry)
+    process.hide_secret(value)
+    return value
+
+
+def _read(entry: SecretEntry) -> bytes:
     if entry.command:
         return _ask_command(entry)
     if entry.env:

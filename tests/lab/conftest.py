@@ -27,6 +27,11 @@ from ktrdr_vm.instance.inventory import find_instances
 _ENTERED: list[Lab] = []
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Real servers, threads and processes end at any time: what they warn of is shown, and is no failure.
+    config.addinivalue_line("filterwarnings", "default")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What needs no VM first, then the commands that boot their own, then all that shares one: never more VMs at once than needed."""
 

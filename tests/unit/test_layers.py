@@ -218,6 +218,12 @@ def test_one_module_opens_what_lies_beneath_runs(path: Path) -> None:
             assert id(node) in shown or made_apart, f"{here}:{node.lineno} opens a document of a run by its path"
 
 
+def test_unit_tests_lie_in_the_room_of_their_subject() -> None:
+    """Beside the rooms: fuzzing, which reaches all of them, and the benchmarks."""
+    rooms = {path.relative_to(PROJECT / "tests" / "unit").parts[0] for path in (PROJECT / "tests" / "unit").glob("*/**/test_*.py")}
+    assert rooms - MAY_IMPORT.keys() - {"fuzz", "bench"} == set()
+
+
 # -- the table of the documentation -------------------------------------------------------------------------------------
 
 DOCUMENT = PROJECT / "docs" / "architecture.md"

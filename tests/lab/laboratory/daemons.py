@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import libvirt
-
 from laboratory.namespaces import hide, require_own_namespace
 from laboratory.recorder import wait_until
 
@@ -83,6 +81,8 @@ def restart_daemons(logs: Path, away: float = 0.0, *, rebooted: bool = False) ->
 
 
 def _answers() -> bool:
+    import libvirt  # late: parts of the laboratory are used where the binding cannot be compiled
+
     try:
         libvirt.open("qemu:///system").close()
     except libvirt.libvirtError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import libvirt as binding
 import pytest
 
 from ktrdr_vm.errors import ForeignError, HostError, ProvisionError
@@ -12,10 +11,11 @@ from ktrdr_vm.host import libvirt
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.identity import METADATA_NAMESPACE
 
+binding: Any = pytest.importorskip("libvirt", reason="libvirt-python is compiled against headers that are not here")
 METADATA = f'<i:instance xmlns:i="{METADATA_NAMESPACE}"><i:instance_id>one</i:instance_id><i:home>/home</i:home><i:mode>sandbox</i:mode></i:instance>'
 
 
-class Refused(binding.libvirtError):
+class Refused(binding.libvirtError):  # type: ignore[misc]  # a class of a module without types
     def __init__(self, code: int) -> None:
         super().__init__("refused")
         self.code = code
@@ -99,3 +99,8 @@ def test_who_could_not_be_asked_is_neither_a_stranger_nor_gone(monkeypatch: pyte
         Libvirt().find("ktrdr-one")
     opens(monkeypatch, Daemon(binding.VIR_ERR_NO_DOMAIN))
     assert Libvirt().find("ktrdr-one") is None
+
+
+def test_states_are_called_by_their_names_in_libvirt() -> None:
+    numbers = {name: vars(binding)[f"VIR_DOMAIN_{name.upper()}"] for name in libvirt._STATES.values()}
+    assert numbers == {name: number for number, name in libvirt._STATES.items()}

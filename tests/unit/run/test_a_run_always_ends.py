@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_review_run import destroyed, execute, make_run, raise_
+from test_endings import destroyed, execute, make_run, raise_
 
 from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.evidence.run_directory import RunDirectory
