@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.gates.model import MAX_SENT, Node, Playbook, Task
@@ -14,23 +15,46 @@ from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.host.beneath import Place, find_place, open_file
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 
+# Of all files that one playbook sends.
+MAX_TOTAL = 512 * 1024 * 1024
+
 
 def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
     """sha256 over the playbook, what it includes, and the files beside it that its tasks send, in the order of their names."""
     read: dict[str, bytes] = {}
     playbook = load_playbook(path, beneath=beneath, seen=read)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in read.items()}
+    total = 0
     folder = place_playbook(path, beneath).parent
     for task in _tasks(node for play in playbook.plays for node in play.tasks):
         source = task.arguments.get("src") or str(task.arguments.get("cmd", "")).split(" ")[0]
         if task.module in ("copy", "template", "script") and isinstance(source, str) and source:
             # The places where the task will look; what cannot be read now fails then, with its own message.
             for name in (source, f"files/{source}", f"templates/{source}"):
+                if name in digests:
+                    continue
                 with contextlib.suppress(OSError, KtrdrError), os.fdopen(open_file(folder, name), "rb") as stream:
-                    read[name] = stream.read(MAX_SENT + 1)
+                    digests[name], size = _digest(stream)
+                    total += size
+            if total > MAX_TOTAL:
+                raise UsageError(
+                    f"the files that this playbook sends are more than {MAX_TOTAL >> 20} MiB",
+                    where=str(path),
+                    hint="commit large files to the workspace, or fetch them in the guest",
+                )
     digest = hashlib.sha256()
-    for name in sorted(read):
-        digest.update(f"{name}\0{hashlib.sha256(read[name]).hexdigest()}\n".encode())
+    for name in sorted(digests):
+        digest.update(f"{name}\0{digests[name]}\n".encode())
     return digest.hexdigest()
+
+
+def _digest(stream: BinaryIO) -> tuple[str, int]:
+    """sha256 and bytes of a file, as far as a task would send it, a piece at a time."""
+    digest, size = hashlib.sha256(), 0
+    while size <= MAX_SENT and (piece := stream.read(min(1 << 20, MAX_SENT + 1 - size))):
+        digest.update(piece)
+        size += len(piece)
+    return digest.hexdigest(), size
 
 
 def _tasks(nodes: Iterable[Node]) -> Iterator[Task]:

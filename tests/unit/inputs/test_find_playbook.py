@@ -1,6 +1,10 @@
+import tracemalloc
+from pathlib import Path
+
 import pytest
 
 from ktrdr_vm.errors import UsageError
+from ktrdr_vm.gates import load
 from ktrdr_vm.gates.load import digest_playbook
 from ktrdr_vm.inputs.references import find_playbook
 
@@ -64,3 +68,23 @@ def test_a_huge_file_of_a_branch_is_not_read_to_its_end(tmp_path):
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(1 << 40)
     assert len(digest_playbook(main)) == 64
+
+
+def test_what_a_playbook_sends_is_digested_piece_by_piece_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six files of 64 MiB were 400 MiB of memory, in root's process, before anything was planned."""
+    tasks = "".join(f"    - {{name: t{number}, copy: {{src: big{number}, dest: /x}}}}\n" for number in range(6))
+    main = tmp_path / "main.yaml"
+    main.write_text(f"- hosts: all\n  tasks:\n{tasks}")
+    for number in range(6):
+        with (tmp_path / f"big{number}").open("wb") as file:
+            file.truncate(8 << 20)
+    tracemalloc.start()
+    digest = digest_playbook(main)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+    (tmp_path / "big5").write_bytes(b"other")
+    assert digest_playbook(main) != digest
+    monkeypatch.setattr(load, "MAX_TOTAL", 20 << 20)
+    with pytest.raises(UsageError, match="more than 20 MiB"):
+        digest_playbook(main)
