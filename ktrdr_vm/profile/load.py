@@ -11,6 +11,7 @@ from typing import Any
 from ktrdr_vm.errors import DocumentError, KtrdrError, Problem
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.egress_rule import EgressRule
+from ktrdr_vm.profile.guest_ground import LEAST_MEMORY, refuse_target, refuse_variable
 from ktrdr_vm.profile.model import Broker, Egress, ImageRef, Mount, Prepare, Profile, Secret, Size, Telemetry, Workload, Workspace
 from ktrdr_vm.profile.schema import PROFILE, check_shape
 from ktrdr_vm.profile.strict_yaml import Document, Path, load_yaml
@@ -125,8 +126,12 @@ def _check_together(data: dict[str, Any]) -> Found:
     workspace = data.get("workspace")
     if workspace is not None:
         targets[workspace.get("target", "/workspace")] = "the workspace"
+        if reason := refuse_target(workspace.get("target", "/workspace")):
+            problems.append((("workspace", "target"), f"no workspace is put there: {reason}"))
     for index, mount in enumerate(data.get("mounts", [])):
         target = mount["target"]
+        if reason := refuse_target(target):
+            problems.append((("mounts", index, "target"), f"nothing is mounted at {target}: {reason}"))
         for other, owner in targets.items():
             if target == other or target.startswith(other + "/") or other.startswith(target + "/"):
                 problems.append((("mounts", index, "target"), f"overlaps with {owner} at {other}"))
@@ -141,6 +146,9 @@ def _check_together(data: dict[str, Any]) -> Found:
                 problems.append((("secrets", index, field), f"{value} stands twice"))
             seen.add(value)
     problems += _check_variables(data)
+    memory = data.get("resources", {}).get("memory")
+    if memory is not None and scalars.parse_size(memory) < LEAST_MEMORY:
+        problems.append((("resources", "memory"), f"no guest boots with {memory}; {LEAST_MEMORY}MiB is the least"))
     if "prepare" in data and workspace is None:
         problems.append((("prepare",), "prepares a workspace, and there is none"))
     for index, gate in enumerate(data.get("gates", [])):
@@ -152,6 +160,7 @@ def _check_together(data: dict[str, Any]) -> Found:
 def _check_variables(data: dict[str, Any]) -> Found:
     problems: Found = []
     variables = set(data.get("environment", {}))
+    problems += [(("environment", name), reason) for name in sorted(variables) if (reason := refuse_variable(name))]
     if data.get("telemetry", {}).get("otlp"):
         if taken := variables & TELEMETRY_VARIABLES:
             problems.append((("telemetry", "otlp"), f"sets {min(taken)}, which stands under environment too"))

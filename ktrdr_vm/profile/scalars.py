@@ -30,12 +30,20 @@ _SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+# MiB, and seconds: beyond them a value is a slip of the pen, and later arithmetic of dates fails.
+MAX_SIZE = 1024 << 20
+MAX_SECONDS = 366 * 86400
+
+
 def parse_size(text: object) -> int:
     """`2GiB` as 2048 MiB."""
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None or int(match[1]) == 0:
         raise ValueError("a size is a number with MiB, GiB or TiB, such as 2GiB")
-    return int(match[1]) * _SIZES[match[2]]
+    size = int(match[1]) * _SIZES[match[2]]
+    if size > MAX_SIZE:
+        raise ValueError(f"no host has more than {MAX_SIZE >> 20}TiB")
+    return size
 
 
 def parse_duration(text: object) -> int:
@@ -43,7 +51,10 @@ def parse_duration(text: object) -> int:
     match = _DURATION.fullmatch(text) if isinstance(text, str) else None
     if match is None or int(match[1]) == 0:
         raise ValueError("a duration is a number with s, m, h or d, such as 30m")
-    return int(match[1]) * _SECONDS[match[2]]
+    seconds = int(match[1]) * _SECONDS[match[2]]
+    if seconds > MAX_SECONDS:
+        raise ValueError(f"at most {MAX_SECONDS // 86400}d; what is to last for longer has no end at all")
+    return seconds
 
 
 def parse_file_mode(text: object) -> int:
