@@ -36,7 +36,14 @@ def plain_text(value: Any) -> str:
 
 
 def find_message(module: str, result: Mapping[str, Any]) -> str:
-    """The one line that says what happened."""
+    """The one line that says what happened, and whether all of the output was kept."""
+    message = _find_message(module, result)
+    if result.get("truncated") is not True:
+        return message
+    return f"{message}{'; ' if message else ''}the output was cut at 1 MiB"
+
+
+def _find_message(module: str, result: Mapping[str, Any]) -> str:
     message = plain_text(result.get("msg"))
     if result.get("failed"):
         if message == "non-zero return code":

@@ -30,6 +30,7 @@ OMIT = type("Omit", (), {"__repr__": lambda self: "omit"})()
 _LOOKUPS = {"lookup", "query", "q"}
 _MAX_DEPTH = 20
 _MAX_TEMPLATE = 256 * 1024
+_CUT_FIELDS = ("stdout", "stdout_lines", "stderr", "stderr_lines", "content", "json")
 _KEPT_FILTERS = frozenset(
     "abs batch capitalize count d default dictsort e escape first float groupby int items last length list lower map max min "
     "reject rejectattr reverse round safe select selectattr slice sort string sum title tojson trim truncate unique "
@@ -78,6 +79,24 @@ class _Bounder(NodeTransformer):
 
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
+    deciding = False
+    """Set while a condition is evaluated: what was cut decides nothing then."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        self._check_whole(obj, attribute)
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        self._check_whole(obj, argument)
+        return super().getitem(obj, argument)
+
+    def _check_whole(self, obj: Any, field: Any) -> None:
+        # `changed` tells what a module registered from what a program printed that has a field of that name.
+        if self.deciding and isinstance(obj, Mapping) and field in _CUT_FIELDS and obj.get("truncated") is True and "changed" in obj:
+            raise TemplateError(
+                f"{field} was cut, so a condition over it could be wrong: more than 1 MiB is not kept. "
+                "Write the output to a file and search it there, such as `shell: make > out.txt; grep -c FAILED out.txt`"
+            )
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         check_binary(operator, left, right)
@@ -139,7 +158,11 @@ class Templar:
             return True
         text = str(expression).strip()
         wrapped = text.startswith("{{") and text.endswith("}}")
-        value = self._render_string(text if wrapped else f"{{{{ {text} }}}}", scope)
+        self._environment.deciding = True
+        try:
+            value = self._render_string(text if wrapped else f"{{{{ {text} }}}}", scope)
+        finally:
+            self._environment.deciding = False
         if isinstance(value, bool):
             return value
         raise TemplateError(

@@ -97,17 +97,11 @@ def uri(
         result["url"] = answer.geturl()
         result["redirected"] = answer.geturl() != url
         for name, value in answer.headers.items():
-            if name.lower() not in ("failed", "skipped", "json", "content", "msg", "elapsed"):
+            if name.lower() not in ("failed", "skipped", "json", "content", "msg", "elapsed", "truncated"):
                 result.setdefault(name.lower().replace("-", "_"), value)
-        try:
-            while len(content) <= MAX_CONTENT and time.time() < started + timeout:
-                piece = answer.read(65536)
-                if not piece:
-                    break
-                content += piece
-        except Exception as error:
-            reason = f"reading the answer failed: {error}"
-            result["status"] = -1
+        content, problem = read_content(answer, started + timeout)
+        if problem:
+            reason, result["status"] = problem, -1
     text = decode(content[:MAX_CONTENT], answer)
     result["elapsed"] = int(time.time() - started)
     result["msg"] = f"{reason} ({len(content)} bytes)" if reason == "OK" else reason
@@ -117,10 +111,26 @@ def uri(
     failed = result["status"] not in status_code
     if return_content or failed:
         result["content"] = text
+    if len(content) > MAX_CONTENT and (return_content or failed or "json" in str(result.get("content_type", ""))):
+        result["truncated"] = True
     if failed:
         result["failed"] = True
         result["msg"] = "Status code was {} and not {}: {}".format(result["status"], status_code, result["msg"])
     return result
+
+
+def read_content(answer, until):
+    """At most one byte more than is kept, so that what was cut is known; and why reading failed, if it did."""
+    content = b""
+    try:
+        while len(content) <= MAX_CONTENT and time.time() < until:
+            piece = answer.read(65536)
+            if not piece:
+                break
+            content += piece
+    except Exception as error:
+        return content, f"reading the answer failed: {error}"
+    return content, ""
 
 
 def decode(content, answer):
