@@ -73,6 +73,7 @@ frontend broker_{route.port}
     mode http
     bind "fd@${{KTRDR_FD_BROKER_{route.port}}}"
     option disable-h2-upgrade
+    option http-no-delay
     log-format '{{"f":"broker","k":"{name}","n":"{host}",{_FIELDS}}}'
     http-error status 503 content-type text/plain string "ktrdr-vm: {host} does not answer, or with a certificate that is not its own\\n"
     http-request set-var(txn.method) method,bytes(0,20)

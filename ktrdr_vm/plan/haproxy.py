@@ -55,8 +55,6 @@ defaults
     log global
     option splice-request
     option splice-response
-    # Each piece of a streamed answer goes on at once; without it plain HTTP waits up to 200 ms for the next.
-    option http-no-delay
     timeout connect 10s
     timeout client {IDLE_LIMIT}
     timeout server {IDLE_LIMIT}
@@ -110,6 +108,8 @@ frontend http
     mode http
     bind "fd@${{KTRDR_FD_HTTP}}"
     option disable-h2-upgrade
+    # Each piece of a streamed answer goes on at once; without it plain HTTP waits up to 200 ms for the next.
+    option http-no-delay
     log-format '{{{_FIELDS},"a":"%[dst]","v":"%[var(txn.verdict)]","m":%Ta,"w":"%[var(txn.method),json(utf8ps)]","s":%ST}}'
     http-request set-var(txn.method) method,bytes(0,20)
     http-request set-var(txn.verdict) str(request)
