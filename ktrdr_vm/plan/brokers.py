@@ -12,20 +12,11 @@ from dataclasses import dataclass
 
 from ktrdr_vm.plan.guard_interface import BROKER_PORTS, OPEN, VALUES
 from ktrdr_vm.profile.model import Broker, Profile
+from ktrdr_vm.profile.request_headers import match_passed
 from ktrdr_vm.profile.scalars import MAX_HEADER
 
 # The host's own authorities, by the folder that its OpenSSL looks into.
 _AUTHORITIES = "@system-ca"
-# Whatever of these the guest sends is its own, or somebody else's: it acts as the secret's owner or not at all.
-_CREDENTIALS = (
-    "authorization", "proxy-authorization", "cookie", "x-api-key", "api-key", "x-goog-api-key", "private-token", "job-token",
-    "x-auth-token",
-)  # fmt: skip
-# What a server behind the first one might take for the method, the path or the host instead.
-_OVERRIDES = (
-    "x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url", "x-forwarded-host",
-    "x-host", "x-forwarded-server", "forwarded", "connection", "te", "trailer", "proxy-connection",
-)  # fmt: skip
 _LETTERS = "[A-Za-z0-9._~!$&()*+,;=:@/-]"
 
 _FIELDS = (
@@ -66,7 +57,6 @@ def render_limits(routes: tuple[Route, ...]) -> str:
 def _render(route: Route, gateway: str, lists: str) -> str:
     broker, name, host = route.broker, route.secret, route.broker.host
     header = broker.header.name
-    strip = "\n".join(f"    http-request del-header {_any_form(one)} -m reg" for one in sorted({header, *_CREDENTIALS, *_OVERRIDES}))
     return f"""
 # The secret {name}, for {host} and nobody else.
 frontend broker_{route.port}
@@ -103,7 +93,8 @@ frontend broker_{route.port}
     http-request do-resolve(txn.address,guard,ipv4) str({host})
     {_deny(502, f"{host} has no address that may be reached")} unless {{ var(txn.address) -m found }}
     http-request set-dst var(txn.address)
-{strip}
+    # Whatever else it sends it acts as the secret's owner, or not at all.
+    http-request del-header '{match_passed(broker.headers)}' -m reg
     http-request set-header host {host}
     http-request set-header {header} "%[var(txn.value)]"
     http-request unset-var(txn.value)

@@ -267,6 +267,7 @@ def _broker(data: dict[str, Any]) -> Broker:
         base_path=data.get("base_path", "/"),
         methods=tuple(sorted(set(data.get("methods", ("GET", "HEAD"))))),
         paths=tuple(sorted(set(data.get("paths", ("/",))))),
+        headers=tuple(sorted({name.lower() for name in data.get("headers", ())})),
         after=data.get("after", ""),
         docker_mirror=data.get("docker_mirror", False),
     )

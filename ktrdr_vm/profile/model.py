@@ -67,6 +67,8 @@ class Broker:
     base_path: str = "/"
     methods: tuple[str, ...] = ("GET", "HEAD")
     paths: tuple[str, ...] = ("/",)
+    headers: tuple[str, ...] = ()
+    """Names in lower case that pass besides `request_headers.PASSED`."""
     after: str = ""
     """The gate that must have passed before any request goes out."""
     docker_mirror: bool = False

@@ -9,6 +9,7 @@ from typing import Any
 from ktrdr_vm.errors import Problem
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.collector import parse_address
+from ktrdr_vm.profile.request_headers import parse_passed_header
 from ktrdr_vm.profile.strict_yaml import Document
 
 Schema = dict[str, Any]
@@ -58,6 +59,7 @@ _BROKER: Schema = {
         "base_path": _text(scalars.parse_url_prefix),
         "methods": {"type": "list", "minlength": 1, "maxlength": 7, "allowed": list(scalars.METHODS), "schema": {"type": "string"}},
         "paths": {"type": "list", "minlength": 1, "maxlength": 20, "schema": _text(scalars.parse_url_prefix)},
+        "headers": {"type": "list", "minlength": 1, "maxlength": 20, "schema": _text(parse_passed_header)},
         "after": _text(scalars.parse_gate),
         "docker_mirror": {"type": "boolean"},
     },

@@ -72,7 +72,7 @@ def test_every_key_that_names_a_destination_is_tried() -> None:
     rule = set(PROFILE["egress"]["schema"]["allow"]["schema"]["schema"]) - {"reason"}
     broker = set(PROFILE["secrets"]["schema"]["schema"]["broker"]["schema"])
     assert rule == {"host", "cidr", "preset", "ports"}
-    assert broker == {"host", "header", "base_url_env", "base_path", "methods", "paths", "after", "docker_mirror"}
+    assert broker == {"host", "header", "base_url_env", "base_path", "methods", "paths", "headers", "after", "docker_mirror"}
     assert set(PROFILE["egress"]["schema"]) == {"allow", "mode"} and set(PROFILE["telemetry"]["schema"]) == {"otlp"}
 
 
