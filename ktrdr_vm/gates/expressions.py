@@ -12,8 +12,10 @@ MAX_PATTERN = 1_000
 MAX_ANSWER = 4 * 1024 * 1024
 
 
-def evaluate(verb: Literal["search", "match", "findall", "sub"], pattern: Any, subject: str, flags: int = 0, replacement: str = "") -> Any:
-    """`search` and `match`: the groups by number and by name, or None. `findall`: a list. `sub`: a text.
+def evaluate(
+    verb: Literal["search", "match", "findall", "sub"], pattern: Any, subject: str, flags: int = 0, replacement: str = "", count: int = 0
+) -> Any:
+    """`search` and `match`: the groups by number and by name, or None. `findall`: a list. `sub`: a text, and how often it was replaced.
 
     TemplateError says what is wrong with the expression, or that the answer would be too large.
     """
@@ -38,6 +40,6 @@ def evaluate(verb: Literal["search", "match", "findall", "sub"], pattern: Any, s
         # A reference may insert the subject at every place, so the worst case is what is bounded.
         if sum(1 for _hit in compiled.finditer(subject)) * (len(replacement) + references * len(subject)) > 16 * MAX_ANSWER:
             raise TemplateError("a regular expression: the result would be too large")
-        return compiled.sub(replacement, subject)
+        return compiled.subn(replacement, subject, count=count)
     except (re.error, IndexError, RecursionError, OverflowError, MemoryError) as error:
         raise TemplateError(f"not a regular expression: {error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import operator as operators
 import posixpath
 import re
 import shlex
@@ -12,10 +13,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jinja2 import Undefined
+from packaging.version import InvalidVersion, Version
 
 from ktrdr_vm.gates.bounds import TemplateError, check_join, check_percent, check_replace, check_width, measure
 from ktrdr_vm.gates.expressions import evaluate
 
+_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operators.eq, "=": operators.eq, "eq": operators.eq, "!=": operators.ne, "<>": operators.ne, "ne": operators.ne,
+    "<": operators.lt, "lt": operators.lt, "<=": operators.le, "le": operators.le, ">": operators.gt, "gt": operators.gt,
+    ">=": operators.ge, "ge": operators.ge,
+}  # fmt: skip
 _TRUE = frozenset({"y", "yes", "on", "1", "true", "t"})
 _FALSE = frozenset({"n", "no", "off", "0", "false", "f"})
 
@@ -35,14 +42,13 @@ def parse_bool(value: Any) -> bool | None:
     return True if word in _TRUE else False if word in _FALSE else None
 
 
-def _to_json(value: Any, indent: int | None = None, sort_keys: bool = False, **_: Any) -> str:
-    check_width(indent or 0)
-    return json.dumps(value, indent=indent, sort_keys=sort_keys, ensure_ascii=False)
+def _to_json(value: Any, indent: int | None = None, sort_keys: bool = False, ensure_ascii: bool = True) -> str:
+    check_width((indent or 0) * 100)
+    return json.dumps(value, indent=indent, sort_keys=sort_keys, ensure_ascii=ensure_ascii)
 
 
-def _to_nice_json(value: Any, indent: int = 4, **_: Any) -> str:
-    check_width(indent * 100)
-    return json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False)
+def _to_nice_json(value: Any, indent: int = 4, sort_keys: bool = True, ensure_ascii: bool = True) -> str:
+    return _to_json(value, indent, sort_keys, ensure_ascii)
 
 
 def _from_json(text: Any) -> Any:
@@ -78,8 +84,19 @@ def _regex_findall(text: Any, pattern: Any, multiline: bool = False, ignorecase:
     return [tuple(one) if isinstance(one, list) else one for one in found]
 
 
-def _regex_replace(text: Any, pattern: Any = "", replacement: Any = "", ignorecase: bool = False, multiline: bool = False, **_: Any) -> str:
-    return str(evaluate("sub", pattern, str(text), _flags(ignorecase, multiline), str(replacement)))
+def _regex_replace(
+    text: Any,
+    pattern: Any = "",
+    replacement: Any = "",
+    ignorecase: bool = False,
+    multiline: bool = False,
+    count: int = 0,
+    mandatory_count: int = 0,
+) -> str:
+    replaced, times = evaluate("sub", pattern, str(text), _flags(ignorecase, multiline), str(replacement), count)
+    if mandatory_count and times != mandatory_count:
+        raise TemplateError(f"regex_replace: {str(pattern)[:80]!r} should match {mandatory_count} times and matches {times} times")
+    return str(replaced)
 
 
 def _join(values: Any, d: Any = "", attribute: Any = None) -> str:
@@ -112,22 +129,42 @@ def _center(text: Any, width: int = 80) -> str:
     return str(text).center(width)
 
 
-def _combine(*mappings: Any, recursive: bool = False, **_: Any) -> dict[str, Any]:
+_LIST_MERGES: dict[str, Callable[[list[Any], list[Any]], list[Any]]] = {
+    "replace": lambda old, new: new,
+    "keep": lambda old, new: old,
+    "append": lambda old, new: old + new,
+    "prepend": lambda old, new: new + old,
+    "append_rp": lambda old, new: [value for value in old if value not in new] + new,
+    "prepend_rp": lambda old, new: new + [value for value in old if value not in new],
+}
+
+
+def _combine(*mappings: Any, recursive: bool = False, list_merge: str = "replace") -> dict[str, Any]:
+    if list_merge not in _LIST_MERGES:
+        raise TemplateError(f"combine: list_merge is one of {', '.join(_LIST_MERGES)}, not {str(list_merge)[:40]!r}")
     merged: dict[str, Any] = {}
-    for mapping in mappings:
+    for mapping in _flatten(mappings, 1):
         if not isinstance(mapping, Mapping):
             raise TemplateError("combine: needs mappings")
         for key, value in mapping.items():
-            both = recursive and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-            merged[key] = _combine(merged[key], value, recursive=True) if both else value
+            old = merged.get(key)
+            if recursive and isinstance(value, Mapping) and isinstance(old, Mapping):
+                merged[key] = _combine(old, value, recursive=True, list_merge=list_merge)
+            elif isinstance(value, list) and isinstance(old, list):
+                merged[key] = _LIST_MERGES[list_merge](old, value)
+                measure(merged[key])
+            else:
+                merged[key] = value
     return merged
 
 
-def _flatten(values: Any, levels: int | None = None) -> list[Any]:
+def _flatten(values: Any, levels: int | None = None, skip_nulls: bool = True) -> list[Any]:
     flat: list[Any] = []
     for value in values:
+        if skip_nulls and value in (None, "None", "null"):
+            continue
         if isinstance(value, (list, tuple)) and levels != 0:
-            flat.extend(_flatten(value, None if levels is None else levels - 1))
+            flat.extend(_flatten(value, None if levels is None else levels - 1, skip_nulls))
         else:
             flat.append(value)
         measure(flat[-1:])
@@ -143,7 +180,7 @@ def _mandatory(value: Any, msg: str = "") -> Any:
 def _ternary(value: Any, true_value: Any, false_value: Any, none_value: Any = None) -> Any:
     if value is None and none_value is not None:
         return none_value
-    return true_value if to_bool(value) or (not isinstance(value, str) and value) else false_value
+    return true_value if value else false_value
 
 
 def _b64decode(text: Any) -> str:
@@ -219,18 +256,24 @@ def _search(text: Any, pattern: Any, ignorecase: bool = False, multiline: bool =
     return evaluate("search", pattern, str(text), _flags(ignorecase, multiline)) is not None
 
 
-def _version(value: Any, other: Any, operator: str = "==", **_: Any) -> bool:
-    left, right = (tuple(int(part) for part in re.findall(r"\d{1,9}", str(text))) for text in (value, other))
-    width = max(len(left), len(right))
-    left, right = (numbers + (0,) * (width - len(numbers)) for numbers in (left, right))
-    compare = {
-        "==": left == right, "=": left == right, "eq": left == right, "!=": left != right, "ne": left != right, "<": left < right,
-        "lt": left < right, "<=": left <= right, "le": left <= right, ">": left > right, "gt": left > right, ">=": left >= right,
-        "ge": left >= right,
-    }  # fmt: skip
-    if operator not in compare:
-        raise TemplateError(f"version: {operator!r} is no comparison")
-    return compare[operator]
+def _version(value: Any, other: Any, operator: str = "eq", strict: bool | None = None, version_type: str | None = None) -> bool:
+    compare = _COMPARISONS.get(operator)
+    if compare is None:
+        raise TemplateError(f"version: {str(operator)[:40]!r} is no comparison")
+    if strict is not None or version_type not in (None, "loose", "pep440"):
+        raise TemplateError("version: of strict and version_type only version_type='loose' and version_type='pep440' are supported")
+    if not value or not other:
+        raise TemplateError("version: a version is not empty")
+    try:
+        parse: Callable[[str], Any] = Version if version_type == "pep440" else _loose
+        return bool(compare(parse(str(value)), parse(str(other))))
+    except (TypeError, InvalidVersion):
+        raise TemplateError(f"version: {str(value)[:40]!r} and {str(other)[:40]!r} cannot be compared") from None
+
+
+def _loose(text: str) -> list[int | str]:
+    """Numbers and words in their order, as Ansible compares them: `1.0` is more than `1`, and a number with a word is an error."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]{1,40}|[a-z]+|\.)", text) if part not in ("", ".")]
 
 
 _FAILED = _flag("failed", "failed")

@@ -6,6 +6,7 @@ so a guest that prints `{{ … }}` gets its braces back. There are no lookups, n
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,6 +129,7 @@ class Templar:
         try:
             tree = self._parse(f"{{{{ {text} }}}}" if expression else text)
             called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)}
+            self._check_arguments(tree)
             self._environment.compile(tree)
         except (JinjaError, TemplateError, RecursionError) as error:
             return _say(error)
@@ -160,7 +162,7 @@ class Templar:
         wrapped = text.startswith("{{") and text.endswith("}}")
         self._environment.deciding = True
         try:
-            value = self._render_string(text if wrapped else f"{{{{ {text} }}}}", scope)
+            value = self._render_string(text if wrapped else f"{{{{ {text} }}}}", scope, escape=False)
         finally:
             self._environment.deciding = False
         if isinstance(value, bool):
@@ -179,8 +181,27 @@ class Templar:
             raise TemplateError(_say(error)) from None
         return tree
 
-    def _render_string(self, text: str, scope: Scope) -> Any:
-        tree = self._parse(text)
+    def _check_arguments(self, tree: nodes.Template) -> None:
+        """TemplateError for an argument that one of Ansible's filters or tests does not take: nothing is left out silently."""
+        for node in tree.find_all((nodes.Filter, nodes.Test)):
+            call = (FILTERS if isinstance(node, nodes.Filter) else TESTS).get(node.name)
+            if call is None or node.dyn_args is not None or node.dyn_kwargs is not None:
+                continue
+            try:
+                inspect.signature(call).bind(None, *node.args, **{str(keyword.key): None for keyword in node.kwargs})
+            except TypeError as error:
+                raise TemplateError(f"{node.name}: {error}") from None
+
+    def _double_backslashes(self, text: str) -> str:
+        """In the strings of `{{ }}` a backslash stands for itself, as in Ansible: `'\\1'` is a group and no control character."""
+        inside, parts = False, []
+        for _line, kind, part in self._environment.lex(text):
+            inside = kind == "variable_begin" or (inside and kind != "variable_end")
+            parts.append(part.replace("\\", "\\\\") if inside and kind == "string" else part)
+        return "".join(parts)
+
+    def _render_string(self, text: str, scope: Scope, *, escape: bool = True) -> Any:
+        tree = self._parse(self._double_backslashes(text) if escape and "\\" in text and len(text) <= _MAX_TEMPLATE else text)
         only = tree.body[0] if len(tree.body) == 1 else None
         inner = only.nodes[0] if isinstance(only, nodes.Output) and len(only.nodes) == 1 else None
         if isinstance(inner, nodes.Expr) and not isinstance(inner, nodes.TemplateData):

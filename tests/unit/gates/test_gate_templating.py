@@ -35,7 +35,7 @@ def render(text: Any, **variables: Any) -> Any:
         ("{{ 'yes' | bool }}", True),
         ("{{ 'v1.2' | regex_search('[0-9.]+') }}", "1.2"),
         ("{{ 'a1b2' | regex_replace('[0-9]', '-') }}", "a-b-"),
-        ("{{ 'a1b2' | regex_search('([a-z])(?P<digit>[0-9])', '\\\\1', '\\\\g<digit>') }}", ["a", "1"]),
+        ("{{ 'a1b2' | regex_search('([a-z])(?P<digit>[0-9])', '\\1', '\\g<digit>') }}", ["a", "1"]),
         ("{{ 'a1b2' | regex_findall('[a-z]') }}", ["a", "b"]),
         ("{{ 'a1b2' | regex_findall('([a-z])([0-9])') }}", [("a", "1"), ("b", "2")]),
         ("{{ 'A' is search('a', ignorecase=true) and 'ba' is not match('a') }}", True),
