@@ -4,6 +4,7 @@
 
 import base64
 import contextlib
+import http.cookiejar
 import json
 import os
 import re
@@ -32,7 +33,15 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         allowed = self.policy in ("all", "yes", "true", "urllib2") or (self.policy == "safe" and req.get_method() in ("GET", "HEAD"))
         if not allowed or not newurl.startswith(("http://", "https://")):
             return None
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        # The standard library refuses 307 and 308 for anything but GET and HEAD. Those two repeat the request as it was, with its body.
+        method, again = req.get_method(), code in (307, 308)
+        if not again and method != "HEAD" and (code in (302, 303) or method == "POST"):
+            method = "GET"
+        sent = {name: value for name, value in req.headers.items() if again or not name.lower().startswith("content-")}
+        data = req.data if again else None
+        return urllib.request.Request(
+            newurl.replace(" ", "%20"), data=data, headers=sent, origin_req_host=req.origin_req_host, unverifiable=True, method=method
+        )
 
 
 def uri(
@@ -78,7 +87,12 @@ def uri(
     context = ssl.create_default_context()
     if not validate_certs:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    opener = urllib.request.build_opener(Redirects(str(follow_redirects).lower()), urllib.request.HTTPSHandler(context=context))
+    cookies = http.cookiejar.CookieJar()
+    opener = urllib.request.build_opener(
+        Redirects(str(follow_redirects).lower()),
+        urllib.request.HTTPSHandler(context=context),
+        urllib.request.HTTPCookieProcessor(cookies),
+    )
     result = {"changed": False, "url": url, "status": -1, "redirected": False}
     content = b""
     answer = None
@@ -93,12 +107,7 @@ def uri(
     except Exception as error:  # http.client raises kinds of its own for an answer that is none
         reason = f"Request failed: {type(error).__name__}: {error}"
     if answer is not None:
-        result["status"] = answer.getcode()
-        result["url"] = answer.geturl()
-        result["redirected"] = answer.geturl() != url
-        for name, value in answer.headers.items():
-            if name.lower() not in ("failed", "skipped", "json", "content", "msg", "elapsed", "truncated"):
-                result.setdefault(name.lower().replace("-", "_"), value)
+        read_head(answer, cookies, result)
         content, problem = read_content(answer, started + timeout)
         if problem:
             reason, result["status"] = problem, -1
@@ -117,6 +126,18 @@ def uri(
         result["failed"] = True
         result["msg"] = "Status code was {} and not {}: {}".format(result["status"], status_code, result["msg"])
     return result
+
+
+def read_head(answer, cookies, result):
+    """Status, final URL, cookies and headers, under Ansible's names."""
+    result["cookies"] = {cookie.name: cookie.value for cookie in cookies}
+    result["cookies_string"] = "; ".join(f"{name}={value}" for name, value in result["cookies"].items())
+    result["status"] = answer.getcode()
+    result["redirected"] = answer.geturl() != result["url"]
+    result["url"] = answer.geturl()
+    for name, value in answer.headers.items():
+        if name.lower() not in ("failed", "skipped", "json", "content", "msg", "elapsed", "truncated"):
+            result.setdefault(name.lower().replace("-", "_"), value)
 
 
 def read_content(answer, until):
