@@ -91,7 +91,10 @@ def hand_over(path: Path, owner: tuple[int, int]) -> None:
     From the inside out and without following a link: nobody else can come in before the outermost folder is theirs.
     """
     with contextlib.suppress(OSError, HostError):
-        find_sums(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # `parents=True` would make the upper one with the umask's mode.
+        for folder in (find_sums(path).parent.parent, find_sums(path).parent):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.chmod(0o700)
         write_durably(find_sums(path), json.dumps(_digest_tree(path)).encode())
     for _, _, files, descriptor in os.fwalk(path, topdown=False, follow_symlinks=False):
         for name in files:

@@ -255,6 +255,12 @@ def test_folders_above_a_run_stay_root_s(made: Made) -> None:
     assert made.run.parent.stat().st_uid == 0
 
 
+def test_what_root_kept_of_a_run_is_root_s_alone(made: Made) -> None:
+    """Also the folder above, which tells the names of everybody's instances."""
+    kept = [made.home.root / "digests", made.home.root / "digests" / "one", made.home.root / "digests" / "one" / "r1.json"]
+    assert [(one.stat().st_uid, one.stat().st_mode & 0o077) for one in kept] == [(0, 0)] * 3
+
+
 def test_a_continued_run_keeps_what_was_not_changed_and_nothing_else(made: Made, tmp_path: Path) -> None:
     open_up(tmp_path)
     as_person(lambda: (made.run / "console.log").write_text("forged"))  # type: ignore[arg-type,return-value]

@@ -181,7 +181,7 @@ def test_the_guard_ends_a_secret_that_the_guest_would_keep(instance: LabInstance
     assert (code, said) == (0, "CANARY-short-lived")
     wait_until(lambda: instance.ledger(rule="secret", name="short"), "the ledger says that it ended", 60)
     assert instance.shell("test -e /run/secrets/short")[0] == 1
-    assert "taken out of the guest" in instance.ledger(rule="secret", name="short")[0]["message"]
+    assert "removed from the guest" in instance.ledger(rule="secret", name="short")[0]["message"]
 
 
 def test_nothing_that_instances_share_belongs_to_qemus_user(instance: LabInstance) -> None:
