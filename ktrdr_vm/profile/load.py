@@ -188,6 +188,10 @@ def _check_version(data: dict[str, Any]) -> Found:
         if not mount.get("readonly", True):
             message = "a writable folder is not there yet in this version; results come back as artifacts or commits"
             problems.append((("mounts", index, "readonly"), message))
+    for index, path in enumerate(data.get("artifacts", ())):
+        if set(path) & set("*?["):
+            message = "patterns are not matched in the guest; name the folder, and what is in it comes back"
+            problems.append((("artifacts", index), message))
     return problems
 
 

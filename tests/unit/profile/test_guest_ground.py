@@ -71,3 +71,8 @@ def test_times_that_no_clock_keeps(length: str) -> None:
     assert find_problems(ttl=length) == ["ttl"]
     assert find_problems(gate_timeout=length) == ["gate_timeout"]
     assert find_problems(secrets=[{"name": "a", "source": {"env": "KTRDR_A"}, "ttl": length}]) == ["secrets[0].ttl"]
+
+
+@pytest.mark.parametrize("path", ["/workspace/**/junit*.xml", "/workspace/out-?.log", "/workspace/[ab]"])
+def test_a_pattern_among_the_artifacts_is_refused(path: str) -> None:
+    assert find_problems(artifacts=["/workspace/out", path]) == ["artifacts[1]"]
