@@ -67,6 +67,13 @@ def set_rights(path: Path, home: Path, *, group: int = -1) -> None:
     path.chmod(right.mode)
 
 
+def make_private(*folders: Path) -> None:
+    """Make folders, outermost first, that are their owner's alone. `mkdir(mode, parents=True)` gives the upper ones the umask's mode."""
+    for folder in folders:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+
+
 def find_open(home: Path, beneath: Path | None = None) -> list[str]:
     """Names that others than the table says may open, each with its mode. Links are not followed, and binds not entered."""
     found = []

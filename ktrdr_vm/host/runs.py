@@ -24,6 +24,7 @@ from ktrdr_vm.host.beneath import Place, create_file, open_file, open_folder, op
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.host.run_removal import find_sums, remove_run
 
 MAX_DOCUMENT = 64 * 1024 * 1024
@@ -91,10 +92,7 @@ def hand_over(path: Path, owner: tuple[int, int]) -> None:
     From the inside out and without following a link: nobody else can come in before the outermost folder is theirs.
     """
     with contextlib.suppress(OSError, HostError):
-        # `parents=True` would make the upper one with the umask's mode.
-        for folder in (find_sums(path).parent.parent, find_sums(path).parent):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            folder.chmod(0o700)
+        make_private(find_sums(path).parent.parent, find_sums(path).parent)
         write_durably(find_sums(path), json.dumps(_digest_tree(path)).encode())
     for _, _, files, descriptor in os.fwalk(path, topdown=False, follow_symlinks=False):
         for name in files:

@@ -21,6 +21,7 @@ from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.durable import sync, write_durably
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.backing import open_template
 from ktrdr_vm.instance.instance import Instance, SecretReader
@@ -70,7 +71,7 @@ def take_snapshot(
         raise UsageError(f"there is a snapshot {name} already", where=str(place), hint="choose another name, or --remove that one first")
     partial = instance.paths.snapshots / f".new-{name}"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, mode=0o700)
+    make_private(instance.paths.snapshots, partial)
     try:
         take_secrets(instance, notify)
         try:

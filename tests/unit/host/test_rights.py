@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ktrdr_vm.host.rights import TABLE, find_open, find_right, set_rights
+from ktrdr_vm.host.rights import TABLE, find_open, find_right, make_private, set_rights
 
 
 def make(home: Path, name: str, mode: int) -> Path:
@@ -54,3 +54,13 @@ def test_the_folder_above_the_binds_is_closed_and_not_entered(tmp_path: Path) ->
     assert find_open(home) == [f"{home}/instances/one/mounts: 0755"]
     set_rights(home / "instances/one/mounts", home)
     assert find_open(home) == []
+
+
+def test_private_folders_are_private_whatever_the_umask_and_what_stood_there(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir(mode=0o755)
+    before = os.umask(0o022)
+    try:
+        make_private(tmp_path / "old", tmp_path / "old" / "new", tmp_path / "old" / "new" / "in")
+    finally:
+        os.umask(before)
+    assert [(tmp_path / one).stat().st_mode & 0o777 for one in ("old", "old/new", "old/new/in")] == [0o700] * 3
