@@ -160,6 +160,11 @@ def cli() -> None:
 _add_debug_option(cli)
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal that asks for the end. `KeyboardInterrupt` itself, raised while text is executed (a dataclass being made is enough),
+    makes CPython end by the signal in place of the exit code, even where it was caught."""
+
+
 def main() -> None:
     """The entry point. Exit codes are the contract's."""
     interrupts = 0
@@ -173,7 +178,7 @@ def main() -> None:
         if interrupts > 1:
             # Asked twice: stop at once. What is left, `gc` finds by the journal and on the host.
             os._exit(130)
-        raise KeyboardInterrupt
+        raise Interrupted
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,17 @@ def test_ctrl_c_ends_cleanly(lab: Lab, workspace: Path, phase: str) -> None:
     report = json.loads((lab.home.runs / instance_id / "latest" / "report.json").read_text())
     assert (report["outcome"], report["residue"]) == ("interrupted", [])
     assert_nothing_left(lab, instance_id)
+
+
+def test_an_interrupt_while_text_is_executed_keeps_the_exit_code(tmp_path: Path) -> None:
+    """The standard library executes text where a dataclass or a named tuple is made, so also while modules are imported."""
+    text = "import os, signal\\nos.kill(os.getpid(), signal.SIGINT)\\nfor _ in range(9): pass"
+    (tmp_path / "interrupted.py").write_text(
+        f"import ktrdr_vm.cli.main as program\nprogram.cli.main = lambda **_: exec('{text}')\nprogram.main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr == "ktrdr-vm: interrupted\n"
 
 
 def test_a_profile_that_may_not_run_starts_nothing(lab: Lab, workspace: Path) -> None:

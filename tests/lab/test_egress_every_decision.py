@@ -108,7 +108,7 @@ def test_every_brokered_request_is_a_decision(lab: Lab, provider: Provider, targ
 
 # -- streams ------------------------------------------------------------------------------------------------------------
 
-_CHUNKS = 8
+_CHUNKS = 20
 _PAUSE = 0.03
 
 
@@ -165,8 +165,8 @@ def test_a_streamed_answer_is_not_held_back(lab: Lab, way: str, sabotage: tuple[
             else:
                 delays = read_delays(guest, world.WEB, 80, host, "/")
         assert len(delays) == _CHUNKS
-        # A wait for a timer is 200 ms; the rest is this machine's other work.
-        held = statistics.median(delays) > 100
+        # A timer of 200 ms lets events go in lumps, so a quarter of them waits 150 ms and more; the rest is this machine's other work.
+        held = statistics.quantiles(delays, n=4)[2] > 100
         assert held == bool(sabotage), delays
     finally:
         del APPLICATIONS[host]
