@@ -15,6 +15,7 @@ from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, re
 from ktrdr_vm.plan.domain_xml import render_domain
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
 from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts, ImageFacts, Lending, TemplateFacts
+from ktrdr_vm.plan.guard_interface import INBOX_PORT
 from ktrdr_vm.plan.haproxy import render_proxy
 from ktrdr_vm.plan.nftables import render_ruleset
 from ktrdr_vm.plan.telemetry import make_variables
@@ -93,8 +94,7 @@ class Plan:
                 allocation,
                 self.rules,
                 facts.owner_reserved,
-                inbox=self.profile.asks,
-                brokers=tuple(route.port for route in self.routes),
+                services=(*((INBOX_PORT,) if self.profile.asks else ()), *(route.port for route in self.routes)),
                 collector=self.collector,
                 observe=self.observe,
             ),
