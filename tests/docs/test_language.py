@@ -68,7 +68,7 @@ RETIRED = {
     r"stands? still|standing still": "paused",
     r"(take|taken|takes|took) back|(give|given|gives|gave) (back|again)": "revoke, remove, reapply",
     r"lets? go of": "release",
-    r"goes away|goes with it|go with it|its machine goes": "removed with",
+    r"goes away|goes with it|go with it": "removed with",
     r"beforehand": "pre-approval",
     r"hears?|heard": "notify",
     r"looks? (at|for|again)|looked (at|for)": "check, search, poll",
@@ -77,7 +77,7 @@ RETIRED = {
     r"believed?": "tested",
     r"nobody asked|asked twice": "repeated",
     r"anew": "again",
-    r"frozen machine|fresh machine|(its|own|whole|living|the) machines?": "VM",
+    r"(?<!virtual )machines?(?!-id| type)": "VM, instance",
     r"rooms?|floors?|houses?": "layer, package",
     r"desks?": "supervisor",
     r"living": "running",
@@ -86,7 +86,7 @@ RETIRED = {
 
 def find_retired(text: str) -> list[str]:
     """Retired words in a text, code and the targets of links excepted, each with what to say."""
-    plain = re.sub(r"`[^`]*`|\]\([^)]*\)|<[^>]*>", "", text)
+    plain = " ".join(re.sub(r"`[^`]*`|\]\([^)]*\)|<[^>]*>", "", text).split())
     return [
         f"{found[0]!r}: say {instead}"
         for words, instead in RETIRED.items()
@@ -122,6 +122,6 @@ def test_no_help_has_a_retired_word():
     assert [(where, found) for where, text in helps if (found := find_retired(text))] == []
 
 
-def test_each_help_begins_with_a_verb_and_ends_as_a_sentence():
+def test_each_help_is_a_sentence():
     helps = [(where, text) for where, text in find_helps(cli, "ktrdr-vm") if text]
     assert [where for where, text in helps if not re.match(r"[A-Z]", text) or not text.rstrip().endswith(".")] == []
