@@ -213,7 +213,7 @@ class AllowSets:
                     self._live[target, f"{address} . {port}"] = now + float(element["elem"]["expires"])
 
     def is_open(self, address: str, port: int) -> bool:
-        """Does any set let a flow there pass by its address?"""
+        """True if any set allows a flow to this address and port."""
         return self._is_in_profile(address, port) or bool(self.find_grant(address, port))
 
     def find_grant(self, address: str, port: int) -> str:

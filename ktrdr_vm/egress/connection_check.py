@@ -40,7 +40,7 @@ class Verdict:
 
 
 def judge_connection(directory: Path, host: str, port: int) -> Verdict:
-    """May the guest whose guard's folder is `directory` connect to `host`, a name or an IPv4 address, on TCP `port`?
+    """The verdict on a connection of a guest to `host`, a name or an IPv4 address, on TCP `port`; `directory` is the folder of its guard.
 
     UsageError for what is neither; ProvisionError when the guard does not answer.
     """
@@ -167,7 +167,7 @@ class Judge:
 
 
 def is_local(address: str) -> bool:
-    """Is it an address of the host, or one that more than one machine has?"""
+    """True if the host has the address, or if it is a broadcast, anycast or multicast address."""
     answered = process.run(["ip", "-j", "route", "get", address], timeout=10, check=False)
     if answered.exit_code != 0:
         return False

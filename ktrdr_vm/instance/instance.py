@@ -79,7 +79,7 @@ class Instance:
         return domain.mode if domain is not None and domain.home == str(self.home.root) else ""
 
     def is_kept(self) -> bool:
-        """Does a person live in it, or has one asked for it to be kept?"""
+        """True if the instance is interactive, or was created with the option to keep it."""
         with contextlib.suppress(ProvisionError):
             journal = self.journal
             if journal is not None and journal.kept:
@@ -370,7 +370,7 @@ class Instance:
             )
 
     def is_running(self) -> bool:
-        """Is there a machine, as libvirt says? One that stands still counts."""
+        """True if libvirt has a running domain for it. A paused domain counts as running."""
         facts = self.libvirt.find(self.identity.domain)
         return facts is not None and facts.state not in ("shutoff", "crashed", "shutdown")
 

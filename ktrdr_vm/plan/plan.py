@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def served(self) -> bool:
-        """Is there something at the gateway that the guest finds by a variable?"""
+        """True if the gateway serves something whose address the guest reads from a variable."""
         return bool(self.routes or self.collector)
 
     def gateway_variables(self, gateway: str) -> dict[str, str]:
@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def observe(self) -> bool:
-        """Is it a run that lets every public address pass and records it?"""
+        """True if the run allows every public address and records it."""
         return self.profile.egress.mode == "observe"
 
     @property

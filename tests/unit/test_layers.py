@@ -229,7 +229,7 @@ def test_unit_tests_lie_in_the_room_of_their_subject() -> None:
 # -- the table of the documentation -------------------------------------------------------------------------------------
 
 DOCUMENT = PROJECT / "docs" / "architecture.md"
-_BEGIN, _END = "<!-- rooms: python tests/unit/test_layers.py --write -->\n", "<!-- end of rooms -->\n"
+_BEGIN, _END = "<!-- layers: python tests/unit/test_layers.py --write -->\n", "<!-- end of layers -->\n"
 
 
 def describe(one: str) -> str:
@@ -241,7 +241,7 @@ def describe(one: str) -> str:
 
 def render_table() -> str:
     floors = find_floors()
-    rows = ["| floor | room | what it is for | imports |", "| --- | --- | --- | --- |"]
+    rows = ["| layer | package | purpose | imports |", "| --- | --- | --- | --- |"]
     for one in sorted(MAY_IMPORT, key=lambda name: (floors[name], name)):
         shown = f"`{one}.py`" if (PACKAGE / f"{one}.py").exists() else f"`{one}/`"
         rows.append(f"| {floors[one]} | {shown} | {describe(one)} | {' '.join(sorted(MAY_IMPORT[one])) or '-'} |")

@@ -103,7 +103,7 @@ class Resolver:
         return [name for name in (*granted, *self._asked) if rules.other_ports(name)]
 
     def admit(self, *, own: bool = False) -> bool:
-        """Is there room for one more question of the guest, or of the host's own: its proxy's?"""
+        """Count one query against the rate limit of the guest or, if `own`, of the proxy; True if it is within the limit."""
         return not (self._proxy_share if own else self._share).take()
 
     def recall(self, wire: bytes) -> bytes | None:
