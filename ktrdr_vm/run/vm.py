@@ -33,7 +33,7 @@ from ktrdr_vm.instance.resources.mount import require_source
 from ktrdr_vm.instance.secrets import drop_secret
 from ktrdr_vm.instance.snapshot import adopt, find_snapshot
 from ktrdr_vm.instance.suspend import resume, shut_down
-from ktrdr_vm.plan.changes import find_changes, require_possible
+from ktrdr_vm.plan.changes import find_changes, require_possible, require_same_workspace
 from ktrdr_vm.plan.plan import Plan, canonical_json
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.report.model import GateResult, StageName, WorkloadResult
@@ -84,6 +84,8 @@ class Stage:
     def provision(self, recorder: Recorder) -> None:
         """Image, template, resources, boot, identity, workspace. The plan is the one that knows the image afterwards."""
         instance, roots = self.instance, self.gathered.policy.mount_roots
+        if instance.journal is not None:
+            require_same_workspace(instance.plan, self.plan)
         template = find_snapshot(self._home, self._source, self.plan) if self._source else None
         if instance.journal is None:
             require_passage(list_ruleset())
