@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.errors import HostError, KtrdrError
+from ktrdr_vm.errors import GuestError, HostError, KtrdrError
 from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import now
@@ -42,6 +42,9 @@ from ktrdr_vm.plan.plan import Plan
 # Raised when what is done to a guest before the freeze changes.
 FORMAT = 1
 BOOT_LIMIT = 600.0
+# In the folder of the templates: the console of the last one that could not be made.
+FAILED_CONSOLE = "failed-console.log"
+_KEPT_CONSOLE = 1 << 20
 # A template that nobody has forked for so long is collected.
 UNUSED_DAYS = 14
 QEMU_USER = "libvirt-qemu"
@@ -275,7 +278,10 @@ def _boot_and_freeze(plan: Plan, template: TemplateFacts, identity: Identity, li
     write_profile(libvirt, identity.uuid, make_memory_rules(template.memory, template.state, freeze=True))
     try:
         libvirt.start(identity.domain, render_template_domain(size, plan.facts, identity, allocation, template), persistent=False)
-        run_script(libvirt, identity.domain, _SETTLE, "settle", limit=BOOT_LIMIT)
+        try:
+            run_script(libvirt, identity.domain, _SETTLE, "settle", limit=BOOT_LIMIT)
+        except GuestError as error:
+            raise _explain_failure(error, place) from None
         progress("freezes the template")
         save_state(libvirt, identity.domain, Path(template.state))
     finally:
@@ -284,6 +290,22 @@ def _boot_and_freeze(plan: Plan, template: TemplateFacts, identity: Identity, li
     set_rights(Path(template.disk), place.parent.parent)
     for name in ("seed.iso", "console.log", *BOOT_FILES):
         (place / name).unlink(missing_ok=True)
+
+
+def _explain_failure(error: GuestError, place: Path) -> GuestError:
+    """The error with the end of the console, which is kept: everything else of a template that failed is removed."""
+    kept = place.parent / FAILED_CONSOLE
+    try:
+        content = (place / "console.log").read_bytes()[-_KEPT_CONSOLE:]
+        # Emptied by its name first: what an earlier failure left may have other rights.
+        kept.unlink(missing_ok=True)
+        kept.touch(mode=0o600)
+        kept.write_bytes(content)
+    except OSError:
+        return error
+    lines = [line.strip() for line in content.decode("utf-8", "replace").splitlines() if line.strip()]
+    says = f"; its console ends with: {lines[-1][:200]!a}" if lines else "; its console is empty"
+    return GuestError(f"{error.message}{says}", where=str(kept), hint="read the console there; `apply --cold` does without the template")
 
 
 def _qemu_version(emulator: str) -> str:

@@ -183,7 +183,8 @@ class Box:
         target.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.scratch / "console.log", target / "console.log")
         logs = (
-            "cd /var && tar cz lib/ktrdr-vm/runs lib/ktrdr-vm/instances/*/guard/guard.log lib/ktrdr-vm/instances/*/egress.jsonl log/libvirt"
+            "cd /var && tar cz lib/ktrdr-vm/runs lib/ktrdr-vm/templates/*.log lib/ktrdr-vm/instances/*/guard/guard.log"
+            " lib/ktrdr-vm/instances/*/egress.jsonl log/libvirt"
         )
         (target / "logs.tar.gz").write_bytes(
             subprocess.run([*self.ssh(), logs], stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False).stdout
