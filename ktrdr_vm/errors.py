@@ -56,6 +56,9 @@ class Problem:
         return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
 
 
+_MOST_MESSAGES, _MOST_PLACES = 40, 5
+
+
 class DocumentError(KtrdrError):
     """A document is invalid. Carries every problem found, in the order of the file."""
 
@@ -63,7 +66,22 @@ class DocumentError(KtrdrError):
 
     def __init__(self, problems: Sequence[Problem], *, hint: str) -> None:
         self.problems = tuple(sorted(problems))
-        super().__init__("\n".join(str(problem) for problem in self.problems), hint=hint)
+        super().__init__("\n".join(summarize(self.problems)), hint=hint)
+
+
+def summarize(problems: Sequence[Problem]) -> list[str]:
+    """A line for each problem, within bounds: the first places of each message, then how many more places it has, then how many more
+    messages there are."""
+    places: dict[str, list[Problem]] = {}
+    for problem in problems:
+        places.setdefault(problem.message, []).append(problem)
+    lines = []
+    for message, found in list(places.items())[:_MOST_MESSAGES]:
+        lines += [str(problem) for problem in found[:_MOST_PLACES]]
+        if len(found) > _MOST_PLACES:
+            lines.append(f"… and {len(found) - _MOST_PLACES} more places: {message}")
+    rest = [problem for found in list(places.values())[_MOST_MESSAGES:] for problem in found]
+    return [*lines, f"… and {len(rest)} more problems"] if rest else lines
 
 
 class HostError(KtrdrError):

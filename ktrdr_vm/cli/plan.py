@@ -116,7 +116,7 @@ def render(profile: Path, instance_id: str | None, workspace: Path, out: Path, a
 def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool) -> int:
     """Show all errors of PROFILE, each with file, line, column and field."""
     from ktrdr_vm.cli.output import echo_json
-    from ktrdr_vm.errors import DocumentError, UsageError
+    from ktrdr_vm.errors import DocumentError, UsageError, summarize
     from ktrdr_vm.inputs.references import check_references
     from ktrdr_vm.inputs.resolve import read_profile
     from ktrdr_vm.policy.load import read_policy
@@ -147,8 +147,8 @@ def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool)
     else:
         from ktrdr_vm.report.escape import escape
 
-        for one in problems:
-            click.echo(escape(str(one)))
+        for line in summarize(problems):
+            click.echo(escape(line))
         if not problems:
             click.echo(escape(f"{profile}: valid"))
     return 2 if problems else 0

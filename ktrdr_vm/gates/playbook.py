@@ -15,7 +15,7 @@ from ktrdr_vm.gates.arguments import find_module, is_template, parse_arguments
 from ktrdr_vm.gates.filters import parse_bool
 from ktrdr_vm.gates.model import Block, Common, Node, Play, Playbook, Task
 from ktrdr_vm.gates.templating import Templar
-from ktrdr_vm.profile.strict_yaml import Document, Path, load_yaml
+from ktrdr_vm.profile.strict_yaml import MAX_PROBLEMS, Document, Path, load_yaml
 
 IncludeReader = Callable[[str], str]
 """Gives the text of a file by its name beneath the playbook's folder; raises OSError or KtrdrError when it cannot."""
@@ -25,7 +25,7 @@ MAX_INCLUDE_DEPTH = 10
 MAX_TASKS = 5_000
 MAX_RETRIES = 10_000
 
-_HINT = "correct the playbook; docs/playbooks.md lists the modules and keywords that a gate may use"
+PLAYBOOK_HINT = "correct the playbook; docs/playbooks.md lists the modules and keywords that a gate may use"
 
 
 _COMMON_KEYS = frozenset({"name", "when", "vars", "environment", "become", "tags", "ignore_errors", "timeout"})
@@ -47,7 +47,7 @@ def parse_playbook(text: str, source: str, *, read: IncludeReader | None = None)
     parser = _Parser(read)
     plays = parser.plays(text, source)
     if parser.problems:
-        raise DocumentError(sorted(set(parser.problems))[:50], hint=_HINT)
+        raise DocumentError(sorted(set(parser.problems)), hint=PLAYBOOK_HINT)
     name = source.replace("\\", "/").rsplit("/", 1)[-1]
     return Playbook(name.removesuffix(".yaml").removesuffix(".yml"), source, plays)
 
@@ -288,7 +288,7 @@ class _Parser:
         return True
 
     def _note(self, document: Document, path: Path, message: str, *, at_key: bool = False) -> None:
-        if len(self.problems) < 200:
+        if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(document.problem(path, message, at_key=at_key))
 
 

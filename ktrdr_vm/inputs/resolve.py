@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ktrdr_vm.errors import DocumentError, HostError, UsageError
+from ktrdr_vm.gates.playbook import PLAYBOOK_HINT
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
 from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_file
@@ -81,7 +82,8 @@ def gather_profile(
     named, refused = check_references(loaded, root, gates=not gates), check_policy(loaded, policy, str(root))
     refused = refused or check_places(loaded, root, policy.mount_roots)
     if named or refused:
-        raise DocumentError([*named, *refused], hint=REFERENCE_HINT if named else POLICY_HINT)
+        in_playbooks = bool(named) and all(one.source != loaded.source for one in named)
+        raise DocumentError([*named, *refused], hint=PLAYBOOK_HINT if in_playbooks else REFERENCE_HINT if named else POLICY_HINT)
     if policy.longest_life and not loaded.profile.ttl:
         loaded.data["ttl"] = f"{policy.longest_life}s"
         loaded.profile = build_profile(loaded.data)
@@ -121,7 +123,14 @@ def _identity(instance_id: str | None, root: Path, repository: Repository | None
     if instance_id is not None:
         return parse_instance_id(instance_id)
     if repository is None:
-        repository = find_repository(root)
+        try:
+            repository = find_repository(root)
+        except UsageError as error:
+            raise UsageError(
+                f"nothing names the instance: the profile has no workspace, and {error.message}",
+                where=error.where,
+                hint="name the instance with --instance-id",
+            ) from None
     return derive_instance_id(repository.name, repository.branch or repository.commit[:12])
 
 

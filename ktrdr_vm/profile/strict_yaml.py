@@ -18,7 +18,7 @@ from ktrdr_vm.errors import DocumentError, Problem
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 40
 MAX_VALUES = 50_000
-MAX_PROBLEMS = 50
+MAX_PROBLEMS = 1000
 
 Path = tuple[str | int, ...]
 
@@ -101,7 +101,7 @@ def load_yaml(text: str | bytes, source: str, *, verbatim: Collection[str] = ())
 
 
 def _refused(*problems: Problem) -> DocumentError:
-    return DocumentError(problems[:MAX_PROBLEMS], hint=_HINT)
+    return DocumentError(problems, hint=_HINT)
 
 
 class _Builder:
@@ -208,8 +208,9 @@ class _Builder:
         return str(value)
 
     def _note(self, line: int, column: int, message: str, path: Path = ()) -> None:
-        if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(Problem(self.document.source, line, column, format_path(path), message))
+        if len(self.problems) == MAX_PROBLEMS:
+            self._stop(line, column, f"more than {MAX_PROBLEMS} problems")
+        self.problems.append(Problem(self.document.source, line, column, format_path(path), message))
 
     def _stop(self, line: int, column: int, message: str) -> None:
         raise yaml.MarkedYAMLError(problem=message, problem_mark=yaml.Mark("", 0, line - 1, column - 1, "", 0))
