@@ -62,8 +62,29 @@ def ssh(instance_id: str, command: tuple[str, ...]) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-t", "--tty", is_flag=True, help="Allocate a terminal.")
 def exec_(instance_id: str, command: tuple[str, ...], tty: bool) -> None:
-    """Run COMMAND in INSTANCE_ID and return its exit code. Standard input and output are those of this command."""
-    _become("ssh", *_options(open_instance(instance_id)), "-tt" if tty else "-T", "--", instance_id, shlex.join(_words(command)))
+    """Run COMMAND in INSTANCE_ID and return its exit code. Standard input and output are those of this command.
+
+    A command that a signal ended returns 128 and the number of the signal. If this command ends first, the one in the guest gets SIGHUP.
+    """
+    line = make_exec_line(_words(command), tty=tty)
+    _become("ssh", *_options(open_instance(instance_id)), "-tt" if tty else "-T", "--", instance_id, line)
+
+
+# The command is a child of a shell, so that a signal that ends it becomes an exit code: OpenSSH's client says 255 to each signal.
+_RUN = '"$@"; exit $?'
+# Without a terminal sshd tells nobody that the client has gone; the kernel tells a child that its parent has. `timeout` hands the signal
+# on to all that its command has started. A shell's own words, and images without these programs, do without.
+_RUN_TIED = """case $(command -v -- "$1") in
+  /*) if setpriv --pdeathsig clear timeout 0 true 2>/dev/null; then
+        exec setpriv --pdeathsig KILL sh -c 'setpriv --pdeathsig HUP timeout 0 "$@"; exit $?' sh "$@"
+      fi ;;
+esac
+"$@"; exit $?"""
+
+
+def make_exec_line(words: tuple[str, ...], *, tty: bool) -> str:
+    """The line for the guest's login shell that runs these words, and ends as a local shell would say that they ended."""
+    return "exec " + shlex.join(("sh", "-c", _RUN if tty else _RUN_TIED, "sh", *words))
 
 
 @click.command()
@@ -83,27 +104,52 @@ def cp(source: str, destination: str) -> None:
 
 @click.command()
 @instance_argument
-@click.argument("port")
-def forward(instance_id: str, port: str) -> None:
-    """Forward the loopback port PORT of this host to [HOST:]PORT of INSTANCE_ID, until interrupted."""
+@click.argument("ports", nargs=-1, required=True, metavar="[LOCAL:][HOST:]PORT...")
+def forward(instance_id: str, ports: tuple[str, ...]) -> None:
+    """Forward loopback ports of this host to ports of INSTANCE_ID, until interrupted.
+
+    LOCAL is the port of this host, by default the same number as PORT. HOST is a name or an address as the guest knows it, by default its
+    own loopback. The addresses are printed when the ports are open.
+    """
+    forwards = [parse_forward(text) for text in ports]
+    for local, _, _ in forwards:
+        require_free_port(local)
+    words = [word for local, host, port in forwards for word in ("-L", f"127.0.0.1:{local}:{host}:{port}")]
+    said = "; ".join(f"echo {shlex.quote(f'http://127.0.0.1:{local}/')} >&2" for local, _, _ in forwards)
+    # OpenSSH runs it once it has bound the ports; the client stays, as it has no command.
+    settings = ("ExitOnForwardFailure=yes", "PermitLocalCommand=yes", f"LocalCommand={said}")
+    options = [word for setting in settings for word in ("-o", setting)]
+    _become("ssh", *_options(open_instance(instance_id)), *options, "-N", *words, "--", instance_id)
+
+
+def parse_forward(text: str) -> tuple[int, str, int]:
+    """Port of this host, the guest's host and port. UsageError for anything but [LOCAL:][HOST:]PORT."""
     from ktrdr_vm.errors import UsageError
 
-    host, _, number = port.rpartition(":")
-    if not number.isdigit() or not 0 < int(number) < 65536:
-        raise UsageError(f"{port!r} is no port", hint="ktrdr-vm forward INSTANCE_ID 8000, or 127.0.0.1:8000")
-    options = _options(open_instance(instance_id))
-    click.echo(f"http://127.0.0.1:{number}/", err=True)
-    _become(
-        "ssh",
-        *options,
-        "-o",
-        "ExitOnForwardFailure=yes",
-        "-N",
-        "-L",
-        f"127.0.0.1:{number}:{host or '127.0.0.1'}:{number}",
-        "--",
-        instance_id,
-    )
+    *before, last = text.split(":")
+    local = before.pop(0) if before and before[0].isdigit() else last
+    host = before.pop(0) if before else "127.0.0.1"
+    if before or not host or not all(part.isdigit() and 0 < int(part) < 65536 for part in (local, last)):
+        raise UsageError(f"{text!a} names no ports", hint="8000, 8001:8000, db:5432 or 15432:db:5432; a port is a number from 1 to 65535")
+    return int(local), host, int(last)
+
+
+def require_free_port(port: int) -> None:
+    """HostError when the loopback port is taken, before anything is promised."""
+    import socket
+
+    from ktrdr_vm.errors import HostError
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise HostError(
+                f"port {port} of this host cannot be used: {error.strerror}",
+                where=f"127.0.0.1:{port}",
+                hint="choose another one: `ktrdr-vm forward INSTANCE_ID LOCAL:PORT`",
+            ) from None
 
 
 @click.command("ssh-config")
@@ -123,10 +169,23 @@ def ssh_config(instance_id: str | None, inventory: bool) -> None:
         hosts = {name: make_inventory_host(options) for name, options in found.items()}
         click.echo(yaml.safe_dump({"all": {"hosts": hosts}}, sort_keys=False))
         return
+    _warn_of_key(next(iter(found.values()), {}).get("IdentityFile", ""))
     for name, options in found.items():
         click.echo(f"Host {name}")
         for option, value in options.items():
             click.echo(f"    {option} {value}")
+
+
+def _warn_of_key(path: str) -> None:
+    """Under sudo the block would be put into the file of somebody who cannot read what it names."""
+    from ktrdr_vm.host.owner import find_owner
+
+    if path and os.geteuid() == 0 and find_owner()[0] != 0:
+        click.echo(
+            f"only root can use this block: its key {path} is root's. As yourself, use `sudo ktrdr-vm ssh` and `sudo ktrdr-vm cp`;"
+            " for editors and rsync, put the block into root's own ~/.ssh/config",
+            err=True,
+        )
 
 
 @click.command()

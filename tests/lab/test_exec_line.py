@@ -1,0 +1,132 @@
+"""`exec` carries the words, the exit code, the signals and the end of a command, and `forward` its ports. A real sshd, no VM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_guest_ssh import Server
+
+from ktrdr_vm.cli.ssh import make_exec_line, parse_forward, require_free_port
+from ktrdr_vm.errors import HostError, UsageError
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    place = tmp_path_factory.mktemp("exec")
+    made = Server(place / "sshd")
+    (place / "key").touch(mode=0o600)
+    (place / "key").write_text(made.user_private)
+    made.key = place / "key"
+    yield made
+    made.stop()
+
+
+def ssh(server: Server, *words: str, tty: bool = False) -> list[str]:
+    settings = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", f"IdentityFile={server.key}")
+    options = [word for one in settings for word in ("-o", one)]
+    line = make_exec_line(words, tty=tty)
+    return ["ssh", "-F", "/dev/null", *options, "-p", str(server.port), "-tt" if tty else "-T", "--", "root@127.0.0.1", line]
+
+
+def run(server: Server, *words: str, tty: bool = False, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(ssh(server, *words, tty=tty), input=stdin, capture_output=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("tty", [False, True], ids=["plain", "terminal"])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("true",), 0),
+        (("false",), 1),
+        (("sh", "-c", "exit 7"), 7),
+        (("sh", "-c", "kill -9 $$"), 137),
+        (("sh", "-c", "kill -TERM $$"), 143),
+        (("sh", "-c", "kill -ABRT $$"), 134),
+        (("sh", "-c", "kill -HUP $$"), 129),
+        (("no-such-command",), 127),
+        (("/etc/passwd",), 126),
+        (("exit", "5"), 5),
+    ],
+    ids=str,
+)
+def test_the_code_is_what_a_shell_says(server: Server, words: tuple[str, ...], code: int, tty: bool) -> None:
+    assert run(server, *words, tty=tty).returncode == code
+
+
+def test_words_streams_and_input_arrive_as_they_are(server: Server) -> None:
+    words = ["a b", "", "'", '"$HOME"', "`id`", "$(id)", "; true", "x\ny", "-n", "*", "\\", "ü", "--", "-lt"]
+    assert run(server, "printf", "%s\\0", *words).stdout.decode().split("\0")[:-1] == words
+    assert run(server, "cat", stdin=b"hello\0\xff" * 100_000).stdout == b"hello\0\xff" * 100_000
+    ended = run(server, "sh", "-c", "echo out; echo err >&2")
+    assert (ended.stdout, ended.stderr) == (b"out\n", b"err\n")
+    assert run(server, "no-such-command").stderr.endswith(b"no-such-command: not found\n")
+
+
+def find(mark: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and entry.name != str(os.getpid()):
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if words[0].endswith(b"sleep") and mark.encode() in words:
+                found.append(int(entry.name))
+    return found
+
+
+def wait_until_there(mark: str, count: int) -> None:
+    end = time.monotonic() + 15
+    while len(find(mark)) != count:
+        assert time.monotonic() < end, f"{len(find(mark))} processes and not {count}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("words", "mark", "count"),
+    [(("sleep", "61111"), "61111", 1), (("sh", "-c", "sleep 62222 & sleep 62222; true"), "62222", 2)],
+    ids=["command", "with children"],
+)
+def test_what_exec_has_started_ends_with_it(server: Server, words: tuple[str, ...], mark: str, count: int, number: int) -> None:
+    with subprocess.Popen(ssh(server, *words), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+        wait_until_there(mark, count)
+        started.send_signal(number)
+        started.wait(15)
+    wait_until_there(mark, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("8000", (8000, "127.0.0.1", 8000)),
+        ("8001:8000", (8001, "127.0.0.1", 8000)),
+        ("db:5432", (5432, "db", 5432)),
+        ("localhost:8000", (8000, "localhost", 8000)),
+        ("15432:db:5432", (15432, "db", 5432)),
+    ],
+)
+def test_a_port_here_and_one_there(text: str, parsed: tuple[int, str, int]) -> None:
+    assert parse_forward(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "65536", "8000:", ":8000", "1:2:3:4", "a:b:1", "8001:db:", "-1", "1:2:3", "8000:x"])
+def test_what_names_no_ports_is_refused(text: str) -> None:
+    if text == "1:2:3":
+        assert parse_forward(text) == (1, "2", 3)
+        return
+    with pytest.raises(UsageError, match="names no ports"):
+        parse_forward(text)
+
+
+def test_a_port_that_is_taken_is_said_with_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(HostError, match="Address already in use") as caught:
+        require_free_port(taken.getsockname()[1])
+    assert "LOCAL:PORT" in caught.value.hint
