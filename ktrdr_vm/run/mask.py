@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.report.mask import make_mask
 
 # Seconds between two questions to a guard; a value that is being delivered waits for the next.
@@ -30,9 +30,9 @@ class GrowingMask:
     def __call__(self, text: str) -> str:
         return self._mask(text)
 
-    def follow(self, instance: Instance) -> None:
-        """Take up what is delivered to this instance from now on, until `stop`."""
-        threading.Thread(target=self._ask_again, args=(instance.paths.guard,), daemon=True).start()
+    def follow(self, guard: Path) -> None:
+        """Take up what is delivered to the instance of this guard from now on, until `stop`."""
+        threading.Thread(target=self._ask_again, args=(guard,), daemon=True).start()
 
     def stop(self) -> None:
         self._stop.set()
@@ -55,14 +55,14 @@ class GrowingMask:
                 self._mask = make_mask(self._known)
 
 
-def find_mask(instance: Instance, warn: Callable[[str], None]) -> Callable[[str], str]:
+def find_mask(loaded: LoadedInstance, warn: Callable[[str], None]) -> Callable[[str], str]:
     """The mask of what the guard of a running instance knows. `warn` hears of a secret that it does not know any more."""
-    expected = {secret.name for secret in instance.plan.profile.delivered}
+    expected = {secret.name for secret in loaded.plan.profile.delivered}
     found: list[list[str]] = []
     with contextlib.suppress(KtrdrError):
-        found = ask_guard(instance.paths.guard, "value_list", have=0)["values"]
+        found = ask_guard(loaded.paths.guard, "value_list", have=0)["values"]
     if lost := sorted(expected - {name for name, _ in found}):
-        name = instance.identity.instance_id
+        name = loaded.instance_id
         warn(
             f"not masked, since the guard was started again or does not run: {', '.join(lost)};"
             f" `ktrdr-vm secrets rotate {name}` gives them anew"

@@ -229,7 +229,7 @@ def test_a_changed_profile_ends_the_flows_of_what_it_no_longer_allows_and_keeps_
     with NamespaceGuest(lab.home, [{"host": "one.wild.test.lab", "ports": [443]}]) as other:
         # The other's plan with this one's identity and addresses: what a second `apply` has.
         changed = other.plan.__class__(other.plan.profile, guest.plan.facts, guest.identity, other.plan.source)
-        blueprint = dataclasses.replace(guest.guard.blueprint, plan=changed, documents=changed.render(guest.allocation))
+        blueprint = dataclasses.replace(guest.guard.blueprint, plan=changed)
     mark = lab.recorder.mark()
     firewall, guard = Firewall(guest.guard.target, blueprint), Guard(guest.guard.target, blueprint)
     assert guard.verify()

@@ -17,6 +17,8 @@ TOLD_LIMIT = 20.0
 
 class BrokeredSecret(Resource):
     kind = "secret"
+    lives_in = "guard"
+    needs_guest = True
 
     def __init__(self, target: Target, blueprint: Blueprint | None, entry: SecretEntry) -> None:
         super().__init__(target, blueprint)

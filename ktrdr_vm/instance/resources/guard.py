@@ -37,6 +37,8 @@ PROXY = 0o440
 
 class Guard(Resource):
     kind = "guard"
+    isolates = True
+    restores_plan = True
 
     @property
     def name(self) -> str:

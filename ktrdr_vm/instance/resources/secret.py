@@ -15,7 +15,6 @@ from ktrdr_vm.profile.model import Secret as SecretEntry
 GUEST_LIMIT = 30.0
 # Seconds for a run to take up a value that it must mask; it asks every few tenths of a second.
 MASKED_LIMIT = 10.0
-_ENDED = ("shutoff", "crashed", "shutdown")
 DIRECTORY = "/run/secrets"
 
 # tmpfs of its own, so that no other reader of /run can fill it; the value comes on standard input and touches no argument.
@@ -47,6 +46,8 @@ exit $status
 
 class Secret(Resource):
     kind = "secret"
+    lives_in = "guest"
+    needs_guest = True
 
     def __init__(self, target: Target, blueprint: Blueprint | None, entry: SecretEntry | None, name: str) -> None:
         super().__init__(target, blueprint)
@@ -123,7 +124,7 @@ class Secret(Resource):
         if self._blueprint is None or self._entry is None:
             return
         facts = self.target.libvirt.find(self.target.identity.domain)
-        if facts is None or facts.state in _ENDED:
+        if facts is None or not facts.state.is_alive:
             return
         if facts.state != "running":
             raise self._still_there(f"the machine is {facts.state}")

@@ -12,6 +12,7 @@ import pytest
 from ktrdr_vm.egress.delivered_values import LEASE, MAX_BYTES, MAX_VALUES, DeliveredValues
 from ktrdr_vm.errors import GuestError, ProvisionError
 from ktrdr_vm.guest.protocol import GuestResult
+from ktrdr_vm.host.libvirt import DomainState
 from ktrdr_vm.instance.resources import secret as secret_module
 from ktrdr_vm.instance.resources.secret import Secret
 from ktrdr_vm.profile.model import Secret as Entry
@@ -64,7 +65,7 @@ class Guest:
 
 def make_secret(guest: Guest, state: str | None = "running") -> Secret:
     entry = Entry("token", "/run/secrets/token", env="KTRDR_X", ttl=60)
-    facts = SimpleNamespace(state=state) if state else None
+    facts = SimpleNamespace(state=DomainState(state)) if state else None
     target = SimpleNamespace(
         paths=SimpleNamespace(guard=Path("/guard")),
         identity=SimpleNamespace(instance_id="one", domain="ktrdr-one"),
@@ -111,7 +112,7 @@ def test_a_guest_that_rewrites_its_copy_changes_nothing_of_what_is_masked(guard:
     delivered = (SimpleNamespace(name="token"),)
     instance: Any = SimpleNamespace(
         paths=SimpleNamespace(guard=Path("/guard")),
-        identity=SimpleNamespace(instance_id="one"),
+        instance_id="one",
         plan=SimpleNamespace(profile=SimpleNamespace(delivered=delivered)),
         connect=lambda: pytest.fail("the guest was asked"),
     )
