@@ -13,7 +13,6 @@ from typing import Any
 
 from ktrdr_vm.approvals.loans import LOANS, check_loan, end_soon, lend
 from ktrdr_vm.approvals.loans import take_back as end_loan
-from ktrdr_vm.egress.client import grant, revoke
 from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.escalation.decision import check_request
 from ktrdr_vm.escalation.packet import parse_request
@@ -107,7 +106,7 @@ def _give(loaded: LoadedInstance, one: Escalation, answer: Answer, policy: Owner
     lasting: float = answer.seconds
     if one.packet.kind == "network":
         rule = EgressRule(host=answer.request["host"], ports=tuple(answer.request["ports"]), reason=answer.reason)
-        lasting = grant(loaded.paths.guard, one.id, rule, answer.seconds).seconds
+        lasting = loaded.guard.grant(one.id, rule, answer.seconds).seconds
     elif one.packet.kind == "secret":
         deliver_secret(loaded, _make_entry(answer))
     elif one.packet.kind in LOANS:
@@ -133,7 +132,7 @@ def take_back(loaded: LoadedInstance, escalation_id: str, *, reason: str) -> Esc
     if loaded.journal.state != "awake":
         pass  # it has nothing of it while it sleeps, and is given nothing of it when it wakes
     elif found.packet.kind == "network":
-        revoke(loaded.paths.guard, escalation_id)
+        loaded.guard.revoke(escalation_id)
     elif found.packet.kind in LOANS:
         end_loan(loaded, escalation_id, found.packet.kind)
     elif found.packet.kind == "secret":

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.libvirt import Libvirt
@@ -98,7 +97,7 @@ def _check_size(loaded: LoadedInstance, request: dict[str, Any]) -> None:
 def lend(loaded: LoadedInstance, loan: str, kind: str, request: dict[str, Any], policy: OwnerPolicy, *, seconds: int, reason: str) -> None:
     """Plug it in. `loan` is the escalation's id. When the guest does not take it, it is taken back and an error says so."""
     # The end first: what is lent has one, also when this command is killed in between.
-    ask_guard(loaded.paths.guard, "given", name=loan, path="", module=__name__, seconds=seconds, message=f"{_describe(request)}: {reason}")
+    loaded.guard.expire_loan(loan, seconds, module=__name__, message=f"{_describe(request)}: {reason}")
     try:
         if kind == "mount":
             _open_mount(loaded, loan, MountEntry(**request), policy.mount_roots).create()
@@ -119,7 +118,7 @@ def take_back(loaded: LoadedInstance, loan: str, kind: str) -> None:
     else:
         size = loaded.plan.profile.resources
         _give(loaded, size.vcpus, size.memory)
-    ask_guard(loaded.paths.guard, "gone", name=loan, path="")
+    loaded.guard.cancel_expiry(loan)
 
 
 def end_soon(loaded: LoadedInstance, loan: str) -> None:
@@ -128,7 +127,7 @@ def end_soon(loaded: LoadedInstance, loan: str) -> None:
     grown = lending.vcpus > size.vcpus and loaded.libvirt.count_vcpus(loaded.identity.domain) > size.vcpus
     if not grown and not (find_lendable(size, lending) and _read_lent(loaded)):
         return
-    ask_guard(loaded.paths.guard, "given", name=loan, path="", module=__name__, seconds=0, message="it ended while the machine slept")
+    loaded.guard.expire_loan(loan, 0, module=__name__, message="it ended while the machine slept")
 
 
 def _give(loaded: LoadedInstance, vcpus: int, memory: int) -> None:

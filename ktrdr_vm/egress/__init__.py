@@ -1,5 +1,5 @@
 """The guard, a process of its own that carries and records every byte that leaves: resolver, proxy, grants, ledger.
 
-Public: `client.ask_guard`, `client.grant`, `client.revoke`, `ledger.read_ledger`,
+Public: `client.GuardClient`, `ledger.read_ledger`,
 `connection_check.judge_connection`; `guard.main` is a program.
 """

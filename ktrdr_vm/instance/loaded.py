@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.guest.personalize import make_environment
@@ -77,6 +78,10 @@ class LoadedInstance:
     @property
     def libvirt(self) -> Libvirt:
         return self.target.libvirt
+
+    @property
+    def guard(self) -> GuardClient:
+        return GuardClient(self.paths.guard)
 
     @property
     def escalations(self) -> EscalationStore:

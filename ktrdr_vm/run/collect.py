@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.egress.ledger import read_kept
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.escalation.store import EscalationStore
@@ -84,7 +84,7 @@ class Harvest:
         paths = self._paths
         if paths.guard.exists():
             with contextlib.suppress(KtrdrError):
-                ask_guard(paths.guard, "flush")
+                GuardClient(paths.guard).flush()
         met: list[Exception] = []
         for keep in (self._keep_console, self._keep_escalations, self._keep_ledger):
             try:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ktrdr_vm.approvals.apply import find_pending, find_stop, give_again
-from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError, UsageError
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import place_playbook
@@ -152,7 +151,7 @@ class Stage:
             loaded.create(read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
             if plan.collector is not None:
                 # An instance that stays has had other runs.
-                ask_guard(instance.paths.guard, "run_began", run_id=self._run_id)
+                loaded.guard.begin_run(self._run_id)
         self.sampler.start()
         with self._phase(recorder, "boot"):
             guest = loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
@@ -218,7 +217,7 @@ class Stage:
                 if result.outcome == "passed":
                     self.open_brokers(playbook)
                 with contextlib.suppress(KtrdrError):
-                    ask_guard(self.instance.paths.guard, "flush")
+                    self.loaded.guard.flush()
         return tuple(results)
 
     def open_brokers(self, passed: Playbook) -> None:
@@ -226,7 +225,7 @@ class Stage:
         waited = {broker.after for _, broker in self.plan.profile.brokered}
         for gate, path in self.gathered.playbooks:
             if gate in waited and str(path) == passed.source:
-                ask_guard(self.instance.paths.guard, "gate_passed", gate=gate)
+                self.loaded.guard.pass_gate(gate)
 
     def _run_gate(self, playbook: Playbook, recorder: Recorder) -> GateResult:
         repository = self.gathered.repository

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import digest_playbook, load_playbook, place_playbook
@@ -189,7 +189,7 @@ def _make_disk(
                 _work(loaded, repository, playbook, note)
                 copy_disk(loaded, target)
             with contextlib.suppress(KtrdrError, OSError):
-                ask_guard(instance.paths.guard, "flush")
+                GuardClient(instance.paths.guard).flush()
                 # What it reached, for whoever asks what is in the template.
                 kept = target.with_name("egress.jsonl")
                 kept.touch(mode=0o600)

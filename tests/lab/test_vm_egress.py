@@ -169,11 +169,11 @@ def test_an_upload_ends_with_its_guard_and_the_instance_recovers(lab: Lab, insta
 
     from laboratory.recorder import wait_until
 
-    from ktrdr_vm.egress.client import ask_guard
+    from ktrdr_vm.egress.client import GuardClient
 
     request = {"kind": "http", "address": world.WEB, "port": 80, "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n"}
     assert instance.probe_all([request])[0]["outcome"] == "answered"
-    os.kill(ask_guard(instance.instance.paths.guard, "status")["pid"], signal.SIGKILL)
+    os.kill(GuardClient(instance.instance.paths.guard).status()["pid"], signal.SIGKILL)
 
     def guard_state() -> tuple[str, ...]:
         return next(row.differences for row in instance.instance.load().status() if row.kind == "guard")

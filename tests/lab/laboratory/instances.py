@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.guest.personalize import make_environment, personalize
 from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.guest.workspace import copy_in
@@ -132,7 +132,7 @@ class LabInstance:
 
     def ledger(self, **wanted: Any) -> list[dict[str, Any]]:
         """The ledger's lines that carry these fields, after everything known was written."""
-        ask_guard(self.instance.paths.guard, "flush")
+        GuardClient(self.instance.paths.guard).flush()
         return self.read_ledger(**wanted)
 
     def read_ledger(self, **wanted: Any) -> list[dict[str, Any]]:

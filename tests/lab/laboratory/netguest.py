@@ -16,7 +16,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
@@ -180,7 +180,7 @@ class NamespaceGuest:
 
     def ledger(self, **wanted: Any) -> list[dict[str, Any]]:
         """The ledger's lines that carry these fields, after everything known was written."""
-        ask_guard(self.paths.guard, "flush")
+        GuardClient(self.paths.guard).flush()
         return self.read_ledger(**wanted)
 
     def read_ledger(self, **wanted: Any) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.cli.main import main
+from ktrdr_vm.egress import client
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import DomainFacts, DomainState, Libvirt
@@ -43,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callab
     monkeypatch.setattr(discovery, "list_tables", lambda _: [])
     monkeypatch.setattr(discovery.process, "run", lambda *_, **__: Completed((), 0, b"", b""))
     monkeypatch.setattr(guard_module, "is_locked", lambda _: True)
-    monkeypatch.setattr(guard_module, "ask_guard", lambda *_: {"pid": 1, "parts": PARTS})
+    monkeypatch.setattr(client, "ask_guard", lambda *_, **__: {"pid": 1, "parts": PARTS})
     return made
 
 
@@ -74,13 +75,13 @@ def test_one_that_is_busy_is_waited_for(home: Home, monkeypatch: pytest.MonkeyPa
     answers += [{"parts": {"the resolver": PARTS["the resolver"] | {"ends": 0}}}, {"parts": {"the proxy": PARTS["the proxy"]}}]
     living = [True]
 
-    def ask(*_: object) -> dict[str, Any]:
+    def ask(*_: object, **__: object) -> dict[str, Any]:
         answer = answers.pop(0)
         if isinstance(answer, ProvisionError):
             raise answer
         return answer
 
-    monkeypatch.setattr(guard_module, "ask_guard", ask)
+    monkeypatch.setattr(client, "ask_guard", ask)
     monkeypatch.setattr(guard_module, "is_locked", lambda _: living[0])
     assert find_faults(guard_module._wait_serving(home.instance("one").guard)) == [] and answers == []
     living[0] = False

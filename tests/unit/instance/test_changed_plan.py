@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from ktrdr_vm.egress import client
 from ktrdr_vm.egress.child_process import listen_unix
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
@@ -61,7 +62,7 @@ def test_a_guard_of_an_earlier_plan_is_not_as_planned(target: Target, monkeypatc
     before, after = make_blueprint(target.paths.home, "a.example"), make_blueprint(target.paths.home)
     Guard(target, before)._write_files()
     monkeypatch.setattr(guard_module, "is_locked", lambda _: True)
-    monkeypatch.setattr(guard_module, "ask_guard", lambda *_: {"resolver": "self", "proxy": "self"})
+    monkeypatch.setattr(client, "ask_guard", lambda *_, **__: {"resolver": "self", "proxy": "self"})
     assert Guard(target, before).verify() == []
     assert "egress.json" in Guard(target, after).verify()[0]
 
@@ -101,5 +102,5 @@ def test_the_longest_instance_id_has_room_for_its_sockets(tmp_path: Path) -> Non
     listener = listen_unix(folder / "control.sock")
     listener.close()
     with pytest.raises(ProvisionError, match="refused"):
-        ask_guard(folder, "status")
+        GuardClient(folder).status()
     assert (folder / "control.sock").is_socket()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.cli.main import main
+from ktrdr_vm.egress import client
 from ktrdr_vm.errors import ProvisionError, UsageError
 from ktrdr_vm.host.journal import Journal, read_journal
 from ktrdr_vm.host.libvirt import DomainFacts, DomainState, Libvirt
@@ -24,7 +25,6 @@ from ktrdr_vm.instance import loaded as loaded_module
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.inventory import is_kept
 from ktrdr_vm.instance.loaded import LoadedInstance
-from ktrdr_vm.instance.resources import guard as guard_module
 from ktrdr_vm.instance.resources import make_resources
 from ktrdr_vm.instance.resources.base import Resource
 from ktrdr_vm.instance.teardown import find_residue
@@ -53,7 +53,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callab
     monkeypatch.setattr(loaded_module, "close_unguarded", lambda _: False)
     monkeypatch.setattr(inventory, "list_tables", lambda _: [])
     monkeypatch.setattr(inventory.process, "run", lambda *_, **__: Completed((), 0, b"", b""))
-    monkeypatch.setattr(guard_module, "ask_guard", lambda *_: {"parts": {}})
+    monkeypatch.setattr(client, "ask_guard", lambda *_, **__: {"parts": {}})
     return made
 
 
