@@ -46,7 +46,7 @@ from ktrdr_vm.egress.proxy.credentials import Brokers
 from ktrdr_vm.egress.proxy.resolved_addresses import Given
 from ktrdr_vm.egress.resolver.supervisor import ResolverLink
 from ktrdr_vm.egress.rules import rules_from_json
-from ktrdr_vm.egress.supervised_part import Part, Source
+from ktrdr_vm.egress.supervised_child import ChannelChild, Source, SupervisedChild
 from ktrdr_vm.egress.table_watch import TableWatch
 from ktrdr_vm.egress.telemetry.supervisor import open_telemetry
 from ktrdr_vm.errors import KtrdrError
@@ -87,7 +87,7 @@ class Guard:
         self.control = listen_unix(directory / "control.sock")
         self.proxy: subprocess.Popen[bytes] | None = None
         self.monitor: subprocess.Popen[bytes] | None = None
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, SupervisedChild] = {}
         self.machine = machine = Machine(self.config["domain"])
         expected = directory.with_name("ruleset.expected")
         self.watch = TableWatch(directory, self.config["table"], expected, machine, self.sets, self.ledger)
@@ -113,7 +113,7 @@ class Guard:
         uid, listeners = int(self.config["resolver_uid"]), (self.udp, self.tcp)
         self.resolver = ResolverLink(directory, self.resolver_config, listeners, uid, self.sets, self.granting, self.given, self.ledger)
         # First of all: what it imports takes it longer than the guard.
-        resolver = self._make_part("the resolver", self.resolver.start, self.resolver.serve, lambda: self.resolver.serves)
+        resolver = ChannelChild("the resolver", self.resolver.start, self.resolver.take, self.selector, self._note)
         self.parts["resolver"] = resolver
         resolver.look()
         self.judge = Judge(self.config["table"], gateway, self.sets, proxy, self.granting)
@@ -170,17 +170,17 @@ class Guard:
 
     # -- children ---------------------------------------------------------------------------------------------------
 
-    def _make_part(self, name: str, start: Callable[[], Any], hear: Callable[[], None], proof: Callable[[], bool]) -> Part:
-        return Part(name, start, hear, proof, self.selector, lambda said: self.ledger.write("guard", "note", message=said))
+    def _note(self, said: str) -> None:
+        self.ledger.write("guard", "note", message=said)
 
-    def _make_parts(self) -> dict[str, Part]:
+    def _make_parts(self) -> dict[str, SupervisedChild]:
+        answers, selector, note = self.proxy_control.answers, self.selector, self._note
         parts = {
-            "proxy": self._make_part("the proxy", self._start_proxy, self._read_proxy_log, self.proxy_control.answers),
-            "monitor": self._make_part("the watch over nftables", self._start_monitor, self._read_monitor, lambda: True),
+            "proxy": SupervisedChild("the proxy", self._start_proxy, self._read_proxy_log, answers, selector, note),
+            "monitor": SupervisedChild("the watch over nftables", self._start_monitor, self._read_monitor, lambda: True, selector, note),
         }
         if self.desk is not None:
-            desk = self.desk
-            parts["inbox"] = self._make_part("the escalation inbox", desk.start, desk.serve, lambda: desk.serves)
+            parts["inbox"] = ChannelChild("the escalation inbox", self.desk.start, self.desk.answer, selector, note)
         return parts
 
     def _start_proxy(self) -> tuple[subprocess.Popen[bytes], Source]:

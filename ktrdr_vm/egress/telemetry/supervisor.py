@@ -17,7 +17,7 @@ from typing import Any
 
 from ktrdr_vm.egress.child_process import bind_early
 from ktrdr_vm.egress.ledger import Ledger
-from ktrdr_vm.egress.supervised_part import LastWords
+from ktrdr_vm.egress.supervised_child import LastWords
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host import process
 from ktrdr_vm.plan.guard_interface import OTLP_PORT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import socket
 import subprocess
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.egress.supervised_part import FIRST_PAUSE, LONGEST_PAUSE, STEADY, Part
+from ktrdr_vm.egress.supervised_child import FIRST_PAUSE, LONGEST_PAUSE, SERVES, STEADY, ChannelChild, SupervisedChild
 from ktrdr_vm.errors import HostError
 
 
@@ -24,7 +25,9 @@ class Stage:
         self.heard = 0
         self.refusal: Exception | None = None
         self.selector = selectors.DefaultSelector()
-        self.part = Part("the part", self._start, self._hear, lambda: self.served, self.selector, self.notes.append, lambda: self.now)
+        self.part = SupervisedChild(
+            "the part", self._start, self._hear, lambda: self.served, self.selector, self.notes.append, lambda: self.now
+        )
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Any]:
         if self.refusal:
@@ -141,3 +144,56 @@ def test_what_it_said_with_its_end_is_heard_and_nothing_after_that(stage: Stage)
     for callback in waiting:
         callback()
     assert stage.heard == 2
+
+
+class Channel(Stage):
+    """A child that speaks in packets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[bytes] = []
+        self.part = ChannelChild("the part", self._start_channel, self.said.append, self.selector, self.notes.append, lambda: self.now)
+
+    def _start_channel(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        process, pipe = self._start()
+        pipe.close()
+        os.close(self._spoken)
+        ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self._spoken = self.theirs.detach()
+        self.theirs = socket.socket(fileno=os.dup(self._spoken))
+        return process, ours
+
+
+@pytest.fixture
+def channel() -> Iterator[Channel]:
+    made = Channel()
+    yield made
+    made.theirs.close()
+    made.selector.close()
+
+
+def test_its_first_word_says_that_it_serves_and_the_rest_are_messages(channel: Channel) -> None:
+    channel.part.look()
+    assert not channel.part.describe()["serves"]
+    for word in (SERVES, b'{"one": 1}', b"not even JSON"):
+        channel.theirs.send(word)
+        channel.turn()
+    assert channel.part.describe()["serves"] and channel.said == [b'{"one": 1}', b"not even JSON"]
+    # The next life has to say so itself.
+    channel.theirs.close()
+    channel.die()
+    channel.now += 1
+    channel.part.look()
+    assert channel.part.pid and not channel.part.describe()["serves"]
+    channel.theirs.send(SERVES)
+    channel.turn()
+    assert channel.part.describe()["serves"] and len(channel.said) == 2
+
+
+def test_what_a_channel_said_with_its_end_is_heard(channel: Channel) -> None:
+    channel.part.look()
+    channel.theirs.send(b"last")
+    channel.theirs.close()
+    channel.die()
+    assert channel.said == [b"last"]
