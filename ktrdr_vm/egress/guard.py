@@ -120,8 +120,8 @@ class Guard:
         self.proxy_log = ProxyLog(self.ledger, self.sets, self.granting, proxy)
         self._take_up_elements()
         self.desk = self._open_desk()
-        self.parts |= self._make_parts()
-        self.telemetry = open_telemetry(self.config, self.ledger)
+        self.telemetry = open_telemetry(self.config, self.ledger, self.selector)
+        self.parts |= self._make_parts() | self.telemetry.parts
 
     def run(self) -> None:
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -230,7 +230,7 @@ class Guard:
                 part.look()
 
     def _end_children(self) -> None:
-        self.telemetry.end()
+        self.telemetry.write()
         for part in self.parts.values():
             part.end()
 
@@ -288,8 +288,8 @@ class Guard:
     def _answer_control(self, request: dict[str, Any]) -> dict[str, Any]:
         self.granting.end_due()
         if request["op"] == "status":
-            pids = {name: self.parts[name].pid for name in ("resolver", "proxy")} | self.telemetry.pids
-            parts = {part.name: part.describe() for part in self.parts.values()} | self.telemetry.describe()
+            pids = {name: self.parts[name].pid for name in ("resolver", "proxy", *self.telemetry.parts)}
+            parts = {part.name: part.describe() for part in self.parts.values()}
             return {"pid": os.getpid(), **pids, "parts": parts}
         if request["op"] == "flush":
             self._look()

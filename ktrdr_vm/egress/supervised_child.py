@@ -86,8 +86,12 @@ class SupervisedChild:
         selector: selectors.BaseSelector,
         note: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        is_polled: bool = False,
     ) -> None:
+        """One that `is_polled` is not heard when it speaks: whoever supervises it asks what it has said, as often as is good."""
         self.name = name
+        self._is_polled = is_polled
         self._start = start
         self._on_readable = on_readable
         self._proof = proof
@@ -131,7 +135,8 @@ class SupervisedChild:
             return
         assert self._process.stderr is not None
         self._words = LastWords(self.name, self._process.stderr)
-        self._selector.register(self._source, selectors.EVENT_READ, self._take)
+        if not self._is_polled:
+            self._selector.register(self._source, selectors.EVENT_READ, self._take)
         self._selector.register(self._words, selectors.EVENT_READ, self._listen)
 
     def _take(self) -> None:
@@ -149,9 +154,10 @@ class SupervisedChild:
 
     def _forget(self, exit_code: int) -> None:
         assert self._source is not None and self._words is not None
-        for one in (self._source, self._words):
+        for one in (self._words,) if self._is_polled else (self._source, self._words):
             self._selector.unregister(one)
-            one.close()
+        self._source.close()
+        self._words.close()
         self._process = None
         how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
         self._fail(f"it ended with {how}" + (f": {self._words.last}" if self._words.last else ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import selectors
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def test_every_operation_has_a_method(asked: list[tuple[str, dict[str, Any]]], m
     monkeypatch.setattr("ktrdr_vm.egress.telemetry.supervisor.bind_early", lambda *_: None)
     ledger = Ledger(tmp_path / "egress.jsonl", "one")
     config = {"telemetry": {"journal": str(tmp_path / "none")}, "instance_id": "one", "ledger": str(tmp_path / "l"), "gateway": "192.0.2.1"}
-    rooms: list[Any] = [object.__new__(one) for one in (Granting, Deadlines, DeliveredValues, Brokers)] + [TelemetryDesk(config, ledger)]
+    rooms: list[Any] = [object.__new__(one) for one in (Granting, Deadlines, DeliveredValues, Brokers)] + [
+        TelemetryDesk(config, ledger, selectors.DefaultSelector())
+    ]
     operations = {name for room in rooms for name in room.operations}
     assert {op for op, _ in asked} == operations | {"status", "flush", "judge"}
 

@@ -7,6 +7,7 @@ import selectors
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,6 +147,16 @@ def test_what_it_said_with_its_end_is_heard_and_nothing_after_that(stage: Stage)
     assert stage.heard == 2
 
 
+class Polled(Stage):
+    """A child that is asked for what it has said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = SupervisedChild(
+            "the part", self._start, self._hear, lambda: self.served, self.selector, self.notes.append, lambda: self.now, is_polled=True
+        )
+
+
 class Channel(Stage):
     """A child that speaks in packets."""
 
@@ -197,3 +208,40 @@ def test_what_a_channel_said_with_its_end_is_heard(channel: Channel) -> None:
     channel.theirs.close()
     channel.die()
     assert channel.said == [b"last"]
+
+
+@pytest.mark.parametrize("kind", [Stage, Polled, Channel])
+def test_a_child_of_any_kind_is_started_again_and_noted_alike(kind: type[Stage], capfd: pytest.CaptureFixture[str]) -> None:
+    stage = kind()
+    stage.part.look()
+    for _ in range(3):
+        stage.say(b"so it goes\n")
+        if isinstance(stage, Channel):
+            stage.theirs.close()
+        stage.die(5)
+        stage.now += 1
+        stage.part.look()
+    pauses = ["at once", "in 0.1 s", "in 0.2 s"]
+    assert stage.notes == [f"the part ended and is started again {pause}: it ended with exit code 5: so it goes" for pause in pauses]
+    assert capfd.readouterr().err == "the part: so it goes\n" * 3
+    assert stage.starts == 4 and stage.part.describe()["ends"] == 3
+    stage.selector.close()
+
+
+def test_one_that_is_polled_does_not_wake_the_guard() -> None:
+    stage = Polled()
+    stage.part.look()
+    os.write(stage._spoken, b"much")
+    stage.turn()
+    assert stage.heard == 0
+    stage.selector.close()
+
+
+def test_every_child_of_the_guard_is_a_supervised_one() -> None:
+    """Whoever starts one outside of it would start it, end it and note its end in a way of its own."""
+    package = Path(__file__).resolve().parents[3] / "ktrdr_vm/egress"
+    starters = {"child_process.py", "table_watch.py", "telemetry/supervisor.py"}
+    # What ends by itself, and is no part of the guard: the owner's command, and the removal of what has expired.
+    starters |= {"escalations.py", "expiry.py"}
+    found = {str(path.relative_to(package)) for path in package.rglob("*.py") if "process.start" in path.read_text()}
+    assert found == starters
