@@ -22,7 +22,7 @@ from paramiko import SSHClient
 from bench.machines import ADDRESS, GATEWAY, applied, read_pss
 from bench.place import Place
 from bench.prober import attempt
-from bench.traffic import NAME
+from bench.traffic import NAME, STREAM_PORT
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.instance.resources.guard import find_guards
 
@@ -36,7 +36,7 @@ _TAP, _MAC = "plaintap", "52:54:00:00:00:81"
 
 
 def filtered(place: Place) -> dict[str, float]:
-    allow = [{"host": NAME, "ports": [PORT]}]
+    allow = [{"host": NAME, "ports": [PORT, STREAM_PORT]}]
     with _server(place):
         guest = NamespaceGuest(place.lab.home, allow)
         place.lab.instance_ids.add(guest.identity.instance_id)
@@ -168,7 +168,8 @@ def _forget(namespace: str, link: str) -> None:
 
 
 def _measure(namespace: str, resolver: str) -> dict[str, float]:
-    """Seconds for the download and for the requests; milliseconds for a new connection, until its first answered byte."""
+    """Seconds for the download and for the requests; milliseconds for a new connection, until its first answered byte, and for an event
+    of a stream, until it is there."""
     words = ["ask", NAME, str(PORT), resolver, str(SIZE), str(REQUESTS)]
     argv = ["ip", "netns", "exec", namespace, sys.executable, str(Path(__file__).with_name("traffic.py")), *words]
     done = subprocess.run(argv, capture_output=True, timeout=300)

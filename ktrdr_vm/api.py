@@ -1,4 +1,4 @@
-"""What the command line does, for programs: `from ktrdr_vm import Instance, apply, make_plan`.
+"""The functions of the command line, for programs: `from ktrdr_vm import Instance, apply, make_plan`.
 
 Errors are those of `ktrdr_vm.errors`, with message, place and hint. Making, entering and ending an instance needs root, as on the
 command line; `make_plan` does not.

@@ -1,4 +1,4 @@
-"""Who may change a path of this host: what is read as the owner's word must be the owner's from the root folder on."""
+"""The users who may change a path of this host: a file of the owner, and every folder above it, must belong to the owner."""
 
 from __future__ import annotations
 

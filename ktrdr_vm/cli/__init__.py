@@ -1,1 +1,1 @@
-"""The command line: a file for each group of commands. The only room that prints or exits."""
+"""The command line: a file for each group of commands. The only package that prints or exits."""

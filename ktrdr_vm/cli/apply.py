@@ -17,20 +17,28 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("profile", type=click.Path(path_type=Path, dir_okay=False), required=False)
-@click.option("--continue", "continued", metavar="ID", help="Take up the run of ID that stopped at an escalation.")
-@click.option("--from-run", metavar="ID[/RUN]", help="An interactive instance of what a run judged: its profile, its commit, no workload.")
+@click.option("--continue", "continued", metavar="ID", help="Continue the run of ID that stopped at an escalation.")
+@click.option(
+    "--from-run",
+    metavar="ID[/RUN]",
+    help="Create an interactive instance from the profile and the judged commit of a run.",
+)
 @plan_options
 @click.option("--gate", "gates", multiple=True, metavar="NAME", help="Run these gates instead of the profile's. Repeatable.")
 @click.option(
     "--keep",
     type=click.Choice(["never", "on-failure", "always"]),
     default="never",
-    help="Whether a sandbox outlives its run. Interactive instances always do.",
+    help="Whether to keep a sandbox after its run. Interactive instances are always kept.",
 )
 @click.option("--cold", is_flag=True, help="Boot from power-on instead of forking a template.")
-@click.option("--restart", is_flag=True, help="Restart an interactive instance where only that lets it follow its profile.")
-@click.option("--accept-changes", is_flag=True, help="Let secrets go where this branch's profile wants, and the trusted branch's does not.")
-@click.option("--from", "source", default="", metavar="ID@NAME", help="Begin from a snapshot of another instance, with its workspace.")
+@click.option("--restart", is_flag=True, help="Restart an interactive instance if a change of its profile requires it.")
+@click.option(
+    "--accept-changes",
+    is_flag=True,
+    help="Accept new destinations of secrets in the profile of this branch.",
+)
+@click.option("--from", "source", default="", metavar="ID@NAME", help="Start from a snapshot of another instance, including its workspace.")
 @json_option
 def apply(
     profile: Path | None,
@@ -46,7 +54,7 @@ def apply(
     source: str,
     as_json: bool,
 ) -> int:
-    """Make the sandbox of PROFILE, run its workload and gates, bring the evidence back, destroy it, prove that nothing is left."""
+    """Create the VM of PROFILE, run its workload and gates, collect the evidence, destroy the VM, and check that nothing is left."""
     from ktrdr_vm.cli.options import find_run
     from ktrdr_vm.cli.progress import TerminalListener, show_report
     from ktrdr_vm.errors import UsageError

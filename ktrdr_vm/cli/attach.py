@@ -11,9 +11,12 @@ from ktrdr_vm.cli.options import instance_argument
 
 @click.command()
 @instance_argument
-@click.option("--timeout", type=float, default=7 * 86400.0, show_default=True, help="Seconds.")
+@click.option("--timeout", type=float, default=7 * 86400.0, show_default=True, help="Stop after this many seconds.")
 def attach(instance_id: str, timeout: float) -> int:
-    """Follow the workload of INSTANCE_ID from its first line until it ends, and end with its exit code. Control characters are escaped."""
+    """Print the output of the workload of INSTANCE_ID from its first line until it ends, and return its exit code.
+
+    Control characters are escaped.
+    """
     from ktrdr_vm.cli.options import open_instance, warn_of_guard
     from ktrdr_vm.report.escape import escape_text
     from ktrdr_vm.run.mask import find_mask

@@ -9,11 +9,11 @@ from ktrdr_vm.cli.options import instance_argument, json_option
 
 @click.command()
 @instance_argument
-@click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
-@click.option("--publish", "publishing", is_flag=True, help="Then hand it to the command that the owner's policy names.")
+@click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest run.")
+@click.option("--publish", "publishing", is_flag=True, help="Run the publish command of the owner's policy afterwards.")
 @json_option
 def bundle(instance_id: str, run_id: str, publishing: bool, as_json: bool) -> None:
-    """Make the pull-request bundle of a run of INSTANCE_ID. Refused when the Startability Gate did not pass."""
+    """Create the pull-request bundle of a run of INSTANCE_ID. It is refused if the Startability Gate did not pass."""
     from ktrdr_vm.cli.options import find_run
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.evidence.bundle import make_bundle, publish

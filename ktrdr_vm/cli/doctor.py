@@ -10,7 +10,7 @@ from ktrdr_vm.cli.options import json_option
 @click.command()
 @json_option
 def doctor(as_json: bool) -> int:
-    """Check this host. Exit code 3 when something is missing that every run needs."""
+    """Check this host. Exit code 3 if a requirement of every run is missing."""
     from dataclasses import asdict
 
     from ktrdr_vm.cli.output import echo_json, say

@@ -11,16 +11,16 @@ from ktrdr_vm.cli.options import instance_argument, json_option
 
 @click.group()
 def egress() -> None:
-    """Show what left an instance, and what was refused."""
+    """Show and test which connections an instance may open."""
 
 
 @egress.command()
 @instance_argument
-@click.option("--denied", is_flag=True, help="Only what was refused.")
-@click.option("--follow", is_flag=True, help="Go on with new lines until interrupted.")
+@click.option("--denied", is_flag=True, help="Print denials only.")
+@click.option("--follow", is_flag=True, help="Print new lines as they are written, until interrupted.")
 @json_option
 def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
-    """Print the ledger of INSTANCE_ID: the living one, else that of its newest run."""
+    """Print the ledger of INSTANCE_ID: of the instance if it exists, else of its newest run."""
     from ktrdr_vm.cli.options import find_run
     from ktrdr_vm.egress.client import GuardClient
     from ktrdr_vm.egress.ledger import read_ledger
@@ -59,7 +59,7 @@ def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
 @click.argument("port", type=int)
 @json_option
 def test(instance_id: str, host: str, port: int, as_json: bool) -> int:
-    """Say whether INSTANCE_ID may connect to HOST on PORT, and what decides. Exit code 0 when it may, 1 when not."""
+    """Show whether INSTANCE_ID may connect to HOST on PORT, and which rule decides. Exit code 0 if allowed, 1 if denied."""
     from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.egress.connection_check import judge_connection
@@ -81,12 +81,12 @@ def test(instance_id: str, host: str, port: int, as_json: bool) -> int:
 
 @egress.command()
 @instance_argument
-@click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
+@click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest run.")
 @json_option
 def suggest(instance_id: str, run_id: str, as_json: bool) -> None:
-    """Print the smallest profile fragment that would have allowed what a run of INSTANCE_ID was denied.
+    """Print the smallest profile fragment that allows the destinations that a run of INSTANCE_ID was denied.
 
-    Of an observe run: what it reached without a rule. Read it before you use it.
+    For an observe run, it also allows the destinations that were reached without a rule. Review the fragment before you use it.
     """
     import yaml
 

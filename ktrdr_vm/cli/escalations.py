@@ -11,20 +11,20 @@ from ktrdr_vm.cli.options import instance_argument, json_option
 if TYPE_CHECKING:
     from ktrdr_vm.escalation.store import Escalation
 
-_reason = click.option("--reason", required=True, metavar="TEXT", help="Why. Told to the guest, and kept in the report.")
+_reason = click.option("--reason", required=True, metavar="TEXT", help="The reason. The guest can read it, and the report contains it.")
 
 
 @click.group(invoke_without_command=True)
 @click.pass_context
 def escalations(context: click.Context) -> None:
-    """See what agents ask for, and answer. Without a command: list all."""
+    """List, approve, deny and revoke escalations. Without a subcommand, list all."""
     if context.invoked_subcommand is None:
         context.invoke(list_)
 
 
 @escalations.command("list")
 @click.argument("instance_id", required=False)
-@click.option("--pending", is_flag=True, help="Only what waits for an answer.")
+@click.option("--pending", is_flag=True, help="List only escalations without an answer.")
 @json_option
 def list_(instance_id: str | None, pending: bool, as_json: bool) -> None:
     """List the escalations of INSTANCE_ID, or of all instances."""
@@ -50,7 +50,7 @@ def list_(instance_id: str | None, pending: bool, as_json: bool) -> None:
 @click.argument("escalation_id")
 @json_option
 def show(instance_id: str, escalation_id: str, as_json: bool) -> None:
-    """Show one escalation of INSTANCE_ID, all six parts."""
+    """Show all parts of an escalation of INSTANCE_ID."""
     from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.instance.escalations import open_store
@@ -75,15 +75,15 @@ def show(instance_id: str, escalation_id: str, as_json: bool) -> None:
 @instance_argument
 @click.argument("escalation_id")
 @_reason
-@click.option("--seconds", type=int, help="For how long; at most what was asked.")
-@click.option("--host", help="Give only this host of what was asked.")
-@click.option("--port", "ports", type=int, multiple=True, help="Give only these ports. Repeatable.")
-@click.option("--source", help="Give only this folder beneath the one that was asked for.")
-@click.option("--readonly", is_flag=True, help="Give a folder that was asked for writable to be read only.")
-@click.option("--memory", type=int, metavar="MIB", help="Give no more memory than this, with what it has.")
-@click.option("--vcpus", type=int, help="Give no more processors than this, with those it has.")
-@click.option("--env", metavar="VARIABLE", help="Where a secret comes from.")
-@click.option("--file", metavar="PATH", help="Where a secret comes from.")
+@click.option("--seconds", type=int, help="Duration of the approval, at most that of the request.")
+@click.option("--host", help="Approve only this host of the request.")
+@click.option("--port", "ports", type=int, multiple=True, help="Approve only these ports. Repeatable.")
+@click.option("--source", help="Approve only this folder beneath the requested one.")
+@click.option("--readonly", is_flag=True, help="Approve the folder read-only if the request is for a writable one.")
+@click.option("--memory", type=int, metavar="MIB", help="Approve at most this total memory.")
+@click.option("--vcpus", type=int, help="Approve at most this total number of vCPUs.")
+@click.option("--env", metavar="VARIABLE", help="Read the value of the secret from this variable.")
+@click.option("--file", metavar="PATH", help="Read the value of the secret from this file.")
 @json_option
 def approve(
     instance_id: str,
@@ -100,7 +100,10 @@ def approve(
     file: str | None,
     as_json: bool,
 ) -> None:
-    """Approve an escalation of INSTANCE_ID: applied at once, ends by itself. It can give less than was asked, never more."""
+    """Approve an escalation of INSTANCE_ID, wholly or in part.
+
+    The approval is applied immediately and expires. It cannot exceed the request.
+    """
     from ktrdr_vm.approvals.apply import approve as act
     from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.policy.load import read_policy
@@ -135,7 +138,7 @@ def deny(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> No
 @_reason
 @json_option
 def revoke(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> None:
-    """End what was approved, now, with every connection that it allowed."""
+    """End an approval of INSTANCE_ID immediately, and every connection that it allowed."""
     from ktrdr_vm.approvals.apply import take_back
     from ktrdr_vm.cli.options import open_instance
 

@@ -14,11 +14,11 @@ from ktrdr_vm.cli.options import folder, instance_argument, json_option
 @click.command()
 @instance_argument
 @click.argument("playbooks", nargs=-1, required=True)
-@click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable that wins over the playbook's. Repeatable.")
-@click.option("--workspace", type=folder, default=Path(), help="Where playbooks are looked for first.")
+@click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="Set a variable of the playbook. Repeatable.")
+@click.option("--workspace", type=folder, default=Path(), help="The folder that is searched first for playbooks.")
 @json_option
 def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...], workspace: Path, as_json: bool) -> int:
-    """Run PLAYBOOKS, by gate name or path, against INSTANCE_ID. Exit code 1 when one did not pass."""
+    """Run PLAYBOOKS, each a gate name or a path, against INSTANCE_ID. Exit code 1 if one did not pass."""
     from dataclasses import asdict
 
     from ktrdr_vm.cli.options import open_instance, warn_of_guard

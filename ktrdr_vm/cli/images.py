@@ -21,7 +21,7 @@ def images() -> None:
 @click.argument("name", default="debian-13-docker")
 @json_option
 def build(name: str, as_json: bool) -> None:
-    """Build the image of the recipe NAME. One whose recipe did not change costs nothing."""
+    """Build the image of the recipe NAME, unless an image of this recipe exists."""
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.paths import find_home, find_shipped
@@ -47,7 +47,7 @@ def build(name: str, as_json: bool) -> None:
 @images.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the images of this home."""
+    """List the images in the state directory."""
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.images.store import ImageStore
@@ -67,7 +67,7 @@ def _describe(image: Image) -> dict[str, str]:
 @images.command()
 @click.argument("digest")
 def remove(digest: str) -> None:
-    """Remove an image by its DIGEST, unless an instance stands on it."""
+    """Remove the image with DIGEST, unless an instance is based on it."""
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home

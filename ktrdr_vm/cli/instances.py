@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 @click.command("list")
-@click.option("--watch", is_flag=True, help="Show it again every two seconds until interrupted.")
+@click.option("--watch", is_flag=True, help="Repeat every two seconds, until interrupted.")
 @json_option
 def list_(watch: bool, as_json: bool) -> None:
-    """List the instances of this host, from the journals and from the host itself."""
+    """List the instances of this host, found by their journals and by their objects on the host."""
     import time
 
     from ktrdr_vm.cli.output import echo_json
@@ -43,7 +43,7 @@ def list_(watch: bool, as_json: bool) -> None:
 
 
 def _show_table(rows: list[Row]) -> None:
-    """Columns as wide as what stands in them; a note in a line of its own."""
+    """Print columns as wide as their content, and each note in a line of its own."""
     from ktrdr_vm.cli.output import say
     from ktrdr_vm.report.escape import escape_line
     from ktrdr_vm.report.summary import format_bytes, format_duration
@@ -68,7 +68,7 @@ def _show_table(rows: list[Row]) -> None:
 @instance_argument
 @json_option
 def status(instance_id: str, as_json: bool) -> int:
-    """Verify each resource of INSTANCE_ID against its plan. Exit code 4 when one is not as planned."""
+    """Verify each resource of INSTANCE_ID against its plan. Exit code 4 if one differs."""
     from dataclasses import asdict
 
     from ktrdr_vm.cli.options import open_instance
@@ -89,10 +89,10 @@ def status(instance_id: str, as_json: bool) -> int:
 
 @click.command()
 @click.argument("instance_ids", nargs=-1, required=True, shell_complete=complete_instance)
-@click.option("--yes", is_flag=True, help="Do not ask before an interactive instance is destroyed.")
+@click.option("--yes", is_flag=True, help="Destroy interactive instances without a confirmation.")
 @json_option
 def destroy(instance_ids: tuple[str, ...], yes: bool, as_json: bool) -> int:
-    """Remove instances, whole, and prove that nothing is left. One that is not there is no error."""
+    """Destroy instances and check that no resource is left. An instance that does not exist is no error."""
     from ktrdr_vm.cli.output import echo_json, show_error
     from ktrdr_vm.cli.progress import show_resource
     from ktrdr_vm.errors import KtrdrError, UsageError
@@ -136,10 +136,13 @@ def destroy(instance_ids: tuple[str, ...], yes: bool, as_json: bool) -> int:
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 @json_option
 def gc(dry_run: bool, as_json: bool) -> int:
-    """Remove what runs that died have left, old evidence, and templates of no use. Interactive instances and living runs stay."""
+    """Remove resources left by crashed runs, expired instances, old evidence and unused templates.
+
+    Interactive instances that have not expired, and instances of running runs, are kept.
+    """
     from ktrdr_vm.cli.output import echo_json, say
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.libvirt import Libvirt

@@ -45,38 +45,38 @@ _COMMANDS = {
 }
 
 _HELP = {
-    "apply": "Make the sandbox of a profile, run it, gate it, bring the evidence back.",
-    "plan": "Show what will exist, and the plan's digest. Touches nothing.",
-    "render": "Write every document of the plan as a file.",
-    "validate": "Show every error of a profile.",
+    "apply": "Create the VM of a profile, run its workload and gates, and destroy it.",
+    "plan": "Show what `apply` would create, and the digest of the plan.",
+    "render": "Write every document of the plan to a folder.",
+    "validate": "Show all errors of a profile.",
     "list": "List the instances of this host.",
-    "status": "Verify each resource of an instance.",
-    "suspend": "Put an instance to the disk, without its secrets and its network.",
-    "resume": "Bring a suspended instance back, behind its firewall.",
-    "snapshot": "Copy an instance's disk, to begin others from it.",
-    "destroy": "Remove instances and prove that nothing is left.",
-    "gc": "Remove what runs that died have left.",
+    "status": "Verify each resource of an instance against its plan.",
+    "suspend": "Suspend an instance to disk; its secrets are removed first.",
+    "resume": "Resume a suspended instance.",
+    "snapshot": "Copy the disk of an instance, list copies, or remove one.",
+    "destroy": "Destroy instances and check that no resource is left.",
+    "gc": "Remove resources left by crashed runs, and what has expired.",
     "report": "Show the report of a run.",
-    "events": "Show the events of a run.",
-    "logs": "Show the console of an instance.",
-    "egress": "Show what left an instance, and what was refused.",
-    "ssh": "Enter an instance, or run a command in it with a terminal.",
-    "exec": "Run a command in an instance and end with its exit code.",
+    "events": "Print the events of a run.",
+    "logs": "Print the console log of an instance.",
+    "egress": "Show and test which connections an instance may open.",
+    "ssh": "Open a shell in an instance, or run a command with a terminal.",
+    "exec": "Run a command in an instance and return its exit code.",
     "cp": "Copy files to or from an instance.",
-    "forward": "Make a port of an instance reachable on this host's loopback.",
-    "ssh-config": "Print a configuration for OpenSSH and what builds on it.",
+    "forward": "Forward a loopback port of this host to a port of an instance.",
+    "ssh-config": "Print an OpenSSH configuration or an Ansible inventory.",
     "console": "Attach to the serial console of an instance.",
-    "pull": "Bring an instance's commits into refs of their own.",
+    "pull": "Fetch the commits of an instance into refs/ktrdr/.",
     "gate": "Run gates against a running instance.",
-    "escalations": "See what agents ask for, and answer.",
-    "secrets": "See, renew and take back the secrets of an instance.",
-    "attach": "Follow what the workload of an instance prints.",
-    "bundle": "Make the pull-request bundle of a run.",
+    "escalations": "List, approve, deny and revoke escalations.",
+    "secrets": "List, rotate and revoke the secrets of an instance.",
+    "attach": "Follow the output of the workload of an instance.",
+    "bundle": "Create the pull-request bundle of a run.",
     "images": "Build, list and remove images.",
-    "templates": "Build, list and remove templates to fork from.",
-    "doctor": "Check what this host has and lacks.",
-    "metrics": "Print metrics for Prometheus.",
-    "mcp": "Serve the safe part to an agent's host.",
+    "templates": "Build, list and remove the templates that instances are forked from.",
+    "doctor": "Check that this host meets the requirements.",
+    "metrics": "Print metrics in the text format of Prometheus.",
+    "mcp": "Run an MCP server for coding agents; it cannot approve escalations.",
 }
 
 
@@ -114,7 +114,7 @@ class _LazyGroup(click.Group):
 
 
 def _is_unread() -> bool:
-    """Has whoever read standard output or standard error gone?"""
+    """True if the reader of standard output or of standard error has closed it."""
     import select
 
     poll = select.poll()
@@ -138,7 +138,7 @@ def _make_debug_option() -> click.Option:
         is_eager=True,
         expose_value=False,
         callback=_start_debugging,
-        help="Print each program that is called, as a line for a shell, on standard error. Also: KTRDR_VM_DEBUG=1.",
+        help="Print each program that is called to standard error, as a shell command. Also: KTRDR_VM_DEBUG=1.",
     )
 
 
@@ -154,7 +154,7 @@ def _add_debug_option(command: click.Command) -> None:
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ktrdr-vm")
 def cli() -> None:
-    """Disposable virtual machines for coding agents: a declared sandbox, gates, evidence, and a proof that nothing is left."""
+    """Run coding agents and checks in disposable virtual machines, with enforced egress, recorded evidence and checked removal."""
 
 
 _add_debug_option(cli)

@@ -1,130 +1,143 @@
-"""`mcp`: the safe part of the program for an agent's host, over the Model Context Protocol. Approval is not in it, and never will be."""
+"""`mcp`: the safe part of the program for an agent's host, over the Model Context Protocol. Approval is not in it, and never will be.
+
+Two processes: one without privilege speaks with the client (mcp_speaker), and this one does what the tools do (mcp_tools), each call in
+a process of its own. A call ends when its client gives it up; then, as after Ctrl-C, what it made is destroyed.
+"""
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import socket
+import traceback
 from pathlib import Path
-from typing import Any
 
 import click
 
+from ktrdr_vm.cli.mcp_tools import answer, encode, receive_request
 from ktrdr_vm.cli.options import folder
+
+_NOBODY = 65534
+# Calls at the same time; each is a process, and an `apply` a VM.
+MOST_CALLS = 32
 
 
 @click.command()
 @click.option("--workspace", type=folder, default=Path(), help="The only repository it works on.")
 def mcp(workspace: Path) -> None:
     """Serve plan, apply, exec, gate, report and the state of escalations on standard input and output."""
-    make_server(workspace.resolve()).run("stdio")
+    from ktrdr_vm.cli.mcp_speaker import require_package
+    from ktrdr_vm.host import process
+
+    require_package()
+    workspace = workspace.resolve()
+    uid, gid = find_speaker(workspace)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        speaker = process.start_module(
+            "ktrdr_vm.cli.mcp_speaker",
+            [str(uid), str(gid), str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=0,
+            stdout=1,
+            stderr=2,
+            new_session=False,
+        )
+    # The client's connection belongs to the speaker alone.
+    with Path(os.devnull).open("r+b") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(nothing.fileno(), 1)
+    with ours:
+        Calls(ours, workspace).serve()
+    raise SystemExit(speaker.wait())
 
 
-def make_server(workspace: Path) -> Any:
-    """The server, an MCPServer, whose package is an extra. `workspace` is resolved.
+def find_speaker(workspace: Path) -> tuple[int, int]:
+    """The person (uid, gid): who is behind sudo, else the owner of the workspace. Where both are root, it is `nobody`."""
+    from ktrdr_vm.host.owner import find_owner
 
-    Profiles and gates are files of `workspace`, without a link on the way, or shipped; instances and runs are those made for it.
-    """
-    import contextlib
-    import dataclasses
-    import functools
-    import json
-    import os
-    from collections.abc import Callable
+    owner = find_owner()
+    if owner[0] == 0:
+        facts = workspace.stat()
+        owner = (facts.st_uid, facts.st_gid)
+    return owner if owner[0] else (_NOBODY, _NOBODY)
 
-    from ktrdr_vm.errors import HostError, KtrdrError, UsageError
 
-    try:
-        from mcp.server import MCPServer
-        from mcp.server.mcpserver.exceptions import ToolError
-    except ImportError:
-        raise HostError(
-            "the package mcp is not installed", where="ktrdr-vm mcp", hint="pip install 'ktrdr-vm[mcp]', in the environment of ktrdr-vm"
-        ) from None
+class Calls:
+    """The calls that are being answered, each by a process. `channel` brings a connection for each; its end is the speaker's."""
 
-    from ktrdr_vm import api
-    from ktrdr_vm.host.beneath import find_place, open_file
-    from ktrdr_vm.host.paths import find_home, find_shipped
-    from ktrdr_vm.instance.belonging import holds_instance, require_free, require_instance, require_run
-    from ktrdr_vm.report.json import render_report_json
+    def __init__(self, channel: socket.socket, workspace: Path) -> None:
+        self._channel = channel
+        self._workspace = workspace
+        self._poll = select.poll()
+        # By the descriptor of the process: its pid, and our end of the connection.
+        self._running: dict[int, tuple[int, socket.socket]] = {}
+        self._pids: dict[int, int] = {}
 
-    server: Any = MCPServer(
-        "ktrdr-vm",
-        instructions="Disposable virtual machines for coding agents. A profile of the workspace says what a sandbox may do; what it may "
-        "not, it can ask for with ktrdr-escalate inside, and only a person answers.",
-    )
+    def serve(self) -> None:
+        """Until the speaker ends or this process is interrupted; calls that go on are then ended in good order, and waited for."""
+        self._poll.register(self._channel, select.POLLIN)
+        try:
+            while self._answer_events():
+                pass
+        finally:
+            for pid, _ in self._running.values():
+                os.kill(pid, signal.SIGINT)
+            for handle in list(self._running):
+                self._reap(handle)
 
-    def tool(act: Callable[..., Any]) -> Callable[..., Any]:
-        """Errors as text for the caller, and never a trace."""
+    def _answer_events(self) -> bool:
+        """Wait for something to happen, and act on it. False when the speaker has ended."""
+        for descriptor, _ in self._poll.poll():
+            if descriptor == self._channel.fileno():
+                received, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
+                if not received:
+                    return False
+                self._start(socket.socket(fileno=descriptors[0]))
+            elif descriptor in self._running:
+                self._reap(descriptor)
+            elif descriptor in self._pids:
+                # The client has given the call up.
+                self._poll.unregister(descriptor)
+                os.kill(self._pids.pop(descriptor), signal.SIGINT)
+        return True
 
-        @functools.wraps(act)
-        def wrapped(*arguments: Any, **named: Any) -> Any:
-            try:
-                return act(*arguments, **named)
-            except KtrdrError as error:
-                raise ToolError(f"{error}\nnext: {error.hint}") from None
-            except OSError as error:
-                raise ToolError(f"{error.filename or 'this host'}: {error.strerror or error}") from None
+    def _start(self, connection: socket.socket) -> None:
+        if len(self._running) >= MOST_CALLS:
+            with connection:
+                connection.sendall(encode({"error": f"{MOST_CALLS} calls are being answered\nnext: wait until one has ended"}))
+            return
+        pid = os.fork()
+        if pid == 0:
+            self._become_call(connection)
+        handle = os.pidfd_open(pid)
+        self._running[handle] = (pid, connection)
+        self._pids[connection.fileno()] = pid
+        self._poll.register(handle, select.POLLIN)
+        self._poll.register(connection, select.POLLRDHUP)
 
-        registered: Callable[..., Any] = server.tool()(wrapped)
-        return registered
+    def _become_call(self, connection: socket.socket) -> None:
+        code = 1
+        try:
+            self._channel.close()
+            for handle, (_, other) in self._running.items():
+                os.close(handle)
+                other.close()
+            connection.sendall(answer(self._workspace, receive_request(connection)))
+            code = 0
+        except KeyboardInterrupt:
+            code = 130
+        except Exception:  # a mistake of this program: the client is told that there is no answer
+            traceback.print_exc()
+        finally:
+            os._exit(code)
 
-    def find_profile(name: str) -> Path:
-        place = find_place(workspace / name, (workspace,))
-        if place.root == workspace:
-            with contextlib.suppress(FileNotFoundError):
-                os.close(open_file(place))
-                return place.path
-        shipped = find_shipped("profiles", name if name.endswith(".yaml") else f"{name}.yaml") if "/" not in name else None
-        if shipped is None:
-            raise UsageError(f"there is no profile {name}", where=str(workspace), hint="name a file of the workspace, or a shipped profile")
-        return shipped
-
-    def living(instance_id: str) -> api.LivingInstance:
-        require_instance(find_home(), instance_id, workspace)
-        return api.LivingInstance(instance_id)
-
-    @tool
-    def plan(profile: str, instance_id: str | None = None) -> dict[str, Any]:
-        """What applying a profile would make, with its digest. Touches nothing."""
-        made = api.make_plan(find_profile(profile), workspace=workspace, instance_id=instance_id)
-        require_free(find_home(), made.identity.instance_id, workspace)
-        return {"instance_id": made.identity.instance_id, "digest": made.digest, "profile": made.to_json()["profile"]}
-
-    @tool
-    def apply(profile: str, instance_id: str | None = None, keep: bool = False) -> dict[str, Any]:
-        """One whole run: sandbox, workload, gates, evidence, destroy. Returns its report. `keep` leaves the instance for exec and gate."""
-        path = find_profile(profile)
-        name = api.make_plan(path, workspace=workspace, instance_id=instance_id).identity.instance_id
-        require_free(find_home(), name, workspace)
-        report = api.apply(path, workspace=workspace, instance_id=name, keep="always" if keep else "never")
-        shown: dict[str, Any] = json.loads(render_report_json(report))
-        return shown
-
-    @tool
-    def list_instances() -> list[dict[str, Any]]:
-        """The instances of this workspace."""
-        return [one for one in api.list_instances() if holds_instance(find_home(), one["instance_id"], workspace)]
-
-    @tool
-    def execute(instance_id: str, command: list[str], timeout: float = 600) -> dict[str, Any]:
-        """Run a command inside an instance that is there, as its unprivileged user."""
-        with living(instance_id) as instance:
-            return dataclasses.asdict(instance.exec(command, timeout=timeout))
-
-    @tool
-    def gate(instance_id: str, name: str) -> dict[str, Any]:
-        """Run one gate against an instance that is there: a name, or a playbook of the workspace."""
-        with living(instance_id) as instance:
-            return dataclasses.asdict(instance.gate(name, workspace=workspace, trusted=False))
-
-    @tool
-    def report(instance_id: str, run_id: str = "latest") -> dict[str, Any]:
-        """The report of a run of this workspace."""
-        require_run(find_home(), instance_id, run_id, workspace)
-        return api.read_report(instance_id, run_id)
-
-    @tool
-    def escalations(instance_id: str) -> list[dict[str, Any]]:
-        """What an instance has asked for, and the answers. They are given by a person, on the host."""
-        with living(instance_id) as instance:
-            return instance.escalations()
-
-    return server
+    def _reap(self, handle: int) -> None:
+        pid, connection = self._running.pop(handle)
+        os.waitpid(pid, 0)
+        self._poll.unregister(handle)
+        os.close(handle)
+        if self._pids.pop(connection.fileno(), None) is not None:
+            self._poll.unregister(connection)
+        connection.close()

@@ -7,7 +7,7 @@ import click
 
 @click.command()
 def metrics() -> None:
-    """Print metrics of this host's instances and their newest runs in Prometheus' text format."""
+    """Print metrics of the instances of this host and of their newest runs, in the text format of Prometheus."""
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.monitoring.metrics import render_metrics

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 profile_argument = click.argument("profile", type=click.Path(path_type=Path))
 folder = click.Path(path_type=Path, exists=True, file_okay=False)
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to standard output.")
 
 
 def complete_instance(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -31,12 +31,12 @@ instance_argument = click.argument("instance_id", shell_complete=complete_instan
 
 def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What every command that makes a plan takes."""
-    command = click.option("--instance-id", metavar="ID", help="Default: derived from the workspace's repository and branch.")(command)
+    command = click.option("--instance-id", metavar="ID", help="Default: derived from the repository and branch of the workspace.")(command)
     return click.option(
         "--workspace",
         type=folder,
         default=Path(),
-        help="The folder that the profile's relative paths start from. Default: the current one.",
+        help="The folder that relative paths of the profile start from. Default: the current folder.",
     )(command)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @plan_options
 @json_option
 def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool) -> None:
-    """Show what will exist for PROFILE, and the plan's digest."""
+    """Show what `apply` would create for PROFILE, and the digest of the plan."""
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.inputs.resolve import gather
@@ -79,10 +79,10 @@ def _find_difference(made: Plan) -> str:
 @click.command()
 @profile_argument
 @plan_options
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder, made when it is not there.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write to. It is created if it does not exist.")
 @json_option
 def render(profile: Path, instance_id: str | None, workspace: Path, out: Path, as_json: bool) -> None:
-    """Write every document of the plan as a file. What is allocated later stands in them as <a placeholder>."""
+    """Write every document of the plan to a folder. Values that `apply` allocates are written as <placeholders>."""
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.paths import find_home
@@ -105,16 +105,16 @@ def render(profile: Path, instance_id: str | None, workspace: Path, out: Path, a
 
 @click.command()
 @click.argument("profile", type=click.Path(path_type=Path), required=False)
-@click.option("--schema", is_flag=True, help="Print a JSON Schema for editors instead.")
+@click.option("--schema", is_flag=True, help="Print a JSON Schema for editors, and validate nothing.")
 @click.option(
     "--workspace",
     type=folder,
     default=Path(),
-    help="The folder that relative paths start from. Default: the current one.",
+    help="The folder that relative paths start from. Default: the current folder.",
 )
 @json_option
 def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool) -> int:
-    """Show every error of PROFILE: file, line, column, field and what is wrong."""
+    """Show all errors of PROFILE, each with file, line, column and field."""
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import DocumentError, UsageError
     from ktrdr_vm.inputs.references import check_references

@@ -11,7 +11,7 @@ from ktrdr_vm.cli.options import instance_argument, json_option
 @instance_argument
 @json_option
 def pull(instance_id: str, as_json: bool) -> None:
-    """Bring the commits of INSTANCE_ID into refs/ktrdr/INSTANCE_ID/* of the repository that its workspace came from."""
+    """Fetch the commits of INSTANCE_ID into refs/ktrdr/INSTANCE_ID/* of the repository of its workspace."""
     from dataclasses import asdict
     from pathlib import Path
 

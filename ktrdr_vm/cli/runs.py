@@ -33,16 +33,16 @@ def read_plain(instance_id: str, run_id: str) -> dict[str, Any]:
     return read_report(instance_id, run_id)[1]
 
 
-_run_option = click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest.")
+_run_option = click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest run.")
 
 
 @click.command()
 @instance_argument
 @_run_option
-@click.option("--against", metavar="RUN", help="Show instead what is different from this run: a run_id, or INSTANCE_ID/run_id.")
+@click.option("--against", metavar="RUN", help="Show the differences from this run: a run_id, or INSTANCE_ID/run_id.")
 @json_option
 def report(instance_id: str, run_id: str, against: str | None, as_json: bool) -> int:
-    """Show the report of a run of INSTANCE_ID, and end with the run's exit code. With --against: 1 when something is worse."""
+    """Show the report of a run of INSTANCE_ID, and return the exit code of the run. With --against: 1 if something is worse."""
     from ktrdr_vm.cli.output import echo_json, say
 
     if as_json and against is None:
@@ -88,8 +88,8 @@ def _compare(now: dict[str, Any], before: dict[str, Any], as_json: bool) -> int:
 @click.command()
 @instance_argument
 @_run_option
-@click.option("--follow", is_flag=True, help="Go on with new lines until interrupted.")
-@click.option("--json", is_flag=True, expose_value=False, help="JSON lines, which they are anyway.")
+@click.option("--follow", is_flag=True, help="Print new lines as they are written, until interrupted.")
+@click.option("--json", is_flag=True, expose_value=False, help="Has no effect: the output is always JSON lines.")
 def events(instance_id: str, run_id: str, follow: bool) -> None:
     """Print the events of a run of INSTANCE_ID as JSON lines."""
     print_run_file(find_run(instance_id, run_id), "events.jsonl", follow=follow)
@@ -97,9 +97,9 @@ def events(instance_id: str, run_id: str, follow: bool) -> None:
 
 @click.command()
 @instance_argument
-@click.option("--follow", is_flag=True, help="Go on with new lines until interrupted.")
+@click.option("--follow", is_flag=True, help="Print new lines as they are written, until interrupted.")
 def logs(instance_id: str, follow: bool) -> None:
-    """Print the console of INSTANCE_ID: the living one, else that of its newest run. Control characters are escaped."""
+    """Print the console log of INSTANCE_ID: of the instance if it exists, else of its newest run. Control characters are escaped."""
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.identity import parse_instance_id
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def secrets() -> None:
-    """See, renew and take back the secrets of an instance. Values are never shown."""
+    """List, rotate and revoke the secrets of an instance. Values are never shown."""
 
 
 @secrets.command("list")
@@ -23,7 +23,7 @@ def secrets() -> None:
 @click.argument("name", required=False)
 @json_option
 def list_(instance_id: str, name: str | None, as_json: bool) -> None:
-    """List the secrets of INSTANCE_ID, or the one called NAME: where they lie, or which host they are for, and whether they are there."""
+    """List the secrets of INSTANCE_ID, or the secret NAME: its path or its host, and whether it is present."""
     from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.report.escape import escape_line
@@ -52,7 +52,7 @@ def list_(instance_id: str, name: str | None, as_json: bool) -> None:
 @instance_argument
 @click.argument("name", required=False)
 def rotate(instance_id: str, name: str | None) -> None:
-    """Read the secret NAME of INSTANCE_ID, or all, from its source again and replace it where it is. Its time begins anew."""
+    """Read the secret NAME of INSTANCE_ID, or all secrets, from the source again and replace it. Its time to live starts again."""
     from ktrdr_vm.cli.options import open_instance
 
     instance = open_instance(instance_id)
@@ -70,7 +70,10 @@ def rotate(instance_id: str, name: str | None) -> None:
 @instance_argument
 @click.argument("name", required=False)
 def revoke(instance_id: str, name: str | None) -> None:
-    """Take the secret NAME, or all, out of INSTANCE_ID. The guest may have kept a copy: end it at its source as well."""
+    """Remove the secret NAME, or all secrets, from INSTANCE_ID.
+
+    The guest may have kept a copy, so revoke the secret at its source as well.
+    """
     from ktrdr_vm.cli.options import open_instance
 
     instance = open_instance(instance_id)

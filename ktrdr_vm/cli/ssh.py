@@ -51,16 +51,19 @@ def _options(instance: Instance) -> list[str]:
 @instance_argument
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(instance_id: str, command: tuple[str, ...]) -> None:
-    """Enter INSTANCE_ID, or run COMMAND in it, with OpenSSH's own client. No agent, no X11, no configuration of yours."""
+    """Open a shell in INSTANCE_ID, or run COMMAND in it, with the OpenSSH client.
+
+    The SSH agent and X11 are not forwarded, and your SSH configuration is not read.
+    """
     _become("ssh", *_options(open_instance(instance_id)), "--", instance_id, *_words(command))
 
 
 @click.command("exec", context_settings=_VERBATIM)
 @instance_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.option("-t", "--tty", is_flag=True, help="With a terminal, for programs that ask for one.")
+@click.option("-t", "--tty", is_flag=True, help="Allocate a terminal.")
 def exec_(instance_id: str, command: tuple[str, ...], tty: bool) -> None:
-    """Run COMMAND in INSTANCE_ID, word for word, with this command's standard input and output, and end with its exit code."""
+    """Run COMMAND in INSTANCE_ID and return its exit code. Standard input and output are those of this command."""
     _become("ssh", *_options(open_instance(instance_id)), "-tt" if tty else "-T", "--", instance_id, shlex.join(_words(command)))
 
 
@@ -68,7 +71,7 @@ def exec_(instance_id: str, command: tuple[str, ...], tty: bool) -> None:
 @click.argument("source")
 @click.argument("destination")
 def cp(source: str, destination: str) -> None:
-    """Copy SOURCE to DESTINATION, folders whole. One of the two is INSTANCE_ID:PATH."""
+    """Copy SOURCE to DESTINATION; folders are copied recursively. One of the two is INSTANCE_ID:PATH."""
     from ktrdr_vm.errors import UsageError
 
     remote = [place.partition(":")[0] for place in (source, destination) if ":" in place and "/" not in place.partition(":")[0]]
@@ -83,7 +86,7 @@ def cp(source: str, destination: str) -> None:
 @instance_argument
 @click.argument("port")
 def forward(instance_id: str, port: str) -> None:
-    """Serve [HOST:]PORT of INSTANCE_ID on the same port of this host's loopback until interrupted."""
+    """Forward the loopback port PORT of this host to [HOST:]PORT of INSTANCE_ID, until interrupted."""
     from ktrdr_vm.errors import UsageError
 
     host, _, number = port.rpartition(":")
@@ -106,9 +109,9 @@ def forward(instance_id: str, port: str) -> None:
 
 @click.command("ssh-config")
 @click.argument("instance_id", required=False, shell_complete=complete_instance)
-@click.option("--inventory", is_flag=True, help="The same as an inventory of Ansible's.")
+@click.option("--inventory", is_flag=True, help="Print an Ansible inventory.")
 def ssh_config(instance_id: str | None, inventory: bool) -> None:
-    """Print a `Host` block for INSTANCE_ID, or for all, so that ssh, scp, rsync and editors find it by its name."""
+    """Print an OpenSSH `Host` block for INSTANCE_ID, or for all instances, for ssh, scp, rsync and editors."""
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.instance.ssh_config import make_inventory_host, make_ssh_options
@@ -130,7 +133,7 @@ def ssh_config(instance_id: str | None, inventory: bool) -> None:
 @click.command()
 @instance_argument
 def console(instance_id: str) -> None:
-    """Attach to the serial console of INSTANCE_ID; Ctrl-] leaves it. What the guest prints is not escaped there."""
+    """Attach to the serial console of INSTANCE_ID. Ctrl-] detaches. The output of the guest is not escaped."""
     from ktrdr_vm.host.libvirt import URI
 
     instance = open_instance(instance_id)

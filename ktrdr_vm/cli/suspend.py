@@ -1,4 +1,4 @@
-"""`suspend`, `resume` and `snapshot`: an instance that somebody comes back to."""
+"""`suspend`, `resume` and `snapshot`: interactive instances over time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ktrdr_vm.cli.options import instance_argument, json_option
 @click.command()
 @instance_argument
 def suspend(instance_id: str) -> None:
-    """Save INSTANCE_ID to the disk and end it. Its secrets and mounts are taken out of it first, its network goes with it."""
+    """Suspend INSTANCE_ID to disk. Its secrets and mounts are removed first, its network resources afterwards."""
     from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.progress import show_resource
     from ktrdr_vm.instance.instance import require_root
@@ -26,7 +26,7 @@ def suspend(instance_id: str) -> None:
 @click.command()
 @instance_argument
 def resume(instance_id: str) -> None:
-    """Bring INSTANCE_ID back. Its secrets are read again from where its profile says, so their variables must be set."""
+    """Resume INSTANCE_ID. Its secrets are read from their sources again, so their variables must be set."""
     from ktrdr_vm.approvals.apply import check_sources, give_again
     from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.progress import show_resource
@@ -56,7 +56,10 @@ def resume(instance_id: str) -> None:
 @click.option("--remove", is_flag=True, help="Remove the snapshot NAME.")
 @json_option
 def snapshot(instance_id: str, name: str | None, remove: bool, as_json: bool) -> None:
-    """Copy the disk of INSTANCE_ID as NAME; without NAME, list its snapshots. `apply --from INSTANCE_ID@NAME` begins from one."""
+    """Copy the disk of INSTANCE_ID to the snapshot NAME. Without NAME, list its snapshots.
+
+    `apply --from INSTANCE_ID@NAME` creates an instance from a snapshot.
+    """
     from dataclasses import asdict
 
     from ktrdr_vm.cli.options import open_instance

@@ -11,7 +11,7 @@ from ktrdr_vm.cli.options import json_option, plan_options, profile_argument
 
 @click.group()
 def templates() -> None:
-    """Build, list and remove templates: booted, frozen VMs that new instances are forked from."""
+    """Build, list and remove templates: saved VMs that new instances are forked from."""
 
 
 @templates.command()
@@ -19,7 +19,7 @@ def templates() -> None:
 @plan_options
 @json_option
 def build(profile: Path, instance_id: str | None, workspace: Path, as_json: bool) -> None:
-    """Boot and freeze what PROFILE's instances are forked from, its project prepared. `apply` does it by itself the first time."""
+    """Build the template for PROFILE, and prepare its project. `apply` does this when it needs the template for the first time."""
     from dataclasses import asdict
 
     from ktrdr_vm.cli.output import echo_json
@@ -56,7 +56,7 @@ def build(profile: Path, instance_id: str | None, workspace: Path, as_json: bool
 @templates.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the templates of this home: key, kind, owner, image, shape, when it was made and used last, size."""
+    """List the templates in the state directory: key, kind, owner, image, shape, creation, last use, size."""
     from dataclasses import asdict
 
     from ktrdr_vm.cli.output import echo_json
@@ -80,7 +80,7 @@ def list_(as_json: bool) -> None:
 @templates.command()
 @click.argument("key")
 def remove(key: str) -> None:
-    """Remove a template by its KEY, unless an instance stands on it."""
+    """Remove the template KEY, unless an instance is based on it."""
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home

@@ -17,7 +17,6 @@ from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.clock import boottime
 from ktrdr_vm.host.nft import Table, load_ruleset
 from ktrdr_vm.plan.guard_interface import ALLOWED_SIZE
-from ktrdr_vm.profile.reserved import is_reserved
 
 # An element outlives the answer it came from by this much, so that a renewal is never late.
 GRACE = 30
@@ -43,6 +42,7 @@ class AllowSets:
     _live: dict[tuple[str, str], float] = field(default_factory=dict)
     """Set and element to the time when it ends."""
     _upstreams: tuple[str, ...] | None = None
+    _on_link: tuple[IPv4Network, ...] | None = None
     _grants: dict[str, Grant] = field(default_factory=dict)
     _granted: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     """Set and element of the grants' sets, to grant id and the time when it ends."""
@@ -55,11 +55,11 @@ class AllowSets:
         ends = self.clock() + min(max(ttl, MIN_LIFE), MAX_LIFE) + GRACE
         for text in list(addresses)[:64]:
             address = IPv4Address(text)
-            openings = self.rules.openings(name, address)
+            reserved = is_reserved_address(address) or self.is_on_link(address)
+            openings = self.rules.openings(name, address, closed=reserved)
             if not openings:
                 continue
             accepted.append(str(address))
-            reserved = is_reserved_address(address)
             for opening in openings:
                 target = ("granted_" if opening.grant else "") + ("lan_names" if reserved else "names")
                 for port in opening.ports if reserved else opening.other_ports:
@@ -113,6 +113,25 @@ class AllowSets:
         self._upstreams = wanted
 
     @property
+    def on_link(self) -> tuple[IPv4Network, ...]:
+        """The networks that the host is in itself, which are closed as reserved ranges are."""
+        return self._on_link or ()
+
+    def set_on_link(self, networks: Iterable[IPv4Network]) -> list[tuple[IPv4Network, IPv4Network]]:
+        """Close them. Nothing is written while they are the same; else returns the profile's ranges that reach into one, each with it."""
+        wanted = tuple(networks)
+        if wanted == self._on_link:
+            return []
+        commands = [f"flush set inet {self.table} on_link"]
+        commands += [f"add element inet {self.table} on_link {{ {network} }}" for network in wanted]
+        load_ruleset("\n".join(commands) + "\n")
+        self._on_link = wanted
+        return [(allowed, network) for allowed, _ in self.rules.ranges for network in wanted if allowed.overlaps(network)]
+
+    def is_on_link(self, address: IPv4Address) -> bool:
+        return any(address in network for network in self.on_link)
+
+    @property
     def late(self) -> set[tuple[str, int]]:
         """Addresses and ports whose elements end soon: what a name had and has no more, and what is kept of it already."""
         now = self.clock()
@@ -144,8 +163,9 @@ class AllowSets:
                 kept[key] = standing
         for grant in self._grants.values():
             if grant.rule.cidr is not None:
-                target = "granted_exceptions" if is_reserved(grant.rule.cidr) else "granted_ranges"
                 for port in grant.rule.ports:
+                    owned = grant.rule.cidr.prefixlen == 32 and (grant.rule.cidr.network_address, port) in self.rules.exceptions
+                    target = "granted_exceptions" if owned else "granted_ranges"
                     destination = grant.rule.cidr.network_address if target == "granted_exceptions" else grant.rule.cidr
                     kept.setdefault((target, f"{destination} . {port}"), {})[grant.id] = grant.ends
                     self._keep_past(f"{destination} . {port}", grant.id)
@@ -177,6 +197,8 @@ class AllowSets:
         now = self.clock()
         upstreams, self._upstreams = self._upstreams, None
         self.set_upstreams(upstreams or ())
+        on_link, self._on_link = self._on_link, None
+        self.set_on_link(on_link or ())
         commands = [line for key, end in self._live.items() if end > now for line in self._renew(key, end)]
         load_ruleset("\n".join(commands + self._granted_commands()) + "\n")
 
@@ -191,7 +213,7 @@ class AllowSets:
                     self._live[target, f"{address} . {port}"] = now + float(element["elem"]["expires"])
 
     def is_open(self, address: str, port: int) -> bool:
-        """Does any set let a flow there pass by its address?"""
+        """True if any set allows a flow to this address and port."""
         return self._is_in_profile(address, port) or bool(self.find_grant(address, port))
 
     def find_grant(self, address: str, port: int) -> str:

@@ -13,8 +13,8 @@ import socket
 import sys
 import traceback as traceback  # what says why it ends
 
-from ktrdr_vm.egress.child_process import drop_privileges, leave_network
 from ktrdr_vm.egress.supervised_child import SERVES
+from ktrdr_vm.host.privileges import drop_privileges, leave_network
 
 # Every encoding that `json.loads` finds in bytes.
 _ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "latin-1", "ascii")

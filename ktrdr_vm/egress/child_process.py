@@ -1,74 +1,22 @@
-"""What the guard gives its children: sockets that are bound already, and no privilege."""
+"""How the guard starts its children: with sockets that are bound already."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
-import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.client import short_name
 from ktrdr_vm.host import process
+from ktrdr_vm.host.privileges import die_with
 
 _IP_FREEBIND = 15
-_CLONE_NEWNET = 0x40000000
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
-
-
-class _SealedImports:
-    """Finds no module, and says on standard error which one was asked for: a rehearsal has missed it."""
-
-    def __init__(self) -> None:
-        self._told: set[str] = set()
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
-        if name not in self._told:
-            self._told.add(name)
-            os.write(2, f"the module {name} was to be imported after the privilege was given up\n".encode())
-        raise ModuleNotFoundError(f"No module named {name!r}: a child of the guard imports before it gives up its privilege", name=name)
-
-
-def seal_imports() -> None:
-    """From now on only what Python has built in can be imported.
-
-    The user that a child becomes may not be able to read the program, or Python's own library: a clone in a folder of mode 0700 is enough.
-    So that this shows everywhere and not only there, nothing is read from the disk any more.
-    """
-    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, _SealedImports()]
-
-
-def drop_privileges(uid: int, parent: int) -> None:
-    """Become `uid` for good, without a way back or anything to import, and end when `parent` does."""
-    seal_imports()
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    os.chdir("/")
-    die_with(parent)
-
-
-def leave_network() -> None:
-    """From now on this process has a network without a way out; a listener that it holds stays where it was made."""
-    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), "cannot leave the network")
-
-
-def die_with(parent: int) -> None:
-    """Be killed when the parent ends, however it ends; at once when it already has."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def bind_early(kind: socket.SocketKind, address: str, port: int) -> socket.socket:

@@ -40,7 +40,7 @@ class Verdict:
 
 
 def judge_connection(directory: Path, host: str, port: int) -> Verdict:
-    """May the guest whose guard's folder is `directory` connect to `host`, a name or an IPv4 address, on TCP `port`?
+    """The verdict on a connection of a guest to `host`, a name or an IPv4 address, on TCP `port`; `directory` is the folder of its guard.
 
     UsageError for what is neither; ProvisionError when the guard does not answer.
     """
@@ -118,7 +118,7 @@ class Judge:
         return verdict.to_json()
 
     def _is_closed(self, address: str) -> bool:
-        return self._has("reserved", address) or is_local(address)
+        return self._has("reserved", address) or self._has("on_link", address) or is_local(address)
 
     def _judge(self, name: str, address: str, port: int) -> Verdict:
         if (address, port) == (self._gateway, DNS_PORT):
@@ -129,6 +129,9 @@ class Judge:
         if not (self._has("lan_names", element) or self._has("granted_lan_names", element)):
             if self._has("reserved", address):
                 return Verdict(False, "drop", "destination", f"{address} is in a reserved range; only the owner's policy opens it", address)
+            if self._has("on_link", address):
+                message = f"{address} is in a network of this host; only the owner's policy opens it"
+                return Verdict(False, "drop", "destination", message, address)
             if is_local(address):
                 return Verdict(False, "drop", "destination", f"{address} is the host itself", address)
         elif port not in (80, 443):
@@ -164,7 +167,7 @@ class Judge:
 
 
 def is_local(address: str) -> bool:
-    """Is it an address of the host, or one that more than one machine has?"""
+    """True if the host has the address, or if it is a broadcast, anycast or multicast address."""
     answered = process.run(["ip", "-j", "route", "get", address], timeout=10, check=False)
     if answered.exit_code != 0:
         return False

@@ -168,7 +168,7 @@ def start_taking(domain: str, directory: Path, one: Deadline) -> subprocess.Pope
 
 
 def take(domain: str, name: str, path: str) -> bool:
-    """Ask the guest's agent to take one secret away; did it?"""
+    """Remove one secret through the guest agent; True if the agent did."""
     from ktrdr_vm.host.libvirt import Libvirt
 
     libvirt = Libvirt(patience=0)

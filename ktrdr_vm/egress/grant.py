@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from ktrdr_vm.profile.egress_rule import EgressRule
@@ -69,12 +69,18 @@ def parse_rule(data: dict[str, Any], reason: Any) -> EgressRule:
     )
 
 
-def refuse_grant(rule: EgressRule, exceptions: Iterable[tuple[IPv4Address, int]]) -> str:
-    """Why the rule may not be granted, or nothing. `exceptions` are the owner's, address and port."""
-    if rule.cidr is None or not is_reserved(rule.cidr):
+def refuse_grant(rule: EgressRule, exceptions: Iterable[tuple[IPv4Address, int]], on_link: Iterable[IPv4Network] = ()) -> str:
+    """Why the rule may not be granted, or nothing. `exceptions` are the owner's, address and port; `on_link` the host's own networks."""
+    if rule.cidr is None:
+        return ""
+    if is_reserved(rule.cidr):
+        closed = "a reserved range"
+    elif any(rule.cidr.overlaps(network) for network in on_link):
+        closed = "a network of this host"
+    else:
         return ""
     if rule.cidr.prefixlen != 32:
-        return f"{rule.cidr} reaches into a reserved range; only single addresses can be allowed there"
+        return f"{rule.cidr} reaches into {closed}; only single addresses can be allowed there"
     owned = set(exceptions)
     missing = [port for port in rule.ports if (rule.cidr.network_address, port) not in owned]
-    return f"{rule.cidr.network_address}:{missing[0]} is in a reserved range and not in the owner's list" if missing else ""
+    return f"{rule.cidr.network_address}:{missing[0]} is in {closed} and not in the owner's list" if missing else ""

@@ -52,6 +52,7 @@ from ktrdr_vm.egress.telemetry.supervisor import open_telemetry
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.name_servers import find_upstreams
 from ktrdr_vm.host.nft import list_table
+from ktrdr_vm.host.on_link import find_on_link
 from ktrdr_vm.host.ports import require_privileged_ports
 from ktrdr_vm.plan.guard_interface import DNS_PORT, HTTP_PORT, INBOX_PORT, LAST_PORT, OTHER_PORT, TLS_PORT
 
@@ -100,6 +101,7 @@ class Guard:
         self.proxy_sockets |= self.brokers.listen(gateway)
         self.link = Link(self.config["tap"], self.ledger, self.brokers.forget)
         self.sets.set_upstreams(find_upstreams())
+        self._close_on_link()
         self.granting = Granting(
             GrantBook(directory / "grants.json"),
             rules,
@@ -164,6 +166,10 @@ class Guard:
             # Neither it nor the table outlives the host, and half of it is no rules: it need not be synced.
             before.touch(mode=0o600)
             before.write_text(rules)
+
+    def _close_on_link(self) -> None:
+        for allowed, network in self.sets.set_on_link(find_on_link()):
+            self.ledger.write("guard", "note", message=f"{network} is a network of this host: it stays closed, though {allowed} is allowed")
 
     def _stop(self) -> None:
         self.running = False
@@ -257,6 +263,7 @@ class Guard:
         self.link.poll()
         with contextlib.suppress(KtrdrError):  # the table is away; the watch puts it back
             self.sets.set_upstreams(find_upstreams())
+            self._close_on_link()
         self.granting.end_due()
         self.granting.look_again()
         self._keep_connections()

@@ -53,10 +53,13 @@ class Rules:
             return opening.rule
         return ""
 
-    def openings(self, name: str, address: IPv4Address) -> tuple[Opening, ...]:
-        """What may be opened for the name at an address. A reserved one needs the owner's word for every port that a rule names."""
+    def openings(self, name: str, address: IPv4Address, *, closed: bool = False) -> tuple[Opening, ...]:
+        """What may be opened for the name at an address.
+
+        One that is reserved, or that the caller knows to be `closed` like these, needs the owner's word for every port that a rule names.
+        """
         found = tuple(self._openings(name))
-        if not is_reserved_address(address):
+        if not closed and not is_reserved_address(address):
             return found
         owned = (opening for opening in found if not opening.observed)
         return tuple(opening for opening in owned if all((address, port) in self.exceptions for port in opening.ports))

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ktrdr_vm.egress.allow_sets import AllowSets
-from ktrdr_vm.egress.child_process import die_with
 from ktrdr_vm.egress.domain_control import Machine
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.errors import KtrdrError, ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.nft import Table, keep_rules, list_table, load_ruleset, read_table
+from ktrdr_vm.host.privileges import die_with
 
 
 @dataclass(frozen=True)

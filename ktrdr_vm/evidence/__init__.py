@@ -1,4 +1,4 @@
-"""The run directory: written while a run lasts, read back afterwards, bundled for a pull request, exported as telemetry.
+"""The run directory: written during a run, read afterwards, bundled for a pull request, exported as telemetry.
 
 Public: `run_directory.RunDirectory`, `reader.read_document`, `bundle.make_bundle`, `junit_files.read_test_files`.
 """

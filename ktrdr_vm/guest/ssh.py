@@ -162,7 +162,7 @@ class SshGuest:
 
     @property
     def alive(self) -> bool:
-        """Is the connection still there, as far as this end knows?"""
+        """True if the connection is open, as far as this end knows."""
         return bool(self._transport.is_active())
 
     def close(self) -> None:

@@ -28,7 +28,10 @@ def later(seconds: float) -> str:
 
 
 def has_passed(moment: str, boot: str, second: float) -> bool:
-    """Is a time over that `later` wrote, or in the same boot `second` of `boottime`? A wall clock that jumps ends nothing early."""
+    """True if an expiry has passed: `second` of `boottime` within the boot `boot`, else `moment`, which `later` wrote.
+
+    Within one boot, a wall clock that jumps changes nothing.
+    """
     return boottime() >= second if boot == read_boot_id() else seconds_since(moment) > 0
 
 

@@ -93,7 +93,7 @@ class Journal:
 
     @property
     def expired(self) -> bool:
-        """Has its time to live ended?"""
+        """True if its time to live has ended."""
         return bool(self.expires_at) and has_passed(self.expires_at, self.expires_boot, self.expires_second)
 
     def intend(self, key: str) -> None:
@@ -186,7 +186,7 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Does a living process hold this lock?"""
+    """True if a running process holds this lock."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):

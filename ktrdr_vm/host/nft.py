@@ -67,7 +67,7 @@ def list_table(table: str) -> Table | None:
 
 
 def has_element(table: str, name: str, element: str) -> bool:
-    """Would a packet with this value match the set now? `element` is an address, or an address, ` . ` and a port."""
+    """True if a packet with this value matches the set now. `element` is an address, or an address, ` . ` and a port."""
     got = process.run(["nft", "get", "element", "inet", table, name, f"{{ {element} }}"], timeout=30, check=False)
     if got.exit_code != 0 and not _is_absent(got):
         raise _cannot_list(table, got)

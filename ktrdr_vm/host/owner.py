@@ -38,7 +38,7 @@ def reading_as(owner: tuple[int, int]) -> Iterator[None]:
 
 
 def may_read(facts: os.stat_result, owner: tuple[int, int]) -> bool:
-    """May `owner` read a file by its mode? Root's further groups, which a thread keeps, count for nobody else."""
+    """True if `owner` may read a file by its mode. Supplementary groups are ignored: those of this thread are those of root."""
     if os.geteuid() != 0 or owner[0] == 0:
         return True
     bit = stat.S_IRUSR if facts.st_uid == owner[0] else stat.S_IRGRP if facts.st_gid == owner[1] else stat.S_IROTH

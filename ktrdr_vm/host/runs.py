@@ -198,7 +198,7 @@ class FinishedRun:
             return {}
 
     def confirms(self, name: str, content: bytes) -> bool:
-        """Is this what the run wrote?"""
+        """True if the run wrote `content` to the file `name`."""
         return self.digests().get(name) == hashlib.sha256(content).hexdigest()
 
     @property

@@ -147,7 +147,7 @@ def refuse_disk(disk: int, image: int) -> str:
 
 
 def is_digest(text: str) -> bool:
-    """Could it name an image?"""
+    """True if `text` has the form of an image's digest."""
     return _DIGEST.fullmatch(text) is not None
 
 

@@ -19,7 +19,7 @@ from ktrdr_vm.identity import parse_instance_id
 
 
 def holds_instance(home: Home, instance_id: str, workspace: Path) -> bool:
-    """Was this instance made for this workspace, by the same person? False also when there is none, or its journal cannot be read."""
+    """True if this instance was created for this workspace by the same person. False if there is none or its journal cannot be read."""
     with contextlib.suppress(KtrdrError):
         journal = read_journal(home.instance(parse_instance_id(instance_id).instance_id).journal)
         return journal is not None and _is_ours(journal.plan, workspace)

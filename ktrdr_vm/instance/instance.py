@@ -84,7 +84,7 @@ class Instance:
         return domain.mode if domain is not None else ""
 
     def is_kept(self) -> bool:
-        """True when it stays without a run, by its journal or, when that is lost, by its domain."""
+        """True if the instance is interactive, or was created with the option to keep it: by its journal, else by its domain."""
         journal = self._read_journal_leniently()
         return is_kept(journal, self._find_domain() if journal is None else None)
 

@@ -37,7 +37,7 @@ class Found:
     """suspending, suspended or resuming, by the journal."""
     expires_at: str = ""
     expired: bool = False
-    """Has its time to live ended? Then it goes, whoever lives in it."""
+    """True if its time to live has ended. It is then removed, whether or not somebody uses it."""
     faults: tuple[str, ...] = ()
     """What of its guard does not serve, while it runs."""
     seen: set[str] = field(default_factory=set)
@@ -113,7 +113,7 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
 
 
 def _is_building(home: Home, instance_id: str) -> bool:
-    """Is it the domain of a template that somebody builds? Such a one has the lock of its template."""
+    """True if it is the domain of a template that a process builds: that process holds the lock of the template."""
     prefix, _, key = instance_id.partition("--")
     return prefix == "template" and any(is_locked(path) for path in home.locks.glob(f"template-{key}*.lock"))
 

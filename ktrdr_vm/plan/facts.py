@@ -44,9 +44,12 @@ class TemplateFacts:
     key: str
     directory: str
     thaw: bool = True
-    """Does the instance begin from its memory? One that has lived stands on its disk only: what it wrote there is newer."""
+    """True if the instance starts from the memory of the template.
+
+    An instance that has run before starts from its disk only, which is newer than that memory.
+    """
     has_project: bool = False
-    """Is there a project's disk between its own and the image?"""
+    """True if the disk of a project is between the disk of the template and the image."""
 
     @property
     def disk(self) -> str:
@@ -87,7 +90,7 @@ class Facts:
     home: str
     image: ImageFacts
     cpu_controller: bool = True
-    """Can libvirt bound CPU time through cgroups here?"""
+    """True if libvirt can limit CPU time through cgroups on this host."""
     owner_uid: int = 0
     owner_gid: int = 0
     workspace: str = ""

@@ -36,10 +36,17 @@ def render_proxy(identity: Identity, allocation: Allocation, lists: str, *, obse
     `routes` are credentials that it adds for the guest. With `observe` what no list names passes as well, by its name where it has one, and its verdict says so.
     """
     resolve = "do-resolve(txn.address,guard,ipv4) var(txn.name)"
-    refused = (
-        f"ktrdr-vm: %[var(txn.name)]:80 is not in the egress allowlist of {identity.instance_id};"
-        " ask with: ktrdr-escalate network %[var(txn.name)] 80\\n"
+    sections = (
+        _render_global(identity, allocation, routes),
+        _render_tls(lists, resolve, observe),
+        _render_http(identity, lists, resolve, observe),
+        _OTHER,
+        render_routes(routes, allocation.gateway, lists),
     )
+    return "".join(sections)
+
+
+def _render_global(identity: Identity, allocation: Allocation, routes: tuple[Route, ...]) -> str:
     return f"""\
 # ktrdr-vm instance_id={identity.instance_id}
 global
@@ -73,6 +80,12 @@ resolvers guard
     hold valid 1s
     accepted_payload_size 1232
 
+"""
+
+
+def _render_tls(lists: str, resolve: str, observe: bool) -> str:
+    """Connections to port 443, judged by the server name of their first message."""
+    return f"""\
 frontend tls
     mode tcp
     bind "fd@${{KTRDR_FD_TLS}}"
@@ -104,6 +117,16 @@ backend granted_tls
     use-server %[var(txn.room)] if TRUE
     server-template g {GRANT_ROOMS} 0.0.0.0:443
 
+"""
+
+
+def _render_http(identity: Identity, lists: str, resolve: str, observe: bool) -> str:
+    """Requests to port 80, each judged by its Host header."""
+    refused = (
+        f"ktrdr-vm: %[var(txn.name)]:80 is not in the egress allowlist of {identity.instance_id};"
+        " ask with: ktrdr-escalate network %[var(txn.name)] 80\\n"
+    )
+    return f"""\
 frontend http
     mode http
     bind "fd@${{KTRDR_FD_HTTP}}"
@@ -154,6 +177,11 @@ backend granted_http
     use-server %[var(txn.room)] if TRUE
     server-template g {GRANT_ROOMS} 0.0.0.0:80
 
+"""
+
+
+# What nftables let through by address and port; the server dials the flow's original destination.
+_OTHER = f"""\
 # What nftables let through by address and port; the server dials the flow's original destination.
 frontend other
     mode tcp
@@ -164,7 +192,7 @@ frontend other
 backend original_destination
     mode tcp
     server original 0.0.0.0
-{render_routes(routes, allocation.gateway, lists)}"""
+"""
 
 
 def _deny(reason: str) -> str:

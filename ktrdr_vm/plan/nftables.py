@@ -8,6 +8,7 @@ established accept` stands in front of it, so a flow ends with the element that 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from ktrdr_vm.identity import Identity
@@ -17,7 +18,6 @@ from ktrdr_vm.plan.guard_interface import (
     DENIED_SIZE,
     DNS_PORT,
     HTTP_PORT,
-    INBOX_PORT,
     MAX_FLOWS,
     OTHER_PORT,
     OTLP_PORT,
@@ -28,6 +28,23 @@ from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.reserved import RESERVED, is_reserved
 
+_OBSERVED = "        # An observe run: whatever is not reserved.\n        meta l4proto tcp accept\n"
+
+
+@dataclass(frozen=True)
+class _Interface:
+    """The two ends of the link, by interface and address, and the users that serve it."""
+
+    tap: str
+    mac: str
+    gateway: str
+    guest: str
+    served: tuple[int, ...]
+    """Ports of the gateway."""
+    proxy_uid: str
+    resolver_uid: str
+    observe: bool
+
 
 def render_ruleset(
     identity: Identity,
@@ -36,30 +53,63 @@ def render_ruleset(
     rules: tuple[EgressRule, ...],
     reserved: tuple[tuple[IPv4Address, int], ...] = (),
     *,
-    inbox: bool = False,
-    brokers: tuple[int, ...] = (),
+    services: tuple[int, ...] = (),
     collector: Collector | None = None,
     observe: bool = False,
 ) -> str:
     """One transaction that replaces the table whole. `reserved` are the owner's exceptions, used where a rule names them.
 
-    With `inbox` the gateway also serves escalations, on the ports `brokers` the hosts of brokered secrets, and OTLP where there is a
-    `collector`. With `observe` TCP to every public address is carried.
+    `services` are the gateway's ports beside DNS, and OTLP where there is a `collector`: the inbox of escalations, and one for each host of
+    a brokered secret. With `observe` TCP to every public address is carried.
     """
-    served = (DNS_PORT, *((INBOX_PORT,) if inbox else ()), *((OTLP_PORT,) if collector else ()), *brokers)
-    table, tap, gateway = identity.table, identity.tap, allocation.gateway
+    served = (DNS_PORT, *((OTLP_PORT,) if collector else ()), *services)
+    on = _Interface(
+        identity.tap,
+        identity.mac,
+        allocation.gateway,
+        allocation.guest,
+        served,
+        allocation.proxy_uid,
+        allocation.resolver_uid,
+        observe,
+    )
     ranges, exceptions = _addresses(rules, frozenset(reserved))
-    observed = "        # An observe run: whatever is not reserved.\n        meta l4proto tcp accept\n" if observe else ""
+    sections = (
+        _render_fixed_sets(ranges, exceptions),
+        _render_opened_sets(),
+        _render_counts(),
+        _render_guest_in(on),
+        _render_flows(on),
+        _render_redirects(on),
+        _render_listeners(on),
+        _render_bounds(on),
+        _render_resolver(on),
+        _render_proxy(on),
+        render_sender(collector, allocation.sender_uid),
+    )
     return f"""\
-add table inet {table}
-delete table inet {table}
-table inet {table} {{
+add table inet {identity.table}
+delete table inet {identity.table}
+table inet {identity.table} {{
     comment "{identity.mark(home)}"
 
+{"".join(sections)}}}
+"""
+
+
+def _render_fixed_sets(ranges: list[str], exceptions: list[str]) -> str:
+    """Sets whose elements the plan says, and the host's own networks."""
+    return f"""\
     set reserved {{
         type ipv4_addr
         flags interval
         elements = {{ {_join(map(str, RESERVED))} }}
+    }}
+
+    # The networks that the host is in itself, which the guard keeps: a neighbour is a LAN's also where its address is public.
+    set on_link {{
+        type ipv4_addr
+        flags interval, timeout
     }}
 
     # The owner's own addresses that the profile names: the only way into a reserved range.
@@ -73,6 +123,12 @@ table inet {table} {{
         flags interval{_elements(ranges)}
     }}
 
+"""
+
+
+def _render_opened_sets() -> str:
+    """Sets that the guard fills: what the resolver opened, and what grants open."""
+    return f"""\
     # Addresses that the resolver gave for allowed names with other ports, for as long as the answers live.
     set names {{
         type ipv4_addr . inet_service
@@ -118,6 +174,12 @@ table inet {table} {{
         size {ALLOWED_SIZE}
     }}
 
+"""
+
+
+def _render_counts() -> str:
+    """What is dropped, by destination or by reason; the guard reads it for the ledger."""
+    return f"""\
     set denied {{
         type ipv4_addr . inet_proto . inet_service
         flags dynamic
@@ -140,22 +202,29 @@ table inet {table} {{
     counter ended {{ }}
     counter crowded {{ }}
 
+"""
+
+
+def _render_guest_in(on: _Interface) -> str:
+    """What a guest's packets meet first."""
+    return f"""\
     chain guest_in {{
         type filter hook prerouting priority mangle; policy accept;
-        iifname != "{tap}" accept
+        iifname != "{on.tap}" accept
         meta nfproto != ipv4 counter name not_ipv4 drop
-        ether saddr != {identity.mac} counter name spoofed drop
-        ip saddr != {allocation.guest} counter name spoofed drop
-        ip daddr {gateway} tcp sport 22 ct direction reply ct state established accept
+        ether saddr != {on.mac} counter name spoofed drop
+        ip saddr != {on.guest} counter name spoofed drop
+        ip daddr {on.gateway} tcp sport 22 ct direction reply ct state established accept
         # A late answer to a login that the host has given up on; not an attempt at anything.
-        ip daddr {gateway} tcp sport 22 ct state invalid drop
-        ip daddr {gateway} udp dport {DNS_PORT} accept
-        ip daddr {gateway} tcp dport {{ {_join(map(str, served))} }} accept
+        ip daddr {on.gateway} tcp sport 22 ct state invalid drop
+        ip daddr {on.gateway} udp dport {DNS_PORT} accept
+        ip daddr {on.gateway} tcp dport {{ {_join(map(str, on.served))} }} accept
         ip daddr . tcp dport @exceptions accept
         ip daddr . tcp dport @lan_names accept
         ip daddr . tcp dport @granted_exceptions accept
         ip daddr . tcp dport @granted_lan_names accept
         ip daddr @reserved jump deny
+        ip daddr @on_link jump deny
         fib daddr type {{ local, broadcast, anycast, multicast }} jump deny
         tcp dport {{ 80, 443 }} accept
         ip daddr . tcp dport @ranges accept
@@ -163,7 +232,7 @@ table inet {table} {{
         ip daddr . tcp dport @names accept
         ip daddr . tcp dport @granted_names accept
         ip daddr . tcp dport @kept ct state established accept
-{observed}        # A connection that was allowed until now: told, so that it does not wait.
+{_OBSERVED if on.observe else ""}        # A connection that was allowed until now: told, so that it does not wait.
         meta l4proto tcp ct state established counter name ended reject with tcp reset
         jump deny
     }}
@@ -174,28 +243,40 @@ table inet {table} {{
         counter name uncounted drop
     }}
 
+"""
+
+
+def _render_flows(on: _Interface) -> str:
+    """What the connection table keeps of a guest."""
+    return f"""\
     # A question over UDP is one packet each way, and kept account of by nobody: the host's table of connections is everybody's.
     chain guest_raw {{
         type filter hook prerouting priority raw; policy accept;
-        iifname "{tap}" ip daddr {gateway} udp dport {DNS_PORT} notrack
+        iifname "{on.tap}" ip daddr {on.gateway} udp dport {DNS_PORT} notrack
     }}
 
     chain guard_raw {{
         type filter hook output priority raw; policy accept;
-        oifname "{tap}" udp sport {DNS_PORT} notrack
+        oifname "{on.tap}" udp sport {DNS_PORT} notrack
     }}
 
     # Of what else was let in. Without it a guest that answers no answer fills that table, and everybody else's connections are dropped.
     chain guest_flows {{
         type filter hook prerouting priority mangle + 1; policy accept;
-        iifname != "{tap}" accept
+        iifname != "{on.tap}" accept
         ct state new ct count over {MAX_FLOWS} counter name crowded drop
     }}
 
+"""
+
+
+def _render_redirects(on: _Interface) -> str:
+    """Which listener a flow goes to."""
+    return f"""\
     chain guest_nat {{
         type nat hook prerouting priority dstnat; policy accept;
-        iifname != "{tap}" accept
-        ip daddr {gateway} accept
+        iifname != "{on.tap}" accept
+        ip daddr {on.gateway} accept
         ip daddr . tcp dport @exceptions redirect to :{OTHER_PORT}
         ip daddr . tcp dport @ranges redirect to :{OTHER_PORT}
         ip daddr . tcp dport @granted_exceptions redirect to :{OTHER_PORT}
@@ -205,13 +286,20 @@ table inet {table} {{
         meta l4proto tcp redirect to :{OTHER_PORT}
     }}
 
+"""
+
+
+def _render_listeners(on: _Interface) -> str:
+    """Who may speak with the guard's listeners."""
+    ports = _join(map(str, (HTTP_PORT, TLS_PORT, OTHER_PORT, *on.served[1:])))
+    return f"""\
     # The proxy's listeners serve redirected flows of this guest, its resolver the guest and the proxy, and nobody else.
     chain guard_in {{
         type filter hook input priority filter; policy accept;
-        ip daddr {gateway} tcp dport {{ {_join(map(str, (HTTP_PORT, TLS_PORT, OTHER_PORT, *served[1:])))} }} iifname != "{tap}" drop
-        ip daddr {gateway} tcp dport {OTHER_PORT} jump by_address
-        ip daddr {gateway} udp dport {DNS_PORT} iifname != {{ "lo", "{tap}" }} drop
-        ip daddr {gateway} tcp dport {DNS_PORT} iifname != {{ "lo", "{tap}" }} drop
+        ip daddr {on.gateway} tcp dport {{ {ports} }} iifname != "{on.tap}" drop
+        ip daddr {on.gateway} tcp dport {OTHER_PORT} jump by_address
+        ip daddr {on.gateway} udp dport {DNS_PORT} iifname != {{ "lo", "{on.tap}" }} drop
+        ip daddr {on.gateway} tcp dport {DNS_PORT} iifname != {{ "lo", "{on.tap}" }} drop
     }}
 
     # A flow that is carried by address is judged at the listener too: one that was begun on 80 or 443 while a range was open would
@@ -226,22 +314,34 @@ table inet {table} {{
         meta l4proto tcp ct original ip daddr . ct original proto-dst @names accept
         meta l4proto tcp ct original ip daddr . ct original proto-dst @granted_names accept
         meta l4proto tcp ct original ip daddr . ct original proto-dst @kept ct state established accept
-        meta l4proto tcp {"accept" if observe else "counter name ended reject with tcp reset"}
+        meta l4proto tcp {"accept" if on.observe else "counter name ended reject with tcp reset"}
     }}
 
+"""
+
+
+def _render_bounds(on: _Interface) -> str:
+    """What is forwarded: nothing; and who else may ask the resolver: nobody."""
+    return f"""\
     # The guest's packets never leave this host; should anything route them, they end here too.
     chain no_forward {{
         type filter hook forward priority filter; policy accept;
-        iifname "{tap}" drop
-        oifname "{tap}" drop
+        iifname "{on.tap}" drop
+        oifname "{on.tap}" drop
     }}
 
     # Over the loopback device the resolver is asked by the proxy and by root, and by no other local user.
     chain resolver_out {{
         type filter hook output priority filter; policy accept;
-        ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport {DNS_PORT} meta skuid != {{ 0, {allocation.proxy_uid} }} drop
+        ip daddr {on.gateway} meta l4proto {{ tcp, udp }} th dport {DNS_PORT} meta skuid != {{ 0, {on.proxy_uid} }} drop
     }}
 
+"""
+
+
+def _render_resolver(on: _Interface) -> str:
+    """Where the resolver's user may send."""
+    return f"""\
     # The host's name servers, which the guard keeps: all that the resolver's user may reach, whoever is that user.
     set upstreams {{
         type ipv4_addr
@@ -258,34 +358,40 @@ table inet {table} {{
     # By a jump, so that what the kernel sends by itself, such as a reset, is not taken for that user's.
     chain resolver_sends {{
         type filter hook output priority filter; policy accept;
-        meta skuid {allocation.resolver_uid} jump resolver_dials
+        meta skuid {on.resolver_uid} jump resolver_dials
     }}
 
     chain resolver_dials {{
-        ip saddr {gateway} meta l4proto {{ tcp, udp }} th sport {DNS_PORT} accept
+        ip saddr {on.gateway} meta l4proto {{ tcp, udp }} th sport {DNS_PORT} accept
         ip daddr @upstreams meta l4proto {{ tcp, udp }} th dport {DNS_PORT} accept
         ip6 daddr @upstreams6 meta l4proto {{ tcp, udp }} th dport {DNS_PORT} accept
         counter name resolver_strayed drop
     }}
 
+"""
+
+
+def _render_proxy(on: _Interface) -> str:
+    """Where the proxy's user may send."""
+    return f"""\
     # What the proxy dials is judged again, by its user: a proxy that is talked into a reserved address stays here.
     chain proxy_out {{
         type filter hook output priority filter; policy accept;
-        meta skuid {allocation.proxy_uid} jump proxy_dials
+        meta skuid {on.proxy_uid} jump proxy_dials
     }}
 
     chain proxy_dials {{
-        oifname "{tap}" ct direction reply accept
-        ip daddr {gateway} udp dport {DNS_PORT} accept
+        oifname "{on.tap}" ct direction reply accept
+        ip daddr {on.gateway} udp dport {DNS_PORT} accept
         ip daddr . tcp dport @exceptions accept
         ip daddr . tcp dport @lan_names accept
         ip daddr . tcp dport @granted_exceptions accept
         ip daddr . tcp dport @granted_lan_names accept
         meta nfproto != ipv4 counter name proxy_reserved drop
         ip daddr @reserved counter name proxy_reserved drop
+        ip daddr @on_link counter name proxy_reserved drop
         fib daddr type {{ local, broadcast, anycast, multicast }} counter name proxy_reserved drop
     }}
-{render_sender(collector, allocation.sender_uid)}}}
 """
 
 
@@ -297,10 +403,9 @@ def _addresses(rules: tuple[EgressRule, ...], reserved: frozenset[tuple[IPv4Addr
         if rule.cidr is None:
             continue
         for port in rule.ports:
-            if is_reserved(rule.cidr):
-                if rule.cidr.prefixlen == 32 and (rule.cidr.network_address, port) in reserved:
-                    exceptions.add((rule.cidr.network_address, port))
-            else:
+            if rule.cidr.prefixlen == 32 and (rule.cidr.network_address, port) in reserved:
+                exceptions.add((rule.cidr.network_address, port))
+            elif not is_reserved(rule.cidr):
                 networks.setdefault(port, []).append(rule.cidr)
     ranges = []
     for port in sorted(networks):

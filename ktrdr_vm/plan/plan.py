@@ -15,6 +15,7 @@ from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, re
 from ktrdr_vm.plan.domain_xml import render_domain
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
 from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts, ImageFacts, Lending, TemplateFacts
+from ktrdr_vm.plan.guard_interface import INBOX_PORT
 from ktrdr_vm.plan.haproxy import render_proxy
 from ktrdr_vm.plan.nftables import render_ruleset
 from ktrdr_vm.plan.telemetry import make_variables
@@ -59,7 +60,7 @@ class Plan:
 
     @property
     def served(self) -> bool:
-        """Is there something at the gateway that the guest finds by a variable?"""
+        """True if the gateway serves something whose address the guest reads from a variable."""
         return bool(self.routes or self.collector)
 
     def gateway_variables(self, gateway: str) -> dict[str, str]:
@@ -69,7 +70,7 @@ class Plan:
 
     @property
     def observe(self) -> bool:
-        """Is it a run that lets every public address pass and records it?"""
+        """True if the run allows every public address and records it."""
         return self.profile.egress.mode == "observe"
 
     @property
@@ -93,8 +94,7 @@ class Plan:
                 allocation,
                 self.rules,
                 facts.owner_reserved,
-                inbox=self.profile.asks,
-                brokers=tuple(route.port for route in self.routes),
+                services=(*((INBOX_PORT,) if self.profile.asks else ()), *(route.port for route in self.routes)),
                 collector=self.collector,
                 observe=self.observe,
             ),

@@ -31,12 +31,12 @@ class Use:
 
 
 def is_within(host: str, bound: str) -> bool:
-    """Is a name, or all names that `*.` and a suffix stand for, within a bound of the same kind?"""
+    """True if `host`, a name or `*.` and a suffix, is within `bound`, which has one of the same two forms."""
     return host == bound or (bound.startswith("*.") and host.endswith(bound[1:]))
 
 
 def allows(ceiling: Iterable[EgressRule], rule: EgressRule) -> bool:
-    """Is every destination of the rule one of the ceiling's, with its ports?"""
+    """True if the ceiling has every destination of the rule, with its ports."""
     for one in ceiling:
         if not set(rule.ports) <= set(one.ports):
             continue

@@ -91,7 +91,7 @@ class OwnerPolicy:
     collector: Collector | None = None
     """Where telemetry of instances may go; None is nowhere."""
     reports_runs: bool = False
-    """Does the program tell the collector of its own runs as well?"""
+    """True if the program sends telemetry of its own runs to the collector as well."""
 
 
 def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:

@@ -78,12 +78,17 @@ def _load_chain(text: str | bytes, source: str, read: Read, problems: list[Probl
     chain: list[Document] = []
     seen: set[str] = set()
     while True:
-        document = load_yaml(text, source)
+        document = load_yaml(text, source, verbatim=("environment",))
         chain.append(document)
         seen.add(source)
         parent = document.data.get("extends") if isinstance(document.data, dict) else None
         shape = {key: {**rule, "required": False} for key, rule in PROFILE.items()} if len(chain) > 1 or parent else PROFILE
         problems.extend(check_shape(document, shape))
+        for path, written in document.written.items():
+            if path[0] == "vars":
+                problems.append(
+                    document.problem(path, f"the number {written} would become {_find(document.data, path)}; in quotes it is text")
+                )
         if not isinstance(parent, str):
             return chain
         try:
@@ -97,6 +102,12 @@ def _load_chain(text: str | bytes, source: str, read: Read, problems: list[Probl
         if len(chain) > MAX_EXTENDS:
             problems.append(document.problem(("extends",), f"more than {MAX_EXTENDS} profiles on top of each other"))
             return chain
+
+
+def _find(data: Any, path: Path) -> Any:
+    for part in path:
+        data = data[part]
+    return data
 
 
 def _merge(base: Any, over: Any, here: Path, there: Path, document: Document, origins: dict[Path, tuple[Document, Path]]) -> Any:

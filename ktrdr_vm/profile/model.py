@@ -72,7 +72,7 @@ class Broker:
     after: str = ""
     """The gate that must have passed before any request goes out."""
     docker_mirror: bool = False
-    """Does the guest's Docker ask here first for what it would pull from its usual registry?"""
+    """True if Docker in the guest uses this URL as the mirror of its default registry."""
 
 
 @dataclass(frozen=True)
@@ -154,5 +154,5 @@ class Profile:
 
     @property
     def asks(self) -> bool:
-        """Is there somebody in it who can ask for more? Only then does the gateway have an inbox."""
+        """True if the guest has a user or a workload that can send escalations. Only then does the gateway have an inbox."""
         return self.workload is not None or self.mode == "interactive"

@@ -1,12 +1,13 @@
 """YAML from an untrusted branch, read into plain data with the place of every value.
 
 One document; mappings, sequences and scalars only. Tags, anchors and aliases, duplicate keys and everything beyond the limits are
-refused with line and column. Scalars follow YAML 1.1 as Ansible reads it, without its two traps: `22:22` is a string and not
-a base-60 number, and a date is a string.
+refused with line and column. Scalars follow YAML 1.1 as Ansible reads it, without three of its traps: `22:22` is a string and not
+a base-60 number, a date is a string, and a key is the text that the author wrote, `on` and `1.10` too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,8 @@ class Document:
     data: Any = None
     positions: dict[Path, tuple[int, int]] = field(default_factory=dict)
     key_positions: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    written: dict[Path, str] = field(default_factory=dict)
+    """Numbers whose text is another one than theirs, such as `3.10`, `0755` and `1_000`."""
 
     def position(self, path: Path) -> tuple[int, int]:
         """The place of the value at `path`, or of the nearest parent that has one; (0, 0) in an empty document."""
@@ -66,8 +69,11 @@ def format_path(path: Path) -> str:
     return text
 
 
-def load_yaml(text: str | bytes, source: str) -> Document:
-    """Read one document. Raises DocumentError with every problem that can be told apart; never anything else."""
+def load_yaml(text: str | bytes, source: str, *, verbatim: Collection[str] = ()) -> Document:
+    """Read one document. Raises DocumentError with every problem that can be told apart; never anything else.
+
+    Below the top-level keys `verbatim` each scalar but null is the text that the author wrote.
+    """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if len(raw) > MAX_BYTES:
         raise _refused(Problem(source, 0, 0, "", f"larger than {MAX_BYTES // 1024} KiB"))
@@ -76,7 +82,7 @@ def load_yaml(text: str | bytes, source: str) -> Document:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise _refused(Problem(source, line, 1, "", "not UTF-8")) from None
-    builder = _Builder(source)
+    builder = _Builder(source, frozenset(verbatim))
     try:
         for event in yaml.parse(decoded, Loader=_EVENT_LOADER):
             builder.take(event)
@@ -101,7 +107,8 @@ def _refused(*problems: Problem) -> DocumentError:
 class _Builder:
     """Turns parser events into data without recursion, so that depth costs nothing before it is refused."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, verbatim: frozenset[str]) -> None:
+        self._verbatim = verbatim
         self.document = Document(source)
         self.problems: list[Problem] = []
         self._scalars = _Scalars("")
@@ -122,7 +129,10 @@ class _Builder:
             self._place(None, line, column)
         elif isinstance(event, yaml.ScalarEvent):
             self._check(event, line, column)
-            self._place(self._scalar(event, line, column), line, column)
+            value = self._scalar(event, line, column)
+            path = self._place(value, line, column)
+            if isinstance(value, int | float) and not isinstance(value, bool) and str(value) != event.value:
+                self.document.written[path] = event.value
         elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
             self._check(event, line, column)
             if len(self._open) >= MAX_DEPTH:
@@ -145,6 +155,8 @@ class _Builder:
         if not event.implicit[0]:
             return event.value
         tag = self._scalars.resolve(yaml.ScalarNode, event.value, (True, False))  # type: ignore[no-untyped-call]
+        if self._is_text() and not tag.endswith(":null"):
+            return event.value
         if tag.endswith(":int") and ":" in event.value:
             return event.value
         if tag.endswith(":float") and ":" in event.value:
@@ -154,6 +166,15 @@ class _Builder:
         except ValueError:
             self._note(line, column, "a number that cannot be read")
             return None
+
+    def _is_text(self) -> bool:
+        """True where the next scalar is a key, or below a key that is read verbatim."""
+        if not self._open:
+            return False
+        container, path = self._open[-1]
+        if isinstance(container, dict) and self._keys[-1] is _NO_KEY:
+            return True
+        return (path[0] if path else self._keys[-1]) in self._verbatim
 
     def _place(self, value: Any, line: int, column: int) -> Path:
         self._values += 1
@@ -179,9 +200,7 @@ class _Builder:
 
     def _key(self, value: Any, container: dict[str, Any], path: Path, line: int, column: int) -> str:
         if not isinstance(value, str):
-            # `on:` and `1:` are keys a person meant as text.
-            if isinstance(value, (dict, list)) or value is None:
-                self._note(line, column, "a key that is not text")
+            self._note(line, column, "a key that is not text")
             value = str(value)[:100]
         if value in container:
             self._note(line, column, f"the key {value!r} stands twice", (*path, value))

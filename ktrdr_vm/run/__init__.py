@@ -1,4 +1,4 @@
-"""One run: which VMs it uses in which order, the workload, the gates, the evidence, the end, the report.
+"""One run: its VMs in their order, the workload, the gates, the evidence, the teardown, the report.
 
 Public: `run.Run`, `listener.Listener`, `listener.Options`, `gates.run_gates`.
 """

@@ -37,6 +37,6 @@ class Options:
     keep: Keep = "never"
     cold: bool = False
     restart: bool = False
-    """May an interactive instance be restarted to follow its profile?"""
+    """True if an interactive instance may be restarted to apply changes of its profile."""
     source: str = ""
     """The snapshot to begin from, as ID@NAME."""

@@ -316,7 +316,7 @@ class Stage:
 
     @property
     def exists(self) -> bool:
-        """Has it a journal that can be read? One that cannot be read keeps nothing."""
+        """True if its journal exists and can be read."""
         try:
             return self.instance.find_journal() is not None
         except KtrdrError:
@@ -324,7 +324,7 @@ class Stage:
 
     @property
     def asleep(self) -> bool:
-        """Does it still sleep? What could not be woken, for lack of memory say, waits on and is not ended."""
+        """True if it is still suspended. An instance that could not be resumed, for lack of memory for example, is kept suspended."""
         journal = self._find_journal()
         return journal is not None and journal.state == "suspended"
 

@@ -1,4 +1,4 @@
-"""Templates: a machine booted once and frozen, for images and for prepared projects, that instances are forked from.
+"""Templates: VMs of images and of prepared projects, booted once and saved, from which instances are forked.
 
 Public: `base.build_template`, `project.find_best`, `project.build_best`.
 """

@@ -96,7 +96,7 @@ class Template:
 
 
 def fits(plan: Plan) -> bool:
-    """Can this plan be forked? A stock image brings its own boot."""
+    """True if an instance of this plan can be forked. A stock image, which brings its own boot loader, cannot."""
     return plan.facts.image.boot == "direct"
 
 

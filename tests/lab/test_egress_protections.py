@@ -24,6 +24,8 @@ NO_FINAL_DROP = replace(
 NO_RESERVED = replace("ruleset.nft", "        ip daddr @reserved jump deny\n", "")
 NO_LOCAL = replace("ruleset.nft", "        fib daddr type { local, broadcast, anycast, multicast } jump deny\n", "")
 NO_PROXY_RESERVED = replace("ruleset.nft", "        ip daddr @reserved counter name proxy_reserved drop\n", "")
+NO_ON_LINK = replace("ruleset.nft", "        ip daddr @on_link jump deny\n", "")
+NO_PROXY_ON_LINK = replace("ruleset.nft", "        ip daddr @on_link counter name proxy_reserved drop\n", "")
 NO_PROXY_LOCAL = replace(
     "ruleset.nft", "        fib daddr type { local, broadcast, anycast, multicast } counter name proxy_reserved drop\n", ""
 )
@@ -100,12 +102,14 @@ def test_without_the_proxys_own_destination_the_guest_chooses_it(lab: Lab) -> No
         ((), False),
         ((NO_RESERVED, NO_FINAL_DROP, NO_BY_ADDRESS), False),
         ((NO_PROXY_RESERVED, NO_FINAL_DROP, NO_BY_ADDRESS), False),
-        ((NO_RESERVED, NO_PROXY_RESERVED, NO_FINAL_DROP, NO_BY_ADDRESS), True),
+        ((NO_RESERVED, NO_PROXY_RESERVED, NO_ON_LINK, NO_FINAL_DROP, NO_BY_ADDRESS), False),
+        ((NO_RESERVED, NO_PROXY_RESERVED, NO_PROXY_ON_LINK, NO_FINAL_DROP, NO_BY_ADDRESS), False),
+        ((NO_RESERVED, NO_PROXY_RESERVED, NO_ON_LINK, NO_PROXY_ON_LINK, NO_FINAL_DROP, NO_BY_ADDRESS), True),
     ],
-    ids=["whole", "the proxy's alone", "the guest's alone", "neither"],
+    ids=["whole", "the proxy's alone", "the guest's alone", "the proxy's by route", "the guest's by route", "none"],
 )
 def test_each_reserved_drop_holds_alone(lab: Lab, sabotage: tuple[Sabotage, ...], opened: bool) -> None:
-    """Rows 8 and 10: the printer on the LAN and the metadata service."""
+    """Rows 8 and 10: the printer on the LAN and the metadata service, both in reserved ranges and in the host's own networks."""
     with NamespaceGuest(lab.home, ALLOWED, sabotage=sabotage) as guest:
         mark = lab.recorder.mark()
         for address, port in ((world.PRINTER, 9100), (world.METADATA, 22)):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import subprocess
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 from mcp import Client
 
 from ktrdr_vm import api
-from ktrdr_vm.cli.mcp import make_server
+from ktrdr_vm.cli.mcp_speaker import make_server
+from ktrdr_vm.cli.mcp_tools import answer
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
@@ -65,9 +67,16 @@ REPORT = RunReport(
 )  # fmt: skip
 
 
+def answer_in(workspace: Path) -> Callable[[bytes], Awaitable[bytes]]:
+    async def ask(request: bytes) -> bytes:
+        return answer(workspace, request)
+
+    return ask
+
+
 def call(workspace: Path, tool: str, arguments: dict[str, Any]) -> Any:
     async def session() -> Any:
-        async with Client(make_server(workspace)) as client:
+        async with Client(make_server(answer_in(workspace))) as client:
             return await client.call_tool(tool, arguments)
 
     return asyncio.run(session())
@@ -75,7 +84,7 @@ def call(workspace: Path, tool: str, arguments: dict[str, Any]) -> Any:
 
 def list_tools(workspace: Path) -> dict[str, dict[str, Any]]:
     async def session() -> Any:
-        async with Client(make_server(workspace)) as client:
+        async with Client(make_server(answer_in(workspace))) as client:
             return {tool.name: tool.input_schema["properties"] for tool in (await client.list_tools()).tools}
 
     return asyncio.run(session())

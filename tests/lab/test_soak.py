@@ -62,7 +62,7 @@ def render(rows: list[dict[str, int]], seconds: float) -> str:
     lines += [f"| {' | '.join(str(row[name]) for name in names)} |" for row in rows]
     last = rows[-1]
     return (
-        "# The soak\n\nWritten by `make soak`, the last time that it was run. [reliability.md](reliability.md) says what it is and what the columns mean.\n\n"
+        "# The soak test\n\nThe result of the last `make soak`. [reliability.md](reliability.md) describes the test and the columns.\n\n"
         f"{last['cycles']} cycles, {PARALLEL} at a time, {last['killed']} of them killed, in {seconds / 60:.0f} minutes on {os.cpu_count()} "
         f"cores{'' if find_accelerator().name == 'kvm' else ' without KVM'}. Residue: {last['residue']}.\n\n" + "\n".join(lines) + "\n"
     )

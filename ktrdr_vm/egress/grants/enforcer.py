@@ -89,7 +89,7 @@ class Granting:
     def grant(self, request: dict[str, Any]) -> dict[str, Any]:
         grant = parse_grant(request, boottime())
         standing = {one.id: one for one in self._book.standing}
-        refused = refuse_grant(grant.rule, self._rules.exceptions)
+        refused = refuse_grant(grant.rule, self._rules.exceptions, self._sets.on_link)
         if refused:
             raise ValueError(refused)
         if grant.id in standing and _place(standing[grant.id]) != _place(grant):

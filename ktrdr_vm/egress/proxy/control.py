@@ -95,7 +95,7 @@ class ProxyControl:
         self.expect_nothing(f"clear acl {self._directory / list_file}")
 
     def matches(self, list_file: str, name: str) -> bool:
-        """Is the name in a list as HAProxy holds it?"""
+        """True if the list that HAProxy has loaded contains the name."""
         return "match=yes" in self.ask(f"get acl {self._directory / list_file} {name}")
 
     def find_room(self, map_file: str, name: str) -> str:

@@ -103,7 +103,7 @@ class Resolver:
         return [name for name in (*granted, *self._asked) if rules.other_ports(name)]
 
     def admit(self, *, own: bool = False) -> bool:
-        """Is there room for one more question of the guest, or of the host's own: its proxy's?"""
+        """Count one query against the rate limit of the guest or, if `own`, of the proxy; True if it is within the limit."""
         return not (self._proxy_share if own else self._share).take()
 
     def recall(self, wire: bytes) -> bytes | None:
@@ -220,11 +220,16 @@ class Resolver:
             else:
                 usable.append(str(address))
         if usable:
+            asked = usable
             try:
-                usable = await self._allow(name, usable, ttl)
+                usable = await self._allow(name, asked, ttl)
             except TimeoutError:
                 # Not in the set, so not answered.
                 return Answer((), 0, self._clock() + 1, dns.rcode.SERVFAIL)
+            for one in set(asked) - set(usable):
+                refused = f"{one} is not opened: it is in a network of this host, or what allowed it has ended"
+                self._note("dns", "deny", name=name, address=one, rule="reserved", message=refused)
+        if usable:
             self._note("dns", "allow", name=name, addresses=usable, ttl=ttl, rule=rules.rule(name))
         answer = Answer(tuple(usable), ttl, self._clock() + max(1, min(ttl, 3600)))
         if rules is self._rules:

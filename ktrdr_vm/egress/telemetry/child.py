@@ -18,12 +18,12 @@ import time
 from dataclasses import replace
 from typing import Any, get_args
 
-from ktrdr_vm.egress.child_process import drop_privileges, leave_network
 from ktrdr_vm.egress.supervised_child import SERVES
 from ktrdr_vm.egress.telemetry.messages import Asked, Counted, encode
 from ktrdr_vm.egress.telemetry.otlp import PATHS, Encoding, OtlpError, Stamp, stamp_request
 from ktrdr_vm.egress.telemetry.relay import Relay, run_relay
 from ktrdr_vm.egress.telemetry.sender import Sender
+from ktrdr_vm.host.privileges import drop_privileges, leave_network
 from ktrdr_vm.policy.load import read_collector_headers
 from ktrdr_vm.profile.collector import Collector
 

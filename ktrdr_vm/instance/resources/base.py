@@ -113,12 +113,12 @@ class Resource(ABC):
 
     @property
     def planned(self) -> bool:
-        """Is it part of the plan? What is not is there to be removed only: lent by an approval, or of an earlier plan."""
+        """True if the plan contains it. A resource of an approval or of an earlier plan is listed to be removed only."""
         return True
 
     @abstractmethod
     def exists(self) -> bool:
-        """Is it there, or any part of it?"""
+        """True if it, or any part of it, exists on the host."""
 
     @abstractmethod
     def create(self) -> None:

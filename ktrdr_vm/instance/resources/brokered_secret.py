@@ -32,7 +32,7 @@ class BrokeredSecret(Resource):
         return self._entry.name
 
     def exists(self) -> bool:
-        """Does the guard hold it? Without a guard nobody does."""
+        """True if the guard has it; False without a guard."""
         return self._is_guarded() and self._entry.name in self._guard.list_credentials().held
 
     def create(self) -> None:

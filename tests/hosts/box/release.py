@@ -24,6 +24,11 @@ apparmor apparmor-utils make curl
 _VARIANTS = "docker.io iptables ufw firewalld systemd-resolved".split()
 DORMANT = "docker.service docker.socket containerd.service ufw.service firewalld.service systemd-resolved.service".split()
 
+# What scripts/environment makes the virtual environment from.
+ENVIRONMENT = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "scripts/environment")
+_TEXTS = ("README.md", "LICENSE")
+_MAKERS = ("internet.py", "release.py", "root.py")
+
 
 @dataclass(frozen=True)
 class Release:
@@ -42,9 +47,11 @@ class Release:
     def digest(self) -> str:
         """Of all that a box depends on; the checkout is copied into the running one, and is no part of it."""
         found = hashlib.sha256(" ".join((self.codename, *self.packages, platform.machine())).encode())
-        for path in (PROJECT / "pyproject.toml", *sorted(Path(__file__).parent.glob("*.py"))):
-            if path.name in ("internet.py", "release.py", "root.py"):
-                found.update(path.read_bytes())
+        for path in (
+            *(PROJECT / name for name in ENVIRONMENT if name not in _TEXTS),
+            *(Path(__file__).with_name(name) for name in _MAKERS),
+        ):
+            found.update(path.read_bytes())
         found.update(load_recipe(RECIPE).digest.encode())
         return found.hexdigest()[:16]
 

@@ -7,7 +7,6 @@ for that group, would make the libvirt outside probe QEMU anew at each call.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
@@ -21,12 +20,11 @@ from ktrdr_vm.images.apt import read_apt_host
 from ktrdr_vm.images.bootstrap import CONTAINED, make_mmdebstrap_argv
 from ktrdr_vm.images.store import ImageStore
 
-from .release import DORMANT, Release
+from .release import DORMANT, ENVIRONMENT, Release
 
 CLONE = "/root/ktrdr-vm"
 DISK_SIZE = 24 << 30
 PERSON = "alice"
-_STAMP = "import sys; print(sys.version_info[:2])"
 _NETWORK = """\
 [Match]
 Name=en* eth*
@@ -167,20 +165,15 @@ def run_inside(root: Path, script: str, log: Path, *, binds: tuple[str, ...] = (
 
 
 def _make_environment(root: Path) -> None:
-    """As scripts/setup makes it, with what pip is configured for on this machine; in the box that would take a quarter of an hour."""
+    """By scripts/environment itself, with what pip is configured for on this machine; in the box that would take a quarter of an hour."""
     clone = root / CLONE.lstrip("/")
-    (clone / "ktrdr_vm").mkdir(parents=True)
+    for folder in ("ktrdr_vm", "scripts"):
+        (clone / folder).mkdir(parents=True)
     (clone / "ktrdr_vm/__init__.py").touch()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copyfile(PROJECT / name, clone / name)
+    for name in ENVIRONMENT:
+        shutil.copy(PROJECT / name, clone / name)
     settings, binds = _read_pip()
-    digest = hashlib.sha256((PROJECT / "pyproject.toml").read_bytes()).hexdigest()
-    script = f"""set -e
-cd {CLONE}
-python3 -m venv .venv
-.venv/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check --editable '.[dev]'
-printf '%s-%s\\n' {digest} "$(python3 -c '{_STAMP}')" > .venv/stamp
-"""
+    script = f"cd {CLONE} && scripts/environment --complete"
     run_inside(root, script, root.with_name("environment.log"), binds=("/etc/resolv.conf", "/etc/hosts", *binds), environment=settings)
     for path in binds:
         # What was only bound is empty now.

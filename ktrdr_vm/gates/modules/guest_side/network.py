@@ -14,7 +14,6 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Any
 
 MAX_CONTENT = 1024 * 1024
 
@@ -60,21 +59,8 @@ def uri(
     basic,
 ):
     started = time.time()
-    data: Any = None
     headers = {str(name): str(value) for name, value in headers.items()}
-    names = {name.lower() for name in headers}
-    if body is not None:
-        if body_format == "json":
-            data = body if isinstance(body, str) else json.dumps(body)
-            if "content-type" not in names:
-                headers["Content-Type"] = "application/json"
-        elif body_format == "form-urlencoded":
-            data = body if isinstance(body, str) else urllib.parse.urlencode(body, doseq=True)
-            if "content-type" not in names:
-                headers["Content-Type"] = "application/x-www-form-urlencoded"
-        else:
-            data = body if isinstance(body, str) else json.dumps(body)
-        data = data.encode()
+    data = None if body is None else encode_body(body, body_format, headers)
     if user is not None:
         headers["Authorization"] = "Basic " + base64.b64encode(("{}:{}".format(user, password or "")).encode()).decode()
     if not url.lower().startswith(("http://", "https://")):
@@ -126,6 +112,16 @@ def uri(
         result["failed"] = True
         result["msg"] = "Status code was {} and not {}: {}".format(result["status"], status_code, result["msg"])
     return result
+
+
+def encode_body(body, body_format, headers):
+    """The bytes to send. The content type of the format is added to `headers` where they have none."""
+    content_type = {"json": "application/json", "form-urlencoded": "application/x-www-form-urlencoded"}.get(body_format)
+    if content_type and not any(name.lower() == "content-type" for name in headers):
+        headers["Content-Type"] = content_type
+    if isinstance(body, str):
+        return body.encode()
+    return (urllib.parse.urlencode(body, doseq=True) if body_format == "form-urlencoded" else json.dumps(body)).encode()
 
 
 def read_head(answer, cookies, result):

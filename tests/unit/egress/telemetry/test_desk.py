@@ -179,7 +179,17 @@ def test_another_run_is_told_and_who_does_not_hear_it_is_ended(desk: TelemetryDe
 def test_counts_are_read_back_and_nothing_else_is_a_count(message: Counted) -> None:
     content = message.to_json()
     assert Counted.from_json(json.loads(encode(message))) == message and content.keys() <= {*COUNTS, "told"}
-    for wrong in ({**content, "more": 1}, {**content, "sent": 0}, {**content, "sent": True}, {**content, "told": 2}, {}, None, [], 5):
+    refused: list[object] = [
+        {**content, "more": 1},
+        {**content, "sent": 0},
+        {**content, "sent": True},
+        {**content, "told": 2},
+        {},
+        None,
+        [],
+        5,
+    ]
+    for wrong in refused:
         with pytest.raises(ValueError):
             Counted.from_json(wrong)
 

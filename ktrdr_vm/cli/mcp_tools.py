@@ -1,0 +1,159 @@
+"""What the MCP server can do, confined to one workspace. It runs with the rights of `apply`; who asks is never trusted.
+
+A request is one line of JSON, `{"tool": NAME, "arguments": {…}}`, and its answer another, `{"value": …}` or `{"error": TEXT}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from ktrdr_vm.errors import KtrdrError, UsageError
+
+# A command for `execute` is the longest that is asked for.
+MAX_REQUEST = 1 << 20
+
+
+class Tools:
+    """Each public method is a tool: its name, its parameters and its docstring are what a client sees.
+
+    Profiles and gates are files of `workspace`, without a link on the way, or shipped; instances and runs are those made for it.
+    """
+
+    def __init__(self, workspace: Path) -> None:
+        from ktrdr_vm.host.paths import find_home
+
+        self._workspace = workspace
+        self._home = find_home()
+
+    def plan(self, profile: str, instance_id: str | None = None) -> dict[str, Any]:
+        """What applying a profile would make, with its digest. Touches nothing."""
+        from ktrdr_vm import api
+        from ktrdr_vm.instance.belonging import require_free
+
+        made = api.make_plan(self._find_profile(profile), workspace=self._workspace, instance_id=instance_id)
+        require_free(self._home, made.identity.instance_id, self._workspace)
+        return {"instance_id": made.identity.instance_id, "digest": made.digest, "profile": made.to_json()["profile"]}
+
+    def apply(self, profile: str, instance_id: str | None = None, keep: bool = False) -> dict[str, Any]:
+        """One whole run: sandbox, workload, gates, evidence, destroy. Returns its report. `keep` leaves the instance for later calls."""
+        from ktrdr_vm import api
+        from ktrdr_vm.instance.belonging import require_free
+        from ktrdr_vm.report.json import render_report_json
+
+        path = self._find_profile(profile)
+        name = api.make_plan(path, workspace=self._workspace, instance_id=instance_id).identity.instance_id
+        require_free(self._home, name, self._workspace)
+        report = api.apply(path, workspace=self._workspace, instance_id=name, keep="always" if keep else "never")
+        shown: dict[str, Any] = json.loads(render_report_json(report))
+        return shown
+
+    def list_instances(self) -> list[dict[str, Any]]:
+        """The instances of this workspace."""
+        from ktrdr_vm import api
+        from ktrdr_vm.instance.belonging import holds_instance
+
+        return [one for one in api.list_instances() if holds_instance(self._home, one["instance_id"], self._workspace)]
+
+    def execute(self, instance_id: str, command: list[str], timeout: float = 600) -> dict[str, Any]:
+        """Run a command inside a running instance, as its unprivileged user. `timeout` is in seconds."""
+        with self._enter(instance_id) as instance:
+            return dataclasses.asdict(instance.exec(command, timeout=timeout))
+
+    def gate(self, instance_id: str, name: str) -> dict[str, Any]:
+        """Run one gate against a running instance: a name, or a playbook of the workspace."""
+        with self._enter(instance_id) as instance:
+            return dataclasses.asdict(instance.gate(name, workspace=self._workspace, trusted=False))
+
+    def report(self, instance_id: str, run_id: str = "latest") -> dict[str, Any]:
+        """The report of a run of this workspace."""
+        from ktrdr_vm import api
+        from ktrdr_vm.instance.belonging import require_run
+
+        require_run(self._home, instance_id, run_id, self._workspace)
+        return api.read_report(instance_id, run_id)
+
+    def escalations(self, instance_id: str) -> list[dict[str, Any]]:
+        """What an instance has asked for, and the answers. A person gives them, on the host."""
+        with self._enter(instance_id) as instance:
+            asked: list[dict[str, Any]] = instance.escalations()
+            return asked
+
+    def _enter(self, instance_id: str) -> Any:
+        from ktrdr_vm import api
+        from ktrdr_vm.instance.belonging import require_instance
+
+        require_instance(self._home, instance_id, self._workspace)
+        return api.LivingInstance(instance_id)
+
+    def _find_profile(self, name: str) -> Path:
+        from ktrdr_vm.host.beneath import find_place, open_file
+        from ktrdr_vm.host.paths import find_shipped
+
+        place = find_place(self._workspace / name, (self._workspace,))
+        if place.root == self._workspace:
+            with contextlib.suppress(FileNotFoundError):
+                os.close(open_file(place))
+                return place.path
+        shipped = find_shipped("profiles", name if name.endswith(".yaml") else f"{name}.yaml") if "/" not in name else None
+        if shipped is None:
+            raise UsageError(
+                f"there is no profile {name}", where=str(self._workspace), hint="name a file of the workspace, or a shipped profile"
+            )
+        return shipped
+
+
+TOOLS = {name: method for name, method in vars(Tools).items() if not name.startswith("_")}
+
+
+def receive_request(connection: socket.socket) -> bytes:
+    """One line; what is longer than MAX_REQUEST is cut there, and no request any more."""
+    found = b""
+    while not found.endswith(b"\n") and len(found) < MAX_REQUEST and (piece := connection.recv(65536)):
+        found += piece
+    return found
+
+
+def answer(workspace: Path, request: bytes) -> bytes:
+    """The answer to one request. Every error is part of it, as text, and never a trace."""
+    try:
+        tool, arguments = _parse(request)
+        return encode({"value": TOOLS[tool](Tools(workspace), **arguments)})
+    except KtrdrError as error:
+        return encode({"error": f"{error}\nnext: {error.hint}"})
+    except OSError as error:
+        return encode({"error": f"{error.filename or 'this host'}: {error.strerror or error}"})
+
+
+def encode(document: dict[str, Any]) -> bytes:
+    """The line of an answer."""
+    return json.dumps(document).encode() + b"\n"
+
+
+def _parse(request: bytes) -> tuple[str, dict[str, Any]]:
+    """The tool and its arguments, each of the type that its method declares. UsageError for anything else."""
+    import pydantic
+
+    try:
+        document = json.loads(request)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or document.keys() != {"tool", "arguments"} or document["tool"] not in TOOLS:
+        raise UsageError("this is not a request for a tool", where="mcp", hint=f"the tools are {', '.join(TOOLS)}")
+    hints = get_type_hints(TOOLS[document["tool"]])
+    parameters = [one for one in inspect.signature(TOOLS[document["tool"]]).parameters.values() if one.name != "self"]
+    fields: dict[str, Any] = {one.name: (hints[one.name], ... if one.default is one.empty else one.default) for one in parameters}
+    model = pydantic.create_model(document["tool"], __config__=pydantic.ConfigDict(extra="forbid", strict=True), **fields)
+    try:
+        return document["tool"], model.model_validate(document["arguments"]).model_dump()
+    except pydantic.ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise UsageError(
+            f"the arguments of {document['tool']} are not valid: {told:.500}", where="mcp", hint="see the tool's input schema"
+        ) from None
