@@ -88,11 +88,12 @@ def parse_instance_id(text: str) -> Identity:
 def derive_instance_id(repository: str, branch: str) -> Identity:
     """`ktrdr`, `feat/operation-metrics` as `ktrdr--feat-operation-metrics`.
 
-    What does not fit is cut and marked with a digest of the whole, so that two long branches stay two instances.
+    Of all names that would read alike, one is plain: a branch without a hyphen, or with a slash in place of the first one. Every other one
+    is marked with a digest of the whole, as is one that had to be cut: two branches are two instances.
     """
-    plain = f"{_slug(repository) or 'repo'}--{_slug(branch) or 'detached'}"
-    exact = f"{repository}--{branch}".lower().replace("/", "-").replace("_", "-")
-    if len(plain) > 63 or plain != exact:
+    slug = _slug(branch)
+    plain = f"{_slug(repository) or 'repo'}--{slug or 'detached'}"
+    if len(plain) > 63 or repository != _slug(repository) or branch != slug.replace("-", "/", 1):
         digest = hashlib.sha256(f"{repository}\0{branch}".encode()).hexdigest()[:6]
         plain = f"{plain[:56].rstrip('-')}-{digest}"
     return parse_instance_id(plain)

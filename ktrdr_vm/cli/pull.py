@@ -36,3 +36,5 @@ def pull(instance_id: str, as_json: bool) -> None:
         click.echo(f"{one.commit[:12]}  {one.ref}  {len(one.changed)} paths changed")
     if not returned:
         click.echo("nothing new", err=True)
+    if left := came.describe_left():
+        click.echo(f"left behind in the guest: {left}", err=True)

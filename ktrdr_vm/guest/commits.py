@@ -42,9 +42,12 @@ git symbolic-ref --quiet HEAD || {{ echo HEAD; head=HEAD; }}
 git status --porcelain 2>/dev/null | wc -l
 # What the host has: the base of the plan, and what was copied in, which is older where the plan followed its branch.
 known=
-for one in "$BASE" refs/ktrdr/base; do
+for one in "$BASE" refs/ktrdr/base $(git for-each-ref --format="%(refname)" refs/ktrdr/from); do
   ! git rev-parse --verify --quiet "$one^{{commit}}" >/dev/null || known="$known $one"
 done
+# What no branch holds: commits under a tag alone, and stashes.
+git rev-list --count --tags --not --branches HEAD $known
+git stash list | wc -l
 new=$(git rev-list --branches $head --not $known --max-count=1)
 [ -n "$new" ] || exit 0
 git bundle create --quiet {_BUNDLE} --branches $head --not $known
@@ -62,11 +65,25 @@ class ReturnedRef:
 
 @dataclass(frozen=True)
 class Returned:
-    """What came back. The guest says which branch it stands on, and how many paths it had not committed: its word, and no more."""
+    """What came back. The guest says which branch is checked out there, and how much it leaves behind: its word, and no more.
+
+    `loose` counts uncommitted paths, `tagged` commits that only a tag reaches, `stashed` stashes.
+    """
 
     refs: tuple[ReturnedRef, ...] = ()
     branch: str = ""
     loose: int = 0
+    tagged: int = 0
+    stashed: int = 0
+
+    def describe_left(self) -> str:
+        """What the guest has and did not send, in words; empty when there is nothing."""
+        counts = (
+            (self.loose, "uncommitted paths"),
+            (self.tagged, "commits that only a tag reaches"),
+            (self.stashed, "stashes"),
+        )
+        return ", ".join(f"{count} {what}" for count, what in counts if count)
 
     def choose(self, identity: Identity, base_branch: str) -> ReturnedRef | None:
         """The ref that stands for the work: the branch checked out in the guest, else that of the base, else the only one.
@@ -91,24 +108,28 @@ def pull_commits(repository: Repository, base: str, target: str, guest: Guest, i
             where=identity.instance_id,
             hint=f"look at {target} in the guest; the repository there may be broken",
         )
-    branch, loose = _read_standing(made.stdout)
+    standing = _read_standing(made.stdout)
     with tempfile.NamedTemporaryFile(prefix="ktrdr-commits-") as file:
         try:
             guest.download(_BUNDLE, cast(BinaryIO, file), max_bytes=MAX_BUNDLE)
         except GuestRefusedError:
-            return Returned((), branch, loose)  # no bundle: nothing new
+            return Returned((), *standing)  # no bundle: nothing new
         file.flush()
         os.chown(file.name, *repository.owner)
-        return Returned(_unpack(repository, base, Path(file.name), identity), branch, loose)
+        return Returned(_unpack(repository, base, Path(file.name), identity), *standing)
 
 
-def _read_standing(said: bytes) -> tuple[str, int]:
-    """Branch and count of uncommitted paths, as the guest tells them; what is neither is nothing."""
-    lines = said.split(b"\n")[:2]
+def _read_standing(said: bytes) -> tuple[str, int, int, int]:
+    """The branch, and the counts of `Returned`, as the guest tells them; what is neither is nothing."""
+    lines = said.split(b"\n")[:4]
     name = lines[0].removeprefix(b"refs/heads/")
     branch = escape_branch(name) if lines[0] == b"HEAD" or (name != lines[0] and _is_name(name)) else ""
-    count = lines[1].strip() if len(lines) > 1 else b""
-    return branch, int(count) if re.fullmatch(rb"[0-9]{1,7}", count) else 0
+    loose, tagged, stashed = (_read_count(lines[number]) if len(lines) > number else 0 for number in (1, 2, 3))
+    return branch, loose, tagged, stashed
+
+
+def _read_count(line: bytes) -> int:
+    return int(line) if re.fullmatch(rb" *[0-9]{1,7} *", line) else 0
 
 
 def escape_branch(name: bytes) -> str:
@@ -181,7 +202,7 @@ def _check_head(line: bytes, identity: Identity) -> tuple[str, str, str]:
 
 
 def _changed(view: View, base: str, commit: str) -> tuple[str, ...]:
-    options = ("--name-only", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "-z")
+    options = ("--name-only", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-z")
     with tempfile.TemporaryFile() as listed:
         view.git("diff", *options, "--end-of-options", base, commit, "--", stdout=listed.fileno(), bounds=BOUNDS)
         listed.seek(0)

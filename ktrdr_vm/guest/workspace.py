@@ -1,4 +1,6 @@
-"""The workspace: one ref of a Git repository as a bundle, then the uncommitted changes that the profile wants.
+"""The workspace: a Git repository's branch, tags and default branch as a bundle, then the uncommitted changes that the profile wants.
+
+Submodules that are checked out on the host come along in the same way, each into its folder.
 
 Git runs as the repository's owner and never reads the repository's configuration: nothing that a file in it says is executed.
 Tracked links are copied as links and not followed.
@@ -6,6 +8,7 @@ Tracked links are copied as links and not followed.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
@@ -13,9 +16,11 @@ import stat
 import tarfile
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 
 from ktrdr_vm.errors import GuestError, HostError, UsageError
 from ktrdr_vm.guest.protocol import Guest
+from ktrdr_vm.guest.workspace_parts import find_other_refs, list_submodules
 from ktrdr_vm.host.beneath import Place, UnsafePathError, open_folder, open_regular
 from ktrdr_vm.host.checkout import read_own
 from ktrdr_vm.host.git import LIMIT, View, open_view
@@ -34,7 +39,7 @@ def require_clean(repository: Repository, workspace: Workspace) -> None:
     if workspace.uncommitted != "refuse":
         return
     with open_view(repository.place) as view:
-        changed, deleted = _uncommitted(view, workspace)
+        changed, deleted = _uncommitted(view, workspace, repository.commit)
     if changed or deleted:
         shown = ", ".join([*changed, *deleted][:5])
         raise UsageError(
@@ -46,32 +51,55 @@ def require_clean(repository: Repository, workspace: Workspace) -> None:
 
 def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: str, instance_id: str, note: Callable[[str], None]) -> None:
     """Fill the workspace in the guest, owned by `user`. `note` hears what was left out."""
-    with open_view(repository.place) as view:
-        _copy_in(view, repository, workspace, guest, user, instance_id, note)
-
-
-def _copy_in(
-    view: View, repository: Repository, workspace: Workspace, guest: Guest, user: str, instance_id: str, note: Callable[[str], None]
-) -> None:
-    changed, deleted = _uncommitted(view, workspace)
     _make_target(guest, workspace.target, user)
+    _fill(repository, workspace, guest, instance_id, note)
+    _run(guest, _MAKE_NOTES, workspace.target, {})
+
+
+def _fill(repository: Repository, workspace: Workspace, guest: Guest, instance_id: str, note: Callable[[str], None]) -> None:
+    """One repository into the folder `workspace.target`, and its submodules into theirs."""
+    with open_view(repository.place) as view:
+        changed, deleted = _uncommitted(view, workspace, repository.commit)
+        _send_history(view, repository, workspace.target, guest, instance_id)
+        _send_changes(view, repository, workspace, (changed, deleted), guest, note)
+        submodules = list_submodules(view, repository, note)
+    for path, submodule in submodules:
+        inner = replace(workspace, source=".", target=f"{workspace.target}/{path}", include=())
+        _fill(submodule, inner, guest, instance_id, functools.partial(_note_beneath, note, path))
+        note(f"{path} is a submodule: its files are there, and commits made in it do not come back")
+    if submodules:
+        _run(guest, 'cd -- "$TARGET" && git submodule --quiet init', workspace.target, {})
+
+
+def _note_beneath(note: Callable[[str], None], path: str, text: str) -> None:
+    note(f"{path}: {text}")
+
+
+def _send_history(view: View, repository: Repository, target: str, guest: Guest, instance_id: str) -> None:
+    ref = repository.ref or (f"refs/heads/{repository.branch}" if repository.branch else "HEAD")
+    default, others = find_other_refs(view, repository.commit)
     with tempfile.TemporaryFile() as bundle:
-        ref = repository.ref or (f"refs/heads/{repository.branch}" if repository.branch else "HEAD")
-        view.git("bundle", "create", "--quiet", "-", ref, stdout=bundle.fileno())
+        view.git(
+            "bundle", "create", "--quiet", "-", "--stdin", stdin=os.fsencode("\n".join((ref, *others))) + b"\n", stdout=bundle.fileno()
+        )
         bundle.seek(0)
         guest.upload(bundle, "/var/tmp/workspace.bundle", timeout=LIMIT)
-    _run(
-        guest,
-        _UNBUNDLE,
-        workspace.target,
-        {"COMMIT": repository.commit, "BRANCH": repository.branch or "detached", "ID": instance_id},
-        stdin=_read_shallow(view, repository),
-    )
-    if workspace.uncommitted != "include":
-        changed, deleted = [], []
-    extra = _leave_personal(_matching_untracked(view, workspace.include), note)
+    environment = {"COMMIT": repository.commit, "BRANCH": repository.branch or "detached", "DEFAULT": default, "ID": instance_id}
+    _run(guest, _UNBUNDLE, target, environment, stdin=_read_shallow(view, repository))
+
+
+def _send_changes(
+    view: View,
+    repository: Repository,
+    workspace: Workspace,
+    changes: tuple[list[str], list[str]],
+    guest: Guest,
+    note: Callable[[str], None],
+) -> None:
+    changed, deleted = changes if workspace.uncommitted == "include" else ([], [])
+    extra = _leave_personal(_matching_untracked(view, workspace.include, note), note)
     if deleted:
-        _run(guest, 'cd -- "$TARGET" && xargs -0r rm -f --', workspace.target, {}, stdin=os.fsencode("\0".join(deleted)) + b"\0")
+        _run(guest, _DELETE, workspace.target, {}, stdin=os.fsencode("\0".join(deleted)) + b"\0")
     if not changed and not extra:
         return
     with tempfile.TemporaryFile() as archive:
@@ -90,13 +118,31 @@ cat > .git/shallow
 [ -s .git/shallow ] || rm .git/shallow
 git config user.name "$ID"
 git config user.email "$ID@ktrdr.invalid"
-git fetch --quiet --no-tags /var/tmp/workspace.bundle "+HEAD:refs/ktrdr/base" 2>/dev/null \\
-  || git fetch --quiet --no-tags /var/tmp/workspace.bundle "+refs/*:refs/ktrdr/from/*"
+bundle=/var/tmp/workspace.bundle
+git fetch --quiet --no-tags "$bundle" "+HEAD:refs/ktrdr/base" 2>/dev/null || :
+git fetch --quiet --no-tags "$bundle" "+refs/tags/*:refs/tags/*" "+refs/remotes/*:refs/remotes/*" "+refs/*:refs/ktrdr/from/*"
 git -c advice.detachedHead=false checkout --quiet -B "$BRANCH" "$COMMIT"
 git update-ref refs/ktrdr/base "$COMMIT"
+# The default branch by its name, as in a clone, where it is another one.
+if [ -n "$DEFAULT" ] && [ "$DEFAULT" != "$BRANCH" ]; then
+  git branch --quiet --no-track -- "$DEFAULT" "refs/ktrdr/from/heads/$DEFAULT"
+fi
+rm -f "$bundle"
+"""
+_MAKE_NOTES = """set -eu
+cd -- "$TARGET"
 echo /.ktrdr/ >> .git/info/exclude
 mkdir -p .ktrdr/notes
-rm -f /var/tmp/workspace.bundle
+"""
+# With the folders that this leaves empty: a link or a file may be where one was.
+_DELETE = """set -eu
+cd -- "$TARGET"
+xargs -0r sh -c '
+for one; do
+  rm -f -- "$one"
+  folder=$(dirname -- "$one")
+  [ "$folder" = . ] || rmdir -p --ignore-fail-on-non-empty -- "$folder" 2>/dev/null || :
+done' sh
 """
 
 
@@ -130,23 +176,32 @@ def _check(exit_code: int, stderr: bytes) -> None:
         )
 
 
-def _uncommitted(view: View, workspace: Workspace) -> tuple[list[str], list[str]]:
-    """Tracked files that differ from HEAD, and those that are gone."""
+def _uncommitted(view: View, workspace: Workspace, commit: str) -> tuple[list[str], list[str]]:
+    """Tracked files that differ from the commit, and those that are gone."""
     if workspace.uncommitted == "ignore":
         return [], []
     options = ("--name-status", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "-z")
-    listed = view.git("diff", *options, "HEAD", "--")
+    listed = view.git("diff", *options, commit, "--")
     # Bytes as they are: a name that is not UTF-8 is still a file's name.
     words = os.fsdecode(listed.stdout).split("\0")[:-1]
     pairs = list(zip(words[0::2], words[1::2], strict=True))
     return [name for status, name in pairs if status != "D"], [name for status, name in pairs if status == "D"]
 
 
-def _matching_untracked(view: View, globs: tuple[str, ...]) -> list[str]:
-    if not globs:
-        return []
-    listed = view.git("ls-files", "--others", "-z", "--", *(f":(glob){one}" for one in globs))
-    return [name for name in os.fsdecode(listed.stdout).split("\0") if name]
+def _matching_untracked(view: View, globs: tuple[str, ...], note: Callable[[str], None]) -> list[str]:
+    """Files that Git does not know. A pattern that brings nothing is named, as is a repository in the repository: Git enters none."""
+    found: list[str] = []
+    for one in globs:
+        listed = view.git("ls-files", "--others", "-z", "--", f":(glob){one}")
+        names = [name for name in os.fsdecode(listed.stdout).split("\0") if name]
+        for name in names:
+            if name.endswith("/"):
+                note(f"{name} was left out of the workspace: it is a repository of its own")
+        files = [name for name in names if not name.endswith("/")]
+        if not names and not view.git("ls-files", "-z", "--", f":(glob){one}").stdout:
+            note(f"workspace.include: {one} names no file of the workspace")
+        found += files
+    return list(dict.fromkeys(found))
 
 
 def _leave_personal(names: list[str], note: Callable[[str], None]) -> list[str]:

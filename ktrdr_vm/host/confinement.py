@@ -18,6 +18,8 @@ from ktrdr_vm.host.libvirt import Libvirt
 PROFILES = Path("/etc/apparmor.d/libvirt")
 _NAME = "\nprofile LIBVIRT_TEMPLATE"
 _END = "\n}"
+# QEMU's virtio-mem, which takes loans of memory, asks for the size of huge pages; libvirt's own template refuses it on Debian 12.
+_ALWAYS = ('"/sys/kernel/mm/transparent_hugepage/hpage_pmd_size" r,',)
 
 
 def is_confined(libvirt: Libvirt) -> bool:
@@ -90,7 +92,7 @@ def _render(name: str, rules: tuple[str, ...]) -> str:
     head, end, tail = text.rpartition(_END)
     if text.count(_NAME) != 1 or not end:
         raise HostError(f"{source} is not as libvirt ships it", where=str(source), hint=_HINT)
-    lines = "".join(f"\n  {line}" for line in (*rules, f"#include <libvirt/{name}.files>"))
+    lines = "".join(f"\n  {line}" for line in (*_ALWAYS, *rules, f"#include <libvirt/{name}.files>"))
     return head.replace(_NAME, f"\nprofile {name}") + lines + end + tail
 
 

@@ -97,7 +97,9 @@ class View:
     environment: Mapping[str, str]
     writing: bool = False
 
-    def git(self, *words: str, check: bool = True, stdout: int | None = None, bounds: tuple[str, ...] = ()) -> process.Completed:
+    def git(
+        self, *words: str, check: bool = True, stdin: bytes = b"", stdout: int | None = None, bounds: tuple[str, ...] = ()
+    ) -> process.Completed:
         """Run git. `bounds` is a program that limits what follows it. Without root there is no choice of the user."""
         opened = (self.checkout.top, self.checkout.git_dir, self.checkout.common)
         return _run(
@@ -107,6 +109,7 @@ class View:
             cwd=Path(f"/proc/self/fd/{self.checkout.top}"),
             environment=self.environment,
             check=check,
+            stdin=stdin,
             stdout=stdout,
             pass_fds=opened,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal
 
 from ktrdr_vm.errors import UsageError
@@ -48,6 +49,20 @@ def find_changes(before: Plan, after: Plan) -> tuple[Change, ...]:
         ("ttl", old.ttl, new.ttl, "live"),
     )
     return tuple(Change(name, _show(was), _show(now), how) for name, was, now, how in parts if was != now)
+
+
+def require_same_workspace(before: Plan, after: Plan) -> None:
+    """UsageError when the instance was made for another clone: it holds that one's commits, and its name is free for it alone."""
+    old, new = PurePosixPath(before.facts.workspace), PurePosixPath(after.facts.workspace)
+    # A folder of one clone is the same clone.
+    if before.profile.workspace is None or after.profile.workspace is None or old.is_relative_to(new) or new.is_relative_to(old):
+        return
+    name = after.identity.instance_id
+    raise UsageError(
+        f"the instance {name} belongs to the workspace {old}",
+        where=str(new),
+        hint=f"choose another name with --instance-id; or, in {old}, `ktrdr-vm pull {name}` and `ktrdr-vm destroy {name}`",
+    )
 
 
 def require_possible(changes: tuple[Change, ...], instance_id: str, *, running: bool, restart: bool) -> None:

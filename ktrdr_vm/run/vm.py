@@ -34,7 +34,7 @@ from ktrdr_vm.instance.resources.mount import require_source
 from ktrdr_vm.instance.secrets import drop_secret
 from ktrdr_vm.instance.snapshot import adopt, find_snapshot
 from ktrdr_vm.instance.suspend import resume, shut_down
-from ktrdr_vm.plan.changes import find_changes, require_possible
+from ktrdr_vm.plan.changes import find_changes, require_possible, require_same_workspace
 from ktrdr_vm.plan.plan import Plan, canonical_json, plan_from_json
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.report.model import GateResult, StageName, WorkloadResult
@@ -102,8 +102,11 @@ class Stage:
     def provision(self, recorder: Recorder) -> None:
         """Image, template, resources, boot, identity, workspace. The plan is the one that knows the image afterwards."""
         instance, roots = self.instance, self.gathered.policy.mount_roots
-        template = find_snapshot(self._home, self._source, self.plan) if self._source else None
         journal = instance.find_journal()
+        before = plan_from_json(journal.plan) if journal is not None else None
+        if before is not None:
+            require_same_workspace(before, self.plan)
+        template = find_snapshot(self._home, self._source, self.plan) if self._source else None
         if journal is None:
             require_passage(list_ruleset())
             for mount in self.plan.profile.mounts:
@@ -137,9 +140,9 @@ class Stage:
             if journal is not None and plan.profile.mode == "sandbox":
                 recorder.listener.note("an earlier run left this instance; it is destroyed first")
                 instance.destroy(notify=recorder.hear_resource)
-                journal = None
-            if journal is not None:
-                self._follow(journal, plan, recorder)
+                journal = before = None
+            if journal is not None and before is not None:
+                self._follow(journal, before, plan, recorder)
             loaded = self._loaded = instance.begin(
                 plan,
                 journal=journal,
@@ -176,9 +179,8 @@ class Stage:
                     recorder.listener.note,
                 )
 
-    def _follow(self, journal: Journal, plan: Plan, recorder: Recorder) -> None:
+    def _follow(self, journal: Journal, before: Plan, plan: Plan, recorder: Recorder) -> None:
         """Let an instance that is there follow its profile: said what changes, and restarted where it must and may be."""
-        before = plan_from_json(journal.plan)
         changes = find_changes(before, plan)
         facts = self.instance.libvirt.find(plan.identity.domain)
         running = facts is not None and facts.state == "running"

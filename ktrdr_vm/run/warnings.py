@@ -36,8 +36,8 @@ def _verdict(verification: Verification | None, workload: WorkloadResult | None,
         yield f"verification in a fresh VM {verification.outcome}: what the workload committed ({verification.commit[:12]}) does not pass"
     if not returned.refs:
         yield "the workload returned no commit; the gates judged the base"
-    if returned.loose:
-        yield f"the workload left {returned.loose} uncommitted paths behind; they are not part of what was judged"
+    if left := returned.describe_left():
+        yield f"the workload left behind {left}; they are not part of what was judged"
 
 
 def _judges(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:

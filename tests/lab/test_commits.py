@@ -150,6 +150,20 @@ def test_two_names_never_become_one_ref():
     assert len({module.escape_branch(name) for name in names}) == len(names)
 
 
+def test_what_no_branch_holds_is_counted(pair):
+    """Commits under a tag alone, and stashes, are named before anything is destroyed."""
+    base = git(pair[1].folder, "rev-parse", "HEAD")
+    commit(pair[1], "b.txt", "two\n", "aside")
+    git(pair[1].folder, "tag", "kept")
+    git(pair[1].folder, "checkout", "-q", "main")
+    git(pair[1].folder, "branch", "-q", "-D", "aside")
+    (pair[1].folder / "a.txt").write_text("stashed\n")
+    git(pair[1].folder, "stash")
+    came = pull_commits(pair[0], base, "/workspace", pair[1], IDENTITY)
+    assert (came.refs, came.loose, came.tagged, came.stashed) == ((), 0, 1, 1)
+    assert came.describe_left() == "1 commits that only a tag reaches, 1 stashes"
+
+
 def test_nothing_new_brings_nothing(pair):
     assert pull(pair) == () and refs(pair) == ["refs/heads/main"]
 

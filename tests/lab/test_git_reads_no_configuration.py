@@ -15,7 +15,7 @@ import pytest
 from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.guest.commits import pull_commits
 from ktrdr_vm.guest.protocol import GuestRefusedError, GuestResult
-from ktrdr_vm.guest.workspace import _copy_in, require_clean
+from ktrdr_vm.guest.workspace import copy_in, require_clean
 from ktrdr_vm.host.git import open_view
 from ktrdr_vm.host.repository import find_repository, resolve_commit
 from ktrdr_vm.identity import parse_instance_id
@@ -108,8 +108,7 @@ def use_all(repository: Path, bundle: Path) -> None:
 
 
 def _copy(found: object, workspace: Workspace, guest: Sink, note: Callable[[str], None]) -> None:
-    with open_view(found.place) as view:  # type: ignore[attr-defined]
-        _copy_in(view, found, workspace, guest, "u", "stream-a", note)  # type: ignore[arg-type]
+    copy_in(found, workspace, guest, "u", "stream-a", note)  # type: ignore[arg-type]
 
 
 def _log(found: object) -> None:

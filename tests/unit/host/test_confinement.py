@@ -53,7 +53,8 @@ def test_the_profile_is_libvirts_with_the_lines_of_one_domain(profiles: Path) ->
     assert made.stat().st_mode & 0o777 == 0o644
     assert made.read_text() == TEMPLATE.replace("LIBVIRT_TEMPLATE", f"libvirt-{UUID}").replace(
         "\n}\n",
-        '\n  "/h/templates/k/memory" rwk,\n  "/h/templates/k/state" r,\n' + f"  #include <libvirt/libvirt-{UUID}.files>\n}}\n",
+        '\n  "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size" r,\n  "/h/templates/k/memory" rwk,\n  "/h/templates/k/state" r,\n'
+        + f"  #include <libvirt/libvirt-{UUID}.files>\n}}\n",
     )
 
 

@@ -48,6 +48,10 @@ def test_what_is_accepted_is_a_label_in_every_place(text: str) -> None:
     assert str(uuid.UUID(identity.uuid)) == identity.uuid
 
 
+# Few letters, so that names which fold alike are met.
+_NAMES = st.text(alphabet="aA-_/.", min_size=1, max_size=6)
+
+
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_whatever_a_branch_is_called_it_becomes_an_instance_id(repository: str, branch: str) -> None:
     identity = derive_instance_id(repository, branch)
@@ -73,6 +77,23 @@ def test_the_plain_case_reads_well() -> None:
 )
 def test_two_branches_are_two_instances(one: str, other: str) -> None:
     assert derive_instance_id("r", one) != derive_instance_id("r", other)
+
+
+def test_names_that_would_read_alike_are_different_instances() -> None:
+    branches = ["feat/x", "feat-x", "feat_x", "Feat/X", "feat.x", "feat//x", "FEAT/x", "feat/x/", "fe/at-x", "feat x", "f/e/a/t/x"]
+    repositories = ["app", "App", "a-pp", "a_pp", "app-", "app.git"]
+    derived = {derive_instance_id(repository, branch).instance_id for repository in repositories for branch in branches}
+    assert len(derived) == len(branches) * len(repositories)
+
+
+@given(st.tuples(_NAMES, _NAMES), st.tuples(_NAMES, _NAMES))
+def test_two_names_are_two_instances(one: tuple[str, str], other: tuple[str, str]) -> None:
+    assert (derive_instance_id(*one) == derive_instance_id(*other)) == (one == other)
+
+
+@pytest.mark.parametrize(("branch", "plain"), [("main", "r--main"), ("feat/x-y", "r--feat-x-y"), ("v1", "r--v1"), ("fix/42", "r--fix-42")])
+def test_common_names_are_plain(branch: str, plain: str) -> None:
+    assert derive_instance_id("r", branch).instance_id == plain
 
 
 def test_names_differ_between_instances_and_marks_between_homes() -> None:

@@ -1,0 +1,80 @@
+"""What belongs to a workspace besides its branch: tags, the default branch, and submodules."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+from ktrdr_vm.errors import UsageError
+from ktrdr_vm.host.git import COMMIT, View, open_view
+from ktrdr_vm.host.repository import Repository, find_repository, resolve_commit
+
+# Tags that come along, the newest first: a version is read from one of the last.
+MOST_TAGS = 1000
+_DEFAULTS = ("main", "master")
+_GITLINK = "160000"
+
+
+def find_other_refs(view: View, commit: str) -> tuple[str, list[str]]:
+    """The default branch's name where the host has a local one, and the refs that come along with `commit`.
+
+    These are the tags of its history, and the default branch by its local and its remote-tracking name.
+    """
+    options = ("--sort=-creatordate", f"--count={MOST_TAGS}", f"--merged={commit}", "--format=%(refname)")
+    refs = view.git("for-each-ref", *options, "refs/tags").text.split("\n")
+    names = [_read_remote_head(view), *_DEFAULTS]
+    default = next((name for name in names if name and _has(view, f"refs/heads/{name}")), "")
+    remote = next((name for name in names if name and _has(view, f"refs/remotes/origin/{name}")), "")
+    refs += [f"refs/remotes/origin/{remote}"] if remote else []
+    refs += [f"refs/heads/{default}"] if default else []
+    return default, [ref for ref in refs if ref]
+
+
+def list_submodules(view: View, repository: Repository, note: Callable[[str], None]) -> list[tuple[str, Repository]]:
+    """Path and repository of each submodule of the commit. One that cannot be copied is named in a note, and stays empty."""
+    listed = os.fsdecode(view.git("ls-tree", "-r", "-z", "--full-tree", repository.commit).stdout).split("\0")
+    found = []
+    for line in listed:
+        mode, _, rest = line.partition(" ")
+        if mode != _GITLINK:
+            continue
+        recorded, path = rest.removeprefix("commit ").split("\t", 1)
+        submodule = _open(repository, path, recorded, note)
+        if submodule is not None:
+            found.append((path, submodule))
+    return found
+
+
+def _open(repository: Repository, path: str, recorded: str, note: Callable[[str], None]) -> Repository | None:
+    try:
+        found = find_repository(repository.root, path)
+    except UsageError as error:
+        note(f"the submodule {path} is empty in the guest: {error.message}")
+        return None
+    if found.root != repository.root / path:
+        note(f"the submodule {path} is empty in the guest: it is not checked out on the host; run `git submodule update --init {path}`")
+        return None
+    # The host's HEAD has it in its history, or the bundle would not have it either.
+    if not resolve_commit(found, recorded) or not _is_ancestor(found, recorded):
+        note(
+            f"the submodule {path} is empty in the guest: the host's copy does not have {recorded[:12]}; run `git submodule update {path}`"
+        )
+        return None
+    return replace(found, commit=recorded, branch=found.branch if found.commit == recorded else "")
+
+
+def _is_ancestor(repository: Repository, commit: str) -> bool:
+    with open_view(repository.place) as view:
+        return view.git("merge-base", "--is-ancestor", commit, repository.commit, check=False).exit_code == 0
+
+
+def _read_remote_head(view: View) -> str:
+    """What a clone takes for the default branch of `origin`; empty where it does not say."""
+    found = view.git("symbolic-ref", "--quiet", "refs/remotes/origin/HEAD", check=False).text.strip()
+    return found.removeprefix("refs/remotes/origin/") if found.startswith("refs/remotes/origin/") else ""
+
+
+def _has(view: View, ref: str) -> bool:
+    found = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}", check=False).text.strip()
+    return COMMIT.fullmatch(found) is not None

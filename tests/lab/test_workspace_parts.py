@@ -1,0 +1,223 @@
+"""What of a person's repository is there in the guest: tags, the default branch, submodules, what replaced a folder. Real Git, no VM."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_commits import FolderGuest as PullGuest
+from test_commits import git
+
+from ktrdr_vm.guest.commits import pull_commits
+from ktrdr_vm.guest.protocol import GuestResult
+from ktrdr_vm.guest.workspace import copy_in
+from ktrdr_vm.host.repository import find_repository
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.profile.model import Workspace
+
+IDENTITY = parse_instance_id("stream-a")
+
+
+class FolderGuest:
+    """A guest that is a folder: scripts run here, as root, with the bundle in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, command: Any, *, environment: dict[str, str] | None = None, stdin: bytes = b"", **_more: Any) -> GuestResult:
+        given = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", **(environment or {})}
+        script = command.replace("/var/tmp/workspace.bundle", str(self.folder.with_suffix(".bundle")))
+        if "TARGET" in given:
+            given["TARGET"] = self._place(given["TARGET"])
+        done = subprocess.run(["sh", "-c", script], env=given, input=stdin, capture_output=True, check=False, timeout=60)
+        return GuestResult(done.returncode, done.stdout, done.stderr)
+
+    def _place(self, path: str) -> str:
+        return str(self.folder) + path.removeprefix("/workspace")
+
+    def upload(self, source: io.BufferedIOBase, destination: str, **_more: Any) -> None:
+        assert destination == "/var/tmp/workspace.bundle"
+        self.folder.with_suffix(".bundle").write_bytes(source.read())
+
+    def send(self, words: list[str], source: io.BufferedIOBase, **_more: Any) -> None:
+        subprocess.run([*words[:-1], self._place(words[-1])], input=source.read(), check=True, timeout=60)
+
+
+def enter(repository: Path, tmp_path: Path, **workspace: Any) -> tuple[Path, list[str]]:
+    """The guest's folder, and the notes."""
+    guest, notes = tmp_path / "guest", list[str]()
+    copy_in(find_repository(repository), Workspace(**workspace), FolderGuest(guest), "root", "stream-a", notes.append)  # type: ignore[arg-type]
+    return guest, notes
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    place = tmp_path / "home"
+    place.mkdir()
+    git(place, "init", "-q", "-b", "main")
+    commit(place, "a.txt", "one")
+    return place
+
+
+def commit(place: Path, name: str, text: str) -> str:
+    (place / name).parent.mkdir(parents=True, exist_ok=True)
+    (place / name).write_text(text)
+    git(place, "add", "-A")
+    git(place, "commit", "-qm", f"{name} {text}")
+    return git(place, "rev-parse", "HEAD")
+
+
+def test_a_version_can_be_read_from_tags_and_a_merge_base_found(repository: Path, tmp_path: Path) -> None:
+    git(repository, "tag", "v1.2.3")
+    git(repository, "tag", "-a", "-m", "x", "v1.2.4")
+    base = git(repository, "rev-parse", "HEAD")
+    git(repository, "checkout", "-qb", "feat/x")
+    commit(repository, "b.txt", "two")
+    git(repository, "checkout", "-q", "main")
+    aside = commit(repository, "c.txt", "three")
+    git(repository, "tag", "of-main-only")
+    git(repository, "update-ref", "refs/remotes/origin/main", base)
+    git(repository, "branch", "secret", aside)
+    git(repository, "checkout", "-q", "feat/x")
+    guest, _ = enter(repository, tmp_path)
+    assert git(guest, "describe", "--tags").startswith("v1.2.4-1-g")
+    assert git(guest, "merge-base", "main", "HEAD") == base == git(guest, "rev-parse", "origin/main")
+    assert git(guest, "rev-parse", "main") == aside and git(guest, "branch", "--show-current") == "feat/x"
+    # Of other branches and their tags nothing is known there.
+    assert "secret" not in git(guest, "for-each-ref") and "of-main-only" not in git(guest, "tag")
+    assert git(guest, "status", "--porcelain") == ""
+
+
+def test_only_what_the_guest_made_comes_back(repository: Path, tmp_path: Path) -> None:
+    git(repository, "checkout", "-qb", "feat/x")
+    commit(repository, "b.txt", "two")
+    git(repository, "checkout", "-q", "main")
+    commit(repository, "c.txt", "three")
+    git(repository, "checkout", "-q", "feat/x")
+    guest, _ = enter(repository, tmp_path)
+    found, bundle = find_repository(repository), tmp_path / "made.bundle"
+    assert pull_commits(found, found.commit, "/workspace", PullGuest(guest, bundle), IDENTITY).refs == ()  # type: ignore[arg-type]
+    made = commit(guest, "d.txt", "four")
+    [returned] = pull_commits(found, found.commit, "/workspace", PullGuest(guest, bundle), IDENTITY).refs  # type: ignore[arg-type]
+    assert (returned.ref, returned.commit, returned.changed) == ("refs/ktrdr/stream-a/feat/x", made, ("d.txt",))
+
+
+@pytest.mark.parametrize("name", ["v1.2.3", "HEAD-like", "heads/x", "fix/#42-thing"])
+def test_a_branch_with_the_name_of_a_tag_is_the_branch(repository: Path, tmp_path: Path, name: str) -> None:
+    git(repository, "tag", name)
+    git(repository, "checkout", "-qb", name)
+    made = commit(repository, "b.txt", "two")
+    guest, _ = enter(repository, tmp_path)
+    assert git(guest, "rev-parse", "HEAD", f"refs/heads/{name}").split() == [made, made]
+
+
+def add_submodule(repository: Path, inner: Path, path: str) -> None:
+    git(repository, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), path)
+    git(repository, "commit", "-qm", path)
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """A repository with a submodule of its own."""
+    places = [tmp_path / name for name in ("deep", "library")]
+    for place in places:
+        place.mkdir()
+        git(place, "init", "-q", "-b", "trunk")
+        commit(place, f"{place.name}.txt", place.name)
+    add_submodule(places[1], places[0], "deep")
+    return places[1]
+
+
+def test_submodules_are_filled_from_the_host_s_own_copies(repository: Path, library: Path, tmp_path: Path) -> None:
+    add_submodule(repository, library, "vendor/lib")
+    git(repository, "-c", "protocol.file.allow=always", "submodule", "update", "-q", "--init", "--recursive")
+    (repository / "vendor/lib/library.txt").write_text("changed on the host")
+    guest, notes = enter(repository, tmp_path)
+    assert (guest / "vendor/lib/library.txt").read_text() == "changed on the host"
+    assert (guest / "vendor/lib/deep/deep.txt").read_text() == "deep"
+    assert (
+        git(guest, "submodule", "status", "--recursive").splitlines()[0].startswith(git(repository / "vendor/lib", "rev-parse", "HEAD")[:7])
+    )
+    assert git(guest, "status", "--porcelain", "--ignore-submodules=dirty") == ""
+    assert len([one for one in notes if "do not come back" in one]) == 2
+    guest, _ = enter(repository, tmp_path / "clean", uncommitted="ignore")
+    assert git(guest, "status", "--porcelain") == ""
+
+
+def test_a_submodule_that_cannot_be_copied_is_named(repository: Path, library: Path, tmp_path: Path) -> None:
+    add_submodule(repository, library, "vendor/lib")
+    old = git(repository, "rev-parse", "HEAD:vendor/lib")
+    commit(library, "new.txt", "new")
+    git(repository / "vendor/lib", "-c", "protocol.file.allow=always", "pull", "-q")
+    git(repository, "commit", "-qam", "newer")
+    git(repository / "vendor/lib", "checkout", "-q", old)
+    _, notes = enter(repository, tmp_path)
+    assert any("vendor/lib is empty" in one and "git submodule update vendor/lib" in one for one in notes)
+    git(repository, "submodule", "deinit", "-q", "-f", "vendor/lib")
+    guest, notes = enter(repository, tmp_path / "second")
+    assert any("not checked out on the host" in one for one in notes) and list((guest / "vendor/lib").iterdir()) == []
+
+
+def test_a_submodule_s_pointer_is_a_change_like_any(repository: Path, library: Path, tmp_path: Path) -> None:
+    add_submodule(repository, library, "tests/lib")
+    guest, _ = enter(repository, tmp_path)
+    git(guest / "tests/lib", "commit", "-q", "--allow-empty", "-m", "other")
+    git(guest, "commit", "-qam", "only the pointer")
+    found = find_repository(repository)
+    [returned] = pull_commits(found, found.commit, "/workspace", PullGuest(guest, tmp_path / "made.bundle"), IDENTITY).refs  # type: ignore[arg-type]
+    assert returned.changed == ("tests/lib",)
+
+
+@pytest.mark.parametrize("change", ["folder to link", "folder to file", "file to folder", "link to folder", "link to file"])
+@pytest.mark.parametrize("staged", [True, False])
+def test_what_replaced_something_else_is_there_as_on_the_host(repository: Path, tmp_path: Path, change: str, staged: bool) -> None:
+    for name in ("vendor/lib/sub/a", "vendor/lib/b", "plain"):
+        commit(repository, name, name)
+    (repository / "link").symlink_to("plain")
+    git(repository, "add", "link")
+    git(repository, "commit", "-qm", "link")
+    lib, plain, link = repository / "vendor/lib", repository / "plain", repository / "link"
+    if change.startswith("folder"):
+        subprocess.run(["rm", "-r", lib], check=True)
+        lib.symlink_to("../plain") if change.endswith("link") else lib.write_text("a file")
+    elif change == "file to folder":
+        plain.unlink()
+        (plain / "x").mkdir(parents=True)
+        (plain / "x/y").write_text("y")
+    else:
+        link.unlink()
+        if change.endswith("folder"):
+            link.mkdir()
+        (link / "z" if change.endswith("folder") else link).write_text("z")
+    if staged:
+        git(repository, "add", "-A")
+    guest, _ = enter(repository, tmp_path, include=("**",))
+    for name in ("vendor/lib", "plain", "link"):
+        here, there = repository / name, guest / name
+        assert (here.is_symlink(), here.is_dir(), here.is_file()) == (there.is_symlink(), there.is_dir(), there.is_file()), name
+        if here.is_symlink():
+            assert os.readlink(here) == os.readlink(there)
+    listed = [
+        sorted(str(path.relative_to(top)) for path in top.rglob("*") if not {".git", ".ktrdr"} & set(path.parts))
+        for top in (repository, guest)
+    ]
+    assert listed[0] == listed[1]
+
+
+def test_what_include_does_not_bring_is_named(repository: Path, tmp_path: Path) -> None:
+    inner = repository / "tools/inner"
+    inner.mkdir(parents=True)
+    git(inner, "init", "-q")
+    commit(inner, "x", "x")
+    (repository / "logs").mkdir()
+    (repository / "tools/free").write_text("x")
+    guest, notes = enter(repository, tmp_path, include=("tools/**", "logs", "nothing/*.env"))
+    assert (guest / "tools/free").exists()
+    assert any("tools/inner/" in one and "repository of its own" in one for one in notes)
+    assert [one for one in notes if "names no file" in one] == [
+        "workspace.include: logs names no file of the workspace", "workspace.include: nothing/*.env names no file of the workspace"
+    ]  # fmt: skip
