@@ -46,7 +46,7 @@ def copying(place: Place) -> dict[str, float]:
     small, large = _make_trees(place.lab.scratch / "trees")
     found = {}
     with applied(place, "bench-copy"):
-        instance = Instance(place.lab.home, parse_instance_id("bench-copy"), Libvirt())
+        instance = Instance(place.lab.home, parse_instance_id("bench-copy"), Libvirt()).load()
         guest = instance.connect()
         options = [word for name, value in make_ssh_options(instance).items() for word in ("-o", f"{name}={value}")]
         options += ["-o", "ControlMaster=auto", "-o", f"ControlPath={place.lab.scratch}/master", "-o", "ControlPersist=60"]

@@ -184,11 +184,11 @@ class Instance:
         """Run words, or a line for /bin/sh, as the guest's user in the workspace. GuestTimeout after `timeout` seconds."""
         stage = self._require()
         profile = stage.plan.profile
-        done = stage.instance.connect().run(
+        done = stage.connect().run(
             command,
             timeout=timeout,
             stdin=stdin,
-            environment={**stage.instance.environment(), **(environment or {})},
+            environment={**stage.loaded.environment(), **(environment or {})},
             chdir=profile.workspace.target if profile.workspace else None,
             max_output=MAX_OUTPUT,
         )
@@ -203,12 +203,12 @@ class Instance:
     def upload(self, source: str | Path, destination: str, *, mode: int = 0o644) -> None:
         """Copy one file into the guest."""
         with Path(source).open("rb") as file:
-            self._require().instance.connect().upload(file, destination, mode=mode)
+            self._require().connect().upload(file, destination, mode=mode)
 
     def download(self, path: str, destination: str | Path, *, max_bytes: int = 1 << 30) -> int:
         """Copy one regular file out of the guest; its bytes."""
         with Path(destination).open("wb") as file:
-            return self._require().instance.connect().download(path, file, max_bytes=max_bytes)
+            return self._require().connect().download(path, file, max_bytes=max_bytes)
 
     def escalations(self) -> list[dict[str, Any]]:
         """What was asked for in it, and the answers."""
@@ -225,32 +225,31 @@ class LivingInstance:
 
     def __init__(self, instance_id: str) -> None:
         forbid_cores()
-        self._instance = HostInstance(find_home(), parse_instance_id(instance_id), Libvirt())
-        self._instance.require_awake()
+        self._loaded = HostInstance(find_home(), parse_instance_id(instance_id), Libvirt()).load()
+        self._loaded.target.require_awake()
 
     def __enter__(self) -> LivingInstance:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._instance.close()
+        self._loaded.close()
 
     def exec(self, command: Sequence[str] | str, *, timeout: float = 3600, stdin: bytes = b"") -> Result:
         """As `Instance.exec`, in the user's home."""
-        mask = find_mask(self._instance, warnings.warn)
-        done = self._instance.connect().run(
-            command, timeout=timeout, stdin=stdin, environment=self._instance.environment(), max_output=MAX_OUTPUT
+        mask = find_mask(self._loaded, warnings.warn)
+        done = self._loaded.connect().run(
+            command, timeout=timeout, stdin=stdin, environment=self._loaded.environment(), max_output=MAX_OUTPUT
         )
         return _result(done, mask)
 
     def gate(self, name: str, *, workspace: str | Path = ".", trusted: bool = True) -> GateResult:
         """Run one gate under the instance's lock. BusyError when a run holds it. Without `trusted` only of the workspace, or shipped."""
-        [result] = run_gates(self._instance, [name], Path(workspace).resolve(), trusted=trusted)
+        [result] = run_gates(self._loaded, [name], Path(workspace).resolve(), trusted=trusted)
         return result
 
     def escalations(self) -> list[dict[str, Any]]:
         """What was asked for in it, and the answers."""
-        name = self._instance.identity.instance_id
-        return [one.to_json() for one in EscalationStore(self._instance.paths.escalations, name).list()]
+        return [one.to_json() for one in self._loaded.escalations.list()]
 
 
 def _result(done: GuestResult, mask: Callable[[str], str]) -> Result:

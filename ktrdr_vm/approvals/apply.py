@@ -13,14 +13,14 @@ from typing import Any
 
 from ktrdr_vm.approvals.loans import LOANS, check_loan, end_soon, lend
 from ktrdr_vm.approvals.loans import take_back as end_loan
-from ktrdr_vm.egress.client import grant, revoke
 from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.escalation.decision import check_request
 from ktrdr_vm.escalation.packet import parse_request
-from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
+from ktrdr_vm.escalation.store import Answer, Escalation
 from ktrdr_vm.host.clock import boottime, now, read_boot_id, seconds_since
 from ktrdr_vm.instance.escalations import open_store
 from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.secret import Secret as SecretResource
 from ktrdr_vm.instance.secret_sources import read_source
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, refuse_secret
@@ -29,7 +29,7 @@ from ktrdr_vm.profile.model import Secret
 
 
 def approve(
-    instance: Instance,
+    loaded: LoadedInstance,
     escalation_id: str,
     policy: OwnerPolicy,
     *,
@@ -42,40 +42,38 @@ def approve(
 
     UsageError when the owner's line, the packet or the state does not allow it; then nothing was given.
     """
-    store = open_store(instance)
+    store = loaded.escalations
     found = store.find(escalation_id)
     # One that waits was approved by a command that ended before it had given it, or while the instance slept.
     if found.current != "pending" and not (found.current == "approved" and found.answer is not None and found.answer.waiting):
-        raise UsageError(
-            f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only what is pending can be approved"
-        )
+        raise UsageError(f"{escalation_id} is {found.current}", where=loaded.instance_id, hint="only what is pending can be approved")
     _require_reason(reason)
     given = _narrow(found, request)
     lasting = seconds if seconds is not None else found.packet.seconds
-    _check(found, given, lasting, policy, instance)
+    _check(found, given, lasting, policy, loaded)
     answer = Answer(by=_who(), reason=reason, at=now(), request=given, seconds=lasting)
     if found.packet.kind == "secret":
-        answer = replace(answer, source=_check_source(instance, policy, source))
-    if instance.require_journal().state != "awake":
+        answer = replace(answer, source=_check_source(loaded, policy, source))
+    if loaded.journal.state != "awake":
         return store.answer(escalation_id, "approved", replace(answer, waiting=found.packet.kind != "decision"))
     with store.approving(escalation_id, answer) as settle:
-        settle(_give(instance, found, answer, policy).ends)
+        settle(_give(loaded, found, answer, policy).ends)
     return store.find(escalation_id)
 
 
-def check_sources(instance: Instance) -> None:
+def check_sources(loaded: LoadedInstance) -> None:
     """Before an instance wakes: UsageError or HostError when a secret that an approval delivers cannot be read now."""
-    for one in open_store(instance).list():
+    for one in loaded.escalations.list():
         if one.packet.kind == "secret" and one.current == "approved" and one.answer is not None:
             read_source(_make_entry(one.answer))
 
 
-def give_again(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
+def give_again(loaded: LoadedInstance, policy: OwnerPolicy) -> list[Escalation]:
     """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What was applied.
 
     One that cannot be given keeps no other from it: ProvisionError names all such at the end.
     """
-    store = open_store(instance)
+    store = loaded.escalations
     given, failed = [], []
     for one in store.list():
         if one.current != "approved" or one.answer is None or one.packet.kind == "decision":
@@ -83,18 +81,18 @@ def give_again(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
         answer = one.answer
         try:
             if answer.waiting:
-                given.append(store.answer(one.id, "approved", _give(instance, one, replace(answer, waiting=False), policy)))
+                given.append(store.answer(one.id, "approved", _give(loaded, one, replace(answer, waiting=False), policy)))
             elif answer.ends is not None:
                 left = max(1, int(answer.ends[1] - boottime()))
-                _give(instance, one, replace(answer, seconds=left), policy)
+                _give(loaded, one, replace(answer, seconds=left), policy)
                 given.append(one)
         except KtrdrError as error:
             failed.append((one.id, error))
     ended = [one for one in store.list() if one.packet.kind == "resources" and one.current in ("expired", "revoked")]
     if ended and not any(one.packet.kind == "resources" for one in given):
-        end_soon(instance, ended[-1].id)
+        end_soon(loaded, ended[-1].id)
     if failed:
-        name = instance.identity.instance_id
+        name = loaded.instance_id
         raise ProvisionError(
             "not given again: " + "; ".join(f"{escalation_id}: {error.message}" for escalation_id, error in failed),
             where=name,
@@ -103,16 +101,16 @@ def give_again(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
     return given
 
 
-def _give(instance: Instance, one: Escalation, answer: Answer, policy: OwnerPolicy) -> Answer:
+def _give(loaded: LoadedInstance, one: Escalation, answer: Answer, policy: OwnerPolicy) -> Answer:
     """Apply an approval to the running instance; the answer with its end, for a grant the guard's own."""
     lasting: float = answer.seconds
     if one.packet.kind == "network":
         rule = EgressRule(host=answer.request["host"], ports=tuple(answer.request["ports"]), reason=answer.reason)
-        lasting = grant(instance.paths.guard, one.id, rule, answer.seconds).seconds
+        lasting = loaded.guard.grant(one.id, rule, answer.seconds).seconds
     elif one.packet.kind == "secret":
-        deliver_secret(instance, _make_entry(answer))
+        deliver_secret(loaded, _make_entry(answer))
     elif one.packet.kind in LOANS:
-        lend(instance, one.id, one.packet.kind, answer.request, policy, seconds=answer.seconds, reason=answer.reason)
+        lend(loaded, one.id, one.packet.kind, answer.request, policy, seconds=answer.seconds, reason=answer.reason)
     else:
         return answer
     return replace(answer, ends=(read_boot_id(), boottime() + lasting))
@@ -124,50 +122,46 @@ def deny(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
     return open_store(instance).answer(escalation_id, "denied", Answer(by=_who(), reason=reason, at=now()))
 
 
-def take_back(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
+def take_back(loaded: LoadedInstance, escalation_id: str, *, reason: str) -> Escalation:
     """End an approval now, with everything that it gave."""
     _require_reason(reason)
-    store = open_store(instance)
+    store = loaded.escalations
     found = store.find(escalation_id)
     if found.current != "approved" or found.answer is None:
-        raise UsageError(
-            f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only what is approved can be revoked"
-        )
-    if instance.require_journal().state != "awake":
+        raise UsageError(f"{escalation_id} is {found.current}", where=loaded.instance_id, hint="only what is approved can be revoked")
+    if loaded.journal.state != "awake":
         pass  # it has nothing of it while it sleeps, and is given nothing of it when it wakes
     elif found.packet.kind == "network":
-        revoke(instance.paths.guard, escalation_id)
+        loaded.guard.revoke(escalation_id)
     elif found.packet.kind in LOANS:
-        end_loan(instance, escalation_id, found.packet.kind)
+        end_loan(loaded, escalation_id, found.packet.kind)
     elif found.packet.kind == "secret":
         name = found.answer.request["name"]
-        _open_secret(instance, Secret(name, _path(name))).remove()
+        _open_secret(loaded, Secret(name, _path(name))).remove()
     return store.answer(escalation_id, "revoked", replace(found.answer, by=_who(), reason=reason, at=now()))
 
 
-def find_stop(instance: Instance, policy: OwnerPolicy) -> str:
+def find_stop(loaded: LoadedInstance, policy: OwnerPolicy) -> str:
     """Why a run beside this instance should stop: an escalation has waited for longer than the owner's `wait`. Else nothing."""
-    store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
-    for one in store.list():
+    for one in loaded.escalations.list():
         if one.current == "pending" and seconds_since(one.received_at) >= policy.escalations.wait:
             return one.id
     return ""
 
 
-def find_pending(instance: Instance) -> list[str]:
+def find_pending(loaded: LoadedInstance) -> list[str]:
     """The ids of what waits for an answer."""
-    store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
-    return [one.id for one in store.list() if one.current == "pending"]
+    return [one.id for one in loaded.escalations.list() if one.current == "pending"]
 
 
-def _check(found: Escalation, given: dict[str, Any], seconds: int, policy: OwnerPolicy, instance: Instance) -> None:
-    packet, where = found.packet, instance.identity.instance_id
+def _check(found: Escalation, given: dict[str, Any], seconds: int, policy: OwnerPolicy, loaded: LoadedInstance) -> None:
+    packet, where = found.packet, loaded.instance_id
     refusal = check_request(packet, given, seconds, policy.escalations)
     if refusal is not None:
         raise UsageError(refusal.message, where=where, hint=refusal.hint)
     if packet.kind in LOANS:
-        others = [one for one in open_store(instance).list() if one.packet.kind == packet.kind and one.current == "approved"]
-        check_loan(instance, packet.kind, given, policy, [one.answer.request for one in others if one.answer is not None])
+        others = [one for one in loaded.escalations.list() if one.packet.kind == packet.kind and one.current == "approved"]
+        check_loan(loaded, packet.kind, given, policy, [one.answer.request for one in others if one.answer is not None])
 
 
 def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]:
@@ -180,16 +174,14 @@ def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]
         raise UsageError(f"what is to be given is not right: {error}", where=found.id, hint="give a part of what was asked") from None
 
 
-def _check_source(instance: Instance, policy: OwnerPolicy, source: Secret | None) -> dict[str, str]:
+def _check_source(loaded: LoadedInstance, policy: OwnerPolicy, source: Secret | None) -> dict[str, str]:
     if source is None:
-        raise UsageError(
-            "where does the secret come from?", where=instance.identity.instance_id, hint="name it with --env VARIABLE or --file PATH"
-        )
-    refused = refuse_secret(source, policy, instance.plan.facts.workspace or "/")
+        raise UsageError("where does the secret come from?", where=loaded.instance_id, hint="name it with --env VARIABLE or --file PATH")
+    refused = refuse_secret(source, policy, loaded.plan.facts.workspace or "/")
     if refused:
         raise UsageError(
             refused,
-            where=instance.identity.instance_id,
+            where=loaded.instance_id,
             hint="the owner of this host can allow it in /etc/ktrdr-vm/policy.yaml; an approval cannot",
         )
     # Read once now: an approval that cannot be kept is none.
@@ -202,14 +194,13 @@ def _make_entry(answer: Answer) -> Secret:
     return Secret(name, _path(name), env=source.get("env", ""), file=source.get("file", ""), ttl=answer.seconds)
 
 
-def deliver_secret(instance: Instance, entry: Secret) -> None:
+def deliver_secret(loaded: LoadedInstance, entry: Secret) -> None:
     """Put one secret into the running guest, beside those of its profile."""
-    _open_secret(instance, entry).create()
+    _open_secret(loaded, entry).create()
 
 
-def _open_secret(instance: Instance, entry: Secret) -> SecretResource:
-    [overlay] = [one for one in instance.open_resources(read_secret=read_source) if one.kind == "overlay"]
-    return SecretResource(overlay.target, overlay.blueprint, entry, entry.name)
+def _open_secret(loaded: LoadedInstance, entry: Secret) -> SecretResource:
+    return SecretResource(loaded.target, loaded.make_blueprint(read_source), entry, entry.name)
 
 
 def _path(name: str) -> str:

@@ -7,6 +7,7 @@ back, and a guest that keeps them keeps them no longer than its machine lives; t
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable
@@ -14,14 +15,13 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
-from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.mount import CUT_LIMIT, Mount
 from ktrdr_vm.plan.domain_memory import LENT_MEMORY, LENT_STEP, find_lendable
 from ktrdr_vm.plan.domain_xml import make_quota
@@ -47,18 +47,18 @@ done
 """
 
 
-def check_loan(instance: Instance, kind: str, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
+def check_loan(loaded: LoadedInstance, kind: str, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
     """UsageError for what cannot be lent to this machine. `standing` are the requests of the same kind that hold."""
     if kind == "mount":
-        _check_folder(instance, request, policy, standing)
+        _check_folder(loaded, request, policy, standing)
     elif list(standing):
-        raise UsageError("processors or memory are lent already", where=instance.identity.instance_id, hint="revoke that escalation first")
+        raise UsageError("processors or memory are lent already", where=loaded.instance_id, hint="revoke that escalation first")
     else:
-        _check_size(instance, request)
+        _check_size(loaded, request)
 
 
-def _check_folder(instance: Instance, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
-    plan, where = instance.plan, instance.identity.instance_id
+def _check_folder(loaded: LoadedInstance, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
+    plan, where = loaded.plan, loaded.instance_id
     if not plan.facts.lending.mounts:
         raise _not_ready(where, "its memory is not shared, which a mount needs")
     if not request["readonly"]:
@@ -73,8 +73,8 @@ def _check_folder(instance: Instance, request: dict[str, Any], policy: OwnerPoli
             raise UsageError(f"{request['target']} overlaps with {other}", where=where, hint="deny it, and say which target is free")
 
 
-def _check_size(instance: Instance, request: dict[str, Any]) -> None:
-    size, ready, where = instance.plan.profile.resources, instance.plan.facts.lending, instance.identity.instance_id
+def _check_size(loaded: LoadedInstance, request: dict[str, Any]) -> None:
+    size, ready, where = loaded.plan.profile.resources, loaded.plan.facts.lending, loaded.instance_id
     vcpus, memory = request.get("vcpus", size.vcpus), request.get("memory", size.memory)
     if not ready.vcpus:
         raise _not_ready(where, "it has no room for more")
@@ -91,82 +91,80 @@ def _check_size(instance: Instance, request: dict[str, Any]) -> None:
             where=where,
             hint="a request names all that the machine is to have",
         )
-    require_capacity(instance.home.root, memory - size.memory)
+    require_capacity(loaded.home.root, memory - size.memory)
 
 
-def lend(instance: Instance, loan: str, kind: str, request: dict[str, Any], policy: OwnerPolicy, *, seconds: int, reason: str) -> None:
+def lend(loaded: LoadedInstance, loan: str, kind: str, request: dict[str, Any], policy: OwnerPolicy, *, seconds: int, reason: str) -> None:
     """Plug it in. `loan` is the escalation's id. When the guest does not take it, it is taken back and an error says so."""
     # The end first: what is lent has one, also when this command is killed in between.
-    ask_guard(
-        instance.paths.guard, "given", name=loan, path="", module=__name__, seconds=seconds, message=f"{_describe(request)}: {reason}"
-    )
+    loaded.guard.expire_loan(loan, seconds, module=__name__, message=f"{_describe(request)}: {reason}")
     try:
         if kind == "mount":
-            _open_mount(instance, loan, MountEntry(**request), policy.mount_roots).create()
+            _open_mount(loaded, loan, MountEntry(**request), policy.mount_roots).create()
         else:
-            size = instance.plan.profile.resources
-            _give(instance, request.get("vcpus", size.vcpus), request.get("memory", size.memory))
+            size = loaded.plan.profile.resources
+            _give(loaded, request.get("vcpus", size.vcpus), request.get("memory", size.memory))
     except BaseException:
-        take_back(instance, loan, kind)
+        take_back(loaded, loan, kind)
         raise
 
 
-def take_back(instance: Instance, loan: str, kind: str) -> None:
+def take_back(loaded: LoadedInstance, loan: str, kind: str) -> None:
     """End a loan now. ProvisionError when the guest keeps processors or memory."""
     if kind == "mount":
-        mount = _open_mount(instance, loan, None, ())
+        mount = _open_mount(loaded, loan, None, ())
         if mount.exists():
             mount.cut()
     else:
-        size = instance.plan.profile.resources
-        _give(instance, size.vcpus, size.memory)
-    ask_guard(instance.paths.guard, "gone", name=loan, path="")
+        size = loaded.plan.profile.resources
+        _give(loaded, size.vcpus, size.memory)
+    loaded.guard.cancel_expiry(loan)
 
 
-def end_soon(instance: Instance, loan: str) -> None:
+def end_soon(loaded: LoadedInstance, loan: str) -> None:
     """Let the guard end a loan that ended while the machine slept: what it holds of processors and memory was saved with it."""
-    size, lending = instance.plan.profile.resources, instance.plan.facts.lending
-    grown = lending.vcpus > size.vcpus and instance.libvirt.count_vcpus(instance.identity.domain) > size.vcpus
-    if not grown and not (find_lendable(size, lending) and _read_lent(instance)):
+    size, lending = loaded.plan.profile.resources, loaded.plan.facts.lending
+    grown = lending.vcpus > size.vcpus and loaded.libvirt.count_vcpus(loaded.identity.domain) > size.vcpus
+    if not grown and not (find_lendable(size, lending) and _read_lent(loaded)):
         return
-    ask_guard(instance.paths.guard, "given", name=loan, path="", module=__name__, seconds=0, message="it ended while the machine slept")
+    loaded.guard.expire_loan(loan, 0, module=__name__, message="it ended while the machine slept")
 
 
-def _give(instance: Instance, vcpus: int, memory: int) -> None:
+def _give(loaded: LoadedInstance, vcpus: int, memory: int) -> None:
     """Make the machine as large as this, with its guest's help."""
-    libvirt, domain, plan = instance.libvirt, instance.identity.domain, instance.plan
+    libvirt, domain, plan = loaded.libvirt, loaded.identity.domain, loaded.plan
     lending, size = plan.facts.lending, plan.profile.resources
     if lending.vcpus > size.vcpus:
         has = libvirt.count_vcpus(domain)
         if vcpus > has:
-            _require_room(instance, vcpus)
+            _require_room(loaded, vcpus)
         if plan.facts.cpu_controller:
             libvirt.limit_cpu_time(domain, make_quota(vcpus))
         if has != vcpus:
-            _plug(instance, vcpus)
+            _plug(loaded, vcpus)
         if vcpus > has:
-            done = instance.connect().run(_ONLINE, environment={"COUNT": str(vcpus)}, become=True, timeout=TAKE_LIMIT)
+            done = loaded.connect().run(_ONLINE, environment={"COUNT": str(vcpus)}, become=True, timeout=TAKE_LIMIT)
             if done.exit_code != 0:
                 raise ProvisionError("the guest does not take the processors", where=domain, hint="its kernel must be able to")
     if find_lendable(size, lending):
-        _resize(instance, _steps(memory - size.memory))
+        _resize(loaded, _steps(memory - size.memory))
 
 
-def _require_room(instance: Instance, vcpus: int) -> None:
+def _require_room(loaded: LoadedInstance, vcpus: int) -> None:
     """Asked before they are plugged in: what a kernel does not take it cannot give back either."""
-    said = instance.connect().run(["cat", "/sys/devices/system/cpu/possible"], timeout=TAKE_LIMIT).stdout.decode("ascii", "replace")
+    said = loaded.connect().run(["cat", "/sys/devices/system/cpu/possible"], timeout=TAKE_LIMIT).stdout.decode("ascii", "replace")
     last = said.strip().rpartition("-")[2]
     room = int(last) + 1 if last.isdecimal() and len(last) < 6 else 1
     if room < vcpus:
         raise ProvisionError(
             f"the guest's kernel has room for {room} processors, and not for {vcpus}",
-            where=instance.identity.domain,
+            where=loaded.identity.domain,
             hint="it decides so at its boot; give memory alone, or change the profile and apply again",
         )
 
 
-def _plug(instance: Instance, vcpus: int) -> None:
-    libvirt, domain = instance.libvirt, instance.identity.domain
+def _plug(loaded: LoadedInstance, vcpus: int) -> None:
+    libvirt, domain = loaded.libvirt, loaded.identity.domain
     end = time.monotonic() + RETURN_LIMIT
     try:
         libvirt.set_vcpus(domain, vcpus)
@@ -178,21 +176,21 @@ def _plug(instance: Instance, vcpus: int) -> None:
             time.sleep(0.2)
 
 
-def _read_lent(instance: Instance) -> int:
+def _read_lent(loaded: LoadedInstance) -> int:
     """MiB of lent memory that the guest has."""
-    return int(instance.libvirt.monitor(instance.identity.domain, "qom-get", {"path": _MEMORY, "property": "size"})) >> 20
+    return int(loaded.libvirt.monitor(loaded.identity.domain, "qom-get", {"path": _MEMORY, "property": "size"})) >> 20
 
 
-def _resize(instance: Instance, extra: int) -> None:
+def _resize(loaded: LoadedInstance, extra: int) -> None:
     """`extra` MiB of lent memory, in whole steps."""
-    libvirt, domain, has = instance.libvirt, instance.identity.domain, _read_lent(instance)
+    libvirt, domain, has = loaded.libvirt, loaded.identity.domain, _read_lent(loaded)
     if has == extra:
         return
     if extra > has:
-        instance.connect().run(_READY, become=True, timeout=TAKE_LIMIT)
+        loaded.connect().run(_READY, become=True, timeout=TAKE_LIMIT)
     libvirt.monitor(domain, "qom-set", {"path": _MEMORY, "property": "requested-size", "value": extra << 20})
     end = time.monotonic() + (TAKE_LIMIT if extra > has else RETURN_LIMIT)
-    while (now := _read_lent(instance)) != extra:
+    while (now := _read_lent(loaded)) != extra:
         if time.monotonic() > end:
             raise ProvisionError(
                 f"the guest has {now} MiB of lent memory and does not {'take' if extra > has else 'give back'} the rest",
@@ -202,13 +200,12 @@ def _resize(instance: Instance, extra: int) -> None:
         time.sleep(0.1)
 
 
-def _open_mount(instance: Instance, loan: str, entry: MountEntry | None, roots: tuple[str, ...]) -> Mount:
-    [overlay] = [one for one in instance.open_resources(mount_roots=roots) if one.kind == "overlay"]
-    blueprint = overlay.blueprint
+def _open_mount(loaded: LoadedInstance, loan: str, entry: MountEntry | None, roots: tuple[str, ...]) -> Mount:
+    blueprint = loaded.make_blueprint(mount_roots=roots)
     if entry is None:
         # To take it back a guest is asked, and not waited for.
-        blueprint = replace(blueprint, connect=lambda: instance.connect(limit=CUT_LIMIT))
-    return Mount(overlay.target, blueprint, loan, entry)
+        blueprint = replace(blueprint, connect=lambda: loaded.connect(limit=CUT_LIMIT))
+    return Mount(loaded.target, blueprint, loan, entry)
 
 
 def _describe(request: dict[str, Any]) -> str:
@@ -235,11 +232,9 @@ def _not_ready(where: str, why: str) -> UsageError:
 def main() -> None:
     """`GUARD LOAN`: a loan whose time is over. Its exit code is its answer to the guard that started it."""
     directory = Path(sys.argv[1]).parent
-    instance = Instance(Home(directory.parents[1]), parse_instance_id(directory.name), Libvirt(patience=0))
     try:
-        store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
-        take_back(instance, sys.argv[2], store.find(sys.argv[2]).packet.kind)
+        loaded = Instance(Home(directory.parents[1]), parse_instance_id(directory.name), Libvirt(patience=0)).load()
+        with contextlib.closing(loaded):
+            take_back(loaded, sys.argv[2], loaded.escalations.find(sys.argv[2]).packet.kind)
     except KtrdrError as error:
         raise SystemExit(f"{sys.argv[2]}: {error.message}") from None
-    finally:
-        instance.close()

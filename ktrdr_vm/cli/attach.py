@@ -24,16 +24,17 @@ def attach(instance_id: str, timeout: float) -> int:
 
     instance = open_instance(instance_id)
     warn_of_guard(instance)
-    mask = find_mask(instance, lambda text: click.echo(text, err=True))
+    loaded = instance.load()
+    mask = find_mask(loaded, lambda text: click.echo(text, err=True))
 
     def show(data: bytes) -> None:
         sys.stdout.write(escape_text(data.decode("utf-8", "replace")))
         sys.stdout.flush()
 
     try:
-        ending = follow(instance.connect, mask=mask, on_output=show, timeout=timeout)
+        ending = follow(loaded.connect, mask=mask, on_output=show, timeout=timeout)
     finally:
-        instance.close()
+        loaded.close()
     if ending.exit_code is None:
         click.echo("the workload goes on" if ending.outcome == "timeout" else "the workload ended without an exit code", err=True)
         return 1

@@ -22,7 +22,7 @@ def egress() -> None:
 def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
     """Print the ledger of INSTANCE_ID: of the instance if it exists, else of its newest run."""
     from ktrdr_vm.cli.options import find_run
-    from ktrdr_vm.egress.client import ask_guard
+    from ktrdr_vm.egress.client import GuardClient
     from ktrdr_vm.egress.ledger import read_ledger
     from ktrdr_vm.errors import KtrdrError
     from ktrdr_vm.host.paths import find_home
@@ -33,7 +33,7 @@ def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
     paths = find_home().instance(parse_instance_id(instance_id).instance_id)
     if paths.ledger.exists():
         try:
-            ask_guard(paths.guard, "flush")
+            GuardClient(paths.guard).flush()
         except KtrdrError as error:
             click.echo(f"ktrdr-vm: {error.message}; what it had written follows", err=True)
         rows = read_ledger(paths.ledger, follow=follow)

@@ -112,11 +112,11 @@ def approve(
     parts = {"host": host, "ports": list(ports), "source": source, "readonly": readonly, "memory": memory, "vcpus": vcpus}
     request = {key: value for key, value in parts.items() if value}
     secret = Secret("", "", env=env or "", file=file or "") if env or file else None
-    instance = open_instance(instance_id)
+    loaded = open_instance(instance_id).load()
     try:
-        _say(act(instance, escalation_id, read_policy(), reason=reason, request=request or None, seconds=seconds, source=secret), as_json)
+        _say(act(loaded, escalation_id, read_policy(), reason=reason, request=request or None, seconds=seconds, source=secret), as_json)
     finally:
-        instance.close()
+        loaded.close()
 
 
 @escalations.command()
@@ -142,11 +142,11 @@ def revoke(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> 
     from ktrdr_vm.approvals.apply import take_back
     from ktrdr_vm.cli.options import open_instance
 
-    instance = open_instance(instance_id)
+    loaded = open_instance(instance_id).load()
     try:
-        _say(take_back(instance, escalation_id, reason=reason), as_json)
+        _say(take_back(loaded, escalation_id, reason=reason), as_json)
     finally:
-        instance.close()
+        loaded.close()
 
 
 def _say(one: Escalation, as_json: bool) -> None:

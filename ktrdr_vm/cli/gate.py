@@ -21,18 +21,13 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     """Run PLAYBOOKS, each a gate name or a path, against INSTANCE_ID. Exit code 1 if one did not pass."""
     from dataclasses import asdict
 
-    from ktrdr_vm.cli.options import warn_of_guard
+    from ktrdr_vm.cli.options import open_instance, warn_of_guard
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.cli.progress import show_gate, show_gate_event
     from ktrdr_vm.errors import UsageError
-    from ktrdr_vm.host.libvirt import Libvirt
-    from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.identity import parse_instance_id
-    from ktrdr_vm.instance.instance import Instance
     from ktrdr_vm.run.gates import run_gates
 
-    home = find_home()
-    instance = Instance(home, parse_instance_id(instance_id), Libvirt())
+    instance = open_instance(instance_id)
     root = workspace.resolve()
     extra: dict[str, str] = {}
     for variable in variables:
@@ -42,8 +37,9 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
         extra[name] = value
     warn_of_guard(instance)
     warn = partial(click.echo, err=True)
-    results = run_gates(instance, playbooks, root, trusted=True, variables=extra, warn=warn, on_event=show_gate_event)
-    instance.close()
+    loaded = instance.load()
+    results = run_gates(loaded, playbooks, root, trusted=True, variables=extra, warn=warn, on_event=show_gate_event)
+    loaded.close()
     if as_json:
         echo_json([asdict(result) for result in results])
     for result in results:

@@ -71,15 +71,12 @@ def status(instance_id: str, as_json: bool) -> int:
     """Verify each resource of INSTANCE_ID against its plan. Exit code 4 if one differs."""
     from dataclasses import asdict
 
+    from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.output import echo_json, say
-    from ktrdr_vm.host.libvirt import Libvirt
-    from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.identity import parse_instance_id
-    from ktrdr_vm.instance.instance import Instance
 
-    instance = Instance(find_home(), parse_instance_id(instance_id), Libvirt())
-    rows = instance.status()
-    instance.close()
+    loaded = open_instance(instance_id).load()
+    rows = loaded.status()
+    loaded.close()
     wrong = [row for row in rows if not row.exists or row.differences]
     if as_json:
         echo_json({"instance_id": instance_id, "ok": not wrong, "resources": [asdict(row) for row in rows]})

@@ -21,14 +21,14 @@ def pull(instance_id: str, as_json: bool) -> None:
     from ktrdr_vm.guest.commits import pull_commits
     from ktrdr_vm.host.repository import find_repository
 
-    instance = open_instance(instance_id)
-    plan = instance.plan
+    loaded = open_instance(instance_id).load()
+    plan = loaded.plan
     if plan.profile.workspace is None:
         raise UsageError("its profile has no workspace", where=instance_id, hint="only a workspace has commits to bring back")
     repository = find_repository(Path(plan.facts.workspace), plan.profile.workspace.source)
-    with instance.locked():
-        came = pull_commits(repository, plan.facts.base_commit, plan.profile.workspace.target, instance.connect(), instance.identity)
-    instance.close()
+    with loaded.locked():
+        came = pull_commits(repository, plan.facts.base_commit, plan.profile.workspace.target, loaded.connect(), loaded.identity)
+    loaded.close()
     returned = came.refs
     if as_json:
         echo_json([asdict(one) for one in returned])

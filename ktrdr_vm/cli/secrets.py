@@ -9,7 +9,7 @@ import click
 from ktrdr_vm.cli.options import instance_argument, json_option
 
 if TYPE_CHECKING:
-    from ktrdr_vm.instance.instance import Instance
+    from ktrdr_vm.instance.loaded import LoadedInstance
     from ktrdr_vm.instance.resources.base import Resource
 
 
@@ -28,8 +28,8 @@ def list_(instance_id: str, name: str | None, as_json: bool) -> None:
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.report.escape import escape_line
 
-    instance = open_instance(instance_id)
-    entries = {entry.name: entry for entry in instance.plan.profile.secrets}
+    loaded = open_instance(instance_id).load()
+    entries = {entry.name: entry for entry in loaded.plan.profile.secrets}
     rows = [
         {
             "name": one.name,
@@ -38,9 +38,9 @@ def list_(instance_id: str, name: str | None, as_json: bool) -> None:
             "host": broker.host if (broker := entries[one.name].broker) else "",
             "present": one.exists(),
         }
-        for one in _find(instance, name)
+        for one in _find(loaded, name)
     ]
-    instance.close()
+    loaded.close()
     if as_json:
         echo_json(rows)
     for row in () if as_json else rows:
@@ -57,10 +57,11 @@ def rotate(instance_id: str, name: str | None) -> None:
 
     instance = open_instance(instance_id)
     with instance.locked():
-        found = _find(instance, name)
+        loaded = instance.load()
+        found = _find(loaded, name)
         for one in found:
             one.create()
-    instance.close()
+    loaded.close()
     for one in found:
         click.echo(f"{one.name}: renewed", err=True)
 
@@ -77,20 +78,21 @@ def revoke(instance_id: str, name: str | None) -> None:
 
     instance = open_instance(instance_id)
     with instance.locked():
-        found = _find(instance, name)
+        loaded = instance.load()
+        found = _find(loaded, name)
         for one in found:
             one.remove()
             click.echo(f"{one.name}: removed; the guest may have kept a copy, so end it at its source as well", err=True)
-    instance.close()
+    loaded.close()
 
 
-def _find(instance: Instance, name: str | None) -> list[Resource]:
+def _find(loaded: LoadedInstance, name: str | None) -> list[Resource]:
     """The instance's secrets, or the one of that name."""
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.instance.secret_sources import read_source
 
-    instance.require_awake()
-    found = [one for one in instance.open_resources(read_secret=read_source) if one.kind == "secret" and name in (None, one.name)]
+    loaded.target.require_awake()
+    found = [one for one in loaded.open_secrets(read_source) if name in (None, one.name)]
     if name is not None and not found:
-        raise UsageError(f"there is no secret {name}", where=instance.identity.instance_id, hint="`ktrdr-vm secrets list` shows them")
+        raise UsageError(f"there is no secret {name}", where=loaded.instance_id, hint="`ktrdr-vm secrets list` shows them")
     return found

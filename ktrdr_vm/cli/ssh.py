@@ -38,10 +38,11 @@ def _words(command: tuple[str, ...]) -> tuple[str, ...]:
 def _options(instance: Instance) -> list[str]:
     from ktrdr_vm.instance.ssh_config import make_ssh_options
 
-    instance.require_awake()
+    loaded = instance.load()
+    loaded.target.require_awake()
     warn_of_guard(instance)
     words = ["-F", "/dev/null"]
-    for name, value in make_ssh_options(instance).items():
+    for name, value in make_ssh_options(loaded).items():
         words += ["-o", f"{name}={value}"]
     return words
 
@@ -162,7 +163,7 @@ def ssh_config(instance_id: str | None, inventory: bool) -> None:
     from ktrdr_vm.instance.ssh_config import make_inventory_host, make_ssh_options
 
     names = [instance_id] if instance_id else [journal.instance_id for journal in list_journals(find_home())]
-    found = {name: make_ssh_options(open_instance(name)) for name in names}
+    found = {name: make_ssh_options(open_instance(name).load()) for name in names}
     if inventory:
         import yaml
 

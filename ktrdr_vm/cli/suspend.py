@@ -19,7 +19,7 @@ def suspend(instance_id: str) -> None:
     require_root()
     instance = open_instance(instance_id)
     with instance.locked():
-        suspend_instance(instance, notify=show_resource)
+        suspend_instance(instance.load(), notify=show_resource)
     click.echo(f"{instance_id}: suspended; `ktrdr-vm resume {instance_id}` brings it back", err=True)
 
 
@@ -38,14 +38,15 @@ def resume(instance_id: str) -> None:
     require_root()
     instance = open_instance(instance_id)
     with instance.locked():
+        loaded = instance.load()
         # All of them before anything is begun.
-        secrets = {secret.name: read_source(secret) for secret in instance.plan.profile.secrets}
-        check_sources(instance)
+        secrets = {secret.name: read_source(secret) for secret in loaded.plan.profile.secrets}
+        check_sources(loaded)
         policy = read_policy()
-        resume_instance(instance, read_secret=lambda secret: secrets[secret.name], mount_roots=policy.mount_roots, notify=show_resource)
-        for one in give_again(instance, policy):
+        resume_instance(loaded, read_secret=lambda secret: secrets[secret.name], mount_roots=policy.mount_roots, notify=show_resource)
+        for one in give_again(loaded, policy):
             click.echo(f"{one.packet.kind} {one.id}: given again", err=True)
-    instance.close()
+    loaded.close()
     click.echo(f"{instance_id}: running", err=True)
 
 
@@ -86,11 +87,12 @@ def snapshot(instance_id: str, name: str | None, remove: bool, as_json: bool) ->
             if not remove_snapshot(instance.home, instance_id, name):
                 raise UsageError(f"there is no snapshot {name}", hint=f"`ktrdr-vm snapshot {instance_id}` lists them")
             return
-        secrets = {secret.name: read_source(secret) for secret in instance.plan.profile.secrets}
+        loaded = instance.load()
+        secrets = {secret.name: read_source(secret) for secret in loaded.plan.profile.secrets}
         made = take_snapshot(
-            instance, name, read_secret=lambda secret: secrets[secret.name], mount_roots=read_policy().mount_roots, notify=show_resource
+            loaded, name, read_secret=lambda secret: secrets[secret.name], mount_roots=read_policy().mount_roots, notify=show_resource
         )
-    instance.close()
+    loaded.close()
     if as_json:
         echo_json(asdict(made))
     else:

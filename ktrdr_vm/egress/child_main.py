@@ -13,6 +13,7 @@ import socket
 import sys
 import traceback as traceback  # what says why it ends
 
+from ktrdr_vm.egress.supervised_child import SERVES
 from ktrdr_vm.host.privileges import drop_privileges, leave_network
 
 # Every encoding that `json.loads` finds in bytes.
@@ -35,7 +36,7 @@ def main() -> None:
         rehearse_resolver()
         drop_privileges(uid, parent)
         rehearse_resolver()
-        _tell(channel)
+        channel.send(SERVES)
         run_resolver(config, listeners[0], listeners[1], channel)
     else:
         from ktrdr_vm.escalation.inbox import rehearse_inbox, run_inbox
@@ -44,9 +45,5 @@ def main() -> None:
         leave_network()
         drop_privileges(uid, parent)
         rehearse_inbox()
-        _tell(channel)
+        channel.send(SERVES)
         run_inbox(listeners[0], channel)
-
-
-def _tell(channel: socket.socket) -> None:
-    channel.send(b'{"serves": true}')

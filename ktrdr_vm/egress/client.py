@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -18,6 +19,8 @@ from ktrdr_vm.profile.egress_rule import EgressRule
 # A request holds one secret of 64 KiB in base64 at most, a reply all of them.
 MAX_REQUEST = 128 * 1024
 MAX_REPLY = 32 * 1024 * 1024
+# Seconds for an answer of the guard that waits for its resolver, or for its proxy.
+JUDGE_LIMIT, BROKER_LIMIT = 20.0, 15.0
 
 
 @contextmanager
@@ -44,7 +47,7 @@ def read_line(connection: socket.socket, most: int) -> bytes:
 
 
 def ask_guard(directory: Path, op: str, *, timeout: float = 5, **fields: Any) -> dict[str, Any]:
-    """Ask the guard of the instance. Seconds; a guard that does not answer is an error."""
+    """One request of `GuardClient`, and the reply. Seconds; a guard that does not answer is an error."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout)
@@ -63,9 +66,6 @@ def ask_guard(directory: Path, op: str, *, timeout: float = 5, **fields: Any) ->
     return reply
 
 
-# -- grants
-
-
 @dataclass(frozen=True)
 class Standing:
     """A grant that holds, and for how many seconds more."""
@@ -75,23 +75,105 @@ class Standing:
     seconds: float
 
 
-def grant(directory: Path, grant_id: str, rule: EgressRule, seconds: float) -> Standing:
-    """Let the instance whose guard's folder is `directory` reach `rule` for `seconds`. `rule.reason` is recorded.
+@dataclass(frozen=True)
+class HeldCredentials:
+    """Names of the brokered secrets that the guard has and of those that a gate has opened; whether the proxy knows all of it."""
 
-    The same id and rule again sets a new end. ProvisionError when the guard refuses, such as a reserved address, or is not there.
-    """
-    request = Grant(grant_id, rule, 0).to_json()
-    return _standing(ask_guard(directory, "grant", seconds=seconds, **request)["grant"])
-
-
-def revoke(directory: Path, grant_id: str) -> bool:
-    """End a grant now, with every flow that it allowed. False when there was none of that id (any more)."""
-    return bool(ask_guard(directory, "revoke", id=grant_id)["revoked"])
+    held: tuple[str, ...]
+    open: tuple[str, ...]
+    told: bool
 
 
-def list_grants(directory: Path) -> tuple[Standing, ...]:
-    """The grants that hold now, the one that ends first in front."""
-    return tuple(_standing(row) for row in ask_guard(directory, "grants")["grants"])
+class GuardClient:
+    """The guard whose folder is `directory`. A method for each operation; ProvisionError when it refuses, or does not answer."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def _ask(self, op: str, *, timeout: float = 5, **fields: Any) -> dict[str, Any]:
+        return ask_guard(self._directory, op, timeout=timeout, **fields)
+
+    def status(self) -> dict[str, Any]:
+        """Its pid, those of its children, and `parts`: each with its pid, whether it serves, and its last words."""
+        return self._ask("status")
+
+    def flush(self) -> None:
+        """Write down everything that it knows."""
+        self._ask("flush")
+
+    def judge(self, name: str, address: str, port: int) -> dict[str, Any]:
+        """What would happen to a connection; `name` may be empty."""
+        return self._ask("judge", timeout=JUDGE_LIMIT, name=name, address=address, port=port)
+
+    # -- grants -----------------------------------------------------------------------------------------------------
+
+    def grant(self, grant_id: str, rule: EgressRule, seconds: float) -> Standing:
+        """Let the instance reach `rule` for `seconds`. `rule.reason` is recorded. The same id and rule again sets a new expiry.
+
+        A reserved address, for one, is refused.
+        """
+        return _standing(self._ask("grant", seconds=seconds, **Grant(grant_id, rule, 0).to_json())["grant"])
+
+    def revoke(self, grant_id: str) -> bool:
+        """End a grant now, with every flow that it allowed. False when there was none of that id (any more)."""
+        return bool(self._ask("revoke", id=grant_id)["revoked"])
+
+    def list_grants(self) -> tuple[Standing, ...]:
+        """The grants that hold now, the one that ends first in front."""
+        return tuple(_standing(row) for row in self._ask("grants")["grants"])
+
+    # -- expiry of secrets and loans --------------------------------------------------------------------------------
+
+    def expire_secret(self, name: str, path: str, seconds: float) -> None:
+        """Remove the secret at `path` in the guest after so many seconds. The same name and path again sets a new expiry."""
+        self._ask("given", name=name, path=path, seconds=seconds)
+
+    def expire_loan(self, loan: str, seconds: float, *, module: str, message: str) -> None:
+        """Start `module` with the loan's id after so many seconds, to take it back. `message` is recorded."""
+        self._ask("given", name=loan, path="", module=module, seconds=seconds, message=message)
+
+    def cancel_expiry(self, name: str, path: str = "") -> None:
+        """What was to expire is gone. A loan has no path."""
+        self._ask("gone", name=name, path=path)
+
+    # -- values to be masked ----------------------------------------------------------------------------------------
+
+    def add_value(self, name: str, value: bytes) -> None:
+        """Have every run of the instance mask this value, at most 64 KiB."""
+        self._ask("value_add", name=name, value=base64.b64encode(value).decode())
+
+    def list_values(self, *, have: int = 0, reader: str = "") -> tuple[tuple[tuple[str, bytes], ...], int]:
+        """The delivered values by name, after the first `have`; and how many there are. A `reader` is a run that goes on asking."""
+        reply = self._ask("value_list", have=have, reader=reader)
+        return tuple((str(name), base64.b64decode(value)) for name, value in reply["values"]), int(reply["count"])
+
+    def count_unread(self) -> int:
+        """How many runs of the instance do not have every value yet."""
+        return int(self._ask("value_unread")["unread"])
+
+    # -- brokered secrets -------------------------------------------------------------------------------------------
+
+    def give_credential(self, name: str, value: str) -> None:
+        """Have the proxy add this header value to requests."""
+        self._ask("broker_give", timeout=BROKER_LIMIT, name=name, value=value)
+
+    def take_credential(self, name: str) -> None:
+        """Take it from the guard and from the proxy."""
+        self._ask("broker_take", timeout=BROKER_LIMIT, name=name)
+
+    def list_credentials(self) -> HeldCredentials:
+        reply = self._ask("broker_list", timeout=BROKER_LIMIT)
+        return HeldCredentials(tuple(reply["held"]), tuple(reply["open"]), bool(reply["told"]))
+
+    # -- the run ----------------------------------------------------------------------------------------------------
+
+    def pass_gate(self, gate: str) -> None:
+        """A gate has passed: the brokered secrets that waited for it are open."""
+        self._ask("gate_passed", gate=gate)
+
+    def begin_run(self, run_id: str) -> None:
+        """What telemetry arrives from now on belongs to this run."""
+        self._ask("run_began", run_id=run_id)
 
 
 def _standing(row: dict[str, Any]) -> Standing:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.allow_sets import AllowSets
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.egress.grants.enforcer import Granting
 from ktrdr_vm.egress.proxy.control import ProxyControl
 from ktrdr_vm.errors import ProvisionError, UsageError
@@ -52,7 +52,7 @@ def judge_connection(directory: Path, host: str, port: int) -> Verdict:
         refused, address = _look_up(directory, name)
         if refused is not None:
             return refused
-    return Verdict(**ask_guard(directory, "judge", name=name, address=address, port=port, timeout=20))
+    return Verdict(**GuardClient(directory).judge(name, address, port))
 
 
 def _parse_address(host: str) -> str:

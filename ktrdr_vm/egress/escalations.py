@@ -15,7 +15,7 @@ from ktrdr_vm.egress.grants.enforcer import Granting
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.escalation.decision import is_preapproved
-from ktrdr_vm.escalation.inbox_protocol import answer_request
+from ktrdr_vm.escalation.inbox_protocol import SubmitRequest, answer_request, parse_request
 from ktrdr_vm.escalation.store import Answer, Escalation, EscalationStore
 from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import boottime, now, read_boot_id
@@ -39,7 +39,6 @@ class EscalationDesk:
         granting: Granting,
     ) -> None:
         self.store = store
-        self.serves = False
         self.channel: socket.socket | None = None
         self._directory = directory
         self._listener = listener
@@ -51,26 +50,16 @@ class EscalationDesk:
 
     def start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         """The inbox, as a child without privilege; the channel on which it asks."""
-        self.serves = False
         started, self.channel = start_child(self._directory, "inbox", {}, (self._listener,), self._uid)
         return started, self.channel
 
-    def serve(self) -> None:
+    def answer(self, raw: bytes) -> None:
         """One request of the inbox. Whatever is wrong with it is its answer."""
         assert self.channel is not None
         try:
-            raw = self.channel.recv(256 * 1024)
-        except (BlockingIOError, ConnectionError):
-            return
-        if not raw:
-            return  # it ended; SIGCHLD says so too
-        try:
-            request = json.loads(raw)
-            if "serves" in request:
-                self.serves = True
-                return
-            if suppressed := int(request.get("suppressed", 0)):
-                self._ledger.write("escalation", "deny", rule="suppressed", count=suppressed)
+            request = parse_request(raw)
+            if isinstance(request, SubmitRequest) and request.suppressed:
+                self._ledger.write("escalation", "deny", rule="suppressed", count=request.suppressed)
             reply = answer_request(self.store, request, self._arrived)
         except (KtrdrError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             reply = {"error": str(error)[:1000]}

@@ -20,7 +20,6 @@ import os
 import resource
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,33 +27,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ktrdr_vm.egress.allow_sets import AllowSets
-from ktrdr_vm.egress.child_process import bind_early, listen_unix, start_proxy
+from ktrdr_vm.egress.child_process import start_proxy
 from ktrdr_vm.egress.client import MAX_REQUEST, read_line
 from ktrdr_vm.egress.connection_check import Judge
 from ktrdr_vm.egress.delivered_values import DeliveredValues
 from ktrdr_vm.egress.disk_watch import SpaceWatch
-from ktrdr_vm.egress.domain_control import Machine
-from ktrdr_vm.egress.expiry import Deadlines
 from ktrdr_vm.egress.flow_log import ProxyLog
 from ktrdr_vm.egress.grants.enforcer import Granting
-from ktrdr_vm.egress.grants.store import GrantBook
-from ktrdr_vm.egress.ledger import Ledger
-from ktrdr_vm.egress.link import Link
-from ktrdr_vm.egress.proxy.control import ProxyControl
-from ktrdr_vm.egress.proxy.credentials import Brokers
 from ktrdr_vm.egress.proxy.resolved_addresses import Given
 from ktrdr_vm.egress.resolver.supervisor import ResolverLink
-from ktrdr_vm.egress.rules import rules_from_json
-from ktrdr_vm.egress.supervised_part import Part, Source
-from ktrdr_vm.egress.table_watch import TableWatch
-from ktrdr_vm.egress.telemetry.supervisor import open_telemetry
+from ktrdr_vm.egress.supervised_child import ChannelChild, Source, SupervisedChild
+from ktrdr_vm.egress.works import Works, open_works
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.name_servers import find_upstreams
 from ktrdr_vm.host.nft import list_table
 from ktrdr_vm.host.on_link import find_on_link
-from ktrdr_vm.host.ports import require_privileged_ports
-from ktrdr_vm.plan.guard_interface import DNS_PORT, HTTP_PORT, INBOX_PORT, LAST_PORT, OTHER_PORT, TLS_PORT
 
 if TYPE_CHECKING:
     from ktrdr_vm.egress.escalations import EscalationDesk
@@ -63,67 +50,42 @@ POLL = 1.0
 
 
 class Guard:
-    """The supervisor's loop. `directory` is the instance's guard folder with guard.json, egress.json and proxy.cfg."""
+    """The supervisor's loop. To make one stores and connects what is open already; `start` starts, `run` serves until it is stopped."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.config: dict[str, Any] = json.loads((directory / "guard.json").read_bytes())
-        policy = json.loads((directory / "egress.json").read_bytes())
-        self.resolver_config = {"policy": policy, "exceptions": self.config["exceptions"]}
-        rules = rules_from_json(policy, self.config["exceptions"])
-        self.sets = AllowSets(self.config["table"], rules)
-        self.ledger = Ledger(Path(self.config["ledger"]), self.config["instance_id"])
-        self.selector = selectors.DefaultSelector()
+    def __init__(self, works: Works) -> None:
+        config, ledger, sets, proxy = works.config, works.ledger, works.sets, works.proxy
+        self.works = works
+        self.directory = works.directory
+        self.config = config
+        self.sets, self.ledger, self.selector = sets, ledger, works.selector
+        self.watch, self.deadlines, self.brokers = works.watch, works.deadlines, works.brokers
+        self.machine, self.link, self.telemetry = works.machine, works.link, works.telemetry
+        self.proxy_control = proxy
         self.running = True
-        gateway = self.config["gateway"]
-        require_privileged_ports(LAST_PORT)
-        self.udp = bind_early(socket.SOCK_DGRAM, gateway, DNS_PORT)
-        self.tcp = bind_early(socket.SOCK_STREAM, gateway, DNS_PORT)
-        self.proxy_sockets = {
-            "KTRDR_FD_HTTP": bind_early(socket.SOCK_STREAM, gateway, HTTP_PORT),
-            "KTRDR_FD_TLS": bind_early(socket.SOCK_STREAM, gateway, TLS_PORT),
-            "KTRDR_FD_OTHER": bind_early(socket.SOCK_STREAM, gateway, OTHER_PORT),
-            "KTRDR_FD_STATS": listen_unix(directory / "stats.sock"),
-        }
-        self.control = listen_unix(directory / "control.sock")
         self.proxy: subprocess.Popen[bytes] | None = None
         self.monitor: subprocess.Popen[bytes] | None = None
-        self.parts: dict[str, Part] = {}
-        self.machine = machine = Machine(self.config["domain"])
-        expected = directory.with_name("ruleset.expected")
-        self.watch = TableWatch(directory, self.config["table"], expected, machine, self.sets, self.ledger)
-        self.space = SpaceWatch(directory, machine, self.ledger)
-        self.deadlines = Deadlines(directory / "deadlines.json", self.config["domain"], self.ledger)
+        self.resolver_config = {"policy": works.policy, "exceptions": config["exceptions"]}
+        self.space = SpaceWatch(works.directory, works.machine, ledger)
         self.values = DeliveredValues()
-        self.proxy_control = proxy = ProxyControl(directory)
         self.given = Given(proxy)
-        self.brokers = Brokers(self.config["brokers"], proxy, self.ledger)
-        self.proxy_sockets |= self.brokers.listen(gateway)
-        self.link = Link(self.config["tap"], self.ledger, self.brokers.forget)
+        self.granting = Granting(
+            works.book, works.rules, sets, proxy, self.given, ledger, changed=self._grants_changed, kill_proxy=self._kill_proxy
+        )
+        self.resolver = ResolverLink(
+            works.directory, self.resolver_config, works.dns, int(config["resolver_uid"]), sets, self.granting, self.given, ledger
+        )
+        self.judge = Judge(config["table"], config["gateway"], sets, proxy, self.granting)
+        self.proxy_log = ProxyLog(ledger, sets, self.granting, proxy)
+        self.desk = self._make_desk()
+        self.parts = self._make_parts()
+
+    def start(self) -> None:
+        """Start the resolver, and take up what a guard before this one has left. The other children follow in `run`."""
         self.sets.set_upstreams(find_upstreams())
         self._close_on_link()
-        self.granting = Granting(
-            GrantBook(directory / "grants.json"),
-            rules,
-            self.sets,
-            proxy,
-            self.given,
-            self.ledger,
-            changed=lambda: self.resolver.grants_changed(),
-            kill_proxy=self._kill_proxy,
-        )
-        uid, listeners = int(self.config["resolver_uid"]), (self.udp, self.tcp)
-        self.resolver = ResolverLink(directory, self.resolver_config, listeners, uid, self.sets, self.granting, self.given, self.ledger)
         # First of all: what it imports takes it longer than the guard.
-        resolver = self._make_part("the resolver", self.resolver.start, self.resolver.serve, lambda: self.resolver.serves)
-        self.parts["resolver"] = resolver
-        resolver.look()
-        self.judge = Judge(self.config["table"], gateway, self.sets, proxy, self.granting)
-        self.proxy_log = ProxyLog(self.ledger, self.sets, self.granting, proxy)
+        self.parts["resolver"].look()
         self._take_up_elements()
-        self.desk = self._open_desk()
-        self.parts |= self._make_parts()
-        self.telemetry = open_telemetry(self.config, self.ledger)
 
     def run(self) -> None:
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -132,7 +94,7 @@ class Guard:
         signal.signal(signal.SIGTERM, lambda _number, _frame: self._stop())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.selector.register(wake_read, selectors.EVENT_READ, lambda: self._reap(wake_read))
-        self.selector.register(self.control, selectors.EVENT_READ, self._serve_control)
+        self.selector.register(self.works.control, selectors.EVENT_READ, self._serve_control)
         self._look_at_parts()
         self.telemetry.look()
         self.ledger.write("guard", "note", message="started")
@@ -176,22 +138,23 @@ class Guard:
 
     # -- children ---------------------------------------------------------------------------------------------------
 
-    def _make_part(self, name: str, start: Callable[[], Any], hear: Callable[[], None], proof: Callable[[], bool]) -> Part:
-        return Part(name, start, hear, proof, self.selector, lambda said: self.ledger.write("guard", "note", message=said))
+    def _note(self, said: str) -> None:
+        self.ledger.write("guard", "note", message=said)
 
-    def _make_parts(self) -> dict[str, Part]:
+    def _make_parts(self) -> dict[str, SupervisedChild]:
+        answers, selector, note = self.proxy_control.answers, self.selector, self._note
         parts = {
-            "proxy": self._make_part("the proxy", self._start_proxy, self._read_proxy_log, self.proxy_control.answers),
-            "monitor": self._make_part("the watch over nftables", self._start_monitor, self._read_monitor, lambda: True),
+            "resolver": ChannelChild("the resolver", self.resolver.start, self.resolver.take, selector, note),
+            "proxy": SupervisedChild("the proxy", self._start_proxy, self._read_proxy_log, answers, selector, note),
+            "monitor": SupervisedChild("the watch over nftables", self._start_monitor, self._read_monitor, lambda: True, selector, note),
         }
         if self.desk is not None:
-            desk = self.desk
-            parts["inbox"] = self._make_part("the escalation inbox", desk.start, desk.serve, lambda: desk.serves)
-        return parts
+            parts["inbox"] = ChannelChild("the escalation inbox", self.desk.start, self.desk.answer, selector, note)
+        return parts | self.telemetry.parts
 
     def _start_proxy(self) -> tuple[subprocess.Popen[bytes], Source]:
         self.given.proxy_starts()
-        self.proxy = start_proxy(self.directory / "proxy.cfg", self.proxy_sockets, int(self.config["proxy_uid"]))
+        self.proxy = start_proxy(self.directory / "proxy.cfg", self.works.proxy_sockets, int(self.config["proxy_uid"]))
         assert self.proxy.stdout is not None
         self.brokers.proxy_started()
         return self.proxy, self.proxy.stdout
@@ -201,23 +164,16 @@ class Guard:
         assert self.monitor.stdout is not None
         return self.monitor, self.monitor.stdout
 
-    def _open_desk(self) -> EscalationDesk | None:
+    def _make_desk(self) -> EscalationDesk | None:
         """Where somebody in the instance can ask."""
-        if not self.config["escalations"]:
+        inbox = self.works.inbox
+        if inbox is None:
             return None
         from ktrdr_vm.egress.escalations import EscalationDesk
-        from ktrdr_vm.escalation.store import EscalationStore
 
         user, group = self.config["owner"]
-        return EscalationDesk(
-            self.directory,
-            EscalationStore(Path(self.config["escalations"]), self.config["instance_id"]),
-            bind_early(socket.SOCK_STREAM, self.config["gateway"], INBOX_PORT),
-            int(self.config["inbox_uid"]),
-            (int(user), int(group)),
-            self.ledger,
-            self.granting,
-        )
+        owner = (int(user), int(group))
+        return EscalationDesk(self.directory, inbox.store, inbox.listener, int(self.config["inbox_uid"]), owner, self.ledger, self.granting)
 
     def _read_monitor(self) -> None:
         assert self.monitor is not None
@@ -236,14 +192,16 @@ class Guard:
                 part.look()
 
     def _end_children(self) -> None:
-        self.telemetry.end()
+        self.telemetry.write()
         for part in self.parts.values():
             part.end()
 
     def _kill_proxy(self) -> None:
         """It is started again when its end is told."""
-        if "proxy" in self.parts:
-            self.parts["proxy"].kill()
+        self.parts["proxy"].kill()
+
+    def _grants_changed(self) -> None:
+        self.resolver.grants_changed()
 
     # -- what they say ----------------------------------------------------------------------------------------------
 
@@ -279,7 +237,7 @@ class Guard:
     # -- what the commands ask --------------------------------------------------------------------------------------
 
     def _serve_control(self) -> None:
-        connection, _ = self.control.accept()
+        connection, _ = self.works.control.accept()
         with connection:
             connection.settimeout(1)
             try:
@@ -295,8 +253,8 @@ class Guard:
     def _answer_control(self, request: dict[str, Any]) -> dict[str, Any]:
         self.granting.end_due()
         if request["op"] == "status":
-            pids = {name: self.parts[name].pid for name in ("resolver", "proxy")} | self.telemetry.pids
-            parts = {part.name: part.describe() for part in self.parts.values()} | self.telemetry.describe()
+            pids = {name: self.parts[name].pid for name in ("resolver", "proxy", *self.telemetry.parts)}
+            parts = {part.name: part.describe() for part in self.parts.values()}
             return {"pid": os.getpid(), **pids, "parts": parts}
         if request["op"] == "flush":
             self._look()
@@ -317,7 +275,8 @@ def main() -> None:
     lock = os.open(directory / "guard.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
-        guard = Guard(directory)
+        guard = Guard(open_works(directory))
+        guard.start()
     except (KtrdrError, OSError) as error:
         # guard.log ends with it, and whoever started the guard shows that.
         os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))

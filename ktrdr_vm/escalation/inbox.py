@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer
 from typing import Any
 
+from ktrdr_vm.escalation.inbox_protocol import ListRequest, SubmitRequest
 from ktrdr_vm.escalation.packet import MAX_PACKET, PacketError, parse_packet
 
 PATH = "/v1/escalations"
@@ -76,8 +77,8 @@ def run_inbox(listener: socket.socket, channel: socket.socket) -> None:
     channel.settimeout(_REPLY_LIMIT)
     limiter = Limiter()
 
-    def ask(request: dict[str, Any]) -> dict[str, Any]:
-        channel.send(json.dumps(request).encode())
+    def ask(request: ListRequest | SubmitRequest) -> dict[str, Any]:
+        channel.send(json.dumps(request.to_json()).encode())
         reply: dict[str, Any] = json.loads(channel.recv(256 * 1024))
         return reply
 
@@ -93,7 +94,7 @@ def run_inbox(listener: socket.socket, channel: socket.socket) -> None:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    ask: Callable[[dict[str, Any]], dict[str, Any]]
+    ask: Callable[[ListRequest | SubmitRequest], dict[str, Any]]
     limiter: Limiter
     reads: Limiter
     timeout = _REQUEST_LIMIT
@@ -107,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not type(self).reads.admit():
             self._say(429, {"error": f"more than {READS_PER_MINUTE} questions in a minute; ask every few seconds"})
             return
-        reply = type(self).ask({"op": "list", "id": self.path[len(PATH) + 1 :][:20]})
+        reply = type(self).ask(ListRequest(self.path[len(PATH) + 1 :][:20]))
         if "error" in reply:
             self._say(404, reply)
         else:
@@ -136,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(400, {"error": "the packet is no JSON"})
             return
         suppressed, type(self).limiter.refused = type(self).limiter.refused, 0
-        reply = type(self).ask({"op": "submit", "packet": packet.to_json(), "suppressed": suppressed})
+        reply = type(self).ask(SubmitRequest(packet.to_json(), suppressed))
         self._say(429 if "error" in reply else 201, reply)
 
     def _say(self, status: int, content: object) -> None:

@@ -80,6 +80,11 @@ class Journal:
         self.state = state
         self.save()
 
+    def keep(self) -> None:
+        """Note that the instance stays when its run ends, until somebody destroys it."""
+        self.kept = True
+        self.save()
+
     def live_for(self, seconds: float) -> None:
         """Set the end of its time to live, from now on; 0 is without end. Saved with the next change."""
         self.expires_at, self.expires_boot, self.expires_second = "", "", 0.0

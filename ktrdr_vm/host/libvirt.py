@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,20 +24,38 @@ RETURN_LIMIT = 30.0
 _INSTANCE = f"{{{METADATA_NAMESPACE}}}"
 
 
+class DomainState(StrEnum):
+    """libvirt's words for the state of a domain, in the order of virDomainState, whose numbers are part of libvirt's ABI."""
+
+    NOSTATE = "nostate"
+    RUNNING = "running"
+    BLOCKED = "blocked"
+    PAUSED = "paused"
+    SHUTDOWN = "shutdown"
+    SHUTOFF = "shutoff"
+    CRASHED = "crashed"
+    PMSUSPENDED = "pmsuspended"
+    UNKNOWN = "unknown"
+
+    @property
+    def is_alive(self) -> bool:
+        """True while there is a machine, running or paused; False when it has ended or is about to."""
+        return self not in (DomainState.SHUTDOWN, DomainState.SHUTOFF, DomainState.CRASHED)
+
+
+_STATES = {number: state for number, state in enumerate(DomainState) if state is not DomainState.UNKNOWN}
+
+
 @dataclass(frozen=True)
 class DomainFacts:
-    """A domain that carries our metadata. `state` is libvirt's word: running, paused, shutoff, crashed, …"""
+    """A domain that carries our metadata."""
 
     name: str
     instance_id: str
     home: str
     mode: str
-    state: str
+    state: DomainState
     persistent: bool
-
-
-# By virDomainState, whose numbers are part of libvirt's ABI.
-_STATES = dict(enumerate(("nostate", "running", "blocked", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")))
 
 
 class _Binding:
@@ -344,7 +363,7 @@ def _facts(domain: Any) -> DomainFacts | None:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
             return None
         raise
-    state = _STATES.get(domain.state()[0], "unknown")
+    state = _STATES.get(domain.state()[0], DomainState.UNKNOWN)
     fields = {child.tag.removeprefix(_INSTANCE): child.text or "" for child in ElementTree.fromstring(raw)}  # noqa: S314 - libvirt's own
     return DomainFacts(
         domain.name(), fields.get("instance_id", ""), fields.get("home", ""), fields.get("mode", ""), state, bool(domain.isPersistent())

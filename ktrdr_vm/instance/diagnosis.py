@@ -6,20 +6,20 @@ import os
 import re
 
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.resources.base import Target
 
 _TAIL = 64 * 1024
 _LAST_WORDS = re.compile(r"(Kernel panic - not syncing[^\n]*|Out of memory: Killed process[^\n]*|I/O error, dev vda[^\n]*)")
 
 
-def explain_loss(instance: Instance) -> str:
+def explain_loss(target: Target) -> str:
     """One sentence; nothing when the machine runs and its console says nothing of an end."""
-    words = read_last_words(instance)
+    words = read_last_words(target)
     try:
-        facts = instance.libvirt.find(instance.identity.domain)
+        facts = target.libvirt.find(target.identity.domain)
     except KtrdrError as error:
         return error.message
-    if facts is None or facts.state in ("shutoff", "crashed", "shutdown"):
+    if facts is None or not facts.state.is_alive:
         said = "its machine has ended: QEMU is gone, or the guest powered off"
     elif facts.state == "paused":
         said = "its machine stands still: the host has no room for its disk, or somebody paused it"
@@ -28,10 +28,10 @@ def explain_loss(instance: Instance) -> str:
     return "; ".join(filter(None, (said, words)))
 
 
-def read_last_words(instance: Instance) -> str:
+def read_last_words(target: Target) -> str:
     """The last line of the console that tells an end. It is the guest's own, so it may lie."""
     try:
-        with instance.paths.console.open("rb") as file:
+        with target.paths.console.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             found = _LAST_WORDS.findall(file.read().decode("utf-8", "replace"))
     except OSError:

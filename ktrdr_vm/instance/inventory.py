@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ktrdr_vm.host import process
-from ktrdr_vm.host.journal import is_locked, list_directories, list_journals
-from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.journal import Journal, is_locked, list_directories, list_journals
+from ktrdr_vm.host.libvirt import DomainFacts, Libvirt
 from ktrdr_vm.host.nft import list_tables, read_comment
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import TABLE_PREFIX, make_home_token
@@ -28,6 +28,8 @@ class Found:
     mode: str = "unknown"
     state: str = "no domain"
     created_at: str = ""
+    run_id: str = ""
+    """The run that it belongs to, by the journal."""
     busy: bool = False
     kept: bool = False
     """A person lives in it, or asked for it to be kept."""
@@ -65,6 +67,13 @@ class Found:
         }
 
 
+def is_kept(journal: Journal | None, domain: DomainFacts | None) -> bool:
+    """True if a person lives in an instance or asked for it to be kept. The domain says so too, for when the journal is lost."""
+    if journal is not None and (journal.kept or journal.mode == "interactive"):
+        return True
+    return domain is not None and domain.mode == "interactive"
+
+
 def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
     """The union of what is written down and what is there, sorted by instance_id. What another home made is its own."""
     found: dict[str, Found] = {}
@@ -76,9 +85,9 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
 
     for journal in list_journals(home):
         entry = seen(journal.instance_id, "journal")
-        entry.mode, entry.created_at = journal.mode, journal.created_at
+        entry.mode, entry.created_at, entry.run_id = journal.mode, journal.created_at, journal.run_id
         entry.expires_at, entry.expired = journal.expires_at, journal.expired
-        entry.kept = journal.kept or journal.mode == "interactive"
+        entry.kept = is_kept(journal, None)
         entry.rest = "" if journal.state == "awake" else journal.state
     for directory in list_directories(home):
         seen(directory.name, "directory")
@@ -87,8 +96,7 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
             continue
         entry = seen(domain.instance_id, "domain")
         entry.state, entry.mode = domain.state, domain.mode
-        # Also when its journal is lost: a person lives in it.
-        entry.kept = entry.kept or domain.mode == "interactive"
+        entry.kept = entry.kept or is_kept(None, domain)
     for table in list_tables(TABLE_PREFIX):
         for instance_id in _marked(read_comment(table) or "", home):
             seen(instance_id, "firewall")

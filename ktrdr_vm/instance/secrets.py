@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import time
 
-from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.base import Notify, quiet
 from ktrdr_vm.instance.resources.secret import sweep_secrets
 
 
-def take_secrets(instance: Instance, notify: Notify = quiet) -> list[str]:
+def take_secrets(loaded: LoadedInstance, notify: Notify = quiet) -> list[str]:
     """Take every secret out of the running guest; their keys. ProvisionError when one is still there, or nobody answers."""
     taken = []
-    for resource in reversed(instance.open_resources()):
-        if resource.kind != "secret":
-            continue
+    for resource in reversed(loaded.open_secrets()):
         began = time.monotonic()
         resource.remove()
         notify(resource.kind, resource.name, "removed", time.monotonic() - began)
         taken.append(resource.key)
-    sweep_secrets(instance.connect())
+    sweep_secrets(loaded.connect())
     return taken
 
 
-def drop_secret(instance: Instance, name: str) -> None:
+def drop_secret(loaded: LoadedInstance, name: str) -> None:
     """Take one secret out of the running guest, and out of the journal."""
-    journal = instance.require_journal()
-    for resource in instance.open_resources():
-        if resource.kind == "secret" and resource.name == name:
+    for resource in loaded.open_secrets():
+        if resource.name == name:
             resource.remove()
-            journal.strike(resource.key)
+            loaded.journal.strike(resource.key)

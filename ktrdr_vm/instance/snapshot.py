@@ -24,7 +24,7 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.backing import open_template
-from ktrdr_vm.instance.instance import Instance, SecretReader
+from ktrdr_vm.instance.loaded import LoadedInstance, SecretReader
 from ktrdr_vm.instance.resources.base import Notify, quiet
 from ktrdr_vm.instance.secrets import take_secrets
 from ktrdr_vm.plan.facts import TemplateFacts
@@ -59,31 +59,31 @@ class Snapshot:
 
 
 def take_snapshot(
-    instance: Instance, name: str, *, read_secret: SecretReader, mount_roots: tuple[str, ...] = (), notify: Notify = quiet
+    loaded: LoadedInstance, name: str, *, read_secret: SecretReader, mount_roots: tuple[str, ...] = (), notify: Notify = quiet
 ) -> Snapshot:
     """Copy the disk of a running instance. It stands still for as long as that takes, and has its secrets again afterwards."""
     if _NAME.fullmatch(name) is None:
         raise UsageError(f"{name!a} is no name for a snapshot", hint="up to 63 of a-z, 0-9, . and -, such as before-upgrade")
-    instance.require_awake()
-    plan, journal = instance.plan, instance.require_journal()
-    place = instance.paths.snapshots / name
+    loaded.target.require_awake()
+    plan = loaded.plan
+    place = loaded.paths.snapshots / name
     if place.exists():
         raise UsageError(f"there is a snapshot {name} already", where=str(place), hint="choose another name, or --remove that one first")
-    partial = instance.paths.snapshots / f".new-{name}"
+    partial = loaded.paths.snapshots / f".new-{name}"
     shutil.rmtree(partial, ignore_errors=True)
-    make_private(instance.paths.snapshots, partial)
+    make_private(loaded.paths.snapshots, partial)
     try:
-        take_secrets(instance, notify)
+        take_secrets(loaded, notify)
         try:
-            copy_disk(instance, partial / "disk.qcow2")
+            copy_disk(loaded, partial / "disk.qcow2")
         finally:
-            instance.complete(plan, read_secret=read_secret, mount_roots=mount_roots, notify=notify)
+            loaded.complete(read_secret=read_secret, mount_roots=mount_roots, notify=notify)
         made = Snapshot(
-            instance_id=instance.identity.instance_id,
+            instance_id=loaded.instance_id,
             name=name,
             image=plan.facts.image.digest,
             disk=plan.profile.resources.disk,
-            template=journal.template,
+            template=loaded.journal.template,
             created_at=now(),
             size=(partial / "disk.qcow2").stat().st_blocks * 512,
         )
@@ -97,9 +97,9 @@ def take_snapshot(
     return made
 
 
-def copy_disk(instance: Instance, target: Path) -> None:
+def copy_disk(loaded: LoadedInstance, target: Path) -> None:
     """A consistent copy of a running instance's overlay, without its machine-id. The guest's writes are held back meanwhile."""
-    guest, libvirt, domain = instance.connect(), instance.libvirt, instance.identity.domain
+    guest, libvirt, domain = loaded.connect(), loaded.libvirt, loaded.identity.domain
     _run(guest, _BLANK, "forget its machine-id")
     try:
         frozen = _freeze(libvirt, domain)
@@ -107,7 +107,7 @@ def copy_disk(instance: Instance, target: Path) -> None:
             # QEMU writes what it holds of the disk's own tables when it stops the machine.
             libvirt.suspend(domain)
             try:
-                process.run(["cp", "--reflink=auto", "--sparse=always", instance.paths.overlay, target], timeout=COPY_LIMIT)
+                process.run(["cp", "--reflink=auto", "--sparse=always", loaded.paths.overlay, target], timeout=COPY_LIMIT)
                 target.chmod(0o600)
                 sync(target)
             finally:

@@ -6,23 +6,22 @@ import shlex
 from collections.abc import Mapping
 
 from ktrdr_vm.host.durable import write_durably
-from ktrdr_vm.instance.allocation import read_allocation
-from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 
 
-def make_ssh_options(instance: Instance) -> dict[str, str]:
+def make_ssh_options(loaded: LoadedInstance) -> dict[str, str]:
     """OpenSSH's options by name. Nothing is forwarded and nothing is asked of an agent."""
-    allocation = read_allocation(instance.paths, instance.require_journal())
-    known_hosts = instance.paths.login_key.with_name("known_hosts")
-    write_durably(known_hosts, f"{instance.identity.instance_id} {allocation.host_public_key}\n".encode())
+    allocation = loaded.allocation
+    known_hosts = loaded.paths.login_key.with_name("known_hosts")
+    write_durably(known_hosts, f"{loaded.instance_id} {allocation.host_public_key}\n".encode())
     return {
         "HostName": allocation.guest,
-        "User": instance.plan.facts.image.user,
-        "HostKeyAlias": instance.identity.instance_id,
+        "User": loaded.plan.facts.image.user,
+        "HostKeyAlias": loaded.instance_id,
         "UserKnownHostsFile": str(known_hosts),
         "GlobalKnownHostsFile": "/dev/null",
         "StrictHostKeyChecking": "yes",
-        "IdentityFile": str(instance.paths.login_key),
+        "IdentityFile": str(loaded.paths.login_key),
         "IdentitiesOnly": "yes",
         "IdentityAgent": "none",
         "ForwardAgent": "no",

@@ -19,8 +19,8 @@ def tear_down(target: Target, resources: Sequence[Resource], journal: Journal | 
     foreign: set[str] = set()
     for resource in reversed(resources):
         began = time.monotonic()
-        if resource.kind == "secret":
-            # It lives in the domain's memory, which is the next thing to go.
+        if resource.lives_in != "host":
+            # In the memory of the domain or of the guard, which are the next to go.
             continue
         try:
             there = resource.exists()
@@ -60,7 +60,7 @@ def find_residue(resources: Iterable[Resource]) -> list[str]:
     """Which of them are on the host, asked of the host."""
     found = []
     for resource in resources:
-        if resource.kind == "secret":
+        if resource.lives_in != "host":
             continue
         try:
             if resource.exists():

@@ -8,7 +8,6 @@ from typing import Any
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.host.clock import seconds_since
-from ktrdr_vm.host.journal import read_journal
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.runs import FinishedRun, find_run
@@ -55,7 +54,7 @@ def _make_row(home: Home, libvirt: Libvirt, found: Found) -> Row:
     return Row(
         found,
         age=seconds_since(found.created_at) if found.created_at else None,
-        gates=_gates(home, found.instance_id),
+        gates=_gates(home, found),
         memory=used[1] if used else None,
         disk=sum(path.stat().st_blocks * 512 for path in paths.directory.rglob("*") if path.is_file() and not path.is_symlink()),
         denials=_count_denials(home, found.instance_id),
@@ -63,12 +62,10 @@ def _make_row(home: Home, libvirt: Libvirt, found: Found) -> Row:
     )
 
 
-def _gates(home: Home, instance_id: str) -> str:
+def _gates(home: Home, found: Found) -> str:
     """`3 passed`, or the first that did not, of the run that the instance belongs to."""
     try:
-        journal = read_journal(home.instance(instance_id).journal)
-        run_id = journal.run_id if journal is not None else "latest"
-        report = FinishedRun(find_run(home, instance_id, run_id or "latest")).document("report.json")
+        report = FinishedRun(find_run(home, found.instance_id, found.run_id or "latest")).document("report.json")
         gates = report["gates"]
         bad = next((gate for gate in gates if gate["outcome"] != "passed"), None)
         return f"{bad['name']} {bad['outcome']}" if bad else f"{len(gates)} passed" if gates else ""

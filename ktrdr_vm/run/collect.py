@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.egress.ledger import read_kept
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.escalation.store import EscalationStore
@@ -14,8 +15,9 @@ from ktrdr_vm.evidence.run_directory import list_fetched
 from ktrdr_vm.guest.artifacts import ArtifactLimits, fetch_artifacts
 from ktrdr_vm.guest.commits import Returned, pull_commits
 from ktrdr_vm.guest.guide import NOTES
+from ktrdr_vm.guest.protocol import Guest
+from ktrdr_vm.host.paths import InstancePaths
 from ktrdr_vm.inputs.resolve import Gathered
-from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.report.model import Artifact
 from ktrdr_vm.run.artifact_rows import make_artifacts
 from ktrdr_vm.run.recorder import Recorder
@@ -30,7 +32,7 @@ class Harvest:
     `since` is UTC, RFC 3339: what the ledger says from then on belongs to the run.
     """
 
-    def __init__(self, gathered: Gathered, instance: Instance, *, folder: str, since: str) -> None:
+    def __init__(self, gathered: Gathered, paths: InstancePaths, connect: Callable[[], Guest], *, folder: str, since: str) -> None:
         self.folder = folder
         self.ledger: list[dict[str, Any]] | None = None
         self.escalations: tuple[dict[str, Any], ...] = ()
@@ -38,7 +40,8 @@ class Harvest:
         self._gathered = gathered
         self._plan = gathered.plan
         self._profile = gathered.plan.profile
-        self._instance = instance
+        self._paths = paths
+        self._connect = connect
         self._since = since
 
     def place_artifacts(self, recorder: Recorder) -> Path:
@@ -56,7 +59,7 @@ class Harvest:
             return Returned()
         base = self._plan.facts.base_commit
         with recorder.phase("commits", of=self.folder):
-            return pull_commits(repository, base, workspace.target, self._instance.connect(), self._plan.identity)
+            return pull_commits(repository, base, workspace.target, self._connect(), self._plan.identity)
 
     def fetch_artifacts(self, recorder: Recorder) -> None:
         """Bring back what the profile names."""
@@ -64,7 +67,7 @@ class Harvest:
             return
         with recorder.phase("artifacts", of=self.folder):
             folder = self.place_artifacts(recorder)
-            fetched = fetch_artifacts(self._instance.connect(), self._profile.artifacts, folder)
+            fetched = fetch_artifacts(self._connect(), self._profile.artifacts, folder)
             self.artifacts += make_artifacts(fetched, beneath="artifacts/" if self.folder else "")
 
     def fetch_notes(self, recorder: Recorder) -> None:
@@ -73,15 +76,15 @@ class Harvest:
         if workspace is None:
             return
         folder, place = recorder.directory.path / "notes", f"{workspace.target}/{NOTES}"
-        rows = fetch_artifacts(self._instance.connect(), [place], folder, limits=_NOTE_LIMITS)
+        rows = fetch_artifacts(self._connect(), [place], folder, limits=_NOTE_LIMITS)
         self.artifacts += make_artifacts(row for row in rows if row.path or row.source != place)
 
     def keep_evidence(self, recorder: Recorder) -> None:
         """Console, escalations and ledger, before the instance goes; each also when another cannot be kept. Raises what was met first."""
-        paths = self._instance.paths
+        paths = self._paths
         if paths.guard.exists():
             with contextlib.suppress(KtrdrError):
-                ask_guard(paths.guard, "flush")
+                GuardClient(paths.guard).flush()
         met: list[Exception] = []
         for keep in (self._keep_console, self._keep_escalations, self._keep_ledger):
             try:
@@ -92,14 +95,14 @@ class Harvest:
             raise met[0]
 
     def _keep_console(self, recorder: Recorder) -> None:
-        recorder.directory.keep_console(self._instance.paths.console, f"console-{self.folder}.log" if self.folder else "console.log")
+        recorder.directory.keep_console(self._paths.console, f"console-{self.folder}.log" if self.folder else "console.log")
 
     def _keep_escalations(self, _recorder: Recorder) -> None:
-        store = EscalationStore(self._instance.paths.escalations, self._plan.identity.instance_id)
+        store = EscalationStore(self._paths.escalations, self._plan.identity.instance_id)
         self.escalations = tuple(one.to_json() for one in store.list()) or self.escalations
 
     def _keep_ledger(self, recorder: Recorder) -> None:
         """Read once: its directory goes too."""
         if self.ledger is None:
-            self.ledger = [row for row in read_kept(self._instance.paths.ledger) if row["time"] >= self._since]
+            self.ledger = [row for row in read_kept(self._paths.ledger) if row["time"] >= self._since]
             recorder.directory.keep_ledger(self.ledger, add=bool(self.folder))

@@ -15,13 +15,13 @@ from ktrdr_vm.host.beneath import Place
 from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.host.runs import create_run, hand_over
 from ktrdr_vm.inputs.references import find_playbook
-from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.report.model import GateResult
 from ktrdr_vm.run.mask import find_mask
 
 
 def run_gates(
-    instance: Instance,
+    loaded: LoadedInstance,
     names: Sequence[str],
     workspace: Path,
     *,
@@ -35,20 +35,20 @@ def run_gates(
     What their tasks fetch comes into a run directory of its own, which is handed to the person at the end. `trusted` names were typed by
     a person, and may lie outside of the workspace.
     """
-    loaded = [(path := find_playbook(name, workspace, trusted=trusted), load_playbook(path, beneath=workspace)) for name in names]
-    profile, identity = instance.plan.profile, instance.identity.instance_id
+    playbooks = [(path := find_playbook(name, workspace, trusted=trusted), load_playbook(path, beneath=workspace)) for name in names]
+    profile = loaded.plan.profile
     results = []
-    with instance.locked():
-        guest = instance.connect()
-        mask = find_mask(instance, warn)
-        instance.home.create()
-        directory = create_run(instance.home, identity, f"gates-{make_run_id()}")
+    with loaded.locked():
+        guest = loaded.connect()
+        mask = find_mask(loaded, warn)
+        loaded.home.create()
+        directory = create_run(loaded.home, loaded.instance_id, f"gates-{make_run_id()}")
         try:
-            for path, playbook in loaded:
+            for path, playbook in playbooks:
                 context = GateContext(
                     extra_vars={**dict(profile.vars), **(variables or {})},
                     roots=(place_playbook(path, workspace).parent, Place(workspace)),
-                    environment=instance.environment(),
+                    environment=loaded.environment(),
                     artifacts=directory / "artifacts" / playbook.name,
                     mask=mask,
                     gate_timeout=profile.gate_timeout,

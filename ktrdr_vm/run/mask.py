@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.report.mask import make_mask
 
 # Seconds between two questions to a guard; a value that is being delivered waits for the next.
@@ -30,21 +29,20 @@ class GrowingMask:
     def __call__(self, text: str) -> str:
         return self._mask(text)
 
-    def follow(self, instance: Instance) -> None:
-        """Take up what is delivered to this instance from now on, until `stop`."""
-        threading.Thread(target=self._ask_again, args=(instance.paths.guard,), daemon=True).start()
+    def follow(self, guard: Path) -> None:
+        """Take up what is delivered to the instance of this guard from now on, until `stop`."""
+        threading.Thread(target=self._ask_again, args=(GuardClient(guard),), daemon=True).start()
 
     def stop(self) -> None:
         self._stop.set()
 
-    def _ask_again(self, guard: Path) -> None:
+    def _ask_again(self, guard: GuardClient) -> None:
         have = 0
         while not self._stop.wait(INTERVAL):
             # A guard that is started again counts from the beginning; one that is away answers the next time.
             with contextlib.suppress(KtrdrError):
-                reply = ask_guard(guard, "value_list", reader=self._reader, have=have)
-                self.add(base64.b64decode(value) for _, value in reply["values"])
-                have = int(reply["count"])
+                found, have = guard.list_values(reader=self._reader, have=have)
+                self.add(value for _, value in found)
 
     def add(self, values: Iterable[bytes]) -> None:
         """Mask these values too, from now on."""
@@ -55,16 +53,16 @@ class GrowingMask:
                 self._mask = make_mask(self._known)
 
 
-def find_mask(instance: Instance, warn: Callable[[str], None]) -> Callable[[str], str]:
+def find_mask(loaded: LoadedInstance, warn: Callable[[str], None]) -> Callable[[str], str]:
     """The mask of what the guard of a running instance knows. `warn` hears of a secret that it does not know any more."""
-    expected = {secret.name for secret in instance.plan.profile.delivered}
-    found: list[list[str]] = []
+    expected = {secret.name for secret in loaded.plan.profile.delivered}
+    found: tuple[tuple[str, bytes], ...] = ()
     with contextlib.suppress(KtrdrError):
-        found = ask_guard(instance.paths.guard, "value_list", have=0)["values"]
+        found, _ = loaded.guard.list_values()
     if lost := sorted(expected - {name for name, _ in found}):
-        name = instance.identity.instance_id
+        name = loaded.instance_id
         warn(
             f"not masked, since the guard was started again or does not run: {', '.join(lost)};"
             f" `ktrdr-vm secrets rotate {name}` gives them anew"
         )
-    return make_mask(base64.b64decode(value) for _, value in found)
+    return make_mask(value for _, value in found)

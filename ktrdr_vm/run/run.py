@@ -193,13 +193,13 @@ class Run:
         stage = self._stages[0]
         if self._stop is not None:
             stage.wake(recorder)
-            self._mask.follow(stage.instance)
+            self._mask.follow(stage.instance.paths.guard)
             self._results.gates = self._stop.results
             if self._results.passed:
                 stage.open_brokers(playbooks[0])
         else:
             stage.provision(recorder)
-            self._mask.follow(stage.instance)
+            self._mask.follow(stage.instance.paths.guard)
             self._results.gates = stage.run_gates(playbooks[:1] if stage.plan.profile.workload else playbooks, recorder)
         if stage.plan.profile.workload is None:
             stage.harvest.fetch_artifacts(recorder)
@@ -229,7 +229,7 @@ class Run:
                     self._end(self._stages[0], recorder)
                 fresh = self._add_stage(gathered, "verification")
                 fresh.provision(recorder)
-                self._mask.follow(fresh.instance)
+                self._mask.follow(fresh.instance.paths.guard)
                 judged = fresh.run_gates(playbooks, recorder)
                 fresh.harvest.fetch_artifacts(recorder)
         except KtrdrError as error:
@@ -272,8 +272,7 @@ class Run:
         return self._report(recorder, began, ending, interrupted, kept)
 
     def _keep(self, stage: Stage) -> None:
-        stage.sampler.stop()
-        stage.instance.keep()
+        stage.keep()
         name = stage.plan.identity.instance_id
         self._listener.note(f"the instance is kept; `ktrdr-vm ssh {name}` enters it, `ktrdr-vm destroy {name}` ends it")
 
@@ -315,7 +314,7 @@ class Run:
         )
         stage.sampler.stop()
         with recorder.phase("suspend"):
-            suspend(stage.instance, notify=recorder.hear_resource)
+            suspend(stage.loaded, notify=recorder.hear_resource)
 
     def _may_keep(self) -> bool:
         return self._gathered.plan.profile.mode == "interactive" or self._options.keep != "never"

@@ -8,33 +8,34 @@ from dataclasses import replace
 from pathlib import Path
 
 from ktrdr_vm.approvals.apply import find_pending, find_stop, give_again
-from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError, UsageError
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import place_playbook
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.guest.personalize import personalize
+from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.confinement import find_fork_obstacle
 from ktrdr_vm.host.foreign_rules import require_passage
+from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_ruleset
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.ensure import ensure_image
 from ktrdr_vm.images.store import Image, refuse_disk
 from ktrdr_vm.inputs.resolve import Gathered
-from ktrdr_vm.instance.allocation import read_allocation
 from ktrdr_vm.instance.diagnosis import explain_loss
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.loaded import LoadedInstance, load_instance
 from ktrdr_vm.instance.resources.mount import require_source
 from ktrdr_vm.instance.secrets import drop_secret
 from ktrdr_vm.instance.snapshot import adopt, find_snapshot
 from ktrdr_vm.instance.suspend import resume, shut_down
 from ktrdr_vm.plan.changes import find_changes, require_possible, require_same_workspace
-from ktrdr_vm.plan.plan import Plan, canonical_json
+from ktrdr_vm.plan.plan import Plan, canonical_json, plan_from_json
 from ktrdr_vm.profile.model import Secret
 from ktrdr_vm.report.model import GateResult, StageName, WorkloadResult
 from ktrdr_vm.run.collect import Harvest
@@ -66,11 +67,13 @@ class Stage:
         self.gathered = gathered
         self.plan = gathered.plan
         self.instance = Instance(home, gathered.plan.identity, libvirt)
+        self._loaded: LoadedInstance | None = None
         self.image: Image | None = None
-        self.harvest = Harvest(gathered, self.instance, folder="verification" if name == "verification" else "", since=since)
+        folder = "verification" if name == "verification" else ""
+        self.harvest = Harvest(gathered, self.instance.paths, self.connect, folder=folder, since=since)
         self._home = home
         self.destroyed = False
-        self.sampler = Sampler(libvirt, gathered.plan.identity.domain, gathered.plan.identity.instance_id, ended=self.instance.hang_up)
+        self.sampler = Sampler(libvirt, gathered.plan.identity.domain, gathered.plan.identity.instance_id, ended=self.hang_up)
         self._run_id = run_id
         self._name = name
         self._secrets = secrets
@@ -79,15 +82,32 @@ class Stage:
         self._restart = restart
         self._source = source
 
+    @property
+    def loaded(self) -> LoadedInstance:
+        """The instance, once it was begun or resumed."""
+        assert self._loaded is not None, "nothing was provisioned yet"
+        return self._loaded
+
+    def connect(self) -> Guest:
+        """The guest, over a connection that lives."""
+        return self.loaded.connect()
+
+    def hang_up(self) -> None:
+        """End the connection under whoever waits for an answer. May be called from any thread."""
+        if self._loaded is not None:
+            self._loaded.hang_up()
+
     # -- forward ----------------------------------------------------------------------------------------------------
 
     def provision(self, recorder: Recorder) -> None:
         """Image, template, resources, boot, identity, workspace. The plan is the one that knows the image afterwards."""
         instance, roots = self.instance, self.gathered.policy.mount_roots
-        if instance.journal is not None:
-            require_same_workspace(instance.plan, self.plan)
+        journal = instance.find_journal()
+        before = plan_from_json(journal.plan) if journal is not None else None
+        if before is not None:
+            require_same_workspace(before, self.plan)
         template = find_snapshot(self._home, self._source, self.plan) if self._source else None
-        if instance.journal is None:
+        if journal is None:
             require_passage(list_ruleset())
             for mount in self.plan.profile.mounts:
                 require_source(mount, Path(self.plan.facts.workspace), roots)
@@ -106,7 +126,7 @@ class Stage:
             recorder.directory.write("plan.json", canonical_json(plan.to_json()))
         self.plan = plan
         require_capacity(self._home.root, plan.profile.resources.memory)
-        forks = not self._cold and not self._source and fits(plan) and instance.journal is None
+        forks = not self._cold and not self._source and fits(plan) and journal is None
         if forks and (obstacle := find_fork_obstacle(instance.libvirt)):
             recorder.listener.note(f"it boots cold, without a template: {obstacle}")
             forks = False
@@ -117,32 +137,32 @@ class Stage:
                 with self._phase(recorder, "template"):
                     template = build_best(self._home, self.gathered, plan, image, instance.libvirt, note)
         with self._phase(recorder, "create"):
-            if instance.journal is not None and plan.profile.mode == "sandbox":
+            if journal is not None and plan.profile.mode == "sandbox":
                 recorder.listener.note("an earlier run left this instance; it is destroyed first")
                 instance.destroy(notify=recorder.hear_resource)
-            if instance.journal is not None:
-                self._follow(plan, recorder)
-            instance.create(
+                journal = before = None
+            if journal is not None and before is not None:
+                self._follow(journal, before, plan, recorder)
+            loaded = self._loaded = instance.begin(
                 plan,
-                read_secret=self._read_secret,
-                mount_roots=roots,
+                journal=journal,
                 template=template,
                 source=self._source,
                 run_id=self._run_id,
                 most_instances=self.gathered.policy.most_instances,
-                notify=recorder.hear_resource,
             )
+            loaded.create(read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
             if plan.collector is not None:
                 # An instance that stays has had other runs.
-                ask_guard(instance.paths.guard, "run_began", run_id=self._run_id)
+                loaded.guard.begin_run(self._run_id)
         self.sampler.start()
         with self._phase(recorder, "boot"):
-            guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+            guest = loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
         with self._phase(recorder, "personalize"):
             if self._source:
-                adopt(guest, read_allocation(instance.paths, instance.require_journal()).login_public_key)
+                adopt(guest, loaded.allocation.login_public_key)
             personalize(guest, plan, self._environment)
-            instance.complete(plan, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
+            loaded.complete(read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
         # A branch has the workspace of what it began from.
         if plan.profile.workspace is not None and self.gathered.repository is not None and not self._source:
             target = plan.profile.workspace.target
@@ -159,22 +179,25 @@ class Stage:
                     recorder.listener.note,
                 )
 
-    def _follow(self, plan: Plan, recorder: Recorder) -> None:
+    def _follow(self, journal: Journal, before: Plan, plan: Plan, recorder: Recorder) -> None:
         """Let an instance that is there follow its profile: said what changes, and restarted where it must and may be."""
-        instance, before = self.instance, self.instance.plan
         changes = find_changes(before, plan)
-        facts = instance.libvirt.find(plan.identity.domain)
+        facts = self.instance.libvirt.find(plan.identity.domain)
         running = facts is not None and facts.state == "running"
         require_possible(changes, plan.identity.instance_id, running=running, restart=self._restart)
         for change in changes:
             recorder.listener.note(f"changes ({change.how}) {change}")
             recorder.directory.event("change", part=change.part, before=change.before, after=change.after, how=change.how)
-        for secret in before.profile.secrets:
-            if running and secret not in plan.profile.secrets:
-                drop_secret(instance, secret.name)
-        if self._restart and running:
-            with self._phase(recorder, "shut down"):
-                shut_down(instance)
+        if not running:
+            return
+        earlier = load_instance(self._home, self.instance.target, journal, before)
+        with contextlib.closing(earlier):
+            for secret in before.profile.secrets:
+                if secret not in plan.profile.secrets:
+                    drop_secret(earlier, secret.name)
+            if self._restart:
+                with self._phase(recorder, "shut down"):
+                    shut_down(earlier)
 
     def run_gates(self, playbooks: Iterable[Playbook], recorder: Recorder, *, refused: str = "") -> tuple[GateResult, ...]:
         """In order, until one does not pass; the rest is skipped and says so. `refused` is why even the first is skipped."""
@@ -186,17 +209,17 @@ class Stage:
                 results.append(GateResult(playbook.name, "skipped", now(), 0.0, message=refused, stage=self._name))
                 continue
             with self._phase(recorder, f"gate {playbook.name}"):
-                self.instance.require_closed()
+                self.loaded.require_closed()
                 result = replace(self._run_gate(playbook, recorder), stage=self._name)
                 if result.outcome == "error":
-                    why = self._mask(explain_loss(self.instance))
+                    why = self._mask(explain_loss(self.instance.target))
                     result = replace(result, message=f"{result.message}; {why}" if why else result.message)
                 results.append(replace(result, usage=measure_gate(result, self.sampler.samples, now())))
                 self.harvest.add_fetched(playbook.name, recorder)
                 if result.outcome == "passed":
                     self.open_brokers(playbook)
                 with contextlib.suppress(KtrdrError):
-                    ask_guard(self.instance.paths.guard, "flush")
+                    self.loaded.guard.flush()
         return tuple(results)
 
     def open_brokers(self, passed: Playbook) -> None:
@@ -204,7 +227,7 @@ class Stage:
         waited = {broker.after for _, broker in self.plan.profile.brokered}
         for gate, path in self.gathered.playbooks:
             if gate in waited and str(path) == passed.source:
-                ask_guard(self.instance.paths.guard, "gate_passed", gate=gate)
+                self.loaded.guard.pass_gate(gate)
 
     def _run_gate(self, playbook: Playbook, recorder: Recorder) -> GateResult:
         repository = self.gathered.repository
@@ -218,11 +241,12 @@ class Stage:
             on_event=recorder.hear_gate,
             gate_timeout=self.plan.profile.gate_timeout,
         )
-        return run_playbook(playbook, self.instance.connect(), context)
+        return run_playbook(playbook, self.connect(), context)
 
     def wake(self, recorder: Recorder) -> None:
         """Take up an instance that slept until its escalation was answered; what was approved is applied."""
-        pending = find_pending(self.instance)
+        loaded = self._loaded = self.instance.load()
+        pending = find_pending(loaded)
         if pending:
             raise self._stop(pending[0])
         with self._phase(recorder, "resume"):
@@ -232,9 +256,9 @@ class Stage:
             )
             self.plan = know_image(self.plan, self.image)
             roots = self.gathered.policy.mount_roots
-            resume(self.instance, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
+            resume(loaded, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
             self.sampler.start()
-            for one in give_again(self.instance, self.gathered.policy):
+            for one in give_again(loaded, self.gathered.policy):
                 recorder.directory.event("escalation", **one.to_json())
 
     def _stop(self, escalation_id: str) -> EscalationStop:
@@ -253,16 +277,16 @@ class Stage:
         policy = self.gathered.policy
         with self._phase(recorder, "workload"):
             result = run_workload(
-                self.instance.connect,
+                self.connect,
                 workload,
                 environment=self._environment,
                 chdir=self.plan.profile.workspace.target if self.plan.profile.workspace else None,
                 mask=self._mask,
                 on_output=recorder.listener.output,
                 again=again,
-                leave=lambda: bool(find_stop(self.instance, policy)),
+                leave=lambda: bool(find_stop(self.loaded, policy)),
             )
-            pending = find_pending(self.instance) if result is None or result.outcome != "passed" else []
+            pending = find_pending(self.loaded) if result is None or result.outcome != "passed" else []
             if pending:
                 raise self._stop(pending[0])
             return result
@@ -277,6 +301,8 @@ class Stage:
     def destroy(self, recorder: Recorder) -> tuple[tuple[str, ...], KtrdrError | None]:
         """Residue, and what went wrong."""
         self.sampler.stop()
+        if self._loaded is not None:
+            self._loaded.close()
         try:
             with self._phase(recorder, "destroy"):
                 self.instance.destroy(notify=recorder.hear_resource)
@@ -294,17 +320,31 @@ class Stage:
     def exists(self) -> bool:
         """True if its journal exists and can be read."""
         try:
-            return self.instance.journal is not None
+            return self.instance.find_journal() is not None
         except KtrdrError:
             return False
 
     @property
     def asleep(self) -> bool:
         """True if it is still suspended. An instance that could not be resumed, for lack of memory for example, is kept suspended."""
+        journal = self._find_journal()
+        return journal is not None and journal.state == "suspended"
+
+    def _find_journal(self) -> Journal | None:
+        """The one that it was loaded with, else what is on the disk; None also for one that cannot be read."""
+        if self._loaded is not None:
+            return self._loaded.journal
         with contextlib.suppress(KtrdrError):
-            journal = self.instance.journal
-            return journal is not None and journal.state == "suspended"
-        return False
+            return self.instance.find_journal()
+        return None
+
+    def keep(self) -> None:
+        """The run ends and the instance stays, until somebody destroys it."""
+        self.sampler.stop()
+        journal = self._find_journal() or self.instance.require_journal()
+        journal.keep()
+        if self._loaded is not None:
+            self._loaded.close()
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
@@ -313,7 +353,7 @@ class Stage:
 
     @property
     def _environment(self) -> dict[str, str]:
-        return self.instance.environment()
+        return self.loaded.environment()
 
     def _read_secret(self, secret: Secret) -> bytes:
         return self._secrets[secret.name]

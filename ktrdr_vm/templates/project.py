@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import digest_playbook, load_playbook, place_playbook
@@ -34,6 +34,7 @@ from ktrdr_vm.inputs.references import find_playbook
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.inputs.trusted import list_refs
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.snapshot import copy_disk
 from ktrdr_vm.plan.facts import TemplateFacts
 from ktrdr_vm.plan.plan import Plan, plain
@@ -184,11 +185,11 @@ def _make_disk(
         instance.destroy()
         try:
             base = find_template(home, plan, image)
-            instance.create(preparing, read_secret=_no_secret, mount_roots=(), template=base)
-            _work(instance, preparing, repository, playbook, note)
-            copy_disk(instance, target)
+            with contextlib.closing(instance.create(preparing, read_secret=_no_secret, mount_roots=(), template=base)) as loaded:
+                _work(loaded, repository, playbook, note)
+                copy_disk(loaded, target)
             with contextlib.suppress(KtrdrError, OSError):
-                ask_guard(instance.paths.guard, "flush")
+                GuardClient(instance.paths.guard).flush()
                 # What it reached, for whoever asks what is in the template.
                 kept = target.with_name("egress.jsonl")
                 kept.touch(mode=0o600)
@@ -203,10 +204,11 @@ def _make_disk(
     set_rights(target, home.root)
 
 
-def _work(instance: Instance, plan: Plan, repository: Repository, playbook: Path, note: Note) -> None:
+def _work(loaded: LoadedInstance, repository: Repository, playbook: Path, note: Note) -> None:
+    plan = loaded.plan
     workspace = plan.profile.workspace or Workspace()
     environment = make_environment(plan.identity, plan.profile.mode, {})
-    guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+    guest = loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
     personalize(guest, plan, environment)
     guest.run("! command -v dockerd >/dev/null || systemctl start docker.service", become=True, timeout=DOCKER_LIMIT)
     copy_in(repository, workspace, guest, plan.facts.image.user, plan.identity.instance_id, note)

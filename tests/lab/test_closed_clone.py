@@ -20,7 +20,7 @@ from laboratory.lab import Lab
 from laboratory.netguest import NamespaceGuest
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.host import process
 from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.instance.resources.guard import look_at_guard
@@ -78,7 +78,7 @@ def test_all_parts_serve_and_names_are_answered(lab: Lab, packages: Path, monkey
 
     monkeypatch.setattr(lab.world.dns, "answer", answer_with_more)
     with open_guest(lab) as guest:
-        parts = ask_guard(guest.paths.guard, "status")["parts"]
+        parts = GuardClient(guest.paths.guard).status()["parts"]
         assert {name for name, part in parts.items() if part["serves"]} == set(parts)
         assert {"the resolver", "the proxy", "the watch over nftables", "the escalation inbox", "the telemetry relay"} <= set(parts)
         assert guest.lookup("allowed.test.lab")["addresses"] == [world.WEB], guest.ledger()

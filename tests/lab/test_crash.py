@@ -123,10 +123,10 @@ def _fall_asleep(lab: Lab, image: Image, libvirt: Libvirt, profile: Path) -> tup
     instance = Instance(lab.home, plan.identity, libvirt)
     template = find_template(lab.home, plan, image) or build_template(lab.home, plan, image, libvirt, progress=print)
     with instance.locked():
-        instance.create(plan, read_secret=lambda _: b"value", mount_roots=(), template=template)
-        instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
-        instance.complete(plan, read_secret=lambda _: b"value", mount_roots=())
-        suspend(instance)
+        loaded = instance.create(plan, read_secret=lambda _: b"value", mount_roots=(), template=template)
+        loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+        loaded.complete(read_secret=lambda _: b"value", mount_roots=())
+        suspend(loaded)
         copy = lab.scratch / f"asleep-{profile.stem}"
         subprocess.run(["cp", "-a", "--sparse=always", instance.paths.directory, copy], check=True, timeout=120)
         instance.destroy()

@@ -181,7 +181,7 @@ def test_a_read_only_state_is_said_and_nothing_is_lost(lab: Lab, libvirt: Libvir
             if code:
                 assert "Read-only file system" in done.stderr + done.stdout, (words, done.stderr)
         assert made.instance.paths.journal.read_bytes() == before
-        assert [row for row in made.instance.status() if row.differences or not row.exists] == []
+        assert [row for row in made.instance.load().status() if row.differences or not row.exists] == []
     finally:
         made.instance.destroy()
     assert made.instance.find_residue() == []

@@ -17,7 +17,7 @@ from laboratory.netguest import NamespaceGuest
 from laboratory.recorder import wait_until
 
 from ktrdr_vm.cli.main import cli
-from ktrdr_vm.egress.client import grant, revoke
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.egress.connection_check import judge_connection
 from ktrdr_vm.errors import ProvisionError, UsageError
 from ktrdr_vm.host import process
@@ -82,9 +82,9 @@ def compare(guest: NamespaceGuest) -> set[tuple[str, int]]:
 def test_it_agrees_with_the_probe_also_under_grants(guest: NamespaceGuest) -> None:
     before = compare(guest)
     assert before == OPEN
-    grant(guest.paths.guard, "a", EgressRule(host="other.test.lab", ports=(443, 9100)), 600)
-    grant(guest.paths.guard, "b", EgressRule(host="evil.test.lab", ports=(80,)), 600)
-    grant(guest.paths.guard, "c", EgressRule(cidr=IPv4Network("203.0.113.0/24"), ports=(22, 443)), 600)
+    GuardClient(guest.paths.guard).grant("a", EgressRule(host="other.test.lab", ports=(443, 9100)), 600)
+    GuardClient(guest.paths.guard).grant("b", EgressRule(host="evil.test.lab", ports=(80,)), 600)
+    GuardClient(guest.paths.guard).grant("c", EgressRule(cidr=IPv4Network("203.0.113.0/24"), ports=(22, 443)), 600)
     wait_until(lambda: guest.lookup("other.test.lab")["rcode"] == 0 and guest.lookup("evil.test.lab")["rcode"] == 0, "the resolver knows")
     # By address also under another name: the range of c holds evil's, and alias points to what a opened.
     shared = {("evil.test.lab", 22), ("evil.test.lab", 443), ("alias.test.lab", 9100)}
@@ -95,7 +95,7 @@ def test_it_agrees_with_the_probe_also_under_grants(guest: NamespaceGuest) -> No
         (world.EVIL, 22): "grant:c", (world.EVIL, 443): "grant:c", ("203.0.113.9", 22): "grant:c", ("203.0.113.9", 443): "grant:c",
     }  # fmt: skip
     for name in "abc":
-        assert revoke(guest.paths.guard, name)
+        assert GuardClient(guest.paths.guard).revoke(name)
     wait_until(lambda: guest.lookup("other.test.lab")["rcode"] == 3, "the resolver knows")
     assert compare(guest) == before
 

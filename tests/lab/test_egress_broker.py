@@ -19,7 +19,7 @@ from laboratory.netguest import NamespaceGuest, Sabotage, replace
 from laboratory.recorder import wait_until
 from laboratory.servers import APPLICATIONS
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.instance.resources.brokered_secret import BrokeredSecret
 from ktrdr_vm.instance.resources.guard import find_guards
 from ktrdr_vm.plan.guard_interface import BROKER_PORTS, INBOX_PORT
@@ -270,9 +270,9 @@ def test_nothing_goes_out_before_the_gate(lab: Lab, provider: Provider) -> None:
         give(guest)
         refused = ask(guest)
         assert refused["status"] == 403 and "before the gate startability has passed" in refused["said"]
-        ask_guard(guest.paths.guard, "gate_passed", gate="unit")
+        GuardClient(guest.paths.guard).pass_gate("unit")
         assert ask(guest)["status"] == 403 and provider.seen == []
-        ask_guard(guest.paths.guard, "gate_passed", gate="startability")
+        GuardClient(guest.paths.guard).pass_gate("startability")
         wait_until(lambda: ask(guest)["status"] == 200, "the gate has passed")
         assert len(provider.seen) == 1
 
@@ -283,7 +283,7 @@ def test_a_proxy_and_a_guard_that_begin_again(lab: Lab, provider: Provider) -> N
         assert ask(guest)["status"] == 503
         secret = give(guest)
         assert ask(guest)["status"] == 200
-        os.kill(int(ask_guard(guest.paths.guard, "status")["proxy"]), signal.SIGKILL)
+        os.kill(int(GuardClient(guest.paths.guard).status()["proxy"]), signal.SIGKILL)
         wait_until(lambda: ask(guest, "/v1/again").get("status") == 200, "the guard has told it again")
         guest.guard.stop()
         guest.guard.create()
@@ -315,7 +315,7 @@ def test_what_reads_the_guests_bytes_does_not_have_it_also_when_it_was_started_a
     """A fork of the guard after the secret was given has the guard's memory, and the secret: seen so before they were programs."""
     with open_guest(lab, mode="interactive") as guest:
         give(guest)
-        before = ask_guard(guest.paths.guard, "status")
+        before = GuardClient(guest.paths.guard).status()
         # The one that must have it, so that the search can find something.
         assert holds(before["pid"], SECRET) and not holds(before["resolver"], SECRET)
         [inbox] = [pid for pid in find_guards(guest.paths.guard) if pid not in before.values()]

@@ -23,7 +23,7 @@ from laboratory.recorder import wait_until
 from laboratory.servers import APPLICATIONS
 from test_egress_broker import HOST, PORT, SECRET, give, open_guest, read_body
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 
 BASIC = "Basic " + base64.b64encode(b"lab:" + SECRET).decode()
 LIMIT = 120
@@ -143,7 +143,7 @@ def test_git_and_pip_work_and_the_wire_has_no_byte_of_it(lab: Lab, forge: Forge,
         with inside(guest.namespace):
             early = run(*push)
         assert early.returncode != 0 and "403" in early.stderr
-        ask_guard(guest.paths.guard, "gate_passed", gate="startability")
+        GuardClient(guest.paths.guard).pass_gate("startability")
         with inside(guest.namespace):
             pushed = run(*push)
             # `insteadOf`, as the guest may set it once.

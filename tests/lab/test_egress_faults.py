@@ -19,7 +19,7 @@ from laboratory.namespaces import inside, ip
 from laboratory.netguest import INTERFACE, NamespaceGuest, replace
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.host import process
 from ktrdr_vm.instance.resources.guard import find_guards, look_at_guard
 from ktrdr_vm.plan.guard_interface import MAX_FLOWS
@@ -43,7 +43,7 @@ def notes(guest: NamespaceGuest) -> list[str]:
 
 
 def status(guest: NamespaceGuest) -> dict[str, Any]:
-    return ask_guard(guest.paths.guard, "status")
+    return GuardClient(guest.paths.guard).status()
 
 
 def delete_table(guest: NamespaceGuest, how: str) -> None:

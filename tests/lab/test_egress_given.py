@@ -12,9 +12,9 @@ from laboratory import world
 from laboratory.lab import Lab
 from laboratory.netguest import NamespaceGuest, replace
 from laboratory.recorder import wait_until
-from test_egress_grants import grant, name_rule
+from test_egress_grants import name_rule
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.egress.proxy.control import ProxyControl
 from ktrdr_vm.plan.guard_interface import GIVEN
 
@@ -107,12 +107,12 @@ def test_a_grant_and_its_end_forget_what_was_told(guest: NamespaceGuest) -> None
     """The rule that judged the address may be another one now."""
     guest.lookup(NAME)
     wait_until(lambda: is_given(guest, world.WEB), "the proxy was told")
-    grant(guest.paths.guard, "one", name_rule("other.test.lab", 443), 600)
+    GuardClient(guest.paths.guard).grant("one", name_rule("other.test.lab", 443), 600)
     assert not is_given(guest, world.WEB)
     guest.lookup("other.test.lab")
     wait_until(lambda: is_given(guest, world.OTHER, "other.test.lab"), "the proxy was told")
     assert tls(guest, world.OTHER, "other.test.lab") == world.OTHER
-    ask_guard(guest.paths.guard, "revoke", id="one")
+    GuardClient(guest.paths.guard).revoke("one")
     assert not is_given(guest, world.OTHER, "other.test.lab")
     assert tls(guest, world.OTHER, "other.test.lab") == ""
 
@@ -120,14 +120,14 @@ def test_a_grant_and_its_end_forget_what_was_told(guest: NamespaceGuest) -> None
 def test_a_proxy_that_was_killed_begins_with_none(guest: NamespaceGuest) -> None:
     guest.lookup(NAME)
     wait_until(lambda: is_given(guest, world.WEB), "the proxy was told")
-    os.kill(ask_guard(guest.paths.guard, "status")["proxy"], signal.SIGKILL)
+    os.kill(GuardClient(guest.paths.guard).status()["proxy"], signal.SIGKILL)
     wait_until(lambda: tls(guest, world.EVIL) in (world.WEB, world.WILD), "it is back, and asks")
     assert not is_given(guest, world.WEB)
 
 
 def test_a_proxy_that_hangs_does_not_hold_up_the_resolver(lab: Lab, guest: NamespaceGuest) -> None:
     """Ten fresh names are answered while it stands still; each would wait a second for it."""
-    proxy = ask_guard(guest.paths.guard, "status")["proxy"]
+    proxy = GuardClient(guest.paths.guard).status()["proxy"]
     os.kill(proxy, signal.SIGSTOP)
     try:
         lab.world.dns.ttl = 0

@@ -20,7 +20,7 @@ from laboratory.namespaces import inside
 from laboratory.netguest import NamespaceGuest
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.egress.client import ask_guard, grant, list_grants, revoke
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.egress.grant import MAX_GRANTS, MAX_SECONDS
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.instance.resources.firewall import Firewall
@@ -142,7 +142,7 @@ def test_grants_open_and_their_end_cuts_what_is_under_way(guest: NamespaceGuest,
     seconds = 10.0 if how == "expired" else 600.0
     began = time.monotonic()
     for case in cases:
-        made = grant(guest.paths.guard, case.id, case.rule, seconds)
+        made = GuardClient(guest.paths.guard).grant(case.id, case.rule, seconds)
         assert 0 < made.seconds <= seconds
     for case in cases:
         wait_until(case.try_flow, f"the grant opens {case.what}")
@@ -151,7 +151,7 @@ def test_grants_open_and_their_end_cuts_what_is_under_way(guest: NamespaceGuest,
     if how == "revoked":
         for case, flow in zip(cases, flows.values(), strict=True):
             began, seconds = time.monotonic(), 0.0
-            assert revoke(guest.paths.guard, case.id)
+            assert GuardClient(guest.paths.guard).revoke(case.id)
             wait_until(lambda flow=flow: flow.ended, f"{case.what} is cut", SOON)  # type: ignore[misc]
             print(f"{case.what}, revoked: cut {1000 * (flow.ended - began):.0f} ms after the end")
     else:
@@ -159,7 +159,7 @@ def test_grants_open_and_their_end_cuts_what_is_under_way(guest: NamespaceGuest,
         for what, flow in flows.items():
             assert flow.ended - began >= seconds - 0.1
             print(f"{what}, expired: cut {1000 * (flow.ended - began - seconds):.0f} ms after the first end")
-    assert list_grants(guest.paths.guard) == ()
+    assert GuardClient(guest.paths.guard).list_grants() == ()
     with ThreadPoolExecutor() as pool:
         assert list(pool.map(Case.try_flow, cases)) == [False] * len(cases)
     assert [one.alive for one in own] == [True, True]
@@ -180,8 +180,10 @@ def tls_answer(guest: NamespaceGuest, name: str, address: str = world.EVIL) -> s
 def test_a_granted_name_is_dialled_at_its_own_address_and_only_while_it_is_granted(lab: Lab, guest: NamespaceGuest) -> None:
     mark = lab.recorder.mark()
     assert guest.lookup("other.test.lab")["rcode"] == 3
-    grant(guest.paths.guard, "one", name_rule("other.test.lab", 443, reason="to see"), 600)
-    assert [(one.id, one.rule.host, one.rule.reason) for one in list_grants(guest.paths.guard)] == [("one", "other.test.lab", "to see")]
+    GuardClient(guest.paths.guard).grant("one", name_rule("other.test.lab", 443, reason="to see"), 600)
+    assert [(one.id, one.rule.host, one.rule.reason) for one in GuardClient(guest.paths.guard).list_grants()] == [
+        ("one", "other.test.lab", "to see")
+    ]
     assert guest.lookup("other.test.lab")["addresses"] == [world.OTHER]
     assert f"served by {world.OTHER}:443" in tls_answer(guest, "other.test.lab")
     request = "GET / HTTP/1.0\r\nHost: other.test.lab\r\n\r\n"
@@ -190,46 +192,46 @@ def test_a_granted_name_is_dialled_at_its_own_address_and_only_while_it_is_grant
     assert "ask with: ktrdr-escalate network other.test.lab 80" in refused["said"]
     assert guest.probe("tls", address=world.OTHER, port=443, name="evil.test.lab")["outcome"] == "reset"
     # Twice for one name: the end of one is not the end of the other.
-    grant(guest.paths.guard, "two", name_rule("other.test.lab", 443), 300)
-    assert revoke(guest.paths.guard, "one")
-    assert not revoke(guest.paths.guard, "one")
+    GuardClient(guest.paths.guard).grant("two", name_rule("other.test.lab", 443), 300)
+    assert GuardClient(guest.paths.guard).revoke("one")
+    assert not GuardClient(guest.paths.guard).revoke("one")
     assert f"served by {world.OTHER}:443" in tls_answer(guest, "other.test.lab")
-    assert revoke(guest.paths.guard, "two")
+    assert GuardClient(guest.paths.guard).revoke("two")
     assert tls_answer(guest, "other.test.lab") == ""
     wait_until(lambda: guest.lookup("other.test.lab")["rcode"] == 3, "the resolver knows")
     assert world.EVIL not in {packet.address for packet in lab.recorder.packets(mark)}
 
 
 def test_a_restarted_guard_takes_up_what_has_not_ended(guest: NamespaceGuest) -> None:
-    grant(guest.paths.guard, "long", name_rule("other.test.lab", 443, 9100), 600)
-    grant(guest.paths.guard, "range", range_rule(f"{world.DATABASE}/32", 5432), 600)
-    grant(guest.paths.guard, "gone", name_rule("evil.test.lab", 443), 600)
-    revoke(guest.paths.guard, "gone")
-    grant(guest.paths.guard, "short", name_rule("one.wild.test.lab", 443), 1.0)
-    os.kill(ask_guard(guest.paths.guard, "status")["pid"], signal.SIGKILL)
+    GuardClient(guest.paths.guard).grant("long", name_rule("other.test.lab", 443, 9100), 600)
+    GuardClient(guest.paths.guard).grant("range", range_rule(f"{world.DATABASE}/32", 5432), 600)
+    GuardClient(guest.paths.guard).grant("gone", name_rule("evil.test.lab", 443), 600)
+    GuardClient(guest.paths.guard).revoke("gone")
+    GuardClient(guest.paths.guard).grant("short", name_rule("one.wild.test.lab", 443), 1.0)
+    os.kill(GuardClient(guest.paths.guard).status()["pid"], signal.SIGKILL)
     wait_until(lambda: find_guards(guest.paths.guard) == [], "its children end with it")
     time.sleep(1.0)
     guest.guard.create()
     assert guest.guard.verify() == []
-    assert {one.id for one in list_grants(guest.paths.guard)} == {"long", "range"}
+    assert {one.id for one in GuardClient(guest.paths.guard).list_grants()} == {"long", "range"}
     assert f"served by {world.OTHER}:443" in tls_answer(guest, "other.test.lab")
     wait_until(lambda: guest.probe("tcp", address=world.OTHER, port=9100)["outcome"] == "connected", "the resolver opened it by itself")
     assert guest.probe("tcp", address=world.DATABASE, port=5432)["outcome"] == "connected"
     assert tls_answer(guest, "evil.test.lab") == tls_answer(guest, "one.wild.test.lab") == ""
     # A killed proxy knows the grants as well.
-    os.kill(ask_guard(guest.paths.guard, "status")["proxy"], signal.SIGKILL)
+    os.kill(GuardClient(guest.paths.guard).status()["proxy"], signal.SIGKILL)
     wait_until(lambda: f"served by {world.OTHER}:443" in tls_answer(guest, "other.test.lab"), "the proxy is back, with the grant")
 
 
 def test_a_changed_profile_ends_the_flows_of_what_it_no_longer_allows_and_keeps_grants(lab: Lab, guest: NamespaceGuest) -> None:
     """Row 21: the guard is stopped, the table replaced in one transaction, a new guard started; grants are the owner's and stay."""
-    grant(guest.paths.guard, "kept", name_rule("other.test.lab", 443), 600)
+    GuardClient(guest.paths.guard).grant("kept", name_rule("other.test.lab", 443), 600)
     assert guest.lookup("git.test.lab")["answers"] == 1
     flows = [Flow(guest, world.WEB, 443, "allowed.test.lab"), Flow(guest, world.GIT, 22)]
     with NamespaceGuest(lab.home, [{"host": "one.wild.test.lab", "ports": [443]}]) as other:
         # The other's plan with this one's identity and addresses: what a second `apply` has.
         changed = other.plan.__class__(other.plan.profile, guest.plan.facts, guest.identity, other.plan.source)
-        blueprint = dataclasses.replace(guest.guard.blueprint, plan=changed, documents=changed.render(guest.allocation))
+        blueprint = dataclasses.replace(guest.guard.blueprint, plan=changed)
     mark = lab.recorder.mark()
     firewall, guard = Firewall(guest.guard.target, blueprint), Guard(guest.guard.target, blueprint)
     assert guard.verify()
@@ -249,10 +251,10 @@ def test_a_changed_profile_ends_the_flows_of_what_it_no_longer_allows_and_keeps_
 
 def test_a_grant_by_address_ends_by_itself_when_the_guard_hangs(guest: NamespaceGuest) -> None:
     """Fail closed: the table's own clock ends it, also for a flow on 443, whose packets the by-name listener may still get."""
-    grant(guest.paths.guard, "a", range_rule(f"{world.DATABASE}/32", 5432), 3)
-    grant(guest.paths.guard, "b", range_rule("203.0.113.0/24", 443), 3)
+    GuardClient(guest.paths.guard).grant("a", range_rule(f"{world.DATABASE}/32", 5432), 3)
+    GuardClient(guest.paths.guard).grant("b", range_rule("203.0.113.0/24", 443), 3)
     flows = [Flow(guest, world.DATABASE, 5432), Flow(guest, world.EVIL, 443, "evil.test.lab")]
-    guard = ask_guard(guest.paths.guard, "status")["pid"]
+    guard = GuardClient(guest.paths.guard).status()["pid"]
     os.kill(guard, signal.SIGSTOP)
     try:
         wait_until(lambda: all(flow.ended for flow in flows), "the flows end")
@@ -273,23 +275,23 @@ def test_no_grant_reaches_what_is_reserved(lab: Lab) -> None:
         mark = lab.recorder.mark()
         for what, rule in REFUSED.items():
             with pytest.raises(ProvisionError, match="reserved"):
-                grant(guest.paths.guard, what.replace(" ", "-"), rule, 60)
+                GuardClient(guest.paths.guard).grant(what.replace(" ", "-"), rule, 60)
         # A name is granted for what it is; where it points to is judged when it is looked up.
-        grant(guest.paths.guard, "metadata", name_rule("metadata.test.lab", 80), 60)
-        grant(guest.paths.guard, "half", name_rule("printer.test.lab", 443, 9100), 60)
+        GuardClient(guest.paths.guard).grant("metadata", name_rule("metadata.test.lab", 80), 60)
+        GuardClient(guest.paths.guard).grant("half", name_rule("printer.test.lab", 443, 9100), 60)
         request = "GET / HTTP/1.0\r\nHost: metadata.test.lab\r\n\r\n"
         assert guest.probe("http", address=world.WEB, port=80, send=request)["status"] == 403
         assert guest.lookup("printer.test.lab")["answers"] == 0
         assert guest.probe("tcp", address=world.PRINTER, port=9100, limit=1.0)["outcome"] == "timeout"
         assert [packet for packet in lab.recorder.packets(mark) if packet.network == "lan"] == []
         # The owner's own word is another matter.
-        revoke(guest.paths.guard, "half")
-        grant(guest.paths.guard, "owners", name_rule("printer.test.lab", 443), 60)
+        GuardClient(guest.paths.guard).revoke("half")
+        GuardClient(guest.paths.guard).grant("owners", name_rule("printer.test.lab", 443), 60)
         assert "served by" in tls_answer(guest, "printer.test.lab")
-        grant(guest.paths.guard, "owners-range", range_rule("192.168.77.20/32", 22), 60)
+        GuardClient(guest.paths.guard).grant("owners-range", range_rule("192.168.77.20/32", 22), 60)
         assert guest.probe("tcp", address="192.168.77.20", port=22)["said"] == "echo 192.168.77.20:22\n"
-        revoke(guest.paths.guard, "owners")
-        revoke(guest.paths.guard, "owners-range")
+        GuardClient(guest.paths.guard).revoke("owners")
+        GuardClient(guest.paths.guard).revoke("owners-range")
         assert tls_answer(guest, "printer.test.lab") == ""
         assert guest.probe("tcp", address="192.168.77.20", port=22, limit=1.0)["outcome"] == "timeout"
 
@@ -298,13 +300,13 @@ def test_a_grant_is_bounded(guest: NamespaceGuest) -> None:
     rule = name_rule("other.test.lab", 443)
     for seconds in (0, -1, float("inf"), float("nan"), MAX_SECONDS + 1):
         with pytest.raises(ProvisionError, match="seconds"):
-            grant(guest.paths.guard, "x", rule, seconds)
+            GuardClient(guest.paths.guard).grant("x", rule, seconds)
     for number in range(MAX_GRANTS):
-        grant(guest.paths.guard, f"x{number}", name_rule(f"n{number}.test.lab", 443), 600)
+        GuardClient(guest.paths.guard).grant(f"x{number}", name_rule(f"n{number}.test.lab", 443), 600)
     with pytest.raises(ProvisionError, match="revoke one first"):
-        grant(guest.paths.guard, "x", rule, 600)
+        GuardClient(guest.paths.guard).grant("x", rule, 600)
     with pytest.raises(ProvisionError, match="another rule"):
-        grant(guest.paths.guard, "x0", rule, 600)
-    assert 0 < grant(guest.paths.guard, "x0", name_rule("n0.test.lab", 443), 5).seconds <= 5
-    assert len(list_grants(guest.paths.guard)) == MAX_GRANTS
+        GuardClient(guest.paths.guard).grant("x0", rule, 600)
+    assert 0 < GuardClient(guest.paths.guard).grant("x0", name_rule("n0.test.lab", 443), 5).seconds <= 5
+    assert len(GuardClient(guest.paths.guard).list_grants()) == MAX_GRANTS
     assert guest.guard.verify() == []

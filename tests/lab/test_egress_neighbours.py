@@ -12,7 +12,7 @@ from laboratory.namespaces import inside, ip, make_namespace, remove_namespace
 from laboratory.netguest import NamespaceGuest
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.egress.client import grant
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.on_link import find_on_link
 from ktrdr_vm.profile.egress_rule import EgressRule
@@ -75,7 +75,7 @@ def test_a_neighbour_is_closed_to_every_way_out(lab: Lab, neighbour: str) -> Non
         told = [row["message"] for row in guest.ledger(kind="guard") if "stays closed" in row["message"]]
         assert told == ["11.77.0.0/24 is a network of this host: it stays closed, though 11.77.0.0/16 is allowed"]
         with pytest.raises(KtrdrError, match="a network of this host"):
-            grant(guest.paths.guard, "g1", EgressRule(cidr=IPv4Network(f"{neighbour}/32"), ports=(22,)), 60)
+            GuardClient(guest.paths.guard).grant("g1", EgressRule(cidr=IPv4Network(f"{neighbour}/32"), ports=(22,)), 60)
 
 
 def test_a_network_that_the_host_joins_is_closed_while_it_is_in_it(lab: Lab, neighbour: str) -> None:

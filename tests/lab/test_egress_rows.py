@@ -190,9 +190,9 @@ def test_row_17_a_flood_of_everything_is_bounded_and_counted_and_the_sibling_is_
 
 
 def _resident(guest: NamespaceGuest) -> int:
-    from ktrdr_vm.egress.client import ask_guard
+    from ktrdr_vm.egress.client import GuardClient
 
-    status = Path(f"/proc/{ask_guard(guest.paths.guard, 'status')['resolver']}/status").read_text()
+    status = Path(f"/proc/{GuardClient(guest.paths.guard).status()['resolver']}/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
 
 

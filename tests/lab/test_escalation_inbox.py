@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ktrdr_vm.escalation.inbox import PATH, run_inbox
-from ktrdr_vm.escalation.inbox_protocol import answer_request
+from ktrdr_vm.escalation.inbox_protocol import answer_request, parse_request
 from ktrdr_vm.escalation.packet import MAX_PACKET, PacketError
 from ktrdr_vm.escalation.store import MAX_PENDING, Answer, Escalation, EscalationStore
 from ktrdr_vm.host.paths import PROJECT
@@ -52,7 +52,7 @@ class Inbox:
     def _serve(self) -> None:
         while request := self.ours.recv(256 * 1024):
             try:
-                reply = answer_request(self.store, json.loads(request), self.arrived.append)
+                reply = answer_request(self.store, parse_request(request), self.arrived.append)
             except PacketError as error:
                 reply = {"error": str(error)}
             self.ours.send(json.dumps(reply).encode())

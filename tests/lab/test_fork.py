@@ -53,12 +53,12 @@ def test_forks_share_nothing_that_tells_machines_apart(count: int, lab: Lab, ima
             instance = Instance(lab.home, gathered.plan.identity, libvirt)
             made.append(instance)
             with instance.locked():
-                instance.create(gathered.plan, read_secret=lambda _: b"", mount_roots=(), template=template)
-            guest, asked = instance.connect(), time.time()
+                loaded = instance.create(gathered.plan, read_secret=lambda _: b"", mount_roots=(), template=template)
+            guest, asked = loaded.connect(), time.time()
             answer = guest.run(ASK, become=True, timeout=60)
             said.append(dict(line.split(" ", 1) for line in answer.stdout.decode().splitlines()))
             assert asked - 5 <= int(said[-1]["clock"]) <= time.time() + 2
-            assert [status.differences for status in instance.status() if status.differences or not status.exists] == []
+            assert [status.differences for status in loaded.status() if status.differences or not status.exists] == []
         for instance, answers in zip(made, said, strict=True):
             assert answers["hostname"] == answers["docker"] == instance.identity.instance_id
             assert answers["mac"] == instance.identity.mac and answers["keys"] == "1"

@@ -23,6 +23,7 @@ from ktrdr_vm.evidence.otel_export import report_run
 from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.runs import FinishedRun, create_run, find_run, hand_over
+from ktrdr_vm.instance.inventory import Found
 from ktrdr_vm.monitoring import metrics, overview
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.report.json import render_report_json
@@ -117,7 +118,7 @@ def use_all(made: Made, capsys: pytest.CaptureFixture[str]) -> str:
         with contextlib.suppress(KtrdrError, SystemExit, OSError):
             cli.main(words, standalone_mode=False)
     for act in (
-        lambda: overview._gates(made.home, "one"),
+        lambda: overview._gates(made.home, Found("one")),
         lambda: metrics.render_metrics(made.home, None),  # type: ignore[arg-type]
         lambda: report_run(made.run, {}, {}, OwnerPolicy(), lambda _: None),
         lambda: list(FinishedRun(made.run).rows("events.jsonl")),

@@ -23,10 +23,10 @@ from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
-from ktrdr_vm.instance.allocation import read_allocation
 from ktrdr_vm.instance.garbage import collect_garbage
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.inventory import find_instances
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.domain import find_qemu
 from ktrdr_vm.instance.resources.guard import find_guards
 from ktrdr_vm.instance.suspend import resume
@@ -167,11 +167,11 @@ def test_an_image_that_is_deleted_under_a_machine_is_said_and_stops_no_end(
     lab: Lab, libvirt: Libvirt, cold: Callable[..., Instance]
 ) -> None:
     instance = cold("deleted")
-    image = Path(instance.plan.facts.image.directory)
+    image = Path(instance.load().plan.facts.image.directory)
     namespaces.hide(str(image))
     try:
         assert libvirt.find(instance.identity.domain).state == "running"
-        differences = {row.kind: row.differences for row in instance.status() if row.differences}
+        differences = {row.kind: row.differences for row in instance.load().status() if row.differences}
         assert list(differences) == ["overlay"] and "what it stands on is gone" in differences["overlay"][0]
         instance.destroy()
     finally:
@@ -187,7 +187,7 @@ def test_a_state_that_says_running_and_a_machine_that_is_gone(lab: Lab, libvirt:
     wait_until(lambda: libvirt.find(instance.identity.domain) is None, "libvirt has noticed", 30)
     [found] = [one for one in find_instances(lab.home, libvirt) if one.instance_id == instance.identity.instance_id]
     assert (found.state, found.note) == ("no domain", "incomplete: no domain")
-    assert {row.kind for row in instance.status() if not row.exists} == {"domain"}
+    assert {row.kind for row in instance.load().status() if not row.exists} == {"domain"}
     collect_garbage(lab.home, libvirt, dry_run=False)
     assert instance.find_residue() == [] and not instance.paths.directory.exists()
 
@@ -195,7 +195,7 @@ def test_a_state_that_says_running_and_a_machine_that_is_gone(lab: Lab, libvirt:
 def test_no_flow_to_or_from_the_guest_outlives_its_tap(cold: Callable[..., Instance]) -> None:
     """Found by the soak: the kernel keeps an established connection of the host's own, such as SSH, for days."""
     instance = cold("flows")
-    guest = read_allocation(instance.paths, instance.require_journal()).guest
+    guest = instance.load().allocation.guest
 
     def flows() -> str:
         sides = [
@@ -236,7 +236,7 @@ def test_another_user_reads_nothing_and_is_told_so(lab: Lab, cold: Callable[...,
             [*nobody, *PROGRAM, *words], env=lab.environment, capture_output=True, text=True, timeout=60, check=False, cwd="/"
         )
         assert said.returncode == 3 and "next:" in said.stderr and "Traceback" not in said.stderr, (words, said.returncode, said.stderr)
-    assert [row for row in instance.status() if row.differences or not row.exists] == []
+    assert [row for row in instance.load().status() if row.differences or not row.exists] == []
 
 
 # -- a guest that takes all it can --------------------------------------------------------------------------------------
@@ -247,6 +247,7 @@ def test_what_a_guest_takes_is_bounded_and_its_sibling_is_served(lab: Lab, image
     """Row 27: its disk, processes without end, its console, its memory. 2 GiB of each that is written or printed."""
     (tmp_path / "profile.yaml").write_text(USUAL)
     made: list[Instance] = []
+    entered: list[LoadedInstance] = []
     try:
         for name in ("greedy", "sibling"):
             gathered = gather(tmp_path / "profile.yaml", home=lab.home, workspace=tmp_path, instance_id=lab.new_id(name))
@@ -255,9 +256,9 @@ def test_what_a_guest_takes_is_bounded_and_its_sibling_is_served(lab: Lab, image
             instance = Instance(lab.home, plan.identity, libvirt)
             made.append(instance)
             with instance.locked():
-                instance.create(plan, read_secret=lambda _: b"", mount_roots=(), template=template)
-            instance.connect(limit=300)
-        greedy, sibling = made
+                entered.append(instance.create(plan, read_secret=lambda _: b"", mount_roots=(), template=template))
+            entered[-1].connect(limit=300)
+        greedy, sibling = entered
         for line in (
             "systemd-run --quiet sh -c 'yes all work and no play > /dev/ttyS0'",
             "systemd-run --quiet sh -c 'yes > /fill'",

@@ -20,6 +20,7 @@ from ktrdr_vm.host.mounts import find_mounts
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.suspend import resume, suspend
 from ktrdr_vm.policy import load as owner_policy
 from ktrdr_vm.policy.load import read_policy
@@ -44,7 +45,7 @@ MEMORY = "awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo"
 class Borrower:
     """A fork that asks, and the owner who answers."""
 
-    instance: Instance
+    instance: LoadedInstance
     workspace: Path
 
     def shell(self, line: str) -> str:
@@ -53,16 +54,16 @@ class Borrower:
 
     def asks(self, what: str) -> str:
         """The id of the escalation."""
-        before = {one.id for one in answers.open_store(self.instance).list()}
+        before = {one.id for one in self.instance.escalations.list()}
         said = self.shell(f"ktrdr-escalate {what} {SIX}")
-        [new] = [one.id for one in answers.open_store(self.instance).list() if one.id not in before] or [said]
+        [new] = [one.id for one in self.instance.escalations.list() if one.id not in before] or [said]
         return new
 
     def is_given(self, one: str, seconds: int, **request: object) -> None:
         answers.approve(self.instance, one, read_policy(), reason="for the test", seconds=seconds, request=request or None)
 
     def state(self, one: str) -> str:
-        return answers.open_store(self.instance).find(one).current
+        return self.instance.escalations.find(one).current
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +82,11 @@ def borrower(lab: Lab, image: Image, libvirt: Libvirt, tmp_path_factory: pytest.
     try:
         template = find_template(lab.home, plan, image) or build_template(lab.home, plan, image, libvirt, progress=print)
         with instance.locked():
-            instance.create(plan, read_secret=lambda _: b"", mount_roots=(), template=template)
-            guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
-            personalize(guest, plan, instance.environment())
-            instance.complete(plan, read_secret=lambda _: b"", mount_roots=())
-        yield Borrower(instance, workspace)
+            loaded = instance.create(plan, read_secret=lambda _: b"", mount_roots=(), template=template)
+            guest = loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+            personalize(guest, plan, loaded.environment())
+            loaded.complete(read_secret=lambda _: b"", mount_roots=())
+        yield Borrower(loaded, workspace)
     finally:
         with instance.locked():
             instance.destroy()
@@ -97,7 +98,7 @@ def test_a_fork_has_the_mounts_of_its_profile(borrower: Borrower) -> None:
     """Its memory is its own, so that virtiofs can see it, and came from the template: it never booted."""
     assert borrower.shell("cat /data/input.txt") == "from the host"
     live = borrower.instance.libvirt.describe(borrower.instance.identity.domain)
-    assert borrower.instance.require_journal().template and 'value="-incoming"' in live.replace("'", '"')
+    assert borrower.instance.journal.template and 'value="-incoming"' in live.replace("'", '"')
 
 
 def test_a_folder_is_lent_and_goes_at_its_end(borrower: Borrower) -> None:

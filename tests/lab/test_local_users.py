@@ -20,7 +20,7 @@ from laboratory.namespaces import inside, ip
 from laboratory.netguest import INTERFACE, NamespaceGuest, replace
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.instance.instance import Instance
@@ -147,7 +147,7 @@ def test_a_host_where_those_ports_are_everybodys_is_refused(lab: Lab) -> None:
 
 def test_whoever_finds_that_no_guard_serves_sets_the_link_down(lab: Lab, guest: NamespaceGuest) -> None:
     """Then not even a listener of root's on every address is reached in the guard's place."""
-    os.kill(ask_guard(guest.paths.guard, "status")["pid"], signal.SIGKILL)
+    os.kill(GuardClient(guest.paths.guard).status()["pid"], signal.SIGKILL)
     instance = Instance(lab.home, guest.identity, guest.tap.target.libvirt)
     wait_until(instance.close_unguarded, "the guard's lock is free and the link goes down")
     link = read_link(guest.identity.tap)
@@ -171,12 +171,12 @@ def test_only_the_proxy_and_root_ask_the_resolver_over_the_loopback_device(guest
 
 def test_a_machine_that_has_gone_takes_credentials_and_link_with_it(lab: Lab) -> None:
     with NamespaceGuest(lab.home, profile=BROKERED) as guest:
-        ask_guard(guest.paths.guard, "broker_give", name="api_key", value="value-of-the-lab")
-        assert ask_guard(guest.paths.guard, "broker_list")["held"] == ["api_key"]
+        GuardClient(guest.paths.guard).give_credential("api_key", "value-of-the-lab")
+        assert GuardClient(guest.paths.guard).list_credentials().held == ("api_key",)
         # The guard has to have seen it attached.
-        ask_guard(guest.paths.guard, "flush")
+        GuardClient(guest.paths.guard).flush()
         ip(f"link set {INTERFACE} down", guest.namespace)
-        wait_until(lambda: ask_guard(guest.paths.guard, "broker_list")["held"] == [], "the value is taken back")
+        wait_until(lambda: GuardClient(guest.paths.guard).list_credentials().held == (), "the value is taken back")
         wait_until(lambda: guest.tap.verify() == ["the link is down"], "the link goes down")
         assert [row["rule"] for row in guest.read_ledger(kind="guard", rule="link")] == ["link"]
 

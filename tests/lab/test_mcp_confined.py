@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,7 +139,8 @@ def test_files_of_outside_are_not_read(place: Path, monkeypatch: pytest.MonkeyPa
     ran: list[Playbook] = []
     monkeypatch.setattr(gate_run, "run_playbook", lambda playbook, *_: ran.append(playbook))
     monkeypatch.setattr(api, "apply", lambda *_, **__: ran.append("apply"))
-    monkeypatch.setattr(api.HostInstance, "require_awake", lambda _self: None)
+    awake = SimpleNamespace(target=SimpleNamespace(require_awake=lambda: None), close=lambda: None)
+    monkeypatch.setattr(api.HostInstance, "load", lambda _self: awake)
     arguments = {"instance_id": "own", "name": name} if tool == "gate" else {"profile": name, "instance_id": "own"}
     answer = call(workspace, tool, arguments)
     text = "".join(one.text for one in answer.content)

@@ -115,13 +115,13 @@ def test_what_was_prepared_is_there_for_every_later_sandbox(lab: Lab, image: Ima
     instance = Instance(lab.home, plan.identity, libvirt)
     try:
         with instance.locked():
-            instance.create(plan, read_secret=lambda _: b"", mount_roots=(), template=template)
-            guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+            loaded = instance.create(plan, read_secret=lambda _: b"", mount_roots=(), template=template)
+            guest = loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
             said = guest.run("cat /srv/cache/lock /srv/cache/secrets; ls -A /workspace; cat /srv/cache/fetched", become=True, timeout=60)
             assert said.stdout.decode().startswith("one\nserved by")
             docker = guest.run("docker run --rm --network none project-layer cat /layer", become=True, timeout=300)
             assert docker.stdout == b"layered\n", docker.stderr
-            assert [row.differences for row in instance.status() if row.kind != "secret" and row.differences] == []
+            assert [row.differences for row in loaded.status() if row.kind != "secret" and row.differences] == []
         # What an instance stands on is not collected, whatever became of it.
         os.utime(Path(template.directory, "manifest.json"), (0, 0))
         users = {journal.template for journal in list_journals(lab.home)}

@@ -24,7 +24,7 @@ from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.escalation.packet import parse_packet
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.host.journal import Journal
-from ktrdr_vm.host.libvirt import DomainFacts
+from ktrdr_vm.host.libvirt import DomainFacts, DomainState
 from ktrdr_vm.host.paths import PROJECT, Home
 from ktrdr_vm.host.process import Completed
 from ktrdr_vm.instance import inventory as discovery
@@ -49,7 +49,10 @@ class Domains:
         self._home = home
 
     def list_ours(self) -> list[DomainFacts]:
-        return [DomainFacts(f"ktrdr-{name}", name, str(self._home.root), mode, "running", True) for name, (mode, _) in INSTANCES.items()]
+        return [
+            DomainFacts(f"ktrdr-{name}", name, str(self._home.root), mode, DomainState.RUNNING, True)
+            for name, (mode, _) in INSTANCES.items()
+        ]
 
 
 def make_instance(home: Home, name: str, mode: str, number: int) -> None:

@@ -16,6 +16,7 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.snapshot import find_snapshot, list_snapshots, remove_snapshot, take_snapshot
 from ktrdr_vm.templates.base import build_template, find_template
 
@@ -38,12 +39,12 @@ echo mac $(cat /sys/class/net/eth0/address)
 """
 
 
-def _shell(instance: Instance, line: str) -> str:
+def _shell(instance: LoadedInstance, line: str) -> str:
     done = instance.connect().run(line, become=True, timeout=60)
     return (done.stdout + done.stderr).decode()
 
 
-def _ask(instance: Instance) -> dict[str, str]:
+def _ask(instance: LoadedInstance) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in _shell(instance, ASK).splitlines())
 
 
@@ -62,21 +63,21 @@ def test_a_branch_has_the_disk_and_nothing_of_the_identity(lab: Lab, image: Imag
     try:
         with origin.locked():
             template = find_template(lab.home, plan, image) or build_template(lab.home, plan, image, libvirt, progress=print)
-            origin.create(plan, read_secret=lambda _: canary, mount_roots=(), template=template)
-            origin.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
-            origin.complete(plan, read_secret=lambda _: canary, mount_roots=())
+            old = origin.create(plan, read_secret=lambda _: canary, mount_roots=(), template=template)
+            old.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+            old.complete(read_secret=lambda _: canary, mount_roots=())
             # Written a moment before, and nobody synced it.
-            _shell(origin, "mkdir /srv/lived && seq 1 20000 > /srv/lived/numbers && echo $(hostname) > /srv/lived/who")
-            _shell(origin, "mkdir /workspace && echo unfinished > /workspace/mine")
-            before = _ask(origin)
-            snapshot = take_snapshot(origin, "first", read_secret=lambda _: canary)
+            _shell(old, "mkdir /srv/lived && seq 1 20000 > /srv/lived/numbers && echo $(hostname) > /srv/lived/who")
+            _shell(old, "mkdir /workspace && echo unfinished > /workspace/mine")
+            before = _ask(old)
+            snapshot = take_snapshot(old, "first", read_secret=lambda _: canary)
             with pytest.raises(UsageError, match="already"):
-                take_snapshot(origin, "first", read_secret=lambda _: canary)
+                take_snapshot(old, "first", read_secret=lambda _: canary)
         assert list_snapshots(lab.home, origin.identity.instance_id) == [snapshot]
         # The origin goes on as it was, with its secret.
-        assert _ask(origin) == before
-        assert _shell(origin, "cat /run/secrets/canary") == canary.decode()
-        _shell(origin, "echo later > /srv/lived/who")
+        assert _ask(old) == before
+        assert _shell(old, "cat /run/secrets/canary") == canary.decode()
+        _shell(old, "echo later > /srv/lived/who")
 
         reference = f"{origin.identity.instance_id}@first"
         with pytest.raises(UsageError, match="no snapshot"):
@@ -86,15 +87,16 @@ def test_a_branch_has_the_disk_and_nothing_of_the_identity(lab: Lab, image: Imag
         assert ended.code == 0, ended.stderr
         # The branch is a copy: it needs the snapshot no more.
         assert remove_snapshot(lab.home, origin.identity.instance_id, "first")
-        assert _shell(branch, "tail -1 /srv/lived/numbers; cat /srv/lived/who").split() == ["20000", origin.identity.instance_id]
-        assert _shell(branch, "cat /run/secrets/*") == "another"
+        new = branch.load()
+        assert _shell(new, "tail -1 /srv/lived/numbers; cat /srv/lived/who").split() == ["20000", origin.identity.instance_id]
+        assert _shell(new, "cat /run/secrets/*") == "another"
         # It has the workspace of what it began from, and none was copied over it.
-        assert _shell(branch, "cat /workspace/mine") == "unfinished\n"
-        after = _ask(branch)
+        assert _shell(new, "cat /workspace/mine") == "unfinished\n"
+        after = _ask(new)
         assert after["hostname"] == branch.identity.instance_id
         assert [what for what in before if before[what] == after[what]] == []
         assert len(after["machine-id"]) == 32
-        assert [status for status in branch.status() if status.differences or not status.exists] == []
+        assert [status for status in new.status() if status.differences or not status.exists] == []
         assert json.loads(branch.paths.journal.read_bytes())["source"] == reference
     finally:
         for instance in (branch, origin):

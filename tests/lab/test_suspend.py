@@ -20,6 +20,7 @@ from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.instance.garbage import collect_garbage
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.instance.inventory import find_instances
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.suspend import resume, suspend
 from ktrdr_vm.templates.base import build_template, find_template
 
@@ -37,7 +38,7 @@ MOUNTS = "mounts: [{source: ./shared, target: /data}]\n"
 COUNT = "systemd-run --quiet --unit=counter sh -c 'n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.2; done'"
 
 
-def _shell(instance: Instance, line: str) -> str:
+def _shell(instance: LoadedInstance, line: str) -> str:
     done = instance.connect().run(line, become=True, timeout=60)
     return (done.stdout + done.stderr).decode()
 
@@ -56,16 +57,16 @@ def test_what_ran_goes_on_behind_the_same_wall(kind: str, lab: Lab, image: Image
     identity, paths = instance.identity, instance.paths
     try:
         with instance.locked():
-            instance.create(plan, read_secret=lambda _: canary, mount_roots=(), template=template)
-            instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
-            instance.complete(plan, read_secret=lambda _: canary, mount_roots=())
-            _shell(instance, COUNT)
+            loaded = instance.create(plan, read_secret=lambda _: canary, mount_roots=(), template=template)
+            loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+            loaded.complete(read_secret=lambda _: canary, mount_roots=())
+            _shell(loaded, COUNT)
             time.sleep(1)
-            before = int(_shell(instance, "cat /run/count"))
-            boot_id = _shell(instance, "cat /proc/sys/kernel/random/boot_id")
-            _shell(instance, "echo kept > /root/file")
+            before = int(_shell(loaded, "cat /run/count"))
+            boot_id = _shell(loaded, "cat /proc/sys/kernel/random/boot_id")
+            _shell(loaded, "echo kept > /root/file")
 
-            suspend(instance)
+            suspend(loaded)
 
         # Nothing of it runs or listens, and nothing that was secret is on the disk.
         assert libvirt.find(identity.domain) is None or libvirt.find(identity.domain).state == "shutoff"
@@ -76,11 +77,11 @@ def test_what_ran_goes_on_behind_the_same_wall(kind: str, lab: Lab, image: Image
         assert paths.saved.stat().st_mode & 0o077 == 0
         [found] = [found for found in find_instances(lab.home, libvirt) if found.instance_id == identity.instance_id]
         assert (found.state, found.note, found.kept) == ("suspended", "", True)
-        assert {row.kind: (row.exists, row.differences) for row in instance.status()} == dict.fromkeys(
+        assert {row.kind: (row.exists, row.differences) for row in loaded.status()} == dict.fromkeys(
             ("overlay", "seed", "saved"), (True, ())
         )
         with pytest.raises(UsageError, match="suspended"):
-            instance.connect()
+            loaded.connect()
         assert [row for row in collect_garbage(lab.home, libvirt, dry_run=True) if row["instance_id"] == identity.instance_id] == []
         # As after the host's end: libvirt has forgotten it as well.
         libvirt.stop(identity.domain)
@@ -88,30 +89,30 @@ def test_what_ran_goes_on_behind_the_same_wall(kind: str, lab: Lab, image: Image
         time.sleep(asleep)
 
         with instance.locked():
-            resume(instance, read_secret=lambda _: canary)
+            resume(loaded, read_secret=lambda _: canary)
         now = time.time()
-        assert abs(float(_shell(instance, "date +%s.%N")) - now) < 5
-        assert _shell(instance, "cat /proc/sys/kernel/random/boot_id") == boot_id
-        after = int(_shell(instance, "cat /run/count"))
+        assert abs(float(_shell(loaded, "date +%s.%N")) - now) < 5
+        assert _shell(loaded, "cat /proc/sys/kernel/random/boot_id") == boot_id
+        after = int(_shell(loaded, "cat /run/count"))
         assert after >= before
         time.sleep(1)
-        assert int(_shell(instance, "cat /run/count")) > after, "the process that counted does not run any more"
-        assert _shell(instance, "cat /root/file") == "kept\n"
-        assert _shell(instance, "cat /run/secrets/canary") == canary.decode()
+        assert int(_shell(loaded, "cat /run/count")) > after, "the process that counted does not run any more"
+        assert _shell(loaded, "cat /root/file") == "kept\n"
+        assert _shell(loaded, "cat /run/secrets/canary") == canary.decode()
         assert not paths.saved.exists()
         if kind == "mounted":
-            assert _shell(instance, "cat /data/input.txt") == "from the host\n"
-        assert [status for status in instance.status() if status.differences or not status.exists] == []
+            assert _shell(loaded, "cat /data/input.txt") == "from the host\n"
+        assert [status for status in loaded.status() if status.differences or not status.exists] == []
         # The policy holds: what is allowed answers, what is not is refused and arrives nowhere.
-        assert "served by" in _shell(instance, "curl -s -m 20 http://allowed.test.lab/")
+        assert "served by" in _shell(loaded, "curl -s -m 20 http://allowed.test.lab/")
         mark = len(lab.recorder.packets())
-        _shell(instance, f"curl -s -m 3 http://{world.EVIL}:8443/; curl -s -m 3 http://evil.test.lab/")
+        _shell(loaded, f"curl -s -m 3 http://{world.EVIL}:8443/; curl -s -m 3 http://evil.test.lab/")
         assert [packet for packet in lab.recorder.packets()[mark:] if packet.address == world.EVIL] == []
         # libvirt knows it again as something that stays.
         assert libvirt.find(identity.domain).persistent
 
         # And once more, and then it is destroyed as it lies there: the saved state is part of the proof.
-        instance.close()
+        loaded.close()
         suspended = command.run(lab, "suspend", identity.instance_id)
         assert suspended.code == 0, suspended.stderr
         entered = command.run(lab, "ssh", identity.instance_id, "--", "true")

@@ -30,7 +30,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.egress.telemetry.otlp import MAX_BODY
 from ktrdr_vm.egress.telemetry.relay import REQUESTS_AT_ONCE
 from ktrdr_vm.egress.telemetry.sender import QUEUE_LENGTH
@@ -102,7 +102,7 @@ def test_an_sdk_is_served_and_everything_has_the_true_identity(lab: Lab, collect
         assert variables == {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{guest.gateway}:{OTLP_PORT}", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         }  # fmt: skip
-        ask_guard(guest.paths.guard, "run_began", run_id="run-1")
+        GuardClient(guest.paths.guard).begin_run("run-1")
         with inside(guest.namespace):
             exporter = OTLPSpanExporter(endpoint=f"{variables['OTEL_EXPORTER_OTLP_ENDPOINT']}/v1/traces", timeout=20)
             provider = TracerProvider(resource=Resource({"service.name": "api", "ktrdr.instance_id": "another"}), shutdown_on_exit=False)
@@ -128,7 +128,7 @@ def test_an_sdk_is_served_and_everything_has_the_true_identity(lab: Lab, collect
         # The token is in no file of the instance, and in no argument or environment of what serves it.
         for path in [path for path in guest.paths.directory.rglob("*") if path.is_file()]:
             assert TOKEN.encode() not in path.read_bytes(), path
-        status_of = ask_guard(guest.paths.guard, "status")
+        status_of = GuardClient(guest.paths.guard).status()
         for role in ("relay", "sender"):
             place = Path(f"/proc/{status_of[role]}")
             assert TOKEN.encode() not in (place / "environ").read_bytes() + (place / "cmdline").read_bytes()
@@ -149,7 +149,7 @@ def test_forged_none_and_in_every_signal_and_encoding(lab: Lab, collector: LabCo
     point = metrics.resource_metrics.add().scope_metrics.add().metrics.add(name="m").gauge.data_points.add(as_int=1)
     point.attributes.add(key="KTRDR.Instance.Id").value.string_value = "another"
     with open_guest(lab, mode="interactive") as guest:
-        ask_guard(guest.paths.guard, "run_began", run_id="run-2")
+        GuardClient(guest.paths.guard).begin_run("run-2")
         assert send(guest, spans(resource=forged, **{"ktrdr.run_id": "another"}).SerializeToString())[0] == 200
         assert send(guest, spans().SerializeToString())[0] == 200
         assert send(guest, json.dumps(logs).encode(), "/v1/logs", Content_Type="application/json; charset=utf-8")[0] == 200
@@ -166,7 +166,7 @@ def test_forged_none_and_in_every_signal_and_encoding(lab: Lab, collector: LabCo
             assert one.headers["Authorization"] == f"Bearer {TOKEN}" and one.headers["X-Ktrdr-Instance-Id"] == guest.identity.instance_id
         assert collector.received[2].message.resource_logs[0].scope_logs[0].log_records[0].trace_id == b"\xab" * 16
         # Another run of the same instance.
-        ask_guard(guest.paths.guard, "run_began", run_id="run-3")
+        GuardClient(guest.paths.guard).begin_run("run-3")
 
         def stamped_anew() -> bool:
             send(guest, spans().SerializeToString())
@@ -298,7 +298,7 @@ def test_it_is_this_guests_only_and_closed_when_nobody_asked(lab: Lab, collector
         collectors = [asked | {"port": PORT, "address": address} for address in (guest.gateway, "198.51.100.254", ADDRESS)]
         assert [one["outcome"] for one in guest.probe_all(collectors)] == ["timeout", "timeout", "refused"]
         assert "telemetry" not in (plain.paths.guard / "ruleset.nft").read_text() and collector.received == []
-        assert set(ask_guard(plain.paths.guard, "status")) == {"pid", "resolver", "proxy", "parts"}
+        assert set(GuardClient(plain.paths.guard).status()) == {"pid", "resolver", "proxy", "parts"}
 
 
 NO_LIMIT = replace("ruleset.nft", "        counter name sender_strayed drop\n    }\n", "    }\n")
@@ -340,17 +340,17 @@ def test_a_collector_by_name_is_dialled_outside_of_reserved_ranges_only(lab: Lab
 
 def test_children_that_end_are_started_again_and_the_guard_lives(lab: Lab, collector: LabCollector) -> None:
     with open_guest(lab) as guest:
-        ask_guard(guest.paths.guard, "run_began", run_id="run-9")
+        GuardClient(guest.paths.guard).begin_run("run-9")
         for role in ("relay", "sender"):
-            before = ask_guard(guest.paths.guard, "status")
+            before = GuardClient(guest.paths.guard).status()
             os.kill(int(before[role]), signal.SIGKILL)
 
             def serves_again() -> bool:
-                now = ask_guard(guest.paths.guard, "status")
+                now = GuardClient(guest.paths.guard).status()
                 return now.get(role) not in (None, before[role]) and send(guest, spans().SerializeToString())[0] == 200  # noqa: B023
 
             wait_until(serves_again, f"{role} is there again", 40)
-            assert ask_guard(guest.paths.guard, "status")["pid"] == before["pid"]
+            assert GuardClient(guest.paths.guard).status()["pid"] == before["pid"]
         wait_until(lambda: [one["ktrdr.run_id"] for one in collector.resources()][-1:] == [["run-9"]], "the run is still known", 30)
 
 

@@ -12,7 +12,6 @@ from laboratory.lab import Lab
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
-from ktrdr_vm.instance.allocation import read_allocation
 from ktrdr_vm.instance.garbage import collect_garbage
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.inventory import find_instances
@@ -47,7 +46,7 @@ def test_twenty_at_once_share_nothing(lab: Lab, libvirt: Libvirt, image: Image, 
 
     try:
         at_once(make, range(COUNT))
-        allocations = [read_allocation(one.paths, one.require_journal()) for one in instances]
+        allocations = [one.load().allocation for one in instances]
         for what in ("guest", "gateway", "proxy_uid", "resolver_uid", "host_public_key", "login_public_key", "genid"):
             assert len({getattr(one, what) for one in allocations}) == COUNT, what
         for name in ("tap", "table", "mac", "uuid", "domain"):
@@ -55,7 +54,7 @@ def test_twenty_at_once_share_nothing(lab: Lab, libvirt: Libvirt, image: Image, 
         ours = {one.identity.instance_id for one in instances}
         found = {one.instance_id: one.note for one in find_instances(lab.home, libvirt) if one.instance_id in ours}
         assert found == dict.fromkeys(ours, "")
-        assert [row.differences for one in instances for row in one.status() if row.kind != "domain" and row.differences] == []
+        assert [row.differences for one in instances for row in one.load().status() if row.kind != "domain" and row.differences] == []
     finally:
         left = at_once(take_away, instances)
     assert left == [[]] * COUNT

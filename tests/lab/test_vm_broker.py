@@ -16,6 +16,7 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.suspend import resume, suspend
 from ktrdr_vm.plan import brokers
 from ktrdr_vm.templates.base import build_template, find_template
@@ -33,7 +34,7 @@ secrets:
 """
 
 
-def _shell(instance: Instance, line: str) -> str:
+def _shell(instance: LoadedInstance, line: str) -> str:
     done = instance.connect().run(line, become=True, timeout=120, environment=instance.environment())
     return (done.stdout + done.stderr).decode()
 
@@ -55,25 +56,25 @@ def test_no_byte_of_it_is_in_the_guest(lab: Lab, image: Image, libvirt: Libvirt,
     asked = 'curl -s -m 60 -o /dev/null -w "%{http_code}" -H "x-api-key: placeholder" -d "{}" "$MODEL_URL/v1/messages"'
     try:
         with instance.locked():
-            instance.create(plan, read_secret=lambda _: canary, mount_roots=(), template=template)
-            guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
-            personalize(guest, plan, instance.environment())
-            instance.complete(plan, read_secret=lambda _: canary, mount_roots=())
-            assert _shell(instance, asked) == "200"
+            loaded = instance.create(plan, read_secret=lambda _: canary, mount_roots=(), template=template)
+            guest = loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+            personalize(guest, plan, loaded.environment())
+            loaded.complete(read_secret=lambda _: canary, mount_roots=())
+            assert _shell(loaded, asked) == "200"
             assert provider.seen[-1].values("x-api-key") == [canary.decode()]
-            assert "MODEL_URL=" in _shell(instance, "cat /etc/environment")
-            assert canary.decode() not in _shell(instance, "cat /proc/[0-9]*/environ /etc/ktrdr/* /run/secrets/* | tr '\\0' '\\n'")
+            assert "MODEL_URL=" in _shell(loaded, "cat /etc/environment")
+            assert canary.decode() not in _shell(loaded, "cat /proc/[0-9]*/environ /etc/ktrdr/* /run/secrets/* | tr '\\0' '\\n'")
             # In the guest, so that the search of its memory can find something.
-            _shell(instance, "systemd-run --quiet --unit=marker --setenv=MARKER=here-$((40+2))-is-the-marker sleep infinity; sync")
-            suspend(instance)
+            _shell(loaded, "systemd-run --quiet --unit=marker --setenv=MARKER=here-$((40+2))-is-the-marker sleep infinity; sync")
+            suspend(loaded)
         saved = instance.paths.saved.read_bytes()
         assert b"here-42-is-the-marker" in saved, "the saved memory cannot be searched"
         assert canary not in saved
         assert canary not in (instance.paths.directory / "overlay.qcow2").read_bytes()
         with instance.locked():
-            resume(instance, read_secret=lambda _: canary)
-        assert _shell(instance, asked) == "200"
-        assert [status for status in instance.status() if status.differences or not status.exists] == []
+            resume(loaded, read_secret=lambda _: canary)
+        assert _shell(loaded, asked) == "200"
+        assert [status for status in loaded.status() if status.differences or not status.exists] == []
         for path in [path for path in instance.paths.directory.rglob("*") if path.is_file()]:
             assert canary not in path.read_bytes(), path
     finally:

@@ -169,14 +169,14 @@ def test_an_upload_ends_with_its_guard_and_the_instance_recovers(lab: Lab, insta
 
     from laboratory.recorder import wait_until
 
-    from ktrdr_vm.egress.client import ask_guard
+    from ktrdr_vm.egress.client import GuardClient
 
     request = {"kind": "http", "address": world.WEB, "port": 80, "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n"}
     assert instance.probe_all([request])[0]["outcome"] == "answered"
-    os.kill(ask_guard(instance.instance.paths.guard, "status")["pid"], signal.SIGKILL)
+    os.kill(GuardClient(instance.instance.paths.guard).status()["pid"], signal.SIGKILL)
 
     def guard_state() -> tuple[str, ...]:
-        return next(row.differences for row in instance.instance.status() if row.kind == "guard")
+        return next(row.differences for row in instance.instance.load().status() if row.kind == "guard")
 
     wait_until(lambda: guard_state() == ("the guard does not run; nothing leaves the instance",), "status says that the guard is gone")
     mark = lab.recorder.mark()
@@ -197,6 +197,6 @@ def test_the_machine_stands_still_until_its_table_is_back(instance: LabInstance)
     wait_until(lambda: instance.read_ledger(rule="table"), "the guard has put the table back", 30)
     said = [str(row["message"]) for row in instance.read_ledger(rule="table")]
     assert len(said) == 1 and "the guest was paused, the rules are back" in said[0], said
-    assert next(row.differences for row in instance.instance.status() if row.kind == "firewall") == ()
+    assert next(row.differences for row in instance.instance.load().status() if row.kind == "firewall") == ()
     request = {"kind": "http", "address": world.WEB, "port": 80, "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n"}
     assert instance.probe_all([request])[0]["outcome"] == "answered"

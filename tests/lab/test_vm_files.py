@@ -78,7 +78,7 @@ def test_a_bind_that_somebody_made_writable_is_noticed(instance: LabInstance) ->
     bind = instance.instance.paths.mounts / "0"
 
     def differences() -> tuple[str, ...]:
-        return next(row.differences for row in instance.instance.status() if row.kind == "mount")
+        return next(row.differences for row in instance.instance.load().status() if row.kind == "mount")
 
     assert differences() == ()
     subprocess.run(["mount", "-o", "remount,bind,rw,nosuid,nodev", bind], check=True, timeout=10)
@@ -176,7 +176,7 @@ def test_a_secret_is_renewed_and_taken_back(lab: Lab, instance: LabInstance) -> 
 def test_the_guard_ends_a_secret_that_the_guest_would_keep(instance: LabInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     """No command runs, and root in the guest has stopped its own timer. Without the guard's clock the file would stay."""
     monkeypatch.setenv("KTRDR_SHORT", "CANARY-short-lived")
-    deliver_secret(instance.instance, Secret("short", "/run/secrets/short", env="KTRDR_SHORT", ttl=5))
+    deliver_secret(instance.loaded, Secret("short", "/run/secrets/short", env="KTRDR_SHORT", ttl=5))
     code, said = instance.shell("systemctl stop ktrdr-secret-short.timer; cat /run/secrets/short")
     assert (code, said) == (0, "CANARY-short-lived")
     wait_until(lambda: instance.ledger(rule="secret", name="short"), "the ledger says that it ended", 60)

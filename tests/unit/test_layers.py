@@ -35,7 +35,7 @@ _ROWS = {
     "gates": "errors guest host profile report",
     "inputs": "errors evidence gates guest host identity images plan policy profile",
     "instance": "egress errors escalation guest host identity plan policy profile",
-    "approvals": "egress errors escalation host identity instance plan policy profile",
+    "approvals": "errors escalation host identity instance plan policy profile",
     "monitoring": "errors escalation host identity instance plan policy report",
     "templates": "egress errors gates guest host identity images inputs instance plan profile",
     "run": "approvals egress errors escalation evidence gates guest host images inputs instance plan profile report templates",

@@ -18,6 +18,7 @@ import dns.rdata
 import dns.rdatatype
 
 from ktrdr_vm.egress.resolver.decisions import Resolver, Upstream
+from ktrdr_vm.egress.resolver.messages import AllowRequest, Count, Grants, Note, parse_told
 from ktrdr_vm.egress.rules import Rules, rules_from_json
 from ktrdr_vm.host.name_servers import find_upstreams
 from ktrdr_vm.plan.egress_policy import compile_policy
@@ -90,7 +91,7 @@ class WriterChannel:
 
     def note(self, kind: str, verdict: str, **fields: object) -> None:
         # When the guard is busy the line is lost; the decision stands, and a count says how many were.
-        if not self._send({"note": [kind, verdict, fields]}):
+        if not self._send(Note(kind, verdict, fields)):
             self.count("suppressed")
 
     def count(self, rule: str) -> None:
@@ -100,12 +101,12 @@ class WriterChannel:
     def flush(self) -> None:
         """Say the counts; what cannot be said now is kept."""
         for rule, count in list(self._counts.items()):
-            if self._send({"count": [rule, count]}):
+            if self._send(Count(rule, count)):
                 del self._counts[rule]
 
-    def _send(self, message: dict[str, object]) -> bool:
+    def _send(self, message: Note | Count) -> bool:
         try:
-            self._channel.send(json.dumps(message).encode())
+            self._channel.send(json.dumps(message.to_json()).encode())
         except OSError:
             return False
         return True
@@ -116,9 +117,8 @@ class WriterChannel:
         future: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            await asyncio.get_running_loop().sock_sendall(
-                self._channel, json.dumps({"allow": [name, addresses, ttl], "number": number}).encode()
-            )
+            request = AllowRequest(number, name, tuple(addresses), ttl)
+            await asyncio.get_running_loop().sock_sendall(self._channel, json.dumps(request.to_json()).encode())
             return await asyncio.wait_for(future, 5)
         finally:
             del self._waiting[number]
@@ -129,13 +129,13 @@ class WriterChannel:
             packet = await asyncio.get_running_loop().sock_recv(self._channel, 65536)
             if not packet:
                 os._exit(0)  # the guard is gone: nothing may answer any more
-            reply = json.loads(packet)
-            if "grants" in reply:
-                take_grants(reply["grants"])
+            told = parse_told(packet)
+            if isinstance(told, Grants):
+                take_grants(told.grants)
                 continue
-            waiting = self._waiting.get(reply["number"])
+            waiting = self._waiting.get(told.number)
             if waiting is not None and not waiting.done():
-                waiting.set_result(reply["accepted"])
+                waiting.set_result(list(told.accepted))
 
 
 class _Udp(asyncio.DatagramProtocol):

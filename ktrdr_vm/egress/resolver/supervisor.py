@@ -14,10 +14,8 @@ from ktrdr_vm.egress.child_process import start_child
 from ktrdr_vm.egress.grants.enforcer import Granting
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.proxy.resolved_addresses import Given
+from ktrdr_vm.egress.resolver.messages import AllowReply, Count, Grants, Note, parse_said
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.report.ledger_row import check_fields
-
-_NOTED = frozenset({"name", "address", "addresses", "ttl", "rule", "type", "message"})
 
 
 class ResolverLink:
@@ -45,18 +43,16 @@ class ResolverLink:
         self._given = given
         self._ledger = ledger
         self._untold = False
-        self.serves = False
 
     def start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         """The process, and the channel that says when it has something to say."""
-        self.serves = False
-        config = {**self._config, **self._grants()}
+        config = {**self._config, **self._grants().to_json()}
         started, self.channel = start_child(self._directory, "resolver", config, self._listeners, self._uid)
         self._untold = False
         return started, self.channel
 
-    def _grants(self) -> dict[str, Any]:
-        return {"grants": [[grant, policy.to_json()] for grant, policy in self._granting.rules.grants]}
+    def _grants(self) -> Grants:
+        return Grants([[grant, policy.to_json()] for grant, policy in self._granting.rules.grants])
 
     def grants_changed(self) -> None:
         self._untold = True
@@ -68,46 +64,27 @@ class ResolverLink:
             return
         # Between two lives of it the channel is closed, and the next one begins with what is granted then.
         with contextlib.suppress(OSError):
-            self.channel.send(json.dumps(self._grants()).encode())
+            self._send(self._grants())
             self._untold = False
 
-    def _note(self, kind: str, verdict: str, fields: dict[str, Any]) -> None:
-        """A decision on a question. Of the ledger's fields it has these; time and identity are not its to say."""
-        if kind != "dns" or verdict not in ("allow", "deny") or not fields.keys() <= _NOTED:
-            raise ValueError(f"it has no {str(kind)[:20]!a} {str(verdict)[:20]!a} line with {str(sorted(fields))[:80]}")
-        self._ledger.write("dns", verdict, **check_fields(fields))
-
-    def _count(self, rule: str, count: int) -> None:
-        if rule not in ("rate", "suppressed") or type(count) is not int or not 0 < count < 2**40:
-            raise ValueError("it counts rate or suppressed, in whole numbers")
-        self._ledger.write("dns", "deny", rule=rule, count=count)
-
-    def serve(self) -> None:
-        """Take one message: a decision for the ledger, a count, or addresses to open, which are judged again."""
+    def _send(self, message: Grants | AllowReply) -> None:
         assert self.channel is not None
+        self.channel.send(json.dumps(message.to_json()).encode())
+
+    def take(self, packet: bytes) -> None:
+        """One message: a decision for the ledger, a count, or addresses to open, which are judged again."""
         try:
-            packet = self.channel.recv(65536)
-        except (BlockingIOError, ConnectionError):
-            return
-        if not packet:
-            return  # it ended; SIGCHLD says so too
-        try:
-            message = json.loads(packet)
-            if "serves" in message:
-                self.serves = True
-                return
-            if "note" in message:
-                self._note(*message["note"])
-                return
-            if "count" in message:
-                self._count(*message["count"])
-                return
-            name, addresses, ttl = message["allow"]
-            accepted = self._sets.allow(str(name), [str(address) for address in addresses], int(ttl))
-            self.channel.send(json.dumps({"number": int(message["number"]), "accepted": accepted}).encode())
-            self._given.learn(str(name), accepted, int(ttl))
+            message = parse_said(packet)
+            if isinstance(message, Note):
+                self._ledger.write(message.kind, message.verdict, **message.fields)
+            elif isinstance(message, Count):
+                self._ledger.write("dns", "deny", rule=message.rule, count=message.count)
+            else:
+                accepted = self._sets.allow(message.name, list(message.addresses), message.ttl)
+                self._send(AllowReply(message.number, tuple(accepted)))
+                self._given.learn(message.name, accepted, message.ttl)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, KtrdrError, OSError) as error:
             self._ledger.write("guard", "note", message=f"the resolver's request was refused: {type(error).__name__}: {error}"[:300])
             with contextlib.suppress(Exception):
                 # Refused, and not silent: the guest's question is answered without an address.
-                self.channel.send(json.dumps({"number": int(json.loads(packet)["number"]), "accepted": []}).encode())
+                self._send(AllowReply(int(json.loads(packet)["number"]), ()))

@@ -18,6 +18,8 @@ import time
 from dataclasses import replace
 from typing import Any, get_args
 
+from ktrdr_vm.egress.supervised_child import SERVES
+from ktrdr_vm.egress.telemetry.messages import Asked, Counted, encode
 from ktrdr_vm.egress.telemetry.otlp import PATHS, Encoding, OtlpError, Stamp, stamp_request
 from ktrdr_vm.egress.telemetry.relay import Relay, run_relay
 from ktrdr_vm.egress.telemetry.sender import Sender
@@ -45,14 +47,14 @@ def main() -> None:
         os.nice(5)
         drop_privileges(int(config["relay_uid"]), parent)
         _rehearse()
-        channel.send(b'{"serves": 1}')
+        channel.send(SERVES)
         _watch(channel, relay)
         run_relay(listener, relay)
     else:
         sender = _make_sender(config, stamp)
         drop_privileges(int(config["sender_uid"]), parent)
         _rehearse()
-        channel.send(b'{"serves": 1}')
+        channel.send(SERVES)
         _watch(channel, sender)
         sender.serve(pipe)
 
@@ -75,10 +77,11 @@ def _make_sender(config: dict[str, Any], stamp: Stamp) -> Sender:
 def _watch(channel: socket.socket, one: Relay | Sender) -> None:
     """Beside the work: hear of another run, and tell what was counted. Without the guard, or without each other, there is nothing to do."""
 
-    def tell(more: dict[str, int]) -> None:
-        if counts := one.tally.take() | more:
+    def tell(*, asked: bool) -> None:
+        counts = one.tally.take()
+        if counts or asked:
             with contextlib.suppress(OSError):
-                channel.send(json.dumps(counts).encode())
+                channel.send(encode(Counted(counts, told=asked)))
 
     def run() -> None:
         channel.settimeout(1.0)
@@ -88,11 +91,13 @@ def _watch(channel: socket.socket, one: Relay | Sender) -> None:
                 packet = channel.recv(65536)
                 if not packet:
                     break
-                one.stamp = replace(one.stamp, **json.loads(packet))
-                tell({"told": 1})
+                heard = Asked.from_json(json.loads(packet))
+                if heard.run_id is not None:
+                    one.stamp = replace(one.stamp, run_id=heard.run_id)
+                tell(asked=True)
             if time.monotonic() - told >= 1.0:
                 told = time.monotonic()
-                tell({})
+                tell(asked=False)
         os._exit(1)
 
     threading.Thread(target=run, daemon=True).start()

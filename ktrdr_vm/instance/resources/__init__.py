@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ktrdr_vm.host.mounts import find_mounts
@@ -49,6 +50,19 @@ def make_resources(target: Target, blueprint: Blueprint | None) -> tuple[Resourc
         *mounts,
         *secrets,
     )
+
+
+def find_resource(resources: Iterable[Resource], kind: str) -> Resource:
+    """The one of that kind. LookupError when there is none, or more than one."""
+    found = [resource for resource in resources if resource.kind == kind]
+    if len(found) != 1:
+        raise LookupError(f"{len(found)} resources of the kind {kind}")
+    return found[0]
+
+
+def find_secrets(resources: Iterable[Resource]) -> list[Resource]:
+    """The secrets among them, those that the guard uses for the guest included."""
+    return [resource for resource in resources if isinstance(resource, Secret | BrokeredSecret)]
 
 
 def _find_mounts(target: Target) -> list[str]:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ktrdr_vm.errors import UsageError
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import InstancePaths
@@ -40,6 +42,17 @@ class Target:
         """What our taps and tables carry, so that nothing of anybody else is taken for it."""
         return self.identity.mark(str(self.paths.home))
 
+    def is_running(self) -> bool:
+        """True while libvirt has a machine of it, also one that is paused."""
+        facts = self.libvirt.find(self.identity.domain)
+        return facts is not None and facts.state.is_alive
+
+    def require_awake(self) -> None:
+        """UsageError when it is suspended: there is a saved state to resume, and no machine."""
+        if self.paths.saved.exists() and not self.is_running():
+            name = self.identity.instance_id
+            raise UsageError(f"{name} is suspended", where=name, hint=f"`ktrdr-vm resume {name}` wakes it")
+
 
 @dataclass(frozen=True)
 class Blueprint:
@@ -47,7 +60,6 @@ class Blueprint:
 
     plan: Plan
     allocation: Allocation
-    documents: dict[str, str]
     connect: Callable[[], Guest]
     """The guest over SSH, connected when first asked for."""
     read_secret: Callable[[Secret], bytes]
@@ -59,11 +71,26 @@ class Blueprint:
     mount_roots: tuple[str, ...] = ()
     """Folders of the owner's policy that mounts may come from, besides the workspace."""
 
+    @functools.cached_property
+    def documents(self) -> dict[str, str]:
+        """Every document by its file name, rendered when the first is needed."""
+        return self.plan.render(self.allocation, self.template)
+
 
 class Resource(ABC):
     """One thing on the host that an instance owns."""
 
     kind: ClassVar[str]
+    lives_in: ClassVar[Literal["host", "guest", "guard"]] = "host"
+    """What lives in the memory of the guest or of the guard goes with it, and is not looked for when an instance is removed."""
+    needs_guest: ClassVar[bool] = False
+    """It is made with the guest's help, once the guest answers."""
+    survives_suspend: ClassVar[bool] = False
+    """It stays while the instance is suspended."""
+    isolates: ClassVar[bool] = False
+    """It stands between the guest and the network."""
+    restores_plan: ClassVar[bool] = False
+    """A process of its own puts back what differs from its plan: it is stopped before another plan is carried out."""
 
     def __init__(self, target: Target, blueprint: Blueprint | None = None) -> None:
         self.target = target

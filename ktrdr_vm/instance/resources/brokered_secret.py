@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.errors import HostError, ProvisionError
 from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.instance.resources.base import Blueprint, Resource, Target
@@ -17,6 +16,8 @@ TOLD_LIMIT = 20.0
 
 class BrokeredSecret(Resource):
     kind = "secret"
+    lives_in = "guard"
+    needs_guest = True
 
     def __init__(self, target: Target, blueprint: Blueprint | None, entry: SecretEntry) -> None:
         super().__init__(target, blueprint)
@@ -32,7 +33,7 @@ class BrokeredSecret(Resource):
 
     def exists(self) -> bool:
         """True if the guard has it; False without a guard."""
-        return self._is_guarded() and self._entry.name in self._list()["held"]
+        return self._is_guarded() and self._entry.name in self._guard.list_credentials().held
 
     def create(self) -> None:
         entry = self._entry
@@ -45,7 +46,7 @@ class BrokeredSecret(Resource):
                 where="secrets",
                 hint="look at what its source gives; a closing newline is taken away",
             ) from None
-        self._ask("broker_give", name=entry.name, value=value)
+        self._guard.give_credential(entry.name, value)
         self._wait_told("the proxy does not take the secret")
 
     def verify(self) -> list[str]:
@@ -53,13 +54,13 @@ class BrokeredSecret(Resource):
 
     def remove(self) -> None:
         if self._is_guarded():
-            self._ask("broker_take", name=self._entry.name)
+            self._guard.take_credential(self._entry.name)
             self._wait_told("the proxy may still have the secret")
 
     def _wait_told(self, otherwise: str) -> None:
         """ProvisionError, saying what is the case `otherwise`, when the proxy does not hear of a change."""
         end = time.monotonic() + TOLD_LIMIT
-        while not self._list()["told"]:
+        while not self._guard.list_credentials().told:
             if time.monotonic() > end:
                 raise ProvisionError(otherwise, where=self.name, hint="look into guard.log")
             time.sleep(0.1)
@@ -67,8 +68,6 @@ class BrokeredSecret(Resource):
     def _is_guarded(self) -> bool:
         return is_locked(self.target.paths.guard / "guard.lock")
 
-    def _list(self) -> dict[str, Any]:
-        return self._ask("broker_list")
-
-    def _ask(self, op: str, **fields: str) -> dict[str, Any]:
-        return ask_guard(self.target.paths.guard, op, timeout=15, **fields)
+    @property
+    def _guard(self) -> GuardClient:
+        return GuardClient(self.target.paths.guard)

@@ -43,7 +43,7 @@ class Domain(Resource):
     def create(self) -> None:
         plan = self.blueprint.plan
         facts = self._find()
-        if facts is not None and facts.state not in ("shutoff", "crashed"):
+        if facts is not None and facts.state.is_alive:
             return
         libvirt, xml, persistent = self.target.libvirt, self.blueprint.documents["domain.xml"], plan.profile.mode == "interactive"
         template = self.blueprint.template

@@ -14,6 +14,7 @@ from ktrdr_vm.instance.resources.base import Resource
 
 class Firewall(Resource):
     kind = "firewall"
+    isolates = True
 
     @property
     def name(self) -> str:

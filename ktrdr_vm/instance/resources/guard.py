@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.errors import KtrdrError, ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import is_locked
@@ -37,6 +37,8 @@ PROXY = 0o440
 
 class Guard(Resource):
     kind = "guard"
+    isolates = True
+    restores_plan = True
 
     @property
     def name(self) -> str:
@@ -204,7 +206,7 @@ def find_faults(status: Mapping[str, Any]) -> list[str]:
 def _ask_status(directory: Path) -> dict[str, Any]:
     if not is_locked(directory / "guard.lock"):
         raise ProvisionError("the guard does not run; nothing leaves the instance", where=str(directory), hint="`ktrdr-vm apply` again")
-    return ask_guard(directory, "status")
+    return GuardClient(directory).status()
 
 
 def _wait_serving(directory: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ done < /proc/mounts
 
 class Mount(Resource):
     kind = "mount"
+    needs_guest = True
 
     def __init__(self, target: Target, blueprint: Blueprint | None, mark: str, entry: MountEntry | None) -> None:
         """`mark` is its number in the profile, or the id of the escalation that lent it; `entry` is None where it is only removed."""

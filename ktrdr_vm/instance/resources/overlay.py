@@ -36,6 +36,7 @@ def copy_boot_files(image: ImageFacts, directory: Path) -> None:
 
 class Overlay(Resource):
     kind = "overlay"
+    survives_suspend = True
 
     @property
     def name(self) -> str:

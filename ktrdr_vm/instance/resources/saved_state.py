@@ -14,6 +14,7 @@ from ktrdr_vm.instance.resources.base import Resource
 
 class Saved(Resource):
     kind = "saved"
+    survives_suspend = True
 
     @property
     def name(self) -> str:

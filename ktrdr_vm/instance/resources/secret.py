@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import time
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.egress.expiry import TAKE
 from ktrdr_vm.errors import GuestError, ProvisionError
 from ktrdr_vm.guest.protocol import Guest
@@ -15,7 +14,6 @@ from ktrdr_vm.profile.model import Secret as SecretEntry
 GUEST_LIMIT = 30.0
 # Seconds for a run to take up a value that it must mask; it asks every few tenths of a second.
 MASKED_LIMIT = 10.0
-_ENDED = ("shutoff", "crashed", "shutdown")
 DIRECTORY = "/run/secrets"
 
 # tmpfs of its own, so that no other reader of /run can fill it; the value comes on standard input and touches no argument.
@@ -47,6 +45,8 @@ exit $status
 
 class Secret(Resource):
     kind = "secret"
+    lives_in = "guest"
+    needs_guest = True
 
     def __init__(self, target: Target, blueprint: Blueprint | None, entry: SecretEntry | None, name: str) -> None:
         super().__init__(target, blueprint)
@@ -60,6 +60,10 @@ class Secret(Resource):
     @property
     def name(self) -> str:
         return self._secret_name
+
+    @property
+    def _guard(self) -> GuardClient:
+        return GuardClient(self.target.paths.guard)
 
     def exists(self) -> bool:
         """It lives in the domain's memory and nowhere else; without the domain there is none."""
@@ -76,7 +80,7 @@ class Secret(Resource):
         assert entry is not None, "a secret opened for removal cannot be made"
         # The clock first: what is delivered has an end, also when this command is killed in between.
         value = self.blueprint.read_secret(entry)
-        ask_guard(self.target.paths.guard, "given", name=entry.name, path=entry.path, seconds=entry.ttl)
+        self._guard.expire_secret(entry.name, entry.path, entry.ttl)
         self._announce(value)
         delivered = self.blueprint.connect().run(
             _DELIVER,
@@ -100,10 +104,9 @@ class Secret(Resource):
 
     def _announce(self, value: bytes) -> None:
         """Tell the guard the value, and wait until every run of the instance masks it: only then it may enter the guest."""
-        guard = self.target.paths.guard
-        ask_guard(guard, "value_add", name=self.name, value=base64.b64encode(value).decode())
+        self._guard.add_value(self.name, value)
         end = time.monotonic() + MASKED_LIMIT
-        while ask_guard(guard, "value_unread")["unread"]:
+        while self._guard.count_unread():
             if time.monotonic() > end:
                 raise ProvisionError(
                     f"a run of this instance does not take up what it must mask, so {self.name} was not delivered",
@@ -123,7 +126,7 @@ class Secret(Resource):
         if self._blueprint is None or self._entry is None:
             return
         facts = self.target.libvirt.find(self.target.identity.domain)
-        if facts is None or facts.state in _ENDED:
+        if facts is None or not facts.state.is_alive:
             return
         if facts.state != "running":
             raise self._still_there(f"the machine is {facts.state}")
@@ -135,7 +138,7 @@ class Secret(Resource):
             raise self._still_there(f"the guest does not answer: {error.message}") from None
         if done.exit_code != 0 or self.exists():
             raise self._still_there(done.stderr.decode("utf-8", "replace")[-200:].strip() or "the guest keeps it")
-        ask_guard(self.target.paths.guard, "gone", name=self._entry.name, path=self._entry.path)
+        self._guard.cancel_expiry(self._entry.name, self._entry.path)
 
     def _still_there(self, why: str) -> ProvisionError:
         return ProvisionError(

@@ -12,6 +12,7 @@ _DOCUMENTS = ("user-data", "meta-data", "network-config")
 
 class Seed(Resource):
     kind = "seed"
+    survives_suspend = True
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ktrdr_vm.errors import ForeignError, ProvisionError
 from ktrdr_vm.host import process
+from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.instance.resources.base import Resource, Target
 
 # Before the main table, after the local one: what is for the host itself arrives, all else is refused, whatever nft says.
@@ -33,6 +34,7 @@ _SYSCTLS_V4 = {
 
 class Tap(Resource):
     kind = "tap"
+    isolates = True
 
     @property
     def name(self) -> str:
@@ -129,6 +131,11 @@ def close_link(target: Target) -> bool:
         return False
     process.run(["ip", "link", "set", "dev", target.identity.tap, "down"], timeout=10)
     return True
+
+
+def close_unguarded(target: Target) -> bool:
+    """Set the link down when no guard serves it; True if it was up. Nothing is asked of a guard that somebody else could be."""
+    return not is_locked(target.paths.guard / "guard.lock") and close_link(target)
 
 
 def read_link(name: str) -> dict[str, Any] | None:

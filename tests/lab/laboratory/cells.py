@@ -40,7 +40,7 @@ _LOOKS = frozenset(
     "find require open read parse is list exists verify check pick narrow who now replace notify close monotonic isoformat uuid4 to "
     "error append later dict next boottime refuse row path place iterdir".split()
 )
-_VALUES = frozenset("end_of_life tuple set str sorted reversed items maps".split())
+_VALUES = frozenset("end_of_life tuple set str sorted reversed items maps resource".split())
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def find_classes() -> list[type[Resource]]:
     }
     facts = Facts("tcg", "/bin/false", "q35", "/nonexistent", ImageFacts("none", "0" * 64, "/nonexistent"))
     identity = parse_instance_id("x")
-    blueprint = Blueprint(Plan(build_profile(document), facts, identity, document), Allocation(), {}, _nobody, lambda _: b"")
+    blueprint = Blueprint(Plan(build_profile(document), facts, identity, document), Allocation(), _nobody, lambda _: b"")
     with tempfile.TemporaryDirectory() as place:
         target = Target(identity, replace(Home(Path("/nonexistent")).instance("x"), directory=Path(place)), Libvirt())
         target.paths.saved.touch()
@@ -111,7 +111,7 @@ def _find_steps() -> dict[str, list[Step]]:
     def steps(method: str, *kinds: str, but: tuple[str, ...] = ()) -> list[Step]:
         return [Step(one.__name__.lower(), one, method) for one in classes if (not kinds or one.kind in kinds) and one.kind not in but]
 
-    network = instance.NETWORK
+    network = [one.kind for one in classes if one.isolates]
     return {
         # What a suspended instance has besides is made by `suspend`.
         "apply": steps("create", but=("saved",)) + _statements(instance.Instance._open_journal, allocation.create_keys),

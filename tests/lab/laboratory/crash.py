@@ -36,6 +36,7 @@ from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.images.store import ImageStore
 from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.mount import Mount
 from ktrdr_vm.instance.secrets import take_secrets
 from ktrdr_vm.instance.suspend import resume, suspend
@@ -142,7 +143,7 @@ class Crash:
         self.home, self.libvirt = find_home(), Libvirt()
         self.profile, self.cell = profile, cell
         self.instance = Instance(self.home, parse_instance_id(instance_id), self.libvirt)
-        self.sleeps = self.instance.journal is not None
+        self.sleeps = self.instance.find_journal() is not None
 
     def create(self, *, forked: bool = False, whole: bool = True) -> None:
         """A machine that need not come up: what there is to be seen is on the host."""
@@ -153,15 +154,17 @@ class Crash:
             assert image is not None
             template = find_template(self.home, gathered.plan, image)
             assert template is not None, "the test builds it before"
-        self.instance.create(gathered.plan, read_secret=_read_secret, mount_roots=(), template=template)
+        loaded = self.instance.create(gathered.plan, read_secret=_read_secret, mount_roots=(), template=template)
         if whole:
-            self.complete()
+            self.complete(loaded)
 
-    def complete(self) -> None:
-        self.instance.complete(self.instance.plan, read_secret=_read_secret, mount_roots=())
+    def complete(self, loaded: LoadedInstance) -> None:
+        loaded.complete(read_secret=_read_secret, mount_roots=())
 
-    def wake(self) -> None:
-        resume(self.instance, read_secret=_read_secret)
+    def wake(self) -> LoadedInstance:
+        loaded = self.instance.load()
+        resume(loaded, read_secret=_read_secret)
+        return loaded
 
     def apply(self) -> None:
         if not self.sleeps:
@@ -169,13 +172,13 @@ class Crash:
             self.create()
             return
         # An instance that is there is given its mounts and secrets by the same code as a new one.
-        self.wake()
-        take_secrets(self.instance)
-        for resource in self.instance.open_resources():
+        loaded = self.wake()
+        take_secrets(loaded)
+        for resource in loaded.open_resources():
             if isinstance(resource, Mount):
                 resource.detach()
         arm(self.cell)
-        self.complete()
+        self.complete(loaded)
 
     def destroy(self) -> None:
         if not self.sleeps:
@@ -190,9 +193,9 @@ class Crash:
         self.create(forked=True)
 
     def suspend(self) -> None:
-        self.wake()
+        loaded = self.wake()
         arm(self.cell)
-        suspend(self.instance)
+        suspend(loaded)
 
     def resume(self) -> None:
         arm(self.cell)
@@ -200,24 +203,26 @@ class Crash:
 
     def grant(self) -> None:
         self.create(whole=False)
-        asked, _ = answers.open_store(self.instance).submit(parse_packet(PACKET))
+        loaded = self.instance.load()
+        asked, _ = loaded.escalations.submit(parse_packet(PACKET))
         arm(self.cell)
-        answers.approve(self.instance, asked.id, OwnerPolicy(), reason="to see")
+        answers.approve(loaded, asked.id, OwnerPolicy(), reason="to see")
 
     def lend(self) -> None:
-        self.wake()
-        asked, _ = answers.open_store(self.instance).submit(parse_packet({**PACKET, "kind": "mount", "request": LENT}))
+        loaded = self.wake()
+        asked, _ = loaded.escalations.submit(parse_packet({**PACKET, "kind": "mount", "request": LENT}))
         arm(self.cell)
-        lend(self.instance, asked.id, "mount", LENT, OwnerPolicy(), seconds=600, reason="to see")
-        take_back(self.instance, asked.id, "mount")
+        lend(loaded, asked.id, "mount", LENT, OwnerPolicy(), seconds=600, reason="to see")
+        take_back(loaded, asked.id, "mount")
 
     def granting(self) -> None:
         _arm_guard(self.cell.key)
         self.create(whole=False)
-        asked, _ = answers.open_store(self.instance).submit(parse_packet(PACKET))
+        loaded = self.instance.load()
+        asked, _ = loaded.escalations.submit(parse_packet(PACKET))
         try:
-            answers.approve(self.instance, asked.id, OwnerPolicy(), reason="to see")
-            answers.take_back(self.instance, asked.id, reason="to see its end")
+            answers.approve(loaded, asked.id, OwnerPolicy(), reason="to see")
+            answers.take_back(loaded, asked.id, reason="to see its end")
         except Exception as error:  # the guard is dead, and this command with it
             print(error, file=sys.stderr)
             die()

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.guest.personalize import make_environment, personalize
 from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.guest.workspace import copy_in
@@ -24,6 +24,7 @@ from ktrdr_vm.images.recipe import load_recipe
 from ktrdr_vm.images.store import Image, ImageStore
 from ktrdr_vm.inputs.resolve import Gathered, gather
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 from laboratory import probes
 from laboratory.lab import LAB_HOME, LAB_IMAGES, Lab
 
@@ -90,6 +91,7 @@ class LabInstance:
     lab: Lab
     gathered: Gathered
     instance: Instance
+    loaded: LoadedInstance
     workspace: Path
     canary: bytes = field(repr=False)
     arrived_while_booting: set[tuple[str, str, int]] = field(default_factory=set)
@@ -101,7 +103,7 @@ class LabInstance:
 
     @property
     def guest(self) -> SshGuest:
-        return self.instance.connect()
+        return self.loaded.connect()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -130,7 +132,7 @@ class LabInstance:
 
     def ledger(self, **wanted: Any) -> list[dict[str, Any]]:
         """The ledger's lines that carry these fields, after everything known was written."""
-        ask_guard(self.instance.paths.guard, "flush")
+        GuardClient(self.instance.paths.guard).flush()
         return self.read_ledger(**wanted)
 
     def read_ledger(self, **wanted: Any) -> list[dict[str, Any]]:
@@ -148,21 +150,22 @@ def running_instance(lab: Lab, libvirt: Libvirt) -> Iterator[LabInstance]:
     gathered = gather(profile, home=lab.home, workspace=workspace, instance_id=lab.new_id("shared"))
     lab.shared_id = gathered.plan.identity.instance_id
     instance = Instance(lab.home, gathered.plan.identity, libvirt)
-    made = LabInstance(lab, gathered, instance, workspace, canary)
     plan = gathered.plan
     assert gathered.repository is not None and plan.profile.workspace is not None
     mark = lab.recorder.mark()
     try:
         with instance.locked():
-            instance.create(plan, read_secret=lambda _: canary, mount_roots=())
-            guest = instance.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+            loaded = instance.create(plan, read_secret=lambda _: canary, mount_roots=())
+            made = LabInstance(lab, gathered, instance, loaded, workspace, canary)
+            guest = loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
             made.arrived_while_booting = lab.recorder.endpoints(mark)
             personalize(guest, plan, made.environment)
             guest.run("systemctl start docker.service", become=True, timeout=300)
-            instance.complete(plan, read_secret=lambda _: canary, mount_roots=())
+            loaded.complete(read_secret=lambda _: canary, mount_roots=())
             copy_in(gathered.repository, plan.profile.workspace, guest, plan.facts.image.user, made.instance_id, lambda _: None)
             # As `--keep always` leaves it: commands may take it up, and nothing collects it.
-            instance.keep()
+            loaded.journal.keep()
+            loaded.close()
         yield made
     except BaseException:
         lab.keep_evidence("the-shared-instance")

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
@@ -56,9 +56,13 @@ class _SabotagedPlan:
 
     plan: Plan
     lists: Mapping[str, str]
+    documents: dict[str, str]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.plan, name)
+
+    def render(self, *_: object) -> dict[str, str]:
+        return self.documents
 
     @property
     def egress(self) -> Any:
@@ -99,12 +103,12 @@ class NamespaceGuest:
         documents |= lists
         for change in sabotage:
             change(documents)
-        plan: Any = _SabotagedPlan(self.plan, {name: documents[name] for name in lists})
+        plan: Any = _SabotagedPlan(self.plan, {name: documents[name] for name in lists}, documents)
 
         def no_guest() -> Any:
             raise AssertionError("there is no SSH in a namespace")
 
-        blueprint = Blueprint(plan, self.allocation, documents, no_guest, lambda _: b"")
+        blueprint = Blueprint(plan, self.allocation, no_guest, lambda _: b"")
         target = Target(self.identity, self.paths, Libvirt())
         self.firewall, self.guard, self.tap = Firewall(target, blueprint), Guard(target, blueprint), Tap(target, blueprint)
         self.mark = target.mark
@@ -176,7 +180,7 @@ class NamespaceGuest:
 
     def ledger(self, **wanted: Any) -> list[dict[str, Any]]:
         """The ledger's lines that carry these fields, after everything known was written."""
-        ask_guard(self.paths.guard, "flush")
+        GuardClient(self.paths.guard).flush()
         return self.read_ledger(**wanted)
 
     def read_ledger(self, **wanted: Any) -> list[dict[str, Any]]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ktrdr_vm.cli.main import main
+from ktrdr_vm.egress import client
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.journal import Journal
-from ktrdr_vm.host.libvirt import DomainFacts, Libvirt
+from ktrdr_vm.host.libvirt import DomainFacts, DomainState, Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.process import Completed
 from ktrdr_vm.instance import inventory as discovery
-from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.inventory import Found, find_instances
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources import guard as guard_module
 from ktrdr_vm.instance.resources.guard import find_faults, look_at_guard
 
@@ -29,21 +31,20 @@ FAULT = f"the resolver does not serve: {WORDS}"
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callable[..., Journal]) -> Home:
     """One instance that runs, by its journal and by libvirt; its guard lives, and one part of it does not."""
     made = Home(tmp_path)
     made.create()
-    made.instance("one").directory.mkdir()
-    Journal(made.instance("one").journal, "one", mode="interactive").save()
+    write_instance(made, "one")
     monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path))
-    facts = DomainFacts("ktrdr-one", "one", str(made.root), "interactive", "running", True)
+    facts = DomainFacts("ktrdr-one", "one", str(made.root), "interactive", DomainState.RUNNING, True)
     monkeypatch.setattr(Libvirt, "list_ours", lambda _: [facts])
     monkeypatch.setattr(Libvirt, "find", lambda *_: facts)
     monkeypatch.setattr(Libvirt, "measure", lambda *_: None)
     monkeypatch.setattr(discovery, "list_tables", lambda _: [])
     monkeypatch.setattr(discovery.process, "run", lambda *_, **__: Completed((), 0, b"", b""))
     monkeypatch.setattr(guard_module, "is_locked", lambda _: True)
-    monkeypatch.setattr(guard_module, "ask_guard", lambda *_: {"pid": 1, "parts": PARTS})
+    monkeypatch.setattr(client, "ask_guard", lambda *_, **__: {"pid": 1, "parts": PARTS})
     return made
 
 
@@ -74,13 +75,13 @@ def test_one_that_is_busy_is_waited_for(home: Home, monkeypatch: pytest.MonkeyPa
     answers += [{"parts": {"the resolver": PARTS["the resolver"] | {"ends": 0}}}, {"parts": {"the proxy": PARTS["the proxy"]}}]
     living = [True]
 
-    def ask(*_: object) -> dict[str, Any]:
+    def ask(*_: object, **__: object) -> dict[str, Any]:
         answer = answers.pop(0)
         if isinstance(answer, ProvisionError):
             raise answer
         return answer
 
-    monkeypatch.setattr(guard_module, "ask_guard", ask)
+    monkeypatch.setattr(client, "ask_guard", ask)
     monkeypatch.setattr(guard_module, "is_locked", lambda _: living[0])
     assert find_faults(guard_module._wait_serving(home.instance("one").guard)) == [] and answers == []
     living[0] = False
@@ -115,7 +116,7 @@ def test_who_runs_something_in_it_is_told(
 
     (tmp_path / "gate.yaml").write_text("- {name: g, hosts: all, tasks: [{name: t, ansible.builtin.debug: {msg: x}}]}\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Instance, "connect", connect)
+    monkeypatch.setattr(LoadedInstance, "connect", connect)
     monkeypatch.setattr("ktrdr_vm.run.mask.find_mask", lambda *_: connect())
     monkeypatch.setattr("ktrdr_vm.run.gates.run_gates", lambda *_, **__: connect())
     run(monkeypatch, *line.split())

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from ktrdr_vm.egress import client
 from ktrdr_vm.egress.delivered_values import LEASE, MAX_BYTES, MAX_VALUES, DeliveredValues
 from ktrdr_vm.errors import GuestError, ProvisionError
 from ktrdr_vm.guest.protocol import GuestResult
+from ktrdr_vm.host.libvirt import DomainState
 from ktrdr_vm.instance.resources import secret as secret_module
 from ktrdr_vm.instance.resources.secret import Secret
 from ktrdr_vm.profile.model import Secret as Entry
-from ktrdr_vm.run import mask as masking
 from ktrdr_vm.run.mask import GrowingMask, find_mask
 
 
@@ -41,8 +42,7 @@ class Guard:
 @pytest.fixture
 def guard(monkeypatch: pytest.MonkeyPatch) -> Guard:
     made = Guard()
-    monkeypatch.setattr(secret_module, "ask_guard", made.ask)
-    monkeypatch.setattr(masking, "ask_guard", made.ask)
+    monkeypatch.setattr(client, "ask_guard", made.ask)
     return made
 
 
@@ -64,7 +64,7 @@ class Guest:
 
 def make_secret(guest: Guest, state: str | None = "running") -> Secret:
     entry = Entry("token", "/run/secrets/token", env="KTRDR_X", ttl=60)
-    facts = SimpleNamespace(state=state) if state else None
+    facts = SimpleNamespace(state=DomainState(state)) if state else None
     target = SimpleNamespace(
         paths=SimpleNamespace(guard=Path("/guard")),
         identity=SimpleNamespace(instance_id="one", domain="ktrdr-one"),
@@ -110,8 +110,8 @@ def test_a_guest_that_rewrites_its_copy_changes_nothing_of_what_is_masked(guard:
     make_secret(Guest()).create()
     delivered = (SimpleNamespace(name="token"),)
     instance: Any = SimpleNamespace(
-        paths=SimpleNamespace(guard=Path("/guard")),
-        identity=SimpleNamespace(instance_id="one"),
+        guard=client.GuardClient(Path("/guard")),
+        instance_id="one",
         plan=SimpleNamespace(profile=SimpleNamespace(delivered=delivered)),
         connect=lambda: pytest.fail("the guest was asked"),
     )

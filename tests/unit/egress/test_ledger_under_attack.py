@@ -85,9 +85,8 @@ def _messages() -> list[dict[str, Any]]:
 def test_what_the_resolver_must_not_say_is_refused_and_the_refusal_is_a_line(tmp_path: Path, message: dict[str, Any]) -> None:
     ledger = Ledger(tmp_path / "egress.jsonl", "one")
     link = ResolverLink(tmp_path, {}, (None, None), 0, None, None, None, ledger)  # type: ignore[arg-type]
-    link.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    theirs.send(json.dumps(message).encode())
-    link.serve()
+    link.channel, _theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link.take(json.dumps(message).encode())
     [row] = [parse_row(line) for line in (tmp_path / "egress.jsonl").read_text().splitlines()]
     assert row is not None and row["kind"] == "guard" and "was refused" in row["message"]
     assert row["instance_id"] == "one" and not row["time"].startswith("2020")
@@ -96,10 +95,9 @@ def test_what_the_resolver_must_not_say_is_refused_and_the_refusal_is_a_line(tmp
 def test_what_the_resolver_may_say_is_a_line(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "egress.jsonl", "one")
     link = ResolverLink(tmp_path, {}, (None, None), 0, None, None, None, ledger)  # type: ignore[arg-type]
-    link.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link.channel, _theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for fields in ({**GOOD, "type": "AAAA"}, {**GOOD, "addresses": ["198.51.100.1"], "ttl": 60}):
-        theirs.send(json.dumps({"note": ["dns", "deny", fields]}).encode())
-        link.serve()
+        link.take(json.dumps({"note": ["dns", "deny", fields]}).encode())
     rows = read_kept(tmp_path / "egress.jsonl")
     assert [row["kind"] for row in rows] == ["dns", "dns"] and rows[1]["addresses"] == ["198.51.100.1"]
 

@@ -37,14 +37,12 @@ def connect(one: Any) -> socket.socket:
 def test_nothing_that_a_child_says_ends_the_guard(tmp_path: Path, said: bytes) -> None:
     ledger = Ledger(tmp_path / "egress.jsonl", "one")
     link = ResolverLink(tmp_path, {}, (None, None), 0, None, None, None, ledger)  # type: ignore[arg-type]
-    resolver = connect(link)
-    resolver.send(said)
-    link.serve()
+    connect(link)
+    link.take(said)
     told = [json.loads(line) for line in (tmp_path / "egress.jsonl").read_text().splitlines()]
     assert [row["kind"] for row in told] == ["guard"] and "was refused" in told[0]["message"]
     store = EscalationStore(tmp_path / "escalations", "one")
     desk = EscalationDesk(tmp_path, store, None, 0, (0, 0), ledger, None)  # type: ignore[arg-type]
     inbox = connect(desk)
-    inbox.send(said)
-    desk.serve()
+    desk.answer(said)
     assert "error" in json.loads(inbox.recv(65536)) and store.list() == []

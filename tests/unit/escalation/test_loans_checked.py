@@ -30,7 +30,7 @@ FOLDER = {"source": "./more", "target": "/more", "readonly": True}
 
 def check(kind: str, request: dict[str, Any], *standing: dict[str, Any], facts: Facts = FACTS) -> None:
     plan = Plan(PROFILE, facts, Identity("one"))
-    instance = SimpleNamespace(plan=plan, identity=plan.identity, home=SimpleNamespace(root=Path("/")))
+    instance = SimpleNamespace(plan=plan, identity=plan.identity, instance_id="one", home=SimpleNamespace(root=Path("/")))
     check_loan(instance, kind, request, POLICY, standing)  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.escalation.decision import is_preapproved
 from ktrdr_vm.escalation.inbox import Limiter
-from ktrdr_vm.escalation.inbox_protocol import answer_request
+from ktrdr_vm.escalation.inbox_protocol import SubmitRequest, answer_request
 from ktrdr_vm.escalation.packet import MAX_SECONDS, PacketError, parse_packet
 from ktrdr_vm.escalation.store import MAX_PENDING, Answer, EscalationStore
 from ktrdr_vm.host.clock import boottime, read_boot_id
@@ -66,7 +66,7 @@ def test_the_same_packet_twice_is_one_escalation_and_the_inbox_is_bounded(tmp_pa
     first, new = store.submit(parse_packet(packet()))
     assert (first.id, new) == ("e1", True)
     assert store.submit(parse_packet(packet()))[1] is False
-    replies = [answer_request(store, {"op": "submit", "packet": packet(why=f"reason {number}")}, lambda _: None) for number in range(100)]
+    replies = [answer_request(store, SubmitRequest(packet(why=f"reason {number}")), lambda _: None) for number in range(100)]
     assert sum("error" in reply for reply in replies) == 100 - (MAX_PENDING - 1)
     assert len(store.list()) == MAX_PENDING
 
@@ -97,7 +97,7 @@ def test_what_is_forged_behind_the_inbox_is_checked_again(tmp_path: Path) -> Non
     """The process that reads HTTP may be the guest's; the guard does not take its word."""
     store = EscalationStore(tmp_path / "e", "one")
     with pytest.raises(PacketError):
-        answer_request(store, {"op": "submit", "packet": packet(kind="root")}, lambda _: None)
+        answer_request(store, SubmitRequest(packet(kind="root")), lambda _: None)
     assert store.list() == []
 
 

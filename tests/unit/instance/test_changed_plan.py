@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ktrdr_vm.egress import client
 from ktrdr_vm.egress.child_process import listen_unix
-from ktrdr_vm.egress.client import ask_guard
+from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources import firewall as firewall_module
 from ktrdr_vm.instance.resources import guard as guard_module
 from ktrdr_vm.instance.resources.base import Blueprint, Target
@@ -32,7 +36,7 @@ def make_blueprint(home: Path, *hosts: str) -> Blueprint:
     facts = Facts("tcg", "/e", "m", str(home), ImageFacts("i", "d" * 64, "/i"))
     plan = Plan(build_profile(document), facts, IDENTITY, document)
     allocation = allocate(0, genid="g", host_key="k", host_public_key="p", login_public_key="l")
-    return Blueprint(plan, allocation, plan.render(allocation), None, None)  # type: ignore[arg-type]
+    return Blueprint(plan, allocation, None, None)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -58,17 +62,21 @@ def test_a_guard_of_an_earlier_plan_is_not_as_planned(target: Target, monkeypatc
     before, after = make_blueprint(target.paths.home, "a.example"), make_blueprint(target.paths.home)
     Guard(target, before)._write_files()
     monkeypatch.setattr(guard_module, "is_locked", lambda _: True)
-    monkeypatch.setattr(guard_module, "ask_guard", lambda *_: {"resolver": "self", "proxy": "self"})
+    monkeypatch.setattr(client, "ask_guard", lambda *_, **__: {"resolver": "self", "proxy": "self"})
     assert Guard(target, before).verify() == []
     assert "egress.json" in Guard(target, after).verify()[0]
 
 
-def test_a_guard_of_an_earlier_plan_ends_before_the_firewall_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guard_of_an_earlier_plan_ends_before_the_firewall_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callable[..., Journal]
+) -> None:
     done: list[str] = []
 
     class Fake:
+        needs_guest = False
+
         def __init__(self, kind: str) -> None:
-            self.kind = kind
+            self.kind, self.restores_plan = kind, kind == "guard"
 
         def exists(self) -> bool:
             return True
@@ -79,12 +87,11 @@ def test_a_guard_of_an_earlier_plan_ends_before_the_firewall_changes(tmp_path: P
         def stop(self) -> None:
             done.append(f"stop {self.kind}")
 
-    monkeypatch.setattr("ktrdr_vm.instance.instance.make_resources", lambda *_: (Fake("firewall"), Fake("guard")))
-    monkeypatch.setattr(Instance, "_open_journal", lambda *_: None)
-    monkeypatch.setattr(Instance, "_blueprint", lambda *_: None)
-    monkeypatch.setattr(Instance, "ensure", lambda _self, resource, *_: done.append(f"ensure {resource.kind}"))
-    instance = Instance(Home(tmp_path), IDENTITY, None)  # type: ignore[arg-type]
-    instance.create(None, read_secret=None, mount_roots=())  # type: ignore[arg-type]
+    monkeypatch.setattr("ktrdr_vm.instance.loaded.make_resources", lambda *_: (Fake("firewall"), Fake("guard")))
+    monkeypatch.setattr(LoadedInstance, "ensure", lambda _self, resource, *_: done.append(f"ensure {resource.kind}"))
+    home = Home(tmp_path)
+    write_instance(home, "one")
+    Instance(home, IDENTITY, None).load().create(read_secret=lambda _: b"", mount_roots=())  # type: ignore[arg-type]
     assert done == ["stop guard", "ensure firewall", "ensure guard"]
 
 
@@ -95,5 +102,5 @@ def test_the_longest_instance_id_has_room_for_its_sockets(tmp_path: Path) -> Non
     listener = listen_unix(folder / "control.sock")
     listener.close()
     with pytest.raises(ProvisionError, match="refused"):
-        ask_guard(folder, "status")
+        GuardClient(folder).status()
     assert (folder / "control.sock").is_socket()

@@ -12,7 +12,7 @@ import pytest
 from ktrdr_vm.cli import runs as evidence
 from ktrdr_vm.errors import BusyError, HostError, ProvisionError, UsageError
 from ktrdr_vm.host.journal import Journal, is_locked, locked, read_journal
-from ktrdr_vm.host.libvirt import DomainFacts
+from ktrdr_vm.host.libvirt import DomainFacts, DomainState
 from ktrdr_vm.host.paths import Home, find_home
 from ktrdr_vm.host.process import Completed
 from ktrdr_vm.instance import inventory as discovery
@@ -26,7 +26,7 @@ class Libvirt:
 
     def __init__(self, home: Home, **modes: str) -> None:
         ids = {name.replace("_", "-"): mode for name, mode in modes.items()}
-        self._domains = [DomainFacts(f"ktrdr-{name}", name, str(home.root), mode, "running", True) for name, mode in ids.items()]
+        self._domains = [DomainFacts(f"ktrdr-{name}", name, str(home.root), mode, DomainState.RUNNING, True) for name, mode in ids.items()]
 
     def list_ours(self) -> list[DomainFacts]:
         return self._domains

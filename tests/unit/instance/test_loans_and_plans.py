@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.approvals import apply as answers
 from ktrdr_vm.approvals.apply import check_sources
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.escalation.packet import parse_packet
@@ -18,7 +18,7 @@ from ktrdr_vm.host.clock import boottime, read_boot_id
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import Identity
-from ktrdr_vm.instance import instance
+from ktrdr_vm.instance import loaded
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.resources.base import Target
 from ktrdr_vm.instance.resources.mount import Mount
@@ -31,18 +31,18 @@ FACTS = Facts("tcg", "/bin/qemu", "q35", "/home", ImageFacts("image", "0" * 64, 
 PLAN = Plan(Profile(name="p", image=ImageRef(recipe="image")), FACTS, Identity("one"))
 
 
-def test_a_mount_of_an_earlier_plan_goes_and_a_loan_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mount_of_an_earlier_plan_goes_and_a_loan_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callable[..., Journal]
+) -> None:
     one = Instance(Home(tmp_path), Identity("one"), None)  # type: ignore[arg-type]
     one.paths.mounts.mkdir(parents=True)
     target = Target(one.identity, one.paths, None)  # type: ignore[arg-type]
     mounts = [Mount(target, None, mark, None) for mark in ("0", "e1")]
     for mount in mounts:
         Path(mount.name).mkdir()
-    journal = Journal(one.paths.journal, "one", mode="interactive", resources={"mount:0": "present"})
-    journal.save()
-    monkeypatch.setattr(Instance, "_blueprint", lambda *_: None)
-    monkeypatch.setattr(instance, "make_resources", lambda *_: tuple(mounts))
-    one.complete(PLAN, read_secret=lambda _: b"", mount_roots=())
+    write_instance(one.home, "one", resources={"mount:0": "present"})
+    monkeypatch.setattr(loaded, "make_resources", lambda *_: tuple(mounts))
+    one.load().complete(read_secret=lambda _: b"", mount_roots=())
     assert [mount.exists() for mount in mounts] == [False, True]
     assert one.require_journal().resources == {}
 
@@ -60,9 +60,9 @@ def test_a_granted_secret_that_cannot_be_read_is_told_before_the_machine_wakes(t
     asked, _ = store.submit(parse_packet({"kind": "secret", "options": ["a"], "request": {"name": "token"}, **words}))
     ends = (read_boot_id(), boottime() + 600)
     store.answer(asked.id, "approved", Answer("owner", "x", "t", {"name": "token"}, 600, ends, {"env": "KTRDR_X"}))
-    monkeypatch.setattr(answers, "open_store", lambda _: store)
+    instance: Any = SimpleNamespace(escalations=store)
     monkeypatch.delenv("KTRDR_X", raising=False)
     with pytest.raises(UsageError, match="KTRDR_X"):
-        check_sources(SimpleNamespace())  # type: ignore[arg-type]
+        check_sources(instance)
     monkeypatch.setenv("KTRDR_X", "value")
-    check_sources(SimpleNamespace())  # type: ignore[arg-type]
+    check_sources(instance)

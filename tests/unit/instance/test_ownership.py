@@ -10,7 +10,7 @@ import pytest
 
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host import running
-from ktrdr_vm.host.libvirt import DomainFacts
+from ktrdr_vm.host.libvirt import DomainFacts, DomainState
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.instance import Instance
@@ -26,7 +26,7 @@ class Elsewhere:
         self.stopped: list[str] = []
 
     def find(self, name: str) -> DomainFacts:
-        return DomainFacts(name, "one", "/somewhere/else", "interactive", "running", persistent=True)
+        return DomainFacts(name, "one", "/somewhere/else", "interactive", DomainState.RUNNING, persistent=True)
 
     def stop(self, name: str) -> None:
         self.stopped.append(name)

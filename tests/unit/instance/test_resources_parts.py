@@ -62,7 +62,7 @@ def blueprint(target: Target) -> Blueprint:
     def connect() -> Any:
         raise AssertionError("nobody is asked")
 
-    return Blueprint(plan, allocation, plan.render(allocation), connect, lambda _: b"")
+    return Blueprint(plan, allocation, connect, lambda _: b"")
 
 
 def test_what_protects_comes_before_what_it_protects(target: Target, blueprint: Blueprint) -> None:

@@ -9,55 +9,66 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError
-from ktrdr_vm.host.journal import Journal
-from ktrdr_vm.host.libvirt import DomainFacts
+from ktrdr_vm.host.journal import Journal, read_journal
+from ktrdr_vm.host.libvirt import DomainFacts, DomainState
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance import suspend as suspension
+from ktrdr_vm.instance.loaded import LoadedInstance
+from ktrdr_vm.instance.resources.base import Target
+from ktrdr_vm.plan.facts import Allocation
 
 ONE = parse_instance_id("one")
 
 
-class Machine:
-    """One instance as suspension sees it: a domain, a saved state, a network, and a log of what was done in which order."""
+PLAN: Any = SimpleNamespace(
+    profile=SimpleNamespace(mode="interactive", resources=SimpleNamespace(memory=1)), facts=SimpleNamespace(accelerator="tcg")
+)
+
+
+class Part:
+    """A resource that writes down what is done with it."""
+
+    def __init__(self, machine: Machine, kind: str) -> None:
+        self.kind = self.key = self.name = kind
+        self.isolates, self.needs_guest = kind in ("firewall", "guard", "tap"), kind == "secrets"
+        self.planned = True
+        self.blueprint = SimpleNamespace(documents={"domain.xml": "<domain/>"})
+        self._log = machine.log
+
+    def exists(self) -> bool:
+        return False
+
+    def create(self) -> None:
+        self._log.append(f"+{self.kind}")
+
+    def verify(self) -> list[str]:
+        return []
+
+    def remove(self) -> None:
+        self._log.append(f"-{self.kind}")
+
+
+class Machine(LoadedInstance):
+    """One instance, with the libvirt that has it: a domain, a saved state, a network, and a log of what was done in which order."""
 
     def __init__(self, tmp_path: Path, state: str, domain: str | None, *, saved: bool) -> None:
-        self.home, self.identity = Home(tmp_path), ONE
-        self.paths = self.home.instance("one")
-        self.paths.directory.mkdir(parents=True)
+        home = Home(tmp_path)
+        target = Target(ONE, home.instance("one"), self)  # type: ignore[arg-type]
+        target.paths.directory.mkdir(parents=True)
+        journal = Journal(target.paths.journal, "one", mode="interactive", state=state)
+        journal.save()
+        super().__init__(home, target, journal, PLAN, Allocation(), None)
         self.log: list[str] = []
         self.domain = domain
         self.keeps_secret = False
         if saved:
             self.paths.saved.write_bytes(b"state")
-        Journal(self.paths.journal, "one", mode="interactive", state=state).save()
-        self.libvirt = self
-        self.plan = SimpleNamespace(
-            profile=SimpleNamespace(mode="interactive", resources=SimpleNamespace(memory=1)), facts=SimpleNamespace(accelerator="tcg")
-        )
 
-    # as Instance
+    # as the instance
 
-    def require_journal(self) -> Journal:
-        from ktrdr_vm.host.journal import read_journal
-
-        journal = read_journal(self.paths.journal)
-        assert journal is not None
-        return journal
-
-    def open_resources(self) -> tuple[Any, ...]:
-        blueprint = SimpleNamespace(documents={"domain.xml": "<domain/>"})
-        target = SimpleNamespace(paths=self.paths, identity=ONE, libvirt=self)
-        kinds = ("overlay", "seed", "firewall", "guard", "tap", "domain")
-        return tuple(
-            SimpleNamespace(
-                kind=kind, key=kind, name=kind, target=target, blueprint=blueprint, remove=lambda kind=kind: self.log.append(f"-{kind}")
-            )
-            for kind in kinds
-        )
-
-    def ensure(self, resource: Any, *_: object) -> None:
-        self.log.append(f"+{resource.kind}")
+    def open_resources(self, *_: object) -> tuple[Any, ...]:
+        return tuple(Part(self, kind) for kind in ("overlay", "seed", "firewall", "guard", "tap", "domain", "secrets"))
 
     def require_closed(self) -> None:
         self.log.append("closed")
@@ -66,20 +77,19 @@ class Machine:
         if self.keeps_secret:
             raise GuestError("nobody answers", where="one", hint="look")
         self.log.append("-secrets")
-        return []
+        return ["secrets"]
 
     def connect(self, **_: object) -> Any:
         return SimpleNamespace(run=lambda words, **_: (self.log.append(words[0]), SimpleNamespace(exit_code=0))[1])
 
-    def complete(self, *_: object, **__: object) -> None:
-        self.log.append("+secrets")
-
-    def close(self) -> None: ...
-
     # as Libvirt
 
     def find(self, _name: str) -> DomainFacts | None:
-        return None if self.domain is None else DomainFacts("ktrdr-one", "one", str(self.home.root), "interactive", self.domain, True)
+        return (
+            None
+            if self.domain is None
+            else DomainFacts("ktrdr-one", "one", str(self.home.root), "interactive", DomainState(self.domain), True)
+        )
 
     def save(self, _name: str, path: Path) -> None:
         path.write_bytes(b"state")
@@ -109,23 +119,30 @@ def enough_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def suspend(machine: Machine) -> None:
-    suspension.suspend(machine)  # type: ignore[arg-type]
+    try:
+        suspension.suspend(machine)
+    finally:
+        assert read_journal(machine.paths.journal) == machine.journal
 
 
 def resume(machine: Machine) -> None:
-    suspension.resume(machine, read_secret=lambda _: b"")  # type: ignore[arg-type]
+    try:
+        suspension.resume(machine, read_secret=lambda _: b"")
+    finally:
+        assert read_journal(machine.paths.journal) == machine.journal
 
 
 def test_there_and_back(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "awake", "running", saved=False)
     suspend(machine)
     assert machine.log == ["-secrets", "save", "-tap", "-guard", "-firewall"]
-    assert (machine.require_journal().state, machine.require_journal().kept) == ("suspended", True)
+    assert (machine.journal.state, machine.journal.kept) == ("suspended", True)
     suspend(machine)
     machine.log.clear()
     resume(machine)
     assert machine.log == ["+firewall", "+guard", "+tap", "restore", "run", "date", "+secrets"]
-    assert machine.require_journal().state == "awake" and not machine.paths.saved.exists()
+    assert machine.journal.state == "awake" and not machine.paths.saved.exists()
+    assert machine.journal.resources == dict.fromkeys(("firewall", "guard", "tap", "secrets"), "present")
 
 
 def test_a_guest_that_keeps_a_secret_runs_on(tmp_path: Path) -> None:
@@ -136,7 +153,7 @@ def test_a_guest_that_keeps_a_secret_runs_on(tmp_path: Path) -> None:
     assert machine.log == [] and machine.domain == "running"
     resume(machine)
     assert "restore" not in machine.log and machine.log[-1] == "+secrets"
-    assert machine.require_journal().state == "awake"
+    assert machine.journal.state == "awake"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +168,7 @@ def test_a_guest_that_keeps_a_secret_runs_on(tmp_path: Path) -> None:
 def test_a_suspend_that_was_cut_off_is_taken_up(tmp_path: Path, state: str, domain: str | None, saved: bool, expected: list[str]) -> None:
     machine = Machine(tmp_path, state, domain, saved=saved)
     suspend(machine)
-    assert machine.log == expected and machine.require_journal().state == "suspended"
+    assert machine.log == expected and machine.journal.state == "suspended"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +183,7 @@ def test_a_suspend_that_was_cut_off_is_taken_up(tmp_path: Path, state: str, doma
 def test_a_resume_that_was_cut_off_is_taken_up(tmp_path: Path, domain: str | None, saved: bool, expected: list[str]) -> None:
     machine = Machine(tmp_path, "resuming", domain, saved=saved)
     resume(machine)
-    assert machine.log == expected and machine.require_journal().state == "awake"
+    assert machine.log == expected and machine.journal.state == "awake"
 
 
 def test_what_cannot_be_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
@@ -176,7 +193,7 @@ def test_what_cannot_be_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
         machine = Machine(tmp_path / str(number), state, domain, saved=saved)
         with pytest.raises((UsageError, KtrdrError)):
             act(machine)
-        assert machine.log == [] and machine.require_journal().state == state
+        assert machine.log == [] and machine.journal.state == state
 
 
 def test_one_that_stands_still_goes_on_behind_verified_rules_and_one_that_ended_does_not(tmp_path: Path) -> None:

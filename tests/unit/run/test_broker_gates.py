@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ktrdr_vm.egress import client
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.run import vm as stages
 
@@ -25,11 +26,11 @@ def test_only_the_gate_that_is_waited_for_opens(monkeypatch: pytest.MonkeyPatch,
         }
     )  # fmt: skip
     asked: list[Any] = []
-    monkeypatch.setattr(stages, "ask_guard", lambda directory, op, **fields: asked.append((str(directory), op, fields["gate"])))
+    monkeypatch.setattr(client, "ask_guard", lambda directory, op, **fields: asked.append((str(directory), op, fields["gate"])))
     stage: Any = SimpleNamespace(
         plan=SimpleNamespace(profile=profile),
         gathered=SimpleNamespace(playbooks=tuple((gate, Path(f"/w/playbooks/{gate}.yaml")) for gate in profile.gates)),
-        instance=SimpleNamespace(paths=SimpleNamespace(guard=Path("/guard"))),
+        loaded=SimpleNamespace(guard=client.GuardClient(Path("/guard"))),
     )
     stages.Stage.open_brokers(stage, SimpleNamespace(source=source))  # type: ignore[arg-type]
     assert asked == [("/guard", "gate_passed", gate) for gate in told]

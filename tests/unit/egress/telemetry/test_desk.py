@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import selectors
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.supervised_child import SERVES
 from ktrdr_vm.egress.telemetry import supervisor as telemetry_desk
+from ktrdr_vm.egress.telemetry.messages import COUNTS, Asked, Counted, encode
 from ktrdr_vm.egress.telemetry.supervisor import Telemetry, TelemetryDesk, open_telemetry
 
 
@@ -21,7 +27,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TelemetryDesk:
         "instance_id": "one", "gateway": "10.213.0.1", "ledger": str(tmp_path / "egress.jsonl"),
         "telemetry": {"collector": {"host": "127.0.0.1"}, "journal": str(tmp_path / "journal.json")},
     }  # fmt: skip
-    made = open_telemetry(config, Ledger(tmp_path / "egress.jsonl", "one"))
+    made = open_telemetry(config, Ledger(tmp_path / "egress.jsonl", "one"), selectors.DefaultSelector())
     assert isinstance(made, TelemetryDesk)
     return made
 
@@ -79,7 +85,119 @@ def test_a_relay_that_never_stops_talking_holds_nobody_up(desk: TelemetryDesk) -
 
 
 def test_without_telemetry_nothing_is_done(tmp_path: Path) -> None:
-    none = open_telemetry({"telemetry": None}, Ledger(tmp_path / "egress.jsonl", "one"))
-    assert type(none) is Telemetry and (none.pids, none.operations) == ({}, {})
-    for step in (none.look, none.write, none.end):
+    none = open_telemetry({"telemetry": None}, Ledger(tmp_path / "egress.jsonl", "one"), selectors.DefaultSelector())
+    assert type(none) is Telemetry and (none.parts, none.operations) == ({}, {})
+    for step in (none.look, none.write):
         step()
+
+
+class Host:
+    """Processes that are files: what is started is written down, with the ends of the pipe and of the channel that it was given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started: list[str] = []
+        self.living: dict[str, Any] = {}
+        self.channels: dict[str, socket.socket] = {}
+        self.pipes: dict[str, socket.socket] = {}
+        monkeypatch.setattr(telemetry_desk.process, "start_module", self._start)
+
+    def _start(self, _module: str, words: list[str], **_: object) -> Any:
+        role, channel, pipe = str(words[1]), *map(int, words[2:4])
+        self.started.append(role)
+        said, said_end = os.pipe()
+        os.close(said_end)
+        for known, number in ((self.channels, channel), (self.pipes, pipe)):
+            if role in known:
+                known[role].close()
+            known[role] = socket.socket(fileno=os.dup(number))
+        made = SimpleNamespace(pid=len(self.started), returncode=None, stderr=os.fdopen(said, "rb", buffering=0))
+        made.poll = lambda: made.returncode
+        made.kill = lambda: self.end(role, -9)
+        self.living[role] = made
+        return made
+
+    def end(self, role: str, code: int) -> None:
+        self.living[role].returncode = code
+        self.pipes[role].close()
+
+    def is_joined(self) -> bool:
+        """True when the two have the ends of one pipe."""
+        self.pipes["relay"].send(b"x")
+        self.pipes["sender"].settimeout(0.2)
+        try:
+            return self.pipes["sender"].recv(1) == b"x"
+        except OSError:
+            return False
+
+
+@pytest.mark.parametrize("role", ["relay", "sender"])
+def test_one_that_ends_is_started_again_and_joined_with_the_other(
+    desk: TelemetryDesk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    monkeypatch.setattr(desk, "_listener", SimpleNamespace(fileno=lambda: 0))
+    host, other = Host(monkeypatch), {"relay": "sender", "sender": "relay"}[role]
+
+    def look() -> None:
+        for part in desk.parts.values():
+            part.look()
+        desk.look()
+
+    look()
+    assert sorted(host.started) == ["relay", "sender"] and host.is_joined()
+    for channel in host.channels.values():
+        assert json.loads(channel.recv(65536))["instance_id"] == "one"
+        channel.send(SERVES)
+    look()
+    assert {name: part.describe()["serves"] for name, part in desk.parts.items()} == {"relay": True, "sender": True}
+    host.channels[role].send(encode(Counted({"accepted": 4})))
+    host.end(role, 3)
+    look()
+    look()
+    assert host.started[2:] == [role, other] and host.is_joined()
+    notes = [str(row["message"]) for row in rows(tmp_path) if row["kind"] == "guard"]
+    assert notes == [
+        f"the telemetry {role} ended and is started again at once: it ended with exit code 3",
+        f"the telemetry {other} ended and is started again at once: it ended with signal 9",
+    ]
+    desk.write()
+    assert rows(tmp_path)[-1]["accepted"] == 4, "what it said before its end counts"
+
+
+def test_another_run_is_told_and_who_does_not_hear_it_is_ended(desk: TelemetryDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "_listener", SimpleNamespace(fileno=lambda: 0))
+    host = Host(monkeypatch)
+    for part in desk.parts.values():
+        part.look()
+    assert host.channels["relay"].recv(65536)
+    host.channels["sender"].close()
+    desk.operations["run_began"]({"run_id": "r2"})
+    assert Asked.from_json(json.loads(host.channels["relay"].recv(65536))) == Asked("r2")
+    assert (host.living["relay"].returncode, host.living["sender"].returncode) == (None, -9)
+
+
+@pytest.mark.parametrize("message", [Counted({"accepted": 2, "sent": 1}), Counted({"sent": 1}, told=True), Counted({}, told=True)])
+def test_counts_are_read_back_and_nothing_else_is_a_count(message: Counted) -> None:
+    content = message.to_json()
+    assert Counted.from_json(json.loads(encode(message))) == message and content.keys() <= {*COUNTS, "told"}
+    refused: list[object] = [
+        {**content, "more": 1},
+        {**content, "sent": 0},
+        {**content, "sent": True},
+        {**content, "told": 2},
+        {},
+        None,
+        [],
+        5,
+    ]
+    for wrong in refused:
+        with pytest.raises(ValueError):
+            Counted.from_json(wrong)
+
+
+def test_a_question_may_name_another_run() -> None:
+    for message in (Asked(), Asked("r1"), Asked("")):
+        assert Asked.from_json(json.loads(encode(message))) == message
+    refused: list[object] = [{"more": 1}, {"run_id": "r", "more": 1}, {"run_id": 5}, 5, [1], "x"]
+    for wrong in refused:
+        with pytest.raises(ValueError):
+            Asked.from_json(wrong)

@@ -1,13 +1,14 @@
-"""A part of the guard: a child that is started, heard, and started again more and more slowly for as long as the guard lives.
+"""A child of the guard: started, heard, and started again more and more slowly for as long as the guard lives.
 
-What it writes on its standard error goes into guard.log with its name in front, and the end of it is kept: it says why the part
-does not serve. A part is never given up: what makes it end may pass, and until then nothing leaves.
+What it writes on its standard error goes into guard.log with its name in front, and the end of it is kept: it says why the child
+does not serve. A child is never given up: what makes it end may pass, and until then nothing leaves.
 """
 
 from __future__ import annotations
 
 import os
 import selectors
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,17 +17,21 @@ from typing import IO, Any, Protocol
 
 from ktrdr_vm.errors import KtrdrError
 
-# Seconds: the pause after a second end in a row, the longest one, and how long a part must have lived for its end to be a first one.
+# Seconds: the pause after a second end in a row, the longest one, and how long a child must have lived for its end to be a first one.
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 30.0
 STEADY = 60.0
 # Bytes of one life that are written to guard.log, and of its end that are kept.
 _MOST_LOGGED = 256 * 1024
 _KEPT = 2000
+# Bytes of a child's message: a packet for an escalation is the largest.
+_MOST_SAID = 256 * 1024
+# A child's first message: it has given up its privilege, and what it needs is there.
+SERVES = b'{"serves": true}'
 
 
 class Source(Protocol):
-    """What a part speaks on: a socket or a pipe."""
+    """What a child speaks on: a socket or a pipe."""
 
     def fileno(self) -> int: ...
     def close(self) -> None: ...
@@ -66,25 +71,29 @@ class LastWords:
         return next((line[:500] for line in reversed(lines) if line), "")
 
 
-class Part:
-    """`start` returns the process, with a pipe as its standard error, and what it speaks on; `hear` takes what it says.
+class SupervisedChild:
+    """`start` returns the process, with a pipe as its standard error, and what it speaks on; `on_readable` takes what it says.
 
-    `proof` is asked until it says True: then the part serves, as long as it lives. `note` writes a sentence into the ledger.
+    `proof` is asked until it says True: then the child serves, as long as it lives. `note` writes a sentence into the ledger.
     """
 
     def __init__(
         self,
         name: str,
         start: Callable[[], tuple[subprocess.Popen[bytes], Source]],
-        hear: Callable[[], None],
+        on_readable: Callable[[], None],
         proof: Callable[[], bool],
         selector: selectors.BaseSelector,
         note: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        is_polled: bool = False,
     ) -> None:
+        """One that `is_polled` is not heard when it speaks: whoever supervises it asks what it has said, as often as is good."""
         self.name = name
+        self._is_polled = is_polled
         self._start = start
-        self._hear = hear
+        self._on_readable = on_readable
         self._proof = proof
         self._selector = selector
         self._note = note
@@ -112,7 +121,7 @@ class Part:
         """Notice its end, and start it when that is due."""
         if self._process is not None and self._process.poll() is not None:
             # What it still said counts.
-            self._hear()
+            self._on_readable()
             self._forget(self._process.returncode)
         if self._process is None and self._clock() >= self._due:
             self._begin()
@@ -126,13 +135,14 @@ class Part:
             return
         assert self._process.stderr is not None
         self._words = LastWords(self.name, self._process.stderr)
-        self._selector.register(self._source, selectors.EVENT_READ, self._take)
+        if not self._is_polled:
+            self._selector.register(self._source, selectors.EVENT_READ, self._take)
         self._selector.register(self._words, selectors.EVENT_READ, self._listen)
 
     def _take(self) -> None:
         # Its end may have been noticed since the selector said that it has something to say.
         if self._process is not None:
-            self._hear()
+            self._on_readable()
 
     def _listen(self) -> None:
         if self._process is None or self._words is None:
@@ -144,9 +154,10 @@ class Part:
 
     def _forget(self, exit_code: int) -> None:
         assert self._source is not None and self._words is not None
-        for one in (self._source, self._words):
+        for one in (self._words,) if self._is_polled else (self._source, self._words):
             self._selector.unregister(one)
-            one.close()
+        self._source.close()
+        self._words.close()
         self._process = None
         how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
         self._fail(f"it ended with {how}" + (f": {self._words.last}" if self._words.last else ""))
@@ -163,7 +174,7 @@ class Part:
     def describe(self) -> dict[str, Any]:
         """For `status`: its pid, whether it serves, how often it has ended in a row, and why, in its own last words."""
         alive = self._process is not None and self._process.poll() is None
-        # A proof may wait for the part, and this for it: one is enough for each of its lives.
+        # A proof may wait for the child, and this for it: one is enough for each of its lives.
         self._proved = self._proved or (alive and self._proof())
         serves = alive and self._proved
         said = self._said or (self._words.last if self._words is not None else "")
@@ -180,3 +191,36 @@ class Part:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+class ChannelChild(SupervisedChild):
+    """A child that speaks in packets on a socket: the first one says that it serves, each other one goes to `on_message`."""
+
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], tuple[subprocess.Popen[bytes], socket.socket]],
+        on_message: Callable[[bytes], None],
+        selector: selectors.BaseSelector,
+        note: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(name, start, self._receive, lambda: self._serves, selector, note, clock)
+        self._on_message = on_message
+        self._serves = False
+
+    def _begin(self) -> None:
+        self._serves = False
+        super()._begin()
+
+    def _receive(self) -> None:
+        """Take one message. Without one it has ended, which SIGCHLD says too."""
+        assert isinstance(self._source, socket.socket)
+        try:
+            raw = self._source.recv(_MOST_SAID)
+        except (BlockingIOError, ConnectionError):
+            return
+        if raw == SERVES:
+            self._serves = True
+        elif raw:
+            self._on_message(raw)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import selectors
+import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ktrdr_vm.egress.supervised_part import FIRST_PAUSE, LONGEST_PAUSE, STEADY, Part
+from ktrdr_vm.egress.supervised_child import FIRST_PAUSE, LONGEST_PAUSE, SERVES, STEADY, ChannelChild, SupervisedChild
 from ktrdr_vm.errors import HostError
 
 
@@ -24,7 +26,9 @@ class Stage:
         self.heard = 0
         self.refusal: Exception | None = None
         self.selector = selectors.DefaultSelector()
-        self.part = Part("the part", self._start, self._hear, lambda: self.served, self.selector, self.notes.append, lambda: self.now)
+        self.part = SupervisedChild(
+            "the part", self._start, self._hear, lambda: self.served, self.selector, self.notes.append, lambda: self.now
+        )
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Any]:
         if self.refusal:
@@ -141,3 +145,103 @@ def test_what_it_said_with_its_end_is_heard_and_nothing_after_that(stage: Stage)
     for callback in waiting:
         callback()
     assert stage.heard == 2
+
+
+class Polled(Stage):
+    """A child that is asked for what it has said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = SupervisedChild(
+            "the part", self._start, self._hear, lambda: self.served, self.selector, self.notes.append, lambda: self.now, is_polled=True
+        )
+
+
+class Channel(Stage):
+    """A child that speaks in packets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[bytes] = []
+        self.part = ChannelChild("the part", self._start_channel, self.said.append, self.selector, self.notes.append, lambda: self.now)
+
+    def _start_channel(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        process, pipe = self._start()
+        pipe.close()
+        os.close(self._spoken)
+        ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self._spoken = self.theirs.detach()
+        self.theirs = socket.socket(fileno=os.dup(self._spoken))
+        return process, ours
+
+
+@pytest.fixture
+def channel() -> Iterator[Channel]:
+    made = Channel()
+    yield made
+    made.theirs.close()
+    made.selector.close()
+
+
+def test_its_first_word_says_that_it_serves_and_the_rest_are_messages(channel: Channel) -> None:
+    channel.part.look()
+    assert not channel.part.describe()["serves"]
+    for word in (SERVES, b'{"one": 1}', b"not even JSON"):
+        channel.theirs.send(word)
+        channel.turn()
+    assert channel.part.describe()["serves"] and channel.said == [b'{"one": 1}', b"not even JSON"]
+    # The next life has to say so itself.
+    channel.theirs.close()
+    channel.die()
+    channel.now += 1
+    channel.part.look()
+    assert channel.part.pid and not channel.part.describe()["serves"]
+    channel.theirs.send(SERVES)
+    channel.turn()
+    assert channel.part.describe()["serves"] and len(channel.said) == 2
+
+
+def test_what_a_channel_said_with_its_end_is_heard(channel: Channel) -> None:
+    channel.part.look()
+    channel.theirs.send(b"last")
+    channel.theirs.close()
+    channel.die()
+    assert channel.said == [b"last"]
+
+
+@pytest.mark.parametrize("kind", [Stage, Polled, Channel])
+def test_a_child_of_any_kind_is_started_again_and_noted_alike(kind: type[Stage], capfd: pytest.CaptureFixture[str]) -> None:
+    stage = kind()
+    stage.part.look()
+    for _ in range(3):
+        stage.say(b"so it goes\n")
+        if isinstance(stage, Channel):
+            stage.theirs.close()
+        stage.die(5)
+        stage.now += 1
+        stage.part.look()
+    pauses = ["at once", "in 0.1 s", "in 0.2 s"]
+    assert stage.notes == [f"the part ended and is started again {pause}: it ended with exit code 5: so it goes" for pause in pauses]
+    assert capfd.readouterr().err == "the part: so it goes\n" * 3
+    assert stage.starts == 4 and stage.part.describe()["ends"] == 3
+    stage.selector.close()
+
+
+def test_one_that_is_polled_does_not_wake_the_guard() -> None:
+    stage = Polled()
+    stage.part.look()
+    os.write(stage._spoken, b"much")
+    stage.turn()
+    assert stage.heard == 0
+    stage.selector.close()
+
+
+def test_every_child_of_the_guard_is_a_supervised_one() -> None:
+    """Whoever starts one outside of it would start it, end it and note its end in a way of its own."""
+    package = Path(__file__).resolve().parents[3] / "ktrdr_vm/egress"
+    starters = {"child_process.py", "table_watch.py", "telemetry/supervisor.py"}
+    # What ends by itself, and is no part of the guard: the owner's command, and the removal of what has expired.
+    starters |= {"escalations.py", "expiry.py"}
+    found = {str(path.relative_to(package)) for path in package.rglob("*.py") if "process.start" in path.read_text()}
+    assert found == starters

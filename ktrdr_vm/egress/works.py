@@ -1,0 +1,117 @@
+"""What a guard works with: its configuration, the sockets that it serves on, and the files that it goes on from."""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ktrdr_vm.egress.allow_sets import AllowSets
+from ktrdr_vm.egress.child_process import bind_early, listen_unix
+from ktrdr_vm.egress.domain_control import Machine
+from ktrdr_vm.egress.expiry import Deadlines
+from ktrdr_vm.egress.grants.store import GrantBook
+from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.egress.link import Link
+from ktrdr_vm.egress.proxy.control import ProxyControl
+from ktrdr_vm.egress.proxy.credentials import Brokers
+from ktrdr_vm.egress.rules import Rules, rules_from_json
+from ktrdr_vm.egress.table_watch import TableWatch
+from ktrdr_vm.egress.telemetry.supervisor import Telemetry, open_telemetry
+from ktrdr_vm.host.ports import require_privileged_ports
+from ktrdr_vm.plan.guard_interface import DNS_PORT, HTTP_PORT, INBOX_PORT, LAST_PORT, OTHER_PORT, TLS_PORT
+
+if TYPE_CHECKING:
+    from ktrdr_vm.escalation.store import EscalationStore
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """Where somebody in the instance can ask: the socket, and the store of what was asked."""
+
+    listener: socket.socket
+    store: EscalationStore
+
+
+@dataclass(frozen=True)
+class Works:
+    """All that is open before a guard is made. `config` and `policy` are guard.json and egress.json."""
+
+    directory: Path
+    config: dict[str, Any]
+    policy: dict[str, Any]
+    rules: Rules
+    selector: selectors.BaseSelector
+    ledger: Ledger
+    dns: tuple[socket.socket, socket.socket]
+    """UDP and TCP."""
+    proxy_sockets: dict[str, socket.socket]
+    """By the names that the configuration of HAProxy has for them."""
+    control: socket.socket
+    sets: AllowSets
+    machine: Machine
+    watch: TableWatch
+    deadlines: Deadlines
+    proxy: ProxyControl
+    brokers: Brokers
+    link: Link
+    book: GrantBook
+    inbox: Inbox | None
+    telemetry: Telemetry
+
+
+def open_works(directory: Path) -> Works:
+    """Read and open what lies in the guard's folder, and bind its sockets. KtrdrError or OSError when something cannot be had."""
+    config: dict[str, Any] = json.loads((directory / "guard.json").read_bytes())
+    policy = json.loads((directory / "egress.json").read_bytes())
+    rules = rules_from_json(policy, config["exceptions"])
+    require_privileged_ports(LAST_PORT)
+    bind = _make_binder(config["gateway"])
+    ledger, sets = Ledger(Path(config["ledger"]), config["instance_id"]), AllowSets(config["table"], rules)
+    machine, proxy, selector = Machine(config["domain"]), ProxyControl(directory), selectors.DefaultSelector()
+    dns = bind(socket.SOCK_DGRAM, DNS_PORT), bind(socket.SOCK_STREAM, DNS_PORT)
+    brokers = Brokers(config["brokers"], proxy, ledger)
+    return Works(
+        directory=directory,
+        config=config,
+        policy=policy,
+        rules=rules,
+        selector=selector,
+        ledger=ledger,
+        dns=dns,
+        proxy_sockets={
+            "KTRDR_FD_HTTP": bind(socket.SOCK_STREAM, HTTP_PORT),
+            "KTRDR_FD_TLS": bind(socket.SOCK_STREAM, TLS_PORT),
+            "KTRDR_FD_OTHER": bind(socket.SOCK_STREAM, OTHER_PORT),
+            "KTRDR_FD_STATS": listen_unix(directory / "stats.sock"),
+            **brokers.listen(config["gateway"]),
+        },
+        control=listen_unix(directory / "control.sock"),
+        sets=sets,
+        machine=machine,
+        watch=TableWatch(directory, config["table"], directory.with_name("ruleset.expected"), machine, sets, ledger),
+        deadlines=Deadlines(directory / "deadlines.json", config["domain"], ledger),
+        proxy=proxy,
+        brokers=brokers,
+        link=Link(config["tap"], ledger, brokers.forget),
+        book=GrantBook(directory / "grants.json"),
+        inbox=_open_inbox(config, bind) if config["escalations"] else None,
+        telemetry=open_telemetry(config, ledger, selector),
+    )
+
+
+_Binder = Callable[[socket.SocketKind, int], socket.socket]
+
+
+def _make_binder(gateway: str) -> _Binder:
+    return lambda kind, port: bind_early(kind, gateway, port)
+
+
+def _open_inbox(config: dict[str, Any], bind: _Binder) -> Inbox:
+    from ktrdr_vm.escalation.store import EscalationStore
+
+    return Inbox(bind(socket.SOCK_STREAM, INBOX_PORT), EscalationStore(Path(config["escalations"]), config["instance_id"]))

@@ -1,0 +1,278 @@
+"""An instance as its journal describes it, read once: plan, allocation, journal, and what is done with them while it lives."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ktrdr_vm.egress.client import GuardClient
+from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.escalation.store import EscalationStore
+from ktrdr_vm.guest.personalize import make_environment
+from ktrdr_vm.host.journal import Journal, explained, locked
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home, InstancePaths
+from ktrdr_vm.identity import Identity
+from ktrdr_vm.instance.allocation import read_allocation
+from ktrdr_vm.instance.backing import open_template
+from ktrdr_vm.instance.resources import find_resource, find_secrets, make_resources
+from ktrdr_vm.instance.resources.base import Blueprint, Notify, Resource, Target, quiet
+from ktrdr_vm.instance.resources.tap import close_unguarded
+from ktrdr_vm.plan.facts import Allocation, TemplateFacts
+from ktrdr_vm.plan.plan import Plan, plan_from_json
+from ktrdr_vm.profile.model import Secret
+
+if TYPE_CHECKING:
+    from ktrdr_vm.guest.ssh import SshGuest
+
+# Seconds for the guard to put back what another program took away, or to start again what ended.
+MEND_LIMIT = 10.0
+
+SecretReader = Callable[[Secret], bytes]
+
+
+@dataclass(frozen=True)
+class ResourceStatus:
+    """What `status` shows of one resource."""
+
+    kind: str
+    name: str
+    exists: bool
+    differences: tuple[str, ...]
+
+
+class LoadedInstance:
+    """The state of one instance. `plan`, `allocation` and `template` stay as they were read, and no property does I/O.
+
+    `journal` is the only copy of what is on the disk: every change of it is written before the method returns. Who changes it holds the
+    instance's lock since before it was loaded.
+    """
+
+    def __init__(
+        self, home: Home, target: Target, journal: Journal, plan: Plan, allocation: Allocation, template: TemplateFacts | None
+    ) -> None:
+        """`template` is what the instance was forked from, if from any."""
+        self.home = home
+        self.target = target
+        self.journal = journal
+        self.plan = plan
+        self.allocation = allocation
+        self.template = template
+        self._guest: SshGuest | None = None
+
+    @property
+    def identity(self) -> Identity:
+        return self.target.identity
+
+    @property
+    def instance_id(self) -> str:
+        return self.target.identity.instance_id
+
+    @property
+    def paths(self) -> InstancePaths:
+        return self.target.paths
+
+    @property
+    def libvirt(self) -> Libvirt:
+        return self.target.libvirt
+
+    @property
+    def guard(self) -> GuardClient:
+        return GuardClient(self.paths.guard)
+
+    @property
+    def escalations(self) -> EscalationStore:
+        return EscalationStore(self.paths.escalations, self.instance_id)
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        return hold_lock(self.home, self.identity)
+
+    # -- resources --------------------------------------------------------------------------------------------------
+
+    def make_blueprint(self, read_secret: SecretReader | None = None, mount_roots: tuple[str, ...] = ()) -> Blueprint:
+        """What its resources are to be. Without `read_secret` no secret can be made from it."""
+        journal, disk = self.journal, ""
+        # What has lived once stands on the template's disk, and begins from its own: the memory belongs to an older one.
+        lived = "domain" in journal.resources or bool(journal.source)
+        template = replace(self.template, thaw=not lived) if self.template else None
+        if journal.source:
+            origin, _, name = journal.source.partition("@")
+            disk = str(self.home.instance(origin).snapshots / name / "disk.qcow2")
+        return Blueprint(self.plan, self.allocation, self.connect, read_secret or _no_secrets, template, disk, mount_roots)
+
+    def open_resources(self, read_secret: SecretReader | None = None, mount_roots: tuple[str, ...] = ()) -> tuple[Resource, ...]:
+        """The resources of the plan, in order, and what else of it the host has."""
+        return make_resources(self.target, self.make_blueprint(read_secret, mount_roots))
+
+    def resource(self, kind: str) -> Resource:
+        """The one of that kind."""
+        return find_resource(self.open_resources(), kind)
+
+    def open_network(self) -> list[Resource]:
+        """What stands between the guest and the network, in the order of making."""
+        return [resource for resource in self.open_resources() if resource.isolates]
+
+    def open_secrets(self, read_secret: SecretReader | None = None) -> list[Resource]:
+        """The secrets of its profile."""
+        return find_secrets(self.open_resources(read_secret))
+
+    # -- making -----------------------------------------------------------------------------------------------------
+
+    def create(self, *, read_secret: SecretReader, mount_roots: tuple[str, ...], notify: Notify = quiet) -> None:
+        """Make what is missing of everything up to the running domain, in order. Mounts and secrets follow in `complete`."""
+        resources = [one for one in self.open_resources(read_secret, mount_roots) if not one.needs_guest]
+        for guard in (one for one in resources if one.restores_plan and one.exists()):
+            if guard.verify():
+                # One of an earlier plan would put the earlier rules back. Without any, nothing leaves until the new one serves.
+                guard.stop()
+        for resource in resources:
+            self.ensure(resource, notify)
+
+    def complete(self, *, read_secret: SecretReader, mount_roots: tuple[str, ...], notify: Notify = quiet) -> None:
+        """Make what needs the guest: mounts and secrets."""
+        for resource in self.open_resources(read_secret, mount_roots):
+            if not resource.needs_guest:
+                continue
+            if resource.planned:
+                self.ensure(resource, notify)
+            elif resource.key in self.journal.resources:
+                # Of an earlier plan. What is lent stands in no journal, and stays.
+                resource.remove()
+                self.journal.strike(resource.key)
+                notify(resource.kind, resource.name, "removed", 0.0)
+
+    def ensure(self, resource: Resource, notify: Notify) -> None:
+        """Make one resource, unless it is there and as planned; the journal knows before and after."""
+        began = time.monotonic()
+        if resource.exists() and self.journal.resources.get(resource.key) == "present" and not resource.verify():
+            notify(resource.kind, resource.name, "ok", time.monotonic() - began)
+            return
+        self.journal.intend(resource.key)
+        with explained(resource.name):
+            resource.create()
+        differences = resource.verify()
+        if differences:
+            raise ProvisionError(
+                f"the {resource.kind} is not what the plan says: {'; '.join(differences)}",
+                where=resource.name,
+                hint="another program may be changing it; look at it on the host, then apply again",
+            )
+        self.journal.confirm(resource.key)
+        notify(resource.kind, resource.name, "changed", time.monotonic() - began)
+
+    # -- reaching ---------------------------------------------------------------------------------------------------
+
+    def connect(self, *, limit: float = 60.0) -> SshGuest:
+        """The guest over SSH; waits up to `limit` seconds for it. The connection is kept for the next caller."""
+        if self._guest is not None and self._guest.alive:
+            return self._guest
+        # Imported with the first connection: SSH and its cryptography are most of the time of a command that needs neither.
+        from ktrdr_vm.guest import ssh
+
+        self.target.require_awake()
+        self._guest = ssh.connect(
+            self.allocation.guest,
+            22,
+            self.plan.facts.image.user,
+            self.paths.login_key.read_text(),
+            self.allocation.host_public_key,
+            timeout=limit,
+            instance_id=self.instance_id,
+            proceed=self._require_running,
+        )
+        return self._guest
+
+    def _require_running(self) -> None:
+        if not self.target.is_running():
+            raise ProvisionError(
+                "the domain ended while it was booting", where=self.instance_id, hint=f"its console says why: {self.paths.console}"
+            )
+
+    def environment(self) -> dict[str, str]:
+        """What every process of the instance finds in its environment."""
+        plan = self.plan
+        served = plan.gateway_variables(self.allocation.gateway) if plan.served else {}
+        return make_environment(self.identity, plan.profile.mode, {**dict(plan.profile.environment), **served})
+
+    def close(self) -> None:
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
+
+    def hang_up(self) -> None:
+        """End the connection under whoever waits for an answer: the machine is gone. May be called from any thread."""
+        guest = self._guest
+        if guest is not None:
+            guest.close()
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def status(self) -> list[ResourceStatus]:
+        """Each resource that is to be there now: whether it is, and how it differs from the plan."""
+        asleep = self.journal.state == "suspended"
+        close_unguarded(self.target)
+        found = [_look(resource) for resource in self.open_resources() if resource.survives_suspend or not asleep]
+        if asleep and not self.paths.saved.exists():
+            found.append(ResourceStatus("saved", str(self.paths.saved), False, ()))
+        return found
+
+    def require_closed(self) -> None:
+        """ProvisionError unless everything that stands between the guest and the network is as planned: it is never assumed."""
+        network = self.open_network()
+        end = time.monotonic() + MEND_LIMIT
+        while True:
+            close_unguarded(self.target)
+            wrong = [row for row in map(_look, network) if not row.exists or row.differences]
+            if not wrong:
+                return
+            if time.monotonic() > end:
+                said = "; ".join(f"{row.kind}: {', '.join(row.differences) or 'it is gone'}" for row in wrong)
+                raise ProvisionError(
+                    f"the network of the instance is not what the plan says: {said}",
+                    where=self.instance_id,
+                    hint=f"`ktrdr-vm status {self.instance_id}` shows it, `ktrdr-vm apply` makes it again",
+                )
+            # The guard mends what others break, and starts again what ended.
+            time.sleep(0.2)
+
+
+def load_instance(home: Home, target: Target, journal: Journal, plan: Plan | None = None) -> LoadedInstance:
+    """The instance of this journal. `plan` is the journal's own, parsed, where the caller has it already.
+
+    ProvisionError when the plan or a key of the instance cannot be read.
+    """
+    try:
+        parsed = plan or plan_from_json(journal.plan)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ProvisionError(
+            f"the plan in the journal cannot be read: {type(error).__name__}: {error}",
+            where=str(journal.path),
+            hint=f"use the ktrdr-vm that wrote it, or `ktrdr-vm destroy {journal.instance_id}`",
+        ) from None
+    try:
+        allocation = read_allocation(target.paths, journal)
+    except OSError as error:
+        raise ProvisionError(
+            f"a key of the instance cannot be read: {error.strerror}",
+            where=str(error.filename),
+            hint="apply again makes keys that are missing; else run as the owner of the state directory",
+        ) from None
+    template = open_template(home, journal.template) if journal.template else None
+    return LoadedInstance(home, target, journal, parsed, allocation, template)
+
+
+def hold_lock(home: Home, identity: Identity) -> contextlib.AbstractContextManager[None]:
+    """The lock of an instance. BusyError when another run has it."""
+    return locked(home.lock(identity.instance_id), f"the instance {identity.instance_id}")
+
+
+def _no_secrets(secret: Secret) -> bytes:
+    raise ProvisionError(f"the secret {secret.name} is not read here", where="secrets", hint="apply again to deliver it")
+
+
+def _look(resource: Resource) -> ResourceStatus:
+    exists = resource.exists()
+    return ResourceStatus(resource.kind, resource.name, exists, tuple(resource.verify()) if exists else ())
