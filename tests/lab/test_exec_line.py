@@ -19,11 +19,7 @@ from ktrdr_vm.errors import HostError, UsageError
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    place = tmp_path_factory.mktemp("exec")
-    made = Server(place / "sshd")
-    (place / "key").touch(mode=0o600)
-    (place / "key").write_text(made.user_private)
-    made.key = place / "key"
+    made = Server(tmp_path_factory.mktemp("exec") / "sshd")
     yield made
     made.stop()
 

@@ -32,6 +32,10 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         place.mkdir(mode=0o755)
+        # For OpenSSH's own client.
+        self.key = place / "user_key"
+        self.key.touch(mode=0o600)
+        self.key.write_text(self.user_private)
         (place / "host_key").write_text(self.host_private)
         (place / "host_key").chmod(0o600)
         (place / "authorized_keys").write_text(self.user_public + "\n")
@@ -40,7 +44,8 @@ class Server:
             f"PermitRootLogin prohibit-password\nPasswordAuthentication no\nStrictModes no\nUsePAM no\nPidFile none\nUseDNS no\n"
         )
         Path("/run/sshd").mkdir(exist_ok=True)
-        self.process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(place / "config")], stderr=(place / "log").open("w"))
+        with (place / "log").open("w") as log:
+            self.process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(place / "config")], stderr=log)
 
     def stop(self) -> None:
         self.process.kill()

@@ -29,12 +29,14 @@ def became(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_exec_runs_them_word_for_word(became: list[str], line: str, dashes: list[str]) -> None:
     done = CliRunner().invoke(ssh_module.exec_, ["demo", *dashes, *shlex.split(line)])
     assert done.exit_code == 0, done.output
-    assert became == ["ssh", "-T", "--", "demo", shlex.join(shlex.split(line))]
+    assert became[:-1] == ["ssh", "-T", "--", "demo"]
+    # A shell's line: the script that runs them, its name, and the words.
+    assert shlex.split(became[-1])[5:] == shlex.split(line) and shlex.split(became[-1])[:3] == ["exec", "sh", "-c"]
 
 
 def test_a_terminal_is_asked_for_before_the_instance(became: list[str]) -> None:
     assert CliRunner().invoke(ssh_module.exec_, ["-t", "demo", "top"]).exit_code == 0
-    assert became == ["ssh", "-tt", "--", "demo", "top"]
+    assert became == ["ssh", "-tt", "--", "demo", """exec sh -c '"$@"; exit $?' sh top"""]
 
 
 @pytest.mark.parametrize("line", ["docker --help", "ls -t"])
