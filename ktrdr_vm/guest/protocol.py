@@ -25,6 +25,8 @@ class GuestResult:
     stdout: bytes
     stderr: bytes
     truncated: bool = False
+    left_open: bool = False
+    """A process that the command started went on printing after its end; what it said from then on is not kept."""
 
 
 class Guest(Protocol):

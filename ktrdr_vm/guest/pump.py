@@ -8,12 +8,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from ktrdr_vm.guest.envelope import ANNOUNCEMENT_WITHIN, RemoteProcess, find_announcement
 
 # How long the streams may stay silent, once a command has ended, before a child that holds them open is no longer waited for.
 _DRAIN_S = 0.5
+# How long a child that goes on printing is read on, where what it prints is not asked for.
+LINGER = 5.0
 # What a handshake may need at most; paramiko itself bounds no banner line.
 _HANDSHAKE_BYTES = 512 * 1024
 # The longest packet that is read. RFC 4253 has servers send 35,000 bytes; paramiko reads whatever length the packet announces.
@@ -83,25 +86,33 @@ class Channel(Protocol):
     def shutdown_write(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a command's output is read: bytes kept of its error stream, who hears that stream, and seconds of reading after its end."""
+
+    max_stderr: int = 64 * 1024
+    on_stderr: Callable[[bytes], None] | None = None
+    linger: float | None = None
+
+
 class RunningCommand:
     """One command while it runs: splits off the announcement, caps, and says when it is over."""
 
-    def __init__(
-        self, token: bytes, on_stdout: Callable[[bytes], None], max_stderr: int, on_stderr: Callable[[bytes], None] | None
-    ) -> None:
+    def __init__(self, token: bytes, on_stdout: Callable[[bytes], None], reading: Reading) -> None:
         self.process: RemoteProcess | None = None
         self.exit_code = -1
         self.stderr = bytearray()
         self.truncated = False
+        self.left_open = False
         self._token = token
         self._on_stdout = on_stdout
-        self._max_stderr = max_stderr
-        self._on_stderr = on_stderr
+        self._reading = reading
         self._head: bytearray | None = bytearray()
 
     def pump(self, channel: Channel, deadline: float) -> bool:
         """Drain both streams until the end; False when the deadline passed first."""
         idle_since: float | None = None
+        over_since: float | None = None
         # An event and not `fileno()`: that is a pipe, and a channel that is closed under a flood closes its reading end
         # first. The transport's thread then meets EPIPE, takes it for its socket's and gives the whole connection up.
         arrived = threading.Event()
@@ -113,7 +124,9 @@ class RunningCommand:
             if channel.exit_status_ready() or channel.closed:
                 # A child left in the background may hold the streams open: the command is over all the same.
                 idle_since = now if moved or idle_since is None else idle_since
-                if not moved and (channel.eof_received or channel.closed or now - idle_since > _DRAIN_S):
+                over_since = now if over_since is None else over_since
+                self.left_open = moved and self._reading.linger is not None and now - over_since > self._reading.linger
+                if self.left_open or (not moved and (channel.eof_received or channel.closed or now - idle_since > _DRAIN_S)):
                     self._end_of_head()
                     if not channel.exit_status_ready():
                         raise EOFError("the channel was closed without an exit code")
@@ -134,11 +147,11 @@ class RunningCommand:
             self._take_stdout(data)
             moved = True
         if channel.recv_stderr_ready() and (data := channel.recv_stderr(1 << 20)):
-            room = self._max_stderr - len(self.stderr)
+            room = self._reading.max_stderr - len(self.stderr)
             self.stderr.extend(data[:room])
             self.truncated = self.truncated or len(data) > room
-            if self._on_stderr is not None:
-                self._on_stderr(data)
+            if self._reading.on_stderr is not None:
+                self._reading.on_stderr(data)
             moved = True
         return moved
 

@@ -24,7 +24,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest.envelope import RemoteProcess, make_envelope, make_kill_command
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError, GuestResult, GuestTimeout
-from ktrdr_vm.guest.pump import Channel, LimitedSocket, RunningCommand, feed
+from ktrdr_vm.guest.pump import LINGER, Channel, LimitedSocket, Reading, RunningCommand, feed
 from ktrdr_vm.host.keys import generate_keypair
 
 __all__ = ["Guest", "GuestRefusedError", "GuestResult", "GuestTimeout", "SshGuest", "connect", "generate_keypair"]
@@ -200,11 +200,11 @@ class SshGuest:
             if on_output is not None:
                 on_output(data)
 
-        exit_code, stderr, stderr_cut = self._execute(
+        done = self._execute(
             command, io.BytesIO(stdin), keep, timeout=timeout, environment=environment, chdir=chdir, become=become,
-            max_stderr=max_output, on_stderr=on_output,
+            reading=Reading(max_output, on_output, LINGER),
         )  # fmt: skip
-        return GuestResult(exit_code, bytes(kept), stderr, bool(cut) or stderr_cut)
+        return GuestResult(done.exit_code, bytes(kept), bytes(done.stderr), bool(cut) or done.truncated, done.left_open)
 
     def upload(self, source: BinaryIO, destination: str, *, mode: int = 0o644, become: bool = False, timeout: float = 600) -> None:
         """See `Guest.upload`. `destination` is absolute or relative to the user's home; a directory is refused."""
@@ -213,9 +213,9 @@ class SshGuest:
             't=$(mktemp -- "$(dirname -- "$d")/.upload.XXXXXXXX") || exit 1; trap \'rm -f -- "$t"\' EXIT; '
             f'cat >"$t" && chmod {mode & 0o7777:04o} -- "$t" && mv -fT -- "$t" "$d"'
         )
-        exit_code, stderr, _ = self._execute(script, source, lambda _: None, timeout=timeout, become=become)
-        if exit_code != 0:
-            raise self._refused(f"writing {destination!r} in the guest failed", stderr)
+        done = self._execute(script, source, lambda _: None, timeout=timeout, become=become)
+        if done.exit_code != 0:
+            raise self._refused(f"writing {destination!r} in the guest failed", bytes(done.stderr))
 
     def send(
         self,
@@ -227,9 +227,9 @@ class SshGuest:
         timeout: float = 600,
     ) -> None:
         """See `Guest.send`."""
-        exit_code, stderr, _ = self._execute(command, source, lambda _: None, timeout=timeout, environment=environment, become=become)
-        if exit_code != 0:
-            raise self._refused("what was sent to the guest was not taken", stderr)
+        done = self._execute(command, source, lambda _: None, timeout=timeout, environment=environment, become=become)
+        if done.exit_code != 0:
+            raise self._refused("what was sent to the guest was not taken", bytes(done.stderr))
 
     def download(self, path: str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
         """See `Guest.download`. What the guest says about the file is not believed: the bytes are counted here."""
@@ -255,9 +255,9 @@ class SshGuest:
                 )
             sink.write(data)
 
-        exit_code, stderr, _ = self._execute(command, io.BytesIO(), write, timeout=timeout, become=become)
-        if exit_code != 0:
-            raise self._refused("reading from the guest failed", stderr)
+        done = self._execute(command, io.BytesIO(), write, timeout=timeout, become=become)
+        if done.exit_code != 0:
+            raise self._refused("reading from the guest failed", bytes(done.stderr))
         return total
 
     def _refused(self, what: str, stderr: bytes) -> GuestRefusedError:
@@ -284,15 +284,14 @@ class SshGuest:
         environment: Mapping[str, str] | None = None,
         chdir: str | None = None,
         become: bool = False,
-        max_stderr: int = 64 * 1024,
-        on_stderr: Callable[[bytes], None] | None = None,
-    ) -> tuple[int, bytes, bool]:
+        reading: Reading = Reading(),  # noqa: B008 - it cannot be changed
+    ) -> RunningCommand:
         deadline = time.monotonic() + timeout
         elevate = become and self._user != "root"
         envelope = make_envelope(command, token=f"kvm-{uuid.uuid4().hex}", environment=environment, chdir=chdir, elevate=elevate)
         if not self._sessions.acquire(timeout=timeout):
             raise self._late(f"no SSH session became free within {timeout:g} s")
-        running = RunningCommand(envelope.token, on_stdout, max_stderr, on_stderr)
+        running = RunningCommand(envelope.token, on_stdout, reading)
         try:
             channel = self._open_channel(timeout=max(deadline - time.monotonic(), 0.05))
             try:
@@ -304,7 +303,7 @@ class SshGuest:
                     if running.exit_code < 0:
                         self._explain_missing_exit_code()
                         running.exit_code = 128 + 9
-                    return running.exit_code, bytes(running.stderr), running.truncated
+                    return running
             except BaseException:
                 self._kill(running.process, become=become)
                 raise

@@ -306,3 +306,17 @@ def test_lying_server_is_an_error_within_the_limit(lie: Callable[[socket.socket]
 @pytest.mark.skipif(shutil.which("sudo") is None, reason="sudo is not installed")
 def test_become_is_a_no_op_for_root(guest: SshGuest) -> None:
     assert guest.run(["id", "-u"], timeout=10, become=True).stdout == b"0\n"
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_child_that_goes_on_printing_keeps_no_command_from_ending(guest: SshGuest, stream: int) -> None:
+    began = time.monotonic()
+    line = f"(n=0; while [ $n -lt 600 ]; do echo spam; n=$((n+1)); sleep 0.1; done) >&{stream} & echo three"
+    result = guest.run(line, timeout=60)
+    assert time.monotonic() - began < 30
+    assert result.exit_code == 0 and b"three\n" in result.stdout and result.left_open
+
+
+def test_what_comes_slowly_and_ends_is_whole(guest: SshGuest) -> None:
+    result = guest.run("(for n in 1 2 3 4 5 6; do echo $n; sleep 0.2; done) & echo 0", timeout=60)
+    assert sorted(result.stdout.split()) == [b"%d" % number for number in range(7)] and not result.left_open

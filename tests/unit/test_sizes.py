@@ -16,7 +16,6 @@ WIDE = {
     "gates/modules/guest_side/files.py place": 11,
     "gates/modules/guest_side/network.py uri": 13,
     "gates/modules/guest_side/network.py wait_for": 10,
-    "guest/ssh.py _execute": 9,
     "host/git.py _run": 9,
     "host/process.py run": 10,
     "host/process.py start": 11,

@@ -103,6 +103,8 @@ def command_result(completed: GuestResult, cmd: Any, *, changed: bool = True) ->
     }  # fmt: skip
     if completed.truncated:
         result["truncated"] = True
+    if completed.left_open:
+        result["msg"] = "a process that it started goes on printing; what it says after the end of the command is not kept"
     if completed.exit_code != 0:
         result |= {"failed": True, "msg": "non-zero return code"}
     return result
