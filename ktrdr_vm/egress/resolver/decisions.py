@@ -39,6 +39,8 @@ REFRESHING = 8
 CHAIN = 12
 # After a failure with no answer this long, the upstream counts as down: what is asked in the next moment fails at once.
 SILENCE = 2.0
+# Bytes of a datagram: RFC 1035's without EDNS, and what passes everywhere without being cut into fragments.
+_PLAIN_SIZE, _MOST_SIZE = 512, 1232
 DOWN = 1.0
 # How soon a name is tried again whose refresh failed.
 RETRY = 15.0
@@ -54,6 +56,11 @@ class Answer:
     ttl: int
     expires: float
     rcode: dns.rcode.Rcode = dns.rcode.NOERROR
+
+
+def _to_datagram(query: dns.message.Message, reply: dns.message.Message) -> bytes:
+    size = min(max(query.payload, _PLAIN_SIZE), _MOST_SIZE) if query.edns >= 0 else _PLAIN_SIZE
+    return reply.to_wire(max_size=size, prefer_truncation=True)
 
 
 class _Kept(NamedTuple):
@@ -124,8 +131,11 @@ class Resolver:
         """The TTL to say now."""
         return max(1, min(answer.ttl, int(answer.expires - self._clock())))
 
-    async def answer(self, wire: bytes, *, quiet: bool = False) -> bytes | None:
-        """The reply to one query, or None for bytes that deserve none. A refusal is not noted when `quiet`: the host asked."""
+    async def answer(self, wire: bytes, *, quiet: bool = False, stream: bool = False) -> bytes | None:
+        """The reply to one query, or None for bytes that deserve none. A refusal is not noted when `quiet`: the host asked.
+
+        Over a datagram it is cut, with TC set, at the size that the query's EDNS names, or at 512 bytes; over a `stream` it is whole.
+        """
         try:
             query = dns.message.from_wire(wire, ignore_trailing=False)
         except (dns.exception.DNSException, ValueError):
@@ -141,9 +151,9 @@ class Resolver:
             reply.set_rcode(dns.rcode.REFUSED)
         else:
             name, answer = await self._fill(reply, query.question[0], quiet)
-            if answer is not None and self._cache.get(name) is answer and len(wire) <= LONGEST_QUESTION:
-                return self._keep(wire, reply.to_wire(max_size=1232), name, answer)
-        return reply.to_wire(max_size=1232)
+            if answer is not None and not stream and self._cache.get(name) is answer and len(wire) <= LONGEST_QUESTION:
+                return self._keep(wire, _to_datagram(query, reply), name, answer)
+        return reply.to_wire(max_size=65535) if stream else _to_datagram(query, reply)
 
     def _keep(self, wire: bytes, reply: bytes, name: str, answer: Answer) -> bytes:
         self._replies[wire[2:]] = _Kept(name, answer, self._life(answer), reply[2:])
@@ -160,7 +170,11 @@ class Resolver:
                 self._note("dns", "deny", name=name[:253], rule="name", type=dns.rdatatype.to_text(question.rdtype))
             return name, None
         if question.rdtype != dns.rdatatype.A:
-            return name, None  # no data: AAAA because IPv6 is off, the rest because they carry data out
+            # No data: AAAA because IPv6 is off, the rest because they carry data out. Every lookup asks for AAAA as well.
+            if question.rdtype != dns.rdatatype.AAAA and not quiet:
+                kind = dns.rdatatype.to_text(question.rdtype)
+                self._note("dns", "deny", name=name[:253], rule="type", type=kind, message=f"{kind} queries are not answered, only A")
+            return name, None
         answer = await self.resolve(name)
         reply.set_rcode(answer.rcode)
         if not answer.addresses:

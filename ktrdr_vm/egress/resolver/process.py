@@ -199,7 +199,7 @@ async def _serve(config: dict[str, object], udp: socket.socket, tcp: socket.sock
                 while True:
                     size = int.from_bytes(await reader.readexactly(2), "big")
                     data = await reader.readexactly(size)
-                    reply = await resolver.answer(data) if resolver.admit() else None
+                    reply = await resolver.answer(data, stream=True) if resolver.admit() else None
                     if reply is None:
                         return
                     stream.write(len(reply).to_bytes(2, "big") + reply)

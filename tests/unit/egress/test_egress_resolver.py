@@ -444,3 +444,37 @@ def test_a_grant_is_open_before_it_is_asked_for_and_gone_with_its_end() -> None:
 
 def test_the_constants_leave_room_for_a_renewal() -> None:
     assert GRACE > module.RETRY + 3 * (UPSTREAM_TIMEOUT + HESITATION)
+
+
+def _many(world: World) -> Resolver:
+    """A name with as many addresses as an answer may have."""
+    world.zone["allowed.example"] = [f"allowed.example A 203.0.113.{number}" for number in range(1, 65)]
+    return world.resolver()
+
+
+@pytest.mark.parametrize(("edns", "limit"), [(None, 512), (512, 512), (1000, 1000), (1232, 1232), (4096, 1232), (100, 512)])
+def test_a_datagram_is_cut_where_the_query_says_and_says_so(edns: int | None, limit: int) -> None:
+    query = dns.message.make_query("allowed.example", "A", use_edns=False if edns is None else 0, payload=edns or 0)
+    wire = asyncio.run(_many(World()).answer(query.to_wire()))
+    assert wire is not None and len(wire) <= limit
+    cut = dns.message.from_wire(wire)
+    assert bool(cut.flags & dns.flags.TC) == (limit < 1100)
+
+
+def test_over_a_stream_an_answer_is_whole() -> None:
+    resolver = _many(World())
+    query = dns.message.make_query("allowed.example", "A").to_wire()
+    asyncio.run(resolver.answer(query))
+    whole = dns.message.from_wire(asyncio.run(resolver.answer(query, stream=True)) or b"")
+    assert not whole.flags & dns.flags.TC and len(whole.answer[0]) == 64
+    # What a datagram is given again is still the datagram's.
+    assert len(resolver.recall(query) or b"") <= 512
+
+
+@pytest.mark.parametrize("kind", ["SRV", "TXT", "MX", "HTTPS", "NS", "ANY"])
+def test_a_type_that_is_not_answered_is_a_line(kind: str) -> None:
+    world = World()
+    assert not ask(world.resolver(), "allowed.example", kind).answer
+    [line] = world.lines
+    assert (line["verdict"], line["rule"], line["type"]) == ("deny", "type", kind)
+    assert not ask(world.resolver(), "allowed.example", "AAAA").answer and len(world.lines) == 1
