@@ -47,7 +47,7 @@ def approve(
     # One that waits was approved by a command that ended before it had given it, or while the instance slept.
     if found.current != "pending" and not (found.current == "approved" and found.answer is not None and found.answer.waiting):
         raise UsageError(
-            f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only what is pending can be approved"
+            f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only a pending escalation can be approved"
         )
     _require_reason(reason)
     given = _narrow(found, request)
@@ -96,9 +96,9 @@ def give_again(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
     if failed:
         name = instance.identity.instance_id
         raise ProvisionError(
-            "not given again: " + "; ".join(f"{escalation_id}: {error.message}" for escalation_id, error in failed),
+            "not reapplied: " + "; ".join(f"{escalation_id}: {error.message}" for escalation_id, error in failed),
             where=name,
-            hint=f"everything else was; mend it and `ktrdr-vm resume {name}`, or `ktrdr-vm escalations revoke {name} {failed[0][0]}`",
+            hint=f"correct the cause and `ktrdr-vm resume {name}`, or `ktrdr-vm escalations revoke {name} {failed[0][0]}`",
         )
     return given
 
@@ -131,7 +131,7 @@ def take_back(instance: Instance, escalation_id: str, *, reason: str) -> Escalat
     found = store.find(escalation_id)
     if found.current != "approved" or found.answer is None:
         raise UsageError(
-            f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only what is approved can be revoked"
+            f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only an approved escalation can be revoked"
         )
     if instance.require_journal().state != "awake":
         pass  # it has nothing of it while it sleeps, and is given nothing of it when it wakes
@@ -177,13 +177,13 @@ def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]
     try:
         return parse_request(found.packet.kind, {**found.packet.request, **request})
     except ValueError as error:
-        raise UsageError(f"what is to be given is not right: {error}", where=found.id, hint="give a part of what was asked") from None
+        raise UsageError(f"the approval is not valid: {error}", where=found.id, hint="approve the request or a part of it") from None
 
 
 def _check_source(instance: Instance, policy: OwnerPolicy, source: Secret | None) -> dict[str, str]:
     if source is None:
         raise UsageError(
-            "where does the secret come from?", where=instance.identity.instance_id, hint="name it with --env VARIABLE or --file PATH"
+            "the source of the secret is missing", where=instance.identity.instance_id, hint="name it with --env VARIABLE or --file PATH"
         )
     refused = refuse_secret(source, policy, instance.plan.facts.workspace or "/")
     if refused:
@@ -218,7 +218,7 @@ def _path(name: str) -> str:
 
 def _require_reason(reason: str) -> None:
     if not reason.strip():
-        raise UsageError("an answer needs a reason", hint="--reason TEXT; it stands in the report and is told to the guest")
+        raise UsageError("an answer requires a reason", hint="use --reason TEXT; the report contains it and the guest can read it")
 
 
 def _who() -> str:

@@ -52,7 +52,9 @@ def check_loan(instance: Instance, kind: str, request: dict[str, Any], policy: O
     if kind == "mount":
         _check_folder(instance, request, policy, standing)
     elif list(standing):
-        raise UsageError("processors or memory are lent already", where=instance.identity.instance_id, hint="revoke that escalation first")
+        raise UsageError(
+            "vCPUs or memory are hot-plugged already", where=instance.identity.instance_id, hint="revoke that escalation first"
+        )
     else:
         _check_size(instance, request)
 
@@ -60,36 +62,40 @@ def check_loan(instance: Instance, kind: str, request: dict[str, Any], policy: O
 def _check_folder(instance: Instance, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
     plan, where = instance.plan, instance.identity.instance_id
     if not plan.facts.lending.mounts:
-        raise _not_ready(where, "its memory is not shared, which a mount needs")
+        raise _not_ready(where, "its memory is not shared, which a mount requires")
     if not request["readonly"]:
-        raise UsageError("a folder is lent read-only", where=where, hint="approve it with --readonly; results come back as artifacts")
+        raise UsageError(
+            "a folder can be mounted read-only only", where=where, hint="approve it with --readonly; results are returned as artifacts"
+        )
     refused = refuse_path(request["source"], plan.facts.workspace, (plan.facts.workspace, *policy.mount_roots))
     if refused:
-        raise UsageError(refused, where=where, hint="mounts.roots in the owner's policy; an approval cannot go beyond it")
+        raise UsageError(refused, where=where, hint="see mounts.roots in the owner's policy; an approval cannot exceed it")
     taken = [mount.target for mount in plan.profile.mounts] + [one["target"] for one in standing]
     taken += [plan.profile.workspace.target] if plan.profile.workspace else []
     for other in taken:
         if _overlap(request["target"], other):
-            raise UsageError(f"{request['target']} overlaps with {other}", where=where, hint="deny it, and say which target is free")
+            raise UsageError(
+                f"{request['target']} overlaps with {other}", where=where, hint="deny it, and name a free target in the reason"
+            )
 
 
 def _check_size(instance: Instance, request: dict[str, Any]) -> None:
     size, ready, where = instance.plan.profile.resources, instance.plan.facts.lending, instance.identity.instance_id
     vcpus, memory = request.get("vcpus", size.vcpus), request.get("memory", size.memory)
     if not ready.vcpus:
-        raise _not_ready(where, "it has no room for more")
+        raise _not_ready(where, "it has no free slot for memory or vCPUs")
     most = max(ready.vcpus, size.vcpus), size.memory + find_lendable(size, ready)
     if vcpus > most[0] or size.memory + _steps(memory - size.memory) > most[1]:
         raise UsageError(
-            f"{vcpus} processors and {memory} MiB are more than this machine can be given",
+            f"{vcpus} vCPUs and {memory} MiB are more than this VM can have",
             where=where,
-            hint=f"at most {most[0]} and {most[1]}: resources.max of the owner's policy when it started",
+            hint=f"it can have {most[0]} and {most[1]}: resources.max of the owner's policy at its start",
         )
     if vcpus < size.vcpus or memory < size.memory or (vcpus, memory) == (size.vcpus, size.memory):
         raise UsageError(
-            f"that is no more than the {size.vcpus} processors and {size.memory} MiB that it has",
+            f"the VM has {size.vcpus} vCPUs and {size.memory} MiB already",
             where=where,
-            hint="a request names all that the machine is to have",
+            hint="a request names the total of vCPUs and memory",
         )
     require_capacity(instance.home.root, memory - size.memory)
 
@@ -129,7 +135,9 @@ def end_soon(instance: Instance, loan: str) -> None:
     grown = lending.vcpus > size.vcpus and instance.libvirt.count_vcpus(instance.identity.domain) > size.vcpus
     if not grown and not (find_lendable(size, lending) and _read_lent(instance)):
         return
-    ask_guard(instance.paths.guard, "given", name=loan, path="", module=__name__, seconds=0, message="it ended while the machine slept")
+    ask_guard(
+        instance.paths.guard, "given", name=loan, path="", module=__name__, seconds=0, message="it ended while the instance was suspended"
+    )
 
 
 def _give(instance: Instance, vcpus: int, memory: int) -> None:
@@ -147,7 +155,9 @@ def _give(instance: Instance, vcpus: int, memory: int) -> None:
         if vcpus > has:
             done = instance.connect().run(_ONLINE, environment={"COUNT": str(vcpus)}, become=True, timeout=TAKE_LIMIT)
             if done.exit_code != 0:
-                raise ProvisionError("the guest does not take the processors", where=domain, hint="its kernel must be able to")
+                raise ProvisionError(
+                    "the guest does not use the hot-plugged vCPUs", where=domain, hint="its kernel must support CPU hot-plug"
+                )
     if find_lendable(size, lending):
         _resize(instance, _steps(memory - size.memory))
 
@@ -159,9 +169,9 @@ def _require_room(instance: Instance, vcpus: int) -> None:
     room = int(last) + 1 if last.isdecimal() and len(last) < 6 else 1
     if room < vcpus:
         raise ProvisionError(
-            f"the guest's kernel has room for {room} processors, and not for {vcpus}",
+            f"the kernel of the guest supports {room} vCPUs, and not {vcpus}",
             where=instance.identity.domain,
-            hint="it decides so at its boot; give memory alone, or change the profile and apply again",
+            hint="the number is fixed at its boot; approve memory only, or change the profile and apply again",
         )
 
 
@@ -195,9 +205,9 @@ def _resize(instance: Instance, extra: int) -> None:
     while (now := _read_lent(instance)) != extra:
         if time.monotonic() > end:
             raise ProvisionError(
-                f"the guest has {now} MiB of lent memory and does not {'take' if extra > has else 'give back'} the rest",
+                f"the guest has {now} MiB of hot-plugged memory and does not {'accept' if extra > has else 'release'} the rest",
                 where=domain,
-                hint="end what uses memory in the guest; what it keeps ends with its machine",
+                hint="end processes that use memory in the guest; the rest is released when the VM ends",
             )
         time.sleep(0.1)
 
@@ -226,9 +236,9 @@ def _overlap(one: str, other: str) -> bool:
 
 def _not_ready(where: str, why: str) -> UsageError:
     return UsageError(
-        f"this machine was not made ready for it: {why}",
+        f"this VM was not prepared for it: {why}",
         where=where,
-        hint="the owner's policy names the kind in escalations.kinds when the machine starts: `apply --restart`, or apply again",
+        hint="escalations.kinds of the owner's policy must contain the kind when the VM starts: `apply --restart`, or apply again",
     )
 
 

@@ -1,4 +1,4 @@
-"""`pull`: the guest's commits into refs of their own."""
+"""`pull`: fetches the commits of a guest into separate refs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pull(instance_id: str, as_json: bool) -> None:
     instance = open_instance(instance_id)
     plan = instance.plan
     if plan.profile.workspace is None:
-        raise UsageError("its profile has no workspace", where=instance_id, hint="only a workspace has commits to bring back")
+        raise UsageError("the profile of this instance has no workspace", where=instance_id, hint="only a workspace has commits to fetch")
     repository = find_repository(Path(plan.facts.workspace), plan.profile.workspace.source)
     with instance.locked():
         came = pull_commits(repository, plan.facts.base_commit, plan.profile.workspace.target, instance.connect(), instance.identity)
@@ -35,4 +35,4 @@ def pull(instance_id: str, as_json: bool) -> None:
     for one in () if as_json else returned:
         click.echo(f"{one.commit[:12]}  {one.ref}  {len(one.changed)} paths changed")
     if not returned:
-        click.echo("nothing new", err=True)
+        click.echo("no new commits", err=True)

@@ -20,7 +20,7 @@ def suspend(instance_id: str) -> None:
     instance = open_instance(instance_id)
     with instance.locked():
         suspend_instance(instance, notify=show_resource)
-    click.echo(f"{instance_id}: suspended; `ktrdr-vm resume {instance_id}` brings it back", err=True)
+    click.echo(f"{instance_id}: suspended; `ktrdr-vm resume {instance_id}` resumes it", err=True)
 
 
 @click.command()
@@ -38,13 +38,13 @@ def resume(instance_id: str) -> None:
     require_root()
     instance = open_instance(instance_id)
     with instance.locked():
-        # All of them before anything is begun.
+        # All secrets are read before the first step.
         secrets = {secret.name: read_source(secret) for secret in instance.plan.profile.secrets}
         check_sources(instance)
         policy = read_policy()
         resume_instance(instance, read_secret=lambda secret: secrets[secret.name], mount_roots=policy.mount_roots, notify=show_resource)
         for one in give_again(instance, policy):
-            click.echo(f"{one.packet.kind} {one.id}: given again", err=True)
+            click.echo(f"{one.packet.kind} {one.id}: reapplied", err=True)
     instance.close()
     click.echo(f"{instance_id}: running", err=True)
 

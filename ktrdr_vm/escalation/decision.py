@@ -23,14 +23,14 @@ def check_request(packet: Packet, given: dict[str, Any], seconds: int, line: Esc
     if packet.kind not in line.kinds:
         return Refusal(
             f"the owner of this host does not allow {packet.kind} by escalation",
-            "escalations.kinds in the owner's policy; what the profile names is another way",
+            "add it to escalations.kinds in the owner's policy, or change the profile",
         )
     if not is_within(packet.kind, given, packet.request):
-        return Refusal("that is more than was asked for", f"an approval can only narrow; asked was {packet.request}")
+        return Refusal("the approval exceeds the request", f"an approval can only narrow the request, which was {packet.request}")
     if packet.kind != "decision" and not 0 < seconds <= line.longest:
-        return Refusal(f"{seconds} s is longer than the owner's {line.longest} s", "approve it for less with --seconds")
+        return Refusal(f"{seconds} s is longer than the {line.longest} s of the owner's policy", "approve a shorter time with --seconds")
     if seconds > packet.seconds:
-        return Refusal(f"{seconds} s is more than the {packet.seconds} s that were asked for", "an approval can only narrow")
+        return Refusal(f"{seconds} s is longer than the {packet.seconds} s of the request", "an approval can only narrow the request")
     return None
 
 

@@ -64,7 +64,7 @@ def rehearse_inbox() -> None:
             Handler(ours, ("192.0.2.1", 0), None)  # type: ignore[arg-type]
             said = theirs.recv(65536).decode("latin-1").partition("\r\n")[0]
         if f" {status} " not in said:
-            raise RuntimeError(f"the inbox answers a request that it made itself with {said!r}, and not with {status}")
+            raise RuntimeError(f"the inbox answered its test request with {said!r} instead of {status}")
 
 
 def _make_post(body: bytes) -> bytes:
@@ -102,10 +102,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path != PATH and not self.path.startswith(f"{PATH}/"):
-            self._say(404, {"error": f"only {PATH} is here"})
+            self._say(404, {"error": f"the only path is {PATH}"})
             return
         if not type(self).reads.admit():
-            self._say(429, {"error": f"more than {READS_PER_MINUTE} questions in a minute; ask every few seconds"})
+            self._say(429, {"error": f"more than {READS_PER_MINUTE} requests in a minute; poll every few seconds"})
             return
         reply = type(self).ask({"op": "list", "id": self.path[len(PATH) + 1 :][:20]})
         if "error" in reply:
@@ -115,17 +115,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         if self.path != PATH:
-            self._say(404, {"error": f"packets go to {PATH}"})
+            self._say(404, {"error": f"post packets to {PATH}"})
             return
         length = self.headers.get("Content-Length", "")
         if not length.isascii() or not length.isdigit():
             self._say(411, {"error": "Content-Length is missing"})
             return
         if len(length) > 9 or int(length) > MAX_PACKET:
-            self._say(413, {"error": f"a packet has at most {MAX_PACKET} bytes"})
+            self._say(413, {"error": f"a packet may have at most {MAX_PACKET} bytes"})
             return
         if not type(self).limiter.admit():
-            self._say(429, {"error": f"more than {PER_MINUTE} packets in a minute; wait, and ask once for all that you need"})
+            self._say(429, {"error": f"more than {PER_MINUTE} packets in a minute; wait, and send one request for all that you need"})
             return
         try:
             packet = parse_packet(json.loads(self.rfile.read(int(length))))
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(400, {"error": str(error)})
             return
         except (ValueError, RecursionError):
-            self._say(400, {"error": "the packet is no JSON"})
+            self._say(400, {"error": "the packet is not valid JSON"})
             return
         suppressed, type(self).limiter.refused = type(self).limiter.refused, 0
         reply = type(self).ask({"op": "submit", "packet": packet.to_json(), "suppressed": suppressed})

@@ -78,16 +78,16 @@ def parse_packet(content: object) -> Packet:
     texts = {name: _read_text(content, name, limit, problems) for name, limit in _TEXTS.items()}
     kind = content.get("kind")
     if kind not in KINDS:
-        problems.append(f"kind: one of {', '.join(KINDS)}")
+        problems.append(f"kind: must be one of {', '.join(KINDS)}")
     options = content.get("options")
     if not isinstance(options, list) or not 1 <= len(options) <= _MAX_OPTIONS:
-        problems.append(f"options: a list of 1 to {_MAX_OPTIONS} texts")
+        problems.append(f"options: must be a list of 1 to {_MAX_OPTIONS} texts")
         options = []
     elif any(not isinstance(one, str) or not one.strip() or len(one) > _MAX_TEXT for one in options):
-        problems.append(f"options: each a text of at most {_MAX_TEXT} characters")
+        problems.append(f"options: each must be a text of at most {_MAX_TEXT} characters")
     seconds = content.get("seconds", DEFAULT_SECONDS)
     if isinstance(seconds, bool) or not isinstance(seconds, int) or not 1 <= seconds <= MAX_SECONDS:
-        problems.append(f"seconds: a whole number from 1 to {MAX_SECONDS}")
+        problems.append(f"seconds: must be a whole number from 1 to {MAX_SECONDS}")
     request: dict[str, Any] = {}
     if kind in KINDS:
         try:
@@ -105,11 +105,11 @@ def parse_request(kind: Kind, content: object) -> dict[str, Any]:
         raise ValueError("must be an object")
     known = _REQUESTS[kind]
     if content.keys() - known:
-        raise ValueError(f"a {kind} request has {', '.join(sorted(known)) or 'nothing'} and no more")
+        raise ValueError(f"a {kind} request has the keys {', '.join(sorted(known)) or '(none)'}")
     if kind == "network":
         ports = content.get("ports", [443])
         if not isinstance(ports, list) or not 1 <= len(ports) <= 16 or any(type(port) is not int or not 0 < port < 65536 for port in ports):
-            raise ValueError("ports: 1 to 16 numbers from 1 to 65535")
+            raise ValueError("ports: must be 1 to 16 numbers from 1 to 65535")
         return {"host": scalars.parse_host(content.get("host")), "ports": sorted(set(ports))}
     if kind == "secret":
         name = content.get("name")
@@ -119,18 +119,18 @@ def parse_request(kind: Kind, content: object) -> dict[str, Any]:
             or not name.replace("_", "").replace("-", "").isalnum()
             or not name.isascii()
         ):
-            raise ValueError("name: letters, digits, - and _")
+            raise ValueError("name: must consist of letters, digits, - and _")
         return {"name": name}
     if kind == "mount":
         source, target = scalars.parse_host_path(content.get("source")), scalars.parse_guest_path(content.get("target"))
         readonly = content.get("readonly", True)
         if not isinstance(readonly, bool):
-            raise ValueError("readonly: true or false")
+            raise ValueError("readonly: must be true or false")
         return {"source": source, "target": target, "readonly": readonly}
     if kind == "resources":
         found = {name: content[name] for name in ("memory", "vcpus") if name in content}
         if not found or any(type(value) is not int or not 0 < value < 2**20 for value in found.values()):
-            raise ValueError("memory (MiB) or vcpus, whole numbers")
+            raise ValueError("must have memory (MiB) or vcpus, as whole numbers")
         return found
     return {}
 
@@ -138,9 +138,9 @@ def parse_request(kind: Kind, content: object) -> dict[str, Any]:
 def _read_text(content: dict[str, Any], name: str, limit: int, problems: list[str]) -> str:
     text = content.get(name)
     if not isinstance(text, str) or not text.strip():
-        problems.append(f"{name}: a text that is not empty")
+        problems.append(f"{name}: must be a text that is not empty")
         return ""
     if len(text) > limit:
-        problems.append(f"{name}: at most {limit} characters")
+        problems.append(f"{name}: must have at most {limit} characters")
     # Half of a surrogate pair is no text, and no file takes it.
     return text.encode("utf-8", "replace").decode()

@@ -112,9 +112,9 @@ class EscalationStore:
                 if one.packet.digest == packet.digest and one.current in ("pending", "approved"):
                     return one, False
             if sum(one.state == "pending" for one in known) >= MAX_PENDING:
-                raise FullError(f"{MAX_PENDING} escalations wait for an answer; wait for one")
+                raise FullError(f"{MAX_PENDING} escalations are pending; wait until one is answered")
             if len(known) >= MAX_STORED:
-                raise FullError(f"this instance has made {MAX_STORED} escalations and makes no more")
+                raise FullError(f"this instance has reached its limit of {MAX_STORED} escalations")
             made = Escalation(f"e{max((int(one.id[1:]) for one in known), default=0) + 1}", self.instance_id, packet, now())
             self._write(made)
             return made, True
@@ -128,7 +128,7 @@ class EscalationStore:
                 raise UsageError(
                     f"{escalation_id} is {found.current} and cannot become {state}",
                     where=self.instance_id,
-                    hint="what is pending can be approved or denied, what is approved revoked",
+                    hint="a pending escalation can be approved or denied, an approved one revoked",
                 )
             changed = replace(found, state=state, answer=answer)
             self._write(changed)

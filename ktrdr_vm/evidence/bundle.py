@@ -62,16 +62,16 @@ def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) 
     contents = {name: content for name in COPIED if (content := _read_copied(run, name)) is not None}
     contents |= {name: content for name in run.list("notes", ".md") if (content := _read_copied(run, name, MAX_NOTE)) is not None}
     if "report.json" not in contents:
-        raise UsageError("this run has no report", where=str(run.path), hint="it still goes on, or was killed: apply again")
+        raise UsageError("this run has no report", where=str(run.path), hint="it is still active, or was killed: apply again")
     # From here on these bytes are the run: what stands on the disk may be another file by now.
     report = parse_report(contents["report.json"], str(run.path / "report.json"))
     require_startability(report)
     changed = sorted(name for name, content in contents.items() if not run.confirms(name, content))
     if changed and policy.signing_key:
         raise UsageError(
-            f"{', '.join(changed[:5])} is not what the run wrote, so the owner's key does not sign it",
+            f"{', '.join(changed[:5])} was changed after the run, so the bundle is not signed with the owner's key",
             where=str(run.path),
-            hint="bundle a run that nobody changed, or apply again",
+            hint="bundle a run whose files were not changed, or apply again",
         )
     repository, ref, base = _find_work(run, report, contents.get("plan.json"))
     notes = _name_notes(contents)
@@ -91,7 +91,7 @@ def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) 
         run.deliver(made, ("bundle", "bundle.tar.zst"), owner)
     missing = find_missing(report, notes, changes)
     if changed:
-        missing = [*missing, f"a confirmation of {', '.join(changed[:5])}: changed since the run ended, or of an older version"]
+        missing = [*missing, f"a verification of {', '.join(changed[:5])}: changed since the run ended, or written by an older version"]
     return Bundle(
         run.path / "bundle",
         run.path / "bundle.tar.zst",
@@ -116,9 +116,9 @@ def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
     """Hand the bundle to the owner's command, as the repository's owner; returns what it printed. HostError when it fails."""
     if not policy.publish_command:
         raise UsageError(
-            "the owner of this host has named no command that publishes",
+            "the owner's policy names no command that publishes",
             where="/etc/ktrdr-vm/policy.yaml",
-            hint="set `publish: {command: [...]}` there; docs/owner-policy.md has an example",
+            hint="set `publish: {command: [...]}` in it; docs/owner-policy.md has an example",
         )
     if not bundle.ref:
         raise UsageError("there is no commit to publish", where=str(bundle.directory), hint="only what a workload committed can be pushed")
@@ -146,7 +146,7 @@ def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
         raise HostError(
             f"publishing failed with exit code {done.exit_code}: {done.error_text[-500:]}",
             where=" ".join(policy.publish_command),
-            hint="the bundle is complete; mend the command or what it needs, and publish again",
+            hint="the bundle is complete; correct the command and publish again",
         )
     return done.text
 
@@ -166,7 +166,7 @@ def _find_work(run: FinishedRun, report: dict[str, Any], plan: bytes | None) -> 
     found = resolve_commit(repository, ref)
     if found != judged:
         raise UsageError(
-            f"{ref} is no longer the commit that was judged ({judged[:12]})",
+            f"{ref} is no longer the commit on which the gates ran ({judged[:12]})",
             where=str(repository.root),
             hint="a later run replaced it; bundle that run, or apply again",
         )
@@ -186,7 +186,7 @@ def _write_series(view: View, base: str, ref: str, folder: Path) -> tuple[Change
     # By line feeds alone, as Git writes them: in a subject other characters may stand that Python takes for the end of a line.
     changes = tuple(Change(*line.partition(" ")[::2]) for line in listed.text.split("\n") if line)
     if len(changes) > MAX_PATCHES:
-        raise UsageError(f"more than {MAX_PATCHES} commits came back", where=ref, hint="let the workload squash its work")
+        raise UsageError(f"more than {MAX_PATCHES} commits were fetched", where=ref, hint="squash them in the workload")
     options = ("--binary", "--no-ext-diff", "--no-textconv", "--no-signature", "--no-renames", "--stdout")
     for number, change in enumerate(reversed(changes), 1):
         with (folder / f"{number:04}-{change.commit[:12]}.patch").open("wb") as file:
@@ -221,7 +221,7 @@ def _sign(sums: Path, key: str) -> None:
         raise HostError(
             f"the bundle could not be signed: {done.error_text[-300:]}",
             where=key,
-            hint="publish.signing_key in /etc/ktrdr-vm/policy.yaml names an SSH key without a passphrase, or remove it to go unsigned",
+            hint="publish.signing_key of the policy must name an SSH key without a passphrase; without it bundles are unsigned",
         )
 
 

@@ -64,12 +64,12 @@ def _read(path: Path, name: str, most: int) -> TestFile | None:
             return TestFile(name, (), f"larger than {MAX_FILE // 1024 // 1024} MiB, so it was not counted")
         for case in _cases(_make_plain(path.read_bytes())):
             if len(cases) == most:
-                return TestFile(name, tuple(cases), f"there are more than {MAX_CASES} cases in this run; the rest was not counted")
+                return TestFile(name, tuple(cases), f"the run has more than {MAX_CASES} test cases; the rest was not counted")
             cases.append(case)
     except _NotJUnitError:
         return None
     except DefusedXmlException:
-        return TestFile(name, tuple(cases), "broken: it has a DOCTYPE, which is not read")
+        return TestFile(name, tuple(cases), "not read: it has a DOCTYPE")
     except (ParseError, UnicodeError, ValueError, LookupError, OSError, RecursionError, MemoryError) as error:
         return TestFile(name, tuple(cases), f"broken: {error or type(error).__name__}")
     return TestFile(name, tuple(cases))
@@ -84,7 +84,7 @@ def _make_plain(raw: bytes) -> bytes:
     if not encoding:
         encoding = declared[1].decode("ascii").lower() if declared else "utf-8"
         if encoding not in _ENCODINGS:
-            raise ValueError(f"its encoding {encoding[:40]!a} is not read; {', '.join(sorted(_ENCODINGS))} are")
+            raise ValueError(f"its encoding {encoding[:40]!a} is not supported; supported: {', '.join(sorted(_ENCODINGS))}")
     text = raw.decode(encoding, "replace").lstrip("\ufeff \t\r\n")
     text = _FORBIDDEN.sub("\ufffd", _REFERENCE.sub(_replace_reference, _DECLARATION.sub("", text, count=1)))
     return text.encode("utf-8", "replace")
@@ -107,11 +107,11 @@ def _cases(raw: bytes) -> Iterator[TestCase]:
                 raise _NotJUnitError
             parents.append(element)
             if len(parents) > _DEPTH:
-                raise ValueError(f"elements more than {_DEPTH} deep")
+                raise ValueError(f"elements nested more than {_DEPTH} levels deep")
             inside += element.tag == "testcase"
             seen, within = seen + 1, within + 1 if inside else 0
             if seen > _MAX_ELEMENTS or within > _MAX_WITHIN:
-                raise ValueError(f"more than {_MAX_ELEMENTS} elements, or {_MAX_WITHIN} in one case")
+                raise ValueError(f"more than {_MAX_ELEMENTS} elements, or more than {_MAX_WITHIN} in one test case")
             continue
         parents.pop()
         if element.tag == "testcase":

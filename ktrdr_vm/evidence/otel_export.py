@@ -107,7 +107,7 @@ def report_run(
     except KeyboardInterrupt:
         return
     if failures:
-        note(f"telemetry of this run is not complete: {failures[0][:300]}")
+        note(f"the telemetry of this run is incomplete: {failures[0][:300]}")
 
 
 # -- from events ----------------------------------------------------------------------------------------------------
@@ -219,11 +219,11 @@ def _export(run: Path, identity: Mapping[str, str], endpoints: Mapping[str, dict
     events = list(FinishedRun(run).rows("events.jsonl"))
     failures = []
     if "traces" in endpoints and not _export_spans(make_spans(events), resource, endpoints["traces"]):
-        failures.append("the collector did not take the traces")
+        failures.append("the collector did not accept the traces")
     if "metrics" in endpoints:
         points = make_points(events, list(FinishedRun(run).rows("egress.jsonl")))
         if not _export_points(points, resource, endpoints["metrics"]):
-            failures.append("the collector did not take the metrics")
+            failures.append("the collector did not accept the metrics")
     return failures
 
 

@@ -17,7 +17,7 @@ def read_document(run: Path) -> dict[str, Any]:
         content = FinishedRun(run).read("report.json")
     except FileNotFoundError:
         raise UsageError(
-            "this run has no report", where=str(run), hint="it still goes on, or was killed; `ktrdr-vm events` shows how far it came"
+            "this run has no report", where=str(run), hint="it is still active, or was killed; `ktrdr-vm events` shows its progress"
         ) from None
     return parse_report(content, str(run / "report.json"))
 
@@ -26,7 +26,7 @@ def parse_report(content: bytes, where: str) -> dict[str, Any]:
     """A report's bytes as the document that `make_report_document` makes. UsageError for anything else."""
     document = parse_document(content, where)
     if wrong := check_document(document):
-        raise UsageError(f"this is no report of this version: {wrong}", where=where, hint="apply again with this version")
+        raise UsageError(f"this is not a report of a supported version: {wrong}", where=where, hint="apply again with this version")
     return document
 
 
@@ -43,11 +43,11 @@ def find_workspace(path: Path, content: bytes | None = None) -> Repository | Non
         workspace = plan["profile"]["workspace"]
         repository = find_repository(Path(plan["facts"]["workspace"]), workspace["source"]) if workspace else None
     except (KeyError, TypeError, ValueError):
-        raise UsageError("this is no plan of a run", where=str(path / "plan.json"), hint="apply again") from None
+        raise UsageError("this is not the plan of a run", where=str(path / "plan.json"), hint="apply again") from None
     if repository is not None and repository.owner[0] != run.owner and not run.confirms("plan.json", content):
         raise UsageError(
-            f"the repository {repository.root} is not the run's, and its owner is somebody else",
+            f"the repository {repository.root} belongs to another user and is not that of the run",
             where=str(path / "plan.json"),
-            hint="a run that nobody changed names its own repository",
+            hint="the run directory was changed; apply again",
         )
     return repository

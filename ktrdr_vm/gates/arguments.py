@@ -47,14 +47,14 @@ def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any]
     for name, item in arguments.items():
         real = spec.aliases.get(name, name)
         if not spec.any_option and real not in spec.options:
-            problems.append(f"{module} has no option {name!r} here; it takes {', '.join(sorted(spec.options))}")
+            problems.append(f"{module} has no option {name!r}; supported: {', '.join(sorted(spec.options))}")
         elif real in named:
-            problems.append(f"{module}: {name!r} is given twice")
+            problems.append(f"{module}: {name!r} occurs twice")
         elif spec.any_option and not name.isidentifier() and name != "cacheable":
-            problems.append(f"{module}: {name!r} is no name of a variable")
+            problems.append(f"{module}: {name!r} is not the name of a variable")
         named[real] = item
     problems += [
-        f"{module} needs {' or '.join(row)}" if not present else f"{module} takes only one of {', '.join(present)}"
+        f"{module} requires {' or '.join(row)}" if not present else f"{module} supports only one of {', '.join(present)}"
         for row in spec.required
         if len(present := [name for name in row if named.get(name) is not None]) != 1
     ]

@@ -69,7 +69,7 @@ class Attempt:
         except TemplateError as error:
             result = {"changed": False, "failed": True, "msg": str(error)}
         except GuestTimeout as error:
-            said = f"the task did not end within its {settings.timeout:g} s: {error.message}"
+            said = f"the task exceeded its time limit of {settings.timeout:g} s: {error.message}"
             result = {"changed": False, "failed": True, "timedout": {"period": settings.timeout}, "msg": said}
         except GuestRefusedError as error:
             result = {"changed": False, "failed": True, "msg": error.message}

@@ -65,7 +65,7 @@ def measure(*values: Any) -> int:
 
 
 def too_large() -> TemplateError:
-    return TemplateError(f"a template makes more than {MAX_SIZE // 1024} KiB")
+    return TemplateError(f"the result of a template is larger than {MAX_SIZE // 1024} KiB")
 
 
 def check_binary(operator: str, left: Any, right: Any) -> None:

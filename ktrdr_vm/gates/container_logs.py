@@ -90,7 +90,7 @@ def _describe(container: Mapping[str, Any]) -> str:
     if health.get("Status"):
         said.append(f"health {health['Status']}")
     if state.get("OOMKilled"):
-        said.append("killed for lack of memory")
+        said.append("killed because of lack of memory")
     if state.get("Error"):
         said.append(str(state["Error"]))
     return ", ".join(said)

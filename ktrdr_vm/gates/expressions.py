@@ -34,12 +34,12 @@ def evaluate(
                 answer.append(hit.group() if not groups else groups[0] if len(groups) == 1 else list(groups))
                 size += len(hit.group()) + sum(map(len, groups)) + 4
                 if size > MAX_ANSWER:
-                    raise TemplateError("a regular expression finds too much")
+                    raise TemplateError("a regular expression has too many matches")
             return answer
         references = replacement.count("\\")
         # A reference may insert the subject at every place, so the worst case is what is bounded.
         if sum(1 for _hit in compiled.finditer(subject)) * (len(replacement) + references * len(subject)) > 16 * MAX_ANSWER:
-            raise TemplateError("a regular expression: the result would be too large")
+            raise TemplateError("the result of a regular expression would be too large")
         return compiled.subn(replacement, subject, count=count)
     except (re.error, IndexError, RecursionError, OverflowError, MemoryError) as error:
         raise TemplateError(f"not a regular expression: {error}") from None

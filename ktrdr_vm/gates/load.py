@@ -38,7 +38,7 @@ def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
                     total += size
             if total > MAX_TOTAL:
                 raise UsageError(
-                    f"the files that this playbook sends are more than {MAX_TOTAL >> 20} MiB",
+                    f"the files that this playbook copies are larger than {MAX_TOTAL >> 20} MiB in total",
                     where=str(path),
                     hint="commit large files to the workspace, or fetch them in the guest",
                 )

@@ -63,13 +63,13 @@ class IsolatedRenderer:
         layers = [[encode_value(layer), is_template] for layer, is_template in pick_layers(value, scope)]
         data = json.dumps({"verb": verb, "value": encode_value(value), "layers": layers, "options": options}).encode()
         if len(data) > _MAX_MESSAGE:
-            raise TemplateError(f"a template and its variables are more than {_MAX_MESSAGE >> 20} MiB")
+            raise TemplateError(f"a template and its variables are larger than {_MAX_MESSAGE >> 20} MiB")
         worker = self._start()
         try:
             reply = json.loads(_exchange(worker, data, time.monotonic() + _LIMIT))
         except (OSError, ValueError, EOFError, TimeoutError):
             self._end()
-            raise TemplateError(f"a template takes more than {self._cpu_limit:g} s of a processor, or more memory than it may") from None
+            raise TemplateError(f"a template exceeds {self._cpu_limit:g} s of CPU time or its memory limit") from None
         if "error" in reply:
             raise TemplateError(str(reply["error"]))
         return decode_value(reply["value"])

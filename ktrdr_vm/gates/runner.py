@@ -141,7 +141,7 @@ class _Run:
         try:
             values = self._templar.render(task.loop, self._scope(commons, item))
             if not isinstance(values, list):
-                raise TemplateError(f"`loop` needs a list, not {type(values).__name__}")
+                raise TemplateError(f"`loop` requires a list, not {type(values).__name__}")
             if len(values) > MAX_LOOP:
                 raise TemplateError(f"`loop` has {len(values)} items, more than {MAX_LOOP}")
         except TemplateError as error:
@@ -168,7 +168,7 @@ class _Run:
         except TemplateError as error:
             return _failure(str(error)), None
         if settings.timeout <= 0:
-            return _failure(f"the gate's time limit of {self._context.gate_timeout:g} s is over"), None
+            return _failure(f"the gate exceeded its time limit of {self._context.gate_timeout:g} s"), None
         attempt = Attempt(task, self._guest, self._context, self._templar, lambda extra: self._scope(commons, {**item, **extra}))
         result = attempt.run(settings)
         facts = result.get("ansible_facts")

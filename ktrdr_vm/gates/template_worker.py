@@ -32,7 +32,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if uid:
         if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
-            raise SystemExit("the network cannot be left")
+            raise SystemExit("cannot leave the network namespace")
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
@@ -62,7 +62,7 @@ def answer(templar: Templar, request: dict[str, Any]) -> dict[str, Any]:
     except TemplateError as error:
         return {"error": str(error)}
     except (MemoryError, RecursionError):
-        return {"error": "a template needs too much memory, or is nested too deep"}
+        return {"error": "a template requires too much memory, or is nested too deeply"}
 
 
 def read_message(source: BinaryIO) -> dict[str, Any] | None:

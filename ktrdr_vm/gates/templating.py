@@ -95,7 +95,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         # `changed` tells what a module registered from what a program printed that has a field of that name.
         if self.deciding and isinstance(obj, Mapping) and field in _CUT_FIELDS and obj.get("truncated") is True and "changed" in obj:
             raise TemplateError(
-                f"{field} was cut, so a condition over it could be wrong: more than 1 MiB is not kept. "
+                f"{field} was cut, so a condition over it could be wrong: output is limited to 1 MiB. "
                 "Write the output to a file and search it there, such as `shell: make > out.txt; grep -c FAILED out.txt`"
             )
 
@@ -134,7 +134,7 @@ class Templar:
         except (JinjaError, TemplateError, RecursionError) as error:
             return _say(error)
         lookups = sorted(called & _LOOKUPS)
-        return f"{lookups[0]}() is not supported: a gate reads nothing of the host" if lookups else ""
+        return f"{lookups[0]}() is not supported, because a gate may not read from the host" if lookups else ""
 
     def render(self, value: Any, scope: Scope) -> Any:
         """Render every string in a value. A string that is one `{{ expression }}` keeps the expression's type."""
@@ -265,9 +265,9 @@ class Templar:
         except UndefinedError as error:
             raise TemplateError(str(error.message or "a variable is not defined")) from None
         except RecursionError:
-            raise TemplateError("a template is nested too deep") from None
+            raise TemplateError("a template is nested too deeply") from None
         except MemoryError:
-            raise TemplateError("a template needs too much memory") from None
+            raise TemplateError("a template requires too much memory") from None
         except Exception as error:  # a filter was given what it cannot take: that is the playbook's mistake, not ours
             raise TemplateError(_say(error)) from None
 
@@ -276,7 +276,7 @@ def _say(error: Exception) -> str:
     if isinstance(error, TemplateError):
         return str(error)
     if isinstance(error, RecursionError):
-        return "a template is nested too deep"
+        return "a template is nested too deeply"
     if isinstance(error, TemplateSyntaxError):
         return f"template error: {error.message}"
     return f"template error: {str(error) or type(error).__name__}"[:1000]

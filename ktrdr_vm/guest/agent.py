@@ -90,20 +90,20 @@ def give_identity(libvirt: Libvirt, domain: str, identity: Identity, user: str, 
         login_public_key=shlex.quote(allocation.login_public_key),
         user=shlex.quote(user),
     )
-    run_script(libvirt, domain, script, "take its identity")
+    run_script(libvirt, domain, script, "set its identity")
 
 
 def give_network(libvirt: Libvirt, domain: str, identity: Identity, allocation: Allocation) -> None:
     """The address of the NIC that was just plugged in, without waiting for the guest's own services."""
     script = _NETWORK.format(mac=identity.mac, guest=allocation.guest, gateway=allocation.gateway)
-    run_script(libvirt, domain, script, "take its address")
+    run_script(libvirt, domain, script, "configure its network")
 
 
 def wait_agent(libvirt: Libvirt, domain: str, *, limit: float = SCRIPT_LIMIT) -> None:
     """Until the guest's agent answers."""
     end = time.monotonic() + limit
     while libvirt.agent(domain, "guest-ping") is None:
-        _check_time(end, domain, "answer", "its agent is silent")
+        _check_time(end, domain, "answer", "the guest agent does not answer")
         time.sleep(0.05)
 
 
@@ -118,7 +118,7 @@ def run_script(libvirt: Libvirt, domain: str, script: str, doing: str, *, limit:
         pid = started.get("pid") if isinstance(started, dict) else None
         if not isinstance(pid, int):
             pid = None
-            _check_time(end, domain, doing, "its agent does not answer")
+            _check_time(end, domain, doing, "the guest agent does not answer")
             time.sleep(0.05)
     while True:
         status = libvirt.agent(domain, "guest-exec-status", {"pid": pid})
@@ -128,17 +128,17 @@ def run_script(libvirt: Libvirt, domain: str, script: str, doing: str, *, limit:
                 raise GuestError(
                     f"the guest could not {doing}: {(_decode(status.get('err-data')) or output)[-500:]}",
                     where=domain,
-                    hint="`apply --cold` does without the template",
+                    hint="`apply --cold` boots without the template",
                 )
             return output
-        _check_time(end, domain, doing, "it takes too long")
+        _check_time(end, domain, doing, "the time limit was exceeded")
         # Every question is work for the guest, under emulation some 30 ms of a processor's.
         time.sleep(0.12)
 
 
 def _check_time(end: float, domain: str, doing: str, why: str) -> None:
     if time.monotonic() > end:
-        raise GuestError(f"the guest did not {doing}: {why}", where=domain, hint="look at its console.log")
+        raise GuestError(f"the guest did not {doing}: {why}", where=domain, hint="check its console.log")
 
 
 def _decode(data: object) -> str:

@@ -79,11 +79,11 @@ def fetch_artifacts(
             stream = TarStream(writer)
             guest.run(line, timeout=max(deadline - time.monotonic(), 1), become=become, max_output=0, on_output=stream.feed)
             if stream.inside_member or not stream.finished:
-                writer.cut_off("the guest's stream ended too early")
+                writer.cut_off("the stream of the guest ended too early")
         except TarStreamError as error:
-            writer.cut_off(f"the guest's stream cannot be read: {error}")
+            writer.cut_off(f"the stream of the guest is invalid: {error}")
         except GuestTimeout:
-            writer.cut_off(f"not all was brought back within {limits.seconds:g} s")
+            writer.cut_off(f"the copy did not end within {limits.seconds:g} s")
             break
         except _Stop as stop:
             writer.cut_off(str(stop))
@@ -126,11 +126,11 @@ class _Writer:
         if size > self._limits.single:
             # It cannot be skipped: its bytes would have to be read.
             self.refuse(name, f"larger than {self._limits.single} bytes", size)
-            raise _Stop("a file is larger than it may be, and the guest hid it")
+            raise _Stop("a file is larger than allowed and than the guest reported")
         if self._files >= self._limits.files:
             raise _Stop(f"more than {self._limits.files} files")
         if self._total + size > self._limits.total:
-            raise _Stop(f"more than {self._limits.total} bytes in all")
+            raise _Stop(f"more than {self._limits.total} bytes in total")
         self._files += 1
         self._total += size
         path = f"{self._folder}/{'/'.join(split_name(name))}" if not name.startswith("/") else name
@@ -140,7 +140,7 @@ class _Writer:
         try:
             self._descriptor = create_file(self._root, path)
         except FileExistsError:
-            self.refuse(name, "the name stands there already", size)
+            self.refuse(name, "a file of that name exists already", size)
             return False
         except (NotADirectoryError, IsADirectoryError) as error:
             self.refuse(name, error.strerror or "no such folder", size)
@@ -174,7 +174,7 @@ class _Writer:
         if self._refused <= _MAX_REFUSALS:
             self.artifacts.append(BroughtBack("", name[:4096], size, "", refused=reason))
         if self._refused > 10 * self._limits.files:
-            raise _Stop("too many entries that are no files")
+            raise _Stop("too many entries that are not regular files")
 
     def cut_off(self, reason: str) -> None:
         """What was being written is not whole: it goes, and the reason stays."""

@@ -78,7 +78,7 @@ class Returned:
             if name in by_name:
                 return by_name[name]
         if len(self.refs) > 1:
-            raise _lies(f"none of its {len(self.refs)} branches is checked out, so it is not clear which one is the work", identity)
+            raise _lies(f"none of its {len(self.refs)} branches is checked out, so the branch of the work is unknown", identity)
         return self.refs[0] if self.refs else None
 
 
@@ -87,9 +87,9 @@ def pull_commits(repository: Repository, base: str, target: str, guest: Guest, i
     made = guest.run(_MAKE, environment={"TARGET": target, "BASE": base}, timeout=300, max_output=64 * 1024)
     if made.exit_code != 0:
         raise GuestError(
-            f"the guest made no bundle of its commits: {made.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            f"the guest could not create a bundle of its commits: {made.stderr.decode('utf-8', 'replace')[-300:].strip()}",
             where=identity.instance_id,
-            hint=f"look at {target} in the guest; the repository there may be broken",
+            hint=f"check the repository {target} in the guest; it may be damaged",
         )
     branch, loose = _read_standing(made.stdout)
     with tempfile.NamedTemporaryFile(prefix="ktrdr-commits-") as file:
@@ -137,7 +137,7 @@ def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity)
         try:
             returned = tuple(ReturnedRef(f"{identity.ref_prefix}{name}", commit, _changed(apart, base, commit)) for commit, _, name in refs)
         except KtrdrError as error:
-            raise _lies(f"what they change cannot be listed: {error.message[-200:]}", identity) from None
+            raise _lies(f"their changes cannot be listed: {error.message[-200:]}", identity) from None
         try:
             with open_view(repository.place, writing=True) as target:
                 _fetch(target, bundle, specs)
@@ -176,7 +176,7 @@ def _check_head(line: bytes, identity: Identity) -> tuple[str, str, str]:
     if match is not None and match[3]:
         return match[1].decode(), DETACHED, DETACHED
     if match is None or not _is_name(match[2]):
-        raise _lies(f"it names {line[:100]!a}, which is no branch", identity)
+        raise _lies(f"it names {line[:100]!a}, which is not a branch", identity)
     return match[1].decode(), f"refs/heads/{os.fsdecode(match[2])}", escape_branch(match[2])
 
 
@@ -192,5 +192,5 @@ def _lies(what: str, identity: Identity) -> GuestError:
     return GuestError(
         f"the guest's commits were refused: {what}",
         where=identity.instance_id,
-        hint="no ref of the repository points to them; look at the instance",
+        hint="no ref was created for them; check the repository in the instance",
     )

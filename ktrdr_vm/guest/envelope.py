@@ -47,7 +47,7 @@ def make_envelope(
             raise GuestRefusedError(f"{name!r} cannot be an environment variable", hint="use letters, digits and _, and no NUL")
     line = command if isinstance(command, str) else " ".join(shlex.quote(word) for word in command)
     if "\0" in line or "\0" in (chdir or "") or not line.strip():
-        raise GuestRefusedError("a command for the guest is empty or holds a NUL byte", hint="give at least one word, without NUL")
+        raise GuestRefusedError("a command for the guest is empty or contains a NUL byte", hint="use at least one word, without NUL")
     script = [f"read -r _p _c _s _q _g _n _r </proc/self/stat && echo {token} $_p $_g $_n"]
     script += [f"export {name}={shlex.quote(value)}" for name, value in sorted((environment or {}).items())]
     if chdir is not None:

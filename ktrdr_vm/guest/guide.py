@@ -12,9 +12,9 @@ from ktrdr_vm.plan.plan import Plan
 NOTES = ".ktrdr/notes"
 """Where notes for the reviewer are written, beneath the workspace."""
 NOTE_FILES = {
-    "summary.md": "what was done, for the first paragraph of the pull request",
-    "choices.md": "choices that were made, and what spoke for them",
-    "spec.md": "which part of the work answers which part of its specification",
+    "summary.md": "the work that was done, as first paragraph of the pull request",
+    "choices.md": "design decisions and their reasons",
+    "spec.md": "which part of the work implements which part of its specification",
 }
 
 

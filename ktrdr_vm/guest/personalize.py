@@ -119,13 +119,13 @@ def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> Non
         raise GuestError(
             f"Docker does not start in the guest: {_end(written.stderr)}",
             where=identity.instance_id,
-            hint="`--keep always` keeps the instance; look with `journalctl -u docker` in it",
+            hint="keep the instance with `--keep always`, and check `journalctl -u docker` in it",
         )
     if written.exit_code != 0:
         raise GuestError(
             f"the identity could not be written: {_end(written.stderr)}",
             where=identity.instance_id,
-            hint="the image needs a user with sudo, and sh",
+            hint="the image requires a user with sudo, and sh",
         )
 
 

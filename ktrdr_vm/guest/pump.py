@@ -43,12 +43,12 @@ class LimitedSocket:
         if count > _PACKET_BYTES:
             raise OSError(errno.EMSGSIZE, f"the guest announced an SSH packet of {count} bytes")
         if self._count_unread() > _UNREAD_BYTES:
-            raise OSError(errno.EMSGSIZE, "the guest sends more than it was asked for")
+            raise OSError(errno.EMSGSIZE, "the guest sent more data than requested")
         data = self._inner.recv(count)
         if self._left is not None:
             self._left -= len(data)
             if self._left < 0:
-                raise OSError(errno.EMSGSIZE, "the guest sent too much before the SSH handshake was over")
+                raise OSError(errno.EMSGSIZE, "the guest sent too much data before the end of the SSH handshake")
         return data
 
     def __getattr__(self, name: str) -> object:

@@ -67,7 +67,7 @@ def connect(
     """
     key = paramiko.Ed25519Key.from_private_key(io.StringIO(private_key))
     deadline = time.monotonic() + timeout
-    last = "nothing listened"
+    last = "no SSH server answered"
     while (left := deadline - time.monotonic()) > 0:
         if proceed is not None:
             proceed()
@@ -81,7 +81,7 @@ def connect(
     raise GuestError(
         f"the guest did not answer over SSH within {timeout:g} s; the last attempt: {last!r}",
         where=instance_id,
-        hint="look at the instance's console.log: it shows how far the guest booted",
+        hint="check the console.log of the instance: it shows how far the guest booted",
     )
 
 
@@ -109,9 +109,9 @@ def _attempt(address: str, port: int, user: str, key: paramiko.PKey, pinned: str
         shown = transport.get_remote_server_key()
         if [shown.get_name(), shown.get_base64()] != pinned.split()[:2]:
             raise _SwappedKey(
-                f"the guest showed another SSH host key than the one made for it (ssh-ed25519 {shown.get_base64()[:24]}…)",
+                f"the guest presented an SSH host key other than the one created for it (ssh-ed25519 {shown.get_base64()[:24]}…)",
                 where=instance_id,
-                hint="nothing was sent to it; destroy the instance, since something else answers at its address",
+                hint="no data was sent; destroy the instance, because another server answers at its address",
             )
         transport.auth_publickey(user, key)
         guest = SshGuest(transport, user=user, instance_id=instance_id)
@@ -123,9 +123,9 @@ def _attempt(address: str, port: int, user: str, key: paramiko.PKey, pinned: str
         # sshd reads its keys once: a server without ed25519 is not the one whose key was made here.
         if "host key" in str(error):
             raise _SwappedKey(
-                "the guest has no ed25519 SSH host key, so it cannot have the one made for it",
+                "the guest has no ed25519 SSH host key, so it does not have the one created for it",
                 where=instance_id,
-                hint="nothing was sent to it; look at console.log whether cloud-init wrote the key",
+                hint="no data was sent; check in console.log whether cloud-init wrote the key",
             ) from None
         _close(transport, plain)
         raise
@@ -229,7 +229,7 @@ class SshGuest:
         """See `Guest.send`."""
         exit_code, stderr, _ = self._execute(command, source, lambda _: None, timeout=timeout, environment=environment, become=become)
         if exit_code != 0:
-            raise self._refused("what was sent to the guest was not taken", stderr)
+            raise self._refused("the guest did not accept the data", stderr)
 
     def download(self, path: str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
         """See `Guest.download`. What the guest says about the file is not believed: the bytes are counted here."""
@@ -251,7 +251,7 @@ class SshGuest:
                 raise GuestRefusedError(
                     f"the guest sent more than the {max_bytes} bytes that are allowed",
                     where=self._instance_id,
-                    hint="raise the limit or bring back less",
+                    hint="raise the limit or read less",
                 )
             sink.write(data)
 
@@ -262,17 +262,17 @@ class SshGuest:
 
     def _refused(self, what: str, stderr: bytes) -> GuestRefusedError:
         said = stderr[-500:].decode("utf-8", "replace").strip()
-        return GuestRefusedError(f"{what}: {said!r}", where=self._instance_id, hint="look at the path and its rights in the guest")
+        return GuestRefusedError(f"{what}: {said!r}", where=self._instance_id, hint="check the path and its permissions in the guest")
 
     def _lost(self, why: object) -> GuestError:
         return GuestError(
             f"the connection to the guest was lost: {why}",
             where=self._instance_id,
-            hint="look at console.log for a panic, a reboot or lack of memory",
+            hint="check console.log for a panic, a reboot or lack of memory",
         )
 
     def _late(self, what: str) -> GuestTimeout:
-        return GuestTimeout(what, where=self._instance_id, hint="raise the time limit, or look why it hangs")
+        return GuestTimeout(what, where=self._instance_id, hint="raise the time limit, or check why the command does not end")
 
     def _execute(
         self,
@@ -316,7 +316,7 @@ class SshGuest:
         finally:
             self._sessions.release()
         if not self._kill(running.process, become=become):
-            raise self._lost(f"a command ran over its limit of {timeout:g} s and the guest takes no other")
+            raise self._lost(f"a command exceeded its limit of {timeout:g} s, and the guest accepts no other")
         raise self._late(f"the command did not end within {timeout:g} s")
 
     def _explain_missing_exit_code(self) -> None:
@@ -324,7 +324,7 @@ class SshGuest:
         deadline = time.monotonic() + 0.5
         while time.monotonic() < deadline:
             if not self._transport.is_active():
-                raise EOFError("it closed the connection")
+                raise EOFError("the server closed the connection")
             time.sleep(0.02)
 
     def _kill(self, process: RemoteProcess | None, *, become: bool, limit: float = 10.0) -> bool:

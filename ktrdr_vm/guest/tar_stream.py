@@ -87,7 +87,7 @@ class TarStream:
         self._wanted = False
         if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
             if header.size > _MAX_EXTENDED:
-                raise TarStreamError("an extended header that is too large")
+                raise TarStreamError("an extended header is too large")
             self._extended = (header.type, bytearray())
             self._start(header.size)
             return

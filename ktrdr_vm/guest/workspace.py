@@ -77,7 +77,7 @@ def _copy_in(
     with tempfile.TemporaryFile() as archive:
         left_out = _pack(repository.place, [*changed, *extra], archive, repository.owner)
         for name in left_out:
-            note(f"{name} was left out of the workspace: it is no regular file or link that its owner may read")
+            note(f"{name} was not copied into the workspace: it is not a regular file or link that its owner may read")
         archive.seek(0)
         # Unpacked as it comes: written once and read never, a large file costs half.
         guest.send(["tar", "--extract", "--no-same-owner", "--unlink-first", "--directory", workspace.target], archive, timeout=LIMIT)
@@ -124,9 +124,9 @@ def _run(guest: Guest, script: str, target: str, environment: dict[str, str], st
 def _check(exit_code: int, stderr: bytes) -> None:
     if exit_code != 0:
         raise GuestError(
-            f"the workspace could not be filled: {stderr.decode('utf-8', 'replace')[-500:].strip()}",
+            f"the workspace could not be copied: {stderr.decode('utf-8', 'replace')[-500:].strip()}",
             where="workspace",
-            hint="the image needs git and tar, and the disk must be large enough for the repository",
+            hint="the image requires git and tar, and the disk must be large enough for the repository",
         )
 
 
@@ -153,7 +153,7 @@ def _leave_personal(names: list[str], note: Callable[[str], None]) -> list[str]:
     """The same rule as for mounts. What is committed is in the history, and goes in with it."""
     for name in names:
         if personal := find_personal(name.split("/")):
-            note(f"{name} was left out of the workspace: a person's own place ({personal}) never enters a sandbox")
+            note(f"{name} was not copied into the workspace: a personal folder or file ({personal}) is never copied into a sandbox")
     return [name for name in names if not find_personal(name.split("/"))]
 
 
@@ -163,7 +163,7 @@ def _pack(root: Place, names: list[str], sink: io.IOBase | tempfile._TemporaryFi
         raise HostError(
             f"{len(names)} files to copy, more than {MAX_FILES}",
             where=str(root.path),
-            hint="narrow workspace.include, or commit the files",
+            hint="restrict workspace.include, or commit the files",
         )
     left_out, total = [], 0
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -175,7 +175,7 @@ def _pack(root: Place, names: list[str], sink: io.IOBase | tempfile._TemporaryFi
             except (OSError, UnsafePathError):
                 left_out.append(name)
             if total > MAX_BYTES:
-                raise HostError(f"more than {MAX_BYTES >> 20} MiB to copy", where=str(root.path), hint="narrow workspace.include")
+                raise HostError(f"more than {MAX_BYTES >> 20} MiB to copy", where=str(root.path), hint="restrict workspace.include")
     return left_out
 
 

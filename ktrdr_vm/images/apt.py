@@ -42,20 +42,20 @@ class AptHost:
 
 def read_apt_host() -> AptHost:
     """Ask the host's apt. A host without a Debian archive is a HostError: there is nothing to build from."""
-    hint = "an image is built from the Debian archive that apt is configured for: add one to /etc/apt/sources.list.d/"
+    hint = "an image is built from the Debian archive in the configuration of apt: add one to /etc/apt/sources.list.d/"
     if process.find_program("apt-get") is None:
         raise HostError("this host has no apt", hint=hint)
     if not KEYRING.is_file():
         raise HostError(
             "the signing keys of the Debian archive are missing",
             where=str(KEYRING),
-            hint="apt-get install debian-archive-keyring",
+            hint="run `apt-get install debian-archive-keyring`",
         )
     shape = "\t".join(f"$({name})" for name in _FIELDS)
     targets = process.run(["apt-get", "indextargets", "--format", shape, "Created-By: Packages"], timeout=60).text
     main, security = parse_targets(targets.splitlines(), _read_mirror_list)
     if main is None:
-        raise HostError("apt is configured for no Debian archive (component main) over http or https", hint=hint)
+        raise HostError("the configuration of apt has no Debian archive (component main) over http or https", hint=hint)
     options = parse_proxy(process.run(["apt-config", "dump"], timeout=60).text.splitlines())
     return AptHost(main, security, options)
 

@@ -88,6 +88,6 @@ def _require_overlay() -> None:
         loaded = process.run(["modprobe", "overlay"], timeout=30, check=False)
         if loaded.exit_code != 0:
             raise HostError(
-                f"this host's kernel has no overlay file system: {loaded.error_text}",
-                hint="it is needed to preload container images: modprobe overlay",
+                f"the kernel of this host has no overlay file system: {loaded.error_text}",
+                hint="it is required for preloaded container images: run `modprobe overlay`",
             )

@@ -61,7 +61,7 @@ def find_beneath(root: Path, relative: str) -> Path:
     """A path in the root, refused when a link on the way leads out of it: an absolute link would be the host's."""
     place = root / relative
     if ".." in Path(relative).parts or not place.parent.resolve().is_relative_to(root.resolve()):
-        raise ProvisionError(f"{relative} leads out of the image's root", hint="name the real directory in the recipe")
+        raise ProvisionError(f"{relative} leads out of the root of the image", hint="name the real directory in the recipe")
     return place
 
 

@@ -28,7 +28,7 @@ class DocumentReader:
                     values[name] = value
                 else:
                     known = ", ".join(sorted((*required, *optional)))
-                    section.complain(name, f"is not known here; known: {known}", at_key=True)
+                    section.complain(name, f"is unknown; known: {known}", at_key=True)
             for name in required:
                 if name not in values:
                     section.complain(name, "is missing")
@@ -58,7 +58,7 @@ class Section:
             return ""
         text = _text(value)
         if not text:
-            self.complain(key, "must be a text")
+            self.complain(key, "must be text")
         return text or ""
 
     def text(self, key: str, pattern: re.Pattern[str]) -> str:
@@ -73,7 +73,7 @@ class Section:
         for index, item in enumerate(self._list(key)):
             text = _text(item)
             if text is None or not pattern.fullmatch(text):
-                self.complain(key, index, f"{item!r} is not allowed; it must be a text that matches {pattern.pattern}")
+                self.complain(key, index, f"{item!r} is not allowed; it must be text that matches {pattern.pattern}")
             else:
                 found.append(text)
         return tuple(found)
@@ -96,7 +96,7 @@ class Section:
             if not names.fullmatch(name):
                 self.complain(key, name, f"must match {names.pattern}", at_key=True)
             elif text is None or not values.fullmatch(text):
-                self.complain(key, name, "must be a text of one line")
+                self.complain(key, name, "must be text of one line")
             else:
                 found[name] = text
         return tuple(sorted(found.items()))
@@ -130,7 +130,9 @@ def read_document(path: Path, *, hint: str) -> DocumentReader:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise HostError(f"cannot be read: {error.strerror}", where=str(path), hint="check the name and its rights") from error
+        raise HostError(
+            f"cannot be read: {error.strerror}", where=str(path), hint="check the name and the permissions of the file"
+        ) from error
     try:
         document = load_yaml(content, str(path))
     except DocumentError as error:

@@ -70,7 +70,9 @@ def _check_request(url: str, sha256: str) -> Any:
     if parts.scheme not in ("http", "https", "file"):
         raise UsageError(f"an image cannot be fetched from {url}", hint="use an https, http or file URL")
     if not _SHA256.fullmatch(sha256):
-        raise UsageError("the sha256 of an image is 64 hexadecimal digits in lower case", where=url, hint="see the SHA256SUMS beside it")
+        raise UsageError(
+            "the sha256 of an image must be 64 hexadecimal digits in lower case", where=url, hint="see the SHA256SUMS of its publisher"
+        )
     return parts
 
 
@@ -90,7 +92,7 @@ def _download(url: str, sha256: str, target: Path, report: Callable[[str], None]
                 file.write(chunk)
                 if shutil.disk_usage(target.parent).free < DISK_FLOOR << 20:
                     raise HostError(
-                        f"less than {DISK_FLOOR} MiB of disk are left", where=str(target.parent), hint="make room in the image store"
+                        f"less than {DISK_FLOOR} MiB of disk are left", where=str(target.parent), hint="free disk space for the image store"
                     )
                 if done // _REPORT_EVERY != (done + len(chunk)) // _REPORT_EVERY:
                     report(f"{(done + len(chunk)) >> 20} of {length >> 20} MiB" if length else f"{done >> 20} MiB")
@@ -101,14 +103,14 @@ def _download(url: str, sha256: str, target: Path, report: Callable[[str], None]
         reason = getattr(error, "reason", error)
         raise ProvisionError(f"cannot be fetched: {reason}", where=shown, hint="check the address and the network") from error
     except OSError as error:
-        raise HostError(f"cannot be stored: {error.strerror}", where=str(target), hint="make room in the image store") from error
+        raise HostError(f"cannot be stored: {error.strerror}", where=str(target), hint="free disk space for the image store") from error
     if digest.hexdigest() != sha256:
         target.unlink()
         # A profile of an untrusted branch must not learn the digest of anything that root can read or reach.
         raise ProvisionError(
-            f"has another sha256, and not {sha256} as asked for; it was not used",
+            f"does not have the sha256 {sha256}; it was not used",
             where=shown,
-            hint="the image changed, or somebody changed it: compare with what its publisher signed",
+            hint="the image was changed: compare it with the checksums that its publisher signed",
         )
 
 
@@ -124,9 +126,9 @@ class _Judge(urllib.request.HTTPRedirectHandler):
         allowed = self._sources is None or newurl.startswith(self._sources)
         if wanted.scheme not in {self._scheme, "https"} or wanted.scheme not in ("http", "https") or not allowed:
             raise ProvisionError(
-                "refers to another address, which is none of the owner's sources",
+                "redirects to another address, which is not a source of the owner's policy",
                 where=_strip_password(req.full_url),
-                hint="name the image by its last address, or list that in images.sources of /etc/ktrdr-vm/policy.yaml",
+                hint="use the last address of the image, or add it to images.sources in /etc/ktrdr-vm/policy.yaml",
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

@@ -26,7 +26,7 @@ _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _SIZE = re.compile(r"([1-9][0-9]*)(MiB|GiB)")
 _ARGUMENTS = re.compile(r"[A-Za-z0-9=/._,:+ -]*")
 _TEXT = re.compile(r"[^\x00-\x1f]*")
-_HINT = "correct the recipe; images/debian-13-docker.yaml is a complete one"
+_HINT = "correct the recipe; images/debian-13-docker.yaml is an example"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def load_recipe(path: Path) -> Recipe:
         optional=("security", "groups", "exclude", "files", "units", "containers"),
     )
     if top.scalar("version") not in ("1", ""):
-        top.complain("version", "must be 1, the only version there is")
+        top.complain("version", "must be 1, the only version")
     boot = top.section("boot", required=("kernel_args", "modules", "init"))
     units = top.section("units", optional=("enable", "mask", "mask_generators"))
     recipe = Recipe(
@@ -108,7 +108,7 @@ def load_recipe(path: Path) -> Recipe:
     )
     names = [container.name for container in recipe.containers]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        top.complain("containers", f"{name} is there twice")
+        top.complain("containers", f"{name} occurs twice")
     document.raise_problems()
     return recipe
 
@@ -138,7 +138,7 @@ def _read_beside(recipe: Path, section: Section, key: str) -> bytes:
         return b""
     place = _resolve_beneath(recipe, relative)
     if place is None or not place.is_file():
-        section.complain(key, f"{relative} is not a file in the recipe's folder")
+        section.complain(key, f"{relative} is not a file in the folder of the recipe")
         return b""
     return place.read_bytes()
 
@@ -149,7 +149,7 @@ def _read_tree(recipe: Path, section: Section, document: DocumentReader) -> tupl
         return ()
     top = _resolve_beneath(recipe, relative)
     if top is None or not top.is_dir():
-        section.complain("files", f"{relative} is not a directory in the recipe's folder")
+        section.complain("files", f"{relative} is not a directory in the folder of the recipe")
         return ()
     files = []
     for place in sorted(top.rglob("*")):

@@ -124,7 +124,7 @@ class ImageStore:
         sync(self.root)
         image = self.find(digest)
         if image is None:
-            raise ProvisionError("the image that was just made cannot be read", where=str(final), hint="look at its manifest.json")
+            raise ProvisionError("the new image cannot be read", where=str(final), hint="check its manifest.json")
         return image
 
     def create_root(self) -> None:
@@ -132,7 +132,9 @@ class ImageStore:
             self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
         except OSError as error:
             raise HostError(
-                f"the image store cannot be created: {error.strerror}", where=str(self.root), hint="check the rights of its parent"
+                f"the image store cannot be created: {error.strerror}",
+                where=str(self.root),
+                hint="check the permissions of its parent folder",
             ) from error
 
     def _directory(self, digest: str) -> Path:
@@ -143,7 +145,7 @@ class ImageStore:
 
 def refuse_disk(disk: int, image: int) -> str:
     """Why a disk of so many MiB cannot stand on an image of so many bytes, or nothing: the guest would miss the end of its file system."""
-    return f"the image needs {-(-image >> 20)} MiB, and {disk} MiB would cut off its end" if disk << 20 < image else ""
+    return f"the image requires {-(-image >> 20)} MiB, and a disk of {disk} MiB would cut off its end" if disk << 20 < image else ""
 
 
 def is_digest(text: str) -> bool:

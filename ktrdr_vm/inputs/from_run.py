@@ -46,9 +46,9 @@ def gather_run(run: Path, *, home: Home, instance_id: str | None = None) -> Gath
     found = resolve_commit(repository, require_ref(ref, where) if ref else require_commit(commit, where))
     if found != commit:
         raise UsageError(
-            f"the commit {commit[:12]} of that run is no longer where it was",
+            f"the commit {commit[:12]} of that run is not in the repository any more",
             where=str(repository.root),
-            hint="a later run replaced its ref; name that run, or fetch the commit back",
+            hint="a later run replaced its ref; name that run, or fetch the commit again",
         )
     facts = replace(gathered.plan.facts, base_commit=commit, base_ref=ref or gathered.plan.facts.base_ref)
     fresh = Plan(gathered.plan.profile, facts, gathered.plan.identity, gathered.plan.source)
@@ -59,8 +59,10 @@ def _read(run: FinishedRun, name: str) -> dict[str, Any]:
     try:
         return run.document(name)
     except FileNotFoundError:
-        raise UsageError("this run has no such document", where=str(run.path / name), hint="it still goes on, or was killed") from None
+        raise UsageError(
+            "this document of the run does not exist", where=str(run.path / name), hint="the run is still active, or was killed"
+        ) from None
 
 
 def _no_parent(reference: str, source: str) -> tuple[str, bytes]:
-    raise UsageError(f"{reference} is not looked for", where=source, hint="a run's profile extends nothing any more")
+    raise UsageError(f"{reference} is not searched for", where=source, hint="the stored profile of a run must not extend another")

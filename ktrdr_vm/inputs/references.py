@@ -104,9 +104,9 @@ def find_playbook(gate: str, workspace: Path, *, trusted: bool = False) -> Path:
             continue
         if place.root != workspace:
             raise UsageError(
-                f"the gate {gate} lies outside the workspace",
+                f"the gate {gate} is outside of the workspace",
                 where=str(path),
-                hint="a profile's gates are files of the workspace, or shipped ones",
+                hint="the gates of a profile are files in the workspace or shipped playbooks",
             )
         try:
             os.close(open_file(place))

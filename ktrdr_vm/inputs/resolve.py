@@ -41,7 +41,7 @@ from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 MACHINE = "pc-q35-7.2"
 # The user of a stock cloud image; cloud-init makes it when the image has none.
 STOCK_USER = "ktrdr"
-REFERENCE_HINT = "correct the name, or write what it names; `ktrdr-vm validate` shows all errors at once"
+REFERENCE_HINT = "correct the name, or create the file; `ktrdr-vm validate` shows all errors at once"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def gather_profile(
     root = workspace.resolve()
     if not str(root).isprintable():
         # A plan is text, and so are the documents in it.
-        raise UsageError("the name of the workspace is no plain text", where=ascii(str(root)), hint="rename the folder")
+        raise UsageError("the path of the workspace is not printable UTF-8", where=ascii(str(root)), hint="rename the folder")
     named, refused = check_references(loaded, root, gates=not gates), check_policy(loaded, policy, str(root))
     refused = refused or check_places(loaded, root, policy.mount_roots)
     if named or refused:
@@ -179,9 +179,7 @@ def _find_collector(profile: Profile, policy: OwnerPolicy) -> Collector | None:
     if not profile.telemetry.otlp:
         return None
     if importlib.util.find_spec("opentelemetry") is None or importlib.util.find_spec("opentelemetry.proto") is None:
-        raise HostError(
-            "telemetry needs the packages of OpenTelemetry", where="telemetry", hint="install this program as ktrdr-vm[telemetry]"
-        )
+        raise HostError("telemetry requires the packages of OpenTelemetry", where="telemetry", hint="install ktrdr-vm[telemetry]")
     return policy.collector
 
 
@@ -212,7 +210,7 @@ def _read(path: Path, workspace: Path | None = None) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=str(path), hint="name a file that exists and may be read") from None
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(path), hint="name a file that exists and is readable") from None
 
 
 def _read_parent(reference: str, source: str) -> tuple[str, bytes]:
@@ -225,8 +223,8 @@ def _read_parent(reference: str, source: str) -> tuple[str, bytes]:
     except FileNotFoundError:
         pass
     except UnsafePathError as error:
-        raise UsageError(f"{reference} is outside the profile's folder: {error.message}", where=source, hint=HINT) from None
+        raise UsageError(f"{reference} is outside of the folder of the profile: {error.message}", where=source, hint=HINT) from None
     shipped = find_shipped("profiles", reference if reference.endswith(".yaml") else f"{reference}.yaml")
     if shipped is None:
-        raise UsageError(f"{reference} is neither beside the profile nor shipped", where=source, hint=HINT)
+        raise UsageError(f"{reference} is neither in the folder of the profile nor a shipped profile", where=source, hint=HINT)
     return str(shipped), _read(shipped)

@@ -59,9 +59,9 @@ def require_accepted(beyond: tuple[Reach, ...], where: str) -> None:
     carried = [one.text for one in beyond if one.carries]
     if carried:
         raise UsageError(
-            f"this branch's profile wants more for secrets than the trusted branch's: {'; '.join(carried[:5])}",
+            f"the profile of this branch allows more for secrets than that of the trusted branch: {'; '.join(carried[:5])}",
             where=where,
-            hint="read it, then --accept-changes; or merge it first; the owner's policy can say where secrets may go (secrets.uses)",
+            hint="review it and use --accept-changes, or merge it; secrets.uses in the owner's policy limits destinations of secrets",
         )
 
 
@@ -88,7 +88,7 @@ def _read_profile(view: View, commit: str, path: str) -> Profile | None:
         word = f"{commit}:{name}"
         size = view.git("cat-file", "-s", "--end-of-options", word, check=False).text.strip()
         if not size.isdigit() or int(size) > MAX_BYTES:
-            raise UsageError("there is no such file", where=word, hint="commit it")
+            raise UsageError("the file is not in the trusted branch", where=word, hint="commit it there")
         return view.git("cat-file", "blob", "--end-of-options", word).stdout
 
     def read_parent(reference: str, source: str) -> tuple[str, bytes]:
@@ -98,7 +98,7 @@ def _read_profile(view: View, commit: str, path: str) -> Profile | None:
                 return str(parts), read(str(parts))
         shipped = find_shipped("profiles", reference if reference.endswith(".yaml") else f"{reference}.yaml")
         if shipped is None:
-            raise UsageError(f"{reference} is not there", where=source, hint="commit it")
+            raise UsageError(f"{reference} is not in the trusted branch", where=source, hint="commit it there")
         return str(shipped), shipped.read_bytes()
 
     try:

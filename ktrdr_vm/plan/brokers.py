@@ -58,42 +58,42 @@ def _render(route: Route, gateway: str, lists: str) -> str:
     broker, name, host = route.broker, route.secret, route.broker.host
     header = broker.header.name
     return f"""
-# The secret {name}, for {host} and nobody else.
+# The secret {name}, which is sent to {host} only.
 frontend broker_{route.port}
     mode http
     bind "fd@${{KTRDR_FD_BROKER_{route.port}}}"
     option disable-h2-upgrade
     option http-no-delay
     log-format '{{"f":"broker","k":"{name}","n":"{host}",{_FIELDS}}}'
-    http-error status 503 content-type text/plain string "ktrdr-vm: {host} does not answer, or with a certificate that is not its own\\n"
+    http-error status 503 content-type text/plain string "ktrdr-vm: {host} does not answer, or its certificate is not valid\\n"
     http-request set-var(txn.method) method,bytes(0,20)
     http-request set-var(txn.path) path,bytes(0,400)
     http-request set-var(txn.verdict) str(request)
     acl own_host req.fhdr(host) -m str -i {gateway}:{route.port}
     acl one_host req.fhdr_cnt(host) eq 1
-    {_deny(403, f"refused, the Host is {gateway}:{route.port} and no other")} unless one_host own_host
+    {_deny(403, f"refused, the Host must be {gateway}:{route.port}")} unless one_host own_host
     acl upgrade req.hdr(upgrade) -m found
     {_deny(403, "refused, upgrades are not forwarded")} if upgrade
     http-request set-var(txn.verdict) str(method)
-    {_deny(403, f"refused, {name} is for {', '.join(broker.methods)} only")} unless {{ method {" ".join(broker.methods)} }}
-    # What the other side could read in two ways is not asked of it.
+    {_deny(403, f"refused, {name} is allowed with {', '.join(broker.methods)} only")} unless {{ method {" ".join(broker.methods)} }}
+    # Paths that the server could interpret differently are refused.
     http-request set-var(txn.verdict) str(path)
     acl plain_path path -m reg '^/({_LETTERS}|%[0-9A-Fa-f][0-9A-Fa-f])*$'
     acl origin_form url -m beg /
     acl hidden_path path -m reg -i '%(2e|2f|5c|25|3b|00)'
     acl dotted_path path -m reg '/[.][.]?(;[^/]*)?(/|$)'
     acl empty_segment path -m sub //
-    {_deny(403, "refused, the path is not a plain one")} if !origin_form or !plain_path or hidden_path or dotted_path or empty_segment
+    {_deny(403, "refused, the path is ambiguous")} if !origin_form or !plain_path or hidden_path or dotted_path or empty_segment
 {_acl_paths(broker.paths)}
-    {_deny(403, f"refused, {name} is not for this path")} unless allowed_path
+    {_deny(403, f"refused, {name} is not allowed for this path")} unless allowed_path
 {_gate(route, lists)}    http-request set-var(txn.verdict) str(no-secret)
     http-request set-var(txn.value) str({name}),map_str({lists}/{VALUES})
-    {_deny(503, f"the guard does not have {name} any more; apply or rotate gives it again")} unless {{ var(txn.value) -m found }}
+    {_deny(503, f"the guard does not hold {name}; `ktrdr-vm secrets rotate` delivers it again")} unless {{ var(txn.value) -m found }}
     http-request set-var(txn.verdict) str(address)
     http-request do-resolve(txn.address,guard,ipv4) str({host})
     {_deny(502, f"{host} has no address that may be reached")} unless {{ var(txn.address) -m found }}
     http-request set-dst var(txn.address)
-    # Whatever else it sends it acts as the secret's owner, or not at all.
+    # Other headers could change the identity under which the server acts.
     http-request del-header '{match_passed(broker.headers)}' -m reg
     http-request set-header host {host}
     http-request set-header {header} "%[var(txn.value)]"
@@ -137,6 +137,6 @@ def _gate(route: Route, lists: str) -> str:
     shown = f"the gate {gate}" if re.fullmatch(r"[A-Za-z0-9_./-]+", gate) else "its gate"
     return (
         "    http-request set-var(txn.verdict) str(gate)\n"
-        f"    {_deny(403, f'refused, {route.secret} is not used before {shown} has passed')}"
+        f"    {_deny(403, f'refused, {route.secret} may not be used before {shown} has passed')}"
         f" unless {{ str({route.secret}),map_str({lists}/{OPEN}) -m found }}\n"
     )

@@ -55,16 +55,16 @@ def require_possible(changes: tuple[Change, ...], instance_id: str, *, running: 
     never = [change for change in changes if change.how == "never"]
     if never:
         raise UsageError(
-            f"the instance cannot follow: {'; '.join(map(str, never))}",
+            f"these changes cannot be applied to an existing instance: {'; '.join(map(str, never))}",
             where=instance_id,
-            hint=f"put back what was there, or `ktrdr-vm snapshot {instance_id} NAME`, destroy it and `apply --from {instance_id}@NAME`",
+            hint=f"undo them, or run `ktrdr-vm snapshot {instance_id} NAME`, destroy it and `apply --from {instance_id}@NAME`",
         )
     waiting = [change for change in changes if change.how == "restart"]
     if waiting and running and not restart:
         raise UsageError(
-            f"only a restart of the machine changes this: {'; '.join(map(str, waiting))}",
+            f"these changes require a restart of the VM: {'; '.join(map(str, waiting))}",
             where=instance_id,
-            hint="`apply --restart` shuts it down and starts it again; its disk stays",
+            hint="`apply --restart` shuts it down and starts it again; its disk is kept",
         )
 
 

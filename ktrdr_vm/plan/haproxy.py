@@ -57,7 +57,7 @@ global
     nbthread 1
     no-memory-trimming{render_limits(routes)}
 
-# Bytes go from socket to socket in the kernel: three times as fast, at two descriptors for a transfer.
+# Data is spliced between sockets in the kernel: three times as fast, with two descriptors for each transfer.
 defaults
     log global
     option splice-request
@@ -71,7 +71,7 @@ defaults
     timeout queue 5s
     retries 1
 
-# The guard's resolver, and no other: an address that it refused cannot be dialled by name.
+# Only the guard's resolver is used, so that a name leads to no address that it refused.
 resolvers guard
     nameserver guard {allocation.gateway}:{DNS_PORT}
     resolve_retries 2
@@ -131,23 +131,23 @@ frontend http
     mode http
     bind "fd@${{KTRDR_FD_HTTP}}"
     option disable-h2-upgrade
-    # Each piece of a streamed answer goes on at once; without it plain HTTP waits up to 200 ms for the next.
+    # Each part of a streamed response is forwarded immediately; without this, HTTP waits up to 200 ms for the next part.
     option http-no-delay
     log-format '{{{_FIELDS},"a":"%[dst]","v":"%[var(txn.verdict)]","m":%Ta,"w":"%[var(txn.method),json(utf8ps)]","s":%ST}}'
     http-request set-var(txn.method) method,bytes(0,20)
     http-request set-var(txn.verdict) str(request)
     acl one_host req.hdr_cnt(host) eq 1
     http-request set-var(txn.name) req.hdr(host),host_only,lower,bytes(0,254) if one_host
-    {_deny("a request carries exactly one Host header")} unless one_host
-    # Whoever reads it in another way would send the request elsewhere.
+    {_deny("a request must have exactly one Host header")} unless one_host
+    # A server that interprets it differently would send the request elsewhere.
     acl plain_host req.fhdr(host) -m reg -i {_HOST}
-    {_deny("a Host is a name of letters, digits, dots, hyphens and underscores, and a port at most")} unless plain_host
+    {_deny("the Host must be a name of letters, digits, dots, hyphens and underscores, with an optional port")} unless plain_host
     acl plain_method method -m reg ^[A-Za-z-]{{1,20}}$
-    {_deny("a method has at most 20 letters")} unless plain_method
-    # A whole URI, CONNECT and Upgrade would let the request say one thing and mean another.
+    {_deny("the method must have at most 20 letters")} unless plain_method
+    # An absolute URI, CONNECT and Upgrade could lead to another destination than the Host header.
     acl whole_uri url -m reg -i ^[a-z][a-z0-9+.-]*:
     acl connect method CONNECT
-    # What common clients offer with any request, and do without; it is taken out, and the request goes on as HTTP/1.1.
+    # Common clients offer these upgrades with any request and do not need them: they are removed, and HTTP/1.1 is used.
     acl offer req.fhdr(upgrade) -m reg -i ^(h2c|tls/[0-9.]+)$
     acl one_upgrade req.fhdr_cnt(upgrade) eq 1
     http-request del-header http2-settings if offer one_upgrade
@@ -180,9 +180,9 @@ backend granted_http
 """
 
 
-# What nftables let through by address and port; the server dials the flow's original destination.
+# Connections that nftables accepted by address and port; the server connects to their original destination.
 _OTHER = f"""\
-# What nftables let through by address and port; the server dials the flow's original destination.
+# Connections that nftables accepted by address and port; the server connects to their original destination.
 frontend other
     mode tcp
     bind "fd@${{KTRDR_FD_OTHER}}"

@@ -32,7 +32,7 @@ def render_sender(collector: Collector | None, uid: str) -> str:
     return f"""
     counter sender_strayed {{ }}
 
-    # What takes telemetry to the owner's collector dials that one, and nothing else.
+    # The sender of telemetry may connect to the owner's collector only.
     chain sender_out {{
         type filter hook output priority filter; policy accept;
         meta skuid {uid} jump sender_dials

@@ -29,11 +29,11 @@ def compare_reports(now: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[
 def _outcomes(now: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[Difference]:
     new, old = _steps(now), _steps(before)
     for name, (outcome, _) in new.items():
-        was = old[name][0] if name in old else "not there"
+        was = old[name][0] if name in old else "missing"
         if outcome != was and not (outcome in _GOOD and was in _GOOD):
             yield Difference("outcome", f"{name}: {was} → {outcome}", outcome not in _GOOD)
     for name in old.keys() - new.keys():
-        yield Difference("gone", f"{name}: {old[name][0]} → not there", True)
+        yield Difference("gone", f"{name}: {old[name][0]} → missing", True)
 
 
 def _times(now: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[Difference]:

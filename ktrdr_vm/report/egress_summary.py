@@ -11,7 +11,7 @@ from ktrdr_vm.report.suggest import render_suggestion
 
 # Decisions are written up to a second late.
 _GRACE_S = 1.0
-DENIED_TITLE = "refused by the network meanwhile (seen by the host)"
+DENIED_TITLE = "connections denied during this task (observed by the host)"
 
 
 def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> tuple[tuple[Allowance, ...], tuple[Denial, ...]]:
@@ -74,7 +74,7 @@ def explain_denials(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -
         if not denied:
             return task
         lines = [f"{one.host or one.address}:{one.port}  {one.count} times  ({one.rule})" for one in denied]
-        text = "\n".join(lines) + "\n\nwhat would allow it:\n\n" + render_suggestion([asdict(one) for one in denied])
+        text = "\n".join(lines) + "\n\negress rules that would allow it:\n\n" + render_suggestion([asdict(one) for one in denied])
         return replace(task, evidence=((DENIED_TITLE, text), *task.evidence))
 
     return tuple(replace(gate, tasks=tuple(explain(task) for task in gate.tasks)) for gate in gates)

@@ -84,7 +84,7 @@ def _share_budget(gates: Iterable[GateResult]) -> dict[int, list[tuple[str, str]
             kept = text[-min(limit, left) :] if left > 0 else ""
             left -= len(kept)
             cut = len(text) - len(kept)
-            texts.append((title, f"[{cut} characters before are in report.json]\n{kept}" if cut else kept))
+            texts.append((title, f"[{cut} earlier characters are in report.json]\n{kept}" if cut else kept))
         shown[id(task)] = texts
     return shown
 

@@ -20,7 +20,7 @@ def render_junit(report: RunReport) -> str:
         _add_workload(root, report, report.workload)
     for file in report.tests:
         _add_test_file(root, report, file)
-    trouble = [f"left behind: {item}" for item in report.residue]
+    trouble = [f"residue: {item}" for item in report.residue]
     if report.outcome in ("error", "interrupted"):
         trouble.insert(0, report.message or report.outcome)
     if trouble:

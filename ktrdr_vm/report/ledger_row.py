@@ -27,7 +27,7 @@ def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a decision, unchanged. ValueError names the first that is unknown, reserved, of a wrong type or too long."""
     for key, value in fields.items():
         if not _fits(key, value):
-            raise ValueError(f"the ledger has no such field: {str(key)[:40]!a}" if key not in _known() else f"{key} is not what it must be")
+            raise ValueError(f"the ledger has no such field: {str(key)[:40]!a}" if key not in _known() else f"{key} has the wrong type")
     return dict(fields)
 
 

@@ -98,7 +98,7 @@ class WorkloadResult:
         return (
             "stopped by its time limit"
             if self.outcome == "timeout"
-            else "ended without an exit code: its guest was rebooted, or it was killed"
+            else "ended without an exit code: the guest was rebooted, or the workload was killed"
         )
 
 

@@ -19,7 +19,7 @@ def render_usage(samples: Sequence[Sample]) -> Markup:
     """CPU and memory over time; nothing without three samples of one machine."""
     charts = []
     for title, unit, series in (
-        ("processors in use", "", _cpu(samples)),
+        ("CPUs in use", "", _cpu(samples)),
         ("memory", " MiB", [(moment(one.time), one.memory / 2**20) for one in samples]),
     ):
         if len(series) >= 3:

@@ -14,7 +14,7 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.report.escape import escape_line, escape_text
 
 _MAX_ROWS = 50
-_NOTES = (("summary.md", "Summary"), ("choices.md", "Choices made"), ("spec.md", "How the work answers its specification"))
+_NOTES = (("summary.md", "Summary"), ("choices.md", "Design decisions"), ("spec.md", "Implementation of the specification"))
 
 
 class NotConfirmedError(KtrdrError):
@@ -45,9 +45,9 @@ def require_startability(report: Mapping[str, Any]) -> None:
     if state != "passed":
         shown = f": {escape_line(why)}" if why else ""
         raise NotConfirmedError(
-            f"no bundle: the Startability Gate is {state} for what came back{shown}",
+            f"no bundle: the outcome of the Startability Gate on the commits of the run is `{state}`{shown}",
             where=where,
-            hint="`ktrdr-vm report` shows the run; put `startability` among the profile's gates, mend what it found, and apply again",
+            hint="`ktrdr-vm report` shows the run; add `startability` to the gates of the profile, correct the failures, and apply again",
         )
 
 
@@ -63,7 +63,7 @@ def find_missing(report: Mapping[str, Any], notes: Mapping[str, str], changes: I
     if not list(changes):
         missing.append("patches: the workload returned no commit")
     if report["verification"] is None:
-        missing.append("verification of a workload: the profile has none, so the gates judged the base as it was copied in")
+        missing.append("verification of a workload: the profile has none, so the gates ran on the base commit")
     ran = {gate["name"] for gate in report["gates"] if gate["outcome"] != "skipped"}
     missing += [f"gate {name}: not run" for name in ("unit", "smoke", "isolation") if name not in ran]
     return missing
@@ -81,13 +81,13 @@ def _lines(report: Mapping[str, Any], notes: Mapping[str, str], changes: tuple[C
         yield f"> **Read first:** {_code(line)}"
     yield ""
     yield from _note(notes, *_NOTES[0])
-    yield "## Startability: confirmed"
+    yield "## Startability: passed"
     yield ""
     yield from _confirmation(report)
     yield ""
     yield "## Gates"
     yield ""
-    yield "| gate | where | outcome | tasks | seconds | seen by |"
+    yield "| gate | where | outcome | tasks | seconds | observed by |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for gate in report["gates"]:
         good = sum(task["outcome"] in ("ok", "changed") for task in gate["tasks"])
@@ -115,19 +115,19 @@ def _lines(report: Mapping[str, Any], notes: Mapping[str, str], changes: tuple[C
     yield ""
     yield from (f"- {_code(one)}" for one in find_missing(report, notes, changes) or ["nothing"])
     yield ""
-    yield "## How far to believe it"
+    yield "## Trust in this evidence"
     yield ""
-    yield "What the **host** observed the guest could not change: network decisions, commits, times, residue. What the **guest** observed"
-    yield "(a gate's output) is as good as the machine it ran in; a fresh one had not been touched by the workload."
+    yield "The guest could not change what the **host** observed: network decisions, commits, times, residue. What the **guest** observed"
+    yield "(the output of a gate) is as trustworthy as the VM it ran in. The workload had no access to a fresh VM."
     yield ""
-    yield f"Instance `{report['instance_id']}`, run `{report['run_id']}`. `SHA256SUMS` covers every file beside this one."
+    yield f"Instance `{report['instance_id']}`, run `{report['run_id']}`. `SHA256SUMS` covers all other files of this folder."
 
 
 def _tests(report: Mapping[str, Any]) -> Iterator[str]:
     """What the tests counted themselves, in the files that they wrote."""
     if not report.get("tests"):
         return
-    yield "| tests' own file | passed | failed | errors | skipped | seen by |"
+    yield "| JUnit file | passed | failed | errors | skipped | observed by |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for row in report["tests"][:_MAX_ROWS]:
         bad = row["failures"] + row["errors"]
@@ -146,10 +146,10 @@ def _tests(report: Mapping[str, Any]) -> Iterator[str]:
 def _confirmation(report: Mapping[str, Any]) -> Iterator[str]:
     verification = report["verification"]
     if verification is None:
-        yield f"The gate passed on `{report['base_commit'][:12] or 'a workspace without Git'}` in a VM made for this run."
+        yield f"The gate passed on `{report['base_commit'][:12] or 'a workspace without Git'}` in a VM that was created for this run."
     elif verification["mode"] == "fresh":
         commit, machine = verification["commit"][:12], verification["instance_id"]
-        yield f"The gate passed on `{commit}`, checked out clean in a fresh VM (`{machine}`) that the workload never touched."
+        yield f"The gate passed on `{commit}`, checked out clean in a fresh VM (`{machine}`) to which the workload had no access."
     else:
         yield f"The gate passed on `{verification['commit'][:12]}` **in the VM that the workload used, where it was root. This is weaker.**"
     yield ""
@@ -161,10 +161,10 @@ def _confirmation(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _network(report: Mapping[str, Any]) -> Iterator[str]:
     allowed, denied = report["egress"]["allowed"], report["egress"]["denied"]
-    yield "## Network, as the host saw it"
+    yield "## Network, as observed by the host"
     yield ""
     if not allowed and not denied:
-        yield "Nothing was reached and nothing was refused."
+        yield "No connection was allowed and none was denied."
         yield ""
         return
     yield "| verdict | destination | times | bytes in | bytes out | during |"

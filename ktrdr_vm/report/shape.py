@@ -18,7 +18,7 @@ def check_document(document: dict[str, Any]) -> str:
         return f"schema_version is not {SCHEMA_VERSION}"
     egress = document.get("egress")
     if not isinstance(egress, dict):
-        return "egress: no object"
+        return "egress: not an object"
     for gate in _list(document.get("gates")):
         for task in _list(gate.get("tasks")) if isinstance(gate, dict) else ():
             if isinstance(task, dict) and not all(_is_titled(one) for one in _list(task.get("evidence"))):
@@ -65,14 +65,14 @@ def _check(value: object, kind: Any, path: str, skip: set[str]) -> str:
         return "" if value in arguments and isinstance(value, str) else f"{path}: {value!a:.60}"
     if origin is tuple:
         if not isinstance(value, list):
-            return f"{path}: no list"
+            return f"{path}: not a list"
         return next((wrong for number, one in enumerate(value) if (wrong := _check(one, arguments[0], f"{path}[{number}]", skip))), "")
     if is_dataclass(kind) and isinstance(kind, type):
-        return _check_fields(value, kind, f"{path}.", {}, skip) if isinstance(value, dict) else f"{path}: no object"
+        return _check_fields(value, kind, f"{path}.", {}, skip) if isinstance(value, dict) else f"{path}: not an object"
     if origin is dict:
-        return "" if isinstance(value, dict) else f"{path}: no object"
+        return "" if isinstance(value, dict) else f"{path}: not an object"
     if kind is float:
-        return "" if isinstance(value, (int, float)) and not isinstance(value, bool) else f"{path}: no number"
+        return "" if isinstance(value, (int, float)) and not isinstance(value, bool) else f"{path}: not a number"
     if kind is int and isinstance(value, bool):
-        return f"{path}: no number"
+        return f"{path}: not a number"
     return "" if isinstance(value, kind) else f"{path}: {type(value).__name__}"

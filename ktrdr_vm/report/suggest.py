@@ -35,7 +35,7 @@ def render_suggestion(denied: Iterable[Mapping[str, Any]]) -> str:
         note = f"{kept['count']} times" + (f", during {'; '.join(sorted(kept['during']))}" if kept["during"] else "")
         lines.append(f"    - {{{entry}, ports: [{ports}]}}  # {note}")
     if not lines:
-        return "\n".join(["# nothing was denied that a profile could allow", *sorted(left_out)]) + "\n"
+        return "\n".join(["# no denied connection can be allowed by a profile", *sorted(left_out)]) + "\n"
     return "\n".join(["egress:", "  allow:", *lines, *sorted(left_out)]) + "\n"
 
 

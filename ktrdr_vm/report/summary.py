@@ -96,7 +96,7 @@ def _lines(report: RunReport) -> Iterator[SummaryLine]:
     for item in report.residue:
         yield SummaryLine(escape_line(f"residue: {item}"), "bad")
     if report.kept:
-        yield SummaryLine("kept: the instance is still there", "warn")
+        yield SummaryLine("kept: the instance still exists", "warn")
     elif not report.residue:
         yield SummaryLine("residue: none", "good")
 
@@ -153,7 +153,7 @@ def _failure(task: TaskResult) -> Iterator[SummaryLine]:
 def _tail(text: str, indent: int) -> Iterator[SummaryLine]:
     lines = escape_text(text).strip("\n").replace("\t", "    ").split("\n") if text.strip() else []
     if len(lines) > _TAIL_LINES:
-        yield SummaryLine(f"… {len(lines) - _TAIL_LINES} lines before", "dim", indent)
+        yield SummaryLine(f"… {len(lines) - _TAIL_LINES} earlier lines", "dim", indent)
     for line in lines[-_TAIL_LINES:]:
         yield SummaryLine(line if len(line) <= 200 else f"{line[:200]}…", "plain", indent)
 

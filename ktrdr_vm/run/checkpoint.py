@@ -44,11 +44,15 @@ def read_stop(instance: Instance) -> Stop:
         return Stop(**content)
     except FileNotFoundError:
         raise UsageError(
-            "no run of it stopped at an escalation", where=instance.identity.instance_id, hint="`ktrdr-vm apply PROFILE` begins one"
+            "no run of this instance stopped at an escalation",
+            where=instance.identity.instance_id,
+            hint="start a run with `ktrdr-vm apply PROFILE`",
         ) from None
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(
-            f"where its run stopped cannot be read: {error}", where=str(instance.paths.stop), hint="`ktrdr-vm destroy` it and apply again"
+            f"the checkpoint of its run cannot be read: {error}",
+            where=str(instance.paths.stop),
+            hint="destroy the instance with `ktrdr-vm destroy` and apply again",
         ) from None
 
 

@@ -64,7 +64,7 @@ def find_mask(instance: Instance, warn: Callable[[str], None]) -> Callable[[str]
     if lost := sorted(expected - {name for name, _ in found}):
         name = instance.identity.instance_id
         warn(
-            f"not masked, since the guard was started again or does not run: {', '.join(lost)};"
-            f" `ktrdr-vm secrets rotate {name}` gives them anew"
+            f"not masked, because the guard was restarted or does not run: {', '.join(lost)};"
+            f" `ktrdr-vm secrets rotate {name}` delivers them again"
         )
     return make_mask(base64.b64decode(value) for _, value in found)

@@ -131,13 +131,13 @@ class _Parts:
         try:
             return make()
         except Exception as caught:  # whatever a reader of hostile bytes raises
-            self.missing.append(f"{what} could not be made: {type(caught).__name__}: {caught}"[:500])
+            self.missing.append(f"{what} could not be created: {type(caught).__name__}: {caught}"[:500])
             return None
 
     def find_error(self) -> KtrdrError | None:
         if not self.missing:
             return None
-        return ProvisionError(self.missing[0], where="report", hint="a mistake of this program: please report it with the run directory")
+        return ProvisionError(self.missing[0], where="report", hint="this is a bug in ktrdr-vm: please report it with the run directory")
 
 
 def write_report(directory: RunDirectory, report: RunReport) -> None:

@@ -92,9 +92,7 @@ class Run:
         self._secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
         self._mask.add(self._secrets.values())
         for name in find_short(self._secrets):
-            self._listener.note(
-                f"the secret {name} is shorter than {SHORT} bytes: masking it hides other text, or shows too little to be safe"
-            )
+            self._listener.note(f"the secret {name} is shorter than {SHORT} bytes: masking it could hide other text, and it may be guessed")
         if plan.profile.workspace is not None and self._gathered.repository is not None:
             require_clean(self._gathered.repository, plan.profile.workspace)
         self._home.create()
@@ -105,9 +103,9 @@ class Run:
             if plan.profile.mode == "sandbox" and stage.instance.find_mode() == "interactive":
                 # A sandbox ends with its run, whatever happens; what a person lives in must not end so.
                 raise UsageError(
-                    f"{plan.identity.instance_id} is an interactive instance, and this profile is a sandbox",
+                    f"{plan.identity.instance_id} is an interactive instance, and this profile is for a sandbox",
                     where="ktrdr-vm apply",
-                    hint="choose another --instance-id, or `ktrdr-vm destroy` it first",
+                    hint="choose another --instance-id, or destroy the instance first with `ktrdr-vm destroy`",
                 )
             report = self._execute_locked(playbooks)
         self._tell(report)
@@ -158,7 +156,7 @@ class Run:
             self._work(playbooks, recorder)
         except KeyboardInterrupt:
             interrupted = True
-            self._listener.note("interrupted; cleaning up (once more to stop at once)")
+            self._listener.note("interrupted; cleaning up (interrupt again to stop immediately)")
         except KtrdrError as caught:
             error = caught
         except Exception as caught:  # whatever it is, what was made is taken away
@@ -167,7 +165,7 @@ class Run:
             report = self._finish(recorder, began, error, interrupted)
         except KeyboardInterrupt:
             # The first one comes here, the second ends the process; every step of the end may be done twice.
-            self._listener.note("interrupted; cleaning up (once more to stop at once)")
+            self._listener.note("interrupted; cleaning up (interrupt again to stop immediately)")
             report = self._finish(recorder, began, error, interrupted=True)
         with contextlib.suppress(OSError):
             remove_old_runs(path.parent, KEPT_RUNS)
@@ -180,10 +178,10 @@ class Run:
             return HostError(
                 caught.strerror or str(caught),
                 where=str(caught.filename or self._home.root),
-                hint="free space, or look at the rights of this place; events.jsonl says what was being done",
+                hint="free disk space, or check the permissions of this path; the last event in events.jsonl shows the step",
             )
         return ProvisionError(
-            f"{type(caught).__name__}: {caught}", where="ktrdr-vm", hint="a mistake of this program: please report it with events.jsonl"
+            f"{type(caught).__name__}: {caught}", where="ktrdr-vm", hint="this is a bug in ktrdr-vm: please report it with events.jsonl"
         )
 
     # -- forward ----------------------------------------------------------------------------------------------------
@@ -208,7 +206,7 @@ class Run:
             self._results.workload = stage.run_workload(recorder, again=self._stop is not None)
             self._results.returned = stage.harvest.pull(recorder)
             stage.harvest.fetch_notes(recorder)
-        refused = "" if self._results.passed else "an earlier gate or the workload did not pass"
+        refused = "" if self._results.passed else "an earlier gate or the workload failed"
         if choose_mode(stage.plan.profile) == "same":
             judged = stage.as_worked().run_gates(playbooks[1:], recorder, refused=refused)
             self._results.gates += judged
@@ -275,7 +273,7 @@ class Run:
         stage.sampler.stop()
         stage.instance.keep()
         name = stage.plan.identity.instance_id
-        self._listener.note(f"the instance is kept; `ktrdr-vm ssh {name}` enters it, `ktrdr-vm destroy {name}` ends it")
+        self._listener.note(f"the instance is kept; connect with `ktrdr-vm ssh {name}`, remove it with `ktrdr-vm destroy {name}`")
 
     def _report(self, recorder: Recorder, began: float, ending: _Ending, interrupted: bool, kept: bool) -> RunReport:
         """Assemble it, mask it, write it. What cannot be written is an error of the run, and the report that is returned says so."""

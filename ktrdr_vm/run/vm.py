@@ -98,7 +98,7 @@ class Stage:
                 sources=self.gathered.policy.image_sources,
             )
         if reason := refuse_disk(self.plan.profile.resources.disk, image.virtual_size):
-            raise UsageError(reason, where="resources.disk", hint="make it larger; what is not written takes no space")
+            raise UsageError(reason, where="resources.disk", hint="increase it; the disk uses only the space that is written")
         plan = know_image(self.plan, image)
         if plan is not self.plan and self._name == "base":
             recorder.directory.write("plan.json", canonical_json(plan.to_json()))
@@ -106,7 +106,7 @@ class Stage:
         require_capacity(self._home.root, plan.profile.resources.memory)
         forks = not self._cold and not self._source and fits(plan) and instance.journal is None
         if forks and (obstacle := find_fork_obstacle(instance.libvirt)):
-            recorder.listener.note(f"it boots cold, without a template: {obstacle}")
+            recorder.listener.note(f"boots without a template: {obstacle}")
             forks = False
         if forks:
             note = recorder.listener.note
@@ -116,7 +116,7 @@ class Stage:
                     template = build_best(self._home, self.gathered, plan, image, instance.libvirt, note)
         with self._phase(recorder, "create"):
             if instance.journal is not None and plan.profile.mode == "sandbox":
-                recorder.listener.note("an earlier run left this instance; it is destroyed first")
+                recorder.listener.note("an earlier run left this instance; destroying it first")
                 instance.destroy(notify=recorder.hear_resource)
             if instance.journal is not None:
                 self._follow(plan, recorder)
@@ -145,7 +145,7 @@ class Stage:
         if plan.profile.workspace is not None and self.gathered.repository is not None and not self._source:
             target = plan.profile.workspace.target
             if plan.profile.mode == "interactive" and guest.run(["test", "-e", f"{target}/.git"], timeout=60).exit_code == 0:
-                recorder.listener.note(f"{target} is there and stays as it is: somebody works in it")
+                recorder.listener.note(f"{target} exists and is not changed, because the instance is interactive")
                 return
             with self._phase(recorder, "workspace"):
                 copy_in(
@@ -179,7 +179,7 @@ class Stage:
         results: list[GateResult] = []
         for playbook in playbooks:
             if not refused and any(result.outcome != "passed" for result in results):
-                refused = "an earlier gate did not pass"
+                refused = "an earlier gate failed"
             if refused:
                 results.append(GateResult(playbook.name, "skipped", now(), 0.0, message=refused, stage=self._name))
                 continue

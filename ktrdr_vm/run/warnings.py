@@ -9,7 +9,7 @@ from ktrdr_vm.guest.commits import Returned
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.report.model import Commits, Verification, WorkloadResult
 
-_OBSERVED = "OBSERVE: every public address could be reached; `ktrdr-vm egress suggest` says what an allowlist would need"
+_OBSERVED = "OBSERVE: every public address could be reached; `ktrdr-vm egress suggest` prints an allowlist for this run"
 
 
 def find_first_lines(
@@ -31,13 +31,13 @@ def _verdict(verification: Verification | None, workload: WorkloadResult | None,
     if workload is None or verification is None:
         return
     if verification.mode == "same":
-        yield "the gates ran in the VM that the workload used, where it was root: weaker than a fresh one (verify: same)"
+        yield "the gates ran in the VM of the workload, which was root in it; this is weaker than a fresh VM (verify: same)"
     elif verification.outcome not in ("passed", "skipped"):
-        yield f"verification in a fresh VM {verification.outcome}: what the workload committed ({verification.commit[:12]}) does not pass"
+        yield f"verification in a fresh VM {verification.outcome}: the commit of the workload ({verification.commit[:12]}) does not pass"
     if not returned.refs:
-        yield "the workload returned no commit; the gates judged the base"
+        yield "the workload returned no commit; the gates ran on the base commit"
     if returned.loose:
-        yield f"the workload left {returned.loose} uncommitted paths behind; they are not part of what was judged"
+        yield f"the workload left {returned.loose} uncommitted paths; the gates did not run on them"
 
 
 def _judges(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def _start(guest: Guest, workload: Workload, environment: Mapping[str, str], chd
         raise GuestError(
             f"the workload could not be started: {started.stderr.decode('utf-8', 'replace')[-300:].strip()}",
             where="workload",
-            hint="the image needs setsid (util-linux), a home directory that can be written, and room on its disk",
+            hint="the image requires setsid (util-linux), a writable home directory and free disk space",
         )
 
 
@@ -166,7 +166,7 @@ def follow(
                     raise
     finally:
         lines.close()
-    raise GuestError("no workload was started here", where="workload", hint="only a profile with a workload has one")
+    raise GuestError("no workload was started in this instance", where="workload", hint="its profile has no workload")
 
 
 class _MaskedLines:

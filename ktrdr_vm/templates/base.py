@@ -50,7 +50,7 @@ _KEY_LENGTH = 32
 # Everything that starts late is started, and each preloaded container image has run once, so that its pages are warm.
 _SETTLE = """set -e
 ! command -v cloud-init >/dev/null || cloud-init status --wait >/dev/null || true
-# What a fork's first interface and first container would wait for.
+# Modules that the first interface and the first container of a fork need.
 modprobe -a virtio_net veth 2>/dev/null || true
 if command -v dockerd >/dev/null; then
   systemctl start docker.service
@@ -129,7 +129,7 @@ def build_template(
         try:
             if project is not None:
                 project.make_disk(Path(building.project))
-            progress("boots a template once; later runs fork it")
+            progress("booting a template once; later runs fork it")
             _boot_and_freeze(plan, building, identity, libvirt, progress)
         except BaseException:
             # What cannot be ended now, `gc` ends; the first error is the one that matters.
@@ -148,7 +148,7 @@ def build_template(
             sync(path)
         place.rename(facts.directory)
         sync(home.templates)
-        progress(f"the template is frozen after {seconds:.0f} s")
+        progress(f"the template was saved after {seconds:.0f} s")
     return facts
 
 
@@ -212,14 +212,14 @@ def _find_stale(home: Home, template: Template) -> str:
     manifest = json.loads((home.templates / template.key / "manifest.json").read_bytes())
     image = ImageStore(home.images).find(template.image)
     if image is None or image.content_digest != manifest.get("content"):
-        return "its image is there no more"
+        return "its image no longer exists"
     if manifest.get("format") != FORMAT or manifest.get("settle") != _SETTLE:
-        return "it was made by another version of this program"
+        return "it was created by another version of ktrdr-vm"
     emulator = manifest.get("emulator", "")
     if emulator and (not Path(emulator).exists() or manifest.get("qemu") != _qemu_version(emulator)):
-        return "it was made by another QEMU"
+        return "it was created by another version of QEMU"
     idle = datetime.now(UTC) - datetime.fromisoformat(template.used_at)
-    return f"nobody used it for {idle.days} days" if idle.days >= UNUSED_DAYS else ""
+    return f"it was not used for {idle.days} days" if idle.days >= UNUSED_DAYS else ""
 
 
 def _describe(home: Home, plan: Plan, image: Image, project: Project | None = None) -> tuple[TemplateFacts, dict[str, Any]]:
@@ -276,7 +276,7 @@ def _boot_and_freeze(plan: Plan, template: TemplateFacts, identity: Identity, li
     try:
         libvirt.start(identity.domain, render_template_domain(size, plan.facts, identity, allocation, template), persistent=False)
         run_script(libvirt, identity.domain, _SETTLE, "settle", limit=BOOT_LIMIT)
-        progress("freezes the template")
+        progress("saving the template")
         save_state(libvirt, identity.domain, Path(template.state))
     finally:
         libvirt.stop(identity.domain)
@@ -296,5 +296,5 @@ def _qemu_user() -> int:
         return pwd.getpwnam(QEMU_USER).pw_uid
     except KeyError:
         raise HostError(
-            f"there is no user {QEMU_USER}", where="libvirt", hint="install libvirt-daemon-system, or run `make setup`"
+            f"the user {QEMU_USER} does not exist", where="libvirt", hint="install libvirt-daemon-system, or run `make setup`"
         ) from None

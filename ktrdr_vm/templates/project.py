@@ -74,7 +74,7 @@ def find_best(home: Home, gathered: Gathered, plan: Plan, image: Image, note: No
         refusal = _distrust(gathered, gathered.repository, wanted)
         if not refusal:
             return None
-        note(f"the project is not prepared here: {refusal}")
+        note(f"the project is not prepared: {refusal}")
     return find_template(home, plan, image)
 
 
@@ -92,7 +92,7 @@ def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> st
     """Why nothing may be prepared from the repository as it stands, or nothing."""
     refs = (*list_refs(gathered.policy, repository), *gathered.policy.prepare_refs)
     if repository.branch not in refs:
-        return f"{repository.branch or 'a detached HEAD'} is none of the owner's branches for it ({', '.join(refs) or 'there are none'})"
+        return f"{repository.branch or 'a detached HEAD'} is not in prepare.refs of the owner's policy ({', '.join(refs) or 'none'})"
     files = [wanted.playbook, *wanted.key]
     tracked = [f":(literal){name}" for name in files if (repository.root / name).exists()]
     with open_view(repository.place) as view:
@@ -100,7 +100,7 @@ def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> st
         if view.git("diff", "--quiet", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all", "HEAD", "--", check=False).exit_code:
             return "the repository has uncommitted changes"
         known = view.git("ls-files", "--error-unmatch", "--", *tracked, check=False) if tracked else None
-    return "its playbook or a file of its key is not committed" if known is not None and known.exit_code != 0 else ""
+    return "its playbook or a file of prepare.key is not committed" if known is not None and known.exit_code != 0 else ""
 
 
 def _describe(
@@ -157,9 +157,9 @@ def _digest(root: Place, name: str) -> str:
     except FileNotFoundError:
         return "absent"
     except (OSError, KtrdrError) as error:
-        raise UsageError(f"the key of prepare cannot be read: {error}", where=name, hint="name regular files of the workspace") from None
+        raise UsageError(f"prepare.key cannot be read: {error}", where=name, hint="name regular files in the workspace") from None
     if len(content) > MAX_KEY_FILE:
-        raise UsageError("a file of prepare's key is larger than 64 MiB", where=name, hint="name a lock file, not what it locks")
+        raise UsageError("a file of prepare.key is larger than 64 MiB", where=name, hint="name a lock file instead of the packages")
     return hashlib.sha256(content).hexdigest()
 
 
@@ -175,7 +175,7 @@ def _make_disk(
     target: Path,
 ) -> None:
     """Run the playbook in a sandbox with the profile's egress and no secret, and keep its disk."""
-    note(f"prepares the project {plan.profile.name} once")
+    note(f"preparing the project {plan.profile.name} once")
     source = {key: value for key, value in plan.source.items() if key not in _LEFT_OUT} | {"mode": "sandbox"}
     preparing = Plan(build_profile(source), plan.facts, Identity(f"prepare--{digest[:12]}"), source)
     instance = Instance(home, preparing.identity, libvirt)
@@ -222,16 +222,16 @@ def _work(instance: Instance, plan: Plan, repository: Repository, playbook: Path
         raise ProvisionError(
             f"the project could not be prepared: {'; '.join(failed)[:500] or result.message or result.outcome}",
             where=str(playbook),
-            hint="mend the playbook, or take `prepare` out of the profile; `apply --cold` does without templates",
+            hint="correct the playbook, or remove `prepare` from the profile; `apply --cold` uses no template",
         )
     tidied = guest.run(_TIDY, environment={"TARGET": workspace.target}, become=True, timeout=DOCKER_LIMIT)
     if tidied.exit_code != 0:
         raise GuestError(
-            f"the guest could not be tidied: {tidied.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            f"the guest could not be cleaned up: {tidied.stderr.decode('utf-8', 'replace')[-300:].strip()}",
             where=plan.identity.instance_id,
-            hint="look at what the playbook leaves running",
+            hint="check which processes the playbook leaves running",
         )
 
 
 def _no_secret(secret: Secret) -> bytes:
-    raise ProvisionError(f"the secret {secret.name} has no place in a template", where="prepare", hint="take it out of the playbook")
+    raise ProvisionError(f"the secret {secret.name} cannot be stored in a template", where="prepare", hint="remove it from the playbook")

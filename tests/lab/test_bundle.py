@@ -172,7 +172,7 @@ def test_it_is_refused_without_the_gate(tmp_path: Path, repository: tuple[Path, 
 def test_commits_that_are_no_longer_what_was_judged_are_refused(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
     run = make_run(tmp_path, repository)
     git(repository[0], "update-ref", "refs/ktrdr/one/work", repository[1])
-    with pytest.raises(UsageError, match="no longer the commit that was judged"):
+    with pytest.raises(UsageError, match="no longer the commit on which the gates ran"):
         make_bundle(run, ME, OwnerPolicy())
 
 

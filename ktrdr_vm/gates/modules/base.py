@@ -132,7 +132,7 @@ def run_guest_side(call: Call, script: str, arguments: Mapping[str, Any]) -> Res
                 return {str(key): value for key, value in answer.items()}
     missing = completed.exit_code in (126, 127)
     raise ModuleFailure(
-        "the guest has no python3, which this module needs" if missing else "the guest's python3 gave no answer",
+        "this module requires python3 in the guest" if missing else "the guest's python3 gave no answer",
         rc=completed.exit_code,
         module_stdout=text_of(completed.stdout)[-2000:],
         module_stderr=text_of(completed.stderr)[-2000:],

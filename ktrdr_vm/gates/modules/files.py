@@ -35,7 +35,7 @@ def run_copy(call: Call) -> Result:
     if call.get("remote_src", False):
         return _finish(run_guest_side(call, "files", {"action": "place", "source": src, "dest": dest, **_rights(call)}), src=src)
     if call.get("mode") == "preserve":
-        raise ModuleFailure("mode: preserve is not supported here; say the mode")
+        raise ModuleFailure("mode: preserve is not supported here; specify the mode")
     listed = list_source(call.host.roots, src, within=("files",))
     if listed is None:
         data = read_source(call.host.roots, src, max_bytes=MAX_SENT, within=("files",))
@@ -115,7 +115,7 @@ def run_fetch(call: Call) -> Result:
         if not isinstance(error, GuestError):
             raise
         missing = not call.get("fail_on_missing", True) and "No such file" in str(error)
-        result: Result = {"changed": False, "file": src, "msg": f"the remote file cannot be brought back: {error.message}"}
+        result: Result = {"changed": False, "file": src, "msg": f"the remote file cannot be fetched: {error.message}"}
         return result if missing else result | {"failed": True}
     finally:
         sink.stream.close()

@@ -46,7 +46,7 @@ def list_source(roots: Sequence[Path | Place], name: str, *, within: Sequence[st
         except HostError as error:
             raise ModuleFailure(f"{name!r} cannot be read: {error.message}") from None
         if len(found) > limit:
-            raise ModuleFailure(f"{name!r} holds more than {limit} files")
+            raise ModuleFailure(f"{name!r} contains more than {limit} files")
         return [(f"{relative.rstrip('/')}/{inner}", inner) for inner in sorted(found)]
     return None
 
@@ -82,9 +82,9 @@ def _safe_parts(name: str) -> list[str]:
 def _refuse_repository(part: str, name: str) -> None:
     """Its configuration holds remotes with passwords, and what nobody pushed is in it: as with mounts, it stays here."""
     if find_personal((part,)):
-        raise ModuleFailure(f"{name!r} is a person's own place ({part}), which never enters a sandbox")
+        raise ModuleFailure(f"{name!r} is in a personal folder or file ({part}), which is never copied into a sandbox")
     if part.lower() == ".git":
-        raise ModuleFailure(f"{name!r} is in a repository's .git, which never enters a sandbox")
+        raise ModuleFailure(f"{name!r} is in a repository's .git, which is never copied into a sandbox")
 
 
 def _places(roots: Sequence[Path | Place], name: str, within: Sequence[str]) -> list[tuple[Place, str]]:
