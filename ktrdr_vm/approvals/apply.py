@@ -1,7 +1,7 @@
-"""Answers to escalations: checked against the owner's line, applied to the living instance, recorded, ended.
+"""Answers to escalations: checked against the owner's policy, applied to the running instance, recorded, revoked.
 
-An approval may give less than was asked, never more. Some things no approval can give: what the owner's policy does not allow to a
-profile, it does not allow here either.
+An approval may narrow a request, and never exceed it. It cannot allow what the owner's policy does not allow to a
+profile.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def approve(
     seconds: int | None = None,
     source: Secret | None = None,
 ) -> Escalation:
-    """Apply and record an approval. `request` and `seconds` narrow what was asked; `source` says where a secret comes from.
+    """Apply and record an approval. `request` and `seconds` narrow the request; `source` is the source of a secret.
 
-    UsageError when the owner's line, the packet or the state does not allow it; then nothing was given.
+    UsageError if the owner's policy, the packet or the state does not allow it; nothing is applied then.
     """
     store = open_store(instance)
     found = store.find(escalation_id)
-    # One that waits was approved by a command that ended before it had given it, or while the instance slept.
+    # A waiting one was approved by a command that was killed before it was applied, or while the instance was suspended.
     if found.current != "pending" and not (found.current == "approved" and found.answer is not None and found.answer.waiting):
         raise UsageError(
             f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only a pending escalation can be approved"
@@ -64,16 +64,16 @@ def approve(
 
 
 def check_sources(instance: Instance) -> None:
-    """Before an instance wakes: UsageError or HostError when a secret that an approval delivers cannot be read now."""
+    """Before a resume: UsageError or HostError if a secret of an approval cannot be read."""
     for one in open_store(instance).list():
         if one.packet.kind == "secret" and one.current == "approved" and one.answer is not None:
             read_source(_make_entry(one.answer))
 
 
 def give_again(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
-    """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What was applied.
+    """After a resume: apply approvals that were given meanwhile, and reapply those that have not expired. Return the applied ones.
 
-    One that cannot be given keeps no other from it: ProvisionError names all such at the end.
+    A failure does not prevent the others; a ProvisionError at the end names all that failed.
     """
     store = open_store(instance)
     given, failed = [], []
@@ -104,7 +104,7 @@ def give_again(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
 
 
 def _give(instance: Instance, one: Escalation, answer: Answer, policy: OwnerPolicy) -> Answer:
-    """Apply an approval to the running instance; the answer with its end, for a grant the guard's own."""
+    """Apply an approval to the running instance. Return the answer with its expiry, which for a grant is that of the guard."""
     lasting: float = answer.seconds
     if one.packet.kind == "network":
         rule = EgressRule(host=answer.request["host"], ports=tuple(answer.request["ports"]), reason=answer.reason)
@@ -119,13 +119,13 @@ def _give(instance: Instance, one: Escalation, answer: Answer, policy: OwnerPoli
 
 
 def deny(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
-    """Record a refusal; the guest reads the reason."""
+    """Record a denial. The guest can read the reason."""
     _require_reason(reason)
     return open_store(instance).answer(escalation_id, "denied", Answer(by=_who(), reason=reason, at=now()))
 
 
 def take_back(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
-    """End an approval now, with everything that it gave."""
+    """Revoke an approval, and remove everything that it added."""
     _require_reason(reason)
     store = open_store(instance)
     found = store.find(escalation_id)
@@ -134,7 +134,7 @@ def take_back(instance: Instance, escalation_id: str, *, reason: str) -> Escalat
             f"{escalation_id} is {found.current}", where=instance.identity.instance_id, hint="only an approved escalation can be revoked"
         )
     if instance.require_journal().state != "awake":
-        pass  # it has nothing of it while it sleeps, and is given nothing of it when it wakes
+        pass  # nothing is applied to a suspended instance, and it is not reapplied at the resume
     elif found.packet.kind == "network":
         revoke(instance.paths.guard, escalation_id)
     elif found.packet.kind in LOANS:
@@ -146,7 +146,7 @@ def take_back(instance: Instance, escalation_id: str, *, reason: str) -> Escalat
 
 
 def find_stop(instance: Instance, policy: OwnerPolicy) -> str:
-    """Why a run beside this instance should stop: an escalation has waited for longer than the owner's `wait`. Else nothing."""
+    """The reason why the run should stop, if an escalation has waited for longer than `wait` of the policy; else an empty text."""
     store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
     for one in store.list():
         if one.current == "pending" and seconds_since(one.received_at) >= policy.escalations.wait:
@@ -155,7 +155,7 @@ def find_stop(instance: Instance, policy: OwnerPolicy) -> str:
 
 
 def find_pending(instance: Instance) -> list[str]:
-    """The ids of what waits for an answer."""
+    """The ids of pending escalations."""
     store = EscalationStore(instance.paths.escalations, instance.identity.instance_id)
     return [one.id for one in store.list() if one.current == "pending"]
 
@@ -171,7 +171,7 @@ def _check(found: Escalation, given: dict[str, Any], seconds: int, policy: Owner
 
 
 def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]:
-    """What is to be given: what was asked, with what `request` changes of it."""
+    """The request with the changes of `request`."""
     if request is None:
         return found.packet.request
     try:
@@ -192,7 +192,7 @@ def _check_source(instance: Instance, policy: OwnerPolicy, source: Secret | None
             where=instance.identity.instance_id,
             hint="the owner of this host can allow it in /etc/ktrdr-vm/policy.yaml; an approval cannot",
         )
-    # Read once now: an approval that cannot be kept is none.
+    # Read once now, so that an approval whose secret cannot be read is not recorded.
     read_source(source)
     return {"env": source.env} if source.env else {"file": source.file}
 
@@ -203,7 +203,7 @@ def _make_entry(answer: Answer) -> Secret:
 
 
 def deliver_secret(instance: Instance, entry: Secret) -> None:
-    """Put one secret into the running guest, beside those of its profile."""
+    """Deliver one secret into the running guest, in addition to those of its profile."""
     _open_secret(instance, entry).create()
 
 
@@ -222,7 +222,7 @@ def _require_reason(reason: str) -> None:
 
 
 def _who() -> str:
-    """Who answers, as the host knows them."""
+    """The user who answers, as known to the host."""
     try:
         return os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):

@@ -1,8 +1,8 @@
-"""What approvals plug into the running machine, and its return: a folder of the host, processors, memory.
+"""Loans: folders of the host, vCPUs and memory that approvals hot-plug into a running VM, and their hot-unplug.
 
-The machine was made ready for it when it started, as far as the owner's policy goes. Each loan has an end, which the guard keeps: it
-starts this module as a program of its own. A folder is taken away whether or not the guest agrees. Processors and memory are asked
-back, and a guest that keeps them keeps them no longer than its machine lives; the host's limit on processor time is set back at once.
+The VM is prepared for it at its start, within the limits of the owner's policy. Each loan has an expiry, at which the guard
+starts this module as a program. A folder is removed without the cooperation of the guest. A guest may refuse to release vCPUs and
+memory until the end of its VM, but the limit of CPU time on the host is restored immediately.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ktrdr_vm.plan.domain_xml import make_quota
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, refuse_path
 from ktrdr_vm.profile.model import Mount as MountEntry
 
-# Seconds for a guest to take or give back what it is told to. An emulated one is slow.
+# Seconds for a guest to accept or release vCPUs and memory. An emulated one is slow.
 TAKE_LIMIT, RETURN_LIMIT = 60.0, 20.0
-# The kinds of escalations that plug something in.
+# The kinds of escalations that hot-plug.
 LOANS = ("mount", "resources")
 _MEMORY = f"/machine/peripheral/{LENT_MEMORY}"
 
-# What Linux does not do by itself: the driver, and taking what is plugged in. Movable memory can be given back.
+# Linux does not load the driver and online hot-plugged memory by itself. Movable memory can be unplugged.
 _READY = "modprobe virtio_mem; echo online_movable > /sys/devices/system/memory/auto_online_blocks"
 _ONLINE = """turns=0
 until [ "$(ls -d /sys/devices/system/cpu/cpu[0-9]* | wc -l)" -ge "$COUNT" ]; do
@@ -48,7 +48,7 @@ done
 
 
 def check_loan(instance: Instance, kind: str, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
-    """UsageError for what cannot be lent to this machine. `standing` are the requests of the same kind that hold."""
+    """UsageError if the VM does not support this loan. `standing` are the active requests of the same kind."""
     if kind == "mount":
         _check_folder(instance, request, policy, standing)
     elif list(standing):
@@ -101,8 +101,8 @@ def _check_size(instance: Instance, request: dict[str, Any]) -> None:
 
 
 def lend(instance: Instance, loan: str, kind: str, request: dict[str, Any], policy: OwnerPolicy, *, seconds: int, reason: str) -> None:
-    """Plug it in. `loan` is the escalation's id. When the guest does not take it, it is taken back and an error says so."""
-    # The end first: what is lent has one, also when this command is killed in between.
+    """Hot-plug it. `loan` is the id of the escalation. If the guest does not accept it, it is unplugged, and an error is raised."""
+    # The expiry first, so that the loan has one even if this command is killed in between.
     ask_guard(
         instance.paths.guard, "given", name=loan, path="", module=__name__, seconds=seconds, message=f"{_describe(request)}: {reason}"
     )
@@ -118,7 +118,7 @@ def lend(instance: Instance, loan: str, kind: str, request: dict[str, Any], poli
 
 
 def take_back(instance: Instance, loan: str, kind: str) -> None:
-    """End a loan now. ProvisionError when the guest keeps processors or memory."""
+    """End a loan. ProvisionError if the guest does not release vCPUs or memory."""
     if kind == "mount":
         mount = _open_mount(instance, loan, None, ())
         if mount.exists():
@@ -130,7 +130,7 @@ def take_back(instance: Instance, loan: str, kind: str) -> None:
 
 
 def end_soon(instance: Instance, loan: str) -> None:
-    """Let the guard end a loan that ended while the machine slept: what it holds of processors and memory was saved with it."""
+    """Let the guard end a loan that expired while the instance was suspended: its vCPUs and memory were saved with the VM."""
     size, lending = instance.plan.profile.resources, instance.plan.facts.lending
     grown = lending.vcpus > size.vcpus and instance.libvirt.count_vcpus(instance.identity.domain) > size.vcpus
     if not grown and not (find_lendable(size, lending) and _read_lent(instance)):
@@ -141,7 +141,7 @@ def end_soon(instance: Instance, loan: str) -> None:
 
 
 def _give(instance: Instance, vcpus: int, memory: int) -> None:
-    """Make the machine as large as this, with its guest's help."""
+    """Set vCPUs and memory of the VM, with the cooperation of the guest."""
     libvirt, domain, plan = instance.libvirt, instance.identity.domain, instance.plan
     lending, size = plan.facts.lending, plan.profile.resources
     if lending.vcpus > size.vcpus:
@@ -163,7 +163,7 @@ def _give(instance: Instance, vcpus: int, memory: int) -> None:
 
 
 def _require_room(instance: Instance, vcpus: int) -> None:
-    """Asked before they are plugged in: what a kernel does not take it cannot give back either."""
+    """Checked before a hot-plug, because vCPUs that the kernel does not accept cannot be unplugged either."""
     said = instance.connect().run(["cat", "/sys/devices/system/cpu/possible"], timeout=TAKE_LIMIT).stdout.decode("ascii", "replace")
     last = said.strip().rpartition("-")[2]
     room = int(last) + 1 if last.isdecimal() and len(last) < 6 else 1
@@ -181,7 +181,7 @@ def _plug(instance: Instance, vcpus: int) -> None:
     try:
         libvirt.set_vcpus(domain, vcpus)
     except KtrdrError:
-        # libvirt waits for some seconds for a guest to let go, and an emulated one may take longer.
+        # libvirt waits some seconds for the guest to release it, and an emulated one may take longer.
         while libvirt.count_vcpus(domain) != vcpus:
             if time.monotonic() > end:
                 raise
@@ -189,12 +189,12 @@ def _plug(instance: Instance, vcpus: int) -> None:
 
 
 def _read_lent(instance: Instance) -> int:
-    """MiB of lent memory that the guest has."""
+    """The hot-plugged memory of the guest in MiB."""
     return int(instance.libvirt.monitor(instance.identity.domain, "qom-get", {"path": _MEMORY, "property": "size"})) >> 20
 
 
 def _resize(instance: Instance, extra: int) -> None:
-    """`extra` MiB of lent memory, in whole steps."""
+    """Set the hot-plugged memory to `extra` MiB, in whole blocks."""
     libvirt, domain, has = instance.libvirt, instance.identity.domain, _read_lent(instance)
     if has == extra:
         return
@@ -216,7 +216,7 @@ def _open_mount(instance: Instance, loan: str, entry: MountEntry | None, roots: 
     [overlay] = [one for one in instance.open_resources(mount_roots=roots) if one.kind == "overlay"]
     blueprint = overlay.blueprint
     if entry is None:
-        # To take it back a guest is asked, and not waited for.
+        # The guest is requested to release memory, without a wait.
         blueprint = replace(blueprint, connect=lambda: instance.connect(limit=CUT_LIMIT))
     return Mount(overlay.target, blueprint, loan, entry)
 
@@ -243,7 +243,7 @@ def _not_ready(where: str, why: str) -> UsageError:
 
 
 def main() -> None:
-    """`GUARD LOAN`: a loan whose time is over. Its exit code is its answer to the guard that started it."""
+    """`GUARD LOAN`: end a loan at its expiry. The guard reads the exit code."""
     directory = Path(sys.argv[1]).parent
     instance = Instance(Home(directory.parents[1]), parse_instance_id(directory.name), Libvirt(patience=0))
     try:

@@ -1,4 +1,4 @@
-"""What an approval may give: one decision, pure, for the guard's pre-approvals and for the command of a person alike."""
+"""The limits of approvals: one pure decision, for the pre-approvals of the guard and for the command of a person."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ktrdr_vm.policy.owner_policy import EscalationPolicy
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why it may not be approved so, and what can be done instead."""
+    """The reason why it may not be approved, and what to do instead."""
 
     message: str
     hint: str
 
 
 def check_request(packet: Packet, given: dict[str, Any], seconds: int, line: EscalationPolicy) -> Refusal | None:
-    """Why `given` may not be approved for `seconds`, or None. `given` has the form that parse_request makes."""
+    """The reason why `given` may not be approved for `seconds`, or None. `given` is a result of parse_request."""
     if packet.kind not in line.kinds:
         return Refusal(
             f"the owner of this host does not allow {packet.kind} by escalation",
@@ -35,7 +35,7 @@ def check_request(packet: Packet, given: dict[str, Any], seconds: int, line: Esc
 
 
 def is_preapproved(packet: Packet, line: EscalationPolicy) -> bool:
-    """True if the owner has approved all of it beforehand, within the same bounds as any other approval."""
+    """True if a pre-approval covers the whole request, within the same limits as any other approval."""
     if packet.kind != "network" or check_request(packet, packet.request, packet.seconds, line) is not None:
         return False
     host, ports = packet.request["host"], set(packet.request["ports"])
@@ -48,7 +48,7 @@ def is_preapproved(packet: Packet, line: EscalationPolicy) -> bool:
 
 
 def is_within(kind: Kind, given: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """True if `given` is what was asked for, or a part of it."""
+    """True if `given` is the request or a part of it."""
     if kind == "network":
         wide = asked["host"]
         inside = given["host"] == wide or (wide.startswith("*.") and given["host"].endswith(wide[1:]))

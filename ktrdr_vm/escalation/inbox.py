@@ -1,11 +1,11 @@
-"""The escalation inbox: HTTP at the instance's gateway, read by a process without any privilege.
+"""The escalation inbox: HTTP at the gateway of the instance, read by a process without privileges.
 
     POST /v1/escalations         a packet        201 {id, state}, 400 with every problem, 413, 429
     GET  /v1/escalations         all of them     200 [{id, kind, state, answer}]
     GET  /v1/escalations/<id>    one             200, 404
 
-It belongs to one instance, so a packet cannot claim to be another's. What is a packet goes on to the guard, which checks it again and
-keeps it; this process can only ask.
+It belongs to one instance, so a packet cannot claim to be of another. Valid packets are sent to the guard, which checks them again and
+stores them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 from ktrdr_vm.escalation.packet import MAX_PACKET, PacketError, parse_packet
 
 PATH = "/v1/escalations"
-# One guest asks; ten in a minute is an agent in a loop.
+# There is one guest; more than ten a minute mean an agent in a loop.
 PER_MINUTE = 10
-# Each makes the guard, which is root, read what is kept.
+# Each makes the guard, which is root, read stored files.
 READS_PER_MINUTE = 120
 _REQUEST_LIMIT = 5.0
 _REPLY_LIMIT = 10.0
 
 
 class Limiter:
-    """At most `count` in any `seconds`. What was refused is counted until somebody takes the number."""
+    """A limit of `count` in any `seconds`. Refused requests are counted until the count is read."""
 
     def __init__(self, count: int = PER_MINUTE, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._count = count
@@ -50,7 +50,7 @@ class Limiter:
 
 
 def rehearse_inbox() -> None:
-    """Take each kind of request once, over a pair of sockets. Raises what a guest's would meet."""
+    """Handle each kind of request once, over a socket pair, so that all modules are imported. Raises the errors that it meets."""
 
     class Handler(_Handler):
         pass
@@ -72,7 +72,7 @@ def _make_post(body: bytes) -> bytes:
 
 
 def run_inbox(listener: socket.socket, channel: socket.socket) -> None:
-    """Serve for ever. `channel` is a SEQPACKET socket to the guard: one JSON request, one JSON reply."""
+    """Serve without end. `channel` is a SEQPACKET socket to the guard: one JSON request, one JSON reply."""
     channel.settimeout(_REPLY_LIMIT)
     limiter = Limiter()
 
@@ -85,7 +85,7 @@ def run_inbox(listener: socket.socket, channel: socket.socket) -> None:
         pass
 
     Handler.ask, Handler.limiter, Handler.reads = staticmethod(ask), limiter, Limiter(READS_PER_MINUTE)
-    # One request at a time: a guest that holds it holds up itself, and for five seconds at most.
+    # One request at a time: a slow guest delays only itself, for five seconds at most.
     server = TCPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
     server.socket.close()
     server.socket = listener
@@ -148,4 +148,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: what matters is in the ledger."""
+        """Log nothing; the ledger records escalations."""

@@ -1,4 +1,4 @@
-"""What the inbox asks of the guard, and the guard's answers."""
+"""Requests of the inbox to the guard, and their answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ktrdr_vm.escalation.store import Escalation, EscalationStore, FullError
 
 
 def answer_request(store: EscalationStore, request: dict[str, Any], arrived: Callable[[Escalation], None]) -> dict[str, Any]:
-    """The guard's side of the channel. `arrived` hears of each new one. The packet is checked again: the other side may be the guest's."""
+    """The side of the guard. `arrived` is called with each new escalation. Packets are checked again: the inbox is not trusted."""
     try:
         if request["op"] == "list":
             wanted = str(request["id"])
@@ -28,7 +28,7 @@ def answer_request(store: EscalationStore, request: dict[str, Any], arrived: Cal
 
 
 def _show(one: Escalation) -> dict[str, Any]:
-    """What the guest is told of it."""
+    """The answer to the guest about an escalation."""
     answer = one.answer
     return {
         "id": one.id,

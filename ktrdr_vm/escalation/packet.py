@@ -1,6 +1,6 @@
-"""The escalation packet: six parts in words, and what exactly is asked for. Pure; every byte of it is a guest's.
+"""The escalation packet: six texts and an exact request. Pure; the packet comes from a guest and is not trusted.
 
-Checked twice by the same function: by the unprivileged process that reads HTTP, and by the guard that keeps it.
+Checked twice by the same function: by the unprivileged process that reads HTTP, and by the guard that stores it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ MAX_PACKET = 64 * 1024
 _MAX_TEXT = 4000
 _MAX_EVIDENCE = 16_000
 _MAX_OPTIONS = 10
-# Longer than a working day nobody grants by an escalation; that is a change of the profile.
+# Longer needs than a working day require a change of the profile.
 MAX_SECONDS = 24 * 3600
 DEFAULT_SECONDS = 3600
 
-# The six parts of the working agreement, in its order.
+# The six texts, in their order.
 _TEXTS = {"blocked": _MAX_TEXT, "why": _MAX_TEXT, "recommendation": _MAX_TEXT, "decision": _MAX_TEXT, "evidence": _MAX_EVIDENCE}
 
 
@@ -37,7 +37,7 @@ _REQUESTS: dict[Kind, set[str]] = {
 
 
 class PacketError(ValueError):
-    """The packet is not one. Its text is for the guest: every problem in one line each."""
+    """The packet is not valid. Its text is for the guest: one problem a line."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Packet:
     """One request. `request` depends on `kind`:
 
     network {host, ports}; secret {name}; mount {source, target, readonly}; resources {memory (MiB), vcpus}; decision {}.
-    `seconds` is for how long it is wanted.
+    `seconds` is the requested duration.
     """
 
     kind: Kind
@@ -60,7 +60,7 @@ class Packet:
 
     @property
     def digest(self) -> str:
-        """The same packet twice is one escalation."""
+        """Identifies equal packets, which are one escalation."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Packet:
 
 
 def parse_packet(content: object) -> Packet:
-    """A packet from decoded JSON, or PacketError with everything that is wrong."""
+    """A packet from decoded JSON, or PacketError with all errors."""
     if not isinstance(content, dict):
         raise PacketError("the packet must be a JSON object")
     problems: list[str] = []
@@ -100,7 +100,7 @@ def parse_packet(content: object) -> Packet:
 
 
 def parse_request(kind: Kind, content: object) -> dict[str, Any]:
-    """What exactly is asked for, in its one form. ValueError says what is wrong; also for what an approval narrows it to."""
+    """The request in its canonical form, also for the narrowed request of an approval. ValueError with the error."""
     if not isinstance(content, dict):
         raise ValueError("must be an object")
     known = _REQUESTS[kind]
@@ -142,5 +142,5 @@ def _read_text(content: dict[str, Any], name: str, limit: int, problems: list[st
         return ""
     if len(text) > limit:
         problems.append(f"{name}: must have at most {limit} characters")
-    # Half of a surrogate pair is no text, and no file takes it.
+    # A lone surrogate is not valid text and cannot be written to a file.
     return text.encode("utf-8", "replace").decode()

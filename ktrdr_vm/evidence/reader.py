@@ -1,4 +1,4 @@
-"""What is read back from a run directory: a report of the right shape, and the repository that the run worked on."""
+"""Reading a run directory: its report, checked against the schema, and the repository of the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ktrdr_vm.report.shape import check_document
 
 
 def read_document(run: Path) -> dict[str, Any]:
-    """`report.json` of a run, as `make_report_document` makes it. UsageError when there is none, or it is something else."""
+    """`report.json` of a run, in the form of `make_report_document`. UsageError if there is none, or if it is not valid."""
     try:
         content = FinishedRun(run).read("report.json")
     except FileNotFoundError:
@@ -23,7 +23,7 @@ def read_document(run: Path) -> dict[str, Any]:
 
 
 def parse_report(content: bytes, where: str) -> dict[str, Any]:
-    """A report's bytes as the document that `make_report_document` makes. UsageError for anything else."""
+    """Parse the bytes of a report, in the form of `make_report_document`. UsageError for anything else."""
     document = parse_document(content, where)
     if wrong := check_document(document):
         raise UsageError(f"this is not a report of a supported version: {wrong}", where=where, hint="apply again with this version")
@@ -31,10 +31,10 @@ def parse_report(content: bytes, where: str) -> dict[str, Any]:
 
 
 def find_workspace(path: Path, content: bytes | None = None) -> Repository | None:
-    """The repository that a run worked on; None when its profile has no workspace.
+    """The repository of a run; None if its profile has no workspace.
 
-    `content` is that of its plan.json, where it is read already. The run's documents may have been changed by their owner: then what
-    they name must be that owner's own repository.
+    `content` is that of its plan.json, if it was read already. The owner of the run may have changed its documents, so the repository
+    that they name must belong to that owner.
     """
     run = FinishedRun(path)
     content = run.read("plan.json") if content is None else content

@@ -1,4 +1,4 @@
-"""The Ansible filters and tests that a gate may use, as pure functions within bounds."""
+"""The Ansible filters and tests that a gate may use, as pure functions with limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FALSE = frozenset({"n", "no", "off", "0", "false", "f"})
 
 
 def to_bool(value: Any) -> bool:
-    """Ansible's `bool`: what is not one of its words for true is false."""
+    """The filter `bool` of Ansible: all values except its words for true are false."""
     if isinstance(value, str):
         return value.strip().lower() in _TRUE
     return value is True or value == 1

@@ -1,7 +1,7 @@
-"""A playbook as data: the contract's subset of Ansible, parsed whole before the first task runs.
+"""A playbook as data: the supported subset of Ansible, parsed completely before the first task runs.
 
-Parsing is pure: an `include_tasks` is read through the function that the caller gives, whose names are relative to the
-playbook's folder and have been checked here. What is not supported is refused and named, never ignored.
+Parsing is pure: an `include_tasks` is read with a function of the caller, with names that are relative to the
+folder of the playbook and were checked. Unsupported features are errors, and never ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ktrdr_vm.gates.templating import Templar
 from ktrdr_vm.profile.strict_yaml import Document, Path, load_yaml
 
 IncludeReader = Callable[[str], str]
-"""Gives the text of a file by its name beneath the playbook's folder; raises OSError or KtrdrError when it cannot."""
+"""Returns the text of a file by its name beneath the folder of the playbook; raises OSError or KtrdrError."""
 
 MAX_INCLUDES = 100
 MAX_INCLUDE_DEPTH = 10
@@ -33,7 +33,7 @@ _TASK_KEYS = _COMMON_KEYS | {"register", "loop", "until", "retries", "delay", "f
 _BLOCK_KEYS = _COMMON_KEYS | {"block", "rescue", "always"}
 _PLAY_KEYS = (_COMMON_KEYS - {"when"}) | {"hosts", "tasks", "gather_facts"}
 _INCLUDE_KEYS = _COMMON_KEYS - {"ignore_errors", "become", "environment", "timeout"} | {"loop", "register", "args"}
-# Keywords of Ansible that people will try: named as keywords, not as unknown modules.
+# Keywords of Ansible that are not supported: reported as keywords, not as unknown modules.
 _KNOWN_ELSEWHERE = frozenset(
     "action any_errors_fatal async become_exe become_flags become_method become_user check_mode collections connection "
     "debugger delegate_facts delegate_to diff fact_path force_handlers gather_subset gather_timeout handlers listen "
@@ -43,7 +43,7 @@ _KNOWN_ELSEWHERE = frozenset(
 
 
 def parse_playbook(text: str, source: str, *, read: IncludeReader | None = None) -> Playbook:
-    """Parse a playbook and the task files it includes. DocumentError with every problem, by file, line and column."""
+    """Parse a playbook and the task files it includes. DocumentError with all errors, by file, line and column."""
     parser = _Parser(read)
     plays = parser.plays(text, source)
     if parser.problems:
@@ -53,7 +53,7 @@ def parse_playbook(text: str, source: str, *, read: IncludeReader | None = None)
 
 
 class _Parser:
-    """Walks the data and notes problems. One is made for a playbook."""
+    """Walks the data of one playbook and collects errors."""
 
     def __init__(self, read: IncludeReader | None) -> None:
         self.problems: list[Problem] = []

@@ -1,6 +1,6 @@
-"""The workspace: one ref of a Git repository as a bundle, then the uncommitted changes that the profile wants.
+"""Copying the workspace: one ref of a Git repository as a bundle, then uncommitted changes as the profile specifies.
 
-Git runs as the repository's owner and never reads the repository's configuration: nothing that a file in it says is executed.
+Git runs as the owner of the repository and ignores its configuration, so nothing in the repository is executed.
 Tracked links are copied as links and not followed.
 """
 
@@ -30,7 +30,7 @@ MAX_BYTES = 1024 * 1024 * 1024
 
 
 def require_clean(repository: Repository, workspace: Workspace) -> None:
-    """UsageError when the profile refuses uncommitted changes and there are some."""
+    """UsageError if the profile refuses uncommitted changes and there are some."""
     if workspace.uncommitted != "refuse":
         return
     with open_view(repository.place) as view:
@@ -45,7 +45,7 @@ def require_clean(repository: Repository, workspace: Workspace) -> None:
 
 
 def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: str, instance_id: str, note: Callable[[str], None]) -> None:
-    """Fill the workspace in the guest, owned by `user`. `note` hears what was left out."""
+    """Fill the workspace in the guest, owned by `user`. `note` is called with omitted files."""
     with open_view(repository.place) as view:
         _copy_in(view, repository, workspace, guest, user, instance_id, note)
 
@@ -79,7 +79,7 @@ def _copy_in(
         for name in left_out:
             note(f"{name} was not copied into the workspace: it is not a regular file or link that its owner may read")
         archive.seek(0)
-        # Unpacked as it comes: written once and read never, a large file costs half.
+        # Unpacked while it is received, so that large files are written once.
         guest.send(["tar", "--extract", "--no-same-owner", "--unlink-first", "--directory", workspace.target], archive, timeout=LIMIT)
 
 
@@ -101,7 +101,7 @@ rm -f /var/tmp/workspace.bundle
 
 
 def _read_shallow(view: View, repository: Repository) -> bytes:
-    """Where the history of a shallow clone ends, as CI makes them: a bundle cannot say it. Empty for a whole history."""
+    """The boundary of a shallow clone, which a bundle does not contain. Empty for a complete history."""
     content = read_own(view.checkout.common, "shallow", 1 << 20, repository.place) or b""
     return b"".join(line for line in content.splitlines(keepends=True) if _COMMIT.fullmatch(line))
 
@@ -131,12 +131,12 @@ def _check(exit_code: int, stderr: bytes) -> None:
 
 
 def _uncommitted(view: View, workspace: Workspace) -> tuple[list[str], list[str]]:
-    """Tracked files that differ from HEAD, and those that are gone."""
+    """Tracked files that differ from HEAD, and deleted ones."""
     if workspace.uncommitted == "ignore":
         return [], []
     options = ("--name-status", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "-z")
     listed = view.git("diff", *options, "HEAD", "--")
-    # Bytes as they are: a name that is not UTF-8 is still a file's name.
+    # As bytes, because file names need not be UTF-8.
     words = os.fsdecode(listed.stdout).split("\0")[:-1]
     pairs = list(zip(words[0::2], words[1::2], strict=True))
     return [name for status, name in pairs if status != "D"], [name for status, name in pairs if status == "D"]
@@ -150,7 +150,7 @@ def _matching_untracked(view: View, globs: tuple[str, ...]) -> list[str]:
 
 
 def _leave_personal(names: list[str], note: Callable[[str], None]) -> list[str]:
-    """The same rule as for mounts. What is committed is in the history, and goes in with it."""
+    """Omit personal files, as for mounts. Committed files are copied with the history."""
     for name in names:
         if personal := find_personal(name.split("/")):
             note(f"{name} was not copied into the workspace: a personal folder or file ({personal}) is never copied into a sandbox")
@@ -158,7 +158,7 @@ def _leave_personal(names: list[str], note: Callable[[str], None]) -> list[str]:
 
 
 def _pack(root: Place, names: list[str], sink: io.IOBase | tempfile._TemporaryFileWrapper[bytes], owner: tuple[int, int]) -> list[str]:
-    """A tar of these files. Each is opened from the root without following a link; what is no file or link is left out."""
+    """A tar of these files. Each is opened from the root without following links; anything but files and links is omitted."""
     if len(names) > MAX_FILES:
         raise HostError(
             f"{len(names)} files to copy, more than {MAX_FILES}",
@@ -180,7 +180,7 @@ def _pack(root: Place, names: list[str], sink: io.IOBase | tempfile._TemporaryFi
 
 
 def _add(archive: tarfile.TarFile, name: str, leaf: str, parent: int, owner: tuple[int, int]) -> int:
-    """One file or link of an open folder; its bytes. OSError for what is neither."""
+    """One file or link of an open folder; its bytes. OSError for anything else."""
     facts = os.stat(leaf, dir_fd=parent, follow_symlinks=False)
     entry = tarfile.TarInfo(name)
     entry.mode, entry.mtime = stat.S_IMODE(facts.st_mode) & 0o755, int(facts.st_mtime)

@@ -15,12 +15,12 @@ from ktrdr_vm.images.recipe import ContainerRecipe, Recipe
 from ktrdr_vm.images.store import Image, ImageStore
 
 _PROGRAMS = ("apt-get", "chroot", "cpio", "dpkg-query", "mke2fs", "mmdebstrap", "mount", "unshare")
-# The root, the archive of a container image and its import lie side by side for a moment.
+# For the root, the archive of a container image and its import at the same time.
 _SPACE = 5 << 30
 
 
 def build_image(recipe: Recipe, store: ImageStore, *, progress: Callable[[str], None]) -> Image:
-    """The image of this recipe: the one that is there, or a new one. Waits when another process is building it."""
+    """The image of this recipe: the existing one, or a new one. Waits while another process builds it."""
     found = store.find(recipe.digest)
     if found is not None:
         return found
@@ -123,7 +123,7 @@ def _find_kernel(root: Path) -> str:
 
 
 def _check_host(root: Path) -> None:
-    """Everything that would fail late is asked first: a build takes minutes."""
+    """Check the requirements first, because a build takes minutes."""
     if os.geteuid() != 0:
         raise HostError("building an image requires root", hint="run `sudo ktrdr-vm images build` once")
     for program in _PROGRAMS:

@@ -1,4 +1,4 @@
-"""A disk image's format and size, by its first bytes alone: no program guesses what root should make of a stranger's file."""
+"""Format and size of a disk image, from its first bytes, so that no program probes the format of an untrusted file as root."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ MAX_VIRTUAL = 1 << 40
 _HINT = "use an image that is a single raw or qcow2 file"
 _QCOW2 = b"QFI\xfb"
 _HEADER = struct.Struct(">4sIQIIQ")
-# Incompatible features that change nothing of where the data is: dirty, another compression, extended L2 entries.
+# Incompatible features without an effect on the location of data: dirty, another compression, extended L2 entries.
 _KNOWN_FEATURES = 0b11001
 _EXTERNAL_DATA = 0b00100
-# What other formats begin with. Taken as raw it would not boot, and should be told instead.
+# First bytes of other formats, which would not boot as raw images.
 _OTHERS = {
     b"KDMV": "vmdk", b"COWD": "vmdk", b"# Disk DescriptorFile": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc", b"QED\x00": "qed",
     b"<<< ": "vdi", b"WithoutFreeSpace": "parallels", b"WithouFreSpacExt": "parallels", b"LUKS\xba\xbe": "luks",
@@ -23,7 +23,7 @@ _OTHERS = {
 
 
 def read_format(path: Path, where: str) -> tuple[str, int]:
-    """Format and virtual size. ProvisionError for what is neither raw nor qcow2, or refers to another file."""
+    """Format and virtual size. ProvisionError if it is neither raw nor qcow2, or refers to another file."""
     with path.open("rb") as file:
         head = file.read(512)
     return parse_format(head, path.stat().st_size, where)

@@ -1,4 +1,4 @@
-"""What a run needs of the host, checked one by one, each with the way to get it. Changes nothing."""
+"""Checks of the requirements of a run, each with the command that meets it. Changes nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FREE_MEMORY = 3072
 
 @dataclass(frozen=True)
 class Check:
-    """One line of `doctor`. `fix` says how to get what is missing."""
+    """One line of `doctor`. `fix` is the way to correct it."""
 
     name: str
     state: State
@@ -44,7 +44,7 @@ class Check:
 
 
 def check_host(home: Home) -> list[Check]:
-    """Every check, in the order of a run's needs."""
+    """All checks, in the order in which a run needs them."""
     checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy(), _ports(), _addresses()]
     checks += [_firewall(), _legacy_firewall(), *_leftovers(home)]
     checks += [_disk(home), _memory()]
@@ -112,7 +112,7 @@ def _tun() -> Check:
 
 
 def _apparmor() -> Check | None:
-    """Each instance brings the profile of its own QEMU: what is looked at is whether it can."""
+    """Check whether each instance can have an AppArmor profile for its QEMU."""
     if os.geteuid() != 0:
         return None
     try:
@@ -121,7 +121,7 @@ def _apparmor() -> Check | None:
             return None
         obstacle = find_fork_obstacle(libvirt)
     except KtrdrError:
-        return None  # what is wrong with libvirtd has a line of its own
+        return None  # a separate check reports errors of libvirtd
     if obstacle:
         fix = "reinstall libvirt-daemon-system; until then every `apply` boots without a template"
         return Check("apparmor", "warning", f"{obstacle}; instances boot without a template", fix)
@@ -163,7 +163,7 @@ def _addresses() -> Check | None:
 
 
 def _firewall() -> Check | None:
-    """Rules of other programs; firewalld, ufw and Docker make such."""
+    """Check rules of other programs, such as firewalld, ufw and Docker."""
     if os.geteuid() != 0 or process.find_program("nft") is None:
         return None
     try:
@@ -177,7 +177,7 @@ def _firewall() -> Check | None:
 
 
 def _legacy_firewall() -> Check | None:
-    """iptables of the old kind, which nft does not list."""
+    """Check legacy iptables, which nft does not list."""
     if os.geteuid() != 0 or process.find_program("iptables-legacy-save") is None or not LEGACY_TABLES.exists():
         return None
     saved = process.run(["iptables-legacy-save", "-t", "filter"], timeout=30, check=False).text if LEGACY_TABLES.read_text().strip() else ""

@@ -1,4 +1,4 @@
-"""Prometheus metrics of this host's instances and runs, asked when they are asked for. Each series carries its instance_id."""
+"""Prometheus metrics of the instances and runs of this host, collected on request. Each series has its instance_id."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ktrdr_vm.host.runs import FinishedRun, list_newest
 from ktrdr_vm.instance.inventory import Found, find_instances
 from ktrdr_vm.report.ledger_row import parse_row
 
-# The end of a ledger is enough for a rate; a whole one can be 32 MiB.
+# The end of a ledger suffices for a rate; a whole one can have 32 MiB.
 _LEDGER_TAIL = 16 * 1024 * 1024
 _IDENTITY = ["instance_id", "environment"]
 
@@ -94,7 +94,7 @@ def _add_run(metrics: Metrics, run: FinishedRun) -> None:
             metrics.gate_passed.labels(*identity, gate["name"]).set(gate["outcome"] == "passed")
             metrics.gate_seconds.labels(*identity, gate["name"]).set(gate["duration_s"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, KtrdrError):
-        return  # half of one, or of another version
+        return  # incomplete, or of another version
 
 
 def _read_ledger(path: Path) -> list[dict[str, Any]]:

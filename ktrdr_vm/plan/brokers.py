@@ -1,8 +1,8 @@
-"""The proxy's part for credentials that never enter the guest: plain HTTP at the gateway, verified TLS to one host with the header.
+"""The proxy configuration for brokered secrets: plain HTTP at the gateway, verified TLS to one host, with the header added.
 
-The values are in no file and in no environment. The guard puts them into two maps of the process that runs, whose files stay empty:
-without its value a route answers 503, before its gate 403. One JSON object a line tells each request, as `haproxy` does for the rest:
-`k` is the secret's name, `q` the path without the query.
+The values are in no file and in no environment. The guard writes them into two maps of the running process, whose files stay empty:
+without its value a route answers 503, before its gate 403. Each request is logged as a line of JSON, in the format of `haproxy`:
+`k` is the name of the secret, `q` the path without the query.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ktrdr_vm.profile.model import Broker, Profile
 from ktrdr_vm.profile.request_headers import match_passed
 from ktrdr_vm.profile.scalars import MAX_HEADER
 
-# The host's own authorities, by the folder that its OpenSSL looks into.
+# The CA folder of OpenSSL on the host.
 _AUTHORITIES = "@system-ca"
 _LETTERS = "[A-Za-z0-9._~!$&()*+,;=:@/-]"
 
@@ -27,30 +27,30 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class Route:
-    """A brokered secret and the gateway's port that stands for its host."""
+    """A brokered secret and the port of the gateway for its host."""
 
     secret: str
     port: int
     broker: Broker
 
     def base_url(self, gateway: str) -> str:
-        """What the guest gets: an address of its own side, without a credential."""
+        """The URL for the guest, without a credential."""
         path = "" if self.broker.base_path == "/" else self.broker.base_path
         return f"http://{gateway}:{self.port}{path}"
 
 
 def make_routes(profile: Profile) -> tuple[Route, ...]:
-    """A port each, in the order of the profile."""
+    """One port each, in the order of the profile."""
     return tuple(Route(secret.name, port, broker) for port, (secret, broker) in zip(BROKER_PORTS, profile.brokered, strict=False))
 
 
 def render_routes(routes: tuple[Route, ...], gateway: str, lists: str) -> str:
-    """Their frontends and backends. `lists` is the guard's folder with the two maps."""
+    """Their frontends and backends. `lists` is the folder of the guard with the two maps."""
     return "".join(_render(route, gateway, lists) for route in routes)
 
 
 def render_limits(routes: tuple[Route, ...]) -> str:
-    """Room in a request for the header that is added."""
+    """Settings that reserve space in a request for the added header."""
     return f"\n    tune.maxrewrite {MAX_HEADER + 1024}" if routes else ""
 
 
@@ -118,7 +118,7 @@ def _deny(status: int, reason: str) -> str:
 
 
 def _any_form(header: str) -> str:
-    """A header's name as a server may read it: many take an underscore for a hyphen."""
+    """A regular expression for the name of a header, in which many servers treat an underscore as a hyphen."""
     return f"^{header.replace('-', '[-_]')}$"
 
 

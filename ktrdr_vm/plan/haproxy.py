@@ -1,10 +1,11 @@
-"""The proxy's configuration. It judges by name and dials for itself; listeners and log come as descriptors from the guard.
+"""The configuration of the proxy, which checks names and opens the outbound connections. The guard passes its listeners and log.
 
-The log is one JSON object a line on standard output: frontend `f`, verdict `v`, name `n`, the guest's chosen address and port
+The log is one JSON object a line on standard output: frontend `f`, verdict `v`, name `n`, address and port of the guest's connection
 `a` and `p`, bytes up and down `u` and `d`, milliseconds `m`, HAProxy's termination state `t`, HTTP method `w` and status `s`, and
-the room `g` when a grant allowed it. What the guest chooses of it is cut before it is logged, so that no line is longer than
-LOG_LINE, where HAProxy cuts: what is no name is refused before anything else is judged. A name that the profile does not list is looked up in the maps of granted names, which the
-guard changes while the proxy runs; each grant has a room, a server of its own, so that its connections can be ended alone.
+the grant slot `g` if a grant allowed it. Values of the guest are cut before they are logged, so that no line is longer than
+LOG_LINE, where HAProxy cuts: an invalid name is refused before all other checks. A name that the profile does not list is searched
+in the maps of granted names, which the guard changes while the proxy runs; each grant has a grant slot, a separate server, so that
+its connections can be ended separately.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from ktrdr_vm.plan.brokers import Route, render_limits, render_routes
 from ktrdr_vm.plan.facts import Allocation
 from ktrdr_vm.plan.guard_interface import DNS_PORT, GIVEN, GRANT_ROOMS
 
-# One guest's share of the host: 15 MB resident at idle, about 35 KB for each open connection.
+# The limit for one guest: 15 MB resident when idle, about 35 KB for each open connection.
 MAX_CONNECTIONS = 1024
 # Bytes of a log line. Name, method and path are at most 254, 20 and 400 bytes, each six bytes long when escaped in JSON.
 LOG_LINE = 8192
-# The longest the guest may hold a connection open without a byte either way.
+# The time limit of a connection without data in either direction.
 IDLE_LIMIT = "1h"
 
-# What a name is, in SNI and Host alike; the resolver says the same of questions.
+# A valid name, in SNI and Host alike; the resolver uses the same rule.
 _NAME = "^[a-z0-9_.-]{1,253}$"
 _HOST = "^[a-z0-9_.-]{1,253}(:[0-9]{1,5})?$"
 _FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","g":"%[var(txn.room)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
@@ -30,10 +31,10 @@ _FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","g":"%[var(txn.room)]","
 def render_proxy(identity: Identity, allocation: Allocation, lists: str, *, observe: bool = False, routes: tuple[Route, ...] = ()) -> str:
     """HAProxy 2.6 or later. `lists` is the folder with the name lists of `EgressPolicy.name_lists`.
 
-    One thread, and not one for each of the host's processors: a connection is not handed from one to another, which costs each a fifth of the
-    proxy's time, and a guest has at most one processor's worth of proxy. One splices more than two gigabytes a second.
+    One thread instead of one for each CPU of the host: connections are not moved between threads, which would cost a fifth of the
+    CPU time, and the proxy of a guest uses at most one CPU. One thread splices more than two gigabytes a second.
 
-    `routes` are credentials that it adds for the guest. With `observe` what no list names passes as well, by its name where it has one, and its verdict says so.
+    `routes` are credentials that it adds for the guest. With `observe`, destinations without a rule pass as well, with their own verdict.
     """
     resolve = "do-resolve(txn.address,guard,ipv4) var(txn.name)"
     sections = (
@@ -84,7 +85,7 @@ resolvers guard
 
 
 def _render_tls(lists: str, resolve: str, observe: bool) -> str:
-    """Connections to port 443, judged by the server name of their first message."""
+    """Connections to port 443, checked by the server name in the ClientHello."""
     return f"""\
 frontend tls
     mode tcp
@@ -121,7 +122,7 @@ backend granted_tls
 
 
 def _render_http(identity: Identity, lists: str, resolve: str, observe: bool) -> str:
-    """Requests to port 80, each judged by its Host header."""
+    """Requests to port 80, each checked by its Host header."""
     refused = (
         f"ktrdr-vm: %[var(txn.name)]:80 is not in the egress allowlist of {identity.instance_id};"
         " ask with: ktrdr-escalate network %[var(txn.name)] 80\\n"
@@ -204,9 +205,9 @@ _NO_ADDRESS = "!{ var(txn.address) -m found }"
 
 
 def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
-    """What becomes of a connection whose name is read. `hello`, `allowed` and `granted` are the frontend's."""
+    """The rules for a connection after its name was read. `hello`, `allowed` and `granted` are ACLs of the frontend."""
     rule = "tcp-request content"
-    # Looked up again after the name was resolved: meanwhile a grant may have ended.
+    # Searched again after the name was resolved, because a grant may have ended meanwhile.
     rooms = [
         f"{rule} set-var(txn.room) var(txn.name),map_str({lists}/tls.granted) if hello !allowed",
         f"{rule} set-var(txn.room) var(txn.name),map_end({lists}/tls.granted_suffixes) if hello !allowed {_NO_ROOM}",
@@ -223,7 +224,7 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
             f"{rule} set-var(txn.verdict) str(allow) if hello allowed or hello {{ var(txn.room) -m found }}",
             f"{rule} accept",
         )
-    # Without the right to vanish from the kernel a silent drop is a reset, which says at once that nothing will come.
+    # Without CAP_NET_ADMIN a silent drop is a reset, which notifies the client immediately.
     return _lines(
         f"{rule} set-var(txn.verdict) str(name) if hello {{ var(txn.name) -m found }} !allowed !granted",
         f"{rule} silent-drop if hello !allowed !granted",
@@ -242,10 +243,10 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
 
 
 def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
-    """What becomes of one request. `allowed` and `granted` are the frontend's."""
+    """The rules for one request. `allowed` and `granted` are ACLs of the frontend."""
     deny = "http-request deny status 403 content-type text/plain lf-string"
     no_address = f'{deny} "ktrdr-vm: %[var(txn.name)] has no address that may be reached\\n" if {_NO_ADDRESS}'
-    # Looked up again after the name was resolved: meanwhile a grant may have ended.
+    # Searched again after the name was resolved, because a grant may have ended meanwhile.
     rooms = [
         f"http-request set-var(txn.room) var(txn.name),map_str({lists}/http.granted) if !allowed",
         f"http-request set-var(txn.room) var(txn.name),map_end({lists}/http.granted_suffixes) if !allowed {_NO_ROOM}",

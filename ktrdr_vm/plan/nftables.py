@@ -1,8 +1,8 @@
-"""The instance's nftables table: every packet of the guest judged by its original address, none forwarded.
+"""The nftables table of the instance: every packet of the guest is checked by its original address, and none is forwarded.
 
-Order in `guest_in`: who sends (anti-spoof) → what serves the guest (DNS) → the owner's exact exceptions → reserved ranges and the
-host itself → 80 and 443 for the proxy to judge by name → the allow sets → drop, counted by destination. No `ct state
-established accept` stands in front of it, so a flow ends with the element that allowed it.
+Order in `guest_in`: sender (anti-spoof) → services of the gateway (DNS) → exceptions of the owner's policy → reserved ranges and the
+host itself → 80 and 443, which the proxy checks by name → the allow sets → drop, counted by destination. No `ct state
+established accept` precedes these rules, so a connection ends with the element that allowed it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OBSERVED = "        # Observe mode: all destinations that are not reserved.\n  
 
 @dataclass(frozen=True)
 class _Interface:
-    """The two ends of the link, by interface and address, and the users that serve it."""
+    """The two ends of the link, by interface and address, and the users of the proxy and the resolver."""
 
     tap: str
     mac: str
@@ -57,10 +57,10 @@ def render_ruleset(
     collector: Collector | None = None,
     observe: bool = False,
 ) -> str:
-    """One transaction that replaces the table whole. `reserved` are the owner's exceptions, used where a rule names them.
+    """One transaction that replaces the whole table. `reserved` are the exceptions of the owner's policy, used if a rule names them.
 
-    `services` are the gateway's ports beside DNS, and OTLP where there is a `collector`: the inbox of escalations, and one for each host of
-    a brokered secret. With `observe` TCP to every public address is carried.
+    `services` are the ports of the gateway except DNS, and OTLP with a `collector`: the inbox of escalations, and one for each host of
+    a brokered secret. With `observe`, TCP to every public address is accepted.
     """
     served = (DNS_PORT, *((OTLP_PORT,) if collector else ()), *services)
     on = _Interface(
@@ -98,7 +98,7 @@ table inet {identity.table} {{
 
 
 def _render_fixed_sets(ranges: list[str], exceptions: list[str]) -> str:
-    """Sets whose elements the plan says, and the host's own networks."""
+    """Sets with elements of the plan, and the networks of the host."""
     return f"""\
     set reserved {{
         type ipv4_addr
@@ -127,7 +127,7 @@ def _render_fixed_sets(ranges: list[str], exceptions: list[str]) -> str:
 
 
 def _render_opened_sets() -> str:
-    """Sets that the guard fills: what the resolver opened, and what grants open."""
+    """Sets that the guard fills: addresses of the resolver, and destinations of grants."""
     return f"""\
     # Addresses that the resolver returned for allowed names with other ports, until the TTL of the answer.
     set names {{
@@ -178,7 +178,7 @@ def _render_opened_sets() -> str:
 
 
 def _render_counts() -> str:
-    """What is dropped, by destination or by reason; the guard reads it for the ledger."""
+    """Counters of dropped packets by destination or reason, which the guard reads for the ledger."""
     return f"""\
     set denied {{
         type ipv4_addr . inet_proto . inet_service
@@ -206,7 +206,7 @@ def _render_counts() -> str:
 
 
 def _render_guest_in(on: _Interface) -> str:
-    """What a guest's packets meet first."""
+    """The first chain for packets of the guest."""
     return f"""\
     chain guest_in {{
         type filter hook prerouting priority mangle; policy accept;
@@ -247,7 +247,7 @@ def _render_guest_in(on: _Interface) -> str:
 
 
 def _render_flows(on: _Interface) -> str:
-    """What the connection table keeps of a guest."""
+    """Connection tracking for the guest."""
     return f"""\
     # DNS over UDP is not tracked, because the connection table of the host is shared by all.
     chain guest_raw {{
@@ -271,7 +271,7 @@ def _render_flows(on: _Interface) -> str:
 
 
 def _render_redirects(on: _Interface) -> str:
-    """Which listener a flow goes to."""
+    """Redirection of connections to the listeners."""
     return f"""\
     chain guest_nat {{
         type nat hook prerouting priority dstnat; policy accept;
@@ -290,7 +290,7 @@ def _render_redirects(on: _Interface) -> str:
 
 
 def _render_listeners(on: _Interface) -> str:
-    """Who may speak with the guard's listeners."""
+    """Access to the listeners of the guard."""
     ports = _join(map(str, (HTTP_PORT, TLS_PORT, OTHER_PORT, *on.served[1:])))
     return f"""\
     # The proxy accepts redirected connections of this guest only, the resolver those of the guest and the proxy only.
@@ -321,7 +321,7 @@ def _render_listeners(on: _Interface) -> str:
 
 
 def _render_bounds(on: _Interface) -> str:
-    """What is forwarded: nothing; and who else may ask the resolver: nobody."""
+    """No forwarding, and no queries of other users to the resolver."""
     return f"""\
     # Packets of the guest are never forwarded, even if a route for them exists.
     chain no_forward {{
@@ -340,7 +340,7 @@ def _render_bounds(on: _Interface) -> str:
 
 
 def _render_resolver(on: _Interface) -> str:
-    """Where the resolver's user may send."""
+    """Permitted destinations of the user of the resolver."""
     return f"""\
     # The name servers of the host, kept by the guard: the only destinations of the resolver's user.
     set upstreams {{
@@ -372,7 +372,7 @@ def _render_resolver(on: _Interface) -> str:
 
 
 def _render_proxy(on: _Interface) -> str:
-    """Where the proxy's user may send."""
+    """Permitted destinations of the user of the proxy."""
     return f"""\
     # Outbound connections of the proxy are checked again by its user, so that a proxy under attack reaches no reserved address.
     chain proxy_out {{
@@ -409,7 +409,7 @@ def _addresses(rules: tuple[EgressRule, ...], reserved: frozenset[tuple[IPv4Addr
                 networks.setdefault(port, []).append(rule.cidr)
     ranges = []
     for port in sorted(networks):
-        # The widest first; what lies in one that stands is left out.
+        # The widest first; ranges within an earlier one are omitted.
         standing: list[IPv4Network] = []
         for network in sorted(set(networks[port]), key=lambda network: (network.prefixlen, network.network_address)):
             if not any(network.subnet_of(wider) for wider in standing):

@@ -1,6 +1,6 @@
-"""`PULL_REQUEST.md`: what a reviewer decides on, from a run's `report.json` and what the workload wrote. Pure.
+"""`PULL_REQUEST.md` for the reviewer, from the `report.json` of a run and the notes of the workload. Pure.
 
-Everything that the guest wrote is shown and never interpreted: short texts as code, long ones in fenced blocks. What is missing is named.
+Text of the guest is not interpreted as Markdown: short texts are code, long ones fenced blocks. Missing parts are listed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NOTES = (("summary.md", "Summary"), ("choices.md", "Design decisions"), ("spec.
 
 
 class NotConfirmedError(KtrdrError):
-    """The run does not confirm that the system starts, so there is nothing to review."""
+    """The Startability Gate did not pass, so there is no bundle."""
 
     exit_code = 1
 
@@ -32,7 +32,7 @@ class Change:
 
 
 def require_startability(report: Mapping[str, Any]) -> None:
-    """NotConfirmedError unless the Startability Gate passed on exactly what is offered."""
+    """NotConfirmedError unless the Startability Gate passed on exactly the fetched commits."""
     verification = report["verification"]
     where = f"{report['instance_id']} run {report['run_id']}"
     if verification is not None:
@@ -52,13 +52,13 @@ def require_startability(report: Mapping[str, Any]) -> None:
 
 
 def make_title(report: Mapping[str, Any], changes: Iterable[Change]) -> str:
-    """One line: the newest commit's subject, else the instance."""
+    """The title: the subject of the newest commit, else the instance."""
     subject = next((change.subject for change in changes), "")
     return escape_line(subject, limit=72) or f"Work of {report['instance_id']}"
 
 
 def find_missing(report: Mapping[str, Any], notes: Mapping[str, str], changes: Iterable[Change]) -> list[str]:
-    """What a reviewer would look for and does not find."""
+    """The missing parts."""
     missing = [f"{name}: the workload did not write it" for name, _ in _NOTES if not notes.get(name, "").strip()]
     if not list(changes):
         missing.append("patches: the workload returned no commit")
@@ -70,7 +70,7 @@ def find_missing(report: Mapping[str, Any], notes: Mapping[str, str], changes: I
 
 
 def render_pull_request(report: Mapping[str, Any], notes: Mapping[str, str], changes: Iterable[Change]) -> str:
-    """The page. `notes` are the workload's files by name, `changes` the newest commit first."""
+    """The page. `notes` are the files of the workload by name, `changes` the commits, newest first."""
     return "\n".join(_lines(report, notes, tuple(changes))) + "\n"
 
 
@@ -124,7 +124,7 @@ def _lines(report: Mapping[str, Any], notes: Mapping[str, str], changes: tuple[C
 
 
 def _tests(report: Mapping[str, Any]) -> Iterator[str]:
-    """What the tests counted themselves, in the files that they wrote."""
+    """The results in JUnit files of the tests."""
     if not report.get("tests"):
         return
     yield "| JUnit file | passed | failed | errors | skipped | observed by |"
@@ -211,7 +211,7 @@ def _note(notes: Mapping[str, str], name: str, title: str) -> Iterator[str]:
     if not text:
         yield f"The workload wrote no `{name}`."
     else:
-        # Longer than any run of tildes in it, so that the block cannot be left from inside.
+        # Longer than any sequence of tildes in it, so that the text cannot end the block.
         fence = "~" * max(3, 1 + max((len(run) for run in re.findall(r"~+", text)), default=0))
         yield from (f"{fence}text", text, fence)
     yield ""
@@ -222,11 +222,11 @@ def _place(row: Mapping[str, Any]) -> str:
 
 
 def _code(text: str) -> str:
-    """A short text as code: in one line, in a table, without a way out of it."""
+    """A short text as inline code, escaped for one line and for tables."""
     shown = escape_line(str(text), limit=300).replace("`", "'").replace("|", "¦").strip()
     return f"`{shown}`" if shown else "``"
 
 
 def _plain(text: str) -> str:
-    """A title: Markdown, HTML and mentions in it are only letters."""
+    """A title, with Markdown, HTML and mentions escaped."""
     return re.sub(r"([\\`*_{}\[\]<>#@!|&])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""What `report.json` may look like when it is read back: the types of the report's model, and nothing that only looks like them."""
+"""Validation of `report.json` when it is read: exactly the types of the report model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMA_VERSION = 1
 
 
 def check_document(document: dict[str, Any]) -> str:
-    """What is wrong with a report that was read back, or nothing. A field that this version adds may be missing, and is then filled in."""
+    """The error in a report, or an empty text. A field that this version added may be missing, and is filled in."""
     if document.get("schema_version") != SCHEMA_VERSION:
         return f"schema_version is not {SCHEMA_VERSION}"
     egress = document.get("egress")

@@ -1,4 +1,4 @@
-"""The mask of a run or a command: every secret that the host delivered to an instance, also while the run goes on."""
+"""The mask of a run or a command: all secrets that the host delivers to the instance, including those during the run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.report.mask import make_mask
 
-# Seconds between two questions to a guard; a value that is being delivered waits for the next.
+# Seconds between two requests to a guard; the delivery of a value waits for the next one.
 INTERVAL = 0.3
 
 
 class GrowingMask:
-    """A mask for a run, whose id is `reader`. Calling it does no I/O: what guards learn comes by `follow`, in a thread."""
+    """A mask for a run, whose id is `reader`. Calling it does no I/O: `follow` gets the values from guards, in a thread."""
 
     def __init__(self, reader: str) -> None:
         self._reader = reader
@@ -31,7 +31,7 @@ class GrowingMask:
         return self._mask(text)
 
     def follow(self, instance: Instance) -> None:
-        """Take up what is delivered to this instance from now on, until `stop`."""
+        """Add values that are delivered to this instance from now on, until `stop`."""
         threading.Thread(target=self._ask_again, args=(instance.paths.guard,), daemon=True).start()
 
     def stop(self) -> None:
@@ -40,7 +40,7 @@ class GrowingMask:
     def _ask_again(self, guard: Path) -> None:
         have = 0
         while not self._stop.wait(INTERVAL):
-            # A guard that is started again counts from the beginning; one that is away answers the next time.
+            # A restarted guard counts from the beginning; one that does not answer is polled again.
             with contextlib.suppress(KtrdrError):
                 reply = ask_guard(guard, "value_list", reader=self._reader, have=have)
                 self.add(base64.b64decode(value) for _, value in reply["values"])
@@ -56,7 +56,7 @@ class GrowingMask:
 
 
 def find_mask(instance: Instance, warn: Callable[[str], None]) -> Callable[[str], str]:
-    """The mask of what the guard of a running instance knows. `warn` hears of a secret that it does not know any more."""
+    """The mask of the values that the guard of a running instance holds. `warn` is called with secrets that it does not hold any more."""
     expected = {secret.name for secret in instance.plan.profile.delivered}
     found: list[list[str]] = []
     with contextlib.suppress(KtrdrError):

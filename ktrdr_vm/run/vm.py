@@ -1,4 +1,4 @@
-"""One VM of a run: the one in which the workload works, or the fresh one that verifies what it left."""
+"""One VM of a run: that of the workload, or the fresh one that verifies its commits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from ktrdr_vm.templates.project import build_best, find_best
 
 
 class Stage:
-    """An instance with what a run does to it. Every method is one phase or more of the run."""
+    """An instance and the phases of a run in it. Every method is one phase or more."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Stage:
     # -- forward ----------------------------------------------------------------------------------------------------
 
     def provision(self, recorder: Recorder) -> None:
-        """Image, template, resources, boot, identity, workspace. The plan is the one that knows the image afterwards."""
+        """Image, template, resources, boot, identity, workspace. The plan has the format of the image afterwards."""
         instance, roots = self.instance, self.gathered.policy.mount_roots
         template = find_snapshot(self._home, self._source, self.plan) if self._source else None
         if instance.journal is None:
@@ -131,7 +131,7 @@ class Stage:
                 notify=recorder.hear_resource,
             )
             if plan.collector is not None:
-                # An instance that stays has had other runs.
+                # An interactive instance may have had earlier runs.
                 ask_guard(instance.paths.guard, "run_began", run_id=self._run_id)
         self.sampler.start()
         with self._phase(recorder, "boot"):
@@ -141,7 +141,7 @@ class Stage:
                 adopt(guest, read_allocation(instance.paths, instance.require_journal()).login_public_key)
             personalize(guest, plan, self._environment)
             instance.complete(plan, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
-        # A branch has the workspace of what it began from.
+        # An instance from a snapshot contains the workspace of its origin.
         if plan.profile.workspace is not None and self.gathered.repository is not None and not self._source:
             target = plan.profile.workspace.target
             if plan.profile.mode == "interactive" and guest.run(["test", "-e", f"{target}/.git"], timeout=60).exit_code == 0:
@@ -158,7 +158,7 @@ class Stage:
                 )
 
     def _follow(self, plan: Plan, recorder: Recorder) -> None:
-        """Let an instance that is there follow its profile: said what changes, and restarted where it must and may be."""
+        """Apply changes of the profile to an existing instance: report them, and restart it if required and allowed."""
         instance, before = self.instance, self.instance.plan
         changes = find_changes(before, plan)
         facts = instance.libvirt.find(plan.identity.domain)
@@ -175,7 +175,7 @@ class Stage:
                 shut_down(instance)
 
     def run_gates(self, playbooks: Iterable[Playbook], recorder: Recorder, *, refused: str = "") -> tuple[GateResult, ...]:
-        """In order, until one does not pass; the rest is skipped and says so. `refused` is why even the first is skipped."""
+        """Run gates in order until one does not pass; the others are skipped. `refused` is the reason to skip all."""
         results: list[GateResult] = []
         for playbook in playbooks:
             if not refused and any(result.outcome != "passed" for result in results):
@@ -198,7 +198,7 @@ class Stage:
         return tuple(results)
 
     def open_brokers(self, passed: Playbook) -> None:
-        """Tell the guard that a gate of the profile has passed, where a brokered secret waits for it."""
+        """Notify the guard that a gate of the profile has passed, if a brokered secret requires it."""
         waited = {broker.after for _, broker in self.plan.profile.brokered}
         for gate, path in self.gathered.playbooks:
             if gate in waited and str(path) == passed.source:
@@ -219,7 +219,7 @@ class Stage:
         return run_playbook(playbook, self.instance.connect(), context)
 
     def wake(self, recorder: Recorder) -> None:
-        """Take up an instance that slept until its escalation was answered; what was approved is applied."""
+        """Resume an instance that was suspended until the answer to its escalation; approvals are applied."""
         pending = find_pending(self.instance)
         if pending:
             raise self._stop(pending[0])
@@ -244,7 +244,7 @@ class Stage:
         )
 
     def run_workload(self, recorder: Recorder, *, again: bool = False) -> WorkloadResult | None:
-        """None when the profile has none. EscalationStop when it waits for an answer that does not come, or failed beside one."""
+        """None if the profile has none. EscalationStop if it waits too long for an answer, or failed with a pending escalation."""
         workload = self.plan.profile.workload
         if workload is None:
             return None
@@ -266,14 +266,14 @@ class Stage:
             return result
 
     def as_worked(self) -> Stage:
-        """The same VM, and from now on what its gates say is said after the workload."""
+        """The same VM, whose further gate results belong to the verification."""
         self._name = "work"
         return self
 
     # -- backward ---------------------------------------------------------------------------------------------------
 
     def destroy(self, recorder: Recorder) -> tuple[tuple[str, ...], KtrdrError | None]:
-        """Residue, and what went wrong."""
+        """The residue and the error of the teardown."""
         self.sampler.stop()
         try:
             with self._phase(recorder, "destroy"):
@@ -318,7 +318,7 @@ class Stage:
 
 
 def know_image(plan: Plan, image: Image) -> Plan:
-    """An image by URL tells its format only when it is here; the plan that is carried out, and reported, is the one that knows it."""
+    """The format of an image by URL is known after its download only; the plan that is executed and reported contains it."""
     facts = plan.facts
     if image.disk_format == facts.image.disk_format:
         return plan

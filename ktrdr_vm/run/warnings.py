@@ -1,4 +1,4 @@
-"""What a reviewer must read before anything else: that nothing was kept in, or that the returned commits changed what judges them."""
+"""Warnings at the top of a report: observe mode, weaker verification, and commits that change the gates that judge them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def find_first_lines(
     workload: WorkloadResult | None = None,
     returned: Returned | None = None,
 ) -> tuple[str, ...]:
-    """What the commits changed of their own judges, then how the verdict came about, when that says less than it seems to."""
+    """Changes of the commits to profile, playbooks and tests, then limits of the verdict."""
     return (
         *((_OBSERVED,) if gathered.plan.observe else ()),
         *_judges(commits, gathered),
@@ -41,7 +41,7 @@ def _verdict(verification: Verification | None, workload: WorkloadResult | None,
 
 
 def _judges(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:
-    """One line for each branch that touches the profile, a playbook or a test. The run itself used those of the base commit."""
+    """One line for each branch that changes the profile, a playbook or a test. The run used those of the base commit."""
     if gathered.repository is None:
         return ()
     root = gathered.repository.root

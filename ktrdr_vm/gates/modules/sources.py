@@ -1,4 +1,4 @@
-"""Files that a playbook sends into the guest: only beneath its own folder or the workspace, links not followed, never a `.git`."""
+"""Files that a playbook sends into the guest: beneath its folder or the workspace only, without following links, never a `.git`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ktrdr_vm.profile.personal import find_personal
 
 
 def read_source(roots: Sequence[Path | Place], name: str, *, max_bytes: int, within: Sequence[str] = ()) -> bytes:
-    """The bytes of a file, looked for in each root, and first in its folders `within` (`files`, `templates`) as Ansible does."""
+    """The bytes of a file, searched in each root, and first in its folders `within` (`files`, `templates`), as Ansible does."""
     for root, relative in _places(roots, name, within):
         try:
             with reading_as(find_owner()):
@@ -34,7 +34,7 @@ def read_source(roots: Sequence[Path | Place], name: str, *, max_bytes: int, wit
 
 
 def list_source(roots: Sequence[Path | Place], name: str, *, within: Sequence[str] = (), limit: int = 1000) -> list[tuple[str, str]] | None:
-    """When `name` is a folder: its files, as (name to read, name beneath the folder). None when it is not one."""
+    """The files of the folder `name`, as (name to read, name beneath the folder); None if it is not a folder."""
     for root, relative in _places(roots, name, within):
         try:
             with reading_as(find_owner()), open_folder(root, _safe_parts(relative)) as descriptor:
@@ -80,7 +80,7 @@ def _safe_parts(name: str) -> list[str]:
 
 
 def _refuse_repository(part: str, name: str) -> None:
-    """Its configuration holds remotes with passwords, and what nobody pushed is in it: as with mounts, it stays here."""
+    """Refuse personal files and `.git`, which can contain passwords of remotes and unpublished commits, as for mounts."""
     if find_personal((part,)):
         raise ModuleFailure(f"{name!r} is in a personal folder or file ({part}), which is never copied into a sandbox")
     if part.lower() == ".git":
@@ -88,7 +88,7 @@ def _refuse_repository(part: str, name: str) -> None:
 
 
 def _places(roots: Sequence[Path | Place], name: str, within: Sequence[str]) -> list[tuple[Place, str]]:
-    """(root, relative name) to try. An absolute name is fine when it is spelled beneath a root."""
+    """(root, relative name) to try. An absolute name must be beneath a root."""
     for part in name.split("/"):
         _refuse_repository(part, name)
     known = [root if isinstance(root, Place) else Place(root) for root in roots]
