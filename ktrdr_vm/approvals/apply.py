@@ -70,7 +70,7 @@ def check_sources(instance: Instance) -> None:
             read_source(_make_entry(one.answer))
 
 
-def give_again(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
+def reapply(instance: Instance, policy: OwnerPolicy) -> list[Escalation]:
     """After a resume: apply approvals that were given meanwhile, and reapply those that have not expired. Return the applied ones.
 
     A failure does not prevent the others; a ProvisionError at the end names all that failed.
@@ -124,7 +124,7 @@ def deny(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
     return open_store(instance).answer(escalation_id, "denied", Answer(by=_who(), reason=reason, at=now()))
 
 
-def take_back(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
+def revoke_approval(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
     """Revoke an approval, and remove everything that it added."""
     _require_reason(reason)
     store = open_store(instance)

@@ -139,12 +139,12 @@ def deny(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> No
 @json_option
 def revoke(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> None:
     """End an approval of INSTANCE_ID immediately, and every connection that it allowed."""
-    from ktrdr_vm.approvals.apply import take_back
+    from ktrdr_vm.approvals.apply import revoke_approval
     from ktrdr_vm.cli.options import open_instance
 
     instance = open_instance(instance_id)
     try:
-        _say(take_back(instance, escalation_id, reason=reason), as_json)
+        _say(revoke_approval(instance, escalation_id, reason=reason), as_json)
     finally:
         instance.close()
 

@@ -27,7 +27,7 @@ def suspend(instance_id: str) -> None:
 @instance_argument
 def resume(instance_id: str) -> None:
     """Resume INSTANCE_ID. Its secrets are read from their sources again, so their variables must be set."""
-    from ktrdr_vm.approvals.apply import check_sources, give_again
+    from ktrdr_vm.approvals.apply import check_sources, reapply
     from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.progress import show_resource
     from ktrdr_vm.instance.instance import require_root
@@ -43,7 +43,7 @@ def resume(instance_id: str) -> None:
         check_sources(instance)
         policy = read_policy()
         resume_instance(instance, read_secret=lambda secret: secrets[secret.name], mount_roots=policy.mount_roots, notify=show_resource)
-        for one in give_again(instance, policy):
+        for one in reapply(instance, policy):
             click.echo(f"{one.packet.kind} {one.id}: reapplied", err=True)
     instance.close()
     click.echo(f"{instance_id}: running", err=True)

@@ -91,7 +91,7 @@ def pull_commits(repository: Repository, base: str, target: str, guest: Guest, i
             where=identity.instance_id,
             hint=f"check the repository {target} in the guest; it may be damaged",
         )
-    branch, loose = _read_standing(made.stdout)
+    branch, loose = _read_state(made.stdout)
     with tempfile.NamedTemporaryFile(prefix="ktrdr-commits-") as file:
         try:
             guest.download(_BUNDLE, cast(BinaryIO, file), max_bytes=MAX_BUNDLE)
@@ -102,7 +102,7 @@ def pull_commits(repository: Repository, base: str, target: str, guest: Guest, i
         return Returned(_unpack(repository, base, Path(file.name), identity), branch, loose)
 
 
-def _read_standing(said: bytes) -> tuple[str, int]:
+def _read_state(said: bytes) -> tuple[str, int]:
     """Branch and number of uncommitted paths, as reported by the guest; invalid values are empty."""
     lines = said.split(b"\n")[:2]
     name = lines[0].removeprefix(b"refs/heads/")

@@ -24,7 +24,7 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import is_instance_id
 
 # Version 2 added suspended instances, version 3 the expiry by the clock of the boot. Earlier versions are read unchanged: all
-# instances of 1 are awake, and those of 1 and 2 end by the wall clock.
+# instances of 1 are `awake`, and those of 1 and 2 end by the wall clock.
 SCHEMA_VERSION = 3
 _READABLE = (1, 2, 3)
 # Attempts, ten milliseconds apart, before the lock counts as held.
@@ -56,7 +56,7 @@ class Journal:
     run_id: str = ""
     kept: bool = False
     state: str = "awake"
-    """awake (running), suspending, suspended or resuming; recorded before the step begins."""
+    """`awake` (running), suspending, suspended or resuming; recorded before the step begins."""
     expires_at: str = ""
     """Its expiry, UTC; empty without one. Within the boot `expires_boot`, `expires_second` counts instead."""
     expires_boot: str = ""

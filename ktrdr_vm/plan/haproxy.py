@@ -25,7 +25,7 @@ IDLE_LIMIT = "1h"
 # A valid name, in SNI and Host alike; the resolver uses the same rule.
 _NAME = "^[a-z0-9_.-]{1,253}$"
 _HOST = "^[a-z0-9_.-]{1,253}(:[0-9]{1,5})?$"
-_FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","g":"%[var(txn.room)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
+_FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","g":"%[var(txn.grant_slot)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
 
 
 def render_proxy(identity: Identity, allocation: Allocation, lists: str, *, observe: bool = False, routes: tuple[Route, ...] = ()) -> str:
@@ -106,7 +106,7 @@ frontend tls
     acl granted var(txn.name),map_str({lists}/tls.granted) -m found
     acl granted var(txn.name),map_end({lists}/tls.granted_suffixes) -m found
 {_judge_tls(resolve, lists, observe)}
-    use_backend granted_tls if {{ var(txn.room) -m found }}
+    use_backend granted_tls if {{ var(txn.grant_slot) -m found }}
     default_backend by_name_tls
 
 backend by_name_tls
@@ -115,7 +115,7 @@ backend by_name_tls
 
 backend granted_tls
     mode tcp
-    use-server %[var(txn.room)] if TRUE
+    use-server %[var(txn.grant_slot)] if TRUE
     server-template g {GRANT_ROOMS} 0.0.0.0:443
 
 """
@@ -164,7 +164,7 @@ frontend http
     acl granted var(txn.name),map_str({lists}/http.granted) -m found
     acl granted var(txn.name),map_end({lists}/http.granted_suffixes) -m found
 {_judge_http(resolve, lists, refused, observe)}
-    use_backend granted_http if {{ var(txn.room) -m found }}
+    use_backend granted_http if {{ var(txn.grant_slot) -m found }}
     default_backend by_name_http
 
 backend by_name_http
@@ -175,7 +175,7 @@ backend by_name_http
 backend granted_http
     mode http
     http-reuse never
-    use-server %[var(txn.room)] if TRUE
+    use-server %[var(txn.grant_slot)] if TRUE
     server-template g {GRANT_ROOMS} 0.0.0.0:80
 
 """
@@ -200,7 +200,7 @@ def _deny(reason: str) -> str:
     return f'http-request deny status 403 content-type text/plain string "ktrdr-vm: refused, {reason}\\n"'
 
 
-_NO_ROOM = "!{ var(txn.room) -m found }"
+_NO_SLOT = "!{ var(txn.grant_slot) -m found }"
 _NO_ADDRESS = "!{ var(txn.address) -m found }"
 
 
@@ -209,8 +209,8 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
     rule = "tcp-request content"
     # Searched again after the name was resolved, because a grant may have ended meanwhile.
     rooms = [
-        f"{rule} set-var(txn.room) var(txn.name),map_str({lists}/tls.granted) if hello !allowed",
-        f"{rule} set-var(txn.room) var(txn.name),map_end({lists}/tls.granted_suffixes) if hello !allowed {_NO_ROOM}",
+        f"{rule} set-var(txn.grant_slot) var(txn.name),map_str({lists}/tls.granted) if hello !allowed",
+        f"{rule} set-var(txn.grant_slot) var(txn.name),map_end({lists}/tls.granted_suffixes) if hello !allowed {_NO_SLOT}",
     ]
     if observe:
         return _lines(
@@ -221,7 +221,7 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
             f"{rule} set-dst var(txn.address) if hello {{ var(txn.address) -m found }}",
             *rooms,
             f"{rule} set-var(txn.verdict) str(observe)",
-            f"{rule} set-var(txn.verdict) str(allow) if hello allowed or hello {{ var(txn.room) -m found }}",
+            f"{rule} set-var(txn.verdict) str(allow) if hello allowed or hello {{ var(txn.grant_slot) -m found }}",
             f"{rule} accept",
         )
     # Without CAP_NET_ADMIN a silent drop is a reset, which notifies the client immediately.
@@ -234,8 +234,8 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
         f"{rule} silent-drop if hello {_NO_ADDRESS}",
         f"{rule} set-dst var(txn.address) if hello",
         *rooms,
-        f"{rule} set-var(txn.verdict) str(name) if hello !allowed {_NO_ROOM}",
-        f"{rule} silent-drop if hello !allowed {_NO_ROOM}",
+        f"{rule} set-var(txn.verdict) str(name) if hello !allowed {_NO_SLOT}",
+        f"{rule} silent-drop if hello !allowed {_NO_SLOT}",
         f"{rule} set-var(txn.verdict) str(allow) if hello",
         f"{rule} accept if hello",
         f"{rule} silent-drop",
@@ -248,8 +248,8 @@ def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
     no_address = f'{deny} "ktrdr-vm: %[var(txn.name)] has no address that may be reached\\n" if {_NO_ADDRESS}'
     # Searched again after the name was resolved, because a grant may have ended meanwhile.
     rooms = [
-        f"http-request set-var(txn.room) var(txn.name),map_str({lists}/http.granted) if !allowed",
-        f"http-request set-var(txn.room) var(txn.name),map_end({lists}/http.granted_suffixes) if !allowed {_NO_ROOM}",
+        f"http-request set-var(txn.grant_slot) var(txn.name),map_str({lists}/http.granted) if !allowed",
+        f"http-request set-var(txn.grant_slot) var(txn.name),map_end({lists}/http.granted_suffixes) if !allowed {_NO_SLOT}",
     ]
     if observe:
         return _lines(
@@ -260,7 +260,7 @@ def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
             "http-request set-dst var(txn.address) if { var(txn.address) -m found }",
             *rooms,
             "http-request set-var(txn.verdict) str(observe)",
-            "http-request set-var(txn.verdict) str(allow) if allowed or { var(txn.room) -m found }",
+            "http-request set-var(txn.verdict) str(allow) if allowed or { var(txn.grant_slot) -m found }",
         )
     return _lines(
         f'{deny} "{refused}" unless allowed or granted',
@@ -271,7 +271,7 @@ def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
         "http-request set-dst var(txn.address)",
         "http-request set-var(txn.verdict) str(name)",
         *rooms,
-        f'{deny} "{refused}" if !allowed {_NO_ROOM}',
+        f'{deny} "{refused}" if !allowed {_NO_SLOT}',
         "http-request set-var(txn.verdict) str(allow)",
     )
 

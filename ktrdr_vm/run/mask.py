@@ -32,12 +32,12 @@ class GrowingMask:
 
     def follow(self, instance: Instance) -> None:
         """Add values that are delivered to this instance from now on, until `stop`."""
-        threading.Thread(target=self._ask_again, args=(instance.paths.guard,), daemon=True).start()
+        threading.Thread(target=self._poll, args=(instance.paths.guard,), daemon=True).start()
 
     def stop(self) -> None:
         self._stop.set()
 
-    def _ask_again(self, guard: Path) -> None:
+    def _poll(self, guard: Path) -> None:
         have = 0
         while not self._stop.wait(INTERVAL):
             # A restarted guard counts from the beginning; one that does not answer is polled again.

@@ -40,11 +40,11 @@ class Recorder:
             self.phases.append(phase)
             self.directory.event("phase_finished", phase=name, outcome=phase.outcome, duration_s=phase.duration_s)
 
-    def hear_resource(self, kind: str, name: str, verb: Verb, seconds: float) -> None:
+    def on_resource(self, kind: str, name: str, verb: Verb, seconds: float) -> None:
         self.resources.append({"kind": kind, "name": name, "verb": verb, "seconds": f"{seconds:.3f}"})
         self.directory.event("resource", kind=kind, name=name, verb=verb, duration_s=round(seconds, 3))
         self.listener.resource(kind, name, verb, seconds)
 
-    def hear_gate(self, event: Mapping[str, Any]) -> None:
+    def on_gate(self, event: Mapping[str, Any]) -> None:
         self.directory.relay(event)
         self.listener.gate_event(event)

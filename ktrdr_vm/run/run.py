@@ -108,10 +108,10 @@ class Run:
                     hint="choose another --instance-id, or destroy the instance first with `ktrdr-vm destroy`",
                 )
             report = self._execute_locked(playbooks)
-        self._tell(report)
+        self._export(report)
         return report
 
-    def _tell(self, report: RunReport) -> None:
+    def _export(self, report: RunReport) -> None:
         """Send the run to the collector, if there is one. The lock is released already, and the outcome does not change."""
         identity = {
             "service.namespace": report.instance_id,
@@ -190,7 +190,7 @@ class Run:
         """Run the first gate on the base commit, then the workload, then all gates on its commits."""
         stage = self._stages[0]
         if self._stop is not None:
-            stage.wake(recorder)
+            stage.resume(recorder)
             self._mask.follow(stage.instance)
             self._results.gates = self._stop.results
             if self._results.passed:
@@ -254,12 +254,12 @@ class Run:
         kept = False
         if isinstance(error, EscalationStop) and not interrupted:
             # An instance that cannot be suspended is destroyed.
-            kept = ending.attempt(lambda: self._rest(recorder), replace_error=True)
+            kept = ending.attempt(lambda: self._suspend(recorder), replace_error=True)
         for stage in () if kept else self._stages:
             if stage.destroyed:
                 continue
             ending.attempt(partial(stage.harvest.keep_evidence, recorder))
-            if self._keeps(stage, failed or ending.error is not None) or (self._stop is not None and stage.asleep):
+            if self._keeps(stage, failed or ending.error is not None) or (self._stop is not None and stage.suspended):
                 kept = True
                 ending.attempt(partial(self._keep, stage))
             else:
@@ -292,7 +292,7 @@ class Run:
             report = replace(report, outcome="error", exit_code=ending.error.exit_code)
         return replace(report, message=message, hint=hint)
 
-    def _rest(self, recorder: Recorder) -> None:
+    def _suspend(self, recorder: Recorder) -> None:
         """Suspend the instance until the escalation is answered. The evidence so far is stored."""
         [stage] = self._stages
         stage.harvest.keep_evidence(recorder)
@@ -313,7 +313,7 @@ class Run:
         )
         stage.sampler.stop()
         with recorder.phase("suspend"):
-            suspend(stage.instance, notify=recorder.hear_resource)
+            suspend(stage.instance, notify=recorder.on_resource)
 
     def _may_keep(self) -> bool:
         return self._gathered.plan.profile.mode == "interactive" or self._options.keep != "never"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ktrdr_vm.approvals.apply import find_pending, find_stop, give_again
+from ktrdr_vm.approvals.apply import find_pending, find_stop, reapply
 from ktrdr_vm.egress.client import ask_guard
 from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError, UsageError
 from ktrdr_vm.gates.context import GateContext
@@ -117,7 +117,7 @@ class Stage:
         with self._phase(recorder, "create"):
             if instance.journal is not None and plan.profile.mode == "sandbox":
                 recorder.listener.note("an earlier run left this instance; destroying it first")
-                instance.destroy(notify=recorder.hear_resource)
+                instance.destroy(notify=recorder.on_resource)
             if instance.journal is not None:
                 self._follow(plan, recorder)
             instance.create(
@@ -128,7 +128,7 @@ class Stage:
                 source=self._source,
                 run_id=self._run_id,
                 most_instances=self.gathered.policy.most_instances,
-                notify=recorder.hear_resource,
+                notify=recorder.on_resource,
             )
             if plan.collector is not None:
                 # An interactive instance may have had earlier runs.
@@ -140,7 +140,7 @@ class Stage:
             if self._source:
                 adopt(guest, read_allocation(instance.paths, instance.require_journal()).login_public_key)
             personalize(guest, plan, self._environment)
-            instance.complete(plan, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
+            instance.complete(plan, read_secret=self._read_secret, mount_roots=roots, notify=recorder.on_resource)
         # An instance from a snapshot contains the workspace of its origin.
         if plan.profile.workspace is not None and self.gathered.repository is not None and not self._source:
             target = plan.profile.workspace.target
@@ -213,12 +213,12 @@ class Stage:
             artifacts=self.harvest.place_artifacts(recorder) / playbook.name,
             environment=self._environment,
             mask=self._mask,
-            on_event=recorder.hear_gate,
+            on_event=recorder.on_gate,
             gate_timeout=self.plan.profile.gate_timeout,
         )
         return run_playbook(playbook, self.instance.connect(), context)
 
-    def wake(self, recorder: Recorder) -> None:
+    def resume(self, recorder: Recorder) -> None:
         """Resume an instance that was suspended until the answer to its escalation; approvals are applied."""
         pending = find_pending(self.instance)
         if pending:
@@ -230,9 +230,9 @@ class Stage:
             )
             self.plan = know_image(self.plan, self.image)
             roots = self.gathered.policy.mount_roots
-            resume(self.instance, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
+            resume(self.instance, read_secret=self._read_secret, mount_roots=roots, notify=recorder.on_resource)
             self.sampler.start()
-            for one in give_again(self.instance, self.gathered.policy):
+            for one in reapply(self.instance, self.gathered.policy):
                 recorder.directory.event("escalation", **one.to_json())
 
     def _stop(self, escalation_id: str) -> EscalationStop:
@@ -277,7 +277,7 @@ class Stage:
         self.sampler.stop()
         try:
             with self._phase(recorder, "destroy"):
-                self.instance.destroy(notify=recorder.hear_resource)
+                self.instance.destroy(notify=recorder.on_resource)
             self.destroyed = True
         except ResidueError as error:
             return error.left, error
@@ -297,7 +297,7 @@ class Stage:
             return False
 
     @property
-    def asleep(self) -> bool:
+    def suspended(self) -> bool:
         """True if it is still suspended. An instance that could not be resumed, for lack of memory for example, is kept suspended."""
         with contextlib.suppress(KtrdrError):
             journal = self.instance.journal

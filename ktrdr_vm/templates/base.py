@@ -130,7 +130,7 @@ def build_template(
             if project is not None:
                 project.make_disk(Path(building.project))
             progress("booting a template once; later runs fork it")
-            _boot_and_freeze(plan, building, identity, libvirt, progress)
+            _boot_and_save(plan, building, identity, libvirt, progress)
         except BaseException:
             # `gc` removes what cannot be removed now; the first error is raised.
             with contextlib.suppress(KtrdrError):
@@ -245,7 +245,7 @@ def _describe(home: Home, plan: Plan, image: Image, project: Project | None = No
     return TemplateFacts(key, str(home.templates / key), has_project=project is not None), ingredients
 
 
-def _boot_and_freeze(plan: Plan, template: TemplateFacts, identity: Identity, libvirt: Libvirt, progress: Callable[[str], None]) -> None:
+def _boot_and_save(plan: Plan, template: TemplateFacts, identity: Identity, libvirt: Libvirt, progress: Callable[[str], None]) -> None:
     size, place = plan.profile.resources, Path(template.directory)
     image = plan.facts.image
     final = str(place.parent / template.key)

@@ -140,7 +140,7 @@ def test_processors_are_lent_where_the_guests_kernel_has_room_for_them(borrower:
         return
     borrower.is_given(lent, 600)
     assert borrower.shell("nproc") == "3"
-    answers.take_back(borrower.instance, lent, reason="over")
+    answers.revoke_approval(borrower.instance, lent, reason="over")
     assert borrower.shell("nproc") == "2"
 
 
@@ -156,19 +156,19 @@ def test_a_loan_outlives_a_rest_and_not_its_end(borrower: Borrower) -> None:
         away = more.rename(borrower.workspace / "away")
         resume(instance, read_secret=lambda _: b"")
         with pytest.raises(ProvisionError, match=folder):
-            answers.give_again(instance, read_policy())
+            answers.reapply(instance, read_policy())
         # What cannot be given keeps nothing else back.
         wait_until(lambda: int(borrower.shell(MEMORY)) == before + 256, "the memory is there without the folder", 30)
         away.rename(more)
-        again = answers.give_again(instance, read_policy())
+        again = answers.reapply(instance, read_policy())
     assert {one.id for one in again} >= {lent, folder}
     assert borrower.shell(f"{MEMORY}; cat /rested/deep/input.txt /data/input.txt") == f"{before + 256}\nlent\nfrom the host"
     with instance.locked():
         suspend(instance)
         for one in (lent, folder):
-            answers.take_back(instance, one, reason="while it sleeps")
+            answers.revoke_approval(instance, one, reason="while it sleeps")
         resume(instance, read_secret=lambda _: b"")
-        answers.give_again(instance, read_policy())
+        answers.reapply(instance, read_policy())
     assert borrower.shell("ls -A /rested; cat /data/input.txt") == "from the host"
     wait_until(lambda: int(borrower.shell(MEMORY)) == before, "what it slept with is asked for", 60)
 
@@ -184,7 +184,7 @@ def test_a_guest_that_keeps_a_folder_keeps_nothing(borrower: Borrower, monkeypat
     borrower.shell("systemctl stop ssh.socket ssh.service 2>/dev/null; pkill -x sshd; true")
     instance.close()
     monkeypatch.setattr(Libvirt, "detach", lambda *_: None)
-    answers.take_back(instance, lent, reason="over")
+    answers.revoke_approval(instance, lent, reason="over")
     assert borrower.state(lent) == "revoked" and not find_mounts(instance.paths.mounts / lent)
     (borrower.workspace / "more" / "deep" / "later.txt").write_text("not yours\n")
     look = "(cat /kept/deep/later.txt > /tmp/said 2>&1 &) ; sleep 5; cat /tmp/said; echo seen"

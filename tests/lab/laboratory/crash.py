@@ -217,7 +217,7 @@ class Crash:
         asked, _ = answers.open_store(self.instance).submit(parse_packet(PACKET))
         try:
             answers.approve(self.instance, asked.id, OwnerPolicy(), reason="to see")
-            answers.take_back(self.instance, asked.id, reason="to see its end")
+            answers.revoke_approval(self.instance, asked.id, reason="to see its end")
         except Exception as error:  # the guard is dead, and this command with it
             print(error, file=sys.stderr)
             die()
