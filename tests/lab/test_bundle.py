@@ -122,7 +122,7 @@ def test_links_in_a_persons_run_lead_root_nowhere(tmp_path: Path, repository: tu
     assert not bundle.archive.is_symlink() and not bundle.directory.is_symlink()
     assert {path.stat().st_uid for path in (run, bundle.archive, bundle.directory, *bundle.directory.rglob("*"))} == {12345}
     (run / "report.html").symlink_to(elsewhere / "victim")
-    with pytest.raises(UsageError, match=r"report\.html is no file that a run has written"):
+    with pytest.raises(UsageError, match=r"report\.html is not a regular file in the run directory"):
         make_bundle(run, (12345, 12345), OwnerPolicy())
     assert run.stat().st_uid == 12345
 

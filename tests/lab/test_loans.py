@@ -119,7 +119,7 @@ def test_a_folder_is_lent_and_goes_at_its_end(borrower: Borrower) -> None:
 def test_memory_is_lent_and_comes_back(borrower: Borrower) -> None:
     before = int(borrower.shell(MEMORY))
     too_much = borrower.asks("resources --vcpus 9")
-    with pytest.raises(UsageError, match="9 processors"):
+    with pytest.raises(UsageError, match="9 vCPUs"):
         borrower.is_given(too_much, 60)
     lent = borrower.asks("resources --memory 2048")
     with pytest.raises(UsageError, match="exceeds the request"):
@@ -134,7 +134,7 @@ def test_processors_are_lent_where_the_guests_kernel_has_room_for_them(borrower:
     room = int(borrower.shell("cat /sys/devices/system/cpu/possible").rpartition("-")[2]) + 1
     lent = borrower.asks("resources --vcpus 3")
     if room < 3:
-        with pytest.raises(ProvisionError, match="has room for 2 processors"):
+        with pytest.raises(ProvisionError, match="supports 2 vCPUs"):
             borrower.is_given(lent, 600)
         assert borrower.state(lent) == "pending" and borrower.instance.libvirt.count_vcpus(borrower.instance.identity.domain) == 2
         return

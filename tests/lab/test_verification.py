@@ -137,7 +137,7 @@ def test_a_hostile_agent_cannot_fake_the_verdict(lab: Lab) -> None:
     assert "changes the profile or playbooks: playbooks/startability.yaml" in shown
     assert "changes tests: test_app.py" in shown and "does not pass" in shown
     refused = run(lab, "bundle", instance_id)
-    assert (refused.code, refused.stdout) == (1, "") and "Startability Gate is failed" in refused.stderr
+    assert (refused.code, refused.stdout) == (1, "") and "is `failed`" in refused.stderr
     assert_nothing_left(lab, instance_id)
     assert_nothing_left(lab, report["verification"]["instance_id"])
 
