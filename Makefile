@@ -1,5 +1,5 @@
-# `make run` does the main job on a fresh Debian 12 or 13; `make test` proves it. Both install all they need, as root.
-# `make dev` needs no root: environment, lint, types, and every test that starts no VM.
+# `make run` runs the demo on a fresh Debian 12 or 13; `make test` runs all tests. Both install their requirements, as root.
+# `make dev` runs without root: environment, lint, types, and the tests that start no VM.
 SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q
@@ -9,59 +9,59 @@ PYTEST := $(PY) -m pytest -q
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: ## host packages, .venv, libvirtd; run twice, it changes nothing
+setup: ## Install the host packages and .venv, and start libvirtd; idempotent
 	@scripts/setup
 
-environment: ## .venv alone, without root and without apt
+environment: ## Create .venv, without root and apt
 	@scripts/environment
 
-dev: ## without root: environment, lint, types, unit, docs and golden tests
+dev: ## Create .venv, and run lint, types, unit, docs and golden tests, without root
 	@scripts/dev
 
-run: setup ## the main job: the demo stack starts cleanly in a disposable VM, and nothing is left
+run: setup ## Run the demo stack in a disposable VM, with its gates and teardown
 	@.venv/bin/ktrdr-vm apply profiles/startability.yaml --instance-id demo
 
-lint: environment ## ruff and mypy
+lint: environment ## Run ruff and mypy
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet . && .venv/bin/mypy && .venv/bin/mypy --config-file tests/mypy.ini && echo "lint: clean"
 
-unit: environment ## no root, no process, no DNS; seconds
+unit: environment ## Run the unit tests: no root, no processes, no DNS
 	@$(PYTEST) tests/unit
 
-docs: environment ## what the documentation says, against the program
+docs: environment ## Test the documentation against the program
 	@$(PYTEST) tests/docs
 
-golden: environment ## every rendered document of every shipped profile
+golden: environment ## Compare all rendered documents of the shipped profiles
 	@$(PYTEST) tests/golden
 
-lab: setup ## real VMs in network namespaces of their own
+lab: setup ## Run the tests with VMs in separate network namespaces
 	@$(PYTEST) tests/lab -m 'not full'
 
-test: ## lint, unit, docs, golden, lab
+test: ## Run lint, unit, docs, golden and lab
 	@scripts/test
 
-test-full: ## and what takes longer
+test-full: ## Run `test` and the slow tests
 	@scripts/test --full
 
-test-hosts: setup ## Debian 12 and 13 as people have them, whole, in boxes with systemd, AppArmor and KVM; writes docs/hosts.md
+test-hosts: setup ## Test on fresh Debian 12 and 13 with systemd, AppArmor and KVM; writes docs/hosts.md
 	@KTRDR_VM_HOSTS_REPORT=docs/hosts.json $(PYTEST) tests/hosts && scripts/render-hosts
 
-host: setup ## a shell in such a box; RELEASE=bookworm or trixie
+host: setup ## Open a shell on such a host; RELEASE=bookworm or trixie
 	@$(PY) tests/hosts $(RELEASE)
 
-crash: ## kill -9 at every step of every verb, then gc, then the host compared: the whole matrix
+crash: ## Kill every command at every step, run gc, and compare the host: the whole matrix
 	@scripts/crash
 
-soak: setup ## a hundred sandboxes, three at a time, some of them killed: no residue, no growth; writes docs/soak.md
+soak: setup ## Run 100 sandboxes, three at a time, and kill some: no residue, no growth; writes docs/soak.md
 	@KTRDR_VM_SOAK=$${KTRDR_VM_SOAK:-100} $(PYTEST) tests/lab/test_soak.py
 
-fuzz: ## atheris over every parser of untrusted bytes, half an hour
+fuzz: ## Fuzz every parser of untrusted bytes with atheris, for half an hour
 	@scripts/fuzz
 
-agreement: ## our runner and ansible-core's own over the same playbooks, task by task
+agreement: ## Compare the playbook runner with ansible-core, task by task
 	@scripts/agreement
 
-bench: setup ## everything measured side by side, with peers where they can be installed
+bench: setup ## Run all benchmarks, with comparable tools where they can be installed
 	@$(PY) -m bench
 
-bench-quick: setup ## the same without peers, in under fifteen minutes
+bench-quick: setup ## Run the benchmarks without other tools, in under fifteen minutes
 	@$(PY) -m bench --quick

@@ -1,4 +1,4 @@
-"""ktrdr-vm: disposable virtual machines for coding agents. What programs use is in `ktrdr_vm.api`, and named here."""
+"""ktrdr-vm: disposable virtual machines for coding agents. The interface for programs is `ktrdr_vm.api`, whose names are exported here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Instance", "LivingInstance", "Result", "apply", "list_instances", "m
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when asked for: the command line needs little of it."""
+    """Imports `api` on first use, because the command line rarely needs it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from ktrdr_vm import api

@@ -1,6 +1,6 @@
 """The functions of the command line, for programs: `from ktrdr_vm import Instance, apply, make_plan`.
 
-Errors are those of `ktrdr_vm.errors`, with message, place and hint. Making, entering and ending an instance needs root, as on the
+Errors are those of `ktrdr_vm.errors`, with message, place and hint. Creating, entering and destroying an instance requires root, as on the
 command line; `make_plan` does not.
 """
 
@@ -48,7 +48,7 @@ MAX_OUTPUT = 10 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Result:
-    """How a command in an instance ended. Texts are the guest's, secrets masked; `truncated` when either was cut at 10 MiB."""
+    """The result of a command in an instance. Output is masked; `truncated` is True if it was cut at 10 MiB."""
 
     exit_code: int
     stdout: str
@@ -57,7 +57,7 @@ class Result:
 
 
 def make_plan(profile: str | Path, *, workspace: str | Path = ".", instance_id: str | None = None) -> Plan:
-    """What `apply` would make: `.digest`, `.render()`, `.to_json()`. Touches nothing. DocumentError has every problem of the profile."""
+    """The plan of `apply`: `.digest`, `.render()`, `.to_json()`. Changes nothing. DocumentError holds all errors of the profile."""
     return gather(Path(profile), home=find_home(), workspace=Path(workspace), instance_id=instance_id).plan
 
 
@@ -72,9 +72,9 @@ def apply(
     accept_changes: bool = False,
     listener: Listener | None = None,
 ) -> RunReport:
-    """One whole run, as `ktrdr-vm apply`. A failed gate is no exception: look at `.outcome` and `.exit_code`.
+    """One whole run, as `ktrdr-vm apply`. A failed gate raises nothing: check `.outcome` and `.exit_code`.
 
-    UsageError when the branch's profile lets secrets go where the trusted branch's does not, unless `accept_changes`.
+    UsageError if the profile allows destinations of secrets that the trusted branch does not, unless `accept_changes` is set.
     """
     require_root()
     forbid_cores()
@@ -91,13 +91,13 @@ def list_instances() -> list[dict[str, Any]]:
 
 
 def read_report(instance_id: str, run_id: str = "latest") -> dict[str, Any]:
-    """`report.json` of a run, the newest unless one is named. UsageError when there is none."""
+    """`report.json` of a run, by default the newest. UsageError if there is none."""
     name = parse_instance_id(instance_id).instance_id
     return read_document(find_run(find_home(), name, run_id))
 
 
 class Instance:
-    """A sandbox for a `with` block: made on entry, destroyed on exit with the proof that nothing is left (ResidueError otherwise).
+    """A sandbox for a `with` block: created on entry, destroyed on exit. ResidueError if a resource is left.
 
     >>> with Instance("profile.yaml", instance_id="demo") as instance:  # doctest: +SKIP
     ...     instance.exec(["uname", "-r"]).stdout
@@ -136,7 +136,9 @@ class Instance:
     def __enter__(self) -> Instance:
         plan, run_id = self._gathered.plan, make_run_id()
         if plan.profile.mode != "sandbox":
-            raise UsageError("only a sandbox ends with a block", where="Instance", hint="use `apply` for an interactive profile")
+            raise UsageError(
+                "an interactive profile cannot be used in a `with` block", where="Instance", hint="use `apply` for an interactive profile"
+            )
         secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
         self._mask = make_mask(secrets.values())
         self._home.create()
@@ -171,7 +173,7 @@ class Instance:
             if self._stage is None:
                 return
             stage, self._stage = self._stage, None
-            with contextlib.suppress(Exception):  # whatever the evidence contains, the machine ends
+            with contextlib.suppress(Exception):  # errors in the evidence must not prevent the teardown
                 stage.harvest.keep_evidence(self._recorder)
             _, failed = stage.destroy(self._recorder)
             self._recorder.directory.close()
@@ -181,7 +183,7 @@ class Instance:
     def exec(
         self, command: Sequence[str] | str, *, timeout: float = 3600, stdin: bytes = b"", environment: Mapping[str, str] | None = None
     ) -> Result:
-        """Run words, or a line for /bin/sh, as the guest's user in the workspace. GuestTimeout after `timeout` seconds."""
+        """Run a command, or a line for /bin/sh, as the user of the guest in the workspace. GuestTimeout after `timeout` seconds."""
         stage = self._require()
         profile = stage.plan.profile
         done = stage.connect().run(
@@ -206,22 +208,22 @@ class Instance:
             self._require().connect().upload(file, destination, mode=mode)
 
     def download(self, path: str, destination: str | Path, *, max_bytes: int = 1 << 30) -> int:
-        """Copy one regular file out of the guest; its bytes."""
+        """The bytes of a regular file in the guest."""
         with Path(destination).open("wb") as file:
             return self._require().connect().download(path, file, max_bytes=max_bytes)
 
     def escalations(self) -> list[dict[str, Any]]:
-        """What was asked for in it, and the answers."""
+        """Its escalations and their answers."""
         return [one.to_json() for one in EscalationStore(self._require().instance.paths.escalations, self.instance_id).list()]
 
     def _require(self) -> Stage:
         if self._stage is None:
-            raise UsageError("the instance is not there", where=self.instance_id, hint="use it inside its `with` block")
+            raise UsageError("the instance does not exist", where=self.instance_id, hint="use it inside of its `with` block")
         return self._stage
 
 
 class LivingInstance:
-    """One that is there already: kept, interactive, or of a run that goes on. Leaves it as it is."""
+    """An existing instance: kept, interactive, or of an active run. It is not destroyed on exit."""
 
     def __init__(self, instance_id: str) -> None:
         forbid_cores()

@@ -4,10 +4,10 @@
     ├── UsageError                   2   the command line is wrong
     ├── DocumentError                2   a profile, playbook, recipe or policy is invalid (all problems at once)
     ├── HostError                    3   the host lacks something; `ktrdr-vm doctor` says what
-    ├── ProvisionError               4   making or reaching the VM failed
-    │   ├── GuestError               4   the guest did not answer, or answered what it must not
-    │   └── ForeignError             4   something of that name is there, and is not ours
-    ├── ResidueError                 5   something is left, named
+    ├── ProvisionError               4   the VM could not be created or reached
+    │   ├── GuestError               4   the guest did not answer, or its answer was invalid
+    │   └── ForeignError             4   an object of that name exists and does not belong to ktrdr-vm
+    ├── ResidueError                 5   resources are left; the error names them
     ├── EscalationStop               6   the run stopped at an escalation; the instance is suspended and kept
     └── BusyError                    7   another run holds the instance
 
@@ -43,7 +43,7 @@ class UsageError(KtrdrError):
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing wrong in a document. `line` and `column` count from 1; 0 means the document as a whole."""
+    """One error in a document. `line` and `column` count from 1; 0 means the document as a whole."""
 
     source: str
     line: int
@@ -60,7 +60,7 @@ _MOST_MESSAGES, _MOST_PLACES = 40, 5
 
 
 class DocumentError(KtrdrError):
-    """A document is invalid. Carries every problem found, in the order of the file."""
+    """A document is invalid. `problems` holds every error in it, in the order of the file."""
 
     exit_code = 2
 
@@ -85,27 +85,27 @@ def summarize(problems: Sequence[Problem]) -> list[str]:
 
 
 class HostError(KtrdrError):
-    """The host lacks a program, a right, a service, space or memory."""
+    """The host lacks a program, a permission, a service, disk space or memory."""
 
     exit_code = 3
 
 
 class ProvisionError(KtrdrError):
-    """Making, reaching or inspecting the VM failed."""
+    """The VM could not be created, reached or inspected."""
 
     exit_code = 4
 
 
 class GuestError(ProvisionError):
-    """The guest did not answer in time, or what it answered broke a limit or a promise."""
+    """The guest did not answer in time, or its answer exceeded a limit or was invalid."""
 
 
 class ForeignError(ProvisionError):
-    """Something on the host has the name, and belongs to somebody else. It is never touched, and it is no residue of ours."""
+    """An object on the host has the name of a resource and does not belong to ktrdr-vm. It is never changed and is no residue."""
 
 
 class ResidueError(KtrdrError):
-    """Something an instance owned is still there. `left` names each, with what to do by hand."""
+    """Resources of an instance still exist. `left` names each, with the command that removes it."""
 
     exit_code = 5
 
@@ -115,7 +115,7 @@ class ResidueError(KtrdrError):
 
 
 class EscalationStop(KtrdrError):
-    """The run stopped because the workload asked for more than the profile gives."""
+    """The run stopped because the workload requested more than the profile allows."""
 
     exit_code = 6
 

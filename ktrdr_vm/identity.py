@@ -9,26 +9,26 @@ from dataclasses import dataclass
 
 from ktrdr_vm.errors import UsageError
 
-# One rule: a DNS label of lower-case ASCII. It is a hostname, a Compose project, a Git ref component and a file name as it is.
+# A DNS label of lower-case ASCII, which is also a valid hostname, Compose project, Git ref component and file name.
 RULE = "1 to 63 characters of a-z, 0-9 and -, not beginning or ending with -"
 _VALID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 DOMAIN_PREFIX = "ktrdr-"
 TAP_PREFIX = "kv"
 TABLE_PREFIX = "ktrdr_"
-# Of the element in a domain's XML that says whose it is.
+# Namespace of the metadata element in the XML of a domain.
 METADATA_NAMESPACE = "urn:ktrdr-vm:instance:1"
 _NAMESPACE = uuid.UUID("0b1c7a39-9d2e-5f0e-8a44-6f1f7b6f2a10")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """An instance_id that has passed the rule."""
+    """A valid instance_id."""
 
     instance_id: str
 
     @property
     def token(self) -> str:
-        """Ten hexadecimal digits for names that must be short: 40 bits, so two instances of one host do not meet."""
+        """Ten hexadecimal digits for short names: 40 bits, so that the names of instances on one host do not collide."""
         return hashlib.sha256(self.instance_id.encode()).hexdigest()[:10]
 
     @property
@@ -49,18 +49,18 @@ class Identity:
         return f"{TABLE_PREFIX}{self.token}"
 
     def mark(self, home: str) -> str:
-        """How a tap and an nft table say whose they are: which instance, and of which state directory."""
+        """The mark of a tap and an nft table: the instance and the state directory."""
         return f"ktrdr-vm instance_id={self.instance_id} home={make_home_token(home)}"
 
     @property
     def mac(self) -> str:
-        """A locally administered unicast address in QEMU's own prefix."""
+        """A locally administered unicast address with the prefix of QEMU."""
         token = self.token
         return f"52:54:00:{token[0:2]}:{token[2:4]}:{token[4:6]}"
 
     @property
     def gateway_mac(self) -> str:
-        """The host's end of the wire. Always the same: a guest that wakes up remembers it, and asks again only after half a minute."""
+        """MAC address of the tap. Constant, because a resumed guest has it in its ARP cache for half a minute."""
         return f"fe{self.mac[2:]}"
 
     @property
@@ -69,7 +69,7 @@ class Identity:
 
 
 def make_home_token(home: str) -> str:
-    """A state directory in eight characters: what another home made is never touched."""
+    """Eight characters that identify a state directory. Objects of other state directories are never changed."""
     return hashlib.sha256(home.encode()).hexdigest()[:8]
 
 
@@ -78,10 +78,10 @@ def is_instance_id(text: str) -> bool:
 
 
 def parse_instance_id(text: str) -> Identity:
-    """Accept by the one rule or refuse; nothing is repaired, so that two spellings are never one instance."""
+    """Check an instance_id. Nothing is normalised, so that two spellings never are one instance."""
     if not isinstance(text, str) or not is_instance_id(text):
         shown = ascii(text)[:80]
-        raise UsageError(f"{shown} is not an instance_id", hint=f"an instance_id is {RULE}")
+        raise UsageError(f"{shown} is not an instance_id", hint=f"an instance_id has {RULE}")
     return Identity(text)
 
 
@@ -100,7 +100,7 @@ def derive_instance_id(repository: str, branch: str) -> Identity:
 
 
 def derive_verification_id(identity: Identity) -> Identity:
-    """The instance that verifies what another one's workload left: `ktrdr--feat-x` as `ktrdr--feat-x--verify`."""
+    """The instance that verifies the commits of the workload of another one: `ktrdr--feat-x--verify` for `ktrdr--feat-x`."""
     plain = f"{identity.instance_id}--verify"
     if len(plain) > 63:
         plain = f"{identity.instance_id[:40].rstrip('-')}-{identity.token}--verify"

@@ -1,3 +1,3 @@
-"""Where `approvals.loans` was: a guard that an earlier version started begins its children by this name. For one release."""
+"""The former name of `approvals.loans`, with which a guard of an earlier version starts its children. For one release."""
 
 from ktrdr_vm.approvals.loans import main as main

@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def find_changeable(path: Path) -> str:
-    """The first part of a path, from the top, that others than root and this user may change; empty when there is none.
+    """The first part of a path, from the top, that users other than root and this one may change; empty if there is none.
 
-    A folder that everybody may write into is fine where each may remove only what is theirs, as /tmp: but what lies in it must not be.
+    A world-writable folder with the sticky bit, such as /tmp, is accepted, but its content is checked.
     """
     resolved = path.resolve()
     for part in (*reversed(resolved.parents), resolved):

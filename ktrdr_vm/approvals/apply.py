@@ -1,7 +1,7 @@
-"""Answers to escalations: checked against the owner's line, applied to the living instance, recorded, ended.
+"""Answers to escalations: checked against the owner's policy, applied to the running instance, recorded, revoked.
 
-An approval may give less than was asked, never more. Some things no approval can give: what the owner's policy does not allow to a
-profile, it does not allow here either.
+An approval may narrow a request, and never exceed it. It cannot allow what the owner's policy does not allow to a
+profile.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def approve(
     seconds: int | None = None,
     source: Secret | None = None,
 ) -> Escalation:
-    """Apply and record an approval. `request` and `seconds` narrow what was asked; `source` says where a secret comes from.
+    """Apply and record an approval. `request` and `seconds` narrow the request; `source` is the source of a secret.
 
-    UsageError when the owner's line, the packet or the state does not allow it; then nothing was given.
+    UsageError if the owner's policy, the packet or the state does not allow it; nothing is applied then.
     """
     store = loaded.escalations
     found = store.find(escalation_id)
-    # One that waits was approved by a command that ended before it had given it, or while the instance slept.
+    # A waiting one was approved by a command that was killed before it was applied, or while the instance was suspended.
     if found.current != "pending" and not (found.current == "approved" and found.answer is not None and found.answer.waiting):
         raise UsageError(f"{escalation_id} is {found.current}", where=loaded.instance_id, hint="only what is pending can be approved")
     _require_reason(reason)
@@ -71,7 +71,7 @@ def check_sources(loaded: LoadedInstance) -> None:
 def give_again(loaded: LoadedInstance, policy: OwnerPolicy) -> list[Escalation]:
     """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What was applied.
 
-    One that cannot be given keeps no other from it: ProvisionError names all such at the end.
+    A failure does not prevent the others; a ProvisionError at the end names all that failed.
     """
     store = loaded.escalations
     given, failed = [], []
@@ -94,9 +94,9 @@ def give_again(loaded: LoadedInstance, policy: OwnerPolicy) -> list[Escalation]:
     if failed:
         name = loaded.instance_id
         raise ProvisionError(
-            "not given again: " + "; ".join(f"{escalation_id}: {error.message}" for escalation_id, error in failed),
+            "not reapplied: " + "; ".join(f"{escalation_id}: {error.message}" for escalation_id, error in failed),
             where=name,
-            hint=f"everything else was; mend it and `ktrdr-vm resume {name}`, or `ktrdr-vm escalations revoke {name} {failed[0][0]}`",
+            hint=f"correct the cause and `ktrdr-vm resume {name}`, or `ktrdr-vm escalations revoke {name} {failed[0][0]}`",
         )
     return given
 
@@ -117,7 +117,7 @@ def _give(loaded: LoadedInstance, one: Escalation, answer: Answer, policy: Owner
 
 
 def deny(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
-    """Record a refusal; the guest reads the reason."""
+    """Record a denial. The guest can read the reason."""
     _require_reason(reason)
     return open_store(instance).answer(escalation_id, "denied", Answer(by=_who(), reason=reason, at=now()))
 
@@ -165,13 +165,13 @@ def _check(found: Escalation, given: dict[str, Any], seconds: int, policy: Owner
 
 
 def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]:
-    """What is to be given: what was asked, with what `request` changes of it."""
+    """The request with the changes of `request`."""
     if request is None:
         return found.packet.request
     try:
         return parse_request(found.packet.kind, {**found.packet.request, **request})
     except ValueError as error:
-        raise UsageError(f"what is to be given is not right: {error}", where=found.id, hint="give a part of what was asked") from None
+        raise UsageError(f"the approval is not valid: {error}", where=found.id, hint="approve the request or a part of it") from None
 
 
 def _check_source(loaded: LoadedInstance, policy: OwnerPolicy, source: Secret | None) -> dict[str, str]:
@@ -184,7 +184,7 @@ def _check_source(loaded: LoadedInstance, policy: OwnerPolicy, source: Secret | 
             where=loaded.instance_id,
             hint="the owner of this host can allow it in /etc/ktrdr-vm/policy.yaml; an approval cannot",
         )
-    # Read once now: an approval that cannot be kept is none.
+    # Read once now, so that an approval whose secret cannot be read is not recorded.
     read_source(source)
     return {"env": source.env} if source.env else {"file": source.file}
 
@@ -209,11 +209,11 @@ def _path(name: str) -> str:
 
 def _require_reason(reason: str) -> None:
     if not reason.strip():
-        raise UsageError("an answer needs a reason", hint="--reason TEXT; it stands in the report and is told to the guest")
+        raise UsageError("an answer requires a reason", hint="use --reason TEXT; the report contains it and the guest can read it")
 
 
 def _who() -> str:
-    """Who answers, as the host knows them."""
+    """The user who answers, as known to the host."""
     try:
         return os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):

@@ -1,8 +1,8 @@
-"""What approvals plug into the running machine, and its return: a folder of the host, processors, memory.
+"""Loans: folders of the host, vCPUs and memory that approvals hot-plug into a running VM, and their hot-unplug.
 
-The machine was made ready for it when it started, as far as the owner's policy goes. Each loan has an end, which the guard keeps: it
-starts this module as a program of its own. A folder is taken away whether or not the guest agrees. Processors and memory are asked
-back, and a guest that keeps them keeps them no longer than its machine lives; the host's limit on processor time is set back at once.
+The VM is prepared for it at its start, within the limits of the owner's policy. Each loan has an expiry, at which the guard
+starts this module as a program. A folder is removed without the cooperation of the guest. A guest may refuse to release vCPUs and
+memory until the end of its VM, but the limit of CPU time on the host is restored immediately.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ktrdr_vm.plan.domain_xml import make_quota
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, refuse_path
 from ktrdr_vm.profile.model import Mount as MountEntry
 
-# Seconds for a guest to take or give back what it is told to. An emulated one is slow.
+# Seconds for a guest to accept or release vCPUs and memory. An emulated one is slow.
 TAKE_LIMIT, RETURN_LIMIT = 60.0, 20.0
-# The kinds of escalations that plug something in.
+# The kinds of escalations that hot-plug.
 LOANS = ("mount", "resources")
 _MEMORY = f"/machine/peripheral/{LENT_MEMORY}"
 
-# What Linux does not do by itself: the driver, and taking what is plugged in. Movable memory can be given back.
+# Linux does not load the driver and online hot-plugged memory by itself. Movable memory can be unplugged.
 _READY = "modprobe virtio_mem; echo online_movable > /sys/devices/system/memory/auto_online_blocks"
 _ONLINE = """turns=0
 until [ "$(ls -d /sys/devices/system/cpu/cpu[0-9]* | wc -l)" -ge "$COUNT" ]; do
@@ -60,36 +60,40 @@ def check_loan(loaded: LoadedInstance, kind: str, request: dict[str, Any], polic
 def _check_folder(loaded: LoadedInstance, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
     plan, where = loaded.plan, loaded.instance_id
     if not plan.facts.lending.mounts:
-        raise _not_ready(where, "its memory is not shared, which a mount needs")
+        raise _not_ready(where, "its memory is not shared, which a mount requires")
     if not request["readonly"]:
-        raise UsageError("a folder is lent read-only", where=where, hint="approve it with --readonly; results come back as artifacts")
+        raise UsageError(
+            "a folder can be mounted read-only only", where=where, hint="approve it with --readonly; results are returned as artifacts"
+        )
     refused = refuse_path(request["source"], plan.facts.workspace, (plan.facts.workspace, *policy.mount_roots))
     if refused:
-        raise UsageError(refused, where=where, hint="mounts.roots in the owner's policy; an approval cannot go beyond it")
+        raise UsageError(refused, where=where, hint="see mounts.roots in the owner's policy; an approval cannot exceed it")
     taken = [mount.target for mount in plan.profile.mounts] + [one["target"] for one in standing]
     taken += [plan.profile.workspace.target] if plan.profile.workspace else []
     for other in taken:
         if _overlap(request["target"], other):
-            raise UsageError(f"{request['target']} overlaps with {other}", where=where, hint="deny it, and say which target is free")
+            raise UsageError(
+                f"{request['target']} overlaps with {other}", where=where, hint="deny it, and name a free target in the reason"
+            )
 
 
 def _check_size(loaded: LoadedInstance, request: dict[str, Any]) -> None:
     size, ready, where = loaded.plan.profile.resources, loaded.plan.facts.lending, loaded.instance_id
     vcpus, memory = request.get("vcpus", size.vcpus), request.get("memory", size.memory)
     if not ready.vcpus:
-        raise _not_ready(where, "it has no room for more")
+        raise _not_ready(where, "it has no free slot for memory or vCPUs")
     most = max(ready.vcpus, size.vcpus), size.memory + find_lendable(size, ready)
     if vcpus > most[0] or size.memory + _steps(memory - size.memory) > most[1]:
         raise UsageError(
-            f"{vcpus} processors and {memory} MiB are more than this machine can be given",
+            f"{vcpus} vCPUs and {memory} MiB are more than this VM can have",
             where=where,
-            hint=f"at most {most[0]} and {most[1]}: resources.max of the owner's policy when it started",
+            hint=f"it can have {most[0]} and {most[1]}: resources.max of the owner's policy at its start",
         )
     if vcpus < size.vcpus or memory < size.memory or (vcpus, memory) == (size.vcpus, size.memory):
         raise UsageError(
-            f"that is no more than the {size.vcpus} processors and {size.memory} MiB that it has",
+            f"the VM has {size.vcpus} vCPUs and {size.memory} MiB already",
             where=where,
-            hint="a request names all that the machine is to have",
+            hint="a request names the total of vCPUs and memory",
         )
     require_capacity(loaded.home.root, memory - size.memory)
 
@@ -145,7 +149,9 @@ def _give(loaded: LoadedInstance, vcpus: int, memory: int) -> None:
         if vcpus > has:
             done = loaded.connect().run(_ONLINE, environment={"COUNT": str(vcpus)}, become=True, timeout=TAKE_LIMIT)
             if done.exit_code != 0:
-                raise ProvisionError("the guest does not take the processors", where=domain, hint="its kernel must be able to")
+                raise ProvisionError(
+                    "the guest does not use the hot-plugged vCPUs", where=domain, hint="its kernel must support CPU hot-plug"
+                )
     if find_lendable(size, lending):
         _resize(loaded, _steps(memory - size.memory))
 
@@ -169,7 +175,7 @@ def _plug(loaded: LoadedInstance, vcpus: int) -> None:
     try:
         libvirt.set_vcpus(domain, vcpus)
     except KtrdrError:
-        # libvirt waits for some seconds for a guest to let go, and an emulated one may take longer.
+        # libvirt waits some seconds for the guest to release it, and an emulated one may take longer.
         while libvirt.count_vcpus(domain) != vcpus:
             if time.monotonic() > end:
                 raise
@@ -193,9 +199,9 @@ def _resize(loaded: LoadedInstance, extra: int) -> None:
     while (now := _read_lent(loaded)) != extra:
         if time.monotonic() > end:
             raise ProvisionError(
-                f"the guest has {now} MiB of lent memory and does not {'take' if extra > has else 'give back'} the rest",
+                f"the guest has {now} MiB of hot-plugged memory and does not {'accept' if extra > has else 'release'} the rest",
                 where=domain,
-                hint="end what uses memory in the guest; what it keeps ends with its machine",
+                hint="end processes that use memory in the guest; the rest is released when the VM ends",
             )
         time.sleep(0.1)
 
@@ -223,14 +229,14 @@ def _overlap(one: str, other: str) -> bool:
 
 def _not_ready(where: str, why: str) -> UsageError:
     return UsageError(
-        f"this machine was not made ready for it: {why}",
+        f"this VM was not prepared for it: {why}",
         where=where,
-        hint="the owner's policy names the kind in escalations.kinds when the machine starts: `apply --restart`, or apply again",
+        hint="escalations.kinds of the owner's policy must contain the kind when the VM starts: `apply --restart`, or apply again",
     )
 
 
 def main() -> None:
-    """`GUARD LOAN`: a loan whose time is over. Its exit code is its answer to the guard that started it."""
+    """`GUARD LOAN`: end a loan at its expiry. The guard reads the exit code."""
     directory = Path(sys.argv[1]).parent
     try:
         loaded = Instance(Home(directory.parents[1]), parse_instance_id(directory.name), Libvirt(patience=0)).load()

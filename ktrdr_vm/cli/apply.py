@@ -72,7 +72,11 @@ def apply(
     require_root()
     home = find_home()
     if sum(one is not None for one in (profile, continued, from_run)) != 1:
-        raise UsageError("one of PROFILE, --continue ID and --from-run ID", where="ktrdr-vm apply", hint="`ktrdr-vm apply profile.yaml`")
+        raise UsageError(
+            "exactly one of PROFILE, --continue ID and --from-run ID is required",
+            where="ktrdr-vm apply",
+            hint="`ktrdr-vm apply profile.yaml`",
+        )
     stop = None
     options = Options(keep=keep, cold=cold, restart=restart, source=source)  # type: ignore[arg-type]
     if continued is not None:
@@ -89,9 +93,9 @@ def apply(
             _accept(gathered, ask=sys.stdin.isatty() and not as_json)
     if stop is not None and gathered.plan.digest != stop.plan_digest:
         raise UsageError(
-            "the profile, its playbooks or the workspace's commit changed since the run stopped",
+            "the profile, its playbooks or the commit of the workspace changed since the run stopped",
             where=str(profile),
-            hint=f"put back what was there, or `ktrdr-vm destroy {instance_id}` and apply anew",
+            hint=f"restore them, or `ktrdr-vm destroy {instance_id}` and apply again",
         )
     listener = TerminalListener(gathered)
     with listener:
@@ -103,14 +107,14 @@ def apply(
             sys.stdout.flush()
         show_report(report, directory, sys.stderr)
     except OSError:
-        # Nobody reads any more; the exit code still says how it ended.
+        # The reader has closed the stream; the exit code still holds the result.
         for descriptor in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     return report.exit_code
 
 
 def _accept(gathered: Gathered, *, ask: bool) -> None:
-    """Ask at a terminal; refuse elsewhere."""
+    """Ask for a confirmation at a terminal; refuse without one."""
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.inputs.trusted import require_accepted
     from ktrdr_vm.report.escape import escape
@@ -121,6 +125,8 @@ def _accept(gathered: Gathered, *, ask: bool) -> None:
         if not ask:
             raise
         for one in gathered.beyond:
-            click.echo(escape(f"  ! beyond the trusted branch: {one.text}"), err=True)
-        if not click.confirm("this branch's profile lets secrets go where the trusted branch's does not; go on?", err=True):
+            click.echo(escape(f"  ! not on the trusted branch: {one.text}"), err=True)
+        if not click.confirm(
+            "The profile of this branch allows destinations of secrets that the trusted branch does not. Continue?", err=True
+        ):
             raise

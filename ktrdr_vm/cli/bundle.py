@@ -1,4 +1,4 @@
-"""`bundle`: what a reviewer gets."""
+"""`bundle`: the pull-request bundle for reviewers."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ from ktrdr_vm.report.mask import make_mask
 
 @functools.cache
 def print_programs() -> None:
-    """From now on, once for a process."""
+    """Start printing the calls of this process; idempotent."""
     process.observe(print_call)
 
 
 def print_call(call: ProgramCall) -> None:
-    """The line, with the value of every secret that this process has read masked."""
+    """The line, with all secrets that this process has read masked."""
     click.echo(call.masked(make_mask(process.list_hidden())).render_shell(), err=True)

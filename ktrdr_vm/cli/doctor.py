@@ -1,4 +1,4 @@
-"""`doctor`: what this host has and lacks, and how to get it."""
+"""`doctor`: the requirements on this host, and how to meet them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`egress log`: the ledger, for people and for programs."""
+"""`egress`: the ledger, tests of rules, and suggested rules."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
         try:
             GuardClient(paths.guard).flush()
         except KtrdrError as error:
-            click.echo(f"ktrdr-vm: {error.message}; what it had written follows", err=True)
+            click.echo(f"ktrdr-vm: {error.message}; its log until then follows", err=True)
         rows = read_ledger(paths.ledger, follow=follow)
     else:
         rows = FinishedRun(find_run(instance_id, "latest")).rows("egress.jsonl")
@@ -102,7 +102,7 @@ def suggest(instance_id: str, run_id: str, as_json: bool) -> None:
         observed = [row for row in content["egress"]["allowed"] if row["rule"] == "observe"]
         text = render_suggestion([*observed, *content["egress"]["denied"]])
     except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError):
-        raise UsageError("this run has no report that can be read", where=str(run), hint="apply again with this version") from None
+        raise UsageError("the report of this run cannot be read", where=str(run), hint="apply again with this version") from None
     if as_json:
         echo_json(yaml.safe_load(text) or {})
     else:

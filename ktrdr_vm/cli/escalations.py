@@ -1,4 +1,4 @@
-"""`escalations`: what agents ask for, and the answers."""
+"""`escalations`: the requests of agents and their answers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def show(instance_id: str, escalation_id: str, as_json: bool) -> None:
 
     packet = one.packet
     click.echo(f"{one.instance_id} {one.id}  {one.current}  {packet.kind}  {one.received_at}")
-    click.echo(f"asked for  {escape_line(str(packet.request))} for {packet.seconds} s")
+    click.echo(f"requested  {escape_line(str(packet.request))} for {packet.seconds} s")
     parts = (("blocked", packet.blocked), ("why", packet.why), *(("option", option) for option in packet.options))
     for title, text in (*parts, ("recommendation", packet.recommendation), ("decision", packet.decision), ("evidence", packet.evidence)):
         click.echo(f"{title:<15}{escape_text(text).strip().replace(chr(10), chr(10) + ' ' * 15)}")
@@ -139,7 +139,7 @@ def deny(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> No
 @json_option
 def revoke(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> None:
     """End an approval of INSTANCE_ID immediately, and every connection that it allowed."""
-    from ktrdr_vm.approvals.apply import take_back
+    from ktrdr_vm.approvals.apply import revoke_approval
     from ktrdr_vm.cli.options import open_instance
 
     loaded = open_instance(instance_id).load()

@@ -1,4 +1,4 @@
-"""`gate`: playbooks against a running instance."""
+"""`gate`: runs playbooks in a running instance."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     for variable in variables:
         name, equals, value = variable.partition("=")
         if not equals or not name.isidentifier():
-            raise UsageError(f"{variable!r} is no variable", hint="write --var name=value")
+            raise UsageError(f"{variable!r} does not set a variable", hint="use --var name=value")
         extra[name] = value
     warn_of_guard(instance)
     warn = partial(click.echo, err=True)

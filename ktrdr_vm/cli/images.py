@@ -33,7 +33,7 @@ def build(name: str, as_json: bool) -> None:
     require_root()
     path = find_shipped("images", f"{name}.yaml")
     if path is None:
-        raise UsageError(f"there is no image recipe {name}", hint="recipes are the files of images/")
+        raise UsageError(f"there is no image recipe {name}", hint="the recipes are the files in images/")
     home = find_home()
     home.create()
     recipe = load_recipe(path)
@@ -80,6 +80,6 @@ def remove(digest: str) -> None:
         journal.instance_id for journal in list_journals(home) if journal.plan.get("facts", {}).get("image", {}).get("digest") == digest
     ]
     if users:
-        raise UsageError(f"instances stand on this image: {', '.join(users)}", where=digest, hint="destroy them first")
+        raise UsageError(f"instances use this image: {', '.join(users)}", where=digest, hint="destroy them first")
     if not is_digest(digest) or not ImageStore(home.images).remove(digest):
         raise UsageError("there is no such image", where=digest, hint="`ktrdr-vm images list` shows them")

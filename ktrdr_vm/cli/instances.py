@@ -43,7 +43,7 @@ def list_(watch: bool, as_json: bool) -> None:
 
 
 def _show_table(rows: list[Row]) -> None:
-    """Print columns as wide as their content, and each note in a line of its own."""
+    """Print the rows with aligned columns, and each note in a separate line."""
     from ktrdr_vm.cli.output import say
     from ktrdr_vm.report.escape import escape_line
     from ktrdr_vm.report.summary import format_bytes, format_duration
@@ -105,17 +105,17 @@ def destroy(instance_ids: tuple[str, ...], yes: bool, as_json: bool) -> int:
     require_root()
     home, libvirt = find_home(), Libvirt()
     instances = [Instance(home, identity, libvirt) for identity in identities]
-    # All are asked for before the first one goes.
+    # All confirmations are collected before the first instance is destroyed.
     for instance in () if yes else instances:
         if instance.find_mode() == "interactive":
             name = instance.identity.instance_id
             if not sys.stdin.isatty():
                 raise UsageError(
-                    f"{name} is interactive, and its disk goes with it: it has to be said, and nobody is there to ask",
+                    f"{name} is interactive, and its disk would be deleted: this must be confirmed, and there is no terminal",
                     where="ktrdr-vm destroy",
-                    hint="--yes says it",
+                    hint="confirm it with --yes",
                 )
-            click.confirm(f"{name} is interactive, and its disk goes with it. Destroy it?", abort=True, err=True)
+            click.confirm(f"{name} is interactive, and its disk will be deleted. Destroy it?", abort=True, err=True)
     rows: list[dict[str, Any]] = []
     for instance in instances:
         row: dict[str, Any] = {"instance_id": instance.identity.instance_id, "exit_code": 0, "residue": [], "message": "", "hint": ""}
@@ -124,7 +124,7 @@ def destroy(instance_ids: tuple[str, ...], yes: bool, as_json: bool) -> int:
             with instance.locked():
                 instance.destroy(notify=show_resource)
             if not as_json:
-                with contextlib.suppress(OSError):  # nobody reads any more; the others go as well
+                with contextlib.suppress(OSError):  # the reader closed the stream; the others are destroyed too
                     click.echo(f"{instance.identity.instance_id}: residue: none")
         except KtrdrError as error:
             show_error(error)
@@ -163,5 +163,5 @@ def gc(dry_run: bool, as_json: bool) -> int:
         for row in rows:
             say(f"{row['action']:<13} {row['instance_id']}  {row['reason']}")
         if not rows:
-            click.echo("nothing to collect", err=True)
+            click.echo("nothing to remove", err=True)
     return 5 if any(row["action"] == "failed" for row in rows) else 0

@@ -1,4 +1,4 @@
-"""The command `ktrdr-vm`: finds a command's file only when it is asked for, and turns every error into text and an exit code."""
+"""The command `ktrdr-vm`: imports the file of a command on use, and converts every error to text and an exit code."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ _HELP = {
 
 
 class _LazyGroup(click.Group):
-    """Help comes from the table above, so that listing commands imports none of them."""
+    """Takes the help from the table above, so that a list of commands imports none of them."""
 
     def invoke(self, ctx: click.Context) -> object:
         result: object = 0
@@ -89,10 +89,10 @@ class _LazyGroup(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError as error:
-            # click would end with 1, and say nothing: here that is a gate that failed.
+            # click would exit with 1 and no message, which here means a failed gate.
             if not _is_unread():
                 raise OSError(error.errno, "the other side closed the connection") from error
-            # The reader of our output has enough.
+            # The reader closed the stream.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return result
 
@@ -125,7 +125,7 @@ def _is_unread() -> bool:
 
 def _start_debugging(_context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
-        # Imported late: help and most errors of the command line need none of it.
+        # Imported late: not needed for help and most errors of the command line.
         from ktrdr_vm.cli.debug import print_programs
 
         print_programs()
@@ -143,7 +143,7 @@ def _make_debug_option() -> click.Option:
 
 
 def _add_debug_option(command: click.Command) -> None:
-    """Every command takes it, at any place of the line."""
+    """An option of every command, at any position."""
     if not any("--debug" in one.opts for one in command.params):
         command.params.append(_make_debug_option())
     if isinstance(command, click.Group):
@@ -161,22 +161,22 @@ _add_debug_option(cli)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that asks for the end. `KeyboardInterrupt` itself, raised while text is executed (a dataclass being made is enough),
-    makes CPython end by the signal in place of the exit code, even where it was caught."""
+    """A signal that ends the command. `KeyboardInterrupt` itself, raised while generated code runs (as in a dataclass decorator),
+    makes CPython exit by the signal instead of the exit code, even if it was caught."""
 
 
 def main() -> None:
-    """The entry point. Exit codes are the contract's."""
+    """The entry point."""
     interrupts = 0
 
     def interrupt(number: int, _frame: object) -> None:
         nonlocal interrupts
         if number == signal.SIGHUP and interrupts:
-            # A terminal that closes says so more than once, from the kernel and from the shell; nobody asked twice.
+            # A closed terminal sends SIGHUP more than once, from the kernel and from the shell: no second interrupt.
             return
         interrupts += 1
         if interrupts > 1:
-            # Asked twice: stop at once. What is left, `gc` finds by the journal and on the host.
+            # Interrupted a second time: stop immediately. `gc` removes what is left.
             os._exit(130)
         raise Interrupted
 
@@ -206,9 +206,11 @@ def main() -> None:
         show_error(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        # A file, a right, a disk: nothing that a person needs a trace of.
+        # A file, a permission or a full disk: no traceback is needed.
         where = str(error.filename or "this host")
-        show_error(HostError(error.strerror or str(error), where=where, hint="look at this place, its rights and its free space"))
+        show_error(
+            HostError(error.strerror or str(error), where=where, hint="check that this path exists, its permissions and the free space")
+        )
         sys.exit(HostError.exit_code)
 
 

@@ -1,7 +1,7 @@
-"""`mcp`: the safe part of the program for an agent's host, over the Model Context Protocol. Approval is not in it, and never will be.
+"""`mcp`: the commands that are safe for an agent, over the Model Context Protocol. Approval is deliberately not among them.
 
-Two processes: one without privilege speaks with the client (mcp_speaker), and this one does what the tools do (mcp_tools), each call in
-a process of its own. A call ends when its client gives it up; then, as after Ctrl-C, what it made is destroyed.
+Two processes: one without privileges communicates with the client (mcp_speaker), and this one runs the tools (mcp_tools), each call in
+a separate process. A call ends when its client cancels it; then, as after Ctrl-C, the instance that it created is destroyed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ktrdr_vm.cli.mcp_tools import answer, encode, receive_request
 from ktrdr_vm.cli.options import folder
 
 _NOBODY = 65534
-# Calls at the same time; each is a process, and an `apply` a VM.
+# Concurrent calls; each is a process, and an `apply` also a VM.
 MOST_CALLS = 32
 
 
@@ -44,7 +44,7 @@ def mcp(workspace: Path) -> None:
             stderr=2,
             new_session=False,
         )
-    # The client's connection belongs to the speaker alone.
+    # Only the speaker uses the connection of the client.
     with Path(os.devnull).open("r+b") as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(nothing.fileno(), 1)
@@ -54,7 +54,7 @@ def mcp(workspace: Path) -> None:
 
 
 def find_speaker(workspace: Path) -> tuple[int, int]:
-    """The person (uid, gid): who is behind sudo, else the owner of the workspace. Where both are root, it is `nobody`."""
+    """uid and gid of the person: the caller of sudo, else the owner of the workspace; `nobody` if both are root."""
     from ktrdr_vm.host.owner import find_owner
 
     owner = find_owner()
@@ -65,18 +65,18 @@ def find_speaker(workspace: Path) -> tuple[int, int]:
 
 
 class Calls:
-    """The calls that are being answered, each by a process. `channel` brings a connection for each; its end is the speaker's."""
+    """The running calls, each in a process. A connection for each call arrives on `channel`, which the speaker closes at its end."""
 
     def __init__(self, channel: socket.socket, workspace: Path) -> None:
         self._channel = channel
         self._workspace = workspace
         self._poll = select.poll()
-        # By the descriptor of the process: its pid, and our end of the connection.
+        # Descriptor of the process to its pid and our end of the connection.
         self._running: dict[int, tuple[int, socket.socket]] = {}
         self._pids: dict[int, int] = {}
 
     def serve(self) -> None:
-        """Until the speaker ends or this process is interrupted; calls that go on are then ended in good order, and waited for."""
+        """Serve until the speaker ends or this process is interrupted; running calls are then interrupted, and their end is awaited."""
         self._poll.register(self._channel, select.POLLIN)
         try:
             while self._answer_events():
@@ -88,7 +88,7 @@ class Calls:
                 self._reap(handle)
 
     def _answer_events(self) -> bool:
-        """Wait for something to happen, and act on it. False when the speaker has ended."""
+        """Wait for one event and handle it. False if the speaker has ended."""
         for descriptor, _ in self._poll.poll():
             if descriptor == self._channel.fileno():
                 received, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
@@ -98,7 +98,7 @@ class Calls:
             elif descriptor in self._running:
                 self._reap(descriptor)
             elif descriptor in self._pids:
-                # The client has given the call up.
+                # The client has cancelled the call.
                 self._poll.unregister(descriptor)
                 os.kill(self._pids.pop(descriptor), signal.SIGINT)
         return True
@@ -106,7 +106,7 @@ class Calls:
     def _start(self, connection: socket.socket) -> None:
         if len(self._running) >= MOST_CALLS:
             with connection:
-                connection.sendall(encode({"error": f"{MOST_CALLS} calls are being answered\nnext: wait until one has ended"}))
+                connection.sendall(encode({"error": f"{MOST_CALLS} calls are running already\nnext: wait until one has ended"}))
             return
         pid = os.fork()
         if pid == 0:
@@ -128,7 +128,7 @@ class Calls:
             code = 0
         except KeyboardInterrupt:
             code = 130
-        except Exception:  # a mistake of this program: the client is told that there is no answer
+        except Exception:  # a bug of this program: the client is notified that there is no answer
             traceback.print_exc()
         finally:
             os._exit(code)

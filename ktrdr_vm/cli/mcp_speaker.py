@@ -1,7 +1,7 @@
-"""`UID GID CHANNEL`: the process that speaks the Model Context Protocol. It has no privilege, and hands each call of a tool on.
+"""`UID GID CHANNEL`: the process for the Model Context Protocol. It has no privileges, and forwards each call of a tool.
 
-Whoever starts `ktrdr-vm mcp` with root's rights lends them to what a client says. Here ends what reads a client's messages: it becomes
-the person behind sudo before it reads the first one. CHANNEL is a socket; for each call one end of a pair of sockets goes over it.
+`ktrdr-vm mcp` runs as root, and the messages of its client are not trusted. Therefore this process, which reads them, becomes
+the caller of sudo before it reads the first one. CHANNEL is a socket over which one end of a socket pair is sent for each call.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ktrdr_vm.errors import HostError
 from ktrdr_vm.host.privileges import drop_privileges
 
 _INSTRUCTIONS = (
-    "Disposable virtual machines for coding agents. A profile of the workspace says what a sandbox may do. For more, "
-    "ktrdr-escalate inside the sandbox asks, and only a person answers."
+    "Disposable virtual machines for coding agents. A profile in the workspace specifies what a sandbox may do. To request "
+    "more, run ktrdr-escalate in the sandbox; only a person can approve a request."
 )
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     parent = os.getppid()
     server = make_server(functools.partial(ask, socket.socket(fileno=channel)))
     asyncio.run(_rehearse())
-    # Not built yet when a message is first answered, and imported for it.
+    # Imported now, because the first answer would import it without the permission to read it.
     import anyio._backends._asyncio  # noqa: F401
     import mcp.server.stdio  # noqa: F401
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def make_server(ask: Callable[[bytes], Awaitable[bytes]]) -> Any:
-    """The server, an MCPServer. `ask` takes the line of a request and returns that of its answer, as mcp_tools has them."""
+    """The MCPServer. `ask` takes the line of a request and returns the line of its answer, in the format of mcp_tools."""
     from mcp.server import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
 
@@ -54,7 +54,7 @@ def make_server(ask: Callable[[bytes], Awaitable[bytes]]) -> Any:
             request = json.dumps({"tool": name, "arguments": arguments}).encode() + b"\n"
             document = json.loads(await ask(request) or b"{}")
             if "value" not in document:
-                raise ToolError(document.get("error", "the call was ended before it had an answer"))
+                raise ToolError(document.get("error", "the call ended without an answer"))
             return document["value"]
 
         signature = inspect.signature(method, eval_str=True)
@@ -69,12 +69,12 @@ def make_server(ask: Callable[[bytes], Awaitable[bytes]]) -> Any:
 
 
 async def ask(channel: socket.socket, request: bytes) -> bytes:
-    """The answer of the process that has the rights. Nothing when it ended without one. A call that is cancelled is given up there too."""
+    """The answer of the privileged process; empty if it ended without one. Cancelling this cancels the call there too."""
     reader, writer = await _connect(channel)
     answer = b""
     try:
         writer.write(request)
-        # Refused before the request was read, the connection is reset after the answer.
+        # If the call was refused before its request was read, the connection is reset after the answer.
         with contextlib.suppress(ConnectionError):
             while piece := await reader.read(1 << 16):
                 answer += piece
@@ -91,7 +91,7 @@ async def _connect(channel: socket.socket) -> tuple[asyncio.StreamReader, asynci
 
 
 async def _rehearse() -> None:
-    """Do once what imports modules when it is first done: a call that has an answer, one that has an error, and the list."""
+    """Run every code path once that imports modules: a call with an answer, one with an error, and the list."""
     from mcp import Client
 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -110,12 +110,14 @@ async def _rehearse() -> None:
 
 
 def require_package() -> None:
-    """HostError when the extra `mcp` is not installed."""
+    """HostError if the extra `mcp` is not installed."""
     try:
         import mcp.server.mcpserver  # noqa: F401
     except ImportError:
         raise HostError(
-            "the package mcp is not installed", where="ktrdr-vm mcp", hint="pip install 'ktrdr-vm[mcp]', in the environment of ktrdr-vm"
+            "the package mcp is not installed",
+            where="ktrdr-vm mcp",
+            hint="run `pip install 'ktrdr-vm[mcp]'` in the environment of ktrdr-vm",
         ) from None
 
 

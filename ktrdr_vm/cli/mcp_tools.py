@@ -1,4 +1,4 @@
-"""What the MCP server can do, confined to one workspace. It runs with the rights of `apply`; who asks is never trusted.
+"""The tools of the MCP server, confined to one workspace. They run with the privileges of `apply`; the client is not trusted.
 
 A request is one line of JSON, `{"tool": NAME, "arguments": {…}}`, and its answer another, `{"value": …}` or `{"error": TEXT}`.
 """
@@ -16,14 +16,14 @@ from typing import Any, get_type_hints
 
 from ktrdr_vm.errors import KtrdrError, UsageError
 
-# A command for `execute` is the longest that is asked for.
+# The longest request is a command for `execute`.
 MAX_REQUEST = 1 << 20
 
 
 class Tools:
-    """Each public method is a tool: its name, its parameters and its docstring are what a client sees.
+    """Each public method is a tool: a client sees its name, its parameters and its docstring.
 
-    Profiles and gates are files of `workspace`, without a link on the way, or shipped; instances and runs are those made for it.
+    Profiles and gates are files in `workspace`, with no link in their path, or shipped; instances and runs are those of the workspace.
     """
 
     def __init__(self, workspace: Path) -> None:
@@ -33,7 +33,7 @@ class Tools:
         self._home = find_home()
 
     def plan(self, profile: str, instance_id: str | None = None) -> dict[str, Any]:
-        """What applying a profile would make, with its digest. Touches nothing."""
+        """Return what applying a profile would create, with its digest. Changes nothing."""
         from ktrdr_vm import api
         from ktrdr_vm.instance.belonging import require_free
 
@@ -42,7 +42,7 @@ class Tools:
         return {"instance_id": made.identity.instance_id, "digest": made.digest, "profile": made.to_json()["profile"]}
 
     def apply(self, profile: str, instance_id: str | None = None, keep: bool = False) -> dict[str, Any]:
-        """One whole run: sandbox, workload, gates, evidence, destroy. Returns its report. `keep` leaves the instance for later calls."""
+        """Run a profile: sandbox, workload, gates, evidence, teardown. Return its report. `keep` keeps the instance for later calls."""
         from ktrdr_vm import api
         from ktrdr_vm.instance.belonging import require_free
         from ktrdr_vm.report.json import render_report_json
@@ -55,24 +55,24 @@ class Tools:
         return shown
 
     def list_instances(self) -> list[dict[str, Any]]:
-        """The instances of this workspace."""
+        """List the instances of this workspace."""
         from ktrdr_vm import api
         from ktrdr_vm.instance.belonging import holds_instance
 
         return [one for one in api.list_instances() if holds_instance(self._home, one["instance_id"], self._workspace)]
 
     def execute(self, instance_id: str, command: list[str], timeout: float = 600) -> dict[str, Any]:
-        """Run a command inside a running instance, as its unprivileged user. `timeout` is in seconds."""
+        """Run a command in a running instance, as its unprivileged user. `timeout` is in seconds."""
         with self._enter(instance_id) as instance:
             return dataclasses.asdict(instance.exec(command, timeout=timeout))
 
     def gate(self, instance_id: str, name: str) -> dict[str, Any]:
-        """Run one gate against a running instance: a name, or a playbook of the workspace."""
+        """Run one gate in a running instance: a name, or a playbook of the workspace."""
         with self._enter(instance_id) as instance:
             return dataclasses.asdict(instance.gate(name, workspace=self._workspace, trusted=False))
 
     def report(self, instance_id: str, run_id: str = "latest") -> dict[str, Any]:
-        """The report of a run of this workspace."""
+        """Return the report of a run of this workspace."""
         from ktrdr_vm import api
         from ktrdr_vm.instance.belonging import require_run
 
@@ -80,7 +80,7 @@ class Tools:
         return api.read_report(instance_id, run_id)
 
     def escalations(self, instance_id: str) -> list[dict[str, Any]]:
-        """What an instance has asked for, and the answers. A person gives them, on the host."""
+        """List the escalations of an instance and their answers, which a person gives on the host."""
         with self._enter(instance_id) as instance:
             asked: list[dict[str, Any]] = instance.escalations()
             return asked
@@ -104,7 +104,7 @@ class Tools:
         shipped = find_shipped("profiles", name if name.endswith(".yaml") else f"{name}.yaml") if "/" not in name else None
         if shipped is None:
             raise UsageError(
-                f"there is no profile {name}", where=str(self._workspace), hint="name a file of the workspace, or a shipped profile"
+                f"there is no profile {name}", where=str(self._workspace), hint="name a file in the workspace or a shipped profile"
             )
         return shipped
 
@@ -113,7 +113,7 @@ TOOLS = {name: method for name, method in vars(Tools).items() if not name.starts
 
 
 def receive_request(connection: socket.socket) -> bytes:
-    """One line; what is longer than MAX_REQUEST is cut there, and no request any more."""
+    """One line, cut at MAX_REQUEST, so that a longer one is not valid."""
     found = b""
     while not found.endswith(b"\n") and len(found) < MAX_REQUEST and (piece := connection.recv(65536)):
         found += piece
@@ -121,7 +121,7 @@ def receive_request(connection: socket.socket) -> bytes:
 
 
 def answer(workspace: Path, request: bytes) -> bytes:
-    """The answer to one request. Every error is part of it, as text, and never a trace."""
+    """The answer to one request. Every error is returned in it, as text without a traceback."""
     try:
         tool, arguments = _parse(request)
         return encode({"value": TOOLS[tool](Tools(workspace), **arguments)})
@@ -137,7 +137,7 @@ def encode(document: dict[str, Any]) -> bytes:
 
 
 def _parse(request: bytes) -> tuple[str, dict[str, Any]]:
-    """The tool and its arguments, each of the type that its method declares. UsageError for anything else."""
+    """The tool and its arguments, checked against the types that its method declares. UsageError for anything else."""
     import pydantic
 
     try:
@@ -145,7 +145,7 @@ def _parse(request: bytes) -> tuple[str, dict[str, Any]]:
     except ValueError:
         document = None
     if not isinstance(document, dict) or document.keys() != {"tool", "arguments"} or document["tool"] not in TOOLS:
-        raise UsageError("this is not a request for a tool", where="mcp", hint=f"the tools are {', '.join(TOOLS)}")
+        raise UsageError("the request names no known tool", where="mcp", hint=f"the tools are {', '.join(TOOLS)}")
     hints = get_type_hints(TOOLS[document["tool"]])
     parameters = [one for one in inspect.signature(TOOLS[document["tool"]]).parameters.values() if one.name != "self"]
     fields: dict[str, Any] = {one.name: (hints[one.name], ... if one.default is one.empty else one.default) for one in parameters}

@@ -1,4 +1,4 @@
-"""`metrics`: for Prometheus."""
+"""`metrics`: metrics for Prometheus."""
 
 from __future__ import annotations
 

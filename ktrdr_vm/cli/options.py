@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, and what they name: an instance, a run."""
+"""Options and arguments of several commands, and the instance or run that they name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def complete_instance(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Instance ids of this home, for the shell."""
+    """Instance ids of this state directory, for shell completion."""
     from ktrdr_vm.host.paths import find_home
 
     try:
@@ -30,7 +30,7 @@ instance_argument = click.argument("instance_id", shell_complete=complete_instan
 
 
 def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What every command that makes a plan takes."""
+    """The options of every command that makes a plan."""
     command = click.option("--instance-id", metavar="ID", help="Default: derived from the repository and branch of the workspace.")(command)
     return click.option(
         "--workspace",
@@ -41,7 +41,7 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def open_instance(instance_id: str) -> Instance:
-    """The instance of this home; whether it is there shows when it is asked for something."""
+    """The instance in this state directory. Whether it exists is checked on first use."""
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.identity import parse_instance_id
@@ -51,15 +51,15 @@ def open_instance(instance_id: str) -> Instance:
 
 
 def warn_of_guard(instance: Instance) -> None:
-    """Say on standard error what of its guard does not serve: inside it looks like a network that is down."""
+    """Print faults of its guard to standard error: in the guest they look like a network failure."""
     from ktrdr_vm.instance.resources.guard import look_at_guard
 
     for fault in look_at_guard(instance.paths.guard):
-        click.echo(f"warning: {instance.identity.instance_id}: {fault}; what it carries does not leave", err=True)
+        click.echo(f"warning: {instance.identity.instance_id}: {fault}; its connections are interrupted", err=True)
 
 
 def find_run(instance_id: str, run_id: str) -> Path:
-    """The directory of a run, the newest when none is named."""
+    """The directory of a run, by default the newest."""
     from ktrdr_vm.host import runs
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.identity import parse_instance_id

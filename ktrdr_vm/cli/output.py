@@ -1,4 +1,4 @@
-"""What commands show: errors with their hint, and JSON documents."""
+"""The output of commands: errors with their hint, and JSON documents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 
 def show_error(error: Exception) -> None:
-    """What, where, and what to do next; guest text in it is escaped."""
+    """Print what happened, where, and what to do next; text of the guest is escaped."""
     from ktrdr_vm.report.escape import escape
 
     hint = getattr(error, "hint", "")
@@ -19,13 +19,13 @@ def show_error(error: Exception) -> None:
 
 
 def say(text: str) -> None:
-    """One line on standard output; what the guest or another program put into it does not act on a terminal."""
+    """Print one line to standard output, with control characters escaped."""
     from ktrdr_vm.report.escape import escape
 
     click.echo(escape(text))
 
 
 def echo_json(value: object) -> None:
-    """One document on standard output."""
-    # ASCII, so that nothing in it acts on a terminal.
+    """Print one document to standard output."""
+    # ASCII, so that it contains no control sequences of a terminal.
     click.echo(json.dumps(value, indent=2))

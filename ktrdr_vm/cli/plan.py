@@ -1,4 +1,4 @@
-"""`plan`, `render` and `validate`: what needs neither root nor libvirt and touches nothing."""
+"""`plan`, `render` and `validate`, which require neither root nor libvirt and change nothing."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     rows = [
         ("overlay", f"{directory}/overlay.qcow2", f"{size.disk} MiB on {image.name} ({image.digest[:12]})"),
         ("seed", f"{directory}/seed.iso", "cloud-init NoCloud"),
-        ("firewall", f"inet {identity.table}", f"{len(made.rules)} rules allowed, all else dropped and counted"),
+        ("firewall", f"inet {identity.table}", f"{len(made.rules)} rules allow traffic, all other packets are dropped and counted"),
         ("guard", f"{directory}/guard", "resolver, proxy, ledger"),
-        ("tap", identity.tap, "routed /30, nothing forwarded, no IPv6"),
+        ("tap", identity.tap, "/30 network, no forwarding, no IPv6"),
         ("domain", identity.domain, f"{size.vcpus} vCPUs, {size.memory} MiB, {made.facts.accelerator}"),
         *(("mount", mount.target, f"{mount.source}, {'read-only' if mount.readonly else 'writable'}") for mount in made.profile.mounts),
         *(("secret", secret.path, f"from {secret.env or secret.file}, for {secret.ttl} s") for secret in made.profile.delivered),
@@ -47,12 +47,12 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     for kind, name, what in rows:
         click.echo(escape(f"  + {kind:<9} {name:<{width}}  {what}"))
     if made.observe:
-        click.echo("  egress OBSERVE: every public address may be reached, and all of it is recorded; nothing is kept from leaving")
+        click.echo("  egress OBSERVE: every public address may be reached; connections are recorded and not restricted")
     for rule in made.rules:
-        weaker = "  (weaker: every name below it)" if rule.host.startswith("*.") else ""
+        weaker = "  (weaker: allows every name below it)" if rule.host.startswith("*.") else ""
         click.echo(escape(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}"))
     for one in gathered.beyond:
-        click.echo(escape(f"  ! beyond the trusted branch: {one.text}{'  (a secret can go there)' if one.carries else ''}"))
+        click.echo(escape(f"  ! not on the trusted branch: {one.text}{'  (a secret can be sent there)' if one.carries else ''}"))
     difference = _find_difference(made)
     if difference:
         click.echo(escape_text(difference))
@@ -62,7 +62,7 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
 
 
 def _find_difference(made: Plan) -> str:
-    """What is different from the instance of that name, for who may read its journal."""
+    """The differences from the existing instance of that name, if its journal is readable."""
     from ktrdr_vm.errors import KtrdrError
     from ktrdr_vm.host.journal import read_journal
     from ktrdr_vm.host.paths import find_home
@@ -127,7 +127,7 @@ def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool)
         echo_json(render_json_schema())
         return 0
     if profile is None:
-        raise UsageError("no profile is named", hint="ktrdr-vm validate PROFILE, or --schema")
+        raise UsageError("no profile is named", hint="use `ktrdr-vm validate PROFILE` or `--schema`")
     try:
         loaded = read_profile(profile)
         root = workspace.resolve()

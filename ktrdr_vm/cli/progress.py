@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, and at its end. Everything goes to standard error; colour only on a terminal."""
+"""Progress of a run and its summary, on standard error, with colour on a terminal only."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _STYLES = {
 
 
 class _Console(Console):
-    """Rich ends the process when nobody reads its output. A teardown must not end so: it goes on, silently."""
+    """Rich ends the process if its reader has closed the stream. A teardown must continue, without output."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
 
 class TerminalListener(Listener):
-    """Lines as they happen; on a terminal also a spinner with what is going on now."""
+    """A line for each event; on a terminal also a spinner with the current step."""
 
     def __init__(self, gathered: Gathered) -> None:
         self._console = _Console(stderr=True, highlight=False, soft_wrap=True)
@@ -44,7 +44,12 @@ class TerminalListener(Listener):
         facts, plan = gathered.plan.facts, gathered.plan
         self._line(Text(f"{plan.identity.instance_id}  profile {plan.profile.name}  plan {plan.digest[:12]}", style="bold"))
         if facts.accelerator == "tcg":
-            self._line(Text(f"  warning: software emulation, slower and with longer limits: {gathered.accelerator.reason}", style="yellow"))
+            self._line(
+                Text(
+                    f"  warning: software emulation (TCG), slower and with longer time limits: {gathered.accelerator.reason}",
+                    style="yellow",
+                )
+            )
 
     def __enter__(self) -> TerminalListener:
         if self._console.is_terminal:
@@ -80,13 +85,13 @@ class TerminalListener(Listener):
             self._line(Text(f"          │ {escape(line)}"))
 
     def _line(self, text: Text) -> None:
-        # Whoever read it may be gone (a closed terminal, `| head`); the run goes on to its end, and leaves nothing.
+        # The reader may have closed the stream (a closed terminal, `| head`); the run continues to its end.
         with contextlib.suppress(OSError):
             self._console.print(text)
 
 
 def _spinner(doing: str) -> Spinner:
-    # As a text of its own: of a plain one rich takes what stands in brackets for markup, and ends the program when it is none.
+    # As a Text: rich interprets brackets in a plain string as markup, and fails if it is not valid.
     return Spinner("dots", text=Text(escape(doing)))
 
 
@@ -110,14 +115,14 @@ def _task_line(event: Mapping[str, Any]) -> Text | None:
 
 
 def show_gate_event(event: Mapping[str, Any]) -> None:
-    """A task's line, for commands that are no run."""
+    """Print the line of a task, for commands other than `apply`."""
     line = _task_line(event)
     if line is not None:
         _Console(stderr=True, highlight=False, soft_wrap=True).print(line)
 
 
 def show_gate(result: GateResult, stream: IO[str]) -> None:
-    """A gate's outcome in one line."""
+    """Print the outcome of a gate in one line."""
     line = Text(
         f"{result.outcome:<8} gate {result.name}  {result.duration_s:.1f}s  {escape(result.message)}", style=_STYLES.get(result.outcome, "")
     )
@@ -125,12 +130,12 @@ def show_gate(result: GateResult, stream: IO[str]) -> None:
 
 
 def show_resource(kind: str, name: str, verb: Verb, seconds: float) -> None:
-    """One resource's line, for commands that are no run."""
+    """Print the line of a resource, for commands other than `apply`."""
     _Console(stderr=True, highlight=False, soft_wrap=True).print(_resource_line(kind, name, verb, seconds))
 
 
 def show_report(report: RunReport, directory: Path, stream: IO[str] = sys.stderr) -> None:
-    """The summary at the end."""
+    """Print the summary at the end."""
     console = _Console(file=stream, highlight=False, soft_wrap=True)
     console.print()
     for style, text in render_summary(report):

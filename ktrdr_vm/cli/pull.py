@@ -1,4 +1,4 @@
-"""`pull`: the guest's commits into refs of their own."""
+"""`pull`: fetches the commits of a guest into separate refs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pull(instance_id: str, as_json: bool) -> None:
     loaded = open_instance(instance_id).load()
     plan = loaded.plan
     if plan.profile.workspace is None:
-        raise UsageError("its profile has no workspace", where=instance_id, hint="only a workspace has commits to bring back")
+        raise UsageError("the profile of this instance has no workspace", where=instance_id, hint="only a workspace has commits to fetch")
     repository = find_repository(Path(plan.facts.workspace), plan.profile.workspace.source)
     with loaded.locked():
         came = pull_commits(repository, plan.facts.base_commit, plan.profile.workspace.target, loaded.connect(), loaded.identity)

@@ -1,4 +1,4 @@
-"""`report`, `events`, `logs`: what a run left behind for people to read."""
+"""`report`, `events`, `logs`: the evidence of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_report(instance_id: str, run_id: str) -> tuple[Path, dict[str, Any]]:
 
 
 def read_plain(instance_id: str, run_id: str) -> dict[str, Any]:
-    """The report as it stands, of whatever version; its exit code is a number."""
+    """The report as stored, of any version; its exit code is a number."""
     from ktrdr_vm.host.runs import FinishedRun
 
     path = find_run(instance_id, run_id)
@@ -81,7 +81,7 @@ def _compare(now: dict[str, Any], before: dict[str, Any], as_json: bool) -> int:
     for one in () if as_json else differences:
         click.echo(f"{'worse ' if one.worse else '      '} {one.kind:<8} {escape(one.text)}")
     if not differences and not as_json:
-        click.echo("nothing that matters is different")
+        click.echo("no relevant differences")
     return 1 if any(one.worse for one in differences) else 0
 
 
@@ -112,7 +112,7 @@ def logs(instance_id: str, follow: bool) -> None:
 
 
 def print_run_file(run: Path, name: str, *, follow: bool) -> None:
-    """A file of a run. UsageError when it is not there."""
+    """A file of a run. UsageError if it does not exist."""
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.runs import FinishedRun
 
@@ -120,14 +120,14 @@ def print_run_file(run: Path, name: str, *, follow: bool) -> None:
         file = FinishedRun(run).open(name)
     except FileNotFoundError:
         raise UsageError(
-            "there is nothing to show yet", where=str(run / name), hint="the run has not written it, or did not get that far"
+            "the file does not exist", where=str(run / name), hint="the run has not written it yet, or ended before it could"
         ) from None
     with file:
         print_lines(file, follow=follow)
 
 
 def print_lines(file: IO[bytes], *, follow: bool) -> None:
-    """Copy lines to standard output, escaped; with `follow` also what comes later."""
+    """Copy lines to standard output, escaped; with `follow` also lines that are written later."""
     from ktrdr_vm.report.escape import escape_line
 
     while True:

@@ -1,4 +1,4 @@
-"""`secrets`: what a living instance was given, given anew, taken back."""
+"""`secrets`: lists, rotates and revokes the secrets of a running instance."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def list_(instance_id: str, name: str | None, as_json: bool) -> None:
     if as_json:
         echo_json(rows)
     for row in () if as_json else rows:
-        where = f"with the guard, for {row['host']}" if row["host"] else f"{row['path']}  for {row['seconds']} s"
+        where = f"held by the guard, for {row['host']}" if row["host"] else f"{row['path']}  for {row['seconds']} s"
         click.echo(f"{'present' if row['present'] else 'gone':<8} {escape_line(str(row['name'])):<30} {where}")
 
 
@@ -72,7 +72,7 @@ def rotate(instance_id: str, name: str | None) -> None:
 def revoke(instance_id: str, name: str | None) -> None:
     """Remove the secret NAME, or all secrets, from INSTANCE_ID.
 
-    The guest may have kept a copy, so revoke the secret at its source as well.
+    The guest may have kept a copy, so revoke the secret at its issuer as well.
     """
     from ktrdr_vm.cli.options import open_instance
 

@@ -1,4 +1,4 @@
-"""Into an instance with OpenSSH's own clients: its key, its pinned host key, and nothing of the person's."""
+"""Connections to an instance with the OpenSSH clients: its key, its pinned host key, and no configuration of the user."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 def _become(program: str, *arguments: str) -> NoReturn:
-    """The client takes over this process, terminal and all."""
+    """Replace this process by the client."""
     from ktrdr_vm.host.process import notify_observers, require_program
     from ktrdr_vm.host.program_call import ProgramCall
 
     path = str(require_program(program))
-    notify_observers(ProgramCall((path, *arguments), outcome="takes over this process"))
+    notify_observers(ProgramCall((path, *arguments), outcome="replaces this process"))
     sys.stdout.flush()
     os.execv(path, [path, *arguments])  # noqa: S606
 
 
-# What stands behind the instance is the command's, options too: `exec -t ID` asks for a terminal, `exec ID ls -t` does not.
+# Options after the instance belong to the command: `exec -t ID` requests a terminal, `exec ID ls -t` does not.
 _VERBATIM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 def _words(command: tuple[str, ...]) -> tuple[str, ...]:
-    """The command's own words, without a `--` in front of them."""
+    """The words of the command, without a leading `--`."""
     return command[1:] if command[:1] == ("--",) else command
 
 
@@ -98,7 +98,7 @@ def cp(source: str, destination: str) -> None:
     remote = [place.partition(":")[0] for place in (source, destination) if ":" in place and "/" not in place.partition(":")[0]]
     if len(remote) != 1:
         raise UsageError(
-            "one of the two must be in an instance, the other on this host", hint="ktrdr-vm cp INSTANCE_ID:PATH PATH, or the other way"
+            "exactly one of SOURCE and TARGET must be in an instance", hint="use `ktrdr-vm cp INSTANCE_ID:PATH PATH` or the reverse"
         )
     _become("scp", *_options(open_instance(remote[0])), "-r", "-p", "--", source, destination)
 

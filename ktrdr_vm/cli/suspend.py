@@ -27,7 +27,7 @@ def suspend(instance_id: str) -> None:
 @instance_argument
 def resume(instance_id: str) -> None:
     """Resume INSTANCE_ID. Its secrets are read from their sources again, so their variables must be set."""
-    from ktrdr_vm.approvals.apply import check_sources, give_again
+    from ktrdr_vm.approvals.apply import check_sources, reapply
     from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.progress import show_resource
     from ktrdr_vm.instance.instance import require_root

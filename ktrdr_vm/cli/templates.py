@@ -38,7 +38,7 @@ def build(profile: Path, instance_id: str | None, workspace: Path, as_json: bool
     gathered = gather(profile, home=home, workspace=workspace, instance_id=instance_id or "template")
     if not fits(gathered.plan):
         raise UsageError(
-            "this profile cannot be forked: it has a stock image", where=str(profile), hint="its instances boot cold, every time"
+            "instances of this profile cannot be forked, because its image is a stock image", where=str(profile), hint="`apply` boots them"
         )
 
     def say(text: str) -> None:
@@ -69,7 +69,7 @@ def list_(as_json: bool) -> None:
         return
     for one in found:
         shape = f"{one.vcpus} vCPUs, {one.memory} MiB"
-        dates = f"made {one.created_at[:16]}  used {one.used_at[:16]}"
+        dates = f"created {one.created_at[:16]}  used {one.used_at[:16]}"
         click.echo(f"{one.key}  {one.kind:<20}  uid {one.owner}  {one.image[:12]}  {shape}  {dates}  {one.size >> 20} MiB on disk")
         if one.made_from:
             click.echo(
@@ -91,6 +91,6 @@ def remove(key: str) -> None:
     home = find_home()
     users = [journal.instance_id for journal in list_journals(home) if journal.template == key]
     if users:
-        raise UsageError(f"instances stand on this template: {', '.join(users)}", where=key, hint="destroy them first")
+        raise UsageError(f"instances use this template: {', '.join(users)}", where=key, hint="destroy them first")
     if not remove_template(home, key):
         raise UsageError("there is no such template", where=key, hint="`ktrdr-vm templates list` shows them")

@@ -1,4 +1,4 @@
-"""What an approval may give: one decision, pure, for the guard's pre-approvals and for the command of a person alike."""
+"""The limits of approvals: one pure decision, for the pre-approvals of the guard and for the command of a person."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from ktrdr_vm.policy.owner_policy import EscalationPolicy
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why it may not be approved so, and what can be done instead."""
+    """The reason why it may not be approved, and what to do instead."""
 
     message: str
     hint: str
 
 
 def check_request(packet: Packet, given: dict[str, Any], seconds: int, line: EscalationPolicy) -> Refusal | None:
-    """Why `given` may not be approved for `seconds`, or None. `given` has the form that parse_request makes."""
+    """The reason why `given` may not be approved for `seconds`, or None. `given` is a result of parse_request."""
     if packet.kind not in line.kinds:
         return Refusal(
             f"the owner of this host does not allow {packet.kind} by escalation",
-            "escalations.kinds in the owner's policy; what the profile names is another way",
+            "add it to escalations.kinds in the owner's policy, or change the profile",
         )
     if not is_within(packet.kind, given, packet.request):
-        return Refusal("that is more than was asked for", f"an approval can only narrow; asked was {packet.request}")
+        return Refusal("the approval exceeds the request", f"an approval can only narrow the request, which was {packet.request}")
     if packet.kind != "decision" and not 0 < seconds <= line.longest:
-        return Refusal(f"{seconds} s is longer than the owner's {line.longest} s", "approve it for less with --seconds")
+        return Refusal(f"{seconds} s is longer than the {line.longest} s of the owner's policy", "approve a shorter time with --seconds")
     if seconds > packet.seconds:
-        return Refusal(f"{seconds} s is more than the {packet.seconds} s that were asked for", "an approval can only narrow")
+        return Refusal(f"{seconds} s is longer than the {packet.seconds} s of the request", "an approval can only narrow the request")
     return None
 
 
 def is_preapproved(packet: Packet, line: EscalationPolicy) -> bool:
-    """True if the owner has approved all of it beforehand, within the same bounds as any other approval."""
+    """True if a pre-approval covers the whole request, within the same limits as any other approval."""
     if packet.kind != "network" or check_request(packet, packet.request, packet.seconds, line) is not None:
         return False
     host, ports = packet.request["host"], set(packet.request["ports"])
@@ -48,7 +48,7 @@ def is_preapproved(packet: Packet, line: EscalationPolicy) -> bool:
 
 
 def is_within(kind: Kind, given: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """True if `given` is what was asked for, or a part of it."""
+    """True if `given` is the request or a part of it."""
     if kind == "network":
         wide = asked["host"]
         inside = given["host"] == wide or (wide.startswith("*.") and given["host"].endswith(wide[1:]))

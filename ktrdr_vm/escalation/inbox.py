@@ -1,11 +1,11 @@
-"""The escalation inbox: HTTP at the instance's gateway, read by a process without any privilege.
+"""The escalation inbox: HTTP at the gateway of the instance, read by a process without privileges.
 
     POST /v1/escalations         a packet        201 {id, state}, 400 with every problem, 413, 429
     GET  /v1/escalations         all of them     200 [{id, kind, state, answer}]
     GET  /v1/escalations/<id>    one             200, 404
 
-It belongs to one instance, so a packet cannot claim to be another's. What is a packet goes on to the guard, which checks it again and
-keeps it; this process can only ask.
+It belongs to one instance, so a packet cannot claim to be of another. Valid packets are sent to the guard, which checks them again and
+stores them.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ktrdr_vm.escalation.inbox_protocol import ListRequest, SubmitRequest
 from ktrdr_vm.escalation.packet import MAX_PACKET, PacketError, parse_packet
 
 PATH = "/v1/escalations"
-# One guest asks; ten in a minute is an agent in a loop.
+# There is one guest; more than ten a minute mean an agent in a loop.
 PER_MINUTE = 10
-# Each makes the guard, which is root, read what is kept.
+# Each makes the guard, which is root, read stored files.
 READS_PER_MINUTE = 120
 _REQUEST_LIMIT = 5.0
 _REPLY_LIMIT = 10.0
 
 
 class Limiter:
-    """At most `count` in any `seconds`. What was refused is counted until somebody takes the number."""
+    """A limit of `count` in any `seconds`. Refused requests are counted until the count is read."""
 
     def __init__(self, count: int = PER_MINUTE, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._count = count
@@ -51,7 +51,7 @@ class Limiter:
 
 
 def rehearse_inbox() -> None:
-    """Take each kind of request once, over a pair of sockets. Raises what a guest's would meet."""
+    """Handle each kind of request once, over a socket pair, so that all modules are imported. Raises the errors that it meets."""
 
     class Handler(_Handler):
         pass
@@ -65,7 +65,7 @@ def rehearse_inbox() -> None:
             Handler(ours, ("192.0.2.1", 0), None)  # type: ignore[arg-type]
             said = theirs.recv(65536).decode("latin-1").partition("\r\n")[0]
         if f" {status} " not in said:
-            raise RuntimeError(f"the inbox answers a request that it made itself with {said!r}, and not with {status}")
+            raise RuntimeError(f"the inbox answered its test request with {said!r} instead of {status}")
 
 
 def _make_post(body: bytes) -> bytes:
@@ -73,7 +73,7 @@ def _make_post(body: bytes) -> bytes:
 
 
 def run_inbox(listener: socket.socket, channel: socket.socket) -> None:
-    """Serve for ever. `channel` is a SEQPACKET socket to the guard: one JSON request, one JSON reply."""
+    """Serve without end. `channel` is a SEQPACKET socket to the guard: one JSON request, one JSON reply."""
     channel.settimeout(_REPLY_LIMIT)
     limiter = Limiter()
 
@@ -86,7 +86,7 @@ def run_inbox(listener: socket.socket, channel: socket.socket) -> None:
         pass
 
     Handler.ask, Handler.limiter, Handler.reads = staticmethod(ask), limiter, Limiter(READS_PER_MINUTE)
-    # One request at a time: a guest that holds it holds up itself, and for five seconds at most.
+    # One request at a time: a slow guest delays only itself, for five seconds at most.
     server = TCPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
     server.socket.close()
     server.socket = listener
@@ -103,10 +103,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path != PATH and not self.path.startswith(f"{PATH}/"):
-            self._say(404, {"error": f"only {PATH} is here"})
+            self._say(404, {"error": f"the only path is {PATH}"})
             return
         if not type(self).reads.admit():
-            self._say(429, {"error": f"more than {READS_PER_MINUTE} questions in a minute; ask every few seconds"})
+            self._say(429, {"error": f"more than {READS_PER_MINUTE} requests in a minute; poll every few seconds"})
             return
         reply = type(self).ask(ListRequest(self.path[len(PATH) + 1 :][:20]))
         if "error" in reply:
@@ -116,17 +116,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         if self.path != PATH:
-            self._say(404, {"error": f"packets go to {PATH}"})
+            self._say(404, {"error": f"post packets to {PATH}"})
             return
         length = self.headers.get("Content-Length", "")
         if not length.isascii() or not length.isdigit():
             self._say(411, {"error": "Content-Length is missing"})
             return
         if len(length) > 9 or int(length) > MAX_PACKET:
-            self._say(413, {"error": f"a packet has at most {MAX_PACKET} bytes"})
+            self._say(413, {"error": f"a packet may have at most {MAX_PACKET} bytes"})
             return
         if not type(self).limiter.admit():
-            self._say(429, {"error": f"more than {PER_MINUTE} packets in a minute; wait, and ask once for all that you need"})
+            self._say(429, {"error": f"more than {PER_MINUTE} packets in a minute; wait, and send one request for all that you need"})
             return
         try:
             packet = parse_packet(json.loads(self.rfile.read(int(length))))
@@ -134,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(400, {"error": str(error)})
             return
         except (ValueError, RecursionError):
-            self._say(400, {"error": "the packet is no JSON"})
+            self._say(400, {"error": "the packet is not valid JSON"})
             return
         suppressed, type(self).limiter.refused = type(self).limiter.refused, 0
         reply = type(self).ask(SubmitRequest(packet.to_json(), suppressed))
@@ -149,4 +149,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: what matters is in the ledger."""
+        """Log nothing; the ledger records escalations."""

@@ -1,4 +1,4 @@
-"""What the inbox asks of the guard, and the guard's answers."""
+"""Requests of the inbox to the guard, and their answers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def answer_request(store: EscalationStore, request: ListRequest | SubmitRequest,
 
 
 def _show(one: Escalation) -> dict[str, Any]:
-    """What the guest is told of it."""
+    """The answer to the guest about an escalation."""
     answer = one.answer
     return {
         "id": one.id,

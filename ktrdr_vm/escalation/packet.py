@@ -1,6 +1,6 @@
-"""The escalation packet: six parts in words, and what exactly is asked for. Pure; every byte of it is a guest's.
+"""The escalation packet: six texts and an exact request. Pure; the packet comes from a guest and is not trusted.
 
-Checked twice by the same function: by the unprivileged process that reads HTTP, and by the guard that keeps it.
+Checked twice by the same function: by the unprivileged process that reads HTTP, and by the guard that stores it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ MAX_PACKET = 64 * 1024
 _MAX_TEXT = 4000
 _MAX_EVIDENCE = 16_000
 _MAX_OPTIONS = 10
-# Longer than a working day nobody grants by an escalation; that is a change of the profile.
+# Longer needs than a working day require a change of the profile.
 MAX_SECONDS = 24 * 3600
 DEFAULT_SECONDS = 3600
 
-# The six parts of the working agreement, in its order.
+# The six texts, in their order.
 _TEXTS = {"blocked": _MAX_TEXT, "why": _MAX_TEXT, "recommendation": _MAX_TEXT, "decision": _MAX_TEXT, "evidence": _MAX_EVIDENCE}
 
 
@@ -37,7 +37,7 @@ _REQUESTS: dict[Kind, set[str]] = {
 
 
 class PacketError(ValueError):
-    """The packet is not one. Its text is for the guest: every problem in one line each."""
+    """The packet is not valid. Its text is for the guest: one problem a line."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Packet:
     """One request. `request` depends on `kind`:
 
     network {host, ports}; secret {name}; mount {source, target, readonly}; resources {memory (MiB), vcpus}; decision {}.
-    `seconds` is for how long it is wanted.
+    `seconds` is the requested duration.
     """
 
     kind: Kind
@@ -60,7 +60,7 @@ class Packet:
 
     @property
     def digest(self) -> str:
-        """The same packet twice is one escalation."""
+        """Identifies equal packets, which are one escalation."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Packet:
 
 
 def parse_packet(content: object) -> Packet:
-    """A packet from decoded JSON, or PacketError with everything that is wrong."""
+    """A packet from decoded JSON, or PacketError with all errors."""
     if not isinstance(content, dict):
         raise PacketError("the packet must be a JSON object")
     problems: list[str] = []
@@ -78,16 +78,16 @@ def parse_packet(content: object) -> Packet:
     texts = {name: _read_text(content, name, limit, problems) for name, limit in _TEXTS.items()}
     kind = content.get("kind")
     if kind not in KINDS:
-        problems.append(f"kind: one of {', '.join(KINDS)}")
+        problems.append(f"kind: must be one of {', '.join(KINDS)}")
     options = content.get("options")
     if not isinstance(options, list) or not 1 <= len(options) <= _MAX_OPTIONS:
-        problems.append(f"options: a list of 1 to {_MAX_OPTIONS} texts")
+        problems.append(f"options: must be a list of 1 to {_MAX_OPTIONS} texts")
         options = []
     elif any(not isinstance(one, str) or not one.strip() or len(one) > _MAX_TEXT for one in options):
-        problems.append(f"options: each a text of at most {_MAX_TEXT} characters")
+        problems.append(f"options: each must be a text of at most {_MAX_TEXT} characters")
     seconds = content.get("seconds", DEFAULT_SECONDS)
     if isinstance(seconds, bool) or not isinstance(seconds, int) or not 1 <= seconds <= MAX_SECONDS:
-        problems.append(f"seconds: a whole number from 1 to {MAX_SECONDS}")
+        problems.append(f"seconds: must be a whole number from 1 to {MAX_SECONDS}")
     request: dict[str, Any] = {}
     if kind in KINDS:
         try:
@@ -100,16 +100,16 @@ def parse_packet(content: object) -> Packet:
 
 
 def parse_request(kind: Kind, content: object) -> dict[str, Any]:
-    """What exactly is asked for, in its one form. ValueError says what is wrong; also for what an approval narrows it to."""
+    """The request in its canonical form, also for the narrowed request of an approval. ValueError with the error."""
     if not isinstance(content, dict):
         raise ValueError("must be an object")
     known = _REQUESTS[kind]
     if content.keys() - known:
-        raise ValueError(f"a {kind} request has {', '.join(sorted(known)) or 'nothing'} and no more")
+        raise ValueError(f"a {kind} request has the keys {', '.join(sorted(known)) or '(none)'}")
     if kind == "network":
         ports = content.get("ports", [443])
         if not isinstance(ports, list) or not 1 <= len(ports) <= 16 or any(type(port) is not int or not 0 < port < 65536 for port in ports):
-            raise ValueError("ports: 1 to 16 numbers from 1 to 65535")
+            raise ValueError("ports: must be 1 to 16 numbers from 1 to 65535")
         return {"host": scalars.parse_host(content.get("host")), "ports": sorted(set(ports))}
     if kind == "secret":
         name = content.get("name")
@@ -119,18 +119,18 @@ def parse_request(kind: Kind, content: object) -> dict[str, Any]:
             or not name.replace("_", "").replace("-", "").isalnum()
             or not name.isascii()
         ):
-            raise ValueError("name: letters, digits, - and _")
+            raise ValueError("name: must consist of letters, digits, - and _")
         return {"name": name}
     if kind == "mount":
         source, target = scalars.parse_host_path(content.get("source")), scalars.parse_guest_path(content.get("target"))
         readonly = content.get("readonly", True)
         if not isinstance(readonly, bool):
-            raise ValueError("readonly: true or false")
+            raise ValueError("readonly: must be true or false")
         return {"source": source, "target": target, "readonly": readonly}
     if kind == "resources":
         found = {name: content[name] for name in ("memory", "vcpus") if name in content}
         if not found or any(type(value) is not int or not 0 < value < 2**20 for value in found.values()):
-            raise ValueError("memory (MiB) or vcpus, whole numbers")
+            raise ValueError("must have memory (MiB) or vcpus, as whole numbers")
         return found
     return {}
 
@@ -138,9 +138,9 @@ def parse_request(kind: Kind, content: object) -> dict[str, Any]:
 def _read_text(content: dict[str, Any], name: str, limit: int, problems: list[str]) -> str:
     text = content.get(name)
     if not isinstance(text, str) or not text.strip():
-        problems.append(f"{name}: a text that is not empty")
+        problems.append(f"{name}: must be a text that is not empty")
         return ""
     if len(text) > limit:
-        problems.append(f"{name}: at most {limit} characters")
-    # Half of a surrogate pair is no text, and no file takes it.
+        problems.append(f"{name}: must have at most {limit} characters")
+    # A lone surrogate is not valid text and cannot be written to a file.
     return text.encode("utf-8", "replace").decode()

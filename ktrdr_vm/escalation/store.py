@@ -1,4 +1,4 @@
-"""An instance's escalations on the host: a file each, written whole, and a state that only the host changes."""
+"""The escalations of an instance on the host: one file each, replaced atomically, with a state that only the host changes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ID = re.compile(r"e[0-9]{1,4}")
 
 
 class FullError(Exception):
-    """The inbox takes no more. The text is for the guest."""
+    """The limit of escalations is reached. The text is for the guest."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was decided. `request` and `seconds` may be less than what was asked; `ends` is a boot's id and its second.
+    """The decision. `request` and `seconds` may be narrower than requested; `ends` is the id of a boot and its second.
 
-    `source` is where a secret comes from (env or file). An approval given while the instance sleeps is `waiting` until it wakes.
+    `source` is the source of a secret (env or file). An approval of a suspended instance is `waiting` until the resume.
     """
 
     by: str
@@ -56,7 +56,7 @@ class Escalation:
 
     @property
     def current(self) -> State:
-        """The state now: an approval ends by itself, also when nobody looks."""
+        """The current state: an approval past its expiry is expired."""
         if self.state == "approved" and self.answer is not None and self.answer.ends is not None:
             boot, ends = self.answer.ends
             if boot != read_boot_id() or boottime() >= ends:
@@ -84,7 +84,7 @@ class EscalationStore:
         self.instance_id = instance_id
 
     def list(self) -> list[Escalation]:
-        """All of them, oldest first. What cannot be read is left out: it was never ours."""
+        """All of them, oldest first. Unreadable files are skipped, because this program did not write them."""
         found = []
         for path in self.directory.glob("e*.json") if self.directory.is_dir() else ():
             try:
@@ -94,7 +94,7 @@ class EscalationStore:
         return sorted(found, key=lambda one: int(one.id[1:]))
 
     def find(self, escalation_id: str) -> Escalation:
-        """One by its id; UsageError when there is none."""
+        """The escalation of that id; UsageError if there is none."""
         for one in self.list() if _ID.fullmatch(escalation_id) else ():
             if one.id == escalation_id:
                 return one
@@ -105,22 +105,22 @@ class EscalationStore:
         )
 
     def submit(self, packet: Packet) -> tuple[Escalation, bool]:
-        """Keep a packet; (the escalation, is it new). The same packet again is the one that is there. FullError over the limits."""
+        """Store a packet; return the escalation and whether it is new. An equal packet returns the existing one. FullError at a limit."""
         with self._locked():
             known = self.list()
             for one in known:
                 if one.packet.digest == packet.digest and one.current in ("pending", "approved"):
                     return one, False
             if sum(one.state == "pending" for one in known) >= MAX_PENDING:
-                raise FullError(f"{MAX_PENDING} escalations wait for an answer; wait for one")
+                raise FullError(f"{MAX_PENDING} escalations are pending; wait until one is answered")
             if len(known) >= MAX_STORED:
-                raise FullError(f"this instance has made {MAX_STORED} escalations and makes no more")
+                raise FullError(f"this instance has reached its limit of {MAX_STORED} escalations")
             made = Escalation(f"e{max((int(one.id[1:]) for one in known), default=0) + 1}", self.instance_id, packet, now())
             self._write(made)
             return made, True
 
     def answer(self, escalation_id: str, state: State, answer: Answer) -> Escalation:
-        """Record a decision. UsageError when it does not follow from the state it is in."""
+        """Record a decision. UsageError if the current state does not allow it."""
         with self._locked():
             found = self.find(escalation_id)
             allowed: Mapping[str, tuple[State, ...]] = {"pending": ("approved", "denied"), "approved": ("approved", "revoked")}
@@ -128,7 +128,7 @@ class EscalationStore:
                 raise UsageError(
                     f"{escalation_id} is {found.current} and cannot become {state}",
                     where=self.instance_id,
-                    hint="what is pending can be approved or denied, what is approved revoked",
+                    hint="a pending escalation can be approved or denied, an approved one revoked",
                 )
             changed = replace(found, state=state, answer=answer)
             self._write(changed)
@@ -136,9 +136,9 @@ class EscalationStore:
 
     @contextmanager
     def approving(self, escalation_id: str, answer: Answer) -> Iterator[Callable[[tuple[str, float] | None], None]]:
-        """Record an approval, then give it: the block gives, and calls what it is handed with the end, a boot's id and its second.
+        """Record an approval, then apply it in the block, which passes the expiry (id of a boot, second) to the yielded function.
 
-        Until then the record says `waiting`, and nobody else can answer. When the block fails, it waits for an answer again.
+        Until then the state is `waiting`, and no other answer is possible. If the block fails, the escalation is pending again.
         """
         self.answer(escalation_id, "approved", replace(answer, waiting=True))
         try:

@@ -1,6 +1,6 @@
-"""The pull-request bundle of a run: a directory and a `.tar.zst` that a reviewer needs nothing else for.
+"""The pull-request bundle of a run: a directory and a `.tar.zst` with everything that a reviewer needs.
 
-Made from what the run left on the host; the instance need not exist any more.
+Made from the run directory and the fetched commits; the instance need not exist any more.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _NAMESPACE = "ktrdr-vm"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A finished bundle. `ref` is what may be pushed, as `branch`, which this program names; empty when the workload committed nothing.
+    """A finished bundle. `ref` may be pushed as `branch`, a name of this program; both are empty if the workload committed nothing.
 
-    `work` is what the guest calls its branch: a word of the guest's, and no destination.
+    `work` is the name of the branch in the guest, which is not trusted and must not be used as destination.
     """
 
     directory: Path
@@ -51,9 +51,9 @@ class Bundle:
 
 
 def make_bundle(run: Path, owner: tuple[int, int], policy: OwnerPolicy) -> Bundle:
-    """Write `bundle/` and `bundle.tar.zst` into the run's directory, owned by `owner`, replacing an earlier one.
+    """Write `bundle/` and `bundle.tar.zst` into the directory of the run, owned by `owner`, and replace an earlier one.
 
-    NotConfirmedError when Startability did not pass, UsageError when the run has no report or its commits are gone.
+    NotConfirmedError if Startability did not pass, UsageError if the run has no report or its commits no longer exist.
     """
     return _make_bundle(FinishedRun(run), owner, policy)
 
@@ -62,16 +62,16 @@ def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) 
     contents = {name: content for name in COPIED if (content := _read_copied(run, name)) is not None}
     contents |= {name: content for name in run.list("notes", ".md") if (content := _read_copied(run, name, MAX_NOTE)) is not None}
     if "report.json" not in contents:
-        raise UsageError("this run has no report", where=str(run.path), hint="it still goes on, or was killed: apply again")
-    # From here on these bytes are the run: what stands on the disk may be another file by now.
+        raise UsageError("this run has no report", where=str(run.path), hint="it is still active, or was killed: apply again")
+    # From here on only these bytes are used, because the file on the disk may have been replaced.
     report = parse_report(contents["report.json"], str(run.path / "report.json"))
     require_startability(report)
     changed = sorted(name for name, content in contents.items() if not run.confirms(name, content))
     if changed and policy.signing_key:
         raise UsageError(
-            f"{', '.join(changed[:5])} is not what the run wrote, so the owner's key does not sign it",
+            f"{', '.join(changed[:5])} was changed after the run, so the bundle is not signed with the owner's key",
             where=str(run.path),
-            hint="bundle a run that nobody changed, or apply again",
+            hint="bundle a run whose files were not changed, or apply again",
         )
     repository, ref, base = _find_work(run, report, contents.get("plan.json"))
     notes = _name_notes(contents)
@@ -91,7 +91,7 @@ def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) 
         run.deliver(made, ("bundle", "bundle.tar.zst"), owner)
     missing = find_missing(report, notes, changes)
     if changed:
-        missing = [*missing, f"a confirmation of {', '.join(changed[:5])}: changed since the run ended, or of an older version"]
+        missing = [*missing, f"a verification of {', '.join(changed[:5])}: changed since the run ended, or written by an older version"]
     return Bundle(
         run.path / "bundle",
         run.path / "bundle.tar.zst",
@@ -113,12 +113,12 @@ def _read_copied(run: FinishedRun, name: str, limit: int | None = None) -> bytes
 
 
 def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
-    """Hand the bundle to the owner's command, as the repository's owner; returns what it printed. HostError when it fails."""
+    """Run the publish command of the owner as the owner of the repository; return its output. HostError if it fails."""
     if not policy.publish_command:
         raise UsageError(
-            "the owner of this host has named no command that publishes",
+            "the owner's policy names no command that publishes",
             where="/etc/ktrdr-vm/policy.yaml",
-            hint="set `publish: {command: [...]}` there; docs/owner-policy.md has an example",
+            hint="set `publish: {command: [...]}` in it; docs/owner-policy.md has an example",
         )
     if not bundle.ref:
         raise UsageError("there is no commit to publish", where=str(bundle.directory), hint="only what a workload committed can be pushed")
@@ -146,13 +146,13 @@ def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
         raise HostError(
             f"publishing failed with exit code {done.exit_code}: {done.error_text[-500:]}",
             where=" ".join(policy.publish_command),
-            hint="the bundle is complete; mend the command or what it needs, and publish again",
+            hint="the bundle is complete; correct the command and publish again",
         )
     return done.text
 
 
 def _find_work(run: FinishedRun, report: dict[str, Any], plan: bytes | None) -> tuple[Repository | None, str, str]:
-    """The repository, the ref that was judged, and the commit it began from. The ref must still be what was judged."""
+    """The repository, the judged ref, and its base commit. UsageError if the ref has changed since."""
     repository, verification, where = find_workspace(run.path, plan), report["verification"], str(run.path / "report.json")
     base = require_commit(report["base_commit"], where) if report["base_commit"] else ""
     if repository is None or verification is None or not report["commits"] or not base:
@@ -166,7 +166,7 @@ def _find_work(run: FinishedRun, report: dict[str, Any], plan: bytes | None) -> 
     found = resolve_commit(repository, ref)
     if found != judged:
         raise UsageError(
-            f"{ref} is no longer the commit that was judged ({judged[:12]})",
+            f"{ref} is no longer the commit on which the gates ran ({judged[:12]})",
             where=str(repository.root),
             hint="a later run replaced it; bundle that run, or apply again",
         )
@@ -174,7 +174,7 @@ def _find_work(run: FinishedRun, report: dict[str, Any], plan: bytes | None) -> 
 
 
 def _write_patches(repository: Repository, base: str, ref: str, folder: Path) -> tuple[Change, ...]:
-    """The series as `git am` takes it, and its subjects, newest first."""
+    """Write the patch series for `git am`; return its subjects, newest first."""
     folder.mkdir(mode=0o700)
     with open_view(repository.place) as view:
         return _write_series(view, base, ref, folder)
@@ -183,10 +183,10 @@ def _write_patches(repository: Repository, base: str, ref: str, folder: Path) ->
 def _write_series(view: View, base: str, ref: str, folder: Path) -> tuple[Change, ...]:
     count = f"--max-count={MAX_PATCHES + 1}"
     listed = view.git("log", "--format=%H %s", count, "--end-of-options", f"{base}..{ref}", "--", bounds=BOUNDS)
-    # By line feeds alone, as Git writes them: in a subject other characters may stand that Python takes for the end of a line.
+    # Split at line feeds only: a subject may contain other characters that `splitlines` treats as line ends.
     changes = tuple(Change(*line.partition(" ")[::2]) for line in listed.text.split("\n") if line)
     if len(changes) > MAX_PATCHES:
-        raise UsageError(f"more than {MAX_PATCHES} commits came back", where=ref, hint="let the workload squash its work")
+        raise UsageError(f"more than {MAX_PATCHES} commits were fetched", where=ref, hint="squash them in the workload")
     options = ("--binary", "--no-ext-diff", "--no-textconv", "--no-signature", "--no-renames", "--stdout")
     for number, change in enumerate(reversed(changes), 1):
         with (folder / f"{number:04}-{change.commit[:12]}.patch").open("wb") as file:
@@ -198,7 +198,7 @@ def _write_series(view: View, base: str, ref: str, folder: Path) -> tuple[Change
 
 
 def _name_notes(contents: dict[str, bytes]) -> dict[str, str]:
-    """The workload's notes by their plain names."""
+    """The notes of the workload by name."""
     found: dict[str, str] = {}
     for name, content in contents.items():
         if name.startswith("notes/"):
@@ -221,12 +221,12 @@ def _sign(sums: Path, key: str) -> None:
         raise HostError(
             f"the bundle could not be signed: {done.error_text[-300:]}",
             where=key,
-            hint="publish.signing_key in /etc/ktrdr-vm/policy.yaml names an SSH key without a passphrase, or remove it to go unsigned",
+            hint="publish.signing_key of the policy must name an SSH key without a passphrase; without it bundles are unsigned",
         )
 
 
 def _pack(directory: Path, archive: Path, name: str) -> None:
-    """The same bytes for the same files: no times, no owners."""
+    """A reproducible archive, without times and owners."""
 
     def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         entry.mtime = entry.uid = entry.gid = 0

@@ -1,6 +1,6 @@
-"""JUnit files that tests wrote inside the guest, found among the artifacts: read within bounds, counted, and kept for `junit.xml`.
+"""JUnit files of tests in the guest, found among the artifacts: read within limits, counted, and included in `junit.xml`.
 
-What they say is the guest's word. Counts are of the cases that stand in a file, never of the numbers that its head claims.
+Their content is not trusted. Counts are those of the cases in a file, and not the numbers in its attributes.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from defusedxml.ElementTree import iterparse
 
 from ktrdr_vm.report.model import Artifact, CaseOutcome, TestCase, TestFile
 
-# One file, all cases of a run, one text and one name: what is above is cut, or the file is named as not counted.
+# Limits of one file, all cases of a run, one text and one name. More is cut, or the file is reported as not counted.
 MAX_FILE = 32 * 1024 * 1024
 MAX_CASES = 20_000
 MAX_TEXT = 8 * 1024
 MAX_NAME = 500
-# What is looked at for what its first element is.
+# Bytes that are searched for the first element.
 _TAGS: dict[str, CaseOutcome] = {"failure": "failed", "error": "error", "skipped": "skipped"}
 _WORST: tuple[CaseOutcome, ...] = ("passed", "skipped", "error", "failed")
 _DEPTH = 50
-# Python knows codecs that read no text, and some that run for ever; these are what test runners write.
+# Some codecs of Python do not decode text, and some are extremely slow; test runners write these encodings.
 _ENCODINGS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1", "windows-1252"})
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _DECLARED = re.compile(rb"""\s*<\?xml[^>]*\bencoding\s*=\s*["']([A-Za-z0-9._-]{1,60})["']""")
 _DECLARATION = re.compile(r"<\?xml[^>]*\?>")
 _REFERENCE = re.compile(r"&#([xX][0-9a-fA-F]{1,8}|[0-9]{1,8});")
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# Elements of one file, and of one case: small ones cost far more memory and time than bytes.
+# Elements of one file and of one case, because small elements cost much more memory and time than their bytes.
 _MAX_ELEMENTS = 1_000_000
 _MAX_WITHIN = 10_000
 
 
 class _NotJUnitError(Exception):
-    """Some other XML: no business of ours."""
+    """The file is XML, but not JUnit."""
 
 
 def read_test_files(artifacts: Iterable[Artifact], directory: Path) -> tuple[TestFile, ...]:
-    """Every JUnit file among the artifacts beneath `directory`, a run's. Other files are passed over, broken ones say why."""
+    """All JUnit files among the artifacts beneath the run `directory`. Other files are skipped; invalid ones have a reason."""
     found: list[TestFile] = []
     left = MAX_CASES
     for artifact in artifacts:
@@ -57,26 +57,26 @@ def read_test_files(artifacts: Iterable[Artifact], directory: Path) -> tuple[Tes
 
 
 def _read(path: Path, name: str, most: int) -> TestFile | None:
-    """None for XML that is no JUnit. What cannot be read to its end is kept as far as it could, with the reason."""
+    """None for XML that is not JUnit. A file that cannot be read to its end keeps the cases until then, with the reason."""
     cases: list[TestCase] = []
     try:
         if path.stat().st_size > MAX_FILE:
             return TestFile(name, (), f"larger than {MAX_FILE // 1024 // 1024} MiB, so it was not counted")
         for case in _cases(_make_plain(path.read_bytes())):
             if len(cases) == most:
-                return TestFile(name, tuple(cases), f"there are more than {MAX_CASES} cases in this run; the rest was not counted")
+                return TestFile(name, tuple(cases), f"the run has more than {MAX_CASES} test cases; the rest was not counted")
             cases.append(case)
     except _NotJUnitError:
         return None
     except DefusedXmlException:
-        return TestFile(name, tuple(cases), "broken: it has a DOCTYPE, which is not read")
+        return TestFile(name, tuple(cases), "not read: it has a DOCTYPE")
     except (ParseError, UnicodeError, ValueError, LookupError, OSError, RecursionError, MemoryError) as error:
         return TestFile(name, tuple(cases), f"broken: {error or type(error).__name__}")
     return TestFile(name, tuple(cases))
 
 
 def _make_plain(raw: bytes) -> bytes:
-    """As UTF-8 without a declaration, and without what XML forbids: a colour code in a message costs no case. ValueError for an encoding
+    """As UTF-8 without a declaration, and without characters that XML forbids, such as colour codes. ValueError for an encoding
     that is not one of those that test runners write.
     """
     declared = _DECLARED.match(raw[:200])
@@ -84,7 +84,7 @@ def _make_plain(raw: bytes) -> bytes:
     if not encoding:
         encoding = declared[1].decode("ascii").lower() if declared else "utf-8"
         if encoding not in _ENCODINGS:
-            raise ValueError(f"its encoding {encoding[:40]!a} is not read; {', '.join(sorted(_ENCODINGS))} are")
+            raise ValueError(f"its encoding {encoding[:40]!a} is not supported; supported: {', '.join(sorted(_ENCODINGS))}")
     text = raw.decode(encoding, "replace").lstrip("\ufeff \t\r\n")
     text = _FORBIDDEN.sub("\ufffd", _REFERENCE.sub(_replace_reference, _DECLARATION.sub("", text, count=1)))
     return text.encode("utf-8", "replace")
@@ -97,7 +97,7 @@ def _replace_reference(found: re.Match[str]) -> str:
 
 
 def _cases(raw: bytes) -> Iterator[TestCase]:
-    """The cases in their order. Only one is in memory at a time, however many there are."""
+    """The cases in their order. Only one is in memory at a time."""
     parents: list[Element] = []
     inside = seen = within = 0
     for event, element in iterparse(io.BytesIO(raw), events=("start", "end"), forbid_dtd=True):
@@ -107,21 +107,21 @@ def _cases(raw: bytes) -> Iterator[TestCase]:
                 raise _NotJUnitError
             parents.append(element)
             if len(parents) > _DEPTH:
-                raise ValueError(f"elements more than {_DEPTH} deep")
+                raise ValueError(f"elements nested more than {_DEPTH} levels deep")
             inside += element.tag == "testcase"
             seen, within = seen + 1, within + 1 if inside else 0
             if seen > _MAX_ELEMENTS or within > _MAX_WITHIN:
-                raise ValueError(f"more than {_MAX_ELEMENTS} elements, or {_MAX_WITHIN} in one case")
+                raise ValueError(f"more than {_MAX_ELEMENTS} elements, or more than {_MAX_WITHIN} in one test case")
             continue
         parents.pop()
         if element.tag == "testcase":
             yield _make_case(element)
             inside -= 1
         elif element.tag in ("failure", "error") and not inside:
-            # Of a suite as a whole, such as a fixture that failed: no case of it ran.
+            # A failure of a whole suite, such as that of a fixture: no case of it ran.
             yield _make_suite_case(parents[-1] if parents else element, element)
         if not inside and parents:
-            # Whatever it was is done with: to search for it among what stands beside it would take longer with each.
+            # Remove the processed element, because the search among its siblings would take longer with each.
             parents[-1].clear()
 
 
@@ -131,7 +131,7 @@ def _make_suite_case(suite: Element, element: Element) -> TestCase:
 
 
 def _make_case(element: Element) -> TestCase:
-    """Of several outcomes the worst counts: a case that was skipped and failed has failed."""
+    """The worst of several outcomes: a case that was skipped and failed has failed."""
     outcome: CaseOutcome = "passed"
     message = text = ""
     for child in element:
@@ -151,7 +151,7 @@ def _make_case(element: Element) -> TestCase:
 
 
 def _seconds(text: str | None) -> float:
-    """A claim of the guest's: what is no sensible number is none."""
+    """A number of the guest; 0 if it is not a valid one."""
     try:
         seconds = float((text or "0").replace(",", "")[:30])
     except ValueError:

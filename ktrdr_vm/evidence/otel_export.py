@@ -1,7 +1,7 @@
-"""What a run did, as OpenTelemetry traces and metrics: made of its own events when it is over, sent where an endpoint is configured.
+"""A run as OpenTelemetry traces and metrics, made from its events at its end, and sent if an endpoint is configured.
 
-Off unless one is. The events are the only source, so the run itself knows nothing of this; what is sent has no output and no message in
-it, since those may be the guest's. A collector that does not answer costs a few seconds at the very end and changes no outcome.
+The events are the only source, so the run itself does not depend on it. It contains no output and no messages,
+because they may come from the guest. A collector that does not answer delays the end by some seconds and changes no outcome.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ktrdr_vm.host.runs import FinishedRun
 from ktrdr_vm.policy.load import read_collector_headers
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 
-# Seconds that everything may take, importing included; and one request, so that a second signal gets its turn.
+# Seconds for everything, including imports, and for one request, so that time is left for the second signal.
 FLUSH_LIMIT = 5.0
 _REQUEST_LIMIT = 2.0
-# Of a run with endless tasks.
+# Limit for a run with many tasks.
 MAX_SPANS = 5000
-# What is told of an event. The rest is the guest's word, or long.
+# The exported fields of an event. The others are from the guest, or long.
 _TOLD = (
     "outcome", "exit_code", "profile", "plan_digest", "kind", "name", "verb", "gate", "task", "module", "where", "changed", "attempt", "of",
     "part", "how", "state",
@@ -34,7 +34,7 @@ _GOOD = (None, "ok", "passed", "changed", "skipped", "removed", "absent", "ignor
 
 @dataclass
 class Span:
-    """A stretch of a run. Times are nanoseconds since the epoch; `parent` is the span that it lies in."""
+    """A span of a run. Times are nanoseconds since the epoch; `parent` is the enclosing span."""
 
     name: str
     start: int
@@ -47,7 +47,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Point:
-    """A number of the run, with what it is of."""
+    """A number of the run, with its attributes."""
 
     name: str
     unit: str
@@ -56,7 +56,7 @@ class Point:
 
 
 def find_endpoints(environment: Mapping[str, str], policy: OwnerPolicy) -> dict[str, dict[str, Any]]:
-    """Signals that are configured, `traces` and `metrics`, and what its exporter is made with: nothing where the environment says it all.
+    """The configured signals, `traces` and `metrics`, and the arguments of their exporters; none if the environment configures them.
 
     The environment's standard variables win over the owner's policy.
     """
@@ -81,16 +81,16 @@ def find_endpoints(environment: Mapping[str, str], policy: OwnerPolicy) -> dict[
 def report_run(
     run: Path, identity: Mapping[str, str], environment: Mapping[str, str], policy: OwnerPolicy, note: Callable[[str], None]
 ) -> None:
-    """Send what the run in this folder did, where an endpoint is configured. Never raises, and returns within FLUSH_LIMIT.
+    """Send the run in this folder, if an endpoint is configured. Never raises, and returns within FLUSH_LIMIT.
 
-    `identity` is put on everything: instance_id, environment and run_id.
+    `identity` is added to everything: instance_id, environment and run_id.
     """
     failures: list[str] = []
 
     def send() -> None:
         try:
             failures.extend(_export(run, identity, endpoints))
-        except Exception as error:  # whatever a library does, the run has ended as it ended
+        except Exception as error:  # an error of a library must not change the outcome of the run
             failures.append(f"{type(error).__name__}: {error}")
 
     try:
@@ -107,16 +107,16 @@ def report_run(
     except KeyboardInterrupt:
         return
     if failures:
-        note(f"telemetry of this run is not complete: {failures[0][:300]}")
+        note(f"the telemetry of this run is incomplete: {failures[0][:300]}")
 
 
 # -- from events ----------------------------------------------------------------------------------------------------
 
 
 def make_spans(events: list[dict[str, Any]]) -> list[Span]:
-    """The run as spans, the whole first: phases, in them resources and gates, in those tasks. What did not end, ends with the run.
+    """The run as spans: the run, its phases, in them resources and gates, in those tasks. Open spans end with the run.
 
-    Of a run that stopped at an escalation it is the part since it was taken up again: what was before has been told.
+    Of a run that stopped at an escalation, only the part since it continued, because the earlier part was exported.
     """
     starts = [number for number, event in enumerate(events) if event.get("event") in ("run_started", "run_continued")]
     events = events[starts[-1] :] if starts else events
@@ -153,7 +153,7 @@ def make_spans(events: list[dict[str, Any]]) -> list[Span]:
 
 
 def _close(open_: list[Span], name: str, now: int, outcome: object, told: dict[str, Any]) -> None:
-    """End the span, and what was begun in it and never ended."""
+    """End the span, and all open spans in it."""
     names = [span.name for span in open_[1:]]
     if name not in names:
         return
@@ -167,7 +167,7 @@ def _close(open_: list[Span], name: str, now: int, outcome: object, told: dict[s
 
 
 def make_points(events: list[dict[str, Any]], ledger: list[dict[str, Any]]) -> list[Point]:
-    """The run in numbers: seconds of it, of its phases and gates; how many tasks and resources; what was decided about the network."""
+    """The run in numbers: seconds of it, of its phases and gates; numbers of tasks and resources; egress decisions."""
     seconds: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     counts: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
 
@@ -207,23 +207,23 @@ def _parse_time(event: Mapping[str, Any]) -> int:
 
 
 def _export(run: Path, identity: Mapping[str, str], endpoints: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Both signals; why one did not arrive."""
+    """Send both signals; return the failures."""
     import logging
 
     from opentelemetry.sdk.resources import Resource
 
-    # Its warnings would stand between a run's own words.
+    # Its warnings would appear in the output of the run.
     logging.getLogger("opentelemetry").propagate = False
     logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
     resource = Resource.create({"service.name": "ktrdr-vm", "service.version": metadata.version("ktrdr-vm"), **identity})
     events = list(FinishedRun(run).rows("events.jsonl"))
     failures = []
     if "traces" in endpoints and not _export_spans(make_spans(events), resource, endpoints["traces"]):
-        failures.append("the collector did not take the traces")
+        failures.append("the collector did not accept the traces")
     if "metrics" in endpoints:
         points = make_points(events, list(FinishedRun(run).rows("egress.jsonl")))
         if not _export_points(points, resource, endpoints["metrics"]):
-            failures.append("the collector did not take the metrics")
+            failures.append("the collector did not accept the metrics")
     return failures
 
 
@@ -237,7 +237,7 @@ def _export_spans(spans: list[Span], resource: Any, settings: dict[str, Any]) ->
     tracer = TracerProvider(resource=resource, sampler=ALWAYS_ON, shutdown_on_exit=False).get_tracer("ktrdr-vm")
     made: dict[int, Any] = {}
     for span in spans:
-        # An empty context: a run is a trace of its own, whatever called it.
+        # An empty context: a run is a separate trace, independent of its caller.
         context = trace.set_span_in_context(made[id(span.parent)]) if span.parent else trace.set_span_in_context(trace.INVALID_SPAN)
         one = made[id(span)] = tracer.start_span(span.name, context, attributes=span.attributes, start_time=span.start)
         for name, time, attributes in span.events:

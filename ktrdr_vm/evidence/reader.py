@@ -1,4 +1,4 @@
-"""What is read back from a run directory: a report of the right shape, and the repository that the run worked on."""
+"""Reading a run directory: its report, checked against the schema, and the repository of the run."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from ktrdr_vm.report.shape import check_document
 
 
 def read_document(run: Path) -> dict[str, Any]:
-    """`report.json` of a run, as `make_report_document` makes it. UsageError when there is none, or it is something else."""
+    """`report.json` of a run, in the form of `make_report_document`. UsageError if there is none, or if it is not valid."""
     try:
         content = FinishedRun(run).read("report.json")
     except FileNotFoundError:
         raise UsageError(
-            "this run has no report", where=str(run), hint="it still goes on, or was killed; `ktrdr-vm events` shows how far it came"
+            "this run has no report", where=str(run), hint="it is still active, or was killed; `ktrdr-vm events` shows its progress"
         ) from None
     return parse_report(content, str(run / "report.json"))
 
 
 def parse_report(content: bytes, where: str) -> dict[str, Any]:
-    """A report's bytes as the document that `make_report_document` makes. UsageError for anything else."""
+    """Parse the bytes of a report, in the form of `make_report_document`. UsageError for anything else."""
     document = parse_document(content, where)
     if wrong := check_document(document):
-        raise UsageError(f"this is no report of this version: {wrong}", where=where, hint="apply again with this version")
+        raise UsageError(f"this is not a report of a supported version: {wrong}", where=where, hint="apply again with this version")
     return document
 
 
 def find_workspace(path: Path, content: bytes | None = None) -> Repository | None:
-    """The repository that a run worked on; None when its profile has no workspace.
+    """The repository of a run; None if its profile has no workspace.
 
-    `content` is that of its plan.json, where it is read already. The run's documents may have been changed by their owner: then what
-    they name must be that owner's own repository.
+    `content` is that of its plan.json, if it was read already. The owner of the run may have changed its documents, so the repository
+    that they name must belong to that owner.
     """
     run = FinishedRun(path)
     content = run.read("plan.json") if content is None else content
@@ -43,11 +43,11 @@ def find_workspace(path: Path, content: bytes | None = None) -> Repository | Non
         workspace = plan["profile"]["workspace"]
         repository = find_repository(Path(plan["facts"]["workspace"]), workspace["source"]) if workspace else None
     except (KeyError, TypeError, ValueError):
-        raise UsageError("this is no plan of a run", where=str(path / "plan.json"), hint="apply again") from None
+        raise UsageError("this is not the plan of a run", where=str(path / "plan.json"), hint="apply again") from None
     if repository is not None and repository.owner[0] != run.owner and not run.confirms("plan.json", content):
         raise UsageError(
-            f"the repository {repository.root} is not the run's, and its owner is somebody else",
+            f"the repository {repository.root} belongs to another user and is not that of the run",
             where=str(path / "plan.json"),
-            hint="a run that nobody changed names its own repository",
+            hint="the run directory was changed; apply again",
         )
     return repository

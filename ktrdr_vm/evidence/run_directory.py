@@ -1,4 +1,4 @@
-"""The run directory: events as they happen, the ledger's rows, files that belong to the person who asked for the run."""
+"""The run directory: events as they happen, rows of the ledger, files that are handed over to the user who started the run."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from ktrdr_vm.host.runs import hand_over, require_own
 from ktrdr_vm.report.mask import mask_values
 from ktrdr_vm.report.model import Artifact
 
-# A console that a guest floods is kept to its end.
+# The end of a longer console log is kept.
 MAX_CONSOLE = 8 * 1024 * 1024
 
 
 def make_run_id() -> str:
-    """Sortable by time, and never twice."""
+    """A unique id, sortable by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
 
 
 class RunDirectory:
-    """`runs/<instance_id>/<run_id>/`, open for writing while the run lasts."""
+    """`runs/<instance_id>/<run_id>/`, open for writing during the run."""
 
     def __init__(self, path: Path, instance_id: str, owner: tuple[int, int], mask: Callable[[str], str]) -> None:
         self.path = path
         self._instance_id = instance_id
         self._owner = owner
         self._mask = mask
-        # Made by `create_run`, and this user's own until `close`: until then every path in it is what this program made.
+        # Created by `create_run`, and owned by this user until `close`: until then, only this program creates paths in it.
         for folder in (path, path / "artifacts", path / "bundle"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         require_own(path)
@@ -46,19 +46,19 @@ class RunDirectory:
         """One line of events.jsonl."""
         said = mask_values(json.loads(json.dumps(fields, default=str)), self._mask)
         line = json.dumps({"time": now(), "instance_id": self._instance_id, "run_id": self.path.name, "event": event, **said})
-        # A full disk must not end what is going on: the report, written last, says that it was full.
+        # A full disk must not end the current step: the report, written last, contains the error.
         with contextlib.suppress(OSError, ValueError):
             self._events.write(line + "\n")
             self._events.flush()
 
     def relay(self, fields: Mapping[str, Any]) -> None:
-        """A gate's event, which brings its own name."""
+        """Write an event of a gate, which contains its name."""
         rest = {key: value for key, value in fields.items() if key != "event"}
         self.event(str(fields.get("event", "gate")), **rest)
 
     def write(self, name: str, text: str) -> None:
-        """`text` as it is: what may hold a secret is masked before it becomes a document."""
-        if self._closed:  # the person's by now
+        """Write `text` unchanged: the caller masks secrets."""
+        if self._closed:  # it belongs to the user by now
             return
         (self.path / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -71,7 +71,7 @@ class RunDirectory:
                 kept.write(json.dumps(mask_values(row, self._mask)) + "\n")
 
     def keep_console(self, console: Path, name: str = "console.log") -> None:
-        """The end of the console's log, with secrets masked."""
+        """Store the end of the console log, with secrets masked."""
         if not console.exists():
             return
         with console.open("rb") as file:
@@ -80,7 +80,7 @@ class RunDirectory:
             self.write(name, self._mask(file.read().decode("utf-8", "replace")))
 
     def close(self) -> None:
-        """Hand everything to the person. After that nothing of it is opened by its path again."""
+        """Give everything to the user. After that, nothing in it is opened by path."""
         with contextlib.suppress(OSError):
             self._events.close()
         if not self._closed:
@@ -95,7 +95,7 @@ class RunDirectory:
 
 
 def list_fetched(folder: Path, gate: str, directory: Path) -> tuple[Artifact, ...]:
-    """What the tasks of a gate brought into its `folder` of the run's `directory`, with sizes and digests."""
+    """The files that tasks of a gate fetched into its `folder` of the run `directory`, with sizes and digests."""
     found = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
         with path.open("rb") as file:

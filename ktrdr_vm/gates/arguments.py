@@ -1,4 +1,4 @@
-"""The options of a task, from any of the ways in which Ansible lets one write them."""
+"""Parsing the options of a task, in all forms that Ansible supports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FULL = {"community.docker.docker_compose_v2": "docker_compose_v2"}
 
 
 def find_module(name: str) -> str | None:
-    """The short name of a module that is supported, from any of its names."""
+    """The short name of a supported module, from any of its names."""
     short = _FULL.get(name, name)
     for prefix in _PREFIXES:
         if name.startswith(prefix):
@@ -28,7 +28,7 @@ def is_template(value: Any) -> bool:
 
 
 def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any], list[str]]:
-    """The options of a task, from any way of writing them (mapping, `k=v` text, free form, `args:`), and what is wrong."""
+    """The options of a task in any form (mapping, `k=v` text, free form, `args:`), and the errors."""
     spec, problems = MODULES[module], []
     arguments: dict[str, Any] = {}
     if extra is not None and not isinstance(extra, dict):
@@ -47,14 +47,14 @@ def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any]
     for name, item in arguments.items():
         real = spec.aliases.get(name, name)
         if not spec.any_option and real not in spec.options:
-            problems.append(f"{module} has no option {name!r} here; it takes {', '.join(sorted(spec.options))}")
+            problems.append(f"{module} has no option {name!r}; supported: {', '.join(sorted(spec.options))}")
         elif real in named:
-            problems.append(f"{module}: {name!r} is given twice")
+            problems.append(f"{module}: {name!r} occurs twice")
         elif spec.any_option and not name.isidentifier() and name != "cacheable":
-            problems.append(f"{module}: {name!r} is no name of a variable")
+            problems.append(f"{module}: {name!r} is not the name of a variable")
         named[real] = item
     problems += [
-        f"{module} needs {' or '.join(row)}" if not present else f"{module} takes only one of {', '.join(present)}"
+        f"{module} requires {' or '.join(row)}" if not present else f"{module} supports only one of {', '.join(present)}"
         for row in spec.required
         if len(present := [name for name in row if named.get(name) is not None]) != 1
     ]
@@ -63,7 +63,7 @@ def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any]
 
 
 def coerce(module: str, name: str, value: Any, *, rendered: bool = False) -> tuple[Any, str]:
-    """An option as its kind, and what is wrong with it (empty when nothing is). A `rendered` structure may become text."""
+    """An option converted to its type, and its error or an empty text. A `rendered` structure may become text."""
     spec = MODULES[module]
     kind = spec.options.get(name, "raw")
     wrong = f"{module}: {name} must be {kind}, not {str(value)[:60]!r}"
@@ -101,7 +101,7 @@ def _choice(spec: ModuleSpec, name: str, value: Any) -> str:
 
 
 def _parse_text(module: str, text: str) -> dict[str, Any]:
-    """`k=v` words. For a free-form module only words that name an option are options; the rest, as it stands, is the text."""
+    """`k=v` words. For a free-form module, only words that name an option are options; the rest is the unchanged text."""
     spec = MODULES[module]
     found: dict[str, Any] = {}
     rest: list[str] = []
@@ -150,5 +150,5 @@ def _unquote(value: str) -> str:
 
 
 def split_command(line: str) -> list[str]:
-    """A `command` line as words, as a shell would see it without being one. ValueError for an open quote."""
+    """The words of a `command` line, split as by a shell. ValueError for an open quote."""
     return shlex.split(line)

@@ -1,4 +1,4 @@
-"""One task, or one turn of its loop: options rendered, module called, retried until it is as wanted."""
+"""One task, or one iteration of its loop: render the options, call the module, retry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ktrdr_vm.guest.protocol import Guest, GuestRefusedError, GuestTimeout
 
 @dataclass(frozen=True)
 class Settings:
-    """What a task inherited from its blocks and its play, rendered."""
+    """The rendered settings that a task inherits from its blocks and its play."""
 
     environment: Mapping[str, str]
     become: bool
@@ -27,7 +27,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Runs a module for one task. `scope_with` gives the variables as they are, with some results on top."""
+    """Runs a module for one task. `scope_with` returns the current variables, with some results in addition."""
 
     task: Task
     guest: Guest
@@ -36,7 +36,7 @@ class Attempt:
     scope_with: Callable[[Mapping[str, Any]], Scope]
 
     def run(self, settings: Settings) -> Result:
-        """Try until `until` holds or, without it, until it does not fail; as often as `retries` says."""
+        """Try until `until` is true or, without it, until it does not fail; `retries` limits the attempts."""
         task = self.task
         tries = 1 + (max(0, int(self._number(task.retries, 0))) if task.retries is not None else 3 if task.until else 0)
         delay = self._number(task.delay, 5.0)
@@ -69,7 +69,7 @@ class Attempt:
         except TemplateError as error:
             result = {"changed": False, "failed": True, "msg": str(error)}
         except GuestTimeout as error:
-            said = f"the task did not end within its {settings.timeout:g} s: {error.message}"
+            said = f"the task exceeded its time limit of {settings.timeout:g} s: {error.message}"
             result = {"changed": False, "failed": True, "timedout": {"period": settings.timeout}, "msg": said}
         except GuestRefusedError as error:
             result = {"changed": False, "failed": True, "msg": error.message}
@@ -105,7 +105,7 @@ class Attempt:
         )
 
     def _judge(self, result: Result) -> None:
-        """`changed_when` and `failed_when` decide over what the module said."""
+        """Apply `changed_when` and `failed_when` to the result of the module."""
         task = self.task
         if result.get("skipped"):
             return
@@ -146,7 +146,7 @@ def _without_omitted(value: Any) -> Any:
 
 
 def truth(value: Any) -> bool:
-    """A keyword that is true or false, after rendering."""
+    """The boolean value of a keyword, after rendering."""
     parsed = parse_bool(value)
     if parsed is None:
         raise TemplateError(f"{str(value)[:60]!r} is neither true nor false")

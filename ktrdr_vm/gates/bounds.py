@@ -1,8 +1,8 @@
-"""Limits on what one expression of a playbook may cost, since a playbook can come from an untrusted branch.
+"""Limits on the cost of one expression of a playbook, because a playbook can come from an untrusted branch.
 
-Python cannot stop a running expression from outside, so each way by which a short text becomes large or slow is bounded
-before it is taken: repetition, padding, shared containers that explode when printed, loops. Regular expressions have a
-room of their own.
+Python cannot interrupt a running expression from outside, so each operation that can make a short text large or slow is checked
+before: repetition, padding, shared containers that become large when printed, loops. Regular expressions have a
+separate file.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _MAX_BITS = 20_000
 
 
 class TemplateError(Exception):
-    """A template or an expression of the playbook cannot be evaluated. The text says why; it becomes the task's message."""
+    """A template or an expression of the playbook cannot be evaluated. The text is the reason, and becomes the message of the task."""
 
 
 class Budget:
-    """What one rendering may use up: loop turns and seconds."""
+    """The budget of one rendering: loop iterations and seconds."""
 
     def __init__(self) -> None:
         self._turns = MAX_ITERATIONS
@@ -41,7 +41,7 @@ class Budget:
 
 
 def measure(*values: Any) -> int:
-    """Roughly the characters needed to print the values; TemplateError beyond MAX_SIZE, found without printing them."""
+    """Roughly the characters needed to print the values; TemplateError beyond MAX_SIZE, without printing them."""
     total, waiting, seen = 0, list(values), 0
     while waiting:
         value = waiting.pop()
@@ -65,11 +65,11 @@ def measure(*values: Any) -> int:
 
 
 def too_large() -> TemplateError:
-    return TemplateError(f"a template makes more than {MAX_SIZE // 1024} KiB")
+    return TemplateError(f"the result of a template is larger than {MAX_SIZE // 1024} KiB")
 
 
 def check_binary(operator: str, left: Any, right: Any) -> None:
-    """Refuse an operation whose result is out of bounds, before it is done."""
+    """Refuse an operation whose result would exceed the limits."""
     if operator == "+":
         measure(left, right)
     elif operator == "*":
@@ -117,7 +117,7 @@ _REFUSED_METHODS = frozenset({"translate", "maketrans", "format_map"})
 
 
 def check_method(owner: Any, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
-    """Check a call of a method of a string. Returns the arguments to call it with."""
+    """Check a call of a method of a string. Returns its arguments."""
     if not isinstance(owner, (str, bytes)):
         return arguments
     if name in _REFUSED_METHODS:

@@ -1,4 +1,4 @@
-"""What a reader needs when a task about containers failed: their state, exit code, health checks and last words."""
+"""Evidence for a failed task about containers: their state, exit code, health checks and last lines."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Evidence = tuple[tuple[str, str], ...]
 
 
 def gather_containers(guest: Guest, *, environment: Mapping[str, str], become: bool) -> Evidence:
-    """A titled text for every container that is not well, and the states of all. Empty when Docker says nothing.
+    """A titled text for every failed or unhealthy container, and the states of all. Empty if Docker does not answer.
 
-    Only the project of COMPOSE_PROJECT_NAME is looked at when there is one. GuestError is swallowed: this runs because
-    something failed already, and must not hide it.
+    Only containers of the project COMPOSE_PROJECT_NAME are included, if it is set. GuestError is ignored, because this runs after
+    a failure, and must not hide it.
     """
     project = environment.get("COMPOSE_PROJECT_NAME", "")
     chosen = f" --filter {shlex.quote('label=com.docker.compose.project=' + project)}" if project else ""
@@ -90,7 +90,7 @@ def _describe(container: Mapping[str, Any]) -> str:
     if health.get("Status"):
         said.append(f"health {health['Status']}")
     if state.get("OOMKilled"):
-        said.append("killed for lack of memory")
+        said.append("killed because of lack of memory")
     if state.get("Error"):
         said.append(str(state["Error"]))
     return ", ".join(said)
@@ -108,7 +108,7 @@ def _health_checks(container: Mapping[str, Any]) -> str:
 def _read_logs(
     guest: Guest, containers: list[dict[str, Any]], lines: int, *, environment: Mapping[str, str], become: bool
 ) -> list[tuple[str, str]]:
-    """The last lines of each container, all in one command: a client's start is slow under emulation."""
+    """The last lines of each container, with one command, because starting the client is slow under emulation."""
     if not containers:
         return []
     token = f"--{secrets.token_hex(16)}--"

@@ -1,4 +1,4 @@
-"""What a gate runs with: everything that is not in the playbook and not in the guest."""
+"""The context of a gate: everything that is neither in the playbook nor in the guest."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def _ignore(_event: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class GateContext:
-    """Settings of one gate's run. Times in seconds; the clock can be replaced in tests."""
+    """Settings of one gate. Times in seconds; tests can replace the clock."""
 
     extra_vars: Mapping[str, Any] = field(default_factory=dict)
     """Variables that win over all others. They are values, never templates."""
     roots: tuple[Path | Place, ...] = ()
-    """Folders of the host from which `copy`, `template` and `script` may send: the playbook's own, then the workspace."""
+    """Folders of the host from which `copy`, `template` and `script` may send: that of the playbook, then the workspace."""
     artifacts: Path | None = None
-    """Where `fetch` writes: a folder that nobody else may change until the run has ended."""
+    """The folder for `fetch`, which only this user can change until the run has ended."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """For every task, such as COMPOSE_PROJECT_NAME; a task's own `environment` wins."""
+    """The environment of every task, such as COMPOSE_PROJECT_NAME; `environment` of a task overrides it."""
     mask: Callable[[str], str] = str
-    """Takes secrets out of a text. Applied to everything that leaves the gate."""
+    """Masks secrets in a text. Applied to all results of the gate."""
     on_event: Callable[[Mapping[str, Any]], None] = _ignore
-    """Told of `gate_started`, `task_started`, `task_retried`, `task_finished`, `gate_finished`: for progress and events.jsonl."""
+    """Called with `gate_started`, `task_started`, `task_retried`, `task_finished`, `gate_finished`: for progress and events.jsonl."""
     proceed: Callable[[], None] | None = None
     """Called before every attempt and each second of a wait; raises to end the gate."""
     tags: tuple[str, ...] = ()
@@ -42,13 +42,13 @@ class GateContext:
     task_timeout: float = 1800.0
     gate_timeout: float = 4 * 3600.0
     renderer: Renderer | None = None
-    """What renders templates instead of a process of the gate's own."""
+    """The renderer of templates, instead of a process for this gate."""
     now: Callable[[], str] = now
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but let `proceed` end it."""
+        """Wait, and call `proceed`, which can raise."""
         end = self.monotonic() + seconds
         while (left := end - self.monotonic()) > 0:
             if self.proceed is not None:

@@ -1,4 +1,4 @@
-"""The Ansible filters and tests that a gate may use, as pure functions within bounds."""
+"""The Ansible filters and tests that a gate may use, as pure functions with limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FALSE = frozenset({"n", "no", "off", "0", "false", "f"})
 
 
 def to_bool(value: Any) -> bool:
-    """Ansible's `bool`: what is not one of its words for true is false."""
+    """The filter `bool` of Ansible: all values except its words for true are false."""
     if isinstance(value, str):
         return value.strip().lower() in _TRUE
     return value is True or value == 1
@@ -145,7 +145,7 @@ def _combine(*mappings: Any, recursive: bool = False, list_merge: str = "replace
     merged: dict[str, Any] = {}
     for mapping in _flatten(mappings, 1):
         if not isinstance(mapping, Mapping):
-            raise TemplateError("combine: needs mappings")
+            raise TemplateError("combine: requires mappings")
         for key, value in mapping.items():
             old = merged.get(key)
             if recursive and isinstance(value, Mapping) and isinstance(old, Mapping):
@@ -240,7 +240,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
 
 def _result(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise TemplateError(f"the test {name!r} needs a registered result")
+        raise TemplateError(f"the test {name!r} requires a registered result")
     return value
 
 
@@ -259,11 +259,11 @@ def _search(text: Any, pattern: Any, ignorecase: bool = False, multiline: bool =
 def _version(value: Any, other: Any, operator: str = "eq", strict: bool | None = None, version_type: str | None = None) -> bool:
     compare = _COMPARISONS.get(operator)
     if compare is None:
-        raise TemplateError(f"version: {str(operator)[:40]!r} is no comparison")
+        raise TemplateError(f"version: {str(operator)[:40]!r} is not a comparison")
     if strict is not None or version_type not in (None, "loose", "pep440"):
         raise TemplateError("version: of strict and version_type only version_type='loose' and version_type='pep440' are supported")
     if not value or not other:
-        raise TemplateError("version: a version is not empty")
+        raise TemplateError("version: a version must not be empty")
     try:
         parse: Callable[[str], Any] = Version if version_type == "pep440" else _loose
         return bool(compare(parse(str(value)), parse(str(other))))

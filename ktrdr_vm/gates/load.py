@@ -1,4 +1,4 @@
-"""Reads a playbook and what it includes from its folder, without following a link."""
+"""Reads a playbook and its includes from its folder, without following links."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.host.beneath import Place, find_place, open_file
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 
-# Of all files that one playbook sends.
+# Limit of all files that one playbook sends.
 MAX_TOTAL = 512 * 1024 * 1024
 
 
 def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
-    """sha256 over the playbook, what it includes, and the files beside it that its tasks send, in the order of their names."""
+    """sha256 over the playbook, its includes, and the files that its tasks send, in the order of their names."""
     read: dict[str, bytes] = {}
     playbook = load_playbook(path, beneath=beneath, seen=read)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in read.items()}
@@ -29,7 +29,7 @@ def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
     for task in _tasks(node for play in playbook.plays for node in play.tasks):
         source = task.arguments.get("src") or str(task.arguments.get("cmd", "")).split(" ")[0]
         if task.module in ("copy", "template", "script") and isinstance(source, str) and source:
-            # The places where the task will look; what cannot be read now fails then, with its own message.
+            # The paths that the task will search; the task reports files that cannot be read.
             for name in (source, f"files/{source}", f"templates/{source}"):
                 if name in digests:
                     continue
@@ -38,7 +38,7 @@ def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
                     total += size
             if total > MAX_TOTAL:
                 raise UsageError(
-                    f"the files that this playbook sends are more than {MAX_TOTAL >> 20} MiB",
+                    f"the files that this playbook copies are larger than {MAX_TOTAL >> 20} MiB in total",
                     where=str(path),
                     hint="commit large files to the workspace, or fetch them in the guest",
                 )
@@ -49,7 +49,7 @@ def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
 
 
 def _digest(stream: BinaryIO) -> tuple[str, int]:
-    """sha256 and bytes of a file, as far as a task would send it, a piece at a time."""
+    """sha256 and size of a file, up to the limit of a task, read in chunks."""
     digest, size = hashlib.sha256(), 0
     while size <= MAX_SENT and (piece := stream.read(min(1 << 20, MAX_SENT + 1 - size))):
         digest.update(piece)
@@ -67,16 +67,16 @@ def _tasks(nodes: Iterable[Node]) -> Iterator[Task]:
 
 
 def place_playbook(path: Path, beneath: Path | None) -> Place:
-    """Where a playbook is opened from: `beneath`, a workspace, when it is spelled beneath it, else the folder that it lies in."""
+    """The root of a playbook: the workspace `beneath` if its path begins with it, else its own folder."""
     return find_place(path, (beneath,) if beneath else ())
 
 
 def load_playbook(path: Path, *, beneath: Path | None = None, source: str = "", seen: dict[str, bytes] | None = None) -> Playbook:
-    """Parse the playbook at `path`. UsageError when it cannot be read, DocumentError with all problems when it is invalid.
+    """Parse the playbook at `path`. UsageError if it cannot be read, DocumentError with all errors if it is invalid.
 
-    `source` is the name to show; the path as given otherwise. `seen`, when given, is filled with every file that was
-    read. What lies `beneath` a workspace is opened from there without following a link; elsewhere the folder's own path counts, as
-    the person typed it. What a playbook includes must be regular files beneath its folder.
+    `source` is the name for messages, by default the path. `seen`, if set, is filled with every file that was
+    read. A playbook `beneath` a workspace is opened from there without following links; elsewhere links in the path of its folder are
+    followed. Includes must be regular files beneath its folder.
     """
     place = place_playbook(path, beneath)
     try:

@@ -1,4 +1,4 @@
-"""A playbook as frozen data. `playbook` makes it from text, `runner` runs it."""
+"""A playbook as frozen data. `playbook` parses it, `runner` runs it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-# Bytes of a file that a task sends, at most.
+# Maximal bytes of a file that a task sends.
 MAX_SENT = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Common:
-    """What a play, a block and a task may all say."""
+    """The keywords of plays, blocks and tasks."""
 
     when: tuple[Any, ...] = ()
     vars: Mapping[str, Any] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class Common:
 
 @dataclass(frozen=True)
 class Task:
-    """One task as it was written. Values may still be templates. `where` is file:line:column."""
+    """One task as written. Values may be templates. `where` is file:line:column."""
 
     name: str
     module: str
@@ -45,7 +45,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Block:
-    """Tasks that share keywords, what runs when one of them fails, and what runs in any case."""
+    """Tasks that share keywords, with `rescue` and `always`."""
 
     name: str
     where: str

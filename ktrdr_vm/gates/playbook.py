@@ -1,7 +1,7 @@
-"""A playbook as data: the contract's subset of Ansible, parsed whole before the first task runs.
+"""A playbook as data: the supported subset of Ansible, parsed completely before the first task runs.
 
-Parsing is pure: an `include_tasks` is read through the function that the caller gives, whose names are relative to the
-playbook's folder and have been checked here. What is not supported is refused and named, never ignored.
+Parsing is pure: an `include_tasks` is read with a function of the caller, with names that are relative to the
+folder of the playbook and were checked. Unsupported features are errors, and never ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ktrdr_vm.gates.templating import Templar
 from ktrdr_vm.profile.strict_yaml import MAX_PROBLEMS, Document, Path, load_yaml
 
 IncludeReader = Callable[[str], str]
-"""Gives the text of a file by its name beneath the playbook's folder; raises OSError or KtrdrError when it cannot."""
+"""Returns the text of a file by its name beneath the folder of the playbook; raises OSError or KtrdrError."""
 
 MAX_INCLUDES = 100
 MAX_INCLUDE_DEPTH = 10
@@ -33,7 +33,7 @@ _TASK_KEYS = _COMMON_KEYS | {"register", "loop", "until", "retries", "delay", "f
 _BLOCK_KEYS = _COMMON_KEYS | {"block", "rescue", "always"}
 _PLAY_KEYS = (_COMMON_KEYS - {"when"}) | {"hosts", "tasks", "gather_facts"}
 _INCLUDE_KEYS = _COMMON_KEYS - {"ignore_errors", "become", "environment", "timeout"} | {"loop", "register", "args"}
-# Keywords of Ansible that people will try: named as keywords, not as unknown modules.
+# Keywords of Ansible that are not supported: reported as keywords, not as unknown modules.
 _KNOWN_ELSEWHERE = frozenset(
     "action any_errors_fatal async become_exe become_flags become_method become_user check_mode collections connection "
     "debugger delegate_facts delegate_to diff fact_path force_handlers gather_subset gather_timeout handlers listen "
@@ -43,7 +43,7 @@ _KNOWN_ELSEWHERE = frozenset(
 
 
 def parse_playbook(text: str, source: str, *, read: IncludeReader | None = None) -> Playbook:
-    """Parse a playbook and the task files it includes. DocumentError with every problem, by file, line and column."""
+    """Parse a playbook and the task files it includes. DocumentError with all errors, by file, line and column."""
     parser = _Parser(read)
     plays = parser.plays(text, source)
     if parser.problems:
@@ -53,7 +53,7 @@ def parse_playbook(text: str, source: str, *, read: IncludeReader | None = None)
 
 
 class _Parser:
-    """Walks the data and notes problems. One is made for a playbook."""
+    """Walks the data of one playbook and collects errors."""
 
     def __init__(self, read: IncludeReader | None) -> None:
         self.problems: list[Problem] = []
@@ -73,9 +73,9 @@ class _Parser:
         if not self._mapping(document, path, data, _PLAY_KEYS, "a play"):
             return None
         if data.get("hosts") != "all":
-            self._note(document, (*path, "hosts"), "`hosts` must be `all`: a gate runs in one guest")
+            self._note(document, (*path, "hosts"), "`hosts` must be `all`, because a gate runs in one guest")
         if parse_bool(data.get("gather_facts", False)) is not False:
-            self._note(document, (*path, "gather_facts"), "facts are not gathered here; write `gather_facts: false`")
+            self._note(document, (*path, "gather_facts"), "facts are not supported; write `gather_facts: false`")
         tasks = self._nodes(document, (*path, "tasks"), data.get("tasks"), (document.source,))
         return Play(self._name(document, path, data), _place(document, path), self._common(document, path, data), tasks)
 
@@ -96,7 +96,7 @@ class _Parser:
         if not self._mapping(document, path, data, _BLOCK_KEYS, "a block"):
             return None
         if "block" not in data:
-            self._note(document, path, "`rescue` and `always` need a `block`")
+            self._note(document, path, "`rescue` and `always` require a `block`")
         parts = {key: self._nodes(document, (*path, key), data.get(key), files) for key in ("block", "rescue", "always")}
         return Block(self._name(document, path, data), _place(document, path), self._common(document, path, data), **parts)
 
@@ -111,10 +111,10 @@ class _Parser:
         unknown = [key for key in data if key not in _TASK_KEYS and not find_module(key)]
         for key in unknown:
             kind = "keyword" if key in _KNOWN_ELSEWHERE or key.startswith("with_") else "module or keyword"
-            self._note(document, (*path, key), f"the {kind} {key!r} is not supported here", at_key=True)
+            self._note(document, (*path, key), f"the {kind} {key!r} is not supported", at_key=True)
         if len(called) != 1:
             if called or not unknown:
-                self._note(document, path, f"a task calls exactly one module, this one {len(called) or 'none'}")
+                self._note(document, path, f"a task must call exactly one module, and this one calls {len(called) or 'none'}")
             return None
         key, module = called[0]
         arguments, wrong = parse_arguments(module, data[key], data.get("args"))
@@ -153,7 +153,7 @@ class _Parser:
         self._includes += 1
         wrong = ""
         if is_template(name):
-            wrong = "the file of include_tasks must stand there as it is: it is read before the first task"
+            wrong = "the file of include_tasks must be a literal name, because it is read before the first task"
         elif not name or name.startswith("/") or ".." in name.split("/") or "\0" in name or "\\" in name:
             wrong = f"{name[:100]!r} is not beneath the playbook's folder"
         elif name in files:
@@ -161,7 +161,7 @@ class _Parser:
         elif self._includes > MAX_INCLUDES or len(files) > MAX_INCLUDE_DEPTH:
             wrong = f"more than {MAX_INCLUDES} includes, or nested deeper than {MAX_INCLUDE_DEPTH}"
         elif self._read is None:
-            wrong = "include_tasks cannot be used here: there is no folder to read from"
+            wrong = "include_tasks is not supported without a folder"
         if wrong or self._read is None:
             self._note(document, path, wrong)
             return ()
@@ -187,7 +187,7 @@ class _Parser:
             variables = {}
         for name in variables:
             if not name.isidentifier():
-                self._note(document, (*path, "vars", name), f"{name!r} is no name of a variable", at_key=True)
+                self._note(document, (*path, "vars", name), f"{name!r} is not the name of a variable", at_key=True)
         environment = data.get("environment")
         if environment is not None and not isinstance(environment, (dict, list)) and not is_template(environment):
             self._note(document, (*path, "environment"), "`environment` must be a mapping")
@@ -226,7 +226,7 @@ class _Parser:
                 text = condition.strip()
                 wrapped = text.startswith("{{") and text.endswith("}}")
                 if not wrapped and is_template(text):
-                    self._note(document, place, f"{key!r} is an expression already; write it without braces")
+                    self._note(document, place, f"{key!r} is an expression; write it without braces")
                 elif problem := self._templar.problem(text, expression=not wrapped):
                     self._note(document, place, problem)
         return tuple(listed)
@@ -267,7 +267,7 @@ class _Parser:
         if name is None:
             return ""
         if not isinstance(name, str) or not name.isidentifier():
-            self._note(document, (*path, "register"), f"{str(name)[:60]!r} is no name of a variable")
+            self._note(document, (*path, "register"), f"{str(name)[:60]!r} is not the name of a variable")
             return ""
         return name
 

@@ -1,4 +1,4 @@
-"""Templates rendered in a process that can be ended: no expression of a playbook holds up or fills the runner's own."""
+"""Rendering templates in a process that can be killed, so that no expression blocks the runner or exhausts its memory."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ktrdr_vm.gates.template_values import decode_value, encode_value
 from ktrdr_vm.gates.templating import Scope
 from ktrdr_vm.host import process
 
-# Seconds of processor time of one template.
+# Seconds of CPU time of one template.
 CPU_LIMIT = 5.0
-# Seconds by the clock; a busy host gives a process less than its processor time.
+# Seconds of wall time, which is longer than CPU time on a busy host.
 _LIMIT = 60.0
-# Of a message either way. What a task registers is bounded, and so is what a template makes.
+# Limit of a message in either direction. Registered results and rendered templates are bounded too.
 _MAX_MESSAGE = 256 * 1024 * 1024
 _NOBODY = 65534
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 class Renderer(Protocol):
-    """What a gate needs of templates. Each method raises TemplateError."""
+    """The interface to templates for gates. All methods raise TemplateError."""
 
     def render(self, value: Any, scope: Scope) -> Any: ...
     def render_file(self, text: str, scope: Scope, *, trim_blocks: bool = True, lstrip_blocks: bool = False) -> str: ...
@@ -36,7 +36,7 @@ class Renderer(Protocol):
 
 
 class IsolatedRenderer:
-    """A `Renderer` whose process is started with the first template, and again after one that had to be ended. Use as a context."""
+    """A `Renderer` whose process is started with the first template, and again after it was killed. Use it in a `with` block."""
 
     def __init__(self, cpu_limit: float = CPU_LIMIT) -> None:
         self._cpu_limit = cpu_limit
@@ -63,13 +63,13 @@ class IsolatedRenderer:
         layers = [[encode_value(layer), is_template] for layer, is_template in pick_layers(value, scope)]
         data = json.dumps({"verb": verb, "value": encode_value(value), "layers": layers, "options": options}).encode()
         if len(data) > _MAX_MESSAGE:
-            raise TemplateError(f"a template and its variables are more than {_MAX_MESSAGE >> 20} MiB")
+            raise TemplateError(f"a template and its variables are larger than {_MAX_MESSAGE >> 20} MiB")
         worker = self._start()
         try:
             reply = json.loads(_exchange(worker, data, time.monotonic() + _LIMIT))
         except (OSError, ValueError, EOFError, TimeoutError):
             self._end()
-            raise TemplateError(f"a template takes more than {self._cpu_limit:g} s of a processor, or more memory than it may") from None
+            raise TemplateError(f"a template exceeds {self._cpu_limit:g} s of CPU time or its memory limit") from None
         if "error" in reply:
             raise TemplateError(str(reply["error"]))
         return decode_value(reply["value"])
@@ -95,7 +95,7 @@ class IsolatedRenderer:
 
 
 def pick_layers(value: Any, scope: Scope) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Of the scope's variables those that the value may name, and those that these may name in turn."""
+    """The variables of the scope that the value may use, directly or through other variables."""
     wanted, waiting = set[str](), list(_find_words(value))
     while waiting:
         name = waiting.pop()
@@ -130,7 +130,7 @@ def _has_template(value: Any) -> bool:
 
 
 def _exchange(worker: subprocess.Popen[bytes], data: bytes, end: float) -> bytes:
-    """Send one message and read one, both within the time. EOFError when the process has ended, TimeoutError when it does not answer."""
+    """Send one message and read one, within the time limit. EOFError if the process has ended, TimeoutError if it does not answer."""
     assert worker.stdin is not None and worker.stdout is not None
     out, answers = worker.stdin.fileno(), worker.stdout.fileno()
     left = memoryview(len(data).to_bytes(4, "big") + data)

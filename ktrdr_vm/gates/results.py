@@ -1,4 +1,4 @@
-"""From what a module registered to what a report shows: masked, capped, one message."""
+"""Conversion of registered results to rows of the report: masked, limited, with one message."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MAX_EVIDENCE = 32 * 1024
 
 
 def cap(text: str, limit: int) -> str:
-    """The beginning and, since reasons stand at the end, mostly the end of a long text, with what was left out between."""
+    """A long text without its middle: the beginning and a longer part of the end, which usually contains the reason."""
     if len(text) <= limit:
         return text
     head = limit // 4
-    return f"{text[:head]}\n[... {len(text) - limit} characters left out ...]\n{text[-(limit - head) :]}"
+    return f"{text[:head]}\n[... {len(text) - limit} characters omitted ...]\n{text[-(limit - head) :]}"
 
 
 def plain_text(value: Any) -> str:
@@ -36,7 +36,7 @@ def plain_text(value: Any) -> str:
 
 
 def find_message(module: str, result: Mapping[str, Any]) -> str:
-    """The one line that says what happened, and whether all of the output was kept."""
+    """The message in one line, including whether the output was cut."""
     message = _find_message(module, result)
     if result.get("truncated") is not True:
         return message
@@ -62,7 +62,7 @@ def _find_message(module: str, result: Mapping[str, Any]) -> str:
 
 
 def _last_line(value: Any) -> str:
-    """The last line that says something: most programs say there why they gave up."""
+    """The last line that is not empty, in which most programs report their error."""
     lines = [line.strip() for line in plain_text(value)[-4000:].splitlines()]
     return next((line[:300] for line in reversed(lines) if any(character.isalnum() for character in line)), "")
 
@@ -86,7 +86,7 @@ def make_task_result(
     mask: Callable[[str], str],
     evidence: Sequence[tuple[str, str]] = (),
 ) -> TaskResult:
-    """One row of the report. `items` is what was registered: one without a label, or one for each turn of a loop."""
+    """One row of the report. `items` are the registered results: one without a label, or one for each iteration of a loop."""
     messages, streams = [], {"stdout": "", "stderr": ""}
     attempts = 1
     looped = len(items) > 1 or (len(items) == 1 and items[0][0] != "")

@@ -1,4 +1,4 @@
-"""Runs a playbook in a guest: order, blocks, loops, conditions, variables. What a task does is in `attempt` and `modules`."""
+"""Runs a playbook in a guest: order, blocks, loops, conditions, variables. `attempt` and `modules` run the tasks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_RESULTS = 5000
 
 
 def run_playbook(playbook: Playbook, guest: Guest, context: GateContext) -> GateResult:
-    """Run every play. A failed task is a result; a guest that is lost makes the gate's outcome `error`. Only `proceed` raises."""
+    """Run all plays. A failed task is a result; a lost guest makes the outcome `error`. Only `proceed` raises."""
     with IsolatedRenderer() as renderer:
         return _run(playbook, _Run(playbook, guest, context, context.renderer or renderer), context)
 
@@ -55,7 +55,7 @@ def _run(playbook: Playbook, run: _Run, context: GateContext) -> GateResult:
 
 @dataclass
 class _Failure:
-    """The task that ended a list of tasks, and what it registered."""
+    """The task that ended a list of tasks, and its registered result."""
 
     name: str
     message: str
@@ -83,7 +83,7 @@ class _Run:
         self._context.on_event({"event": event, "gate": self._playbook.name, **told})
 
     def nodes(self, nodes: Sequence[Node], outer: tuple[Common, ...], item: Mapping[str, Any]) -> _Failure | None:
-        """Run in order up to the first failure; what stands after it is listed as not run."""
+        """Run in order up to the first failure; later tasks are listed as not run."""
         for number, node in enumerate(nodes):
             failed = self._block(node, outer, item) if isinstance(node, Block) else self._task(node, outer, item)
             if failed is not None:
@@ -100,7 +100,7 @@ class _Run:
             self._facts["ansible_failed_task"] = {"name": failed.name}
             self._facts["ansible_failed_result"] = failed.result
             failed = self.nodes(block.rescue, inner, item)
-        # The first failure is the gate's reason, but what must always run runs, and a failure there counts too.
+        # The first failure is the reason of the gate, but `always` runs, and a failure in it counts too.
         in_always = self.nodes(block.always, inner, item)
         return failed or in_always
 
@@ -134,14 +134,14 @@ class _Run:
         return None
 
     def _turns(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any]) -> tuple[list[tuple[str, Result]], _Failure | None]:
-        """What each turn registered: a single one without a label when there is no loop."""
+        """The result of each iteration; a single one without a label if there is no loop."""
         if task.loop is None:
             result, failed = self._turn(task, commons, item)
             return [("", result)], failed
         try:
             values = self._templar.render(task.loop, self._scope(commons, item))
             if not isinstance(values, list):
-                raise TemplateError(f"`loop` needs a list, not {type(values).__name__}")
+                raise TemplateError(f"`loop` requires a list, not {type(values).__name__}")
             if len(values) > MAX_LOOP:
                 raise TemplateError(f"`loop` has {len(values)} items, more than {MAX_LOOP}")
         except TemplateError as error:
@@ -168,7 +168,7 @@ class _Run:
         except TemplateError as error:
             return _failure(str(error)), None
         if settings.timeout <= 0:
-            return _failure(f"the gate's time limit of {self._context.gate_timeout:g} s is over"), None
+            return _failure(f"the gate exceeded its time limit of {self._context.gate_timeout:g} s"), None
         attempt = Attempt(task, self._guest, self._context, self._templar, lambda extra: self._scope(commons, {**item, **extra}))
         result = attempt.run(settings)
         facts = result.get("ansible_facts")
@@ -177,7 +177,7 @@ class _Run:
         return result, None
 
     def _skipped(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any], *, quiet: bool = False) -> Result | None:
-        """A result when one of the conditions, the outer ones first, is false or cannot be evaluated."""
+        """A result if a condition, the outer ones first, is false or cannot be evaluated."""
         scope = self._scope(commons, item)
         for condition in (condition for common in commons for condition in common.when):
             try:
@@ -255,7 +255,7 @@ class _Run:
 
 
 def _sum_up(turns: list[tuple[str, Result]], *, looped: bool) -> Result:
-    """What is registered for the task as a whole."""
+    """The registered result of the whole task."""
     if not looped or (len(turns) == 1 and turns[0][0] == "" and "item" not in turns[0][1]):
         return turns[0][1]
     results = [result for _, result in turns]

@@ -1,10 +1,10 @@
-"""Which tasks run, by their tags: Ansible's rules for `always`, `never`, `all`, `tagged` and `untagged`."""
+"""The selection of tasks by tags, with Ansible's rules for `always`, `never`, `all`, `tagged` and `untagged`."""
 
 from __future__ import annotations
 
 
 def is_selected(tags: set[str], wanted: set[str], unwanted: set[str]) -> bool:
-    """True when a task with these tags runs for `--tags` and `--skip-tags`."""
+    """True if a task with these tags runs for `--tags` and `--skip-tags`."""
     if tags & unwanted or ("tagged" in unwanted and tags) or ("untagged" in unwanted and not tags):
         return "always" in tags and "always" not in unwanted and not tags & (unwanted - {"tagged"})
     if "never" in tags and not tags & (wanted - {"all"}):

@@ -1,4 +1,4 @@
-"""Which modules a gate may call, and what options each takes."""
+"""The modules that a gate may call, and their options."""
 
 from __future__ import annotations
 

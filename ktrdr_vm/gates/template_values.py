@@ -1,4 +1,4 @@
-"""Values of templates on their way to the process that renders and back: JSON, with a form for what JSON has none for."""
+"""Encoding of template values for the process that renders them: JSON, extended for values that JSON does not have."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from ktrdr_vm.gates.templating import OMIT
 
-# No key of a mapping that is written as an object begins so.
+# No key of a mapping that is encoded as an object begins with it.
 _MARK = "\0"
 
 
 def encode_value(value: Any) -> Any:
-    """Plain data for json.dumps. A mapping whose keys are no texts becomes pairs; `omit` and bytes have marks."""
+    """Plain data for json.dumps. A mapping with keys other than strings becomes pairs; `omit` and bytes have marks."""
     if value is OMIT:
         return {f"{_MARK}omit": True}
     if isinstance(value, Mapping):
@@ -27,7 +27,7 @@ def encode_value(value: Any) -> Any:
 
 
 def decode_value(value: Any) -> Any:
-    """The value again. TypeError or ValueError for what encode_value does not make."""
+    """Decode a value. TypeError or ValueError for anything that encode_value does not return."""
     if isinstance(value, dict):
         if f"{_MARK}omit" in value:
             return OMIT

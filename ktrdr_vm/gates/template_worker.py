@@ -1,7 +1,7 @@
 """`UID SECONDS`: the process that renders templates of playbooks, which may come from an untrusted branch.
 
-It imports what it needs, leaves the network, becomes `UID` (0 stays what it is), and then reads one request after another: a length of
-four bytes and JSON, answered in the same form. A request that needs more than SECONDS of processor time ends the process; one
+It imports its modules, leaves the network, becomes `UID` (0: no change), and then reads one request after another: a length of
+four bytes and JSON, answered in the same form. A request that needs more than SECONDS of CPU time ends the process; one
 that needs more memory is an error.
 """
 
@@ -32,17 +32,17 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if uid:
         if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
-            raise SystemExit("the network cannot be left")
+            raise SystemExit("cannot leave the network namespace")
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-        # A change of user clears it.
+        # Again, because a change of the user clears it.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     for what, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, _MEMORY), (resource.RLIMIT_NOFILE, 16), (resource.RLIMIT_FSIZE, 0)):
         resource.setrlimit(what, (most, most))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while (request := read_message(source)) is not None:
-        # Without a handler the signal ends the process, also in the middle of an expression.
+        # Without a handler the signal ends the process, also during an expression.
         signal.setitimer(signal.ITIMER_VIRTUAL, limit)
         reply = answer(templar, request)
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -62,11 +62,11 @@ def answer(templar: Templar, request: dict[str, Any]) -> dict[str, Any]:
     except TemplateError as error:
         return {"error": str(error)}
     except (MemoryError, RecursionError):
-        return {"error": "a template needs too much memory, or is nested too deep"}
+        return {"error": "a template requires too much memory, or is nested too deeply"}
 
 
 def read_message(source: BinaryIO) -> dict[str, Any] | None:
-    """The next one; None at the end."""
+    """The next request; None at the end."""
     head = source.read(4)
     if len(head) < 4:
         return None
@@ -81,7 +81,7 @@ def write_message(sink: BinaryIO, message: dict[str, Any]) -> None:
 
 
 def _rehearse(templar: Templar) -> None:
-    """Do once what imports modules when it is first done: the user that is to come may not be able to read them."""
+    """Run every code path once that imports modules, because the later user may not be able to read them."""
     scope = Scope((({"a": "b"}, True),))
     for text in (
         "{{ a | regex_search('b') }}{{ [1] | sum }}",

@@ -1,7 +1,7 @@
-"""Sandboxed Jinja2 over the play's own variables alone.
+"""Sandboxed Jinja2 with the variables of the play only.
 
-What the playbook's author wrote is a template; what a task or the guest returned is a value and is never rendered again,
-so a guest that prints `{{ … }}` gets its braces back. There are no lookups, no environment and no files to include.
+Texts of the playbook are templates; results of tasks and output of the guest are values, and never rendered,
+so `{{ … }}` in the output of a guest stays text. There are no lookups, no environment and no includes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _KEPT_FILTERS = frozenset(
 
 
 class _Undefined(ChainableUndefined, StrictUndefined):
-    """Any use is an error, but `a.b.c | default(…)` may go through what is missing, as in Ansible."""
+    """Any use is an error, except `a.b.c | default(…)` with a missing part, as in Ansible."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Scope:
 
 
 class _Bounder(NodeTransformer):
-    """Rewrites a parsed template so that loops and concatenation ask the budget, and refuses what cannot be bounded."""
+    """Rewrites a parsed template so that loops and concatenations check the budget, and refuses constructs without a bound."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         if node.recursive:
@@ -81,7 +81,7 @@ class _Bounder(NodeTransformer):
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
     deciding = False
-    """Set while a condition is evaluated: what was cut decides nothing then."""
+    """Set while a condition is evaluated, which must not depend on cut output."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         self._check_whole(obj, attribute)
@@ -92,10 +92,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def _check_whole(self, obj: Any, field: Any) -> None:
-        # `changed` tells what a module registered from what a program printed that has a field of that name.
+        # `changed` distinguishes a registered result from a mapping in the output of a program.
         if self.deciding and isinstance(obj, Mapping) and field in _CUT_FIELDS and obj.get("truncated") is True and "changed" in obj:
             raise TemplateError(
-                f"{field} was cut, so a condition over it could be wrong: more than 1 MiB is not kept. "
+                f"{field} was cut, so a condition over it could be wrong: output is limited to 1 MiB. "
                 "Write the output to a file and search it there, such as `shell: make > out.txt; grep -c FAILED out.txt`"
             )
 
@@ -104,14 +104,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        # The sandbox hands out `str.format` in a wrapper of its own.
+        # The sandbox wraps `str.format`.
         owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
         name = str(getattr(__obj, "__name__", ""))
         return super().call(__context, __obj, *check_method(owner, name, args, kwargs), **kwargs)
 
 
 class Templar:
-    """Renders the strings of a playbook. One is made for a gate; it holds no variables."""
+    """Renders the strings of the playbooks of one gate; it holds no variables."""
 
     def __init__(self) -> None:
         self._environment = _Environment(
@@ -125,7 +125,7 @@ class Templar:
             self._environment.globals.pop(name, None)
 
     def problem(self, text: str, *, expression: bool = False) -> str:
-        """What is wrong with a template or an expression as it is written; empty when nothing is."""
+        """The syntax error of a template or an expression, or an empty text."""
         try:
             tree = self._parse(f"{{{{ {text} }}}}" if expression else text)
             called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)}
@@ -134,7 +134,7 @@ class Templar:
         except (JinjaError, TemplateError, RecursionError) as error:
             return _say(error)
         lookups = sorted(called & _LOOKUPS)
-        return f"{lookups[0]}() is not supported: a gate reads nothing of the host" if lookups else ""
+        return f"{lookups[0]}() is not supported, because a gate may not read from the host" if lookups else ""
 
     def render(self, value: Any, scope: Scope) -> Any:
         """Render every string in a value. A string that is one `{{ expression }}` keeps the expression's type."""
@@ -153,7 +153,7 @@ class Templar:
         return str(self._guard(lambda: self._output(tree, scope)))
 
     def condition(self, expression: Any, scope: Scope) -> bool:
-        """Evaluate `when`, `until` and the like. Only a boolean decides: text that happens to be there is a mistake."""
+        """Evaluate `when`, `until` and similar. The result must be a boolean; a text is an error."""
         if isinstance(expression, bool):
             return expression
         if expression is None or expression == "":
@@ -182,7 +182,7 @@ class Templar:
         return tree
 
     def _check_arguments(self, tree: nodes.Template) -> None:
-        """TemplateError for an argument that one of Ansible's filters or tests does not take: nothing is left out silently."""
+        """TemplateError for an argument that a filter or test does not support; none is ignored."""
         for node in tree.find_all((nodes.Filter, nodes.Test)):
             call = (FILTERS if isinstance(node, nodes.Filter) else TESTS).get(node.name)
             if call is None or node.dyn_args is not None or node.dyn_kwargs is not None:
@@ -193,7 +193,7 @@ class Templar:
                 raise TemplateError(f"{node.name}: {error}") from None
 
     def _double_backslashes(self, text: str) -> str:
-        """In the strings of `{{ }}` a backslash stands for itself, as in Ansible: `'\\1'` is a group and no control character."""
+        """In strings in `{{ }}` a backslash is literal, as in Ansible: `'\\1'` is a group and not a control character."""
         inside, parts = False, []
         for _line, kind, part in self._environment.lex(text):
             inside = kind == "variable_begin" or (inside and kind != "variable_end")
@@ -228,13 +228,13 @@ class Templar:
         return "".join(parts)
 
     def _compiled(self, tree: nodes.Template) -> Any:
-        # A budget of its own for every rendering.
+        # Each rendering has a separate budget.
         self._environment.filters["_bounded_loop"] = Budget().loop
         tree.set_environment(self._environment)
         return self._environment.from_string(tree)
 
     def _variables(self, tree: nodes.Template, scope: Scope) -> dict[str, Any]:
-        """Only what the template names is looked up, so that a variable nobody uses may be undefined."""
+        """Only variables that the template uses are evaluated, so that others may be undefined."""
         found = {}
         for name in find_undeclared_variables(tree):
             if name in scope._memo:
@@ -265,10 +265,10 @@ class Templar:
         except UndefinedError as error:
             raise TemplateError(str(error.message or "a variable is not defined")) from None
         except RecursionError:
-            raise TemplateError("a template is nested too deep") from None
+            raise TemplateError("a template is nested too deeply") from None
         except MemoryError:
-            raise TemplateError("a template needs too much memory") from None
-        except Exception as error:  # a filter was given what it cannot take: that is the playbook's mistake, not ours
+            raise TemplateError("a template requires too much memory") from None
+        except Exception as error:  # a filter got an invalid argument: an error of the playbook, not of this program
             raise TemplateError(_say(error)) from None
 
 
@@ -276,7 +276,7 @@ def _say(error: Exception) -> str:
     if isinstance(error, TemplateError):
         return str(error)
     if isinstance(error, RecursionError):
-        return "a template is nested too deep"
+        return "a template is nested too deeply"
     if isinstance(error, TemplateSyntaxError):
         return f"template error: {error.message}"
     return f"template error: {str(error) or type(error).__name__}"[:1000]
@@ -288,7 +288,7 @@ def _finalize(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What an expression gave, as plain data: generators become lists, and nothing is larger than allowed."""
+    """The result of an expression as plain data: generators become lists, and sizes are limited."""
     if isinstance(value, (types.GeneratorType, map, filter, zip, range)) or (
         not isinstance(value, (str, bytes, Mapping, Sequence, set)) and hasattr(value, "__next__")
     ):
@@ -300,7 +300,7 @@ def _plain(value: Any) -> Any:
 
 
 def _bounded(call: Any) -> Any:
-    """A filter that measures what goes in and what comes out. Jinja's marks on the function are kept."""
+    """A filter with limits on its arguments and result. The attributes that Jinja sets on the function are kept."""
 
     def bounded(*arguments: Any, **keywords: Any) -> Any:
         measure(*(value for value in (*arguments, *keywords.values()) if isinstance(value, (str, bytes, list, tuple, dict, set, int))))

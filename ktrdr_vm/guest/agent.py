@@ -1,7 +1,7 @@
-"""What a fork must be told before it has a network: through the guest agent's channel, as scripts on standard input.
+"""The identity of a fork, set before it has a network: through the guest agent, as scripts on standard input.
 
-Every identity that two forks would share is made new here. What stays the template's: the kernel's boot_id and Docker's engine id,
-which both read once at start.
+All identifiers that forks would share are replaced here. Exceptions are the boot_id of the kernel and the engine id of Docker,
+which are read at their start only.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.facts import Allocation
 
-# Ten emulated guests on two cores share what one has for itself.
+# Ten emulated guests share two cores.
 SCRIPT_LIMIT = 300.0
 _MAX_OUTPUT = 4096
 
-# Under emulation every program that a script starts costs tens of milliseconds, so the shell does what it can itself.
+# Under emulation every program that a script starts costs tens of milliseconds, so the scripts use builtins of the shell.
 _IDENTITY = """set -e
 date -u -s "@{now:.3f}" >/dev/null
-# The kernel stirs this in; the new generation id has already made it reseed.
+# Added to the entropy of the kernel; the new generation id has already made it reseed.
 printf '%s' {entropy} > /dev/urandom
 printf '%s\\n' {machine_id} > /etc/machine-id
 printf '%s\\n' {name} > /etc/hostname
@@ -42,7 +42,7 @@ done < /etc/passwd
 [ -d "$home/.ssh" ] || mkdir "$home/.ssh"
 printf '%s\\n' {login_public_key} > "$home/.ssh/authorized_keys"
 chown -R {user}: "$home/.ssh"
-# sshd reads its keys at start; a hangup makes it start again in place. It may only just have started.
+# sshd reads its keys at start; SIGHUP restarts it in place. It may have just started.
 turns=0
 until [ -s /run/sshd.pid ]; do
   turns=$((turns + 1)); [ "$turns" -lt 500 ] || {{ echo 'sshd does not run' >&2; exit 1; }}
@@ -52,7 +52,7 @@ read -r pid < /run/sshd.pid
 kill -HUP "$pid"
 """
 
-# networkd gets the same for the next boot; waiting for it here would take longer than doing it.
+# networkd gets the same for the next boot; it would take longer than these commands.
 _NETWORK = """set -e
 printf '[Match]\\nMACAddress={mac}\\n[Network]\\nAddress={guest}/30\\nGateway={gateway}\\nDNS={gateway}\\nLinkLocalAddressing=no\\nIPv6AcceptRA=no\\n' \\
   > /etc/systemd/network/05-ktrdr.network
@@ -78,7 +78,7 @@ END
 
 def give_identity(libvirt: Libvirt, domain: str, identity: Identity, user: str, allocation: Allocation) -> None:
     """Hostname, machine-id, SSH host key, the one login, entropy, clock."""
-    # The clock is told when somebody listens, not before.
+    # The time is read after the agent has answered.
     wait_agent(libvirt, domain)
     script = _IDENTITY.format(
         now=time.time(),
@@ -90,35 +90,35 @@ def give_identity(libvirt: Libvirt, domain: str, identity: Identity, user: str, 
         login_public_key=shlex.quote(allocation.login_public_key),
         user=shlex.quote(user),
     )
-    run_script(libvirt, domain, script, "take its identity")
+    run_script(libvirt, domain, script, "set its identity")
 
 
 def give_network(libvirt: Libvirt, domain: str, identity: Identity, allocation: Allocation) -> None:
-    """The address of the NIC that was just plugged in, without waiting for the guest's own services."""
+    """Configure the address of the hot-plugged NIC, without waiting for services of the guest."""
     script = _NETWORK.format(mac=identity.mac, guest=allocation.guest, gateway=allocation.gateway)
-    run_script(libvirt, domain, script, "take its address")
+    run_script(libvirt, domain, script, "configure its network")
 
 
 def wait_agent(libvirt: Libvirt, domain: str, *, limit: float = SCRIPT_LIMIT) -> None:
-    """Until the guest's agent answers."""
+    """Wait until the guest agent answers."""
     end = time.monotonic() + limit
     while libvirt.agent(domain, "guest-ping") is None:
-        _check_time(end, domain, "answer", "its agent is silent")
+        _check_time(end, domain, "answer", "the guest agent does not answer")
         time.sleep(0.05)
 
 
 def run_script(libvirt: Libvirt, domain: str, script: str, doing: str, *, limit: float = SCRIPT_LIMIT) -> str:
-    """Run a script as root through the agent, which may still be starting; its output. Nothing of it stands in an argv."""
+    """Run a script as root through the agent, which may still be starting; return its output. The script is not in an argv."""
     end = time.monotonic() + limit
     arguments = {"path": "/bin/sh", "arg": ["-s"], "input-data": base64.b64encode(script.encode()).decode(), "capture-output": True}
     pid = None
     while pid is None:
-        # Asked once and waited for: an answer that comes late would otherwise be a script that runs twice.
+        # Sent once, with a wait: a repeated request after a late answer would run the script twice.
         started = libvirt.agent(domain, "guest-exec", arguments, timeout=max(int(end - time.monotonic()), 1))
         pid = started.get("pid") if isinstance(started, dict) else None
         if not isinstance(pid, int):
             pid = None
-            _check_time(end, domain, doing, "its agent does not answer")
+            _check_time(end, domain, doing, "the guest agent does not answer")
             time.sleep(0.05)
     while True:
         status = libvirt.agent(domain, "guest-exec-status", {"pid": pid})
@@ -128,17 +128,17 @@ def run_script(libvirt: Libvirt, domain: str, script: str, doing: str, *, limit:
                 raise GuestError(
                     f"the guest could not {doing}: {(_decode(status.get('err-data')) or output)[-500:]}",
                     where=domain,
-                    hint="`apply --cold` does without the template",
+                    hint="`apply --cold` boots without the template",
                 )
             return output
-        _check_time(end, domain, doing, "it takes too long")
-        # Every question is work for the guest, under emulation some 30 ms of a processor's.
+        _check_time(end, domain, doing, "the time limit was exceeded")
+        # Every request costs the guest CPU time, under emulation about 30 ms.
         time.sleep(0.12)
 
 
 def _check_time(end: float, domain: str, doing: str, why: str) -> None:
     if time.monotonic() > end:
-        raise GuestError(f"the guest did not {doing}: {why}", where=domain, hint="look at its console.log")
+        raise GuestError(f"the guest did not {doing}: {why}", where=domain, hint="check its console.log")
 
 
 def _decode(data: object) -> str:

@@ -1,7 +1,7 @@
-"""Artifacts: files that the run brings back from the guest. Everything about them may be a lie, so everything is bounded.
+"""Artifacts: files that the run fetches from the guest. They are not trusted, so everything is bounded.
 
-Only regular files and folders arrive, beneath the run directory, written without following a link, as 0644 files that are
-root's until the run directory is handed over. What is refused is said, by name, in a row of its own.
+Only regular files and folders are written, beneath the run directory, without following links, as 0644 files that belong
+to root until the run directory is handed over. Each refused file has a row with its name and the reason.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class ArtifactLimits:
 
 @dataclass(frozen=True)
 class BroughtBack:
-    """One file, or one refusal: `path` is then empty, and `refused` says why. `source` is as the guest spelled it.
+    """One file, or one refusal: `path` is then empty, and `refused` is the reason. `source` is the name in the guest.
 
-    `path` begins with the folder's own name (`artifacts/…`).
+    `path` begins with the name of the folder (`artifacts/…`).
     """
 
     path: str
@@ -57,9 +57,9 @@ def fetch_artifacts(
     limits: ArtifactLimits = ArtifactLimits(),
     become: bool = True,
 ) -> tuple[BroughtBack, ...]:
-    """Bring files and folders of the guest to `directory/<their path>`. GuestError only when the guest is lost.
+    """Fetch files and folders of the guest to `directory/<their path>`. GuestError only if the guest is lost.
 
-    A source that is not there is a refused row, as is everything that breaks a limit.
+    A missing source and everything over a limit is a refused row.
     """
     writer = _Writer(directory.parent, directory.name, limits=limits)
     deadline = time.monotonic() + limits.seconds
@@ -71,7 +71,7 @@ def fetch_artifacts(
         place = shlex.quote("./" + "/".join(parts))
         try:
             _find_oversized(guest, source, place, writer, limits, become=become, timeout=deadline - time.monotonic())
-            # Files over the limit are left out in the guest already, so that an honest terabyte does not cost the rest.
+            # The guest omits files over the limit, so that a large file does not prevent the others.
             line = (
                 f"cd / && find {place} -xdev -type f -size +{limits.single}c -prune -o -print0 2>/dev/null | "
                 "tar --null --no-recursion --hard-dereference --format=gnu -cf - -T - 2>/dev/null"
@@ -79,11 +79,11 @@ def fetch_artifacts(
             stream = TarStream(writer)
             guest.run(line, timeout=max(deadline - time.monotonic(), 1), become=become, max_output=0, on_output=stream.feed)
             if stream.inside_member or not stream.finished:
-                writer.cut_off("the guest's stream ended too early")
+                writer.cut_off("the stream of the guest ended too early")
         except TarStreamError as error:
-            writer.cut_off(f"the guest's stream cannot be read: {error}")
+            writer.cut_off(f"the stream of the guest is invalid: {error}")
         except GuestTimeout:
-            writer.cut_off(f"not all was brought back within {limits.seconds:g} s")
+            writer.cut_off(f"the copy did not end within {limits.seconds:g} s")
             break
         except _Stop as stop:
             writer.cut_off(str(stop))
@@ -96,7 +96,7 @@ def fetch_artifacts(
 def _find_oversized(
     guest: Guest, source: str, place: str, writer: _Writer, limits: ArtifactLimits, *, become: bool, timeout: float
 ) -> None:
-    """Name what is missing or too large. The guest may lie here: then the stream's own limits hold."""
+    """Report missing and too large files, as the guest reports them. The limits of the stream apply in any case."""
     line = f"cd / && [ -e {place} ] || exit 3; find {place} -xdev -type f -size +{limits.single}c -printf '%s %p\\0' | head -c 65536"
     found = guest.run(line, timeout=max(timeout, 1), become=become, max_output=65536)
     if found.exit_code == 3:
@@ -124,13 +124,13 @@ class _Writer:
 
     def begin(self, name: str, size: int) -> bool:
         if size > self._limits.single:
-            # It cannot be skipped: its bytes would have to be read.
+            # It cannot be skipped, because its bytes would have to be read.
             self.refuse(name, f"larger than {self._limits.single} bytes", size)
-            raise _Stop("a file is larger than it may be, and the guest hid it")
+            raise _Stop("a file is larger than allowed and than the guest reported")
         if self._files >= self._limits.files:
             raise _Stop(f"more than {self._limits.files} files")
         if self._total + size > self._limits.total:
-            raise _Stop(f"more than {self._limits.total} bytes in all")
+            raise _Stop(f"more than {self._limits.total} bytes in total")
         self._files += 1
         self._total += size
         path = f"{self._folder}/{'/'.join(split_name(name))}" if not name.startswith("/") else name
@@ -140,7 +140,7 @@ class _Writer:
         try:
             self._descriptor = create_file(self._root, path)
         except FileExistsError:
-            self.refuse(name, "the name stands there already", size)
+            self.refuse(name, "a file of that name exists already", size)
             return False
         except (NotADirectoryError, IsADirectoryError) as error:
             self.refuse(name, error.strerror or "no such folder", size)
@@ -174,10 +174,10 @@ class _Writer:
         if self._refused <= _MAX_REFUSALS:
             self.artifacts.append(BroughtBack("", name[:4096], size, "", refused=reason))
         if self._refused > 10 * self._limits.files:
-            raise _Stop("too many entries that are no files")
+            raise _Stop("too many entries that are not regular files")
 
     def cut_off(self, reason: str) -> None:
-        """What was being written is not whole: it goes, and the reason stays."""
+        """Remove the incomplete file, and record the reason."""
         name = self._present[1] if self._present else "the rest"
         if self._present is not None:
             path = self._present[0]

@@ -1,7 +1,7 @@
-"""The guest's commits, as a bundle, into refs/ktrdr/<instance_id>/* of the person's repository.
+"""Fetching the commits of the guest, as a bundle, into refs/ktrdr/<instance_id>/* of the repository of the user.
 
-The bundle is the guest's word. Its size, its refs and its objects are checked here; it is unpacked by Git as the repository's owner,
-who is not root, and nothing in it is ever checked out or executed.
+The bundle is not trusted. Its size, refs and objects are checked; Git unpacks it as the owner of the repository,
+who is not root, and nothing in it is checked out or executed.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ktrdr_vm.identity import Identity
 
 MAX_BUNDLE = 256 * 1024 * 1024
 MAX_REFS = 50
-# What names the branches is small; what unpacks them may need memory for one object after another, but not for whatever an object's
-# head claims: two megabytes of zeros, packed, are two gigabytes of a tree.
+# Listing branches needs little memory; unpacking needs memory for one object at a time, but must not trust the size in the header of
+# an object: two packed megabytes of zeros are two gigabytes of a tree.
 _HEADS = ("prlimit", "--data=1073741824", "--cpu=60", "--fsize=1048576", "--")
 _FETCH = ("prlimit", "--data=2147483648", "--cpu=600", f"--fsize={4 * MAX_BUNDLE}", "--")
 _BUNDLE = "/var/tmp/ktrdr-commits.bundle"
-# What a name keeps; every other byte of it is written as `=` and two digits, so that it is harmless as a word, a path and a line.
+# Bytes that a name keeps; all others are written as `=` and two digits, so that it is safe as an argument, a path and a line.
 _PLAIN = re.compile(rb"[^A-Za-z0-9_.+/-]")
-# A guest that stands on no branch: its HEAD is the work.
+# A guest with a detached HEAD: HEAD is the work.
 DETACHED = "HEAD"
-# Of git-check-ref-format: what is no name of a branch, whatever a bundle says.
+# From git-check-ref-format: names that no branch can have.
 _NO_NAME = re.compile(rb"^[/.-]|//|/[.-]|\.\.|@\{|[\x00-\x20\x7f~^:?*\[\\]|\.lock(?:/|$)|[/.]$")
 _HEAD = re.compile(rb"([0-9a-f]{40}|[0-9a-f]{64}) (?:refs/heads/(.+)|(HEAD))")
 
@@ -40,7 +40,7 @@ rm -f {_BUNDLE}
 head=
 git symbolic-ref --quiet HEAD || {{ echo HEAD; head=HEAD; }}
 git status --porcelain 2>/dev/null | wc -l
-# What the host has: the base of the plan, and what was copied in, which is older where the plan followed its branch.
+# Commits that the host has: the base of the plan, and the one that was copied in, which may be older.
 known=
 for one in "$BASE" refs/ktrdr/base $(git for-each-ref --format="%(refname)" refs/ktrdr/from); do
   ! git rev-parse --verify --quiet "$one^{{commit}}" >/dev/null || known="$known $one"
@@ -56,7 +56,7 @@ git bundle create --quiet {_BUNDLE} --branches $head --not $known
 
 @dataclass(frozen=True)
 class ReturnedRef:
-    """One ref that was brought back. `changed` are all paths that differ from the base commit: what judges must not hide behind others."""
+    """One fetched ref. `changed` are all paths that differ from the base commit, without a limit, so that none can be hidden."""
 
     ref: str
     commit: str
@@ -86,27 +86,27 @@ class Returned:
         return ", ".join(f"{count} {what}" for count, what in counts if count)
 
     def choose(self, identity: Identity, base_branch: str) -> ReturnedRef | None:
-        """The ref that stands for the work: the branch checked out in the guest, else that of the base, else the only one.
+        """The ref of the work: the branch that is checked out in the guest, else that of the base, else the only one.
 
-        None when there is none. Several of which none is one of these is a GuestError: nobody guesses.
+        None if there is none. GuestError if there are several and none of these.
         """
         by_name = {one.ref.removeprefix(identity.ref_prefix): one for one in self.refs}
         for name in (self.branch, escape_branch(os.fsencode(base_branch))):
             if name in by_name:
                 return by_name[name]
         if len(self.refs) > 1:
-            raise _lies(f"none of its {len(self.refs)} branches is checked out, so it is not clear which one is the work", identity)
+            raise _lies(f"none of its {len(self.refs)} branches is checked out, so the branch of the work is unknown", identity)
         return self.refs[0] if self.refs else None
 
 
 def pull_commits(repository: Repository, base: str, target: str, guest: Guest, identity: Identity) -> Returned:
-    """What the guest's branches have beyond `base`. Nothing new is no ref; a bundle that lies is a GuestError."""
+    """Fetch the commits of branches in the guest that are not in `base`; no ref if there are none. GuestError for an invalid bundle."""
     made = guest.run(_MAKE, environment={"TARGET": target, "BASE": base}, timeout=300, max_output=64 * 1024)
     if made.exit_code != 0:
         raise GuestError(
-            f"the guest made no bundle of its commits: {made.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            f"the guest could not create a bundle of its commits: {made.stderr.decode('utf-8', 'replace')[-300:].strip()}",
             where=identity.instance_id,
-            hint=f"look at {target} in the guest; the repository there may be broken",
+            hint=f"check the repository {target} in the guest; it may be damaged",
         )
     standing = _read_standing(made.stdout)
     with tempfile.NamedTemporaryFile(prefix="ktrdr-commits-") as file:
@@ -133,7 +133,7 @@ def _read_count(line: bytes) -> int:
 
 
 def escape_branch(name: bytes) -> str:
-    """A branch's name as a part of our refs. Two names never become one: what escapes begins with is escaped as well."""
+    """The name of a branch as a part of our refs. It is injective, because the escape character is escaped as well."""
     return _PLAIN.sub(lambda found: b"=%02x" % found[0][0], name).decode("ascii")
 
 
@@ -142,7 +142,7 @@ def _is_name(name: bytes) -> bool:
 
 
 def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity) -> tuple[ReturnedRef, ...]:
-    """Everything is looked at in a folder of its own first. Only what passed comes into the repository, and only then is there a ref."""
+    """Everything is checked in a temporary repository first. Then the objects are added to the repository, and the refs at the end."""
     with open_view(repository.place) as view, view.quarantine() as apart:
         try:
             refs = _list_heads(apart, bundle, identity)
@@ -158,7 +158,7 @@ def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity)
         try:
             returned = tuple(ReturnedRef(f"{identity.ref_prefix}{name}", commit, _changed(apart, base, commit)) for commit, _, name in refs)
         except KtrdrError as error:
-            raise _lies(f"what they change cannot be listed: {error.message[-200:]}", identity) from None
+            raise _lies(f"their changes cannot be listed: {error.message[-200:]}", identity) from None
         try:
             with open_view(repository.place, writing=True) as target:
                 _fetch(target, bundle, specs)
@@ -173,13 +173,13 @@ def _fetch(view: View, bundle: Path, specs: list[str]) -> None:
 
 
 def _check_objects(apart: View) -> None:
-    """Git's own checks of each object that came. `fetch.fsckObjects` does not reach a bundle in every version; this does."""
+    """Check each new object with git fsck. `fetch.fsckObjects` does not apply to bundles in every version of Git."""
     for pack in sorted((apart.directory / "objects/pack").glob("*.pack")):
         apart.git("index-pack", "--strict", "-o", str(apart.directory / "checked.idx"), str(pack), bounds=_FETCH)
 
 
 def _list_heads(view: View, bundle: Path, identity: Identity) -> list[tuple[str, str, str]]:
-    """Commit, full name in the bundle and our name of each. A line is what Git takes for one: a form feed must not make two of it."""
+    """Commit, full name in the bundle and our name of each ref. Lines are split as Git does: at line feeds only."""
     with tempfile.TemporaryFile() as listed:
         view.git("bundle", "list-heads", str(bundle), stdout=listed.fileno(), bounds=_HEADS)
         listed.seek(0)
@@ -197,7 +197,7 @@ def _check_head(line: bytes, identity: Identity) -> tuple[str, str, str]:
     if match is not None and match[3]:
         return match[1].decode(), DETACHED, DETACHED
     if match is None or not _is_name(match[2]):
-        raise _lies(f"it names {line[:100]!a}, which is no branch", identity)
+        raise _lies(f"it names {line[:100]!a}, which is not a branch", identity)
     return match[1].decode(), f"refs/heads/{os.fsdecode(match[2])}", escape_branch(match[2])
 
 
@@ -213,5 +213,5 @@ def _lies(what: str, identity: Identity) -> GuestError:
     return GuestError(
         f"the guest's commits were refused: {what}",
         where=identity.instance_id,
-        hint="no ref of the repository points to them; look at the instance",
+        hint="no ref was created for them; check the repository in the instance",
     )

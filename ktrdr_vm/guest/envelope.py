@@ -1,9 +1,9 @@
-"""What is sent to the guest's shell so that no command line there ever shows an environment, a secret or a script.
+"""The form in which commands are sent to the guest, so that no argv in it contains an environment, a secret or a script.
 
 The remote argv is always the same few words: a shell that reads a given number of bytes from its standard input and
-evaluates them. Those bytes carry directory, environment and command; what follows them is the command's own standard
-input. The shell first says on a line of its own, recognised by a random token, which process, process group and session
-it is, so that a command that overruns its limit can be killed with its children.
+evaluates them. Those bytes contain directory, environment and command; the bytes after them are the standard
+input of the command. The shell first prints a line, recognised by a random token, with its process, process group and session,
+so that a command that exceeds its limit can be killed with its children.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from ktrdr_vm.guest.protocol import GuestRefusedError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-# The announcement comes first; a login shell that is talkative may say this much before it.
+# Bytes of output that a login shell may print before the announcement.
 ANNOUNCEMENT_WITHIN = 64 * 1024
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """`remote` is the command line for sshd; `head` is what its standard input begins with."""
+    """`remote` is the command line for sshd, `head` the beginning of its standard input."""
 
     remote: str
     head: bytes
@@ -31,7 +31,7 @@ class Envelope:
 
 @dataclass(frozen=True)
 class RemoteProcess:
-    """Where a command runs in the guest: enough to kill all of it."""
+    """The ids by which a command in the guest can be killed with its children."""
 
     pid: int
     group: int
@@ -47,12 +47,12 @@ def make_envelope(
             raise GuestRefusedError(f"{name!r} cannot be an environment variable", hint="use letters, digits and _, and no NUL")
     line = command if isinstance(command, str) else " ".join(shlex.quote(word) for word in command)
     if "\0" in line or "\0" in (chdir or "") or not line.strip():
-        raise GuestRefusedError("a command for the guest is empty or holds a NUL byte", hint="give at least one word, without NUL")
+        raise GuestRefusedError("a command for the guest is empty or contains a NUL byte", hint="use at least one word, without NUL")
     script = [f"read -r _p _c _s _q _g _n _r </proc/self/stat && echo {token} $_p $_g $_n"]
     script += [f"export {name}={shlex.quote(value)}" for name, value in sorted((environment or {}).items())]
     if chdir is not None:
         script.append(f"cd -- {shlex.quote(chdir)} || exit 1")
-    # `eval` of a variable, not of the bare text: a quote left open in the command cannot swallow the lines around it.
+    # `eval` of a variable and not of the text, so that an open quote in the command does not include the lines around it.
     script += [f"_l={shlex.quote(line)}", "unset _p _c _s _q _g _n _r", 'eval "unset _l\n$_l"', "exit $?"]
     head = ("\n".join(script) + "\n").encode("utf-8", "surrogateescape")
     remote = f"exec /bin/sh -c 'eval \"$(head -c {len(head)})\"'"
@@ -62,7 +62,7 @@ def make_envelope(
 
 
 def find_announcement(output: bytes, token: bytes) -> tuple[RemoteProcess, bytes] | None:
-    """The process announced in the first bytes of output, and what follows it; None when it is not (yet) there."""
+    """The announced process and the output after it; None without an announcement (yet)."""
     found = re.search(re.escape(token) + rb" (\d{1,10}) (\d{1,10}) (\d{1,10})\n", output[: ANNOUNCEMENT_WITHIN + 100])
     if found is None:
         return None
@@ -71,7 +71,7 @@ def find_announcement(output: bytes, token: bytes) -> tuple[RemoteProcess, bytes
 
 
 def make_kill_command(process: RemoteProcess) -> list[str]:
-    """Kill what a command left: its session and group first asked, then forced. Never pid 0, 1 or everybody."""
+    """The command that kills a session and group, with SIGTERM and then SIGKILL. Never pid 0, 1 or -1."""
     targets = f"-s {process.session}" if process.session > 1 else f"-g {process.group}"
     numbers = f"kill -%s -- -{process.group} 2>/dev/null; pkill -%s {targets} 2>/dev/null"
     if process.group <= 1 or process.pid <= 1:

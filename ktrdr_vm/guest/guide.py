@@ -1,4 +1,4 @@
-"""What an agent finds in its guest about itself: who it is, what binds it, how to ask for more. Pure."""
+"""The documents for an agent in its guest: identity, limits, and how to request more. Pure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ktrdr_vm.plan.plan import Plan
 
 NOTES = ".ktrdr/notes"
-"""Where notes for the reviewer are written, beneath the workspace."""
+"""The folder for notes for the reviewer, beneath the workspace."""
 NOTE_FILES = {
-    "summary.md": "what was done, for the first paragraph of the pull request",
-    "choices.md": "choices that were made, and what spoke for them",
-    "spec.md": "which part of the work answers which part of its specification",
+    "summary.md": "the work that was done, as first paragraph of the pull request",
+    "choices.md": "design decisions and their reasons",
+    "spec.md": "which part of the work implements which part of its specification",
 }
 
 
 def make_facts(plan: Plan) -> dict[str, Any]:
-    """/etc/ktrdr/identity.json: the same for programs."""
+    """/etc/ktrdr/identity.json, for programs."""
     profile = plan.profile
     return {
         "instance_id": plan.identity.instance_id,
@@ -45,7 +45,7 @@ def make_facts(plan: Plan) -> dict[str, Any]:
 
 
 def render_guide(plan: Plan) -> str:
-    """/etc/ktrdr/README.md: for whoever reads first and works then."""
+    """/etc/ktrdr/README.md, for agents and people."""
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "data"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         autoescape=False,  # noqa: S701 - Markdown for a guest that wrote none of it

@@ -1,4 +1,4 @@
-"""The instance's identity inside the guest, written after the first SSH login, for a cold boot and a fork alike."""
+"""The identity of the instance in the guest, written after the first SSH login, for a cold boot and a fork alike."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.plan import Plan
 
-# Ten emulated guests on two cores share what one has for itself.
+# Ten emulated guests share two cores.
 GUEST_LIMIT = 600.0
 _DATA = Path(__file__).parent / "data"
 
-# The exit code of the script when Docker is what went wrong.
+# The exit code of the script if Docker failed.
 _NO_DOCKER = 81
 
-# Under emulation every program that a script starts costs tens of milliseconds, so the shell does what it can itself.
-# Docker takes new labels on a hangup without touching a container, once it is up; a guest without Docker has none to label.
+# Under emulation every program that a script starts costs tens of milliseconds, so the script uses builtins of the shell.
+# A running Docker reads new labels on SIGHUP without an effect on containers; a guest may lack Docker.
 _WRITE = """set -eu
 umask 022
 mkdir -p /etc/ktrdr /etc/ssh /usr/local/bin
@@ -76,7 +76,7 @@ with open(path, "w") as file: json.dump(content, file)
 with open(kept, "w") as file: file.write(sys.argv[1])
 PY
 fi
-# Its unit answers when it serves.
+# `systemctl start` returns when it is ready.
 systemctl start docker.service || exit 81
 [ ! -s /run/docker.pid ] || {
   read -r pid < /run/docker.pid || [ -n "$pid" ]
@@ -86,7 +86,7 @@ systemctl start docker.service || exit 81
 
 
 def make_environment(identity: Identity, mode: str, extra: Mapping[str, str]) -> dict[str, str]:
-    """What every process of the instance finds in its environment. The identity cannot be overridden by a profile."""
+    """The environment of every process in the instance. A profile cannot override the identity."""
     instance_id = identity.instance_id
     attributes = f"service.namespace={instance_id},ktrdr.instance_id={instance_id},ktrdr.environment={mode}"
     return {
@@ -98,7 +98,7 @@ def make_environment(identity: Identity, mode: str, extra: Mapping[str, str]) ->
 
 
 def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> None:
-    """Write the identity, and what binds the guest, where logins, Docker, programs and people find it; Docker serves afterwards."""
+    """Write identity, limits and environment for logins, Docker, programs and people, and start Docker."""
     identity, mirrors = plan.identity, [broker for _, broker in plan.profile.brokered if broker.docker_mirror]
     lines = ["# ktrdr-vm begin", *(f"{name}={_quote(value)}" for name, value in sorted(environment.items())), "# ktrdr-vm end", ""]
     written = guest.run(
@@ -119,13 +119,13 @@ def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> Non
         raise GuestError(
             f"Docker does not start in the guest: {_end(written.stderr)}",
             where=identity.instance_id,
-            hint="`--keep always` keeps the instance; look with `journalctl -u docker` in it",
+            hint="keep the instance with `--keep always`, and check `journalctl -u docker` in it",
         )
     if written.exit_code != 0:
         raise GuestError(
             f"the identity could not be written: {_end(written.stderr)}",
             where=identity.instance_id,
-            hint="the image needs a user with sudo, and sh",
+            hint="the image requires a user with sudo, and sh",
         )
 
 
@@ -134,5 +134,5 @@ def _end(output: bytes) -> str:
 
 
 def _quote(value: str) -> str:
-    """As pam_env reads /etc/environment: one line, quotes kept out of the value."""
+    """Quote a value for /etc/environment as pam_env reads it: one line, without quotes in the value."""
     return shlex.quote(value.replace("\n", " ")) if value else '""'

@@ -1,4 +1,4 @@
-"""What gates, workspace and artifacts need of a guest, without saying how it is reached."""
+"""The interface to a guest that gates, workspace and artifacts use, independent of the transport."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ktrdr_vm.errors import GuestError
 
 
 class GuestTimeout(GuestError):
-    """A command in the guest did not end within its limit, and was killed as well as the host can."""
+    """A command in the guest exceeded its time limit, and the host tried to kill it."""
 
 
 class GuestRefusedError(GuestError):
-    """The guest is there, but what was asked of it cannot be: no such file, no right, too many bytes, a bad name."""
+    """The guest answers, but the request failed: no such file, no permission, too many bytes, an invalid name."""
 
 
 @dataclass(frozen=True)
 class GuestResult:
-    """How a command in the guest ended. Output is cut at the limit given, and `truncated` says so."""
+    """The result of a command in the guest. `truncated` is True if the output was cut at the limit."""
 
     exit_code: int
     stdout: bytes
@@ -30,7 +30,7 @@ class GuestResult:
 
 
 class Guest(Protocol):
-    """What gates, workspace and artifacts need of a guest. `SshGuest` is the real one; tests bring their own."""
+    """The interface to a guest. `SshGuest` implements it; tests have fakes."""
 
     def run(
         self,
@@ -44,14 +44,14 @@ class Guest(Protocol):
         max_output: int = 10 * 1024 * 1024,
         on_output: Callable[[bytes], None] | None = None,
     ) -> GuestResult:
-        """Run a list of words, or a line for /bin/sh. GuestTimeout when `timeout` seconds pass, GuestError when the guest is lost.
+        """Run a list of words, or a line for /bin/sh. GuestTimeout after `timeout` seconds, GuestError if the guest is lost.
 
-        `environment` never stands in an argv. `become` runs as root.
+        `environment` is never in an argv. `become` runs as root.
         """
         ...
 
     def upload(self, source: BinaryIO, destination: str, *, mode: int = 0o644, become: bool = False, timeout: float = 600) -> None:
-        """Write a file in the guest, atomically: beside it first, then renamed."""
+        """Write a file in the guest, atomically: a temporary file is renamed."""
         ...
 
     def send(
@@ -63,9 +63,9 @@ class Guest(Protocol):
         become: bool = False,
         timeout: float = 600,
     ) -> None:
-        """Run a command that reads `source` as it comes. GuestError when it fails."""
+        """Run a command with `source` streamed to its standard input. GuestError if it fails."""
         ...
 
     def download(self, path: str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
-        """Copy a regular file out of the guest; returns its bytes. GuestError when larger than `max_bytes`, or no regular file."""
+        """Copy a regular file out of the guest; returns its bytes. GuestError if it is larger than `max_bytes` or not a regular file."""
         ...

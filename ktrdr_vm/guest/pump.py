@@ -13,22 +13,22 @@ from typing import BinaryIO, Protocol
 
 from ktrdr_vm.guest.envelope import ANNOUNCEMENT_WITHIN, RemoteProcess, find_announcement
 
-# How long the streams may stay silent, once a command has ended, before a child that holds them open is no longer waited for.
+# Seconds without output after the end of a command, after which a child that keeps the streams open is ignored.
 _DRAIN_S = 0.5
 # How long a child that goes on printing is read on, where what it prints is not asked for.
 LINGER = 5.0
 # What a handshake may need at most; paramiko itself bounds no banner line.
 _HANDSHAKE_BYTES = 512 * 1024
-# The longest packet that is read. RFC 4253 has servers send 35,000 bytes; paramiko reads whatever length the packet announces.
+# The longest packet. RFC 4253 requires 35,000 bytes; paramiko would read any length that a packet announces.
 _PACKET_BYTES = 256 * 1024
-# Of all channels together; an honest server has 2 MiB under way on each.
+# Limit of unread bytes of all channels; a conforming server sends at most 2 MiB on each.
 _UNREAD_BYTES = 64 * 1024 * 1024
 
 
 class LimitedSocket:
-    """A socket that counts what arrives before the guest has proved who it is, and later what lies unread.
+    """A socket that limits the bytes before the guest is authenticated, and the unread bytes afterwards.
 
-    Its errors have a number: without one paramiko's thread dies of them before it has told anybody.
+    Its errors have an errno: without one the thread of paramiko dies before it has notified the callers.
     """
 
     def __init__(self, inner: socket.socket) -> None:
@@ -37,21 +37,21 @@ class LimitedSocket:
         self._count_unread: Callable[[], int] = lambda: 0
 
     def end_handshake(self, count_unread: Callable[[], int]) -> None:
-        """From now on as much may come as is read. paramiko announces a window, and takes whatever comes beyond it."""
+        """From now on limit the unread bytes. paramiko announces a window, and accepts more than it."""
         self._left = None
         self._count_unread = count_unread
 
     def recv(self, count: int) -> bytes:
-        """At most `count` bytes. paramiko asks for what is missing of a packet, so that a long `count` is a long packet."""
+        """At most `count` bytes. paramiko reads the rest of a packet in one call, so a large `count` means a large packet."""
         if count > _PACKET_BYTES:
             raise OSError(errno.EMSGSIZE, f"the guest announced an SSH packet of {count} bytes")
         if self._count_unread() > _UNREAD_BYTES:
-            raise OSError(errno.EMSGSIZE, "the guest sends more than it was asked for")
+            raise OSError(errno.EMSGSIZE, "the guest sent more data than requested")
         data = self._inner.recv(count)
         if self._left is not None:
             self._left -= len(data)
             if self._left < 0:
-                raise OSError(errno.EMSGSIZE, "the guest sent too much before the SSH handshake was over")
+                raise OSError(errno.EMSGSIZE, "the guest sent too much data before the end of the SSH handshake")
         return data
 
     def __getattr__(self, name: str) -> object:
@@ -59,7 +59,7 @@ class LimitedSocket:
 
 
 class Stream(Protocol):
-    """What arrived of one stream; the event is set while there is something to read, and at its end."""
+    """The received bytes of one stream; the event is set while there is data, and at the end."""
 
     def set_event(self, event: threading.Event) -> None: ...
     def __len__(self) -> int: ...
@@ -96,7 +96,7 @@ class Reading:
 
 
 class RunningCommand:
-    """One command while it runs: splits off the announcement, caps, and says when it is over."""
+    """A running command: splits off the announcement, limits the output, and detects the end."""
 
     def __init__(self, token: bytes, on_stdout: Callable[[bytes], None], reading: Reading) -> None:
         self.process: RemoteProcess | None = None
@@ -110,7 +110,7 @@ class RunningCommand:
         self._head: bytearray | None = bytearray()
 
     def pump(self, channel: Channel, deadline: float) -> bool:
-        """Drain both streams until the end; False when the deadline passed first."""
+        """Read both streams until the end; False if the deadline passed first."""
         idle_since: float | None = None
         over_since: float | None = None
         # An event and not `fileno()`: that is a pipe, and a channel that is closed under a flood closes its reading end
@@ -122,7 +122,7 @@ class RunningCommand:
             moved = self._drain(channel)
             now = time.monotonic()
             if channel.exit_status_ready() or channel.closed:
-                # A child left in the background may hold the streams open: the command is over all the same.
+                # A background child may keep the streams open; the command has ended nevertheless.
                 idle_since = now if moved or idle_since is None else idle_since
                 over_since = now if over_since is None else over_since
                 self.left_open = moved and self._reading.linger is not None and now - over_since > self._reading.linger
@@ -170,14 +170,14 @@ class RunningCommand:
             self._end_of_head()
 
     def _end_of_head(self) -> None:
-        """No announcement came (sudo refused, say): what was held back is output like any other."""
+        """Without an announcement, for example because sudo refused, the held back bytes are normal output."""
         held, self._head = self._head, None
         if held:
             self._on_stdout(bytes(held))
 
 
 def feed(channel: Channel, head: bytes, source: BinaryIO) -> None:
-    """Standard input, from its own thread, so that a command that answers while it reads never blocks both ends."""
+    """Write standard input in a thread, so that a command that writes output while it reads input causes no deadlock."""
     with contextlib.suppress(Exception):
         channel.sendall(head)
         while data := source.read(1 << 16):

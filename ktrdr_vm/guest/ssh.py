@@ -1,7 +1,7 @@
-"""The door into the guest: paramiko with a host key made on the host and pinned. The only importer of paramiko.
+"""The SSH connection to the guest: paramiko with a host key that the host created and pinned. The only importer of paramiko.
 
-Nothing of the person's own SSH is used: no agent, no ~/.ssh, no known_hosts, no X11, no forwarding. The guest is hostile
-from its first byte, so everything read from it is bounded in time and size, also before the handshake is over.
+Nothing of the user's SSH configuration is used: no agent, no ~/.ssh, no known_hosts, no X11, no forwarding. The guest is hostile
+from its first byte, so everything read from it is bounded in time and size, also during the handshake.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from ktrdr_vm.host.keys import generate_keypair
 
 __all__ = ["Guest", "GuestRefusedError", "GuestResult", "GuestTimeout", "SshGuest", "connect", "generate_keypair"]
 
-# Without a handler Python prints paramiko's own complaints, with bytes of the guest in them, on the terminal.
+# Without a handler Python prints messages of paramiko, which contain bytes of the guest, to the terminal.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False
 
 _POLL_S = 0.03
 _CONNECT_S = 0.25
 _HANDSHAKE_S = 30.0
-# OpenSSH's MaxSessions is 10; some stay free for killing what overran its limit.
+# MaxSessions of OpenSSH is 10; some are reserved for killing commands that exceed their limit.
 _SESSIONS = 8
 _TCP_USER_TIMEOUT_MS = 60_000
 
 _KEX = ("curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
-# A 64-bit processor takes SHA-512 in two fifths of SHA-256's time, where it has no instructions for either: much of a large file's cost.
+# Without SHA instructions, a 64-bit CPU computes SHA-512 in 40 % of the time of SHA-256, which matters for large files.
 _MACS = ("hmac-sha2-512-etm@openssh.com", "hmac-sha2-512", "hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")
 
 
 class _SwappedKey(GuestError):
-    """The host key is not the one the host made: no retry can mend that."""
+    """The host key is not the pinned one; a retry cannot succeed."""
 
 
 def connect(
@@ -60,14 +60,14 @@ def connect(
     instance_id: str,
     proceed: Callable[[], None] | None = None,
 ) -> SshGuest:
-    """Poll until an authenticated command answered; GuestError when `timeout` seconds pass first.
+    """Poll until an authenticated command succeeds; GuestError after `timeout` seconds.
 
-    `pinned_host_key` is a public line; another key is refused at once. `proceed` is called before every attempt and may
-    raise to end the waiting (the domain died, somebody pressed Ctrl-C).
+    `pinned_host_key` is a public line; another key is refused immediately. `proceed` is called before every attempt and may
+    raise to end the wait (the domain ended, Ctrl-C).
     """
     key = paramiko.Ed25519Key.from_private_key(io.StringIO(private_key))
     deadline = time.monotonic() + timeout
-    last = "nothing listened"
+    last = "no SSH server answered"
     while (left := deadline - time.monotonic()) > 0:
         if proceed is not None:
             proceed()
@@ -81,12 +81,12 @@ def connect(
     raise GuestError(
         f"the guest did not answer over SSH within {timeout:g} s; the last attempt: {last!r}",
         where=instance_id,
-        hint="look at the instance's console.log: it shows how far the guest booted",
+        hint="check the console.log of the instance: it shows how far the guest booted",
     )
 
 
 def _attempt(address: str, port: int, user: str, key: paramiko.PKey, pinned: str, *, left: float, instance_id: str) -> SshGuest:
-    """One fresh TCP connection: handshake, pinned key, login, one command. Everything is closed when any of it fails."""
+    """One new TCP connection: handshake, pinned key, login, one command. Everything is closed if a step fails."""
     deadline = time.monotonic() + min(left, _HANDSHAKE_S)
     plain = socket.create_connection((address, port), timeout=min(_CONNECT_S, left))
     transport: paramiko.Transport | None = None
@@ -97,8 +97,8 @@ def _attempt(address: str, port: int, user: str, key: paramiko.PKey, pinned: str
         transport = paramiko.Transport(cast(socket.socket, limited))
         options = transport.get_security_options()
         options.key_types = ("ssh-ed25519",)
-        # The wire is this host's own tap: what a later quantum computer could do with a recording is no threat here, and the key
-        # exchange that guards against it takes an emulated guest a second.
+        # The connection uses a tap of this host, so a recording for a later quantum computer is no threat, and a
+        # post-quantum key exchange takes an emulated guest a second.
         options.kex = _KEX
         options.digests = _MACS
         wait = max(deadline - time.monotonic(), 0.05)
@@ -109,9 +109,9 @@ def _attempt(address: str, port: int, user: str, key: paramiko.PKey, pinned: str
         shown = transport.get_remote_server_key()
         if [shown.get_name(), shown.get_base64()] != pinned.split()[:2]:
             raise _SwappedKey(
-                f"the guest showed another SSH host key than the one made for it (ssh-ed25519 {shown.get_base64()[:24]}…)",
+                f"the guest presented an SSH host key other than the one created for it (ssh-ed25519 {shown.get_base64()[:24]}…)",
                 where=instance_id,
-                hint="nothing was sent to it; destroy the instance, since something else answers at its address",
+                hint="no data was sent; destroy the instance, because another server answers at its address",
             )
         transport.auth_publickey(user, key)
         guest = SshGuest(transport, user=user, instance_id=instance_id)
@@ -120,12 +120,12 @@ def _attempt(address: str, port: int, user: str, key: paramiko.PKey, pinned: str
         transport.set_keepalive(10)
         return guest
     except IncompatiblePeer as error:
-        # sshd reads its keys once: a server without ed25519 is not the one whose key was made here.
+        # sshd reads its keys once, so a server without ed25519 does not have the created key.
         if "host key" in str(error):
             raise _SwappedKey(
-                "the guest has no ed25519 SSH host key, so it cannot have the one made for it",
+                "the guest has no ed25519 SSH host key, so it does not have the one created for it",
                 where=instance_id,
-                hint="nothing was sent to it; look at console.log whether cloud-init wrote the key",
+                hint="no data was sent; check in console.log whether cloud-init wrote the key",
             ) from None
         _close(transport, plain)
         raise
@@ -135,7 +135,7 @@ def _attempt(address: str, port: int, user: str, key: paramiko.PKey, pinned: str
 
 
 def _close(transport: paramiko.Transport | None, plain: socket.socket) -> None:
-    # The socket first: paramiko's reader may be inside recv, and closing the transport waits for it.
+    # The socket first: the reader of paramiko may be in recv, and closing the transport waits for it.
     with contextlib.suppress(OSError):
         plain.shutdown(socket.SHUT_RDWR)
     plain.close()
@@ -151,7 +151,7 @@ class SshGuest:
         self._user = user
         self._instance_id = instance_id
         self._sessions = threading.BoundedSemaphore(_SESSIONS)
-        # Also those that were closed here: the guest may go on sending as if they were not.
+        # Including channels that were closed here, because the guest may continue to send on them.
         self._channels: weakref.WeakSet[paramiko.Channel] = weakref.WeakSet()
 
     def __enter__(self) -> SshGuest:
@@ -162,14 +162,14 @@ class SshGuest:
 
     @property
     def alive(self) -> bool:
-        """True if the connection is open, as far as this end knows."""
+        """True if the connection is open on this side."""
         return bool(self._transport.is_active())
 
     def close(self) -> None:
         self._transport.close()
 
     def count_unread(self) -> int:
-        """Bytes that the guest has sent and nobody has read yet."""
+        """Received bytes that were not read yet."""
         return sum(len(channel.in_buffer) + len(channel.in_stderr_buffer) for channel in tuple(self._channels))
 
     def _open_channel(self, timeout: float) -> paramiko.Channel:
@@ -189,7 +189,7 @@ class SshGuest:
         max_output: int = 10 * 1024 * 1024,
         on_output: Callable[[bytes], None] | None = None,
     ) -> GuestResult:
-        """See `Guest.run`. `max_output` bounds each of the two streams; what comes after it is read and thrown away."""
+        """See `Guest.run`. `max_output` limits each of the two streams; further output is discarded."""
         kept, cut = bytearray(), []
 
         def keep(data: bytes) -> None:
@@ -232,7 +232,7 @@ class SshGuest:
             raise self._refused("what was sent to the guest was not taken", bytes(done.stderr))
 
     def download(self, path: str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
-        """See `Guest.download`. What the guest says about the file is not believed: the bytes are counted here."""
+        """See `Guest.download`. The bytes are counted here, because the size that the guest reports is not trusted."""
         quoted = shlex.quote(path if path.startswith("/") else f"./{path}")
         script = (
             f"[ -f {quoted} ] && [ ! -L {quoted} ] || {{ echo 'not a regular file' >&2; exit 1; }}; "
@@ -241,7 +241,7 @@ class SshGuest:
         return self.stream(script, sink, max_bytes=max_bytes, become=become, timeout=timeout)
 
     def stream(self, command: Sequence[str] | str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
-        """Write a command's output to `sink` as it comes; GuestError when it fails or says more than `max_bytes`."""
+        """Stream the output of a command to `sink`; GuestError if it fails or exceeds `max_bytes`."""
         total = 0
 
         def write(data: bytes) -> None:
@@ -251,7 +251,7 @@ class SshGuest:
                 raise GuestRefusedError(
                     f"the guest sent more than the {max_bytes} bytes that are allowed",
                     where=self._instance_id,
-                    hint="raise the limit or bring back less",
+                    hint="raise the limit or read less",
                 )
             sink.write(data)
 
@@ -262,17 +262,17 @@ class SshGuest:
 
     def _refused(self, what: str, stderr: bytes) -> GuestRefusedError:
         said = stderr[-500:].decode("utf-8", "replace").strip()
-        return GuestRefusedError(f"{what}: {said!r}", where=self._instance_id, hint="look at the path and its rights in the guest")
+        return GuestRefusedError(f"{what}: {said!r}", where=self._instance_id, hint="check the path and its permissions in the guest")
 
     def _lost(self, why: object) -> GuestError:
         return GuestError(
             f"the connection to the guest was lost: {why}",
             where=self._instance_id,
-            hint="look at console.log for a panic, a reboot or lack of memory",
+            hint="check console.log for a panic, a reboot or lack of memory",
         )
 
     def _late(self, what: str) -> GuestTimeout:
-        return GuestTimeout(what, where=self._instance_id, hint="raise the time limit, or look why it hangs")
+        return GuestTimeout(what, where=self._instance_id, hint="raise the time limit, or check why the command does not end")
 
     def _execute(
         self,
@@ -315,19 +315,19 @@ class SshGuest:
         finally:
             self._sessions.release()
         if not self._kill(running.process, become=become):
-            raise self._lost(f"a command ran over its limit of {timeout:g} s and the guest takes no other")
+            raise self._lost(f"a command exceeded its limit of {timeout:g} s, and the guest accepts no other")
         raise self._late(f"the command did not end within {timeout:g} s")
 
     def _explain_missing_exit_code(self) -> None:
-        """A shell killed by a signal and a lost guest look alike at first: the transport tells them apart, a moment later."""
+        """A killed shell and a lost guest are distinguished by the transport, after a moment."""
         deadline = time.monotonic() + 0.5
         while time.monotonic() < deadline:
             if not self._transport.is_active():
-                raise EOFError("it closed the connection")
+                raise EOFError("the server closed the connection")
             time.sleep(0.02)
 
     def _kill(self, process: RemoteProcess | None, *, become: bool, limit: float = 10.0) -> bool:
-        """Kill what overran; False when the guest does not even open a channel for it any more."""
+        """Kill the command; False if the guest does not open a channel for it."""
         command = make_kill_command(process) if process else ["true"]
         envelope = make_envelope(command, token="kill", environment=None, chdir=None, elevate=become and self._user != "root")  # noqa: S106
         try:

@@ -1,7 +1,7 @@
-"""Reads a tar stream that a hostile guest wrote, as it comes: never more than one header and one piece in memory.
+"""Streaming reader for a tar archive of a hostile guest: at most one header and one chunk are in memory.
 
 `tarfile` reads extended headers of any size into memory and expands sparse files, so only its parsing of a single 512-byte
-header is used. What may follow a header is decided here.
+header is used. This file decides what may follow a header.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _KINDS = {
 
 
 class TarStreamError(Exception):
-    """The stream is not a tar archive that can be read further."""
+    """The stream is not a valid tar archive."""
 
 
 class Receiver(Protocol):
-    """Told what is in the stream. `begin` says whether the file's bytes are wanted."""
+    """Receives the members of the stream. `begin` returns whether the bytes of the file are wanted."""
 
     def begin(self, name: str, size: int) -> bool: ...
     def data(self, piece: bytes) -> None: ...
@@ -36,13 +36,13 @@ class Receiver(Protocol):
 
 
 class TarStream:
-    """Feed it bytes; it tells the receiver. Raises TarStreamError when the stream breaks its own form."""
+    """Parses the bytes that it is fed, and calls the receiver. TarStreamError if the stream is not valid."""
 
     def __init__(self, receiver: Receiver) -> None:
         self.finished = False
         self._receiver = receiver
         self._buffer = bytearray()
-        self._left = 0  # bytes of the present member that are still to come
+        self._left = 0  # remaining bytes of the current member
         self._padding = 0
         self._wanted = False
         self._extended: tuple[bytes, bytearray] | None = None
@@ -87,7 +87,7 @@ class TarStream:
         self._wanted = False
         if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
             if header.size > _MAX_EXTENDED:
-                raise TarStreamError("an extended header that is too large")
+                raise TarStreamError("an extended header is too large")
             self._extended = (header.type, bytearray())
             self._start(header.size)
             return

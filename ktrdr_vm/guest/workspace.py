@@ -2,7 +2,7 @@
 
 Submodules that are checked out on the host come along in the same way, each into its folder.
 
-Git runs as the repository's owner and never reads the repository's configuration: nothing that a file in it says is executed.
+Git runs as the owner of the repository and ignores its configuration, so nothing in the repository is executed.
 Tracked links are copied as links and not followed.
 """
 
@@ -35,7 +35,7 @@ MAX_BYTES = 1024 * 1024 * 1024
 
 
 def require_clean(repository: Repository, workspace: Workspace) -> None:
-    """UsageError when the profile refuses uncommitted changes and there are some."""
+    """UsageError if the profile refuses uncommitted changes and there are some."""
     if workspace.uncommitted != "refuse":
         return
     with open_view(repository.place) as view:
@@ -105,9 +105,9 @@ def _send_changes(
     with tempfile.TemporaryFile() as archive:
         left_out = _pack(repository.place, [*changed, *extra], archive, repository.owner)
         for name in left_out:
-            note(f"{name} was left out of the workspace: it is no regular file or link that its owner may read")
+            note(f"{name} was not copied into the workspace: it is not a regular file or link that its owner may read")
         archive.seek(0)
-        # Unpacked as it comes: written once and read never, a large file costs half.
+        # Unpacked while it is received, so that large files are written once.
         guest.send(["tar", "--extract", "--no-same-owner", "--unlink-first", "--directory", workspace.target], archive, timeout=LIMIT)
 
 
@@ -147,7 +147,7 @@ done' sh
 
 
 def _read_shallow(view: View, repository: Repository) -> bytes:
-    """Where the history of a shallow clone ends, as CI makes them: a bundle cannot say it. Empty for a whole history."""
+    """The boundary of a shallow clone, which a bundle does not contain. Empty for a complete history."""
     content = read_own(view.checkout.common, "shallow", 1 << 20, repository.place) or b""
     return b"".join(line for line in content.splitlines(keepends=True) if _COMMIT.fullmatch(line))
 
@@ -170,9 +170,9 @@ def _run(guest: Guest, script: str, target: str, environment: dict[str, str], st
 def _check(exit_code: int, stderr: bytes) -> None:
     if exit_code != 0:
         raise GuestError(
-            f"the workspace could not be filled: {stderr.decode('utf-8', 'replace')[-500:].strip()}",
+            f"the workspace could not be copied: {stderr.decode('utf-8', 'replace')[-500:].strip()}",
             where="workspace",
-            hint="the image needs git and tar, and the disk must be large enough for the repository",
+            hint="the image requires git and tar, and the disk must be large enough for the repository",
         )
 
 
@@ -205,20 +205,20 @@ def _matching_untracked(view: View, globs: tuple[str, ...], note: Callable[[str]
 
 
 def _leave_personal(names: list[str], note: Callable[[str], None]) -> list[str]:
-    """The same rule as for mounts. What is committed is in the history, and goes in with it."""
+    """Omit personal files, as for mounts. Committed files are copied with the history."""
     for name in names:
         if personal := find_personal(name.split("/")):
-            note(f"{name} was left out of the workspace: a person's own place ({personal}) never enters a sandbox")
+            note(f"{name} was not copied into the workspace: a personal folder or file ({personal}) is never copied into a sandbox")
     return [name for name in names if not find_personal(name.split("/"))]
 
 
 def _pack(root: Place, names: list[str], sink: io.IOBase | tempfile._TemporaryFileWrapper[bytes], owner: tuple[int, int]) -> list[str]:
-    """A tar of these files. Each is opened from the root without following a link; what is no file or link is left out."""
+    """A tar of these files. Each is opened from the root without following links; anything but files and links is omitted."""
     if len(names) > MAX_FILES:
         raise HostError(
             f"{len(names)} files to copy, more than {MAX_FILES}",
             where=str(root.path),
-            hint="narrow workspace.include, or commit the files",
+            hint="restrict workspace.include, or commit the files",
         )
     left_out, total = [], 0
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -230,12 +230,12 @@ def _pack(root: Place, names: list[str], sink: io.IOBase | tempfile._TemporaryFi
             except (OSError, UnsafePathError):
                 left_out.append(name)
             if total > MAX_BYTES:
-                raise HostError(f"more than {MAX_BYTES >> 20} MiB to copy", where=str(root.path), hint="narrow workspace.include")
+                raise HostError(f"more than {MAX_BYTES >> 20} MiB to copy", where=str(root.path), hint="restrict workspace.include")
     return left_out
 
 
 def _add(archive: tarfile.TarFile, name: str, leaf: str, parent: int, owner: tuple[int, int]) -> int:
-    """One file or link of an open folder; its bytes. OSError for what is neither."""
+    """One file or link of an open folder; its bytes. OSError for anything else."""
     facts = os.stat(leaf, dir_fd=parent, follow_symlinks=False)
     entry = tarfile.TarInfo(name)
     entry.mode, entry.mtime = stat.S_IMODE(facts.st_mode) & 0o755, int(facts.st_mtime)

@@ -1,8 +1,8 @@
 """Files and folders beneath a root, opened component by component: no link is followed and no other mount is entered.
 
-Names come from a guest, a profile or a playbook, and the folders may hold links that a workload or a branch made. So nothing is
-resolved by path: every step is an `openat` with O_NOFOLLOW, and what follows uses the descriptor. Only the root itself is opened by
-its path: a person named it, or this program made it.
+Names come from a guest, a profile or a playbook, and the folders may contain links that a workload or a branch made. So nothing is
+resolved by path: every step is an `openat` with O_NOFOLLOW, and later steps use the descriptor. Only the root itself is opened by
+its path, because a person named it or this program created it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _DIRECTORY = _ROOT | os.O_NOFOLLOW
 
 
 class UnsafePathError(UsageError):
-    """A name that leaves the folder it belongs in, or that is no ordinary file name."""
+    """A name that leads out of its folder, or is not a valid file name."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder as something that is not trusted named it: `parts` beneath `root`, which a person named or the program made."""
+    """A file or folder with an untrusted name: `parts` beneath `root`, which a person named or the program created."""
 
     root: Path
     parts: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
-        """For showing it. What is opened is opened from the root."""
+        """The path, for messages only. Files are opened from the root."""
         return self.root.joinpath(*self.parts)
 
     @property
@@ -44,14 +44,14 @@ class Place:
         return Place(self.root, self.parts[:-1])
 
     def join(self, name: str) -> Place:
-        """What a plain relative name means from here. UnsafePathError for one that leads out."""
+        """The place of a relative name from here. UnsafePathError if it leads out."""
         if name.startswith("/") or ".." in split_name(name):
-            raise UnsafePathError(f"{name[:200]!r} leads out of its folder", where=str(self.path), hint="use a relative name without `..`")
+            raise UnsafePathError(f"{name[:200]!r} leads out of its folder", where=str(self.path), hint="use a relative path without `..`")
         return Place(self.root, (*self.parts, *split_name(name)))
 
 
 def find_place(path: Path, roots: Sequence[Path]) -> Place:
-    """The place of a path: beneath the first of `roots` that holds it as it is spelled, else in its own folder, whose links count."""
+    """The place of a path: beneath the first of `roots` that contains it as written, else in its own folder, whose links are followed."""
     plain = Path(os.path.normpath(path))
     for root in roots:
         if plain.is_relative_to(root):
@@ -60,7 +60,7 @@ def find_place(path: Path, roots: Sequence[Path]) -> Place:
 
 
 def check_name(name: str) -> str:
-    """What is wrong with a relative name, or an empty text. `./` at the front and `/` at the end are fine."""
+    """The error in a relative name, or an empty text. A leading `./` and a trailing `/` are allowed."""
     parts = split_name(name)
     if name.startswith("/"):
         return "an absolute path"
@@ -83,9 +83,9 @@ def split_name(name: str) -> list[str]:
 
 @contextlib.contextmanager
 def open_folder(root: Path | Place, parts: Sequence[str] = (), *, create: bool = False) -> Iterator[int]:
-    """A descriptor of a folder beneath `root`. With `create`, missing folders are made (0755).
+    """A descriptor of a folder beneath `root`. With `create`, missing folders are created (0755).
 
-    OSError as `openat` gives it: ELOOP or ENOTDIR for a link. HostError where another file system is mounted on the way.
+    OSError of `openat`: ELOOP or ENOTDIR for a link. UnsafePathError if another file system is mounted in the path.
     """
     place = root if isinstance(root, Place) else Place(root)
     descriptor = os.open(place.root, _ROOT)
@@ -93,7 +93,7 @@ def open_folder(root: Path | Place, parts: Sequence[str] = (), *, create: bool =
         mount = find_mount_id(descriptor)
         for part in (*place.parts, *parts):
             if part in ("", ".", ".."):
-                raise UnsafePathError(f"{part!r} is no name of a folder", where=str(place.path), hint="use plain names")
+                raise UnsafePathError(f"{part!r} is not the name of a folder", where=str(place.path), hint="use names without `/` and `..`")
             if create:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=descriptor)
@@ -104,37 +104,37 @@ def open_folder(root: Path | Place, parts: Sequence[str] = (), *, create: bool =
 
 
 def _step(descriptor: int, part: str, mount: str, place: Place) -> int:
-    """One folder deeper. The descriptor of the folder above stays open when this fails, for its owner to close."""
+    """Open the next folder. If this fails, the descriptor of the parent stays open, and its owner closes it."""
     inner = os.open(part, _DIRECTORY, dir_fd=descriptor)
     if find_mount_id(inner) != mount:
         os.close(inner)
         raise HostError(
-            f"another file system is mounted at {part}", where=str(place.path), hint="name a folder that lies on its root's own file system"
+            f"another file system is mounted at {part}", where=str(place.path), hint="name a folder on the file system of its root"
         )
     os.close(descriptor)
     return inner
 
 
 def find_mount_id(descriptor: int) -> str:
-    """Which mount an open file is on. Two binds of one file system are two mounts."""
+    """The id of the mount of an open file. Two bind mounts of one file system are two mounts."""
     with Path(f"/proc/self/fdinfo/{descriptor}").open(encoding="ascii") as file:
         for line in file:
             if line.startswith("mnt_id:"):
                 return line.split()[1]
-    raise HostError("the kernel does not say which mount a file is on", where="/proc/self/fdinfo", hint="Linux 3.15 or later is needed")
+    raise HostError("the kernel does not report the mount of a file", where="/proc/self/fdinfo", hint="Linux 3.15 or later is needed")
 
 
 @contextlib.contextmanager
 def open_named_folder(place: Place, what: str) -> Iterator[int]:
-    """A descriptor of a folder that a profile names, or UnsafePathError that says why not. `what` is the key of the profile."""
+    """A descriptor of a folder that a profile names, or UnsafePathError with the reason. `what` is the key of the profile."""
     try:
         folder = contextlib.ExitStack()
         descriptor = folder.enter_context(open_folder(place))
     except OSError as error:
         raise UnsafePathError(
-            f"{what}: {'/'.join(place.parts) or '.'} is no folder of its own: {error.strerror} (links are not followed)",
+            f"{what}: {'/'.join(place.parts) or '.'} cannot be opened as a folder: {error.strerror} (links are not followed)",
             where=str(place.path),
-            hint=f"name a real folder beneath {place.root}, without a link on the way",
+            hint=f"name a folder beneath {place.root}, without links in its path",
         ) from None
     with folder:
         yield descriptor
@@ -149,7 +149,7 @@ def open_file(root: Path | Place, name: str = "") -> int:
         place = Place(place.root, (*place.parts, *split_name(name)))
     shown = name or "/".join(place.parts)
     if not place.parts:
-        raise UnsafePathError("a folder is no file", where=str(place.path), hint="name a regular file")
+        raise UnsafePathError("the path is a folder and not a file", where=str(place.path), hint="name a regular file")
     try:
         with open_folder(place.parent) as folder:
             descriptor = open_regular(place.parts[-1], folder)
@@ -160,12 +160,12 @@ def open_file(root: Path | Place, name: str = "") -> int:
         raise UnsafePathError(f"{shown!r} cannot be read: {error.strerror} (links are not followed)", hint="name a regular file") from None
     if mounted:
         os.close(descriptor)
-        raise UnsafePathError(f"{shown!r} is another file, mounted there", hint="name a file on its root's own file system")
+        raise UnsafePathError(f"another file is mounted at {shown!r}", hint="name a file on the file system of its root")
     return descriptor
 
 
 def open_regular(name: str, folder: int) -> int:
-    """A descriptor to read a regular file in an open folder. A link is an OSError, and so is what is no regular file."""
+    """A descriptor to read a regular file in an open folder. OSError for a link and for anything but a regular file."""
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -174,16 +174,16 @@ def open_regular(name: str, folder: int) -> int:
 
 
 def remove_file(root: Path, name: str) -> None:
-    """Take a file away that `create_file` made. Fine when it is gone."""
+    """Remove a file that `create_file` created; idempotent."""
     *folders, last = split_name(name)
     with contextlib.suppress(OSError), open_folder(root, folders) as folder:
         os.unlink(last, dir_fd=folder)
 
 
 def create_file(root: Path, name: str, *, replace: bool = False) -> int:
-    """A descriptor to write a new file (0644) beneath `root`; folders are made. With `replace`, an old one goes first."""
+    """A descriptor to write a new file (0644) beneath `root`; folders are created. With `replace`, an old one is removed first."""
     if wrong := check_name(name):
-        raise UnsafePathError(f"{name[:200]!r} cannot be written: {wrong}", hint="use a relative name without `..`")
+        raise UnsafePathError(f"{name[:200]!r} cannot be written: {wrong}", hint="use a relative path without `..`")
     *folders, last = split_name(name)
     with open_folder(root, folders, create=True) as folder:
         if replace:

@@ -1,7 +1,7 @@
-"""A checked-out Git repository: where its parts lie, found without Git and without a link, so that none of another one's come along.
+"""A checked-out Git repository: its folders, found without Git and without links, so that no part of another repository is used.
 
-Git would go up to any folder above and believe every pointer: a `.git` that is a link, a file that names another repository's folder,
-objects borrowed from somewhere. Here a repository's parts are its own, or those of the main one that knows it as its worktree.
+Git would search all folders above and follow every pointer: a `.git` that is a link, a file that names the folder of another repository,
+alternate objects. Here all parts belong to the repository, or to the main repository of which it is a registered worktree.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ktrdr_vm.host.beneath import Place, open_folder, open_named_folder, open_re
 _MAX_POINTER = 8192
 _MAX_ENTRIES = 2_000_000
 _HEAD = re.compile(r"ref: refs/[^\x00-\x20\x7f~^:?*\[\\]+|[0-9a-f]{40}|[0-9a-f]{64}")
-_MINE = "make it a repository of its own: `git clone` it, and name the clone with --workspace"
+_MINE = "clone it with `git clone`, and name the clone with --workspace"
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """Open folders of one repository, as descriptors: the top of the working tree, what has HEAD and index, what has objects and refs."""
+    """The open folders of one repository, as descriptors: top of the working tree, folder of HEAD and index, folder of objects and refs."""
 
     top: int
     git_dir: int
@@ -36,10 +36,10 @@ class Checkout:
 
 
 def find_top(place: Place) -> Place:
-    """The folder with the `.git` that `place` belongs to: itself, or one above it up to its root. UsageError when there is none."""
+    """The folder with the `.git` that `place` belongs to: itself, or one above it up to its root. UsageError if there is none."""
     inner = place
     while True:
-        # Opened by its name again: what was a folder a moment ago may be a link by now.
+        # Opened by its name again, because a folder may have been replaced by a link since.
         with open_named_folder(inner, "workspace") as folder:
             if _is_there(".git", folder):
                 return inner
@@ -49,12 +49,12 @@ def find_top(place: Place) -> Place:
     above = next((path for path in place.root.parents if os.path.lexists(path / ".git")), None)
     if above is not None:
         raise UsageError(
-            f"the workspace is a folder of a repository whose top lies above it, {above}",
+            f"the workspace is not the top folder of its repository, which is {above}",
             where=str(place.path),
             hint=f"name the whole repository: --workspace {os.path.relpath(above, place.root)}",
         )
     raise UsageError(
-        "the workspace is no Git repository with a commit",
+        "the workspace is not a Git repository with a commit",
         where=str(place.path),
         hint="run `git init` and commit, or name another folder with --workspace",
     )
@@ -62,7 +62,7 @@ def find_top(place: Place) -> Place:
 
 @contextlib.contextmanager
 def open_checkout(top: Place) -> Iterator[Checkout]:
-    """Open a repository's folders. UsageError where a part of it is a link or another repository's."""
+    """Open the folders of a repository. UsageError if a part of it is a link or belongs to another repository."""
     with contextlib.ExitStack() as held:
         folder = held.enter_context(open_named_folder(top, "workspace"))
         facts = os.fstat(folder)
@@ -78,17 +78,19 @@ def open_checkout(top: Place) -> Iterator[Checkout]:
                 raise UsageError(
                     "the repository and its working tree belong to different users",
                     where=str(top.path),
-                    hint="chown both to one user",
+                    hint="give both to one user with chown",
                 )
         _refuse_borrowed(common, common_path, top)
         head = (_read_text(git_dir, "HEAD", top) or "").strip()
         if not _HEAD.fullmatch(head):
-            raise UsageError("the repository's HEAD is no branch and no commit", where=str(top.path), hint="`git checkout` a branch")
+            raise UsageError(
+                "the HEAD of the repository is neither a branch nor a commit", where=str(top.path), hint="`git checkout` a branch"
+            )
         yield Checkout(folder, git_dir, common, common_path, head, (facts.st_uid, facts.st_gid))
 
 
 def read_own(folder: int, name: str, limit: int, top: Place) -> bytes | None:
-    """A regular file of a repository's folder; None when it is not there. UsageError for a link."""
+    """A regular file in a folder of the repository; None if it does not exist. UsageError for a link."""
     try:
         with os.fdopen(open_regular(name, folder), "rb") as file:
             return file.read(limit)
@@ -108,7 +110,7 @@ def _read_text(folder: int, name: str, top: Place) -> str | None:
 
 
 def _read_pointer(folder: int, name: str, top: Place) -> str | None:
-    """What a `.git` that is a file says; None when it is a folder."""
+    """The content of a `.git` file; None if `.git` is a folder."""
     if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
         return None
     text = _read_text(folder, name, top) or ""
@@ -118,7 +120,7 @@ def _read_pointer(folder: int, name: str, top: Place) -> str | None:
 
 
 def _follow_pointer(pointer: str, folder: int, top: Place, held: contextlib.ExitStack) -> tuple[int, int, Path]:
-    """The folders of a linked worktree or a submodule. The other side must know this working tree as its own."""
+    """The folders of a linked worktree or a submodule. The main repository must have registered this working tree."""
     named = Path(os.path.normpath(top.path / pointer)).resolve()
     git_dir = held.enter_context(_open_git(Place(named)))
     if named.parent.name == "worktrees":
@@ -128,12 +130,12 @@ def _follow_pointer(pointer: str, folder: int, top: Place, held: contextlib.Exit
     else:
         known, common, common_path = named / _read_worktree(git_dir, top), git_dir, named
     if not _is_same(known, folder):
-        raise UsageError(f"the repository at {named} does not know this folder as its working tree", where=str(top.path), hint=_MINE)
+        raise UsageError(f"the repository at {named} does not have this folder as a working tree", where=str(top.path), hint=_MINE)
     return git_dir, common, common_path
 
 
 def _read_worktree(git_dir: int, top: Place) -> str:
-    """`core.worktree`, as Git writes it into a submodule's own configuration. Nothing else is looked for in it here."""
+    """`core.worktree`, as Git writes it into a submodule's own configuration. Other keys are ignored."""
     text = os.fsdecode(read_own(git_dir, "config", _MAX_POINTER, top) or b"")
     found = re.search(r"^\s*worktree\s*=\s*(\S.*?)\s*$", text, re.MULTILINE)
     return found[1] if found else "."
@@ -155,7 +157,7 @@ def _is_same(path: Path, folder: int) -> bool:
 
 
 def _refuse_borrowed(common: int, common_path: Path, top: Place) -> None:
-    """Objects and refs are the repository's own files: no link among them, none borrowed from outside."""
+    """UsageError unless objects and refs are files of the repository: no links, and no alternates outside."""
     for name in ("objects", "refs"):
         _refuse_links(name, common, top)
     for name in ("packed-refs", "shallow"):
@@ -168,7 +170,7 @@ def _refuse_links(name: str, common: int, top: Place) -> None:
     try:
         root = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=common)
     except OSError as error:
-        raise UsageError(f".git: {name} is no folder of its own: {error.strerror}", where=str(top.path), hint=_MINE) from None
+        raise UsageError(f".git: {name} cannot be opened as a folder: {error.strerror}", where=str(top.path), hint=_MINE) from None
     pending = [(name, root)]
     while pending:
         shown, descriptor = pending.pop()
@@ -177,7 +179,7 @@ def _refuse_links(name: str, common: int, top: Place) -> None:
                 for entry in entries:
                     seen += 1
                     if entry.is_symlink() or seen > _MAX_ENTRIES:
-                        what = "is a link" if entry.is_symlink() else "holds too many files"
+                        what = "is a link" if entry.is_symlink() else "contains too many files"
                         raise UsageError(f".git: {shown}/{entry.name} {what}", where=str(top.path), hint=_MINE)
                     if entry.is_dir(follow_symlinks=False):
                         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -191,7 +193,7 @@ def _refuse_links(name: str, common: int, top: Place) -> None:
 
 
 def _refuse_alternates(objects: Path, top: Place, depth: int) -> None:
-    """Objects that are borrowed must lie in the workspace, too: else a commit's name would be enough to bring another project in."""
+    """Alternate objects must be in the workspace too. Otherwise the id of a commit would suffice to read another project."""
     try:
         with open_folder(Place(objects), ("info",)) as info:
             text = _read_text(info, "alternates", top) or ""
@@ -203,8 +205,8 @@ def _refuse_alternates(objects: Path, top: Place, depth: int) -> None:
         borrowed = Path(os.path.normpath(objects / line)).resolve()
         if depth > 4 or not borrowed.is_relative_to(top.root.resolve()):
             raise UsageError(
-                f"the repository borrows objects from {borrowed}, which lies outside of the workspace",
+                f"the repository uses objects of {borrowed}, which is outside of the workspace",
                 where=str(top.path),
-                hint="`git repack -a -d && rm .git/objects/info/alternates` gives it copies of its own",
+                hint="`git repack -a -d && rm .git/objects/info/alternates` copies them into the repository",
             )
         _refuse_alternates(borrowed, top, depth + 1)

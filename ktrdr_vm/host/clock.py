@@ -1,4 +1,4 @@
-"""The time as every log, ledger and report writes it, and the clock by which grants end."""
+"""The time format of logs, ledger and reports, and the clock of expiries."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def boottime() -> float:
 
 
 def read_boot_id() -> str:
-    """Names this boot; a moment of `boottime` means something within one boot only."""
+    """The id of this boot; values of `boottime` are valid within one boot only."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def later(seconds: float) -> str:
-    """The time that many seconds from now, as `now` writes it."""
+    """The time in that many seconds, in the format of `now`."""
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

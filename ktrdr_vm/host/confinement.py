@@ -1,8 +1,8 @@
-"""AppArmor around the QEMU of one domain: what it may open besides what libvirt knows of.
+"""The AppArmor profile for the QEMU process of one domain: files that it may open in addition to those that libvirt allows.
 
-libvirt runs each domain in a profile of its own, `libvirt-<uuid>`, and lists in it what stands in the domain's XML: disks, kernels, not
-memory in a file, and no vhost-net where the NIC comes later. A profile that is there already is kept, and only the list that it includes
-is written anew; so ours is made from libvirt's own template, with a line for each file of this one domain (docs/adr/0011).
+libvirt runs each domain in its own profile, `libvirt-<uuid>`, with the files of the domain's XML: disks and kernels, but not
+memory in a file, and no vhost-net if the NIC is hot-plugged. An existing profile is kept, and only the list that it includes
+is rewritten. Our profile is therefore made from libvirt's template, with a line for each file of this domain (docs/adr/0011).
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ _ALWAYS = ('"/sys/kernel/mm/transparent_hugepage/hpage_pmd_size" r,',)
 
 
 def is_confined(libvirt: Libvirt) -> bool:
-    """True where libvirt puts QEMU under AppArmor, as it says itself."""
+    """True if libvirt reports that it confines QEMU with AppArmor."""
     capabilities = ElementTree.fromstring(libvirt.read_capabilities())  # noqa: S314 - libvirt's own
     return any(model.text == "apparmor" for model in capabilities.iterfind("./host/secmodel/model"))
 
 
 def find_fork_obstacle(libvirt: Libvirt) -> str:
-    """Why QEMU could not be given a template's memory on this host, in a sentence, or nothing. `doctor` and `apply` say the same."""
+    """The reason why QEMU cannot use the memory file of a template on this host, or an empty text; for `doctor` and `apply`."""
     if not is_confined(libvirt):
         return ""
     try:
         _render("libvirt-x", ())
     except HostError as error:
-        return f"AppArmor keeps QEMU from the memory of templates: {error.message}"
+        return f"AppArmor denies QEMU the memory files of templates: {error.message}"
     if not os.access(PROFILES, os.W_OK):
-        return f"AppArmor keeps QEMU from the memory of templates: {PROFILES} cannot be written"
+        return f"AppArmor denies QEMU the memory files of templates: {PROFILES} cannot be written"
     return ""
 
 
 def write_profile(libvirt: Libvirt, uuid: str, rules: Iterable[str]) -> None:
-    """Let the domain of that UUID, which does not run, do what the rules say: lines of AppArmor. Nothing where it confines nobody."""
+    """Allow the rules, lines of AppArmor, to the domain of that UUID, which must not run. No effect without AppArmor."""
     if not is_confined(libvirt):
         return
     path = _find_path(uuid)
@@ -57,18 +57,18 @@ def write_profile(libvirt: Libvirt, uuid: str, rules: Iterable[str]) -> None:
 
 
 def make_memory_rules(memory: str, state: str, *, freeze: bool = False, vhost: bool = False) -> tuple[str, ...]:
-    """What a template (`freeze`) or a fork of it must open. QEMU before 8.2 opens memory for writing also where it maps it privately."""
+    """The rules of a template (`freeze`) or of a fork. QEMU before 8.2 opens memory for writing even if it maps it privately."""
     rules = (f'"{memory}" rwk,', f'"{state}" {"rw" if freeze else "r"},')
     return (*rules, '"/dev/vhost-net" rw,') if vhost else rules
 
 
 def has_profile(uuid: str) -> bool:
-    """True when a profile of the domain, or a part of it, lies on the disk. libvirt leaves its own there for ever."""
+    """True if a profile of the domain, or a part of it, is on the disk. libvirt never removes its own."""
     return any(path.exists() for path in _list_files(uuid))
 
 
 def remove_profile(uuid: str) -> None:
-    """Ours or libvirt's own, with the list beside it. The domain has ended, and with it what the kernel knew of the profile."""
+    """Remove the profile of the domain, ours or libvirt's, and its list. The domain has ended, so the kernel has unloaded the profile."""
     for path in _list_files(uuid):
         path.unlink(missing_ok=True)
 
@@ -83,7 +83,7 @@ def _list_files(uuid: str) -> tuple[Path, ...]:
 
 
 def _render(name: str, rules: tuple[str, ...]) -> str:
-    """From libvirt's template on this host, which its owner may have changed."""
+    """The profile, made from libvirt's template on this host, which the owner may have changed."""
     source = PROFILES / "TEMPLATE.qemu"
     try:
         text = source.read_text()

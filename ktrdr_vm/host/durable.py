@@ -1,4 +1,4 @@
-"""Files that are replaced whole: written beside, synced, renamed, and the folder synced, so that a crash leaves the old or the new."""
+"""Atomic replacement of files: a temporary file is synced and renamed, so that a crash leaves the old file or the new one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ktrdr_vm.errors import HostError
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Sync a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -18,7 +18,7 @@ def sync(path: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace `path` with `data`, atomically and synced. Raises HostError when the disk refuses; the old file stays."""
+    """Replace `path` with `data`, atomically and synced. HostError if that fails; the old file is kept then."""
     temporary = path.with_name(f".{path.name}.new")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)

@@ -1,7 +1,7 @@
-"""Other programs' firewall rules that would take from an instance what its own table gives it. Pure: reads nft's JSON.
+"""Firewall rules of other programs that drop or redirect traffic that the table of an instance allows. Pure: reads the JSON of nft.
 
-An `accept` of another table opens nothing, since a packet passes only where every table lets it. What matters is what drops or redirects:
-the guest's packets to its guard (input), the guard's own connections (output), and packets that another redirects first.
+An `accept` in another table opens nothing, because a packet must be accepted by every table. Relevant are rules that drop or redirect
+packets of the guest to its guard (input) or connections of the guard (output).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _Rule = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Obstacle:
-    """A chain that stands in the way, and what lets instances pass."""
+    """A chain that may drop or redirect traffic of instances, and the command that exempts them."""
 
     chain: str
     what: str
     fix: str
     blocks: bool = True
-    """False for what may be in the way, and only a look at the packets would tell."""
+    """False if only the packets would show whether it affects instances."""
 
 
 def find_obstacles(listing: list[dict[str, Any]]) -> list[Obstacle]:
@@ -41,17 +41,17 @@ def find_obstacles(listing: list[dict[str, Any]]) -> list[Obstacle]:
         inside, place = rules.get((family, table, name), []), f"{family} {table} {name}"
         chains = {other: found for (of, at, other), found in rules.items() if (of, at) == (family, table)}
         if hook in ("input", "output") and _closes(chain, inside) and not _lets_taps_pass(inside, chains, hook):
-            whose = "guests to their guards" if hook == "input" else "guards to what is allowed"
+            whose = "connections of guests to their guards" if hook == "input" else "connections of guards to allowed destinations"
             fix = _make_fix(place, table, inside, hook)
-            found.append(Obstacle(place, f"{place} drops what no rule of it accepts: it may stop {whose}", fix))
+            found.append(Obstacle(place, f"{place} drops by default and may drop {whose}", fix))
         if hook == "prerouting" and chain.get("type") == "nat" and any(_redirects_all(rule) for rule in inside):
-            what = f"{place} redirects whatever arrives, perhaps before an instance's own table does"
-            found.append(Obstacle(place, what, f'let it except iifname "{TAP_PREFIX}*"', blocks=False))
+            what = f"{place} redirects all incoming traffic, possibly before the table of an instance does"
+            found.append(Obstacle(place, what, f'exclude iifname "{TAP_PREFIX}*" from it', blocks=False))
     return found
 
 
 def describe_obstacles(obstacles: list[Obstacle]) -> str:
-    """In one sentence; `doctor` and `apply` say the same."""
+    """The obstacles in one sentence, for `doctor` and `apply`."""
     return "; ".join(one.what for one in obstacles)
 
 
@@ -60,16 +60,16 @@ def join_fixes(obstacles: list[Obstacle]) -> str:
 
 
 def require_passage(listing: list[dict[str, Any]]) -> None:
-    """HostError where another program's rules close the way of every instance on this host."""
+    """HostError if rules of another program drop the traffic of every instance on this host."""
     blocking = [one for one in find_obstacles(listing) if one.blocks]
     if blocking:
         raise HostError(describe_obstacles(blocking), where="nftables", hint=join_fixes(blocking))
 
 
 def _make_fix(place: str, table: str, rules: list[_Rule], hook: str) -> str:
-    """The program's own way where it is known, so that it outlives a reload; firewalld's table may be changed by nobody else."""
+    """The command of the program if it is known, so that the rule survives a reload; only firewalld may change its own table."""
     if hook == "output":
-        return f'nft insert rule {place} oifname "{TAP_PREFIX}*" accept; and let the guards\' users (1900000000 and up) dial out'
+        return f'nft insert rule {place} oifname "{TAP_PREFIX}*" accept; accept connections of uid 1900000000 and above too'
     if table == "firewalld":
         return f"firewall-cmd --zone=trusted --add-interface={TAP_PREFIX}+ && firewall-cmd --runtime-to-permanent"
     if any(target.startswith("ufw-") for rule in rules for target in _find_targets(rule)):
@@ -86,7 +86,7 @@ def _closes(chain: dict[str, Any], rules: list[list[dict[str, Any]]]) -> bool:
 def _lets_taps_pass(
     rules: list[_Rule], chains: dict[str, list[_Rule]], hook: str, seen: tuple[str, ...] = (), *, named: bool = False
 ) -> bool:
-    """True when a rule accepts what comes from taps, here or in a chain that is jumped to. `named`: only taps come here."""
+    """True if a rule accepts packets from taps, here or in a chain to which it jumps. `named`: only packets of taps reach this chain."""
     for rule in rules:
         here = named or any(_names_taps(statement, "iifname" if hook == "input" else "oifname") for statement in rule)
         if named and "match" in _keys(rule):
@@ -109,7 +109,7 @@ def _names_taps(statement: dict[str, Any], key: str) -> bool:
 
 
 def _redirects_all(rule: list[dict[str, Any]]) -> bool:
-    """One that asks for an interface or for the host's own addresses leaves guests alone."""
+    """True if a rule is restricted to other interfaces or to addresses of the host, so that it does not affect guests."""
     asked = str([statement["match"].get("left") for statement in rule if "match" in statement])
     return bool({"dnat", "redirect", "tproxy"} & _keys(rule)) and not any(word in asked for word in ("iif", "fib", "daddr"))
 

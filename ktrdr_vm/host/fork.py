@@ -1,4 +1,4 @@
-"""Save-file mechanics: a domain's state without its memory goes to a file, and another domain begins from it.
+"""Saving and forking: the state of a domain without its memory is written to a file, from which other domains start.
 
 The memory stays where it is, in the template's file, because the capability x-ignore-shared keeps shared memory out of the stream;
 a fork maps that file copy-on-write. Measured with QEMU 7.2: 0.6 MB of state for a guest of any size. Memory that a daemon shares cannot
@@ -15,13 +15,13 @@ from pathlib import Path
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.libvirt import Libvirt
 
-# The state is small; what takes time is QEMU flushing the disk.
+# The state is small; QEMU needs the time to flush the disk.
 LIMIT = 60.0
 _FD_NAME = "ktrdr-state"
 
 
 def save_state(libvirt: Libvirt, domain: str, target: Path) -> None:
-    """Write the state of a domain, which is left stopped for good. Its shared memory is not in it."""
+    """Write the state of a domain without its shared memory. The domain stays stopped."""
     libvirt.suspend(domain)
     _ignore_shared(libvirt, domain)
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -35,21 +35,21 @@ def save_state(libvirt: Libvirt, domain: str, target: Path) -> None:
 
 
 def load_state(libvirt: Libvirt, domain: str, source: Path) -> None:
-    """Give a domain that waits for it (`-incoming defer`) its state. It is left paused."""
+    """Load the state into a domain that waits for it (`-incoming defer`). It stays paused."""
     _ignore_shared(libvirt, domain)
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         libvirt.monitor(domain, "getfd", {"fdname": _FD_NAME}, files=(descriptor,))
         libvirt.monitor(domain, "migrate-incoming", {"uri": f"fd:{_FD_NAME}"})
         _wait(libvirt, domain)
-        # Whatever libvirt saves of it later is to be whole, and is read by a QEMU that was not told.
+        # A later save by libvirt must be complete, because the QEMU that loads it does not have this capability set.
         _ignore_shared(libvirt, domain, state=False)
     finally:
         os.close(descriptor)
 
 
 def fill_memory(pid: int, source: Path) -> None:
-    """Copy a template's memory into that of the paused QEMU `pid`. Holes stay holes: what the template never touched costs nothing."""
+    """Copy a template's memory into that of the paused QEMU `pid`. Holes are kept, so that unused memory costs nothing."""
     with source.open("rb") as file:
         target = _open_memory(pid)
         try:
@@ -68,7 +68,7 @@ def fill_memory(pid: int, source: Path) -> None:
 
 
 def _open_memory(pid: int) -> int:
-    """The memory that we named to QEMU: unlike libvirt's own, which stands beside it unused, nothing can be sealed in it."""
+    """The memory backend on our command line. Unlike the unused one of libvirt, it does not allow sealing."""
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -76,7 +76,7 @@ def _open_memory(pid: int) -> int:
                 continue
             descriptor = os.open(entry, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
-            continue  # closed while we looked
+            continue  # closed meanwhile
         if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) == fcntl.F_SEAL_SEAL:
             found.append(descriptor)
         else:
@@ -85,7 +85,9 @@ def _open_memory(pid: int) -> int:
         for descriptor in found:
             os.close(descriptor)
         raise ProvisionError(
-            f"{len(found)} memories of QEMU look like the machine's", where=f"process {pid}", hint="`apply --cold` does without a template"
+            f"{len(found)} memory mappings of QEMU could be the guest's",
+            where=f"process {pid}",
+            hint="`apply --cold` boots without a template",
         )
     return found[0]
 
@@ -106,6 +108,6 @@ def _wait(libvirt: Libvirt, domain: str) -> None:
             raise ProvisionError(
                 f"the state of the template could not be moved: {status.get('error-desc') or state}",
                 where=domain,
-                hint="`ktrdr-vm templates remove` the template; `apply --cold` does without one",
+                hint="remove the template with `ktrdr-vm templates remove`; `apply --cold` boots without one",
             )
         time.sleep(0.01)

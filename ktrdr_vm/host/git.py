@@ -1,7 +1,7 @@
-"""Git on the host, as the repository's owner. It reads the repository's objects, refs and index, and never its configuration.
+"""Git on the host, as the owner of the repository. It reads objects, refs and index of the repository, and never its configuration.
 
-Each call works with a Git folder of its own: our configuration, and the repository's parts behind descriptors. So no hook, filter,
-alias, helper, promised object or included file of the repository can start anything: none of them is named where Git looks.
+Each call uses a temporary Git folder with our configuration and the parts of the repository by descriptor. So no hook, filter,
+alias, helper, promised object or included file of the repository can start a program.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ktrdr_vm.host.beneath import Place
 from ktrdr_vm.host.checkout import Checkout, open_checkout, read_own
 
 LIMIT = 600.0
-# For what reads objects that a guest made: a few hundred bytes of trees can name a million million files.
+# For commands that read objects of a guest: a few hundred bytes of trees can name 10^12 files.
 BOUNDS = ("prlimit", "--data=1073741824", "--cpu=120", "--fsize=67108864", "--")
-# Of root's own repository Git reads what others wrote as well: it may read every file then, and change none.
+# In a repository of root, Git also reads files that others wrote: it may read all files then, and change none.
 _NOBODY = 65534
 _CAPABILITY = "dac_read_search"
 _READER = (
     "setpriv", "--securebits=+no_setuid_fixup", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--no-new-privs",
     *(f"--{kind}=-all,+{_CAPABILITY}" for kind in ("inh-caps", "ambient-caps", "bounding-set")),
 )  # fmt: skip
-# Words of a document that may become words of Git's command line.
+# Words of a document that may become arguments of Git.
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 REF = re.compile(r"refs/(?:[A-Za-z0-9_][A-Za-z0-9_.+-]*/)*[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -55,7 +55,7 @@ _CONFIG = """[core]
 [protocol "file"]
 \tallow = always
 """
-# How files of the working tree are compared. Each is one of a few words, and none names a program, a file or a place.
+# Settings for comparing the working tree. Their values are from a fixed set, without programs, files or paths.
 _KEPT = {
     "core.filemode": r"true|false",
     "core.symlinks": r"true|false",
@@ -67,7 +67,7 @@ _KEPT = {
     "index.sparse": r"true|false",
     "extensions.objectformat": r"sha1|sha256",
 }
-# Extensions of a repository's format that change nothing of what is read here.
+# Extensions of the repository format that do not affect what is read here.
 _HARMLESS = frozenset(
     f"extensions.{name}" for name in "noop worktreeconfig partialclone preciousobjects relativeworktrees refstorage".split()
 )
@@ -90,7 +90,7 @@ _MAX_CONFIG = 1 << 20
 
 @dataclass(frozen=True)
 class View:
-    """A repository as our Git sees it. It lasts as long as the block that opened it."""
+    """A temporary Git folder for a repository. It exists until the end of the `with` block."""
 
     checkout: Checkout
     directory: Path
@@ -116,7 +116,7 @@ class View:
 
     @contextlib.contextmanager
     def quarantine(self) -> Iterator[View]:
-        """The same repository, but what is brought in stays in a folder of its own: refs and objects alike."""
+        """The same repository, but new refs and objects are stored in a separate folder."""
         with _private_folder() as directory:
             for name in ("HEAD", "config"):
                 (directory / name).write_bytes((self.directory / name).read_bytes())
@@ -131,9 +131,9 @@ class View:
 
 @contextlib.contextmanager
 def open_view(top: Place, *, writing: bool = False) -> Iterator[View]:
-    """The repository whose working tree is at `top`. UsageError where a part of it is another's, or of a format that is not known.
+    """The repository whose working tree is at `top`. UsageError if a part belongs to another, or if its format is unknown.
 
-    `writing` is for what brings refs and objects into it, which only its owner may.
+    `writing` is for commands that add refs and objects, which only the owner may do.
     """
     with open_checkout(top) as checkout, _private_folder() as directory:
         (directory / "config").write_text(_make_config(checkout, top))
@@ -158,21 +158,21 @@ def open_view(top: Place, *, writing: bool = False) -> Iterator[View]:
 
 
 def require_commit(word: object, where: str) -> str:
-    """A commit's id as a document gives it. UsageError for anything else: it becomes a word of Git's."""
+    """The id of a commit from a document. UsageError for anything else, because it becomes an argument of Git."""
     if isinstance(word, str) and COMMIT.fullmatch(word):
         return word
-    raise UsageError(f"{word!a:.100} is no commit's id", where=where, hint="a run's own documents name commits by their whole id")
+    raise UsageError(f"{word!a:.100} is not the id of a commit", where=where, hint="the documents of a run name commits by their full id")
 
 
 def require_ref(word: object, where: str) -> str:
-    """A ref's full name as a document gives it, or UsageError."""
+    """The full name of a ref from a document, or UsageError."""
     if isinstance(word, str) and REF.fullmatch(word) and ".." not in word and not word.endswith((".lock", ".")):
         return word
-    raise UsageError(f"{word!a:.100} is no ref", where=where, hint="a run's own documents name refs beneath refs/")
+    raise UsageError(f"{word!a:.100} is not a ref", where=where, hint="the documents of a run name refs beneath refs/")
 
 
 def _make_config(checkout: Checkout, top: Place) -> str:
-    """Ours, with what the repository's own says of its format. It is parsed as text, and includes nothing."""
+    """Our configuration, with the format settings of the repository, whose configuration is parsed as text without includes."""
     raw = read_own(checkout.common, "config", _MAX_CONFIG, top) or b""
     listed = _run(
         ["git", "config", "--file", "-", "--no-includes", "--null", "--list"],
@@ -186,7 +186,7 @@ def _make_config(checkout: Checkout, top: Place) -> str:
         raise UsageError(
             f"the repository's configuration cannot be read: {listed.error_text[-200:]}",
             where=str(top.path),
-            hint="`git config --list` in it",
+            hint="check it with `git config --list`",
         )
     found: dict[str, str] = {}
     for entry in os.fsdecode(listed.stdout).split("\0"):
@@ -194,14 +194,14 @@ def _make_config(checkout: Checkout, top: Place) -> str:
         found[key.lower()] = value
     if found.get("extensions.refstorage", "files") != "files":
         raise UsageError(
-            "the repository keeps its refs as a reftable, which is not read here",
+            "the repository stores its refs as a reftable, which is not supported",
             where=str(top.path),
-            hint="`git refs migrate --ref-format=files`",
+            hint="run `git refs migrate --ref-format=files`",
         )
     unknown = sorted(key for key in found if key.startswith("extensions.") and key not in _HARMLESS and key not in _KEPT)
     if unknown:
         raise UsageError(
-            f"the repository's format is not known here: {unknown[0]}", where=str(top.path), hint="clone it without that extension"
+            f"the format of the repository is not supported: {unknown[0]}", where=str(top.path), hint="clone it without that extension"
         )
     kept = {key: found[key].lower() for key, pattern in _KEPT.items() if re.fullmatch(pattern, found.get(key, "").lower())}
     text = _CONFIG.format(version=1 if "extensions.objectformat" in kept else 0)
@@ -213,13 +213,13 @@ def _make_config(checkout: Checkout, top: Place) -> str:
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
-    """Root's until it is filled: `_hand_over` is the last that is done to it."""
+    """Owned by root until it is complete: `_hand_over` is the last step."""
     with tempfile.TemporaryDirectory(prefix="ktrdr-git-", ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 
 def _hand_over(directory: Path, owner: tuple[int, int], writing: bool) -> None:
-    """Git runs as somebody else than root, and writes its locks into its folder."""
+    """Give the folder to the user as which Git runs, because Git writes its locks there."""
     if os.geteuid() != 0:
         return
     user, group = (_NOBODY, _NOBODY) if owner[0] == 0 and not writing else owner

@@ -1,7 +1,7 @@
-"""The journal of an instance and its lock: what was meant to be made stands on disk before it is made.
+"""The journal of an instance and its lock: each resource is recorded on disk before it is created.
 
-A file is replaced whole: written beside, synced, renamed, and the directory synced, so a crash leaves the old state or the new.
-The lock is an flock and dies with its process; the file's owner says nothing, so it needs no cleaning.
+The file is replaced atomically, so that a crash leaves the old state or the new one.
+The lock is an flock, which ends with its process; an existing lock file means nothing.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import is_instance_id
 
-# 2 knows instances that are suspended, 3 ends a time to live by the clock of the boot. What earlier ones wrote is read as it is: all
-# instances of 1 are awake, and those of 1 and 2 end by the wall clock.
+# Version 2 added suspended instances, version 3 the expiry by the clock of the boot. Earlier versions are read unchanged: all
+# instances of 1 are `awake`, and those of 1 and 2 end by the wall clock.
 SCHEMA_VERSION = 3
 _READABLE = (1, 2, 3)
-# Attempts, ten milliseconds apart, before a lock counts as held.
+# Attempts, ten milliseconds apart, before the lock counts as held.
 _PATIENCE = 5
 
 
 @contextmanager
 def explained(where: str) -> Iterator[None]:
-    """What a disk refuses within is a HostError with its place."""
+    """Converts an OSError in the block to a HostError with its path."""
     try:
         yield
     except OSError as error:
         raise HostError(
-            f"cannot be made: {error.strerror or error}",
+            f"cannot be created: {error.strerror or error}",
             where=str(error.filename or where),
-            hint="free space, or look at the rights of this place and of those above it",
+            hint="free disk space, or check the permissions of this folder and of those above it",
         ) from error
 
 
 @dataclass
 class Journal:
-    """What is known of one instance. Every change is on disk before the method returns."""
+    """The recorded state of one instance. Every change is on disk before the method returns."""
 
     path: Path
     instance_id: str
@@ -56,9 +56,9 @@ class Journal:
     run_id: str = ""
     kept: bool = False
     state: str = "awake"
-    """awake, suspending, suspended or resuming: what was begun, written before it begins."""
+    """`awake` (running), suspending, suspended or resuming; recorded before the step begins."""
     expires_at: str = ""
-    """When its time to live ends, UTC; empty when it has none. Within the boot `expires_boot` it is `expires_second` that counts."""
+    """Its expiry, UTC; empty without one. Within the boot `expires_boot`, `expires_second` counts instead."""
     expires_boot: str = ""
     expires_second: float = 0.0
     slot: int = -1
@@ -68,7 +68,7 @@ class Journal:
     template: str = ""
     """The key of the template that the instance was forked from; empty after a cold boot."""
     resources: dict[str, str] = field(default_factory=dict)
-    """Resource key to `intended` or `present`, in the order of making."""
+    """Resource key to `intended` or `present`, in the order of creation."""
     plan: dict[str, Any] = field(default_factory=dict)
 
     def save(self) -> None:
@@ -76,7 +76,7 @@ class Journal:
         write_durably(self.path, (json.dumps(content, indent=2) + "\n").encode())
 
     def enter(self, state: str) -> None:
-        """Note that the instance is about to be, or now is, in another state."""
+        """Record that the instance enters, or is in, another state."""
         self.state = state
         self.save()
 
@@ -86,7 +86,7 @@ class Journal:
         self.save()
 
     def live_for(self, seconds: float) -> None:
-        """Set the end of its time to live, from now on; 0 is without end. Saved with the next change."""
+        """Set the time to live in seconds from now; 0 is unlimited. Saved with the next change."""
         self.expires_at, self.expires_boot, self.expires_second = "", "", 0.0
         if seconds:
             self.expires_at, self.expires_boot, self.expires_second = later(seconds), read_boot_id(), boottime() + seconds
@@ -111,7 +111,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> Journal | None:
-    """The journal, or None when there is none. One that cannot be read is an error, never an empty one."""
+    """The journal, or None if there is none. HostError if it cannot be read."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -125,27 +125,27 @@ def read_journal(path: Path) -> Journal | None:
         version = content.pop("schema_version")
         if version not in _READABLE:
             raise HostError(
-                f"the journal has version {version}, this program knows {SCHEMA_VERSION}",
+                f"the journal has version {version}, and this program supports {SCHEMA_VERSION}",
                 where=str(path),
-                hint="use the ktrdr-vm that wrote it to destroy the instance, or a newer one",
+                hint="destroy the instance with the version of ktrdr-vm that wrote it, or with a newer one",
             )
         journal = Journal(path=path, **content)
         wanted = Journal(path=path, instance_id="")
         for name, value in content.items():
             if type(value) is not type(getattr(wanted, name)):
-                raise TypeError(f"{name} is of the wrong kind")
+                raise TypeError(f"{name} has the wrong type")
         return journal
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProvisionError(
             f"the journal is damaged: {error}",
             where=str(path),
-            hint="`ktrdr-vm gc` finds what the instance owns on the host itself and removes it",
+            hint="`ktrdr-vm gc` searches the host for the resources of the instance and removes them",
         ) from None
 
 
 @contextmanager
 def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock at `path`. Without `wait`, a BusyError names who has it. The file is removed with the lock."""
+    """Hold the lock at `path`. Without `wait`, a BusyError names its holder. The file is removed with the lock."""
     patience = _PATIENCE
     while True:
         try:
@@ -162,20 +162,20 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
             os.close(descriptor)
             patience -= 1
             if patience > 0:
-                # `list` and `status` hold a lock for an instant while they look at it.
+                # `list` and `status` hold the lock for an instant to check it.
                 time.sleep(0.01)
                 continue
             raise BusyError(
-                f"{what} is held by another run ({holder or 'starting'})",
+                f"{what} is locked by another run ({holder or 'starting'})",
                 where=str(path),
                 hint="wait for it to end, or use another --instance-id",
             ) from None
-        # The one who had it may have removed the file meanwhile; then this lock is on nothing.
+        # The previous holder may have removed the file meanwhile; then this lock is on a deleted file.
         if _same_file(descriptor, path):
             break
         os.close(descriptor)
     try:
-        with contextlib.suppress(OSError):  # who holds it is said for people; a full disk does not matter
+        with contextlib.suppress(OSError):  # the holder is recorded for messages only; a full disk does not matter
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"pid {os.getpid()}\n".encode(), 0)
         yield
@@ -193,10 +193,10 @@ def is_locked(path: Path) -> bool:
         return False
     except OSError as error:
         raise HostError(
-            f"cannot look at the lock: {error.strerror}", where=str(path), hint="run as the owner of the state directory"
+            f"cannot check the lock: {error.strerror}", where=str(path), hint="run as the owner of the state directory"
         ) from error
     try:
-        # Shared: those who only look never stand in each other's way.
+        # Shared, so that concurrent checks do not block each other.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -206,7 +206,7 @@ def is_locked(path: Path) -> bool:
 
 
 def remove_dead_locks(folder: Path) -> None:
-    """Take away the files of locks that nobody holds: a process that was killed before it made anything leaves nothing else."""
+    """Remove the lock files that no process holds, which a process leaves that was killed before it created anything."""
     for path in folder.glob("*.lock"):
         with contextlib.suppress(BusyError, HostError), locked(path, path.name):
             pass
@@ -221,7 +221,7 @@ def _same_file(descriptor: int, path: Path) -> bool:
 
 
 def list_journals(home: Home) -> list[Journal]:
-    """Every readable journal of a home, by instance_id. One that is damaged or of a newer version hides no other."""
+    """Every readable journal of a home, by instance_id. Damaged ones and those of a newer version are skipped."""
     found = []
     for directory in list_directories(home):
         with contextlib.suppress(ProvisionError, HostError):
@@ -232,7 +232,7 @@ def list_journals(home: Home) -> list[Journal]:
 
 
 def list_directories(home: Home) -> list[Path]:
-    """The folders of instances. What has no instance_id for a name is nobody's and left alone."""
+    """The folders of instances. Folders whose name is not an instance_id are ignored."""
     try:
         return sorted(path for path in home.instances.iterdir() if is_instance_id(path.name) and path.is_dir())
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""Key pairs made on the host: the guest's SSH host key, and the key that logs in to it."""
+"""Key pairs that are created on the host: the SSH host key of the guest, and the login key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
 def generate_keypair() -> tuple[str, str]:
-    """A fresh ed25519 pair: the private key in OpenSSH's format, and the public line. It touches no file."""
+    """A new ed25519 key pair: the private key in the format of OpenSSH, and the public line. Writes no file."""
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)

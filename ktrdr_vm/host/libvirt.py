@@ -1,4 +1,4 @@
-"""The only importer of libvirt. Connects once a process, knows our domains by their metadata, and raises our errors."""
+"""The only importer of libvirt: one connection a process, domains identified by their metadata, errors as KtrdrError."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ktrdr_vm.errors import ForeignError, GuestError, HostError, ProvisionError
 from ktrdr_vm.identity import METADATA_NAMESPACE
 
 URI = "qemu:///system"
-# A daemon that is restarted is back within this; one that was never there is not waited for.
+# Seconds in which a restarted libvirtd answers again. Without an earlier connection there is no wait.
 RETURN_LIMIT = 30.0
 _INSTANCE = f"{{{METADATA_NAMESPACE}}}"
 
@@ -59,7 +59,7 @@ class DomainFacts:
 
 
 class _Binding:
-    """A module of libvirt-python, imported when it is first used: it is compiled against libvirt's headers, which plans do not need."""
+    """A module of libvirt-python, imported on first use: it is compiled with the headers of libvirt, which plans do not need."""
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -86,17 +86,19 @@ def _quiet() -> None:
 
 
 def parse_agent_reply(text: str, where: str) -> Any:
-    """What a reply of the guest's agent returns, of any type: the guest wrote it. GuestError for what is no reply."""
+    """The return value in a reply of the guest agent, of any type and not trusted. GuestError for an invalid reply."""
     try:
         return json.loads(text).get("return")
     except (ValueError, AttributeError, RecursionError):
-        raise GuestError("the guest's agent answered with what is no reply", where=where, hint="the guest is broken or lies") from None
+        raise GuestError(
+            "the answer of the guest agent is not a valid reply", where=where, hint="the guest is broken or hostile; destroy the instance"
+        ) from None
 
 
 class Libvirt:
-    """One connection to the system's libvirtd, opened when first needed and again when it was lost.
+    """One connection to the libvirtd of the system, opened on first use and again after it was lost.
 
-    `patience` is for how many seconds a libvirtd that was there is waited for when it is not.
+    `patience` is the number of seconds to wait for a libvirtd that had answered before.
     """
 
     def __init__(self, uri: str = URI, *, patience: float = RETURN_LIMIT) -> None:
@@ -119,7 +121,7 @@ class Libvirt:
                     raise HostError(
                         f"libvirtd does not answer: {error.get_error_message()}",
                         where=self._uri,
-                        hint="run `make setup`; under systemd also `systemctl start libvirtd`",
+                        hint="run `make setup`; with systemd also `systemctl start libvirtd`",
                     ) from None
             time.sleep(0.2)
 
@@ -130,7 +132,7 @@ class Libvirt:
             return False
 
     def _ask(self, doing: str, where: str, question: Callable[[Any], Any]) -> Any:
-        """What only looks is asked again when libvirtd went away meanwhile. None when the domain is not there."""
+        """Run a read-only query, and repeat it if libvirtd was restarted meanwhile. None if the domain does not exist."""
         for last in (False, True):
             connection = self.connect()
             try:
@@ -140,10 +142,10 @@ class Libvirt:
                     return None
                 if last or self._is_alive():
                     raise _failed(doing, where, error) from None
-        raise AssertionError("asked twice")
+        raise AssertionError("called after the answer")
 
     def read_capabilities(self) -> str:
-        """The XML in which libvirt describes the host and itself."""
+        """The capabilities XML of libvirt."""
         return str(self._ask("read the capabilities", self._uri, lambda connection: connection.getCapabilities()))
 
     def close(self) -> None:
@@ -153,18 +155,18 @@ class Libvirt:
             self._connection = None
 
     def find(self, name: str) -> DomainFacts | None:
-        """The domain of that name if there is one; an error when it is not ours."""
-        found = self._ask("look for the domain", name, lambda connection: (_facts(connection.lookupByName(name)),))
+        """The domain of that name, or None. ForeignError if it does not belong to ktrdr-vm."""
+        found = self._ask("find the domain", name, lambda connection: (_facts(connection.lookupByName(name)),))
         if found == (None,):
             raise ForeignError(
-                f"the domain {name} exists and was not made by ktrdr-vm",
+                f"the domain {name} exists and was not created by ktrdr-vm",
                 where=self._uri,
-                hint="choose another --instance-id; what is not ours is never touched",
+                hint="choose another --instance-id; ktrdr-vm never changes objects that it did not create",
             )
         return found[0] if found else None
 
     def list_strangers(self, prefix: str) -> list[str]:
-        """Domains whose name begins like one of ours, and that are not."""
+        """Domains whose name begins with our prefix and that lack our metadata."""
         ours = {facts.name for facts in self.list_ours()}
         return sorted(name for name in self._list_names() if name.startswith(prefix) and name not in ours)
 
@@ -172,7 +174,7 @@ class Libvirt:
         return list(self._ask("list the domains", self._uri, lambda connection: [one.name() for one in connection.listAllDomains()]))
 
     def list_ours(self) -> list[DomainFacts]:
-        """Every domain that carries our metadata, of any owner."""
+        """All domains with our metadata, of any state directory."""
         found = []
         for name in self._list_names():
             with contextlib.suppress(ForeignError):
@@ -182,7 +184,7 @@ class Libvirt:
         return sorted(found, key=lambda facts: facts.name)
 
     def start(self, name: str, xml: str, *, persistent: bool, paused: bool = False) -> None:
-        """Start the domain. One that is not persistent leaves no definition behind when it ends, however it ends."""
+        """Start the domain. A transient domain leaves no definition when it ends."""
         flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
         try:
             connection = self.connect()
@@ -196,7 +198,7 @@ class Libvirt:
             raise _failed("start the domain", name, error) from None
 
     def stop(self, name: str) -> None:
-        """End the domain at once and forget its definition. Fine when it is already gone."""
+        """Destroy and undefine the domain; idempotent."""
         if self.find(name) is None:
             return
         domain = self._lookup(name)
@@ -220,14 +222,14 @@ class Libvirt:
             domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
 
     def save(self, name: str, path: Path) -> None:
-        """Write the whole state of a running domain to a file and end it. When that fails, it runs on."""
+        """Save a running domain to a file and end it. If this fails, the domain continues."""
         try:
             self._require(name).saveFlags(str(path), None, 0)
         except libvirt.libvirtError as error:
             raise _failed("save the domain", name, error) from None
 
     def restore(self, path: Path, change: Callable[[ElementTree.Element], None]) -> None:
-        """Make a domain from what `save` wrote, with its XML changed; it is left paused. The file stays."""
+        """Restore a domain from a file of `save`, with changed XML, paused. The file is kept."""
         connection = self.connect()
         try:
             xml = ElementTree.fromstring(connection.saveImageGetXMLDesc(str(path)))  # noqa: S314 - libvirt's own
@@ -237,7 +239,7 @@ class Libvirt:
             raise _failed("restore the domain", str(path), error) from None
 
     def read_saved_name(self, path: Path) -> str:
-        """The name of the domain in a file that `save` wrote to the end; libvirt refuses half of one."""
+        """The name of the domain in a complete file of `save`; libvirt refuses an incomplete one."""
         try:
             xml = ElementTree.fromstring(self.connect().saveImageGetXMLDesc(str(path)))  # noqa: S314 - libvirt's own
         except libvirt.libvirtError as error:
@@ -245,7 +247,7 @@ class Libvirt:
         return xml.findtext("name") or ""
 
     def define(self, xml: str) -> None:
-        """Let libvirt remember a domain, whether or not it runs."""
+        """Define a domain."""
         try:
             self.connect().defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
         except libvirt.libvirtError as error:
@@ -265,28 +267,28 @@ class Libvirt:
             raise _failed(f"{verb} a device", name, error) from None
 
     def set_vcpus(self, name: str, count: int) -> None:
-        """Plug processors into a running domain, or ask its guest to let go of them; an error when it does not."""
+        """Hot-plug vCPUs, or hot-unplug them; ProvisionError if the guest does not release them."""
         try:
             self._require(name).setVcpusFlags(count, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
-            raise _failed(f"give {count} processors to", name, error) from None
+            raise _failed(f"set {count} vCPUs of", name, error) from None
 
     def count_vcpus(self, name: str) -> int:
-        """The processors of a running domain, those that were plugged in included."""
+        """The number of vCPUs of a running domain, including hot-plugged ones."""
         try:
             return int(self._require(name).vcpusFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE))
         except libvirt.libvirtError as error:
-            raise _failed("count the processors of", name, error) from None
+            raise _failed("count the vCPUs of", name, error) from None
 
     def limit_cpu_time(self, name: str, quota: int) -> None:
-        """The host's own bound on what a running domain may use: microseconds in each period of its XML."""
+        """Limit the CPU time of a running domain: microseconds in each period of its XML."""
         try:
             self._require(name).setSchedulerParametersFlags({"global_quota": quota}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
-            raise _failed("bound the processor time of", name, error) from None
+            raise _failed("limit the CPU time of", name, error) from None
 
     def monitor(self, name: str, execute: str, arguments: dict[str, Any] | None = None, *, files: tuple[int, ...] = ()) -> Any:
-        """One QMP command; its return value. `files` are descriptors that go along."""
+        """The return value of one QMP command. `files` are descriptors that are passed with it."""
         command = json.dumps({"execute": execute, **({"arguments": arguments} if arguments else {})})
         try:
             domain = self._require(name)
@@ -295,7 +297,7 @@ class Libvirt:
             else:
                 raw = libvirt_qemu.qemuMonitorCommand(domain, command, 0)
         except libvirt.libvirtError as error:
-            raise _failed(f"tell QEMU to {execute}", name, error) from None
+            raise _failed(f"execute {execute} in QEMU", name, error) from None
         reply = json.loads(raw)
         if "error" in reply:
             raise ProvisionError(
@@ -304,7 +306,7 @@ class Libvirt:
         return reply.get("return")
 
     def agent(self, name: str, execute: str, arguments: dict[str, Any] | None = None, *, timeout: int = 5) -> Any:
-        """One command of the guest's agent; its return value. None when the agent does not answer (yet), whatever the reason."""
+        """The return value of one command of the guest agent. None if the agent does not answer (yet)."""
         command = json.dumps({"execute": execute, **({"arguments": arguments} if arguments else {})})
         try:
             return parse_agent_reply(libvirt_qemu.qemuAgentCommand(self._require(name), command, timeout, 0), name)
@@ -324,7 +326,7 @@ class Libvirt:
             raise _failed(f"{verb} the domain", name, error) from None
 
     def measure(self, name: str) -> tuple[float, int, int] | None:
-        """CPU seconds since it started, resident bytes of memory, bytes of its disk on the host; None when it does not run."""
+        """CPU seconds since its start, resident memory and disk usage on the host in bytes; None if it does not run."""
         domain = self._lookup(name)
         if domain is None:
             return None
@@ -333,7 +335,7 @@ class Libvirt:
             memory = int(domain.memoryStats().get("rss", 0)) * 1024
             disk = int(domain.blockInfo("vda")[1])
         except libvirt.libvirtError:
-            return None  # it ended while it was asked
+            return None  # it ended meanwhile
         return nanoseconds / 1e9, memory, disk
 
     def describe(self, name: str) -> str:
@@ -347,16 +349,16 @@ class Libvirt:
         domain = self._lookup(name)
         if domain is None:
             raise ProvisionError(
-                f"the domain {name} is not there", where=self._uri, hint="`ktrdr-vm status` shows what is left of the instance"
+                f"the domain {name} does not exist", where=self._uri, hint="`ktrdr-vm status` shows the remaining resources of the instance"
             )
         return domain
 
     def _lookup(self, name: str) -> Any:
-        return self._ask("look for the domain", name, lambda connection: connection.lookupByName(name))
+        return self._ask("find the domain", name, lambda connection: connection.lookupByName(name))
 
 
 def _facts(domain: Any) -> DomainFacts | None:
-    """None for a domain without our metadata. Only the lack of it says so: whoever could not be asked is not somebody else's."""
+    """None for a domain without our metadata. An error is raised if the metadata could not be read."""
     try:
         raw = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA_NAMESPACE, 0)
     except libvirt.libvirtError as error:

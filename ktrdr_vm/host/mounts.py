@@ -1,4 +1,4 @@
-"""Bind mounts of folders that are open already, so that nothing can be exchanged between looking and mounting."""
+"""Bind mounts of open folders, so that nothing can be replaced between the check and the mount."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MountFacts:
 
 
 def find_mounts(beneath: Path) -> list[MountFacts]:
-    """What is mounted at or beneath a folder, in the order of mounting."""
+    """The mounts at or beneath a folder, in the order of mounting."""
     found = []
     prefix = str(beneath)
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
@@ -51,7 +51,7 @@ def bind_readonly(source: int, target: Path) -> None:
 
 
 def unmount(target: Path) -> None:
-    """Detach at once, even in use; its last user keeps what is open until it ends."""
+    """Detach the mount, even if it is in use (MNT_DETACH); open files stay open."""
     _call(_LIBC.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW | _MNT_DETACH), "unmount", target)
 
 

@@ -1,4 +1,4 @@
-"""The host's own name servers, from its resolv.conf: read again, since a host moves to other networks."""
+"""The name servers of the host, from its resolv.conf, which is read repeatedly because the host may change networks."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from ipaddress import ip_address
 from pathlib import Path
 
 RESOLV_CONF = Path("/etc/resolv.conf")
-# As glibc: further ones are not asked.
+# As in glibc: further ones are ignored.
 MOST = 3
 
 
 def find_upstreams() -> list[str]:
-    """Addresses in the order in which they are asked; none when the file is not there or names none."""
+    """Addresses in the order of use; empty if the file does not exist or names none."""
     try:
         lines = RESOLV_CONF.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -22,5 +22,5 @@ def find_upstreams() -> list[str]:
             try:
                 found.append(str(ip_address(words[1])))
             except ValueError:
-                continue  # with a scope, or nonsense
+                continue  # with a scope, or invalid
     return found[:MOST]

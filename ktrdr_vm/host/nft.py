@@ -14,7 +14,7 @@ Table = list[dict[str, Any]]
 
 _COMMENT = re.compile(r'^\s*comment "([^"]*)"$', re.MULTILINE)
 
-# What changes by itself while the rules stay the same.
+# Parts that change while the rules stay the same.
 _VOLATILE = frozenset({"handle", "packets", "bytes", "index"})
 
 
@@ -27,27 +27,27 @@ def load_ruleset(ruleset: str | Path) -> None:
 
 
 def list_tables(prefix: str) -> list[str]:
-    """Tables of the family inet whose name begins so. An nft that cannot say is an error: what is not seen is not gone."""
+    """Tables of the family inet whose name begins so. HostError if nft fails: a failed listing does not mean that there are none."""
     listed = process.run(["nft", "-j", "list", "tables", "inet"], timeout=30)
     tables = [entry["table"]["name"] for entry in json.loads(listed.stdout)["nftables"] if "table" in entry]
     return sorted(name for name in tables if name.startswith(prefix))
 
 
 def read_comment(table: str) -> str | None:
-    """The table's comment, empty when it has none, None when there is no such table. nft 1.0 says it in text only, not in JSON."""
+    """The comment of the table, or an empty text; None if the table does not exist. nft 1.0 prints it in text only, not in JSON."""
     listed = process.run(["nft", "-t", "list", "table", "inet", table], timeout=30, check=False)
     if listed.exit_code != 0:
         if _is_absent(listed):
             return None
         raise _cannot_list(table, listed)
-    # Before the first chain or set; what stands in those is not the table's.
+    # Before the first chain or set, which have comments themselves.
     head = listed.text.split("{", 2)[1]
     match = _COMMENT.search(head)
     return match[1] if match else ""
 
 
 def list_ruleset() -> Table:
-    """Every table of the host, of whatever program."""
+    """All tables of the host, of any program."""
     listed = process.run(["nft", "-j", "list", "ruleset"], timeout=30, check=False)
     if listed.exit_code != 0:
         raise HostError(f"nft cannot list the rules: {listed.error_text[-200:]}", where="nft", hint="load the kernel's nf_tables")
@@ -56,7 +56,7 @@ def list_ruleset() -> Table:
 
 
 def list_table(table: str) -> Table | None:
-    """Everything in a table of the family inet as nft's JSON, or None when there is no such table."""
+    """The content of a table of the family inet as JSON of nft, or None if it does not exist."""
     listed = process.run(["nft", "-j", "list", "table", "inet", table], timeout=30, check=False)
     if listed.exit_code != 0:
         if _is_absent(listed):
@@ -75,16 +75,16 @@ def has_element(table: str, name: str, element: str) -> bool:
 
 
 def read_table(table: str) -> Table | None:
-    """The table's rules and fixed sets, without handles and counters and without what packets or the guard add."""
+    """The rules and fixed sets of the table, without handles, counters and elements that packets or the guard add."""
     entries = list_table(table)
     return None if entries is None else keep_rules(entries)
 
 
 def keep_rules(entries: Table) -> Table:
-    """The part of a listing that must never change by itself."""
+    """The part of a listing that changes only with the rules."""
     kept = []
     for entry in entries:
-        # nft 1.0 does not say `dynamic` in JSON; a set that packets fill has a statement for each element instead.
+        # nft 1.0 does not print `dynamic` in JSON; a set that packets fill has a statement for each element instead.
         if "set" in entry and ({"timeout", "dynamic"} & set(entry["set"].get("flags", ())) or "stmt" in entry["set"]):
             entry = {"set": {key: value for key, value in entry["set"].items() if key != "elem"}}
         kept.append(_strip(entry))

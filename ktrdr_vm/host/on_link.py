@@ -1,4 +1,4 @@
-"""The networks that this host is in itself: whoever is there is a neighbour, whatever the address."""
+"""The networks of the interfaces of this host, whose other hosts are neighbours, whatever their address."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 _ROUTES = Path("/proc/net/route")
 _TAP = "kv"
 _UP, _GATEWAY, _REJECT = 0x1, 0x2, 0x200
-# A route without a gateway and wider than this is a tunnel's or a modem's: it leads to the internet and to no neighbour.
+# A larger route without a gateway is that of a tunnel or modem: it leads to the internet and not to neighbours.
 _WIDEST = 8
-# They are nobody's LAN, and labs play the internet with them.
+# Documentation ranges are not used in LANs, and test labs use them as internet.
 _DOCUMENTATION = tuple(IPv4Network(text) for text in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24"))
 
 
@@ -22,7 +22,7 @@ def find_on_link(routes: Path = _ROUTES) -> tuple[IPv4Network, ...]:
     try:
         lines = routes.read_text().splitlines()[1:]
     except FileNotFoundError:
-        # A kernel without IPv4 routes has no neighbours either.
+        # A kernel without IPv4 routes has no IPv4 neighbours.
         return ()
     return tuple(sorted(collapse_addresses(_parse(lines))))
 
@@ -38,5 +38,5 @@ def _parse(lines: Iterable[str]) -> Iterable[IPv4Network]:
 
 
 def _read_address(text: str) -> str:
-    """The kernel prints the address as a number in this host's byte order."""
+    """Convert an address, which the kernel prints as a number in the byte order of the host."""
     return socket.inet_ntoa(struct.pack("=L", int(text, 16)))

@@ -1,4 +1,4 @@
-"""Who is behind this process, what is read with their rights, and which places only root can change."""
+"""The user who called this process, and reading files with the permissions of that user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def find_owner() -> tuple[int, int]:
-    """The invoking person: who is behind sudo, else who runs this."""
+    """The invoking user: the caller of sudo, else the user of this process."""
     if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdigit() and os.environ.get("SUDO_GID", "").isdigit():
         return int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
     return os.getuid(), os.getgid()
@@ -21,9 +21,9 @@ def find_owner() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def reading_as(owner: tuple[int, int]) -> Iterator[None]:
-    """Files are opened with the rights of `owner` (uid, gid) meanwhile, in this thread alone. Nothing changes for whom it is already.
+    """In the block, this thread opens files with the permissions of `owner` (uid, gid). No effect if the process is `owner`.
 
-    The kernel's identity for files: what root may and they may not is refused as it would be to them, folders on the way included.
+    It sets the file system uid and gid of the kernel, so that access is refused as for that user, parent folders included.
     """
     if os.geteuid() != 0 or owner[0] == 0:
         yield
@@ -46,5 +46,5 @@ def may_read(facts: os.stat_result, owner: tuple[int, int]) -> bool:
 
 
 def forbid_cores() -> None:
-    """This process and what it starts write no memory to the disk when they crash: there are secrets in it."""
+    """Disable core dumps for this process and its children, because their memory contains secrets."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

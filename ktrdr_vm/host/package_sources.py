@@ -1,4 +1,4 @@
-"""Where the host's own package clients go, so that a company's mirror works and no registry's name is written down here."""
+"""The sources of the package clients of the host, so that the mirror of a company works and no registry is hard-coded."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ Destination = tuple[str, int]
 """A host name and a TCP port."""
 
 Owner = tuple[int, int]
-"""uid and gid of the person who runs the command."""
+"""uid and gid of the user who runs the command."""
 
 
 def find_sources(preset: str, owner: tuple[int, int]) -> tuple[Destination, ...]:
-    """The destinations of one of `PRESETS`, sorted, as the clients of `owner` are set up. HostError when the client cannot be asked."""
+    """The destinations of one of `PRESETS`, sorted, as configured for the clients of `owner`. HostError if a client cannot be run."""
     found = tuple(sorted(set(PRESETS[preset](owner))))
     if not found:
         raise HostError(
-            f"the host's own client names no source for the preset {preset}",
+            f"the client on this host has no source for the preset {preset}",
             where="egress.allow",
-            hint="configure it on the host, or name the hosts",
+            hint="configure the client on this host, or name the hosts in the profile",
         )
     return found
 
 
 def _ask_apt(owner: Owner) -> list[Destination]:
-    # It names what it would fetch, and fetches nothing; unlike apt's index it knows also before the first update.
+    # It prints what it would fetch, and fetches nothing; unlike the index of apt it works before the first update.
     listed = _ask(["apt-get", "--print-uris", "update"], owner)
     return _destinations([line.split("'")[1] for line in listed.splitlines() if line.startswith("'")])
 
 
 def _ask_pip(owner: Owner) -> list[Destination]:
-    # The interpreter of this program may lack pip; the host's is the one that people configure.
+    # The interpreter of this program may lack pip; users configure the pip of the host.
     script = (
         "from pip._internal.configuration import Configuration as C\n"
         "from pip._internal.models.index import PyPI\n"
@@ -60,12 +60,12 @@ PRESETS: dict[str, Callable[[Owner], list[Destination]]] = {"debian": _ask_apt, 
 
 
 def list_presets() -> list[str]:
-    """Every name that may stand under `preset`, sorted: what a client is asked for, and the shipped lists."""
+    """All valid names of presets, sorted: those of package clients and of the shipped lists."""
     return sorted({*PRESETS, *list_shipped("profiles/egress")})
 
 
 def _ask(argv: list[str], owner: Owner) -> str:
-    # As the person, whose configuration it is and whose PATH may name anything: root runs nothing of theirs.
+    # As the user, because the configuration is theirs and their PATH may contain any program, which root must not run.
     user, group = owner if os.geteuid() == 0 and owner[0] != 0 else (None, None)
     home = _find_home(owner[0])
     path = os.environ.get("PATH", process.SYSTEM_PATH)
@@ -73,7 +73,9 @@ def _ask(argv: list[str], owner: Owner) -> str:
         return process.run(argv, timeout=30, environment={"HOME": home, "PATH": path}, cwd=Path("/"), user=user, group=group).text
     except KtrdrError as error:
         raise HostError(
-            f"{argv[0]} could not be asked for its sources: {error.message[:200]}", where=argv[0], hint="install it, or name the hosts"
+            f"the sources of {argv[0]} could not be read: {error.message[:200]}",
+            where=argv[0],
+            hint="install it, or name the hosts in the profile",
         ) from None
 
 
@@ -90,7 +92,7 @@ def _destinations(urls: list[str]) -> list[Destination]:
         try:
             parts, port = urlsplit(url), urlsplit(url).port
         except ValueError:
-            continue  # no URL, or a port that none can be
+            continue  # not a URL, or an invalid port
         if parts.scheme not in ("http", "https") or not parts.hostname:
             continue
         if re.fullmatch(r"[a-z0-9.-]+", parts.hostname):

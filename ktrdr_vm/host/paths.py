@@ -1,21 +1,21 @@
-"""Every name on disk, in one place. docs/files.md explains them.
+"""Every name on disk. docs/files.md explains them.
 
 $KTRDR_VM_HOME/                          default /var/lib/ktrdr-vm; 0711, so QEMU's user can traverse and nobody can list
   images/<digest>/                       disk, kernel, initrd, manifest (the image store)
-  templates/<key>/                       frozen VMs
-  locks/<instance_id>.lock               flock of whoever changes the instance; locks/slots.lock for allocation
+  templates/<key>/                       saved VMs
+  locks/<instance_id>.lock               flock of the process that changes the instance; locks/slots.lock for allocation
   instances/<instance_id>/
-    journal.json                         what was meant to be made, what stands, what was allocated
+    journal.json                         recorded resources, their state, allocated values
     overlay.qcow2 seed.iso console.log
-    saved                                the machine's state while it is suspended
-    snapshots/<name>/                    disk.qcow2, manifest.json: what another instance may begin from
+    saved                                the state of the VM while it is suspended
+    snapshots/<name>/                    disk.qcow2, manifest.json: what another instance can be created from
     ssh/                                 host_key, host_key.pub, login_key
     guard/                               proxy.cfg, *.names, *.suffixes, egress.json, guard.lock, control.sock, guard.log
     mounts/<n>                           read-only binds that virtiofs serves
     egress.jsonl                         the ledger
-    escalations/e<n>.json                what its agent asked for, and the answers; stop.json where a run waits for one
+    escalations/e<n>.json                requests of its agent and the answers; stop.json is the checkpoint of a run that waits
   runs/<instance_id>/<run_id>/           the evidence of one run; `latest` points to the newest; host/runs.py opens what is in it
-  digests/<instance_id>/<run_id>.json    what each file of it was when it was handed to its person
+  digests/<instance_id>/<run_id>.json    digests of its files at the time when it was handed over
 """
 
 from __future__ import annotations
@@ -63,22 +63,22 @@ class Home:
         return InstancePaths(self.root, self.instances / instance_id)
 
     def run(self, instance_id: str, run_id: str) -> Path:
-        """Where the evidence of a run is. `host/runs.py` makes it and opens it."""
+        """The folder of the evidence of a run, which `host/runs.py` creates and opens."""
         return self.runs / instance_id / run_id
 
     def lock(self, instance_id: str) -> Path:
         return self.locks / f"{instance_id}.lock"
 
     def create(self) -> None:
-        """Make what is missing. 0711: to be passed through by QEMU's user, to be listed by the owner only.
+        """Create missing folders, with mode 0711: the user of QEMU can traverse them, and only the owner can list them.
 
-        HostError where others than this user and root may change a folder on the way: they could put another in its place.
+        HostError if a user other than this one and root may change a folder of the path, and could replace it.
         """
         if changeable := find_changeable(self.root):
             raise HostError(
-                f"the state directory can be changed by others: {changeable}",
+                f"other users can change the state directory: {changeable}",
                 where=str(self.root),
-                hint=f"chown it to who runs this, and chmod go-w {changeable}; or set $KTRDR_VM_HOME to another folder",
+                hint=f"chown it to the user of ktrdr-vm and `chmod go-w {changeable}`, or set $KTRDR_VM_HOME to another folder",
             )
         try:
             for directory in (self.root, self.images, self.templates, self.instances):
@@ -88,9 +88,9 @@ class Home:
                 directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise HostError(
-                f"the state directory cannot be made: {error.strerror}",
+                f"the state directory cannot be created: {error.strerror}",
                 where=str(error.filename or self.root),
-                hint="run as its owner, or set $KTRDR_VM_HOME to a folder that may be written",
+                hint="run as its owner, or set $KTRDR_VM_HOME to a writable folder",
             ) from None
 
 
@@ -143,7 +143,7 @@ class InstancePaths:
 
     @property
     def stop(self) -> Path:
-        """Where a run stopped at an escalation, for who takes it up again."""
+        """The checkpoint of a run that stopped at an escalation."""
         return self.directory / "stop.json"
 
     @property
@@ -157,19 +157,19 @@ class InstancePaths:
 
 def find_home() -> Home:
     """`$KTRDR_VM_HOME`, or the default."""
-    # Resolved, because taps and tables carry a digest of it: two spellings of one folder are one home.
+    # Resolved, because marks of taps and tables contain a digest of it: two spellings of one folder are one state directory.
     root = Path(os.environ.get("KTRDR_VM_HOME") or DEFAULT_HOME).resolve()
     if not _PLAIN.fullmatch(str(root)):
         raise UsageError(
             f"{str(root)!a} cannot be the state directory",
             where="KTRDR_VM_HOME",
-            hint="it stands in configurations of QEMU and HAProxy: use letters, digits and / . _ + - only",
+            hint="configurations of QEMU and HAProxy contain it: use letters, digits and / . _ + - only",
         )
     return Home(root)
 
 
 def find_shipped(kind: str, name: str) -> Path | None:
-    """A shipped profile, playbook or recipe: beside the package in a checkout, under share/ when installed."""
+    """A shipped profile, playbook or recipe: next to the package in a checkout, beneath share/ if installed."""
     return next((path for base in _find_shares() if (path := base / kind / name).is_file()), None)
 
 
@@ -180,7 +180,7 @@ def list_shipped(kind: str) -> list[str]:
 
 def _find_shares() -> tuple[Path, ...]:
     if (PROJECT / "pyproject.toml").is_file():
-        # What an editable installation has copied under share/ is older than the checkout.
+        # The copies of an editable installation beneath share/ are older than the checkout.
         return (PROJECT,)
     import sysconfig
 

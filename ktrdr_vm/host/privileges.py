@@ -1,4 +1,4 @@
-"""How a process gives up what it does not need: its user, its network, and the import of anything more."""
+"""Dropping privileges of a process: its user, its network, and further imports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 class _SealedImports:
-    """Finds no module, and says on standard error which one was asked for: a rehearsal has missed it."""
+    """Finds no module, and prints the name of the requested one to standard error: it should have been imported before."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -23,21 +23,21 @@ class _SealedImports:
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         if name not in self._told:
             self._told.add(name)
-            os.write(2, f"the module {name} was to be imported after the privilege was given up\n".encode())
-        raise ModuleNotFoundError(f"No module named {name!r}: it has to be imported before the privilege is given up", name=name)
+            os.write(2, f"the module {name} was imported after the privileges were dropped\n".encode())
+        raise ModuleNotFoundError(f"No module named {name!r}: it must be imported before the privileges are dropped", name=name)
 
 
 def seal_imports() -> None:
-    """From now on only what Python has built in can be imported.
+    """Disable imports of all modules that are not built in.
 
-    The user that a process becomes may not be able to read the program, or Python's own library: a clone in a folder of mode 0700 is
-    enough. So that this shows everywhere and not only there, nothing is read from the disk any more.
+    The new user of a process may not be able to read this program or the library of Python, for example in a folder of mode
+    0700. Imports are disabled everywhere, so that tests find this too.
     """
     sys.meta_path[:] = [BuiltinImporter, FrozenImporter, _SealedImports()]
 
 
 def drop_privileges(uid: int, parent: int, *, gid: int | None = None) -> None:
-    """Become `uid` (and `gid`, by default the same number) for good, without anything to import, and end when `parent` does."""
+    """Become `uid` (and `gid`, by default the same number) permanently, disable imports, and end with `parent`."""
     seal_imports()
     group = uid if gid is None else gid
     if os.geteuid() == 0:
@@ -50,13 +50,13 @@ def drop_privileges(uid: int, parent: int, *, gid: int | None = None) -> None:
 
 
 def leave_network() -> None:
-    """From now on this process has a network without a way out; a listener that it holds stays where it was made."""
+    """Move this process to an empty network namespace; its open sockets stay in the old one."""
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), "cannot leave the network")
+        raise OSError(ctypes.get_errno(), "cannot leave the network namespace")
 
 
 def die_with(parent: int) -> None:
-    """Be killed when the parent ends, however it ends; at once when it already has."""
+    """Let the kernel kill this process when the parent ends; exit if it has ended already."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The only place where a process is started: list arguments, closed standard input, explicit environment, a limit always."""
+"""The only file that starts programs: an argument list, closed standard input, an explicit environment, and a time limit."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from typing import IO, Any
 from ktrdr_vm.errors import HostError, ProvisionError
 from ktrdr_vm.host.program_call import ProgramCall
 
-# Tools are looked up in the system's places, never in the caller's PATH: under sudo that one is the user's.
+# Programs are searched in system folders, never in the PATH of the caller, which with sudo belongs to the user.
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Seconds for what a killed program's streams still hold.
+# Seconds for the remaining output of a killed program.
 _DRAIN = 5.0
 _ENVIRONMENT = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
-# Folders to look for modules in, after Python's own; then a module, whose `main` is called with the words behind it as sys.argv[1:].
+# Folders for sys.path, then a module, whose `main` is called with the following words as sys.argv[1:].
 _MAIN = "import sys; sys.path += sys.argv[1].split(':'); del sys.argv[:2]; __import__(sys.argv[0], fromlist=['main']).main()"
 
 
 @dataclass(frozen=True)
 class Completed:
-    """How a process ended. `exit_code` is negative for a signal, as in `subprocess`."""
+    """The result of a process. `exit_code` is negative for a signal, as in `subprocess`."""
 
     argv: tuple[str, ...]
     exit_code: int
@@ -49,12 +49,12 @@ _secrets: set[bytes] = set()
 
 
 def observe(observer: Callable[[ProgramCall], None]) -> None:
-    """Call `observer` with every program that this process calls from now on: at its end, or when it has been started to run on."""
+    """Call `observer` with every program that this process calls from now on: at its end, or at its start if it keeps running."""
     _observers.append(observer)
 
 
 def hide_secret(value: bytes) -> None:
-    """Say that this process knows a secret's value, which whoever shows calls masks."""
+    """Register the value of a secret, so that observers mask it."""
     _secrets.add(value)
 
 
@@ -76,7 +76,7 @@ def find_program(name: str) -> Path | None:
 def require_program(name: str) -> Path:
     found = find_program(name)
     if found is None:
-        raise HostError(f"the program {name} is not installed", hint="run `make setup`, or `ktrdr-vm doctor` to see all that is missing")
+        raise HostError(f"the program {name} is not installed", hint="run `make setup`; `ktrdr-vm doctor` lists all that is missing")
     return found
 
 
@@ -96,7 +96,7 @@ def run(
     """Run to the end. `timeout` in seconds; on overrun the whole process group is killed.
 
     With `check`, an exit code other than 0 is a ProvisionError that carries the end of standard error. `environment` is
-    added to a minimal one; nothing of the caller's is inherited.
+    added to a minimal one; nothing is inherited from the caller.
     """
     arguments = [str(word) for word in argv]
     program = arguments[0] if "/" in arguments[0] else str(require_program(arguments[0]))
@@ -117,11 +117,11 @@ def run(
         )
     except OSError as error:
         notify_observers(replace(call, outcome=f"cannot be started: {error.strerror}"))
-        # Not only the program: the folder may be closed to the user that it is to run as.
+        # The cause can also be the folder, if the user of the program may not enter it.
         raise HostError(
             f"{arguments[0]} cannot be started{f' in {cwd}' if cwd else ''}: {error.strerror}",
             where=" ".join(arguments)[:200],
-            hint="look at the rights of the folder and of those above it" if cwd else "`ktrdr-vm doctor` checks the host",
+            hint="check the permissions of the folder and of those above it" if cwd else "`ktrdr-vm doctor` checks the host",
         ) from None
     with started as process:
         try:
@@ -129,14 +129,14 @@ def run(
         except BaseException as stopped:
             _kill_group(process)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                # A child in a session of its own may hold the streams open: it is not waited for.
+                # A child in another session may keep the streams open; there is no wait for it.
                 process.communicate(timeout=_DRAIN)
             notify_observers(replace(call, outcome=f"killed after {timeout:g} s" if _is_overrun(stopped) else "killed"))
             if _is_overrun(stopped):
                 raise ProvisionError(
                     f"{arguments[0]} did not end within {timeout:g} s",
                     where=" ".join(arguments)[:200],
-                    hint="look at the load of the host, then try again",
+                    hint="check the load of the host, then try again",
                 ) from None
             raise
     completed = Completed(tuple(arguments), process.returncode, out or b"", err or b"")
@@ -146,7 +146,7 @@ def run(
         raise ProvisionError(
             f"{arguments[0]} failed with exit code {completed.exit_code}: {tail}",
             where=" ".join(arguments)[:200],
-            hint="the message above is the program's own",
+            hint="the message above is from the program",
         )
     return completed
 
@@ -165,7 +165,7 @@ def start(
     new_session: bool = True,
     cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start and return at once. The caller owns the process: it must wait for it, or outlive it on purpose."""
+    """Start and return at once. The caller must wait for the process, or let it outlive itself on purpose."""
     arguments = [str(word) for word in argv]
     program = arguments[0] if "/" in arguments[0] else str(require_program(arguments[0]))
     call = ProgramCall((program, *arguments[1:]), cwd, user, group, dict(environment or {}), 0, tuple(pass_fds))
@@ -188,17 +188,17 @@ def start(
 
 
 def start_module(module: str, words: Sequence[str | Path], **options: Any) -> subprocess.Popen[bytes]:
-    """The `main` of a module of this program, as a process of its own. `options` are those of `start`; it runs in /.
+    """Start the `main` of a module of this program as a process. `options` are those of `start`; it runs in /.
 
-    Isolated: no variable, no user's folder and not the current one, which may be an untrusted branch, says what is imported. Without
-    `site`: an editable installation is found by programs that take longer to start than the guard. It writes no bytecode.
+    Isolated: imports do not depend on variables, on folders of the user or on the current folder, which may be an untrusted branch. Without
+    `site`, because its hooks for an editable installation take longer than the start of the guard. It writes no bytecode.
     """
     return start([sys.executable, "-I", "-S", "-B", "-c", _MAIN, _module_folders(), module, *words], cwd=Path("/"), **options)
 
 
 def _module_folders() -> str:
     if sys.flags.no_site:
-        # Started by `start_module` itself: what the first one found.
+        # In a process of `start_module`, the value is that of the first process.
         return sys.orig_argv[sys.orig_argv.index(_MAIN) + 1]
     return ":".join(dict.fromkeys([str(Path(__file__).resolve().parents[2]), *site.getsitepackages()]))
 

@@ -1,4 +1,4 @@
-"""One call of a program, and the line of shell that repeats it."""
+"""One call of a program, and the shell command that repeats it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-# Quoted with printf instead of literally: what acts on a terminal, and line ends, so that a call is one line.
+# Control characters and line ends are quoted with printf, so that a call is one line.
 _UNSAFE = re.compile(r"[^ -~]+")
 
 
 @dataclass(frozen=True)
 class ProgramCall:
-    """A program as `host/process.py` calls it. `outcome` is how it ended, or that it runs on; `stdin_size` is in bytes."""
+    """A program as `host/process.py` calls it. `outcome` is its result, or that it is still running; `stdin_size` is in bytes."""
 
     argv: tuple[str, ...]
     cwd: Path | None = None
@@ -26,7 +26,7 @@ class ProgramCall:
     outcome: str = ""
 
     def masked(self, mask: Callable[[str], str]) -> ProgramCall:
-        """The same call with every word of it masked, before it is quoted: a quoted secret would look different."""
+        """The same call with all words masked. This is done before quoting, which would change a secret."""
         return replace(
             self,
             argv=tuple(map(mask, self.argv)),
@@ -36,7 +36,7 @@ class ProgramCall:
         )
 
     def render_shell(self) -> str:
-        """One line of POSIX shell, which can be pasted as the same user; a comment says what it leaves out and how the call ended."""
+        """One line of POSIX shell, which the same user can paste; a comment names omitted parts and the result."""
         words = list(self.argv)
         if self.environment:
             words = ["env", *(f"{name}={value}" for name, value in sorted(self.environment.items())), *words]
@@ -50,7 +50,7 @@ class ProgramCall:
         if self.stdin_size:
             notes.append(f"{self.stdin_size} bytes of standard input not shown")
         if self.descriptors:
-            notes.append(f"needs descriptors {' '.join(map(str, self.descriptors))}")
+            notes.append(f"requires the file descriptors {' '.join(map(str, self.descriptors))}")
         return f"{line}  # {_UNSAFE.sub('?', '; '.join(notes))}" if notes else line
 
 

@@ -1,4 +1,4 @@
-"""A person's Git repository as it stands: which one a folder belongs to, and what its refs name."""
+"""The Git repository of a user: the one to which a folder belongs, and its refs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ktrdr_vm.host.git import COMMIT, open_view
 
 @dataclass(frozen=True)
 class Repository:
-    """A checked-out Git repository as it stands. `branch` is empty on a detached HEAD.
+    """The state of a checked-out Git repository. `branch` is empty on a detached HEAD.
 
-    `ref`, when given, is where `commit` is taken from instead, as for commits that came back from a guest. `workspace` is the folder
-    that a person named, from which the repository is opened each time; `common` is the resolved folder of its objects and refs.
+    `ref`, if set, is the source of `commit` instead, as for commits that were fetched from a guest. `workspace` is the folder
+    that a user named, from which the repository is opened each time; `common` is the resolved folder of its objects and refs.
     """
 
     root: Path
@@ -34,12 +34,12 @@ class Repository:
 
 
 def find_repository(directory: Path, source: str = ".") -> Repository:
-    """The repository of the folder `source` of a workspace. UsageError when there is none, no commit in it, or it lies elsewhere.
+    """The repository of the folder `source` of a workspace. UsageError if there is none, if it has no commit, or if it is elsewhere.
 
-    `directory` is what a person named, links in it count. `source` is a profile's: it is opened from there without following any.
+    `directory` was named by a user, so its links are followed. `source` is from a profile: it is opened without following links.
     """
     if not directory.is_dir():
-        raise UsageError("the workspace is no folder that can be opened", where=str(directory), hint="name a folder with --workspace")
+        raise UsageError("the workspace cannot be opened as a folder", where=str(directory), hint="name a folder with --workspace")
     workspace = directory.resolve()
     place = Place(workspace).join(source)
     top = find_top(place)
@@ -48,11 +48,11 @@ def find_repository(directory: Path, source: str = ".") -> Repository:
         commit = found.text.strip()
         if found.exit_code != 0 or not COMMIT.fullmatch(commit):
             raise UsageError(
-                f"the workspace is no Git repository with a commit: {found.error_text[-200:] or 'HEAD names none'}",
+                f"the workspace is not a Git repository with a commit: {found.error_text[-200:] or 'HEAD names none'}",
                 where=str(top.path),
-                hint="commit something, or name another folder with --workspace; a partial clone is made whole by `git fetch --refetch`",
+                hint="create a commit, or name another folder with --workspace; `git fetch --refetch` completes a partial clone",
             )
-        # A linked worktree lies anywhere; the repository's name is the main one's.
+        # A linked worktree can be anywhere; the name is that of the main repository.
         common = view.checkout.common_path
         branch = view.checkout.head.removeprefix("ref: refs/heads/") if view.checkout.head.startswith("ref: refs/heads/") else ""
         name = common.parent.name if common.name == ".git" else common.name.removesuffix(".git")
@@ -60,7 +60,7 @@ def find_repository(directory: Path, source: str = ".") -> Repository:
 
 
 def resolve_commit(repository: Repository, word: str) -> str:
-    """The commit that a ref or a commit's id stands for; empty when there is none. `word` is one that `require_ref` or `_commit` let by."""
+    """The commit of a ref or commit id; empty if there is none. `word` has passed `require_ref` or `require_commit`."""
     with open_view(repository.place) as view:
         found = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{word}^{{commit}}", check=False).text.strip()
     return found if COMMIT.fullmatch(found) else ""

@@ -1,7 +1,7 @@
-"""Who may open what in the state directory: one table, by which names are made and looked at.
+"""The permissions in the state directory: one table, by which names are created and checked.
 
-What is copied or bound there never has weaker rights than what it came from. Who may pass through a folder may open nothing in it that
-is not listed for them.
+Copies and bind mounts never have weaker permissions than their source. A user who may traverse a folder may open nothing in it that
+the table does not list.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ QEMU_USER = "libvirt-qemu"
 
 @dataclass(frozen=True)
 class Right:
-    """`pattern` is beneath the state directory; `mode` the most that there may be. `group`: QEMU's, the proxy's, or root's own."""
+    """`pattern` is beneath the state directory, `mode` is the maximum. `group`: that of QEMU, of the proxy, or of root."""
 
     pattern: str
     mode: int
     group: str = ""
 
 
-# The first that fits counts; what fits none is its owner's alone.
+# The first match counts; names without a match are for the owner only.
 TABLE = (
     Right(".", 0o711),
     *(Right(name, 0o711) for name in ("images", "templates", "instances", "runs")),
-    # Images are what their recipes made of public packages: QEMU reads them, whoever runs it.
+    # Images consist of public packages, so any user of QEMU may read them.
     Right("images/*", 0o755),
     Right("templates/*/*.qcow2", 0o440, "qemu"),
     Right("templates/*/*", 0o600),
     Right("templates/*", 0o711),
     Right("instances/*/mounts", 0o700),
-    Right("instances/*/mounts/*", 0o7777),  # what is bound there has its own rights, behind a closed folder
+    Right("instances/*/mounts/*", 0o7777),  # a bind mount keeps its permissions, in a closed folder
     Right("instances/*/vmlinuz", 0o444),
     Right("instances/*/initrd", 0o444),
     Right("instances/*/guard/proxy.cfg", 0o440, "proxy"),
@@ -59,7 +59,7 @@ def find_right(path: Path, home: Path) -> Right:
 
 
 def set_rights(path: Path, home: Path, *, group: int = -1) -> None:
-    """Give a name that was made the rights of the table. `group` is the proxy's, for what it reads."""
+    """Set the permissions of the table on a new name. `group` is that of the proxy, for files that it reads."""
     right = find_right(path, home)
     wanted = _find_qemu_group() if right.group == "qemu" else group if right.group == "proxy" else -1
     if os.geteuid() == 0 and wanted >= 0:
@@ -68,14 +68,14 @@ def set_rights(path: Path, home: Path, *, group: int = -1) -> None:
 
 
 def make_private(*folders: Path) -> None:
-    """Make folders, outermost first, that are their owner's alone. `mkdir(mode, parents=True)` gives the upper ones the umask's mode."""
+    """Create folders, outermost first, for their owner only. `mkdir(parents=True)` would create parents with the mode of the umask."""
     for folder in folders:
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
 
 
 def find_open(home: Path, beneath: Path | None = None) -> list[str]:
-    """Names that others than the table says may open, each with its mode. Links are not followed, and binds not entered."""
+    """Names with more permissions than in the table, each with its mode. Links are not followed, and bind mounts not entered."""
     found = []
     for folder, folders, files in os.walk(beneath or home):
         here = Path(folder)
@@ -92,7 +92,7 @@ def find_open(home: Path, beneath: Path | None = None) -> list[str]:
 
 
 def _find_qemu_group() -> int:
-    """The group of QEMU's user alone, where there is one; `kvm`, its first group, may have people in it."""
+    """The group that has only the user of QEMU, if it exists; its primary group `kvm` may have other members."""
     try:
         return grp.getgrnam(QEMU_USER).gr_gid
     except KeyError:

@@ -1,4 +1,4 @@
-"""Evidence goes: what is too old, what is too much, and the digests with it. Nothing of it is opened."""
+"""Removal of old and surplus evidence, with its digests. Its files are not opened."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from ktrdr_vm.host.journal import is_locked, list_directories
 from ktrdr_vm.host.paths import Home
 
-# Evidence that is older is collected.
+# Older evidence is removed.
 KEPT_DAYS = 90
 _OLD = f"the run ended more than {KEPT_DAYS} days ago"
 
 
 def find_sums(path: Path) -> Path:
-    """Where the digests of a run are: beside `runs/`, where only root comes."""
+    """The path of the digests of a run, outside of `runs/`, for root only."""
     return path.parent.parent.parent / "digests" / path.parent.name / f"{path.name}.json"
 
 
 def collect_runs(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
-    """Remove the evidence of runs that ended KEPT_DAYS ago; of an instance that is there the newest stays. Rows as `gc` shows them."""
+    """Remove the evidence of runs that ended KEPT_DAYS ago; the newest of an existing instance is kept. Rows are those of `gc`."""
     living = {path.name for path in list_directories(home)}
     rows = []
     for folder in sorted(home.runs.iterdir()) if home.runs.is_dir() else ():
@@ -39,13 +39,13 @@ def collect_runs(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
                 remove_run(path)
         if not dry_run and len(old) == len(found):
             (folder / "latest").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not ours, then, what else is in it
+            with contextlib.suppress(OSError):  # the folder has other content
                 folder.rmdir()
     return rows
 
 
 def remove_old_runs(runs: Path, keep: int) -> list[Path]:
-    """Keep the newest `keep` runs of an instance_id, and as many of what `gate` fetched; returns what was removed."""
+    """Keep the newest `keep` runs of an instance_id, and as many artifacts of `gate`; return what was removed."""
     if not runs.is_dir():
         return []
     found = sorted((path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()), reverse=True)
@@ -57,7 +57,7 @@ def remove_old_runs(runs: Path, keep: int) -> list[Path]:
 
 
 def remove_run(path: Path) -> None:
-    """A run's directory and its digests. What a link in it leads to stays."""
+    """Remove the directory of a run and its digests. Links are not followed."""
     if path.is_symlink():
         path.unlink()
     elif path.exists():

@@ -1,4 +1,4 @@
-"""Processes that run on this host, found by their arguments and ended by their handle: no PID file is trusted, and no name alone."""
+"""Processes on this host, found by their arguments and ended by their pidfd; neither a PID file nor a name alone is trusted."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-# QEMU unmapping a large guest is the slow case.
+# QEMU needs the most time, to unmap the memory of a large guest.
 END_LIMIT = 10.0
 
 
-# Users of people begin here on Debian (adduser.conf); those that an instance's processes have are far above.
+# uids of people begin here on Debian (adduser.conf); those of the processes of instances are far above.
 _PEOPLE, _INSTANCES = 1000, 1_900_000_000
 
 
 def find_processes(matches: Callable[[list[bytes]], bool]) -> list[int]:
-    """The processes of this user, of the system's users and of instances whose arguments, the program first, are such.
+    """The processes of this user, of system users and of instances with these arguments, beginning with the program.
 
-    Anybody may give a process any arguments: what another person runs is never taken for one of ours.
+    Processes of other people are ignored, because any process can have any arguments.
     """
     found = []
     for entry in Path("/proc").iterdir():
@@ -30,14 +30,14 @@ def find_processes(matches: Callable[[list[bytes]], bool]) -> list[int]:
                     continue
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
-                continue  # it ended while we looked
+                continue  # it ended meanwhile
             if matches(words):
                 found.append(int(entry.name))
     return found
 
 
 def end_process(pid: int) -> None:
-    """End the process and wait until the kernel has let go of it."""
+    """Kill the process and wait for its end."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:

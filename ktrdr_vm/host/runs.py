@@ -1,9 +1,9 @@
-"""The run directories on disk. Nothing else opens what lies beneath `runs/`.
+"""The run directories on disk. Only this file opens paths beneath `runs/`.
 
-While a run goes on its directory is root's. At its end a digest of each file is kept aside and everything is handed to the person who
-asked for the run. From then on each name in it may be a link, a pipe or another file: it is opened by descriptor, without following a
-link, and only a regular file of the person's own is read. A run that is taken up again gets a new directory, with what the digests
-confirm of the old one.
+During a run its directory belongs to root. At its end a digest of each file is stored elsewhere, and the directory is given to the user
+who started the run. From then on each name in it may be a link, a pipe or another file: it is opened by descriptor, without following
+links, and only a regular file of that user is read. A continued run gets a new directory, with the files whose digests
+are unchanged.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ MAX_LINE = 4 * 1024 * 1024
 _MAX_NAMES = 100_000
 
 
-# -- while a run goes on ------------------------------------------------------------------------------------------------
+# -- during a run ---------------------------------------------------------------------------------------------------------
 
 
 def create_run(home: Home, instance_id: str, run_id: str, *, continued: bool = False) -> Path:
-    """The directory of a run, root's alone until `hand_over`. `continued` takes up an old one: what its digests confirm is copied."""
+    """The directory of a run, for root only until `hand_over`. `continued` copies the files of an old one whose digests are unchanged."""
     parent = _make_parent(home, instance_id)
     path = parent / run_id
     if continued and os.path.lexists(path):
         facts = path.lstat()
-        # It was not handed over, or to this user: then nobody else had it.
+        # It was not handed over, or to this user: no other user could change it.
         if not (stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()):
             _take_up(path)
     else:
@@ -50,10 +50,10 @@ def create_run(home: Home, instance_id: str, run_id: str, *, continued: bool = F
 
 
 def require_own(path: Path) -> None:
-    """HostError unless a directory is this user's and no link: root writes into no folder that somebody else may change."""
+    """HostError unless a directory belongs to this user and is no link: root must not write to a folder that another user may change."""
     facts = path.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
-        raise HostError("the run directory belongs to somebody else", where=str(path), hint="remove it, then try again")
+        raise HostError("the run directory belongs to another user", where=str(path), hint="remove it, then try again")
 
 
 def _make_parent(home: Home, instance_id: str) -> Path:
@@ -63,7 +63,7 @@ def _make_parent(home: Home, instance_id: str) -> Path:
         with open_folder(Place(folder.parent, (folder.name,))) as descriptor:
             if os.geteuid() == 0:
                 os.fchown(descriptor, 0, 0)
-            # The person may pass through to what is theirs, and see nothing else on the way.
+            # The user may traverse it to the own files, and list nothing else.
             os.fchmod(descriptor, 0o711)
     return parent
 
@@ -87,9 +87,9 @@ def _take_up(path: Path) -> None:
 
 
 def hand_over(path: Path, owner: tuple[int, int]) -> None:
-    """Keep a digest of each file, then give everything to the person.
+    """Store a digest of each file, then give everything to the user.
 
-    From the inside out and without following a link: nobody else can come in before the outermost folder is theirs.
+    From the inside out and without following links: no user can enter before the outermost folder is given.
     """
     with contextlib.suppress(OSError, HostError):
         make_private(find_sums(path).parent.parent, find_sums(path).parent)
@@ -109,12 +109,12 @@ def _digest_tree(path: Path) -> dict[str, str]:
     return found
 
 
-# -- afterwards ---------------------------------------------------------------------------------------------------------
+# -- after a run ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The directory of a run that may have been handed over. Only regular files of its owner's are read, and none of anybody else's."""
+    """The directory of a run that may have been handed over. Only regular files of its owner are read."""
 
     path: Path
 
@@ -124,38 +124,40 @@ class FinishedRun:
         with open_folder(Place(self.path.parent, (self.path.name,))) as directory:
             owner, caller = os.fstat(directory).st_uid, find_owner()[0]
             if caller not in (0, owner) and owner != os.geteuid():
-                raise UsageError("this run is somebody else's", where=str(self.path), hint="ask who made it")
+                raise UsageError("this run belongs to another user", where=str(self.path), hint="ask its owner")
         with open_folder(Place(self.path.parent, (self.path.name, *folders))) as folder:
             yield folder, last, owner
 
     def open(self, name: str) -> IO[bytes]:
-        """A file of the run, to read. FileNotFoundError when there is none; UsageError for what the run cannot have written so."""
+        """A file of the run, for reading. FileNotFoundError if there is none; UsageError for a file that the run cannot have written."""
         try:
             with self._open_directory(name) as (folder, last, owner):
                 file = os.fdopen(open_regular(last, folder), "rb")
                 if os.fstat(file.fileno()).st_uid != owner:
                     file.close()
-                    raise OSError(1, "it is another user's file", name)
+                    raise OSError(1, "the file belongs to another user", name)
                 return file
         except FileNotFoundError:
             raise
         except OSError as error:
             raise UsageError(
-                f"{name} is no file that a run has written: {error.strerror}",
+                f"{name} is not a regular file in the run directory: {error.strerror}",
                 where=str(self.path),
-                hint="links are not followed; remove it",
+                hint="links are not followed; remove it if it is one",
             ) from None
 
     def read(self, name: str, limit: int = MAX_DOCUMENT) -> bytes:
-        """The file's bytes, as `open`. UsageError when there are more than `limit`."""
+        """The bytes of the file, with the errors of `open`. UsageError if there are more than `limit`."""
         with self.open(name) as file:
             content = file.read(limit + 1)
         if len(content) > limit:
-            raise UsageError(f"{name} is larger than {limit} bytes", where=str(self.path), hint="no run writes one so large")
+            raise UsageError(
+                f"{name} is larger than {limit} bytes", where=str(self.path), hint="runs write no files of this size; the file was changed"
+            )
         return content
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
-        """The JSON objects of a file of lines, those with a time; a file that is not there has none."""
+        """The JSON objects with a time in a file of JSON lines; empty if the file does not exist."""
         try:
             file = self.open(name)
         except FileNotFoundError:
@@ -168,11 +170,11 @@ class FinishedRun:
                         yield row
 
     def document(self, name: str) -> dict[str, Any]:
-        """A JSON object of the run. FileNotFoundError when it has none; UsageError for anything else."""
+        """A JSON object of the run. FileNotFoundError if there is none; UsageError for anything else."""
         return parse_document(self.read(name), str(self.path / name))
 
     def list(self, folder: str, suffix: str) -> list[str]:
-        """Names of the files beneath a folder of the run, sorted; none when the folder is not there, or is a link."""
+        """Names of the files beneath a folder of the run, sorted; empty if the folder does not exist or is a link."""
         found: list[str] = []
         pending = [folder]
         while pending and len(found) < _MAX_NAMES:
@@ -190,7 +192,7 @@ class FinishedRun:
         return sorted(found)
 
     def digests(self) -> dict[str, str]:
-        """What root kept of each file when the run was handed over. Empty for a run that was not."""
+        """The digest of each file at the time when the run was handed over; empty before."""
         try:
             content: dict[str, str] = json.loads(find_sums(self.path).read_bytes())
             return content
@@ -208,7 +210,7 @@ class FinishedRun:
 
     @contextlib.contextmanager
     def build(self) -> Iterator[Path]:
-        """A folder of root's beside the run, to make something in that `deliver` puts into it."""
+        """A temporary folder of root, in which content is prepared that `deliver` moves into the run."""
         folder = self.path.with_name(f".{self.path.name}.made")
         remove_run(folder)
         folder.mkdir(mode=0o700)
@@ -218,7 +220,7 @@ class FinishedRun:
             remove_run(folder)
 
     def deliver(self, made: Path, names: tuple[str, ...], owner: tuple[int, int]) -> None:
-        """Move what was made into the run as its owner's, in place of what has the name. Links there are removed, not followed."""
+        """Move prepared content into the run, with its owner, and replace an existing name. Links are removed, not followed."""
         for path in (*made.rglob("*"),):
             os.chown(path, *owner, follow_symlinks=False)
         with open_folder(Place(self.path.parent, (self.path.name,))) as directory, open_folder(made) as source:
@@ -232,7 +234,7 @@ class FinishedRun:
 
 
 def find_run(home: Home, instance_id: str, run_id: str) -> Path:
-    """The directory of a run, the newest for `latest`. UsageError when there is none."""
+    """The directory of a run, the newest for `latest`. UsageError if there is none."""
     folder = home.runs / instance_id
     name = run_id
     if run_id == "latest":
@@ -240,7 +242,9 @@ def find_run(home: Home, instance_id: str, run_id: str) -> Path:
             name = str((folder / "latest").readlink())
     plain = bool(name) and "/" not in name and not name.startswith(".") and "\0" not in name
     if not plain or not os.path.lexists(folder / name) or (name == "latest" and not (folder / name).is_dir()):
-        raise UsageError(f"there is no run {run_id} of {instance_id}", where=str(folder), hint="`ls` that folder, or apply first")
+        raise UsageError(
+            f"there is no run {run_id} of {instance_id}", where=str(folder), hint="list that folder, or run `ktrdr-vm apply` first"
+        )
     return folder / name
 
 
@@ -260,5 +264,5 @@ def parse_document(content: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
-        raise UsageError("this is no document of a run", where=where, hint="apply again; somebody has changed it")
+        raise UsageError("this is not a document of a run", where=where, hint="apply again; the file was changed")
     return data

@@ -1,4 +1,4 @@
-"""Where this host's own apt takes Debian from, and through which proxy. No mirror is written into a recipe."""
+"""The Debian archives and proxies for which apt on this host is configured. Recipes name no mirror."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _PROXY = re.compile(r'^(Acquire::(?:http|https)::Proxy(?:::[^ ]+)?|Acquire::http
 
 @dataclass(frozen=True)
 class AptSource:
-    """One archive: its base address as apt uses it (it may carry a password), and whether it is the security one."""
+    """One archive: its base URL as apt uses it (which may contain a password), and whether it is the security archive."""
 
     uri: str
     security: bool
 
     @property
     def public_uri(self) -> str:
-        """The address without user and password, fit for a file in the guest."""
+        """The URL without user and password, for files in the guest."""
         parts = urlsplit(self.uri)
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 @dataclass(frozen=True)
 class AptHost:
-    """What a build takes from the host: archives, and apt's proxy settings in apt's own notation."""
+    """The settings of the host for a build: archives, and proxy settings in the syntax of apt."""
 
     main: AptSource
     security: AptSource | None
@@ -41,21 +41,21 @@ class AptHost:
 
 
 def read_apt_host() -> AptHost:
-    """Ask the host's apt. A host without a Debian archive is a HostError: there is nothing to build from."""
-    hint = "an image is built from the Debian archive that apt is configured for: add one to /etc/apt/sources.list.d/"
+    """Read the configuration of apt. HostError without a Debian archive."""
+    hint = "an image is built from the Debian archive in the configuration of apt: add one to /etc/apt/sources.list.d/"
     if process.find_program("apt-get") is None:
         raise HostError("this host has no apt", hint=hint)
     if not KEYRING.is_file():
         raise HostError(
             "the signing keys of the Debian archive are missing",
             where=str(KEYRING),
-            hint="apt-get install debian-archive-keyring",
+            hint="run `apt-get install debian-archive-keyring`",
         )
     shape = "\t".join(f"$({name})" for name in _FIELDS)
     targets = process.run(["apt-get", "indextargets", "--format", shape, "Created-By: Packages"], timeout=60).text
     main, security = parse_targets(targets.splitlines(), _read_mirror_list)
     if main is None:
-        raise HostError("apt is configured for no Debian archive (component main) over http or https", hint=hint)
+        raise HostError("the configuration of apt has no Debian archive (component main) over http or https", hint=hint)
     options = parse_proxy(process.run(["apt-config", "dump"], timeout=60).text.splitlines())
     return AptHost(main, security, options)
 
@@ -63,7 +63,7 @@ def read_apt_host() -> AptHost:
 def parse_targets(lines: Iterable[str], read_mirror_list: Callable[[str], str]) -> tuple[AptSource | None, AptSource | None]:
     """The main and the security archive among apt's index targets, one a line, the fields tab-separated.
 
-    The origin is known only after an `apt-get update`; before it, an archive whose path ends in /debian is taken for it.
+    The origin is known only after an `apt-get update`; before it, an archive whose path ends in /debian is used.
     """
     found: dict[bool, list[tuple[int, str]]] = {False: [], True: []}
     for line in lines:
@@ -83,7 +83,7 @@ def parse_targets(lines: Iterable[str], read_mirror_list: Callable[[str], str]) 
         else:
             continue
         if not security and "-" in release:
-            rank += 2  # -updates and -backports come from the same place as a rule, but not always
+            rank += 2  # -updates and -backports usually come from the same archive
         found[security].append((rank, uri))
     main, security_uri = (min(found[kind], default=None, key=lambda item: item[0]) for kind in (False, True))
     return (
@@ -93,7 +93,7 @@ def parse_targets(lines: Iterable[str], read_mirror_list: Callable[[str], str]) 
 
 
 def parse_proxy(lines: Iterable[str]) -> tuple[str, ...]:
-    """Proxy and certificate settings of `apt-config dump`, as lines of an apt.conf. `DIRECT` is kept: it means something."""
+    """Proxy and certificate settings of `apt-config dump`, as lines of an apt.conf. `DIRECT` is kept, because it disables a proxy."""
     return tuple(f'{match[1]} "{match[2]}";' for line in lines if (match := _PROXY.fullmatch(line.strip())))
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from ktrdr_vm.host import process
 from ktrdr_vm.images.apt import AptHost
 
-# A slow mirror and a slow machine together; without a limit a stalled download would hold the lock for ever.
+# For a slow mirror and a slow host; without a limit a stalled download would hold the lock forever.
 TIMEOUT = 3600.0
 
-# In namespaces of its own nothing can outlive it: when this process dies the kernel ends all it started and its mounts.
+# In separate namespaces: when this process ends, the kernel ends its children and its mounts.
 CONTAINED = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "--")
 
 
 def make_source_lines(host: AptHost, suite: str, *, security: bool) -> tuple[str, ...]:
-    """The one-line sources for a build. The signing keys are the host's, since the root has none yet."""
+    """The sources of a build in one-line format. The signing keys are those of the host, because the root has none yet."""
     lines = [f"deb [signed-by={host.keyring}] {host.main.uri} {suite} main"]
     if security and host.security is not None:
         lines.append(f"deb [signed-by={host.keyring}] {host.security.uri} {suite}-security main")
@@ -33,7 +33,7 @@ def make_mmdebstrap_argv(
     packages: Sequence[str],
     exclude: Sequence[str],
 ) -> tuple[str, ...]:
-    """The command line. A target that ends in .tar makes an archive, any other a directory."""
+    """The command line. A target that ends in .tar is an archive, any other a directory."""
     return (
         *CONTAINED,
         "mmdebstrap",
@@ -50,12 +50,12 @@ def make_mmdebstrap_argv(
 
 
 def run_mmdebstrap(argv: Sequence[str], scratch: Path) -> None:
-    """`scratch` takes what is temporary: /tmp can be small, or in memory."""
+    """`scratch` is for temporary files, because /tmp can be small or in memory."""
     process.require_program("mmdebstrap")
     process.run(argv, timeout=TIMEOUT, environment={"TMPDIR": str(scratch), "HOME": "/root"})
 
 
 def read_packages(root: Path) -> dict[str, str]:
-    """Package names and versions as dpkg's database in the root has them."""
+    """Package names and versions from the dpkg database in the root."""
     listing = process.run(["dpkg-query", f"--admindir={root}/var/lib/dpkg", "--show", "--showformat=${Package}\t${Version}\n"], timeout=60)
     return dict(line.split("\t", 1) for line in listing.text.splitlines() if "\t" in line)

@@ -15,12 +15,12 @@ from ktrdr_vm.images.recipe import ContainerRecipe, Recipe
 from ktrdr_vm.images.store import Image, ImageStore
 
 _PROGRAMS = ("apt-get", "chroot", "cpio", "dpkg-query", "mke2fs", "mmdebstrap", "mount", "unshare")
-# The root, the archive of a container image and its import lie side by side for a moment.
+# For the root, the archive of a container image and its import at the same time.
 _SPACE = 5 << 30
 
 
 def build_image(recipe: Recipe, store: ImageStore, *, progress: Callable[[str], None]) -> Image:
-    """The image of this recipe: the one that is there, or a new one. Waits when another process is building it."""
+    """The image of this recipe: the existing one, or a new one. Waits while another process builds it."""
     found = store.find(recipe.digest)
     if found is not None:
         return found
@@ -37,7 +37,7 @@ def build_image(recipe: Recipe, store: ImageStore, *, progress: Callable[[str], 
 def _build(recipe: Recipe, host: AptHost, store: ImageStore, directory: Path, progress: Callable[[str], None]) -> Image:
     root, scratch = directory / "root", directory / "scratch"
     scratch.mkdir(mode=0o711)
-    progress(f"{recipe.name}: installing {len(recipe.packages)} packages of {recipe.suite} and what they need")
+    progress(f"{recipe.name}: installing {len(recipe.packages)} packages of {recipe.suite} and their dependencies")
     bootstrap.run_mmdebstrap(
         bootstrap.make_mmdebstrap_argv(
             host, recipe.suite, root,
@@ -96,7 +96,7 @@ def _preload(
     scratch: Path,
     progress: Callable[[str], None],
 ) -> dict[str, object]:
-    progress(f"{recipe.name}: making the container image {container.name}")
+    progress(f"{recipe.name}: creating the container image {container.name}")
     archive = scratch / "container.tar"
     bootstrap.run_mmdebstrap(
         (
@@ -117,17 +117,19 @@ def _find_kernel(root: Path) -> str:
     if len(versions) != 1:
         raise ProvisionError(
             f"the image has {len(versions)} kernels: {', '.join(versions) or 'none'}",
-            hint="the packages of the recipe must bring exactly one, such as linux-image-cloud-amd64",
+            hint="the packages of the recipe must contain exactly one, such as linux-image-cloud-amd64",
         )
     return versions[0]
 
 
 def _check_host(root: Path) -> None:
-    """Everything that would fail late is asked first: a build takes minutes."""
+    """Check the requirements first, because a build takes minutes."""
     if os.geteuid() != 0:
-        raise HostError("an image is built by root", hint="run it with sudo, or let root build it once: `ktrdr-vm images build`")
+        raise HostError("building an image requires root", hint="run `sudo ktrdr-vm images build` once")
     for program in _PROGRAMS:
         process.require_program(program)
     free = shutil.disk_usage(root).free
     if free < _SPACE:
-        raise HostError(f"{free >> 20} MiB are free, and a build needs {_SPACE >> 20}", where=str(root), hint="make room, or remove images")
+        raise HostError(
+            f"{free >> 20} MiB are free, and a build requires {_SPACE >> 20}", where=str(root), hint="free disk space, or remove images"
+        )

@@ -1,4 +1,4 @@
-"""Container images put into the guest's Docker before it ever ran, by that Docker itself, natively and without network."""
+"""Importing container images into the Docker of an image at build time, with that Docker, natively and without a network."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ktrdr_vm.images.recipe import ContainerRecipe
 
 _TIMEOUT = 900.0
 
-# The guest's own dockerd, so that the layout is the one it will read. It runs in namespaces of its own: no network to
-# touch, and when the first process ends the kernel takes the daemons and the mounts away, however it ended.
+# The dockerd of the guest, so that its storage format is used. It runs in separate namespaces, without a
+# network, and when the first process ends, the kernel removes the daemons and the mounts.
 _CONTAINED = ("unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--")
 
 # $1 is the root, $2 the archive, $3 the image's name, the rest is for `docker import`.
@@ -55,12 +55,12 @@ exec chroot . /bin/sh -c '
 ' import "$name" "$@"
 """
 
-# Kept: the images. The rest of Docker's state is made anew at its first start, or would be of this host.
+# Only images are kept. Docker creates the rest of its state at its first start; some of it would be specific to this host.
 _KEPT = frozenset({"image", "overlay2"})
 
 
 def make_import_options(container: ContainerRecipe) -> tuple[str, ...]:
-    """What `docker import` is told about the image, as Dockerfile instructions."""
+    """The Dockerfile instructions for `docker import`."""
     changes = [f"ENV {name}={json.dumps(value)}" for name, value in container.environment]
     if container.command:
         changes.append(f"CMD {json.dumps(list(container.command))}")
@@ -77,17 +77,17 @@ def import_container(root: Path, archive: Path, container: ContainerRecipe) -> d
 
 
 def list_state_to_remove(root: Path) -> tuple[Path, ...]:
-    """What the daemon wrote beside the images."""
+    """Remove the files that the daemon wrote in addition to images."""
     state = root / "var/lib/docker"
     return tuple(sorted(place for place in state.iterdir() if place.name not in _KEPT)) if state.is_dir() else ()
 
 
 def _require_overlay() -> None:
-    """The layers are written on the build host, whose kernel must know the file system the guest will read them with."""
+    """Check for the overlay file system, which the kernel of the build host must support."""
     if "\toverlay\n" not in Path("/proc/filesystems").read_text(encoding="ascii"):
         loaded = process.run(["modprobe", "overlay"], timeout=30, check=False)
         if loaded.exit_code != 0:
             raise HostError(
-                f"this host's kernel has no overlay file system: {loaded.error_text}",
-                hint="it is needed to preload container images: modprobe overlay",
+                f"the kernel of this host has no overlay file system: {loaded.error_text}",
+                hint="it is required for preloaded container images: run `modprobe overlay`",
             )

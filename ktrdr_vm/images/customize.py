@@ -1,4 +1,4 @@
-"""From a bootstrapped root to a guest: files, units, the user, and the removal of what must differ in every instance."""
+"""Configuring a bootstrapped root as a guest: files, units, the user, and the removal of data that must differ between instances."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ktrdr_vm.images.recipe import GuestFile, Recipe
 _UID = 1000
 _GUEST_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-# What a build leaves and no instance may share, or may not carry: keys, identities, caches, logs, apt's build settings.
+# Files of a build that instances must not share or contain: keys, identities, caches, logs, settings of apt.
 _STRIPPED = (
     "etc/apt/apt.conf.d/99mmdebstrap",
     "etc/apt/sources.list",
@@ -47,7 +47,7 @@ _STRIPPED = (
 
 
 def write_files(root: Path, files: Sequence[GuestFile]) -> None:
-    """Lay the recipe's files over the root. sudo's and ssh's rules on modes are met by 0644 and root."""
+    """Copy the files of the recipe into the root. 0644 and root meet the requirements of sudo and sshd."""
     for file in files:
         place = find_beneath(root, file.path)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +58,10 @@ def write_files(root: Path, files: Sequence[GuestFile]) -> None:
 
 
 def find_beneath(root: Path, relative: str) -> Path:
-    """A path in the root, refused when a link on the way leads out of it: an absolute link would be the host's."""
+    """A path in the root, refused if a link in it leads out: an absolute link would lead to the host."""
     place = root / relative
     if ".." in Path(relative).parts or not place.parent.resolve().is_relative_to(root.resolve()):
-        raise ProvisionError(f"{relative} leads out of the image's root", hint="name the real directory in the recipe")
+        raise ProvisionError(f"{relative} leads out of the root of the image", hint="name the real directory in the recipe")
     return place
 
 
@@ -82,13 +82,13 @@ def _link_to_null(root: Path, relative: str) -> None:
 
 
 def create_user(root: Path, user: str, groups: Sequence[str]) -> None:
-    """An account without a password, and root locked: keys alone open it."""
+    """Create an account without a password, and lock root: login requires a key."""
     process.run(
         ["chroot", root, "useradd", "--create-home", "--user-group", "--uid", str(_UID), "--shell", "/bin/bash",
          *(("--groups", ",".join(groups)) if groups else ()), user],
         timeout=60,
     )  # fmt: skip
-    # `*` forbids passwords; `!` would also be taken by sshd as a locked account, which it refuses altogether.
+    # `*` disables passwords; sshd would treat `!` as a locked account and refuse keys too.
     process.run(["chroot", root, "usermod", "--password", "*", user], timeout=60)
     process.run(["chroot", root, "passwd", "--quiet", "--lock", "root"], timeout=60)
 
@@ -103,14 +103,14 @@ def unpack_modules(root: Path, version: str) -> None:
 
 
 def strip(root: Path, host: AptHost, recipe: Recipe) -> None:
-    """Make it anybody's: nothing of this build, of this host or of one instance stays."""
+    """Remove everything that is specific to this build, to this host or to one instance."""
     for pattern in _STRIPPED:
         for place in root.glob(pattern):
             _delete(place)
     for place in (root / "var/log").rglob("*"):
         if place.is_file():
             place.unlink()
-    # Empty means: made at every first boot. "uninitialized" would also mean presets, which undo what is disabled here.
+    # Empty: created at every first boot. "uninitialized" would also apply presets, which enable units that are disabled here.
     _write(root, "etc/machine-id", "", 0o444)
     _write(root, "etc/hostname", "ktrdr\n")
     _write(root, "etc/hosts", "127.0.0.1 localhost\n")
@@ -120,7 +120,7 @@ def strip(root: Path, host: AptHost, recipe: Recipe) -> None:
 
 
 def make_guest_sources(host: AptHost, recipe: Recipe) -> str:
-    """The guest's apt uses the archive that the host uses, if its egress allows that. Never the host's password for it."""
+    """Configure apt in the guest for the archive of the host, without a password of the host. Egress must allow it."""
     stanzas = [(host.main.public_uri, recipe.suite)]
     if recipe.security and host.security is not None:
         stanzas.append((host.security.public_uri, f"{recipe.suite}-security"))

@@ -1,4 +1,4 @@
-"""A directory becomes an ext4 disk, without mounting anything."""
+"""Creating an ext4 disk from a directory, without mounting it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHUNK = 1 << 22
 
 
 def make_mke2fs_argv(root: Path, disk: Path, digest: str) -> tuple[str, ...]:
-    """The identifiers derive from the recipe's digest, so that the same content gives the same bytes where that is cheap.
+    """The identifiers derive from the digest of the recipe, so that builds are reproducible where that is cheap.
 
     `assume_storage_prezeroed`: the file is sparse, so nothing has to be written, and the guest's kernel has no
     tables to initialise in the background.
@@ -36,7 +36,7 @@ def create_disk(root: Path, disk: Path, size: int, digest: str) -> None:
 
 
 def hash_file(place: Path, beat: Callable[[], None] | None = None) -> str:
-    """The sha256 of a file. `beat` is called now and then."""
+    """The sha256 of a file. `beat` is called repeatedly."""
     digest = hashlib.sha256()
     with place.open("rb") as file:
         while chunk := file.read(_CHUNK):

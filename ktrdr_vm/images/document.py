@@ -1,4 +1,4 @@
-"""The mappings of a recipe, key by key: read by the one strict YAML reader, with all problems at once."""
+"""The mappings of a recipe, key by key, with all errors at once. The YAML is read by `strict_yaml`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ktrdr_vm.profile.strict_yaml import Path as Place
 
 
 class DocumentReader:
-    """A value of the document that should be a mapping, with the problems found so far."""
+    """A value of the document that must be a mapping, with the errors found so far."""
 
     def __init__(self, document: Document, place: Place, value: Any, problems: list[Problem], hint: str) -> None:
         self._document, self._place, self._value, self._problems, self._hint = document, place, value, problems, hint
 
     def section(self, *, required: Sequence[str] = (), optional: Sequence[str] = ()) -> Section:
-        """Take the value as a mapping of exactly these keys. What is wrong with it is remembered, not raised."""
+        """Read the value as a mapping of exactly these keys. Errors are collected, not raised."""
         values: dict[str, Any] = {}
         section = Section(self._document, self._place, values, self._problems, self._hint)
         if isinstance(self._value, dict):
@@ -28,7 +28,7 @@ class DocumentReader:
                     values[name] = value
                 else:
                     known = ", ".join(sorted((*required, *optional)))
-                    section.complain(name, f"is not known here; known: {known}", at_key=True)
+                    section.complain(name, f"is unknown; known: {known}", at_key=True)
             for name in required:
                 if name not in values:
                     section.complain(name, "is missing")
@@ -42,13 +42,13 @@ class DocumentReader:
 
 
 class Section:
-    """The values of one mapping. Each getter returns something harmless when the value is wrong, and remembers why."""
+    """The values of one mapping. For an invalid value, a getter returns a default and records the error."""
 
     def __init__(self, document: Document, place: Place, values: dict[str, Any], problems: list[Problem], hint: str) -> None:
         self._document, self._place, self._values, self._problems, self._hint = document, place, values, problems, hint
 
     def complain(self, *path: str | int, at_key: bool = False) -> None:
-        """Keys beneath this mapping, and what is wrong there as the last word."""
+        """Record an error: keys beneath this mapping, then the message."""
         *keys, message = path
         self._problems.append(self._document.problem((*self._place, *keys), str(message), at_key=at_key))
 
@@ -58,7 +58,7 @@ class Section:
             return ""
         text = _text(value)
         if not text:
-            self.complain(key, "must be a text")
+            self.complain(key, "must be text")
         return text or ""
 
     def text(self, key: str, pattern: re.Pattern[str]) -> str:
@@ -73,7 +73,7 @@ class Section:
         for index, item in enumerate(self._list(key)):
             text = _text(item)
             if text is None or not pattern.fullmatch(text):
-                self.complain(key, index, f"{item!r} is not allowed; it must be a text that matches {pattern.pattern}")
+                self.complain(key, index, f"{item!r} is not allowed; it must be text that matches {pattern.pattern}")
             else:
                 found.append(text)
         return tuple(found)
@@ -96,7 +96,7 @@ class Section:
             if not names.fullmatch(name):
                 self.complain(key, name, f"must match {names.pattern}", at_key=True)
             elif text is None or not values.fullmatch(text):
-                self.complain(key, name, "must be a text of one line")
+                self.complain(key, name, "must be text of one line")
             else:
                 found[name] = text
         return tuple(sorted(found.items()))
@@ -118,19 +118,21 @@ class Section:
 
 
 def _text(value: Any) -> str | None:
-    """Text, or a whole number as it was meant; None for what YAML takes for something else, such as `on`."""
+    """Text, or a whole number as text; None for another type of YAML, such as `on`."""
     if isinstance(value, str):
         return value
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def read_document(path: Path, *, hint: str) -> DocumentReader:
-    """Parse one YAML file. What is wrong with its form alone is raised here, since nothing can be read from it."""
+    """Parse one YAML file. DocumentError if it is not valid YAML."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise HostError(f"cannot be read: {error.strerror}", where=str(path), hint="check the name and its rights") from error
+        raise HostError(
+            f"cannot be read: {error.strerror}", where=str(path), hint="check the name and the permissions of the file"
+        ) from error
     try:
         document = load_yaml(content, str(path))
     except DocumentError as error:

@@ -1,4 +1,4 @@
-"""The image that a profile names: found, or built, or fetched."""
+"""The image of a profile: found in the store, built or fetched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ktrdr_vm.profile.model import ImageRef
 def ensure_image(
     ref: ImageRef, recipe: Recipe | None, root: Path, *, progress: Callable[[str], None], sources: tuple[str, ...] | None = None
 ) -> Image:
-    """Costs nothing when it is there. `recipe` is the one that `ref` names, None for an image by URL."""
+    """The image of `ref`; fast if it exists. `recipe` is the one that `ref` names, None for an image by URL."""
     store = ImageStore(root)
     found = store.find(recipe.digest if recipe is not None else ref.sha256)
     if found is not None:

@@ -1,4 +1,4 @@
-"""A stock cloud image from a URL: checked while it streams, probed once while it is still trusted, then in the store."""
+"""Fetching a stock cloud image from a URL: its checksum is verified during the download, then its header is read, then it is stored."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _CHUNK = 1 << 20
 _MAX_BYTES = 64 << 30
 _READ_TIMEOUT = 60.0
 _REPORT_EVERY = 64 << 20
-# The user that stock images are told to make by our seed; the image itself has none.
+# The user that our seed creates in stock images.
 _USER = "ktrdr"
 
 
 def fetch_image(
     url: str, sha256: str, store: ImageStore, *, progress: Callable[[str], None], sources: tuple[str, ...] | None = None
 ) -> Image:
-    """The image with this checksum: the one that is there, or fetched from `url` (https, http or file).
+    """The image with this checksum: the existing one, or fetched from `url` (https, http or file).
 
-    The checksum is its name, so a wrong one can never be found later, and another address with the same bytes costs
-    nothing. `sources` is what an address may begin with, each that a server refers to as well; None is any of the same scheme.
+    The checksum is its name, so a wrong image is never found, and another URL with the same content needs no
+    download. `sources` are the permitted prefixes of URLs, including redirects; None permits any of the same scheme.
     """
     parts = _check_request(url, sha256)
     found = store.find(sha256)
@@ -70,17 +70,19 @@ def _check_request(url: str, sha256: str) -> Any:
     if parts.scheme not in ("http", "https", "file"):
         raise UsageError(f"an image cannot be fetched from {url}", hint="use an https, http or file URL")
     if not _SHA256.fullmatch(sha256):
-        raise UsageError("the sha256 of an image is 64 hexadecimal digits in lower case", where=url, hint="see the SHA256SUMS beside it")
+        raise UsageError(
+            "the sha256 of an image must be 64 hexadecimal digits in lower case", where=url, hint="see the SHA256SUMS of its publisher"
+        )
     return parts
 
 
 def _download(url: str, sha256: str, target: Path, report: Callable[[str], None], sources: tuple[str, ...] | None) -> None:
-    """Stream into `target`. On a wrong checksum it is deleted before the error leaves here."""
+    """Stream into `target`. With a wrong checksum it is deleted before the error is raised."""
     digest, done = hashlib.sha256(), 0
     shown = _strip_password(url)
     local = urlsplit(url).scheme == "file"
     if local and not Path(urllib.request.url2pathname(urlsplit(url).path)).is_file():
-        # A device or a pipe has no end, and reading one may have effects.
+        # A device or a pipe may have no end, and reading it may have side effects.
         raise ProvisionError("is not a regular file", where=shown, hint="name a disk image")
     try:
         with _make_opener(url, sources).open(url, timeout=_READ_TIMEOUT) as source, target.open("xb") as file:
@@ -90,7 +92,7 @@ def _download(url: str, sha256: str, target: Path, report: Callable[[str], None]
                 file.write(chunk)
                 if shutil.disk_usage(target.parent).free < DISK_FLOOR << 20:
                     raise HostError(
-                        f"less than {DISK_FLOOR} MiB of disk are left", where=str(target.parent), hint="make room in the image store"
+                        f"less than {DISK_FLOOR} MiB of disk are left", where=str(target.parent), hint="free disk space for the image store"
                     )
                 if done // _REPORT_EVERY != (done + len(chunk)) // _REPORT_EVERY:
                     report(f"{(done + len(chunk)) >> 20} of {length >> 20} MiB" if length else f"{done >> 20} MiB")
@@ -101,19 +103,19 @@ def _download(url: str, sha256: str, target: Path, report: Callable[[str], None]
         reason = getattr(error, "reason", error)
         raise ProvisionError(f"cannot be fetched: {reason}", where=shown, hint="check the address and the network") from error
     except OSError as error:
-        raise HostError(f"cannot be stored: {error.strerror}", where=str(target), hint="make room in the image store") from error
+        raise HostError(f"cannot be stored: {error.strerror}", where=str(target), hint="free disk space for the image store") from error
     if digest.hexdigest() != sha256:
         target.unlink()
-        # A profile of an untrusted branch must not learn the digest of anything that root can read or reach.
+        # The error must not reveal the digest, because the profile is not trusted and root can read any file or URL.
         raise ProvisionError(
-            f"has another sha256, and not {sha256} as asked for; it was not used",
+            f"does not have the sha256 {sha256}; it was not used",
             where=shown,
-            hint="the image changed, or somebody changed it: compare with what its publisher signed",
+            hint="the image was changed: compare it with the checksums that its publisher signed",
         )
 
 
 class _Judge(urllib.request.HTTPRedirectHandler):
-    """Follows where a server refers to, as far as the owner's sources go, and never to another scheme than https from there."""
+    """Follows redirects to permitted sources, and from https to https only."""
 
     def __init__(self, scheme: str, sources: tuple[str, ...] | None) -> None:
         self._scheme = scheme
@@ -124,15 +126,15 @@ class _Judge(urllib.request.HTTPRedirectHandler):
         allowed = self._sources is None or newurl.startswith(self._sources)
         if wanted.scheme not in {self._scheme, "https"} or wanted.scheme not in ("http", "https") or not allowed:
             raise ProvisionError(
-                "refers to another address, which is none of the owner's sources",
+                "redirects to another address, which is not a source of the owner's policy",
                 where=_strip_password(req.full_url),
-                hint="name the image by its last address, or list that in images.sources of /etc/ktrdr-vm/policy.yaml",
+                hint="use the last address of the image, or add it to images.sources in /etc/ktrdr-vm/policy.yaml",
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _make_opener(url: str, sources: tuple[str, ...] | None) -> urllib.request.OpenerDirector:
-    """What opens the scheme of `url` and no other."""
+    """An opener for the scheme of `url` only."""
     opener = urllib.request.OpenerDirector()
     scheme = urlsplit(url).scheme
     handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor()]

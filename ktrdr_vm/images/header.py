@@ -1,4 +1,4 @@
-"""A disk image's format and size, by its first bytes alone: no program guesses what root should make of a stranger's file."""
+"""Format and size of a disk image, from its first bytes, so that no program probes the format of an untrusted file as root."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from ktrdr_vm.errors import ProvisionError
 
 MAX_VIRTUAL = 1 << 40
-_HINT = "use an image that is one complete raw or qcow2 file"
+_HINT = "use an image that is a single raw or qcow2 file"
 _QCOW2 = b"QFI\xfb"
 _HEADER = struct.Struct(">4sIQIIQ")
-# Incompatible features that change nothing of where the data is: dirty, another compression, extended L2 entries.
+# Incompatible features without an effect on the location of data: dirty, another compression, extended L2 entries.
 _KNOWN_FEATURES = 0b11001
 _EXTERNAL_DATA = 0b00100
-# What other formats begin with. Taken as raw it would not boot, and should be told instead.
+# First bytes of other formats, which would not boot as raw images.
 _OTHERS = {
     b"KDMV": "vmdk", b"COWD": "vmdk", b"# Disk DescriptorFile": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc", b"QED\x00": "qed",
     b"<<< ": "vdi", b"WithoutFreeSpace": "parallels", b"WithouFreSpacExt": "parallels", b"LUKS\xba\xbe": "luks",
@@ -23,7 +23,7 @@ _OTHERS = {
 
 
 def read_format(path: Path, where: str) -> tuple[str, int]:
-    """Format and virtual size. ProvisionError for what is neither raw nor qcow2, or refers to another file."""
+    """Format and virtual size. ProvisionError if it is neither raw nor qcow2, or refers to another file."""
     with path.open("rb") as file:
         head = file.read(512)
     return parse_format(head, path.stat().st_size, where)
@@ -39,7 +39,7 @@ def parse_format(head: bytes, length: int, where: str) -> tuple[str, int]:
             raise ProvisionError(f"the image is {other}, which is not supported", where=where, hint=_HINT)
         disk_format, size = "raw", length
     if not 0 < size <= MAX_VIRTUAL:
-        raise ProvisionError(f"the image's virtual size of {size} bytes is not plausible", where=where, hint=_HINT)
+        raise ProvisionError(f"the virtual size of the image, {size} bytes, is not plausible", where=where, hint=_HINT)
     return disk_format, size
 
 
@@ -53,7 +53,7 @@ def _parse_qcow2(head: bytes, where: str) -> int:
         raise ProvisionError("the image is an overlay: it has a backing file", where=where, hint=_HINT)
     (features,) = struct.unpack_from(">Q", head, 72) if version == 3 else (0,)
     if features & _EXTERNAL_DATA:
-        raise ProvisionError("the image keeps its data in another file", where=where, hint=_HINT)
+        raise ProvisionError("the image has an external data file", where=where, hint=_HINT)
     if features & ~_KNOWN_FEATURES:
-        raise ProvisionError("the image has features that are not known here, or is marked as corrupt", where=where, hint=_HINT)
+        raise ProvisionError("the image has unknown features, or is marked as corrupt", where=where, hint=_HINT)
     return int(size)

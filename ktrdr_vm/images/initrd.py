@@ -1,4 +1,4 @@
-"""The initrd: busybox, the disk's driver and a shell `init`. About 1 MB packed, where the distribution's is 17."""
+"""The initrd: busybox, the driver of the disk and a shell `init`. About 1 MB packed, instead of 17 MB."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DIRECTORIES = ("bin", "dev", "mnt", "modules", "proc")
 
 
 def parse_dependencies(text: str) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """depmod's `modules.dep`: module name to its file and the names of what it needs."""
+    """`modules.dep` of depmod: module name to its file and its dependencies."""
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
     for line in text.splitlines():
         file, _, needed = line.partition(":")
@@ -29,7 +29,7 @@ def make_module_name(file: str) -> str:
 def order_modules(
     wanted: Sequence[str], dependencies: Mapping[str, tuple[str, tuple[str, ...]]], builtin: frozenset[str]
 ) -> tuple[str, ...]:
-    """The files to load, each after what it needs. What the kernel has built in needs no loading."""
+    """The files to load, each after its dependencies, without built-in modules."""
     ordered: list[str] = []
 
     def visit(name: str) -> None:

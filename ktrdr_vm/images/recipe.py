@@ -1,4 +1,4 @@
-"""What an image is made of, as data: loaded strictly, every problem reported at once, named by its digest."""
+"""Image recipes as data: parsed strictly, with all errors at once, and identified by a digest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ktrdr_vm.images.document import DocumentReader, Section, read_document
 
-# Part of every digest: raise it when the builder makes something else out of an unchanged recipe.
+# Part of every digest: increment it if a change of the builder affects images of an unchanged recipe.
 BUILDER_VERSION = 1
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
@@ -26,12 +26,12 @@ _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _SIZE = re.compile(r"([1-9][0-9]*)(MiB|GiB)")
 _ARGUMENTS = re.compile(r"[A-Za-z0-9=/._,:+ -]*")
 _TEXT = re.compile(r"[^\x00-\x1f]*")
-_HINT = "correct the recipe; images/debian-13-docker.yaml is a complete one"
+_HINT = "correct the recipe; images/debian-13-docker.yaml is an example"
 
 
 @dataclass(frozen=True)
 class GuestFile:
-    """A file laid over the bootstrapped root. `path` is relative to it; the owner is root."""
+    """A file that is copied into the bootstrapped root. `path` is relative to it; the owner is root."""
 
     path: str
     content: bytes
@@ -40,7 +40,7 @@ class GuestFile:
 
 @dataclass(frozen=True)
 class ContainerRecipe:
-    """A container image that the guest already has, since no registry may be in reach."""
+    """A preloaded container image, because the guest may not reach a registry."""
 
     name: str
     packages: tuple[str, ...]
@@ -51,7 +51,7 @@ class ContainerRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole image. `size` is the disk's, in bytes; `digest` names the built image in the store."""
+    """A recipe. `size` is that of the disk in bytes; `digest` names the built image in the store."""
 
     name: str
     suite: str
@@ -72,20 +72,20 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Over the content, not the file: comments and the order of keys do not cause a rebuild."""
+        """The digest of the content, so that comments and the order of keys cause no rebuild."""
         canonical = json.dumps({"builder": BUILDER_VERSION, "recipe": asdict(self)}, sort_keys=True, default=lambda value: value.hex())
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read and check a recipe with the files it refers to. Every problem is in the one DocumentError."""
+    """Read and check a recipe and its files. DocumentError with all errors."""
     document = read_document(path, hint=_HINT)
     top = document.section(
         required=("version", "name", "suite", "disk", "user", "packages", "boot"),
         optional=("security", "groups", "exclude", "files", "units", "containers"),
     )
     if top.scalar("version") not in ("1", ""):
-        top.complain("version", "must be 1, the only version there is")
+        top.complain("version", "must be 1, the only version")
     boot = top.section("boot", required=("kernel_args", "modules", "init"))
     units = top.section("units", optional=("enable", "mask", "mask_generators"))
     recipe = Recipe(
@@ -108,7 +108,7 @@ def load_recipe(path: Path) -> Recipe:
     )
     names = [container.name for container in recipe.containers]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        top.complain("containers", f"{name} is there twice")
+        top.complain("containers", f"{name} occurs twice")
     document.raise_problems()
     return recipe
 
@@ -132,13 +132,13 @@ def _parse_container(reader: DocumentReader) -> ContainerRecipe:
 
 
 def _read_beside(recipe: Path, section: Section, key: str) -> bytes:
-    """A file the recipe names; it must lie in the recipe's folder, so that the digest covers it wherever it is moved."""
+    """A file that the recipe names. It must be in the folder of the recipe."""
     relative = section.scalar(key)
     if not relative:
         return b""
     place = _resolve_beneath(recipe, relative)
     if place is None or not place.is_file():
-        section.complain(key, f"{relative} is not a file in the recipe's folder")
+        section.complain(key, f"{relative} is not a file in the folder of the recipe")
         return b""
     return place.read_bytes()
 
@@ -149,7 +149,7 @@ def _read_tree(recipe: Path, section: Section, document: DocumentReader) -> tupl
         return ()
     top = _resolve_beneath(recipe, relative)
     if top is None or not top.is_dir():
-        section.complain("files", f"{relative} is not a directory in the recipe's folder")
+        section.complain("files", f"{relative} is not a directory in the folder of the recipe")
         return ()
     files = []
     for place in sorted(top.rglob("*")):

@@ -1,10 +1,10 @@
-"""Images on disk, each in a directory named by its digest. Complete or absent: it is renamed into place when finished.
+"""Images on disk, each in a directory named by its digest. A finished directory is renamed into place, so images are always complete.
 
-<root>/<digest>/disk.raw or disk.qcow2   what overlays are backed by; nobody may write it
-                vmlinuz, initrd          beside it, for direct kernel boot
-                manifest.json            what it is made of
-<root>/.lock-<digest>                    held by whoever builds or fetches it
-<root>/.new-<digest>-*                   a build that runs, or was killed
+<root>/<digest>/disk.raw or disk.qcow2   the backing file of overlays, read-only
+                vmlinuz, initrd          for direct kernel boot
+                manifest.json            its sources and versions
+<root>/.lock-<digest>                    held by the process that builds or fetches it
+<root>/.new-<digest>-*                   a running or killed build
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MANIFEST_VERSION = 1
 
 @dataclass(frozen=True)
 class Image:
-    """One image, ready to back overlays. `digest` names what it was made from, `content_digest` the disk's bytes."""
+    """One image, ready to back overlays. `digest` is that of its recipe or source, `content_digest` that of the disk."""
 
     name: str
     digest: str
@@ -50,13 +50,13 @@ class Image:
 
 
 class ImageStore:
-    """The images beneath one directory. Readable for QEMU's own user, writable for the owner only."""
+    """The images beneath one directory, readable for the user of QEMU, writable for the owner only."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def find(self, digest: str) -> Image | None:
-        """The finished image of this digest, or None. One whose manifest cannot be understood counts as absent."""
+        """The finished image of this digest, or None. One with an invalid manifest counts as absent."""
         directory = self._directory(digest)
         try:
             described = json.loads((directory / "manifest.json").read_bytes())
@@ -71,12 +71,12 @@ class ImageStore:
         return tuple(image for image in found if image is not None)
 
     def remove(self, digest: str) -> bool:
-        """Take an image away; False when there was none. Overlays backed by it must be gone: the caller knows them."""
+        """Remove an image; False if there was none. The caller checks that no overlay uses it."""
         directory = self._directory(digest)
         with self.lock(digest):
             if not directory.exists():
                 return False
-            # First out of sight under its name, so that nobody finds half of it.
+            # Renamed first, so that a partly removed image is never found.
             doomed = self.root / f".new-{digest}-removed-{os.getpid()}"
             directory.rename(doomed)
             shutil.rmtree(doomed)
@@ -84,7 +84,7 @@ class ImageStore:
 
     @contextmanager
     def lock(self, digest: str) -> Iterator[None]:
-        """Only one process makes an image. Waits for the other, who usually leaves the finished image."""
+        """The lock for creating an image. Waits for another process, which usually finishes the image."""
         self.create_root()
         handle = os.open(self.root / f".lock-{self._directory(digest).name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -95,7 +95,7 @@ class ImageStore:
 
     @contextmanager
     def create(self, digest: str) -> Iterator[Path]:
-        """A new directory beside the images. To be used under `lock`; what a killed build left is cleared first."""
+        """A new directory next to the images, to be used under `lock`. Directories of killed builds are removed first."""
         self.create_root()
         for stale in self.root.glob(f".new-{digest}-*"):
             shutil.rmtree(stale)
@@ -108,23 +108,23 @@ class ImageStore:
                 shutil.rmtree(directory)
 
     def commit(self, directory: Path, description: Mapping[str, Any]) -> Image:
-        """Write the manifest and put a directory made with `create` in its place. `description` is an Image's fields."""
+        """Write the manifest and rename a directory of `create` to its final name. `description` are the fields of an Image."""
         digest = str(description["digest"])
         manifest = {"manifest_version": _MANIFEST_VERSION, **description}
         (directory / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for place in directory.iterdir():
             place.chmod(0o444)
-            # On the disk before it has its name: after a power cut a finished name must not stand on zeros.
+            # Synced before the rename, so that a finished name has its content after a power failure.
             sync(place)
         sync(directory)
         final = self._directory(digest)
-        if final.exists():  # there, but not understood: `find` said None
+        if final.exists():  # it exists, but its manifest is invalid: `find` returned None
             shutil.rmtree(final)
         directory.rename(final)
         sync(self.root)
         image = self.find(digest)
         if image is None:
-            raise ProvisionError("the image that was just made cannot be read", where=str(final), hint="look at its manifest.json")
+            raise ProvisionError("the new image cannot be read", where=str(final), hint="check its manifest.json")
         return image
 
     def create_root(self) -> None:
@@ -132,7 +132,9 @@ class ImageStore:
             self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
         except OSError as error:
             raise HostError(
-                f"the image store cannot be created: {error.strerror}", where=str(self.root), hint="check the rights of its parent"
+                f"the image store cannot be created: {error.strerror}",
+                where=str(self.root),
+                hint="check the permissions of its parent folder",
             ) from error
 
     def _directory(self, digest: str) -> Path:
@@ -142,8 +144,8 @@ class ImageStore:
 
 
 def refuse_disk(disk: int, image: int) -> str:
-    """Why a disk of so many MiB cannot stand on an image of so many bytes, or nothing: the guest would miss the end of its file system."""
-    return f"the image needs {-(-image >> 20)} MiB, and {disk} MiB would cut off its end" if disk << 20 < image else ""
+    """The reason why a disk of so many MiB is too small for an image of so many bytes, or an empty text."""
+    return f"the image requires {-(-image >> 20)} MiB, and a disk of {disk} MiB would cut off its end" if disk << 20 < image else ""
 
 
 def is_digest(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What the fresh VM is made from: the base's profile and playbooks, and the commits that a workload returned."""
+"""The inputs of the fresh VM: profile and playbooks of the base commit, and the commits of a workload."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.load import build_profile
 
-# What the fresh VM is not given: the workload itself, its secrets, and files that are not committed.
+# The fresh VM has no workload, no secrets of it, and no uncommitted files.
 _LEFT_OUT = ("workload", "secrets")
 
 
 def make_fresh(gathered: Gathered, returned: Returned) -> Gathered:
-    """What the fresh VM is made from. Without a returned commit that is the base itself."""
+    """The inputs of the fresh VM. Without a returned commit, its commit is the base."""
     plan, repository = gathered.plan, gathered.repository
     assert repository is not None and plan.profile.workspace is not None
     chosen = returned.choose(plan.identity, plan.facts.base_ref)

@@ -1,4 +1,4 @@
-"""An interactive instance of what a run judged, to find out by hand what an agent found: `apply --from-run`."""
+"""An interactive instance with the judged commit of a run, for debugging by hand: `apply --from-run`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ktrdr_vm.inputs.resolve import Gathered, gather_profile
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.load import load_profile
 
-# Nobody works in it but the person, with the person's own time.
+# Only a person works in it, without time limits.
 _LEFT_OUT = ("workload", "verify", "gates", "artifacts", "ttl")
 
 
 def gather_run(run: Path, *, home: Home, instance_id: str | None = None) -> Gathered:
-    """What `apply` starts from: the run's own profile, interactive and without its workload, and the commit that was judged.
+    """The inputs of `apply`: the profile of the run, interactive and without its workload, and the judged commit.
 
-    `run` is the run's directory. UsageError when its documents or its commits are gone.
+    `run` is the directory of the run. UsageError if its documents or commits no longer exist.
     """
     documents = FinishedRun(run)
     plan, report = _read(documents, "plan.json"), read_document(run)
@@ -32,7 +32,7 @@ def gather_run(run: Path, *, home: Home, instance_id: str | None = None) -> Gath
     document = {key: value for key, value in plan["source"].items() if key not in _LEFT_OUT} | {"mode": "interactive"}
     if document.get("workspace") is not None:
         document["workspace"] = {**document["workspace"], "uncommitted": "ignore", "include": []}
-    # JSON is YAML; it goes through every check of a profile again.
+    # JSON is YAML, so it passes all checks of a profile again.
     loaded = load_profile(json.dumps(document), str(run / "plan.json"), _no_parent)
     name = instance_id or f"{plan['instance_id'][:50].rstrip('-')}--again"
     gathered = gather_profile(loaded, home=home, workspace=Path(plan["facts"]["workspace"]), instance_id=name)
@@ -46,9 +46,9 @@ def gather_run(run: Path, *, home: Home, instance_id: str | None = None) -> Gath
     found = resolve_commit(repository, require_ref(ref, where) if ref else require_commit(commit, where))
     if found != commit:
         raise UsageError(
-            f"the commit {commit[:12]} of that run is no longer where it was",
+            f"the commit {commit[:12]} of that run is not in the repository any more",
             where=str(repository.root),
-            hint="a later run replaced its ref; name that run, or fetch the commit back",
+            hint="a later run replaced its ref; name that run, or fetch the commit again",
         )
     facts = replace(gathered.plan.facts, base_commit=commit, base_ref=ref or gathered.plan.facts.base_ref)
     fresh = Plan(gathered.plan.profile, facts, gathered.plan.identity, gathered.plan.source)
@@ -59,8 +59,10 @@ def _read(run: FinishedRun, name: str) -> dict[str, Any]:
     try:
         return run.document(name)
     except FileNotFoundError:
-        raise UsageError("this run has no such document", where=str(run.path / name), hint="it still goes on, or was killed") from None
+        raise UsageError(
+            "this document of the run does not exist", where=str(run.path / name), hint="the run is still active, or was killed"
+        ) from None
 
 
 def _no_parent(reference: str, source: str) -> tuple[str, bytes]:
-    raise UsageError(f"{reference} is not looked for", where=source, hint="a run's profile extends nothing any more")
+    raise UsageError(f"{reference} is not searched for", where=source, hint="the stored profile of a run must not extend another")

@@ -1,6 +1,6 @@
-"""What a profile names, and whether it is there and may be used: recipes, presets, playbooks, files and folders of the workspace.
+"""Checks of everything that a profile names: recipes, presets, playbooks, files and folders of the workspace.
 
-Each path is opened as it will be when it is used, from the workspace and without following a link.
+Each path is opened as it is for its use, from the workspace and without following links.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ktrdr_vm.profile.load import LoadedProfile
 
 
 def check_references(loaded: LoadedProfile, workspace: Path, *, gates: bool = True) -> list[Problem]:
-    """What the profile names and is not there, or is itself wrong: recipe, presets, playbooks. Reads files, asks no program.
+    """Missing or invalid recipes, presets and playbooks that the profile names. Reads files, starts no program.
 
-    `workspace` is the absolute folder of `--workspace`. Without `gates` the profile's own are not looked for: others take their place.
+    `workspace` is the absolute folder of `--workspace`. Without `gates`, those of the profile are not checked, because others replace them.
     """
     profile, problems = loaded.profile, []
     if not profile.image.url:
@@ -47,14 +47,14 @@ def check_references(loaded: LoadedProfile, workspace: Path, *, gates: bool = Tr
 
 
 def check_places(loaded: LoadedProfile, workspace: Path, mount_roots: tuple[str, ...]) -> list[Problem]:
-    """Every folder and file of the host that the profile names, opened as it will be when it is used: no link, no other mount."""
+    """Errors of all folders and files of the host that the profile names, opened as for their use: no links, no other mounts."""
     profile, problems = loaded.profile, []
 
     def check(path: tuple[str | int, ...], act: Callable[[], object]) -> None:
         try:
             act()
         except FileNotFoundError:
-            return  # what is missing is said by what needs it
+            return  # the user of a missing file reports it
         except OSError as error:
             problems.append(loaded.problem(path, f"cannot be opened: {error.strerror} (links are not followed)"))
         except KtrdrError as error:
@@ -84,10 +84,10 @@ def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
 
 
 def find_playbook(gate: str, workspace: Path, *, trusted: bool = False) -> Path:
-    """A gate by name or path: the workspace's own, then the shipped ones.
+    """The playbook of a gate by name or path: in the workspace, then shipped.
 
-    A profile comes from a branch: what it names lies in the workspace, with no link on the way, or is shipped. `trusted` is what a
-    person typed: it may lie elsewhere, but what is spelled beneath the workspace is opened from there all the same.
+    A profile is not trusted: its gates must be in the workspace, without links in their path, or shipped. A `trusted` name was
+    typed by a user: it may be elsewhere, but a path in the workspace is opened from there nevertheless.
     """
     shipped = None
     if "/" in gate or gate.endswith((".yaml", ".yml")):
@@ -104,9 +104,9 @@ def find_playbook(gate: str, workspace: Path, *, trusted: bool = False) -> Path:
             continue
         if place.root != workspace:
             raise UsageError(
-                f"the gate {gate} lies outside the workspace",
+                f"the gate {gate} is outside of the workspace",
                 where=str(path),
-                hint="a profile's gates are files of the workspace, or shipped ones",
+                hint="the gates of a profile are files in the workspace or shipped playbooks",
             )
         try:
             os.close(open_file(place))
@@ -121,10 +121,10 @@ def find_playbook(gate: str, workspace: Path, *, trusted: bool = False) -> Path:
 
 
 def digest_playbooks(playbooks: tuple[tuple[str, Path], ...], workspace: Path) -> tuple[tuple[str, str], ...]:
-    """Each gate with the digest of its playbook and of what that brings along."""
+    """Each gate with the digest of its playbook and of the files that the playbook uses."""
     if not playbooks:
         return ()
-    # A playbook's parser brings Jinja along, which a profile without gates need not wait for.
+    # Imported late: the parser imports Jinja, which a profile without gates does not need.
     from ktrdr_vm.gates.load import digest_playbook
 
     return tuple((gate, digest_playbook(path, beneath=workspace)) for gate, path in playbooks)

@@ -1,6 +1,6 @@
-"""Facts before the plan: everything of the host, the repository and the clock-free world that a plan depends on.
+"""Gathering the inputs of a plan: profile, policy, repository and facts of the host.
 
-Needs neither root nor a running libvirt, and creates nothing.
+Requires neither root nor a running libvirt, and creates nothing.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from ktrdr_vm.profile.model import ImageRef, Profile
 from ktrdr_vm.profile.preset import load_preset
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 
-# A machine type that every QEMU since Debian 12's has, spelled out so that a template stays what it was.
+# A machine type that QEMU has since Debian 12, with its version, so that templates stay valid.
 MACHINE = "pc-q35-7.2"
-# The user of a stock cloud image; cloud-init makes it when the image has none.
+# The user of a stock cloud image; cloud-init creates it if the image has none.
 STOCK_USER = "ktrdr"
-REFERENCE_HINT = "correct the name, or write what it names; `ktrdr-vm validate` shows all errors at once"
+REFERENCE_HINT = "correct the name, or create the file; `ktrdr-vm validate` shows all errors at once"
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """A profile that may run here, the plan it makes, and what else was found on the way."""
+    """A profile that may run on this host, its plan, and the other inputs."""
 
     loaded: LoadedProfile
     policy: OwnerPolicy
@@ -57,28 +57,28 @@ class Gathered:
     recipe: Recipe | None
     playbooks: tuple[tuple[str, Path], ...]
     beyond: tuple[Reach, ...] = ()
-    """What the profile wants beyond the same file on a branch that its owner trusts."""
+    """What the profile allows in addition to the same file on a trusted branch."""
 
 
 def read_profile(path: Path, workspace: Path | None = None) -> LoadedProfile:
-    """Load a profile file and what it extends; every problem at once. What lies in the workspace is no link."""
+    """Load a profile and those that it extends, with all errors at once. Links in the workspace are refused."""
     return load_profile(_read(path, workspace), str(path), _read_parent)
 
 
 def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()) -> Gathered:
-    """Everything that `plan`, `render` and `apply` start from. `gates`, when given, replace the profile's."""
+    """The inputs of `plan`, `render` and `apply`. `gates`, if set, replace those of the profile."""
     return gather_profile(read_profile(profile_path, workspace), home=home, workspace=workspace, instance_id=instance_id, gates=gates)
 
 
 def gather_profile(
     loaded: LoadedProfile, *, home: Home, workspace: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()
 ) -> Gathered:
-    """The same for a profile that is read already."""
+    """The same for a loaded profile."""
     policy = read_policy()
     root = workspace.resolve()
     if not str(root).isprintable():
-        # A plan is text, and so are the documents in it.
-        raise UsageError("the name of the workspace is no plain text", where=ascii(str(root)), hint="rename the folder")
+        # The path is part of documents of the plan, which are text.
+        raise UsageError("the path of the workspace is not printable UTF-8", where=ascii(str(root)), hint="rename the folder")
     named, refused = check_references(loaded, root, gates=not gates), check_policy(loaded, policy, str(root))
     refused = refused or check_places(loaded, root, policy.mount_roots)
     if named or refused:
@@ -136,7 +136,7 @@ def _identity(instance_id: str | None, root: Path, repository: Repository | None
 
 def _image(ref: ImageRef, home: Home) -> tuple[Recipe | None, ImageFacts]:
     if ref.url:
-        # The checksum is the digest: it says all that there is to say about the content.
+        # The checksum is the digest, because it identifies the content.
         directory = str(home.images / ref.sha256)
         format_ = "qcow2" if Path(directory, "disk.qcow2").exists() else "raw"
         name = ref.url.rsplit("/", 1)[-1]
@@ -154,7 +154,7 @@ def _image(ref: ImageRef, home: Home) -> tuple[Recipe | None, ImageFacts]:
 
 
 def _presets(profile: Profile) -> tuple[tuple[str, tuple[EgressRule, ...]], ...]:
-    """What each preset of the profile stands for. The clients are slow to answer, so they are asked at the same time."""
+    """The rules of each preset of the profile. The clients are slow, so they run concurrently."""
     named = sorted({rule.preset for rule in profile.egress.allow if rule.preset})
     lists = {preset: path for preset in named if (path := find_shipped("profiles/egress", f"{preset}.yaml"))}
     wanted, owner = [preset for preset in named if preset not in lists], find_owner()
@@ -163,7 +163,7 @@ def _presets(profile: Profile) -> tuple[tuple[str, tuple[EgressRule, ...]], ...]
     def ask(preset: str) -> None:
         try:
             found[preset] = find_sources(preset, owner)
-        except Exception as error:  # told below, in the thread that waits
+        except Exception as error:  # raised below, in the waiting thread
             found[preset] = error
 
     asking = [threading.Thread(target=ask, args=(preset,)) for preset in wanted]
@@ -188,14 +188,12 @@ def _find_collector(profile: Profile, policy: OwnerPolicy) -> Collector | None:
     if not profile.telemetry.otlp:
         return None
     if importlib.util.find_spec("opentelemetry") is None or importlib.util.find_spec("opentelemetry.proto") is None:
-        raise HostError(
-            "telemetry needs the packages of OpenTelemetry", where="telemetry", hint="install this program as ktrdr-vm[telemetry]"
-        )
+        raise HostError("telemetry requires the packages of OpenTelemetry", where="telemetry", hint="install ktrdr-vm[telemetry]")
     return policy.collector
 
 
 def _find_lending(profile: Profile, policy: OwnerPolicy) -> Lending:
-    """A machine that nobody may ask anything for is made as small as its profile says."""
+    """The reserve for hot-plug; none if no escalation can request it."""
     kinds = policy.escalations.kinds if profile.asks else ()
     if "resources" not in kinds:
         return Lending(mounts="mount" in kinds)
@@ -211,7 +209,7 @@ def _has_cpu_controller() -> bool:
 
 
 def _read(path: Path, workspace: Path | None = None) -> bytes:
-    """What a person typed may be a link of theirs; what lies beneath the workspace may be a branch's, and is none."""
+    """Open a path that a user typed, which may be a link, except in the workspace, whose branch is not trusted."""
     root = (workspace or Path()).resolve()
     place = find_place(Path.cwd() / path, (root,))
     try:
@@ -221,11 +219,11 @@ def _read(path: Path, workspace: Path | None = None) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=str(path), hint="name a file that exists and may be read") from None
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(path), hint="name a file that exists and is readable") from None
 
 
 def _read_parent(reference: str, source: str) -> tuple[str, bytes]:
-    """What a profile extends: a file beneath the profile's own folder, or a shipped profile by name."""
+    """Read an extended profile: a file beneath the folder of the profile, or a shipped profile by name."""
     folder = Place(Path(source).resolve().parent)
     try:
         place = folder.join(reference)
@@ -234,8 +232,8 @@ def _read_parent(reference: str, source: str) -> tuple[str, bytes]:
     except FileNotFoundError:
         pass
     except UnsafePathError as error:
-        raise UsageError(f"{reference} is outside the profile's folder: {error.message}", where=source, hint=HINT) from None
+        raise UsageError(f"{reference} is outside of the folder of the profile: {error.message}", where=source, hint=HINT) from None
     shipped = find_shipped("profiles", reference if reference.endswith(".yaml") else f"{reference}.yaml")
     if shipped is None:
-        raise UsageError(f"{reference} is neither beside the profile nor shipped", where=source, hint=HINT)
+        raise UsageError(f"{reference} is neither in the folder of the profile nor a shipped profile", where=source, hint=HINT)
     return str(shipped), _read(shipped)

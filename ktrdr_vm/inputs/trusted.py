@@ -1,7 +1,7 @@
-"""A profile as it stands on the branch that its owner trusts, and what the one at hand wants beyond it.
+"""The profile on the trusted branch, and what the current one allows in addition.
 
-An agent may have written the branch that is checked out. Without a policy that says where secrets may go, a person is asked before
-theirs go to a place that the trusted branch does not send them to.
+An agent may have written the current branch. If no policy limits the destinations of secrets, a person must confirm
+destinations that the trusted branch does not have.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _DEFAULTS = ("main", "master")
 
 
 def list_refs(policy: OwnerPolicy, repository: Repository) -> tuple[str, ...]:
-    """Branches of this repository that the owner's policy trusts; none when it says nothing of it."""
+    """The trusted branches of this repository in the owner's policy; none if it does not list the repository."""
     common = repository.common
     places = {repository.root.resolve()} | ({common.parent if common.name == ".git" else common} if common else set())
     return tuple(dict.fromkeys(ref for one in policy.projects if Path(one.path).resolve() in places for ref in one.refs))
 
 
 def compare(loaded: LoadedProfile, repository: Repository | None, policy: OwnerPolicy) -> tuple[Reach, ...]:
-    """What the profile wants beyond the same file on a trusted branch.
+    """What the profile allows in addition to the same file on a trusted branch.
 
-    Nothing for a profile that is no file of the repository, for a repository that stands on a trusted branch, and where there is none.
+    Empty for a profile outside of the repository, on a trusted branch, and without a trusted branch.
     """
     if repository is None:
         return ()
@@ -55,13 +55,13 @@ def compare(loaded: LoadedProfile, repository: Repository | None, policy: OwnerP
 
 
 def require_accepted(beyond: tuple[Reach, ...], where: str) -> None:
-    """UsageError when a secret would go where the trusted branch sends none."""
+    """UsageError if a secret could be sent to a destination that the trusted branch does not have."""
     carried = [one.text for one in beyond if one.carries]
     if carried:
         raise UsageError(
-            f"this branch's profile wants more for secrets than the trusted branch's: {'; '.join(carried[:5])}",
+            f"the profile of this branch allows more for secrets than that of the trusted branch: {'; '.join(carried[:5])}",
             where=where,
-            hint="read it, then --accept-changes; or merge it first; the owner's policy can say where secrets may go (secrets.uses)",
+            hint="review it and use --accept-changes, or merge it; secrets.uses in the owner's policy limits destinations of secrets",
         )
 
 
@@ -71,7 +71,7 @@ def _spell(refs: tuple[str, ...]) -> list[str]:
 
 
 def _find_default(view: View) -> str:
-    """The branch that the repository was cloned for; empty where it does not say."""
+    """The default branch of origin at the clone; empty if unknown."""
     found = view.git("symbolic-ref", "--quiet", "refs/remotes/origin/HEAD", check=False).text.strip()
     return found.removeprefix("refs/remotes/origin/")
 
@@ -82,13 +82,13 @@ def _resolve(view: View, ref: str) -> str:
 
 
 def _read_profile(view: View, commit: str, path: str) -> Profile | None:
-    """None when it is not there, or was no profile of this version."""
+    """The profile on that branch; None if it does not exist or is not valid in this version."""
 
     def read(name: str) -> bytes:
         word = f"{commit}:{name}"
         size = view.git("cat-file", "-s", "--end-of-options", word, check=False).text.strip()
         if not size.isdigit() or int(size) > MAX_BYTES:
-            raise UsageError("there is no such file", where=word, hint="commit it")
+            raise UsageError("the file is not in the trusted branch", where=word, hint="commit it there")
         return view.git("cat-file", "blob", "--end-of-options", word).stdout
 
     def read_parent(reference: str, source: str) -> tuple[str, bytes]:
@@ -98,7 +98,7 @@ def _read_profile(view: View, commit: str, path: str) -> Profile | None:
                 return str(parts), read(str(parts))
         shipped = find_shipped("profiles", reference if reference.endswith(".yaml") else f"{reference}.yaml")
         if shipped is None:
-            raise UsageError(f"{reference} is not there", where=source, hint="commit it")
+            raise UsageError(f"{reference} is not in the trusted branch", where=source, hint="commit it there")
         return str(shipped), shipped.read_bytes()
 
     try:

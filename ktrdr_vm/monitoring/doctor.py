@@ -1,4 +1,4 @@
-"""What a run needs of the host, checked one by one, each with the way to get it. Changes nothing."""
+"""Checks of the requirements of a run, each with the command that meets it. Changes nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FREE_MEMORY = 3072
 
 @dataclass(frozen=True)
 class Check:
-    """One line of `doctor`. `fix` says how to get what is missing."""
+    """One line of `doctor`. `fix` is the way to correct it."""
 
     name: str
     state: State
@@ -44,7 +44,7 @@ class Check:
 
 
 def check_host(home: Home) -> list[Check]:
-    """Every check, in the order of a run's needs."""
+    """All checks, in the order in which a run needs them."""
     checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy(), _ports(), _addresses()]
     checks += [_firewall(), _legacy_firewall(), *_leftovers(home)]
     checks += [_disk(home), _memory()]
@@ -54,7 +54,7 @@ def check_host(home: Home) -> list[Check]:
 def _root() -> Check:
     if os.geteuid() == 0:
         return Check("root", "ok", "runs as root")
-    return Check("root", "warning", "taps, nftables and libvirt need root", "run `apply` and `destroy` with sudo")
+    return Check("root", "warning", "taps, nftables and libvirt require root", "run `apply` and `destroy` with sudo")
 
 
 def _programs() -> list[Check]:
@@ -71,7 +71,7 @@ def _programs() -> list[Check]:
                 break
         else:
             found.append(
-                Check(package, "missing", f"not installed; needed for {purpose}", f"apt-get install {package}, or `make setup` for all")
+                Check(package, "missing", f"not installed; required for {purpose}", f"apt-get install {package}, or `make setup` for all")
             )
     return found
 
@@ -85,7 +85,7 @@ def _virtiofsd() -> Check:
 
 def _libvirt() -> Check:
     if os.geteuid() != 0:
-        return Check("libvirtd", "warning", "not asked without root", "sudo ktrdr-vm doctor")
+        return Check("libvirtd", "warning", "checked as root only", "sudo ktrdr-vm doctor")
     try:
         version = Libvirt().connect().getLibVersion()
     except KtrdrError as error:
@@ -98,18 +98,21 @@ def _accelerator() -> Check:
     if verdict.name == "kvm":
         return Check("kvm", "ok", verdict.reason)
     return Check(
-        "kvm", "warning", f"software emulation: {verdict.reason}", "enable virtualisation for this host; all works without, slower"
+        "kvm",
+        "warning",
+        f"software emulation (TCG): {verdict.reason}",
+        "enable hardware virtualisation; without it everything works, but slower",
     )
 
 
 def _tun() -> Check:
     if Path("/dev/net/tun").exists():
         return Check("tun", "ok", "/dev/net/tun")
-    return Check("tun", "missing", "/dev/net/tun is not there", "modprobe tun")
+    return Check("tun", "missing", "/dev/net/tun does not exist", "modprobe tun")
 
 
 def _apparmor() -> Check | None:
-    """Each instance brings the profile of its own QEMU: what is looked at is whether it can."""
+    """Check whether each instance can have an AppArmor profile for its QEMU."""
     if os.geteuid() != 0:
         return None
     try:
@@ -118,11 +121,11 @@ def _apparmor() -> Check | None:
             return None
         obstacle = find_fork_obstacle(libvirt)
     except KtrdrError:
-        return None  # what is wrong with libvirtd has a line of its own
+        return None  # a separate check reports errors of libvirtd
     if obstacle:
-        fix = "install libvirt-daemon-system again; without it every `apply` boots cold"
-        return Check("apparmor", "warning", f"{obstacle}; instances boot cold, without a template", fix)
-    return Check("apparmor", "ok", "each instance gets a profile for its own QEMU, with the memory of its own template")
+        fix = "reinstall libvirt-daemon-system; until then every `apply` boots without a template"
+        return Check("apparmor", "warning", f"{obstacle}; instances boot without a template", fix)
+    return Check("apparmor", "ok", "each QEMU process has its own profile, which allows the memory file of its template only")
 
 
 def _policy() -> Check:
@@ -130,7 +133,7 @@ def _policy() -> Check:
         read_policy()
     except KtrdrError as error:
         return Check("policy", "missing", str(error), error.hint)
-    return Check("policy", "ok", "the owner's policy can be read, or there is none and the safe one holds")
+    return Check("policy", "ok", "the owner's policy can be read, or does not exist and the default applies")
 
 
 def _ports() -> Check:
@@ -138,7 +141,7 @@ def _ports() -> Check:
         require_privileged_ports(LAST_PORT)
     except KtrdrError as error:
         return Check("ports", "missing", error.message, error.hint)
-    return Check("ports", "ok", f"only root may listen on ports up to {LAST_PORT}, the guard's")
+    return Check("ports", "ok", f"only root may listen on the ports of the guard, up to {LAST_PORT}")
 
 
 def _addresses() -> Check | None:
@@ -154,13 +157,13 @@ def _addresses() -> Check | None:
                 "addresses",
                 "warning",
                 f"{destination} on {route.get('dev')} overlaps with {POOL}, which instances use",
-                "move that network",
+                "change the addresses of that network",
             )
     return Check("addresses", "ok", f"{POOL} is free for instances")
 
 
 def _firewall() -> Check | None:
-    """Rules of other programs; firewalld, ufw and Docker make such."""
+    """Check rules of other programs, such as firewalld, ufw and Docker."""
     if os.geteuid() != 0 or process.find_program("nft") is None:
         return None
     try:
@@ -168,13 +171,13 @@ def _firewall() -> Check | None:
     except KtrdrError as error:
         return Check("firewall", "missing", error.message, error.hint)
     if not obstacles:
-        return Check("firewall", "ok", "no other program's rules stand between guests, their guards and what is allowed")
+        return Check("firewall", "ok", "no rules of other programs drop connections of guests or guards")
     state: State = "missing" if any(one.blocks for one in obstacles) else "warning"
     return Check("firewall", state, describe_obstacles(obstacles), join_fixes(obstacles))
 
 
 def _legacy_firewall() -> Check | None:
-    """iptables of the old kind, which nft does not list."""
+    """Check legacy iptables, which nft does not list."""
     if os.geteuid() != 0 or process.find_program("iptables-legacy-save") is None or not LEGACY_TABLES.exists():
         return None
     saved = process.run(["iptables-legacy-save", "-t", "filter"], timeout=30, check=False).text if LEGACY_TABLES.read_text().strip() else ""
@@ -184,7 +187,7 @@ def _legacy_firewall() -> Check | None:
     return Check(
         "legacy firewall",
         "warning",
-        f"iptables-legacy drops by default in {' and '.join(closed)}: it may stop guests and guards",
+        f"iptables-legacy drops by default in {' and '.join(closed)}and may drop connections of guests and guards",
         f"iptables-legacy -I INPUT -i {TAP_PREFIX}+ -j ACCEPT, or move those rules to nftables",
     )
 
@@ -195,9 +198,9 @@ def _leftovers(home: Home) -> list[Check]:
     try:
         found = find_leftovers(home, Libvirt())
     except KtrdrError as error:
-        return [Check("residue", "warning", f"cannot be looked for: {error.message}", error.hint)]
+        return [Check("residue", "warning", f"the search failed: {error.message}", error.hint)]
     if not found:
-        return [Check("residue", "ok", "nothing of an instance is left that is none any more")]
+        return [Check("residue", "ok", "no orphans: no resource is left without its instance")]
     return [Check("residue", "warning", what, fix) for what, fix in found]
 
 
@@ -207,12 +210,14 @@ def _disk(home: Home) -> Check:
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < _FREE_DISK:
-        return Check("disk", "warning", f"{free >> 30} GiB free at {place}", "`ktrdr-vm gc`, or move $KTRDR_VM_HOME to a larger disk")
+        return Check("disk", "warning", f"{free >> 30} GiB free at {place}", "run `ktrdr-vm gc`, or move $KTRDR_VM_HOME to a larger disk")
     return Check("disk", "ok", f"{free >> 30} GiB free at {place}")
 
 
 def _memory() -> Check:
     free = read_available_memory()
     if free < _FREE_MEMORY:
-        return Check("memory", "warning", f"{free} MiB available", "stop something; an instance takes what its profile says")
+        return Check(
+            "memory", "warning", f"{free} MiB available", "stop other programs; an instance needs the memory that its profile specifies"
+        )
     return Check("memory", "ok", f"{free} MiB available")

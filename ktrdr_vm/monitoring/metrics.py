@@ -1,4 +1,4 @@
-"""Prometheus metrics of this host's instances and runs, asked when they are asked for. Each series carries its instance_id."""
+"""Prometheus metrics of the instances and runs of this host, collected on request. Each series has its instance_id."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ktrdr_vm.host.runs import FinishedRun, list_newest
 from ktrdr_vm.instance.inventory import Found, find_instances
 from ktrdr_vm.report.ledger_row import parse_row
 
-# The end of a ledger is enough for a rate; a whole one can be 32 MiB.
+# The end of a ledger suffices for a rate; a whole one can have 32 MiB.
 _LEDGER_TAIL = 16 * 1024 * 1024
 _IDENTITY = ["instance_id", "environment"]
 
@@ -28,24 +28,24 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.up = self._gauge("instance_up", "1 while the instance's domain runs", *_IDENTITY)
-        self.age = self._gauge("instance_created_timestamp_seconds", "When the instance was made", *_IDENTITY)
-        self.guard = self._gauge("guard_up", "1 while the instance's egress process runs; without it nothing leaves", *_IDENTITY)
-        self.disk = self._gauge("instance_disk_bytes", "What the instance takes of the host's disk", *_IDENTITY)
-        self.egress = self._gauge("egress_decisions", "Decisions that the ledger holds", *_IDENTITY, "verdict")
-        self.egress_bytes = self._gauge("egress_bytes", "Bytes of the ended flows that the ledger holds", *_IDENTITY, "direction")
+        self.age = self._gauge("instance_created_timestamp_seconds", "Time at which the instance was created", *_IDENTITY)
+        self.guard = self._gauge("guard_up", "1 while the guard of the instance runs; without it no connection can be opened", *_IDENTITY)
+        self.disk = self._gauge("instance_disk_bytes", "Bytes that the instance uses on the disk of the host", *_IDENTITY)
+        self.egress = self._gauge("egress_decisions", "Egress decisions in the ledger", *_IDENTITY, "verdict")
+        self.egress_bytes = self._gauge("egress_bytes", "Bytes of the ended connections in the ledger", *_IDENTITY, "direction")
         self.telemetry = self._gauge(
             "telemetry_records",
-            "Records of the workload's telemetry by what became of them, as far as the ledger holds",
+            "Telemetry records of the workload in the ledger, by their result",
             *_IDENTITY,
             "fate",
         )
         self.escalations = self._gauge("escalations", "Escalations by state", *_IDENTITY, "state")
         self.run_outcome = self._gauge("run_outcome", "1 for the outcome of the newest run", *_IDENTITY, "outcome")
-        self.run_seconds = self._gauge("run_duration_seconds", "How long the newest run took", *_IDENTITY)
-        self.run_finished = self._gauge("run_started_timestamp_seconds", "When the newest run began", *_IDENTITY)
-        self.gate_passed = self._gauge("gate_passed", "1 when the gate of the newest run passed", *_IDENTITY, "gate")
-        self.gate_seconds = self._gauge("gate_duration_seconds", "How long the gate of the newest run took", *_IDENTITY, "gate")
-        self.residue = self._gauge("run_residue", "Things that the newest run left behind", *_IDENTITY)
+        self.run_seconds = self._gauge("run_duration_seconds", "Duration of the newest run", *_IDENTITY)
+        self.run_finished = self._gauge("run_started_timestamp_seconds", "Time at which the newest run started", *_IDENTITY)
+        self.gate_passed = self._gauge("gate_passed", "1 if the gate passed in the newest run", *_IDENTITY, "gate")
+        self.gate_seconds = self._gauge("gate_duration_seconds", "Duration of the gate in the newest run", *_IDENTITY, "gate")
+        self.residue = self._gauge("run_residue", "Resources that the newest run left", *_IDENTITY)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"ktrdr_vm_{name}", text, labels, registry=self.registry)
@@ -94,7 +94,7 @@ def _add_run(metrics: Metrics, run: FinishedRun) -> None:
             metrics.gate_passed.labels(*identity, gate["name"]).set(gate["outcome"] == "passed")
             metrics.gate_seconds.labels(*identity, gate["name"]).set(gate["duration_s"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, KtrdrError):
-        return  # half of one, or of another version
+        return  # incomplete, or of another version
 
 
 def _read_ledger(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What `list` shows of each instance beside where it was seen: age, gates, memory, disk, denials, what waits for an answer."""
+"""The columns of `list` for each instance: age, gates, memory, disk, denials, pending escalations."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ktrdr_vm.host.runs import FinishedRun, find_run
 from ktrdr_vm.instance.inventory import Found, find_instances
 from ktrdr_vm.report.ledger_row import parse_row
 
-# Of a ledger's end; older denials stand in its earlier file and in the report.
+# From the end of a ledger; older denials are in its earlier file and in the report.
 _TAIL = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Row:
-    """One instance. Ages are seconds, sizes bytes; None where it cannot be said."""
+    """One instance. Ages are seconds, sizes bytes; None if unknown."""
 
     found: Found
     age: float | None
@@ -43,7 +43,7 @@ class Row:
 
 
 def list_rows(home: Home, libvirt: Libvirt) -> list[Row]:
-    """Every instance of this home, sorted by instance_id."""
+    """All instances of this state directory, sorted by instance_id."""
     return [_make_row(home, libvirt, found) for found in find_instances(home, libvirt)]
 
 

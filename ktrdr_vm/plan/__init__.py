@@ -1,4 +1,4 @@
 """The plan and a pure renderer for each document: domain XML, cloud-init, nftables, HAProxy.
 
-Public: `plan.Plan`, `facts.Facts`, `changes.find_changes`. Touches no disk, clock, network or chance.
+Public: `plan.Plan`, `facts.Facts`, `changes.find_changes`. Uses no disk, clock, network or randomness.
 """

@@ -1,8 +1,8 @@
-"""The proxy's part for credentials that never enter the guest: plain HTTP at the gateway, verified TLS to one host with the header.
+"""The proxy configuration for brokered secrets: plain HTTP at the gateway, verified TLS to one host, with the header added.
 
-The values are in no file and in no environment. The guard puts them into two maps of the process that runs, whose files stay empty:
-without its value a route answers 503, before its gate 403. One JSON object a line tells each request, as `haproxy` does for the rest:
-`k` is the secret's name, `q` the path without the query.
+The values are in no file and in no environment. The guard writes them into two maps of the running process, whose files stay empty:
+without its value a route answers 503, before its gate 403. Each request is logged as a line of JSON, in the format of `haproxy`:
+`k` is the name of the secret, `q` the path without the query.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ktrdr_vm.profile.model import Broker, Profile
 from ktrdr_vm.profile.request_headers import match_passed
 from ktrdr_vm.profile.scalars import MAX_HEADER
 
-# The host's own authorities, by the folder that its OpenSSL looks into.
+# The CA folder of OpenSSL on the host.
 _AUTHORITIES = "@system-ca"
 _LETTERS = "[A-Za-z0-9._~!$&()*+,;=:@/-]"
 
@@ -27,30 +27,30 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class Route:
-    """A brokered secret and the gateway's port that stands for its host."""
+    """A brokered secret and the port of the gateway for its host."""
 
     secret: str
     port: int
     broker: Broker
 
     def base_url(self, gateway: str) -> str:
-        """What the guest gets: an address of its own side, without a credential."""
+        """The URL for the guest, without a credential."""
         path = "" if self.broker.base_path == "/" else self.broker.base_path
         return f"http://{gateway}:{self.port}{path}"
 
 
 def make_routes(profile: Profile) -> tuple[Route, ...]:
-    """A port each, in the order of the profile."""
+    """One port each, in the order of the profile."""
     return tuple(Route(secret.name, port, broker) for port, (secret, broker) in zip(BROKER_PORTS, profile.brokered, strict=False))
 
 
 def render_routes(routes: tuple[Route, ...], gateway: str, lists: str) -> str:
-    """Their frontends and backends. `lists` is the guard's folder with the two maps."""
+    """Their frontends and backends. `lists` is the folder of the guard with the two maps."""
     return "".join(_render(route, gateway, lists) for route in routes)
 
 
 def render_limits(routes: tuple[Route, ...]) -> str:
-    """Room in a request for the header that is added."""
+    """Settings that reserve space in a request for the added header."""
     return f"\n    tune.maxrewrite {MAX_HEADER + 1024}" if routes else ""
 
 
@@ -58,42 +58,42 @@ def _render(route: Route, gateway: str, lists: str) -> str:
     broker, name, host = route.broker, route.secret, route.broker.host
     header = broker.header.name
     return f"""
-# The secret {name}, for {host} and nobody else.
+# The secret {name}, which is sent to {host} only.
 frontend broker_{route.port}
     mode http
     bind "fd@${{KTRDR_FD_BROKER_{route.port}}}"
     option disable-h2-upgrade
     option http-no-delay
     log-format '{{"f":"broker","k":"{name}","n":"{host}",{_FIELDS}}}'
-    http-error status 503 content-type text/plain string "ktrdr-vm: {host} does not answer, or with a certificate that is not its own\\n"
+    http-error status 503 content-type text/plain string "ktrdr-vm: {host} does not answer, or its certificate is not valid\\n"
     http-request set-var(txn.method) method,bytes(0,20)
     http-request set-var(txn.path) path,bytes(0,400)
     http-request set-var(txn.verdict) str(request)
     acl own_host req.fhdr(host) -m str -i {gateway}:{route.port}
     acl one_host req.fhdr_cnt(host) eq 1
-    {_deny(403, f"refused, the Host is {gateway}:{route.port} and no other")} unless one_host own_host
+    {_deny(403, f"refused, the Host must be {gateway}:{route.port}")} unless one_host own_host
     acl upgrade req.hdr(upgrade) -m found
     {_deny(403, "refused, upgrades are not forwarded")} if upgrade
     http-request set-var(txn.verdict) str(method)
-    {_deny(403, f"refused, {name} is for {', '.join(broker.methods)} only")} unless {{ method {" ".join(broker.methods)} }}
-    # What the other side could read in two ways is not asked of it.
+    {_deny(403, f"refused, {name} is allowed with {', '.join(broker.methods)} only")} unless {{ method {" ".join(broker.methods)} }}
+    # Paths that the server could interpret differently are refused.
     http-request set-var(txn.verdict) str(path)
     acl plain_path path -m reg '^/({_LETTERS}|%[0-9A-Fa-f][0-9A-Fa-f])*$'
     acl origin_form url -m beg /
     acl hidden_path path -m reg -i '%(2e|2f|5c|25|3b|00)'
     acl dotted_path path -m reg '/[.][.]?(;[^/]*)?(/|$)'
     acl empty_segment path -m sub //
-    {_deny(403, "refused, the path is not a plain one")} if !origin_form or !plain_path or hidden_path or dotted_path or empty_segment
+    {_deny(403, "refused, the path is ambiguous")} if !origin_form or !plain_path or hidden_path or dotted_path or empty_segment
 {_acl_paths(broker.paths)}
-    {_deny(403, f"refused, {name} is not for this path")} unless allowed_path
+    {_deny(403, f"refused, {name} is not allowed for this path")} unless allowed_path
 {_gate(route, lists)}    http-request set-var(txn.verdict) str(no-secret)
     http-request set-var(txn.value) str({name}),map_str({lists}/{VALUES})
-    {_deny(503, f"the guard does not have {name} any more; apply or rotate gives it again")} unless {{ var(txn.value) -m found }}
+    {_deny(503, f"the guard does not hold {name}; `ktrdr-vm secrets rotate` delivers it again")} unless {{ var(txn.value) -m found }}
     http-request set-var(txn.verdict) str(address)
     http-request do-resolve(txn.address,guard,ipv4) str({host})
     {_deny(502, f"{host} has no address that may be reached")} unless {{ var(txn.address) -m found }}
     http-request set-dst var(txn.address)
-    # Whatever else it sends it acts as the secret's owner, or not at all.
+    # Other headers could change the identity under which the server acts.
     http-request del-header '{match_passed(broker.headers)}' -m reg
     http-request set-header host {host}
     http-request set-header {header} "%[var(txn.value)]"
@@ -118,7 +118,7 @@ def _deny(status: int, reason: str) -> str:
 
 
 def _any_form(header: str) -> str:
-    """A header's name as a server may read it: many take an underscore for a hyphen."""
+    """A regular expression for the name of a header, in which many servers treat an underscore as a hyphen."""
     return f"^{header.replace('-', '[-_]')}$"
 
 
@@ -137,6 +137,6 @@ def _gate(route: Route, lists: str) -> str:
     shown = f"the gate {gate}" if re.fullmatch(r"[A-Za-z0-9_./-]+", gate) else "its gate"
     return (
         "    http-request set-var(txn.verdict) str(gate)\n"
-        f"    {_deny(403, f'refused, {route.secret} is not used before {shown} has passed')}"
+        f"    {_deny(403, f'refused, {route.secret} may not be used before {shown} has passed')}"
         f" unless {{ str({route.secret}),map_str({lists}/{OPEN}) -m found }}\n"
     )

@@ -1,6 +1,6 @@
-"""An interactive instance follows its profile: live where it can, by a restart where it must; what it cannot follow is refused.
+"""Changes of the profile of an interactive instance: applied live or with a restart; others are refused.
 
-The journal keeps the plan that an instance was made from; this compares it with the one that is applied.
+The journal contains the plan of the instance, which is compared with the new one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ How = Literal["live", "restart", "never"]
 
 @dataclass(frozen=True)
 class Change:
-    """One part of a profile that differs, and how the instance can follow."""
+    """One changed part of a profile, and how the change can be applied."""
 
     part: str
     before: str
@@ -30,7 +30,7 @@ class Change:
 
 
 def find_changes(before: Plan, after: Plan) -> tuple[Change, ...]:
-    """What differs between the plan of an instance and a new one, in the order of the profile."""
+    """The differences between the plan of an instance and a new one, in the order of the profile."""
     old, new = before.profile, after.profile
     parts: tuple[tuple[str, object, object, How], ...] = (
         ("mode", old.mode, new.mode, "never"),
@@ -38,9 +38,9 @@ def find_changes(before: Plan, after: Plan) -> tuple[Change, ...]:
         ("resources.disk", old.resources.disk, new.resources.disk, "never"),
         ("resources.vcpus", old.resources.vcpus, new.resources.vcpus, "restart"),
         ("resources.memory", old.resources.memory, new.resources.memory, "restart"),
-        # Shared memory, which mounts need, is decided when the machine starts.
+        # Shared memory, which mounts require, is configured at the start of the VM.
         ("mounts", plain(old.mounts), plain(new.mounts), "restart"),
-        # So is the room for what approvals may lend.
+        # So is the reserve for hot-plug.
         ("lending", _describe_lending(before), _describe_lending(after), "restart"),
         ("egress", [str(rule) for rule in before.rules], [str(rule) for rule in after.rules], "live"),
         ("secrets", plain(old.secrets), plain(new.secrets), "live"),
@@ -66,25 +66,25 @@ def require_same_workspace(before: Plan, after: Plan) -> None:
 
 
 def require_possible(changes: tuple[Change, ...], instance_id: str, *, running: bool, restart: bool) -> None:
-    """UsageError for what the instance cannot follow, or not without `--restart`."""
+    """UsageError for changes that cannot be applied, or not without `--restart`."""
     never = [change for change in changes if change.how == "never"]
     if never:
         raise UsageError(
-            f"the instance cannot follow: {'; '.join(map(str, never))}",
+            f"these changes cannot be applied to an existing instance: {'; '.join(map(str, never))}",
             where=instance_id,
-            hint=f"put back what was there, or `ktrdr-vm snapshot {instance_id} NAME`, destroy it and `apply --from {instance_id}@NAME`",
+            hint=f"undo them, or run `ktrdr-vm snapshot {instance_id} NAME`, destroy it and `apply --from {instance_id}@NAME`",
         )
     waiting = [change for change in changes if change.how == "restart"]
     if waiting and running and not restart:
         raise UsageError(
-            f"only a restart of the machine changes this: {'; '.join(map(str, waiting))}",
+            f"these changes require a restart of the VM: {'; '.join(map(str, waiting))}",
             where=instance_id,
-            hint="`apply --restart` shuts it down and starts it again; its disk stays",
+            hint="`apply --restart` shuts it down and starts it again; its disk is kept",
         )
 
 
 def render_difference(before: Plan, after: Plan) -> str:
-    """The profiles as a patch; empty when they are the same."""
+    """The difference of the profiles as a patch; empty if they are equal."""
     was, now = (canonical_json(plain(one.profile) | {"rules": [str(rule) for rule in one.rules]}).splitlines() for one in (before, after))
     return "\n".join(difflib.unified_diff(was, now, "the instance", "the profile", lineterm="", n=1))
 

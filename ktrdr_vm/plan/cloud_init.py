@@ -1,6 +1,6 @@
-"""The NoCloud seed: who the guest is, its static address, its SSH host key, one login. Works with any stock cloud-init image.
+"""The NoCloud seed: identity of the guest, static address, SSH host key, one login. Works with any stock cloud-init image.
 
-No secret, no workspace, nothing of the run stands here: a seed can be read by root in the guest for as long as it lives.
+It contains no secret, no workspace and nothing of the run, because root in the guest can read it at any time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def render_meta_data(identity: Identity) -> str:
 
 
 def render_network_config(identity: Identity, allocation: Allocation) -> str:
-    """Version 2. The NIC is found by its MAC, whatever name the guest gives it."""
+    """Version 2. The NIC is identified by its MAC address."""
     nic = {
         "match": {"macaddress": identity.mac},
         "dhcp4": False,

@@ -1,7 +1,7 @@
-"""A domain's memory: whose pages they are, who else sees them, and room for what approvals may add.
+"""The memory of a domain: its backend, sharing, and the reserve for hot-plug.
 
-A template's memory is a file. A fork maps it copy-on-write, unless a daemon of virtiofs must see it as well: then it is memory of its
-own that is filled from the file before the machine goes on.
+The memory of a template is a file. A fork maps it copy-on-write, unless virtiofsd needs access: then it has separate memory,
+which is filled from the file before the VM continues.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ktrdr_vm.plan.facts import Lending
 from ktrdr_vm.profile.model import Size
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
-# QEMU's name of the device that lends memory, and the size of its steps: a block of memory as Linux takes and gives it.
+# The id of the virtio-mem device in QEMU, and its block size, which is that of memory hot-plug in Linux.
 LENT_MEMORY = "ktrdr-lent"
 LENT_STEP = 128
 _BACKEND = "ktrdr.ram"
@@ -24,21 +24,21 @@ ElementTree.register_namespace("qemu", QEMU_NAMESPACE)
 
 
 def find_lendable(size: Size, lending: Lending) -> int:
-    """MiB that can be added to a machine of this size, in whole steps."""
+    """MiB that can be hot-plugged into a VM of this size, in whole blocks."""
     return max(0, lending.memory - size.memory) // LENT_STEP * LENT_STEP
 
 
 def render_commandline(
     size: Size, lending: Lending, *, port: int, template: str = "", frozen: bool = False, shared: bool = False
 ) -> Element:
-    """What libvirt has no word for. `template` is the file of a template's memory; `frozen` is the template itself.
+    """QEMU arguments that libvirt does not support. `template` is the memory file of a template; `frozen` is for the template itself.
 
-    `port` is the number of the root port that lent memory is plugged into.
+    `port` is the number of the root port of the virtio-mem device.
     """
     words: list[str] = []
     if template:
-        # libvirt knows memory in a file only with names of its own choice, so the backend is named to QEMU directly. Without
-        # seals it can be told from the one that libvirt makes besides.
+        # libvirt supports memory in a file only with names that it chooses, so the backend is an argument of QEMU. Without
+        # seals it can be distinguished from the one that libvirt adds.
         kind = f"memory-backend-memfd,id={_BACKEND},size={size.memory}M,share=on,seal=off"
         if not shared:
             share = "on" if frozen else "off"
@@ -47,12 +47,12 @@ def render_commandline(
         words += [] if frozen else ["-incoming", "defer"]
     lendable = find_lendable(size, lending)
     if lendable:
-        # It stands in the machine from its start, with nothing in it: this QEMU cannot unplug it, and a saved state must find it.
+        # Present from the start, with size 0: this QEMU cannot unplug it, and a saved state requires it.
         words += ["-m", f"slots=1,maxmem={size.memory + lendable}M"]
         backend = "memory-backend-memfd,share=on" if shared else "memory-backend-ram,reserve=off"
         words += ["-object", f"{backend},id={LENT_MEMORY}.ram,size={lendable}M"]
         device = {"driver": "virtio-mem-pci", "id": LENT_MEMORY, "memdev": f"{LENT_MEMORY}.ram", "requested-size": 0, "bus": f"pci.{port}"}
-        # As JSON, like libvirt's own devices: QEMU makes those of the other form first, before there is a port.
+        # As JSON, like the devices of libvirt: QEMU creates devices in the other syntax first, before the port exists.
         words += ["-device", json.dumps(device)]
     line = Element(f"{{{QEMU_NAMESPACE}}}commandline")
     for word in words:
@@ -61,7 +61,7 @@ def render_commandline(
 
 
 def drop_incoming(root: Element) -> None:
-    """A fork waits for its template's state at its first start, and never again."""
+    """Remove the arguments by which a fork waits for the state of its template, which it does at its first start only."""
     for line in root.findall(f"{{{QEMU_NAMESPACE}}}commandline"):
         words = list(line)
         for first, second in pairwise(words):

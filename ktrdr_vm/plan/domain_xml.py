@@ -1,4 +1,4 @@
-"""The libvirt domain: q35, virtio only, nothing that a sandbox does not need. Built from data, so nothing can be injected."""
+"""The libvirt domain: q35, virtio devices only, without unneeded devices. Built from data, so that nothing can be injected."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ AGENT_CHANNEL = "org.qemu.guest_agent.0"
 # QEMU 7.2's emulation of its `max` model makes Debian 13's glibc abort (docs/adr/0002). This one is x86-64-v2, which is what
 # current container images are built for, with AES in hardware; it boots as fast as qemu64.
 EMULATED_CPU = "Westmere"
-# Root ports: five for the devices here, the others for what is plugged in later: the NIC of a fork, virtiofs mounts; the last for
-# memory that is lent. Always the same number, because a fork must look like its template.
+# Root ports: five for the devices here, the others for hot-plug: the NIC of a fork, virtiofs mounts; the last for
+# virtio-mem. The number is constant, because a fork must have the hardware of its template.
 _PORTS = 13
 
 ElementTree.register_namespace("ktrdr", METADATA_NAMESPACE)
 
 
 def element(tag: str, text: str = "", /, *children: Element, **attributes: str) -> Element:
-    """One XML element. A trailing underscore in an attribute's name stands for Python's reserved words."""
+    """One XML element. A trailing underscore in the name of an attribute is removed, for reserved words of Python."""
     made = Element(tag, {name.rstrip("_"): value for name, value in attributes.items()})
     made.text = text or None
     made.extend(children)
@@ -35,7 +35,7 @@ def to_text(root: Element) -> str:
 
 
 def shares_memory(profile: Profile, facts: Facts) -> bool:
-    """virtiofs serves from the guest's own memory, so that memory must be shared with its daemon."""
+    """True if the memory must be shared with virtiofsd."""
     return bool(profile.mounts) or facts.lending.mounts
 
 
@@ -47,7 +47,7 @@ def render_domain(
     instance_directory: str,
     template: TemplateFacts | None = None,
 ) -> str:
-    """The domain's XML. With a template to thaw it is a fork: no NIC yet, the template's memory, waiting for its state."""
+    """The XML of the domain. With a template it is a fork: no NIC yet, the memory of the template, waiting for its state."""
     shared = shares_memory(profile, facts)
     root = _render(profile, facts, identity, allocation, instance_directory, template, shared=shared)
     memory = template.memory if template is not None and template.thaw else ""
@@ -56,7 +56,7 @@ def render_domain(
 
 
 def render_template_domain(size: Size, facts: Facts, identity: Identity, allocation: Allocation, template: TemplateFacts) -> str:
-    """The domain that is booted to be frozen: no NIC, no mount, nothing of a profile, its memory in a file."""
+    """The domain of a template: no NIC, no mount, nothing of a profile, its memory in a file."""
     profile = Profile(name="template", image=ImageRef(recipe=facts.image.name), resources=size)
     layers = _list_layers(facts, template)[1:]
     root = _render(profile, facts, identity, allocation, template.directory, None, network=False, overlay=template.disk, layers=layers)
@@ -110,7 +110,7 @@ def _render(
 
 
 def _list_layers(facts: Facts, template: TemplateFacts | None) -> tuple[tuple[str, str], ...]:
-    """What an overlay stands on, from the top: file and format."""
+    """The backing chain of an overlay, from the top: file and format."""
     layers = ((facts.image.disk, facts.image.disk_format),)
     if template is None:
         return layers
@@ -139,8 +139,8 @@ def _metadata(profile: Profile, facts: Facts, identity: Identity) -> Element:
 
 
 def make_quota(vcpus: int) -> int:
-    """Microseconds of processor time in each 100,000, for the vCPUs and one more for QEMU's own threads: a guest that keeps its devices
-    busy takes no further cores."""
+    """Microseconds of CPU time in each 100,000, for the vCPUs and one CPU more for other threads of QEMU, so that a guest
+    with busy devices uses no further cores."""
     return (vcpus + 1) * 100000
 
 
@@ -149,7 +149,7 @@ def _cpu_limit(vcpus: int) -> Element:
 
 
 def _boot(facts: Facts, directory: str) -> Element:
-    """Kernel and initrd are the instance's own copies: libvirt gives them to QEMU's user while the machine runs."""
+    """Kernel and initrd are copies for the instance, because libvirt gives them to the user of QEMU while the VM runs."""
     kind = element("type", "hvm", arch="x86_64", machine=facts.machine)
     if facts.image.boot == "disk":
         return element("os", "", kind, element("boot", dev="hd"))
@@ -164,13 +164,13 @@ def _boot(facts: Facts, directory: str) -> Element:
 
 
 def make_kernel_arguments(facts: Facts) -> str:
-    """The image's, and under emulation no address randomisation: translated code is found by its address, so it is of no use to the
-    next process that runs the same program elsewhere. Starting a program takes half as long without (docs/adr/0007)."""
+    """Those of the image, and under emulation no address randomisation: translated code is cached by its address, so otherwise the
+    next process of the same program cannot use it. Starting a program takes half the time without (docs/adr/0007)."""
     return f"{facts.image.kernel_args} norandmaps" if facts.accelerator == "tcg" else facts.image.kernel_args
 
 
 def _cpu(facts: Facts) -> Element:
-    # No nested virtualisation: a guest has no business with the host's own isolation hardware.
+    # No nested virtualisation, to reduce the attack surface of the host.
     hidden = [element("feature", policy="disable", name=name) for name in ("vmx", "svm")]
     if facts.accelerator == "kvm":
         return element("cpu", "", *hidden, mode="host-model", check="partial")
@@ -188,7 +188,7 @@ def _devices(
     network: bool,
 ) -> Element:
     devices = element("devices", "", element("emulator", facts.emulator))
-    # A disposable disk is never read after a crash of the host, so flushes are not worth their time.
+    # A disposable disk is never read after a crash of the host, so flushes are not needed.
     cache = "unsafe" if profile.mode == "sandbox" else "writeback"
     backing = element("backingStore")
     for number, (file, format_) in enumerate(reversed(layers)):
@@ -212,7 +212,7 @@ def _devices(
             "disk",
             "",
             element("driver", name="qemu", type="raw", cache="unsafe"),
-            # libvirt gives it to QEMU's user: it holds the guest's SSH host key, which nobody else may read.
+            # libvirt gives it to the user of QEMU: it contains the SSH host key of the guest, which no other user may read.
             element("source", file=f"{directory}/seed.iso"),
             element("target", dev="vdb", bus="virtio"),
             element("readonly"),
@@ -236,7 +236,7 @@ def _devices(
 
 
 def render_interface(identity: Identity) -> Element:
-    """The NIC on the instance's own tap, which libvirt takes as it is and never configures."""
+    """The NIC on the tap of the instance, which libvirt does not configure."""
     return element(
         "interface",
         "",
@@ -249,5 +249,5 @@ def render_interface(identity: Identity) -> Element:
 
 
 def _unlabelled() -> Element:
-    # The file is readable for everybody who may traverse to it; libvirt must not change its owner under other instances.
+    # The file is readable for all users who may traverse to it; libvirt must not change its owner, as other instances use it.
     return element("seclabel", model="dac", relabel="no")

@@ -1,4 +1,4 @@
-"""The compiled allowlist: sorted, without doubles, deny by default. What the guard, the proxy and the resolver all read."""
+"""The compiled allowlist: sorted, without duplicates, deny by default. Guard, proxy and resolver read it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ktrdr_vm.profile.egress_rule import EgressRule
 
 @dataclass(frozen=True)
 class EgressPolicy:
-    """Names by the listener that judges them. A suffix begins with a dot and stands for every name below it.
+    """Names by the listener that checks them. A suffix begins with a dot and matches every name below it.
 
-    `http` and `tls` are judged by the proxy on ports 80 and 443; `other` are ports that the resolver opens by address.
+    The proxy checks `http` and `tls` on ports 80 and 443; the resolver opens ports of `other` by address.
     """
 
     http_names: tuple[str, ...] = ()
@@ -24,13 +24,13 @@ class EgressPolicy:
     other_suffixes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     ranges: tuple[tuple[str, tuple[int, ...]], ...] = ()
     broker_names: tuple[str, ...] = ()
-    """Hosts of brokered secrets: the resolver knows them, for the proxy, and nothing else lets the guest reach them."""
+    """Hosts of brokered secrets, which the resolver resolves for the proxy. The guest cannot reach them directly."""
     observe: bool = False
-    """Every public address may be reached over TCP, and what the rest would not have allowed is recorded as observed."""
+    """Every public address may be reached over TCP, and connections without a rule are recorded as observed."""
 
     @property
     def name_lists(self) -> dict[str, str]:
-        """The proxy's list files, one name a line."""
+        """The list files of the proxy, one name a line."""
         lists = {
             "http.names": self.http_names,
             "http.suffixes": self.http_suffixes,
@@ -47,7 +47,7 @@ class EgressPolicy:
 
 
 def compile_policy(rules: Iterable[EgressRule], *, brokered: Iterable[str] = (), observe: bool = False) -> EgressPolicy:
-    """Rules with presets already expanded."""
+    """Compile rules with expanded presets."""
     http: set[str] = set()
     tls: set[str] = set()
     other: dict[str, set[int]] = {}

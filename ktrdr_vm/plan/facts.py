@@ -1,4 +1,4 @@
-"""What is known of the host before anything is planned, and what is allocated only when an instance is created."""
+"""Facts of the host that are collected before the plan, and values that are allocated when an instance is created."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Literal
 from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule
 
-# One /30 for each instance. The owner of a host whose LAN lives here is told by `doctor`.
+# One /30 for each instance. `doctor` reports a LAN of the host in this range.
 POOL = IPv4Network("10.213.0.0/16")
 SLOTS = POOL.num_addresses // 4
 
-# Two unprivileged users for each slot, from the range that systemd's UIDS-GIDS document leaves unused.
+# Two unprivileged users for each address slot, from a range that is unused according to systemd's UIDS-GIDS document.
 _UID_BASE = 1_900_000_000
-# Two more for telemetry, behind all of those.
+# Two more for telemetry, after all of those.
 _TELEMETRY_UID_BASE = _UID_BASE + 2 * SLOTS
 _INBOX_UID_BASE = _UID_BASE + 4 * SLOTS
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """The image as the store knows it by the recipe's digest; it need not be built yet."""
+    """The image in the store, by the digest of its recipe; it need not be built yet."""
 
     name: str
     digest: str
@@ -39,7 +39,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class TemplateFacts:
-    """A booted, frozen VM: its disk, its memory as a file, and the rest of its state as QEMU's migration stream."""
+    """A booted and saved VM: its disk, its memory as a file, and the rest of its state as a migration stream of QEMU."""
 
     key: str
     directory: str
@@ -57,7 +57,7 @@ class TemplateFacts:
 
     @property
     def project(self) -> str:
-        """What preparing a project wrote, on top of the image."""
+        """The overlay of a prepared project, on the image."""
         return f"{self.directory}/project.qcow2"
 
     @property
@@ -71,18 +71,18 @@ class TemplateFacts:
 
 @dataclass(frozen=True)
 class Lending:
-    """What approvals may plug into the running machine: the machine is made ready for it, and has none of it yet."""
+    """The reserve for hot-plug by approvals, for which the VM is prepared."""
 
     mounts: bool = False
     vcpus: int = 0
-    """The most it may have, with its own; 0 is no more than its own."""
+    """The maximal total; 0: no hot-plug."""
     memory: int = 0
-    """The same, in MiB."""
+    """The same in MiB."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything of the host that a plan depends on, gathered once. Paths are absolute."""
+    """All facts of the host on which a plan depends, collected once. Paths are absolute."""
 
     accelerator: Literal["kvm", "tcg"]
     emulator: str
@@ -101,19 +101,19 @@ class Facts:
     presets: tuple[tuple[str, tuple[EgressRule, ...]], ...] = ()
     owner_reserved: tuple[tuple[IPv4Address, int], ...] = ()
     collector: Collector | None = None
-    """The owner's, where the profile has telemetry."""
+    """The collector of the owner, if the profile has telemetry."""
     lending: Lending = Lending()
-    """As far as the owner's policy lets escalations go, where the profile has somebody who asks."""
+    """The limits of the owner's policy for hot-plug, if the profile can send escalations."""
 
     @property
     def owner(self) -> tuple[int, int]:
-        """User and group of the person who asked, to whom the evidence belongs."""
+        """User and group of the invoking user, to whom the evidence belongs."""
         return self.owner_uid, self.owner_gid
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """What one instance was given when it was created. In a plan every value is a named placeholder."""
+    """The values that are allocated when an instance is created. In a plan every value is a named placeholder."""
 
     gateway: str = "<gateway>"
     guest: str = "<guest>"
@@ -132,7 +132,7 @@ PLACEHOLDER = Allocation()
 
 
 def allocate(slot: int, *, genid: str, host_key: str, host_public_key: str, login_public_key: str) -> Allocation:
-    """The addresses and users of a slot, 0 to SLOTS - 1."""
+    """The addresses and users of an address slot, 0 to SLOTS - 1."""
     first = int(POOL.network_address) + 4 * slot
     return Allocation(
         gateway=str(IPv4Address(first + 1)),

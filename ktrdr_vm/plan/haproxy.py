@@ -1,10 +1,11 @@
-"""The proxy's configuration. It judges by name and dials for itself; listeners and log come as descriptors from the guard.
+"""The configuration of the proxy, which checks names and opens the outbound connections. The guard passes its listeners and log.
 
-The log is one JSON object a line on standard output: frontend `f`, verdict `v`, name `n`, the guest's chosen address and port
+The log is one JSON object a line on standard output: frontend `f`, verdict `v`, name `n`, address and port of the guest's connection
 `a` and `p`, bytes up and down `u` and `d`, milliseconds `m`, HAProxy's termination state `t`, HTTP method `w` and status `s`, and
-the room `g` when a grant allowed it. What the guest chooses of it is cut before it is logged, so that no line is longer than
-LOG_LINE, where HAProxy cuts: what is no name is refused before anything else is judged. A name that the profile does not list is looked up in the maps of granted names, which the
-guard changes while the proxy runs; each grant has a room, a server of its own, so that its connections can be ended alone.
+the grant slot `g` if a grant allowed it. Values of the guest are cut before they are logged, so that no line is longer than
+LOG_LINE, where HAProxy cuts: an invalid name is refused before all other checks. A name that the profile does not list is searched
+in the maps of granted names, which the guard changes while the proxy runs; each grant has a grant slot, a separate server, so that
+its connections can be ended separately.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ from ktrdr_vm.plan.brokers import Route, render_limits, render_routes
 from ktrdr_vm.plan.facts import Allocation
 from ktrdr_vm.plan.guard_interface import DNS_PORT, GIVEN, GRANT_ROOMS
 
-# One guest's share of the host: 15 MB resident at idle, about 35 KB for each open connection.
+# The limit for one guest: 15 MB resident when idle, about 35 KB for each open connection.
 MAX_CONNECTIONS = 1024
 # Bytes of a log line. Name, method and path are at most 254, 20 and 400 bytes, each six bytes long when escaped in JSON.
 LOG_LINE = 8192
-# The longest the guest may hold a connection open without a byte either way.
+# The time limit of a connection without data in either direction.
 IDLE_LIMIT = "1h"
 
-# What a name is, in SNI and Host alike; the resolver says the same of questions.
+# A valid name, in SNI and Host alike; the resolver uses the same rule.
 _NAME = "^[a-z0-9_.-]{1,253}$"
 _HOST = "^[a-z0-9_.-]{1,253}(:[0-9]{1,5})?$"
-_FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","g":"%[var(txn.room)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
+_FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","g":"%[var(txn.grant_slot)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
 
 
 def render_proxy(identity: Identity, allocation: Allocation, lists: str, *, observe: bool = False, routes: tuple[Route, ...] = ()) -> str:
     """HAProxy 2.6 or later. `lists` is the folder with the name lists of `EgressPolicy.name_lists`.
 
-    One thread, and not one for each of the host's processors: a connection is not handed from one to another, which costs each a fifth of the
-    proxy's time, and a guest has at most one processor's worth of proxy. One splices more than two gigabytes a second.
+    One thread instead of one for each CPU of the host: connections are not moved between threads, which would cost a fifth of the
+    CPU time, and the proxy of a guest uses at most one CPU. One thread splices more than two gigabytes a second.
 
-    `routes` are credentials that it adds for the guest. With `observe` what no list names passes as well, by its name where it has one, and its verdict says so.
+    `routes` are credentials that it adds for the guest. With `observe`, destinations without a rule pass as well, with their own verdict.
     """
     resolve = "do-resolve(txn.address,guard,ipv4) var(txn.name)"
     sections = (
@@ -57,7 +58,7 @@ global
     nbthread 1
     no-memory-trimming{render_limits(routes)}
 
-# Bytes go from socket to socket in the kernel: three times as fast, at two descriptors for a transfer.
+# Data is spliced between sockets in the kernel: three times as fast, with two descriptors for each transfer.
 defaults
     log global
     option splice-request
@@ -71,7 +72,7 @@ defaults
     timeout queue 5s
     retries 1
 
-# The guard's resolver, and no other: an address that it refused cannot be dialled by name.
+# Only the guard's resolver is used, so that a name leads to no address that it refused.
 resolvers guard
     nameserver guard {allocation.gateway}:{DNS_PORT}
     resolve_retries 2
@@ -84,7 +85,7 @@ resolvers guard
 
 
 def _render_tls(lists: str, resolve: str, observe: bool) -> str:
-    """Connections to port 443, judged by the server name of their first message."""
+    """Connections to port 443, checked by the server name in the ClientHello."""
     return f"""\
 frontend tls
     mode tcp
@@ -105,7 +106,7 @@ frontend tls
     acl granted var(txn.name),map_str({lists}/tls.granted) -m found
     acl granted var(txn.name),map_end({lists}/tls.granted_suffixes) -m found
 {_judge_tls(resolve, lists, observe)}
-    use_backend granted_tls if {{ var(txn.room) -m found }}
+    use_backend granted_tls if {{ var(txn.grant_slot) -m found }}
     default_backend by_name_tls
 
 backend by_name_tls
@@ -114,14 +115,14 @@ backend by_name_tls
 
 backend granted_tls
     mode tcp
-    use-server %[var(txn.room)] if TRUE
+    use-server %[var(txn.grant_slot)] if TRUE
     server-template g {GRANT_ROOMS} 0.0.0.0:443
 
 """
 
 
 def _render_http(identity: Identity, lists: str, resolve: str, observe: bool) -> str:
-    """Requests to port 80, each judged by its Host header."""
+    """Requests to port 80, each checked by its Host header."""
     refused = (
         f"ktrdr-vm: %[var(txn.name)]:80 is not in the egress allowlist of {identity.instance_id};"
         " ask with: ktrdr-escalate network %[var(txn.name)] 80\\n"
@@ -131,23 +132,23 @@ frontend http
     mode http
     bind "fd@${{KTRDR_FD_HTTP}}"
     option disable-h2-upgrade
-    # Each piece of a streamed answer goes on at once; without it plain HTTP waits up to 200 ms for the next.
+    # Each part of a streamed response is forwarded immediately; without this, HTTP waits up to 200 ms for the next part.
     option http-no-delay
     log-format '{{{_FIELDS},"a":"%[dst]","v":"%[var(txn.verdict)]","m":%Ta,"w":"%[var(txn.method),json(utf8ps)]","s":%ST}}'
     http-request set-var(txn.method) method,bytes(0,20)
     http-request set-var(txn.verdict) str(request)
     acl one_host req.hdr_cnt(host) eq 1
     http-request set-var(txn.name) req.hdr(host),host_only,lower,bytes(0,254) if one_host
-    {_deny("a request carries exactly one Host header")} unless one_host
-    # Whoever reads it in another way would send the request elsewhere.
+    {_deny("a request must have exactly one Host header")} unless one_host
+    # A server that interprets it differently would send the request elsewhere.
     acl plain_host req.fhdr(host) -m reg -i {_HOST}
-    {_deny("a Host is a name of letters, digits, dots, hyphens and underscores, and a port at most")} unless plain_host
+    {_deny("the Host must be a name of letters, digits, dots, hyphens and underscores, with an optional port")} unless plain_host
     acl plain_method method -m reg ^[A-Za-z-]{{1,20}}$
-    {_deny("a method has at most 20 letters")} unless plain_method
-    # A whole URI, CONNECT and Upgrade would let the request say one thing and mean another.
+    {_deny("the method must have at most 20 letters")} unless plain_method
+    # An absolute URI, CONNECT and Upgrade could lead to another destination than the Host header.
     acl whole_uri url -m reg -i ^[a-z][a-z0-9+.-]*:
     acl connect method CONNECT
-    # What common clients offer with any request, and do without; it is taken out, and the request goes on as HTTP/1.1.
+    # Common clients offer these upgrades with any request and do not need them: they are removed, and HTTP/1.1 is used.
     acl offer req.fhdr(upgrade) -m reg -i ^(h2c|tls/[0-9.]+)$
     acl one_upgrade req.fhdr_cnt(upgrade) eq 1
     http-request del-header http2-settings if offer one_upgrade
@@ -163,7 +164,7 @@ frontend http
     acl granted var(txn.name),map_str({lists}/http.granted) -m found
     acl granted var(txn.name),map_end({lists}/http.granted_suffixes) -m found
 {_judge_http(resolve, lists, refused, observe)}
-    use_backend granted_http if {{ var(txn.room) -m found }}
+    use_backend granted_http if {{ var(txn.grant_slot) -m found }}
     default_backend by_name_http
 
 backend by_name_http
@@ -174,15 +175,15 @@ backend by_name_http
 backend granted_http
     mode http
     http-reuse never
-    use-server %[var(txn.room)] if TRUE
+    use-server %[var(txn.grant_slot)] if TRUE
     server-template g {GRANT_ROOMS} 0.0.0.0:80
 
 """
 
 
-# What nftables let through by address and port; the server dials the flow's original destination.
+# Connections that nftables accepted by address and port; the server connects to their original destination.
 _OTHER = f"""\
-# What nftables let through by address and port; the server dials the flow's original destination.
+# Connections that nftables accepted by address and port; the server connects to their original destination.
 frontend other
     mode tcp
     bind "fd@${{KTRDR_FD_OTHER}}"
@@ -199,17 +200,17 @@ def _deny(reason: str) -> str:
     return f'http-request deny status 403 content-type text/plain string "ktrdr-vm: refused, {reason}\\n"'
 
 
-_NO_ROOM = "!{ var(txn.room) -m found }"
+_NO_SLOT = "!{ var(txn.grant_slot) -m found }"
 _NO_ADDRESS = "!{ var(txn.address) -m found }"
 
 
 def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
-    """What becomes of a connection whose name is read. `hello`, `allowed` and `granted` are the frontend's."""
+    """The rules for a connection after its name was read. `hello`, `allowed` and `granted` are ACLs of the frontend."""
     rule = "tcp-request content"
-    # Looked up again after the name was resolved: meanwhile a grant may have ended.
+    # Searched again after the name was resolved, because a grant may have ended meanwhile.
     rooms = [
-        f"{rule} set-var(txn.room) var(txn.name),map_str({lists}/tls.granted) if hello !allowed",
-        f"{rule} set-var(txn.room) var(txn.name),map_end({lists}/tls.granted_suffixes) if hello !allowed {_NO_ROOM}",
+        f"{rule} set-var(txn.grant_slot) var(txn.name),map_str({lists}/tls.granted) if hello !allowed",
+        f"{rule} set-var(txn.grant_slot) var(txn.name),map_end({lists}/tls.granted_suffixes) if hello !allowed {_NO_SLOT}",
     ]
     if observe:
         return _lines(
@@ -220,10 +221,10 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
             f"{rule} set-dst var(txn.address) if hello {{ var(txn.address) -m found }}",
             *rooms,
             f"{rule} set-var(txn.verdict) str(observe)",
-            f"{rule} set-var(txn.verdict) str(allow) if hello allowed or hello {{ var(txn.room) -m found }}",
+            f"{rule} set-var(txn.verdict) str(allow) if hello allowed or hello {{ var(txn.grant_slot) -m found }}",
             f"{rule} accept",
         )
-    # Without the right to vanish from the kernel a silent drop is a reset, which says at once that nothing will come.
+    # Without CAP_NET_ADMIN a silent drop is a reset, which notifies the client immediately.
     return _lines(
         f"{rule} set-var(txn.verdict) str(name) if hello {{ var(txn.name) -m found }} !allowed !granted",
         f"{rule} silent-drop if hello !allowed !granted",
@@ -233,8 +234,8 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
         f"{rule} silent-drop if hello {_NO_ADDRESS}",
         f"{rule} set-dst var(txn.address) if hello",
         *rooms,
-        f"{rule} set-var(txn.verdict) str(name) if hello !allowed {_NO_ROOM}",
-        f"{rule} silent-drop if hello !allowed {_NO_ROOM}",
+        f"{rule} set-var(txn.verdict) str(name) if hello !allowed {_NO_SLOT}",
+        f"{rule} silent-drop if hello !allowed {_NO_SLOT}",
         f"{rule} set-var(txn.verdict) str(allow) if hello",
         f"{rule} accept if hello",
         f"{rule} silent-drop",
@@ -242,13 +243,13 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
 
 
 def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
-    """What becomes of one request. `allowed` and `granted` are the frontend's."""
+    """The rules for one request. `allowed` and `granted` are ACLs of the frontend."""
     deny = "http-request deny status 403 content-type text/plain lf-string"
     no_address = f'{deny} "ktrdr-vm: %[var(txn.name)] has no address that may be reached\\n" if {_NO_ADDRESS}'
-    # Looked up again after the name was resolved: meanwhile a grant may have ended.
+    # Searched again after the name was resolved, because a grant may have ended meanwhile.
     rooms = [
-        f"http-request set-var(txn.room) var(txn.name),map_str({lists}/http.granted) if !allowed",
-        f"http-request set-var(txn.room) var(txn.name),map_end({lists}/http.granted_suffixes) if !allowed {_NO_ROOM}",
+        f"http-request set-var(txn.grant_slot) var(txn.name),map_str({lists}/http.granted) if !allowed",
+        f"http-request set-var(txn.grant_slot) var(txn.name),map_end({lists}/http.granted_suffixes) if !allowed {_NO_SLOT}",
     ]
     if observe:
         return _lines(
@@ -259,7 +260,7 @@ def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
             "http-request set-dst var(txn.address) if { var(txn.address) -m found }",
             *rooms,
             "http-request set-var(txn.verdict) str(observe)",
-            "http-request set-var(txn.verdict) str(allow) if allowed or { var(txn.room) -m found }",
+            "http-request set-var(txn.verdict) str(allow) if allowed or { var(txn.grant_slot) -m found }",
         )
     return _lines(
         f'{deny} "{refused}" unless allowed or granted',
@@ -270,7 +271,7 @@ def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
         "http-request set-dst var(txn.address)",
         "http-request set-var(txn.verdict) str(name)",
         *rooms,
-        f'{deny} "{refused}" if !allowed {_NO_ROOM}',
+        f'{deny} "{refused}" if !allowed {_NO_SLOT}',
         "http-request set-var(txn.verdict) str(allow)",
     )
 

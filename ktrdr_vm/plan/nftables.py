@@ -1,8 +1,8 @@
-"""The instance's nftables table: every packet of the guest judged by its original address, none forwarded.
+"""The nftables table of the instance: every packet of the guest is checked by its original address, and none is forwarded.
 
-Order in `guest_in`: who sends (anti-spoof) → what serves the guest (DNS) → the owner's exact exceptions → reserved ranges and the
-host itself → 80 and 443 for the proxy to judge by name → the allow sets → drop, counted by destination. No `ct state
-established accept` stands in front of it, so a flow ends with the element that allowed it.
+Order in `guest_in`: sender (anti-spoof) → services of the gateway (DNS) → exceptions of the owner's policy → reserved ranges and the
+host itself → 80 and 443, which the proxy checks by name → the allow sets → drop, counted by destination. No `ct state
+established accept` precedes these rules, so a connection ends with the element that allowed it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.reserved import RESERVED, is_reserved
 
-_OBSERVED = "        # An observe run: whatever is not reserved.\n        meta l4proto tcp accept\n"
+_OBSERVED = "        # Observe mode: all destinations that are not reserved.\n        meta l4proto tcp accept\n"
 
 
 @dataclass(frozen=True)
 class _Interface:
-    """The two ends of the link, by interface and address, and the users that serve it."""
+    """The two ends of the link, by interface and address, and the users of the proxy and the resolver."""
 
     tap: str
     mac: str
@@ -57,10 +57,10 @@ def render_ruleset(
     collector: Collector | None = None,
     observe: bool = False,
 ) -> str:
-    """One transaction that replaces the table whole. `reserved` are the owner's exceptions, used where a rule names them.
+    """One transaction that replaces the whole table. `reserved` are the exceptions of the owner's policy, used if a rule names them.
 
-    `services` are the gateway's ports beside DNS, and OTLP where there is a `collector`: the inbox of escalations, and one for each host of
-    a brokered secret. With `observe` TCP to every public address is carried.
+    `services` are the ports of the gateway except DNS, and OTLP with a `collector`: the inbox of escalations, and one for each host of
+    a brokered secret. With `observe`, TCP to every public address is accepted.
     """
     served = (DNS_PORT, *((OTLP_PORT,) if collector else ()), *services)
     on = _Interface(
@@ -98,7 +98,7 @@ table inet {identity.table} {{
 
 
 def _render_fixed_sets(ranges: list[str], exceptions: list[str]) -> str:
-    """Sets whose elements the plan says, and the host's own networks."""
+    """Sets with elements of the plan, and the networks of the host."""
     return f"""\
     set reserved {{
         type ipv4_addr
@@ -106,18 +106,18 @@ def _render_fixed_sets(ranges: list[str], exceptions: list[str]) -> str:
         elements = {{ {_join(map(str, RESERVED))} }}
     }}
 
-    # The networks that the host is in itself, which the guard keeps: a neighbour is a LAN's also where its address is public.
+    # The networks of the host's interfaces, kept by the guard: a neighbour counts as LAN even if its address is public.
     set on_link {{
         type ipv4_addr
         flags interval, timeout
     }}
 
-    # The owner's own addresses that the profile names: the only way into a reserved range.
+    # Addresses of the owner's policy that the profile names: the only exceptions to the reserved ranges.
     set exceptions {{
         type ipv4_addr . inet_service{_elements(exceptions)}
     }}
 
-    # Address ranges that the profile names, for as long as the instance lives.
+    # Address ranges that the profile names, while the instance exists.
     set ranges {{
         type ipv4_addr . inet_service
         flags interval{_elements(ranges)}
@@ -127,30 +127,30 @@ def _render_fixed_sets(ranges: list[str], exceptions: list[str]) -> str:
 
 
 def _render_opened_sets() -> str:
-    """Sets that the guard fills: what the resolver opened, and what grants open."""
+    """Sets that the guard fills: addresses of the resolver, and destinations of grants."""
     return f"""\
-    # Addresses that the resolver gave for allowed names with other ports, for as long as the answers live.
+    # Addresses that the resolver returned for allowed names with other ports, until the TTL of the answer.
     set names {{
         type ipv4_addr . inet_service
         flags timeout
         size {ALLOWED_SIZE}
     }}
 
-    # The same for names that the owner lets point into a reserved range, such as a company's mirror.
+    # The same for names that the owner allows in a reserved range, such as the mirror of a company.
     set lan_names {{
         type ipv4_addr . inet_service
         flags timeout
         size {ALLOWED_SIZE}
     }}
 
-    # Addresses that a name had when a connection to it began, for as long as that connection lives; no new ones.
+    # Addresses that a name had when a connection to it began, while that connection exists; not for new connections.
     set kept {{
         type ipv4_addr . inet_service
         flags timeout
         size {ALLOWED_SIZE}
     }}
 
-    # What grants open, by the same four kinds. An element ends with its grant, also when nobody is there to take it out.
+    # Destinations of grants, in the same four kinds. Elements time out with their grant, also if the guard does not run.
     set granted_exceptions {{
         type ipv4_addr . inet_service
         flags timeout
@@ -178,7 +178,7 @@ def _render_opened_sets() -> str:
 
 
 def _render_counts() -> str:
-    """What is dropped, by destination or by reason; the guard reads it for the ledger."""
+    """Counters of dropped packets by destination or reason, which the guard reads for the ledger."""
     return f"""\
     set denied {{
         type ipv4_addr . inet_proto . inet_service
@@ -206,7 +206,7 @@ def _render_counts() -> str:
 
 
 def _render_guest_in(on: _Interface) -> str:
-    """What a guest's packets meet first."""
+    """The first chain for packets of the guest."""
     return f"""\
     chain guest_in {{
         type filter hook prerouting priority mangle; policy accept;
@@ -215,7 +215,7 @@ def _render_guest_in(on: _Interface) -> str:
         ether saddr != {on.mac} counter name spoofed drop
         ip saddr != {on.guest} counter name spoofed drop
         ip daddr {on.gateway} tcp sport 22 ct direction reply ct state established accept
-        # A late answer to a login that the host has given up on; not an attempt at anything.
+        # A late answer to an SSH connection that the host has closed is not counted as denied.
         ip daddr {on.gateway} tcp sport 22 ct state invalid drop
         ip daddr {on.gateway} udp dport {DNS_PORT} accept
         ip daddr {on.gateway} tcp dport {{ {_join(map(str, on.served))} }} accept
@@ -232,7 +232,7 @@ def _render_guest_in(on: _Interface) -> str:
         ip daddr . tcp dport @names accept
         ip daddr . tcp dport @granted_names accept
         ip daddr . tcp dport @kept ct state established accept
-{_OBSERVED if on.observe else ""}        # A connection that was allowed until now: told, so that it does not wait.
+{_OBSERVED if on.observe else ""}        # A connection whose permission ended: reset, so that the client does not wait.
         meta l4proto tcp ct state established counter name ended reject with tcp reset
         jump deny
     }}
@@ -247,9 +247,9 @@ def _render_guest_in(on: _Interface) -> str:
 
 
 def _render_flows(on: _Interface) -> str:
-    """What the connection table keeps of a guest."""
+    """Connection tracking for the guest."""
     return f"""\
-    # A question over UDP is one packet each way, and kept account of by nobody: the host's table of connections is everybody's.
+    # DNS over UDP is not tracked, because the connection table of the host is shared by all.
     chain guest_raw {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{on.tap}" ip daddr {on.gateway} udp dport {DNS_PORT} notrack
@@ -260,7 +260,7 @@ def _render_flows(on: _Interface) -> str:
         oifname "{on.tap}" udp sport {DNS_PORT} notrack
     }}
 
-    # Of what else was let in. Without it a guest that answers no answer fills that table, and everybody else's connections are dropped.
+    # Limits tracked connections. Without it a guest could fill the connection table of the host, which drops all others.
     chain guest_flows {{
         type filter hook prerouting priority mangle + 1; policy accept;
         iifname != "{on.tap}" accept
@@ -271,7 +271,7 @@ def _render_flows(on: _Interface) -> str:
 
 
 def _render_redirects(on: _Interface) -> str:
-    """Which listener a flow goes to."""
+    """Redirection of connections to the listeners."""
     return f"""\
     chain guest_nat {{
         type nat hook prerouting priority dstnat; policy accept;
@@ -290,10 +290,10 @@ def _render_redirects(on: _Interface) -> str:
 
 
 def _render_listeners(on: _Interface) -> str:
-    """Who may speak with the guard's listeners."""
+    """Access to the listeners of the guard."""
     ports = _join(map(str, (HTTP_PORT, TLS_PORT, OTHER_PORT, *on.served[1:])))
     return f"""\
-    # The proxy's listeners serve redirected flows of this guest, its resolver the guest and the proxy, and nobody else.
+    # The proxy accepts redirected connections of this guest only, the resolver those of the guest and the proxy only.
     chain guard_in {{
         type filter hook input priority filter; policy accept;
         ip daddr {on.gateway} tcp dport {{ {ports} }} iifname != "{on.tap}" drop
@@ -302,8 +302,8 @@ def _render_listeners(on: _Interface) -> str:
         ip daddr {on.gateway} tcp dport {DNS_PORT} iifname != {{ "lo", "{on.tap}" }} drop
     }}
 
-    # A flow that is carried by address is judged at the listener too: one that was begun on 80 or 443 while a range was open would
-    # otherwise go on there as it was redirected.
+    # Connections by address are checked at the listener too: one that began on port 80 or 443 while a range was allowed would
+    # otherwise continue.
     chain by_address {{
         meta l4proto tcp ct original ip daddr . ct original proto-dst @exceptions accept
         meta l4proto tcp ct original ip daddr . ct original proto-dst @lan_names accept
@@ -321,16 +321,16 @@ def _render_listeners(on: _Interface) -> str:
 
 
 def _render_bounds(on: _Interface) -> str:
-    """What is forwarded: nothing; and who else may ask the resolver: nobody."""
+    """No forwarding, and no queries of other users to the resolver."""
     return f"""\
-    # The guest's packets never leave this host; should anything route them, they end here too.
+    # Packets of the guest are never forwarded, even if a route for them exists.
     chain no_forward {{
         type filter hook forward priority filter; policy accept;
         iifname "{on.tap}" drop
         oifname "{on.tap}" drop
     }}
 
-    # Over the loopback device the resolver is asked by the proxy and by root, and by no other local user.
+    # On the loopback interface only the proxy and root may query the resolver.
     chain resolver_out {{
         type filter hook output priority filter; policy accept;
         ip daddr {on.gateway} meta l4proto {{ tcp, udp }} th dport {DNS_PORT} meta skuid != {{ 0, {on.proxy_uid} }} drop
@@ -340,9 +340,9 @@ def _render_bounds(on: _Interface) -> str:
 
 
 def _render_resolver(on: _Interface) -> str:
-    """Where the resolver's user may send."""
+    """Permitted destinations of the user of the resolver."""
     return f"""\
-    # The host's name servers, which the guard keeps: all that the resolver's user may reach, whoever is that user.
+    # The name servers of the host, kept by the guard: the only destinations of the resolver's user.
     set upstreams {{
         type ipv4_addr
         flags timeout
@@ -355,7 +355,7 @@ def _render_resolver(on: _Interface) -> str:
         size 8
     }}
 
-    # By a jump, so that what the kernel sends by itself, such as a reset, is not taken for that user's.
+    # A jump, so that packets of the kernel, such as a reset, are not counted as those of that user.
     chain resolver_sends {{
         type filter hook output priority filter; policy accept;
         meta skuid {on.resolver_uid} jump resolver_dials
@@ -372,9 +372,9 @@ def _render_resolver(on: _Interface) -> str:
 
 
 def _render_proxy(on: _Interface) -> str:
-    """Where the proxy's user may send."""
+    """Permitted destinations of the user of the proxy."""
     return f"""\
-    # What the proxy dials is judged again, by its user: a proxy that is talked into a reserved address stays here.
+    # Outbound connections of the proxy are checked again by its user, so that a proxy under attack reaches no reserved address.
     chain proxy_out {{
         type filter hook output priority filter; policy accept;
         meta skuid {on.proxy_uid} jump proxy_dials
@@ -409,7 +409,7 @@ def _addresses(rules: tuple[EgressRule, ...], reserved: frozenset[tuple[IPv4Addr
                 networks.setdefault(port, []).append(rule.cidr)
     ranges = []
     for port in sorted(networks):
-        # The widest first; what lies in one that stands is left out.
+        # The widest first; ranges within an earlier one are omitted.
         standing: list[IPv4Network] = []
         for network in sorted(set(networks[port]), key=lambda network: (network.prefixlen, network.network_address)):
             if not any(network.subnet_of(wider) for wider in standing):

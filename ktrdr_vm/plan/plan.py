@@ -1,4 +1,4 @@
-"""The plan: everything that will exist, rendered and digested, before anything exists. Pure and deterministic."""
+"""The plan: all resources and documents, rendered and digested before any of them exists. Pure and deterministic."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Plan:
     facts: Facts
     identity: Identity
     source: dict[str, Any] = field(default_factory=dict, compare=False)
-    """The merged profile document, from which the plan can be made again."""
+    """The merged profile document, from which the plan can be created again."""
 
     @property
     def rules(self) -> tuple[EgressRule, ...]:
-        """The allowlist with every preset replaced by what the facts say it stands for."""
+        """The allowlist with every preset replaced by its rules in the facts."""
         presets = dict(self.facts.presets)
         rules: list[EgressRule] = []
         for rule in self.profile.egress.allow:
@@ -50,21 +50,21 @@ class Plan:
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """The credentials that the guard uses for the guest."""
+        """The brokered secrets."""
         return make_routes(self.profile)
 
     @property
     def collector(self) -> Collector | None:
-        """Where the workload's telemetry goes; None where the profile has none."""
+        """The collector for telemetry of the workload; None if the profile has no telemetry."""
         return self.facts.collector if self.profile.telemetry.otlp else None
 
     @property
     def served(self) -> bool:
-        """True if the gateway serves something whose address the guest reads from a variable."""
+        """True if a variable in the guest contains the URL of a service of the gateway."""
         return bool(self.routes or self.collector)
 
     def gateway_variables(self, gateway: str) -> dict[str, str]:
-        """Variables of the guest's environment that name what the gateway serves: brokered hosts, and OTLP."""
+        """Variables of the guest with the URLs of services of the gateway: brokered hosts and OTLP."""
         urls = {route.broker.base_url_env: route.base_url(gateway) for route in self.routes}
         return urls | (make_variables(gateway) if self.collector else {})
 
@@ -78,9 +78,9 @@ class Plan:
         return f"{self.facts.home}/instances/{self.identity.instance_id}"
 
     def render(self, allocation: Allocation = PLACEHOLDER, template: TemplateFacts | None = None) -> dict[str, str]:
-        """Every document by its file name. With the placeholder allocation they are the same bytes on every call.
+        """Every document by its file name. With the placeholder allocation, every call returns the same bytes.
 
-        A template changes how the domain comes to life, not what it is; the plan and its digest are without one.
+        The plan and its digest do not depend on a template, which affects only the start of the domain.
         """
         identity, facts = self.identity, self.facts
         return {
@@ -104,7 +104,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """sha256 over the plan's canonical content: the profile, the facts and every document."""
+        """sha256 over the canonical content of the plan: the profile, the facts and every document."""
         return hashlib.sha256(canonical_json(self._content()).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Plan:
 
 
 def plan_from_json(content: dict[str, Any]) -> Plan:
-    """The plan that `to_json` wrote. It is our own journal's, and still goes through every constructor."""
+    """The plan in the format of `to_json`, as in the journal."""
     facts = dict(content["facts"])
     image = ImageFacts(**facts.pop("image"))
     presets = tuple((name, tuple(_rule(rule) for rule in rules)) for name, rules in facts.pop("presets"))
@@ -151,7 +151,7 @@ def _rule(content: dict[str, Any]) -> EgressRule:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples and addresses as JSON knows them."""
+    """Dataclasses, tuples and addresses as JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):

@@ -1,4 +1,4 @@
-"""Telemetry's part of an instance: what the guest is told, and what the firewall lets the sender dial."""
+"""Telemetry in the documents of an instance: variables of the guest, and firewall rules of the sender."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from ktrdr_vm.profile.collector import Collector
 
 
 def make_variables(gateway: str) -> dict[str, str]:
-    """What an OpenTelemetry SDK in the guest reads."""
+    """The variables for OpenTelemetry SDKs in the guest."""
     return {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{gateway}:{OTLP_PORT}", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
 
 
 def render_sender(collector: Collector | None, uid: str) -> str:
-    """Chains for the user that dials the collector: that one, and nothing else. Empty where there is none.
+    """Chains for the user of the sender, which may connect to the collector only. Empty without a collector.
 
-    With an address it is that one with its port, wherever it lies. By a name alone, questions to DNS and the port of addresses that
+    With an address, only that address and port, also in a reserved range. With a name, DNS and the port of all addresses that
     are not reserved.
     """
     if collector is None:
@@ -32,7 +32,7 @@ def render_sender(collector: Collector | None, uid: str) -> str:
     return f"""
     counter sender_strayed {{ }}
 
-    # What takes telemetry to the owner's collector dials that one, and nothing else.
+    # The sender of telemetry may connect to the owner's collector only.
     chain sender_out {{
         type filter hook output priority filter; policy accept;
         meta skuid {uid} jump sender_dials

@@ -1,4 +1,4 @@
-"""What the owner says of where things may go: which secret to which hosts, and which destinations any profile may name at all. Pure."""
+"""The owner's limits on destinations: hosts to which a secret may be sent, and destinations that any profile may name. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ktrdr_vm.profile.model import Profile, Secret
 
 @dataclass(frozen=True)
 class Use:
-    """Where a secret may go: one of `env` (a name, or a beginning and `*`), `file`, `command`, and hosts; `*` is anywhere."""
+    """Hosts to which a secret may be sent: one of `env` (a name, or a prefix and `*`), `file`, `command`, and hosts; `*` is any host."""
 
     hosts: tuple[str, ...]
     env: str = ""
@@ -49,7 +49,7 @@ def allows(ceiling: Iterable[EgressRule], rule: EgressRule) -> bool:
 
 
 def check_ceiling(profile: Profile, ceiling: tuple[EgressRule, ...] | None) -> list[tuple[tuple[str | int, ...], str]]:
-    """Places in the profile, and what is wrong there. Presets are looked at when they are known: `check_presets`."""
+    """Places in the profile and their errors. Presets are checked by `check_presets` when their hosts are known."""
     if ceiling is None:
         return []
     problems: list[tuple[tuple[str | int, ...], str]] = []
@@ -58,12 +58,12 @@ def check_ceiling(profile: Profile, ceiling: tuple[EgressRule, ...] | None) -> l
             continue
         if not allows(ceiling, rule):
             key = "cidr" if rule.cidr is not None else "host"
-            problems.append((("egress", "allow", index, key), f"{rule} is beyond the owner's ceiling for egress"))
+            problems.append((("egress", "allow", index, key), f"{rule} exceeds the owner's ceiling for egress"))
     for index, secret in enumerate(profile.secrets):
         if secret.broker is not None and not allows(ceiling, EgressRule(host=secret.broker.host)):
-            problems.append((("secrets", index, "broker", "host"), f"{secret.broker.host}:443 is beyond the owner's ceiling for egress"))
+            problems.append((("secrets", index, "broker", "host"), f"{secret.broker.host}:443 exceeds the owner's ceiling for egress"))
     if profile.egress.mode == "observe":
-        problems.append((("egress", "mode"), "observe mode is beyond any ceiling for egress"))
+        problems.append((("egress", "mode"), "observe mode exceeds any ceiling for egress"))
     return problems
 
 
@@ -73,7 +73,7 @@ def check_presets(
     ceiling: tuple[EgressRule, ...] | None,
     uses: tuple[Use, ...] | None,
 ) -> list[tuple[tuple[str | int, ...], str]]:
-    """The same for what the profile's presets stand for: each is named in the ceiling, or all that it stands for lies within."""
+    """The same for presets: the ceiling must name the preset, or contain all destinations of it."""
     known = dict(presets)
     problems: list[tuple[tuple[str | int, ...], str]] = []
     for index, rule in enumerate(profile.egress.allow):
@@ -81,36 +81,36 @@ def check_presets(
             place = ("egress", "allow", index, "preset")
             named = ceiling is None or any(bound.preset == rule.preset for bound in ceiling)
             if not named and not allows(ceiling or (), one):
-                problems.append((place, f"the preset {rule.preset} reaches {one}, which is beyond the owner's ceiling for egress"))
+                problems.append((place, f"the preset {rule.preset} reaches {one}, which exceeds the owner's ceiling for egress"))
                 break
             kept = [secret for secret in profile.delivered if not _may_reach(secret, one.destination, uses)]
             if kept:
-                problems.append((place, f"the secret {kept[0].name} may not go to {one}, which the preset {rule.preset} reaches"))
+                problems.append((place, f"the secret {kept[0].name} may not be sent to {one}, which the preset {rule.preset} reaches"))
                 break
     return problems
 
 
 def check_uses(profile: Profile, uses: tuple[Use, ...] | None) -> list[tuple[tuple[str | int, ...], str]]:
-    """A brokered secret goes to its host. One that is in the guest can go wherever the guest may: all of that must be in its list."""
+    """A brokered secret is sent to its host only. A secret in the guest can be sent to every allowed destination, so all must be listed."""
     if uses is None:
         return []
     problems: list[tuple[tuple[str | int, ...], str]] = []
     for index, secret in enumerate(profile.secrets):
         if not any(use.covers(secret) for use in uses):
-            problems.append((("secrets", index, "source"), f"the owner names no hosts for {_source(secret)}"))
+            problems.append((("secrets", index, "source"), f"the owner's policy names no hosts for {_source(secret)}"))
         elif secret.broker is not None and not _may_reach(secret, secret.broker.host, uses):
-            problems.append((("secrets", index, "broker", "host"), f"{_source(secret)} may not go to {secret.broker.host}"))
+            problems.append((("secrets", index, "broker", "host"), f"{_source(secret)} may not be sent to {secret.broker.host}"))
     for secret in profile.delivered:
         if profile.egress.mode == "observe" and not _may_reach(secret, "*", uses):
-            problems.append((("egress", "mode"), f"{_source(secret)} is in the guest, and observe mode would let it go anywhere"))
+            problems.append((("egress", "mode"), f"{_source(secret)} is in the guest, and with observe mode it could be sent anywhere"))
         for index, rule in enumerate(profile.egress.allow):
             if not rule.preset and not _may_reach(secret, rule.destination, uses):
                 key = "cidr" if rule.cidr is not None else "host"
-                message = f"{_source(secret)} is in the guest and may not go to {rule.destination}"
+                message = f"{_source(secret)} is in the guest and may not be sent to {rule.destination}"
                 problems.append((("egress", "allow", index, key), message))
         for number, other in enumerate(profile.secrets):
             if other.broker is not None and not _may_reach(secret, other.broker.host, uses):
-                message = f"{_source(secret)} is in the guest and may not go to {other.broker.host}"
+                message = f"{_source(secret)} is in the guest and may not be sent to {other.broker.host}"
                 problems.append((("secrets", number, "broker", "host"), message))
     return problems
 

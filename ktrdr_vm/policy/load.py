@@ -1,4 +1,4 @@
-"""The owner's policy as it lies on this host."""
+"""Reading the owner's policy on this host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 
 
 def read_policy() -> OwnerPolicy:
-    """The owner's policy. It must be root's and writable by root alone, or nothing starts."""
+    """The owner's policy. HostError unless it belongs to root and only root can change it."""
     path = Path(POLICY_PATH)
     try:
         with path.open("rb") as file:
@@ -21,28 +21,30 @@ def read_policy() -> OwnerPolicy:
             changeable = str(path) if facts.st_uid != 0 or facts.st_mode & 0o022 else find_changeable(path)
             if changeable:
                 raise HostError(
-                    f"the owner's policy can be changed by others than root: {changeable}",
+                    f"users other than root can change the owner's policy: {changeable}",
                     where=POLICY_PATH,
                     hint=f"chown root {changeable}; chmod go-w {changeable}",
                 )
             return parse_policy(file.read(MAX_BYTES + 1), POLICY_PATH)
     except FileNotFoundError:
-        # Where others could put one, or take one away, there is none that counts.
+        # If other users could create or remove the file, its absence is not trusted.
         if path.parent.exists() and (changeable := find_changeable(path.parent)):
             raise HostError(
-                f"the owner's policy could be written by others than root: {changeable}",
+                f"users other than root could create the owner's policy: {changeable}",
                 where=POLICY_PATH,
                 hint=f"chown root {changeable}; chmod go-w {changeable}",
             ) from None
         return OwnerPolicy()
     except OSError as error:
         raise HostError(
-            f"the owner's policy cannot be read: {error.strerror}", where=POLICY_PATH, hint="chmod go+r it, or run as root"
+            f"the owner's policy cannot be read: {error.strerror}",
+            where=POLICY_PATH,
+            hint="make it readable with `chmod go+r`, or run as root",
         ) from None
 
 
 def read_collector_headers(collector: Collector) -> dict[str, str]:
-    """What the owner's collector wants to be told with every request. The file must be root's alone."""
+    """The headers of every request to the owner's collector. Only root may be able to read the file."""
     if not collector.headers_file:
         return {}
     path = Path(collector.headers_file)
@@ -51,11 +53,15 @@ def read_collector_headers(collector: Collector) -> dict[str, str]:
             facts = os.fstat(file.fileno())
             if facts.st_uid != 0 or facts.st_mode & 0o077:
                 raise HostError(
-                    "the collector's headers are open to others than root", where=str(path), hint=f"chown root {path}; chmod 600 {path}"
+                    "users other than root can read or change the headers of the collector",
+                    where=str(path),
+                    hint=f"chown root {path}; chmod 600 {path}",
                 )
             return parse_headers(file.read(MAX_BYTES).decode())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise HostError(
-            f"the collector's headers cannot be read: {reason}", where=str(path), hint="a line for each, as `Authorization: Bearer …`"
+            f"the collector's headers cannot be read: {reason}",
+            where=str(path),
+            hint="write one header a line, such as `Authorization: Bearer …`",
         ) from None

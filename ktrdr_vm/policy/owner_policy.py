@@ -1,7 +1,7 @@
-"""The owner's policy: what no profile, `extends`, preset or grant may go beyond. Safe without one.
+"""The owner's policy: the limits of every profile, `extends`, preset and grant. The default is safe.
 
-The repository is not trusted, its owner's machine is. A profile can come from a branch that an agent wrote; this document comes
-from the owner of the host alone.
+The repository is not trusted: a profile can come from a branch that an agent wrote. The policy comes
+from the owner of the host only.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ POLICY_PATH = "/etc/ktrdr-vm/policy.yaml"
 HINT = f"the owner of this host can allow it in {POLICY_PATH}; a profile cannot"
 
 
-# Seconds of a pre-approval that names none.
+# Seconds of a pre-approval without a duration.
 _PREAPPROVED = 3600
 Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
 class PreApproval:
-    """A request for the network that the owner has answered beforehand. `host` may be `*.` and a suffix."""
+    """A pre-approval of a request for the network. `host` may be `*.` and a suffix."""
 
     host: str
     ports: tuple[int, ...]
@@ -44,7 +44,7 @@ class PreApproval:
 
 @dataclass(frozen=True)
 class EscalationPolicy:
-    """The owner's line for escalations. `wait` is how long a run goes on beside an unanswered one, `longest` what any approval may last."""
+    """The limits of escalations. A run continues for `wait` seconds with an unanswered one; `longest` bounds every approval."""
 
     kinds: tuple[str, ...] = ("network", "secret", "decision")
     wait: int = 600
@@ -55,7 +55,7 @@ class EscalationPolicy:
 
 @dataclass(frozen=True)
 class TrustedProject:
-    """A repository of this host by its folder, and the branches of it that its owner trusts."""
+    """A repository of this host by its folder, and the branches of it that the owner trusts."""
 
     path: str
     refs: tuple[str, ...]
@@ -72,24 +72,24 @@ class OwnerPolicy:
     reserved: frozenset[tuple[IPv4Address, int]] = frozenset()
     observe: bool = False
     uses: tuple[Use, ...] | None = None
-    """Which secrets may go to which hosts. None bounds nothing; a person is asked then where a branch wants more than the trusted one."""
+    """The hosts to which secrets may be sent. None: no limit, but a person must confirm additions to the trusted branch."""
     ceiling: tuple[EgressRule, ...] | None = None
-    """What any profile may name as a destination; None bounds nothing."""
+    """The destinations that any profile may name; None: no limit."""
     projects: tuple[TrustedProject, ...] = ()
-    """Like `prepare_refs`, of one repository each."""
+    """As `prepare_refs`, each for one repository."""
     prepare_refs: tuple[str, ...] = ()
-    """Branches of a workspace that templates of a project may be made from. What an agent returns is on none of them."""
+    """Branches from which templates of a project may be made. Commits of agents must not be on them."""
     image_sources: tuple[str, ...] = ("https://",)
-    """What the URL of an image must begin with: root fetches it, wherever an untrusted profile points."""
+    """Prefixes of which the URL of an image must have one, because root fetches it and the profile is not trusted."""
     largest: Size = Size(vcpus=16, memory=32768, disk=204800)
     most_instances: int = 100
     longest_life: int = 0
-    """Seconds that any instance may live; 0 is without end."""
+    """The maximal time to live of an instance in seconds; 0 is unlimited."""
     publish_command: tuple[str, ...] = ()
     signing_key: str = ""
     escalations: EscalationPolicy = EscalationPolicy()
     collector: Collector | None = None
-    """Where telemetry of instances may go; None is nowhere."""
+    """The collector for telemetry of instances, or None."""
     reports_runs: bool = False
     """True if the program sends telemetry of its own runs to the collector as well."""
 
@@ -116,7 +116,7 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
     if not problems:
         problems += [document.problem(place, message) for place, message in _check_preapprovals(document.data.get("escalations", {}))]
     if problems:
-        raise DocumentError(problems, hint="correct the owner's policy; nothing starts while it cannot be read")
+        raise DocumentError(problems, hint="correct the owner's policy; no instance starts while it is invalid")
     data, default = document.data, OwnerPolicy()
     largest = data.get("resources", {}).get("max", {})
     return OwnerPolicy(
@@ -172,31 +172,33 @@ def _escalations(data: dict[str, Any]) -> EscalationPolicy:
 
 
 def _check_preapprovals(data: dict[str, Any]) -> list[tuple[Place, str]]:
-    """What `approve` gives beyond the owner's own `kinds` and `longest`: it would never be given."""
+    """Errors of `approve` entries that exceed `kinds` or `longest`, and would never apply."""
     line, found = _escalations(data), []
     for index, (entry, one) in enumerate(zip(data.get("approve", ()), line.approved, strict=True)):
         place: Place = ("escalations", "approve", index)
         if "network" not in line.kinds:
-            found.append((place, "escalations.kinds does not have network, so that nothing of it is approved"))
+            found.append((place, "escalations.kinds does not contain network, so this entry approves nothing"))
         if "longest" in entry and one.seconds > line.longest:
             found.append(((*place, "longest"), f"{one.seconds} s is longer than escalations.longest, {line.longest} s"))
     return found
 
 
 def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> list[Problem]:
-    """Everything in the profile that the owner did not allow. `workspace` is the absolute folder of `--workspace`.
+    """All parts of the profile that the owner's policy does not allow. `workspace` is the absolute folder of `--workspace`.
 
-    Paths are compared as written here; when a mount is made, the path is resolved again without following links.
+    Paths are compared as written; when a mount is created, the path is opened again without following links.
     """
     profile, problems = loaded.profile, []
     for name in ("vcpus", "memory", "disk"):
         wanted, most = getattr(profile.resources, name), getattr(policy.largest, name)
         if wanted > most:
-            problems.append(loaded.problem(("resources", name), f"{wanted} is more than the owner's {most}"))
+            problems.append(loaded.problem(("resources", name), f"{wanted} is more than the {most} of the owner's policy"))
     if profile.image.url and not profile.image.url.startswith(policy.image_sources):
-        problems.append(loaded.problem(("image", "url"), f"images come from {' or '.join(policy.image_sources) or 'recipes only'} here"))
+        problems.append(
+            loaded.problem(("image", "url"), f"images are allowed from {' or '.join(policy.image_sources) or 'recipes only'} on this host")
+        )
     if policy.longest_life and profile.ttl > policy.longest_life:
-        problems.append(loaded.problem(("ttl",), f"{profile.ttl} s is longer than the owner's {policy.longest_life} s"))
+        problems.append(loaded.problem(("ttl",), f"{profile.ttl} s is longer than the {policy.longest_life} s of the owner's policy"))
     for index, mount in enumerate(profile.mounts):
         reason = refuse_path(mount.source, workspace, (workspace, *policy.mount_roots))
         if reason:
@@ -216,44 +218,46 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
     for path, message in (*check_ceiling(profile, policy.ceiling), *check_uses(profile, policy.uses)):
         problems.append(loaded.problem(path, message))
     if profile.telemetry.otlp and policy.collector is None:
-        problems.append(loaded.problem(("telemetry", "otlp"), "there is no collector that the owner of this host has named"))
+        problems.append(loaded.problem(("telemetry", "otlp"), "the owner's policy names no collector"))
     if profile.egress.mode == "observe" and not policy.observe:
         problems.append(loaded.problem(("egress", "mode"), "observe mode is not allowed on this host"))
     return problems
 
 
 def refuse_path(source: str, base: str, roots: tuple[str, ...]) -> str:
-    """Why a path of the host may not be used, or nothing. `source` is relative to `base`."""
+    """The reason why a path of the host may not be used, or an empty text. `source` is relative to `base`."""
     path = PurePosixPath(base, source)
     personal = find_personal(path.relative_to(base).parts if path.is_relative_to(base) else path.parts)
     if personal:
-        return f"a person's own place ({personal}) never enters a sandbox"
+        return f"a personal folder or file ({personal}) is never shared with a sandbox"
     if ".git" in path.parts:
         return "the repository's .git is never mounted"
     if roots and not any(path.is_relative_to(root) for root in roots):
-        return f"{path} is beneath neither the workspace nor a root that the owner listed"
+        return f"{path} is neither in the workspace nor in a root of the owner's policy (mounts.roots)"
     return ""
 
 
 def refuse_secret(secret: Secret, policy: OwnerPolicy, base: str) -> str:
-    """Why a source may not be a secret, or nothing. A person's own places never may."""
+    """The reason why a source may not be used for a secret, or an empty text. Personal files and folders never may."""
     if secret.command:
         allowed = secret.command in policy.secret_commands
-        return "" if allowed else f"the command {' '.join(secret.command)} is not one that may give a secret"
+        return "" if allowed else f"the owner's policy does not allow the command {' '.join(secret.command)} as a source of secrets"
     if secret.env:
         if any(fnmatch.fnmatchcase(secret.env, pattern) for pattern in policy.secret_env):
             return ""
-        return f"the variable {secret.env} is not one that may be a secret"
-    if secret.file not in policy.secret_files or refuse_path(secret.file, base, ()).startswith("a person"):
-        return f"the file {secret.file} is not one that may be a secret"
+        return f"the owner's policy does not allow the variable {secret.env} as a source of secrets"
+    if secret.file not in policy.secret_files or refuse_path(secret.file, base, ()).startswith("a personal"):
+        return f"the owner's policy does not allow the file {secret.file} as a source of secrets"
     return ""
 
 
 def refuse_reserved(rule: EgressRule, policy: OwnerPolicy) -> list[str]:
-    """Why the rule's addresses may not be reached: each reserved address and port must be the owner's, exactly."""
+    """The errors of the addresses of a rule: the policy must list each reserved address and port exactly."""
     if rule.cidr is None or not is_reserved(rule.cidr):
         return []
     if rule.cidr.prefixlen != 32:
-        return [f"{rule.cidr} reaches into a reserved range; only single addresses can be allowed there"]
+        return [f"{rule.cidr} overlaps with a reserved range; only single addresses can be allowed there"]
     missing = [port for port in rule.ports if (rule.cidr.network_address, port) not in policy.reserved]
-    return [f"{rule.cidr.network_address}:{port} is in a reserved range and not in the owner's list" for port in missing]
+    return [
+        f"{rule.cidr.network_address}:{port} is in a reserved range and not in egress.reserved of the owner's policy" for port in missing
+    ]

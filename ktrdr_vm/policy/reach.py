@@ -1,4 +1,4 @@
-"""Where a profile lets things go, as lines that two versions of it can be compared by. Pure."""
+"""The destinations and secrets that a profile allows, as a set that can be compared between two versions. Pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ktrdr_vm.profile.model import Profile
 
 @dataclass(frozen=True, order=True)
 class Reach:
-    """One destination or use. `carries` when a secret of the profile's can go there."""
+    """One destination or use. `carries` is True if a secret of the profile can be sent there."""
 
     text: str
     carries: bool
 
 
 def list_reach(profile: Profile) -> frozenset[Reach]:
-    """All of it. A secret that is in the guest can go wherever the guest may."""
+    """All destinations and uses. A secret in the guest can be sent to every allowed destination."""
     found: set[Reach] = set()
     inside = bool(profile.delivered)
     for secret in profile.secrets:
@@ -35,6 +35,6 @@ def list_reach(profile: Profile) -> frozenset[Reach]:
 
 
 def find_beyond(now: Profile, before: Profile | None) -> tuple[Reach, ...]:
-    """What `now` has and `before` has not, sorted. Without a `before`, all of it."""
+    """The elements of `now` that are not in `before`, sorted; all of them without `before`."""
     known = list_reach(before) if before is not None else frozenset()
     return tuple(sorted(list_reach(now) - known))

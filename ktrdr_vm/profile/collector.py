@@ -1,4 +1,4 @@
-"""The owner's collector of telemetry: where it is, and what opens the way there."""
+"""The owner's telemetry collector: its address and its credentials."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _PORTS = {"http": 4318, "https": 443}
 
 @dataclass(frozen=True)
 class Collector:
-    """`host` is a name or an IPv4 address; `address`, where it is known, is the only one that is dialled. `path` has no closing slash.
+    """`host` is a name or an IPv4 address; connections go to `address` only, if it is set. `path` has no trailing slash.
 
-    What is secret of it, its headers, is in `headers_file` and nowhere else.
+    Its headers are secret, and stored in `headers_file` only.
     """
 
     scheme: str
@@ -35,14 +35,14 @@ class Collector:
 
 
 def parse_collector(data: dict[str, Any]) -> Collector:
-    """The owner's `telemetry` mapping; ValueError says what is wrong with its URL or its address."""
+    """The collector of the mapping `telemetry`. ValueError for an invalid URL or address."""
     match = _URL.fullmatch(data["collector"])
     if match is None or not 0 < int(match["port"] or 1) < 65536:
-        raise ValueError("a URL such as http://127.0.0.1:4318 or https://otlp.example.com, without a name or password in it")
+        raise ValueError("must be a URL such as http://127.0.0.1:4318 or https://otlp.example.com, without a user name or password")
     host, address = match["host"], data.get("address", "")
     if host.replace(".", "").isdigit():
         if address not in ("", parse_address(host)):
-            raise ValueError("its URL and its address name two")
+            raise ValueError("the address in the URL and `address` are different")
         address = host
     else:
         scalars.parse_host(host)
@@ -66,7 +66,7 @@ def parse_address(text: object) -> str:
 
 
 def parse_headers(text: str) -> dict[str, str]:
-    """A header a line, as `name: value`; empty lines and lines that begin with # are nothing. ValueError for what is no header."""
+    """One header a line, as `name: value`; empty lines and lines that begin with # are ignored. ValueError for an invalid header."""
     headers = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -74,6 +74,6 @@ def parse_headers(text: str) -> dict[str, str]:
         name, colon, value = line.partition(":")
         value = value.strip()
         if not colon or not name.replace("-", "").isalnum() or not name.isascii() or not value.isascii() or not value.isprintable():
-            raise ValueError(f"line {number} is no header such as `Authorization: Bearer …`")
+            raise ValueError(f"line {number} is not a header such as `Authorization: Bearer …`")
         headers[name] = value
     return headers

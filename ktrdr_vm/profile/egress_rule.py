@@ -15,7 +15,7 @@ class EgressRule:
     ports: tuple[int, ...] = (443,)
     reason: str = ""
     preset: str = ""
-    """The preset the rule came from, or, before presets are expanded, the preset it stands for."""
+    """The preset from which the rule was expanded, or that the rule names before the expansion."""
 
     @property
     def destination(self) -> str:

@@ -1,12 +1,12 @@
-"""What a guest stands on, and a profile may therefore not replace: system folders, the identity's variables, memory to boot with."""
+"""Requirements of the guest that a profile may not replace: system folders, variables of the identity, minimal memory."""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-# Set by the program itself, always.
+# Always set by ktrdr-vm.
 IDENTITY_VARIABLES = frozenset({"KTRDR_INSTANCE_ID", "COMPOSE_PROJECT_NAME", "OTEL_RESOURCE_ATTRIBUTES"})
-# MiB with which a current Debian or Ubuntu cloud kernel, its initrd and systemd come up.
+# MiB with which a current Debian or Ubuntu cloud kernel, its initrd and systemd boot.
 LEAST_MEMORY = 256
 
 _SYSTEM = tuple(
@@ -20,22 +20,22 @@ _LOCAL = PurePosixPath("/usr/local")
 
 
 def refuse_target(target: str) -> str:
-    """Why nothing may be put at this absolute path of the guest, or nothing."""
+    """The reason why this absolute path of the guest may not be used, or an empty text."""
     path = PurePosixPath(target)
     if ".ssh" in path.parts:
-        return "the way in is there"
+        return "it contains the login of ktrdr-vm"
     if path.is_relative_to(_LOCAL) and path != _LOCAL:
         return ""
     for system in _SYSTEM:
         if path.is_relative_to(system) or system.is_relative_to(path):
-            return f"the guest lives on {system}"
+            return f"the guest system requires {system}"
     return ""
 
 
 def refuse_variable(name: str) -> str:
-    """Why a profile may not set this variable for every process, or nothing."""
+    """The reason why a profile may not set this variable for every process, or an empty text."""
     if name in IDENTITY_VARIABLES:
-        return "it is the identity of the instance, and set by the program"
+        return "it is part of the instance's identity and set by ktrdr-vm"
     if name == "PATH":
-        return "it would replace the guest's own, and no program would be found; set it in the command that needs it"
+        return "it would replace the value of the guest, so that programs are not found; set it in the command that needs it"
     return ""

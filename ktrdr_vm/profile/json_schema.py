@@ -8,7 +8,7 @@ from ktrdr_vm.profile.schema import PROFILE, Schema
 
 
 def render_json_schema(schema: Schema = PROFILE) -> dict[str, Any]:
-    """The schema as JSON Schema 2020-12, for editors. What only the loader can tell (paths, names) is left to it."""
+    """The schema as JSON Schema 2020-12, for editors. Paths and names are checked by the loader only."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ktrdr-vm profile", **_object(schema)}
 
 

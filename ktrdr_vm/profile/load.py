@@ -16,16 +16,16 @@ from ktrdr_vm.profile.model import Broker, Egress, ImageRef, Mount, Prepare, Pro
 from ktrdr_vm.profile.schema import PROFILE, check_shape
 from ktrdr_vm.profile.strict_yaml import Document, Path, load_yaml
 
-HINT = "correct the profile; `ktrdr-vm validate` shows all its errors, `ktrdr-vm validate --schema` what may stand in it"
+HINT = "correct the profile; `ktrdr-vm validate` shows all its errors, `ktrdr-vm validate --schema` the permitted keys"
 MAX_EXTENDS = 8
 # Lists that a profile adds to those of the profile it extends; every other list and value is replaced.
 _ADDED = {("egress", "allow"), ("mounts",), ("secrets",), ("artifacts",)}
 
-# What the guest is told of its OTLP endpoint by.
+# The variables that contain the OTLP endpoint.
 TELEMETRY_VARIABLES = frozenset({"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"})
 
 Found = list[tuple[Path, str]]
-"""Where in the merged document, and what is wrong there."""
+"""A place in the merged document, and its error."""
 
 Read = Callable[[str, str], tuple[str, bytes]]
 """`read(reference, from_source)` gives the source name and the bytes of an extended profile, or raises KtrdrError."""
@@ -33,7 +33,7 @@ Read = Callable[[str, str], tuple[str, bytes]]
 
 @dataclass
 class LoadedProfile:
-    """A profile, and where each of its values came from, for errors found later."""
+    """A profile, and the source of each of its values, for later errors."""
 
     profile: Profile
     data: dict[str, Any]
@@ -42,7 +42,7 @@ class LoadedProfile:
     origins: dict[Path, tuple[Document, Path]]
 
     def problem(self, path: Path, message: str) -> Problem:
-        """A problem at a value of the merged profile, placed in the file that the value came from."""
+        """A problem at a value of the merged profile, with its place in the file that contains the value."""
         at = path
         while at and at not in self.origins:
             at = at[:-1]
@@ -52,7 +52,7 @@ class LoadedProfile:
 
 
 def load_profile(text: str | bytes, source: str, read: Read) -> LoadedProfile:
-    """Everything wrong with the profile and what it extends, at once, or the profile."""
+    """The profile, or a DocumentError with all errors of it and of the profiles that it extends."""
     problems: list[Problem] = []
     chain = _load_chain(text, source, read, problems)
     merged: Any = {}
@@ -62,7 +62,7 @@ def load_profile(text: str | bytes, source: str, read: Read) -> LoadedProfile:
             merged = _merge(merged, document.data, (), (), document, origins)
     merged.pop("extends", None)
     if not problems:
-        # What each file says is right; what they say together must be complete.
+        # Each file is valid; the merged document must be complete.
         whole = Document(source, merged, chain[0].positions, chain[0].key_positions)
         problems.extend(check_shape(whole, PROFILE))
     if problems:
@@ -100,7 +100,7 @@ def _load_chain(text: str | bytes, source: str, read: Read, problems: list[Probl
             problems.append(document.problem(("extends",), "the profile extends itself"))
             return chain
         if len(chain) > MAX_EXTENDS:
-            problems.append(document.problem(("extends",), f"more than {MAX_EXTENDS} profiles on top of each other"))
+            problems.append(document.problem(("extends",), f"more than {MAX_EXTENDS} profiles extend each other"))
             return chain
 
 
@@ -131,18 +131,18 @@ def _merge(base: Any, over: Any, here: Path, there: Path, document: Document, or
 
 
 def _check_together(data: dict[str, Any]) -> Found:
-    """What no single value shows: names and targets that must differ."""
+    """Errors that involve several values, such as names and targets that must differ."""
     problems: Found = []
     targets: dict[str, str] = {}
     workspace = data.get("workspace")
     if workspace is not None:
         targets[workspace.get("target", "/workspace")] = "the workspace"
         if reason := refuse_target(workspace.get("target", "/workspace")):
-            problems.append((("workspace", "target"), f"no workspace is put there: {reason}"))
+            problems.append((("workspace", "target"), f"cannot be the place of the workspace: {reason}"))
     for index, mount in enumerate(data.get("mounts", [])):
         target = mount["target"]
         if reason := refuse_target(target):
-            problems.append((("mounts", index, "target"), f"nothing is mounted at {target}: {reason}"))
+            problems.append((("mounts", index, "target"), f"{target} cannot be a mount point: {reason}"))
         for other, owner in targets.items():
             if target == other or target.startswith(other + "/") or other.startswith(target + "/"):
                 problems.append((("mounts", index, "target"), f"overlaps with {owner} at {other}"))
@@ -154,17 +154,17 @@ def _check_together(data: dict[str, Any]) -> Found:
                 continue
             value = secret.get(field, f"/run/secrets/{secret['name']}")
             if value in seen:
-                problems.append((("secrets", index, field), f"{value} stands twice"))
+                problems.append((("secrets", index, field), f"{value} occurs twice"))
             seen.add(value)
     problems += _check_variables(data)
     memory = data.get("resources", {}).get("memory")
     if memory is not None and scalars.parse_size(memory) < LEAST_MEMORY:
-        problems.append((("resources", "memory"), f"no guest boots with {memory}; {LEAST_MEMORY}MiB is the least"))
+        problems.append((("resources", "memory"), f"a guest cannot boot with {memory}; the minimum is {LEAST_MEMORY}MiB"))
     if "prepare" in data and workspace is None:
-        problems.append((("prepare",), "prepares a workspace, and there is none"))
+        problems.append((("prepare",), "requires a workspace, and the profile has none"))
     for index, gate in enumerate(data.get("gates", [])):
         if gate in data["gates"][:index]:
-            problems.append((("gates", index), f"{gate} stands twice"))
+            problems.append((("gates", index), f"{gate} occurs twice"))
     return problems
 
 
@@ -174,40 +174,40 @@ def _check_variables(data: dict[str, Any]) -> Found:
     problems += [(("environment", name), reason) for name in sorted(variables) if (reason := refuse_variable(name))]
     if data.get("telemetry", {}).get("otlp"):
         if taken := variables & TELEMETRY_VARIABLES:
-            problems.append((("telemetry", "otlp"), f"sets {min(taken)}, which stands under environment too"))
+            problems.append((("telemetry", "otlp"), f"sets {min(taken)}, which environment sets too"))
         variables |= TELEMETRY_VARIABLES
     for index, secret in enumerate(data.get("secrets", [])):
         broker = secret.get("broker", {})
         variable, gate = broker.get("base_url_env"), broker.get("after")
         if variable in variables:
-            problems.append((("secrets", index, "broker", "base_url_env"), f"{variable} stands twice"))
+            problems.append((("secrets", index, "broker", "base_url_env"), f"{variable} occurs twice"))
         if variable:
             variables.add(variable)
         if broker.get("docker_mirror") and broker.get("base_path", "/") != "/":
-            problems.append((("secrets", index, "broker", "base_path"), "Docker takes a mirror at / only"))
+            problems.append((("secrets", index, "broker", "base_path"), "must be /, because Docker supports mirrors at / only"))
         if gate and gate not in data.get("gates", []):
-            problems.append((("secrets", index, "broker", "after"), f"{gate} is none of the profile's gates"))
+            problems.append((("secrets", index, "broker", "after"), f"{gate} is not a gate of the profile"))
     return problems
 
 
 def _check_version(data: dict[str, Any]) -> Found:
-    """What the format has, and this version does not do."""
+    """Features of the format that this version does not support."""
     problems: Found = []
     if data.get("workspace", {}).get("transfer") == "mount":
-        problems.append((("workspace", "transfer"), "a mounted workspace is not there yet in this version; copy works"))
+        problems.append((("workspace", "transfer"), "a mounted workspace is not supported in this version; use copy"))
     for index, mount in enumerate(data.get("mounts", [])):
         if not mount.get("readonly", True):
-            message = "a writable folder is not there yet in this version; results come back as artifacts or commits"
+            message = "a writable folder is not supported in this version; results are returned as artifacts or commits"
             problems.append((("mounts", index, "readonly"), message))
     for index, path in enumerate(data.get("artifacts", ())):
         if set(path) & set("*?["):
-            message = "patterns are not matched in the guest; name the folder, and what is in it comes back"
+            message = "patterns are not supported for paths in the guest; name the folder, and its contents are copied"
             problems.append((("artifacts", index), message))
     return problems
 
 
 def build_profile(data: dict[str, Any]) -> Profile:
-    """A profile from a document that has passed every check."""
+    """A profile from a document that has passed all checks."""
     image = data["image"]
     size = data.get("resources", {})
     egress = data.get("egress") or {}
@@ -250,7 +250,7 @@ def _workspace(data: dict[str, Any]) -> Workspace:
 
 
 def parse_rule(data: dict[str, Any]) -> EgressRule:
-    """An entry of an allowlist whose shape was checked."""
+    """An entry of an allowlist that has passed the schema."""
     network = ip_network(data["cidr"]) if "cidr" in data else None
     return EgressRule(
         host=data.get("host", ""),

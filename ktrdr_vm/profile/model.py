@@ -1,4 +1,4 @@
-"""What a profile says, frozen. Sizes are MiB, durations seconds, modes integers; every default is the safe one."""
+"""The frozen content of a profile. Sizes are MiB, durations seconds, modes integers; the defaults are safe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Size:
-    """The virtual machine's size: vCPUs, memory in MiB, disk in MiB."""
+    """The size of the VM: vCPUs, memory in MiB, disk in MiB."""
 
     vcpus: int = 2
     memory: int = 2048
@@ -51,7 +51,7 @@ class Mount:
 
 @dataclass(frozen=True)
 class Egress:
-    """What may leave. The default is nothing."""
+    """The allowed egress. The default is none."""
 
     allow: tuple[EgressRule, ...] = ()
     mode: Literal["enforce", "observe"] = "enforce"
@@ -59,7 +59,7 @@ class Egress:
 
 @dataclass(frozen=True)
 class Broker:
-    """What the guard does with a secret that never enters the guest: it adds it to requests to one host, over verified TLS."""
+    """The use of a secret that never enters the guest: the guard adds it to requests to one host, over verified TLS."""
 
     host: str
     header: HeaderTemplate
@@ -68,7 +68,7 @@ class Broker:
     methods: tuple[str, ...] = ("GET", "HEAD")
     paths: tuple[str, ...] = ("/",)
     headers: tuple[str, ...] = ()
-    """Names in lower case that pass besides `request_headers.PASSED`."""
+    """Names of request headers in lower case that are forwarded in addition to `request_headers.PASSED`."""
     after: str = ""
     """The gate that must have passed before any request goes out."""
     docker_mirror: bool = False
@@ -77,7 +77,7 @@ class Broker:
 
 @dataclass(frozen=True)
 class Secret:
-    """A secret by its source on the host. Its value never stands in a profile, a plan or on a disk of the guest."""
+    """A secret by its source on the host. Its value is never stored in a profile, a plan or on a disk of the guest."""
 
     name: str
     path: str
@@ -87,12 +87,12 @@ class Secret:
     mode: int = 0o400
     ttl: int = 7200
     broker: Broker | None = None
-    """Set, it is not delivered, and `path`, `mode` and `ttl` mean nothing."""
+    """If set, the secret is not delivered, and `path`, `mode` and `ttl` are ignored."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What runs in the instance between Startability and the gates."""
+    """The command that runs in the instance between the first gate and the others."""
 
     command: tuple[str, ...]
     timeout: int = 7200
@@ -100,7 +100,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Prepare:
-    """What is done once for a project, and found done by every later sandbox. `key` are files whose content says when it is done anew."""
+    """A playbook that runs once for a project; its result is in every later sandbox. It runs again if a file of `key` changes."""
 
     playbook: str
     key: tuple[str, ...]
@@ -108,13 +108,13 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Telemetry:
-    """What the workload is served for its own telemetry: an OTLP endpoint at the gateway, or nothing."""
+    """The telemetry of the workload: an OTLP endpoint at the gateway, or none."""
 
     otlp: bool = False
 
 
 Verify = Literal["fresh", "same"]
-"""Where the gates judge what a workload left: in a VM that it never touched, or in its own, which is weaker."""
+"""The VM in which the gates run after a workload: a fresh one, or that of the workload, which is weaker."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Profile:
     vars: tuple[tuple[str, Scalar], ...] = ()
     artifacts: tuple[str, ...] = ()
     ttl: int = 0
-    """Seconds that the instance may live; 0 is for as long as its run, or its person, wants."""
+    """Time to live of the instance in seconds; 0 is unlimited."""
 
     @property
     def brokered(self) -> tuple[tuple[Secret, Broker], ...]:
@@ -149,7 +149,7 @@ class Profile:
 
     @property
     def delivered(self) -> tuple[Secret, ...]:
-        """The secrets that are put into the guest."""
+        """The secrets that are delivered into the guest."""
         return tuple(secret for secret in self.secrets if secret.broker is None)
 
     @property

@@ -1,4 +1,4 @@
-"""A list preset: hosts that belong together under one name, as a small YAML document in `profiles/egress/`. Pure."""
+"""A list preset: a named list of hosts, as a YAML document in `profiles/egress/`. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ktrdr_vm.profile.strict_yaml import load_yaml
 
 @dataclass(frozen=True)
 class Preset:
-    """What `{preset: name}` in `egress.allow` stands for."""
+    """The rules of `{preset: name}` in `egress.allow`."""
 
     name: str
     description: str
@@ -20,11 +20,11 @@ class Preset:
 
 
 def load_preset(text: str | bytes, source: str) -> Preset:
-    """DocumentError with every problem. A list names hosts only: an address is nobody's for long."""
+    """DocumentError with all errors. A list contains host names only, because addresses change."""
     document = load_yaml(text, source)
     problems = check_shape(document, PRESET)
     if problems:
-        raise DocumentError(problems, hint="correct the list; docs/egress.md says what may stand in it")
+        raise DocumentError(problems, hint="correct the list; docs/egress.md describes its format")
     data = document.data
     return Preset(
         data["name"],

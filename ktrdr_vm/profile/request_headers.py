@@ -1,7 +1,7 @@
-"""Which headers of a guest's request go on to a host that gets a brokered secret with it.
+"""The headers of a request that are forwarded to the host of a brokered secret.
 
-A list of what passes and not of what does not: any server may have a header of its own for another method, path, host,
-client or owner, and a request with the secret acts as the secret's owner.
+This is an allowlist, because any server may define a header that changes the method, path, host,
+client or owner of a request, which has the privileges of the secret.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 
 PASSED = (
-    # HTTP's own words about content, ranges, conditions and caches (RFC 9110, 9111), and Transfer-Encoding, which the proxy frames anew.
+    # Headers of HTTP for content, ranges, conditions and caches (RFC 9110, 9111), and Transfer-Encoding, which the proxy sets itself.
     "accept", "accept-[a-z]+", "cache-control", "content-[a-z0-9]+", "date", "expect", "if-[a-z-]+", "pragma", "prefer", "range",
     "transfer-encoding", "user-agent",
-    # Traces (W3C Trace Context) and a request's own name.
+    # W3C Trace Context and request ids.
     "idempotency-key", "traceparent", "tracestate", "x-client-request-id", "x-correlation-id", "x-request-id",
-    # What common clients of code forges, registries and model providers say about themselves and the version that they speak.
+    # Client and API versions, as sent by common clients of code forges, registries and model providers.
     "anthropic-[a-z-]+", "git-protocol", "graphql-features", "npm-(command|in-ci|scope|session)", "openai-beta", "time-zone",
     "x-github-(api-version|media-type|next-global-id)", "x-goog-api-client", "x-stainless-[a-z0-9-]+",
 )  # fmt: skip
@@ -32,12 +32,14 @@ def parse_passed_header(text: object) -> str:
     """A name that a profile adds, such as x-tenant. ValueError for a credential, for framing, and for another method, path or host."""
     name = text.lower() if isinstance(text, str) else ""
     if not _NAME.fullmatch(name):
-        raise ValueError("a header's name has letters, digits and hyphens, 60 at most, and begins with a letter, such as x-tenant")
+        raise ValueError("the name of a header has at most 60 letters, digits and hyphens, and begins with a letter, such as x-tenant")
     if _NEVER.fullmatch(name):
-        raise ValueError(f"{name} may say who asks, where or how; beside a secret the guest does not send it")
+        raise ValueError(
+            f"{name} can change the identity, destination or form of a request; the guest may not send it together with a secret"
+        )
     return name
 
 
 def match_passed(more: tuple[str, ...]) -> str:
-    """A regular expression (PCRE) that matches each name that does not pass."""
+    """A regular expression (PCRE) that matches each name that is not forwarded."""
     return f"^(?!({'|'.join((*PASSED, *more))})$)"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_network
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-"""What a broker can let pass. TRACE would show the credential, CONNECT anything."""
+"""The methods that a broker can forward. TRACE would return the credential, CONNECT would open a tunnel."""
 MAX_HEADER = 4096
 
 Scalar = str | int | float | bool | None
@@ -30,7 +30,7 @@ _SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-# MiB, and seconds: beyond them a value is a slip of the pen, and later arithmetic of dates fails.
+# MiB and seconds: larger values are mistakes, and would overflow later date arithmetic.
 MAX_SIZE = 1024 << 20
 MAX_SECONDS = 366 * 86400
 
@@ -39,10 +39,10 @@ def parse_size(text: object) -> int:
     """`2GiB` as 2048 MiB."""
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None or int(match[1]) == 0:
-        raise ValueError("a size is a number with MiB, GiB or TiB, such as 2GiB")
+        raise ValueError("must be a number with MiB, GiB or TiB, such as 2GiB")
     size = int(match[1]) * _SIZES[match[2]]
     if size > MAX_SIZE:
-        raise ValueError(f"no host has more than {MAX_SIZE >> 20}TiB")
+        raise ValueError(f"must be at most {MAX_SIZE >> 20}TiB")
     return size
 
 
@@ -50,37 +50,37 @@ def parse_duration(text: object) -> int:
     """`2h` as 7200 seconds."""
     match = _DURATION.fullmatch(text) if isinstance(text, str) else None
     if match is None or int(match[1]) == 0:
-        raise ValueError("a duration is a number with s, m, h or d, such as 30m")
+        raise ValueError("must be a number with s, m, h or d, such as 30m")
     seconds = int(match[1]) * _SECONDS[match[2]]
     if seconds > MAX_SECONDS:
-        raise ValueError(f"at most {MAX_SECONDS // 86400}d; what is to last for longer has no end at all")
+        raise ValueError(f"must be at most {MAX_SECONDS // 86400}d")
     return seconds
 
 
 def parse_file_mode(text: object) -> int:
     """`"0400"` as 0o400. Nothing beyond the permission bits; no access for others."""
     if not isinstance(text, str) or not re.fullmatch(r"0?[0-7]{3}", text):
-        raise ValueError('a mode is three octal digits in quotes, such as "0400"')
+        raise ValueError('must be a mode of octal digits in quotes, such as "0400"')
     mode = int(text, 8)
     if mode & 0o007:
-        raise ValueError("a secret is never open to others: the last digit must be 0")
+        raise ValueError("other users may not read a secret: the last digit must be 0")
     return mode
 
 
 def parse_host(text: object) -> str:
     """A DNS name in lower case, exact or `*.` and at least two labels."""
     if not isinstance(text, str) or len(text) > 253 or not _HOST.fullmatch(text):
-        raise ValueError("a host is a DNS name in lower case with a dot, such as api.example.com, or *. and at least two labels")
+        raise ValueError("must be a DNS name in lower case with a dot, such as api.example.com, or *. and at least two labels")
     if text.rsplit(".", 1)[-1].isdigit():
-        raise ValueError("an address goes under cidr, not host")
+        raise ValueError("is an address; use cidr instead of host")
     return text
 
 
 def parse_exact_host(text: object) -> str:
-    """A DNS name that stands for itself only."""
+    """A DNS name without a wildcard."""
     host = parse_host(text)
     if host.startswith("*"):
-        raise ValueError("one exact name: a credential is for one host")
+        raise ValueError("must be one exact name, because a credential is for one host")
     return host
 
 
@@ -94,13 +94,13 @@ class HeaderTemplate:
     user: str = ""
 
     def render(self, secret: bytes) -> str:
-        """The header's value. ValueError where the secret cannot stand in a header."""
+        """The header's value. ValueError if the secret is not valid in a header."""
         value = secret.strip(b"\r\n")
         if self.user:
             value = base64.b64encode(f"{self.user}:".encode() + value)
         text = self.before + value.decode("ascii", "replace") + self.after
         if not value or not re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", text) or len(text) > MAX_HEADER:
-            raise ValueError(f"it must be one line of visible ASCII characters, {MAX_HEADER} at most as a header")
+            raise ValueError(f"must be one line of visible ASCII characters, {MAX_HEADER} at most as a header")
         return text
 
 
@@ -109,19 +109,19 @@ def parse_header_template(text: object) -> HeaderTemplate:
     match = _HEADER.fullmatch(text) if isinstance(text, str) and len(text) <= 500 else None
     if match is None:
         raise ValueError(
-            'a header is a name and a value with {{ secret }} once, such as "x-api-key: {{ secret }}", or with '
+            'must be a name and a value with {{ secret }} once, such as "x-api-key: {{ secret }}", or with '
             "{{ ('user:' ~ secret) | b64encode }}"
         )
     name = match["name"].lower()
     if name in _FRAMING:
-        raise ValueError(f"{name} says where a request goes or ends; a credential does not stand there")
+        raise ValueError(f"{name} controls the destination or the end of a request, so it cannot contain a credential")
     return HeaderTemplate(name, match["before"], match["after"], match["user"] or "")
 
 
 def parse_url_prefix(text: object) -> str:
-    """The beginning of a URL's path, such as /v1/; without a closing slash it is a whole segment."""
+    """A prefix of the path of a URL, such as /v1/; without a trailing slash it ends with a whole segment."""
     if not isinstance(text, str) or len(text) > 200 or not _URL_PREFIX.fullmatch(text) or {".", ".."} & set(text.split("/")):
-        raise ValueError("a path such as /v1/: letters, digits and -._~ between single slashes, without . and ..")
+        raise ValueError("must be a path such as /v1/: letters, digits and -._~ between single slashes, without . and ..")
     return text
 
 
@@ -130,24 +130,24 @@ def parse_cidr(text: object) -> IPv4Network:
     try:
         network = ip_network(text if isinstance(text, str) else "", strict=True)
     except ValueError as error:
-        raise ValueError(f"not an IPv4 range such as 198.51.100.7/32: {error}") from None
+        raise ValueError(f"must be an IPv4 range such as 198.51.100.7/32: {error}") from None
     if not isinstance(network, IPv4Network):
-        raise ValueError("IPv6 is off in the guest; name an IPv4 range")
+        raise ValueError("must be an IPv4 range, because IPv6 is disabled in the guest")
     if network.prefixlen < 8:
-        raise ValueError("a range larger than a /8 is not an allowlist")
+        raise ValueError("must not be larger than a /8")
     return network
 
 
 def parse_environment_name(text: object) -> str:
     if not isinstance(text, str) or not _ENV.fullmatch(text):
-        raise ValueError("not a name of an environment variable")
+        raise ValueError("must be the name of an environment variable")
     return text
 
 
 def parse_plain_text(text: object) -> str:
-    """Text for people: one line of what can be seen. Controls of both kinds, marks of direction and other separators are none of it."""
+    """Text for people: one line of printable characters, without control, direction and other separator characters."""
     if not isinstance(text, str) or len(text) > 500 or not text.isprintable():
-        raise ValueError("one line of printable text, 500 characters at most")
+        raise ValueError("must be one line of printable text, 500 characters at most")
     return text
 
 
@@ -156,7 +156,7 @@ def parse_guest_path(text: object) -> str:
     plain = parse_plain_text(text)
     parts = plain.split("/")
     if not plain.startswith("/") or plain == "/" or any(part in ("", ".", "..") for part in parts[1:]):
-        raise ValueError("an absolute path without . or .. or a doubled or closing slash")
+        raise ValueError("must be an absolute path without `.`, `..`, double slashes or a trailing slash")
     return plain
 
 
@@ -164,7 +164,7 @@ def parse_gate(text: object) -> str:
     """A gate's name, or a path in the workspace."""
     plain = parse_host_path(text)
     if plain.startswith("/"):
-        raise ValueError("a gate is a name, or a path relative to the workspace")
+        raise ValueError("must be the name of a gate, or a path relative to the workspace")
     return plain
 
 
@@ -172,5 +172,5 @@ def parse_host_path(text: object) -> str:
     """A path on the host as written: literal, without `..`, `~` or variables."""
     plain = parse_plain_text(text)
     if not plain or plain.startswith("~") or ".." in plain.split("/") or "$" in plain:
-        raise ValueError("a literal path without .., ~ or variables")
+        raise ValueError("must be a literal path without .., ~ or variables")
     return plain

@@ -1,4 +1,4 @@
-"""The shape of a profile and of the owner's policy, for cerberus, and as JSON Schema for editors."""
+"""The schema of profiles and of the owner's policy, for cerberus, and as JSON Schema for editors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _RULE: Schema = {
     },
     "check_with": "one_destination",
 }
-# What the guard does with a secret that the guest never gets.
+# The use of a secret that never enters the guest.
 _BROKER: Schema = {
     "type": "dict",
     "excludes": ["path", "mode", "ttl"],
@@ -169,7 +169,7 @@ PROFILE: Schema = {
     "ttl": _text(scalars.parse_duration),
 }
 
-# A list under profiles/egress/ that `{preset: name}` stands for.
+# A list in profiles/egress/, which `{preset: name}` names.
 PRESET: Schema = {
     "version": {"type": "integer", "allowed": [1], "required": True, "notbool": True},
     "name": {**_NAME, "required": True},
@@ -192,7 +192,7 @@ _PROJECT: Schema = {
     "schema": {"path": _text(scalars.parse_guest_path, required=True), "refs": {**_REFS, "required": True, "minlength": 1}},
 }
 _VARIABLE: Schema = {"type": "string", "regex": r"[A-Za-z_][A-Za-z0-9_]*\*?"}
-# One secret of the host, and where it may go.
+# One secret of the host, and the hosts to which it may be sent.
 _USE: Schema = {
     "type": "dict",
     "schema": {
@@ -283,10 +283,10 @@ POLICY: Schema = {
 
 
 def check_shape(document: Document, schema: Schema) -> list[Problem]:
-    """Everything in the document that does not fit the schema, with its place."""
+    """All violations of the schema in the document, with their places."""
     if not isinstance(document.data, dict):
         return [document.problem((), "must be a mapping of keys and values")]
-    # Imported with the first document: an instance that is listed or entered has been through it before.
+    # Imported with the first document, because commands on existing instances do not need it.
     from ktrdr_vm.profile.validator import validate
 
     problems = []

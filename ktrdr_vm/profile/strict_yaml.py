@@ -27,7 +27,7 @@ _HINT = "correct the document; `ktrdr-vm validate` shows all errors at once"
 
 
 class _Scalars(yaml.SafeLoader):
-    """PyYAML's own resolution of plain scalars, less base-60 numbers and dates."""
+    """The resolution of plain scalars by PyYAML, without base-60 numbers and dates."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith((":timestamp", ":merge", ":value"))]
@@ -37,7 +37,7 @@ class _Scalars(yaml.SafeLoader):
 
 @dataclass
 class Document:
-    """Plain data and where each value stands. Lines and columns count from 1."""
+    """Plain data and the place of each value. Lines and columns count from 1."""
 
     source: str
     data: Any = None
@@ -53,7 +53,7 @@ class Document:
         return self.positions.get(path, (0, 0))
 
     def key_position(self, path: Path) -> tuple[int, int]:
-        """The place of the key that leads to `path`; the value's own place when it has no key."""
+        """The place of the key of `path`; that of the value if it has no key."""
         return self.key_positions.get(path) or self.position(path)
 
     def problem(self, path: Path, message: str, *, at_key: bool = False) -> Problem:
@@ -105,7 +105,7 @@ def _refused(*problems: Problem) -> DocumentError:
 
 
 class _Builder:
-    """Turns parser events into data without recursion, so that depth costs nothing before it is refused."""
+    """Turns parser events into data without recursion, so that the depth is limited before it costs memory."""
 
     def __init__(self, source: str, verbatim: frozenset[str]) -> None:
         self._verbatim = verbatim
@@ -123,9 +123,9 @@ class _Builder:
         if isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
             if self._documents > 1:
-                self._stop(line, column, "a second document; one file holds one")
+                self._stop(line, column, "a second document; only one is allowed")
         elif isinstance(event, yaml.AliasEvent):
-            self._note(line, column, "an alias; write the value out")
+            self._note(line, column, "an alias, which is not supported; repeat the value")
             self._place(None, line, column)
         elif isinstance(event, yaml.ScalarEvent):
             self._check(event, line, column)
@@ -147,9 +147,9 @@ class _Builder:
 
     def _check(self, event: Any, line: int, column: int) -> None:
         if event.anchor:
-            self._note(line, column, "an anchor; write the value out where it is needed")
+            self._note(line, column, "an anchor, which is not supported; repeat the value where it is needed")
         if event.tag:
-            self._note(line, column, f"the tag {event.tag[:60]!r}; only plain values are read")
+            self._note(line, column, f"the tag {event.tag[:60]!r}, which is not supported; use plain values")
 
     def _scalar(self, event: yaml.ScalarEvent, line: int, column: int) -> Any:
         if not event.implicit[0]:
@@ -203,7 +203,7 @@ class _Builder:
             self._note(line, column, "a key that is not text")
             value = str(value)[:100]
         if value in container:
-            self._note(line, column, f"the key {value!r} stands twice", (*path, value))
+            self._note(line, column, f"the key {value!r} occurs twice", (*path, value))
         self.document.key_positions[(*path, value)] = (line, column)
         return str(value)
 

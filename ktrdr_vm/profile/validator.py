@@ -1,4 +1,4 @@
-"""cerberus with the checks that need more than one value, and its errors as a flat list."""
+"""cerberus with checks that involve several values, and its errors as a flat list."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ktrdr_vm.profile import scalars
 Found = list[tuple[tuple[str | int, ...], str]]
 """Path and message of each."""
 
-# In words of YAML, not of Python.
+# Terms of YAML instead of Python.
 _KINDS = {
     "dict": "a mapping", "list": "a list", "string": "text", "boolean": "true or false", "integer": "a whole number", "float": "a number",
     "object": "that",
 }  # fmt: skip
-# A bool is an int for Python, so it comes first.
+# bool is a subclass of int, so it is first.
 _TYPES = (("dict", dict), ("list", list), ("string", str), ("boolean", bool), ("integer", int), ("float", float), ("object", object))
 
 
 def validate(data: dict[str, Any], schema: dict[str, Any]) -> Found:
-    """Everything in the data that does not fit the schema."""
+    """All violations of the schema in the data."""
     validator = _Validator(schema, error_handler=_Flat)
     validator.validate(data, normalize=False)
     found: Found = validator.errors
@@ -32,26 +32,26 @@ def validate(data: dict[str, Any], schema: dict[str, Any]) -> Found:
 
 
 class _Validator(Validator):  # type: ignore[misc]
-    """Cerberus with the checks that need more than one value. The docstrings of rules are cerberus's own convention."""
+    """cerberus with checks that involve several values. The docstrings of rules are a convention of cerberus."""
 
     def _validate_notbool(self, constraint: bool, field: str, value: object) -> None:
         """{'type': 'boolean'}"""
         if constraint and isinstance(value, bool):
-            self._error(field, f"must be {_KINDS['integer']}, and true and false are none")
+            self._error(field, f"must be {_KINDS['integer']}, not true or false")
 
     def _validate_regex(self, pattern: str, field: str, value: object) -> None:
         """{'type': 'string'}"""
-        # All of it: cerberus's own lets a closing line feed by, which would be one in a configuration.
+        # fullmatch: the regex check of cerberus accepts a trailing line feed, which would end up in a configuration.
         if isinstance(value, str) and not re.fullmatch(pattern, value):
             self._error(field, REGEX_MISMATCH)
 
     def _check_with_one_source(self, field: str, value: object) -> None:
         if isinstance(value, dict) and not {"env", "file", "command"} & value.keys():
-            self._error(field, "names no secret: one of env, file or command is needed")
+            self._error(field, "must have one of env, file and command")
 
     def _check_with_one_destination(self, field: str, value: object) -> None:
         if isinstance(value, dict) and not {"host", "cidr", "preset"} & value.keys():
-            self._error(field, "names no destination: one of host, cidr or preset is needed")
+            self._error(field, "must have one of host, cidr and preset")
 
     def _check_with_secret_path(self, field: str, value: object) -> None:
         try:
@@ -60,11 +60,11 @@ class _Validator(Validator):  # type: ignore[misc]
             self._error(field, str(reason))
             return
         if not path.startswith("/run/secrets/") or path.count("/") != 3:
-            self._error(field, "secrets live on a tmpfs: the path must be /run/secrets/ and a name")
+            self._error(field, "must be /run/secrets/ and a name, because secrets are kept on a tmpfs")
 
 
 class _Flat(BaseErrorHandler):  # type: ignore[misc]
-    """Cerberus's error tree as a flat list of (path, message)."""
+    """The error tree of cerberus as a flat list of (path, message)."""
 
     messages = {
         0x02: "is required",
@@ -72,10 +72,10 @@ class _Flat(BaseErrorHandler):  # type: ignore[misc]
         0x22: "must not be empty",
         0x23: "must not be null",
         0x24: "must be {kinds}, not {kind}{quotes}",
-        0x06: "goes not together with {constraint}",
+        0x06: "cannot be used together with {constraint}",
         0x27: "has fewer than {constraint} entries",
         0x28: "has more than {constraint} entries",
-        0x41: "is not of the form {constraint}",
+        0x41: "does not match {constraint}",
         0x42: "is less than {constraint}",
         0x43: "is more than {constraint}",
         0x44: "{value!r} is not one of {constraint}",
@@ -89,7 +89,7 @@ class _Flat(BaseErrorHandler):  # type: ignore[misc]
             elif error.code == 0:
                 found.append((tuple(error.document_path), str(error.info[0])))
             else:
-                template = self.messages.get(error.code, f"breaks the rule {error.rule}")
+                template = self.messages.get(error.code, f"violates the rule {error.rule}")
                 value = error.value if not isinstance(error.value, str) else error.value[:80]
                 found.append((tuple(error.document_path), _fill(template, error.constraint, value)))
         return found
@@ -98,7 +98,7 @@ class _Flat(BaseErrorHandler):  # type: ignore[misc]
 def _fill(template: str, constraint: Any, value: object) -> str:
     named = constraint if isinstance(constraint, (list, tuple)) else [constraint]
     kinds = " or ".join(_KINDS.get(kind, str(kind)) for kind in named)
-    quotes = "; in quotes it is text" if constraint == "string" and not isinstance(value, (dict, list)) else ""
+    quotes = "; quotes make it text" if constraint == "string" and not isinstance(value, (dict, list)) else ""
     return template.format(constraint=_show(constraint), kinds=kinds, kind=_describe(value), quotes=quotes, value=value)
 
 

@@ -1,17 +1,17 @@
-"""One run against another: what newly fails, what got slower, what newly talks to where. Pure, over two `report.json`."""
+"""Differences between two runs: new failures, durations, destinations. Pure, over two `report.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-# Emulated and busy machines vary; what is both a quarter and two seconds slower is worth a look.
+# Durations vary on emulated and busy hosts; a difference of both a quarter and two seconds is reported.
 SLOWER_RATIO, SLOWER_S = 1.25, 2.0
 _GOOD = {"ok", "changed", "passed", "skipped"}
 
 
 class Difference(NamedTuple):
-    """One thing that is different, and whether that is for the worse."""
+    """One difference, and whether it is worse."""
 
     kind: Literal["outcome", "slower", "faster", "reached", "refused", "image", "gone"]
     text: str
@@ -19,7 +19,7 @@ class Difference(NamedTuple):
 
 
 def compare_reports(now: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[Difference, ...]:
-    """What is different in `now`, the worse first."""
+    """The differences of `now`, worse ones first."""
     found = [*_outcomes(now, before), *_times(now, before), *_network(now, before)]
     if now["image_digest"] != before["image_digest"]:
         found.append(Difference("image", f"image {before['image_digest'][:12]} → {now['image_digest'][:12]}", False))
@@ -29,11 +29,11 @@ def compare_reports(now: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[
 def _outcomes(now: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[Difference]:
     new, old = _steps(now), _steps(before)
     for name, (outcome, _) in new.items():
-        was = old[name][0] if name in old else "not there"
+        was = old[name][0] if name in old else "missing"
         if outcome != was and not (outcome in _GOOD and was in _GOOD):
             yield Difference("outcome", f"{name}: {was} → {outcome}", outcome not in _GOOD)
     for name in old.keys() - new.keys():
-        yield Difference("gone", f"{name}: {old[name][0]} → not there", True)
+        yield Difference("gone", f"{name}: {old[name][0]} → missing", True)
 
 
 def _times(now: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[Difference]:

@@ -1,4 +1,4 @@
-"""The ledger's decisions summed up for a report: by destination, by gate, and beside the task that failed meanwhile."""
+"""Summary of the decisions in the ledger for a report: by destination, by gate, and for each failed task."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ktrdr_vm.report.suggest import render_suggestion
 
 # Decisions are written up to a second late.
 _GRACE_S = 1.0
-DENIED_TITLE = "refused by the network meanwhile (seen by the host)"
+DENIED_TITLE = "connections denied during this task (observed by the host)"
 
 
 def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> tuple[tuple[Allowance, ...], tuple[Denial, ...]]:
-    """The ledger's decisions by destination: what was reached, and what was refused while which task ran."""
+    """The decisions in the ledger by destination: allowed ones, and denied ones with the task that was running."""
     allowed: dict[tuple[str, str, int], dict[str, Any]] = {}
     denied: dict[tuple[str, str, int, str], dict[str, Any]] = {}
     for row in rows:
         host, address, port = str(row.get("name", "")), str(row.get("address", "")), int(row.get("port", 0))
         rule, count = str(row.get("rule", "")), int(row.get("count", 1))
         if row["verdict"] == "note":
-            continue  # the guard's own words, and those on grants
+            continue  # rows about the guard and grants
         if row["verdict"] == "deny":
             if row["kind"] == "dns":
                 port = 53
-            # By name the address is whatever the guest chose; it says nothing about the destination.
+            # For a decision by name, the guest chose the address, which is not the destination.
             key = (host, "" if host and row["kind"] in ("tls", "http", "dns") else address, port, f"{row['kind']}: {rule}")
             entry = denied.setdefault(key, {"count": 0, "first": row.get("first_at", row["time"])})
             entry["count"] += count
@@ -43,14 +43,14 @@ def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> 
         ),
         tuple(
             Denial(key[0], key[1], key[2], key[3], entry["count"], entry["first"], entry["last"], during=find_task(gates, entry["first"]))
-            # Names say more than addresses, so they come first.
+            # Names first, because they are more informative than addresses.
             for key, entry in sorted(denied.items(), key=lambda item: (not item[0][0], item[0]))
         ),
     )
 
 
 def count_traffic(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -> tuple[GateResult, ...]:
-    """The gates, each with the bytes of the flows that ended in its time."""
+    """The gates, each with the bytes of connections that ended during it."""
 
     def count(gate: GateResult) -> GateResult:
         if gate.usage is None:
@@ -64,7 +64,7 @@ def count_traffic(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -> 
 
 
 def explain_denials(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -> tuple[GateResult, ...]:
-    """The gates, and beside each failed task what the network refused in its time, with the fragment that would have allowed it."""
+    """The gates, with the denied connections during each failed task, and the profile fragment that would allow them."""
 
     def explain(task: TaskResult) -> TaskResult:
         if task.outcome != "failed":
@@ -74,14 +74,14 @@ def explain_denials(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -
         if not denied:
             return task
         lines = [f"{one.host or one.address}:{one.port}  {one.count} times  ({one.rule})" for one in denied]
-        text = "\n".join(lines) + "\n\nwhat would allow it:\n\n" + render_suggestion([asdict(one) for one in denied])
+        text = "\n".join(lines) + "\n\negress rules that would allow it:\n\n" + render_suggestion([asdict(one) for one in denied])
         return replace(task, evidence=((DENIED_TITLE, text), *task.evidence))
 
     return tuple(replace(gate, tasks=tuple(explain(task) for task in gate.tasks)) for gate in gates)
 
 
 def find_task(gates: tuple[GateResult, ...], time: str) -> str:
-    """Which gate and task ran at a time. Decisions are written up to a second late, so a second of grace belongs to the task before."""
+    """The gate and task at a time. Decisions are written up to a second late, so the first second belongs to the task before."""
     running = ""
     for gate in gates:
         if gate.started_at and gate.started_at <= time:

@@ -1,7 +1,7 @@
-"""Guest text made safe to show: on a terminal, in a log line, in XML.
+"""Escaping of guest text for terminals, log lines and XML.
 
-Control sequences can hide, recolour or retype what stands on a terminal, and bidirectional marks can reorder it. They are
-shown as what they are, `\\x1b` or `\\u202e`, so that nothing is lost and nothing acts.
+Control sequences can hide or change text on a terminal, and bidirectional marks can reorder it. They are
+shown as escapes, `\\x1b` or `\\u202e`, so that nothing is lost or interpreted.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def escape_text(text: str) -> str:
-    """A text of several lines: line breaks and tabs stay, everything else that is not shown is spelled out."""
+    """A text of several lines: line breaks and tabs are kept, all other non-printable characters are escaped."""
     if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
         return text
     return "".join(character if character in _KEPT_IN_TEXT or _is_shown(character) else _spell(character) for character in text)
 
 
 def escape(text: str) -> str:
-    """A text for one line, whole."""
+    """A text for one line, not cut."""
     return escape_line(text, limit=max(len(text), 1))
 
 
 def escape_line(text: str, *, limit: int = 1000) -> str:
-    """A text for one line: line breaks are spelled out too, and a long one is cut with `…`."""
+    """A text for one line: line breaks are escaped too, and a long text is cut with `…`."""
     line = "".join(character if _is_shown(character) else _spell(character) for character in text[: limit + 1])
     return line if len(text) <= limit else f"{line[:limit]}…"
 
 
 def escape_xml_characters(text: str) -> str:
-    """What XML 1.0 cannot hold, even escaped, is spelled out; markup is the business of whoever writes the XML."""
+    """Characters that XML 1.0 cannot contain are escaped; the writer of the XML escapes markup."""
     return "".join(character if character in "\n\t" or _is_shown(character) else _spell(character) for character in text)
 
 

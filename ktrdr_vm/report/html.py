@@ -1,7 +1,7 @@
-"""`report.html`: one page that needs nothing else: no network, readable on paper, and without its one script, which filters.
+"""`report.html`: one self-contained page: no network, printable, and usable without its script, which filters tasks.
 
-The template escapes by itself, and every string goes through `escape_text` first, so that neither markup nor control
-characters of the guest act. The page stays small whatever a run printed: outputs share a budget, failures come first.
+The template escapes automatically, and every string is escaped by `escape_text` first, so that neither markup nor control
+characters of the guest are interpreted. The size of the page is limited: outputs share a budget, failures first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def render_html(report: RunReport) -> str:
     """The page as text. Pure: the same report gives the same bytes."""
     template = _environment().get_template("report.html.j2")
     script = _SCRIPT.read_text(encoding="utf-8").strip()
-    # The page's policy names this one script by its digest: no other runs, whatever a guest managed to write.
+    # The content security policy permits only this script, by its digest.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         template.render(
@@ -73,7 +73,7 @@ def _environment() -> Environment:
 
 
 def _share_budget(gates: Iterable[GateResult]) -> dict[int, list[tuple[str, str]]]:
-    """The texts shown for each task, by the task's `id`: failed ones first, and the ends of long ones."""
+    """The texts for each task, by the `id` of the task: failed ones first, and the ends of long texts."""
     tasks = [task for gate in gates for task in gate.tasks]
     left = _BUDGET
     shown: dict[int, list[tuple[str, str]]] = {}
@@ -84,7 +84,7 @@ def _share_budget(gates: Iterable[GateResult]) -> dict[int, list[tuple[str, str]
             kept = text[-min(limit, left) :] if left > 0 else ""
             left -= len(kept)
             cut = len(text) - len(kept)
-            texts.append((title, f"[{cut} characters before are in report.json]\n{kept}" if cut else kept))
+            texts.append((title, f"[{cut} earlier characters are in report.json]\n{kept}" if cut else kept))
         shown[id(task)] = texts
     return shown
 

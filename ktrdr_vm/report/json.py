@@ -1,4 +1,4 @@
-"""`report.json`: the contract's fields first and in its order, then what was added to them."""
+"""`report.json`: documented fields in a stable order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ktrdr_vm.report.model import RunReport, TestFile
 
-# Of a file's failed cases these many are named; all of them are in junit.xml.
+# Maximal number of failed cases that are listed for each file; all of them are in junit.xml.
 _MAX_NAMED = 100
 
 _CONTRACT = (
@@ -44,5 +44,5 @@ def _count(one: TestFile) -> dict[str, Any]:
 
 
 def render_report_json(report: RunReport) -> str:
-    """ASCII only, so that no control sequence or bidirectional mark of the guest acts when the file is shown."""
+    """ASCII only, so that the file contains no control sequence or bidirectional mark of the guest."""
     return json.dumps(make_report_document(report), ensure_ascii=True, indent=2, default=str) + "\n"

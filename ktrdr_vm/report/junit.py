@@ -1,5 +1,5 @@
-"""`junit.xml`: what CI systems read. A suite for each gate and a case for each task, then what the tests themselves
-reported in the guest. The instance_id is in every suite's name, and who observed it in its properties."""
+"""`junit.xml` for CI systems. A suite for each gate and a case for each task, then the JUnit results that tests
+wrote in the guest. The name of each suite contains the instance_id, and its properties the observer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAX_OUTPUT = 64 * 1024
 
 
 def render_junit(report: RunReport) -> str:
-    """One document for the run. A run that ended in an error has a case that says so, even without any gate."""
+    """One document for the run. A run that ended with an error has a case for it, even without gates."""
     root = ET.Element("testsuites", {"name": escape_xml_characters(f"ktrdr-vm {report.instance_id} {report.run_id}")})
     for gate in report.gates:
         _add_gate(root, report, gate)
@@ -20,7 +20,7 @@ def render_junit(report: RunReport) -> str:
         _add_workload(root, report, report.workload)
     for file in report.tests:
         _add_test_file(root, report, file)
-    trouble = [f"left behind: {item}" for item in report.residue]
+    trouble = [f"residue: {item}" for item in report.residue]
     if report.outcome in ("error", "interrupted"):
         trouble.insert(0, report.message or report.outcome)
     if trouble:

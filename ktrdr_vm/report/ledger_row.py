@@ -1,7 +1,7 @@
-"""One line of the ledger: which fields it may have, of which types and lengths. Writers and readers use the same check.
+"""One line of the ledger: its fields, types and lengths. Writers and readers use the same check.
 
-A field of a line can be a guest's word that a child without privilege repeated. What is not a line, or claims a field that it
-must not, is refused as a whole, and whoever refuses it counts it.
+A field can contain a value of the guest, from a child process without privileges. An invalid line, or one with a field that it
+must not set, is refused as a whole and counted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 KINDS = frozenset("dns tls http tcp broker telemetry drop grant escalation guard".split())
 VERDICTS = frozenset({"allow", "deny", "note"})
-# Longest text of each field, in characters: a name of DNS, a wildcard before it; the guard cuts what it says itself.
+# Maximal characters of each text field, such as a DNS name with a wildcard; the guard cuts its own texts.
 _TEXTS = {"name": 255, "address": 64, "rule": 120, "message": 1000, "method": 20, "path": 400, "type": 20, "protocol": 20, "first_at": 40}
 _NUMBERS = frozenset(
     "port bytes_in bytes_out ms status count ttl seconds accepted refused refused_rate refused_queue claims sent dropped".split()
@@ -27,18 +27,18 @@ def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a decision, unchanged. ValueError names the first that is unknown, reserved, of a wrong type or too long."""
     for key, value in fields.items():
         if not _fits(key, value):
-            raise ValueError(f"the ledger has no such field: {str(key)[:40]!a}" if key not in _known() else f"{key} is not what it must be")
+            raise ValueError(f"the ledger has no such field: {str(key)[:40]!a}" if key not in _known() else f"{key} has the wrong type")
     return dict(fields)
 
 
 def fit_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Texts cut to their lengths, and without what does not fit: a decision is never lost for one of its fields."""
+    """Cut texts to their lengths, and remove invalid fields, so that a decision is recorded in any case."""
     cut = {key: value[: _TEXTS[key]] if key in _TEXTS and isinstance(value, str) else value for key, value in fields.items()}
     return {key: value for key, value in cut.items() if _fits(key, value)}
 
 
 def parse_row(line: str | bytes) -> dict[str, Any] | None:
-    """A line of the ledger; None for half of one, and for what is none. Fields that are not known are left out."""
+    """A line of the ledger; None for an incomplete or invalid one. Unknown fields are omitted."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Secrets taken out of every text that is kept or shown: as they are, base64 and URL-encoded."""
+"""Masking of secrets in every text that is stored or shown: unchanged, base64 and URL-encoded."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 from urllib.parse import quote, quote_plus
 
-# A shorter value would mask ordinary words and thereby show itself.
+# A shorter value would mask ordinary words and thereby be revealed.
 MIN_LENGTH = 4
 MASK = "***"
 T = TypeVar("T")
-# A value below this is a part of ordinary text now and then.
+# A shorter value may occur in ordinary text.
 SHORT = 8
-# Lines of one secret, such as of a key, that are told apart.
+# Maximal lines of one secret, such as a key, that are masked separately.
 _MAX_LINES = 500
-# Our own words, identities and times: never a secret, and readers go by them.
+# Keys whose values are fixed words, identifiers and times: never a secret, and required by readers.
 KEPT = frozenset(
     "schema_version time instance_id run_id event kind verdict rule outcome state mode observed stage startability plan_digest "
     "image_digest digest sha256 commit base_commit started_at first_at last_at received_at at".split()
@@ -34,9 +34,9 @@ def make_mask(secrets: Iterable[bytes]) -> Callable[[str], str]:
             if len(text) < MIN_LENGTH:
                 continue
             forms |= {text, quote(text, safe=""), quote(text), quote_plus(text), text.encode("unicode_escape").decode()}
-            # As programs of the guest print them in JSON.
+            # The form in JSON output of programs.
             forms |= {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
-            # Lines of a longer secret, such as a key, are told apart too.
+            # Lines of a longer secret, such as a key, are masked separately too.
             forms |= {line.strip() for line in text.splitlines()[:_MAX_LINES] if len(line.strip()) >= 16}
             forms |= set(_base64_forms(value))
     forms = {form for form in forms if len(form) >= MIN_LENGTH}
@@ -47,9 +47,9 @@ def make_mask(secrets: Iterable[bytes]) -> Callable[[str], str]:
 
 
 def mask_values(value: T, mask: Callable[[str], str]) -> T:
-    """The same value, of the same types, with every text in it masked, except keys and what stands under a key of KEPT.
+    """The same value, of the same types, with every text in it masked, except keys and the values of keys in KEPT.
 
-    Applied before a document is rendered: whatever a secret is, the document parses and has its own words.
+    Applied before a document is rendered, so that the document is valid whatever a secret contains.
     """
     return cast(T, _mask_any(value, mask))
 
@@ -67,17 +67,17 @@ def _mask_any(value: Any, mask: Callable[[str], str]) -> Any:
 
 
 def find_short(secrets: Mapping[str, bytes]) -> list[str]:
-    """Names of secrets whose values are so short that masking them hides other text, or shorter than MIN_LENGTH and not masked at all."""
+    """Names of secrets with short values, whose masking may hide other text; below MIN_LENGTH they are not masked."""
     return [name for name, value in secrets.items() if len(value.strip()) < SHORT]
 
 
 def _base64_forms(value: bytes) -> Iterable[str]:
-    """As it looks inside a longer base64 text, for each of the three positions that it may begin at, less the bits it shares."""
+    """Its forms in a longer base64 text, for each of the three alignments, without characters with shared bits."""
     for shift in range(3):
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             encoded = encode(b"\0" * shift + value).decode().rstrip("=")
             begin = (shift * 8 + 5) // 6
-            # The last character also carries bits of what follows.
+            # The last character also contains bits of the following text.
             end = ((shift + len(value)) * 8) // 6
             if end - begin >= 6:
                 yield encoded[begin:end]

@@ -1,4 +1,4 @@
-"""What a run produced, as plain frozen data. Gates and `run` fill it; the renderers beside it only read it."""
+"""The results of a run as frozen data. `gates` and `run` create it; the renderers in this package read it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ RunOutcome = Literal["passed", "failed", "error", "escalated", "interrupted"]
 Observer = Literal["host", "guest"]
 CaseOutcome = Literal["passed", "failed", "error", "skipped"]
 StageName = Literal["base", "work", "verification"]
-"""Where a gate ran: before the workload, after it in the same VM, or in a fresh VM with what it committed."""
+"""The stage of a gate: before the workload, after it in the same VM, or in a fresh VM with its commits."""
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task of a gate. Times are UTC RFC 3339, durations seconds; output is masked and capped before it gets here."""
+    """One task of a gate. Times are UTC RFC 3339, durations seconds; output is masked and limited."""
 
     name: str
     module: str
@@ -36,7 +36,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Sample:
-    """A moment of a machine, as the host saw it: CPU seconds since it started, resident memory and disk in bytes."""
+    """A sample of a VM, as observed by the host: CPU seconds since its start, resident memory and disk in bytes."""
 
     time: str
     instance_id: str
@@ -47,7 +47,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a gate used: CPU seconds; in bytes the most resident memory, growth of the disk, and traffic of flows that ended in it."""
+    """The usage of a gate: CPU seconds; in bytes peak resident memory, growth of the disk, and traffic of connections that ended in it."""
 
     cpu_s: float
     memory_peak: int
@@ -59,7 +59,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class GateResult:
-    """One playbook's run. `message` says why, when the outcome is not `passed`."""
+    """The result of one playbook. `message` is the reason if the outcome is not `passed`."""
 
     name: str
     outcome: GateOutcome
@@ -73,13 +73,13 @@ class GateResult:
 
     @property
     def title(self) -> str:
-        """The name, and where it ran when that is not the base."""
+        """The name, and the stage if it is not the base."""
         return self.name if self.stage == "base" else f"{self.name} ({self.stage})"
 
 
 @dataclass(frozen=True)
 class WorkloadResult:
-    """The workload's end. `exit_code` is None when it was stopped by its time limit, or its guest ended before it."""
+    """The result of the workload. `exit_code` is None if it was stopped by its time limit, or if its guest ended before it."""
 
     command: tuple[str, ...]
     outcome: Literal["passed", "failed", "timeout"]
@@ -92,19 +92,19 @@ class WorkloadResult:
 
     @property
     def ended(self) -> str:
-        """How it ended, in words."""
+        """The end in words."""
         if self.exit_code is not None:
             return f"exit code {self.exit_code}"
         return (
             "stopped by its time limit"
             if self.outcome == "timeout"
-            else "ended without an exit code: its guest was rebooted, or it was killed"
+            else "ended without an exit code: the guest was rebooted, or the workload was killed"
         )
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the run as the host saw it: plan, create, workspace, a gate, destroy."""
+    """A phase of the run, as observed by the host: plan, create, workspace, a gate, destroy."""
 
     name: str
     outcome: Literal["ok", "failed"]
@@ -115,7 +115,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file brought back. `path` is relative to the run directory; refused ones have a `refused` reason and no digest."""
+    """A fetched file. `path` is relative to the run directory; refused ones have a `refused` reason and no digest."""
 
     path: str
     source: str
@@ -128,7 +128,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class TestCase:
-    """A case of a JUnit file that tests wrote in the guest, cut to a length that can be shown."""
+    """A case of a JUnit file that tests wrote in the guest, with texts cut."""
 
     classname: str
     name: str
@@ -142,7 +142,7 @@ class TestCase:
 
 @dataclass(frozen=True)
 class TestFile:
-    """One such file. `path` is relative to the run directory; `problem` says why it was not counted, or not to its end."""
+    """One such file. `path` is relative to the run directory; `problem` is the reason why it was not counted, or not completely."""
 
     path: str
     cases: tuple[TestCase, ...]
@@ -165,7 +165,7 @@ class TestFile:
 
 @dataclass(frozen=True)
 class Denial:
-    """One destination that was refused, with how often, and the gate and task that ran when it was first seen."""
+    """One denied destination, with the number of denials, and the gate and task at the first one."""
 
     host: str
     address: str
@@ -180,7 +180,7 @@ class Denial:
 
 @dataclass(frozen=True)
 class Allowance:
-    """One destination that was reached, with how often and the bytes both ways for flows that ended."""
+    """One allowed destination, with the number of connections and the bytes of ended ones in both directions."""
 
     host: str
     address: str
@@ -194,10 +194,10 @@ class Allowance:
 
 @dataclass(frozen=True)
 class Verification:
-    """What the gates after the workload judged, and how much their word is worth.
+    """The verdict of the gates after the workload, and its strength.
 
-    `fresh`: a VM that the workload never touched, with a clean checkout of `commit`. `same`: the VM that the workload used, where it
-    was root; that is weaker. `instance_id` is the VM's.
+    `fresh`: a VM to which the workload had no access, with a clean checkout of `commit`. `same`: the VM of the workload, where it
+    was root, which is weaker. `instance_id` is that of the VM.
     """
 
     mode: Literal["fresh", "same"]
@@ -212,7 +212,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Commits:
-    """One branch of the guest's, as it now stands in the person's repository. `changed` are paths that differ from the base."""
+    """One fetched branch of the guest in the repository of the user. `changed` are paths that differ from the base commit."""
 
     ref: str
     commit: str
@@ -222,7 +222,7 @@ class Commits:
 
 @dataclass(frozen=True)
 class RunReport:
-    """Everything `report.json` says. Version 1 of the schema in the contract."""
+    """The content of `report.json`, version 1 of the schema."""
 
     instance_id: str
     run_id: str
@@ -235,7 +235,7 @@ class RunReport:
     started_at: str
     duration_s: float
     first_lines: tuple[str, ...] = ()
-    """What a reviewer must see before anything else, such as a changed playbook."""
+    """Warnings that a reviewer must read first, such as a changed playbook."""
     base_ref: str = ""
     base_commit: str = ""
     phases: tuple[Phase, ...] = ()
@@ -251,7 +251,7 @@ class RunReport:
     commits: tuple[Commits, ...] = ()
     residue: tuple[str, ...] = ()
     kept: bool = False
-    """The instance is still there, on purpose; `residue` then says nothing."""
+    """True if the instance was kept on purpose; `residue` is empty then."""
     resources: tuple[dict[str, str], ...] = ()
     image: dict[str, Any] = field(default_factory=dict)
     host: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Pictures of a run as inline SVG: what the machines used over time, and when each phase was. Pure, numbers and our own words only."""
+"""Charts of a run as inline SVG: resource usage over time, and the phases. Pure, and without text of the guest."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MAX_POINTS = 400
 
 
 def render_usage(samples: Sequence[Sample]) -> Markup:
-    """CPU and memory over time; nothing without three samples of one machine."""
+    """CPU and memory over time; empty without three samples of one VM."""
     charts = []
     for title, unit, series in (
-        ("processors in use", "", _cpu(samples)),
+        ("CPUs in use", "", _cpu(samples)),
         ("memory", " MiB", [(moment(one.time), one.memory / 2**20) for one in samples]),
     ):
         if len(series) >= 3:
@@ -28,7 +28,7 @@ def render_usage(samples: Sequence[Sample]) -> Markup:
 
 
 def _cpu(samples: Sequence[Sample]) -> list[tuple[float, float]]:
-    """Processors in use between neighbouring samples of the same machine."""
+    """CPUs in use between consecutive samples of the same VM."""
     found = []
     for before, after in pairwise(samples):
         seconds = moment(after.time) - moment(before.time)
@@ -53,7 +53,7 @@ def _chart(title: str, unit: str, series: list[tuple[float, float]]) -> Markup:
 
 
 def render_timeline(phases: Sequence[Phase]) -> Markup:
-    """A bar for each phase along the run; read aloud it is the table beside it."""
+    """A bar for each phase of the run. Screen readers use the table of phases instead."""
     if not phases:
         return Markup()
     begin = min(moment(phase.started_at) for phase in phases)
@@ -63,7 +63,7 @@ def render_timeline(phases: Sequence[Phase]) -> Markup:
         left = (moment(phase.started_at) - begin) / whole * _WIDTH
         width = max(phase.duration_s / whole * _WIDTH, 1.5)
         name = escape_line(phase.name, limit=60)
-        # The word stands where there is room: right of a bar in the first half, left of it in the second.
+        # The label is right of a bar in the first half, left of it in the second.
         anchor, at = ("start", left + width + 4) if left + width < _WIDTH * 0.7 else ("end", left - 4)
         bars.append(
             Markup(
@@ -79,7 +79,7 @@ def render_timeline(phases: Sequence[Phase]) -> Markup:
 
 
 def moment(time: str) -> float:
-    """Seconds of an RFC 3339 time; 0 for what is none."""
+    """Seconds of an RFC 3339 time; 0 if it is not valid."""
     try:
         return datetime.fromisoformat(time).timestamp()
     except ValueError:

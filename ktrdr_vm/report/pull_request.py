@@ -1,6 +1,6 @@
-"""`PULL_REQUEST.md`: what a reviewer decides on, from a run's `report.json` and what the workload wrote. Pure.
+"""`PULL_REQUEST.md` for the reviewer, from the `report.json` of a run and the notes of the workload. Pure.
 
-Everything that the guest wrote is shown and never interpreted: short texts as code, long ones in fenced blocks. What is missing is named.
+Text of the guest is not interpreted as Markdown: short texts are code, long ones fenced blocks. Missing parts are listed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.report.escape import escape_line, escape_text
 
 _MAX_ROWS = 50
-_NOTES = (("summary.md", "Summary"), ("choices.md", "Choices made"), ("spec.md", "How the work answers its specification"))
+_NOTES = (("summary.md", "Summary"), ("choices.md", "Design decisions"), ("spec.md", "Implementation of the specification"))
 
 
 class NotConfirmedError(KtrdrError):
-    """The run does not confirm that the system starts, so there is nothing to review."""
+    """The Startability Gate did not pass, so there is no bundle."""
 
     exit_code = 1
 
@@ -32,7 +32,7 @@ class Change:
 
 
 def require_startability(report: Mapping[str, Any]) -> None:
-    """NotConfirmedError unless the Startability Gate passed on exactly what is offered."""
+    """NotConfirmedError unless the Startability Gate passed on exactly the fetched commits."""
     verification = report["verification"]
     where = f"{report['instance_id']} run {report['run_id']}"
     if verification is not None:
@@ -45,32 +45,32 @@ def require_startability(report: Mapping[str, Any]) -> None:
     if state != "passed":
         shown = f": {escape_line(why)}" if why else ""
         raise NotConfirmedError(
-            f"no bundle: the Startability Gate is {state} for what came back{shown}",
+            f"no bundle: the outcome of the Startability Gate on the commits of the run is `{state}`{shown}",
             where=where,
-            hint="`ktrdr-vm report` shows the run; put `startability` among the profile's gates, mend what it found, and apply again",
+            hint="`ktrdr-vm report` shows the run; add `startability` to the gates of the profile, correct the failures, and apply again",
         )
 
 
 def make_title(report: Mapping[str, Any], changes: Iterable[Change]) -> str:
-    """One line: the newest commit's subject, else the instance."""
+    """The title: the subject of the newest commit, else the instance."""
     subject = next((change.subject for change in changes), "")
     return escape_line(subject, limit=72) or f"Work of {report['instance_id']}"
 
 
 def find_missing(report: Mapping[str, Any], notes: Mapping[str, str], changes: Iterable[Change]) -> list[str]:
-    """What a reviewer would look for and does not find."""
+    """The missing parts."""
     missing = [f"{name}: the workload did not write it" for name, _ in _NOTES if not notes.get(name, "").strip()]
     if not list(changes):
         missing.append("patches: the workload returned no commit")
     if report["verification"] is None:
-        missing.append("verification of a workload: the profile has none, so the gates judged the base as it was copied in")
+        missing.append("verification of a workload: the profile has none, so the gates ran on the base commit")
     ran = {gate["name"] for gate in report["gates"] if gate["outcome"] != "skipped"}
     missing += [f"gate {name}: not run" for name in ("unit", "smoke", "isolation") if name not in ran]
     return missing
 
 
 def render_pull_request(report: Mapping[str, Any], notes: Mapping[str, str], changes: Iterable[Change]) -> str:
-    """The page. `notes` are the workload's files by name, `changes` the newest commit first."""
+    """The page. `notes` are the files of the workload by name, `changes` the commits, newest first."""
     return "\n".join(_lines(report, notes, tuple(changes))) + "\n"
 
 
@@ -81,13 +81,13 @@ def _lines(report: Mapping[str, Any], notes: Mapping[str, str], changes: tuple[C
         yield f"> **Read first:** {_code(line)}"
     yield ""
     yield from _note(notes, *_NOTES[0])
-    yield "## Startability: confirmed"
+    yield "## Startability: passed"
     yield ""
     yield from _confirmation(report)
     yield ""
     yield "## Gates"
     yield ""
-    yield "| gate | where | outcome | tasks | seconds | seen by |"
+    yield "| gate | where | outcome | tasks | seconds | observed by |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for gate in report["gates"]:
         good = sum(task["outcome"] in ("ok", "changed") for task in gate["tasks"])
@@ -115,19 +115,19 @@ def _lines(report: Mapping[str, Any], notes: Mapping[str, str], changes: tuple[C
     yield ""
     yield from (f"- {_code(one)}" for one in find_missing(report, notes, changes) or ["nothing"])
     yield ""
-    yield "## How far to believe it"
+    yield "## Trust in this evidence"
     yield ""
-    yield "What the **host** observed the guest could not change: network decisions, commits, times, residue. What the **guest** observed"
-    yield "(a gate's output) is as good as the machine it ran in; a fresh one had not been touched by the workload."
+    yield "The guest could not change what the **host** observed: network decisions, commits, times, residue. What the **guest** observed"
+    yield "(the output of a gate) is as trustworthy as the VM it ran in. The workload had no access to a fresh VM."
     yield ""
-    yield f"Instance `{report['instance_id']}`, run `{report['run_id']}`. `SHA256SUMS` covers every file beside this one."
+    yield f"Instance `{report['instance_id']}`, run `{report['run_id']}`. `SHA256SUMS` covers all other files of this folder."
 
 
 def _tests(report: Mapping[str, Any]) -> Iterator[str]:
-    """What the tests counted themselves, in the files that they wrote."""
+    """The results in JUnit files of the tests."""
     if not report.get("tests"):
         return
-    yield "| tests' own file | passed | failed | errors | skipped | seen by |"
+    yield "| JUnit file | passed | failed | errors | skipped | observed by |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for row in report["tests"][:_MAX_ROWS]:
         bad = row["failures"] + row["errors"]
@@ -146,10 +146,10 @@ def _tests(report: Mapping[str, Any]) -> Iterator[str]:
 def _confirmation(report: Mapping[str, Any]) -> Iterator[str]:
     verification = report["verification"]
     if verification is None:
-        yield f"The gate passed on `{report['base_commit'][:12] or 'a workspace without Git'}` in a VM made for this run."
+        yield f"The gate passed on `{report['base_commit'][:12] or 'a workspace without Git'}` in a VM that was created for this run."
     elif verification["mode"] == "fresh":
         commit, machine = verification["commit"][:12], verification["instance_id"]
-        yield f"The gate passed on `{commit}`, checked out clean in a fresh VM (`{machine}`) that the workload never touched."
+        yield f"The gate passed on `{commit}`, checked out clean in a fresh VM (`{machine}`) to which the workload had no access."
     else:
         yield f"The gate passed on `{verification['commit'][:12]}` **in the VM that the workload used, where it was root. This is weaker.**"
     yield ""
@@ -161,10 +161,10 @@ def _confirmation(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _network(report: Mapping[str, Any]) -> Iterator[str]:
     allowed, denied = report["egress"]["allowed"], report["egress"]["denied"]
-    yield "## Network, as the host saw it"
+    yield "## Network, as observed by the host"
     yield ""
     if not allowed and not denied:
-        yield "Nothing was reached and nothing was refused."
+        yield "No connection was allowed and none was denied."
         yield ""
         return
     yield "| verdict | destination | times | bytes in | bytes out | during |"
@@ -211,7 +211,7 @@ def _note(notes: Mapping[str, str], name: str, title: str) -> Iterator[str]:
     if not text:
         yield f"The workload wrote no `{name}`."
     else:
-        # Longer than any run of tildes in it, so that the block cannot be left from inside.
+        # Longer than any sequence of tildes in it, so that the text cannot end the block.
         fence = "~" * max(3, 1 + max((len(run) for run in re.findall(r"~+", text)), default=0))
         yield from (f"{fence}text", text, fence)
     yield ""
@@ -222,11 +222,11 @@ def _place(row: Mapping[str, Any]) -> str:
 
 
 def _code(text: str) -> str:
-    """A short text as code: in one line, in a table, without a way out of it."""
+    """A short text as inline code, escaped for one line and for tables."""
     shown = escape_line(str(text), limit=300).replace("`", "'").replace("|", "¦").strip()
     return f"`{shown}`" if shown else "``"
 
 
 def _plain(text: str) -> str:
-    """A title: Markdown, HTML and mentions in it are only letters."""
+    """A title, with Markdown, HTML and mentions escaped."""
     return re.sub(r"([\\`*_{}\[\]<>#@!|&])", r"\\\1", text)

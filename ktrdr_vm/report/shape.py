@@ -1,4 +1,4 @@
-"""What `report.json` may look like when it is read back: the types of the report's model, and nothing that only looks like them."""
+"""Validation of `report.json` when it is read: exactly the types of the report model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SCHEMA_VERSION = 1
 
 
 def check_document(document: dict[str, Any]) -> str:
-    """What is wrong with a report that was read back, or nothing. A field that this version adds may be missing, and is then filled in."""
+    """The error in a report, or an empty text. A field that this version added may be missing, and is filled in."""
     if document.get("schema_version") != SCHEMA_VERSION:
         return f"schema_version is not {SCHEMA_VERSION}"
     egress = document.get("egress")
     if not isinstance(egress, dict):
-        return "egress: no object"
+        return "egress: not an object"
     for gate in _list(document.get("gates")):
         for task in _list(gate.get("tasks")) if isinstance(gate, dict) else ():
             if isinstance(task, dict) and not all(_is_titled(one) for one in _list(task.get("evidence"))):
@@ -65,14 +65,14 @@ def _check(value: object, kind: Any, path: str, skip: set[str]) -> str:
         return "" if value in arguments and isinstance(value, str) else f"{path}: {value!a:.60}"
     if origin is tuple:
         if not isinstance(value, list):
-            return f"{path}: no list"
+            return f"{path}: not a list"
         return next((wrong for number, one in enumerate(value) if (wrong := _check(one, arguments[0], f"{path}[{number}]", skip))), "")
     if is_dataclass(kind) and isinstance(kind, type):
-        return _check_fields(value, kind, f"{path}.", {}, skip) if isinstance(value, dict) else f"{path}: no object"
+        return _check_fields(value, kind, f"{path}.", {}, skip) if isinstance(value, dict) else f"{path}: not an object"
     if origin is dict:
-        return "" if isinstance(value, dict) else f"{path}: no object"
+        return "" if isinstance(value, dict) else f"{path}: not an object"
     if kind is float:
-        return "" if isinstance(value, (int, float)) and not isinstance(value, bool) else f"{path}: no number"
+        return "" if isinstance(value, (int, float)) and not isinstance(value, bool) else f"{path}: not a number"
     if kind is int and isinstance(value, bool):
-        return f"{path}: no number"
+        return f"{path}: not a number"
     return "" if isinstance(value, kind) else f"{path}: {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""What was denied, as the smallest fragment of a profile that would have allowed it. Reserved addresses are the owner's to allow."""
+"""The smallest profile fragment that allows the denied destinations, except reserved addresses, which only the policy can allow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ktrdr_vm.profile.scalars import parse_host
 
 
 def render_suggestion(denied: Iterable[Mapping[str, Any]]) -> str:
-    """YAML with a comment for each line: how often it was wanted, and during what. `denied` are rows of report.json, also observed ones."""
+    """YAML with the count and the task of each destination as a comment. `denied` are rows of report.json, also observed ones."""
     wanted: dict[str, dict[str, Any]] = {}
     left_out: list[str] = []
     for row in denied:
@@ -23,7 +23,7 @@ def render_suggestion(denied: Iterable[Mapping[str, Any]]) -> str:
                 left_out.append(f"# {_plain(destination)}:{port} ({_plain(rule)}, {count} times) cannot be allowed by a profile")
             continue
         kept = wanted.setdefault(entry, {"ports": set(), "count": 0, "during": set()})
-        # A lookup says which name was wanted, not on which port; 443 is what nearly everybody means.
+        # A DNS query contains no port; 443 is the most probable one.
         if not rule.startswith("dns"):
             kept["ports"].add(port)
         kept["count"] += count
@@ -35,12 +35,12 @@ def render_suggestion(denied: Iterable[Mapping[str, Any]]) -> str:
         note = f"{kept['count']} times" + (f", during {'; '.join(sorted(kept['during']))}" if kept["during"] else "")
         lines.append(f"    - {{{entry}, ports: [{ports}]}}  # {note}")
     if not lines:
-        return "\n".join(["# nothing was denied that a profile could allow", *sorted(left_out)]) + "\n"
+        return "\n".join(["# no denied connection can be allowed by a profile", *sorted(left_out)]) + "\n"
     return "\n".join(["egress:", "  allow:", *lines, *sorted(left_out)]) + "\n"
 
 
 def _entry(destination: str, rule: str) -> str | None:
-    """The rule's destination in YAML, or None for what no profile can name."""
+    """The destination of the rule in YAML, or None if no profile can allow it."""
     if rule.endswith(("reserved", "suppressed")):
         return None
     try:
@@ -54,5 +54,5 @@ def _entry(destination: str, rule: str) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Text of the guest's in a comment: one line, nothing that could end it."""
+    """Text of the guest for a comment, escaped for one line."""
     return "".join(character if character.isprintable() else "?" for character in text)[:200]

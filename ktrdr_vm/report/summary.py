@@ -1,6 +1,6 @@
-"""The summary a person reads at the end of a run: outcome first, what failed and why, who was denied, what is left.
+"""The summary at the end of a run: outcome first, then failures with their reasons, denied destinations, residue.
 
-Lines with a style's name, and no colour of their own: the command line paints them, a log takes them as they are.
+Lines have the name of a style: the command line adds colours, a log prints the plain text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LAST_WORDS = 3
 
 @dataclass(frozen=True)
 class SummaryLine:
-    """One line, escaped. `indent` is in steps of two blanks."""
+    """One line, escaped. `indent` is in steps of two spaces."""
 
     text: str
     style: Style = "plain"
@@ -36,7 +36,7 @@ class SummaryLine:
         return "  " * self.indent + self.text
 
 
-# What a terminal library calls these styles.
+# The names of these styles in rich.
 _PAINT: dict[Style, str] = {"good": "green", "bad": "bold red", "warn": "yellow", "dim": "dim", "title": "bold", "plain": ""}
 
 
@@ -96,13 +96,13 @@ def _lines(report: RunReport) -> Iterator[SummaryLine]:
     for item in report.residue:
         yield SummaryLine(escape_line(f"residue: {item}"), "bad")
     if report.kept:
-        yield SummaryLine("kept: the instance is still there", "warn")
+        yield SummaryLine("kept: the instance still exists", "warn")
     elif not report.residue:
         yield SummaryLine("residue: none", "good")
 
 
 def find_last_words(task: TaskResult) -> str:
-    """The last lines of a container that ended or is ill, where the failed task itself says only that it did."""
+    """The last lines of a container that ended or is unhealthy, which explain the failed task."""
     for title, text in task.evidence:
         lines = [line for line in text.splitlines() if line.strip()]
         ended_well = bool(lines) and lines[0].startswith("state: exited, exit code 0")
@@ -113,13 +113,13 @@ def find_last_words(task: TaskResult) -> str:
 
 
 def describe_tests(file: TestFile) -> str:
-    """What the tests said of themselves in one file, or why it was not counted."""
+    """The results in one JUnit file, or the reason why it was not counted."""
     counts = [f"{count} {outcome}" for outcome in ("passed", "failed", "error", "skipped") if (count := file.count(outcome))]
     return f"{file.path}: {', '.join(counts) or 'no case'}{f'; {file.problem}' if file.problem else ''}"
 
 
 def describe_verification(verification: Verification) -> str:
-    """What was judged where, and how it ended."""
+    """The verdict of the verification, with its commit and VM."""
     where = "a fresh VM" if verification.mode == "fresh" else "the workload's own VM (weaker)"
     why = f": {verification.message}" if verification.message else ""
     return f"verification  {verification.outcome}  {verification.commit[:12]} in {where}{why}"
@@ -153,7 +153,7 @@ def _failure(task: TaskResult) -> Iterator[SummaryLine]:
 def _tail(text: str, indent: int) -> Iterator[SummaryLine]:
     lines = escape_text(text).strip("\n").replace("\t", "    ").split("\n") if text.strip() else []
     if len(lines) > _TAIL_LINES:
-        yield SummaryLine(f"… {len(lines) - _TAIL_LINES} lines before", "dim", indent)
+        yield SummaryLine(f"… {len(lines) - _TAIL_LINES} earlier lines", "dim", indent)
     for line in lines[-_TAIL_LINES:]:
         yield SummaryLine(line if len(line) <= 200 else f"{line[:200]}…", "plain", indent)
 
@@ -175,7 +175,7 @@ def _network(report: RunReport) -> Iterator[SummaryLine]:
 
 
 def describe_denial(denial: Denial) -> str:
-    """Where to, how often, why, and what ran at that time."""
+    """Destination, count, rule, and the task at that time."""
     during = f"  during {denial.during}" if denial.during else ""
     return f"{_place(denial.host, denial.address, denial.port)}  x{denial.count}  {denial.rule}{during}"
 
@@ -200,7 +200,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(count: int) -> str:
-    """`17 B`, `3.2 kB`, `1.4 MB`: powers of a thousand, as networks count."""
+    """`17 B`, `3.2 kB`, `1.4 MB`: powers of a thousand, as usual for networks."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":

@@ -1,4 +1,4 @@
-"""What was brought back from the guest, as rows of the report."""
+"""The files that were fetched from the guest, as rows of the report."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ktrdr_vm.report.model import Artifact
 
 
 def make_artifacts(rows: Iterable[BroughtBack], *, gate: str = "", beneath: str = "") -> tuple[Artifact, ...]:
-    """Rows for the report. A name that the guest chose is spelled out, so that it cannot act where it is shown.
+    """Rows for the report. Control characters in names of the guest are escaped.
 
-    `beneath` is where in the run directory the folder of these rows lies.
+    `beneath` is the path of the folder of these rows in the run directory.
     """
     return tuple(
         Artifact(row.path and beneath + row.path, escape_line(row.source, limit=300), row.size, row.sha256, gate=gate, refused=row.refused)

@@ -1,4 +1,4 @@
-"""Where a run stopped at an escalation: enough for `apply --continue` to take it up in another process, on another day."""
+"""The checkpoint of a run that stopped at an escalation, from which `apply --continue` continues in another process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ktrdr_vm.run.listener import Keep
 
 @dataclass(frozen=True)
 class Stop:
-    """What the command line said, which run it was, what had been shown already."""
+    """The options of the command line, the run, and its results so far."""
 
     profile: str
     workspace: str
@@ -34,7 +34,7 @@ def write_stop(instance: Instance, stop: Stop) -> None:
 
 
 def read_stop(instance: Instance) -> Stop:
-    """UsageError when no run of this instance waits to be taken up."""
+    """UsageError if no run of this instance has a checkpoint."""
     instance.require_journal()
     try:
         content: dict[str, Any] = json.loads(instance.paths.stop.read_bytes())
@@ -44,11 +44,15 @@ def read_stop(instance: Instance) -> Stop:
         return Stop(**content)
     except FileNotFoundError:
         raise UsageError(
-            "no run of it stopped at an escalation", where=instance.identity.instance_id, hint="`ktrdr-vm apply PROFILE` begins one"
+            "no run of this instance stopped at an escalation",
+            where=instance.identity.instance_id,
+            hint="start a run with `ktrdr-vm apply PROFILE`",
         ) from None
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(
-            f"where its run stopped cannot be read: {error}", where=str(instance.paths.stop), hint="`ktrdr-vm destroy` it and apply again"
+            f"the checkpoint of its run cannot be read: {error}",
+            where=str(instance.paths.stop),
+            hint="destroy the instance with `ktrdr-vm destroy` and apply again",
         ) from None
 
 

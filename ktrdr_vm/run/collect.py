@@ -1,4 +1,4 @@
-"""What one VM of a run leaves, brought into the run's directory: commits, artifacts, notes, console, ledger, and what it asked for."""
+"""Collecting the results of one VM into the run directory: commits, artifacts, notes, console, ledger, escalations."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ktrdr_vm.report.model import Artifact
 from ktrdr_vm.run.artifact_rows import make_artifacts
 from ktrdr_vm.run.recorder import Recorder
 
-# Notes are for reading.
+# Notes are short texts.
 _NOTE_LIMITS = ArtifactLimits(files=20, total=2 * 1024 * 1024, single=256 * 1024, seconds=60)
 
 
 class Harvest:
-    """Of one instance. `folder` keeps its files apart from those of the workload's VM, and is empty for that one.
+    """Collects from one instance. `folder` separates its files from those of the workload's VM, for which it is empty.
 
-    `since` is UTC, RFC 3339: what the ledger says from then on belongs to the run.
+    `since` is UTC, RFC 3339: later rows of the ledger belong to the run.
     """
 
     def __init__(self, gathered: Gathered, paths: InstancePaths, connect: Callable[[], Guest], *, folder: str, since: str) -> None:
@@ -45,15 +45,15 @@ class Harvest:
         self._since = since
 
     def place_artifacts(self, recorder: Recorder) -> Path:
-        """The folder for what comes out of this VM."""
+        """The folder for the files of this VM."""
         return recorder.directory.path / "artifacts" / self.folder
 
     def add_fetched(self, gate: str, recorder: Recorder) -> None:
-        """What the gate's own tasks have brought back already."""
+        """Record the files that tasks of the gate have fetched."""
         self.artifacts += list_fetched(self.place_artifacts(recorder) / gate, gate, recorder.directory.path)
 
     def pull(self, recorder: Recorder) -> Returned:
-        """The workload's commits, in the person's repository."""
+        """Fetch the commits of the workload into the repository of the user."""
         workspace, repository = self._profile.workspace, self._gathered.repository
         if workspace is None or repository is None:
             return Returned()
@@ -62,7 +62,7 @@ class Harvest:
             return pull_commits(repository, base, workspace.target, self._connect(), self._plan.identity)
 
     def fetch_artifacts(self, recorder: Recorder) -> None:
-        """Bring back what the profile names."""
+        """Fetch the artifacts of the profile."""
         if not self._profile.artifacts:
             return
         with recorder.phase("artifacts", of=self.folder):
@@ -71,7 +71,7 @@ class Harvest:
             self.artifacts += make_artifacts(fetched, beneath="artifacts/" if self.folder else "")
 
     def fetch_notes(self, recorder: Recorder) -> None:
-        """Bring back what the workload wrote for the reviewer, in the agreed place. None is no error: the bundle names what is missing."""
+        """Fetch the notes of the workload for the reviewer. Missing ones are no error, because the bundle lists them."""
         workspace = self._profile.workspace
         if workspace is None:
             return
@@ -102,7 +102,7 @@ class Harvest:
         self.escalations = tuple(one.to_json() for one in store.list()) or self.escalations
 
     def _keep_ledger(self, recorder: Recorder) -> None:
-        """Read once: its directory goes too."""
+        """Read once, because the teardown removes its directory."""
         if self.ledger is None:
             self.ledger = [row for row in read_kept(self._paths.ledger) if row["time"] >= self._since]
             recorder.directory.keep_ledger(self.ledger, add=bool(self.folder))

@@ -1,4 +1,4 @@
-"""Gates against an instance that is there, outside of a run: for `gate`, programs and the MCP server."""
+"""Gates in an existing instance, outside of a run: for `gate`, programs and the MCP server."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def run_gates(
     warn: Callable[[str], None] = warnings.warn,
     on_event: Callable[[Mapping[str, Any]], None] = lambda _event: None,
 ) -> list[GateResult]:
-    """Run gates by name or path under the instance's lock. BusyError when a run holds it.
+    """Run gates by name or path under the lock of the instance. BusyError if a run holds it.
 
-    What their tasks fetch comes into a run directory of its own, which is handed to the person at the end. `trusted` names were typed by
-    a person, and may lie outside of the workspace.
+    Files that their tasks fetch are stored in a separate run directory, which is handed over to the user at the end. `trusted` names
+    were typed by a user, and may be outside of the workspace.
     """
     playbooks = [(path := find_playbook(name, workspace, trusted=trusted), load_playbook(path, beneath=workspace)) for name in names]
     profile = loaded.plan.profile

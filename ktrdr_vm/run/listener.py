@@ -1,4 +1,4 @@
-"""What a run is asked besides its profile, and who is told what it does."""
+"""Options of a run in addition to its profile, and the interface that is notified of its progress."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ Keep = Literal["never", "on-failure", "always"]
 
 
 class Listener:
-    """Told of everything while it happens. This one is silent; the terminal's is in `cli`."""
+    """Notified of the progress of a run. This one is silent; that of the terminal is in `cli`."""
 
     def phase(self, name: str) -> None:
         """A phase begins."""
 
     def resource(self, kind: str, name: str, verb: Verb, seconds: float) -> None:
-        """A resource was made, found, removed."""
+        """A resource was created, found or removed."""
 
     def note(self, text: str) -> None:
-        """Something a person should know."""
+        """A message for the user."""
 
     def gate_event(self, event: Mapping[str, Any]) -> None:
-        """An event of a gate's runner."""
+        """An event of the playbook runner."""
 
     def output(self, data: bytes) -> None:
-        """What the workload prints, as it is."""
+        """Output of the workload, masked."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line adds to a profile."""
+    """Options of the command line."""
 
     keep: Keep = "never"
     cold: bool = False
     restart: bool = False
     """True if an interactive instance may be restarted to apply changes of its profile."""
     source: str = ""
-    """The snapshot to begin from, as ID@NAME."""
+    """The snapshot to start from, as ID@NAME."""

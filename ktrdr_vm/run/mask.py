@@ -1,4 +1,4 @@
-"""The mask of a run or a command: every secret that the host delivered to an instance, also while the run goes on."""
+"""The mask of a run or a command: all secrets that the host delivers to the instance, including those during the run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.report.mask import make_mask
 
-# Seconds between two questions to a guard; a value that is being delivered waits for the next.
+# Seconds between two requests to a guard; the delivery of a value waits for the next one.
 INTERVAL = 0.3
 
 
 class GrowingMask:
-    """A mask for a run, whose id is `reader`. Calling it does no I/O: what guards learn comes by `follow`, in a thread."""
+    """A mask for a run, whose id is `reader`. Calling it does no I/O: `follow` gets the values from guards, in a thread."""
 
     def __init__(self, reader: str) -> None:
         self._reader = reader
@@ -39,7 +39,7 @@ class GrowingMask:
     def _ask_again(self, guard: GuardClient) -> None:
         have = 0
         while not self._stop.wait(INTERVAL):
-            # A guard that is started again counts from the beginning; one that is away answers the next time.
+            # A restarted guard counts from the beginning; one that does not answer is polled again.
             with contextlib.suppress(KtrdrError):
                 found, have = guard.list_values(reader=self._reader, have=have)
                 self.add(value for _, value in found)
@@ -62,7 +62,7 @@ def find_mask(loaded: LoadedInstance, warn: Callable[[str], None]) -> Callable[[
     if lost := sorted(expected - {name for name, _ in found}):
         name = loaded.instance_id
         warn(
-            f"not masked, since the guard was started again or does not run: {', '.join(lost)};"
-            f" `ktrdr-vm secrets rotate {name}` gives them anew"
+            f"not masked, because the guard was restarted or does not run: {', '.join(lost)};"
+            f" `ktrdr-vm secrets rotate {name}` delivers them again"
         )
     return make_mask(value for _, value in found)

@@ -1,4 +1,4 @@
-"""What happens in a run, as it happens: phases, resources and gates, told to the listener and kept as events."""
+"""Phases, resources and gates of a run as they happen, passed to the listener and stored as events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ktrdr_vm.run.listener import Listener
 
 
 class Recorder:
-    """One for a run, however many VMs it uses."""
+    """One for each run, for all its VMs."""
 
     def __init__(self, directory: RunDirectory, listener: Listener) -> None:
         self.directory = directory
@@ -26,7 +26,7 @@ class Recorder:
 
     @contextmanager
     def phase(self, name: str, *, of: str = "") -> Iterator[None]:
-        """A stretch of the run with its time; it failed when an exception leaves it. `of` says whose it is, beside the workload's VM."""
+        """A phase of the run with its duration; failed if an exception leaves it. `of` names its VM, except for the workload's."""
         name = f"{of}: {name}" if of else name
         self.listener.phase(name)
         self.directory.event("phase_started", phase=name)
@@ -40,11 +40,11 @@ class Recorder:
             self.phases.append(phase)
             self.directory.event("phase_finished", phase=name, outcome=phase.outcome, duration_s=phase.duration_s)
 
-    def hear_resource(self, kind: str, name: str, verb: Verb, seconds: float) -> None:
+    def on_resource(self, kind: str, name: str, verb: Verb, seconds: float) -> None:
         self.resources.append({"kind": kind, "name": name, "verb": verb, "seconds": f"{seconds:.3f}"})
         self.directory.event("resource", kind=kind, name=name, verb=verb, duration_s=round(seconds, 3))
         self.listener.resource(kind, name, verb, seconds)
 
-    def hear_gate(self, event: Mapping[str, Any]) -> None:
+    def on_gate(self, event: Mapping[str, Any]) -> None:
         self.directory.relay(event)
         self.listener.gate_event(event)

@@ -1,4 +1,4 @@
-"""What a run found, gathered while it goes on, and the report that is made of it at the end."""
+"""The results of a run, collected during it, and the report that is created from them at the end."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ktrdr_vm.run.vm import Stage
 from ktrdr_vm.run.warnings import find_first_lines
 
 T = TypeVar("T")
-# Paths of a branch that the report lists; its first lines are about all of them.
+# Paths of a branch that the report lists; its first lines consider all of them.
 MAX_CHANGED = 1000
 
 
 @dataclass
 class Results:
-    """What has been judged, brought back and left behind until now. `started_at` is UTC, RFC 3339."""
+    """The gate results, fetched files and residue until now. `started_at` is UTC, RFC 3339."""
 
     run_id: str
     started_at: str
@@ -43,7 +43,7 @@ class Results:
         return workload_passed and all(gate.outcome == "passed" for gate in self.gates)
 
     def exit_code(self, error: KtrdrError | None, *, interrupted: bool) -> int:
-        """The contract's; where several hold, the one that matters most."""
+        """The exit code; if several apply, in the order 130, 5, 4, 1, 6."""
         if interrupted:
             return 130
         if self.residue:
@@ -64,9 +64,9 @@ def assemble(
     interrupted: bool,
     kept: bool,
 ) -> RunReport:
-    """The report of a run that has ended, of what its VMs, its ledger and its artifacts say. `stages` begin with the workload's VM.
+    """The report of a run that has ended, from its VMs, its ledger and its artifacts. `stages` begin with the workload's VM.
 
-    A part that cannot be made is left out and named in the first lines; the run is then an error, since nobody knows what it would say.
+    A part that cannot be created is omitted and named in the first lines; the outcome of the run is then an error.
     """
     stage = stages[0]
     plan = stage.plan
@@ -121,30 +121,30 @@ def assemble(
 
 
 class _Parts:
-    """The parts of a report, each made of what a guest or a repository wrote; one that fails keeps no other from being there."""
+    """The parts of a report, each created from untrusted input; a failed one does not affect the others."""
 
     def __init__(self) -> None:
         self.missing: list[str] = []
 
     def make(self, what: str, make: Callable[[], T]) -> T | None:
-        """What `make` gives, or None."""
+        """The result of `make`, or None if it failed."""
         try:
             return make()
-        except Exception as caught:  # whatever a reader of hostile bytes raises
-            self.missing.append(f"{what} could not be made: {type(caught).__name__}: {caught}"[:500])
+        except Exception as caught:  # a reader of untrusted bytes can raise anything
+            self.missing.append(f"{what} could not be created: {type(caught).__name__}: {caught}"[:500])
             return None
 
     def find_error(self) -> KtrdrError | None:
         if not self.missing:
             return None
-        return ProvisionError(self.missing[0], where="report", hint="a mistake of this program: please report it with the run directory")
+        return ProvisionError(self.missing[0], where="report", hint="this is a bug in ktrdr-vm: please report it with the run directory")
 
 
 def write_report(directory: RunDirectory, report: RunReport) -> None:
-    """Every form of it, and the end of the run directory's writing. What one form meets keeps no other from being written.
+    """Write all forms of the report, and close the run directory. An error in one form does not prevent the others.
 
-    Raises the first that was met, at the end: an OSError of the disk, or what a renderer raised. report.json is there in any case that
-    the disk allows, in the last one without what the guest said.
+    Raises the first error at the end: an OSError of the disk, or the error of a renderer. report.json is written in any case that
+    the disk allows, if necessary without the output of the guest.
     """
     met: list[Exception] = []
     ended = {"outcome": report.outcome, "exit_code": report.exit_code, "residue": list(report.residue)}

@@ -1,6 +1,6 @@
-"""One run: make the instance, work in it, verify what it left, bring the evidence back, destroy it, prove that nothing is left, report.
+"""One run: create the instance, run workload and gates, verify the commits, collect the evidence, destroy the instance, report.
 
-A run is one call, one report and one directory. It assumes no terminal and says everything through a `Listener`.
+A run is one call, one report and one directory. It does not use the terminal, and reports its progress to a `Listener`.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ KEPT_RUNS = 20
 
 
 class _Ending:
-    """The first error of a run's end; later ones are events. A step that fails keeps no other from running."""
+    """The first error at the end of a run; later ones are events. A failed step does not prevent the others."""
 
     def __init__(self, error: KtrdrError | None, explain: Callable[[Exception], KtrdrError]) -> None:
         self.error = error
         self._explain = explain
 
     def attempt(self, step: Callable[[], None], *, replace_error: bool = False) -> bool:
-        """True if it went well. With `replace_error` what it meets counts more than what was met before."""
+        """True if the step succeeded. With `replace_error` its error replaces an earlier one."""
         try:
             step()
         except Exception as caught:
@@ -82,19 +82,17 @@ class Run:
         self._secrets: dict[str, bytes] = {}
         self._results = Results(run_id=stop.run_id if stop else make_run_id(), started_at=stop.started_at if stop else now())
         self._mask = GrowingMask(self._results.run_id)
-        # Held to the end of the run: the instance, and the one that verifies it.
+        # Held to the end of the run: the locks of the instance and of the one that verifies it.
         self._locks = contextlib.ExitStack()
 
     def execute(self) -> RunReport:
-        """Do it all. Raises only what happens before anything exists: bad playbooks, a missing secret, a busy instance."""
+        """Execute the run. Raises only errors before the first resource exists: invalid playbooks, a missing secret, a busy instance."""
         plan = self._gathered.plan
         playbooks = [load_playbook(path, beneath=Path(plan.facts.workspace)) for _, path in self._gathered.playbooks]
         self._secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
         self._mask.add(self._secrets.values())
         for name in find_short(self._secrets):
-            self._listener.note(
-                f"the secret {name} is shorter than {SHORT} bytes: masking it hides other text, or shows too little to be safe"
-            )
+            self._listener.note(f"the secret {name} is shorter than {SHORT} bytes: masking it could hide other text, and it may be guessed")
         if plan.profile.workspace is not None and self._gathered.repository is not None:
             require_clean(self._gathered.repository, plan.profile.workspace)
         self._home.create()
@@ -103,18 +101,18 @@ class Run:
         with self._locks:
             stage = self._add_stage(self._gathered, "base")
             if plan.profile.mode == "sandbox" and stage.instance.find_mode() == "interactive":
-                # A sandbox ends with its run, whatever happens; what a person lives in must not end so.
+                # A sandbox ends with its run in any case; an interactive instance must not.
                 raise UsageError(
-                    f"{plan.identity.instance_id} is an interactive instance, and this profile is a sandbox",
+                    f"{plan.identity.instance_id} is an interactive instance, and this profile is for a sandbox",
                     where="ktrdr-vm apply",
-                    hint="choose another --instance-id, or `ktrdr-vm destroy` it first",
+                    hint="choose another --instance-id, or destroy the instance first with `ktrdr-vm destroy`",
                 )
             report = self._execute_locked(playbooks)
-        self._tell(report)
+        self._export(report)
         return report
 
-    def _tell(self, report: RunReport) -> None:
-        """The owner's or the person's collector hears of it, where there is one. The instance is free already, and the outcome stands."""
+    def _export(self, report: RunReport) -> None:
+        """Send the run to the collector, if there is one. The lock is released already, and the outcome does not change."""
         identity = {
             "service.namespace": report.instance_id,
             "ktrdr.instance_id": report.instance_id,
@@ -158,38 +156,38 @@ class Run:
             self._work(playbooks, recorder)
         except KeyboardInterrupt:
             interrupted = True
-            self._listener.note("interrupted; cleaning up (once more to stop at once)")
+            self._listener.note("interrupted; cleaning up (interrupt again to stop immediately)")
         except KtrdrError as caught:
             error = caught
-        except Exception as caught:  # whatever it is, what was made is taken away
+        except Exception as caught:  # whatever it is, created resources are removed
             error = self._explain(caught, recorder)
         try:
             report = self._finish(recorder, began, error, interrupted)
         except KeyboardInterrupt:
-            # The first one comes here, the second ends the process; every step of the end may be done twice.
-            self._listener.note("interrupted; cleaning up (once more to stop at once)")
+            # The first interrupt is handled here, the second ends the process; all steps of the teardown are idempotent.
+            self._listener.note("interrupted; cleaning up (interrupt again to stop immediately)")
             report = self._finish(recorder, began, error, interrupted=True)
         with contextlib.suppress(OSError):
             remove_old_runs(path.parent, KEPT_RUNS)
         return report
 
     def _explain(self, caught: Exception, recorder: Recorder) -> KtrdrError:
-        """An error that nobody foresaw, as one that a person can read; its trace is an event of the run."""
+        """An unexpected error as a KtrdrError; its traceback is an event of the run."""
         recorder.directory.event("unexpected", trace=traceback.format_exception(caught)[-20:])
         if isinstance(caught, OSError):
             return HostError(
                 caught.strerror or str(caught),
                 where=str(caught.filename or self._home.root),
-                hint="free space, or look at the rights of this place; events.jsonl says what was being done",
+                hint="free disk space, or check the permissions of this path; the last event in events.jsonl shows the step",
             )
         return ProvisionError(
-            f"{type(caught).__name__}: {caught}", where="ktrdr-vm", hint="a mistake of this program: please report it with events.jsonl"
+            f"{type(caught).__name__}: {caught}", where="ktrdr-vm", hint="this is a bug in ktrdr-vm: please report it with events.jsonl"
         )
 
     # -- forward ----------------------------------------------------------------------------------------------------
 
     def _work(self, playbooks: list[Playbook], recorder: Recorder) -> None:
-        """The first gate shows that the base starts; then the workload; then all gates judge what it left."""
+        """Run the first gate on the base commit, then the workload, then all gates on its commits."""
         stage = self._stages[0]
         if self._stop is not None:
             stage.wake(recorder)
@@ -208,7 +206,7 @@ class Run:
             self._results.workload = stage.run_workload(recorder, again=self._stop is not None)
             self._results.returned = stage.harvest.pull(recorder)
             stage.harvest.fetch_notes(recorder)
-        refused = "" if self._results.passed else "an earlier gate or the workload did not pass"
+        refused = "" if self._results.passed else "an earlier gate or the workload failed"
         if choose_mode(stage.plan.profile) == "same":
             judged = stage.as_worked().run_gates(playbooks[1:], recorder, refused=refused)
             self._results.gates += judged
@@ -219,7 +217,7 @@ class Run:
         self._verify(playbooks, recorder, refused)
 
     def _verify(self, playbooks: list[Playbook], recorder: Recorder, refused: str) -> None:
-        """All gates again, in a VM that the workload never touched. Before that the workload's own goes, unless it is to be kept."""
+        """All gates again, in a fresh VM. The VM of the workload is destroyed before, unless it is to be kept."""
         gathered = make_fresh(self._gathered, self._results.returned)
         judged: tuple[GateResult, ...] = ()
         message = refused
@@ -242,7 +240,7 @@ class Run:
     # -- backward ---------------------------------------------------------------------------------------------------
 
     def _end(self, stage: Stage, recorder: Recorder) -> None:
-        """Evidence, then destroy. Raises what destroying met; the residue is remembered."""
+        """Collect the evidence, then destroy. Raises errors of the teardown; the residue is recorded."""
         stage.harvest.keep_evidence(recorder)
         residue, error = stage.destroy(recorder)
         self._results.residue += residue
@@ -250,18 +248,18 @@ class Run:
             raise error
 
     def _finish(self, recorder: Recorder, began: float, error: KtrdrError | None, interrupted: bool) -> RunReport:
-        """Rest or end every instance with its evidence, then report. Whatever a step meets is kept as an error, and the next one runs."""
+        """Suspend or destroy each instance with its evidence, then report. An error of a step is recorded, and the next step runs."""
         ending = _Ending(error, lambda caught: self._explain(caught, recorder))
         failed = error is not None or interrupted or not self._results.passed
         kept = False
         if isinstance(error, EscalationStop) and not interrupted:
-            # What cannot wait does not stay: it is ended like any other.
-            kept = ending.attempt(lambda: self._rest(recorder), replace_error=True)
+            # An instance that cannot be suspended is destroyed.
+            kept = ending.attempt(lambda: self._suspend(recorder), replace_error=True)
         for stage in () if kept else self._stages:
             if stage.destroyed:
                 continue
             ending.attempt(partial(stage.harvest.keep_evidence, recorder))
-            if self._keeps(stage, failed or ending.error is not None) or (self._stop is not None and stage.asleep):
+            if self._keeps(stage, failed or ending.error is not None) or (self._stop is not None and stage.suspended):
                 kept = True
                 ending.attempt(partial(self._keep, stage))
             else:
@@ -274,10 +272,10 @@ class Run:
     def _keep(self, stage: Stage) -> None:
         stage.keep()
         name = stage.plan.identity.instance_id
-        self._listener.note(f"the instance is kept; `ktrdr-vm ssh {name}` enters it, `ktrdr-vm destroy {name}` ends it")
+        self._listener.note(f"the instance is kept; connect with `ktrdr-vm ssh {name}`, remove it with `ktrdr-vm destroy {name}`")
 
     def _report(self, recorder: Recorder, began: float, ending: _Ending, interrupted: bool, kept: bool) -> RunReport:
-        """Assemble it, mask it, write it. What cannot be written is an error of the run, and the report that is returned says so."""
+        """Assemble, mask and write the report. A failure to write it is an error of the run, which the returned report contains."""
         report = mask_values(
             assemble(
                 self._results, self._stages, self._gathered, recorder, seconds=time.monotonic() - began, error=ending.error,
@@ -293,8 +291,8 @@ class Run:
             report = replace(report, outcome="error", exit_code=ending.error.exit_code)
         return replace(report, message=message, hint=hint)
 
-    def _rest(self, recorder: Recorder) -> None:
-        """The instance sleeps until the escalation is answered. The evidence so far is kept now."""
+    def _suspend(self, recorder: Recorder) -> None:
+        """Suspend the instance until the escalation is answered. The evidence so far is stored."""
         [stage] = self._stages
         stage.harvest.keep_evidence(recorder)
         gathered, options = self._gathered, self._options

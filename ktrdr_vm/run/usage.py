@@ -1,4 +1,4 @@
-"""What a machine uses while a run goes on, seen by the host: CPU time, memory and disk, every few seconds."""
+"""Resource usage of a VM during a run, as observed by the host: CPU time, memory and disk, every few seconds."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.report.model import GateResult, Sample, Usage
 
 PERIOD_S = 2.0
-# A run of days keeps every second sample, then every second of those.
+# A long run keeps every second sample, then every second of those.
 MAX_SAMPLES = 2000
 
 
 class Sampler:
-    """Samples one domain in a thread, from `start` to `stop`. A domain that is not there gives no sample, and is no error.
+    """Samples one domain in a thread, from `start` to `stop`. A domain that does not exist has no sample, and is no error.
 
-    `ended` is called once when the machine has ended that was sampled: whoever waits for it need not wait for a time-out.
+    `ended` is called once when the sampled VM has ended, so that no wait for it lasts until its time limit.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Sampler:
 
 
 def measure_gate(gate: GateResult, samples: tuple[Sample, ...], ended_at: str) -> Usage | None:
-    """What was used from the gate's begin to `ended_at`; None without two samples in that time."""
+    """The usage from the begin of the gate to `ended_at`; None without two samples in that time."""
     during = [one for one in samples if gate.started_at <= one.time <= ended_at]
     if len(during) < 2:
         return None

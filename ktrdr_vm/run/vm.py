@@ -1,4 +1,4 @@
-"""One VM of a run: the one in which the workload works, or the fresh one that verifies what it left."""
+"""One VM of a run: that of the workload, or the fresh one that verifies its commits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from ktrdr_vm.templates.project import build_best, find_best
 
 
 class Stage:
-    """An instance with what a run does to it. Every method is one phase or more of the run."""
+    """An instance and the phases of a run in it. Every method is one phase or more."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Stage:
     # -- forward ----------------------------------------------------------------------------------------------------
 
     def provision(self, recorder: Recorder) -> None:
-        """Image, template, resources, boot, identity, workspace. The plan is the one that knows the image afterwards."""
+        """Image, template, resources, boot, identity, workspace. The plan has the format of the image afterwards."""
         instance, roots = self.instance, self.gathered.policy.mount_roots
         journal = instance.find_journal()
         before = plan_from_json(journal.plan) if journal is not None else None
@@ -120,7 +120,7 @@ class Stage:
                 sources=self.gathered.policy.image_sources,
             )
         if reason := refuse_disk(self.plan.profile.resources.disk, image.virtual_size):
-            raise UsageError(reason, where="resources.disk", hint="make it larger; what is not written takes no space")
+            raise UsageError(reason, where="resources.disk", hint="increase it; the disk uses only the space that is written")
         plan = know_image(self.plan, image)
         if plan is not self.plan and self._name == "base":
             recorder.directory.write("plan.json", canonical_json(plan.to_json()))
@@ -128,7 +128,7 @@ class Stage:
         require_capacity(self._home.root, plan.profile.resources.memory)
         forks = not self._cold and not self._source and fits(plan) and journal is None
         if forks and (obstacle := find_fork_obstacle(instance.libvirt)):
-            recorder.listener.note(f"it boots cold, without a template: {obstacle}")
+            recorder.listener.note(f"boots without a template: {obstacle}")
             forks = False
         if forks:
             note = recorder.listener.note
@@ -167,7 +167,7 @@ class Stage:
         if plan.profile.workspace is not None and self.gathered.repository is not None and not self._source:
             target = plan.profile.workspace.target
             if plan.profile.mode == "interactive" and guest.run(["test", "-e", f"{target}/.git"], timeout=60).exit_code == 0:
-                recorder.listener.note(f"{target} is there and stays as it is: somebody works in it")
+                recorder.listener.note(f"{target} exists and is not changed, because the instance is interactive")
                 return
             with self._phase(recorder, "workspace"):
                 copy_in(
@@ -200,11 +200,11 @@ class Stage:
                     shut_down(earlier)
 
     def run_gates(self, playbooks: Iterable[Playbook], recorder: Recorder, *, refused: str = "") -> tuple[GateResult, ...]:
-        """In order, until one does not pass; the rest is skipped and says so. `refused` is why even the first is skipped."""
+        """Run gates in order until one does not pass; the others are skipped. `refused` is the reason to skip all."""
         results: list[GateResult] = []
         for playbook in playbooks:
             if not refused and any(result.outcome != "passed" for result in results):
-                refused = "an earlier gate did not pass"
+                refused = "an earlier gate failed"
             if refused:
                 results.append(GateResult(playbook.name, "skipped", now(), 0.0, message=refused, stage=self._name))
                 continue
@@ -223,7 +223,7 @@ class Stage:
         return tuple(results)
 
     def open_brokers(self, passed: Playbook) -> None:
-        """Tell the guard that a gate of the profile has passed, where a brokered secret waits for it."""
+        """Notify the guard that a gate of the profile has passed, if a brokered secret requires it."""
         waited = {broker.after for _, broker in self.plan.profile.brokered}
         for gate, path in self.gathered.playbooks:
             if gate in waited and str(path) == passed.source:
@@ -238,7 +238,7 @@ class Stage:
             artifacts=self.harvest.place_artifacts(recorder) / playbook.name,
             environment=self._environment,
             mask=self._mask,
-            on_event=recorder.hear_gate,
+            on_event=recorder.on_gate,
             gate_timeout=self.plan.profile.gate_timeout,
         )
         return run_playbook(playbook, self.connect(), context)
@@ -270,7 +270,7 @@ class Stage:
         )
 
     def run_workload(self, recorder: Recorder, *, again: bool = False) -> WorkloadResult | None:
-        """None when the profile has none. EscalationStop when it waits for an answer that does not come, or failed beside one."""
+        """None if the profile has none. EscalationStop if it waits too long for an answer, or failed with a pending escalation."""
         workload = self.plan.profile.workload
         if workload is None:
             return None
@@ -292,20 +292,20 @@ class Stage:
             return result
 
     def as_worked(self) -> Stage:
-        """The same VM, and from now on what its gates say is said after the workload."""
+        """The same VM, whose further gate results belong to the verification."""
         self._name = "work"
         return self
 
     # -- backward ---------------------------------------------------------------------------------------------------
 
     def destroy(self, recorder: Recorder) -> tuple[tuple[str, ...], KtrdrError | None]:
-        """Residue, and what went wrong."""
+        """The residue and the error of the teardown."""
         self.sampler.stop()
         if self._loaded is not None:
             self._loaded.close()
         try:
             with self._phase(recorder, "destroy"):
-                self.instance.destroy(notify=recorder.hear_resource)
+                self.instance.destroy(notify=recorder.on_resource)
             self.destroyed = True
         except ResidueError as error:
             return error.left, error
@@ -325,7 +325,7 @@ class Stage:
             return False
 
     @property
-    def asleep(self) -> bool:
+    def suspended(self) -> bool:
         """True if it is still suspended. An instance that could not be resumed, for lack of memory for example, is kept suspended."""
         journal = self._find_journal()
         return journal is not None and journal.state == "suspended"
@@ -360,7 +360,7 @@ class Stage:
 
 
 def know_image(plan: Plan, image: Image) -> Plan:
-    """An image by URL tells its format only when it is here; the plan that is carried out, and reported, is the one that knows it."""
+    """The format of an image by URL is known after its download only; the plan that is executed and reported contains it."""
     facts = plan.facts
     if image.disk_format == facts.image.disk_format:
         return plan

@@ -1,4 +1,4 @@
-"""What a reviewer must read before anything else: that nothing was kept in, or that the returned commits changed what judges them."""
+"""Warnings at the top of a report: observe mode, weaker verification, and commits that change the gates that judge them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ktrdr_vm.guest.commits import Returned
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.report.model import Commits, Verification, WorkloadResult
 
-_OBSERVED = "OBSERVE: every public address could be reached; `ktrdr-vm egress suggest` says what an allowlist would need"
+_OBSERVED = "OBSERVE: every public address could be reached; `ktrdr-vm egress suggest` prints an allowlist for this run"
 
 
 def find_first_lines(
@@ -19,7 +19,7 @@ def find_first_lines(
     workload: WorkloadResult | None = None,
     returned: Returned | None = None,
 ) -> tuple[str, ...]:
-    """What the commits changed of their own judges, then how the verdict came about, when that says less than it seems to."""
+    """Changes of the commits to profile, playbooks and tests, then limits of the verdict."""
     return (
         *((_OBSERVED,) if gathered.plan.observe else ()),
         *_judges(commits, gathered),
@@ -31,9 +31,9 @@ def _verdict(verification: Verification | None, workload: WorkloadResult | None,
     if workload is None or verification is None:
         return
     if verification.mode == "same":
-        yield "the gates ran in the VM that the workload used, where it was root: weaker than a fresh one (verify: same)"
+        yield "the gates ran in the VM of the workload, which was root in it; this is weaker than a fresh VM (verify: same)"
     elif verification.outcome not in ("passed", "skipped"):
-        yield f"verification in a fresh VM {verification.outcome}: what the workload committed ({verification.commit[:12]}) does not pass"
+        yield f"verification in a fresh VM {verification.outcome}: the commit of the workload ({verification.commit[:12]}) does not pass"
     if not returned.refs:
         yield "the workload returned no commit; the gates judged the base"
     if left := returned.describe_left():
@@ -41,7 +41,7 @@ def _verdict(verification: Verification | None, workload: WorkloadResult | None,
 
 
 def _judges(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:
-    """One line for each branch that touches the profile, a playbook or a test. The run itself used those of the base commit."""
+    """One line for each branch that changes the profile, a playbook or a test. The run used those of the base commit."""
     if gathered.repository is None:
         return ()
     root = gathered.repository.root

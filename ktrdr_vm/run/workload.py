@@ -1,7 +1,7 @@
-"""The workload: what an agent or a script does between the first gate and the others.
+"""The workload: an agent or a script that runs between the first gate and the others.
 
-It runs in a session of its own in the guest, with its output in a file there: a lost connection loses nothing, and whoever comes
-later (`attach`) reads the same file. What the guest says about it (output, exit code) is the guest's word.
+It runs in a separate session in the guest, and writes its output to a file there: a lost connection loses nothing, and a later
+`attach` reads the same file. Output and exit code come from the guest and are not trusted.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ktrdr_vm.host.clock import now
 from ktrdr_vm.profile.model import Workload
 from ktrdr_vm.report.model import WorkloadResult
 
-# What matters of a long run is its end.
+# The end of the output is kept.
 KEPT_OUTPUT = 64 * 1024
-# How often a lost connection is made again without a byte in between. A guest that is gone ends the run.
+# Attempts to reconnect without a byte in between, after which the run ends.
 _RECONNECTS = 5
-# How often it is asked whether anybody still waits.
+# Seconds between two calls of `leave`.
 _SLICE = 15.0
 _LIMIT = 60.0
 
-# In the user's home, which is on the disk: a reboot of the guest leaves it, and the missing exit code then says what happened.
+# In the home directory, which is on the disk: it survives a reboot of the guest, which the missing exit code shows then.
 _PLACE = '"$HOME/.ktrdr-workload"'
 _START = f"""set -eu
 umask 077
@@ -52,14 +52,14 @@ kill -KILL -- -"$p" 2>/dev/null; pkill -KILL -s "$p" 2>/dev/null; true
 """
 
 Connect = Callable[[], Guest]
-"""A guest over a connection that lives: the same one while it does, a new one when it was lost."""
+"""A guest whose connection is opened again after it was lost."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a followed workload ended. `exit_code` is None when it was stopped by its limit, or never said one (the guest rebooted).
+    """The end of a followed workload. `exit_code` is None if it was stopped by its limit or ended without one (a reboot of the guest).
 
-    `unfinished`: nobody waits for it any longer, and it goes on.
+    `unfinished`: it is still running, and `leave` ended the wait.
     """
 
     outcome: Literal["passed", "failed", "timeout", "unfinished"]
@@ -77,17 +77,17 @@ def run_workload(
     again: bool = False,
     leave: Callable[[], bool] = lambda: False,
 ) -> WorkloadResult | None:
-    """Run it as the guest's unprivileged user until it ends or its time is over. A failure is a result, not an error.
+    """Run it as the unprivileged user of the guest until its end or its time limit. A failure is a result, not an error.
 
-    With `again` one that still runs is taken up instead of being started. None when `leave` said, every few seconds asked, that nobody
-    waits for it any longer.
+    With `again`, a running workload is followed instead of started. None if `leave`, which is called every few seconds, returned
+    True.
     """
     started_at, began = now(), time.monotonic()
     tail = bytearray()
 
     def hear(data: bytes) -> None:
         tail.extend(data)
-        # More than is kept, so that a secret at the cut is still whole when it is masked.
+        # More than is kept, so that a secret at the cut is masked completely.
         del tail[: -2 * KEPT_OUTPUT]
 
     if not again or connect().run(_STATE, timeout=_LIMIT, max_output=64).stdout.strip() != b"running":
@@ -115,7 +115,7 @@ def _start(guest: Guest, workload: Workload, environment: Mapping[str, str], chd
         raise GuestError(
             f"the workload could not be started: {started.stderr.decode('utf-8', 'replace')[-300:].strip()}",
             where="workload",
-            hint="the image needs setsid (util-linux), a home directory that can be written, and room on its disk",
+            hint="the image requires setsid (util-linux), a writable home directory and free disk space",
         )
 
 
@@ -128,10 +128,10 @@ def follow(
     hear: Callable[[bytes], None] = lambda _data: None,
     leave: Callable[[], bool] = lambda: False,
 ) -> Ending:
-    """Read a workload's output from its beginning until it ends, through lost connections.
+    """Read the output of a workload from its beginning to its end, and reconnect if the connection is lost.
 
-    `hear` gets the bytes as they are, `on_output` whole lines with secrets masked. GuestError when there is no workload, or the guest is
-    lost for good.
+    `hear` gets the raw bytes, `on_output` whole lines with secrets masked. GuestError if there is no workload, or if the guest is
+    lost.
     """
     deadline = time.monotonic() + timeout
     lines = _MaskedLines(mask, on_output)
@@ -157,7 +157,7 @@ def follow(
                     code = int(said) if re.fullmatch(rb"[0-9]{1,3}", said) else None
                     return Ending("passed" if code == 0 else "failed", code)
             except GuestTimeout:
-                # Only the reading is cut off; the next slice begins where this one ended.
+                # Only the read is interrupted; the next one begins where this one ended.
                 if time.monotonic() >= deadline:
                     return Ending("timeout", None)
             except GuestError:
@@ -166,11 +166,11 @@ def follow(
                     raise
     finally:
         lines.close()
-    raise GuestError("no workload was started here", where="workload", hint="only a profile with a workload has one")
+    raise GuestError("no workload was started in this instance", where="workload", hint="its profile has no workload")
 
 
 class _MaskedLines:
-    """Whole lines only: a secret that arrives in two pieces is masked as well."""
+    """Passes on whole lines only, so that a secret in two parts is masked as well."""
 
     def __init__(self, mask: Callable[[str], str], on_output: Callable[[bytes], None]) -> None:
         self._mask = mask

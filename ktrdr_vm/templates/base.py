@@ -1,7 +1,7 @@
-"""Templates: boot once, freeze, fork many. What a template is, when it fits, and how one is made.
+"""Templates: VMs that are booted and saved once, and forked many times.
 
-A template holds no profile data: no NIC, no secret, no workspace, no login. It belongs to one owner and one image, and its key says
-everything that a fork must share with it. One of a project stands on a disk that preparing the project has filled.
+A template contains no data of a profile: no NIC, no secret, no workspace, no login. It belongs to one owner and one image, and its key
+contains everything that a fork must share with it. That of a project is based on the disk of the prepared project.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ktrdr_vm.plan.domain_xml import render_template_domain
 from ktrdr_vm.plan.facts import Allocation, TemplateFacts
 from ktrdr_vm.plan.plan import Plan
 
-# Raised when what is done to a guest before the freeze changes.
+# Incremented if the preparation of a guest before the save changes.
 FORMAT = 1
 BOOT_LIMIT = 600.0
 # In the folder of the templates: the console of the last one that could not be made.
@@ -50,10 +50,10 @@ UNUSED_DAYS = 14
 QEMU_USER = "libvirt-qemu"
 _KEY_LENGTH = 32
 
-# Everything that starts late is started, and each preloaded container image has run once, so that its pages are warm.
+# Starts late services, and runs each preloaded container image once, so that its pages are in memory.
 _SETTLE = """set -e
 ! command -v cloud-init >/dev/null || cloud-init status --wait >/dev/null || true
-# What a fork's first interface and first container would wait for.
+# Modules that the first interface and the first container of a fork need.
 modprobe -a virtio_net veth 2>/dev/null || true
 if command -v dockerd >/dev/null; then
   systemctl start docker.service
@@ -69,23 +69,23 @@ sync
 
 @dataclass(frozen=True)
 class Project:
-    """What a template of a project has besides its shape. `digest` is of all that preparing it depends on."""
+    """A project template, in addition to its shape. `digest` covers all inputs of its preparation."""
 
     name: str
     digest: str
     make_disk: Callable[[Path], None]
-    """Writes the disk that the template is booted from, an overlay on the image."""
+    """Writes the disk of the template, an overlay on the image."""
     made_from: dict[str, str] = field(default_factory=dict)
-    """The repository's folder, branch, commit and tree, for who asks what a template came from."""
+    """Folder, branch, commit and tree of the repository, for `templates list`."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """A finished template, as its manifest describes it. `size` counts the bytes that are really on the disk."""
+    """A finished template, as its manifest describes it. `size` is the number of allocated bytes on the disk."""
 
     key: str
     kind: str
-    """`base`, or `project` and the profile's name."""
+    """`base`, or `project` and the name of the profile."""
     owner: int
     image: str
     vcpus: int
@@ -95,21 +95,21 @@ class Template:
     seconds: float
     size: int
     made_from: dict[str, str] = field(default_factory=dict)
-    """Of a project: the repository's folder, branch, commit and tree that prepared it."""
+    """For a project: folder, branch, commit and tree of its repository."""
 
 
 def fits(plan: Plan) -> bool:
-    """True if an instance of this plan can be forked. A stock image, which brings its own boot loader, cannot."""
+    """True if an instance of this plan can be forked. A stock image, which has its own boot loader, cannot."""
     return plan.facts.image.boot == "direct"
 
 
 def find_template(home: Home, plan: Plan, image: Image, project: Project | None = None) -> TemplateFacts | None:
-    """The template that a fork of this plan must come from, if it is there."""
+    """The template for a fork of this plan, or None."""
     facts = _describe(home, plan, image, project)[0]
     manifest = Path(facts.directory, "manifest.json")
     if not manifest.exists():
         return None
-    with contextlib.suppress(OSError):  # when it was used last, for `gc`
+    with contextlib.suppress(OSError):  # the last use, for `gc`
         os.utime(manifest)
     return facts
 
@@ -117,7 +117,7 @@ def find_template(home: Home, plan: Plan, image: Image, project: Project | None 
 def build_template(
     home: Home, plan: Plan, image: Image, libvirt: Libvirt, *, progress: Callable[[str], None], project: Project | None = None
 ) -> TemplateFacts:
-    """Boot, settle, freeze. Whoever comes second waits for the first and takes the result."""
+    """Boot, wait until idle, save. A concurrent call waits and uses the result."""
     facts, ingredients = _describe(home, plan, image, project)
     with locked(home.locks / f"template-{facts.key}.lock", "the template", wait=True):
         if Path(facts.directory, "manifest.json").exists():
@@ -132,10 +132,10 @@ def build_template(
         try:
             if project is not None:
                 project.make_disk(Path(building.project))
-            progress("boots a template once; later runs fork it")
-            _boot_and_freeze(plan, building, identity, libvirt, progress)
+            progress("booting a template once; later runs fork it")
+            _boot_and_save(plan, building, identity, libvirt, progress)
         except BaseException:
-            # What cannot be ended now, `gc` ends; the first error is the one that matters.
+            # `gc` removes what cannot be removed now; the first error is raised.
             with contextlib.suppress(KtrdrError):
                 libvirt.stop(identity.domain)
             shutil.rmtree(place, ignore_errors=True)
@@ -146,17 +146,17 @@ def build_template(
             manifest["made_from"] = project.made_from
         (place / "manifest.json").touch(mode=0o600)
         (place / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        # On the disk before it has its name: after a power cut a finished name must not stand on zeros.
+        # Synced before the rename, so that a finished name has its content after a power failure.
         for path in (*place.iterdir(), place):
             sync(path)
         place.rename(facts.directory)
         sync(home.templates)
-        progress(f"the template is frozen after {seconds:.0f} s")
+        progress(f"the template was saved after {seconds:.0f} s")
     return facts
 
 
 def list_templates(home: Home) -> list[Template]:
-    """Every finished template of this home, oldest first."""
+    """All finished templates of this state directory, oldest first."""
     found = []
     for path in home.templates.glob("*/manifest.json"):
         try:
@@ -179,12 +179,12 @@ def list_templates(home: Home) -> list[Template]:
                 )
             )
         except (ValueError, KeyError, TypeError, OSError):
-            continue  # half of one, which `gc` takes away
+            continue  # incomplete; `gc` removes it
     return sorted(found, key=lambda template: template.created_at)
 
 
 def remove_template(home: Home, key: str) -> bool:
-    """Take a template away; False when there was none. Forks that stand on it must be gone: the caller knows them."""
+    """Remove a template; False if there was none. The caller checks that no fork uses it."""
     if len(key) != _KEY_LENGTH or not key.isalnum():
         return False
     directory = home.templates / key
@@ -198,7 +198,7 @@ def remove_template(home: Home, key: str) -> bool:
 
 
 def collect_templates(home: Home, users: Collection[str], *, dry_run: bool) -> list[dict[str, str]]:
-    """Remove what no plan of today can be forked from, or nobody has used for UNUSED_DAYS. `users` are keys that instances stand on."""
+    """Remove templates that no plan can use, or that were not used for UNUSED_DAYS. `users` are keys that instances use."""
     rows = []
     for one in list_templates(home):
         reason = _find_stale(home, one)
@@ -215,18 +215,18 @@ def _find_stale(home: Home, template: Template) -> str:
     manifest = json.loads((home.templates / template.key / "manifest.json").read_bytes())
     image = ImageStore(home.images).find(template.image)
     if image is None or image.content_digest != manifest.get("content"):
-        return "its image is there no more"
+        return "its image no longer exists"
     if manifest.get("format") != FORMAT or manifest.get("settle") != _SETTLE:
-        return "it was made by another version of this program"
+        return "it was created by another version of ktrdr-vm"
     emulator = manifest.get("emulator", "")
     if emulator and (not Path(emulator).exists() or manifest.get("qemu") != _qemu_version(emulator)):
-        return "it was made by another QEMU"
+        return "it was created by another version of QEMU"
     idle = datetime.now(UTC) - datetime.fromisoformat(template.used_at)
-    return f"nobody used it for {idle.days} days" if idle.days >= UNUSED_DAYS else ""
+    return f"it was not used for {idle.days} days" if idle.days >= UNUSED_DAYS else ""
 
 
 def _describe(home: Home, plan: Plan, image: Image, project: Project | None = None) -> tuple[TemplateFacts, dict[str, Any]]:
-    """The key and what it is made of. Paths and names are fixed in it, so that it depends on nothing else."""
+    """The key and its inputs. Paths and names are constant in it, so that it does not depend on them."""
     size = replace(plan.profile.resources, disk=max(plan.profile.resources.disk, 1))
     blank = TemplateFacts("", "/template")
     fixed = Identity("template")
@@ -248,17 +248,17 @@ def _describe(home: Home, plan: Plan, image: Image, project: Project | None = No
     return TemplateFacts(key, str(home.templates / key), has_project=project is not None), ingredients
 
 
-def _boot_and_freeze(plan: Plan, template: TemplateFacts, identity: Identity, libvirt: Libvirt, progress: Callable[[str], None]) -> None:
+def _boot_and_save(plan: Plan, template: TemplateFacts, identity: Identity, libvirt: Libvirt, progress: Callable[[str], None]) -> None:
     size, place = plan.profile.resources, Path(template.directory)
     image = plan.facts.image
     final = str(place.parent / template.key)
     backing, format_ = (replace(template, directory=final).project, "qcow2") if template.has_project else (image.disk, image.disk_format)
     copy_boot_files(image, place)
-    # By the name that it will have: the disk is looked at under both.
+    # By its final name, because the disk is opened under both.
     process.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", format_, "-b", backing, template.disk, f"{size.disk}M"], timeout=60)
     from ktrdr_vm.host.keys import generate_keypair
 
-    # A host key that is thrown away: no fork keeps it, and nobody can log in with anything before a fork is given its own.
+    # A temporary host key: each fork gets its own, and no login is possible before.
     host_key, host_public_key = generate_keypair()
     allocation = Allocation(host_key=host_key, host_public_key=host_public_key, genid="00000000-0000-4000-8000-000000000000")
     user_data = render_user_data(identity, plan.facts, replace(allocation, login_public_key=""))
@@ -313,10 +313,10 @@ def _qemu_version(emulator: str) -> str:
 
 
 def _qemu_user() -> int:
-    """Who opens the memory's file. QEMU before 8.2 opens it for writing even when a fork maps it privately."""
+    """Owner and mode of the memory file. QEMU before 8.2 opens it for writing even if a fork maps it privately."""
     try:
         return pwd.getpwnam(QEMU_USER).pw_uid
     except KeyError:
         raise HostError(
-            f"there is no user {QEMU_USER}", where="libvirt", hint="install libvirt-daemon-system, or run `make setup`"
+            f"the user {QEMU_USER} does not exist", where="libvirt", hint="install libvirt-daemon-system, or run `make setup`"
         ) from None

@@ -1,7 +1,7 @@
-"""Project templates: a playbook runs once in a sandbox of its own, and every later sandbox of the project begins where it ended.
+"""Project templates: a playbook runs once in a sandbox, and every later sandbox of the project starts from its result.
 
-One is made only in a repository that stands on a branch of the owner's policy, with nothing uncommitted: never from what an agent left. It
-is found by the content of what it was made from, so that a branch that changes none of it finds it too.
+They are built only from a branch of the owner's policy without uncommitted changes, and never from commits of an agent. They
+are found by the content of their inputs, so that a branch with the same inputs uses them too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.model import Prepare, Secret, Workspace
 from ktrdr_vm.templates.base import Project, build_template, find_template
 
-# Raised when what is done around the playbook changes.
+# Incremented if the steps around the playbook change.
 FORMAT = 2
 MAX_KEY_FILE = 64 * 1024 * 1024
 DOCKER_LIMIT = 300.0
@@ -50,10 +50,10 @@ REBASE_LIMIT = 1800.0
 
 Note = Callable[[str], None]
 
-# Of the profile, what preparing must not have or does not need.
+# Parts of the profile that the preparation must not have or does not need.
 _LEFT_OUT = ("secrets", "mounts", "prepare", "workload", "gates", "artifacts", "environment", "telemetry", "verify")
 
-# The workspace goes: each sandbox gets its own. What Docker and the package clients have kept stays.
+# The workspace is removed, because each sandbox gets its own. Caches of Docker and package clients are kept.
 _TIDY = """set -eu
 docker ps -aq | xargs -r docker rm -f >/dev/null
 systemctl stop docker.service docker.socket containerd.service 2>/dev/null || true
@@ -65,7 +65,7 @@ sync
 
 
 def find_best(home: Home, gathered: Gathered, plan: Plan, image: Image, note: Note) -> TemplateFacts | None:
-    """The template that a fork of this plan should come from; None when it has to be built, and may be."""
+    """The template for a fork of this plan; None if it must be built and may be."""
     wanted = plan.profile.prepare
     if wanted is not None and gathered.repository is not None:
         project = _describe(home, gathered, gathered.repository, wanted, plan, image, None, note)
@@ -75,12 +75,12 @@ def find_best(home: Home, gathered: Gathered, plan: Plan, image: Image, note: No
         refusal = _distrust(gathered, gathered.repository, wanted)
         if not refusal:
             return None
-        note(f"the project is not prepared here: {refusal}")
+        note(f"the project is not prepared: {refusal}")
     return find_template(home, plan, image)
 
 
 def build_best(home: Home, gathered: Gathered, plan: Plan, image: Image, libvirt: Libvirt, note: Note) -> TemplateFacts:
-    """Build what `find_best` did not find: the template of the project, on the way also that of the shape."""
+    """Build the template of the project, and before that the template of its shape."""
     base = find_template(home, plan, image) or build_template(home, plan, image, libvirt, progress=note)
     wanted, repository = plan.profile.prepare, gathered.repository
     if wanted is None or repository is None or _distrust(gathered, repository, wanted):
@@ -90,18 +90,18 @@ def build_best(home: Home, gathered: Gathered, plan: Plan, image: Image, libvirt
 
 
 def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> str:
-    """Why nothing may be prepared from the repository as it stands, or nothing."""
+    """The reason why no template may be prepared from the current repository, or an empty text."""
     refs = (*list_refs(gathered.policy, repository), *gathered.policy.prepare_refs)
     if repository.branch not in refs:
-        return f"{repository.branch or 'a detached HEAD'} is none of the owner's branches for it ({', '.join(refs) or 'there are none'})"
+        return f"{repository.branch or 'a detached HEAD'} is not in prepare.refs of the owner's policy ({', '.join(refs) or 'none'})"
     files = [wanted.playbook, *wanted.key]
     tracked = [f":(literal){name}" for name in files if (repository.root / name).exists()]
     with open_view(repository.place) as view:
-        # What is staged counts as well: the working tree is compared with the commit.
+        # The working tree is compared with the commit, so staged changes count as well.
         if view.git("diff", "--quiet", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all", "HEAD", "--", check=False).exit_code:
             return "the repository has uncommitted changes"
         known = view.git("ls-files", "--error-unmatch", "--", *tracked, check=False) if tracked else None
-    return "its playbook or a file of its key is not committed" if known is not None and known.exit_code != 0 else ""
+    return "its playbook or a file of prepare.key is not committed" if known is not None and known.exit_code != 0 else ""
 
 
 def _describe(
@@ -118,11 +118,11 @@ def _describe(
     ingredients = {
         "format": FORMAT,
         "tidy": _TIDY,
-        # Which repository of this host: what a playbook runs is in it, and another one may look alike.
+        # The repository on this host, because the playbook runs its files, and another one may have the same name.
         "repository": _identify(repository),
         "playbook": digest_playbook(playbook, beneath=repository.root),
         "files": {name: _digest(repository.place, name) for name in wanted.key},
-        # What it could reach decides what it found.
+        # The result depends on the allowed egress.
         "egress": plain(plan.rules),
         "workspace": plain(plan.profile.workspace),
         "vars": plain(plan.profile.vars),
@@ -139,7 +139,7 @@ def _describe(
 
 
 def _identify(repository: Repository) -> dict[str, object]:
-    """The repository on this host, whatever its content claims: linked worktrees share it, a clone or a copy has another."""
+    """An id of the repository on this host: linked worktrees share it, a clone or a copy has another."""
     common = repository.common or repository.root
     facts = common.stat()
     return {"path": str(common), "device": facts.st_dev, "inode": facts.st_ino, "owner": facts.st_uid}
@@ -151,16 +151,16 @@ def _find_tree(repository: Repository) -> str:
 
 
 def _digest(root: Place, name: str) -> str:
-    """sha256 of a file of the workspace; a file that is not there is a value as well."""
+    """sha256 of a file in the workspace; a missing file has a value as well."""
     try:
         with os.fdopen(open_file(root, name), "rb") as file:
             content = file.read(MAX_KEY_FILE + 1)
     except FileNotFoundError:
         return "absent"
     except (OSError, KtrdrError) as error:
-        raise UsageError(f"the key of prepare cannot be read: {error}", where=name, hint="name regular files of the workspace") from None
+        raise UsageError(f"prepare.key cannot be read: {error}", where=name, hint="name regular files in the workspace") from None
     if len(content) > MAX_KEY_FILE:
-        raise UsageError("a file of prepare's key is larger than 64 MiB", where=name, hint="name a lock file, not what it locks")
+        raise UsageError("a file of prepare.key is larger than 64 MiB", where=name, hint="name a lock file instead of the packages")
     return hashlib.sha256(content).hexdigest()
 
 
@@ -175,13 +175,13 @@ def _make_disk(
     note: Note,
     target: Path,
 ) -> None:
-    """Run the playbook in a sandbox with the profile's egress and no secret, and keep its disk."""
-    note(f"prepares the project {plan.profile.name} once")
+    """Run the playbook in a sandbox with the egress of the profile and without secrets, and keep its disk."""
+    note(f"preparing the project {plan.profile.name} once")
     source = {key: value for key, value in plan.source.items() if key not in _LEFT_OUT} | {"mode": "sandbox"}
     preparing = Plan(build_profile(source), plan.facts, Identity(f"prepare--{digest[:12]}"), source)
     instance = Instance(home, preparing.identity, libvirt)
     with instance.locked():
-        # What an earlier one left that was killed.
+        # Remove the resources of a killed earlier build.
         instance.destroy()
         try:
             base = find_template(home, plan, image)
@@ -196,7 +196,7 @@ def _make_disk(
                 shutil.copyfile(instance.paths.ledger, kept)
         finally:
             instance.destroy()
-    # Onto the image itself: the template of the shape may then go.
+    # Rebased onto the image, so that the template of the shape can be removed.
     process.run(
         ["qemu-img", "rebase", "-q", "-f", "qcow2", "-F", image.disk_format, "-b", image.disk, target],
         timeout=REBASE_LIMIT,
@@ -224,16 +224,16 @@ def _work(loaded: LoadedInstance, repository: Repository, playbook: Path, note: 
         raise ProvisionError(
             f"the project could not be prepared: {'; '.join(failed)[:500] or result.message or result.outcome}",
             where=str(playbook),
-            hint="mend the playbook, or take `prepare` out of the profile; `apply --cold` does without templates",
+            hint="correct the playbook, or remove `prepare` from the profile; `apply --cold` uses no template",
         )
     tidied = guest.run(_TIDY, environment={"TARGET": workspace.target}, become=True, timeout=DOCKER_LIMIT)
     if tidied.exit_code != 0:
         raise GuestError(
-            f"the guest could not be tidied: {tidied.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            f"the guest could not be cleaned up: {tidied.stderr.decode('utf-8', 'replace')[-300:].strip()}",
             where=plan.identity.instance_id,
-            hint="look at what the playbook leaves running",
+            hint="check which processes the playbook leaves running",
         )
 
 
 def _no_secret(secret: Secret) -> bytes:
-    raise ProvisionError(f"the secret {secret.name} has no place in a template", where="prepare", hint="take it out of the playbook")
+    raise ProvisionError(f"the secret {secret.name} cannot be stored in a template", where="prepare", hint="remove it from the playbook")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What can be reached from here that must not be? Run inside the guest by isolation.yaml, and again in a container there.
+"""Tests that destinations which must be closed cannot be reached. isolation.yaml runs it in the guest, and again in a container.
 
-Every probe is one packet or one connection with a short limit; all run at once. A destination is `closed` when nothing came back,
-and `OPEN` when anything did: an answer, a connection, and also a refusal, since a refusal is sent by who was reached.
+Every probe is one packet or one connection with a short limit; all run at once. A destination is `closed` if there was no answer,
+and `OPEN` otherwise. A refused connection counts as open, because the refusal is sent by the destination.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-# Whoever answers here is on the same machine and answers in milliseconds; who is dropped never does.
+# Answers come from the same host, within milliseconds; a dropped packet gets none.
 LIMIT = 2.0
 DNS_TRIES = 4
 
@@ -27,7 +27,7 @@ def find_gateway() -> str:
             fields = line.split()
             if fields[1] == "00000000" and int(fields[3], 16) & 2:
                 return socket.inet_ntoa(bytes.fromhex(fields[2])[::-1])
-    raise SystemExit("there is no default route, so nothing can be said about what it leads to")
+    raise SystemExit("there is no default route, so the gateway is unknown")
 
 
 def find_resolver() -> str:
@@ -37,18 +37,18 @@ def find_resolver() -> str:
 
 
 def connect(address: str, port: int) -> str:
-    """Why the connection counts as open, or nothing."""
+    """The reason why the connection counts as open, or an empty text."""
     try:
         with socket.create_connection((address, port), LIMIT):
             return "it accepts connections"
     except ConnectionRefusedError:
-        return "it was reached and refused"
+        return "the connection was refused by the destination"
     except OSError:
         return ""
 
 
 def say(address: str, port: int, words: bytes, refusal: bytes = b"") -> str:
-    """Connect and speak first. Open when an answer comes that is not the guard's own `refusal`."""
+    """Connect and send `words`. Open if there is an answer other than the `refusal` of the guard."""
     answer = b""
     try:
         with socket.create_connection((address, port), LIMIT) as connection:
@@ -57,9 +57,9 @@ def say(address: str, port: int, words: bytes, refusal: bytes = b"") -> str:
             while len(answer) < 8192 and (piece := connection.recv(4096)):
                 answer += piece
     except ConnectionRefusedError:
-        return "it was reached and refused"
+        return "the connection was refused by the destination"
     except OSError:
-        # Cut off. What came before counts.
+        # The connection was cut; an earlier answer counts.
         pass
     return f"it answered {answer[:60]!r}" if answer and not (refusal and refusal in answer) else ""
 
@@ -75,7 +75,7 @@ def client_hello(name: str) -> bytes:
 
 
 def ask_dns(server: str, name: str) -> "tuple[int, int] | None":
-    """(rcode, answers) that came back over UDP, or None."""
+    """(rcode, number of answers) of the response over UDP, or None."""
     labels = b"".join(bytes([len(label)]) + label for label in name.encode().split(b"."))
     query = os.urandom(2) + b"\x01\x00" + b"\0\1" + bytes(6) + labels + b"\0" + b"\0\1\0\1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
@@ -94,13 +94,13 @@ def foreign_dns(server: str, name: str) -> str:
 
 
 def unknown_name(name: str) -> str:
-    """The guest's own resolver must say that the name does not exist; silence would prove nothing."""
+    """The resolver of the guest must answer that the name does not exist; a missing answer proves nothing."""
     server = find_resolver()
     for _ in range(DNS_TRIES):
         answer = ask_dns(server, name)
         if answer is not None:
             return "" if answer == (3, 0) else f"the resolver {server} answered with rcode {answer[0]} and {answer[1]} records"
-    return f"the resolver {server} gave no answer, so nothing can be said"
+    return f"the resolver {server} did not answer, so the result is unknown"
 
 
 def connect_ipv6(address: str, port: int) -> str:
@@ -110,7 +110,7 @@ def connect_ipv6(address: str, port: int) -> str:
             connection.connect((address, port))
             return "it accepts connections"
     except ConnectionRefusedError:
-        return "it was reached and refused"
+        return "the connection was refused by the destination"
     except OSError:
         return ""
 
@@ -125,7 +125,7 @@ def words(text: str) -> "list[str]":
 
 
 def run_in_container(image: str) -> int:
-    """This file again, inside a container that shares the guest's network and may do in it what the guest's root may."""
+    """Run this file in a privileged container in the network of the guest."""
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--container=")]
     command = ["docker", "run", "--rm", "--interactive", "--network", "host", "--privileged", image, "python3", "-", *arguments]
     with open(__file__, "rb") as source:
@@ -150,7 +150,7 @@ def main() -> int:
         ]
     probes.append((f"name {given.name}", unknown_name, given.name))
     for address in words(given.address):
-        # 80 and 443 are accepted by the guard, which then judges the name: what counts is that nobody answers.
+        # The guard accepts connections to 80 and 443 and then checks the name: there must be no answer.
         probes += [
             (f"tls {address}:443 for {given.name}", say, address, 443, client_hello(given.name)),
             (f"tls {address}:443 without a name", say, address, 443, client_hello("")),

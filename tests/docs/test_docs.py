@@ -266,7 +266,7 @@ def test_every_key_of_a_recipe_is_documented_and_no_other(tmp_path):
         load_recipe(recipe)
     known = set()
     for problem in caught.value.problems:
-        if "known here; known: " in problem.message:
+        if "is unknown; known: " in problem.message:
             prefix = problem.path.removesuffix("x").replace("[0]", "[]")
             known |= {prefix + key for key in problem.message.split("known: ")[1].split(", ")}
     assert set(find_table(read("docs/images.md"), "key")) == known

@@ -1,9 +1,10 @@
-"""The language of docs, help texts and docstrings: the length of lines, and words that the glossary of CONTRIBUTING.md replaced."""
+"""The language of docs, help, messages, docstrings and comments: the length of lines, and words that the glossary replaced."""
 
 from __future__ import annotations
 
 import ast
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,46 @@ def read_prose(page: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_no_page_has_a_retired_word(page):
     assert find_retired(read_prose(page)) == []
+
+
+# Packages whose texts do not have the words of the glossary yet.
+LATER = {"egress", "instance"}
+
+
+def find_code_texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of each docstring, each comment, and each text that is passed to an error, such as its hint."""
+    with tokenize.open(path) as file:
+        source = file.read()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+        elif isinstance(node, ast.Call) and re.search(r"(Error|Problem|Stop|Failure|Check|Obstacle)\b", ast.unparse(node.func)):
+            texts = (part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str))
+            yield node.lineno, " ".join(texts)
+    with path.open("rb") as file:
+        yield from ((one.start[0], one.string) for one in tokenize.tokenize(file.readline) if one.type == tokenize.COMMENT)
+
+
+CODE = [path for path in sorted((PROJECT / "ktrdr_vm").rglob("*.py")) if not LATER & set(path.relative_to(PROJECT).parts)]
+
+
+@pytest.mark.parametrize("path", CODE, ids=[str(path.relative_to(PROJECT)) for path in CODE])
+def test_no_text_of_the_code_has_a_retired_word(path):
+    assert [(line, found) for line, text in find_code_texts(path) if (found := find_retired(text))] == []
+
+
+SHIPPED = [
+    PROJECT / "Makefile",
+    *sorted((PROJECT / "profiles").rglob("*.yaml")),
+    *sorted((PROJECT / "playbooks").rglob("*.yaml")),
+    PROJECT / "ktrdr_vm/guest/data/guide.md.j2",
+]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[str(path.relative_to(PROJECT)) for path in SHIPPED])
+def test_no_shipped_document_has_a_retired_word(path):
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    assert [(number, found) for number, line in lines if (found := find_retired(line)) and not re.match(r"\s+sleep \d", line)] == []
 
 
 def find_helps(command: click.Command, words: str) -> Iterator[tuple[str, str]]:

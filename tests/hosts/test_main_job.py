@@ -26,7 +26,7 @@ def test_the_main_job_passes_on_a_fresh_host(release: Release, first: First, row
 
 
 def test_it_was_forked_and_doctor_has_nothing_to_say(first: First) -> None:
-    assert "the template is frozen after" in first.said and "boots cold" not in first.said
+    assert "the template was saved after" in first.said and "boots without a template" not in first.said
     checks = [line.split() for line in first.doctor.splitlines() if line.strip()]
     assert [words for words in checks if words[0] == "missing"] == []
     warned = {words[1] for words in checks if words[0] == "warning"}

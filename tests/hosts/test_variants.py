@@ -53,7 +53,7 @@ def test_a_host_that_is_configured_so(name: str, box: Box) -> None:
         _is_told_and_mended(home, _apply(box, variant))
     said = _apply(box, variant).require()
     assert "residue: none" in said.out + said.err
-    assert "boots cold" not in said.out + said.err
+    assert "boots without a template" not in said.out + said.err
     left = box.run("virsh -q list --all --name; ls /var/lib/ktrdr-vm/instances; ls /etc/apparmor.d/libvirt").require().out.split()
     assert set(left) <= {"TEMPLATE.lxc", "TEMPLATE.qemu"}
 

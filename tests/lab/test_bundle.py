@@ -122,7 +122,7 @@ def test_links_in_a_persons_run_lead_root_nowhere(tmp_path: Path, repository: tu
     assert not bundle.archive.is_symlink() and not bundle.directory.is_symlink()
     assert {path.stat().st_uid for path in (run, bundle.archive, bundle.directory, *bundle.directory.rglob("*"))} == {12345}
     (run / "report.html").symlink_to(elsewhere / "victim")
-    with pytest.raises(UsageError, match=r"report\.html is no file that a run has written"):
+    with pytest.raises(UsageError, match=r"report\.html is not a regular file in the run directory"):
         make_bundle(run, (12345, 12345), OwnerPolicy())
     assert run.stat().st_uid == 12345
 
@@ -172,7 +172,7 @@ def test_it_is_refused_without_the_gate(tmp_path: Path, repository: tuple[Path, 
 def test_commits_that_are_no_longer_what_was_judged_are_refused(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
     run = make_run(tmp_path, repository)
     git(repository[0], "update-ref", "refs/ktrdr/one/work", repository[1])
-    with pytest.raises(UsageError, match="no longer the commit that was judged"):
+    with pytest.raises(UsageError, match="no longer the commit on which the gates ran"):
         make_bundle(run, ME, OwnerPolicy())
 
 

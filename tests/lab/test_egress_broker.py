@@ -289,7 +289,7 @@ def test_a_proxy_and_a_guard_that_begin_again(lab: Lab, provider: Provider) -> N
         guest.guard.create()
         assert not secret.exists()
         wait_until(lambda: ask(guest).get("status") == 503, "a new guard has no secret")
-        assert "does not have model-key any more" in ask(guest)["said"]
+        assert "does not hold model-key" in ask(guest)["said"]
         give(guest, b"another-key-0815\n")
         assert ask(guest)["status"] == 200
         assert provider.seen[-1].values("x-api-key") == ["another-key-0815"]

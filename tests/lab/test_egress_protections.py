@@ -30,12 +30,12 @@ NO_PROXY_LOCAL = replace(
     "ruleset.nft", "        fib daddr type { local, broadcast, anycast, multicast } counter name proxy_reserved drop\n", ""
 )
 NO_TLS_NAMES = replace("proxy.cfg", "    tcp-request content silent-drop if hello !allowed !granted\n", "")
-ANY_TLS_NAME = replace("proxy.cfg", "    tcp-request content silent-drop if hello !allowed !{ var(txn.room) -m found }\n", "")
+ANY_TLS_NAME = replace("proxy.cfg", "    tcp-request content silent-drop if hello !allowed !{ var(txn.grant_slot) -m found }\n", "")
 NO_TLS_DESTINATION = replace("proxy.cfg", "    tcp-request content set-dst var(txn.address) if hello\n", "")
 NO_HTTP_NAMES = replace("proxy.cfg", " unless allowed or granted\n", " if FALSE\n")
 ANY_HTTP_NAME = replace(
     "proxy.cfg",
-    " if !allowed !{ var(txn.room) -m found }\n    http-request set-var(txn.verdict) str(allow)",
+    " if !allowed !{ var(txn.grant_slot) -m found }\n    http-request set-var(txn.verdict) str(allow)",
     " if FALSE\n    http-request set-var(txn.verdict) str(allow)",
 )
 NO_BY_ADDRESS = replace("ruleset.nft", "        meta l4proto tcp counter name ended reject with tcp reset\n", "")

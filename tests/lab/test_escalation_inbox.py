@@ -100,7 +100,7 @@ def test_wait_ends_with_the_answer_or_with_its_limit(inbox: Inbox) -> None:
 def test_what_is_not_complete_is_refused_with_its_reason(inbox: Inbox) -> None:
     assert inbox.ask("network", "api.example.com", "--blocked", "x").returncode == 2
     refused = inbox.ask("network", "10.0.0.1", *SIX)
-    assert refused.returncode == 2 and "address goes under cidr" in refused.stderr
+    assert refused.returncode == 2 and "use cidr instead of host" in refused.stderr
     assert inbox.store.list() == []
 
 

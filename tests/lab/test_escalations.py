@@ -95,7 +95,7 @@ def test_a_run_stops_at_an_escalation_and_goes_on_with_the_answer(lab: Lab, work
         "AWS_SECRET_ACCESS_KEY",
         environment={"AWS_SECRET_ACCESS_KEY": "x"},
     )
-    assert forbidden.code == 2 and "may be a secret" in forbidden.stderr
+    assert forbidden.code == 2 and "as a source of secrets" in forbidden.stderr
     given = run(
         lab,
         "escalations",

@@ -104,7 +104,7 @@ def test_a_fork_has_the_mounts_of_its_profile(borrower: Borrower) -> None:
 def test_a_folder_is_lent_and_goes_at_its_end(borrower: Borrower) -> None:
     lent = borrower.asks("mount ./more /more")
     for wrong in ({"source": "./elsewhere"}, {"source": "."}, {"target": "/other"}):
-        with pytest.raises(UsageError, match="more than was asked"):
+        with pytest.raises(UsageError, match="exceeds the request"):
             borrower.is_given(lent, 60, **wrong)
     assert borrower.shell("ls -A /more 2>&1 || true") != "deep"
     borrower.is_given(lent, 25, source="./more/deep")
@@ -120,10 +120,10 @@ def test_a_folder_is_lent_and_goes_at_its_end(borrower: Borrower) -> None:
 def test_memory_is_lent_and_comes_back(borrower: Borrower) -> None:
     before = int(borrower.shell(MEMORY))
     too_much = borrower.asks("resources --vcpus 9")
-    with pytest.raises(UsageError, match="9 processors"):
+    with pytest.raises(UsageError, match="9 vCPUs"):
         borrower.is_given(too_much, 60)
     lent = borrower.asks("resources --memory 2048")
-    with pytest.raises(UsageError, match="more than was asked"):
+    with pytest.raises(UsageError, match="exceeds the request"):
         borrower.is_given(lent, 60, memory=4096)
     borrower.is_given(lent, 20, memory=1500)
     wait_until(lambda: int(borrower.shell(MEMORY)) == before + 512, "all of it is there", 30)
@@ -135,13 +135,13 @@ def test_processors_are_lent_where_the_guests_kernel_has_room_for_them(borrower:
     room = int(borrower.shell("cat /sys/devices/system/cpu/possible").rpartition("-")[2]) + 1
     lent = borrower.asks("resources --vcpus 3")
     if room < 3:
-        with pytest.raises(ProvisionError, match="has room for 2 processors"):
+        with pytest.raises(ProvisionError, match="supports 2 vCPUs"):
             borrower.is_given(lent, 600)
         assert borrower.state(lent) == "pending" and borrower.instance.libvirt.count_vcpus(borrower.instance.identity.domain) == 2
         return
     borrower.is_given(lent, 600)
     assert borrower.shell("nproc") == "3"
-    answers.take_back(borrower.instance, lent, reason="over")
+    answers.revoke_approval(borrower.instance, lent, reason="over")
     assert borrower.shell("nproc") == "2"
 
 
@@ -157,19 +157,19 @@ def test_a_loan_outlives_a_rest_and_not_its_end(borrower: Borrower) -> None:
         away = more.rename(borrower.workspace / "away")
         resume(instance, read_secret=lambda _: b"")
         with pytest.raises(ProvisionError, match=folder):
-            answers.give_again(instance, read_policy())
+            answers.reapply(instance, read_policy())
         # What cannot be given keeps nothing else back.
         wait_until(lambda: int(borrower.shell(MEMORY)) == before + 256, "the memory is there without the folder", 30)
         away.rename(more)
-        again = answers.give_again(instance, read_policy())
+        again = answers.reapply(instance, read_policy())
     assert {one.id for one in again} >= {lent, folder}
     assert borrower.shell(f"{MEMORY}; cat /rested/deep/input.txt /data/input.txt") == f"{before + 256}\nlent\nfrom the host"
     with instance.locked():
         suspend(instance)
         for one in (lent, folder):
-            answers.take_back(instance, one, reason="while it sleeps")
+            answers.revoke_approval(instance, one, reason="while it sleeps")
         resume(instance, read_secret=lambda _: b"")
-        answers.give_again(instance, read_policy())
+        answers.reapply(instance, read_policy())
     assert borrower.shell("ls -A /rested; cat /data/input.txt") == "from the host"
     wait_until(lambda: int(borrower.shell(MEMORY)) == before, "what it slept with is asked for", 60)
 
@@ -185,7 +185,7 @@ def test_a_guest_that_keeps_a_folder_keeps_nothing(borrower: Borrower, monkeypat
     borrower.shell("systemctl stop ssh.socket ssh.service 2>/dev/null; pkill -x sshd; true")
     instance.close()
     monkeypatch.setattr(Libvirt, "detach", lambda *_: None)
-    answers.take_back(instance, lent, reason="over")
+    answers.revoke_approval(instance, lent, reason="over")
     assert borrower.state(lent) == "revoked" and not find_mounts(instance.paths.mounts / lent)
     (borrower.workspace / "more" / "deep" / "later.txt").write_text("not yours\n")
     look = "(cat /kept/deep/later.txt > /tmp/said 2>&1 &) ; sleep 5; cat /tmp/said; echo seen"

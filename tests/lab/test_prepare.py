@@ -80,7 +80,7 @@ def test_nothing_is_made_from_what_the_owner_does_not_trust(
         return find_best(lab.home, gathered, gathered.plan, image, notes.append)
 
     assert find() is None and notes == []
-    assert find(()) is base and "there are none" in notes[-1]
+    assert find(()) is base and "(none)" in notes[-1]
     assert find(("release",)) is base and "main is none" in notes[-1]
     (workspace / "lock").write_text("two\n")
     assert find() is base and "uncommitted" in notes[-1]

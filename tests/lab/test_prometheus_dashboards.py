@@ -182,10 +182,10 @@ def test_every_panel_is_answered_for_each_instance_with_its_own_data(prometheus:
             assert bare != expression
             assert {one["metric"]["instance_id"] for one in prometheus.ask(bare, name, environment)} == set(INSTANCES), title
     values = {title: {name: [value for _, value in rows] for name, rows in found.items()} for title, found in answers.items()}
-    assert values["Decisions about the network"] == {"alpha": ["3", "6"], "beta": ["70", "140"]}
-    assert values["Records of telemetry"] == {"alpha": ["12", "3", "9"], "beta": ["280", "70", "210"]}
+    assert values["Egress decisions"] == {"alpha": ["3", "6"], "beta": ["70", "140"]}
+    assert values["Telemetry records"] == {"alpha": ["12", "3", "9"], "beta": ["280", "70", "210"]}
     assert values["Guard"] == {"alpha": ["1"], "beta": ["0"]}
-    assert values["Left behind by the newest run"] == {"alpha": ["0"], "beta": ["1"]}
+    assert values["Residue of the newest run"] == {"alpha": ["0"], "beta": ["1"]}
     assert values["Duration of the newest run"] == {"alpha": ["3"], "beta": ["70"]}
 
 

@@ -128,11 +128,11 @@ def test_a_persons_own_place_goes_in_by_no_way(tmp_path: Path, workspace: Path, 
     archive, notes = copy(workspace)
     assert f"home/{name}/key".encode() not in archive and any(name in note for note in notes)
     for roots, source in (((Place(workspace),), f"home/{name}/key"), ((Place(workspace / "home"),), f"{name}/key")):
-        with pytest.raises(ModuleFailure, match="own place"):
+        with pytest.raises(ModuleFailure, match="personal folder or file"):
             read_source(roots, source, max_bytes=1000)
-    with pytest.raises(ModuleFailure, match="own place"):
+    with pytest.raises(ModuleFailure, match="personal folder or file"):
         list_source((Place(workspace),), "home")
-    assert "own place" in refuse_path(f"home/{name}", str(workspace), ())
+    assert "personal folder or file" in refuse_path(f"home/{name}", str(workspace), ())
 
 
 @pytest.mark.parametrize("name", [".ssh", ".AWS", ".gnupg", "keyrings", ".netrc", ".git-credentials"])
@@ -158,11 +158,11 @@ def test_a_policy_that_others_could_write_is_none(tmp_path: Path, monkeypatch: p
         os.chown(target, *PERSON)
     else:
         target.chmod(target.stat().st_mode | (0o020 if how == "group" else 0o002))
-    with pytest.raises(HostError, match="others than root"):
+    with pytest.raises(HostError, match="users other than root"):
         owner_policy.read_policy()
     if part != "policy.yaml":
         path.unlink()
-        with pytest.raises(HostError, match="others than root"):
+        with pytest.raises(HostError, match="users other than root"):
             owner_policy.read_policy()
 
 
@@ -175,7 +175,7 @@ def test_a_state_directory_that_others_may_change_is_not_used(tmp_path: Path, ho
         os.chown(root.parent, *PERSON)
     else:
         root.parent.chmod(0o775 if how == "group" else 0o757)
-    with pytest.raises(HostError, match="changed by others"):
+    with pytest.raises(HostError, match="other users can change"):
         Home(root).create()
 
 

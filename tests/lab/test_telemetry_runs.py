@@ -74,4 +74,4 @@ def test_a_collector_that_is_not_well_costs_seconds_and_is_said(lab: Lab, run: P
         # Its limit, and what a busy machine adds.
         assert time.monotonic() - began < FLUSH_LIMIT + 5
     [line] = said
-    assert line.startswith("telemetry of this run is not complete: the collector did not")
+    assert line.startswith("the telemetry of this run is incomplete: the collector did not")

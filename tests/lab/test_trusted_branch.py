@@ -70,7 +70,7 @@ def test_plan_shows_it_and_refuses_nothing(tmp_path: Path, capsys: pytest.Captur
     on_branch(repository)
     cli.main(["plan", str(repository / "p.yaml"), "--workspace", str(repository), "--instance-id", "one"], standalone_mode=False)
     shown = capsys.readouterr().out
-    assert "beyond the trusted branch: egress to collect.evil.example:443  (a secret can go there)" in shown
+    assert "not on the trusted branch: egress to collect.evil.example:443  (a secret can be sent there)" in shown
 
 
 def test_the_trusted_branch_is_the_owners_then_the_clones_then_main(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_an_honest_agents_work_comes_home_verified_and_its_patches_pass_again(la
     made = run(lab, "bundle", instance_id)
     assert made.code == 0, made.stderr
     page = Path(made.stdout.splitlines()[0])
-    assert "It subtracted. Now it adds." in page.read_text() and "Startability: confirmed" in page.read_text()
+    assert "It subtracted. Now it adds." in page.read_text() and "Startability: passed" in page.read_text()
     git(lab.scratch, "clone", "-q", str(place), "fresh-clone")
     again = lab.scratch / "fresh-clone"
     git(again, "am", "-q", *map(str, sorted((page.parent / "patches").iterdir())))
@@ -137,7 +137,7 @@ def test_a_hostile_agent_cannot_fake_the_verdict(lab: Lab) -> None:
     assert "changes the profile or playbooks: playbooks/startability.yaml" in shown
     assert "changes tests: test_app.py" in shown and "does not pass" in shown
     refused = run(lab, "bundle", instance_id)
-    assert (refused.code, refused.stdout) == (1, "") and "Startability Gate is failed" in refused.stderr
+    assert (refused.code, refused.stdout) == (1, "") and "is `failed`" in refused.stderr
     assert_nothing_left(lab, instance_id)
     assert_nothing_left(lab, report["verification"]["instance_id"])
 
@@ -148,4 +148,4 @@ def test_in_the_vm_it_used_the_hostile_agent_passes_and_the_report_says_that_thi
     ended = apply(lab, lab.new_id("same"), place)
     assert ended.code == 0, ended.stderr
     assert ended.report["verification"]["mode"] == "same"
-    assert any("weaker than a fresh one" in line for line in ended.report["first_lines"])
+    assert any("weaker than a fresh VM" in line for line in ended.report["first_lines"])

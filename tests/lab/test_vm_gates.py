@@ -27,7 +27,7 @@ BROKEN = {
     "exiting-service": ("services start", "worker: no queue is configured"),
     "failing-health-check": ("health checks pass", "worker"),
     "api-answers-500": ("API answers", "500"),
-    "wrong-database-password": ("database reachable", "the database answers, but not to the API"),
+    "wrong-database-password": ("database reachable", "the database answers, but the API reports that it is not available"),
     "unstoppable-container": ("clean teardown", "did not stop within"),
 }
 # What waits for a working stack is generous; what waits for a broken one is short.

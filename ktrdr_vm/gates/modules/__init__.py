@@ -1,4 +1,4 @@
-"""The modules a task can call, by their short names. `include_tasks` is the runner's own."""
+"""The modules a task can call, by their short names. `include_tasks` is part of the runner."""
 
 from __future__ import annotations
 

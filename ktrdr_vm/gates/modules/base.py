@@ -1,4 +1,4 @@
-"""What every module gets and gives back."""
+"""Parameters and results of all modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ktrdr_vm.guest.protocol import Guest, GuestResult
 from ktrdr_vm.host.beneath import Place
 
 Result = dict[str, Any]
-"""What is registered: Ansible's names. Always `changed`; `failed` and `msg` where they apply."""
+"""The registered result, with the keys of Ansible: always `changed`; `failed` and `msg` if they apply."""
 
 MAX_REGISTERED = 1024 * 1024
 """Bytes of each stream that a registered value keeps."""
@@ -26,7 +26,7 @@ _MARK = "ktrdr-vm-result:"
 
 @dataclass(frozen=True)
 class Host:
-    """What a module may touch of the host: files to send, a folder for what comes back, a clock."""
+    """The parts of the host that a module may use: files to send, a folder for fetched files, a clock."""
 
     roots: tuple[Path | Place, ...]
     artifacts: Path | None
@@ -37,7 +37,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: its options are rendered, of the right kind, and free of what was omitted."""
+    """One call of a module, with rendered and typed options, without omitted ones."""
 
     module: str
     arguments: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Call:
         return default if value is None else value
 
     def run(self, command: list[str] | str, *, stdin: bytes = b"", chdir: str | None = None, timeout: float | None = None) -> GuestResult:
-        """Run in the guest with the task's environment and rights."""
+        """Run a command in the guest with the environment and the privileges of the task."""
         limit = self.timeout if timeout is None else min(timeout, self.timeout)
         tail = bytearray()
 
@@ -77,13 +77,13 @@ class Call:
         )
         if not completed.truncated:
             return completed
-        # A long build fails at its end: what was cut off is where the reason stands.
+        # A long build fails at its end, so the cut part would contain the reason.
         stdout = completed.stdout + b"\n[... output left out; both streams end with ...]\n" + bytes(tail[-_TAIL:])
         return replace(completed, stdout=stdout)
 
 
 class ModuleFailure(Exception):
-    """The module failed: `result` is what is registered."""
+    """The module failed; `result` is registered."""
 
     def __init__(self, msg: str, **more: Any) -> None:
         super().__init__(msg)
@@ -111,7 +111,7 @@ def command_result(completed: GuestResult, cmd: Any, *, changed: bool = True) ->
 
 
 def run_guest_side(call: Call, script: str, arguments: Mapping[str, Any]) -> Result:
-    """Run one of our scripts in the guest's python3, with arguments that never stand in an argv. Any answer is possible."""
+    """Run one of our scripts with python3 in the guest. Arguments are never in an argv. The answer is not trusted."""
     source = (_GUEST_SIDE / f"{script}.py").read_text(encoding="utf-8")
     packed = json.dumps(dict(arguments))
     program = f"{source}\nimport json as _json\nprint({_MARK!r} + _json.dumps(run(_json.loads({packed!r}))))\n"
@@ -134,7 +134,7 @@ def run_guest_side(call: Call, script: str, arguments: Mapping[str, Any]) -> Res
                 return {str(key): value for key, value in answer.items()}
     missing = completed.exit_code in (126, 127)
     raise ModuleFailure(
-        "the guest has no python3, which this module needs" if missing else "the guest's python3 gave no answer",
+        "this module requires python3 in the guest" if missing else "the guest's python3 gave no answer",
         rc=completed.exit_code,
         module_stdout=text_of(completed.stdout)[-2000:],
         module_stderr=text_of(completed.stderr)[-2000:],

@@ -1,4 +1,4 @@
-"""`command`, `shell` and `script`: what they run is seen by the guest only."""
+"""`command`, `shell` and `script`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_SCRIPT = 1024 * 1024
 
 
 def run_command(call: Call) -> Result:
-    """Words, without a shell; variables of the guest's environment in them are put in, as Ansible does."""
+    """Run words without a shell; variables of the guest's environment are expanded, as Ansible does."""
     argv = call.get("argv")
     if argv is None:
         try:
@@ -28,7 +28,7 @@ def run_command(call: Call) -> Result:
     if not words:
         raise ModuleFailure("no command given", rc=256)
     expand = call.get("expand_argument_vars", True)
-    # The words reach a shell quoted; only the variables in them are left for it to fill in.
+    # The words are quoted for a shell; it expands only the variables in them.
     line = " ".join(_expanding(word) if expand else shlex.quote(word) for word in words)
     return _run(call, line, words)
 
@@ -67,7 +67,7 @@ def _chdir(call: Call) -> str:
 
 
 def _expanding(word: str) -> str:
-    """A word for the shell in which `$NAME` and a leading `~` are filled in and everything else is literal."""
+    """A word for the shell in which `$NAME` and a leading `~` are expanded, and everything else is literal."""
     prefix = ""
     if word == "~" or word.startswith("~/"):
         prefix, word = '"${HOME:-~}"', word[1:]
@@ -79,7 +79,7 @@ def _expanding(word: str) -> str:
         if name[0].isdigit() or not name.isascii():
             parts.append(shlex.quote(found.group()))
         else:
-            # A variable that is not set stays as it was written.
+            # A variable that is not set stays as written.
             parts.append(f'"${{{name}}}"$([ "${{{name}+x}}" ] || echo {shlex.quote(found.group())})')
         end = found.end()
     if (rest := word[end:]) or not (word or prefix):
@@ -88,7 +88,7 @@ def _expanding(word: str) -> str:
 
 
 def _skip(call: Call) -> Result | None:
-    """`creates` and `removes`: nothing to do when the file is there, or is not."""
+    """The result of `creates` and `removes` if the command is not required; else None."""
     for option, stops_when, said in (("creates", True, "since"), ("removes", False, "since")):
         name = call.get(option)
         if name is None:
@@ -117,6 +117,6 @@ def _run(call: Call, command: list[str] | str, shown: Any) -> Result:
 
 
 def _delta(seconds: float) -> str:
-    """A duration as `datetime.timedelta` prints it, which is what playbooks compare with."""
+    """A duration in the format of `datetime.timedelta`, as in results of Ansible."""
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}.{int(seconds % 1 * 1e6):06}"

@@ -1,4 +1,4 @@
-"""`docker_compose_v2`: `docker compose` in the guest, with the options and the idea of `changed` that Ansible's module has."""
+"""`docker_compose_v2`: `docker compose` in the guest, with the options of Ansible's module and its meaning of `changed`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, command_result, text_of
 
-# As `docker compose --progress plain` reports: ` Container demo-db-1  Started`.
+# A line of `docker compose --progress plain`: ` Container demo-db-1  Started`.
 _EVENT = re.compile(r"^\s*(Container|Network|Volume|Image|Service)\s+\"?(\S+?)\"?\s+([A-Z][a-z]+)\s*$", re.MULTILINE)
 _CHANGES = frozenset({"Created", "Started", "Recreated", "Removed", "Stopped", "Restarted", "Killed", "Pulled"})
 
@@ -101,14 +101,14 @@ def _changed(actions: list[dict[str, str]]) -> bool:
 
 
 def _reason(result: Result) -> str:
-    """The last lines that are no progress: compose says there why it gave up."""
+    """The last lines without progress messages, which contain the error of compose."""
     lines = [line.strip() for line in f"{result['stdout']}\n{result['stderr']}".splitlines()]
     telling = [line for line in lines if line and not _EVENT.match(line) and not re.match(r"#\d+ (DONE|CACHED|sha256|\[)", line)]
     return f"docker compose failed with exit code {result['rc']}: {' / '.join(telling[-3:])[-1500:] or 'no message'}"
 
 
 def _containers(call: Call, src: str) -> list[Any]:
-    """Docker prints a list or one object a line, by version."""
+    """Parse the output of Docker: a list or one object a line, depending on its version."""
     found = call.run([*_base(call, src), "ps", "--all", "--format", "json"], chdir=src)
     text = text_of(found.stdout).strip()
     try:

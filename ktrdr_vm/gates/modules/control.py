@@ -1,4 +1,4 @@
-"""`assert`, `debug`, `fail`, `pause` and `set_fact`: nothing of them touches the guest."""
+"""`assert`, `debug`, `fail`, `pause` and `set_fact`, which do not use the guest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`copy`, `template`, `fetch`, `file` and `stat`: the work is done in the guest; the host only sends and receives bytes."""
+"""`copy`, `template`, `fetch`, `file` and `stat`: the guest does the work; the host sends and receives bytes."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def run_copy(call: Call) -> Result:
     if call.get("remote_src", False):
         return _finish(run_guest_side(call, "files", {"action": "place", "source": src, "dest": dest, **_rights(call)}), src=src)
     if call.get("mode") == "preserve":
-        raise ModuleFailure("mode: preserve is not supported here; say the mode")
+        raise ModuleFailure("mode: preserve is not supported here; specify the mode")
     listed = list_source(call.host.roots, src, within=("files",))
     if listed is None:
         data = read_source(call.host.roots, src, max_bytes=MAX_SENT, within=("files",))
         return _finish(_place(call, data, dest, name=posixpath.basename(src)), src=src)
-    # As with rsync: `src/` copies what is in the folder, `src` the folder itself.
+    # As in rsync: `src/` copies the content of the folder, `src` the folder itself.
     top = "" if src.endswith("/") else posixpath.basename(src) + "/"
     results = []
     for name, inner in listed:
@@ -83,7 +83,7 @@ def run_stat(call: Call) -> Result:
 
 
 def run_fetch(call: Call) -> Result:
-    """Bring one file back, beneath the run's artifacts and nowhere else."""
+    """Fetch one file into the artifacts of the run."""
     src, dest = str(call.get("src")), str(call.get("dest"))
     if call.host.artifacts is None:
         raise ModuleFailure("there is no folder for artifacts, so nothing can be fetched")
@@ -96,26 +96,26 @@ def run_fetch(call: Call) -> Result:
     if call.check:
         return {"changed": True, "dest": name, "file": src}
     try:
-        # Root's until the run ends: nobody can put a link on the way between two files.
+        # It belongs to root until the run ends, so no other user can create a link in its path.
         call.host.artifacts.mkdir(parents=True, exist_ok=True)
         descriptor = create_file(call.host.artifacts, name, replace=True)
     except OSError as error:
         raise ModuleFailure(f"cannot fetch to {name!r}: {error.strerror}") from None
     sink = _Hashing(os.fdopen(descriptor, "wb"))
-    # A loop may fetch many: what one gate takes is bounded by what the host keeps for itself.
+    # A loop may fetch many files, so the disk reserve of the host is checked.
     room = min(_MAX_FETCH, shutil.disk_usage(call.host.artifacts).free - (DISK_FLOOR << 20))
     try:
         if room <= 0:
             raise ModuleFailure(f"the host has less than {DISK_FLOOR} MiB of free disk, so nothing more is fetched")
         size = call.guest.download(src, sink, max_bytes=room, become=call.become, timeout=call.timeout)  # type: ignore[arg-type]
     except BaseException as error:
-        # Half a file is no evidence.
+        # An incomplete file is removed.
         sink.stream.close()
         remove_file(call.host.artifacts, name)
         if not isinstance(error, GuestError):
             raise
         missing = not call.get("fail_on_missing", True) and "No such file" in str(error)
-        result: Result = {"changed": False, "file": src, "msg": f"the remote file cannot be brought back: {error.message}"}
+        result: Result = {"changed": False, "file": src, "msg": f"the remote file cannot be fetched: {error.message}"}
         return result if missing else result | {"failed": True}
     finally:
         sink.stream.close()
@@ -130,7 +130,7 @@ def run_fetch(call: Call) -> Result:
 
 
 class _Hashing:
-    """A file that digests what is written to it."""
+    """A file that computes the digest of the written bytes."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream

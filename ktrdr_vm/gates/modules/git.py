@@ -1,4 +1,4 @@
-"""`git`: a checkout in the guest, made by the guest's own git."""
+"""`git`: a checkout in the guest, with the git of the guest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`uri` and `wait_for`: asked from within the guest."""
+"""`uri` and `wait_for`, run in the guest."""
 
 from __future__ import annotations
 

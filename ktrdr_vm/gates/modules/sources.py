@@ -1,4 +1,4 @@
-"""Files that a playbook sends into the guest: only beneath its own folder or the workspace, links not followed, never a `.git`."""
+"""Files that a playbook sends into the guest: beneath its folder or the workspace only, without following links, never a `.git`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ktrdr_vm.profile.personal import find_personal
 
 
 def read_source(roots: Sequence[Path | Place], name: str, *, max_bytes: int, within: Sequence[str] = ()) -> bytes:
-    """The bytes of a file, looked for in each root, and first in its folders `within` (`files`, `templates`) as Ansible does."""
+    """The bytes of a file, searched in each root, and first in its folders `within` (`files`, `templates`), as Ansible does."""
     for root, relative in _places(roots, name, within):
         try:
             with reading_as(find_owner()):
@@ -34,7 +34,7 @@ def read_source(roots: Sequence[Path | Place], name: str, *, max_bytes: int, wit
 
 
 def list_source(roots: Sequence[Path | Place], name: str, *, within: Sequence[str] = (), limit: int = 1000) -> list[tuple[str, str]] | None:
-    """When `name` is a folder: its files, as (name to read, name beneath the folder). None when it is not one."""
+    """The files of the folder `name`, as (name to read, name beneath the folder); None if it is not a folder."""
     for root, relative in _places(roots, name, within):
         try:
             with reading_as(find_owner()), open_folder(root, _safe_parts(relative)) as descriptor:
@@ -46,7 +46,7 @@ def list_source(roots: Sequence[Path | Place], name: str, *, within: Sequence[st
         except HostError as error:
             raise ModuleFailure(f"{name!r} cannot be read: {error.message}") from None
         if len(found) > limit:
-            raise ModuleFailure(f"{name!r} holds more than {limit} files")
+            raise ModuleFailure(f"{name!r} contains more than {limit} files")
         return [(f"{relative.rstrip('/')}/{inner}", inner) for inner in sorted(found)]
     return None
 
@@ -80,15 +80,15 @@ def _safe_parts(name: str) -> list[str]:
 
 
 def _refuse_repository(part: str, name: str) -> None:
-    """Its configuration holds remotes with passwords, and what nobody pushed is in it: as with mounts, it stays here."""
+    """Refuse personal files and `.git`, which can contain passwords of remotes and unpublished commits, as for mounts."""
     if find_personal((part,)):
-        raise ModuleFailure(f"{name!r} is a person's own place ({part}), which never enters a sandbox")
+        raise ModuleFailure(f"{name!r} is in a personal folder or file ({part}), which is never copied into a sandbox")
     if part.lower() == ".git":
-        raise ModuleFailure(f"{name!r} is in a repository's .git, which never enters a sandbox")
+        raise ModuleFailure(f"{name!r} is in a repository's .git, which is never copied into a sandbox")
 
 
 def _places(roots: Sequence[Path | Place], name: str, within: Sequence[str]) -> list[tuple[Place, str]]:
-    """(root, relative name) to try. An absolute name is fine when it is spelled beneath a root."""
+    """(root, relative name) to try. An absolute name must be beneath a root."""
     for part in name.split("/"):
         _refuse_repository(part, name)
     known = [root if isinstance(root, Place) else Place(root) for root in roots]

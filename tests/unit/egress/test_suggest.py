@@ -41,4 +41,4 @@ def test_what_no_profile_can_allow_is_said_and_left_out():
 
 
 def test_nothing_denied():
-    assert render_suggestion([]) == "# nothing was denied that a profile could allow\n"
+    assert render_suggestion([]) == "# no denied connection can be allowed by a profile\n"

@@ -53,7 +53,7 @@ def test_what_may_be_lent_is(capacity: list[int]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": "/etc"}, "neither the workspace nor a root"), ({"source": "./.ssh"}, "a person's own place"),
+        ({"source": "/etc"}, "neither in the workspace nor in a root"), ({"source": "./.ssh"}, "a personal folder or file"),
         ({"source": "./.git"}, r"\.git is never mounted"), ({"readonly": False}, "read-only"),
         ({"target": "/data/in"}, "overlaps with /data"), ({"target": "/workspace"}, "overlaps with /workspace"),
         ({"target": "/lent"}, "overlaps with /lent/here"),
@@ -67,7 +67,7 @@ def test_a_folder_that_is_not_lent(change: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"vcpus": 5}, "5 processors"), ({"memory": 4097}, "4097 MiB"), ({"vcpus": 2}, "no more than"), ({"vcpus": 4, "memory": 1024}, "no more than"),
+        ({"vcpus": 5}, "5 vCPUs"), ({"memory": 4097}, "4097 MiB"), ({"vcpus": 2}, "already"), ({"vcpus": 4, "memory": 1024}, "already"),
     ],
 )  # fmt: skip
 def test_a_size_that_is_not_lent(request_: dict[str, Any], message: str) -> None:
@@ -76,13 +76,13 @@ def test_a_size_that_is_not_lent(request_: dict[str, Any], message: str) -> None
 
 
 def test_one_loan_of_a_size_at_a_time() -> None:
-    with pytest.raises(UsageError, match="lent already"):
+    with pytest.raises(UsageError, match="hot-plugged already"):
         check("resources", {"vcpus": 4}, {"memory": 4096})
 
 
 @pytest.mark.parametrize(("kind", "request_"), [("mount", FOLDER), ("resources", {"vcpus": 3})])
 def test_a_machine_that_was_not_made_ready(kind: str, request_: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="not made ready"):
+    with pytest.raises(UsageError, match="not prepared"):
         check(kind, request_, facts=replace(FACTS, lending=Lending()))
 
 

@@ -38,7 +38,7 @@ def test_six_parts_make_a_packet() -> None:
         ({"why": " "}, "why"), ({"why": None}, "why"), ({"evidence": "x" * 20_000}, "evidence"), ({"options": []}, "options"),
         ({"options": ["x"] * 11}, "options"), ({"kind": "root"}, "kind"), ({"instance_id": "another"}, "unknown: instance_id"),
         ({"seconds": MAX_SECONDS + 1}, "seconds"), ({"seconds": True}, "seconds"), ({"request": {"host": "169.254.169.254"}}, "host"),
-        ({"request": {"host": "a.example.com", "ports": [0]}}, "ports"), ({"request": {"host": "a.example.com", "all": True}}, "no more"),
+        ({"request": {"host": "a.example.com", "ports": [0]}}, "ports"), ({"request": {"host": "a.example.com", "all": True}}, "has the keys"),
         ({"kind": "mount", "request": {"source": "../x", "target": "/x"}}, ".."), ({"kind": "secret", "request": {"name": "../x"}}, "name"),
     ],
 )  # fmt: skip

@@ -149,7 +149,7 @@ def test_whatever_goes_wrong_is_a_note_and_no_more(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(tracing, "_export", fail)
     said: list[str] = []
     report_run(tmp_path, {}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, OwnerPolicy(), said.append)
-    assert said == ["telemetry of this run is not complete: RuntimeError: of a library"]
+    assert said == ["the telemetry of this run is incomplete: RuntimeError: of a library"]
     unreadable = OwnerPolicy(collector=Collector("http", "127.0.0.1", 4318, headers_file=str(tmp_path / "none")), reports_runs=True)
     report_run(tmp_path, {}, {}, unreadable, said.append)
     assert "headers cannot be read" in said[1]

@@ -130,7 +130,7 @@ def echo(ran: Ran) -> Answer | None:
     if ran.line == "lose":
         from ktrdr_vm.errors import GuestError
 
-        return GuestError("the connection to the guest was lost", hint="look at console.log")
+        return GuestError("the connection to the guest was lost", hint="check console.log")
     if ran.line == "hang":
         return GuestTimeout("the command did not end", hint="-")
     if ran.line.startswith("exit "):

@@ -73,7 +73,7 @@ def test_a_repositorys_own_folder_never_enters_a_sandbox(gate: Any, tmp_path: Pa
         (tmp_path / place / "config").write_text("url = https://me:password@forge.test/x.git")
     source = name.replace("PLACE", str(tmp_path))
     result = only(gate, f'copy: {{src: "{source}", dest: "{tmp_path}/guest"}}')
-    assert result.outcome == "failed" and "never enters a sandbox" in result.message
+    assert result.outcome == "failed" and "never copied into a sandbox" in result.message
     assert not (tmp_path / "guest").exists()
 
 

@@ -219,7 +219,7 @@ def test_a_timeout_fails_the_task_and_is_not_retried(gate: Any) -> None:
 """)
     assert (result.outcome, len(gate.guest.ran)) == ("failed", 1)
     assert gate.guest.ran[0].timeout == 5
-    assert "within its 5 s" in result.message
+    assert "its time limit of 5 s" in result.message
 
 
 def test_the_gates_own_limit_ends_it(gate: Any) -> None:

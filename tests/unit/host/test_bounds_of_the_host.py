@@ -41,7 +41,7 @@ def test_what_would_take_the_hosts_own_is_refused_with_figures(tmp_path: Path, m
     has(monkeypatch, disk=DISK_FLOOR)
     require_capacity(tmp_path, 2048)
     has(monkeypatch, disk=DISK_FLOOR - 1)
-    with pytest.raises(HostError, match="floor") as caught:
+    with pytest.raises(HostError, match="reserved for the host") as caught:
         require_capacity(tmp_path, 2048)
     assert caught.value.where == str(tmp_path)
 

@@ -98,7 +98,7 @@ def test_doctor_says_beforehand_what_apply_would_meet(profiles: Path, text: str 
     else:
         (profiles / "TEMPLATE.qemu").write_text(text)
     said = find_fork_obstacle(CONFINING)  # type: ignore[arg-type]
-    assert said.startswith("AppArmor keeps QEMU from the memory of templates: ") and "TEMPLATE.qemu" in said
+    assert said.startswith("AppArmor denies QEMU the memory files of templates: ") and "TEMPLATE.qemu" in said
     check = doctor._apparmor()
     assert check is not None and check.state == "warning" and said in check.detail
     with pytest.raises(HostError, match=r"TEMPLATE\.qemu"):

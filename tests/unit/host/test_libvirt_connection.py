@@ -91,7 +91,7 @@ def test_the_guard_waits_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_could_not_be_asked_is_neither_a_stranger_nor_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A teardown leaves out what is somebody else's, so only libvirt's own word for a lack of metadata makes it that."""
     opens(monkeypatch, Daemon(binding.VIR_ERR_INTERNAL_ERROR))
-    with pytest.raises(ProvisionError, match="look for the domain") as caught:
+    with pytest.raises(ProvisionError, match="find the domain") as caught:
         Libvirt().find("ktrdr-one")
     assert not isinstance(caught.value, ForeignError)
     opens(monkeypatch, Daemon(binding.VIR_ERR_NO_DOMAIN_METADATA))

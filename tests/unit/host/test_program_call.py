@@ -17,7 +17,7 @@ def test_user_folder_environment_and_outcome_are_in_the_line() -> None:
     assert shlex.split(line.removeprefix("(").removesuffix(")")) == [
         "cd", "/some folder", "&&", "setpriv", "--reuid=12", "--regid=34", "--clear-groups", "env", "HOME=/x y", "/bin/a b", "c'd",
     ]  # fmt: skip
-    assert notes == "exit code 3; 5 bytes of standard input not shown; needs descriptors 7 8"
+    assert notes == "exit code 3; 5 bytes of standard input not shown; requires the file descriptors 7 8"
 
 
 @pytest.mark.parametrize("word", ["\x1b[2J", "a\nb", "\x9b", "\u202e", "caf\u00e9 'x", "\udcff", "\r"])

@@ -95,7 +95,7 @@ def test_every_problem_is_told_with_its_place(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (MINIMAL + "name: again\n", "stands twice"),
+        (MINIMAL + "name: again\n", "occurs twice"),
         (MINIMAL.replace("[systemd,", "[&a systemd, *a,"), "an anchor"),
         (MINIMAL.replace("name: small", "name: !!python/name:os.system small"), "the tag"),
         (MINIMAL + "units: " + "[" * 41 + "]" * 41, "nested more than"),
@@ -103,10 +103,10 @@ def test_every_problem_is_told_with_its_place(folder: Path) -> None:
         ("a: [", "expected"),
         ("x" * 300_000, "larger than"),
         (MINIMAL.replace("version: 1", "version: 2"), "must be 1"),
-        (MINIMAL.replace("[systemd,", "[on,"), "must be a text"),
+        (MINIMAL.replace("[systemd,", "[on,"), "must be text"),
         (MINIMAL + "security: maybe\n", "true or false"),
-        (MINIMAL.replace("files: root", "files: /etc"), "not a directory in the recipe's folder"),
-        (MINIMAL + MINIMAL[MINIMAL.index("  - name: base") :], "is there twice"),
+        (MINIMAL.replace("files: root", "files: /etc"), "not a directory in the folder of the recipe"),
+        (MINIMAL + MINIMAL[MINIMAL.index("  - name: base") :], "occurs twice"),
     ],
 )
 def test_what_a_recipe_must_not_be_is_refused(folder: Path, text: str, expected: str) -> None:

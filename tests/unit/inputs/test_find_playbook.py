@@ -35,7 +35,7 @@ def test_a_link_in_the_workspace_is_refused_whoever_names_it(tmp_path, where):
         with pytest.raises(UsageError, match="links are not followed"):
             find_playbook(name, workspace, trusted=trusted)
     outside_name = str(outside / "gate.yaml")
-    with pytest.raises(UsageError, match="outside the workspace"):
+    with pytest.raises(UsageError, match="outside of the workspace"):
         find_playbook(outside_name, workspace)
     assert find_playbook(outside_name, workspace, trusted=True).exists()
 
@@ -86,5 +86,5 @@ def test_what_a_playbook_sends_is_digested_piece_by_piece_and_bounded(tmp_path: 
     (tmp_path / "big5").write_bytes(b"other")
     assert digest_playbook(main) != digest
     monkeypatch.setattr(load, "MAX_TOTAL", 20 << 20)
-    with pytest.raises(UsageError, match="more than 20 MiB"):
+    with pytest.raises(UsageError, match="larger than 20 MiB"):
         digest_playbook(main)

@@ -115,7 +115,7 @@ def test_a_journal_of_the_wrong_kinds_is_damaged(tmp_path: Path, text: str) -> N
 
 def test_a_home_that_cannot_be_is_an_error_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(HostError, match="cannot be made"):
+    with pytest.raises(HostError, match="cannot be created"):
         Home(tmp_path / "file").create()
     monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path / "a,share=on"))
     with pytest.raises(UsageError, match="state directory"):

@@ -37,7 +37,7 @@ def test_the_same_run_is_no_difference() -> None:
 def test_what_newly_fails_or_is_gone_is_worse_and_what_is_mended_is_not() -> None:
     now = report(task("a", "failed"), task("b"))
     before = report(task("a"), task("b", "failed"), task("c"))
-    assert texts(now, before, worse=True) == ["gate unit: a: ok → failed", "gate unit: c: ok → not there"]
+    assert texts(now, before, worse=True) == ["gate unit: a: ok → failed", "gate unit: c: ok → missing"]
     assert texts(now, before, worse=False) == ["gate unit: b: failed → ok"]
 
 

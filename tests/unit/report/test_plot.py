@@ -14,7 +14,7 @@ def sample(second: int, cpu: float, instance: str = "one", memory: int = 2**30) 
 def test_processors_are_the_slope_of_cpu_seconds_and_a_new_machine_begins_anew() -> None:
     samples = [sample(second, second * 2.0) for second in range(10)] + [sample(10 + second, second * 1.0, "two") for second in range(5)]
     text = str(render_usage(samples))
-    assert "processors in use: at most 2.0 in 13 s" in text and "memory: at most 1024 MiB" in text
+    assert "CPUs in use: at most 2.0 in 13 s" in text and "memory: at most 1024 MiB" in text
 
 
 def test_too_few_samples_are_no_picture() -> None:

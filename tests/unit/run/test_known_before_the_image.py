@@ -80,10 +80,10 @@ def test_a_stock_image_that_is_larger_than_the_disk(tmp_path: Path, monkeypatch:
     """Its overlay would cut off the end of its file system, and the guest would not come up."""
     image = SimpleNamespace(name="i", digest="d", content_digest="c", manifest={}, virtual_size=3 << 30, disk_format="raw")
     report = execute(tmp_path, monkeypatch, DOCUMENT | {"resources": {"disk": "2GiB"}}, Options(), image)
-    assert report.exit_code == 2 and "the image needs 3072 MiB" in report.message
+    assert report.exit_code == 2 and "the image requires 3072 MiB" in report.message
 
 
 def test_a_recipe_that_is_larger_than_the_disk(tmp_path: Path) -> None:
     text = "version: 1\nname: p\nimage: debian-13-docker\nresources:\n  memory: 2GiB\n  disk: 2GiB\n"
-    with pytest.raises(DocumentError, match=r"p\.yaml:6:9: resources\.disk: the image needs 4096 MiB"):
+    with pytest.raises(DocumentError, match=r"p\.yaml:6:9: resources\.disk: the image requires 4096 MiB"):
         gather_profile(load_profile(text, "p.yaml", lambda *_: ("", b"")), home=Home(tmp_path), workspace=tmp_path, instance_id="one")

@@ -1,1 +1,1 @@
-"""Programs that are sent to the guest's python3. Each stands alone: only the standard library, as old as Python 3.8."""
+"""Programs for python3 in the guest. They import only the standard library, and support Python 3.8."""

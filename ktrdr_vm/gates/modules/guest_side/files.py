@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: PTH101, PTH102, PTH103, PTH104, PTH106, PTH108, PTH110, PTH111, PTH112, PTH113, PTH115, PTH116, PTH118, PTH119, PTH120, PTH121, PTH123, S324
-"""Files in the guest: `stat`, `file`, and putting a file in its place. Runs in the guest, as the task's user."""
+"""Files in the guest: `stat`, `file` and `copy`. Runs in the guest, as the user of the task."""
 
 import base64
 import contextlib
@@ -37,7 +37,7 @@ def digest(path, algorithm="sha1"):
 
 
 def describe(path):
-    """What `copy` and `file` say about a path."""
+    """The attributes of a path in results of `copy` and `file`."""
     if not os.path.lexists(path):
         return {"path": path, "state": "absent"}
     info = os.lstat(path)
@@ -82,7 +82,7 @@ def stat_file(path, follow=False, get_checksum=True, checksum_algorithm="sha1"):
 
 
 def wanted_mode(mode, path):
-    """An octal mode as a number or text, or the symbolic kind (`u=rw,g+x`)."""
+    """Parse an octal mode as a number or text, or a symbolic one (`u=rw,g+x`)."""
     if isinstance(mode, int):
         return mode
     with contextlib.suppress(ValueError):
@@ -114,7 +114,7 @@ def wanted_mode(mode, path):
 
 
 def set_rights(path, mode, owner, group, check=False):
-    """Make mode, owner and group as wanted. True when something was different."""
+    """Set mode, owner and group. True if one of them was different."""
     if check and not os.path.lexists(path):
         return False
     changed = False
@@ -207,7 +207,7 @@ def set_state(path, state=None, src=None, mode=None, owner=None, group=None, rec
 
 
 def probe(dest, name):
-    """Where a file would land, and what is there."""
+    """The destination path of a file, and its current state."""
     dest = os.path.expanduser(dest)
     if name and (dest.endswith("/") or os.path.isdir(dest)):
         dest = os.path.join(dest, name)
@@ -228,7 +228,7 @@ def place(
     check=False,
     directory_mode=None,
 ):
-    """Put content (base64), an uploaded file or a file of the guest at `dest`, when it differs."""
+    """Copy content (base64), an uploaded file or a file of the guest to `dest`, if it differs."""
     try:
         if source is not None:
             source = os.path.expanduser(source)

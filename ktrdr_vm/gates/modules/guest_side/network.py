@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: PTH116, PTH123, S310
-"""`uri` and `wait_for`: run in the guest, since the addresses are the guest's."""
+"""`uri` and `wait_for`, which run in the guest, because they test its network."""
 
 import base64
 import contextlib
@@ -32,7 +32,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         allowed = self.policy in ("all", "yes", "true", "urllib2") or (self.policy == "safe" and req.get_method() in ("GET", "HEAD"))
         if not allowed or not newurl.startswith(("http://", "https://")):
             return None
-        # The standard library refuses 307 and 308 for anything but GET and HEAD. Those two repeat the request as it was, with its body.
+        # The standard library refuses 307 and 308 except for GET and HEAD. These two repeat the request unchanged, with its body.
         method, again = req.get_method(), code in (307, 308)
         if not again and method != "HEAD" and (code in (302, 303) or method == "POST"):
             method = "GET"
@@ -90,7 +90,7 @@ def uri(
         answer, reason = error, f"HTTP Error {error.code}: {error.reason}"
     except (OSError, ValueError, urllib.error.URLError) as error:
         reason = f"Request failed: {error}"
-    except Exception as error:  # http.client raises kinds of its own for an answer that is none
+    except Exception as error:  # http.client raises other classes for an invalid response
         reason = f"Request failed: {type(error).__name__}: {error}"
     if answer is not None:
         read_head(answer, cookies, result)
@@ -115,7 +115,7 @@ def uri(
 
 
 def encode_body(body, body_format, headers):
-    """The bytes to send. The content type of the format is added to `headers` where they have none."""
+    """The body of the request. The content type of the format is added to `headers` if they have none."""
     content_type = {"json": "application/json", "form-urlencoded": "application/x-www-form-urlencoded"}.get(body_format)
     if content_type and not any(name.lower() == "content-type" for name in headers):
         headers["Content-Type"] = content_type
@@ -125,7 +125,7 @@ def encode_body(body, body_format, headers):
 
 
 def read_head(answer, cookies, result):
-    """Status, final URL, cookies and headers, under Ansible's names."""
+    """Status, final URL, cookies and headers, with the keys of Ansible."""
     result["cookies"] = {cookie.name: cookie.value for cookie in cookies}
     result["cookies_string"] = "; ".join(f"{name}={value}" for name, value in result["cookies"].items())
     result["status"] = answer.getcode()
@@ -137,7 +137,7 @@ def read_head(answer, cookies, result):
 
 
 def read_content(answer, until):
-    """At most one byte more than is kept, so that what was cut is known; and why reading failed, if it did."""
+    """At most one byte more than the limit, so that a cut is detected, and the reason if reading failed."""
     content = b""
     try:
         while len(content) <= MAX_CONTENT and time.time() < until:
@@ -187,7 +187,7 @@ def wait_for(host, port, path, state, timeout, delay, connect_timeout, sleep, se
 
 
 def there(host, port, path, connect_timeout, pattern, left):
-    """The groups of the match when what is waited for is there, None when it is not."""
+    """The groups of the match if the condition is met, else None."""
     try:
         if path is not None:
             if pattern is None:
