@@ -62,13 +62,13 @@ def approve(
 
 
 def check_sources(loaded: LoadedInstance) -> None:
-    """Before an instance wakes: UsageError or HostError when a secret that an approval delivers cannot be read now."""
+    """Before an instance is resumed: UsageError or HostError when a secret that an approval delivers cannot be read now."""
     for one in loaded.escalations.list():
         if one.packet.kind == "secret" and one.current == "approved" and one.answer is not None:
             read_source(_make_entry(one.answer))
 
 
-def give_again(loaded: LoadedInstance, policy: OwnerPolicy) -> list[Escalation]:
+def reapply(loaded: LoadedInstance, policy: OwnerPolicy) -> list[Escalation]:
     """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What was applied.
 
     A failure does not prevent the others; a ProvisionError at the end names all that failed.
@@ -122,7 +122,7 @@ def deny(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
     return open_store(instance).answer(escalation_id, "denied", Answer(by=_who(), reason=reason, at=now()))
 
 
-def take_back(loaded: LoadedInstance, escalation_id: str, *, reason: str) -> Escalation:
+def revoke_approval(loaded: LoadedInstance, escalation_id: str, *, reason: str) -> Escalation:
     """End an approval now, with everything that it gave."""
     _require_reason(reason)
     store = loaded.escalations
@@ -130,7 +130,7 @@ def take_back(loaded: LoadedInstance, escalation_id: str, *, reason: str) -> Esc
     if found.current != "approved" or found.answer is None:
         raise UsageError(f"{escalation_id} is {found.current}", where=loaded.instance_id, hint="only what is approved can be revoked")
     if loaded.journal.state != "awake":
-        pass  # it has nothing of it while it sleeps, and is given nothing of it when it wakes
+        pass  # a suspended instance does not have it, and does not get it when it is resumed
     elif found.packet.kind == "network":
         loaded.guard.revoke(escalation_id)
     elif found.packet.kind in LOANS:

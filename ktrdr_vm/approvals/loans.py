@@ -48,11 +48,11 @@ done
 
 
 def check_loan(loaded: LoadedInstance, kind: str, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
-    """UsageError for what cannot be lent to this machine. `standing` are the requests of the same kind that hold."""
+    """UsageError for what cannot be hot-plugged into this VM. `standing` are the requests of the same kind that hold."""
     if kind == "mount":
         _check_folder(loaded, request, policy, standing)
     elif list(standing):
-        raise UsageError("processors or memory are lent already", where=loaded.instance_id, hint="revoke that escalation first")
+        raise UsageError("vCPUs or memory are hot-plugged already", where=loaded.instance_id, hint="revoke that escalation first")
     else:
         _check_size(loaded, request)
 
@@ -99,8 +99,8 @@ def _check_size(loaded: LoadedInstance, request: dict[str, Any]) -> None:
 
 
 def lend(loaded: LoadedInstance, loan: str, kind: str, request: dict[str, Any], policy: OwnerPolicy, *, seconds: int, reason: str) -> None:
-    """Plug it in. `loan` is the escalation's id. When the guest does not take it, it is taken back and an error says so."""
-    # The end first: what is lent has one, also when this command is killed in between.
+    """Hot-plug it. `loan` is the id of the escalation. If the guest does not accept it, it is unplugged, and an error is raised."""
+    # The expiry first: a loan has one also if this command is killed in between.
     loaded.guard.expire_loan(loan, seconds, module=__name__, message=f"{_describe(request)}: {reason}")
     try:
         if kind == "mount":
@@ -114,7 +114,7 @@ def lend(loaded: LoadedInstance, loan: str, kind: str, request: dict[str, Any], 
 
 
 def take_back(loaded: LoadedInstance, loan: str, kind: str) -> None:
-    """End a loan now. ProvisionError when the guest keeps processors or memory."""
+    """End a loan. ProvisionError if the guest does not release vCPUs or memory."""
     if kind == "mount":
         mount = _open_mount(loaded, loan, None, ())
         if mount.exists():
@@ -126,16 +126,16 @@ def take_back(loaded: LoadedInstance, loan: str, kind: str) -> None:
 
 
 def end_soon(loaded: LoadedInstance, loan: str) -> None:
-    """Let the guard end a loan that ended while the machine slept: what it holds of processors and memory was saved with it."""
+    """Let the guard end a loan that expired during a suspend: its vCPUs and memory were saved with the VM."""
     size, lending = loaded.plan.profile.resources, loaded.plan.facts.lending
     grown = lending.vcpus > size.vcpus and loaded.libvirt.count_vcpus(loaded.identity.domain) > size.vcpus
     if not grown and not (find_lendable(size, lending) and _read_lent(loaded)):
         return
-    loaded.guard.expire_loan(loan, 0, module=__name__, message="it ended while the machine slept")
+    loaded.guard.expire_loan(loan, 0, module=__name__, message="it expired during a suspend")
 
 
 def _give(loaded: LoadedInstance, vcpus: int, memory: int) -> None:
-    """Make the machine as large as this, with its guest's help."""
+    """Set the vCPUs and the memory of the VM to these sizes, with the help of the guest."""
     libvirt, domain, plan = loaded.libvirt, loaded.identity.domain, loaded.plan
     lending, size = plan.facts.lending, plan.profile.resources
     if lending.vcpus > size.vcpus:
@@ -157,15 +157,15 @@ def _give(loaded: LoadedInstance, vcpus: int, memory: int) -> None:
 
 
 def _require_room(loaded: LoadedInstance, vcpus: int) -> None:
-    """Asked before they are plugged in: what a kernel does not take it cannot give back either."""
+    """Checked before a hot-plug, because vCPUs that the kernel does not accept cannot be unplugged either."""
     said = loaded.connect().run(["cat", "/sys/devices/system/cpu/possible"], timeout=TAKE_LIMIT).stdout.decode("ascii", "replace")
     last = said.strip().rpartition("-")[2]
     room = int(last) + 1 if last.isdecimal() and len(last) < 6 else 1
     if room < vcpus:
         raise ProvisionError(
-            f"the guest's kernel has room for {room} processors, and not for {vcpus}",
+            f"the kernel of the guest supports {room} vCPUs, and not {vcpus}",
             where=loaded.identity.domain,
-            hint="it decides so at its boot; give memory alone, or change the profile and apply again",
+            hint="the number is fixed at its boot; approve memory only, or change the profile and apply again",
         )
 
 
@@ -183,12 +183,12 @@ def _plug(loaded: LoadedInstance, vcpus: int) -> None:
 
 
 def _read_lent(loaded: LoadedInstance) -> int:
-    """MiB of lent memory that the guest has."""
+    """The hot-plugged memory of the guest in MiB."""
     return int(loaded.libvirt.monitor(loaded.identity.domain, "qom-get", {"path": _MEMORY, "property": "size"})) >> 20
 
 
 def _resize(loaded: LoadedInstance, extra: int) -> None:
-    """`extra` MiB of lent memory, in whole steps."""
+    """Set the hot-plugged memory to `extra` MiB, in whole blocks."""
     libvirt, domain, has = loaded.libvirt, loaded.identity.domain, _read_lent(loaded)
     if has == extra:
         return

@@ -144,7 +144,7 @@ def revoke(instance_id: str, escalation_id: str, reason: str, as_json: bool) -> 
 
     loaded = open_instance(instance_id).load()
     try:
-        _say(take_back(loaded, escalation_id, reason=reason), as_json)
+        _say(revoke_approval(loaded, escalation_id, reason=reason), as_json)
     finally:
         loaded.close()
 

@@ -44,7 +44,7 @@ def resume(instance_id: str) -> None:
         check_sources(loaded)
         policy = read_policy()
         resume_instance(loaded, read_secret=lambda secret: secrets[secret.name], mount_roots=policy.mount_roots, notify=show_resource)
-        for one in give_again(loaded, policy):
+        for one in reapply(loaded, policy):
             click.echo(f"{one.packet.kind} {one.id}: given again", err=True)
     loaded.close()
     click.echo(f"{instance_id}: running", err=True)

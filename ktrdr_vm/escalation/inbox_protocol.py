@@ -54,7 +54,7 @@ def parse_request(raw: bytes) -> ListRequest | SubmitRequest:
 
 
 def answer_request(store: EscalationStore, request: ListRequest | SubmitRequest, arrived: Callable[[Escalation], None]) -> dict[str, Any]:
-    """The guard's side of the channel. `arrived` hears of each new one. The packet is checked again: the other side may be the guest's."""
+    """The guard's side of the channel. `arrived` is called for each new one. The packet is checked again."""
     try:
         if isinstance(request, ListRequest):
             wanted = request.id

@@ -88,7 +88,7 @@ class Channel(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """How a command's output is read: bytes kept of its error stream, who hears that stream, and seconds of reading after its end."""
+    """How a command's output is read: bytes kept of its error stream, a callback for that stream, and seconds of reading after its end."""
 
     max_stderr: int = 64 * 1024
     on_stderr: Callable[[bytes], None] | None = None

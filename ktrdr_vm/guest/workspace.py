@@ -50,7 +50,7 @@ def require_clean(repository: Repository, workspace: Workspace) -> None:
 
 
 def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: str, instance_id: str, note: Callable[[str], None]) -> None:
-    """Fill the workspace in the guest, owned by `user`. `note` hears what was left out."""
+    """Fill the workspace in the guest, owned by `user`. `note` is called for each part that was left out."""
     _make_target(guest, workspace.target, user)
     _fill(repository, workspace, guest, instance_id, note)
     _run(guest, _MAKE_NOTES, workspace.target, {})

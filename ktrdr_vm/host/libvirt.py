@@ -39,7 +39,7 @@ class DomainState(StrEnum):
 
     @property
     def is_alive(self) -> bool:
-        """True while there is a machine, running or paused; False when it has ended or is about to."""
+        """True while the VM exists, running or paused; False when it has ended or is about to."""
         return self not in (DomainState.SHUTDOWN, DomainState.SHUTOFF, DomainState.CRASHED)
 
 

@@ -54,7 +54,7 @@ class GrowingMask:
 
 
 def find_mask(loaded: LoadedInstance, warn: Callable[[str], None]) -> Callable[[str], str]:
-    """The mask of what the guard of a running instance knows. `warn` hears of a secret that it does not know any more."""
+    """The mask of what the guard of a running instance knows. `warn` is called for a secret that it does not know any more."""
     expected = {secret.name for secret in loaded.plan.profile.delivered}
     found: tuple[tuple[str, bytes], ...] = ()
     with contextlib.suppress(KtrdrError):

@@ -190,7 +190,7 @@ class Run:
         """Run the first gate on the base commit, then the workload, then all gates on its commits."""
         stage = self._stages[0]
         if self._stop is not None:
-            stage.wake(recorder)
+            stage.resume(recorder)
             self._mask.follow(stage.instance.paths.guard)
             self._results.gates = self._stop.results
             if self._results.passed:
@@ -312,7 +312,7 @@ class Run:
         )
         stage.sampler.stop()
         with recorder.phase("suspend"):
-            suspend(stage.loaded, notify=recorder.hear_resource)
+            suspend(stage.loaded, notify=recorder.on_resource)
 
     def _may_keep(self) -> bool:
         return self._gathered.plan.profile.mode == "interactive" or self._options.keep != "never"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ktrdr_vm.approvals.apply import find_pending, find_stop, give_again
+from ktrdr_vm.approvals.apply import find_pending, find_stop, reapply
 from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError, UsageError
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import place_playbook
@@ -139,7 +139,7 @@ class Stage:
         with self._phase(recorder, "create"):
             if journal is not None and plan.profile.mode == "sandbox":
                 recorder.listener.note("an earlier run left this instance; it is destroyed first")
-                instance.destroy(notify=recorder.hear_resource)
+                instance.destroy(notify=recorder.on_resource)
                 journal = before = None
             if journal is not None and before is not None:
                 self._follow(journal, before, plan, recorder)
@@ -151,7 +151,7 @@ class Stage:
                 run_id=self._run_id,
                 most_instances=self.gathered.policy.most_instances,
             )
-            loaded.create(read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
+            loaded.create(read_secret=self._read_secret, mount_roots=roots, notify=recorder.on_resource)
             if plan.collector is not None:
                 # An instance that stays has had other runs.
                 loaded.guard.begin_run(self._run_id)
@@ -162,7 +162,7 @@ class Stage:
             if self._source:
                 adopt(guest, loaded.allocation.login_public_key)
             personalize(guest, plan, self._environment)
-            loaded.complete(read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
+            loaded.complete(read_secret=self._read_secret, mount_roots=roots, notify=recorder.on_resource)
         # A branch has the workspace of what it began from.
         if plan.profile.workspace is not None and self.gathered.repository is not None and not self._source:
             target = plan.profile.workspace.target
@@ -243,7 +243,7 @@ class Stage:
         )
         return run_playbook(playbook, self.connect(), context)
 
-    def wake(self, recorder: Recorder) -> None:
+    def resume(self, recorder: Recorder) -> None:
         """Take up an instance that slept until its escalation was answered; what was approved is applied."""
         loaded = self._loaded = self.instance.load()
         pending = find_pending(loaded)
@@ -256,9 +256,9 @@ class Stage:
             )
             self.plan = know_image(self.plan, self.image)
             roots = self.gathered.policy.mount_roots
-            resume(loaded, read_secret=self._read_secret, mount_roots=roots, notify=recorder.hear_resource)
+            resume(loaded, read_secret=self._read_secret, mount_roots=roots, notify=recorder.on_resource)
             self.sampler.start()
-            for one in give_again(loaded, self.gathered.policy):
+            for one in reapply(loaded, self.gathered.policy):
                 recorder.directory.event("escalation", **one.to_json())
 
     def _stop(self, escalation_id: str) -> EscalationStop:

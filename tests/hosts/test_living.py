@@ -55,7 +55,7 @@ def _rests(home: Household) -> None:
 def _borrows(home: Household) -> None:
     """A folder, memory and a processor, each given and taken back."""
     before = int(home.guest("mine", MEMORY))
-    lent = {what: home.asks("mine", what) for what in ("mount ./more /more", "resources --memory 1280", "resources --vcpus 2")}
+    lent = {what: home.asks("mine", what) for what in ("mount ./more /more", "resources --memory 1280 --vcpus 2")}
     for what, one in lent.items():
         home.ktrdr(f"escalations approve mine {one} --reason test --seconds 3600", step=f"lend {what}").require()
     assert home.guest("mine", "cat /more/x") == "lent"

@@ -222,7 +222,7 @@ class Crash:
         asked, _ = loaded.escalations.submit(parse_packet(PACKET))
         try:
             answers.approve(loaded, asked.id, OwnerPolicy(), reason="to see")
-            answers.take_back(loaded, asked.id, reason="to see its end")
+            answers.revoke_approval(loaded, asked.id, reason="to see its end")
         except Exception as error:  # the guard is dead, and this command with it
             print(error, file=sys.stderr)
             die()
