@@ -21,6 +21,8 @@ from ktrdr_vm.report.model import GateResult, RunReport
 from ktrdr_vm.report.summary import render_summary
 from ktrdr_vm.run.listener import Listener
 
+# Characters and lines that are shown of what `debug` says.
+_MOST_MESSAGE, _MOST_LINES = 8192, 40
 _STYLES = {
     "ok": "green", "changed": "yellow", "removed": "yellow", "absent": "dim", "failed": "bold red",
     "passed": "green", "skipped": "dim", "ignored": "magenta", "rescued": "magenta",
@@ -117,8 +119,16 @@ def _task_line(event: Mapping[str, Any]) -> Text | None:
 def show_gate_event(event: Mapping[str, Any]) -> None:
     """Print the line of a task, for commands other than `apply`."""
     line = _task_line(event)
-    if line is not None:
-        _Console(stderr=True, highlight=False, soft_wrap=True).print(line)
+    if line is None:
+        return
+    console = _Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(line)
+    if event.get("module") == "debug":
+        lines = str(event.get("message", ""))[:_MOST_MESSAGE].splitlines()
+        for said in lines[:_MOST_LINES]:
+            console.print(Text(f"                   {escape(said)}"))
+        if len(lines) > _MOST_LINES or len(str(event.get("message", ""))) > _MOST_MESSAGE:
+            console.print(Text("                   … (the report has the rest)", style="dim"))
 
 
 def show_gate(result: GateResult, stream: IO[str]) -> None:

@@ -158,7 +158,8 @@ class Judge:
             return Verdict(False, kind, rule, f"port {port} is judged by the {word}: test the name instead of the address", address)
         for file in (f"{kind}.names", f"{kind}.suffixes"):
             if self._proxy.matches(file, name):
-                return Verdict(True, kind, "name", f"the proxy's list {file} holds the name", address)
+                only = "TLS with this server name" if kind == "tls" else "HTTP with this Host header"
+                return Verdict(True, kind, "name", f"the proxy's list {file} holds the name; only {only} passes", address)
         for file in (f"{kind}.granted", f"{kind}.granted_suffixes"):
             grant = self._granting.find_grant(self._proxy.find_room(file, name))
             if grant:

@@ -124,7 +124,10 @@ class _Run:
         made = make_task_result(
             task, name, turns, outcome=outcome, started_at=started_at, duration_s=took, mask=context.mask, evidence=evidence
         )
-        self.tell("task_finished", task=name, outcome=made.outcome, changed=made.changed, duration_s=made.duration_s, message=made.message)
+        self.tell(
+            "task_finished", task=name, module=task.module, outcome=made.outcome, changed=made.changed, duration_s=made.duration_s,
+            message=made.message,
+        )  # fmt: skip
         if inner_failure is not None:
             return inner_failure
         if not task.included or outcome in ("failed", "skipped", "ignored"):

@@ -46,7 +46,11 @@ class BroughtBack:
 
 
 class _Stop(Exception):
-    """A limit for all files is reached: nothing more is read."""
+    """Nothing more of this source is read; with `final`, nothing more at all."""
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        super().__init__(reason)
+        self.final = final
 
 
 def fetch_artifacts(
@@ -59,11 +63,13 @@ def fetch_artifacts(
 ) -> tuple[BroughtBack, ...]:
     """Fetch files and folders of the guest to `directory/<their path>`. GuestError only if the guest is lost.
 
-    A missing source and everything over a limit is a refused row.
+    A missing source and everything over a limit is a refused row. What is left of the limits is shared evenly among the sources that
+    follow, so that a large one costs no other, and each source that was not read to its end is named.
     """
     writer = _Writer(directory.parent, directory.name, limits=limits)
     deadline = time.monotonic() + limits.seconds
-    for source in sources:
+    for index, source in enumerate(sources):
+        writer.begin_source(source, len(sources) - index)
         parts = split_name(source)
         if wrong := check_name("/".join(parts)):
             writer.refuse(source, wrong, 0)
@@ -82,12 +88,14 @@ def fetch_artifacts(
                 writer.cut_off("the stream of the guest ended too early")
         except TarStreamError as error:
             writer.cut_off(f"the stream of the guest is invalid: {error}")
-        except GuestTimeout:
-            writer.cut_off(f"the copy did not end within {limits.seconds:g} s")
-            break
-        except _Stop as stop:
-            writer.cut_off(str(stop))
-            break
+        except (GuestTimeout, _Stop) as stop:
+            final = not isinstance(stop, _Stop) or stop.final
+            reason = str(stop) if isinstance(stop, _Stop) else f"the copy did not end within {limits.seconds:g} s"
+            writer.cut_off(reason)
+            if final:
+                for later in sources[index + 1 :]:
+                    writer.refuse(later, f"not copied: {reason}", 0)
+                break
         finally:
             writer.close()
     return tuple(writer.artifacts)
@@ -118,19 +126,27 @@ class _Writer:
         self._files = 0
         self._total = 0
         self._refused = 0
+        self._source = ""
+        self._most_files, self._most_total = limits.files, limits.total
         self._present: tuple[str, str, int] | None = None
         self._descriptor = -1
         self._digest = hashlib.sha256()
+
+    def begin_source(self, source: str, left: int) -> None:
+        """The next source, of which `left` are left with it: its share of the files and bytes."""
+        self._source = source
+        self._most_files = self._files + max(1, (self._limits.files - self._files) // left)
+        self._most_total = self._total + (self._limits.total - self._total) // left
 
     def begin(self, name: str, size: int) -> bool:
         if size > self._limits.single:
             # It cannot be skipped, because its bytes would have to be read.
             self.refuse(name, f"larger than {self._limits.single} bytes", size)
             raise _Stop("a file is larger than allowed and than the guest reported")
-        if self._files >= self._limits.files:
-            raise _Stop(f"more than {self._limits.files} files")
-        if self._total + size > self._limits.total:
-            raise _Stop(f"more than {self._limits.total} bytes in total")
+        if self._files >= min(self._most_files, self._limits.files):
+            raise _Stop(f"more than its share of {self._limits.files} files")
+        if self._total + size > self._most_total:
+            raise _Stop(f"more than its share of {self._limits.total} bytes")
         self._files += 1
         self._total += size
         path = f"{self._folder}/{'/'.join(split_name(name))}" if not name.startswith("/") else name
@@ -147,7 +163,7 @@ class _Writer:
             return False
         except OSError as error:
             self.refuse(name, f"cannot be written: {error.strerror}", size)
-            raise _Stop(f"the host cannot write: {error.strerror}") from None
+            raise _Stop(f"the host cannot write: {error.strerror}", final=True) from None
         self._present = (path, name, size)
         self._digest = hashlib.sha256()
         return True
@@ -159,7 +175,7 @@ class _Writer:
             while len(view):
                 view = view[os.write(self._descriptor, view) :]
         except OSError as error:
-            raise _Stop(f"the host cannot write: {error.strerror}") from None
+            raise _Stop(f"the host cannot write: {error.strerror}", final=True) from None
 
     def end(self) -> None:
         if self._present is None:
@@ -174,11 +190,11 @@ class _Writer:
         if self._refused <= _MAX_REFUSALS:
             self.artifacts.append(BroughtBack("", name[:4096], size, "", refused=reason))
         if self._refused > 10 * self._limits.files:
-            raise _Stop("too many entries that are not regular files")
+            raise _Stop("too many entries that are not regular files", final=True)
 
     def cut_off(self, reason: str) -> None:
         """Remove the incomplete file, and record the reason."""
-        name = self._present[1] if self._present else "the rest"
+        name = self._present[1] if self._present else f"the rest of {self._source}"
         if self._present is not None:
             path = self._present[0]
             self._present = None

@@ -115,7 +115,10 @@ def test_the_command_says_what_decides(guest: NamespaceGuest, monkeypatch: pytes
         done = CliRunner().invoke(cli, ["egress", "test", guest.identity.instance_id, *words], standalone_mode=False)
         return done.return_value, done.stdout
 
-    assert ask("allowed.test.lab", "443") == (0, "allowed  allowed.test.lab:443  tls  name  the proxy's list tls.names holds the name\n")
+    assert ask("allowed.test.lab", "443") == (
+        0,
+        "allowed  allowed.test.lab:443  tls  name  the proxy's list tls.names holds the name; only TLS with this server name passes\n",
+    )
     code, said = ask("evil.test.lab", "443", "--json")
     row: dict[str, Any] = json.loads(said)
     assert (code, row["allowed"], row["kind"], row["rule"], row["host"], row["port"]) == (1, False, "dns", "name", "evil.test.lab", 443)

@@ -167,9 +167,9 @@ def test_a_name_that_stands_twice_is_refused(run: Path) -> None:
 def test_too_many_files_too_many_bytes(run: Path) -> None:
     rows = collect(make_tar(*((f"./w/{n}", b"1") for n in range(9))), run)
     assert len([row for row in rows if not row.refused]) == 5
-    assert "more than 5 files" in rows[-1].refused
+    assert "share of 5 files" in rows[-1].refused
     rows = collect(make_tar(*((f"./v/{n}", b"1" * 1000) for n in range(5))), run)
-    assert "more than 4000 bytes" in rows[-1].refused
+    assert "share of 4000 bytes" in rows[-1].refused
 
 
 def test_a_terabyte_is_refused_without_reading_it(run: Path) -> None:
@@ -228,3 +228,41 @@ def test_paths_are_quoted_for_the_guest(run: Path) -> None:
     guest = TarGuest(make_tar())
     fetch_artifacts(guest, ["/w/$(id); rm -rf '"], run / "artifacts", limits=SMALL)
     assert all("""'./w/$(id); rm -rf '"'"''""" in line for line in guest.lines)
+
+
+class FolderGuest(TarGuest):
+    """Sends another stream for each source, in turn."""
+
+    def __init__(self, *streams: bytes, hangs_at: int = -1) -> None:
+        super().__init__(b"")
+        self.streams = list(streams)
+        self.hangs_at = len(streams) - hangs_at if hangs_at >= 0 else -1
+
+    def run(self, command: Sequence[str] | str, **options: Any) -> GuestResult:
+        if options.get("on_output") is not None:
+            self.hangs = len(self.streams) == self.hangs_at
+            self.stream = self.streams.pop(0)
+        return super().run(command, **options)
+
+
+def many(folder: str, count: int) -> bytes:
+    return make_tar(*((f"./{folder}/{number}", b"1") for number in range(count)))
+
+
+def test_a_large_source_costs_no_other_and_each_is_named(run: Path) -> None:
+    guest = FolderGuest(many("a", 100), many("b", 2), many("c", 100))
+    limits = ArtifactLimits(files=12, total=4000, single=1000, seconds=5)
+    rows = fetch_artifacts(guest, ["/a", "/b", "/c"], run / "artifacts", limits=limits)
+    came = [row.source[1] for row in rows if not row.refused]
+    assert (came.count("a"), came.count("b"), came.count("c")) == (4, 2, 6)
+    assert [row.source for row in rows if row.refused] == ["the rest of /a", "the rest of /c"]
+
+
+def test_what_a_copy_that_hangs_leaves_out_is_named(run: Path) -> None:
+    guest = FolderGuest(many("a", 1), many("b", 1), many("c", 1), hangs_at=0)
+    rows = fetch_artifacts(guest, ["/a", "/b", "/c"], run / "artifacts", limits=SMALL)
+    assert [(row.source, "did not end" in row.refused) for row in rows if row.refused] == [
+        ("the rest of /a", True),
+        ("/b", True),
+        ("/c", True),
+    ]
