@@ -26,7 +26,7 @@ from ktrdr_vm.host.checkout import read_own
 from ktrdr_vm.host.git import LIMIT, View, open_view
 from ktrdr_vm.host.owner import may_read, reading_as
 from ktrdr_vm.host.repository import Repository
-from ktrdr_vm.profile.model import Workspace
+from ktrdr_vm.profile.model import Profile, Workspace
 from ktrdr_vm.profile.personal import find_personal
 
 _COMMIT = re.compile(rb"(?:[0-9a-f]{40}|[0-9a-f]{64})\n")
@@ -47,6 +47,19 @@ def require_clean(repository: Repository, workspace: Workspace) -> None:
             where=str(repository.root),
             hint="commit them, or set workspace.uncommitted to include or ignore",
         )
+
+
+def list_unverified(repository: Repository, profile: Profile) -> tuple[str, ...]:
+    """What the gates of the base have in the workspace and those in the fresh VM do not, in words; empty if there is no fresh VM."""
+    workspace = profile.workspace
+    if profile.workload is None or workspace is None or profile.verify != "fresh":
+        return ()
+    changed: list[str] = []
+    if workspace.uncommitted == "include":
+        with open_view(repository.place) as view:
+            changed = sorted(name for names in _uncommitted(view, workspace, repository.commit) for name in names)
+    shown = f"uncommitted changes ({', '.join(changed[:5])}{', …' if changed[5:] else ''})"
+    return (*((shown,) if changed else ()), *(f"untracked files that match {pattern}" for pattern in workspace.include))
 
 
 def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: str, instance_id: str, note: Callable[[str], None]) -> None:

@@ -24,6 +24,7 @@ from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_ruleset
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.waiting import announce_wait
 from ktrdr_vm.images.ensure import ensure_image
 from ktrdr_vm.images.store import Image, refuse_disk
 from ktrdr_vm.inputs.resolve import Gathered
@@ -156,8 +157,9 @@ class Stage:
                 # An instance that stays has had other runs.
                 loaded.guard.begin_run(self._run_id)
         self.sampler.start()
-        with self._phase(recorder, "boot"):
-            guest = loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+        limit = BOOT_LIMIT[plan.facts.accelerator]
+        with self._phase(recorder, "boot"), announce_wait(recorder.listener.note, "waiting for SSH", limit):
+            guest = loaded.connect(limit=limit)
         with self._phase(recorder, "personalize"):
             if self._source:
                 adopt(guest, loaded.allocation.login_public_key)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.guest.commits import Returned
+from ktrdr_vm.guest.workspace import list_unverified
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.report.model import Commits, Verification, WorkloadResult
 
@@ -24,7 +27,17 @@ def find_first_lines(
         *((_OBSERVED,) if gathered.plan.observe else ()),
         *_judges(commits, gathered),
         *_verdict(verification, workload, returned or Returned()),
+        *_unverified(verification, gathered),
     )
+
+
+def _unverified(verification: Verification | None, gathered: Gathered) -> Iterable[str]:
+    """Why a gate may pass on the base and fail in the fresh VM, whatever the workload did."""
+    if verification is None or verification.mode != "fresh" or verification.outcome in ("passed", "skipped") or gathered.repository is None:
+        return
+    with contextlib.suppress(KtrdrError):
+        if lacked := list_unverified(gathered.repository, gathered.plan.profile):
+            yield f"the fresh VM did not have: {'; '.join(lacked)}. A gate that needs them fails there"
 
 
 def _verdict(verification: Verification | None, workload: WorkloadResult | None, returned: Returned) -> Iterable[str]:

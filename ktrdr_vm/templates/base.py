@@ -30,6 +30,7 @@ from ktrdr_vm.host.journal import locked
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.rights import set_rights
+from ktrdr_vm.host.waiting import announce_wait
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.images.store import Image, ImageStore
 from ktrdr_vm.instance.resources.overlay import BOOT_FILES, copy_boot_files
@@ -279,7 +280,8 @@ def _boot_and_save(plan: Plan, template: TemplateFacts, identity: Identity, libv
     try:
         libvirt.start(identity.domain, render_template_domain(size, plan.facts, identity, allocation, template), persistent=False)
         try:
-            run_script(libvirt, identity.domain, _SETTLE, "settle", limit=BOOT_LIMIT)
+            with announce_wait(progress, "the VM of the template boots", BOOT_LIMIT):
+                run_script(libvirt, identity.domain, _SETTLE, "settle", limit=BOOT_LIMIT)
         except GuestError as error:
             raise _explain_failure(error, place) from None
         progress("freezes the template")

@@ -14,9 +14,10 @@ from test_commits import git
 
 from ktrdr_vm.guest.commits import pull_commits
 from ktrdr_vm.guest.protocol import GuestResult
-from ktrdr_vm.guest.workspace import copy_in
+from ktrdr_vm.guest.workspace import copy_in, list_unverified
 from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.model import Workspace
 
 IDENTITY = parse_instance_id("stream-a")
@@ -221,3 +222,17 @@ def test_what_include_does_not_bring_is_named(repository: Path, tmp_path: Path) 
     assert [one for one in notes if "names no file" in one] == [
         "workspace.include: logs names no file of the workspace", "workspace.include: nothing/*.env names no file of the workspace"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("verify", ["fresh", "same"])
+def test_what_the_verification_will_lack_is_said_beforehand(repository: Path, verify: str) -> None:
+    (repository / "a.txt").write_text("changed")
+    document = {
+        "version": 1, "name": "p", "image": "debian-13-docker", "verify": verify, "workload": {"command": ["true"]},
+        "workspace": {"source": ".", "include": [".env"]},
+    }  # fmt: skip
+    said = list_unverified(find_repository(repository), build_profile(document))
+    assert said == (("uncommitted changes (a.txt)", "untracked files that match .env") if verify == "fresh" else ())
+    (repository / "a.txt").write_text("one")
+    del document["workspace"]["include"]  # type: ignore[attr-defined]
+    assert list_unverified(find_repository(repository), build_profile(document)) == ()
