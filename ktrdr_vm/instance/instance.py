@@ -130,9 +130,24 @@ class Instance:
             if journal.state != "awake" and not self.target.is_running():
                 # The host ended while it fell asleep or woke, and no state of it is left: it boots from its disk.
                 journal.enter("awake")
+        else:
+            self._require_nothing_left()
         with explained(str(self.paths.directory)):
             journal = self._open_journal(plan, journal, run_id, template, source, most_instances)
         return load_instance(self.home, self.target, journal, plan)
+
+    def _require_nothing_left(self) -> None:
+        """ProvisionError when objects of an instance of this name run on the host while its state directory is lost."""
+        tap = self.identity.tap
+        left = [f"tap {tap}"] if os.path.lexists(f"/sys/class/net/{tap}") else []
+        left += [f"domain {self.identity.domain}"] if self._find_domain() is not None else []
+        if left:
+            name = self.identity.instance_id
+            raise ProvisionError(
+                f"the state of the instance {name} was lost, and parts of it are still on the host: {', '.join(left)}",
+                where=str(self.paths.directory),
+                hint=f"`ktrdr-vm destroy {name}` removes them, as does `ktrdr-vm gc`",
+            )
 
     def _open_journal(
         self, plan: Plan, existing: Journal | None, run_id: str, template: TemplateFacts | None, source: str, most: int
