@@ -82,7 +82,8 @@ class Calls:
             while self._answer_events():
                 pass
         finally:
-            for pid, _ in self._running.values():
+            # One that was given up is ending already, and a second signal would cut that short.
+            for pid in self._pids.values():
                 os.kill(pid, signal.SIGINT)
             for handle in list(self._running):
                 self._reap(handle)
@@ -120,6 +121,8 @@ class Calls:
     def _become_call(self, connection: socket.socket) -> None:
         code = 1
         try:
+            # A Ctrl-C is for the server, which tells each call once.
+            os.setpgid(0, 0)
             self._channel.close()
             for handle, (_, other) in self._running.items():
                 os.close(handle)

@@ -108,7 +108,11 @@ def work(workspace, request):
     try:
         time.sleep(60 if name.startswith("long") else 0)
     except KeyboardInterrupt:
-        (place / f"{name}.ended").touch()
+        try:
+            time.sleep(1.5 if name.endswith("slow") else 0)
+            (place / f"{name}.ended").touch()
+        except KeyboardInterrupt:
+            (place / f"{name}.cut").touch()
     return b"done\\n"
 mcp.answer = work
 mcp.Calls(socket.socket(fileno=int(sys.argv[2])), place).serve()
@@ -158,12 +162,23 @@ def test_calls_go_on_beside_one_another_and_end_when_they_are_given_up(calls: so
     second.close()
 
 
+def test_a_call_that_is_ending_is_not_told_twice(calls: socket.socket, tmp_path: Path) -> None:
+    """Its client cancels it and then leaves: what it takes down meanwhile is taken down whole."""
+    first = call(calls, "long-slow")
+    wait_for(tmp_path / "long-slow.began")
+    first.close()
+    time.sleep(0.5)
+    calls.shutdown(socket.SHUT_RDWR)
+    wait_for(tmp_path / "long-slow.ended")
+    assert not (tmp_path / "long-slow.cut").exists()
+
+
 def test_there_is_a_bound_on_calls_at_the_same_time(calls: socket.socket, tmp_path: Path) -> None:
     held = [call(calls, f"long-{number}") for number in range(command.MOST_CALLS)]
     for number in range(command.MOST_CALLS):
         wait_for(tmp_path / f"long-{number}.began")
     with call(calls, "short") as more:
-        assert b"32 calls are being answered" in more.recv(1000)
+        assert b"32 calls are running already" in more.recv(1000)
     for one in held:
         one.close()
 
