@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_guest_ssh import Server
+from test_guest_ssh import Server, hear_signals
 
 from ktrdr_vm.cli.ssh import make_exec_line, parse_forward, require_free_port
 from ktrdr_vm.errors import HostError, UsageError
@@ -67,6 +68,9 @@ def test_words_streams_and_input_arrive_as_they_are(server: Server) -> None:
     assert run(server, "no-such-command").stderr.endswith(b"no-such-command: not found\n")
 
 
+_MARKS = itertools.count(60000)
+
+
 def find(mark: str) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
@@ -88,16 +92,19 @@ def wait_until_there(mark: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-@pytest.mark.parametrize(
-    ("words", "mark", "count"),
-    [(("sleep", "61111"), "61111", 1), (("sh", "-c", "sleep 62222 & sleep 62222; true"), "62222", 2)],
-    ids=["command", "with children"],
-)
-def test_what_exec_has_started_ends_with_it(server: Server, words: tuple[str, ...], mark: str, count: int, number: int) -> None:
-    with subprocess.Popen(ssh(server, *words), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
-        wait_until_there(mark, count)
-        started.send_signal(number)
-        started.wait(15)
+@pytest.mark.parametrize(("line", "count"), [("exec sleep {0}", 1), ("sleep {0} & sleep {0}; true", 2)], ids=["command", "with children"])
+def test_what_exec_has_started_ends_with_it(server: Server, line: str, count: int, number: int) -> None:
+    # Seconds that no other process sleeps.
+    mark = f"{next(_MARKS)}.{os.getpid()}"
+    words = ("sh", "-c", line.format(mark))
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(ssh(server, *words), stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, preexec_fn=hear_signals) as started:
+        try:
+            wait_until_there(mark, count)
+            started.send_signal(number)
+            started.wait(15)
+        finally:
+            started.kill()
     wait_until_there(mark, 0)
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -20,6 +21,12 @@ from ktrdr_vm.guest.ssh import GuestTimeout, SshGuest, connect, generate_keypair
 
 pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="openssh-server is not installed")
 INSTANCE = "lab--ssh"
+
+
+def hear_signals() -> None:
+    """Under nohup, and in the background of a script, some are ignored, and what is ignored is inherited."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Server:
@@ -45,7 +52,8 @@ class Server:
         )
         Path("/run/sshd").mkdir(exist_ok=True)
         with (place / "log").open("w") as log:
-            self.process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(place / "config")], stderr=log)
+            words = ["/usr/sbin/sshd", "-D", "-e", "-f", str(place / "config")]
+            self.process = subprocess.Popen(words, stderr=log, preexec_fn=hear_signals)
 
     def stop(self) -> None:
         self.process.kill()
