@@ -171,8 +171,9 @@ def main() -> None:
 
     def interrupt(number: int, _frame: object) -> None:
         nonlocal interrupts
-        if number == signal.SIGHUP and interrupts:
-            # A closed terminal sends SIGHUP more than once, from the kernel and from the shell: no second interrupt.
+        if number != signal.SIGINT and interrupts:
+            # A terminal that closes sends SIGHUP more than once, and a service manager or a scheduler SIGTERM; only a person's second
+            # Ctrl-C means at once.
             return
         interrupts += 1
         if interrupts > 1:

@@ -79,6 +79,20 @@ def test_an_interrupt_while_text_is_executed_keeps_the_exit_code(tmp_path: Path)
     assert ended.stderr == "ktrdr-vm: interrupted\n"
 
 
+@pytest.mark.parametrize(("number", "word"), [("SIGTERM", "cleaned"), ("SIGHUP", "cleaned"), ("SIGINT", "")])
+def test_only_a_second_ctrl_c_cuts_the_end_short(tmp_path: Path, number: str, word: str) -> None:
+    (tmp_path / "twice.py").write_text(
+        "import os, signal, time\nimport ktrdr_vm.cli.main as program\n\n\n"
+        "def work(**_):\n    try:\n"
+        f"        os.kill(os.getpid(), signal.{number})\n        time.sleep(5)\n"
+        "    except KeyboardInterrupt:\n"
+        f"        os.kill(os.getpid(), signal.{number})\n        time.sleep(0.2)\n        print('cleaned', flush=True)\n        raise\n\n\n"
+        "program.cli.main = work\nprogram.main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "twice"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout.strip()) == (130, word), ended.stderr
+
+
 def test_a_profile_that_may_not_run_starts_nothing(lab: Lab, workspace: Path) -> None:
     profile = write(workspace, "lan", gate="- hosts: all\n  tasks: []\n", extra="egress: {allow: [{cidr: 192.168.77.9/32, ports: [80]}]}\n")
     instance_id = lab.new_id("refused")
