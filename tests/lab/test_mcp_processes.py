@@ -99,8 +99,10 @@ def test_a_request_is_of_its_type(workspace: Path, tmp_path: Path, monkeypatch: 
 
 
 _SERVER = """
-import pathlib, socket, sys, time
+import pathlib, signal, socket, sys, time
 from ktrdr_vm.cli import mcp
+# As the program itself does it: under nohup and in scripts it may be ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 place = pathlib.Path(sys.argv[1])
 def work(workspace, request):
     name = request.decode().strip()
