@@ -12,6 +12,7 @@ from ktrdr_vm.errors import GuestError
 from ktrdr_vm.gates.modules.base import text_of
 from ktrdr_vm.guest.protocol import Guest
 
+_PROJECT = "com.docker.compose.project"
 _LOG_LINES = 50
 _OTHER_LINES = 20
 _MAX_CONTAINERS = 20
@@ -24,20 +25,22 @@ Evidence = tuple[tuple[str, str], ...]
 def gather_containers(guest: Guest, *, environment: Mapping[str, str], become: bool) -> Evidence:
     """A titled text for every failed or unhealthy container, and the states of all. Empty if Docker does not answer.
 
-    Only containers of the project COMPOSE_PROJECT_NAME are included, if it is set. GuestError is ignored, because this runs after
-    a failure, and must not hide it.
+    Those of the project COMPOSE_PROJECT_NAME come first, then all others of the VM: a stack may name its own project, and a test may start
+    containers by hand. GuestError is ignored, because this runs after a failure, and must not hide it.
     """
     project = environment.get("COMPOSE_PROJECT_NAME", "")
-    chosen = f" --filter {shlex.quote('label=com.docker.compose.project=' + project)}" if project else ""
+    own = f"docker ps -aq --filter {shlex.quote(f'label={_PROJECT}={project}')}; " if project else ""
+    # Those of the project twice, first of all; the second one goes.
+    listed = f"{{ {own}docker ps -aq; }} | awk '!seen[$0]++' | head -n {_MAX_CONTAINERS}"
     try:
         found = guest.run(
-            f'ids=$(docker ps -aq{chosen} | head -n {_MAX_CONTAINERS}); [ -z "$ids" ] || exec docker inspect $ids',
+            f'command -v docker >/dev/null || exit 0; ids=$({listed}); [ -z "$ids" ] || exec docker inspect $ids',
             timeout=_LIMIT_S,
             environment=environment,
             become=become,
             max_output=4 * 1024 * 1024,
         )
-        containers = _parse(text_of(found.stdout))
+        containers = _parse(text_of(found.stdout), project)
         ill = [container for container in containers if _is_ill(container)]
         logs = _read_logs(guest, ill or containers[:5], _LOG_LINES if ill else _OTHER_LINES, environment=environment, become=become)
     except GuestError:
@@ -48,13 +51,19 @@ def gather_containers(guest: Guest, *, environment: Mapping[str, str], become: b
     return (("containers", states), *logs)
 
 
-def _parse(text: str) -> list[dict[str, Any]]:
+def _parse(text: str, project: str) -> list[dict[str, Any]]:
     try:
         data = json.loads(text or "[]")
     except (ValueError, RecursionError):
         return []
     containers = [item for item in data if isinstance(item, dict) and item.get("Id")] if isinstance(data, list) else []
-    return sorted(containers, key=_name)
+    return sorted(containers, key=lambda container: (_read_project(container) != project, _name(container)))
+
+
+def _read_project(container: Mapping[str, Any]) -> str:
+    config = container.get("Config")
+    labels = config.get("Labels") if isinstance(config, dict) else None
+    return str(labels.get(_PROJECT, "")) if isinstance(labels, dict) else ""
 
 
 def _name(container: Mapping[str, Any]) -> str:

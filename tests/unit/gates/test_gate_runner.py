@@ -282,20 +282,25 @@ def test_containers_are_described_when_a_task_about_them_fails(gate: Any) -> Non
     inspect = b"""[{"Id": "aaa", "Name": "/p-api-1", "State": {"Status": "running", "ExitCode": 0,
       "Health": {"Status": "unhealthy", "Log": [{"Start": "t", "ExitCode": 7, "Output": "no answer"}]}}},
       {"Id": "bbb", "Name": "/p-db-1", "State": {"Status": "running", "ExitCode": 0}},
-      {"Id": "ccc", "Name": "/p-worker-1", "State": {"Status": "exited", "ExitCode": 3}}]"""
+      {"Id": "ddd", "Name": "/by-hand", "State": {"Status": "exited", "ExitCode": 9}},
+      {"Id": "eee", "Name": "/other-1", "Config": {"Labels": {"com.docker.compose.project": "other"}}, "State": {"Status": "dead"}},
+      {"Id": "ccc", "Name": "/p-worker-1", "Config": {"Labels": {"com.docker.compose.project": "p;id"}},
+       "State": {"Status": "exited", "ExitCode": 3}}]"""
 
     def answer(ran: Any) -> GuestResult:
         if "docker inspect" in ran.line:
             return GuestResult(0, inspect, b"")
         if "docker logs" in ran.line:
             token = ran.line.split()[1].rstrip(";")
-            return GuestResult(0, f"{token}\napi log\n{token}\nworker log {{{{ 1 }}}}\n".encode(), b"")
+            logs = ("worker log {{ 1 }}", "hand log", "other log", "api log")
+            return GuestResult(0, "".join(f"{token}\n{log}\n" for log in logs).encode(), b"")
         return GuestResult(1, b"", b"compose: boom\n")
 
     gate.guest.answer = answer
     result = gate.run("- docker_compose_v2: {project_src: /workspace}", environment={"COMPOSE_PROJECT_NAME": "p;id"})
     evidence = dict(result.tasks[0].evidence)
-    assert list(evidence) == ["containers", "container p-api-1", "container p-worker-1"]
+    # The project's own first, then whatever else the guest runs.
+    assert list(evidence) == ["containers", "container p-worker-1", "container by-hand", "container other-1", "container p-api-1"]
     assert "no answer" in evidence["container p-api-1"]
     assert "api log" in evidence["container p-api-1"]
     assert "exit code 3" in evidence["container p-worker-1"]
