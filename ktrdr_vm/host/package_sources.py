@@ -35,7 +35,39 @@ def find_sources(preset: str, owner: tuple[int, int]) -> tuple[Destination, ...]
 def _ask_apt(owner: Owner) -> list[Destination]:
     # It prints what it would fetch, and fetches nothing; unlike the index of apt it works before the first update.
     listed = _ask(["apt-get", "--print-uris", "update"], owner)
-    return _destinations([line.split("'")[1] for line in listed.splitlines() if line.startswith("'")])
+    return parse_apt_uris(listed, lambda name: Path(name).read_text(encoding="utf-8", errors="replace"))
+
+
+def parse_apt_uris(listed: str, read: Callable[[str], str]) -> list[Destination]:
+    """The destinations of the output of `apt-get --print-uris update`. `read` returns a file of the host.
+
+    Cloud images list their mirrors in a file (`mirror+file:`), of which apt may take any. HostError if a list is on the network, because
+    nothing is fetched for a plan.
+    """
+    urls = []
+    for line in listed.splitlines():
+        if not line.startswith("'"):
+            continue
+        url = line.split("'")[1]
+        kind, plus, rest = url.partition("+")
+        if kind != "mirror" or not plus:
+            urls.append(url)
+            continue
+        name = rest.partition("/dists/")[0]
+        if not name.startswith("file:"):
+            raise HostError(
+                f"apt on this host reads its mirrors from the network, {name}",
+                where="apt",
+                hint="name the mirrors in the profile, or write them into a file and use mirror+file:",
+            )
+        try:
+            lines = read("/" + name.removeprefix("file:").strip("/")).splitlines()
+        except OSError as error:
+            raise HostError(
+                f"the list of mirrors of apt cannot be read: {error.strerror}", where=name, hint="correct apt's sources"
+            ) from None
+        urls += [one.split()[0] for one in lines if one.strip() and not one.lstrip().startswith("#")]
+    return _destinations(urls)
 
 
 def _ask_pip(owner: Owner) -> list[Destination]:
