@@ -41,6 +41,8 @@ CHAIN = 12
 SILENCE = 2.0
 # Bytes of a datagram: RFC 1035's without EDNS, and what passes everywhere without being cut into fragments.
 _PLAIN_SIZE, _MOST_SIZE = 512, 1232
+# Bytes of an A record whose name is a pointer to that of the question.
+_A_RECORD = 16
 DOWN = 1.0
 # How soon a name is tried again whose refresh failed.
 RETRY = 15.0
@@ -59,8 +61,15 @@ class Answer:
 
 
 def _to_datagram(query: dns.message.Message, reply: dns.message.Message) -> bytes:
+    """The reply in one datagram. With TC it still has the addresses that fit: a client without TCP uses these."""
     size = min(max(query.payload, _PLAIN_SIZE), _MOST_SIZE) if query.edns >= 0 else _PLAIN_SIZE
-    return reply.to_wire(max_size=size, prefer_truncation=True)
+    wire = reply.to_wire(max_size=65535)
+    if len(wire) > size and reply.answer:
+        rrset, surplus = reply.answer[0], -((size - len(wire)) // _A_RECORD)
+        reply.answer = [dns.rrset.from_rdata_list(rrset.name, rrset.ttl, list(rrset)[:-surplus])]
+        reply.flags |= dns.flags.TC
+        wire = reply.to_wire(max_size=size, prefer_truncation=True)
+    return wire
 
 
 class _Kept(NamedTuple):
