@@ -153,13 +153,13 @@ def test_after_a_reboot_everything_says_what_is_and_gc_takes_what_is_disposable(
     status = run(lab, "status", person.identity.instance_id)
     assert status.code == 4 and "missing  firewall" in status.stdout and "it is shutoff" in status.stdout, status.stdout
     with pytest.raises(UsageError, match="its machine has ended"):
-        resume(person, read_secret=lambda _: b"")
+        resume(person.load(), read_secret=lambda _: b"")
     rows = collect_garbage(lab.home, libvirt, dry_run=False)
     assert [row["instance_id"] for row in rows] == [sandbox.identity.instance_id] and rows[0]["action"] == "removed"
     assert sandbox.find_residue() == []
     # The next apply makes what is missing, on the same disk.
-    person.create(person.plan, read_secret=lambda _: b"", mount_roots=())
-    assert [row for row in person.status() if row.differences or not row.exists] == []
+    person.create(person.load().plan, read_secret=lambda _: b"", mount_roots=())
+    assert [row for row in person.load().status() if row.differences or not row.exists] == []
     assert person.paths.overlay.stat().st_ino == disk
 
 

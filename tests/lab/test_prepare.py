@@ -81,7 +81,7 @@ def test_nothing_is_made_from_what_the_owner_does_not_trust(
 
     assert find() is None and notes == []
     assert find(()) is base and "(none)" in notes[-1]
-    assert find(("release",)) is base and "main is none" in notes[-1]
+    assert find(("release",)) is base and "main is not in" in notes[-1]
     (workspace / "lock").write_text("two\n")
     assert find() is base and "uncommitted" in notes[-1]
     _git(workspace, "checkout", "-q", "lock")
@@ -90,7 +90,7 @@ def test_nothing_is_made_from_what_the_owner_does_not_trust(
     (workspace / "missing").unlink()
     # An agent's branch, and its commit as a detached HEAD.
     _git(workspace, "checkout", "-q", "-b", "agent")
-    assert find() is base and "agent is none" in notes[-1]
+    assert find() is base and "agent is not in" in notes[-1]
     _git(workspace, "checkout", "-q", "--detach")
     assert find() is base and "detached" in notes[-1]
 
