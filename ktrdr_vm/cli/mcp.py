@@ -93,7 +93,7 @@ class Calls:
         for descriptor, _ in self._poll.poll():
             if descriptor == self._channel.fileno():
                 received, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
-                if not received:
+                if not received or not descriptors:
                     return False
                 self._start(socket.socket(fileno=descriptors[0]))
             elif descriptor in self._running:

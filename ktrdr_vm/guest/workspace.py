@@ -81,7 +81,9 @@ def _fill(repository: Repository, workspace: Workspace, guest: Guest, instance_i
         _fill(submodule, inner, guest, instance_id, functools.partial(_note_beneath, note, path))
         note(f"{path} is a submodule: its files are there, and commits made in it do not come back")
     if submodules:
-        _run(guest, 'cd -- "$TARGET" && git submodule --quiet init', workspace.target, {})
+        # One that .gitmodules does not know stays a plain folder with its files.
+        names = os.fsencode("\0".join(path for path, _ in submodules)) + b"\0"
+        _run(guest, 'cd -- "$TARGET" && xargs -0 -n 1 git submodule --quiet init -- 2>/dev/null || :', workspace.target, {}, stdin=names)
 
 
 def _note_beneath(note: Callable[[str], None], path: str, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.git import COMMIT, View, open_view
@@ -40,13 +41,13 @@ def list_submodules(view: View, repository: Repository, note: Callable[[str], No
         if mode != _GITLINK:
             continue
         recorded, path = rest.removeprefix("commit ").split("\t", 1)
-        submodule = _open(repository, path, recorded, note)
+        submodule = _open(repository, view.checkout.common_path, path, recorded, note)
         if submodule is not None:
             found.append((path, submodule))
     return found
 
 
-def _open(repository: Repository, path: str, recorded: str, note: Callable[[str], None]) -> Repository | None:
+def _open(repository: Repository, common: Path, path: str, recorded: str, note: Callable[[str], None]) -> Repository | None:
     try:
         found = find_repository(repository.root, path)
     except UsageError as error:
@@ -55,6 +56,11 @@ def _open(repository: Repository, path: str, recorded: str, note: Callable[[str]
     if found.root != repository.root / path:
         note(f"the submodule {path} is empty in the guest: it is not checked out on the host; run `git submodule update --init {path}`")
         return None
+    # A commit can name any folder as a submodule. Only what `git submodule` made on this host is one; another clone that lies in the
+    # workspace stays out, whatever the commit says.
+    if not _is_submodule_of(common, found):
+        note(f"the submodule {path} is empty in the guest: its repository is not in .git/modules; run `git submodule absorbgitdirs`")
+        return None
     # The host's HEAD has it in its history, or the bundle would not have it either.
     if not resolve_commit(found, recorded) or not _is_ancestor(found, recorded):
         note(
@@ -62,6 +68,14 @@ def _open(repository: Repository, path: str, recorded: str, note: Callable[[str]
         )
         return None
     return replace(found, commit=recorded, branch=found.branch if found.commit == recorded else "")
+
+
+def _is_submodule_of(common: Path, found: Repository) -> bool:
+    """True if its Git folder lies where Git puts those of submodules, also of a linked worktree's."""
+    if found.common is None or not found.common.is_relative_to(common):
+        return False
+    inner = found.common.relative_to(common).parts
+    return inner[:1] == ("modules",) or (inner[:1] == ("worktrees",) and inner[2:3] == ("modules",))
 
 
 def _is_ancestor(repository: Repository, commit: str) -> bool:

@@ -41,7 +41,8 @@ def render_suggestion(denied: Iterable[Mapping[str, Any]]) -> str:
 
 def _entry(destination: str, rule: str) -> str | None:
     """The destination of the rule in YAML, or None if no profile can allow it."""
-    if rule.endswith(("reserved", "suppressed")):
+    # A query of another type is for a name that is allowed already.
+    if rule.endswith(("reserved", "suppressed")) or rule == "dns: type":
         return None
     try:
         address = IPv4Address(destination)

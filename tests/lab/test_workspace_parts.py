@@ -149,6 +149,18 @@ def test_submodules_are_filled_from_the_host_s_own_copies(repository: Path, libr
     assert git(guest, "status", "--porcelain") == ""
 
 
+def test_a_pointer_that_gitmodules_does_not_know_stops_no_copy(repository: Path, library: Path, tmp_path: Path) -> None:
+    """An accident that is often committed: a clone added as if it were a folder. The submodules beside it are there."""
+    add_submodule(repository, library, "vendor/lib")
+    inner = repository / "clone"
+    git(tmp_path, "clone", "-q", str(library), str(inner))
+    git(repository, "add", "clone")
+    git(repository, "commit", "-qm", "an accident")
+    guest, notes = enter(repository, tmp_path)
+    assert (guest / "vendor/lib/library.txt").exists() and list((guest / "clone").iterdir()) == []
+    assert git(guest, "config", "submodule.vendor/lib.url") and any("clone is empty" in one for one in notes)
+
+
 def test_a_submodule_that_cannot_be_copied_is_named(repository: Path, library: Path, tmp_path: Path) -> None:
     add_submodule(repository, library, "vendor/lib")
     old = git(repository, "rev-parse", "HEAD:vendor/lib")
@@ -161,6 +173,28 @@ def test_a_submodule_that_cannot_be_copied_is_named(repository: Path, library: P
     git(repository, "submodule", "deinit", "-q", "-f", "vendor/lib")
     guest, notes = enter(repository, tmp_path / "second")
     assert any("not checked out on the host" in one for one in notes) and list((guest / "vendor/lib").iterdir()) == []
+
+
+def test_a_commit_brings_no_other_clone_in_as_a_submodule(repository: Path, tmp_path: Path) -> None:
+    """A branch may name a clone of somebody's that lies in the workspace, at a commit that it has."""
+    private = repository / "tools/private"
+    private.mkdir(parents=True)
+    git(private, "init", "-q", "-b", "main")
+    known = commit(private, "known.txt", "known to everybody")
+    commit(private, "secret.txt", "known to its owner alone")
+    git(repository, "update-index", "--add", "--cacheinfo", f"160000,{known},tools/private")
+    git(repository, "commit", "-qm", "a submodule, it says")
+    guest, notes = enter(repository, tmp_path)
+    assert list((guest / "tools/private").iterdir()) == []
+    assert any("tools/private is empty" in one and ".git/modules" in one for one in notes)
+
+
+def test_a_submodule_of_a_linked_worktree_is_one(repository: Path, library: Path, tmp_path: Path) -> None:
+    add_submodule(repository, library, "vendor/lib")
+    git(repository, "worktree", "add", "-q", "-b", "aside", str(tmp_path / "aside"))
+    git(tmp_path / "aside", "-c", "protocol.file.allow=always", "submodule", "update", "-q", "--init")
+    guest, _ = enter(tmp_path / "aside", tmp_path)
+    assert (guest / "vendor/lib/library.txt").read_text() == "library"
 
 
 def test_a_submodule_s_pointer_is_a_change_like_any(repository: Path, library: Path, tmp_path: Path) -> None:

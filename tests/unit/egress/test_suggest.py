@@ -34,6 +34,7 @@ def test_what_no_profile_can_allow_is_said_and_left_out():
             row(host="evil\nname: x", rule="tls: name"),
             row(rule="drop: spoofed", port=0),
             row(host="*.x", rule="dns: name"),
+            row(host="allowed.example.com", rule="dns: type", port=0),
         ]
     )
     assert yaml.safe_load(text) is None
