@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.host.git import COMMIT, View, open_view
+from ktrdr_vm.host.git import View, open_view
 from ktrdr_vm.host.repository import Repository, find_repository, resolve_commit
 
 # Tags that come along, the newest first: a version is read from one of the last.
@@ -23,13 +23,29 @@ def find_other_refs(view: View, commit: str) -> tuple[str, list[str]]:
     These are the tags of its history, and the default branch by its local and its remote-tracking name.
     """
     options = ("--sort=-creatordate", f"--count={MOST_TAGS}", f"--merged={commit}", "--format=%(refname)")
-    refs = view.git("for-each-ref", *options, "refs/tags").text.split("\n")
-    names = [_read_remote_head(view), *_DEFAULTS]
-    default = next((name for name in names if name and _has(view, f"refs/heads/{name}")), "")
-    remote = next((name for name in names if name and _has(view, f"refs/remotes/origin/{name}")), "")
+    refs = [ref for ref in view.git("for-each-ref", *options, "refs/tags").text.split("\n") if ref]
+    there = _read_refs(view, ["refs/remotes/origin/HEAD", *_name_both(*_DEFAULTS)])
+    # What a clone takes for the default branch, where it says so.
+    head = there.get("refs/remotes/origin/HEAD", "").removeprefix("refs/remotes/origin/")
+    if head and head not in _DEFAULTS:
+        there |= _read_refs(view, _name_both(head))
+    names = [name for name in (head, *_DEFAULTS) if name]
+    default = next((name for name in names if f"refs/heads/{name}" in there), "")
+    remote = next((name for name in names if f"refs/remotes/origin/{name}" in there), "")
     refs += [f"refs/remotes/origin/{remote}"] if remote else []
     refs += [f"refs/heads/{default}"] if default else []
-    return default, [ref for ref in refs if ref]
+    return default, refs
+
+
+def _name_both(*names: str) -> list[str]:
+    return [f"{where}/{name}" for name in names for where in ("refs/heads", "refs/remotes/origin")]
+
+
+def _read_refs(view: View, refs: list[str]) -> dict[str, str]:
+    """Those of the refs that exist, with what they point to where they are symbolic."""
+    listed = view.git("for-each-ref", "--format=%(refname)%00%(symref)", *refs).text
+    found = (line.partition("\0") for line in listed.splitlines() if line)
+    return {ref: target for ref, _, target in found if ref in refs}
 
 
 def list_submodules(view: View, repository: Repository, note: Callable[[str], None]) -> list[tuple[str, Repository]]:
@@ -81,14 +97,3 @@ def _is_submodule_of(common: Path, found: Repository) -> bool:
 def _is_ancestor(repository: Repository, commit: str) -> bool:
     with open_view(repository.place) as view:
         return view.git("merge-base", "--is-ancestor", commit, repository.commit, check=False).exit_code == 0
-
-
-def _read_remote_head(view: View) -> str:
-    """What a clone takes for the default branch of `origin`; empty where it does not say."""
-    found = view.git("symbolic-ref", "--quiet", "refs/remotes/origin/HEAD", check=False).text.strip()
-    return found.removeprefix("refs/remotes/origin/") if found.startswith("refs/remotes/origin/") else ""
-
-
-def _has(view: View, ref: str) -> bool:
-    found = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}", check=False).text.strip()
-    return COMMIT.fullmatch(found) is not None

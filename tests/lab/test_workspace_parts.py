@@ -270,3 +270,21 @@ def test_what_the_verification_will_lack_is_said_beforehand(repository: Path, ve
     (repository / "a.txt").write_text("one")
     del document["workspace"]["include"]  # type: ignore[attr-defined]
     assert list_unverified(find_repository(repository), build_profile(document)) == ()
+
+
+@pytest.mark.parametrize("name", ["trunk", "master", "release/1"])
+def test_the_default_branch_is_what_the_clone_says(repository: Path, tmp_path: Path, name: str) -> None:
+    git(repository, "branch", "-m", name)
+    base = git(repository, "rev-parse", "HEAD")
+    git(repository, "update-ref", f"refs/remotes/origin/{name}", base)
+    git(repository, "symbolic-ref", "refs/remotes/origin/HEAD", f"refs/remotes/origin/{name}")
+    git(repository, "checkout", "-qb", "feat/x")
+    commit(repository, "b.txt", "two")
+    guest, _ = enter(repository, tmp_path)
+    assert git(guest, "merge-base", name, "HEAD") == base == git(guest, "rev-parse", f"origin/{name}")
+
+
+def test_without_a_default_branch_there_is_the_branch_alone(repository: Path, tmp_path: Path) -> None:
+    git(repository, "branch", "-m", "only")
+    guest, _ = enter(repository, tmp_path)
+    assert git(guest, "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes").splitlines() == ["refs/heads/only"]
