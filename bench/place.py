@@ -20,8 +20,9 @@ from laboratory.lab import Lab, enter_lab, leave_lab  # noqa: E402
 from bench.prober import Watch, Way, watch  # noqa: E402
 from ktrdr_vm.errors import KtrdrError  # noqa: E402
 from ktrdr_vm.host.journal import read_journal  # noqa: E402
+from ktrdr_vm.identity import parse_instance_id  # noqa: E402
 from ktrdr_vm.images.store import Image  # noqa: E402
-from ktrdr_vm.plan.facts import allocate  # noqa: E402
+from ktrdr_vm.plan.guard_interface import GUEST  # noqa: E402
 
 PROGRAM = str(Path(sys.executable).with_name("ktrdr-vm"))
 LIMIT = 1200.0
@@ -66,10 +67,8 @@ class Place:
     def find_way(self, instance_id: str) -> Way | None:
         paths = self.lab.home.instance(instance_id)
         with suppress(OSError, KtrdrError):
-            journal = read_journal(paths.journal)
-            if journal is not None:
-                address = allocate(journal.slot, genid="", host_key="", host_public_key="", login_public_key="").guest
-                return Way(address, self.image.user, paths.login_key.read_text())
+            if read_journal(paths.journal) is not None:
+                return Way(GUEST, self.image.user, paths.login_key.read_text(), parse_instance_id(instance_id).namespace)
         return None
 
 

@@ -1,4 +1,4 @@
-"""The one outside prober: how long until a guest answers, whoever made it. It knows an address, a user and a key, and nothing of us.
+"""The one outside prober: how long until a guest answers, whoever made it. It knows an address, a user and a key.
 
 Ready is an authenticated command that answered over SSH; Docker is ready when its API answers.
 """
@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import paramiko
+
+from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.host import netns
 
 POLL_S = 0.03
 LIMIT_S = 900.0
@@ -32,6 +34,8 @@ class Way:
     address: str
     user: str
     key: str
+    namespace: str = ""
+    """The network namespace that the address is of."""
     port: int = 22
 
 
@@ -88,7 +92,7 @@ def _reach(find: Callable[[], Way | None], seen: Watch, end: float) -> paramiko.
             tried = time.monotonic()
             try:
                 client = attempt(way)
-            except (OSError, EOFError, paramiko.SSHException) as error:
+            except (OSError, EOFError, paramiko.SSHException, KtrdrError) as error:
                 last = error
             else:
                 now = time.monotonic()
@@ -100,7 +104,7 @@ def _reach(find: Callable[[], Way | None], seen: Watch, end: float) -> paramiko.
 
 def attempt(way: Way) -> paramiko.SSHClient:
     """One try; a connection on which a command has been answered."""
-    plain = socket.create_connection((way.address, way.port), timeout=0.25)
+    plain = netns.connect(way.namespace, (way.address, way.port), 0.25)
     client = paramiko.SSHClient()
     client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
     try:

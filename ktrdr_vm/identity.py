@@ -17,6 +17,10 @@ TAP_PREFIX = "kv"
 TABLE_PREFIX = "ktrdr_"
 # Namespace of the metadata element in the XML of a domain.
 METADATA_NAMESPACE = "urn:ktrdr-vm:instance:1"
+# Of one state directory; each has users of its own on the host, from a range that is unused according to systemd's UIDS-GIDS document.
+SLOTS = 2**14
+FIRST_UID = 1_900_000_000
+LAST_UID = FIRST_UID + 5 * SLOTS - 1
 _NAMESPACE = uuid.UUID("0b1c7a39-9d2e-5f0e-8a44-6f1f7b6f2a10")
 
 
@@ -36,6 +40,11 @@ class Identity:
         return f"{DOMAIN_PREFIX}{self.instance_id}"
 
     @property
+    def namespace(self) -> str:
+        """The network namespace, as `ip netns` lists it."""
+        return f"{DOMAIN_PREFIX}{self.instance_id}"
+
+    @property
     def uuid(self) -> str:
         return str(uuid.uuid5(_NAMESPACE, self.instance_id))
 
@@ -49,7 +58,7 @@ class Identity:
         return f"{TABLE_PREFIX}{self.token}"
 
     def mark(self, home: str) -> str:
-        """The mark of a tap and an nft table: the instance and the state directory."""
+        """The mark of a namespace, a tap and an nft table: the instance and the state directory."""
         return f"ktrdr-vm instance_id={self.instance_id} home={make_home_token(home)}"
 
     @property

@@ -30,6 +30,7 @@ _COMMANDS = {
     "cp": "ktrdr_vm.cli.ssh:cp",
     "forward": "ktrdr_vm.cli.ssh:forward",
     "ssh-config": "ktrdr_vm.cli.ssh:ssh_config",
+    "proxy": "ktrdr_vm.cli.ssh:proxy",
     "console": "ktrdr_vm.cli.ssh:console",
     "pull": "ktrdr_vm.cli.pull:pull",
     "gate": "ktrdr_vm.cli.gate:gate",
@@ -65,6 +66,7 @@ _HELP = {
     "cp": "Copy files to or from an instance.",
     "forward": "Forward a loopback port of this host to a port of an instance.",
     "ssh-config": "Print an OpenSSH configuration or an Ansible inventory.",
+    "proxy": "Connect standard input and output to the SSH port of an instance.",
     "console": "Attach to the serial console of an instance.",
     "pull": "Fetch the commits of an instance into refs/ktrdr/.",
     "gate": "Run gates against a running instance.",
@@ -181,8 +183,16 @@ def main() -> None:
             os._exit(130)
         raise Interrupted
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    def reach_limit(number: int, _frame: object) -> None:
+        # Imported late: most commands need no more than help.
+        from ktrdr_vm.errors import LimitReached
+
+        signal.signal(number, signal.SIG_IGN)
+        raise LimitReached
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, interrupt)
+    signal.signal(signal.SIGUSR1, reach_limit)
     # Imported late: most commands need only part of it.
     from ktrdr_vm.cli.debug import print_programs
     from ktrdr_vm.cli.output import show_error

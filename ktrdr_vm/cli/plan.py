@@ -35,9 +35,10 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     rows = [
         ("overlay", f"{directory}/overlay.qcow2", f"{size.disk} MiB on {image.name} ({image.digest[:12]})"),
         ("seed", f"{directory}/seed.iso", "cloud-init NoCloud"),
+        ("namespace", identity.namespace, "a network namespace with no interface but the tap"),
         ("firewall", f"inet {identity.table}", f"{len(made.rules)} rules allow traffic, all other packets are dropped and counted"),
         ("guard", f"{directory}/guard", "resolver, proxy, ledger"),
-        ("tap", identity.tap, "/30 network, no forwarding, no IPv6"),
+        ("tap", identity.tap, "moved into the namespace: a /30 network, no IPv6"),
         ("domain", identity.domain, f"{size.vcpus} vCPUs, {size.memory} MiB, {made.facts.accelerator}"),
         *(("mount", mount.target, f"{mount.source}, {'read-only' if mount.readonly else 'writable'}") for mount in made.profile.mounts),
         *(("secret", secret.path, f"from {secret.env or secret.file}, for {secret.ttl} s") for secret in made.profile.delivered),

@@ -177,6 +177,19 @@ def ssh_config(instance_id: str | None, inventory: bool) -> None:
             click.echo(f"    {option} {value}")
 
 
+@click.command()
+@instance_argument
+@click.option("--pass-descriptor", is_flag=True, help="Send the connection over standard output, for `ProxyUseFdpass` of OpenSSH.")
+def proxy(instance_id: str, pass_descriptor: bool) -> None:
+    """Connect standard input and output to the SSH port of INSTANCE_ID, which can be reached from its network namespace only.
+
+    `ktrdr-vm ssh-config` prints it as the ProxyCommand of an instance, for ssh, scp, rsync, Ansible and editors.
+    """
+    from ktrdr_vm.cli.ssh_proxy import connect_streams
+
+    connect_streams(instance_id, pass_descriptor=pass_descriptor)
+
+
 def _warn_of_key(path: str) -> None:
     """Under sudo the block would be put into the file of somebody who cannot read what it names."""
     from ktrdr_vm.host.owner import find_owner

@@ -1,4 +1,4 @@
-"""The writer: the only part of the guard that changes nftables, and only elements of its own instance's sets.
+"""The writer: the only part of the guard that changes nftables, and only elements of the sets of its own instance's two tables.
 
 It takes typed elements from the resolver, which reads the guest's bytes, and believes none of them: each is judged again.
 What a grant opens stands in sets of its own, so that a grant ends without asking what else allows the same address.
@@ -28,14 +28,18 @@ LATE = 25.0
 PAST = 256
 _OPENED = ("names", "lan_names", "kept")
 _GRANTED = ("granted_exceptions", "granted_lan_names", "granted_ranges", "granted_names")
+# Sets of the table on the host, and those of them that the table in the namespace has as well. It has all others.
+_ON_HOST = frozenset({"upstreams", "upstreams6", "on_link", "lan_names", "granted_exceptions", "granted_lan_names"})
+_ON_HOST_ONLY = frozenset({"upstreams", "upstreams6"})
 
 
 @dataclass
 class AllowSets:
-    """The sets of one table that packets are compared with: `names` and `lan_names`, and those of the grants."""
+    """The sets that packets are compared with, in the table of the namespace and in the one on the host, which have the same name."""
 
     table: str
     rules: Rules
+    namespace: str = ""
     owners: dict[str, str] = field(default_factory=dict)
     """Address to the name it was last given for."""
     clock: Callable[[], float] = boottime
@@ -64,8 +68,7 @@ class AllowSets:
                 target = ("granted_" if opening.grant else "") + ("lan_names" if reserved else "names")
                 for port in opening.ports if reserved else opening.other_ports:
                     commands += self._open((target, f"{address} . {port}"), ends, opening.grant)
-        if commands:
-            load_ruleset("\n".join(commands) + "\n")
+        self._load(commands)
         for owned in accepted:
             if len(self.owners) >= ALLOWED_SIZE:
                 self.owners.pop(next(iter(self.owners)))
@@ -109,7 +112,7 @@ class AllowSets:
         commands = [f"flush set inet {self.table} {name}" for name in ("upstreams", "upstreams6")]
         for address in wanted:
             commands.append(f"add element inet {self.table} upstreams{'6' if ':' in address else ''} {{ {address} }}")
-        load_ruleset("\n".join(commands) + "\n")
+        self._load(commands)
         self._upstreams = wanted
 
     @property
@@ -124,7 +127,7 @@ class AllowSets:
             return []
         commands = [f"flush set inet {self.table} on_link"]
         commands += [f"add element inet {self.table} on_link {{ {network} }}" for network in wanted]
-        load_ruleset("\n".join(commands) + "\n")
+        self._load(commands)
         self._on_link = wanted
         return [(allowed, network) for allowed, _ in self.rules.ranges for network in wanted if allowed.overlaps(network)]
 
@@ -146,8 +149,7 @@ class AllowSets:
         """Let the connections that stand there go on, and no new ones begin. Called again while they stand."""
         ends = self.clock() + MIN_LIFE
         commands = [line for address, port in places for line in self._open(("kept", f"{address} . {port}"), ends, "")]
-        if commands:
-            load_ruleset("\n".join(commands) + "\n")
+        self._load(commands)
 
     def set_grants(self, rules: Rules, grants: Iterable[Grant], *, afresh: bool = False) -> None:
         """Take up the grants that hold now; what others had opened is closed in the same transaction.
@@ -174,7 +176,7 @@ class AllowSets:
         if afresh:
             self._live.clear()
             commands = [f"flush set inet {self.table} {target}" for target in _OPENED]
-        load_ruleset("\n".join(commands + self._granted_commands()) + "\n")
+        self._load(commands + self._granted_commands())
 
     def _granted_commands(self) -> list[str]:
         """The grants' sets whole. Of ranges that lie in each other only the widest stands, since nft refuses overlaps."""
@@ -193,17 +195,24 @@ class AllowSets:
         return commands
 
     def refill(self) -> None:
-        """Put back what still lives into a table that was just loaded anew, so that no allowed flow ends with it."""
+        """Put back what still lives into tables that were just loaded anew, so that no allowed flow ends with them."""
         now = self.clock()
         upstreams, self._upstreams = self._upstreams, None
         self.set_upstreams(upstreams or ())
         on_link, self._on_link = self._on_link, None
         self.set_on_link(on_link or ())
         commands = [line for key, end in self._live.items() if end > now for line in self._renew(key, end)]
-        load_ruleset("\n".join(commands + self._granted_commands()) + "\n")
+        self._load(commands + self._granted_commands())
+
+    def _load(self, commands: list[str]) -> None:
+        """Each command changes one set, its fifth word, in one table or in both; one transaction for each."""
+        for namespace, is_there in (("", _ON_HOST.__contains__), (self.namespace, lambda name: name not in _ON_HOST_ONLY)):
+            chosen = [line for line in commands if is_there(line.split(maxsplit=5)[4])]
+            if chosen:
+                load_ruleset("\n".join(chosen) + "\n", namespace)
 
     def adopt(self, entries: Table) -> None:
-        """Take up what a guard before this one had opened by the profile's rules. `entries` is the table's listing."""
+        """Take up what a guard before this one had opened by the profile's rules. `entries` lists the table of the namespace."""
         now = self.clock()
         for entry in entries:
             target = entry.get("set", {}).get("name")

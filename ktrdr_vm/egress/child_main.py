@@ -37,7 +37,7 @@ def main() -> None:
         drop_privileges(uid, parent)
         rehearse_resolver()
         channel.send(SERVES)
-        run_resolver(config, listeners[0], listeners[1], channel)
+        run_resolver(config, listeners[0], listeners[1], listeners[2], channel)
     else:
         from ktrdr_vm.escalation.inbox import rehearse_inbox, run_inbox
 

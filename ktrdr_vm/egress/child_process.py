@@ -14,14 +14,15 @@ from typing import Any
 
 from ktrdr_vm.egress.client import short_name
 from ktrdr_vm.host import process
+from ktrdr_vm.host.netns import make_socket
 from ktrdr_vm.host.privileges import die_with
 
 _IP_FREEBIND = 15
 
 
-def bind_early(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
+def bind_early(kind: socket.SocketKind, address: str, port: int, namespace: str = "") -> socket.socket:
     """A listener on an address that may not exist yet: the tap, and with it the address, comes after the guard."""
-    made = socket.socket(socket.AF_INET, kind)
+    made = make_socket(namespace, kind)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
     made.bind((address, port))

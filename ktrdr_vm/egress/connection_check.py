@@ -81,8 +81,8 @@ def _look_up(directory: Path, name: str) -> tuple[Verdict | None, str]:
     import dns.rdatatype
 
     try:
-        gateway = str(json.loads((directory / "guard.json").read_bytes())["gateway"])
-        reply = dns.query.udp(dns.message.make_query(name, "A"), gateway, timeout=_LOOKUP_LIMIT, port=DNS_PORT)
+        place = str(json.loads((directory / "guard.json").read_bytes())["loopback"])
+        reply = dns.query.udp(dns.message.make_query(name, "A"), place, timeout=_LOOKUP_LIMIT, port=DNS_PORT)
     except (dns.exception.DNSException, OSError) as error:
         raise ProvisionError(
             f"the resolver does not answer: {type(error).__name__}",
@@ -102,8 +102,7 @@ def _look_up(directory: Path, name: str) -> tuple[Verdict | None, str]:
 class Judge:
     """The guard's side: reads the sets and the proxy's lists as they are now."""
 
-    def __init__(self, table: str, gateway: str, sets: AllowSets, proxy: ProxyControl, granting: Granting) -> None:
-        self._table = table
+    def __init__(self, gateway: str, sets: AllowSets, proxy: ProxyControl, granting: Granting) -> None:
         self._gateway = gateway
         self._sets = sets
         self._proxy = proxy
@@ -129,11 +128,11 @@ class Judge:
         if not (self._has("lan_names", element) or self._has("granted_lan_names", element)):
             if self._has("reserved", address):
                 return Verdict(False, "drop", "destination", f"{address} is in a reserved range; only the owner's policy opens it", address)
+            if is_local(address):
+                return Verdict(False, "drop", "destination", f"{address} is the host itself", address)
             if self._has("on_link", address):
                 message = f"{address} is in a network of this host; only the owner's policy opens it"
                 return Verdict(False, "drop", "destination", message, address)
-            if is_local(address):
-                return Verdict(False, "drop", "destination", f"{address} is the host itself", address)
         elif port not in (80, 443):
             return self._by_address(address, port, "the resolver gave this address for an allowed name, and the owner lets it be in a LAN")
         if self._has("ranges", element) or self._has("granted_ranges", element):
@@ -145,7 +144,7 @@ class Judge:
         return Verdict(False, "drop", "destination", f"no rule and no grant opens {address} on port {port}", address)
 
     def _has(self, name: str, element: str) -> bool:
-        return has_element(self._table, name, element)
+        return has_element(self._sets.table, name, element, self._sets.namespace)
 
     def _by_address(self, address: str, port: int, message: str) -> Verdict:
         grant = self._sets.find_grant(address, port)

@@ -22,10 +22,6 @@ class Machine:
         # The guard has other things to do than to wait for a libvirtd that is restarted.
         return Libvirt(patience=0)
 
-    def prepare(self) -> None:
-        """Import libvirt now: at leisure, once the guard serves, and not when the guest is to stand still at once."""
-        _ = self._libvirt
-
     def find_state(self) -> str:
         """libvirt's word for it; empty when there is no such domain."""
         facts = self._libvirt.find(self.domain)

@@ -4,8 +4,7 @@
     ├── resolver (own user, no privilege): reads the guest's DNS
     ├── haproxy  (own user, no privilege): reads the guest's HTTP and TLS
     ├── inbox    (own user, no privilege): reads the guest's escalations, where somebody can ask
-    ├── relay, sender (own users, no privilege): read the guest's telemetry, and take it to the owner's collector, where there is one
-    └── nft monitor: says at once when another program touches the firewall
+    └── relay, sender (own users, no privilege): read the guest's telemetry, and take it to the owner's collector, where there is one
 
 It is a process of its own because it must outlive the command that made the instance. It holds a lock while it lives; that lock,
 and not a PID file, says whether it is there. Its children die with it, and then nothing answers: it fails closed.
@@ -63,7 +62,6 @@ class Guard:
         self.proxy_control = proxy
         self.running = True
         self.proxy: subprocess.Popen[bytes] | None = None
-        self.monitor: subprocess.Popen[bytes] | None = None
         self.resolver_config = {"policy": works.policy, "exceptions": config["exceptions"]}
         self.space = SpaceWatch(works.directory, works.machine, ledger)
         self.values = DeliveredValues()
@@ -74,7 +72,7 @@ class Guard:
         self.resolver = ResolverLink(
             works.directory, self.resolver_config, works.dns, int(config["resolver_uid"]), sets, self.granting, self.given, ledger
         )
-        self.judge = Judge(config["table"], config["gateway"], sets, proxy, self.granting)
+        self.judge = Judge(config["gateway"], sets, proxy, self.granting)
         self.proxy_log = ProxyLog(ledger, sets, self.granting, proxy)
         self.desk = self._make_desk()
         self.parts = self._make_parts()
@@ -121,7 +119,7 @@ class Guard:
         rules = json.dumps(self.resolver_config, sort_keys=True)
         before = self.directory / "elements.of"
         if before.exists() and before.read_text() == rules:
-            self.sets.adopt(list_table(self.config["table"]) or [])
+            self.sets.adopt(list_table(self.config["table"], self.config["namespace"]) or [])
             self.granting.start(afresh=False)
         else:
             self.granting.start(afresh=True)
@@ -146,7 +144,6 @@ class Guard:
         parts = {
             "resolver": ChannelChild("the resolver", self.resolver.start, self.resolver.take, selector, note),
             "proxy": SupervisedChild("the proxy", self._start_proxy, self._read_proxy_log, answers, selector, note),
-            "monitor": SupervisedChild("the watch over nftables", self._start_monitor, self._read_monitor, lambda: True, selector, note),
         }
         if self.desk is not None:
             parts["inbox"] = ChannelChild("the escalation inbox", self.desk.start, self.desk.answer, selector, note)
@@ -159,11 +156,6 @@ class Guard:
         self.brokers.proxy_started()
         return self.proxy, self.proxy.stdout
 
-    def _start_monitor(self) -> tuple[subprocess.Popen[bytes], Source]:
-        self.monitor = self.watch.start_monitor()
-        assert self.monitor.stdout is not None
-        return self.monitor, self.monitor.stdout
-
     def _make_desk(self) -> EscalationDesk | None:
         """Where somebody in the instance can ask."""
         inbox = self.works.inbox
@@ -174,10 +166,6 @@ class Guard:
         user, group = self.config["owner"]
         owner = (int(user), int(group))
         return EscalationDesk(self.directory, inbox.store, inbox.listener, int(self.config["inbox_uid"]), owner, self.ledger, self.granting)
-
-    def _read_monitor(self) -> None:
-        assert self.monitor is not None
-        self.watch.read_events(self.monitor)
 
     def _reap(self, wake: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -217,7 +205,6 @@ class Guard:
                 self.sets.keep({(one.address, one.port) for one in self.proxy_control.list_by_address()} & late)
 
     def _look(self) -> None:
-        self.machine.prepare()
         self.link.poll()
         with contextlib.suppress(KtrdrError):  # the table is away; the watch puts it back
             self.sets.set_upstreams(find_upstreams())

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host import process
+from ktrdr_vm.host.netns import make_socket
 
 _SIOCGIFFLAGS = 0x8913
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
@@ -22,16 +23,17 @@ _IFREQ = struct.Struct("16sH22x")
 class Link:
     """One tap. A machine that was attached and is not any more has ended: `on_end` is called once, and the link is set down.
 
-    The credentials that the guard holds for the guest are for that machine; whoever attaches to the tap afterwards is another.
+    The credentials that the guard holds for the guest are for that machine; what attaches to the tap afterwards is another.
     """
 
-    def __init__(self, tap: str, ledger: Ledger, on_end: Callable[[], None]) -> None:
+    def __init__(self, tap: str, namespace: str, ledger: Ledger, on_end: Callable[[], None]) -> None:
         self._tap = tap
+        self._namespace = namespace
         self._ledger = ledger
         self._on_end = on_end
         self._attached = False
         self._absent = 0
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket = make_socket(namespace, socket.SOCK_DGRAM)
 
     def poll(self) -> None:
         """Look whether the machine is attached; called at every look of the guard."""
@@ -46,7 +48,7 @@ class Link:
         self._on_end()
         if flags & _IFF_UP:
             with contextlib.suppress(KtrdrError):
-                process.run(["ip", "link", "set", "dev", self._tap, "down"], timeout=10)
+                process.run(["ip", "-n", self._namespace, "link", "set", "dev", self._tap, "down"], timeout=10)
         self._ledger.write("guard", "note", rule="link", message="the machine is not attached to its tap any more; the link is down")
 
     def _read_flags(self) -> int:

@@ -1,22 +1,15 @@
-"""The watch over the instance's table: what packets were dropped, and that no other program changes the rules."""
+"""The watch over the two tables of an instance: what packets were dropped, and that the rules are there."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ktrdr_vm.egress.allow_sets import AllowSets
-from ktrdr_vm.egress.domain_control import Machine
 from ktrdr_vm.egress.ledger import Ledger
-from ktrdr_vm.errors import KtrdrError, ProvisionError
-from ktrdr_vm.host import process
-from ktrdr_vm.host.nft import Table, keep_rules, list_table, load_ruleset, read_table
-from ktrdr_vm.host.privileges import die_with
+from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.host.nft import Table, keep_rules, list_table, load_ruleset
 
 
 @dataclass(frozen=True)
@@ -61,48 +54,38 @@ class DropCounts:
         return [Drop(key[0], key[1] if rule == "destination" else "", key[2], rule, new)]
 
 
-class TableWatch:
-    """Compares the table with what it was when it was loaded, and puts it back. `machine` stands still meanwhile."""
+@dataclass(frozen=True)
+class _Place:
+    """A table's network namespace, empty for the host's, and the file that it is loaded from."""
 
-    def __init__(self, directory: Path, table: str, expected: Path, machine: Machine, sets: AllowSets, ledger: Ledger) -> None:
-        self._directory = directory
+    namespace: str
+    ruleset: Path
+
+
+class TableWatch:
+    """Reads the counters of both tables of an instance, and loads a table again that is not as it was when it was loaded.
+
+    `namespace` has the one that the guest's packets meet, and nobody but root enters it. The other one is on the host, where a reload of
+    another program's rules may remove it: that is put back without a word, as no packet of the guest meets it.
+    """
+
+    def __init__(self, directory: Path, table: str, namespace: str, expected: Path, sets: AllowSets, ledger: Ledger) -> None:
+        self._places = (_Place("", directory / "ruleset-host.nft"), _Place(namespace, directory / "ruleset.nft"))
         self._table = table
-        self._machine = machine
         self._sets = sets
         self._ledger = ledger
-        self._expected = _read_expected(expected) or read_table(table)
+        self._expected = _read_expected(expected, namespace)
         self._counts = DropCounts()
 
-    def start_monitor(self) -> subprocess.Popen[bytes]:
-        """nft's own events: what somebody does to the tables is known within milliseconds, not at the next look."""
-        parent = os.getpid()
-        pipe = subprocess.PIPE
-        monitor = process.start(["nft", "monitor"], stdout=pipe, stderr=pipe, in_child=lambda: die_with(parent), new_session=False)
-        assert monitor.stdout is not None
-        os.set_blocking(monitor.stdout.fileno(), False)
-        return monitor
-
-    def read_events(self, monitor: subprocess.Popen[bytes]) -> None:
-        assert monitor.stdout is not None
-        try:
-            events = os.read(monitor.stdout.fileno(), 1 << 20)
-        except BlockingIOError:
-            return
-        # Elements come and go by themselves; a table, chain, rule or set of ours does not.
-        name = self._table.encode()
-        if any(name in line and b" element " not in line for line in events.split(b"\n")):
-            self.check()
-
     def look(self) -> None:
-        """Write what was dropped since the last look. The events come first; this also sees a change that they missed."""
+        """Write what was dropped since the last look, once both tables are as they must be."""
         try:
-            entries = list_table(self._table)
-            if entries is None or keep_rules(entries) != self._expected:
-                self.check()
-                return
+            entries: Table = []
+            for place in self._places:
+                entries += self._read(place)
             drops = self._counts.read(entries)
         except (KtrdrError, ValueError, KeyError) as error:
-            self._ledger.write("guard", "note", message=f"the table cannot be read: {error}"[:300])
+            self._ledger.write("guard", "note", rule="table", message=f"the table is not as it must be: {error}"[:300])
             return
         for drop in drops:
             self._ledger.write(
@@ -117,49 +100,24 @@ class TableWatch:
             )
         self._ledger.flush()
 
-    def check(self) -> None:
-        """Another program changed nftables. If it touched our rules, the guest stands still until they are back."""
-        began = time.monotonic()
-        try:
-            if read_table(self._table) == self._expected:
-                return
-            paused = self._try("pause the guest", self._pause)
-            load_ruleset(self._directory / "ruleset.nft")
-            self._counts.clear()
-            self._sets.refill()
-            if paused:
-                self._try("resume the guest", self._machine.resume)
-            milliseconds = round((time.monotonic() - began) * 1000)
-            message = (
-                f"another program changed the firewall; the guest {'was paused' if paused else 'could not be paused'}, the rules are back"
-            )
-            self._ledger.write("guard", "note", rule="table", message=message, ms=milliseconds)
-        except KtrdrError as error:
-            # The routing rule still forwards nothing; the next look tries again.
-            self._ledger.write("guard", "note", rule="table", message=f"the firewall is not as it must be: {error}"[:300])
-
-    def _pause(self) -> None:
-        state = self._machine.find_state()
-        if state != "running":
-            raise ProvisionError(
-                f"it is {state or 'not there'}", where=self._machine.domain, hint="a guest that does not run sends nothing"
-            )
-        self._machine.suspend()
-
-    def _try(self, what: str, act: Callable[[], None]) -> bool:
-        try:
-            act()
-        except KtrdrError as error:
-            self._ledger.write("guard", "note", rule="table", message=f"could not {what}: {error.message}"[:300])
-            return False
-        return True
+    def _read(self, place: _Place) -> Table:
+        """The listing of a table, after it was loaded again if it had to be."""
+        entries = list_table(self._table, place.namespace)
+        expected = self._expected.get(place.namespace)
+        if entries is not None and (expected is None or keep_rules(entries) == expected):
+            return entries
+        load_ruleset(place.ruleset, place.namespace)
+        self._counts.clear()
+        self._sets.refill()
+        if place.namespace:
+            self._ledger.write("guard", "note", rule="table", message="the rules in the namespace were changed; they are back")
+        return list_table(self._table, place.namespace) or []
 
 
-def _read_expected(path: Path) -> Table | None:
-    """What the firewall was read back as when it was loaded, or None when nobody wrote that down."""
+def _read_expected(path: Path, namespace: str) -> dict[str, Table]:
+    """By namespace, what the tables were read back as when they were loaded; nothing when nobody wrote that down."""
     try:
         found = json.loads(path.read_bytes())
-        table: Table = found["table"]
+        return {"": found["host"], namespace: found["table"]}
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return table
+        return {}

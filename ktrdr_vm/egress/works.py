@@ -22,8 +22,7 @@ from ktrdr_vm.egress.proxy.credentials import Brokers
 from ktrdr_vm.egress.rules import Rules, rules_from_json
 from ktrdr_vm.egress.table_watch import TableWatch
 from ktrdr_vm.egress.telemetry.supervisor import Telemetry, open_telemetry
-from ktrdr_vm.host.ports import require_privileged_ports
-from ktrdr_vm.plan.guard_interface import DNS_PORT, HTTP_PORT, INBOX_PORT, LAST_PORT, OTHER_PORT, TLS_PORT
+from ktrdr_vm.plan.guard_interface import DNS_PORT, HTTP_PORT, INBOX_PORT, OTHER_PORT, OTLP_PORT, TLS_PORT
 
 if TYPE_CHECKING:
     from ktrdr_vm.escalation.store import EscalationStore
@@ -47,8 +46,8 @@ class Works:
     rules: Rules
     selector: selectors.BaseSelector
     ledger: Ledger
-    dns: tuple[socket.socket, socket.socket]
-    """UDP and TCP."""
+    dns: tuple[socket.socket, socket.socket, socket.socket]
+    """UDP and TCP for the guest, and UDP on the host's loopback for the proxy."""
     proxy_sockets: dict[str, socket.socket]
     """By the names that the configuration of HAProxy has for them."""
     control: socket.socket
@@ -69,11 +68,12 @@ def open_works(directory: Path) -> Works:
     config: dict[str, Any] = json.loads((directory / "guard.json").read_bytes())
     policy = json.loads((directory / "egress.json").read_bytes())
     rules = rules_from_json(policy, config["exceptions"])
-    require_privileged_ports(LAST_PORT)
-    bind = _make_binder(config["gateway"])
-    ledger, sets = Ledger(Path(config["ledger"]), config["instance_id"]), AllowSets(config["table"], rules)
+    namespace, table = config["namespace"], config["table"]
+    bind = _make_binder(config["gateway"], namespace)
+    ledger, sets = Ledger(Path(config["ledger"]), config["instance_id"]), AllowSets(table, rules, namespace)
     machine, proxy, selector = Machine(config["domain"]), ProxyControl(directory), selectors.DefaultSelector()
-    dns = bind(socket.SOCK_DGRAM, DNS_PORT), bind(socket.SOCK_STREAM, DNS_PORT)
+    own = bind_early(socket.SOCK_DGRAM, config["loopback"], DNS_PORT)
+    dns = bind(socket.SOCK_DGRAM, DNS_PORT), bind(socket.SOCK_STREAM, DNS_PORT), own
     brokers = Brokers(config["brokers"], proxy, ledger)
     return Works(
         directory=directory,
@@ -88,27 +88,27 @@ def open_works(directory: Path) -> Works:
             "KTRDR_FD_TLS": bind(socket.SOCK_STREAM, TLS_PORT),
             "KTRDR_FD_OTHER": bind(socket.SOCK_STREAM, OTHER_PORT),
             "KTRDR_FD_STATS": listen_unix(directory / "stats.sock"),
-            **brokers.listen(config["gateway"]),
+            **brokers.listen(lambda port: bind(socket.SOCK_STREAM, port)),
         },
         control=listen_unix(directory / "control.sock"),
         sets=sets,
         machine=machine,
-        watch=TableWatch(directory, config["table"], directory.with_name("ruleset.expected"), machine, sets, ledger),
+        watch=TableWatch(directory, table, namespace, directory.with_name("ruleset.expected"), sets, ledger),
         deadlines=Deadlines(directory / "deadlines.json", config["domain"], ledger),
         proxy=proxy,
         brokers=brokers,
-        link=Link(config["tap"], ledger, brokers.forget),
+        link=Link(config["tap"], namespace, ledger, brokers.forget),
         book=GrantBook(directory / "grants.json"),
         inbox=_open_inbox(config, bind) if config["escalations"] else None,
-        telemetry=open_telemetry(config, ledger, selector),
+        telemetry=open_telemetry(config, ledger, selector, lambda: bind(socket.SOCK_STREAM, OTLP_PORT)),
     )
 
 
 _Binder = Callable[[socket.SocketKind, int], socket.socket]
 
 
-def _make_binder(gateway: str) -> _Binder:
-    return lambda kind, port: bind_early(kind, gateway, port)
+def _make_binder(gateway: str, namespace: str) -> _Binder:
+    return lambda kind, port: bind_early(kind, gateway, port, namespace)
 
 
 def _open_inbox(config: dict[str, Any], bind: _Binder) -> Inbox:

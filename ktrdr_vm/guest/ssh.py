@@ -7,6 +7,7 @@ from its first byte, so everything read from it is bounded in time and size, als
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import shlex
@@ -25,6 +26,7 @@ from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest.envelope import RemoteProcess, make_envelope, make_kill_command
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError, GuestResult, GuestTimeout
 from ktrdr_vm.guest.pump import LINGER, Channel, LimitedSocket, Reading, RunningCommand, feed
+from ktrdr_vm.host import netns
 from ktrdr_vm.host.keys import generate_keypair
 
 __all__ = ["Guest", "GuestRefusedError", "GuestResult", "GuestTimeout", "SshGuest", "connect", "generate_keypair"]
@@ -50,19 +52,20 @@ class _SwappedKey(GuestError):
 
 
 def connect(
-    address: str,
-    port: int,
+    address: tuple[str, int],
     user: str,
     private_key: str,
     pinned_host_key: str,
     *,
     timeout: float,
     instance_id: str,
+    namespace: str = "",
     proceed: Callable[[], None] | None = None,
 ) -> SshGuest:
     """Poll until an authenticated command succeeds; GuestError after `timeout` seconds.
 
-    `pinned_host_key` is a public line; another key is refused immediately. `proceed` is called before every attempt and may
+    `pinned_host_key` is a public line; another key is refused immediately. The address is one of the network
+    `namespace`, or of where this process is. `proceed` is called before every attempt and may
     raise to end the wait (the domain ended, Ctrl-C).
     """
     key = paramiko.Ed25519Key.from_private_key(io.StringIO(private_key))
@@ -72,7 +75,8 @@ def connect(
         if proceed is not None:
             proceed()
         try:
-            return _attempt(address, port, user, key, pinned_host_key, left=left, instance_id=instance_id)
+            dial = functools.partial(netns.connect, namespace, address)
+            return _attempt(dial, user, key, pinned_host_key, left=left, instance_id=instance_id)
         except _SwappedKey:
             raise
         except (OSError, EOFError, paramiko.SSHException, GuestError) as error:
@@ -85,10 +89,12 @@ def connect(
     )
 
 
-def _attempt(address: str, port: int, user: str, key: paramiko.PKey, pinned: str, *, left: float, instance_id: str) -> SshGuest:
+def _attempt(
+    dial: Callable[[float], socket.socket], user: str, key: paramiko.PKey, pinned: str, *, left: float, instance_id: str
+) -> SshGuest:
     """One new TCP connection: handshake, pinned key, login, one command. Everything is closed if a step fails."""
     deadline = time.monotonic() + min(left, _HANDSHAKE_S)
-    plain = socket.create_connection((address, port), timeout=min(_CONNECT_S, left))
+    plain = dial(min(_CONNECT_S, left))
     transport: paramiko.Transport | None = None
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -97,7 +103,7 @@ def _attempt(address: str, port: int, user: str, key: paramiko.PKey, pinned: str
         transport = paramiko.Transport(cast(socket.socket, limited))
         options = transport.get_security_options()
         options.key_types = ("ssh-ed25519",)
-        # The connection uses a tap of this host, so a recording for a later quantum computer is no threat, and a
+        # The connection uses a tap of this host and no network, so a recording for a later quantum computer is no threat, and a
         # post-quantum key exchange takes an emulated guest a second.
         options.kex = _KEX
         options.digests = _MACS

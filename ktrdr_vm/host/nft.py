@@ -9,6 +9,7 @@ from typing import Any
 
 from ktrdr_vm.errors import HostError, ProvisionError
 from ktrdr_vm.host import process
+from ktrdr_vm.host.netns import inside
 
 Table = list[dict[str, Any]]
 
@@ -18,12 +19,13 @@ _COMMENT = re.compile(r'^\s*comment "([^"]*)"$', re.MULTILINE)
 _VOLATILE = frozenset({"handle", "packets", "bytes", "index"})
 
 
-def load_ruleset(ruleset: str | Path) -> None:
-    """Load a ruleset, text or file, in one transaction."""
-    if isinstance(ruleset, Path):
-        process.run(["nft", "-f", ruleset], timeout=30)
-    else:
-        process.run(["nft", "-f", "-"], stdin=ruleset.encode(), timeout=30)
+def load_ruleset(ruleset: str | Path, namespace: str = "") -> None:
+    """Load a ruleset, text or file, in one transaction, in a named network namespace or where this process is."""
+    with inside(namespace):
+        if isinstance(ruleset, Path):
+            process.run(["nft", "-f", ruleset], timeout=30)
+        else:
+            process.run(["nft", "-f", "-"], stdin=ruleset.encode(), timeout=30)
 
 
 def list_tables(prefix: str) -> list[str]:
@@ -33,9 +35,10 @@ def list_tables(prefix: str) -> list[str]:
     return sorted(name for name in tables if name.startswith(prefix))
 
 
-def read_comment(table: str) -> str | None:
+def read_comment(table: str, namespace: str = "") -> str | None:
     """The comment of the table, or an empty text; None if the table does not exist. nft 1.0 prints it in text only, not in JSON."""
-    listed = process.run(["nft", "-t", "list", "table", "inet", table], timeout=30, check=False)
+    with inside(namespace):
+        listed = process.run(["nft", "-t", "list", "table", "inet", table], timeout=30, check=False)
     if listed.exit_code != 0:
         if _is_absent(listed):
             return None
@@ -55,9 +58,10 @@ def list_ruleset() -> Table:
     return found
 
 
-def list_table(table: str) -> Table | None:
+def list_table(table: str, namespace: str = "") -> Table | None:
     """The content of a table of the family inet as JSON of nft, or None if it does not exist."""
-    listed = process.run(["nft", "-j", "list", "table", "inet", table], timeout=30, check=False)
+    with inside(namespace):
+        listed = process.run(["nft", "-j", "list", "table", "inet", table], timeout=30, check=False)
     if listed.exit_code != 0:
         if _is_absent(listed):
             return None
@@ -66,17 +70,18 @@ def list_table(table: str) -> Table | None:
     return [entry for entry in entries if "metainfo" not in entry]
 
 
-def has_element(table: str, name: str, element: str) -> bool:
+def has_element(table: str, name: str, element: str, namespace: str = "") -> bool:
     """True if a packet with this value matches the set now. `element` is an address, or an address, ` . ` and a port."""
-    got = process.run(["nft", "get", "element", "inet", table, name, f"{{ {element} }}"], timeout=30, check=False)
+    with inside(namespace):
+        got = process.run(["nft", "get", "element", "inet", table, name, f"{{ {element} }}"], timeout=30, check=False)
     if got.exit_code != 0 and not _is_absent(got):
         raise _cannot_list(table, got)
     return got.exit_code == 0
 
 
-def read_table(table: str) -> Table | None:
+def read_table(table: str, namespace: str = "") -> Table | None:
     """The rules and fixed sets of the table, without handles, counters and elements that packets or the guard add."""
-    entries = list_table(table)
+    entries = list_table(table, namespace)
     return None if entries is None else keep_rules(entries)
 
 

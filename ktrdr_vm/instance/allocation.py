@@ -1,24 +1,20 @@
-"""What an instance is given when it is made: a slot, and with it addresses and users; a host key and a login."""
+"""What an instance is given when it is made: a slot, and with it users and a loopback address; a host key and a login."""
 
 from __future__ import annotations
 
-import json
-
 from ktrdr_vm.errors import HostError
-from ktrdr_vm.host import process
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.journal import Journal, list_journals
 from ktrdr_vm.host.paths import Home, InstancePaths
-from ktrdr_vm.plan.facts import SLOTS, Allocation, allocate
+from ktrdr_vm.identity import SLOTS
+from ktrdr_vm.plan.facts import Allocation, allocate
 
 
 def find_free_slot(home: Home) -> int:
-    """The first slot that no journal of this home and no interface of this host has. To be called under the slots' lock."""
+    """The first slot that no journal of this home has. To be called under the slots' lock."""
     taken = {journal.slot for journal in list_journals(home)}
-    addresses = _local_addresses()
     for slot in range(SLOTS):
-        gateway = allocate(slot, genid="", host_key="", host_public_key="", login_public_key="").gateway
-        if slot not in taken and gateway not in addresses:
+        if slot not in taken:
             return slot
     raise HostError("every slot is taken", where=str(home.instances), hint="destroy instances; `ktrdr-vm list` shows them")
 
@@ -56,8 +52,3 @@ def read_allocation(paths: InstancePaths, journal: Journal) -> Allocation:
         host_public_key=paths.host_key.with_suffix(".pub").read_text().strip(),
         login_public_key=paths.login_key.with_suffix(".pub").read_text().strip(),
     )
-
-
-def _local_addresses() -> set[str]:
-    listed = json.loads(process.run(["ip", "-4", "-j", "addr", "show"], timeout=10).stdout)
-    return {entry["local"] for link in listed for entry in link.get("addr_info", []) if "local" in entry}

@@ -22,7 +22,7 @@ def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict
     for entry in find_instances(home, libvirt):
         if not entry.busy and (entry.expired or not entry.kept):
             rows += _collect(home, libvirt, entry, dry_run=dry_run)
-        elif "tap" in entry.seen and not dry_run and Instance(home, parse_instance_id(entry.instance_id), libvirt).close_unguarded():
+        elif "namespace" in entry.seen and not dry_run and Instance(home, parse_instance_id(entry.instance_id), libvirt).close_unguarded():
             rows.append({"action": "closed", "instance_id": entry.instance_id, "reason": "its guard does not run; apply starts it again"})
     if not dry_run:
         remove_dead_locks(home.locks)

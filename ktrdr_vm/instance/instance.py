@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.host.journal import Journal, explained, locked, read_journal
 from ktrdr_vm.host.libvirt import DomainFacts, Libvirt
+from ktrdr_vm.host.links import list_links
 from ktrdr_vm.host.paths import Home, InstancePaths
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.instance.allocation import create_keys, find_free_slot, require_room
@@ -138,8 +139,8 @@ class Instance:
 
     def _require_nothing_left(self) -> None:
         """ProvisionError when objects of an instance of this name run on the host while its state directory is lost."""
-        tap = self.identity.tap
-        left = [f"tap {tap}"] if os.path.lexists(f"/sys/class/net/{tap}") else []
+        namespace = self.identity.namespace
+        left = [f"network namespace {namespace}"] if list_links(namespace).get("lo") == self.target.mark else []
         left += [f"domain {self.identity.domain}"] if self._find_domain() is not None else []
         if left:
             name = self.identity.instance_id

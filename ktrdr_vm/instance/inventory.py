@@ -1,4 +1,4 @@
-"""Instances as the host knows them: journals, libvirt metadata, tap aliases and nft comments, joined by instance_id.
+"""Instances as the host knows them: journals, libvirt metadata, aliases of interfaces and nft comments, joined by instance_id.
 
 Losing the state directory loses no knowledge. What does not carry our mark is never listed and never touched.
 """
@@ -6,15 +6,17 @@ Losing the state directory loses no knowledge. What does not carry our mark is n
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ktrdr_vm.host import process
+from ktrdr_vm.host import netns
 from ktrdr_vm.host.journal import Journal, is_locked, list_directories, list_journals
 from ktrdr_vm.host.libvirt import DomainFacts, Libvirt
+from ktrdr_vm.host.links import list_links
 from ktrdr_vm.host.nft import list_tables, read_comment
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.identity import TABLE_PREFIX, make_home_token
+from ktrdr_vm.identity import DOMAIN_PREFIX, TABLE_PREFIX, make_home_token
 from ktrdr_vm.instance.resources.guard import look_at_guard
 
 _MARK = re.compile(r"ktrdr-vm instance_id=([a-z0-9-]{1,63}) home=([0-9a-f]{8})")
@@ -51,7 +53,7 @@ class Found:
             return ""
         if self.rest:
             return f"interrupted while {self.rest}: `ktrdr-vm resume` or `ktrdr-vm suspend` it again"
-        missing = [what for what in ("journal", "firewall", "tap", "domain") if what not in self.seen]
+        missing = [what for what in ("journal", "namespace", "firewall", "tap", "domain") if what not in self.seen]
         return f"incomplete: no {', no '.join(missing)}" if missing else "; ".join(self.faults)
 
     def to_json(self) -> dict[str, Any]:
@@ -100,8 +102,8 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
     for table in list_tables(TABLE_PREFIX):
         for instance_id in _marked(read_comment(table) or "", home):
             seen(instance_id, "firewall")
-    for instance_id in _marked(process.run(["ip", "link", "show"], timeout=30).text, home):
-        seen(instance_id, "tap")
+    for instance_id, where in _find_links(home):
+        seen(instance_id, where)
     for entry in found.values():
         if entry.rest == "suspended":
             # libvirt may still know a definition of it, which is shut off; what counts is the saved state.
@@ -110,6 +112,14 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
             entry.faults = tuple(look_at_guard(home.instance(entry.instance_id).guard))
         entry.busy = is_locked(home.lock(entry.instance_id)) or _is_building(home, entry.instance_id)
     return sorted(found.values(), key=lambda entry: entry.instance_id)
+
+
+def _find_links(home: Home) -> Iterator[tuple[str, str]]:
+    """Instance ids by the marks of namespaces and taps; a tap is on the host until a machine has opened it."""
+    for namespace in ("", *netns.list_names(DOMAIN_PREFIX)):
+        for name, alias in list_links(namespace).items():
+            for instance_id in _marked(alias, home):
+                yield instance_id, "namespace" if name == "lo" else "tap"
 
 
 def _is_building(home: Home, instance_id: str) -> bool:

@@ -174,13 +174,13 @@ class LoadedInstance:
 
         self.target.require_awake()
         self._guest = ssh.connect(
-            self.allocation.guest,
-            22,
+            (self.allocation.guest, 22),
             self.plan.facts.image.user,
             self.paths.login_key.read_text(),
             self.allocation.host_public_key,
             timeout=limit,
             instance_id=self.instance_id,
+            namespace=self.identity.namespace,
             proceed=self._require_running,
         )
         return self._guest

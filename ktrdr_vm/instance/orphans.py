@@ -5,13 +5,13 @@ It is shown and not removed: without our mark it might be somebody else's.
 
 from __future__ import annotations
 
-import json
 import re
 
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.host import process
+from ktrdr_vm.host import netns
 from ktrdr_vm.host.journal import list_directories, read_journal
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.links import list_links
 from ktrdr_vm.host.nft import list_tables, read_comment
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import DOMAIN_PREFIX, TABLE_PREFIX, TAP_PREFIX
@@ -32,15 +32,12 @@ def find_leftovers(home: Home, libvirt: Libvirt) -> list[tuple[str, str]]:
             read_journal(directory / "journal.json")
         except KtrdrError as error:
             found.append((f"{directory.name}: {error.message}", error.hint))
-    links = json.loads(process.run(["ip", "-j", "link", "show"], timeout=10).stdout or b"[]")
-    names = {str(link["ifname"]) for link in links}
-    for link in links:
-        if _TAP.fullmatch(link["ifname"]) and _MARK not in link.get("ifalias", ""):
-            found.append((f"the tap {link['ifname']} carries no mark", f"ip link del {link['ifname']}"))
-    for rule in json.loads(process.run(["ip", "-j", "rule", "show"], timeout=10).stdout or b"[]"):
-        name = str(rule.get("iif", ""))
-        if _TAP.fullmatch(name) and name not in names:
-            found.append((f"a routing rule is there for the tap {name}, which is not", f"ip rule del iif {name}"))
+    for name, alias in list_links().items():
+        if _TAP.fullmatch(name) and _MARK not in alias:
+            found.append((f"the tap {name} carries no mark", f"ip link del {name}"))
+    for namespace in netns.list_names(DOMAIN_PREFIX):
+        if _MARK not in list_links(namespace).get("lo", ""):
+            found.append((f"the network namespace {namespace} carries no mark", f"ip netns del {namespace}"))
     for table in list_tables(TABLE_PREFIX):
         if _MARK not in (read_comment(table) or ""):
             found.append((f"the table inet {table} carries no mark", f"nft delete table inet {table}"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.instance.loaded import LoadedInstance
@@ -11,11 +13,13 @@ from ktrdr_vm.instance.loaded import LoadedInstance
 
 def make_ssh_options(loaded: LoadedInstance) -> dict[str, str]:
     """OpenSSH's options by name. Nothing is forwarded and nothing is asked of an agent."""
-    allocation = loaded.allocation
     known_hosts = loaded.paths.login_key.with_name("known_hosts")
-    write_durably(known_hosts, f"{loaded.instance_id} {allocation.host_public_key}\n".encode())
+    write_durably(known_hosts, f"{loaded.instance_id} {loaded.allocation.host_public_key}\n".encode())
     return {
-        "HostName": allocation.guest,
+        "HostName": loaded.instance_id,
+        "ProxyCommand": f"{_find_program()} proxy --pass-descriptor {loaded.instance_id}",
+        # OpenSSH takes the connection over, so that no other process carries its data.
+        "ProxyUseFdpass": "yes",
         "User": loaded.plan.facts.image.user,
         "HostKeyAlias": loaded.instance_id,
         "UserKnownHostsFile": str(known_hosts),
@@ -31,6 +35,11 @@ def make_ssh_options(loaded: LoadedInstance) -> dict[str, str]:
         "ServerAliveCountMax": "4",
         "LogLevel": "ERROR",
     }
+
+
+def _find_program() -> str:
+    """This program, as a word for a shell."""
+    return shlex.quote(str(Path(sys.executable).with_name("ktrdr-vm")))
 
 
 def make_inventory_host(options: Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from ktrdr_vm.instance.loaded import LoadedInstance, SecretReader
 from ktrdr_vm.instance.resources.base import Notify, Resource, Verb, quiet
 from ktrdr_vm.instance.resources.mount import Mount
 from ktrdr_vm.instance.resources.saved_state import Saved
+from ktrdr_vm.instance.resources.tap import move_in
 from ktrdr_vm.instance.secrets import take_secrets
 from ktrdr_vm.plan.domain_memory import drop_incoming
 
@@ -57,7 +58,7 @@ def suspend(loaded: LoadedInstance, *, notify: Notify = quiet) -> None:
 
 
 def resume(loaded: LoadedInstance, *, read_secret: SecretReader, mount_roots: tuple[str, ...] = (), notify: Notify = quiet) -> None:
-    """Bring a suspended instance back: firewall, guard and tap first, then the machine, its clock, its mounts and secrets.
+    """Bring a suspended instance back: namespace, firewall, guard and tap first, then the machine, its clock, its mounts and secrets.
 
     Use under the instance's lock. One that runs gets back what an interrupted `suspend` took, and one that stands still goes on.
     """
@@ -95,6 +96,7 @@ def resume(loaded: LoadedInstance, *, read_secret: SecretReader, mount_roots: tu
     domain = loaded.resource("domain")
     if asleep:
         _timed(domain, "changed", notify, lambda: loaded.libvirt.restore(loaded.paths.saved, drop_incoming))
+    move_in(loaded.target, loaded.allocation)
     if _find_state(loaded) != "running":
         if plan.profile.mode == "interactive":
             loaded.libvirt.define(domain.blueprint.documents["domain.xml"])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +17,8 @@ from ktrdr_vm.host.foreign_rules import describe_obstacles, find_obstacles, join
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_ruleset
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.host.ports import require_privileged_ports
-from ktrdr_vm.identity import TAP_PREFIX
+from ktrdr_vm.identity import FIRST_UID, LAST_UID
 from ktrdr_vm.instance.orphans import find_leftovers
-from ktrdr_vm.plan.facts import POOL
-from ktrdr_vm.plan.guard_interface import LAST_PORT
 from ktrdr_vm.policy.load import read_policy
 
 State = Literal["ok", "warning", "missing"]
@@ -45,7 +40,7 @@ class Check:
 
 def check_host(home: Home) -> list[Check]:
     """All checks, in the order in which a run needs them."""
-    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy(), _ports(), _addresses()]
+    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy()]
     checks += [_firewall(), _legacy_firewall(), *_leftovers(home)]
     checks += [_disk(home), _memory()]
     return [check for check in checks if check is not None]
@@ -136,32 +131,6 @@ def _policy() -> Check:
     return Check("policy", "ok", "the owner's policy can be read, or does not exist and the default applies")
 
 
-def _ports() -> Check:
-    try:
-        require_privileged_ports(LAST_PORT)
-    except KtrdrError as error:
-        return Check("ports", "missing", error.message, error.hint)
-    return Check("ports", "ok", f"only root may listen on the ports of the guard, up to {LAST_PORT}")
-
-
-def _addresses() -> Check | None:
-    if process.find_program("ip") is None:
-        return None
-    routes = json.loads(process.run(["ip", "-4", "-j", "route", "show", "table", "all"], timeout=10).stdout or b"[]")
-    for route in routes:
-        destination = str(route.get("dst", "default"))
-        if destination == "default" or str(route.get("dev", "")).startswith(TAP_PREFIX):
-            continue
-        if IPv4Network(destination, strict=False).overlaps(POOL):
-            return Check(
-                "addresses",
-                "warning",
-                f"{destination} on {route.get('dev')} overlaps with {POOL}, which instances use",
-                "change the addresses of that network",
-            )
-    return Check("addresses", "ok", f"{POOL} is free for instances")
-
-
 def _firewall() -> Check | None:
     """Check rules of other programs, such as firewalld, ufw and Docker."""
     if os.geteuid() != 0 or process.find_program("nft") is None:
@@ -171,9 +140,8 @@ def _firewall() -> Check | None:
     except KtrdrError as error:
         return Check("firewall", "missing", error.message, error.hint)
     if not obstacles:
-        return Check("firewall", "ok", "no rules of other programs drop connections of guests or guards")
-    state: State = "missing" if any(one.blocks for one in obstacles) else "warning"
-    return Check("firewall", state, describe_obstacles(obstacles), join_fixes(obstacles))
+        return Check("firewall", "ok", "no rules of other programs drop connections of guards")
+    return Check("firewall", "missing", describe_obstacles(obstacles), join_fixes(obstacles))
 
 
 def _legacy_firewall() -> Check | None:
@@ -181,14 +149,13 @@ def _legacy_firewall() -> Check | None:
     if os.geteuid() != 0 or process.find_program("iptables-legacy-save") is None or not LEGACY_TABLES.exists():
         return None
     saved = process.run(["iptables-legacy-save", "-t", "filter"], timeout=30, check=False).text if LEGACY_TABLES.read_text().strip() else ""
-    closed = [hook for hook in ("INPUT", "OUTPUT") if f":{hook} DROP" in saved]
-    if not closed:
+    if ":OUTPUT DROP" not in saved:
         return None
     return Check(
         "legacy firewall",
         "warning",
-        f"iptables-legacy drops by default in {' and '.join(closed)}and may drop connections of guests and guards",
-        f"iptables-legacy -I INPUT -i {TAP_PREFIX}+ -j ACCEPT, or move those rules to nftables",
+        "iptables-legacy drops by default in OUTPUT and may drop connections of guards",
+        f"iptables-legacy -I OUTPUT -m owner --uid-owner {FIRST_UID}-{LAST_UID} -j ACCEPT, or move those rules to nftables",
     )
 
 

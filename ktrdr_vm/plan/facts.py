@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from typing import Literal
 
+from ktrdr_vm.identity import FIRST_UID, SLOTS
+from ktrdr_vm.plan.guard_interface import GATEWAY, GUEST
 from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule
 
-# One /30 for each instance. `doctor` reports a LAN of the host in this range.
-POOL = IPv4Network("10.213.0.0/16")
-SLOTS = POOL.num_addresses // 4
+# One address of the host's loopback for each slot, where the resolver answers the proxy.
+_LOOPBACK = IPv4Address("127.213.0.0")
 
-# Two unprivileged users for each address slot, from a range that is unused according to systemd's UIDS-GIDS document.
-_UID_BASE = 1_900_000_000
-# Two more for telemetry, after all of those.
-_TELEMETRY_UID_BASE = _UID_BASE + 2 * SLOTS
-_INBOX_UID_BASE = _UID_BASE + 4 * SLOTS
+# Two unprivileged users for each slot, two more for telemetry after all of those, and one for escalations.
+_TELEMETRY_UID_BASE = FIRST_UID + 2 * SLOTS
+_INBOX_UID_BASE = FIRST_UID + 4 * SLOTS
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,10 @@ class Facts:
 class Allocation:
     """The values that are allocated when an instance is created. In a plan every value is a named placeholder."""
 
-    gateway: str = "<gateway>"
-    guest: str = "<guest>"
+    gateway: str = GATEWAY
+    guest: str = GUEST
+    loopback: str = "<loopback>"
+    """Address of the host where the proxy asks the resolver."""
     genid: str = "<genid>"
     proxy_uid: str = "<proxy-uid>"
     resolver_uid: str = "<resolver-uid>"
@@ -132,14 +133,12 @@ PLACEHOLDER = Allocation()
 
 
 def allocate(slot: int, *, genid: str, host_key: str, host_public_key: str, login_public_key: str) -> Allocation:
-    """The addresses and users of an address slot, 0 to SLOTS - 1."""
-    first = int(POOL.network_address) + 4 * slot
+    """The loopback address and the users of a slot, 0 to SLOTS - 1."""
     return Allocation(
-        gateway=str(IPv4Address(first + 1)),
-        guest=str(IPv4Address(first + 2)),
+        loopback=str(_LOOPBACK + slot + 1),
         genid=genid,
-        proxy_uid=str(_UID_BASE + 2 * slot),
-        resolver_uid=str(_UID_BASE + 2 * slot + 1),
+        proxy_uid=str(FIRST_UID + 2 * slot),
+        resolver_uid=str(FIRST_UID + 2 * slot + 1),
         relay_uid=str(_TELEMETRY_UID_BASE + 2 * slot),
         sender_uid=str(_TELEMETRY_UID_BASE + 2 * slot + 1),
         inbox_uid=str(_INBOX_UID_BASE + slot),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-# The listeners of the guard on the gateway address, which differs between instances, so all use the same numbers. They are below
-# 1024, where only root may listen, so that no other user can listen there before the guard starts or after it was killed. IANA has
-# assigned no service to 914-952 and 954-988 (service-names-port-numbers, apart from 953, rndc).
+# The two ends of the link, the same in every instance: each has a network namespace of its own.
+GATEWAY, GUEST = "10.213.0.1", "10.213.0.2"
+
+# The listeners of the guard on the gateway address, in the namespace of the instance. IANA has assigned no service to 914-952 and
+# 954-988 (service-names-port-numbers, apart from 953, rndc).
 DNS_PORT = 53
 HTTP_PORT = 914
 TLS_PORT = 915
@@ -13,14 +15,11 @@ INBOX_PORT = 917
 OTLP_PORT = 918
 # One for each brokered secret; a profile has at most 50 secrets.
 BROKER_PORTS = (*range(919, 953), *range(954, 970))
-# A host on which other users may listen on these ports is refused.
-LAST_PORT = BROKER_PORTS[-1]
 
 # A guest that scans fills these sets; further destinations are counted together.
 DENIED_SIZE = 4096
 ALLOWED_SIZE = 4096
-# Maximal tracked TCP connections of one guest, including half-open ones: four times the limit of its proxy. The
-# connection table of the kernel is shared by the whole host.
+# Maximal tracked TCP connections of one guest, including half-open ones: four times the limit of its proxy.
 MAX_FLOWS = 4096
 
 # Granted names to the grant slots; the guard writes these files next to the name lists.

@@ -74,7 +74,7 @@ defaults
 
 # Only the guard's resolver is used, so that a name leads to no address that it refused.
 resolvers guard
-    nameserver guard {allocation.gateway}:{DNS_PORT}
+    nameserver guard {allocation.loopback}:{DNS_PORT}
     resolve_retries 2
     timeout resolve 1s
     timeout retry 2s

@@ -1,4 +1,7 @@
-"""The nftables table of the instance: every packet of the guest is checked by its original address, and none is forwarded.
+"""The two nftables tables of an instance. Both have its name.
+
+In its network namespace each packet of the guest is checked by its original address. There is no other interface to forward it to.
+On the host, where the proxy and the resolver dial for it, each packet of their users is checked again.
 
 Order in `guest_in`: sender (anti-spoof) → services of the gateway (DNS) → exceptions of the owner's policy → reserved ranges and the
 host itself → 80 and 443, which the proxy checks by name → the allow sets → drop, counted by destination. No `ct state
@@ -33,7 +36,7 @@ _OBSERVED = "        # Observe mode: all destinations that are not reserved.\n  
 
 @dataclass(frozen=True)
 class _Interface:
-    """The two ends of the link, by interface and address, and the users of the proxy and the resolver."""
+    """The two ends of the link, by interface and address."""
 
     tap: str
     mac: str
@@ -41,8 +44,6 @@ class _Interface:
     guest: str
     served: tuple[int, ...]
     """Ports of the gateway."""
-    proxy_uid: str
-    resolver_uid: str
     observe: bool
 
 
@@ -54,39 +55,54 @@ def render_ruleset(
     reserved: tuple[tuple[IPv4Address, int], ...] = (),
     *,
     services: tuple[int, ...] = (),
-    collector: Collector | None = None,
+    has_telemetry: bool = False,
     observe: bool = False,
 ) -> str:
-    """One transaction that replaces the whole table. `reserved` are the exceptions of the owner's policy, used if a rule names them.
+    """The table in the namespace: one transaction that replaces the whole of it.
 
-    `services` are the ports of the gateway except DNS, and OTLP with a `collector`: the inbox of escalations, and one for each host of
-    a brokered secret. With `observe`, TCP to every public address is accepted.
+    `reserved` are the exceptions of the owner's policy, used if a rule names them.
+
+    `services` are the ports of the gateway except DNS, and OTLP if it `has_telemetry`: the inbox of escalations, and one for each host
+    of a brokered secret. With `observe`, TCP to every public address is accepted.
     """
-    served = (DNS_PORT, *((OTLP_PORT,) if collector else ()), *services)
-    on = _Interface(
-        identity.tap,
-        identity.mac,
-        allocation.gateway,
-        allocation.guest,
-        served,
-        allocation.proxy_uid,
-        allocation.resolver_uid,
-        observe,
-    )
+    served = (DNS_PORT, *((OTLP_PORT,) if has_telemetry else ()), *services)
+    on = _Interface(identity.tap, identity.mac, allocation.gateway, allocation.guest, served, observe)
     ranges, exceptions = _addresses(rules, frozenset(reserved))
     sections = (
-        _render_fixed_sets(ranges, exceptions),
+        _render_closed_sets(),
+        _render_exceptions(exceptions),
+        _render_ranges(ranges),
         _render_opened_sets(),
         _render_counts(),
         _render_guest_in(on),
         _render_flows(on),
         _render_redirects(on),
         _render_listeners(on),
-        _render_bounds(on),
-        _render_resolver(on),
-        _render_proxy(on),
+    )
+    return _render_table(identity, home, sections)
+
+
+def render_host_ruleset(
+    identity: Identity,
+    home: str,
+    allocation: Allocation,
+    rules: tuple[EgressRule, ...],
+    reserved: tuple[tuple[IPv4Address, int], ...] = (),
+    collector: Collector | None = None,
+) -> str:
+    """The table on the host: what the users of the proxy, the resolver and, with a `collector`, the sender of telemetry may reach."""
+    _, exceptions = _addresses(rules, frozenset(reserved))
+    sections = (
+        _render_closed_sets(),
+        _render_exceptions(exceptions),
+        _render_resolver(allocation),
+        _render_proxy(allocation),
         render_sender(collector, allocation.sender_uid),
     )
+    return _render_table(identity, home, sections)
+
+
+def _render_table(identity: Identity, home: str, sections: Iterable[str]) -> str:
     return f"""\
 add table inet {identity.table}
 delete table inet {identity.table}
@@ -97,8 +113,8 @@ table inet {identity.table} {{
 """
 
 
-def _render_fixed_sets(ranges: list[str], exceptions: list[str]) -> str:
-    """Sets with elements of the plan, and the networks of the host."""
+def _render_closed_sets() -> str:
+    """Destinations that nothing but an exception opens, in both tables."""
     return f"""\
     set reserved {{
         type ipv4_addr
@@ -106,17 +122,49 @@ def _render_fixed_sets(ranges: list[str], exceptions: list[str]) -> str:
         elements = {{ {_join(map(str, RESERVED))} }}
     }}
 
-    # The networks of the host's interfaces, kept by the guard: a neighbour counts as LAN even if its address is public.
+    # The addresses of the host and the networks of its interfaces, kept by the guard: a neighbour counts as LAN even if its address is
+    # public.
     set on_link {{
         type ipv4_addr
         flags interval, timeout
     }}
 
+"""
+
+
+def _render_exceptions(exceptions: list[str]) -> str:
+    """Exceptions to the closed sets, in both tables."""
+    return f"""\
     # Addresses of the owner's policy that the profile names: the only exceptions to the reserved ranges.
     set exceptions {{
         type ipv4_addr . inet_service{_elements(exceptions)}
     }}
 
+    # Addresses of names that the owner allows in a reserved range, such as the mirror of a company, until the TTL of the answer.
+    set lan_names {{
+        type ipv4_addr . inet_service
+        flags timeout
+        size {ALLOWED_SIZE}
+    }}
+
+    # The same two for grants. Elements time out with their grant, also if the guard does not run.
+    set granted_exceptions {{
+        type ipv4_addr . inet_service
+        flags timeout
+        size {ALLOWED_SIZE}
+    }}
+
+    set granted_lan_names {{
+        type ipv4_addr . inet_service
+        flags timeout
+        size {ALLOWED_SIZE}
+    }}
+
+"""
+
+
+def _render_ranges(ranges: list[str]) -> str:
+    return f"""\
     # Address ranges that the profile names, while the instance exists.
     set ranges {{
         type ipv4_addr . inet_service
@@ -136,13 +184,6 @@ def _render_opened_sets() -> str:
         size {ALLOWED_SIZE}
     }}
 
-    # The same for names that the owner allows in a reserved range, such as the mirror of a company.
-    set lan_names {{
-        type ipv4_addr . inet_service
-        flags timeout
-        size {ALLOWED_SIZE}
-    }}
-
     # Addresses that a name had when a connection to it began, while that connection exists; not for new connections.
     set kept {{
         type ipv4_addr . inet_service
@@ -150,19 +191,7 @@ def _render_opened_sets() -> str:
         size {ALLOWED_SIZE}
     }}
 
-    # Destinations of grants, in the same four kinds. Elements time out with their grant, also if the guard does not run.
-    set granted_exceptions {{
-        type ipv4_addr . inet_service
-        flags timeout
-        size {ALLOWED_SIZE}
-    }}
-
-    set granted_lan_names {{
-        type ipv4_addr . inet_service
-        flags timeout
-        size {ALLOWED_SIZE}
-    }}
-
+    # Destinations of grants.
     set granted_ranges {{
         type ipv4_addr . inet_service
         flags interval, timeout
@@ -197,8 +226,6 @@ def _render_counts() -> str:
     counter not_ipv4 {{ }}
     counter spoofed {{ }}
     counter uncounted {{ }}
-    counter proxy_reserved {{ }}
-    counter resolver_strayed {{ }}
     counter ended {{ }}
     counter crowded {{ }}
 
@@ -249,7 +276,7 @@ def _render_guest_in(on: _Interface) -> str:
 def _render_flows(on: _Interface) -> str:
     """Connection tracking for the guest."""
     return f"""\
-    # DNS over UDP is not tracked, because the connection table of the host is shared by all.
+    # DNS over UDP is not tracked: each query would take an entry of the namespace's connection table.
     chain guest_raw {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{on.tap}" ip daddr {on.gateway} udp dport {DNS_PORT} notrack
@@ -260,7 +287,7 @@ def _render_flows(on: _Interface) -> str:
         oifname "{on.tap}" udp sport {DNS_PORT} notrack
     }}
 
-    # Limits tracked connections. Without it a guest could fill the connection table of the host, which drops all others.
+    # Limits tracked connections, whose memory is the host's.
     chain guest_flows {{
         type filter hook prerouting priority mangle + 1; policy accept;
         iifname != "{on.tap}" accept
@@ -291,15 +318,10 @@ def _render_redirects(on: _Interface) -> str:
 
 def _render_listeners(on: _Interface) -> str:
     """Access to the listeners of the guard."""
-    ports = _join(map(str, (HTTP_PORT, TLS_PORT, OTHER_PORT, *on.served[1:])))
     return f"""\
-    # The proxy accepts redirected connections of this guest only, the resolver those of the guest and the proxy only.
     chain guard_in {{
         type filter hook input priority filter; policy accept;
-        ip daddr {on.gateway} tcp dport {{ {ports} }} iifname != "{on.tap}" drop
         ip daddr {on.gateway} tcp dport {OTHER_PORT} jump by_address
-        ip daddr {on.gateway} udp dport {DNS_PORT} iifname != {{ "lo", "{on.tap}" }} drop
-        ip daddr {on.gateway} tcp dport {DNS_PORT} iifname != {{ "lo", "{on.tap}" }} drop
     }}
 
     # Connections by address are checked at the listener too: one that began on port 80 or 443 while a range was allowed would
@@ -320,28 +342,17 @@ def _render_listeners(on: _Interface) -> str:
 """
 
 
-def _render_bounds(on: _Interface) -> str:
-    """No forwarding, and no queries of other users to the resolver."""
+def _render_resolver(allocation: Allocation) -> str:
+    """Permitted destinations of the user of the resolver, and who may query it on the host."""
     return f"""\
-    # Packets of the guest are never forwarded, even if a route for them exists.
-    chain no_forward {{
-        type filter hook forward priority filter; policy accept;
-        iifname "{on.tap}" drop
-        oifname "{on.tap}" drop
-    }}
+    counter resolver_strayed {{ }}
 
-    # On the loopback interface only the proxy and root may query the resolver.
+    # Only the proxy and root may query the resolver at its loopback address.
     chain resolver_out {{
         type filter hook output priority filter; policy accept;
-        ip daddr {on.gateway} meta l4proto {{ tcp, udp }} th dport {DNS_PORT} meta skuid != {{ 0, {on.proxy_uid} }} drop
+        ip daddr {allocation.loopback} udp dport {DNS_PORT} meta skuid != {{ 0, {allocation.proxy_uid} }} drop
     }}
 
-"""
-
-
-def _render_resolver(on: _Interface) -> str:
-    """Permitted destinations of the user of the resolver."""
-    return f"""\
     # The name servers of the host, kept by the guard: the only destinations of the resolver's user.
     set upstreams {{
         type ipv4_addr
@@ -358,11 +369,11 @@ def _render_resolver(on: _Interface) -> str:
     # A jump, so that packets of the kernel, such as a reset, are not counted as those of that user.
     chain resolver_sends {{
         type filter hook output priority filter; policy accept;
-        meta skuid {on.resolver_uid} jump resolver_dials
+        meta skuid {allocation.resolver_uid} jump resolver_dials
     }}
 
     chain resolver_dials {{
-        ip saddr {on.gateway} meta l4proto {{ tcp, udp }} th sport {DNS_PORT} accept
+        ip saddr {allocation.loopback} udp sport {DNS_PORT} accept
         ip daddr @upstreams meta l4proto {{ tcp, udp }} th dport {DNS_PORT} accept
         ip6 daddr @upstreams6 meta l4proto {{ tcp, udp }} th dport {DNS_PORT} accept
         counter name resolver_strayed drop
@@ -371,18 +382,19 @@ def _render_resolver(on: _Interface) -> str:
 """
 
 
-def _render_proxy(on: _Interface) -> str:
+def _render_proxy(allocation: Allocation) -> str:
     """Permitted destinations of the user of the proxy."""
     return f"""\
+    counter proxy_reserved {{ }}
+
     # Outbound connections of the proxy are checked again by its user, so that a proxy under attack reaches no reserved address.
     chain proxy_out {{
         type filter hook output priority filter; policy accept;
-        meta skuid {on.proxy_uid} jump proxy_dials
+        meta skuid {allocation.proxy_uid} jump proxy_dials
     }}
 
     chain proxy_dials {{
-        oifname "{on.tap}" ct direction reply accept
-        ip daddr {on.gateway} udp dport {DNS_PORT} accept
+        ip daddr {allocation.loopback} udp dport {DNS_PORT} accept
         ip daddr . tcp dport @exceptions accept
         ip daddr . tcp dport @lan_names accept
         ip daddr . tcp dport @granted_exceptions accept

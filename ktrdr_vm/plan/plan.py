@@ -17,7 +17,7 @@ from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
 from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts, ImageFacts, Lending, TemplateFacts
 from ktrdr_vm.plan.guard_interface import INBOX_PORT
 from ktrdr_vm.plan.haproxy import render_proxy
-from ktrdr_vm.plan.nftables import render_ruleset
+from ktrdr_vm.plan.nftables import render_host_ruleset, render_ruleset
 from ktrdr_vm.plan.telemetry import make_variables
 from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule
@@ -95,9 +95,10 @@ class Plan:
                 self.rules,
                 facts.owner_reserved,
                 services=(*((INBOX_PORT,) if self.profile.asks else ()), *(route.port for route in self.routes)),
-                collector=self.collector,
+                has_telemetry=self.collector is not None,
                 observe=self.observe,
             ),
+            "ruleset-host.nft": render_host_ruleset(identity, facts.home, allocation, self.rules, facts.owner_reserved, self.collector),
             "proxy.cfg": render_proxy(identity, allocation, f"{self.instance_directory}/guard", observe=self.observe, routes=self.routes),
             "egress.json": canonical_json(self.egress.to_json()),
         }

@@ -31,11 +31,16 @@ printf '[Resolve]\\nDNS=198.51.100.53\\n' > /etc/systemd/resolved.conf.d/dns.con
 systemctl enable -q --now systemd-resolved
 ln -sf /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
 """
+_OUTPUT_CLOSED = (
+    "nft 'table inet own { chain out { type filter hook output priority 0; policy drop; ct state established,related accept;"
+    " oifname lo accept; meta skuid 0 accept; }; }'"
+)
 VARIANTS = {
     "umask 077": Variant("umask 077; cd /root/ktrdr-vm && make setup", before="umask 077", template=True),
     "Docker's engine": Variant("systemctl start containerd docker && nft list ruleset | grep -q DOCKER"),
-    "ufw": Variant("ufw allow 22/tcp >/dev/null && ufw --force enable >/dev/null", closed=True),
-    "firewalld": Variant("systemctl unmask -q firewalld; systemctl enable -q --now firewalld", closed=True),
+    "ufw": Variant("ufw allow 22/tcp >/dev/null && ufw --force enable >/dev/null"),
+    "firewalld": Variant("systemctl unmask -q firewalld; systemctl enable -q --now firewalld"),
+    "output closed": Variant(_OUTPUT_CLOSED, closed=True),
     "systemd-resolved": Variant(_RESOLVED),
     "ip_forward": Variant("echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-forward.conf && sysctl -q -w net.ipv4.ip_forward=1"),
     "read-only usr": Variant("mount --bind /usr /usr && mount -o remount,ro,bind /usr"),
@@ -70,6 +75,6 @@ def _is_told_and_mended(home: Household, refused: Said) -> None:
     [check] = [one for one in json.loads(told.out) if one["name"] == "firewall"]
     assert told.code == 3 and check["state"] == "missing"
     assert check["detail"] in refused.err and check["fix"] in refused.err
-    made = "ls /var/lib/ktrdr-vm/instances; nft list tables | grep ktrdr_; ip -br link | grep ^kv; true"
+    made = "ls /var/lib/ktrdr-vm/instances; nft list tables | grep ktrdr_; ip netns list; ip -br link | grep ^kv; true"
     assert home.box.run(made).require().out.split() == []
     home.box.run(check["fix"], limit=120, step="what doctor says").require()

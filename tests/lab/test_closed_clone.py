@@ -80,7 +80,7 @@ def test_all_parts_serve_and_names_are_answered(lab: Lab, packages: Path, monkey
     with open_guest(lab) as guest:
         parts = GuardClient(guest.paths.guard).status()["parts"]
         assert {name for name, part in parts.items() if part["serves"]} == set(parts)
-        assert {"the resolver", "the proxy", "the watch over nftables", "the escalation inbox", "the telemetry relay"} <= set(parts)
+        assert {"the resolver", "the proxy", "the escalation inbox", "the telemetry relay"} <= set(parts)
         assert guest.lookup("allowed.test.lab")["addresses"] == [world.WEB], guest.ledger()
         assert guest.lookup("alias.test.lab", over="tcp")["addresses"] == [world.OTHER]
         # Kinds of questions, asked by number: none of them meets a module that is not there.
@@ -105,6 +105,7 @@ def test_a_part_that_cannot_serve_is_found_before_the_machine_starts(lab: Lab, p
         guest = open_guest(lab)
         stack.callback(guest.__exit__)
         guest.paths.directory.mkdir(mode=0o711)
+        guest.host_namespace.create()
         guest.firewall.create()
         guest.guard.create()
         [said] = [line for line in guest.guard.verify() if line.startswith(part)]
@@ -132,6 +133,7 @@ def test_a_part_that_comes_back_is_found_serving(lab: Lab, packages: Path) -> No
         guest = open_guest(lab)
         stack.callback(guest.__exit__)
         guest.paths.directory.mkdir(mode=0o711)
+        guest.host_namespace.create()
         guest.firewall.create()
         with empty(packages / "dns"):
             guest.guard.create()

@@ -20,7 +20,6 @@ from ktrdr_vm.cli.main import cli
 from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.egress.connection_check import judge_connection
 from ktrdr_vm.errors import ProvisionError, UsageError
-from ktrdr_vm.host import process
 from ktrdr_vm.profile.egress_rule import EgressRule
 
 RESERVED = (("192.168.77.20", 22), (world.PRINTER, 80), (world.PRINTER, 443), (world.PRINTER, 9100))
@@ -103,7 +102,7 @@ def test_it_agrees_with_the_probe_also_under_grants(guest: NamespaceGuest) -> No
 def test_it_asks_the_enforcing_parts_and_not_the_plan(guest: NamespaceGuest) -> None:
     """An element taken out of a set behind the guard's back: the verdict follows, and so does the probe."""
     assert judge_connection(guest.paths.guard, "git.test.lab", 22).allowed
-    process.run(["nft", f"delete element inet {guest.identity.table} names {{ {world.GIT} . 22 }}"], timeout=10)
+    guest.nft(f"delete element inet {guest.identity.table} names {{ {world.GIT} . 22 }}")
     assert not judge_connection(guest.paths.guard, "git.test.lab", 22).allowed
     assert not probe(guest, "git.test.lab", 22)
 

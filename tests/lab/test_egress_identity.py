@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from laboratory import world
 from laboratory.lab import Lab
-from laboratory.namespaces import ip
+from laboratory.namespaces import inside, ip
 from laboratory.netguest import INTERFACE, NamespaceGuest, replace
 
 OTHER_MAC = "52:54:00:00:00:99"
@@ -64,9 +64,9 @@ def test_the_frame_that_is_spoofed_below_passes_when_it_is_honest(lab: Lab, gues
     assert dns_asked(lab, mark) == 1
 
 
-@pytest.mark.parametrize("lie", ["mac", "address", "address outside", "sibling"])
+@pytest.mark.parametrize("lie", ["mac", "address", "address outside", "neighbour"])
 def test_a_spoofed_packet_reaches_nothing(lab: Lab, guest: NamespaceGuest, lie: str) -> None:
-    source = {"address": guest.gateway, "address outside": "198.51.100.77", "sibling": "10.213.0.2"}.get(lie, guest.address)
+    source = {"address": guest.gateway, "address outside": "198.51.100.77", "neighbour": "10.213.0.3"}.get(lie, guest.address)
     mark = lab.recorder.mark()
     frame = ethernet(guest, udp_packet(source, guest.gateway, 53, question("allowed.test.lab")), source=OTHER_MAC if lie == "mac" else "")
     send(guest, frame, times=5)
@@ -93,13 +93,13 @@ def test_a_changed_mac_and_a_second_address_are_cut_off(lab: Lab, guest: Namespa
     ip(f"route replace default via {guest.gateway}", guest.namespace)
     assert guest.lookup("allowed.test.lab")["answers"] == 1
     ip(f"addr flush dev {INTERFACE}", guest.namespace)
-    ip(f"addr add 10.213.0.2/8 dev {INTERFACE}", guest.namespace)
+    ip(f"addr add 10.213.0.9/8 dev {INTERFACE}", guest.namespace)
     assert guest.lookup("allowed.test.lab", limit=1)["outcome"] in ("timeout", "error")
 
 
 def test_gratuitous_arp_changes_no_neighbour(lab: Lab, guest: NamespaceGuest) -> None:
     def neighbours() -> str:
-        return ip(f"neigh show dev {guest.identity.tap}")
+        return ip(f"neigh show dev {guest.identity.tap}", guest.identity.namespace)
 
     before = neighbours()
     for claimed in (guest.address, guest.gateway, world.HOST_ADDRESS, world.PRINTER):
@@ -108,7 +108,7 @@ def test_gratuitous_arp_changes_no_neighbour(lab: Lab, guest: NamespaceGuest) ->
     assert guest.lookup("allowed.test.lab")["answers"] == 1
     assert neighbours() == before
     assert f"{guest.address} lladdr {guest.identity.mac} PERMANENT" in before
-    assert OTHER_MAC not in ip("neigh show")
+    assert OTHER_MAC not in ip("neigh show", guest.identity.namespace) + ip("neigh show")
 
 
 def test_arp_tells_nothing_of_the_hosts_other_addresses(lab: Lab, guest: NamespaceGuest) -> None:
@@ -138,25 +138,30 @@ def test_ipv6_reaches_nothing(lab: Lab, guest: NamespaceGuest, destination: str)
     packet += socket.inet_pton(socket.AF_INET6, "fe80::2") + socket.inet_pton(socket.AF_INET6, target) + payload
     mark = lab.recorder.mark()
     send(guest, ethernet(guest, packet, kind=0x86DD, destination="33:33:00:00:00:01" if destination == "everyone" else ""), times=4)
-    assert Path("/proc/sys/net/ipv6/conf", guest.identity.tap, "disable_ipv6").read_text().strip() == "1"
+    with inside(guest.identity.namespace):
+        assert Path("/proc/sys/net/ipv6/conf", guest.identity.tap, "disable_ipv6").read_text().strip() == "1"
     assert lab.recorder.packets(mark) == []
 
 
 def _try_ipv6(guest: NamespaceGuest) -> str:
-    """The host's service over IPv6, with the tap's IPv6 switched on as another program might."""
-    Path("/proc/sys/net/ipv6/conf", guest.identity.tap, "disable_ipv6").write_text("0")
-    ip(f"addr add fd00:1::1/64 dev {guest.identity.tap} nodad")
-    ip(f"addr add fd00:1::2/64 dev {INTERFACE} nodad", guest.namespace)
-    return str(guest.probe("tcp", address="fd00:1::1", port=world.HOST_SERVICE_PORT, limit=2)["outcome"])
+    """A listener in the namespace over IPv6, with the tap's IPv6 switched on as root might."""
+    there = guest.identity.namespace
+    with inside(there):
+        Path("/proc/sys/net/ipv6/conf", guest.identity.tap, "disable_ipv6").write_text("0")
+        listener = socket.create_server(("::", 2222), family=socket.AF_INET6)
+    with listener:
+        ip(f"addr add fd00:1::1/64 dev {guest.identity.tap} nodad", there)
+        ip(f"addr add fd00:1::2/64 dev {INTERFACE} nodad", guest.namespace)
+        return str(guest.probe("tcp", address="fd00:1::1", port=2222, limit=2)["outcome"])
 
 
 def test_the_rules_hold_ipv6_also_where_somebody_switched_it_on(lab: Lab, guest: NamespaceGuest) -> None:
     assert _try_ipv6(guest) == "timeout"
     assert guest.ledger(kind="drop", rule="not_ipv4")
-    assert "IPv6 is on" in guest.tap.verify()
+    assert f"{guest.identity.tap}.disable_ipv6 was changed" in guest.tap.verify()
 
 
-def test_without_the_rule_and_the_switch_ipv6_reaches_the_host(lab: Lab) -> None:
+def test_without_the_rule_and_the_switch_ipv6_reaches_a_listener(lab: Lab) -> None:
     sabotage = (
         replace(
             "ruleset.nft",

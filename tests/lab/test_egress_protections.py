@@ -5,12 +5,14 @@ Where two layers hold the same thing, each alone is shown to hold it, and both o
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from laboratory import world
 from laboratory.lab import Lab
+from laboratory.namespaces import inside
 from laboratory.netguest import NamespaceGuest, Sabotage, replace
 from laboratory.recorder import wait_until
 
@@ -23,11 +25,11 @@ NO_FINAL_DROP = replace(
 )
 NO_RESERVED = replace("ruleset.nft", "        ip daddr @reserved jump deny\n", "")
 NO_LOCAL = replace("ruleset.nft", "        fib daddr type { local, broadcast, anycast, multicast } jump deny\n", "")
-NO_PROXY_RESERVED = replace("ruleset.nft", "        ip daddr @reserved counter name proxy_reserved drop\n", "")
+NO_PROXY_RESERVED = replace("ruleset-host.nft", "        ip daddr @reserved counter name proxy_reserved drop\n", "")
 NO_ON_LINK = replace("ruleset.nft", "        ip daddr @on_link jump deny\n", "")
-NO_PROXY_ON_LINK = replace("ruleset.nft", "        ip daddr @on_link counter name proxy_reserved drop\n", "")
+NO_PROXY_ON_LINK = replace("ruleset-host.nft", "        ip daddr @on_link counter name proxy_reserved drop\n", "")
 NO_PROXY_LOCAL = replace(
-    "ruleset.nft", "        fib daddr type { local, broadcast, anycast, multicast } counter name proxy_reserved drop\n", ""
+    "ruleset-host.nft", "        fib daddr type { local, broadcast, anycast, multicast } counter name proxy_reserved drop\n", ""
 )
 NO_TLS_NAMES = replace("proxy.cfg", "    tcp-request content silent-drop if hello !allowed !granted\n", "")
 ANY_TLS_NAME = replace("proxy.cfg", "    tcp-request content silent-drop if hello !allowed !{ var(txn.grant_slot) -m found }\n", "")
@@ -120,22 +122,37 @@ def test_each_reserved_drop_holds_alone(lab: Lab, sabotage: tuple[Sabotage, ...]
 @pytest.mark.parametrize(
     ("sabotage", "opened"),
     [
-        ((NO_FINAL_DROP, NO_BY_ADDRESS), set()),
-        ((NO_FINAL_DROP, NO_BY_ADDRESS, NO_LOCAL), set()),
-        ((NO_FINAL_DROP, NO_BY_ADDRESS, NO_LOCAL, NO_PROXY_LOCAL), {"public"}),
-        ((NO_FINAL_DROP, NO_BY_ADDRESS, NO_LOCAL, NO_RESERVED), {"gateway"}),
+        ((NO_FINAL_DROP, NO_BY_ADDRESS), False),
+        ((NO_FINAL_DROP, NO_BY_ADDRESS, NO_ON_LINK), False),
+        ((NO_FINAL_DROP, NO_BY_ADDRESS, NO_PROXY_ON_LINK, NO_PROXY_LOCAL), False),
+        ((NO_FINAL_DROP, NO_BY_ADDRESS, NO_ON_LINK, NO_PROXY_ON_LINK), False),
+        ((NO_FINAL_DROP, NO_BY_ADDRESS, NO_ON_LINK, NO_PROXY_LOCAL), False),
+        ((NO_FINAL_DROP, NO_BY_ADDRESS, NO_ON_LINK, NO_PROXY_ON_LINK, NO_PROXY_LOCAL), True),
     ],
-    ids=["whole", "the proxy's alone", "no local drop", "no drop before"],
+    ids=["whole", "the proxy's alone", "the guest's alone", "the proxy's local", "the proxy's set", "none"],
 )
-def test_the_hosts_own_ports_are_closed_twice(lab: Lab, sabotage: tuple[Sabotage, ...], opened: set[str]) -> None:
-    """Row 10."""
+def test_the_hosts_own_ports_are_closed_twice(lab: Lab, sabotage: tuple[Sabotage, ...], opened: bool) -> None:
+    """Row 10. On the gateway's address nothing of the host listens, whatever the rules say."""
     with NamespaceGuest(lab.home, ALLOWED, sabotage=sabotage) as guest:
-        found = set()
-        for word, address in (("public", world.HOST_ADDRESS), ("gateway", guest.gateway)):
-            answer = guest.probe("tcp", address=address, port=world.HOST_SERVICE_PORT, limit=1.0)
-            if answer.get("said") == "the host\n":
-                found.add(word)
-        assert found == opened
+        places = (world.HOST_ADDRESS, guest.gateway)
+        answers = [guest.probe("tcp", address=address, port=world.HOST_SERVICE_PORT, limit=1.0) for address in places]
+        assert [answer.get("said") == "the host\n" for answer in answers] == [opened, False]
+
+
+def test_a_port_of_the_gateway_that_is_no_service_is_closed_by_the_rules(lab: Lab) -> None:
+    """Two rules: the gateway's address is reserved, and local."""
+    cases: tuple[tuple[tuple[Sabotage, ...], bool], ...] = (
+        ((), False),
+        ((NO_RESERVED, NO_FINAL_DROP), False),
+        ((NO_LOCAL, NO_FINAL_DROP), False),
+        ((NO_RESERVED, NO_LOCAL, NO_FINAL_DROP), True),
+    )
+    for sabotage, opened in cases:
+        with NamespaceGuest(lab.home, ALLOWED, sabotage=sabotage) as guest:
+            with inside(guest.identity.namespace):
+                listener = socket.create_server(("0.0.0.0", 2222))
+            with listener:
+                assert (guest.probe("tcp", address=guest.gateway, port=2222, limit=1.0)["outcome"] == "connected") == opened
 
 
 def test_without_the_set_first_a_name_on_another_port_is_closed(lab: Lab) -> None:

@@ -80,9 +80,7 @@ def test_no_question_went_out_for_a_name_that_is_not_allowed(outcome: Outcome) -
 
 
 def test_refused_addresses_are_in_no_set(outcome: Outcome) -> None:
-    from ktrdr_vm.host import process
-
     for name in ("names", "lan_names"):
-        listed = process.run(["nft", "list", "set", "inet", outcome.guest.identity.table, name], timeout=10).text
+        listed = outcome.guest.nft(f"list set inet {outcome.guest.identity.table} {name}")
         for address in ("10.0.0.1", world.PRINTER, world.METADATA, "127.0.0.1"):
             assert address not in listed

@@ -63,7 +63,7 @@ class Server:
         settings = {"timeout": 20.0, "instance_id": INSTANCE} | changes
         pinned = str(settings.pop("pinned", self.host_public))
         key = str(settings.pop("key", self.user_private))
-        return connect("127.0.0.1", self.port, "root", key, pinned, **settings)  # type: ignore[arg-type]
+        return connect(("127.0.0.1", self.port), "root", key, pinned, **settings)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def test_proceed_ends_the_waiting() -> None:
 
     private, public = generate_keypair()
     with pytest.raises(GuestError, match="the domain died"):
-        connect("127.0.0.1", 1, "root", private, public, timeout=30, instance_id=INSTANCE, proceed=stop)
+        connect(("127.0.0.1", 1), "root", private, public, timeout=30, instance_id=INSTANCE, proceed=stop)
 
 
 def test_guest_that_is_lost_midway_is_an_error_and_no_timeout(tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -302,7 +302,7 @@ def test_lying_server_is_an_error_within_the_limit(lie: Callable[[socket.socket]
         private, public = generate_keypair()
         started, before = time.monotonic(), threading.active_count()
         with pytest.raises(GuestError, match="within 2 s"):
-            connect("127.0.0.1", listener.getsockname()[1], "root", private, public, timeout=2, instance_id=INSTANCE)
+            connect(listener.getsockname(), "root", private, public, timeout=2, instance_id=INSTANCE)
         assert time.monotonic() - started < 15
         listener.shutdown(socket.SHUT_RDWR)
     deadline = time.monotonic() + 5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.instance.garbage import collect_garbage
-from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.instance.inventory import find_instances
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.domain import find_qemu
@@ -127,14 +126,12 @@ def test_libvirtd_that_is_restarted_while_a_machine_boots(lab: Lab, tmp_path: Pa
 
 
 def reboot(lab: Lab, *instances: Instance) -> None:
-    """What of them does not outlive the host: processes, taps, rules, tables, and all that daemons keep beneath /run."""
+    """What of them does not outlive the host: processes, namespaces, tables, and all that daemons keep beneath /run."""
     for instance in instances:
         for pid in (*find_qemu(instance.identity.domain), *find_guards(instance.paths.guard)):
             os.kill(pid, signal.SIGKILL)
-        tap = instance.identity.tap
         for argv in (
-            ["ip", "link", "del", tap],
-            ["ip", "rule", "del", "iif", tap],
+            ["ip", "netns", "del", instance.identity.namespace],
             ["nft", "delete", "table", "inet", instance.identity.table],
         ):
             subprocess.run(argv, check=True, capture_output=True, timeout=20)
@@ -148,7 +145,7 @@ def test_after_a_reboot_everything_says_what_is_and_gc_takes_what_is_disposable(
     disk = person.paths.overlay.stat().st_ino
     reboot(lab, sandbox, person)
     found = {one.instance_id: one for one in find_instances(lab.home, libvirt)}
-    assert found[sandbox.identity.instance_id].note == "incomplete: no firewall, no tap, no domain"
+    assert found[sandbox.identity.instance_id].note == "incomplete: no namespace, no firewall, no tap, no domain"
     assert (found[person.identity.instance_id].state, found[person.identity.instance_id].kept) == ("shutoff", True)
     status = run(lab, "status", person.identity.instance_id)
     assert status.code == 4 and "missing  firewall" in status.stdout and "it is shutoff" in status.stdout, status.stdout
@@ -192,23 +189,21 @@ def test_a_state_that_says_running_and_a_machine_that_is_gone(lab: Lab, libvirt:
     assert instance.find_residue() == [] and not instance.paths.directory.exists()
 
 
-def test_no_flow_to_or_from_the_guest_outlives_its_tap(cold: Callable[..., Instance]) -> None:
-    """Found by the soak: the kernel keeps an established connection of the host's own, such as SSH, for days."""
+def test_a_connection_from_the_host_ends_with_the_instance(cold: Callable[..., Instance]) -> None:
+    """Such as `ktrdr-vm ssh`: it hears of the end at once, and no socket keeps the namespace."""
     instance = cold("flows")
-    guest = instance.load().allocation.guest
-
-    def flows() -> str:
-        sides = [
-            subprocess.run(["conntrack", "-L", side, guest], capture_output=True, text=True, timeout=20).stdout for side in ("-s", "-d")
-        ]
-        return "".join(sides)
-
-    with socket.socket() as waiting:
-        waiting.setblocking(False)
-        waiting.connect_ex((guest, 22))
-        assert f"dst={guest}" in flows(), "no flow was begun, so the test sees nothing"
-        instance.destroy()
-        assert flows() == ""
+    instance.load().connect(limit=BOOT_LIMIT["tcg"])
+    proxy = subprocess.Popen(
+        [str(PROGRAM[0]), *PROGRAM[1:], "proxy", instance.identity.instance_id], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert proxy.stdout is not None
+    assert proxy.stdout.readline().startswith(b"SSH-2.0-")
+    there = os.stat(Path("/run/netns", instance.identity.namespace)).st_ino
+    instance.destroy()
+    assert proxy.wait(timeout=10) == 0
+    assert (
+        str(there) not in subprocess.run(["lsns", "-t", "net", "-n", "-o", "NS"], capture_output=True, text=True, timeout=20).stdout.split()
+    )
 
 
 # -- another user -------------------------------------------------------------------------------------------------------

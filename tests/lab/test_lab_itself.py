@@ -55,8 +55,10 @@ def test_without_any_protection_an_attack_arrives(lab: Lab) -> None:
     with NamespaceGuest(lab.home) as guest:
         guest.guard.remove()
         guest.firewall.remove()
-        for _ in guest.tap._rules():
-            world.ip(f"rule del iif {guest.identity.tap}")
+        # As on a host that forwards for its guests.
+        world.ip(f"link set {guest.identity.tap} netns {os.getpid()}", guest.identity.namespace)
+        world.ip(f"addr add {guest.gateway}/30 dev {guest.identity.tap}")
+        world.ip(f"link set {guest.identity.tap} up")
         Path("/proc/sys/net/ipv4/conf", guest.identity.tap, "forwarding").write_text("1")
         mark = lab.recorder.mark()
         assert guest.probe("tcp", address=world.EVIL, port=22)["outcome"] == "connected"

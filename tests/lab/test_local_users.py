@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,12 @@ from laboratory.netguest import INTERFACE, NamespaceGuest, replace
 from laboratory.recorder import wait_until
 
 from ktrdr_vm.egress.client import GuardClient
-from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host import process
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.links import read_link
 from ktrdr_vm.instance.instance import Instance
-from ktrdr_vm.instance.resources.tap import read_link
+from ktrdr_vm.instance.resources.guard import find_guards
+from ktrdr_vm.instance.resources.tap import move_in
 from ktrdr_vm.plan import guard_interface as wiring
 
 _SOMEBODY = 65534
@@ -76,37 +79,43 @@ def attach(name: str) -> None:
     fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
 
 
-class TapGuest(NamespaceGuest):
-    """The same instance with a real tap, and no machine at it."""
-
-    def _make_link(self) -> None:
-        pass
-
-
 @pytest.fixture
-def tapped(lab: Lab) -> Iterator[TapGuest]:
+def tapped(lab: Lab, libvirt: Libvirt) -> Iterator[NamespaceGuest]:
+    """An instance with a real tap, as it is while QEMU has not opened it, and nothing that serves."""
     mode = Path("/dev/net/tun").stat().st_mode
     # As udev has it on the hosts that people have.
     os.chmod("/dev/net/tun", 0o666)
+    made = NamespaceGuest(lab.home, ALLOWED)
+    made.paths.directory.mkdir(mode=0o711)
     try:
-        with TapGuest(lab.home, ALLOWED) as made:
-            yield made
+        made.host_namespace.create()
+        made.tap.create()
+        yield made
     finally:
+        made.__exit__()
         os.chmod("/dev/net/tun", mode & 0o777)
 
 
-def test_nobody_else_attaches_to_the_tap(tapped: TapGuest) -> None:
+def test_nobody_else_attaches_to_the_tap(tapped: NamespaceGuest) -> None:
+    """Before it is moved, and afterwards, where another user finds no tap of that name and may make none."""
+    assert tapped.tap.verify() == []
+    assert as_somebody(lambda: attach(tapped.identity.tap)) in (errno.EPERM, errno.EACCES)
+    move_in(tapped.target, tapped.allocation)
+    assert read_link(tapped.identity.tap) is None and read_link(tapped.identity.tap, tapped.identity.namespace) is not None
     assert as_somebody(lambda: attach(tapped.identity.tap)) in (errno.EPERM, errno.EACCES)
 
 
-def test_a_tap_without_an_owner_is_open_to_everybody_and_verify_names_it(tapped: TapGuest) -> None:
+def test_a_tap_without_an_owner_is_open_to_everybody_and_verify_names_it(tapped: NamespaceGuest) -> None:
     """The control of the test above."""
     name = tapped.identity.tap
     ip(f"link del {name}")
     process.run(["ip", "tuntap", "add", "dev", name, "mode", "tap"], timeout=10)
-    process.run(["ip", "link", "set", "dev", name, "alias", tapped.mark], timeout=10)
+    process.run(["ip", "link", "set", "dev", name, "alias", tapped.target.mark], timeout=10)
     assert as_somebody(lambda: attach(name)) == 0
     assert "any local user may attach to it" in tapped.tap.verify()
+    # In the namespace it makes no difference.
+    move_in(tapped.target, tapped.allocation)
+    assert as_somebody(lambda: attach(name)) in (errno.EPERM, errno.EACCES)
 
 
 @pytest.fixture
@@ -127,32 +136,62 @@ def listen(address: str, port: int) -> Callable[[], None]:
     return act
 
 
-def test_no_other_user_listens_on_a_port_of_the_guard(guest: NamespaceGuest) -> None:
-    """Before the guard, beside it, and after it was killed; a free port of the same address shows that binding works as such."""
-    assert as_somebody(listen(guest.gateway, 8999)) == 0
-    assert {port: as_somebody(listen(guest.gateway, port)) for port in PORTS} == dict.fromkeys(PORTS, errno.EACCES)
-    assert {port: as_somebody(listen("10.213.250.1", port)) for port in PORTS} == dict.fromkeys(PORTS, errno.EACCES)
-
-
-def test_a_host_where_those_ports_are_everybodys_is_refused(lab: Lab) -> None:
-    setting = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-    before = setting.read_text()
-    setting.write_text("80")
-    try:
-        with pytest.raises(ProvisionError, match="every local user may listen on ports from 80 on"), NamespaceGuest(lab.home, ALLOWED):
+def enter(namespace: str) -> Callable[[], None]:
+    def act() -> None:
+        with inside(namespace):
             pass
+
+    return act
+
+
+def test_no_other_user_enters_the_namespace(guest: NamespaceGuest) -> None:
+    """By its name, or by a process that is in it: there is none."""
+    assert as_somebody(enter(guest.identity.namespace)) in (errno.EPERM, errno.EACCES)
+    there = os.stat(Path("/run/netns", guest.identity.namespace)).st_ino
+    inodes = set()
+    for process_folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            inodes.add(os.stat(process_folder / "ns/net").st_ino)
+    assert there not in inodes
+
+
+def test_listeners_of_other_users_on_the_host_get_nothing_of_the_guest(guest: NamespaceGuest) -> None:
+    """On every port of the guard and on the gateway's own address, while the guard serves and after it was killed."""
+    assert as_somebody(listen(guest.gateway, 8999)) == 0
+    caught: list[socket.socket] = []
+    for port in PORTS:
+        # Of root, which may listen on those ports, and so more than another user can do.
+        made = socket.socket()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        made.bind((guest.gateway, port))
+        made.listen()
+        made.setblocking(False)
+        caught.append(made)
+    try:
+        assert "served by" in guest.probe("tls", address=world.WEB, port=443, name="allowed.test.lab").get("said", "")
+        os.kill(GuardClient(guest.paths.guard).status()["pid"], signal.SIGKILL)
+        wait_until(lambda: find_guards(guest.paths.guard) == [], "its children end with it")
+        guest.probe_all([{"kind": "tcp", "address": guest.gateway, "port": port, "limit": 1} for port in PORTS])
+        guest.probe("tls", address=world.WEB, port=443, name="allowed.test.lab", limit=1)
+        for made in caught:
+            with pytest.raises(BlockingIOError):
+                made.accept()
     finally:
-        setting.write_text(before)
+        for made in caught:
+            made.close()
 
 
 def test_whoever_finds_that_no_guard_serves_sets_the_link_down(lab: Lab, guest: NamespaceGuest) -> None:
-    """Then not even a listener of root's on every address is reached in the guard's place."""
+    """Then not even a listener of root's in the namespace is reached in the guard's place."""
     os.kill(GuardClient(guest.paths.guard).status()["pid"], signal.SIGKILL)
     instance = Instance(lab.home, guest.identity, guest.tap.target.libvirt)
     wait_until(instance.close_unguarded, "the guard's lock is free and the link goes down")
-    link = read_link(guest.identity.tap)
+    link = read_link(guest.identity.tap, guest.identity.namespace)
     assert link is not None and "UP" not in link["flags"]
-    with socket.create_server(("0.0.0.0", wiring.TLS_PORT)):
+    with inside(guest.identity.namespace):
+        listener = socket.create_server(("0.0.0.0", wiring.TLS_PORT))
+    with listener:
         answer = guest.probe("tls", address=world.WEB, port=443, name="allowed.test.lab", limit=1)
     assert answer["outcome"] != "connected" and "said" not in answer
 
@@ -161,7 +200,7 @@ def test_only_the_proxy_and_root_ask_the_resolver_over_the_loopback_device(guest
     def ask() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
             made.settimeout(2)
-            made.connect((guest.gateway, wiring.DNS_PORT))
+            made.connect((guest.allocation.loopback, wiring.DNS_PORT))
             made.send(bytes.fromhex("000101000001000000000000") + b"\x07allowed\x04test\x03lab\x00\x00\x01\x00\x01")
             made.recv(2000)
 
@@ -190,14 +229,10 @@ def _flood(guest: NamespaceGuest, count: int) -> None:
                 made.sendto(b"x", (guest.gateway, wiring.DNS_PORT))
 
 
-def _tracked() -> int:
-    return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
-
-
-def test_a_flood_of_questions_leaves_the_hosts_table_of_connections_alone(lab: Lab, guest: NamespaceGuest) -> None:
-    before = _tracked()
+def test_a_flood_of_questions_leaves_the_tables_of_connections_alone(lab: Lab, guest: NamespaceGuest) -> None:
+    before, outside = guest.count_flows(), _count_flows()
     _flood(guest, 8000)
-    assert _tracked() < before + 200
+    assert guest.count_flows() < before + 200 and _count_flows() < outside + 200
     with NamespaceGuest(lab.home, ALLOWED) as sibling:
         assert "served by" in sibling.probe("tls", address=world.WEB, port=443, name="allowed.test.lab").get("said", "")
 
@@ -205,10 +240,14 @@ def test_a_flood_of_questions_leaves_the_hosts_table_of_connections_alone(lab: L
 def test_without_the_rule_each_question_is_an_entry(lab: Lab) -> None:
     """The control of the test above; the count of what is new bounds it then."""
     with NamespaceGuest(lab.home, ALLOWED, sabotage=(replace("ruleset.nft", "notrack", "accept"),)) as guest:
-        before = _tracked()
+        before, outside = guest.count_flows(), _count_flows()
         _flood(guest, 1000)
         time.sleep(0.2)
-        assert _tracked() > before + 800
+        assert guest.count_flows() > before + 800 and _count_flows() < outside + 200
+
+
+def _count_flows() -> int:
+    return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
 
 
 def dial(address: str, port: int) -> Callable[[], None]:
@@ -235,7 +274,7 @@ PLACES = [(world.PRINTER, 9100), (world.METADATA, 80), (world.EVIL, 22), (world.
 def test_a_resolver_that_was_taken_over_reaches_the_hosts_name_servers_and_nothing_else(lab: Lab, guest: NamespaceGuest) -> None:
     uid = int(guest.allocation.resolver_uid)
     with NamespaceGuest(lab.home, ALLOWED) as sibling:
-        places = [*PLACES, (sibling.gateway, 53), (sibling.address, 22)]
+        places = [*PLACES, (sibling.allocation.loopback, 53), (world.HOST_ADDRESS, world.HOST_SERVICE_PORT)]
         assert {place: as_user(uid, dial(*place)) for place in places} == dict.fromkeys(places, as_user(uid, dial(*places[0])))
         assert as_user(uid, dial(*places[0])) != 0
         assert as_user(uid, dial(world.DNS, 53)) == 0
@@ -246,7 +285,9 @@ def test_a_resolver_that_was_taken_over_reaches_the_hosts_name_servers_and_nothi
 
 def test_without_the_chain_it_reaches_them(lab: Lab) -> None:
     """The control of the test above."""
-    with NamespaceGuest(lab.home, ALLOWED, sabotage=(replace("ruleset.nft", "counter name resolver_strayed drop", "accept"),)) as guest:
+    with NamespaceGuest(
+        lab.home, ALLOWED, sabotage=(replace("ruleset-host.nft", "counter name resolver_strayed drop", "accept"),)
+    ) as guest:
         assert as_user(int(guest.allocation.resolver_uid), dial(world.EVIL, 22)) == 0
 
 

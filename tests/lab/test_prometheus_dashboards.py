@@ -26,7 +26,6 @@ from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import DomainFacts, DomainState
 from ktrdr_vm.host.paths import PROJECT, Home
-from ktrdr_vm.host.process import Completed
 from ktrdr_vm.instance import inventory as discovery
 from ktrdr_vm.monitoring.metrics import render_metrics
 
@@ -84,7 +83,7 @@ def make_instance(home: Home, name: str, mode: str, number: int) -> None:
 def scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address that serves what the command prints, on loopback."""
     monkeypatch.setattr(discovery, "list_tables", lambda _: [])
-    monkeypatch.setattr(discovery.process, "run", lambda *_, **__: Completed((), 0, b"", b""))
+    monkeypatch.setattr(discovery, "list_links", lambda *_: {})
     home = Home(tmp_path / "home")
     home.create()
     for name, (mode, number) in INSTANCES.items():

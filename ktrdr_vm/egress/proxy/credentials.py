@@ -8,7 +8,6 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from ktrdr_vm.egress.child_process import bind_early
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.proxy.control import ProxyControl
 from ktrdr_vm.errors import KtrdrError
@@ -34,9 +33,9 @@ class Brokers:
         if routes:
             proxy.write_maps({}, self._maps)
 
-    def listen(self, gateway: str) -> dict[str, socket.socket]:
-        """The ports that stand for the hosts, by the names that the proxy's configuration has for them."""
-        return {f"KTRDR_FD_BROKER_{port}": bind_early(socket.SOCK_STREAM, gateway, port) for port in self._ports}
+    def listen(self, bind: Callable[[int], socket.socket]) -> dict[str, socket.socket]:
+        """The ports that stand for the hosts, by the names that the proxy's configuration has for them. `bind` makes a listener."""
+        return {f"KTRDR_FD_BROKER_{port}": bind(port) for port in self._ports}
 
     @property
     def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:

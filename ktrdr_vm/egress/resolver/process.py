@@ -139,40 +139,39 @@ class WriterChannel:
 
 
 class _Udp(asyncio.DatagramProtocol):
-    def __init__(self, resolver: Resolver, writer: WriterChannel) -> None:
+    """With `own`, questions of the proxy, for names that it has judged, and of `egress test`."""
+
+    def __init__(self, resolver: Resolver, writer: WriterChannel, *, own: bool) -> None:
         self._resolver = resolver
         self._writer = writer
+        self._own = own
         self._under_way: set[asyncio.Task[None]] = set()
         self._transport: asyncio.DatagramTransport | None = None
-        self._gateway = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)
-        self._gateway = str(transport.get_extra_info("sockname")[0])
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         assert self._transport is not None
-        # From the gateway's own address come the proxy, for names it has judged, and `egress test`.
-        own = addr[0] == self._gateway
-        if len(self._under_way) >= IN_FLIGHT or not self._resolver.admit(own=own):
+        if len(self._under_way) >= IN_FLIGHT or not self._resolver.admit(own=self._own):
             self._writer.count("rate")
             return
         reply = self._resolver.recall(data)
         if reply is not None:
             self._transport.sendto(reply, addr)
             return
-        task = asyncio.ensure_future(self._reply(data, addr, own))
+        task = asyncio.ensure_future(self._reply(data, addr))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
-    async def _reply(self, data: bytes, addr: tuple[str, int], own: bool) -> None:
+    async def _reply(self, data: bytes, addr: tuple[str, int]) -> None:
         assert self._transport is not None
-        reply = await self._resolver.answer(data, quiet=own)
+        reply = await self._resolver.answer(data, quiet=self._own)
         if reply is not None:
             self._transport.sendto(reply, addr)
 
 
-async def _serve(config: dict[str, object], udp: socket.socket, tcp: socket.socket, channel: socket.socket) -> None:
+async def _serve(config: dict[str, object], udp: socket.socket, tcp: socket.socket, own: socket.socket, channel: socket.socket) -> None:
     writer = WriterChannel(channel)
     policy, exceptions = config["policy"], config["exceptions"]
     assert isinstance(policy, dict) and isinstance(exceptions, list)
@@ -211,7 +210,8 @@ async def _serve(config: dict[str, object], udp: socket.socket, tcp: socket.sock
             stream.close()
 
     loop = asyncio.get_running_loop()
-    await loop.create_datagram_endpoint(lambda: _Udp(resolver, writer), sock=udp)
+    await loop.create_datagram_endpoint(lambda: _Udp(resolver, writer, own=False), sock=udp)
+    await loop.create_datagram_endpoint(lambda: _Udp(resolver, writer, own=True), sock=own)
     await asyncio.start_server(tcp_client, sock=tcp, limit=65536)
     listening = asyncio.ensure_future(writer.listen(take_grants))
     take_grants(grants)
@@ -254,8 +254,8 @@ async def _rehearse() -> None:
         raise RuntimeError(f"the resolver answers a question that it asked itself with {sorted(found)}, and not with {address}")
 
 
-def run_resolver(config: dict[str, object], udp: socket.socket, tcp: socket.socket, channel: socket.socket) -> None:
-    """Serve until the guard ends. The caller has given up every privilege."""
-    for one in (udp, tcp, channel):
+def run_resolver(config: dict[str, object], udp: socket.socket, tcp: socket.socket, own: socket.socket, channel: socket.socket) -> None:
+    """Serve the guest on `udp` and `tcp`, and the proxy on `own`, until the guard ends. The caller has given up every privilege."""
+    for one in (udp, tcp, own, channel):
         one.setblocking(False)
-    asyncio.run(_serve(config, udp, tcp, channel))
+    asyncio.run(_serve(config, udp, tcp, own, channel))

@@ -19,7 +19,10 @@ from ktrdr_vm.errors import KtrdrError
 
 
 class ResolverLink:
-    """`listeners` are the resolver's UDP and TCP sockets, `config` its policy and the owner's exceptions."""
+    """`listeners` are the resolver's sockets: UDP and TCP for the guest, and UDP for the proxy.
+
+    `config` is its policy and the owner's exceptions.
+    """
 
     channel: socket.socket | None = None
 
@@ -27,7 +30,7 @@ class ResolverLink:
         self,
         directory: Path,
         config: dict[str, Any],
-        listeners: tuple[socket.socket, socket.socket],
+        listeners: tuple[socket.socket, socket.socket, socket.socket],
         uid: int,
         sets: AllowSets,
         granting: Granting,

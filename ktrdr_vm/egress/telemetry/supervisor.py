@@ -18,13 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.egress.child_process import bind_early
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.supervised_child import SERVES, SupervisedChild
 from ktrdr_vm.egress.telemetry.messages import Asked, Counted, encode
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host import process
-from ktrdr_vm.plan.guard_interface import OTLP_PORT
 
 # Seconds between lines of the ledger.
 WRITE_EVERY = 30.0
@@ -47,22 +45,29 @@ class Telemetry:
         """Write down what was counted since the last time; with `asked` what was counted until now, waiting so many seconds for it."""
 
 
-def open_telemetry(config: dict[str, Any], ledger: Ledger, selector: selectors.BaseSelector) -> Telemetry:
-    """`config` is guard.json's."""
-    return TelemetryDesk(config, ledger, selector) if config.get("telemetry") else Telemetry()
+def open_telemetry(
+    config: dict[str, Any], ledger: Ledger, selector: selectors.BaseSelector, listen: Callable[[], socket.socket]
+) -> Telemetry:
+    """`config` is guard.json's; `listen` makes the listener for the guest."""
+    return TelemetryDesk(config, ledger, selector, listen()) if config.get("telemetry") else Telemetry()
 
 
 class TelemetryDesk(Telemetry):
     """One for a guard whose profile has telemetry."""
 
     def __init__(
-        self, config: dict[str, Any], ledger: Ledger, selector: selectors.BaseSelector, clock: Callable[[], float] = time.monotonic
+        self,
+        config: dict[str, Any],
+        ledger: Ledger,
+        selector: selectors.BaseSelector,
+        listener: socket.socket,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config["telemetry"] | {"instance_id": config["instance_id"]}
         self._directory = str(Path(config["ledger"]).with_name("guard"))
         self._ledger = ledger
         self._clock = clock
-        self._listener = bind_early(socket.SOCK_STREAM, config["gateway"], OTLP_PORT)
+        self._listener = listener
         self._channels: dict[str, socket.socket] = {}
         self._pipes: dict[str, socket.socket] = {}
         """Ends of a pipe for a child that is to be started, by its role: the other one has the other end."""

@@ -13,6 +13,7 @@ from ktrdr_vm.instance.resources.domain import Domain
 from ktrdr_vm.instance.resources.firewall import Firewall
 from ktrdr_vm.instance.resources.guard import Guard
 from ktrdr_vm.instance.resources.mount import Mount
+from ktrdr_vm.instance.resources.namespace import Namespace
 from ktrdr_vm.instance.resources.overlay import Overlay
 from ktrdr_vm.instance.resources.saved_state import Saved
 from ktrdr_vm.instance.resources.secret import Secret
@@ -43,6 +44,7 @@ def make_resources(target: Target, blueprint: Blueprint | None) -> tuple[Resourc
         Seed(target, blueprint),
         # Only while the instance is suspended; a running one is never without it by mistake.
         *([Saved(target, blueprint)] if target.paths.saved.exists() else []),
+        Namespace(target, blueprint),
         Firewall(target, blueprint),
         Guard(target, blueprint),
         Tap(target, blueprint),

@@ -13,6 +13,7 @@ from ktrdr_vm.host.fork import fill_memory, load_state
 from ktrdr_vm.host.libvirt import DomainFacts
 from ktrdr_vm.host.running import end_process, find_processes
 from ktrdr_vm.instance.resources.base import Resource
+from ktrdr_vm.instance.resources.tap import move_in
 from ktrdr_vm.plan.domain_xml import render_interface, shares_memory, to_text
 
 
@@ -53,6 +54,7 @@ class Domain(Resource):
                 with contextlib.suppress(HostError):
                     write_profile(libvirt, self.target.identity.uuid, ())
             libvirt.start(self.name, xml, persistent=persistent)
+            move_in(self.target, self.blueprint.allocation)
             return
         # A later start of the same machine, after it was suspended, opens the same memory.
         vhost = plan.facts.accelerator == "kvm"
@@ -61,9 +63,10 @@ class Domain(Resource):
         self._fill_memory(Path(template.memory))
         load_state(libvirt, self.name, Path(template.state))
         libvirt.resume(self.name)
-        # Everything that makes it its own machine comes before its NIC; the firewall stands since before the tap.
+        # Everything that makes it its own machine comes before its NIC; the firewall is there since before the tap.
         give_identity(libvirt, self.name, self.target.identity, plan.facts.image.user, self.blueprint.allocation)
         libvirt.attach(self.name, to_text(render_interface(self.target.identity)))
+        move_in(self.target, self.blueprint.allocation)
         give_network(libvirt, self.name, self.target.identity, self.blueprint.allocation)
 
     def _fill_memory(self, source: Path) -> None:

@@ -1,4 +1,7 @@
-"""The instance's nftables table. It names the tap before the tap exists, so the guest's first packet already meets it."""
+"""The two nftables tables of the instance: in its namespace, for the packets of the guest, and on the host, for its proxy and resolver.
+
+The first names the tap before the tap is there, so that the guest's first packet meets it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import Any
 
 from ktrdr_vm.errors import ForeignError, ProvisionError
 from ktrdr_vm.host.durable import write_durably
-from ktrdr_vm.host.nft import load_ruleset, read_comment, read_table
+from ktrdr_vm.host.netns import is_namespace
+from ktrdr_vm.host.nft import Table, load_ruleset, read_comment, read_table
 from ktrdr_vm.instance.resources.base import Resource
 
 
@@ -22,57 +26,83 @@ class Firewall(Resource):
 
     @property
     def _expected(self) -> dict[str, Any]:
-        """The table as it was read back when it was loaded, and the digest of the ruleset that it was loaded from."""
+        """The tables as they were read back when they were loaded, and the digest of the rulesets that they were loaded from."""
         path = self.target.paths.directory / "ruleset.expected"
         found = json.loads(path.read_bytes()) if path.exists() else None
-        return found if isinstance(found, dict) else {"rendered": "", "table": found}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def _rulesets(self) -> tuple[str, str]:
+        return self.blueprint.documents["ruleset.nft"], self.blueprint.documents["ruleset-host.nft"]
 
     @property
     def _digest(self) -> str:
-        return hashlib.sha256(self.blueprint.documents["ruleset.nft"].encode()).hexdigest()
+        return hashlib.sha256("\0".join(self._rulesets).encode()).hexdigest()
+
+    @property
+    def _namespace(self) -> str:
+        """Where the guest's table is; empty if there is no such namespace, and so no table in it."""
+        namespace = self.target.identity.namespace
+        return namespace if is_namespace(namespace) else ""
 
     def exists(self) -> bool:
-        return read_table(self.target.identity.table) is not None
+        table = self.target.identity.table
+        return read_table(table) is not None or bool(self._namespace and read_table(table, self._namespace) is not None)
 
     def create(self) -> None:
-        """Replace the table in one transaction, read it back, and keep what was read as what it must stay."""
-        ruleset = self.blueprint.documents["ruleset.nft"]
+        """Replace each table in one transaction, read both back, and keep what was read as what they must stay."""
+        inner, outer = self._rulesets
         self._refuse_foreign()
-        load_ruleset(ruleset)
-        loaded = read_table(self.target.identity.table)
+        expected = {
+            "rendered": self._digest,
+            "table": self._load(inner, self.target.identity.namespace),
+            "host": self._load(outer, ""),
+        }
+        write_durably(self.target.paths.directory / "ruleset.expected", json.dumps(expected).encode())
+
+    def _load(self, ruleset: str, namespace: str) -> Table:
+        load_ruleset(ruleset, namespace)
+        loaded = read_table(self.target.identity.table, namespace)
         if loaded is None or count_rules(loaded) != count_rules_of_text(ruleset):
             raise ProvisionError(
                 "the firewall that was loaded is not the one that was rendered",
                 where=self.name,
                 hint="another program changes nftables at the same moment; `nft monitor` shows which",
             )
-        expected = json.dumps({"rendered": self._digest, "table": loaded})
-        write_durably(self.target.paths.directory / "ruleset.expected", expected.encode())
+        return loaded
 
     def verify(self) -> list[str]:
-        found, expected = read_table(self.target.identity.table), self._expected
+        expected, table = self._expected, self.target.identity.table
+        found = read_table(table, self._namespace) if self._namespace else None
         if found is None:
             return ["the table is gone"]
-        if found != expected["table"]:
+        if found != expected.get("table"):
             return ["the table's rules were changed"]
-        return [] if expected["rendered"] == self._digest else ["the table's rules are those of an earlier plan"]
+        outside = read_table(table)
+        if outside is None:
+            return ["the table on the host is gone"]
+        if outside != expected.get("host"):
+            return ["the rules of the table on the host were changed"]
+        return [] if expected.get("rendered") == self._digest else ["the table's rules are those of an earlier plan"]
 
     def remove(self) -> None:
-        if self.exists():
-            self._refuse_foreign()
-            table = self.target.identity.table
-            # `add` first, so that one that vanished meanwhile is no error.
-            load_ruleset(f"add table inet {table}\ndelete table inet {table}\n")
+        self._refuse_foreign()
+        table = self.target.identity.table
+        for namespace in {"", self._namespace}:
+            if read_table(table, namespace) is not None:
+                # `add` first, so that one that vanished meanwhile is no error.
+                load_ruleset(f"add table inet {table}\ndelete table inet {table}\n", namespace)
         (self.target.paths.directory / "ruleset.expected").unlink(missing_ok=True)
 
     def _refuse_foreign(self) -> None:
-        comment = read_comment(self.target.identity.table)
-        if comment is not None and comment != self.target.mark:
-            raise ForeignError(
-                f"the nft table {self.name} exists and was not made for this instance",
-                where=self.name,
-                hint="look at it with `nft list table`",
-            )
+        for namespace in {"", self._namespace}:
+            comment = read_comment(self.target.identity.table, namespace)
+            if comment is not None and comment != self.target.mark:
+                raise ForeignError(
+                    f"the nft table {self.name} exists and was not made for this instance",
+                    where=namespace or self.name,
+                    hint="look at it with `nft list table`",
+                )
 
     def by_hand(self) -> str:
         return f"nft delete table {self.name}"

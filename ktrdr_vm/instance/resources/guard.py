@@ -96,7 +96,9 @@ class Guard(Resource):
             "table": identity.table,
             "tap": identity.tap,
             "domain": identity.domain,
+            "namespace": identity.namespace,
             "gateway": allocation.gateway,
+            "loopback": allocation.loopback,
             "proxy_uid": allocation.proxy_uid,
             "resolver_uid": allocation.resolver_uid,
             "inbox_uid": allocation.inbox_uid,
@@ -111,7 +113,7 @@ class Guard(Resource):
         return {
             "guard.json": (canonical_json(config), 0o600),
             "egress.json": (blueprint.documents["egress.json"], 0o600),
-            "ruleset.nft": (blueprint.documents["ruleset.nft"], 0o600),
+            **{name: (blueprint.documents[name], 0o600) for name in ("ruleset.nft", "ruleset-host.nft")},
             "proxy.cfg": (blueprint.documents["proxy.cfg"], PROXY),
             **{name: (text, PROXY) for name, text in blueprint.plan.egress.name_lists.items()},
         }

@@ -11,12 +11,12 @@ from laboratory.lab import Lab
 
 
 def take_inventory(lab: Lab, libvirt: Libvirt) -> dict[str, list[str]]:
-    """Domains, interfaces, tables, routing rules, mounts, directories, locks and processes, each sorted."""
+    """Domains, namespaces, interfaces, tables, mounts, directories, locks and processes, each sorted."""
     return {
         "domains": sorted(domain.name() for domain in libvirt.connect().listAllDomains()),
         "links": sorted(link["ifname"] for link in _json("ip", "-j", "link", "show")),
         "tables": sorted(entry["table"]["name"] for entry in _json("nft", "-j", "list", "tables")["nftables"] if "table" in entry),
-        "rules": sorted(str(rule.get("iif", "")) for rule in _json("ip", "-j", "rule", "show")),
+        "namespaces": sorted(path.name for path in Path("/run/netns").iterdir()),
         "mounts": sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(lab.home.root) in line),
         "instances": sorted(path.name for path in lab.home.instances.iterdir()),
         "locks": sorted(path.name for path in lab.home.locks.iterdir()) if lab.home.locks.exists() else [],

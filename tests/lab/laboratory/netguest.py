@@ -1,6 +1,7 @@
 """A guest that is a network namespace: the real firewall, guard and tap of an instance, and no virtual machine. It is there in a second.
 
-A veth pair stands for the tap: the host's end carries the tap's name and our mark, so that the real resource takes it as its own.
+A veth pair is used as the tap: the host's end has the tap's name and mark, so that the real resource takes it as its own and moves it
+into the network namespace of the instance, as one that QEMU has opened.
 What protects can be taken out (`sabotage`), to see that the same attack then gets through.
 """
 
@@ -17,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.client import GuardClient
+from ktrdr_vm.host import process
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.links import read_link
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.resources.base import Blueprint, Target
 from ktrdr_vm.instance.resources.firewall import Firewall
 from ktrdr_vm.instance.resources.guard import Guard
-from ktrdr_vm.instance.resources.tap import Tap, read_link
+from ktrdr_vm.instance.resources.namespace import Namespace
+from ktrdr_vm.instance.resources.tap import Tap, move_in
 from ktrdr_vm.plan.facts import Allocation, Facts, ImageFacts, allocate
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.collector import Collector
@@ -35,7 +39,7 @@ Documents = dict[str, str]
 Sabotage = Callable[[Documents], None]
 
 _NUMBERS = itertools.count()
-# Far from the slots that instances of the lab's own home get, which begin at 0.
+# Slots that no instance of the lab's home gets: those begin at 0.
 _FIRST_SLOT = 900
 INTERFACE = "eth0"
 
@@ -110,8 +114,10 @@ class NamespaceGuest:
 
         blueprint = Blueprint(plan, self.allocation, no_guest, lambda _: b"")
         target = Target(self.identity, self.paths, Libvirt())
-        self.firewall, self.guard, self.tap = Firewall(target, blueprint), Guard(target, blueprint), Tap(target, blueprint)
-        self.mark = target.mark
+        self.target = target
+        self.host_namespace, self.firewall = Namespace(target, blueprint), Firewall(target, blueprint)
+        self.guard, self.tap = Guard(target, blueprint), Tap(target, blueprint)
+        self.resources = (self.host_namespace, self.firewall, self.guard, self.tap)
         self.namespace = f"guest{number}"
         home.create()
 
@@ -125,16 +131,19 @@ class NamespaceGuest:
 
     @property
     def host_mac(self) -> str:
-        return Path("/sys/class/net", self.identity.tap, "address").read_text().strip()
+        link = read_link(self.identity.tap, self.identity.namespace)
+        assert link is not None
+        return str(link["address"])
 
     def __enter__(self) -> NamespaceGuest:
         self.paths.directory.mkdir(mode=0o711)
         try:
+            self.host_namespace.create()
             self.firewall.create()
             self.guard.create()
             self._make_link()
-            self.tap.create()
-            for resource in (self.firewall, self.guard, self.tap):
+            move_in(self.target, self.allocation)
+            for resource in self.resources:
                 assert (found := resource.verify()) == [], (resource.kind, found)
         except BaseException:
             self.__exit__()
@@ -145,7 +154,7 @@ class NamespaceGuest:
         make_namespace(self.namespace)
         name, there = self.identity.tap, self.namespace
         ip(f"link add {name} type veth peer name {INTERFACE} netns {there}")
-        Path("/sys/class/net", name, "ifalias").write_text(self.mark)
+        Path("/sys/class/net", name, "ifalias").write_text(self.target.mark)
         ip(f"link set {INTERFACE} address {self.identity.mac}", there)
         ip(f"addr add {self.address}/30 dev {INTERFACE}", there)
         ip(f"link set {INTERFACE} up", there)
@@ -153,14 +162,12 @@ class NamespaceGuest:
 
     def __exit__(self, *_: object) -> None:
         """Take it apart, and assert that nothing is left of it."""
-        if read_link(self.identity.tap) is not None:
-            ip(f"link del {self.identity.tap}")
-        for resource in (self.tap, self.guard, self.firewall):
+        for resource in reversed(self.resources):
             resource.remove()
         if Path("/run/netns", self.namespace).exists():
             remove_namespace(self.namespace)
         shutil.rmtree(self.paths.directory, ignore_errors=True)
-        assert [resource.kind for resource in (self.tap, self.guard, self.firewall) if resource.exists()] == []
+        assert [resource.kind for resource in self.resources if resource.exists()] == []
 
     # -- as the guest -----------------------------------------------------------------------------------------------
 
@@ -176,7 +183,17 @@ class NamespaceGuest:
     def lookup(self, name: str, **fields: Any) -> dict[str, Any]:
         return self.probe("dns", address=self.gateway, name=name, **{"limit": 5, **fields})
 
-    # -- as the host ------------------------------------------------------------------------------------------------
+    # -- as root of the host ------------------------------------------------------------------------------------------------
+
+    def nft(self, words: str) -> str:
+        """nft in the namespace of the instance."""
+        with inside(self.identity.namespace):
+            return process.run(["nft", words], timeout=10).text
+
+    def count_flows(self) -> int:
+        """The entries of the namespace's connection table."""
+        with inside(self.identity.namespace):
+            return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
 
     def ledger(self, **wanted: Any) -> list[dict[str, Any]]:
         """The ledger's lines that carry these fields, after everything known was written."""

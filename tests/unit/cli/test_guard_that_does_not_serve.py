@@ -15,7 +15,6 @@ from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import DomainFacts, DomainState, Libvirt
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.host.process import Completed
 from ktrdr_vm.instance import inventory as discovery
 from ktrdr_vm.instance.inventory import Found, find_instances
 from ktrdr_vm.instance.loaded import LoadedInstance
@@ -42,7 +41,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callab
     monkeypatch.setattr(Libvirt, "find", lambda *_: facts)
     monkeypatch.setattr(Libvirt, "measure", lambda *_: None)
     monkeypatch.setattr(discovery, "list_tables", lambda _: [])
-    monkeypatch.setattr(discovery.process, "run", lambda *_, **__: Completed((), 0, b"", b""))
+    monkeypatch.setattr(discovery, "list_links", lambda *_: {})
     monkeypatch.setattr(guard_module, "is_locked", lambda _: True)
     monkeypatch.setattr(client, "ask_guard", lambda *_, **__: {"pid": 1, "parts": PARTS})
     return made
@@ -92,7 +91,7 @@ def test_one_that_is_busy_is_waited_for(home: Home, monkeypatch: pytest.MonkeyPa
 def test_list_says_it(home: Home) -> None:
     [found] = find_instances(home, Libvirt())
     assert found.faults == (FAULT,)
-    whole = Found("one", seen={"journal", "firewall", "tap", "domain"}, faults=(FAULT,))
+    whole = Found("one", seen={"journal", "namespace", "firewall", "tap", "domain"}, faults=(FAULT,))
     assert whole.note == FAULT == whole.to_json()["note"]
 
 

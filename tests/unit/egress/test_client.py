@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import selectors
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,16 +66,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def test_every_operation_has_a_method(asked: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_operation_has_a_method(asked: list[tuple[str, dict[str, Any]]], tmp_path: Path) -> None:
     methods = {name for name, value in vars(GuardClient).items() if inspect.isfunction(value) and not name.startswith("_")}
     assert methods == CALLS.keys()
     for call in CALLS.values():
         call(GuardClient(tmp_path))
-    monkeypatch.setattr("ktrdr_vm.egress.telemetry.supervisor.bind_early", lambda *_: None)
     ledger = Ledger(tmp_path / "egress.jsonl", "one")
-    config = {"telemetry": {"journal": str(tmp_path / "none")}, "instance_id": "one", "ledger": str(tmp_path / "l"), "gateway": "192.0.2.1"}
+    config = {"telemetry": {"journal": str(tmp_path / "none")}, "instance_id": "one", "ledger": str(tmp_path / "l")}
     rooms: list[Any] = [object.__new__(one) for one in (Granting, Deadlines, DeliveredValues, Brokers)] + [
-        TelemetryDesk(config, ledger, selectors.DefaultSelector())
+        TelemetryDesk(config, ledger, selectors.DefaultSelector(), socket.socket())
     ]
     operations = {name for room in rooms for name in room.operations}
     assert {op for op, _ in asked} == operations | {"status", "flush", "judge"}

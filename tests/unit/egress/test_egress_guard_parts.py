@@ -177,7 +177,7 @@ def test_rules_survive_the_way_through_json() -> None:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What would have been given to nft."""
     texts: list[str] = []
-    monkeypatch.setattr(sets_module, "load_ruleset", texts.append)
+    monkeypatch.setattr(sets_module, "load_ruleset", lambda text, _namespace: texts.append(text))
     return texts
 
 

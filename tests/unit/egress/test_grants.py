@@ -184,7 +184,7 @@ def test_the_profiles_own_rule_comes_before_a_grant() -> None:
 
 def test_a_grants_elements_end_with_it_and_leave_the_profiles_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
-    monkeypatch.setattr(sets_module, "load_ruleset", texts.append)
+    monkeypatch.setattr(sets_module, "load_ruleset", lambda text, _namespace: texts.append(text))
     rules, grants = granted(
         EgressRule(host="git.example", ports=(22, 9100)), EgressRule(cidr=IPv4Network("203.0.113.0/24"), ports=(443,)), ends=1020.0
     )
@@ -212,7 +212,7 @@ def test_of_ranges_that_lie_in_each_other_the_widest_stands() -> None:
 
 def test_what_was_not_renewed_is_kept_for_connections_that_stand_and_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
-    monkeypatch.setattr(sets_module, "load_ruleset", texts.append)
+    monkeypatch.setattr(sets_module, "load_ruleset", lambda text, _namespace: texts.append(text))
     clock = Clock()
     sets = AllowSets("t", granted()[0], clock=clock)
     sets.allow("git.example", ["198.51.100.22"], 60)

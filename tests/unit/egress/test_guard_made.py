@@ -24,7 +24,7 @@ from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.plan.egress_policy import compile_policy
 
 CONFIG: dict[str, Any] = {
-    "instance_id": "one", "table": "ktrdr_one", "tap": "kt0", "domain": "ktrdr-one", "gateway": "192.0.2.1", "proxy_uid": "1",
+    "instance_id": "one", "table": "ktrdr_one", "tap": "kt0", "domain": "ktrdr-one", "namespace": "ktrdr-one", "gateway": "192.0.2.1", "loopback": "127.0.0.9", "proxy_uid": "1",
     "resolver_uid": "2", "inbox_uid": "3", "exceptions": [], "escalations": "e", "owner": [0, 0], "telemetry": None, "brokers": [],
 }  # fmt: skip
 
@@ -38,7 +38,7 @@ def make_works(directory: Path, **other: Any) -> Works:
     rules = rules_from_json(policy, [])
     fields: dict[str, Any] = dict.fromkeys(Works.__dataclass_fields__, Nothing())
     fields |= {
-        "directory": directory, "config": CONFIG, "policy": policy, "rules": rules, "proxy_sockets": {}, "dns": (Nothing(), Nothing()),
+        "directory": directory, "config": CONFIG, "policy": policy, "rules": rules, "proxy_sockets": {}, "dns": (Nothing(), Nothing(), Nothing()),
         "sets": AllowSets("ktrdr_one", rules), "machine": Machine("ktrdr-one"), "proxy": ProxyControl(directory),
         "inbox": Inbox(Nothing(), EscalationStore(directory, "one")), "telemetry": Telemetry(),  # type: ignore[arg-type]
     }  # fmt: skip
@@ -60,7 +60,7 @@ def test_to_make_a_guard_opens_and_starts_nothing(tmp_path: Path, monkeypatch: p
         patched.setattr(os, "pipe2", refuse)
         made = Guard(works)
     assert set(os.listdir("/proc/self/fd")) == before and list(tmp_path.iterdir()) == []
-    assert list(made.parts) == ["resolver", "proxy", "monitor", "inbox"] and {part.pid for part in made.parts.values()} == {0}
+    assert list(made.parts) == ["resolver", "proxy", "inbox"] and {part.pid for part in made.parts.values()} == {0}
 
 
 def test_the_resolver_starts_first_and_the_earlier_grants_are_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_the_resolver_starts_first_and_the_earlier_grants_are_taken_up(tmp_path:
     monkeypatch.setattr(made.granting, "start", lambda *, afresh: done.append(f"grants, afresh: {afresh}"))
     made.start()
     assert done == ["upstreams ['192.0.2.53']", "on-link networks", "resolver", "grants, afresh: True"]
-    monkeypatch.setattr(guard_module, "list_table", lambda _: None)
+    monkeypatch.setattr(guard_module, "list_table", lambda *_: None)
     monkeypatch.setattr(made.sets, "adopt", lambda _: done.append("addresses"))
     made.start()
     assert done[-2:] == ["addresses", "grants, afresh: False"]

@@ -240,7 +240,7 @@ def test_one_that_is_polled_does_not_wake_the_guard() -> None:
 def test_every_child_of_the_guard_is_a_supervised_one() -> None:
     """Whoever starts one outside of it would start it, end it and note its end in a way of its own."""
     package = Path(__file__).resolve().parents[3] / "ktrdr_vm/egress"
-    starters = {"child_process.py", "table_watch.py", "telemetry/supervisor.py"}
+    starters = {"child_process.py", "telemetry/supervisor.py"}
     # What ends by itself, and is no part of the guard: the owner's command, and the removal of what has expired.
     starters |= {"escalations.py", "expiry.py"}
     found = {str(path.relative_to(package)) for path in package.rglob("*.py") if "process.start" in path.read_text()}

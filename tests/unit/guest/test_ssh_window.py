@@ -100,7 +100,7 @@ def guest(monkeypatch: pytest.MonkeyPatch, server: _Flooder) -> Iterator[SshGues
             transport.start_server(server=server)
 
         threading.Thread(target=serve, daemon=True).start()
-        with connect("127.0.0.1", listener.getsockname()[1], "root", private, public, timeout=30, instance_id="one") as guest:
+        with connect(listener.getsockname(), "root", private, public, timeout=30, instance_id="one") as guest:
             yield guest
 
 

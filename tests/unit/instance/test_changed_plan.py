@@ -50,9 +50,11 @@ def target(tmp_path: Path) -> Target:
 def test_rules_of_an_earlier_plan_are_not_as_planned(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = make_blueprint(target.paths.home, "a.example"), make_blueprint(target.paths.home)
     table = [{"table": {"comment": target.mark}}] + [{"rule": {}}] * count_rules_of_text(before.documents["ruleset.nft"])
-    monkeypatch.setattr(firewall_module, "load_ruleset", lambda _: None)
-    monkeypatch.setattr(firewall_module, "read_table", lambda _: table)
-    monkeypatch.setattr(firewall_module, "read_comment", lambda _: target.mark)
+    outside: list[dict[str, Any]] = [{"rule": {}}] * count_rules_of_text(before.documents["ruleset-host.nft"])
+    monkeypatch.setattr(firewall_module, "is_namespace", lambda _: True)
+    monkeypatch.setattr(firewall_module, "load_ruleset", lambda *_: None)
+    monkeypatch.setattr(firewall_module, "read_table", lambda _table, namespace="": table if namespace else outside)
+    monkeypatch.setattr(firewall_module, "read_comment", lambda *_: target.mark)
     Firewall(target, before).create()
     assert Firewall(target, before).verify() == []
     assert Firewall(target, after).verify() == ["the table's rules are those of an earlier plan"]

@@ -14,7 +14,6 @@ from ktrdr_vm.errors import BusyError, HostError, ProvisionError, UsageError
 from ktrdr_vm.host.journal import Journal, is_locked, locked, read_journal
 from ktrdr_vm.host.libvirt import DomainFacts, DomainState
 from ktrdr_vm.host.paths import Home, find_home
-from ktrdr_vm.host.process import Completed
 from ktrdr_vm.instance import inventory as discovery
 from ktrdr_vm.instance.garbage import collect_garbage
 from ktrdr_vm.instance.instance import Instance
@@ -38,7 +37,7 @@ class Libvirt:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setattr(discovery, "list_tables", lambda _: [])
-    monkeypatch.setattr(discovery.process, "run", lambda *_, **__: Completed((), 0, b"", b""))
+    monkeypatch.setattr(discovery, "list_links", lambda *_: {})
     made = Home(tmp_path)
     made.create()
     return made

@@ -18,7 +18,6 @@ from ktrdr_vm.errors import ProvisionError, UsageError
 from ktrdr_vm.host.journal import Journal, read_journal
 from ktrdr_vm.host.libvirt import DomainFacts, DomainState, Libvirt
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.host.process import Completed
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.instance import inventory
 from ktrdr_vm.instance import loaded as loaded_module
@@ -52,7 +51,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callab
     monkeypatch.setattr(Libvirt, "list_ours", lambda _: [])
     monkeypatch.setattr(loaded_module, "close_unguarded", lambda _: False)
     monkeypatch.setattr(inventory, "list_tables", lambda _: [])
-    monkeypatch.setattr(inventory.process, "run", lambda *_, **__: Completed((), 0, b"", b""))
+    monkeypatch.setattr(inventory, "list_links", lambda *_: {})
     monkeypatch.setattr(client, "ask_guard", lambda *_, **__: {"parts": {}})
     return made
 
@@ -221,6 +220,7 @@ def test_every_kind_says_where_it_lives_and_what_outlives_a_suspend(home: Home) 
         "overlay": ("host", False, True, False),
         "seed": ("host", False, True, False),
         "saved": ("host", False, True, False),
+        "namespace": ("host", False, False, True),
         "firewall": ("host", False, False, True),
         "guard": ("host", False, False, True),
         "tap": ("host", False, False, True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,18 +11,26 @@ import pytest
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import Identity
+from ktrdr_vm.instance import instance as instance_module
 from ktrdr_vm.instance.instance import Instance
 
 
 @pytest.mark.parametrize(
-    ("tap", "home", "named"), [(True, "", "tap kv"), (False, "own", "domain ktrdr-one"), (True, "own", "tap kv"), (False, "other", "")]
+    ("mark", "home", "named"),
+    [
+        ("own", "", "network namespace ktrdr-one"),
+        ("", "own", "domain ktrdr-one"),
+        ("own", "own", "network namespace ktrdr-one"),
+        ("another", "", ""),
+        ("", "other", ""),
+    ],
 )
-def test_what_is_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tap: bool, home: str, named: str) -> None:
+def test_what_is_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, home: str, named: str) -> None:
     place = {"own": str(tmp_path), "other": "/elsewhere"}.get(home, "")
     libvirt: Any = SimpleNamespace(find=lambda _: SimpleNamespace(home=place, mode="sandbox") if place else None)
     one = Instance(Home(tmp_path), Identity("one"), libvirt)
-    there = os.path.lexists
-    monkeypatch.setattr(os.path, "lexists", lambda path: tap if str(path).startswith("/sys/class/net/") else there(path))
+    links = {"lo": one.target.mark if mark == "own" else mark} if mark else {}
+    monkeypatch.setattr(instance_module, "list_links", lambda _: links)
     if not named:
         one._require_nothing_left()
         return

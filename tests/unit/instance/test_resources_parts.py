@@ -15,10 +15,12 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.resources import firewall as firewall_module
 from ktrdr_vm.instance.resources import make_resources
+from ktrdr_vm.instance.resources import namespace as namespace_module
 from ktrdr_vm.instance.resources import tap as tap_module
 from ktrdr_vm.instance.resources.base import Blueprint, Target
 from ktrdr_vm.instance.resources.firewall import Firewall, count_rules_of_text
 from ktrdr_vm.instance.resources.mount import Mount
+from ktrdr_vm.instance.resources.namespace import Namespace
 from ktrdr_vm.instance.resources.secret import Secret
 from ktrdr_vm.instance.resources.seed import Seed, make_seed, read_seed
 from ktrdr_vm.instance.resources.tap import Tap
@@ -67,7 +69,7 @@ def blueprint(target: Target) -> Blueprint:
 
 def test_what_protects_comes_before_what_it_protects(target: Target, blueprint: Blueprint) -> None:
     kinds = [resource.kind for resource in make_resources(target, blueprint)]
-    assert kinds == ["overlay", "seed", "firewall", "guard", "tap", "domain", "mount", "mount", "secret"]
+    assert kinds == ["overlay", "seed", "namespace", "firewall", "guard", "tap", "domain", "mount", "mount", "secret"]
     keys = [resource.key for resource in make_resources(target, blueprint)]
     assert len(set(keys)) == len(keys)
     assert all(resource.by_hand() for resource in make_resources(target, blueprint))
@@ -77,7 +79,7 @@ def test_without_a_plan_whatever_may_be_there_is_looked_for(target: Target) -> N
     (target.paths.mounts / "3").mkdir(parents=True)
     (target.paths.mounts / "stray").mkdir()
     resources = make_resources(target, None)
-    assert [resource.kind for resource in resources] == ["overlay", "seed", "firewall", "guard", "tap", "domain", "mount"]
+    assert [resource.kind for resource in resources] == ["overlay", "seed", "namespace", "firewall", "guard", "tap", "domain", "mount"]
     assert resources[-1].key == "mount:3"
 
 
@@ -119,16 +121,19 @@ def test_a_link_in_the_seeds_way_is_not_followed(target: Target, blueprint: Blue
 @pytest.mark.parametrize(
     ("comment", "ours"), [("", False), ("somebody else's", False), ("MARK", True), ("ktrdr-vm instance_id=stream-a home=00000000", False)]
 )
+@pytest.mark.parametrize("place", ["", IDENTITY.namespace], ids=["on the host", "in the namespace"])
 def test_a_table_of_another_maker_is_never_touched(
-    target: Target, blueprint: Blueprint, monkeypatch: pytest.MonkeyPatch, comment: str, ours: bool
+    target: Target, blueprint: Blueprint, monkeypatch: pytest.MonkeyPatch, comment: str, ours: bool, place: str
 ) -> None:
-    loaded: list[str] = []
-    monkeypatch.setattr(firewall_module, "read_table", lambda _: [{"table": {"name": IDENTITY.table}}])
-    monkeypatch.setattr(firewall_module, "read_comment", lambda _: comment.replace("MARK", target.mark))
-    monkeypatch.setattr(firewall_module, "load_ruleset", loaded.append)
+    loaded: list[tuple[str, str]] = []
+    monkeypatch.setattr(firewall_module, "is_namespace", lambda _: True)
+    monkeypatch.setattr(firewall_module, "read_table", lambda *_: [{"table": {"name": IDENTITY.table}}])
+    monkeypatch.setattr(firewall_module, "read_comment", lambda _, where: comment.replace("MARK", target.mark) if where == place else None)
+    monkeypatch.setattr(firewall_module, "load_ruleset", lambda *words: loaded.append(words))
     if ours:
         Firewall(target, blueprint).remove()
-        assert loaded == [f"add table inet {IDENTITY.table}\ndelete table inet {IDENTITY.table}\n"]
+        text = f"add table inet {IDENTITY.table}\ndelete table inet {IDENTITY.table}\n"
+        assert sorted(loaded) == [(text, ""), (text, IDENTITY.namespace)]
     else:
         with pytest.raises(ProvisionError, match="not made for this instance"):
             Firewall(target, blueprint).remove()
@@ -136,8 +141,17 @@ def test_a_table_of_another_maker_is_never_touched(
 
 
 def test_an_interface_of_another_maker_is_never_touched(target: Target, blueprint: Blueprint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tap_module, "read_link", lambda _: {"ifalias": "somebody else's", "flags": [], "addr_info": []})
+    link = {"ifalias": "somebody else's", "flags": [], "addr_info": []}
+    monkeypatch.setattr(tap_module, "read_link", lambda _, namespace="": None if namespace else link)
     for act in (Tap(target, blueprint).create, Tap(target, None).remove):
+        with pytest.raises(ProvisionError, match="not made for this instance"):
+            act()
+
+
+def test_a_namespace_of_another_maker_is_never_touched(target: Target, blueprint: Blueprint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(namespace_module, "list_links", lambda _: {"lo": "somebody else's"})
+    monkeypatch.setattr(namespace_module.process, "run", lambda *_, **__: pytest.fail("something was called"))
+    for act in (Namespace(target, blueprint).create, Namespace(target, None).remove):
         with pytest.raises(ProvisionError, match="not made for this instance"):
             act()
 
@@ -204,17 +218,3 @@ def test_mounts_are_found_by_their_real_names(monkeypatch: pytest.MonkeyPatch) -
     assert find_mounts(Path("/home/a b/mounts"))[0].options == {"ro", "nosuid", "nodev", "relatime"}
     assert [found.filesystem for found in find_mounts(Path("/home/ü"))] == ["ext4"]
     assert [found.target for found in mounts.find_mounts(Path("/home/a"))] == ["/home/a"]
-
-
-def test_the_gateways_address_goes_before_its_route(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the link down first, the end of an SSH connection left by the default route: the lab's internet saw it."""
-    asked: list[str] = []
-
-    def run(argv: list[str], **_: object) -> Any:
-        asked.append(" ".join(map(str, argv[1:4])))
-        return type("Done", (), {"stdout": b"[]"})()
-
-    monkeypatch.setattr(tap_module, "read_link", lambda _name: {"ifalias": target.mark, "addr_info": []})
-    monkeypatch.setattr(tap_module.process, "run", run)
-    Tap(target, None).remove()
-    assert asked[:3] == ["addr flush dev", "link set dev", "tuntap del dev"]

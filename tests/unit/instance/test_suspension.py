@@ -114,6 +114,7 @@ class Machine(LoadedInstance):
 @pytest.fixture(autouse=True)
 def enough_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspension, "require_capacity", lambda *_: None)
+    monkeypatch.setattr(suspension, "move_in", lambda target, _: target.libvirt.log.append("tap moved in"))
     monkeypatch.setattr(suspension, "take_secrets", lambda machine, _notify: machine.take_secrets())
     monkeypatch.setattr("ktrdr_vm.instance.resources.saved_state.sync", lambda _: None)
 
@@ -140,7 +141,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     suspend(machine)
     machine.log.clear()
     resume(machine)
-    assert machine.log == ["+firewall", "+guard", "+tap", "restore", "run", "date", "+secrets"]
+    assert machine.log == ["+firewall", "+guard", "+tap", "restore", "tap moved in", "run", "date", "+secrets"]
     assert machine.journal.state == "awake" and not machine.paths.saved.exists()
     assert machine.journal.resources == dict.fromkeys(("firewall", "guard", "tap", "secrets"), "present")
 
@@ -174,10 +175,10 @@ def test_a_suspend_that_was_cut_off_is_taken_up(tmp_path: Path, state: str, doma
 @pytest.mark.parametrize(
     ("domain", "saved", "expected"),
     [
-        (None, True, ["+firewall", "+guard", "+tap", "restore", "run", "date", "+secrets"]),
+        (None, True, ["+firewall", "+guard", "+tap", "restore", "tap moved in", "run", "date", "+secrets"]),
         # Restored, and not yet running; running, with the state removed.
-        ("paused", True, ["+firewall", "+guard", "+tap", "run", "date", "+secrets"]),
-        ("running", False, ["+firewall", "+guard", "+tap", "date", "+secrets"]),
+        ("paused", True, ["+firewall", "+guard", "+tap", "tap moved in", "run", "date", "+secrets"]),
+        ("running", False, ["+firewall", "+guard", "+tap", "tap moved in", "date", "+secrets"]),
     ],
 )
 def test_a_resume_that_was_cut_off_is_taken_up(tmp_path: Path, domain: str | None, saved: bool, expected: list[str]) -> None:

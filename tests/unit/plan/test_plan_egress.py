@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.identity import FIRST_UID, LAST_UID, SLOTS, parse_instance_id
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
-from ktrdr_vm.plan.facts import POOL, SLOTS, Facts, ImageFacts, allocate
+from ktrdr_vm.plan.facts import Facts, ImageFacts, allocate
+from ktrdr_vm.plan.guard_interface import GATEWAY, GUEST
 from ktrdr_vm.plan.haproxy import render_proxy
-from ktrdr_vm.plan.nftables import render_ruleset
+from ktrdr_vm.plan.nftables import render_host_ruleset, render_ruleset
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import build_profile
@@ -158,14 +159,15 @@ def test_no_element_of_a_range_is_reserved_and_none_overlap(rules: list[EgressRu
 def test_only_the_tap_of_the_instance_is_judged() -> None:
     for name in ("guest_in", "guest_nat"):
         assert chain(render(), name)[1] == f'iifname != "{IDENTITY.tap}" accept'
-    assert {f'iifname "{IDENTITY.tap}" drop', f'oifname "{IDENTITY.tap}" drop'} <= set(chain(render(), "no_forward"))
 
 
 def test_ipv6_is_in_no_allow_rule() -> None:
     assert chain(render(), "guest_in")[2] == "meta nfproto != ipv4 counter name not_ipv4 drop"
     # The host's own name servers may have such addresses; they are for the resolver's user alone.
-    others = render().replace("ip6 daddr @upstreams6 meta l4proto { tcp, udp } th dport 53 accept", "")
-    assert "ip6" not in others and "icmp" not in others
+    outside = render_host_ruleset(IDENTITY, "/home", ALLOCATION, ())
+    others = outside.replace("ip6 daddr @upstreams6 meta l4proto { tcp, udp } th dport 53 accept", "")
+    for text in (render(), others):
+        assert "ip6" not in text and "icmp" not in text
 
 
 # -- the proxy and the slots --------------------------------------------------------------------------------------------
@@ -173,20 +175,19 @@ def test_ipv6_is_in_no_allow_rule() -> None:
 
 def test_the_proxy_asks_nobody_but_the_guard_and_never_ends_tls() -> None:
     config = render_proxy(IDENTITY, ALLOCATION, "/lists")
-    assert [line.split()[2] for line in config.splitlines() if line.strip().startswith("nameserver")] == [f"{ALLOCATION.gateway}:53"]
+    assert [line.split()[2] for line in config.splitlines() if line.strip().startswith("nameserver")] == [f"{ALLOCATION.loopback}:53"]
     assert " ssl " not in config and " crt " not in config and "parse-resolv-conf" not in config
     assert "dontlognull" not in config, "a connection without a byte is a decision too"
 
 
 def test_slots_do_not_meet() -> None:
-    assert POOL.num_addresses // 4 == SLOTS
     seen: set[str] = set()
     for slot in (0, 1, 2, 63, 64, SLOTS - 1):
         made = allocate(slot, genid="", host_key="", host_public_key="", login_public_key="")
-        network = IPv4Network(f"{made.gateway}/30", strict=False)
-        assert network.subnet_of(POOL)
-        values = {made.gateway, made.guest, made.proxy_uid, made.resolver_uid}
-        assert len(values) == 4 and not values & seen
-        seen |= values
-        assert {str(address) for address in network.hosts()} == {made.gateway, made.guest}
-        assert is_reserved(network), "a guest's own network is one that no other guest may reach"
+        users = {made.proxy_uid, made.resolver_uid, made.relay_uid, made.sender_uid, made.inbox_uid}
+        assert len(users) == 5 and all(FIRST_UID <= int(uid) <= LAST_UID for uid in users)
+        assert IPv4Address(made.loopback).is_loopback
+        assert not (users | {made.loopback}) & seen
+        seen |= users | {made.loopback}
+        assert (made.gateway, made.guest) == (GATEWAY, GUEST), "each namespace has the same two"
+        assert is_reserved(IPv4Network(f"{made.gateway}/30", strict=False))

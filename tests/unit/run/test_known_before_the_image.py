@@ -65,7 +65,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_firewall_that_closes_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the words of `doctor`, and before an image is built for it. It was found by the guest, as a network that is down."""
     ruleset = (
-        {"chain": {"family": "inet", "table": "other", "name": "in", "type": "filter", "hook": "input", "prio": 0, "policy": "drop"}},
+        {"chain": {"family": "inet", "table": "other", "name": "out", "type": "filter", "hook": "output", "prio": 0, "policy": "drop"}},
     )
     report = execute(tmp_path, monkeypatch, DOCUMENT, Options(), ruleset=ruleset)
     assert report.exit_code == 3 and describe_obstacles(find_obstacles(list(ruleset))) in report.message

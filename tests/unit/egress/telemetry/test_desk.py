@@ -21,13 +21,12 @@ from ktrdr_vm.egress.telemetry.supervisor import Telemetry, TelemetryDesk, open_
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TelemetryDesk:
-    monkeypatch.setattr(telemetry_desk, "bind_early", lambda *_: None)
+def desk(tmp_path: Path) -> TelemetryDesk:
     config = {
-        "instance_id": "one", "gateway": "10.213.0.1", "ledger": str(tmp_path / "egress.jsonl"),
+        "instance_id": "one", "ledger": str(tmp_path / "egress.jsonl"),
         "telemetry": {"collector": {"host": "127.0.0.1"}, "journal": str(tmp_path / "journal.json")},
     }  # fmt: skip
-    made = open_telemetry(config, Ledger(tmp_path / "egress.jsonl", "one"), selectors.DefaultSelector())
+    made = open_telemetry(config, Ledger(tmp_path / "egress.jsonl", "one"), selectors.DefaultSelector(), socket.socket)
     assert isinstance(made, TelemetryDesk)
     return made
 
@@ -85,7 +84,10 @@ def test_a_relay_that_never_stops_talking_holds_nobody_up(desk: TelemetryDesk) -
 
 
 def test_without_telemetry_nothing_is_done(tmp_path: Path) -> None:
-    none = open_telemetry({"telemetry": None}, Ledger(tmp_path / "egress.jsonl", "one"), selectors.DefaultSelector())
+    def listen() -> socket.socket:
+        pytest.fail("it listens")
+
+    none = open_telemetry({"telemetry": None}, Ledger(tmp_path / "egress.jsonl", "one"), selectors.DefaultSelector(), listen)
     assert type(none) is Telemetry and (none.parts, none.operations) == ({}, {})
     for step in (none.look, none.write):
         step()

@@ -1,0 +1,37 @@
+"""Where the program `ktrdr-vm` begins. OpenSSH starts it for each connection, so `proxy` imports nothing of the other commands."""
+
+from __future__ import annotations
+
+import sys
+
+_DESCRIPTOR = "--pass-descriptor"
+
+
+def main() -> None:
+    """The entry point of the package."""
+    words = sys.argv[1:]
+    if words[:1] == ["proxy"] and len(rest := [word for word in words[1:] if word != _DESCRIPTOR]) == 1 and not rest[0].startswith("-"):
+        _connect(rest[0], pass_descriptor=_DESCRIPTOR in words)
+        return
+    from ktrdr_vm.cli.main import main as run_command
+
+    run_command()
+
+
+def _connect(instance_id: str, *, pass_descriptor: bool) -> None:
+    from ktrdr_vm.cli.ssh_proxy import connect_streams
+    from ktrdr_vm.errors import KtrdrError
+
+    try:
+        connect_streams(instance_id, pass_descriptor=pass_descriptor)
+    except KtrdrError as error:
+        from ktrdr_vm.cli.output import show_error
+
+        show_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Network interfaces, as `ip` shows them, on the host or in a named network namespace."""
+
+from __future__ import annotations
+
+import json
+import pwd
+from typing import Any
+
+from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.host import process
+from ktrdr_vm.host.netns import FOLDER
+
+# The only user who may attach to a tap: libvirt's daemon, which opens it for QEMU.
+TAP_OWNER = 0
+
+
+def read_link(name: str, namespace: str = "") -> dict[str, Any] | None:
+    """`ip -d -j addr show` of one interface, with `ifalias` and `is_owned`; None when there is none, or no such namespace."""
+    shown = process.run([*make_ip(namespace), "-d", "-j", "addr", "show", "dev", name], timeout=10, check=False)
+    if shown.exit_code != 0:
+        if "does not exist" in shown.error_text or f"{FOLDER}" in shown.error_text or "network namespace" in shown.error_text:
+            return None
+        raise ProvisionError(f"ip cannot show the interface: {shown.error_text}", where=name, hint="`ktrdr-vm doctor` checks the host")
+    found: list[dict[str, Any]] = [entry for entry in json.loads(shown.stdout) if entry]
+    if not found:
+        return None
+    kind = found[0].get("linkinfo", {})
+    # iproute2 gives the name of the user where there is one. Nobody attaches to an interface of another kind.
+    is_owned = kind.get("info_kind") != "tun" or kind.get("info_data", {}).get("user") in (TAP_OWNER, pwd.getpwuid(TAP_OWNER).pw_name)
+    return {"ifalias": "", **found[0], "is_owned": is_owned}
+
+
+def list_links(namespace: str = "") -> dict[str, str]:
+    """The names of the interfaces, each with its alias. Empty if there is no such namespace."""
+    listed = process.run([*make_ip(namespace), "-j", "link", "show"], timeout=10, check=not namespace)
+    entries = json.loads(listed.stdout or b"[]") if listed.exit_code == 0 else []
+    return {str(entry["ifname"]): str(entry.get("ifalias", "")) for entry in entries if entry}
+
+
+def make_ip(namespace: str) -> list[str]:
+    """`ip` for a named namespace, or for where this process is."""
+    return ["ip", *(["-n", namespace] if namespace else [])]

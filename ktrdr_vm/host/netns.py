@@ -1,0 +1,115 @@
+"""Named network namespaces, as `ip netns` keeps them: created, listed, removed, and entered by one thread for a moment.
+
+A socket stays in the namespace that it was made in, so that a process serves or dials there without being there itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from ktrdr_vm.errors import HostError, ProvisionError
+
+FOLDER = Path("/run/netns")
+_CLONE_NEWNET = 0x40000000
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def exists(name: str) -> bool:
+    """True for a namespace of that name, and for what a crash has left of one: a file that no namespace is mounted on."""
+    return os.path.lexists(FOLDER / name)
+
+
+def is_namespace(name: str) -> bool:
+    return os.path.ismount(FOLDER / name)
+
+
+def list_names(prefix: str) -> list[str]:
+    """The names that begin so, sorted."""
+    return sorted(path.name for path in FOLDER.glob(f"{prefix}*"))
+
+
+def create(name: str) -> None:
+    """Create it with `lo` alone, which is down. Fine when it exists."""
+    # Imported on use: `ktrdr-vm proxy` dials in a namespace and starts no program.
+    from ktrdr_vm.host import process
+
+    if not is_namespace(name):
+        (FOLDER / name).unlink(missing_ok=True)
+        process.run(["ip", "netns", "add", name], timeout=10)
+
+
+def remove(name: str) -> None:
+    """Remove the name. The namespace ends with the last socket in it, its interfaces with it. Fine when it is gone."""
+    from ktrdr_vm.host import process
+
+    if is_namespace(name):
+        process.run(["ip", "netns", "del", name], timeout=10)
+    (FOLDER / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def inside(name: str) -> Iterator[None]:
+    """This thread, and the programs that it starts, are in the namespace; with an empty name where they were.
+
+    ProvisionError if there is none of that name, HostError if this process may not enter it.
+    """
+    if not name:
+        yield
+        return
+    try:
+        there = os.open(FOLDER / name, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise _make_absent_error(name) from None
+    try:
+        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _enter(there, name)
+            try:
+                yield
+            finally:
+                _enter(here, name)
+        finally:
+            os.close(here)
+    finally:
+        os.close(there)
+
+
+def make_socket(name: str, kind: socket.SocketKind) -> socket.socket:
+    """An IPv4 socket in the namespace."""
+    with inside(name):
+        return socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC)
+
+
+def connect(name: str, address: tuple[str, int], timeout: float) -> socket.socket:
+    """A TCP connection to an address of the namespace. OSError if it does not come about within `timeout` seconds."""
+    made = make_socket(name, socket.SOCK_STREAM)
+    try:
+        made.settimeout(timeout)
+        made.connect(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _enter(descriptor: int, name: str) -> None:
+    if _LIBC.setns(descriptor, _CLONE_NEWNET) == 0:
+        return
+    number = ctypes.get_errno()
+    if number == errno.EINVAL:
+        raise _make_absent_error(name)
+    raise HostError(
+        f"the network namespace {name} cannot be entered: {os.strerror(number)}", where=str(FOLDER / name), hint="run the command with sudo"
+    )
+
+
+def _make_absent_error(name: str) -> ProvisionError:
+    return ProvisionError(
+        f"there is no network namespace {name}", where=str(FOLDER), hint="`ktrdr-vm list` shows the instances; `ktrdr-vm apply` again"
+    )
