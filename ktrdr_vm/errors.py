@@ -124,3 +124,7 @@ class BusyError(KtrdrError):
     """Another process holds the instance's lock."""
 
     exit_code = 7
+
+
+class LimitReached(KeyboardInterrupt):
+    """SIGUSR1 of a scheduler: the time of this process is nearly over. An interruption, after which results are still fetched."""

@@ -90,12 +90,14 @@ def status(instance_id: str, as_json: bool) -> int:
 @click.command()
 @click.argument("instance_ids", nargs=-1, required=True, shell_complete=complete_instance)
 @click.option("--yes", is_flag=True, help="Destroy interactive instances without a confirmation.")
+@click.option("--force", is_flag=True, help="End a run of the instance first, as Ctrl-C would, and wait for it.")
 @json_option
-def destroy(instance_ids: tuple[str, ...], yes: bool, as_json: bool) -> int:
+def destroy(instance_ids: tuple[str, ...], yes: bool, force: bool, as_json: bool) -> int:
     """Destroy instances and check that no resource is left. An instance that does not exist is no error."""
     from ktrdr_vm.cli.output import echo_json, show_error
     from ktrdr_vm.cli.progress import show_resource
     from ktrdr_vm.errors import KtrdrError, UsageError
+    from ktrdr_vm.host.journal import end_holder
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.identity import parse_instance_id
@@ -121,6 +123,8 @@ def destroy(instance_ids: tuple[str, ...], yes: bool, as_json: bool) -> int:
         row: dict[str, Any] = {"instance_id": instance.identity.instance_id, "exit_code": 0, "residue": [], "message": "", "hint": ""}
         rows.append(row)
         try:
+            if force:
+                end_holder(home.lock(instance.identity.instance_id))
             with instance.locked():
                 instance.destroy(notify=show_resource)
             if not as_json:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -168,7 +169,7 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
             raise BusyError(
                 f"{what} is locked by another run ({holder or 'starting'})",
                 where=str(path),
-                hint="wait for it to end, or use another --instance-id",
+                hint="wait for it to end, use another --instance-id, or end it with `ktrdr-vm destroy --force`",
             ) from None
         # The previous holder may have removed the file meanwhile; then this lock is on a deleted file.
         if _same_file(descriptor, path):
@@ -203,6 +204,25 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def end_holder(path: Path, limit: float = 300.0) -> None:
+    """Ask the process that holds this lock to end in good order, and wait for it. BusyError if it holds it after `limit` seconds."""
+    end = time.monotonic() + limit
+    asked = 0
+    while is_locked(path):
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(path.read_text().removeprefix("pid "))
+            if pid not in (asked, os.getpid()) and b"ktrdr" in Path("/proc", str(pid), "cmdline").read_bytes():
+                os.kill(pid, signal.SIGTERM)
+                asked = pid
+        if time.monotonic() > end:
+            raise BusyError(
+                f"the run of process {asked or 'unknown'} was asked to end and has not ended within {limit:g} s",
+                where=str(path),
+                hint="`kill -KILL` ends that process, and then `ktrdr-vm destroy` removes what it leaves",
+            )
+        time.sleep(0.1)
 
 
 def remove_dead_locks(folder: Path) -> None:

@@ -252,6 +252,8 @@ class RunReport:
     residue: tuple[str, ...] = ()
     kept: bool = False
     """True if the instance was kept on purpose; `residue` is empty then."""
+    reason: Literal["", "limit"] = ""
+    """Why the run was interrupted, if it was not a person: `limit` is the time limit of a scheduler."""
     resources: tuple[dict[str, str], ...] = ()
     image: dict[str, Any] = field(default_factory=dict)
     host: dict[str, str] = field(default_factory=dict)

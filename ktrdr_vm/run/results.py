@@ -23,6 +23,7 @@ from ktrdr_vm.run.warnings import find_first_lines
 T = TypeVar("T")
 # Paths of a branch that the report lists; its first lines consider all of them.
 MAX_CHANGED = 1000
+_LIMITED = "SIGUSR1 said that the time is nearly over: the run was ended, and what the workload had until then was fetched"
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Results:
     verification: Verification | None = None
     returned: Returned = field(default_factory=Returned)
     residue: tuple[str, ...] = ()
+    limited: bool = False
+    """True if a scheduler said that the time of the run is nearly over."""
 
     @property
     def passed(self) -> bool:
@@ -112,10 +115,11 @@ def assemble(
         first_lines=(*parts.missing, *(first_lines or ())),
         residue=results.residue,
         kept=kept,
+        reason="limit" if results.limited else "",
         resources=tuple(recorder.resources),
         image=_describe_image(stage),
         host={"accelerator": plan.facts.accelerator, "accelerator_reason": gathered.accelerator.reason},
-        message=str(error) if error else "",
+        message=str(error) if error else _LIMITED if results.limited else "",
         hint=error.hint if error else "",
     )
 

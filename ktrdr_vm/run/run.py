@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, LimitReached, ProvisionError, UsageError
 from ktrdr_vm.evidence.otel_export import report_run
 from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
 from ktrdr_vm.gates.load import load_playbook
@@ -154,6 +154,9 @@ class Run:
         interrupted = False
         try:
             self._work(playbooks, recorder)
+        except LimitReached:
+            interrupted = self._results.limited = True
+            self._listener.note("the time is nearly over; fetching what the workload has, and cleaning up")
         except KeyboardInterrupt:
             interrupted = True
             self._listener.note("interrupted; cleaning up (interrupt again to stop immediately)")
@@ -162,6 +165,8 @@ class Run:
         except Exception as caught:  # whatever it is, created resources are removed
             error = self._explain(caught, recorder)
         try:
+            if self._results.limited:
+                self._bring_back(recorder)
             report = self._finish(recorder, began, error, interrupted)
         except KeyboardInterrupt:
             # The first interrupt is handled here, the second ends the process; all steps of the teardown are idempotent.
@@ -238,6 +243,27 @@ class Run:
             self._results.verification = sum_up(gathered.plan, "fresh", judged, message)
 
     # -- backward ---------------------------------------------------------------------------------------------------
+
+    def _bring_back(self, recorder: Recorder) -> None:
+        """End the workload, and fetch its commits, notes and artifacts until now. What cannot be fetched is an event."""
+        stage = self._stages[0]
+        if stage.plan.profile.workload is None or not stage.exists or stage.destroyed:
+            return
+
+        def pull() -> None:
+            self._results.returned = stage.harvest.pull(recorder)
+
+        steps: tuple[tuple[str, Callable[[], None]], ...] = (
+            ("the workload", stage.stop_workload),
+            ("commits", pull),
+            ("notes", partial(stage.harvest.fetch_notes, recorder)),
+            ("artifacts", partial(stage.harvest.fetch_artifacts, recorder)),
+        )
+        for what, step in steps:
+            try:
+                step()
+            except Exception as caught:  # the guest's bytes, and a guest that may be in any state
+                recorder.directory.event("not_fetched", what=what, message=str(caught))
 
     def _end(self, stage: Stage, recorder: Recorder) -> None:
         """Collect the evidence, then destroy. Raises errors of the teardown; the residue is recorded."""

@@ -42,7 +42,7 @@ from ktrdr_vm.report.model import GateResult, StageName, WorkloadResult
 from ktrdr_vm.run.collect import Harvest
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.usage import Sampler, measure_gate
-from ktrdr_vm.run.workload import run_workload
+from ktrdr_vm.run.workload import run_workload, stop_workload
 from ktrdr_vm.templates.base import fits
 from ktrdr_vm.templates.project import build_best, find_best
 
@@ -292,6 +292,10 @@ class Stage:
             if pending:
                 raise self._stop(pending[0])
             return result
+
+    def stop_workload(self) -> None:
+        """Kill what of the workload still runs."""
+        stop_workload(self.connect)
 
     def as_worked(self) -> Stage:
         """The same VM, whose further gate results belong to the verification."""

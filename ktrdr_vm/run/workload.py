@@ -97,7 +97,7 @@ def run_workload(
         return None
     if ending.outcome == "timeout":
         with contextlib.suppress(GuestError):
-            connect().run(_KILL, timeout=_LIMIT)
+            stop_workload(connect)
     return WorkloadResult(
         command=workload.command,
         outcome=ending.outcome,
@@ -106,6 +106,11 @@ def run_workload(
         duration_s=round(time.monotonic() - began, 3),
         stdout=mask(tail.decode("utf-8", "replace"))[-KEPT_OUTPUT:],
     )
+
+
+def stop_workload(connect: Connect) -> None:
+    """Kill it and what it started. Fine when it has ended."""
+    connect().run(_KILL, timeout=_LIMIT)
 
 
 def _start(guest: Guest, workload: Workload, environment: Mapping[str, str], chdir: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,52 @@ def test_ctrl_c_ends_cleanly(lab: Lab, workspace: Path, phase: str) -> None:
     assert_nothing_left(lab, instance_id)
 
 
+def test_destroy_force_ends_a_run_in_good_order(lab: Lab, workspace: Path) -> None:
+    gate = "- name: waiting\n  hosts: all\n  tasks:\n    - name: for long\n      ansible.builtin.command: {cmd: sleep 600}\n"
+    profile = write(workspace, "waiting", gate=gate)
+    instance_id = lab.new_id("forced")
+    started = start(lab, instance_id, "apply", profile.name, "--instance-id", instance_id, cwd=workspace)
+    wait_until(lambda: "gate waiting" in started.phases() or started.process.poll() is not None, "the gate runs", 600)
+    refused = run(lab, "destroy", instance_id)
+    assert refused.code == 7 and "destroy --force" in refused.stderr, refused.stderr
+    forced = run(lab, "destroy", "--force", instance_id)
+    assert forced.code == 0 and "residue: none" in forced.stdout, forced.stderr
+    assert started.wait(60).code == 130
+    report = json.loads((lab.home.runs / instance_id / "latest" / "report.json").read_text())
+    assert (report["outcome"], report["reason"], report["residue"]) == ("interrupted", "", [])
+    assert_nothing_left(lab, instance_id)
+
+
+def test_when_the_time_is_nearly_over_the_work_comes_back(lab: Lab, workspace: Path) -> None:
+    """SIGUSR1 of a scheduler: what the workload committed until then is fetched, and it does not run on."""
+    repository = workspace / "limited"
+    repository.mkdir()
+    profile = write(
+        repository,
+        "limited",
+        gate="- hosts: all\n  tasks: []\n",
+        extra="workspace: {source: ., target: /workspace}\nartifacts: [/tmp/notes]\n"
+        'workload: {command: [sh, -c, "echo x > y; git add y; git commit -qm y; echo until now > /tmp/notes; sleep 600"]}\n',
+    )
+    settings = ["-c", "user.name=lab", "-c", "user.email=lab@test.lab", "-c", "init.defaultBranch=main"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "base"]):
+        subprocess.run(["git", *settings, *words], cwd=repository, check=True, timeout=60)
+    instance_id = lab.new_id("limited")
+    started = start(lab, instance_id, "apply", profile.name, "--instance-id", instance_id, cwd=repository)
+    wait_until(lambda: "workload" in started.phases() or started.process.poll() is not None, "the workload runs", 600)
+    wait_until(lambda: run(lab, "exec", instance_id, "--", "cat", "/tmp/notes").code == 0, "it has committed", 60)
+    started.process.send_signal(signal.SIGUSR1)
+    ended = started.wait(120)
+    assert ended.code == 130, ended.stderr
+    run_folder = lab.home.runs / instance_id / "latest"
+    report = json.loads((run_folder / "report.json").read_text())
+    assert (report["outcome"], report["reason"], report["residue"]) == ("interrupted", "limit", [])
+    assert [path for one in report["commits"] for path in one["changed"]] == ["y"], ended.stderr
+    assert [path.read_text() for path in run_folder.rglob("notes") if path.is_file()] == ["until now\n"]
+    assert "SIGUSR1" in report["message"]
+    assert_nothing_left(lab, instance_id)
+
+
 def test_an_interrupt_while_text_is_executed_keeps_the_exit_code(tmp_path: Path) -> None:
     """The standard library executes text where a dataclass or a named tuple is made, so also while modules are imported."""
     text = "import os, signal\\nos.kill(os.getpid(), signal.SIGINT)\\nfor _ in range(9): pass"
@@ -79,7 +126,9 @@ def test_an_interrupt_while_text_is_executed_keeps_the_exit_code(tmp_path: Path)
     assert ended.stderr == "ktrdr-vm: interrupted\n"
 
 
-@pytest.mark.parametrize(("number", "word"), [("SIGTERM", "cleaned"), ("SIGHUP", "cleaned"), ("SIGINT", "")])
+@pytest.mark.parametrize(
+    ("number", "word"), [("SIGTERM", "cleaned"), ("SIGHUP", "cleaned"), ("SIGQUIT", "cleaned"), ("SIGUSR1", "cleaned"), ("SIGINT", "")]
+)
 def test_only_a_second_ctrl_c_cuts_the_end_short(tmp_path: Path, number: str, word: str) -> None:
     (tmp_path / "twice.py").write_text(
         "import os, signal, time\nimport ktrdr_vm.cli.main as program\n\n\n"
