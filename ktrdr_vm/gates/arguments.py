@@ -24,7 +24,7 @@ def find_module(name: str) -> str | None:
 
 
 def is_template(value: Any) -> bool:
-    return isinstance(value, str) and ("{{" in value or "{%" in value)
+    return isinstance(value, str) and ("{{" in value or "{%" in value or "{#" in value or value.startswith("#jinja2:"))
 
 
 def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any], list[str]]:

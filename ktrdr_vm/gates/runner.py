@@ -117,6 +117,8 @@ class _Run:
         result = _sum_up(turns, looped=task.loop is not None)
         if task.register:
             self._facts[task.register] = result
+        if inner_failure is None:
+            context.on_result(name, result)
         ignored = bool(result.get("failed")) and self._flag(commons, "ignore_errors", item)
         outcome = find_outcome(result, ignored=ignored)
         evidence = self._evidence(commons, item) if result.get("failed") and self._about_containers and not task.included else ()
@@ -186,7 +188,7 @@ class _Run:
             try:
                 if not self._templar.condition(condition, scope):
                     reason = {"skip_reason": "Conditional result was False", "false_condition": condition}
-                    return {"changed": False, "skipped": True, **reason, "msg": f"when: {plain_text(condition)}"}
+                    return {"changed": False, "skipped": True, **reason}
             except TemplateError as error:
                 if not quiet:
                     return _failure(f"when: {error}")

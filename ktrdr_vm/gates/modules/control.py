@@ -21,7 +21,7 @@ def run_debug(call: Call) -> Result:
         return {"changed": False, "skipped": True, "msg": "Verbosity threshold not met."}
     name = call.get("var")
     if name is None:
-        return {"changed": False, "msg": call.get("msg", "Hello world!")}
+        return {"changed": False, "msg": call.arguments.get("msg", "Hello world!")}
     if not isinstance(name, str):
         return {"changed": False, str(name): name}
     wrapped = name.strip().startswith("{{")
