@@ -10,16 +10,22 @@ from ktrdr_vm.gates.filters import parse_bool
 from ktrdr_vm.gates.specs import MODULES, ModuleSpec
 
 _PREFIXES = ("ansible.builtin.", "ansible.legacy.")
-_FULL = {"community.docker.docker_compose_v2": "docker_compose_v2"}
+_FULL = {
+    "ansible.builtin.systemd_service": "systemd",
+    "systemd_service": "systemd",
+    "community.docker.docker_compose_v2": "docker_compose_v2",
+}
 
 
 def find_module(name: str) -> str | None:
     """The short name of a supported module, from any of its names."""
     short = _FULL.get(name, name)
+    if name in _FULL:
+        return short
     for prefix in _PREFIXES:
         if name.startswith(prefix):
             short = name.removeprefix(prefix)
-            return short if short in MODULES and short not in _FULL.values() else None
+            return short if short in MODULES and short != "docker_compose_v2" else None
     return short if short in MODULES else None
 
 

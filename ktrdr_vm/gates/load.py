@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,11 +27,11 @@ def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in read.items()}
     total = 0
     folder = place_playbook(path, beneath).parent
-    for task in _tasks(node for play in playbook.plays for node in play.tasks):
+    for task in _tasks(node for play in playbook.plays for node in (*play.tasks, *play.handlers)):
         source = task.arguments.get("src") or str(task.arguments.get("cmd", "")).split(" ")[0]
         if task.module in ("copy", "template", "script") and isinstance(source, str) and source:
             # The paths that the task will search; the task reports files that cannot be read.
-            for name in (source, f"files/{source}", f"templates/{source}"):
+            for name in (*(f"{inner}{source}" for inner in ("", "files/", "templates/")), *_role_names(digests, source)):
                 if name in digests:
                     continue
                 with contextlib.suppress(OSError, KtrdrError), os.fdopen(open_file(folder, name), "rb") as stream:
@@ -46,6 +47,12 @@ def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
     for name in sorted(digests):
         digest.update(f"{name}\0{digests[name]}\n".encode())
     return digest.hexdigest()
+
+
+def _role_names(read: Iterable[str], source: str) -> list[str]:
+    """The names that a file can have in the roles whose files were read."""
+    roles = sorted({"/".join(name.split("/")[:2]) for name in read if name.startswith("roles/")})
+    return [f"{role}/{inner}{source}" for role in roles for inner in ("files/", "templates/", "")]
 
 
 def _digest(stream: BinaryIO) -> tuple[str, int]:
@@ -94,4 +101,13 @@ def load_playbook(path: Path, *, beneath: Path | None = None, source: str = "", 
             files[name] = stream.read(MAX_BYTES + 1)
         return files[name].decode("utf-8")
 
-    return parse_playbook(text, source or str(path), read=read)
+    def read_template(name: str) -> str:
+        """A template, where the task will search it. A role's is searched in the roles that were read."""
+        for root in (place.parent, *([Place(beneath)] if beneath else [])):
+            for one in (*_role_names(files, name), f"templates/{name}", name):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.fdopen(open_file(root, one), "rb") as stream:
+                    return stream.read(MAX_BYTES + 1).decode("utf-8")
+        raise FileNotFoundError(name)
+
+    playbook = parse_playbook(text, source or str(path), read=read, read_template=read_template)
+    return replace(playbook, folder=str(place.parent.path.absolute()))

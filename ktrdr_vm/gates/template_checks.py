@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from jinja2 import nodes
@@ -25,15 +26,37 @@ def check_tree(tree: nodes.Template, environment: Environment) -> None:
     """TemplateError for the first thing in a template that is not supported."""
     found: Iterator[Any] = tree.find_all((nodes.Filter, nodes.Test))
     for node in found:
-        is_filter = isinstance(node, nodes.Filter)
-        _check_name(node.name, is_filter, environment)
-        for name, inner_is_filter in _find_named(node):
-            _check_name(name, inner_is_filter, environment)
-        call = (FILTERS if is_filter else TESTS).get(node.name)
-        if call is not None and node.dyn_args is None and node.dyn_kwargs is None:
-            _check_arguments(node, call)
+        with _naming_line(node):
+            _check_node(node, environment)
     for call_node in tree.find_all(nodes.Call):
-        _check_call(call_node, environment)
+        with _naming_line(call_node):
+            _check_call(call_node, environment)
+
+
+class _At(TemplateError):
+    """An error with the line of the template that it is in."""
+
+    def __init__(self, message: str, lineno: int) -> None:
+        super().__init__(message)
+        self.lineno = lineno
+
+
+@contextmanager
+def _naming_line(node: nodes.Node) -> Iterator[None]:
+    try:
+        yield
+    except TemplateError as error:
+        raise _At(str(error), node.lineno) from None
+
+
+def _check_node(node: nodes.Filter | nodes.Test, environment: Environment) -> None:
+    is_filter = isinstance(node, nodes.Filter)
+    _check_name(node.name, is_filter, environment)
+    for name, inner_is_filter in _find_named(node):
+        _check_name(name, inner_is_filter, environment)
+    call = (FILTERS if is_filter else TESTS).get(node.name)
+    if call is not None and node.dyn_args is None and node.dyn_kwargs is None:
+        _check_arguments(node, call)
 
 
 def _check_name(name: str, is_filter: bool, environment: Environment) -> None:

@@ -63,16 +63,20 @@ class Templar:
             self._environment.tests[name] = functools.partial(self._is_path, name, wanted)  # type: ignore[assignment]
 
     def problem(self, text: str, *, expression: bool = False) -> str:
-        """The syntax error of a template or an expression, or an empty text."""
+        """What is wrong with a template or an expression, or an empty text."""
+        return self.find_problem(text, expression=expression)[1]
+
+    def find_problem(self, text: str, *, expression: bool = False) -> tuple[int, str]:
+        """What is wrong with a template, with its line, or an empty text."""
         try:
             if text.startswith("#jinja2:"):
-                return "a header `#jinja2:` is not supported; remove it"
+                return 1, "a header `#jinja2:` is not supported; remove it"
             tree = self._parse(f"{{{{ {text} }}}}" if expression else text)
             check_tree(tree, self._environment)
             self._environment.compile(tree)
         except (JinjaError, TemplateError, RecursionError) as error:
-            return _say(error)
-        return ""
+            return getattr(error, "lineno", None) or 1, _say(error)
+        return 0, ""
 
     def find_names(self, text: str, *, expression: bool = False) -> Names:
         """The variables that a valid template or expression uses, and the literal keys of those that are mappings."""

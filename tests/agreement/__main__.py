@@ -13,6 +13,7 @@ from ktrdr_vm.guest.protocol import Guest
 from tests.agreement.cases.filters import make_filter_cases
 from tests.agreement.cases.language import make_language_cases
 from tests.agreement.cases.model import Case
+from tests.agreement.cases.modules import make_module_cases
 from tests.agreement.cases.values import VARIABLES
 from tests.agreement.generated import Tally, find_refused, split, write_playbook
 from tests.agreement.run import HERE, make_place, run_ours, run_theirs, serve
@@ -23,6 +24,8 @@ from test_guest_ssh import Server
 
 # `ansible-playbook` processes that run beside our runner.
 _PARALLEL = 2
+# What is compared of tasks of the written playbooks, in addition to their outcome.
+_KEYS = {"of the system": ("ansible_facts",)}
 
 
 def compare_written(tally: Tally, guest: Guest, ansible: Path, scratch: Path) -> None:
@@ -43,7 +46,7 @@ def compare_written(tally: Tally, guest: Guest, ansible: Path, scratch: Path) ->
             name = (left or right).name  # type: ignore[union-attr]
             if left is not None and right is not None and left.name != right.name:
                 name = f"{left.name}, and for theirs {right.name}"
-            tally.add(Case(f"{playbook.stem}: {name}", {}), left, right, "", {})
+            tally.add(Case(f"{playbook.stem}: {name}", {}, _KEYS.get(name, ())), left, right, "", {})
 
 
 def compare_generated(cases: Sequence[Case], tally: Tally, guest: Guest, ansible: Path, scratch: Path) -> None:
@@ -68,6 +71,29 @@ def compare_generated(cases: Sequence[Case], tally: Tally, guest: Guest, ansible
                 tally.add(case, ours.get(name), answered.get(name), refused.get(number, ""), {})
 
 
+def compare_modules(tally: Tally, guest: Guest, ansible: Path, scratch: Path) -> None:
+    """The cases of modules, each runner in a folder of its own."""
+    cases = dict(enumerate(make_module_cases()))
+    refused: dict[int, str] = {}
+    rows, places = {}, {}
+    for who in ("theirs", "ours"):
+        place = places[who] = make_place(scratch / f"modules-{who}")
+        playbook = place.parent / "playbook" / "modules.yaml"
+        playbook.parent.mkdir()
+        write_playbook(playbook, cases, VARIABLES)
+        if who == "ours":
+            refused = find_refused(playbook, cases)
+            write_playbook(playbook, {number: case for number, case in cases.items() if number not in refused}, VARIABLES)
+        variables = {"place": str(place)}
+        found = (
+            run_ours(playbook, variables, guest, place.parent) if who == "ours" else run_theirs(playbook, variables, ansible, place.parent)
+        )
+        rows[who] = {row.name: row for row in found}
+    for number, case in cases.items():
+        ours, theirs = (rows[who].get(f"case {number}") for who in ("ours", "theirs"))
+        tally.add(case, ours, theirs, refused.get(number, ""), {str(place): "PLACE" for place in places.values()})
+
+
 def main() -> int:
     ansible = Path(sys.argv[1]).absolute() / "bin"
     begun = time.monotonic()
@@ -78,19 +104,24 @@ def main() -> int:
         try:
             with server.connect() as guest:
                 compare_generated([*make_filter_cases(), *make_language_cases()], tally, guest, ansible, scratch)
+                compare_modules(tally, guest, ansible, scratch)
                 compare_written(tally, guest, ansible, scratch)
         finally:
             server.stop()
+    show(tally, time.monotonic() - begun)
+    return 0 if tally.counts["cases"] and not tally.counts["differences"] else 1
+
+
+def show(tally: Tally, seconds: float) -> None:
     for line in tally.refused:
         print(f"refused: {line}")
     for line in tally.differences:
         print(f"difference: {line}")
     counts = tally.counts
     print(
-        f"agreement: {counts['cases']} cases in {time.monotonic() - begun:.0f} s: {counts['agreed']} agreed, {counts['refused']} refused, "
+        f"agreement: {counts['cases']} cases in {seconds:.0f} s: {counts['agreed']} agreed, {counts['refused']} refused, "
         f"{counts['rejected by both']} rejected by both, {counts['differences']} differences"
     )
-    return 0 if counts["cases"] and not counts["differences"] else 1
 
 
 if __name__ == "__main__":

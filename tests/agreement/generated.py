@@ -79,12 +79,21 @@ def _show(case: Case, row: Row | None, hide: Mapping[str, str]) -> str:
     """The outcome and the compared parts of the result, as text that distinguishes types."""
     if row is None:
         return "nothing"
-    if row.outcome == "ignored" and "msg" in case.keys:
-        return "ignored"
-    text = f"{row.outcome} {json.dumps({key: row.result.get(key) for key in case.keys}, sort_keys=True)}"
+    # Of a failure only the exit code is compared: messages have their own words.
+    keys = set(case.keys) & {"rc"} if row.outcome == "ignored" else case.keys
+    text = f"{row.outcome} {json.dumps({key: _without_internals(row.result.get(key)) for key in keys}, sort_keys=True)}"
     for found, shown in hide.items():
         text = text.replace(found, shown)
     return text
+
+
+def _without_internals(value: Any) -> Any:
+    """Results of items without the keys that only callbacks see."""
+    if isinstance(value, list):
+        return [_without_internals(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _without_internals(one) for key, one in value.items() if not str(key).startswith("_ansible_")}
+    return value
 
 
 def split(cases: Sequence[Case]) -> Iterator[dict[int, Case]]:

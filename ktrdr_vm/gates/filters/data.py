@@ -97,8 +97,9 @@ def dict2items(mapping: Any, key_name: str = "key", value_name: str = "value") -
 def items2dict(items: Any, key_name: Any = "key", value_name: Any = "value") -> dict[Any, Any]:
     if not isinstance(items, list | tuple | range):
         raise TemplateError(f"items2dict: requires a list, not {type(items).__name__}")
+    listed: list[Any] = list(items)
     try:
-        return {item[key_name]: item[value_name] for item in items}
+        return {item[key_name]: item[value_name] for item in listed}
     except (KeyError, TypeError):
         raise TemplateError(f"items2dict: requires a list of mappings with {key_name!r} and {value_name!r}") from None
 
