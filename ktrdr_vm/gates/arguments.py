@@ -44,6 +44,8 @@ def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any]
     if isinstance(value, dict):
         arguments.update(value)
     elif isinstance(value, str):
+        if _is_open(value):
+            problems.append(f"{module}: a quote or a template is not closed in {value[:60]!r}")
         arguments.update(_parse_text(module, value))
     elif value is not None:
         problems.append(f"{module} takes a mapping or text, not {type(value).__name__}")
@@ -124,6 +126,25 @@ def _parse_text(module: str, text: str) -> dict[str, Any]:
     elif free:
         found["_raw_params"] = free
     return found
+
+
+def _is_open(text: str) -> bool:
+    """True if a quote, `{{` or `{%` is not closed, which Ansible refuses in free-form text."""
+    return any(text.count(begin) != text.count(end) for begin, end in (("{{", "}}"), ("{%", "%}"))) or _ends_in_quote(text)
+
+
+def _ends_in_quote(text: str) -> bool:
+    quote, escaped, depth = "", False, 0
+    for index, character in enumerate(text):
+        pair = text[index : index + 2]
+        if not quote and pair in ("{{", "{%"):
+            depth += 1
+        elif not quote and pair in ("}}", "%}") and depth:
+            depth -= 1
+        elif character in "'\"" and not escaped and not depth:
+            quote = "" if quote == character else (quote or character)
+        escaped = character == "\\" and not escaped
+    return bool(quote)
 
 
 def split_words(text: str) -> list[str]:

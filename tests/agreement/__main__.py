@@ -45,7 +45,7 @@ def compare_written(tally: Tally, guest: Guest, ansible: Path, scratch: Path) ->
             left, right = (rows[index] if index < len(rows) else None for rows in (ours, theirs))
             name = (left or right).name  # type: ignore[union-attr]
             if left is not None and right is not None and left.name != right.name:
-                name = f"{left.name}, and for theirs {right.name}"
+                name, right = f"{left.name}, and for theirs {right.name}", None
             tally.add(Case(f"{playbook.stem}: {name}", {}, _KEYS.get(name, ())), left, right, "", {})
 
 

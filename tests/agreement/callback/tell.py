@@ -15,7 +15,7 @@ class CallbackModule(CallbackBase):
     def _tell(self, result, outcome):
         task = result._task if hasattr(result, "_task") else result.task
         values = result._result if hasattr(result, "_result") else result.result
-        row = {"name": task.get_name().split(" : ")[-1], "outcome": outcome, "result": values}
+        row = {"name": task.get_name().split(" : ")[-1], "module": task.action, "outcome": outcome, "result": values}
         with open(os.environ["KTRDR_TOLD"], "a") as told:
             told.write(json.dumps(row, default=str) + "\n")
 

@@ -84,7 +84,7 @@ def make_module_cases() -> Iterator[Case]:
     yield Case("find in two folders", {"find": {"paths": ["{{ place }}/tree", "/nope"]}}, ("matched", "msg"))
     for options in _FILES:
         named = {"path": f"{{{{ place }}}}/{options['path']}"}
-        keys = ("changed",) if "src" in options else ("changed", "state", "mode")
+        keys: tuple[str, ...] = ("changed",) if "src" in options else ("changed", "state", "mode")
         yield Case(f"file {options}", {"file": {**options, **named}}, keys)
     for options in _COPIES:
         named = {"dest": f"{{{{ place }}}}/{options['dest']}"}
@@ -112,7 +112,7 @@ def _make_edits() -> Iterator[Case]:
     yield Case("the files", {"shell": f"{made}; {tree}", "args": {"chdir": "{{ place }}"}}, ())
     for name, task in edits:
         ((kind, options),) = task.items()
-        keys = ("changed", "msg", "found") if kind == "lineinfile" else ("changed", "msg", "rc")
+        keys: tuple[str, ...] = ("changed", "msg", "found") if kind == "lineinfile" else ("changed", "msg", "rc")
         yield Case(f"{name} {options}", {kind: {"path": f"{{{{ place }}}}/{name}", **options}}, keys)
     for options in ({"line": "x"}, {"line": "x", "create": True}, {"line": "x", "create": True}, {"state": "absent", "line": "x"}):
         yield Case(f"lineinfile {options}, no file", {"lineinfile": {"path": "{{ place }}/none", **options}}, ("changed",))

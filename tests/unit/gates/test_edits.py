@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import Gate
+
+from tests.unit.gates.conftest import Gate
 
 CONTENT = "alpha=1\n# beta\nbeta=2\nend"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from conftest import FakeGuest, Gate
 
 from ktrdr_vm.errors import DocumentError
 from ktrdr_vm.gates.context import GateContext
@@ -12,6 +11,7 @@ from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.gates.templating import Templar
 from ktrdr_vm.guest.protocol import GuestResult
+from tests.unit.gates.conftest import FakeGuest, Gate
 
 
 def run(text: str, guest: FakeGuest | None = None) -> list[tuple[str, str, str]]:

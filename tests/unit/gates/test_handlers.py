@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Gate
 
 from ktrdr_vm.errors import DocumentError
 from ktrdr_vm.gates.playbook import parse_playbook
+from tests.unit.gates.conftest import Gate
 
 HANDLERS = """  handlers:
     - {name: one, command: echo one}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import FakeGuest, Gate, Ran
 
 from ktrdr_vm.guest.protocol import GuestResult
+from tests.unit.gates.conftest import FakeGuest, Gate, Ran
 
 NONE_CHANGED = b"0 upgraded, 0 newly installed, 0 to remove and 3 not upgraded.\n"
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Gate
 
 from ktrdr_vm.errors import DocumentError
 from ktrdr_vm.gates.context import GateContext
@@ -15,6 +14,7 @@ from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.gates.templating import Templar
 from ktrdr_vm.report.model import GateResult
+from tests.unit.gates.conftest import Gate
 
 FILES = {
     "roles/r/tasks/main.yml": "- {name: says, debug: {msg: '{{ a }} {{ b }} {{ role_name }} {{ role_path | basename }}'}}\n- include_tasks: more.yml\n",

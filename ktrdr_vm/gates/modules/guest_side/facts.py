@@ -53,7 +53,7 @@ def service_manager():
     if os.path.isdir("/run/systemd/system"):
         return "systemd"
     first = read("/proc/1/comm").strip()
-    return first if first in ("runit", "openrc", "upstart") else "service"
+    return first if first and first != "init" and not first.endswith("sh") else "service"
 
 
 def distribution():
