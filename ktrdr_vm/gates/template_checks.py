@@ -33,20 +33,12 @@ def check_tree(tree: nodes.Template, environment: Environment) -> None:
             _check_call(call_node, environment)
 
 
-class _At(TemplateError):
-    """An error with the line of the template that it is in."""
-
-    def __init__(self, message: str, lineno: int) -> None:
-        super().__init__(message)
-        self.lineno = lineno
-
-
 @contextmanager
 def _naming_line(node: nodes.Node) -> Iterator[None]:
     try:
         yield
     except TemplateError as error:
-        raise _At(str(error), node.lineno) from None
+        raise TemplateError(str(error), node.lineno) from None
 
 
 def _check_node(node: nodes.Filter | nodes.Test, environment: Environment) -> None:

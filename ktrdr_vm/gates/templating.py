@@ -129,7 +129,7 @@ class Templar:
         try:
             tree: nodes.Template = Bounder().visit((environment or self._environment).parse(text))
         except (JinjaError, RecursionError) as error:
-            raise TemplateError(_say(error)) from None
+            raise TemplateError(_say(error), getattr(error, "lineno", None) or 0) from None
         return tree
 
     def _double_backslashes(self, text: str) -> str:
