@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.gates.model import MAX_SENT, Node, Playbook, Task
+from ktrdr_vm.gates.modules.base import ModuleFailure
+from ktrdr_vm.gates.modules.sources import read_source
 from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.host.beneath import Place, find_place, open_file
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
@@ -102,12 +104,14 @@ def load_playbook(path: Path, *, beneath: Path | None = None, source: str = "", 
         return files[name].decode("utf-8")
 
     def read_template(name: str) -> str:
-        """A template, where the task will search it. A role's is searched in the roles that were read."""
-        for root in (place.parent, *([Place(beneath)] if beneath else [])):
-            for one in (*_role_names(files, name), f"templates/{name}", name):
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.fdopen(open_file(root, one), "rb") as stream:
-                    return stream.read(MAX_BYTES + 1).decode("utf-8")
-        raise FileNotFoundError(name)
+        """A template, where its task will search it. A role's is searched in the roles that were read."""
+        roles = {"/".join(one.split("/")[:2]) for one in files if one.startswith("roles/")}
+        within = [*(f"{role}{inner}" for role in sorted(roles) for inner in ("/templates", "")), "templates"]
+        try:
+            return read_source((place.parent, *roots), name, max_bytes=MAX_BYTES, within=within).decode("utf-8")
+        except ModuleFailure as error:
+            raise FileNotFoundError(str(error)) from None
 
+    roots = (Place(beneath),) if beneath else ()
     playbook = parse_playbook(text, source or str(path), read=read, read_template=read_template)
     return replace(playbook, folder=str(place.parent.path.absolute()))
