@@ -22,8 +22,6 @@ sys.path.insert(0, str(HERE.parent / "lab"))
 
 from test_guest_ssh import Server
 
-# `ansible-playbook` processes that run beside our runner.
-_PARALLEL = 2
 # What is compared of tasks of the written playbooks, in addition to their outcome.
 _KEYS = {"of the system": ("ansible_facts",)}
 
@@ -51,7 +49,7 @@ def compare_written(tally: Tally, guest: Guest, ansible: Path, scratch: Path) ->
 
 def compare_generated(cases: Sequence[Case], tally: Tally, guest: Guest, ansible: Path, scratch: Path) -> None:
     """The cases of expressions: one playbook for many, which nothing but its own tasks reads."""
-    with ThreadPoolExecutor(_PARALLEL) as pool:
+    with ThreadPoolExecutor(1) as pool:
         waiting = []
         for number, part in enumerate(split(cases)):
             folder = scratch / f"part-{number}"
@@ -95,19 +93,33 @@ def compare_modules(tally: Tally, guest: Guest, ansible: Path, scratch: Path) ->
 
 
 def main() -> int:
+    """Two comparisons at a time, because most of the time is spent in ansible-core, which uses one CPU."""
     ansible = Path(sys.argv[1]).absolute() / "bin"
     begun = time.monotonic()
-    tally = Tally()
     with tempfile.TemporaryDirectory(prefix="ktrdr-agreement-") as temporary:
         scratch = Path(temporary)
         server = Server(scratch / "sshd")
-        try:
+
+        def compare_expressions() -> Tally:
+            tally = Tally()
             with server.connect() as guest:
                 compare_generated([*make_filter_cases(), *make_language_cases()], tally, guest, ansible, scratch)
+            return tally
+
+        def compare_tasks() -> Tally:
+            tally = Tally()
+            with server.connect() as guest:
                 compare_modules(tally, guest, ansible, scratch)
                 compare_written(tally, guest, ansible, scratch)
+            return tally
+
+        try:
+            with ThreadPoolExecutor(2) as pool:
+                waiting = [pool.submit(compare) for compare in (compare_expressions, compare_tasks)]
+                first, second = (one.result() for one in waiting)
         finally:
             server.stop()
+    tally = Tally(first.counts + second.counts, first.differences + second.differences, first.refused + second.refused)
     show(tally, time.monotonic() - begun)
     return 0 if tally.counts["cases"] and not tally.counts["differences"] else 1
 
