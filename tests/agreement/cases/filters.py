@@ -38,8 +38,8 @@ ON_LISTS = (
     "_ | map('type_debug') | list", "_ | sort(reverse=true)", "_ | unique(case_sensitive=true)", "_ | zip([7, 8]) | list",
     "_ | zip_longest([7], fillvalue='f') | list", "_ | product(['x']) | list", "_ | combinations(2) | list", "_ | batch(2) | list",
     "_ | permutations(2) | list | length", "_ | slice(2) | list", "_ | join('-')", "_ | sum(start=1)", "_ | to_json", "_ | to_yaml",
-    "_ | to_nice_yaml(indent=2)", "_ | intersect([1, 'a']) | sort", "_ | difference([1, 'a']) | map('string') | sort",
-    "_ | union([1]) | map('string') | sort", "_ | symmetric_difference([1]) | map('string') | sort", "_ | max", "_ | min",
+    "_ | to_nice_yaml(indent=2)", "_ | intersect([1, 'a']) | sort", "_ | difference([1, 'a']) | map('string') | sort(case_sensitive=true)",
+    "_ | union([1]) | map('string') | sort(case_sensitive=true)", "_ | symmetric_difference([1]) | map('string') | sort(case_sensitive=true)", "_ | max", "_ | min",
     "_[0]", "_[9]", "_[:2]", "_ + [0]", "1 in _", "_ | random(seed=1)", "_ | shuffle(seed='x')", "_ == (_ | list)",
 )  # fmt: skip
 ON_MAPPINGS = (
