@@ -10,21 +10,27 @@ from ktrdr_vm.gates.filters import parse_bool
 from ktrdr_vm.gates.specs import MODULES, ModuleSpec
 
 _PREFIXES = ("ansible.builtin.", "ansible.legacy.")
-_FULL = {"community.docker.docker_compose_v2": "docker_compose_v2"}
+_FULL = {
+    "ansible.builtin.systemd_service": "systemd",
+    "systemd_service": "systemd",
+    "community.docker.docker_compose_v2": "docker_compose_v2",
+}
 
 
 def find_module(name: str) -> str | None:
     """The short name of a supported module, from any of its names."""
     short = _FULL.get(name, name)
+    if name in _FULL:
+        return short
     for prefix in _PREFIXES:
         if name.startswith(prefix):
             short = name.removeprefix(prefix)
-            return short if short in MODULES and short not in _FULL.values() else None
+            return short if short in MODULES and short != "docker_compose_v2" else None
     return short if short in MODULES else None
 
 
 def is_template(value: Any) -> bool:
-    return isinstance(value, str) and ("{{" in value or "{%" in value)
+    return isinstance(value, str) and ("{{" in value or "{%" in value or "{#" in value or value.startswith("#jinja2:"))
 
 
 def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any], list[str]]:
@@ -38,6 +44,8 @@ def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any]
     if isinstance(value, dict):
         arguments.update(value)
     elif isinstance(value, str):
+        if _is_open(value):
+            problems.append(f"{module}: a quote or a template is not closed in {value[:60]!r}")
         arguments.update(_parse_text(module, value))
     elif value is not None:
         problems.append(f"{module} takes a mapping or text, not {type(value).__name__}")
@@ -118,6 +126,25 @@ def _parse_text(module: str, text: str) -> dict[str, Any]:
     elif free:
         found["_raw_params"] = free
     return found
+
+
+def _is_open(text: str) -> bool:
+    """True if a quote, `{{` or `{%` is not closed, which Ansible refuses in free-form text."""
+    return any(text.count(begin) != text.count(end) for begin, end in (("{{", "}}"), ("{%", "%}"))) or _ends_in_quote(text)
+
+
+def _ends_in_quote(text: str) -> bool:
+    quote, escaped, depth = "", False, 0
+    for index, character in enumerate(text):
+        pair = text[index : index + 2]
+        if not quote and pair in ("{{", "{%"):
+            depth += 1
+        elif not quote and pair in ("}}", "%}") and depth:
+            depth -= 1
+        elif character in "'\"" and not escaped and not depth:
+            quote = "" if quote == character else (quote or character)
+        escaped = character == "\\" and not escaped
+    return bool(quote)
 
 
 def split_words(text: str) -> list[str]:

@@ -34,6 +34,8 @@ class Attempt:
     context: GateContext
     templar: Renderer
     scope_with: Callable[[Mapping[str, Any]], Scope]
+    role: str = ""
+    """The role of the task, whose files are searched first."""
 
     def run(self, settings: Settings) -> Result:
         """Try until `until` is true or, without it, until it does not fail; `retries` limits the attempts."""
@@ -89,7 +91,7 @@ class Attempt:
             arguments[name], wrong = coerce(task.module, name, _without_omitted(rendered), rendered=True)
             if wrong:
                 raise ModuleFailure(wrong)
-        host = Host(context.roots, context.artifacts, context.now, context.monotonic, context.wait)
+        host = Host(context.roots, context.artifacts, context.now, context.monotonic, context.wait, self.role)
         return Call(
             module=task.module,
             arguments=arguments,

@@ -22,6 +22,10 @@ _MAX_BITS = 20_000
 class TemplateError(Exception):
     """A template or an expression of the playbook cannot be evaluated. The text is the reason, and becomes the message of the task."""
 
+    def __init__(self, message: str, lineno: int = 0) -> None:
+        super().__init__(message)
+        self.lineno = lineno
+
 
 class Budget:
     """The budget of one rendering: loop iterations and seconds."""

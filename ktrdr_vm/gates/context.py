@@ -17,6 +17,10 @@ def _ignore(_event: Mapping[str, Any]) -> None:
     return None
 
 
+def _ignore_result(_name: str, _result: Mapping[str, Any]) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class GateContext:
     """Settings of one gate. Times in seconds; tests can replace the clock."""
@@ -33,6 +37,8 @@ class GateContext:
     """Masks secrets in a text. Applied to all results of the gate."""
     on_event: Callable[[Mapping[str, Any]], None] = _ignore
     """Called with `gate_started`, `task_started`, `task_retried`, `task_finished`, `gate_finished`: for progress and events.jsonl."""
+    on_result: Callable[[str, Mapping[str, Any]], None] = _ignore_result
+    """Called with the name of each finished task and its registered result, not masked."""
     proceed: Callable[[], None] | None = None
     """Called before every attempt and each second of a wait; raises to end the gate."""
     tags: tuple[str, ...] = ()

@@ -6,11 +6,14 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.gates.model import MAX_SENT, Node, Playbook, Task
+from ktrdr_vm.gates.modules.base import ModuleFailure
+from ktrdr_vm.gates.modules.sources import read_source
 from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.host.beneath import Place, find_place, open_file
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
@@ -26,11 +29,11 @@ def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in read.items()}
     total = 0
     folder = place_playbook(path, beneath).parent
-    for task in _tasks(node for play in playbook.plays for node in play.tasks):
+    for task in _tasks(node for play in playbook.plays for node in (*play.tasks, *play.handlers)):
         source = task.arguments.get("src") or str(task.arguments.get("cmd", "")).split(" ")[0]
         if task.module in ("copy", "template", "script") and isinstance(source, str) and source:
             # The paths that the task will search; the task reports files that cannot be read.
-            for name in (source, f"files/{source}", f"templates/{source}"):
+            for name in (*(f"{inner}{source}" for inner in ("", "files/", "templates/")), *_role_names(digests, source)):
                 if name in digests:
                     continue
                 with contextlib.suppress(OSError, KtrdrError), os.fdopen(open_file(folder, name), "rb") as stream:
@@ -46,6 +49,12 @@ def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
     for name in sorted(digests):
         digest.update(f"{name}\0{digests[name]}\n".encode())
     return digest.hexdigest()
+
+
+def _role_names(read: Iterable[str], source: str) -> list[str]:
+    """The names that a file can have in the roles whose files were read."""
+    roles = sorted({"/".join(name.split("/")[:2]) for name in read if name.startswith("roles/")})
+    return [f"{role}/{inner}{source}" for role in roles for inner in ("files/", "templates/", "")]
 
 
 def _digest(stream: BinaryIO) -> tuple[str, int]:
@@ -94,4 +103,15 @@ def load_playbook(path: Path, *, beneath: Path | None = None, source: str = "", 
             files[name] = stream.read(MAX_BYTES + 1)
         return files[name].decode("utf-8")
 
-    return parse_playbook(text, source or str(path), read=read)
+    def read_template(name: str) -> str:
+        """A template, where its task will search it. A role's is searched in the roles that were read."""
+        roles = {"/".join(one.split("/")[:2]) for one in files if one.startswith("roles/")}
+        within = [*(f"{role}{inner}" for role in sorted(roles) for inner in ("/templates", "")), "templates"]
+        try:
+            return read_source((place.parent, *roots), name, max_bytes=MAX_BYTES, within=within).decode("utf-8")
+        except ModuleFailure as error:
+            raise FileNotFoundError(str(error)) from None
+
+    roots = (Place(beneath),) if beneath else ()
+    playbook = parse_playbook(text, source or str(path), read=read, read_template=read_template)
+    return replace(playbook, folder=str(place.parent.path.absolute()))

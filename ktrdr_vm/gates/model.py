@@ -21,6 +21,21 @@ class Common:
     tags: tuple[str, ...] = ()
     ignore_errors: Any = None
     timeout: Any = None
+    no_log: Any = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """The defaults of a role: variables that all others win over."""
+    role: str = ""
+    """The name of a role, if these keywords are those of a role."""
+
+
+@dataclass(frozen=True)
+class LoopControl:
+    """How a loop names its items. `label` and `pause` may be templates."""
+
+    loop_var: str = "item"
+    index_var: str = ""
+    label: Any = None
+    pause: Any = None
 
 
 @dataclass(frozen=True)
@@ -34,13 +49,28 @@ class Task:
     common: Common = Common()
     register: str = ""
     loop: Any = None
+    loop_kind: str = ""
+    """`items` or `dict` for `with_items` and `with_dict`: how the list of items is made of the value."""
+    loop_control: LoopControl = LoopControl()
     until: tuple[Any, ...] | None = None
     retries: Any = None
     delay: Any = None
     failed_when: tuple[Any, ...] | None = None
     changed_when: tuple[Any, ...] | None = None
     included: tuple[Node, ...] = ()
-    """The tasks of the file that an `include_tasks` names."""
+    """The tasks of the file or the role that an `include_tasks` or `include_role` names."""
+    notify: tuple[Any, ...] = ()
+    listen: tuple[str, ...] = ()
+    """The topics of a handler, in addition to its name."""
+
+    @property
+    def is_include(self) -> bool:
+        return self.module in ("include_tasks", "include_role")
+
+    @property
+    def has_row(self) -> bool:
+        """False for tasks that the report does not list."""
+        return self.module != "meta"
 
 
 @dataclass(frozen=True)
@@ -55,6 +85,11 @@ class Block:
     always: tuple[Node, ...] = ()
 
 
+def find_names(handler: Task) -> tuple[str, ...]:
+    """The names of a handler: its own, and that with its role."""
+    return (handler.name, f"{handler.common.role} : {handler.name}") if handler.common.role else (handler.name,)
+
+
 Node: TypeAlias = "Task | Block"
 
 
@@ -64,6 +99,7 @@ class Play:
     where: str
     common: Common
     tasks: tuple[Node, ...]
+    handlers: tuple[Task, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,3 +109,5 @@ class Playbook:
     name: str
     source: str
     plays: tuple[Play, ...]
+    folder: str = ""
+    """The absolute path of its folder, for `playbook_dir`; empty if it was not read from a file."""

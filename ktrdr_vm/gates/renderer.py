@@ -23,6 +23,8 @@ CPU_LIMIT = 5.0
 _LIMIT = 60.0
 # Limit of a message in either direction. Registered results and rendered templates are bounded too.
 _MAX_MESSAGE = 256 * 1024 * 1024
+# Paths of the host that one template may test.
+_MAX_PATHS = 100
 _NOBODY = 65534
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
@@ -61,18 +63,28 @@ class IsolatedRenderer:
 
     def _ask(self, verb: str, value: Any, scope: Scope, **options: bool) -> Any:
         layers = [[encode_value(layer), is_template] for layer, is_template in pick_layers(value, scope)]
-        data = json.dumps({"verb": verb, "value": encode_value(value), "layers": layers, "options": options}).encode()
+        paths: dict[str, str] = {}
+        for _ in range(_MAX_PATHS):
+            reply = self._request({"verb": verb, "value": encode_value(value), "layers": layers, "options": options, "paths": paths})
+            wanted = reply.get("path")
+            if not isinstance(wanted, str) or wanted in paths or scope.probe is None:
+                break
+            paths[wanted] = scope.probe(wanted)
+        if "value" not in reply:
+            raise TemplateError(str(reply.get("error", f"a template tests more than {_MAX_PATHS} paths")))
+        return decode_value(reply["value"])
+
+    def _request(self, request: dict[str, Any]) -> dict[str, Any]:
+        data = json.dumps(request).encode()
         if len(data) > _MAX_MESSAGE:
             raise TemplateError(f"a template and its variables are larger than {_MAX_MESSAGE >> 20} MiB")
         worker = self._start()
         try:
-            reply = json.loads(_exchange(worker, data, time.monotonic() + _LIMIT))
+            reply: dict[str, Any] = json.loads(_exchange(worker, data, time.monotonic() + _LIMIT))
         except (OSError, ValueError, EOFError, TimeoutError):
             self._end()
             raise TemplateError(f"a template exceeds {self._cpu_limit:g} s of CPU time or its memory limit") from None
-        if "error" in reply:
-            raise TemplateError(str(reply["error"]))
-        return decode_value(reply["value"])
+        return reply
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._worker is None or self._worker.poll() is not None:

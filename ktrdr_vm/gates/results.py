@@ -17,6 +17,8 @@ MAX_EVIDENCE = 32 * 1024
 
 def cap(text: str, limit: int) -> str:
     """A long text without its middle: the beginning and a longer part of the end, which usually contains the reason."""
+    # Text of a guest can have parts that are not UTF-8, which no document of the report can contain.
+    text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) <= limit:
         return text
     head = limit // 4
@@ -43,8 +45,18 @@ def find_message(module: str, result: Mapping[str, Any]) -> str:
     return f"{message}{'; ' if message else ''}the output was cut at 1 MiB"
 
 
+def hide_result(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of a task with `no_log`, for the report: what it says is left out."""
+    kept = {key: result[key] for key in ("changed", "failed", "skipped", "attempts") if key in result}
+    return kept | {"msg": "the output is hidden, because the task has `no_log: true`"}
+
+
 def _find_message(module: str, result: Mapping[str, Any]) -> str:
     message = plain_text(result.get("msg"))
+    if result.get("skipped") and "false_condition" in result:
+        return f"when: {plain_text(result['false_condition'])}"
+    if result.get("skipped") and not message:
+        message = plain_text(result.get("skipped_reason"))
     if result.get("failed"):
         if message == "non-zero return code":
             last = _last_line(result.get("stderr")) or _last_line(result.get("stdout"))

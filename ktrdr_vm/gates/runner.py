@@ -11,18 +11,19 @@ from ktrdr_vm.errors import GuestError
 from ktrdr_vm.gates.attempt import Attempt, Settings, truth
 from ktrdr_vm.gates.container_logs import Evidence, gather_containers
 from ktrdr_vm.gates.context import GateContext
-from ktrdr_vm.gates.model import Block, Common, Node, Playbook, Task
+from ktrdr_vm.gates.loops import find_items, make_item, make_label, sum_up
+from ktrdr_vm.gates.model import Block, Common, Node, Play, Playbook, Task, find_names
 from ktrdr_vm.gates.modules import Result
 from ktrdr_vm.gates.renderer import IsolatedRenderer, Renderer
-from ktrdr_vm.gates.results import find_message, find_outcome, make_task_result, plain_text
+from ktrdr_vm.gates.results import find_outcome, hide_result, make_task_result, plain_text
 from ktrdr_vm.gates.selection import is_selected
-from ktrdr_vm.gates.templating import OMIT, Scope, TemplateError
+from ktrdr_vm.gates.templating import OMIT, TemplateError
+from ktrdr_vm.gates.variables import Variables, find_role
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.report.model import GateOutcome, GateResult, TaskResult
 
 __all__ = ["GateContext", "run_playbook"]
 
-MAX_LOOP = 1000
 MAX_RESULTS = 5000
 
 
@@ -39,7 +40,7 @@ def _run(playbook: Playbook, run: _Run, context: GateContext) -> GateResult:
     message = ""
     try:
         for play in playbook.plays:
-            failed = run.nodes(play.tasks, (play.common,), {})
+            failed = run.play(play)
             if failed is not None:
                 outcome, message = "failed", f"{failed.name}: {failed.message}"
                 break
@@ -73,7 +74,9 @@ class _Run:
         self._guest = guest
         self._context = context
         self._templar = renderer
-        self._facts: dict[str, Any] = {}
+        self._variables = Variables(playbook, context)
+        self._handlers: tuple[Task, ...] = ()
+        self._notified: set[int] = set()
         self._deadline = context.monotonic() + context.gate_timeout
         self._about_containers = False
 
@@ -81,6 +84,11 @@ class _Run:
         mask = self._context.mask
         told = {key: mask(value) if isinstance(value, str) else value for key, value in more.items()}
         self._context.on_event({"event": event, "gate": self._playbook.name, **told})
+
+    def play(self, play: Play) -> _Failure | None:
+        """Run the tasks of a play. Handlers that were notified before a failure do not run."""
+        self._handlers, self._notified = play.handlers, set()
+        return self.nodes(play.tasks, (play.common,), {})
 
     def nodes(self, nodes: Sequence[Node], outer: tuple[Common, ...], item: Mapping[str, Any]) -> _Failure | None:
         """Run in order up to the first failure; later tasks are listed as not run."""
@@ -97,8 +105,8 @@ class _Run:
         failed = self.nodes(block.block, inner, item)
         if failed is not None and block.rescue:
             self.results[failed.index] = replace(self.results[failed.index], outcome="rescued")
-            self._facts["ansible_failed_task"] = {"name": failed.name}
-            self._facts["ansible_failed_result"] = failed.result
+            self._variables.results["ansible_failed_task"] = {"name": failed.name}
+            self._variables.results["ansible_failed_result"] = failed.result
             failed = self.nodes(block.rescue, inner, item)
         # The first failure is the reason of the gate, but `always` runs, and a failure in it counts too.
         in_always = self.nodes(block.always, inner, item)
@@ -106,6 +114,8 @@ class _Run:
 
     def _task(self, task: Task, outer: tuple[Common, ...], item: Mapping[str, Any]) -> _Failure | None:
         commons = (*outer, task.common)
+        if not task.has_row:
+            return self._meta(task, commons, outer)
         if not self._is_selected(task, commons):
             return None
         context = self._context
@@ -114,12 +124,22 @@ class _Run:
         self.tell("task_started", task=name, module=task.module, where=task.where, time=started_at)
         self._about_containers = self._about_containers or _names_docker(task)
         turns, inner_failure = self._turns(task, commons, item)
-        result = _sum_up(turns, looped=task.loop is not None)
+        result = sum_up(turns, looped=task.loop is not None)
         if task.register:
-            self._facts[task.register] = result
-        ignored = bool(result.get("failed")) and self._flag(commons, "ignore_errors", item)
+            self._variables.results[task.register] = result
+        if inner_failure is None:
+            context.on_result(name, result)
+        try:
+            if task.notify and result.get("changed") and not result.get("failed"):
+                self._notify(task, commons, item, turns)
+        except TemplateError as error:
+            result |= {"failed": True, "msg": str(error)}
+            turns = [("", result)]
+        ignored = bool(result.get("failed")) and self._flag_or(commons, "ignore_errors", item, default=False)
         outcome = find_outcome(result, ignored=ignored)
-        evidence = self._evidence(commons, item) if result.get("failed") and self._about_containers and not task.included else ()
+        if self._flag_or(commons, "no_log", item, default=True):
+            turns = [(label and f"item {number}", hide_result(one)) for number, (label, one) in enumerate(turns, 1)]
+        evidence = self._evidence(commons, item) if result.get("failed") and self._about_containers and not task.is_include else ()
         took = context.monotonic() - clock
         made = make_task_result(
             task, name, turns, outcome=outcome, started_at=started_at, duration_s=took, mask=context.mask, evidence=evidence
@@ -130,7 +150,7 @@ class _Run:
         )  # fmt: skip
         if inner_failure is not None:
             return inner_failure
-        if not task.included or outcome in ("failed", "skipped", "ignored"):
+        if not task.is_include or outcome in ("failed", "skipped", "ignored"):
             self._keep(made)
         if outcome == "failed":
             return _Failure(made.name, made.message, len(self.results) - 1, result)
@@ -141,59 +161,94 @@ class _Run:
         if task.loop is None:
             result, failed = self._turn(task, commons, item)
             return [("", result)], failed
+        scope = self._variables.scope(commons, item)
         try:
-            values = self._templar.render(task.loop, self._scope(commons, item))
-            if not isinstance(values, list):
-                raise TemplateError(f"`loop` requires a list, not {type(values).__name__}")
-            if len(values) > MAX_LOOP:
-                raise TemplateError(f"`loop` has {len(values)} items, more than {MAX_LOOP}")
-        except TemplateError as error:
+            values = find_items(task, self._templar, scope)
+            pause = float(self._templar.render(task.loop_control.pause, scope) or 0)
+        except (TemplateError, ValueError, TypeError) as error:
             skipped = self._skipped(task, commons, item, quiet=True)
             return [("", skipped or _failure(str(error)))], None
         turns = []
-        for value in values:
-            inner = {**item, "item": None if value is OMIT else value}
+        for number, value in enumerate(values):
+            if number and pause:
+                self._context.wait(pause)
+            inner = {**item, **make_item(task, number, value)}
             result, failed = self._turn(task, commons, inner)
-            turns.append((plain_text(value)[:200], {**result, "item": value, "ansible_loop_var": "item"}))
+            label = make_label(task, value, self._templar, self._variables.scope(commons, inner))
+            turns.append((label, {**result, **make_item(task, number, value)}))
             if failed is not None:
                 return turns, failed
         return turns, None
+
+    def _meta(self, task: Task, commons: tuple[Common, ...], outer: tuple[Common, ...]) -> _Failure | None:
+        """`meta`: run the notified handlers, in their own order. A handler may notify others."""
+        if task.arguments.get("free_form") != "flush_handlers" or self._skipped(task, commons, {}, quiet=True):
+            return None
+        for _ in self._handlers:
+            for number, handler in enumerate(self._handlers):
+                if number in self._notified:
+                    self._notified.discard(number)
+                    if failed := self._task(handler, outer[:1], {}):
+                        return failed
+        return None
+
+    def _notify(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any], turns: list[tuple[str, Result]]) -> None:
+        """Note the handlers of a task that changed something. TemplateError for a name that no handler has."""
+        for _, result in turns:
+            variable = task.loop_control.loop_var
+            scope = self._variables.scope(commons, {**item, variable: result[variable]} if task.loop is not None else item)
+            for name in (plain_text(self._templar.render(one, scope)) for one in task.notify):
+                named = [number for number, handler in enumerate(self._handlers) if name in find_names(handler)]
+                listening = [number for number, handler in enumerate(self._handlers) if name in handler.listen]
+                if not named and not listening:
+                    raise TemplateError(f"notify: there is no handler {name[:200]!r} in this play")
+                # Of handlers with one name the last is used, as in Ansible.
+                self._notified.update(named[-1:], listening)
 
     def _turn(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any]) -> tuple[Result, _Failure | None]:
         skipped = self._skipped(task, commons, item)
         if skipped is not None:
             return skipped, None
-        if task.module == "include_tasks":
+        if task.is_include:
             failed = self.nodes(task.included, (*commons[:-1], Common(vars=task.common.vars)), item)
-            return {"changed": False, "include": task.arguments.get("file")}, failed
+            return {"changed": False, "include": task.arguments.get("file", task.arguments.get("name"))}, failed
         try:
             settings = self._settings(commons, item)
         except TemplateError as error:
             return _failure(str(error)), None
         if settings.timeout <= 0:
             return _failure(f"the gate exceeded its time limit of {self._context.gate_timeout:g} s"), None
-        attempt = Attempt(task, self._guest, self._context, self._templar, lambda extra: self._scope(commons, {**item, **extra}))
+        attempt = Attempt(
+            task,
+            self._guest,
+            self._context,
+            self._templar,
+            lambda extra: self._variables.scope(commons, {**item, **extra}),
+            find_role(commons),
+        )
         result = attempt.run(settings)
         facts = result.get("ansible_facts")
         if task.module == "set_fact" and isinstance(facts, dict):
-            self._facts.update(facts)
+            self._variables.results.update(facts)
+        elif task.module == "setup" and isinstance(facts, dict):
+            self._variables.add_facts(facts)
         return result, None
 
     def _skipped(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any], *, quiet: bool = False) -> Result | None:
         """A result if a condition, the outer ones first, is false or cannot be evaluated."""
-        scope = self._scope(commons, item)
+        scope = self._variables.scope(commons, item)
         for condition in (condition for common in commons for condition in common.when):
             try:
                 if not self._templar.condition(condition, scope):
                     reason = {"skip_reason": "Conditional result was False", "false_condition": condition}
-                    return {"changed": False, "skipped": True, **reason, "msg": f"when: {plain_text(condition)}"}
+                    return {"changed": False, "skipped": True, **reason}
             except TemplateError as error:
                 if not quiet:
                     return _failure(f"when: {error}")
         return None
 
     def _settings(self, commons: tuple[Common, ...], item: Mapping[str, Any]) -> Settings:
-        scope = self._scope(commons, item)
+        scope = self._variables.scope(commons, item)
         environment = dict(self._context.environment)
         for common in commons:
             for layer in common.environment if isinstance(common.environment, list) else [common.environment]:
@@ -211,25 +266,24 @@ class _Run:
 
     def _flag(self, commons: tuple[Common, ...], name: str, item: Mapping[str, Any]) -> bool:
         value = _nearest(commons, name)
-        return truth(self._templar.render(value, self._scope(commons, item))) if value is not None else False
+        return truth(self._templar.render(value, self._variables.scope(commons, item))) if value is not None else False
 
-    def _scope(self, commons: tuple[Common, ...], item: Mapping[str, Any]) -> Scope:
-        """Nearest first, as Ansible orders them: extra variables, item and result, facts, then task, blocks, play."""
-        values: list[tuple[Mapping[str, Any], bool]] = [(self._context.extra_vars, False), (item, False), (self._facts, False)]
-        layers: list[tuple[Mapping[str, Any], bool]] = [(common.vars, True) for common in reversed(commons)]
-        magic = {"ansible_check_mode": self._context.check, "inventory_hostname": "guest"}
-        return Scope((*values, *layers, (magic, False)))
+    def _flag_or(self, commons: tuple[Common, ...], name: str, item: Mapping[str, Any], *, default: bool) -> bool:
+        try:
+            return self._flag(commons, name, item)
+        except TemplateError:
+            return default
 
     def _name(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any]) -> str:
         try:
-            return plain_text(self._templar.render(task.name, self._scope(commons, item)))
+            return plain_text(self._templar.render(task.name, self._variables.scope(commons, item)))
         except TemplateError:
             return task.name
 
     def _is_selected(self, task: Task, commons: tuple[Common, ...]) -> bool:
         if not self.started:
             wanted = self._context.start_at_task
-            if task.module == "include_tasks":
+            if task.is_include:
                 return True
             if task.name != wanted and not fnmatch.fnmatchcase(task.name, wanted):
                 return False
@@ -257,29 +311,6 @@ class _Run:
         self._keep(make_task_result(task, name, [("", reason)], outcome="skipped", started_at=now, duration_s=0.0, mask=self._context.mask))
 
 
-def _sum_up(turns: list[tuple[str, Result]], *, looped: bool) -> Result:
-    """The registered result of the whole task."""
-    if not looped or (len(turns) == 1 and turns[0][0] == "" and "item" not in turns[0][1]):
-        return turns[0][1]
-    results = [result for _, result in turns]
-    if not results:
-        return {
-            "changed": False,
-            "skipped": True,
-            "skipped_reason": "No items in the list",
-            "results": [],
-            "msg": "no items in the list",
-        }
-    failed = [find_message("", result) for result in results if result.get("failed")]
-    summed: Result = {"changed": any(result.get("changed") is True for result in results), "results": results}
-    summed["failed"] = bool(failed)
-    summed["msg"] = "One or more items failed" if failed else "All items completed"
-    if all(result.get("skipped") for result in results):
-        summed["skipped"] = True
-        summed["msg"] = "All items skipped"
-    return summed
-
-
 def _failure(message: str) -> Result:
     return {"changed": False, "failed": True, "msg": message}
 
@@ -291,7 +322,8 @@ def _nearest(commons: tuple[Common, ...], name: str) -> Any:
 def _tasks(nodes: Sequence[Node]) -> Iterator[Task]:
     for node in nodes:
         if isinstance(node, Task):
-            yield node
+            if node.has_row:
+                yield node
         else:
             yield from _tasks(node.block)
 

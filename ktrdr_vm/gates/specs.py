@@ -81,6 +81,95 @@ MODULES: Mapping[str, ModuleSpec] = {
         aliases={"name": "repo"},
     ),
     "include_tasks": ModuleSpec(_options("file"), required=(("file",),), free_form="file"),
+    "import_tasks": ModuleSpec(_options("file"), required=(("file",),), free_form="file"),
+    "include_role": ModuleSpec(_options("name tasks_from"), required=(("name",),)),
+    "import_role": ModuleSpec(_options("name tasks_from"), required=(("name",),)),
+    "meta": ModuleSpec(
+        _options("free_form"), required=(("free_form",),), free_form="free_form", choices={"free_form": ("flush_handlers", "noop")}
+    ),
+    "setup": ModuleSpec({}),
+    "lineinfile": ModuleSpec(
+        _options(
+            "path line regexp search_string insertafter insertbefore state owner group", mode="mode", bool="create backrefs firstmatch"
+        ),
+        required=(("path",),),
+        choices={"state": ("present", "absent")},
+        aliases={"dest": "path", "destfile": "path", "name": "path", "value": "line", "regex": "regexp"},
+    ),
+    "replace": ModuleSpec(
+        _options("path regexp replace after before owner group", mode="mode"),
+        required=(("path",), ("regexp",)),
+        aliases={"dest": "path", "destfile": "path", "name": "path"},
+    ),
+    "find": ModuleSpec(
+        _options(
+            "contains file_type age age_stamp size checksum_algorithm",
+            list="paths patterns excludes",
+            bool="recurse hidden follow get_checksum use_regex read_whole_file",
+            int="depth limit",
+        ),
+        required=(("paths",),),
+        choices={
+            "file_type": ("any", "directory", "file", "link"),
+            "age_stamp": ("atime", "ctime", "mtime"),
+            "checksum_algorithm": ("md5", "sha1", "sha224", "sha256", "sha384", "sha512"),
+        },
+        aliases={
+            "name": "paths",
+            "path": "paths",
+            "pattern": "patterns",
+            "exclude": "excludes",
+            "checksum": "checksum_algorithm",
+            "checksum_algo": "checksum_algorithm",
+        },
+    ),
+    "slurp": ModuleSpec(_options("src"), required=(("src",),), aliases={"path": "src"}),
+    "get_url": ModuleSpec(
+        _options(
+            "url dest checksum url_username url_password owner group",
+            mode="mode",
+            dict="headers",
+            bool="force validate_certs force_basic_auth",
+            int="timeout",
+        ),
+        required=(("url",), ("dest",)),
+        aliases={"username": "url_username", "password": "url_password"},
+    ),
+    "apt": ModuleSpec(
+        _options(
+            "state deb default_release upgrade",
+            list="name",
+            bool=("update_cache purge autoremove autoclean install_recommends allow_downgrade allow_unauthenticated only_upgrade"),
+            int="cache_valid_time",
+        ),
+        choices={"state": ("present", "absent", "latest"), "upgrade": ("no", "yes", "safe", "dist", "full")},
+        aliases={
+            "package": "name",
+            "pkg": "name",
+            "update-cache": "update_cache",
+            "install-recommends": "install_recommends",
+            "default-release": "default_release",
+        },
+    ),
+    "package": ModuleSpec(
+        _options("state", list="name"), required=(("name",), ("state",)), choices={"state": ("present", "absent", "latest")}
+    ),
+    "pip": ModuleSpec(
+        _options(
+            "requirements version state virtualenv virtualenv_command virtualenv_python extra_args executable chdir",
+            list="name",
+            bool="editable virtualenv_site_packages break_system_packages",
+        ),
+        choices={"state": ("present", "absent", "latest", "forcereinstall")},
+    ),
+    "service": ModuleSpec(
+        _options("name state", bool="enabled"), required=(("name",),), choices={"state": ("started", "stopped", "restarted", "reloaded")}
+    ),
+    "systemd": ModuleSpec(
+        _options("name state", bool="enabled masked daemon_reload daemon_reexec no_block"),
+        choices={"state": ("started", "stopped", "restarted", "reloaded")},
+        aliases={"service": "name", "unit": "name", "daemon-reload": "daemon_reload", "daemon-reexec": "daemon_reexec"},
+    ),
     "docker_compose_v2": ModuleSpec(
         _options(
             "project_src project_name state build pull recreate remove_images",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ def encode_value(value: Any) -> Any:
         return {f"{_MARK}pairs": [[encode_value(key), encode_value(one)] for key, one in value.items()]}
     if isinstance(value, list | tuple | set | frozenset):
         return [encode_value(one) for one in value]
+    if isinstance(value, datetime.date):
+        return value.isoformat()
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)

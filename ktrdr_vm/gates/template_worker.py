@@ -25,6 +25,14 @@ _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
 
 
+class _PathWanted(TemplateError):
+    """A test needs the kind of a path, which this process cannot read."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
 def main() -> None:
     uid, limit = int(sys.argv[1]), float(sys.argv[2])
     templar = Templar()
@@ -50,8 +58,15 @@ def main() -> None:
 
 
 def answer(templar: Templar, request: dict[str, Any]) -> dict[str, Any]:
-    """`value` of the request's `verb`, or `error`."""
-    scope = Scope(tuple((decode_value(layer), bool(is_template)) for layer, is_template in request["layers"]))
+    """`value` of the request's `verb`, or `error`; `path` if the request must be repeated with the kind of this path in `paths`."""
+    paths: dict[str, str] = request.get("paths", {})
+
+    def probe(path: str) -> str:
+        if path not in paths:
+            raise _PathWanted(path)
+        return paths[path]
+
+    scope = Scope(tuple((decode_value(layer), bool(is_template)) for layer, is_template in request["layers"]), probe)
     value = decode_value(request["value"])
     try:
         if request["verb"] == "render":
@@ -59,6 +74,8 @@ def answer(templar: Templar, request: dict[str, Any]) -> dict[str, Any]:
         if request["verb"] == "condition":
             return {"value": templar.condition(value, scope)}
         return {"value": templar.render_file(value, scope, **request["options"])}
+    except _PathWanted as wanted:
+        return {"path": wanted.path}
     except TemplateError as error:
         return {"error": str(error)}
     except (MemoryError, RecursionError):
@@ -88,6 +105,9 @@ def _rehearse(templar: Templar) -> None:
         "{% for one in [1] %}{{ one }}{% endfor %}",
         "{{ '%s' | format(1) }}",
         "{{ none.x }}",
+        "{{ 'a b' | wordwrap(1) }}{{ 'a' | to_yaml | from_yaml }}",
+        "{{ ('2026' | to_datetime('%Y')).year }}{{ 'a' | striptags }}",
+        "{{ 'http://[::1]/' | urlsplit('hostname') }}",
     ):
         try:
             templar.render(text, scope)

@@ -6,41 +6,34 @@ so `{{ … }}` in the output of a guest stays text. There are no lookups, no env
 
 from __future__ import annotations
 
-import inspect
-import types
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-from jinja2 import ChainableUndefined, StrictUndefined, TemplateSyntaxError, Undefined, UndefinedError, nodes
 from jinja2 import TemplateError as JinjaError
-from jinja2.environment import TemplateExpression
+from jinja2 import TemplateSyntaxError, UndefinedError, nodes
 from jinja2.meta import find_undeclared_variables
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.visitor import NodeTransformer
 
-from ktrdr_vm.gates.bounds import MAX_SIZE, Budget, TemplateError, check_binary, check_method, check_width, measure, too_large
-from ktrdr_vm.gates.filters import FILTERS, TESTS
+from ktrdr_vm.gates.bounds import MAX_SIZE, Budget, TemplateError, measure, too_large
+from ktrdr_vm.gates.template_checks import HOST_VARIABLES, LOOKUPS, check_tree
+from ktrdr_vm.gates.template_environment import KEPT_FILTERS, Bounder, Environment, make_environment, make_text
 
 __all__ = ["OMIT", "Scope", "Templar", "TemplateError"]
 
 OMIT = type("Omit", (), {"__repr__": lambda self: "omit"})()
 """`default(omit)`: an option that has this value is left out."""
 
-_LOOKUPS = {"lookup", "query", "q"}
+Names: TypeAlias = dict[str, set[str]]
+"""Variables, each with the keys that are taken from it; the empty key stands for a use of the whole, or of a key that is computed."""
+
+_PATH_TESTS = {
+    "directory": "directory", "is_dir": "directory", "file": "file", "is_file": "file", "exists": "exists", "link": "link",
+    "is_link": "link", "link_exists": "lexists",
+}  # fmt: skip
+_KEPT_FILTERS = KEPT_FILTERS
 _MAX_DEPTH = 20
 _MAX_TEMPLATE = 256 * 1024
-_CUT_FIELDS = ("stdout", "stdout_lines", "stderr", "stderr_lines", "content", "json")
-_KEPT_FILTERS = frozenset(
-    "abs batch capitalize count d default dictsort e escape first float groupby int items last length list lower map max min "
-    "reject rejectattr reverse round safe select selectattr slice sort string sum title tojson trim truncate unique "
-    "upper urlencode wordcount wordwrap".split()
-)  # fmt: skip
-
-
-class _Undefined(ChainableUndefined, StrictUndefined):
-    """Any use is an error, except `a.b.c | default(…)` with a missing part, as in Ansible."""
 
 
 @dataclass
@@ -48,6 +41,8 @@ class Scope:
     """Variables, nearest first. A layer is (names, is it a template): layers from the playbook are, results are not."""
 
     layers: tuple[tuple[Mapping[str, Any], bool], ...]
+    probe: Callable[[str], str] | None = None
+    """The kind of a path of the host: `file`, `directory`, `other` or nothing, with `link ` before it for a link."""
     _memo: dict[str, Any] = field(default_factory=dict)
     _open: list[str] = field(default_factory=list)
 
@@ -58,83 +53,38 @@ class Scope:
         return None
 
 
-class _Bounder(NodeTransformer):
-    """Rewrites a parsed template so that loops and concatenations check the budget, and refuses constructs without a bound."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        if node.recursive:
-            raise TemplateSyntaxError("a recursive loop is not supported", node.lineno)
-        self.generic_visit(node)
-        node.iter = nodes.Filter(node.iter, "_bounded_loop", [], [], None, None, lineno=node.lineno)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return nodes.Filter(nodes.List(node.nodes, lineno=node.lineno), "join", [], [], None, None, lineno=node.lineno)
-
-    def refuse(self, node: nodes.Node) -> nodes.Node:
-        raise TemplateSyntaxError(f"{type(node).__name__.lower()} is not supported in a template", node.lineno)
-
-    visit_Include = visit_Import = visit_FromImport = visit_Extends = visit_Block = visit_Macro = visit_CallBlock = refuse
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
-    deciding = False
-    """Set while a condition is evaluated, which must not depend on cut output."""
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        self._check_whole(obj, attribute)
-        return super().getattr(obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        self._check_whole(obj, argument)
-        return super().getitem(obj, argument)
-
-    def _check_whole(self, obj: Any, field: Any) -> None:
-        # `changed` distinguishes a registered result from a mapping in the output of a program.
-        if self.deciding and isinstance(obj, Mapping) and field in _CUT_FIELDS and obj.get("truncated") is True and "changed" in obj:
-            raise TemplateError(
-                f"{field} was cut, so a condition over it could be wrong: output is limited to 1 MiB. "
-                "Write the output to a file and search it there, such as `shell: make > out.txt; grep -c FAILED out.txt`"
-            )
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        check_binary(operator, left, right)
-        return super().call_binop(context, operator, left, right)
-
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        # The sandbox wraps `str.format`.
-        owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
-        name = str(getattr(__obj, "__name__", ""))
-        return super().call(__context, __obj, *check_method(owner, name, args, kwargs), **kwargs)
-
-
 class Templar:
     """Renders the strings of the playbooks of one gate; it holds no variables."""
 
     def __init__(self) -> None:
-        self._environment = _Environment(
-            undefined=_Undefined, keep_trailing_newline=True, autoescape=False, optimized=False, cache_size=0, finalize=_finalize
-        )
-        kept = {name: _bounded(call) for name, call in self._environment.filters.items() if name in _KEPT_FILTERS}
-        self._environment.filters = kept | {name: _bounded(call) for name, call in FILTERS.items()}
-        self._environment.filters["_bounded_loop"] = Budget().loop
-        self._environment.tests.update(TESTS)
-        for name in ("lipsum", "cycler", "joiner"):
-            self._environment.globals.pop(name, None)
+        self._environment = make_environment()
+        self._probe: Callable[[str], str] | None = None
+        for name, wanted in _PATH_TESTS.items():
+            self._environment.tests[name] = functools.partial(self._is_path, name, wanted)  # type: ignore[assignment]
 
     def problem(self, text: str, *, expression: bool = False) -> str:
-        """The syntax error of a template or an expression, or an empty text."""
+        """What is wrong with a template or an expression, or an empty text."""
+        return self.find_problem(text, expression=expression)[1]
+
+    def find_problem(self, text: str, *, expression: bool = False) -> tuple[int, str]:
+        """What is wrong with a template, with its line, or an empty text."""
         try:
+            if text.startswith("#jinja2:"):
+                return 1, "a header `#jinja2:` is not supported; remove it"
             tree = self._parse(f"{{{{ {text} }}}}" if expression else text)
-            called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)}
-            self._check_arguments(tree)
+            check_tree(tree, self._environment)
             self._environment.compile(tree)
         except (JinjaError, TemplateError, RecursionError) as error:
-            return _say(error)
-        lookups = sorted(called & _LOOKUPS)
-        return f"{lookups[0]}() is not supported, because a gate may not read from the host" if lookups else ""
+            return getattr(error, "lineno", None) or 1, _say(error)
+        return 0, ""
+
+    def find_names(self, text: str, *, expression: bool = False) -> Names:
+        """The variables that a valid template or expression uses, and the literal keys of those that are mappings."""
+        try:
+            tree = self._parse(f"{{{{ {text} }}}}" if expression else text)
+        except TemplateError:
+            return {}
+        return _find_names(tree)
 
     def render(self, value: Any, scope: Scope) -> Any:
         """Render every string in a value. A string that is one `{{ expression }}` keeps the expression's type."""
@@ -150,7 +100,8 @@ class Templar:
         """Render a template file: always text. By default blocks swallow the line break after them, as in Ansible."""
         environment = self._environment.overlay(trim_blocks=trim_blocks, lstrip_blocks=lstrip_blocks)
         tree = self._parse(text, environment)
-        return str(self._guard(lambda: self._output(tree, scope)))
+        value = self._guard(lambda: self._output(tree, scope))
+        return "" if value is None else str(_with_line_breaks(text, make_text(value)))
 
     def condition(self, expression: Any, scope: Scope) -> bool:
         """Evaluate `when`, `until` and similar. The result must be a boolean; a text is an error."""
@@ -172,25 +123,14 @@ class Templar:
             "use `| bool`, `is defined`, `| length > 0` or a comparison"
         )
 
-    def _parse(self, text: str, environment: _Environment | Any = None) -> nodes.Template:
+    def _parse(self, text: str, environment: Environment | None = None) -> nodes.Template:
         if len(text) > _MAX_TEMPLATE:
             raise TemplateError(f"a template is longer than {_MAX_TEMPLATE // 1024} KiB")
         try:
-            tree: nodes.Template = _Bounder().visit((environment or self._environment).parse(text))
+            tree: nodes.Template = Bounder().visit((environment or self._environment).parse(text))
         except (JinjaError, RecursionError) as error:
-            raise TemplateError(_say(error)) from None
+            raise TemplateError(_say(error), getattr(error, "lineno", None) or 0) from None
         return tree
-
-    def _check_arguments(self, tree: nodes.Template) -> None:
-        """TemplateError for an argument that a filter or test does not support; none is ignored."""
-        for node in tree.find_all((nodes.Filter, nodes.Test)):
-            call = (FILTERS if isinstance(node, nodes.Filter) else TESTS).get(node.name)
-            if call is None or node.dyn_args is not None or node.dyn_kwargs is not None:
-                continue
-            try:
-                inspect.signature(call).bind(None, *node.args, **{str(keyword.key): None for keyword in node.kwargs})
-            except TypeError as error:
-                raise TemplateError(f"{node.name}: {error}") from None
 
     def _double_backslashes(self, text: str) -> str:
         """In strings in `{{ }}` a backslash is literal, as in Ansible: `'\\1'` is a group and not a control character."""
@@ -202,30 +142,26 @@ class Templar:
 
     def _render_string(self, text: str, scope: Scope, *, escape: bool = True) -> Any:
         tree = self._parse(self._double_backslashes(text) if escape and "\\" in text and len(text) <= _MAX_TEMPLATE else text)
-        only = tree.body[0] if len(tree.body) == 1 else None
-        inner = only.nodes[0] if isinstance(only, nodes.Output) and len(only.nodes) == 1 else None
-        if isinstance(inner, nodes.Expr) and not isinstance(inner, nodes.TemplateData):
-            return self._guard(lambda: self._native(tree, inner, scope))
-        return self._guard(lambda: self._output(tree, scope))
+        return _with_line_breaks(text, self._guard(lambda: self._output(tree, scope)))
 
-    def _native(self, tree: nodes.Template, expression: nodes.Expr, scope: Scope) -> Any:
+    def _output(self, tree: nodes.Template, scope: Scope) -> Any:
         variables = self._variables(tree, scope)
-        store = nodes.Assign(nodes.Name("result", "store", lineno=1), expression, lineno=1)
-        compiled = self._compiled(nodes.Template([store], lineno=1))
-        value = TemplateExpression(compiled, False)(**variables)
-        if isinstance(value, Undefined):
-            str(value)
-        return _plain(value)
-
-    def _output(self, tree: nodes.Template, scope: Scope) -> str:
-        variables = self._variables(tree, scope)
+        self._probe = scope.probe
         parts, size = [], 0
         for part in self._compiled(tree).generate(**variables):
             parts.append(part)
-            size += len(part)
+            size += measure(part)
             if size > MAX_SIZE:
                 raise too_large()
-        return "".join(parts)
+        return self._environment.concat(parts)
+
+    def _is_path(self, name: str, wanted: str, path: Any) -> bool:
+        """A test of a path of the host."""
+        if self._probe is None or not isinstance(path, str):
+            raise TemplateError(f"{name}: requires the path of a file of the playbook")
+        found = self._probe(path)
+        kind = found.removeprefix("link ")
+        return {"exists": kind != "", "link": found.startswith("link "), "lexists": found != ""}.get(wanted, kind == wanted)
 
     def _compiled(self, tree: nodes.Template) -> Any:
         # Each rendering has a separate budget.
@@ -236,7 +172,12 @@ class Templar:
     def _variables(self, tree: nodes.Template, scope: Scope) -> dict[str, Any]:
         """Only variables that the template uses are evaluated, so that others may be undefined."""
         found = {}
+        called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)} & set(LOOKUPS)
         for name in find_undeclared_variables(tree):
+            if name in called:
+                entry = scope.find(name)
+                found[name] = functools.partial(_look_up, name, entry[0] if entry else {})
+                continue
             if name in scope._memo:
                 found[name] = scope._memo[name]
                 continue
@@ -282,36 +223,35 @@ def _say(error: Exception) -> str:
     return f"template error: {str(error) or type(error).__name__}"[:1000]
 
 
-def _finalize(value: Any) -> Any:
-    measure(value)
-    return value
+def _with_line_breaks(template: str, value: Any) -> Any:
+    """A text with at least as many line breaks at its end as its template has."""
+    if not isinstance(value, str):
+        return value
+    missing = (len(template) - len(template.rstrip("\n"))) - (len(value) - len(value.rstrip("\n")))
+    return value + "\n" * missing if missing > 0 else value
 
 
-def _plain(value: Any) -> Any:
-    """The result of an expression as plain data: generators become lists, and sizes are limited."""
-    if isinstance(value, (types.GeneratorType, map, filter, zip, range)) or (
-        not isinstance(value, (str, bytes, Mapping, Sequence, set)) and hasattr(value, "__next__")
-    ):
-        value = list(Budget().loop(value))
-    elif isinstance(value, (tuple, set)) or type(value).__name__ in ("dict_items", "dict_keys", "dict_values"):
-        value = list(value)
-    measure(value)
-    return str(value) if isinstance(value, str) else value
+def _look_up(name: str, environment: Mapping[str, str], kind: str, *names: str, default: Any = "") -> Any:
+    """`lookup('env', …)`: variables of the environment that every process of the gate has."""
+    if kind not in ("env", "ansible.builtin.env"):
+        raise TemplateError(f"{name}() {str(kind)[:40]!r} is not supported")
+    if wrong := sorted(HOST_VARIABLES.intersection(names) - environment.keys()):
+        raise TemplateError(f"{name}('env', {wrong[0]!r}) would be the variable of the host; use ansible_facts.env.{wrong[0]}")
+    found = [environment.get(one, default) for one in names]
+    if name == "lookup":
+        return found[0] if len(found) == 1 else ",".join(map(str, found))
+    return found
 
 
-def _bounded(call: Any) -> Any:
-    """A filter with limits on its arguments and result. The attributes that Jinja sets on the function are kept."""
-
-    def bounded(*arguments: Any, **keywords: Any) -> Any:
-        measure(*(value for value in (*arguments, *keywords.values()) if isinstance(value, (str, bytes, list, tuple, dict, set, int))))
-        if call.__name__ in ("do_batch", "do_slice", "do_wordwrap", "do_truncate", "do_tojson"):
-            check_width(*arguments[1:], *keywords.values())
-        result = call(*arguments, **keywords)
-        if isinstance(result, (str, bytes, list, tuple, dict)):
-            measure(result)
-        return result
-
-    for mark in ("jinja_pass_arg", "jinja_async_variant"):
-        if hasattr(call, mark):
-            setattr(bounded, mark, getattr(call, mark))
-    return bounded
+def _find_names(tree: nodes.Template) -> Names:
+    found: Names = {name: set() for name in find_undeclared_variables(tree)}
+    taken: list[Any] = list(tree.find_all((nodes.Getattr, nodes.Getitem)))
+    for node in taken:
+        if not isinstance(node.node, nodes.Name) or node.node.name not in found:
+            continue
+        key = node.attr if isinstance(node, nodes.Getattr) else node.arg.value if isinstance(node.arg, nodes.Const) else None
+        found[node.node.name].add(key if isinstance(key, str) else "")
+    for name, keys in found.items():
+        if sum(one.name == name for one in tree.find_all(nodes.Name)) > sum(getattr(one.node, "name", "") == name for one in taken):
+            keys.add("")
+    return found

@@ -1,116 +1,139 @@
-"""Our runner and ansible-core's own over the same playbooks, task by task.
-
-Ours reaches this host through a real sshd on the loopback address; theirs is a local connection. Both get a folder of their own.
-"""
+"""Runs the corpus with our runner and with ansible-core, and compares outcomes and registered results: `python -m tests.agreement VENV`."""
 
 from __future__ import annotations
 
-import functools
-import http.server
-import json
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
-import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+from ktrdr_vm.guest.protocol import Guest
+from tests.agreement.cases.filters import make_filter_cases
+from tests.agreement.cases.language import make_language_cases
+from tests.agreement.cases.model import Case
+from tests.agreement.cases.modules import make_module_cases
+from tests.agreement.cases.values import VARIABLES
+from tests.agreement.generated import Tally, find_refused, split, write_playbook
+from tests.agreement.run import HERE, make_place, run_ours, run_theirs, serve
+
 sys.path.insert(0, str(HERE.parent / "lab"))
 
-from test_guest_ssh import Server  # noqa: E402
+from test_guest_ssh import Server
 
-from ktrdr_vm.gates.context import GateContext  # noqa: E402
-from ktrdr_vm.gates.load import load_playbook  # noqa: E402
-from ktrdr_vm.gates.runner import run_playbook  # noqa: E402
-
-# What a rescue does is told by what runs after it; ansible-core tells the failed task as failed.
-_SAME = {"rescued": "failed"}
+# What is compared of tasks of the written playbooks, in addition to their outcome.
+_KEYS = {"of the system": ("ansible_facts",)}
 
 
-def run_ours(playbook: Path, variables: dict[str, str], server: Server, scratch: Path) -> list[tuple[str, str]]:
-    with server.connect() as guest:
-        context = GateContext(
-            extra_vars=dict(variables), roots=(playbook.parent,), artifacts=scratch / "fetched",
-            environment={}, mask=str, gate_timeout=600,
-        )  # fmt: skip
-        result = run_playbook(load_playbook(playbook), guest, context)
-    # We name what was not reached, with the reason; ansible-core says nothing of it.
-    reached = [task for task in result.tasks if task.module != "include_tasks" and not task.message.startswith("not run, because")]
-    return [(task.name, _SAME.get(task.outcome, task.outcome)) for task in reached]
+def compare_written(tally: Tally, guest: Guest, ansible: Path, scratch: Path) -> None:
+    """The playbooks of `playbooks/`, whose tasks depend on each other: the outcome of each task."""
+    for playbook in sorted((HERE / "playbooks").glob("*.yaml")):
+        found = {}
+        for who in ("ours", "theirs"):
+            place = make_place(scratch / f"{playbook.stem}-{who}")
+            with serve(place) as port:
+                variables = {"place": str(place), "port": str(port)}
+                if who == "ours":
+                    found[who] = run_ours(playbook, variables, guest, place.parent)
+                else:
+                    found[who] = run_theirs(playbook, variables, ansible, place.parent)
+        ours, theirs = found["ours"], found["theirs"]
+        for index in range(max(len(ours), len(theirs))):
+            left, right = (rows[index] if index < len(rows) else None for rows in (ours, theirs))
+            name = (left or right).name  # type: ignore[union-attr]
+            if left is not None and right is not None and left.name != right.name:
+                name, right = f"{left.name}, and for theirs {right.name}", None
+            tally.add(Case(f"{playbook.stem}: {name}", {}, _KEYS.get(name, ())), left, right, "", {})
 
 
-def run_theirs(playbook: Path, variables: dict[str, str], ansible: Path, scratch: Path) -> list[tuple[str, str]]:
-    told = scratch / "told.jsonl"
-    told.touch()
-    copy = scratch / "corpus"
-    shutil.copytree(playbook.parent, copy)
-    ended = subprocess.run(
-        [ansible / "ansible-playbook", "-i", "localhost,", "-c", "local", "-e", json.dumps({**variables, "ansible_python_interpreter": sys.executable}), copy / playbook.name],
-        env={
-            **os.environ, "KTRDR_TOLD": str(told), "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback"), "ANSIBLE_LOCALHOST_WARNING": "false",
-            "ANSIBLE_RETRY_FILES_ENABLED": "false", "LC_ALL": "C.UTF-8", "ANSIBLE_HOME": str(scratch / "home"), "ANSIBLE_NOCOLOR": "1",
-        },
-        cwd=scratch, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    rows = [json.loads(line) for line in told.read_text().splitlines()]
-    if not rows:
-        print(ended.stdout[-3000:], ended.stderr[-3000:])
-    return [(row["name"], row["outcome"]) for row in rows if row["name"] != "included"]
+def compare_generated(cases: Sequence[Case], tally: Tally, guest: Guest, ansible: Path, scratch: Path) -> None:
+    """The cases of expressions: one playbook for many, which nothing but its own tasks reads."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = []
+        for number, part in enumerate(split(cases)):
+            folder = scratch / f"part-{number}"
+            folder.mkdir()
+            whole = folder / "whole.yaml"
+            write_playbook(whole, part, VARIABLES)
+            refused = find_refused(whole, part)
+            waiting.append((part, refused, folder, pool.submit(run_theirs, whole, {}, ansible, scratch / f"part-{number}")))
+        for part, refused, folder, theirs in waiting:
+            kept = folder / "ours" / "kept.yaml"
+            kept.parent.mkdir()
+            write_playbook(kept, {number: case for number, case in part.items() if number not in refused}, VARIABLES)
+            ours = {row.name: row for row in run_ours(kept, {}, guest, folder)}
+            answered = {row.name: row for row in theirs.result()}
+            for number, case in part.items():
+                name = f"case {number}"
+                tally.add(case, ours.get(name), answered.get(name), refused.get(number, ""), {})
 
 
-def make_place(scratch: Path) -> Path:
-    """A folder to work in, with a repository beside it and a page to serve."""
-    place = scratch / "place"
-    place.mkdir()
-    (place / "page.json").write_text('{"answer": 42}')
-    repository = Path(f"{place}-repository")
-    repository.mkdir()
-    settings = ["-c", "user.name=lab", "-c", "user.email=lab@test.lab", "-c", "init.defaultBranch=main"]
-    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "base"]):
-        subprocess.run(["git", *settings, *words], cwd=repository, check=True)
-    return place
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
+def compare_modules(tally: Tally, guest: Guest, ansible: Path, scratch: Path) -> None:
+    """The cases of modules, each runner in a folder of its own."""
+    cases = dict(enumerate(make_module_cases()))
+    refused: dict[int, str] = {}
+    rows, places = {}, {}
+    for who in ("theirs", "ours"):
+        place = places[who] = make_place(scratch / f"modules-{who}")
+        playbook = place.parent / "playbook" / "modules.yaml"
+        playbook.parent.mkdir()
+        write_playbook(playbook, cases, VARIABLES)
+        if who == "ours":
+            refused = find_refused(playbook, cases)
+            write_playbook(playbook, {number: case for number, case in cases.items() if number not in refused}, VARIABLES)
+        variables = {"place": str(place)}
+        found = (
+            run_ours(playbook, variables, guest, place.parent) if who == "ours" else run_theirs(playbook, variables, ansible, place.parent)
+        )
+        rows[who] = {row.name: row for row in found}
+    for number, case in cases.items():
+        ours, theirs = (rows[who].get(f"case {number}") for who in ("ours", "theirs"))
+        tally.add(case, ours, theirs, refused.get(number, ""), {str(place): "PLACE" for place in places.values()})
 
 
 def main() -> int:
+    """Two comparisons at a time, because most of the time is spent in ansible-core, which uses one CPU."""
     ansible = Path(sys.argv[1]).absolute() / "bin"
-    compared = equal = 0
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ktrdr-agreement-") as temporary:
         scratch = Path(temporary)
         server = Server(scratch / "sshd")
+
+        def compare_expressions() -> Tally:
+            tally = Tally()
+            with server.connect() as guest:
+                compare_generated([*make_filter_cases(), *make_language_cases()], tally, guest, ansible, scratch)
+            return tally
+
+        def compare_tasks() -> Tally:
+            tally = Tally()
+            with server.connect() as guest:
+                compare_modules(tally, guest, ansible, scratch)
+                compare_written(tally, guest, ansible, scratch)
+            return tally
+
         try:
-            for playbook in sorted((HERE / "corpus").glob("*.yaml")):
-                found = {}
-                for who in ("ours", "theirs"):
-                    folder = scratch / f"{playbook.stem}-{who}"
-                    folder.mkdir()
-                    place = make_place(folder)
-                    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(place)))
-                    threading.Thread(target=web.serve_forever, daemon=True).start()
-                    variables = {"place": str(place), "port": str(web.server_port)}
-                    found[who] = (
-                        run_ours(playbook, variables, server, folder) if who == "ours" else run_theirs(playbook, variables, ansible, folder)
-                    )
-                    web.shutdown()
-                    web.server_close()
-                ours, theirs = found["ours"], found["theirs"]
-                for index in range(max(len(ours), len(theirs))):
-                    left = ours[index] if index < len(ours) else ("nothing", "")
-                    right = theirs[index] if index < len(theirs) else ("nothing", "")
-                    compared += 1
-                    equal += left == right
-                    if left != right:
-                        print(f"{playbook.stem}: ours {left[0]} {left[1]}, theirs {right[0]} {right[1]}")
+            with ThreadPoolExecutor(2) as pool:
+                waiting = [pool.submit(compare) for compare in (compare_expressions, compare_tasks)]
+                first, second = (one.result() for one in waiting)
         finally:
             server.stop()
-    print(f"agreement: {compared} tasks compared, {equal} equal")
-    return 0 if compared and compared == equal else 1
+    tally = Tally(first.counts + second.counts, first.differences + second.differences, first.refused + second.refused)
+    show(tally, time.monotonic() - begun)
+    return 0 if tally.counts["cases"] and not tally.counts["differences"] else 1
+
+
+def show(tally: Tally, seconds: float) -> None:
+    for line in tally.refused:
+        print(f"refused: {line}")
+    for line in tally.differences:
+        print(f"difference: {line}")
+    counts = tally.counts
+    print(
+        f"agreement: {counts['cases']} cases in {seconds:.0f} s: {counts['agreed']} agreed, {counts['refused']} refused, "
+        f"{counts['rejected by both']} rejected by both, {counts['differences']} differences"
+    )
 
 
 if __name__ == "__main__":

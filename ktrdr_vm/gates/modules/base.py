@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ MAX_REGISTERED = 1024 * 1024
 
 _TAIL = 64 * 1024
 _GUEST_SIDE = Path(__file__).parent / "guest_side"
+_PACKAGE = "ktrdr_vm.gates.modules.guest_side"
 _MARK = "ktrdr-vm-result:"
 
 
@@ -33,6 +35,11 @@ class Host:
     now: Callable[[], str]
     monotonic: Callable[[], float]
     sleep: Callable[[float], None]
+    role: str = ""
+
+    def find_folders(self, kind: str) -> tuple[str, ...]:
+        """Folders in which a file is searched before the folder of the playbook; `kind` is `files` or `templates`."""
+        return (f"roles/{self.role}/{kind}", f"roles/{self.role}", kind) if self.role else (kind,)
 
 
 @dataclass(frozen=True)
@@ -94,9 +101,11 @@ def text_of(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def command_result(completed: GuestResult, cmd: Any, *, changed: bool = True) -> Result:
-    """rc and both streams, with one line break at the end stripped, as Ansible does."""
-    stdout, stderr = (text_of(stream).rstrip("\r\n") for stream in (completed.stdout, completed.stderr))
+def command_result(completed: GuestResult, cmd: Any, *, changed: bool = True, strip: bool = True) -> Result:
+    """rc and both streams; `strip` removes the line breaks at their ends, as Ansible does."""
+    stdout, stderr = (text_of(stream) for stream in (completed.stdout, completed.stderr))
+    if strip:
+        stdout, stderr = stdout.rstrip("\r\n"), stderr.rstrip("\r\n")
     result = {
         "changed": changed, "cmd": cmd, "rc": completed.exit_code, "stdout": stdout, "stderr": stderr,
         "stdout_lines": stdout.splitlines(), "stderr_lines": stderr.splitlines(),
@@ -110,11 +119,24 @@ def command_result(completed: GuestResult, cmd: Any, *, changed: bool = True) ->
     return result
 
 
+def _make_modules(source: str) -> str:
+    """Statements that define the modules of `guest_side` that a program imports, since a guest has no file of them."""
+    made = ""
+    for name in re.findall(rf"^from {re.escape(_PACKAGE)}\.([a-z_]+) import", source, re.MULTILINE):
+        inner = (_GUEST_SIDE / f"{name}.py").read_text(encoding="utf-8")
+        made += (
+            f"import sys as _sys, types as _types\nif {_PACKAGE + '.' + name!r} not in _sys.modules:\n"
+            f"    _made = _types.ModuleType({_PACKAGE + '.' + name!r})\n    exec({inner!r}, _made.__dict__)\n"
+            f"    _sys.modules[_made.__name__] = _made\n"
+        )
+    return made
+
+
 def run_guest_side(call: Call, script: str, arguments: Mapping[str, Any]) -> Result:
     """Run one of our scripts with python3 in the guest. Arguments are never in an argv. The answer is not trusted."""
     source = (_GUEST_SIDE / f"{script}.py").read_text(encoding="utf-8")
     packed = json.dumps(dict(arguments))
-    program = f"{source}\nimport json as _json\nprint({_MARK!r} + _json.dumps(run(_json.loads({packed!r}))))\n"
+    program = f"{_make_modules(source)}{source}\nimport json as _json\nprint({_MARK!r} + _json.dumps(run(_json.loads({packed!r}))))\n"
     completed = call.guest.run(
         ["python3", "-I", "-"],
         timeout=call.timeout,

@@ -24,7 +24,7 @@ def run_command(call: Call) -> Result:
         except ValueError as error:
             raise ModuleFailure(f"the command cannot be split into words: {error}") from None
     else:
-        words = [str(word) for word in argv]
+        words = ["" if word is None else str(word) for word in argv]
     if not words:
         raise ModuleFailure("no command given", rc=256)
     expand = call.get("expand_argument_vars", True)
@@ -46,7 +46,7 @@ def run_script(call: Call) -> Result:
         raise ModuleFailure("no script given")
     if (skipped := _skip(call)) is not None:
         return skipped
-    data = read_source(call.host.roots, words[0], max_bytes=_MAX_SCRIPT, within=("files",))
+    data = read_source(call.host.roots, words[0], max_bytes=_MAX_SCRIPT, within=call.host.find_folders("files"))
     if call.check:
         return {"changed": True, "rc": 0}
     place = f"/tmp/.ktrdr-script-{secrets.token_hex(8)}"
@@ -97,7 +97,8 @@ def _skip(call: Call) -> Result | None:
         probe = call.run(f'for f in {pattern}; do [ -e "$f" ] && exit 0; done; exit 1', chdir=call.get("chdir"))
         if (probe.exit_code == 0) == stops_when:
             state = "exists" if stops_when else "does not exist"
-            return {"changed": False, "rc": 0, "stdout": f"skipped, {said} {name} {state}", "stdout_lines": [], "stderr": "",
+            stdout = f"skipped, {said} {name} {state}"
+            return {"changed": False, "rc": 0, "stdout": stdout, "stdout_lines": [stdout], "stderr": "",
                     "stderr_lines": [], "msg": f"Did not run command {said} '{name}' {state}"}  # fmt: skip
     return None
 
@@ -112,8 +113,23 @@ def _run(call: Call, command: list[str] | str, shown: Any) -> Result:
         stdin = str(call.get("stdin")).encode() + (b"\n" if call.get("stdin_add_newline", True) else b"")
     started, clock = call.host.now(), call.host.monotonic()
     completed = call.run(command, stdin=stdin, chdir=call.get("chdir"))
-    result = command_result(completed, shown)
+    if completed.exit_code != 0:
+        _require_start(call, shown)
+    result = command_result(completed, shown, strip=call.get("strip_empty_ends", True))
     return result | {"start": started, "end": call.host.now(), "delta": _delta(call.host.monotonic() - clock)}
+
+
+def _require_start(call: Call, words: Any) -> None:
+    """ModuleFailure if the command that failed was not started, since its folder or its program is not there."""
+    chdir = call.get("chdir")
+    if chdir and call.run(["test", "-d", str(chdir)]).exit_code != 0:
+        raise ModuleFailure(f"Unable to change directory before execution: {chdir!r} is not a folder", cmd=words)
+    if isinstance(words, list) and call.module == "command":
+        found = call.run(f"command -v {_expanding(words[0])} >/dev/null 2>&1", chdir=str(chdir) if chdir else None)
+        if found.exit_code != 0:
+            streams = {"stdout": "", "stderr": "", "stdout_lines": [], "stderr_lines": []}
+            shown = " ".join(shlex.quote(word) for word in words)
+            raise ModuleFailure(f"Error executing command: {words[0]!r} is not there or cannot be run", rc=2, cmd=shown, **streams)
 
 
 def _delta(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ktrdr_vm.gates.bounds import TemplateError
 from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result
 
 
@@ -18,14 +19,19 @@ def run_assert(call: Call) -> Result:
 
 def run_debug(call: Call) -> Result:
     if int(call.get("verbosity", 0)) > 0:
-        return {"changed": False, "skipped": True, "msg": "Verbosity threshold not met."}
+        return {"changed": False, "skipped": True, "skipped_reason": "Verbosity threshold not met."}
     name = call.get("var")
     if name is None:
-        return {"changed": False, "msg": call.get("msg", "Hello world!")}
+        return {"changed": False, "msg": call.arguments.get("msg", "Hello world!")}
     if not isinstance(name, str):
         return {"changed": False, str(name): name}
     wrapped = name.strip().startswith("{{")
-    return {"changed": False, name: call.templar.render(name if wrapped else f"{{{{ {name} }}}}", call.scope)}
+    try:
+        return {"changed": False, name: call.templar.render(name if wrapped else f"{{{{ {name} }}}}", call.scope)}
+    except TemplateError as error:
+        if not str(error).endswith(" is undefined"):
+            raise
+        return {"changed": False, name: "VARIABLE IS NOT DEFINED!"}
 
 
 def run_fail(call: Call) -> Result:

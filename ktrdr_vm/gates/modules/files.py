@@ -29,16 +29,16 @@ def run_copy(call: Call) -> Result:
     if content is not None:
         if dest.endswith("/"):
             raise ModuleFailure("can not use content with a dir as dest")
-        text = content if isinstance(content, str) else json.dumps(content)
+        text = json.dumps(content) if isinstance(content, dict | list) else str(content)
         return _place(call, text.encode("utf-8", "surrogateescape"), dest)
     src = str(call.get("src"))
     if call.get("remote_src", False):
         return _finish(run_guest_side(call, "files", {"action": "place", "source": src, "dest": dest, **_rights(call)}), src=src)
     if call.get("mode") == "preserve":
         raise ModuleFailure("mode: preserve is not supported here; specify the mode")
-    listed = list_source(call.host.roots, src, within=("files",))
+    listed = list_source(call.host.roots, src, within=call.host.find_folders("files"))
     if listed is None:
-        data = read_source(call.host.roots, src, max_bytes=MAX_SENT, within=("files",))
+        data = read_source(call.host.roots, src, max_bytes=MAX_SENT, within=call.host.find_folders("files"))
         return _finish(_place(call, data, dest, name=posixpath.basename(src)), src=src)
     # As in rsync: `src/` copies the content of the folder, `src` the folder itself.
     top = "" if src.endswith("/") else posixpath.basename(src) + "/"
@@ -53,7 +53,7 @@ def run_copy(call: Call) -> Result:
 
 def run_template(call: Call) -> Result:
     src = str(call.get("src"))
-    data = read_source(call.host.roots, src, max_bytes=256 * 1024, within=("templates",))
+    data = read_source(call.host.roots, src, max_bytes=256 * 1024, within=call.host.find_folders("templates"))
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

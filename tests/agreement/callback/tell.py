@@ -1,4 +1,4 @@
-"""A callback plugin for ansible-core: one JSON line for each task, in `$KTRDR_TOLD`."""
+"""A callback plugin for ansible-core: one JSON line for each task and each item of a loop, in `$KTRDR_TOLD`."""
 
 import json
 import os
@@ -14,8 +14,10 @@ class CallbackModule(CallbackBase):
 
     def _tell(self, result, outcome):
         task = result._task if hasattr(result, "_task") else result.task
+        values = result._result if hasattr(result, "_result") else result.result
+        row = {"name": task.get_name().split(" : ")[-1], "module": task.action, "outcome": outcome, "result": values}
         with open(os.environ["KTRDR_TOLD"], "a") as told:
-            told.write(json.dumps({"name": task.get_name().split(" : ")[-1], "outcome": outcome}) + "\n")
+            told.write(json.dumps(row, default=str) + "\n")
 
     def v2_runner_on_ok(self, result):
         values = result._result if hasattr(result, "_result") else result.result

@@ -76,6 +76,17 @@ class FakeGuest:
     def upload(self, source: BinaryIO, destination: str, *, mode: int = 0o644, become: bool = False, timeout: float = 600) -> None:
         Path(destination).write_bytes(source.read())
 
+    def send(
+        self,
+        command: Sequence[str] | str,
+        source: BinaryIO,
+        *,
+        environment: Mapping[str, str] | None = None,
+        become: bool = False,
+        timeout: float = 600,
+    ) -> None:
+        self.run(command, timeout=timeout, stdin=source.read(), environment=environment, become=become)
+
     def download(self, path: str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
         if path not in self.files:
             raise GuestRefusedError("reading from the guest failed: No such file", hint="-")

@@ -37,7 +37,7 @@ def render(text: Any, **variables: Any) -> Any:
         ("{{ 'a1b2' | regex_replace('[0-9]', '-') }}", "a-b-"),
         ("{{ 'a1b2' | regex_search('([a-z])(?P<digit>[0-9])', '\\1', '\\g<digit>') }}", ["a", "1"]),
         ("{{ 'a1b2' | regex_findall('[a-z]') }}", ["a", "b"]),
-        ("{{ 'a1b2' | regex_findall('([a-z])([0-9])') }}", [("a", "1"), ("b", "2")]),
+        ("{{ 'a1b2' | regex_findall('([a-z])([0-9])') }}", [["a", "1"], ["b", "2"]]),
         ("{{ 'A' is search('a', ignorecase=true) and 'ba' is not match('a') }}", True),
         ("{{ {'a': 1} | combine({'b': 2}) }}", {"a": 1, "b": 2}),
         ("{{ '1.10' is version('1.9', '>') }}", True),
@@ -73,7 +73,7 @@ def test_a_result_is_a_value() -> None:
         "{{ cycler.__init__.__globals__ }}",
         "{{ ''.format.__globals__ }}",
         "{{ '{0.__class__}'.format(1) }}",
-        "{{ lookup('env', 'HOME') }}",
+        "{{ lookup('pipe', 'id') }}",
         "{{ lipsum() }}",
         "{% include '/etc/passwd' %}",
         "{% import 'x' as y %}",
@@ -167,4 +167,4 @@ def test_a_condition_over_a_result_does_not_render_it() -> None:
 
 def test_a_variable_may_be_named_as_a_lookup() -> None:
     assert Templar().problem("q.status == 200", expression=True) == ""
-    assert "not supported" in Templar().problem("q('env', 'HOME')", expression=True)
+    assert "not supported" in Templar().problem("q('pipe', 'id')", expression=True)

@@ -40,7 +40,7 @@ def test_what_is_named_and_is_not_there(tmp_path: Path, text: str, wanted: str) 
 def test_what_is_wrong_in_a_playbook_stands_at_its_own_line(tmp_path: Path) -> None:
     (tmp_path / "playbooks").mkdir()
     (tmp_path / "playbooks" / "own.yaml").write_text(
-        "- hosts: all\n  tasks:\n    - {name: a, ansible.builtin.apt: {name: x}}\n    - comand: ls\n"
+        "- hosts: all\n  tasks:\n    - {name: a, ansible.builtin.user: {name: x}}\n    - comand: ls\n"
     )
     found = [str(one) for one in check_references(load(HEAD + IMAGE + "gates: [own, nothing]\n"), tmp_path)]
     assert [line.split("/")[-1].split(":")[:2] for line in found] == [["own.yaml", "3"], ["own.yaml", "4"], ["nothing.yaml"]]

@@ -44,7 +44,7 @@ def describe(path):
     kind = "link" if st.S_ISLNK(info.st_mode) else "directory" if st.S_ISDIR(info.st_mode) else "hard" if info.st_nlink > 1 else "file"
     return {
         "path": path, "state": kind, "mode": f"{st.S_IMODE(info.st_mode):04o}", "uid": info.st_uid, "gid": info.st_gid,
-        "size": info.st_size, "owner": name_of(pwd.getpwuid, info.st_uid), "group": name_of(grp.getgrgid, info.st_gid),
+        "size": info.st_size, "owner": name_of_user(info.st_uid), "group": name_of_group(info.st_gid),
     }  # fmt: skip
 
 
@@ -53,6 +53,34 @@ def name_of(look_up, number):
         return look_up(number)[0]
     except KeyError:
         return str(number)
+
+
+def name_of_user(uid):
+    return name_of(pwd.getpwuid, uid)
+
+
+def name_of_group(gid):
+    return name_of(grp.getgrgid, gid)
+
+
+def write_beside(target, data):
+    """Replace or create a file in one step. It keeps the rights of the file that it replaces."""
+    exists = os.path.lexists(target)
+    rights = st.S_IMODE(os.stat(target).st_mode) if exists else None
+    descriptor, beside = tempfile.mkstemp(dir=os.path.dirname(target) or ".", prefix=".ansible_tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(beside, rights if rights is not None else 0o666 & ~mask)
+        if exists and os.geteuid() == 0:
+            info = os.stat(target)
+            os.chown(beside, info.st_uid, info.st_gid)
+        os.rename(beside, target)
+    except BaseException:
+        os.unlink(beside)
+        raise
 
 
 def stat_file(path, follow=False, get_checksum=True, checksum_algorithm="sha1"):
@@ -67,8 +95,8 @@ def stat_file(path, follow=False, get_checksum=True, checksum_algorithm="sha1"):
         "isblk": st.S_ISBLK(mode), "isreg": st.S_ISREG(mode), "isfifo": st.S_ISFIFO(mode), "islnk": st.S_ISLNK(mode),
         "issock": st.S_ISSOCK(mode), "uid": info.st_uid, "gid": info.st_gid, "size": info.st_size, "inode": info.st_ino,
         "dev": info.st_dev, "nlink": info.st_nlink, "atime": info.st_atime, "mtime": info.st_mtime, "ctime": info.st_ctime,
-        "isuid": bool(mode & st.S_ISUID), "isgid": bool(mode & st.S_ISGID), "pw_name": name_of(pwd.getpwuid, info.st_uid),
-        "gr_name": name_of(grp.getgrgid, info.st_gid), "readable": os.access(path, os.R_OK), "writeable": os.access(path, os.W_OK),
+        "isuid": bool(mode & st.S_ISUID), "isgid": bool(mode & st.S_ISGID), "pw_name": name_of_user(info.st_uid),
+        "gr_name": name_of_group(info.st_gid), "readable": os.access(path, os.R_OK), "writeable": os.access(path, os.W_OK),
         "executable": os.access(path, os.X_OK),
     }  # fmt: skip
     for who, shift in (("usr", 6), ("grp", 3), ("oth", 0)):
@@ -258,22 +286,7 @@ def place(
         same = os.path.isfile(dest) and digest(dest) == hashlib.sha1(data).hexdigest()
         changed = not same and (force or not exists)
         if changed and not check:
-            target = os.path.realpath(dest) if exists else dest
-            rights = st.S_IMODE(os.stat(target).st_mode) if exists else None
-            descriptor, beside = tempfile.mkstemp(dir=os.path.dirname(target) or ".", prefix=".ansible_tmp")
-            try:
-                with os.fdopen(descriptor, "wb") as stream:
-                    stream.write(data)
-                mask = os.umask(0)
-                os.umask(mask)
-                os.chmod(beside, rights if rights is not None else 0o666 & ~mask)
-                if exists and os.geteuid() == 0:
-                    info = os.stat(target)
-                    os.chown(beside, info.st_uid, info.st_gid)
-                os.rename(beside, target)
-            except BaseException:
-                os.unlink(beside)
-                raise
+            write_beside(os.path.realpath(dest) if exists else dest, data)
         if not check or exists:
             changed = set_rights(dest, mode, owner, group, check) or changed
         result = describe(dest)

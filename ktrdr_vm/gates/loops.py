@@ -1,0 +1,66 @@
+"""The items of a loop, their variables, and their names in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ktrdr_vm.gates.bounds import TemplateError
+from ktrdr_vm.gates.model import Task
+from ktrdr_vm.gates.modules import Result
+from ktrdr_vm.gates.renderer import Renderer
+from ktrdr_vm.gates.results import find_message, plain_text
+from ktrdr_vm.gates.templating import OMIT, Scope
+
+MAX_LOOP = 1000
+
+
+def find_items(task: Task, templar: Renderer, scope: Scope) -> list[Any]:
+    """The rendered items of a task's loop. TemplateError if there is no list of them."""
+    values = templar.render(task.loop, scope)
+    if task.loop_kind == "dict":
+        if not isinstance(values, Mapping):
+            raise TemplateError(f"`with_dict` requires a mapping, not {type(values).__name__}")
+        values = [{"key": key, "value": value} for key, value in values.items()]
+    elif task.loop_kind == "items":
+        listed = values if isinstance(values, list) else [values]
+        values = [inner for value in listed for inner in (value if isinstance(value, list) else [value])]
+    if not isinstance(values, list):
+        raise TemplateError(f"`loop` requires a list, not {type(values).__name__}")
+    if len(values) > MAX_LOOP:
+        raise TemplateError(f"`loop` has {len(values)} items, more than {MAX_LOOP}")
+    return [None if value is OMIT else value for value in values]
+
+
+def make_item(task: Task, number: int, value: Any) -> dict[str, Any]:
+    """The variables of one iteration."""
+    control = task.loop_control
+    found = {control.loop_var: value, "ansible_loop_var": control.loop_var}
+    return found | ({control.index_var: number, "ansible_index_var": control.index_var} if control.index_var else {})
+
+
+def make_label(task: Task, value: Any, templar: Renderer, scope: Scope) -> str:
+    """The name of an iteration in the report: its `label`, or the item."""
+    if task.loop_control.label is None:
+        return plain_text(value)[:200]
+    try:
+        return plain_text(templar.render(task.loop_control.label, scope))[:200]
+    except TemplateError as error:
+        return f"(the label cannot be rendered: {error})"[:200]
+
+
+def sum_up(turns: list[tuple[str, Result]], *, looped: bool) -> Result:
+    """The registered result of the whole task."""
+    if not looped or (len(turns) == 1 and turns[0][0] == "" and "ansible_loop_var" not in turns[0][1]):
+        return turns[0][1]
+    results = [result for _, result in turns]
+    if not results:
+        return {"changed": False, "skipped": True, "skipped_reason": "No items in the list", "results": []}
+    failed = [find_message("", result) for result in results if result.get("failed")]
+    summed: Result = {"changed": any(result.get("changed") is True for result in results), "results": results}
+    summed["failed"] = bool(failed)
+    summed["msg"] = "One or more items failed" if failed else "All items completed"
+    if all(result.get("skipped") for result in results):
+        summed["skipped"] = True
+        summed["msg"] = "All items skipped"
+    return summed

@@ -1,0 +1,122 @@
+"""Cases of modules, on files in the folder `place` of each runner. Some depend on those before them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.agreement.cases.model import Case
+
+_CONTENTS = {"empty": "", "one": "one\n", "open": "one\ntwo", "many": "alpha=1\n# beta\nbeta=2\n\nbeta=3\nend\n", "crlf": "a\r\nb\r\n"}
+_LINES: tuple[dict[str, Any], ...] = (
+    {"line": "one"}, {"line": "new"}, {"line": "two"}, {"line": "beta=9", "regexp": "^beta="}, {"line": "beta=9", "regexp": "^beta=", "firstmatch": True},
+    {"line": "new", "insertafter": "^alpha"}, {"line": "new", "insertbefore": "^beta"}, {"line": "new", "insertbefore": "^beta", "firstmatch": True},
+    {"line": "new", "insertafter": "BOF"}, {"line": "new", "insertbefore": "BOF"}, {"line": "new", "insertafter": "EOF"}, {"line": "new", "insertafter": "nope"},
+    {"line": "\\1=0", "regexp": "^(\\w+)=3", "backrefs": True}, {"line": "\\1=0", "regexp": "^(nope)", "backrefs": True},
+    {"line": "found", "search_string": "beta"}, {"line": "found", "search_string": "nope"}, {"line": "new", "regexp": "nope", "insertafter": "^one"},
+    {"line": "new", "regexp": "nope", "insertbefore": "^one"}, {"state": "absent", "regexp": "beta"}, {"state": "absent", "line": "one"},
+    {"state": "absent", "search_string": "t"}, {"state": "absent"}, {}, {"line": "x", "regexp": "(", }, {"line": "", "regexp": "^one"}, {"line": "two\nlines"},
+    {"line": "x", "insertafter": "a", "insertbefore": "b"}, {"line": "x", "regexp": "a", "search_string": "b"}, {"line": "one", "regexp": "^two"},
+    {"line": "x", "backrefs": True}, {"line": "ü"}, {"line": 5}, {"line": True}, {"line": "x", "mode": "0600"}, {"line": "x", "state": "gone"},
+)  # fmt: skip
+_REPLACES: tuple[dict[str, Any], ...] = (
+    {"regexp": "beta", "replace": "gamma"}, {"regexp": "^(\\w+)=(\\d)$", "replace": "\\2=\\1"}, {"regexp": "nope"}, {"regexp": "a"}, {"regexp": "("},
+    {"regexp": "=", "replace": ":", "after": "# beta"}, {"regexp": "=", "replace": ":", "before": "# beta"}, {"regexp": "=", "after": "nope"},
+    {"regexp": "=", "replace": ":", "after": "alpha", "before": "end"}, {"regexp": "x", "replace": "\\9"}, {"regexp": "\\n\\n", "replace": "\n"}, {},
+)  # fmt: skip
+_FINDS: tuple[dict[str, Any], ...] = (
+    {}, {"patterns": "*.txt"}, {"patterns": ["a*", "b*"]}, {"recurse": True}, {"recurse": True, "patterns": "*.txt", "excludes": "b*"}, {"hidden": True},
+    {"file_type": "directory"}, {"file_type": "any", "recurse": True}, {"file_type": "link"}, {"recurse": True, "depth": 1}, {"recurse": True, "depth": 2},
+    {"contains": "one"}, {"contains": ".*two"}, {"contains": "two"}, {"size": "1k"}, {"size": "-1k"}, {"size": "x"}, {"age": "1h"}, {"age": "-1h"}, {"age": "soon"},
+    {"use_regex": True, "patterns": "^a.*"}, {"limit": 1}, {"limit": 0}, {"excludes": "*.txt"}, {"patterns": "a.txt,b.txt"}, {"file_type": "pipe"},
+    {"get_checksum": True, "patterns": "a.txt"}, {"get_checksum": True, "checksum_algorithm": "sha256", "patterns": "a.txt"},
+)  # fmt: skip
+_FILES: tuple[dict[str, Any], ...] = (
+    {"state": "directory", "path": "f/d"}, {"state": "directory", "path": "f/d", "mode": "u=rwx,go="}, {"state": "touch", "path": "f/t"}, {"path": "f/t", "mode": "0600"},
+    {"path": "f/t", "mode": "u+x"}, {"path": "f/t", "mode": 384}, {"path": "f/t", "mode": "0644", "state": "file"}, {"path": "f/t", "state": "directory"},
+    {"path": "f/d", "state": "file"}, {"src": "t", "path": "f/l", "state": "link"}, {"src": "t", "path": "f/l", "state": "link"}, {"src": "nope", "path": "f/l2", "state": "link"},
+    {"src": "nope", "path": "f/l2", "state": "link", "force": True}, {"path": "f/l", "state": "absent"}, {"path": "f/nope", "state": "file"}, {"path": "f/nope"},
+    {"path": "f/nope", "state": "absent"}, {"path": "f/d", "state": "directory", "recurse": True, "mode": "0700"}, {"path": "f/t", "state": "absent"}, {"path": "f/t", "state": "gone"},
+    {"path": "f/t", "owner": "root", "state": "touch"}, {"path": "f/t", "owner": "nobody-here"}, {"path": "f/t", "mode": "rwx"}, {"path": "f/e", "state": "touch", "mode": "0640"},
+)  # fmt: skip
+_COPIES: tuple[dict[str, Any], ...] = (
+    {"content": "a", "dest": "c"}, {"content": "a", "dest": "c"}, {"content": "b", "dest": "c", "mode": "0600"}, {"content": "", "dest": "c"}, {"content": {"a": 1}, "dest": "c"},
+    {"content": [1, "x"], "dest": "c"}, {"content": "ü✓", "dest": "c"}, {"content": 5, "dest": "c"}, {"content": True, "dest": "c"}, {"content": "x", "dest": "no/such/c"},
+    {"content": "x", "dest": "c/"}, {"content": "z", "dest": "c", "force": False}, {"content": "z", "dest": "c2", "force": False}, {"content": "{{ [1, 2] | to_json }}", "dest": "c"},
+    {"content": "{{ {'b': 1, 'a': 2} }}", "dest": "c"}, {"content": "{{ none }}", "dest": "c"}, {"content": "1.0", "dest": "c"},
+)  # fmt: skip
+_COMMANDS: tuple[dict[str, Any], ...] = (
+    {"shell": "echo a; echo b >&2"}, {"shell": "exit 3"}, {"shell": "printf 'a\\n\\n'"}, {"shell": "printf 'a\\r\\n'"}, {"shell": "echo $0"}, {"shell": "true", "args": {"creates": "/etc"}},
+    {"command": "echo {{ 'a b' | quote }}"}, {"command": "echo 'a b' c"}, {"command": {"argv": ["printf", "%s|", "a b", "", "$HOME"]}}, {"command": "nosuchprogram x"}, {"command": ""},
+    {"command": "echo $NOPE ${NOPE} '$NOPE'"}, {"command": {"argv": ["echo", 5, True, None]}}, {"command": {"cmd": "cat", "stdin": "x"}}, {"command": "cat", "args": {"stdin": "x", "stdin_add_newline": False}},
+    {"command": "false", "args": {"removes": "/nope"}}, {"command": "pwd", "args": {"chdir": "/"}}, {"command": "pwd", "args": {"chdir": "/nope"}}, {"shell": "echo 'ü✓'"},
+    {"shell": "echo {{ missing }}"}, {"shell": "echo a=b c"}, {"command": "echo creates=/nope x"}, {"shell": "printf ''"}, {"shell": "echo '{{ \"{{\" }} 7 }}'"},
+    {"shell": "echo \"a\\tb\""}, {"command": "echo ~"}, {"command": "echo a | cat"}, {"command": {"cmd": "echo x", "strip_empty_ends": False}}, {"shell": {"cmd": "echo x", "executable": "/bin/bash"}},
+)  # fmt: skip
+_OTHERS: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (
+    ({"debug": {"var": "missing"}}, ()), ({"debug": {"var": "nested"}}, ("nested",)), ({"debug": {"var": "result.rc"}}, ("result.rc",)), ({"debug": {}}, ("msg",)),
+    ({"debug": {"msg": "x", "verbosity": 2}}, ("msg",)), ({"debug": {"msg": ["a", {"b": "{{ 1 }}"}]}}, ("msg",)), ({"fail": {"msg": "no"}}, ()), ({"fail": {}}, ()),
+    ({"assert": {"that": "1 == 1"}}, ("msg",)), ({"assert": {"that": ["1 == 1", "1 == 2"]}}, ()), ({"assert": {"that": "1 == 1", "success_msg": "fine"}}, ("msg",)),
+    ({"assert": {"that": True}}, ("msg",)), ({"assert": {"that": []}}, ()), ({"assert": {"that": "missing"}}, ()), ({"set_fact": {"one": 1, "two": "{{ [1] }}"}}, ("ansible_facts",)),
+    ({"set_fact": {"three": "{{ one + 1 }}"}}, ("ansible_facts",)), ({"set_fact": {}}, ()), ({"set_fact": {"b": "yes", "n": "007"}}, ("ansible_facts",)), ({"pause": {"seconds": 0}}, ()),
+    ({"slurp": {"src": "/nope"}}, ()), ({"slurp": {"src": "/etc"}}, ()), ({"slurp": {"src": "{{ place }}/page.json"}}, ("content", "encoding")),
+    ({"stat": {"path": "/etc/passwd"}}, ("changed",)), ({"stat": {"path": "/nope"}}, ("stat",)), ({"command": "true", "changed_when": "missing"}, ()),
+    ({"command": "true", "failed_when": "1 == 1"}, ("failed_when_result",)), ({"command": "true", "failed_when": [True, False]}, ("failed_when_result",)),
+    ({"command": "true", "changed_when": ["1 == 1", "1 == 2"]}, ("changed",)), ({"debug": {"msg": "{{ item }}"}, "loop": [1, "a", None, [2], {"b": 3}]}, ("results",)),
+    ({"debug": {"msg": "{{ item }}"}, "with_items": [1, [2, [3]], "x"]}, ("results",)), ({"debug": {"msg": "{{ item }}"}, "with_items": "{{ users | map(attribute='name') }}"}, ("results",)),
+    ({"debug": {"msg": "{{ item.key }}={{ item.value.port }}"}, "with_dict": "{{ services }}"}, ("results",)), ({"debug": {"msg": "{{ item }}"}, "loop": "{{ missing }}"}, ()),
+    ({"debug": {"msg": "{{ item }}"}, "loop": "{{ 'abc' }}"}, ()), ({"debug": {"msg": "{{ item }}"}, "loop": []}, ("results",)), ({"debug": {"msg": "{{ item }}"}, "with_items": []}, ("results",)),
+    ({"debug": {"msg": "{{ n }} {{ i }}"}, "loop": ["a", "b"], "loop_control": {"loop_var": "n", "index_var": "i", "label": "{{ n }}"}}, ("results",)),
+    ({"debug": {"msg": "{{ item }}"}, "loop": [1, 2, 3], "when": "item > 1"}, ("results", "changed")), ({"debug": {"msg": "{{ item }}"}, "loop": [1, 2], "when": "false"}, ()),
+    ({"command": "test {{ item }} -eq 1", "loop": [1, 2]}, ()), ({"debug": {"msg": "{{ item }}"}, "with_list": [[1, 2], 3]}, ("results",)), ({"debug": {"msg": "{{ v }}"}, "vars": {"v": "{{ 1 + 1 }}"}}, ("msg",)),
+    ({"shell": "echo $A $B", "environment": {"A": 1, "B": "{{ 'x' }}"}}, ("stdout",)), ({"shell": "echo $A", "environment": [{"A": "1"}, {"A": "2"}]}, ("stdout",)), ({"command": "false", "ignore_errors": "{{ 1 == 1 }}"}, ()),
+    ({"debug": {"msg": "{{ ansible_check_mode }}"}}, ("msg",)), ({"command": "echo secret", "no_log": True}, ()), ({"debug": {"msg": "once"}, "run_once": True}, ("msg",)),
+    ({"debug": {"msg": "{{ playbook_dir is directory }}"}}, ("msg",)), ({"debug": {"msg": "{{ (playbook_dir ~ '/nope') is file }}"}}, ("msg",)), ({"debug": {"msg": "{{ lookup('env', 'KTRDR_NOPE') }}"}}, ("msg",)),
+    ({"debug": {"msg": "{{ lookup('env', 'KTRDR_NOPE', default='d') }}"}}, ("msg",)), ({"debug": {"msg": "{{ query('env', 'KTRDR_NOPE') }}"}}, ("msg",)), ({"meta": "noop"}, ()),
+)  # fmt: skip
+
+
+def make_module_cases() -> Iterator[Case]:
+    """In the order in which they must run."""
+    yield from _make_edits()
+    for options in _FINDS:
+        yield Case(f"find {options}", {"find": {"paths": "{{ place }}/tree", **options}}, ("matched", "examined", "changed"))
+    yield Case("find in two folders", {"find": {"paths": ["{{ place }}/tree", "/nope"]}}, ("matched", "msg"))
+    for options in _FILES:
+        named = {"path": f"{{{{ place }}}}/{options['path']}"}
+        keys: tuple[str, ...] = ("changed",) if "src" in options else ("changed", "state", "mode")
+        yield Case(f"file {options}", {"file": {**options, **named}}, keys)
+    for options in _COPIES:
+        named = {"dest": f"{{{{ place }}}}/{options['dest']}"}
+        yield Case(
+            f"copy {options}",
+            {"copy": {**options, **named}},
+            ("changed",) if "force" in options else ("changed", "checksum", "size", "mode"),
+        )
+    yield Case("what was copied", {"shell": "cat {{ place }}/c {{ place }}/c2"}, ("stdout",))
+    for options in _COMMANDS:
+        yield Case(str(options), options, ("changed", "rc", "stdout", "stderr", "stdout_lines", "stderr_lines", "cmd"))
+    for task, keys in _OTHERS:
+        yield Case(str(task), task, keys)
+
+
+def _make_edits() -> Iterator[Case]:
+    """One file for each edit, all made in front, and all shown at the end."""
+    edits: list[tuple[str, dict[str, Any]]] = []
+    others = [name for name in _CONTENTS if name != "many"]
+    for kind, options in (*(("lineinfile", one) for one in _LINES), *(("replace", one) for one in _REPLACES)):
+        for name in ("many", others[len(edits) // 2 % len(others)]):
+            edits.append((f"{kind}-{len(edits)}-{name}", {kind: options}))
+    made = "; ".join(f"printf '{_CONTENTS[name.rsplit('-', 1)[1]]!r}' > {name}".replace("''", "'") for name, _ in edits)
+    tree = "mkdir -p tree/sub/low f; cd tree; echo one > a.txt; echo two > b.txt; head -c 3000 /dev/zero > sub/big.bin; ln -s a.txt l; touch .hidden sub/low/c.txt"
+    yield Case("the files", {"shell": f"{made}; {tree}", "args": {"chdir": "{{ place }}"}}, ())
+    for name, task in edits:
+        ((kind, options),) = task.items()
+        keys: tuple[str, ...] = ("changed", "msg", "found") if kind == "lineinfile" else ("changed", "msg", "rc")
+        yield Case(f"{name} {options}", {kind: {"path": f"{{{{ place }}}}/{name}", **options}}, keys)
+    for options in ({"line": "x"}, {"line": "x", "create": True}, {"line": "x", "create": True}, {"state": "absent", "line": "x"}):
+        yield Case(f"lineinfile {options}, no file", {"lineinfile": {"path": "{{ place }}/none", **options}}, ("changed",))
+    yield Case("replace, no file", {"replace": {"path": "{{ place }}/nope", "regexp": "a"}}, ())
+    yield Case("lineinfile, a folder", {"lineinfile": {"path": "{{ place }}", "line": "a"}}, ())
+    show = 'for f in lineinfile-* replace-* none; do echo "== $f"; cat -A $f; done'
+    yield Case("the files afterwards", {"shell": show, "args": {"chdir": "{{ place }}"}}, ("stdout_lines",))
