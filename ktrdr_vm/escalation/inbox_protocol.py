@@ -72,11 +72,11 @@ def answer_request(store: EscalationStore, request: ListRequest | SubmitRequest,
 
 
 def _show(one: Escalation) -> dict[str, Any]:
-    """The answer to the guest about an escalation."""
-    answer = one.answer
+    """The answer to the guest about an escalation. An approval that is recorded and not yet applied is pending for the guest."""
+    answer = one.answer if one.answer is not None and not one.answer.waiting else None
     return {
         "id": one.id,
         "kind": one.packet.kind,
-        "state": one.current,
+        "state": "pending" if one.answer is not None and answer is None else one.current,
         "answer": {"reason": answer.reason, "request": answer.request, "seconds": answer.seconds, "at": answer.at} if answer else None,
     }

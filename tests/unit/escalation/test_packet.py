@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.escalation.decision import is_preapproved
 from ktrdr_vm.escalation.inbox import Limiter
-from ktrdr_vm.escalation.inbox_protocol import SubmitRequest, answer_request
+from ktrdr_vm.escalation.inbox_protocol import ListRequest, SubmitRequest, answer_request
 from ktrdr_vm.escalation.packet import MAX_SECONDS, PacketError, parse_packet
 from ktrdr_vm.escalation.store import MAX_PENDING, Answer, EscalationStore
 from ktrdr_vm.host.clock import boottime, read_boot_id
@@ -85,6 +85,22 @@ def test_states_follow_each_other_and_an_approval_ends_by_itself(tmp_path: Path)
     assert store.answer("e3", "approved", Answer("me", "", "t", {}, 60, (read_boot_id(), boottime() - 1))).current == "expired"
     with pytest.raises(UsageError, match="no escalation"):
         store.find("../../e1")
+
+
+def test_an_approval_that_is_being_applied_is_pending_for_the_guest(tmp_path: Path) -> None:
+    """It would go on without the secret that is still on its way."""
+    store = EscalationStore(tmp_path / "e", "one")
+
+    def show() -> tuple[str, Any]:
+        shown = answer_request(store, ListRequest("e1"), lambda _: None)["escalations"]
+        return shown["state"], shown["answer"]
+
+    store.submit(parse_packet(packet()))
+    with store.approving("e1", Answer("root", "yes", "now", {}, 60)) as settle:
+        assert show() == ("pending", None)
+        settle((read_boot_id(), boottime() + 60))
+    state, answer = show()
+    assert state == "approved" and answer["reason"] == "yes"
 
 
 def test_an_approval_of_another_boot_has_ended(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,10 +138,29 @@ def test_a_network_that_is_waited_for_is_rendered_once(home: Home, counted: Coun
         def verify(self) -> list[str]:
             return []
 
-    monkeypatch.setattr(loaded_module, "make_resources", lambda _target, blueprint: (Part(blueprint),))
+    parts: list[Part] = []
+
+    def make(_target: object, blueprint: object) -> tuple[Part, ...]:
+        parts.append(Part(blueprint))
+        return (parts[-1],)
+
+    monkeypatch.setattr(loaded_module, "make_resources", make)
     monkeypatch.setattr(loaded_module.time, "sleep", lambda _: None)
-    Instance(home, Identity("one"), NoLibvirt()).load().require_closed()  # type: ignore[arg-type]
+    alive = DomainFacts("ktrdr-one", "one", str(home.root), "sandbox", DomainState.RUNNING, False)
+    monkeypatch.setattr(NoLibvirt, "find", lambda *_: alive)
+    loaded = Instance(home, Identity("one"), NoLibvirt()).load()  # type: ignore[arg-type]
+    loaded.require_closed()
     assert counted["documents"] == counted["plan"] == counted["journal"] == 1
+    [part] = parts
+    assert part.looks > 3
+
+
+def test_the_network_of_a_machine_that_has_ended_is_not_waited_for(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks it next says that it has ended, and not that its tap has no carrier."""
+    gone = SimpleNamespace(kind="tap", name="x", isolates=True, exists=lambda: True, verify=lambda: ["no machine is attached to it"])
+    monkeypatch.setattr(loaded_module, "make_resources", lambda *_: (gone,))
+    monkeypatch.setattr(loaded_module.time, "sleep", lambda _: pytest.fail("it waits"))
+    Instance(home, Identity("one"), NoLibvirt()).load().require_closed()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
