@@ -21,7 +21,9 @@ def main() -> None:
 def _connect(instance_id: str, *, pass_descriptor: bool) -> None:
     from ktrdr_vm.cli.ssh_proxy import connect_streams
     from ktrdr_vm.errors import KtrdrError
+    from ktrdr_vm.host.owner import forbid_cores
 
+    forbid_cores()
     try:
         connect_streams(instance_id, pass_descriptor=pass_descriptor)
     except KtrdrError as error:

@@ -188,6 +188,7 @@ def test_a_folder_for_everybody_is_fine_on_the_way_and_nowhere_else(tmp_path: Pa
 
 ENTRIES = [
     "from ktrdr_vm.cli.main import main; sys.argv[1:] = ['--version']; main()",
+    "from ktrdr_vm.cli.entry import main; sys.argv[1:] = ['proxy', 'none']; main()",
     "from ktrdr_vm import apply; apply('none.yaml')",
     "from ktrdr_vm import Instance; Instance('none.yaml')",
     "from ktrdr_vm.api import LivingInstance; LivingInstance('none')",
@@ -206,5 +207,5 @@ def test_no_entry_point_writes_a_core(tmp_path: Path, entry: str) -> None:
 
 def test_every_entry_point_is_tried_above() -> None:
     text = (PROJECT / "pyproject.toml").read_text()
-    assert text.count("ktrdr_vm.cli.main:main") == 1 and main_module.main is not None
+    assert text.count("ktrdr_vm.cli.entry:main") == 1 and main_module.main is not None
     assert {name for name in vars(api) if name in ("apply", "Instance", "LivingInstance")} == {"apply", "Instance", "LivingInstance"}
