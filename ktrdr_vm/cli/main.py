@@ -187,7 +187,8 @@ def main() -> None:
         # Imported late: most commands need no more than help.
         from ktrdr_vm.errors import LimitReached
 
-        signal.signal(number, signal.SIG_IGN)
+        # No second one, and nothing that programs which are started inherit, as they do what is ignored.
+        signal.signal(number, lambda *_: None)
         raise LimitReached
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):

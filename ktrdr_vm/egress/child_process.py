@@ -23,8 +23,10 @@ _IP_FREEBIND = 15
 def bind_early(kind: socket.SocketKind, address: str, port: int, namespace: str = "") -> socket.socket:
     """A listener on an address that may not exist yet: the tap, and with it the address, comes after the guard."""
     made = make_socket(namespace, kind)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+    if kind == socket.SOCK_STREAM:
+        # Connections of an earlier listener may linger. Of datagrams, a second socket would take those of the first.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.bind((address, port))
     if kind == socket.SOCK_STREAM:
         made.listen(256)

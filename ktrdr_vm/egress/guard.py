@@ -58,7 +58,7 @@ class Guard:
         self.config = config
         self.sets, self.ledger, self.selector = sets, ledger, works.selector
         self.watch, self.deadlines, self.brokers = works.watch, works.deadlines, works.brokers
-        self.machine, self.link, self.telemetry = works.machine, works.link, works.telemetry
+        self.link, self.telemetry = works.link, works.telemetry
         self.proxy_control = proxy
         self.running = True
         self.proxy: subprocess.Popen[bytes] | None = None

@@ -56,10 +56,11 @@ class DropCounts:
 
 @dataclass(frozen=True)
 class _Place:
-    """A table's network namespace, empty for the host's, and the file that it is loaded from."""
+    """A table: its network namespace, empty for the host's, the file that it is loaded from, and what its counters said last."""
 
     namespace: str
     ruleset: Path
+    counts: DropCounts = field(default_factory=DropCounts)
 
 
 class TableWatch:
@@ -75,15 +76,11 @@ class TableWatch:
         self._sets = sets
         self._ledger = ledger
         self._expected = _read_expected(expected, namespace)
-        self._counts = DropCounts()
 
     def look(self) -> None:
         """Write what was dropped since the last look, once both tables are as they must be."""
         try:
-            entries: Table = []
-            for place in self._places:
-                entries += self._read(place)
-            drops = self._counts.read(entries)
+            drops = [drop for place in self._places for drop in place.counts.read(self._read(place))]
         except (KtrdrError, ValueError, KeyError) as error:
             self._ledger.write("guard", "note", rule="table", message=f"the table is not as it must be: {error}"[:300])
             return
@@ -107,7 +104,7 @@ class TableWatch:
         if entries is not None and (expected is None or keep_rules(entries) == expected):
             return entries
         load_ruleset(place.ruleset, place.namespace)
-        self._counts.clear()
+        place.counts.clear()
         self._sets.refill()
         if place.namespace:
             self._ledger.write("guard", "note", rule="table", message="the rules in the namespace were changed; they are back")

@@ -5,16 +5,19 @@ from __future__ import annotations
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.journal import Journal, list_journals
+from ktrdr_vm.host.listeners import find_bound
 from ktrdr_vm.host.paths import Home, InstancePaths
 from ktrdr_vm.identity import SLOTS
 from ktrdr_vm.plan.facts import Allocation, allocate
+from ktrdr_vm.plan.guard_interface import DNS_PORT
 
 
 def find_free_slot(home: Home) -> int:
-    """The first slot that no journal of this home has. To be called under the slots' lock."""
-    taken = {journal.slot for journal in list_journals(home)}
+    """The first slot that no journal of this home and no guard of another one has. To be called under the slots' lock."""
+    taken, bound = {journal.slot for journal in list_journals(home)}, find_bound(DNS_PORT)
     for slot in range(SLOTS):
-        if slot not in taken:
+        loopback = allocate(slot, genid="", host_key="", host_public_key="", login_public_key="").loopback
+        if slot not in taken and loopback not in bound:
             return slot
     raise HostError("every slot is taken", where=str(home.instances), hint="destroy instances; `ktrdr-vm list` shows them")
 

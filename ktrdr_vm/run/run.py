@@ -246,24 +246,29 @@ class Run:
 
     def _bring_back(self, recorder: Recorder) -> None:
         """End the workload, and fetch its commits, notes and artifacts until now. What cannot be fetched is an event."""
-        stage = self._stages[0]
-        if stage.plan.profile.workload is None or not stage.exists or stage.destroyed:
+        stage, phases = self._stages[0], {phase.name: phase.outcome for phase in recorder.phases}
+        if "workload" not in phases or not stage.exists or stage.destroyed:
             return
 
         def pull() -> None:
             self._results.returned = stage.harvest.pull(recorder)
 
         steps: tuple[tuple[str, Callable[[], None]], ...] = (
-            ("the workload", stage.stop_workload),
+            ("workload", stage.stop_workload),
             ("commits", pull),
             ("notes", partial(stage.harvest.fetch_notes, recorder)),
             ("artifacts", partial(stage.harvest.fetch_artifacts, recorder)),
         )
         for what, step in steps:
+            if phases.get(what) == "ok":
+                continue
             try:
                 step()
             except Exception as caught:  # the guest's bytes, and a guest that may be in any state
                 recorder.directory.event("not_fetched", what=what, message=str(caught))
+                if what == "workload":
+                    # The guest does not answer, and each of the others would wait for it.
+                    return
 
     def _end(self, stage: Stage, recorder: Recorder) -> None:
         """Collect the evidence, then destroy. Raises errors of the teardown; the residue is recorded."""

@@ -91,6 +91,20 @@ def test_other_rules_on_the_host_do_not_touch_the_guest(lab: Lab, guest: Namespa
         process.run(["nft", "add table inet other; delete table inet other"], timeout=10)
 
 
+def test_a_denial_is_counted_once_whatever_happens_to_the_hosts_table(guest: NamespaceGuest) -> None:
+    """The counters of the guest's table go on when the other one is loaded again."""
+    guest.probe("udp", address=world.EVIL, port=9999, limit=0.5)
+
+    def count() -> int:
+        return sum(row["count"] for row in guest.ledger(kind="drop", port=9999))
+
+    before = count()
+    assert before > 0
+    process.run(["nft", "flush", "ruleset"], timeout=10)
+    wait_until(lambda: guest.firewall.verify() == [], "the table on the host is there")
+    assert count() == before
+
+
 @pytest.mark.parametrize("how", ["delete table inet {table}", "flush ruleset"])
 def test_rules_removed_in_the_namespace_come_back_and_nothing_was_forwarded_meanwhile(lab: Lab, guest: NamespaceGuest, how: str) -> None:
     assert works(guest)

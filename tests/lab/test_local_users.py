@@ -22,9 +22,12 @@ from laboratory.netguest import INTERFACE, NamespaceGuest, replace
 from laboratory.recorder import wait_until
 
 from ktrdr_vm.egress.client import GuardClient
+from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.links import read_link
+from ktrdr_vm.host.listeners import find_bound
+from ktrdr_vm.identity import FIRST_UID
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.resources.guard import find_guards
 from ktrdr_vm.instance.resources.tap import move_in
@@ -206,6 +209,20 @@ def test_only_the_proxy_and_root_ask_the_resolver_over_the_loopback_device(guest
 
     ask()
     assert as_somebody(ask) != 0
+
+
+def test_two_state_directories_never_share_a_slot(lab: Lab, guest: NamespaceGuest) -> None:
+    """They know nothing of each other's journals. With one slot they would have one resolver and one user of the proxy."""
+    slot = int(guest.allocation.proxy_uid) - FIRST_UID
+    assert guest.allocation.loopback in find_bound(wiring.DNS_PORT) and slot % 2 == 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other, pytest.raises(OSError, match="in use"):
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind((guest.allocation.loopback, wiring.DNS_PORT))
+    twin = NamespaceGuest(lab.home, ALLOWED)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as first:
+        first.bind((twin.allocation.loopback, wiring.DNS_PORT))
+        with pytest.raises(ProvisionError, match="in use"), twin:
+            pass
 
 
 def test_a_machine_that_has_gone_takes_credentials_and_link_with_it(lab: Lab) -> None:
