@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host import netns, process
+from ktrdr_vm.host.accelerator import find_accelerator
 from ktrdr_vm.host.privileges import die_with
 from ktrdr_vm.identity import DOMAIN_PREFIX
 from ktrdr_vm.world import daemons, mounts
@@ -32,7 +33,9 @@ def main() -> None:
     try:
         _make(Path(home), int(orphan), int(keeper))
         os.setgroups([int(kvm)] if kvm else [])
-        supervisor = _start_daemons(Path(home), Path(person_home), with_kvm=bool(kvm) and _KVM.exists())
+        # A /dev/kvm that does not work makes libvirt probe QEMU anew at each call.
+        with_kvm = _KVM.exists() and find_accelerator().name == "kvm"
+        supervisor = _start_daemons(Path(home), Path(person_home), with_kvm=with_kvm)
         _tell("serves")
         _hold(Path(home), Path(use_lock), supervisor)
     except (KtrdrError, OSError) as error:
