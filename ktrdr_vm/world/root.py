@@ -17,7 +17,7 @@ from ktrdr_vm.host.privileges import die_with
 from ktrdr_vm.identity import DOMAIN_PREFIX
 from ktrdr_vm.world import daemons, mounts
 from ktrdr_vm.world.enter import become_root, enter_namespaces
-from ktrdr_vm.world.layout import OUTSIDE
+from ktrdr_vm.world.layout import OUTSIDE, write_error
 
 # Seconds without an instance or a command after which a world ends.
 IDLE_LIMIT = 600.0
@@ -39,7 +39,8 @@ def main() -> None:
         _tell("serves")
         _hold(Path(home), Path(use_lock), supervisor)
     except (KtrdrError, OSError) as error:
-        os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
+        write_error(error)
+        os._exit(3)
 
 
 def _make(home: Path, orphan: int, keeper: int) -> None:
@@ -80,13 +81,13 @@ def _start_daemons(home: Path, person_home: Path, *, with_kvm: bool) -> int:
             os.write(writes, b"serves\n")
             daemons.supervise()
         except (KtrdrError, OSError) as error:
-            os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
+            write_error(error)
         os._exit(3)
     os.close(writes)
     with os.fdopen(reads) as answer:
         if not answer.readline():
             raise ChildProcessError("the daemons of the world did not start")
-    mounts.pin_daemons_view(child)
+    mounts.name_daemons_view(child)
     return child
 
 
