@@ -22,6 +22,7 @@ from ktrdr_vm.instance.resources.seed import make_seed
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
 from ktrdr_vm.plan.domain_xml import EMULATED_CPU, make_kernel_arguments
 from ktrdr_vm.plan.facts import Allocation, Facts
+from ktrdr_vm.plan.guard_interface import GUEST_MAC
 
 # Those that are not ours take turns at one address.
 GATEWAY, ADDRESS = "10.250.0.1", "10.250.0.2"
