@@ -10,6 +10,7 @@ of any process that is left in the world.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
@@ -43,7 +44,7 @@ def main() -> None:
     os.write(1, b"ready\n")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if _keep(inner, uplink) == 0:
-        layout.record.unlink(missing_ok=True)
+        _forget(layout, inner)
 
 
 def _make(layout: Layout, person_home: str, orphan: int) -> tuple[int, Uplink]:
@@ -78,6 +79,16 @@ def _keep(inner: int, uplink: Uplink) -> int:
         time.sleep(_POLL)
     uplink.end()
     return ended[1]
+
+
+def _forget(layout: Layout, inner: int) -> None:
+    """Remove the record, unless a command has made another world meanwhile."""
+    lock = os.open(layout.start_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    record = layout.read_record()
+    if record is not None and record.pid == inner:
+        layout.record.unlink()
+    os.close(lock)
 
 
 class _Steps:
