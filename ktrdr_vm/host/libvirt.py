@@ -71,7 +71,7 @@ class _Binding:
             raise HostError(
                 f"the Python binding of libvirt cannot be imported: {error}",
                 where=sys.prefix,
-                hint="`make setup` installs it; without root: install gcc, python3-dev and libvirt-dev, then run `make dev` again",
+                hint="install gcc, pkg-config, python3-dev and libvirt-dev, then `pip install 'ktrdr-vm[host]'`; in a clone, `make setup`",
             ) from None
 
 

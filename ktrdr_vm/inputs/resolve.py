@@ -219,7 +219,9 @@ def _read(path: Path, workspace: Path | None = None) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=str(path), hint="name a file that exists and is readable") from None
+        raise UsageError(
+            f"cannot be read: {error.strerror}", where=str(path), hint="name a file that exists and is readable, or a shipped profile"
+        ) from None
 
 
 def _read_parent(reference: str, source: str) -> tuple[str, bytes]:

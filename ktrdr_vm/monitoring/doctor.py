@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,7 +42,7 @@ class Check:
 
 def check_host(home: Home) -> list[Check]:
     """All checks, in the order in which a run needs them."""
-    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy()]
+    checks = [_root(), *_programs(), _virtiofsd(), _binding(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy()]
     checks += [_firewall(), _legacy_firewall(), *_leftovers(home)]
     checks += [_disk(home), _memory()]
     return [check for check in checks if check is not None]
@@ -53,7 +55,7 @@ def _root() -> Check:
 
 
 def _programs() -> list[Check]:
-    """The list that scripts/setup installs."""
+    """The packages that every host needs."""
     found = []
     for line in Path(__file__).parents[1].joinpath("host", "packages.txt").read_text().splitlines():
         if not line or line.startswith("#"):
@@ -65,9 +67,7 @@ def _programs() -> list[Check]:
                 found.append(Check(package, "ok", f"{path}: {purpose}"))
                 break
         else:
-            found.append(
-                Check(package, "missing", f"not installed; required for {purpose}", f"apt-get install {package}, or `make setup` for all")
-            )
+            found.append(Check(package, "missing", f"not installed; required for {purpose}", f"apt-get install {package}"))
     return found
 
 
@@ -76,6 +76,17 @@ def _virtiofsd() -> Check:
         if Path(path).exists():
             return Check("virtiofsd", "ok", path)
     return Check("virtiofsd", "warning", "not installed; profiles with mounts cannot run", "apt-get install virtiofsd")
+
+
+def _binding() -> Check:
+    if importlib.util.find_spec("libvirt") is not None:
+        return Check("libvirt-python", "ok", "the Python binding of libvirt")
+    return Check(
+        "libvirt-python",
+        "missing",
+        f"not installed in {sys.prefix}; required for every command that uses an instance",
+        "install gcc, pkg-config, python3-dev and libvirt-dev, then `pip install 'ktrdr-vm[host]'`; in a clone, `make setup`",
+    )
 
 
 def _libvirt() -> Check:
