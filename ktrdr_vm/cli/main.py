@@ -107,6 +107,8 @@ class _LazyGroup(click.Group):
             return None
         module, _, attribute = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        # For man pages and completions, which would show the beginning of the help.
+        command.short_help = _HELP[cmd_name]
         _add_debug_option(command)
         return command
 
