@@ -121,7 +121,7 @@ class Libvirt:
                     raise HostError(
                         f"libvirtd does not answer: {error.get_error_message()}",
                         where=self._uri,
-                        hint="run `make setup`; with systemd also `systemctl start libvirtd`",
+                        hint="`systemctl start libvirtd`, or without systemd `virtlogd -d` and `libvirtd -d`; in a clone, `make setup`",
                     ) from None
             time.sleep(0.2)
 
