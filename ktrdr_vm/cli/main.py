@@ -10,6 +10,7 @@ import sys
 import click
 
 _COMMANDS = {
+    "init": "ktrdr_vm.cli.init:init",
     "apply": "ktrdr_vm.cli.apply:apply",
     "plan": "ktrdr_vm.cli.plan:plan",
     "render": "ktrdr_vm.cli.plan:render",
@@ -46,6 +47,7 @@ _COMMANDS = {
 }
 
 _HELP = {
+    "init": "Write a first profile of a repository, and what its gates need.",
     "apply": "Create the VM of a profile, run its workload and gates, and destroy it.",
     "plan": "Show what `apply` would create, and the digest of the plan.",
     "render": "Write every document of the plan to a folder.",
