@@ -46,6 +46,9 @@ _COMMANDS = {
     "mcp": "ktrdr_vm.cli.mcp:mcp",
 }
 
+# These read files of the person, check what a world needs, or go on outside of it; what they ask an instance, they ask in it.
+_OUTSIDE = frozenset({"init", "plan", "render", "validate", "report", "events", "bundle", "doctor", "ssh", "exec", "cp", "forward", "proxy"})
+
 _HELP = {
     "init": "Write a first profile of a repository, and what its gates need.",
     "apply": "Create the VM of a profile, run its workload and gates, and destroy it.",
@@ -112,6 +115,8 @@ class _LazyGroup(click.Group):
         # For man pages and completions, which would show the beginning of the help.
         command.short_help = _HELP[cmd_name]
         _add_debug_option(command)
+        if cmd_name not in _OUTSIDE:
+            _run_in_world(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -155,6 +160,23 @@ def _add_debug_option(command: click.Command) -> None:
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             _add_debug_option(inner)
+
+
+def _run_in_world(command: click.Command) -> None:
+    """Without root, let the command enter the world of this person before it does anything. Its help does not."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _run_in_world(inner)
+    elif os.geteuid() != 0:
+        invoke = command.invoke
+
+        def enter_and_invoke(ctx: click.Context) -> object:
+            from ktrdr_vm.cli.world import enter
+
+            enter()
+            return invoke(ctx)
+
+        command.invoke = enter_and_invoke  # type: ignore[method-assign]
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from ktrdr_vm.host import process
+from ktrdr_vm.host.sub_ids import find_kvm_group
+from ktrdr_vm.user_namespace import UNMAPPED, in_user_namespace
 
 EMULATOR = "qemu-system-x86_64"
 CACHE = Path("/run/ktrdr-vm/accelerator.json")
@@ -49,6 +51,8 @@ def find_accelerator(kernel: Path | None = None) -> Accelerator:
         return Accelerator("tcg", "/dev/kvm does not exist")
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Accelerator("tcg", "this user may not open /dev/kvm, so it was not tested", certain=False)
+    if not _may_qemu_open():
+        return Accelerator("tcg", "QEMU runs as a subordinate user, whom only a line of /etc/subgid lets open /dev/kvm; see `doctor`")
     if process.find_program(EMULATOR) is None:
         return Accelerator("tcg", "QEMU is not installed, so KVM was not tested", certain=False)
     verdict = _try(kernel)
@@ -56,6 +60,14 @@ def find_accelerator(kernel: Path | None = None) -> Accelerator:
         CACHE.parent.mkdir(mode=0o755, exist_ok=True)
         CACHE.write_text(json.dumps({"boot": boot, **asdict(verdict)}))
     return verdict
+
+
+def _may_qemu_open() -> bool:
+    """True unless the user of QEMU in a world could not open /dev/kvm, though the person can."""
+    facts = Path("/dev/kvm").stat()
+    if facts.st_mode & 0o006 == 0o006 or (os.geteuid() == 0 and not in_user_namespace()):
+        return True
+    return facts.st_gid != UNMAPPED if in_user_namespace() else find_kvm_group(os.getuid()) is not None
 
 
 def _try(kernel: Path | None) -> Accelerator:

@@ -19,7 +19,7 @@ from ktrdr_vm.host.foreign_rules import describe_obstacles, find_obstacles, join
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_ruleset
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.identity import FIRST_UID, LAST_UID
+from ktrdr_vm.identity import HOST_USERS
 from ktrdr_vm.instance.orphans import find_leftovers
 from ktrdr_vm.policy.load import read_policy
 
@@ -166,7 +166,7 @@ def _legacy_firewall() -> Check | None:
         "legacy firewall",
         "warning",
         "iptables-legacy drops by default in OUTPUT and may drop connections of guards",
-        f"iptables-legacy -I OUTPUT -m owner --uid-owner {FIRST_UID}-{LAST_UID} -j ACCEPT, or move those rules to nftables",
+        f"iptables-legacy -I OUTPUT -m owner --uid-owner {HOST_USERS.first}-{HOST_USERS.last} -j ACCEPT, or move those rules to nftables",
     )
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError
-from ktrdr_vm.path_trust import find_changeable
+from ktrdr_vm.path_trust import find_changeable, is_trusted_owner
 from ktrdr_vm.policy.owner_policy import POLICY_PATH, OwnerPolicy, parse_policy
 from ktrdr_vm.profile.collector import Collector, parse_headers
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
@@ -18,7 +18,7 @@ def read_policy() -> OwnerPolicy:
     try:
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
-            changeable = str(path) if facts.st_uid != 0 or facts.st_mode & 0o022 else find_changeable(path)
+            changeable = str(path) if not is_trusted_owner(facts.st_uid) or facts.st_mode & 0o022 else find_changeable(path)
             if changeable:
                 raise HostError(
                     f"users other than root can change the owner's policy: {changeable}",
@@ -51,7 +51,7 @@ def read_collector_headers(collector: Collector) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
-            if facts.st_uid != 0 or facts.st_mode & 0o077:
+            if not is_trusted_owner(facts.st_uid) or facts.st_mode & 0o077:
                 raise HostError(
                     "users other than root can read or change the headers of the collector",
                     where=str(path),
