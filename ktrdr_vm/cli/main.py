@@ -47,7 +47,9 @@ _COMMANDS = {
 }
 
 # These read files of the person, check what a world needs, or go on outside of it; what they ask an instance, they ask in it.
-_OUTSIDE = frozenset({"init", "plan", "render", "validate", "report", "events", "bundle", "doctor", "ssh", "exec", "cp", "forward", "proxy"})
+_OUTSIDE = frozenset(
+    {"init", "plan", "render", "validate", "report", "events", "bundle", "doctor", "ssh", "exec", "cp", "forward", "proxy"}
+)
 
 _HELP = {
     "init": "Write a first profile of a repository, and what its gates need.",
