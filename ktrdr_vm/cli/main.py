@@ -22,6 +22,7 @@ _COMMANDS = {
     "snapshot": "ktrdr_vm.cli.suspend:snapshot",
     "destroy": "ktrdr_vm.cli.instances:destroy",
     "gc": "ktrdr_vm.cli.instances:gc",
+    "runs": "ktrdr_vm.cli.history:runs",
     "report": "ktrdr_vm.cli.runs:report",
     "events": "ktrdr_vm.cli.runs:events",
     "logs": "ktrdr_vm.cli.runs:logs",
@@ -48,7 +49,7 @@ _COMMANDS = {
 
 # These read files of the person, check what a world needs, or go on outside of it; what they ask an instance, they ask in it.
 _OUTSIDE = frozenset(
-    {"init", "plan", "render", "validate", "report", "events", "bundle", "doctor", "ssh", "exec", "cp", "forward", "proxy"}
+    {"init", "plan", "render", "validate", "runs", "report", "events", "bundle", "doctor", "ssh", "exec", "cp", "forward", "proxy"}
 )
 
 _HELP = {
@@ -64,6 +65,7 @@ _HELP = {
     "snapshot": "Copy the disk of an instance, list copies, or remove one.",
     "destroy": "Destroy instances and check that no resource is left.",
     "gc": "Remove resources left by crashed runs, and what has expired.",
+    "runs": "Show the history of runs: what passes at first, how long it takes, what is flaky.",
     "report": "Show the report of a run.",
     "events": "Print the events of a run.",
     "logs": "Print the console log of an instance.",

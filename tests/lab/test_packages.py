@@ -90,7 +90,7 @@ def test_it_works_in_a_clean_root(package: Path, release: str, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr[-3000:]
     try:
-        inside = ["unshare", "--mount", "--pid", "--fork", f"--mount-proc={root}/proc", "chroot", root, "sh", "-c", TRIAL]
+        inside = ["unshare", "--mount", "--pid", "--fork", f"--mount-proc={root}/proc", "chroot", str(root), "sh", "-c", TRIAL]
         tried = subprocess.run(
             inside, capture_output=True, text=True, timeout=300, check=False, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         )
