@@ -64,9 +64,9 @@ def _show(history: History) -> None:
     click.echo(f"escalations not approved  {format_share(measures.noise):<12}  {format_answers(measures.escalations)}")
     for task in history.flaky:
         click.echo(
-            escape_line(f"flaky     {task.gate}: {task.name}: failed in {task.failures} of {task.runs} runs of commit {task.commit[:12]}")
+            escape_line(f"flaky     {task.gate}: {task.name}: failed in {task.failures} of {task.judged} runs of commit {task.commit[:12]}")
         )
-    for run in reversed(history.runs):
+    for run in reversed(history.rows):
         first = "  first" if run.first else ""
         where = f"{run.instance_id}  {run.run_id}  {run.profile}  {run.branch or '-'} {run.commit[:12]}"
         click.echo(escape_line(f"{run.outcome:<11} {format_seconds(run.duration_s):>12}  {where}{first}"))

@@ -62,7 +62,7 @@ class FlakyTask:
     gate: str
     name: str
     commit: str
-    runs: int
+    judged: int
     failures: int
 
 
@@ -70,7 +70,7 @@ class FlakyTask:
 class Measures:
     """The measures of some runs. Shares are between 0 and 1, and None if nothing was counted."""
 
-    runs: int
+    total: int
     first_runs: int
     first_runs_passed: int
     verdict_s: float | None
@@ -92,7 +92,7 @@ class Measures:
 class History:
     """Runs, the oldest first, and what follows from them."""
 
-    runs: tuple[RunRow, ...]
+    rows: tuple[RunRow, ...]
     measures: Measures
     weeks: tuple[tuple[str, Measures], ...]
     """The measures of each ISO week that has runs, such as `2026-W48`."""
@@ -100,7 +100,7 @@ class History:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the tasks of each run, which are in its report."""
-        runs = [{key: value for key, value in asdict(one).items() if key not in ("tasks", "destinations")} for one in self.runs]
+        runs = [{key: value for key, value in asdict(one).items() if key not in ("tasks", "destinations")} for one in self.rows]
         weeks = [{"week": week, **_show_measures(one)} for week, one in self.weeks]
         return {"measures": _show_measures(self.measures), "flaky": [asdict(one) for one in self.flaky], "weeks": weeks, "runs": runs}
 
@@ -181,7 +181,7 @@ def _measure(runs: Sequence[RunRow]) -> Measures:
     first = [row for row in runs if row.first]
     verdicts = [row.duration_s for row in runs if row.outcome in ("passed", "failed")]
     return Measures(
-        runs=len(runs),
+        total=len(runs),
         first_runs=len(first),
         first_runs_passed=sum(row.outcome == "passed" for row in first),
         verdict_s=round(median(verdicts), 3) if verdicts else None,

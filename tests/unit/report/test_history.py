@@ -43,7 +43,7 @@ def history(*documents: dict[str, Any]) -> History:
 
 def test_only_the_first_run_of_a_commit_counts_as_first() -> None:
     found = history(make_run(3), make_run(1, "failed"), make_run(2), make_run(4, base_commit="c2"), make_run(5, instance_id="other"))
-    assert [(run.run_id, run.first) for run in found.runs] == [("r1", True), ("r2", False), ("r3", False), ("r4", True), ("r5", True)]
+    assert [(run.run_id, run.first) for run in found.rows] == [("r1", True), ("r2", False), ("r3", False), ("r4", True), ("r5", True)]
     assert (found.measures.first_runs, found.measures.first_runs_passed) == (3, 2)
     assert found.measures.first_share == pytest.approx(2 / 3)
 
@@ -56,7 +56,7 @@ def test_the_time_to_verdict_is_the_median_of_runs_with_a_verdict() -> None:
 
 def test_a_task_with_both_outcomes_on_one_commit_is_flaky() -> None:
     found = history(make_run(1, task="failed"), make_run(2), make_run(3), make_run(4, task="failed", base_commit="c2"))
-    assert [(task.name, task.commit, task.runs, task.failures) for task in found.flaky] == [("tests pass", "c1", 3, 1)]
+    assert [(task.name, task.commit, task.judged, task.failures) for task in found.flaky] == [("tests pass", "c1", 3, 1)]
 
 
 def test_after_a_workload_the_judged_commit_counts() -> None:
@@ -75,7 +75,7 @@ def test_new_destinations_are_those_that_no_earlier_run_of_the_profile_reached()
         make_run(3, reached="a.example"),
         make_run(4, reached="c.example", profile="q"),
     )
-    assert [run.new_destinations for run in found.runs] == [(), ("b.example:443",), (), ()]
+    assert [run.new_destinations for run in found.rows] == [(), ("b.example:443",), (), ()]
 
 
 @pytest.mark.parametrize(
