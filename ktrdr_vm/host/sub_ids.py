@@ -29,11 +29,11 @@ def find_map(person: int, group: int) -> tuple[list[Range], list[Range]]:
     """The maps of users and of groups. HostError with the command to run if the host gives the person no sub-ids."""
     user_range, group_range = _find_range(_SUBUID, person), _find_range(_SUBGID, person)
     if not user_range or not group_range:
-        name = _name(person)
+        name, free = _name(person), _find_free()
         raise HostError(
             f"{name} has no {MAPPED} subordinate ids, so QEMU and the guards could not run as users of their own",
             where=str(_SUBGID if user_range else _SUBUID),
-            hint=f"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}; or use sudo",
+            hint=f"as root: usermod --add-subuids {free} --add-subgids {free} {name}; or use sudo",
         )
     groups = make_ranges(group, group_range, find_kvm_group(person))
     return make_ranges(person, user_range), groups
@@ -66,22 +66,31 @@ def write_maps(pid: int, users: list[Range], groups: list[Range]) -> None:
             raise HostError(f"{program} refused the map: {done.error_text}", where=str(_SUBUID), hint="`ktrdr-vm doctor` checks the host")
 
 
+def _find_free() -> str:
+    """The first range that nobody has, as usermod takes it."""
+    first = max((first + count for path in (_SUBUID, _SUBGID) for _, first, count in _parse(path)), default=0)
+    first = max(first, 100_000)
+    return f"{first}-{first + MAPPED - 1}"
+
+
 def _find_range(path: Path, person: int) -> int:
     """The first id of a range that is large enough, or 0."""
     return next((first for first, count in _read(path, person) if count >= MAPPED), 0)
 
 
 def _read(path: Path, person: int) -> list[tuple[int, int]]:
+    """First id and number of each range of the person."""
+    return [(first, count) for name, first, count in _parse(path) if name in (_name(person), str(person))]
+
+
+def _parse(path: Path) -> list[tuple[str, int, int]]:
+    """The lines of a file: name or uid, first id, number of ids. What is no such line is ignored, as by newuidmap."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    found = []
-    for line in lines:
-        words = line.strip().split(":")
-        if len(words) == 3 and words[0] in (_name(person), str(person)) and words[1].isdecimal() and words[2].isdecimal():
-            found.append((int(words[1]), int(words[2])))
-    return found
+    words = [line.strip().split(":") for line in lines]
+    return [(one[0], int(one[1]), int(one[2])) for one in words if len(one) == 3 and one[1].isdecimal() and one[2].isdecimal()]
 
 
 def _name(person: int) -> str:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host import process
@@ -21,37 +18,32 @@ from ktrdr_vm.host.nft import list_ruleset
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import HOST_USERS
 from ktrdr_vm.instance.orphans import find_leftovers
+from ktrdr_vm.monitoring.check import Check
 from ktrdr_vm.policy.load import read_policy
-
-State = Literal["ok", "warning", "missing"]
+from ktrdr_vm.user_namespace import in_user_namespace
 
 LEGACY_TABLES = Path("/proc/net/ip_tables_names")
 _FREE_DISK = 8 << 30
 _FREE_MEMORY = 3072
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of `doctor`. `fix` is the way to correct it."""
-
-    name: str
-    state: State
-    detail: str
-    fix: str = ""
+def check_packages() -> list[Check]:
+    """What must be installed. Needs neither root nor a world, which cannot be made without it."""
+    return [*_programs(), _virtiofsd(), _binding()]
 
 
 def check_host(home: Home) -> list[Check]:
-    """All checks, in the order in which a run needs them."""
-    checks = [_root(), *_programs(), _virtiofsd(), _binding(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy()]
+    """All other checks, in the order in which a run needs them: as root, or as the root of a world."""
+    checks = [_root(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy()]
     checks += [_firewall(), _legacy_firewall(), *_leftovers(home)]
     checks += [_disk(home), _memory()]
     return [check for check in checks if check is not None]
 
 
 def _root() -> Check:
-    if os.geteuid() == 0:
-        return Check("root", "ok", "runs as root")
-    return Check("root", "warning", "taps, nftables and libvirt require root", "run `apply` and `destroy` with sudo")
+    if in_user_namespace():
+        return Check("root", "ok", "runs without root, in a world of this user")
+    return Check("root", "ok", "runs as root")
 
 
 def _programs() -> list[Check]:
@@ -90,8 +82,6 @@ def _binding() -> Check:
 
 
 def _libvirt() -> Check:
-    if os.geteuid() != 0:
-        return Check("libvirtd", "warning", "checked as root only", "sudo ktrdr-vm doctor")
     try:
         version = Libvirt().connect().getLibVersion()
     except KtrdrError as error:
@@ -119,8 +109,6 @@ def _tun() -> Check:
 
 def _apparmor() -> Check | None:
     """Check whether each instance can have an AppArmor profile for its QEMU."""
-    if os.geteuid() != 0:
-        return None
     try:
         libvirt = Libvirt()
         if not is_confined(libvirt):
@@ -144,7 +132,7 @@ def _policy() -> Check:
 
 def _firewall() -> Check | None:
     """Check rules of other programs, such as firewalld, ufw and Docker."""
-    if os.geteuid() != 0 or process.find_program("nft") is None:
+    if process.find_program("nft") is None:
         return None
     try:
         obstacles = find_obstacles(list_ruleset())
@@ -157,7 +145,8 @@ def _firewall() -> Check | None:
 
 def _legacy_firewall() -> Check | None:
     """Check legacy iptables, which nft does not list."""
-    if os.geteuid() != 0 or process.find_program("iptables-legacy-save") is None or not LEGACY_TABLES.exists():
+    # Those of a world are its own, and empty.
+    if process.find_program("iptables-legacy-save") is None or not LEGACY_TABLES.exists() or in_user_namespace():
         return None
     saved = process.run(["iptables-legacy-save", "-t", "filter"], timeout=30, check=False).text if LEGACY_TABLES.read_text().strip() else ""
     if ":OUTPUT DROP" not in saved:
@@ -171,8 +160,6 @@ def _legacy_firewall() -> Check | None:
 
 
 def _leftovers(home: Home) -> list[Check]:
-    if os.geteuid() != 0:
-        return []
     try:
         found = find_leftovers(home, Libvirt())
     except KtrdrError as error:

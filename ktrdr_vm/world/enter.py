@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ktrdr_vm.errors import HostError, ProvisionError
 from ktrdr_vm.path_trust import find_changeable
-from ktrdr_vm.world.layout import Layout, Record, find_layout
+from ktrdr_vm.world.layout import Layout, Record, find_layout, read_errors
 
 # In the order in which they are entered: the first gives the rights for the others.
 _KINDS = (("user", 0x10000000), ("mnt", 0x00020000), ("net", 0x40000000), ("ipc", 0x08000000))
@@ -138,9 +138,10 @@ def _start(layout: Layout) -> None:
     finally:
         os.close(ready_read)
     started.kill()
-    said = layout.log.read_bytes()[begin:].decode("utf-8", "replace").strip().splitlines()
+    # The first one is the cause.
+    said = read_errors(layout.log.read_bytes()[begin:])
     raise HostError(
-        f"no world can be made: {said[-1] if said else 'its keeper ended without a word'}",
+        f"no world can be made: {said[0] if said else 'its keeper ended without a word'}",
         where=str(layout.log),
         hint="`ktrdr-vm doctor` checks the host; or use sudo",
     )

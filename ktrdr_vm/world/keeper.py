@@ -20,7 +20,7 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.sub_ids import find_kvm_group, find_map, write_maps
 from ktrdr_vm.world.enter import find_namespace
-from ktrdr_vm.world.layout import Layout, Record
+from ktrdr_vm.world.layout import Layout, Record, write_error
 from ktrdr_vm.world.uplink import Uplink
 
 _POLL = 0.5
@@ -38,12 +38,12 @@ def main() -> None:
     try:
         inner, uplink = _make(layout, person_home, int(orphan))
     except (KtrdrError, OSError) as error:
-        os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
+        write_error(error)
         return
     os.write(1, b"ready\n")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    _keep(inner, uplink)
-    layout.record.unlink(missing_ok=True)
+    if _keep(inner, uplink) == 0:
+        layout.record.unlink(missing_ok=True)
 
 
 def _make(layout: Layout, person_home: str, orphan: int) -> tuple[int, Uplink]:
@@ -71,12 +71,13 @@ def _make(layout: Layout, person_home: str, orphan: int) -> tuple[int, Uplink]:
     return inner.pid, uplink
 
 
-def _keep(inner: int, uplink: Uplink) -> None:
-    """Until the world's root ends."""
-    while os.waitpid(inner, os.WNOHANG) == (0, 0):
+def _keep(inner: int, uplink: Uplink) -> int:
+    """Until the world's root ends. Returns 0 if the world ended with it, and is not to be taken up by another one."""
+    while (ended := os.waitpid(inner, os.WNOHANG)) == (0, 0):
         uplink.look()
         time.sleep(_POLL)
     uplink.end()
+    return ended[1]
 
 
 class _Steps:

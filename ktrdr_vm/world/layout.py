@@ -16,7 +16,7 @@ from ktrdr_vm.user_namespace import in_user_namespace
 INSIDE = Path("/run/ktrdr-vm")
 DAEMONS = INSIDE / "daemons.mnt"
 OUTSIDE = INSIDE / "outside"
-READY = INSIDE / "ready"
+_ERROR = "world: "
 
 
 def make_entry(uid: int) -> tuple[str, ...]:
@@ -25,6 +25,16 @@ def make_entry(uid: int) -> tuple[str, ...]:
         return ()
     ids, rights = (f"--reuid={uid}", f"--regid={uid}", "--clear-groups"), ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
     return ("nsenter", f"--mount={DAEMONS}", "--", "setpriv", *ids, *rights, "--pdeathsig=KILL", "--")
+
+
+def write_error(error: Exception) -> None:
+    """Write why there is no world into its log, on standard error; `read_errors` finds it among the words of programs."""
+    os.write(2, f"{_ERROR}{error}\n".encode("utf-8", "backslashreplace"))
+
+
+def read_errors(log: bytes) -> list[str]:
+    lines = log.decode("utf-8", "replace").splitlines()
+    return [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,13 @@ def make_daemons_view(home: Path, person: Path, *, kvm: bool) -> None:
     _make_devices(kvm=kvm)
 
 
-def pin_daemons_view(pid: int) -> None:
-    """Keep the mount namespace of a process under a name, for programs that are started in it."""
-    DAEMONS.touch()
-    _mount(f"/proc/{pid}/ns/mnt", DAEMONS, flags=_BIND)
+def name_daemons_view(pid: int) -> None:
+    """Give the mount namespace of a process a name, for programs that are started in it.
+
+    A link and no mount: since Linux 6.17 the kernel refuses to mount some newer mount namespaces.
+    """
+    DAEMONS.unlink(missing_ok=True)
+    DAEMONS.symlink_to(f"/proc/{pid}/ns/mnt")
 
 
 def _find_closed(home: Path, person: Path) -> list[Path]:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host import netns, process
+from ktrdr_vm.host.accelerator import find_accelerator
 from ktrdr_vm.host.privileges import die_with
 from ktrdr_vm.identity import DOMAIN_PREFIX
 from ktrdr_vm.world import daemons, mounts
 from ktrdr_vm.world.enter import become_root, enter_namespaces
-from ktrdr_vm.world.layout import OUTSIDE
+from ktrdr_vm.world.layout import OUTSIDE, write_error
 
 # Seconds without an instance or a command after which a world ends.
 IDLE_LIMIT = 600.0
@@ -32,11 +33,14 @@ def main() -> None:
     try:
         _make(Path(home), int(orphan), int(keeper))
         os.setgroups([int(kvm)] if kvm else [])
-        supervisor = _start_daemons(Path(home), Path(person_home), with_kvm=bool(kvm) and _KVM.exists())
+        # A /dev/kvm that does not work makes libvirt probe QEMU anew at each call.
+        with_kvm = _KVM.exists() and find_accelerator().name == "kvm"
+        supervisor = _start_daemons(Path(home), Path(person_home), with_kvm=with_kvm)
         _tell("serves")
         _hold(Path(home), Path(use_lock), supervisor)
     except (KtrdrError, OSError) as error:
-        os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
+        write_error(error)
+        os._exit(3)
 
 
 def _make(home: Path, orphan: int, keeper: int) -> None:
@@ -77,13 +81,13 @@ def _start_daemons(home: Path, person_home: Path, *, with_kvm: bool) -> int:
             os.write(writes, b"serves\n")
             daemons.supervise()
         except (KtrdrError, OSError) as error:
-            os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
+            write_error(error)
         os._exit(3)
     os.close(writes)
     with os.fdopen(reads) as answer:
         if not answer.readline():
             raise ChildProcessError("the daemons of the world did not start")
-    mounts.pin_daemons_view(child)
+    mounts.name_daemons_view(child)
     return child
 
 
