@@ -43,7 +43,7 @@ from ktrdr_vm.user_namespace import in_user_namespace
 MACHINE = "pc-q35-7.2"
 # The user of a stock cloud image; cloud-init creates it if the image has none.
 STOCK_USER = "ktrdr"
-REFERENCE_HINT = "correct the name, or create the file; `ktrdr-vm validate` shows all errors at once"
+REFERENCE_HINT = "correct the profile, or create the file that it names; `ktrdr-vm validate` shows all errors at once"
 
 
 @dataclass(frozen=True)
