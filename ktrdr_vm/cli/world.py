@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import click
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.paths import find_home
-from ktrdr_vm.policy.owner_policy import POLICY_PATH
+from ktrdr_vm.policy.load import find_policy
 from ktrdr_vm.world.enter import enter_world
 
 Answer = TypeVar("Answer")
@@ -20,7 +19,7 @@ Answer = TypeVar("Answer")
 
 def enter() -> None:
     """Enter the world that serves the state directory of this person; make it if there is none."""
-    enter_world(find_home().root, paths=(Path(POLICY_PATH),))
+    enter_world(find_home().root, paths=(find_policy(),))
 
 
 def ask_in_world(question: Callable[[], Answer]) -> Answer:

@@ -16,6 +16,7 @@ from ktrdr_vm.host.foreign_rules import describe_obstacles, find_obstacles, join
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_ruleset
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.virtiofsd import find_virtiofsd
 from ktrdr_vm.identity import HOST_USERS
 from ktrdr_vm.instance.orphans import find_leftovers
 from ktrdr_vm.monitoring.check import Check
@@ -64,9 +65,8 @@ def _programs() -> list[Check]:
 
 
 def _virtiofsd() -> Check:
-    for path in ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"):
-        if Path(path).exists():
-            return Check("virtiofsd", "ok", path)
+    if path := find_virtiofsd():
+        return Check("virtiofsd", "ok", str(path))
     return Check("virtiofsd", "warning", "not installed; profiles with mounts cannot run", "apt-get install virtiofsd")
 
 

@@ -26,7 +26,7 @@ _ROWS = {
     "profile": "errors",
     "host": "errors identity path_trust user_namespace",
     "plan": "errors identity profile",
-    "policy": "errors path_trust profile",
+    "policy": "errors path_trust profile user_namespace",
     "world": "errors host identity path_trust user_namespace",
     "report": "errors profile",
     "escalation": "errors host policy profile",
