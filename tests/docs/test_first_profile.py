@@ -64,3 +64,43 @@ def test_at_a_terminal_it_asks_what_it_cannot_know(repository: Path) -> None:
     profile = yaml.safe_load((repository / "ktrdr.yaml").read_text())
     assert profile["workload"]["command"] == ["agent", "-p", "do it"]
     assert "dev/compose.yaml" in (repository / "playbooks/starts.yaml").read_text()
+
+
+@pytest.fixture
+def playbooks(repository: Path) -> list[Path]:
+    """The playbooks that `init` writes for a project in Python and Node with a compose file that needs `.env`."""
+    (repository / "package.json").write_text('{"scripts": {"lint": "eslint ."}}')
+    (repository / "requirements.txt").write_text("pytest\n")
+    (repository / ".env.example").write_text("API_KEY=\n")
+    assert run("init", where=repository).returncode == 0
+    return sorted((repository / "playbooks").glob("*.yaml"))
+
+
+def test_the_playbooks_are_ansibles_too(playbooks: list[Path]) -> None:
+    assert [path.name for path in playbooks] == ["checks.yaml", "starts.yaml"]
+    ansible = Path(sys.executable).with_name("ansible-playbook")
+    for path in playbooks:
+        done = subprocess.run(
+            [ansible, "--syntax-check", "-i", "localhost,", path], capture_output=True, text=True, timeout=120, check=False,
+            env={**os.environ, "ANSIBLE_LOCAL_TEMP": str(path.parent), "LC_ALL": "C.UTF-8"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [("api running 0\nmigrate exited 0\n", 0), ("api running 0\nworker exited 1\n", 1), ("api restarting 0\n", 1), ("", 1)],
+)
+def test_a_container_that_ends_with_an_error_has_not_started(playbooks: list[Path], tmp_path: Path, states: str, code: int) -> None:
+    [play] = yaml.safe_load(playbooks[1].read_text())
+    [line] = [task["ansible.builtin.shell"]["cmd"] for task in play["tasks"][0]["block"] if task["name"] == "services stay up"]
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, text in (("docker", f"printf '%s' '{states}'"), ("sleep", ":")):
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    script = line.replace("{% raw %}", "").replace("{% endraw %}", "")
+    done = subprocess.run(
+        ["sh", "-c", script], env={"PATH": f"{programs}:/usr/bin:/bin"}, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == code, done.stderr

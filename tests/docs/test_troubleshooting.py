@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+from ktrdr_vm.host.paths import PROJECT
 
-from failures import FAILURES, PAGE, Failure, provoke
+sys.path.insert(0, str(PROJECT))
+
+from tests.docs.failures import FAILURES, PAGE, Failure, provoke
 
 PARTS = dict(part.split("\n\n", 1) for part in PAGE.read_text(encoding="utf-8").split("\n## ")[1:])
 
