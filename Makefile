@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q
 
-.PHONY: help setup environment dev run test test-full test-hosts host unit docs golden lab lint crash soak fuzz agreement bench bench-quick
+.PHONY: help setup environment dev run test test-full test-hosts host unit docs golden lab lint crash soak fuzz agreement bench bench-quick deb release
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,12 @@ fuzz: ## Fuzz every parser of untrusted bytes with atheris, for half an hour
 
 agreement: ## Compare the playbook runner with ansible-core, task by task
 	@scripts/agreement
+
+deb: ## Build the Debian package in dist/ with Debian's own tools
+	@scripts/deb
+
+release: ## Build a release of the tagged commit in dist/: sdist, wheel, Debian package, checks and checksums
+	@scripts/release
 
 bench: setup ## Run all benchmarks, with comparable tools where they can be installed
 	@$(PY) -m bench

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ktrdr_vm.cli.options import json_option, plan_options
+from ktrdr_vm.cli.options import json_option, plan_options, profile_argument
 
 if TYPE_CHECKING:
     from ktrdr_vm.inputs.resolve import Gathered
 
 
 @click.command()
-@click.argument("profile", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@profile_argument
 @click.option("--continue", "continued", metavar="ID", help="Continue the run of ID that stopped at an escalation.")
 @click.option(
     "--from-run",
@@ -45,7 +45,7 @@ def apply(
     continued: str | None,
     from_run: str | None,
     instance_id: str | None,
-    workspace: Path,
+    workspace: Path | None,
     gates: tuple[str, ...],
     keep: str,
     cold: bool,
@@ -54,7 +54,8 @@ def apply(
     source: str,
     as_json: bool,
 ) -> int:
-    """Create the VM of PROFILE, run its workload and gates, collect the evidence, destroy the VM, and check that nothing is left."""
+    """Create the VM of PROFILE, by default ktrdr.yaml, run its workload and gates, collect the evidence, destroy the VM, and check that
+    nothing is left."""
     from ktrdr_vm.cli.options import find_run
     from ktrdr_vm.cli.progress import TerminalListener, show_report
     from ktrdr_vm.errors import UsageError
@@ -62,6 +63,7 @@ def apply(
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.identity import parse_instance_id
     from ktrdr_vm.inputs.from_run import gather_run
+    from ktrdr_vm.inputs.profile_file import find_profile
     from ktrdr_vm.inputs.resolve import gather
     from ktrdr_vm.instance.instance import Instance, require_root
     from ktrdr_vm.report.json import render_report_json
@@ -71,9 +73,9 @@ def apply(
 
     require_root()
     home = find_home()
-    if sum(one is not None for one in (profile, continued, from_run)) != 1:
+    if sum(one is not None for one in (profile, continued, from_run)) > 1:
         raise UsageError(
-            "exactly one of PROFILE, --continue ID and --from-run ID is required",
+            "only one of PROFILE, --continue ID and --from-run ID is possible",
             where="ktrdr-vm apply",
             hint="`ktrdr-vm apply profile.yaml`",
         )
@@ -87,7 +89,7 @@ def apply(
         name, _, run_id = from_run.partition("/")
         gathered = gather_run(find_run(name, run_id or "latest"), home=home, instance_id=instance_id)
     else:
-        assert profile is not None
+        profile, workspace = find_profile(profile, workspace)
         gathered = gather(profile, home=home, workspace=workspace, instance_id=instance_id, gates=gates)
         if stop is None and not accept_changes:
             _accept(gathered, ask=sys.stdin.isatty() and not as_json)

@@ -10,6 +10,7 @@ import sys
 import click
 
 _COMMANDS = {
+    "init": "ktrdr_vm.cli.init:init",
     "apply": "ktrdr_vm.cli.apply:apply",
     "plan": "ktrdr_vm.cli.plan:plan",
     "render": "ktrdr_vm.cli.plan:render",
@@ -21,6 +22,7 @@ _COMMANDS = {
     "snapshot": "ktrdr_vm.cli.suspend:snapshot",
     "destroy": "ktrdr_vm.cli.instances:destroy",
     "gc": "ktrdr_vm.cli.instances:gc",
+    "runs": "ktrdr_vm.cli.history:runs",
     "report": "ktrdr_vm.cli.runs:report",
     "events": "ktrdr_vm.cli.runs:events",
     "logs": "ktrdr_vm.cli.runs:logs",
@@ -46,9 +48,12 @@ _COMMANDS = {
 }
 
 # These read files of the person, check what a world needs, or go on outside of it; what they ask an instance, they ask in it.
-_OUTSIDE = frozenset({"plan", "render", "validate", "report", "events", "bundle", "doctor", "ssh", "exec", "cp", "forward", "proxy"})
+_OUTSIDE = frozenset(
+    {"init", "plan", "render", "validate", "runs", "report", "events", "bundle", "doctor", "ssh", "exec", "cp", "forward", "proxy"}
+)
 
 _HELP = {
+    "init": "Write a first profile of a repository, and what its gates need.",
     "apply": "Create the VM of a profile, run its workload and gates, and destroy it.",
     "plan": "Show what `apply` would create, and the digest of the plan.",
     "render": "Write every document of the plan to a folder.",
@@ -60,6 +65,7 @@ _HELP = {
     "snapshot": "Copy the disk of an instance, list copies, or remove one.",
     "destroy": "Destroy instances and check that no resource is left.",
     "gc": "Remove resources left by crashed runs, and what has expired.",
+    "runs": "Show the history of runs: what passes at first, how long it takes, what is flaky.",
     "report": "Show the report of a run.",
     "events": "Print the events of a run.",
     "logs": "Print the console log of an instance.",
@@ -110,6 +116,8 @@ class _LazyGroup(click.Group):
             return None
         module, _, attribute = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        # For man pages and completions, which would show the beginning of the help.
+        command.short_help = _HELP[cmd_name]
         _add_debug_option(command)
         if cmd_name not in _OUTSIDE:
             _run_in_world(command)

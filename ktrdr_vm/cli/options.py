@@ -11,8 +11,13 @@ import click
 if TYPE_CHECKING:
     from ktrdr_vm.instance.instance import Instance
 
-profile_argument = click.argument("profile", type=click.Path(path_type=Path))
+profile_argument = click.argument("profile", type=click.Path(path_type=Path, dir_okay=False), required=False)
 folder = click.Path(path_type=Path, exists=True, file_okay=False)
+workspace_option = click.option(
+    "--workspace",
+    type=folder,
+    help="The folder that relative paths start from. Default: the current folder; without PROFILE, the top of its repository.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to standard output.")
 
 
@@ -32,12 +37,7 @@ instance_argument = click.argument("instance_id", shell_complete=complete_instan
 def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that makes a plan."""
     command = click.option("--instance-id", metavar="ID", help="Default: derived from the repository and branch of the workspace.")(command)
-    return click.option(
-        "--workspace",
-        type=folder,
-        default=Path(),
-        help="The folder that relative paths of the profile start from. Default: the current folder.",
-    )(command)
+    return workspace_option(command)
 
 
 def open_instance(instance_id: str) -> Instance:

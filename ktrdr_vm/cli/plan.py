@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ktrdr_vm.cli.options import folder, json_option, plan_options, profile_argument
+from ktrdr_vm.cli.options import json_option, plan_options, profile_argument, workspace_option
 
 if TYPE_CHECKING:
     from ktrdr_vm.plan.plan import Plan
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 @profile_argument
 @plan_options
 @json_option
-def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool) -> None:
-    """Show what `apply` would create for PROFILE, and the digest of the plan."""
+def plan(profile: Path | None, instance_id: str | None, workspace: Path | None, as_json: bool) -> None:
+    """Show what `apply` would create for PROFILE, by default ktrdr.yaml, and the digest of the plan."""
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.guest.workspace import list_unverified
     from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.inputs.profile_file import find_profile
     from ktrdr_vm.inputs.resolve import gather
     from ktrdr_vm.report.escape import escape, escape_text
 
+    profile, workspace = find_profile(profile, workspace)
     gathered = gather(profile, home=find_home(), workspace=workspace, instance_id=instance_id)
     made = gathered.plan
     if as_json:
@@ -85,14 +87,16 @@ def _find_difference(made: Plan) -> str:
 @plan_options
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write to. It is created if it does not exist.")
 @json_option
-def render(profile: Path, instance_id: str | None, workspace: Path, out: Path, as_json: bool) -> None:
+def render(profile: Path | None, instance_id: str | None, workspace: Path | None, out: Path, as_json: bool) -> None:
     """Write every document of the plan to a folder. Values that `apply` allocates are written as <placeholders>."""
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.inputs.profile_file import find_profile
     from ktrdr_vm.inputs.resolve import gather
     from ktrdr_vm.plan.plan import canonical_json
 
+    profile, workspace = find_profile(profile, workspace)
     made = gather(profile, home=find_home(), workspace=workspace, instance_id=instance_id).plan
     documents = {**made.render(), "plan.json": canonical_json(made.to_json())}
     try:
@@ -108,19 +112,15 @@ def render(profile: Path, instance_id: str | None, workspace: Path, out: Path, a
 
 
 @click.command()
-@click.argument("profile", type=click.Path(path_type=Path), required=False)
+@profile_argument
 @click.option("--schema", is_flag=True, help="Print a JSON Schema for editors, and validate nothing.")
-@click.option(
-    "--workspace",
-    type=folder,
-    default=Path(),
-    help="The folder that relative paths start from. Default: the current folder.",
-)
+@workspace_option
 @json_option
-def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool) -> int:
-    """Show all errors of PROFILE, each with file, line, column and field."""
+def validate(profile: Path | None, schema: bool, workspace: Path | None, as_json: bool) -> int:
+    """Show all errors of PROFILE, by default ktrdr.yaml, each with file, line, column and field."""
     from ktrdr_vm.cli.output import echo_json
-    from ktrdr_vm.errors import DocumentError, UsageError, summarize
+    from ktrdr_vm.errors import DocumentError, summarize
+    from ktrdr_vm.inputs.profile_file import find_profile
     from ktrdr_vm.inputs.references import check_references
     from ktrdr_vm.inputs.resolve import read_profile
     from ktrdr_vm.policy.load import read_policy
@@ -130,8 +130,7 @@ def validate(profile: Path | None, schema: bool, workspace: Path, as_json: bool)
     if schema:
         echo_json(render_json_schema())
         return 0
-    if profile is None:
-        raise UsageError("no profile is named", hint="use `ktrdr-vm validate PROFILE` or `--schema`")
+    profile, workspace = find_profile(profile, workspace)
     try:
         loaded = read_profile(profile)
         root = workspace.resolve()

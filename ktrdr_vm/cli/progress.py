@@ -30,7 +30,11 @@ _STYLES = {
 
 
 class _Console(Console):
-    """Rich ends the process if its reader has closed the stream. A teardown must continue, without output."""
+    """Rich raises an error or ends the process if its reader has closed the stream. A teardown must continue, without output."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            super().print(*objects, **options)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

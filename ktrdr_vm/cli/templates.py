@@ -18,7 +18,7 @@ def templates() -> None:
 @profile_argument
 @plan_options
 @json_option
-def build(profile: Path, instance_id: str | None, workspace: Path, as_json: bool) -> None:
+def build(profile: Path | None, instance_id: str | None, workspace: Path | None, as_json: bool) -> None:
     """Build the template for PROFILE, and prepare its project. `apply` does this when it needs the template for the first time."""
     from dataclasses import asdict
 
@@ -27,6 +27,7 @@ def build(profile: Path, instance_id: str | None, workspace: Path, as_json: bool
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.images.ensure import ensure_image
+    from ktrdr_vm.inputs.profile_file import find_profile
     from ktrdr_vm.inputs.resolve import gather
     from ktrdr_vm.instance.instance import require_root
     from ktrdr_vm.templates.base import fits, list_templates
@@ -35,6 +36,7 @@ def build(profile: Path, instance_id: str | None, workspace: Path, as_json: bool
     require_root()
     home = find_home()
     home.create()
+    profile, workspace = find_profile(profile, workspace)
     gathered = gather(profile, home=home, workspace=workspace, instance_id=instance_id or "template")
     if not fits(gathered.plan):
         raise UsageError(

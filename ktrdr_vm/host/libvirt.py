@@ -72,7 +72,7 @@ class _Binding:
             raise HostError(
                 f"the Python binding of libvirt cannot be imported: {error}",
                 where=sys.prefix,
-                hint="`make setup` installs it; without root: install gcc, python3-dev and libvirt-dev, then run `make dev` again",
+                hint="install gcc, pkg-config, python3-dev and libvirt-dev, then `pip install 'ktrdr-vm[host]'`; in a clone, `make setup`",
             ) from None
 
 
@@ -122,7 +122,7 @@ class Libvirt:
                     raise HostError(
                         f"libvirtd does not answer: {error.get_error_message()}",
                         where=self._uri,
-                        hint="run `make setup`; with systemd also `systemctl start libvirtd`",
+                        hint="`systemctl start libvirtd`, or without systemd `virtlogd -d` and `libvirtd -d`; in a clone, `make setup`",
                     ) from None
             time.sleep(0.2)
 

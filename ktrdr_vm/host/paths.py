@@ -30,7 +30,8 @@ from ktrdr_vm.path_trust import find_changeable
 
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
 DEFAULT_HOME = Path("/var/lib/ktrdr-vm")
-PROJECT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+PROJECT = PACKAGE.parent
 
 
 @dataclass(frozen=True)
@@ -177,19 +178,17 @@ def _find_default() -> Path:
 
 
 def find_shipped(kind: str, name: str) -> Path | None:
-    """A shipped profile, playbook or recipe: next to the package in a checkout, beneath share/ if installed."""
-    return next((path for base in _find_shares() if (path := base / kind / name).is_file()), None)
+    """A shipped profile, playbook or recipe; None if there is none of that name."""
+    path = find_shipped_folder() / kind / name
+    return path if path.is_file() else None
 
 
 def list_shipped(kind: str) -> list[str]:
     """The names of all shipped documents of a kind, without their ending, sorted."""
-    return sorted({path.stem for base in _find_shares() for path in (base / kind).glob("*.yaml")})
+    return sorted(path.stem for path in (find_shipped_folder() / kind).glob("*.yaml"))
 
 
-def _find_shares() -> tuple[Path, ...]:
-    if (PROJECT / "pyproject.toml").is_file():
-        # The copies of an editable installation beneath share/ are older than the checkout.
-        return (PROJECT,)
-    import sysconfig
-
-    return (Path(sysconfig.get_path("data")) / "share" / "ktrdr-vm",)
+def find_shipped_folder() -> Path:
+    """The folder of profiles/, playbooks/, images/ and dashboards/: `shipped` in an installed package, the top of a checkout."""
+    installed = PACKAGE / "shipped"
+    return installed if installed.is_dir() else PROJECT

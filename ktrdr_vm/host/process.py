@@ -76,7 +76,7 @@ def find_program(name: str) -> Path | None:
 def require_program(name: str) -> Path:
     found = find_program(name)
     if found is None:
-        raise HostError(f"the program {name} is not installed", hint="run `make setup`; `ktrdr-vm doctor` lists all that is missing")
+        raise HostError(f"the program {name} is not installed", hint="`ktrdr-vm doctor` lists all that is missing, and how to install it")
     return found
 
 

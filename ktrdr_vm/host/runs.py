@@ -248,6 +248,18 @@ def find_run(home: Home, instance_id: str, run_id: str) -> Path:
     return folder / name
 
 
+def list_runs(home: Home, instance_id: str = "") -> list[FinishedRun]:
+    """All runs that are kept, or those of one instance_id, in the order of their names."""
+    folders = [home.runs / instance_id] if instance_id else sorted(home.runs.iterdir()) if home.runs.is_dir() else []
+    return [
+        FinishedRun(path)
+        for folder in folders
+        if folder.is_dir() and not folder.is_symlink()
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".") and path.is_dir() and not path.is_symlink()
+    ]
+
+
 def list_newest(home: Home) -> list[FinishedRun]:
     """The newest run of each instance_id."""
     found = []

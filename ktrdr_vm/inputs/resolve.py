@@ -43,7 +43,7 @@ from ktrdr_vm.user_namespace import in_user_namespace
 MACHINE = "pc-q35-7.2"
 # The user of a stock cloud image; cloud-init creates it if the image has none.
 STOCK_USER = "ktrdr"
-REFERENCE_HINT = "correct the name, or create the file; `ktrdr-vm validate` shows all errors at once"
+REFERENCE_HINT = "correct the profile, or create the file that it names; `ktrdr-vm validate` shows all errors at once"
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,9 @@ def _read(path: Path, workspace: Path | None = None) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=str(path), hint="name a file that exists and is readable") from None
+        raise UsageError(
+            f"cannot be read: {error.strerror}", where=str(path), hint="name a file that exists and is readable, or a shipped profile"
+        ) from None
 
 
 def _read_parent(reference: str, source: str) -> tuple[str, bytes]:

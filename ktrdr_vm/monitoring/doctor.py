@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import sys
 from pathlib import Path
 
 from ktrdr_vm.errors import KtrdrError
@@ -26,9 +28,14 @@ _FREE_DISK = 8 << 30
 _FREE_MEMORY = 3072
 
 
+def check_packages() -> list[Check]:
+    """What must be installed. Needs neither root nor a world, which cannot be made without it."""
+    return [*_programs(), _virtiofsd(), _binding()]
+
+
 def check_host(home: Home) -> list[Check]:
-    """All checks, in the order in which a run needs them: as root, or as the root of a world."""
-    checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy()]
+    """All other checks, in the order in which a run needs them: as root, or as the root of a world."""
+    checks = [_root(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy()]
     checks += [_firewall(), _legacy_firewall(), *_leftovers(home)]
     checks += [_disk(home), _memory()]
     return [check for check in checks if check is not None]
@@ -41,7 +48,7 @@ def _root() -> Check:
 
 
 def _programs() -> list[Check]:
-    """The list that scripts/setup installs."""
+    """The packages that every host needs."""
     found = []
     for line in Path(__file__).parents[1].joinpath("host", "packages.txt").read_text().splitlines():
         if not line or line.startswith("#"):
@@ -53,9 +60,7 @@ def _programs() -> list[Check]:
                 found.append(Check(package, "ok", f"{path}: {purpose}"))
                 break
         else:
-            found.append(
-                Check(package, "missing", f"not installed; required for {purpose}", f"apt-get install {package}, or `make setup` for all")
-            )
+            found.append(Check(package, "missing", f"not installed; required for {purpose}", f"apt-get install {package}"))
     return found
 
 
@@ -63,6 +68,17 @@ def _virtiofsd() -> Check:
     if path := find_virtiofsd():
         return Check("virtiofsd", "ok", str(path))
     return Check("virtiofsd", "warning", "not installed; profiles with mounts cannot run", "apt-get install virtiofsd")
+
+
+def _binding() -> Check:
+    if importlib.util.find_spec("libvirt") is not None:
+        return Check("libvirt-python", "ok", "the Python binding of libvirt")
+    return Check(
+        "libvirt-python",
+        "missing",
+        f"not installed in {sys.prefix}; required for every command that uses an instance",
+        "install gcc, pkg-config, python3-dev and libvirt-dev, then `pip install 'ktrdr-vm[host]'`; in a clone, `make setup`",
+    )
 
 
 def _libvirt() -> Check:

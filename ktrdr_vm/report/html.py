@@ -29,7 +29,7 @@ _OTHER_OUTPUT = 4 * 1024
 
 def render_html(report: RunReport) -> str:
     """The page as text. Pure: the same report gives the same bytes."""
-    template = _environment().get_template("report.html.j2")
+    template = _report_environment().get_template("report.html.j2")
     script = _SCRIPT.read_text(encoding="utf-8").strip()
     # The content security policy permits only this script, by its digest.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -51,9 +51,9 @@ def _finalize(value: Any) -> Any:
     return escape_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-@cache
-def _environment() -> Environment:
-    environment = Environment(
+def make_environment() -> Environment:
+    """The environment of pages: it escapes each text, as markup and as control characters."""
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -61,6 +61,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
+
+
+@cache
+def _report_environment() -> Environment:
+    environment = make_environment()
     environment.filters |= {
         "duration": format_duration,
         "bytes": format_bytes,

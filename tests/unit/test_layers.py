@@ -35,6 +35,7 @@ _ROWS = {
     "images": "errors host profile",
     "egress": "errors escalation host plan policy profile report world",
     "gates": "errors guest host profile report",
+    "init": "errors host profile",
     "inputs": "errors evidence gates guest host identity images plan policy profile user_namespace",
     "instance": "egress errors escalation guest host identity plan policy profile user_namespace",
     "approvals": "errors escalation host identity instance plan policy profile",
@@ -43,7 +44,7 @@ _ROWS = {
     "run": "approvals egress errors escalation evidence gates guest host images inputs instance plan profile report templates",
     "api": "errors escalation evidence gates guest host identity inputs instance plan report run",
     "cli": (
-        "api approvals egress errors escalation evidence guest host identity images inputs instance monitoring plan policy profile report run"
+        "api approvals egress errors escalation evidence guest host identity images init inputs instance monitoring plan policy profile report run"
         " templates world"
     ),
 }

@@ -68,7 +68,7 @@ def _to_datagram(query: dns.message.Message, reply: dns.message.Message) -> byte
         rrset, surplus = reply.answer[0], -((size - len(wire)) // _A_RECORD)
         reply.answer = [dns.rrset.from_rdata_list(rrset.name, rrset.ttl, list(rrset)[:-surplus])]
         reply.flags |= dns.flags.TC
-        wire = reply.to_wire(max_size=size, prefer_truncation=True)
+        wire = reply.to_wire(max_size=size)
     return wire
 
 

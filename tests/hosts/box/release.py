@@ -40,7 +40,8 @@ class Release:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        listed = (line.split()[0] for line in (PROJECT / "ktrdr_vm/host/packages.txt").read_text().splitlines() if line)
+        lists = (PROJECT / "ktrdr_vm/host/packages.txt", PROJECT / "scripts/packages.txt")
+        listed = (line.split()[0] for path in lists for line in path.read_text().splitlines() if line)
         return tuple(sorted({*_SYSTEM, *_VARIANTS, *self.only, *(name for name in listed if name != "#")}))
 
     @property
