@@ -56,7 +56,7 @@ class Person:
         stdout: int | None = subprocess.PIPE,
         cwd: Path | None = None,
     ) -> subprocess.Popen[str]:
-        argv = program if program is not None else [self.python, "-m", "ktrdr_vm.cli.entry"]
+        argv = program if program is not None else [self.python, "-m", "ktrdr_vm"]
         groups = [self.uid, *([kvm] if (kvm := _find_kvm()) else [])]
         return subprocess.Popen(
             [str(word) for word in (*argv, *words)],
