@@ -29,6 +29,7 @@ def bundle(instance_id: str, run_id: str, publishing: bool, as_json: bool) -> No
             {
                 "directory": str(made.directory), "archive": str(made.archive), "title": made.title, "ref": made.ref, "branch": made.branch,
                 "guest_branch": made.work, "base": made.base, "missing": list(made.missing), "signed": made.signed,
+                "attested": made.attested,
             }
         )  # fmt: skip
     else:

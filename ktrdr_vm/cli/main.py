@@ -12,6 +12,8 @@ import click
 _COMMANDS = {
     "init": "ktrdr_vm.cli.init:init",
     "apply": "ktrdr_vm.cli.apply:apply",
+    "verify": "ktrdr_vm.cli.verify:verify",
+    "verify-attestation": "ktrdr_vm.cli.verify:verify_attestation",
     "plan": "ktrdr_vm.cli.plan:plan",
     "render": "ktrdr_vm.cli.plan:render",
     "validate": "ktrdr_vm.cli.plan:validate",
@@ -49,12 +51,30 @@ _COMMANDS = {
 
 # These read files of the person, check what a world needs, or go on outside of it; what they ask an instance, they ask in it.
 _OUTSIDE = frozenset(
-    {"init", "plan", "render", "validate", "runs", "report", "events", "bundle", "doctor", "ssh", "exec", "cp", "forward", "proxy"}
+    {
+        "init",
+        "plan",
+        "render",
+        "validate",
+        "runs",
+        "report",
+        "events",
+        "bundle",
+        "doctor",
+        "verify-attestation",
+        "ssh",
+        "exec",
+        "cp",
+        "forward",
+        "proxy",
+    }
 )
 
 _HELP = {
     "init": "Write a first profile of a repository, and what its gates need.",
     "apply": "Create the VM of a profile, run its workload and gates, and destroy it.",
+    "verify": "Run the gates on a commit in a fresh VM, without a workload.",
+    "verify-attestation": "Check the signature and the verdict of an attestation.",
     "plan": "Show what `apply` would create, and the digest of the plan.",
     "render": "Write every document of the plan to a folder.",
     "validate": "Show all errors of a profile.",

@@ -16,7 +16,9 @@ from typing import Any
 import zstandard
 
 from ktrdr_vm.errors import HostError, UsageError
+from ktrdr_vm.evidence.attestation import make_attestation
 from ktrdr_vm.evidence.reader import find_workspace, parse_report
+from ktrdr_vm.evidence.statement import ATTESTATION
 from ktrdr_vm.host import process
 from ktrdr_vm.host.git import BOUNDS, View, open_view, require_commit, require_ref
 from ktrdr_vm.host.repository import Repository, resolve_commit
@@ -48,6 +50,7 @@ class Bundle:
     base: str
     missing: tuple[str, ...]
     signed: bool
+    attested: bool
 
 
 def make_bundle(run: Path, owner: tuple[int, int], policy: OwnerPolicy) -> Bundle:
@@ -87,11 +90,17 @@ def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) 
         (directory / "SHA256SUMS").write_text(sums, encoding="utf-8")
         if policy.signing_key:
             _sign(directory / "SHA256SUMS", policy.signing_key)
+        digests = {str(path.relative_to(directory)): _digest(path) for path in _files(directory) if path.suffix != ".sig"}
+        attestation = None if changed else make_attestation(report, run.home, policy, digests)
+        if attestation is not None:
+            (directory / ATTESTATION).write_text(attestation, encoding="ascii")
         _pack(directory, made / "bundle.tar.zst", f"{report['instance_id']}-{report['run_id']}")
         run.deliver(made, ("bundle", "bundle.tar.zst"), owner)
     missing = find_missing(report, notes, changes)
     if changed:
         missing = [*missing, f"a verification of {', '.join(changed[:5])}: changed since the run ended, or written by an older version"]
+    if attestation is None:
+        missing = [*missing, "attestation: no commit was judged in a fresh VM, or a file was changed since"]
     return Bundle(
         run.path / "bundle",
         run.path / "bundle.tar.zst",
@@ -102,6 +111,7 @@ def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) 
         base,
         tuple(missing),
         bool(policy.signing_key),
+        attestation is not None,
     )
 
 
@@ -161,8 +171,9 @@ def _find_work(run: FinishedRun, report: dict[str, Any], plan: bytes | None) -> 
     chosen = next((one for one in report["commits"] if one["commit"] == judged), None)
     if chosen is None:
         return repository, "", base
-    ref = require_ref(chosen["ref"], where)
     require_commit(judged, where)
+    # A commit that `verify` was given by its id has no name.
+    ref = judged if chosen["ref"] == judged else require_ref(chosen["ref"], where)
     found = resolve_commit(repository, ref)
     if found != judged:
         raise UsageError(

@@ -71,7 +71,8 @@ def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: st
 
 def _fill(repository: Repository, workspace: Workspace, guest: Guest, instance_id: str, note: Callable[[str], None]) -> None:
     """One repository into the folder `workspace.target`, and its submodules into theirs."""
-    with open_view(repository.place) as view:
+    # Git bundles refs only, so a commit that no ref names is the HEAD of the view.
+    with open_view(repository.place, head=repository.commit if repository.ref == "HEAD" else "") as view:
         changed, deleted = _uncommitted(view, workspace, repository.commit)
         _send_history(view, repository, workspace.target, guest, instance_id)
         _send_changes(view, repository, workspace, (changed, deleted), guest, note)

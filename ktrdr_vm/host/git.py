@@ -130,14 +130,14 @@ class View:
 
 
 @contextlib.contextmanager
-def open_view(top: Place, *, writing: bool = False) -> Iterator[View]:
+def open_view(top: Place, *, writing: bool = False, head: str = "") -> Iterator[View]:
     """The repository whose working tree is at `top`. UsageError if a part belongs to another, or if its format is unknown.
 
-    `writing` is for commands that add refs and objects, which only the owner may do.
+    `writing` is for commands that add refs and objects, which only the owner may do. `head`, a commit, stands for HEAD.
     """
     with open_checkout(top) as checkout, _private_folder() as directory:
         (directory / "config").write_text(_make_config(checkout, top))
-        (directory / "HEAD").write_bytes(os.fsencode(checkout.head) + b"\n")
+        (directory / "HEAD").write_bytes(os.fsencode(head or checkout.head) + b"\n")
         common = Path(f"/proc/self/fd/{checkout.common}")
         for name in ("objects", "refs", "packed-refs"):
             (directory / name).symlink_to(common / name)

@@ -16,6 +16,7 @@ $KTRDR_VM_HOME/                          default /var/lib/ktrdr-vm; 0711, so QEM
     escalations/e<n>.json                requests of its agent and the answers; stop.json is the checkpoint of a run that waits
   runs/<instance_id>/<run_id>/           the evidence of one run; `latest` points to the newest; host/runs.py opens what is in it
   digests/<instance_id>/<run_id>.json    digests of its files at the time when it was handed over
+  attestation-key attestation-key.pub    the key that signs attestations, and its public key
 """
 
 from __future__ import annotations
@@ -59,6 +60,14 @@ class Home:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def attestation_key(self) -> Path:
+        return self.root / "attestation-key"
+
+    @property
+    def attestation_public_key(self) -> Path:
+        return self.root / "attestation-key.pub"
 
     def instance(self, instance_id: str) -> InstancePaths:
         return InstancePaths(self.root, self.instances / instance_id)

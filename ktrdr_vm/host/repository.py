@@ -15,8 +15,8 @@ from ktrdr_vm.host.git import COMMIT, open_view
 class Repository:
     """The state of a checked-out Git repository. `branch` is empty on a detached HEAD.
 
-    `ref`, if set, is the source of `commit` instead, as for commits that were fetched from a guest. `workspace` is the folder
-    that a user named, from which the repository is opened each time; `common` is the resolved folder of its objects and refs.
+    `ref`, if set, is the source of `commit` instead, as for commits that were fetched from a guest; HEAD is `commit` itself. `workspace`
+    is the folder that a user named, from which the repository is opened each time; `common` is the resolved folder of its objects and refs.
     """
 
     root: Path

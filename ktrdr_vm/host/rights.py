@@ -45,6 +45,7 @@ TABLE = (
     Right("instances/*/*/*", 0o700),
     Right("instances/*", 0o711),
     Right("runs/*", 0o711),
+    Right("attestation-key.pub", 0o644),
 )
 
 

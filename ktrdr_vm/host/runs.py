@@ -118,6 +118,11 @@ class FinishedRun:
 
     path: Path
 
+    @property
+    def home(self) -> Home:
+        """The state directory that it is in."""
+        return Home(self.path.parents[2])
+
     @contextlib.contextmanager
     def _open_directory(self, name: str) -> Iterator[tuple[int, str, int]]:
         *folders, last = name.split("/")

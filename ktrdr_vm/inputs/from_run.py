@@ -41,7 +41,7 @@ def gather_run(run: Path, *, home: Home, instance_id: str | None = None) -> Gath
         return gathered
     verification = report.get("verification") or {}
     commit = verification.get("commit") or report["base_commit"]
-    ref = next((one["ref"] for one in report["commits"] if one["commit"] == commit), "")
+    ref = next((one["ref"] for one in report["commits"] if one["commit"] == commit and one["ref"] != commit), "")
     where = str(run / "report.json")
     found = resolve_commit(repository, require_ref(ref, where) if ref else require_commit(commit, where))
     if found != commit:

@@ -47,6 +47,20 @@ REFERENCE_HINT = "correct the profile, or create the file that it names; `ktrdr-
 
 
 @dataclass(frozen=True)
+class Base:
+    """The commit whose profile and playbooks judge another one. `root` holds its files; `ref` and `changed` are of the judged commit.
+
+    `changed` are all paths in which the two differ. `ref` is the full name of a ref, or the id of the commit.
+    """
+
+    commit: str
+    name: str
+    root: Path
+    ref: str
+    changed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Gathered:
     """A profile that may run on this host, its plan, and the other inputs."""
 
@@ -59,6 +73,13 @@ class Gathered:
     playbooks: tuple[tuple[str, Path], ...]
     beyond: tuple[Reach, ...] = ()
     """What the profile allows in addition to the same file on a trusted branch."""
+    base: Base | None = None
+    """Set if a commit of the repository is judged, by `ktrdr-vm verify`."""
+
+    @property
+    def documents(self) -> Path:
+        """The folder from which playbooks and their files are read: that of the base commit, else the workspace."""
+        return self.base.root if self.base else Path(self.plan.facts.workspace)
 
 
 def read_profile(path: Path, workspace: Path | None = None) -> LoadedProfile:
@@ -72,15 +93,22 @@ def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str 
 
 
 def gather_profile(
-    loaded: LoadedProfile, *, home: Home, workspace: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()
+    loaded: LoadedProfile,
+    *,
+    home: Home,
+    workspace: Path,
+    instance_id: str | None = None,
+    gates: tuple[str, ...] = (),
+    base: Base | None = None,
 ) -> Gathered:
-    """The same for a loaded profile."""
+    """The same for a loaded profile. With `base`, playbooks are those of the base commit."""
     policy = read_policy()
     root = workspace.resolve()
     if not str(root).isprintable():
         # The path is part of documents of the plan, which are text.
         raise UsageError("the path of the workspace is not printable UTF-8", where=ascii(str(root)), hint="rename the folder")
-    named, refused = check_references(loaded, root, gates=not gates), check_policy(loaded, policy, str(root))
+    documents = base.root if base else root
+    named, refused = check_references(loaded, documents, gates=not gates), check_policy(loaded, policy, str(root))
     refused = refused or check_places(loaded, root, policy.mount_roots)
     if named or refused:
         in_playbooks = bool(named) and all(one.source != loaded.source for one in named)
@@ -91,7 +119,7 @@ def gather_profile(
     profile = loaded.profile
     repository = find_repository(root, profile.workspace.source) if profile.workspace else None
     identity = _identity(instance_id, root, repository)
-    playbooks = tuple((gate, find_playbook(gate, root, trusted=bool(gates))) for gate in gates or profile.gates)
+    playbooks = tuple((gate, find_playbook(gate, documents, trusted=bool(gates))) for gate in gates or profile.gates)
     recipe, image = _image(profile.image, home)
     kernel = Path(image.directory, "vmlinuz")
     accelerator = find_accelerator(kernel if kernel.exists() else None)
@@ -110,14 +138,15 @@ def gather_profile(
         workspace=str(root),
         base_ref=repository.branch if repository else "",
         base_commit=repository.commit if repository else "",
-        playbooks=digest_playbooks(playbooks, root),
+        playbooks=digest_playbooks(playbooks, documents),
         presets=presets,
         owner_reserved=tuple(sorted(policy.reserved)),
         collector=_find_collector(profile, policy),
         lending=_find_lending(profile, policy),
     )
     plan = Plan(profile, facts, identity, loaded.data)
-    return Gathered(loaded, policy, plan, accelerator, repository, recipe, playbooks, compare(loaded, repository, policy))
+    beyond_trusted = compare(loaded, repository, policy) if base is None else ()
+    return Gathered(loaded, policy, plan, accelerator, repository, recipe, playbooks, beyond_trusted, base)
 
 
 def _identity(instance_id: str | None, root: Path, repository: Repository | None) -> Identity:

@@ -81,14 +81,28 @@ def _resolve(view: View, ref: str) -> str:
     return found.text.strip() if found.exit_code == 0 else ""
 
 
+def find_trusted(view: View, policy: OwnerPolicy, repository: Repository) -> str:
+    """The commit of the trusted branch of the repository; empty if there is none."""
+    refs = list_refs(policy, repository) or policy.prepare_refs or _DEFAULTS
+    return next((found for ref in _spell(refs) if (found := _resolve(view, ref))), "")
+
+
 def _read_profile(view: View, commit: str, path: str) -> Profile | None:
     """The profile on that branch; None if it does not exist or is not valid in this version."""
+    try:
+        return load_committed(view, commit, path).profile
+    except (DocumentError, KtrdrError):
+        return None
+
+
+def load_committed(view: View, commit: str, path: str) -> LoadedProfile:
+    """The profile at `path` of a commit, with those that it extends. UsageError or DocumentError if there is none, or if it is invalid."""
 
     def read(name: str) -> bytes:
         word = f"{commit}:{name}"
         size = view.git("cat-file", "-s", "--end-of-options", word, check=False).text.strip()
         if not size.isdigit() or int(size) > MAX_BYTES:
-            raise UsageError("the file is not in the trusted branch", where=word, hint="commit it there")
+            raise UsageError("the commit does not have this file", where=word, hint="commit it on the trusted branch, or name another base")
         return view.git("cat-file", "blob", "--end-of-options", word).stdout
 
     def read_parent(reference: str, source: str) -> tuple[str, bytes]:
@@ -98,10 +112,7 @@ def _read_profile(view: View, commit: str, path: str) -> Profile | None:
                 return str(parts), read(str(parts))
         shipped = find_shipped("profiles", reference if reference.endswith(".yaml") else f"{reference}.yaml")
         if shipped is None:
-            raise UsageError(f"{reference} is not in the trusted branch", where=source, hint="commit it there")
+            raise UsageError(f"the commit does not have {reference}", where=source, hint="commit it on the trusted branch")
         return str(shipped), shipped.read_bytes()
 
-    try:
-        return load_profile(read(path), path, read_parent).profile
-    except (DocumentError, KtrdrError):
-        return None
+    return load_profile(read(path), path, read_parent)

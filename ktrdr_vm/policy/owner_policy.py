@@ -87,6 +87,8 @@ class OwnerPolicy:
     """The maximal time to live of an instance in seconds; 0 is unlimited."""
     publish_command: tuple[str, ...] = ()
     signing_key: str = ""
+    verify_notify: tuple[str, ...] = ()
+    """A command that receives the status of each commit that `ktrdr-vm verify` judges."""
     escalations: EscalationPolicy = EscalationPolicy()
     collector: Collector | None = None
     """The collector for telemetry of instances, or None."""
@@ -139,6 +141,7 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
         most_instances=data.get("instances", {}).get("max", default.most_instances),
         longest_life=scalars.parse_duration(data["instances"]["ttl"]) if "ttl" in data.get("instances", {}) else 0,
         publish_command=tuple(data.get("publish", {}).get("command", ())),
+        verify_notify=tuple(data.get("verify", {}).get("notify", ())),
         signing_key=data.get("publish", {}).get("signing_key", ""),
         escalations=_escalations(data.get("escalations", {})),
         collector=collector,

@@ -248,6 +248,7 @@ POLICY: Schema = {
             "signing_key": _text(scalars.parse_guest_path),
         },
     },
+    "verify": {"type": "dict", "schema": {"notify": {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string"}}}},
     "telemetry": {
         "type": "dict",
         "schema": {

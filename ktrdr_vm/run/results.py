@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError
 from ktrdr_vm.evidence.junit_files import read_test_files
 from ktrdr_vm.evidence.run_directory import RunDirectory
+from ktrdr_vm.evidence.statement import ATTESTATION
 from ktrdr_vm.guest.commits import Returned
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.report.egress_summary import count_traffic, explain_denials, sum_up_egress
 from ktrdr_vm.report.html import render_html
-from ktrdr_vm.report.json import render_report_json
+from ktrdr_vm.report.json import make_report_document, render_report_json
 from ktrdr_vm.report.junit import render_junit
 from ktrdr_vm.report.model import Commits, GateResult, RunOutcome, RunReport, Verification, WorkloadResult
 from ktrdr_vm.run.recorder import Recorder
@@ -99,8 +100,8 @@ def assemble(
         exit_code=results.exit_code(error, interrupted=interrupted),
         started_at=results.started_at,
         duration_s=round(seconds, 3),
-        base_ref=plan.facts.base_ref,
-        base_commit=plan.facts.base_commit,
+        base_ref=gathered.base.name if gathered.base else plan.facts.base_ref,
+        base_commit=gathered.base.commit if gathered.base else plan.facts.base_commit,
         phases=tuple(recorder.phases),
         samples=tuple(sample for one in stages for sample in one.sampler.samples),
         gates=results.gates if gates is None else gates,
@@ -144,8 +145,8 @@ class _Parts:
         return ProvisionError(self.missing[0], where="report", hint="this is a bug in ktrdr-vm: please report it with the run directory")
 
 
-def write_report(directory: RunDirectory, report: RunReport) -> None:
-    """Write all forms of the report, and close the run directory. An error in one form does not prevent the others.
+def write_report(directory: RunDirectory, report: RunReport, attest: Callable[[dict[str, Any]], str | None]) -> None:
+    """Write all forms of the report and its attestation, and close the run directory. An error in one form does not prevent the others.
 
     Raises the first error at the end: an OSError of the disk, or the error of a renderer. report.json is written in any case that
     the disk allows, if necessary without the output of the guest.
@@ -157,6 +158,8 @@ def write_report(directory: RunDirectory, report: RunReport) -> None:
         lambda: _write_json(directory, report, met),
         lambda: directory.write("junit.xml", render_junit(report)),
         lambda: directory.write("report.html", render_html(report)),
+        # Last: what could not be written is an error of the run, which then has no verdict.
+        lambda: None if met else _write_attestation(directory, attest(make_report_document(report))),
         directory.close,
     ]
     for step in steps:
@@ -166,6 +169,11 @@ def write_report(directory: RunDirectory, report: RunReport) -> None:
             met.append(caught)
     if met:
         raise met[0]
+
+
+def _write_attestation(directory: RunDirectory, text: str | None) -> None:
+    if text is not None:
+        directory.write(ATTESTATION, text)
 
 
 def _write_json(directory: RunDirectory, report: RunReport, met: list[Exception]) -> None:

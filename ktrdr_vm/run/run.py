@@ -13,12 +13,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, LimitReached, ProvisionError, UsageError
+from ktrdr_vm.evidence.attestation import make_attestation
 from ktrdr_vm.evidence.otel_export import report_run
 from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
 from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.model import Playbook
+from ktrdr_vm.guest.commits import Returned, ReturnedRef
 from ktrdr_vm.guest.workspace import require_clean
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.journal import explained
@@ -88,7 +91,10 @@ class Run:
     def execute(self) -> RunReport:
         """Execute the run. Raises only errors before the first resource exists: invalid playbooks, a missing secret, a busy instance."""
         plan = self._gathered.plan
-        playbooks = [load_playbook(path, beneath=Path(plan.facts.workspace)) for _, path in self._gathered.playbooks]
+        playbooks = [
+            load_playbook(path, beneath=self._gathered.documents, source=_name_playbook(path, self._gathered))
+            for _, path in self._gathered.playbooks
+        ]
         self._secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
         self._mask.add(self._secrets.values())
         for name in find_short(self._secrets):
@@ -206,6 +212,7 @@ class Run:
             self._results.gates = stage.run_gates(playbooks[:1] if stage.plan.profile.workload else playbooks, recorder)
         if stage.plan.profile.workload is None:
             stage.harvest.fetch_artifacts(recorder)
+            self._judge(stage)
             return
         if self._results.passed:
             self._results.workload = stage.run_workload(recorder, again=self._stop is not None)
@@ -220,6 +227,14 @@ class Run:
             return
         stage.harvest.fetch_artifacts(recorder)
         self._verify(playbooks, recorder, refused)
+
+    def _judge(self, stage: Stage) -> None:
+        """The verdict about the commit of `ktrdr-vm verify`, whose gates ran in a VM that nothing else was in."""
+        base = self._gathered.base
+        if base is not None:
+            self._results.gates = tuple(replace(gate, stage="verification") for gate in self._results.gates)
+            self._results.verification = sum_up(stage.plan, "fresh", self._results.gates)
+            self._results.returned = Returned((ReturnedRef(base.ref, stage.plan.facts.base_commit, base.changed),))
 
     def _verify(self, playbooks: list[Playbook], recorder: Recorder, refused: str) -> None:
         """All gates again, in a fresh VM. The VM of the workload is destroyed before, unless it is to be kept."""
@@ -314,13 +329,21 @@ class Run:
             ),
             self._mask,
         )  # fmt: skip
-        if ending.attempt(lambda: write_report(recorder.directory, report), replace_error=True):
+        if ending.attempt(lambda: write_report(recorder.directory, report, self._attest), replace_error=True):
             return report
         assert ending.error is not None
         message, hint = report.message or str(ending.error), report.hint or ending.error.hint
         if report.exit_code in (0, 1):
             report = replace(report, outcome="error", exit_code=ending.error.exit_code)
         return replace(report, message=message, hint=hint)
+
+    def _attest(self, document: dict[str, Any]) -> str | None:
+        """The attestation; None without a verdict, or if the key cannot be used, which does not change the verdict."""
+        try:
+            return make_attestation(document, self._home, self._gathered.policy)
+        except KtrdrError as error:
+            self._listener.note(f"the verdict is not attested: {error}; {error.hint}")
+            return None
 
     def _suspend(self, recorder: Recorder) -> None:
         """Suspend the instance until the escalation is answered. The evidence so far is stored."""
@@ -354,3 +377,9 @@ class Run:
         if stage.plan.profile.mode == "interactive":
             return True
         return self._options.keep == "always" or (self._options.keep == "on-failure" and failed)
+
+
+def _name_playbook(path: Path, gathered: Gathered) -> str:
+    """The name of a playbook in the report: its path, or if a commit is judged, its path in the base commit."""
+    inside = gathered.base is not None and path.is_relative_to(gathered.documents)
+    return str(path.relative_to(gathered.documents)) if inside else str(path)

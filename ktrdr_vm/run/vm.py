@@ -16,6 +16,7 @@ from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.guest.personalize import personalize
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.guest.workspace import copy_in
+from ktrdr_vm.host.beneath import Place
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.confinement import find_fork_obstacle
@@ -232,11 +233,12 @@ class Stage:
                 self.loaded.guard.pass_gate(gate)
 
     def _run_gate(self, playbook: Playbook, recorder: Recorder) -> GateResult:
-        repository = self.gathered.repository
-        path = Path(playbook.source)
+        base, repository = self.gathered.base, self.gathered.repository
+        workspace = Place(base.root) if base else repository.place if repository else None
+        path = Path(playbook.folder) / Path(playbook.source).name
         context = GateContext(
             extra_vars=dict(self.plan.profile.vars),
-            roots=(place_playbook(path, Path(self.plan.facts.workspace)).parent, *((repository.place,) if repository else ())),
+            roots=(place_playbook(path, self.gathered.documents).parent, *((workspace,) if workspace else ())),
             artifacts=self.harvest.place_artifacts(recorder) / playbook.name,
             environment=self._environment,
             mask=self._mask,

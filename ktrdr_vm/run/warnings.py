@@ -57,8 +57,9 @@ def _judges(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:
     """One line for each branch that changes the profile, a playbook or a test. The run used those of the base commit."""
     if gathered.repository is None:
         return ()
-    root = gathered.repository.root
-    judges = {_inside(root, Path(gathered.loaded.source)), *(_inside(root, path) for _, path in gathered.playbooks)}
+    root = gathered.base.root if gathered.base else gathered.repository.root
+    source = root / gathered.loaded.source if gathered.base else Path(gathered.loaded.source)
+    judges = {_inside(root, source), *(_inside(root, path) for _, path in gathered.playbooks)}
     lines = []
     for one in commits:
         touched = [path for path in one.changed if path in judges or _is_playbook(path)]

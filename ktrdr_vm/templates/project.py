@@ -91,6 +91,8 @@ def build_best(home: Home, gathered: Gathered, plan: Plan, image: Image, libvirt
 
 def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> str:
     """The reason why no template may be prepared from the current repository, or an empty text."""
+    if repository.ref:
+        return "the commit is not that of a trusted branch"
     refs = (*list_refs(gathered.policy, repository), *gathered.policy.prepare_refs)
     if repository.branch not in refs:
         return f"{repository.branch or 'a detached HEAD'} is not in prepare.refs of the owner's policy ({', '.join(refs) or 'none'})"
