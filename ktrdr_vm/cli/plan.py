@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool) -> None:
     """Show what `apply` would create for PROFILE, and the digest of the plan."""
     from ktrdr_vm.cli.output import echo_json
-    from ktrdr_vm.guest.workspace import list_unverified
+    from ktrdr_vm.guest.loose_files import list_beneath
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.inputs.resolve import gather
     from ktrdr_vm.report.escape import escape, escape_text
@@ -55,8 +55,8 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
         click.echo(escape(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}"))
     for one in gathered.beyond:
         click.echo(escape(f"  ! not on the trusted branch: {one.text}{'  (a secret can be sent there)' if one.carries else ''}"))
-    for text in list_unverified(gathered.repository, made.profile) if gathered.repository is not None else ():
-        click.echo(escape(f"  ! not in the fresh VM of the verification: {text}; commit it if a gate needs it"))
+    for text in list_beneath(gathered.repository, made.profile) if gathered.repository is not None else ():
+        click.echo(escape(f"  ! judged with the commits of the workload, and part of none: {text}"))
     difference = _find_difference(made)
     if difference:
         click.echo(escape_text(difference))

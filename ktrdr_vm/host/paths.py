@@ -147,6 +147,11 @@ class InstancePaths:
         return self.directory / "stop.json"
 
     @property
+    def loose(self) -> Path:
+        """The uncommitted files of the workspace as the gates of the base had them, for the fresh VM of the verification."""
+        return self.directory / "loose"
+
+    @property
     def mounts(self) -> Path:
         return self.directory / "mounts"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ktrdr_vm.errors import DocumentError, HostError, UsageError
 from ktrdr_vm.gates.playbook import PLAYBOOK_HINT
+from ktrdr_vm.guest.loose_files import LooseFiles
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
 from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_file
@@ -58,6 +59,8 @@ class Gathered:
     playbooks: tuple[tuple[str, Path], ...]
     beyond: tuple[Reach, ...] = ()
     """What the profile allows in addition to the same file on a trusted branch."""
+    loose: LooseFiles | None = None
+    """For the fresh VM: the uncommitted files of the workspace, as the gates of the base had them."""
 
 
 def read_profile(path: Path, workspace: Path | None = None) -> LoadedProfile:

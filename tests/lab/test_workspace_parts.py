@@ -13,8 +13,9 @@ from test_commits import FolderGuest as PullGuest
 from test_commits import git
 
 from ktrdr_vm.guest.commits import pull_commits
+from ktrdr_vm.guest.loose_files import list_beneath
 from ktrdr_vm.guest.protocol import GuestResult
-from ktrdr_vm.guest.workspace import copy_in, list_unverified
+from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.profile.load import build_profile
@@ -259,17 +260,17 @@ def test_what_include_does_not_bring_is_named(repository: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("verify", ["fresh", "same"])
-def test_what_the_verification_will_lack_is_said_beforehand(repository: Path, verify: str) -> None:
+def test_what_is_judged_besides_the_commits_is_said_beforehand(repository: Path, verify: str) -> None:
     (repository / "a.txt").write_text("changed")
     document = {
         "version": 1, "name": "p", "image": "debian-13-docker", "verify": verify, "workload": {"command": ["true"]},
         "workspace": {"source": ".", "include": [".env"]},
     }  # fmt: skip
-    said = list_unverified(find_repository(repository), build_profile(document))
+    said = list_beneath(find_repository(repository), build_profile(document))
     assert said == (("uncommitted changes (a.txt)", "untracked files that match .env") if verify == "fresh" else ())
     (repository / "a.txt").write_text("one")
     del document["workspace"]["include"]  # type: ignore[attr-defined]
-    assert list_unverified(find_repository(repository), build_profile(document)) == ()
+    assert list_beneath(find_repository(repository), build_profile(document)) == ()
 
 
 @pytest.mark.parametrize("name", ["trunk", "master", "release/1"])
