@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ktrdr_vm.errors import GuestError, UsageError
 from ktrdr_vm.guest.loose_files import LooseFiles, Part, find_uncommitted, lay_beneath, read_loose
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.guest.workspace_parts import find_other_refs, list_submodules
-from ktrdr_vm.host.checkout import read_own
-from ktrdr_vm.host.git import LIMIT, View, open_view
+from ktrdr_vm.host.git import COMPLETE, LIMIT, View, open_view, read_shallow
+from ktrdr_vm.host.process import Completed
 from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.profile.model import Workspace
-
-_COMMIT = re.compile(rb"(?:[0-9a-f]{40}|[0-9a-f]{64})\n")
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def copy_returned(
 def _fill(repository: Repository, target: str, guest: Guest, instance_id: str, note: Callable[[str], None]) -> list[Part]:
     """The commits of one repository in the folder `target`, and those of its submodules in theirs. All of them, with their paths."""
     with open_view(repository.place) as view:
-        _send_history(view, repository, target, guest, instance_id)
+        _send_history(view, repository, target, guest, instance_id, note)
         submodules = list_submodules(view, repository, note)
     parts: list[Part] = [("", repository)]
     for path, submodule in submodules:
@@ -120,17 +118,46 @@ def _note_beneath(note: Callable[[str], None], path: str, text: str) -> None:
     note(f"{path}: {text}")
 
 
-def _send_history(view: View, repository: Repository, target: str, guest: Guest, instance_id: str) -> None:
+def _send_history(view: View, repository: Repository, target: str, guest: Guest, instance_id: str, note: Callable[[str], None]) -> None:
+    """The history of the branch, or of a partial clone that lacks objects of it, the commit alone."""
     ref = repository.ref or (f"refs/heads/{repository.branch}" if repository.branch else "HEAD")
     default, others = find_other_refs(view, repository.commit)
+    shallow = read_shallow(view)
     with tempfile.TemporaryFile() as bundle:
-        view.git(
-            "bundle", "create", "--quiet", "-", "--stdin", stdin=os.fsencode("\n".join((ref, *others))) + b"\n", stdout=bundle.fileno()
-        )
+        if _make_bundle(view, [ref, *others], bundle, check=not view.partial).exit_code != 0:
+            note(f"the guest has no earlier history: this is a partial clone without its objects ({COMPLETE} fetches them)")
+            shallow, default = b"".join(sorted({*shallow.splitlines(keepends=True), *_find_ends(view, repository.commit)})), ""
+            _bundle_alone(repository, ref, shallow, bundle)
         bundle.seek(0)
         guest.upload(bundle, "/var/tmp/workspace.bundle", timeout=LIMIT)
     environment = {"COMMIT": repository.commit, "BRANCH": repository.branch or "detached", "DEFAULT": default, "ID": instance_id}
-    _run(guest, _UNBUNDLE, target, environment, stdin=_read_shallow(view, repository))
+    _run(guest, _UNBUNDLE, target, environment, stdin=shallow)
+
+
+def _make_bundle(view: View, refs: list[str], bundle: IO[bytes], *, check: bool) -> Completed:
+    bundle.seek(0)
+    bundle.truncate()
+    wanted = os.fsencode("\n".join(refs)) + b"\n"
+    return view.git("bundle", "create", "--quiet", "-", "--stdin", stdin=wanted, stdout=bundle.fileno(), check=check)
+
+
+def _bundle_alone(repository: Repository, ref: str, shallow: bytes, bundle: IO[bytes]) -> None:
+    """The commit with the tags that point at it, without what is before `shallow`. UsageError if objects of it are missing."""
+    with open_view(repository.place, shallow=shallow) as cut:
+        tags = cut.git("for-each-ref", f"--points-at={repository.commit}", "--format=%(refname)", "refs/tags").text.split()
+        if _make_bundle(cut, [ref, *tags], bundle, check=False).exit_code != 0:
+            raise UsageError(
+                f"the repository is a partial clone, and objects of {repository.commit[:12]} are missing",
+                where=str(repository.root),
+                hint=f"fetch them with {COMPLETE}; this program fetches nothing into a repository",
+            )
+
+
+def _find_ends(view: View, commit: str) -> set[bytes]:
+    """The newest commits in the history of `commit` that the host did not get from a guest: the commit itself, or what it is based on."""
+    words = ("rev-list", "--boundary", commit, "--not", "HEAD", "--branches", "--remotes", "--tags")
+    found = {line[1:] for line in view.git(*words).stdout.splitlines(keepends=True) if line.startswith(b"-")}
+    return found or {commit.encode() + b"\n"}
 
 
 def _put(loose: LooseFiles, target: str, guest: Guest) -> None:
@@ -176,12 +203,6 @@ for one; do
   [ "$folder" = . ] || rmdir -p --ignore-fail-on-non-empty -- "$folder" 2>/dev/null || :
 done' sh
 """
-
-
-def _read_shallow(view: View, repository: Repository) -> bytes:
-    """The boundary of a shallow clone, which a bundle does not contain. Empty for a complete history."""
-    content = read_own(view.checkout.common, "shallow", 1 << 20, repository.place) or b""
-    return b"".join(line for line in content.splitlines(keepends=True) if _COMMIT.fullmatch(line))
 
 
 def _make_target(guest: Guest, target: str, user: str) -> None:

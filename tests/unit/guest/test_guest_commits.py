@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.errors import GuestError, ProvisionError, UsageError
-from ktrdr_vm.guest import commits, loose_files, workspace
+from ktrdr_vm.guest import commits, loose_files
 from ktrdr_vm.guest.commits import ReturnedRef
+from ktrdr_vm.host.git import read_shallow
 from ktrdr_vm.host.process import Completed
 from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.identity import parse_instance_id
@@ -97,15 +98,15 @@ def test_the_end_of_a_shallow_history_goes_along_and_nothing_else(repository: Re
     place = repository.root / ".git/shallow"
     place.parent.mkdir()
     common = os.open(place.parent, os.O_RDONLY)
-    view: Any = SimpleNamespace(checkout=SimpleNamespace(common=common))
+    view: Any = SimpleNamespace(checkout=SimpleNamespace(common=common, common_path=place.parent))
     try:
-        assert workspace._read_shallow(view, repository) == b""
+        assert read_shallow(view) == b""
         place.write_bytes(b"a" * 40 + b"\nroot:x:0:0\n")
-        assert workspace._read_shallow(view, repository) == b"a" * 40 + b"\n"
+        assert read_shallow(view) == b"a" * 40 + b"\n"
         place.unlink()
         (repository.root / "secret").write_bytes(b"b" * 40 + b"\n")
         place.symlink_to(repository.root / "secret")
         with pytest.raises(UsageError, match="shallow"):
-            workspace._read_shallow(view, repository)
+            read_shallow(view)
     finally:
         os.close(common)
