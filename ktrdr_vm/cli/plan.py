@@ -10,6 +10,7 @@ import click
 from ktrdr_vm.cli.options import folder, json_option, plan_options, profile_argument
 
 if TYPE_CHECKING:
+    from ktrdr_vm.inputs.resolve import Gathered
     from ktrdr_vm.plan.plan import Plan
 
 
@@ -40,6 +41,7 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
         ("guard", f"{directory}/guard", "resolver, proxy, ledger"),
         ("tap", identity.tap, "moved into the namespace: a /30 network, no IPv6"),
         ("domain", identity.domain, f"{size.vcpus} vCPUs, {size.memory} MiB, {made.facts.accelerator}"),
+        *(("workspace", *row) for row in _describe_workspace(gathered)),
         *(("mount", mount.target, f"{mount.source}, {'read-only' if mount.readonly else 'writable'}") for mount in made.profile.mounts),
         *(("secret", secret.path, f"from {secret.env or secret.file}, for {secret.ttl} s") for secret in made.profile.delivered),
         *(("secret", secret.name, f"added by the guard for {broker.host}, never in the guest") for secret, broker in made.profile.brokered),
@@ -63,6 +65,15 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     if not gathered.accelerator.certain:
         click.echo(f"  note: {gathered.accelerator.reason}", err=True)
     click.echo(f"digest {made.digest}")
+
+
+def _describe_workspace(gathered: Gathered) -> list[tuple[str, str]]:
+    """Its path in the guest, and what is copied there."""
+    workspace, repository = gathered.plan.profile.workspace, gathered.repository
+    if workspace is None or repository is None:
+        return []
+    include = f"; include: {', '.join(workspace.include)}, from that folder" if workspace.include else ""
+    return [(workspace.target, f"{repository.root}, {repository.branch or 'a detached HEAD'} at {repository.commit[:12]}{include}")]
 
 
 def _find_difference(made: Plan) -> str:

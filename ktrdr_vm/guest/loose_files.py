@@ -85,7 +85,7 @@ def read_loose(parts: Sequence[Part], workspace: Workspace, note: Callable[[str]
                 prefix = f"{path}/" if path else ""
                 with open_view(repository.place) as view:
                     differing, gone = find_uncommitted(view, repository.commit) if workspace.uncommitted == "include" else ([], [])
-                    matching = [] if path else _leave_personal(_matching_untracked(view, workspace.include, note), note)
+                    matching = [] if path else _leave_personal(_matching_untracked(view, workspace, repository, note), note)
                 deleted += [f"{prefix}{name}" for name in gone]
                 left_out = _pack(repository, prefix, [*differing, *matching], archive)
                 for name in left_out:
@@ -204,20 +204,31 @@ def find_uncommitted(view: View, commit: str) -> tuple[list[str], list[str]]:
     return [name for status, name in pairs if status != "D"], [name for status, name in pairs if status == "D"]
 
 
-def _matching_untracked(view: View, globs: tuple[str, ...], note: Callable[[str], None]) -> list[str]:
+def _matching_untracked(view: View, workspace: Workspace, repository: Repository, note: Callable[[str], None]) -> list[str]:
     """Files that Git does not know. A pattern that brings nothing is named, as is a repository in the repository: Git enters none."""
     found: list[str] = []
-    for one in globs:
-        listed = view.git("ls-files", "--others", "-z", "--", f":(glob){one}")
-        names = [name for name in os.fsdecode(listed.stdout).split("\0") if name]
+    for one in workspace.include:
+        names = _list_untracked(view, one)
         for name in names:
             if name.endswith("/"):
                 note(f"{name} was left out of the workspace: it is a repository of its own")
         files = [name for name in names if not name.endswith("/")]
         if not names and not view.git("ls-files", "-z", "--", f":(glob){one}").stdout:
-            note(f"workspace.include: {one} names no file of the workspace")
+            meant = f"{_find_prefix(workspace, repository)}{one}"
+            advice = f"; did you mean {meant}?" if meant != one and _list_untracked(view, meant) else ""
+            note(f"workspace.include: {one} names no file of the workspace, from its top, {repository.root}{advice}")
         found += files
     return list(dict.fromkeys(found))
+
+
+def _list_untracked(view: View, glob: str) -> list[str]:
+    return [name for name in os.fsdecode(view.git("ls-files", "--others", "-z", "--", f":(glob){glob}").stdout).split("\0") if name]
+
+
+def _find_prefix(workspace: Workspace, repository: Repository) -> str:
+    """The path of `workspace.source` in its repository, with a closing slash; empty for the top."""
+    source = Path(os.path.normpath((repository.workspace or repository.root) / workspace.source))
+    return f"{source.relative_to(repository.root)}/" if source != repository.root and source.is_relative_to(repository.root) else ""
 
 
 def _leave_personal(names: list[str], note: Callable[[str], None]) -> list[str]:

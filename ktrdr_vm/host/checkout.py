@@ -46,18 +46,30 @@ def find_top(place: Place) -> Place:
         if not inner.parts:
             break
         inner = inner.parent
-    above = next((path for path in place.root.parents if os.path.lexists(path / ".git")), None)
+    above = find_above(place.root)
     if above is not None:
         raise UsageError(
             f"the workspace is not the top folder of its repository, which is {above}",
             where=str(place.path),
-            hint=f"name the whole repository: --workspace {os.path.relpath(above, place.root)}",
+            hint=f"name the whole repository: --workspace {show_option(above)}",
         )
     raise UsageError(
         "the workspace is not a Git repository with a commit",
         where=str(place.path),
         hint="run `git init` and commit, or name another folder with --workspace",
     )
+
+
+def find_above(folder: Path) -> Path | None:
+    """The nearest folder above with a `.git`; None if there is none. What it contains is not checked."""
+    return next((path for path in folder.parents if os.path.lexists(path / ".git")), None)
+
+
+def show_option(folder: Path) -> str:
+    """The shortest way to name a folder on the command line, from the current folder."""
+    with contextlib.suppress(OSError):
+        return min(os.path.relpath(folder), str(folder), key=len)
+    return str(folder)
 
 
 @contextlib.contextmanager

@@ -52,7 +52,8 @@ class FolderGuest:
 def enter(repository: Path, tmp_path: Path, **workspace: Any) -> tuple[Path, list[str]]:
     """The guest's folder, and the notes."""
     guest, notes = tmp_path / "guest", list[str]()
-    copy_in(find_repository(repository), Workspace(**workspace), FolderGuest(guest), "root", "stream-a", notes.append)  # type: ignore[arg-type]
+    found = find_repository(repository, workspace.get("source", "."))
+    copy_in(found, Workspace(**workspace), FolderGuest(guest), "root", "stream-a", notes.append)  # type: ignore[arg-type]
     return guest, notes
 
 
@@ -255,8 +256,17 @@ def test_what_include_does_not_bring_is_named(repository: Path, tmp_path: Path) 
     assert (guest / "tools/free").exists()
     assert any("tools/inner/" in one and "repository of its own" in one for one in notes)
     assert [one for one in notes if "names no file" in one] == [
-        "workspace.include: logs names no file of the workspace", "workspace.include: nothing/*.env names no file of the workspace"
-    ]  # fmt: skip
+        f"workspace.include: {pattern} names no file of the workspace, from its top, {repository}" for pattern in ("logs", "nothing/*.env")
+    ]
+
+
+def test_it_is_said_from_where_include_counts(repository: Path, tmp_path: Path) -> None:
+    commit(repository, "services/api/x", "x")
+    (repository / "services/api/.env").write_text("x")
+    guest, notes = enter(repository, tmp_path, source="services/api", include=(".env",))
+    assert next(one for one in notes if "include" in one).endswith(f"from its top, {repository}; did you mean services/api/.env?")
+    guest, notes = enter(repository, tmp_path / "second", source="services/api", include=("services/api/.env",))
+    assert (guest / "services/api/.env").exists() and notes == []
 
 
 @pytest.mark.parametrize("verify", ["fresh", "same"])

@@ -91,7 +91,7 @@ def test_names_that_are_no_utf8_are_kept_as_they_are() -> None:
     git: Any = Git(lambda words: listed[words[0]])
     changed, deleted = loose_files.find_uncommitted(git, "a" * 40)
     assert [os.fsencode(name) for name in (*changed, *deleted)] == [b"a\xff\nb", b"-rf \xfe"]
-    assert loose_files._matching_untracked(git, ("*",), print) == [os.fsdecode(b"u\xfd")]
+    assert loose_files._list_untracked(git, "*") == [os.fsdecode(b"u\xfd")]
 
 
 def test_the_end_of_a_shallow_history_goes_along_and_nothing_else(repository: Repository) -> None:
