@@ -22,6 +22,7 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     """Show what `apply` would create for PROFILE, and the digest of the plan."""
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.guest.loose_files import list_beneath
+    from ktrdr_vm.host.outbound import ADVICE, find_obstacle
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.inputs.resolve import gather
     from ktrdr_vm.report.escape import escape, escape_text
@@ -43,6 +44,7 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
         ("domain", identity.domain, f"{size.vcpus} vCPUs, {size.memory} MiB, {made.facts.accelerator}"),
         *(("workspace", *row) for row in _describe_workspace(gathered)),
         *(("mount", mount.target, f"{mount.source}, {'read-only' if mount.readonly else 'writable'}") for mount in made.profile.mounts),
+        *(("setting", one.path, f"as on this host: {one.origin}") for one in made.facts.client_files),
         *(("secret", secret.path, f"from {secret.env or secret.file}, for {secret.ttl} s") for secret in made.profile.delivered),
         *(("secret", secret.name, f"added by the guard for {broker.host}, never in the guest") for secret, broker in made.profile.brokered),
     ]
@@ -62,6 +64,8 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     difference = _find_difference(made)
     if difference:
         click.echo(escape_text(difference))
+    if made.rules and (obstacle := find_obstacle()):
+        click.echo(f"  note: {obstacle}; {ADVICE}", err=True)
     if not gathered.accelerator.certain:
         click.echo(f"  note: {gathered.accelerator.reason}", err=True)
     click.echo(f"digest {made.digest}")
