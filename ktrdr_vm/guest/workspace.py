@@ -205,6 +205,14 @@ done' sh
 """
 
 
+_HINTS = (
+    ("No space left", "increase resources.disk: the repository does not fit"),
+    ("not found", "the image requires git, tar, xargs and sudo"),
+    ("Read-only file system", "choose another workspace.target: this folder of the guest cannot be written to"),
+    ("Permission denied", "choose another workspace.target: the login user may not write there"),
+)
+
+
 def _make_target(guest: Guest, target: str, user: str) -> None:
     made = guest.run(
         'mkdir -p -- "$TARGET" && chown -- "$OWNER:" "$TARGET"',
@@ -222,8 +230,6 @@ def _run(guest: Guest, script: str, target: str, environment: dict[str, str], st
 
 def _check(exit_code: int, stderr: bytes) -> None:
     if exit_code != 0:
-        raise GuestError(
-            f"the workspace could not be copied: {stderr.decode('utf-8', 'replace')[-500:].strip()}",
-            where="workspace",
-            hint="the image requires git and tar, and the disk must be large enough for the repository",
-        )
+        said = stderr.decode("utf-8", "replace")[-500:].strip()
+        hint = next((hint for word, hint in _HINTS if word in said), "the message is that of the guest; `ktrdr-vm logs` shows its console")
+        raise GuestError(f"the workspace could not be copied: {said}", where="workspace", hint=hint)

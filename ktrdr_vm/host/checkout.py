@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,10 +88,12 @@ def open_checkout(top: Place) -> Iterator[Checkout]:
             git_dir, common, common_path = _follow_pointer(pointer, folder, top, held)
         for descriptor in (git_dir, common):
             if os.fstat(descriptor).st_uid != facts.st_uid:
+                theirs = os.fstat(descriptor).st_uid
                 raise UsageError(
-                    "the repository and its working tree belong to different users",
+                    f"the repository belongs to the user {theirs}, and its working tree to the user {facts.st_uid}",
                     where=str(top.path),
-                    hint="give both to one user with chown",
+                    hint=f"`chown {theirs} {shlex.quote(str(top.path))}` gives the folder to the owner of the repository; safe.directory of Git "
+                    "has no effect here",
                 )
         _refuse_borrowed(common, common_path, top)
         head = (_read_text(git_dir, "HEAD", top) or "").strip()

@@ -80,5 +80,9 @@ def test_a_folder_that_a_container_may_not_write_to_is_named(gate: Any) -> None:
         assert "may not write" not in fail(gate, "api did not stay up", containers=[container], log=log).message
 
 
+def test_an_image_without_docker_is_named(gate: Any) -> None:
+    assert "the image has no Docker" in fail(gate, "sh: 1: eval: docker: not found").message
+
+
 def test_what_is_not_known_adds_nothing(gate: Any) -> None:
     assert fail(gate, "boom").message == "non-zero return code 1: boom"
