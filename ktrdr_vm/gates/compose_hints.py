@@ -14,6 +14,7 @@ _EXTERNAL = re.compile(
     r"(?:(network|volume) \"?([^\s\"]{1,200})\"? declared as external|external (network|volume) \"?([^\s\"]{1,200})\"? not found)"
 )
 _NO_DOCKER = re.compile(r"(?:^|[\s:])docker: (?:command )?not found|No such file or directory: b?'docker'", re.MULTILINE)
+_WITHOUT_DOCKER = ("the image has no Docker: use the recipe debian-13-docker, or an image with docker and compose",)
 _DENIED = re.compile(r"permission denied|EACCES|read-only file system", re.IGNORECASE)
 _MOST = 5
 # What the guest is asked: the version of Compose, and the names of files that look like compose files.
@@ -30,11 +31,7 @@ def find_hints(said: str, folder: str, ask: Ask, containers: Iterable[tuple[Mapp
     `folder` is where the task ran; empty if it is not known.
     """
     return (
-        *(
-            ["the image has no Docker: use the recipe debian-13-docker, or an image with docker and compose"]
-            if _NO_DOCKER.search(said)
-            else []
-        ),
+        *(_WITHOUT_DOCKER if _NO_DOCKER.search(said) else ()),
         *_explain_version(said, ask),
         *_explain_file(said, folder, ask),
         *(f"{kind} {name} is external and does not exist in the guest: {_CREATE[kind]}" for kind, name in _find_external(said)),

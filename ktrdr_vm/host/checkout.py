@@ -92,8 +92,7 @@ def open_checkout(top: Place) -> Iterator[Checkout]:
                 raise UsageError(
                     f"the repository belongs to the user {theirs}, and its working tree to the user {facts.st_uid}",
                     where=str(top.path),
-                    hint=f"`chown {theirs} {shlex.quote(str(top.path))}` gives the folder to the owner of the repository; safe.directory of Git "
-                    "has no effect here",
+                    hint=f"give both to one user: `chown {theirs} {shlex.quote(str(top.path))}` (Git's safe.directory has no effect here)",
                 )
         _refuse_borrowed(common, common_path, top)
         head = (_read_text(git_dir, "HEAD", top) or "").strip()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from test_commits import FolderGuest as PullGuest
 from test_commits import git
 
+from ktrdr_vm.errors import UsageError
 from ktrdr_vm.guest.commits import pull_commits
 from ktrdr_vm.guest.loose_files import list_beneath
 from ktrdr_vm.guest.protocol import GuestResult
@@ -299,3 +302,24 @@ def test_without_a_default_branch_there_is_the_branch_alone(repository: Path, tm
     git(repository, "branch", "-m", "only")
     guest, _ = enter(repository, tmp_path)
     assert git(guest, "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes").splitlines() == ["refs/heads/only"]
+
+
+@pytest.mark.parametrize("strange", ["folder", "repository"])
+def test_the_advice_about_ownership_helps(repository: Path, strange: str) -> None:
+    """Git runs as the owner of the repository. A sub-folder of somebody else's changes nothing; its top folder does."""
+    person = 12345
+    (repository / "svc").mkdir()
+    subprocess.run(["chown", "-R", str(person), str(repository)], check=True)
+    for folder in repository.parents:
+        folder.chmod(folder.stat().st_mode | 0o111)
+    os.chown(repository / "svc", 0, 0)
+    assert find_repository(repository).owner[0] == find_repository(repository, "svc").owner[0] == person
+    if strange == "folder":
+        os.chown(repository, 0, 0)
+    else:
+        subprocess.run(["chown", "-R", "0", str(repository / ".git")], check=True)
+    with pytest.raises(UsageError, match="the repository belongs to the user") as met:
+        find_repository(repository)
+    [advice] = re.findall("`(chown [^`]+)`", met.value.hint)
+    subprocess.run(shlex.split(advice), check=True)
+    assert find_repository(repository).owner[0] == (person if strange == "folder" else 0)
