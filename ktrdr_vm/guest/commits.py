@@ -46,11 +46,11 @@ for one in "$BASE" refs/ktrdr/base $(git for-each-ref --format="%(refname)" refs
   ! git rev-parse --verify --quiet "$one^{{commit}}" >/dev/null || known="$known $one"
 done
 # What no branch holds: commits under a tag alone, and stashes.
-git rev-list --count --tags --not --branches HEAD $known
+git rev-list --count --tags --not --branches HEAD $known --
 git stash list | wc -l
-new=$(git rev-list --branches $head --not $known --max-count=1)
+new=$(git rev-list --branches $head --not $known --max-count=1 --)
 [ -n "$new" ] || exit 0
-git bundle create --quiet {_BUNDLE} --branches $head --not $known
+git bundle create --quiet {_BUNDLE} --branches $head --not $known --
 """
 
 

@@ -14,19 +14,19 @@ import os
 import stat
 import tarfile
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.guest.commits import list_changed
+from ktrdr_vm.guest.loose_names import find_included, find_uncommitted, find_unwatched
 from ktrdr_vm.host.beneath import Place, UnsafePathError, open_folder, open_regular
 from ktrdr_vm.host.git import BOUNDS, View, open_view
 from ktrdr_vm.host.owner import may_read, reading_as
 from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.profile.model import Profile, Workspace
-from ktrdr_vm.profile.personal import find_personal
 
 MAX_FILES = 20_000
 MAX_BYTES = 1024 * 1024 * 1024
@@ -79,19 +79,34 @@ def read_loose(parts: Sequence[Part], workspace: Workspace, note: Callable[[str]
     changed: list[str] = []
     included: list[str] = []
     deleted: list[str] = []
+    blobs: dict[str, str] = {}
     with tempfile.TemporaryFile() as sink:
         with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for path, repository in parts:
                 prefix = f"{path}/" if path else ""
                 with open_view(repository.place) as view:
-                    differing, gone = find_uncommitted(view, repository.commit) if workspace.uncommitted == "include" else ([], [])
-                    matching = [] if path else _leave_personal(_matching_untracked(view, workspace, repository, note), note)
+                    hidden, hidden_gone, sparse = find_unwatched(view)
+                    if sparse:
+                        note(f"{path or 'the workspace'} is a sparse checkout: the guest also has the {sparse} files that are not here")
+                    if workspace.uncommitted == "include":
+                        differing, gone = find_uncommitted(view, repository.commit)
+                        gone += hidden_gone
+                        blobs |= {f"{prefix}{name}": blob for name, blob in _read_blobs(view, repository.commit, hidden).items()}
+                    else:
+                        differing, gone, hidden = [], [], []
+                    matching = [] if path else find_included(view, workspace, repository, note)
+                differing += hidden
                 deleted += [f"{prefix}{name}" for name in gone]
                 left_out = _pack(repository, prefix, [*differing, *matching], archive)
                 for name in left_out:
                     note(f"{prefix}{name} was not copied into the workspace: it is not a regular file or link that its owner may read")
                 changed += [f"{prefix}{name}" for name in differing if name not in left_out]
                 included += [f"{prefix}{name}" for name in matching if name not in left_out]
+        # Git does not compare files that its index hides; those of them that are as in the commit are no change.
+        same = _find_same(sink, blobs, len(parts[0][1].commit))
+        changed = [name for name in changed if name not in same]
+        for name in blobs.keys() - same:
+            note(f"{name} is a change in the guest: Git on the host does not look at it (assume-unchanged or skip-worktree)")
         yield LooseFiles(parts[0][1].commit, tuple(changed), tuple(included), tuple(deleted), cast(BinaryIO, sink))
 
 
@@ -105,7 +120,7 @@ def lay_beneath(loose: LooseFiles, repository: Repository) -> Iterator[tuple[Loo
         touched = _Touched(list_changed(view, loose.commit, repository.commit))
         decided = [name for name in (*loose.changed, *loose.included, *loose.deleted) if touched.covers(name)]
         known = _read_blobs(view, repository.commit, decided)
-    same = {name for name in loose.deleted if name in known and not known[name]}
+    same = {name for name in loose.deleted if name in known and not known[name]} | _find_same(loose.archive, known, len(repository.commit))
     with tempfile.TemporaryFile() as sink:
         loose.archive.seek(0)
         with (
@@ -113,16 +128,26 @@ def lay_beneath(loose: LooseFiles, repository: Repository) -> Iterator[tuple[Loo
             tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as target,
         ):
             for entry in source:
-                content = source.extractfile(entry) if entry.isreg() else None
                 if entry.name not in known:
-                    target.addfile(entry, content)
-                elif _digest(content or io.BytesIO(os.fsencode(entry.linkname)), entry, len(repository.commit)) == known[entry.name]:
-                    same.add(entry.name)
+                    target.addfile(entry, source.extractfile(entry) if entry.isreg() else None)
         kept = [tuple(name for name in names if name not in known) for names in (loose.changed, loose.included, loose.deleted)]
-        yield (
-            replace(loose, changed=kept[0], included=kept[1], deleted=kept[2], archive=cast(BinaryIO, sink)),
-            tuple(name for name in decided if name not in same),
-        )
+        left = replace(loose, changed=kept[0], included=kept[1], deleted=kept[2], archive=cast(BinaryIO, sink))
+        yield left, tuple(name for name in decided if name not in same)
+
+
+def _find_same(archive: IO[bytes], blobs: Mapping[str, str], length: int) -> set[str]:
+    """Entries of a tar whose content is that of the object of their name. `length` is that of an object's id."""
+    if not blobs:
+        return set()
+    archive.seek(0)
+    with tarfile.open(fileobj=archive, mode="r:") as source:
+        found = set()
+        for entry in source:
+            if entry.name in blobs:
+                content = source.extractfile(entry) if entry.isreg() else None
+                if _digest(content or io.BytesIO(os.fsencode(entry.linkname)), entry, length) == blobs[entry.name]:
+                    found.add(entry.name)
+        return found
 
 
 class _Touched:
@@ -192,51 +217,6 @@ def list_beneath(repository: Repository, profile: Profile) -> tuple[str, ...]:
 def shorten(names: Sequence[str]) -> str:
     """The first five names, and how many there are besides."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def find_uncommitted(view: View, commit: str) -> tuple[list[str], list[str]]:
-    """Tracked files that differ from the commit, and those that are gone."""
-    options = ("--name-status", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "-z")
-    listed = view.git("diff", *options, commit, "--")
-    # Bytes as they are: a name that is not UTF-8 is still a file's name.
-    words = os.fsdecode(listed.stdout).split("\0")[:-1]
-    pairs = list(zip(words[0::2], words[1::2], strict=True))
-    return [name for status, name in pairs if status != "D"], [name for status, name in pairs if status == "D"]
-
-
-def _matching_untracked(view: View, workspace: Workspace, repository: Repository, note: Callable[[str], None]) -> list[str]:
-    """Files that Git does not know. A pattern that brings nothing is named, as is a repository in the repository: Git enters none."""
-    found: list[str] = []
-    for one in workspace.include:
-        names = _list_untracked(view, one)
-        for name in names:
-            if name.endswith("/"):
-                note(f"{name} was left out of the workspace: it is a repository of its own")
-        files = [name for name in names if not name.endswith("/")]
-        if not names and not view.git("ls-files", "-z", "--", f":(glob){one}").stdout:
-            meant = f"{_find_prefix(workspace, repository)}{one}"
-            advice = f"; did you mean {meant}?" if meant != one and _list_untracked(view, meant) else ""
-            note(f"workspace.include: {one} names no file of the workspace, from its top, {repository.root}{advice}")
-        found += files
-    return list(dict.fromkeys(found))
-
-
-def _list_untracked(view: View, glob: str) -> list[str]:
-    return [name for name in os.fsdecode(view.git("ls-files", "--others", "-z", "--", f":(glob){glob}").stdout).split("\0") if name]
-
-
-def _find_prefix(workspace: Workspace, repository: Repository) -> str:
-    """The path of `workspace.source` in its repository, with a closing slash; empty for the top."""
-    source = Path(os.path.normpath((repository.workspace or repository.root) / workspace.source))
-    return f"{source.relative_to(repository.root)}/" if source != repository.root and source.is_relative_to(repository.root) else ""
-
-
-def _leave_personal(names: list[str], note: Callable[[str], None]) -> list[str]:
-    """Omit personal files, as for mounts. Committed files are copied with the history."""
-    for name in names:
-        if personal := find_personal(name.split("/")):
-            note(f"{name} was not copied into the workspace: a personal folder or file ({personal}) is never copied into a sandbox")
-    return [name for name in names if not find_personal(name.split("/"))]
 
 
 def _pack(repository: Repository, prefix: str, names: list[str], archive: tarfile.TarFile) -> set[str]:

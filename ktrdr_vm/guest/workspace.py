@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from ktrdr_vm.errors import GuestError, UsageError
-from ktrdr_vm.guest.loose_files import LooseFiles, Part, find_uncommitted, lay_beneath, read_loose
+from ktrdr_vm.guest.loose_files import LooseFiles, Part, lay_beneath, read_loose
+from ktrdr_vm.guest.loose_names import find_uncommitted
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.guest.workspace_parts import find_other_refs, list_submodules
 from ktrdr_vm.host.git import COMPLETE, LIMIT, View, open_view, read_shallow
@@ -131,6 +132,7 @@ def _send_history(view: View, repository: Repository, target: str, guest: Guest,
         bundle.seek(0)
         guest.upload(bundle, "/var/tmp/workspace.bundle", timeout=LIMIT)
     environment = {"COMMIT": repository.commit, "BRANCH": repository.branch or "detached", "DEFAULT": default, "ID": instance_id}
+    environment["FORMAT"] = "sha1" if len(repository.commit) == 40 else "sha256"
     _run(guest, _UNBUNDLE, target, environment, stdin=shallow)
 
 
@@ -172,7 +174,7 @@ def _put(loose: LooseFiles, target: str, guest: Guest) -> None:
 
 _UNBUNDLE = """set -eu
 cd -- "$TARGET"
-git init --quiet
+git init --quiet --object-format="$FORMAT"
 cat > .git/shallow
 [ -s .git/shallow ] || rm .git/shallow
 git config user.name "$ID"

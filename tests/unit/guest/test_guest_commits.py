@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.errors import GuestError, ProvisionError, UsageError
-from ktrdr_vm.guest import commits, loose_files
+from ktrdr_vm.guest import commits, loose_names
 from ktrdr_vm.guest.commits import ReturnedRef
 from ktrdr_vm.host.git import read_shallow
 from ktrdr_vm.host.process import Completed
@@ -89,9 +89,9 @@ def test_trees_that_name_too_many_files_are_refused_within_bounds(repository: Re
 def test_names_that_are_no_utf8_are_kept_as_they_are() -> None:
     listed = {"diff": b"M\0a\xff\nb\0D\0-rf \xfe\0", "ls-files": b"u\xfd\0"}
     git: Any = Git(lambda words: listed[words[0]])
-    changed, deleted = loose_files.find_uncommitted(git, "a" * 40)
+    changed, deleted = loose_names.find_uncommitted(git, "a" * 40)
     assert [os.fsencode(name) for name in (*changed, *deleted)] == [b"a\xff\nb", b"-rf \xfe"]
-    assert loose_files._list_untracked(git, "*") == [os.fsdecode(b"u\xfd")]
+    assert loose_names._list_untracked(git, "*") == [os.fsdecode(b"u\xfd")]
 
 
 def test_the_end_of_a_shallow_history_goes_along_and_nothing_else(repository: Repository) -> None:
