@@ -17,11 +17,27 @@ TAP_PREFIX = "kv"
 TABLE_PREFIX = "ktrdr_"
 # Namespace of the metadata element in the XML of a domain.
 METADATA_NAMESPACE = "urn:ktrdr-vm:instance:1"
-# Of one state directory; each has users of its own on the host, from a range that is unused according to systemd's UIDS-GIDS document.
-SLOTS = 2**14
-FIRST_UID = 1_900_000_000
-LAST_UID = FIRST_UID + 5 * SLOTS - 1
+# Users of each slot: proxy and resolver, two for telemetry, one for escalations.
+_USERS = 5
 _NAMESPACE = uuid.UUID("0b1c7a39-9d2e-5f0e-8a44-6f1f7b6f2a10")
+
+
+@dataclass(frozen=True)
+class InstanceUsers:
+    """The users from which each instance of a state directory, in its slot, has some of its own."""
+
+    first: int
+    slots: int
+
+    @property
+    def last(self) -> int:
+        return self.first + _USERS * self.slots - 1
+
+
+# A range that is unused according to systemd's UIDS-GIDS document.
+HOST_USERS = InstanceUsers(1_900_000_000, 2**14)
+# Among the 65,536 ids of a world, between those of people and those of packages.
+WORLD_USERS = InstanceUsers(20_000, 2**13)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+from ktrdr_vm.user_namespace import UNMAPPED, in_user_namespace
+
 
 def find_changeable(path: Path) -> str:
     """The first part of a path, from the top, that users other than root and this one may change; empty if there is none.
@@ -19,6 +21,11 @@ def find_changeable(path: Path) -> str:
         except FileNotFoundError:
             return ""
         sticky = stat.S_ISDIR(facts.st_mode) and facts.st_mode & stat.S_ISVTX and part != resolved
-        if facts.st_uid not in (0, os.geteuid()) or (facts.st_mode & 0o022 and not sticky):
+        if not is_trusted_owner(facts.st_uid) or (facts.st_mode & 0o022 and not sticky):
             return str(part)
     return ""
+
+
+def is_trusted_owner(uid: int) -> bool:
+    """True for root and this user. In a world root of the host is not told from others; entering it has checked before."""
+    return uid in (0, os.geteuid()) or (uid == UNMAPPED and in_user_namespace())

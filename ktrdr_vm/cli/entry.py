@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 _DESCRIPTOR = "--pass-descriptor"
@@ -25,6 +26,11 @@ def _connect(instance_id: str, *, pass_descriptor: bool) -> None:
 
     forbid_cores()
     try:
+        if os.geteuid() != 0:
+            from ktrdr_vm.host.paths import find_home
+            from ktrdr_vm.world.enter import enter_existing
+
+            enter_existing(find_home().root)
         connect_streams(instance_id, pass_descriptor=pass_descriptor)
     except KtrdrError as error:
         from ktrdr_vm.cli.output import show_error

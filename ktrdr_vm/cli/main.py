@@ -45,6 +45,9 @@ _COMMANDS = {
     "mcp": "ktrdr_vm.cli.mcp:mcp",
 }
 
+# These read files of the person, check what a world needs, or go on outside of it; what they ask an instance, they ask in it.
+_OUTSIDE = frozenset({"plan", "render", "validate", "report", "events", "bundle", "doctor", "ssh", "exec", "cp", "forward", "proxy"})
+
 _HELP = {
     "apply": "Create the VM of a profile, run its workload and gates, and destroy it.",
     "plan": "Show what `apply` would create, and the digest of the plan.",
@@ -108,6 +111,8 @@ class _LazyGroup(click.Group):
         module, _, attribute = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         _add_debug_option(command)
+        if cmd_name not in _OUTSIDE:
+            _run_in_world(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -151,6 +156,23 @@ def _add_debug_option(command: click.Command) -> None:
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             _add_debug_option(inner)
+
+
+def _run_in_world(command: click.Command) -> None:
+    """Without root, let the command enter the world of this person before it does anything. Its help does not."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _run_in_world(inner)
+    elif os.geteuid() != 0:
+        invoke = command.invoke
+
+        def enter_and_invoke(ctx: click.Context) -> object:
+            from ktrdr_vm.cli.world import enter
+
+            enter()
+            return invoke(ctx)
+
+        command.invoke = enter_and_invoke  # type: ignore[method-assign]
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -6,14 +6,12 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import click
 
 from ktrdr_vm.cli.options import complete_instance, instance_argument, open_instance, warn_of_guard
-
-if TYPE_CHECKING:
-    from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.cli.world import ask_in_world
 
 
 def _become(program: str, *arguments: str) -> NoReturn:
@@ -36,9 +34,15 @@ def _words(command: tuple[str, ...]) -> tuple[str, ...]:
     return command[1:] if command[:1] == ("--",) else command
 
 
-def _options(instance: Instance) -> list[str]:
+def _options(instance_id: str) -> list[str]:
+    """The options of the client, which itself runs outside of a world: its files and ports are those of the host."""
+    return ask_in_world(lambda: _make_options(instance_id))
+
+
+def _make_options(instance_id: str) -> list[str]:
     from ktrdr_vm.instance.ssh_config import make_ssh_options
 
+    instance = open_instance(instance_id)
     loaded = instance.load()
     loaded.target.require_awake()
     warn_of_guard(instance)
@@ -56,7 +60,7 @@ def ssh(instance_id: str, command: tuple[str, ...]) -> None:
 
     The SSH agent and X11 are not forwarded, and your SSH configuration is not read.
     """
-    _become("ssh", *_options(open_instance(instance_id)), "--", instance_id, *_words(command))
+    _become("ssh", *_options(instance_id), "--", instance_id, *_words(command))
 
 
 @click.command("exec", context_settings=_VERBATIM)
@@ -69,7 +73,7 @@ def exec_(instance_id: str, command: tuple[str, ...], tty: bool) -> None:
     A command that a signal ended returns 128 and the number of the signal. If this command ends first, the one in the guest gets SIGHUP.
     """
     line = make_exec_line(_words(command), tty=tty)
-    _become("ssh", *_options(open_instance(instance_id)), "-tt" if tty else "-T", "--", instance_id, line)
+    _become("ssh", *_options(instance_id), "-tt" if tty else "-T", "--", instance_id, line)
 
 
 # The command is a child of a shell, so that a signal that ends it becomes an exit code: OpenSSH's client says 255 to each signal.
@@ -106,7 +110,7 @@ def cp(source: str, destination: str) -> None:
         raise UsageError("there is no such file on this host", where=source, hint="name a file or a folder that exists")
     if local == Path(destination) and not local.is_dir() and not local.absolute().parent.is_dir():
         raise UsageError("there is no such folder on this host", where=str(local.absolute().parent), hint="create it first")
-    _become("scp", *_options(open_instance(remote[0])), "-r", "-p", "--", source, destination)
+    _become("scp", *_options(remote[0]), "-r", "-p", "--", source, destination)
 
 
 @click.command()
@@ -126,7 +130,7 @@ def forward(instance_id: str, ports: tuple[str, ...]) -> None:
     # OpenSSH runs it once it has bound the ports; the client stays, as it has no command.
     settings = ("ExitOnForwardFailure=yes", "PermitLocalCommand=yes", f"LocalCommand={said}")
     options = [word for setting in settings for word in ("-o", setting)]
-    _become("ssh", *_options(open_instance(instance_id)), *options, "-N", *words, "--", instance_id)
+    _become("ssh", *_options(instance_id), *options, "-N", *words, "--", instance_id)
 
 
 def parse_forward(text: str) -> tuple[int, str, int]:

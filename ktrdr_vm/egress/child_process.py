@@ -16,6 +16,7 @@ from ktrdr_vm.egress.client import short_name
 from ktrdr_vm.host import process
 from ktrdr_vm.host.netns import make_socket
 from ktrdr_vm.host.privileges import die_with
+from ktrdr_vm.world.layout import make_entry
 
 _IP_FREEBIND = 15
 
@@ -65,14 +66,16 @@ def start_child(
 def start_proxy(configuration: Path, listeners: Mapping[str, socket.socket], uid: int) -> subprocess.Popen[bytes]:
     """HAProxy as `uid`; its configuration finds the listeners by the names of variables. Its log comes on its standard output."""
     parent = os.getpid()
+    # In a world its user cannot enter the person's home, where the configuration is.
+    in_view = make_entry(uid)
     started = process.start(
-        ["haproxy", "-db", "-f", configuration],
+        [*in_view, "haproxy", "-db", "-f", configuration],
         environment={name: str(one.fileno()) for name, one in listeners.items()},
         pass_fds=[one.fileno() for one in listeners.values()],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        user=uid,
-        group=uid,
+        user=None if in_view else uid,
+        group=None if in_view else uid,
         in_child=lambda: die_with(parent),
         new_session=False,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pwd
 import subprocess
 import tempfile
 import time
@@ -12,6 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from ktrdr_vm.host import process
+from ktrdr_vm.host.rights import QEMU_USER
+from ktrdr_vm.host.sub_ids import find_kvm_group
+from ktrdr_vm.user_namespace import UNMAPPED, in_user_namespace
 
 EMULATOR = "qemu-system-x86_64"
 CACHE = Path("/run/ktrdr-vm/accelerator.json")
@@ -49,6 +54,8 @@ def find_accelerator(kernel: Path | None = None) -> Accelerator:
         return Accelerator("tcg", "/dev/kvm does not exist")
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Accelerator("tcg", "this user may not open /dev/kvm, so it was not tested", certain=False)
+    if not _may_qemu_open():
+        return Accelerator("tcg", "QEMU runs as a subordinate user, whom only a line of /etc/subgid lets open /dev/kvm; see `doctor`")
     if process.find_program(EMULATOR) is None:
         return Accelerator("tcg", "QEMU is not installed, so KVM was not tested", certain=False)
     verdict = _try(kernel)
@@ -58,16 +65,28 @@ def find_accelerator(kernel: Path | None = None) -> Accelerator:
     return verdict
 
 
+def _may_qemu_open() -> bool:
+    """True unless the user of QEMU in a world could not open /dev/kvm, though the person can."""
+    facts = Path("/dev/kvm").stat()
+    if facts.st_mode & 0o006 == 0o006 or (os.geteuid() == 0 and not in_user_namespace()):
+        return True
+    return facts.st_gid != UNMAPPED if in_user_namespace() else find_kvm_group(os.getuid()) is not None
+
+
 def _try(kernel: Path | None) -> Accelerator:
-    with tempfile.TemporaryDirectory() as scratch:
-        sector = Path(scratch, "sector")
-        sector.write_bytes(_SECTOR)
-        disk = ["-drive", f"file={sector},format=raw,if=none,id=disk,readonly=on", "-device", "virtio-blk-pci,drive=disk"]
-        sector_words = [*disk, "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]
+    with contextlib.ExitStack() as files:
+        # By descriptor: the user of QEMU in a world cannot enter the folders of this one.
+        sector = files.enter_context(tempfile.TemporaryFile())
+        sector.write(_SECTOR)
+        sector.flush()
+        os.fchmod(sector.fileno(), 0o444)
+        disk = ["-drive", f"file=/dev/fd/{sector.fileno()},format=raw,if=none,id=disk,readonly=on", "-device", "virtio-blk-pci,drive=disk"]
+        sector_words = _Guest((*disk, "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"), sector.fileno())
         tries = [(sector_words, _EXPECTED, SECTOR_LIMIT)]
         if kernel is not None:
+            opened = files.enter_context(kernel.open("rb")).fileno()
             # Without a root file system it panics, panic=-1 makes that a reboot, and -no-reboot ends QEMU then.
-            tries.append((["-kernel", str(kernel), "-append", "panic=-1 quiet"], 0, KERNEL_LIMIT))
+            tries.append((_Guest(("-kernel", f"/dev/fd/{opened}", "-append", "panic=-1 quiet"), opened), 0, KERNEL_LIMIT))
         for words, expected, limit in tries:
             failure = _boot(words, expected, limit)
             if failure.startswith(_HUNG):
@@ -81,14 +100,29 @@ def _try(kernel: Path | None) -> Accelerator:
     return Accelerator("kvm", "a test guest ran under KVM")
 
 
-def _time_emulation(words: list[str]) -> float:
+@dataclass(frozen=True)
+class _Guest:
+    """The words of QEMU for a test guest, and the file that they name."""
+
+    words: tuple[str, ...]
+    file: int
+
+
+def _find_qemu_ids() -> tuple[int, int] | tuple[None, None]:
+    """The user and the group that QEMU has in a world, with which KVM is tried there."""
+    if not in_user_namespace():
+        return None, None
+    return pwd.getpwnam(QEMU_USER).pw_uid, Path("/dev/kvm").stat().st_gid
+
+
+def _time_emulation(words: _Guest) -> float:
     """Seconds in which the same guest boots under emulation; at most EMULATION_LIMIT."""
     began = time.monotonic()
     _boot(words, _EXPECTED, EMULATION_LIMIT, accelerator="tcg", cpu="qemu64")
     return time.monotonic() - began
 
 
-def _boot(extra: list[str], expected: int, limit: float, *, accelerator: str = "kvm", cpu: str = "host") -> str:
+def _boot(guest: _Guest, expected: int, limit: float, *, accelerator: str = "kvm", cpu: str = "host") -> str:
     """The reason why the guest did not boot, or an empty text."""
     # -M q35 and -cpu host as in real domains; no network, no display, no writable disk.
     argv = [
@@ -105,9 +139,10 @@ def _boot(extra: list[str], expected: int, limit: float, *, accelerator: str = "
         "-display",
         "none",
         "-no-reboot",
-        *extra,
+        *guest.words,
     ]
-    started = process.start(argv, stderr=subprocess.PIPE)
+    user, group = _find_qemu_ids()
+    started = process.start(argv, stderr=subprocess.PIPE, pass_fds=[guest.file], user=user, group=group)
     assert started.stderr is not None
     end = time.monotonic() + limit
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ktrdr_vm.errors import HostError
-from ktrdr_vm.identity import FIRST_UID, LAST_UID, TABLE_PREFIX
+from ktrdr_vm.identity import HOST_USERS, TABLE_PREFIX
 
 _Rule = list[dict[str, Any]]
 
@@ -40,7 +40,7 @@ def find_obstacles(listing: list[dict[str, Any]]) -> list[Obstacle]:
         if _closes(chain, inside) and not any(_names_users(statement) for rule in inside for statement in rule):
             place = f"{family} {table} {name}"
             what = f"{place} drops by default and may drop connections of guards to allowed destinations"
-            found.append(Obstacle(place, what, f"nft insert rule {place} meta skuid {FIRST_UID}-{LAST_UID} accept"))
+            found.append(Obstacle(place, what, f"nft insert rule {place} meta skuid {HOST_USERS.first}-{HOST_USERS.last} accept"))
     return found
 
 
@@ -68,4 +68,4 @@ def _closes(chain: dict[str, Any], rules: list[_Rule]) -> bool:
 
 def _names_users(statement: dict[str, Any]) -> bool:
     match = statement.get("match", {})
-    return bool(match.get("left") == {"meta": {"key": "skuid"}} and match.get("right") == {"range": [FIRST_UID, LAST_UID]})
+    return bool(match.get("left") == {"meta": {"key": "skuid"}} and match.get("right") == {"range": [HOST_USERS.first, HOST_USERS.last]})

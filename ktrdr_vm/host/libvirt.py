@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 from ktrdr_vm.errors import ForeignError, GuestError, HostError, ProvisionError
 from ktrdr_vm.identity import METADATA_NAMESPACE
+from ktrdr_vm.user_namespace import in_user_namespace
 
 URI = "qemu:///system"
 # Seconds in which a restarted libvirtd answers again. Without an earlier connection there is no wait.
@@ -98,7 +99,7 @@ def parse_agent_reply(text: str, where: str) -> Any:
 class Libvirt:
     """One connection to the libvirtd of the system, opened on first use and again after it was lost.
 
-    `patience` is the number of seconds to wait for a libvirtd that had answered before.
+    `patience` is the number of seconds to wait for a libvirtd that had answered before, and for that of a world, which is started again.
     """
 
     def __init__(self, uri: str = URI, *, patience: float = RETURN_LIMIT) -> None:
@@ -110,7 +111,7 @@ class Libvirt:
         _quiet()
         if self._is_alive():
             return self._connection
-        end = time.monotonic() + (self._patience if self._connection is not None else 0.0)
+        end = time.monotonic() + (self._patience if self._connection is not None or in_user_namespace() else 0.0)
         while True:
             try:
                 self._connection = libvirt.open(self._uri)

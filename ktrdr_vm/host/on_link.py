@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from pathlib import Path
 
-_ROUTES, _LOCAL = Path("/proc/net/route"), Path("/proc/net/fib_trie")
+_NETWORK = Path("/proc/net")
+# In a world, the network of the host, to which its packets go.
+_OUTSIDE = Path("/run/ktrdr-vm/outside/net")
 _UP, _GATEWAY, _REJECT = 0x1, 0x2, 0x200
 # A larger route without a gateway is that of a tunnel or modem: it leads to the internet and not to neighbours.
 _WIDEST = 8
@@ -16,13 +19,14 @@ _WIDEST = 8
 _DOCUMENTATION = tuple(IPv4Network(text) for text in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24"))
 
 
-def find_on_link(routes: Path = _ROUTES, local: Path = _LOCAL) -> tuple[IPv4Network, ...]:
+def find_on_link(networks: Iterable[Path] = (_NETWORK, _OUTSIDE)) -> tuple[IPv4Network, ...]:
     """The IPv4 networks of the main routing table that are reached without a gateway, and the addresses of the host; sorted."""
-    try:
-        found = [*_parse(routes.read_text().splitlines()[1:]), *_parse_local(local.read_text().splitlines())]
-    except FileNotFoundError:
+    found: list[IPv4Network] = []
+    for network in networks:
         # A kernel without IPv4 routes has no IPv4 neighbours.
-        return ()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found += _parse((network / "route").read_text().splitlines()[1:])
+            found += _parse_local((network / "fib_trie").read_text().splitlines())
     return tuple(sorted(collapse_addresses(found)))
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.paths import list_shipped
+from ktrdr_vm.user_namespace import in_user_namespace
 
 Destination = tuple[str, int]
 """A host name and a TCP port."""
@@ -165,6 +166,8 @@ def _ask(argv: list[str], owner: Owner) -> str:
 
 
 def _find_home(uid: int) -> str:
+    if in_user_namespace() and uid == os.geteuid():
+        return str(Path("~").expanduser())
     try:
         return pwd.getpwuid(uid).pw_dir
     except KeyError:

@@ -163,7 +163,7 @@ class InstancePaths:
 def find_home() -> Home:
     """`$KTRDR_VM_HOME`, or the default."""
     # Resolved, because marks of taps and tables contain a digest of it: two spellings of one folder are one state directory.
-    root = Path(os.environ.get("KTRDR_VM_HOME") or DEFAULT_HOME).resolve()
+    root = Path(os.environ.get("KTRDR_VM_HOME") or _find_default()).resolve()
     if not _PLAIN.fullmatch(str(root)):
         raise UsageError(
             f"{str(root)!a} cannot be the state directory",
@@ -171,6 +171,14 @@ def find_home() -> Home:
             hint="configurations of QEMU and HAProxy contain it: use letters, digits and / . _ + - only",
         )
     return Home(root)
+
+
+def _find_default() -> Path:
+    """Of root, the one of the host; of anybody else, a folder of their own state."""
+    if os.geteuid() == 0:
+        return DEFAULT_HOME
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return Path(state if state.startswith("/") else "~/.local/state").expanduser() / "ktrdr-vm"
 
 
 def find_shipped(kind: str, name: str) -> Path | None:

@@ -8,12 +8,15 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from ktrdr_vm.identity import HOST_USERS
+from ktrdr_vm.user_namespace import UNMAPPED, in_user_namespace
+
 # QEMU needs the most time, to unmap the memory of a large guest.
 END_LIMIT = 10.0
 
 
 # uids of people begin here on Debian (adduser.conf); those of the processes of instances are far above.
-_PEOPLE, _INSTANCES = 1000, 1_900_000_000
+_PEOPLE = 1000
 
 
 def find_processes(matches: Callable[[list[bytes]], bool]) -> list[int]:
@@ -26,7 +29,7 @@ def find_processes(matches: Callable[[list[bytes]], bool]) -> list[int]:
         if entry.name.isdigit():
             try:
                 user = entry.stat().st_uid
-                if (user != os.geteuid() and _PEOPLE <= user < 60_000) or 65_536 <= user < _INSTANCES:
+                if _is_somebody_else(user):
                     continue
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
@@ -34,6 +37,13 @@ def find_processes(matches: Callable[[list[bytes]], bool]) -> list[int]:
             if matches(words):
                 found.append(int(entry.name))
     return found
+
+
+def _is_somebody_else(user: int) -> bool:
+    if in_user_namespace():
+        # All who are mapped are this person's.
+        return user == UNMAPPED
+    return (user != os.geteuid() and _PEOPLE <= user < 60_000) or 65_536 <= user < HOST_USERS.first
 
 
 def end_process(pid: int) -> None:

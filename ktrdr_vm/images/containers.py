@@ -13,7 +13,7 @@ _TIMEOUT = 900.0
 
 # The dockerd of the guest, so that its storage format is used. It runs in separate namespaces, without a
 # network, and when the first process ends, the kernel removes the daemons and the mounts.
-_CONTAINED = ("unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--")
+_CONTAINED = ("unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child", "--")
 
 # $1 is the root, $2 the archive, $3 the image's name, the rest is for `docker import`.
 _SCRIPT = r"""
@@ -29,8 +29,9 @@ mount -t cgroup2 none sys/fs/cgroup
 mount -t tmpfs -o mode=0755 tmpfs run
 mount -t tmpfs tmpfs tmp
 mount -t tmpfs -o mode=0755 tmpfs dev
-for node in "null 3" "zero 5" "full 7" "random 8" "urandom 9"; do
-    mknod -m 0666 "dev/${node% *}" c 1 "${node#* }"
+for node in null zero full random urandom; do
+    touch "dev/$node"
+    mount --bind "/dev/$node" "dev/$node"
 done
 exec chroot . /bin/sh -c '
     export DOCKER_HOST=unix:///run/docker.sock

@@ -35,6 +35,7 @@ from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.load import HINT, LoadedProfile, build_profile, load_profile
 from ktrdr_vm.profile.model import ImageRef, Profile
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
+from ktrdr_vm.user_namespace import in_user_namespace
 
 # A machine type that QEMU has since Debian 12, with its version, so that templates stay valid.
 MACHINE = "pc-q35-7.2"
@@ -172,7 +173,9 @@ def _find_lending(profile: Profile, policy: OwnerPolicy) -> Lending:
 
 
 def _has_cpu_controller() -> bool:
-    """cgroup v2 lists its controllers, v1 mounts each."""
+    """cgroup v2 lists its controllers, v1 mounts each. A world has none."""
+    if os.geteuid() != 0 or in_user_namespace():
+        return False
     unified = Path("/sys/fs/cgroup/cgroup.controllers")
     if unified.exists():
         return "cpu" in unified.read_text().split()

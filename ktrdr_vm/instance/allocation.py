@@ -7,15 +7,16 @@ from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.journal import Journal, list_journals
 from ktrdr_vm.host.listeners import find_bound
 from ktrdr_vm.host.paths import Home, InstancePaths
-from ktrdr_vm.identity import SLOTS
+from ktrdr_vm.identity import HOST_USERS, WORLD_USERS, InstanceUsers
 from ktrdr_vm.plan.facts import Allocation, allocate
 from ktrdr_vm.plan.guard_interface import DNS_PORT
+from ktrdr_vm.user_namespace import in_user_namespace
 
 
 def find_free_slot(home: Home) -> int:
     """The first slot that no journal of this home and no guard of another one has. To be called under the slots' lock."""
     taken, bound = {journal.slot for journal in list_journals(home)}, find_bound(DNS_PORT)
-    for slot in range(SLOTS):
+    for slot in range(find_users().slots):
         loopback = allocate(slot, genid="", host_key="", host_public_key="", login_public_key="").loopback
         if slot not in taken and loopback not in bound:
             return slot
@@ -54,4 +55,10 @@ def read_allocation(paths: InstancePaths, journal: Journal) -> Allocation:
         host_key=paths.host_key.read_text(),
         host_public_key=paths.host_key.with_suffix(".pub").read_text().strip(),
         login_public_key=paths.login_key.with_suffix(".pub").read_text().strip(),
+        users=find_users(),
     )
+
+
+def find_users() -> InstanceUsers:
+    """The users that instances of this process have."""
+    return WORLD_USERS if in_user_namespace() else HOST_USERS

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.instance.loaded import LoadedInstance
+from ktrdr_vm.user_namespace import in_user_namespace
 
 
 def make_ssh_options(loaded: LoadedInstance) -> dict[str, str]:
@@ -17,7 +18,7 @@ def make_ssh_options(loaded: LoadedInstance) -> dict[str, str]:
     write_durably(known_hosts, f"{loaded.instance_id} {loaded.allocation.host_public_key}\n".encode())
     return {
         "HostName": loaded.instance_id,
-        "ProxyCommand": f"{_find_program()} proxy --pass-descriptor {loaded.instance_id}",
+        "ProxyCommand": f"{_find_program(loaded.paths.home)} proxy --pass-descriptor {loaded.instance_id}",
         # OpenSSH takes the connection over, so that no other process carries its data.
         "ProxyUseFdpass": "yes",
         "User": loaded.plan.facts.image.user,
@@ -37,9 +38,10 @@ def make_ssh_options(loaded: LoadedInstance) -> dict[str, str]:
     }
 
 
-def _find_program() -> str:
-    """This program, as a word for a shell."""
-    return shlex.quote(str(Path(sys.executable).with_name("ktrdr-vm")))
+def _find_program(home: Path) -> str:
+    """This program, as words for a shell. In a world, with its state directory, by which it is found."""
+    words = [str(Path(sys.executable).with_name("ktrdr-vm"))]
+    return shlex.join(["env", f"KTRDR_VM_HOME={home}", *words] if in_user_namespace() else words)
 
 
 def make_inventory_host(options: Mapping[str, str]) -> dict[str, str]:

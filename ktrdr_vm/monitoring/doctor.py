@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host import process
@@ -18,29 +15,20 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_ruleset
 from ktrdr_vm.host.outbound import ADVICE, find_obstacle
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.identity import FIRST_UID, LAST_UID
+from ktrdr_vm.host.virtiofsd import find_virtiofsd
+from ktrdr_vm.identity import HOST_USERS
 from ktrdr_vm.instance.orphans import find_leftovers
+from ktrdr_vm.monitoring.check import Check
 from ktrdr_vm.policy.load import read_policy
-
-State = Literal["ok", "warning", "missing"]
+from ktrdr_vm.user_namespace import in_user_namespace
 
 LEGACY_TABLES = Path("/proc/net/ip_tables_names")
 _FREE_DISK = 8 << 30
 _FREE_MEMORY = 3072
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of `doctor`. `fix` is the way to correct it."""
-
-    name: str
-    state: State
-    detail: str
-    fix: str = ""
-
-
 def check_host(home: Home) -> list[Check]:
-    """All checks, in the order in which a run needs them."""
+    """All checks, in the order in which a run needs them: as root, or as the root of a world."""
     checks = [_root(), *_programs(), _virtiofsd(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy()]
     checks += [_firewall(), _legacy_firewall(), _outbound(), *_leftovers(home)]
     checks += [_disk(home), _memory()]
@@ -48,9 +36,9 @@ def check_host(home: Home) -> list[Check]:
 
 
 def _root() -> Check:
-    if os.geteuid() == 0:
-        return Check("root", "ok", "runs as root")
-    return Check("root", "warning", "taps, nftables and libvirt require root", "run `apply` and `destroy` with sudo")
+    if in_user_namespace():
+        return Check("root", "ok", "runs without root, in a world of this user")
+    return Check("root", "ok", "runs as root")
 
 
 def _programs() -> list[Check]:
@@ -73,15 +61,12 @@ def _programs() -> list[Check]:
 
 
 def _virtiofsd() -> Check:
-    for path in ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"):
-        if Path(path).exists():
-            return Check("virtiofsd", "ok", path)
+    if path := find_virtiofsd():
+        return Check("virtiofsd", "ok", str(path))
     return Check("virtiofsd", "warning", "not installed; profiles with mounts cannot run", "apt-get install virtiofsd")
 
 
 def _libvirt() -> Check:
-    if os.geteuid() != 0:
-        return Check("libvirtd", "warning", "checked as root only", "sudo ktrdr-vm doctor")
     try:
         version = Libvirt().connect().getLibVersion()
     except KtrdrError as error:
@@ -109,8 +94,6 @@ def _tun() -> Check:
 
 def _apparmor() -> Check | None:
     """Check whether each instance can have an AppArmor profile for its QEMU."""
-    if os.geteuid() != 0:
-        return None
     try:
         libvirt = Libvirt()
         if not is_confined(libvirt):
@@ -134,7 +117,7 @@ def _policy() -> Check:
 
 def _firewall() -> Check | None:
     """Check rules of other programs, such as firewalld, ufw and Docker."""
-    if os.geteuid() != 0 or process.find_program("nft") is None:
+    if process.find_program("nft") is None:
         return None
     try:
         obstacles = find_obstacles(list_ruleset())
@@ -147,7 +130,8 @@ def _firewall() -> Check | None:
 
 def _legacy_firewall() -> Check | None:
     """Check legacy iptables, which nft does not list."""
-    if os.geteuid() != 0 or process.find_program("iptables-legacy-save") is None or not LEGACY_TABLES.exists():
+    # Those of a world are its own, and empty.
+    if process.find_program("iptables-legacy-save") is None or not LEGACY_TABLES.exists() or in_user_namespace():
         return None
     saved = process.run(["iptables-legacy-save", "-t", "filter"], timeout=30, check=False).text if LEGACY_TABLES.read_text().strip() else ""
     if ":OUTPUT DROP" not in saved:
@@ -156,7 +140,7 @@ def _legacy_firewall() -> Check | None:
         "legacy firewall",
         "warning",
         "iptables-legacy drops by default in OUTPUT and may drop connections of guards",
-        f"iptables-legacy -I OUTPUT -m owner --uid-owner {FIRST_UID}-{LAST_UID} -j ACCEPT, or move those rules to nftables",
+        f"iptables-legacy -I OUTPUT -m owner --uid-owner {HOST_USERS.first}-{HOST_USERS.last} -j ACCEPT, or move those rules to nftables",
     )
 
 
@@ -168,8 +152,6 @@ def _outbound() -> Check:
 
 
 def _leftovers(home: Home) -> list[Check]:
-    if os.geteuid() != 0:
-        return []
     try:
         found = find_leftovers(home, Libvirt())
     except KtrdrError as error:

@@ -6,17 +6,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Literal
 
-from ktrdr_vm.identity import FIRST_UID, SLOTS
+from ktrdr_vm.identity import HOST_USERS, InstanceUsers
 from ktrdr_vm.plan.guard_interface import GATEWAY, GUEST
 from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule
 
 # One address of the host's loopback for each slot, where the resolver answers the proxy.
 _LOOPBACK = IPv4Address("127.213.0.0")
-
-# Two unprivileged users for each slot, two more for telemetry after all of those, and one for escalations.
-_TELEMETRY_UID_BASE = FIRST_UID + 2 * SLOTS
-_INBOX_UID_BASE = FIRST_UID + 4 * SLOTS
 
 
 @dataclass(frozen=True)
@@ -149,16 +145,20 @@ class Allocation:
 PLACEHOLDER = Allocation()
 
 
-def allocate(slot: int, *, genid: str, host_key: str, host_public_key: str, login_public_key: str) -> Allocation:
-    """The loopback address and the users of a slot, 0 to SLOTS - 1."""
+def allocate(
+    slot: int, *, genid: str, host_key: str, host_public_key: str, login_public_key: str, users: InstanceUsers = HOST_USERS
+) -> Allocation:
+    """The loopback address and the users of a slot, 0 to `users.slots` - 1."""
+    # Two unprivileged users for each slot, two more for telemetry after all of those, and one for escalations.
+    proxy, relay, inbox = users.first + 2 * slot, users.first + 2 * (users.slots + slot), users.first + 4 * users.slots + slot
     return Allocation(
         loopback=str(_LOOPBACK + slot + 1),
         genid=genid,
-        proxy_uid=str(FIRST_UID + 2 * slot),
-        resolver_uid=str(FIRST_UID + 2 * slot + 1),
-        relay_uid=str(_TELEMETRY_UID_BASE + 2 * slot),
-        sender_uid=str(_TELEMETRY_UID_BASE + 2 * slot + 1),
-        inbox_uid=str(_INBOX_UID_BASE + slot),
+        proxy_uid=str(proxy),
+        resolver_uid=str(proxy + 1),
+        relay_uid=str(relay),
+        sender_uid=str(relay + 1),
+        inbox_uid=str(inbox),
         host_key=host_key,
         host_public_key=host_public_key,
         login_public_key=login_public_key,

@@ -6,39 +6,49 @@ import os
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError
-from ktrdr_vm.path_trust import find_changeable
+from ktrdr_vm.path_trust import find_changeable, is_trusted_owner
 from ktrdr_vm.policy.owner_policy import POLICY_PATH, OwnerPolicy, parse_policy
 from ktrdr_vm.profile.collector import Collector, parse_headers
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
+from ktrdr_vm.user_namespace import in_user_namespace
+
+
+def find_policy() -> Path:
+    """The policy of the host's owner. Without root and without such a file, that of the person, who owns what runs then."""
+    path = Path(POLICY_PATH)
+    if (os.geteuid() == 0 and not in_user_namespace()) or path.exists():
+        return path
+    configuration = os.environ.get("XDG_CONFIG_HOME", "")
+    return Path(configuration if configuration.startswith("/") else "~/.config").expanduser() / "ktrdr-vm" / "policy.yaml"
 
 
 def read_policy() -> OwnerPolicy:
-    """The owner's policy. HostError unless it belongs to root and only root can change it."""
-    path = Path(POLICY_PATH)
+    """The owner's policy. HostError unless it belongs to root, or without root to this person, and nobody else can change it."""
+    path = find_policy()
     try:
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
-            changeable = str(path) if facts.st_uid != 0 or facts.st_mode & 0o022 else find_changeable(path)
+            changeable = str(path) if not is_trusted_owner(facts.st_uid) or facts.st_mode & 0o022 else find_changeable(path)
             if changeable:
                 raise HostError(
-                    f"users other than root can change the owner's policy: {changeable}",
-                    where=POLICY_PATH,
+                    f"other users can change the owner's policy: {changeable}",
+                    where=str(path),
                     hint=f"chown root {changeable}; chmod go-w {changeable}",
                 )
-            return parse_policy(file.read(MAX_BYTES + 1), POLICY_PATH)
+            return parse_policy(file.read(MAX_BYTES + 1), str(path))
     except FileNotFoundError:
         # If other users could create or remove the file, its absence is not trusted.
         if path.parent.exists() and (changeable := find_changeable(path.parent)):
             raise HostError(
-                f"users other than root could create the owner's policy: {changeable}",
-                where=POLICY_PATH,
+                f"other users could create the owner's policy: {changeable}",
+                where=str(path),
                 hint=f"chown root {changeable}; chmod go-w {changeable}",
             ) from None
         return OwnerPolicy()
     except OSError as error:
         raise HostError(
             f"the owner's policy cannot be read: {error.strerror}",
-            where=POLICY_PATH,
+            where=str(path),
             hint="make it readable with `chmod go+r`, or run as root",
         ) from None
 
@@ -51,7 +61,7 @@ def read_collector_headers(collector: Collector) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
-            if facts.st_uid != 0 or facts.st_mode & 0o077:
+            if not is_trusted_owner(facts.st_uid) or facts.st_mode & 0o077:
                 raise HostError(
                     "users other than root can read or change the headers of the collector",
                     where=str(path),

@@ -17,10 +17,12 @@ from ktrdr_vm.host.beneath import Place, find_place, open_folder
 from ktrdr_vm.host.mounts import bind_readonly, find_mounts, unmount
 from ktrdr_vm.host.rights import find_open, set_rights
 from ktrdr_vm.host.running import end_process, find_processes
+from ktrdr_vm.host.virtiofsd import serve
 from ktrdr_vm.instance.resources.base import Blueprint, Resource, Target
 from ktrdr_vm.plan.domain_xml import element, to_text
 from ktrdr_vm.profile.model import Mount as MountEntry
 from ktrdr_vm.profile.personal import find_personal
+from ktrdr_vm.user_namespace import in_user_namespace
 
 GUEST_LIMIT = 60.0
 # An approval's end is not the guest's to put off.
@@ -71,8 +73,13 @@ class Mount(Resource):
     def _tag(self) -> str:
         return f"mount{self.mark}"
 
+    @property
+    def _socket(self) -> Path:
+        """In a world, where virtiofsd serves it: beneath the world's own /run, since names of sockets are short."""
+        return Path("/run/ktrdr-vm", f"{self.target.identity.tap}-{self.mark}.virtiofs")
+
     def exists(self) -> bool:
-        return bool(find_mounts(self._place)) or self._place.exists()
+        return bool(find_mounts(self._place)) or self._place.exists() or self._socket.exists()
 
     def create(self) -> None:
         if not self._entry.readonly:
@@ -91,6 +98,8 @@ class Mount(Resource):
                 _refuse_repositories(source, self._entry.source)
                 bind_readonly(source, self._place)
         if not self._attached():
+            if in_user_namespace():
+                serve(self._place, self._socket)
             self.target.libvirt.attach(self.target.identity.domain, to_text(self._device()))
         # The guest's own options are for its comfort; what holds is the bind on the host.
         done = self.blueprint.connect().run(
@@ -155,6 +164,10 @@ class Mount(Resource):
         )
 
     def remove(self) -> None:
+        if in_user_namespace():
+            for pid in self._servers():
+                end_process(pid)
+            self._socket.unlink(missing_ok=True)
         while find_mounts(self._place):
             unmount(self._place)
         if self._place.exists():
@@ -167,7 +180,7 @@ class Mount(Resource):
             "filesystem",
             "",
             element("driver", type="virtiofs"),
-            element("source", dir=str(self._place)),
+            element("source", socket=str(self._socket)) if in_user_namespace() else element("source", dir=str(self._place)),
             element("target", dir=self._tag),
             type="mount",
             accessmode="passthrough",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.host.foreign_rules import find_obstacles
-from ktrdr_vm.identity import FIRST_UID, LAST_UID
+from ktrdr_vm.identity import HOST_USERS
 
 Listing = list[dict[str, Any]]
 
@@ -23,7 +23,7 @@ def match(key: str, value: Any) -> dict[str, Any]:
 
 
 ESTABLISHED = [{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established"]}}, {"accept": None}]
-USERS = [match("skuid", {"range": [FIRST_UID, LAST_UID]}), {"accept": None}]
+USERS = [match("skuid", {"range": [HOST_USERS.first, HOST_USERS.last]}), {"accept": None}]
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,4 @@ def test_what_stands_in_the_way_is_named_with_a_way_out(listing: Listing, count:
     assert len(found) == count
     for one in found:
         assert "other" in one.chain and one.chain in one.what
-        assert one.fix == f"nft insert rule {one.chain} meta skuid {FIRST_UID}-{LAST_UID} accept"
+        assert one.fix == f"nft insert rule {one.chain} meta skuid {HOST_USERS.first}-{HOST_USERS.last} accept"

@@ -39,8 +39,8 @@ def route(device: str, network: str, *, gateway: str = "00000000", flags: str = 
 def test_networks_without_a_gateway(tmp_path: Path, line: str, networks: list[str]) -> None:
     routes = tmp_path / "route"
     routes.write_text(HEAD + line)
-    (tmp_path / "local").write_text("")
-    assert [str(one) for one in find_on_link(routes, tmp_path / "local")] == networks
+    (tmp_path / "fib_trie").write_text("")
+    assert [str(one) for one in find_on_link([tmp_path])] == networks
 
 
 LOCAL = """\
@@ -62,9 +62,9 @@ Local:
 def test_addresses_of_the_host(tmp_path: Path) -> None:
     """Also one that no network of an interface holds, as of a tunnel, and one of a documentation range."""
     (tmp_path / "route").write_text(HEAD + route("eth0", "11.78.0.0"))
-    (tmp_path / "local").write_text(LOCAL)
-    assert [str(one) for one in find_on_link(tmp_path / "route", tmp_path / "local")] == ["11.77.0.7/32", "11.78.0.0/24", "192.0.2.2/32"]
+    (tmp_path / "fib_trie").write_text(LOCAL)
+    assert [str(one) for one in find_on_link([tmp_path])] == ["11.77.0.7/32", "11.78.0.0/24", "192.0.2.2/32"]
 
 
 def test_a_kernel_without_routes(tmp_path: Path) -> None:
-    assert find_on_link(tmp_path / "none") == ()
+    assert find_on_link([tmp_path / "none"]) == ()

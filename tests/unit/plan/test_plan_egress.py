@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrdr_vm.identity import FIRST_UID, LAST_UID, SLOTS, parse_instance_id
+from ktrdr_vm.identity import HOST_USERS, parse_instance_id
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
 from ktrdr_vm.plan.facts import Facts, ImageFacts, allocate
 from ktrdr_vm.plan.guard_interface import GATEWAY, GUEST
@@ -182,10 +182,10 @@ def test_the_proxy_asks_nobody_but_the_guard_and_never_ends_tls() -> None:
 
 def test_slots_do_not_meet() -> None:
     seen: set[str] = set()
-    for slot in (0, 1, 2, 63, 64, SLOTS - 1):
+    for slot in (0, 1, 2, 63, 64, HOST_USERS.slots - 1):
         made = allocate(slot, genid="", host_key="", host_public_key="", login_public_key="")
         users = {made.proxy_uid, made.resolver_uid, made.relay_uid, made.sender_uid, made.inbox_uid}
-        assert len(users) == 5 and all(FIRST_UID <= int(uid) <= LAST_UID for uid in users)
+        assert len(users) == 5 and all(HOST_USERS.first <= int(uid) <= HOST_USERS.last for uid in users)
         assert IPv4Address(made.loopback).is_loopback
         assert not (users | {made.loopback}) & seen
         seen |= users | {made.loopback}

@@ -1,0 +1,85 @@
+"""libvirtd and virtlogd of a world: configured, started, and started again when they have ended. They outlive who started them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+from ktrdr_vm.errors import HostError
+from ktrdr_vm.host import process
+
+NAMES = ("virtlogd", "libvirtd")
+START_LIMIT = 60.0
+_PIDS = Path("/run/libvirt")
+_POLL = 0.05
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+
+# The world's root has no rights over the host's: no cgroups, labels of AppArmor or device numbers that it could set. QEMU runs as the user
+# of the package, which is a sub-id, and sees only the devices that are in /dev here.
+_SETTINGS = {
+    "qemu.conf": (
+        'user = "libvirt-qemu"\ngroup = "libvirt-qemu"\nremember_owner = 0\nsecurity_driver = "none"\n'
+        "cgroup_controllers = []\nnamespaces = []\n"
+    ),
+    "libvirtd.conf": 'auth_unix_ro = "none"\nauth_unix_rw = "none"\nunix_sock_group = "root"\nunix_sock_rw_perms = "0700"\n',
+    "virtlogd.conf": "",
+}
+_FOLDERS = ("qemu", "storage", "nwfilter", "secrets")
+
+
+def write_settings(folder: Path) -> None:
+    """What is /etc/libvirt in the world: definitions of VMs outlive the world in it, the settings are written anew."""
+    for name in _FOLDERS:
+        (folder / name).mkdir(mode=0o700, exist_ok=True)
+    for name, text in _SETTINGS.items():
+        (folder / name).write_text(text)
+
+
+def find_pid(name: str) -> int:
+    """The process of a daemon, or 0. Its file of the pid may be an earlier one's."""
+    try:
+        pid = int((_PIDS / f"{name}.pid").read_text())
+        return pid if Path(f"/proc/{pid}/comm").read_text().strip() == name else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def start_missing(name: str) -> None:
+    """Start a daemon in the mount namespace of this process, unless it runs. It outlives this process."""
+    if find_pid(name):
+        return
+    done = process.run([name, "-d", "--pid-file", _PIDS / f"{name}.pid"], timeout=START_LIMIT, check=False)
+    if done.exit_code != 0:
+        raise HostError(
+            f"{name} cannot be started: {done.error_text[-500:]}", where=name, hint="install libvirt-daemon-system; `ktrdr-vm doctor`"
+        )
+
+
+def supervise() -> None:
+    """Start each daemon again when it has ended, for ever."""
+    pause = _FIRST_PAUSE
+    while True:
+        time.sleep(pause)
+        missing = [name for name in NAMES if not find_pid(name)]
+        pause = min(2 * pause, _LONGEST_PAUSE) if missing else _FIRST_PAUSE
+        for name in missing:
+            start_missing(name)
+
+
+def wait_until_answers() -> None:
+    """Until libvirtd listens."""
+    end = time.monotonic() + START_LIMIT
+    while not Path("/run/libvirt/libvirt-sock").exists():
+        if time.monotonic() > end:
+            raise HostError(f"libvirtd did not listen within {START_LIMIT:g} s", where="/run/libvirt", hint="`ktrdr-vm doctor`")
+        time.sleep(_POLL)
+
+
+def end_all() -> None:
+    for name in reversed(NAMES):
+        pid = find_pid(name)
+        if pid:
+            os.kill(pid, 15)
+    shutil.rmtree(_PIDS, ignore_errors=True)

@@ -1,0 +1,55 @@
+"""pasta, which carries the packets of the world's network namespace as the person, without a right that the person has not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from ipaddress import ip_address
+
+from ktrdr_vm.host import process
+from ktrdr_vm.host.name_servers import FORWARDED, find_upstreams
+from ktrdr_vm.host.privileges import die_with
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+# IPv4, as the guards; the host's own addresses and ports are not reachable through it, and nothing reaches the world from outside.
+_OPTIONS = ("--foreground", "--quiet", "--ipv4-only", "--config-net", "--no-map-gw")
+_CLOSED = ("--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none")
+
+
+class Uplink:
+    """pasta for the network namespace of a process; started again when it ends, as it does where there is no network."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._pause = _FIRST_PAUSE
+        self._due = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._forwards = False
+        self.look()
+
+    def look(self) -> None:
+        """Start it when it is not there, and anew when the host's name server is on the loopback of the host now, or is not any more."""
+        forwards = _has_local_name_server()
+        if self._process is not None and forwards != self._forwards:
+            self.end()
+        if self._process is not None and self._process.poll() is not None:
+            self._process = None
+            self._due = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        if self._process is None and time.monotonic() >= self._due:
+            parent, self._forwards = os.getpid(), forwards
+            # Only where it is needed: with it, answers of that server come from this address, also to who asked the server itself.
+            dns = ("--dns-forward", FORWARDED) if forwards else ()
+            words = ["pasta", *_OPTIONS, *dns, *_CLOSED, str(self._pid)]
+            self._process = process.start(words, stderr=2, in_child=lambda: die_with(parent), new_session=False)
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _has_local_name_server() -> bool:
+    return any(ip_address(one).is_loopback for one in find_upstreams()[:1])
