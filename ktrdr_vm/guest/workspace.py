@@ -157,7 +157,7 @@ def _bundle_alone(repository: Repository, ref: str, shallow: bytes, bundle: IO[b
 
 def _find_ends(view: View, commit: str) -> set[bytes]:
     """The newest commits in the history of `commit` that the host did not get from a guest: the commit itself, or what it is based on."""
-    words = ("rev-list", "--boundary", commit, "--not", "HEAD", "--branches", "--remotes", "--tags")
+    words = ("rev-list", "--boundary", commit, "--not", "HEAD", "--branches", "--remotes", "--tags", "--")
     found = {line[1:] for line in view.git(*words).stdout.splitlines(keepends=True) if line.startswith(b"-")}
     return found or {commit.encode() + b"\n"}
 
