@@ -60,7 +60,7 @@ def plan(profile: Path, instance_id: str | None, workspace: Path, as_json: bool)
     for one in gathered.beyond:
         click.echo(escape(f"  ! not on the trusted branch: {one.text}{'  (a secret can be sent there)' if one.carries else ''}"))
     for text in list_beneath(gathered.repository, made.profile) if gathered.repository is not None else ():
-        click.echo(escape(f"  ! judged with the commits of the workload, and part of none: {text}"))
+        click.echo(escape(f"  ! in the fresh VM beneath the commits of the workload, and judged with them: {text}"))
     difference = _find_difference(made)
     if difference:
         click.echo(escape_text(difference))

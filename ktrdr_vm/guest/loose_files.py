@@ -23,9 +23,11 @@ from ktrdr_vm.errors import HostError
 from ktrdr_vm.guest.commits import list_changed
 from ktrdr_vm.guest.loose_names import find_included, find_uncommitted, find_unwatched
 from ktrdr_vm.host.beneath import Place, UnsafePathError, open_folder, open_regular
+from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.git import BOUNDS, View, open_view
 from ktrdr_vm.host.owner import may_read, reading_as
 from ktrdr_vm.host.repository import Repository
+from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.profile.model import Profile, Workspace
 
 MAX_FILES = 20_000
@@ -50,13 +52,17 @@ class LooseFiles:
 
     def store(self, folder: Path) -> None:
         """Write them to a folder, from which `open_stored` reads them back."""
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_private(folder)
         self.archive.seek(0)
-        with (folder / "files.tar").open("wb") as file:
+        with open(folder / "files.tar", "wb", opener=_open_private) as file:
             while piece := self.archive.read(1 << 20):
                 file.write(piece)
         names = {"commit": self.commit, "changed": self.changed, "included": self.included, "deleted": self.deleted}
-        (folder / "names.json").write_text(json.dumps(names) + "\n")
+        write_durably(folder / "names.json", (json.dumps(names) + "\n").encode())
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ def judge(repository: Path, tmp_path: Path, work: Callable[[Path], object], **wo
     found, wanted = find_repository(repository), Workspace(**workspace)  # type: ignore[arg-type]
     first, fresh, stored, notes = tmp_path / "first", tmp_path / "fresh", tmp_path / "loose", list[str]()
     copy_in(found, wanted, FolderGuest(first), "root", "a", notes.append, keep=stored)  # type: ignore[arg-type]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (stored, *sorted(stored.iterdir()))] == [0o700, 0o600, 0o600]
     work(first)
     subprocess.run(["git", "fetch", "-q", "--no-recurse-submodules", str(first), "+HEAD:refs/ktrdr/a/main"], cwd=repository, check=True)
     (repository / "a.txt").write_text("changed by the person since")
