@@ -30,7 +30,7 @@ _FOLDERS = ("qemu", "storage", "nwfilter", "secrets")
 
 
 def write_settings(folder: Path) -> None:
-    """What is /etc/libvirt in the world: definitions of VMs outlive the world in it, the settings are written anew."""
+    """What is /etc/libvirt in the world: definitions of VMs outlive the world in it, the settings are written again."""
     for name in _FOLDERS:
         (folder / name).mkdir(mode=0o700, exist_ok=True)
     for name, text in _SETTINGS.items():

@@ -27,8 +27,8 @@ _held: list[int] = []
 def enter_world(home: Path, *, paths: tuple[Path, ...] = ()) -> None:
     """Enter the world that serves the state directory `home`, as its root.
 
-    Owners are not seen in it, so `paths`, which only root and the person may change, are checked before. HostError with the command that
-    mends it if this host cannot have a world.
+    Owners are not seen in it, so `paths`, which only root and the person may change, are checked before. HostError with the
+    command to run if this host cannot have a world.
     """
     for path in (home, *paths):
         if changeable := find_changeable(path):

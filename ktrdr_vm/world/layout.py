@@ -59,7 +59,7 @@ class Layout:
 
     @property
     def start_lock(self) -> Path:
-        """Held while a world is looked for and made."""
+        """Held while a world is searched and made."""
         return self.folder / "start.lock"
 
     @property

@@ -33,7 +33,7 @@ def main() -> None:
     try:
         _make(Path(home), int(orphan), int(keeper))
         os.setgroups([int(kvm)] if kvm else [])
-        # A /dev/kvm that does not work makes libvirt probe QEMU anew at each call.
+        # A /dev/kvm that does not work makes libvirt probe QEMU again at each call.
         with_kvm = _KVM.exists() and find_accelerator().name == "kvm"
         supervisor = _start_daemons(Path(home), Path(person_home), with_kvm=with_kvm)
         _tell("serves")

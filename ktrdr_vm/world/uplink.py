@@ -29,7 +29,7 @@ class Uplink:
         self.look()
 
     def look(self) -> None:
-        """Start it when it is not there, and anew when the host's name server is on the loopback of the host now, or is not any more."""
+        """Start it when it is not there, and again when the host's name server is on the loopback of the host now, or is not any more."""
         forwards = _has_local_name_server()
         if self._process is not None and forwards != self._forwards:
             self.end()

@@ -27,7 +27,7 @@ from ktrdr_vm.host import process
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.links import read_link
 from ktrdr_vm.host.listeners import find_bound
-from ktrdr_vm.identity import HOST_USERS
+from ktrdr_vm.instance.allocation import find_users
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.resources.guard import find_guards
 from ktrdr_vm.instance.resources.tap import move_in
@@ -213,7 +213,7 @@ def test_only_the_proxy_and_root_ask_the_resolver_over_the_loopback_device(guest
 
 def test_two_state_directories_never_share_a_slot(lab: Lab, guest: NamespaceGuest) -> None:
     """They know nothing of each other's journals. With one slot they would have one resolver and one user of the proxy."""
-    slot = int(guest.allocation.proxy_uid) - HOST_USERS.first
+    slot = int(guest.allocation.proxy_uid) - find_users().first
     assert guest.allocation.loopback in find_bound(wiring.DNS_PORT) and slot % 2 == 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other, pytest.raises(OSError, match="in use"):
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -14,13 +14,14 @@ from ktrdr_vm.host.accelerator import CACHE
 from ktrdr_vm.host.paths import PROJECT, Home
 from ktrdr_vm.instance.resources.domain import find_qemu
 from ktrdr_vm.instance.resources.guard import find_guards
+from ktrdr_vm.world.layout import DAEMONS
 from laboratory import namespaces
 from laboratory.recorder import Recorder
 from laboratory.world import DNS, World
 
 LAB_HOME = Path(os.environ.get("KTRDR_VM_LAB_HOME") or "/var/lib/ktrdr-vm-lab")
 LAB_IMAGES = Path(os.environ.get("KTRDR_VM_LAB_IMAGES") or LAB_HOME / "images")
-EVIDENCE = PROJECT / ".evidence"
+EVIDENCE = Path(os.environ.get("KTRDR_VM_LAB_EVIDENCE") or PROJECT / ".evidence")
 
 
 @dataclass
@@ -89,12 +90,16 @@ def enter_lab() -> Lab:
     descriptor = os.open(root / "session.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     verdict = CACHE.read_bytes() if CACHE.exists() else None
+    # Without root the lab is in a world, whose view for daemons is the proxy's too.
+    view = DAEMONS.readlink() if DAEMONS.is_symlink() else None
     namespaces.enter_own_namespaces()
     namespaces.mount(str(LAB_IMAGES), home.images, flags=namespaces.MS_BIND)
     for path in ("/run/ktrdr-vm", "/etc/ktrdr-vm"):
         namespaces.hide(path)
     if verdict is not None and CACHE.parent.is_dir():
         CACHE.write_bytes(verdict)
+    if view is not None:
+        DAEMONS.symlink_to(view)
     resolv = scratch / "resolv.conf"
     resolv.write_text(f"nameserver {DNS}\noptions timeout:1 attempts:2\n")
     namespaces.mount(str(resolv), Path("/etc/resolv.conf").resolve(), flags=namespaces.MS_BIND)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
+MNT_DETACH = 2
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -59,6 +60,8 @@ def enter_own_namespaces() -> None:
     mount("/sys/fs/cgroup", keep, flags=MS_BIND | MS_REC)
     mount("lab", "/sys", "sysfs")
     mount(str(keep), "/sys/fs/cgroup", flags=MS_BIND | MS_REC)
+    # libvirtd would find the cgroups at their first place too, which is covered next.
+    _call(_LIBC.umount2(str(keep).encode(), MNT_DETACH), f"umount {keep}")
     mount("lab", RUN_NETNS, "tmpfs", options="mode=0755")
     ip("link set lo up")
     require_own_namespace()

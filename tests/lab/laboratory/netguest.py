@@ -23,6 +23,7 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.links import read_link
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance.allocation import find_users
 from ktrdr_vm.instance.resources.base import Blueprint, Target
 from ktrdr_vm.instance.resources.firewall import Firewall
 from ktrdr_vm.instance.resources.guard import Guard
@@ -100,7 +101,9 @@ class NamespaceGuest:
         )
         self.identity = parse_instance_id(f"lab-net-{os.getpid()}-{number}")
         self.plan = Plan(build_profile(document), facts, self.identity, document)
-        self.allocation: Allocation = allocate(_FIRST_SLOT + number, genid="", host_key="", host_public_key="", login_public_key="")
+        self.allocation: Allocation = allocate(
+            _FIRST_SLOT + number, genid="", host_key="", host_public_key="", login_public_key="", users=find_users()
+        )
         self.paths = home.instance(self.identity.instance_id)
         documents = self.plan.render(self.allocation)
         lists = self.plan.egress.name_lists

@@ -88,7 +88,6 @@ def test_what_libvirt_leaves_for_ever_goes_too(profiles: Path) -> None:
 
 @pytest.mark.parametrize("text", [None, "", "profile something {\n}\n", TEMPLATE.replace("}", "")])
 def test_doctor_says_beforehand_what_apply_would_meet(profiles: Path, text: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.os, "geteuid", lambda: 0)
     monkeypatch.setattr(doctor, "Libvirt", lambda: CONFINING)
     assert find_fork_obstacle(CONFINING) == ""  # type: ignore[arg-type]
     check = doctor._apparmor()
@@ -108,6 +107,5 @@ def test_doctor_says_beforehand_what_apply_would_meet(profiles: Path, text: str 
 
 def test_a_host_without_apparmor_has_no_obstacle(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (profiles / "TEMPLATE.qemu").unlink()
-    monkeypatch.setattr(doctor.os, "geteuid", lambda: 0)
     monkeypatch.setattr(doctor, "Libvirt", lambda: OPEN)
     assert find_fork_obstacle(OPEN) == "" and doctor._apparmor() is None  # type: ignore[arg-type]
