@@ -7,7 +7,7 @@ import tarfile
 
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest.protocol import Guest
-from ktrdr_vm.plan.facts import AUTHORITIES, BUNDLE
+from ktrdr_vm.plan.facts import AUTHORITIES, BUNDLE, OWN_AUTHORITIES
 from ktrdr_vm.plan.plan import Plan
 
 # `update-ca-certificates` takes half a minute under emulation, and would add the same text to the same file. It finds the certificates
@@ -21,6 +21,8 @@ if [ -e /etc/ktrdr/debian.sources ] && . /etc/os-release && [ "$ID" = debian ]; 
   rm -f /etc/apt/sources.list
 fi
 [ -n "$AUTHORITIES" ] || exit 0
+mkdir -p /etc/ktrdr
+cat {AUTHORITIES}*.crt > {OWN_AUTHORITIES}
 if command -v update-ca-trust >/dev/null; then
   cp {AUTHORITIES}*.crt /etc/pki/ca-trust/source/anchors/
   update-ca-trust

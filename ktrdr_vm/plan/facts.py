@@ -88,6 +88,8 @@ AUTHORITIES = "/usr/local/share/ca-certificates/ktrdr-"
 """The first part of the path of a certificate in the guest."""
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 """All certificates that the guest trusts, in one file."""
+OWN_AUTHORITIES = "/etc/ktrdr/authorities.pem"
+"""Those of the host alone, in one file."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,18 @@ from ktrdr_vm.plan.brokers import Route, make_routes
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
 from ktrdr_vm.plan.domain_xml import render_domain
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
-from ktrdr_vm.plan.facts import AUTHORITIES, BUNDLE, PLACEHOLDER, Allocation, Facts, GuestFile, ImageFacts, Lending, TemplateFacts
+from ktrdr_vm.plan.facts import (
+    AUTHORITIES,
+    BUNDLE,
+    OWN_AUTHORITIES,
+    PLACEHOLDER,
+    Allocation,
+    Facts,
+    GuestFile,
+    ImageFacts,
+    Lending,
+    TemplateFacts,
+)
 from ktrdr_vm.plan.guard_interface import INBOX_PORT
 from ktrdr_vm.plan.haproxy import render_proxy
 from ktrdr_vm.plan.nftables import render_host_ruleset, render_ruleset
@@ -24,8 +35,8 @@ from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.model import Profile
 
-# OpenSSL, pip, every program that uses Python's requests, and Node.js.
-_AUTHORITY_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+# OpenSSL, pip, and every program that uses Python's requests.
+_BUNDLE_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE")
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ class Plan:
     def client_variables(self) -> dict[str, str]:
         """Variables of the guest for clients that do not read the certificates of the system; none if the host has none of its own."""
         own = any(one.path.startswith(AUTHORITIES) for one in self.facts.client_files)
-        return dict.fromkeys(_AUTHORITY_VARIABLES, BUNDLE) if own else {}
+        return {**dict.fromkeys(_BUNDLE_VARIABLES, BUNDLE), "NODE_EXTRA_CA_CERTS": OWN_AUTHORITIES} if own else {}
 
     @property
     def observe(self) -> bool:

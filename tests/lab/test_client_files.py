@@ -46,6 +46,7 @@ def test_authorities_are_added_to_the_bundle_once_and_old_ones_go(tmp_path: Path
     for _ in range(2):
         write(tmp_path, GuestFile(f"{AUTHORITIES}2.crt", "NEW\n", "x"))
         assert bundle.read_text() == "PUBLIC\n# ktrdr-vm begin\nNEW\n# ktrdr-vm end\n"
+    assert (tmp_path / "etc/ktrdr/authorities.pem").read_text() == "NEW\n"
     assert [path.name for path in (tmp_path / "usr/local/share/ca-certificates").iterdir()] == ["ktrdr-2.crt"]
     assert (tmp_path / "etc/pip.conf").read_text() == "[global]\n"
 
