@@ -7,8 +7,11 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-# Compose 2.26 says `Additional property x is not allowed`, later versions `additional properties 'x', 'y' not allowed`.
-_UNKNOWN = re.compile(r"[Aa]dditional propert(?:y (\S{1,100}) is not allowed|ies ([^\n]{1,200}?) not allowed)")
+# Compose 2.26 says `Additional property x is not allowed`, later versions `additional properties 'x', 'y' not allowed`. For a format of
+# `env_file` that it does not know, it has words of its own.
+_UNKNOWN = re.compile(
+    r"[Aa]dditional propert(?:y (\S{1,100}) is not allowed|ies ([^\n]{1,200}?) not allowed)|unsupported (env_file format \S{1,100})"
+)
 _NO_FILE = re.compile(r"no configuration file provided")
 _EXTERNAL = re.compile(
     r"(?:(network|volume) \"?([^\s\"]{1,200})\"? declared as external|external (network|volume) \"?([^\s\"]{1,200})\"? not found)"
@@ -51,7 +54,7 @@ def _explain_version(said: str, ask: Ask) -> Iterable[str]:
         return
     version = re.fullmatch(r"v?([0-9][\w.+~-]{0,60})", ask(_VERSION).strip())
     known = f"the image has Compose {version[1]}, which does not know" if version else "the Compose of the image does not know"
-    yield f"{known} {found[1] or found[2]}: correct the name, or use an image with a newer Compose"
+    yield f"{known} {found[1] or found[2] or found[3]}: correct the name, or use an image with a newer Compose"
 
 
 def _explain_file(said: str, folder: str, ask: Ask) -> Iterable[str]:

@@ -10,9 +10,9 @@ import pytest
 from ktrdr_vm.guest.protocol import GuestResult
 
 UNKNOWN = [
-    ("validating /workspace/compose.yaml: services.api Additional property post_start is not allowed", "post_start"),
+    ("validating /workspace/compose.yaml: services.api Additional property provider is not allowed", "provider"),
     ("validating /workspace/compose.yaml: (root) Additional property models is not allowed", "models"),
-    ("services.api.env_file.0 Additional property format is not allowed", "format"),
+    ('unsupported env_file format "raw"', 'env_file format "raw"'),
     ("validating compose.yaml: services.web additional properties 'provider' not allowed", "'provider'"),
 ]
 
