@@ -78,17 +78,6 @@ class Identity:
         return f"ktrdr-vm instance_id={self.instance_id} home={make_home_token(home)}"
 
     @property
-    def mac(self) -> str:
-        """A locally administered unicast address with the prefix of QEMU."""
-        token = self.token
-        return f"52:54:00:{token[0:2]}:{token[2:4]}:{token[4:6]}"
-
-    @property
-    def gateway_mac(self) -> str:
-        """MAC address of the tap. Constant, because a resumed guest has it in its ARP cache for half a minute."""
-        return f"fe{self.mac[2:]}"
-
-    @property
     def ref_prefix(self) -> str:
         return f"refs/ktrdr/{self.instance_id}/"
 

@@ -1,4 +1,4 @@
-"""The identity of a fork, set before it has a network: through the guest agent, as scripts on standard input.
+"""The identity of a fork, set before its network is up: through the guest agent, as a script on standard input.
 
 All identifiers that forks would share are replaced here. Exceptions are the boot_id of the kernel and the engine id of Docker,
 which are read at their start only.
@@ -52,29 +52,6 @@ read -r pid < /run/sshd.pid
 kill -HUP "$pid"
 """
 
-# networkd gets the same for the next boot; it would take longer than these commands.
-_NETWORK = """set -e
-printf '[Match]\\nMACAddress={mac}\\n[Network]\\nAddress={guest}/30\\nGateway={gateway}\\nDNS={gateway}\\nLinkLocalAddressing=no\\nIPv6AcceptRA=no\\n' \\
-  > /etc/systemd/network/05-ktrdr.network
-chmod 0644 /etc/systemd/network/05-ktrdr.network
-printf 'nameserver {gateway}\\noptions timeout:2 attempts:2\\n' > /etc/resolv.conf
-turns=0
-while :; do
-  for place in /sys/class/net/*; do
-    read -r address < "$place/address" || continue
-    [ "$address" != {mac} ] || break 2
-  done
-  turns=$((turns + 1)); [ "$turns" -lt 500 ] || {{ echo 'no interface came' >&2; exit 1; }}
-  sleep 0.05
-done
-nic=${{place##*/}}
-ip -batch - <<END
-addr replace {guest}/30 dev $nic
-link set dev $nic up
-route replace default via {gateway}
-END
-"""
-
 
 def give_identity(libvirt: Libvirt, domain: str, identity: Identity, user: str, allocation: Allocation) -> None:
     """Hostname, machine-id, SSH host key, the one login, entropy, clock."""
@@ -91,12 +68,6 @@ def give_identity(libvirt: Libvirt, domain: str, identity: Identity, user: str, 
         user=shlex.quote(user),
     )
     run_script(libvirt, domain, script, "set its identity")
-
-
-def give_network(libvirt: Libvirt, domain: str, identity: Identity, allocation: Allocation) -> None:
-    """Configure the address of the hot-plugged NIC, without waiting for services of the guest."""
-    script = _NETWORK.format(mac=identity.mac, guest=allocation.guest, gateway=allocation.gateway)
-    run_script(libvirt, domain, script, "configure its network")
 
 
 def wait_agent(libvirt: Libvirt, domain: str, *, limit: float = SCRIPT_LIMIT) -> None:

@@ -11,16 +11,17 @@ import yaml
 
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.facts import Allocation, Facts
+from ktrdr_vm.plan.guard_interface import GUEST_MAC
 
 
 def render_meta_data(identity: Identity) -> str:
     return _dump({"instance-id": identity.instance_id, "local-hostname": identity.instance_id})
 
 
-def render_network_config(identity: Identity, allocation: Allocation) -> str:
+def render_network_config(allocation: Allocation) -> str:
     """Version 2. The NIC is identified by its MAC address."""
     nic = {
-        "match": {"macaddress": identity.mac},
+        "match": {"macaddress": GUEST_MAC},
         "dhcp4": False,
         "dhcp6": False,
         "accept-ra": False,

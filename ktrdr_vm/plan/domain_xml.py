@@ -8,13 +8,14 @@ from xml.etree.ElementTree import Element
 from ktrdr_vm.identity import METADATA_NAMESPACE, Identity
 from ktrdr_vm.plan.domain_memory import render_commandline
 from ktrdr_vm.plan.facts import Allocation, Facts, TemplateFacts
+from ktrdr_vm.plan.guard_interface import GUEST_MAC
 from ktrdr_vm.profile.model import ImageRef, Profile, Size
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 # QEMU 7.2's emulation of its `max` model makes Debian 13's glibc abort (docs/adr/0002). This one is x86-64-v2, which is what
 # current container images are built for, with AES in hardware; it boots as fast as qemu64.
 EMULATED_CPU = "Westmere"
-# Root ports: five for the devices here, the others for hot-plug: the NIC of a fork, virtiofs mounts; the last for
+# Root ports: six for the devices here, the others for hot-plug of virtiofs mounts; the last for
 # virtio-mem. The number is constant, because a fork must have the hardware of its template.
 _PORTS = 13
 
@@ -47,7 +48,7 @@ def render_domain(
     instance_directory: str,
     template: TemplateFacts | None = None,
 ) -> str:
-    """The XML of the domain. With a template it is a fork: no NIC yet, the memory of the template, waiting for its state."""
+    """The XML of the domain. With a template it is a fork: the memory of the template, waiting for its state."""
     shared = shares_memory(profile, facts)
     root = _render(profile, facts, identity, allocation, instance_directory, template, shared=shared)
     memory = template.memory if template is not None and template.thaw else ""
@@ -56,10 +57,10 @@ def render_domain(
 
 
 def render_template_domain(size: Size, facts: Facts, identity: Identity, allocation: Allocation, template: TemplateFacts) -> str:
-    """The domain of a template: no NIC, no mount, nothing of a profile, its memory in a file."""
+    """The domain of a template: no mount, nothing of a profile, its memory in a file."""
     profile = Profile(name="template", image=ImageRef(recipe=facts.image.name), resources=size)
     layers = _list_layers(facts, template)[1:]
-    root = _render(profile, facts, identity, allocation, template.directory, None, network=False, overlay=template.disk, layers=layers)
+    root = _render(profile, facts, identity, allocation, template.directory, None, overlay=template.disk, layers=layers)
     _append_commandline(root, render_commandline(size, facts.lending, port=_PORTS, template=template.memory, frozen=True))
     return to_text(root)
 
@@ -77,7 +78,6 @@ def _render(
     instance_directory: str,
     template: TemplateFacts | None,
     *,
-    network: bool = True,
     shared: bool = False,
     overlay: str = "",
     layers: tuple[tuple[str, str], ...] = (),
@@ -103,9 +103,8 @@ def _render(
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
         root.append(element(event, action))
     overlay = overlay or f"{instance_directory}/overlay.qcow2"
-    network = network and not (template and template.thaw)
     layers = layers or _list_layers(facts, template)
-    root.append(_devices(profile, facts, identity, instance_directory, overlay, layers, network=network))
+    root.append(_devices(profile, facts, identity, instance_directory, overlay, layers))
     return root
 
 
@@ -184,8 +183,6 @@ def _devices(
     directory: str,
     overlay: str,
     layers: tuple[tuple[str, str], ...],
-    *,
-    network: bool,
 ) -> Element:
     devices = element("devices", "", element("emulator", facts.emulator))
     # A disposable disk is never read after a crash of the host, so flushes are not needed.
@@ -224,8 +221,7 @@ def _devices(
     devices.append(element("controller", type="pci", model="pcie-root"))
     for _ in range(_PORTS):
         devices.append(element("controller", type="pci", model="pcie-root-port"))
-    if network:
-        devices.append(render_interface(identity))
+    devices.append(_render_interface(identity))
     log = element("log", file=f"{directory}/console.log", append="on")
     devices.append(element("serial", "", log, element("target", port="0"), type="pty"))
     devices.append(element("console", "", element("target", type="serial", port="0"), type="pty"))
@@ -235,12 +231,12 @@ def _devices(
     return devices
 
 
-def render_interface(identity: Identity) -> Element:
+def _render_interface(identity: Identity) -> Element:
     """The NIC on the tap of the instance, which libvirt does not configure."""
     return element(
         "interface",
         "",
-        element("mac", address=identity.mac),
+        element("mac", address=GUEST_MAC),
         element("target", dev=identity.tap, managed="no"),
         element("model", type="virtio"),
         element("rom", enabled="no"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # The two ends of the link, the same in every instance: each has a network namespace of its own.
 GATEWAY, GUEST = "10.213.0.1", "10.213.0.2"
+# Their MAC addresses: a template is saved with its NIC, and a resumed guest has the gateway's in its ARP cache.
+GATEWAY_MAC, GUEST_MAC = "fe:54:00:a2:13:01", "52:54:00:a2:13:02"
 
 # The listeners of the guard on the gateway address, in the namespace of the instance. IANA has assigned no service to 914-952 and
 # 954-988 (service-names-port-numbers, apart from 953, rndc).

@@ -20,6 +20,7 @@ from ktrdr_vm.plan.guard_interface import (
     ALLOWED_SIZE,
     DENIED_SIZE,
     DNS_PORT,
+    GUEST_MAC,
     HTTP_PORT,
     MAX_FLOWS,
     OTHER_PORT,
@@ -66,7 +67,7 @@ def render_ruleset(
     of a brokered secret. With `observe`, TCP to every public address is accepted.
     """
     served = (DNS_PORT, *((OTLP_PORT,) if has_telemetry else ()), *services)
-    on = _Interface(identity.tap, identity.mac, allocation.gateway, allocation.guest, served, observe)
+    on = _Interface(identity.tap, GUEST_MAC, allocation.gateway, allocation.guest, served, observe)
     ranges, exceptions = _addresses(rules, frozenset(reserved))
     sections = (
         _render_closed_sets(),

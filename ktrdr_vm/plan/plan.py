@@ -107,7 +107,7 @@ class Plan:
             "domain.xml": render_domain(self.profile, facts, identity, allocation, self.instance_directory, template),
             "user-data": render_user_data(identity, facts, allocation),
             "meta-data": render_meta_data(identity),
-            "network-config": render_network_config(identity, allocation),
+            "network-config": render_network_config(allocation),
             "ruleset.nft": render_ruleset(
                 identity,
                 facts.home,

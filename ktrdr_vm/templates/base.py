@@ -1,6 +1,7 @@
 """Templates: VMs that are booted and saved once, and forked many times.
 
-A template contains no data of a profile: no NIC, no secret, no workspace, no login. It belongs to one owner and one image, and its key
+A template contains no data of a profile: no secret, no workspace, no login. Its NIC has the address that every instance has, and its tap
+is down. It belongs to one owner and one image, and its key
 contains everything that a fork must share with it. That of a project is based on the disk of the prepared project.
 """
 
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import pwd
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection
@@ -35,7 +37,8 @@ from ktrdr_vm.identity import Identity
 from ktrdr_vm.images.store import Image, ImageStore
 from ktrdr_vm.instance.resources.overlay import BOOT_FILES, copy_boot_files
 from ktrdr_vm.instance.resources.seed import make_seed
-from ktrdr_vm.plan.cloud_init import render_meta_data, render_user_data
+from ktrdr_vm.instance.resources.tap import make_tap, remove_tap
+from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
 from ktrdr_vm.plan.domain_xml import render_template_domain
 from ktrdr_vm.plan.facts import Allocation, TemplateFacts
 from ktrdr_vm.plan.plan import Plan
@@ -54,13 +57,24 @@ _KEY_LENGTH = 32
 # Starts late services, and runs each preloaded container image once, so that its pages are in memory.
 _SETTLE = """set -e
 ! command -v cloud-init >/dev/null || cloud-init status --wait >/dev/null || true
-# Modules that the first interface and the first container of a fork need.
-modprobe -a virtio_net veth 2>/dev/null || true
+# A module that the first container of a fork needs.
+modprobe -a veth 2>/dev/null || true
 if command -v dockerd >/dev/null; then
   systemctl start docker.service
   for image in $(docker image ls --format '{{.Repository}}:{{.Tag}}'); do
     docker run --rm --network none "$image" true >/dev/null || true
   done
+fi
+# One login, so that what it reads is in memory. Its key is for this one.
+if command -v ssh-keygen >/dev/null; then
+  home=$(getent passwd "$user" | cut -d: -f6)
+  ssh-keygen -q -t ed25519 -N '' -f /run/warm
+  mkdir -p "$home/.ssh"
+  cp /run/warm.pub "$home/.ssh/authorized_keys"
+  chown -R "$user:" "$home/.ssh"
+  ssh -F /dev/null -i /run/warm -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR \
+    "$user@127.0.0.1" 'sudo -n true' </dev/null || true
+  rm -rf /run/warm /run/warm.pub "$home/.ssh"
 fi
 rm -rf /var/tmp/* /tmp/*
 fstrim / 2>/dev/null || true
@@ -139,6 +153,7 @@ def build_template(
             # `gc` removes what cannot be removed now; the first error is raised.
             with contextlib.suppress(KtrdrError):
                 libvirt.stop(identity.domain)
+                remove_tap(identity.tap)
             shutil.rmtree(place, ignore_errors=True)
             raise
         seconds = round(time.monotonic() - began, 1)
@@ -266,7 +281,7 @@ def _boot_and_save(plan: Plan, template: TemplateFacts, identity: Identity, libv
     seed = {
         "user-data": user_data.encode(),
         "meta-data": render_meta_data(identity).encode(),
-        "network-config": b"version: 2\nethernets: {}\n",
+        "network-config": render_network_config(allocation).encode(),
     }
     (place / "seed.iso").write_bytes(make_seed(seed))
     memory = Path(template.memory)
@@ -276,18 +291,21 @@ def _boot_and_save(plan: Plan, template: TemplateFacts, identity: Identity, libv
     os.chown(memory, owner, -1)
     memory.chmod(0o600)
     libvirt.stop(identity.domain)
+    remove_tap(identity.tap)
     write_profile(libvirt, identity.uuid, make_memory_rules(template.memory, template.state, freeze=True))
     try:
+        make_tap(identity.tap, identity.mark(str(place.parent.parent)))
         libvirt.start(identity.domain, render_template_domain(size, plan.facts, identity, allocation, template), persistent=False)
         try:
             with announce_wait(progress, "the VM of the template boots", BOOT_LIMIT):
-                run_script(libvirt, identity.domain, _SETTLE, "settle", limit=BOOT_LIMIT)
+                run_script(libvirt, identity.domain, f"user={shlex.quote(image.user)}\n{_SETTLE}", "settle", limit=BOOT_LIMIT)
         except GuestError as error:
             raise _explain_failure(error, place) from None
         progress("freezes the template")
         save_state(libvirt, identity.domain, Path(template.state))
     finally:
         libvirt.stop(identity.domain)
+        remove_tap(identity.tap)
         remove_profile(identity.uuid)
     set_rights(Path(template.disk), place.parent.parent)
     for name in ("seed.iso", "console.log", *BOOT_FILES):

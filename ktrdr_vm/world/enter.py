@@ -164,7 +164,7 @@ def _find_orphan(layout: Layout) -> int:
 
 
 def find_namespace(pid: int, kind: str) -> int:
-    """The number of a namespace of a process, or 0 if there is no such process that this one may look at."""
+    """The number of a namespace of a process, or 0 if there is no such process that this one may trace."""
     try:
         return Path(f"/proc/{pid}/ns/{kind}").stat().st_ino
     except OSError:

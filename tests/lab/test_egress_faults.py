@@ -22,7 +22,7 @@ from laboratory.recorder import wait_until
 from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.host import process
 from ktrdr_vm.instance.resources.guard import find_guards, look_at_guard
-from ktrdr_vm.plan.guard_interface import MAX_FLOWS
+from ktrdr_vm.plan.guard_interface import GUEST_MAC, MAX_FLOWS
 from ktrdr_vm.plan.haproxy import MAX_CONNECTIONS
 
 ALLOWED = [{"host": "allowed.test.lab", "ports": [80, 443]}, {"host": "git.test.lab", "ports": [22]}]
@@ -257,7 +257,7 @@ def count_flows() -> int:
 
 def send_half(guest: NamespaceGuest, count: int) -> None:
     """So many first packets of connections, to addresses that the proxy answers for; its answers are not heard."""
-    link = bytes.fromhex((guest.host_mac + guest.identity.mac).replace(":", "")) + b"\x08\x00"
+    link = bytes.fromhex((guest.host_mac + GUEST_MAC).replace(":", "")) + b"\x08\x00"
     source = socket.inet_aton(guest.address)
     with inside(guest.namespace), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
         deaf = "add table ip deaf; add chain ip deaf in { type filter hook input priority 0; policy drop; }"

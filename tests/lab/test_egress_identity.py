@@ -13,6 +13,8 @@ from laboratory.lab import Lab
 from laboratory.namespaces import inside, ip
 from laboratory.netguest import INTERFACE, NamespaceGuest, replace
 
+from ktrdr_vm.plan.guard_interface import GUEST_MAC
+
 OTHER_MAC = "52:54:00:00:00:99"
 NO_ANTISPOOF = "counter name spoofed drop"
 
@@ -49,7 +51,7 @@ def send(guest: NamespaceGuest, frame: bytes, times: int = 1) -> None:
 
 
 def ethernet(guest: NamespaceGuest, packet: bytes, *, kind: int = 0x0800, source: str = "", destination: str = "") -> bytes:
-    return mac(destination or guest.host_mac) + mac(source or guest.identity.mac) + struct.pack("!H", kind) + packet
+    return mac(destination or guest.host_mac) + mac(source or GUEST_MAC) + struct.pack("!H", kind) + packet
 
 
 def dns_asked(lab: Lab, mark: tuple[int, int]) -> int:
@@ -89,7 +91,7 @@ def test_a_changed_mac_and_a_second_address_are_cut_off(lab: Lab, guest: Namespa
     assert guest.lookup("allowed.test.lab")["answers"] == 1
     ip(f"link set {INTERFACE} address {OTHER_MAC}", guest.namespace)
     assert guest.lookup("allowed.test.lab", limit=1)["outcome"] in ("timeout", "error")
-    ip(f"link set {INTERFACE} address {guest.identity.mac}", guest.namespace)
+    ip(f"link set {INTERFACE} address {GUEST_MAC}", guest.namespace)
     ip(f"route replace default via {guest.gateway}", guest.namespace)
     assert guest.lookup("allowed.test.lab")["answers"] == 1
     ip(f"addr flush dev {INTERFACE}", guest.namespace)
@@ -107,7 +109,7 @@ def test_gratuitous_arp_changes_no_neighbour(lab: Lab, guest: NamespaceGuest) ->
         send(guest, ethernet(guest, body, kind=0x0806, source=OTHER_MAC, destination="ff:ff:ff:ff:ff:ff"), times=3)
     assert guest.lookup("allowed.test.lab")["answers"] == 1
     assert neighbours() == before
-    assert f"{guest.address} lladdr {guest.identity.mac} PERMANENT" in before
+    assert f"{guest.address} lladdr {GUEST_MAC} PERMANENT" in before
     assert OTHER_MAC not in ip("neigh show", guest.identity.namespace) + ip("neigh show")
 
 

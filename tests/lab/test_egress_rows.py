@@ -20,6 +20,7 @@ from laboratory.recorder import wait_until
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.journal import is_locked
+from ktrdr_vm.plan.guard_interface import GUEST_MAC
 
 ALLOWED = [{"host": "allowed.test.lab", "ports": [80, 443]}, {"host": "git.test.lab", "ports": [22]}]
 
@@ -84,7 +85,7 @@ class EarlyGuest(NamespaceGuest):
             plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
             raw.bind((INTERFACE, 0))
-        frame = bytes.fromhex("ff" * 6 + self.identity.mac.replace(":", "") + "0800") + bytes.fromhex("45000020000100004011000000000000")
+        frame = bytes.fromhex("ff" * 6 + GUEST_MAC.replace(":", "") + "0800") + bytes.fromhex("45000020000100004011000000000000")
 
         def flood() -> None:
             while not self.stop:

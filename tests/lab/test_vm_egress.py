@@ -156,7 +156,10 @@ def test_a_changed_mac_or_address_cuts_the_guest_off(lab: Lab, instance: LabInst
 
 
 def test_ipv6_reaches_nothing(lab: Lab, instance: LabInstance) -> None:
-    """Row 12. The guest has the stack, its root gives the NIC an address and a route, and nothing leaves; the ledger has the attempts."""
+    """Row 12. The guest has the stack, its root gives the NIC an address and a route, and nothing leaves.
+
+    The tap does not speak IPv6, so that its packets come to no rule; test_egress_identity shows the rule alone.
+    """
     mark = lab.recorder.mark()
     fetch = f"curl -sS --max-time 5 -g 'http://[{world.INTERNET_V6}]/'"
     assert instance.shell(fetch)[0] != 0
@@ -165,10 +168,9 @@ def test_ipv6_reaches_nothing(lab: Lab, instance: LabInstance) -> None:
         "ip -6 addr add fd00:1::2/64 dev $nic nodad; ip -6 route add default via fd00:1::1; "
         "ip -6 neigh add fd00:1::1 lladdr 52:54:00:00:00:01 dev $nic; "
     )
-    code, said = instance.shell(f"{switch_on}{fetch}", timeout=60)
-    assert code != 0, said
+    # 28: it was sent, and nobody answered. Without a route it would be 7.
+    assert instance.shell(f"{switch_on}{fetch}", timeout=60)[0] == 28
     assert lab.recorder.packets(mark) == []
-    assert instance.ledger(kind="drop", rule="not_ipv4")
 
 
 def test_a_service_may_listen_on_ipv6(lab: Lab, instance: LabInstance) -> None:

@@ -42,8 +42,8 @@ GATE = """
 - hosts: all
   gather_facts: false
   tasks:
-    - name: the work is there
-      command: test -e work
+    - name: the project is there
+      command: test -e run.yaml
       args: {chdir: /workspace}
 """
 

@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 
 from ktrdr_vm.errors import ForeignError, HostError, ProvisionError
-from ktrdr_vm.guest.agent import give_identity, give_network
+from ktrdr_vm.guest.agent import give_identity
 from ktrdr_vm.host.confinement import PROFILES, has_profile, make_memory_rules, remove_profile, write_profile
 from ktrdr_vm.host.fork import fill_memory, load_state
 from ktrdr_vm.host.libvirt import DomainFacts
 from ktrdr_vm.host.running import end_process, find_processes
 from ktrdr_vm.instance.resources.base import Resource
 from ktrdr_vm.instance.resources.tap import move_in
-from ktrdr_vm.plan.domain_xml import render_interface, shares_memory, to_text
+from ktrdr_vm.plan.domain_xml import shares_memory
 
 
 class Domain(Resource):
@@ -63,11 +63,9 @@ class Domain(Resource):
         self._fill_memory(Path(template.memory))
         load_state(libvirt, self.name, Path(template.state))
         libvirt.resume(self.name)
-        # Everything that makes it its own machine comes before its NIC; the firewall is there since before the tap.
+        # Everything that makes it its own machine comes before its tap is up; the firewall is there since before that.
         give_identity(libvirt, self.name, self.target.identity, plan.facts.image.user, self.blueprint.allocation)
-        libvirt.attach(self.name, to_text(render_interface(self.target.identity)))
         move_in(self.target, self.blueprint.allocation)
-        give_network(libvirt, self.name, self.target.identity, self.blueprint.allocation)
 
     def _fill_memory(self, source: Path) -> None:
         """A fork whose memory is its own is given the template's; another one maps it."""

@@ -14,6 +14,7 @@ from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.host.links import TAP_OWNER, make_ip, read_link
 from ktrdr_vm.instance.resources.base import Resource, Target
 from ktrdr_vm.plan.facts import Allocation
+from ktrdr_vm.plan.guard_interface import GATEWAY_MAC, GUEST_MAC
 
 # Set while the link is down. arp_ignore 1: no answer for other addresses. rp_filter 1: nothing from a foreign source.
 _SYSCTLS_V4 = {
@@ -50,12 +51,10 @@ class Tap(Resource):
             process.run([*make_ip(self.target.identity.namespace), "link", "del", "dev", self.name], timeout=10)
         link = self._find_outside()
         if link is None:
-            # A tap without an owner is open to every local user, who then is the guest.
-            process.run(["ip", "tuntap", "add", "dev", self.name, "mode", "tap", "user", str(TAP_OWNER)], timeout=10)
-        else:
-            self._refuse_foreign(link)
-        gateway_mac = self.target.identity.gateway_mac
-        process.run(["ip", "link", "set", "dev", self.name, "down", "address", gateway_mac, "alias", self.target.mark], timeout=10)
+            make_tap(self.name, self.target.mark)
+            return
+        self._refuse_foreign(link)
+        set_down(self.name, self.target.mark)
 
     def verify(self) -> list[str]:
         outside = self._find_outside()
@@ -119,6 +118,22 @@ class Tap(Resource):
         return f"ip link del {self.name}; ip netns del {self.target.identity.namespace}"
 
 
+def make_tap(name: str, mark: str) -> None:
+    """A tap that is down. Only root may attach to it: one without an owner is open to every local user, who then is the guest."""
+    process.run(["ip", "tuntap", "add", "dev", name, "mode", "tap", "user", str(TAP_OWNER)], timeout=10)
+    set_down(name, mark)
+
+
+def set_down(name: str, mark: str) -> None:
+    process.run(["ip", "link", "set", "dev", name, "down", "address", GATEWAY_MAC, "alias", mark], timeout=10)
+
+
+def remove_tap(name: str) -> None:
+    """Of a template, which never leaves the place where it was made. Fine when it is gone."""
+    if read_link(name) is not None:
+        process.run(["ip", "link", "del", "dev", name], timeout=10)
+
+
 def move_in(target: Target, allocation: Allocation) -> None:
     """Move the tap that QEMU has opened into the namespace, and set it up there. Until then it is down, and no frame passes."""
     identity = target.identity
@@ -131,7 +146,7 @@ def move_in(target: Target, allocation: Allocation) -> None:
     commands = (
         f"addr replace {allocation.gateway}/30 dev {identity.tap}",
         f"link set dev {identity.tap} up",
-        f"neigh replace {allocation.guest} lladdr {identity.mac} dev {identity.tap} nud permanent",
+        f"neigh replace {allocation.guest} lladdr {GUEST_MAC} dev {identity.tap} nud permanent",
     )
     process.run([*make_ip(identity.namespace), "-batch", "-"], stdin="\n".join(commands).encode() + b"\n", timeout=10)
 

@@ -135,12 +135,12 @@ class Box:
         words = [word for option in options for word in ("-o", option)]
         return ["ssh", "-F", "/dev/null", "-i", str(self.place / "id"), "-p", str(self.port), *words, f"{user}@127.0.0.1"]
 
-    def run(self, script: str, *, limit: float = 120, stdin: bytes | None = None, step: str = "") -> Said:
-        """A shell script as root. `step` names it in the list of what took how long."""
+    def run(self, script: str, *, limit: float = 120, stdin: bytes | None = None, step: str = "", user: str = "root") -> Said:
+        """A shell script, by default as root. `step` names it in the list of what took how long."""
         began = time.monotonic()
         given = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
         try:
-            done = subprocess.run([*self.ssh(), script], capture_output=True, timeout=limit, check=False, **given)  # type: ignore[call-overload]
+            done = subprocess.run([*self.ssh(user), script], capture_output=True, timeout=limit, check=False, **given)  # type: ignore[call-overload]
             said = Said(
                 done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"), time.monotonic() - began
             )

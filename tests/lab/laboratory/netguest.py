@@ -30,6 +30,7 @@ from ktrdr_vm.instance.resources.guard import Guard
 from ktrdr_vm.instance.resources.namespace import Namespace
 from ktrdr_vm.instance.resources.tap import Tap, move_in
 from ktrdr_vm.plan.facts import Allocation, Facts, ImageFacts, allocate
+from ktrdr_vm.plan.guard_interface import GUEST_MAC
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.load import build_profile
@@ -158,7 +159,7 @@ class NamespaceGuest:
         name, there = self.identity.tap, self.namespace
         ip(f"link add {name} type veth peer name {INTERFACE} netns {there}")
         Path("/sys/class/net", name, "ifalias").write_text(self.target.mark)
-        ip(f"link set {INTERFACE} address {self.identity.mac}", there)
+        ip(f"link set {INTERFACE} address {GUEST_MAC}", there)
         ip(f"addr add {self.address}/30 dev {INTERFACE}", there)
         ip(f"link set {INTERFACE} up", there)
         ip(f"route add default via {self.gateway}", there)

@@ -44,7 +44,6 @@ def test_what_is_accepted_is_a_label_in_every_place(text: str) -> None:
     assert unicodedata.normalize("NFKC", text) == text
     assert len(identity.tap) <= 15 and re.fullmatch(r"kv[0-9a-f]{10}", identity.tap)
     assert re.fullmatch(r"ktrdr_[0-9a-f]{10}", identity.table)
-    assert re.fullmatch(r"52:54:00(:[0-9a-f]{2}){3}", identity.mac)
     assert str(uuid.UUID(identity.uuid)) == identity.uuid
 
 
