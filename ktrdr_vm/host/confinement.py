@@ -1,7 +1,7 @@
 """The AppArmor profile for the QEMU process of one domain: files that it may open in addition to those that libvirt allows.
 
 libvirt runs each domain in its own profile, `libvirt-<uuid>`, with the files of the domain's XML: disks and kernels, but not
-memory in a file, and no vhost-net if the NIC is hot-plugged. An existing profile is kept, and only the list that it includes
+memory in a file. An existing profile is kept, and only the list that it includes
 is rewritten. Our profile is therefore made from libvirt's template, with a line for each file of this domain (docs/adr/0011).
 """
 
@@ -56,10 +56,9 @@ def write_profile(libvirt: Libvirt, uuid: str, rules: Iterable[str]) -> None:
         raise HostError(f"the AppArmor profile of the domain cannot be written: {error.strerror}", where=str(path), hint=_HINT) from None
 
 
-def make_memory_rules(memory: str, state: str, *, freeze: bool = False, vhost: bool = False) -> tuple[str, ...]:
+def make_memory_rules(memory: str, state: str, *, freeze: bool = False) -> tuple[str, ...]:
     """The rules of a template (`freeze`) or of a fork. QEMU before 8.2 opens memory for writing even if it maps it privately."""
-    rules = (f'"{memory}" rwk,', f'"{state}" {"rw" if freeze else "r"},')
-    return (*rules, '"/dev/vhost-net" rw,') if vhost else rules
+    return f'"{memory}" rwk,', f'"{state}" {"rw" if freeze else "r"},'
 
 
 def has_profile(uuid: str) -> bool:

@@ -57,8 +57,7 @@ class Domain(Resource):
             move_in(self.target, self.blueprint.allocation)
             return
         # A later start of the same machine, after it was suspended, opens the same memory.
-        vhost = plan.facts.accelerator == "kvm"
-        write_profile(libvirt, self.target.identity.uuid, make_memory_rules(template.memory, template.state, vhost=vhost))
+        write_profile(libvirt, self.target.identity.uuid, make_memory_rules(template.memory, template.state))
         libvirt.start(self.name, xml, persistent=persistent, paused=True)
         self._fill_memory(Path(template.memory))
         load_state(libvirt, self.name, Path(template.state))

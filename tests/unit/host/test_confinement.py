@@ -58,12 +58,6 @@ def test_the_profile_is_libvirts_with_the_lines_of_one_domain(profiles: Path) ->
     )
 
 
-def test_a_card_that_comes_later_may_use_the_kernels_own_network(profiles: Path) -> None:
-    """libvirt allows it where the XML has a NIC from the start; without the line a fork under KVM has no network at all."""
-    assert '"/dev/vhost-net" rw,' in make_memory_rules("/m", "/s", vhost=True)
-    assert '"/dev/vhost-net" rw,' not in make_memory_rules("/m", "/s")
-
-
 def test_only_a_template_that_is_made_may_write_its_state() -> None:
     assert '"/s" rw,' in make_memory_rules("/m", "/s", freeze=True)
     assert '"/s" r,' in make_memory_rules("/m", "/s")
