@@ -14,7 +14,7 @@ from laboratory.namespaces import ip
 from bench.place import DISK, MEMORY, VCPUS, Place, finish
 from bench.prober import Watch, Way, watch
 from ktrdr_vm.host.keys import generate_keypair
-from ktrdr_vm.identity import Identity, parse_instance_id
+from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.inputs.resolve import MACHINE, gather
 from ktrdr_vm.instance.resources.domain import find_qemu
 from ktrdr_vm.instance.resources.guard import find_guards
@@ -22,6 +22,7 @@ from ktrdr_vm.instance.resources.seed import make_seed
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
 from ktrdr_vm.plan.domain_xml import EMULATED_CPU, make_kernel_arguments
 from ktrdr_vm.plan.facts import Allocation, Facts
+from ktrdr_vm.plan.guard_interface import GUEST_MAC
 
 # Those that are not ours take turns at one address.
 GATEWAY, ADDRESS = "10.250.0.1", "10.250.0.2"
@@ -42,7 +43,7 @@ def raw_machine(place: Place) -> Iterator[tuple[Way, Watch]]:
     folder.mkdir()
     facts = find_facts(place)
     began = time.monotonic()
-    login, documents, identity = make_documents(place, "raw")
+    login, documents = make_documents(place, "raw")
     (folder / "seed.iso").write_bytes(make_seed(documents))
     subprocess.run(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-F", place.image.disk_format, "-b", place.image.disk, folder / "disk", f"{DISK}M"],
@@ -57,7 +58,7 @@ def raw_machine(place: Place) -> Iterator[tuple[Way, Watch]]:
         "-kernel", place.image.kernel, "-initrd", place.image.initrd, "-append", make_kernel_arguments(facts),
         "-drive", f"file={folder}/disk,if=virtio,format=qcow2,cache=unsafe,discard=unmap,detect-zeroes=unmap",
         "-drive", f"file={folder}/seed.iso,if=virtio,format=raw,readonly=on",
-        "-netdev", "tap,id=net,ifname=rawtap,script=no,downscript=no", "-device", f"virtio-net-pci,netdev=net,mac={identity.mac}",
+        "-netdev", "tap,id=net,ifname=rawtap,script=no,downscript=no", "-device", f"virtio-net-pci,netdev=net,mac={GUEST_MAC}",
         "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
     ]  # fmt: skip
     process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL)
@@ -74,17 +75,17 @@ def find_facts(place: Place) -> Facts:
     return gather(place.profile, home=place.lab.home, workspace=place.lab.scratch, instance_id="raw").plan.facts
 
 
-def make_documents(place: Place, name: str) -> tuple[str, dict[str, bytes], Identity]:
-    """A login, the three documents of a seed that lets it in at ADDRESS, and whose they are."""
+def make_documents(place: Place, name: str) -> tuple[str, dict[str, bytes]]:
+    """A login, and the three documents of a seed that lets it in at ADDRESS."""
     identity = parse_instance_id(name)
     (host_key, host_public), (login, login_public) = generate_keypair(), generate_keypair()
     allocation = Allocation(GATEWAY, ADDRESS, host_key=host_key, host_public_key=host_public, login_public_key=login_public)
     documents = {
         "user-data": render_user_data(identity, find_facts(place), allocation).encode(),
         "meta-data": render_meta_data(identity).encode(),
-        "network-config": render_network_config(identity, allocation).encode(),
+        "network-config": render_network_config(allocation).encode(),
     }
-    return login, documents, identity
+    return login, documents
 
 
 def cold(place: Place) -> dict[str, float]:

@@ -17,6 +17,7 @@ from bench.peers.install import PLACES
 from bench.place import DISK, MEMORY, VCPUS, Place
 from ktrdr_vm.instance.resources.seed import make_seed
 from ktrdr_vm.plan.domain_xml import EMULATED_CPU, make_kernel_arguments
+from ktrdr_vm.plan.guard_interface import GUEST_MAC
 
 PEER = "debvm-run"
 
@@ -25,7 +26,7 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
     folder, tree = make_folder(place, make_name(PEER, stock=stock)), find_forms(place.image, stock=stock).tree
     facts = find_facts(place)
     emulated = ["-machine", "accel=tcg", "-cpu", f"{EMULATED_CPU},-vmx,-svm"] if facts.accelerator == "tcg" else []
-    login, documents, identity = make_documents(place, PEER)
+    login, documents = make_documents(place, PEER)
     # It takes raw images alone, so the disk is as large as the others' before; sparse, and grown into at boot.
     os.truncate(tree, DISK << 20)
     with tap() as make_way, bound(PLACES / PEER) as chroot:
@@ -37,7 +38,7 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
             *([] if stock else ["-append", make_kernel_arguments(facts)]),
             "-drive", f"file={folder}/seed.iso,if=virtio,format=raw,readonly=on",
             "-netdev", f"tap,id=outside,ifname={TAP},script=no,downscript=no",
-            "-device", f"virtio-net-pci,netdev=outside,mac={identity.mac}",
+            "-device", f"virtio-net-pci,netdev=outside,mac={GUEST_MAC}",
         ]  # fmt: skip
         seen = run_tool(argv, folder, began, make_way(place.image.user, login), stays=True)
     return name_samples(PEER, seen, stock=stock)

@@ -22,6 +22,7 @@ from bench.place import DISK, MEMORY, VCPUS, Place
 from ktrdr_vm.inputs.resolve import MACHINE
 from ktrdr_vm.instance.resources.seed import make_seed
 from ktrdr_vm.plan.domain_xml import EMULATED_CPU, make_kernel_arguments
+from ktrdr_vm.plan.guard_interface import GUEST_MAC
 
 PEER = "vagrant-libvirt"
 _NETWORK, _POOL = "vagrant-libvirt", "bench-vagrant"
@@ -59,8 +60,8 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
     # With any mode but `custom` the model is not looked at.
     driver, mode = ("qemu", "custom") if facts.accelerator == "tcg" else ("kvm", "host-model")
     assert place.image.kernel is not None and place.image.initrd is not None
-    login, documents, identity = make_documents(place, PEER)
-    network = {"version": 2, "ethernets": {"guest": {"match": {"macaddress": identity.mac}, "dhcp4": True}}}
+    login, documents = make_documents(place, PEER)
+    network = {"version": 2, "ethernets": {"guest": {"match": {"macaddress": GUEST_MAC}, "dhcp4": True}}}
     documents["network-config"] = yaml.safe_dump(network).encode()
     (folder / "key").write_text(login)
     (folder / "key").chmod(0o600)
@@ -70,7 +71,7 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
     )  # fmt: skip
     words = {
         "user": place.image.user, "folder": folder, "driver": driver, "mode": mode, "cpu": EMULATED_CPU, "machine": MACHINE,
-        "memory": MEMORY, "vcpus": VCPUS, "pool": _POOL, "mac": identity.mac, "boot": boot,
+        "memory": MEMORY, "vcpus": VCPUS, "pool": _POOL, "mac": GUEST_MAC, "boot": boot,
     }  # fmt: skip
     (folder / "Vagrantfile").write_text(_VAGRANTFILE.format(**words))
     base = find_forms(place.image, stock=True).disk if stock else place.image.disk
@@ -84,7 +85,7 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
         libvirt.storagePoolCreateXML(_POOL_XML.format(folder / "pool"))
         began = time.monotonic()
         (folder / "seed.iso").write_bytes(make_seed(documents))
-        find = wait_for_lease(libvirt, _NETWORK, identity.mac, place.image.user, login)
+        find = wait_for_lease(libvirt, _NETWORK, GUEST_MAC, place.image.user, login)
         seen = run_tool([*chroot, "vagrant", "up"], folder, began, find, env=environment)
     return name_samples(PEER, seen, stock=stock)
 

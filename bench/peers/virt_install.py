@@ -13,6 +13,7 @@ from bench.peers.install import PLACES
 from bench.place import DISK, MEMORY, VCPUS, Place
 from ktrdr_vm.inputs.resolve import MACHINE
 from ktrdr_vm.plan.domain_xml import EMULATED_CPU, make_kernel_arguments
+from ktrdr_vm.plan.guard_interface import GUEST_MAC
 
 PEER = "virt-install"
 
@@ -24,7 +25,7 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
     assert place.image.kernel is not None and place.image.initrd is not None
     base, kind = (find_forms(place.image, stock=True).disk, "qcow2") if stock else (place.image.disk, place.image.disk_format)
     kind_of_machine, cpu = ("qemu", EMULATED_CPU) if facts.accelerator == "tcg" else ("kvm", "host-model")
-    login, documents, identity = make_documents(place, PEER)
+    login, documents = make_documents(place, PEER)
     for name, content in documents.items():
         (folder / name).write_bytes(content)
     with tap() as make_way, bound(PLACES / PEER) as chroot, left_as_found(base, place.image.kernel, place.image.initrd):
@@ -37,7 +38,7 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
             "--cpu", cpu, "--memory", MEMORY, "--vcpus", VCPUS, "--import", "--osinfo", "detect=off,require=off",
             "--disk", f"path={disk},format=qcow2,bus=virtio,cache=unsafe", *([] if stock else ["--boot", direct]),
             "--cloud-init", ",".join(f"{name}={folder / name}" for name in documents),
-            "--network", f"type=ethernet,target.dev={TAP},model=virtio,mac={identity.mac}",
+            "--network", f"type=ethernet,target.dev={TAP},model=virtio,mac={GUEST_MAC}",
             "--xml", "./devices/interface/target/@managed=no", "--graphics", "none", "--noautoconsole",
         ]  # fmt: skip
         seen = run_tool(argv, folder, began, make_way(place.image.user, login))

@@ -40,7 +40,8 @@ def make_ssh_options(loaded: LoadedInstance) -> dict[str, str]:
 
 def _find_program(home: Path) -> str:
     """This program, as words for a shell. In a world, with its state directory, by which it is found."""
-    words = [str(Path(sys.executable).with_name("ktrdr-vm"))]
+    script = Path(sys.executable).with_name("ktrdr-vm")
+    words = [str(script)] if script.exists() else [sys.executable, "-m", "ktrdr_vm.cli.entry"]
     return shlex.join(["env", f"KTRDR_VM_HOME={home}", *words] if in_user_namespace() else words)
 
 

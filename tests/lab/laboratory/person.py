@@ -48,13 +48,20 @@ class Person:
             "KTRDR_LAB_TOKEN": "a-token-of-the-lab",
         }
 
-    def start(self, *words: str | Path, program: list[str | Path] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self,
+        *words: str | Path,
+        program: list[str | Path] | None = None,
+        environment: dict[str, str] | None = None,
+        stdout: int | None = subprocess.PIPE,
+        cwd: Path | None = None,
+    ) -> subprocess.Popen[str]:
         argv = program if program is not None else [self.python, "-m", "ktrdr_vm.cli.entry"]
         groups = [self.uid, *([kvm] if (kvm := _find_kvm()) else [])]
         return subprocess.Popen(
             [str(word) for word in (*argv, *words)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-            env=self.environment, cwd=self.home, user=self.uid, group=self.uid, extra_groups=groups,
+            stdin=subprocess.DEVNULL, stdout=stdout, stderr=stdout, text=True, errors="replace",
+            env={**self.environment, **(environment or {})}, cwd=cwd or self.home, user=self.uid, group=self.uid, extra_groups=groups,
         )  # fmt: skip
 
     def run(self, *words: str | Path, limit: float = 300, program: list[str | Path] | None = None) -> Ended:

@@ -1,0 +1,49 @@
+"""`python tests/lab [options of pytest]`: the lab without root, run by a person who is made for it, in that person's world.
+
+Everything is as under root, the namespaces of the lab included: the world's root makes them. What runs as a user of an instance is a
+subordinate id of the person, and the proxy starts in the view of the daemons.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from ktrdr_vm.host.paths import PROJECT
+from ktrdr_vm.world.enter import enter_world
+
+_PLACE = "KTRDR_VM_HOME"
+
+
+def main() -> int:
+    if _PLACE in os.environ and os.geteuid() != 0:
+        return _run_inside(Path(os.environ[_PLACE]))
+    from laboratory.person import make_person
+
+    with make_person(1) as person:
+        # Not beneath the home: the lab's libvirtd has the view of commands, and its QEMU could not enter it.
+        place = Path(f"/var/tmp/{person.name}-state")
+        place.mkdir(mode=0o711)
+        os.chown(place, person.uid, person.uid)
+        try:
+            started = person.start(
+                *sys.argv[1:], program=[person.python, __file__], environment={_PLACE: str(place)}, stdout=None, cwd=PROJECT
+            )
+            return started.wait()
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _run_inside(place: Path) -> int:
+    os.environ |= {"KTRDR_VM_LAB_HOME": str(place / "lab"), "KTRDR_VM_LAB_EVIDENCE": str(place / "evidence")}
+    enter_world(place)
+    os.chdir(PROJECT)
+    os.execv(sys.executable, [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", *sys.argv[1:]])
+
+
+sys.exit(main())
