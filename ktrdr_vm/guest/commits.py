@@ -46,11 +46,11 @@ for one in "$BASE" refs/ktrdr/base $(git for-each-ref --format="%(refname)" refs
   ! git rev-parse --verify --quiet "$one^{{commit}}" >/dev/null || known="$known $one"
 done
 # What no branch holds: commits under a tag alone, and stashes.
-git rev-list --count --tags --not --branches HEAD $known
+git rev-list --count --tags --not --branches HEAD $known --
 git stash list | wc -l
-new=$(git rev-list --branches $head --not $known --max-count=1)
+new=$(git rev-list --branches $head --not $known --max-count=1 --)
 [ -n "$new" ] || exit 0
-git bundle create --quiet {_BUNDLE} --branches $head --not $known
+git bundle create --quiet {_BUNDLE} --branches $head --not $known --
 """
 
 
@@ -156,7 +156,9 @@ def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity)
         except KtrdrError as error:
             raise _lies(error.message[-300:], identity) from None
         try:
-            returned = tuple(ReturnedRef(f"{identity.ref_prefix}{name}", commit, _changed(apart, base, commit)) for commit, _, name in refs)
+            returned = tuple(
+                ReturnedRef(f"{identity.ref_prefix}{name}", commit, list_changed(apart, base, commit)) for commit, _, name in refs
+            )
         except KtrdrError as error:
             raise _lies(f"their changes cannot be listed: {error.message[-200:]}", identity) from None
         try:
@@ -201,7 +203,8 @@ def _check_head(line: bytes, identity: Identity) -> tuple[str, str, str]:
     return match[1].decode(), f"refs/heads/{os.fsdecode(match[2])}", escape_branch(match[2])
 
 
-def _changed(view: View, base: str, commit: str) -> tuple[str, ...]:
+def list_changed(view: View, base: str, commit: str) -> tuple[str, ...]:
+    """All paths in which a commit differs from the base, pointers of submodules included."""
     options = ("--name-only", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-z")
     with tempfile.TemporaryFile() as listed:
         view.git("diff", *options, "--end-of-options", base, commit, "--", stdout=listed.fileno(), bounds=BOUNDS)

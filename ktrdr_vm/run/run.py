@@ -19,6 +19,7 @@ from ktrdr_vm.evidence.otel_export import report_run
 from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
 from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.model import Playbook
+from ktrdr_vm.guest.loose_files import open_stored
 from ktrdr_vm.guest.workspace import require_clean
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.journal import explained
@@ -223,7 +224,9 @@ class Run:
 
     def _verify(self, playbooks: list[Playbook], recorder: Recorder, refused: str) -> None:
         """All gates again, in a fresh VM. The VM of the workload is destroyed before, unless it is to be kept."""
-        gathered = make_fresh(self._gathered, self._results.returned)
+        # Opened before the VM of the workload is destroyed with its files.
+        loose = self._locks.enter_context(open_stored(self._stages[0].instance.paths.loose))
+        gathered = make_fresh(self._gathered, self._results.returned, loose)
         judged: tuple[GateResult, ...] = ()
         message = refused
         try:
@@ -232,6 +235,7 @@ class Run:
                     self._end(self._stages[0], recorder)
                 fresh = self._add_stage(gathered, "verification")
                 fresh.provision(recorder)
+                self._results.laid = fresh.laid
                 self._mask.follow(fresh.instance.paths.guard)
                 judged = fresh.run_gates(playbooks, recorder)
                 fresh.harvest.fetch_artifacts(recorder)
