@@ -10,6 +10,7 @@ import click
 from ktrdr_vm.cli.options import json_option, plan_options, profile_argument, workspace_option
 
 if TYPE_CHECKING:
+    from ktrdr_vm.inputs.resolve import Gathered
     from ktrdr_vm.plan.plan import Plan
 
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 def plan(profile: Path | None, instance_id: str | None, workspace: Path | None, as_json: bool) -> None:
     """Show what `apply` would create for PROFILE, by default ktrdr.yaml, and the digest of the plan."""
     from ktrdr_vm.cli.output import echo_json
-    from ktrdr_vm.guest.workspace import list_unverified
+    from ktrdr_vm.guest.loose_files import list_beneath
+    from ktrdr_vm.host.outbound import ADVICE, find_obstacle
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.inputs.profile_file import find_profile
     from ktrdr_vm.inputs.resolve import gather
@@ -42,7 +44,9 @@ def plan(profile: Path | None, instance_id: str | None, workspace: Path | None, 
         ("guard", f"{directory}/guard", "resolver, proxy, ledger"),
         ("tap", identity.tap, "moved into the namespace: a /30 network, no IPv6"),
         ("domain", identity.domain, f"{size.vcpus} vCPUs, {size.memory} MiB, {made.facts.accelerator}"),
+        *(("workspace", *row) for row in _describe_workspace(gathered)),
         *(("mount", mount.target, f"{mount.source}, {'read-only' if mount.readonly else 'writable'}") for mount in made.profile.mounts),
+        *(("setting", one.path, f"as on this host: {one.origin}") for one in made.facts.client_files),
         *(("secret", secret.path, f"from {secret.env or secret.file}, for {secret.ttl} s") for secret in made.profile.delivered),
         *(("secret", secret.name, f"added by the guard for {broker.host}, never in the guest") for secret, broker in made.profile.brokered),
     ]
@@ -57,14 +61,25 @@ def plan(profile: Path | None, instance_id: str | None, workspace: Path | None, 
         click.echo(escape(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}"))
     for one in gathered.beyond:
         click.echo(escape(f"  ! not on the trusted branch: {one.text}{'  (a secret can be sent there)' if one.carries else ''}"))
-    for text in list_unverified(gathered.repository, made.profile) if gathered.repository is not None else ():
-        click.echo(escape(f"  ! not in the fresh VM of the verification: {text}; commit it if a gate needs it"))
+    for text in list_beneath(gathered.repository, made.profile) if gathered.repository is not None else ():
+        click.echo(escape(f"  ! in the fresh VM beneath the commits of the workload, and judged with them: {text}"))
     difference = _find_difference(made)
     if difference:
         click.echo(escape_text(difference))
+    if made.rules and (obstacle := find_obstacle()):
+        click.echo(f"  note: {obstacle}; {ADVICE}", err=True)
     if not gathered.accelerator.certain:
         click.echo(f"  note: {gathered.accelerator.reason}", err=True)
     click.echo(f"digest {made.digest}")
+
+
+def _describe_workspace(gathered: Gathered) -> list[tuple[str, str]]:
+    """Its path in the guest, and what is copied there."""
+    workspace, repository = gathered.plan.profile.workspace, gathered.repository
+    if workspace is None or repository is None:
+        return []
+    include = f"; include: {', '.join(workspace.include)}, from that folder" if workspace.include else ""
+    return [(workspace.target, f"{repository.root}, {repository.branch or 'a detached HEAD'} at {repository.commit[:12]}{include}")]
 
 
 def _find_difference(made: Plan) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -102,8 +103,13 @@ def cp(source: str, destination: str) -> None:
     remote = [place.partition(":")[0] for place in (source, destination) if ":" in place and "/" not in place.partition(":")[0]]
     if len(remote) != 1:
         raise UsageError(
-            "exactly one of SOURCE and TARGET must be in an instance", hint="use `ktrdr-vm cp INSTANCE_ID:PATH PATH` or the reverse"
+            "exactly one of SOURCE and DESTINATION must be in an instance", hint="use `ktrdr-vm cp INSTANCE_ID:PATH PATH` or the reverse"
         )
+    local = Path(destination if ":" in source and source.partition(":")[0] == remote[0] else source)
+    if local == Path(source) and not os.path.lexists(local):
+        raise UsageError("there is no such file on this host", where=source, hint="name a file or a folder that exists")
+    if local == Path(destination) and not local.is_dir() and not local.absolute().parent.is_dir():
+        raise UsageError("there is no such folder on this host", where=str(local.absolute().parent), hint="create it first")
     _become("scp", *_options(remote[0]), "-r", "-p", "--", source, destination)
 
 
@@ -161,20 +167,23 @@ def require_free_port(port: int) -> None:
 @click.argument("instance_id", required=False, shell_complete=complete_instance)
 @click.option("--inventory", is_flag=True, help="Print an Ansible inventory.")
 def ssh_config(instance_id: str | None, inventory: bool) -> None:
-    """Print an OpenSSH `Host` block for INSTANCE_ID, or for all instances, for ssh, scp, rsync and editors."""
+    """Print an OpenSSH `Host` block for INSTANCE_ID, or for all instances, for ssh, scp, rsync and editors.
+
+    Only the user whose instance it is can use the block: under sudo, root.
+    """
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.instance.ssh_config import make_inventory_host, make_ssh_options
 
     names = [instance_id] if instance_id else [journal.instance_id for journal in list_journals(find_home())]
     found = {name: make_ssh_options(open_instance(name).load()) for name in names}
+    _warn_of_key(next(iter(found.values()), {}).get("IdentityFile", ""))
     if inventory:
         import yaml
 
         hosts = {name: make_inventory_host(options) for name, options in found.items()}
         click.echo(yaml.safe_dump({"all": {"hosts": hosts}}, sort_keys=False))
         return
-    _warn_of_key(next(iter(found.values()), {}).get("IdentityFile", ""))
     for name, options in found.items():
         click.echo(f"Host {name}")
         for option, value in options.items():
@@ -200,7 +209,7 @@ def _warn_of_key(path: str) -> None:
 
     if path and os.geteuid() == 0 and find_owner()[0] != 0:
         click.echo(
-            f"only root can use this block: its key {path} is root's. As yourself, use `sudo ktrdr-vm ssh` and `sudo ktrdr-vm cp`;"
+            f"only root can use this: the key {path} is root's. As yourself, use `sudo ktrdr-vm ssh` and `sudo ktrdr-vm cp`;"
             " for editors and rsync, put the block into root's own ~/.ssh/config",
             err=True,
         )

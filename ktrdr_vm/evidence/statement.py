@@ -41,32 +41,31 @@ class Summary:
 def make_statement(report: Mapping[str, Any], files: Mapping[str, str] | None = None) -> bytes | None:
     """The statement about the commit that a run judged in a fresh VM, from its report document; `files` are names and sha256.
 
-    None if there is no such verdict: no commit was judged in a fresh VM, or the run ended otherwise than with passed or failed gates.
+    None if there is no such verdict: no commit alone was judged in a fresh VM, or the run ended otherwise than with passed or failed gates.
     """
-    judged = report["verification"]
-    if judged is None or judged["mode"] != "fresh" or not _COMMIT.fullmatch(judged["commit"]) or report["exit_code"] not in (0, 1):
+    judged, base = report["verification"], report["base_commit"]
+    if judged is None or not (judged["mode"] == "fresh" and judged["clean"] and _COMMIT.fullmatch(judged["commit"])):
+        return None
+    if report["exit_code"] not in (0, 1) or not _COMMIT.fullmatch(base):
         return None
     passed = report["exit_code"] == 0 and judged["outcome"] == "passed"
     if not passed and judged["outcome"] != "failed":
         return None
     gates = [gate for gate in report["gates"] if gate["stage"] == "verification"]
     predicate = {
-        "verifier": {"id": VERIFIER, "version": {"ktrdr-vm": _find_version()}},
+        "verifier": {"id": VERIFIER},
         "timeVerified": _find_end(report["started_at"], report["duration_s"]),
         "resourceUri": _name_commit(judged["commit"]),
-        "policy": {
-            **(
-                {"uri": _name_commit(report["base_commit"]), "digest": {"gitCommit": report["base_commit"]}}
-                if report["base_commit"]
-                else {}
-            ),
-            "annotations": {"profile": report["profile"], "planDigest": report["plan_digest"], "imageDigest": report["image_digest"]},
-        },
+        "policy": {"uri": _name_commit(base), "digest": {"gitCommit": base}},
         "verificationResult": "PASSED" if passed else "FAILED",
         "verifiedLevels": [make_level(gate["name"]) for gate in gates if gate["outcome"] == "passed"] if passed else ["FAILED"],
         "slsaVersion": "1.0",
     }
-    subject = [{"name": f"commit/{judged['commit']}", "digest": {"gitCommit": judged["commit"]}}]
+    described = {"profile": report["profile"], "planDigest": report["plan_digest"], "imageDigest": report["image_digest"]}
+    described["version"] = _find_version()
+    subject: list[dict[str, Any]] = [
+        {"name": _name_commit(judged["commit"]), "digest": {"gitCommit": judged["commit"]}, "annotations": described}
+    ]
     subject += [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted((files or {}).items())]
     statement = {"_type": STATEMENT_TYPE, "subject": subject, "predicateType": PREDICATE_TYPE, "predicate": predicate}
     return json.dumps(statement, ensure_ascii=True, sort_keys=True).encode()
@@ -79,7 +78,8 @@ def read_statement(statement: Mapping[str, Any], where: str) -> Summary:
             raise _refuse(f"its {key} is {str(statement.get(key))[:80]!a}, not {wanted}", where)
     try:
         predicate, subject = statement["predicate"], statement["subject"]
-        commits = [one["digest"]["gitCommit"] for one in subject if set(one["digest"]) == {"gitCommit"}]
+        judged = [one for one in subject if set(one["digest"]) == {"gitCommit"}]
+        commits = [one["digest"]["gitCommit"] for one in judged]
         files = {one["name"]: one["digest"]["sha256"] for one in subject if set(one["digest"]) == {"sha256"}}
         if len(commits) != 1 or len(commits) + len(files) != len(subject) or not _COMMIT.fullmatch(commits[0]):
             raise _refuse("its subjects are not one commit and files with distinct names", where)
@@ -90,11 +90,12 @@ def read_statement(statement: Mapping[str, Any], where: str) -> Summary:
         levels, result, time = predicate["verifiedLevels"], predicate["verificationResult"], predicate["timeVerified"]
         if result not in ("PASSED", "FAILED") or not all(isinstance(level, str) for level in levels) or not isinstance(time, str):
             raise _refuse("its result is neither PASSED nor FAILED, or its levels are not a list of words", where)
-        policy = predicate["policy"]
-        base, plan_digest = policy.get("digest", {}).get("gitCommit", ""), policy.get("annotations", {}).get("planDigest", "")
+        base, plan_digest = predicate["policy"]["digest"]["gitCommit"], judged[0]["annotations"]["planDigest"]
+        if not _COMMIT.fullmatch(base) or not isinstance(plan_digest, str):
+            raise _refuse("its policy is not a commit, or its plan has no digest", where)
     except (KeyError, TypeError, AttributeError):
         raise _refuse("it is not the statement of a verification summary", where) from None
-    return Summary(result, commits[0], str(base), time, tuple(levels), files, str(plan_digest))
+    return Summary(result, commits[0], base, time, tuple(levels), files, plan_digest)
 
 
 def make_level(gate: str) -> str:

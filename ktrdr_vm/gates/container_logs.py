@@ -6,9 +6,11 @@ import json
 import secrets
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ktrdr_vm.errors import GuestError
+from ktrdr_vm.gates.compose_hints import find_hints
 from ktrdr_vm.gates.modules.base import text_of
 from ktrdr_vm.guest.protocol import Guest
 
@@ -22,12 +24,26 @@ _LIMIT_S = 60.0
 Evidence = tuple[tuple[str, str], ...]
 
 
-def gather_containers(guest: Guest, *, environment: Mapping[str, str], become: bool) -> Evidence:
-    """A titled text for every failed or unhealthy container, and the states of all. Empty if Docker does not answer.
+@dataclass(frozen=True)
+class Failure:
+    """What a failed task said, and the folder where it ran; empty if unknown."""
+
+    said: str
+    folder: str
+
+
+def gather_containers(guest: Guest, failure: Failure, *, environment: Mapping[str, str], become: bool) -> tuple[Evidence, tuple[str, ...]]:
+    """A titled text for every failed or unhealthy container, and the states of all; then causes of the failure that lie in the guest.
+
+    Empty if Docker does not answer.
 
     Those of the project COMPOSE_PROJECT_NAME come first, then all others of the VM: a stack may name its own project, and a test may start
     containers by hand. GuestError is ignored, because this runs after a failure, and must not hide it.
     """
+
+    def ask(line: str) -> str:
+        return text_of(guest.run(line, timeout=_LIMIT_S, environment=environment, become=become, max_output=64 * 1024).stdout)
+
     project = environment.get("COMPOSE_PROJECT_NAME", "")
     own = f"docker ps -aq --filter {shlex.quote(f'label={_PROJECT}={project}')}; " if project else ""
     # Those of the project twice, first of all; the second one goes.
@@ -43,12 +59,13 @@ def gather_containers(guest: Guest, *, environment: Mapping[str, str], become: b
         containers = _parse(text_of(found.stdout), project)
         ill = [container for container in containers if _is_ill(container)]
         logs = _read_logs(guest, ill or containers[:5], _LOG_LINES if ill else _OTHER_LINES, environment=environment, become=become)
+        hints = find_hints(failure.said, failure.folder, ask, [(one, log) for one, (_, log) in zip(ill, logs, strict=False)])
     except GuestError:
-        return ()
+        return (), ()
     if not containers:
-        return ()
+        return (), hints
     states = "\n".join(f"{_name(container)}: {_describe(container)}" for container in containers)
-    return (("containers", states), *logs)
+    return (("containers", states), *logs), hints
 
 
 def _parse(text: str, project: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ktrdr_vm.gates.model import Task
@@ -128,3 +129,8 @@ def make_task_result(
         where=task.where,
         evidence=tuple((cap(mask(title), MAX_NAME), cap(mask(text), MAX_EVIDENCE)) for title, text in evidence),
     )
+
+
+def add_hints(made: TaskResult, hints: Sequence[str], mask: Callable[[str], str]) -> TaskResult:
+    """The row with causes of its failure added to the message."""
+    return replace(made, message=cap("; ".join((made.message, *map(mask, hints))), MAX_MESSAGE)) if hints else made

@@ -9,13 +9,13 @@ from typing import Any
 
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.gates.attempt import Attempt, Settings, truth
-from ktrdr_vm.gates.container_logs import Evidence, gather_containers
+from ktrdr_vm.gates.container_logs import Evidence, Failure, gather_containers
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.loops import find_items, make_item, make_label, sum_up
 from ktrdr_vm.gates.model import Block, Common, Node, Play, Playbook, Task, find_names
 from ktrdr_vm.gates.modules import Result
 from ktrdr_vm.gates.renderer import IsolatedRenderer, Renderer
-from ktrdr_vm.gates.results import find_outcome, hide_result, make_task_result, plain_text
+from ktrdr_vm.gates.results import add_hints, find_outcome, hide_result, make_task_result, plain_text
 from ktrdr_vm.gates.selection import is_selected
 from ktrdr_vm.gates.templating import OMIT, TemplateError
 from ktrdr_vm.gates.variables import Variables, find_role
@@ -139,11 +139,13 @@ class _Run:
         outcome = find_outcome(result, ignored=ignored)
         if self._flag_or(commons, "no_log", item, default=True):
             turns = [(label and f"item {number}", hide_result(one)) for number, (label, one) in enumerate(turns, 1)]
-        evidence = self._evidence(commons, item) if result.get("failed") and self._about_containers and not task.is_include else ()
+        asks = result.get("failed") and self._about_containers and not task.is_include
+        evidence, hints = self._evidence(task, commons, item, turns) if asks else ((), ())
         took = context.monotonic() - clock
         made = make_task_result(
             task, name, turns, outcome=outcome, started_at=started_at, duration_s=took, mask=context.mask, evidence=evidence
         )
+        made = add_hints(made, hints, context.mask)
         self.tell(
             "task_finished", task=name, module=task.module, outcome=made.outcome, changed=made.changed, duration_s=made.duration_s,
             message=made.message,
@@ -291,12 +293,17 @@ class _Run:
         tags = {tag for common in commons for tag in common.tags}
         return is_selected(tags, set(self._context.tags), set(self._context.skip_tags))
 
-    def _evidence(self, commons: tuple[Common, ...], item: Mapping[str, Any]) -> Evidence:
+    def _evidence(
+        self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any], turns: list[tuple[str, Result]]
+    ) -> tuple[Evidence, tuple[str, ...]]:
+        said = "\n".join(plain_text(result.get(key)) for _, result in turns for key in ("msg", "stderr", "stdout"))
         try:
             settings = self._settings(commons, item)
+            folder = task.arguments.get("chdir") or task.arguments.get("project_src") or ""
+            failure = Failure(said, plain_text(self._templar.render(folder, self._variables.scope(commons, item))))
         except TemplateError:
-            return ()
-        return gather_containers(self._guest, environment=settings.environment, become=settings.become)
+            return (), ()
+        return gather_containers(self._guest, failure, environment=settings.environment, become=settings.become)
 
     def _keep(self, result: TaskResult) -> None:
         if len(self.results) >= MAX_RESULTS:

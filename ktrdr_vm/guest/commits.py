@@ -46,11 +46,11 @@ for one in "$BASE" refs/ktrdr/base $(git for-each-ref --format="%(refname)" refs
   ! git rev-parse --verify --quiet "$one^{{commit}}" >/dev/null || known="$known $one"
 done
 # What no branch holds: commits under a tag alone, and stashes.
-git rev-list --count --tags --not --branches HEAD $known
+git rev-list --count --tags --not --branches HEAD $known --
 git stash list | wc -l
-new=$(git rev-list --branches $head --not $known --max-count=1)
+new=$(git rev-list --branches $head --not $known --max-count=1 --)
 [ -n "$new" ] || exit 0
-git bundle create --quiet {_BUNDLE} --branches $head --not $known
+git bundle create --quiet {_BUNDLE} --branches $head --not $known --
 """
 
 
@@ -204,7 +204,7 @@ def _check_head(line: bytes, identity: Identity) -> tuple[str, str, str]:
 
 
 def list_changed(view: View, base: str, commit: str) -> tuple[str, ...]:
-    """All paths in which two commits differ."""
+    """All paths in which a commit differs from the base, pointers of submodules included."""
     options = ("--name-only", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-z")
     with tempfile.TemporaryFile() as listed:
         view.git("diff", *options, "--end-of-options", base, commit, "--", stdout=listed.fileno(), bounds=BOUNDS)

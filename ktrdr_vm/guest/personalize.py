@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ktrdr_vm.errors import GuestError
+from ktrdr_vm.guest.clients import configure_clients
 from ktrdr_vm.guest.guide import make_facts, render_guide
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.identity import Identity
@@ -99,6 +100,7 @@ def make_environment(identity: Identity, mode: str, extra: Mapping[str, str]) ->
 
 def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> None:
     """Write identity, limits and environment for logins, Docker, programs and people, and start Docker."""
+    configure_clients(guest, plan)
     identity, mirrors = plan.identity, [broker for _, broker in plan.profile.brokered if broker.docker_mirror]
     lines = ["# ktrdr-vm begin", *(f"{name}={_quote(value)}" for name, value in sorted(environment.items())), "# ktrdr-vm end", ""]
     written = guest.run(

@@ -9,29 +9,33 @@ Tracked links are copied as links and not followed.
 from __future__ import annotations
 
 import functools
-import io
 import os
-import re
-import stat
-import tarfile
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
 
-from ktrdr_vm.errors import GuestError, HostError, UsageError
+from ktrdr_vm.errors import GuestError, UsageError
+from ktrdr_vm.guest.loose_files import LooseFiles, Part, lay_beneath, read_loose
+from ktrdr_vm.guest.loose_names import find_uncommitted
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.guest.workspace_parts import find_other_refs, list_submodules
-from ktrdr_vm.host.beneath import Place, UnsafePathError, open_folder, open_regular
-from ktrdr_vm.host.checkout import read_own
-from ktrdr_vm.host.git import LIMIT, View, open_view
-from ktrdr_vm.host.owner import may_read, reading_as
+from ktrdr_vm.host.git import COMPLETE, LIMIT, View, open_view, read_shallow
+from ktrdr_vm.host.process import Completed
 from ktrdr_vm.host.repository import Repository
-from ktrdr_vm.profile.model import Profile, Workspace
-from ktrdr_vm.profile.personal import find_personal
+from ktrdr_vm.profile.model import Workspace
 
-_COMMIT = re.compile(rb"(?:[0-9a-f]{40}|[0-9a-f]{64})\n")
-MAX_FILES = 20_000
-MAX_BYTES = 1024 * 1024 * 1024
+
+@dataclass(frozen=True)
+class Laid:
+    """The files of the host that the fresh VM has besides the commit, and those of which the commit has another version."""
+
+    files: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    overruled: tuple[str, ...] = ()
+    unknown: bool = False
+    """True if it was not stored which files the VM of the workload had: it began from a snapshot, or existed before."""
 
 
 def require_clean(repository: Repository, workspace: Workspace) -> None:
@@ -39,7 +43,7 @@ def require_clean(repository: Repository, workspace: Workspace) -> None:
     if workspace.uncommitted != "refuse":
         return
     with open_view(repository.place) as view:
-        changed, deleted = _uncommitted(view, workspace, repository.commit)
+        changed, deleted = find_uncommitted(view, repository.commit)
     if changed or deleted:
         shown = ", ".join([*changed, *deleted][:5])
         raise UsageError(
@@ -49,87 +53,133 @@ def require_clean(repository: Repository, workspace: Workspace) -> None:
         )
 
 
-def list_unverified(repository: Repository, profile: Profile) -> tuple[str, ...]:
-    """What the gates of the base have in the workspace and those in the fresh VM do not, in words; empty if there is no fresh VM."""
-    workspace = profile.workspace
-    if profile.workload is None or workspace is None or profile.verify != "fresh":
-        return ()
-    changed: list[str] = []
-    if workspace.uncommitted == "include":
-        with open_view(repository.place) as view:
-            changed = sorted(name for names in _uncommitted(view, workspace, repository.commit) for name in names)
-    shown = f"uncommitted changes ({', '.join(changed[:5])}{', …' if changed[5:] else ''})"
-    return (*((shown,) if changed else ()), *(f"untracked files that match {pattern}" for pattern in workspace.include))
+def copy_in(
+    repository: Repository,
+    workspace: Workspace,
+    guest: Guest,
+    user: str,
+    instance_id: str,
+    note: Callable[[str], None],
+    *,
+    keep: Path | None = None,
+) -> None:
+    """Fill the workspace in the guest, owned by `user`. `note` is called for each part that was left out.
 
-
-def copy_in(repository: Repository, workspace: Workspace, guest: Guest, user: str, instance_id: str, note: Callable[[str], None]) -> None:
-    """Fill the workspace in the guest, owned by `user`. `note` is called for each part that was left out."""
+    The uncommitted files are read from the host once, and stored in the folder `keep` for the fresh VM of the verification.
+    """
     _make_target(guest, workspace.target, user)
-    _fill(repository, workspace, guest, instance_id, note)
+    parts = _fill(repository, workspace.target, guest, instance_id, note)
+    with read_loose(parts, workspace, note) as loose:
+        if keep is not None:
+            loose.store(keep)
+        _put(loose, workspace.target, guest)
     _run(guest, _MAKE_NOTES, workspace.target, {})
 
 
-def _fill(repository: Repository, workspace: Workspace, guest: Guest, instance_id: str, note: Callable[[str], None]) -> None:
-    """One repository into the folder `workspace.target`, and its submodules into theirs."""
-    # Git bundles refs only, so a commit that no ref names is the HEAD of the view.
-    with open_view(repository.place, head=repository.commit if repository.ref == "HEAD" else "") as view:
-        changed, deleted = _uncommitted(view, workspace, repository.commit)
-        _send_history(view, repository, workspace.target, guest, instance_id)
-        _send_changes(view, repository, workspace, (changed, deleted), guest, note)
+def copy_returned(
+    repository: Repository,
+    workspace: Workspace,
+    guest: Guest,
+    user: str,
+    instance_id: str,
+    note: Callable[[str], None],
+    *,
+    loose: LooseFiles | None,
+) -> Laid:
+    """The same with a commit of the workload as the commit of `repository`, and the files that `copy_in` stored beneath it."""
+    _make_target(guest, workspace.target, user)
+    _fill(repository, workspace.target, guest, instance_id, note)
+    laid = Laid(unknown=loose is None)
+    if loose is not None and not loose.is_empty:
+        with lay_beneath(loose, repository) as (kept, overruled):
+            _put(kept, workspace.target, guest)
+            laid = Laid((*kept.changed, *kept.included), kept.deleted, overruled)
+    _run(guest, _MAKE_NOTES, workspace.target, {})
+    return laid
+
+
+def _fill(repository: Repository, target: str, guest: Guest, instance_id: str, note: Callable[[str], None]) -> list[Part]:
+    """The commits of one repository in the folder `target`, and those of its submodules in theirs. All of them, with their paths."""
+    with open_view(repository.place, head=_find_head(repository)) as view:
+        _send_history(view, repository, target, guest, instance_id, note)
         submodules = list_submodules(view, repository, note)
+    parts: list[Part] = [("", repository)]
     for path, submodule in submodules:
-        inner = replace(workspace, source=".", target=f"{workspace.target}/{path}", include=())
-        _fill(submodule, inner, guest, instance_id, functools.partial(_note_beneath, note, path))
+        inner = _fill(submodule, f"{target}/{path}", guest, instance_id, functools.partial(_note_beneath, note, path))
+        parts += [(f"{path}/{below}" if below else path, one) for below, one in inner]
         note(f"{path} is a submodule: its files are there, and commits made in it do not come back")
     if submodules:
         # One that .gitmodules does not know stays a plain folder with its files.
         names = os.fsencode("\0".join(path for path, _ in submodules)) + b"\0"
-        _run(guest, 'cd -- "$TARGET" && xargs -0 -n 1 git submodule --quiet init -- 2>/dev/null || :', workspace.target, {}, stdin=names)
+        _run(guest, 'cd -- "$TARGET" && xargs -0 -n 1 git submodule --quiet init -- 2>/dev/null || :', target, {}, stdin=names)
+    return parts
+
+
+def _find_head(repository: Repository) -> str:
+    """The commit that stands for HEAD: Git bundles refs only, and a commit that `verify` was given may have none."""
+    return repository.commit if repository.ref == "HEAD" else ""
 
 
 def _note_beneath(note: Callable[[str], None], path: str, text: str) -> None:
     note(f"{path}: {text}")
 
 
-def _send_history(view: View, repository: Repository, target: str, guest: Guest, instance_id: str) -> None:
+def _send_history(view: View, repository: Repository, target: str, guest: Guest, instance_id: str, note: Callable[[str], None]) -> None:
+    """The history of the branch, or of a partial clone that lacks objects of it, the commit alone."""
     ref = repository.ref or (f"refs/heads/{repository.branch}" if repository.branch else "HEAD")
     default, others = find_other_refs(view, repository.commit)
+    shallow = read_shallow(view)
     with tempfile.TemporaryFile() as bundle:
-        view.git(
-            "bundle", "create", "--quiet", "-", "--stdin", stdin=os.fsencode("\n".join((ref, *others))) + b"\n", stdout=bundle.fileno()
-        )
+        if _make_bundle(view, [ref, *others], bundle, check=not view.partial).exit_code != 0:
+            note(f"the guest has no earlier history: this is a partial clone without its objects ({COMPLETE} fetches them)")
+            shallow, default = b"".join(sorted({*shallow.splitlines(keepends=True), *_find_ends(view, repository.commit)})), ""
+            _bundle_alone(repository, ref, shallow, bundle)
         bundle.seek(0)
         guest.upload(bundle, "/var/tmp/workspace.bundle", timeout=LIMIT)
     environment = {"COMMIT": repository.commit, "BRANCH": repository.branch or "detached", "DEFAULT": default, "ID": instance_id}
-    _run(guest, _UNBUNDLE, target, environment, stdin=_read_shallow(view, repository))
+    environment["FORMAT"] = "sha1" if len(repository.commit) == 40 else "sha256"
+    _run(guest, _UNBUNDLE, target, environment, stdin=shallow)
 
 
-def _send_changes(
-    view: View,
-    repository: Repository,
-    workspace: Workspace,
-    changes: tuple[list[str], list[str]],
-    guest: Guest,
-    note: Callable[[str], None],
-) -> None:
-    changed, deleted = changes if workspace.uncommitted == "include" else ([], [])
-    extra = _leave_personal(_matching_untracked(view, workspace.include, note), note)
-    if deleted:
-        _run(guest, _DELETE, workspace.target, {}, stdin=os.fsencode("\0".join(deleted)) + b"\0")
-    if not changed and not extra:
-        return
-    with tempfile.TemporaryFile() as archive:
-        left_out = _pack(repository.place, [*changed, *extra], archive, repository.owner)
-        for name in left_out:
-            note(f"{name} was not copied into the workspace: it is not a regular file or link that its owner may read")
-        archive.seek(0)
+def _make_bundle(view: View, refs: list[str], bundle: IO[bytes], *, check: bool) -> Completed:
+    bundle.seek(0)
+    bundle.truncate()
+    wanted = os.fsencode("\n".join(refs)) + b"\n"
+    return view.git("bundle", "create", "--quiet", "-", "--stdin", stdin=wanted, stdout=bundle.fileno(), check=check)
+
+
+def _bundle_alone(repository: Repository, ref: str, shallow: bytes, bundle: IO[bytes]) -> None:
+    """The commit with the tags that point at it, without what is before `shallow`. UsageError if objects of it are missing."""
+    with open_view(repository.place, shallow=shallow, head=_find_head(repository)) as cut:
+        tags = cut.git("for-each-ref", f"--points-at={repository.commit}", "--format=%(refname)", "refs/tags").text.split()
+        if _make_bundle(cut, [ref, *tags], bundle, check=False).exit_code != 0:
+            raise UsageError(
+                f"the repository is a partial clone, and objects of {repository.commit[:12]} are missing",
+                where=str(repository.root),
+                hint=f"fetch them with {COMPLETE}; this program fetches nothing into a repository",
+            )
+
+
+def _find_ends(view: View, commit: str) -> set[bytes]:
+    """The newest commits in the history of `commit` that the host did not get from a guest: the commit itself, or what it is based on."""
+    words = ("rev-list", "--boundary", commit, "--not", "HEAD", "--branches", "--remotes", "--tags", "--")
+    found = {line[1:] for line in view.git(*words).stdout.splitlines(keepends=True) if line.startswith(b"-")}
+    return found or {commit.encode() + b"\n"}
+
+
+def _put(loose: LooseFiles, target: str, guest: Guest) -> None:
+    """Delete and write the files in the guest."""
+    if loose.deleted:
+        _run(guest, _DELETE, target, {}, stdin=os.fsencode("\0".join(loose.deleted)) + b"\0")
+    if loose.changed or loose.included:
+        loose.archive.seek(0)
         # Unpacked while it is received, so that large files are written once.
-        guest.send(["tar", "--extract", "--no-same-owner", "--unlink-first", "--directory", workspace.target], archive, timeout=LIMIT)
+        guest.send(["tar", "--extract", "--no-same-owner", "--unlink-first", "--directory", target], loose.archive, timeout=LIMIT)
 
 
 _UNBUNDLE = """set -eu
 cd -- "$TARGET"
-git init --quiet
+git init --quiet --object-format="$FORMAT"
 cat > .git/shallow
 [ -s .git/shallow ] || rm .git/shallow
 git config user.name "$ID"
@@ -162,10 +212,12 @@ done' sh
 """
 
 
-def _read_shallow(view: View, repository: Repository) -> bytes:
-    """The boundary of a shallow clone, which a bundle does not contain. Empty for a complete history."""
-    content = read_own(view.checkout.common, "shallow", 1 << 20, repository.place) or b""
-    return b"".join(line for line in content.splitlines(keepends=True) if _COMMIT.fullmatch(line))
+_HINTS = (
+    ("No space left", "increase resources.disk: the repository does not fit"),
+    ("not found", "the image requires git, tar, xargs and sudo"),
+    ("Read-only file system", "choose another workspace.target: this folder of the guest cannot be written to"),
+    ("Permission denied", "choose another workspace.target: the login user may not write there"),
+)
 
 
 def _make_target(guest: Guest, target: str, user: str) -> None:
@@ -185,85 +237,6 @@ def _run(guest: Guest, script: str, target: str, environment: dict[str, str], st
 
 def _check(exit_code: int, stderr: bytes) -> None:
     if exit_code != 0:
-        raise GuestError(
-            f"the workspace could not be copied: {stderr.decode('utf-8', 'replace')[-500:].strip()}",
-            where="workspace",
-            hint="the image requires git and tar, and the disk must be large enough for the repository",
-        )
-
-
-def _uncommitted(view: View, workspace: Workspace, commit: str) -> tuple[list[str], list[str]]:
-    """Tracked files that differ from the commit, and those that are gone."""
-    if workspace.uncommitted == "ignore":
-        return [], []
-    options = ("--name-status", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "-z")
-    listed = view.git("diff", *options, commit, "--")
-    # Bytes as they are: a name that is not UTF-8 is still a file's name.
-    words = os.fsdecode(listed.stdout).split("\0")[:-1]
-    pairs = list(zip(words[0::2], words[1::2], strict=True))
-    return [name for status, name in pairs if status != "D"], [name for status, name in pairs if status == "D"]
-
-
-def _matching_untracked(view: View, globs: tuple[str, ...], note: Callable[[str], None]) -> list[str]:
-    """Files that Git does not know. A pattern that brings nothing is named, as is a repository in the repository: Git enters none."""
-    found: list[str] = []
-    for one in globs:
-        listed = view.git("ls-files", "--others", "-z", "--", f":(glob){one}")
-        names = [name for name in os.fsdecode(listed.stdout).split("\0") if name]
-        for name in names:
-            if name.endswith("/"):
-                note(f"{name} was left out of the workspace: it is a repository of its own")
-        files = [name for name in names if not name.endswith("/")]
-        if not names and not view.git("ls-files", "-z", "--", f":(glob){one}").stdout:
-            note(f"workspace.include: {one} names no file of the workspace")
-        found += files
-    return list(dict.fromkeys(found))
-
-
-def _leave_personal(names: list[str], note: Callable[[str], None]) -> list[str]:
-    """Omit personal files, as for mounts. Committed files are copied with the history."""
-    for name in names:
-        if personal := find_personal(name.split("/")):
-            note(f"{name} was not copied into the workspace: a personal folder or file ({personal}) is never copied into a sandbox")
-    return [name for name in names if not find_personal(name.split("/"))]
-
-
-def _pack(root: Place, names: list[str], sink: io.IOBase | tempfile._TemporaryFileWrapper[bytes], owner: tuple[int, int]) -> list[str]:
-    """A tar of these files. Each is opened from the root without following links; anything but files and links is omitted."""
-    if len(names) > MAX_FILES:
-        raise HostError(
-            f"{len(names)} files to copy, more than {MAX_FILES}",
-            where=str(root.path),
-            hint="restrict workspace.include, or commit the files",
-        )
-    left_out, total = [], 0
-    with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name in sorted(set(names)):
-            folder, _, leaf = name.rpartition("/")
-            try:
-                with reading_as(owner), open_folder(root, folder.split("/") if folder else ()) as parent:
-                    total += _add(archive, name, leaf, parent, owner)
-            except (OSError, UnsafePathError):
-                left_out.append(name)
-            if total > MAX_BYTES:
-                raise HostError(f"more than {MAX_BYTES >> 20} MiB to copy", where=str(root.path), hint="restrict workspace.include")
-    return left_out
-
-
-def _add(archive: tarfile.TarFile, name: str, leaf: str, parent: int, owner: tuple[int, int]) -> int:
-    """One file or link of an open folder; its bytes. OSError for anything else."""
-    facts = os.stat(leaf, dir_fd=parent, follow_symlinks=False)
-    entry = tarfile.TarInfo(name)
-    entry.mode, entry.mtime = stat.S_IMODE(facts.st_mode) & 0o755, int(facts.st_mtime)
-    if stat.S_ISLNK(facts.st_mode):
-        entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(leaf, dir_fd=parent)
-        archive.addfile(entry)
-        return 0
-    with os.fdopen(open_regular(leaf, parent), "rb") as file:
-        opened = os.fstat(file.fileno())
-        if not may_read(opened, owner):
-            raise PermissionError(13, "the owner may not read it", name)
-        entry.size = opened.st_size
-        if entry.size <= MAX_BYTES:
-            archive.addfile(entry, file)
-        return entry.size
+        said = stderr.decode("utf-8", "replace")[-500:].strip()
+        hint = next((hint for word, hint in _HINTS if word in said), "the message is that of the guest; `ktrdr-vm logs` shows its console")
+        raise GuestError(f"the workspace could not be copied: {said}", where="workspace", hint=hint)

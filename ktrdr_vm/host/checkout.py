@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,18 +47,30 @@ def find_top(place: Place) -> Place:
         if not inner.parts:
             break
         inner = inner.parent
-    above = next((path for path in place.root.parents if os.path.lexists(path / ".git")), None)
+    above = find_above(place.root)
     if above is not None:
         raise UsageError(
             f"the workspace is not the top folder of its repository, which is {above}",
             where=str(place.path),
-            hint=f"name the whole repository: --workspace {os.path.relpath(above, place.root)}",
+            hint=f"name the whole repository: --workspace {show_option(above)}",
         )
     raise UsageError(
         "the workspace is not a Git repository with a commit",
         where=str(place.path),
         hint="run `git init` and commit, or name another folder with --workspace",
     )
+
+
+def find_above(folder: Path) -> Path | None:
+    """The nearest folder above with a `.git`; None if there is none. What it contains is not checked."""
+    return next((path for path in folder.parents if os.path.lexists(path / ".git")), None)
+
+
+def show_option(folder: Path) -> str:
+    """The shortest way to name a folder on the command line, from the current folder."""
+    with contextlib.suppress(OSError):
+        return min(os.path.relpath(folder), str(folder), key=len)
+    return str(folder)
 
 
 @contextlib.contextmanager
@@ -75,10 +88,11 @@ def open_checkout(top: Place) -> Iterator[Checkout]:
             git_dir, common, common_path = _follow_pointer(pointer, folder, top, held)
         for descriptor in (git_dir, common):
             if os.fstat(descriptor).st_uid != facts.st_uid:
+                theirs = os.fstat(descriptor).st_uid
                 raise UsageError(
-                    "the repository and its working tree belong to different users",
+                    f"the repository belongs to the user {theirs}, and its working tree to the user {facts.st_uid}",
                     where=str(top.path),
-                    hint="give both to one user with chown",
+                    hint=f"give both to one user: `chown {theirs} {shlex.quote(str(top.path))}` (Git's safe.directory has no effect here)",
                 )
         _refuse_borrowed(common, common_path, top)
         head = (_read_text(git_dir, "HEAD", top) or "").strip()

@@ -20,6 +20,8 @@ from ktrdr_vm.host.beneath import Place
 from ktrdr_vm.host.checkout import Checkout, open_checkout, read_own
 
 LIMIT = 600.0
+# `--refetch` alone applies the filter of the clone again.
+COMPLETE = "`git fetch --refetch --no-filter`"
 # For commands that read objects of a guest: a few hundred bytes of trees can name 10^12 files.
 BOUNDS = ("prlimit", "--data=1073741824", "--cpu=120", "--fsize=67108864", "--")
 # In a repository of root, Git also reads files that others wrote: it may read all files then, and change none.
@@ -86,6 +88,7 @@ _ENVIRONMENT = {
     "HOME": "/nonexistent",
 }
 _MAX_CONFIG = 1 << 20
+_SHALLOW = re.compile(rb"(?:[0-9a-f]{40}|[0-9a-f]{64})\n")
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class View:
     directory: Path
     environment: Mapping[str, str]
     writing: bool = False
+    partial: bool = False
+    """True for a partial clone: objects may be missing, and nothing fetches them."""
 
     def git(
         self, *words: str, check: bool = True, stdin: bytes = b"", stdout: int | None = None, bounds: tuple[str, ...] = ()
@@ -130,18 +135,22 @@ class View:
 
 
 @contextlib.contextmanager
-def open_view(top: Place, *, writing: bool = False, head: str = "") -> Iterator[View]:
+def open_view(top: Place, *, writing: bool = False, shallow: bytes | None = None, head: str = "") -> Iterator[View]:
     """The repository whose working tree is at `top`. UsageError if a part belongs to another, or if its format is unknown.
 
-    `writing` is for commands that add refs and objects, which only the owner may do. `head`, a commit, stands for HEAD.
+    `writing` is for commands that add refs and objects, which only the owner may do. `shallow`, one commit in a line, replaces the
+    boundary of the repository's history. `head`, a commit, stands for HEAD.
     """
     with open_checkout(top) as checkout, _private_folder() as directory:
-        (directory / "config").write_text(_make_config(checkout, top))
+        found = _read_config(checkout, top)
+        (directory / "config").write_text(_make_config(found, top))
         (directory / "HEAD").write_bytes(os.fsencode(head or checkout.head) + b"\n")
         common = Path(f"/proc/self/fd/{checkout.common}")
         for name in ("objects", "refs", "packed-refs"):
             (directory / name).symlink_to(common / name)
-        if os.path.lexists(common / "shallow"):
+        if shallow is not None:
+            (directory / "shallow").write_bytes(shallow)
+        elif os.path.lexists(common / "shallow"):
             (directory / "shallow").symlink_to(common / "shallow")
         with os.scandir(checkout.git_dir) as entries:
             for entry in entries:
@@ -154,7 +163,14 @@ def open_view(top: Place, *, writing: bool = False, head: str = "") -> Iterator[
             "GIT_WORK_TREE": ".",
             "GIT_INDEX_FILE": f"/proc/self/fd/{checkout.git_dir}/index",
         }
-        yield View(checkout, directory, environment, writing)
+        partial = "extensions.partialclone" in found or any(key.startswith("remote.") and key.endswith(".promisor") for key in found)
+        yield View(checkout, directory, environment, writing, partial)
+
+
+def read_shallow(view: View) -> bytes:
+    """The boundary of a shallow clone, one commit in a line. Empty for a complete history."""
+    content = read_own(view.checkout.common, "shallow", 1 << 20, Place(view.checkout.common_path)) or b""
+    return b"".join(line for line in content.splitlines(keepends=True) if _SHALLOW.fullmatch(line))
 
 
 def require_commit(word: object, where: str) -> str:
@@ -171,8 +187,8 @@ def require_ref(word: object, where: str) -> str:
     raise UsageError(f"{word!a:.100} is not a ref", where=where, hint="the documents of a run name refs beneath refs/")
 
 
-def _make_config(checkout: Checkout, top: Place) -> str:
-    """Our configuration, with the format settings of the repository, whose configuration is parsed as text without includes."""
+def _read_config(checkout: Checkout, top: Place) -> dict[str, str]:
+    """The configuration of the repository, parsed as text without includes. Keys are in lower case."""
     raw = read_own(checkout.common, "config", _MAX_CONFIG, top) or b""
     listed = _run(
         ["git", "config", "--file", "-", "--no-includes", "--null", "--list"],
@@ -192,6 +208,11 @@ def _make_config(checkout: Checkout, top: Place) -> str:
     for entry in os.fsdecode(listed.stdout).split("\0"):
         key, _, value = entry.partition("\n")
         found[key.lower()] = value
+    return found
+
+
+def _make_config(found: Mapping[str, str], top: Place) -> str:
+    """Our configuration, with the format settings of the repository."""
     if found.get("extensions.refstorage", "files") != "files":
         raise UsageError(
             "the repository stores its refs as a reftable, which is not supported",

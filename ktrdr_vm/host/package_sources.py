@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.host import process
@@ -21,10 +24,23 @@ Owner = tuple[int, int]
 """uid and gid of the user who runs the command."""
 
 
-def find_sources(preset: str, owner: tuple[int, int]) -> tuple[Destination, ...]:
-    """The destinations of one of `PRESETS`, sorted, as configured for the clients of `owner`. HostError if a client cannot be run."""
-    found = tuple(sorted(set(PRESETS[preset](owner))))
-    if not found:
+@dataclass(frozen=True)
+class Sources:
+    """What a package client of the host asks: its destinations, sorted; the same settings for the client in the guest, as files.
+
+    A file is its path in the guest and its text, without credentials. `authority` is a file of the host with the certificates that the
+    client trusts, or empty.
+    """
+
+    destinations: tuple[Destination, ...]
+    files: tuple[tuple[str, str], ...] = ()
+    authority: str = ""
+
+
+def find_sources(preset: str, owner: tuple[int, int]) -> Sources:
+    """The sources of one of `PRESETS`, as configured for the clients of `owner`. HostError if a client cannot be run."""
+    found = PRESETS[preset](owner)
+    if not found.destinations:
         raise HostError(
             f"the client on this host has no source for the preset {preset}",
             where="egress.allow",
@@ -33,10 +49,10 @@ def find_sources(preset: str, owner: tuple[int, int]) -> tuple[Destination, ...]
     return found
 
 
-def _ask_apt(owner: Owner) -> list[Destination]:
+def _ask_apt(owner: Owner) -> Sources:
     # It prints what it would fetch, and fetches nothing; unlike the index of apt it works before the first update.
     listed = _ask(["apt-get", "--print-uris", "update"], owner)
-    return parse_apt_uris(listed, lambda name: Path(name).read_text(encoding="utf-8", errors="replace"))
+    return Sources(_sort(parse_apt_uris(listed, lambda name: Path(name).read_text(encoding="utf-8", errors="replace"))))
 
 
 def parse_apt_uris(listed: str, read: Callable[[str], str]) -> list[Destination]:
@@ -71,25 +87,62 @@ def parse_apt_uris(listed: str, read: Callable[[str], str]) -> list[Destination]
     return _destinations(urls)
 
 
-def _ask_pip(owner: Owner) -> list[Destination]:
+def _ask_pip(owner: Owner) -> Sources:
     # The interpreter of this program may lack pip; users configure the pip of the host.
     script = (
+        "import json\n"
         "from pip._internal.configuration import Configuration as C\n"
         "from pip._internal.models.index import PyPI\n"
         "c = C(isolated=False); c.load(); v = dict(c.items())\n"
         "flat = {k: x for d in v.values() for k, x in d.items()} if v and isinstance(next(iter(v.values())), dict) else v\n"
         "pick = lambda end: [w for k, x in flat.items() if k.split('.', 1)[-1] == end for w in str(x).split()]\n"
-        "own = pick('index-url')\n"
-        "print(*(own or [PyPI.simple_url, 'https://' + PyPI.file_storage_domain]), *pick('extra-index-url'))\n"
+        "default = [PyPI.simple_url, 'https://' + PyPI.file_storage_domain]\n"
+        "print(json.dumps({'index': pick('index-url'), 'extra': pick('extra-index-url'), 'cert': pick('cert'), 'default': default}))\n"
     )
-    return _destinations(_ask(["python3", "-c", script], owner).split())
+    said = _parse(_ask(["python3", "-c", script], owner), "pip")
+    index, extra, cert, default = ([str(one) for one in said.get(key, ())] for key in ("index", "extra", "cert", "default"))
+    return Sources(_sort(_destinations([*(index or default), *extra])), _render_pip(index, extra), cert[-1] if cert else "")
 
 
-def _ask_npm(owner: Owner) -> list[Destination]:
-    return _destinations(_ask(["npm", "config", "get", "registry"], owner).split())
+def _render_pip(index: list[str], extra: list[str]) -> tuple[tuple[str, str], ...]:
+    lines = [f"index-url = {url}" for url in _list_public(index)[:1]]
+    if more := _list_public(extra):
+        lines += ["extra-index-url =", *(f"    {url}" for url in more)]
+    return (("/etc/pip.conf", "\n".join(["[global]", *lines, ""])),) if lines else ()
 
 
-PRESETS: dict[str, Callable[[Owner], list[Destination]]] = {"debian": _ask_apt, "python": _ask_pip, "node": _ask_npm}
+def _ask_npm(owner: Owner) -> Sources:
+    said = _parse(_ask(["npm", "config", "list", "--json"], owner), "npm")
+    registries = {key: str(value) for key, value in said.items() if key == "registry" or re.fullmatch(r"@[a-z0-9._~-]+:registry", key)}
+    lines = [f"{key}={urls[0]}" for key, value in sorted(registries.items()) if (urls := _list_public([value]))]
+    text = "\n".join([*lines, ""])
+    # Debian's npm reads the first as its global settings, that of its makers the second.
+    files = tuple((path, text) for path in ("/etc/npmrc", "/usr/local/etc/npmrc")) if lines else ()
+    destinations = _sort(_destinations([word for value in registries.values() for word in value.split()]))
+    return Sources(destinations, files, str(said.get("cafile") or ""))
+
+
+def _parse(said: str, client: str) -> dict[str, Any]:
+    try:
+        content = json.loads(said)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise HostError(f"the settings of {client} could not be read: no JSON", where=client, hint="name the hosts in the profile")
+    return content
+
+
+def _list_public(urls: list[str]) -> list[str]:
+    """The URLs that the guest can ask, without user and password."""
+    parts = [urlsplit(url) for url in urls if _destinations([url])]
+    return [urlunsplit(one._replace(netloc=one.netloc.rpartition("@")[2])) for one in parts]
+
+
+def _sort(destinations: list[Destination]) -> tuple[Destination, ...]:
+    return tuple(sorted(set(destinations)))
+
+
+PRESETS: dict[str, Callable[[Owner], Sources]] = {"debian": _ask_apt, "python": _ask_pip, "node": _ask_npm}
 
 
 def list_presets() -> list[str]:
@@ -130,6 +183,6 @@ def _destinations(urls: list[str]) -> list[Destination]:
             continue  # not a URL, or an invalid port
         if parts.scheme not in ("http", "https") or not parts.hostname:
             continue
-        if re.fullmatch(r"[a-z0-9.-]+", parts.hostname):
+        if re.fullmatch(r"[a-z0-9.-]+", parts.hostname) and url.isprintable() and " " not in url:
             found.append((parts.hostname, port or (443 if parts.scheme == "https" else 80)))
     return found

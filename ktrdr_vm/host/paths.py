@@ -11,6 +11,7 @@ $KTRDR_VM_HOME/                          default /var/lib/ktrdr-vm; 0711, so QEM
     snapshots/<name>/                    disk.qcow2, manifest.json: what another instance can be created from
     ssh/                                 host_key, host_key.pub, login_key
     guard/                               proxy.cfg, *.names, *.suffixes, egress.json, guard.lock, control.sock, guard.log
+    loose/                               files.tar, names.json: uncommitted files of the workspace, for the fresh VM of a verification
     mounts/<n>                           read-only binds that virtiofs serves
     egress.jsonl                         the ledger
     escalations/e<n>.json                requests of its agent and the answers; stop.json is the checkpoint of a run that waits
@@ -155,6 +156,11 @@ class InstancePaths:
     def stop(self) -> Path:
         """The checkpoint of a run that stopped at an escalation."""
         return self.directory / "stop.json"
+
+    @property
+    def loose(self) -> Path:
+        """The uncommitted files of the workspace as the gates of the base had them, for the fresh VM of the verification."""
+        return self.directory / "loose"
 
     @property
     def mounts(self) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.beneath import Place, find_place
 from ktrdr_vm.host.checkout import find_top
-from ktrdr_vm.host.git import COMMIT, open_view
+from ktrdr_vm.host.git import COMMIT, COMPLETE, open_view
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def find_repository(directory: Path, source: str = ".") -> Repository:
             raise UsageError(
                 f"the workspace is not a Git repository with a commit: {found.error_text[-200:] or 'HEAD names none'}",
                 where=str(top.path),
-                hint="create a commit, or name another folder with --workspace; `git fetch --refetch` completes a partial clone",
+                hint=f"create a commit, or name another folder with --workspace; {COMPLETE} completes a partial clone",
             )
         # A linked worktree can be anywhere; the name is that of the main repository.
         common = view.checkout.common_path

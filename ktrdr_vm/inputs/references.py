@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ktrdr_vm.errors import DocumentError, KtrdrError, Problem, UsageError
 from ktrdr_vm.host.beneath import Place, find_place, open_file, open_folder
-from ktrdr_vm.host.checkout import find_top
+from ktrdr_vm.host.checkout import find_above, find_top, show_option
 from ktrdr_vm.host.package_sources import list_presets
 from ktrdr_vm.host.paths import find_shipped, list_shipped
 from ktrdr_vm.images.recipe import load_recipe
@@ -113,6 +113,15 @@ def find_playbook(gate: str, workspace: Path, *, trusted: bool = False) -> Path:
         except (FileNotFoundError, NotADirectoryError):
             continue
         return path
+    above = find_above(workspace)
+    if above is not None and (above / os.path.relpath(candidates[0], workspace)).is_file():
+        # The user is in a folder of the repository.
+        option = f"--workspace {show_option(above)}"
+        raise UsageError(
+            f"there is no playbook for the gate {gate} in the workspace; the repository above it has one: use {option}",
+            where=str(workspace),
+            hint=f"name the whole repository: {option}",
+        )
     raise UsageError(
         f"there is no playbook for the gate {gate}",
         where=", ".join(str(path) for path in candidates),

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from ktrdr_vm.errors import DocumentError, HostError, UsageError
 from ktrdr_vm.gates.playbook import PLAYBOOK_HINT
+from ktrdr_vm.guest.loose_files import LooseFiles
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
 from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_file
 from ktrdr_vm.host.owner import find_owner
-from ktrdr_vm.host.package_sources import Destination, find_sources
 from ktrdr_vm.host.paths import Home, find_shipped
 from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.images.recipe import Recipe, load_recipe
+from ktrdr_vm.inputs.presets import find_presets
 from ktrdr_vm.inputs.references import check_places, check_references, digest_playbooks, find_playbook
 from ktrdr_vm.inputs.trusted import compare
 from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
@@ -32,10 +32,8 @@ from ktrdr_vm.policy.owner_policy import HINT as POLICY_HINT
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, check_policy
 from ktrdr_vm.policy.reach import Reach
 from ktrdr_vm.profile.collector import Collector
-from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import HINT, LoadedProfile, build_profile, load_profile
 from ktrdr_vm.profile.model import ImageRef, Profile
-from ktrdr_vm.profile.preset import load_preset
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 from ktrdr_vm.user_namespace import in_user_namespace
 
@@ -73,6 +71,8 @@ class Gathered:
     playbooks: tuple[tuple[str, Path], ...]
     beyond: tuple[Reach, ...] = ()
     """What the profile allows in addition to the same file on a trusted branch."""
+    loose: LooseFiles | None = None
+    """For the fresh VM: the uncommitted files of the workspace, as the gates of the base had them."""
     base: Base | None = None
     """Set if a commit of the repository is judged, by `ktrdr-vm verify`."""
 
@@ -123,7 +123,8 @@ def gather_profile(
     recipe, image = _image(profile.image, home)
     kernel = Path(image.directory, "vmlinuz")
     accelerator = find_accelerator(kernel if kernel.exists() else None)
-    owner, presets = find_owner(), _presets(profile)
+    owner = find_owner()
+    presets, client_files = find_presets(profile, owner)
     if beyond := check_presets(profile, presets, policy.ceiling, policy.uses):
         raise DocumentError([loaded.problem(path, message) for path, message in beyond], hint=POLICY_HINT)
     facts = Facts(
@@ -140,13 +141,14 @@ def gather_profile(
         base_commit=repository.commit if repository else "",
         playbooks=digest_playbooks(playbooks, documents),
         presets=presets,
+        client_files=client_files,
         owner_reserved=tuple(sorted(policy.reserved)),
         collector=_find_collector(profile, policy),
         lending=_find_lending(profile, policy),
     )
     plan = Plan(profile, facts, identity, loaded.data)
     beyond_trusted = compare(loaded, repository, policy) if base is None else ()
-    return Gathered(loaded, policy, plan, accelerator, repository, recipe, playbooks, beyond_trusted, base)
+    return Gathered(loaded, policy, plan, accelerator, repository, recipe, playbooks, beyond_trusted, base=base)
 
 
 def _identity(instance_id: str | None, root: Path, repository: Repository | None) -> Identity:
@@ -181,37 +183,6 @@ def _image(ref: ImageRef, home: Home) -> tuple[Recipe | None, ImageFacts]:
         kernel_args=" ".join(recipe.kernel_args) if not isinstance(recipe.kernel_args, str) else recipe.kernel_args,
         user=recipe.user,
     )
-
-
-def _presets(profile: Profile) -> tuple[tuple[str, tuple[EgressRule, ...]], ...]:
-    """The rules of each preset of the profile. The clients are slow, so they run concurrently."""
-    named = sorted({rule.preset for rule in profile.egress.allow if rule.preset})
-    lists = {preset: path for preset in named if (path := find_shipped("profiles/egress", f"{preset}.yaml"))}
-    wanted, owner = [preset for preset in named if preset not in lists], find_owner()
-    found: dict[str, tuple[Destination, ...] | Exception] = {}
-
-    def ask(preset: str) -> None:
-        try:
-            found[preset] = find_sources(preset, owner)
-        except Exception as error:  # raised below, in the waiting thread
-            found[preset] = error
-
-    asking = [threading.Thread(target=ask, args=(preset,)) for preset in wanted]
-    for thread in asking:
-        thread.start()
-    for thread in asking:
-        thread.join()
-    rules = []
-    for preset in named:
-        if preset in lists:
-            rules.append((preset, load_preset(_read(lists[preset]), str(lists[preset])).rules))
-            continue
-        sources = found[preset]
-        if isinstance(sources, Exception):
-            raise sources
-        reason = f"preset {preset}"
-        rules.append((preset, tuple(EgressRule(host=host, ports=(port,), preset=preset, reason=reason) for host, port in sources)))
-    return tuple(rules)
 
 
 def _find_collector(profile: Profile, policy: OwnerPolicy) -> Collector | None:

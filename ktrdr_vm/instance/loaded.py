@@ -195,7 +195,7 @@ class LoadedInstance:
         """What every process of the instance finds in its environment."""
         plan = self.plan
         served = plan.gateway_variables(self.allocation.gateway) if plan.served else {}
-        return make_environment(self.identity, plan.profile.mode, {**dict(plan.profile.environment), **served})
+        return make_environment(self.identity, plan.profile.mode, {**plan.client_variables, **dict(plan.profile.environment), **served})
 
     def close(self) -> None:
         if self._guest is not None:

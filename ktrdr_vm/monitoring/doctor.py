@@ -15,6 +15,7 @@ from ktrdr_vm.host.confinement import find_fork_obstacle, is_confined
 from ktrdr_vm.host.foreign_rules import describe_obstacles, find_obstacles, join_fixes
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_ruleset
+from ktrdr_vm.host.outbound import ADVICE, find_obstacle
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.virtiofsd import find_virtiofsd
 from ktrdr_vm.identity import HOST_USERS
@@ -36,7 +37,7 @@ def check_packages() -> list[Check]:
 def check_host(home: Home) -> list[Check]:
     """All other checks, in the order in which a run needs them: as root, or as the root of a world."""
     checks = [_root(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy()]
-    checks += [_firewall(), _legacy_firewall(), *_leftovers(home)]
+    checks += [_firewall(), _legacy_firewall(), _outbound(), *_leftovers(home)]
     checks += [_disk(home), _memory()]
     return [check for check in checks if check is not None]
 
@@ -157,6 +158,13 @@ def _legacy_firewall() -> Check | None:
         "iptables-legacy drops by default in OUTPUT and may drop connections of guards",
         f"iptables-legacy -I OUTPUT -m owner --uid-owner {HOST_USERS.first}-{HOST_USERS.last} -j ACCEPT, or move those rules to nftables",
     )
+
+
+def _outbound() -> Check:
+    """Check whether the guard, which uses no proxy, can reach the outside. Nothing is connected to."""
+    if obstacle := find_obstacle():
+        return Check("outbound", "warning", obstacle, ADVICE)
+    return Check("outbound", "ok", "a default route, and no proxy is configured; the guard connects directly")
 
 
 def _leftovers(home: Home) -> list[Check]:

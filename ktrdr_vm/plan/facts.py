@@ -76,6 +76,23 @@ class Lending:
 
 
 @dataclass(frozen=True)
+class GuestFile:
+    """A file of the guest that repeats a setting of the host, without credentials. `origin` says from where."""
+
+    path: str
+    text: str
+    origin: str
+
+
+AUTHORITIES = "/usr/local/share/ca-certificates/ktrdr-"
+"""The first part of the path of a certificate in the guest."""
+BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+"""All certificates that the guest trusts, in one file."""
+OWN_AUTHORITIES = "/etc/ktrdr/authorities.pem"
+"""Those of the host alone, in one file."""
+
+
+@dataclass(frozen=True)
 class Facts:
     """All facts of the host on which a plan depends, collected once. Paths are absolute."""
 
@@ -94,6 +111,8 @@ class Facts:
     playbooks: tuple[tuple[str, str], ...] = ()
     """Gate name and sha256 of its playbook, in the order of the profile."""
     presets: tuple[tuple[str, tuple[EgressRule, ...]], ...] = ()
+    client_files: tuple[GuestFile, ...] = ()
+    """Settings of package clients of the presets, and certificates of authorities that the host trusts."""
     owner_reserved: tuple[tuple[IPv4Address, int], ...] = ()
     collector: Collector | None = None
     """The collector of the owner, if the profile has telemetry."""

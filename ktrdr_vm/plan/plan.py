@@ -14,7 +14,18 @@ from ktrdr_vm.plan.brokers import Route, make_routes
 from ktrdr_vm.plan.cloud_init import render_meta_data, render_network_config, render_user_data
 from ktrdr_vm.plan.domain_xml import render_domain
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
-from ktrdr_vm.plan.facts import PLACEHOLDER, Allocation, Facts, ImageFacts, Lending, TemplateFacts
+from ktrdr_vm.plan.facts import (
+    AUTHORITIES,
+    BUNDLE,
+    OWN_AUTHORITIES,
+    PLACEHOLDER,
+    Allocation,
+    Facts,
+    GuestFile,
+    ImageFacts,
+    Lending,
+    TemplateFacts,
+)
 from ktrdr_vm.plan.guard_interface import INBOX_PORT
 from ktrdr_vm.plan.haproxy import render_proxy
 from ktrdr_vm.plan.nftables import render_host_ruleset, render_ruleset
@@ -23,6 +34,9 @@ from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.model import Profile
+
+# OpenSSL, pip, and every program that uses Python's requests.
+_BUNDLE_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE")
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,12 @@ class Plan:
         """Variables of the guest with the URLs of services of the gateway: brokered hosts and OTLP."""
         urls = {route.broker.base_url_env: route.base_url(gateway) for route in self.routes}
         return urls | (make_variables(gateway) if self.collector else {})
+
+    @property
+    def client_variables(self) -> dict[str, str]:
+        """Variables of the guest for clients that do not read the certificates of the system; none if the host has none of its own."""
+        own = any(one.path.startswith(AUTHORITIES) for one in self.facts.client_files)
+        return {**dict.fromkeys(_BUNDLE_VARIABLES, BUNDLE), "NODE_EXTRA_CA_CERTS": OWN_AUTHORITIES} if own else {}
 
     @property
     def observe(self) -> bool:
@@ -128,6 +148,7 @@ def plan_from_json(content: dict[str, Any]) -> Plan:
     presets = tuple((name, tuple(_rule(rule) for rule in rules)) for name, rules in facts.pop("presets"))
     reserved = tuple((IPv4Address(address), port) for address, port in facts.pop("owner_reserved"))
     playbooks = tuple((name, digest) for name, digest in facts.pop("playbooks"))
+    client_files = tuple(GuestFile(**one) for one in facts.pop("client_files", ()))
     collector = facts.pop("collector", None)
     lending = facts.pop("lending", {})
     return Plan(
@@ -135,6 +156,7 @@ def plan_from_json(content: dict[str, Any]) -> Plan:
         Facts(
             image=image,
             presets=presets,
+            client_files=client_files,
             owner_reserved=reserved,
             playbooks=playbooks,
             collector=Collector(**collector) if collector else None,

@@ -197,9 +197,8 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
         if wanted > most:
             problems.append(loaded.problem(("resources", name), f"{wanted} is more than the {most} of the owner's policy"))
     if profile.image.url and not profile.image.url.startswith(policy.image_sources):
-        problems.append(
-            loaded.problem(("image", "url"), f"images are allowed from {' or '.join(policy.image_sources) or 'recipes only'} on this host")
-        )
+        sources = " or ".join(policy.image_sources) or "recipes only"
+        problems.append(loaded.problem(("image", "url"), f"the owner's policy allows images from {sources} (images.sources)"))
     if policy.longest_life and profile.ttl > policy.longest_life:
         problems.append(loaded.problem(("ttl",), f"{profile.ttl} s is longer than the {policy.longest_life} s of the owner's policy"))
     for index, mount in enumerate(profile.mounts):

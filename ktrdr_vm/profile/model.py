@@ -156,3 +156,8 @@ class Profile:
     def asks(self) -> bool:
         """True if the guest has a user or a workload that can send escalations. Only then does the gateway have an inbox."""
         return self.workload is not None or self.mode == "interactive"
+
+    @property
+    def is_verified_apart(self) -> bool:
+        """True if the commits of a workload are judged in a fresh VM. Without a workspace there are no commits."""
+        return self.workload is not None and self.workspace is not None and self.verify == "fresh"

@@ -132,7 +132,7 @@ def parse_cidr(text: object) -> IPv4Network:
     except ValueError as error:
         raise ValueError(f"must be an IPv4 range such as 198.51.100.7/32: {error}") from None
     if not isinstance(network, IPv4Network):
-        raise ValueError("must be an IPv4 range, because IPv6 is disabled in the guest")
+        raise ValueError("must be an IPv4 range, because the guest has no IPv6 network")
     if network.prefixlen < 8:
         raise ValueError("must not be larger than a /8")
     return network

@@ -11,6 +11,7 @@ from ktrdr_vm.report.suggest import render_suggestion
 
 # Decisions are written up to a second late.
 _GRACE_S = 1.0
+_MOST_NAMED = 5
 DENIED_TITLE = "connections denied during this task (observed by the host)"
 
 
@@ -75,7 +76,11 @@ def explain_denials(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -
             return task
         lines = [f"{one.host or one.address}:{one.port}  {one.count} times  ({one.rule})" for one in denied]
         text = "\n".join(lines) + "\n\negress rules that would allow it:\n\n" + render_suggestion([asdict(one) for one in denied])
-        return replace(task, evidence=((DENIED_TITLE, text), *task.evidence))
+        # A destination that the output names is the cause. Others may be attempts of something that ran at the same time.
+        output = f"{task.message}\n{task.stdout}\n{task.stderr}"
+        named = list(dict.fromkeys(one.host for one in denied if one.host and one.host in output))[:_MOST_NAMED]
+        message = f"{task.message}; the profile does not allow {', '.join(named)}" if named else task.message
+        return replace(task, message=message.removeprefix("; "), evidence=((DENIED_TITLE, text), *task.evidence))
 
     return tuple(replace(gate, tasks=tuple(explain(task) for task in gate.tasks)) for gate in gates)
 

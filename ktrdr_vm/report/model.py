@@ -196,7 +196,7 @@ class Allowance:
 class Verification:
     """The verdict of the gates after the workload, and its strength.
 
-    `fresh`: a VM to which the workload had no access, with a clean checkout of `commit`. `same`: the VM of the workload, where it
+    `fresh`: a VM to which the workload had no access, with `commit` checked out. `same`: the VM of the workload, where it
     was root, which is weaker. `instance_id` is that of the VM.
     """
 
@@ -208,6 +208,8 @@ class Verification:
     startability: GateOutcome
     message: str = ""
     observed: Observer = "host"
+    clean: bool = False
+    """True if the VM had the files of `commit` and no uncommitted ones of the host. Only then it is attested."""
 
 
 @dataclass(frozen=True)

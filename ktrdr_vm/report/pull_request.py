@@ -149,7 +149,7 @@ def _confirmation(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"The gate passed on `{report['base_commit'][:12] or 'a workspace without Git'}` in a VM that was created for this run."
     elif verification["mode"] == "fresh":
         commit, machine = verification["commit"][:12], verification["instance_id"]
-        yield f"The gate passed on `{commit}`, checked out clean in a fresh VM (`{machine}`) to which the workload had no access."
+        yield f"The gate passed on `{commit}`, checked out in a fresh VM (`{machine}`) to which the workload had no access."
     else:
         yield f"The gate passed on `{verification['commit'][:12]}` **in the VM that the workload used, where it was root. This is weaker.**"
     yield ""

@@ -11,6 +11,7 @@ from ktrdr_vm.evidence.junit_files import read_test_files
 from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.evidence.statement import ATTESTATION
 from ktrdr_vm.guest.commits import Returned
+from ktrdr_vm.guest.workspace import Laid
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.report.egress_summary import count_traffic, explain_denials, sum_up_egress
 from ktrdr_vm.report.html import render_html
@@ -37,6 +38,7 @@ class Results:
     workload: WorkloadResult | None = None
     verification: Verification | None = None
     returned: Returned = field(default_factory=Returned)
+    laid: Laid = field(default_factory=Laid)
     residue: tuple[str, ...] = ()
     limited: bool = False
     """True if a scheduler said that the time of the run is nearly over."""
@@ -83,7 +85,7 @@ def assemble(
     tests = parts.make("the test files", lambda: read_test_files(artifacts, recorder.directory.path)) or ()
     first_lines = parts.make(
         "the first lines",
-        lambda: find_first_lines(commits, gathered, results.verification, results.workload, results.returned),
+        lambda: find_first_lines(commits, gathered, results.verification, results.workload, results.returned, results.laid),
     )
     error = error or parts.find_error()
     outcome: RunOutcome = "passed" if results.passed else "failed"

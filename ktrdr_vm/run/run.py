@@ -22,7 +22,8 @@ from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
 from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.guest.commits import Returned, ReturnedRef
-from ktrdr_vm.guest.workspace import require_clean
+from ktrdr_vm.guest.loose_files import open_stored
+from ktrdr_vm.guest.workspace import Laid, require_clean
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.journal import explained
 from ktrdr_vm.host.libvirt import Libvirt
@@ -233,12 +234,14 @@ class Run:
         base = self._gathered.base
         if base is not None:
             self._results.gates = tuple(replace(gate, stage="verification") for gate in self._results.gates)
-            self._results.verification = sum_up(stage.plan, "fresh", self._results.gates)
+            self._results.verification = sum_up(stage.plan, "fresh", self._results.gates, laid=Laid())
             self._results.returned = Returned((ReturnedRef(base.ref, stage.plan.facts.base_commit, base.changed),))
 
     def _verify(self, playbooks: list[Playbook], recorder: Recorder, refused: str) -> None:
         """All gates again, in a fresh VM. The VM of the workload is destroyed before, unless it is to be kept."""
-        gathered = make_fresh(self._gathered, self._results.returned)
+        # Opened before the VM of the workload is destroyed with its files.
+        loose = self._locks.enter_context(open_stored(self._stages[0].instance.paths.loose))
+        gathered = make_fresh(self._gathered, self._results.returned, loose)
         judged: tuple[GateResult, ...] = ()
         message = refused
         try:
@@ -247,6 +250,7 @@ class Run:
                     self._end(self._stages[0], recorder)
                 fresh = self._add_stage(gathered, "verification")
                 fresh.provision(recorder)
+                self._results.laid = fresh.laid
                 self._mask.follow(fresh.instance.paths.guard)
                 judged = fresh.run_gates(playbooks, recorder)
                 fresh.harvest.fetch_artifacts(recorder)
@@ -255,7 +259,7 @@ class Run:
             raise
         finally:
             self._results.gates += judged
-            self._results.verification = sum_up(gathered.plan, "fresh", judged, message)
+            self._results.verification = sum_up(gathered.plan, "fresh", judged, message, laid=self._results.laid)
 
     # -- backward ---------------------------------------------------------------------------------------------------
 

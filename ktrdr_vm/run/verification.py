@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ktrdr_vm.guest.workspace import Laid
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.model import Profile, Verify
 from ktrdr_vm.report.model import GateOutcome, GateResult, Verification
@@ -18,8 +19,8 @@ def choose_mode(profile: Profile) -> Verify:
     return profile.verify if profile.workspace is not None else "same"
 
 
-def sum_up(plan: Plan, mode: Verify, gates: Iterable[GateResult], message: str = "") -> Verification:
-    """The verdict of the gates that ran after the workload. `plan` is that of their VM."""
+def sum_up(plan: Plan, mode: Verify, gates: Iterable[GateResult], message: str = "", *, laid: Laid | None = None) -> Verification:
+    """The verdict of the gates that ran after the workload. `plan` is that of their VM, `laid` what it had besides the commit."""
     gates = tuple(gates)
     return Verification(
         mode=mode,
@@ -30,6 +31,7 @@ def sum_up(plan: Plan, mode: Verify, gates: Iterable[GateResult], message: str =
         startability=_worst(gate for gate in gates if gate.name == "startability"),
         message=message,
         observed="host" if mode == "fresh" else "guest",
+        clean=mode == "fresh" and laid is not None and not laid.files and not laid.deleted,
     )
 
 

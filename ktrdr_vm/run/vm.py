@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ktrdr_vm.approvals.apply import find_pending, find_stop, reapply
@@ -15,7 +15,7 @@ from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.guest.personalize import personalize
 from ktrdr_vm.guest.protocol import Guest
-from ktrdr_vm.guest.workspace import copy_in
+from ktrdr_vm.guest.workspace import Laid, copy_in, copy_returned
 from ktrdr_vm.host.beneath import Place
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.clock import now
@@ -25,6 +25,7 @@ from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_ruleset
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.host.waiting import announce_wait
 from ktrdr_vm.images.ensure import ensure_image
 from ktrdr_vm.images.store import Image, refuse_disk
@@ -38,7 +39,7 @@ from ktrdr_vm.instance.snapshot import adopt, find_snapshot
 from ktrdr_vm.instance.suspend import resume, shut_down
 from ktrdr_vm.plan.changes import find_changes, require_possible, require_same_workspace
 from ktrdr_vm.plan.plan import Plan, canonical_json, plan_from_json
-from ktrdr_vm.profile.model import Secret
+from ktrdr_vm.profile.model import Secret, Workspace
 from ktrdr_vm.report.model import GateResult, StageName, WorkloadResult
 from ktrdr_vm.run.collect import Harvest
 from ktrdr_vm.run.recorder import Recorder
@@ -71,6 +72,7 @@ class Stage:
         self.instance = Instance(home, gathered.plan.identity, libvirt)
         self._loaded: LoadedInstance | None = None
         self.image: Image | None = None
+        self.laid = Laid()
         folder = "verification" if name == "verification" else ""
         self.harvest = Harvest(gathered, self.instance.paths, self.connect, folder=folder, since=since)
         self._home = home
@@ -173,14 +175,17 @@ class Stage:
                 recorder.listener.note(f"{target} exists and is not changed, because the instance is interactive")
                 return
             with self._phase(recorder, "workspace"):
-                copy_in(
-                    self.gathered.repository,
-                    plan.profile.workspace,
-                    guest,
-                    plan.facts.image.user,
-                    plan.identity.instance_id,
-                    recorder.listener.note,
-                )
+                self._copy_workspace(self.gathered.repository, plan.profile.workspace, guest, recorder)
+
+    def _copy_workspace(self, repository: Repository, workspace: Workspace, guest: Guest, recorder: Recorder) -> None:
+        user, name, note = self.plan.facts.image.user, self.plan.identity.instance_id, recorder.listener.note
+        if self._name != "verification":
+            keep = self.instance.paths.loose if self.plan.profile.is_verified_apart else None
+            copy_in(repository, workspace, guest, user, name, note, keep=keep)
+            return
+        self.laid = copy_returned(repository, workspace, guest, user, name, note, loose=self.gathered.loose)
+        if self.laid != Laid():
+            recorder.directory.event("laid_beneath", **asdict(self.laid))
 
     def _follow(self, journal: Journal, before: Plan, plan: Plan, recorder: Recorder) -> None:
         """Let an instance that is there follow its profile: said what changes, and restarted where it must and may be."""

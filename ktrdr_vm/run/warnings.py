@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.guest.commits import Returned
-from ktrdr_vm.guest.workspace import list_unverified
+from ktrdr_vm.guest.loose_files import shorten
+from ktrdr_vm.guest.workspace import Laid
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.report.model import Commits, Verification, WorkloadResult
 
@@ -21,23 +20,27 @@ def find_first_lines(
     verification: Verification | None = None,
     workload: WorkloadResult | None = None,
     returned: Returned | None = None,
+    laid: Laid | None = None,
 ) -> tuple[str, ...]:
     """Changes of the commits to profile, playbooks and tests, then limits of the verdict."""
     return (
         *((_OBSERVED,) if gathered.plan.observe else ()),
         *_judges(commits, gathered),
         *_verdict(verification, workload, returned or Returned()),
-        *_unverified(verification, gathered),
+        *_beneath(laid or Laid()),
     )
 
 
-def _unverified(verification: Verification | None, gathered: Gathered) -> Iterable[str]:
-    """Why a gate may pass on the base and fail in the fresh VM, whatever the workload did."""
-    if verification is None or verification.mode != "fresh" or verification.outcome in ("passed", "skipped") or gathered.repository is None:
-        return
-    with contextlib.suppress(KtrdrError):
-        if lacked := list_unverified(gathered.repository, gathered.plan.profile):
-            yield f"the fresh VM did not have: {'; '.join(lacked)}. A gate that needs them fails there"
+def _beneath(laid: Laid) -> Iterable[str]:
+    """What was judged besides the commit, and what of the host's files was not."""
+    if laid.unknown:
+        yield "the VM of the workload began from a snapshot or existed before: the fresh VM had none of its uncommitted files of the host"
+    if laid.files:
+        yield f"beneath the commit, the fresh VM had files of the host that no commit has: {shorten(laid.files)}"
+    if laid.deleted:
+        yield f"in the fresh VM, files were deleted as on the host, though the commit has them: {shorten(laid.deleted)}"
+    if laid.overruled:
+        yield f"the commit has other versions of uncommitted files of the host, and these were judged: {shorten(laid.overruled)}"
 
 
 def _verdict(verification: Verification | None, workload: WorkloadResult | None, returned: Returned) -> Iterable[str]:

@@ -103,6 +103,18 @@ def test_the_branch_that_is_checked_out_is_the_work(pair):
         pull_commits(pair[0], pair[0].commit, "/workspace", pair[1], IDENTITY).choose(IDENTITY, "other")
 
 
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_file_with_the_name_of_a_ref_costs_no_commit(pair, detached):
+    if detached:
+        git(pair[1].folder, "checkout", "-q", "--detach")
+    for name in ("HEAD", "main", "refs", "-q"):
+        (pair[1].folder / name).write_text("x")
+    git(pair[1].folder, "add", "--", "HEAD", "main", "refs", "-q")
+    git(pair[1].folder, "commit", "-qm", "work")
+    [returned] = pull(pair)
+    assert returned.commit == git(pair[1].folder, "rev-parse", "--verify", "HEAD")
+
+
 def test_a_commit_on_no_branch_comes_back_and_is_the_work(pair):
     git(pair[1].folder, "checkout", "-q", "--detach")
     (pair[1].folder / "b.txt").write_text("two\n")

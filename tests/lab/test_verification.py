@@ -22,12 +22,17 @@ PLAYBOOK = """\
     - name: {task}
       ansible.builtin.command: {{cmd: "{line}", chdir: /workspace}}
 """
+# Every gate needs a file that Git ignores, in the fresh VM as well.
+SETTINGS = """\
+    - name: the settings are there
+      ansible.builtin.command: {cmd: test -s .env, chdir: /workspace}
+"""
 PROFILE = """\
 version: 1
 name: agent
 image: debian-13-docker
 resources: {{vcpus: 2, memory: 2GiB, disk: 10GiB}}
-workspace: {{source: ., target: /workspace}}
+workspace: {{source: ., target: /workspace, include: [.env]}}
 secrets:
   - {{name: token, source: {{env: KTRDR_TOKEN}}}}
 workload: {{command: [sh, agent.sh], timeout: 10m}}
@@ -68,7 +73,9 @@ def make_workspace(place: Path, agent: str, *, verify: str) -> Path:
         ("startability", "the container starts", "sh -c 'docker build -q -t app . && docker run --rm --network none app'"),
         ("unit", "the tests pass", "python3 -m unittest -q test_app"),
     ):
-        (place / "playbooks" / f"{name}.yaml").write_text(PLAYBOOK.format(name=name, task=task, line=line))
+        (place / "playbooks" / f"{name}.yaml").write_text(PLAYBOOK.format(name=name, task=task, line=line) + SETTINGS)
+    (place / ".gitignore").write_text(".env\n")
+    (place / ".env").write_text("PORT=1\n")
     git(place, "init", "-q")
     git(place, "add", ".")
     git(place, "commit", "-qm", "base")
@@ -98,6 +105,7 @@ def test_an_honest_agents_work_comes_home_verified_and_its_patches_pass_again(la
     assert (judged["mode"], judged["outcome"], judged["startability"]) == ("fresh", "passed", "passed")
     assert git(place, "rev-parse", f"refs/ktrdr/{instance_id}/main") == judged["commit"] != report["base_commit"]
     assert any("2 uncommitted" in line for line in report["first_lines"]), report["first_lines"]
+    assert any("beneath the commit" in line and ".env" in line for line in report["first_lines"]), report["first_lines"]
     assert {row["path"] for row in report["artifacts"] if row["path"]} >= {"notes/workspace/.ktrdr/notes/summary.md"}
     for name in (instance_id, judged["instance_id"]):
         assert_nothing_left(lab, name)
@@ -117,6 +125,7 @@ def test_an_honest_agents_work_comes_home_verified_and_its_patches_pass_again(la
     assert "It subtracted. Now it adds." in page.read_text() and "Startability: passed" in page.read_text()
     git(lab.scratch, "clone", "-q", str(place), "fresh-clone")
     again = lab.scratch / "fresh-clone"
+    (again / ".env").write_text("PORT=1\n")
     git(again, "am", "-q", *map(str, sorted((page.parent / "patches").iterdir())))
     (again / "again.yaml").write_text((again / "profile.yaml").read_text().split("secrets:")[0] + "gates: [startability, unit]\n")
     second = run(lab, "apply", "again.yaml", "--instance-id", lab.new_id("again"), "--json", cwd=again, limit=1200)

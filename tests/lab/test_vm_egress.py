@@ -156,11 +156,28 @@ def test_a_changed_mac_or_address_cuts_the_guest_off(lab: Lab, instance: LabInst
 
 
 def test_ipv6_reaches_nothing(lab: Lab, instance: LabInstance) -> None:
-    """Row 12. The image's kernel has IPv6 off; where it is on, test_egress_identity shows what holds."""
+    """Row 12. The guest has the stack, its root gives the NIC an address and a route, and nothing leaves.
+
+    The tap does not speak IPv6, so that its packets come to no rule; test_egress_identity shows the rule alone.
+    """
     mark = lab.recorder.mark()
-    code, _ = instance.shell(f"curl -sS --max-time 5 -g 'http://[{world.INTERNET_V6}]/'")
-    assert code != 0
+    fetch = f"curl -sS --max-time 5 -g 'http://[{world.INTERNET_V6}]/'"
+    assert instance.shell(fetch)[0] != 0
+    switch_on = (
+        "nic=$(ip -o -4 route show default | awk '{print $5}'); echo 0 > /proc/sys/net/ipv6/conf/$nic/disable_ipv6; "
+        "ip -6 addr add fd00:1::2/64 dev $nic nodad; ip -6 route add default via fd00:1::1; "
+        "ip -6 neigh add fd00:1::1 lladdr 52:54:00:00:00:01 dev $nic; "
+    )
+    # 28: it was sent, and nobody answered. Without a route it would be 7.
+    assert instance.shell(f"{switch_on}{fetch}", timeout=60)[0] == 28
     assert lab.recorder.packets(mark) == []
+
+
+def test_a_service_may_listen_on_ipv6(lab: Lab, instance: LabInstance) -> None:
+    """`listen [::]` and ::1, as many images do by default."""
+    listen = "import socket; s = socket.create_server(('{}', 0), family=socket.AF_INET6); c = socket.create_connection(s.getsockname()[:2])"
+    for address in ("::", "::1"):
+        assert instance.shell(f'python3 -c "{listen.format(address)}"') == (0, "")
 
 
 def test_an_upload_ends_with_its_guard_and_the_instance_recovers(lab: Lab, instance: LabInstance) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import pytest
 from test_commits import FolderGuest as PullGuest
 from test_commits import git
 
+from ktrdr_vm.errors import UsageError
 from ktrdr_vm.guest.commits import pull_commits
+from ktrdr_vm.guest.loose_files import list_beneath
 from ktrdr_vm.guest.protocol import GuestResult
-from ktrdr_vm.guest.workspace import copy_in, list_unverified
+from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.profile.load import build_profile
@@ -51,7 +55,8 @@ class FolderGuest:
 def enter(repository: Path, tmp_path: Path, **workspace: Any) -> tuple[Path, list[str]]:
     """The guest's folder, and the notes."""
     guest, notes = tmp_path / "guest", list[str]()
-    copy_in(find_repository(repository), Workspace(**workspace), FolderGuest(guest), "root", "stream-a", notes.append)  # type: ignore[arg-type]
+    found = find_repository(repository, workspace.get("source", "."))
+    copy_in(found, Workspace(**workspace), FolderGuest(guest), "root", "stream-a", notes.append)  # type: ignore[arg-type]
     return guest, notes
 
 
@@ -254,22 +259,31 @@ def test_what_include_does_not_bring_is_named(repository: Path, tmp_path: Path) 
     assert (guest / "tools/free").exists()
     assert any("tools/inner/" in one and "repository of its own" in one for one in notes)
     assert [one for one in notes if "names no file" in one] == [
-        "workspace.include: logs names no file of the workspace", "workspace.include: nothing/*.env names no file of the workspace"
-    ]  # fmt: skip
+        f"workspace.include: {pattern} names no file of the workspace, from its top, {repository}" for pattern in ("logs", "nothing/*.env")
+    ]
+
+
+def test_it_is_said_from_where_include_counts(repository: Path, tmp_path: Path) -> None:
+    commit(repository, "services/api/x", "x")
+    (repository / "services/api/.env").write_text("x")
+    guest, notes = enter(repository, tmp_path, source="services/api", include=(".env",))
+    assert next(one for one in notes if "include" in one).endswith(f"from its top, {repository}; did you mean services/api/.env?")
+    guest, notes = enter(repository, tmp_path / "second", source="services/api", include=("services/api/.env",))
+    assert (guest / "services/api/.env").exists() and notes == []
 
 
 @pytest.mark.parametrize("verify", ["fresh", "same"])
-def test_what_the_verification_will_lack_is_said_beforehand(repository: Path, verify: str) -> None:
+def test_what_is_judged_besides_the_commits_is_said_beforehand(repository: Path, verify: str) -> None:
     (repository / "a.txt").write_text("changed")
     document = {
         "version": 1, "name": "p", "image": "debian-13-docker", "verify": verify, "workload": {"command": ["true"]},
         "workspace": {"source": ".", "include": [".env"]},
     }  # fmt: skip
-    said = list_unverified(find_repository(repository), build_profile(document))
+    said = list_beneath(find_repository(repository), build_profile(document))
     assert said == (("uncommitted changes (a.txt)", "untracked files that match .env") if verify == "fresh" else ())
     (repository / "a.txt").write_text("one")
     del document["workspace"]["include"]  # type: ignore[attr-defined]
-    assert list_unverified(find_repository(repository), build_profile(document)) == ()
+    assert list_beneath(find_repository(repository), build_profile(document)) == ()
 
 
 @pytest.mark.parametrize("name", ["trunk", "master", "release/1"])
@@ -288,3 +302,24 @@ def test_without_a_default_branch_there_is_the_branch_alone(repository: Path, tm
     git(repository, "branch", "-m", "only")
     guest, _ = enter(repository, tmp_path)
     assert git(guest, "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes").splitlines() == ["refs/heads/only"]
+
+
+@pytest.mark.parametrize("strange", ["folder", "repository"])
+def test_the_advice_about_ownership_helps(repository: Path, strange: str) -> None:
+    """Git runs as the owner of the repository. A sub-folder of somebody else's changes nothing; its top folder does."""
+    person = 12345
+    (repository / "svc").mkdir()
+    subprocess.run(["chown", "-R", str(person), str(repository)], check=True)
+    for folder in repository.parents:
+        folder.chmod(folder.stat().st_mode | 0o111)
+    os.chown(repository / "svc", 0, 0)
+    assert find_repository(repository).owner[0] == find_repository(repository, "svc").owner[0] == person
+    if strange == "folder":
+        os.chown(repository, 0, 0)
+    else:
+        subprocess.run(["chown", "-R", "0", str(repository / ".git")], check=True)
+    with pytest.raises(UsageError, match="the repository belongs to the user") as met:
+        find_repository(repository)
+    [advice] = re.findall("`(chown [^`]+)`", met.value.hint)
+    subprocess.run(shlex.split(advice), check=True)
+    assert find_repository(repository).owner[0] == (person if strange == "folder" else 0)

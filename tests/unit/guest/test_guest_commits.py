@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.errors import GuestError, ProvisionError, UsageError
-from ktrdr_vm.guest import commits, workspace
+from ktrdr_vm.guest import commits, loose_names
 from ktrdr_vm.guest.commits import ReturnedRef
+from ktrdr_vm.host.git import read_shallow
 from ktrdr_vm.host.process import Completed
 from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.identity import parse_instance_id
-from ktrdr_vm.profile.model import Workspace
 from ktrdr_vm.report.model import Commits
 from ktrdr_vm.run.warnings import find_first_lines
 
@@ -89,24 +89,24 @@ def test_trees_that_name_too_many_files_are_refused_within_bounds(repository: Re
 def test_names_that_are_no_utf8_are_kept_as_they_are() -> None:
     listed = {"diff": b"M\0a\xff\nb\0D\0-rf \xfe\0", "ls-files": b"u\xfd\0"}
     git: Any = Git(lambda words: listed[words[0]])
-    changed, deleted = workspace._uncommitted(git, Workspace(), "a" * 40)
+    changed, deleted = loose_names.find_uncommitted(git, "a" * 40)
     assert [os.fsencode(name) for name in (*changed, *deleted)] == [b"a\xff\nb", b"-rf \xfe"]
-    assert workspace._matching_untracked(git, ("*",), print) == [os.fsdecode(b"u\xfd")]
+    assert loose_names._list_untracked(git, "*") == [os.fsdecode(b"u\xfd")]
 
 
 def test_the_end_of_a_shallow_history_goes_along_and_nothing_else(repository: Repository) -> None:
     place = repository.root / ".git/shallow"
     place.parent.mkdir()
     common = os.open(place.parent, os.O_RDONLY)
-    view: Any = SimpleNamespace(checkout=SimpleNamespace(common=common))
+    view: Any = SimpleNamespace(checkout=SimpleNamespace(common=common, common_path=place.parent))
     try:
-        assert workspace._read_shallow(view, repository) == b""
+        assert read_shallow(view) == b""
         place.write_bytes(b"a" * 40 + b"\nroot:x:0:0\n")
-        assert workspace._read_shallow(view, repository) == b"a" * 40 + b"\n"
+        assert read_shallow(view) == b"a" * 40 + b"\n"
         place.unlink()
         (repository.root / "secret").write_bytes(b"b" * 40 + b"\n")
         place.symlink_to(repository.root / "secret")
         with pytest.raises(UsageError, match="shallow"):
-            workspace._read_shallow(view, repository)
+            read_shallow(view)
     finally:
         os.close(common)

@@ -118,15 +118,15 @@ def answer(monkeypatch: pytest.MonkeyPatch, text: str) -> list[list[str]]:
     ],
 )
 def test_sources_become_names_and_ports(monkeypatch: pytest.MonkeyPatch, text: str, wanted: tuple[tuple[str, int], ...]) -> None:
-    asked = answer(monkeypatch, text)
-    assert package_sources.find_sources("node", (0, 0)) == wanted
+    asked = answer(monkeypatch, json.dumps({"registry": text}))
+    assert package_sources.find_sources("node", (0, 0)).destinations == wanted
     assert asked[0][0] == "npm"
 
 
 def test_apt_names_what_it_would_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "'http://mirror.test/debian/dists/x/InRelease' mirror.test_InRelease 0 \nReading...\n'https://security.test/y' z 0 \n"
     asked = answer(monkeypatch, said)
-    assert package_sources.find_sources("debian", (0, 0)) == (("mirror.test", 80), ("security.test", 443))
+    assert package_sources.find_sources("debian", (0, 0)).destinations == (("mirror.test", 80), ("security.test", 443))
     assert asked == [["apt-get", "--print-uris", "update"]]
 
 

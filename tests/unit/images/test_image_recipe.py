@@ -154,3 +154,11 @@ def test_the_digest_covers_everything_that_is_built_from(folder: Path, change: s
         case "builder":
             monkeypatch.setattr("ktrdr_vm.images.recipe.BUILDER_VERSION", 999)
     assert load_recipe(place).digest != digest
+
+
+def test_the_shipped_image_has_ipv6_sockets_and_no_ipv6_address_but_that_of_lo() -> None:
+    """`listen [::]` fails with EAFNOSUPPORT in a kernel that was started with ipv6.disable=1."""
+    recipe = load_recipe(SHIPPED)
+    assert "ipv6.disable=1" not in recipe.kernel_args and "ipv6.disable_ipv6=1" in recipe.kernel_args
+    settings = (SHIPPED.parent / "debian-13-docker/root/etc/sysctl.d/90-ktrdr.conf").read_text().splitlines()
+    assert [line for line in settings if "ipv6" in line] == ["net.ipv6.conf.lo.disable_ipv6 = 0"]

@@ -88,3 +88,19 @@ def test_what_a_playbook_sends_is_digested_piece_by_piece_and_bounded(tmp_path: 
     monkeypatch.setattr(load, "MAX_TOTAL", 20 << 20)
     with pytest.raises(UsageError, match="larger than 20 MiB"):
         digest_playbook(main)
+
+
+@pytest.mark.parametrize("gate", ["orders", "gates/orders.yaml"])
+def test_from_a_sub_folder_the_option_that_finds_the_gate_is_named(tmp_path, monkeypatch, gate):
+    (tmp_path / ".git").mkdir()
+    for folder in ("playbooks", "gates", "services/api"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("playbooks", "gates"):
+        (tmp_path / folder / "orders.yaml").write_text(PLAY)
+    monkeypatch.chdir(tmp_path / "services/api")
+    with pytest.raises(UsageError, match=r"the repository above it has one: use --workspace \.\./\.\.") as met:
+        find_playbook(gate, Path.cwd())
+    assert met.value.hint == "name the whole repository: --workspace ../.."
+    with pytest.raises(UsageError, match=r"there is no playbook for the gate other$"):
+        find_playbook("other", Path.cwd())
+    assert find_playbook(gate, tmp_path).is_file()

@@ -200,5 +200,5 @@ def test_a_profiles_gate_is_a_name_or_lies_in_the_workspace(gate):
 def test_root_fetches_an_image_only_from_where_the_owner_lets_it(url, allowed):
     text = f"version: 1\nname: p\nimage: {{url: '{url}', sha256: {'a' * 64}}}\n"
     found = "\n".join(str(problem) for problem in check_policy(load(text), OwnerPolicy(), "/w"))
-    assert ("images are allowed from https://" in found) != allowed
+    assert ("allows images from https:// (images.sources)" in found) != allowed
     assert check_policy(load(text), OwnerPolicy(image_sources=(url[:12],)), "/w") == []

@@ -1,0 +1,86 @@
+"""Which files of a working tree no commit has, by name: what Git's status shows, what its index hides, and what `include` names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ktrdr_vm.host.git import View
+from ktrdr_vm.host.repository import Repository
+from ktrdr_vm.profile.model import Workspace
+from ktrdr_vm.profile.personal import find_personal
+
+
+def find_uncommitted(view: View, commit: str) -> tuple[list[str], list[str]]:
+    """Tracked files that differ from the commit, and those that are gone."""
+    options = ("--name-status", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "-z")
+    listed = view.git("diff", *options, commit, "--")
+    # Bytes as they are: a name that is not UTF-8 is still a file's name.
+    words = os.fsdecode(listed.stdout).split("\0")[:-1]
+    pairs = list(zip(words[0::2], words[1::2], strict=True))
+    return [name for status, name in pairs if status != "D"], [name for status, name in pairs if status == "D"]
+
+
+def find_included(view: View, workspace: Workspace, repository: Repository, note: Callable[[str], None]) -> list[str]:
+    """Files that Git does not know. A pattern that brings nothing is named, as is a repository in the repository: Git enters none."""
+    found: list[str] = []
+    for one in workspace.include:
+        names = _list_untracked(view, one)
+        for name in names:
+            if name.endswith("/"):
+                note(f"{name} was left out of the workspace: it is a repository of its own")
+        files = [name for name in names if not name.endswith("/")]
+        if not names and not view.git("ls-files", "-z", "--", f":(glob){one}").stdout:
+            meant = f"{_find_prefix(workspace, repository)}{one}"
+            advice = f"; did you mean {meant}?" if meant != one and _list_untracked(view, meant) else ""
+            note(f"workspace.include: {one} names no file of the workspace, from its top, {repository.root}{advice}")
+        found += files
+    return _leave_personal(list(dict.fromkeys(found)), note)
+
+
+def _list_untracked(view: View, glob: str) -> list[str]:
+    return [name for name in os.fsdecode(view.git("ls-files", "--others", "-z", "--", f":(glob){glob}").stdout).split("\0") if name]
+
+
+def _find_prefix(workspace: Workspace, repository: Repository) -> str:
+    """The path of `workspace.source` in its repository, with a closing slash; empty for the top."""
+    source = Path(os.path.normpath((repository.workspace or repository.root) / workspace.source))
+    return f"{source.relative_to(repository.root)}/" if source != repository.root and source.is_relative_to(repository.root) else ""
+
+
+def _leave_personal(names: list[str], note: Callable[[str], None]) -> list[str]:
+    """Omit personal files, as for mounts. Committed files are copied with the history."""
+    for name in names:
+        if personal := find_personal(name.split("/")):
+            note(f"{name} was not copied into the workspace: a personal folder or file ({personal}) is never copied into a sandbox")
+    return [name for name in names if not find_personal(name.split("/"))]
+
+
+def find_unwatched(view: View) -> tuple[list[str], list[str], int]:
+    """Files that Git's status leaves out although they may differ: those that are there, those that are gone, and how many are sparse.
+
+    They are marked in the index: `assume-unchanged`, or `skip-worktree` as in a sparse checkout or by hand.
+    """
+    there: list[str] = []
+    gone: list[str] = []
+    sparse = 0
+    for line in os.fsdecode(view.git("ls-files", "-v", "-z").stdout).split("\0"):
+        tag, name = line[:1], line[2:]
+        if tag not in ("S", "s") and not tag.islower():
+            continue
+        if _is_there(name, view.checkout.top):
+            there.append(name)
+        elif tag in ("S", "s"):
+            sparse += 1
+        else:
+            gone.append(name)
+    return there, gone, sparse
+
+
+def _is_there(name: str, top: int) -> bool:
+    try:
+        os.stat(name, dir_fd=top, follow_symlinks=False)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,98 @@
+"""What a package client of the host asks is what it asks in the guest: index, registry, authority, and no credentials."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktrdr_vm.errors import HostError
+from ktrdr_vm.host import package_sources
+from ktrdr_vm.host.authorities import find_authorities
+from ktrdr_vm.host.outbound import find_obstacle
+from ktrdr_vm.host.process import Completed
+
+PEM = "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n"
+ROUTES = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n"
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, preset: str, said: Any) -> package_sources.Sources:
+    text = said if isinstance(said, str) else json.dumps(said)
+    monkeypatch.setattr(package_sources.process, "run", lambda *_, **__: Completed((), 0, text.encode(), b""))
+    return package_sources.find_sources(preset, (0, 0))
+
+
+def test_pip_asks_the_index_of_the_host_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        "index": ["https://someone:word@pip.example/simple"],
+        "extra": ["https://more.example:8443/x", "file:///srv/wheels", "https://b.example/"],
+        "cert": ["/etc/company.pem"],
+        "default": ["https://index.example/simple"],
+    }
+    found = ask(monkeypatch, "python", said)
+    assert found.destinations == (("b.example", 443), ("more.example", 8443), ("pip.example", 443))
+    assert found.files == (
+        (
+            "/etc/pip.conf",
+            "[global]\nindex-url = https://pip.example/simple\nextra-index-url =\n    https://more.example:8443/x\n    https://b.example/\n",
+        ),
+    )
+    assert found.authority == "/etc/company.pem" and "word" not in repr(found)
+
+
+def test_a_client_with_its_own_defaults_needs_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ask(monkeypatch, "python", {"index": [], "extra": [], "cert": [], "default": ["https://index.example/simple"]})
+    assert (found.destinations, found.files, found.authority) == ((("index.example", 443),), (), "")
+
+
+def test_npm_asks_the_registries_of_the_host_scoped_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        "registry": "https://u:p@npm.example/", "@firm:registry": "https://firm.example/npm/", "cafile": "/etc/company.pem",
+        "//firm.example/npm/:_authToken": "word", "evil\n:registry": "https://evil.example/",
+    }  # fmt: skip
+    found = ask(monkeypatch, "node", said)
+    assert found.destinations == (("firm.example", 443), ("npm.example", 443)) and found.authority == "/etc/company.pem"
+    text = "@firm:registry=https://firm.example/npm/\nregistry=https://npm.example/\n"
+    assert found.files == (("/etc/npmrc", text), ("/usr/local/etc/npmrc", text))
+
+
+@pytest.mark.parametrize("url", ["https://a.example/x\nglobal = 1", "https://a.example/ b"])
+def test_a_setting_is_one_line(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    found = ask(monkeypatch, "python", {"index": ["https://good.example/", url], "extra": [url], "cert": [], "default": []})
+    assert found.files == (("/etc/pip.conf", "[global]\nindex-url = https://good.example/\n"),)
+
+
+@pytest.mark.parametrize("said", ["", "nonsense", "[1]"])
+def test_a_client_that_says_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    with pytest.raises(HostError, match="could not be read"):
+        ask(monkeypatch, "node", said)
+
+
+def test_the_authorities_of_a_host_are_found_each_once(tmp_path: Path) -> None:
+    folder = tmp_path / "ca"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.crt").write_text(PEM.format("AAAA") + PEM.format("BBBB"))
+    (folder / "deep/b.crt").write_text(PEM.format("AA\nAA"))
+    (folder / "key.pem").write_text(PEM.format("DDDD"))
+    own, bundle = tmp_path / "own.pem", tmp_path / "bundle.pem"
+    own.write_text("-----BEGIN PRIVATE KEY-----\nsecret\n-----END PRIVATE KEY-----\n" + PEM.format("CCCC"))
+    bundle.write_text(PEM.format("EEEE") + " " * 70_000)
+    found = find_authorities([str(own), str(bundle), "relative", "/nowhere"], (0, 0), folder)
+    assert found == (
+        (str(folder / "a.crt"), PEM.format("AAAA")), (str(folder / "a.crt"), PEM.format("BBBB")), (str(own), PEM.format("CCCC"))
+    )  # fmt: skip
+    assert find_authorities([], (0, 0), tmp_path / "none") == ()
+
+
+def test_a_host_whose_way_out_is_a_proxy_is_said(tmp_path: Path) -> None:
+    routes, system = tmp_path / "route", tmp_path / "environment"
+    routes.write_text(ROUTES + "eth0\t00000000\t0101A8C0\t0003\t0\t0\t0\t00000000\n")
+    assert find_obstacle({}, routes, system) == ""
+    assert find_obstacle({"https_proxy": "http://proxy.example:3128"}, routes, system).startswith("https_proxy is set on this host")
+    system.write_text('PATH="/bin"\nexport HTTPS_PROXY="http://u:word@proxy.example"\n')
+    said = find_obstacle({}, routes, system)
+    assert said.startswith("HTTPS_PROXY is set") and "connects directly" in said and "word" not in said
+    routes.write_text(ROUTES + "eth0\t0000000A\t00000000\t0001\t0\t0\t0\t000000FF\n")
+    assert find_obstacle({}, routes, tmp_path / "none") == "this host has no default route"
