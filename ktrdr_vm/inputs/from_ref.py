@@ -80,9 +80,10 @@ def gather_ref(
 
 def _resolve(view: View, word: str, where: str) -> str:
     """The commit that a word of the caller names."""
-    found = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{word}^{{commit}}", check=False)
-    commit = found.text.strip()
-    if found.exit_code != 0 or not COMMIT.fullmatch(commit):
+    commit = ""
+    if word.isprintable():
+        commit = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{word}^{{commit}}", check=False).text.strip()
+    if not COMMIT.fullmatch(commit):
         raise UsageError(
             f"{word[:200]!a} names no commit of this repository", where=where, hint="name a branch, a tag or a commit; `git fetch` it first"
         )
@@ -131,13 +132,11 @@ def _load(view: View, base: str, name: str, top: Path) -> LoadedProfile:
 
 
 def _adapt(loaded: LoadedProfile) -> None:
-    """The profile of a fresh VM: a sandbox with the commit alone. Mounts are read-only, so that no file of the person changes."""
+    """The profile of a fresh VM: a sandbox with the commit alone."""
     if loaded.profile.workspace is None:
         raise UsageError(
             "the profile has no workspace, so no commit would be judged", where=loaded.source, hint="add `workspace: {source: .}` to it"
         )
     data: dict[str, Any] = {key: value for key, value in loaded.data.items() if key not in _LEFT_OUT}
     data |= {"mode": "sandbox", "workspace": {**(data.get("workspace") or {}), "uncommitted": "ignore", "include": []}}
-    if data.get("mounts"):
-        data["mounts"] = [{**mount, "readonly": True} for mount in data["mounts"]]
     loaded.data, loaded.profile = data, build_profile(data)
