@@ -151,7 +151,10 @@ def _copy(content: bytes, path: Path) -> None:
 @click.option("--key", type=_file, required=True, help="The owner's public key: attestation-key.pub, or a line of OpenSSH in a file.")
 @click.option("--commit", default="", metavar="ID", help="Require that it is about this commit, by 7 digits of its id or more.")
 @click.option(
-    "--files", "bundle", type=folder, help="Require that this folder has exactly the files that it names: the folder of a bundle."
+    "--files",
+    "bundle",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Require that this folder has exactly the files that it names: the folder of a bundle.",
 )
 @json_option
 def verify_attestation(file: Path, key: Path, commit: str, bundle: Path | None, as_json: bool) -> int:
