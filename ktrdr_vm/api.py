@@ -236,17 +236,25 @@ class LivingInstance:
     def __exit__(self, *_: object) -> None:
         self._loaded.close()
 
-    def exec(self, command: Sequence[str] | str, *, timeout: float = 3600, stdin: bytes = b"") -> Result:
-        """As `Instance.exec`, in the user's home."""
+    def exec(self, command: Sequence[str] | str, *, timeout: float = 3600, stdin: bytes = b"", expect: str = "") -> Result:
+        """As `Instance.exec`, in the user's home. UsageError if `expect` is set and not its revision."""
+        self._loaded.require_revision(expect)
         mask = find_mask(self._loaded, warnings.warn)
         done = self._loaded.connect().run(
             command, timeout=timeout, stdin=stdin, environment=self._loaded.environment(), max_output=MAX_OUTPUT
         )
         return _result(done, mask)
 
-    def gate(self, name: str, *, workspace: str | Path = ".", trusted: bool = True) -> GateResult:
-        """Run one gate under the instance's lock. BusyError when a run holds it. Without `trusted` only of the workspace, or shipped."""
-        [result] = run_gates(self._loaded, [name], Path(workspace).resolve(), trusted=trusted)
+    def find_revision(self) -> str:
+        """Its incarnation, plan and grants now, as one text."""
+        return self._loaded.guard.find_revision()
+
+    def gate(self, name: str, *, workspace: str | Path = ".", trusted: bool = True, expect: str = "") -> GateResult:
+        """Run one gate under the instance's lock. BusyError when a run holds it. Without `trusted` only of the workspace, or shipped.
+
+        UsageError if `expect` is set and not the revision of the instance.
+        """
+        [result] = run_gates(self._loaded, [name], Path(workspace).resolve(), trusted=trusted, expect=expect)
         return result
 
     def escalations(self) -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ def egress() -> None:
 @instance_argument
 @click.option("--denied", is_flag=True, help="Print denials only.")
 @click.option("--follow", is_flag=True, help="Print new lines as they are written, until interrupted.")
+@click.option("--revision", default="", metavar="REV", help="Print lines of this revision only, or of an incarnation by its 12 digits.")
 @json_option
-def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
+def log(instance_id: str, denied: bool, follow: bool, revision: str, as_json: bool) -> None:
     """Print the ledger of INSTANCE_ID: of the instance if it exists, else of its newest run."""
     from ktrdr_vm.cli.options import find_run
     from ktrdr_vm.egress.client import GuardClient
@@ -41,6 +42,8 @@ def log(instance_id: str, denied: bool, follow: bool, as_json: bool) -> None:
         rows = FinishedRun(find_run(instance_id, "latest")).rows("egress.jsonl")
     for row in rows:
         if denied and row["verdict"] != "deny":
+            continue
+        if revision and not f"{row.get('revision', '')}-".startswith(f"{revision}-"):
             continue
         if as_json:
             click.echo(json.dumps(row))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ktrdr_vm.cli.options import folder, instance_argument, json_option
+from ktrdr_vm.cli.options import expect_option, folder, instance_argument, json_option
 
 
 @click.command()
@@ -16,8 +16,9 @@ from ktrdr_vm.cli.options import folder, instance_argument, json_option
 @click.argument("playbooks", nargs=-1, required=True)
 @click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="Set a variable of the playbook. Repeatable.")
 @click.option("--workspace", type=folder, default=Path(), help="The folder that is searched first for playbooks.")
+@expect_option
 @json_option
-def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...], workspace: Path, as_json: bool) -> int:
+def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...], workspace: Path, expect: str, as_json: bool) -> int:
     """Run PLAYBOOKS, each a gate name or a path, against INSTANCE_ID. Exit code 1 if one did not pass."""
     from dataclasses import asdict
 
@@ -38,7 +39,7 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     warn_of_guard(instance)
     warn = partial(click.echo, err=True)
     loaded = instance.load()
-    results = run_gates(loaded, playbooks, root, trusted=True, variables=extra, warn=warn, on_event=show_gate_event)
+    results = run_gates(loaded, playbooks, root, trusted=True, variables=extra, warn=warn, on_event=show_gate_event, expect=expect)
     loaded.close()
     if as_json:
         echo_json([asdict(result) for result in results])

@@ -73,17 +73,20 @@ def status(instance_id: str, as_json: bool) -> int:
 
     from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.output import echo_json, say
+    from ktrdr_vm.egress.revision import read_revision
 
     loaded = open_instance(instance_id).load()
-    rows = loaded.status()
+    rows, revision = loaded.status(), read_revision(loaded.paths.guard)
     loaded.close()
     wrong = [row for row in rows if not row.exists or row.differences]
     if as_json:
-        echo_json({"instance_id": instance_id, "ok": not wrong, "resources": [asdict(row) for row in rows]})
+        echo_json({"instance_id": instance_id, "ok": not wrong, "revision": revision, "resources": [asdict(row) for row in rows]})
     else:
         for row in rows:
             word = "missing" if not row.exists else "differs" if row.differences else "ok"
             say(f"{word:<8} {row.kind:<9} {row.name}{'  ' + '; '.join(row.differences) if row.differences else ''}")
+        if revision:
+            say(f"revision {revision}")
     return 4 if wrong else 0
 
 

@@ -61,15 +61,23 @@ class Tools:
 
         return [one for one in api.list_instances() if holds_instance(self._home, one["instance_id"], self._workspace)]
 
-    def execute(self, instance_id: str, command: list[str], timeout: float = 600) -> dict[str, Any]:
-        """Run a command in a running instance, as its unprivileged user. `timeout` is in seconds."""
-        with self._enter(instance_id) as instance:
-            return dataclasses.asdict(instance.exec(command, timeout=timeout))
+    def execute(self, instance_id: str, command: list[str], timeout: float = 600, expect: str = "") -> dict[str, Any]:
+        """Run a command in a running instance, as its unprivileged user. `timeout` is in seconds.
 
-    def gate(self, instance_id: str, name: str) -> dict[str, Any]:
-        """Run one gate in a running instance: a name, or a playbook of the workspace."""
+        `expect`, a revision, refuses the call if what the instance may do has changed since.
+        """
         with self._enter(instance_id) as instance:
-            return dataclasses.asdict(instance.gate(name, workspace=self._workspace, trusted=False))
+            return dataclasses.asdict(instance.exec(command, timeout=timeout, expect=expect))
+
+    def gate(self, instance_id: str, name: str, expect: str = "") -> dict[str, Any]:
+        """Run one gate in a running instance: a name, or a playbook of the workspace. `expect` as for `execute`."""
+        with self._enter(instance_id) as instance:
+            return dataclasses.asdict(instance.gate(name, workspace=self._workspace, trusted=False, expect=expect))
+
+    def revision(self, instance_id: str) -> dict[str, str]:
+        """Return the revision of a running instance: its incarnation, plan and grants, for `expect`."""
+        with self._enter(instance_id) as instance:
+            return {"instance_id": instance_id, "revision": instance.find_revision()}
 
     def report(self, instance_id: str, run_id: str = "latest") -> dict[str, Any]:
         """Return the report of a run of this workspace."""

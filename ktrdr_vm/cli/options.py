@@ -21,6 +21,14 @@ workspace_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to standard output.")
 
 
+expect_option = click.option(
+    "--expect",
+    default="",
+    metavar="REV",
+    help="Refuse unless REV is the revision of the instance: its incarnation, plan and grants. `status` shows it.",
+)
+
+
 def complete_instance(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Instance ids of this state directory, for shell completion."""
     from ktrdr_vm.host.paths import find_home

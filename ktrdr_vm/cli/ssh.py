@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from ktrdr_vm.cli.options import complete_instance, instance_argument, open_instance, warn_of_guard
+from ktrdr_vm.cli.options import complete_instance, expect_option, instance_argument, open_instance, warn_of_guard
 from ktrdr_vm.cli.world import ask_in_world
 
 
@@ -34,17 +34,18 @@ def _words(command: tuple[str, ...]) -> tuple[str, ...]:
     return command[1:] if command[:1] == ("--",) else command
 
 
-def _options(instance_id: str) -> list[str]:
+def _options(instance_id: str, expect: str = "") -> list[str]:
     """The options of the client, which itself runs outside of a world: its files and ports are those of the host."""
-    return ask_in_world(lambda: _make_options(instance_id))
+    return ask_in_world(lambda: _make_options(instance_id, expect))
 
 
-def _make_options(instance_id: str) -> list[str]:
+def _make_options(instance_id: str, expect: str) -> list[str]:
     from ktrdr_vm.instance.ssh_config import make_ssh_options
 
     instance = open_instance(instance_id)
     loaded = instance.load()
     loaded.target.require_awake()
+    loaded.require_revision(expect)
     warn_of_guard(instance)
     words = ["-F", "/dev/null"]
     for name, value in make_ssh_options(loaded).items():
@@ -67,13 +68,14 @@ def ssh(instance_id: str, command: tuple[str, ...]) -> None:
 @instance_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-t", "--tty", is_flag=True, help="Allocate a terminal.")
-def exec_(instance_id: str, command: tuple[str, ...], tty: bool) -> None:
+@expect_option
+def exec_(instance_id: str, command: tuple[str, ...], tty: bool, expect: str) -> None:
     """Run COMMAND in INSTANCE_ID and return its exit code. Standard input and output are those of this command.
 
     A command that a signal ended returns 128 and the number of the signal. If this command ends first, the one in the guest gets SIGHUP.
     """
     line = make_exec_line(_words(command), tty=tty)
-    _become("ssh", *_options(instance_id), "-tt" if tty else "-T", "--", instance_id, line)
+    _become("ssh", *_options(instance_id, expect), "-tt" if tty else "-T", "--", instance_id, line)
 
 
 # The command is a child of a shell, so that a signal that ends it becomes an exit code: OpenSSH's client says 255 to each signal.

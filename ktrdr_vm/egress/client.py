@@ -122,6 +122,16 @@ class GuardClient:
         """The grants that hold now, the one that ends first in front."""
         return tuple(_standing(row) for row in self._ask("grants")["grants"])
 
+    # -- the revision -----------------------------------------------------------------------------------------------
+
+    def find_revision(self) -> str:
+        """The revision now, as `str(Revision)`."""
+        return str(self._ask("revision")["revision"])
+
+    def follow_plan(self, digest: str) -> str:
+        """The instance has this plan from now on. The revision."""
+        return str(self._ask("plan", digest=digest)["revision"])
+
     # -- expiry of secrets and loans --------------------------------------------------------------------------------
 
     def expire_secret(self, name: str, path: str, seconds: float) -> None:

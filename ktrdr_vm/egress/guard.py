@@ -247,7 +247,7 @@ class Guard:
             self._look()
             self.telemetry.write(0.2)
             return {"ok": True}
-        rooms = (self.granting, self.brokers, self.telemetry, self.deadlines, self.values)
+        rooms = (self.granting, self.brokers, self.telemetry, self.deadlines, self.values, self.works.revision)
         operations = {name: one for room in rooms for name, one in room.operations.items()} | {"judge": self.judge.judge}
         if request["op"] in operations:
             return operations[request["op"]](request)

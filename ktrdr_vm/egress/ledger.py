@@ -30,7 +30,7 @@ _Sum = tuple[str, str, str, str]
 
 
 class Ledger:
-    """Appends to `path`. Every line has `time` and `instance_id`."""
+    """Appends to `path`. Every line has `time`, `instance_id` and the `revision` of when it was written."""
 
     def __init__(self, path: Path, instance_id: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
@@ -41,6 +41,13 @@ class Ledger:
         self._second = 0.0
         self._lines: dict[tuple[str, str], int] = {}
         self._sums: dict[_Sum, int] = {}
+        self._revision = ""
+
+    def revise(self, revision: str) -> None:
+        """From now on lines carry this revision; what was summed before carries the earlier one."""
+        if revision != self._revision:
+            self.flush()
+            self._revision = revision
 
     def write(self, kind: str, verdict: str, **fields: Any) -> None:
         """One decision. `kind`, `verdict` and fields are those of `ledger_row`; what a line must not have is left out."""
@@ -71,7 +78,8 @@ class Ledger:
             self._append({"kind": kind, "verdict": verdict, **said, "rule": SUPPRESSED, "count": count, **message})
 
     def _append(self, fields: dict[str, Any]) -> None:
-        line = json.dumps({**fields, "time": now(), "instance_id": self._instance_id}, ensure_ascii=True).encode() + b"\n"
+        ours = {"time": now(), "instance_id": self._instance_id, "revision": self._revision}
+        line = json.dumps({**fields, **ours}, ensure_ascii=True).encode() + b"\n"
         size = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(line) != len(line):

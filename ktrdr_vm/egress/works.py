@@ -19,6 +19,7 @@ from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.link import Link
 from ktrdr_vm.egress.proxy.control import ProxyControl
 from ktrdr_vm.egress.proxy.credentials import Brokers
+from ktrdr_vm.egress.revision import RevisionKeeper
 from ktrdr_vm.egress.rules import Rules, rules_from_json
 from ktrdr_vm.egress.table_watch import TableWatch
 from ktrdr_vm.egress.telemetry.supervisor import Telemetry, open_telemetry
@@ -59,6 +60,7 @@ class Works:
     brokers: Brokers
     link: Link
     book: GrantBook
+    revision: RevisionKeeper
     inbox: Inbox | None
     telemetry: Telemetry
 
@@ -75,6 +77,7 @@ def open_works(directory: Path) -> Works:
     own = bind_early(socket.SOCK_DGRAM, config["loopback"], DNS_PORT)
     dns = bind(socket.SOCK_DGRAM, DNS_PORT), bind(socket.SOCK_STREAM, DNS_PORT), own
     brokers = Brokers(config["brokers"], proxy, ledger)
+    book = GrantBook(directory / "grants.json")
     return Works(
         directory=directory,
         config=config,
@@ -98,7 +101,8 @@ def open_works(directory: Path) -> Works:
         proxy=proxy,
         brokers=brokers,
         link=Link(config["tap"], namespace, ledger, brokers.forget),
-        book=GrantBook(directory / "grants.json"),
+        book=book,
+        revision=RevisionKeeper(directory, book, ledger),
         inbox=_open_inbox(config, bind) if config["escalations"] else None,
         telemetry=open_telemetry(config, ledger, selector, lambda: bind(socket.SOCK_STREAM, OTLP_PORT)),
     )

@@ -39,13 +39,21 @@ class RunDirectory:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         require_own(path)
         self._closed = False
+        self._read_revision: Callable[[], str] = str
+        self._revision = ""
         self._events = (path / "events.jsonl").open("a", encoding="utf-8", errors="backslashreplace")
         self._link_latest()
 
+    def follow_revision(self, read: Callable[[], str]) -> None:
+        """Events carry what `read` returns: the revision of the instance of the current VM. Empty stands for the last one."""
+        self._read_revision = read
+
     def event(self, event: str, **fields: Any) -> None:
         """One line of events.jsonl."""
+        self._revision = self._read_revision() or self._revision
         said = mask_values(json.loads(json.dumps(fields, default=str)), self._mask)
-        line = json.dumps({"time": now(), "instance_id": self._instance_id, "run_id": self.path.name, "event": event, **said})
+        ours = {"time": now(), "instance_id": self._instance_id, "run_id": self.path.name, "revision": self._revision, "event": event}
+        line = json.dumps({**ours, **said, **ours})
         # A full disk must not end the current step: the report, written last, contains the error.
         with contextlib.suppress(OSError, ValueError):
             self._events.write(line + "\n")

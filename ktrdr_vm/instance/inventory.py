@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ktrdr_vm.egress.revision import read_revision
 from ktrdr_vm.host import netns
 from ktrdr_vm.host.journal import Journal, is_locked, list_directories, list_journals
 from ktrdr_vm.host.libvirt import DomainFacts, Libvirt
@@ -42,6 +43,8 @@ class Found:
     """True if its time to live has ended. It is then removed, whether or not somebody uses it."""
     faults: tuple[str, ...] = ()
     """What of its guard does not serve, while it runs."""
+    revision: str = ""
+    """What it may do now; empty while it has no network."""
     seen: set[str] = field(default_factory=set)
 
     @property
@@ -66,6 +69,7 @@ class Found:
             "busy": self.busy,
             "seen": sorted(self.seen),
             "note": self.note,
+            "revision": self.revision,
         }
 
 
@@ -110,6 +114,7 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
             entry.state = entry.rest
         if entry.state == "running" and "journal" in entry.seen:
             entry.faults = tuple(look_at_guard(home.instance(entry.instance_id).guard))
+        entry.revision = read_revision(home.instance(entry.instance_id).guard)
         entry.busy = is_locked(home.lock(entry.instance_id)) or _is_building(home, entry.instance_id)
     return sorted(found.values(), key=lambda entry: entry.instance_id)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ktrdr_vm.egress.client import GuardClient
+from ktrdr_vm.egress.revision import require_revision
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.guest.personalize import make_environment
@@ -86,6 +87,11 @@ class LoadedInstance:
     @property
     def escalations(self) -> EscalationStore:
         return EscalationStore(self.paths.escalations, self.instance_id)
+
+    def require_revision(self, expected: str) -> None:
+        """UsageError unless the guard says that this is the revision of the instance now. Without an expectation nothing is asked."""
+        if expected:
+            require_revision(expected, self.guard.find_revision(), self.instance_id)
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         return hold_lock(self.home, self.identity)

@@ -7,6 +7,7 @@ must not set, is refused as a whole and counted.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ _NUMBERS = frozenset(
 _LISTS = frozenset({"addresses", "ports"})
 _MOST_IN_A_LIST = 64
 _OURS = frozenset({"time", "instance_id", "kind", "verdict"})
+# Of the guard as well. Lines of earlier versions and totals have none.
+_REVISION = re.compile(r"[0-9a-f]{12}-(?:[0-9a-f]{16}|0)-[0-9]{1,15}")
 _LARGEST = 2**53
 
 
@@ -47,7 +50,9 @@ def parse_row(line: str | bytes) -> dict[str, Any] | None:
         return None
     if row["kind"] not in KINDS or row["verdict"] not in VERDICTS or not 20 <= len(row["time"]) <= 40 or len(row["instance_id"]) > 63:
         return None
-    return {key: value for key, value in row.items() if key in _OURS or _fits(key, value)}
+    revision = row.get("revision", "")
+    kept = {"revision": revision} if isinstance(revision, str) and _REVISION.fullmatch(revision) else {}
+    return {key: value for key, value in row.items() if key in _OURS or _fits(key, value)} | kept
 
 
 def _known() -> frozenset[str]:

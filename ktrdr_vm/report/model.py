@@ -213,6 +213,17 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class InstanceRevision:
+    """What an instance could do at its end: its incarnation, the digest of its plan, and the number of changes of its grants."""
+
+    instance_id: str
+    incarnation: str
+    plan_digest: str
+    grants: int
+    observed: Observer = "host"
+
+
+@dataclass(frozen=True)
 class Commits:
     """One fetched branch of the guest in the repository of the user. `changed` are paths that differ from the base commit."""
 
@@ -251,6 +262,7 @@ class RunReport:
     artifacts: tuple[Artifact, ...] = ()
     tests: tuple[TestFile, ...] = ()
     commits: tuple[Commits, ...] = ()
+    revisions: tuple[InstanceRevision, ...] = ()
     residue: tuple[str, ...] = ()
     kept: bool = False
     """True if the instance was kept on purpose; `residue` is empty then."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.egress.ledger import read_kept
+from ktrdr_vm.egress.revision import read_revision
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.evidence.run_directory import list_fetched
@@ -37,6 +38,7 @@ class Harvest:
         self.ledger: list[dict[str, Any]] | None = None
         self.escalations: tuple[dict[str, Any], ...] = ()
         self.artifacts: tuple[Artifact, ...] = ()
+        self.revision = ""
         self._gathered = gathered
         self._plan = gathered.plan
         self._profile = gathered.plan.profile
@@ -85,6 +87,7 @@ class Harvest:
         if paths.guard.exists():
             with contextlib.suppress(KtrdrError):
                 GuardClient(paths.guard).flush()
+        self.revision = read_revision(paths.guard) or self.revision
         met: list[Exception] = []
         for keep in (self._keep_console, self._keep_escalations, self._keep_ledger):
             try:

@@ -29,16 +29,18 @@ def run_gates(
     variables: Mapping[str, str] | None = None,
     warn: Callable[[str], None] = warnings.warn,
     on_event: Callable[[Mapping[str, Any]], None] = lambda _event: None,
+    expect: str = "",
 ) -> list[GateResult]:
     """Run gates by name or path under the lock of the instance. BusyError if a run holds it.
 
     Files that their tasks fetch are stored in a separate run directory, which is handed over to the user at the end. `trusted` names
-    were typed by a user, and may be outside of the workspace.
+    were typed by a user, and may be outside of the workspace. UsageError before a gate if `expect` is not the revision of the instance.
     """
     playbooks = [(path := find_playbook(name, workspace, trusted=trusted), load_playbook(path, beneath=workspace)) for name in names]
     profile = loaded.plan.profile
     results = []
     with loaded.locked():
+        loaded.require_revision(expect)
         guest = loaded.connect()
         mask = find_mask(loaded, warn)
         loaded.home.create()
@@ -54,6 +56,7 @@ def run_gates(
                     gate_timeout=profile.gate_timeout,
                     on_event=on_event,
                 )
+                loaded.require_revision(expect)
                 results.append(run_playbook(playbook, guest, context))
         finally:
             hand_over(directory, find_owner())

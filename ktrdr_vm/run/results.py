@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from ktrdr_vm.egress.revision import parse_revision
 from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError
 from ktrdr_vm.evidence.junit_files import read_test_files
 from ktrdr_vm.evidence.run_directory import RunDirectory
@@ -17,7 +18,7 @@ from ktrdr_vm.report.egress_summary import count_traffic, explain_denials, sum_u
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import make_report_document, render_report_json
 from ktrdr_vm.report.junit import render_junit
-from ktrdr_vm.report.model import Commits, GateResult, RunOutcome, RunReport, Verification, WorkloadResult
+from ktrdr_vm.report.model import Commits, GateResult, InstanceRevision, RunOutcome, RunReport, Verification, WorkloadResult
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.vm import Stage
 from ktrdr_vm.run.warnings import find_first_lines
@@ -116,6 +117,7 @@ def assemble(
         tests=tests,
         commits=tuple(replace(one, changed=one.changed[:MAX_CHANGED]) for one in commits),
         first_lines=(*parts.missing, *(first_lines or ())),
+        revisions=tuple(_describe_revision(one) for one in stages if one.harvest.revision),
         residue=results.residue,
         kept=kept,
         reason="limit" if results.limited else "",
@@ -187,6 +189,11 @@ def _write_json(directory: RunDirectory, report: RunReport, met: list[Exception]
         bare = replace(report, gates=(), workload=None, tests=(), escalations=(), artifacts=(), phases=(), samples=(), image={})
         text = render_report_json(replace(bare, outcome="error", message=message))
     directory.write("report.json", text)
+
+
+def _describe_revision(stage: Stage) -> InstanceRevision:
+    found = parse_revision(stage.harvest.revision)
+    return InstanceRevision(stage.plan.identity.instance_id, found.incarnation, stage.plan.digest, found.grants)
 
 
 def _describe_image(stage: Stage) -> dict[str, Any]:

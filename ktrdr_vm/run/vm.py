@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from ktrdr_vm.approvals.apply import find_pending, find_stop, reapply
+from ktrdr_vm.egress.revision import read_revision
 from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError, UsageError
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import place_playbook
@@ -156,6 +158,8 @@ class Stage:
                 most_instances=self.gathered.policy.most_instances,
             )
             loaded.create(read_secret=self._read_secret, mount_roots=roots, notify=recorder.on_resource)
+            loaded.guard.follow_plan(plan.digest)
+            self._follow_revision(recorder)
             if plan.collector is not None:
                 # An instance that stays has had other runs.
                 loaded.guard.begin_run(self._run_id)
@@ -176,6 +180,9 @@ class Stage:
                 return
             with self._phase(recorder, "workspace"):
                 self._copy_workspace(self.gathered.repository, plan.profile.workspace, guest, recorder)
+
+    def _follow_revision(self, recorder: Recorder) -> None:
+        recorder.directory.follow_revision(partial(read_revision, self.instance.paths.guard))
 
     def _copy_workspace(self, repository: Repository, workspace: Workspace, guest: Guest, recorder: Recorder) -> None:
         user, name, note = self.plan.facts.image.user, self.plan.identity.instance_id, recorder.listener.note
@@ -266,6 +273,7 @@ class Stage:
             self.plan = know_image(self.plan, self.image)
             roots = self.gathered.policy.mount_roots
             resume(loaded, read_secret=self._read_secret, mount_roots=roots, notify=recorder.on_resource)
+            self._follow_revision(recorder)
             self.sampler.start()
             for one in reapply(loaded, self.gathered.policy):
                 recorder.directory.event("escalation", **one.to_json())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.client import GuardClient
+from ktrdr_vm.egress.revision import prepare_revision
 from ktrdr_vm.errors import KtrdrError, ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import is_locked
@@ -81,6 +82,7 @@ class Guard(Resource):
                 file.write(text)
             if mode == PROXY:
                 set_rights(path, self.target.paths.home, group=_as_number(self.blueprint.allocation.proxy_uid))
+        prepare_revision(directory, self.blueprint.plan.digest)
 
     def _stale(self) -> list[str]:
         """Its files that are not the plan's: what runs was started for an earlier one."""

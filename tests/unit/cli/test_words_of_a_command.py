@@ -19,7 +19,7 @@ COMMANDS = [
 def became(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     words: list[str] = []
     monkeypatch.setattr(ssh_module, "_become", lambda *said: words.extend(said))
-    monkeypatch.setattr(ssh_module, "_options", lambda _instance: [])
+    monkeypatch.setattr(ssh_module, "_options", lambda _instance, _expect="": [])
     monkeypatch.setattr(ssh_module, "open_instance", lambda name: name)
     return words
 

@@ -18,6 +18,7 @@ from ktrdr_vm.egress.expiry import Deadlines
 from ktrdr_vm.egress.grants.enforcer import Granting
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.proxy.credentials import Brokers
+from ktrdr_vm.egress.revision import RevisionKeeper
 from ktrdr_vm.egress.telemetry.supervisor import TelemetryDesk
 from ktrdr_vm.profile.egress_rule import EgressRule
 
@@ -41,12 +42,16 @@ CALLS: dict[str, Callable[[GuardClient], Any]] = {
     "list_credentials": lambda one: one.list_credentials(),
     "pass_gate": lambda one: one.pass_gate("unit"),
     "begin_run": lambda one: one.begin_run("r1"),
+    "find_revision": lambda one: one.find_revision(),
+    "follow_plan": lambda one: one.follow_plan("a" * 64),
 }
 # What a guard answers beyond that it is well.
 REPLIES: dict[str, dict[str, Any]] = {
     "grant": {"grant": {"id": "e1", "rule": {"host": "a.example", "ports": [443]}, "reason": "to see", "seconds": 60}},
     "grants": {"grants": []},
     "revoke": {"revoked": True},
+    "revision": {"revision": "0123456789ab-0-1"},
+    "plan": {"revision": "0123456789ab-0-1"},
     "value_list": {"values": [["token", "dmFsdWU="]], "count": 1},
     "value_unread": {"unread": 0},
     "broker_list": {"held": ["key"], "open": [], "told": True},
@@ -73,7 +78,7 @@ def test_every_operation_has_a_method(asked: list[tuple[str, dict[str, Any]]], t
         call(GuardClient(tmp_path))
     ledger = Ledger(tmp_path / "egress.jsonl", "one")
     config = {"telemetry": {"journal": str(tmp_path / "none")}, "instance_id": "one", "ledger": str(tmp_path / "l")}
-    rooms: list[Any] = [object.__new__(one) for one in (Granting, Deadlines, DeliveredValues, Brokers)] + [
+    rooms: list[Any] = [object.__new__(one) for one in (Granting, Deadlines, DeliveredValues, Brokers, RevisionKeeper)] + [
         TelemetryDesk(config, ledger, selectors.DefaultSelector(), socket.socket())
     ]
     operations = {name for room in rooms for name in room.operations}

@@ -66,7 +66,7 @@ def test_a_changed_playbook_does_not_hide_behind_a_thousand_files(repository: Re
 
     returned = unpack(repository, Git(answer), monkeypatch)
     gathered: Any = SimpleNamespace(
-        repository=repository, loaded=SimpleNamespace(source="p.yaml"), playbooks=(), plan=SimpleNamespace(observe=False)
+        repository=repository, loaded=SimpleNamespace(source="p.yaml"), playbooks=(), plan=SimpleNamespace(observe=False), base=None
     )
     lines = find_first_lines([Commits(one.ref, one.commit, one.changed) for one in returned], gathered)
     assert len(lines) == 1 and "playbooks/unit.yaml" in lines[0]
