@@ -25,10 +25,16 @@ def find_first_lines(
     """Changes of the commits to profile, playbooks and tests, then limits of the verdict."""
     return (
         *((_OBSERVED,) if gathered.plan.observe else ()),
+        *_own_judge(gathered),
         *_judges(commits, gathered),
         *_verdict(verification, workload, returned or Returned()),
         *_beneath(laid or Laid()),
     )
+
+
+def _own_judge(gathered: Gathered) -> Iterable[str]:
+    if gathered.base is not None and gathered.base.commit == gathered.plan.facts.base_commit:
+        yield "the commit is its own base, so its own profile and playbooks judged it; --base names another one"
 
 
 def _beneath(laid: Laid) -> Iterable[str]:

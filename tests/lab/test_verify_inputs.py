@@ -8,8 +8,10 @@ import json
 import os
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +33,7 @@ from ktrdr_vm.inputs.committed_files import write_files
 from ktrdr_vm.inputs.from_ref import Question, gather_ref
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.policy import load as policy_load
-from ktrdr_vm.report.model import GateResult, RunReport
+from ktrdr_vm.report.model import Commits, GateResult, RunReport
 from ktrdr_vm.run.warnings import find_first_lines
 from ktrdr_vm.templates import project as prepare
 
@@ -193,11 +195,17 @@ def test_without_a_trusted_branch_a_base_is_required(place: Path) -> None:
 
 def test_the_report_says_which_judges_the_commit_changes(place: Path) -> None:
     with gather(place) as found:
-        from ktrdr_vm.report.model import Commits
-
         assert found.base is not None
         [line] = find_first_lines([Commits(found.base.ref, "c" * 40, found.base.changed)], found)
     assert "changes the profile or playbooks: ktrdr.yaml, playbooks/unit.yaml" in line
+
+
+def test_a_commit_that_judges_itself_is_said(place: Path) -> None:
+    with gather(place, "main") as found:
+        [line] = find_first_lines([], found)
+        assert "its own base" in line
+    with gather(place, "work") as found:
+        assert find_first_lines([], found) == ()
 
 
 # -- hostile trees ------------------------------------------------------------------------------------------------------
@@ -212,8 +220,6 @@ def make_tree(place: Path, name: bytes, content: bytes = b"x") -> str:
 
 
 def write_object(place: Path, kind: bytes, raw: bytes) -> str:
-    import zlib
-
     data = kind + b" %d\0" % len(raw) + raw
     name = hashlib.sha1(data).hexdigest()
     path = place / ".git" / "objects" / name[:2] / name[2:]
@@ -290,8 +296,6 @@ def test_a_commit_that_no_ref_has_comes_into_the_guest_alone(place: Path, tmp_pa
     with gather(place, lost) as found:
         assert found.repository is not None and found.plan.profile.workspace is not None and found.base is not None
         assert found.base.ref == lost
-        from dataclasses import replace
-
         workspace = replace(found.plan.profile.workspace, target=str(target))
         copy_in(found.repository, workspace, FolderGuest(tmp_path / "b"), user, "one", print)  # type: ignore[arg-type]
     assert (target / "app.py").read_text() == "lost\n" and git(target, "rev-parse", "HEAD") == lost
@@ -318,6 +322,25 @@ def test_a_command_gets_the_status_as_json(place: Path) -> None:
     got = json.loads((place.parent / "got").read_text())
     assert (got["state"], got["sha"], got["target"], got["context"]) == ("success", "c" * 40, "https://ci.example/1", "ktrdr-vm/verify")
     assert len(got["description"]) == 140
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run it as another user")
+def test_root_runs_a_command_as_the_owner_of_the_repository(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (place.parent, *place.parent.rglob("*")):
+        os.chown(path, 12345, 12345, follow_symlinks=False)
+    monkeypatch.setenv("ROOTS_TOKEN", "value")
+    out = Path(f"/tmp/ktrdr-forge-{os.getpid()}")
+    script = Path(f"/tmp/ktrdr-forge-{os.getpid()}.sh")
+    script.write_text(f"#!/bin/sh\necho $(id -u) ${{ROOTS_TOKEN:-none}} > {out}\n")
+    script.chmod(0o755)
+    try:
+        notes: list[str] = []
+        repository = replace(find_repository(place), root=Path("/"))
+        notify_forge([[str(script)]], Status("pending", "c" * 40, "d"), repository, notes.append)
+        assert notes == [] and out.read_text() == "12345 none\n"
+    finally:
+        out.unlink(missing_ok=True)
+        script.unlink()
 
 
 @pytest.mark.parametrize(
