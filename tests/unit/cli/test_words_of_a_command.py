@@ -42,4 +42,6 @@ def test_a_terminal_is_asked_for_before_the_instance(became: list[str]) -> None:
 @pytest.mark.parametrize("line", ["docker --help", "ls -t"])
 def test_ssh_too(became: list[str], line: str) -> None:
     assert CliRunner().invoke(ssh_module.ssh, ["demo", *line.split()]).exit_code == 0
-    assert became == ["ssh", "--", "demo", *line.split()]
+    assert became[:-1] == ["ssh", "--", "demo"]
+    # A shell's line: the script that runs the command's line, its name, and that line as it is.
+    assert shlex.split(became[-1])[:3] == ["exec", "sh", "-c"] and shlex.split(became[-1])[-1] == line
