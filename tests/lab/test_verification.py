@@ -123,10 +123,8 @@ def test_an_honest_agents_work_comes_home_verified_and_its_patches_pass_again(la
     assert made.code == 0, made.stderr
     page = Path(made.stdout.splitlines()[0])
     assert "It subtracted. Now it adds." in page.read_text() and "Startability: passed" in page.read_text()
-    attested = page.parent / "attestation.intoto.json"
-    key, folder = lab.home.attestation_public_key, page.parent
-    checked = run(lab, "verify-attestation", attested, "--key", key, "--commit", judged["commit"], "--files", folder)
-    assert checked.code == 0 and checked.stdout.startswith("PASSED"), checked.stderr
+    # Beneath the commit was a file that no commit has, so the verdict is not about the commit alone.
+    assert not judged["clean"] and not (page.parent / "attestation.intoto.json").exists() and "attestation:" in made.stderr
     assert [one["instance_id"] for one in report["revisions"]] == [instance_id, judged["instance_id"]]
     git(lab.scratch, "clone", "-q", str(place), "fresh-clone")
     again = lab.scratch / "fresh-clone"

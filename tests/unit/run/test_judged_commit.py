@@ -63,6 +63,16 @@ def test_a_verdict_is_attested(execute: Callable[..., tuple[Any, Path]], tmp_pat
     assert (found.result, found.base) == (result, BASE)
 
 
+def test_the_report_has_the_revision_of_its_end(execute: Callable[..., tuple[Any, Path]], tmp_path: Path) -> None:
+    guard = Home(tmp_path).instance("one").guard
+    guard.mkdir(parents=True)
+    (guard / "revision").write_text(f"{'1' * 12}-{'a' * 16}-4")
+    report, directory = execute("passed")
+    [found] = json.loads((directory / "report.json").read_text())["revisions"]
+    assert (found["instance_id"], found["incarnation"], found["grants"]) == ("one", "1" * 12, 4)
+    assert found["plan_digest"] == report.plan_digest
+
+
 @pytest.mark.parametrize("outcomes", [("error",), ("passed", "error")])
 def test_a_gate_that_could_not_run_is_no_verdict(execute: Callable[..., tuple[Any, Path]], outcomes: Any) -> None:
     _, directory = execute(*outcomes)
