@@ -73,7 +73,7 @@ _KEPT = {
 _HARMLESS = frozenset(
     f"extensions.{name}" for name in "noop worktreeconfig partialclone preciousobjects relativeworktrees refstorage".split()
 )
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_ATTR_NOSYSTEM": "1",
@@ -158,7 +158,7 @@ def open_view(top: Place, *, writing: bool = False, shallow: bytes | None = None
                     (directory / entry.name).symlink_to(f"/proc/self/fd/{checkout.git_dir}/{entry.name}")
         _hand_over(directory, checkout.owner, writing)
         environment = {
-            **_ENVIRONMENT,
+            **ENVIRONMENT,
             "GIT_DIR": str(directory),
             "GIT_WORK_TREE": ".",
             "GIT_INDEX_FILE": f"/proc/self/fd/{checkout.git_dir}/index",
@@ -194,7 +194,7 @@ def _read_config(checkout: Checkout, top: Place) -> dict[str, str]:
         ["git", "config", "--file", "-", "--no-includes", "--null", "--list"],
         checkout.owner,
         cwd=Path("/"),
-        environment={**_ENVIRONMENT, "GIT_DIR": "/nonexistent"},
+        environment={**ENVIRONMENT, "GIT_DIR": "/nonexistent"},
         stdin=raw,
         check=False,
     )

@@ -17,6 +17,8 @@ $KTRDR_VM_HOME/                          default /var/lib/ktrdr-vm; 0711, so QEM
     escalations/e<n>.json                requests of its agent and the answers; stop.json is the checkpoint of a run that waits
   runs/<instance_id>/<run_id>/           the evidence of one run; `latest` points to the newest; host/runs.py opens what is in it
   digests/<instance_id>/<run_id>.json    digests of its files at the time when it was handed over
+  spool/                                 requests that run on this host, with their attempts; places/spool.py has its names
+  submitted/<request_id>.json            requests that were sent from here, and where to
 """
 
 from __future__ import annotations
@@ -60,6 +62,14 @@ class Home:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def spool(self) -> Path:
+        return self.root / "spool"
+
+    @property
+    def submitted(self) -> Path:
+        return self.root / "submitted"
 
     def instance(self, instance_id: str) -> InstancePaths:
         return InstancePaths(self.root, self.instances / instance_id)
