@@ -32,6 +32,7 @@ class Far:
 
     def __init__(self, place: Path) -> None:
         self.place = place
+        self.client: tuple[str, ...] = ("-m", "ktrdr_vm")
         host_private, host_public = generate_keypair()
         user_private, user_public = generate_keypair()
         with socket.socket() as probe:
@@ -99,7 +100,7 @@ class Far:
         return {**os.environ, "KTRDR_VM_HOME": str(self.near), "XDG_CONFIG_HOME": str(self.place / "config")}
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "ktrdr_vm", *words]
+        command = [sys.executable, *self.client, *words]
         pipe = subprocess.PIPE
         return subprocess.Popen(
             command, cwd=self.repository, env=self.environment(), stdout=pipe, stderr=pipe, text=True, preexec_fn=default_signals
@@ -133,6 +134,26 @@ def far(tmp_path: Path) -> Iterator[Far]:
     made = Far(tmp_path)
     yield made
     made.stop()
+
+
+def test_a_client_without_libvirt_and_without_linux(far: Far) -> None:
+    far.client = (str(FAR.with_name("mac_client.py")),)
+    assert "valid" in far.call("validate")
+    assert "digest" in far.call("plan", "--instance-id", "demo")
+    assert "far" in far.call("places")
+    assert json.loads(far.call("places", "check", "far", "--json"))["facts"]["schema"] == 1
+    far.git("tag", "v1")
+    [request] = far.call("submit", "--on", "far", "--instance-id", "demo").split()
+    far.call("watch", request)
+    check_results(far, json.loads(far.call("fetch", request, "--json")))
+    far.call("queue")
+    assert "PASSED" in far.call("report", "demo")
+    far.set(FAR_SECONDS="60")
+    [request] = far.call("submit", "--on", "far", "--instance-id", "long").split()
+    far.call("cancel", request)
+    far.call("watch", request, code=130)
+    far.set()
+    check_results(far, json.loads(far.call("apply", "--on", "far", "--instance-id", "again", "--json")))
 
 
 def find_run(far: Far, instance_id: str) -> Path:
@@ -192,7 +213,7 @@ def test_three_cuts_and_a_killed_client_change_nothing(far: Far) -> None:
     for _ in range(3):
         time.sleep(4)
         cuts += far.cut()
-    out, err = second.communicate(timeout=60)
+    _, err = second.communicate(timeout=60)
     assert second.returncode == 0, err
     assert cuts == 3 and err.count("connecting again") >= 3
     tasks = [line.split()[2] for line in err.splitlines() if line.strip().startswith("ok       task")]
