@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from bench.place import Place, find_or_build_image, prepared_place  # first: it knows where the lab's parts are
 
-from bench import commands, egress, machines, projects  # isort: skip
+from bench import commands, egress, machines, projects, worlds  # isort: skip
 from bench.document import describe_machine, write_results
 from bench.peers import find_steps, install_peers
 from bench.rows import Samples
@@ -35,6 +35,7 @@ STEPS: dict[str, tuple[Step, int]] = {
     "filtered": (egress.filtered, 1),
     "unfiltered": (egress.unfiltered, 1),
     "traffic": (egress.in_vm, 3),
+    "uplink": (worlds.uplink, 1),
 }
 # What a quick run has no time for.
 SLOW: dict[str, tuple[Step, int]] = {"prepared": (projects.prepared, 1)}

@@ -37,7 +37,7 @@ _TAP, _MAC = "plaintap", "52:54:00:00:00:81"
 
 def filtered(place: Place) -> dict[str, float]:
     allow = [{"host": NAME, "ports": [PORT, STREAM_PORT]}]
-    with _server(place):
+    with serving(place):
         guest = NamespaceGuest(place.lab.home, allow)
         place.lab.instance_ids.add(guest.identity.instance_id)
         taken = _time_set_up(guest)
@@ -49,7 +49,7 @@ def filtered(place: Place) -> dict[str, float]:
 
 def unfiltered(place: Place) -> dict[str, float]:
     """The same namespace on a veth pair that the kernel forwards, with the lab's name server."""
-    with _server(place), _plain_guest() as namespace:
+    with serving(place), _plain_guest() as namespace:
         return {f"plain.{name}": value for name, value in _measure(namespace, DNS).items()}
 
 
@@ -61,7 +61,7 @@ def in_vm(place: Place) -> dict[str, float]:
     profile = place.lab.scratch / "traffic.yaml"
     profile.write_text(place.profile.read_text() + f"egress: {{allow: [{{host: {NAME}, ports: [{PORT}]}}]}}\n")
     taken: dict[str, list[float]] = {}
-    with _server(place), applied(place, "bench-traffic", profile):
+    with serving(place), applied(place, "bench-traffic", profile):
         way = place.find_way("bench-traffic")
         assert way is not None
         with closing(attempt(way)) as client, _second_card(client, "ktrdr-bench-traffic"):
@@ -137,7 +137,7 @@ def _plain_guest() -> Iterator[str]:
 
 
 @contextmanager
-def _server(place: Place) -> Iterator[None]:
+def serving(place: Place) -> Iterator[None]:
     """A server out there that is quicker than what is measured, on a wire of its own: the lab's other wires are listened to."""
     place.lab.world.dns.zone[NAME] = [("A", SERVER)]
     make_namespace("traffic")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ktrdr_vm.api import Instance, LivingInstance, Result, apply, list_instances, make_plan, read_report
+    from ktrdr_vm.api import Instance, LivingInstance, Result, apply, enter_world, list_instances, make_plan, read_report
 
-__all__ = ["Instance", "LivingInstance", "Result", "apply", "list_instances", "make_plan", "read_report"]
+__all__ = ["Instance", "LivingInstance", "Result", "apply", "enter_world", "list_instances", "make_plan", "read_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,13 @@
 """The functions of the command line, for programs: `from ktrdr_vm import Instance, apply, make_plan`.
 
-Errors are those of `ktrdr_vm.errors`, with message, place and hint. Creating, entering and destroying an instance requires root, as on the
-command line; `make_plan` does not.
+Errors are those of `ktrdr_vm.errors`, with message, place and hint. Creating, entering and destroying an instance requires root or
+`enter_world`; `make_plan` requires neither.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from ktrdr_vm.run.mask import find_mask
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.run import Run
 from ktrdr_vm.run.vm import Stage
+from ktrdr_vm.world.own import enter_own_world
 
 MAX_OUTPUT = 10 * 1024 * 1024
 
@@ -54,6 +56,16 @@ class Result:
     stdout: str
     stderr: str
     truncated: bool
+
+
+def enter_world() -> None:
+    """Without root: let this process run in the world of its user, as every command does. As root it has no effect.
+
+    To be called before the program starts threads: Linux does not let a process with several change its user namespace. Afterwards the
+    process is root of that world, which is its user outside. HostError if this host cannot have a world.
+    """
+    if os.geteuid() != 0:
+        enter_own_world()
 
 
 def make_plan(profile: str | Path, *, workspace: str | Path = ".", instance_id: str | None = None) -> Plan:

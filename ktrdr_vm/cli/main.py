@@ -192,11 +192,11 @@ def _run_in_world(command: click.Command) -> None:
         invoke = command.invoke
 
         def enter_and_invoke(ctx: click.Context) -> object:
-            from ktrdr_vm.cli.world import enter
+            from ktrdr_vm.world.own import enter_own_world
 
             # With --on PLACE it acts there.
             if not ctx.params.get("place_name"):
-                enter()
+                enter_own_world()
             return invoke(ctx)
 
         command.invoke = enter_and_invoke  # type: ignore[method-assign]

@@ -58,9 +58,11 @@ def _make_options(instance_id: str) -> list[str]:
 def ssh(instance_id: str, command: tuple[str, ...]) -> None:
     """Open a shell in INSTANCE_ID, or run COMMAND in it, with the OpenSSH client.
 
-    The SSH agent and X11 are not forwarded, and your SSH configuration is not read.
+    The SSH agent and X11 are not forwarded, and your SSH configuration is not read. COMMAND is a line of the guest's shell, as for `ssh`;
+    one that a signal ended returns 128 and the number of the signal.
     """
-    _become("ssh", *_options(instance_id), "--", instance_id, *_words(command))
+    line = (make_shell_line(words),) if (words := _words(command)) else ()
+    _become("ssh", *_options(instance_id), "--", instance_id, *line)
 
 
 @click.command("exec", context_settings=_VERBATIM)
@@ -78,6 +80,7 @@ def exec_(instance_id: str, command: tuple[str, ...], tty: bool) -> None:
 
 # The command is a child of a shell, so that a signal that ends it becomes an exit code: OpenSSH's client says 255 to each signal.
 _RUN = '"$@"; exit $?'
+_RUN_LINE = '"${SHELL:-/bin/sh}" -c "$1"; exit $?'
 # Without a terminal sshd tells nobody that the client has gone; the kernel tells a child that its parent has. `timeout` hands the signal
 # on to all that its command has started. A shell's own words, and images without these programs, do without.
 _RUN_TIED = """case $(command -v -- "$1") in
@@ -86,6 +89,14 @@ _RUN_TIED = """case $(command -v -- "$1") in
       fi ;;
 esac
 "$@"; exit $?"""
+
+
+def make_shell_line(words: tuple[str, ...]) -> str:
+    """The line for the guest's login shell that runs the words as OpenSSH does, joined as a shell's line, and says how it ended.
+
+    That shell is a child of another one, so that a signal which ends it becomes an exit code.
+    """
+    return "exec " + shlex.join(("sh", "-c", _RUN_LINE, "sh", " ".join(words)))
 
 
 def make_exec_line(words: tuple[str, ...], *, tty: bool) -> str:

@@ -10,16 +10,9 @@ from typing import TypeVar
 import click
 
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.host.paths import find_home
-from ktrdr_vm.policy.load import find_policy
-from ktrdr_vm.world.enter import enter_world
+from ktrdr_vm.world.own import enter_own_world
 
 Answer = TypeVar("Answer")
-
-
-def enter() -> None:
-    """Enter the world that serves the state directory of this person; make it if there is none."""
-    enter_world(find_home().root, paths=(find_policy(),))
 
 
 def ask_in_world(question: Callable[[], Answer]) -> Answer:
@@ -48,7 +41,7 @@ def _answer(question: Callable[[], object], writes: int) -> int:
     from ktrdr_vm.cli.output import show_error
 
     try:
-        enter()
+        enter_own_world()
         os.write(writes, json.dumps(question()).encode())
         return 0
     except KtrdrError as error:

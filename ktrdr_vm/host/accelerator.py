@@ -17,7 +17,7 @@ from typing import Literal
 from ktrdr_vm.host import process
 from ktrdr_vm.host.rights import QEMU_USER
 from ktrdr_vm.host.sub_ids import find_kvm_group
-from ktrdr_vm.user_namespace import UNMAPPED, in_user_namespace
+from ktrdr_vm.users import UNMAPPED, in_user_namespace
 
 EMULATOR = "qemu-system-x86_64"
 CACHE = Path("/run/ktrdr-vm/accelerator.json")

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from ktrdr_vm.errors import ForeignError, GuestError, HostError, ProvisionError
 from ktrdr_vm.identity import METADATA_NAMESPACE
-from ktrdr_vm.user_namespace import in_user_namespace
+from ktrdr_vm.users import in_user_namespace
 
 URI = "qemu:///system"
 # Seconds in which a restarted libvirtd answers again. Without an earlier connection there is no wait.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from pathlib import Path
 
-from ktrdr_vm.user_namespace import in_user_namespace
+from ktrdr_vm.users import in_user_namespace
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 # In a world, pasta takes questions to this address to the first name server, which may be one on the host's own loopback.

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.paths import list_shipped
-from ktrdr_vm.user_namespace import in_user_namespace
+from ktrdr_vm.users import in_user_namespace
 
 Destination = tuple[str, int]
 """A host name and a TCP port."""

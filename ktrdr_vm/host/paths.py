@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError, UsageError
-from ktrdr_vm.path_trust import find_changeable
+from ktrdr_vm.users import find_changeable
 
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
 DEFAULT_HOME = Path("/var/lib/ktrdr-vm")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ktrdr_vm.identity import HOST_USERS
-from ktrdr_vm.user_namespace import UNMAPPED, in_user_namespace
+from ktrdr_vm.users import UNMAPPED, in_user_namespace
 
 # QEMU needs the most time, to unmap the memory of a large guest.
 END_LIMIT = 10.0

@@ -52,7 +52,7 @@ def make_mmdebstrap_argv(
 def run_mmdebstrap(argv: Sequence[str], scratch: Path) -> None:
     """`scratch` is for temporary files, because /tmp can be small or in memory."""
     process.require_program("mmdebstrap")
-    process.run(argv, timeout=TIMEOUT, environment={"TMPDIR": str(scratch), "HOME": "/root"})
+    process.run(argv, timeout=TIMEOUT, environment={"TMPDIR": str(scratch), "HOME": str(scratch)})
 
 
 def read_packages(root: Path) -> dict[str, str]:

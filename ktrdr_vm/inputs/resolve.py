@@ -35,7 +35,7 @@ from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.load import HINT, LoadedProfile, build_profile, load_profile
 from ktrdr_vm.profile.model import ImageRef, Profile
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
-from ktrdr_vm.user_namespace import in_user_namespace
+from ktrdr_vm.users import in_user_namespace
 
 # A machine type that QEMU has since Debian 12, with its version, so that templates stay valid.
 MACHINE = "pc-q35-7.2"

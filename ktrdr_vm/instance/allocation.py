@@ -10,7 +10,7 @@ from ktrdr_vm.host.paths import Home, InstancePaths
 from ktrdr_vm.identity import HOST_USERS, WORLD_USERS, InstanceUsers
 from ktrdr_vm.plan.facts import Allocation, allocate
 from ktrdr_vm.plan.guard_interface import DNS_PORT
-from ktrdr_vm.user_namespace import in_user_namespace
+from ktrdr_vm.users import in_user_namespace
 
 
 def find_free_slot(home: Home) -> int:

@@ -226,6 +226,8 @@ class Instance:
 
 
 def require_root() -> None:
-    """Taps, nftables and the system's libvirt need root today."""
+    """Root, of the host or of a world: taps, nftables and libvirt need it."""
     if os.geteuid() != 0:
-        raise HostError("this command needs root", where="ktrdr-vm", hint="run it with sudo; `plan`, `render` and `validate` need no root")
+        raise HostError(
+            "this needs root or a world", where="ktrdr-vm", hint="call `enter_world()` of this package first, or run the program with sudo"
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.instance.loaded import LoadedInstance
-from ktrdr_vm.user_namespace import in_user_namespace
+from ktrdr_vm.users import in_user_namespace
 
 
 def make_ssh_options(loaded: LoadedInstance) -> dict[str, str]:

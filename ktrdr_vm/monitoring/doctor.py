@@ -22,7 +22,7 @@ from ktrdr_vm.identity import HOST_USERS
 from ktrdr_vm.instance.orphans import find_leftovers
 from ktrdr_vm.monitoring.check import Check
 from ktrdr_vm.policy.load import read_policy
-from ktrdr_vm.user_namespace import in_user_namespace
+from ktrdr_vm.users import in_user_namespace
 
 LEGACY_TABLES = Path("/proc/net/ip_tables_names")
 _FREE_DISK = 8 << 30

@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError
-from ktrdr_vm.path_trust import find_changeable, is_trusted_owner
 from ktrdr_vm.policy.owner_policy import POLICY_PATH, OwnerPolicy, parse_policy
 from ktrdr_vm.profile.collector import Collector, parse_headers
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
-from ktrdr_vm.user_namespace import in_user_namespace
+from ktrdr_vm.users import find_changeable, in_user_namespace, is_trusted_owner
 
 
 def find_policy() -> Path:

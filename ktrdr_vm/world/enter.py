@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError, ProvisionError
-from ktrdr_vm.path_trust import find_changeable
+from ktrdr_vm.users import find_changeable, in_user_namespace
 from ktrdr_vm.world.layout import Layout, Record, find_layout, read_errors
 
 # In the order in which they are entered: the first gives the rights for the others.
@@ -62,6 +62,7 @@ def _enter(record: Record, home: Path) -> None:
     for name in ("SUDO_UID", "SUDO_GID", "SUDO_USER"):
         os.environ.pop(name, None)
     os.environ["KTRDR_VM_HOME"] = str(home)
+    in_user_namespace.cache_clear()
 
 
 def enter_namespaces(pid: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError
-from ktrdr_vm.user_namespace import in_user_namespace
+from ktrdr_vm.users import in_user_namespace
 
 # In the world: /run is its own, and there is nothing of the host's.
 INSIDE = Path("/run/ktrdr-vm")

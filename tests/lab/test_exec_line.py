@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_guest_ssh import Server, hear_signals
 
-from ktrdr_vm.cli.ssh import make_exec_line, parse_forward, require_free_port
+from ktrdr_vm.cli.ssh import make_exec_line, make_shell_line, parse_forward, require_free_port
 from ktrdr_vm.errors import HostError, UsageError
 
 
@@ -35,6 +35,23 @@ def ssh(server: Server, *words: str, tty: bool = False) -> list[str]:
 
 def run(server: Server, *words: str, tty: bool = False, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(ssh(server, *words, tty=tty), input=stdin, capture_output=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("cd /etc && pwd", 0, "/etc\n"),
+        ("exit 5", 5, ""),
+        ("echo 'a  b' \"$HOME\" | wc -l", 0, "1\n"),
+        ("kill -9 $$", 137, ""),
+        ("sh -c 'kill -TERM $$'", 143, ""),
+        ("echo one # a comment", 0, "one\n"),
+        ("no-such-command", 127, ""),
+    ],
+)
+def test_ssh_runs_a_line_of_the_shell(server: Server, line: str, code: int, said: str) -> None:
+    ended = subprocess.run([*ssh(server, "x")[:-1], make_shell_line((line,))], stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stdout.decode()) == (code, said)
 
 
 @pytest.mark.parametrize("tty", [False, True], ids=["plain", "terminal"])

@@ -25,11 +25,11 @@ from ktrdr_vm.host.owner import reading_as
 from ktrdr_vm.host.paths import PROJECT, Home
 from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.instance.resources.mount import _open_source, _refuse_repositories
-from ktrdr_vm.path_trust import find_changeable
 from ktrdr_vm.policy import load as owner_policy
 from ktrdr_vm.policy.owner_policy import refuse_path
 from ktrdr_vm.profile.model import Mount, Workspace
 from ktrdr_vm.profile.personal import _PERSONAL
+from ktrdr_vm.users import find_changeable
 
 SECRET = b"what its owner may not read"
 PERSON = (12345, 12345)

@@ -298,13 +298,13 @@ def _other_rules_and_packets_are_no_matter(alice: Person) -> None:
     """Of the host's own network: a flush, an accept of another program, forwarding."""
     before = len((alice.state / "instances/kept/egress.jsonl").read_text().splitlines())
     subprocess.run(["nft", "flush", "ruleset"], check=True, timeout=30)
-    subprocess.run(["nft", "-f", "-"], input="table inet other { chain o { type filter hook output priority -300; accept; } }", text=True,
+    subprocess.run(["nft", "-f", "-"], input="table inet other {\nchain o {\ntype filter hook output priority -300\naccept\n}\n}\n", text=True,
                    check=True, timeout=30)  # fmt: skip
     try:
         assert alice.run("exec", "kept", "--", "curl", "-sf", "-o", "/dev/null", "http://allowed.test.lab/").code == 0
         assert alice.run("exec", "kept", "--", "curl", "-sf", "-m", "5", "http://192.168.77.9/").code != 0
         lines = [json.loads(line) for line in (alice.state / "instances/kept/egress.jsonl").read_text().splitlines()[before:]]
-        assert [line for line in lines if line["layer"] == "guard"] == []
+        assert [line for line in lines if line["kind"] == "guard"] == []
     finally:
         subprocess.run(["nft", "delete", "table", "inet", "other"], check=True, timeout=30)
 

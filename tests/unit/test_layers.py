@@ -20,14 +20,13 @@ PACKAGE = PROJECT / "ktrdr_vm"
 # Complete: what is not listed is forbidden, and what is listed is used.
 _ROWS = {
     "errors": "",
-    "user_namespace": "",
-    "path_trust": "user_namespace",
+    "users": "",
     "identity": "errors",
     "profile": "errors",
-    "host": "errors identity path_trust user_namespace",
+    "host": "errors identity users",
     "plan": "errors identity profile",
-    "policy": "errors path_trust profile user_namespace",
-    "world": "errors host identity path_trust user_namespace",
+    "policy": "errors profile users",
+    "world": "errors host identity policy users",
     "report": "errors profile",
     "escalation": "errors host policy profile",
     "evidence": "errors host policy report",
@@ -36,14 +35,14 @@ _ROWS = {
     "egress": "errors escalation host plan policy profile report world",
     "gates": "errors guest host profile report",
     "init": "errors host profile",
-    "inputs": "errors evidence gates guest host identity images plan policy profile user_namespace",
-    "instance": "egress errors escalation guest host identity plan policy profile user_namespace",
+    "inputs": "errors evidence gates guest host identity images plan policy profile users",
+    "instance": "egress errors escalation guest host identity plan policy profile users",
     "approvals": "errors escalation host identity instance plan policy profile",
-    "monitoring": "errors escalation host identity instance policy report user_namespace world",
+    "monitoring": "errors escalation host identity instance policy report users world",
     "templates": "egress errors gates guest host identity images inputs instance plan profile",
     "run": "approvals egress errors escalation evidence gates guest host images inputs instance plan profile report templates",
     "places": "errors evidence gates guest host identity images inputs instance plan policy profile report run",
-    "api": "errors escalation evidence gates guest host identity inputs instance plan report run",
+    "api": "errors escalation evidence gates guest host identity inputs instance plan report run world",
     "cli": (
         "api approvals egress errors escalation evidence guest host identity images init inputs instance monitoring places plan policy profile"
         " report run templates world"

@@ -22,7 +22,7 @@ from ktrdr_vm.instance.resources.base import Blueprint, Resource, Target
 from ktrdr_vm.plan.domain_xml import element, to_text
 from ktrdr_vm.profile.model import Mount as MountEntry
 from ktrdr_vm.profile.personal import find_personal
-from ktrdr_vm.user_namespace import in_user_namespace
+from ktrdr_vm.users import in_user_namespace
 
 GUEST_LIMIT = 60.0
 # An approval's end is not the guest's to put off.

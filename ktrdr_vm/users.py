@@ -1,12 +1,14 @@
-"""The users who may change a path of this host: a file of the owner, and every folder above it, must belong to the owner."""
+"""The users of this host as this process sees them: who may change a path, and whether it is in a user namespace."""
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from pathlib import Path
 
-from ktrdr_vm.user_namespace import UNMAPPED, in_user_namespace
+# The kernel's overflowuid: every user who is not mapped, root of the host among them.
+UNMAPPED = 65534
 
 
 def find_changeable(path: Path) -> str:
@@ -29,3 +31,12 @@ def find_changeable(path: Path) -> str:
 def is_trusted_owner(uid: int) -> bool:
     """True for root and this user. In a world root of the host is not told from others; entering it has checked before."""
     return uid in (0, os.geteuid()) or (uid == UNMAPPED and in_user_namespace())
+
+
+@functools.cache
+def in_user_namespace() -> bool:
+    """True in a world, and in any other user namespace that maps some ids only. Remembered: whoever enters one clears the cache."""
+    try:
+        return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+    except OSError:
+        return False  # no Linux
