@@ -137,8 +137,10 @@ def find_entry(request_id: str) -> Entry:
         raise UsageError(error.message, where=request_id, hint="`ktrdr-vm queue` lists the requests") from None
 
 
-def watch_to_end(far: FarEnd, request_id: str) -> RequestState:
-    """Print the states and the events of a request until it ends."""
+def watch_to_end(far: FarEnd, request_id: str, *, as_json: bool = False) -> RequestState:
+    """Print the states and the events of a request until it ends, to standard error, or with `as_json` as lines to standard output."""
+    import json
+
     from ktrdr_vm.cli.progress import EventPrinter
     from ktrdr_vm.places.follow import follow
 
@@ -149,6 +151,13 @@ def watch_to_end(far: FarEnd, request_id: str) -> RequestState:
         node = f"  on {state.node}" if state.node else ""
         printer.print(f"{state.request_id}  {state.state}{attempt}{node}{'  ' + state.why if state.why else ''}", style="bold")
 
+    if as_json:
+        return follow(
+            far,
+            request_id,
+            on_state=lambda state: click.echo(json.dumps({"event": "state", **state.to_json()})),
+            on_event=lambda event: click.echo(json.dumps(event)),
+        )
     return follow(far, request_id, on_state=on_state, on_event=printer.on_event)
 
 

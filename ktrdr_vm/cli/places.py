@@ -74,7 +74,7 @@ def find_faults(place: Place, facts: dict[str, Any]) -> list[tuple[str, str, str
         ),
         ("ok" if skew < _MOST_SKEW else "warning", "clock", f"differs by {skew:.0f} s"),
     ]
-    if place.kind == "slurm":
+    if place.spool:
         missing = facts.get("missing") or []
         rows.append(
             ("missing" if missing else "ok", "scheduler", f"not installed: {', '.join(missing)}" if missing else "sbatch answers here")

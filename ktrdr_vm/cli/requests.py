@@ -106,7 +106,8 @@ def _show_table(rows: list[tuple[str, RequestState]]) -> None:
 
 @click.command()
 @click.argument("request")
-def watch(request: str) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print states and events as JSON lines to standard output.")
+def watch(request: str, as_json: bool) -> int:
     """Follow REQUEST (an id, or an instance_id) to its end, and return its exit code. An interrupt ends the command, not the run."""
     from ktrdr_vm.cli.elsewhere import find_entry, note, opened, watch_to_end
     from ktrdr_vm.places.model import find_place
@@ -114,7 +115,7 @@ def watch(request: str) -> int:
     entry = find_entry(request)
     try:
         with opened(find_place(entry.place)) as far:
-            return watch_to_end(far, entry.request_id).exit_code
+            return watch_to_end(far, entry.request_id, as_json=as_json).exit_code
     except KeyboardInterrupt:
         note(f"the run goes on; `ktrdr-vm watch {entry.request_id}` follows it, `ktrdr-vm cancel {entry.request_id}` stops it")
         raise
@@ -122,16 +123,23 @@ def watch(request: str) -> int:
 
 @click.command()
 @click.argument("requests", nargs=-1, required=True)
-def cancel(requests: tuple[str, ...]) -> None:
+@json_option
+def cancel(requests: tuple[str, ...], as_json: bool) -> None:
     """Cancel REQUESTS: one that waits never begins, one that runs destroys its VM first. Its evidence is kept."""
     from ktrdr_vm.cli.elsewhere import find_entry, opened
+    from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.places.model import find_place
 
+    states = []
     for name in requests:
         entry = find_entry(name)
         with opened(find_place(entry.place)) as far:
             far.cancel(entry.request_id)
-            click.echo(f"{entry.request_id}  {far.state(entry.request_id).state}")
+            states.append(far.state(entry.request_id))
+    if as_json:
+        echo_json([state.to_json() for state in states])
+    for state in () if as_json else states:
+        click.echo(f"{state.request_id}  {state.state}")
 
 
 @click.command()

@@ -32,12 +32,15 @@ class Origin:
 
 
 @contextlib.contextmanager
-def receive_run(home: Home, instance_id: str, run_id: str, origin: Origin, owner: tuple[int, int]) -> Iterator[Path]:
-    """A folder to write a run into. At the end of the block it becomes the run; an exception removes it."""
+def receive_run(home: Home, instance_id: str, run_id: str, origin: Origin, owner: tuple[int, int], *, here: bool = False) -> Iterator[Path]:
+    """A folder to write a run into. At the end of the block it becomes the run; an exception removes it.
+
+    `here` says that the run happened in this state directory: its own directory is replaced.
+    """
     home.create()
     path = home.run(instance_id, run_id)
     path.parent.mkdir(mode=0o711, exist_ok=True)
-    if os.path.lexists(path) and read_origin(path) != origin:
+    if os.path.lexists(path) and not here and read_origin(path) != origin:
         raise UsageError("there is another run of this name", where=str(path), hint="rename or remove it, then fetch again")
     made = path.with_name(f".{run_id}.received")
     remove_run(made)

@@ -72,6 +72,10 @@ def _claim(spool: Spool, request: Request) -> int:
     make_private(folder, folder / ATTEMPTS)
     deadline = time.monotonic() + request.grace
     while True:
+        if os.path.lexists(folder / CANCEL) or read_outcome(folder) is not None:
+            if read_outcome(folder) is None:
+                spool.end_early(request.request_id)
+            raise UsageError("this request was cancelled", where=str(folder), hint="submit it again")
         number = spool.count_attempts(request.request_id)
         if number:
             attempt = spool.attempt(request.request_id, number)

@@ -29,9 +29,11 @@ _OUTCOMES = ("", "passed", "failed", "error", "escalated", "interrupted", "cance
 class FarEnd:
     """One place. `call` is that of a connection, or of the service of this host."""
 
-    def __init__(self, call: Call, name: str, close: Callable[[], object] = str) -> None:
+    def __init__(self, call: Call, name: str, close: Callable[[], object] = str, *, here: bool = False) -> None:
         self._call = call
         self._close = close
+        self.here = here
+        """True if its runs are in the state directory of the client."""
         self.name = name
 
     def close(self) -> None:

@@ -61,7 +61,7 @@ def fetch(far: FarEnd, home: Home, entry: Entry, *, note: Callable[[str], object
     if not state.run_id or RUN + "report.json" not in files:
         return Fetched(state, message=said["message"] or state.why, hint=said["hint"])
     origin = Origin(entry.place, state.node, entry.request_id, state.attempt, entry.workspace)
-    with receive_run(home, entry.instance_id, state.run_id, origin, find_owner()) as made:
+    with receive_run(home, entry.instance_id, state.run_id, origin, find_owner(), here=far.here) as made:
         for name, size in files.items():
             if name.startswith(RUN):
                 far.download(entry.request_id, state.attempt, name, size, create_file(made, name.removeprefix(RUN)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import stat
@@ -44,8 +45,17 @@ def materialize(request: Request, folder: Path, into: Path) -> tuple[Path, Path]
 
 
 def _copy(folder: Path, name: str, root: Path, inner: str) -> None:
-    with os.fdopen(open_file(folder, name), "rb") as source, os.fdopen(create_file(root, inner, replace=True), "wb") as target:
-        shutil.copyfileobj(source, target)
+    """Write a file that the workspace does not have in this version. One that it has keeps its mode, which Git compares."""
+    with os.fdopen(open_file(folder, name), "rb") as source:
+        mode = 0o644
+        with contextlib.suppress(FileNotFoundError), os.fdopen(open_file(root, inner), "rb") as present:
+            mode = stat.S_IMODE(os.fstat(present.fileno()).st_mode)
+            if hashlib.file_digest(present, "sha256").digest() == hashlib.file_digest(source, "sha256").digest():
+                return
+            source.seek(0)
+        with os.fdopen(create_file(root, inner, replace=True), "wb") as target:
+            shutil.copyfileobj(source, target)
+            os.fchmod(target.fileno(), mode)
 
 
 def unpack_files(archive: IO[bytes], root: Path) -> None:

@@ -35,7 +35,7 @@ _SETTINGS = ("program", "spool", "cache", "options")
 def open_place(place: Place, home: Home, *, on_lost: Callable[[str], object] = str) -> FarEnd:
     """The place, ready for operations. A connection is made with the first of them."""
     if not place.host:
-        return FarEnd(make_service(home, make_settings(place)).call, place.name)
+        return FarEnd(make_service(home, make_settings(place)).call, place.name, here=place.kind == "local")
     greeting = {"ktrdr-vm": version("ktrdr-vm"), "schema": SCHEMA, "settings": make_settings(place)}
     connection = Connection(lambda: SshChannel(place), greeting, place.name, on_lost=on_lost)
     return FarEnd(connection.call, place.name, connection.close)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ktrdr_vm.evidence.reader import find_workspace
 from ktrdr_vm.guest.ssh import generate_keypair
 
 pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="openssh-server is not installed")
@@ -63,6 +64,8 @@ class Far:
         configuration.mkdir(parents=True)
         (configuration / "places.yaml").write_text(
             f"places:\n  far: {{kind: ssh, host: far, ssh_config: {ssh}/client, program: {program}, attempts: 2, grace: 10s}}\n"
+            f"  cluster: {{kind: slurm, host: far, ssh_config: {ssh}/client, program: {program}, spool: {place}/shared,"
+            f" cache: {place}/node, options: [--partition=vm], grace: 10s}}\n"
         )
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
@@ -186,6 +189,8 @@ def test_apply_there_is_apply_here(far: Far) -> None:
     # The evidence is read as that of a run here.
     assert "PASSED  demo" in far.call("report", "demo")
     assert "run_started" in far.call("events", "demo")
+    repository = find_workspace(find_run(far, "demo").resolve())
+    assert repository is not None and repository.root == far.repository
     far.call("apply", "--on", "local-typo", code=2)
     assert "there is no place" in far.said
 
@@ -301,3 +306,95 @@ def test_another_program_at_the_far_end_is_a_sentence(far: Far) -> None:
     program.write_text('#!/bin/sh\necho \'{"ktrdr-vm": "99.1.0", "schema": 7}\'\ncat >/dev/null\n')
     far.call("places", "check", "far", code=2)
     assert "versions do not fit" in far.said and "99.1.0" in far.said
+
+
+def test_this_host_is_a_place(far: Far) -> None:
+    far.client = (str(FAR),)
+    check_results(far, json.loads(far.call("apply", "--on", "local", "--instance-id", "demo", "--json")))
+    assert far.count_runs() == 0 and (far.near / "runs-begun").read_text().count("\n") == 1
+
+
+def test_commits_of_a_hostile_far_end_are_refused(far: Far) -> None:
+    [request] = far.call("submit", "--on", "far", "--instance-id", "demo").split()
+    far.call("watch", request)
+    [bundle] = (far.home / "spool" / "requests" / request).glob("attempts/1/commits.bundle")
+    honest = bundle.read_bytes()
+    far.git("bundle", "create", "--quiet", str(bundle), "refs/heads/main")
+    subprocess.run(["sed", "-i", "s,refs/heads/main,refs/evil/main,", str(bundle)], check=True)
+    before = far.git("for-each-ref")
+    for content in (bundle.read_bytes(), b"garbage", honest[: len(honest) // 2]):
+        bundle.write_bytes(content)
+        far.call("fetch", request, code=4)
+        assert far.git("for-each-ref") == before
+        assert not (far.near / "runs" / "demo" / "latest").exists()
+    bundle.write_bytes(honest)
+    check_results(far, json.loads(far.call("fetch", request, "--json")))
+
+
+SLURM = {
+    # As slurmd does with --export=NONE and `exec`: a new session, and no environment of the submitter.
+    "sbatch": """#!/bin/sh
+here=$(dirname "$0")
+cat > "$here/script"
+count=$(sed -n 's/^#SBATCH --array=0-//p' "$here/script")
+for index in $(seq 0 "${count:-0}"); do
+  env -i PATH="$PATH" HOME=/nonexistent SLURM_JOB_ID=7 SLURM_ARRAY_TASK_ID="$index" \\
+    setsid sh "$here/script" > "$here/log.$index" 2>&1 < /dev/null &
+done
+echo 7
+""",
+    "squeue": "#!/bin/sh\nexit 0\n",
+    "scancel": '#!/bin/sh\necho "$@" >> "$(dirname "$0")/cancelled"\n',
+}
+
+
+@pytest.fixture
+def cluster(far: Far) -> Far:
+    programs = far.place / "slurm"
+    programs.mkdir()
+    for name, text in SLURM.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (far.place / "shared").mkdir()
+    far.set(FAR_PATH=str(programs), FAR_SECONDS="1")
+    return far
+
+
+def test_a_cluster_by_its_programs(cluster: Far) -> None:
+    assert "sbatch answers here" in cluster.call("places", "check", "cluster")
+    script = cluster.call("submit", "--on", "cluster", "--instance-id", "demo", "--script")
+    assert script.splitlines()[-1].startswith(
+        f"exec {cluster.place}/ktrdr-vm run-request --cache {cluster.place}/node {cluster.place}/shared/"
+    )
+    assert cluster.call("queue", "--on", "cluster") == ""
+    report = json.loads(cluster.call("apply", "--on", "cluster", "--instance-id", "demo", "--json"))
+    check_results(cluster, report)
+    node = cluster.place / "node" / str(os.geteuid())
+    assert (node / "runs" / "demo" / report["run_id"] / "report.json").exists(), "images and runs are in the cache of the node"
+
+
+def test_an_array_of_a_cluster(cluster: Far) -> None:
+    cluster.git("add", "ktrdr.yaml")
+    cluster.git("commit", "--quiet", "--message", "two")
+    for name in ("one", "two", "three"):
+        cluster.git("branch", name)
+    requests = cluster.call("submit", "--on", "cluster", "--ref", "one", "--ref", "two", "--ref", "three").split()
+    assert "#SBATCH --array=0-2" in (cluster.place / "slurm" / "script").read_text()
+    for request in requests:
+        cluster.call("watch", request)
+    reports = [json.loads(cluster.call("fetch", request, "--json")) for request in requests]
+    assert [report["base_ref"] for report in reports] == ["one", "two", "three"]
+
+
+def test_a_running_job_is_cancelled_with_its_evidence(cluster: Far) -> None:
+    cluster.set(FAR_PATH=str(cluster.place / "slurm"), FAR_SECONDS="60")
+    [request] = cluster.call("submit", "--on", "cluster", "--instance-id", "demo").split()
+    deadline = time.monotonic() + 60
+    while not list((cluster.place / "shared").rglob("events.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    cluster.call("cancel", request)
+    cluster.call("watch", request, code=130)
+    cluster.call("fetch", request, code=130)
+    assert json.loads((find_run(cluster, "demo") / "report.json").read_text())["outcome"] == "interrupted"
+    # The mark was enough.
+    assert not (cluster.place / "slurm" / "cancelled").exists()

@@ -13,6 +13,7 @@ import time
 from ktrdr_vm.cli.main import main
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
+from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.process import run
@@ -102,4 +103,6 @@ if __name__ == "__main__":
     attempt.require_root = lambda: None
     attempt.run_request = functools.partial(attempt.run_request, execute=execute)
     open.find_program = program
+    # Where the stand-ins of Slurm's programs are.
+    process.SYSTEM_PATH = f"{os.environ.get('FAR_PATH', '/nonexistent')}:{process.SYSTEM_PATH}"
     main()

@@ -57,7 +57,7 @@ def become_mac() -> None:
         return call(descriptor, command, argument)
 
     fcntl.F_GETPATH = 50  # type: ignore[attr-defined]
-    fcntl.fcntl = fcntl_of_mac
+    fcntl.fcntl = fcntl_of_mac  # type: ignore[assignment]
     sys.platform = "darwin"
     sys.meta_path.insert(0, NoLibvirt())  # type: ignore[arg-type]
     sys.addaudithook(refuse)
