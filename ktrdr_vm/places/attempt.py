@@ -169,15 +169,19 @@ def _return_run(run: Path, attempt: Path, grace: float, note: Callable[[str], ob
 
     def copy() -> None:
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(
-            run, target, symlinks=True, ignore=lambda folder, names: [name for name in names if (Path(folder) / name).is_symlink()]
-        )
+        # Not with its parents: a folder of the attempt that is gone is not made again elsewhere.
+        target.mkdir(mode=0o700)
+        shutil.copytree(run, target, symlinks=True, dirs_exist_ok=True, ignore=_list_links)
 
     try:
         _retry(copy, grace, attempt)
     except HostError as error:
         note(f"{error.message}; the evidence is in {run}")
         raise
+
+
+def _list_links(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if (Path(folder) / name).is_symlink()]
 
 
 def _retry(step: Callable[[], None], grace: float, where: Path) -> None:

@@ -254,6 +254,22 @@ def test_an_interrupt_of_apply_cancels(far: Far) -> None:
     assert json.loads((find_run(far, "demo") / "report.json").read_text())["outcome"] == "interrupted"
 
 
+def test_a_killed_program_is_lost_at_once_and_keeps_what_it_wrote(far: Far) -> None:
+    far.set(FAR_SECONDS="60")
+    [request] = far.call("submit", "--on", "far", "--instance-id", "demo").split()
+    attempt = far.home / "spool" / "requests" / request / "attempts" / "1"
+    deadline = time.monotonic() + 60
+    while not (attempt / "events.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    os.kill(json.loads((attempt / "lease.jsonl").read_text().splitlines()[0])["pid"], signal.SIGKILL)
+    lines = far.call("watch", request, "--json", code=4).splitlines()
+    assert json.loads(lines[-1])["state"] == "lost"
+    assert sum(json.loads(line)["event"] == "task_finished" for line in lines) >= 5
+    far.call("fetch", request, code=4)
+    assert "attempt 1 was lost" in far.said
+
+
 def test_references_are_requests_of_their_own(far: Far) -> None:
     far.git("add", "ktrdr.yaml")
     far.git("commit", "--quiet", "--message", "two")
