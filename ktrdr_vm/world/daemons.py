@@ -22,6 +22,8 @@ _SETTINGS = {
     "qemu.conf": (
         'user = "libvirt-qemu"\ngroup = "libvirt-qemu"\nremember_owner = 0\nsecurity_driver = "none"\n'
         "cgroup_controllers = []\nnamespaces = []\n"
+        # Those of the host are not this user's.
+        "hugetlbfs_mount = []\n"
     ),
     "libvirtd.conf": 'auth_unix_ro = "none"\nauth_unix_rw = "none"\nunix_sock_group = "root"\nunix_sock_rw_perms = "0700"\n',
     "virtlogd.conf": "",

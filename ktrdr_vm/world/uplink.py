@@ -6,10 +6,11 @@ import os
 import subprocess
 import time
 from ipaddress import ip_address
+from pathlib import Path
 
 from ktrdr_vm.host import process
 from ktrdr_vm.host.name_servers import FORWARDED, find_upstreams
-from ktrdr_vm.host.privileges import die_with
+from ktrdr_vm.host.privileges import die_with, exec_unconfined
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 # IPv4, as the guards; the host's own addresses and ports are not reachable through it, and nothing reaches the world from outside.
@@ -41,14 +42,26 @@ class Uplink:
             parent, self._forwards = os.getpid(), forwards
             # Only where it is needed: with it, answers of that server come from this address, also to who asked the server itself.
             dns = ("--dns-forward", FORWARDED) if forwards else ()
-            words = ["pasta", *_OPTIONS, *dns, *_CLOSED, str(self._pid)]
-            self._process = process.start(words, stderr=2, in_child=lambda: die_with(parent), new_session=False)
+            words = [_choose_program(), *_OPTIONS, *dns, *_CLOSED, str(self._pid)]
+            self._process = process.start(words, stderr=2, in_child=lambda: _prepare(parent), new_session=False)
 
     def end(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+def _choose_program() -> str:
+    """The variant for this CPU, which pasta would execute by itself; but that program would get the profile again."""
+    has_variant = process.find_program("pasta.avx2") is not None and " avx2 " in Path("/proc/cpuinfo").read_text()
+    return "pasta.avx2" if has_variant else "pasta"
+
+
+def _prepare(parent: int) -> None:
+    die_with(parent)
+    # Debian's profile lets it open a network namespace by a name in /run/user/*/netns only, which a user cannot give to one of a world.
+    exec_unconfined()
 
 
 def _has_local_name_server() -> bool:
