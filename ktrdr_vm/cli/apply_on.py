@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from ktrdr_vm.cli.elsewhere import fetch_and_show, find_entry, make_asked, note, opened, packed, send, watch_to_end
@@ -36,8 +37,14 @@ def apply_on(
     asked = make_asked(profile, workspace, instance_id, gates, cold=cold, accept_changes=accept_changes)
     with opened(place) as far:
         with packed(asked, place, ()) as made:
-            send(far, made)
             [(request, _, _)] = made
+            try:
+                send(far, made)
+            except KeyboardInterrupt:
+                # It may have been started, and the answer not have arrived.
+                with contextlib.suppress(KtrdrError):
+                    far.cancel(request.request_id)
+                raise
         note(f"{request.request_id}  {request.instance_id}  on {place.name}")
         try:
             watch_to_end(far, request.request_id)

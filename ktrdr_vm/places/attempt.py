@@ -11,12 +11,12 @@ attempts/<n>/
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ktrdr_vm.errors import BusyError, HostError, KtrdrError, UsageError
 from ktrdr_vm.guest.commits import unescape_branch
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.clone import create_bundle
+from ktrdr_vm.host.journal import is_locked, locked
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.owner import forbid_cores
 from ktrdr_vm.host.paths import Home
@@ -108,8 +109,8 @@ def _run_attempt(spool: Spool, request: Request, number: int, home: Home, execut
 
     mirror = Mirror(attempt, home.instance(request.instance_id).ledger)
     try:
-        with Lease(folder, attempt, request.grace, stop), tempfile.TemporaryDirectory(prefix="ktrdr-request-") as name:
-            gathered = _gather(request, folder, Path(name), home)
+        with Lease(folder, attempt, request.grace, stop), _private_folder(home, request.request_id) as private:
+            gathered = _gather(request, folder, private, home)
             report = execute(gathered, home, request, mirror)
             ended |= {"outcome": report.outcome, "exit_code": report.exit_code, "run_id": report.run_id, "message": report.message}
             ended["hint"] = report.hint
@@ -119,6 +120,12 @@ def _run_attempt(spool: Spool, request: Request, number: int, home: Home, execut
         ended |= {"outcome": "interrupted", "exit_code": 130}
     except KtrdrError as error:
         ended |= {"outcome": "error", "exit_code": error.exit_code, "message": error.message, "where": error.where, "hint": error.hint}
+    except OSError as error:
+        ended |= {"exit_code": 3, "message": error.strerror or str(error), "where": str(error.filename or attempt)}
+        ended["hint"] = "check that this path exists, its permissions and the free space"
+    except Exception as error:
+        ended |= {"message": f"{type(error).__name__}: {error}"[:2000], "hint": "this is a bug in ktrdr-vm: please report it"}
+        raise
     finally:
         mirror.finish()
         if mirror.run is not None:
@@ -129,6 +136,23 @@ def _run_attempt(spool: Spool, request: Request, number: int, home: Home, execut
         _retry(lambda: write_outcome(attempt, {**ended, "ended_at": now()}), request.grace, attempt)
     note(f"{request.instance_id}: {ended['outcome']}{': ' + ended['message'] if ended['message'] else ''}")
     return int(ended["exit_code"])
+
+
+@contextlib.contextmanager
+def _private_folder(home: Home, request_id: str) -> Iterator[Path]:
+    """A folder for the workspace, removed at the end. What attempts that were killed have left is removed before."""
+    home.create()
+    make_private(home.workspaces)
+    for left in home.workspaces.iterdir():
+        if not is_locked(home.lock(f"request-{left.name}")):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = home.workspaces / request_id
+    with locked(home.lock(f"request-{request_id}"), f"the request {request_id}"):
+        make_private(folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _gather(request: Request, folder: Path, private: Path, home: Home) -> Gathered:

@@ -133,7 +133,12 @@ class Connection:
         assert self._channel is not None
         self._number += 1
         self._channel.lines.send({"id": self._number, "do": operation, "with": words})
-        answer = self._channel.lines.receive(timeout=self._answer_limit)
+        try:
+            answer = self._channel.lines.receive(timeout=self._answer_limit)
+        except UsageError:
+            # What follows would be read as the answer to the next question.
+            self.close()
+            raise
         if answer is None:
             raise LostConnection("the connection was lost: the other end closed it", where=self._name, hint="try again")
         if answer.get("id") != self._number:

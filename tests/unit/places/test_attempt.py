@@ -184,7 +184,13 @@ def test_another_playbook_than_the_one_that_was_submitted_is_refused(submit: Cal
     assert run_request(spool, request.request_id, home, execute=run) == 2
     said = json.loads((spool.attempt(request.request_id, 1) / OUTCOME).read_text())
     assert "not the one that was submitted" in said["message"] and run.begun == 0
-    assert list(Path("/tmp").glob("ktrdr-request-*/workspace/ktrdr.yaml")) == [], "the private folder is removed"
+    assert list(home.workspaces.iterdir()) == [], "the private folder is removed"
+
+
+def test_the_workspace_of_a_killed_attempt_is_removed_by_the_next(submit: Callable[..., Request], spool: Spool, home: Home) -> None:
+    (home.workspaces / "20260101T000000Z-0123abcd" / "workspace").mkdir(parents=True)
+    assert run_request(spool, submit().request_id, home, execute=FakeRun()) == 0
+    assert list(home.workspaces.iterdir()) == []
 
 
 def test_a_spool_that_cannot_be_written_is_a_host_error(submit: Callable[..., Request], spool: Spool, home: Home) -> None:
