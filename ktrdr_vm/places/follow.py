@@ -32,13 +32,14 @@ def follow(
     reader = _Events(far, request_id)
     while True:
         state = far.state(request_id)
-        if (now := (state.state, state.attempt, state.why)) != shown:
+        if not state.has_ended and (now := (state.state, state.attempt, state.why)) != shown:
             shown = now
             on_state(state)
         if state.attempt:
             for event in reader.read(state.attempt):
                 on_event(event)
         if state.has_ended:
+            on_state(state)
             return state
         time.sleep(poll if state.state == "running" else max(poll, min(_POLL_WAITING, 4 * poll)))
 
