@@ -46,7 +46,9 @@ def main() -> int:
 
 
 def _run_inside(place: Path) -> int:
-    os.environ |= {"KTRDR_VM_LAB_HOME": str(place / "lab"), "KTRDR_VM_LAB_EVIDENCE": str(place / "evidence")}
+    temporary = place / "tmp"
+    temporary.mkdir()
+    os.environ |= {"TMPDIR": str(temporary), "KTRDR_VM_LAB_HOME": str(place / "lab"), "KTRDR_VM_LAB_EVIDENCE": str(place / "evidence")}
     enter_world(place)
     os.chdir(PROJECT)
     os.execv(sys.executable, [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", *sys.argv[1:]])
