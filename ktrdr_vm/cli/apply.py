@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     help="Accept new destinations of secrets in the profile of this branch.",
 )
 @click.option("--from", "source", default="", metavar="ID@NAME", help="Start from a snapshot of another instance, including its workspace.")
+@click.option("--on", "place_name", metavar="PLACE", help="Run at a place of places.yaml: submit, watch and fetch.")
 @json_option
 def apply(
     profile: Path | None,
@@ -52,10 +53,16 @@ def apply(
     restart: bool,
     accept_changes: bool,
     source: str,
+    place_name: str | None,
     as_json: bool,
 ) -> int:
     """Create the VM of PROFILE, by default ktrdr.yaml, run its workload and gates, collect the evidence, destroy the VM, and check that
     nothing is left."""
+    if place_name is not None:
+        from ktrdr_vm.cli.apply_on import apply_on, refuse_options
+
+        refuse_options(continued=continued, from_run=from_run, keep=keep != "never", restart=restart, source=source)
+        return apply_on(place_name, profile, workspace, instance_id, gates, cold=cold, accept_changes=accept_changes, as_json=as_json)
     from ktrdr_vm.cli.options import find_run
     from ktrdr_vm.cli.progress import TerminalListener, show_report
     from ktrdr_vm.errors import UsageError

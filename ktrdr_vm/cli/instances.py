@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 @click.command("list")
 @click.option("--watch", is_flag=True, help="Repeat every two seconds, until interrupted.")
+@click.option("--on", "place_name", metavar="PLACE", help="The instances at a place of places.yaml instead.")
 @json_option
-def list_(watch: bool, as_json: bool) -> None:
+def list_(watch: bool, place_name: str | None, as_json: bool) -> None:
     """List the instances of this host, found by their journals and by their objects on the host."""
     import time
 
+    if place_name is not None:
+        _list_elsewhere(place_name, as_json)
+        return
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
@@ -40,6 +44,23 @@ def list_(watch: bool, as_json: bool) -> None:
         if not watch:
             return
         time.sleep(2)
+
+
+def _list_elsewhere(place_name: str, as_json: bool) -> None:
+    from ktrdr_vm.cli.elsewhere import opened
+    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.places.model import find_place
+    from ktrdr_vm.report.escape import escape_line
+
+    with opened(find_place(place_name)) as far:
+        rows = far.list_instances()
+    if as_json:
+        echo_json(rows)
+    elif not rows:
+        click.echo("no instances", err=True)
+    for row in () if as_json else rows:
+        words = [str(row.get(name) or "") for name in ("instance_id", "state", "mode", "note")]
+        click.echo(escape_line("  ".join(words).rstrip(), limit=400))
 
 
 def _show_table(rows: list[Row]) -> None:

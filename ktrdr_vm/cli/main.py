@@ -44,6 +44,14 @@ _COMMANDS = {
     "bundle": "ktrdr_vm.cli.bundle:bundle",
     "images": "ktrdr_vm.cli.images:images",
     "templates": "ktrdr_vm.cli.templates:templates",
+    "places": "ktrdr_vm.cli.places:places",
+    "submit": "ktrdr_vm.cli.requests:submit",
+    "queue": "ktrdr_vm.cli.requests:queue",
+    "watch": "ktrdr_vm.cli.requests:watch",
+    "cancel": "ktrdr_vm.cli.requests:cancel",
+    "fetch": "ktrdr_vm.cli.requests:fetch",
+    "run-request": "ktrdr_vm.cli.run_request:run_request",
+    "serve": "ktrdr_vm.cli.run_request:serve",
     "doctor": "ktrdr_vm.cli.doctor:doctor",
     "metrics": "ktrdr_vm.cli.metrics:metrics",
     "mcp": "ktrdr_vm.cli.mcp:mcp",
@@ -51,23 +59,8 @@ _COMMANDS = {
 
 # These read files of the person, check what a world needs, or go on outside of it; what they ask an instance, they ask in it.
 _OUTSIDE = frozenset(
-    {
-        "init",
-        "plan",
-        "render",
-        "validate",
-        "runs",
-        "report",
-        "events",
-        "bundle",
-        "doctor",
-        "verify-attestation",
-        "ssh",
-        "exec",
-        "cp",
-        "forward",
-        "proxy",
-    }
+    "init plan render validate runs report events bundle doctor verify-attestation ssh exec cp forward proxy".split()
+    + "places submit queue watch cancel fetch serve".split()
 )
 
 _HELP = {
@@ -105,6 +98,14 @@ _HELP = {
     "bundle": "Create the pull-request bundle of a run.",
     "images": "Build, list and remove images.",
     "templates": "Build, list and remove the templates that instances are forked from.",
+    "places": "List the places where runs can happen, or check one.",
+    "submit": "Send a profile and its workspace to a place, as a request.",
+    "queue": "List requests: their state, why they wait, node and attempt.",
+    "watch": "Follow a request to its end.",
+    "cancel": "Cancel requests.",
+    "fetch": "Fetch the results of requests that have ended.",
+    "run-request": "Run a request; what a place calls.",
+    "serve": "Answer a client; what a connection calls.",
     "doctor": "Check that this host meets the requirements.",
     "metrics": "Print metrics in the text format of Prometheus.",
     "mcp": "Run an MCP server for coding agents; it cannot approve escalations.",
@@ -197,7 +198,9 @@ def _run_in_world(command: click.Command) -> None:
         def enter_and_invoke(ctx: click.Context) -> object:
             from ktrdr_vm.world.own import enter_own_world
 
-            enter_own_world()
+            # With --on PLACE it acts there.
+            if not ctx.params.get("place_name"):
+                enter_own_world()
             return invoke(ctx)
 
         command.invoke = enter_and_invoke  # type: ignore[method-assign]

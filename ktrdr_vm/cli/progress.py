@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import click
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
@@ -96,6 +97,33 @@ class TerminalListener(Listener):
             self._console.print(text)
 
 
+class EventPrinter:
+    """Prints the events of a run that happens elsewhere, as `TerminalListener` prints those of a run here."""
+
+    def __init__(self) -> None:
+        self._console = _Console(stderr=True, highlight=False, soft_wrap=True)
+        self._began = time.monotonic()
+
+    def print(self, text: str, style: str = "dim") -> None:
+        with contextlib.suppress(OSError):
+            self._console.print(Text(f"          {escape(text)}", style=style))
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """An event that `places.follow.clean_event` has checked."""
+        line = None
+        if event["event"] == "phase_started":
+            line = Text(f"{time.monotonic() - self._began:7.1f}s  {escape(str(event.get('phase', '')))}", style="cyan")
+        elif event["event"] == "resource" and event.get("verb") in _STYLES:
+            line = _resource_line(str(event.get("kind", "")), str(event.get("name", "")), event["verb"], event["duration_s"])
+        elif event["event"] == "note":
+            line = Text(f"          {escape(str(event.get('text', '')))}", style="dim")
+        else:
+            line = _task_line(event)
+        if line is not None:
+            with contextlib.suppress(OSError):
+                self._console.print(line)
+
+
 def _spinner(doing: str) -> Spinner:
     # As a Text: rich interprets brackets in a plain string as markup, and fails if it is not valid.
     return Spinner("dots", text=Text(escape(doing)))
@@ -104,7 +132,7 @@ def _spinner(doing: str) -> Spinner:
 def _resource_line(kind: str, name: str, verb: Verb, seconds: float) -> Text:
     line = Text("          ")
     line.append(f"{verb:<8}", style=_STYLES[verb])
-    line.append(f" {kind:<9} {escape(name)}")
+    line.append(f" {escape(kind):<9} {escape(name)}")
     line.append(f"  {seconds:.2f}s", style="dim")
     return line
 
@@ -133,6 +161,24 @@ def show_gate_event(event: Mapping[str, Any]) -> None:
             console.print(Text(f"                   {escape(said)}"))
         if len(lines) > _MOST_LINES or len(str(event.get("message", ""))) > _MOST_MESSAGE:
             console.print(Text("                   … (the report has the rest)", style="dim"))
+
+
+def show_document(content: dict[str, Any], page: str) -> None:
+    """Print a report that was read from its file, to standard output."""
+    from ktrdr_vm.report.escape import escape_line
+
+    click.echo(escape(f"{content['outcome'].upper()}  {content['instance_id']}  run {content['run_id']}  {content['duration_s']:.0f} s"))
+    for gate in content["gates"]:
+        click.echo(f"  {gate['outcome']:<8} gate {escape_line(gate['name'])}  {escape_line(gate['message'])}")
+        for task in gate["tasks"]:
+            click.echo(f"    {task['outcome']:<8} {escape_line(task['name'])}  {escape_line(task['message'])}")
+    for denied in content["egress"]["denied"]:
+        destination = escape_line(denied["host"] or denied["address"])
+        click.echo(
+            f"  denied   {destination}:{denied['port']}  {denied['count']} times  ({denied['rule']})  {escape_line(denied['during'])}"
+        )
+    click.echo(escape_line(f"  residue: {', '.join(content['residue']) or 'none'}"))
+    click.echo(f"  page     {page}")
 
 
 def show_gate(result: GateResult, stream: IO[str]) -> None:

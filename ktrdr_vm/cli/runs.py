@@ -43,7 +43,8 @@ _run_option = click.option("--run", "run_id", default="latest", metavar="RUN", h
 @json_option
 def report(instance_id: str, run_id: str, against: str | None, as_json: bool) -> int:
     """Show the report of a run of INSTANCE_ID, and return the exit code of the run. With --against: 1 if something is worse."""
-    from ktrdr_vm.cli.output import echo_json, say
+    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.cli.progress import show_document
 
     if as_json and against is None:
         document = read_plain(instance_id, run_id)
@@ -53,20 +54,7 @@ def report(instance_id: str, run_id: str, against: str | None, as_json: bool) ->
     if against is not None:
         other, _, run = against.rpartition("/")
         return _compare(content, read_report(other or instance_id, run)[1], as_json)
-    from ktrdr_vm.report.escape import escape_line
-
-    say(f"{content['outcome'].upper()}  {content['instance_id']}  run {content['run_id']}  {content['duration_s']:.0f} s")
-    for gate in content["gates"]:
-        click.echo(f"  {gate['outcome']:<8} gate {escape_line(gate['name'])}  {escape_line(gate['message'])}")
-        for task in gate["tasks"]:
-            click.echo(f"    {task['outcome']:<8} {escape_line(task['name'])}  {escape_line(task['message'])}")
-    for denied in content["egress"]["denied"]:
-        destination = escape_line(denied["host"] or denied["address"])
-        click.echo(
-            f"  denied   {destination}:{denied['port']}  {denied['count']} times  ({denied['rule']})  {escape_line(denied['during'])}"
-        )
-    click.echo(escape_line(f"  residue: {', '.join(content['residue']) or 'none'}"))
-    click.echo(f"  page     {path.resolve()}/report.html")
+    show_document(content, f"{path.resolve()}/report.html")
     return int(content["exit_code"])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.errors import UsageError
+from ktrdr_vm.host.received import ORIGIN, read_origin
 from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.host.runs import FinishedRun, parse_document
 from ktrdr_vm.report.shape import check_document
@@ -37,6 +38,10 @@ def find_workspace(path: Path, content: bytes | None = None) -> Repository | Non
     that they name must belong to that owner.
     """
     run = FinishedRun(path)
+    origin = read_origin(path)
+    if origin is not None and run.confirms(ORIGIN, run.read(ORIGIN)):
+        # It happened elsewhere, and this host wrote where it began from when it fetched the run.
+        return find_repository(Path(origin.workspace)) if origin.workspace else None
     content = run.read("plan.json") if content is None else content
     plan = parse_document(content, str(path / "plan.json"))
     try:

@@ -24,6 +24,14 @@ MAX_TOTAL = 512 * 1024 * 1024
 
 def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
     """sha256 over the playbook, its includes, and the files that its tasks send, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, found in sorted(list_files(path, beneath=beneath).items()):
+        digest.update(f"{name}\0{found}\n".encode())
+    return digest.hexdigest()
+
+
+def list_files(path: Path, *, beneath: Path | None = None) -> dict[str, str]:
+    """The playbook, its includes, and the files that its tasks send: the name from the folder of the playbook, and the sha256 of each."""
     read: dict[str, bytes] = {}
     playbook = load_playbook(path, beneath=beneath, seen=read)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in read.items()}
@@ -45,10 +53,7 @@ def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
                     where=str(path),
                     hint="commit large files to the workspace, or fetch them in the guest",
                 )
-    digest = hashlib.sha256()
-    for name in sorted(digests):
-        digest.update(f"{name}\0{digests[name]}\n".encode())
-    return digest.hexdigest()
+    return digests
 
 
 def _role_names(read: Iterable[str], source: str) -> list[str]:

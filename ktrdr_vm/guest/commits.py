@@ -116,7 +116,7 @@ def pull_commits(repository: Repository, base: str, target: str, guest: Guest, i
             return Returned((), *standing)  # no bundle: nothing new
         file.flush()
         os.chown(file.name, *repository.owner)
-        return Returned(_unpack(repository, base, Path(file.name), identity), *standing)
+        return Returned(accept_bundle(repository, base, Path(file.name), identity), *standing)
 
 
 def _read_standing(said: bytes) -> tuple[str, int, int, int]:
@@ -137,12 +137,19 @@ def escape_branch(name: bytes) -> str:
     return _PLAIN.sub(lambda found: b"=%02x" % found[0][0], name).decode("ascii")
 
 
+def unescape_branch(name: str) -> str:
+    """The name of the branch of which `escape_branch` made a part of a ref."""
+    return os.fsdecode(re.sub(rb"=([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), name.encode("ascii")))
+
+
 def _is_name(name: bytes) -> bool:
     return 0 < len(name) <= 200 and not _NO_NAME.search(name)
 
 
-def _unpack(repository: Repository, base: str, bundle: Path, identity: Identity) -> tuple[ReturnedRef, ...]:
-    """Everything is checked in a temporary repository first. Then the objects are added to the repository, and the refs at the end."""
+def accept_bundle(repository: Repository, base: str, bundle: Path, identity: Identity) -> tuple[ReturnedRef, ...]:
+    """Fetch the branches of a bundle that a guest or another host made. GuestError if it is not valid.
+
+    Everything is checked in a temporary repository first. Then the objects are added to the repository, and the refs at the end."""
     with open_view(repository.place) as view, view.quarantine() as apart:
         try:
             refs = _list_heads(apart, bundle, identity)

@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -46,6 +47,8 @@ class Accelerator:
 
 def find_accelerator(kernel: Path | None = None) -> Accelerator:
     """The verdict for this boot of the host: cached, else tested. With `kernel`, a Linux kernel must boot as well."""
+    if sys.platform != "linux":
+        return Accelerator("tcg", "this system is not Linux, so VMs run at a place only")
     boot = _boot_id()
     cached = _read_cache(boot)
     if cached is not None:

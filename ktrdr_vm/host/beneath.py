@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,9 @@ def _step(descriptor: int, part: str, mount: str, place: Place) -> int:
 
 def find_mount_id(descriptor: int) -> str:
     """The id of the mount of an open file. Two bind mounts of one file system are two mounts."""
+    if sys.platform != "linux":
+        # A client elsewhere has no instances; the file system is what can be told there.
+        return str(os.fstat(descriptor).st_dev)
     with Path(f"/proc/self/fdinfo/{descriptor}").open(encoding="ascii") as file:
         for line in file:
             if line.startswith("mnt_id:"):

@@ -7,8 +7,10 @@ alias, helper, promised object or included file of the repository can start a pr
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -73,7 +75,7 @@ _KEPT = {
 _HARMLESS = frozenset(
     f"extensions.{name}" for name in "noop worktreeconfig partialclone preciousobjects relativeworktrees refstorage".split()
 )
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_ATTR_NOSYSTEM": "1",
@@ -108,10 +110,10 @@ class View:
         """Run git. `bounds` is a program that limits what follows it. Without root there is no choice of the user."""
         opened = (self.checkout.top, self.checkout.git_dir, self.checkout.common)
         return _run(
-            [*bounds, "git", *words],
+            [*(bounds if sys.platform == "linux" else ()), "git", *words],
             self.checkout.owner,
             writing=self.writing,
-            cwd=Path(f"/proc/self/fd/{self.checkout.top}"),
+            cwd=find_path(self.checkout.top),
             environment=self.environment,
             check=check,
             stdin=stdin,
@@ -127,7 +129,7 @@ class View:
                 (directory / name).write_bytes((self.directory / name).read_bytes())
             for name in ("objects", "objects/info", "objects/pack", "refs"):
                 (directory / name).mkdir()
-            (directory / "objects/info/alternates").write_text(f"/proc/self/fd/{self.checkout.common}/objects\n")
+            (directory / "objects/info/alternates").write_text(f"{find_path(self.checkout.common)}/objects\n")
             if (self.directory / "shallow").is_symlink():
                 (directory / "shallow").symlink_to((self.directory / "shallow").readlink())
             _hand_over(directory, self.checkout.owner, self.writing)
@@ -145,7 +147,7 @@ def open_view(top: Place, *, writing: bool = False, shallow: bytes | None = None
         found = _read_config(checkout, top)
         (directory / "config").write_text(_make_config(found, top))
         (directory / "HEAD").write_bytes(os.fsencode(head or checkout.head) + b"\n")
-        common = Path(f"/proc/self/fd/{checkout.common}")
+        common = find_path(checkout.common)
         for name in ("objects", "refs", "packed-refs"):
             (directory / name).symlink_to(common / name)
         if shallow is not None:
@@ -155,16 +157,25 @@ def open_view(top: Place, *, writing: bool = False, shallow: bytes | None = None
         with os.scandir(checkout.git_dir) as entries:
             for entry in entries:
                 if re.fullmatch(r"sharedindex\.[0-9a-f]+", entry.name):
-                    (directory / entry.name).symlink_to(f"/proc/self/fd/{checkout.git_dir}/{entry.name}")
+                    (directory / entry.name).symlink_to(find_path(checkout.git_dir) / entry.name)
         _hand_over(directory, checkout.owner, writing)
         environment = {
-            **_ENVIRONMENT,
+            **ENVIRONMENT,
             "GIT_DIR": str(directory),
             "GIT_WORK_TREE": ".",
-            "GIT_INDEX_FILE": f"/proc/self/fd/{checkout.git_dir}/index",
+            "GIT_INDEX_FILE": str(find_path(checkout.git_dir) / "index"),
         }
         partial = "extensions.partialclone" in found or any(key.startswith("remote.") and key.endswith(".promisor") for key in found)
         yield View(checkout, directory, environment, writing, partial)
+
+
+def find_path(descriptor: int) -> Path:
+    """A path of an open folder, for Git: on Linux by descriptor, so that a folder that is replaced meanwhile changes nothing."""
+    if sys.platform == "linux":
+        return Path(f"/proc/self/fd/{descriptor}")
+    # macOS. mypy checks for Linux.
+    name = fcntl.fcntl(descriptor, getattr(fcntl, "F_GETPATH"), bytes(1024))  # noqa: B009
+    return Path(os.fsdecode(name.rstrip(b"\0")))
 
 
 def read_shallow(view: View) -> bytes:
@@ -194,7 +205,7 @@ def _read_config(checkout: Checkout, top: Place) -> dict[str, str]:
         ["git", "config", "--file", "-", "--no-includes", "--null", "--list"],
         checkout.owner,
         cwd=Path("/"),
-        environment={**_ENVIRONMENT, "GIT_DIR": "/nonexistent"},
+        environment={**ENVIRONMENT, "GIT_DIR": "/nonexistent"},
         stdin=raw,
         check=False,
     )
@@ -261,7 +272,7 @@ def _run(
     writing: bool = False,
 ) -> process.Completed:
     user, group = owner if os.geteuid() == 0 and owner[0] != 0 else (None, None)
-    if os.geteuid() == 0 and owner[0] == 0 and not writing:
+    if os.geteuid() == 0 and owner[0] == 0 and not writing and sys.platform == "linux":
         words = [*_READER, *words]
     return process.run(
         words, cwd=cwd, timeout=LIMIT, environment=environment, check=check, user=user, group=group, stdin=stdin, stdout=stdout,

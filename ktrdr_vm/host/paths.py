@@ -18,6 +18,9 @@ $KTRDR_VM_HOME/                          default /var/lib/ktrdr-vm; 0711, so QEM
   runs/<instance_id>/<run_id>/           the evidence of one run; `latest` points to the newest; host/runs.py opens what is in it
   digests/<instance_id>/<run_id>.json    digests of its files at the time when it was handed over
   attestation-key attestation-key.pub    the key that signs attestations, and its public key
+  spool/                                 requests that run on this host, with their attempts; places/spool.py has its names
+  workspaces/<request_id>/               the workspace of a request, made again while it runs
+  submitted/<request_id>.json            requests that were sent from here, and where to
 """
 
 from __future__ import annotations
@@ -69,6 +72,19 @@ class Home:
     @property
     def attestation_public_key(self) -> Path:
         return self.root / "attestation-key.pub"
+
+    @property
+    def spool(self) -> Path:
+        return self.root / "spool"
+
+    @property
+    def workspaces(self) -> Path:
+        """Private copies of the workspaces of requests, each while its attempt runs."""
+        return self.root / "workspaces"
+
+    @property
+    def submitted(self) -> Path:
+        return self.root / "submitted"
 
     def instance(self, instance_id: str) -> InstancePaths:
         return InstancePaths(self.root, self.instances / instance_id)

@@ -82,9 +82,19 @@ class Gathered:
         return self.base.root if self.base else Path(self.plan.facts.workspace)
 
 
-def read_profile(path: Path, workspace: Path | None = None) -> LoadedProfile:
-    """Load a profile and those that it extends, with all errors at once. Links in the workspace are refused."""
-    return load_profile(_read(path, workspace), str(path), _read_parent)
+def read_profile(path: Path, workspace: Path | None = None, *, seen: list[str] | None = None) -> LoadedProfile:
+    """Load a profile and those that it extends, with all errors at once. Links in the workspace are refused.
+
+    `seen`, if set, is filled with the path of each extended profile.
+    """
+
+    def read(reference: str, source: str) -> tuple[str, bytes]:
+        found = _read_parent(reference, source)
+        if seen is not None:
+            seen.append(found[0])
+        return found
+
+    return load_profile(_read(path, workspace), str(path), read)
 
 
 def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()) -> Gathered:

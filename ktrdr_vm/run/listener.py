@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ktrdr_vm.instance.instance import Verb
@@ -13,6 +14,9 @@ Keep = Literal["never", "on-failure", "always"]
 
 class Listener:
     """Notified of the progress of a run. This one is silent; that of the terminal is in `cli`."""
+
+    def started(self, directory: Path, mask: Callable[[str], str]) -> None:
+        """The run directory exists. `mask` removes the values of secrets from a text, also of those that are delivered later."""
 
     def phase(self, name: str) -> None:
         """A phase begins."""

@@ -157,6 +157,7 @@ class Run:
             recorder = Recorder(RunDirectory(path, plan.identity.instance_id, plan.facts.owner, self._mask), self._listener)
             recorder.directory.event("run_continued" if self._stop else "run_started", profile=plan.profile.name, plan_digest=plan.digest)
             recorder.directory.write("plan.json", canonical_json(plan.to_json()))
+        self._listener.started(path, self._mask)
         error: KtrdrError | None = None
         interrupted = False
         try:

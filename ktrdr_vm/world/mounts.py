@@ -21,7 +21,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _OWN = ("/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
 # Of the host's /run: what is the daemons' own in a world, and the names of network namespaces.
 _NOT_TAKEN = frozenset({"libvirt", "netns", "ktrdr-vm", "virtlogd.pid", "libvirtd.pid"})
-# libvirtd checks each huge page mount that the kernel lists, so that one has to be there, though it is not used.
+# libvirtd checks each mount of huge pages that the kernel lists, so it must exist, though it is not used.
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "net/tun", "vhost-net", "hugepages")
 _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx"}
 

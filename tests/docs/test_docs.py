@@ -25,6 +25,7 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.recipe import load_recipe
 from ktrdr_vm.inputs.references import find_playbook
 from ktrdr_vm.inputs.resolve import read_profile
+from ktrdr_vm.places.model import PLACES, parse_places
 from ktrdr_vm.plan.brokers import make_routes
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, check_policy, parse_policy
 from ktrdr_vm.profile import scalars
@@ -236,6 +237,8 @@ def test_examples_in_yaml_are_valid(page):
             load_profile(block, name_of(page), lambda *_: pytest.fail("an example extends nothing"))
         elif block.startswith("- name:"):
             parse_playbook(block, name_of(page))
+        elif block.startswith("places:"):
+            parse_places(block, name_of(page))
         else:
             parse_policy(block, name_of(page))
 
@@ -370,3 +373,8 @@ def test_the_brokers_shown_are_profiles():
         routes = make_routes(profile)
         assert len(routes) == len(profile.secrets) == block.count("broker:")
         assert all(route.broker.header.render(b"value\n") for route in routes)
+
+
+def test_every_key_of_a_place_is_documented_and_no_other():
+    keys = PLACES["places"]["valuesrules"]["schema"]
+    assert set(find_table(read("docs/places.md"), "key of a place")) - {"local", "ssh", "slurm"} == set(keys)

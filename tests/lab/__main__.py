@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,8 @@ def main() -> int:
         return _run_inside(Path(os.environ[_PLACE]))
     from laboratory.person import make_person
 
+    # Ended from outside it removes the person too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with make_person(1) as person:
         # Not beneath the home: the lab's libvirtd has the view of commands, and its QEMU could not enter it.
         place = Path(f"/var/tmp/{person.name}-state")
@@ -46,7 +49,9 @@ def main() -> int:
 
 
 def _run_inside(place: Path) -> int:
-    os.environ |= {"KTRDR_VM_LAB_HOME": str(place / "lab"), "KTRDR_VM_LAB_EVIDENCE": str(place / "evidence")}
+    temporary = place / "tmp"
+    temporary.mkdir()
+    os.environ |= {"TMPDIR": str(temporary), "KTRDR_VM_LAB_HOME": str(place / "lab"), "KTRDR_VM_LAB_EVIDENCE": str(place / "evidence")}
     enter_world(place)
     os.chdir(PROJECT)
     os.execv(sys.executable, [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", *sys.argv[1:]])

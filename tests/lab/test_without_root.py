@@ -52,6 +52,7 @@ GATE = """
 def alice(lab: Lab) -> Iterator[Person]:
     with make_person(0) as person:
         make_repository(person)
+        assert outside(person) == []
         yield person
 
 
@@ -90,13 +91,18 @@ def links() -> set[str]:
     return {entry["ifname"] for entry in json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True, check=True).stdout)}
 
 
+# Uids are given again: what an earlier user of the same one has left is not this person's.
+_FOUND: dict[int, set[str]] = {}
+
+
 def outside(person: Person) -> list[str]:
-    """What the person owns outside of the home."""
+    """What the person owns outside of the home, and did not when the tests began."""
     found = subprocess.run(
         ["find", "/tmp", "/var/tmp", "/run", "/var/lib/libvirt", "/var/log/libvirt", "-xdev", "-user", str(person.uid)],
         capture_output=True, text=True, timeout=60,
     ).stdout.split()  # fmt: skip
-    return [path for path in found if not path.startswith((str(person.home), f"/tmp/ktrdr-vm-{person.uid}"))]
+    own = {path for path in found if not path.startswith((str(person.home), f"/tmp/ktrdr-vm-{person.uid}"))}
+    return sorted(own - _FOUND.setdefault(person.uid, own))
 
 
 def end_world(person: Person) -> None:

@@ -41,17 +41,18 @@ _ROWS = {
     "monitoring": "errors escalation host identity instance policy report users world",
     "templates": "egress errors gates guest host identity images inputs instance plan profile",
     "run": "approvals egress errors escalation evidence gates guest host images inputs instance plan profile report templates",
+    "places": "errors evidence gates guest host identity images inputs instance plan policy profile report run",
     "api": "errors escalation evidence gates guest host identity inputs instance plan report run world",
     "cli": (
-        "api approvals egress errors escalation evidence guest host identity images init inputs instance monitoring plan policy profile report run"
-        " templates world"
+        "api approvals egress errors escalation evidence guest host identity images init inputs instance monitoring places plan policy profile"
+        " report run templates world"
     ),
 }
 MAY_IMPORT = {room: set(words.split()) for room, words in _ROWS.items()}
 # They stay for one release, for guards that an earlier version started; a string that names them counts as no import.
 FORWARDERS = {"lending", "egress/child", "egress/telemetry_child", "egress/deadlines"}
 MOST_FLOORS = 10
-MOST_ARROWS = 150
+MOST_ARROWS = 165
 # Modules that touch the world outside of Python. These rooms give the same bytes on every host.
 _PURE = ("plan", "profile", "identity")
 _IMPURE = {"os", "subprocess", "socket", "time", "random", "secrets", "uuid4", "shutil", "tempfile", "datetime", "threading", "asyncio"}
@@ -152,7 +153,7 @@ def test_the_package_itself_names_what_programs_use() -> None:
 
 def test_no_command_imports_another() -> None:
     """What two of them need has a file of its own. A command's own parts begin with its name: `mcp_tools` is one of `mcp`."""
-    shared = {"options", "output", "progress", "world", "main"}
+    shared = {"options", "output", "progress", "world", "main", "elsewhere"}
     wrong = [
         f"{path.name}:{line} {name}"
         for path in (PACKAGE / "cli").glob("*.py")

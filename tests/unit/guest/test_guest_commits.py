@@ -55,7 +55,7 @@ def repository(tmp_path: Path) -> Repository:
 
 def unpack(repository: Repository, git: Git, monkeypatch: pytest.MonkeyPatch) -> tuple[ReturnedRef, ...]:
     monkeypatch.setattr(commits, "open_view", git.open)
-    return commits._unpack(repository, "a" * 40, Path("/bundle"), IDENTITY)
+    return commits.accept_bundle(repository, "a" * 40, Path("/bundle"), IDENTITY)
 
 
 def test_a_changed_playbook_does_not_hide_behind_a_thousand_files(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,191 @@
+"""What `apply --on` and the commands about requests share: packing, sending, following and fetching."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ktrdr_vm.places.book import Entry
+    from ktrdr_vm.places.far_end import FarEnd
+    from ktrdr_vm.places.fetch import Fetched
+    from ktrdr_vm.places.model import Place
+    from ktrdr_vm.places.pack import Asked
+    from ktrdr_vm.places.request import Request
+    from ktrdr_vm.places.spool import RequestState
+
+
+def note(text: str) -> None:
+    """A message for the person, on standard error."""
+    from ktrdr_vm.report.escape import escape
+
+    click.echo(escape(text), err=True)
+
+
+@contextlib.contextmanager
+def opened(place: Place) -> Iterator[FarEnd]:
+    """The place, closed at the end of the block."""
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.places.open import open_place
+
+    far = open_place(place, find_home(), on_lost=note)
+    try:
+        yield far
+    finally:
+        far.close()
+
+
+def make_asked(
+    profile: Path | None, workspace: Path | None, instance_id: str | None, gates: Sequence[str], *, cold: bool, accept_changes: bool
+) -> Asked:
+    """What the options of a command ask for."""
+    from ktrdr_vm.inputs.profile_file import find_profile
+    from ktrdr_vm.places.pack import Asked
+
+    profile, workspace = find_profile(profile, workspace)
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    who = f"{user}@{os.uname().nodename}"
+    return Asked(profile, workspace, who, instance_id, tuple(gates), cold=cold, accept_changes=accept_changes)
+
+
+@contextlib.contextmanager
+def packed(asked: Asked, place: Place, refs: Sequence[str]) -> Iterator[list[tuple[Request, Path, Path | None]]]:
+    """The requests, one a ref, each with its folder and the top of its repository. The folders exist until the end of the block."""
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.places.pack import check_profile, find_base, pack_request
+    from ktrdr_vm.places.request import make_request_id
+
+    if asked.instance_id and len(refs) > 1:
+        raise UsageError("one --instance-id cannot be that of several references", where="--ref", hint="leave out --instance-id")
+    with tempfile.TemporaryDirectory(prefix="ktrdr-submit-") as name:
+        made: list[tuple[Request, Path, Path | None]] = []
+        if not refs:
+            base, request_id = find_base(asked, check_profile(asked)), make_request_id()
+            folder = Path(name) / request_id
+            request = pack_request(asked, place, folder, request_id, note, repository=base)
+            made.append((request, folder, base.root if base else None))
+        for ref in refs:
+            made.append(_pack_ref(asked, place, ref, Path(name)))
+        yield made
+
+
+def _pack_ref(asked: Asked, place: Place, ref: str, into: Path) -> tuple[Request, Path, Path | None]:
+    """The request of a ref, from a working tree of it. The profile is that of the ref, where the repository has it."""
+    from ktrdr_vm.host.clone import create_clone
+    from ktrdr_vm.places.pack import choose_ref, pack_request, write_bundle
+    from ktrdr_vm.places.request import make_request_id
+
+    repository, instance_id = choose_ref(asked, ref)
+    request_id = make_request_id()
+    tree, bundle = into / f"{request_id}.tree", into / f"{request_id}.bundle"
+    shallow = write_bundle(repository, bundle)
+    create_clone(bundle, tree, commit=repository.commit, branch=repository.branch, shallow=shallow)
+    bundle.unlink()
+    profile = asked.profile.resolve()
+    if profile.is_relative_to(repository.root):
+        profile = tree / profile.relative_to(repository.root)
+    folder = into / request_id
+    at_ref = replace(asked, profile=profile, workspace=tree)
+    request = pack_request(
+        at_ref, place, folder, request_id, note, repository=repository, instance_id=asked.instance_id or instance_id, committed=True
+    )
+    shutil.rmtree(tree)
+    return request, folder, repository.root
+
+
+def send(far: FarEnd, made: Sequence[tuple[Request, Path, Path | None]]) -> None:
+    """Record the requests here, send them, and start them together."""
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.places.book import Book
+
+    book = Book(find_home())
+    for request, folder, workspace in made:
+        book.add(request, workspace)
+        try:
+            far.send(folder, request.request_id)
+        except BaseException:
+            book.remove(request.request_id)
+            raise
+    far.start([request.request_id for request, _, _ in made])
+
+
+def find_entry(request_id: str) -> Entry:
+    """The request by its id, or the newest of an instance_id."""
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.places.book import Book
+
+    book = Book(find_home())
+    found = [one for one in book.list() if one.instance_id == request_id]
+    if found:
+        return found[-1]
+    try:
+        return book.read(request_id)
+    except UsageError as error:
+        raise UsageError(error.message, where=request_id, hint="`ktrdr-vm queue` lists the requests") from None
+
+
+def watch_to_end(far: FarEnd, request_id: str, *, as_json: bool = False) -> RequestState:
+    """Print the states and the events of a request until it ends, to standard error, or with `as_json` as lines to standard output."""
+    import json
+
+    from ktrdr_vm.cli.progress import EventPrinter
+    from ktrdr_vm.places.follow import follow
+
+    printer = EventPrinter()
+
+    def on_state(state: RequestState) -> None:
+        attempt = f"  attempt {state.attempt}" if state.attempt else ""
+        node = f"  on {state.node}" if state.node else ""
+        printer.print(f"{state.request_id}  {state.state}{attempt}{node}{'  ' + state.why if state.why else ''}", style="bold")
+
+    if as_json:
+        return follow(
+            far,
+            request_id,
+            on_state=lambda state: click.echo(json.dumps({"event": "state", **state.to_json()})),
+            on_event=lambda event: click.echo(json.dumps(event)),
+        )
+    return follow(far, request_id, on_state=on_state, on_event=printer.on_event)
+
+
+def fetch_and_show(far: FarEnd, entry: Entry, *, as_json: bool, quiet: bool = False) -> int:
+    """Fetch the results of a request, print them, and return the exit code of its run."""
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.places.fetch import fetch
+
+    fetched = fetch(far, find_home(), entry, note=note)
+    show_fetched(fetched, as_json=as_json, quiet=quiet)
+    return fetched.state.exit_code
+
+
+def show_fetched(fetched: Fetched, *, as_json: bool, quiet: bool) -> None:
+    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.cli.progress import show_document
+    from ktrdr_vm.evidence.reader import read_document
+
+    state, run = fetched.state, fetched.run
+    if run is None:
+        if as_json:
+            echo_json({**state.to_json(), "message": fetched.message, "hint": fetched.hint})
+        note(f"{state.request_id}: {state.outcome or state.state}{': ' + fetched.message if fetched.message else ''}")
+        if fetched.hint:
+            note(f"  next: {fetched.hint}")
+        return
+    document: dict[str, Any] = read_document(run)
+    if as_json:
+        echo_json(document)
+    elif not quiet:
+        show_document(document, f"{run}/report.html")

@@ -1,0 +1,55 @@
+"""`run-request` and `serve`: what a place runs. Engines and connections call them, and a person only to find an error."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+
+def _set_home(_context: click.Context, _parameter: click.Parameter, folder: Path | None) -> Path | None:
+    """The state directory of this host, before a world is entered for it."""
+    if folder is not None:
+        own = folder / str(os.geteuid())
+        own.mkdir(mode=0o711, parents=True, exist_ok=True)
+        os.environ["KTRDR_VM_HOME"] = str(own)
+    return folder
+
+
+@click.command("run-request")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--cache", type=click.Path(path_type=Path), callback=_set_home, is_eager=True, expose_value=False,
+    help="A folder of this host for images, templates and runs. Default: the state directory.",
+)  # fmt: skip
+def run_request(folder: Path) -> int:
+    """Run the request in FOLDER, and write its attempt there."""
+    from ktrdr_vm.cli.elsewhere import note
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.places.attempt import run_request as run
+    from ktrdr_vm.places.spool import Spool
+
+    real = folder.resolve()
+    return run(Spool(real.parent.parent), real.name, find_home(), note=note)
+
+
+@click.command()
+@click.option("--stdio", is_flag=True, required=True, help="Speak on standard input and output.")
+def serve(stdio: bool) -> None:
+    """Answer the operations of one client, as JSON lines. `ssh` starts it at the far end."""
+    from importlib.metadata import version
+
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.places.open import make_service
+    from ktrdr_vm.places.serve import serve as answer
+    from ktrdr_vm.places.service import SCHEMA
+    from ktrdr_vm.places.wire import Lines
+
+    home = find_home()
+    # Programs that are started must not write between the messages.
+    reads, writes = os.dup(0), os.dup(1)
+    empty = os.open(os.devnull, os.O_RDWR)
+    os.dup2(empty, 0)
+    os.dup2(2, 1)
+    answer(Lines(reads, writes, "client"), version("ktrdr-vm"), SCHEMA, lambda settings: make_service(home, settings))

@@ -1,0 +1,77 @@
+"""Engines: what starts the attempts of requests. This one starts a process that is detached from its caller."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ktrdr_vm.errors import UsageError
+from ktrdr_vm.host import process
+from ktrdr_vm.host.durable import write_durably
+from ktrdr_vm.places.request import Request
+from ktrdr_vm.places.spool import STARTED, RequestState, Spool, read_json
+
+
+class Engine(Protocol):
+    """Starts, explains and cancels. Every method may be repeated with the same result."""
+
+    def start(self, spool: Spool, requests: Sequence[Request]) -> None:
+        """Start requests that were not started yet."""
+
+    def explain(self, spool: Spool, states: Sequence[RequestState]) -> dict[str, str]:
+        """Why each request that waits has not begun, by its id, as far as the engine says it."""
+
+    def cancel(self, spool: Spool, state: RequestState) -> None:
+        """Stop a request that waits or runs, which is marked as cancelled already."""
+
+    def render_script(self, spool: Spool, requests: Sequence[Request]) -> str:
+        """What `start` would give to a scheduler. UsageError if there is none."""
+
+    def describe(self) -> dict[str, Any]:
+        """Facts of the engine, for `places check`."""
+
+
+class DetachedEngine:
+    """Starts each request at once, as a process in a session of its own. `program` is `ktrdr-vm` as words."""
+
+    def __init__(self, program: Sequence[str]) -> None:
+        self._program = tuple(program)
+
+    def start(self, spool: Spool, requests: Sequence[Request]) -> None:
+        for request in requests:
+            folder = spool.request(request.request_id)
+            if read_json(folder / STARTED) or spool.count_attempts(request.request_id):
+                continue
+            mark_started(folder, kind="process")
+            with open(folder / "output.log", "ab", opener=_open_private) as log:
+                # It has the environment of its user, for the sources of secrets that its owner allows, and outlives this process.
+                process.start(
+                    [*self._program, "run-request", str(folder)], environment=dict(os.environ), stdout=log, stderr=log, cwd=Path("/")
+                )
+
+    def explain(self, spool: Spool, states: Sequence[RequestState]) -> dict[str, str]:
+        return {}
+
+    def cancel(self, spool: Spool, state: RequestState) -> None:
+        """An attempt that runs polls for the mark. One that waits is not going to begin, because it reads the mark first."""
+        if state.state == "waiting":
+            spool.end_early(state.request_id)
+
+    def render_script(self, spool: Spool, requests: Sequence[Request]) -> str:
+        raise UsageError("this place has no script", where="submit --script", hint="only a place of kind slurm has one")
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": "process"}
+
+
+def mark_started(folder: Path, **content: Any) -> None:
+    """Record that a request was started, and by what."""
+    write_durably(folder / STARTED, (json.dumps({"at": time.time(), **content}) + "\n").encode())
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

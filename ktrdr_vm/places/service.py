@@ -1,0 +1,133 @@
+"""The operations of a place on the host where its spool is. `serve` offers them to a client, and `local` calls them.
+
+Every operation takes and returns JSON values, may be repeated, and names requests by id. The spool belongs to the user of this process,
+so that no request of another user can be named.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ktrdr_vm.errors import KtrdrError, UsageError
+from ktrdr_vm.host.accelerator import EMULATOR
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.process import find_program
+from ktrdr_vm.places.engine import Engine
+from ktrdr_vm.places.request import Request, parse_request
+from ktrdr_vm.places.spool import Spool
+
+SCHEMA = 1
+# Bytes of a file in one message, before base64.
+PIECE = 256 * 1024
+MOST_STATES = 5000
+
+Check = Callable[[Request, Path], None]
+"""Refuses a request that cannot run here, from its folder, with a KtrdrError."""
+
+
+class Service:
+    """The operations by name, for one spool and one engine."""
+
+    def __init__(self, spool: Spool, engine: Engine, home: Home, check: Check, instances: Callable[[], list[dict[str, Any]]]) -> None:
+        self._spool = spool
+        self._engine = engine
+        self._home = home
+        self._check = check
+        self._instances = instances
+        self._operations: dict[str, Callable[..., Any]] = {
+            "facts": self.facts, "begin": self.begin, "put": self.put, "commit": self.commit, "start": self.start, "script": self.script,
+            "states": self.states, "files": self.files, "read": self.read, "cancel": self.cancel, "instances": self.instances,
+        }  # fmt: skip
+
+    def call(self, operation: str, **words: Any) -> Any:
+        """The result of an operation. UsageError for an unknown one, and for words that it does not take."""
+        found = self._operations.get(operation)
+        if found is None:
+            raise UsageError(
+                f"there is no operation {operation!a:.60}", where="serve", hint="use the same version of ktrdr-vm at both ends"
+            )
+        try:
+            return found(**words)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UsageError(
+                f"{operation} does not take this: {error}", where="serve", hint="this is a bug in ktrdr-vm: report it"
+            ) from None
+
+    def facts(self) -> dict[str, Any]:
+        """What this host is, and what it has."""
+        folder = next(path for path in (self._home.root, *self._home.root.parents) if path.exists())
+        return {
+            "version": version("ktrdr-vm"),
+            "schema": SCHEMA,
+            "node": platform.node(),
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "user": os.geteuid(),
+            "home": str(self._home.root),
+            "spool": str(self._spool.root),
+            "free": shutil.disk_usage(folder).free,
+            "time": time.time(),
+            "kvm": os.access("/dev/kvm", os.R_OK | os.W_OK),
+            "emulator": str(find_program(EMULATOR) or ""),
+            **self._engine.describe(),
+        }
+
+    def begin(self, request_id: str) -> dict[str, Any]:
+        have = self._spool.begin(request_id)
+        return {"complete": have is None, "have": have or {}}
+
+    def put(self, request_id: str, name: str, offset: int, data: str) -> dict[str, int]:
+        return {"size": self._spool.put(request_id, name, offset, base64.b64decode(data, validate=True))}
+
+    def commit(self, request_id: str) -> dict[str, Any]:
+        request = self._spool.commit(request_id)
+        try:
+            self._check(request, self._spool.request(request_id))
+        except KtrdrError:
+            # Refused before it is started: nothing of it is kept.
+            if not self._spool.count_attempts(request_id):
+                shutil.rmtree(self._spool.request(request_id))
+            raise
+        return {"request_id": request.request_id}
+
+    def start(self, request_ids: Sequence[str]) -> dict[str, Any]:
+        self._engine.start(self._spool, [self._spool.read(one) for one in request_ids])
+        return {}
+
+    def script(self, requests: Sequence[dict[str, Any]]) -> dict[str, str]:
+        """What would be submitted for requests that are not sent."""
+        parsed = [parse_request(json.dumps(one).encode(), "script") for one in requests[:MOST_STATES]]
+        return {"script": self._engine.render_script(self._spool, parsed)}
+
+    def states(self, request_ids: Sequence[str] | None = None) -> dict[str, Any]:
+        """The states of requests, by default of all; those that were never received are left out."""
+        known = set(self._spool.list_ids())
+        chosen = sorted(known) if request_ids is None else [one for one in request_ids if one in known]
+        states = [self._spool.state(one) for one in chosen[-MOST_STATES:]]
+        reasons = self._engine.explain(self._spool, states)
+        return {"states": [{**one.to_json(), "why": reasons.get(one.request_id) or one.why} for one in states]}
+
+    def files(self, request_id: str, attempt: int) -> dict[str, Any]:
+        return {"files": [list(one) for one in self._spool.list_files(request_id, attempt)]}
+
+    def read(self, request_id: str, attempt: int, name: str, offset: int) -> dict[str, str]:
+        return {"data": base64.b64encode(self._spool.read_piece(request_id, attempt, name, max(0, offset), PIECE)).decode("ascii")}
+
+    def cancel(self, request_id: str) -> dict[str, Any]:
+        state = self._spool.state(request_id)
+        if not state.has_ended:
+            self._spool.mark_cancelled(request_id)
+            self._engine.cancel(self._spool, state)
+        return {}
+
+    def instances(self) -> dict[str, Any]:
+        return {"instances": self._instances()}

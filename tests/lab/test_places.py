@@ -1,0 +1,416 @@
+"""Requests at a place over a real sshd on the loopback address, with a stand-in for the VM at the far end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktrdr_vm.evidence.reader import find_workspace
+from ktrdr_vm.guest.ssh import generate_keypair
+
+pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="openssh-server is not installed")
+FAR = Path(__file__).parent / "laboratory" / "far_program.py"
+GIT = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@x", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@x"}
+
+
+def default_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+class Far:
+    """A far end: sshd with keys of its own, a state directory, and a client with another one."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.client: tuple[str, ...] = ("-m", "ktrdr_vm")
+        host_private, host_public = generate_keypair()
+        user_private, user_public = generate_keypair()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        ssh = place / "ssh"
+        ssh.mkdir()
+        for name, text in (("user_key", user_private), ("host_key", host_private)):
+            (ssh / name).touch(mode=0o600)
+            (ssh / name).write_text(text)
+        (ssh / "authorized_keys").write_text(user_public + "\n")
+        (ssh / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {host_public}\n")
+        (ssh / "client").write_text(
+            f"Host far\n  HostName 127.0.0.1\n  Port {self.port}\n  IdentityFile {ssh}/user_key\n  IdentitiesOnly yes\n"
+            f"  UserKnownHostsFile {ssh}/known_hosts\n"
+        )
+        (ssh / "server").write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {ssh}/host_key\nAuthorizedKeysFile {ssh}/authorized_keys\n"
+            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nStrictModes no\nUsePAM no\nPidFile none\nUseDNS no\n"
+        )
+        self.home, self.near = place / "far-home", place / "near-home"
+        self.settings = place / "far-settings"
+        self.set()
+        program = place / "ktrdr-vm"
+        program.write_text(f'#!/bin/sh\n. {self.settings}\nexec {sys.executable} {FAR} "$@"\n')
+        program.chmod(0o755)
+        configuration = place / "config" / "ktrdr-vm"
+        configuration.mkdir(parents=True)
+        (configuration / "places.yaml").write_text(
+            f"places:\n  far: {{kind: ssh, host: far, ssh_config: {ssh}/client, program: {program}, attempts: 2, grace: 10s}}\n"
+            f"  cluster: {{kind: slurm, host: far, ssh_config: {ssh}/client, program: {program}, spool: {place}/shared,"
+            f" cache: {place}/node, options: [--partition=vm], grace: 10s}}\n"
+        )
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)
+        with (ssh / "log").open("w") as log:
+            self.server = subprocess.Popen(
+                ["/usr/sbin/sshd", "-D", "-e", "-f", str(ssh / "server")], stderr=log, preexec_fn=default_signals
+            )
+        self.repository = self.make_repository()
+
+    def set(self, **settings: str) -> None:
+        words = {"KTRDR_VM_HOME": str(self.home), **settings}
+        self.settings.write_text("".join(f"export {name}={value}\n" for name, value in words.items()))
+
+    def make_repository(self) -> Path:
+        root = self.place / "project"
+        (root / "playbooks").mkdir(parents=True)
+        (root / "README").write_text("committed\n")
+        (root / "playbooks" / "unit.yaml").write_text("- hosts: all\n  tasks: [{command: 'true'}]\n")
+        (root / "base.yaml").write_text("version: 1\nname: base\nimage: debian-13-docker\n")
+        (root / "ktrdr.yaml").write_text("extends: base.yaml\nname: project\nworkspace: {source: .}\ngates: [unit]\n")
+        self.git("init", "--quiet", "--initial-branch=main")
+        self.git("add", "README", "playbooks", "base.yaml")
+        self.git("commit", "--quiet", "--message", "one")
+        # Uncommitted: the profile itself, and a change.
+        (root / "README").write_text("changed\n")
+        return root
+
+    def git(self, *words: str) -> str:
+        root = self.place / "project"
+        return subprocess.run(
+            ["git", "-C", str(root), *words], check=True, capture_output=True, text=True, env={**os.environ, **GIT}
+        ).stdout.strip()
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "KTRDR_VM_HOME": str(self.near), "XDG_CONFIG_HOME": str(self.place / "config")}
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, *self.client, *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=self.repository, env=self.environment(), stdout=pipe, stderr=pipe, text=True, preexec_fn=default_signals
+        )
+
+    def call(self, *words: str, code: int = 0) -> str:
+        started = self.start(*words)
+        out, err = started.communicate(timeout=120)
+        assert started.returncode == code, (words, out, err)
+        self.said = err
+        return out
+
+    def cut(self) -> bool:
+        """Kill the processes of sshd that carry a connection; True if there was one."""
+        found = subprocess.run(["pgrep", "--parent", str(self.server.pid)], capture_output=True, text=True).stdout.split()
+        for pid in found:
+            os.kill(int(pid), signal.SIGKILL)
+        return bool(found)
+
+    def count_runs(self) -> int:
+        path = self.home / "runs-begun"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def stop(self) -> None:
+        self.server.kill()
+        self.server.wait(10)
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Iterator[Far]:
+    made = Far(tmp_path)
+    yield made
+    made.stop()
+
+
+def test_a_client_without_libvirt_and_without_linux(far: Far) -> None:
+    far.client = (str(FAR.with_name("mac_client.py")),)
+    assert "valid" in far.call("validate")
+    assert "digest" in far.call("plan", "--instance-id", "demo")
+    assert "far" in far.call("places")
+    assert json.loads(far.call("places", "check", "far", "--json"))["facts"]["schema"] == 1
+    far.git("tag", "v1")
+    [request] = far.call("submit", "--on", "far", "--instance-id", "demo").split()
+    far.call("watch", request)
+    check_results(far, json.loads(far.call("fetch", request, "--json")))
+    far.call("queue")
+    assert "PASSED" in far.call("report", "demo")
+    far.set(FAR_SECONDS="60")
+    [request] = far.call("submit", "--on", "far", "--instance-id", "long").split()
+    far.call("cancel", request)
+    far.call("watch", request, code=130)
+    far.set()
+    check_results(far, json.loads(far.call("apply", "--on", "far", "--instance-id", "again", "--json")))
+
+
+def find_run(far: Far, instance_id: str) -> Path:
+    return far.near / "runs" / instance_id / "latest"
+
+
+def check_results(far: Far, report: dict[str, Any]) -> None:
+    """The run directory, the commits and the mask are as they must be."""
+    run = find_run(far, report["instance_id"])
+    assert {path.name for path in run.iterdir()} >= {"report.json", "report.html", "junit.xml", "events.jsonl", "plan.json", "artifacts"}
+    assert (run / "artifacts/out/result.txt").read_text() == "changed\n"
+    [commit] = report["commits"]
+    assert far.git("rev-parse", commit["ref"]) == commit["commit"]
+    assert far.git("rev-parse", f"{commit['commit']}^") == report["base_commit"] == far.git("rev-parse", "HEAD")
+    assert (far.repository / "README").read_text() == "changed\n"
+
+
+def test_apply_there_is_apply_here(far: Far) -> None:
+    report = json.loads(far.call("apply", "--on", "far", "--instance-id", "demo", "--json"))
+    assert report["outcome"] == "passed" and report["instance_id"] == "demo"
+    check_results(far, report)
+    assert "task 4" in far.said and "finished" in far.said
+    [state] = json.loads(far.call("queue", "--json"))
+    assert (state["state"], state["attempt"], state["exit_code"], state["place"]) == ("finished", 1, 0, "far")
+    [attempt] = (far.home / "spool" / "requests").glob("*/attempts/1")
+    # The evidence that was copied while it happened, and nothing of a secret in it.
+    assert len((attempt / "events.jsonl").read_text().splitlines()) > 5
+    rows = [json.loads(line) for line in (attempt / "egress.jsonl").read_text().splitlines()]
+    assert len(rows) == 5 and all(row["host"] == "***.example" for row in rows)
+    # The evidence is read as that of a run here.
+    assert "PASSED  demo" in far.call("report", "demo")
+    assert "run_started" in far.call("events", "demo")
+    repository = find_workspace(find_run(far, "demo").resolve())
+    assert repository is not None and repository.root == far.repository
+    far.call("apply", "--on", "local-typo", code=2)
+    assert "there is no place" in far.said
+
+
+def test_exit_codes_and_retries_are_those_of_the_run(far: Far) -> None:
+    far.set(FAR_EXIT="1")
+    far.call("apply", "--on", "far", "--instance-id", "demo", code=1)
+    far.set(FAR_FAIL="1")
+    far.call("apply", "--on", "far", "--instance-id", "again")
+    assert "attempt 2" in far.said
+    far.set(FAR_FAIL="2")
+    far.call("apply", "--on", "far", "--instance-id", "never", code=3)
+    assert "there is no memory" in far.said
+
+
+def test_three_cuts_and_a_killed_client_change_nothing(far: Far) -> None:
+    far.set(FAR_SECONDS="20")
+    [request] = far.call("submit", "--on", "far", "--instance-id", "demo").split()
+    first = far.start("watch", request)
+    time.sleep(2)
+    first.kill()
+    first.communicate(timeout=30)
+    second = far.start("watch", request)
+    cuts = 0
+    for _ in range(3):
+        time.sleep(4)
+        cuts += far.cut()
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 0, err
+    assert cuts == 3 and err.count("connecting again") >= 3
+    tasks = [line.split()[2] for line in err.splitlines() if line.strip().startswith("ok       task")]
+    assert tasks == [str(number) for number in range(len(tasks))] and len(tasks) > 40, "each event once, in order"
+    report = json.loads(far.call("fetch", request, "--json"))
+    check_results(far, report)
+    assert far.count_runs() == 1
+
+
+def test_apply_survives_a_cut(far: Far) -> None:
+    far.set(FAR_SECONDS="4")
+    started = far.start("apply", "--on", "far", "--instance-id", "demo", "--json")
+    time.sleep(3)
+    assert far.cut()
+    out, err = started.communicate(timeout=60)
+    assert started.returncode == 0, err
+    check_results(far, json.loads(out))
+
+
+def test_an_interrupt_of_apply_cancels(far: Far) -> None:
+    far.set(FAR_SECONDS="60")
+    started = far.start("apply", "--on", "far", "--instance-id", "demo")
+    deadline = time.monotonic() + 30
+    while not far.count_runs() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 130, err
+    assert "cancelling" in err
+    [state] = json.loads(far.call("queue", "--json"))
+    assert state["outcome"] == "cancelled"
+    assert json.loads((find_run(far, "demo") / "report.json").read_text())["outcome"] == "interrupted"
+
+
+def test_a_killed_program_is_lost_at_once_and_keeps_what_it_wrote(far: Far) -> None:
+    far.set(FAR_SECONDS="60")
+    [request] = far.call("submit", "--on", "far", "--instance-id", "demo").split()
+    attempt = far.home / "spool" / "requests" / request / "attempts" / "1"
+    deadline = time.monotonic() + 60
+    while not (attempt / "events.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    os.kill(json.loads((attempt / "lease.jsonl").read_text().splitlines()[0])["pid"], signal.SIGKILL)
+    lines = far.call("watch", request, "--json", code=4).splitlines()
+    assert json.loads(lines[-1])["state"] == "lost"
+    assert sum(json.loads(line)["event"] == "task_finished" for line in lines) >= 5
+    far.call("fetch", request, code=4)
+    assert "attempt 1 was lost" in far.said
+
+
+def test_references_are_requests_of_their_own(far: Far) -> None:
+    far.git("add", "ktrdr.yaml")
+    far.git("commit", "--quiet", "--message", "two")
+    far.git("branch", "other")
+    far.git("tag", "v1")
+    requests = far.call("submit", "--on", "far", "--ref", "other", "--ref", "v1").split()
+    assert len(requests) == 2
+    for request in requests:
+        far.call("watch", request)
+    reports = [json.loads(far.call("fetch", request, "--json")) for request in requests]
+    assert [report["base_ref"] for report in reports] == ["other", ""]
+    assert len({report["instance_id"] for report in reports}) == 2
+    # Nothing uncommitted belongs to a reference.
+    assert (find_run(far, reports[0]["instance_id"]) / "artifacts/out/result.txt").read_text() == "committed\n"
+    assert far.call("submit", "--on", "far", "--ref", "nothing", code=2) == ""
+
+
+def test_what_cannot_run_there_is_refused_at_submit(far: Far) -> None:
+    profile = far.repository / "ktrdr.yaml"
+    text = profile.read_text()
+    profile.write_text(text + "secrets: [{name: key, source: {env: KTRDR_FAR_KEY}}]\n")
+    far.call("submit", "--on", "far", code=2)
+    assert "KTRDR_FAR_KEY" in far.said and not json.loads(far.call("queue", "--on", "far", "--json"))
+    far.set(KTRDR_FAR_KEY="abcdefghijkl")
+    [request] = far.call("submit", "--on", "far").split()
+    far.call("watch", request)
+    folder = far.home / "spool" / "requests" / request
+    assert "abcdefghijkl" not in "".join(path.read_text(errors="replace") for path in folder.glob("*.*"))
+    profile.write_text(text + "mode: interactive\nmounts: [{source: ./x, target: /x}]\n")
+    far.call("submit", "--on", "far", code=2)
+    assert "interactive" in far.said and "mount" in far.said
+    assert far.count_runs() == 1
+
+
+def test_places_shows_and_checks(far: Far) -> None:
+    assert "far" in far.call("places") and "local" in far.call("places")
+    found = far.start("places", "check", "far", "--json")
+    out, _ = found.communicate(timeout=60)
+    assert json.loads(out)["facts"]["home"] == str(far.home)
+    far.server.kill()
+    far.call("places", "check", "far", code=3)
+    assert "Connection refused" in far.said
+
+
+def test_another_program_at_the_far_end_is_a_sentence(far: Far) -> None:
+    program = far.place / "ktrdr-vm"
+    program.write_text("#!/bin/sh\necho Welcome to this host\n")
+    far.call("places", "check", "far", code=2)
+    assert "Welcome to this host" in far.said
+    program.write_text('#!/bin/sh\necho \'{"ktrdr-vm": "99.1.0", "schema": 7}\'\ncat >/dev/null\n')
+    far.call("places", "check", "far", code=2)
+    assert "versions do not fit" in far.said and "99.1.0" in far.said
+
+
+def test_this_host_is_a_place(far: Far) -> None:
+    far.client = (str(FAR),)
+    check_results(far, json.loads(far.call("apply", "--on", "local", "--instance-id", "demo", "--json")))
+    assert far.count_runs() == 0 and (far.near / "runs-begun").read_text().count("\n") == 1
+
+
+def test_commits_of_a_hostile_far_end_are_refused(far: Far) -> None:
+    [request] = far.call("submit", "--on", "far", "--instance-id", "demo").split()
+    far.call("watch", request)
+    [bundle] = (far.home / "spool" / "requests" / request).glob("attempts/1/commits.bundle")
+    honest = bundle.read_bytes()
+    far.git("bundle", "create", "--quiet", str(bundle), "refs/heads/main")
+    subprocess.run(["sed", "-i", "s,refs/heads/main,refs/evil/main,", str(bundle)], check=True)
+    before = far.git("for-each-ref")
+    for content in (bundle.read_bytes(), b"garbage", honest[: len(honest) // 2]):
+        bundle.write_bytes(content)
+        far.call("fetch", request, code=4)
+        assert far.git("for-each-ref") == before
+        assert not (far.near / "runs" / "demo" / "latest").exists()
+    bundle.write_bytes(honest)
+    check_results(far, json.loads(far.call("fetch", request, "--json")))
+
+
+SLURM = {
+    # As slurmd does with --export=NONE and `exec`: a new session, and no environment of the submitter.
+    "sbatch": """#!/bin/sh
+here=$(dirname "$0")
+cat > "$here/script"
+count=$(sed -n 's/^#SBATCH --array=0-//p' "$here/script")
+for index in $(seq 0 "${count:-0}"); do
+  env -i PATH="$PATH" HOME=/nonexistent SLURM_JOB_ID=7 SLURM_ARRAY_TASK_ID="$index" \\
+    setsid sh "$here/script" > "$here/log.$index" 2>&1 < /dev/null &
+done
+echo 7
+""",
+    "squeue": "#!/bin/sh\nexit 0\n",
+    "scancel": '#!/bin/sh\necho "$@" >> "$(dirname "$0")/cancelled"\n',
+}
+
+
+@pytest.fixture
+def cluster(far: Far) -> Far:
+    programs = far.place / "slurm"
+    programs.mkdir()
+    for name, text in SLURM.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (far.place / "shared").mkdir()
+    far.set(FAR_PATH=str(programs), FAR_SECONDS="1")
+    return far
+
+
+def test_a_cluster_by_its_programs(cluster: Far) -> None:
+    assert "sbatch answers here" in cluster.call("places", "check", "cluster")
+    script = cluster.call("submit", "--on", "cluster", "--instance-id", "demo", "--script")
+    assert script.splitlines()[-1].startswith(
+        f"exec {cluster.place}/ktrdr-vm run-request --cache {cluster.place}/node {cluster.place}/shared/"
+    )
+    assert cluster.call("queue", "--on", "cluster") == ""
+    report = json.loads(cluster.call("apply", "--on", "cluster", "--instance-id", "demo", "--json"))
+    check_results(cluster, report)
+    node = cluster.place / "node" / str(os.geteuid())
+    assert (node / "runs" / "demo" / report["run_id"] / "report.json").exists(), "images and runs are in the cache of the node"
+
+
+def test_an_array_of_a_cluster(cluster: Far) -> None:
+    cluster.git("add", "ktrdr.yaml")
+    cluster.git("commit", "--quiet", "--message", "two")
+    for name in ("one", "two", "three"):
+        cluster.git("branch", name)
+    requests = cluster.call("submit", "--on", "cluster", "--ref", "one", "--ref", "two", "--ref", "three").split()
+    assert "#SBATCH --array=0-2" in (cluster.place / "slurm" / "script").read_text()
+    for request in requests:
+        cluster.call("watch", request)
+    reports = [json.loads(cluster.call("fetch", request, "--json")) for request in requests]
+    assert [report["base_ref"] for report in reports] == ["one", "two", "three"]
+
+
+def test_a_running_job_is_cancelled_with_its_evidence(cluster: Far) -> None:
+    cluster.set(FAR_PATH=str(cluster.place / "slurm"), FAR_SECONDS="60")
+    [request] = cluster.call("submit", "--on", "cluster", "--instance-id", "demo").split()
+    deadline = time.monotonic() + 60
+    while not list((cluster.place / "shared").rglob("events.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    cluster.call("cancel", request)
+    cluster.call("watch", request, code=130)
+    cluster.call("fetch", request, code=130)
+    assert json.loads((find_run(cluster, "demo") / "report.json").read_text())["outcome"] == "interrupted"
+    # The mark was enough.
+    assert not (cluster.place / "slurm" / "cancelled").exists()
