@@ -75,7 +75,7 @@ def execute(gathered: Gathered, home: Home, request: Request, listener: Listener
         gates=(GateResult("unit", "passed", began, 1.0),), commits=commits,
     )  # fmt: skip
     recorder.directory.write("plan.json", "{}\n")
-    write_report(recorder.directory, report)
+    write_report(recorder.directory, report, lambda _: None)
     ledger.unlink()
     return report
 
