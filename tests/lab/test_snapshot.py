@@ -34,7 +34,6 @@ echo hostname $(hostname)
 echo machine-id $(cat /etc/machine-id)
 echo host-key $(cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub)
 echo login $(cat /home/ktrdr/.ssh/authorized_keys)
-echo mac $(cat /sys/class/net/eth0/address)
 """
 
 
