@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ktrdr_vm.host.paths import PROJECT
+from ktrdr_vm.images.apt import read_apt_host
 
-MIRROR = "http://deb.debian.org/debian"
 # Of the root alone: plans without a repository of this host, and /proc of its own.
 TRIAL = """\
 set -e
@@ -86,7 +86,11 @@ def test_it_works_in_a_clean_root(package: Path, release: str, tmp_path: Path) -
     install = "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends man-db /tmp/*.deb"
     hooks = [f"--customize-hook=copy-in {package} /tmp", f"--customize-hook=chroot \"$1\" sh -c '{install}'"]
     done = subprocess.run(
-        ["mmdebstrap", "--variant=apt", *hooks, release, root, MIRROR], capture_output=True, text=True, timeout=1800, check=False
+        ["mmdebstrap", "--variant=apt", *hooks, release, root, read_apt_host().main.uri],
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     try:
