@@ -34,5 +34,5 @@ def serve(folder: Path, socket: Path) -> None:
     while not socket.is_socket():
         if started.poll() is not None or time.monotonic() > end:
             started.kill()
-            raise ProvisionError("virtiofsd does not serve the mount", where=str(folder), hint="see the log of the host")
+            raise ProvisionError("virtiofsd does not serve the mount", where=str(folder), hint="`ktrdr-vm doctor` checks the host")
         time.sleep(_POLL)

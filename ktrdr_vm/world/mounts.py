@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError
-from ktrdr_vm.world.layout import DAEMONS, INSIDE
+from ktrdr_vm.world.layout import DAEMONS
 
-NEW_MOUNTS = 0x00020000
+_NEW_MOUNTS = 0x00020000
 _NOSUID, _NODEV, _BIND, _REC, _SLAVE, _SHARED = 2, 4, 4096, 16384, 1 << 19, 1 << 20
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -48,12 +48,13 @@ def make_daemons_view(home: Path, person: Path, *, kvm: bool) -> None:
     """The same for a process of the daemons: with a /dev of its own, and nothing of the person's home but the state directory."""
     _unshare()
     descriptor = os.open(home, os.O_PATH | os.O_DIRECTORY)
-    for folder in _find_closed(home, person):
+    covered = _find_closed(home, person)
+    for folder in covered:
         _mount("ktrdr-vm", folder, "tmpfs", _NOSUID | _NODEV, "mode=0711")
     home.mkdir(mode=0o711, parents=True, exist_ok=True)
     for folder in home.parents:
-        if folder.stat().st_uid == os.getuid():
-            # Of the tmpfs, made with the umask of the person.
+        if any(one in folder.parents for one in covered):
+            # Made just now, in the tmpfs, with the umask of the person.
             folder.chmod(0o711)
     _mount(f"/proc/self/fd/{descriptor}", home, flags=_BIND | _REC)
     os.close(descriptor)
@@ -110,7 +111,7 @@ def _take(source: Path, target: Path) -> None:
 
 
 def _unshare() -> None:
-    if _LIBC.unshare(NEW_MOUNTS) != 0:
+    if _LIBC.unshare(_NEW_MOUNTS) != 0:
         raise HostError(f"no mount namespace can be made: {os.strerror(ctypes.get_errno())}", where="unshare", hint=_HINT)
 
 
@@ -121,4 +122,3 @@ def _mount(source: str, target: Path, kind: str = "", flags: int = 0, options: s
 
 
 _HINT = "`ktrdr-vm doctor` checks whether this host allows user namespaces; or use sudo"
-assert INSIDE.parent == Path("/run")

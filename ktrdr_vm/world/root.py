@@ -111,6 +111,8 @@ def _hold(home: Path, use_lock: Path, supervisor: int) -> None:
             daemons.end_all()
             return
         os.close(lock)
+    # The world goes on: the next command takes it up.
+    raise ChildProcessError("what supervises the daemons of the world ended")
 
 
 def _read_limit(home: Path) -> float:

@@ -115,6 +115,10 @@ def end_world(person: Person) -> None:
         limit.unlink()
 
 
+# In the world like a guard: without the lock of a command.
+_STAY = 'from ktrdr_vm import enter_world; enter_world(); import os, sys; os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"])'
+
+
 # -- the world itself -----------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +146,43 @@ def test_what_was_killed_is_there_again_after_the_next_command(alice: Person) ->
     os.kill(pasta, signal.SIGKILL)
     wait_until(lambda: [pid for pid in alice.find("pasta") if pid != pasta], "pasta is there again", 30)
     end_world(alice)
+
+
+def test_a_world_without_its_supervisor_is_taken_up_and_not_forgotten(alice: Person) -> None:
+    """What runs in it would otherwise be out of reach, beside a second world."""
+    assert alice.run("list").code == 0
+    (record,) = Path(f"/tmp/ktrdr-vm-{alice.uid}/ktrdr-vm").glob("*/world.json")
+    before = json.loads(record.read_text())
+    guard = alice.start(program=["/bin/sh", "-c", f"exec {alice.python} -c '{_STAY}'"])
+    wait_until(lambda: alice.find("time.sleep(60)"), "somebody is in the world", 30)
+    os.kill(alice.find("world.root")[-1], signal.SIGKILL)
+    wait_until(lambda: not alice.find("world.keeper"), "the keeper ended", 30)
+    assert alice.run("list").code == 0
+    assert json.loads(record.read_text())["user_namespace"] == before["user_namespace"]
+    guard.kill()
+    guard.communicate()
+    end_world(alice)
+
+
+def test_folders_above_the_state_directory_keep_their_modes(bob: Person) -> None:
+    above = bob.home / "above"
+    above.mkdir(mode=0o755)
+    above.chmod(0o755)
+    os.chown(above, bob.uid, bob.uid)
+    # Nothing on the way is closed to others, so nothing of it is replaced in the view of the daemons.
+    state = Path(f"/var/tmp/{bob.name}-above")
+    state.mkdir(mode=0o755)
+    state.chmod(0o755)
+    os.chown(state, bob.uid, bob.uid)
+    try:
+        started = bob.start("list", environment={"KTRDR_VM_HOME": str(state / "inner")})
+        out, err = started.communicate(timeout=120)
+        assert started.returncode == 0, (out, err)
+        assert stat.S_IMODE(state.stat().st_mode) == stat.S_IMODE(above.stat().st_mode) == 0o755
+    finally:
+        (state / "inner/world/idle-limit").write_text("0")
+        wait_until(lambda: bob.processes() == {}, "the world ends", 30)
+        shutil.rmtree(state)
 
 
 def test_two_commands_at_once_make_one_world(alice: Person) -> None:
