@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ktrdr_vm.guest.push import REVIEWS
 from ktrdr_vm.plan.plan import Plan
 
 NOTES = ".ktrdr/notes"
@@ -51,6 +52,13 @@ def render_guide(plan: Plan) -> str:
         autoescape=False,  # noqa: S701 - Markdown for a guest that wrote none of it
     ).get_template("guide.md.j2")  # fmt: skip
     return (
-        template.render(identity=plan.identity.instance_id, profile=plan.profile, rules=plan.rules, notes=NOTES, note_files=NOTE_FILES)
+        template.render(
+            identity=plan.identity.instance_id,
+            profile=plan.profile,
+            rules=plan.rules,
+            notes=NOTES,
+            note_files=NOTE_FILES,
+            reviews=REVIEWS,
+        )
         + "\n"
     )
