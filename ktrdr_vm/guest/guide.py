@@ -36,6 +36,10 @@ def make_facts(plan: Plan) -> dict[str, Any]:
             {"name": secret.name, "host": broker.host, "variable": broker.base_url_env, "after": broker.after}
             for secret, broker in profile.brokered
         ],
+        "requests": [
+            {"host": one.host, "variable": one.base_url_env, "methods": list(one.methods), "paths": list(one.paths)}
+            for one in profile.limited
+        ],
         "telemetry": profile.telemetry.otlp,
         "mounts": [{"target": mount.target, "readonly": mount.readonly} for mount in profile.mounts],
         "workload_seconds": profile.workload.timeout if profile.workload else None,

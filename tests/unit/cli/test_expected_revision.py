@@ -19,7 +19,7 @@ from ktrdr_vm.cli.mcp_tools import TOOLS, answer
 from ktrdr_vm.egress import client
 from ktrdr_vm.errors import ProvisionError, UsageError
 from ktrdr_vm.evidence.run_directory import RunDirectory
-from ktrdr_vm.guest.push import Pushed
+from ktrdr_vm.guest.push import Push, Pushed
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance.loaded import LoadedInstance
@@ -61,7 +61,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callab
     monkeypatch.setattr(gate_run, "run_playbook", run_playbook)
     monkeypatch.setattr(push_run, "find_workspace", lambda _: Workspace())
     monkeypatch.setattr(push_run, "find_repository", lambda *_: None)
-    monkeypatch.setattr(push_run, "push_to", lambda _, push, *__: GUEST.append(str(push.comments)) or Pushed())
+
+    def push_to(_: object, push: Push, *__: object) -> Pushed:
+        GUEST.append(str(push.comments))
+        return Pushed()
+
+    monkeypatch.setattr(push_run, "push_to", push_to)
     (tmp_path / "playbooks").mkdir()
     (tmp_path / "playbooks" / "own.yaml").write_text("- hosts: all\n  tasks: [{name: x, ansible.builtin.command: {cmd: x}}]\n")
     return made
