@@ -11,12 +11,16 @@ import fcntl
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.libvirt import Libvirt
 
 # The state is small; QEMU needs the time to flush the disk.
 LIMIT = 60.0
+# Memory that a busy guest keeps changing is written more than once.
+COPY_LIMIT = 600.0
+_UNLIMITED = 1 << 40
 _FD_NAME = "ktrdr-state"
 
 
@@ -34,6 +38,29 @@ def save_state(libvirt: Libvirt, domain: str, target: Path) -> None:
         os.close(descriptor)
 
 
+def copy_state(libvirt: Libvirt, domain: str, target: Path) -> float:
+    """Write the whole state of a running domain, private memory included. It runs until only the rest is left, and is then paused.
+
+    What `load_state` loads, and the disk at the end of this call, are of one moment. Returns the seconds of the pause so far.
+    """
+    _ignore_shared(libvirt, domain)
+    rate = libvirt.monitor(domain, "query-migrate-parameters").get("max-bandwidth", 0)
+    libvirt.monitor(domain, "migrate-set-parameters", {"max-bandwidth": _UNLIMITED})
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        libvirt.monitor(domain, "getfd", {"fdname": _FD_NAME}, files=(descriptor,))
+        libvirt.monitor(domain, "migrate", {"uri": f"fd:{_FD_NAME}"})
+        downtime = int(_wait(libvirt, domain, COPY_LIMIT).get("downtime", 0))
+    except BaseException:
+        libvirt.monitor(domain, "migrate_cancel")
+        raise
+    finally:
+        os.close(descriptor)
+        libvirt.monitor(domain, "migrate-set-parameters", {"max-bandwidth": rate})
+        _ignore_shared(libvirt, domain, state=False)
+    return downtime / 1000
+
+
 def load_state(libvirt: Libvirt, domain: str, source: Path) -> None:
     """Load the state into a domain that waits for it (`-incoming defer`). It stays paused."""
     _ignore_shared(libvirt, domain)
@@ -41,7 +68,7 @@ def load_state(libvirt: Libvirt, domain: str, source: Path) -> None:
     try:
         libvirt.monitor(domain, "getfd", {"fdname": _FD_NAME}, files=(descriptor,))
         libvirt.monitor(domain, "migrate-incoming", {"uri": f"fd:{_FD_NAME}"})
-        _wait(libvirt, domain)
+        _wait(libvirt, domain, COPY_LIMIT)
         # A later save by libvirt must be complete, because the QEMU that loads it does not have this capability set.
         _ignore_shared(libvirt, domain, state=False)
     finally:
@@ -97,13 +124,13 @@ def _ignore_shared(libvirt: Libvirt, domain: str, *, state: bool = True) -> None
     libvirt.monitor(domain, "migrate-set-capabilities", {"capabilities": capabilities})
 
 
-def _wait(libvirt: Libvirt, domain: str) -> None:
-    end = time.monotonic() + LIMIT
+def _wait(libvirt: Libvirt, domain: str, limit: float = LIMIT) -> dict[str, Any]:
+    end = time.monotonic() + limit
     while True:
         status = libvirt.monitor(domain, "query-migrate")
         state = status.get("status")
         if state == "completed":
-            return
+            return dict(status)
         if state in ("failed", "cancelled") or time.monotonic() > end:
             raise ProvisionError(
                 f"the state of the template could not be moved: {status.get('error-desc') or state}",

@@ -153,6 +153,11 @@ class InstancePaths:
         return self.directory / "snapshots"
 
     @property
+    def branching(self) -> Path:
+        """Memory and disk of this instance while branches of it are created."""
+        return self.directory / "branching"
+
+    @property
     def host_key(self) -> Path:
         return self.directory / "ssh" / "host_key"
 

@@ -6,6 +6,7 @@ Each step may be interrupted, also by the host's end; the journal says what was 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable
 
@@ -91,6 +92,7 @@ def resume(loaded: LoadedInstance, *, read_secret: SecretReader, mount_roots: tu
             )
         require_capacity(loaded.home.root, plan.profile.resources.memory)
     journal.enter("resuming")
+    shutil.rmtree(loaded.paths.branching, ignore_errors=True)
     for resource in loaded.open_network():
         loaded.ensure(resource, notify)
     domain = loaded.resource("domain")
@@ -104,7 +106,7 @@ def resume(loaded: LoadedInstance, *, read_secret: SecretReader, mount_roots: tu
         _timed(saved, "removed", notify, saved.remove)
         journal.strike(saved.key)
         loaded.libvirt.resume(loaded.identity.domain)
-    _set_clock(loaded, BOOT_LIMIT[plan.facts.accelerator])
+    set_clock(loaded, BOOT_LIMIT[plan.facts.accelerator])
     loaded.complete(read_secret=read_secret, mount_roots=mount_roots, notify=notify)
     journal.enter("awake")
 
@@ -120,8 +122,8 @@ def _let_go(loaded: LoadedInstance, notify: Notify) -> None:
     loaded.close()
 
 
-def _set_clock(loaded: LoadedInstance, limit: float) -> None:
-    """It stood still with the machine."""
+def set_clock(loaded: LoadedInstance, limit: float) -> None:
+    """Set the clock of the guest, which stood still with the machine."""
     guest = loaded.connect(limit=limit)
     told = guest.run(["date", "-u", "-s", f"@{time.time():.3f}"], become=True, timeout=60)
     if told.exit_code != 0:

@@ -45,6 +45,8 @@ class TemplateFacts:
     """
     has_project: bool = False
     """True if the disk of a project is between the disk of the template and the image."""
+    branched: str = ""
+    """The state of a running instance, with its memory, from which a branch starts in place of that of the template."""
 
     @property
     def disk(self) -> str:
@@ -61,7 +63,7 @@ class TemplateFacts:
 
     @property
     def state(self) -> str:
-        return f"{self.directory}/state"
+        return self.branched or f"{self.directory}/state"
 
 
 @dataclass(frozen=True)

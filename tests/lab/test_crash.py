@@ -48,6 +48,7 @@ USUAL = "version: 1\nname: crash\nimage: debian-13-docker\nresources: {vcpus: 2,
 PROFILES = {
     "small.yaml": SMALL + SECRETS + MOUNTS,
     "forked.yaml": USUAL,
+    "branched.yaml": USUAL + SECRETS,
     "sleeper.yaml": USUAL.replace("name: crash", "name: sleeper\nmode: interactive") + SECRETS + MOUNTS,
 }
 LIMIT = 300
@@ -56,7 +57,7 @@ LIMIT = 300
 SAMPLE = (
     "apply-namespace-after", "apply-overlay-inside", "apply-seed-after", "destroy-firewall-before", "apply-guard-after", "apply-tap-inside",
     "destroy-domain-after", "apply-mount-inside", "resume-secret-inside", "apply-brokeredsecret-before", "suspend-saved-inside",
-    "fork-create.6.attach-inside", "grant-give.0.grant-inside", "granting-grant.1.add-after", "lend-lend.1.create-inside",
+    "fork-create.6.attach-inside", "branch-create.8.create-inside", "grant-give.0.grant-inside", "granting-grant.1.add-after", "lend-lend.1.create-inside",
 )  # fmt: skip
 CELLS = all_cells()
 GOLDEN = PROJECT / "tests/golden/expected/outside/crash-cells.txt"
@@ -141,8 +142,8 @@ def test_gc_leaves_nothing_whenever_it_dies(
     cell = CELLS[key]
     before = take_inventory(lab, libvirt)
     profile = workspace / "small.yaml"
-    if cell.verb == "fork":
-        profile = workspace / "forked.yaml"
+    if cell.verb in ("fork", "branch"):
+        profile = workspace / ("forked.yaml" if cell.verb == "fork" else "branched.yaml")
         plan = gather(profile, home=lab.home, workspace=workspace, instance_id="x").plan
         if find_template(lab.home, plan, image) is None:
             build_template(lab.home, plan, image, libvirt, progress=print)

@@ -26,6 +26,7 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance import allocation, instance, teardown
+from ktrdr_vm.instance import branch as branching
 from ktrdr_vm.instance import suspend as suspension
 from ktrdr_vm.instance.resources import make_resources
 from ktrdr_vm.instance.resources.base import Blueprint, Resource, Target
@@ -130,6 +131,7 @@ def _find_steps() -> dict[str, list[Step]]:
             *steps("remove", "saved"),
             *_statements(suspension.resume),
         ],
+        "branch": _statements(branching._copy, fork.copy_state, branching._create),
         # The command that gives dies; then the guard that takes it up.
         "grant": _statements(answers.approve, answers._give, EscalationStore.answer, EscalationStore._settle),
         "lend": _statements(lending.lend, lending.take_back),

@@ -35,7 +35,8 @@ from ktrdr_vm.host.paths import find_home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.images.store import ImageStore
 from ktrdr_vm.inputs.resolve import gather
-from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.branch import Given, branch
+from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.mount import Mount
 from ktrdr_vm.instance.secrets import take_secrets
@@ -191,6 +192,14 @@ class Crash:
     def fork(self) -> None:
         arm(self.cell)
         self.create(forked=True)
+
+    def branch(self) -> None:
+        self.create(forked=True)
+        loaded = self.instance.load()
+        loaded.connect(limit=BOOT_LIMIT["tcg"])
+        arm(self.cell)
+        copy = parse_instance_id(f"{self.instance.identity.instance_id}-b")
+        branch(loaded, [copy], Given(_read_secret))
 
     def suspend(self) -> None:
         loaded = self.wake()

@@ -1,0 +1,167 @@
+"""Branches: copies of a running instance with its memory and processes, each with an identity, a network and secrets of its own.
+
+The original is copied while it runs, and paused for the last part of its memory and for its disk. Its secrets are taken away before,
+and delivered anew to it and to each copy. The reasons are in docs/adr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ktrdr_vm.errors import KtrdrError, UsageError
+from ktrdr_vm.guest.personalize import personalize
+from ktrdr_vm.host import process
+from ktrdr_vm.host.capacity import require_capacity
+from ktrdr_vm.host.fork import copy_state
+from ktrdr_vm.host.rights import make_private
+from ktrdr_vm.identity import Identity
+from ktrdr_vm.instance.backing import open_template
+from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.loaded import LoadedInstance, SecretReader
+from ktrdr_vm.instance.resources.base import Notify, quiet
+from ktrdr_vm.instance.resources.overlay import COPY_LIMIT, copy_boot_files
+from ktrdr_vm.instance.resources.secret import sweep_secrets
+from ktrdr_vm.instance.secrets import take_secrets
+from ktrdr_vm.instance.suspend import set_clock
+from ktrdr_vm.plan.domain_xml import shares_memory
+from ktrdr_vm.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Given:
+    """What instances get from the host: secrets from their sources, roots of mounts, and how many instances there may be."""
+
+    read_secret: SecretReader
+    mount_roots: tuple[str, ...] = ()
+    most_instances: int = 0
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The instances that were created, and the seconds for which the original was paused."""
+
+    instances: tuple[str, ...]
+    paused: float
+
+
+def branch(loaded: LoadedInstance, identities: Iterable[Identity], given: Given, *, notify: Notify = quiet) -> Branches:
+    """Create a copy of a running instance for each identity. Use under the lock of the original; each copy is locked here.
+
+    UsageError, with nothing changed, for an instance that cannot be branched or a name that exists. If a copy cannot be created, all are
+    removed. A killed call leaves the original as an interrupted `suspend` does: `resume` mends it.
+    """
+    wanted = tuple(identities)
+    _require_possible(loaded, wanted)
+    with contextlib.ExitStack() as held:
+        copies = [Instance(loaded.home, identity, loaded.libvirt) for identity in wanted]
+        for copy in copies:
+            held.enter_context(copy.locked())
+            if copy.find_journal() is not None:
+                raise UsageError(
+                    f"there is an instance {copy.identity.instance_id} already",
+                    where=str(copy.paths.directory),
+                    hint="choose another name, or destroy that one first",
+                )
+        with _folder(loaded) as folder:
+            paused = _copy(loaded, folder, given, notify)
+            held.callback(loaded.close)
+            made: list[Instance] = []
+            try:
+                for copy in copies:
+                    made.append(copy)
+                    _create(loaded, copy, folder, given, notify)
+            except BaseException:
+                for one in made:
+                    with contextlib.suppress(KtrdrError):
+                        one.destroy(notify=notify)
+                raise
+    return Branches(tuple(one.instance_id for one in wanted), paused)
+
+
+def _require_possible(loaded: LoadedInstance, wanted: tuple[Identity, ...]) -> None:
+    name, plan = loaded.instance_id, loaded.plan
+    loaded.target.require_awake()
+    if len({one.instance_id for one in wanted} | {name}) != len(wanted) + 1:
+        raise UsageError("each branch needs a name of its own", where=name, hint="use --count for several")
+    if not loaded.target.is_running() or loaded.journal.state != "awake":
+        raise UsageError("it does not run", where=name, hint=f"`ktrdr-vm resume {name}` or `ktrdr-vm apply` starts it")
+    reason = ""
+    if shares_memory(plan.profile, plan.facts):
+        reason = "its memory is shared with the program that serves its mounts, or prepared for one"
+    elif plan.facts.lending.vcpus:
+        reason = "it is prepared for hot-plugged vCPUs and memory"
+    elif not loaded.journal.template or "mem-path" not in loaded.libvirt.describe(loaded.identity.domain):
+        reason = "it was booted from its disk, and not forked from a template"
+    if reason:
+        raise UsageError(
+            f"the instance cannot be branched: {reason}", where=name, hint="`ktrdr-vm snapshot` copies the disk of any instance"
+        )
+    require_capacity(loaded.home.root, plan.profile.resources.memory * len(wanted))
+
+
+@contextlib.contextmanager
+def _folder(loaded: LoadedInstance) -> Iterator[Path]:
+    """A folder for memory and disk, only for the time of the call: the memory of a machine is not kept."""
+    folder = loaded.paths.branching
+    shutil.rmtree(folder, ignore_errors=True)
+    make_private(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _copy(loaded: LoadedInstance, folder: Path, given: Given, notify: Notify) -> float:
+    """Memory and disk of one moment, in the folder. The original runs afterwards as before; returns how long it was paused."""
+    journal, libvirt, domain = loaded.journal, loaded.libvirt, loaded.identity.domain
+    # As for `suspend`: `resume` gives back what was taken, if this process ends meanwhile.
+    journal.enter("suspending")
+    try:
+        for key in take_secrets(loaded, notify):
+            journal.strike(key)
+        # Keys of the connection are secrets as well, and a copy could go on with it.
+        loaded.close()
+        try:
+            paused = copy_state(libvirt, domain, folder / "state")
+            began = time.monotonic()
+            process.run(["cp", "--reflink=auto", "--sparse=always", loaded.paths.overlay, folder / "disk.qcow2"], timeout=COPY_LIMIT)
+        finally:
+            facts = libvirt.find(domain)
+            if facts is not None and facts.state == "paused":
+                libvirt.resume(domain)
+        paused += time.monotonic() - began
+    finally:
+        set_clock(loaded, BOOT_LIMIT[loaded.plan.facts.accelerator])
+        loaded.complete(read_secret=given.read_secret, mount_roots=given.mount_roots, notify=notify)
+        journal.enter("awake")
+    return paused
+
+
+def _create(loaded: LoadedInstance, copy: Instance, folder: Path, given: Given, notify: Notify) -> None:
+    plan = Plan(loaded.plan.profile, loaded.plan.facts, copy.identity, loaded.plan.source)
+    template = open_template(loaded.home, loaded.journal.template)
+    made = copy.begin(plan, template=template, most_instances=given.most_instances)
+    made.template = replace(template, branched=str(folder / "state"))
+    made.journal.intend("overlay")
+    copy_boot_files(plan.facts.image, made.paths.directory)
+    partial = made.paths.overlay.with_suffix(".partial")
+    process.run(["cp", "--reflink=auto", "--sparse=always", folder / "disk.qcow2", partial], timeout=COPY_LIMIT)
+    partial.chmod(0o600)
+    partial.rename(made.paths.overlay)
+    made.journal.confirm("overlay")
+    made.create(read_secret=given.read_secret, mount_roots=given.mount_roots, notify=notify)
+    try:
+        guest = made.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+        # What an approval may have delivered to the original since its secrets were taken away.
+        sweep_secrets(guest)
+        personalize(guest, plan, made.environment())
+        made.complete(read_secret=given.read_secret, mount_roots=given.mount_roots, notify=notify)
+        # Until now `gc` removes a disposable one, as what a killed run has left.
+        made.journal.keep()
+    finally:
+        made.close()

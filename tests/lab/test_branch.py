@@ -1,0 +1,112 @@
+"""Three ways from here: what ran runs on in each copy, and nothing that tells the machines apart, and no secret of the original, is shared."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from pathlib import Path
+
+import pytest
+from laboratory import world
+from laboratory.instances import make_workspace
+from laboratory.lab import Lab
+from test_fork import ASK
+
+from ktrdr_vm.errors import UsageError
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.images.store import Image
+from ktrdr_vm.inputs.resolve import gather
+from ktrdr_vm.instance import branch as module
+from ktrdr_vm.instance.branch import Given, branch
+from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
+from ktrdr_vm.instance.suspend import resume, suspend
+from ktrdr_vm.templates.base import build_template, find_template
+
+PROFILE = """\
+version: 1
+name: branch
+mode: interactive
+image: debian-13-docker
+resources: {vcpus: 2, memory: 2GiB, disk: 10GiB}
+egress: {allow: [{host: allowed.test.lab, ports: [80]}]}
+secrets: [{name: canary, source: {env: KTRDR_LAB_CANARY}}]
+"""
+COUNT = "systemd-run --quiet --unit=counter sh -c 'n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.2; done'"
+OWN = ("hostname", "machine-id", "host-key", "login", "random", "uuid")
+
+
+def _shell(instance: LoadedInstance, line: str) -> str:
+    done = instance.connect(limit=BOOT_LIMIT["tcg"]).run(line, become=True, timeout=120)
+    return (done.stdout + done.stderr).decode()
+
+
+@pytest.mark.vm
+def test_three_ways_from_here(lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = make_workspace(tmp_path)
+    (workspace / "branch.yaml").write_text(PROFILE)
+    gathered = gather(workspace / "branch.yaml", home=lab.home, workspace=workspace, instance_id=lab.new_id("branched"))
+    plan = gathered.plan
+    template = find_template(lab.home, plan, image) or build_template(lab.home, plan, image, libvirt, progress=print)
+    origin = Instance(lab.home, plan.identity, libvirt)
+    names = [parse_instance_id(f"{plan.identity.instance_id}-{number}") for number in (1, 2)]
+    copies = [Instance(lab.home, name, libvirt) for name in names]
+    first, anew = (f"CANARY{secrets.token_hex(16)}".encode() for _ in range(2))
+    seen: list[bytes] = []
+    unseen = module._create
+
+    def create(loaded: LoadedInstance, copy: Instance, folder: Path, *more: object) -> None:
+        seen.append((folder / "state").read_bytes() + (folder / "disk.qcow2").read_bytes())
+        assert (folder / "state").stat().st_mode & 0o077 == 0
+        unseen(loaded, copy, folder, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_create", create)
+    try:
+        with origin.locked():
+            loaded = origin.create(plan, read_secret=lambda _: first, mount_roots=(), template=template)
+            loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
+            loaded.complete(read_secret=lambda _: first, mount_roots=())
+            _shell(loaded, COUNT)
+            _shell(loaded, "echo kept > /root/file; echo memory > /run/file")
+            boot_id = _shell(loaded, "cat /proc/sys/kernel/random/boot_id")
+            began = time.monotonic()
+            made = branch(loaded, names, Given(lambda _: anew))
+            print(f"two branches in {time.monotonic() - began:.1f} s, the original paused for {made.paused * 1000:.0f} ms")
+        # The secret that the original had is neither in the memory nor on the disk from which the copies begin.
+        assert len(seen) == 2 and not any(first in one or anew in one for one in seen)
+        assert not origin.paths.branching.exists()
+        opened = [loaded, *(copy.load() for copy in copies)]
+        said = [dict(line.split(" ", 1) for line in _shell(one, ASK).splitlines()) for one in opened]
+        for one, answers in zip(opened, said, strict=True):
+            assert answers["hostname"] == one.instance_id and answers["keys"] == "1"
+            assert abs(int(answers["clock"]) - time.time()) < 60
+            assert _shell(one, "cat /proc/sys/kernel/random/boot_id") == boot_id
+            assert _shell(one, "cat /root/file /run/file") == "kept\nmemory\n"
+            assert _shell(one, "cat /run/secrets/canary") == anew.decode()
+            assert [status for status in one.status() if status.differences or not status.exists] == []
+            assert "served by" in _shell(one, "curl -s -m 20 http://allowed.test.lab/")
+            mark = len(lab.recorder.packets())
+            _shell(one, f"curl -s -m 3 http://{world.EVIL}:8443/")
+            assert [packet for packet in lab.recorder.packets()[mark:] if packet.address == world.EVIL] == []
+        for mine, other in itertools.combinations(said, 2):
+            assert [what for what in OWN if mine[what] == other[what]] == []
+        counts = [int(_shell(one, "cat /run/count")) for one in opened]
+        time.sleep(2)
+        assert all(int(_shell(one, "cat /run/count")) > before for one, before in zip(opened, counts, strict=True))
+        # What one writes, no other has.
+        _shell(opened[1], "echo other > /root/file; sync")
+        assert _shell(opened[0], "cat /root/file") == _shell(opened[2], "cat /root/file") == "kept\n"
+        # A branch is an instance like others.
+        with copies[0].locked():
+            opened[1].close()
+            suspend(opened[1])
+            resume(opened[1], read_secret=lambda _: anew)
+        assert _shell(opened[1], "cat /root/file") == "other\n"
+        with origin.locked(), pytest.raises(UsageError, match="already"):
+            branch(loaded, names[:1], Given(lambda _: anew))
+    finally:
+        for instance in (*copies, origin):
+            with instance.locked():
+                instance.destroy()
