@@ -1,8 +1,9 @@
-"""Commits and comments go into a living repository, and nothing of its agent's is lost. Real Git on both sides, no VM."""
+"""Commits and comments go into a living repository, and nothing of its agent's is lost. Real Git on both sides; the last one in a VM."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import threading
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laboratory import command
+from laboratory.instances import make_workspace
+from laboratory.lab import Lab
 from test_commits import FolderGuest as PullGuest
 from test_commits import git
 
@@ -18,8 +22,10 @@ from ktrdr_vm.guest import push as module
 from ktrdr_vm.guest.commits import Returned, pull_commits
 from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.guest.push import MAX_COMMENTS, Push, Pushed, push_to
+from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.images.store import Image
 
 IDENTITY = parse_instance_id("stream-a")
 
@@ -258,3 +264,51 @@ def test_a_commit_that_one_person_pulled_outlives_the_pull_of_another(home: Path
     commit(guest.folder, "work.txt", "third\n")
     pull(home, guest, base)
     assert len(git(home, "for-each-ref", "refs/ktrdr").splitlines()) == 2
+
+
+PROFILE = """\
+version: 1
+name: push
+mode: interactive
+image: debian-13-docker
+resources: {vcpus: 2, memory: 2GiB, disk: 10GiB}
+workspace: {source: ., target: /workspace}
+"""
+
+
+@pytest.mark.vm
+def test_a_person_pushes_to_an_agent_at_work_and_pulls_what_it_made_of_it(lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path) -> None:
+    """By the command line, over SSH, into a machine whose workspace is being edited."""
+    del image, libvirt
+    workspace = make_workspace(tmp_path)
+    (workspace / "push.yaml").write_text(PROFILE)
+    git(workspace, "add", ".")
+    git(workspace, "commit", "-qm", "a profile")
+    name = lab.new_id("push")
+    try:
+        made = command.run(
+            lab, "apply", str(workspace / "push.yaml"), "--workspace", str(workspace), "--instance-id", name, limit=command.LIMIT
+        )
+        assert made.code == 0, made.stderr
+        at_work = "cd /workspace && echo mine > mine.txt && git add mine.txt && git commit -qm mine && echo edited >> stack/README.md"
+        assert command.run(lab, "exec", name, "--", "sh", "-c", at_work).code == 0
+        fix = commit(workspace, "fix.txt", "a fix\n")
+        (tmp_path / "review.md").write_text("Please merge the fix.\n")
+        pushed = command.run(lab, "push", name, "--comments", str(tmp_path / "review.md"), "HEAD", "--json")
+        assert pushed.code == 0, pushed.stderr
+        assert pushed.report == {"branch": "review/1", "commit": fix, "created": True, "comments": ".ktrdr/review/1.md"}
+        refused = command.run(lab, "push", name, "HEAD", "--branch", "main")
+        assert refused.code == 2 and "has commits that the pushed commit does not have" in refused.stderr
+        answer = (
+            "cd /workspace && cat .ktrdr/review/1.md && tail -n 1 stack/README.md && git merge -q --no-edit review/1 && git status --short"
+        )
+        said = command.run(lab, "exec", name, "--", "sh", "-c", answer)
+        assert said.code == 0 and "Please merge the fix." in said.stdout and "edited" in said.stdout, said.stderr
+        assert said.stdout.splitlines()[-1] == " M stack/README.md"
+        pulled = command.run(lab, "pull", name, "--json")
+        assert pulled.code == 0, pulled.stderr
+        [row] = json.loads(pulled.stdout)
+        assert row["ref"] == f"refs/ktrdr/{name}/main" and set(row["changed"]) == {"fix.txt", "mine.txt"}
+        assert git(workspace, "show", f"{row['ref']}:mine.txt") == "mine"
+    finally:
+        assert command.run(lab, "destroy", name).code == 0

@@ -1,0 +1,159 @@
+"""What cannot be branched is refused before anything is done, and an unfinished branch leaves nothing and a running original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktrdr_vm.errors import GuestError, KtrdrError, UsageError
+from ktrdr_vm.host.journal import Journal, read_journal
+from ktrdr_vm.host.libvirt import DomainFacts, DomainState
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance import branch as module
+from ktrdr_vm.instance.branch import Given, branch
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.loaded import LoadedInstance
+
+COPY = parse_instance_id("copy")
+GIVEN = Given(lambda _: b"anew")
+
+
+class Machine:
+    """The libvirt of one running domain, with a log of what was done in which order."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.state = DomainState.RUNNING
+        self.xml = "<domain>memory-backend-file,mem-path=/t/memory</domain>"
+
+    def find(self, name: str) -> DomainFacts:
+        return DomainFacts(name, "one", "", "interactive", self.state, True)
+
+    def describe(self, _name: str) -> str:
+        return self.xml
+
+    def resume(self, _name: str) -> None:
+        self.log.append("resume")
+        self.state = DomainState.RUNNING
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture
+def origin(
+    tmp_path: Path, machine: Machine, write_instance: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., LoadedInstance]:
+    """Writes and loads the instance that is to be branched; copying and creating are logged in place of being done."""
+    home, log = Home(tmp_path), machine.log
+    home.create()
+
+    def copy_state(*_: Any) -> float:
+        log.append("copy memory")
+        machine.state = DomainState.PAUSED
+        return 0.25
+
+    monkeypatch.setattr(module, "copy_state", copy_state)
+    monkeypatch.setattr(module, "take_secrets", lambda *_: log.append("take secrets") or ["secret:a"])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(module, "set_clock", lambda *_: log.append("set clock"))
+    monkeypatch.setattr(module, "require_capacity", lambda *_: None)
+    monkeypatch.setattr(module.process, "run", lambda *_, **__: log.append("copy disk"))
+    monkeypatch.setattr(module, "_create", lambda _, copy, *__: log.append(f"create {copy.identity.instance_id}"))
+    monkeypatch.setattr(LoadedInstance, "complete", lambda *_, **__: log.append("deliver"))
+    monkeypatch.setattr(Instance, "destroy", lambda self, **_: log.append(f"destroy {self.identity.instance_id}"))
+
+    def write(document: dict[str, Any] | None = None, **fields: Any) -> LoadedInstance:
+        write_instance(home, "one", document, **{"template": "t", "kept": True, **fields})
+        return Instance(home, parse_instance_id("one"), machine).load()  # type: ignore[arg-type]
+
+    return write
+
+
+def test_the_original_is_as_before_and_its_secrets_are_taken_before_the_copy(
+    origin: Callable[..., LoadedInstance], machine: Machine
+) -> None:
+    loaded = origin()
+    made = branch(loaded, [COPY], GIVEN)
+    assert machine.log == ["take secrets", "copy memory", "copy disk", "resume", "set clock", "deliver", "create copy"]
+    assert made.instances == ("copy",) and made.paused >= 0.25
+    journal = read_journal(loaded.paths.journal)
+    assert journal is not None and journal.state == "awake" and not loaded.paths.branching.exists()
+
+
+@pytest.mark.parametrize(
+    ("document", "fields", "message"),
+    [
+        ({"mounts": [{"source": "./a", "target": "/a"}]}, {}, "its memory is shared"),
+        ({}, {"template": ""}, "it was booted from its disk"),
+        ({}, {"state": "suspending"}, "it does not run"),
+    ],
+)
+def test_what_cannot_be_branched_is_not_touched(
+    origin: Callable[..., LoadedInstance], machine: Machine, document: dict[str, Any], fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        branch(origin(document, **fields), [COPY], GIVEN)
+    assert machine.log == []
+
+
+def test_a_restarted_machine_is_not_branched(origin: Callable[..., LoadedInstance], machine: Machine) -> None:
+    machine.xml = "<domain/>"
+    with pytest.raises(UsageError, match="it was booted from its disk"):
+        branch(origin(), [COPY], GIVEN)
+    assert machine.log == []
+
+
+def test_a_name_is_used_once(origin: Callable[..., LoadedInstance], machine: Machine, write_instance: Callable[..., Journal]) -> None:
+    loaded = origin()
+    for names in ([COPY, COPY], [parse_instance_id("one")]):
+        with pytest.raises(UsageError, match="a name of its own"):
+            branch(loaded, names, GIVEN)
+    write_instance(loaded.home, "copy")
+    with pytest.raises(UsageError, match="there is an instance copy already"):
+        branch(loaded, [COPY], GIVEN)
+    assert machine.log == []
+
+
+def test_if_the_copy_fails_the_original_runs_with_its_secrets(
+    origin: Callable[..., LoadedInstance], machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise KtrdrError("no space", where="x", hint="y")
+
+    monkeypatch.setattr(module.process, "run", fail)
+    loaded = origin()
+    with pytest.raises(KtrdrError, match="no space"):
+        branch(loaded, [COPY], GIVEN)
+    assert machine.log == ["take secrets", "copy memory", "resume", "set clock", "deliver"]
+    assert loaded.journal.state == "awake" and not loaded.paths.branching.exists()
+
+
+def test_if_one_branch_fails_none_is_left(origin: Callable[..., LoadedInstance], machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(_: LoadedInstance, copy: Instance, *__: Any) -> None:
+        if copy.identity.instance_id == "second":
+            raise GuestError("no answer", where="x", hint="y")
+
+    monkeypatch.setattr(module, "_create", create)
+    loaded = origin()
+    with pytest.raises(GuestError):
+        branch(loaded, [COPY, parse_instance_id("second"), parse_instance_id("third")], GIVEN)
+    assert machine.log[-2:] == ["destroy copy", "destroy second"] and loaded.journal.state == "awake"
+    assert not loaded.paths.branching.exists()
+
+
+def test_secrets_that_stay_prevent_the_copy(
+    origin: Callable[..., LoadedInstance], machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise GuestError("it is still there", where="x", hint="y")
+
+    monkeypatch.setattr(module, "take_secrets", refuse)
+    with pytest.raises(GuestError, match="still there"):
+        branch(origin(), [COPY], GIVEN)
+    assert "copy memory" not in machine.log and machine.log[-1] == "deliver"
