@@ -61,6 +61,16 @@ def copy_state(libvirt: Libvirt, domain: str, target: Path) -> float:
     return downtime / 1000
 
 
+def continue_domain(libvirt: Libvirt, domain: str) -> None:
+    """Let a domain go on that `copy_state` has paused. libvirt learns of that pause by an event, and does nothing before it has."""
+    if libvirt.monitor(domain, "query-status").get("running"):
+        return
+    end = time.monotonic() + LIMIT
+    while (facts := libvirt.find(domain)) is not None and facts.state != "paused" and time.monotonic() < end:
+        time.sleep(0.005)
+    libvirt.resume(domain)
+
+
 def load_state(libvirt: Libvirt, domain: str, source: Path) -> None:
     """Load the state into a domain that waits for it (`-incoming defer`). It stays paused."""
     _ignore_shared(libvirt, domain)

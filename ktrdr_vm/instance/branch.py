@@ -17,7 +17,7 @@ from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.guest.personalize import personalize
 from ktrdr_vm.host import process
 from ktrdr_vm.host.capacity import require_capacity
-from ktrdr_vm.host.fork import copy_state
+from ktrdr_vm.host.fork import continue_domain, copy_state
 from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.instance.backing import open_template
@@ -131,9 +131,7 @@ def _copy(loaded: LoadedInstance, folder: Path, given: Given, notify: Notify) ->
             began = time.monotonic()
             process.run(["cp", "--reflink=auto", "--sparse=always", loaded.paths.overlay, folder / "disk.qcow2"], timeout=COPY_LIMIT)
         finally:
-            facts = libvirt.find(domain)
-            if facts is not None and facts.state == "paused":
-                libvirt.resume(domain)
+            continue_domain(libvirt, domain)
         paused += time.monotonic() - began
     finally:
         set_clock(loaded, BOOT_LIMIT[loaded.plan.facts.accelerator])

@@ -6,6 +6,7 @@ import itertools
 import secrets
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from laboratory import world
@@ -62,6 +63,14 @@ def test_three_ways_from_here(lab: Lab, image: Image, libvirt: Libvirt, tmp_path
         assert (folder / "state").stat().st_mode & 0o077 == 0
         unseen(loaded, copy, folder, *more)  # type: ignore[arg-type]
 
+    def copy_state(*more: Any) -> float:
+        # As an approval that was checked before the journal said that the secrets are being taken away.
+        _shell(loaded, "echo late > /run/secrets/late; chmod 400 /run/secrets/late")
+        loaded.close()
+        return copied(*more)
+
+    copied = module.copy_state
+    monkeypatch.setattr(module, "copy_state", copy_state)
     monkeypatch.setattr(module, "_create", create)
     try:
         with origin.locked():
@@ -85,6 +94,7 @@ def test_three_ways_from_here(lab: Lab, image: Image, libvirt: Libvirt, tmp_path
             assert _shell(one, "cat /proc/sys/kernel/random/boot_id") == boot_id
             assert _shell(one, "cat /root/file /run/file") == "kept\nmemory\n"
             assert _shell(one, "cat /run/secrets/canary") == anew.decode()
+            assert _shell(one, "ls /run/secrets") == ("canary\n" if one is not loaded else "canary\nlate\n")
             assert [status for status in one.status() if status.differences or not status.exists] == []
             assert "served by" in _shell(one, "curl -s -m 20 http://allowed.test.lab/")
             mark = len(lab.recorder.packets())

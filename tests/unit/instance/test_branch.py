@@ -36,10 +36,6 @@ class Machine:
     def describe(self, _name: str) -> str:
         return self.xml
 
-    def resume(self, _name: str) -> None:
-        self.log.append("resume")
-        self.state = DomainState.RUNNING
-
 
 @pytest.fixture
 def machine() -> Machine:
@@ -59,7 +55,13 @@ def origin(
         machine.state = DomainState.PAUSED
         return 0.25
 
+    def continue_domain(*_: Any) -> None:
+        if machine.state is DomainState.PAUSED:
+            log.append("resume")
+            machine.state = DomainState.RUNNING
+
     monkeypatch.setattr(module, "copy_state", copy_state)
+    monkeypatch.setattr(module, "continue_domain", continue_domain)
     monkeypatch.setattr(module, "take_secrets", lambda *_: log.append("take secrets") or ["secret:a"])  # type: ignore[func-returns-value]
     monkeypatch.setattr(module, "set_clock", lambda *_: log.append("set clock"))
     monkeypatch.setattr(module, "require_capacity", lambda *_: None)
