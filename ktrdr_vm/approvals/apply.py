@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from ktrdr_vm.approvals.loans import LOANS, check_loan, end_soon, lend
 from ktrdr_vm.approvals.loans import take_back as end_loan
 from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.escalation.decision import check_request
-from ktrdr_vm.escalation.packet import parse_request
+from ktrdr_vm.escalation.packet import KINDS, parse_request
 from ktrdr_vm.escalation.store import Answer, Escalation
 from ktrdr_vm.host.clock import boottime, now, read_boot_id, seconds_since
 from ktrdr_vm.instance.escalations import open_store
@@ -68,8 +69,10 @@ def check_sources(loaded: LoadedInstance) -> None:
             read_source(_make_entry(one.answer))
 
 
-def reapply(loaded: LoadedInstance, policy: OwnerPolicy) -> list[Escalation]:
+def reapply(loaded: LoadedInstance, policy: OwnerPolicy, *, kinds: Collection[str] = KINDS) -> list[Escalation]:
     """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What was applied.
+
+    `kinds` are those that were taken from it.
 
     A failure does not prevent the others; a ProvisionError at the end names all that failed.
     """
@@ -82,7 +85,7 @@ def reapply(loaded: LoadedInstance, policy: OwnerPolicy) -> list[Escalation]:
         try:
             if answer.waiting:
                 given.append(store.answer(one.id, "approved", _give(loaded, one, replace(answer, waiting=False), policy)))
-            elif answer.ends is not None:
+            elif answer.ends is not None and one.packet.kind in kinds:
                 left = max(1, int(answer.ends[1] - boottime()))
                 _give(loaded, one, replace(answer, seconds=left), policy)
                 given.append(one)

@@ -41,12 +41,13 @@ def branch(instance_id: str, new: str, count: int, expect: str, as_json: bool) -
         secrets = {secret.name: read_source(secret) for secret in loaded.plan.profile.secrets}
         check_sources(loaded)
         policy = read_policy()
-        given = Given(lambda secret: secrets[secret.name], policy.mount_roots, policy.most_instances)
-        try:
-            made = branch_instance(loaded, names, given, notify=show_resource)
-        finally:
-            for one in reapply(loaded, policy):
-                click.echo(f"{one.packet.kind} {one.id}: given again", err=True)
+        given = Given(
+            lambda secret: secrets[secret.name],
+            policy.mount_roots,
+            policy.most_instances,
+            lambda: reapply(loaded, policy, kinds=("secret",)),
+        )
+        made = branch_instance(loaded, names, given, notify=show_resource)
     loaded.close()
     if as_json:
         echo_json(asdict(made))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,11 +34,15 @@ from ktrdr_vm.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Given:
-    """What instances get from the host: secrets from their sources, roots of mounts, and how many instances there may be."""
+    """What instances get from the host: secrets from their sources, roots of mounts, and how many instances there may be.
+
+    `reapply` gives the original what approvals had delivered to it.
+    """
 
     read_secret: SecretReader
     mount_roots: tuple[str, ...] = ()
     most_instances: int = 0
+    reapply: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ def _copy(loaded: LoadedInstance, folder: Path, given: Given, notify: Notify) ->
         set_clock(loaded, BOOT_LIMIT[loaded.plan.facts.accelerator])
         loaded.complete(read_secret=given.read_secret, mount_roots=given.mount_roots, notify=notify)
         journal.enter("awake")
+        given.reapply()
     return paused
 
 

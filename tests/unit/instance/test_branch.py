@@ -122,6 +122,13 @@ def test_a_name_is_used_once(origin: Callable[..., LoadedInstance], machine: Mac
     assert machine.log == []
 
 
+def test_what_approvals_had_delivered_is_given_back_when_the_original_runs(origin: Callable[..., LoadedInstance], machine: Machine) -> None:
+    loaded = origin()
+    given = Given(lambda _: b"anew", reapply=lambda: machine.log.append(f"reapply {loaded.journal.state}"))
+    branch(loaded, [COPY], given)
+    assert machine.log[-3:] == ["deliver", "reapply awake", "create copy"]
+
+
 def test_if_the_copy_fails_the_original_runs_with_its_secrets(
     origin: Callable[..., LoadedInstance], machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
