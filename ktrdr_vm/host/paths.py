@@ -209,9 +209,17 @@ def _find_default() -> Path:
 
 
 def find_shipped(kind: str, name: str) -> Path | None:
-    """A shipped profile, playbook or recipe; None if there is none of that name."""
+    """A shipped profile, playbook or recipe; None if there is none of that name, and for whatever is a path."""
+    if Path(name).name != name:
+        return None
     path = find_shipped_folder() / kind / name
     return path if path.is_file() else None
+
+
+def find_shipped_profile(name: str) -> Path | None:
+    """A shipped profile by its name, with or without its ending, one of an agent too."""
+    file = name if name.endswith(".yaml") else f"{name}.yaml"
+    return find_shipped("profiles", file) or find_shipped("profiles/agents", file)
 
 
 def list_shipped(kind: str) -> list[str]:

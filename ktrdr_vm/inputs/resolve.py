@@ -17,7 +17,7 @@ from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
 from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_file
 from ktrdr_vm.host.owner import find_owner
-from ktrdr_vm.host.paths import Home, find_shipped
+from ktrdr_vm.host.paths import Home, find_shipped, find_shipped_profile
 from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.images.recipe import Recipe, load_recipe
@@ -248,7 +248,7 @@ def _read_parent(reference: str, source: str) -> tuple[str, bytes]:
         pass
     except UnsafePathError as error:
         raise UsageError(f"{reference} is outside of the folder of the profile: {error.message}", where=source, hint=HINT) from None
-    shipped = find_shipped("profiles", reference if reference.endswith(".yaml") else f"{reference}.yaml")
+    shipped = find_shipped_profile(reference)
     if shipped is None:
         raise UsageError(f"{reference} is neither in the folder of the profile nor a shipped profile", where=source, hint=HINT)
     return str(shipped), _read(shipped)
