@@ -21,7 +21,7 @@ from ktrdr_vm.host.paths import Home, find_shipped, find_shipped_profile
 from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.images.recipe import Recipe, load_recipe
-from ktrdr_vm.inputs.presets import find_presets
+from ktrdr_vm.inputs.presets import AskedClients, find_presets
 from ktrdr_vm.inputs.references import check_places, check_references, digest_playbooks, find_playbook
 from ktrdr_vm.inputs.trusted import compare
 from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
@@ -118,6 +118,8 @@ def gather_profile(
         # The path is part of documents of the plan, which are text.
         raise UsageError("the path of the workspace is not printable UTF-8", where=ascii(str(root)), hint="rename the folder")
     documents = base.root if base else root
+    owner = find_owner()
+    clients = AskedClients(loaded.profile, owner)
     named, refused = check_references(loaded, documents, gates=not gates), check_policy(loaded, policy, str(root))
     refused = refused or check_places(loaded, root, policy.mount_roots)
     if named or refused:
@@ -133,8 +135,7 @@ def gather_profile(
     recipe, image = _image(profile.image, home)
     kernel = Path(image.directory, "vmlinuz")
     accelerator = find_accelerator(kernel if kernel.exists() else None)
-    owner = find_owner()
-    presets, client_files = find_presets(profile, owner)
+    presets, client_files = find_presets(profile, clients, owner)
     if beyond := check_presets(profile, presets, policy.ceiling, policy.uses):
         raise DocumentError([loaded.problem(path, message) for path, message in beyond], hint=POLICY_HINT)
     facts = Facts(
