@@ -24,7 +24,7 @@ from ktrdr_vm.images.recipe import Recipe, load_recipe
 from ktrdr_vm.inputs.presets import AskedClients, find_presets
 from ktrdr_vm.inputs.references import check_places, check_references, digest_playbooks, find_playbook
 from ktrdr_vm.inputs.trusted import compare
-from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
+from ktrdr_vm.plan.facts import STOCK_USER, Facts, ImageFacts, Lending
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.policy.ceiling import check_presets
 from ktrdr_vm.policy.load import read_policy
@@ -40,7 +40,6 @@ from ktrdr_vm.users import in_user_namespace
 # A machine type that QEMU has since Debian 12, with its version, so that templates stay valid.
 MACHINE = "pc-q35-7.2"
 # The user of a stock cloud image; cloud-init creates it if the image has none.
-STOCK_USER = "ktrdr"
 REFERENCE_HINT = "correct the profile, or create the file that it names; `ktrdr-vm validate` shows all errors at once"
 
 
