@@ -88,7 +88,7 @@ def load_recipe(path: Path) -> Recipe:
         return _extend(path, document)
     top = document.section(
         required=("version", "name", "suite", "disk", "user", "packages", "boot"),
-        optional=("security", "groups", "exclude", "files", "units", "containers", "python"),
+        optional=("security", "groups", "exclude", "files", "units", "containers", "python", "extends"),
     )
     _check_version(top)
     boot = top.section("boot", required=("kernel_args", "modules", "init"))
