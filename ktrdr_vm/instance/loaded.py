@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ktrdr_vm.egress.client import GuardClient
@@ -17,6 +18,7 @@ from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.guest.personalize import make_environment
 from ktrdr_vm.host.journal import Journal, explained, locked
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.page_cache import remember_cached
 from ktrdr_vm.host.paths import Home, InstancePaths
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.instance.allocation import read_allocation
@@ -152,6 +154,9 @@ class LoadedInstance:
 
     def complete(self, *, read_secret: SecretReader, mount_roots: tuple[str, ...], notify: Notify = quiet) -> None:
         """Make what needs the guest: mounts and secrets."""
+        if self.template is not None:
+            # What the fork needed until here, for the first one after a reboot.
+            remember_cached(Path(self.template.memory), Path(self.template.pages))
         for resource in self.open_resources(read_secret, mount_roots):
             if not resource.needs_guest:
                 continue

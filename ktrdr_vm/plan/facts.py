@@ -62,6 +62,11 @@ class TemplateFacts:
         return f"{self.directory}/memory"
 
     @property
+    def pages(self) -> str:
+        """Which parts of the memory a fork needs first."""
+        return f"{self.directory}/pages.json"
+
+    @property
     def state(self) -> str:
         return f"{self.directory}/state"
 

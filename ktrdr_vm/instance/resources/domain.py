@@ -11,6 +11,7 @@ from ktrdr_vm.guest.agent import begin_identity
 from ktrdr_vm.host.confinement import PROFILES, has_profile, make_memory_rules, remove_profile, write_profile
 from ktrdr_vm.host.fork import fill_memory, load_state
 from ktrdr_vm.host.libvirt import DomainFacts
+from ktrdr_vm.host.page_cache import read_ahead
 from ktrdr_vm.host.running import end_process, find_processes
 from ktrdr_vm.instance.resources.base import Resource
 from ktrdr_vm.instance.resources.tap import move_in, move_inside, set_up
@@ -59,6 +60,7 @@ class Domain(Resource):
             return
         # A later start of the same machine, after it was suspended, opens the same memory.
         write_profile(libvirt, self.target.identity.uuid, make_memory_rules(template.memory, template.state))
+        read_ahead(Path(template.memory), Path(template.pages))
         libvirt.start(self.name, xml, persistent=persistent, paused=True)
         self._fill_memory(Path(template.memory))
         load_state(libvirt, self.name, Path(template.state))
