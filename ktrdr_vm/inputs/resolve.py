@@ -180,9 +180,8 @@ def _image(ref: ImageRef, home: Home) -> tuple[Recipe | None, ImageFacts]:
     if ref.url:
         # The checksum is the digest, because it identifies the content.
         directory = str(home.images / ref.sha256)
-        format_ = "qcow2" if Path(directory, "disk.qcow2").exists() else "raw"
         name = ref.url.rsplit("/", 1)[-1]
-        return None, ImageFacts(name, ref.sha256, directory, boot="disk", disk_format=format_, user=STOCK_USER)  # type: ignore[arg-type]
+        return None, ImageFacts(name, ref.sha256, directory, boot="disk", disk_format="qcow2", user=STOCK_USER)
     path = find_shipped("images", f"{ref.recipe}.yaml")
     assert path is not None, "checked with the other references"
     recipe = load_recipe(path)
