@@ -11,13 +11,8 @@ from typing import Any
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.guest.commits import list_changed
 from ktrdr_vm.host.git import COMMIT, REF, View, open_view
-<<<<<<< HEAD
-from ktrdr_vm.host.paths import Home, find_shipped
-from ktrdr_vm.host.repository import Repository, find_commit, find_repository
-=======
 from ktrdr_vm.host.paths import Home, find_shipped_profile
-from ktrdr_vm.host.repository import Repository, find_repository
->>>>>>> main
+from ktrdr_vm.host.repository import Repository, find_commit, find_repository
 from ktrdr_vm.identity import derive_instance_id, derive_verification_id, parse_instance_id
 from ktrdr_vm.inputs.committed_files import write_files
 from ktrdr_vm.inputs.profile_file import PROFILE_NAME, find_top
