@@ -21,6 +21,7 @@ from ktrdr_vm.evidence.reader import read_document
 from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
 from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.guest.protocol import GuestResult
+from ktrdr_vm.guest.push import Pushed
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.owner import forbid_cores
@@ -40,6 +41,7 @@ from ktrdr_vm.report.model import GateResult, RunReport
 from ktrdr_vm.run.gates import run_gates
 from ktrdr_vm.run.listener import Keep, Listener, Options
 from ktrdr_vm.run.mask import find_mask
+from ktrdr_vm.run.push import push_into
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.run import Run
 from ktrdr_vm.run.vm import Stage
@@ -268,6 +270,13 @@ class LivingInstance:
         """
         [result] = run_gates(self._loaded, [name], Path(workspace).resolve(), trusted=trusted, expect=expect)
         return result
+
+    def push(self, ref: str = "HEAD", *, branch: str = "", comments: str = "", expect: str = "") -> Pushed:
+        """Push a commit of the host and comments into its repository, by default to a new branch. An empty `ref` pushes comments alone.
+
+        UsageError, with nothing changed, if the branch cannot be moved forward or is checked out with changes.
+        """
+        return push_into(self._loaded, ref, branch=branch, comments=comments.encode(), expect=expect)
 
     def escalations(self) -> list[dict[str, Any]]:
         """What was asked for in it, and the answers."""

@@ -74,6 +74,14 @@ class Tools:
         with self._enter(instance_id) as instance:
             return dataclasses.asdict(instance.gate(name, workspace=self._workspace, trusted=False, expect=expect))
 
+    def push(self, instance_id: str, ref: str = "HEAD", branch: str = "", comments: str = "", expect: str = "") -> dict[str, Any]:
+        """Push a commit of the workspace's repository, and review comments, into a running instance, by default to a new branch.
+
+        Without `ref`, comments alone. A branch is only moved forward, and never under uncommitted changes. `expect` as for `execute`.
+        """
+        with self._enter(instance_id) as instance:
+            return dataclasses.asdict(instance.push(ref, branch=branch, comments=comments, expect=expect))
+
     def revision(self, instance_id: str) -> dict[str, str]:
         """Return the revision of a running instance: its incarnation, plan and grants, for `expect`."""
         with self._enter(instance_id) as instance:

@@ -59,6 +59,12 @@ def plan(profile: Path | None, instance_id: str | None, workspace: Path | None, 
     for rule in made.rules:
         weaker = "  (weaker: allows every name below it)" if rule.host.startswith("*.") else ""
         click.echo(escape(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}"))
+    for route in made.profile.limited:
+        what = f"{', '.join(route.methods)} beneath {', '.join(route.paths)}"
+        click.echo(escape(f"  egress {route.host}:443  {what}, at the URL in {route.base_url_env}; no connection of its own"))
+    for rule in made.rules if made.profile.limited else ():
+        if rule.cidr is not None and {80, 443} & set(rule.ports):
+            click.echo(escape(f"  ! egress {rule} allows every request to such a host, if one of its addresses is in this range"))
     for one in gathered.beyond:
         click.echo(escape(f"  ! not on the trusted branch: {one.text}{'  (a secret can be sent there)' if one.carries else ''}"))
     for text in list_beneath(gathered.repository, made.profile) if gathered.repository is not None else ():

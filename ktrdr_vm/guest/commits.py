@@ -28,6 +28,8 @@ _FETCH = ("prlimit", "--data=2147483648", "--cpu=600", f"--fsize={4 * MAX_BUNDLE
 _BUNDLE = "/var/tmp/ktrdr-commits.bundle"
 # Bytes that a name keeps; all others are written as `=` and two digits, so that it is safe as an argument, a path and a line.
 _PLAIN = re.compile(rb"[^A-Za-z0-9_.+/-]")
+# Beneath the refs of an instance, for commits that a ref had before. No branch has this name, because its `=` would be escaped.
+_KEPT = "=kept"
 # A guest with a detached HEAD: HEAD is the work.
 DETACHED = "HEAD"
 # From git-check-ref-format: names that no branch can have.
@@ -48,9 +50,15 @@ done
 # What no branch holds: commits under a tag alone, and stashes.
 git rev-list --count --tags --not --branches HEAD $known --
 git stash list | wc -l
-new=$(git rev-list --branches $head --not $known --max-count=1 --)
+# Branches that are as the host pushed them. The one that is checked out is the work, whoever made its commits.
+same=$(git for-each-ref --format="%(objectname) %(refname)" refs/ktrdr/pushed | while read -r id ref; do
+  name=${{ref#refs/ktrdr/pushed/}}
+  [ "refs/heads/$name" != "$(git symbolic-ref --quiet HEAD)" ] || continue
+  [ "$(git rev-parse --verify --quiet "refs/heads/$name")" != "$id" ] || printf -- "--exclude=%s " "$name"
+done)
+new=$(git rev-list $same --branches $head --not $known --max-count=1 --)
 [ -n "$new" ] || exit 0
-git bundle create --quiet {_BUNDLE} --branches $head --not $known --
+git bundle create --quiet {_BUNDLE} $same --branches $head --not $known --
 """
 
 
@@ -123,7 +131,7 @@ def _read_standing(said: bytes) -> tuple[str, int, int, int]:
     """The branch, and the counts of `Returned`, as the guest tells them; what is neither is nothing."""
     lines = said.split(b"\n")[:4]
     name = lines[0].removeprefix(b"refs/heads/")
-    branch = escape_branch(name) if lines[0] == b"HEAD" or (name != lines[0] and _is_name(name)) else ""
+    branch = escape_branch(name) if lines[0] == b"HEAD" or (name != lines[0] and is_branch_name(name)) else ""
     loose, tagged, stashed = (_read_count(lines[number]) if len(lines) > number else 0 for number in (1, 2, 3))
     return branch, loose, tagged, stashed
 
@@ -142,7 +150,8 @@ def unescape_branch(name: str) -> str:
     return os.fsdecode(re.sub(rb"=([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), name.encode("ascii")))
 
 
-def _is_name(name: bytes) -> bool:
+def is_branch_name(name: bytes) -> bool:
+    """True if Git allows the name, without `refs/heads/`, for a branch."""
     return 0 < len(name) <= 200 and not _NO_NAME.search(name)
 
 
@@ -170,10 +179,22 @@ def accept_bundle(repository: Repository, base: str, bundle: Path, identity: Ide
             raise _lies(f"their changes cannot be listed: {error.message[-200:]}", identity) from None
         try:
             with open_view(repository.place, writing=True) as target:
+                # Commits that the guest took off a branch since they were fetched, by this person or another one.
+                for old in _find_replaced(apart, target, refs, identity):
+                    target.git("update-ref", f"{identity.ref_prefix}{_KEPT}/{old}", old)
                 _fetch(target, bundle, specs)
         except KtrdrError as error:
             raise _lies(error.message[-300:], identity) from None
         return returned
+
+
+def _find_replaced(apart: View, target: View, refs: list[tuple[str, str, str]], identity: Identity) -> list[str]:
+    """Commits of our refs that are not in the history of what replaces them."""
+    listed = target.git("for-each-ref", "--format=%(refname) %(objectname)", identity.ref_prefix).text
+    before = dict(line.split(" ") for line in listed.splitlines())
+    pairs = [(before.get(f"{identity.ref_prefix}{name}", commit), commit) for commit, _, name in refs]
+    words = ("merge-base", "--is-ancestor")
+    return [old for old, new in pairs if old != new and apart.git(*words, old, new, check=False, bounds=BOUNDS).exit_code != 0]
 
 
 def _fetch(view: View, bundle: Path, specs: list[str]) -> None:
@@ -205,7 +226,7 @@ def _check_head(line: bytes, identity: Identity) -> tuple[str, str, str]:
     match = _HEAD.fullmatch(line)
     if match is not None and match[3]:
         return match[1].decode(), DETACHED, DETACHED
-    if match is None or not _is_name(match[2]):
+    if match is None or not is_branch_name(match[2]):
         raise _lies(f"it names {line[:100]!a}, which is not a branch", identity)
     return match[1].decode(), f"refs/heads/{os.fsdecode(match[2])}", escape_branch(match[2])
 

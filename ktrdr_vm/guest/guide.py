@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ktrdr_vm.guest.push import REVIEWS
 from ktrdr_vm.plan.plan import Plan
 
 NOTES = ".ktrdr/notes"
@@ -35,6 +36,10 @@ def make_facts(plan: Plan) -> dict[str, Any]:
             {"name": secret.name, "host": broker.host, "variable": broker.base_url_env, "after": broker.after}
             for secret, broker in profile.brokered
         ],
+        "requests": [
+            {"host": one.host, "variable": one.base_url_env, "methods": list(one.methods), "paths": list(one.paths)}
+            for one in profile.limited
+        ],
         "telemetry": profile.telemetry.otlp,
         "mounts": [{"target": mount.target, "readonly": mount.readonly} for mount in profile.mounts],
         "workload_seconds": profile.workload.timeout if profile.workload else None,
@@ -51,6 +56,13 @@ def render_guide(plan: Plan) -> str:
         autoescape=False,  # noqa: S701 - Markdown for a guest that wrote none of it
     ).get_template("guide.md.j2")  # fmt: skip
     return (
-        template.render(identity=plan.identity.instance_id, profile=plan.profile, rules=plan.rules, notes=NOTES, note_files=NOTE_FILES)
+        template.render(
+            identity=plan.identity.instance_id,
+            profile=plan.profile,
+            rules=plan.rules,
+            notes=NOTES,
+            note_files=NOTE_FILES,
+            reviews=REVIEWS,
+        )
         + "\n"
     )

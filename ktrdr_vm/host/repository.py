@@ -8,7 +8,7 @@ from pathlib import Path
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.beneath import Place, find_place
 from ktrdr_vm.host.checkout import find_top
-from ktrdr_vm.host.git import COMMIT, COMPLETE, open_view
+from ktrdr_vm.host.git import COMMIT, COMPLETE, View, open_view
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,15 @@ def resolve_commit(repository: Repository, word: str) -> str:
     with open_view(repository.place) as view:
         found = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{word}^{{commit}}", check=False).text.strip()
     return found if COMMIT.fullmatch(found) else ""
+
+
+def find_commit(view: View, word: str, where: str) -> str:
+    """The commit that a word of the caller names: a branch, a tag, an id. UsageError at `where` if it names none."""
+    commit = ""
+    if word.isprintable():
+        commit = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{word}^{{commit}}", check=False).text.strip()
+    if not COMMIT.fullmatch(commit):
+        raise UsageError(
+            f"{word[:200]!a} names no commit of this repository", where=where, hint="name a branch, a tag or a commit; `git fetch` it first"
+        )
+    return commit

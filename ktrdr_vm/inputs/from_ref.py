@@ -12,7 +12,7 @@ from ktrdr_vm.errors import UsageError
 from ktrdr_vm.guest.commits import list_changed
 from ktrdr_vm.host.git import COMMIT, REF, View, open_view
 from ktrdr_vm.host.paths import Home, find_shipped_profile
-from ktrdr_vm.host.repository import Repository, find_repository
+from ktrdr_vm.host.repository import Repository, find_commit, find_repository
 from ktrdr_vm.identity import derive_instance_id, derive_verification_id, parse_instance_id
 from ktrdr_vm.inputs.committed_files import write_files
 from ktrdr_vm.inputs.profile_file import PROFILE_NAME, find_top
@@ -49,8 +49,8 @@ def gather_ref(
     top = find_top(folder.resolve()) or folder
     repository = find_repository(top)
     with open_view(repository.place) as view:
-        commit = _resolve(view, question.ref, "REF")
-        base = _resolve(view, question.base, "--base") if question.base else _find_base(view, commit, repository)
+        commit = find_commit(view, question.ref, "REF")
+        base = find_commit(view, question.base, "--base") if question.base else _find_base(view, commit, repository)
         ref = _name(view, question.ref)
         loaded = _load(view, base, question.profile, top)
         changed = list_changed(view, base, commit)
@@ -76,18 +76,6 @@ def gather_ref(
             plan = gathered.plan
             facts = replace(plan.facts, base_commit=commit, base_ref=branch or ref or commit)
             yield replace(gathered, plan=Plan(plan.profile, facts, plan.identity, plan.source), repository=judged)
-
-
-def _resolve(view: View, word: str, where: str) -> str:
-    """The commit that a word of the caller names."""
-    commit = ""
-    if word.isprintable():
-        commit = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{word}^{{commit}}", check=False).text.strip()
-    if not COMMIT.fullmatch(commit):
-        raise UsageError(
-            f"{word[:200]!a} names no commit of this repository", where=where, hint="name a branch, a tag or a commit; `git fetch` it first"
-        )
-    return commit
 
 
 def _name(view: View, word: str) -> str:

@@ -1,8 +1,10 @@
-"""The proxy configuration for brokered secrets: plain HTTP at the gateway, verified TLS to one host, with the header added.
+"""The proxy configuration for requests by method and path: plain HTTP at the gateway, verified TLS to one host.
+
+A route of a brokered secret adds the header with its value; one of a rule of the allowlist adds none.
 
 The values are in no file and in no environment. The guard writes them into two maps of the running process, whose files stay empty:
 without its value a route answers 503, before its gate 403. Each request is logged as a line of JSON, in the format of `haproxy`:
-`k` is the name of the secret, `q` the path without the query.
+`k` is the name of the secret or `url:` and the variable of the rule, `q` the path without the query.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from ktrdr_vm.plan.guard_interface import BROKER_PORTS, OPEN, VALUES
 from ktrdr_vm.profile.model import Broker, Profile
 from ktrdr_vm.profile.request_headers import match_passed
+from ktrdr_vm.profile.requests import Requests
 from ktrdr_vm.profile.scalars import MAX_HEADER
 
 # The CA folder of OpenSSL on the host.
@@ -27,21 +30,38 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class Route:
-    """A brokered secret and the port of the gateway for its host."""
+    """Requests that the proxy forwards, and the port of the gateway for their host. `secret` is empty if no secret is added to them."""
 
     secret: str
     port: int
-    broker: Broker
+    requests: Requests
+
+    @property
+    def after(self) -> str:
+        """The gate that must have passed before, if any."""
+        return self.requests.after if isinstance(self.requests, Broker) else ""
+
+    @property
+    def name(self) -> str:
+        """The rule in the ledger. No name of a secret contains a colon."""
+        return self.secret or f"url:{self.requests.base_url_env}"
+
+    @property
+    def shown(self) -> str:
+        """What a refusal names."""
+        return self.secret or self.requests.host
 
     def base_url(self, gateway: str) -> str:
         """The URL for the guest, without a credential."""
-        path = "" if self.broker.base_path == "/" else self.broker.base_path
+        path = "" if self.requests.base_path == "/" else self.requests.base_path
         return f"http://{gateway}:{self.port}{path}"
 
 
 def make_routes(profile: Profile) -> tuple[Route, ...]:
-    """One port each, in the order of the profile."""
-    return tuple(Route(secret.name, port, broker) for port, (secret, broker) in zip(BROKER_PORTS, profile.brokered, strict=False))
+    """One port each: first the brokered secrets, then the rules, in the order of the profile."""
+    wanted: list[tuple[str, Requests]] = [*((secret.name, broker) for secret, broker in profile.brokered)]
+    wanted += [("", requests) for requests in profile.limited]
+    return tuple(Route(name, port, requests) for port, (name, requests) in zip(BROKER_PORTS, wanted, strict=False))
 
 
 def render_routes(routes: tuple[Route, ...], gateway: str, lists: str) -> str:
@@ -55,10 +75,12 @@ def render_limits(routes: tuple[Route, ...]) -> str:
 
 
 def _render(route: Route, gateway: str, lists: str) -> str:
-    broker, name, host = route.broker, route.secret, route.broker.host
-    header = broker.header.name
+    requests, name, host = route.requests, route.name, route.requests.host
+    methods = " ".join(requests.methods)
+    verified = f"ssl verify required ca-file {_AUTHORITIES} sni str({host}) verifyhost {host} ssl-min-ver TLSv1.2"
+    title = f"The secret {name}, which is sent to {host} only." if route.secret else f"Requests to {host}, without a secret."
     return f"""
-# The secret {name}, which is sent to {host} only.
+# {title}
 frontend broker_{route.port}
     mode http
     bind "fd@${{KTRDR_FD_BROKER_{route.port}}}"
@@ -75,7 +97,7 @@ frontend broker_{route.port}
     acl upgrade req.hdr(upgrade) -m found
     {_deny(403, "refused, upgrades are not forwarded")} if upgrade
     http-request set-var(txn.verdict) str(method)
-    {_deny(403, f"refused, {name} is allowed with {', '.join(broker.methods)} only")} unless {{ method {" ".join(broker.methods)} }}
+    {_deny(403, f"refused, {route.shown} is allowed with {', '.join(requests.methods)} only")} unless {{ method {methods} }}
     # Paths that the server could interpret differently are refused.
     http-request set-var(txn.verdict) str(path)
     acl plain_path path -m reg '^/({_LETTERS}|%[0-9A-Fa-f][0-9A-Fa-f])*$'
@@ -84,21 +106,16 @@ frontend broker_{route.port}
     acl dotted_path path -m reg '/[.][.]?(;[^/]*)?(/|$)'
     acl empty_segment path -m sub //
     {_deny(403, "refused, the path is ambiguous")} if !origin_form or !plain_path or hidden_path or dotted_path or empty_segment
-{_acl_paths(broker.paths)}
-    {_deny(403, f"refused, {name} is not allowed for this path")} unless allowed_path
-{_gate(route, lists)}    http-request set-var(txn.verdict) str(no-secret)
-    http-request set-var(txn.value) str({name}),map_str({lists}/{VALUES})
-    {_deny(503, f"the guard does not hold {name}; `ktrdr-vm secrets rotate` delivers it again")} unless {{ var(txn.value) -m found }}
-    http-request set-var(txn.verdict) str(address)
+{_acl_paths(requests.paths)}
+    {_deny(403, f"refused, {route.shown} is not allowed for this path")} unless allowed_path
+{_gate(route, lists)}{_find_value(route, lists)}    http-request set-var(txn.verdict) str(address)
     http-request do-resolve(txn.address,guard,ipv4) str({host})
     {_deny(502, f"{host} has no address that may be reached")} unless {{ var(txn.address) -m found }}
     http-request set-dst var(txn.address)
-    # Other headers could change the identity under which the server acts.
-    http-request del-header '{match_passed(broker.headers)}' -m reg
+    # Other headers could change the identity under which the server acts, and its method, path and host.
+    http-request del-header '{match_passed(requests.headers)}' -m reg
     http-request set-header host {host}
-    http-request set-header {header} "%[var(txn.value)]"
-    http-request unset-var(txn.value)
-    http-request set-var(txn.verdict) str(allow)
+{_add_value(route)}    http-request set-var(txn.verdict) str(allow)
     acl no_answer status 503
     acl sent var(txn.verdict) -m str allow
     http-after-response set-status 502 reason "Bad Gateway" if no_answer sent !{{ var(txn.answered) -m found }}
@@ -108,9 +125,30 @@ backend broker_{route.port}
     mode http
     http-reuse never
     http-response set-var(txn.answered) bool(true)
-    http-response del-header {_any_form(header)} -m reg
-    server upstream 0.0.0.0:443 ssl verify required ca-file {_AUTHORITIES} sni str({host}) verifyhost {host} ssl-min-ver TLSv1.2
+{_remove_value(route)}    server upstream 0.0.0.0:443 {verified}
 """
+
+
+def _find_value(route: Route, lists: str) -> str:
+    if not route.secret:
+        return ""
+    return (
+        "    http-request set-var(txn.verdict) str(no-secret)\n"
+        f"    http-request set-var(txn.value) str({route.secret}),map_str({lists}/{VALUES})\n"
+        f"    {_deny(503, f'the guard does not hold {route.secret}; `ktrdr-vm secrets rotate` delivers it again')}"
+        " unless { var(txn.value) -m found }\n"
+    )
+
+
+def _add_value(route: Route) -> str:
+    if not isinstance(route.requests, Broker):
+        return ""
+    return f'    http-request set-header {route.requests.header.name} "%[var(txn.value)]"\n    http-request unset-var(txn.value)\n'
+
+
+def _remove_value(route: Route) -> str:
+    """A server that returns the header does not disclose it."""
+    return f"    http-response del-header {_any_form(route.requests.header.name)} -m reg\n" if isinstance(route.requests, Broker) else ""
 
 
 def _deny(status: int, reason: str) -> str:
@@ -131,7 +169,7 @@ def _acl_paths(paths: tuple[str, ...]) -> str:
 
 
 def _gate(route: Route, lists: str) -> str:
-    gate = route.broker.after
+    gate = route.after
     if not gate:
         return ""
     shown = f"the gate {gate}" if re.fullmatch(r"[A-Za-z0-9_./-]+", gate) else "its gate"

@@ -42,7 +42,7 @@ def find_changes(before: Plan, after: Plan) -> tuple[Change, ...]:
         ("mounts", plain(old.mounts), plain(new.mounts), "restart"),
         # So is the reserve for hot-plug.
         ("lending", _describe_lending(before), _describe_lending(after), "restart"),
-        ("egress", [str(rule) for rule in before.rules], [str(rule) for rule in after.rules], "live"),
+        ("egress", _list_egress(before), _list_egress(after), "live"),
         ("secrets", plain(old.secrets), plain(new.secrets), "live"),
         ("environment", plain(old.environment), plain(new.environment), "live"),
         ("telemetry", _describe(before), _describe(after), "live"),
@@ -85,8 +85,12 @@ def require_possible(changes: tuple[Change, ...], instance_id: str, *, running: 
 
 def render_difference(before: Plan, after: Plan) -> str:
     """The difference of the profiles as a patch; empty if they are equal."""
-    was, now = (canonical_json(plain(one.profile) | {"rules": [str(rule) for rule in one.rules]}).splitlines() for one in (before, after))
+    was, now = (canonical_json(plain(one.profile) | {"rules": _list_egress(one)}).splitlines() for one in (before, after))
     return "\n".join(difflib.unified_diff(was, now, "the instance", "the profile", lineterm="", n=1))
+
+
+def _list_egress(plan: Plan) -> list[str]:
+    return [*map(str, plan.rules), *(f"{one} at {one.requests.base_url_env}" for one in plan.profile.egress.allow if one.requests)]
 
 
 def _describe(plan: Plan) -> str:

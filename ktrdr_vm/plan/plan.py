@@ -51,20 +51,20 @@ class Plan:
 
     @property
     def rules(self) -> tuple[EgressRule, ...]:
-        """The allowlist with every preset replaced by its rules in the facts."""
+        """The destinations that the guest may connect to: the allowlist with every preset replaced by its rules in the facts."""
         presets = dict(self.facts.presets)
         rules: list[EgressRule] = []
-        for rule in self.profile.egress.allow:
+        for rule in (one for one in self.profile.egress.allow if one.requests is None):
             rules.extend(presets[rule.preset] if rule.preset else (rule,))
         return tuple(dict.fromkeys(rules))
 
     @property
     def egress(self) -> EgressPolicy:
-        return compile_policy(self.rules, brokered=[route.broker.host for route in self.routes], observe=self.observe)
+        return compile_policy(self.rules, brokered=[route.requests.host for route in self.routes], observe=self.observe)
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """The brokered secrets."""
+        """The brokered secrets, and the rules by method and path."""
         return make_routes(self.profile)
 
     @property
@@ -79,7 +79,7 @@ class Plan:
 
     def gateway_variables(self, gateway: str) -> dict[str, str]:
         """Variables of the guest with the URLs of services of the gateway: brokered hosts and OTLP."""
-        urls = {route.broker.base_url_env: route.base_url(gateway) for route in self.routes}
+        urls = {route.requests.base_url_env: route.base_url(gateway) for route in self.routes}
         return urls | (make_variables(gateway) if self.collector else {})
 
     @property

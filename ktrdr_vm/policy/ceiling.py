@@ -36,9 +36,11 @@ def is_within(host: str, bound: str) -> bool:
 
 
 def allows(ceiling: Iterable[EgressRule], rule: EgressRule) -> bool:
-    """True if the ceiling has every destination of the rule, with its ports."""
+    """True if one entry of the ceiling has every destination of the rule, with its ports, its methods and its paths."""
     for one in ceiling:
         if not set(rule.ports) <= set(one.ports):
+            continue
+        if one.requests is not None and (rule.requests is None or not one.requests.covers(rule.requests)):
             continue
         if rule.cidr is not None:
             if one.cidr is not None and rule.cidr.subnet_of(one.cidr):
@@ -60,8 +62,8 @@ def check_ceiling(profile: Profile, ceiling: tuple[EgressRule, ...] | None) -> l
             key = "cidr" if rule.cidr is not None else "host"
             problems.append((("egress", "allow", index, key), f"{rule} exceeds the owner's ceiling for egress"))
     for index, secret in enumerate(profile.secrets):
-        if secret.broker is not None and not allows(ceiling, EgressRule(host=secret.broker.host)):
-            problems.append((("secrets", index, "broker", "host"), f"{secret.broker.host}:443 exceeds the owner's ceiling for egress"))
+        if secret.broker is not None and not allows(ceiling, used := EgressRule(host=secret.broker.host, requests=secret.broker)):
+            problems.append((("secrets", index, "broker", "host"), f"{used} exceeds the owner's ceiling for egress"))
     if profile.egress.mode == "observe":
         problems.append((("egress", "mode"), "observe mode exceeds any ceiling for egress"))
     return problems
@@ -73,7 +75,10 @@ def check_presets(
     ceiling: tuple[EgressRule, ...] | None,
     uses: tuple[Use, ...] | None,
 ) -> list[tuple[tuple[str | int, ...], str]]:
-    """The same for presets: the ceiling must name the preset, or contain all destinations of it."""
+    """The same for presets: the ceiling must name the preset, or contain all destinations of it.
+
+    A preset must not allow a host that another rule allows by methods and paths only.
+    """
     known = dict(presets)
     problems: list[tuple[tuple[str | int, ...], str]] = []
     for index, rule in enumerate(profile.egress.allow):
@@ -82,6 +87,9 @@ def check_presets(
             named = ceiling is None or any(bound.preset == rule.preset for bound in ceiling)
             if not named and not allows(ceiling or (), one):
                 problems.append((place, f"the preset {rule.preset} reaches {one}, which exceeds the owner's ceiling for egress"))
+                break
+            if limited := [limit.host for limit in profile.limited if is_within(limit.host, one.host) and {80, 443} & set(one.ports)]:
+                problems.append((place, f"the preset {rule.preset} allows {limited[0]} without methods and paths, and so every request"))
                 break
             kept = [secret for secret in profile.delivered if not _may_reach(secret, one.destination, uses)]
             if kept:

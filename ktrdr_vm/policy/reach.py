@@ -25,9 +25,10 @@ def list_reach(profile: Profile) -> frozenset[Reach]:
             found.add(Reach(f"the secret {source} in the guest", True))
         else:
             broker = secret.broker
-            what = f"{','.join(broker.methods)} {','.join(broker.paths)}"
-            found.add(Reach(f"the secret {source} to {broker.host}: {what}", True))
-    for rule in profile.egress.allow:
+            found.add(Reach(f"the secret {source} to {broker.host}: {broker.describe()}", True))
+    for requests in profile.limited:
+        found.add(Reach(f"requests to {requests.host}: {requests.describe()}", inside))
+    for rule in (one for one in profile.egress.allow if one.requests is None):
         found |= {Reach(f"egress to {rule.destination}:{port}", inside) for port in ((0,) if rule.preset else rule.ports)}
     if profile.egress.mode == "observe":
         found.add(Reach("egress to every public address (observe mode)", inside))

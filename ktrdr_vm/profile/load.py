@@ -13,6 +13,7 @@ from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.guest_ground import LEAST_MEMORY, refuse_target, refuse_variable
 from ktrdr_vm.profile.model import Broker, Egress, ImageRef, Mount, Prepare, Profile, Secret, Size, Telemetry, Workload, Workspace
+from ktrdr_vm.profile.requests import check_requests, is_limited, parse_requests, read_keys
 from ktrdr_vm.profile.schema import PROFILE, check_shape
 from ktrdr_vm.profile.strict_yaml import Document, Path, load_yaml
 
@@ -157,6 +158,7 @@ def _check_together(data: dict[str, Any]) -> Found:
                 problems.append((("secrets", index, field), f"{value} occurs twice"))
             seen.add(value)
     problems += _check_variables(data)
+    problems += check_requests(data)
     memory = data.get("resources", {}).get("memory")
     if memory is not None and scalars.parse_size(memory) < LEAST_MEMORY:
         problems.append((("resources", "memory"), f"a guest cannot boot with {memory}; the minimum is {LEAST_MEMORY}MiB"))
@@ -176,13 +178,20 @@ def _check_variables(data: dict[str, Any]) -> Found:
         if taken := variables & TELEMETRY_VARIABLES:
             problems.append((("telemetry", "otlp"), f"sets {min(taken)}, which environment sets too"))
         variables |= TELEMETRY_VARIABLES
-    for index, secret in enumerate(data.get("secrets", [])):
-        broker = secret.get("broker", {})
-        variable, gate = broker.get("base_url_env"), broker.get("after")
+    named: list[tuple[Path, str | None]] = [
+        *((("secrets", index, "broker"), one.get("broker", {}).get("base_url_env")) for index, one in enumerate(data.get("secrets", []))),
+        *((("egress", "allow", index), one.get("base_url_env")) for index, one in enumerate((data.get("egress") or {}).get("allow") or [])),
+    ]
+    for place, variable in named:
         if variable in variables:
-            problems.append((("secrets", index, "broker", "base_url_env"), f"{variable} occurs twice"))
+            problems.append(((*place, "base_url_env"), f"{variable} occurs twice"))
         if variable:
             variables.add(variable)
+            if reason := refuse_variable(variable):
+                problems.append(((*place, "base_url_env"), reason))
+    for index, secret in enumerate(data.get("secrets", [])):
+        broker = secret.get("broker", {})
+        gate = broker.get("after")
         if broker.get("docker_mirror") and broker.get("base_path", "/") != "/":
             problems.append((("secrets", index, "broker", "base_path"), "must be /, because Docker supports mirrors at / only"))
         if gate and gate not in data.get("gates", []):
@@ -258,6 +267,7 @@ def parse_rule(data: dict[str, Any]) -> EgressRule:
         ports=tuple(sorted(set(data.get("ports", [443])))),
         reason=data.get("reason", ""),
         preset=data.get("preset", ""),
+        requests=parse_requests(data) if is_limited(data) else None,
     )
 
 
@@ -276,13 +286,8 @@ def _secret(data: dict[str, Any]) -> Secret:
 
 def _broker(data: dict[str, Any]) -> Broker:
     return Broker(
-        host=data["host"],
+        **read_keys(data),
         header=scalars.parse_header_template(data["header"]),
-        base_url_env=data["base_url_env"],
-        base_path=data.get("base_path", "/"),
-        methods=tuple(sorted(set(data.get("methods", ("GET", "HEAD"))))),
-        paths=tuple(sorted(set(data.get("paths", ("/",))))),
-        headers=tuple(sorted({name.lower() for name in data.get("headers", ())})),
         after=data.get("after", ""),
         docker_mirror=data.get("docker_mirror", False),
     )

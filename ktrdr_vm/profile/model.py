@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ktrdr_vm.profile.egress_rule import EgressRule
+from ktrdr_vm.profile.requests import Requests
 from ktrdr_vm.profile.scalars import HeaderTemplate, Scalar
 
 Mode = Literal["sandbox", "interactive"]
@@ -57,18 +58,11 @@ class Egress:
     mode: Literal["enforce", "observe"] = "enforce"
 
 
-@dataclass(frozen=True)
-class Broker:
+@dataclass(frozen=True, kw_only=True)
+class Broker(Requests):
     """The use of a secret that never enters the guest: the guard adds it to requests to one host, over verified TLS."""
 
-    host: str
     header: HeaderTemplate
-    base_url_env: str
-    base_path: str = "/"
-    methods: tuple[str, ...] = ("GET", "HEAD")
-    paths: tuple[str, ...] = ("/",)
-    headers: tuple[str, ...] = ()
-    """Names of request headers in lower case that are forwarded in addition to `request_headers.PASSED`."""
     after: str = ""
     """The gate that must have passed before any request goes out."""
     docker_mirror: bool = False
@@ -146,6 +140,11 @@ class Profile:
     def brokered(self) -> tuple[tuple[Secret, Broker], ...]:
         """The secrets that the guard uses for the guest."""
         return tuple((secret, secret.broker) for secret in self.secrets if secret.broker is not None)
+
+    @property
+    def limited(self) -> tuple[Requests, ...]:
+        """Requests that rules allow by method and path, without a secret."""
+        return tuple(rule.requests for rule in self.egress.allow if rule.requests is not None)
 
     @property
     def delivered(self) -> tuple[Secret, ...]:

@@ -37,7 +37,13 @@ _SIZE = _text(scalars.parse_size)
 _NAME: Schema = {"type": "string", "regex": "[a-z0-9][a-z0-9_.-]{0,62}"}
 _SCALAR: Schema = {"type": ["string", "integer", "float", "boolean"], "nullable": True}
 
-_RULE: Schema = {
+_METHODS: Schema = {"type": "list", "minlength": 1, "maxlength": 7, "allowed": list(scalars.METHODS), "schema": {"type": "string"}}
+_PATHS: Schema = {"type": "list", "minlength": 1, "maxlength": 20, "schema": _text(scalars.parse_url_prefix)}
+_HEADERS: Schema = {"type": "list", "minlength": 1, "maxlength": 20, "schema": _text(parse_passed_header)}
+_BY_ADDRESS = ["cidr", "preset"]
+
+# An entry of the owner's ceiling.
+_BOUND: Schema = {
     "type": "dict",
     "schema": {
         "host": _text(scalars.parse_host, excludes=["cidr", "preset"]),
@@ -45,8 +51,19 @@ _RULE: Schema = {
         "preset": {**_NAME, "excludes": ["host", "cidr", "ports"]},
         "ports": _PORTS,
         "reason": _text(scalars.parse_plain_text),
+        "methods": {**_METHODS, "excludes": _BY_ADDRESS},
+        "paths": {**_PATHS, "excludes": _BY_ADDRESS},
     },
-    "check_with": "one_destination",
+    "check_with": ["one_destination", "ports_of_requests"],
+}
+_RULE: Schema = {
+    **_BOUND,
+    "schema": {
+        **_BOUND["schema"],
+        "base_url_env": {**_text(scalars.parse_environment_name), "excludes": _BY_ADDRESS},
+        "base_path": {**_text(scalars.parse_url_prefix), "excludes": _BY_ADDRESS},
+        "headers": {**_HEADERS, "excludes": _BY_ADDRESS},
+    },
 }
 # The use of a secret that never enters the guest.
 _BROKER: Schema = {
@@ -57,9 +74,9 @@ _BROKER: Schema = {
         "header": {**_text(scalars.parse_header_template), "required": True},
         "base_url_env": {**_text(scalars.parse_environment_name), "required": True},
         "base_path": _text(scalars.parse_url_prefix),
-        "methods": {"type": "list", "minlength": 1, "maxlength": 7, "allowed": list(scalars.METHODS), "schema": {"type": "string"}},
-        "paths": {"type": "list", "minlength": 1, "maxlength": 20, "schema": _text(scalars.parse_url_prefix)},
-        "headers": {"type": "list", "minlength": 1, "maxlength": 20, "schema": _text(parse_passed_header)},
+        "methods": _METHODS,
+        "paths": _PATHS,
+        "headers": _HEADERS,
         "after": _text(scalars.parse_gate),
         "docker_mirror": {"type": "boolean"},
     },
@@ -226,7 +243,7 @@ POLICY: Schema = {
         "schema": {
             "reserved": {"type": "list", "schema": {"type": "string", "regex": r"\d{1,3}(\.\d{1,3}){3}:\d{1,5}"}},
             "observe": {"type": "boolean"},
-            "ceiling": {"type": "list", "maxlength": 500, "schema": _RULE},
+            "ceiling": {"type": "list", "maxlength": 500, "schema": _BOUND},
         },
     },
     "resources": {

@@ -10,6 +10,7 @@ from cerberus import Validator
 from cerberus.errors import REGEX_MISMATCH, BaseErrorHandler
 
 from ktrdr_vm.profile import scalars
+from ktrdr_vm.profile.requests import is_limited
 
 Found = list[tuple[tuple[str | int, ...], str]]
 """Path and message of each."""
@@ -52,6 +53,10 @@ class _Validator(Validator):  # type: ignore[misc]
     def _check_with_one_destination(self, field: str, value: object) -> None:
         if isinstance(value, dict) and not {"host", "cidr", "preset"} & value.keys():
             self._error(field, "must have one of host, cidr and preset")
+
+    def _check_with_ports_of_requests(self, field: str, value: object) -> None:
+        if isinstance(value, dict) and is_limited(value) and value.get("ports", [443]) != [443]:
+            self._error(field, "with methods or paths, the only port is 443, because requests are sent over verified TLS")
 
     def _check_with_secret_path(self, field: str, value: object) -> None:
         try:

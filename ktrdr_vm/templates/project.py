@@ -125,7 +125,7 @@ def _describe(
         "playbook": digest_playbook(playbook, beneath=repository.root),
         "files": {name: _digest(repository.place, name) for name in wanted.key},
         # The result depends on the allowed egress.
-        "egress": plain(plan.rules),
+        "egress": plain([*plan.rules, *plan.profile.limited]),
         "workspace": plain(plan.profile.workspace),
         "vars": plain(plan.profile.vars),
     }

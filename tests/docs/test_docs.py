@@ -372,7 +372,16 @@ def test_the_brokers_shown_are_profiles():
         profile = load_profile(block, "docs/broker.md", lambda *_: ("", b"")).profile
         routes = make_routes(profile)
         assert len(routes) == len(profile.secrets) == block.count("broker:")
-        assert all(route.broker.header.render(b"value\n") for route in routes)
+        assert all(broker.header.render(b"value\n") for _, broker in profile.brokered)
+
+
+def test_the_requests_shown_are_a_profile():
+    """The block on rules by method and path gives the URL that the command after it uses, and the proxy's rules for it."""
+    part = read("docs/egress.md").partition("## Requests by method and path")[2]
+    [route] = make_routes(load_profile(find_blocks(part, "yaml")[0], "docs/egress.md", lambda *_: ("", b"")).profile)
+    assert (route.requests.host, route.requests.methods, route.name) == ("api.github.com", ("GET",), "url:GITHUB_API_URL")
+    path = re.search(r"\$GITHUB_API_URL(/\S+)\"", find_blocks(part, "sh")[0])
+    assert path is not None and path[1].startswith(route.requests.paths)
 
 
 def test_every_key_of_a_place_is_documented_and_no_other():

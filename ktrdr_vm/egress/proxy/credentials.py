@@ -18,19 +18,21 @@ _HEADER_VALUE = re.compile(rf"[!-~](?:[ -~]{{0,{MAX_HEADER - 2}}}[!-~])?")
 
 
 class Brokers:
-    """`routes` are guard.json's: secret, port and gate of each. A guard that starts has no value and knows of no gate."""
+    """`routes` are guard.json's: secret, port and gate of each, without a secret a port alone. A guard that starts has no value and knows
+    of no gate.
+    """
 
     def __init__(self, routes: list[dict[str, Any]], proxy: ProxyControl, ledger: Ledger) -> None:
-        self._gates = {str(route["secret"]): str(route["after"]) for route in routes}
+        self._gates = {str(route["secret"]): str(route["after"]) for route in routes if route["secret"]}
         self._ports = [int(route["port"]) for route in routes]
         self._proxy = proxy
         self._ledger = ledger
         self._values: dict[str, str] = {}
         self._open: dict[str, str] = {}
-        self._told = not routes
+        self._told = not self._gates
         # The proxy knows of a map when a rule looks into it.
         self._maps = (VALUES, OPEN) if any(self._gates.values()) else (VALUES,)
-        if routes:
+        if self._gates:
             proxy.write_maps({}, self._maps)
 
     def listen(self, bind: Callable[[int], socket.socket]) -> dict[str, socket.socket]:

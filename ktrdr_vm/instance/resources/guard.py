@@ -110,7 +110,7 @@ class Guard(Resource):
             "escalations": str(self.target.paths.escalations) if blueprint.plan.profile.asks else "",
             "owner": list(facts.owner),
             "telemetry": self._telemetry(),
-            "brokers": [{"secret": route.secret, "port": route.port, "after": route.broker.after} for route in blueprint.plan.routes],
+            "brokers": [{"secret": route.secret, "port": route.port, "after": route.after} for route in blueprint.plan.routes],
         }
         # The proxy's user, and nobody else, reads its configuration and lists; the rest is the owner's.
         return {

@@ -19,12 +19,15 @@ from ktrdr_vm.cli.mcp_tools import TOOLS, answer
 from ktrdr_vm.egress import client
 from ktrdr_vm.errors import ProvisionError, UsageError
 from ktrdr_vm.evidence.run_directory import RunDirectory
+from ktrdr_vm.guest.push import Push, Pushed
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.base import Target
+from ktrdr_vm.profile.model import Workspace
 from ktrdr_vm.report.model import GateResult
 from ktrdr_vm.run import gates as gate_run
+from ktrdr_vm.run import push as push_run
 
 NOW, BEFORE = f"{'0' * 12}-{'a' * 16}-3", f"{'0' * 12}-{'a' * 16}-2"
 GUEST: list[str] = []
@@ -56,6 +59,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callab
         return GateResult(playbook.name, "passed", "2026-01-01T00:00:00Z", 1.0)
 
     monkeypatch.setattr(gate_run, "run_playbook", run_playbook)
+    monkeypatch.setattr(push_run, "find_workspace", lambda _: Workspace())
+    monkeypatch.setattr(push_run, "find_repository", lambda *_: None)
+
+    def push_to(_: object, push: Push, *__: object) -> Pushed:
+        GUEST.append(str(push.comments))
+        return Pushed()
+
+    monkeypatch.setattr(push_run, "push_to", push_to)
     (tmp_path / "playbooks").mkdir()
     (tmp_path / "playbooks" / "own.yaml").write_text("- hosts: all\n  tasks: [{name: x, ansible.builtin.command: {cmd: x}}]\n")
     return made
@@ -69,25 +80,26 @@ def calls(home: Home, expect: str) -> dict[str, Callable[[], Any]]:
     option = ("--expect", expect) if expect else ()
     return {
         "exec": lambda: call("exec", *option, "one", "--", "true"),
+        "push": lambda: call("push", *option, "one", "--comments", __file__),
         "gate": lambda: call("gate", *option, "one", "own", "--workspace", str(home.root)),
     }
 
 
-@pytest.mark.parametrize("command", ["exec", "gate"])
+@pytest.mark.parametrize("command", ["exec", "gate", "push"])
 @pytest.mark.parametrize("expect", [NOW, ""])
 def test_a_command_runs_if_nothing_has_changed(home: Home, command: str, expect: str) -> None:
     done = calls(home, expect)[command]()
     assert done.exception is None and len(GUEST) == 1, done.output
 
 
-@pytest.mark.parametrize("command", ["exec", "gate"])
+@pytest.mark.parametrize("command", ["exec", "gate", "push"])
 @pytest.mark.parametrize("expect", [BEFORE, "3", "' OR 1"])
 def test_a_command_is_refused_before_it_reaches_the_guest(home: Home, command: str, expect: str) -> None:
     done = calls(home, expect)[command]()
     assert isinstance(done.exception, UsageError) and GUEST == []
 
 
-@pytest.mark.parametrize("command", ["exec", "gate"])
+@pytest.mark.parametrize("command", ["exec", "gate", "push"])
 def test_a_guard_that_does_not_answer_refuses_as_well(home: Home, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     def silent(*_: object, **__: object) -> None:
         raise ProvisionError("the guard does not answer", where="x", hint="y")

@@ -14,6 +14,7 @@ from ktrdr_vm.egress.rules import rules_from_json
 from ktrdr_vm.errors import DocumentError
 from ktrdr_vm.guest.guide import make_facts, render_guide
 from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.plan.changes import find_changes
 from ktrdr_vm.plan.facts import Facts, ImageFacts, allocate
 from ktrdr_vm.plan.guard_interface import BROKER_PORTS
 from ktrdr_vm.plan.plan import Plan, plan_from_json
@@ -164,3 +165,37 @@ def test_a_request_is_a_line() -> None:
     assert fields["message"] == "refused by path" and fields["address"] == ""
     allowed = parse_proxy_line(json.dumps({**entry, "v": "allow", "t": "--", "s": 200, "a": "198.51.100.1"}).encode())
     assert allowed is not None and allowed["verdict"] == "allow" and "message" not in allowed
+
+
+RULE: dict[str, Any] = {"host": "read.example.com", "methods": ["GET"], "paths": ["/v1/"], "base_url_env": "READ_URL"}
+
+
+def test_a_rule_by_method_and_path_is_a_route_without_a_secret() -> None:
+    plan = make_plan(BROKER, egress={"allow": [RULE, {"host": "plain.example.com"}]})
+    assert [(route.secret, route.name, route.port) for route in plan.routes] == [("key0", "key0", 919), ("", "url:READ_URL", 920)]
+    assert plan.gateway_variables("10.213.0.1")["READ_URL"] == "http://10.213.0.1:920"
+    allocation = allocate(0, genid="", host_key="", host_public_key="", login_public_key="")
+    documents = plan.render(allocation)
+    assert "ip daddr 10.213.0.1 tcp dport { 53, 919, 920 } accept" in documents["ruleset.nft"]
+    text = documents["proxy.cfg"].partition("frontend broker_920")[2]
+    assert "set-header host read.example.com" in text and "verifyhost read.example.com" in text
+    assert "broker.values" not in text and "x-api-key" not in text
+    # No listener lets the guest connect to the host itself, and the resolver resolves it for the proxy.
+    assert plan.egress.name_lists["tls.names"] == "plain.example.com\n" and plan.egress.name_lists["http.names"] == ""
+    assert rules_from_json(plan.egress.to_json(), []).other_ports("read.example.com") == ()
+    assert plan_from_json(plan.to_json()).digest == plan.digest
+
+
+def test_a_change_of_a_rule_by_method_is_applied_to_a_running_instance() -> None:
+    before, after = (make_plan(egress={"allow": [{**RULE, "methods": methods}]}) for methods in (["GET"], ["GET", "POST"]))
+    [change] = find_changes(before, after)
+    assert (change.part, change.how) == ("egress", "live") and "GET,POST" in str(change)
+    assert before.digest != after.digest
+
+
+def test_the_guest_is_told_of_a_rule_by_method() -> None:
+    plan = make_plan(egress={"allow": [RULE]})
+    assert make_facts(plan)["requests"] == [{"host": "read.example.com", "variable": "READ_URL", "methods": ["GET"], "paths": ["/v1/"]}]
+    guide = render_guide(plan)
+    assert "read.example.com is available at the URL in `READ_URL` only: GET beneath /v1/" in guide
+    assert "all other connections are denied" in guide

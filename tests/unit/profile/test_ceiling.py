@@ -27,6 +27,10 @@ def brokered(host: str, env: str = "KTRDR_GITHUB_TOKEN", **more: Any) -> dict[st
     return {"name": "token", "source": {"env": env}, "broker": broker}
 
 
+def limited(host: str, **more: Any) -> dict[str, Any]:
+    return {"host": host, "methods": ["GET"], "paths": ["/v1/x"], "base_url_env": "API_URL", **more}
+
+
 def profile(**part: Any) -> Profile:
     return build_profile({"version": 1, "name": "p", "image": "debian-13-docker", **part})
 
@@ -39,6 +43,7 @@ def problems(policy: str, part: dict[str, Any]) -> list[str]:
 
 USES = "secrets: {uses: [{env: KTRDR_GITHUB_TOKEN, hosts: [api.github.com]}, {env: KTRDR_MODEL_KEY, hosts: [models.example.com]}]}\n"
 CEILING = "egress: {ceiling: [{host: '*.good.example', ports: [443, 22]}, {cidr: 203.0.113.0/24}]}\n"
+BOUNDED = "egress: {ceiling: [{host: '*.good.example', methods: [GET, HEAD], paths: [/v1]}]}\n"
 
 # Each way out: a part of a profile, and the key that must be named.
 WAYS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -50,6 +55,12 @@ WAYS: dict[str, tuple[str, dict[str, Any], str]] = {
     "port": (CEILING, {"egress": {"allow": [{"host": "a.good.example", "ports": [25]}]}}, "egress.allow[0].host"),
     "range": (USES, {"secrets": [DELIVERED], "egress": {"allow": [{"cidr": "203.0.113.5/32"}]}}, "egress.allow[0].cidr"),
     "observe": (USES + "egress: {observe: true}\n", {"secrets": [DELIVERED], "egress": {"mode": "observe"}}, "egress.mode"),
+    "requests": (USES, {"secrets": [DELIVERED], "egress": {"allow": [limited("evil.example")]}}, "egress.allow[0].host"),
+    "requests beyond": (CEILING, {"egress": {"allow": [limited("evil.example")]}}, "egress.allow[0].host"),
+    "methods beyond": (BOUNDED, {"egress": {"allow": [limited("a.good.example", methods=["GET", "POST"])]}}, "egress.allow[0].host"),
+    "paths beyond": (BOUNDED, {"egress": {"allow": [limited("a.good.example", paths=["/v10/"])]}}, "egress.allow[0].host"),
+    "connections beyond requests": (BOUNDED, {"egress": {"allow": [{"host": "a.good.example"}]}}, "egress.allow[0].host"),
+    "broker beyond requests": (BOUNDED, {"secrets": [brokered("a.good.example", methods=["DELETE"])]}, "secrets[0].broker.host"),
     "name beyond": (CEILING, {"egress": {"allow": [{"host": "evil.example"}]}}, "egress.allow[0].host"),
     "wildcard beyond": (CEILING, {"egress": {"allow": [{"host": "*.evil.example"}]}}, "egress.allow[0].host"),
     "range beyond": (CEILING, {"egress": {"allow": [{"cidr": "203.0.112.0/23"}]}}, "egress.allow[0].cidr"),
@@ -71,7 +82,7 @@ def test_every_key_that_names_a_destination_is_tried() -> None:
     """A new one must get its bound, and a row above."""
     rule = set(PROFILE["egress"]["schema"]["allow"]["schema"]["schema"]) - {"reason"}
     broker = set(PROFILE["secrets"]["schema"]["schema"]["broker"]["schema"])
-    assert rule == {"host", "cidr", "preset", "ports"}
+    assert rule == {"host", "cidr", "preset", "ports", "methods", "paths", "headers", "base_url_env", "base_path"}
     assert broker == {"host", "header", "base_url_env", "base_path", "methods", "paths", "headers", "after", "docker_mirror"}
     assert set(PROFILE["egress"]["schema"]) == {"allow", "mode"} and set(PROFILE["telemetry"]["schema"]) == {"otlp"}
 
@@ -80,10 +91,29 @@ def test_what_is_within_is_allowed() -> None:
     inside = {"secrets": [brokered("api.github.com")], "egress": {"allow": [{"host": "anything.example"}]}}
     assert problems(USES, inside) == []  # a brokered secret never enters the guest
     assert problems(USES, {"secrets": [DELIVERED], "egress": {"allow": [{"host": "models.example.com"}]}}) == []
+    assert (
+        problems(BOUNDED, {"egress": {"allow": [limited("a.good.example"), limited("b.good.example", base_url_env="B", paths=["/v1"])]}})
+        == []
+    )
+    assert problems(BOUNDED, {"secrets": [brokered("a.good.example", paths=["/v1/"])]}) == []
+    assert problems(CEILING, {"egress": {"allow": [limited("a.good.example")]}}) == []
     assert problems(CEILING, {"egress": {"allow": [{"host": "a.good.example", "ports": [22]}, {"cidr": "203.0.113.8/32"}]}}) == []
     assert (
         problems(
             'secrets: {uses: [{env: "KTRDR_*", hosts: ["*"]}]}', {"secrets": [DELIVERED], "egress": {"allow": [{"host": "x.example"}]}}
+        )
+        == []
+    )
+
+
+def test_a_preset_does_not_open_what_is_limited() -> None:
+    wanted = profile(egress={"allow": [{"preset": "forge"}, limited("api.forge.example")]})
+    for host, ports in (("api.forge.example", (443,)), ("*.forge.example", (443,)), ("api.forge.example", (80,))):
+        [(place, message)] = check_presets(wanted, (("forge", (EgressRule(host=host, ports=ports),)),), None, None)
+        assert place == ("egress", "allow", 0, "preset") and "every request" in message
+    assert (
+        check_presets(
+            wanted, (("forge", (EgressRule(host="forge.example"), EgressRule(host="api.forge.example", ports=(22,)))),), None, None
         )
         == []
     )
