@@ -62,6 +62,8 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     if any("image" in getattr(item, "fixturenames", ()) for item in request.session.items):
         # Packages come from the host's mirror, which cannot be reached from within.
         find_or_build_image()
+    if any("larger_image" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        find_or_build_image(name="debian-13-larger")
     entered = enter_lab()
     _ENTERED.append(entered)
     yield entered
@@ -99,6 +101,13 @@ def libvirt(lab: Lab) -> Iterator[Libvirt]:
 @pytest.fixture(scope="session")
 def image(lab: Lab, libvirt: Libvirt) -> Image:
     found = find_or_build_image(lab.home)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def larger_image(lab: Lab, libvirt: Libvirt) -> Image:
+    found = find_or_build_image(lab.home, name="debian-13-larger")
     assert found is not None
     return found
 

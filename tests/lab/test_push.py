@@ -311,4 +311,4 @@ def test_a_person_pushes_to_an_agent_at_work_and_pulls_what_it_made_of_it(lab: L
         assert row["ref"] == f"refs/ktrdr/{name}/main" and set(row["changed"]) == {"fix.txt", "mine.txt"}
         assert git(workspace, "show", f"{row['ref']}:mine.txt") == "mine"
     finally:
-        assert command.run(lab, "destroy", name).code == 0
+        assert command.run(lab, "destroy", "--yes", name).code == 0

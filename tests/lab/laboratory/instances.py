@@ -28,7 +28,6 @@ from ktrdr_vm.instance.loaded import LoadedInstance
 from laboratory import probes
 from laboratory.lab import LAB_HOME, LAB_IMAGES, Lab
 
-RECIPE = PROJECT / "images" / "debian-13-docker.yaml"
 CANARY_VARIABLE = "KTRDR_LAB_CANARY"
 
 ALLOW = """
@@ -62,9 +61,9 @@ secrets:
 """
 
 
-def find_or_build_image(home: Home | None = None) -> Image | None:
-    """The image of the shipped recipe. Before the lab is entered it is built when it is not there; inside it is only looked up."""
-    recipe = load_recipe(RECIPE)
+def find_or_build_image(home: Home | None = None, name: str = "debian-13-docker") -> Image | None:
+    """The image of a shipped recipe. Before the lab is entered it is built when it is not there; inside it is only looked up."""
+    recipe = load_recipe(PROJECT / f"images/{name}.yaml")
     if home is not None:
         return ImageStore(home.images).find(recipe.digest)
     LAB_HOME.mkdir(mode=0o711, parents=True, exist_ok=True)
