@@ -16,21 +16,27 @@ DISK_LAST, DISK_ENOUGH = 1024, 1280
 OVERHEAD = 160
 
 
-def require_capacity(directory: Path, memory: int) -> None:
-    """HostError if memory or disk is missing. `memory` in MiB. The overlay grows with use, so only the disk reserve is checked."""
+def require_capacity(directory: Path, memory: int, *, guests: int = 1, disk: int = 0) -> None:
+    """HostError if memory or disk is missing. In MiB: `memory` of each guest, and `disk` that is about to be written.
+
+    The overlay grows with use, so of the disk only the reserve is checked besides.
+    """
+    overhead = OVERHEAD * guests
+    memory *= guests
     available = read_available_memory()
-    needed = memory + OVERHEAD + MEMORY_FLOOR
+    needed = memory + overhead + MEMORY_FLOOR
     if available < needed:
         raise HostError(
-            f"{available} MiB of memory are available, {needed} are needed: {memory} for the guest, {OVERHEAD} for QEMU, "
+            f"{available} MiB of memory are available, {needed} are needed: {memory} for the guest, {overhead} for QEMU, "
             f"{MEMORY_FLOOR} reserved for the host",
             where="/proc/meminfo",
             hint="destroy an instance (`ktrdr-vm list`), or reduce resources.memory",
         )
     free = shutil.disk_usage(directory).free >> 20
-    if free < DISK_FLOOR:
+    if free < DISK_FLOOR + disk:
+        reserved = f"{disk} are needed, {DISK_FLOOR}" if disk else f"{DISK_FLOOR}"
         raise HostError(
-            f"{free} MiB of disk are free, {DISK_FLOOR} are reserved for the host",
+            f"{free} MiB of disk are free, {reserved} are reserved for the host",
             where=str(directory),
             hint="run `ktrdr-vm gc`, remove images (`ktrdr-vm images list`), or move $KTRDR_VM_HOME to a larger disk",
         )

@@ -22,6 +22,7 @@ LIMIT = 60.0
 COPY_LIMIT = 600.0
 _UNLIMITED = 1 << 40
 _FD_NAME = "ktrdr-state"
+_COPYING = ("setup", "active", "device", "pre-switchover", "cancelling")
 
 
 def save_state(libvirt: Libvirt, domain: str, target: Path) -> None:
@@ -38,11 +39,15 @@ def save_state(libvirt: Libvirt, domain: str, target: Path) -> None:
         os.close(descriptor)
 
 
-def copy_state(libvirt: Libvirt, domain: str, target: Path) -> float:
-    """Write the whole state of a running domain, private memory included. It runs until only the rest is left, and is then paused.
+def copy_state(libvirt: Libvirt, domain: str, target: Path, *, live: bool) -> float:
+    """Write the whole state of a running domain, private memory included, and leave it paused.
 
-    What `load_state` loads, and the disk at the end of this call, are of one moment. Returns the seconds of the pause so far.
+    With `live` it runs until only the rest of its memory is left. What `load_state` loads, and the disk at the end of this call, are of
+    one moment. Returns the seconds of the pause so far.
     """
+    began = time.monotonic()
+    if not live:
+        libvirt.suspend(domain)
     _ignore_shared(libvirt, domain)
     rate = libvirt.monitor(domain, "query-migrate-parameters").get("max-bandwidth", 0)
     libvirt.monitor(domain, "migrate-set-parameters", {"max-bandwidth": _UNLIMITED})
@@ -58,7 +63,29 @@ def copy_state(libvirt: Libvirt, domain: str, target: Path) -> float:
         os.close(descriptor)
         libvirt.monitor(domain, "migrate-set-parameters", {"max-bandwidth": rate})
         _ignore_shared(libvirt, domain, state=False)
-    return downtime / 1000
+    return downtime / 1000 if live else time.monotonic() - began
+
+
+def touch_memory(pid: int, memory: str) -> None:
+    """Read the memory that the QEMU `pid` maps from this file, so that `copy_state` need not wait for pages that were never used."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if not line.endswith(f" {memory}"):
+            continue
+        start, end = (int(number, 16) for number in line.split(" ", 1)[0].split("-"))
+        block = bytearray(1 << 20)
+        with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as file:
+            file.seek(start)
+            while start < end and (length := file.readinto(memoryview(block)[: end - start])):
+                start += length
+
+
+def end_copy(libvirt: Libvirt, domain: str) -> None:
+    """Cancel what `copy_state` of a killed process has begun: QEMU would go on with it, and pause the domain at its end."""
+    libvirt.monitor(domain, "migrate_cancel")
+    end = time.monotonic() + LIMIT
+    while libvirt.monitor(domain, "query-migrate").get("status") in _COPYING and time.monotonic() < end:
+        time.sleep(0.02)
+    _ignore_shared(libvirt, domain, state=False)
 
 
 def continue_domain(libvirt: Libvirt, domain: str) -> None:
@@ -143,7 +170,7 @@ def _wait(libvirt: Libvirt, domain: str, limit: float = LIMIT) -> dict[str, Any]
             return dict(status)
         if state in ("failed", "cancelled") or time.monotonic() > end:
             raise ProvisionError(
-                f"the state of the template could not be moved: {status.get('error-desc') or state}",
+                f"the state of the VM could not be written or read: {status.get('error-desc') or state}",
                 where=domain,
                 hint="remove the template with `ktrdr-vm templates remove`; `apply --cold` boots without one",
             )

@@ -1,7 +1,7 @@
 """Branches: copies of a running instance with its memory and processes, each with an identity, a network and secrets of its own.
 
-The original is copied while it runs, and paused for the last part of its memory and for its disk. Its secrets are taken away before,
-and delivered anew to it and to each copy. The reasons are in docs/adr.
+The original is paused for its disk and its memory; with KVM its memory is copied while it runs, up to the last part. Its secrets
+are taken away before, and delivered anew to it and to each copy. The reasons are in docs/adr.
 """
 
 from __future__ import annotations
@@ -14,22 +14,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ktrdr_vm.errors import KtrdrError, UsageError
+from ktrdr_vm.guest.agent import wait_agent
 from ktrdr_vm.guest.personalize import personalize
 from ktrdr_vm.host import process
 from ktrdr_vm.host.capacity import require_capacity
-from ktrdr_vm.host.fork import continue_domain, copy_state
+from ktrdr_vm.host.fork import continue_domain, copy_state, touch_memory
 from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.instance.backing import open_template
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.instance.loaded import LoadedInstance, SecretReader
 from ktrdr_vm.instance.resources.base import Notify, quiet
+from ktrdr_vm.instance.resources.domain import find_qemu
 from ktrdr_vm.instance.resources.overlay import COPY_LIMIT, copy_boot_files
 from ktrdr_vm.instance.resources.secret import sweep_secrets
 from ktrdr_vm.instance.secrets import take_secrets
-from ktrdr_vm.instance.suspend import set_clock
+from ktrdr_vm.instance.suspend import end_branching, set_clock
 from ktrdr_vm.plan.domain_xml import shares_memory
 from ktrdr_vm.plan.plan import Plan
+
+# A guest that runs answers at once, and on a busy host a little later.
+AGENT_LIMIT = 30.0
 
 
 @dataclass(frozen=True)
@@ -105,14 +110,17 @@ def _require_possible(loaded: LoadedInstance, wanted: tuple[Identity, ...]) -> N
         raise UsageError(
             f"the instance cannot be branched: {reason}", where=name, hint="`ktrdr-vm snapshot` copies the disk of any instance"
         )
-    require_capacity(loaded.home.root, plan.profile.resources.memory * len(wanted))
+    memory, disk = plan.profile.resources.memory, loaded.paths.overlay.stat().st_size >> 20
+    require_capacity(loaded.home.root, memory, guests=len(wanted), disk=memory + disk * (len(wanted) + 1))
+    # A copy gets its identity through the agent, before it has a network. GuestError, with nothing changed.
+    wait_agent(loaded.libvirt, loaded.identity.domain, limit=AGENT_LIMIT)
 
 
 @contextlib.contextmanager
 def _folder(loaded: LoadedInstance) -> Iterator[Path]:
     """A folder for memory and disk, only for the time of the call: the memory of a machine is not kept."""
     folder = loaded.paths.branching
-    shutil.rmtree(folder, ignore_errors=True)
+    end_branching(loaded)
     make_private(folder)
     try:
         yield folder
@@ -122,7 +130,9 @@ def _folder(loaded: LoadedInstance) -> Iterator[Path]:
 
 def _copy(loaded: LoadedInstance, folder: Path, given: Given, notify: Notify) -> float:
     """Memory and disk of one moment, in the folder. The original runs afterwards as before; returns how long it was paused."""
-    journal, libvirt, domain = loaded.journal, loaded.libvirt, loaded.identity.domain
+    journal = loaded.journal
+    for pid in find_qemu(loaded.identity.domain, loaded.paths.directory):
+        touch_memory(pid, open_template(loaded.home, journal.template).memory)
     # As for `suspend`: `resume` gives back what was taken, if this process ends meanwhile.
     journal.enter("suspending")
     try:
@@ -131,18 +141,27 @@ def _copy(loaded: LoadedInstance, folder: Path, given: Given, notify: Notify) ->
         # Keys of the connection are secrets as well, and a copy could go on with it.
         loaded.close()
         try:
-            paused = copy_state(libvirt, domain, folder / "state")
-            began = time.monotonic()
-            process.run(["cp", "--reflink=auto", "--sparse=always", loaded.paths.overlay, folder / "disk.qcow2"], timeout=COPY_LIMIT)
+            paused = _pause(loaded, folder)
         finally:
-            continue_domain(libvirt, domain)
-        paused += time.monotonic() - began
+            set_clock(loaded, BOOT_LIMIT[loaded.plan.facts.accelerator])
     finally:
-        set_clock(loaded, BOOT_LIMIT[loaded.plan.facts.accelerator])
         loaded.complete(read_secret=given.read_secret, mount_roots=given.mount_roots, notify=notify)
         journal.enter("awake")
         given.reapply()
     return paused
+
+
+def _pause(loaded: LoadedInstance, folder: Path) -> float:
+    """Copy memory and disk; the original is paused when the copy of the disk begins, if not before. The seconds of the pause."""
+    libvirt, domain = loaded.libvirt, loaded.identity.domain
+    try:
+        # Under emulation, QEMU before 9.0 loses writes of a guest that runs while its memory is copied.
+        paused = copy_state(libvirt, domain, folder / "state", live=loaded.plan.facts.accelerator == "kvm")
+        began = time.monotonic()
+        process.run(["cp", "--reflink=auto", "--sparse=always", loaded.paths.overlay, folder / "disk.qcow2"], timeout=COPY_LIMIT)
+    finally:
+        continue_domain(libvirt, domain)
+    return paused + time.monotonic() - began
 
 
 def _create(loaded: LoadedInstance, copy: Instance, folder: Path, given: Given, notify: Notify) -> None:

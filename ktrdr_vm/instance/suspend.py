@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.host.capacity import require_capacity
+from ktrdr_vm.host.fork import end_copy
 from ktrdr_vm.host.libvirt import DomainState
 from ktrdr_vm.instance.instance import BOOT_LIMIT
 from ktrdr_vm.instance.loaded import LoadedInstance, SecretReader
@@ -39,6 +40,7 @@ def suspend(loaded: LoadedInstance, *, notify: Notify = quiet) -> None:
             "its machine does not run, so there is nothing to save", where=journal.instance_id, hint="`ktrdr-vm apply` starts it again"
         )
     journal.enter("suspending")
+    end_branching(loaded)
     if loaded.target.is_running():
         try:
             _let_go(loaded, notify)
@@ -92,7 +94,7 @@ def resume(loaded: LoadedInstance, *, read_secret: SecretReader, mount_roots: tu
             )
         require_capacity(loaded.home.root, plan.profile.resources.memory)
     journal.enter("resuming")
-    shutil.rmtree(loaded.paths.branching, ignore_errors=True)
+    end_branching(loaded)
     for resource in loaded.open_network():
         loaded.ensure(resource, notify)
     domain = loaded.resource("domain")
@@ -120,6 +122,14 @@ def _let_go(loaded: LoadedInstance, notify: Notify) -> None:
             _timed(resource, "removed", notify, resource.detach)
             journal.strike(resource.key)
     loaded.close()
+
+
+def end_branching(loaded: LoadedInstance) -> None:
+    """Remove what a killed `branch` has left of its copy."""
+    if loaded.paths.branching.exists():
+        if loaded.target.is_running():
+            end_copy(loaded.libvirt, loaded.identity.domain)
+        shutil.rmtree(loaded.paths.branching)
 
 
 def set_clock(loaded: LoadedInstance, limit: float) -> None:

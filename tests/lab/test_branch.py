@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import secrets
 import time
 from pathlib import Path
@@ -14,8 +15,9 @@ from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 from test_fork import ASK
 
-from ktrdr_vm.errors import UsageError
+from ktrdr_vm.errors import GuestError, UsageError
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.netns import list_names
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
@@ -36,6 +38,7 @@ egress: {allow: [{host: allowed.test.lab, ports: [80]}]}
 secrets: [{name: canary, source: {env: KTRDR_LAB_CANARY}}]
 """
 COUNT = "systemd-run --quiet --unit=counter sh -c 'n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.2; done'"
+IN_MEMORY = secrets.token_hex(16).encode()
 OWN = ("hostname", "machine-id", "host-key", "login", "random", "uuid")
 
 
@@ -60,14 +63,16 @@ def test_three_ways_from_here(lab: Lab, image: Image, libvirt: Libvirt, tmp_path
 
     def create(loaded: LoadedInstance, copy: Instance, folder: Path, *more: object) -> None:
         seen.append((folder / "state").read_bytes() + (folder / "disk.qcow2").read_bytes())
+        # What is looked for would be there: the memory is in it.
+        assert IN_MEMORY in seen[-1]
         assert (folder / "state").stat().st_mode & 0o077 == 0
         unseen(loaded, copy, folder, *more)  # type: ignore[arg-type]
 
-    def copy_state(*more: Any) -> float:
+    def copy_state(*more: Any, **options: Any) -> float:
         # As an approval that was checked before the journal said that the secrets are being taken away.
         _shell(loaded, "echo late > /run/secrets/late; chmod 400 /run/secrets/late")
         loaded.close()
-        return copied(*more)
+        return copied(*more, **options)
 
     copied = module.copy_state
     monkeypatch.setattr(module, "copy_state", copy_state)
@@ -78,7 +83,16 @@ def test_three_ways_from_here(lab: Lab, image: Image, libvirt: Libvirt, tmp_path
             loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
             loaded.complete(read_secret=lambda _: first, mount_roots=())
             _shell(loaded, COUNT)
-            _shell(loaded, "echo kept > /root/file; echo memory > /run/file")
+            _shell(loaded, f"echo kept > /root/file; echo memory > /run/file; echo {IN_MEMORY.decode()} > /run/seen")
+            # Without its agent no copy could get an identity: nothing is changed.
+            _shell(loaded, "systemctl stop qemu-guest-agent")
+            monkeypatch.setattr(module, "AGENT_LIMIT", 5.0)
+            with pytest.raises(GuestError, match="agent does not answer"):
+                branch(loaded, names, Given(lambda _: anew))
+            assert _shell(loaded, "cat /run/secrets/canary") == first.decode() and copies[0].find_journal() is None
+            monkeypatch.setattr(module, "AGENT_LIMIT", 30.0)
+            _shell(loaded, "systemctl start qemu-guest-agent")
+            counted = int(_shell(loaded, "cat /run/count"))
             boot_id = _shell(loaded, "cat /proc/sys/kernel/random/boot_id")
             began = time.monotonic()
             made = branch(loaded, names, Given(lambda _: anew))
@@ -96,10 +110,16 @@ def test_three_ways_from_here(lab: Lab, image: Image, libvirt: Libvirt, tmp_path
             assert _shell(one, "cat /run/secrets/canary") == anew.decode()
             assert _shell(one, "ls /run/secrets") == ("canary\n" if one is not loaded else "canary\nlate\n")
             assert [status for status in one.status() if status.differences or not status.exists] == []
+            # The process that counts has its number in its memory only.
+            assert int(_shell(one, "cat /run/count")) > counted
             assert "served by" in _shell(one, "curl -s -m 20 http://allowed.test.lab/")
             mark = len(lab.recorder.packets())
             _shell(one, f"curl -s -m 3 http://{world.EVIL}:8443/")
             assert [packet for packet in lab.recorder.packets()[mark:] if packet.address == world.EVIL] == []
+            rows = [json.loads(row) for row in one.paths.ledger.read_text().splitlines()]
+            assert {row["instance_id"] for row in rows} == {one.instance_id} and "allowed.test.lab" in str(rows)
+        assert len({one.identity.namespace for one in opened} & set(list_names("ktrdr-"))) == 3
+        assert len({one.journal.genid for one in opened}) == 3
         for mine, other in itertools.combinations(said, 2):
             assert [what for what in OWN if mine[what] == other[what]] == []
         counts = [int(_shell(one, "cat /run/count")) for one in opened]
@@ -120,3 +140,4 @@ def test_three_ways_from_here(lab: Lab, image: Image, libvirt: Libvirt, tmp_path
         for instance in (*copies, origin):
             with instance.locked():
                 instance.destroy()
+            assert instance.find_residue() == [] and not instance.paths.directory.exists()

@@ -57,7 +57,8 @@ LIMIT = 300
 SAMPLE = (
     "apply-namespace-after", "apply-overlay-inside", "apply-seed-after", "destroy-firewall-before", "apply-guard-after", "apply-tap-inside",
     "destroy-domain-after", "apply-mount-inside", "resume-secret-inside", "apply-brokeredsecret-before", "suspend-saved-inside",
-    "fork-create.8.finish-inside", "branch-create.8.create-inside", "grant-give.0.grant-inside", "granting-grant.1.add-after", "lend-lend.1.create-inside",
+    "fork-create.8.finish-inside", "branch-create.7.create-inside", "grant-give.0.grant-inside", "granting-grant.1.add-after",
+    "lend-lend.1.create-inside",
 )  # fmt: skip
 CELLS = all_cells()
 GOLDEN = PROJECT / "tests/golden/expected/outside/crash-cells.txt"

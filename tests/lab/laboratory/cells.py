@@ -41,7 +41,7 @@ _LOOKS = frozenset(
     "find require open read parse is list exists verify check pick narrow who now replace notify close monotonic isoformat uuid4 to "
     "error append later dict next boottime refuse row path place iterdir".split()
 )
-_VALUES = frozenset("end_of_life with_suffix lexists tuple set str sorted reversed items maps resource".split())
+_VALUES = frozenset("end_of_life int with_suffix lexists tuple set str sorted reversed items maps resource".split())
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _find_steps() -> dict[str, list[Step]]:
             *steps("remove", "saved"),
             *_statements(suspension.resume),
         ],
-        "branch": _statements(branching._copy, fork.copy_state, branching._create),
+        "branch": _statements(branching._copy, branching._pause, fork.copy_state, branching._create),
         # The command that gives dies; then the guard that takes it up.
         "grant": _statements(answers.approve, answers._give, EscalationStore.answer, EscalationStore._settle),
         "lend": _statements(lending.lend, lending.take_back),

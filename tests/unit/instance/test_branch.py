@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.errors import GuestError, KtrdrError, UsageError
+from ktrdr_vm.guest.agent import wait_agent
 from ktrdr_vm.host.journal import Journal, read_journal
 from ktrdr_vm.host.libvirt import DomainFacts, DomainState
 from ktrdr_vm.host.paths import Home
@@ -17,6 +18,7 @@ from ktrdr_vm.instance import branch as module
 from ktrdr_vm.instance.branch import Given, branch
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
+from ktrdr_vm.instance.suspend import end_branching
 
 COPY = parse_instance_id("copy")
 GIVEN = Given(lambda _: b"anew")
@@ -50,8 +52,8 @@ def origin(
     home, log = Home(tmp_path), machine.log
     home.create()
 
-    def copy_state(*_: Any) -> float:
-        log.append("copy memory")
+    def copy_state(*_: Any, live: bool) -> float:
+        log.append("copy memory" if live else "pause and copy memory")
         machine.state = DomainState.PAUSED
         return 0.25
 
@@ -64,7 +66,10 @@ def origin(
     monkeypatch.setattr(module, "continue_domain", continue_domain)
     monkeypatch.setattr(module, "take_secrets", lambda *_: log.append("take secrets") or ["secret:a"])  # type: ignore[func-returns-value]
     monkeypatch.setattr(module, "set_clock", lambda *_: log.append("set clock"))
-    monkeypatch.setattr(module, "require_capacity", lambda *_: None)
+    monkeypatch.setattr(module, "require_capacity", lambda *_, **__: None)
+    monkeypatch.setattr(module, "find_qemu", lambda *_: [1])
+    monkeypatch.setattr(module, "touch_memory", lambda _, memory: log.append(f"touch {Path(memory).name}"))
+    monkeypatch.setattr(module, "wait_agent", lambda *_, **__: None)
     monkeypatch.setattr(module.process, "run", lambda *_, **__: log.append("copy disk"))
     monkeypatch.setattr(module, "_create", lambda _, copy, *__: log.append(f"create {copy.identity.instance_id}"))
     monkeypatch.setattr(LoadedInstance, "complete", lambda *_, **__: log.append("deliver"))
@@ -72,6 +77,7 @@ def origin(
 
     def write(document: dict[str, Any] | None = None, **fields: Any) -> LoadedInstance:
         write_instance(home, "one", document, **{"template": "t", "kept": True, **fields})
+        home.instance("one").overlay.touch()
         return Instance(home, parse_instance_id("one"), machine).load()  # type: ignore[arg-type]
 
     return write
@@ -82,7 +88,16 @@ def test_the_original_is_as_before_and_its_secrets_are_taken_before_the_copy(
 ) -> None:
     loaded = origin()
     made = branch(loaded, [COPY], GIVEN)
-    assert machine.log == ["take secrets", "copy memory", "copy disk", "resume", "set clock", "deliver", "create copy"]
+    assert machine.log == [
+        "touch memory",
+        "take secrets",
+        "pause and copy memory",
+        "copy disk",
+        "resume",
+        "set clock",
+        "deliver",
+        "create copy",
+    ]
     assert made.instances == ("copy",) and made.paused >= 0.25
     journal = read_journal(loaded.paths.journal)
     assert journal is not None and journal.state == "awake" and not loaded.paths.branching.exists()
@@ -139,7 +154,7 @@ def test_if_the_copy_fails_the_original_runs_with_its_secrets(
     loaded = origin()
     with pytest.raises(KtrdrError, match="no space"):
         branch(loaded, [COPY], GIVEN)
-    assert machine.log == ["take secrets", "copy memory", "resume", "set clock", "deliver"]
+    assert machine.log == ["touch memory", "take secrets", "pause and copy memory", "resume", "set clock", "deliver"]
     assert loaded.journal.state == "awake" and not loaded.paths.branching.exists()
 
 
@@ -165,4 +180,34 @@ def test_secrets_that_stay_prevent_the_copy(
     monkeypatch.setattr(module, "take_secrets", refuse)
     with pytest.raises(GuestError, match="still there"):
         branch(origin(), [COPY], GIVEN)
-    assert "copy memory" not in machine.log and machine.log[-1] == "deliver"
+    assert not any("copy" in done for done in machine.log) and machine.log[-1] == "deliver"
+
+
+def test_a_guest_whose_agent_does_not_answer_is_not_touched(
+    origin: Callable[..., LoadedInstance], machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.agent = lambda *_, **__: None  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "wait_agent", wait_agent)
+    monkeypatch.setattr(module, "AGENT_LIMIT", 0.0)
+    loaded = origin()
+    with pytest.raises(GuestError, match="agent does not answer"):
+        branch(loaded, [COPY], GIVEN)
+    assert machine.log == [] and loaded.journal.state == "awake"
+
+
+@pytest.mark.parametrize("state", [DomainState.RUNNING, DomainState.PAUSED])
+def test_what_a_killed_branch_left_is_ended_first(origin: Callable[..., LoadedInstance], machine: Machine, state: DomainState) -> None:
+    replies = iter(["active", "cancelling", "cancelled"])
+
+    def monitor(_: str, execute: str, *arguments: Any) -> dict[str, str]:
+        machine.log.append(execute)
+        return {"status": next(replies)} if execute == "query-migrate" else {}
+
+    machine.monitor, machine.state = monitor, state  # type: ignore[attr-defined]
+    loaded = origin()
+    loaded.paths.branching.mkdir()
+    end_branching(loaded)
+    assert machine.log == ["migrate_cancel", *["query-migrate"] * 3, "migrate-set-capabilities"]
+    assert not loaded.paths.branching.exists()
+    end_branching(loaded)
+    assert len(machine.log) == 5
