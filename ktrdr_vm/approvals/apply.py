@@ -19,6 +19,7 @@ from ktrdr_vm.escalation.decision import check_request
 from ktrdr_vm.escalation.packet import KINDS, parse_request
 from ktrdr_vm.escalation.store import Answer, Escalation
 from ktrdr_vm.host.clock import boottime, now, read_boot_id, seconds_since
+from ktrdr_vm.host.journal import read_journal
 from ktrdr_vm.instance.escalations import open_store
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
@@ -58,6 +59,12 @@ def approve(
     if loaded.journal.state != "awake":
         return store.answer(escalation_id, "approved", replace(answer, waiting=found.packet.kind != "decision"))
     with store.approving(escalation_id, answer) as settle:
+        # `branch` looks for what is being applied after its first entry in the journal.
+        journal = read_journal(loaded.paths.journal)
+        if journal is not None and journal.state != "awake":
+            raise UsageError(
+                f"the instance is {journal.state}", where=loaded.instance_id, hint="approve it again, then it waits for `resume`"
+            )
         settle(_give(loaded, found, answer, policy).ends)
     return store.find(escalation_id)
 

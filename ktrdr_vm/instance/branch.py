@@ -135,6 +135,7 @@ def _copy(loaded: LoadedInstance, folder: Path, given: Given, notify: Notify) ->
         touch_memory(pid, open_template(loaded.home, journal.template).memory)
     # As for `suspend`: `resume` gives back what was taken, if this process ends meanwhile.
     journal.enter("suspending")
+    _require_no_delivery(loaded)
     try:
         for key in take_secrets(loaded, notify):
             journal.strike(key)
@@ -149,6 +150,19 @@ def _copy(loaded: LoadedInstance, folder: Path, given: Given, notify: Notify) ->
         journal.enter("awake")
         given.reapply()
     return paused
+
+
+def _require_no_delivery(loaded: LoadedInstance) -> None:
+    """UsageError, and an original as before, while an approval delivers a secret. From now on an approval waits, or is refused."""
+    found = [one.id for one in loaded.escalations.list() if one.packet.kind == "secret" and one.answer and one.answer.waiting]
+    if found:
+        loaded.journal.enter("awake")
+        name = loaded.instance_id
+        raise UsageError(
+            f"an approval is delivering a secret: {', '.join(found)}",
+            where=name,
+            hint=f"try again; if its command was killed, `ktrdr-vm approve {name} {found[0]}` finishes it",
+        )
 
 
 def _pause(loaded: LoadedInstance, folder: Path) -> float:

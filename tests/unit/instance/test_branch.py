@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from ktrdr_vm.approvals.apply import approve
 from ktrdr_vm.errors import GuestError, KtrdrError, UsageError
+from ktrdr_vm.escalation.packet import parse_packet
+from ktrdr_vm.escalation.store import Answer
 from ktrdr_vm.guest.agent import wait_agent
 from ktrdr_vm.host.journal import Journal, read_journal
 from ktrdr_vm.host.libvirt import DomainFacts, DomainState
@@ -19,6 +22,7 @@ from ktrdr_vm.instance.branch import Given, branch
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.suspend import end_branching
+from ktrdr_vm.policy.owner_policy import OwnerPolicy
 
 COPY = parse_instance_id("copy")
 GIVEN = Given(lambda _: b"anew")
@@ -211,3 +215,31 @@ def test_what_a_killed_branch_left_is_ended_first(origin: Callable[..., LoadedIn
     assert not loaded.paths.branching.exists()
     end_branching(loaded)
     assert len(machine.log) == 5
+
+
+def submit(loaded: LoadedInstance, kind: str, request: dict[str, Any]) -> str:
+    texts = dict.fromkeys(("blocked", "why", "recommendation", "decision", "evidence"), "x")
+    packet = parse_packet({"kind": kind, "options": ["a"], "request": request, "seconds": 600, **texts})
+    return loaded.escalations.submit(packet)[0].id
+
+
+def test_an_original_is_not_branched_while_an_approval_delivers_a_secret(origin: Callable[..., LoadedInstance], machine: Machine) -> None:
+    loaded = origin()
+    asked = submit(loaded, "secret", {"name": "token"})
+    loaded.escalations.answer(asked, "approved", Answer(by="me", reason="r", at="t", request={"name": "token"}, seconds=60, waiting=True))
+    with pytest.raises(UsageError, match=f"an approval is delivering a secret: {asked}"):
+        branch(loaded, [COPY], GIVEN)
+    journal = read_journal(loaded.paths.journal)
+    assert journal is not None and journal.state == "awake" and machine.log == ["touch memory"]
+    assert not loaded.paths.branching.exists()
+
+
+def test_nothing_is_delivered_to_an_instance_that_is_being_branched(origin: Callable[..., LoadedInstance]) -> None:
+    loaded = origin()
+    asked = submit(loaded, "network", {"host": "docs.example.com", "ports": [443]})
+    # The approval has read the journal before; the branch begins now.
+    other = Instance(loaded.home, loaded.identity, loaded.libvirt).load()
+    other.journal.enter("suspending")
+    with pytest.raises(UsageError, match="the instance is suspending"):
+        approve(loaded, asked, OwnerPolicy(), reason="r")
+    assert loaded.escalations.find(asked).current == "pending"
