@@ -59,7 +59,7 @@ def approve(
     if loaded.journal.state != "awake":
         return store.answer(escalation_id, "approved", replace(answer, waiting=found.packet.kind != "decision"))
     with store.approving(escalation_id, answer) as settle:
-        # `branch` looks for what is being applied after its first entry in the journal.
+        # `branch` searches for what is being applied after its first entry in the journal.
         journal = read_journal(loaded.paths.journal)
         if journal is not None and journal.state != "awake":
             raise UsageError(
