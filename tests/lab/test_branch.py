@@ -18,6 +18,7 @@ from test_fork import ASK
 from ktrdr_vm.errors import GuestError, UsageError
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.netns import list_names
+from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
@@ -45,6 +46,22 @@ OWN = ("hostname", "machine-id", "host-key", "login", "random", "uuid")
 def _shell(instance: LoadedInstance, line: str) -> str:
     done = instance.connect(limit=BOOT_LIMIT["tcg"]).run(line, become=True, timeout=120)
     return (done.stdout + done.stderr).decode()
+
+
+def _die_while_copying(loaded: LoadedInstance, libvirt: Libvirt, *, live: bool) -> None:
+    """Leave what a killed `branch` leaves: QEMU goes on with the copy, and would pause the original at its end."""
+    domain, folder = loaded.identity.domain, loaded.paths.branching
+    loaded.journal.enter("suspending")
+    make_private(folder)
+    if not live:
+        libvirt.suspend(domain)
+    capability = {"capability": "x-ignore-shared", "state": True}
+    libvirt.monitor(domain, "migrate-set-capabilities", {"capabilities": [capability]})
+    libvirt.monitor(domain, "migrate-set-parameters", {"max-bandwidth": 1 << 20})
+    with (folder / "state").open("wb") as file:
+        libvirt.monitor(domain, "getfd", {"fdname": "state"}, files=(file.fileno(),))
+        libvirt.monitor(domain, "migrate", {"uri": "fd:state"})
+    loaded.close()
 
 
 @pytest.mark.vm
@@ -136,6 +153,18 @@ def test_three_ways_from_here(lab: Lab, image: Image, libvirt: Libvirt, tmp_path
         assert _shell(opened[1], "cat /root/file") == "other\n"
         with origin.locked(), pytest.raises(UsageError, match="already"):
             branch(loaded, names[:1], Given(lambda _: anew))
+        for live in (False, True):
+            with origin.locked():
+                _die_while_copying(loaded, libvirt, live=live)
+                resume(loaded, read_secret=lambda _: anew)
+                assert libvirt.monitor(loaded.identity.domain, "query-migrate")["status"] == "cancelled"
+                assert not origin.paths.branching.exists()
+                assert _shell(loaded, "cat /run/secrets/canary; cat /proc/sys/kernel/random/boot_id") == anew.decode() + boot_id
+        # No setting of the copy is left in QEMU: the state that it writes now can be read.
+        with origin.locked():
+            suspend(loaded)
+            resume(loaded, read_secret=lambda _: anew)
+        assert _shell(loaded, "cat /proc/sys/kernel/random/boot_id") == boot_id
     finally:
         for instance in (*copies, origin):
             with instance.locked():
