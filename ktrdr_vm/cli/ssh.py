@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,13 +17,19 @@ from ktrdr_vm.cli.world import ask_in_world
 
 def _become(program: str, *arguments: str) -> NoReturn:
     """Replace this process by the client."""
-    from ktrdr_vm.host.process import notify_observers, require_program
+    from ktrdr_vm.host.process import require_program
+
+    replace_process([str(require_program(program)), *arguments])
+
+
+def replace_process(words: Sequence[str]) -> NoReturn:
+    """Replace this process by a program, whose path is the first word."""
+    from ktrdr_vm.host.process import notify_observers
     from ktrdr_vm.host.program_call import ProgramCall
 
-    path = str(require_program(program))
-    notify_observers(ProgramCall((path, *arguments), outcome="replaces this process"))
+    notify_observers(ProgramCall(tuple(words), outcome="replaces this process"))
     sys.stdout.flush()
-    os.execv(path, [path, *arguments])  # noqa: S606
+    os.execv(words[0], list(words))  # noqa: S606
 
 
 # Options after the instance belong to the command: `exec -t ID` requests a terminal, `exec ID ls -t` does not.
@@ -111,19 +118,31 @@ def make_exec_line(words: tuple[str, ...], *, tty: bool) -> str:
 @click.argument("destination")
 def cp(source: str, destination: str) -> None:
     """Copy SOURCE to DESTINATION; folders are copied recursively. One of the two is INSTANCE_ID:PATH."""
+    remote = check_copy(source, destination)
+    _become("scp", *_options(remote), "-r", "-p", "--", source, destination)
+
+
+def find_remote(source: str, destination: str) -> str:
+    """The instance that a copy is from or to; empty unless exactly one of the two is in an instance."""
+    remote = [place.partition(":")[0] for place in (source, destination) if ":" in place and "/" not in place.partition(":")[0]]
+    return remote[0] if len(remote) == 1 else ""
+
+
+def check_copy(source: str, destination: str) -> str:
+    """The instance. UsageError for what scp would say in its own words: no instance, two of them, or a path that is missing here."""
     from ktrdr_vm.errors import UsageError
 
-    remote = [place.partition(":")[0] for place in (source, destination) if ":" in place and "/" not in place.partition(":")[0]]
-    if len(remote) != 1:
+    remote = find_remote(source, destination)
+    if not remote:
         raise UsageError(
             "exactly one of SOURCE and DESTINATION must be in an instance", hint="use `ktrdr-vm cp INSTANCE_ID:PATH PATH` or the reverse"
         )
-    local = Path(destination if ":" in source and source.partition(":")[0] == remote[0] else source)
+    local = Path(destination if ":" in source and source.partition(":")[0] == remote else source)
     if local == Path(source) and not os.path.lexists(local):
         raise UsageError("there is no such file on this host", where=source, hint="name a file or a folder that exists")
     if local == Path(destination) and not local.is_dir() and not local.absolute().parent.is_dir():
         raise UsageError("there is no such folder on this host", where=str(local.absolute().parent), hint="create it first")
-    _become("scp", *_options(remote[0]), "-r", "-p", "--", source, destination)
+    return remote
 
 
 @click.command()
@@ -226,6 +245,19 @@ def _warn_of_key(path: str) -> None:
             " for editors and rsync, put the block into root's own ~/.ssh/config",
             err=True,
         )
+
+
+@click.command()
+@instance_argument
+@click.argument("target", metavar="sftp|HOST:PORT")
+def stream(instance_id: str, target: str) -> None:
+    """Connect standard input and output to HOST:PORT as INSTANCE_ID knows it, or to its SFTP server.
+
+    `cp` and `forward` of a client call it.
+    """
+    from ktrdr_vm.places.relay import parse_target
+
+    _become("ssh", *_options(instance_id), *parse_target(target), "--", instance_id, *(("sftp",) if target == "sftp" else ()))
 
 
 @click.command()

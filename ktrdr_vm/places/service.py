@@ -129,5 +129,15 @@ class Service:
             self._engine.cancel(self._spool, state)
         return {}
 
+    def find_way(self, instance_id: str) -> tuple[str, ...]:
+        """Words before a program that let it run where an instance is. UsageError if none is known at a place of several hosts."""
+        if self._engine.is_here:
+            return ()
+        for request_id in reversed(self._spool.list_ids()):
+            state = self._spool.state(request_id)
+            if state.instance_id == instance_id and state.state == "running":
+                return self._engine.find_way(self._spool, request_id)
+        raise UsageError("no request of this instance runs here", where=instance_id, hint="`ktrdr-vm queue` lists the requests")
+
     def instances(self) -> dict[str, Any]:
         return {"instances": self._instances()}

@@ -1,6 +1,7 @@
 """`ktrdr-vm` of a far end with a stand-in for the VM: a run writes events, a gate, artifacts and a commit, and ends after a time.
 
 FAR_SECONDS is the length of a run, FAR_EXIT its exit code, and FAR_FAIL=N lets the first N attempts end with exit code 3.
+FAR_GUEST is a configuration of OpenSSH by which every instance is reached.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import sys
 import time
 
+from ktrdr_vm.cli import ssh
 from ktrdr_vm.cli.main import main
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
@@ -50,6 +52,7 @@ def execute(gathered: Gathered, home: Home, request: Request, listener: Listener
     listener.started(path, mask)
     ledger = home.instance(request.instance_id).ledger
     ledger.parent.mkdir(parents=True, exist_ok=True)
+    home.instance(request.instance_id).console.write_text("a line of the console\n")
     interrupted, code = False, int(os.environ.get("FAR_EXIT", "0"))
     commits: tuple[Commits, ...] = ()
     try:
@@ -77,6 +80,7 @@ def execute(gathered: Gathered, home: Home, request: Request, listener: Listener
     recorder.directory.write("plan.json", "{}\n")
     write_report(recorder.directory, report, lambda _: None)
     ledger.unlink()
+    home.instance(request.instance_id).console.unlink()
     return report
 
 
@@ -103,6 +107,8 @@ if __name__ == "__main__":
     attempt.require_root = lambda: None
     attempt.run_request = functools.partial(attempt.run_request, execute=execute)
     open.find_program = program
+    if guest := os.environ.get("FAR_GUEST"):
+        ssh._make_options = lambda _instance_id, _expect="": ["-F", guest]
     # Where the stand-ins of Slurm's programs are.
     process.SYSTEM_PATH = f"{os.environ.get('FAR_PATH', '/nonexistent')}:{process.SYSTEM_PATH}"
     main()

@@ -31,6 +31,8 @@ GREETING = {"ktrdr-vm": "1.2.9", "schema": 1}
 class FakeEngine:
     """Counts what it started."""
 
+    is_here = True
+
     def __init__(self) -> None:
         self.started: list[str] = []
 
@@ -48,6 +50,9 @@ class FakeEngine:
 
     def render_script(self, spool: Spool, requests: Sequence[Request]) -> str:
         return "".join(one.request_id for one in requests)
+
+    def find_way(self, spool: Spool, request_id: str) -> tuple[str, ...]:
+        return ()
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "fake"}
