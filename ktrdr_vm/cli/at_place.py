@@ -17,6 +17,9 @@ Action = Callable[[click.Context, "Reach", "Entry | None"], "int | None"]
 """Acts at the place. Its exit code, or None if the command is to go on here, with what was fetched."""
 
 
+_PLACE = "place_name"
+
+
 def add_place_option(command: click.Command, words: tuple[str, ...]) -> None:
     """Give a command of the table below the option `--on`, and let it act at the place of its instance."""
     if isinstance(command, click.Group):
@@ -26,19 +29,23 @@ def add_place_option(command: click.Command, words: tuple[str, ...]) -> None:
     action = _ACTIONS.get(" ".join(words))
     if action is None or any("--on" in one.opts for one in command.params):
         return
-    command.params.append(
-        click.Option(["--on", "place_name"], metavar="PLACE", help="A place of places.yaml. Default: where the instance is.")
-    )
+    # In the context, not with the parameters of the command, which knows nothing of places.
+    help_text = "A place of places.yaml. Default: where the instance is."
+    option = click.Option(["--on", _PLACE], metavar="PLACE", expose_value=False, callback=_remember, help=help_text)
+    command.params.append(option)
     invoke = command.invoke
 
     def find_and_invoke(ctx: click.Context) -> object:
-        place_name = ctx.params.pop("place_name", None)
-        found = _find(ctx, place_name)
+        found = _find(ctx, ctx.meta.get(_PLACE))
         if found is not None and (code := action(ctx, *found)) is not None:
             return code
         return invoke(ctx)
 
     command.invoke = find_and_invoke  # type: ignore[method-assign]
+
+
+def _remember(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    ctx.meta[_PLACE] = value
 
 
 def _find(ctx: click.Context, place_name: str | None) -> tuple[Reach, Entry | None] | None:
@@ -73,7 +80,7 @@ def _is_known_here(ctx: click.Context, entry: Entry) -> bool:
 
 
 def _find_instance_id(ctx: click.Context) -> str:
-    from ktrdr_vm.cli.ssh import find_remote
+    from ktrdr_vm.cli.connect import find_remote
 
     if "source" in ctx.params and "destination" in ctx.params:
         return find_remote(ctx.params["source"], ctx.params["destination"])
@@ -110,7 +117,7 @@ def _was_given(ctx: click.Context, option: click.Option) -> bool:
 
 def _connect(ctx: click.Context, reach: Reach, _entry: Entry | None) -> int | None:
     """The streams of this command are those of the one at the place, byte for byte."""
-    from ktrdr_vm.cli.ssh import replace_process
+    from ktrdr_vm.cli.connect import replace_process
 
     wants_terminal = bool(ctx.params.get("tty")) or (ctx.command.name in ("ssh", "console") and not ctx.params.get("command"))
     replace_process(reach.make_words(render_words(ctx), tty=wants_terminal and sys.stdin.isatty()))
@@ -121,7 +128,7 @@ def _show(ctx: click.Context, reach: Reach, _entry: Entry | None) -> int | None:
 
 
 def _copy(ctx: click.Context, reach: Reach, _entry: Entry | None) -> int | None:
-    from ktrdr_vm.cli.ssh import check_copy
+    from ktrdr_vm.cli.connect import check_copy
 
     source, destination = ctx.params["source"], ctx.params["destination"]
     check_copy(source, destination)
@@ -129,7 +136,7 @@ def _copy(ctx: click.Context, reach: Reach, _entry: Entry | None) -> int | None:
 
 
 def _forward(ctx: click.Context, reach: Reach, _entry: Entry | None) -> int | None:
-    from ktrdr_vm.cli.ssh import parse_forward
+    from ktrdr_vm.cli.connect import parse_forward
 
     reach.forward([parse_forward(text) for text in ctx.params["ports"]], lambda text: click.echo(text, err=True))
     return 0
@@ -172,7 +179,7 @@ def _read_evidence(ctx: click.Context, reach: Reach, entry: Entry | None) -> int
 def _pull(ctx: click.Context, reach: Reach, entry: Entry | None) -> int | None:
     """The commits of a request that has ended come with its results; those of an instance that runs from its guest."""
     from ktrdr_vm.cli.elsewhere import note, opened
-    from ktrdr_vm.cli.pull import show_refs
+    from ktrdr_vm.cli.output import show_refs
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.host.repository import find_repository
     from ktrdr_vm.places.fetch import fetch, take_live_commits

@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +13,6 @@ import click
 from ktrdr_vm.cli.options import instance_argument, json_option
 
 if TYPE_CHECKING:
-    from ktrdr_vm.guest.commits import ReturnedRef
     from ktrdr_vm.instance.loaded import LoadedInstance
 
 
@@ -27,6 +25,7 @@ def pull(instance_id: str, stream: bool, as_json: bool) -> None:
     from pathlib import Path
 
     from ktrdr_vm.cli.options import open_instance
+    from ktrdr_vm.cli.output import show_refs
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.guest.commits import pull_commits
     from ktrdr_vm.host.repository import find_repository
@@ -47,20 +46,6 @@ def pull(instance_id: str, stream: bool, as_json: bool) -> None:
     show_refs(came.refs, as_json=as_json)
     if left := came.describe_left():
         click.echo(f"left behind in the guest: {left}", err=True)
-
-
-def show_refs(returned: Sequence[ReturnedRef], *, as_json: bool) -> None:
-    """Print the refs that were fetched."""
-    from dataclasses import asdict
-
-    from ktrdr_vm.cli.output import echo_json
-
-    if as_json:
-        echo_json([asdict(one) for one in returned])
-    for one in () if as_json else returned:
-        click.echo(f"{one.commit[:12]}  {one.ref}  {len(one.changed)} paths changed")
-    if not returned:
-        click.echo("nothing new", err=True)
 
 
 def _stream(loaded: LoadedInstance, target: str) -> None:

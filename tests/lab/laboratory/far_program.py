@@ -108,7 +108,7 @@ if __name__ == "__main__":
     attempt.run_request = functools.partial(attempt.run_request, execute=execute)
     open.find_program = program
     if guest := os.environ.get("FAR_GUEST"):
-        ssh._make_options = lambda _instance_id, _expect="": ["-F", guest]
+        vars(ssh)["_make_options"] = lambda _instance_id, _expect="": ["-F", guest]
     # Where the stand-ins of Slurm's programs are.
     process.SYSTEM_PATH = f"{os.environ.get('FAR_PATH', '/nonexistent')}:{process.SYSTEM_PATH}"
     main()
