@@ -48,9 +48,10 @@ class Far:
         )
         self.home, self.near = place / "far-home", place / "near-home"
         self.settings = place / "far-settings"
+        self.more = "ENTER="
         self.set()
         program = place / "ktrdr-vm"
-        program.write_text(f'#!/bin/sh\n. {self.settings}\nexec {sys.executable} {FAR} "$@"\n')
+        program.write_text(f'#!/bin/sh\n. {self.settings}\nexec $ENTER {sys.executable} {FAR} "$@"\n')
         program.chmod(0o755)
         configuration = place / "config" / "ktrdr-vm"
         configuration.mkdir(parents=True)
@@ -68,8 +69,8 @@ class Far:
         self.repository = self.make_repository()
 
     def set(self, **settings: str) -> None:
-        words = {"KTRDR_VM_HOME": str(self.home), **settings}
-        self.settings.write_text("".join(f"export {name}={value}\n" for name, value in words.items()))
+        lines = [f'export KTRDR_VM_HOME="${{KTRDR_VM_HOME:-{self.home}}}"', *(f"export {name}={value}" for name, value in settings.items())]
+        self.settings.write_text("\n".join([*lines, self.more]) + "\n")
 
     def make_repository(self) -> Path:
         root = self.place / "project"
@@ -101,9 +102,9 @@ class Far:
             command, cwd=self.repository, env=self.environment(), stdout=pipe, stderr=pipe, text=True, preexec_fn=default_signals
         )
 
-    def call(self, *words: str, code: int = 0) -> str:
+    def call(self, *words: str, code: int = 0, limit: float = 120) -> str:
         started = self.start(*words)
-        out, err = started.communicate(timeout=120)
+        out, err = started.communicate(timeout=limit)
         assert started.returncode == code, (words, out, err)
         self.said = err
         return out
