@@ -57,6 +57,50 @@ def check(place: str, as_json: bool) -> int:
     return 3 if any(state == "missing" for state, _, _ in rows) else 0
 
 
+@places.command()
+@click.argument("place")
+def setup(place: str) -> int:
+    """Show what PLACE lacks, with the commands that add it, and what `doctor` finds there. Nothing is changed.
+
+    Exit code 3 if something is missing.
+    """
+    from importlib.metadata import version
+
+    from ktrdr_vm.cli.elsewhere import opened
+    from ktrdr_vm.cli.output import say, show_error
+    from ktrdr_vm.errors import KtrdrError
+    from ktrdr_vm.places.model import find_place, find_places_file
+    from ktrdr_vm.places.reach import Reach, can_log_in
+
+    found = find_place(place)
+    if found.host:
+        can, said = can_log_in(found)
+        text = "without a password" if can else said or "it printed text, or ended with an error"
+        say(f"{'ok' if can else 'missing':<8} login      {text}")
+        if not can:
+            click.echo(f"  next: ssh-copy-id {found.host}; `ssh {found.host} true` must ask nothing and print nothing", err=True)
+            return 3
+    try:
+        with opened(found) as far:
+            facts = far.facts()
+    except KtrdrError as error:
+        say(f"{'missing':<8} program    ktrdr-vm {version('ktrdr-vm')} as {found.program}")
+        show_error(error)
+        click.echo(
+            f"  next: install this release there, as docs/hosts.md shows; then name it as `program` in {find_places_file()}", err=True
+        )
+        return 3
+    rows = find_faults(found, facts)
+    for state, name, text in rows:
+        say(f"{state:<8} {name:<10} {text}")
+    missing = any(state == "missing" for state, _, _ in rows)
+    if found.kind == "slurm":
+        # Its nodes are not the host that answers.
+        click.echo("the nodes of a cluster: `srun ktrdr-vm doctor` on each partition; docs/places.md has the lines of slurm.conf", err=True)
+        return 3 if missing else 0
+    return max(3 if missing else 0, Reach(found, "").show(["doctor"]))
+
+
 def find_faults(place: Place, facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     """State (ok, warning or missing), name and text of each check."""
     free, kvm = float(facts.get("free", 0)), facts.get("kvm") is True

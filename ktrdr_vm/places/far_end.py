@@ -176,8 +176,8 @@ class FarEnd:
         if done < size:
             raise self._refuse(f"{name!a:.100} ends after {done} of {size} bytes")
 
-    def cancel(self, request_id: str) -> None:
-        self._call("cancel", request_id=request_id)
+    def cancel(self, *request_ids: str) -> None:
+        self._call("cancel", request_ids=list(request_ids))
 
     def list_instances(self) -> list[dict[str, Any]]:
         """The instances there, as `ktrdr-vm list --json` shows them; each with a valid instance_id."""

@@ -28,22 +28,24 @@ from ktrdr_vm.report.escape import escape_text
 
 _PIECE = 65536
 _MOST_CONNECTIONS = 64
+_LOG_IN = 60.0
 # OpenSSH's own exit code when it could not connect, or lost the connection. No command of ours ends with it.
 _NOT_CONNECTED = 255
 
 
 @dataclass(frozen=True)
 class Reach:
-    """One instance at a place."""
+    """One instance at a place, or with an empty id the place itself."""
 
     place: Place
     instance_id: str
 
     def make_words(self, words: Sequence[str], *, tty: bool = False) -> list[str]:
         """The program and its arguments that run `ktrdr-vm` with these words where the instance is."""
-        place = self.place
-        relayed = ["relay", "--release", version("ktrdr-vm"), "--settings", json.dumps(make_settings(place)), self.instance_id]
-        relayed += ["--", *words]
+        place, relayed = self.place, list(words)
+        if self.instance_id:
+            settings = json.dumps(make_settings(place))
+            relayed = ["relay", "--release", version("ktrdr-vm"), "--settings", settings, self.instance_id, "--", *words]
         if not place.host:
             return [*find_program(), *relayed]
         configuration = ("-F", place.ssh_config) if place.ssh_config else ()
@@ -152,6 +154,14 @@ class Reach:
                 hint=f"the instance goes on; `ktrdr-vm places check {self.place.name}` connects to it",
             )
         return code if code >= 0 else 128 - code
+
+
+def can_log_in(place: Place) -> tuple[bool, str]:
+    """True if OpenSSH can run a program there without asking; what it said."""
+    configuration = ("-F", place.ssh_config) if place.ssh_config else ()
+    words = ["ssh", "-T", *BATCH, "-oLogLevel=ERROR", *configuration, "--", place.host, "true"]
+    done = process.run(words, timeout=_LOG_IN, environment=dict(os.environ), check=False)
+    return done.exit_code == 0 and not done.stdout, (done.error_text or done.text.strip())[-500:]
 
 
 def _listen(port: int) -> socket.socket:

@@ -122,10 +122,12 @@ class Service:
     def read(self, request_id: str, attempt: int, name: str, offset: int) -> dict[str, str]:
         return {"data": base64.b64encode(self._spool.read_piece(request_id, attempt, name, max(0, offset), PIECE)).decode("ascii")}
 
-    def cancel(self, request_id: str) -> dict[str, Any]:
-        state = self._spool.state(request_id)
-        if not state.has_ended:
-            self._spool.mark_cancelled(request_id)
+    def cancel(self, request_ids: Sequence[str]) -> dict[str, Any]:
+        """Mark all first: those that run stop at the same time, and the wait for one is the wait for all."""
+        running = [state for state in map(self._spool.state, request_ids) if not state.has_ended]
+        for state in running:
+            self._spool.mark_cancelled(state.request_id)
+        for state in running:
             self._engine.cancel(self._spool, state)
         return {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +107,28 @@ def test_an_array_of_four_on_two_nodes_and_one_cancelled_midway(far: Far, cluste
     wait_for(lambda: not cluster.call("squeue", "--noheader"))
 
 
+def test_the_signal_of_the_time_limit_reaches_the_program(far: Far, cluster: Cluster) -> None:
+    far.set(FAR_SECONDS="120")
+    places = far.place / "config/ktrdr-vm/places.yaml"
+    places.write_text(places.read_text().replace("--partition=vm", "--partition=vm, --time=1, --signal=B:USR1@50"))
+    began = time.monotonic()
+    report = json.loads(far.call("apply", "--on", "cluster", "--instance-id", "limit", "--json", code=130))
+    assert report["outcome"] == "interrupted" and time.monotonic() - began < 60
+    assert len(list_refs(far)) == 1, "what the workload had is brought back"
+
+
+def test_scancel_alone_ends_a_run_with_its_evidence(far: Far, cluster: Cluster) -> None:
+    far.set(FAR_SECONDS="60")
+    request = submit(far, "scancel")
+    wait_for(lambda: (cluster.shared / "0/requests" / request / "attempts/1/events.jsonl").exists())
+    time.sleep(1)
+    [job] = cluster.call("squeue", "--noheader", "--format=%i").split()
+    cluster.call("scancel", job)
+    far.call("watch", request, code=130)
+    assert json.loads(far.call("fetch", request, "--json", code=130))["outcome"] == "interrupted"
+    assert find_states(far)[request]["attempt"] == 1, "it is not tried again"
+
+
 def test_one_that_waits_is_cancelled_and_never_begins(far: Far, cluster: Cluster) -> None:
     cluster.call("scontrol", "update", "PartitionName=vm", "State=DOWN")
     try:
@@ -141,13 +164,14 @@ def test_a_node_that_dies_loses_nothing_that_was_reported(far: Far, cluster: Clu
     wait_for(lambda: set(cluster.states().values()) == {"idle"}, 90)
 
 
+@pytest.mark.full
 def test_a_node_that_is_cut_off_stops_its_attempt(far: Far, cluster: Cluster) -> None:
     far.set(FAR_SECONDS="25")
-    request = submit(far)
+    request = submit(far, "cut")
     attempts = cluster.shared / "0/requests" / request / "attempts"
     wait_for(lambda: (attempts / "1/events.jsonl").exists())
     node = find_states(far)[request]["node"]
-    runs = cluster.place / f"local-{node}/0/runs/demo"
+    runs = cluster.place / f"local-{node}/0/runs/cut"
     cluster.cut(node)
     try:
         wait_for(lambda: (attempts / "2").exists(), 120)
@@ -178,3 +202,75 @@ def test_the_controller_is_away_and_runs_go_on(far: Far, cluster: Cluster) -> No
     finally:
         cluster.start_controller()
     wait_for(lambda: not cluster.call("squeue", "--noheader"), 90)
+
+
+# A run in a shell, as the smallest that a client accepts: what is measured is ours and Slurm's, not Python's start.
+STAND_IN = """\
+#!/bin/sh
+for folder; do :; done
+folder=$(readlink -f "$folder") attempt=$folder/attempts/1 run_id=20260101T000000Z-0123
+mkdir -p "$attempt/run"
+echo "{\\"node\\": \\"$(uname -n)\\", \\"pid\\": 1}" > "$attempt/lease.jsonl"
+echo '{"event": "run_started", "instance_id": "x"}' > "$attempt/events.jsonl"
+name=$(sed -n 's/^ "instance_id": "\\(.*\\)",$/\\1/p' "$folder/request.json")
+sed "s/INSTANCE/$name/" TEMPLATE > "$attempt/run/report.json"
+echo '{"outcome": "passed", "exit_code": 0, "run_id": "20260101T000000Z-0123"}' > "$attempt/outcome.json"
+"""
+
+
+@pytest.mark.full
+def test_a_thousand_requests_are_one_array(tmp_path: Path) -> None:
+    with running_cluster(tmp_path / "cluster", slots=32, cpus=64) as cluster:
+        far = Far(tmp_path)
+        try:
+            enter = " ".join(cluster.inside())
+            far.more = (
+                f'export SLURM_CONF={cluster.environment["SLURM_CONF"]}\ncase $(uname -n) in n1|n2) ENTER=;; *) ENTER="{enter}";; esac'
+            )
+            far.set(FAR_SECONDS="0")
+            program = tmp_path / "ktrdr-vm"
+            (tmp_path / "config/ktrdr-vm/places.yaml").write_text(
+                f"places:\n  cluster: {{kind: slurm, host: far, ssh_config: {tmp_path}/ssh/client, program: {program},"
+                f" spool: {cluster.shared}, cache: {cluster.local}, options: [--partition=vm, --mem=100M, --cpus-per-task=1]}}\n"
+            )
+            far.git("add", "ktrdr.yaml")
+            far.git("commit", "--quiet", "--message", "two")
+            report = json.loads(far.call("apply", "--on", "cluster", "--instance-id", "first", "--json"))
+            report |= {"instance_id": "INSTANCE", "run_id": "20260101T000000Z-0123", "commits": []}
+            (tmp_path / "template").write_text(json.dumps(report))
+            (tmp_path / "stand-in").write_text(STAND_IN.replace("TEMPLATE", str(tmp_path / "template")))
+            (tmp_path / "stand-in").chmod(0o755)
+            real = program.read_text().removeprefix("#!/bin/sh\n")
+            program.write_text(f'#!/bin/sh\n[ "$1" != run-request ] || exec {tmp_path}/stand-in "$@"\n{real}')
+            names = [f"many-{number:04d}" for number in range(1000)]
+            subprocess.run(
+                ["git", "-C", str(far.repository), "update-ref", "--stdin"],
+                input="".join(f"create refs/heads/{name} {report['base_commit']}\n" for name in names),
+                text=True,
+                check=True,
+            )
+            took: dict[str, float] = {}
+
+            def measure(what: str, *words: str, code: int = 0) -> str:
+                began = time.monotonic()
+                said = far.call(*words, code=code, limit=1200)
+                took[what] = time.monotonic() - began
+                return said
+
+            requests = measure("submit", "submit", "--on", "cluster", *(word for name in names for word in ("--ref", name))).split()
+            assert len(set(requests)) == 1000
+            began = time.monotonic()
+            wait_for(lambda: not cluster.call("squeue", "--noheader"), 900)
+            took["slurm"] = time.monotonic() - began
+            states = json.loads(measure("queue", "queue", "--json"))
+            assert sum(one["outcome"] == "passed" for one in states) == 1001
+            assert len({one["node"] for one in states}) == 2
+            measure("watch", "watch", requests[-1])
+            measure("fetch", "fetch", *requests)
+            assert len(list((far.near / "runs").glob("*/latest/report.json"))) == 1000
+            for what, seconds in took.items():
+                print(f"{what:<7} {seconds:7.1f} s  {seconds:5.1f} ms a request")
+            # No loop of ours waits on each of them.
+            assert took["queue"] < 20 and took["watch"] < 20 and took["submit"] < 600 and took["fetch"] < 600
+        finally:
+            far.stop()

@@ -188,3 +188,17 @@ def test_what_a_hostile_place_prints_is_escaped_and_bounded(far: Far) -> None:
         assert said in far.said, far.said
         assert far.git("for-each-ref") == before
     assert not far.near.exists() or not any(path.is_file() for path in far.near.rglob("*"))
+
+
+def test_setup_says_what_a_place_lacks(far: Far) -> None:
+    program = far.place / "ktrdr-vm"
+    honest = program.read_text()
+    program.write_text(honest.replace("exec $ENTER", '[ "$1" != doctor ] || { echo "missing  libvirt"; exit 3; }\nexec $ENTER'))
+    out = far.call("places", "setup", "far", code=3)
+    assert "ok       login" in out and "ok       version" in out and "missing  libvirt" in out
+    program.unlink()
+    out = far.call("places", "setup", "far", code=3)
+    assert "missing  program" in out and "docs/hosts.md" in far.said
+    (far.place / "ssh/authorized_keys").write_text("")
+    out = far.call("places", "setup", "far", code=3)
+    assert "missing  login" in out and "ssh-copy-id" in far.said

@@ -180,7 +180,7 @@ def test_patience_ends(pipes: Pipes, near: Connection) -> None:
         ("read", {"request_id": "../../other", "attempt": 1, "name": "x", "offset": 0}),
         ("read", {"request_id": "20260101T000000Z-0123abcd", "attempt": "../..", "name": "x", "offset": 0}),
         ("commit", {"request_id": "20260101T000000Z-0123abcd"}),
-        ("cancel", {"request_id": "/etc"}),
+        ("cancel", {"request_ids": ["/etc"]}),
         ("start", {"request_ids": ["20260101T000000Z-0123abcd"]}),
         ("script", {"requests": [{"x": 1}]}),
     ],
