@@ -23,11 +23,11 @@ _PLACE = "place_name"
 def add_place_option(command: click.Command, words: tuple[str, ...]) -> None:
     """Give a command of the table below the option `--on`, and let it act at the place of its instance."""
     if isinstance(command, click.Group):
-        for name, inner in command.commands.items():
-            add_place_option(inner, (*words, name))
+        for word, inner in command.commands.items():
+            add_place_option(inner, (*words, word))
         return
-    action = _ACTIONS.get(" ".join(words))
-    if action is None or any("--on" in one.opts for one in command.params):
+    name = " ".join(words)
+    if name not in _ACTIONS or any("--on" in one.opts for one in command.params):
         return
     # In the context, not with the parameters of the command, which knows nothing of places.
     help_text = "A place of places.yaml. Default: where the instance is."
@@ -37,7 +37,7 @@ def add_place_option(command: click.Command, words: tuple[str, ...]) -> None:
 
     def find_and_invoke(ctx: click.Context) -> object:
         found = _find(ctx, ctx.meta.get(_PLACE))
-        if found is not None and (code := action(ctx, *found)) is not None:
+        if found is not None and (code := _ACTIONS[name](ctx, *found)) is not None:
             return code
         return invoke(ctx)
 

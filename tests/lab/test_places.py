@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,21 @@ def test_an_interrupt_of_apply_cancels(far: Far) -> None:
     [state] = json.loads(far.call("queue", "--json"))
     assert state["outcome"] == "cancelled"
     assert json.loads((find_run(far, "demo") / "report.json").read_text())["outcome"] == "interrupted"
+
+
+def test_events_arrive_within_a_second(far: Far) -> None:
+    far.set(FAR_SECONDS="6")
+    [request] = far.call("submit", "--on", "far", "--instance-id", "demo").split()
+    watched = far.start("watch", request, "--json")
+    late: list[float] = []
+    assert watched.stdout is not None
+    for line in watched.stdout:
+        event = json.loads(line)
+        if event["event"] == "task_finished":
+            late.append(time.time() - datetime.fromisoformat(event["time"]).timestamp())
+    watched.communicate(timeout=60)
+    # The first were written before the client was there.
+    assert len(late) > 40 and sorted(late[20:])[len(late[20:]) * 9 // 10] < 1.0, sorted(late)
 
 
 def test_a_killed_program_is_lost_at_once_and_keeps_what_it_wrote(far: Far) -> None:
