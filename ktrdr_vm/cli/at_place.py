@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from ktrdr_vm.places.book import Entry
     from ktrdr_vm.places.reach import Reach
+    from ktrdr_vm.places.spool import RequestState
 
 Action = Callable[[click.Context, "Reach", "Entry | None"], "int | None"]
 """Acts at the place. Its exit code, or None if the command is to go on here, with what was fetched."""
@@ -144,19 +145,43 @@ def _forward(ctx: click.Context, reach: Reach, _entry: Entry | None) -> int | No
 
 def _read_evidence(ctx: click.Context, reach: Reach, entry: Entry | None) -> int | None:
     """Fetch the results of a request that has ended, and go on with them here. One that runs is asked there."""
-    from ktrdr_vm.cli.elsewhere import note, opened
-    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.cli.elsewhere import note
+    from ktrdr_vm.errors import HostError, UsageError
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.places.fetch import fetch
 
     if entry is None:
         if ctx.command.name == "bundle":
             raise UsageError(
                 "the run was not submitted from here, so its repository is not known",
                 where=reach.place.name,
-                hint=f"call it there: `ktrdr-vm ssh` to that host, then `ktrdr-vm bundle {reach.instance_id}`",
+                hint=f"log in to that host, and call `ktrdr-vm bundle {reach.instance_id}` there",
             )
         return _show(ctx, reach, entry)
+    try:
+        state = _fetch_ended(reach, entry)
+    except HostError as error:
+        if ctx.meta.get(_PLACE) or not (find_home().runs / reach.instance_id / "latest").exists():
+            raise
+        note(f"{error}; this is the newest run that was fetched")
+        return None
+    if state.has_ended:
+        return None
+    if ctx.command.name in ("events", "logs") and state.state == "running":
+        return _show(ctx, reach, entry)
+    raise UsageError(
+        f"the request is {state.state}",
+        where=entry.request_id,
+        hint=f"`ktrdr-vm watch {entry.request_id}` follows it to its end; `--run` names a run that was fetched before",
+    )
+
+
+def _fetch_ended(reach: Reach, entry: Entry) -> RequestState:
+    """The state of a request. The results of one that has ended are here afterwards; UsageError if it has none."""
+    from ktrdr_vm.cli.elsewhere import note, opened
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.places.fetch import fetch
+
     with opened(reach.place) as far:
         state = far.state(entry.request_id)
         if state.has_ended and not entry.accepted:
@@ -167,13 +192,7 @@ def _read_evidence(ctx: click.Context, reach: Reach, entry: Entry | None) -> int
                     where=entry.request_id,
                     hint=fetched.hint or "submit it again",
                 )
-    if state.has_ended:
-        return None
-    if ctx.command.name in ("events", "logs") and state.state == "running":
-        return _show(ctx, reach, entry)
-    raise UsageError(
-        f"the request is {state.state}", where=entry.request_id, hint=f"`ktrdr-vm watch {entry.request_id}` follows it to its end"
-    )
+        return state
 
 
 def _pull(ctx: click.Context, reach: Reach, entry: Entry | None) -> int | None:

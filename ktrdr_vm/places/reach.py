@@ -54,9 +54,9 @@ class Reach:
 
     def show(self, words: Sequence[str]) -> int:
         """Run the command there, and print what it prints with control characters escaped. Its exit code."""
-        child = process.start(
-            self.make_words(words), environment=dict(os.environ), stdin=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE, new_session=False
-        )
+        # Without standard input, which such a command does not read here either.
+        pipe = subprocess.PIPE
+        child = process.start(self.make_words(words), environment=dict(os.environ), stdout=pipe, stderr=pipe, new_session=False)
         assert child.stdout is not None and child.stderr is not None
         pairs = ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
         threads = [threading.Thread(target=_copy_escaped, args=pair, daemon=True) for pair in pairs]

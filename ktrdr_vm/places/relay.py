@@ -22,11 +22,13 @@ _TARGET = re.compile(r"[A-Za-z0-9_.\[\]:-]{1,255}:[0-9]{1,5}")
 def relay(service: Service, program: Sequence[str], release: str, instance_id: str, words: Sequence[str]) -> int:
     """Run `program` with these words, and return its exit code. UsageError if the client has another release.
 
-    It gets SIGHUP when the client has gone: without a terminal, sshd tells nobody.
+    It is ended when the client has gone: without a terminal, sshd tells nobody.
     """
     require_release(release, version("ktrdr-vm"), "client")
     way = service.find_way(instance_id)
     child = process.start([*way, *program, *words], environment=dict(os.environ), stdin=0, stdout=1, stderr=2, new_session=False)
+    # srun forwards SIGTERM to the step, and a SIGHUP would end srun alone.
+    hang_up = signal.SIGTERM if way else signal.SIGHUP
     ended = os.pidfd_open(child.pid)
     poll = select.poll()
     poll.register(ended, select.POLLIN)
@@ -35,14 +37,14 @@ def relay(service: Service, program: Sequence[str], release: str, instance_id: s
     try:
         while child.poll() is None:
             if any(descriptor == 1 and event & (select.POLLERR | select.POLLHUP) for descriptor, event in poll.poll()):
-                child.send_signal(signal.SIGHUP)
+                child.send_signal(hang_up)
                 break
         waiting = select.poll()
         waiting.register(ended, select.POLLIN)
         if not waiting.poll(_HANG_UP * 1000):
             child.kill()
     except KeyboardInterrupt:
-        child.send_signal(signal.SIGHUP)
+        child.send_signal(hang_up)
         raise
     finally:
         os.close(ended)

@@ -85,6 +85,17 @@ def test_the_evidence_of_a_request_that_has_ended_is_fetched(far: Far) -> None:
     assert "no bundle" in far.said
 
 
+def test_a_place_that_is_away_hides_no_evidence_of_before(far: Far) -> None:
+    far.set(FAR_SECONDS="0")
+    far.call("apply", "--on", "far", "--instance-id", "demo")
+    far.set(FAR_SECONDS="60")
+    far.call("submit", "--on", "far", "--instance-id", "demo")
+    far.server.kill()
+    assert "PASSED  demo" in far.call("report", "demo")
+    assert "the newest run that was fetched" in far.said
+    far.call("report", "--on", "far", "demo", code=3)
+
+
 def test_commits_come_without_fetch(far: Far) -> None:
     far.set(FAR_SECONDS="0")
     [request] = far.call("submit", "--on", "far", "--instance-id", "demo").split()
