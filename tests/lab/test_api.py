@@ -80,7 +80,7 @@ def test_a_client_of_the_protocol_gets_the_safe_part_and_no_approval(lab: Lab, w
 
     found = asyncio.run(session())
     try:
-        assert found["names"] == {"plan", "apply", "list_instances", "execute", "gate", "report", "escalations"}
+        assert found["names"] == {"plan", "apply", "list_instances", "execute", "gate", "revision", "report", "escalations"}
         assert not any(word in name for name in found["names"] for word in ("approve", "deny", "revoke", "grant", "secret"))
         assert found["outside"].is_error and "no profile" in text(found["outside"])
         assert not found["apply"].is_error, text(found["apply"])

@@ -93,6 +93,7 @@ def list_tools(workspace: Path) -> dict[str, dict[str, Any]]:
 # A value for each parameter that a tool has: a new one has to be added here, and is then tried as well.
 VALUES: dict[str, Any] = {
     "profile": "p.yaml", "instance_id": "foreign", "keep": False, "command": ["id"], "timeout": 5, "name": "x", "run_id": "latest",
+    "expect": "",
 }  # fmt: skip
 
 
