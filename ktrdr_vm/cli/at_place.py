@@ -147,6 +147,7 @@ def _read_evidence(ctx: click.Context, reach: Reach, entry: Entry | None) -> int
     """Fetch the results of a request that has ended, and go on with them here. One that runs is asked there."""
     from ktrdr_vm.cli.elsewhere import note
     from ktrdr_vm.errors import HostError, UsageError
+    from ktrdr_vm.host import runs
     from ktrdr_vm.host.paths import find_home
 
     if entry is None:
@@ -160,7 +161,7 @@ def _read_evidence(ctx: click.Context, reach: Reach, entry: Entry | None) -> int
     try:
         state = _fetch_ended(reach, entry)
     except HostError as error:
-        if ctx.meta.get(_PLACE) or not (find_home().runs / reach.instance_id / "latest").exists():
+        if ctx.meta.get(_PLACE) or not runs.list_runs(find_home(), reach.instance_id):
             raise
         note(f"{error}; this is the newest run that was fetched")
         return None
