@@ -70,7 +70,7 @@ def _find(ctx: click.Context, place_name: str | None) -> tuple[Reach, Entry | No
     from ktrdr_vm.places.reach import Reach
 
     place = find_place(place_name or (entry.place if entry else ""))
-    return None if place.kind == "local" else (Reach(place, parse_instance_id(name).instance_id), entry)
+    return None if place.is_local else (Reach(place, parse_instance_id(name).instance_id), entry)
 
 
 def _is_known_here(ctx: click.Context, entry: Entry) -> bool:

@@ -94,7 +94,7 @@ def setup(place: str) -> int:
     for state, name, text in rows:
         say(f"{state:<8} {name:<10} {text}")
     missing = any(state == "missing" for state, _, _ in rows)
-    if found.kind == "slurm":
+    if found.is_cluster:
         # Its nodes are not the host that answers.
         click.echo("the nodes of a cluster: `srun ktrdr-vm doctor` on each partition; docs/places.md has the lines of slurm.conf", err=True)
         return 3 if missing else 0
