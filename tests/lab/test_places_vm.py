@@ -33,7 +33,7 @@ QUICK = """\
     - name: the workspace is there
       ansible.builtin.command: {cmd: cat /workspace/README}
     - name: a while
-      ansible.builtin.pause: {seconds: 8}
+      ansible.builtin.pause: {seconds: 20}
 """
 DEMO = """\
 version: 1
