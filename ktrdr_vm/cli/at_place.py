@@ -53,7 +53,6 @@ def _find(ctx: click.Context, place_name: str | None) -> tuple[Reach, Entry | No
     """The instance at its place; None if the command is about this host."""
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.identity import parse_instance_id
-    from ktrdr_vm.places.book import Book
 
     home, name = find_home(), _find_instance_id(ctx)
     if place_name is None:
@@ -62,6 +61,9 @@ def _find(ctx: click.Context, place_name: str | None) -> tuple[Reach, Entry | No
             return None
     elif not name:
         raise click.UsageError("--on needs the id of an instance", ctx)
+    # Imported late: most hosts know no place, and a command such as `exec` is to begin at once.
+    from ktrdr_vm.places.book import Book
+
     entries = [one for one in Book(home).list() if one.instance_id == name and place_name in (None, one.place)]
     entry = entries[-1] if entries else None
     if place_name is None and (entry is None or _is_known_here(ctx, entry)):

@@ -170,9 +170,7 @@ def test_a_terminal_is_passed(far: Far) -> None:
 def test_a_lost_place_and_another_release_are_sentences(far: Far) -> None:
     program = far.place / "ktrdr-vm"
     honest = program.read_text()
-    program.write_text(
-        honest.replace('"$@"', '"$@"').replace(f"exec {sys.executable} {FAR}", f"exec {sys.executable} {FAR.with_name('far_release.py')}")
-    )
+    program.write_text(honest.replace(str(FAR), str(FAR.with_name("far_release.py"))))
     far.call("escalations", "list", "--on", "far", "demo", code=2)
     assert "the versions do not fit" in far.said and "99.1.0" in far.said
     far.server.kill()
