@@ -47,7 +47,8 @@ def check(place: str, as_json: bool) -> int:
     found = find_place(place)
     with opened(found) as far:
         facts = far.facts()
-    rows = find_faults(found, facts)
+        lacking = far.find_missing()
+    rows = [*find_faults(found, facts), *(("missing", name, text) for name, text in lacking.items())]
     if as_json:
         echo_json(
             {"place": place, "facts": facts, "checks": [{"state": state, "name": name, "detail": text} for state, name, text in rows]}
@@ -83,6 +84,7 @@ def setup(place: str) -> int:
     try:
         with opened(found) as far:
             facts = far.facts()
+            lacking = far.find_missing()
     except KtrdrError as error:
         say(f"{'missing':<8} program    ktrdr-vm {version('ktrdr-vm')} as {found.program}")
         show_error(error)
@@ -90,7 +92,7 @@ def setup(place: str) -> int:
             f"  next: install this release there, as docs/hosts.md shows; then name it as `program` in {find_places_file()}", err=True
         )
         return 3
-    rows = find_faults(found, facts)
+    rows = [*find_faults(found, facts), *(("missing", name, text) for name, text in lacking.items())]
     for state, name, text in rows:
         say(f"{state:<8} {name:<10} {text}")
     missing = any(state == "missing" for state, _, _ in rows)

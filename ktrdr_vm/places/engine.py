@@ -40,6 +40,9 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]:
         """Facts of the engine, for `places check`."""
 
+    def find_missing(self) -> dict[str, str]:
+        """What the engine lacks for runs, by name; asked only by `places check`."""
+
 
 class DetachedEngine:
     """Starts each request at once, as a process in a session of its own. `program` is `ktrdr-vm` as words."""
@@ -77,6 +80,9 @@ class DetachedEngine:
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "process"}
+
+    def find_missing(self) -> dict[str, str]:
+        return {}
 
 
 def mark_started(folder: Path, **content: Any) -> None:

@@ -52,6 +52,11 @@ class FarEnd:
                 facts[key[:40]] = [str(one)[:100] for one in value[:40]]
         return facts
 
+    def find_missing(self) -> dict[str, str]:
+        """What its engine lacks, by name, bounded."""
+        found = self._call("missing").get("missing")
+        return {str(key)[:40]: str(value)[:400] for key, value in list(found.items())[:20]} if isinstance(found, dict) else {}
+
     def send(self, folder: Path, request_id: str) -> None:
         """Send the folder of a request, from where an earlier try ended."""
         answer = self._call("begin", request_id=request_id)

@@ -44,7 +44,8 @@ class Service:
         self._check = check
         self._instances = instances
         self._operations: dict[str, Callable[..., Any]] = {
-            "facts": self.facts, "begin": self.begin, "put": self.put, "commit": self.commit, "start": self.start, "script": self.script,
+            "facts": self.facts, "missing": self.missing,
+            "begin": self.begin, "put": self.put, "commit": self.commit, "start": self.start, "script": self.script,
             "states": self.states, "files": self.files, "read": self.read, "cancel": self.cancel, "instances": self.instances,
         }  # fmt: skip
 
@@ -80,6 +81,9 @@ class Service:
             "emulator": str(find_program(EMULATOR) or ""),
             **self._engine.describe(),
         }
+
+    def missing(self) -> dict[str, Any]:
+        return {"missing": self._engine.find_missing()}
 
     def begin(self, request_id: str) -> dict[str, Any]:
         have = self._spool.begin(request_id)

@@ -151,6 +151,18 @@ class SlurmEngine:
         found = {name: str(process.find_program(name) or "") for name in ("sbatch", "squeue", "scancel", "srun")}
         return {"engine": "slurm", "missing": [name for name, path in found.items() if not path]}
 
+    def find_missing(self) -> dict[str, str]:
+        """An answer of the controller, and a node that counts its VMs: without one, a request waits forever."""
+        try:
+            done = process.run(["sinfo", "--noheader", "--format=%G"], timeout=_LIMIT, environment=_find_environment(), check=False)
+        except KtrdrError as error:
+            return {"controller": error.message[:300]}
+        if done.exit_code != 0:
+            return {"controller": f"sinfo does not answer: {done.error_text[-300:]}"}
+        if not re.search(r"\bkvm:", done.text):
+            return {"gres": "no node has Gres=kvm:N, which each request asks for"}
+        return {}
+
 
 def _render_time(seconds: int) -> str:
     """Minutes, rounded up: sbatch's plainest form."""

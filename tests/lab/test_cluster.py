@@ -73,6 +73,7 @@ def list_refs(far: Far) -> list[str]:
 
 
 def test_a_run_there_is_a_run_here(far: Far, cluster: Cluster) -> None:
+    far.call("places", "check", "cluster")
     report = json.loads(far.call("apply", "--on", "cluster", "--instance-id", "demo", "--json"))
     assert (report["outcome"], report["exit_code"], report["instance_id"]) == ("passed", 0, "demo")
     [state] = find_states(far).values()

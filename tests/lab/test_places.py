@@ -263,6 +263,7 @@ done
 echo 7
 """,
     "squeue": "#!/bin/sh\nexit 0\n",
+    "sinfo": "#!/bin/sh\necho kvm:2\n",
     "scancel": '#!/bin/sh\necho "$@" >> "$(dirname "$0")/cancelled"\n',
 }
 

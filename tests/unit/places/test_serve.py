@@ -54,6 +54,9 @@ class FakeEngine:
     def find_way(self, spool: Spool, request_id: str) -> tuple[str, ...]:
         return ()
 
+    def find_missing(self) -> dict[str, str]:
+        return {"gres": "none"}
+
     def describe(self) -> dict[str, Any]:
         return {"engine": "fake"}
 
