@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q
 
-.PHONY: help setup environment dev run test test-full test-hosts host unit docs golden lab lint crash soak fuzz agreement bench bench-quick deb release
+.PHONY: help setup environment dev run test test-full test-hosts host unit docs golden lab lint crash soak fuzz agreement bench bench-quick bench-kvm deb release
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,3 +71,6 @@ bench: setup ## Run all benchmarks, with comparable tools where they can be inst
 
 bench-quick: setup ## Run the benchmarks without other tools, in under fifteen minutes
 	@$(PY) -m bench --quick
+
+bench-kvm: setup ## Run all benchmarks on a host with working KVM; writes bench/results-kvm.json
+	@$(PY) -m bench --kvm

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from bench.place import Place, find_or_build_image, prepared_place  # first: it knows where the lab's parts are
 
-from bench import commands, egress, machines, projects, worlds  # isort: skip
+from bench import commands, egress, gates, machines, projects, worlds  # isort: skip
 from bench.document import describe_machine, write_results
 from bench.peers import find_steps, install_peers
 from bench.rows import Samples
@@ -31,6 +31,7 @@ STEPS: dict[str, tuple[Step, int]] = {
     "memory": (machines.memory, 3),
     "rest": (projects.resting, 3),
     "commands": (commands.quickness, 1),
+    "gate": (gates.small_tasks, 1),
     "copy": (commands.copying, 3),
     "filtered": (egress.filtered, 1),
     "unfiltered": (egress.unfiltered, 1),
@@ -39,6 +40,8 @@ STEPS: dict[str, tuple[Step, int]] = {
 }
 # What a quick run has no time for.
 SLOW: dict[str, tuple[Step, int]] = {"prepared": (projects.prepared, 1)}
+# What emulation distorts most.
+DISTORTED = {"fork", "forks3", "forks10", "memory", "prepared", "raw", "cold"}
 # Seconds of a quick run after which no further round begins; a round takes some three minutes in emulation.
 QUICK_S = 480.0
 
@@ -46,6 +49,7 @@ QUICK_S = 480.0
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="without peers, under fifteen minutes")
+    parser.add_argument("--kvm", action="store_true", help="on a host with working KVM; what emulation distorts comes first")
     parser.add_argument("--rounds", type=int, help="how many; default 3, in a quick run as many as fit")
     parser.add_argument("--only", default="", help="these steps alone, separated by commas; writes no document")
     words = parser.parse_args()
@@ -57,12 +61,16 @@ def main() -> int:
     samples, began, done, failed = Samples(), time.monotonic(), 0, set()
     image = find_or_build_image()
     assert image is not None
+    found = find_accelerator(image.kernel)
+    if words.kvm and found.name != "kvm":
+        print(f"bench: --kvm needs a host where KVM works: {found.reason}; `ktrdr-vm doctor` says what to do", file=sys.stderr)
+        return 3
     steps = dict(STEPS)
     if not words.quick:
         steps |= SLOW
         # Only what is asked for: making the images takes minutes the first time.
         if not only or only - set(steps) - {"template"}:
-            steps |= find_steps(install_peers(image, find_accelerator(image.kernel).name))
+            steps |= find_steps(install_peers(image, found.name))
     unknown = only - set(steps) - {"template"}
     if unknown:
         print(f"bench: there is no step {', '.join(sorted(unknown))}; there are {', '.join(steps)}", file=sys.stderr)
@@ -70,13 +78,16 @@ def main() -> int:
     # Ended from outside it takes down what is running, as Ctrl-C does: only libvirtd ends with this process by itself.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with prepared_place() as place:
-        machine = describe_machine(find_accelerator(place.image.kernel).name, rounds, "make bench-quick" if words.quick else "make bench")
+        command = "make bench-kvm" if words.kvm else "make bench-quick" if words.quick else "make bench"
+        machine = describe_machine(found.name, rounds, command)
         for number in range(rounds):
             if words.quick and number and time.monotonic() - began > QUICK_S:
                 break
             # The template first: the forks of the round stand on it.
             order = [name for name, (_, every) in steps.items() if number % every == 0 and (not only or name in only)]
             random.shuffle(order)
+            if words.kvm:
+                order.sort(key=lambda name: name not in DISTORTED)
             if number % 3 == 0 and (not only or only & {"template", "fork", "forks3", "forks10", "memory", "copy", "rest", "traffic"}):
                 _measure(place, "template", machines.template, number, samples, failed)
             for name in order:
@@ -87,8 +98,8 @@ def main() -> int:
         for name in samples.names():
             print(f"{name} {samples.median(name):.4g}")
     else:
-        results = write_results(samples, machine)
-        print(f"bench: {len(results)} rows in {time.monotonic() - began:.0f} s, bench/results.json and docs/performance.md are written")
+        results = write_results(samples, machine, kvm=words.kvm)
+        print(f"bench: {len(results)} rows in {time.monotonic() - began:.0f} s; results and docs/performance.md are written")
     for name in sorted(failed):
         print(f"bench: {name} failed at least once, see above", file=sys.stderr)
     return 1 if failed else 0

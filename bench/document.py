@@ -15,23 +15,26 @@ from xml.etree import ElementTree
 from bench.place import MEMORY, ROOT, VCPUS
 from bench.rows import ROWS, Samples, reaches
 
-RESULTS = ROOT / "bench" / "results.json"
 PAGE = ROOT / "docs" / "performance.md"
-PICTURE = ROOT / "docs" / "performance.svg"
-_BEGIN, _END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
-def write_results(samples: Samples, machine: str) -> list[dict[str, Any]]:
-    """Every row whose parts were measured. What was measured and is no row by itself stands in the page as seconds."""
+def write_results(samples: Samples, machine: str, *, kvm: bool = False) -> list[dict[str, Any]]:
+    """Every row whose parts were measured. What was measured and is no row by itself stands in the page as seconds.
+
+    With `kvm` into the second table of the page and results-kvm.json.
+    """
+    name = "-kvm" if kvm else ""
     results = [found for row in ROWS if (found := samples.evaluate(row)) is not None]
-    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    PICTURE.write_text(render_picture(results))
+    (ROOT / f"bench/results{name}.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    (PAGE.parent / f"performance{name}.svg").write_text(render_picture(results))
     text = PAGE.read_text()
-    assert _BEGIN in text and _END in text, f"{PAGE} has lost its marks"
-    head, rest = text.split(_BEGIN, 1)
-    _, tail = rest.split(_END, 1)
-    body = "\n".join([machine, "", render_table(results), "", "![Each measure against its aim](performance.svg)", "", render_raw(samples)])
-    PAGE.write_text(f"{head}{_BEGIN}\n{body}\n{_END}{tail}")
+    begin, end = f"<!-- bench{name}: begin -->", f"<!-- bench{name}: end -->"
+    assert begin in text and end in text, f"{PAGE} has lost its marks"
+    head, rest = text.split(begin, 1)
+    _, tail = rest.split(end, 1)
+    picture = f"![Each measure against its aim](performance{name}.svg)"
+    body = "\n".join([machine, "", render_table(results), "", picture, "", render_raw(samples)])
+    PAGE.write_text(f"{head}{begin}\n{body}\n{end}{tail}")
     return results
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from laboratory.namespaces import ip
 
-from bench.place import DISK, MEMORY, VCPUS, Place, finish
+from bench.place import DISK, MEMORY, PROGRAM, VCPUS, Place, finish
 from bench.prober import Watch, Way, watch
 from ktrdr_vm.host.keys import generate_keypair
 from ktrdr_vm.identity import parse_instance_id
@@ -107,8 +107,21 @@ def fork(place: Place) -> dict[str, float]:
         "fork.ssh": seen.ssh,
         "fork.ready": seen.ready,
         "fork.handshake": seen.handshake,
+        "fork.proxy": min(_time_proxy(place, "bench-fork") for _ in range(5)),
         "destroy": place.command("destroy", "bench-fork"),
     }
+
+
+def _time_proxy(place: Place, instance_id: str) -> float:
+    """Seconds from the start of `proxy` to the first byte of the guest's sshd."""
+    began = time.monotonic()
+    with subprocess.Popen(
+        [PROGRAM, "proxy", instance_id], env=place.lab.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as proxy:
+        assert proxy.stdout is not None and proxy.stdout.read(1) == b"S"
+        taken = time.monotonic() - began
+        proxy.kill()
+    return taken
 
 
 def forks(place: Place, count: int) -> dict[str, float]:

@@ -102,14 +102,14 @@ class Tools:
 
     def _find_profile(self, name: str) -> Path:
         from ktrdr_vm.host.beneath import find_place, open_file
-        from ktrdr_vm.host.paths import find_shipped
+        from ktrdr_vm.host.paths import find_shipped_profile
 
         place = find_place(self._workspace / name, (self._workspace,))
         if place.root == self._workspace:
             with contextlib.suppress(FileNotFoundError):
                 os.close(open_file(place))
                 return place.path
-        shipped = find_shipped("profiles", name if name.endswith(".yaml") else f"{name}.yaml") if "/" not in name else None
+        shipped = find_shipped_profile(name)
         if shipped is None:
             raise UsageError(
                 f"there is no profile {name}", where=str(self._workspace), hint="name a file in the workspace or a shipped profile"

@@ -133,15 +133,24 @@ def forward(instance_id: str, ports: tuple[str, ...]) -> None:
 @click.command("ssh-config")
 @click.argument("instance_id", required=False, shell_complete=complete_instance)
 @click.option("--inventory", is_flag=True, help="Print an Ansible inventory.")
-def ssh_config(instance_id: str | None, inventory: bool) -> None:
+@click.option("--wildcard", is_flag=True, help="Print one block for `ID.ktrdr` of all instances, also those that are created later.")
+def ssh_config(instance_id: str | None, inventory: bool, wildcard: bool) -> None:
     """Print an OpenSSH `Host` block for INSTANCE_ID, or for all instances, for ssh, scp, rsync and editors.
 
     Only the user whose instance it is can use the block: under sudo, root.
     """
+    from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.journal import list_journals
-    from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.instance.ssh_config import make_inventory_host, make_ssh_options
+    from ktrdr_vm.host.paths import SSH_SUFFIX, find_home
+    from ktrdr_vm.instance.ssh_config import make_inventory_host, make_ssh_options, make_wildcard_options
 
+    if wildcard and (instance_id or inventory):
+        raise UsageError("--wildcard stands for all instances", where="ktrdr-vm ssh-config", hint="leave out the rest")
+    if wildcard:
+        options = make_wildcard_options(find_home().root)
+        _warn_of_key(options["IdentityFile"])
+        _print_block(f"*{SSH_SUFFIX}", options)
+        return
     names = [instance_id] if instance_id else [journal.instance_id for journal in list_journals(find_home())]
     found = {name: make_ssh_options(open_instance(name).load()) for name in names}
     _warn_of_key(next(iter(found.values()), {}).get("IdentityFile", ""))
@@ -152,9 +161,13 @@ def ssh_config(instance_id: str | None, inventory: bool) -> None:
         click.echo(yaml.safe_dump({"all": {"hosts": hosts}}, sort_keys=False))
         return
     for name, options in found.items():
-        click.echo(f"Host {name}")
-        for option, value in options.items():
-            click.echo(f"    {option} {value}")
+        _print_block(name, options)
+
+
+def _print_block(pattern: str, options: dict[str, str]) -> None:
+    click.echo(f"Host {pattern}")
+    for option, value in options.items():
+        click.echo(f"    {option} {value}")
 
 
 @click.command()

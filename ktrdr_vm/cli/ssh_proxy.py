@@ -13,6 +13,7 @@ import threading
 
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.host import netns
+from ktrdr_vm.host.paths import SSH_SUFFIX
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.plan.guard_interface import GUEST
 
@@ -39,7 +40,7 @@ def connect_streams(instance_id: str, *, pass_descriptor: bool = False) -> None:
 
 
 def _connect(instance_id: str) -> socket.socket:
-    identity = parse_instance_id(instance_id)
+    identity = parse_instance_id(instance_id.removesuffix(SSH_SUFFIX))
     try:
         return netns.connect(identity.namespace, (GUEST, SSH_PORT), _LIMIT)
     except OSError as error:

@@ -11,6 +11,7 @@ import os
 import shlex
 import time
 import uuid
+from dataclasses import dataclass
 
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.host.libvirt import Libvirt
@@ -22,14 +23,11 @@ SCRIPT_LIMIT = 300.0
 _MAX_OUTPUT = 4096
 
 # Under emulation every program that a script starts costs tens of milliseconds, so the scripts use builtins of the shell.
+# What takes longest, the clock and the restart of sshd, runs beside the rest.
 _IDENTITY = """set -e
-date -u -s "@{now:.3f}" >/dev/null
+date -u -s "@{now:.3f}" >/dev/null & clock=$!
 # Added to the entropy of the kernel; the new generation id has already made it reseed.
 printf '%s' {entropy} > /dev/urandom
-printf '%s\\n' {machine_id} > /etc/machine-id
-printf '%s\\n' {name} > /etc/hostname
-printf '%s\\n' {name} > /proc/sys/kernel/hostname
-printf '127.0.0.1 localhost\\n127.0.1.1 %s\\n' {name} > /etc/hosts
 umask 077
 for old in /etc/ssh/ssh_host_*; do
   : > "$old"
@@ -39,9 +37,14 @@ printf '%s\\n' {host_public_key} > /etc/ssh/ssh_host_ed25519_key.pub
 while IFS=: read -r name _ _ _ _ home _; do
   [ "$name" != {user} ] || break
 done < /etc/passwd
-[ -d "$home/.ssh" ] || mkdir "$home/.ssh"
-printf '%s\\n' {login_public_key} > "$home/.ssh/authorized_keys"
-chown -R {user}: "$home/.ssh"
+keys=$home/.ssh/authorized_keys
+if [ -f "$keys" ]; then
+  printf '%s\\n' {login_public_key} > "$keys"
+else
+  [ -d "$home/.ssh" ] || mkdir "$home/.ssh"
+  printf '%s\\n' {login_public_key} > "$keys"
+  chown -R {user}: "$home/.ssh"
+fi
 # sshd reads its keys at start; SIGHUP restarts it in place. It may have just started.
 turns=0
 until [ -s /run/sshd.pid ]; do
@@ -50,11 +53,17 @@ until [ -s /run/sshd.pid ]; do
 done
 read -r pid < /run/sshd.pid
 kill -HUP "$pid"
+umask 022
+printf '%s\\n' {machine_id} > /etc/machine-id
+printf '%s\\n' {name} > /etc/hostname
+printf '%s\\n' {name} > /proc/sys/kernel/hostname
+printf '127.0.0.1 localhost\\n127.0.1.1 %s\\n' {name} > /etc/hosts
+wait "$clock"
 """
 
 
-def give_identity(libvirt: Libvirt, domain: str, identity: Identity, user: str, allocation: Allocation) -> None:
-    """Hostname, machine-id, SSH host key, the one login, entropy, clock."""
+def begin_identity(libvirt: Libvirt, domain: str, identity: Identity, user: str, allocation: Allocation) -> Script:
+    """Let the guest set hostname, machine-id, SSH host key, the one login, entropy and clock. `finish` of the result waits for it."""
     # The time is read after the agent has answered.
     wait_agent(libvirt, domain)
     script = _IDENTITY.format(
@@ -67,7 +76,7 @@ def give_identity(libvirt: Libvirt, domain: str, identity: Identity, user: str, 
         login_public_key=shlex.quote(allocation.login_public_key),
         user=shlex.quote(user),
     )
-    run_script(libvirt, domain, script, "set its identity")
+    return begin_script(libvirt, domain, script, "set its identity")
 
 
 def wait_agent(libvirt: Libvirt, domain: str, *, limit: float = SCRIPT_LIMIT) -> None:
@@ -80,31 +89,51 @@ def wait_agent(libvirt: Libvirt, domain: str, *, limit: float = SCRIPT_LIMIT) ->
 
 def run_script(libvirt: Libvirt, domain: str, script: str, doing: str, *, limit: float = SCRIPT_LIMIT) -> str:
     """Run a script as root through the agent, which may still be starting; return its output. The script is not in an argv."""
+    return begin_script(libvirt, domain, script, doing, limit=limit).finish()
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script that runs in the guest. `doing` says for errors what it does; `end` is its limit on the monotonic clock."""
+
+    libvirt: Libvirt
+    domain: str
+    pid: int
+    doing: str
+    end: float
+
+    def finish(self) -> str:
+        """Wait for its end and return its output. GuestError if it fails, or runs into its limit."""
+        wait = 0.12
+        while True:
+            status = self.libvirt.agent(self.domain, "guest-exec-status", {"pid": self.pid})
+            if isinstance(status, dict) and status.get("exited") is True:
+                output = _decode(status.get("out-data"))
+                if status.get("exitcode") != 0:
+                    raise GuestError(
+                        f"the guest could not {self.doing}: {(_decode(status.get('err-data')) or output)[-500:]}",
+                        where=self.domain,
+                        hint="`apply --cold` boots without the template",
+                    )
+                return output
+            _check_time(self.end, self.domain, self.doing, "the time limit was exceeded")
+            # Every request costs the guest CPU time, under emulation about 30 ms.
+            time.sleep(wait)
+            wait = min(wait + 0.02, 1.0)
+
+
+def begin_script(libvirt: Libvirt, domain: str, script: str, doing: str, *, limit: float = SCRIPT_LIMIT) -> Script:
+    """Start a script as root through the agent, which may still be starting. The script is not in an argv."""
     end = time.monotonic() + limit
     arguments = {"path": "/bin/sh", "arg": ["-s"], "input-data": base64.b64encode(script.encode()).decode(), "capture-output": True}
-    pid = None
-    while pid is None:
+    while True:
         # Sent once, with a wait: a repeated request after a late answer would run the script twice.
         started = libvirt.agent(domain, "guest-exec", arguments, timeout=max(int(end - time.monotonic()), 1))
         pid = started.get("pid") if isinstance(started, dict) else None
-        if not isinstance(pid, int):
-            pid = None
-            _check_time(end, domain, doing, "the guest agent does not answer")
-            time.sleep(0.05)
-    while True:
-        status = libvirt.agent(domain, "guest-exec-status", {"pid": pid})
-        if isinstance(status, dict) and status.get("exited") is True:
-            output = _decode(status.get("out-data"))
-            if status.get("exitcode") != 0:
-                raise GuestError(
-                    f"the guest could not {doing}: {(_decode(status.get('err-data')) or output)[-500:]}",
-                    where=domain,
-                    hint="`apply --cold` boots without the template",
-                )
-            return output
-        _check_time(end, domain, doing, "the time limit was exceeded")
-        # Every request costs the guest CPU time, under emulation about 30 ms.
-        time.sleep(0.12)
+        if isinstance(pid, int):
+            return Script(libvirt, domain, pid, doing, end)
+        _check_time(end, domain, doing, "the guest agent does not answer")
+        time.sleep(0.05)
 
 
 def _check_time(end: float, domain: str, doing: str, why: str) -> None:

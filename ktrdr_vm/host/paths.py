@@ -9,12 +9,13 @@ $KTRDR_VM_HOME/                          default /var/lib/ktrdr-vm; 0711, so QEM
     overlay.qcow2 seed.iso console.log
     saved                                the state of the VM while it is suspended
     snapshots/<name>/                    disk.qcow2, manifest.json: what another instance can be created from
-    ssh/                                 host_key, host_key.pub, login_key
+    ssh/                                 host_key, host_key.pub, login_key, login_key.pub, known_hosts
     guard/                               proxy.cfg, *.names, *.suffixes, egress.json, guard.lock, control.sock, guard.log
     loose/                               files.tar, names.json: uncommitted files of the workspace, for the fresh VM of a verification
     mounts/<n>                           read-only binds that virtiofs serves
     egress.jsonl                         the ledger
     escalations/e<n>.json                requests of its agent and the answers; stop.json is the checkpoint of a run that waits
+  ssh/<instance_id>.ktrdr                a link to the folder of its keys, for one block of OpenSSH's configuration
   runs/<instance_id>/<run_id>/           the evidence of one run; `latest` points to the newest; host/runs.py opens what is in it
   digests/<instance_id>/<run_id>.json    digests of its files at the time when it was handed over
   attestation-key attestation-key.pub    the key that signs attestations, and its public key
@@ -33,6 +34,8 @@ from pathlib import Path
 from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.users import find_changeable
 
+# Of the host names of instances in OpenSSH's wildcard block.
+SSH_SUFFIX = ".ktrdr"
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
 DEFAULT_HOME = Path("/var/lib/ktrdr-vm")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -161,6 +164,15 @@ class InstancePaths:
         return self.directory / "ssh" / "login_key"
 
     @property
+    def known_hosts(self) -> Path:
+        return self.directory / "ssh" / "known_hosts"
+
+    @property
+    def ssh_alias(self) -> Path:
+        """A link to the folder of its keys, by the name under which OpenSSH's wildcard block finds them."""
+        return self.home / "ssh" / f"{self.directory.name}{SSH_SUFFIX}"
+
+    @property
     def guard(self) -> Path:
         return self.directory / "guard"
 
@@ -209,9 +221,17 @@ def _find_default() -> Path:
 
 
 def find_shipped(kind: str, name: str) -> Path | None:
-    """A shipped profile, playbook or recipe; None if there is none of that name."""
+    """A shipped profile, playbook or recipe; None if there is none of that name, and for whatever is a path."""
+    if Path(name).name != name:
+        return None
     path = find_shipped_folder() / kind / name
     return path if path.is_file() else None
+
+
+def find_shipped_profile(name: str) -> Path | None:
+    """A shipped profile by its name, with or without its ending, one of an agent too."""
+    file = name if name.endswith(".yaml") else f"{name}.yaml"
+    return find_shipped("profiles", file) or find_shipped("profiles/agents", file)
 
 
 def list_shipped(kind: str) -> list[str]:

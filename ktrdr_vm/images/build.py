@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ktrdr_vm.errors import HostError, ProvisionError
 from ktrdr_vm.host import process
-from ktrdr_vm.images import bootstrap, containers, customize, disk, initrd
+from ktrdr_vm.images import bootstrap, containers, customize, disk, initrd, python_packages
 from ktrdr_vm.images.apt import AptHost, read_apt_host
 from ktrdr_vm.images.recipe import ContainerRecipe, Recipe
 from ktrdr_vm.images.store import Image, ImageStore
@@ -52,6 +52,9 @@ def _build(recipe: Recipe, host: AptHost, store: ImageStore, directory: Path, pr
     customize.configure_units(root, recipe)
     version = _find_kernel(root)
     customize.unpack_modules(root, version)
+    if recipe.python:
+        progress(f"{recipe.name}: installing {len(recipe.python)} Python packages")
+        python_packages.install(root, recipe.python)
     preloaded = {container.name: _preload(container, recipe, host, root, scratch, progress) for container in recipe.containers}
     for place in containers.list_state_to_remove(root):
         shutil.rmtree(place) if place.is_dir() else place.unlink()
@@ -81,6 +84,7 @@ def _build(recipe: Recipe, host: AptHost, store: ImageStore, directory: Path, pr
                 "files": sums,
                 "packages": packages,
                 "containers": preloaded,
+                "python": list(recipe.python),
             },
         },
     )

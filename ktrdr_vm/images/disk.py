@@ -1,4 +1,4 @@
-"""Creating an ext4 disk from a directory, without mounting it."""
+"""Disks of images: an ext4 one from a directory, without mounting it, and a qcow2 one from a raw file."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def create_disk(root: Path, disk: Path, size: int, digest: str) -> None:
     with disk.open("xb") as file:
         file.truncate(size)
     process.run(make_mke2fs_argv(root, disk, digest), timeout=_TIMEOUT)
+
+
+def convert_raw(source: Path, target: Path) -> None:
+    """Write a raw disk as qcow2, without what it has of zeros. It is read as raw whatever it begins with."""
+    process.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", source, target], timeout=_TIMEOUT)
 
 
 def hash_file(place: Path, beat: Callable[[], None] | None = None) -> str:

@@ -36,6 +36,10 @@ class DocumentReader:
             self._problems.append(self._document.problem(self._place, "must be a mapping"))
         return section
 
+    def has(self, key: str) -> bool:
+        """True if the value is a mapping with this key."""
+        return isinstance(self._value, dict) and key in self._value
+
     def raise_problems(self) -> None:
         if self._problems:
             raise DocumentError(self._problems, hint=self._hint)

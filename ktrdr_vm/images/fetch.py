@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from ktrdr_vm.errors import HostError, ProvisionError, UsageError
 from ktrdr_vm.host.capacity import DISK_FLOOR
+from ktrdr_vm.images.disk import convert_raw
 from ktrdr_vm.images.header import read_format
 from ktrdr_vm.images.store import Image, ImageStore
 
@@ -48,14 +49,19 @@ def fetch_image(
             name = parts.path.rpartition("/")[2] or "image"
             _download(url, sha256, download, lambda done: progress(f"{name}: {done}"), sources)
             disk_format, virtual_size = read_format(download, _strip_password(url))
-            download.rename(directory / f"disk.{disk_format}")
+            # A plan must not depend on whether the image has been fetched, so all stock images have one format.
+            if disk_format == "raw":
+                convert_raw(download, directory / "disk.qcow2")
+                download.unlink()
+            else:
+                download.rename(directory / "disk.qcow2")
             return store.commit(
                 directory,
                 {
                     "name": name,
                     "digest": sha256,
                     "content_digest": sha256,
-                    "disk_format": disk_format,
+                    "disk_format": "qcow2",
                     "boot": "disk",
                     "kernel_args": "",
                     "user": _USER,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import stat
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ktrdr_vm.images.document import DocumentReader, Section, read_document
@@ -16,6 +16,8 @@ BUILDER_VERSION = 1
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+# With a version, so that the digest names what is installed.
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.+!_-]*")
 _SUITE = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,128}")
@@ -69,6 +71,8 @@ class Recipe:
     mask: tuple[str, ...]
     mask_generators: tuple[str, ...]
     containers: tuple[ContainerRecipe, ...]
+    python: tuple[str, ...] = ()
+    """Python packages, each with its version, from the index that pip of the host is configured for."""
 
     @property
     def digest(self) -> str:
@@ -80,12 +84,13 @@ class Recipe:
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe and its files. DocumentError with all errors."""
     document = read_document(path, hint=_HINT)
+    if document.has("extends"):
+        return _extend(path, document)
     top = document.section(
         required=("version", "name", "suite", "disk", "user", "packages", "boot"),
-        optional=("security", "groups", "exclude", "files", "units", "containers"),
+        optional=("security", "groups", "exclude", "files", "units", "containers", "python", "extends"),
     )
-    if top.scalar("version") not in ("1", ""):
-        top.complain("version", "must be 1, the only version")
+    _check_version(top)
     boot = top.section("boot", required=("kernel_args", "modules", "init"))
     units = top.section("units", optional=("enable", "mask", "mask_generators"))
     recipe = Recipe(
@@ -105,12 +110,42 @@ def load_recipe(path: Path) -> Recipe:
         mask=units.texts("mask", _UNIT),
         mask_generators=units.texts("mask_generators", _UNIT),
         containers=tuple(_parse_container(section) for section in top.sections("containers")),
+        python=tuple(sorted(top.texts("python", _REQUIREMENT))),
     )
     names = [container.name for container in recipe.containers]
     for name in sorted({name for name in names if names.count(name) > 1}):
         top.complain("containers", f"{name} occurs twice")
     document.raise_problems()
     return recipe
+
+
+def _check_version(top: Section) -> None:
+    if top.scalar("version") not in ("1", ""):
+        top.complain("version", "must be 1, the only version")
+
+
+def _extend(path: Path, document: DocumentReader) -> Recipe:
+    """A recipe that adds packages to another one of its folder, and replaces its disk size."""
+    top = document.section(required=("version", "name", "extends"), optional=("disk", "packages", "python"))
+    _check_version(top)
+    name, given, packages = top.text("name", _NAME), top.scalar("extends"), top.texts("packages", _PACKAGE)
+    python, size = top.texts("python", _REQUIREMENT), _parse_size(top)
+    place = _resolve_beneath(path, given) if given else None
+    if given and (place is None or not place.is_file() or place == path.resolve()):
+        top.complain("extends", f"{given} is not another recipe in the folder of this one")
+    document.raise_problems()
+    assert place is not None, "it is a required key"
+    if read_document(place, hint=_HINT).has("extends"):
+        top.complain("extends", f"{given} extends a recipe itself; extend that one")
+        document.raise_problems()
+    base = load_recipe(place)
+    return replace(
+        base,
+        name=name,
+        size=size or base.size,
+        packages=tuple(sorted({*base.packages, *packages})),
+        python=tuple(sorted({*base.python, *python})),
+    )
 
 
 def _parse_size(top: Section) -> int:

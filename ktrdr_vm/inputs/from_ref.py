@@ -11,7 +11,7 @@ from typing import Any
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.guest.commits import list_changed
 from ktrdr_vm.host.git import COMMIT, REF, View, open_view
-from ktrdr_vm.host.paths import Home, find_shipped
+from ktrdr_vm.host.paths import Home, find_shipped_profile
 from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.identity import derive_instance_id, derive_verification_id, parse_instance_id
 from ktrdr_vm.inputs.committed_files import write_files
@@ -119,7 +119,7 @@ def _load(view: View, base: str, name: str, top: Path) -> LoadedProfile:
     if path.is_absolute() or ".." in path.parts:
         raise UsageError(f"{name!a} is not a path in the repository", where="--profile", hint="name a file of the base commit")
     exists = view.git("cat-file", "-e", "--end-of-options", f"{base}:{name}", check=False).exit_code == 0
-    shipped = find_shipped("profiles", name if name.endswith(".yaml") else f"{name}.yaml") if len(path.parts) == 1 else None
+    shipped = find_shipped_profile(name)
     if not exists and shipped is not None:
         return read_profile(shipped, top)
     if not exists:

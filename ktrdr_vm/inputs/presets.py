@@ -27,51 +27,57 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 """
 
 
-def find_presets(profile: Profile, owner: tuple[int, int]) -> tuple[Presets, tuple[GuestFile, ...]]:
+class AskedClients:
+    """The package clients that the presets of a profile name, asked at the same time: they are slow, and other work goes on."""
+
+    def __init__(self, profile: Profile, owner: tuple[int, int]) -> None:
+        self._owner = owner
+        self.named = sorted({rule.preset for rule in profile.egress.allow if rule.preset})
+        self.lists = {preset: path for preset in self.named if (path := find_shipped("profiles/egress", f"{preset}.yaml"))}
+        self._found: dict[str, Sources | Exception] = {}
+        self._asking = [
+            threading.Thread(target=self._ask, args=(preset,), daemon=True) for preset in self.named if preset not in self.lists
+        ]
+        for thread in self._asking:
+            thread.start()
+
+    def _ask(self, preset: str) -> None:
+        try:
+            self._found[preset] = find_sources(preset, self._owner)
+        except Exception as error:  # raised below, in the waiting thread
+            self._found[preset] = error
+
+    def wait(self) -> dict[str, Sources]:
+        """The sources of each client. HostError of the first, by name, that could not be asked."""
+        for thread in self._asking:
+            thread.join()
+        answered: dict[str, Sources] = {}
+        for preset, sources in sorted(self._found.items()):
+            if isinstance(sources, Exception):
+                raise sources
+            answered[preset] = sources
+        return answered
+
+
+def find_presets(profile: Profile, clients: AskedClients, owner: tuple[int, int]) -> tuple[Presets, tuple[GuestFile, ...]]:
     """The rules of each preset of the profile, and the files by which the clients in the guest ask the same sources."""
-    named = sorted({rule.preset for rule in profile.egress.allow if rule.preset})
-    lists = {preset: path for preset in named if (path := find_shipped("profiles/egress", f"{preset}.yaml"))}
-    found = _ask_clients([preset for preset in named if preset not in lists], owner)
+    found = clients.wait()
     rules: list[tuple[str, tuple[EgressRule, ...]]] = []
     files: list[GuestFile] = []
-    for preset in named:
-        if preset in lists:
-            with lists[preset].open("rb") as file:
-                rules.append((preset, load_preset(file.read(MAX_BYTES + 1), str(lists[preset])).rules))
+    for preset in clients.named:
+        if preset in clients.lists:
+            with clients.lists[preset].open("rb") as file:
+                rules.append((preset, load_preset(file.read(MAX_BYTES + 1), str(clients.lists[preset])).rules))
             continue
         reason = f"preset {preset}"
         ports = found[preset].destinations
         rules.append((preset, tuple(EgressRule(host=host, ports=(port,), preset=preset, reason=reason) for host, port in ports)))
         files += [GuestFile(path, text, reason) for path, text in found[preset].files]
-    if "debian" in named and profile.image.url:
+    if "debian" in clients.named and profile.image.url:
         files.append(GuestFile(APT_SOURCES, _render_apt(), "preset debian"))
     if profile.egress.allow or profile.egress.mode == "observe":
         files += _list_authorities([one.authority for one in found.values()], owner)
     return tuple(rules), tuple(files)
-
-
-def _ask_clients(presets: list[str], owner: tuple[int, int]) -> dict[str, Sources]:
-    """The clients are slow, so they run at the same time."""
-    found: dict[str, Sources | Exception] = {}
-
-    def ask(preset: str) -> None:
-        try:
-            found[preset] = find_sources(preset, owner)
-        except Exception as error:  # raised below, in the waiting thread
-            found[preset] = error
-
-    asking = [threading.Thread(target=ask, args=(preset,)) for preset in presets]
-    for thread in asking:
-        thread.start()
-    for thread in asking:
-        thread.join()
-    answered: dict[str, Sources] = {}
-    for preset in presets:
-        sources = found[preset]
-        if isinstance(sources, Exception):
-            raise sources
-        answered[preset] = sources
-    return answered
 
 
 def _render_apt() -> str:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.host.paths import find_shipped, list_shipped
+from ktrdr_vm.host.paths import find_shipped_profile, list_shipped
 
 PROFILE_NAME = "ktrdr.yaml"
 
@@ -44,5 +44,4 @@ def find_top(folder: Path) -> Path | None:
 def _find_named(named: Path) -> Path:
     if os.path.lexists(named) or len(named.parts) != 1:
         return named
-    name = named.name
-    return find_shipped("profiles", name if name.endswith(".yaml") else f"{name}.yaml") or named
+    return find_shipped_profile(named.name) or named

@@ -17,14 +17,14 @@ from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
 from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_file
 from ktrdr_vm.host.owner import find_owner
-from ktrdr_vm.host.paths import Home, find_shipped
+from ktrdr_vm.host.paths import Home, find_shipped, find_shipped_profile
 from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.images.recipe import Recipe, load_recipe
-from ktrdr_vm.inputs.presets import find_presets
+from ktrdr_vm.inputs.presets import AskedClients, find_presets
 from ktrdr_vm.inputs.references import check_places, check_references, digest_playbooks, find_playbook
 from ktrdr_vm.inputs.trusted import compare
-from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
+from ktrdr_vm.plan.facts import STOCK_USER, Facts, ImageFacts, Lending
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.policy.ceiling import check_presets
 from ktrdr_vm.policy.load import read_policy
@@ -40,7 +40,6 @@ from ktrdr_vm.users import in_user_namespace
 # A machine type that QEMU has since Debian 12, with its version, so that templates stay valid.
 MACHINE = "pc-q35-7.2"
 # The user of a stock cloud image; cloud-init creates it if the image has none.
-STOCK_USER = "ktrdr"
 REFERENCE_HINT = "correct the profile, or create the file that it names; `ktrdr-vm validate` shows all errors at once"
 
 
@@ -118,6 +117,8 @@ def gather_profile(
         # The path is part of documents of the plan, which are text.
         raise UsageError("the path of the workspace is not printable UTF-8", where=ascii(str(root)), hint="rename the folder")
     documents = base.root if base else root
+    owner = find_owner()
+    clients = AskedClients(loaded.profile, owner)
     named, refused = check_references(loaded, documents, gates=not gates), check_policy(loaded, policy, str(root))
     refused = refused or check_places(loaded, root, policy.mount_roots)
     if named or refused:
@@ -133,8 +134,7 @@ def gather_profile(
     recipe, image = _image(profile.image, home)
     kernel = Path(image.directory, "vmlinuz")
     accelerator = find_accelerator(kernel if kernel.exists() else None)
-    owner = find_owner()
-    presets, client_files = find_presets(profile, owner)
+    presets, client_files = find_presets(profile, clients, owner)
     if beyond := check_presets(profile, presets, policy.ceiling, policy.uses):
         raise DocumentError([loaded.problem(path, message) for path, message in beyond], hint=POLICY_HINT)
     facts = Facts(
@@ -180,9 +180,8 @@ def _image(ref: ImageRef, home: Home) -> tuple[Recipe | None, ImageFacts]:
     if ref.url:
         # The checksum is the digest, because it identifies the content.
         directory = str(home.images / ref.sha256)
-        format_ = "qcow2" if Path(directory, "disk.qcow2").exists() else "raw"
         name = ref.url.rsplit("/", 1)[-1]
-        return None, ImageFacts(name, ref.sha256, directory, boot="disk", disk_format=format_, user=STOCK_USER)  # type: ignore[arg-type]
+        return None, ImageFacts(name, ref.sha256, directory, boot="disk", disk_format="qcow2", user=STOCK_USER)
     path = find_shipped("images", f"{ref.recipe}.yaml")
     assert path is not None, "checked with the other references"
     recipe = load_recipe(path)
@@ -248,7 +247,7 @@ def _read_parent(reference: str, source: str) -> tuple[str, bytes]:
         pass
     except UnsafePathError as error:
         raise UsageError(f"{reference} is outside of the folder of the profile: {error.message}", where=source, hint=HINT) from None
-    shipped = find_shipped("profiles", reference if reference.endswith(".yaml") else f"{reference}.yaml")
+    shipped = find_shipped_profile(reference)
     if shipped is None:
         raise UsageError(f"{reference} is neither in the folder of the profile nor a shipped profile", where=source, hint=HINT)
     return str(shipped), _read(shipped)

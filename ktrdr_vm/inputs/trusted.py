@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ktrdr_vm.errors import DocumentError, KtrdrError, UsageError
 from ktrdr_vm.host.git import View, open_view
-from ktrdr_vm.host.paths import find_shipped
+from ktrdr_vm.host.paths import find_shipped_profile
 from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.policy.reach import Reach, find_beyond
@@ -110,7 +110,7 @@ def load_committed(view: View, commit: str, path: str) -> LoadedProfile:
         if ".." not in PurePosixPath(reference).parts:
             with contextlib.suppress(KtrdrError):
                 return str(parts), read(str(parts))
-        shipped = find_shipped("profiles", reference if reference.endswith(".yaml") else f"{reference}.yaml")
+        shipped = find_shipped_profile(reference)
         if shipped is None:
             raise UsageError(f"the commit does not have {reference}", where=source, hint="commit it on the trusted branch")
         return str(shipped), shipped.read_bytes()

@@ -6,7 +6,7 @@ from ktrdr_vm.errors import HostError
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.journal import Journal, list_journals
 from ktrdr_vm.host.listeners import find_bound
-from ktrdr_vm.host.paths import Home, InstancePaths
+from ktrdr_vm.host.paths import SSH_SUFFIX, Home, InstancePaths
 from ktrdr_vm.identity import HOST_USERS, WORLD_USERS, InstanceUsers
 from ktrdr_vm.plan.facts import Allocation, allocate
 from ktrdr_vm.plan.guard_interface import DNS_PORT
@@ -35,7 +35,10 @@ def require_room(home: Home, instance_id: str, most: int) -> None:
 
 
 def create_keys(paths: InstancePaths) -> None:
-    """The guest's SSH host key and the one login, both made here; the private halves are the owner's alone."""
+    """The guest's SSH host key and the one login, both made here; the private halves are the owner's alone.
+
+    OpenSSH's wildcard block finds them, and the pinned host key, through a link.
+    """
     # Imported with the first key: listing instances needs no cryptography.
     from ktrdr_vm.host.keys import generate_keypair
 
@@ -45,6 +48,12 @@ def create_keys(paths: InstancePaths) -> None:
         private, public = generate_keypair()
         write_durably(path.with_suffix(".pub"), public.encode() + b"\n")
         write_durably(path, private.encode())
+    name = paths.directory.name
+    host_key = paths.host_key.with_suffix(".pub").read_text()
+    write_durably(paths.known_hosts, f"{name},{name}{SSH_SUFFIX} {host_key}".encode())
+    paths.ssh_alias.parent.mkdir(mode=0o700, exist_ok=True)
+    paths.ssh_alias.unlink(missing_ok=True)
+    paths.ssh_alias.symlink_to(folder)
 
 
 def read_allocation(paths: InstancePaths, journal: Journal) -> Allocation:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ktrdr_vm.egress.client import GuardClient
@@ -15,10 +18,12 @@ from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.guest.personalize import make_environment
 from ktrdr_vm.host.journal import Journal, explained, locked
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.page_cache import remember_cached
 from ktrdr_vm.host.paths import Home, InstancePaths
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.instance.allocation import read_allocation
 from ktrdr_vm.instance.backing import open_template
+from ktrdr_vm.instance.lane import Lane
 from ktrdr_vm.instance.resources import find_resource, find_secrets, make_resources
 from ktrdr_vm.instance.resources.base import Blueprint, Notify, Resource, Target, quiet
 from ktrdr_vm.instance.resources.tap import close_unguarded
@@ -63,6 +68,8 @@ class LoadedInstance:
         self.allocation = allocation
         self.template = template
         self._guest: SshGuest | None = None
+        # Resources are made by two threads.
+        self._noting = threading.Lock()
 
     @property
     def identity(self) -> Identity:
@@ -128,17 +135,28 @@ class LoadedInstance:
     # -- making -----------------------------------------------------------------------------------------------------
 
     def create(self, *, read_secret: SecretReader, mount_roots: tuple[str, ...], notify: Notify = quiet) -> None:
-        """Make what is missing of everything up to the running domain, in order. Mounts and secrets follow in `complete`."""
-        resources = [one for one in self.open_resources(read_secret, mount_roots) if not one.needs_guest]
-        for guard in (one for one in resources if one.restores_plan and one.exists()):
-            if guard.verify():
-                # One of an earlier plan would put the earlier rules back. Without any, nothing leaves until the new one serves.
-                guard.stop()
-        for resource in resources:
-            self.ensure(resource, notify)
+        """Make what is missing of everything up to the running domain. Mounts and secrets follow in `complete`.
+
+        Namespace, firewall and guard are made by a thread of their own, in order, beside disk, tap and the paused machine. The guest's
+        first instruction waits for them.
+        """
+        with Lane() as lane:
+            blueprint = replace(self.make_blueprint(read_secret, mount_roots), await_isolation=lane.wait)
+            resources = [one for one in make_resources(self.target, blueprint) if not one.needs_guest]
+            for guard in (one for one in resources if one.restores_plan and one.exists()):
+                if guard.verify():
+                    # One of an earlier plan would put the earlier rules back. Without any, nothing leaves until the new one serves.
+                    guard.stop()
+            lane.begin([partial(self.ensure, one, notify) for one in resources if one.is_independent])
+            for resource in resources:
+                if not resource.is_independent:
+                    self.ensure(resource, notify)
 
     def complete(self, *, read_secret: SecretReader, mount_roots: tuple[str, ...], notify: Notify = quiet) -> None:
         """Make what needs the guest: mounts and secrets."""
+        if self.template is not None:
+            # What the fork needed until here, for the first one after a reboot.
+            remember_cached(Path(self.template.memory), Path(self.template.pages))
         for resource in self.open_resources(read_secret, mount_roots):
             if not resource.needs_guest:
                 continue
@@ -154,9 +172,11 @@ class LoadedInstance:
         """Make one resource, unless it is there and as planned; the journal knows before and after."""
         began = time.monotonic()
         if resource.exists() and self.journal.resources.get(resource.key) == "present" and not resource.verify():
-            notify(resource.kind, resource.name, "ok", time.monotonic() - began)
+            with self._noting:
+                notify(resource.kind, resource.name, "ok", time.monotonic() - began)
             return
-        self.journal.intend(resource.key)
+        with self._noting:
+            self.journal.intend(resource.key)
         with explained(resource.name):
             resource.create()
         differences = resource.verify()
@@ -166,8 +186,9 @@ class LoadedInstance:
                 where=resource.name,
                 hint="another program may be changing it; look at it on the host, then apply again",
             )
-        self.journal.confirm(resource.key)
-        notify(resource.kind, resource.name, "changed", time.monotonic() - began)
+        with self._noting:
+            self.journal.confirm(resource.key)
+            notify(resource.kind, resource.name, "changed", time.monotonic() - began)
 
     # -- reaching ---------------------------------------------------------------------------------------------------
 

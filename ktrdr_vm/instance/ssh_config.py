@@ -7,26 +7,37 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.instance.loaded import LoadedInstance
+from ktrdr_vm.plan.facts import STOCK_USER
 from ktrdr_vm.users import in_user_namespace
 
 
 def make_ssh_options(loaded: LoadedInstance) -> dict[str, str]:
     """OpenSSH's options by name. Nothing is forwarded and nothing is asked of an agent."""
-    known_hosts = loaded.paths.login_key.with_name("known_hosts")
-    write_durably(known_hosts, f"{loaded.instance_id} {loaded.allocation.host_public_key}\n".encode())
+    paths, name = loaded.paths, loaded.instance_id
     return {
-        "HostName": loaded.instance_id,
-        "ProxyCommand": f"{_find_program(loaded.paths.home)} proxy --pass-descriptor {loaded.instance_id}",
+        "HostName": name,
+        "HostKeyAlias": name,
+        **_make_options(paths.home, name, paths.known_hosts, paths.login_key, loaded.plan.facts.image.user),
+    }
+
+
+def make_wildcard_options(home: Path) -> dict[str, str]:
+    """The same for `Host *.ktrdr`: every instance of a state directory whose image has the usual user, also those that are made later."""
+    keys = home / "ssh/%n"
+    return _make_options(home, "'%n'", keys / "known_hosts", keys / "login_key", STOCK_USER)
+
+
+def _make_options(home: Path, name: str, known_hosts: Path, login_key: Path, user: str) -> dict[str, str]:
+    return {
+        "ProxyCommand": f"{_find_program(home)} proxy --pass-descriptor {name}",
         # OpenSSH takes the connection over, so that no other process carries its data.
         "ProxyUseFdpass": "yes",
-        "User": loaded.plan.facts.image.user,
-        "HostKeyAlias": loaded.instance_id,
+        "User": user,
         "UserKnownHostsFile": str(known_hosts),
         "GlobalKnownHostsFile": "/dev/null",
         "StrictHostKeyChecking": "yes",
-        "IdentityFile": str(loaded.paths.login_key),
+        "IdentityFile": str(login_key),
         "IdentitiesOnly": "yes",
         "IdentityAgent": "none",
         "ForwardAgent": "no",

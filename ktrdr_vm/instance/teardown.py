@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -43,8 +44,9 @@ def tear_down(target: Target, resources: Sequence[Resource], journal: Journal | 
     left = find_residue(resource for resource in resources if resource.key not in foreign)
     if not left:
         with contextlib.suppress(OSError):  # what stays is named below
+            target.paths.ssh_alias.unlink(missing_ok=True)
             _remove_directory(directory)
-        left = [str(directory)] if directory.exists() else []
+        left = [str(path) for path in (directory, target.paths.ssh_alias) if os.path.lexists(path)]
     if left or errors:
         reasons = "; ".join(f"{resource.kind}: {error.message}" for resource, error in errors)
         by_hand = " && ".join(resource.by_hand() for resource, _ in errors) or f"ktrdr-vm destroy {target.identity.instance_id}"

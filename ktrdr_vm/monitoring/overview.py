@@ -20,11 +20,12 @@ _TAIL = 1024 * 1024
 
 @dataclass(frozen=True)
 class Row:
-    """One instance. Ages are seconds, sizes bytes; None if unknown."""
+    """One instance. Ages are seconds, sizes bytes, `cpu_s` is the CPU time since its start in seconds; None if unknown."""
 
     found: Found
     age: float | None
     gates: str
+    cpu_s: float | None
     memory: int | None
     disk: int
     denials: int
@@ -35,6 +36,7 @@ class Row:
             **self.found.to_json(),
             "age_s": self.age,
             "gates": self.gates,
+            "cpu_s": self.cpu_s,
             "memory": self.memory,
             "disk": self.disk,
             "denials": self.denials,
@@ -55,6 +57,7 @@ def _make_row(home: Home, libvirt: Libvirt, found: Found) -> Row:
         found,
         age=seconds_since(found.created_at) if found.created_at else None,
         gates=_gates(home, found),
+        cpu_s=used[0] if used else None,
         memory=used[1] if used else None,
         disk=sum(path.stat().st_blocks * 512 for path in paths.directory.rglob("*") if path.is_file() and not path.is_symlink()),
         denials=_count_denials(home, found.instance_id),

@@ -11,6 +11,8 @@ from ktrdr_vm.plan.guard_interface import GATEWAY, GUEST
 from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule
 
+# Of a stock image, and of the shipped recipe.
+STOCK_USER = "ktrdr"
 # One address of the host's loopback for each slot, where the resolver answers the proxy.
 _LOOPBACK = IPv4Address("127.213.0.0")
 
@@ -25,7 +27,7 @@ class ImageFacts:
     boot: Literal["direct", "disk"] = "direct"
     disk_format: Literal["raw", "qcow2"] = "raw"
     kernel_args: str = ""
-    user: str = "ktrdr"
+    user: str = STOCK_USER
 
     @property
     def disk(self) -> str:
@@ -58,6 +60,11 @@ class TemplateFacts:
     @property
     def memory(self) -> str:
         return f"{self.directory}/memory"
+
+    @property
+    def pages(self) -> str:
+        """Which parts of the memory a fork needs first."""
+        return f"{self.directory}/pages.json"
 
     @property
     def state(self) -> str:

@@ -40,7 +40,7 @@ from ktrdr_vm.instance.secrets import drop_secret
 from ktrdr_vm.instance.snapshot import adopt, find_snapshot
 from ktrdr_vm.instance.suspend import resume, shut_down
 from ktrdr_vm.plan.changes import find_changes, require_possible, require_same_workspace
-from ktrdr_vm.plan.plan import Plan, canonical_json, plan_from_json
+from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.model import Secret, Workspace
 from ktrdr_vm.report.model import GateResult, StageName, WorkloadResult
 from ktrdr_vm.run.collect import Harvest
@@ -106,7 +106,7 @@ class Stage:
     # -- forward ----------------------------------------------------------------------------------------------------
 
     def provision(self, recorder: Recorder) -> None:
-        """Image, template, resources, boot, identity, workspace. The plan has the format of the image afterwards."""
+        """Image, template, resources, boot, identity, workspace."""
         instance, roots = self.instance, self.gathered.policy.mount_roots
         journal = instance.find_journal()
         before = plan_from_json(journal.plan) if journal is not None else None
@@ -127,10 +127,7 @@ class Stage:
             )
         if reason := refuse_disk(self.plan.profile.resources.disk, image.virtual_size):
             raise UsageError(reason, where="resources.disk", hint="increase it; the disk uses only the space that is written")
-        plan = know_image(self.plan, image)
-        if plan is not self.plan and self._name == "base":
-            recorder.directory.write("plan.json", canonical_json(plan.to_json()))
-        self.plan = plan
+        plan = self.plan
         require_capacity(self._home.root, plan.profile.resources.memory)
         forks = not self._cold and not self._source and fits(plan) and journal is None
         if forks and (obstacle := find_fork_obstacle(instance.libvirt)):
@@ -270,7 +267,6 @@ class Stage:
             self.image = ensure_image(
                 self.plan.profile.image, self.gathered.recipe, self._home.images, progress=note, sources=policy.image_sources
             )
-            self.plan = know_image(self.plan, self.image)
             roots = self.gathered.policy.mount_roots
             resume(loaded, read_secret=self._read_secret, mount_roots=roots, notify=recorder.on_resource)
             self._follow_revision(recorder)
@@ -378,11 +374,3 @@ class Stage:
 
     def _read_secret(self, secret: Secret) -> bytes:
         return self._secrets[secret.name]
-
-
-def know_image(plan: Plan, image: Image) -> Plan:
-    """The format of an image by URL is known after its download only; the plan that is executed and reported contains it."""
-    facts = plan.facts
-    if image.disk_format == facts.image.disk_format:
-        return plan
-    return replace(plan, facts=replace(facts, image=replace(facts.image, disk_format=image.disk_format)))

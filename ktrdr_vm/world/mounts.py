@@ -19,8 +19,9 @@ _NOSUID, _NODEV, _BIND, _REC, _SLAVE, _SHARED = 2, 4, 4096, 16384, 1 << 19, 1 <<
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 _OWN = ("/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
-# Of the host's /run: what is the daemons' own in a world, and the names of network namespaces.
-_NOT_TAKEN = frozenset({"libvirt", "netns", "ktrdr-vm", "virtlogd.pid", "libvirtd.pid"})
+# Of the host's /run: what is the daemons' own in a world, the names of network namespaces, and the system bus. libvirtd registers VMs
+# with systemd-machined over it, which refuses everybody but root, and then no VM starts.
+_NOT_TAKEN = frozenset({"dbus", "libvirt", "netns", "ktrdr-vm", "virtlogd.pid", "libvirtd.pid"})
 # libvirtd checks each mount of huge pages that the kernel lists, so it must exist, though it is not used.
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "net/tun", "vhost-net", "hugepages")
 _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx"}

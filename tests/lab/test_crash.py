@@ -56,7 +56,7 @@ LIMIT = 300
 SAMPLE = (
     "apply-namespace-after", "apply-overlay-inside", "apply-seed-after", "destroy-firewall-before", "apply-guard-after", "apply-tap-inside",
     "destroy-domain-after", "apply-mount-inside", "resume-secret-inside", "apply-brokeredsecret-before", "suspend-saved-inside",
-    "fork-create.6.move_in-inside", "grant-give.0.grant-inside", "granting-grant.1.add-after", "lend-lend.1.create-inside",
+    "fork-create.8.finish-inside", "grant-give.0.grant-inside", "granting-grant.1.add-after", "lend-lend.1.create-inside",
 )  # fmt: skip
 CELLS = all_cells()
 GOLDEN = PROJECT / "tests/golden/expected/outside/crash-cells.txt"

@@ -45,6 +45,16 @@ def test_ssh_knows_it_by_its_name_and_forwards_no_agent(instance: LabInstance, c
     assert (done.returncode, done.stdout) == (7, f"{instance.instance_id}\nnone\n"), done.stderr
 
 
+def test_one_block_serves_every_instance_by_its_name(lab: Lab, instance: LabInstance, tmp_path: Path) -> None:
+    path = tmp_path / "wildcard"
+    path.write_text(run(lab, "ssh-config", "--wildcard").stdout)
+    done = call("ssh", "-F", path, f"{instance.instance_id}.ktrdr", "hostname; exit 7")
+    assert (done.returncode, done.stdout) == (7, f"{instance.instance_id}\n"), done.stderr
+    gone = call("ssh", "-F", path, "no-such-instance.ktrdr", "true")
+    assert gone.returncode == 255 and "no network namespace" in gone.stderr
+    assert run(lab, "ssh-config", "--wildcard", instance.instance_id).code == 2
+
+
 def test_scp_sftp_and_rsync_both_ways(instance: LabInstance, config: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree" / "deep"
     tree.mkdir(parents=True)

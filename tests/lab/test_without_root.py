@@ -207,6 +207,34 @@ def test_without_subordinate_ids_nothing_is_made_and_the_command_is_named(bob: P
         subprocess.run(["usermod", "--add-subuids", ids, bob.name], check=True, timeout=60)
 
 
+@pytest.fixture
+def system_bus() -> Iterator[Path]:
+    """The system bus of the host, as a socket that nobody answers where there is none."""
+    path = Path("/run/dbus/system_bus_socket")
+    if path.exists():
+        yield path
+        return
+    is_new = not path.parent.exists()
+    path.parent.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as bus:
+        bus.bind(str(path))
+        path.chmod(0o666)
+        bus.listen()
+        yield path
+    path.unlink()
+    if is_new:
+        path.parent.rmdir()
+
+
+def test_the_system_bus_is_not_in_a_world(bob: Person, system_bus: Path) -> None:
+    """libvirtd registers VMs with systemd-machined over it, which refuses everybody but root, and no VM starts then."""
+    look = f"from ktrdr_vm import enter_world; enter_world(); import os; print(os.path.lexists({str(system_bus)!r}))"
+    assert bob.run(program=[bob.python, "-c", f"import os; print(os.path.lexists({str(system_bus)!r}))"]).stdout == "True\n"
+    seen = bob.run(program=[bob.python, "-c", look])
+    assert seen.stdout == "False\n", seen.stderr
+    end_world(bob)
+
+
 def test_a_runtime_folder_that_somebody_else_made_is_refused(bob: Person) -> None:
     """/tmp is everybody's: who makes the folder first could otherwise answer in the person's name."""
     taken = Path(f"/tmp/ktrdr-vm-{bob.uid}")

@@ -70,6 +70,8 @@ class Blueprint:
     """The snapshot's disk that the overlay begins as; empty is an empty one."""
     mount_roots: tuple[str, ...] = ()
     """Folders of the owner's policy that mounts may come from, besides the workspace."""
+    await_isolation: Callable[[], None] = lambda: None
+    """Returns when everything between the guest and the network is there, and raises what its creation raised."""
 
     @functools.cached_property
     def documents(self) -> dict[str, str]:
@@ -89,6 +91,8 @@ class Resource(ABC):
     """It stays while the instance is suspended."""
     isolates: ClassVar[bool] = False
     """It stands between the guest and the network."""
+    is_independent: ClassVar[bool] = False
+    """It is made beside the machine's disk and the paused machine, which need nothing of it before the guest runs."""
     restores_plan: ClassVar[bool] = False
     """A process of its own puts back what differs from its plan: it is stopped before another plan is carried out."""
 

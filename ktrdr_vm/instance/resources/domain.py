@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 
 from ktrdr_vm.errors import ForeignError, HostError, ProvisionError
-from ktrdr_vm.guest.agent import give_identity
+from ktrdr_vm.guest.agent import begin_identity
 from ktrdr_vm.host.confinement import PROFILES, has_profile, make_memory_rules, remove_profile, write_profile
 from ktrdr_vm.host.fork import fill_memory, load_state
 from ktrdr_vm.host.libvirt import DomainFacts
+from ktrdr_vm.host.page_cache import read_ahead
 from ktrdr_vm.host.running import end_process, find_processes
 from ktrdr_vm.instance.resources.base import Resource
-from ktrdr_vm.instance.resources.tap import move_in
+from ktrdr_vm.instance.resources.tap import move_in, move_inside, set_up
 from ktrdr_vm.plan.domain_xml import shares_memory
 
 
@@ -53,18 +54,24 @@ class Domain(Resource):
                 # With libvirt's own profile it starts as well; a denial in the host's log is what this spares.
                 with contextlib.suppress(HostError):
                     write_profile(libvirt, self.target.identity.uuid, ())
+            self.blueprint.await_isolation()
             libvirt.start(self.name, xml, persistent=persistent)
             move_in(self.target, self.blueprint.allocation)
             return
         # A later start of the same machine, after it was suspended, opens the same memory.
         write_profile(libvirt, self.target.identity.uuid, make_memory_rules(template.memory, template.state))
+        read_ahead(Path(template.memory), Path(template.pages))
         libvirt.start(self.name, xml, persistent=persistent, paused=True)
         self._fill_memory(Path(template.memory))
         load_state(libvirt, self.name, Path(template.state))
+        # Until here no instruction of the guest was executed.
+        self.blueprint.await_isolation()
         libvirt.resume(self.name)
-        # Everything that makes it its own machine comes before its tap is up; the firewall is there since before that.
-        give_identity(libvirt, self.name, self.target.identity, plan.facts.image.user, self.blueprint.allocation)
-        move_in(self.target, self.blueprint.allocation)
+        identity = begin_identity(libvirt, self.name, self.target.identity, plan.facts.image.user, self.blueprint.allocation)
+        move_inside(self.target, self.blueprint.allocation)
+        # Everything that makes it its own machine comes before its tap is up.
+        identity.finish()
+        set_up(self.target, self.blueprint.allocation)
 
     def _fill_memory(self, source: Path) -> None:
         """A fork whose memory is its own is given the template's; another one maps it."""

@@ -19,6 +19,7 @@ from ktrdr_vm.instance.resources.base import Resource
 class Firewall(Resource):
     kind = "firewall"
     isolates = True
+    is_independent = True
 
     @property
     def name(self) -> str:

@@ -39,6 +39,7 @@ PROXY = 0o440
 class Guard(Resource):
     kind = "guard"
     isolates = True
+    is_independent = True
     restores_plan = True
 
     @property

@@ -16,6 +16,7 @@ _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 class Namespace(Resource):
     kind = "namespace"
     isolates = True
+    is_independent = True
 
     @property
     def name(self) -> str:

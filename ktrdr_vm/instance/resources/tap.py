@@ -136,15 +136,26 @@ def remove_tap(name: str) -> None:
 
 def move_in(target: Target, allocation: Allocation) -> None:
     """Move the tap that QEMU has opened into the namespace, and set it up there. Until then it is down, and no frame passes."""
+    move_inside(target, allocation)
+    set_up(target, allocation)
+
+
+def move_inside(target: Target, allocation: Allocation) -> None:
+    """Move the tap into the namespace and give it its address, still down."""
     identity = target.identity
     if read_link(identity.tap) is not None:
         process.run(["ip", "link", "set", "dev", identity.tap, "netns", identity.namespace], timeout=10)
     with netns.inside(identity.namespace):
         for path, value in _list_sysctls(identity.tap):
             path.write_text(value)
+    process.run([*make_ip(identity.namespace), "addr", "replace", f"{allocation.gateway}/30", "dev", identity.tap], timeout=10)
+
+
+def set_up(target: Target, allocation: Allocation) -> None:
+    """Set the tap in the namespace up."""
+    identity = target.identity
     # The guest's address is known and not asked for: gratuitous ARP changes nothing.
     commands = (
-        f"addr replace {allocation.gateway}/30 dev {identity.tap}",
         f"link set dev {identity.tap} up",
         f"neigh replace {allocation.guest} lladdr {GUEST_MAC} dev {identity.tap} nud permanent",
     )

@@ -40,7 +40,7 @@ _LOOKS = frozenset(
     "find require open read parse is list exists verify check pick narrow who now replace notify close monotonic isoformat uuid4 to "
     "error append later dict next boottime refuse row path place iterdir".split()
 )
-_VALUES = frozenset("end_of_life tuple set str sorted reversed items maps resource".split())
+_VALUES = frozenset("end_of_life with_suffix lexists tuple set str sorted reversed items maps resource".split())
 
 
 @dataclass(frozen=True)

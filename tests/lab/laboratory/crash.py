@@ -54,7 +54,7 @@ _DEEDS: set[CodeType] = {
 _ASKED: set[CodeType] = {
     function.__code__
     for function in (Libvirt.start, Libvirt.stop, Libvirt.save, Libvirt.restore, Libvirt.define, Libvirt.attach, Libvirt.detach,
-                     Libvirt.monitor, Libvirt.suspend, Libvirt.resume, SshGuest.run, control.ask_guard, agent.run_script)
+                     Libvirt.monitor, Libvirt.suspend, Libvirt.resume, SshGuest.run, control.ask_guard, agent.begin_script, agent.Script.finish)
 }  # fmt: skip
 _AT_WORK = 0.03
 PACKET = {

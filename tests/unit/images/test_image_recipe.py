@@ -1,10 +1,12 @@
 """What a recipe may say, that all its problems are told at once, and what its digest stands for."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from ktrdr_vm.errors import DocumentError, HostError
+from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.images.recipe import load_recipe
 
 SHIPPED = Path(__file__).parents[3] / "images/debian-13-docker.yaml"
@@ -162,3 +164,33 @@ def test_the_shipped_image_has_ipv6_sockets_and_no_ipv6_address_but_that_of_lo()
     assert "ipv6.disable=1" not in recipe.kernel_args and "ipv6.disable_ipv6=1" in recipe.kernel_args
     settings = (SHIPPED.parent / "debian-13-docker/root/etc/sysctl.d/90-ktrdr.conf").read_text().splitlines()
     assert [line for line in settings if "ipv6" in line] == ["net.ipv6.conf.lo.disable_ipv6 = 0"]
+
+
+def test_a_recipe_extends_another_one_of_its_folder(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT / "images", tmp_path / "images")
+    base = load_recipe(tmp_path / "images/debian-13-docker.yaml")
+    larger = load_recipe(tmp_path / "images/debian-13-larger.yaml")
+    assert larger.name == "debian-13-larger" and larger.size > base.size and larger.digest != base.digest
+    assert {"nodejs", "npm"} <= set(larger.packages) and set(base.packages) < set(larger.packages)
+    assert [one.partition("==")[0] for one in larger.python] == ["uv"]
+    assert (larger.kernel_args, larger.containers, larger.files) == (base.kernel_args, base.containers, base.files)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("extends: ../x.yaml", "not another recipe"),
+        ("extends: none.yaml", "not another recipe"),
+        ("extends: own.yaml", "not another recipe"),
+        ("extends: debian-13-larger.yaml", "extends a recipe itself"),
+        ("extends: debian-13-docker.yaml\nuser: root", "is unknown"),
+        ("extends: debian-13-docker.yaml\npython: [uv]", "not allowed"),
+        ("extends: debian-13-docker.yaml\npython: ['uv==1 --index-url=http://x']", "not allowed"),
+    ],
+)
+def test_an_extension_that_is_not_one_is_refused(tmp_path: Path, change: str, said: str) -> None:
+    shutil.copytree(PROJECT / "images", tmp_path / "images")
+    own = tmp_path / "images/own.yaml"
+    own.write_text(f"version: 1\nname: own\n{change}\n")
+    with pytest.raises(DocumentError, match=said):
+        load_recipe(own)

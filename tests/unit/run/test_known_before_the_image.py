@@ -78,7 +78,7 @@ def test_a_snapshot_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_stock_image_that_is_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its overlay would cut off the end of its file system, and the guest would not come up."""
-    image = SimpleNamespace(name="i", digest="d", content_digest="c", manifest={}, virtual_size=3 << 30, disk_format="raw")
+    image = SimpleNamespace(name="i", digest="d", content_digest="c", manifest={}, virtual_size=3 << 30)
     report = execute(tmp_path, monkeypatch, DOCUMENT | {"resources": {"disk": "2GiB"}}, Options(), image)
     assert report.exit_code == 2 and "the image requires 3072 MiB" in report.message
 

@@ -1,0 +1,80 @@
+"""Which pages of a file are in the page cache, and reading those ahead that a process will need.
+
+The first fork after a reboot faults on each page of the template's memory that it touches, one read of the disk after another. Which
+those are is known after one such fork: they are then what the cache has of the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import mmap
+import os
+from itertools import groupby
+from pathlib import Path
+
+from ktrdr_vm.host.durable import write_durably
+
+Ranges = list[tuple[int, int]]
+"""Offsets and lengths in bytes, ascending."""
+
+# A cache that has more of a file's data was filled by more than one fork, such as by writing the file.
+_MOST_OF_DATA = 0.6
+_LOWEST_BIT = bytes(state & 1 for state in range(256))
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def find_cached(path: Path) -> bytes:
+    """One byte for each page of the file, 1 if the page cache has it. OSError if this user may not know, or there is no such file."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            return b""
+        # mincore wants an address: the mapping is private, so that it can be had of a file that is open for reading.
+        with mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as view:
+            states = (ctypes.c_ubyte * ((size + mmap.PAGESIZE - 1) // mmap.PAGESIZE))()
+            start = ctypes.c_char.from_buffer(view)
+            try:
+                if _LIBC.mincore(ctypes.byref(start), ctypes.c_size_t(size), states) != 0:
+                    number = ctypes.get_errno()
+                    raise OSError(number, os.strerror(number), str(path))
+            finally:
+                del start
+    return bytes(states).translate(_LOWEST_BIT)
+
+
+def remember_cached(path: Path, record: Path) -> bool:
+    """Write down what the cache has of the file, unless that was done or it is too much to be what one process needed."""
+    if record.exists():
+        return False
+    try:
+        states, data = find_cached(path), path.stat().st_blocks * 512
+    except OSError:
+        return False
+    if not 0 < states.count(1) * mmap.PAGESIZE < _MOST_OF_DATA * data:
+        return False
+    ranges: Ranges = []
+    page = 0
+    for cached, group in groupby(states):
+        count = sum(1 for _ in group)
+        if cached:
+            ranges.append((page * mmap.PAGESIZE, count * mmap.PAGESIZE))
+        page += count
+    write_durably(record, json.dumps(ranges).encode())
+    return True
+
+
+def read_ahead(path: Path, record: Path) -> int:
+    """Let the kernel begin to read what was written down of the file; the number of bytes. 0 without a record."""
+    try:
+        ranges = json.loads(record.read_bytes())
+        with path.open("rb") as file:
+            for offset, length in ranges:
+                os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
+    except (OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError):
+            # One that cannot be read is made again.
+            record.unlink(missing_ok=True)
+        return 0
+    return sum(length for _, length in ranges)

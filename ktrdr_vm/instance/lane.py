@@ -1,0 +1,42 @@
+"""Steps that run in a thread of their own beside the caller's, one after another."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+
+class Lane:
+    """Use it in a `with`, which ends when the steps have ended. An error of the caller's ends them after the current one."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lane")
+        self._ended = threading.Event()
+        self._work: Future[None] | None = None
+
+    def __enter__(self) -> Lane:
+        return self
+
+    def begin(self, steps: Sequence[Callable[[], None]]) -> None:
+        """Start the steps. Called once."""
+        self._work = self._pool.submit(self._run, steps)
+
+    def wait(self) -> None:
+        """Return when all steps have ended; raise what one of them raised. Without steps it returns at once."""
+        if self._work is not None:
+            self._work.result()
+
+    def _run(self, steps: Sequence[Callable[[], None]]) -> None:
+        for step in steps:
+            if self._ended.is_set():
+                return
+            step()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self._ended.set()
+        self._pool.shutdown(wait=True)
+        if error is None:
+            self.wait()

@@ -1,0 +1,109 @@
+"""What is made beside the machine: it is awaited before the guest runs, and no error of it is lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.host.journal import Journal
+from ktrdr_vm.host.paths import Home
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.lane import Lane
+from ktrdr_vm.instance.loaded import LoadedInstance
+from ktrdr_vm.instance.resources.base import Blueprint
+
+
+def fail() -> None:
+    raise ProvisionError("no firewall", where="here", hint="none")
+
+
+def test_steps_run_in_order_beside_the_caller() -> None:
+    done: list[str] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def first() -> None:
+        begun.set()
+        assert go.wait(10)
+        done.append("first")
+
+    with Lane() as lane:
+        lane.begin([first, lambda: done.append("second")])
+        assert begun.wait(10)
+        done.append("caller")
+        go.set()
+        lane.wait()
+        assert done == ["caller", "first", "second"]
+
+
+def test_an_error_of_a_step_ends_the_steps_and_reaches_the_caller() -> None:
+    done: list[str] = []
+    with pytest.raises(ProvisionError, match="no firewall"), Lane() as lane:
+        lane.begin([fail, lambda: done.append("after")])
+    with pytest.raises(ProvisionError, match="no firewall"), Lane() as lane:
+        lane.begin([fail, lambda: done.append("after")])
+        lane.wait()
+        done.append("the guest ran")
+    assert done == []
+
+
+def test_an_error_of_the_caller_ends_the_steps_after_the_current_one() -> None:
+    done: list[str] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def first() -> None:
+        begun.set()
+        assert go.wait(10)
+        done.append("first")
+
+    with pytest.raises(KeyError), Lane() as lane:
+        lane.begin([first, lambda: done.append("second")])
+        assert begun.wait(10)
+        threading.Timer(0.05, go.set).start()
+        raise KeyError
+    assert done == ["first"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_guest_runs_only_once_everything_that_isolates_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callable[..., Journal], fails: bool
+) -> None:
+    done: list[str] = []
+    paused = threading.Event()
+
+    class Fake:
+        needs_guest = restores_plan = False
+
+        def __init__(self, kind: str, blueprint: Blueprint) -> None:
+            self.kind, self.blueprint = kind, blueprint
+            self.is_independent = kind in ("firewall", "guard")
+
+        def make(self) -> None:
+            if self.kind == "domain":
+                paused.set()
+                self.blueprint.await_isolation()
+            else:
+                assert paused.wait(10)
+                if fails:
+                    fail()
+            done.append(self.kind)
+
+    monkeypatch.setattr(
+        "ktrdr_vm.instance.loaded.make_resources",
+        lambda _target, blueprint: tuple(Fake(kind, blueprint) for kind in ("firewall", "guard", "domain")),
+    )
+    monkeypatch.setattr(LoadedInstance, "ensure", lambda _self, resource, *_: resource.make())
+    home = Home(tmp_path)
+    write_instance(home, "one")
+    loaded = Instance(home, parse_instance_id("one"), None).load()  # type: ignore[arg-type]
+    if fails:
+        with pytest.raises(ProvisionError, match="no firewall"):
+            loaded.create(read_secret=lambda _: b"", mount_roots=())
+        assert done == []
+    else:
+        loaded.create(read_secret=lambda _: b"", mount_roots=())
+        assert done == ["firewall", "guard", "domain"]

@@ -1,0 +1,153 @@
+"""The screen, driven by Textual's own pilot, in 80 columns and 24 lines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import DataTable, Input, Static
+
+from ktrdr_vm.errors import HostError
+from ktrdr_vm.monitoring.top import actions
+from ktrdr_vm.monitoring.top.app import TopApp
+from ktrdr_vm.monitoring.top.streams import COLUMNS, Stream
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
+    """The commands that were run, each answered with success."""
+    words: list[list[str]] = []
+
+    def run(command: list[str]) -> tuple[int, str]:
+        words.append(command)
+        return 0, ""
+
+    monkeypatch.setattr(actions, "run", run)
+    yield words
+
+
+def drive(app: TopApp, script: Callable[[Pilot[Any]], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with app.run_test(size=(80, 24)) as pilot:
+            await settle(pilot)
+            await script(pilot)
+
+    asyncio.run(run())
+
+
+async def settle(pilot: Pilot[Any]) -> None:
+    await pilot.app.workers.wait_for_complete()
+    await pilot.pause()
+
+
+def text(pilot: Pilot[Any], name: str) -> str:
+    return str(pilot.app.query_one(f"#{name}", Static).render())
+
+
+def split(streams: list[Stream]) -> TopApp:
+    return TopApp(lambda: [one for one in streams if not one.place], lambda: [one for one in streams if one.place], every=3600)
+
+
+def test_all_streams_fit_into_eighty_columns(streams: list[Stream]) -> None:
+    async def look(pilot: Pilot[Any]) -> None:
+        table = pilot.app.query_one(DataTable)
+        rows = [[str(cell) for cell in table.get_row_at(number)] for number in range(table.row_count)]
+        assert [row[0] for row in rows] == ["stream-a", "stream-b", "stream-c"]
+        assert rows[0] == ["stream-a", "here", "running", "startability: sta…", "75s", "1.5", "3.2 GB", "7", "e1"]
+        assert table.virtual_size.width <= 80 and len(table.columns) == len(COLUMNS)
+        assert "models.example" in text(pilot, "text") and "\x1b" not in text(pilot, "text") and "phase create" in text(pilot, "text")
+        await pilot.press("down", "down")
+        assert "no node is free" in text(pilot, "text")
+
+    drive(split(streams), look)
+
+
+@pytest.mark.parametrize(("key", "verb"), [("a", "approve"), ("n", "deny")])
+def test_an_escalation_is_answered_with_a_reason_that_was_typed(streams: list[Stream], ran: list[list[str]], key: str, verb: str) -> None:
+    async def answer(pilot: Pilot[Any]) -> None:
+        await pilot.press(key)
+        await pilot.pause()
+        await pilot.press("enter")
+        # Without a reason there is no answer.
+        assert ran == [] and len(pilot.app.screen_stack) == 2
+        await pilot.press(*"dqs needed")
+        assert pilot.app.screen.query_one(Input).value == "dqs needed"
+        await pilot.press("enter")
+        await settle(pilot)
+        assert ran == [["escalations", verb, "stream-a", "e1", "--reason", "dqs needed"]]
+        assert text(pilot, "said") == f"escalations {verb} stream-a: done"
+
+    drive(split(streams), answer)
+
+
+def test_escape_answers_nothing_and_what_asks_nothing_is_not_answered(streams: list[Stream], ran: list[list[str]]) -> None:
+    async def refuse(pilot: Pilot[Any]) -> None:
+        await pilot.press("a", *"x", "escape")
+        await settle(pilot)
+        assert ran == [] and len(pilot.app.screen_stack) == 1
+        await pilot.press("down", "a")
+        assert text(pilot, "said") == "it asks for nothing" and len(pilot.app.screen_stack) == 1
+
+    drive(split(streams), refuse)
+
+
+def test_an_instance_is_destroyed_only_after_a_yes(streams: list[Stream], ran: list[list[str]]) -> None:
+    async def destroy(pilot: Pilot[Any]) -> None:
+        await pilot.press("d", "n")
+        await settle(pilot)
+        assert ran == []
+        await pilot.press("down", "d", "y")
+        await settle(pilot)
+        assert ran == [["destroy", "--yes", "--force", "stream-b"]]
+        await pilot.press("s")
+        await settle(pilot)
+        assert ran[1:] == [["resume", "stream-b"]]
+        await pilot.press("down", "s")
+        assert "stream-c is at cluster" in text(pilot, "said")
+        await pilot.press("d", "y")
+        await settle(pilot)
+        assert ran[2:] == [["cancel", "r20260102-030405-abcdef"]]
+
+    drive(split(streams), destroy)
+
+
+def test_a_failed_command_is_shown_with_what_it_said(streams: list[Stream], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actions, "run", lambda _: (4, "ktrdr-vm: no room [/bold]\n  next: free some"))
+
+    async def suspend(pilot: Pilot[Any]) -> None:
+        await pilot.press("s")
+        await settle(pilot)
+        assert text(pilot, "said") == "ktrdr-vm: no room [/bold]\n  next: free some"
+
+    drive(split(streams), suspend)
+
+
+def test_the_cursor_stays_with_its_stream_when_others_come_and_go(streams: list[Stream]) -> None:
+    async def change(pilot: Pilot[Any]) -> None:
+        app = pilot.app
+        assert isinstance(app, TopApp)
+        await pilot.press("down")
+        del streams[0]
+        app._refresh_here()
+        await settle(pilot)
+        assert app.selected is not None and app.selected.instance_id == "stream-b"
+        streams.clear()
+        app._refresh_here()
+        app._refresh_places()
+        await settle(pilot)
+        assert app.selected is None and "no streams" in text(pilot, "text")
+
+    drive(split(streams), change)
+
+
+def test_a_host_that_cannot_be_read_is_said_and_asked_again() -> None:
+    def read() -> list[Stream]:
+        raise HostError("libvirtd does not answer", where="qemu:///system", hint="start it")
+
+    async def look(pilot: Pilot[Any]) -> None:
+        assert text(pilot, "said") == "libvirtd does not answer\nnext: start it"
+
+    drive(TopApp(read, list, every=3600), look)
