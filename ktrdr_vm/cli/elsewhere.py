@@ -128,13 +128,24 @@ def find_entry(request_id: str) -> Entry:
     from ktrdr_vm.places.book import Book
 
     book = Book(find_home())
-    found = [one for one in book.list() if one.instance_id == request_id]
-    if found:
-        return found[-1]
     try:
         return book.read(request_id)
     except UsageError as error:
+        # By its instance_id all of them must be read.
+        found = [one for one in book.list() if one.instance_id == request_id]
+        if found:
+            return found[-1]
         raise UsageError(error.message, where=request_id, hint="`ktrdr-vm queue` lists the requests") from None
+
+
+def find_entries(names: Sequence[str]) -> list[tuple[Place, list[Entry]]]:
+    """The requests of these ids or instance_ids by their place, each once, so that one connection is enough for all of a place."""
+    from ktrdr_vm.places.model import find_place
+
+    found: dict[str, dict[str, Entry]] = {}
+    for entry in map(find_entry, names):
+        found.setdefault(entry.place, {})[entry.request_id] = entry
+    return [(find_place(name), list(entries.values())) for name, entries in found.items()]
 
 
 def watch_to_end(far: FarEnd, request_id: str, *, as_json: bool = False) -> RequestState:

@@ -55,6 +55,8 @@ _COMMANDS = {
     "fetch": "ktrdr_vm.cli.requests:fetch",
     "run-request": "ktrdr_vm.cli.run_request:run_request",
     "serve": "ktrdr_vm.cli.run_request:serve",
+    "relay": "ktrdr_vm.cli.run_request:relay",
+    "stream": "ktrdr_vm.cli.ssh:stream",
     "doctor": "ktrdr_vm.cli.doctor:doctor",
     "metrics": "ktrdr_vm.cli.metrics:metrics",
     "mcp": "ktrdr_vm.cli.mcp:mcp",
@@ -63,8 +65,11 @@ _COMMANDS = {
 # These read files of the person, check what a world needs, or go on outside of it; what they ask an instance, they ask in it.
 _OUTSIDE = frozenset(
     "init plan render validate runs report events bundle doctor verify-attestation ssh exec cp forward proxy".split()
-    + "places submit queue watch cancel fetch serve".split()
+    + "places submit queue watch cancel fetch serve relay stream".split()
 )
+
+# They name an instance, which may be at a place; see at_place.py.
+_AT_PLACES = frozenset("ssh exec cp forward console attach logs events report bundle pull status escalations".split())
 
 _HELP = {
     "init": "Write a first profile of a repository, and what its gates need.",
@@ -112,6 +117,8 @@ _HELP = {
     "fetch": "Fetch the results of requests that have ended.",
     "run-request": "Run a request; what a place calls.",
     "serve": "Answer a client; what a connection calls.",
+    "relay": "Run a command where an instance is; what a connection calls.",
+    "stream": "Connect standard input and output to a port of an instance, or to its SFTP server.",
     "doctor": "Check that this host meets the requirements.",
     "metrics": "Print metrics in the text format of Prometheus.",
     "mcp": "Run an MCP server for coding agents; it cannot approve escalations.",
@@ -148,6 +155,11 @@ class _LazyGroup(click.Group):
         _add_debug_option(command)
         if cmd_name not in _OUTSIDE:
             _run_in_world(command)
+        if cmd_name in _AT_PLACES:
+            # Imported late: the other commands are about this host, or name a place themselves.
+            from ktrdr_vm.cli.at_place import add_place_option
+
+            add_place_option(command, (cmd_name,))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

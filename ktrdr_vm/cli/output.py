@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ktrdr_vm.guest.commits import ReturnedRef
 
 
 def show_error(error: Exception) -> None:
@@ -29,3 +34,15 @@ def echo_json(value: object) -> None:
     """Print one document to standard output."""
     # ASCII, so that it contains no control sequences of a terminal.
     click.echo(json.dumps(value, indent=2))
+
+
+def show_refs(returned: Sequence[ReturnedRef], *, as_json: bool) -> None:
+    """Print the refs that were fetched."""
+    from dataclasses import asdict
+
+    if as_json:
+        echo_json([asdict(one) for one in returned])
+    for one in () if as_json else returned:
+        click.echo(f"{one.commit[:12]}  {one.ref}  {len(one.changed)} paths changed")
+    if not returned:
+        click.echo("nothing new", err=True)

@@ -47,7 +47,8 @@ def check(place: str, as_json: bool) -> int:
     found = find_place(place)
     with opened(found) as far:
         facts = far.facts()
-    rows = find_faults(found, facts)
+        lacking = far.find_missing()
+    rows = [*find_faults(found, facts), *(("missing", name, text) for name, text in lacking.items())]
     if as_json:
         echo_json(
             {"place": place, "facts": facts, "checks": [{"state": state, "name": name, "detail": text} for state, name, text in rows]}
@@ -55,6 +56,51 @@ def check(place: str, as_json: bool) -> int:
     for state, name, text in () if as_json else rows:
         say(f"{state:<8} {name:<10} {text}")
     return 3 if any(state == "missing" for state, _, _ in rows) else 0
+
+
+@places.command()
+@click.argument("place")
+def setup(place: str) -> int:
+    """Show what PLACE lacks, with the commands that add it, and what `doctor` finds there. Nothing is changed.
+
+    Exit code 3 if something is missing.
+    """
+    from importlib.metadata import version
+
+    from ktrdr_vm.cli.elsewhere import opened
+    from ktrdr_vm.cli.output import say, show_error
+    from ktrdr_vm.errors import KtrdrError
+    from ktrdr_vm.places.model import find_place, find_places_file
+    from ktrdr_vm.places.reach import Reach, can_log_in
+
+    found = find_place(place)
+    if found.host:
+        can, said = can_log_in(found)
+        text = "without a password" if can else said or "it printed text, or ended with an error"
+        say(f"{'ok' if can else 'missing':<8} login      {text}")
+        if not can:
+            click.echo(f"  next: ssh-copy-id {found.host}; `ssh {found.host} true` must ask nothing and print nothing", err=True)
+            return 3
+    try:
+        with opened(found) as far:
+            facts = far.facts()
+            lacking = far.find_missing()
+    except KtrdrError as error:
+        say(f"{'missing':<8} program    ktrdr-vm {version('ktrdr-vm')} as {found.program}")
+        show_error(error)
+        click.echo(
+            f"  next: install this release there, as docs/hosts.md shows; then name it as `program` in {find_places_file()}", err=True
+        )
+        return 3
+    rows = [*find_faults(found, facts), *(("missing", name, text) for name, text in lacking.items())]
+    for state, name, text in rows:
+        say(f"{state:<8} {name:<10} {text}")
+    missing = any(state == "missing" for state, _, _ in rows)
+    if found.is_cluster:
+        # Its nodes are not the host that answers.
+        click.echo("the nodes of a cluster: `srun ktrdr-vm doctor` on each partition; docs/places.md has the lines of slurm.conf", err=True)
+        return 3 if missing else 0
+    return max(3 if missing else 0, Reach(found, "").show(["doctor"]))
 
 
 def find_faults(place: Place, facts: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -126,16 +126,15 @@ def watch(request: str, as_json: bool) -> int:
 @json_option
 def cancel(requests: tuple[str, ...], as_json: bool) -> None:
     """Cancel REQUESTS: one that waits never begins, one that runs destroys its VM first. Its evidence is kept."""
-    from ktrdr_vm.cli.elsewhere import find_entry, opened
+    from ktrdr_vm.cli.elsewhere import find_entries, opened
     from ktrdr_vm.cli.output import echo_json
-    from ktrdr_vm.places.model import find_place
 
     states = []
-    for name in requests:
-        entry = find_entry(name)
-        with opened(find_place(entry.place)) as far:
-            far.cancel(entry.request_id)
-            states.append(far.state(entry.request_id))
+    for place, entries in find_entries(requests):
+        names = [entry.request_id for entry in entries]
+        with opened(place) as far:
+            far.cancel(*names)
+            states += far.states(names)
     if as_json:
         echo_json([state.to_json() for state in states])
     for state in () if as_json else states:
@@ -147,12 +146,11 @@ def cancel(requests: tuple[str, ...], as_json: bool) -> None:
 @json_option
 def fetch(requests: tuple[str, ...], as_json: bool) -> int:
     """Fetch the run directories and commits of REQUESTS that have ended. The exit code is the highest of their runs."""
-    from ktrdr_vm.cli.elsewhere import fetch_and_show, find_entry, opened
-    from ktrdr_vm.places.model import find_place
+    from ktrdr_vm.cli.elsewhere import fetch_and_show, find_entries, opened
 
     code = 0
-    for name in requests:
-        entry = find_entry(name)
-        with opened(find_place(entry.place)) as far:
-            code = max(code, fetch_and_show(far, entry, as_json=as_json))
+    for place, entries in find_entries(requests):
+        with opened(place) as far:
+            for entry in entries:
+                code = max(code, fetch_and_show(far, entry, as_json=as_json))
     return code

@@ -53,3 +53,30 @@ def serve(stdio: bool) -> None:
     os.dup2(empty, 0)
     os.dup2(2, 1)
     answer(Lines(reads, writes, "client"), version("ktrdr-vm"), SCHEMA, lambda settings: make_service(home, settings))
+
+
+@click.command()
+@click.option("--release", required=True, metavar="VERSION", help="The version of the client.")
+@click.option("--settings", required=True, metavar="JSON", help="What the client's places.yaml says of this place.")
+@click.argument("instance_id")
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED)
+def relay(release: str, settings: str, instance_id: str, words: tuple[str, ...]) -> int:
+    """Run a command of ktrdr-vm where INSTANCE_ID is, and return its exit code. `ssh` starts it at the far end."""
+    import json
+
+    from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.identity import parse_instance_id
+    from ktrdr_vm.places import open as places
+    from ktrdr_vm.places.relay import relay as run
+
+    try:
+        data = json.loads(settings)
+        known = {key: data[key] for key in data if isinstance(key, str)}
+    except (ValueError, TypeError, RecursionError):
+        raise UsageError("the settings are no JSON object", where="relay", hint="use the same version of ktrdr-vm at both ends") from None
+    name = parse_instance_id(instance_id).instance_id
+    service = places.make_service(find_home(), known)
+    # The nodes of a cluster may have it elsewhere than the login host.
+    program = (str(known.get("program", "ktrdr-vm")),) if known.get("kind") == "slurm" else places.find_program()
+    return run(service, program, release, name, words)

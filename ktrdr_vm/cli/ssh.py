@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
-from pathlib import Path
 from typing import NoReturn
 
 import click
 
+from ktrdr_vm.cli.connect import check_copy, parse_forward, replace_process, require_free_port
 from ktrdr_vm.cli.options import complete_instance, expect_option, instance_argument, open_instance, warn_of_guard
 from ktrdr_vm.cli.world import ask_in_world
 
 
 def _become(program: str, *arguments: str) -> NoReturn:
     """Replace this process by the client."""
-    from ktrdr_vm.host.process import notify_observers, require_program
-    from ktrdr_vm.host.program_call import ProgramCall
+    from ktrdr_vm.host.process import require_program
 
-    path = str(require_program(program))
-    notify_observers(ProgramCall((path, *arguments), outcome="replaces this process"))
-    sys.stdout.flush()
-    os.execv(path, [path, *arguments])  # noqa: S606
+    replace_process([str(require_program(program)), *arguments])
 
 
 # Options after the instance belong to the command: `exec -t ID` requests a terminal, `exec ID ls -t` does not.
@@ -111,19 +106,8 @@ def make_exec_line(words: tuple[str, ...], *, tty: bool) -> str:
 @click.argument("destination")
 def cp(source: str, destination: str) -> None:
     """Copy SOURCE to DESTINATION; folders are copied recursively. One of the two is INSTANCE_ID:PATH."""
-    from ktrdr_vm.errors import UsageError
-
-    remote = [place.partition(":")[0] for place in (source, destination) if ":" in place and "/" not in place.partition(":")[0]]
-    if len(remote) != 1:
-        raise UsageError(
-            "exactly one of SOURCE and DESTINATION must be in an instance", hint="use `ktrdr-vm cp INSTANCE_ID:PATH PATH` or the reverse"
-        )
-    local = Path(destination if ":" in source and source.partition(":")[0] == remote[0] else source)
-    if local == Path(source) and not os.path.lexists(local):
-        raise UsageError("there is no such file on this host", where=source, hint="name a file or a folder that exists")
-    if local == Path(destination) and not local.is_dir() and not local.absolute().parent.is_dir():
-        raise UsageError("there is no such folder on this host", where=str(local.absolute().parent), hint="create it first")
-    _become("scp", *_options(remote[0]), "-r", "-p", "--", source, destination)
+    remote = check_copy(source, destination)
+    _become("scp", *_options(remote), "-r", "-p", "--", source, destination)
 
 
 @click.command()
@@ -144,36 +128,6 @@ def forward(instance_id: str, ports: tuple[str, ...]) -> None:
     settings = ("ExitOnForwardFailure=yes", "PermitLocalCommand=yes", f"LocalCommand={said}")
     options = [word for setting in settings for word in ("-o", setting)]
     _become("ssh", *_options(instance_id), *options, "-N", *words, "--", instance_id)
-
-
-def parse_forward(text: str) -> tuple[int, str, int]:
-    """Port of this host, the guest's host and port. UsageError for anything but [LOCAL:][HOST:]PORT."""
-    from ktrdr_vm.errors import UsageError
-
-    *before, last = text.split(":")
-    local = before.pop(0) if before and before[0].isdigit() else last
-    host = before.pop(0) if before else "127.0.0.1"
-    if before or not host or not all(part.isdigit() and 0 < int(part) < 65536 for part in (local, last)):
-        raise UsageError(f"{text!a} names no ports", hint="8000, 8001:8000, db:5432 or 15432:db:5432; a port is a number from 1 to 65535")
-    return int(local), host, int(last)
-
-
-def require_free_port(port: int) -> None:
-    """HostError when the loopback port is taken, before anything is promised."""
-    import socket
-
-    from ktrdr_vm.errors import HostError
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise HostError(
-                f"port {port} of this host cannot be used: {error.strerror}",
-                where=f"127.0.0.1:{port}",
-                hint="choose another one: `ktrdr-vm forward INSTANCE_ID LOCAL:PORT`",
-            ) from None
 
 
 @click.command("ssh-config")
@@ -239,6 +193,19 @@ def _warn_of_key(path: str) -> None:
             " for editors and rsync, put the block into root's own ~/.ssh/config",
             err=True,
         )
+
+
+@click.command()
+@instance_argument
+@click.argument("target", metavar="sftp|HOST:PORT")
+def stream(instance_id: str, target: str) -> None:
+    """Connect standard input and output to HOST:PORT as INSTANCE_ID knows it, or to its SFTP server.
+
+    `cp` and `forward` of a client call it.
+    """
+    from ktrdr_vm.places.relay import parse_target
+
+    _become("ssh", *_options(instance_id), *parse_target(target), "--", instance_id, *(("sftp",) if target == "sftp" else ()))
 
 
 @click.command()

@@ -43,8 +43,8 @@ def _make(place: str, state: RequestState, entry: Entry) -> Stream:
     return Stream(
         instance_id=entry.instance_id,
         state=outcome or escape_line(state.state, limit=40),
-        place=f"{place} ({node})" if node else place,
+        place=place,
         request_id=entry.request_id,
         age=seconds_since(entry.created_at),
-        note=why,
+        note=f"on {node}  {why}".strip() if node else why,
     )

@@ -109,6 +109,16 @@ class Returned:
 
 def pull_commits(repository: Repository, base: str, target: str, guest: Guest, identity: Identity) -> Returned:
     """Fetch the commits of branches in the guest that are not in `base`; no ref if there are none. GuestError for an invalid bundle."""
+    with tempfile.NamedTemporaryFile(prefix="ktrdr-commits-") as file:
+        found, standing = download_commits(base, target, guest, identity, cast(BinaryIO, file))
+        if not found:
+            return Returned((), *standing)
+        os.chown(file.name, *repository.owner)
+        return Returned(accept_bundle(repository, base, Path(file.name), identity), *standing)
+
+
+def download_commits(base: str, target: str, guest: Guest, identity: Identity, file: BinaryIO) -> tuple[bool, tuple[str, int, int, int]]:
+    """Write the guest's bundle of what is not in `base`, unchecked. False if there is nothing; the branch and the counts of `Returned`."""
     made = guest.run(_MAKE, environment={"TARGET": target, "BASE": base}, timeout=300, max_output=64 * 1024)
     if made.exit_code != 0:
         raise GuestError(
@@ -116,15 +126,12 @@ def pull_commits(repository: Repository, base: str, target: str, guest: Guest, i
             where=identity.instance_id,
             hint=f"check the repository {target} in the guest; it may be damaged",
         )
-    standing = _read_standing(made.stdout)
-    with tempfile.NamedTemporaryFile(prefix="ktrdr-commits-") as file:
-        try:
-            guest.download(_BUNDLE, cast(BinaryIO, file), max_bytes=MAX_BUNDLE)
-        except GuestRefusedError:
-            return Returned((), *standing)  # no bundle: nothing new
-        file.flush()
-        os.chown(file.name, *repository.owner)
-        return Returned(accept_bundle(repository, base, Path(file.name), identity), *standing)
+    try:
+        guest.download(_BUNDLE, file, max_bytes=MAX_BUNDLE)
+    except GuestRefusedError:
+        return False, _read_standing(made.stdout)
+    file.flush()
+    return True, _read_standing(made.stdout)
 
 
 def _read_standing(said: bytes) -> tuple[str, int, int, int]:

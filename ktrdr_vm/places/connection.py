@@ -17,7 +17,8 @@ from ktrdr_vm.places.wire import Lines, LostConnection, check_greeting, parse_er
 
 # What OpenSSH needs of a person's environment: the agent, and the names of the configuration.
 _VARIABLES = ("HOME", "USER", "LOGNAME", "SSH_AUTH_SOCK", "XDG_RUNTIME_DIR", "KRB5CCNAME")
-_OPTIONS = ("-T", "-oBatchMode=yes", "-oServerAliveInterval=15", "-oServerAliveCountMax=3", "-oClearAllForwardings=yes")
+BATCH = ("-oBatchMode=yes", "-oServerAliveInterval=15", "-oServerAliveCountMax=3", "-oClearAllForwardings=yes")
+"""OpenSSH asks nothing, notices a connection that is gone, and forwards nothing."""
 _WAITS = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 # Before the first answer, a wrong name or key is likelier than a bad line.
 _FIRST_TRIES = 4
@@ -37,7 +38,7 @@ class SshChannel:
 
     def __init__(self, place: Place) -> None:
         configuration = ("-F", place.ssh_config) if place.ssh_config else ()
-        words = ["ssh", *_OPTIONS, *configuration, "--", place.host, place.program, "serve", "--stdio"]
+        words = ["ssh", "-T", *BATCH, *configuration, "--", place.host, place.program, "serve", "--stdio"]
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the channel
         environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
         self._process = process.start(

@@ -19,6 +19,9 @@ from ktrdr_vm.places.spool import STARTED, RequestState, Spool, read_json
 class Engine(Protocol):
     """Starts, explains and cancels. Every method may be repeated with the same result."""
 
+    is_here: bool
+    """True if its runs are on this host."""
+
     def start(self, spool: Spool, requests: Sequence[Request]) -> None:
         """Start requests that were not started yet."""
 
@@ -28,15 +31,23 @@ class Engine(Protocol):
     def cancel(self, spool: Spool, state: RequestState) -> None:
         """Stop a request that waits or runs, which is marked as cancelled already."""
 
+    def find_way(self, spool: Spool, request_id: str) -> tuple[str, ...]:
+        """Words before a program that let it run where the newest attempt of a request runs; none if that is this host."""
+
     def render_script(self, spool: Spool, requests: Sequence[Request]) -> str:
         """What `start` would give to a scheduler. UsageError if there is none."""
 
     def describe(self) -> dict[str, Any]:
         """Facts of the engine, for `places check`."""
 
+    def find_missing(self) -> dict[str, str]:
+        """What the engine lacks for runs, by name; asked only by `places check`."""
+
 
 class DetachedEngine:
     """Starts each request at once, as a process in a session of its own. `program` is `ktrdr-vm` as words."""
+
+    is_here = True
 
     def __init__(self, program: Sequence[str]) -> None:
         self._program = tuple(program)
@@ -61,11 +72,17 @@ class DetachedEngine:
         if state.state == "waiting":
             spool.end_early(state.request_id)
 
+    def find_way(self, spool: Spool, request_id: str) -> tuple[str, ...]:
+        return ()
+
     def render_script(self, spool: Spool, requests: Sequence[Request]) -> str:
         raise UsageError("this place has no script", where="submit --script", hint="only a place of kind slurm has one")
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "process"}
+
+    def find_missing(self) -> dict[str, str]:
+        return {}
 
 
 def mark_started(folder: Path, **content: Any) -> None:

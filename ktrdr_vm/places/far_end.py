@@ -52,6 +52,11 @@ class FarEnd:
                 facts[key[:40]] = [str(one)[:100] for one in value[:40]]
         return facts
 
+    def find_missing(self) -> dict[str, str]:
+        """What its engine lacks, by name, bounded."""
+        found = self._call("missing").get("missing")
+        return {str(key)[:40]: str(value)[:400] for key, value in list(found.items())[:20]} if isinstance(found, dict) else {}
+
     def send(self, folder: Path, request_id: str) -> None:
         """Send the folder of a request, from where an earlier try ended."""
         answer = self._call("begin", request_id=request_id)
@@ -176,8 +181,8 @@ class FarEnd:
         if done < size:
             raise self._refuse(f"{name!a:.100} ends after {done} of {size} bytes")
 
-    def cancel(self, request_id: str) -> None:
-        self._call("cancel", request_id=request_id)
+    def cancel(self, *request_ids: str) -> None:
+        self._call("cancel", request_ids=list(request_ids))
 
     def list_instances(self) -> list[dict[str, Any]]:
         """The instances there, as `ktrdr-vm list --json` shows them; each with a valid instance_id."""

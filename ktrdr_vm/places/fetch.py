@@ -14,14 +14,16 @@ from ktrdr_vm.errors import UsageError
 from ktrdr_vm.evidence.reader import parse_report
 from ktrdr_vm.guest.commits import MAX_BUNDLE, ReturnedRef, accept_bundle
 from ktrdr_vm.host.beneath import create_file
+from ktrdr_vm.host.git import COMMIT
 from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.received import Origin, receive_run
-from ktrdr_vm.host.repository import find_repository
+from ktrdr_vm.host.repository import Repository, find_repository, resolve_commit
 from ktrdr_vm.host.runs import FinishedRun
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.places.book import Book, Entry
 from ktrdr_vm.places.far_end import EXIT_CODES, FarEnd
+from ktrdr_vm.places.reach import Reach
 from ktrdr_vm.places.spool import COMMITS, OUTCOME, RUN, RequestState
 
 _MAX_OUTCOME = 64 * 1024
@@ -119,3 +121,30 @@ def _take_commits(far: FarEnd, state: RequestState, entry: Entry, size: int | No
             for path in (bundle, bundle.parent):
                 os.chown(path, *repository.owner)
         return accept_bundle(repository, entry.commit, bundle, parse_instance_id(entry.instance_id))
+
+
+def take_live_commits(reach: Reach, repository: Repository, base: str) -> tuple[ReturnedRef, ...]:
+    """Fetch the commits of an instance that runs at a place, checked as those of a guest. `base` is empty if it is not known here."""
+    with tempfile.NamedTemporaryFile(prefix="ktrdr-commits-") as file:
+        first = reach.receive(["pull", "--stream", "--", reach.instance_id], most=MAX_BUNDLE, into=file)
+        try:
+            said = json.loads(first or b"{}").get("base_commit")
+        except (ValueError, AttributeError, RecursionError):
+            said = None
+        if not isinstance(said, str) or not COMMIT.fullmatch(said) or (base and said != base):
+            raise UsageError(
+                f"the base of the instance is {said!a:.80}, which is not that of the request",
+                where=reach.place.name,
+                hint="nothing was stored",
+            )
+        if resolve_commit(repository, said) != said:
+            raise UsageError(
+                f"this repository has no commit {said[:12]}, which the instance began with",
+                where=str(repository.root),
+                hint="call it in the repository whose branch runs there",
+            )
+        if not file.tell():
+            return ()
+        if os.geteuid() == 0:
+            os.chown(file.name, *repository.owner)
+        return accept_bundle(repository, said, Path(file.name), parse_instance_id(reach.instance_id))

@@ -12,7 +12,8 @@ from ktrdr_vm.errors import UsageError
 from ktrdr_vm.places.far_end import FarEnd
 from ktrdr_vm.places.spool import EVENTS, RequestState
 
-_POLL = 0.5
+# With the 0.2 s of the copy there, an event arrives within a second.
+_POLL = 0.25
 # A waiting request changes slowly, and the scheduler is asked each time.
 _POLL_WAITING = 2.0
 _MAX_LINE = 4 * 1024 * 1024

@@ -36,7 +36,9 @@ class Lease:
         self._threads = [threading.Thread(target=one, name="lease", daemon=True) for one in (self._append_always, self._watch)]
 
     def __enter__(self) -> Lease:
-        first = {"time": now(), "node": os.uname().nodename, "pid": os.getpid(), "pid_namespace": find_pid_namespace()}
+        first: dict[str, object] = {"time": now(), "node": os.uname().nodename, "pid": os.getpid(), "pid_namespace": find_pid_namespace()}
+        if job := os.environ.get("SLURM_JOB_ID", ""):
+            first["job"] = job[:20]
         self._append(first)
         for thread in self._threads:
             thread.start()

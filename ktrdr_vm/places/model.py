@@ -67,6 +67,16 @@ class Place:
     attempts: int = _ATTEMPTS
     grace: int = 120
 
+    @property
+    def is_local(self) -> bool:
+        """True for the place whose instances are those of this host."""
+        return self.kind == "local"
+
+    @property
+    def is_cluster(self) -> bool:
+        """True if its runs are on other hosts than the one that answers."""
+        return self.kind == "slurm"
+
 
 def find_places_file() -> Path:
     """The file of this person's places; it need not exist."""

@@ -44,7 +44,8 @@ class Service:
         self._check = check
         self._instances = instances
         self._operations: dict[str, Callable[..., Any]] = {
-            "facts": self.facts, "begin": self.begin, "put": self.put, "commit": self.commit, "start": self.start, "script": self.script,
+            "facts": self.facts, "missing": self.missing,
+            "begin": self.begin, "put": self.put, "commit": self.commit, "start": self.start, "script": self.script,
             "states": self.states, "files": self.files, "read": self.read, "cancel": self.cancel, "instances": self.instances,
         }  # fmt: skip
 
@@ -80,6 +81,9 @@ class Service:
             "emulator": str(find_program(EMULATOR) or ""),
             **self._engine.describe(),
         }
+
+    def missing(self) -> dict[str, Any]:
+        return {"missing": self._engine.find_missing()}
 
     def begin(self, request_id: str) -> dict[str, Any]:
         have = self._spool.begin(request_id)
@@ -122,12 +126,24 @@ class Service:
     def read(self, request_id: str, attempt: int, name: str, offset: int) -> dict[str, str]:
         return {"data": base64.b64encode(self._spool.read_piece(request_id, attempt, name, max(0, offset), PIECE)).decode("ascii")}
 
-    def cancel(self, request_id: str) -> dict[str, Any]:
-        state = self._spool.state(request_id)
-        if not state.has_ended:
-            self._spool.mark_cancelled(request_id)
+    def cancel(self, request_ids: Sequence[str]) -> dict[str, Any]:
+        """Mark all first: those that run stop at the same time, and the wait for one is the wait for all."""
+        running = [state for state in map(self._spool.state, request_ids) if not state.has_ended]
+        for state in running:
+            self._spool.mark_cancelled(state.request_id)
+        for state in running:
             self._engine.cancel(self._spool, state)
         return {}
+
+    def find_way(self, instance_id: str) -> tuple[str, ...]:
+        """Words before a program that let it run where an instance is. UsageError if none is known at a place of several hosts."""
+        if self._engine.is_here:
+            return ()
+        for request_id in reversed(self._spool.list_ids()):
+            state = self._spool.state(request_id)
+            if state.instance_id == instance_id and state.state == "running":
+                return self._engine.find_way(self._spool, request_id)
+        raise UsageError("no request of this instance runs here", where=instance_id, hint="`ktrdr-vm queue` lists the requests")
 
     def instances(self) -> dict[str, Any]:
         return {"instances": self._instances()}

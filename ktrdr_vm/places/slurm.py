@@ -15,7 +15,7 @@ from ktrdr_vm.host import process
 from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.places.engine import mark_started
 from ktrdr_vm.places.request import Request
-from ktrdr_vm.places.spool import STARTED, RequestState, Spool, read_json
+from ktrdr_vm.places.spool import LEASE, STARTED, RequestState, Spool, read_json
 
 # MiB for QEMU, the guard and the daemons besides the memory of the guest.
 _OVERHEAD = 768
@@ -28,6 +28,8 @@ _MOST_TOGETHER = 1000
 
 class SlurmEngine:
     """`program` is `ktrdr-vm` on the nodes; `cache` is a folder of each node; `options` are added to those of sbatch."""
+
+    is_here = False
 
     def __init__(self, program: str, cache: str = "", options: Sequence[str] = (), *, together: int = 0) -> None:
         self._program = program
@@ -135,9 +137,31 @@ class SlurmEngine:
         if state.state == "waiting" and spool.state(state.request_id).attempt == state.attempt:
             spool.end_early(state.request_id)
 
+    def find_way(self, spool: Spool, request_id: str) -> tuple[str, ...]:
+        """A step of the job that runs the attempt, which is on the same node and shares its resources."""
+        attempt = spool.attempt(request_id, spool.count_attempts(request_id))
+        job = str(read_json(attempt / LEASE).get("job", ""))
+        if not re.fullmatch(r"[0-9]{1,12}", job):
+            raise UsageError("the attempt names no job", where=request_id, hint="`ktrdr-vm queue` shows its state")
+        terminal = ("--pty",) if os.isatty(0) and os.isatty(1) else ()
+        home = ("env", f"KTRDR_VM_HOME={self._cache}/{os.geteuid()}") if self._cache else ()
+        return ("srun", f"--jobid={job}", "--overlap", "--ntasks=1", "--quiet", "--chdir=/", *terminal, *home)
+
     def describe(self) -> dict[str, Any]:
-        found = {name: str(process.find_program(name) or "") for name in ("sbatch", "squeue", "scancel")}
+        found = {name: str(process.find_program(name) or "") for name in ("sbatch", "squeue", "scancel", "srun")}
         return {"engine": "slurm", "missing": [name for name, path in found.items() if not path]}
+
+    def find_missing(self) -> dict[str, str]:
+        """An answer of the controller, and a node that counts its VMs: without one, a request waits forever."""
+        try:
+            done = process.run(["sinfo", "--noheader", "--format=%G"], timeout=_LIMIT, environment=_find_environment(), check=False)
+        except KtrdrError as error:
+            return {"controller": error.message[:300]}
+        if done.exit_code != 0:
+            return {"controller": f"sinfo does not answer: {done.error_text[-300:]}"}
+        if not re.search(r"\bkvm:", done.text):
+            return {"gres": "no node has Gres=kvm:N, which each request asks for"}
+        return {}
 
 
 def _render_time(seconds: int) -> str:

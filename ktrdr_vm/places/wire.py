@@ -119,12 +119,21 @@ def check_greeting(theirs: dict[str, Any] | None, ours: tuple[str, int], name: s
     version, schema = str(theirs.get("ktrdr-vm", ""))[:60], theirs.get("schema")
     if "ktrdr-vm" not in theirs:
         raise UsageError("the other end is not ktrdr-vm", where=name, hint="`program` in places.yaml names ktrdr-vm at that host")
-    if schema != ours[1] or _release(version) != _release(ours[0]):
-        raise UsageError(
-            f"the versions do not fit: {ours[0]} (schema {ours[1]}) here, {version} (schema {schema!a:.20}) there",
-            where=name,
-            hint="install the same release of ktrdr-vm at both ends",
-        )
+    if schema != ours[1]:
+        raise _unfit(f"{ours[0]} (schema {ours[1]})", f"{version} (schema {schema!a:.20})", name)
+    require_release(version, ours[0], name)
+
+
+def require_release(theirs: str, ours: str, name: str) -> None:
+    """UsageError unless both ends have the same release."""
+    if _release(theirs) != _release(ours):
+        raise _unfit(ours, theirs, name)
+
+
+def _unfit(ours: str, theirs: str, name: str) -> UsageError:
+    return UsageError(
+        f"the versions do not fit: {ours} here, {theirs[:90]!a} there", where=name, hint="install the same release of ktrdr-vm at both ends"
+    )
 
 
 def _release(version: str) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from test_guest_ssh import Server, hear_signals
 
-from ktrdr_vm.cli.ssh import make_exec_line, make_shell_line, parse_forward, require_free_port
+from ktrdr_vm.cli.connect import parse_forward, require_free_port
+from ktrdr_vm.cli.ssh import make_exec_line, make_shell_line
 from ktrdr_vm.errors import HostError, UsageError
 
 

@@ -5,131 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from laboratory.far import FAR, Far
 
 from ktrdr_vm.evidence.reader import find_workspace
-from ktrdr_vm.guest.ssh import generate_keypair
 
 pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="openssh-server is not installed")
-FAR = Path(__file__).parent / "laboratory" / "far_program.py"
-GIT = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@x", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@x"}
-
-
-def default_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
-class Far:
-    """A far end: sshd with keys of its own, a state directory, and a client with another one."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.client: tuple[str, ...] = ("-m", "ktrdr_vm")
-        host_private, host_public = generate_keypair()
-        user_private, user_public = generate_keypair()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        ssh = place / "ssh"
-        ssh.mkdir()
-        for name, text in (("user_key", user_private), ("host_key", host_private)):
-            (ssh / name).touch(mode=0o600)
-            (ssh / name).write_text(text)
-        (ssh / "authorized_keys").write_text(user_public + "\n")
-        (ssh / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {host_public}\n")
-        (ssh / "client").write_text(
-            f"Host far\n  HostName 127.0.0.1\n  Port {self.port}\n  IdentityFile {ssh}/user_key\n  IdentitiesOnly yes\n"
-            f"  UserKnownHostsFile {ssh}/known_hosts\n"
-        )
-        (ssh / "server").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {ssh}/host_key\nAuthorizedKeysFile {ssh}/authorized_keys\n"
-            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nStrictModes no\nUsePAM no\nPidFile none\nUseDNS no\n"
-        )
-        self.home, self.near = place / "far-home", place / "near-home"
-        self.settings = place / "far-settings"
-        self.set()
-        program = place / "ktrdr-vm"
-        program.write_text(f'#!/bin/sh\n. {self.settings}\nexec {sys.executable} {FAR} "$@"\n')
-        program.chmod(0o755)
-        configuration = place / "config" / "ktrdr-vm"
-        configuration.mkdir(parents=True)
-        (configuration / "places.yaml").write_text(
-            f"places:\n  far: {{kind: ssh, host: far, ssh_config: {ssh}/client, program: {program}, attempts: 2, grace: 10s}}\n"
-            f"  cluster: {{kind: slurm, host: far, ssh_config: {ssh}/client, program: {program}, spool: {place}/shared,"
-            f" cache: {place}/node, options: [--partition=vm], grace: 10s}}\n"
-        )
-        if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)
-        with (ssh / "log").open("w") as log:
-            self.server = subprocess.Popen(
-                ["/usr/sbin/sshd", "-D", "-e", "-f", str(ssh / "server")], stderr=log, preexec_fn=default_signals
-            )
-        self.repository = self.make_repository()
-
-    def set(self, **settings: str) -> None:
-        words = {"KTRDR_VM_HOME": str(self.home), **settings}
-        self.settings.write_text("".join(f"export {name}={value}\n" for name, value in words.items()))
-
-    def make_repository(self) -> Path:
-        root = self.place / "project"
-        (root / "playbooks").mkdir(parents=True)
-        (root / "README").write_text("committed\n")
-        (root / "playbooks" / "unit.yaml").write_text("- hosts: all\n  tasks: [{command: 'true'}]\n")
-        (root / "base.yaml").write_text("version: 1\nname: base\nimage: debian-13-docker\n")
-        (root / "ktrdr.yaml").write_text("extends: base.yaml\nname: project\nworkspace: {source: .}\ngates: [unit]\n")
-        self.git("init", "--quiet", "--initial-branch=main")
-        self.git("add", "README", "playbooks", "base.yaml")
-        self.git("commit", "--quiet", "--message", "one")
-        # Uncommitted: the profile itself, and a change.
-        (root / "README").write_text("changed\n")
-        return root
-
-    def git(self, *words: str) -> str:
-        root = self.place / "project"
-        return subprocess.run(
-            ["git", "-C", str(root), *words], check=True, capture_output=True, text=True, env={**os.environ, **GIT}
-        ).stdout.strip()
-
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "KTRDR_VM_HOME": str(self.near), "XDG_CONFIG_HOME": str(self.place / "config")}
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, *self.client, *words]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(
-            command, cwd=self.repository, env=self.environment(), stdout=pipe, stderr=pipe, text=True, preexec_fn=default_signals
-        )
-
-    def call(self, *words: str, code: int = 0) -> str:
-        started = self.start(*words)
-        out, err = started.communicate(timeout=120)
-        assert started.returncode == code, (words, out, err)
-        self.said = err
-        return out
-
-    def cut(self) -> bool:
-        """Kill the processes of sshd that carry a connection; True if there was one."""
-        found = subprocess.run(["pgrep", "--parent", str(self.server.pid)], capture_output=True, text=True).stdout.split()
-        for pid in found:
-            os.kill(int(pid), signal.SIGKILL)
-        return bool(found)
-
-    def count_runs(self) -> int:
-        path = self.home / "runs-begun"
-        return len(path.read_text().splitlines()) if path.exists() else 0
-
-    def stop(self) -> None:
-        self.server.kill()
-        self.server.wait(10)
 
 
 @pytest.fixture
@@ -254,6 +142,21 @@ def test_an_interrupt_of_apply_cancels(far: Far) -> None:
     assert json.loads((find_run(far, "demo") / "report.json").read_text())["outcome"] == "interrupted"
 
 
+def test_events_arrive_within_a_second(far: Far) -> None:
+    far.set(FAR_SECONDS="6")
+    [request] = far.call("submit", "--on", "far", "--instance-id", "demo").split()
+    watched = far.start("watch", request, "--json")
+    late: list[float] = []
+    assert watched.stdout is not None
+    for line in watched.stdout:
+        event = json.loads(line)
+        if event["event"] == "task_finished":
+            late.append(time.time() - datetime.fromisoformat(event["time"]).timestamp())
+    watched.communicate(timeout=60)
+    # The first were written before the client was there.
+    assert len(late) > 40 and sorted(late[20:])[len(late[20:]) * 9 // 10] < 1.0, sorted(late)
+
+
 def test_a_killed_program_is_lost_at_once_and_keeps_what_it_wrote(far: Far) -> None:
     far.set(FAR_SECONDS="60")
     [request] = far.call("submit", "--on", "far", "--instance-id", "demo").split()
@@ -360,6 +263,7 @@ done
 echo 7
 """,
     "squeue": "#!/bin/sh\nexit 0\n",
+    "sinfo": "#!/bin/sh\necho kvm:2\n",
     "scancel": '#!/bin/sh\necho "$@" >> "$(dirname "$0")/cancelled"\n',
 }
 

@@ -32,8 +32,8 @@ def destroy(stream: Stream) -> list[str]:
 
 
 def enter(stream: Stream) -> list[str]:
-    """The command that opens a shell in it."""
-    return ["ssh", stream.instance_id]
+    """The command that opens a shell in it, wherever it is."""
+    return ["ssh", *(["--on", stream.place] if stream.place else []), stream.instance_id]
 
 
 def follow(stream: Stream) -> list[str]:

@@ -160,7 +160,7 @@ class TopApp(App[None]):
         self.push_screen(ConfirmDialog(text), confirmed)
 
     def action_enter(self) -> None:
-        stream = self._require_here()
+        stream = self.selected
         if stream is not None:
             self._run_here(actions.enter(stream))
 

@@ -1,17 +1,21 @@
 """`ktrdr-vm` of a far end with a stand-in for the VM: a run writes events, a gate, artifacts and a commit, and ends after a time.
 
 FAR_SECONDS is the length of a run, FAR_EXIT its exit code, and FAR_FAIL=N lets the first N attempts end with exit code 3.
+FAR_GUEST is a configuration of OpenSSH by which every instance is reached.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
 import time
+from pathlib import Path
 
+from ktrdr_vm.cli import ssh
 from ktrdr_vm.cli.main import main
-from ktrdr_vm.errors import HostError
+from ktrdr_vm.errors import HostError, LimitReached
 from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
 from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import now
@@ -50,17 +54,15 @@ def execute(gathered: Gathered, home: Home, request: Request, listener: Listener
     listener.started(path, mask)
     ledger = home.instance(request.instance_id).ledger
     ledger.parent.mkdir(parents=True, exist_ok=True)
+    home.instance(request.instance_id).console.write_text("a line of the console\n")
     interrupted, code = False, int(os.environ.get("FAR_EXIT", "0"))
     commits: tuple[Commits, ...] = ()
     try:
-        end, count = time.monotonic() + float(os.environ.get("FAR_SECONDS", "0")), 0
-        with recorder.phase("gates"):
-            while count < 5 or time.monotonic() < end:
-                recorder.on_gate({"event": "task_finished", "gate": "unit", "task": f"task {count}", "outcome": "ok", "duration_s": 0.1})
-                with ledger.open("a") as file:
-                    file.write(f'{{"time": "{now()}", "instance_id": "{request.instance_id}", "host": "{SECRET}.example", "n": {count}}}\n')
-                count += 1
-                time.sleep(0.1)
+        with contextlib.suppress(LimitReached), recorder.phase("gates"):
+            interrupted, code = True, 130
+            work(recorder, ledger, request.instance_id)
+            interrupted, code = False, int(os.environ.get("FAR_EXIT", "0"))
+        # Also at the limit of the job's time: what the workload has until then is brought back.
         commits = make_commit(gathered)
         (path / "artifacts" / "out").mkdir(parents=True)
         (path / "artifacts" / "out" / "result.txt").write_text(
@@ -77,7 +79,19 @@ def execute(gathered: Gathered, home: Home, request: Request, listener: Listener
     recorder.directory.write("plan.json", "{}\n")
     write_report(recorder.directory, report, lambda _: None)
     ledger.unlink()
+    home.instance(request.instance_id).console.unlink()
     return report
+
+
+def work(recorder: Recorder, ledger: Path, instance_id: str) -> None:
+    """A task and a row of the ledger ten times in a second."""
+    end, count = time.monotonic() + float(os.environ.get("FAR_SECONDS", "0")), 0
+    while count < 5 or time.monotonic() < end:
+        recorder.on_gate({"event": "task_finished", "gate": "unit", "task": f"task {count}", "outcome": "ok", "duration_s": 0.1})
+        with ledger.open("a") as file:
+            file.write(f'{{"time": "{now()}", "instance_id": "{instance_id}", "host": "{SECRET}.example", "n": {count}}}\n')
+        count += 1
+        time.sleep(0.1)
 
 
 def make_commit(gathered: Gathered) -> tuple[Commits, ...]:
@@ -103,6 +117,8 @@ if __name__ == "__main__":
     attempt.require_root = lambda: None
     attempt.run_request = functools.partial(attempt.run_request, execute=execute)
     open.find_program = program
+    if guest := os.environ.get("FAR_GUEST"):
+        vars(ssh)["_make_options"] = lambda _instance_id, _expect="": ["-F", guest]
     # Where the stand-ins of Slurm's programs are.
     process.SYSTEM_PATH = f"{os.environ.get('FAR_PATH', '/nonexistent')}:{process.SYSTEM_PATH}"
     main()

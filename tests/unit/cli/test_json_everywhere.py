@@ -17,7 +17,8 @@ from ktrdr_vm.instance.instance import Instance
 
 # A program of the guest's or OpenSSH's takes over; the format is another's; or there is nothing on standard output to show.
 _OTHERWISE = {
-    "ssh", "top", "exec", "cp", "forward", "console", "attach", "mcp", "metrics", "ssh-config", "proxy", "logs", "run-request", "serve",
+    "ssh", "exec", "cp", "forward", "console", "attach", "mcp", "metrics", "ssh-config", "proxy", "logs", "run-request",
+    "serve", "relay", "stream", "places setup", "top",
     "suspend", "resume", "secrets revoke", "secrets rotate", "images remove", "templates remove",
 }  # fmt: skip
 

@@ -31,6 +31,8 @@ GREETING = {"ktrdr-vm": "1.2.9", "schema": 1}
 class FakeEngine:
     """Counts what it started."""
 
+    is_here = True
+
     def __init__(self) -> None:
         self.started: list[str] = []
 
@@ -48,6 +50,12 @@ class FakeEngine:
 
     def render_script(self, spool: Spool, requests: Sequence[Request]) -> str:
         return "".join(one.request_id for one in requests)
+
+    def find_way(self, spool: Spool, request_id: str) -> tuple[str, ...]:
+        return ()
+
+    def find_missing(self) -> dict[str, str]:
+        return {"gres": "none"}
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "fake"}
@@ -175,7 +183,7 @@ def test_patience_ends(pipes: Pipes, near: Connection) -> None:
         ("read", {"request_id": "../../other", "attempt": 1, "name": "x", "offset": 0}),
         ("read", {"request_id": "20260101T000000Z-0123abcd", "attempt": "../..", "name": "x", "offset": 0}),
         ("commit", {"request_id": "20260101T000000Z-0123abcd"}),
-        ("cancel", {"request_id": "/etc"}),
+        ("cancel", {"request_ids": ["/etc"]}),
         ("start", {"request_ids": ["20260101T000000Z-0123abcd"]}),
         ("script", {"requests": [{"x": 1}]}),
     ],

@@ -223,6 +223,15 @@ def test_a_refusal_of_sbatch_is_shown(spool: Spool, receive: Callable[..., Reque
     assert "Unable to contact" in found[request.request_id]
 
 
+@pytest.mark.parametrize(
+    ("answer", "missing"),
+    [((0, "(null)\nkvm:4\n", ""), ""), ((0, "(null)\n", ""), "gres"), ((0, "", ""), "gres"), ((1, "", "no controller"), "controller")],
+)
+def test_a_cluster_without_the_resource_is_said(answer: tuple[int, str, str], missing: str, programs: Programs) -> None:
+    programs.answers["sinfo"] = answer
+    assert "".join(SlurmEngine("ktrdr-vm").find_missing()) == missing
+
+
 def test_the_spool_of_a_cluster_is_one_a_user(tmp_path: Path) -> None:
     assert make_spool(str(tmp_path)).root == tmp_path / str(os.geteuid())
     with pytest.raises(HostError, match="does not exist"):

@@ -1,0 +1,197 @@
+"""A Slurm cluster without systemd: a controller and two nodes, each node with network, UTS, mount and process namespaces of its own.
+
+The folder `shared` is on both nodes, `local` is another one on each. A node that is cut off can neither reach the controller nor
+write to the shared folder.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NODES = ("n1", "n2")
+_LIMIT = 60
+_CONFIGURATION = """\
+ClusterName=lab
+SlurmctldHost=ctl(10.77.0.1)
+AuthType=auth/munge
+AuthInfo=socket={place}/munge.socket,cred_expire=5
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={place}/state
+SlurmdSpoolDir={place}/spool-%n
+SlurmctldPidFile={place}/slurmctld.pid
+SlurmdPidFile={place}/slurmd-%n.pid
+SlurmctldLogFile={place}/slurmctld.log
+SlurmdLogFile={place}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+SlurmdParameters=config_overrides
+SlurmdTimeout={lost}
+ReturnToService=2
+KillWait=10
+InactiveLimit=0
+MaxArraySize=2001
+GresTypes=kvm
+NodeName=n1 NodeAddr=10.77.0.11 CPUs={cpus} RealMemory=16000 Gres=kvm:{slots} State=UNKNOWN
+NodeName=n2 NodeAddr=10.77.0.12 CPUs={cpus} RealMemory=16000 Gres=kvm:{slots} State=UNKNOWN
+PartitionName=vm Nodes=n1,n2 Default=YES State=UP
+"""
+
+
+class Cluster:
+    """`lost` is the time in seconds after which a node that is silent is DOWN; `slots` are the VMs of each node."""
+
+    def __init__(self, place: Path, *, lost: int = 20, slots: int = 2, cpus: int = 8) -> None:
+        self.place = place
+        self.shared = place / "shared"
+        self.local = place / "local"
+        self._name = f"k{secrets.token_hex(3)}"
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        for path in (self.shared, self.local, place / "state"):
+            path.mkdir(parents=True)
+        for node in NODES:
+            (place / f"spool-{node}").mkdir()
+            (place / f"local-{node}").mkdir()
+        self._configuration = place / "slurm.conf"
+        self._configuration.write_text(_CONFIGURATION.format(place=place, lost=lost, slots=slots, cpus=cpus))
+        (place / "gres.conf").write_text(f"Name=kvm Count={slots}\n")
+        (place / "cgroup.conf").write_text("CgroupAutomount=no\n")
+        key = place / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(secrets.token_bytes(128))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"SLURM_CONF": str(self._configuration), "PATH": os.environ["PATH"], "HOME": "/root", "LC_ALL": "C.UTF-8"}
+
+    def _space(self, node: str) -> str:
+        return f"{self._name}-{node}"
+
+    def inside(self, node: str = "ctl") -> list[str]:
+        """Words before a program that give it the network of the controller or of a node."""
+        return ["nsenter", f"--net=/run/netns/{self._space(node)}"]
+
+    def start(self) -> None:
+        _ip("netns", "add", self._space("ctl"))
+        self._in("ctl", "link", "add", "br0", "type", "bridge")
+        self._in("ctl", "addr", "add", "10.77.0.1/24", "dev", "br0")
+        for link in ("lo", "br0"):
+            self._in("ctl", "link", "set", link, "up")
+        munged = ["munged", "--foreground", "--force", f"--socket={self.place}/munge.socket", f"--key-file={self.place}/munge.key"]
+        munged += [f"--pid-file={self.place}/munged.pid", f"--log-file={self.place}/munged.log", f"--seed-file={self.place}/munge.seed"]
+        self._start("munged", munged)
+        _wait((self.place / "munge.socket").exists, "munged")
+        self.start_controller()
+        for number, node in enumerate(NODES):
+            _ip("netns", "add", self._space(node))
+            self._in("ctl", "link", "add", node, "type", "veth", "peer", "name", "eth0", "netns", self._space(node))
+            self._in("ctl", "link", "set", node, "master", "br0", "up")
+            self._in(node, "addr", "add", f"10.77.0.{11 + number}/24", "dev", "eth0")
+            for link in ("lo", "eth0"):
+                self._in(node, "link", "set", link, "up")
+            self.start_node(node)
+        _wait(lambda: set(self.states().values()) == {"idle"}, "both nodes")
+
+    def start_controller(self) -> None:
+        self._start("slurmctld", [*self.inside(), "unshare", "--uts", "sh", "-c", 'hostname ctl && exec "$@"', "sh", "slurmctld", "-D"])
+
+    def stop_controller(self) -> None:
+        """Ask it to end, as a service manager does: its state is on the disk."""
+        process = self._processes.pop("slurmctld")
+        process.terminate()
+        process.wait(_LIMIT)
+
+    def start_node(self, node: str) -> None:
+        """Its processes end with the first one, as those of a host do."""
+        apart = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
+        line = f"hostname {node} && mount --bind shared shared && mount --bind local-{node} local && exec slurmd -D -N {node}"
+        self._start(node, [*self.inside(node), *apart, "sh", "-c", f"cd {self.place} && {line}"])
+
+    def cut(self, node: str) -> None:
+        """The node goes on, without a network and without the shared folder."""
+        self._in("ctl", "link", "set", node, "down")
+        self._mount(node, "mount", "-t", "tmpfs", "-o", "ro", "none")
+
+    def heal(self, node: str) -> None:
+        self._mount(node, "umount")
+        self._in("ctl", "link", "set", node, "up")
+
+    def _mount(self, node: str, *words: str) -> None:
+        # The process of slurmd is the child of `unshare`, in the namespaces of the node.
+        [pid] = Path(f"/proc/{self._processes[node].pid}/task/{self._processes[node].pid}/children").read_text().split()
+        _run("nsenter", f"--mount=/proc/{pid}/ns/mnt", *words, str(self.shared))
+
+    def kill_node(self, node: str) -> None:
+        """The node dies, with all that runs on it."""
+        process = self._processes.pop(node)
+        process.kill()
+        process.wait(10)
+
+    def states(self) -> dict[str, str]:
+        found = self.call("sinfo", "--noheader", "--Node", "--format=%N %T", check=False).split()
+        return dict(zip(found[::2], found[1::2], strict=True))
+
+    def call(self, *words: str, check: bool = True) -> str:
+        """The output of a program of Slurm."""
+        done = subprocess.run([*self.inside(), *words], capture_output=True, text=True, env=self.environment, timeout=_LIMIT)
+        assert not check or done.returncode == 0, (words, done.stderr)
+        return done.stdout
+
+    def stop(self) -> None:
+        for process in reversed(list(self._processes.values())):
+            process.kill()
+            process.wait(10)
+        for node in ("ctl", *NODES):
+            subprocess.run(["ip", "netns", "delete", self._space(node)], capture_output=True, timeout=_LIMIT)
+
+    def _start(self, name: str, words: list[str]) -> None:
+        with (self.place / f"{name}.out").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, preexec_fn=default_signals
+            )
+
+    def _in(self, node: str, *words: str) -> None:
+        _ip("-netns", self._space(node), *words)
+
+
+def default_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _ip(*words: str) -> None:
+    _run("ip", *words)
+
+
+def _run(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=_LIMIT)
+    assert done.returncode == 0, (words, done.stderr)
+
+
+def _wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not begin"
+        time.sleep(0.2)
+
+
+@contextmanager
+def running_cluster(place: Path, *, lost: int = 20, slots: int = 2, cpus: int = 8) -> Iterator[Cluster]:
+    made = Cluster(place, lost=lost, slots=slots, cpus=cpus)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
