@@ -14,9 +14,11 @@ from ktrdr_vm.cli.options import expect_option, instance_argument, json_option
 @expect_option
 @json_option
 def branch(instance_id: str, new: str, count: int, expect: str, as_json: bool) -> None:
-    """Create NEW as a copy of the running INSTANCE_ID, with its memory and processes, its own identity, network and secrets.
+    """Create NEW as a copy of the running INSTANCE_ID, with its memory and processes, its own identity, network and
+    secrets.
 
-    Secrets are removed from INSTANCE_ID before, and read from their sources again afterwards, so their variables must be set.
+    Secrets are removed from INSTANCE_ID before, and read from their sources again afterwards, so their variables must
+    be set.
     """
     from dataclasses import asdict
 
@@ -52,4 +54,6 @@ def branch(instance_id: str, new: str, count: int, expect: str, as_json: bool) -
     if as_json:
         echo_json(asdict(made))
     else:
-        click.echo(f"{instance_id}: paused for {made.paused * 1000:.0f} ms; running: {', '.join(made.instances)}", err=True)
+        click.echo(
+            f"{instance_id}: paused for {made.paused * 1000:.0f} ms; running: {', '.join(made.instances)}", err=True
+        )

@@ -27,8 +27,8 @@ def require_capacity(directory: Path, memory: int, *, guests: int = 1, disk: int
     needed = memory + overhead + MEMORY_FLOOR
     if available < needed:
         raise HostError(
-            f"{available} MiB of memory are available, {needed} are needed: {memory} for the guest, {overhead} for QEMU, "
-            f"{MEMORY_FLOOR} reserved for the host",
+            f"{available} MiB of memory are available, {needed} are needed: {memory} for the guest, {overhead} for"
+            f" QEMU, {MEMORY_FLOOR} reserved for the host",
             where="/proc/meminfo",
             hint="destroy an instance (`ktrdr-vm list`), or reduce resources.memory",
         )
@@ -47,4 +47,6 @@ def read_available_memory() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) >> 10
-    raise HostError("the kernel does not report the available memory", where="/proc/meminfo", hint="Linux 3.14 or later is needed")
+    raise HostError(
+        "the kernel does not report the available memory", where="/proc/meminfo", hint="Linux 3.14 or later is needed"
+    )

@@ -1,8 +1,8 @@
 """Saving and forking: the state of a domain without its memory is written to a file, from which other domains start.
 
-The memory stays where it is, in the template's file, because the capability x-ignore-shared keeps shared memory out of the stream;
-a fork maps that file copy-on-write. Measured with QEMU 7.2: 0.6 MB of state for a guest of any size. Memory that a daemon shares cannot
-be mapped so; it is the fork's own, and is filled from the file.
+The memory stays where it is, in the template's file, because the capability x-ignore-shared keeps shared memory out of
+the stream; a fork maps that file copy-on-write. Measured with QEMU 7.2: 0.6 MB of state for a guest of any size. Memory
+that a daemon shares cannot be mapped so; it is the fork's own, and is filled from the file.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def save_state(libvirt: Libvirt, domain: str, target: Path) -> None:
 def copy_state(libvirt: Libvirt, domain: str, target: Path, *, live: bool) -> float:
     """Write the whole state of a running domain, private memory included, and leave it paused.
 
-    With `live` it runs until only the rest of its memory is left. What `load_state` loads, and the disk at the end of this call, are of
-    one moment. Returns the seconds of the pause so far.
+    With `live` it runs until only the rest of its memory is left. What `load_state` loads, and the disk at the end of
+    this call, are of one moment. Returns the seconds of the pause so far.
     """
     began = time.monotonic()
     if not live:
@@ -67,7 +67,8 @@ def copy_state(libvirt: Libvirt, domain: str, target: Path, *, live: bool) -> fl
 
 
 def touch_memory(pid: int, memory: str) -> None:
-    """Read the memory that the QEMU `pid` maps from this file, so that `copy_state` need not wait for pages that were never used."""
+    """Read the memory that the QEMU `pid` maps from this file, so that `copy_state` need not wait for pages that were
+    never used."""
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         if not line.endswith(f" {memory}"):
             continue
@@ -80,7 +81,8 @@ def touch_memory(pid: int, memory: str) -> None:
 
 
 def end_copy(libvirt: Libvirt, domain: str) -> None:
-    """Cancel what `copy_state` of a killed process has begun: QEMU would go on with it, and pause the domain at its end."""
+    """Cancel what `copy_state` of a killed process has begun: QEMU would go on with it, and pause the domain at its
+    end."""
     libvirt.monitor(domain, "migrate_cancel")
     end = time.monotonic() + LIMIT
     while libvirt.monitor(domain, "query-migrate").get("status") in _COPYING and time.monotonic() < end:
@@ -89,7 +91,8 @@ def end_copy(libvirt: Libvirt, domain: str) -> None:
 
 
 def continue_domain(libvirt: Libvirt, domain: str) -> None:
-    """Let a domain go on that `copy_state` has paused. libvirt learns of that pause by an event, and does nothing before it has."""
+    """Let a domain go on that `copy_state` has paused. libvirt learns of that pause by an event, and does nothing
+    before it has."""
     if libvirt.monitor(domain, "query-status").get("running"):
         return
     end = time.monotonic() + LIMIT
@@ -113,7 +116,8 @@ def load_state(libvirt: Libvirt, domain: str, source: Path) -> None:
 
 
 def fill_memory(pid: int, source: Path) -> None:
-    """Copy a template's memory into that of the paused QEMU `pid`. Holes are kept, so that unused memory costs nothing."""
+    """Copy a template's memory into that of the paused QEMU `pid`. Holes are kept, so that unused memory costs
+    nothing."""
     with source.open("rb") as file:
         target = _open_memory(pid)
         try:

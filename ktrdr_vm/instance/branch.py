@@ -1,7 +1,8 @@
-"""Branches: copies of a running instance with its memory and processes, each with an identity, a network and secrets of its own.
+"""Branches: copies of a running instance with its memory and processes, each with an identity, a network and secrets of
+its own.
 
-The original is paused for its disk and its memory; with KVM its memory is copied while it runs, up to the last part. Its secrets
-are taken away before, and delivered anew to it and to each copy. The reasons are in docs/adr.
+The original is paused for its disk and its memory; with KVM its memory is copied while it runs, up to the last part.
+Its secrets are taken away before, and delivered anew to it and to each copy. The reasons are in docs/adr.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ AGENT_LIMIT = 30.0
 
 @dataclass(frozen=True)
 class Given:
-    """What instances get from the host: secrets from their sources, roots of mounts, and how many instances there may be.
+    """What instances get from the host: secrets from their sources, roots of mounts, and how many instances there may
+    be.
 
     `reapply` gives the original what approvals had delivered to it.
     """
@@ -59,10 +61,11 @@ class Branches:
 
 
 def branch(loaded: LoadedInstance, identities: Iterable[Identity], given: Given, *, notify: Notify = quiet) -> Branches:
-    """Create a copy of a running instance for each identity. Use under the lock of the original; each copy is locked here.
+    """Create a copy of a running instance for each identity. Use under the lock of the original; each copy is locked
+    here.
 
-    UsageError, with nothing changed, for an instance that cannot be branched or a name that exists. If a copy cannot be created, all are
-    removed. A killed call leaves the original as an interrupted `suspend` does: `resume` mends it.
+    UsageError, with nothing changed, for an instance that cannot be branched or a name that exists. If a copy cannot be
+    created, all are removed. A killed call leaves the original as an interrupted `suspend` does: `resume` mends it.
     """
     wanted = tuple(identities)
     _require_possible(loaded, wanted)
@@ -108,7 +111,9 @@ def _require_possible(loaded: LoadedInstance, wanted: tuple[Identity, ...]) -> N
         reason = "it was booted from its disk, and not forked from a template"
     if reason:
         raise UsageError(
-            f"the instance cannot be branched: {reason}", where=name, hint="`ktrdr-vm snapshot` copies the disk of any instance"
+            f"the instance cannot be branched: {reason}",
+            where=name,
+            hint="`ktrdr-vm snapshot` copies the disk of any instance",
         )
     memory, disk = plan.profile.resources.memory, loaded.paths.overlay.stat().st_size >> 20
     require_capacity(loaded.home.root, memory, guests=len(wanted), disk=memory + disk * (len(wanted) + 1))
@@ -129,7 +134,8 @@ def _folder(loaded: LoadedInstance) -> Iterator[Path]:
 
 
 def _copy(loaded: LoadedInstance, folder: Path, given: Given, notify: Notify) -> float:
-    """Memory and disk of one moment, in the folder. The original runs afterwards as before; returns how long it was paused."""
+    """Memory and disk of one moment, in the folder. The original runs afterwards as before; returns how long it was
+    paused."""
     journal = loaded.journal
     for pid in find_qemu(loaded.identity.domain, loaded.paths.directory):
         touch_memory(pid, open_template(loaded.home, journal.template).memory)
@@ -153,8 +159,11 @@ def _copy(loaded: LoadedInstance, folder: Path, given: Given, notify: Notify) ->
 
 
 def _require_no_delivery(loaded: LoadedInstance) -> None:
-    """UsageError, and an original as before, while an approval delivers a secret. From now on an approval waits, or is refused."""
-    found = [one.id for one in loaded.escalations.list() if one.packet.kind == "secret" and one.answer and one.answer.waiting]
+    """UsageError, and an original as before, while an approval delivers a secret. From now on an approval waits, or is
+    refused."""
+    found = [
+        one.id for one in loaded.escalations.list() if one.packet.kind == "secret" and one.answer and one.answer.waiting
+    ]
     if found:
         loaded.journal.enter("awake")
         name = loaded.instance_id
@@ -166,13 +175,16 @@ def _require_no_delivery(loaded: LoadedInstance) -> None:
 
 
 def _pause(loaded: LoadedInstance, folder: Path) -> float:
-    """Copy memory and disk; the original is paused when the copy of the disk begins, if not before. The seconds of the pause."""
+    """Copy memory and disk; the original is paused when the copy of the disk begins, if not before. The seconds of the
+    pause."""
     libvirt, domain = loaded.libvirt, loaded.identity.domain
     try:
         # Under emulation, QEMU before 9.0 loses writes of a guest that runs while its memory is copied.
         paused = copy_state(libvirt, domain, folder / "state", live=loaded.plan.facts.accelerator == "kvm")
         began = time.monotonic()
-        process.run(["cp", "--reflink=auto", "--sparse=always", loaded.paths.overlay, folder / "disk.qcow2"], timeout=COPY_LIMIT)
+        process.run(
+            ["cp", "--reflink=auto", "--sparse=always", loaded.paths.overlay, folder / "disk.qcow2"], timeout=COPY_LIMIT
+        )
     finally:
         continue_domain(libvirt, domain)
     return paused + time.monotonic() - began

@@ -1,4 +1,5 @@
-"""Three ways from here: what ran runs on in each copy, and nothing that tells the machines apart, and no secret of the original, is shared."""
+"""Three ways from here: what ran runs on in each copy, and nothing that tells the machines apart, and no secret of the
+original, is shared."""
 
 from __future__ import annotations
 
@@ -65,7 +66,9 @@ def _die_while_copying(loaded: LoadedInstance, libvirt: Libvirt, *, live: bool) 
 
 
 @pytest.mark.vm
-def test_three_ways_from_here(lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_ways_from_here(
+    lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace = make_workspace(tmp_path)
     (workspace / "branch.yaml").write_text(PROFILE)
     gathered = gather(workspace / "branch.yaml", home=lab.home, workspace=workspace, instance_id=lab.new_id("branched"))
@@ -113,7 +116,9 @@ def test_three_ways_from_here(lab: Lab, image: Image, libvirt: Libvirt, tmp_path
             boot_id = _shell(loaded, "cat /proc/sys/kernel/random/boot_id")
             began = time.monotonic()
             made = branch(loaded, names, Given(lambda _: anew))
-            print(f"two branches in {time.monotonic() - began:.1f} s, the original paused for {made.paused * 1000:.0f} ms")
+            print(
+                f"two branches in {time.monotonic() - began:.1f} s, the original paused for {made.paused * 1000:.0f} ms"
+            )
         # The secret that the original had is neither in the memory nor on the disk from which the copies begin.
         assert len(seen) == 2 and not any(first in one or anew in one for one in seen)
         assert not origin.paths.branching.exists()
@@ -159,7 +164,10 @@ def test_three_ways_from_here(lab: Lab, image: Image, libvirt: Libvirt, tmp_path
                 resume(loaded, read_secret=lambda _: anew)
                 assert libvirt.monitor(loaded.identity.domain, "query-migrate")["status"] == "cancelled"
                 assert not origin.paths.branching.exists()
-                assert _shell(loaded, "cat /run/secrets/canary; cat /proc/sys/kernel/random/boot_id") == anew.decode() + boot_id
+                assert (
+                    _shell(loaded, "cat /run/secrets/canary; cat /proc/sys/kernel/random/boot_id")
+                    == anew.decode() + boot_id
+                )
         # No setting of the copy is left in QEMU: the state that it writes now can be read.
         with origin.locked():
             suspend(loaded)

@@ -1,4 +1,5 @@
-"""The state of a running VM is copied while it is paused, or while it runs; what a process that died has begun is ended."""
+"""The state of a running VM is copied while it is paused, or while it runs; what a process that died has begun is
+ended."""
 
 from __future__ import annotations
 
@@ -24,14 +25,23 @@ class Monitor:
     def suspend(self, _: str) -> None:
         self.log.append("suspend")
 
-    def monitor(self, _: str, execute: str, arguments: dict[str, Any] | None = None, *, files: tuple[int, ...] = ()) -> dict[str, Any]:
+    def monitor(
+        self, _: str, execute: str, arguments: dict[str, Any] | None = None, *, files: tuple[int, ...] = ()
+    ) -> dict[str, Any]:
         if execute == "migrate-set-capabilities":
             execute = f"ignore shared {arguments['capabilities'][0]['state']}" if arguments else execute
         self.log.append(execute)
         return {"status": self.status, "downtime": 56} if execute == "query-migrate" else {"max-bandwidth": 1}
 
 
-BEGUN = ["ignore shared True", "query-migrate-parameters", "migrate-set-parameters", "getfd", "migrate", "query-migrate"]
+BEGUN = [
+    "ignore shared True",
+    "query-migrate-parameters",
+    "migrate-set-parameters",
+    "getfd",
+    "migrate",
+    "query-migrate",
+]
 ENDED = ["migrate-set-parameters", "ignore shared False"]
 
 

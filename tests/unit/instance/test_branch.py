@@ -1,4 +1,5 @@
-"""What cannot be branched is refused before anything is done, and an unfinished branch leaves nothing and a running original."""
+"""What cannot be branched is refused before anything is done, and an unfinished branch leaves nothing and a running
+original."""
 
 from __future__ import annotations
 
@@ -116,7 +117,11 @@ def test_the_original_is_as_before_and_its_secrets_are_taken_before_the_copy(
     ],
 )
 def test_what_cannot_be_branched_is_not_touched(
-    origin: Callable[..., LoadedInstance], machine: Machine, document: dict[str, Any], fields: dict[str, Any], message: str
+    origin: Callable[..., LoadedInstance],
+    machine: Machine,
+    document: dict[str, Any],
+    fields: dict[str, Any],
+    message: str,
 ) -> None:
     with pytest.raises(UsageError, match=message):
         branch(origin(document, **fields), [COPY], GIVEN)
@@ -130,7 +135,9 @@ def test_a_restarted_machine_is_not_branched(origin: Callable[..., LoadedInstanc
     assert machine.log == []
 
 
-def test_a_name_is_used_once(origin: Callable[..., LoadedInstance], machine: Machine, write_instance: Callable[..., Journal]) -> None:
+def test_a_name_is_used_once(
+    origin: Callable[..., LoadedInstance], machine: Machine, write_instance: Callable[..., Journal]
+) -> None:
     loaded = origin()
     for names in ([COPY, COPY], [parse_instance_id("one")]):
         with pytest.raises(UsageError, match="a name of its own"):
@@ -141,7 +148,9 @@ def test_a_name_is_used_once(origin: Callable[..., LoadedInstance], machine: Mac
     assert machine.log == []
 
 
-def test_what_approvals_had_delivered_is_given_back_when_the_original_runs(origin: Callable[..., LoadedInstance], machine: Machine) -> None:
+def test_what_approvals_had_delivered_is_given_back_when_the_original_runs(
+    origin: Callable[..., LoadedInstance], machine: Machine
+) -> None:
     loaded = origin()
     given = Given(lambda _: b"anew", reapply=lambda: machine.log.append(f"reapply {loaded.journal.state}"))
     branch(loaded, [COPY], given)
@@ -162,7 +171,9 @@ def test_if_the_copy_fails_the_original_runs_with_its_secrets(
     assert loaded.journal.state == "awake" and not loaded.paths.branching.exists()
 
 
-def test_if_one_branch_fails_none_is_left(origin: Callable[..., LoadedInstance], machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_one_branch_fails_none_is_left(
+    origin: Callable[..., LoadedInstance], machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def create(_: LoadedInstance, copy: Instance, *__: Any) -> None:
         if copy.identity.instance_id == "second":
             raise GuestError("no answer", where="x", hint="y")
@@ -200,7 +211,9 @@ def test_a_guest_whose_agent_does_not_answer_is_not_touched(
 
 
 @pytest.mark.parametrize("state", [DomainState.RUNNING, DomainState.PAUSED])
-def test_what_a_killed_branch_left_is_ended_first(origin: Callable[..., LoadedInstance], machine: Machine, state: DomainState) -> None:
+def test_what_a_killed_branch_left_is_ended_first(
+    origin: Callable[..., LoadedInstance], machine: Machine, state: DomainState
+) -> None:
     replies = iter(["active", "cancelling", "cancelled"])
 
     def monitor(_: str, execute: str, *arguments: Any) -> dict[str, str]:
@@ -223,10 +236,14 @@ def submit(loaded: LoadedInstance, kind: str, request: dict[str, Any]) -> str:
     return loaded.escalations.submit(packet)[0].id
 
 
-def test_an_original_is_not_branched_while_an_approval_delivers_a_secret(origin: Callable[..., LoadedInstance], machine: Machine) -> None:
+def test_an_original_is_not_branched_while_an_approval_delivers_a_secret(
+    origin: Callable[..., LoadedInstance], machine: Machine
+) -> None:
     loaded = origin()
     asked = submit(loaded, "secret", {"name": "token"})
-    loaded.escalations.answer(asked, "approved", Answer(by="me", reason="r", at="t", request={"name": "token"}, seconds=60, waiting=True))
+    loaded.escalations.answer(
+        asked, "approved", Answer(by="me", reason="r", at="t", request={"name": "token"}, seconds=60, waiting=True)
+    )
     with pytest.raises(UsageError, match=f"an approval is delivering a secret: {asked}"):
         branch(loaded, [COPY], GIVEN)
     journal = read_journal(loaded.paths.journal)
