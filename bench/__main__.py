@@ -1,4 +1,5 @@
-"""`python -m bench`: rounds of everything, in another order each time, then the results. `--quick` leaves out the peers."""
+"""`python -m bench`: rounds of everything, in another order each time, then the results. `--quick` leaves out the
+peers."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ QUICK_S = 480.0
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="without peers, under fifteen minutes")
-    parser.add_argument("--kvm", action="store_true", help="on a host with working KVM; what emulation distorts comes first")
+    parser.add_argument(
+        "--kvm", action="store_true", help="on a host with working KVM; what emulation distorts comes first"
+    )
     parser.add_argument("--rounds", type=int, help="how many; default 3, in a quick run as many as fit")
     parser.add_argument("--only", default="", help="these steps alone, separated by commas; writes no document")
     words = parser.parse_args()
@@ -63,7 +66,10 @@ def main() -> int:
     assert image is not None
     found = find_accelerator(image.kernel)
     if words.kvm and found.name != "kvm":
-        print(f"bench: --kvm needs a host where KVM works: {found.reason}; `ktrdr-vm doctor` says what to do", file=sys.stderr)
+        print(
+            f"bench: --kvm needs a host where KVM works: {found.reason}; `ktrdr-vm doctor` says what to do",
+            file=sys.stderr,
+        )
         return 3
     steps = dict(STEPS)
     if not words.quick:
@@ -88,7 +94,9 @@ def main() -> int:
             random.shuffle(order)
             if words.kvm:
                 order.sort(key=lambda name: name not in DISTORTED)
-            if number % 3 == 0 and (not only or only & {"template", "fork", "forks3", "forks10", "memory", "copy", "rest", "traffic"}):
+            if number % 3 == 0 and (
+                not only or only & {"template", "fork", "forks3", "forks10", "memory", "copy", "rest", "traffic"}
+            ):
                 _measure(place, "template", machines.template, number, samples, failed)
             for name in order:
                 _measure(place, name, steps[name][0], number, samples, failed)
@@ -99,7 +107,10 @@ def main() -> int:
             print(f"{name} {samples.median(name):.4g}")
     else:
         results = write_results(samples, machine, kvm=words.kvm)
-        print(f"bench: {len(results)} rows in {time.monotonic() - began:.0f} s; results and docs/performance.md are written")
+        print(
+            f"bench: {len(results)} rows in {time.monotonic() - began:.0f} s; results and docs/performance.md are"
+            " written"
+        )
     for name in sorted(failed):
         print(f"bench: {name} failed at least once, see above", file=sys.stderr)
     return 1 if failed else 0

@@ -36,20 +36,35 @@ def quickness(place: Place) -> dict[str, float]:
     for _ in range(TIMES):
         for name, argv in commands.items():
             began = time.monotonic()
-            subprocess.run(argv, env=place.lab.environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+            subprocess.run(
+                argv,
+                env=place.lab.environment,
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=True,
+            )
             taken[name].append(time.monotonic() - began)
     return {name: min(values) for name, values in taken.items()}
 
 
 def copying(place: Place) -> dict[str, float]:
-    """Into a running guest, over connections that stand: the program's copy of a repository, and `tar | ssh` of the same folder."""
+    """Into a running guest, over connections that stand: the program's copy of a repository, and `tar | ssh` of the
+    same folder."""
     small, large = _make_trees(place.lab.scratch / "trees")
     found = {}
     with applied(place, "bench-copy"):
         instance = Instance(place.lab.home, parse_instance_id("bench-copy"), Libvirt()).load()
         guest = instance.connect()
         options = [word for name, value in make_ssh_options(instance).items() for word in ("-o", f"{name}={value}")]
-        options += ["-o", "ControlMaster=auto", "-o", f"ControlPath={place.lab.scratch}/master", "-o", "ControlPersist=60"]
+        options += [
+            "-o",
+            "ControlMaster=auto",
+            "-o",
+            f"ControlPath={place.lab.scratch}/master",
+            "-o",
+            "ControlPersist=60",
+        ]
         ssh = ["ssh", "-F", "/dev/null", *options, "bench-copy"]
         subprocess.run([*ssh, "true"], check=True, timeout=60, stdin=subprocess.DEVNULL)
         for name, tree, include in (("small", small, ()), ("large", large, ("*.bin",))):
@@ -61,7 +76,9 @@ def copying(place: Place) -> dict[str, float]:
             target = f"/srv/tar-{name}"
             prepare = f"sudo install -d -o {place.image.user} {target}"
             with subprocess.Popen(["tar", "-C", tree, "-c", "."], stdout=subprocess.PIPE) as packed:
-                subprocess.run([*ssh, f"{prepare} && tar -C {target} -x"], stdin=packed.stdout, check=True, timeout=LIMIT)
+                subprocess.run(
+                    [*ssh, f"{prepare} && tar -C {target} -x"], stdin=packed.stdout, check=True, timeout=LIMIT
+                )
             found[f"tar.{name}"] = time.monotonic() - began
         subprocess.run([*ssh, "-O", "exit"], check=False, stderr=subprocess.DEVNULL)
         instance.close()
@@ -69,7 +86,8 @@ def copying(place: Place) -> dict[str, float]:
 
 
 def _make_trees(place: Path) -> tuple[Path, Path]:
-    """A repository of many small files, and one with a large file that is not in Git. What is in them does not compress."""
+    """A repository of many small files, and one with a large file that is not in Git. What is in them does not
+    compress."""
     small, large = place / "small", place / "large"
     if not place.exists():
         for number in range(SMALL_FILES):

@@ -63,11 +63,17 @@ def render_picture(results: list[dict[str, Any]]) -> str:
     left, width, line = 430, 360, 22
     height = 60 + line * len(shown)
     root = ElementTree.Element(
-        "svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {left + width + 90} {height}", role="img", **{"font-family": "sans-serif"}
+        "svg",
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {left + width + 90} {height}",
+        role="img",
+        **{"font-family": "sans-serif"},
     )
     ElementTree.SubElement(root, "title").text = "Each measure against its aim"
     reached = sum(bool(reaches(one)) for one in shown)
-    ElementTree.SubElement(root, "desc").text = f"{reached} of {len(shown)} aims are reached; bars left of the line reach theirs."
+    ElementTree.SubElement(
+        root, "desc"
+    ).text = f"{reached} of {len(shown)} aims are reached; bars left of the line reach theirs."
     ElementTree.SubElement(root, "rect", width="100%", height="100%", fill="#ffffff")
     middle = left + width / 2
 
@@ -77,8 +83,12 @@ def render_picture(results: list[dict[str, Any]]) -> str:
 
     for factor, word in ((0.1, "÷ 10"), (1.0, "aim"), (10.0, "× 10")):
         x = f"{place(factor):.1f}"
-        ElementTree.SubElement(root, "line", x1=x, x2=x, y1="34", y2=str(height - 14), stroke="#888888" if factor == 1 else "#dddddd")
-        mark = ElementTree.SubElement(root, "text", x=x, y="26", fill="#333333", **{"text-anchor": "middle", "font-size": "12"})
+        ElementTree.SubElement(
+            root, "line", x1=x, x2=x, y1="34", y2=str(height - 14), stroke="#888888" if factor == 1 else "#dddddd"
+        )
+        mark = ElementTree.SubElement(
+            root, "text", x=x, y="26", fill="#333333", **{"text-anchor": "middle", "font-size": "12"}
+        )
         mark.text = word
     for number, one in enumerate(shown):
         y = 42 + number * line
@@ -90,8 +100,12 @@ def render_picture(results: list[dict[str, Any]]) -> str:
             root, "text", x=str(left - 8), y=str(y + 12), fill="#222222", **{"text-anchor": "end", "font-size": "12"}
         )
         label.text = one["measure"].replace("`", "")
-        ElementTree.SubElement(root, "rect", x=f"{start:.1f}", y=str(y), width=f"{max(end - start, 1.5):.1f}", height="15", fill=colour)
-        value = ElementTree.SubElement(root, "text", x=str(left + width + 10), y=str(y + 12), fill="#222222", **{"font-size": "12"})
+        ElementTree.SubElement(
+            root, "rect", x=f"{start:.1f}", y=str(y), width=f"{max(end - start, 1.5):.1f}", height="15", fill=colour
+        )
+        value = ElementTree.SubElement(
+            root, "text", x=str(left + width + 10), y=str(y + 12), fill="#222222", **{"font-size": "12"}
+        )
         value.text = f"{one['value']:.3g}"
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"
@@ -105,10 +119,11 @@ def describe_machine(accelerator: str, rounds: int, what: str) -> str:
     qemu = _ask("qemu-system-x86_64", "--version").split(" version ")[1].split()[0]
     boots = "KVM" if accelerator == "kvm" else "software emulation (KVM does not work there)"
     return (
-        f"Measured on {_ask('date', '-u', '+%Y-%m-%d')} by `{what}`, {rounds} rounds: "
-        f"{os.cpu_count()} × {processor[1] if processor else platform.machine()}, {int(memory[1]) >> 20 if memory else 0} GiB of memory, "
-        f"{system[1] if system else platform.system()}, kernel {platform.release()}, QEMU {qemu}, libvirt {_ask('virsh', '--version')}, "
-        f"{boots}; load at the start {os.getloadavg()[0]:.1f}. Guests have {VCPUS} vCPUs and {MEMORY >> 10} GiB."
+        f"Measured on {_ask('date', '-u', '+%Y-%m-%d')} by `{what}`, {rounds} rounds: {os.cpu_count()} ×"
+        f" {processor[1] if processor else platform.machine()}, {int(memory[1]) >> 20 if memory else 0} GiB of memory,"
+        f" {system[1] if system else platform.system()}, kernel {platform.release()}, QEMU {qemu}, libvirt"
+        f" {_ask('virsh', '--version')}, {boots}; load at the start {os.getloadavg()[0]:.1f}. Guests have {VCPUS} vCPUs"
+        f" and {MEMORY >> 10} GiB."
     )
 
 

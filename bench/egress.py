@@ -1,6 +1,8 @@
-"""Rows about the guard: a guest that is a network namespace, with the real firewall, guard and tap, and the same without any of them.
+"""Rows about the guard: a guest that is a network namespace, with the real firewall, guard and tap, and the same
+without any of them.
 
-A namespace and no VM, because emulation would hide what the filter costs behind what the guest's own network stack costs.
+A namespace and no VM, because emulation would hide what the filter costs behind what the guest's own network stack
+costs.
 """
 
 from __future__ import annotations
@@ -84,7 +86,10 @@ def _second_card(client: SSHClient, domain: str) -> Iterator[None]:
     try:
         ip(f"addr add {GATEWAY}/30 dev {_TAP}")
         ip(f"link set {_TAP} up")
-        xml = f"<interface type='ethernet'><mac address='{_MAC}'/><target dev='{_TAP}' managed='no'/><model type='virtio'/></interface>"
+        xml = (
+            f"<interface type='ethernet'><mac address='{_MAC}'/><target dev='{_TAP}' managed='no'/><model"
+            " type='virtio'/></interface>"
+        )
         with closing(Libvirt()) as libvirt:
             libvirt.attach(domain, xml)
         find = f"basename $(dirname $(grep -l {_MAC} /sys/class/net/*/address))"
@@ -138,7 +143,8 @@ def _plain_guest() -> Iterator[str]:
 
 @contextmanager
 def serving(place: Place) -> Iterator[None]:
-    """A server out there that is quicker than what is measured, on a wire of its own: the lab's other wires are listened to."""
+    """A server out there that is quicker than what is measured, on a wire of its own: the lab's other wires are
+    listened to."""
     place.lab.world.dns.zone[NAME] = [("A", SERVER)]
     make_namespace("traffic")
     try:
@@ -170,8 +176,8 @@ def _forget(namespace: str, link: str) -> None:
 
 
 def _measure(namespace: str, resolver: str) -> dict[str, float]:
-    """Seconds for the download and for the requests; milliseconds for a new connection, until its first answered byte, and for an event
-    of a stream, until it is there."""
+    """Seconds for the download and for the requests; milliseconds for a new connection, until its first answered byte,
+    and for an event of a stream, until it is there."""
     words = ["ask", NAME, str(PORT), resolver, str(SIZE), str(REQUESTS)]
     argv = ["ip", "netns", "exec", namespace, sys.executable, str(Path(__file__).with_name("traffic.py")), *words]
     done = subprocess.run(argv, capture_output=True, timeout=300)

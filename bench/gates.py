@@ -27,24 +27,34 @@ TASKS = 23
 
 
 def small_tasks(place: Place) -> dict[str, float]:
-    """Seconds of a playbook of 23 tasks, first by this program, then by ansible-playbook with pipelining and a kept connection."""
+    """Seconds of a playbook of 23 tasks, first by this program, then by ansible-playbook with pipelining and a kept
+    connection."""
     playbook = place.lab.scratch / "small.yaml"
     playbook.write_text(_TASKS + "".join(_COMMAND.format(number=number) for number in range(TASKS - 5)))
+    control = place.lab.scratch / "gate-%C"
     with applied(place, "bench-gate"):
         ours = place.command("gate", "bench-gate", "./small.yaml")
         inventory = place.lab.scratch / "inventory.yaml"
         inventory.write_bytes(
             subprocess.run(
-                [PROGRAM, "ssh-config", "--inventory", "bench-gate"], env=place.lab.environment, capture_output=True, check=True
+                [PROGRAM, "ssh-config", "--inventory", "bench-gate"],
+                env=place.lab.environment,
+                capture_output=True,
+                check=True,
             ).stdout
         )
         began = time.monotonic()
         subprocess.run(
             [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, playbook],
             env={
-                **place.lab.environment, "PATH": os.environ["PATH"], "HOME": str(place.lab.scratch), "ANSIBLE_PIPELINING": "1",
-                "ANSIBLE_SSH_ARGS": f"-o ControlMaster=auto -o ControlPersist=60 -o ControlPath={place.lab.scratch}/gate-%C",
+                **place.lab.environment,
+                "PATH": os.environ["PATH"],
+                "HOME": str(place.lab.scratch),
+                "ANSIBLE_PIPELINING": "1",
+                "ANSIBLE_SSH_ARGS": f"-o ControlMaster=auto -o ControlPersist=60 -o ControlPath={control}",
             },
-            stdout=subprocess.DEVNULL, check=True, timeout=LIMIT,
-        )  # fmt: skip
+            stdout=subprocess.DEVNULL,
+            check=True,
+            timeout=LIMIT,
+        )
         return {"gate.ours": ours, "gate.ansible": time.monotonic() - began}

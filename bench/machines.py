@@ -37,7 +37,8 @@ def raw(place: Place) -> dict[str, float]:
 
 @contextmanager
 def raw_machine(place: Place) -> Iterator[tuple[Way, Watch]]:
-    """QEMU by hand: an overlay, the same seed, the same kernel, processor, memory, cache and network card. Nothing else."""
+    """QEMU by hand: an overlay, the same seed, the same kernel, processor, memory, cache and network card. Nothing
+    else."""
     folder = place.lab.scratch / "raw"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -46,21 +47,62 @@ def raw_machine(place: Place) -> Iterator[tuple[Way, Watch]]:
     login, documents = make_documents(place, "raw")
     (folder / "seed.iso").write_bytes(make_seed(documents))
     subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", place.image.disk_format, "-b", place.image.disk, folder / "disk", f"{DISK}M"],
+        [
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            place.image.disk_format,
+            "-b",
+            place.image.disk,
+            folder / "disk",
+            f"{DISK}M",
+        ],
         check=True,
     )
     for words in ("tuntap add dev rawtap mode tap", f"addr add {GATEWAY}/30 dev rawtap", "link set rawtap up"):
         ip(words)
-    cpu = ["-accel", "kvm", "-cpu", "host"] if facts.accelerator == "kvm" else ["-accel", "tcg", "-cpu", f"{EMULATED_CPU},-vmx,-svm"]
+    cpu = (
+        ["-accel", "kvm", "-cpu", "host"]
+        if facts.accelerator == "kvm"
+        else ["-accel", "tcg", "-cpu", f"{EMULATED_CPU},-vmx,-svm"]
+    )
     words = [
-        facts.emulator, "-machine", MACHINE, *cpu, "-m", str(MEMORY), "-smp", str(VCPUS), "-nodefaults", "-no-user-config",
-        "-display", "none", "-serial", f"file:{folder}/console.log",
-        "-kernel", place.image.kernel, "-initrd", place.image.initrd, "-append", make_kernel_arguments(facts),
-        "-drive", f"file={folder}/disk,if=virtio,format=qcow2,cache=unsafe,discard=unmap,detect-zeroes=unmap",
-        "-drive", f"file={folder}/seed.iso,if=virtio,format=raw,readonly=on",
-        "-netdev", "tap,id=net,ifname=rawtap,script=no,downscript=no", "-device", f"virtio-net-pci,netdev=net,mac={GUEST_MAC}",
-        "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
-    ]  # fmt: skip
+        facts.emulator,
+        "-machine",
+        MACHINE,
+        *cpu,
+        "-m",
+        str(MEMORY),
+        "-smp",
+        str(VCPUS),
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-serial",
+        f"file:{folder}/console.log",
+        "-kernel",
+        place.image.kernel,
+        "-initrd",
+        place.image.initrd,
+        "-append",
+        make_kernel_arguments(facts),
+        "-drive",
+        f"file={folder}/disk,if=virtio,format=qcow2,cache=unsafe,discard=unmap,detect-zeroes=unmap",
+        "-drive",
+        f"file={folder}/seed.iso,if=virtio,format=raw,readonly=on",
+        "-netdev",
+        "tap,id=net,ifname=rawtap,script=no,downscript=no",
+        "-device",
+        f"virtio-net-pci,netdev=net,mac={GUEST_MAC}",
+        "-object",
+        "rng-random,id=rng,filename=/dev/urandom",
+        "-device",
+        "virtio-rng-pci,rng=rng",
+    ]
     process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL)
     try:
         way = Way(ADDRESS, place.image.user, login)
@@ -79,7 +121,9 @@ def make_documents(place: Place, name: str) -> tuple[str, dict[str, bytes]]:
     """A login, and the three documents of a seed that lets it in at ADDRESS."""
     identity = parse_instance_id(name)
     (host_key, host_public), (login, login_public) = generate_keypair(), generate_keypair()
-    allocation = Allocation(GATEWAY, ADDRESS, host_key=host_key, host_public_key=host_public, login_public_key=login_public)
+    allocation = Allocation(
+        GATEWAY, ADDRESS, host_key=host_key, host_public_key=host_public, login_public_key=login_public
+    )
     documents = {
         "user-data": render_user_data(identity, find_facts(place), allocation).encode(),
         "meta-data": render_meta_data(identity).encode(),
@@ -146,7 +190,8 @@ def _end(process: subprocess.Popen[bytes], seen: Watch) -> Watch | Exception:
 
 
 def memory(place: Place) -> dict[str, float]:
-    """What the host has less of for the first idle fork, and for a second one beside it: QEMU and guard, in MB of PSS."""
+    """What the host has less of for the first idle fork, and for a second one beside it: QEMU and guard, in MB of
+    PSS."""
     with applied(place, "bench-first"):
         time.sleep(SETTLE_S)
         alone = measure_pss(place, "bench-first")
@@ -167,7 +212,9 @@ def applied(place: Place, instance_id: str, *more: str | Path) -> Iterator[Watch
 
 def measure_pss(place: Place, instance_id: str) -> float:
     directory = place.lab.home.instance(instance_id).directory
-    return sum(read_pss(pid) for pid in (*find_qemu(f"ktrdr-{instance_id}", directory), *find_guards(directory / "guard")))
+    return sum(
+        read_pss(pid) for pid in (*find_qemu(f"ktrdr-{instance_id}", directory), *find_guards(directory / "guard"))
+    )
 
 
 def read_pss(pid: int) -> float:

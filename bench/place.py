@@ -28,7 +28,10 @@ PROGRAM = str(Path(sys.executable).with_name("ktrdr-vm"))
 LIMIT = 1200.0
 # The same for everybody.
 VCPUS, MEMORY, DISK = 2, 2048, 10240
-PROFILE = f"version: 1\nname: bench\nimage: debian-13-docker\nresources: {{vcpus: {VCPUS}, memory: {MEMORY}MiB, disk: {DISK}MiB}}\n"
+PROFILE = (
+    f"version: 1\nname: bench\nimage: debian-13-docker\nresources: {{vcpus: {VCPUS}, memory: {MEMORY}MiB, disk:"
+    f" {DISK}MiB}}\n"
+)
 
 
 @dataclass
@@ -43,10 +46,16 @@ class Place:
         """Run `ktrdr-vm`; seconds that it took."""
         began = time.monotonic()
         done = subprocess.run(
-            [PROGRAM, *map(str, words)], env=self.lab.environment, cwd=self.lab.scratch, capture_output=True, timeout=LIMIT
+            [PROGRAM, *map(str, words)],
+            env=self.lab.environment,
+            cwd=self.lab.scratch,
+            capture_output=True,
+            timeout=LIMIT,
         )
         if check and done.returncode != 0:
-            raise RuntimeError(f"ktrdr-vm {' '.join(map(str, words))}: exit code {done.returncode}\n{done.stderr.decode()[-2000:]}")
+            raise RuntimeError(
+                f"ktrdr-vm {' '.join(map(str, words))}: exit code {done.returncode}\n{done.stderr.decode()[-2000:]}"
+            )
         return time.monotonic() - began
 
     def start(self, instance_id: str, *more: str | Path) -> tuple[subprocess.Popen[bytes], Watch]:
@@ -68,7 +77,9 @@ class Place:
         paths = self.lab.home.instance(instance_id)
         with suppress(OSError, KtrdrError):
             if read_journal(paths.journal) is not None:
-                return Way(GUEST, self.image.user, paths.login_key.read_text(), parse_instance_id(instance_id).namespace)
+                return Way(
+                    GUEST, self.image.user, paths.login_key.read_text(), parse_instance_id(instance_id).namespace
+                )
         return None
 
 

@@ -21,7 +21,9 @@ from ktrdr_vm.host import netns
 POLL_S = 0.03
 LIMIT_S = 900.0
 # One question, asked in the guest until it is answered, so that asking costs every guest the same.
-_DOCKER = "sudo -n sh -c 'until curl -sf --unix-socket /run/docker.sock http://docker/_ping >/dev/null; do sleep 0.05; done'"
+_DOCKER = (
+    "sudo -n sh -c 'until curl -sf --unix-socket /run/docker.sock http://docker/_ping >/dev/null; do sleep 0.05; done'"
+)
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False
@@ -110,7 +112,14 @@ def attempt(way: Way) -> paramiko.SSHClient:
     try:
         key = paramiko.Ed25519Key.from_private_key(io.StringIO(way.key))
         client.connect(
-            way.address, username=way.user, pkey=key, sock=plain, look_for_keys=False, allow_agent=False, timeout=30, banner_timeout=30
+            way.address,
+            username=way.user,
+            pkey=key,
+            sock=plain,
+            look_for_keys=False,
+            allow_agent=False,
+            timeout=30,
+            banner_timeout=30,
         )
         _, out, _ = client.exec_command("true", timeout=30)
         if out.channel.recv_exit_status() != 0:

@@ -41,14 +41,18 @@ _HEALTHY = "health checks pass"
 
 
 def prepared(place: Place) -> dict[str, float]:
-    """From `apply` to the demo stack healthy, with its project prepared and without. The template of the project is there before."""
+    """From `apply` to the demo stack healthy, with its project prepared and without. The template of the project is
+    there before."""
     workspace = _make_project(place)
     gathered = gather(workspace / "prepared.yaml", home=place.lab.home, workspace=workspace, instance_id="bench-stack")
     trusted = replace(gathered, policy=replace(gathered.policy, prepare_refs=("main",)))
     home, plan, said = place.lab.home, trusted.plan, []
     if find_best(home, trusted, plan, place.image, said.append) is None:
         build_best(home, trusted, plan, place.image, Libvirt(), said.append)
-    return {"prepared.healthy": _measure(place, workspace, "prepared"), "unprepared.healthy": _measure(place, workspace, "unprepared")}
+    return {
+        "prepared.healthy": _measure(place, workspace, "prepared"),
+        "unprepared.healthy": _measure(place, workspace, "unprepared"),
+    }
 
 
 def _make_project(place: Place) -> Path:

@@ -1,4 +1,5 @@
-"""What is measured, what it is compared with, and what is aimed at. A row is a ratio of two samples of the same round, or one sample."""
+"""What is measured, what it is compared with, and what is aimed at. A row is a ratio of two samples of the same round,
+or one sample."""
 
 from __future__ import annotations
 
@@ -31,7 +32,15 @@ ROWS = (
     Row("cold apply → SSH and Docker ÷ raw QEMU → the same", "cold.ready", "raw.ready", 1.05),
     Row("fork → SSH and Docker ÷ raw QEMU → the same", "fork.ready", "raw.ready", 0.10),
     Row("fork → SSH ÷ raw QEMU → SSH", "fork.ssh", "raw.ssh", 0.08),
-    Row("fork → an authenticated command, minus the SSH handshake", "fork.ssh", "", 0.8, "lower", "s", minus="fork.handshake"),
+    Row(
+        "fork → an authenticated command, minus the SSH handshake",
+        "fork.ssh",
+        "",
+        0.8,
+        "lower",
+        "s",
+        minus="fork.handshake",
+    ),
     Row("3 forks at once ÷ 1", "forks3.ready", "fork.ready", 1.8),
     Row("10 forks at once ÷ 1", "forks10.ready", "fork.ready", 6.0),
     Row("memory of the second idle fork ÷ the first (PSS)", "memory.second", "memory.first", 0.35),
@@ -49,12 +58,40 @@ ROWS = (
     Row("`list` ÷ `python -c pass`", "command.list", "command.pass"),
     Row("copy-in ÷ `tar \\| ssh`, speed, many small files", "tar.small", "copy.small", 0.8, "higher"),
     Row("copy-in ÷ `tar \\| ssh`, speed, one large file", "tar.large", "copy.large", 0.9, "higher"),
-    Row("egress: speed of a 500 MB download ÷ the same guest unfiltered", "vmplain.download", "vmguard.download", 0.95, "higher"),
-    Row("egress: speed of 200 small requests ÷ the same guest unfiltered", "vmplain.requests", "vmguard.requests", 0.95, "higher"),
-    Row("egress: new connection, more than the same guest unfiltered", "vmguard.connect", "", 1.0, "lower", "ms", minus="vmplain.connect"),
+    Row(
+        "egress: speed of a 500 MB download ÷ the same guest unfiltered",
+        "vmplain.download",
+        "vmguard.download",
+        0.95,
+        "higher",
+    ),
+    Row(
+        "egress: speed of 200 small requests ÷ the same guest unfiltered",
+        "vmplain.requests",
+        "vmguard.requests",
+        0.95,
+        "higher",
+    ),
+    Row(
+        "egress: new connection, more than the same guest unfiltered",
+        "vmguard.connect",
+        "",
+        1.0,
+        "lower",
+        "ms",
+        minus="vmplain.connect",
+    ),
     Row("egress: speed of a 500 MB download ÷ unfiltered, no VM", "plain.download", "guard.download", None, "higher"),
     Row("egress: speed of 200 small requests ÷ unfiltered, no VM", "plain.requests", "guard.requests", None, "higher"),
-    Row("egress: new connection and lookup, more than unfiltered, no VM", "guard.connect", "", None, "lower", "ms", minus="plain.connect"),
+    Row(
+        "egress: new connection and lookup, more than unfiltered, no VM",
+        "guard.connect",
+        "",
+        None,
+        "lower",
+        "ms",
+        minus="plain.connect",
+    ),
     Row(
         "egress: a streamed event, more than unfiltered, no VM",
         "guard.streamed",
@@ -71,13 +108,32 @@ ROWS = (
         None,
         "higher",
     ),
-    Row("without root: speed of 200 small requests through pasta ÷ dialled", "dialled.requests", "pasta.requests", None, "higher"),
-    Row("without root: new connection through pasta, more than dialled", "pasta.connect", "", None, "lower", "ms", minus="dialled.connect"),
+    Row(
+        "without root: speed of 200 small requests through pasta ÷ dialled",
+        "dialled.requests",
+        "pasta.requests",
+        None,
+        "higher",
+    ),
+    Row(
+        "without root: new connection through pasta, more than dialled",
+        "pasta.connect",
+        "",
+        None,
+        "lower",
+        "ms",
+        minus="dialled.connect",
+    ),
     Row("egress: set-up of filter and guard", "guard.setup", "", 50.0, "lower", "ms"),
     Row("egress: set-up of the filter alone", "guard.filter", "", 50.0, "lower", "ms"),
     Row("egress: memory of the guard and its children (PSS)", "guard.memory", "", 60.0, "lower", "MB"),
     *(
-        Row(f"{what} → SSH ÷ {peer} → SSH{', stock image' if stock else ''}", f"{ours}.ssh", f"{peer}{'.stock' if stock else ''}.ssh", aim)
+        Row(
+            f"{what} → SSH ÷ {peer} → SSH{', stock image' if stock else ''}",
+            f"{ours}.ssh",
+            f"{peer}{'.stock' if stock else ''}.ssh",
+            aim,
+        )
         for stock in (False, True)
         for peer in ("virt-install", "debvm-run", "virt-lightning", "vagrant-libvirt")
         for what, ours, aim in (("cold apply", "cold", 0.7), ("fork", "fork", 0.07))

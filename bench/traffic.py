@@ -1,7 +1,7 @@
 """Both ends of the egress rows, each a process of its own: TLS's first message with a name in it, then plain bytes.
 
-The guard's proxy reads the name of a ClientHello and ends no TLS, so what follows need not be encrypted to be the same for it;
-encryption by Python at both ends would be most of what is measured.
+The guard's proxy reads the name of a ClientHello and ends no TLS, so what follows need not be encrypted to be the same
+for it; encryption by Python at both ends would be most of what is measured.
 """
 
 from __future__ import annotations
@@ -167,4 +167,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
-        ask(sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5]), int(sys.argv[6]), lookups=sys.argv[1] == "ask")
+        ask(
+            sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5]), int(sys.argv[6]), lookups=sys.argv[1] == "ask"
+        )

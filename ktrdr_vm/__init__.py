@@ -1,11 +1,21 @@
-"""ktrdr-vm: disposable virtual machines for coding agents. The interface for programs is `ktrdr_vm.api`, whose names are exported here."""
+"""ktrdr-vm: disposable virtual machines for coding agents. The interface for programs is `ktrdr_vm.api`, whose names
+are exported here."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ktrdr_vm.api import Instance, LivingInstance, Result, apply, enter_world, list_instances, make_plan, read_report
+    from ktrdr_vm.api import (
+        Instance,
+        LivingInstance,
+        Result,
+        apply,
+        enter_world,
+        list_instances,
+        make_plan,
+        read_report,
+    )
 
 __all__ = ["Instance", "LivingInstance", "Result", "apply", "enter_world", "list_instances", "make_plan", "read_report"]
 

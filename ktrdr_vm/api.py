@@ -1,7 +1,7 @@
 """The functions of the command line, for programs: `from ktrdr_vm import Instance, apply, make_plan`.
 
-Errors are those of `ktrdr_vm.errors`, with message, place and hint. Creating, entering and destroying an instance requires root or
-`enter_world`; `make_plan` requires neither.
+Errors are those of `ktrdr_vm.errors`, with message, place and hint. Creating, entering and destroying an instance
+requires root or `enter_world`; `make_plan` requires neither.
 """
 
 from __future__ import annotations
@@ -63,15 +63,16 @@ class Result:
 def enter_world() -> None:
     """Without root: let this process run in the world of its user, as every command does. As root it has no effect.
 
-    To be called before the program starts threads: Linux does not let a process with several change its user namespace. Afterwards the
-    process is root of that world, which is its user outside. HostError if this host cannot have a world.
+    To be called before the program starts threads: Linux does not let a process with several change its user namespace.
+    Afterwards the process is root of that world, which is its user outside. HostError if this host cannot have a world.
     """
     if os.geteuid() != 0:
         enter_own_world()
 
 
 def make_plan(profile: str | Path, *, workspace: str | Path = ".", instance_id: str | None = None) -> Plan:
-    """The plan of `apply`: `.digest`, `.render()`, `.to_json()`. Changes nothing. DocumentError holds all errors of the profile."""
+    """The plan of `apply`: `.digest`, `.render()`, `.to_json()`. Changes nothing. DocumentError holds all errors of the
+    profile."""
     return gather(Path(profile), home=find_home(), workspace=Path(workspace), instance_id=instance_id).plan
 
 
@@ -88,7 +89,8 @@ def apply(
 ) -> RunReport:
     """One whole run, as `ktrdr-vm apply`. A failed gate raises nothing: check `.outcome` and `.exit_code`.
 
-    UsageError if the profile allows destinations of secrets that the trusted branch does not, unless `accept_changes` is set.
+    UsageError if the profile allows destinations of secrets that the trusted branch does not, unless `accept_changes`
+    is set.
     """
     require_root()
     forbid_cores()
@@ -151,7 +153,9 @@ class Instance:
         plan, run_id = self._gathered.plan, make_run_id()
         if plan.profile.mode != "sandbox":
             raise UsageError(
-                "an interactive profile cannot be used in a `with` block", where="Instance", hint="use `apply` for an interactive profile"
+                "an interactive profile cannot be used in a `with` block",
+                where="Instance",
+                hint="use `apply` for an interactive profile",
             )
         secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
         self._mask = make_mask(secrets.values())
@@ -170,7 +174,10 @@ class Instance:
         self._held.enter_context(stage.instance.locked())
         self._stage = stage
         self._recorder = Recorder(
-            RunDirectory(create_run(self._home, self.instance_id, run_id), self.instance_id, plan.facts.owner, self._mask), self._listener
+            RunDirectory(
+                create_run(self._home, self.instance_id, run_id), self.instance_id, plan.facts.owner, self._mask
+            ),
+            self._listener,
         )
         try:
             stage.provision(self._recorder)
@@ -179,7 +186,9 @@ class Instance:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._end()
 
     def _end(self) -> None:
@@ -195,9 +204,15 @@ class Instance:
                 raise failed
 
     def exec(
-        self, command: Sequence[str] | str, *, timeout: float = 3600, stdin: bytes = b"", environment: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str] | str,
+        *,
+        timeout: float = 3600,
+        stdin: bytes = b"",
+        environment: Mapping[str, str] | None = None,
     ) -> Result:
-        """Run a command, or a line for /bin/sh, as the user of the guest in the workspace. GuestTimeout after `timeout` seconds."""
+        """Run a command, or a line for /bin/sh, as the user of the guest in the workspace. GuestTimeout after `timeout`
+        seconds."""
         stage = self._require()
         profile = stage.plan.profile
         done = stage.connect().run(
@@ -228,11 +243,16 @@ class Instance:
 
     def escalations(self) -> list[dict[str, Any]]:
         """Its escalations and their answers."""
-        return [one.to_json() for one in EscalationStore(self._require().instance.paths.escalations, self.instance_id).list()]
+        return [
+            one.to_json()
+            for one in EscalationStore(self._require().instance.paths.escalations, self.instance_id).list()
+        ]
 
     def _require(self) -> Stage:
         if self._stage is None:
-            raise UsageError("the instance does not exist", where=self.instance_id, hint="use it inside of its `with` block")
+            raise UsageError(
+                "the instance does not exist", where=self.instance_id, hint="use it inside of its `with` block"
+            )
         return self._stage
 
 
@@ -250,7 +270,9 @@ class LivingInstance:
     def __exit__(self, *_: object) -> None:
         self._loaded.close()
 
-    def exec(self, command: Sequence[str] | str, *, timeout: float = 3600, stdin: bytes = b"", expect: str = "") -> Result:
+    def exec(
+        self, command: Sequence[str] | str, *, timeout: float = 3600, stdin: bytes = b"", expect: str = ""
+    ) -> Result:
         """As `Instance.exec`, in the user's home. UsageError if `expect` is set and not its revision."""
         self._loaded.require_revision(expect)
         mask = find_mask(self._loaded, warnings.warn)
@@ -264,7 +286,8 @@ class LivingInstance:
         return self._loaded.guard.find_revision()
 
     def gate(self, name: str, *, workspace: str | Path = ".", trusted: bool = True, expect: str = "") -> GateResult:
-        """Run one gate under the instance's lock. BusyError when a run holds it. Without `trusted` only of the workspace, or shipped.
+        """Run one gate under the instance's lock. BusyError when a run holds it. Without `trusted` only of the
+        workspace, or shipped.
 
         UsageError if `expect` is set and not the revision of the instance.
         """
@@ -272,7 +295,8 @@ class LivingInstance:
         return result
 
     def push(self, ref: str = "HEAD", *, branch: str = "", comments: str = "", expect: str = "") -> Pushed:
-        """Push a commit of the host and comments into its repository, by default to a new branch. An empty `ref` pushes comments alone.
+        """Push a commit of the host and comments into its repository, by default to a new branch. An empty `ref` pushes
+        comments alone.
 
         UsageError, with nothing changed, if the branch cannot be moved forward or is checked out with changes.
         """

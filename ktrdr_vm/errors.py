@@ -70,8 +70,8 @@ class DocumentError(KtrdrError):
 
 
 def summarize(problems: Sequence[Problem]) -> list[str]:
-    """A line for each problem, within bounds: the first places of each message, then how many more places it has, then how many more
-    messages there are."""
+    """A line for each problem, within bounds: the first places of each message, then how many more places it has, then
+    how many more messages there are."""
     places: dict[str, list[Problem]] = {}
     for problem in problems:
         places.setdefault(problem.message, []).append(problem)
@@ -101,7 +101,8 @@ class GuestError(ProvisionError):
 
 
 class ForeignError(ProvisionError):
-    """An object on the host has the name of a resource and does not belong to ktrdr-vm. It is never changed and is no residue."""
+    """An object on the host has the name of a resource and does not belong to ktrdr-vm. It is never changed and is no
+    residue."""
 
 
 class ResidueError(KtrdrError):
@@ -127,4 +128,5 @@ class BusyError(KtrdrError):
 
 
 class LimitReached(KeyboardInterrupt):
-    """SIGUSR1 of a scheduler: the time of this process is nearly over. An interruption, after which results are still fetched."""
+    """SIGUSR1 of a scheduler: the time of this process is nearly over. An interruption, after which results are still
+    fetched."""

@@ -48,7 +48,8 @@ class Identity:
 
     @property
     def token(self) -> str:
-        """Ten hexadecimal digits for short names: 40 bits, so that the names of instances on one host do not collide."""
+        """Ten hexadecimal digits for short names: 40 bits, so that the names of instances on one host do not
+        collide."""
         return hashlib.sha256(self.instance_id.encode()).hexdigest()[:10]
 
     @property
@@ -102,8 +103,9 @@ def parse_instance_id(text: str) -> Identity:
 def derive_instance_id(repository: str, branch: str) -> Identity:
     """`ktrdr`, `feat/operation-metrics` as `ktrdr--feat-operation-metrics`.
 
-    Of all names that would read alike, one is plain: a branch without a hyphen, or with a slash in place of the first one. Every other one
-    is marked with a digest of the whole, as is one that had to be cut: two branches are two instances.
+    Of all names that would read alike, one is plain: a branch without a hyphen, or with a slash in place of the first
+    one. Every other one is marked with a digest of the whole, as is one that had to be cut: two branches are two
+    instances.
     """
     slug = _slug(branch)
     plain = f"{_slug(repository) or 'repo'}--{slug or 'detached'}"
@@ -114,7 +116,8 @@ def derive_instance_id(repository: str, branch: str) -> Identity:
 
 
 def derive_verification_id(identity: Identity) -> Identity:
-    """The instance that verifies the commits of the workload of another one: `ktrdr--feat-x--verify` for `ktrdr--feat-x`."""
+    """The instance that verifies the commits of the workload of another one: `ktrdr--feat-x--verify` for
+    `ktrdr--feat-x`."""
     plain = f"{identity.instance_id}--verify"
     if len(plain) > 63:
         plain = f"{identity.instance_id[:40].rstrip('-')}-{identity.token}--verify"

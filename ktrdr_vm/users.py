@@ -12,7 +12,8 @@ UNMAPPED = 65534
 
 
 def find_changeable(path: Path) -> str:
-    """The first part of a path, from the top, that users other than root and this one may change; empty if there is none.
+    """The first part of a path, from the top, that users other than root and this one may change; empty if there is
+    none.
 
     A world-writable folder with the sticky bit, such as /tmp, is accepted, but its content is checked.
     """
@@ -29,13 +30,15 @@ def find_changeable(path: Path) -> str:
 
 
 def is_trusted_owner(uid: int) -> bool:
-    """True for root and this user. In a world root of the host is not told from others; entering it has checked before."""
+    """True for root and this user. In a world root of the host is not told from others; entering it has checked
+    before."""
     return uid in (0, os.geteuid()) or (uid == UNMAPPED and in_user_namespace())
 
 
 @functools.cache
 def in_user_namespace() -> bool:
-    """True in a world, and in any other user namespace that maps some ids only. Remembered: whoever enters one clears the cache."""
+    """True in a world, and in any other user namespace that maps some ids only. Remembered: whoever enters one clears
+    the cache."""
     try:
         return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
     except OSError:

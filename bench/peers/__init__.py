@@ -1,6 +1,7 @@
 """Other tools that start a machine, each on our image and on a stock one, with the same memory and processors.
 
-None is told more than it has to be to run here: no KVM, the same processor, cache and machine type where it can be told.
+None is told more than it has to be to run here: no KVM, the same processor, cache and machine type where it can be
+told.
 """
 
 from __future__ import annotations
@@ -34,17 +35,23 @@ def install_peers(image: Image, accelerator: str) -> dict[str, str]:
             common = f"the images for it cannot be made: {error}"
     found = {}
     for peer in PEERS:
-        found[peer] = common or (install.install_virt_lightning() if peer == virt_lightning.PEER else install.install_root(peer))
+        found[peer] = common or (
+            install.install_virt_lightning() if peer == virt_lightning.PEER else install.install_root(peer)
+        )
         if found[peer]:
             print(f"peer {peer} is skipped: {found[peer]}", file=sys.stderr, flush=True)
     return found
 
 
 def find_steps(installed: dict[str, str]) -> dict[str, tuple[Step, int]]:
-    """The steps of those that can be measured, and in how many of the rounds: `NAME` on our image and `NAME.stock` on the stock one."""
+    """The steps of those that can be measured, and in how many of the rounds: `NAME` on our image and `NAME.stock` on
+    the stock one."""
     steps: dict[str, tuple[Step, int]] = {}
     for peer, reason in installed.items():
         if not reason:
             for stock in (False, True):
-                steps[make_name(peer, stock=stock)] = (functools.partial(PEERS[peer].measure, stock=stock), STOCK_EVERY if stock else 1)
+                steps[make_name(peer, stock=stock)] = (
+                    functools.partial(PEERS[peer].measure, stock=stock),
+                    STOCK_EVERY if stock else 1,
+                )
     return steps

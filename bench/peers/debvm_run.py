@@ -1,8 +1,10 @@
-"""`debvm-run`, a script over QEMU. It takes kernel and initrd out of an ext4 file system that has both inside, so that is the form of an
-image it gets: for it the stock image has no boot loader. It writes to its image unless QEMU is told `-snapshot`, which its manual shows.
+"""`debvm-run`, a script over QEMU. It takes kernel and initrd out of an ext4 file system that has both inside, so that
+is the form of an image it gets: for it the stock image has no boot loader. It writes to its image unless QEMU is told
+`-snapshot`, which its manual shows.
 
-Its own network is QEMU's user mode, whose forwarded port answers before the guest does; so that the prober can ask it as it asks all
-others, a tap is added beside it. Its accelerator falls back by itself; the processor would be the host's where /dev/kvm can be written.
+Its own network is QEMU's user mode, whose forwarded port answers before the guest does; so that the prober can ask it
+as it asks all others, a tap is added beside it. Its accelerator falls back by itself; the processor would be the host's
+where /dev/kvm can be written.
 """
 
 from __future__ import annotations

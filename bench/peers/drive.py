@@ -1,4 +1,5 @@
-"""What every peer needs: a root to run in, a network card's other end, one outside prober, and nothing left of it afterwards."""
+"""What every peer needs: a root to run in, a network card's other end, one outside prober, and nothing left of it
+afterwards."""
 
 from __future__ import annotations
 
@@ -43,17 +44,27 @@ def make_folder(place: Place, name: str) -> Path:
     return folder
 
 
-def run_tool(argv: list[Any], folder: Path, began: float, find: Callable[[], Way | None], *, stays: bool = False, **more: Any) -> Watch:
-    """Start the tool and the prober beside each other; wait for both. A tool that `stays` is ended when its guest has answered."""
+def run_tool(
+    argv: list[Any], folder: Path, began: float, find: Callable[[], Way | None], *, stays: bool = False, **more: Any
+) -> Watch:
+    """Start the tool and the prober beside each other; wait for both. A tool that `stays` is ended when its guest has
+    answered."""
     log = folder / "said.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True, **more
+            [str(word) for word in argv],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            **more,
         )
 
         def find_while_running() -> Way | None:
             if process.poll() is not None and (stays or process.returncode != 0):
-                raise RuntimeError(f"{argv[0]} ended with {process.returncode}: {log.read_text(errors='replace')[-1500:]}")
+                raise RuntimeError(
+                    f"{argv[0]} ended with {process.returncode}: {log.read_text(errors='replace')[-1500:]}"
+                )
             return find()
 
         try:
@@ -80,7 +91,8 @@ def tap() -> Iterator[Callable[[str, str], Callable[[], Way]]]:
 
 @contextmanager
 def bound(root: Path) -> Iterator[list[Any]]:
-    """What the tool and libvirtd must both see stands at the same path in its root, for as long as it is used. What argv begins with."""
+    """What the tool and libvirtd must both see stands at the same path in its root, for as long as it is used. What
+    argv begins with."""
     made = []
     try:
         for path in ("/proc", "/dev", "/sys", "/run/libvirt", "/var/lib/libvirt", str(LAB_HOME)):
@@ -96,7 +108,8 @@ def bound(root: Path) -> Iterator[list[Any]]:
 
 @contextmanager
 def dnsmasq(folder: Path) -> Iterator[None]:
-    """libvirt's networks want dnsmasq. Where the host has none, that of the tools stands beside the host's programs, in this namespace."""
+    """libvirt's networks want dnsmasq. Where the host has none, that of the tools stands beside the host's programs, in
+    this namespace."""
     if find_program("dnsmasq") is not None:
         yield
         return
@@ -112,7 +125,8 @@ def dnsmasq(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def left_as_found(*files: Path) -> Iterator[Any]:
-    """A connection to libvirt. Domains, networks and pools that were not there before are gone afterwards, and `files` are root's again.
+    """A connection to libvirt. Domains, networks and pools that were not there before are gone afterwards, and `files`
+    are root's again.
 
     libvirt gives what a domain opens to QEMU's user unless it is told not to, and nobody but root may own an image.
     """

@@ -1,10 +1,13 @@
-"""What the peers boot: our image in the forms that they take, and a stand-in for a stock cloud image. Made once, kept for the next run.
+"""What the peers boot: our image in the forms that they take, and a stand-in for a stock cloud image. Made once, kept
+for the next run.
 
-Ours is always the same root file system. A tool that takes kernel and initrd out of it finds them inside; one that asks the machine's
-firmware finds a boot loader in front of it, which starts the same kernel and initrd with the same arguments.
+Ours is always the same root file system. A tool that takes kernel and initrd out of it finds them inside; one that asks
+the machine's firmware finds a boot loader in front of it, which starts the same kernel and initrd with the same
+arguments.
 
-The stock image is Debian's own packages as they come: the distribution's initrd, cloud-init unmodified, GRUB, Docker enabled by its
-package. Nothing in it is chosen for speed, and nothing is added that a published cloud image would not have.
+The stock image is Debian's own packages as they come: the distribution's initrd, cloud-init unmodified, GRUB, Docker
+enabled by its package. Nothing in it is chosen for speed, and nothing is added that a published cloud image would not
+have.
 """
 
 from __future__ import annotations
@@ -28,14 +31,43 @@ from ktrdr_vm.plan.domain_xml import make_kernel_arguments
 # Where QEMU's own user can reach it, which a checkout need not be.
 FOLDER = LAB_HOME / "bench-images"
 SUITE = "trixie"
-# What a published Debian cloud image is made of, and Docker. curl is what the prober asks Docker with. No ifupdown: with it there,
-# cloud-init would configure the network through it, and networkd's wait-online would wait its two minutes for nothing.
+# What a published Debian cloud image is made of, and Docker. curl is what the prober asks Docker with. No ifupdown:
+# with it there, cloud-init would configure the network through it, and networkd's wait-online would wait its two
+# minutes for nothing.
 PACKAGES = (
-    "apparmor", "ca-certificates", "cloud-guest-utils", "cloud-init", "cron", "curl", "dbus", "docker-cli", "docker.io", "e2fsprogs",
-    "grub-pc-bin", "init", "initramfs-tools", "iproute2", "kmod", "less", "libnss-resolve", "libpam-systemd", "linux-image-cloud-amd64",
-    "logrotate", "netplan.io", "openssh-server", "procps", "python3", "sudo", "systemd-resolved", "systemd-timesyncd", "tzdata", "udev",
-    "unattended-upgrades", "vim-tiny", "zstd",
-)  # fmt: skip
+    "apparmor",
+    "ca-certificates",
+    "cloud-guest-utils",
+    "cloud-init",
+    "cron",
+    "curl",
+    "dbus",
+    "docker-cli",
+    "docker.io",
+    "e2fsprogs",
+    "grub-pc-bin",
+    "init",
+    "initramfs-tools",
+    "iproute2",
+    "kmod",
+    "less",
+    "libnss-resolve",
+    "libpam-systemd",
+    "linux-image-cloud-amd64",
+    "logrotate",
+    "netplan.io",
+    "openssh-server",
+    "procps",
+    "python3",
+    "sudo",
+    "systemd-resolved",
+    "systemd-timesyncd",
+    "tzdata",
+    "udev",
+    "unattended-upgrades",
+    "vim-tiny",
+    "zstd",
+)
 SIZE = 4 << 30
 # Where the first partition begins; the boot loader lies in front of it.
 START = 1 << 20
@@ -47,7 +79,8 @@ _STOCK_ARGUMENTS = f"root=LABEL={_LABEL} ro console=tty0 console=ttyS0,115200"
 
 @dataclass(frozen=True)
 class Forms:
-    """One image as each tool wants it. `tree`: ext4 without partitions, kernel and initrd inside. `disk`: qcow2 that boots by itself."""
+    """One image as each tool wants it. `tree`: ext4 without partitions, kernel and initrd inside. `disk`: qcow2 that
+    boots by itself."""
 
     tree: Path
     disk: Path
@@ -103,12 +136,19 @@ def _make_ours(image: Image, folder: Path) -> None:
 
 def _make_stock(folder: Path) -> None:
     root, tree = folder / "root", folder / "tree.raw"
-    argv = make_mmdebstrap_argv(read_apt_host(), SUITE, root, variant="minbase", security=True, packages=PACKAGES, exclude=())
+    argv = make_mmdebstrap_argv(
+        read_apt_host(), SUITE, root, variant="minbase", security=True, packages=PACKAGES, exclude=()
+    )
     _run(argv, env={**os.environ, "TMPDIR": str(folder)})
     (root / "etc/fstab").write_text(f"LABEL={_LABEL} / ext4 defaults 0 1\n")
     (root / "etc/hostname").write_text("stock\n")
     (root / "etc/machine-id").write_text("uninitialized\n")
-    for pattern in ("etc/ssh/ssh_host_*", "var/cache/apt/archives/*.deb", "var/lib/apt/lists/*_*", "etc/apt/apt.conf.d/99mmdebstrap"):
+    for pattern in (
+        "etc/ssh/ssh_host_*",
+        "var/cache/apt/archives/*.deb",
+        "var/lib/apt/lists/*_*",
+        "etc/apt/apt.conf.d/99mmdebstrap",
+    ):
         for place in root.glob(pattern):
             place.unlink()
     with tree.open("xb") as file:
@@ -129,11 +169,29 @@ def _add_boot_loader(folder: Path, arguments: str, *, stock: bool) -> None:
     config = tools / "tmp/grub.cfg"
     config.write_text(f"set root=(hd0,msdos1)\nlinux /boot/kernel {arguments}\ninitrd /boot/initrd\nboot\n")
     modules = "/usr/lib/grub/i386-pc"
-    _run(["chroot", tools, "grub-mkimage", "-O", "i386-pc", "-d", modules, "-c", "/tmp/grub.cfg", "-p", "/", "-o", "/tmp/core", *_MODULES])
+    _run(
+        [
+            "chroot",
+            tools,
+            "grub-mkimage",
+            "-O",
+            "i386-pc",
+            "-d",
+            modules,
+            "-c",
+            "/tmp/grub.cfg",
+            "-p",
+            "/",
+            "-o",
+            "/tmp/core",
+            *_MODULES,
+        ]
+    )
     core, first = (tools / "tmp/core").read_bytes(), (tools / modules.lstrip("/") / "boot.img").read_bytes()
     assert len(core) + _SECTOR <= START
     with raw.open("r+b") as file:
-        # Behind 440 bytes is the partition table. The loader's own default is that the core begins in the second sector.
+        # Behind 440 bytes is the partition table. The loader's own default is that the core begins in the second
+        # sector.
         file.write(first[:440])
         file.seek(_SECTOR)
         file.write(core)
@@ -151,7 +209,9 @@ def _add_boot_loader(folder: Path, arguments: str, *, stock: bool) -> None:
 
 def _edit(tree: Path, commands: list[str]) -> None:
     """debugfs ends well whatever happens, so what it says is read."""
-    said = subprocess.run(["debugfs", "-w", "-f", "-", tree], input="\n".join(commands), text=True, capture_output=True, check=True)
+    said = subprocess.run(
+        ["debugfs", "-w", "-f", "-", tree], input="\n".join(commands), text=True, capture_output=True, check=True
+    )
     wrong = [line for line in said.stderr.splitlines() if line and not line.startswith("debugfs ")]
     if wrong:
         raise RuntimeError(f"debugfs: {'; '.join(wrong)}")

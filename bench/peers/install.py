@@ -22,15 +22,20 @@ ROOTS = {
     "vagrant-libvirt": ("vagrant", "vagrant-libvirt", "openssh-client", "qemu-utils"),
 }
 VIRT_LIGHTNING = "2.5.0"
-# Line of virt-lightning as released, and what stands there instead. It takes KVM wherever libvirt names it, the host's processor,
-# and insists on a folder of the machine's own.
+# Line of virt-lightning as released, and what stands there instead. It takes KVM wherever libvirt names it, the host's
+# processor, and insists on a folder of the machine's own.
 PATCHES = {
     "virt_lightning.py": (
         ("return sorted(available)[0]", 'return os.environ["BENCH_DOMAIN_TYPE"]'),
         ('DEFAULT_STORAGE_DIR = "/var/lib/virt-lightning/pool"', 'DEFAULT_STORAGE_DIR = os.environ["BENCH_POOL"]'),
-        ("root = ET.fromstring(DOMAIN_XML)", 'root = ET.fromstring(DOMAIN_XML.replace("BENCH_CPU", os.environ["BENCH_CPU"]))'),
+        (
+            "root = ET.fromstring(DOMAIN_XML)",
+            'root = ET.fromstring(DOMAIN_XML.replace("BENCH_CPU", os.environ["BENCH_CPU"]))',
+        ),
     ),
-    "templates.py": (("<cpu mode='host-model' check='partial'>\n    <model fallback='allow'/>\n  </cpu>", "BENCH_CPU"),),
+    "templates.py": (
+        ("<cpu mode='host-model' check='partial'>\n    <model fallback='allow'/>\n  </cpu>", "BENCH_CPU"),
+    ),
 }
 
 
@@ -41,7 +46,9 @@ def install_root(name: str) -> str:
         return ""
     shutil.rmtree(root, ignore_errors=True)
     PLACES.mkdir(exist_ok=True)
-    return _finish(root, ["mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(ROOTS[name])}", SUITE, str(root)])
+    return _finish(
+        root, ["mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(ROOTS[name])}", SUITE, str(root)]
+    )
 
 
 def install_virt_lightning() -> str:
@@ -85,5 +92,7 @@ def make_wrapper(folder: Path, name: str, program: str) -> None:
     tools = PLACES / "tools"
     libraries = tools / "usr/lib/x86_64-linux-gnu"
     wrapper = folder / name
-    wrapper.write_text(f'#!/bin/sh\nexec {tools}/lib64/ld-linux-x86-64.so.2 --library-path {libraries} {tools}/{program} "$@"\n')
+    wrapper.write_text(
+        f'#!/bin/sh\nexec {tools}/lib64/ld-linux-x86-64.so.2 --library-path {libraries} {tools}/{program} "$@"\n'
+    )
     wrapper.chmod(0o755)

@@ -1,7 +1,8 @@
-"""`vagrant up` of a box of the image, in a pool of its own. Ours with kernel and initrd, the stock image by its own boot loader.
+"""`vagrant up` of a box of the image, in a pool of its own. Ours with kernel and initrd, the stock image by its own
+boot loader.
 
-A box usually has user, key and network inside. Ours and the stock image have cloud-init instead, so the machine gets a seed as its
-second disk, with DHCP as vagrant-libvirt's management network wants it; Vagrant is told the key.
+A box usually has user, key and network inside. Ours and the stock image have cloud-init instead, so the machine gets a
+seed as its second disk, with DHCP as vagrant-libvirt's management network wants it; Vagrant is told the key.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from pathlib import Path
 import yaml
 
 from bench.machines import find_facts, make_documents
-from bench.peers.drive import bound, dnsmasq, left_as_found, make_folder, make_name, name_samples, run_tool, wait_for_lease
+from bench.peers.drive import (
+    bound,
+    dnsmasq,
+    left_as_found,
+    make_folder,
+    make_name,
+    name_samples,
+    run_tool,
+    wait_for_lease,
+)
 from bench.peers.images import find_forms
 from bench.peers.install import PLACES
 from bench.place import DISK, MEMORY, VCPUS, Place
@@ -70,16 +80,30 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
         f'    libvirt.cmd_line = "{make_kernel_arguments(facts)}"\n'
     )  # fmt: skip
     words = {
-        "user": place.image.user, "folder": folder, "driver": driver, "mode": mode, "cpu": EMULATED_CPU, "machine": MACHINE,
-        "memory": MEMORY, "vcpus": VCPUS, "pool": _POOL, "mac": GUEST_MAC, "boot": boot,
-    }  # fmt: skip
+        "user": place.image.user,
+        "folder": folder,
+        "driver": driver,
+        "mode": mode,
+        "cpu": EMULATED_CPU,
+        "machine": MACHINE,
+        "memory": MEMORY,
+        "vcpus": VCPUS,
+        "pool": _POOL,
+        "mac": GUEST_MAC,
+        "boot": boot,
+    }
     (folder / "Vagrantfile").write_text(_VAGRANTFILE.format(**words))
     base = find_forms(place.image, stock=True).disk if stock else place.image.disk
     _make_box(folder, base, "qcow2" if stock else place.image.disk_format)
     environment = {
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(folder), "LC_ALL": "C.UTF-8", "VAGRANT_HOME": str(folder / "home"),
-        "VAGRANT_CWD": str(folder), "VAGRANT_CHECKPOINT_DISABLE": "1", "VAGRANT_DEFAULT_PROVIDER": "libvirt",
-    }  # fmt: skip
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": str(folder),
+        "LC_ALL": "C.UTF-8",
+        "VAGRANT_HOME": str(folder / "home"),
+        "VAGRANT_CWD": str(folder),
+        "VAGRANT_CHECKPOINT_DISABLE": "1",
+        "VAGRANT_DEFAULT_PROVIDER": "libvirt",
+    }
     files = (base, place.image.kernel, place.image.initrd)
     with dnsmasq(folder), bound(PLACES / PEER) as chroot, left_as_found(*files) as libvirt:
         libvirt.storagePoolCreateXML(_POOL_XML.format(folder / "pool"))
@@ -91,11 +115,14 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
 
 
 def _make_box(folder: Path, base: Path, kind: str) -> None:
-    """As `vagrant box add` and the first `up` leave them: the box in Vagrant's home, its disk in the pool. A thin one on the image's."""
+    """As `vagrant box add` and the first `up` leave them: the box in Vagrant's home, its disk in the pool. A thin one
+    on the image's."""
     box, pool = folder / "home/boxes/bench/1.0/libvirt", folder / "pool"
     box.mkdir(parents=True)
     pool.mkdir(mode=0o711)
-    (box / "metadata.json").write_text(json.dumps({"provider": "libvirt", "format": "qcow2", "virtual_size": DISK // 1024}))
+    (box / "metadata.json").write_text(
+        json.dumps({"provider": "libvirt", "format": "qcow2", "virtual_size": DISK // 1024})
+    )
     (box / "Vagrantfile").write_text('Vagrant.configure("2") do |config|\nend\n')
     image = box / "box.img"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", kind, "-b", base, image, f"{DISK}M"], check=True)

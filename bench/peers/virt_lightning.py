@@ -1,4 +1,5 @@
-"""`vl up`. It boots an image's own boot loader from a pool of its own on machine `pc`, with its own network: ours is given GRUB for it.
+"""`vl up`. It boots an image's own boot loader from a pool of its own on machine `pc`, with its own network: ours is
+given GRUB for it.
 
 It knows no way to say cache, kernel or disk format; those are its own. It writes cloud-init's documents itself.
 """
@@ -36,28 +37,44 @@ def measure(place: Place, *, stock: bool) -> dict[str, float]:
     login, login_public = generate_keypair()
     (folder / "key.pub").write_text(login_public + "\n")
     machine = {
-        "name": "peer", "distro": "bench", "memory": MEMORY, "vcpus": VCPUS, "username": place.image.user,
-        "disks": [{"size": DISK // 1024}], "metadata_format": {"provider": "nocloud"}, "ssh_key_file": str(folder / "key.pub"),
-    }  # fmt: skip
+        "name": "peer",
+        "distro": "bench",
+        "memory": MEMORY,
+        "vcpus": VCPUS,
+        "username": place.image.user,
+        "disks": [{"size": DISK // 1024}],
+        "metadata_format": {"provider": "nocloud"},
+        "ssh_key_file": str(folder / "key.pub"),
+    }
     if not stock:
-        # Our image makes no host keys of its own, and these documents bring none; what lies beside an image says what else it needs.
+        # Our image makes no host keys of its own, and these documents bring none; what lies beside an image says what
+        # else it needs.
         (pool / "upstream" / "bench.yaml").write_text(yaml.safe_dump({"write_files": _make_host_key()}))
     (folder / "machines.yaml").write_text(yaml.safe_dump([machine]))
     environment = {
-        "PATH": f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(folder), "LC_ALL": "C.UTF-8", "BENCH_POOL": str(pool),
-        "BENCH_DOMAIN_TYPE": "qemu", "BENCH_CPU": _EMULATED,
-    }  # fmt: skip
+        "PATH": f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": str(folder),
+        "LC_ALL": "C.UTF-8",
+        "BENCH_POOL": str(pool),
+        "BENCH_DOMAIN_TYPE": "qemu",
+        "BENCH_CPU": _EMULATED,
+    }
     if find_facts(place).accelerator == "kvm":
         environment |= {"BENCH_DOMAIN_TYPE": "kvm", "BENCH_CPU": "<cpu mode='host-model' check='partial'/>"}
     with dnsmasq(folder), left_as_found(disk) as libvirt:
         libvirt.storagePoolCreateXML(_POOL.format(pool))
         began = time.monotonic()
         argv = [PLACES / PEER / "bin/vl", "up", "--virt-lightning-yaml", folder / "machines.yaml"]
-        seen = run_tool(argv, folder, began, lambda: Way(_ADDRESS, place.image.user, login), env=environment, cwd=folder)
+        seen = run_tool(
+            argv, folder, began, lambda: Way(_ADDRESS, place.image.user, login), env=environment, cwd=folder
+        )
     return name_samples(PEER, seen, stock=stock)
 
 
 def _make_host_key() -> list[dict[str, str]]:
     private, public = generate_keypair()
     place = "/etc/ssh/ssh_host_ed25519_key"
-    return [{"path": place, "content": private, "permissions": "0600"}, {"path": f"{place}.pub", "content": public, "permissions": "0644"}]
+    return [
+        {"path": place, "content": private, "permissions": "0600"},
+        {"path": f"{place}.pub", "content": public, "permissions": "0644"},
+    ]

@@ -44,9 +44,14 @@ def approve(
     """
     store = loaded.escalations
     found = store.find(escalation_id)
-    # A waiting one was approved by a command that was killed before it was applied, or while the instance was suspended.
-    if found.current != "pending" and not (found.current == "approved" and found.answer is not None and found.answer.waiting):
-        raise UsageError(f"{escalation_id} is {found.current}", where=loaded.instance_id, hint="only what is pending can be approved")
+    # A waiting one was approved by a command that was killed before it was applied, or while the instance was
+    # suspended.
+    if found.current != "pending" and not (
+        found.current == "approved" and found.answer is not None and found.answer.waiting
+    ):
+        raise UsageError(
+            f"{escalation_id} is {found.current}", where=loaded.instance_id, hint="only what is pending can be approved"
+        )
     _require_reason(reason)
     given = _narrow(found, request)
     lasting = seconds if seconds is not None else found.packet.seconds
@@ -62,14 +67,16 @@ def approve(
 
 
 def check_sources(loaded: LoadedInstance) -> None:
-    """Before an instance is resumed: UsageError or HostError when a secret that an approval delivers cannot be read now."""
+    """Before an instance is resumed: UsageError or HostError when a secret that an approval delivers cannot be read
+    now."""
     for one in loaded.escalations.list():
         if one.packet.kind == "secret" and one.current == "approved" and one.answer is not None:
             read_source(_make_entry(one.answer))
 
 
 def reapply(loaded: LoadedInstance, policy: OwnerPolicy) -> list[Escalation]:
-    """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What was applied.
+    """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What
+    was applied.
 
     A failure does not prevent the others; a ProvisionError at the end names all that failed.
     """
@@ -81,7 +88,9 @@ def reapply(loaded: LoadedInstance, policy: OwnerPolicy) -> list[Escalation]:
         answer = one.answer
         try:
             if answer.waiting:
-                given.append(store.answer(one.id, "approved", _give(loaded, one, replace(answer, waiting=False), policy)))
+                given.append(
+                    store.answer(one.id, "approved", _give(loaded, one, replace(answer, waiting=False), policy))
+                )
             elif answer.ends is not None:
                 left = max(1, int(answer.ends[1] - boottime()))
                 _give(loaded, one, replace(answer, seconds=left), policy)
@@ -96,7 +105,10 @@ def reapply(loaded: LoadedInstance, policy: OwnerPolicy) -> list[Escalation]:
         raise ProvisionError(
             "not reapplied: " + "; ".join(f"{escalation_id}: {error.message}" for escalation_id, error in failed),
             where=name,
-            hint=f"correct the cause and `ktrdr-vm resume {name}`, or `ktrdr-vm escalations revoke {name} {failed[0][0]}`",
+            hint=(
+                f"correct the cause and `ktrdr-vm resume {name}`, or `ktrdr-vm escalations revoke {name}"
+                f" {failed[0][0]}`"
+            ),
         )
     return given
 
@@ -128,7 +140,9 @@ def revoke_approval(loaded: LoadedInstance, escalation_id: str, *, reason: str) 
     store = loaded.escalations
     found = store.find(escalation_id)
     if found.current != "approved" or found.answer is None:
-        raise UsageError(f"{escalation_id} is {found.current}", where=loaded.instance_id, hint="only what is approved can be revoked")
+        raise UsageError(
+            f"{escalation_id} is {found.current}", where=loaded.instance_id, hint="only what is approved can be revoked"
+        )
     if loaded.journal.state != "awake":
         pass  # a suspended instance does not have it, and does not get it when it is resumed
     elif found.packet.kind == "network":
@@ -142,7 +156,8 @@ def revoke_approval(loaded: LoadedInstance, escalation_id: str, *, reason: str) 
 
 
 def find_stop(loaded: LoadedInstance, policy: OwnerPolicy) -> str:
-    """Why a run beside this instance should stop: an escalation has waited for longer than the owner's `wait`. Else nothing."""
+    """Why a run beside this instance should stop: an escalation has waited for longer than the owner's `wait`. Else
+    nothing."""
     for one in loaded.escalations.list():
         if one.current == "pending" and seconds_since(one.received_at) >= policy.escalations.wait:
             return one.id
@@ -160,7 +175,9 @@ def _check(found: Escalation, given: dict[str, Any], seconds: int, policy: Owner
     if refusal is not None:
         raise UsageError(refusal.message, where=where, hint=refusal.hint)
     if packet.kind in LOANS:
-        others = [one for one in loaded.escalations.list() if one.packet.kind == packet.kind and one.current == "approved"]
+        others = [
+            one for one in loaded.escalations.list() if one.packet.kind == packet.kind and one.current == "approved"
+        ]
         check_loan(loaded, packet.kind, given, policy, [one.answer.request for one in others if one.answer is not None])
 
 
@@ -171,12 +188,18 @@ def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]
     try:
         return parse_request(found.packet.kind, {**found.packet.request, **request})
     except ValueError as error:
-        raise UsageError(f"the approval is not valid: {error}", where=found.id, hint="approve the request or a part of it") from None
+        raise UsageError(
+            f"the approval is not valid: {error}", where=found.id, hint="approve the request or a part of it"
+        ) from None
 
 
 def _check_source(loaded: LoadedInstance, policy: OwnerPolicy, source: Secret | None) -> dict[str, str]:
     if source is None:
-        raise UsageError("where does the secret come from?", where=loaded.instance_id, hint="name it with --env VARIABLE or --file PATH")
+        raise UsageError(
+            "where does the secret come from?",
+            where=loaded.instance_id,
+            hint="name it with --env VARIABLE or --file PATH",
+        )
     refused = refuse_secret(source, policy, loaded.plan.facts.workspace or "/")
     if refused:
         raise UsageError(
@@ -209,7 +232,9 @@ def _path(name: str) -> str:
 
 def _require_reason(reason: str) -> None:
     if not reason.strip():
-        raise UsageError("an answer requires a reason", hint="use --reason TEXT; the report contains it and the guest can read it")
+        raise UsageError(
+            "an answer requires a reason", hint="use --reason TEXT; the report contains it and the guest can read it"
+        )
 
 
 def _who() -> str:

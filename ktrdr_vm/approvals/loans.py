@@ -1,8 +1,8 @@
 """Loans: folders of the host, vCPUs and memory that approvals hot-plug into a running VM, and their hot-unplug.
 
-The VM is prepared for it at its start, within the limits of the owner's policy. Each loan has an expiry, at which the guard
-starts this module as a program. A folder is removed without the cooperation of the guest. A guest may refuse to release vCPUs and
-memory until the end of its VM, but the limit of CPU time on the host is restored immediately.
+The VM is prepared for it at its start, within the limits of the owner's policy. Each loan has an expiry, at which the
+guard starts this module as a program. A folder is removed without the cooperation of the guest. A guest may refuse to
+release vCPUs and memory until the end of its VM, but the limit of CPU time on the host is restored immediately.
 """
 
 from __future__ import annotations
@@ -47,33 +47,46 @@ done
 """
 
 
-def check_loan(loaded: LoadedInstance, kind: str, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
-    """UsageError for what cannot be hot-plugged into this VM. `standing` are the requests of the same kind that hold."""
+def check_loan(
+    loaded: LoadedInstance, kind: str, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]
+) -> None:
+    """UsageError for what cannot be hot-plugged into this VM. `standing` are the requests of the same kind that
+    hold."""
     if kind == "mount":
         _check_folder(loaded, request, policy, standing)
     elif list(standing):
-        raise UsageError("vCPUs or memory are hot-plugged already", where=loaded.instance_id, hint="revoke that escalation first")
+        raise UsageError(
+            "vCPUs or memory are hot-plugged already", where=loaded.instance_id, hint="revoke that escalation first"
+        )
     else:
         _check_size(loaded, request)
 
 
-def _check_folder(loaded: LoadedInstance, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]) -> None:
+def _check_folder(
+    loaded: LoadedInstance, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]
+) -> None:
     plan, where = loaded.plan, loaded.instance_id
     if not plan.facts.lending.mounts:
         raise _not_ready(where, "its memory is not shared, which a mount requires")
     if not request["readonly"]:
         raise UsageError(
-            "a folder can be mounted read-only only", where=where, hint="approve it with --readonly; results are returned as artifacts"
+            "a folder can be mounted read-only only",
+            where=where,
+            hint="approve it with --readonly; results are returned as artifacts",
         )
     refused = refuse_path(request["source"], plan.facts.workspace, (plan.facts.workspace, *policy.mount_roots))
     if refused:
-        raise UsageError(refused, where=where, hint="see mounts.roots in the owner's policy; an approval cannot exceed it")
+        raise UsageError(
+            refused, where=where, hint="see mounts.roots in the owner's policy; an approval cannot exceed it"
+        )
     taken = [mount.target for mount in plan.profile.mounts] + [one["target"] for one in standing]
     taken += [plan.profile.workspace.target] if plan.profile.workspace else []
     for other in taken:
         if _overlap(request["target"], other):
             raise UsageError(
-                f"{request['target']} overlaps with {other}", where=where, hint="deny it, and name a free target in the reason"
+                f"{request['target']} overlaps with {other}",
+                where=where,
+                hint="deny it, and name a free target in the reason",
             )
 
 
@@ -98,8 +111,18 @@ def _check_size(loaded: LoadedInstance, request: dict[str, Any]) -> None:
     require_capacity(loaded.home.root, memory - size.memory)
 
 
-def lend(loaded: LoadedInstance, loan: str, kind: str, request: dict[str, Any], policy: OwnerPolicy, *, seconds: int, reason: str) -> None:
-    """Hot-plug it. `loan` is the id of the escalation. If the guest does not accept it, it is unplugged, and an error is raised."""
+def lend(
+    loaded: LoadedInstance,
+    loan: str,
+    kind: str,
+    request: dict[str, Any],
+    policy: OwnerPolicy,
+    *,
+    seconds: int,
+    reason: str,
+) -> None:
+    """Hot-plug it. `loan` is the id of the escalation. If the guest does not accept it, it is unplugged, and an error
+    is raised."""
     # The expiry first: a loan has one also if this command is killed in between.
     loaded.guard.expire_loan(loan, seconds, module=__name__, message=f"{_describe(request)}: {reason}")
     try:
@@ -150,7 +173,9 @@ def _give(loaded: LoadedInstance, vcpus: int, memory: int) -> None:
             done = loaded.connect().run(_ONLINE, environment={"COUNT": str(vcpus)}, become=True, timeout=TAKE_LIMIT)
             if done.exit_code != 0:
                 raise ProvisionError(
-                    "the guest does not use the hot-plugged vCPUs", where=domain, hint="its kernel must support CPU hot-plug"
+                    "the guest does not use the hot-plugged vCPUs",
+                    where=domain,
+                    hint="its kernel must support CPU hot-plug",
                 )
     if find_lendable(size, lending):
         _resize(loaded, _steps(memory - size.memory))
@@ -158,7 +183,11 @@ def _give(loaded: LoadedInstance, vcpus: int, memory: int) -> None:
 
 def _require_room(loaded: LoadedInstance, vcpus: int) -> None:
     """Checked before a hot-plug, because vCPUs that the kernel does not accept cannot be unplugged either."""
-    said = loaded.connect().run(["cat", "/sys/devices/system/cpu/possible"], timeout=TAKE_LIMIT).stdout.decode("ascii", "replace")
+    said = (
+        loaded.connect()
+        .run(["cat", "/sys/devices/system/cpu/possible"], timeout=TAKE_LIMIT)
+        .stdout.decode("ascii", "replace")
+    )
     last = said.strip().rpartition("-")[2]
     room = int(last) + 1 if last.isdecimal() and len(last) < 6 else 1
     if room < vcpus:
@@ -199,7 +228,8 @@ def _resize(loaded: LoadedInstance, extra: int) -> None:
     while (now := _read_lent(loaded)) != extra:
         if time.monotonic() > end:
             raise ProvisionError(
-                f"the guest has {now} MiB of hot-plugged memory and does not {'accept' if extra > has else 'release'} the rest",
+                f"the guest has {now} MiB of hot-plugged memory and does not {'accept' if extra > has else 'release'}"
+                " the rest",
                 where=domain,
                 hint="end processes that use memory in the guest; the rest is released when the VM ends",
             )
@@ -231,7 +261,10 @@ def _not_ready(where: str, why: str) -> UsageError:
     return UsageError(
         f"this VM was not prepared for it: {why}",
         where=where,
-        hint="escalations.kinds of the owner's policy must contain the kind when the VM starts: `apply --restart`, or apply again",
+        hint=(
+            "escalations.kinds of the owner's policy must contain the kind when the VM starts: `apply --restart`, or"
+            " apply again"
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from ktrdr_vm.cli.options import json_option, plan_options, profile_argument
 
 if TYPE_CHECKING:
     from ktrdr_vm.inputs.resolve import Gathered
+    from ktrdr_vm.report.model import RunReport
 
 
 @click.command()
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     help="Create an interactive instance from the profile and the judged commit of a run.",
 )
 @plan_options
-@click.option("--gate", "gates", multiple=True, metavar="NAME", help="Run these gates instead of the profile's. Repeatable.")
+@click.option(
+    "--gate", "gates", multiple=True, metavar="NAME", help="Run these gates instead of the profile's. Repeatable."
+)
 @click.option(
     "--keep",
     type=click.Choice(["never", "on-failure", "always"]),
@@ -38,7 +41,13 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Accept new destinations of secrets in the profile of this branch.",
 )
-@click.option("--from", "source", default="", metavar="ID@NAME", help="Start from a snapshot of another instance, including its workspace.")
+@click.option(
+    "--from",
+    "source",
+    default="",
+    metavar="ID@NAME",
+    help="Start from a snapshot of another instance, including its workspace.",
+)
 @click.option("--on", "place_name", metavar="PLACE", help="Run at a place of places.yaml: submit, watch and fetch.")
 @json_option
 def apply(
@@ -56,15 +65,24 @@ def apply(
     place_name: str | None,
     as_json: bool,
 ) -> int:
-    """Create the VM of PROFILE, by default ktrdr.yaml, run its workload and gates, collect the evidence, destroy the VM, and check that
-    nothing is left."""
+    """Create the VM of PROFILE, by default ktrdr.yaml, run its workload and gates, collect the evidence, destroy the
+    VM, and check that nothing is left."""
     if place_name is not None:
         from ktrdr_vm.cli.apply_on import apply_on, refuse_options
 
         refuse_options(continued=continued, from_run=from_run, keep=keep != "never", restart=restart, source=source)
-        return apply_on(place_name, profile, workspace, instance_id, gates, cold=cold, accept_changes=accept_changes, as_json=as_json)
+        return apply_on(
+            place_name,
+            profile,
+            workspace,
+            instance_id,
+            gates,
+            cold=cold,
+            accept_changes=accept_changes,
+            as_json=as_json,
+        )
     from ktrdr_vm.cli.options import find_run
-    from ktrdr_vm.cli.progress import TerminalListener, show_report
+    from ktrdr_vm.cli.progress import TerminalListener
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
@@ -73,7 +91,6 @@ def apply(
     from ktrdr_vm.inputs.profile_file import find_profile
     from ktrdr_vm.inputs.resolve import gather
     from ktrdr_vm.instance.instance import Instance, require_root
-    from ktrdr_vm.report.json import render_report_json
     from ktrdr_vm.run.checkpoint import read_stop
     from ktrdr_vm.run.listener import Options
     from ktrdr_vm.run.run import Run
@@ -109,7 +126,14 @@ def apply(
     listener = TerminalListener(gathered)
     with listener:
         report = Run(gathered, home, Libvirt(), options, listener, stop=stop).execute()
-    directory = find_run(report.instance_id, report.run_id)
+    _show(report, find_run(report.instance_id, report.run_id), as_json=as_json)
+    return report.exit_code
+
+
+def _show(report: RunReport, directory: Path, *, as_json: bool) -> None:
+    from ktrdr_vm.cli.progress import show_report
+    from ktrdr_vm.report.json import render_report_json
+
     try:
         if as_json:
             click.echo(render_report_json(report), nl=False)
@@ -119,7 +143,6 @@ def apply(
         # The reader has closed the stream; the exit code still holds the result.
         for descriptor in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    return report.exit_code
 
 
 def _accept(gathered: Gathered, *, ask: bool) -> None:
@@ -136,6 +159,7 @@ def _accept(gathered: Gathered, *, ask: bool) -> None:
         for one in gathered.beyond:
             click.echo(escape(f"  ! not on the trusted branch: {one.text}"), err=True)
         if not click.confirm(
-            "The profile of this branch allows destinations of secrets that the trusted branch does not. Continue?", err=True
+            "The profile of this branch allows destinations of secrets that the trusted branch does not. Continue?",
+            err=True,
         ):
             raise

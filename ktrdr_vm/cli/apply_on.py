@@ -53,6 +53,9 @@ def apply_on(
             far.cancel(request.request_id)
             watch_to_end(far, request.request_id)
         except KtrdrError as error:
-            error.hint = f"`ktrdr-vm watch {request.request_id}` follows the run, `ktrdr-vm fetch {request.request_id}` fetches its results"
+            error.hint = (
+                f"`ktrdr-vm watch {request.request_id}` follows the run, `ktrdr-vm fetch {request.request_id}` fetches"
+                " its results"
+            )
             raise
         return fetch_and_show(far, find_entry(request.request_id), as_json=as_json)

@@ -1,4 +1,5 @@
-"""Commands that name an instance find it at its place: with `--on PLACE`, or by the records of the requests that were sent from here."""
+"""Commands that name an instance find it at its place: with `--on PLACE`, or by the records of the requests that were
+sent from here."""
 
 from __future__ import annotations
 
@@ -57,7 +58,11 @@ def _find(ctx: click.Context, place_name: str | None) -> tuple[Reach, Entry | No
     home, name = find_home(), _find_instance_id(ctx)
     if place_name is None:
         # Nothing was ever submitted from here, which is the usual case, or it is here.
-        if not name or not home.submitted.is_dir() or home.instance(parse_instance_id(name).instance_id).journal.exists():
+        if (
+            not name
+            or not home.submitted.is_dir()
+            or home.instance(parse_instance_id(name).instance_id).journal.exists()
+        ):
             return None
     elif not name:
         raise click.UsageError("--on needs the id of an instance", ctx)
@@ -122,7 +127,9 @@ def _connect(ctx: click.Context, reach: Reach, _entry: Entry | None) -> int | No
     """The streams of this command are those of the one at the place, byte for byte."""
     from ktrdr_vm.cli.connect import replace_process
 
-    wants_terminal = bool(ctx.params.get("tty")) or (ctx.command.name in ("ssh", "console") and not ctx.params.get("command"))
+    wants_terminal = bool(ctx.params.get("tty")) or (
+        ctx.command.name in ("ssh", "console") and not ctx.params.get("command")
+    )
     replace_process(reach.make_words(render_words(ctx), tty=wants_terminal and sys.stdin.isatty()))
 
 
@@ -218,9 +225,21 @@ def _pull(ctx: click.Context, reach: Reach, entry: Entry | None) -> int | None:
 
 
 _ACTIONS: dict[str, Action] = {
-    "ssh": _connect, "exec": _connect, "console": _connect,
-    "attach": _show, "status": _show, "escalations list": _show, "escalations show": _show, "escalations approve": _show,
-    "escalations deny": _show, "escalations revoke": _show,
-    "report": _read_evidence, "events": _read_evidence, "logs": _read_evidence, "bundle": _read_evidence,
-    "cp": _copy, "forward": _forward, "pull": _pull,
-}  # fmt: skip
+    "ssh": _connect,
+    "exec": _connect,
+    "console": _connect,
+    "attach": _show,
+    "status": _show,
+    "escalations list": _show,
+    "escalations show": _show,
+    "escalations approve": _show,
+    "escalations deny": _show,
+    "escalations revoke": _show,
+    "report": _read_evidence,
+    "events": _read_evidence,
+    "logs": _read_evidence,
+    "bundle": _read_evidence,
+    "cp": _copy,
+    "forward": _forward,
+    "pull": _pull,
+}

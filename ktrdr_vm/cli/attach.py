@@ -36,6 +36,11 @@ def attach(instance_id: str, timeout: float) -> int:
     finally:
         loaded.close()
     if ending.exit_code is None:
-        click.echo("the workload is still running" if ending.outcome == "timeout" else "the workload ended without an exit code", err=True)
+        click.echo(
+            "the workload is still running"
+            if ending.outcome == "timeout"
+            else "the workload ended without an exit code",
+            err=True,
+        )
         return 1
     return ending.exit_code

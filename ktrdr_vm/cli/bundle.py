@@ -27,11 +27,18 @@ def bundle(instance_id: str, run_id: str, publishing: bool, as_json: bool) -> No
     if as_json:
         echo_json(
             {
-                "directory": str(made.directory), "archive": str(made.archive), "title": made.title, "ref": made.ref, "branch": made.branch,
-                "guest_branch": made.work, "base": made.base, "missing": list(made.missing), "signed": made.signed,
+                "directory": str(made.directory),
+                "archive": str(made.archive),
+                "title": made.title,
+                "ref": made.ref,
+                "branch": made.branch,
+                "guest_branch": made.work,
+                "base": made.base,
+                "missing": list(made.missing),
+                "signed": made.signed,
                 "attested": made.attested,
             }
-        )  # fmt: skip
+        )
     else:
         click.echo(made.directory / "PULL_REQUEST.md")
         click.echo(made.archive)

@@ -21,24 +21,32 @@ def replace_process(words: Sequence[str]) -> NoReturn:
 
 def find_remote(source: str, destination: str) -> str:
     """The instance that a copy is from or to; empty unless exactly one of the two is in an instance."""
-    remote = [place.partition(":")[0] for place in (source, destination) if ":" in place and "/" not in place.partition(":")[0]]
+    remote = [
+        place.partition(":")[0]
+        for place in (source, destination)
+        if ":" in place and "/" not in place.partition(":")[0]
+    ]
     return remote[0] if len(remote) == 1 else ""
 
 
 def check_copy(source: str, destination: str) -> str:
-    """The instance. UsageError for what scp would say in its own words: no instance, two of them, or a path that is missing here."""
+    """The instance. UsageError for what scp would say in its own words: no instance, two of them, or a path that is
+    missing here."""
     from ktrdr_vm.errors import UsageError
 
     remote = find_remote(source, destination)
     if not remote:
         raise UsageError(
-            "exactly one of SOURCE and DESTINATION must be in an instance", hint="use `ktrdr-vm cp INSTANCE_ID:PATH PATH` or the reverse"
+            "exactly one of SOURCE and DESTINATION must be in an instance",
+            hint="use `ktrdr-vm cp INSTANCE_ID:PATH PATH` or the reverse",
         )
     local = Path(destination if ":" in source and source.partition(":")[0] == remote else source)
     if local == Path(source) and not os.path.lexists(local):
         raise UsageError("there is no such file on this host", where=source, hint="name a file or a folder that exists")
     if local == Path(destination) and not local.is_dir() and not local.absolute().parent.is_dir():
-        raise UsageError("there is no such folder on this host", where=str(local.absolute().parent), hint="create it first")
+        raise UsageError(
+            "there is no such folder on this host", where=str(local.absolute().parent), hint="create it first"
+        )
     return remote
 
 
@@ -50,7 +58,10 @@ def parse_forward(text: str) -> tuple[int, str, int]:
     local = before.pop(0) if before and before[0].isdigit() else last
     host = before.pop(0) if before else "127.0.0.1"
     if before or not host or not all(part.isdigit() and 0 < int(part) < 65536 for part in (local, last)):
-        raise UsageError(f"{text!a} names no ports", hint="8000, 8001:8000, db:5432 or 15432:db:5432; a port is a number from 1 to 65535")
+        raise UsageError(
+            f"{text!a} names no ports",
+            hint="8000, 8001:8000, db:5432 or 15432:db:5432; a port is a number from 1 to 65535",
+        )
     return int(local), host, int(last)
 
 

@@ -11,7 +11,11 @@ from ktrdr_vm.cli.world import ask_in_world
 
 
 @click.command()
-@click.option("--benchmark", is_flag=True, help="Measure five figures of this host instead, with a few forks of the shipped image.")
+@click.option(
+    "--benchmark",
+    is_flag=True,
+    help="Measure five figures of this host instead, with a few forks of the shipped image.",
+)
 @json_option
 def doctor(benchmark: bool, as_json: bool) -> int:
     """Check this host. Exit code 3 if a requirement of every run is missing."""

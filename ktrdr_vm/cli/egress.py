@@ -18,7 +18,12 @@ def egress() -> None:
 @instance_argument
 @click.option("--denied", is_flag=True, help="Print denials only.")
 @click.option("--follow", is_flag=True, help="Print new lines as they are written, until interrupted.")
-@click.option("--revision", default="", metavar="REV", help="Print lines of this revision only, or of an incarnation by its 12 digits.")
+@click.option(
+    "--revision",
+    default="",
+    metavar="REV",
+    help="Print lines of this revision only, or of an incarnation by its 12 digits.",
+)
 @json_option
 def log(instance_id: str, denied: bool, follow: bool, revision: str, as_json: bool) -> None:
     """Print the ledger of INSTANCE_ID: of the instance if it exists, else of its newest run."""
@@ -62,7 +67,8 @@ def log(instance_id: str, denied: bool, follow: bool, revision: str, as_json: bo
 @click.argument("port", type=int)
 @json_option
 def test(instance_id: str, host: str, port: int, as_json: bool) -> int:
-    """Show whether INSTANCE_ID may connect to HOST on PORT, and which rule decides. Exit code 0 if allowed, 1 if denied."""
+    """Show whether INSTANCE_ID may connect to HOST on PORT, and which rule decides. Exit code 0 if allowed, 1 if
+    denied."""
     from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.egress.connection_check import judge_connection
@@ -89,7 +95,8 @@ def test(instance_id: str, host: str, port: int, as_json: bool) -> int:
 def suggest(instance_id: str, run_id: str, as_json: bool) -> None:
     """Print the smallest profile fragment that allows the destinations that a run of INSTANCE_ID was denied.
 
-    For an observe run, it also allows the destinations that were reached without a rule. Review the fragment before you use it.
+    For an observe run, it also allows the destinations that were reached without a rule. Review the fragment before you
+    use it.
     """
     import yaml
 
@@ -105,7 +112,9 @@ def suggest(instance_id: str, run_id: str, as_json: bool) -> None:
         observed = [row for row in content["egress"]["allowed"] if row["rule"] == "observe"]
         text = render_suggestion([*observed, *content["egress"]["denied"]])
     except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError):
-        raise UsageError("the report of this run cannot be read", where=str(run), hint="apply again with this version") from None
+        raise UsageError(
+            "the report of this run cannot be read", where=str(run), hint="apply again with this version"
+        ) from None
     if as_json:
         echo_json(yaml.safe_load(text) or {})
     else:

@@ -45,7 +45,13 @@ def opened(place: Place) -> Iterator[FarEnd]:
 
 
 def make_asked(
-    profile: Path | None, workspace: Path | None, instance_id: str | None, gates: Sequence[str], *, cold: bool, accept_changes: bool
+    profile: Path | None,
+    workspace: Path | None,
+    instance_id: str | None,
+    gates: Sequence[str],
+    *,
+    cold: bool,
+    accept_changes: bool,
 ) -> Asked:
     """What the options of a command ask for."""
     from ktrdr_vm.inputs.profile_file import find_profile
@@ -62,13 +68,16 @@ def make_asked(
 
 @contextlib.contextmanager
 def packed(asked: Asked, place: Place, refs: Sequence[str]) -> Iterator[list[tuple[Request, Path, Path | None]]]:
-    """The requests, one a ref, each with its folder and the top of its repository. The folders exist until the end of the block."""
+    """The requests, one a ref, each with its folder and the top of its repository. The folders exist until the end of
+    the block."""
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.places.pack import check_profile, find_base, pack_request
     from ktrdr_vm.places.request import make_request_id
 
     if asked.instance_id and len(refs) > 1:
-        raise UsageError("one --instance-id cannot be that of several references", where="--ref", hint="leave out --instance-id")
+        raise UsageError(
+            "one --instance-id cannot be that of several references", where="--ref", hint="leave out --instance-id"
+        )
     with tempfile.TemporaryDirectory(prefix="ktrdr-submit-") as name:
         made: list[tuple[Request, Path, Path | None]] = []
         if not refs:
@@ -99,7 +108,14 @@ def _pack_ref(asked: Asked, place: Place, ref: str, into: Path) -> tuple[Request
     folder = into / request_id
     at_ref = replace(asked, profile=profile, workspace=tree)
     request = pack_request(
-        at_ref, place, folder, request_id, note, repository=repository, instance_id=asked.instance_id or instance_id, committed=True
+        at_ref,
+        place,
+        folder,
+        request_id,
+        note,
+        repository=repository,
+        instance_id=asked.instance_id or instance_id,
+        committed=True,
     )
     shutil.rmtree(tree)
     return request, folder, repository.root
@@ -139,7 +155,8 @@ def find_entry(request_id: str) -> Entry:
 
 
 def find_entries(names: Sequence[str]) -> list[tuple[Place, list[Entry]]]:
-    """The requests of these ids or instance_ids by their place, each once, so that one connection is enough for all of a place."""
+    """The requests of these ids or instance_ids by their place, each once, so that one connection is enough for all of
+    a place."""
     from ktrdr_vm.places.model import find_place
 
     found: dict[str, dict[str, Entry]] = {}
@@ -149,7 +166,8 @@ def find_entries(names: Sequence[str]) -> list[tuple[Place, list[Entry]]]:
 
 
 def watch_to_end(far: FarEnd, request_id: str, *, as_json: bool = False) -> RequestState:
-    """Print the states and the events of a request until it ends, to standard error, or with `as_json` as lines to standard output."""
+    """Print the states and the events of a request until it ends, to standard error, or with `as_json` as lines to
+    standard output."""
     import json
 
     from ktrdr_vm.cli.progress import EventPrinter
@@ -160,7 +178,9 @@ def watch_to_end(far: FarEnd, request_id: str, *, as_json: bool = False) -> Requ
     def on_state(state: RequestState) -> None:
         attempt = f"  attempt {state.attempt}" if state.attempt else ""
         node = f"  on {state.node}" if state.node else ""
-        printer.print(f"{state.request_id}  {state.state}{attempt}{node}{'  ' + state.why if state.why else ''}", style="bold")
+        printer.print(
+            f"{state.request_id}  {state.state}{attempt}{node}{'  ' + state.why if state.why else ''}", style="bold"
+        )
 
     if as_json:
         return follow(

@@ -1,4 +1,5 @@
-"""Where the program `ktrdr-vm` begins. OpenSSH starts it for each connection, so `proxy` imports nothing of the other commands."""
+"""Where the program `ktrdr-vm` begins. OpenSSH starts it for each connection, so `proxy` imports nothing of the other
+commands."""
 
 from __future__ import annotations
 
@@ -11,7 +12,11 @@ _DESCRIPTOR = "--pass-descriptor"
 def main() -> None:
     """The entry point of the package."""
     words = sys.argv[1:]
-    if words[:1] == ["proxy"] and len(rest := [word for word in words[1:] if word != _DESCRIPTOR]) == 1 and not rest[0].startswith("-"):
+    if (
+        words[:1] == ["proxy"]
+        and len(rest := [word for word in words[1:] if word != _DESCRIPTOR]) == 1
+        and not rest[0].startswith("-")
+    ):
         _connect(rest[0], pass_descriptor=_DESCRIPTOR in words)
         return
     from ktrdr_vm.cli.main import main as run_command

@@ -11,7 +11,9 @@ from ktrdr_vm.cli.options import instance_argument, json_option
 if TYPE_CHECKING:
     from ktrdr_vm.escalation.store import Escalation
 
-_reason = click.option("--reason", required=True, metavar="TEXT", help="The reason. The guest can read it, and the report contains it.")
+_reason = click.option(
+    "--reason", required=True, metavar="TEXT", help="The reason. The guest can read it, and the report contains it."
+)
 
 
 @click.group(invoke_without_command=True)
@@ -42,7 +44,10 @@ def list_(instance_id: str | None, pending: bool, as_json: bool) -> None:
         echo_json([one.to_json() for one in found])
         return
     for one in found:
-        click.echo(f"{one.instance_id}  {one.id:<4} {one.current:<8} {one.packet.kind:<9} {escape_line(one.packet.blocked, limit=80)}")
+        click.echo(
+            f"{one.instance_id}  {one.id:<4} {one.current:<8} {one.packet.kind:<9}"
+            f" {escape_line(one.packet.blocked, limit=80)}"
+        )
 
 
 @escalations.command()
@@ -65,7 +70,12 @@ def show(instance_id: str, escalation_id: str, as_json: bool) -> None:
     click.echo(f"{one.instance_id} {one.id}  {one.current}  {packet.kind}  {one.received_at}")
     click.echo(f"requested  {escape_line(str(packet.request))} for {packet.seconds} s")
     parts = (("blocked", packet.blocked), ("why", packet.why), *(("option", option) for option in packet.options))
-    for title, text in (*parts, ("recommendation", packet.recommendation), ("decision", packet.decision), ("evidence", packet.evidence)):
+    for title, text in (
+        *parts,
+        ("recommendation", packet.recommendation),
+        ("decision", packet.decision),
+        ("evidence", packet.evidence),
+    ):
         click.echo(f"{title:<15}{escape_text(text).strip().replace(chr(10), chr(10) + ' ' * 15)}")
     if one.answer is not None:
         click.echo(f"answered by {escape_line(one.answer.by)} at {one.answer.at}: {escape_line(one.answer.reason)}")
@@ -109,12 +119,30 @@ def approve(
     from ktrdr_vm.policy.load import read_policy
     from ktrdr_vm.profile.model import Secret
 
-    parts = {"host": host, "ports": list(ports), "source": source, "readonly": readonly, "memory": memory, "vcpus": vcpus}
+    parts = {
+        "host": host,
+        "ports": list(ports),
+        "source": source,
+        "readonly": readonly,
+        "memory": memory,
+        "vcpus": vcpus,
+    }
     request = {key: value for key, value in parts.items() if value}
     secret = Secret("", "", env=env or "", file=file or "") if env or file else None
     loaded = open_instance(instance_id).load()
     try:
-        _say(act(loaded, escalation_id, read_policy(), reason=reason, request=request or None, seconds=seconds, source=secret), as_json)
+        _say(
+            act(
+                loaded,
+                escalation_id,
+                read_policy(),
+                reason=reason,
+                request=request or None,
+                seconds=seconds,
+                source=secret,
+            ),
+            as_json,
+        )
     finally:
         loaded.close()
 

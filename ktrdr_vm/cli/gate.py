@@ -14,11 +14,20 @@ from ktrdr_vm.cli.options import expect_option, folder, instance_argument, json_
 @click.command()
 @instance_argument
 @click.argument("playbooks", nargs=-1, required=True)
-@click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="Set a variable of the playbook. Repeatable.")
+@click.option(
+    "--var", "variables", multiple=True, metavar="NAME=VALUE", help="Set a variable of the playbook. Repeatable."
+)
 @click.option("--workspace", type=folder, default=Path(), help="The folder that is searched first for playbooks.")
 @expect_option
 @json_option
-def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...], workspace: Path, expect: str, as_json: bool) -> int:
+def gate(
+    instance_id: str,
+    playbooks: tuple[str, ...],
+    variables: tuple[str, ...],
+    workspace: Path,
+    expect: str,
+    as_json: bool,
+) -> int:
     """Run PLAYBOOKS, each a gate name or a path, against INSTANCE_ID. Exit code 1 if one did not pass."""
     from dataclasses import asdict
 
@@ -39,7 +48,9 @@ def gate(instance_id: str, playbooks: tuple[str, ...], variables: tuple[str, ...
     warn_of_guard(instance)
     warn = partial(click.echo, err=True)
     loaded = instance.load()
-    results = run_gates(loaded, playbooks, root, trusted=True, variables=extra, warn=warn, on_event=show_gate_event, expect=expect)
+    results = run_gates(
+        loaded, playbooks, root, trusted=True, variables=extra, warn=warn, on_event=show_gate_event, expect=expect
+    )
     loaded.close()
     if as_json:
         echo_json([asdict(result) for result in results])

@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 @click.argument("instance_id", required=False, shell_complete=complete_instance)
 @click.option("--branch", default="", metavar="NAME", help="Only runs whose base is this branch.")
 @click.option("--profile", default="", metavar="NAME", help="Only runs of the profile of this name.")
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with trends to this file. It needs no network.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a page with trends to this file. It needs no network.",
+)
 @json_option
 def runs(instance_id: str | None, branch: str, profile: str, html: Path | None, as_json: bool) -> None:
-    """Show the runs that are kept, and what follows from them: first runs that pass, time to verdict, escalations, flaky tasks.
+    """Show the runs that are kept, and what follows from them: first runs that pass, time to verdict, escalations,
+    flaky tasks.
 
     With INSTANCE_ID only the runs of that instance.
     """
@@ -48,7 +53,10 @@ def runs(instance_id: str | None, branch: str, profile: str, html: Path | None, 
     else:
         _show(history)
     if unread:
-        click.echo(f"note: {len(unread)} runs have no report that can be read: they are active, were killed, or were changed", err=True)
+        click.echo(
+            f"note: {len(unread)} runs have no report that can be read: they are active, were killed, or were changed",
+            err=True,
+        )
     if html is not None and not as_json:
         click.echo(f"page     {html}")
 
@@ -60,11 +68,16 @@ def _show(history: History) -> None:
     measures = history.measures
     passed = f"{measures.first_runs_passed} of {measures.first_runs}"
     click.echo(f"first runs that pass      {format_share(measures.first_share):<12}  {passed}")
-    click.echo(f"time to verdict           {format_seconds(measures.verdict_s):<12}  median of runs that passed or failed")
+    click.echo(
+        f"time to verdict           {format_seconds(measures.verdict_s):<12}  median of runs that passed or failed"
+    )
     click.echo(f"escalations not approved  {format_share(measures.noise):<12}  {format_answers(measures.escalations)}")
     for task in history.flaky:
         click.echo(
-            escape_line(f"flaky     {task.gate}: {task.name}: failed in {task.failures} of {task.judged} runs of commit {task.commit[:12]}")
+            escape_line(
+                f"flaky     {task.gate}: {task.name}: failed in {task.failures} of {task.judged} runs of commit"
+                f" {task.commit[:12]}"
+            )
         )
     for run in reversed(history.rows):
         first = "  first" if run.first else ""

@@ -77,7 +77,9 @@ def remove(digest: str) -> None:
     require_root()
     home = find_home()
     users = [
-        journal.instance_id for journal in list_journals(home) if journal.plan.get("facts", {}).get("image", {}).get("digest") == digest
+        journal.instance_id
+        for journal in list_journals(home)
+        if journal.plan.get("facts", {}).get("image", {}).get("digest") == digest
     ]
     if users:
         raise UsageError(f"instances use this image: {', '.join(users)}", where=digest, hint="destroy them first")

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--workspace", type=folder, default=Path(), help="A folder of the repository. Default: the current folder.")
+@click.option(
+    "--workspace", type=folder, default=Path(), help="A folder of the repository. Default: the current folder."
+)
 @click.option("--dry-run", is_flag=True, help="Print the difference to the existing files, and write nothing.")
 @click.option("--force", is_flag=True, help="Overwrite files that exist.")
 @json_option
@@ -50,7 +52,8 @@ def init(workspace: Path, dry_run: bool, force: bool, as_json: bool) -> None:
     documents = draft_documents(survey, answers, clients)
     before = {name: _read(top, name) for name in documents}
     states = {
-        name: "written" if before[name] is None else "unchanged" if before[name] == text else "differs" for name, text in documents.items()
+        name: "written" if before[name] is None else "unchanged" if before[name] == text else "differs"
+        for name, text in documents.items()
     }
     if not dry_run:
         if not force and (differing := [name for name, state in states.items() if state == "differs"]):
@@ -63,7 +66,10 @@ def init(workspace: Path, dry_run: bool, force: bool, as_json: bool) -> None:
         _write(top, {name: text for name, text in documents.items() if states[name] == "written"})
     if as_json:
         echo_json(
-            [{"file": name, "state": state, "difference": _compare(name, before[name], documents[name])} for name, state in states.items()]
+            [
+                {"file": name, "state": state, "difference": _compare(name, before[name], documents[name])}
+                for name, state in states.items()
+            ]
         )
         return
     for name, state in states.items():
@@ -112,5 +118,7 @@ def _write(top: Path, documents: Mapping[str, str]) -> None:
 def _compare(name: str, before: str | None, after: str) -> str:
     """The unified difference; empty if there is none."""
     source = "/dev/null" if before is None else f"a/{name}"
-    lines = difflib.unified_diff((before or "").splitlines(keepends=True), after.splitlines(keepends=True), source, f"b/{name}")
+    lines = difflib.unified_diff(
+        (before or "").splitlines(keepends=True), after.splitlines(keepends=True), source, f"b/{name}"
+    )
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)

@@ -73,11 +73,17 @@ def _show_table(rows: list[Row]) -> None:
     for row in rows:
         lines.append(
             (
-                row.found.instance_id, row.found.state, row.found.mode, format_duration(row.age) if row.age is not None else "",
-                escape_line(row.gates, limit=30), format_bytes(row.memory) if row.memory else "", format_bytes(row.disk),
-                str(row.denials or ""), ",".join(row.pending),
+                row.found.instance_id,
+                row.found.state,
+                row.found.mode,
+                format_duration(row.age) if row.age is not None else "",
+                escape_line(row.gates, limit=30),
+                format_bytes(row.memory) if row.memory else "",
+                format_bytes(row.disk),
+                str(row.denials or ""),
+                ",".join(row.pending),
             )
-        )  # fmt: skip
+        )
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for number, line in enumerate(lines):
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -101,7 +107,14 @@ def status(instance_id: str, as_json: bool) -> int:
     loaded.close()
     wrong = [row for row in rows if not row.exists or row.differences]
     if as_json:
-        echo_json({"instance_id": instance_id, "ok": not wrong, "revision": revision, "resources": [asdict(row) for row in rows]})
+        echo_json(
+            {
+                "instance_id": instance_id,
+                "ok": not wrong,
+                "revision": revision,
+                "resources": [asdict(row) for row in rows],
+            }
+        )
     else:
         for row in rows:
             word = "missing" if not row.exists else "differs" if row.differences else "ok"
@@ -137,14 +150,21 @@ def destroy(instance_ids: tuple[str, ...], yes: bool, force: bool, as_json: bool
             name = instance.identity.instance_id
             if not sys.stdin.isatty():
                 raise UsageError(
-                    f"{name} is interactive, and its disk would be deleted: this must be confirmed, and there is no terminal",
+                    f"{name} is interactive, and its disk would be deleted: this must be confirmed, and there is no"
+                    " terminal",
                     where="ktrdr-vm destroy",
                     hint="confirm it with --yes",
                 )
             click.confirm(f"{name} is interactive, and its disk will be deleted. Destroy it?", abort=True, err=True)
     rows: list[dict[str, Any]] = []
     for instance in instances:
-        row: dict[str, Any] = {"instance_id": instance.identity.instance_id, "exit_code": 0, "residue": [], "message": "", "hint": ""}
+        row: dict[str, Any] = {
+            "instance_id": instance.identity.instance_id,
+            "exit_code": 0,
+            "residue": [],
+            "message": "",
+            "hint": "",
+        }
         rows.append(row)
         try:
             if force:
@@ -156,7 +176,12 @@ def destroy(instance_ids: tuple[str, ...], yes: bool, force: bool, as_json: bool
                     click.echo(f"{instance.identity.instance_id}: residue: none")
         except KtrdrError as error:
             show_error(error)
-            row |= {"exit_code": error.exit_code, "residue": list(getattr(error, "left", ())), "message": str(error), "hint": error.hint}
+            row |= {
+                "exit_code": error.exit_code,
+                "residue": list(getattr(error, "left", ())),
+                "message": str(error),
+                "hint": error.hint,
+            }
     if as_json:
         echo_json(rows)
     codes = {row["exit_code"] for row in rows}

@@ -61,7 +61,8 @@ _COMMANDS = {
     "mcp": "ktrdr_vm.cli.mcp:mcp",
 }
 
-# These read files of the person, check what a world needs, or go on outside of it; what they ask an instance, they ask in it.
+# These read files of the person, check what a world needs, or go on outside of it; what they ask an instance, they ask
+# in it.
 _OUTSIDE = frozenset(
     "init plan render validate runs report events bundle doctor verify-attestation ssh exec cp forward proxy".split()
     + "places submit queue watch cancel fetch serve relay stream".split()
@@ -225,15 +226,16 @@ def _run_in_world(command: click.Command) -> None:
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ktrdr-vm")
 def cli() -> None:
-    """Run coding agents and checks in disposable virtual machines, with enforced egress, recorded evidence and checked removal."""
+    """Run coding agents and checks in disposable virtual machines, with enforced egress, recorded evidence and checked
+    removal."""
 
 
 _add_debug_option(cli)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ends the command. `KeyboardInterrupt` itself, raised while generated code runs (as in a dataclass decorator),
-    makes CPython exit by the signal instead of the exit code, even if it was caught."""
+    """A signal that ends the command. `KeyboardInterrupt` itself, raised while generated code runs (as in a dataclass
+    decorator), makes CPython exit by the signal instead of the exit code, even if it was caught."""
 
 
 def main() -> None:
@@ -243,8 +245,8 @@ def main() -> None:
     def interrupt(number: int, _frame: object) -> None:
         nonlocal interrupts
         if number != signal.SIGINT and interrupts:
-            # A terminal that closes sends SIGHUP more than once, and a service manager or a scheduler SIGTERM; only a person's second
-            # Ctrl-C means at once.
+            # A terminal that closes sends SIGHUP more than once, and a service manager or a scheduler SIGTERM; only a
+            # person's second Ctrl-C means at once.
             return
         interrupts += 1
         if interrupts > 1:
@@ -290,7 +292,11 @@ def main() -> None:
         # A file, a permission or a full disk: no traceback is needed.
         where = str(error.filename or "this host")
         show_error(
-            HostError(error.strerror or str(error), where=where, hint="check that this path exists, its permissions and the free space")
+            HostError(
+                error.strerror or str(error),
+                where=where,
+                hint="check that this path exists, its permissions and the free space",
+            )
         )
         sys.exit(HostError.exit_code)
 

@@ -1,7 +1,9 @@
-"""`mcp`: the commands that are safe for an agent, over the Model Context Protocol. Approval is deliberately not among them.
+"""`mcp`: the commands that are safe for an agent, over the Model Context Protocol. Approval is deliberately not among
+them.
 
-Two processes: one without privileges communicates with the client (mcp_speaker), and this one runs the tools (mcp_tools), each call in
-a separate process. A call ends when its client cancels it; then, as after Ctrl-C, the instance that it created is destroyed.
+Two processes: one without privileges communicates with the client (mcp_speaker), and this one runs the tools
+(mcp_tools), each call in a separate process. A call ends when its client cancels it; then, as after Ctrl-C, the
+instance that it created is destroyed.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ def find_speaker(workspace: Path) -> tuple[int, int]:
 
 
 class Calls:
-    """The running calls, each in a process. A connection for each call arrives on `channel`, which the speaker closes at its end."""
+    """The running calls, each in a process. A connection for each call arrives on `channel`, which the speaker closes
+    at its end."""
 
     def __init__(self, channel: socket.socket, workspace: Path) -> None:
         self._channel = channel
@@ -76,7 +79,8 @@ class Calls:
         self._pids: dict[int, int] = {}
 
     def serve(self) -> None:
-        """Serve until the speaker ends or this process is interrupted; running calls are then interrupted, and their end is awaited."""
+        """Serve until the speaker ends or this process is interrupted; running calls are then interrupted, and their
+        end is awaited."""
         self._poll.register(self._channel, select.POLLIN)
         try:
             while self._answer_events():
@@ -107,7 +111,9 @@ class Calls:
     def _start(self, connection: socket.socket) -> None:
         if len(self._running) >= MOST_CALLS:
             with connection:
-                connection.sendall(encode({"error": f"{MOST_CALLS} calls are running already\nnext: wait until one has ended"}))
+                connection.sendall(
+                    encode({"error": f"{MOST_CALLS} calls are running already\nnext: wait until one has ended"})
+                )
             return
         pid = os.fork()
         if pid == 0:

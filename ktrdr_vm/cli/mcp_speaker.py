@@ -1,7 +1,9 @@
-"""`UID GID CHANNEL`: the process for the Model Context Protocol. It has no privileges, and forwards each call of a tool.
+"""`UID GID CHANNEL`: the process for the Model Context Protocol. It has no privileges, and forwards each call of a
+tool.
 
-`ktrdr-vm mcp` runs as root, and the messages of its client are not trusted. Therefore this process, which reads them, becomes
-the caller of sudo before it reads the first one. CHANNEL is a socket over which one end of a socket pair is sent for each call.
+`ktrdr-vm mcp` runs as root, and the messages of its client are not trusted. Therefore this process, which reads them,
+becomes the caller of sudo before it reads the first one. CHANNEL is a socket over which one end of a socket pair is
+sent for each call.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from ktrdr_vm.errors import HostError
 from ktrdr_vm.host.privileges import drop_privileges
 
 _INSTRUCTIONS = (
-    "Disposable virtual machines for coding agents. A profile in the workspace specifies what a sandbox may do. To request "
-    "more, run ktrdr-escalate in the sandbox; only a person can approve a request."
+    "Disposable virtual machines for coding agents. A profile in the workspace specifies what a sandbox may do. To"
+    " request more, run ktrdr-escalate in the sandbox; only a person can approve a request."
 )
 
 
@@ -42,7 +44,8 @@ def main() -> None:
 
 
 def make_server(ask: Callable[[bytes], Awaitable[bytes]]) -> Any:
-    """The MCPServer. `ask` takes the line of a request and returns the line of its answer, in the format of mcp_tools."""
+    """The MCPServer. `ask` takes the line of a request and returns the line of its answer, in the format of
+    mcp_tools."""
     from mcp.server import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
 
@@ -69,7 +72,8 @@ def make_server(ask: Callable[[bytes], Awaitable[bytes]]) -> Any:
 
 
 async def ask(channel: socket.socket, request: bytes) -> bytes:
-    """The answer of the privileged process; empty if it ended without one. Cancelling this cancels the call there too."""
+    """The answer of the privileged process; empty if it ended without one. Cancelling this cancels the call there
+    too."""
     reader, writer = await _connect(channel)
     answer = b""
     try:

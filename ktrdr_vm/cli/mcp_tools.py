@@ -1,6 +1,8 @@
-"""The tools of the MCP server, confined to one workspace. They run with the privileges of `apply`; the client is not trusted.
+"""The tools of the MCP server, confined to one workspace. They run with the privileges of `apply`; the client is not
+trusted.
 
-A request is one line of JSON, `{"tool": NAME, "arguments": {…}}`, and its answer another, `{"value": …}` or `{"error": TEXT}`.
+A request is one line of JSON, `{"tool": NAME, "arguments": {…}}`, and its answer another, `{"value": …}` or `{"error":
+TEXT}`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ MAX_REQUEST = 1 << 20
 class Tools:
     """Each public method is a tool: a client sees its name, its parameters and its docstring.
 
-    Profiles and gates are files in `workspace`, with no link in their path, or shipped; instances and runs are those of the workspace.
+    Profiles and gates are files in `workspace`, with no link in their path, or shipped; instances and runs are those of
+    the workspace.
     """
 
     def __init__(self, workspace: Path) -> None:
@@ -42,7 +45,8 @@ class Tools:
         return {"instance_id": made.identity.instance_id, "digest": made.digest, "profile": made.to_json()["profile"]}
 
     def apply(self, profile: str, instance_id: str | None = None, keep: bool = False) -> dict[str, Any]:
-        """Run a profile: sandbox, workload, gates, evidence, teardown. Return its report. `keep` keeps the instance for later calls."""
+        """Run a profile: sandbox, workload, gates, evidence, teardown. Return its report. `keep` keeps the instance for
+        later calls."""
         from ktrdr_vm import api
         from ktrdr_vm.instance.belonging import require_free
         from ktrdr_vm.report.json import render_report_json
@@ -74,10 +78,14 @@ class Tools:
         with self._enter(instance_id) as instance:
             return dataclasses.asdict(instance.gate(name, workspace=self._workspace, trusted=False, expect=expect))
 
-    def push(self, instance_id: str, ref: str = "HEAD", branch: str = "", comments: str = "", expect: str = "") -> dict[str, Any]:
-        """Push a commit of the workspace's repository, and review comments, into a running instance, by default to a new branch.
+    def push(
+        self, instance_id: str, ref: str = "HEAD", branch: str = "", comments: str = "", expect: str = ""
+    ) -> dict[str, Any]:
+        """Push a commit of the workspace's repository, and review comments, into a running instance, by default to a
+        new branch.
 
-        Without `ref`, comments alone. A branch is only moved forward, and never under uncommitted changes. `expect` as for `execute`.
+        Without `ref`, comments alone. A branch is only moved forward, and never under uncommitted changes. `expect` as
+        for `execute`.
         """
         with self._enter(instance_id) as instance:
             return dataclasses.asdict(instance.push(ref, branch=branch, comments=comments, expect=expect))
@@ -120,7 +128,9 @@ class Tools:
         shipped = find_shipped_profile(name)
         if shipped is None:
             raise UsageError(
-                f"there is no profile {name}", where=str(self._workspace), hint="name a file in the workspace or a shipped profile"
+                f"there is no profile {name}",
+                where=str(self._workspace),
+                hint="name a file in the workspace or a shipped profile",
             )
         return shipped
 
@@ -164,12 +174,18 @@ def _parse(request: bytes) -> tuple[str, dict[str, Any]]:
         raise UsageError("the request names no known tool", where="mcp", hint=f"the tools are {', '.join(TOOLS)}")
     hints = get_type_hints(TOOLS[document["tool"]])
     parameters = [one for one in inspect.signature(TOOLS[document["tool"]]).parameters.values() if one.name != "self"]
-    fields: dict[str, Any] = {one.name: (hints[one.name], ... if one.default is one.empty else one.default) for one in parameters}
-    model = pydantic.create_model(document["tool"], __config__=pydantic.ConfigDict(extra="forbid", strict=True), **fields)
+    fields: dict[str, Any] = {
+        one.name: (hints[one.name], ... if one.default is one.empty else one.default) for one in parameters
+    }
+    model = pydantic.create_model(
+        document["tool"], __config__=pydantic.ConfigDict(extra="forbid", strict=True), **fields
+    )
     try:
         return document["tool"], model.model_validate(document["arguments"]).model_dump()
     except pydantic.ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise UsageError(
-            f"the arguments of {document['tool']} are not valid: {told:.500}", where="mcp", hint="see the tool's input schema"
+            f"the arguments of {document['tool']} are not valid: {told:.500}",
+            where="mcp",
+            hint="see the tool's input schema",
         ) from None

@@ -16,7 +16,10 @@ folder = click.Path(path_type=Path, exists=True, file_okay=False)
 workspace_option = click.option(
     "--workspace",
     type=folder,
-    help="The folder that relative paths start from. Default: the current folder; without PROFILE, the top of its repository.",
+    help=(
+        "The folder that relative paths start from. Default: the current folder; without PROFILE, the top of its"
+        " repository."
+    ),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to standard output.")
 
@@ -44,7 +47,9 @@ instance_argument = click.argument("instance_id", shell_complete=complete_instan
 
 def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that makes a plan."""
-    command = click.option("--instance-id", metavar="ID", help="Default: derived from the repository and branch of the workspace.")(command)
+    command = click.option(
+        "--instance-id", metavar="ID", help="Default: derived from the repository and branch of the workspace."
+    )(command)
     return workspace_option(command)
 
 

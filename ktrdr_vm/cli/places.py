@@ -39,7 +39,8 @@ def places(context: click.Context, as_json: bool) -> None:
 @click.argument("place")
 @json_option
 def check(place: str, as_json: bool) -> int:
-    """Connect to PLACE and show its version, its accelerator, its free disk space and its clock. Exit code 3 if something is missing."""
+    """Connect to PLACE and show its version, its accelerator, its free disk space and its clock. Exit code 3 if
+    something is missing."""
     from ktrdr_vm.cli.elsewhere import opened
     from ktrdr_vm.cli.output import echo_json, say
     from ktrdr_vm.places.model import find_place
@@ -51,7 +52,11 @@ def check(place: str, as_json: bool) -> int:
     rows = [*find_faults(found, facts), *(("missing", name, text) for name, text in lacking.items())]
     if as_json:
         echo_json(
-            {"place": place, "facts": facts, "checks": [{"state": state, "name": name, "detail": text} for state, name, text in rows]}
+            {
+                "place": place,
+                "facts": facts,
+                "checks": [{"state": state, "name": name, "detail": text} for state, name, text in rows],
+            }
         )
     for state, name, text in () if as_json else rows:
         say(f"{state:<8} {name:<10} {text}")
@@ -79,7 +84,10 @@ def setup(place: str) -> int:
         text = "without a password" if can else said or "it printed text, or ended with an error"
         say(f"{'ok' if can else 'missing':<8} login      {text}")
         if not can:
-            click.echo(f"  next: ssh-copy-id {found.host}; `ssh {found.host} true` must ask nothing and print nothing", err=True)
+            click.echo(
+                f"  next: ssh-copy-id {found.host}; `ssh {found.host} true` must ask nothing and print nothing",
+                err=True,
+            )
             return 3
     try:
         with opened(found) as far:
@@ -89,7 +97,9 @@ def setup(place: str) -> int:
         say(f"{'missing':<8} program    ktrdr-vm {version('ktrdr-vm')} as {found.program}")
         show_error(error)
         click.echo(
-            f"  next: install this release there, as docs/hosts.md shows; then name it as `program` in {find_places_file()}", err=True
+            "  next: install this release there, as docs/hosts.md shows; then name it as `program` in"
+            f" {find_places_file()}",
+            err=True,
         )
         return 3
     rows = [*find_faults(found, facts), *(("missing", name, text) for name, text in lacking.items())]
@@ -98,7 +108,11 @@ def setup(place: str) -> int:
     missing = any(state == "missing" for state, _, _ in rows)
     if found.is_cluster:
         # Its nodes are not the host that answers.
-        click.echo("the nodes of a cluster: `srun ktrdr-vm doctor` on each partition; docs/places.md has the lines of slurm.conf", err=True)
+        click.echo(
+            "the nodes of a cluster: `srun ktrdr-vm doctor` on each partition; docs/places.md has the lines of"
+            " slurm.conf",
+            err=True,
+        )
         return 3 if missing else 0
     return max(3 if missing else 0, Reach(found, "").show(["doctor"]))
 
@@ -111,7 +125,10 @@ def find_faults(place: Place, facts: dict[str, Any]) -> list[tuple[str, str, str
         (
             "ok",
             "version",
-            f"{facts.get('version', '')} on {facts.get('node', '')}, {facts.get('system', '')}, user {facts.get('user', '')}",
+            (
+                f"{facts.get('version', '')} on {facts.get('node', '')}, {facts.get('system', '')}, user"
+                f" {facts.get('user', '')}"
+            ),
         ),
         (
             "ok" if free > _LEAST_FREE else "warning",
@@ -123,13 +140,27 @@ def find_faults(place: Place, facts: dict[str, Any]) -> list[tuple[str, str, str
     if place.spool:
         missing = facts.get("missing") or []
         rows.append(
-            ("missing" if missing else "ok", "scheduler", f"not installed: {', '.join(missing)}" if missing else "sbatch answers here")
+            (
+                "missing" if missing else "ok",
+                "scheduler",
+                f"not installed: {', '.join(missing)}" if missing else "sbatch answers here",
+            )
         )
         rows.append(("ok", "spool", str(facts.get("spool", ""))))
         return rows
     emulator = str(facts.get("emulator", ""))
-    rows.append(("ok" if emulator else "missing", "emulator", emulator or "QEMU is not installed; `ktrdr-vm doctor` there says how"))
     rows.append(
-        ("ok" if kvm else "warning", "kvm", "/dev/kvm can be opened" if kvm else "/dev/kvm cannot be opened: runs are emulated, and slow")
+        (
+            "ok" if emulator else "missing",
+            "emulator",
+            emulator or "QEMU is not installed; `ktrdr-vm doctor` there says how",
+        )
+    )
+    rows.append(
+        (
+            "ok" if kvm else "warning",
+            "kvm",
+            "/dev/kvm can be opened" if kvm else "/dev/kvm cannot be opened: runs are emulated, and slow",
+        )
     )
     return rows

@@ -40,33 +40,37 @@ def plan(profile: Path | None, instance_id: str | None, workspace: Path | None, 
         ("overlay", f"{directory}/overlay.qcow2", f"{size.disk} MiB on {image.name} ({image.digest[:12]})"),
         ("seed", f"{directory}/seed.iso", "cloud-init NoCloud"),
         ("namespace", identity.namespace, "a network namespace with no interface but the tap"),
-        ("firewall", f"inet {identity.table}", f"{len(made.rules)} rules allow traffic, all other packets are dropped and counted"),
+        (
+            "firewall",
+            f"inet {identity.table}",
+            f"{len(made.rules)} rules allow traffic, all other packets are dropped and counted",
+        ),
         ("guard", f"{directory}/guard", "resolver, proxy, ledger"),
         ("tap", identity.tap, "moved into the namespace: a /30 network, no IPv6"),
         ("domain", identity.domain, f"{size.vcpus} vCPUs, {size.memory} MiB, {made.facts.accelerator}"),
         *(("workspace", *row) for row in _describe_workspace(gathered)),
-        *(("mount", mount.target, f"{mount.source}, {'read-only' if mount.readonly else 'writable'}") for mount in made.profile.mounts),
+        *(
+            ("mount", mount.target, f"{mount.source}, {'read-only' if mount.readonly else 'writable'}")
+            for mount in made.profile.mounts
+        ),
         *(("setting", one.path, f"as on this host: {one.origin}") for one in made.facts.client_files),
-        *(("secret", secret.path, f"from {secret.env or secret.file}, for {secret.ttl} s") for secret in made.profile.delivered),
-        *(("secret", secret.name, f"added by the guard for {broker.host}, never in the guest") for secret, broker in made.profile.brokered),
+        *(
+            ("secret", secret.path, f"from {secret.env or secret.file}, for {secret.ttl} s")
+            for secret in made.profile.delivered
+        ),
+        *(
+            ("secret", secret.name, f"added by the guard for {broker.host}, never in the guest")
+            for secret, broker in made.profile.brokered
+        ),
     ]
     click.echo(f"{identity.instance_id}  {made.profile.mode}  profile {made.profile.name}")
     width = max(len(name) for _, name, _ in rows)
     for kind, name, what in rows:
         click.echo(escape(f"  + {kind:<9} {name:<{width}}  {what}"))
-    if made.observe:
-        click.echo("  egress OBSERVE: every public address may be reached; connections are recorded and not restricted")
-    for rule in made.rules:
-        weaker = "  (weaker: allows every name below it)" if rule.host.startswith("*.") else ""
-        click.echo(escape(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}"))
-    for route in made.profile.limited:
-        what = f"{', '.join(route.methods)} beneath {', '.join(route.paths)}"
-        click.echo(escape(f"  egress {route.host}:443  {what}, at the URL in {route.base_url_env}; no connection of its own"))
-    for rule in made.rules if made.profile.limited else ():
-        if rule.cidr is not None and {80, 443} & set(rule.ports):
-            click.echo(escape(f"  ! egress {rule} allows every request to such a host, if one of its addresses is in this range"))
+    _show_egress(made)
     for one in gathered.beyond:
-        click.echo(escape(f"  ! not on the trusted branch: {one.text}{'  (a secret can be sent there)' if one.carries else ''}"))
+        carries = "  (a secret can be sent there)" if one.carries else ""
+        click.echo(escape(f"  ! not on the trusted branch: {one.text}{carries}"))
     for text in list_beneath(gathered.repository, made.profile) if gathered.repository is not None else ():
         click.echo(escape(f"  ! in the fresh VM beneath the commits of the workload, and judged with them: {text}"))
     difference = _find_difference(made)
@@ -79,13 +83,40 @@ def plan(profile: Path | None, instance_id: str | None, workspace: Path | None, 
     click.echo(f"digest {made.digest}")
 
 
+def _show_egress(made: Plan) -> None:
+    from ktrdr_vm.report.escape import escape
+
+    if made.observe:
+        click.echo("  egress OBSERVE: every public address may be reached; connections are recorded and not restricted")
+    for rule in made.rules:
+        weaker = "  (weaker: allows every name below it)" if rule.host.startswith("*.") else ""
+        click.echo(escape(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}"))
+    for route in made.profile.limited:
+        what = f"{', '.join(route.methods)} beneath {', '.join(route.paths)}"
+        click.echo(
+            escape(f"  egress {route.host}:443  {what}, at the URL in {route.base_url_env}; no connection of its own")
+        )
+    for rule in made.rules if made.profile.limited else ():
+        if rule.cidr is not None and {80, 443} & set(rule.ports):
+            click.echo(
+                escape(
+                    f"  ! egress {rule} allows every request to such a host, if one of its addresses is in this range"
+                )
+            )
+
+
 def _describe_workspace(gathered: Gathered) -> list[tuple[str, str]]:
     """Its path in the guest, and what is copied there."""
     workspace, repository = gathered.plan.profile.workspace, gathered.repository
     if workspace is None or repository is None:
         return []
     include = f"; include: {', '.join(workspace.include)}, from that folder" if workspace.include else ""
-    return [(workspace.target, f"{repository.root}, {repository.branch or 'a detached HEAD'} at {repository.commit[:12]}{include}")]
+    return [
+        (
+            workspace.target,
+            f"{repository.root}, {repository.branch or 'a detached HEAD'} at {repository.commit[:12]}{include}",
+        )
+    ]
 
 
 def _find_difference(made: Plan) -> str:
@@ -106,7 +137,12 @@ def _find_difference(made: Plan) -> str:
 @click.command()
 @profile_argument
 @plan_options
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write to. It is created if it does not exist.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The folder to write to. It is created if it does not exist.",
+)
 @json_option
 def render(profile: Path | None, instance_id: str | None, workspace: Path | None, out: Path, as_json: bool) -> None:
     """Write every document of the plan to a folder. Values that `apply` allocates are written as <placeholders>."""
@@ -125,9 +161,17 @@ def render(profile: Path | None, instance_id: str | None, workspace: Path | None
         for name, text in documents.items():
             (out / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"cannot write: {error.strerror}", where=str(out), hint="name a folder that you may write to with --out") from None
+        raise UsageError(
+            f"cannot write: {error.strerror}", where=str(out), hint="name a folder that you may write to with --out"
+        ) from None
     if as_json:
-        echo_json({"instance_id": made.identity.instance_id, "digest": made.digest, "files": [str(out / name) for name in documents]})
+        echo_json(
+            {
+                "instance_id": made.identity.instance_id,
+                "digest": made.digest,
+                "files": [str(out / name) for name in documents],
+            }
+        )
     for name in () if as_json else documents:
         click.echo(str(out / name))
 
@@ -163,7 +207,13 @@ def validate(profile: Path | None, schema: bool, workspace: Path | None, as_json
             {
                 "valid": not problems,
                 "problems": [
-                    {"file": one.source, "line": one.line, "column": one.column, "path": one.path, "message": one.message}
+                    {
+                        "file": one.source,
+                        "line": one.line,
+                        "column": one.column,
+                        "path": one.path,
+                        "message": one.message,
+                    }
                     for one in problems
                 ],
             }

@@ -31,7 +31,8 @@ _STYLES = {
 
 
 class _Console(Console):
-    """Rich raises an error or ends the process if its reader has closed the stream. A teardown must continue, without output."""
+    """Rich raises an error or ends the process if its reader has closed the stream. A teardown must continue, without
+    output."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -49,11 +50,14 @@ class TerminalListener(Listener):
         self._began = time.monotonic()
         self._live: Live | None = None
         facts, plan = gathered.plan.facts, gathered.plan
-        self._line(Text(f"{plan.identity.instance_id}  profile {plan.profile.name}  plan {plan.digest[:12]}", style="bold"))
+        self._line(
+            Text(f"{plan.identity.instance_id}  profile {plan.profile.name}  plan {plan.digest[:12]}", style="bold")
+        )
         if facts.accelerator == "tcg":
             self._line(
                 Text(
-                    f"  warning: software emulation (TCG), slower and with longer time limits: {gathered.accelerator.reason}",
+                    "  warning: software emulation (TCG), slower and with longer time limits:"
+                    f" {gathered.accelerator.reason}",
                     style="yellow",
                 )
             )
@@ -114,7 +118,9 @@ class EventPrinter:
         if event["event"] == "phase_started":
             line = Text(f"{time.monotonic() - self._began:7.1f}s  {escape(str(event.get('phase', '')))}", style="cyan")
         elif event["event"] == "resource" and event.get("verb") in _STYLES:
-            line = _resource_line(str(event.get("kind", "")), str(event.get("name", "")), event["verb"], event["duration_s"])
+            line = _resource_line(
+                str(event.get("kind", "")), str(event.get("name", "")), event["verb"], event["duration_s"]
+            )
         elif event["event"] == "note":
             line = Text(f"          {escape(str(event.get('text', '')))}", style="dim")
         else:
@@ -167,7 +173,12 @@ def show_document(content: dict[str, Any], page: str) -> None:
     """Print a report that was read from its file, to standard output."""
     from ktrdr_vm.report.escape import escape_line
 
-    click.echo(escape(f"{content['outcome'].upper()}  {content['instance_id']}  run {content['run_id']}  {content['duration_s']:.0f} s"))
+    click.echo(
+        escape(
+            f"{content['outcome'].upper()}  {content['instance_id']}  run {content['run_id']} "
+            f" {content['duration_s']:.0f} s"
+        )
+    )
     for gate in content["gates"]:
         click.echo(f"  {gate['outcome']:<8} gate {escape_line(gate['name'])}  {escape_line(gate['message'])}")
         for task in gate["tasks"]:
@@ -175,7 +186,8 @@ def show_document(content: dict[str, Any], page: str) -> None:
     for denied in content["egress"]["denied"]:
         destination = escape_line(denied["host"] or denied["address"])
         click.echo(
-            f"  denied   {destination}:{denied['port']}  {denied['count']} times  ({denied['rule']})  {escape_line(denied['during'])}"
+            f"  denied   {destination}:{denied['port']}  {denied['count']} times  ({denied['rule']}) "
+            f" {escape_line(denied['during'])}"
         )
     click.echo(escape_line(f"  residue: {', '.join(content['residue']) or 'none'}"))
     click.echo(f"  page     {page}")
@@ -184,7 +196,8 @@ def show_document(content: dict[str, Any], page: str) -> None:
 def show_gate(result: GateResult, stream: IO[str]) -> None:
     """Print the outcome of a gate in one line."""
     line = Text(
-        f"{result.outcome:<8} gate {result.name}  {result.duration_s:.1f}s  {escape(result.message)}", style=_STYLES.get(result.outcome, "")
+        f"{result.outcome:<8} gate {result.name}  {result.duration_s:.1f}s  {escape(result.message)}",
+        style=_STYLES.get(result.outcome, ""),
     )
     _Console(file=stream, highlight=False, soft_wrap=True).print(line)
 

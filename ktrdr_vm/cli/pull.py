@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @instance_argument
-@click.option("--stream", is_flag=True, hidden=True, help="Write the base and the guest's bundle to standard output; a client calls it.")
+@click.option(
+    "--stream",
+    is_flag=True,
+    hidden=True,
+    help="Write the base and the guest's bundle to standard output; a client calls it.",
+)
 @json_option
 def pull(instance_id: str, stream: bool, as_json: bool) -> None:
     """Fetch the commits of INSTANCE_ID into refs/ktrdr/INSTANCE_ID/* of the repository of its workspace."""
@@ -33,7 +38,11 @@ def pull(instance_id: str, stream: bool, as_json: bool) -> None:
     loaded = open_instance(instance_id).load()
     plan = loaded.plan
     if plan.profile.workspace is None:
-        raise UsageError("the profile of this instance has no workspace", where=instance_id, hint="only a workspace has commits to fetch")
+        raise UsageError(
+            "the profile of this instance has no workspace",
+            where=instance_id,
+            hint="only a workspace has commits to fetch",
+        )
     if stream:
         with loaded.locked():
             _stream(loaded, plan.profile.workspace.target)
@@ -41,7 +50,9 @@ def pull(instance_id: str, stream: bool, as_json: bool) -> None:
         return
     repository = find_repository(Path(plan.facts.workspace), plan.profile.workspace.source)
     with loaded.locked():
-        came = pull_commits(repository, plan.facts.base_commit, plan.profile.workspace.target, loaded.connect(), loaded.identity)
+        came = pull_commits(
+            repository, plan.facts.base_commit, plan.profile.workspace.target, loaded.connect(), loaded.identity
+        )
     loaded.close()
     show_refs(came.refs, as_json=as_json)
     if left := came.describe_left():

@@ -10,7 +10,9 @@ from ktrdr_vm.cli.options import expect_option, instance_argument, json_option
 @click.command()
 @instance_argument
 @click.argument("ref", required=False)
-@click.option("--branch", default="", metavar="NAME", help="The branch in the guest. Default: a new one, review/<number>.")
+@click.option(
+    "--branch", default="", metavar="NAME", help="The branch in the guest. Default: a new one, review/<number>."
+)
 @click.option(
     "--comments",
     type=click.Path(dir_okay=False, allow_dash=True),
@@ -19,10 +21,11 @@ from ktrdr_vm.cli.options import expect_option, instance_argument, json_option
 @expect_option
 @json_option
 def push(instance_id: str, ref: str | None, branch: str, comments: str | None, expect: str, as_json: bool) -> None:
-    """Push the commit REF of this host, and review comments, into the repository of INSTANCE_ID. Without both, REF is HEAD.
+    """Push the commit REF of this host, and review comments, into the repository of INSTANCE_ID. Without both, REF is
+    HEAD.
 
-    A branch that exists in the guest is only moved forward, and not if it is checked out with uncommitted changes. No commit and no file of
-    the guest is replaced.
+    A branch that exists in the guest is only moved forward, and not if it is checked out with uncommitted changes. No
+    commit and no file of the guest is replaced.
     """
     from dataclasses import asdict
 

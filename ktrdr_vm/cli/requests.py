@@ -12,17 +12,29 @@ from ktrdr_vm.cli.options import json_option, plan_options, profile_argument
 if TYPE_CHECKING:
     from ktrdr_vm.places.spool import RequestState
 
-_place_option = click.option("--on", "place_name", required=True, metavar="PLACE", help="A place of places.yaml, or `local`.")
+_place_option = click.option(
+    "--on", "place_name", required=True, metavar="PLACE", help="A place of places.yaml, or `local`."
+)
 
 
 @click.command()
 @profile_argument
 @_place_option
 @plan_options
-@click.option("--ref", "refs", multiple=True, metavar="REF", help="Run this branch or tag instead of the working tree. Repeatable.")
-@click.option("--gate", "gates", multiple=True, metavar="NAME", help="Run these gates instead of the profile's. Repeatable.")
+@click.option(
+    "--ref",
+    "refs",
+    multiple=True,
+    metavar="REF",
+    help="Run this branch or tag instead of the working tree. Repeatable.",
+)
+@click.option(
+    "--gate", "gates", multiple=True, metavar="NAME", help="Run these gates instead of the profile's. Repeatable."
+)
 @click.option("--cold", is_flag=True, help="Boot from power-on instead of forking a template.")
-@click.option("--accept-changes", is_flag=True, help="Accept new destinations of secrets in the profile of this branch.")
+@click.option(
+    "--accept-changes", is_flag=True, help="Accept new destinations of secrets in the profile of this branch."
+)
 @click.option("--script", is_flag=True, help="Print what would be given to the scheduler, and submit nothing.")
 @json_option
 def submit(
@@ -37,7 +49,8 @@ def submit(
     script: bool,
     as_json: bool,
 ) -> None:
-    """Send PROFILE, by default ktrdr.yaml, with its workspace to a place, and print the id of the request: one for each --ref."""
+    """Send PROFILE, by default ktrdr.yaml, with its workspace to a place, and print the id of the request: one for each
+    --ref."""
     from ktrdr_vm.cli.elsewhere import make_asked, opened, packed, send
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.places.model import find_place
@@ -51,13 +64,20 @@ def submit(
         send(far, made)
         requests = [request for request, _, _ in made]
     if as_json:
-        echo_json([{"request_id": one.request_id, "instance_id": one.instance_id, "place": place.name} for one in requests])
+        echo_json(
+            [{"request_id": one.request_id, "instance_id": one.instance_id, "place": place.name} for one in requests]
+        )
     for one in () if as_json else requests:
         click.echo(one.request_id)
 
 
 @click.command()
-@click.option("--on", "place_name", metavar="PLACE", help="Everything of this user at a place. Default: what was submitted from here.")
+@click.option(
+    "--on",
+    "place_name",
+    metavar="PLACE",
+    help="Everything of this user at a place. Default: what was submitted from here.",
+)
 @json_option
 def queue(place_name: str | None, as_json: bool) -> int:
     """List requests: their state, why they wait, node and attempt. Exit code 4 if a place does not answer."""
@@ -101,14 +121,19 @@ def _show_table(rows: list[tuple[str, RequestState]]) -> None:
         lines.append((one.request_id, one.instance_id, name, one.state, attempt, one.node, one.outcome, one.why))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for line in lines:
-        click.echo(escape_line("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip(), limit=400))
+        click.echo(
+            escape_line(
+                "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip(), limit=400
+            )
+        )
 
 
 @click.command()
 @click.argument("request")
 @click.option("--json", "as_json", is_flag=True, help="Print states and events as JSON lines to standard output.")
 def watch(request: str, as_json: bool) -> int:
-    """Follow REQUEST (an id, or an instance_id) to its end, and return its exit code. An interrupt ends the command, not the run."""
+    """Follow REQUEST (an id, or an instance_id) to its end, and return its exit code. An interrupt ends the command,
+    not the run."""
     from ktrdr_vm.cli.elsewhere import find_entry, note, opened, watch_to_end
     from ktrdr_vm.places.model import find_place
 
@@ -117,7 +142,10 @@ def watch(request: str, as_json: bool) -> int:
         with opened(find_place(entry.place)) as far:
             return watch_to_end(far, entry.request_id, as_json=as_json).exit_code
     except KeyboardInterrupt:
-        note(f"the run goes on; `ktrdr-vm watch {entry.request_id}` follows it, `ktrdr-vm cancel {entry.request_id}` stops it")
+        note(
+            f"the run goes on; `ktrdr-vm watch {entry.request_id}` follows it, `ktrdr-vm cancel {entry.request_id}`"
+            " stops it"
+        )
         raise
 
 

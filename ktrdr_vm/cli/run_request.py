@@ -1,4 +1,5 @@
-"""`run-request` and `serve`: what a place runs. Engines and connections call them, and a person only to find an error."""
+"""`run-request` and `serve`: what a place runs. Engines and connections call them, and a person only to find an
+error."""
 
 from __future__ import annotations
 
@@ -74,7 +75,9 @@ def relay(release: str, settings: str, instance_id: str, words: tuple[str, ...])
         data = json.loads(settings)
         known = {key: data[key] for key in data if isinstance(key, str)}
     except (ValueError, TypeError, RecursionError):
-        raise UsageError("the settings are no JSON object", where="relay", hint="use the same version of ktrdr-vm at both ends") from None
+        raise UsageError(
+            "the settings are no JSON object", where="relay", hint="use the same version of ktrdr-vm at both ends"
+        ) from None
     name = parse_instance_id(instance_id).instance_id
     service = places.make_service(find_home(), known)
     # The nodes of a cluster may have it elsewhere than the login host.

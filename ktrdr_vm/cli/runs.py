@@ -33,7 +33,9 @@ def read_plain(instance_id: str, run_id: str) -> dict[str, Any]:
     return read_report(instance_id, run_id)[1]
 
 
-_run_option = click.option("--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest run.")
+_run_option = click.option(
+    "--run", "run_id", default="latest", metavar="RUN", help="A run_id. Default: the newest run."
+)
 
 
 @click.command()
@@ -42,7 +44,8 @@ _run_option = click.option("--run", "run_id", default="latest", metavar="RUN", h
 @click.option("--against", metavar="RUN", help="Show the differences from this run: a run_id, or INSTANCE_ID/run_id.")
 @json_option
 def report(instance_id: str, run_id: str, against: str | None, as_json: bool) -> int:
-    """Show the report of a run of INSTANCE_ID, and return the exit code of the run. With --against: 1 if something is worse."""
+    """Show the report of a run of INSTANCE_ID, and return the exit code of the run. With --against: 1 if something is
+    worse."""
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.cli.progress import show_document
 
@@ -87,7 +90,8 @@ def events(instance_id: str, run_id: str, follow: bool) -> None:
 @instance_argument
 @click.option("--follow", is_flag=True, help="Print new lines as they are written, until interrupted.")
 def logs(instance_id: str, follow: bool) -> None:
-    """Print the console log of INSTANCE_ID: of the instance if it exists, else of its newest run. Control characters are escaped."""
+    """Print the console log of INSTANCE_ID: of the instance if it exists, else of its newest run. Control characters
+    are escaped."""
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.identity import parse_instance_id
 
@@ -108,7 +112,9 @@ def print_run_file(run: Path, name: str, *, follow: bool) -> None:
         file = FinishedRun(run).open(name)
     except FileNotFoundError:
         raise UsageError(
-            "the file does not exist", where=str(run / name), hint="the run has not written it yet, or ended before it could"
+            "the file does not exist",
+            where=str(run / name),
+            hint="the run has not written it yet, or ended before it could",
         ) from None
     with file:
         print_lines(file, follow=follow)

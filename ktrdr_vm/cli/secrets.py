@@ -52,7 +52,8 @@ def list_(instance_id: str, name: str | None, as_json: bool) -> None:
 @instance_argument
 @click.argument("name", required=False)
 def rotate(instance_id: str, name: str | None) -> None:
-    """Read the secret NAME of INSTANCE_ID, or all secrets, from the source again and replace it. Its time to live starts again."""
+    """Read the secret NAME of INSTANCE_ID, or all secrets, from the source again and replace it. Its time to live
+    starts again."""
     from ktrdr_vm.cli.options import open_instance
 
     instance = open_instance(instance_id)
@@ -82,7 +83,9 @@ def revoke(instance_id: str, name: str | None) -> None:
         found = _find(loaded, name)
         for one in found:
             one.remove()
-            click.echo(f"{one.name}: removed; the guest may have kept a copy, so end it at its source as well", err=True)
+            click.echo(
+                f"{one.name}: removed; the guest may have kept a copy, so end it at its source as well", err=True
+            )
     loaded.close()
 
 
@@ -94,5 +97,7 @@ def _find(loaded: LoadedInstance, name: str | None) -> list[Resource]:
     loaded.target.require_awake()
     found = [one for one in loaded.open_secrets(read_source) if name in (None, one.name)]
     if name is not None and not found:
-        raise UsageError(f"there is no secret {name}", where=loaded.instance_id, hint="`ktrdr-vm secrets list` shows them")
+        raise UsageError(
+            f"there is no secret {name}", where=loaded.instance_id, hint="`ktrdr-vm secrets list` shows them"
+        )
     return found

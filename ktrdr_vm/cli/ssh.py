@@ -1,4 +1,5 @@
-"""Connections to an instance with the OpenSSH clients: its key, its pinned host key, and no configuration of the user."""
+"""Connections to an instance with the OpenSSH clients: its key, its pinned host key, and no configuration of the
+user."""
 
 from __future__ import annotations
 
@@ -54,8 +55,8 @@ def _make_options(instance_id: str, expect: str) -> list[str]:
 def ssh(instance_id: str, command: tuple[str, ...]) -> None:
     """Open a shell in INSTANCE_ID, or run COMMAND in it, with the OpenSSH client.
 
-    The SSH agent and X11 are not forwarded, and your SSH configuration is not read. COMMAND is a line of the guest's shell, as for `ssh`;
-    one that a signal ended returns 128 and the number of the signal.
+    The SSH agent and X11 are not forwarded, and your SSH configuration is not read. COMMAND is a line of the guest's
+    shell, as for `ssh`; one that a signal ended returns 128 and the number of the signal.
     """
     line = (make_shell_line(words),) if (words := _words(command)) else ()
     _become("ssh", *_options(instance_id), "--", instance_id, *line)
@@ -69,17 +70,20 @@ def ssh(instance_id: str, command: tuple[str, ...]) -> None:
 def exec_(instance_id: str, command: tuple[str, ...], tty: bool, expect: str) -> None:
     """Run COMMAND in INSTANCE_ID and return its exit code. Standard input and output are those of this command.
 
-    A command that a signal ended returns 128 and the number of the signal. If this command ends first, the one in the guest gets SIGHUP.
+    A command that a signal ended returns 128 and the number of the signal. If this command ends first, the one in the
+    guest gets SIGHUP.
     """
     line = make_exec_line(_words(command), tty=tty)
     _become("ssh", *_options(instance_id, expect), "-tt" if tty else "-T", "--", instance_id, line)
 
 
-# The command is a child of a shell, so that a signal that ends it becomes an exit code: OpenSSH's client says 255 to each signal.
+# The command is a child of a shell, so that a signal that ends it becomes an exit code: OpenSSH's client says 255 to
+# each signal.
 _RUN = '"$@"; exit $?'
 _RUN_LINE = '"${SHELL:-/bin/sh}" -c "$1"; exit $?'
-# Without a terminal sshd tells nobody that the client has gone; the kernel tells a child that its parent has. `timeout` hands the signal
-# on to all that its command has started. A shell's own words, and images without these programs, do without.
+# Without a terminal sshd tells nobody that the client has gone; the kernel tells a child that its parent has. `timeout`
+# hands the signal on to all that its command has started. A shell's own words, and images without these programs, do
+# without.
 _RUN_TIED = """case $(command -v -- "$1") in
   /*) if setpriv --pdeathsig clear timeout 0 true 2>/dev/null; then
         exec setpriv --pdeathsig KILL sh -c 'setpriv --pdeathsig HUP timeout 0 "$@"; exit $?' sh "$@"
@@ -89,7 +93,8 @@ esac
 
 
 def make_shell_line(words: tuple[str, ...]) -> str:
-    """The line for the guest's login shell that runs the words as OpenSSH does, joined as a shell's line, and says how it ended.
+    """The line for the guest's login shell that runs the words as OpenSSH does, joined as a shell's line, and says how
+    it ended.
 
     That shell is a child of another one, so that a signal which ends it becomes an exit code.
     """
@@ -97,7 +102,8 @@ def make_shell_line(words: tuple[str, ...]) -> str:
 
 
 def make_exec_line(words: tuple[str, ...], *, tty: bool) -> str:
-    """The line for the guest's login shell that runs these words, and ends as a local shell would say that they ended."""
+    """The line for the guest's login shell that runs these words, and ends as a local shell would say that they
+    ended."""
     return "exec " + shlex.join(("sh", "-c", _RUN if tty else _RUN_TIED, "sh", *words))
 
 
@@ -116,8 +122,8 @@ def cp(source: str, destination: str) -> None:
 def forward(instance_id: str, ports: tuple[str, ...]) -> None:
     """Forward loopback ports of this host to ports of INSTANCE_ID, until interrupted.
 
-    LOCAL is the port of this host, by default the same number as PORT. HOST is a name or an address as the guest knows it, by default its
-    own loopback. The addresses are printed when the ports are open.
+    LOCAL is the port of this host, by default the same number as PORT. HOST is a name or an address as the guest knows
+    it, by default its own loopback. The addresses are printed when the ports are open.
     """
     forwards = [parse_forward(text) for text in ports]
     for local, _, _ in forwards:
@@ -133,7 +139,11 @@ def forward(instance_id: str, ports: tuple[str, ...]) -> None:
 @click.command("ssh-config")
 @click.argument("instance_id", required=False, shell_complete=complete_instance)
 @click.option("--inventory", is_flag=True, help="Print an Ansible inventory.")
-@click.option("--wildcard", is_flag=True, help="Print one block for `ID.ktrdr` of all instances, also those that are created later.")
+@click.option(
+    "--wildcard",
+    is_flag=True,
+    help="Print one block for `ID.ktrdr` of all instances, also those that are created later.",
+)
 def ssh_config(instance_id: str | None, inventory: bool, wildcard: bool) -> None:
     """Print an OpenSSH `Host` block for INSTANCE_ID, or for all instances, for ssh, scp, rsync and editors.
 
@@ -172,9 +182,12 @@ def _print_block(pattern: str, options: dict[str, str]) -> None:
 
 @click.command()
 @instance_argument
-@click.option("--pass-descriptor", is_flag=True, help="Send the connection over standard output, for `ProxyUseFdpass` of OpenSSH.")
+@click.option(
+    "--pass-descriptor", is_flag=True, help="Send the connection over standard output, for `ProxyUseFdpass` of OpenSSH."
+)
 def proxy(instance_id: str, pass_descriptor: bool) -> None:
-    """Connect standard input and output to the SSH port of INSTANCE_ID, which can be reached from its network namespace only.
+    """Connect standard input and output to the SSH port of INSTANCE_ID, which can be reached from its network namespace
+    only.
 
     `ktrdr-vm ssh-config` prints it as the ProxyCommand of an instance, for ssh, scp, rsync, Ansible and editors.
     """
@@ -189,8 +202,8 @@ def _warn_of_key(path: str) -> None:
 
     if path and os.geteuid() == 0 and find_owner()[0] != 0:
         click.echo(
-            f"only root can use this: the key {path} is root's. As yourself, use `sudo ktrdr-vm ssh` and `sudo ktrdr-vm cp`;"
-            " for editors and rsync, put the block into root's own ~/.ssh/config",
+            f"only root can use this: the key {path} is root's. As yourself, use `sudo ktrdr-vm ssh` and `sudo ktrdr-vm"
+            " cp`; for editors and rsync, put the block into root's own ~/.ssh/config",
             err=True,
         )
 
@@ -205,7 +218,14 @@ def stream(instance_id: str, target: str) -> None:
     """
     from ktrdr_vm.places.relay import parse_target
 
-    _become("ssh", *_options(instance_id), *parse_target(target), "--", instance_id, *(("sftp",) if target == "sftp" else ()))
+    _become(
+        "ssh",
+        *_options(instance_id),
+        *parse_target(target),
+        "--",
+        instance_id,
+        *(("sftp",) if target == "sftp" else ()),
+    )
 
 
 @click.command()

@@ -1,4 +1,5 @@
-"""`ktrdr-vm proxy ID`: the ProxyCommand of OpenSSH. It connects to the guest's SSH port, which only its namespace can reach.
+"""`ktrdr-vm proxy ID`: the ProxyCommand of OpenSSH. It connects to the guest's SSH port, which only its namespace can
+reach.
 
 Every connection waits for it, so it imports neither click nor libvirt.
 """
@@ -25,7 +26,8 @@ _CHUNK = 1 << 16
 def connect_streams(instance_id: str, *, pass_descriptor: bool = False) -> None:
     """Carry standard input and output to the guest until either side ends.
 
-    With `pass_descriptor`, the connection itself is sent over standard output, which OpenSSH makes a socket with `ProxyUseFdpass`.
+    With `pass_descriptor`, the connection itself is sent over standard output, which OpenSSH makes a socket with
+    `ProxyUseFdpass`.
     """
     connection = _connect(instance_id)
     if pass_descriptor:

@@ -43,7 +43,12 @@ def resume(instance_id: str) -> None:
         secrets = {secret.name: read_source(secret) for secret in loaded.plan.profile.secrets}
         check_sources(loaded)
         policy = read_policy()
-        resume_instance(loaded, read_secret=lambda secret: secrets[secret.name], mount_roots=policy.mount_roots, notify=show_resource)
+        resume_instance(
+            loaded,
+            read_secret=lambda secret: secrets[secret.name],
+            mount_roots=policy.mount_roots,
+            notify=show_resource,
+        )
         for one in reapply(loaded, policy):
             click.echo(f"{one.packet.kind} {one.id}: given again", err=True)
     loaded.close()
@@ -90,7 +95,11 @@ def snapshot(instance_id: str, name: str | None, remove: bool, as_json: bool) ->
         loaded = instance.load()
         secrets = {secret.name: read_source(secret) for secret in loaded.plan.profile.secrets}
         made = take_snapshot(
-            loaded, name, read_secret=lambda secret: secrets[secret.name], mount_roots=read_policy().mount_roots, notify=show_resource
+            loaded,
+            name,
+            read_secret=lambda secret: secrets[secret.name],
+            mount_roots=read_policy().mount_roots,
+            notify=show_resource,
         )
     loaded.close()
     if as_json:

@@ -19,7 +19,8 @@ def templates() -> None:
 @plan_options
 @json_option
 def build(profile: Path | None, instance_id: str | None, workspace: Path | None, as_json: bool) -> None:
-    """Build the template for PROFILE, and prepare its project. `apply` does this when it needs the template for the first time."""
+    """Build the template for PROFILE, and prepare its project. `apply` does this when it needs the template for the
+    first time."""
     from dataclasses import asdict
 
     from ktrdr_vm.cli.output import echo_json
@@ -40,7 +41,9 @@ def build(profile: Path | None, instance_id: str | None, workspace: Path | None,
     gathered = gather(profile, home=home, workspace=workspace, instance_id=instance_id or "template")
     if not fits(gathered.plan):
         raise UsageError(
-            "instances of this profile cannot be forked, because its image is a stock image", where=str(profile), hint="`apply` boots them"
+            "instances of this profile cannot be forked, because its image is a stock image",
+            where=str(profile),
+            hint="`apply` boots them",
         )
 
     def say(text: str) -> None:
@@ -72,10 +75,14 @@ def list_(as_json: bool) -> None:
     for one in found:
         shape = f"{one.vcpus} vCPUs, {one.memory} MiB"
         dates = f"created {one.created_at[:16]}  used {one.used_at[:16]}"
-        click.echo(f"{one.key}  {one.kind:<20}  uid {one.owner}  {one.image[:12]}  {shape}  {dates}  {one.size >> 20} MiB on disk")
+        click.echo(
+            f"{one.key}  {one.kind:<20}  uid {one.owner}  {one.image[:12]}  {shape}  {dates}  {one.size >> 20} MiB on"
+            " disk"
+        )
         if one.made_from:
             click.echo(
-                f"    from {one.made_from.get('repository')} at {one.made_from.get('branch')} {one.made_from.get('commit', '')[:12]}"
+                f"    from {one.made_from.get('repository')} at {one.made_from.get('branch')}"
+                f" {one.made_from.get('commit', '')[:12]}"
             )
 
 

@@ -9,8 +9,17 @@ import click
 
 
 @click.command()
-@click.option("--plain", is_flag=True, help="Print a line for each change instead of drawing: for a screen reader, or a log.")
-@click.option("--every", type=click.FloatRange(min=0.5), default=2.0, show_default=True, metavar="SECONDS", help="Read this host so often.")
+@click.option(
+    "--plain", is_flag=True, help="Print a line for each change instead of drawing: for a screen reader, or a log."
+)
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.5),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Read this host so often.",
+)
 def top(plain: bool, every: float) -> None:
     """Show the instances of this host and the requests at places: phase, gate, usage, denials, and what agents ask for.
 
@@ -32,7 +41,11 @@ def top(plain: bool, every: float) -> None:
             announcer.show([*reader.read(), *read_requests(home)])
             time.sleep(every)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError("`top` draws on a terminal, and there is none", where="ktrdr-vm top", hint="`ktrdr-vm top --plain` prints lines")
+        raise UsageError(
+            "`top` draws on a terminal, and there is none",
+            where="ktrdr-vm top",
+            hint="`ktrdr-vm top --plain` prints lines",
+        )
     try:
         from ktrdr_vm.monitoring.top.app import TopApp
     except ImportError as error:

@@ -1,4 +1,5 @@
-"""The requests that were submitted from this state directory, as streams. The places are asked, which takes as long as they take."""
+"""The requests that were submitted from this state directory, as streams. The places are asked, which takes as long as
+they take."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ MAX_REQUESTS = 50
 
 
 def read_requests(home: Home) -> list[Stream]:
-    """A stream for each request whose results were not fetched yet. The state of one whose place does not answer is `unknown`."""
+    """A stream for each request whose results were not fetched yet. The state of one whose place does not answer is
+    `unknown`."""
     wanted: dict[str, list[Entry]] = {}
     for entry in [one for one in Book(home).list() if not one.accepted][-MAX_REQUESTS:]:
         wanted.setdefault(entry.place, []).append(entry)

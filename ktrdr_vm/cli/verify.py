@@ -23,17 +23,35 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.command()
 @click.argument("ref", default="HEAD")
 @click.option(
-    "--base", default="", metavar="REF", help="The commit whose profile and playbooks judge. Default: merge base with the trusted branch."
+    "--base",
+    default="",
+    metavar="REF",
+    help="The commit whose profile and playbooks judge. Default: merge base with the trusted branch.",
 )
-@click.option("--profile", default="ktrdr.yaml", metavar="NAME", help="A profile in the base, or a shipped one. Default: ktrdr.yaml.")
-@click.option("--gate", "gates", multiple=True, metavar="NAME", help="Run these gates instead of the profile's. Repeatable.")
+@click.option(
+    "--profile",
+    default="ktrdr.yaml",
+    metavar="NAME",
+    help="A profile in the base, or a shipped one. Default: ktrdr.yaml.",
+)
+@click.option(
+    "--gate", "gates", multiple=True, metavar="NAME", help="Run these gates instead of the profile's. Repeatable."
+)
 @click.option("--instance-id", metavar="ID", help="Default: derived from the repository and REF.")
-@click.option("--workspace", type=folder, default=Path(), help="A folder of the repository. Default: the current folder.")
+@click.option(
+    "--workspace", type=folder, default=Path(), help="A folder of the repository. Default: the current folder."
+)
 @click.option("--cold", is_flag=True, help="Boot from power-on instead of forking a template.")
 @click.option(
-    "--notify", "commands", multiple=True, metavar="COMMAND", help="Send the status to COMMAND as JSON on standard input. Repeatable."
+    "--notify",
+    "commands",
+    multiple=True,
+    metavar="COMMAND",
+    help="Send the status to COMMAND as JSON on standard input. Repeatable.",
 )
-@click.option("--target", default="", metavar="URL", help="The address of details in the status. Default: the path of the report.")
+@click.option(
+    "--target", default="", metavar="URL", help="The address of details in the status. Default: the path of the report."
+)
 @click.option("--attestation", type=_file, metavar="FILE", help="Write a copy of the attestation to FILE.")
 @json_option
 def verify(
@@ -104,7 +122,13 @@ class _Telling:
 
         failed = ", ".join(gate.name for gate in report.gates if gate.outcome not in ("passed", "skipped"))
         passed = report.exit_code == 0
-        said = f"{len(report.gates)} gates passed" if passed else f"failed: {failed}" if failed else report.message or report.outcome
+        said = (
+            f"{len(report.gates)} gates passed"
+            if passed
+            else f"failed: {failed}"
+            if failed
+            else report.message or report.outcome
+        )
         self.told = True
         self._target = self._target or str(directory / "report.html")
         self._send("success" if passed else "failure", said, render_summary_text(report), str(attestation or ""))
@@ -142,14 +166,23 @@ def _copy(content: bytes, path: Path) -> None:
         path.write_bytes(content)
     except OSError as error:
         raise UsageError(
-            f"the attestation cannot be written: {error.strerror}", where=str(path), hint="name a file in a folder that you may write to"
+            f"the attestation cannot be written: {error.strerror}",
+            where=str(path),
+            hint="name a file in a folder that you may write to",
         ) from None
 
 
 @click.command()
 @click.argument("file", type=_file)
-@click.option("--key", type=_file, required=True, help="The owner's public key: attestation-key.pub, or a line of OpenSSH in a file.")
-@click.option("--commit", default="", metavar="ID", help="Require that it is about this commit, by 7 digits of its id or more.")
+@click.option(
+    "--key",
+    type=_file,
+    required=True,
+    help="The owner's public key: attestation-key.pub, or a line of OpenSSH in a file.",
+)
+@click.option(
+    "--commit", default="", metavar="ID", help="Require that it is about this commit, by 7 digits of its id or more."
+)
 @click.option(
     "--files",
     "bundle",
@@ -158,7 +191,8 @@ def _copy(content: bytes, path: Path) -> None:
 )
 @json_option
 def verify_attestation(file: Path, key: Path, commit: str, bundle: Path | None, as_json: bool) -> int:
-    """Check the signature of an attestation and show its verdict. Exit code 0: the gates passed; 1: they failed; 2: it is refused."""
+    """Check the signature of an attestation and show its verdict. Exit code 0: the gates passed; 1: they failed; 2: it
+    is refused."""
     from ktrdr_vm.cli.output import echo_json, say
     from ktrdr_vm.evidence.attestation import check_attestation
 
@@ -166,10 +200,15 @@ def verify_attestation(file: Path, key: Path, commit: str, bundle: Path | None, 
     if as_json:
         echo_json(
             {
-                "result": found.result, "commit": found.commit, "base": found.base, "time": found.time, "levels": list(found.levels),
-                "plan_digest": found.plan_digest, "files": dict(found.files),
+                "result": found.result,
+                "commit": found.commit,
+                "base": found.base,
+                "time": found.time,
+                "levels": list(found.levels),
+                "plan_digest": found.plan_digest,
+                "files": dict(found.files),
             }
-        )  # fmt: skip
+        )
         return 0 if found.passed else 1
     say(f"{found.result}  commit {found.commit}  {found.time}")
     say(f"base     {found.base or 'none'}")

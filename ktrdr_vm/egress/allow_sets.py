@@ -1,7 +1,9 @@
-"""The writer: the only part of the guard that changes nftables, and only elements of the sets of its own instance's two tables.
+"""The writer: the only part of the guard that changes nftables, and only elements of the sets of its own instance's two
+tables.
 
-It takes typed elements from the resolver, which reads the guest's bytes, and believes none of them: each is judged again.
-What a grant opens stands in sets of its own, so that a grant ends without asking what else allows the same address.
+It takes typed elements from the resolver, which reads the guest's bytes, and believes none of them: each is judged
+again. What a grant opens stands in sets of its own, so that a grant ends without asking what else allows the same
+address.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ _ON_HOST_ONLY = frozenset({"upstreams", "upstreams6"})
 
 @dataclass
 class AllowSets:
-    """The sets that packets are compared with, in the table of the namespace and in the one on the host, which have the same name."""
+    """The sets that packets are compared with, in the table of the namespace and in the one on the host, which have the
+    same name."""
 
     table: str
     rules: Rules
@@ -54,7 +57,8 @@ class AllowSets:
     """Elements that a grant has opened, or its range, to its id; also for a while after its end."""
 
     def allow(self, name: str, addresses: Iterable[str], ttl: int) -> list[str]:
-        """Open the name's ports at its addresses for `ttl` seconds. Returns the addresses that stand; the others were refused."""
+        """Open the name's ports at its addresses for `ttl` seconds. Returns the addresses that stand; the others were
+        refused."""
         accepted, commands = [], []
         ends = self.clock() + min(max(ttl, MIN_LIFE), MAX_LIFE) + GRACE
         for text in list(addresses)[:64]:
@@ -77,7 +81,8 @@ class AllowSets:
 
     def _open(self, key: tuple[str, str], ends: float, grant: str) -> list[str]:
         if grant:
-            # The grant bounds it: an address that the name had while it held is good until the hour or the grant is over.
+            # The grant bounds it: an address that the name had while it held is good until the hour or the grant is
+            # over.
             ends = min(max(ends, self.clock() + MAX_LIFE), self._grants[grant].ends)
             holders = self._granted.setdefault(key, {})
             holders[grant] = ends
@@ -89,7 +94,9 @@ class AllowSets:
                 self._live = {entry: end for entry, end in self._live.items() if end > now}
                 if len(self._live) >= ALLOWED_SIZE:
                     raise ProvisionError(
-                        f"{ALLOWED_SIZE} addresses are open already", where=self.table, hint="name fewer hosts by wildcard"
+                        f"{ALLOWED_SIZE} addresses are open already",
+                        where=self.table,
+                        hint="name fewer hosts by wildcard",
                     )
             self._live[key] = ends
         return self._renew(key, ends)
@@ -105,7 +112,8 @@ class AllowSets:
         ]
 
     def set_upstreams(self, addresses: Iterable[str]) -> None:
-        """The name servers that the resolver's user may reach, and no others. Nothing is written while they are the same."""
+        """The name servers that the resolver's user may reach, and no others. Nothing is written while they are the
+        same."""
         wanted = tuple(sorted(set(addresses)))
         if wanted == self._upstreams:
             return
@@ -121,7 +129,8 @@ class AllowSets:
         return self._on_link or ()
 
     def set_on_link(self, networks: Iterable[IPv4Network]) -> list[tuple[IPv4Network, IPv4Network]]:
-        """Close them. Nothing is written while they are the same; else returns the profile's ranges that reach into one, each with it."""
+        """Close them. Nothing is written while they are the same; else returns the profile's ranges that reach into
+        one, each with it."""
         wanted = tuple(networks)
         if wanted == self._on_link:
             return []
@@ -129,14 +138,17 @@ class AllowSets:
         commands += [f"add element inet {self.table} on_link {{ {network} }}" for network in wanted]
         self._load(commands)
         self._on_link = wanted
-        return [(allowed, network) for allowed, _ in self.rules.ranges for network in wanted if allowed.overlaps(network)]
+        return [
+            (allowed, network) for allowed, _ in self.rules.ranges for network in wanted if allowed.overlaps(network)
+        ]
 
     def is_on_link(self, address: IPv4Address) -> bool:
         return any(address in network for network in self.on_link)
 
     @property
     def late(self) -> set[tuple[str, int]]:
-        """Addresses and ports whose elements end soon: what a name had and has no more, and what is kept of it already."""
+        """Addresses and ports whose elements end soon: what a name had and has no more, and what is kept of it
+        already."""
         now = self.clock()
         found = set()
         for (target, element), end in self._live.items():
@@ -166,7 +178,10 @@ class AllowSets:
         for grant in self._grants.values():
             if grant.rule.cidr is not None:
                 for port in grant.rule.ports:
-                    owned = grant.rule.cidr.prefixlen == 32 and (grant.rule.cidr.network_address, port) in self.rules.exceptions
+                    owned = (
+                        grant.rule.cidr.prefixlen == 32
+                        and (grant.rule.cidr.network_address, port) in self.rules.exceptions
+                    )
                     target = "granted_exceptions" if owned else "granted_ranges"
                     destination = grant.rule.cidr.network_address if target == "granted_exceptions" else grant.rule.cidr
                     kept.setdefault((target, f"{destination} . {port}"), {})[grant.id] = grant.ends
@@ -179,7 +194,8 @@ class AllowSets:
         self._load(commands + self._granted_commands())
 
     def _granted_commands(self) -> list[str]:
-        """The grants' sets whole. Of ranges that lie in each other only the widest stands, since nft refuses overlaps."""
+        """The grants' sets whole. Of ranges that lie in each other only the widest stands, since nft refuses
+        overlaps."""
         commands = [f"flush set inet {self.table} {target}" for target in _GRANTED]
         now = self.clock()
         ranges: list[tuple[str, str]] = []
@@ -206,13 +222,17 @@ class AllowSets:
 
     def _load(self, commands: list[str]) -> None:
         """Each command changes one set, its fifth word, in one table or in both; one transaction for each."""
-        for namespace, is_there in (("", _ON_HOST.__contains__), (self.namespace, lambda name: name not in _ON_HOST_ONLY)):
+        for namespace, is_there in (
+            ("", _ON_HOST.__contains__),
+            (self.namespace, lambda name: name not in _ON_HOST_ONLY),
+        ):
             chosen = [line for line in commands if is_there(line.split(maxsplit=5)[4])]
             if chosen:
                 load_ruleset("\n".join(chosen) + "\n", namespace)
 
     def adopt(self, entries: Table) -> None:
-        """Take up what a guard before this one had opened by the profile's rules. `entries` lists the table of the namespace."""
+        """Take up what a guard before this one had opened by the profile's rules. `entries` lists the table of the
+        namespace."""
         now = self.clock()
         for entry in entries:
             target = entry.get("set", {}).get("name")

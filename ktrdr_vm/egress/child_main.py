@@ -1,7 +1,7 @@
 """`DIRECTORY ROLE UID CHANNEL CONFIG LISTENER...`: the guard's resolver or its inbox, a process without privilege.
 
-It does once what it will do for the guest, which imports all of it, gives up its privilege, does the same again, which shows that
-nothing is missing now, and tells the guard that it serves.
+It does once what it will do for the guest, which imports all of it, gives up its privilege, does the same again, which
+shows that nothing is missing now, and tells the guard that it serves.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ from ktrdr_vm.egress.supervised_child import SERVES
 from ktrdr_vm.host.privileges import drop_privileges, leave_network
 
 # Every encoding that `json.loads` finds in bytes.
-_ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "latin-1", "ascii")
+_ENCODINGS = (
+    "utf-8",
+    "utf-8-sig",
+    "utf-16",
+    "utf-16-le",
+    "utf-16-be",
+    "utf-32",
+    "utf-32-le",
+    "utf-32-be",
+    "latin-1",
+    "ascii",
+)
 
 
 def main() -> None:

@@ -48,9 +48,11 @@ def listen_unix(path: Path) -> socket.socket:
 def start_child(
     directory: Path, role: str, config: Mapping[str, Any], listeners: tuple[socket.socket, ...], uid: int
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A child that becomes `uid`, with the listeners and a channel. Returns it, with a pipe as its standard error, and our end.
+    """A child that becomes `uid`, with the listeners and a channel. Returns it, with a pipe as its standard error, and
+    our end.
 
-    A program of its own and no fork, which would have what the guard knows, credentials too; and the guard need not import what it is for.
+    A program of its own and no fork, which would have what the guard knows, credentials too; and the guard need not
+    import what it is for.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, os.fdopen(os.memfd_create("config"), "w+b") as file:
@@ -58,13 +60,16 @@ def start_child(
         file.seek(0)
         descriptors = [theirs.fileno(), file.fileno(), *(one.fileno() for one in listeners)]
         words: list[str | Path] = [directory, role, str(uid), *map(str, descriptors)]
-        started = process.start_module("ktrdr_vm.egress.child_main", words, pass_fds=descriptors, stderr=subprocess.PIPE, new_session=False)
+        started = process.start_module(
+            "ktrdr_vm.egress.child_main", words, pass_fds=descriptors, stderr=subprocess.PIPE, new_session=False
+        )
     ours.setblocking(False)
     return started, ours
 
 
 def start_proxy(configuration: Path, listeners: Mapping[str, socket.socket], uid: int) -> subprocess.Popen[bytes]:
-    """HAProxy as `uid`; its configuration finds the listeners by the names of variables. Its log comes on its standard output."""
+    """HAProxy as `uid`; its configuration finds the listeners by the names of variables. Its log comes on its standard
+    output."""
     parent = os.getpid()
     # In a world its user cannot enter the person's home, where the configuration is.
     in_view = make_entry(uid)

@@ -1,4 +1,5 @@
-"""How commands talk to a running guard: one JSON object each way over its unix socket, which only the owner can open."""
+"""How commands talk to a running guard: one JSON object each way over its unix socket, which only the owner can
+open."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ JUDGE_LIMIT, BROKER_LIMIT = 20.0, 15.0
 
 @contextmanager
 def short_name(path: Path) -> Iterator[str]:
-    """A name of a unix socket's place that always fits: the kernel takes 107 bytes, and an instance_id alone may have 63."""
+    """A name of a unix socket's place that always fits: the kernel takes 107 bytes, and an instance_id alone may have
+    63."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
@@ -62,7 +64,9 @@ def ask_guard(directory: Path, op: str, *, timeout: float = 5, **fields: Any) ->
             hint="nothing leaves the instance while it is down; `ktrdr-vm status` shows it",
         ) from None
     if "error" in reply:
-        raise ProvisionError(f"the guard refused: {reply['error']}", where=str(directory), hint="look into guard.log beside the socket")
+        raise ProvisionError(
+            f"the guard refused: {reply['error']}", where=str(directory), hint="look into guard.log beside the socket"
+        )
     return reply
 
 
@@ -77,7 +81,8 @@ class Standing:
 
 @dataclass(frozen=True)
 class HeldCredentials:
-    """Names of the brokered secrets that the guard has and of those that a gate has opened; whether the proxy knows all of it."""
+    """Names of the brokered secrets that the guard has and of those that a gate has opened; whether the proxy knows all
+    of it."""
 
     held: tuple[str, ...]
     open: tuple[str, ...]
@@ -85,7 +90,8 @@ class HeldCredentials:
 
 
 class GuardClient:
-    """The guard whose folder is `directory`. A method for each operation; ProvisionError when it refuses, or does not answer."""
+    """The guard whose folder is `directory`. A method for each operation; ProvisionError when it refuses, or does not
+    answer."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -108,7 +114,8 @@ class GuardClient:
     # -- grants -----------------------------------------------------------------------------------------------------
 
     def grant(self, grant_id: str, rule: EgressRule, seconds: float) -> Standing:
-        """Let the instance reach `rule` for `seconds`. `rule.reason` is recorded. The same id and rule again sets a new expiry.
+        """Let the instance reach `rule` for `seconds`. `rule.reason` is recorded. The same id and rule again sets a new
+        expiry.
 
         A reserved address, for one, is refused.
         """
@@ -135,7 +142,8 @@ class GuardClient:
     # -- expiry of secrets and loans --------------------------------------------------------------------------------
 
     def expire_secret(self, name: str, path: str, seconds: float) -> None:
-        """Remove the secret at `path` in the guest after so many seconds. The same name and path again sets a new expiry."""
+        """Remove the secret at `path` in the guest after so many seconds. The same name and path again sets a new
+        expiry."""
         self._ask("given", name=name, path=path, seconds=seconds)
 
     def expire_loan(self, loan: str, seconds: float, *, module: str, message: str) -> None:
@@ -153,7 +161,8 @@ class GuardClient:
         self._ask("value_add", name=name, value=base64.b64encode(value).decode())
 
     def list_values(self, *, have: int = 0, reader: str = "") -> tuple[tuple[tuple[str, bytes], ...], int]:
-        """The delivered values by name, after the first `have`; and how many there are. A `reader` is a run that goes on asking."""
+        """The delivered values by name, after the first `have`; and how many there are. A `reader` is a run that goes
+        on asking."""
         reply = self._ask("value_list", have=have, reader=reader)
         return tuple((str(name), base64.b64decode(value)) for name, value in reply["values"]), int(reply["count"])
 

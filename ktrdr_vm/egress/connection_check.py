@@ -1,7 +1,9 @@
-"""`egress test`: what would happen to a connection, asked of the parts that would decide it and of no copy of the rules.
+"""`egress test`: what would happen to a connection, asked of the parts that would decide it and of no copy of the
+rules.
 
-The resolver is asked as the guest asks it, the table's sets and the proxy's lists are read where they are enforced. The order is
-the firewall's: the owner's exceptions, reserved ranges and the host itself, ranges, the by-name frontends, the resolver's sets.
+The resolver is asked as the guest asks it, the table's sets and the proxy's lists are read where they are enforced. The
+order is the firewall's: the owner's exceptions, reserved ranges and the host itself, ranges, the by-name frontends, the
+resolver's sets.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _LOOKUP_LIMIT = 8.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """What would happen. `kind` is the part that decides, as in the ledger: dns, http, tls, tcp or drop; `rule` what it decides by."""
+    """What would happen. `kind` is the part that decides, as in the ledger: dns, http, tls, tcp or drop; `rule` what it
+    decides by."""
 
     allowed: bool
     kind: str
@@ -40,7 +43,8 @@ class Verdict:
 
 
 def judge_connection(directory: Path, host: str, port: int) -> Verdict:
-    """The verdict on a connection of a guest to `host`, a name or an IPv4 address, on TCP `port`; `directory` is the folder of its guard.
+    """The verdict on a connection of a guest to `host`, a name or an IPv4 address, on TCP `port`; `directory` is the
+    folder of its guard.
 
     UsageError for what is neither; ProvisionError when the guard does not answer.
     """
@@ -69,7 +73,9 @@ def _parse_name(host: str) -> str:
             return parse_host(name)
     except ValueError:
         pass
-    raise UsageError(f"{host!a} is neither a name nor an IPv4 address", where="HOST", hint="such as api.example.com or 198.51.100.7")
+    raise UsageError(
+        f"{host!a} is neither a name nor an IPv4 address", where="HOST", hint="such as api.example.com or 198.51.100.7"
+    )
 
 
 def _look_up(directory: Path, name: str) -> tuple[Verdict | None, str]:
@@ -113,7 +119,9 @@ class Judge:
         name = parse_host(request["name"]) if request["name"] else ""
         verdict = self._judge(name, str(IPv4Address(request["address"])), int(request["port"]))
         if not verdict.allowed and self._sets.rules.policy.observe and not self._is_closed(verdict.address):
-            verdict = replace(verdict, allowed=True, rule="observe", message="an observe run lets it pass and records it")
+            verdict = replace(
+                verdict, allowed=True, rule="observe", message="an observe run lets it pass and records it"
+            )
         return verdict.to_json()
 
     def _is_closed(self, address: str) -> bool:
@@ -127,14 +135,22 @@ class Judge:
             return self._by_address(address, port, "the owner's exception for this address and port")
         if not (self._has("lan_names", element) or self._has("granted_lan_names", element)):
             if self._has("reserved", address):
-                return Verdict(False, "drop", "destination", f"{address} is in a reserved range; only the owner's policy opens it", address)
+                return Verdict(
+                    False,
+                    "drop",
+                    "destination",
+                    f"{address} is in a reserved range; only the owner's policy opens it",
+                    address,
+                )
             if is_local(address):
                 return Verdict(False, "drop", "destination", f"{address} is the host itself", address)
             if self._has("on_link", address):
                 message = f"{address} is in a network of this host; only the owner's policy opens it"
                 return Verdict(False, "drop", "destination", message, address)
         elif port not in (80, 443):
-            return self._by_address(address, port, "the resolver gave this address for an allowed name, and the owner lets it be in a LAN")
+            return self._by_address(
+                address, port, "the resolver gave this address for an allowed name, and the owner lets it be in a LAN"
+            )
         if self._has("ranges", element) or self._has("granted_ranges", element):
             return self._by_address(address, port, "an allowed range holds the address")
         if port in (80, 443):
@@ -154,11 +170,15 @@ class Judge:
         kind, word = ("http", "Host header") if port == 80 else ("tls", "server name")
         if not name:
             rule = "no-name" if kind == "tls" else "name"
-            return Verdict(False, kind, rule, f"port {port} is judged by the {word}: test the name instead of the address", address)
+            return Verdict(
+                False, kind, rule, f"port {port} is judged by the {word}: test the name instead of the address", address
+            )
         for file in (f"{kind}.names", f"{kind}.suffixes"):
             if self._proxy.matches(file, name):
                 only = "TLS with this server name" if kind == "tls" else "HTTP with this Host header"
-                return Verdict(True, kind, "name", f"the proxy's list {file} holds the name; only {only} passes", address)
+                return Verdict(
+                    True, kind, "name", f"the proxy's list {file} holds the name; only {only} passes", address
+                )
         for file in (f"{kind}.granted", f"{kind}.granted_suffixes"):
             grant = self._granting.find_grant(self._proxy.find_room(file, name))
             if grant:

@@ -1,7 +1,8 @@
 """Values that were delivered to the guest, kept in the guard's memory so that they can be masked.
 
-The host knows what it delivered, and a guest may overwrite its copy: nothing is read back from it. A run is another process than
-the command that approves a secret. It asks here at short intervals, and a value enters the guest only when every run has it.
+The host knows what it delivered, and a guest may overwrite its copy: nothing is read back from it. A run is another
+process than the command that approves a secret. It asks here at short intervals, and a value enters the guest only when
+every run has it.
 """
 
 from __future__ import annotations

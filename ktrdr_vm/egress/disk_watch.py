@@ -16,7 +16,8 @@ MAX_LOG = 4 * 1024 * 1024
 
 
 class SpaceWatch:
-    """Pauses `machine` while the disk that `directory` is on has less than the host's last, and resumes what it paused."""
+    """Pauses `machine` while the disk that `directory` is on has less than the host's last, and resumes what it
+    paused."""
 
     def __init__(self, directory: Path, machine: Machine, ledger: Ledger) -> None:
         self._directory = directory
@@ -52,4 +53,6 @@ class SpaceWatch:
         elif free >= DISK_ENOUGH:
             self._machine.resume()
             self._paused = False
-            self._ledger.write("guard", "note", rule="space", message=f"the host has {free} MiB of disk again; the guest goes on")
+            self._ledger.write(
+                "guard", "note", rule="space", message=f"the host has {free} MiB of disk again; the guest goes on"
+            )

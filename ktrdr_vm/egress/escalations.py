@@ -1,5 +1,5 @@
-"""The guard's desk for escalations: it starts the unprivileged inbox, keeps what arrives, tells the owner, and gives what the owner
-has approved beforehand.
+"""The guard's desk for escalations: it starts the unprivileged inbox, keeps what arrives, tells the owner, and gives
+what the owner has approved beforehand.
 """
 
 from __future__ import annotations
@@ -80,15 +80,20 @@ class EscalationDesk:
                 self._approve(one)
             except (KtrdrError, ValueError) as error:
                 # It waits for a person like any other.
-                self._ledger.write("escalation", "note", rule=one.id, message=f"could not be approved beforehand: {error}"[:300])
+                self._ledger.write(
+                    "escalation", "note", rule=one.id, message=f"could not be approved beforehand: {error}"[:300]
+                )
         if policy.hook:
             self._tell(one, policy.hook)
 
     def _approve(self, one: Escalation) -> None:
-        """The owner's answer of before, recorded and then given: a person who answers meanwhile comes too late, and never between."""
+        """The owner's answer of before, recorded and then given: a person who answers meanwhile comes too late, and
+        never between."""
         reason, seconds = "approved beforehand by the owner's policy", one.packet.seconds
         with self.store.approving(one.id, Answer("policy", reason, now(), one.packet.request, seconds)) as settle:
-            granted = self._granting.grant({"id": one.id, "rule": one.packet.request, "seconds": seconds, "reason": reason})
+            granted = self._granting.grant(
+                {"id": one.id, "rule": one.packet.request, "seconds": seconds, "reason": reason}
+            )
             settle((read_boot_id(), boottime() + float(granted["grant"]["seconds"])))
 
     def _tell(self, one: Escalation, command: tuple[str, ...]) -> None:
@@ -96,7 +101,10 @@ class EscalationDesk:
         self.reap()
         if len(self._hooks) >= _MAX_HOOKS:
             self._ledger.write(
-                "escalation", "note", rule=one.id, message=f"{_MAX_HOOKS} commands of the owner still run; this one was not told"
+                "escalation",
+                "note",
+                rule=one.id,
+                message=f"{_MAX_HOOKS} commands of the owner still run; this one was not told",
             )
             return
         content = os.memfd_create("escalation", os.MFD_CLOEXEC)
@@ -105,8 +113,14 @@ class EscalationDesk:
             os.lseek(content, 0, os.SEEK_SET)
             user, group = self._owner if self._owner[0] != 0 else (None, None)
             environment = {"KTRDR_INSTANCE_ID": one.instance_id, "KTRDR_ESCALATION": one.id}
-            self._hooks.append(process.start(list(command), stdin=content, environment=environment, user=user, group=group, cwd=Path("/")))
+            self._hooks.append(
+                process.start(
+                    list(command), stdin=content, environment=environment, user=user, group=group, cwd=Path("/")
+                )
+            )
         except (OSError, KtrdrError) as error:
-            self._ledger.write("escalation", "note", rule=one.id, message=f"the owner's command could not be started: {error}"[:300])
+            self._ledger.write(
+                "escalation", "note", rule=one.id, message=f"the owner's command could not be started: {error}"[:300]
+            )
         finally:
             os.close(content)

@@ -1,8 +1,9 @@
 """The ends of what was put into a guest, a secret or a lent folder, processor or memory, kept by the guard.
 
-It outlives the command that gave it, and the guest cannot stop its clock. When a secret's time is over it is taken out of the guest
-through the agent's channel. A hostile guest has its copy by then; that is why a secret is short-lived at its source. The guest's own
-timer stands behind this one, for a guest without an agent. What was lent is taken back by the program that lends.
+It outlives the command that gave it, and the guest cannot stop its clock. When a secret's time is over it is taken out
+of the guest through the agent's channel. A hostile guest has its copy by then; that is why a secret is short-lived at
+its source. The guest's own timer stands behind this one, for a guest without an agent. What was lent is taken back by
+the program that lends.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ RETRY_S, ATTEMPTS, LATER_S = 10.0, 6, 300.0
 
 @dataclass(frozen=True)
 class Deadline:
-    """`ends` is a moment of the boot's clock. `path` is a secret's in the guest; what is lent has none, and its escalation's id as name.
+    """`ends` is a moment of the boot's clock. `path` is a secret's in the guest; what is lent has none, and its
+    escalation's id as name.
 
     `module` is the program that takes back what is lent, as it was registered with the loan.
     """
@@ -111,14 +113,22 @@ class Deadlines:
             pause = RETRY_S if attempts < ATTEMPTS else LATER_S
             self._known[one.key] = replace(one, ends=self._clock() + pause, attempts=attempts)
             if attempts == ATTEMPTS:
-                self._write(one, "the time of a secret is over: the guest does not remove it and is asked again; its own timer is left")
+                self._write(
+                    one,
+                    "the time of a secret is over: the guest does not remove it and is asked again; its own timer is"
+                    " left",
+                )
             return
         del self._known[one.key]
         self._save()
         if one.path:
             self._write(one, "the time of a secret is over: it was removed from the guest")
         else:
-            said = "it was taken back" if taken else "the guest does not let go of all of it; what it keeps ends with the machine"
+            said = (
+                "it was taken back"
+                if taken
+                else "the guest does not let go of all of it; what it keeps ends with the machine"
+            )
             self._write(one, f"the time of what was lent is over: {said}")
 
     def _write(self, one: Deadline, message: str) -> None:
@@ -126,7 +136,10 @@ class Deadlines:
 
     def _given(self, request: dict[str, Any]) -> dict[str, Any]:
         one = Deadline(
-            str(request["name"]), str(request["path"]), self._clock() + float(request["seconds"]), module=str(request.get("module", ""))
+            str(request["name"]),
+            str(request["path"]),
+            self._clock() + float(request["seconds"]),
+            module=str(request.get("module", "")),
         )
         self._known[one.key] = one
         self._save()
@@ -172,7 +185,11 @@ def take(domain: str, name: str, path: str) -> bool:
     from ktrdr_vm.host.libvirt import Libvirt
 
     libvirt = Libvirt(patience=0)
-    arguments = {"path": "/bin/sh", "arg": ["-c", TAKE], "env": [f"TARGET={path}", f"NAME={name}", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}
+    arguments = {
+        "path": "/bin/sh",
+        "arg": ["-c", TAKE],
+        "env": [f"TARGET={path}", f"NAME={name}", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+    }
     started = libvirt.agent(domain, "guest-exec", arguments)
     pid = started.get("pid") if isinstance(started, dict) else None
     if not isinstance(pid, int):

@@ -19,7 +19,8 @@ _KINDS = {"tls": "tls", "http": "http", "other": "tcp"}
 
 
 def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
-    """One line of the proxy's log as ledger fields, or None when it is not one: HAProxy's own notices share the stream."""
+    """One line of the proxy's log as ledger fields, or None when it is not one: HAProxy's own notices share the
+    stream."""
     try:
         entry = json.loads(line)
         if entry["f"] == "broker":
@@ -113,14 +114,20 @@ class ProxyLog:
             grant = self._sets.find_past_grant(fields["address"], fields["port"])
         if grant and fields["verdict"] == "allow":
             fields["rule"] = f"grant:{grant}"
-        elif fields["kind"] == "tcp" and self._sets.rules.policy.observe and not self._sets.is_open(fields["address"], fields["port"]):
+        elif (
+            fields["kind"] == "tcp"
+            and self._sets.rules.policy.observe
+            and not self._sets.is_open(fields["address"], fields["port"])
+        ):
             fields["rule"] = "observe"
         self._ledger.write(fields.pop("kind"), fields.pop("verdict"), **fields)
 
     def _count_unreadable(self, line: bytes) -> None:
         """A line of ours that is none any more stands for a decision; HAProxy's own notices do not begin like one."""
         if line.startswith(b"{"):
-            self._ledger.write("tcp", "note", rule="suppressed", count=1, message="a line of the proxy's log that cannot be read")
+            self._ledger.write(
+                "tcp", "note", rule="suppressed", count=1, message="a line of the proxy's log that cannot be read"
+            )
 
     def count_lost(self) -> None:
         """Under a flood the proxy drops lines rather than to wait for us; it counts them, and so does the ledger."""

@@ -1,7 +1,8 @@
-"""Grants: rules with an end, added to a running instance. What the rest of the program asks of a guard, and what the answer means.
+"""Grants: rules with an end, added to a running instance. What the rest of the program asks of a guard, and what the
+answer means.
 
-A grant ends by a clock that nobody sets and that a suspended host does not stop. It widens the profile's allowlist, never the
-owner's policy: a reserved address needs the owner's word as ever.
+A grant ends by a clock that nobody sets and that a suspended host does not stop. It widens the profile's allowlist,
+never the owner's policy: a reserved address needs the owner's word as ever.
 """
 
 from __future__ import annotations
@@ -42,13 +43,19 @@ class Grant:
 
 
 def parse_grant(data: Any, now: float) -> Grant:
-    """A grant from a request: `id`, `rule` (`host` or `cidr`, and `ports`), `seconds`, `reason`. ValueError says what is wrong."""
+    """A grant from a request: `id`, `rule` (`host` or `cidr`, and `ports`), `seconds`, `reason`. ValueError says what
+    is wrong."""
     if not isinstance(data, dict) or not isinstance(data.get("rule"), dict):
         raise ValueError("a grant is a mapping with id, rule, seconds and reason")
     if not isinstance(data.get("id"), str) or not _ID.fullmatch(data["id"]):
         raise ValueError("a grant's id is 1 to 64 letters, digits, dots, dashes and underscores")
     seconds = data.get("seconds")
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or not 0 < seconds <= MAX_SECONDS:
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or not math.isfinite(seconds)
+        or not 0 < seconds <= MAX_SECONDS
+    ):
         raise ValueError(f"a grant holds for more than 0 and at most {MAX_SECONDS} seconds")
     return Grant(data["id"], parse_rule(data["rule"], data.get("reason", "")), now + seconds)
 
@@ -69,8 +76,11 @@ def parse_rule(data: dict[str, Any], reason: Any) -> EgressRule:
     )
 
 
-def refuse_grant(rule: EgressRule, exceptions: Iterable[tuple[IPv4Address, int]], on_link: Iterable[IPv4Network] = ()) -> str:
-    """Why the rule may not be granted, or nothing. `exceptions` are the owner's, address and port; `on_link` the host's own networks."""
+def refuse_grant(
+    rule: EgressRule, exceptions: Iterable[tuple[IPv4Address, int]], on_link: Iterable[IPv4Network] = ()
+) -> str:
+    """Why the rule may not be granted, or nothing. `exceptions` are the owner's, address and port; `on_link` the host's
+    own networks."""
     if rule.cidr is None:
         return ""
     if is_reserved(rule.cidr):

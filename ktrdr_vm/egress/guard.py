@@ -4,10 +4,11 @@
     ├── resolver (own user, no privilege): reads the guest's DNS
     ├── haproxy  (own user, no privilege): reads the guest's HTTP and TLS
     ├── inbox    (own user, no privilege): reads the guest's escalations, where somebody can ask
-    └── relay, sender (own users, no privilege): read the guest's telemetry, and take it to the owner's collector, where there is one
+    └── relay, sender (own users, no privilege): read the guest's telemetry, and send it to the owner's collector
 
-It is a process of its own because it must outlive the command that made the instance. It holds a lock while it lives; that lock,
-and not a PID file, says whether it is there. Its children die with it, and then nothing answers: it fails closed.
+It is a process of its own because it must outlive the command that made the instance. It holds a lock while it lives;
+that lock, and not a PID file, says whether it is there. Its children die with it, and then nothing answers: it fails
+closed.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ POLL = 1.0
 
 
 class Guard:
-    """The supervisor's loop. To make one stores and connects what is open already; `start` starts, `run` serves until it is stopped."""
+    """The supervisor's loop. To make one stores and connects what is open already; `start` starts, `run` serves until
+    it is stopped."""
 
     def __init__(self, works: Works) -> None:
         config, ledger, sets, proxy = works.config, works.ledger, works.sets, works.proxy
@@ -67,10 +69,24 @@ class Guard:
         self.values = DeliveredValues()
         self.given = Given(proxy)
         self.granting = Granting(
-            works.book, works.rules, sets, proxy, self.given, ledger, changed=self._grants_changed, kill_proxy=self._kill_proxy
+            works.book,
+            works.rules,
+            sets,
+            proxy,
+            self.given,
+            ledger,
+            changed=self._grants_changed,
+            kill_proxy=self._kill_proxy,
         )
         self.resolver = ResolverLink(
-            works.directory, self.resolver_config, works.dns, int(config["resolver_uid"]), sets, self.granting, self.given, ledger
+            works.directory,
+            self.resolver_config,
+            works.dns,
+            int(config["resolver_uid"]),
+            sets,
+            self.granting,
+            self.given,
+            ledger,
         )
         self.judge = Judge(config["gateway"], sets, proxy, self.granting)
         self.proxy_log = ProxyLog(ledger, sets, self.granting, proxy)
@@ -115,7 +131,8 @@ class Guard:
         self.ledger.close()
 
     def _take_up_elements(self) -> None:
-        """Addresses that a guard before this one had opened stay open when it had the same rules. Its grants hold in any case."""
+        """Addresses that a guard before this one had opened stay open when it had the same rules. Its grants hold in
+        any case."""
         rules = json.dumps(self.resolver_config, sort_keys=True)
         before = self.directory / "elements.of"
         if before.exists() and before.read_text() == rules:
@@ -129,7 +146,11 @@ class Guard:
 
     def _close_on_link(self) -> None:
         for allowed, network in self.sets.set_on_link(find_on_link()):
-            self.ledger.write("guard", "note", message=f"{network} is a network of this host: it stays closed, though {allowed} is allowed")
+            self.ledger.write(
+                "guard",
+                "note",
+                message=f"{network} is a network of this host: it stays closed, though {allowed} is allowed",
+            )
 
     def _stop(self) -> None:
         self.running = False
@@ -165,7 +186,15 @@ class Guard:
 
         user, group = self.config["owner"]
         owner = (int(user), int(group))
-        return EscalationDesk(self.directory, inbox.store, inbox.listener, int(self.config["inbox_uid"]), owner, self.ledger, self.granting)
+        return EscalationDesk(
+            self.directory,
+            inbox.store,
+            inbox.listener,
+            int(self.config["inbox_uid"]),
+            owner,
+            self.ledger,
+            self.granting,
+        )
 
     def _reap(self, wake: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -248,7 +277,9 @@ class Guard:
             self.telemetry.write(0.2)
             return {"ok": True}
         rooms = (self.granting, self.brokers, self.telemetry, self.deadlines, self.values, self.works.revision)
-        operations = {name: one for room in rooms for name, one in room.operations.items()} | {"judge": self.judge.judge}
+        operations = {name: one for room in rooms for name, one in room.operations.items()} | {
+            "judge": self.judge.judge
+        }
         if request["op"] in operations:
             return operations[request["op"]](request)
         return {"error": f"unknown request {request['op']!r}"}

@@ -1,7 +1,9 @@
-"""The ledger: one JSON line for each egress decision, written on the host, bounded, and complete: what is not written is counted.
+"""The ledger: one JSON line for each egress decision, written on the host, bounded, and complete: what is not written
+is counted.
 
-A guest decides how many denials there are. So each kind and verdict has a share of its own, and denials beyond theirs are summed by
-name and rule: none of it takes the place of what was allowed, granted, or said by the guard. What a rotation drops is summed first.
+A guest decides how many denials there are. So each kind and verdict has a share of its own, and denials beyond theirs
+are summed by name and rule: none of it takes the place of what was allowed, granted, or said by the guard. What a
+rotation drops is summed first.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ class Ledger:
             self._revision = revision
 
     def write(self, kind: str, verdict: str, **fields: Any) -> None:
-        """One decision. `kind`, `verdict` and fields are those of `ledger_row`; what a line must not have is left out."""
+        """One decision. `kind`, `verdict` and fields are those of `ledger_row`; what a line must not have is left
+        out."""
         checked = fit_fields(fields)
         second = self._clock()
         if second - self._second >= 1:
@@ -99,14 +102,19 @@ class Ledger:
         try:
             summed = add_to_totals(totals_of(self._path), older(self._path))
         except OSError:
-            # Without room for the totals the older file stays beside them, and this one goes on growing to its next line.
+            # Without room for the totals the older file stays beside them, and this one goes on growing to its next
+            # line.
             self._file = self._path.open("ab", buffering=0)
             return
         self._path.rename(older(self._path))
         self._file = self._path.open("ab", buffering=0)
         self._path.chmod(0o600)
         if summed:
-            note = {"rule": "rotation", "count": summed, "message": "as many of the oldest lines are kept as totals by destination only"}
+            note = {
+                "rule": "rotation",
+                "count": summed,
+                "message": "as many of the oldest lines are kept as totals by destination only",
+            }
             self._append({"kind": "guard", "verdict": "note", **note})
 
     def close(self) -> None:

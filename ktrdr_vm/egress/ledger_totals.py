@@ -15,8 +15,15 @@ _Key = tuple[str, str, str, str, int, str]
 
 
 def add_to_totals(totals: Path, dropped: Path) -> int:
-    """Sum the lines of `dropped` up in `totals`; the number of lines. A line that is a total already is added like any other."""
-    rows = [row for path in (totals, dropped) if path.exists() for row in map(parse_row, path.read_bytes().split(b"\n")) if row]
+    """Sum the lines of `dropped` up in `totals`; the number of lines. A line that is a total already is added like any
+    other."""
+    rows = [
+        row
+        for path in (totals, dropped)
+        if path.exists()
+        for row in map(parse_row, path.read_bytes().split(b"\n"))
+        if row
+    ]
     if not dropped.exists():
         return 0
     sums: dict[_Key, dict[str, Any]] = {}
@@ -47,10 +54,20 @@ def _add(sums: dict[_Key, dict[str, Any]], key: _Key, row: dict[str, Any]) -> No
     total = sums.setdefault(
         key,
         {
-            "time": row["time"], "instance_id": row["instance_id"], "kind": kind, "verdict": verdict, "name": name, "address": address,
-            "port": port, "rule": rule, "count": 0, "bytes_in": 0, "bytes_out": 0, "first_at": first,
+            "time": row["time"],
+            "instance_id": row["instance_id"],
+            "kind": kind,
+            "verdict": verdict,
+            "name": name,
+            "address": address,
+            "port": port,
+            "rule": rule,
+            "count": 0,
+            "bytes_in": 0,
+            "bytes_out": 0,
+            "first_at": first,
         },
-    )  # fmt: skip
+    )
     total["count"] += row.get("count", 1)
     total["bytes_in"] += row.get("bytes_in", 0)
     total["bytes_out"] += row.get("bytes_out", 0)

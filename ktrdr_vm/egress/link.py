@@ -21,9 +21,11 @@ _IFREQ = struct.Struct("16sH22x")
 
 
 class Link:
-    """One tap. A machine that was attached and is not any more has ended: `on_end` is called once, and the link is set down.
+    """One tap. A machine that was attached and is not any more has ended: `on_end` is called once, and the link is set
+    down.
 
-    The credentials that the guard holds for the guest are for that machine; what attaches to the tap afterwards is another.
+    The credentials that the guard holds for the guest are for that machine; what attaches to the tap afterwards is
+    another.
     """
 
     def __init__(self, tap: str, namespace: str, ledger: Ledger, on_end: Callable[[], None]) -> None:
@@ -49,7 +51,9 @@ class Link:
         if flags & _IFF_UP:
             with contextlib.suppress(KtrdrError):
                 process.run(["ip", "-n", self._namespace, "link", "set", "dev", self._tap, "down"], timeout=10)
-        self._ledger.write("guard", "note", rule="link", message="the machine is not attached to its tap any more; the link is down")
+        self._ledger.write(
+            "guard", "note", rule="link", message="the machine is not attached to its tap any more; the link is down"
+        )
 
     def _read_flags(self) -> int:
         """The interface's flags; 0 when there is none."""

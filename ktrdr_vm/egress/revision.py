@@ -1,7 +1,8 @@
-"""The revision of what an instance may do: its incarnation, its plan and its grants, as one text such as `0f3c…-9a41…-2`.
+"""The revision of what an instance may do: its incarnation, its plan and its grants, as one text such as
+`0f3c…-9a41…-2`.
 
-An instance has a new incarnation when it is created and when it is resumed. The guard counts the changes of its grants, expiries
-included, and is the only writer of the revision; its lines of the ledger carry it.
+An instance has a new incarnation when it is created and when it is resumed. The guard counts the changes of its grants,
+expiries included, and is the only writer of the revision; its lines of the ledger carry it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def require_revision(expected: str, found: str, where: str) -> None:
     try:
         wanted = parse_revision(expected)
     except ValueError as error:
-        raise UsageError(str(error), where="--expect", hint=f"`ktrdr-vm status {where}` shows the revision of the instance") from None
+        raise UsageError(
+            str(error), where="--expect", hint=f"`ktrdr-vm status {where}` shows the revision of the instance"
+        ) from None
     now = parse_revision(found)
     if wanted != now:
         pairs = ((wanted.incarnation, now.incarnation), (wanted.plan, now.plan), (wanted.grants, now.grants))
@@ -63,7 +66,8 @@ def require_revision(expected: str, found: str, where: str) -> None:
 
 
 def prepare_revision(directory: Path, plan_digest: str) -> None:
-    """Write what a guard of this folder begins with, before it is started. The incarnation of an existing folder is kept."""
+    """Write what a guard of this folder begins with, before it is started. The incarnation of an existing folder is
+    kept."""
     incarnation = directory / "incarnation"
     if not incarnation.exists():
         _write(incarnation, secrets.token_hex(6))
@@ -129,6 +133,8 @@ def _write(path: Path, text: str) -> None:
     """Replace the file. It need not outlive the host, and is not synced."""
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w") as file:
+    with os.fdopen(
+        os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w"
+    ) as file:
         file.write(text)
     new.rename(path)

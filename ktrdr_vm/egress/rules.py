@@ -32,7 +32,8 @@ class Opening:
 
 @dataclass(frozen=True)
 class Rules:
-    """The compiled allowlist of one instance, the owner's exceptions inside the reserved ranges, and the grants that hold now."""
+    """The compiled allowlist of one instance, the owner's exceptions inside the reserved ranges, and the grants that
+    hold now."""
 
     policy: EgressPolicy
     exceptions: frozenset[Endpoint] = frozenset()
@@ -56,7 +57,8 @@ class Rules:
     def openings(self, name: str, address: IPv4Address, *, closed: bool = False) -> tuple[Opening, ...]:
         """What may be opened for the name at an address.
 
-        One that is reserved, or that the caller knows to be `closed` like these, needs the owner's word for every port that a rule names.
+        One that is reserved, or that the caller knows to be `closed` like these, needs the owner's word for every port
+        that a rule names.
         """
         found = tuple(self._openings(name))
         if not closed and not is_reserved_address(address):
@@ -75,7 +77,8 @@ class Rules:
 
     def _openings(self, name: str) -> Iterator[Opening]:
         if "\\" in name:
-            # A dot inside a label, or a byte that no host's name has: `x\.mine.example.com` ends as a suffix does and lies elsewhere.
+            # A dot inside a label, or a byte that no host's name has: `x\.mine.example.com` ends as a suffix does and
+            # lies elsewhere.
             return
         for grant, policy in (("", self.policy), *self.grants):
             ports = _ports(policy, name)
@@ -138,7 +141,9 @@ def policy_from_json(policy: dict[str, Any]) -> EgressPolicy:
     )
 
 
-def rules_from_json(policy: dict[str, Any], exceptions: list[list[Any]], grants: list[list[Any]] | None = None) -> Rules:
+def rules_from_json(
+    policy: dict[str, Any], exceptions: list[list[Any]], grants: list[list[Any]] | None = None
+) -> Rules:
     """`grants` are pairs of id and policy."""
     return Rules(
         policy_from_json(policy),

@@ -1,7 +1,7 @@
 """A child of the guard: started, heard, and started again more and more slowly for as long as the guard lives.
 
-What it writes on its standard error goes into guard.log with its name in front, and the end of it is kept: it says why the child
-does not serve. A child is never given up: what makes it end may pass, and until then nothing leaves.
+What it writes on its standard error goes into guard.log with its name in front, and the end of it is kept: it says why
+the child does not serve. A child is never given up: what makes it end may pass, and until then nothing leaves.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import IO, Any, Protocol
 
 from ktrdr_vm.errors import KtrdrError
 
-# Seconds: the pause after a second end in a row, the longest one, and how long a child must have lived for its end to be a first one.
+# Seconds: the pause after a second end in a row, the longest one, and how long a child must have lived for its end to
+# be a first one.
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 30.0
 STEADY = 60.0
@@ -72,9 +73,11 @@ class LastWords:
 
 
 class SupervisedChild:
-    """`start` returns the process, with a pipe as its standard error, and what it speaks on; `on_readable` takes what it says.
+    """`start` returns the process, with a pipe as its standard error, and what it speaks on; `on_readable` takes what
+    it says.
 
-    `proof` is asked until it says True: then the child serves, as long as it lives. `note` writes a sentence into the ledger.
+    `proof` is asked until it says True: then the child serves, as long as it lives. `note` writes a sentence into the
+    ledger.
     """
 
     def __init__(
@@ -89,7 +92,8 @@ class SupervisedChild:
         *,
         is_polled: bool = False,
     ) -> None:
-        """One that `is_polled` is not heard when it speaks: whoever supervises it asks what it has said, as often as is good."""
+        """One that `is_polled` is not heard when it speaks: whoever supervises it asks what it has said, as often as is
+        good."""
         self.name = name
         self._is_polled = is_polled
         self._start = start
@@ -194,7 +198,8 @@ class SupervisedChild:
 
 
 class ChannelChild(SupervisedChild):
-    """A child that speaks in packets on a socket: the first one says that it serves, each other one goes to `on_message`."""
+    """A child that speaks in packets on a socket: the first one says that it serves, each other one goes to
+    `on_message`."""
 
     def __init__(
         self,

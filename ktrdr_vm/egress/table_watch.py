@@ -56,7 +56,8 @@ class DropCounts:
 
 @dataclass(frozen=True)
 class _Place:
-    """A table: its network namespace, empty for the host's, the file that it is loaded from, and what its counters said last."""
+    """A table: its network namespace, empty for the host's, the file that it is loaded from, and what its counters said
+    last."""
 
     namespace: str
     ruleset: Path
@@ -64,13 +65,17 @@ class _Place:
 
 
 class TableWatch:
-    """Reads the counters of both tables of an instance, and loads a table again that is not as it was when it was loaded.
+    """Reads the counters of both tables of an instance, and loads a table again that is not as it was when it was
+    loaded.
 
-    `namespace` has the one that the guest's packets meet, and nobody but root enters it. The other one is on the host, where a reload of
-    another program's rules may remove it: that is put back without a word, as no packet of the guest meets it.
+    `namespace` has the one that the guest's packets meet, and nobody but root enters it. The other one is on the host,
+    where a reload of another program's rules may remove it: that is put back without a word, as no packet of the guest
+    meets it.
     """
 
-    def __init__(self, directory: Path, table: str, namespace: str, expected: Path, sets: AllowSets, ledger: Ledger) -> None:
+    def __init__(
+        self, directory: Path, table: str, namespace: str, expected: Path, sets: AllowSets, ledger: Ledger
+    ) -> None:
         self._places = (_Place("", directory / "ruleset-host.nft"), _Place(namespace, directory / "ruleset.nft"))
         self._table = table
         self._sets = sets
@@ -107,7 +112,9 @@ class TableWatch:
         place.counts.clear()
         self._sets.refill()
         if place.namespace:
-            self._ledger.write("guard", "note", rule="table", message="the rules in the namespace were changed; they are back")
+            self._ledger.write(
+                "guard", "note", rule="table", message="the rules in the namespace were changed; they are back"
+            )
         return list_table(self._table, place.namespace) or []
 
 

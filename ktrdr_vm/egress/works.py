@@ -66,7 +66,8 @@ class Works:
 
 
 def open_works(directory: Path) -> Works:
-    """Read and open what lies in the guard's folder, and bind its sockets. KtrdrError or OSError when something cannot be had."""
+    """Read and open what lies in the guard's folder, and bind its sockets. KtrdrError or OSError when something cannot
+    be had."""
     config: dict[str, Any] = json.loads((directory / "guard.json").read_bytes())
     policy = json.loads((directory / "egress.json").read_bytes())
     rules = rules_from_json(policy, config["exceptions"])
@@ -118,4 +119,6 @@ def _make_binder(gateway: str, namespace: str) -> _Binder:
 def _open_inbox(config: dict[str, Any], bind: _Binder) -> Inbox:
     from ktrdr_vm.escalation.store import EscalationStore
 
-    return Inbox(bind(socket.SOCK_STREAM, INBOX_PORT), EscalationStore(Path(config["escalations"]), config["instance_id"]))
+    return Inbox(
+        bind(socket.SOCK_STREAM, INBOX_PORT), EscalationStore(Path(config["escalations"]), config["instance_id"])
+    )

@@ -26,11 +26,19 @@ def check_request(packet: Packet, given: dict[str, Any], seconds: int, line: Esc
             "add it to escalations.kinds in the owner's policy, or change the profile",
         )
     if not is_within(packet.kind, given, packet.request):
-        return Refusal("the approval exceeds the request", f"an approval can only narrow the request, which was {packet.request}")
+        return Refusal(
+            "the approval exceeds the request", f"an approval can only narrow the request, which was {packet.request}"
+        )
     if packet.kind != "decision" and not 0 < seconds <= line.longest:
-        return Refusal(f"{seconds} s is longer than the {line.longest} s of the owner's policy", "approve a shorter time with --seconds")
+        return Refusal(
+            f"{seconds} s is longer than the {line.longest} s of the owner's policy",
+            "approve a shorter time with --seconds",
+        )
     if seconds > packet.seconds:
-        return Refusal(f"{seconds} s is longer than the {packet.seconds} s of the request", "an approval can only narrow the request")
+        return Refusal(
+            f"{seconds} s is longer than the {packet.seconds} s of the request",
+            "an approval can only narrow the request",
+        )
     return None
 
 
@@ -56,6 +64,9 @@ def is_within(kind: Kind, given: dict[str, Any], asked: dict[str, Any]) -> bool:
     if kind == "resources":
         return given.keys() <= asked.keys() and all(given[name] <= asked[name] for name in given)
     if kind == "mount":
-        beneath = PurePosixPath(given["source"]).is_relative_to(asked["source"]) and ".." not in PurePosixPath(given["source"]).parts
+        beneath = (
+            PurePosixPath(given["source"]).is_relative_to(asked["source"])
+            and ".." not in PurePosixPath(given["source"]).parts
+        )
         return beneath and given["target"] == asked["target"] and (given["readonly"] or not asked["readonly"])
     return given == asked

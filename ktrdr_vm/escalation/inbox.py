@@ -4,8 +4,8 @@
     GET  /v1/escalations         all of them     200 [{id, kind, state, answer}]
     GET  /v1/escalations/<id>    one             200, 404
 
-It belongs to one instance, so a packet cannot claim to be of another. Valid packets are sent to the guard, which checks them again and
-stores them.
+It belongs to one instance, so a packet cannot claim to be of another. Valid packets are sent to the guard, which checks
+them again and stores them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _REPLY_LIMIT = 10.0
 class Limiter:
     """A limit of `count` in any `seconds`. Refused requests are counted until the count is read."""
 
-    def __init__(self, count: int = PER_MINUTE, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, count: int = PER_MINUTE, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._count = count
         self._seconds = seconds
         self._clock = clock
@@ -51,14 +53,22 @@ class Limiter:
 
 
 def rehearse_inbox() -> None:
-    """Handle each kind of request once, over a socket pair, so that all modules are imported. Raises the errors that it meets."""
+    """Handle each kind of request once, over a socket pair, so that all modules are imported. Raises the errors that it
+    meets."""
 
     class Handler(_Handler):
         pass
 
-    Handler.ask, Handler.limiter, Handler.reads = staticmethod(lambda request: {"escalations": []}), Limiter(), Limiter(READS_PER_MINUTE)
+    Handler.ask, Handler.limiter, Handler.reads = (
+        staticmethod(lambda request: {"escalations": []}),
+        Limiter(),
+        Limiter(READS_PER_MINUTE),
+    )
     listing = f"GET {PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-    for request, status in ((listing, 200), *((_make_post(body), 400) for body in (b"{}", b"\xff\xfe{\x00", b"\x00\x00\xfe\xff", b"["))):
+    for request, status in (
+        (listing, 200),
+        *((_make_post(body), 400) for body in (b"{}", b"\xff\xfe{\x00", b"\x00\x00\xfe\xff", b"[")),
+    ):
         ours, theirs = socket.socketpair()
         with ours, theirs:
             theirs.sendall(request)
@@ -126,7 +136,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(413, {"error": f"a packet may have at most {MAX_PACKET} bytes"})
             return
         if not type(self).limiter.admit():
-            self._say(429, {"error": f"more than {PER_MINUTE} packets in a minute; wait, and send one request for all that you need"})
+            self._say(
+                429,
+                {
+                    "error": (
+                        f"more than {PER_MINUTE} packets in a minute; wait, and send one request for all that you need"
+                    )
+                },
+            )
             return
         try:
             packet = parse_packet(json.loads(self.rfile.read(int(length))))

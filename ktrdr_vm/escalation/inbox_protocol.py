@@ -53,7 +53,9 @@ def parse_request(raw: bytes) -> ListRequest | SubmitRequest:
     return ListRequest.from_json(content) if op == "list" else SubmitRequest.from_json(content)
 
 
-def answer_request(store: EscalationStore, request: ListRequest | SubmitRequest, arrived: Callable[[Escalation], None]) -> dict[str, Any]:
+def answer_request(
+    store: EscalationStore, request: ListRequest | SubmitRequest, arrived: Callable[[Escalation], None]
+) -> dict[str, Any]:
     """The guard's side of the channel. `arrived` is called for each new one. The packet is checked again."""
     try:
         if isinstance(request, ListRequest):
@@ -72,11 +74,14 @@ def answer_request(store: EscalationStore, request: ListRequest | SubmitRequest,
 
 
 def _show(one: Escalation) -> dict[str, Any]:
-    """The answer to the guest about an escalation. An approval that is recorded and not yet applied is pending for the guest."""
+    """The answer to the guest about an escalation. An approval that is recorded and not yet applied is pending for the
+    guest."""
     answer = one.answer if one.answer is not None and not one.answer.waiting else None
     return {
         "id": one.id,
         "kind": one.packet.kind,
         "state": "pending" if one.answer is not None and answer is None else one.current,
-        "answer": {"reason": answer.reason, "request": answer.request, "seconds": answer.seconds, "at": answer.at} if answer else None,
+        "answer": {"reason": answer.reason, "request": answer.request, "seconds": answer.seconds, "at": answer.at}
+        if answer
+        else None,
     }

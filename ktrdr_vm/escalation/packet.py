@@ -24,7 +24,13 @@ MAX_SECONDS = 24 * 3600
 DEFAULT_SECONDS = 3600
 
 # The six texts, in their order.
-_TEXTS = {"blocked": _MAX_TEXT, "why": _MAX_TEXT, "recommendation": _MAX_TEXT, "decision": _MAX_TEXT, "evidence": _MAX_EVIDENCE}
+_TEXTS = {
+    "blocked": _MAX_TEXT,
+    "why": _MAX_TEXT,
+    "recommendation": _MAX_TEXT,
+    "decision": _MAX_TEXT,
+    "evidence": _MAX_EVIDENCE,
+}
 
 
 _REQUESTS: dict[Kind, set[str]] = {
@@ -44,8 +50,8 @@ class PacketError(ValueError):
 class Packet:
     """One request. `request` depends on `kind`:
 
-    network {host, ports}; secret {name}; mount {source, target, readonly}; resources {memory (MiB), vcpus}; decision {}.
-    `seconds` is the requested duration.
+    network {host, ports}; secret {name}; mount {source, target, readonly}; resources {memory (MiB), vcpus}; decision
+    {}. `seconds` is the requested duration.
     """
 
     kind: Kind
@@ -108,7 +114,11 @@ def parse_request(kind: Kind, content: object) -> dict[str, Any]:
         raise ValueError(f"a {kind} request has the keys {', '.join(sorted(known)) or '(none)'}")
     if kind == "network":
         ports = content.get("ports", [443])
-        if not isinstance(ports, list) or not 1 <= len(ports) <= 16 or any(type(port) is not int or not 0 < port < 65536 for port in ports):
+        if (
+            not isinstance(ports, list)
+            or not 1 <= len(ports) <= 16
+            or any(type(port) is not int or not 0 < port < 65536 for port in ports)
+        ):
             raise ValueError("ports: must be 1 to 16 numbers from 1 to 65535")
         return {"host": scalars.parse_host(content.get("host")), "ports": sorted(set(ports))}
     if kind == "secret":

@@ -1,4 +1,5 @@
-"""The escalations of an instance on the host: one file each, replaced atomically, with a state that only the host changes."""
+"""The escalations of an instance on the host: one file each, replaced atomically, with a state that only the host
+changes."""
 
 from __future__ import annotations
 
@@ -105,7 +106,8 @@ class EscalationStore:
         )
 
     def submit(self, packet: Packet) -> tuple[Escalation, bool]:
-        """Store a packet; return the escalation and whether it is new. An equal packet returns the existing one. FullError at a limit."""
+        """Store a packet; return the escalation and whether it is new. An equal packet returns the existing one.
+        FullError at a limit."""
         with self._locked():
             known = self.list()
             for one in known:
@@ -115,7 +117,9 @@ class EscalationStore:
                 raise FullError(f"{MAX_PENDING} escalations are pending; wait until one is answered")
             if len(known) >= MAX_STORED:
                 raise FullError(f"this instance has reached its limit of {MAX_STORED} escalations")
-            made = Escalation(f"e{max((int(one.id[1:]) for one in known), default=0) + 1}", self.instance_id, packet, now())
+            made = Escalation(
+                f"e{max((int(one.id[1:]) for one in known), default=0) + 1}", self.instance_id, packet, now()
+            )
             self._write(made)
             return made, True
 
@@ -123,7 +127,10 @@ class EscalationStore:
         """Record a decision. UsageError if the current state does not allow it."""
         with self._locked():
             found = self.find(escalation_id)
-            allowed: Mapping[str, tuple[State, ...]] = {"pending": ("approved", "denied"), "approved": ("approved", "revoked")}
+            allowed: Mapping[str, tuple[State, ...]] = {
+                "pending": ("approved", "denied"),
+                "approved": ("approved", "revoked"),
+            }
             if state not in allowed.get(found.current, ()):
                 raise UsageError(
                     f"{escalation_id} is {found.current} and cannot become {state}",
@@ -136,9 +143,11 @@ class EscalationStore:
 
     @contextmanager
     def approving(self, escalation_id: str, answer: Answer) -> Iterator[Callable[[tuple[str, float] | None], None]]:
-        """Record an approval, then apply it in the block, which passes the expiry (id of a boot, second) to the yielded function.
+        """Record an approval, then apply it in the block, which passes the expiry (id of a boot, second) to the yielded
+        function.
 
-        Until then the state is `waiting`, and no other answer is possible. If the block fails, the escalation is pending again.
+        Until then the state is `waiting`, and no other answer is possible. If the block fails, the escalation is
+        pending again.
         """
         self.answer(escalation_id, "approved", replace(answer, waiting=True))
         try:
@@ -174,4 +183,6 @@ class EscalationStore:
             packet = parse_packet(content["packet"])
         except PacketError as error:
             raise ValueError(str(error)) from None
-        return Escalation(content["id"], content["instance_id"], packet, content["received_at"], content["state"], answer)
+        return Escalation(
+            content["id"], content["instance_id"], packet, content["received_at"], content["state"], answer
+        )

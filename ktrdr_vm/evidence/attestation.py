@@ -20,8 +20,11 @@ from ktrdr_vm.policy.owner_policy import OwnerPolicy
 _NOT_LISTED = frozenset({ATTESTATION, "SHA256SUMS.sig"})
 
 
-def make_attestation(report: Mapping[str, Any], home: Home, policy: OwnerPolicy, files: Mapping[str, str] | None = None) -> str | None:
-    """The signed envelope about the commit that a run judged, and `files` by name with their sha256; None if there is no verdict.
+def make_attestation(
+    report: Mapping[str, Any], home: Home, policy: OwnerPolicy, files: Mapping[str, str] | None = None
+) -> str | None:
+    """The signed envelope about the commit that a run judged, and `files` by name with their sha256; None if there is
+    no verdict.
 
     `report` is the report document. HostError if the owner's key cannot be used.
     """
@@ -32,13 +35,16 @@ def make_attestation(report: Mapping[str, Any], home: Home, policy: OwnerPolicy,
 def check_attestation(path: Path, key: Path, *, commit: str = "", folder: Path | None = None) -> Summary:
     """The summary in an attestation that `key` signed. UsageError says why it is refused.
 
-    `commit`, if set, must be the beginning of its subject, of 7 digits or more. Files in `folder` must be exactly its files.
+    `commit`, if set, must be the beginning of its subject, of 7 digits or more. Files in `folder` must be exactly its
+    files.
     """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_ENVELOPE + 1)
     except OSError as error:
-        raise UsageError(f"the attestation cannot be read: {error.strerror}", where=str(path), hint="name a readable file") from None
+        raise UsageError(
+            f"the attestation cannot be read: {error.strerror}", where=str(path), hint="name a readable file"
+        ) from None
     summary = read_statement(open_envelope(content, read_public_key(key), str(path)), str(path))
     if commit and (len(commit) < 7 or not summary.commit.startswith(commit.lower())):
         raise UsageError(
@@ -54,9 +60,13 @@ def check_attestation(path: Path, key: Path, *, commit: str = "", folder: Path |
 def _check_files(folder: Path, files: Mapping[str, str], where: str) -> None:
     hint = "get the bundle from the owner of the host again"
     if not files:
-        raise UsageError("this attestation names no files", where=where, hint="name that of a bundle: bundle/attestation.intoto.json")
+        raise UsageError(
+            "this attestation names no files", where=where, hint="name that of a bundle: bundle/attestation.intoto.json"
+        )
     root = Place(folder.resolve())
-    found = {str(path.relative_to(root.root)) for path in root.root.rglob("*") if path.is_symlink() or not path.is_dir()}
+    found = {
+        str(path.relative_to(root.root)) for path in root.root.rglob("*") if path.is_symlink() or not path.is_dir()
+    }
     if beyond := sorted(found - files.keys() - _NOT_LISTED):
         raise UsageError(f"{beyond[0]!a} is not covered by the attestation", where=str(folder), hint=hint)
     for name, digest in files.items():

@@ -36,7 +36,8 @@ _NAMESPACE = "ktrdr-vm"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A finished bundle. `ref` may be pushed as `branch`, a name of this program; both are empty if the workload committed nothing.
+    """A finished bundle. `ref` may be pushed as `branch`, a name of this program; both are empty if the workload
+    committed nothing.
 
     `work` is the name of the branch in the guest, which is not trusted and must not be used as destination.
     """
@@ -63,9 +64,13 @@ def make_bundle(run: Path, owner: tuple[int, int], policy: OwnerPolicy) -> Bundl
 
 def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) -> Bundle:
     contents = {name: content for name in COPIED if (content := _read_copied(run, name)) is not None}
-    contents |= {name: content for name in run.list("notes", ".md") if (content := _read_copied(run, name, MAX_NOTE)) is not None}
+    contents |= {
+        name: content for name in run.list("notes", ".md") if (content := _read_copied(run, name, MAX_NOTE)) is not None
+    }
     if "report.json" not in contents:
-        raise UsageError("this run has no report", where=str(run.path), hint="it is still active, or was killed: apply again")
+        raise UsageError(
+            "this run has no report", where=str(run.path), hint="it is still active, or was killed: apply again"
+        )
     # From here on only these bytes are used, because the file on the disk may have been replaced.
     report = parse_report(contents["report.json"], str(run.path / "report.json"))
     require_startability(report)
@@ -90,7 +95,9 @@ def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) 
         (directory / "SHA256SUMS").write_text(sums, encoding="utf-8")
         if policy.signing_key:
             _sign(directory / "SHA256SUMS", policy.signing_key)
-        digests = {str(path.relative_to(directory)): _digest(path) for path in _files(directory) if path.suffix != ".sig"}
+        digests = {
+            str(path.relative_to(directory)): _digest(path) for path in _files(directory) if path.suffix != ".sig"
+        }
         attestation = None if changed else make_attestation(report, run.home, policy, digests)
         if attestation is not None:
             (directory / ATTESTATION).write_text(attestation, encoding="ascii")
@@ -98,7 +105,10 @@ def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) 
         run.deliver(made, ("bundle", "bundle.tar.zst"), owner)
     missing = find_missing(report, notes, changes)
     if changed:
-        missing = [*missing, f"a verification of {', '.join(changed[:5])}: changed since the run ended, or written by an older version"]
+        missing = [
+            *missing,
+            f"a verification of {', '.join(changed[:5])}: changed since the run ended, or written by an older version",
+        ]
     if attestation is None:
         missing = [*missing, "attestation: no commit was judged in a fresh VM, or a file was changed since"]
     return Bundle(
@@ -131,10 +141,18 @@ def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
             hint="set `publish: {command: [...]}` in it; docs/owner-policy.md has an example",
         )
     if not bundle.ref:
-        raise UsageError("there is no commit to publish", where=str(bundle.directory), hint="only what a workload committed can be pushed")
+        raise UsageError(
+            "there is no commit to publish",
+            where=str(bundle.directory),
+            hint="only what a workload committed can be pushed",
+        )
     user, group = repository.owner if os.geteuid() == 0 and repository.owner[0] != 0 else (None, None)
     environment = {
-        **{name: os.environ[name] for name in ("HOME", "USER", "LANG", "SSH_AUTH_SOCK", "XDG_CONFIG_HOME") if name in os.environ},
+        **{
+            name: os.environ[name]
+            for name in ("HOME", "USER", "LANG", "SSH_AUTH_SOCK", "XDG_CONFIG_HOME")
+            if name in os.environ
+        },
         "KTRDR_REF": bundle.ref,
         "KTRDR_BRANCH": bundle.branch,
         "KTRDR_GUEST_BRANCH": bundle.work,
@@ -163,7 +181,11 @@ def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
 
 def _find_work(run: FinishedRun, report: dict[str, Any], plan: bytes | None) -> tuple[Repository | None, str, str]:
     """The repository, the judged ref, and its base commit. UsageError if the ref has changed since."""
-    repository, verification, where = find_workspace(run.path, plan), report["verification"], str(run.path / "report.json")
+    repository, verification, where = (
+        find_workspace(run.path, plan),
+        report["verification"],
+        str(run.path / "report.json"),
+    )
     base = require_commit(report["base_commit"], where) if report["base_commit"] else ""
     if repository is None or verification is None or not report["commits"] or not base:
         return repository, "", base
@@ -227,12 +249,17 @@ def _digest(path: Path) -> str:
 
 
 def _sign(sums: Path, key: str) -> None:
-    done = process.run(["ssh-keygen", "-q", "-Y", "sign", "-f", key, "-n", _NAMESPACE, sums], timeout=_SIGNING_LIMIT, check=False)
+    done = process.run(
+        ["ssh-keygen", "-q", "-Y", "sign", "-f", key, "-n", _NAMESPACE, sums], timeout=_SIGNING_LIMIT, check=False
+    )
     if done.exit_code != 0:
         raise HostError(
             f"the bundle could not be signed: {done.error_text[-300:]}",
             where=key,
-            hint="publish.signing_key of the policy must name an SSH key without a passphrase; without it bundles are unsigned",
+            hint=(
+                "publish.signing_key of the policy must name an SSH key without a passphrase; without it bundles are"
+                " unsigned"
+            ),
         )
 
 

@@ -41,13 +41,18 @@ def open_envelope(content: bytes, key: Ed25519PublicKey, where: str) -> dict[str
     if not isinstance(signatures, list) or len(signatures) != 1 or not isinstance(signatures[0], dict):
         count = f"{len(signatures)} signatures" if isinstance(signatures, list) else "no list of signatures"
         raise _refuse(f"it has {count}; exactly one is expected", where)
-    payload, signature = _decode(envelope["payload"], "payload", where), _decode(signatures[0].get("sig"), "signature", where)
+    payload, signature = (
+        _decode(envelope["payload"], "payload", where),
+        _decode(signatures[0].get("sig"), "signature", where),
+    )
     try:
         # Whose key it is follows from the signature; `keyid` is not authenticated and therefore not used.
         key.verify(signature, _encode(payload))
     except InvalidSignature:
         raise _refuse(
-            f"its signature is not that of the key {make_key_id(key)[:16]}: the payload was changed, or another key signed it", where
+            f"its signature is not that of the key {make_key_id(key)[:16]}: the payload was changed, or another key"
+            " signed it",
+            where,
         ) from None
     return parse_strictly(payload, where)
 
@@ -117,5 +122,7 @@ def _refuse_constant(word: str) -> None:
 
 def _refuse(why: str, where: str) -> UsageError:
     return UsageError(
-        f"this attestation is refused: {why}", where=where, hint="get the file and the public key from the owner of the host again"
+        f"this attestation is refused: {why}",
+        where=where,
+        hint="get the file and the public key from the owner of the host again",
     )

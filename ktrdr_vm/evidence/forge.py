@@ -1,6 +1,8 @@
-"""The status of a commit for a forge: JSON on the standard input of commands of the owner, such as a script around `gh`, `glab` or `tea`.
+"""The status of a commit for a forge: JSON on the standard input of commands of the owner, such as a script around
+`gh`, `glab` or `tea`.
 
-A command only receives. Its failure is reported to the user, and neither its exit code nor its output changes a verdict.
+A command only receives. Its failure is reported to the user, and neither its exit code nor its output changes a
+verdict.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _MAX_DESCRIPTION = 140
 
 @dataclass(frozen=True)
 class Status:
-    """The state of one commit. `description` is cut at 140 characters, a limit of forges; `summary` is plain text of any length."""
+    """The state of one commit. `description` is cut at 140 characters, a limit of forges; `summary` is plain text of
+    any length."""
 
     state: Literal["pending", "success", "failure"]
     sha: str
@@ -44,14 +47,21 @@ def parse_command(text: str) -> tuple[str, ...]:
     try:
         words = tuple(shlex.split(text))
     except ValueError as error:
-        raise UsageError(f"the command cannot be split into words: {error}", where="--notify", hint="close its quotes") from None
+        raise UsageError(
+            f"the command cannot be split into words: {error}", where="--notify", hint="close its quotes"
+        ) from None
     if not words or "\0" in text:
-        raise UsageError("the command is empty", where="--notify", hint="name a program, for example --notify ./status.sh")
+        raise UsageError(
+            "the command is empty", where="--notify", hint="name a program, for example --notify ./status.sh"
+        )
     return words
 
 
-def notify_forge(commands: Sequence[Sequence[str]], status: Status, repository: Repository, note: Callable[[str], None]) -> None:
-    """Run each command in the repository, as its owner if this is root. `note` is called for each that fails; nothing is raised."""
+def notify_forge(
+    commands: Sequence[Sequence[str]], status: Status, repository: Repository, note: Callable[[str], None]
+) -> None:
+    """Run each command in the repository, as its owner if this is root. `note` is called for each that fails; nothing
+    is raised."""
     change = os.geteuid() == 0 and repository.owner[0] != 0
     user, group = repository.owner if change else (None, None)
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ} if change else dict(os.environ)
@@ -73,4 +83,6 @@ def notify_forge(commands: Sequence[Sequence[str]], status: Status, repository: 
             continue
         if done.exit_code != 0:
             said = done.error_text[-300:] or "no message"
-            note(f"the forge was not told `{status.state}`: {command[0]} failed with exit code {done.exit_code}: {said}")
+            note(
+                f"the forge was not told `{status.state}`: {command[0]} failed with exit code {done.exit_code}: {said}"
+            )

@@ -9,8 +9,11 @@ from ktrdr_vm.host.runs import list_runs
 from ktrdr_vm.report.history import RunRow, make_row
 
 
-def read_rows(home: Home, *, instance_id: str = "", branch: str = "", profile: str = "") -> tuple[list[RunRow], list[str]]:
-    """The rows of the runs that match, and the directories of those without a report that can be read: active, killed or changed."""
+def read_rows(
+    home: Home, *, instance_id: str = "", branch: str = "", profile: str = ""
+) -> tuple[list[RunRow], list[str]]:
+    """The rows of the runs that match, and the directories of those without a report that can be read: active, killed
+    or changed."""
     rows, unread = [], []
     for run in list_runs(home, instance_id):
         try:

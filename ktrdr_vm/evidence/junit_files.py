@@ -1,4 +1,5 @@
-"""JUnit files of tests in the guest, found among the artifacts: read within limits, counted, and included in `junit.xml`.
+"""JUnit files of tests in the guest, found among the artifacts: read within limits, counted, and included in
+`junit.xml`.
 
 Their content is not trusted. Counts are those of the cases in a file, and not the numbers in its attributes.
 """
@@ -43,7 +44,8 @@ class _NotJUnitError(Exception):
 
 
 def read_test_files(artifacts: Iterable[Artifact], directory: Path) -> tuple[TestFile, ...]:
-    """All JUnit files among the artifacts beneath the run `directory`. Other files are skipped; invalid ones have a reason."""
+    """All JUnit files among the artifacts beneath the run `directory`. Other files are skipped; invalid ones have a
+    reason."""
     found: list[TestFile] = []
     left = MAX_CASES
     for artifact in artifacts:
@@ -57,14 +59,17 @@ def read_test_files(artifacts: Iterable[Artifact], directory: Path) -> tuple[Tes
 
 
 def _read(path: Path, name: str, most: int) -> TestFile | None:
-    """None for XML that is not JUnit. A file that cannot be read to its end keeps the cases until then, with the reason."""
+    """None for XML that is not JUnit. A file that cannot be read to its end keeps the cases until then, with the
+    reason."""
     cases: list[TestCase] = []
     try:
         if path.stat().st_size > MAX_FILE:
             return TestFile(name, (), f"larger than {MAX_FILE // 1024 // 1024} MiB, so it was not counted")
         for case in _cases(_make_plain(path.read_bytes())):
             if len(cases) == most:
-                return TestFile(name, tuple(cases), f"the run has more than {MAX_CASES} test cases; the rest was not counted")
+                return TestFile(
+                    name, tuple(cases), f"the run has more than {MAX_CASES} test cases; the rest was not counted"
+                )
             cases.append(case)
     except _NotJUnitError:
         return None
@@ -76,15 +81,17 @@ def _read(path: Path, name: str, most: int) -> TestFile | None:
 
 
 def _make_plain(raw: bytes) -> bytes:
-    """As UTF-8 without a declaration, and without characters that XML forbids, such as colour codes. ValueError for an encoding
-    that is not one of those that test runners write.
+    """As UTF-8 without a declaration, and without characters that XML forbids, such as colour codes. ValueError for an
+    encoding that is not one of those that test runners write.
     """
     declared = _DECLARED.match(raw[:200])
     encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "")
     if not encoding:
         encoding = declared[1].decode("ascii").lower() if declared else "utf-8"
         if encoding not in _ENCODINGS:
-            raise ValueError(f"its encoding {encoding[:40]!a} is not supported; supported: {', '.join(sorted(_ENCODINGS))}")
+            raise ValueError(
+                f"its encoding {encoding[:40]!a} is not supported; supported: {', '.join(sorted(_ENCODINGS))}"
+            )
     text = raw.decode(encoding, "replace").lstrip("\ufeff \t\r\n")
     text = _FORBIDDEN.sub("\ufffd", _REFERENCE.sub(_replace_reference, _DECLARATION.sub("", text, count=1)))
     return text.encode("utf-8", "replace")
@@ -127,7 +134,9 @@ def _cases(raw: bytes) -> Iterator[TestCase]:
 
 def _make_suite_case(suite: Element, element: Element) -> TestCase:
     text = (element.text or "")[-MAX_TEXT:]
-    return TestCase("", "the suite itself", _TAGS[element.tag], 0.0, message=(element.get("message") or "")[:MAX_TEXT], text=text)
+    return TestCase(
+        "", "the suite itself", _TAGS[element.tag], 0.0, message=(element.get("message") or "")[:MAX_TEXT], text=text
+    )
 
 
 def _make_case(element: Element) -> TestCase:

@@ -1,7 +1,7 @@
 """A run as OpenTelemetry traces and metrics, made from its events at its end, and sent if an endpoint is configured.
 
-The events are the only source, so the run itself does not depend on it. It contains no output and no messages,
-because they may come from the guest. A collector that does not answer delays the end by some seconds and changes no outcome.
+The events are the only source, so the run itself does not depend on it. It contains no output and no messages, because
+they may come from the guest. A collector that does not answer delays the end by some seconds and changes no outcome.
 """
 
 from __future__ import annotations
@@ -26,9 +26,24 @@ _REQUEST_LIMIT = 2.0
 MAX_SPANS = 5000
 # The exported fields of an event. The others are from the guest, or long.
 _TOLD = (
-    "outcome", "exit_code", "profile", "plan_digest", "kind", "name", "verb", "gate", "task", "module", "where", "changed", "attempt", "of",
-    "part", "how", "state",
-)  # fmt: skip
+    "outcome",
+    "exit_code",
+    "profile",
+    "plan_digest",
+    "kind",
+    "name",
+    "verb",
+    "gate",
+    "task",
+    "module",
+    "where",
+    "changed",
+    "attempt",
+    "of",
+    "part",
+    "how",
+    "state",
+)
 _GOOD = (None, "ok", "passed", "changed", "skipped", "removed", "absent", "ignored", "escalated")
 
 
@@ -56,7 +71,8 @@ class Point:
 
 
 def find_endpoints(environment: Mapping[str, str], policy: OwnerPolicy) -> dict[str, dict[str, Any]]:
-    """The configured signals, `traces` and `metrics`, and the arguments of their exporters; none if the environment configures them.
+    """The configured signals, `traces` and `metrics`, and the arguments of their exporters; none if the environment
+    configures them.
 
     The environment's standard variables win over the owner's policy.
     """
@@ -67,7 +83,9 @@ def find_endpoints(environment: Mapping[str, str], policy: OwnerPolicy) -> dict[
     for signal in ("traces", "metrics"):
         if environment.get(f"OTEL_{signal.upper()}_EXPORTER", "otlp") != "otlp":
             continue
-        if environment.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT") or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        if environment.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT") or environment.get(
+            "OTEL_EXPORTER_OTLP_ENDPOINT"
+        ):
             found[signal] = {}
         elif collector is not None:
             found[signal] = {
@@ -79,7 +97,11 @@ def find_endpoints(environment: Mapping[str, str], policy: OwnerPolicy) -> dict[
 
 
 def report_run(
-    run: Path, identity: Mapping[str, str], environment: Mapping[str, str], policy: OwnerPolicy, note: Callable[[str], None]
+    run: Path,
+    identity: Mapping[str, str],
+    environment: Mapping[str, str],
+    policy: OwnerPolicy,
+    note: Callable[[str], None],
 ) -> None:
     """Send the run in this folder, if an endpoint is configured. Never raises, and returns within FLUSH_LIMIT.
 
@@ -141,7 +163,9 @@ def make_spans(events: list[dict[str, Any]]) -> list[Span]:
         elif kind == "resource":
             if len(made) < MAX_SPANS:
                 began = max(now - int(float(event.get("duration_s", 0)) * 1e9), open_[-1].start)
-                span = Span(f"resource {event.get('kind', '')}", began, open_[-1], now, event.get("verb") != "failed", told)
+                span = Span(
+                    f"resource {event.get('kind', '')}", began, open_[-1], now, event.get("verb") != "failed", told
+                )
                 made.append(span)
         else:
             open_[-1].events.append((kind, now, told))
@@ -191,7 +215,9 @@ def make_points(events: list[dict[str, Any]], ledger: list[dict[str, Any]]) -> l
             add(counts, "ktrdr.run.residue", len(event.get("residue") or ()))
     for row in ledger:
         if row.get("verdict") in ("allow", "deny"):
-            add(counts, "ktrdr.egress.decisions", int(row.get("count", 1)), kind=row.get("kind"), verdict=row["verdict"])
+            add(
+                counts, "ktrdr.egress.decisions", int(row.get("count", 1)), kind=row.get("kind"), verdict=row["verdict"]
+            )
     return [
         Point(name, unit, value, dict(attributes))
         for table, unit in ((seconds, "s"), (counts, "1"))
@@ -215,7 +241,9 @@ def _export(run: Path, identity: Mapping[str, str], endpoints: Mapping[str, dict
     # Its warnings would appear in the output of the run.
     logging.getLogger("opentelemetry").propagate = False
     logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
-    resource = Resource.create({"service.name": "ktrdr-vm", "service.version": metadata.version("ktrdr-vm"), **identity})
+    resource = Resource.create(
+        {"service.name": "ktrdr-vm", "service.version": metadata.version("ktrdr-vm"), **identity}
+    )
     events = list(FinishedRun(run).rows("events.jsonl"))
     failures = []
     if "traces" in endpoints and not _export_spans(make_spans(events), resource, endpoints["traces"]):
@@ -238,7 +266,11 @@ def _export_spans(spans: list[Span], resource: Any, settings: dict[str, Any]) ->
     made: dict[int, Any] = {}
     for span in spans:
         # An empty context: a run is a separate trace, independent of its caller.
-        context = trace.set_span_in_context(made[id(span.parent)]) if span.parent else trace.set_span_in_context(trace.INVALID_SPAN)
+        context = (
+            trace.set_span_in_context(made[id(span.parent)])
+            if span.parent
+            else trace.set_span_in_context(trace.INVALID_SPAN)
+        )
         one = made[id(span)] = tracer.start_span(span.name, context, attributes=span.attributes, start_time=span.start)
         for name, time, attributes in span.events:
             one.add_event(name, attributes, time)

@@ -13,12 +13,15 @@ from ktrdr_vm.report.shape import check_document
 
 
 def read_document(run: Path) -> dict[str, Any]:
-    """`report.json` of a run, in the form of `make_report_document`. UsageError if there is none, or if it is not valid."""
+    """`report.json` of a run, in the form of `make_report_document`. UsageError if there is none, or if it is not
+    valid."""
     try:
         content = FinishedRun(run).read("report.json")
     except FileNotFoundError:
         raise UsageError(
-            "this run has no report", where=str(run), hint="it is still active, or was killed; `ktrdr-vm events` shows its progress"
+            "this run has no report",
+            where=str(run),
+            hint="it is still active, or was killed; `ktrdr-vm events` shows its progress",
         ) from None
     return parse_report(content, str(run / "report.json"))
 
@@ -27,15 +30,17 @@ def parse_report(content: bytes, where: str) -> dict[str, Any]:
     """Parse the bytes of a report, in the form of `make_report_document`. UsageError for anything else."""
     document = parse_document(content, where)
     if wrong := check_document(document):
-        raise UsageError(f"this is not a report of a supported version: {wrong}", where=where, hint="apply again with this version")
+        raise UsageError(
+            f"this is not a report of a supported version: {wrong}", where=where, hint="apply again with this version"
+        )
     return document
 
 
 def find_workspace(path: Path, content: bytes | None = None) -> Repository | None:
     """The repository of a run; None if its profile has no workspace.
 
-    `content` is that of its plan.json, if it was read already. The owner of the run may have changed its documents, so the repository
-    that they name must belong to that owner.
+    `content` is that of its plan.json, if it was read already. The owner of the run may have changed its documents, so
+    the repository that they name must belong to that owner.
     """
     run = FinishedRun(path)
     origin = read_origin(path)

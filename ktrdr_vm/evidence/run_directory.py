@@ -1,4 +1,5 @@
-"""The run directory: events as they happen, rows of the ledger, files that are handed over to the user who started the run."""
+"""The run directory: events as they happen, rows of the ledger, files that are handed over to the user who started the
+run."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class RunDirectory:
         self._instance_id = instance_id
         self._owner = owner
         self._mask = mask
-        # Created by `create_run`, and owned by this user until `close`: until then, only this program creates paths in it.
+        # Created by `create_run`, and owned by this user until `close`: until then, only this program creates paths in
+        # it.
         for folder in (path, path / "artifacts", path / "bundle"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         require_own(path)
@@ -45,14 +47,21 @@ class RunDirectory:
         self._link_latest()
 
     def follow_revision(self, read: Callable[[], str]) -> None:
-        """Events carry what `read` returns: the revision of the instance of the current VM. Empty stands for the last one."""
+        """Events carry what `read` returns: the revision of the instance of the current VM. Empty stands for the last
+        one."""
         self._read_revision = read
 
     def event(self, event: str, **fields: Any) -> None:
         """One line of events.jsonl."""
         self._revision = self._read_revision() or self._revision
         said = mask_values(json.loads(json.dumps(fields, default=str)), self._mask)
-        ours = {"time": now(), "instance_id": self._instance_id, "run_id": self.path.name, "revision": self._revision, "event": event}
+        ours = {
+            "time": now(),
+            "instance_id": self._instance_id,
+            "run_id": self.path.name,
+            "revision": self._revision,
+            "event": event,
+        }
         line = json.dumps({**ours, **said, **ours})
         # A full disk must not end the current step: the report, written last, contains the error.
         with contextlib.suppress(OSError, ValueError):

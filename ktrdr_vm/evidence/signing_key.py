@@ -31,9 +31,11 @@ _MAX_KEY = 64 * 1024
 
 
 def find_signing_key(home: Home, policy: OwnerPolicy) -> Ed25519PrivateKey:
-    """The key that signs bundles if it is an Ed25519 key, else that of the state directory, which is created on first use.
+    """The key that signs bundles if it is an Ed25519 key, else that of the state directory, which is created on first
+    use.
 
-    The public key is written beside that of the state directory each time. HostError if the key cannot be read, or if others can.
+    The public key is written beside that of the state directory each time. HostError if the key cannot be read, or if
+    others can.
     """
     key = _read_policy_key(policy.signing_key) or _find_own_key(home.attestation_key)
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -49,7 +51,9 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
         content = path.open("rb").read(_MAX_KEY)
         key = load_ssh_public_key(content) if content.startswith(b"ssh-") else load_pem_public_key(content)
     except OSError as error:
-        raise UsageError(f"the public key cannot be read: {error.strerror}", where=str(path), hint="name a readable file") from None
+        raise UsageError(
+            f"the public key cannot be read: {error.strerror}", where=str(path), hint="name a readable file"
+        ) from None
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
@@ -62,7 +66,8 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
 
 
 def _read_policy_key(name: str) -> Ed25519PrivateKey | None:
-    """None if the policy names no key, or one of another kind, with which ssh-keygen signs bundles and this program cannot."""
+    """None if the policy names no key, or one of another kind, with which ssh-keygen signs bundles and this program
+    cannot."""
     if not name:
         return None
     with contextlib.suppress(OSError, ValueError, TypeError, UnsupportedAlgorithm):
@@ -85,7 +90,9 @@ def _find_own_key(path: Path) -> Ed25519PrivateKey:
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise HostError(
-            "the key that signs attestations is not an Ed25519 key", where=str(path), hint="remove it: the next run creates one"
+            "the key that signs attestations is not an Ed25519 key",
+            where=str(path),
+            hint="remove it: the next run creates one",
         )
     return key
 
@@ -110,7 +117,11 @@ def _read_private(path: Path) -> bytes:
         if not stat.S_ISREG(facts.st_mode):
             raise OSError(22, "it is not a regular file", str(path))
         if facts.st_mode & 0o077 or facts.st_uid not in (0, os.geteuid()):
-            raise HostError("other users can read or change the key that signs attestations", where=str(path), hint=f"chmod 600 {path}")
+            raise HostError(
+                "other users can read or change the key that signs attestations",
+                where=str(path),
+                hint=f"chmod 600 {path}",
+            )
         return file.read(_MAX_KEY)
 
 

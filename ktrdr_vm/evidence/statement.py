@@ -1,4 +1,5 @@
-"""The in-toto statement of a verdict: a commit, and SLSA's verification summary with the gates that passed on it. Pure."""
+"""The in-toto statement of a verdict: a commit, and SLSA's verification summary with the gates that passed on it.
+Pure."""
 
 from __future__ import annotations
 
@@ -39,9 +40,11 @@ class Summary:
 
 
 def make_statement(report: Mapping[str, Any], files: Mapping[str, str] | None = None) -> bytes | None:
-    """The statement about the commit that a run judged in a fresh VM, from its report document; `files` are names and sha256.
+    """The statement about the commit that a run judged in a fresh VM, from its report document; `files` are names and
+    sha256.
 
-    None if there is no such verdict: no commit alone was judged in a fresh VM, or the run ended otherwise than with passed or failed gates.
+    None if there is no such verdict: no commit alone was judged in a fresh VM, or the run ended otherwise than with
+    passed or failed gates.
     """
     judged, base = report["verification"], report["base_commit"]
     if judged is None or not (judged["mode"] == "fresh" and judged["clean"] and _COMMIT.fullmatch(judged["commit"])):
@@ -58,10 +61,16 @@ def make_statement(report: Mapping[str, Any], files: Mapping[str, str] | None = 
         "resourceUri": _name_commit(judged["commit"]),
         "policy": {"uri": _name_commit(base), "digest": {"gitCommit": base}},
         "verificationResult": "PASSED" if passed else "FAILED",
-        "verifiedLevels": [make_level(gate["name"]) for gate in gates if gate["outcome"] == "passed"] if passed else ["FAILED"],
+        "verifiedLevels": [make_level(gate["name"]) for gate in gates if gate["outcome"] == "passed"]
+        if passed
+        else ["FAILED"],
         "slsaVersion": "1.0",
     }
-    described = {"profile": report["profile"], "planDigest": report["plan_digest"], "imageDigest": report["image_digest"]}
+    described = {
+        "profile": report["profile"],
+        "planDigest": report["plan_digest"],
+        "imageDigest": report["image_digest"],
+    }
     described["version"] = _find_version()
     subject: list[dict[str, Any]] = [
         {"name": _name_commit(judged["commit"]), "digest": {"gitCommit": judged["commit"]}, "annotations": described}
@@ -72,7 +81,8 @@ def make_statement(report: Mapping[str, Any], files: Mapping[str, str] | None = 
 
 
 def read_statement(statement: Mapping[str, Any], where: str) -> Summary:
-    """The summary in a statement of this program, whose signature was checked. UsageError says what is wrong with it."""
+    """The summary in a statement of this program, whose signature was checked. UsageError says what is wrong with
+    it."""
     for key, wanted in (("_type", STATEMENT_TYPE), ("predicateType", PREDICATE_TYPE)):
         if statement.get(key) != wanted:
             raise _refuse(f"its {key} is {str(statement.get(key))[:80]!a}, not {wanted}", where)
@@ -88,7 +98,11 @@ def read_statement(statement: Mapping[str, Any], where: str) -> Summary:
         if predicate["verifier"]["id"] != VERIFIER or predicate["resourceUri"] != _name_commit(commits[0]):
             raise _refuse("its verifier or its resourceUri does not fit its commit", where)
         levels, result, time = predicate["verifiedLevels"], predicate["verificationResult"], predicate["timeVerified"]
-        if result not in ("PASSED", "FAILED") or not all(isinstance(level, str) for level in levels) or not isinstance(time, str):
+        if (
+            result not in ("PASSED", "FAILED")
+            or not all(isinstance(level, str) for level in levels)
+            or not isinstance(time, str)
+        ):
             raise _refuse("its result is neither PASSED nor FAILED, or its levels are not a list of words", where)
         base, plan_digest = predicate["policy"]["digest"]["gitCommit"], judged[0]["annotations"]["planDigest"]
         if not _COMMIT.fullmatch(base) or not isinstance(plan_digest, str):
@@ -122,5 +136,7 @@ def _find_version() -> str:
 
 def _refuse(why: str, where: str) -> UsageError:
     return UsageError(
-        f"this attestation is refused: {why}", where=where, hint="ask the owner of the host for an attestation of this version"
+        f"this attestation is refused: {why}",
+        where=where,
+        hint="ask the owner of the host for an attestation of this version",
     )

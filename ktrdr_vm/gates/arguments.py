@@ -62,11 +62,15 @@ def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any]
             problems.append(f"{module}: {name!r} is not the name of a variable")
         named[real] = item
     problems += [
-        f"{module} requires {' or '.join(row)}" if not present else f"{module} supports only one of {', '.join(present)}"
+        f"{module} requires {' or '.join(row)}"
+        if not present
+        else f"{module} supports only one of {', '.join(present)}"
         for row in spec.required
         if len(present := [name for name in row if named.get(name) is not None]) != 1
     ]
-    problems += [problem for name, item in named.items() if not is_template(item) and (problem := coerce(module, name, item)[1])]
+    problems += [
+        problem for name, item in named.items() if not is_template(item) and (problem := coerce(module, name, item)[1])
+    ]
     return named, problems
 
 
@@ -90,9 +94,9 @@ def coerce(module: str, name: str, value: Any, *, rendered: bool = False) -> tup
     if kind == "list":
         if isinstance(value, list):
             return value, ""
-        return ([part.strip() for part in value.split(",")] if isinstance(value, str) else [value]), "" if not isinstance(
-            value, dict
-        ) else wrong
+        return (
+            [part.strip() for part in value.split(",")] if isinstance(value, str) else [value]
+        ), "" if not isinstance(value, dict) else wrong
     if kind == "dict":
         return value, "" if isinstance(value, dict) else wrong
     if kind == "mode":
@@ -105,11 +109,16 @@ def coerce(module: str, name: str, value: Any, *, rendered: bool = False) -> tup
 
 def _choice(spec: ModuleSpec, name: str, value: Any) -> str:
     choices = spec.choices.get(name)
-    return f"{name} must be one of {', '.join(choices)}, not {str(value)[:60]!r}" if choices and value not in choices else ""
+    return (
+        f"{name} must be one of {', '.join(choices)}, not {str(value)[:60]!r}"
+        if choices and value not in choices
+        else ""
+    )
 
 
 def _parse_text(module: str, text: str) -> dict[str, Any]:
-    """`k=v` words. For a free-form module, only words that name an option are options; the rest is the unchanged text."""
+    """`k=v` words. For a free-form module, only words that name an option are options; the rest is the unchanged
+    text."""
     spec = MODULES[module]
     found: dict[str, Any] = {}
     rest: list[str] = []
@@ -130,7 +139,9 @@ def _parse_text(module: str, text: str) -> dict[str, Any]:
 
 def _is_open(text: str) -> bool:
     """True if a quote, `{{` or `{%` is not closed, which Ansible refuses in free-form text."""
-    return any(text.count(begin) != text.count(end) for begin, end in (("{{", "}}"), ("{%", "%}"))) or _ends_in_quote(text)
+    return any(text.count(begin) != text.count(end) for begin, end in (("{{", "}}"), ("{%", "%}"))) or _ends_in_quote(
+        text
+    )
 
 
 def _ends_in_quote(text: str) -> bool:
@@ -148,7 +159,8 @@ def _ends_in_quote(text: str) -> bool:
 
 
 def split_words(text: str) -> list[str]:
-    """Split at blanks, but not inside quotes or `{{ }}`; the blanks stay at the words' ends: joining gives the text back."""
+    """Split at blanks, but not inside quotes or `{{ }}`; the blanks stay at the words' ends: joining gives the text
+    back."""
     words, current, quote, depth, index = [], "", "", 0, 0
     while index < len(text):
         character = text[index]

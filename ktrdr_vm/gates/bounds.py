@@ -1,7 +1,7 @@
 """Limits on the cost of one expression of a playbook, because a playbook can come from an untrusted branch.
 
-Python cannot interrupt a running expression from outside, so each operation that can make a short text large or slow is checked
-before: repetition, padding, shared containers that become large when printed, loops. Regular expressions have a
+Python cannot interrupt a running expression from outside, so each operation that can make a short text large or slow is
+checked before: repetition, padding, shared containers that become large when printed, loops. Regular expressions have a
 separate file.
 """
 
@@ -20,7 +20,8 @@ _MAX_BITS = 20_000
 
 
 class TemplateError(Exception):
-    """A template or an expression of the playbook cannot be evaluated. The text is the reason, and becomes the message of the task."""
+    """A template or an expression of the playbook cannot be evaluated. The text is the reason, and becomes the message
+    of the task."""
 
     def __init__(self, message: str, lineno: int = 0) -> None:
         super().__init__(message)
@@ -78,7 +79,11 @@ def check_binary(operator: str, left: Any, right: Any) -> None:
         measure(left, right)
     elif operator == "*":
         for one, other in ((left, right), (right, left)):
-            if isinstance(one, (str, bytes, list, tuple)) and isinstance(other, int) and measure(one) * max(other, 0) > MAX_SIZE:
+            if (
+                isinstance(one, (str, bytes, list, tuple))
+                and isinstance(other, int)
+                and measure(one) * max(other, 0) > MAX_SIZE
+            ):
                 raise too_large()
         if _bits(left) + _bits(right) > _MAX_BITS:
             raise TemplateError("a number in a template is too large")

@@ -32,17 +32,23 @@ class Failure:
     folder: str
 
 
-def gather_containers(guest: Guest, failure: Failure, *, environment: Mapping[str, str], become: bool) -> tuple[Evidence, tuple[str, ...]]:
-    """A titled text for every failed or unhealthy container, and the states of all; then causes of the failure that lie in the guest.
+def gather_containers(
+    guest: Guest, failure: Failure, *, environment: Mapping[str, str], become: bool
+) -> tuple[Evidence, tuple[str, ...]]:
+    """A titled text for every failed or unhealthy container, and the states of all; then causes of the failure that lie
+    in the guest.
 
     Empty if Docker does not answer.
 
-    Those of the project COMPOSE_PROJECT_NAME come first, then all others of the VM: a stack may name its own project, and a test may start
-    containers by hand. GuestError is ignored, because this runs after a failure, and must not hide it.
+    Those of the project COMPOSE_PROJECT_NAME come first, then all others of the VM: a stack may name its own project,
+    and a test may start containers by hand. GuestError is ignored, because this runs after a failure, and must not hide
+    it.
     """
 
     def ask(line: str) -> str:
-        return text_of(guest.run(line, timeout=_LIMIT_S, environment=environment, become=become, max_output=64 * 1024).stdout)
+        return text_of(
+            guest.run(line, timeout=_LIMIT_S, environment=environment, become=become, max_output=64 * 1024).stdout
+        )
 
     project = environment.get("COMPOSE_PROJECT_NAME", "")
     own = f"docker ps -aq --filter {shlex.quote(f'label={_PROJECT}={project}')}; " if project else ""
@@ -58,8 +64,12 @@ def gather_containers(guest: Guest, failure: Failure, *, environment: Mapping[st
         )
         containers = _parse(text_of(found.stdout), project)
         ill = [container for container in containers if _is_ill(container)]
-        logs = _read_logs(guest, ill or containers[:5], _LOG_LINES if ill else _OTHER_LINES, environment=environment, become=become)
-        hints = find_hints(failure.said, failure.folder, ask, [(one, log) for one, (_, log) in zip(ill, logs, strict=False)])
+        logs = _read_logs(
+            guest, ill or containers[:5], _LOG_LINES if ill else _OTHER_LINES, environment=environment, become=become
+        )
+        hints = find_hints(
+            failure.said, failure.folder, ask, [(one, log) for one, (_, log) in zip(ill, logs, strict=False)]
+        )
     except GuestError:
         return (), ()
     if not containers:
@@ -126,7 +136,8 @@ def _health_checks(container: Mapping[str, Any]) -> str:
     log = _health(container).get("Log")
     checks = [check for check in log if isinstance(check, dict)] if isinstance(log, list) else []
     return "".join(
-        f"health check at {check.get('Start')}, exit code {check.get('ExitCode')}:\n{str(check.get('Output', '')).strip()[:2000]}\n"
+        f"health check at {check.get('Start')}, exit code"
+        f" {check.get('ExitCode')}:\n{str(check.get('Output', '')).strip()[:2000]}\n"
         for check in checks[-2:]
     )
 
@@ -139,7 +150,8 @@ def _read_logs(
         return []
     token = f"--{secrets.token_hex(16)}--"
     script = "".join(
-        f"echo {token}; timeout 15 docker logs --tail {lines} {shlex.quote(str(container['Id']))} 2>&1 | tail -c {_MAX_TEXT}; "
+        f"echo {token}; timeout 15 docker logs --tail {lines} {shlex.quote(str(container['Id']))} 2>&1 | tail -c"
+        f" {_MAX_TEXT}; "
         for container in containers
     )
     found = guest.run(script, timeout=_LIMIT_S, environment=environment, become=become, max_output=1024 * 1024)

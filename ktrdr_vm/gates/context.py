@@ -28,7 +28,8 @@ class GateContext:
     extra_vars: Mapping[str, Any] = field(default_factory=dict)
     """Variables that win over all others. They are values, never templates."""
     roots: tuple[Path | Place, ...] = ()
-    """Folders of the host from which `copy`, `template` and `script` may send: that of the playbook, then the workspace."""
+    """Folders of the host from which `copy`, `template` and `script` may send: that of the playbook, then the
+    workspace."""
     artifacts: Path | None = None
     """The folder for `fetch`, which only this user can change until the run has ended."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -36,7 +37,8 @@ class GateContext:
     mask: Callable[[str], str] = str
     """Masks secrets in a text. Applied to all results of the gate."""
     on_event: Callable[[Mapping[str, Any]], None] = _ignore
-    """Called with `gate_started`, `task_started`, `task_retried`, `task_finished`, `gate_finished`: for progress and events.jsonl."""
+    """Called with `gate_started`, `task_started`, `task_retried`, `task_finished`, `gate_finished`: for progress and
+    events.jsonl."""
     on_result: Callable[[str, Mapping[str, Any]], None] = _ignore_result
     """Called with the name of each finished task and its registered result, not masked."""
     proceed: Callable[[], None] | None = None

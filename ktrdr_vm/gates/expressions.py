@@ -1,4 +1,5 @@
-"""Regular expressions of a playbook, on text of a guest. They run in the process that renders templates, which can be killed."""
+"""Regular expressions of a playbook, on text of a guest. They run in the process that renders templates, which can be
+killed."""
 
 from __future__ import annotations
 
@@ -13,9 +14,15 @@ MAX_ANSWER = 4 * 1024 * 1024
 
 
 def evaluate(
-    verb: Literal["search", "match", "findall", "sub"], pattern: Any, subject: str, flags: int = 0, replacement: str = "", count: int = 0
+    verb: Literal["search", "match", "findall", "sub"],
+    pattern: Any,
+    subject: str,
+    flags: int = 0,
+    replacement: str = "",
+    count: int = 0,
 ) -> Any:
-    """`search` and `match`: the groups by number and by name, or None. `findall`: a list. `sub`: a text and the number of replacements.
+    """`search` and `match`: the groups by number and by name, or None. `findall`: a list. `sub`: a text and the number
+    of replacements.
 
     TemplateError for an invalid expression or a result over the limit.
     """
@@ -38,7 +45,10 @@ def evaluate(
             return answer
         references = replacement.count("\\")
         # A reference may insert the subject at every match, so the worst case is bounded.
-        if sum(1 for _hit in compiled.finditer(subject)) * (len(replacement) + references * len(subject)) > 16 * MAX_ANSWER:
+        if (
+            sum(1 for _hit in compiled.finditer(subject)) * (len(replacement) + references * len(subject))
+            > 16 * MAX_ANSWER
+        ):
             raise TemplateError("the result of a regular expression would be too large")
         return compiled.subn(replacement, subject, count=count)
     except (re.error, IndexError, RecursionError, OverflowError, MemoryError) as error:

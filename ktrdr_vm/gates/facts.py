@@ -1,23 +1,25 @@
-"""The facts that a gate may use, and the variables of Ansible that the runner sets itself. The guest's part is `guest_side/facts.py`."""
+"""The facts that a gate may use, and the variables of Ansible that the runner sets itself. The guest's part is
+`guest_side/facts.py`."""
 
 from __future__ import annotations
 
 FACTS = frozenset(
-    "architecture date_time default_ipv4 distribution distribution_major_version distribution_release distribution_version env hostname "
-    "kernel machine memfree_mb memtotal_mb nodename os_family pkg_mgr processor_cores processor_count processor_vcpus python "
-    "python_version service_mgr swaptotal_mb system uptime_seconds user_dir user_gecos user_gid user_id user_shell user_uid".split()
+    "architecture date_time default_ipv4 distribution distribution_major_version distribution_release"
+    " distribution_version env hostname kernel machine memfree_mb memtotal_mb nodename os_family pkg_mgr"
+    " processor_cores processor_count processor_vcpus python python_version service_mgr swaptotal_mb system"
+    " uptime_seconds user_dir user_gecos user_gid user_id user_shell user_uid".split()
 )
 
 # Variables of the runner, which are no facts.
 MAGIC = frozenset(
-    "ansible_check_mode ansible_diff_mode ansible_facts ansible_failed_result ansible_failed_task ansible_index_var ansible_loop_var "
-    "ansible_managed ansible_play_name ansible_role_name ansible_version".split()
+    "ansible_check_mode ansible_diff_mode ansible_facts ansible_failed_result ansible_failed_task ansible_index_var"
+    " ansible_loop_var ansible_managed ansible_play_name ansible_role_name ansible_version".split()
 )
 
 # Variables of Ansible that are not supported, each with what to do.
 REFUSED = dict.fromkeys(
-    "hostvars groups group_names ansible_play_hosts ansible_play_hosts_all ansible_play_batch inventory_dir inventory_file "
-    "ansible_inventory_sources play_hosts".split(),
+    "hostvars groups group_names ansible_play_hosts ansible_play_hosts_all ansible_play_batch inventory_dir"
+    " inventory_file ansible_inventory_sources play_hosts".split(),
     "a gate has one host and no inventory; use `vars` or the profile's `vars`",
 ) | {
     "ansible_user": "use ansible_facts.user_id",
@@ -30,7 +32,8 @@ REFUSED = dict.fromkeys(
 
 
 def refuse_name(name: str, keys: set[str], defined: set[str]) -> str:
-    """Why a variable of Ansible is not supported, or an empty text. `keys` are taken from it, `defined` are the playbook's own."""
+    """Why a variable of Ansible is not supported, or an empty text. `keys` are taken from it, `defined` are the
+    playbook's own."""
     if name in defined:
         return ""
     if name in REFUSED:
@@ -50,4 +53,7 @@ def is_fact(name: str) -> bool:
 
 
 def _unknown(name: str) -> str:
-    return f"the fact {name!r} is not supported: docs/playbooks.md lists those that are; run a command in the guest and register its output"
+    return (
+        f"the fact {name!r} is not supported: docs/playbooks.md lists those that are; run a command in the guest and"
+        " register its output"
+    )

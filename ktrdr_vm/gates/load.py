@@ -31,7 +31,8 @@ def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
 
 
 def list_files(path: Path, *, beneath: Path | None = None) -> dict[str, str]:
-    """The playbook, its includes, and the files that its tasks send: the name from the folder of the playbook, and the sha256 of each."""
+    """The playbook, its includes, and the files that its tasks send: the name from the folder of the playbook, and the
+    sha256 of each."""
     read: dict[str, bytes] = {}
     playbook = load_playbook(path, beneath=beneath, seen=read)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in read.items()}
@@ -41,7 +42,10 @@ def list_files(path: Path, *, beneath: Path | None = None) -> dict[str, str]:
         source = task.arguments.get("src") or str(task.arguments.get("cmd", "")).split(" ")[0]
         if task.module in ("copy", "template", "script") and isinstance(source, str) and source:
             # The paths that the task will search; the task reports files that cannot be read.
-            for name in (*(f"{inner}{source}" for inner in ("", "files/", "templates/")), *_role_names(digests, source)):
+            for name in (
+                *(f"{inner}{source}" for inner in ("", "files/", "templates/")),
+                *_role_names(digests, source),
+            ):
                 if name in digests:
                     continue
                 with contextlib.suppress(OSError, KtrdrError), os.fdopen(open_file(folder, name), "rb") as stream:
@@ -85,12 +89,14 @@ def place_playbook(path: Path, beneath: Path | None) -> Place:
     return find_place(path, (beneath,) if beneath else ())
 
 
-def load_playbook(path: Path, *, beneath: Path | None = None, source: str = "", seen: dict[str, bytes] | None = None) -> Playbook:
+def load_playbook(
+    path: Path, *, beneath: Path | None = None, source: str = "", seen: dict[str, bytes] | None = None
+) -> Playbook:
     """Parse the playbook at `path`. UsageError if it cannot be read, DocumentError with all errors if it is invalid.
 
-    `source` is the name for messages, by default the path. `seen`, if set, is filled with every file that was
-    read. A playbook `beneath` a workspace is opened from there without following links; elsewhere links in the path of its folder are
-    followed. Includes must be regular files beneath its folder.
+    `source` is the name for messages, by default the path. `seen`, if set, is filled with every file that was read. A
+    playbook `beneath` a workspace is opened from there without following links; elsewhere links in the path of its
+    folder are followed. Includes must be regular files beneath its folder.
     """
     place = place_playbook(path, beneath)
     try:
@@ -98,7 +104,9 @@ def load_playbook(path: Path, *, beneath: Path | None = None, source: str = "", 
             raw = stream.read(MAX_BYTES + 1)
             text = raw.decode("utf-8")
     except (OSError, UnicodeDecodeError, KtrdrError) as error:
-        raise UsageError(f"the playbook cannot be read: {error}", where=str(path), hint="name a readable YAML file") from None
+        raise UsageError(
+            f"the playbook cannot be read: {error}", where=str(path), hint="name a readable YAML file"
+        ) from None
 
     files = seen if seen is not None else {}
     files[path.name] = raw

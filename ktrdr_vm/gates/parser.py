@@ -1,4 +1,5 @@
-"""What the parsing of all parts of a playbook shares: errors with their places, files, checks of templates and names."""
+"""What the parsing of all parts of a playbook shares: errors with their places, files, checks of templates and
+names."""
 
 from __future__ import annotations
 
@@ -140,7 +141,9 @@ class Parser:
     def _words(self, document: Document, path: Path, value: Any, what: str) -> tuple[str, ...]:
         """A list of literal words, or text with commas."""
         listed = [part.strip() for part in value.split(",")] if isinstance(value, str) else value or []
-        if not isinstance(listed, list) or not all(isinstance(word, (str, int)) and not is_template(word) for word in listed):
+        if not isinstance(listed, list) or not all(
+            isinstance(word, (str, int)) and not is_template(word) for word in listed
+        ):
             self._note(document, path, f"`{what}` must be a list of words")
             return ()
         return tuple(str(word) for word in listed)

@@ -26,7 +26,9 @@ _IMPORT_KEYS = frozenset({"import_playbook", "ansible.builtin.import_playbook", 
 _ROLE_KEYS = COMMON_KEYS - {"name"} | {"role", "name"}
 
 
-def parse_playbook(text: str, source: str, *, read: FileReader | None = None, read_template: FileReader | None = None) -> Playbook:
+def parse_playbook(
+    text: str, source: str, *, read: FileReader | None = None, read_template: FileReader | None = None
+) -> Playbook:
     """Parse a playbook and the files it includes. DocumentError with all errors, by file, line and column.
 
     `read` returns a file of the playbook's folder, `read_template` a file that a task `template` names.
@@ -59,7 +61,9 @@ class _PlayParser(TaskParser):
                 plays.append(play)
         return tuple(plays)
 
-    def _imported(self, document: Document, path: Path, data: dict[str, Any], imported: tuple[str, ...]) -> tuple[Play, ...]:
+    def _imported(
+        self, document: Document, path: Path, data: dict[str, Any], imported: tuple[str, ...]
+    ) -> tuple[Play, ...]:
         """The plays of another playbook in the same folder, with the keywords of the import."""
         self._mapping(document, path, data, _IMPORT_KEYS, "import_playbook")
         name = data.get("import_playbook", data.get("ansible.builtin.import_playbook"))
@@ -76,10 +80,17 @@ class _PlayParser(TaskParser):
         found = self._load(document, (*path, "import_playbook"), name)
         plays = self._play_list(found, (*imported, name)) if found else ()
         return tuple(
-            replace(play, common=replace(play.common, when=(*common.when, *play.common.when), vars={**play.common.vars, **common.vars},
-                                         tags=(*common.tags, *play.common.tags)))
+            replace(
+                play,
+                common=replace(
+                    play.common,
+                    when=(*common.when, *play.common.when),
+                    vars={**play.common.vars, **common.vars},
+                    tags=(*common.tags, *play.common.tags),
+                ),
+            )
             for play in plays
-        )  # fmt: skip
+        )
 
     def _play(self, document: Document, path: Path, data: Any) -> Play | None:
         if not self._mapping(document, path, data, _PLAY_KEYS, "a play"):
@@ -89,12 +100,16 @@ class _PlayParser(TaskParser):
         gather = parse_bool(data.get("gather_facts", True))
         if gather is None:
             self._note(
-                document, (*path, "gather_facts"), "`gather_facts` must be true or false, because facts are gathered before the first task"
+                document,
+                (*path, "gather_facts"),
+                "`gather_facts` must be true or false, because facts are gathered before the first task",
             )
         self._handlers, self._notified, self._role_scope, self.uses_facts = [], [], {}, False
         files = (document.source,)
         common = self._common(document, path, data)
-        common = replace(common, vars={**common.vars, **self._vars_files(document, (*path, "vars_files"), data.get("vars_files"))})
+        common = replace(
+            common, vars={**common.vars, **self._vars_files(document, (*path, "vars_files"), data.get("vars_files"))}
+        )
         self._handler_list(document, (*path, "handlers"), data.get("handlers"), files)
         before = self._nodes(document, (*path, "pre_tasks"), data.get("pre_tasks"), files)
         roles = self._roles(document, (*path, "roles"), data.get("roles"), files)

@@ -1,4 +1,5 @@
-"""Rendering templates in a process that can be killed, so that no expression blocks the runner or exhausts its memory."""
+"""Rendering templates in a process that can be killed, so that no expression blocks the runner or exhausts its
+memory."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Renderer(Protocol):
 
 
 class IsolatedRenderer:
-    """A `Renderer` whose process is started with the first template, and again after it was killed. Use it in a `with` block."""
+    """A `Renderer` whose process is started with the first template, and again after it was killed. Use it in a `with`
+    block."""
 
     def __init__(self, cpu_limit: float = CPU_LIMIT) -> None:
         self._cpu_limit = cpu_limit
@@ -65,7 +67,9 @@ class IsolatedRenderer:
         layers = [[encode_value(layer), is_template] for layer, is_template in pick_layers(value, scope)]
         paths: dict[str, str] = {}
         for _ in range(_MAX_PATHS):
-            reply = self._request({"verb": verb, "value": encode_value(value), "layers": layers, "options": options, "paths": paths})
+            reply = self._request(
+                {"verb": verb, "value": encode_value(value), "layers": layers, "options": options, "paths": paths}
+            )
             wanted = reply.get("path")
             if not isinstance(wanted, str) or wanted in paths or scope.probe is None:
                 break
@@ -90,7 +94,9 @@ class IsolatedRenderer:
         if self._worker is None or self._worker.poll() is not None:
             uid = str(_NOBODY if os.geteuid() == 0 else 0)
             pipe = subprocess.PIPE
-            self._worker = process.start_module("ktrdr_vm.gates.template_worker", [uid, str(self._cpu_limit)], stdin=pipe, stdout=pipe)
+            self._worker = process.start_module(
+                "ktrdr_vm.gates.template_worker", [uid, str(self._cpu_limit)], stdin=pipe, stdout=pipe
+            )
             assert self._worker.stdin is not None
             os.set_blocking(self._worker.stdin.fileno(), False)
         return self._worker
@@ -142,7 +148,8 @@ def _has_template(value: Any) -> bool:
 
 
 def _exchange(worker: subprocess.Popen[bytes], data: bytes, end: float) -> bytes:
-    """Send one message and read one, within the time limit. EOFError if the process has ended, TimeoutError if it does not answer."""
+    """Send one message and read one, within the time limit. EOFError if the process has ended, TimeoutError if it does
+    not answer."""
     assert worker.stdin is not None and worker.stdout is not None
     out, answers = worker.stdin.fileno(), worker.stdout.fileno()
     left = memoryview(len(data).to_bytes(4, "big") + data)
@@ -162,6 +169,8 @@ def _exchange(worker: subprocess.Popen[bytes], data: bytes, end: float) -> bytes
 
 
 def _wait(end: float, *, reading: int = -1, writing: int = -1) -> None:
-    ready = select.select([reading] if reading >= 0 else [], [writing] if writing >= 0 else [], [], max(0.0, end - time.monotonic()))
+    ready = select.select(
+        [reading] if reading >= 0 else [], [writing] if writing >= 0 else [], [], max(0.0, end - time.monotonic())
+    )
     if not any(ready):
         raise TimeoutError

@@ -67,7 +67,10 @@ def _find_message(module: str, result: Mapping[str, Any]) -> str:
         if "assertion" in result:
             message = f"{message}: {plain_text(result['assertion'])}"
         if "until_failed" in result:
-            message = f"not reached after {result.get('attempts', 'all')} retries: until {plain_text(result['until_failed'])}; {message}"
+            message = (
+                f"not reached after {result.get('attempts', 'all')} retries: until"
+                f" {plain_text(result['until_failed'])}; {message}"
+            )
         return message or "failed"
     if module == "debug" and "msg" not in result:
         return plain_text({key: value for key, value in result.items() if key not in ("changed", "failed")})
@@ -99,7 +102,8 @@ def make_task_result(
     mask: Callable[[str], str],
     evidence: Sequence[tuple[str, str]] = (),
 ) -> TaskResult:
-    """One row of the report. `items` are the registered results: one without a label, or one for each iteration of a loop."""
+    """One row of the report. `items` are the registered results: one without a label, or one for each iteration of a
+    loop."""
     messages, streams = [], {"stdout": "", "stderr": ""}
     attempts = 1
     looped = len(items) > 1 or (len(items) == 1 and items[0][0] != "")

@@ -143,13 +143,25 @@ class _Run:
         evidence, hints = self._evidence(task, commons, item, turns) if asks else ((), ())
         took = context.monotonic() - clock
         made = make_task_result(
-            task, name, turns, outcome=outcome, started_at=started_at, duration_s=took, mask=context.mask, evidence=evidence
+            task,
+            name,
+            turns,
+            outcome=outcome,
+            started_at=started_at,
+            duration_s=took,
+            mask=context.mask,
+            evidence=evidence,
         )
         made = add_hints(made, hints, context.mask)
         self.tell(
-            "task_finished", task=name, module=task.module, outcome=made.outcome, changed=made.changed, duration_s=made.duration_s,
+            "task_finished",
+            task=name,
+            module=task.module,
+            outcome=made.outcome,
+            changed=made.changed,
+            duration_s=made.duration_s,
             message=made.message,
-        )  # fmt: skip
+        )
         if inner_failure is not None:
             return inner_failure
         if not task.is_include or outcome in ("failed", "skipped", "ignored"):
@@ -158,7 +170,9 @@ class _Run:
             return _Failure(made.name, made.message, len(self.results) - 1, result)
         return None
 
-    def _turns(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any]) -> tuple[list[tuple[str, Result]], _Failure | None]:
+    def _turns(
+        self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any]
+    ) -> tuple[list[tuple[str, Result]], _Failure | None]:
         """The result of each iteration; a single one without a label if there is no loop."""
         if task.loop is None:
             result, failed = self._turn(task, commons, item)
@@ -194,11 +208,15 @@ class _Run:
                         return failed
         return None
 
-    def _notify(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any], turns: list[tuple[str, Result]]) -> None:
+    def _notify(
+        self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any], turns: list[tuple[str, Result]]
+    ) -> None:
         """Note the handlers of a task that changed something. TemplateError for a name that no handler has."""
         for _, result in turns:
             variable = task.loop_control.loop_var
-            scope = self._variables.scope(commons, {**item, variable: result[variable]} if task.loop is not None else item)
+            scope = self._variables.scope(
+                commons, {**item, variable: result[variable]} if task.loop is not None else item
+            )
             for name in (plain_text(self._templar.render(one, scope)) for one in task.notify):
                 named = [number for number, handler in enumerate(self._handlers) if name in find_names(handler)]
                 listening = [number for number, handler in enumerate(self._handlers) if name in handler.listen]
@@ -236,7 +254,9 @@ class _Run:
             self._variables.add_facts(facts)
         return result, None
 
-    def _skipped(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any], *, quiet: bool = False) -> Result | None:
+    def _skipped(
+        self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any], *, quiet: bool = False
+    ) -> Result | None:
         """A result if a condition, the outer ones first, is false or cannot be evaluated."""
         scope = self._variables.scope(commons, item)
         for condition in (condition for common in commons for condition in common.when):
@@ -307,7 +327,11 @@ class _Run:
 
     def _keep(self, result: TaskResult) -> None:
         if len(self.results) >= MAX_RESULTS:
-            raise GuestError(f"the gate has more than {MAX_RESULTS} results", where=self._playbook.source, hint="loop over fewer items")
+            raise GuestError(
+                f"the gate has more than {MAX_RESULTS} results",
+                where=self._playbook.source,
+                hint="loop over fewer items",
+            )
         self.results.append(result)
 
     def _note_unreached(self, task: Task, outer: tuple[Common, ...], failed: _Failure) -> None:
@@ -315,7 +339,11 @@ class _Run:
             return
         reason = {"changed": False, "skipped": True, "msg": f"not run, because {failed.name!r} failed"}
         name, now = self._name(task, (*outer, task.common), {}), self._context.now()
-        self._keep(make_task_result(task, name, [("", reason)], outcome="skipped", started_at=now, duration_s=0.0, mask=self._context.mask))
+        self._keep(
+            make_task_result(
+                task, name, [("", reason)], outcome="skipped", started_at=now, duration_s=0.0, mask=self._context.mask
+            )
+        )
 
 
 def _failure(message: str) -> Result:

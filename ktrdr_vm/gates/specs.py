@@ -32,15 +32,25 @@ _FILE = _options("owner group", mode="mode directory_mode", bool="force")
 
 MODULES: Mapping[str, ModuleSpec] = {
     "command": ModuleSpec(
-        _options("cmd chdir creates removes stdin", bool="stdin_add_newline strip_empty_ends expand_argument_vars", list="argv"),
+        _options(
+            "cmd chdir creates removes stdin",
+            bool="stdin_add_newline strip_empty_ends expand_argument_vars",
+            list="argv",
+        ),
         required=(("cmd", "argv"),),
         free_form="cmd",
     ),
     "shell": ModuleSpec(_COMMAND, required=(("cmd",),), free_form="cmd"),
     "script": ModuleSpec(_options("cmd chdir creates removes executable"), required=(("cmd",),), free_form="cmd"),
-    "copy": ModuleSpec(_FILE | _options("src dest", raw="content", bool="remote_src follow"), required=(("dest",), ("src", "content"))),
-    "fetch": ModuleSpec(_options("src dest", bool="flat fail_on_missing validate_checksum"), required=(("src",), ("dest",))),
-    "template": ModuleSpec(_FILE | _options("src dest", bool="trim_blocks lstrip_blocks"), required=(("src",), ("dest",))),
+    "copy": ModuleSpec(
+        _FILE | _options("src dest", raw="content", bool="remote_src follow"), required=(("dest",), ("src", "content"))
+    ),
+    "fetch": ModuleSpec(
+        _options("src dest", bool="flat fail_on_missing validate_checksum"), required=(("src",), ("dest",))
+    ),
+    "template": ModuleSpec(
+        _FILE | _options("src dest", bool="trim_blocks lstrip_blocks"), required=(("src",), ("dest",))
+    ),
     "file": ModuleSpec(
         _options("path state src owner group", mode="mode", bool="recurse force follow"),
         required=(("path",),),
@@ -51,7 +61,12 @@ MODULES: Mapping[str, ModuleSpec] = {
         _options("path checksum_algorithm", bool="follow get_checksum get_mime get_attributes"),
         required=(("path",),),
         choices={"checksum_algorithm": ("sha1", "sha256", "sha512", "md5")},
-        aliases={"dest": "path", "name": "path", "checksum": "checksum_algorithm", "checksum_algo": "checksum_algorithm"},
+        aliases={
+            "dest": "path",
+            "name": "path",
+            "checksum": "checksum_algorithm",
+            "checksum_algo": "checksum_algorithm",
+        },
     ),
     "wait_for": ModuleSpec(
         _options("host path state search_regex msg", int="port timeout delay connect_timeout sleep"),
@@ -70,13 +85,17 @@ MODULES: Mapping[str, ModuleSpec] = {
         choices={"body_format": ("raw", "json", "form-urlencoded")},
         aliases={"user": "url_username", "password": "url_password"},
     ),
-    "assert": ModuleSpec(_options("fail_msg success_msg", raw="that", bool="quiet"), required=(("that",),), aliases={"msg": "fail_msg"}),
+    "assert": ModuleSpec(
+        _options("fail_msg success_msg", raw="that", bool="quiet"), required=(("that",),), aliases={"msg": "fail_msg"}
+    ),
     "debug": ModuleSpec(_options("var", raw="msg", int="verbosity")),
     "fail": ModuleSpec(_options("msg")),
     "pause": ModuleSpec(_options(float="seconds minutes", bool="echo"), required=(("seconds", "minutes"),)),
     "set_fact": ModuleSpec({}, any_option=True),
     "git": ModuleSpec(
-        _options("repo dest version remote refspec", int="depth", bool="clone update force bare recursive single_branch"),
+        _options(
+            "repo dest version remote refspec", int="depth", bool="clone update force bare recursive single_branch"
+        ),
         required=(("repo",), ("dest",)),
         aliases={"name": "repo"},
     ),
@@ -85,12 +104,17 @@ MODULES: Mapping[str, ModuleSpec] = {
     "include_role": ModuleSpec(_options("name tasks_from"), required=(("name",),)),
     "import_role": ModuleSpec(_options("name tasks_from"), required=(("name",),)),
     "meta": ModuleSpec(
-        _options("free_form"), required=(("free_form",),), free_form="free_form", choices={"free_form": ("flush_handlers", "noop")}
+        _options("free_form"),
+        required=(("free_form",),),
+        free_form="free_form",
+        choices={"free_form": ("flush_handlers", "noop")},
     ),
     "setup": ModuleSpec({}),
     "lineinfile": ModuleSpec(
         _options(
-            "path line regexp search_string insertafter insertbefore state owner group", mode="mode", bool="create backrefs firstmatch"
+            "path line regexp search_string insertafter insertbefore state owner group",
+            mode="mode",
+            bool="create backrefs firstmatch",
         ),
         required=(("path",),),
         choices={"state": ("present", "absent")},
@@ -139,7 +163,10 @@ MODULES: Mapping[str, ModuleSpec] = {
         _options(
             "state deb default_release upgrade",
             list="name",
-            bool=("update_cache purge autoremove autoclean install_recommends allow_downgrade allow_unauthenticated only_upgrade"),
+            bool=(
+                "update_cache purge autoremove autoclean install_recommends allow_downgrade allow_unauthenticated"
+                " only_upgrade"
+            ),
             int="cache_valid_time",
         ),
         choices={"state": ("present", "absent", "latest"), "upgrade": ("no", "yes", "safe", "dist", "full")},
@@ -152,7 +179,9 @@ MODULES: Mapping[str, ModuleSpec] = {
         },
     ),
     "package": ModuleSpec(
-        _options("state", list="name"), required=(("name",), ("state",)), choices={"state": ("present", "absent", "latest")}
+        _options("state", list="name"),
+        required=(("name",), ("state",)),
+        choices={"state": ("present", "absent", "latest")},
     ),
     "pip": ModuleSpec(
         _options(
@@ -163,7 +192,9 @@ MODULES: Mapping[str, ModuleSpec] = {
         choices={"state": ("present", "absent", "latest", "forcereinstall")},
     ),
     "service": ModuleSpec(
-        _options("name state", bool="enabled"), required=(("name",),), choices={"state": ("started", "stopped", "restarted", "reloaded")}
+        _options("name state", bool="enabled"),
+        required=(("name",),),
+        choices={"state": ("started", "stopped", "restarted", "reloaded")},
     ),
     "systemd": ModuleSpec(
         _options("name state", bool="enabled masked daemon_reload daemon_reexec no_block"),
@@ -173,7 +204,10 @@ MODULES: Mapping[str, ModuleSpec] = {
     "docker_compose_v2": ModuleSpec(
         _options(
             "project_src project_name state build pull recreate remove_images",
-            bool="dependencies renew_anon_volumes remove_volumes remove_orphans wait ignore_build_events assume_yes check_files_existing",
+            bool=(
+                "dependencies renew_anon_volumes remove_volumes remove_orphans wait ignore_build_events assume_yes"
+                " check_files_existing"
+            ),
             list="files profiles services env_files",
             int="timeout wait_timeout",
             dict="scale",

@@ -16,21 +16,27 @@ MAX_INCLUDE_DEPTH = 10
 MAX_TASKS = 5_000
 MAX_RETRIES = 10_000
 
-COMMON_KEYS = frozenset({"name", "when", "vars", "environment", "become", "tags", "ignore_errors", "timeout", "no_log", "run_once"})
+COMMON_KEYS = frozenset(
+    {"name", "when", "vars", "environment", "become", "tags", "ignore_errors", "timeout", "no_log", "run_once"}
+)
 _LOOPS = {"loop": "", "with_list": "", "with_items": "items", "with_dict": "dict"}
 TASK_KEYS = COMMON_KEYS | _LOOPS.keys() | {
     "register", "loop_control", "until", "retries", "delay", "failed_when", "changed_when", "args", "notify"
 }  # fmt: skip
 BLOCK_KEYS = COMMON_KEYS | {"block", "rescue", "always"}
 _INCLUDE_KEYS = (
-    COMMON_KEYS - {"ignore_errors", "become", "environment", "timeout", "no_log"} | _LOOPS.keys() | {"loop_control", "register", "args"}
+    COMMON_KEYS - {"ignore_errors", "become", "environment", "timeout", "no_log"}
+    | _LOOPS.keys()
+    | {"loop_control", "register", "args"}
 )
 _IMPORT_KEYS = COMMON_KEYS | {"args"}
-# Keywords of Ansible that are not supported, each with what to do; they are reported as keywords, not as unknown modules.
+# Keywords of Ansible that are not supported, each with what to do; they are reported as keywords, not as unknown
+# modules.
 _ELSEWHERE: Mapping[str, str] = dict.fromkeys(
-    "any_errors_fatal become_exe become_flags become_method check_mode collections connection debugger delegate_facts diff fact_path "
-    "gather_subset gather_timeout ignore_unreachable max_fail_percentage module_defaults order poll port remote_user serial strategy "
-    "throttle vars_prompt handlers roles pre_tasks post_tasks vars_files import_playbook force_handlers listen".split(),
+    "any_errors_fatal become_exe become_flags become_method check_mode collections connection debugger "
+    "delegate_facts diff fact_path gather_subset gather_timeout ignore_unreachable max_fail_percentage "
+    "module_defaults order poll port remote_user serial strategy throttle vars_prompt handlers roles "
+    "pre_tasks post_tasks vars_files import_playbook force_handlers listen".split(),
     "",
 ) | {
     "action": "write the module as the key of the task",
@@ -38,7 +44,7 @@ _ELSEWHERE: Mapping[str, str] = dict.fromkeys(
     "become_user": "use `command: sudo -u USER …`",
     "delegate_to": "a gate runs nothing on the host; do it in the guest",
     "local_action": "a gate runs nothing on the host; do it in the guest",
-}  # fmt: skip
+}
 _LOOKUP_LOOPS = "use `loop` with a filter, such as `product`, `zip`, `subelements` or `range`"
 
 
@@ -58,7 +64,9 @@ class TaskParser(Parser):
         if not isinstance(data, list):
             self._note(document, path, "must be a list of tasks")
             return ()
-        return tuple(node for number, item in enumerate(data) if (node := self._node(document, (*path, number), item, files)))
+        return tuple(
+            node for number, item in enumerate(data) if (node := self._node(document, (*path, number), item, files))
+        )
 
     def _node(self, document: Document, path: Path, data: Any, files: tuple[str, ...]) -> Node | None:
         if isinstance(data, dict) and {"block", "rescue", "always"} & data.keys():
@@ -70,10 +78,16 @@ class TaskParser(Parser):
             return None
         if "block" not in data:
             self._note(document, path, "`rescue` and `always` require a `block`")
-        parts = {key: self._nodes(document, (*path, key), data.get(key), files) for key in ("block", "rescue", "always")}
-        return Block(self._name(document, path, data), place(document, path), self._common(document, path, data), **parts)
+        parts = {
+            key: self._nodes(document, (*path, key), data.get(key), files) for key in ("block", "rescue", "always")
+        }
+        return Block(
+            self._name(document, path, data), place(document, path), self._common(document, path, data), **parts
+        )
 
-    def _task(self, document: Document, path: Path, data: Any, files: tuple[str, ...], more: frozenset[str] = frozenset()) -> Node | None:
+    def _task(
+        self, document: Document, path: Path, data: Any, files: tuple[str, ...], more: frozenset[str] = frozenset()
+    ) -> Node | None:
         called = self._find_module(document, path, data, more)
         if called is None:
             return None
@@ -83,9 +97,20 @@ class TaskParser(Parser):
             self._note(document, (*path, key), message, at_key=True)
         if module == "set_fact":
             self._defined |= arguments.keys()
-        keys = _INCLUDE_KEYS if module in ("include_tasks", "include_role") else _IMPORT_KEYS if module.startswith("import_") else None
+        keys = (
+            _INCLUDE_KEYS
+            if module in ("include_tasks", "include_role")
+            else _IMPORT_KEYS
+            if module.startswith("import_")
+            else None
+        )
         for extra in sorted(data.keys() - keys - {key}) if keys else ():
-            self._note(document, (*path, extra), f"{extra!r} is not supported on {module}; put it on a block around it", at_key=True)
+            self._note(
+                document,
+                (*path, extra),
+                f"{extra!r} is not supported on {module}; put it on a block around it",
+                at_key=True,
+            )
         self._check_templates(document, (*path, key), data[key], module)
         self._check_templates(document, (*path, "args"), data.get("args"), module)
         if module == "template" and isinstance(arguments.get("src"), str):
@@ -95,7 +120,9 @@ class TaskParser(Parser):
         name = self._name(document, path, data) or key
         if module.startswith("import_"):
             return Block(name, place(document, path), common, included)
-        return self._make_task(document, path, data, Task(name, module, arguments, place(document, path), common, included=included))
+        return self._make_task(
+            document, path, data, Task(name, module, arguments, place(document, path), common, included=included)
+        )
 
     def _find_module(self, document: Document, path: Path, data: Any, more: frozenset[str]) -> tuple[str, str] | None:
         """The key of a task that names its module, and the module. All other keys must be keywords."""
@@ -111,10 +138,17 @@ class TaskParser(Parser):
             is_loop = key.startswith("with_")
             kind = "keyword" if key in _ELSEWHERE or is_loop else "module or keyword"
             hint = _LOOKUP_LOOPS if is_loop else _ELSEWHERE.get(key, "")
-            self._note(document, (*path, key), f"the {kind} {key!r} is not supported{' here' if not hint else f'; {hint}'}", at_key=True)
+            self._note(
+                document,
+                (*path, key),
+                f"the {kind} {key!r} is not supported{' here' if not hint else f'; {hint}'}",
+                at_key=True,
+            )
         if len(called) != 1:
             if called or not unknown:
-                self._note(document, path, f"a task must call exactly one module, and this one calls {len(called) or 'none'}")
+                self._note(
+                    document, path, f"a task must call exactly one module, and this one calls {len(called) or 'none'}"
+                )
             return None
         return called[0]
 
@@ -125,7 +159,9 @@ class TaskParser(Parser):
             self._check_templates(document, (*path, name), data.get(name))
         loops = [key for key in _LOOPS if data.get(key) is not None]
         if len(loops) > 1:
-            self._note(document, (*path, loops[1]), f"a task has one loop, and this one has {' and '.join(loops)}", at_key=True)
+            self._note(
+                document, (*path, loops[1]), f"a task has one loop, and this one has {' and '.join(loops)}", at_key=True
+            )
         return replace(
             task,
             register=self._register(document, path, data),
@@ -152,7 +188,9 @@ class TaskParser(Parser):
         return name
 
     def _loop(self, document: Document, path: Path, loop: Any) -> Any:
-        allowed: tuple[type, ...] = {"with_items": (list, str, int), "with_dict": (dict, list)}.get(str(path[-1]), (list,))
+        allowed: tuple[type, ...] = {"with_items": (list, str, int), "with_dict": (dict, list)}.get(
+            str(path[-1]), (list,)
+        )
         if not isinstance(loop, allowed) and not is_template(loop):
             self._note(document, path, f"`{path[-1]}` must be a {'mapping' if path[-1] == 'with_dict' else 'list'}")
         self._check_templates(document, path, loop)
@@ -167,7 +205,9 @@ class TaskParser(Parser):
                 self._note(document, (*path, key), f"{str(data[key])[:60]!r} is not the name of a variable")
         self._check_number(document, (*path, "pause"), data.get("pause"), 86_400)
         self._check_templates(document, path, data)
-        return LoopControl(str(data.get("loop_var", "item")), str(data.get("index_var", "")), data.get("label"), data.get("pause"))
+        return LoopControl(
+            str(data.get("loop_var", "item")), str(data.get("index_var", "")), data.get("label"), data.get("pause")
+        )
 
     # -- handlers ---------------------------------------------------------------------------------------------------
 
@@ -180,7 +220,9 @@ class TaskParser(Parser):
         self._notified += [(document, path, name) for name in listed if not is_template(name)]
         return tuple(listed)
 
-    def _handler_list(self, document: Document, path: Path, data: Any, files: tuple[str, ...], role: Common | None = None) -> None:
+    def _handler_list(
+        self, document: Document, path: Path, data: Any, files: tuple[str, ...], role: Common | None = None
+    ) -> None:
         """Add handlers to those of the play. A handler is a plain task."""
         if data is not None and not isinstance(data, list):
             self._note(document, path, "must be a list of handlers")
@@ -191,11 +233,15 @@ class TaskParser(Parser):
             if handler is None:
                 continue
             if not isinstance(handler, Task) or handler.is_include:
-                self._note(document, here, "a handler is a task; blocks, includes and imports are not supported as handlers")
+                self._note(
+                    document, here, "a handler is a task; blocks, includes and imports are not supported as handlers"
+                )
             elif is_template(handler.name):
                 self._note(document, (*here, "name"), "the name of a handler must be literal; use `listen`")
             else:
-                self._handlers.append(handler if role is None else replace(handler, common=_merge(role, handler.common)))
+                self._handlers.append(
+                    handler if role is None else replace(handler, common=_merge(role, handler.common))
+                )
 
     def _check_notified(self) -> None:
         """Refuse a `notify` without a handler, which would be an error only when its task changes something."""
@@ -217,7 +263,9 @@ class TaskParser(Parser):
             return (role,) if role else ()
         return ()
 
-    def _include(self, document: Document, path: Path, module: str, name: Any, files: tuple[str, ...]) -> tuple[Node, ...]:
+    def _include(
+        self, document: Document, path: Path, module: str, name: Any, files: tuple[str, ...]
+    ) -> tuple[Node, ...]:
         wrong = self._refuse_file_name(name, module)
         if not wrong and name in files:
             wrong = f"{name!r} includes itself"
@@ -234,12 +282,21 @@ class TaskParser(Parser):
         return self._nodes(included, (), included.data or [], (*files, included.source)) if included else ()
 
     def _role(
-        self, document: Document, path: Path, name: Any, files: tuple[str, ...], tasks_from: Any = "main", *, static: bool
+        self,
+        document: Document,
+        path: Path,
+        name: Any,
+        files: tuple[str, ...],
+        tasks_from: Any = "main",
+        *,
+        static: bool,
     ) -> Block | None:
         """The block of a role's tasks. The variables of a static role are also those of the play."""
         wrong = self._refuse_file_name(name, "a role") or self._refuse_file_name(tasks_from, "`tasks_from`")
         if not wrong and (":" in name or name.count(".") > 1):
-            wrong = f"{name!r} is the role of a collection, which is not supported; copy it to roles/ beside the playbook"
+            wrong = (
+                f"{name!r} is the role of a collection, which is not supported; copy it to roles/ beside the playbook"
+            )
         folder = f"roles/{name}"
         if not wrong and len(files) > MAX_INCLUDE_DEPTH:
             wrong = f"included deeper than {MAX_INCLUDE_DEPTH} files"
@@ -253,7 +310,9 @@ class TaskParser(Parser):
         common = Common(role=str(name), vars=parts["vars"], defaults=parts["defaults"])
         meta = self._load_optional(document, path, f"{folder}/meta/main.yml", f"{folder}/meta/main.yaml")
         if meta is not None and isinstance(meta.data, dict) and meta.data.get("dependencies"):
-            self._note(meta, ("dependencies",), "dependencies of roles are not supported; list the roles in the playbook")
+            self._note(
+                meta, ("dependencies",), "dependencies of roles are not supported; list the roles in the playbook"
+            )
         base = str(tasks_from).removesuffix(".yml").removesuffix(".yaml")
         tasks = self._load(document, path, f"{folder}/tasks/{base}.yml", f"{folder}/tasks/{base}.yaml")
         handlers = self._load_optional(document, path, f"{folder}/handlers/main.yml", f"{folder}/handlers/main.yaml")
@@ -266,7 +325,9 @@ class TaskParser(Parser):
         if tasks.source in files:
             self._note(document, path, f"the role {name!r} includes itself")
             return None
-        return Block(str(name), place(document, path), common, self._nodes(tasks, (), tasks.data or [], (*files, tasks.source)))
+        return Block(
+            str(name), place(document, path), common, self._nodes(tasks, (), tasks.data or [], (*files, tasks.source))
+        )
 
 
 def _merge(outer: Common, inner: Common) -> Common:

@@ -15,7 +15,9 @@ from ktrdr_vm.gates.filters import FILTERS, TESTS
 from ktrdr_vm.gates.template_environment import Environment
 
 LOOKUPS = ("lookup", "query", "q")
-_CHANGING_METHODS = frozenset("add append clear discard extend insert pop popitem remove setdefault sort update".split())
+_CHANGING_METHODS = frozenset(
+    "add append clear discard extend insert pop popitem remove setdefault sort update".split()
+)
 _REFUSED_METHODS = frozenset("encode format_map maketrans translate".split())
 # Variables of the host's environment that are always set there, and in a guest have other values.
 HOST_VARIABLES = frozenset("HOME HOSTNAME LANG LOGNAME OLDPWD PATH PWD SHELL TERM TMPDIR USER".split())
@@ -83,9 +85,15 @@ def _check_call(node: nodes.Call, environment: Environment) -> None:
         if called.name in LOOKUPS:
             _check_lookup(node, called.name)
         elif called.name not in environment.globals and called.name not in ("loop", "caller", "super"):
-            raise TemplateError(f"the function {called.name}() is not supported; there are {', '.join(sorted(environment.globals))}")
+            raise TemplateError(
+                f"the function {called.name}() is not supported; there are {', '.join(sorted(environment.globals))}"
+            )
     elif isinstance(called, nodes.Getattr) and called.attr in _CHANGING_METHODS | _REFUSED_METHODS:
-        why = "; values are not changed in place: use `+`, `combine` or `union`" if called.attr in _CHANGING_METHODS else ""
+        why = (
+            "; values are not changed in place: use `+`, `combine` or `union`"
+            if called.attr in _CHANGING_METHODS
+            else ""
+        )
         raise TemplateError(f"the method {called.attr}() is not supported{why}")
 
 
@@ -93,8 +101,14 @@ def _check_lookup(node: nodes.Call, name: str) -> None:
     kind = node.args[0].value if node.args and isinstance(node.args[0], nodes.Const) else None
     if kind not in ("env", "ansible.builtin.env"):
         shown = repr(kind) if kind else "with a variable name"
-        raise TemplateError(f"{name}() {shown} is not supported, because a gate may not read from the host; only {name}('env', …) is")
-    if node.dyn_args is not None or node.dyn_kwargs is not None or any(keyword.key != "default" for keyword in node.kwargs):
+        raise TemplateError(
+            f"{name}() {shown} is not supported, because a gate may not read from the host; only {name}('env', …) is"
+        )
+    if (
+        node.dyn_args is not None
+        or node.dyn_kwargs is not None
+        or any(keyword.key != "default" for keyword in node.kwargs)
+    ):
         raise TemplateError(f"{name}('env', …) takes names and `default` only")
     for argument in node.args[1:]:
         if isinstance(argument, nodes.Const) and argument.value in HOST_VARIABLES:

@@ -20,13 +20,14 @@ from ktrdr_vm.gates.filters import FILTERS, TESTS
 PREFIXES = ("ansible.builtin.", "ansible.legacy.")
 _CUT_FIELDS = ("stdout", "stdout_lines", "stderr", "stderr_lines", "content", "json")
 KEPT_FILTERS = frozenset(
-    "abs batch capitalize count dictsort e escape filesizeformat first float forceescape groupby int items last length list lower map "
-    "max min reject rejectattr reverse round safe select selectattr slice sort string striptags sum title tojson trim truncate "
-    "upper urlencode wordcount wordwrap xmlattr".split()
-)  # fmt: skip
+    "abs batch capitalize count dictsort e escape filesizeformat first float forceescape groupby int items "
+    "last length list lower map max min reject rejectattr reverse round safe select selectattr slice sort "
+    "string striptags sum title tojson trim truncate upper urlencode wordcount wordwrap xmlattr".split()
+)
 _KEPT_TESTS = frozenset(
-    "!= < <= == > >= boolean callable defined divisibleby eq equalto escaped even false float ge greaterthan gt in integer iterable le "
-    "lessthan lower lt mapping ne none number odd sameas sequence string true undefined upper".split()
+    "!= < <= == > >= boolean callable defined divisibleby eq equalto escaped even false float ge greaterthan "
+    "gt in integer iterable le lessthan lower lt mapping ne none number odd sameas sequence string true "
+    "undefined upper".split()
 )
 # All others fail if the variable is not defined.
 _TAKE_UNDEFINED = frozenset({"d", "default", "mandatory", "ternary", "type_debug", "defined", "undefined"})
@@ -37,7 +38,8 @@ class UndefinedVariable(ChainableUndefined, StrictUndefined):
 
 
 class Bounder(NodeTransformer):
-    """Rewrites a parsed template so that loops and concatenations check the budget, and refuses constructs without a bound."""
+    """Rewrites a parsed template so that loops and concatenations check the budget, and refuses constructs without a
+    bound."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         if node.recursive:
@@ -60,7 +62,9 @@ class Bounder(NodeTransformer):
         raise TemplateSyntaxError(f"{type(node).__name__.lower()} is not supported in a template", node.lineno)
 
     visit_Filter = visit_Test = shorten
-    visit_Include = visit_Import = visit_FromImport = visit_Extends = visit_Block = visit_Macro = visit_CallBlock = refuse
+    visit_Include = visit_Import = visit_FromImport = visit_Extends = visit_Block = visit_Macro = visit_CallBlock = (
+        refuse
+    )
 
 
 class _Generator(NativeCodeGenerator):
@@ -73,7 +77,8 @@ class _Generator(NativeCodeGenerator):
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """Checks operators and methods before they run. `deciding` is set for conditions, which must not depend on cut output."""
+    """Checks operators and methods before they run. `deciding` is set for conditions, which must not depend on cut
+    output."""
 
     code_generator_class = _Generator
     intercepted_binops = frozenset({"+", "*", "**", "%"})
@@ -97,10 +102,16 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def _check_whole(self, obj: Any, field: Any) -> None:
         # `changed` distinguishes a registered result from a mapping in the output of a program.
-        if self.deciding and isinstance(obj, Mapping) and field in _CUT_FIELDS and obj.get("truncated") is True and "changed" in obj:
+        if (
+            self.deciding
+            and isinstance(obj, Mapping)
+            and field in _CUT_FIELDS
+            and obj.get("truncated") is True
+            and "changed" in obj
+        ):
             raise TemplateError(
-                f"{field} was cut, so a condition over it could be wrong: output is limited to 1 MiB. "
-                "Write the output to a file and search it there, such as `shell: make > out.txt; grep -c FAILED out.txt`"
+                f"{field} was cut, so a condition over it could be wrong: output is limited to 1 MiB. Write the output"
+                " to a file and search it there, such as `shell: make > out.txt; grep -c FAILED out.txt`"
             )
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -117,17 +128,26 @@ class Environment(ImmutableSandboxedEnvironment):
 
 def make_environment() -> Environment:
     environment = Environment(
-        undefined=UndefinedVariable, keep_trailing_newline=True, trim_blocks=True, autoescape=False, optimized=False, cache_size=0,
+        undefined=UndefinedVariable,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        autoescape=False,
+        optimized=False,
+        cache_size=0,
         finalize=_finalize,
-    )  # fmt: skip
+    )
     kept = {name: call for name, call in environment.filters.items() if name in KEPT_FILTERS}
     environment.filters = {name: _bounded(name, call) for name, call in (kept | FILTERS).items()}
     environment.filters["_bounded_loop"] = Budget().loop
     tests: dict[str, Any] = {name: call for name, call in environment.tests.items() if name in _KEPT_TESTS}
     environment.tests = {name: _defined_only(name, call) for name, call in (tests | TESTS).items()}
     environment.globals = {
-        "range": environment.globals["range"], "dict": dict, "namespace": environment.globals["namespace"], "now": _now, "undef": _undef,
-    }  # fmt: skip
+        "range": environment.globals["range"],
+        "dict": dict,
+        "namespace": environment.globals["namespace"],
+        "now": _now,
+        "undef": _undef,
+    }
     return environment
 
 
@@ -139,7 +159,9 @@ def make_plain(value: Any) -> Any:
         raise TemplateError("the expression has no value: an `if` without `else` is false")
     value = _listed(value) if not isinstance(value, range) else value
     if isinstance(value, range | datetime.timedelta):
-        raise TemplateError(f"a value of type {type(value).__name__} cannot be the result of a template; use `| list` or `| string`")
+        raise TemplateError(
+            f"a value of type {type(value).__name__} cannot be the result of a template; use `| list` or `| string`"
+        )
     measure(value)
     return _without_tuples(value)
 
@@ -180,7 +202,13 @@ def _bounded(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     def bounded(*arguments: Any, **keywords: Any) -> Any:
         if name not in _TAKE_UNDEFINED:
             require_defined(*arguments, *keywords.values())
-        measure(*(value for value in (*arguments, *keywords.values()) if isinstance(value, (str, bytes, list, tuple, dict, set, int))))
+        measure(
+            *(
+                value
+                for value in (*arguments, *keywords.values())
+                if isinstance(value, (str, bytes, list, tuple, dict, set, int))
+            )
+        )
         if name in ("batch", "slice", "wordwrap", "truncate", "tojson"):
             check_width(*arguments[1:], *keywords.values())
         result = _listed(call(*arguments, **keywords))

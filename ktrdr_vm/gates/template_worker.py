@@ -1,8 +1,8 @@
 """`UID SECONDS`: the process that renders templates of playbooks, which may come from an untrusted branch.
 
-It imports its modules, leaves the network, becomes `UID` (0: no change), and then reads one request after another: a length of
-four bytes and JSON, answered in the same form. A request that needs more than SECONDS of CPU time ends the process; one
-that needs more memory is an error.
+It imports its modules, leaves the network, becomes `UID` (0: no change), and then reads one request after another: a
+length of four bytes and JSON, answered in the same form. A request that needs more than SECONDS of CPU time ends the
+process; one that needs more memory is an error.
 """
 
 from __future__ import annotations
@@ -46,7 +46,12 @@ def main() -> None:
         os.setresuid(uid, uid, uid)
         # Again, because a change of the user clears it.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    for what, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, _MEMORY), (resource.RLIMIT_NOFILE, 16), (resource.RLIMIT_FSIZE, 0)):
+    for what, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, _MEMORY),
+        (resource.RLIMIT_NOFILE, 16),
+        (resource.RLIMIT_FSIZE, 0),
+    ):
         resource.setrlimit(what, (most, most))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while (request := read_message(source)) is not None:
@@ -58,7 +63,8 @@ def main() -> None:
 
 
 def answer(templar: Templar, request: dict[str, Any]) -> dict[str, Any]:
-    """`value` of the request's `verb`, or `error`; `path` if the request must be repeated with the kind of this path in `paths`."""
+    """`value` of the request's `verb`, or `error`; `path` if the request must be repeated with the kind of this path in
+    `paths`."""
     paths: dict[str, str] = request.get("paths", {})
 
     def probe(path: str) -> str:

@@ -25,12 +25,19 @@ OMIT = type("Omit", (), {"__repr__": lambda self: "omit"})()
 """`default(omit)`: an option that has this value is left out."""
 
 Names: TypeAlias = dict[str, set[str]]
-"""Variables, each with the keys that are taken from it; the empty key stands for a use of the whole, or of a key that is computed."""
+"""Variables, each with the keys that are taken from it; the empty key stands for a use of the whole, or of a key that
+is computed."""
 
 _PATH_TESTS = {
-    "directory": "directory", "is_dir": "directory", "file": "file", "is_file": "file", "exists": "exists", "link": "link",
-    "is_link": "link", "link_exists": "lexists",
-}  # fmt: skip
+    "directory": "directory",
+    "is_dir": "directory",
+    "file": "file",
+    "is_file": "file",
+    "exists": "exists",
+    "link": "link",
+    "is_link": "link",
+    "link_exists": "lexists",
+}
 _KEPT_FILTERS = KEPT_FILTERS
 _MAX_DEPTH = 20
 _MAX_TEMPLATE = 256 * 1024
@@ -133,7 +140,8 @@ class Templar:
         return tree
 
     def _double_backslashes(self, text: str) -> str:
-        """In strings in `{{ }}` a backslash is literal, as in Ansible: `'\\1'` is a group and not a control character."""
+        """In strings in `{{ }}` a backslash is literal, as in Ansible: `'\\1'` is a group and not a control
+        character."""
         inside, parts = False, []
         for _line, kind, part in self._environment.lex(text):
             inside = kind == "variable_begin" or (inside and kind != "variable_end")
@@ -141,7 +149,9 @@ class Templar:
         return "".join(parts)
 
     def _render_string(self, text: str, scope: Scope, *, escape: bool = True) -> Any:
-        tree = self._parse(self._double_backslashes(text) if escape and "\\" in text and len(text) <= _MAX_TEMPLATE else text)
+        tree = self._parse(
+            self._double_backslashes(text) if escape and "\\" in text and len(text) <= _MAX_TEMPLATE else text
+        )
         return _with_line_breaks(text, self._guard(lambda: self._output(tree, scope)))
 
     def _output(self, tree: nodes.Template, scope: Scope) -> Any:
@@ -161,7 +171,9 @@ class Templar:
             raise TemplateError(f"{name}: requires the path of a file of the playbook")
         found = self._probe(path)
         kind = found.removeprefix("link ")
-        return {"exists": kind != "", "link": found.startswith("link "), "lexists": found != ""}.get(wanted, kind == wanted)
+        return {"exists": kind != "", "link": found.startswith("link "), "lexists": found != ""}.get(
+            wanted, kind == wanted
+        )
 
     def _compiled(self, tree: nodes.Template) -> Any:
         # Each rendering has a separate budget.
@@ -172,7 +184,9 @@ class Templar:
     def _variables(self, tree: nodes.Template, scope: Scope) -> dict[str, Any]:
         """Only variables that the template uses are evaluated, so that others may be undefined."""
         found = {}
-        called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)} & set(LOOKUPS)
+        called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)} & set(
+            LOOKUPS
+        )
         for name in find_undeclared_variables(tree):
             if name in called:
                 entry = scope.find(name)
@@ -236,7 +250,9 @@ def _look_up(name: str, environment: Mapping[str, str], kind: str, *names: str, 
     if kind not in ("env", "ansible.builtin.env"):
         raise TemplateError(f"{name}() {str(kind)[:40]!r} is not supported")
     if wrong := sorted(HOST_VARIABLES.intersection(names) - environment.keys()):
-        raise TemplateError(f"{name}('env', {wrong[0]!r}) would be the variable of the host; use ansible_facts.env.{wrong[0]}")
+        raise TemplateError(
+            f"{name}('env', {wrong[0]!r}) would be the variable of the host; use ansible_facts.env.{wrong[0]}"
+        )
     found = [environment.get(one, default) for one in names]
     if name == "lookup":
         return found[0] if len(found) == 1 else ",".join(map(str, found))
@@ -249,9 +265,17 @@ def _find_names(tree: nodes.Template) -> Names:
     for node in taken:
         if not isinstance(node.node, nodes.Name) or node.node.name not in found:
             continue
-        key = node.attr if isinstance(node, nodes.Getattr) else node.arg.value if isinstance(node.arg, nodes.Const) else None
+        key = (
+            node.attr
+            if isinstance(node, nodes.Getattr)
+            else node.arg.value
+            if isinstance(node.arg, nodes.Const)
+            else None
+        )
         found[node.node.name].add(key if isinstance(key, str) else "")
     for name, keys in found.items():
-        if sum(one.name == name for one in tree.find_all(nodes.Name)) > sum(getattr(one.node, "name", "") == name for one in taken):
+        if sum(one.name == name for one in tree.find_all(nodes.Name)) > sum(
+            getattr(one.node, "name", "") == name for one in taken
+        ):
             keys.add("")
     return found

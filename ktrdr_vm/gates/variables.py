@@ -41,11 +41,18 @@ class Variables:
         self._facts |= {f"ansible_{name}": value for name, value in facts.items()}
 
     def scope(self, commons: tuple[Common, ...], item: Mapping[str, Any]) -> Scope:
-        """Nearest first: extra variables, item and results, then task, blocks, play, facts of the guest, defaults of roles."""
-        layers: list[tuple[Mapping[str, Any], bool]] = [(self._context.extra_vars, False), (item, False), (self.results, False)]
+        """Nearest first: extra variables, item and results, then task, blocks, play, facts of the guest, defaults of
+        roles."""
+        layers: list[tuple[Mapping[str, Any], bool]] = [
+            (self._context.extra_vars, False),
+            (item, False),
+            (self.results, False),
+        ]
         layers += [(common.vars, True) for common in reversed(commons)]
         role = find_role(commons)
-        about_role = {"role_name": role, "ansible_role_name": role, "role_path": f"{self._folder}/roles/{role}"} if role else {}
+        about_role = (
+            {"role_name": role, "ansible_role_name": role, "role_path": f"{self._folder}/roles/{role}"} if role else {}
+        )
         layers += [(self._facts, False), (about_role, False), (self._magic, False)]
         layers += [(common.defaults, True) for common in reversed(commons) if common.defaults]
         return Scope(tuple(layers), self._probe)
@@ -58,8 +65,8 @@ class Variables:
             if (path == top or path.startswith(f"{top}/")) and ".." not in path.split("/"):
                 return _find_kind(root, path[len(top) :].strip("/"))
         raise TemplateError(
-            f"{path[:200]!r} is not beneath the playbook's folder or the workspace; tests of files are for files of the playbook: "
-            "write `playbook_dir ~ '/…'`, or use the module stat for a file of the guest"
+            f"{path[:200]!r} is not beneath the playbook's folder or the workspace; tests of files are for files of the"
+            " playbook: write `playbook_dir ~ '/…'`, or use the module stat for a file of the guest"
         )
 
 

@@ -1,7 +1,7 @@
 """The identity of a fork, set before its network is up: through the guest agent, as a script on standard input.
 
-All identifiers that forks would share are replaced here. Exceptions are the boot_id of the kernel and the engine id of Docker,
-which are read at their start only.
+All identifiers that forks would share are replaced here. Exceptions are the boot_id of the kernel and the engine id of
+Docker, which are read at their start only.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ktrdr_vm.plan.facts import Allocation
 SCRIPT_LIMIT = 300.0
 _MAX_OUTPUT = 4096
 
-# Under emulation every program that a script starts costs tens of milliseconds, so the scripts use builtins of the shell.
-# What takes longest, the clock and the restart of sshd, runs beside the rest.
+# Under emulation every program that a script starts costs tens of milliseconds, so the scripts use builtins of the
+# shell. What takes longest, the clock and the restart of sshd, runs beside the rest.
 _IDENTITY = """set -e
 date -u -s "@{now:.3f}" >/dev/null & clock=$!
 # Added to the entropy of the kernel; the new generation id has already made it reseed.
@@ -63,7 +63,8 @@ wait "$clock"
 
 
 def begin_identity(libvirt: Libvirt, domain: str, identity: Identity, user: str, allocation: Allocation) -> Script:
-    """Let the guest set hostname, machine-id, SSH host key, the one login, entropy and clock. `finish` of the result waits for it."""
+    """Let the guest set hostname, machine-id, SSH host key, the one login, entropy and clock. `finish` of the result
+    waits for it."""
     # The time is read after the agent has answered.
     wait_agent(libvirt, domain)
     script = _IDENTITY.format(
@@ -88,13 +89,15 @@ def wait_agent(libvirt: Libvirt, domain: str, *, limit: float = SCRIPT_LIMIT) ->
 
 
 def run_script(libvirt: Libvirt, domain: str, script: str, doing: str, *, limit: float = SCRIPT_LIMIT) -> str:
-    """Run a script as root through the agent, which may still be starting; return its output. The script is not in an argv."""
+    """Run a script as root through the agent, which may still be starting; return its output. The script is not in an
+    argv."""
     return begin_script(libvirt, domain, script, doing, limit=limit).finish()
 
 
 @dataclass(frozen=True)
 class Script:
-    """A script that runs in the guest. `doing` says for errors what it does; `end` is its limit on the monotonic clock."""
+    """A script that runs in the guest. `doing` says for errors what it does; `end` is its limit on the monotonic
+    clock."""
 
     libvirt: Libvirt
     domain: str
@@ -125,7 +128,12 @@ class Script:
 def begin_script(libvirt: Libvirt, domain: str, script: str, doing: str, *, limit: float = SCRIPT_LIMIT) -> Script:
     """Start a script as root through the agent, which may still be starting. The script is not in an argv."""
     end = time.monotonic() + limit
-    arguments = {"path": "/bin/sh", "arg": ["-s"], "input-data": base64.b64encode(script.encode()).decode(), "capture-output": True}
+    arguments = {
+        "path": "/bin/sh",
+        "arg": ["-s"],
+        "input-data": base64.b64encode(script.encode()).decode(),
+        "capture-output": True,
+    }
     while True:
         # Sent once, with a wait: a repeated request after a late answer would run the script twice.
         started = libvirt.agent(domain, "guest-exec", arguments, timeout=max(int(end - time.monotonic()), 1))

@@ -1,7 +1,7 @@
 """Artifacts: files that the run fetches from the guest. They are not trusted, so everything is bounded.
 
-Only regular files and folders are written, beneath the run directory, without following links, as 0644 files that belong
-to root until the run directory is handed over. Each refused file has a row with its name and the reason.
+Only regular files and folders are written, beneath the run directory, without following links, as 0644 files that
+belong to root until the run directory is handed over. Each refused file has a row with its name and the reason.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def fetch_artifacts(
 ) -> tuple[BroughtBack, ...]:
     """Fetch files and folders of the guest to `directory/<their path>`. GuestError only if the guest is lost.
 
-    A missing source and everything over a limit is a refused row. What is left of the limits is shared evenly among the sources that
-    follow, so that a large one costs no other, and each source that was not read to its end is named.
+    A missing source and everything over a limit is a refused row. What is left of the limits is shared evenly among the
+    sources that follow, so that a large one costs no other, and each source that was not read to its end is named.
     """
     writer = _Writer(directory.parent, directory.name, limits=limits)
     deadline = time.monotonic() + limits.seconds
@@ -83,7 +83,9 @@ def fetch_artifacts(
                 "tar --null --no-recursion --hard-dereference --format=gnu -cf - -T - 2>/dev/null"
             )
             stream = TarStream(writer)
-            guest.run(line, timeout=max(deadline - time.monotonic(), 1), become=become, max_output=0, on_output=stream.feed)
+            guest.run(
+                line, timeout=max(deadline - time.monotonic(), 1), become=become, max_output=0, on_output=stream.feed
+            )
             if stream.inside_member or not stream.finished:
                 writer.cut_off("the stream of the guest ended too early")
         except TarStreamError as error:
@@ -105,7 +107,10 @@ def _find_oversized(
     guest: Guest, source: str, place: str, writer: _Writer, limits: ArtifactLimits, *, become: bool, timeout: float
 ) -> None:
     """Report missing and too large files, as the guest reports them. The limits of the stream apply in any case."""
-    line = f"cd / && [ -e {place} ] || exit 3; find {place} -xdev -type f -size +{limits.single}c -printf '%s %p\\0' | head -c 65536"
+    line = (
+        f"cd / && [ -e {place} ] || exit 3; find {place} -xdev -type f -size +{limits.single}c -printf '%s %p\\0' |"
+        " head -c 65536"
+    )
     found = guest.run(line, timeout=max(timeout, 1), become=become, max_output=65536)
     if found.exit_code == 3:
         writer.refuse(source, "there is no such file in the guest", 0)

@@ -10,8 +10,8 @@ from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.plan.facts import AUTHORITIES, BUNDLE, OWN_AUTHORITIES
 from ktrdr_vm.plan.plan import Plan
 
-# `update-ca-certificates` takes half a minute under emulation, and would add the same text to the same file. It finds the certificates
-# in their folder when something else starts it. Docker reads the file at its first connection.
+# `update-ca-certificates` takes half a minute under emulation, and would add the same text to the same file. It finds
+# the certificates in their folder when something else starts it. Docker reads the file at its first connection.
 _WRITE = f"""set -eu
 umask 022
 rm -f {AUTHORITIES}*.crt
@@ -49,10 +49,16 @@ def configure_clients(guest: Guest, plan: Plan) -> None:
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))
     own = [one.path for one in files if one.path.startswith(AUTHORITIES)]
-    written = guest.run(_WRITE, stdin=sink.getvalue(), environment={"AUTHORITIES": " ".join(own)}, become=True, timeout=_LIMIT)
+    written = guest.run(
+        _WRITE, stdin=sink.getvalue(), environment={"AUTHORITIES": " ".join(own)}, become=True, timeout=_LIMIT
+    )
     if written.exit_code != 0:
         raise GuestError(
-            f"the settings of the package clients could not be written: {written.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            "the settings of the package clients could not be written:"
+            f" {written.stderr.decode('utf-8', 'replace')[-300:].strip()}",
             where=plan.identity.instance_id,
-            hint="the image requires a user with sudo, and tar; without a preset and without own authorities nothing is written",
+            hint=(
+                "the image requires a user with sudo, and tar; without a preset and without own authorities nothing is"
+                " written"
+            ),
         )

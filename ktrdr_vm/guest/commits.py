@@ -21,14 +21,16 @@ from ktrdr_vm.identity import Identity
 
 MAX_BUNDLE = 256 * 1024 * 1024
 MAX_REFS = 50
-# Listing branches needs little memory; unpacking needs memory for one object at a time, but must not trust the size in the header of
-# an object: two packed megabytes of zeros are two gigabytes of a tree.
+# Listing branches needs little memory; unpacking needs memory for one object at a time, but must not trust the size in
+# the header of an object: two packed megabytes of zeros are two gigabytes of a tree.
 _HEADS = ("prlimit", "--data=1073741824", "--cpu=60", "--fsize=1048576", "--")
 _FETCH = ("prlimit", "--data=2147483648", "--cpu=600", f"--fsize={4 * MAX_BUNDLE}", "--")
 _BUNDLE = "/var/tmp/ktrdr-commits.bundle"
-# Bytes that a name keeps; all others are written as `=` and two digits, so that it is safe as an argument, a path and a line.
+# Bytes that a name keeps; all others are written as `=` and two digits, so that it is safe as an argument, a path and a
+# line.
 _PLAIN = re.compile(rb"[^A-Za-z0-9_.+/-]")
-# Beneath the refs of an instance, for commits that a ref had before. No branch has this name, because its `=` would be escaped.
+# Beneath the refs of an instance, for commits that a ref had before. No branch has this name, because its `=` would be
+# escaped.
 _KEPT = "=kept"
 # A guest with a detached HEAD: HEAD is the work.
 DETACHED = "HEAD"
@@ -64,7 +66,8 @@ git bundle create --quiet {_BUNDLE} $same --branches $head --not $known --
 
 @dataclass(frozen=True)
 class ReturnedRef:
-    """One fetched ref. `changed` are all paths that differ from the base commit, without a limit, so that none can be hidden."""
+    """One fetched ref. `changed` are all paths that differ from the base commit, without a limit, so that none can be
+    hidden."""
 
     ref: str
     commit: str
@@ -73,7 +76,8 @@ class ReturnedRef:
 
 @dataclass(frozen=True)
 class Returned:
-    """What came back. The guest says which branch is checked out there, and how much it leaves behind: its word, and no more.
+    """What came back. The guest says which branch is checked out there, and how much it leaves behind: its word, and no
+    more.
 
     `loose` counts uncommitted paths, `tagged` commits that only a tag reaches, `stashed` stashes.
     """
@@ -103,12 +107,15 @@ class Returned:
             if name in by_name:
                 return by_name[name]
         if len(self.refs) > 1:
-            raise _lies(f"none of its {len(self.refs)} branches is checked out, so the branch of the work is unknown", identity)
+            raise _lies(
+                f"none of its {len(self.refs)} branches is checked out, so the branch of the work is unknown", identity
+            )
         return self.refs[0] if self.refs else None
 
 
 def pull_commits(repository: Repository, base: str, target: str, guest: Guest, identity: Identity) -> Returned:
-    """Fetch the commits of branches in the guest that are not in `base`; no ref if there are none. GuestError for an invalid bundle."""
+    """Fetch the commits of branches in the guest that are not in `base`; no ref if there are none. GuestError for an
+    invalid bundle."""
     with tempfile.NamedTemporaryFile(prefix="ktrdr-commits-") as file:
         found, standing = download_commits(base, target, guest, identity, cast(BinaryIO, file))
         if not found:
@@ -117,12 +124,16 @@ def pull_commits(repository: Repository, base: str, target: str, guest: Guest, i
         return Returned(accept_bundle(repository, base, Path(file.name), identity), *standing)
 
 
-def download_commits(base: str, target: str, guest: Guest, identity: Identity, file: BinaryIO) -> tuple[bool, tuple[str, int, int, int]]:
-    """Write the guest's bundle of what is not in `base`, unchecked. False if there is nothing; the branch and the counts of `Returned`."""
+def download_commits(
+    base: str, target: str, guest: Guest, identity: Identity, file: BinaryIO
+) -> tuple[bool, tuple[str, int, int, int]]:
+    """Write the guest's bundle of what is not in `base`, unchecked. False if there is nothing; the branch and the
+    counts of `Returned`."""
     made = guest.run(_MAKE, environment={"TARGET": target, "BASE": base}, timeout=300, max_output=64 * 1024)
     if made.exit_code != 0:
         raise GuestError(
-            f"the guest could not create a bundle of its commits: {made.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            "the guest could not create a bundle of its commits:"
+            f" {made.stderr.decode('utf-8', 'replace')[-300:].strip()}",
             where=identity.instance_id,
             hint=f"check the repository {target} in the guest; it may be damaged",
         )
@@ -165,7 +176,8 @@ def is_branch_name(name: bytes) -> bool:
 def accept_bundle(repository: Repository, base: str, bundle: Path, identity: Identity) -> tuple[ReturnedRef, ...]:
     """Fetch the branches of a bundle that a guest or another host made. GuestError if it is not valid.
 
-    Everything is checked in a temporary repository first. Then the objects are added to the repository, and the refs at the end."""
+    Everything is checked in a temporary repository first. Then the objects are added to the repository, and the refs at
+    the end."""
     with open_view(repository.place) as view, view.quarantine() as apart:
         try:
             refs = _list_heads(apart, bundle, identity)
@@ -180,7 +192,8 @@ def accept_bundle(repository: Repository, base: str, bundle: Path, identity: Ide
             raise _lies(error.message[-300:], identity) from None
         try:
             returned = tuple(
-                ReturnedRef(f"{identity.ref_prefix}{name}", commit, list_changed(apart, base, commit)) for commit, _, name in refs
+                ReturnedRef(f"{identity.ref_prefix}{name}", commit, list_changed(apart, base, commit))
+                for commit, _, name in refs
             )
         except KtrdrError as error:
             raise _lies(f"their changes cannot be listed: {error.message[-200:]}", identity) from None
@@ -201,11 +214,22 @@ def _find_replaced(apart: View, target: View, refs: list[tuple[str, str, str]], 
     before = dict(line.split(" ") for line in listed.splitlines())
     pairs = [(before.get(f"{identity.ref_prefix}{name}", commit), commit) for commit, _, name in refs]
     words = ("merge-base", "--is-ancestor")
-    return [old for old, new in pairs if old != new and apart.git(*words, old, new, check=False, bounds=BOUNDS).exit_code != 0]
+    return [
+        old
+        for old, new in pairs
+        if old != new and apart.git(*words, old, new, check=False, bounds=BOUNDS).exit_code != 0
+    ]
 
 
 def _fetch(view: View, bundle: Path, specs: list[str]) -> None:
-    options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-maintenance", "--atomic")
+    options = (
+        "--quiet",
+        "--no-tags",
+        "--no-write-fetch-head",
+        "--no-recurse-submodules",
+        "--no-auto-maintenance",
+        "--atomic",
+    )
     view.git("fetch", *options, "--end-of-options", str(bundle), *specs, bounds=_FETCH)
 
 

@@ -1,8 +1,9 @@
-"""The form in which commands are sent to the guest, so that no argv in it contains an environment, a secret or a script.
+"""The form in which commands are sent to the guest, so that no argv in it contains an environment, a secret or a
+script.
 
 The remote argv is always the same few words: a shell that reads a given number of bytes from its standard input and
-evaluates them. Those bytes contain directory, environment and command; the bytes after them are the standard
-input of the command. The shell first prints a line, recognised by a random token, with its process, process group and session,
+evaluates them. Those bytes contain directory, environment and command; the bytes after them are the standard input of
+the command. The shell first prints a line, recognised by a random token, with its process, process group and session,
 so that a command that exceeds its limit can be killed with its children.
 """
 
@@ -41,18 +42,24 @@ class RemoteProcess:
 def make_envelope(
     command: Sequence[str] | str, *, token: str, environment: Mapping[str, str] | None, chdir: str | None, elevate: bool
 ) -> Envelope:
-    """Pack a command. A list is quoted word by word; a string is a line for /bin/sh. `elevate` goes through `sudo -n`."""
+    """Pack a command. A list is quoted word by word; a string is a line for /bin/sh. `elevate` goes through `sudo
+    -n`."""
     for name, value in (environment or {}).items():
         if not _NAME.match(name) or "\0" in value:
-            raise GuestRefusedError(f"{name!r} cannot be an environment variable", hint="use letters, digits and _, and no NUL")
+            raise GuestRefusedError(
+                f"{name!r} cannot be an environment variable", hint="use letters, digits and _, and no NUL"
+            )
     line = command if isinstance(command, str) else " ".join(shlex.quote(word) for word in command)
     if "\0" in line or "\0" in (chdir or "") or not line.strip():
-        raise GuestRefusedError("a command for the guest is empty or contains a NUL byte", hint="use at least one word, without NUL")
+        raise GuestRefusedError(
+            "a command for the guest is empty or contains a NUL byte", hint="use at least one word, without NUL"
+        )
     script = [f"read -r _p _c _s _q _g _n _r </proc/self/stat && echo {token} $_p $_g $_n"]
     script += [f"export {name}={shlex.quote(value)}" for name, value in sorted((environment or {}).items())]
     if chdir is not None:
         script.append(f"cd -- {shlex.quote(chdir)} || exit 1")
-    # `eval` of a variable and not of the text, so that an open quote in the command does not include the lines around it.
+    # `eval` of a variable and not of the text, so that an open quote in the command does not include the lines around
+    # it.
     script += [f"_l={shlex.quote(line)}", "unset _p _c _s _q _g _n _r", 'eval "unset _l\n$_l"', "exit $?"]
     head = ("\n".join(script) + "\n").encode("utf-8", "surrogateescape")
     remote = f"exec /bin/sh -c 'eval \"$(head -c {len(head)})\"'"

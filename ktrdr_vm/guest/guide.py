@@ -30,7 +30,9 @@ def make_facts(plan: Plan) -> dict[str, Any]:
         "base_ref": plan.facts.base_ref,
         "workspace": profile.workspace.target if profile.workspace else None,
         "notes": f"{profile.workspace.target}/{NOTES}" if profile.workspace else None,
-        "egress": [{"destination": rule.destination, "ports": list(rule.ports), "reason": rule.reason} for rule in plan.rules],
+        "egress": [
+            {"destination": rule.destination, "ports": list(rule.ports), "reason": rule.reason} for rule in plan.rules
+        ],
         "secrets": [{"name": secret.name, "path": secret.path, "seconds": secret.ttl} for secret in profile.delivered],
         "brokered": [
             {"name": secret.name, "host": broker.host, "variable": broker.base_url_env, "after": broker.after}
@@ -52,9 +54,12 @@ def make_facts(plan: Plan) -> dict[str, Any]:
 def render_guide(plan: Plan) -> str:
     """/etc/ktrdr/README.md, for agents and people."""
     template = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "data"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent / "data"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         autoescape=False,  # noqa: S701 - Markdown for a guest that wrote none of it
-    ).get_template("guide.md.j2")  # fmt: skip
+    ).get_template("guide.md.j2")
     return (
         template.render(
             identity=plan.identity.instance_id,

@@ -1,7 +1,7 @@
 """The files of a workspace that no commit has: uncommitted changes and what `include` names, read from the host once.
 
-The VM in which the gates of the base run gets them, and later the fresh VM of the verification, beneath the commits of the workload:
-what one of these commits changes, it decides.
+The VM in which the gates of the base run gets them, and later the fresh VM of the verification, beneath the commits of
+the workload: what one of these commits changes, it decides.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ Part = tuple[str, Repository]
 
 @dataclass(frozen=True)
 class LooseFiles:
-    """A tar of files with paths from the top of the workspace, and the paths that are deleted. `commit` is what they differ from."""
+    """A tar of files with paths from the top of the workspace, and the paths that are deleted. `commit` is what they
+    differ from."""
 
     commit: str
     changed: tuple[str, ...]
@@ -67,7 +68,8 @@ def _open_private(path: str, flags: int) -> int:
 
 @contextlib.contextmanager
 def open_stored(folder: Path) -> Iterator[LooseFiles | None]:
-    """The files that `store` wrote; None if there are none. They can be read until the end of the block, also after their removal."""
+    """The files that `store` wrote; None if there are none. They can be read until the end of the block, also after
+    their removal."""
     try:
         names = json.loads((folder / "names.json").read_text())
         archive = (folder / "files.tar").open("rb")
@@ -93,11 +95,17 @@ def read_loose(parts: Sequence[Part], workspace: Workspace, note: Callable[[str]
                 with open_view(repository.place) as view:
                     hidden, hidden_gone, sparse = find_unwatched(view)
                     if sparse:
-                        note(f"{path or 'the workspace'} is a sparse checkout: the guest also has the {sparse} files that are not here")
+                        note(
+                            f"{path or 'the workspace'} is a sparse checkout: the guest also has the {sparse} files"
+                            " that are not here"
+                        )
                     if workspace.uncommitted == "include":
                         differing, gone = find_uncommitted(view, repository.commit)
                         gone += hidden_gone
-                        blobs |= {f"{prefix}{name}": blob for name, blob in _read_blobs(view, repository.commit, hidden).items()}
+                        blobs |= {
+                            f"{prefix}{name}": blob
+                            for name, blob in _read_blobs(view, repository.commit, hidden).items()
+                        }
                     else:
                         differing, gone, hidden = [], [], []
                     matching = [] if path else find_included(view, workspace, repository, note)
@@ -105,20 +113,27 @@ def read_loose(parts: Sequence[Part], workspace: Workspace, note: Callable[[str]
                 deleted += [f"{prefix}{name}" for name in gone]
                 left_out = _pack(repository, prefix, [*differing, *matching], archive)
                 for name in left_out:
-                    note(f"{prefix}{name} was not copied into the workspace: it is not a regular file or link that its owner may read")
+                    note(
+                        f"{prefix}{name} was not copied into the workspace: it is not a regular file or link that its"
+                        " owner may read"
+                    )
                 changed += [f"{prefix}{name}" for name in differing if name not in left_out]
                 included += [f"{prefix}{name}" for name in matching if name not in left_out]
         # Git does not compare files that its index hides; those of them that are as in the commit are no change.
         same = _find_same(sink, blobs, len(parts[0][1].commit))
         changed = [name for name in changed if name not in same]
         for name in blobs.keys() - same:
-            note(f"{name} is a change in the guest: Git on the host does not look at it (assume-unchanged or skip-worktree)")
+            note(
+                f"{name} is a change in the guest: Git on the host does not look at it (assume-unchanged or"
+                " skip-worktree)"
+            )
         yield LooseFiles(parts[0][1].commit, tuple(changed), tuple(included), tuple(deleted), cast(BinaryIO, sink))
 
 
 @contextlib.contextmanager
 def lay_beneath(loose: LooseFiles, repository: Repository) -> Iterator[tuple[LooseFiles, tuple[str, ...]]]:
-    """Those that the commit of the repository leaves as they were, and the names of those of which it has another version.
+    """Those that the commit of the repository leaves as they were, and the names of those of which it has another
+    version.
 
     What the commit has in the same version is neither.
     """
@@ -126,7 +141,9 @@ def lay_beneath(loose: LooseFiles, repository: Repository) -> Iterator[tuple[Loo
         touched = _Touched(list_changed(view, loose.commit, repository.commit))
         decided = [name for name in (*loose.changed, *loose.included, *loose.deleted) if touched.covers(name)]
         known = _read_blobs(view, repository.commit, decided)
-    same = {name for name in loose.deleted if name in known and not known[name]} | _find_same(loose.archive, known, len(repository.commit))
+    same = {name for name in loose.deleted if name in known and not known[name]} | _find_same(
+        loose.archive, known, len(repository.commit)
+    )
     with tempfile.TemporaryFile() as sink:
         loose.archive.seek(0)
         with (
@@ -136,7 +153,10 @@ def lay_beneath(loose: LooseFiles, repository: Repository) -> Iterator[tuple[Loo
             for entry in source:
                 if entry.name not in known:
                     target.addfile(entry, source.extractfile(entry) if entry.isreg() else None)
-        kept = [tuple(name for name in names if name not in known) for names in (loose.changed, loose.included, loose.deleted)]
+        kept = [
+            tuple(name for name in names if name not in known)
+            for names in (loose.changed, loose.included, loose.deleted)
+        ]
         left = replace(loose, changed=kept[0], included=kept[1], deleted=kept[2], archive=cast(BinaryIO, sink))
         yield left, tuple(name for name in decided if name not in same)
 
@@ -199,7 +219,8 @@ def _split_answers(said: bytes, commit: str, names: Iterable[str]) -> Iterator[s
 
 
 def _digest(content: IO[bytes], entry: tarfile.TarInfo, length: int) -> str:
-    """The id that Git gives to the bytes of a file or to the target of a link, in a repository whose ids have `length` digits."""
+    """The id that Git gives to the bytes of a file or to the target of a link, in a repository whose ids have `length`
+    digits."""
     size = entry.size if entry.isreg() else len(os.fsencode(entry.linkname))
     digest = hashlib.new("sha1" if length == 40 else "sha256", b"blob %d\0" % size, usedforsecurity=False)
     while piece := content.read(1 << 20):
@@ -226,7 +247,8 @@ def shorten(names: Sequence[str]) -> str:
 
 
 def _pack(repository: Repository, prefix: str, names: list[str], archive: tarfile.TarFile) -> set[str]:
-    """Add files to a tar. Each is opened from the top without following links; anything but files and links is returned."""
+    """Add files to a tar. Each is opened from the top without following links; anything but files and links is
+    returned."""
     place, owner, left_out = repository.place, repository.owner, set[str]()
     for name in sorted(set(names)):
         folder, _, leaf = name.rpartition("/")
@@ -241,10 +263,14 @@ def _pack(repository: Repository, prefix: str, names: list[str], archive: tarfil
 
 def _require_size(archive: tarfile.TarFile, place: Place) -> None:
     if archive.offset > MAX_BYTES:
-        raise HostError(f"more than {MAX_BYTES >> 20} MiB to copy", where=str(place.path), hint="restrict workspace.include")
+        raise HostError(
+            f"more than {MAX_BYTES >> 20} MiB to copy", where=str(place.path), hint="restrict workspace.include"
+        )
     if len(archive.getmembers()) > MAX_FILES:
         raise HostError(
-            f"more than {MAX_FILES} files to copy", where=str(place.path), hint="restrict workspace.include, or commit the files"
+            f"more than {MAX_FILES} files to copy",
+            where=str(place.path),
+            hint="restrict workspace.include, or commit the files",
         )
 
 
@@ -263,5 +289,7 @@ def _add(archive: tarfile.TarFile, name: str, leaf: str, parent: int, owner: tup
             raise PermissionError(13, "the owner may not read it", name)
         entry.size = opened.st_size
         if entry.size > MAX_BYTES:
-            raise HostError(f"{name} is larger than {MAX_BYTES >> 20} MiB", where="workspace", hint="restrict workspace.include")
+            raise HostError(
+                f"{name} is larger than {MAX_BYTES >> 20} MiB", where="workspace", hint="restrict workspace.include"
+            )
         archive.addfile(entry, file)

@@ -1,4 +1,5 @@
-"""Which files of a working tree no commit has, by name: what Git's status shows, what its index hides, and what `include` names."""
+"""Which files of a working tree no commit has, by name: what Git's status shows, what its index hides, and what
+`include` names."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def find_uncommitted(view: View, commit: str) -> tuple[list[str], list[str]]:
 
 
 def find_included(view: View, workspace: Workspace, repository: Repository, note: Callable[[str], None]) -> list[str]:
-    """Files that Git does not know. A pattern that brings nothing is named, as is a repository in the repository: Git enters none."""
+    """Files that Git does not know. A pattern that brings nothing is named, as is a repository in the repository: Git
+    enters none."""
     found: list[str] = []
     for one in workspace.include:
         names = _list_untracked(view, one)
@@ -40,25 +42,37 @@ def find_included(view: View, workspace: Workspace, repository: Repository, note
 
 
 def _list_untracked(view: View, glob: str) -> list[str]:
-    return [name for name in os.fsdecode(view.git("ls-files", "--others", "-z", "--", f":(glob){glob}").stdout).split("\0") if name]
+    return [
+        name
+        for name in os.fsdecode(view.git("ls-files", "--others", "-z", "--", f":(glob){glob}").stdout).split("\0")
+        if name
+    ]
 
 
 def _find_prefix(workspace: Workspace, repository: Repository) -> str:
     """The path of `workspace.source` in its repository, with a closing slash; empty for the top."""
     source = Path(os.path.normpath((repository.workspace or repository.root) / workspace.source))
-    return f"{source.relative_to(repository.root)}/" if source != repository.root and source.is_relative_to(repository.root) else ""
+    return (
+        f"{source.relative_to(repository.root)}/"
+        if source != repository.root and source.is_relative_to(repository.root)
+        else ""
+    )
 
 
 def _leave_personal(names: list[str], note: Callable[[str], None]) -> list[str]:
     """Omit personal files, as for mounts. Committed files are copied with the history."""
     for name in names:
         if personal := find_personal(name.split("/")):
-            note(f"{name} was not copied into the workspace: a personal folder or file ({personal}) is never copied into a sandbox")
+            note(
+                f"{name} was not copied into the workspace: a personal folder or file ({personal}) is never copied into"
+                " a sandbox"
+            )
     return [name for name in names if not find_personal(name.split("/"))]
 
 
 def find_unwatched(view: View) -> tuple[list[str], list[str], int]:
-    """Files that Git's status leaves out although they may differ: those that are there, those that are gone, and how many are sparse.
+    """Files that Git's status leaves out although they may differ: those that are there, those that are gone, and how
+    many are sparse.
 
     They are marked in the index: `assume-unchanged`, or `skip-worktree` as in a sparse checkout or by hand.
     """

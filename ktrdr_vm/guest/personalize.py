@@ -21,8 +21,8 @@ _DATA = Path(__file__).parent / "data"
 # The exit code of the script if Docker failed.
 _NO_DOCKER = 81
 
-# Under emulation every program that a script starts costs tens of milliseconds, so the script uses builtins of the shell.
-# A running Docker reads new labels on SIGHUP without an effect on containers; a guest may lack Docker.
+# Under emulation every program that a script starts costs tens of milliseconds, so the script uses builtins of the
+# shell. A running Docker reads new labels on SIGHUP without an effect on containers; a guest may lack Docker.
 _WRITE = """set -eu
 umask 022
 mkdir -p /etc/ktrdr /etc/ssh /usr/local/bin
@@ -102,7 +102,12 @@ def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> Non
     """Write identity, limits and environment for logins, Docker, programs and people, and start Docker."""
     configure_clients(guest, plan)
     identity, mirrors = plan.identity, [broker for _, broker in plan.profile.brokered if broker.docker_mirror]
-    lines = ["# ktrdr-vm begin", *(f"{name}={_quote(value)}" for name, value in sorted(environment.items())), "# ktrdr-vm end", ""]
+    lines = [
+        "# ktrdr-vm begin",
+        *(f"{name}={_quote(value)}" for name, value in sorted(environment.items())),
+        "# ktrdr-vm end",
+        "",
+    ]
     written = guest.run(
         _WRITE,
         environment={
@@ -112,7 +117,9 @@ def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> Non
             "KNOWN_HOSTS": (_DATA / "known_hosts").read_text(encoding="utf-8"),
             "ESCALATE": (_DATA / "ktrdr-escalate").read_text(encoding="utf-8"),
             "LABEL": f"ktrdr.instance_id={identity.instance_id}",
-            "MIRRORS": " ".join(environment[broker.base_url_env] for broker in mirrors if broker.base_url_env in environment),
+            "MIRRORS": " ".join(
+                environment[broker.base_url_env] for broker in mirrors if broker.base_url_env in environment
+            ),
         },
         become=True,
         timeout=GUEST_LIMIT,

@@ -44,13 +44,16 @@ class Guest(Protocol):
         max_output: int = 10 * 1024 * 1024,
         on_output: Callable[[bytes], None] | None = None,
     ) -> GuestResult:
-        """Run a list of words, or a line for /bin/sh. GuestTimeout after `timeout` seconds, GuestError if the guest is lost.
+        """Run a list of words, or a line for /bin/sh. GuestTimeout after `timeout` seconds, GuestError if the guest is
+        lost.
 
         `environment` is never in an argv. `become` runs as root.
         """
         ...
 
-    def upload(self, source: BinaryIO, destination: str, *, mode: int = 0o644, become: bool = False, timeout: float = 600) -> None:
+    def upload(
+        self, source: BinaryIO, destination: str, *, mode: int = 0o644, become: bool = False, timeout: float = 600
+    ) -> None:
         """Write a file in the guest, atomically: a temporary file is renamed."""
         ...
 
@@ -67,5 +70,6 @@ class Guest(Protocol):
         ...
 
     def download(self, path: str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
-        """Copy a regular file out of the guest; returns its bytes. GuestError if it is larger than `max_bytes` or not a regular file."""
+        """Copy a regular file out of the guest; returns its bytes. GuestError if it is larger than `max_bytes` or not a
+        regular file."""
         ...

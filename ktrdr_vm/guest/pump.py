@@ -42,7 +42,8 @@ class LimitedSocket:
         self._count_unread = count_unread
 
     def recv(self, count: int) -> bytes:
-        """At most `count` bytes. paramiko reads the rest of a packet in one call, so a large `count` means a large packet."""
+        """At most `count` bytes. paramiko reads the rest of a packet in one call, so a large `count` means a large
+        packet."""
         if count > _PACKET_BYTES:
             raise OSError(errno.EMSGSIZE, f"the guest announced an SSH packet of {count} bytes")
         if self._count_unread() > _UNREAD_BYTES:
@@ -88,7 +89,8 @@ class Channel(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """How a command's output is read: bytes kept of its error stream, a callback for that stream, and seconds of reading after its end."""
+    """How a command's output is read: bytes kept of its error stream, a callback for that stream, and seconds of
+    reading after its end."""
 
     max_stderr: int = 64 * 1024
     on_stderr: Callable[[bytes], None] | None = None
@@ -126,7 +128,9 @@ class RunningCommand:
                 idle_since = now if moved or idle_since is None else idle_since
                 over_since = now if over_since is None else over_since
                 self.left_open = moved and self._reading.linger is not None and now - over_since > self._reading.linger
-                if self.left_open or (not moved and (channel.eof_received or channel.closed or now - idle_since > _DRAIN_S)):
+                if self.left_open or (
+                    not moved and (channel.eof_received or channel.closed or now - idle_since > _DRAIN_S)
+                ):
                     self._end_of_head()
                     if not channel.exit_status_ready():
                         raise EOFError("the channel was closed without an exit code")
@@ -177,7 +181,8 @@ class RunningCommand:
 
 
 def feed(channel: Channel, head: bytes, source: BinaryIO) -> None:
-    """Write standard input in a thread, so that a command that writes output while it reads input causes no deadlock."""
+    """Write standard input in a thread, so that a command that writes output while it reads input causes no
+    deadlock."""
     with contextlib.suppress(Exception):
         channel.sendall(head)
         while data := source.read(1 << 16):

@@ -1,7 +1,8 @@
 """Pushing commits and review comments of the host into the repository of a running guest.
 
-Commits arrive as a bundle. Git in the guest adds its objects, and then creates a branch or moves one forward in a single step, so that
-a commit of the guest is never lost; a working tree is changed only if it has no change. No hook of the repository is run for it.
+Commits arrive as a bundle. Git in the guest adds its objects, and then creates a branch or moves one forward in a
+single step, so that a commit of the guest is never lost; a working tree is changed only if it has no change. No hook of
+the repository is run for it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from ktrdr_vm.host.git import COMMIT, COMPLETE, LIMIT, View, open_view
 from ktrdr_vm.host.repository import Repository
 
 REVIEWS = ".ktrdr/review"
-"""The folder for review comments, beneath the workspace. One numbered file for each push with comments; they are not committed."""
+"""The folder for review comments, beneath the workspace. One numbered file for each push with comments; they are not
+committed."""
 MAX_COMMENTS = 256 * 1024
 # Tips that the guest names as known to it. More of them only make the bundle smaller.
 _MAX_TIPS = 32
@@ -31,7 +33,8 @@ _PLACE = "/var/tmp/ktrdr-push-"
 
 @dataclass(frozen=True)
 class Push:
-    """What is pushed: a commit of the host, comments, or both. Without `branch`, the guest gets a new branch `review/<number>`."""
+    """What is pushed: a commit of the host, comments, or both. Without `branch`, the guest gets a new branch
+    `review/<number>`."""
 
     commit: str = ""
     branch: str = ""
@@ -40,7 +43,8 @@ class Push:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What the guest says that it has now: the branch, whether it is new, and the file with the comments, in the workspace."""
+    """What the guest says that it has now: the branch, whether it is new, and the file with the comments, in the
+    workspace."""
 
     branch: str = ""
     commit: str = ""
@@ -51,7 +55,8 @@ class Pushed:
 def push_to(repository: Repository, push: Push, target: str, guest: Guest) -> Pushed:
     """Push into the repository `target` of the guest.
 
-    UsageError if the branch has commits that the pushed one does not have, or is checked out with changes; the guest is then as before.
+    UsageError if the branch has commits that the pushed one does not have, or is checked out with changes; the guest is
+    then as before.
     """
     _check(push)
     name = f"{_PLACE}{secrets.token_hex(8)}"
@@ -72,10 +77,16 @@ def _check(push: Push) -> None:
     if not push.commit and not push.comments:
         raise UsageError("there is nothing to push", where="push", hint="name a commit, or comments with --comments")
     if push.branch and (not push.commit or not is_branch_name(os.fsencode(push.branch)) or push.branch == "HEAD"):
-        raise UsageError(f"{push.branch[:200]!a} is not the name of a branch", where="--branch", hint="use a name such as review/parser")
+        raise UsageError(
+            f"{push.branch[:200]!a} is not the name of a branch",
+            where="--branch",
+            hint="use a name such as review/parser",
+        )
     if len(push.comments) > MAX_COMMENTS:
         raise UsageError(
-            f"the comments have {len(push.comments)} bytes, more than {MAX_COMMENTS}", where="--comments", hint="push files as commits"
+            f"the comments have {len(push.comments)} bytes, more than {MAX_COMMENTS}",
+            where="--comments",
+            hint="push files as commits",
         )
     if b"\0" in push.comments:
         raise UsageError("the comments are not text", where="--comments", hint="push files as commits")
@@ -102,7 +113,9 @@ def _keep_ancestors(view: View, commit: str, tips: Iterable[str]) -> list[str]:
     All others have no effect, so that the guest does not learn whether the host has them.
     """
     candidates = [one for one in dict.fromkeys(tips) if COMMIT.fullmatch(one) and len(one) == len(commit)]
-    return [one for one in candidates if view.git("merge-base", "--is-ancestor", one, commit, check=False).exit_code == 0]
+    return [
+        one for one in candidates if view.git("merge-base", "--is-ancestor", one, commit, check=False).exit_code == 0
+    ]
 
 
 def _make_bundle(view: View, repository: Repository, commit: str, known: list[str], bundle: IO[bytes]) -> None:

@@ -1,7 +1,8 @@
-"""The SSH connection to the guest: paramiko with a host key that the host created and pinned. The only importer of paramiko.
+"""The SSH connection to the guest: paramiko with a host key that the host created and pinned. The only importer of
+paramiko.
 
-Nothing of the user's SSH configuration is used: no agent, no ~/.ssh, no known_hosts, no X11, no forwarding. The guest is hostile
-from its first byte, so everything read from it is bounded in time and size, also during the handshake.
+Nothing of the user's SSH configuration is used: no agent, no ~/.ssh, no known_hosts, no X11, no forwarding. The guest
+is hostile from its first byte, so everything read from it is bounded in time and size, also during the handshake.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def _attempt(
         transport = paramiko.Transport(cast(socket.socket, limited))
         options = transport.get_security_options()
         options.key_types = ("ssh-ed25519",)
-        # The connection uses a tap of this host and no network, so a recording for a later quantum computer is no threat, and a
-        # post-quantum key exchange takes an emulated guest a second.
+        # The connection uses a tap of this host and no network, so a recording for a later quantum computer is no
+        # threat, and a post-quantum key exchange takes an emulated guest a second.
         options.kex = _KEX
         options.digests = _MACS
         wait = max(deadline - time.monotonic(), 0.05)
@@ -115,7 +116,8 @@ def _attempt(
         shown = transport.get_remote_server_key()
         if [shown.get_name(), shown.get_base64()] != pinned.split()[:2]:
             raise _SwappedKey(
-                f"the guest presented an SSH host key other than the one created for it (ssh-ed25519 {shown.get_base64()[:24]}…)",
+                "the guest presented an SSH host key other than the one created for it (ssh-ed25519"
+                f" {shown.get_base64()[:24]}…)",
                 where=instance_id,
                 hint="no data was sent; destroy the instance, because another server answers at its address",
             )
@@ -212,7 +214,9 @@ class SshGuest:
         )  # fmt: skip
         return GuestResult(done.exit_code, bytes(kept), bytes(done.stderr), bool(cut) or done.truncated, done.left_open)
 
-    def upload(self, source: BinaryIO, destination: str, *, mode: int = 0o644, become: bool = False, timeout: float = 600) -> None:
+    def upload(
+        self, source: BinaryIO, destination: str, *, mode: int = 0o644, become: bool = False, timeout: float = 600
+    ) -> None:
         """See `Guest.upload`. `destination` is absolute or relative to the user's home; a directory is refused."""
         script = (
             f"umask 077; d={shlex.quote(destination)}; [ ! -d \"$d\" ] || {{ echo 'is a directory' >&2; exit 1; }}; "
@@ -246,7 +250,15 @@ class SshGuest:
         )
         return self.stream(script, sink, max_bytes=max_bytes, become=become, timeout=timeout)
 
-    def stream(self, command: Sequence[str] | str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
+    def stream(
+        self,
+        command: Sequence[str] | str,
+        sink: BinaryIO,
+        *,
+        max_bytes: int,
+        become: bool = False,
+        timeout: float = 600,
+    ) -> int:
         """Stream the output of a command to `sink`; GuestError if it fails or exceeds `max_bytes`."""
         total = 0
 
@@ -268,7 +280,9 @@ class SshGuest:
 
     def _refused(self, what: str, stderr: bytes) -> GuestRefusedError:
         said = stderr[-500:].decode("utf-8", "replace").strip()
-        return GuestRefusedError(f"{what}: {said!r}", where=self._instance_id, hint="check the path and its permissions in the guest")
+        return GuestRefusedError(
+            f"{what}: {said!r}", where=self._instance_id, hint="check the path and its permissions in the guest"
+        )
 
     def _lost(self, why: object) -> GuestError:
         return GuestError(
@@ -278,7 +292,9 @@ class SshGuest:
         )
 
     def _late(self, what: str) -> GuestTimeout:
-        return GuestTimeout(what, where=self._instance_id, hint="raise the time limit, or check why the command does not end")
+        return GuestTimeout(
+            what, where=self._instance_id, hint="raise the time limit, or check why the command does not end"
+        )
 
     def _execute(
         self,
@@ -294,7 +310,9 @@ class SshGuest:
     ) -> RunningCommand:
         deadline = time.monotonic() + timeout
         elevate = become and self._user != "root"
-        envelope = make_envelope(command, token=f"kvm-{uuid.uuid4().hex}", environment=environment, chdir=chdir, elevate=elevate)
+        envelope = make_envelope(
+            command, token=f"kvm-{uuid.uuid4().hex}", environment=environment, chdir=chdir, elevate=elevate
+        )
         if not self._sessions.acquire(timeout=timeout):
             raise self._late(f"no SSH session became free within {timeout:g} s")
         running = RunningCommand(envelope.token, on_stdout, reading)
@@ -335,7 +353,8 @@ class SshGuest:
     def _kill(self, process: RemoteProcess | None, *, become: bool, limit: float = 10.0) -> bool:
         """Kill the command; False if the guest does not open a channel for it."""
         command = make_kill_command(process) if process else ["true"]
-        envelope = make_envelope(command, token="kill", environment=None, chdir=None, elevate=become and self._user != "root")  # noqa: S106
+        elevate = become and self._user != "root"
+        envelope = make_envelope(command, token="kill", environment=None, chdir=None, elevate=elevate)  # noqa: S106
         try:
             channel = self._open_channel(timeout=limit)
             try:

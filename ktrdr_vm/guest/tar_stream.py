@@ -1,7 +1,7 @@
 """Streaming reader for a tar archive of a hostile guest: at most one header and one chunk are in memory.
 
-`tarfile` reads extended headers of any size into memory and expands sparse files, so only its parsing of a single 512-byte
-header is used. This file decides what may follow a header.
+`tarfile` reads extended headers of any size into memory and expands sparse files, so only its parsing of a single
+512-byte header is used. This file decides what may follow a header.
 """
 
 from __future__ import annotations
@@ -85,7 +85,13 @@ class TarStream:
             raise TarStreamError("a negative size")
         self._extended = None
         self._wanted = False
-        if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
+        if header.type in (
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+        ):
             if header.size > _MAX_EXTENDED:
                 raise TarStreamError("an extended header is too large")
             self._extended = (header.type, bytearray())

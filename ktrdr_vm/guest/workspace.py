@@ -1,4 +1,5 @@
-"""The workspace: a Git repository's branch, tags and default branch as a bundle, then the uncommitted changes that the profile wants.
+"""The workspace: a Git repository's branch, tags and default branch as a bundle, then the uncommitted changes that the
+profile wants.
 
 Submodules that are checked out on the host come along in the same way, each into its folder.
 
@@ -29,7 +30,8 @@ from ktrdr_vm.profile.model import Workspace
 
 @dataclass(frozen=True)
 class Laid:
-    """The files of the host that the fresh VM has besides the commit, and those of which the commit has another version."""
+    """The files of the host that the fresh VM has besides the commit, and those of which the commit has another
+    version."""
 
     files: tuple[str, ...] = ()
     deleted: tuple[str, ...] = ()
@@ -65,7 +67,8 @@ def copy_in(
 ) -> None:
     """Fill the workspace in the guest, owned by `user`. `note` is called for each part that was left out.
 
-    The uncommitted files are read from the host once, and stored in the folder `keep` for the fresh VM of the verification.
+    The uncommitted files are read from the host once, and stored in the folder `keep` for the fresh VM of the
+    verification.
     """
     _make_target(guest, workspace.target, user)
     parts = _fill(repository, workspace.target, guest, instance_id, note)
@@ -86,7 +89,8 @@ def copy_returned(
     *,
     loose: LooseFiles | None,
 ) -> Laid:
-    """The same with a commit of the workload as the commit of `repository`, and the files that `copy_in` stored beneath it."""
+    """The same with a commit of the workload as the commit of `repository`, and the files that `copy_in` stored beneath
+    it."""
     _make_target(guest, workspace.target, user)
     _fill(repository, workspace.target, guest, instance_id, note)
     laid = Laid(unknown=loose is None)
@@ -98,8 +102,11 @@ def copy_returned(
     return laid
 
 
-def _fill(repository: Repository, target: str, guest: Guest, instance_id: str, note: Callable[[str], None]) -> list[Part]:
-    """The commits of one repository in the folder `target`, and those of its submodules in theirs. All of them, with their paths."""
+def _fill(
+    repository: Repository, target: str, guest: Guest, instance_id: str, note: Callable[[str], None]
+) -> list[Part]:
+    """The commits of one repository in the folder `target`, and those of its submodules in theirs. All of them, with
+    their paths."""
     with open_view(repository.place, head=_find_head(repository)) as view:
         _send_history(view, repository, target, guest, instance_id, note)
         submodules = list_submodules(view, repository, note)
@@ -111,7 +118,13 @@ def _fill(repository: Repository, target: str, guest: Guest, instance_id: str, n
     if submodules:
         # One that .gitmodules does not know stays a plain folder with its files.
         names = os.fsencode("\0".join(path for path, _ in submodules)) + b"\0"
-        _run(guest, 'cd -- "$TARGET" && xargs -0 -n 1 git submodule --quiet init -- 2>/dev/null || :', target, {}, stdin=names)
+        _run(
+            guest,
+            'cd -- "$TARGET" && xargs -0 -n 1 git submodule --quiet init -- 2>/dev/null || :',
+            target,
+            {},
+            stdin=names,
+        )
     return parts
 
 
@@ -124,19 +137,32 @@ def _note_beneath(note: Callable[[str], None], path: str, text: str) -> None:
     note(f"{path}: {text}")
 
 
-def _send_history(view: View, repository: Repository, target: str, guest: Guest, instance_id: str, note: Callable[[str], None]) -> None:
+def _send_history(
+    view: View, repository: Repository, target: str, guest: Guest, instance_id: str, note: Callable[[str], None]
+) -> None:
     """The history of the branch, or of a partial clone that lacks objects of it, the commit alone."""
     ref = repository.ref or (f"refs/heads/{repository.branch}" if repository.branch else "HEAD")
     default, others = find_other_refs(view, repository.commit)
     shallow = read_shallow(view)
     with tempfile.TemporaryFile() as bundle:
         if _make_bundle(view, [ref, *others], bundle, check=not view.partial).exit_code != 0:
-            note(f"the guest has no earlier history: this is a partial clone without its objects ({COMPLETE} fetches them)")
-            shallow, default = b"".join(sorted({*shallow.splitlines(keepends=True), *_find_ends(view, repository.commit)})), ""
+            note(
+                f"the guest has no earlier history: this is a partial clone without its objects ({COMPLETE} fetches"
+                " them)"
+            )
+            shallow, default = (
+                b"".join(sorted({*shallow.splitlines(keepends=True), *_find_ends(view, repository.commit)})),
+                "",
+            )
             _bundle_alone(repository, ref, shallow, bundle)
         bundle.seek(0)
         guest.upload(bundle, "/var/tmp/workspace.bundle", timeout=LIMIT)
-    environment = {"COMMIT": repository.commit, "BRANCH": repository.branch or "detached", "DEFAULT": default, "ID": instance_id}
+    environment = {
+        "COMMIT": repository.commit,
+        "BRANCH": repository.branch or "detached",
+        "DEFAULT": default,
+        "ID": instance_id,
+    }
     environment["FORMAT"] = "sha1" if len(repository.commit) == 40 else "sha256"
     _run(guest, _UNBUNDLE, target, environment, stdin=shallow)
 
@@ -149,9 +175,12 @@ def _make_bundle(view: View, refs: list[str], bundle: IO[bytes], *, check: bool)
 
 
 def _bundle_alone(repository: Repository, ref: str, shallow: bytes, bundle: IO[bytes]) -> None:
-    """The commit with the tags that point at it, without what is before `shallow`. UsageError if objects of it are missing."""
+    """The commit with the tags that point at it, without what is before `shallow`. UsageError if objects of it are
+    missing."""
     with open_view(repository.place, shallow=shallow, head=_find_head(repository)) as cut:
-        tags = cut.git("for-each-ref", f"--points-at={repository.commit}", "--format=%(refname)", "refs/tags").text.split()
+        tags = cut.git(
+            "for-each-ref", f"--points-at={repository.commit}", "--format=%(refname)", "refs/tags"
+        ).text.split()
         if _make_bundle(cut, [ref, *tags], bundle, check=False).exit_code != 0:
             raise UsageError(
                 f"the repository is a partial clone, and objects of {repository.commit[:12]} are missing",
@@ -161,7 +190,8 @@ def _bundle_alone(repository: Repository, ref: str, shallow: bytes, bundle: IO[b
 
 
 def _find_ends(view: View, commit: str) -> set[bytes]:
-    """The newest commits in the history of `commit` that the host did not get from a guest: the commit itself, or what it is based on."""
+    """The newest commits in the history of `commit` that the host did not get from a guest: the commit itself, or what
+    it is based on."""
     words = ("rev-list", "--boundary", commit, "--not", "HEAD", "--branches", "--remotes", "--tags", "--")
     found = {line[1:] for line in view.git(*words).stdout.splitlines(keepends=True) if line.startswith(b"-")}
     return found or {commit.encode() + b"\n"}
@@ -174,7 +204,11 @@ def _put(loose: LooseFiles, target: str, guest: Guest) -> None:
     if loose.changed or loose.included:
         loose.archive.seek(0)
         # Unpacked while it is received, so that large files are written once.
-        guest.send(["tar", "--extract", "--no-same-owner", "--unlink-first", "--directory", target], loose.archive, timeout=LIMIT)
+        guest.send(
+            ["tar", "--extract", "--no-same-owner", "--unlink-first", "--directory", target],
+            loose.archive,
+            timeout=LIMIT,
+        )
 
 
 _UNBUNDLE = """set -eu
@@ -238,5 +272,8 @@ def _run(guest: Guest, script: str, target: str, environment: dict[str, str], st
 def _check(exit_code: int, stderr: bytes) -> None:
     if exit_code != 0:
         said = stderr.decode("utf-8", "replace")[-500:].strip()
-        hint = next((hint for word, hint in _HINTS if word in said), "the message is that of the guest; `ktrdr-vm logs` shows its console")
+        hint = next(
+            (hint for word, hint in _HINTS if word in said),
+            "the message is that of the guest; `ktrdr-vm logs` shows its console",
+        )
         raise GuestError(f"the workspace could not be copied: {said}", where="workspace", hint=hint)

@@ -49,7 +49,8 @@ def _read_refs(view: View, refs: list[str]) -> dict[str, str]:
 
 
 def list_submodules(view: View, repository: Repository, note: Callable[[str], None]) -> list[tuple[str, Repository]]:
-    """Path and repository of each submodule of the commit. One that cannot be copied is named in a note, and stays empty."""
+    """Path and repository of each submodule of the commit. One that cannot be copied is named in a note, and stays
+    empty."""
     listed = os.fsdecode(view.git("ls-tree", "-r", "-z", "--full-tree", repository.commit).stdout).split("\0")
     found = []
     for line in listed:
@@ -63,24 +64,33 @@ def list_submodules(view: View, repository: Repository, note: Callable[[str], No
     return found
 
 
-def _open(repository: Repository, common: Path, path: str, recorded: str, note: Callable[[str], None]) -> Repository | None:
+def _open(
+    repository: Repository, common: Path, path: str, recorded: str, note: Callable[[str], None]
+) -> Repository | None:
     try:
         found = find_repository(repository.root, path)
     except UsageError as error:
         note(f"the submodule {path} is empty in the guest: {error.message}")
         return None
     if found.root != repository.root / path:
-        note(f"the submodule {path} is empty in the guest: it is not checked out on the host; run `git submodule update --init {path}`")
+        note(
+            f"the submodule {path} is empty in the guest: it is not checked out on the host; run `git submodule update"
+            f" --init {path}`"
+        )
         return None
-    # A commit can name any folder as a submodule. Only what `git submodule` made on this host is one; another clone that lies in the
-    # workspace stays out, whatever the commit says.
+    # A commit can name any folder as a submodule. Only what `git submodule` made on this host is one; another clone
+    # that lies in the workspace stays out, whatever the commit says.
     if not _is_submodule_of(common, found):
-        note(f"the submodule {path} is empty in the guest: its repository is not in .git/modules; run `git submodule absorbgitdirs`")
+        note(
+            f"the submodule {path} is empty in the guest: its repository is not in .git/modules; run `git submodule"
+            " absorbgitdirs`"
+        )
         return None
     # The host's HEAD has it in its history, or the bundle would not have it either.
     if not resolve_commit(found, recorded) or not _is_ancestor(found, recorded):
         note(
-            f"the submodule {path} is empty in the guest: the host's copy does not have {recorded[:12]}; run `git submodule update {path}`"
+            f"the submodule {path} is empty in the guest: the host's copy does not have {recorded[:12]}; run `git"
+            f" submodule update {path}`"
         )
         return None
     return replace(found, commit=recorded, branch=found.branch if found.commit == recorded else "")

@@ -1,4 +1,5 @@
-"""KVM or software emulation (TCG), determined by booting a test guest: an existing /dev/kvm can still abort QEMU or hang every guest."""
+"""KVM or software emulation (TCG), determined by booting a test guest: an existing /dev/kvm can still abort QEMU or
+hang every guest."""
 
 from __future__ import annotations
 
@@ -58,7 +59,9 @@ def find_accelerator(kernel: Path | None = None) -> Accelerator:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Accelerator("tcg", "this user may not open /dev/kvm, so it was not tested", certain=False)
     if not _may_qemu_open():
-        return Accelerator("tcg", "QEMU runs as a subordinate user, whom only a line of /etc/subgid lets open /dev/kvm; see `doctor`")
+        return Accelerator(
+            "tcg", "QEMU runs as a subordinate user, whom only a line of /etc/subgid lets open /dev/kvm; see `doctor`"
+        )
     if process.find_program(EMULATOR) is None:
         return Accelerator("tcg", "QEMU is not installed, so KVM was not tested", certain=False)
     verdict = _try(kernel)
@@ -83,13 +86,20 @@ def _try(kernel: Path | None) -> Accelerator:
         sector.write(_SECTOR)
         sector.flush()
         os.fchmod(sector.fileno(), 0o444)
-        disk = ["-drive", f"file=/dev/fd/{sector.fileno()},format=raw,if=none,id=disk,readonly=on", "-device", "virtio-blk-pci,drive=disk"]
+        disk = [
+            "-drive",
+            f"file=/dev/fd/{sector.fileno()},format=raw,if=none,id=disk,readonly=on",
+            "-device",
+            "virtio-blk-pci,drive=disk",
+        ]
         sector_words = _Guest((*disk, "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"), sector.fileno())
         tries = [(sector_words, _EXPECTED, SECTOR_LIMIT)]
         if kernel is not None:
             opened = files.enter_context(kernel.open("rb")).fileno()
             # Without a root file system it panics, panic=-1 makes that a reboot, and -no-reboot ends QEMU then.
-            tries.append((_Guest(("-kernel", f"/dev/fd/{opened}", "-append", "panic=-1 quiet"), opened), 0, KERNEL_LIMIT))
+            tries.append(
+                (_Guest(("-kernel", f"/dev/fd/{opened}", "-append", "panic=-1 quiet"), opened), 0, KERNEL_LIMIT)
+            )
         for words, expected, limit in tries:
             failure = _boot(words, expected, limit)
             if failure.startswith(_HUNG):

@@ -17,8 +17,11 @@ _MOST = 32
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]{1,16384}-----END CERTIFICATE-----")
 
 
-def find_authorities(named: Iterable[str], owner: tuple[int, int], folder: Path = FOLDER) -> tuple[tuple[str, str], ...]:
-    """File and PEM text of each certificate: those of the folder, and those of files that package clients of `owner` name."""
+def find_authorities(
+    named: Iterable[str], owner: tuple[int, int], folder: Path = FOLDER
+) -> tuple[tuple[str, str], ...]:
+    """File and PEM text of each certificate: those of the folder, and those of files that package clients of `owner`
+    name."""
     paths = sorted(folder.rglob("*.crt")) if folder.is_dir() else []
     found: dict[str, str] = {}
     for path in [*paths, *(Path(name) for name in named if name.startswith("/"))]:

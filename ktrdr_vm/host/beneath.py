@@ -1,8 +1,8 @@
 """Files and folders beneath a root, opened component by component: no link is followed and no other mount is entered.
 
-Names come from a guest, a profile or a playbook, and the folders may contain links that a workload or a branch made. So nothing is
-resolved by path: every step is an `openat` with O_NOFOLLOW, and later steps use the descriptor. Only the root itself is opened by
-its path, because a person named it or this program created it.
+Names come from a guest, a profile or a playbook, and the folders may contain links that a workload or a branch made. So
+nothing is resolved by path: every step is an `openat` with O_NOFOLLOW, and later steps use the descriptor. Only the
+root itself is opened by its path, because a person named it or this program created it.
 """
 
 from __future__ import annotations
@@ -47,12 +47,15 @@ class Place:
     def join(self, name: str) -> Place:
         """The place of a relative name from here. UnsafePathError if it leads out."""
         if name.startswith("/") or ".." in split_name(name):
-            raise UnsafePathError(f"{name[:200]!r} leads out of its folder", where=str(self.path), hint="use a relative path without `..`")
+            raise UnsafePathError(
+                f"{name[:200]!r} leads out of its folder", where=str(self.path), hint="use a relative path without `..`"
+            )
         return Place(self.root, (*self.parts, *split_name(name)))
 
 
 def find_place(path: Path, roots: Sequence[Path]) -> Place:
-    """The place of a path: beneath the first of `roots` that contains it as written, else in its own folder, whose links are followed."""
+    """The place of a path: beneath the first of `roots` that contains it as written, else in its own folder, whose
+    links are followed."""
     plain = Path(os.path.normpath(path))
     for root in roots:
         if plain.is_relative_to(root):
@@ -94,7 +97,11 @@ def open_folder(root: Path | Place, parts: Sequence[str] = (), *, create: bool =
         mount = find_mount_id(descriptor)
         for part in (*place.parts, *parts):
             if part in ("", ".", ".."):
-                raise UnsafePathError(f"{part!r} is not the name of a folder", where=str(place.path), hint="use names without `/` and `..`")
+                raise UnsafePathError(
+                    f"{part!r} is not the name of a folder",
+                    where=str(place.path),
+                    hint="use names without `/` and `..`",
+                )
             if create:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=descriptor)
@@ -110,7 +117,9 @@ def _step(descriptor: int, part: str, mount: str, place: Place) -> int:
     if find_mount_id(inner) != mount:
         os.close(inner)
         raise HostError(
-            f"another file system is mounted at {part}", where=str(place.path), hint="name a folder on the file system of its root"
+            f"another file system is mounted at {part}",
+            where=str(place.path),
+            hint="name a folder on the file system of its root",
         )
     os.close(descriptor)
     return inner
@@ -125,18 +134,24 @@ def find_mount_id(descriptor: int) -> str:
         for line in file:
             if line.startswith("mnt_id:"):
                 return line.split()[1]
-    raise HostError("the kernel does not report the mount of a file", where="/proc/self/fdinfo", hint="Linux 3.15 or later is needed")
+    raise HostError(
+        "the kernel does not report the mount of a file",
+        where="/proc/self/fdinfo",
+        hint="Linux 3.15 or later is needed",
+    )
 
 
 @contextlib.contextmanager
 def open_named_folder(place: Place, what: str) -> Iterator[int]:
-    """A descriptor of a folder that a profile names, or UnsafePathError with the reason. `what` is the key of the profile."""
+    """A descriptor of a folder that a profile names, or UnsafePathError with the reason. `what` is the key of the
+    profile."""
     try:
         folder = contextlib.ExitStack()
         descriptor = folder.enter_context(open_folder(place))
     except OSError as error:
         raise UnsafePathError(
-            f"{what}: {'/'.join(place.parts) or '.'} cannot be opened as a folder: {error.strerror} (links are not followed)",
+            f"{what}: {'/'.join(place.parts) or '.'} cannot be opened as a folder: {error.strerror} (links are not"
+            " followed)",
             where=str(place.path),
             hint=f"name a folder beneath {place.root}, without links in its path",
         ) from None
@@ -145,7 +160,8 @@ def open_named_folder(place: Place, what: str) -> Iterator[int]:
 
 
 def open_file(root: Path | Place, name: str = "") -> int:
-    """A descriptor to read a regular file beneath `root`. FileNotFoundError; UnsafePathError for a bad name, a link or another mount."""
+    """A descriptor to read a regular file beneath `root`. FileNotFoundError; UnsafePathError for a bad name, a link or
+    another mount."""
     place = root if isinstance(root, Place) else Place(root)
     if name:
         if wrong := check_name(name):
@@ -161,10 +177,14 @@ def open_file(root: Path | Place, name: str = "") -> int:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UnsafePathError(f"{shown!r} cannot be read: {error.strerror} (links are not followed)", hint="name a regular file") from None
+        raise UnsafePathError(
+            f"{shown!r} cannot be read: {error.strerror} (links are not followed)", hint="name a regular file"
+        ) from None
     if mounted:
         os.close(descriptor)
-        raise UnsafePathError(f"another file is mounted at {shown!r}", hint="name a file on the file system of its root")
+        raise UnsafePathError(
+            f"another file is mounted at {shown!r}", hint="name a file on the file system of its root"
+        )
     return descriptor
 
 
@@ -185,7 +205,8 @@ def remove_file(root: Path, name: str) -> None:
 
 
 def create_file(root: Path, name: str, *, replace: bool = False) -> int:
-    """A descriptor to write a new file (0644) beneath `root`; folders are created. With `replace`, an old one is removed first."""
+    """A descriptor to write a new file (0644) beneath `root`; folders are created. With `replace`, an old one is
+    removed first."""
     if wrong := check_name(name):
         raise UnsafePathError(f"{name[:200]!r} cannot be written: {wrong}", hint="use a relative path without `..`")
     *folders, last = split_name(name)
@@ -193,6 +214,8 @@ def create_file(root: Path, name: str, *, replace: bool = False) -> int:
         if replace:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(last, dir_fd=folder)
-        descriptor = os.open(last, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=folder)
+        descriptor = os.open(
+            last, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=folder
+        )
     os.fchmod(descriptor, 0o644)
     return descriptor

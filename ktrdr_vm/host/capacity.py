@@ -17,13 +17,14 @@ OVERHEAD = 160
 
 
 def require_capacity(directory: Path, memory: int) -> None:
-    """HostError if memory or disk is missing. `memory` in MiB. The overlay grows with use, so only the disk reserve is checked."""
+    """HostError if memory or disk is missing. `memory` in MiB. The overlay grows with use, so only the disk reserve is
+    checked."""
     available = read_available_memory()
     needed = memory + OVERHEAD + MEMORY_FLOOR
     if available < needed:
         raise HostError(
-            f"{available} MiB of memory are available, {needed} are needed: {memory} for the guest, {OVERHEAD} for QEMU, "
-            f"{MEMORY_FLOOR} reserved for the host",
+            f"{available} MiB of memory are available, {needed} are needed: {memory} for the guest, {OVERHEAD} for"
+            f" QEMU, {MEMORY_FLOOR} reserved for the host",
             where="/proc/meminfo",
             hint="destroy an instance (`ktrdr-vm list`), or reduce resources.memory",
         )
@@ -41,4 +42,6 @@ def read_available_memory() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) >> 10
-    raise HostError("the kernel does not report the available memory", where="/proc/meminfo", hint="Linux 3.14 or later is needed")
+    raise HostError(
+        "the kernel does not report the available memory", where="/proc/meminfo", hint="Linux 3.14 or later is needed"
+    )

@@ -1,7 +1,9 @@
-"""A checked-out Git repository: its folders, found without Git and without links, so that no part of another repository is used.
+"""A checked-out Git repository: its folders, found without Git and without links, so that no part of another repository
+is used.
 
-Git would search all folders above and follow every pointer: a `.git` that is a link, a file that names the folder of another repository,
-alternate objects. Here all parts belong to the repository, or to the main repository of which it is a registered worktree.
+Git would search all folders above and follow every pointer: a `.git` that is a link, a file that names the folder of
+another repository, alternate objects. Here all parts belong to the repository, or to the main repository of which it is
+a registered worktree.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ _MINE = "clone it with `git clone`, and name the clone with --workspace"
 
 @dataclass(frozen=True)
 class Checkout:
-    """The open folders of one repository, as descriptors: top of the working tree, folder of HEAD and index, folder of objects and refs."""
+    """The open folders of one repository, as descriptors: top of the working tree, folder of HEAD and index, folder of
+    objects and refs."""
 
     top: int
     git_dir: int
@@ -37,7 +40,8 @@ class Checkout:
 
 
 def find_top(place: Place) -> Place:
-    """The folder with the `.git` that `place` belongs to: itself, or one above it up to its root. UsageError if there is none."""
+    """The folder with the `.git` that `place` belongs to: itself, or one above it up to its root. UsageError if there
+    is none."""
     inner = place
     while True:
         # Opened by its name again, because a folder may have been replaced by a link since.
@@ -92,13 +96,18 @@ def open_checkout(top: Place) -> Iterator[Checkout]:
                 raise UsageError(
                     f"the repository belongs to the user {theirs}, and its working tree to the user {facts.st_uid}",
                     where=str(top.path),
-                    hint=f"give both to one user: `chown {theirs} {shlex.quote(str(top.path))}` (Git's safe.directory has no effect here)",
+                    hint=(
+                        f"give both to one user: `chown {theirs} {shlex.quote(str(top.path))}` (Git's safe.directory"
+                        " has no effect here)"
+                    ),
                 )
         _refuse_borrowed(common, common_path, top)
         head = (_read_text(git_dir, "HEAD", top) or "").strip()
         if not _HEAD.fullmatch(head):
             raise UsageError(
-                "the HEAD of the repository is neither a branch nor a commit", where=str(top.path), hint="`git checkout` a branch"
+                "the HEAD of the repository is neither a branch nor a commit",
+                where=str(top.path),
+                hint="`git checkout` a branch",
             )
         yield Checkout(folder, git_dir, common, common_path, head, (facts.st_uid, facts.st_gid))
 
@@ -144,7 +153,9 @@ def _follow_pointer(pointer: str, folder: int, top: Place, held: contextlib.Exit
     else:
         known, common, common_path = named / _read_worktree(git_dir, top), git_dir, named
     if not _is_same(known, folder):
-        raise UsageError(f"the repository at {named} does not have this folder as a working tree", where=str(top.path), hint=_MINE)
+        raise UsageError(
+            f"the repository at {named} does not have this folder as a working tree", where=str(top.path), hint=_MINE
+        )
     return git_dir, common, common_path
 
 
@@ -184,7 +195,9 @@ def _refuse_links(name: str, common: int, top: Place) -> None:
     try:
         root = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=common)
     except OSError as error:
-        raise UsageError(f".git: {name} cannot be opened as a folder: {error.strerror}", where=str(top.path), hint=_MINE) from None
+        raise UsageError(
+            f".git: {name} cannot be opened as a folder: {error.strerror}", where=str(top.path), hint=_MINE
+        ) from None
     pending = [(name, root)]
     while pending:
         shown, descriptor = pending.pop()
@@ -207,7 +220,8 @@ def _refuse_links(name: str, common: int, top: Place) -> None:
 
 
 def _refuse_alternates(objects: Path, top: Place, depth: int) -> None:
-    """Alternate objects must be in the workspace too. Otherwise the id of a commit would suffice to read another project."""
+    """Alternate objects must be in the workspace too. Otherwise the id of a commit would suffice to read another
+    project."""
     try:
         with open_folder(Place(objects), ("info",)) as info:
             text = _read_text(info, "alternates", top) or ""

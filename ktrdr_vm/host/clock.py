@@ -13,7 +13,8 @@ def now() -> str:
 
 
 def boottime() -> float:
-    """Seconds since the host booted: does not jump with the wall clock, and counts the time that the host was suspended."""
+    """Seconds since the host booted: does not jump with the wall clock, and counts the time that the host was
+    suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

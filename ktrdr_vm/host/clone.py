@@ -1,4 +1,5 @@
-"""A private copy of a repository from a bundle, and bundles of such copies. Nothing of a person's or a system's configuration is read.
+"""A private copy of a repository from a bundle, and bundles of such copies. Nothing of a person's or a system's
+configuration is read.
 
 The bundle may come from another host: a checkout without filters, hooks and submodules starts no program.
 """
@@ -15,9 +16,18 @@ _OWN = ("-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false", "-c
 
 
 def create_clone(bundle: Path, folder: Path, *, commit: str, branch: str, shallow: str = "") -> None:
-    """A working tree of `commit` in the new `folder`, on `branch`, or detached without one, with every ref of the bundle."""
+    """A working tree of `commit` in the new `folder`, on `branch`, or detached without one, with every ref of the
+    bundle."""
     format_ = "sha1" if len(commit) == 40 else "sha256"
-    _git(folder.parent, "init", "--quiet", "--template=", f"--object-format={format_}", "--initial-branch=ktrdr-empty", str(folder))
+    _git(
+        folder.parent,
+        "init",
+        "--quiet",
+        "--template=",
+        f"--object-format={format_}",
+        "--initial-branch=ktrdr-empty",
+        str(folder),
+    )
     if shallow:
         (folder / ".git" / "shallow").write_text(shallow, encoding="ascii")
     fetch = ("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--update-head-ok")
@@ -31,14 +41,22 @@ def create_clone(bundle: Path, folder: Path, *, commit: str, branch: str, shallo
 
 
 def create_bundle(folder: Path, bundle: Path, heads: dict[str, str], base: str) -> None:
-    """A bundle with a branch for each of `heads`, by name, of the commits that `base` does not have. `HEAD` is the detached head.
+    """A bundle with a branch for each of `heads`, by name, of the commits that `base` does not have. `HEAD` is the
+    detached head.
 
     `folder` is a copy that `create_clone` made. No file is created if there are no such commits.
     """
     apart = bundle.with_name(f".{bundle.name}.git")
     format_ = "sha1" if len(base) == 40 else "sha256"
     _git(
-        bundle.parent, "init", "--quiet", "--bare", "--template=", f"--object-format={format_}", "--initial-branch=ktrdr-empty", str(apart)
+        bundle.parent,
+        "init",
+        "--quiet",
+        "--bare",
+        "--template=",
+        f"--object-format={format_}",
+        "--initial-branch=ktrdr-empty",
+        str(apart),
     )
     (apart / "objects" / "info").mkdir(exist_ok=True)
     (apart / "objects" / "info" / "alternates").write_bytes(os.fsencode(folder / ".git" / "objects") + b"\n")

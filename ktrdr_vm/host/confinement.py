@@ -1,8 +1,9 @@
-"""The AppArmor profile for the QEMU process of one domain: files that it may open in addition to those that libvirt allows.
+"""The AppArmor profile for the QEMU process of one domain: files that it may open in addition to those that libvirt
+allows.
 
-libvirt runs each domain in its own profile, `libvirt-<uuid>`, with the files of the domain's XML: disks and kernels, but not
-memory in a file. An existing profile is kept, and only the list that it includes
-is rewritten. Our profile is therefore made from libvirt's template, with a line for each file of this domain (docs/adr/0011).
+libvirt runs each domain in its own profile, `libvirt-<uuid>`, with the files of the domain's XML: disks and kernels,
+but not memory in a file. An existing profile is kept, and only the list that it includes is rewritten. Our profile is
+therefore made from libvirt's template, with a line for each file of this domain (docs/adr/0011).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from ktrdr_vm.host.libvirt import Libvirt
 PROFILES = Path("/etc/apparmor.d/libvirt")
 _NAME = "\nprofile LIBVIRT_TEMPLATE"
 _END = "\n}"
-# QEMU's virtio-mem, which takes loans of memory, asks for the size of huge pages; libvirt's own template refuses it on Debian 12.
+# QEMU's virtio-mem, which takes loans of memory, asks for the size of huge pages; libvirt's own template refuses it on
+# Debian 12.
 _ALWAYS = ('"/sys/kernel/mm/transparent_hugepage/hpage_pmd_size" r,',)
 
 
@@ -29,7 +31,8 @@ def is_confined(libvirt: Libvirt) -> bool:
 
 
 def find_fork_obstacle(libvirt: Libvirt) -> str:
-    """The reason why QEMU cannot use the memory file of a template on this host, or an empty text; for `doctor` and `apply`."""
+    """The reason why QEMU cannot use the memory file of a template on this host, or an empty text; for `doctor` and
+    `apply`."""
     if not is_confined(libvirt):
         return ""
     try:
@@ -42,7 +45,8 @@ def find_fork_obstacle(libvirt: Libvirt) -> str:
 
 
 def write_profile(libvirt: Libvirt, uuid: str, rules: Iterable[str]) -> None:
-    """Allow the rules, lines of AppArmor, to the domain of that UUID, which must not run. No effect without AppArmor."""
+    """Allow the rules, lines of AppArmor, to the domain of that UUID, which must not run. No effect without
+    AppArmor."""
     if not is_confined(libvirt):
         return
     path = _find_path(uuid)
@@ -53,11 +57,14 @@ def write_profile(libvirt: Libvirt, uuid: str, rules: Iterable[str]) -> None:
         fresh.chmod(0o644)
         fresh.rename(path)
     except OSError as error:
-        raise HostError(f"the AppArmor profile of the domain cannot be written: {error.strerror}", where=str(path), hint=_HINT) from None
+        raise HostError(
+            f"the AppArmor profile of the domain cannot be written: {error.strerror}", where=str(path), hint=_HINT
+        ) from None
 
 
 def make_memory_rules(memory: str, state: str, *, freeze: bool = False) -> tuple[str, ...]:
-    """The rules of a template (`freeze`) or of a fork. QEMU before 8.2 opens memory for writing even if it maps it privately."""
+    """The rules of a template (`freeze`) or of a fork. QEMU before 8.2 opens memory for writing even if it maps it
+    privately."""
     return f'"{memory}" rwk,', f'"{state}" {"rw" if freeze else "r"},'
 
 
@@ -67,7 +74,8 @@ def has_profile(uuid: str) -> bool:
 
 
 def remove_profile(uuid: str) -> None:
-    """Remove the profile of the domain, ours or libvirt's, and its list. The domain has ended, so the kernel has unloaded the profile."""
+    """Remove the profile of the domain, ours or libvirt's, and its list. The domain has ended, so the kernel has
+    unloaded the profile."""
     for path in _list_files(uuid):
         path.unlink(missing_ok=True)
 

@@ -1,4 +1,5 @@
-"""Atomic replacement of files: a temporary file is synced and renamed, so that a crash leaves the old file or the new one."""
+"""Atomic replacement of files: a temporary file is synced and renamed, so that a crash leaves the old file or the new
+one."""
 
 from __future__ import annotations
 
@@ -34,5 +35,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise HostError(
-            f"cannot write {path.name}: {error.strerror}", where=str(path.parent), hint="free space or make the directory writable"
+            f"cannot write {path.name}: {error.strerror}",
+            where=str(path.parent),
+            hint="free space or make the directory writable",
         ) from error

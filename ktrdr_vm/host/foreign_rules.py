@@ -1,7 +1,7 @@
 """Firewall rules of other programs that drop what the guards of instances send. Pure: reads the JSON of nft.
 
-Instances are in network namespaces of their own, where no other program has rules. What leaves one is dialled on the host by the proxy
-and the resolver, under the rules of the host, as the traffic of every program.
+Instances are in network namespaces of their own, where no other program has rules. What leaves one is dialled on the
+host by the proxy and the resolver, under the rules of the host, as the traffic of every program.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def find_obstacles(listing: list[dict[str, Any]]) -> list[Obstacle]:
         if _closes(chain, inside) and not any(_names_users(statement) for rule in inside for statement in rule):
             place = f"{family} {table} {name}"
             what = f"{place} drops by default and may drop connections of guards to allowed destinations"
-            found.append(Obstacle(place, what, f"nft insert rule {place} meta skuid {HOST_USERS.first}-{HOST_USERS.last} accept"))
+            found.append(
+                Obstacle(place, what, f"nft insert rule {place} meta skuid {HOST_USERS.first}-{HOST_USERS.last} accept")
+            )
     return found
 
 
@@ -68,4 +70,7 @@ def _closes(chain: dict[str, Any], rules: list[_Rule]) -> bool:
 
 def _names_users(statement: dict[str, Any]) -> bool:
     match = statement.get("match", {})
-    return bool(match.get("left") == {"meta": {"key": "skuid"}} and match.get("right") == {"range": [HOST_USERS.first, HOST_USERS.last]})
+    return bool(
+        match.get("left") == {"meta": {"key": "skuid"}}
+        and match.get("right") == {"range": [HOST_USERS.first, HOST_USERS.last]}
+    )

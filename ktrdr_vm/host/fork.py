@@ -1,8 +1,8 @@
 """Saving and forking: the state of a domain without its memory is written to a file, from which other domains start.
 
-The memory stays where it is, in the template's file, because the capability x-ignore-shared keeps shared memory out of the stream;
-a fork maps that file copy-on-write. Measured with QEMU 7.2: 0.6 MB of state for a guest of any size. Memory that a daemon shares cannot
-be mapped so; it is the fork's own, and is filled from the file.
+The memory stays where it is, in the template's file, because the capability x-ignore-shared keeps shared memory out of
+the stream; a fork maps that file copy-on-write. Measured with QEMU 7.2: 0.6 MB of state for a guest of any size. Memory
+that a daemon shares cannot be mapped so; it is the fork's own, and is filled from the file.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def load_state(libvirt: Libvirt, domain: str, source: Path) -> None:
 
 
 def fill_memory(pid: int, source: Path) -> None:
-    """Copy a template's memory into that of the paused QEMU `pid`. Holes are kept, so that unused memory costs nothing."""
+    """Copy a template's memory into that of the paused QEMU `pid`. Holes are kept, so that unused memory costs
+    nothing."""
     with source.open("rb") as file:
         target = _open_memory(pid)
         try:

@@ -1,7 +1,8 @@
-"""Git on the host, as the owner of the repository. It reads objects, refs and index of the repository, and never its configuration.
+"""Git on the host, as the owner of the repository. It reads objects, refs and index of the repository, and never its
+configuration.
 
-Each call uses a temporary Git folder with our configuration and the parts of the repository by descriptor. So no hook, filter,
-alias, helper, promised object or included file of the repository can start a program.
+Each call uses a temporary Git folder with our configuration and the parts of the repository by descriptor. So no hook,
+filter, alias, helper, promised object or included file of the repository can start a program.
 """
 
 from __future__ import annotations
@@ -30,9 +31,14 @@ BOUNDS = ("prlimit", "--data=1073741824", "--cpu=120", "--fsize=67108864", "--")
 _NOBODY = 65534
 _CAPABILITY = "dac_read_search"
 _READER = (
-    "setpriv", "--securebits=+no_setuid_fixup", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--no-new-privs",
+    "setpriv",
+    "--securebits=+no_setuid_fixup",
+    f"--reuid={_NOBODY}",
+    f"--regid={_NOBODY}",
+    "--clear-groups",
+    "--no-new-privs",
     *(f"--{kind}=-all,+{_CAPABILITY}" for kind in ("inh-caps", "ambient-caps", "bounding-set")),
-)  # fmt: skip
+)
 # Words of a document that may become arguments of Git.
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 REF = re.compile(r"refs/(?:[A-Za-z0-9_][A-Za-z0-9_.+-]*/)*[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -73,7 +79,8 @@ _KEPT = {
 }
 # Extensions of the repository format that do not affect what is read here.
 _HARMLESS = frozenset(
-    f"extensions.{name}" for name in "noop worktreeconfig partialclone preciousobjects relativeworktrees refstorage".split()
+    f"extensions.{name}"
+    for name in "noop worktreeconfig partialclone preciousobjects relativeworktrees refstorage".split()
 )
 ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -105,7 +112,12 @@ class View:
     """True for a partial clone: objects may be missing, and nothing fetches them."""
 
     def git(
-        self, *words: str, check: bool = True, stdin: bytes = b"", stdout: int | None = None, bounds: tuple[str, ...] = ()
+        self,
+        *words: str,
+        check: bool = True,
+        stdin: bytes = b"",
+        stdout: int | None = None,
+        bounds: tuple[str, ...] = (),
     ) -> process.Completed:
         """Run git. `bounds` is a program that limits what follows it. Without root there is no choice of the user."""
         opened = (self.checkout.top, self.checkout.git_dir, self.checkout.common)
@@ -138,10 +150,11 @@ class View:
 
 @contextlib.contextmanager
 def open_view(top: Place, *, writing: bool = False, shallow: bytes | None = None, head: str = "") -> Iterator[View]:
-    """The repository whose working tree is at `top`. UsageError if a part belongs to another, or if its format is unknown.
+    """The repository whose working tree is at `top`. UsageError if a part belongs to another, or if its format is
+    unknown.
 
-    `writing` is for commands that add refs and objects, which only the owner may do. `shallow`, one commit in a line, replaces the
-    boundary of the repository's history. `head`, a commit, stands for HEAD.
+    `writing` is for commands that add refs and objects, which only the owner may do. `shallow`, one commit in a line,
+    replaces the boundary of the repository's history. `head`, a commit, stands for HEAD.
     """
     with open_checkout(top) as checkout, _private_folder() as directory:
         found = _read_config(checkout, top)
@@ -165,12 +178,15 @@ def open_view(top: Place, *, writing: bool = False, shallow: bytes | None = None
             "GIT_WORK_TREE": ".",
             "GIT_INDEX_FILE": str(find_path(checkout.git_dir) / "index"),
         }
-        partial = "extensions.partialclone" in found or any(key.startswith("remote.") and key.endswith(".promisor") for key in found)
+        partial = "extensions.partialclone" in found or any(
+            key.startswith("remote.") and key.endswith(".promisor") for key in found
+        )
         yield View(checkout, directory, environment, writing, partial)
 
 
 def find_path(descriptor: int) -> Path:
-    """A path of an open folder, for Git: on Linux by descriptor, so that a folder that is replaced meanwhile changes nothing."""
+    """A path of an open folder, for Git: on Linux by descriptor, so that a folder that is replaced meanwhile changes
+    nothing."""
     if sys.platform == "linux":
         return Path(f"/proc/self/fd/{descriptor}")
     # macOS. mypy checks for Linux.
@@ -188,7 +204,11 @@ def require_commit(word: object, where: str) -> str:
     """The id of a commit from a document. UsageError for anything else, because it becomes an argument of Git."""
     if isinstance(word, str) and COMMIT.fullmatch(word):
         return word
-    raise UsageError(f"{word!a:.100} is not the id of a commit", where=where, hint="the documents of a run name commits by their full id")
+    raise UsageError(
+        f"{word!a:.100} is not the id of a commit",
+        where=where,
+        hint="the documents of a run name commits by their full id",
+    )
 
 
 def require_ref(word: object, where: str) -> str:
@@ -230,12 +250,18 @@ def _make_config(found: Mapping[str, str], top: Place) -> str:
             where=str(top.path),
             hint="run `git refs migrate --ref-format=files`",
         )
-    unknown = sorted(key for key in found if key.startswith("extensions.") and key not in _HARMLESS and key not in _KEPT)
+    unknown = sorted(
+        key for key in found if key.startswith("extensions.") and key not in _HARMLESS and key not in _KEPT
+    )
     if unknown:
         raise UsageError(
-            f"the format of the repository is not supported: {unknown[0]}", where=str(top.path), hint="clone it without that extension"
+            f"the format of the repository is not supported: {unknown[0]}",
+            where=str(top.path),
+            hint="clone it without that extension",
         )
-    kept = {key: found[key].lower() for key, pattern in _KEPT.items() if re.fullmatch(pattern, found.get(key, "").lower())}
+    kept = {
+        key: found[key].lower() for key, pattern in _KEPT.items() if re.fullmatch(pattern, found.get(key, "").lower())
+    }
     text = _CONFIG.format(version=1 if "extensions.objectformat" in kept else 0)
     for key, value in kept.items():
         section, _, name = key.partition(".")
@@ -275,6 +301,14 @@ def _run(
     if os.geteuid() == 0 and owner[0] == 0 and not writing and sys.platform == "linux":
         words = [*_READER, *words]
     return process.run(
-        words, cwd=cwd, timeout=LIMIT, environment=environment, check=check, user=user, group=group, stdin=stdin, stdout=stdout,
+        words,
+        cwd=cwd,
+        timeout=LIMIT,
+        environment=environment,
+        check=check,
+        user=user,
+        group=group,
+        stdin=stdin,
+        stdout=stdout,
         pass_fds=pass_fds,
-    )  # fmt: skip
+    )

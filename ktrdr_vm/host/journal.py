@@ -24,8 +24,8 @@ from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import is_instance_id
 
-# Version 2 added suspended instances, version 3 the expiry by the clock of the boot. Earlier versions are read unchanged: all
-# instances of 1 are `awake`, and those of 1 and 2 end by the wall clock.
+# Version 2 added suspended instances, version 3 the expiry by the clock of the boot. Earlier versions are read
+# unchanged: all instances of 1 are `awake`, and those of 1 and 2 end by the wall clock.
 SCHEMA_VERSION = 3
 _READABLE = (1, 2, 3)
 # Attempts, ten milliseconds apart, before the lock counts as held.
@@ -73,7 +73,10 @@ class Journal:
     plan: dict[str, Any] = field(default_factory=dict)
 
     def save(self) -> None:
-        content = {"schema_version": SCHEMA_VERSION, **{key: value for key, value in asdict(self).items() if key != "path"}}
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            **{key: value for key, value in asdict(self).items() if key != "path"},
+        }
         write_durably(self.path, (json.dumps(content, indent=2) + "\n").encode())
 
     def enter(self, state: str) -> None:
@@ -90,7 +93,11 @@ class Journal:
         """Set the time to live in seconds from now; 0 is unlimited. Saved with the next change."""
         self.expires_at, self.expires_boot, self.expires_second = "", "", 0.0
         if seconds:
-            self.expires_at, self.expires_boot, self.expires_second = later(seconds), read_boot_id(), boottime() + seconds
+            self.expires_at, self.expires_boot, self.expires_second = (
+                later(seconds),
+                read_boot_id(),
+                boottime() + seconds,
+            )
 
     @property
     def expired(self) -> bool:
@@ -119,7 +126,9 @@ def read_journal(path: Path) -> Journal | None:
         return None
     except OSError as error:
         raise HostError(
-            f"cannot read the journal: {error.strerror}", where=str(path), hint="run as the owner of the state directory"
+            f"cannot read the journal: {error.strerror}",
+            where=str(path),
+            hint="run as the owner of the state directory",
         ) from error
     try:
         content = json.loads(raw)
@@ -154,7 +163,9 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise HostError(
-                f"cannot open the lock: {error.strerror}", where=str(path), hint="run as the owner of the state directory"
+                f"cannot open the lock: {error.strerror}",
+                where=str(path),
+                hint="run as the owner of the state directory",
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -207,7 +218,8 @@ def is_locked(path: Path) -> bool:
 
 
 def end_holder(path: Path, limit: float = 300.0) -> None:
-    """Ask the process that holds this lock to end in good order, and wait for it. BusyError if it holds it after `limit` seconds."""
+    """Ask the process that holds this lock to end in good order, and wait for it. BusyError if it holds it after
+    `limit` seconds."""
     end = time.monotonic() + limit
     asked = 0
     while is_locked(path):
@@ -226,7 +238,8 @@ def end_holder(path: Path, limit: float = 300.0) -> None:
 
 
 def remove_dead_locks(folder: Path) -> None:
-    """Remove the lock files that no process holds, which a process leaves that was killed before it created anything."""
+    """Remove the lock files that no process holds, which a process leaves that was killed before it created
+    anything."""
     for path in folder.glob("*.lock"):
         with contextlib.suppress(BusyError, HostError), locked(path, path.name):
             pass
@@ -259,5 +272,7 @@ def list_directories(home: Home) -> list[Path]:
         return []
     except OSError as error:
         raise HostError(
-            f"cannot be listed: {error.strerror}", where=str(home.instances), hint="run as the owner of the state directory"
+            f"cannot be listed: {error.strerror}",
+            where=str(home.instances),
+            hint="run as the owner of the state directory",
         ) from None

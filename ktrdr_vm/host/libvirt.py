@@ -1,4 +1,5 @@
-"""The only importer of libvirt: one connection a process, domains identified by their metadata, errors as KtrdrError."""
+"""The only importer of libvirt: one connection a process, domains identified by their metadata, errors as
+KtrdrError."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _INSTANCE = f"{{{METADATA_NAMESPACE}}}"
 
 
 class DomainState(StrEnum):
-    """libvirt's words for the state of a domain, in the order of virDomainState, whose numbers are part of libvirt's ABI."""
+    """libvirt's words for the state of a domain, in the order of virDomainState, whose numbers are part of libvirt's
+    ABI."""
 
     NOSTATE = "nostate"
     RUNNING = "running"
@@ -60,7 +62,8 @@ class DomainFacts:
 
 
 class _Binding:
-    """A module of libvirt-python, imported on first use: it is compiled with the headers of libvirt, which plans do not need."""
+    """A module of libvirt-python, imported on first use: it is compiled with the headers of libvirt, which plans do not
+    need."""
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -72,7 +75,10 @@ class _Binding:
             raise HostError(
                 f"the Python binding of libvirt cannot be imported: {error}",
                 where=sys.prefix,
-                hint="install gcc, pkg-config, python3-dev and libvirt-dev, then `pip install 'ktrdr-vm[host]'`; in a clone, `make setup`",
+                hint=(
+                    "install gcc, pkg-config, python3-dev and libvirt-dev, then `pip install 'ktrdr-vm[host]'`; in a"
+                    " clone, `make setup`"
+                ),
             ) from None
 
 
@@ -92,14 +98,17 @@ def parse_agent_reply(text: str, where: str) -> Any:
         return json.loads(text).get("return")
     except (ValueError, AttributeError, RecursionError):
         raise GuestError(
-            "the answer of the guest agent is not a valid reply", where=where, hint="the guest is broken or hostile; destroy the instance"
+            "the answer of the guest agent is not a valid reply",
+            where=where,
+            hint="the guest is broken or hostile; destroy the instance",
         ) from None
 
 
 class Libvirt:
     """One connection to the libvirtd of the system, opened on first use and again after it was lost.
 
-    `patience` is the number of seconds to wait for a libvirtd that had answered before, and for that of a world, which is started again.
+    `patience` is the number of seconds to wait for a libvirtd that had answered before, and for that of a world, which
+    is started again.
     """
 
     def __init__(self, uri: str = URI, *, patience: float = RETURN_LIMIT) -> None:
@@ -122,7 +131,10 @@ class Libvirt:
                     raise HostError(
                         f"libvirtd does not answer: {error.get_error_message()}",
                         where=self._uri,
-                        hint="`systemctl start libvirtd`, or without systemd `virtlogd -d` and `libvirtd -d`; in a clone, `make setup`",
+                        hint=(
+                            "`systemctl start libvirtd`, or without systemd `virtlogd -d` and `libvirtd -d`; in a"
+                            " clone, `make setup`"
+                        ),
                     ) from None
             time.sleep(0.2)
 
@@ -133,7 +145,8 @@ class Libvirt:
             return False
 
     def _ask(self, doing: str, where: str, question: Callable[[Any], Any]) -> Any:
-        """Run a read-only query, and repeat it if libvirtd was restarted meanwhile. None if the domain does not exist."""
+        """Run a read-only query, and repeat it if libvirtd was restarted meanwhile. None if the domain does not
+        exist."""
         for last in (False, True):
             connection = self.connect()
             try:
@@ -172,7 +185,11 @@ class Libvirt:
         return sorted(name for name in self._list_names() if name.startswith(prefix) and name not in ours)
 
     def _list_names(self) -> list[str]:
-        return list(self._ask("list the domains", self._uri, lambda connection: [one.name() for one in connection.listAllDomains()]))
+        return list(
+            self._ask(
+                "list the domains", self._uri, lambda connection: [one.name() for one in connection.listAllDomains()]
+            )
+        )
 
     def list_ours(self) -> list[DomainFacts]:
         """All domains with our metadata, of any state directory."""
@@ -220,7 +237,9 @@ class Libvirt:
     @staticmethod
     def _undefine(domain: Any) -> None:
         if domain.isPersistent():
-            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
+            domain.undefineFlags(
+                libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            )
 
     def save(self, name: str, path: Path) -> None:
         """Save a running domain to a file and end it. If this fails, the domain continues."""
@@ -235,7 +254,9 @@ class Libvirt:
         try:
             xml = ElementTree.fromstring(connection.saveImageGetXMLDesc(str(path)))  # noqa: S314 - libvirt's own
             change(xml)
-            connection.restoreFlags(str(path), ElementTree.tostring(xml, encoding="unicode"), libvirt.VIR_DOMAIN_SAVE_PAUSED)
+            connection.restoreFlags(
+                str(path), ElementTree.tostring(xml, encoding="unicode"), libvirt.VIR_DOMAIN_SAVE_PAUSED
+            )
         except libvirt.libvirtError as error:
             raise _failed("restore the domain", str(path), error) from None
 
@@ -288,7 +309,9 @@ class Libvirt:
         except libvirt.libvirtError as error:
             raise _failed("limit the CPU time of", name, error) from None
 
-    def monitor(self, name: str, execute: str, arguments: dict[str, Any] | None = None, *, files: tuple[int, ...] = ()) -> Any:
+    def monitor(
+        self, name: str, execute: str, arguments: dict[str, Any] | None = None, *, files: tuple[int, ...] = ()
+    ) -> Any:
         """The return value of one QMP command. `files` are descriptors that are passed with it."""
         command = json.dumps({"execute": execute, **({"arguments": arguments} if arguments else {})})
         try:
@@ -302,7 +325,9 @@ class Libvirt:
         reply = json.loads(raw)
         if "error" in reply:
             raise ProvisionError(
-                f"QEMU refused {execute}: {reply['error'].get('desc')}", where=name, hint="`ktrdr-vm doctor` checks the host"
+                f"QEMU refused {execute}: {reply['error'].get('desc')}",
+                where=name,
+                hint="`ktrdr-vm doctor` checks the host",
             )
         return reply.get("return")
 
@@ -350,7 +375,9 @@ class Libvirt:
         domain = self._lookup(name)
         if domain is None:
             raise ProvisionError(
-                f"the domain {name} does not exist", where=self._uri, hint="`ktrdr-vm status` shows the remaining resources of the instance"
+                f"the domain {name} does not exist",
+                where=self._uri,
+                hint="`ktrdr-vm status` shows the remaining resources of the instance",
             )
         return domain
 
@@ -369,9 +396,16 @@ def _facts(domain: Any) -> DomainFacts | None:
     state = _STATES.get(domain.state()[0], DomainState.UNKNOWN)
     fields = {child.tag.removeprefix(_INSTANCE): child.text or "" for child in ElementTree.fromstring(raw)}  # noqa: S314 - libvirt's own
     return DomainFacts(
-        domain.name(), fields.get("instance_id", ""), fields.get("home", ""), fields.get("mode", ""), state, bool(domain.isPersistent())
+        domain.name(),
+        fields.get("instance_id", ""),
+        fields.get("home", ""),
+        fields.get("mode", ""),
+        state,
+        bool(domain.isPersistent()),
     )
 
 
 def _failed(doing: str, where: str, error: Any) -> ProvisionError:
-    return ProvisionError(f"libvirt could not {doing}: {error.get_error_message()}", where=where, hint="`ktrdr-vm doctor` checks the host")
+    return ProvisionError(
+        f"libvirt could not {doing}: {error.get_error_message()}", where=where, hint="`ktrdr-vm doctor` checks the host"
+    )

@@ -15,18 +15,28 @@ TAP_OWNER = 0
 
 
 def read_link(name: str, namespace: str = "") -> dict[str, Any] | None:
-    """`ip -d -j addr show` of one interface, with `ifalias` and `is_owned`; None when there is none, or no such namespace."""
+    """`ip -d -j addr show` of one interface, with `ifalias` and `is_owned`; None when there is none, or no such
+    namespace."""
     shown = process.run([*make_ip(namespace), "-d", "-j", "addr", "show", "dev", name], timeout=10, check=False)
     if shown.exit_code != 0:
-        if "does not exist" in shown.error_text or f"{FOLDER}" in shown.error_text or "network namespace" in shown.error_text:
+        if (
+            "does not exist" in shown.error_text
+            or f"{FOLDER}" in shown.error_text
+            or "network namespace" in shown.error_text
+        ):
             return None
-        raise ProvisionError(f"ip cannot show the interface: {shown.error_text}", where=name, hint="`ktrdr-vm doctor` checks the host")
+        raise ProvisionError(
+            f"ip cannot show the interface: {shown.error_text}", where=name, hint="`ktrdr-vm doctor` checks the host"
+        )
     found: list[dict[str, Any]] = [entry for entry in json.loads(shown.stdout) if entry]
     if not found:
         return None
     kind = found[0].get("linkinfo", {})
     # iproute2 gives the name of the user where there is one. Nobody attaches to an interface of another kind.
-    is_owned = kind.get("info_kind") != "tun" or kind.get("info_data", {}).get("user") in (TAP_OWNER, pwd.getpwuid(TAP_OWNER).pw_name)
+    is_owned = kind.get("info_kind") != "tun" or kind.get("info_data", {}).get("user") in (
+        TAP_OWNER,
+        pwd.getpwuid(TAP_OWNER).pw_name,
+    )
     return {"ifalias": "", **found[0], "is_owned": is_owned}
 
 

@@ -16,4 +16,6 @@ def find_bound(port: int, sockets: Path = _SOCKETS) -> set[str]:
     except FileNotFoundError:
         # A kernel without IPv4.
         return set()
-    return {socket.inet_ntoa(struct.pack("=L", int(address, 16))) for address, number in rows if int(number, 16) == port}
+    return {
+        socket.inet_ntoa(struct.pack("=L", int(address, 16))) for address, number in rows if int(number, 16) == port
+    }

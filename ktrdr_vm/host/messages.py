@@ -1,4 +1,5 @@
-"""Messages between two processes of this program: JSON objects whose fields are known. The other side may be the guest's."""
+"""Messages between two processes of this program: JSON objects whose fields are known. The other side may be the
+guest's."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ def find_mounts(beneath: Path) -> list[MountFacts]:
 
 
 def bind_readonly(source: int, target: Path) -> None:
-    """Bind the folder behind a descriptor at `target`: read-only, no setuid, no devices, without the mounts beneath it."""
+    """Bind the folder behind a descriptor at `target`: read-only, no setuid, no devices, without the mounts beneath
+    it."""
     path = f"/proc/self/fd/{source}".encode()
     _call(_LIBC.mount(path, os.fsencode(target), None, _MS_BIND, None), "bind", target)
     flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV
@@ -58,4 +59,8 @@ def unmount(target: Path) -> None:
 def _call(result: int, doing: str, target: Path) -> None:
     if result != 0:
         number = ctypes.get_errno()
-        raise HostError(f"cannot {doing}: {os.strerror(number)}", where=str(target), hint="run as root, on a host that allows mounts")
+        raise HostError(
+            f"cannot {doing}: {os.strerror(number)}",
+            where=str(target),
+            hint="run as root, on a host that allows mounts",
+        )

@@ -21,7 +21,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def exists(name: str) -> bool:
-    """True for a namespace of that name, and for what a crash has left of one: a file that no namespace is mounted on."""
+    """True for a namespace of that name, and for what a crash has left of one: a file that no namespace is mounted
+    on."""
     return os.path.lexists(FOLDER / name)
 
 
@@ -105,11 +106,15 @@ def _enter(descriptor: int, name: str) -> None:
     if number == errno.EINVAL:
         raise _make_absent_error(name)
     raise HostError(
-        f"the network namespace {name} cannot be entered: {os.strerror(number)}", where=str(FOLDER / name), hint="run the command with sudo"
+        f"the network namespace {name} cannot be entered: {os.strerror(number)}",
+        where=str(FOLDER / name),
+        hint="run the command with sudo",
     )
 
 
 def _make_absent_error(name: str) -> ProvisionError:
     return ProvisionError(
-        f"there is no network namespace {name}", where=str(FOLDER), hint="`ktrdr-vm list` shows the instances; `ktrdr-vm apply` again"
+        f"there is no network namespace {name}",
+        where=str(FOLDER),
+        hint="`ktrdr-vm list` shows the instances; `ktrdr-vm apply` again",
     )

@@ -29,14 +29,16 @@ def load_ruleset(ruleset: str | Path, namespace: str = "") -> None:
 
 
 def list_tables(prefix: str) -> list[str]:
-    """Tables of the family inet whose name begins so. HostError if nft fails: a failed listing does not mean that there are none."""
+    """Tables of the family inet whose name begins so. HostError if nft fails: a failed listing does not mean that there
+    are none."""
     listed = process.run(["nft", "-j", "list", "tables", "inet"], timeout=30)
     tables = [entry["table"]["name"] for entry in json.loads(listed.stdout)["nftables"] if "table" in entry]
     return sorted(name for name in tables if name.startswith(prefix))
 
 
 def read_comment(table: str, namespace: str = "") -> str | None:
-    """The comment of the table, or an empty text; None if the table does not exist. nft 1.0 prints it in text only, not in JSON."""
+    """The comment of the table, or an empty text; None if the table does not exist. nft 1.0 prints it in text only, not
+    in JSON."""
     with inside(namespace):
         listed = process.run(["nft", "-t", "list", "table", "inet", table], timeout=30, check=False)
     if listed.exit_code != 0:
@@ -53,7 +55,9 @@ def list_ruleset() -> Table:
     """All tables of the host, of any program."""
     listed = process.run(["nft", "-j", "list", "ruleset"], timeout=30, check=False)
     if listed.exit_code != 0:
-        raise HostError(f"nft cannot list the rules: {listed.error_text[-200:]}", where="nft", hint="load the kernel's nf_tables")
+        raise HostError(
+            f"nft cannot list the rules: {listed.error_text[-200:]}", where="nft", hint="load the kernel's nf_tables"
+        )
     found: Table = json.loads(listed.stdout)["nftables"]
     return found
 
@@ -71,7 +75,8 @@ def list_table(table: str, namespace: str = "") -> Table | None:
 
 
 def has_element(table: str, name: str, element: str, namespace: str = "") -> bool:
-    """True if a packet with this value matches the set now. `element` is an address, or an address, ` . ` and a port."""
+    """True if a packet with this value matches the set now. `element` is an address, or an address, ` . ` and a
+    port."""
     with inside(namespace):
         got = process.run(["nft", "get", "element", "inet", table, name, f"{{ {element} }}"], timeout=30, check=False)
     if got.exit_code != 0 and not _is_absent(got):
@@ -101,7 +106,9 @@ def _is_absent(listed: process.Completed) -> bool:
 
 
 def _cannot_list(table: str, listed: process.Completed) -> ProvisionError:
-    return ProvisionError(f"nft cannot list the table: {listed.error_text}", where=table, hint="`ktrdr-vm doctor` checks nft")
+    return ProvisionError(
+        f"nft cannot list the table: {listed.error_text}", where=table, hint="`ktrdr-vm doctor` checks nft"
+    )
 
 
 def _strip(value: Any) -> Any:

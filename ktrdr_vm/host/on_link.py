@@ -1,4 +1,5 @@
-"""The addresses of this host and the networks of its interfaces, whose other hosts are neighbours, whatever their address."""
+"""The addresses of this host and the networks of its interfaces, whose other hosts are neighbours, whatever their
+address."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _DOCUMENTATION = tuple(IPv4Network(text) for text in ("192.0.2.0/24", "198.51.10
 
 
 def find_on_link(networks: Iterable[Path] = (_NETWORK, _OUTSIDE)) -> tuple[IPv4Network, ...]:
-    """The IPv4 networks of the main routing table that are reached without a gateway, and the addresses of the host; sorted."""
+    """The IPv4 networks of the main routing table that are reached without a gateway, and the addresses of the host;
+    sorted."""
     found: list[IPv4Network] = []
     for network in networks:
         # A kernel without IPv4 routes has no IPv4 neighbours.
@@ -31,7 +33,8 @@ def find_on_link(networks: Iterable[Path] = (_NETWORK, _OUTSIDE)) -> tuple[IPv4N
 
 
 def _parse_local(lines: list[str]) -> Iterable[IPv4Network]:
-    """The addresses of the host in the kernel's trie of routes: a line with an address, then those that say what it is."""
+    """The addresses of the host in the kernel's trie of routes: a line with an address, then those that say what it
+    is."""
     address = ""
     for line in lines:
         if "|-- " in line:

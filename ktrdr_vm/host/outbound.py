@@ -1,4 +1,5 @@
-"""Whether connections that this host opens itself reach the outside. The guard connects directly, and through no proxy."""
+"""Whether connections that this host opens itself reach the outside. The guard connects directly, and through no
+proxy."""
 
 from __future__ import annotations
 

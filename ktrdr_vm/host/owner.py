@@ -21,9 +21,11 @@ def find_owner() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def reading_as(owner: tuple[int, int]) -> Iterator[None]:
-    """In the block, this thread opens files with the permissions of `owner` (uid, gid). No effect if the process is `owner`.
+    """In the block, this thread opens files with the permissions of `owner` (uid, gid). No effect if the process is
+    `owner`.
 
-    It sets the file system uid and gid of the kernel, so that access is refused as for that user, parent folders included.
+    It sets the file system uid and gid of the kernel, so that access is refused as for that user, parent folders
+    included.
     """
     if os.geteuid() != 0 or owner[0] == 0:
         yield
@@ -38,7 +40,8 @@ def reading_as(owner: tuple[int, int]) -> Iterator[None]:
 
 
 def may_read(facts: os.stat_result, owner: tuple[int, int]) -> bool:
-    """True if `owner` may read a file by its mode. Supplementary groups are ignored: those of this thread are those of root."""
+    """True if `owner` may read a file by its mode. Supplementary groups are ignored: those of this thread are those of
+    root."""
     if os.geteuid() != 0 or owner[0] == 0:
         return True
     bit = stat.S_IRUSR if facts.st_uid == owner[0] else stat.S_IRGRP if facts.st_gid == owner[1] else stat.S_IROTH

@@ -1,4 +1,5 @@
-"""The sources of the package clients of the host, so that the mirror of a company works and no registry is hard-coded."""
+"""The sources of the package clients of the host, so that the mirror of a company works and no registry is
+hard-coded."""
 
 from __future__ import annotations
 
@@ -26,10 +27,11 @@ Owner = tuple[int, int]
 
 @dataclass(frozen=True)
 class Sources:
-    """What a package client of the host asks: its destinations, sorted; the same settings for the client in the guest, as files.
+    """What a package client of the host asks: its destinations, sorted; the same settings for the client in the guest,
+    as files.
 
-    A file is its path in the guest and its text, without credentials. `authority` is a file of the host with the certificates that the
-    client trusts, or empty.
+    A file is its path in the guest and its text, without credentials. `authority` is a file of the host with the
+    certificates that the client trusts, or empty.
     """
 
     destinations: tuple[Destination, ...]
@@ -38,7 +40,8 @@ class Sources:
 
 
 def find_sources(preset: str, owner: tuple[int, int]) -> Sources:
-    """The sources of one of `PRESETS`, as configured for the clients of `owner`. HostError if a client cannot be run."""
+    """The sources of one of `PRESETS`, as configured for the clients of `owner`. HostError if a client cannot be
+    run."""
     found = PRESETS[preset](owner)
     if not found.destinations:
         raise HostError(
@@ -58,8 +61,8 @@ def _ask_apt(owner: Owner) -> Sources:
 def parse_apt_uris(listed: str, read: Callable[[str], str]) -> list[Destination]:
     """The destinations of the output of `apt-get --print-uris update`. `read` returns a file of the host.
 
-    Cloud images list their mirrors in a file (`mirror+file:`), of which apt may take any. HostError if a list is on the network, because
-    nothing is fetched for a plan.
+    Cloud images list their mirrors in a file (`mirror+file:`), of which apt may take any. HostError if a list is on the
+    network, because nothing is fetched for a plan.
     """
     urls = []
     for line in listed.splitlines():
@@ -90,18 +93,20 @@ def parse_apt_uris(listed: str, read: Callable[[str], str]) -> list[Destination]
 def _ask_pip(owner: Owner) -> Sources:
     # The interpreter of this program may lack pip; users configure the pip of the host.
     script = (
-        "import json\n"
-        "from pip._internal.configuration import Configuration as C\n"
-        "from pip._internal.models.index import PyPI\n"
-        "c = C(isolated=False); c.load(); v = dict(c.items())\n"
-        "flat = {k: x for d in v.values() for k, x in d.items()} if v and isinstance(next(iter(v.values())), dict) else v\n"
-        "pick = lambda end: [w for k, x in flat.items() if k.split('.', 1)[-1] == end for w in str(x).split()]\n"
-        "default = [PyPI.simple_url, 'https://' + PyPI.file_storage_domain]\n"
-        "print(json.dumps({'index': pick('index-url'), 'extra': pick('extra-index-url'), 'cert': pick('cert'), 'default': default}))\n"
+        "import json\nfrom pip._internal.configuration import Configuration as C\nfrom pip._internal.models.index"
+        " import PyPI\nc = C(isolated=False); c.load(); v = dict(c.items())\nflat = {k: x for d in v.values() for k, x"
+        " in d.items()} if v and isinstance(next(iter(v.values())), dict) else v\npick = lambda end: [w for k, x in"
+        " flat.items() if k.split('.', 1)[-1] == end for w in str(x).split()]\ndefault = [PyPI.simple_url, 'https://' +"
+        " PyPI.file_storage_domain]\nprint(json.dumps({'index': pick('index-url'), 'extra': pick('extra-index-url'),"
+        " 'cert': pick('cert'), 'default': default}))\n"
     )
     said = _parse(_ask(["python3", "-c", script], owner), "pip")
-    index, extra, cert, default = ([str(one) for one in said.get(key, ())] for key in ("index", "extra", "cert", "default"))
-    return Sources(_sort(_destinations([*(index or default), *extra])), _render_pip(index, extra), cert[-1] if cert else "")
+    index, extra, cert, default = (
+        [str(one) for one in said.get(key, ())] for key in ("index", "extra", "cert", "default")
+    )
+    return Sources(
+        _sort(_destinations([*(index or default), *extra])), _render_pip(index, extra), cert[-1] if cert else ""
+    )
 
 
 def _render_pip(index: list[str], extra: list[str]) -> tuple[tuple[str, str], ...]:
@@ -113,7 +118,11 @@ def _render_pip(index: list[str], extra: list[str]) -> tuple[tuple[str, str], ..
 
 def _ask_npm(owner: Owner) -> Sources:
     said = _parse(_ask(["npm", "config", "list", "--json"], owner), "npm")
-    registries = {key: str(value) for key, value in said.items() if key == "registry" or re.fullmatch(r"@[a-z0-9._~-]+:registry", key)}
+    registries = {
+        key: str(value)
+        for key, value in said.items()
+        if key == "registry" or re.fullmatch(r"@[a-z0-9._~-]+:registry", key)
+    }
     lines = [f"{key}={urls[0]}" for key, value in sorted(registries.items()) if (urls := _list_public([value]))]
     text = "\n".join([*lines, ""])
     # Debian's npm reads the first as its global settings, that of its makers the second.
@@ -128,7 +137,9 @@ def _parse(said: str, client: str) -> dict[str, Any]:
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise HostError(f"the settings of {client} could not be read: no JSON", where=client, hint="name the hosts in the profile")
+        raise HostError(
+            f"the settings of {client} could not be read: no JSON", where=client, hint="name the hosts in the profile"
+        )
     return content
 
 
@@ -156,7 +167,9 @@ def _ask(argv: list[str], owner: Owner) -> str:
     home = _find_home(owner[0])
     path = os.environ.get("PATH", process.SYSTEM_PATH)
     try:
-        return process.run(argv, timeout=30, environment={"HOME": home, "PATH": path}, cwd=Path("/"), user=user, group=group).text
+        return process.run(
+            argv, timeout=30, environment={"HOME": home, "PATH": path}, cwd=Path("/"), user=user, group=group
+        ).text
     except KtrdrError as error:
         raise HostError(
             f"the sources of {argv[0]} could not be read: {error.message[:200]}",

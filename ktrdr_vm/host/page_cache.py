@@ -1,7 +1,7 @@
 """Which pages of a file are in the page cache, and reading those ahead that a process will need.
 
-The first fork after a reboot faults on each page of the template's memory that it touches, one read of the disk after another. Which
-those are is known after one such fork: they are then what the cache has of the file.
+The first fork after a reboot faults on each page of the template's memory that it touches, one read of the disk after
+another. Which those are is known after one such fork: they are then what the cache has of the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def find_cached(path: Path) -> bytes:
-    """One byte for each page of the file, 1 if the page cache has it. OSError if this user may not know, or there is no such file."""
+    """One byte for each page of the file, 1 if the page cache has it. OSError if this user may not know, or there is no
+    such file."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
@@ -45,7 +46,8 @@ def find_cached(path: Path) -> bytes:
 
 
 def remember_cached(path: Path, record: Path) -> bool:
-    """Write down what the cache has of the file, unless that was done or it is too much to be what one process needed."""
+    """Write down what the cache has of the file, unless that was done or it is too much to be what one process
+    needed."""
     if record.exists():
         return False
     try:

@@ -1,27 +1,27 @@
 """Every name on disk. docs/files.md explains them.
 
-$KTRDR_VM_HOME/                          default /var/lib/ktrdr-vm; 0711, so QEMU's user can traverse and nobody can list
-  images/<digest>/                       disk, kernel, initrd, manifest (the image store)
-  templates/<key>/                       saved VMs
-  locks/<instance_id>.lock               flock of the process that changes the instance; locks/slots.lock for allocation
+$KTRDR_VM_HOME/                      default /var/lib/ktrdr-vm; 0711: QEMU's user can traverse, nobody can list
+  images/<digest>/                   disk, kernel, initrd, manifest (the image store)
+  templates/<key>/                   saved VMs
+  locks/<instance_id>.lock           flock of the process that changes the instance; locks/slots.lock for allocation
   instances/<instance_id>/
-    journal.json                         recorded resources, their state, allocated values
+    journal.json                     recorded resources, their state, allocated values
     overlay.qcow2 seed.iso console.log
-    saved                                the state of the VM while it is suspended
-    snapshots/<name>/                    disk.qcow2, manifest.json: what another instance can be created from
-    ssh/                                 host_key, host_key.pub, login_key, login_key.pub, known_hosts
-    guard/                               proxy.cfg, *.names, *.suffixes, egress.json, guard.lock, control.sock, guard.log
-    loose/                               files.tar, names.json: uncommitted files of the workspace, for the fresh VM of a verification
-    mounts/<n>                           read-only binds that virtiofs serves
-    egress.jsonl                         the ledger
-    escalations/e<n>.json                requests of its agent and the answers; stop.json is the checkpoint of a run that waits
-  ssh/<instance_id>.ktrdr                a link to the folder of its keys, for one block of OpenSSH's configuration
-  runs/<instance_id>/<run_id>/           the evidence of one run; `latest` points to the newest; host/runs.py opens what is in it
-  digests/<instance_id>/<run_id>.json    digests of its files at the time when it was handed over
-  attestation-key attestation-key.pub    the key that signs attestations, and its public key
-  spool/                                 requests that run on this host, with their attempts; places/spool.py has its names
-  workspaces/<request_id>/               the workspace of a request, made again while it runs
-  submitted/<request_id>.json            requests that were sent from here, and where to
+    saved                            the state of the VM while it is suspended
+    snapshots/<name>/                disk.qcow2, manifest.json: what another instance can be created from
+    ssh/                             host_key, host_key.pub, login_key, login_key.pub, known_hosts
+    guard/                           proxy.cfg, *.names, *.suffixes, egress.json, guard.lock, control.sock, guard.log
+    loose/                           files.tar, names.json: uncommitted files, for the fresh VM of a verification
+    mounts/<n>                       read-only binds that virtiofs serves
+    egress.jsonl                     the ledger
+    escalations/e<n>.json            requests and answers; stop.json is the checkpoint of a run that waits
+  ssh/<instance_id>.ktrdr            a link to the folder of its keys, for one block of OpenSSH's configuration
+  runs/<instance_id>/<run_id>/       the evidence of one run; `latest` points to the newest; host/runs.py opens it
+  digests/<instance_id>/<run_id>.json digests of its files at the time when it was handed over
+  attestation-key attestation-key.pub the key that signs attestations, and its public key
+  spool/                             requests that run on this host, with their attempts; places/spool.py has its names
+  workspaces/<request_id>/           the workspace of a request, made again while it runs
+  submitted/<request_id>.json        requests that were sent from here, and where to
 """
 
 from __future__ import annotations
@@ -108,7 +108,10 @@ class Home:
             raise HostError(
                 f"other users can change the state directory: {changeable}",
                 where=str(self.root),
-                hint=f"chown it to the user of ktrdr-vm and `chmod go-w {changeable}`, or set $KTRDR_VM_HOME to another folder",
+                hint=(
+                    f"chown it to the user of ktrdr-vm and `chmod go-w {changeable}`, or set $KTRDR_VM_HOME to another"
+                    " folder"
+                ),
             )
         try:
             for directory in (self.root, self.images, self.templates, self.instances):
@@ -187,7 +190,8 @@ class InstancePaths:
 
     @property
     def loose(self) -> Path:
-        """The uncommitted files of the workspace as the gates of the base had them, for the fresh VM of the verification."""
+        """The uncommitted files of the workspace as the gates of the base had them, for the fresh VM of the
+        verification."""
         return self.directory / "loose"
 
     @property
@@ -201,7 +205,8 @@ class InstancePaths:
 
 def find_home() -> Home:
     """`$KTRDR_VM_HOME`, or the default."""
-    # Resolved, because marks of taps and tables contain a digest of it: two spellings of one folder are one state directory.
+    # Resolved, because marks of taps and tables contain a digest of it: two spellings of one folder are one state
+    # directory.
     root = Path(os.environ.get("KTRDR_VM_HOME") or _find_default()).resolve()
     if not _PLAIN.fullmatch(str(root)):
         raise UsageError(
@@ -240,6 +245,7 @@ def list_shipped(kind: str) -> list[str]:
 
 
 def find_shipped_folder() -> Path:
-    """The folder of profiles/, playbooks/, images/ and dashboards/: `shipped` in an installed package, the top of a checkout."""
+    """The folder of profiles/, playbooks/, images/ and dashboards/: `shipped` in an installed package, the top of a
+    checkout."""
     installed = PACKAGE / "shipped"
     return installed if installed.is_dir() else PROJECT

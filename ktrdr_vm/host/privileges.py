@@ -17,7 +17,8 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 class _SealedImports:
-    """Finds no module, and prints the name of the requested one to standard error: it should have been imported before."""
+    """Finds no module, and prints the name of the requested one to standard error: it should have been imported
+    before."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -26,14 +27,16 @@ class _SealedImports:
         if name not in self._told:
             self._told.add(name)
             os.write(2, f"the module {name} was imported after the privileges were dropped\n".encode())
-        raise ModuleNotFoundError(f"No module named {name!r}: it must be imported before the privileges are dropped", name=name)
+        raise ModuleNotFoundError(
+            f"No module named {name!r}: it must be imported before the privileges are dropped", name=name
+        )
 
 
 def seal_imports() -> None:
     """Disable imports of all modules that are not built in.
 
-    The new user of a process may not be able to read this program or the library of Python, for example in a folder of mode
-    0700. Imports are disabled everywhere, so that tests find this too.
+    The new user of a process may not be able to read this program or the library of Python, for example in a folder of
+    mode 0700. Imports are disabled everywhere, so that tests find this too.
     """
     sys.meta_path[:] = [BuiltinImporter, FrozenImporter, _SealedImports()]
 
@@ -58,7 +61,8 @@ def leave_network() -> None:
 
 
 def exec_unconfined() -> None:
-    """Let the next program of this process run without an AppArmor profile of its path. No effect where there is no AppArmor."""
+    """Let the next program of this process run without an AppArmor profile of its path. No effect where there is no
+    AppArmor."""
     for place in ("apparmor/exec", "exec"):
         with contextlib.suppress(OSError):
             Path("/proc/self/attr", place).write_text("exec unconfined")

@@ -1,4 +1,5 @@
-"""The only file that starts programs: an argument list, closed standard input, an explicit environment, and a time limit."""
+"""The only file that starts programs: an argument list, closed standard input, an explicit environment, and a time
+limit."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DRAIN = 5.0
 _ENVIRONMENT = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
 # Folders for sys.path, then a module, whose `main` is called with the following words as sys.argv[1:].
-_MAIN = "import sys; sys.path += sys.argv[1].split(':'); del sys.argv[:2]; __import__(sys.argv[0], fromlist=['main']).main()"
+_MAIN = (
+    "import sys; sys.path += sys.argv[1].split(':'); del sys.argv[:2]; __import__(sys.argv[0],"
+    " fromlist=['main']).main()"
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ _secrets: set[bytes] = set()
 
 
 def observe(observer: Callable[[ProgramCall], None]) -> None:
-    """Call `observer` with every program that this process calls from now on: at its end, or at its start if it keeps running."""
+    """Call `observer` with every program that this process calls from now on: at its end, or at its start if it keeps
+    running."""
     _observers.append(observer)
 
 
@@ -76,7 +81,10 @@ def find_program(name: str) -> Path | None:
 def require_program(name: str) -> Path:
     found = find_program(name)
     if found is None:
-        raise HostError(f"the program {name} is not installed", hint="`ktrdr-vm doctor` lists all that is missing, and how to install it")
+        raise HostError(
+            f"the program {name} is not installed",
+            hint="`ktrdr-vm doctor` lists all that is missing, and how to install it",
+        )
     return found
 
 
@@ -100,7 +108,9 @@ def run(
     """
     arguments = [str(word) for word in argv]
     program = arguments[0] if "/" in arguments[0] else str(require_program(arguments[0]))
-    call = ProgramCall((program, *arguments[1:]), cwd, user, group, dict(environment or {}), len(stdin), tuple(pass_fds))
+    call = ProgramCall(
+        (program, *arguments[1:]), cwd, user, group, dict(environment or {}), len(stdin), tuple(pass_fds)
+    )
     try:
         started = subprocess.Popen(
             call.argv,
@@ -121,7 +131,11 @@ def run(
         raise HostError(
             f"{arguments[0]} cannot be started{f' in {cwd}' if cwd else ''}: {error.strerror}",
             where=" ".join(arguments)[:200],
-            hint="check the permissions of the folder and of those above it" if cwd else "`ktrdr-vm doctor` checks the host",
+            hint=(
+                "check the permissions of the folder and of those above it"
+                if cwd
+                else "`ktrdr-vm doctor` checks the host"
+            ),
         ) from None
     with started as process:
         try:
@@ -190,10 +204,13 @@ def start(
 def start_module(module: str, words: Sequence[str | Path], **options: Any) -> subprocess.Popen[bytes]:
     """Start the `main` of a module of this program as a process. `options` are those of `start`; it runs in /.
 
-    Isolated: imports do not depend on variables, on folders of the user or on the current folder, which may be an untrusted branch. Without
-    `site`, because its hooks for an editable installation take longer than the start of the guard. It writes no bytecode.
+    Isolated: imports do not depend on variables, on folders of the user or on the current folder, which may be an
+    untrusted branch. Without `site`, because its hooks for an editable installation take longer than the start of the
+    guard. It writes no bytecode.
     """
-    return start([sys.executable, "-I", "-S", "-B", "-c", _MAIN, _module_folders(), module, *words], cwd=Path("/"), **options)
+    return start(
+        [sys.executable, "-I", "-S", "-B", "-c", _MAIN, _module_folders(), module, *words], cwd=Path("/"), **options
+    )
 
 
 def _module_folders() -> str:

@@ -14,7 +14,8 @@ _UNSAFE = re.compile(r"[^ -~]+")
 
 @dataclass(frozen=True)
 class ProgramCall:
-    """A program as `host/process.py` calls it. `outcome` is its result, or that it is still running; `stdin_size` is in bytes."""
+    """A program as `host/process.py` calls it. `outcome` is its result, or that it is still running; `stdin_size` is in
+    bytes."""
 
     argv: tuple[str, ...]
     cwd: Path | None = None
@@ -62,6 +63,7 @@ def quote(word: str) -> str:
     ends = f"'{word[len(body) :]}'" if body != word else ""
     # In the operand of %b an octal escape begins with \0.
     octal = "".join(
-        chr(byte) if 32 <= byte <= 126 and byte not in b"\\'" else f"\\0{byte:03o}" for byte in body.encode("utf-8", "surrogateescape")
+        chr(byte) if 32 <= byte <= 126 and byte not in b"\\'" else f"\\0{byte:03o}"
+        for byte in body.encode("utf-8", "surrogateescape")
     )
     return f"\"$(printf %b '{octal}')\"{ends}"

@@ -1,6 +1,7 @@
 """Run directories that come from another host: written apart, then given their name beneath `runs/`.
 
-The bytes are those of the other host. Names are checked by the caller and written without following links; an existing run is kept.
+The bytes are those of the other host. Names are checked by the caller and written without following links; an existing
+run is kept.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Origin:
 
 
 @contextlib.contextmanager
-def receive_run(home: Home, instance_id: str, run_id: str, origin: Origin, owner: tuple[int, int], *, here: bool = False) -> Iterator[Path]:
+def receive_run(
+    home: Home, instance_id: str, run_id: str, origin: Origin, owner: tuple[int, int], *, here: bool = False
+) -> Iterator[Path]:
     """A folder to write a run into. At the end of the block it becomes the run; an exception removes it.
 
     `here` says that the run happened in this state directory: its own directory is replaced.
@@ -41,7 +44,9 @@ def receive_run(home: Home, instance_id: str, run_id: str, origin: Origin, owner
     path = home.run(instance_id, run_id)
     path.parent.mkdir(mode=0o711, exist_ok=True)
     if os.path.lexists(path) and not here and read_origin(path) != origin:
-        raise UsageError("there is another run of this name", where=str(path), hint="rename or remove it, then fetch again")
+        raise UsageError(
+            "there is another run of this name", where=str(path), hint="rename or remove it, then fetch again"
+        )
     made = path.with_name(f".{run_id}.received")
     remove_run(made)
     made.mkdir(mode=0o700)

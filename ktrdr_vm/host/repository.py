@@ -15,8 +15,9 @@ from ktrdr_vm.host.git import COMMIT, COMPLETE, View, open_view
 class Repository:
     """The state of a checked-out Git repository. `branch` is empty on a detached HEAD.
 
-    `ref`, if set, is the source of `commit` instead, as for commits that were fetched from a guest; HEAD is `commit` itself. `workspace`
-    is the folder that a user named, from which the repository is opened each time; `common` is the resolved folder of its objects and refs.
+    `ref`, if set, is the source of `commit` instead, as for commits that were fetched from a guest; HEAD is `commit`
+    itself. `workspace` is the folder that a user named, from which the repository is opened each time; `common` is the
+    resolved folder of its objects and refs.
     """
 
     root: Path
@@ -34,12 +35,16 @@ class Repository:
 
 
 def find_repository(directory: Path, source: str = ".") -> Repository:
-    """The repository of the folder `source` of a workspace. UsageError if there is none, if it has no commit, or if it is elsewhere.
+    """The repository of the folder `source` of a workspace. UsageError if there is none, if it has no commit, or if it
+    is elsewhere.
 
-    `directory` was named by a user, so its links are followed. `source` is from a profile: it is opened without following links.
+    `directory` was named by a user, so its links are followed. `source` is from a profile: it is opened without
+    following links.
     """
     if not directory.is_dir():
-        raise UsageError("the workspace cannot be opened as a folder", where=str(directory), hint="name a folder with --workspace")
+        raise UsageError(
+            "the workspace cannot be opened as a folder", where=str(directory), hint="name a folder with --workspace"
+        )
     workspace = directory.resolve()
     place = Place(workspace).join(source)
     top = find_top(place)
@@ -54,7 +59,11 @@ def find_repository(directory: Path, source: str = ".") -> Repository:
             )
         # A linked worktree can be anywhere; the name is that of the main repository.
         common = view.checkout.common_path
-        branch = view.checkout.head.removeprefix("ref: refs/heads/") if view.checkout.head.startswith("ref: refs/heads/") else ""
+        branch = (
+            view.checkout.head.removeprefix("ref: refs/heads/")
+            if view.checkout.head.startswith("ref: refs/heads/")
+            else ""
+        )
         name = common.parent.name if common.name == ".git" else common.name.removesuffix(".git")
         return Repository(top.path, branch, commit, view.checkout.owner, name, workspace=workspace, common=common)
 
@@ -62,7 +71,9 @@ def find_repository(directory: Path, source: str = ".") -> Repository:
 def resolve_commit(repository: Repository, word: str) -> str:
     """The commit of a ref or commit id; empty if there is none. `word` has passed `require_ref` or `require_commit`."""
     with open_view(repository.place) as view:
-        found = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{word}^{{commit}}", check=False).text.strip()
+        found = view.git(
+            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{word}^{{commit}}", check=False
+        ).text.strip()
     return found if COMMIT.fullmatch(found) else ""
 
 
@@ -70,9 +81,13 @@ def find_commit(view: View, word: str, where: str) -> str:
     """The commit that a word of the caller names: a branch, a tag, an id. UsageError at `where` if it names none."""
     commit = ""
     if word.isprintable():
-        commit = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{word}^{{commit}}", check=False).text.strip()
+        commit = view.git(
+            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{word}^{{commit}}", check=False
+        ).text.strip()
     if not COMMIT.fullmatch(commit):
         raise UsageError(
-            f"{word[:200]!a} names no commit of this repository", where=where, hint="name a branch, a tag or a commit; `git fetch` it first"
+            f"{word[:200]!a} names no commit of this repository",
+            where=where,
+            hint="name a branch, a tag or a commit; `git fetch` it first",
         )
     return commit

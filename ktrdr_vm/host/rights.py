@@ -1,7 +1,7 @@
 """The permissions in the state directory: one table, by which names are created and checked.
 
-Copies and bind mounts never have weaker permissions than their source. A user who may traverse a folder may open nothing in it that
-the table does not list.
+Copies and bind mounts never have weaker permissions than their source. A user who may traverse a folder may open
+nothing in it that the table does not list.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ QEMU_USER = "libvirt-qemu"
 
 @dataclass(frozen=True)
 class Right:
-    """`pattern` is beneath the state directory, `mode` is the maximum. `group`: that of QEMU, of the proxy, or of root."""
+    """`pattern` is beneath the state directory, `mode` is the maximum. `group`: that of QEMU, of the proxy, or of
+    root."""
 
     pattern: str
     mode: int
@@ -39,8 +40,14 @@ TABLE = (
     Right("instances/*/vmlinuz", 0o444),
     Right("instances/*/initrd", 0o444),
     Right("instances/*/guard/proxy.cfg", 0o440, "proxy"),
-    *(Right(f"instances/*/guard/*.{kind}", 0o440, "proxy") for kind in ("names", "suffixes", "granted", "granted_suffixes")),
-    *(Right(f"instances/*/guard/{name}", 0o440, "proxy") for name in ("given.addresses", "broker.values", "broker.open")),
+    *(
+        Right(f"instances/*/guard/*.{kind}", 0o440, "proxy")
+        for kind in ("names", "suffixes", "granted", "granted_suffixes")
+    ),
+    *(
+        Right(f"instances/*/guard/{name}", 0o440, "proxy")
+        for name in ("given.addresses", "broker.values", "broker.open")
+    ),
     Right("instances/*/guard", 0o711),
     Right("instances/*/*/*", 0o700),
     Right("instances/*", 0o711),
@@ -69,14 +76,16 @@ def set_rights(path: Path, home: Path, *, group: int = -1) -> None:
 
 
 def make_private(*folders: Path) -> None:
-    """Create folders, outermost first, for their owner only. `mkdir(parents=True)` would create parents with the mode of the umask."""
+    """Create folders, outermost first, for their owner only. `mkdir(parents=True)` would create parents with the mode
+    of the umask."""
     for folder in folders:
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
 
 
 def find_open(home: Path, beneath: Path | None = None) -> list[str]:
-    """Names with more permissions than in the table, each with its mode. Links are not followed, and bind mounts not entered."""
+    """Names with more permissions than in the table, each with its mode. Links are not followed, and bind mounts not
+    entered."""
     found = []
     for folder, folders, files in os.walk(beneath or home):
         here = Path(folder)

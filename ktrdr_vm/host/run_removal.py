@@ -21,20 +21,28 @@ def find_sums(path: Path) -> Path:
 
 
 def collect_runs(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
-    """Remove the evidence of runs that ended KEPT_DAYS ago; the newest of an existing instance is kept. Rows are those of `gc`."""
+    """Remove the evidence of runs that ended KEPT_DAYS ago; the newest of an existing instance is kept. Rows are those
+    of `gc`."""
     living = {path.name for path in list_directories(home)}
     rows = []
     for folder in sorted(home.runs.iterdir()) if home.runs.is_dir() else ():
         if folder.is_symlink() or not folder.is_dir() or is_locked(home.lock(folder.name)):
             continue
         found = sorted(
-            (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()), key=lambda path: path.lstat().st_mtime
+            (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()),
+            key=lambda path: path.lstat().st_mtime,
         )
         old = [path for path in found if time.time() - path.lstat().st_mtime > KEPT_DAYS * 86400]
         if folder.name in living:
             old = [path for path in old if path != found[-1]]
         for path in old:
-            rows.append({"action": "would remove" if dry_run else "removed", "instance_id": f"{folder.name}/{path.name}", "reason": _OLD})
+            rows.append(
+                {
+                    "action": "would remove" if dry_run else "removed",
+                    "instance_id": f"{folder.name}/{path.name}",
+                    "reason": _OLD,
+                }
+            )
             if not dry_run:
                 remove_run(path)
         if not dry_run and len(old) == len(found):

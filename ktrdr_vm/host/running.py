@@ -1,4 +1,5 @@
-"""Processes on this host, found by their arguments and ended by their pidfd; neither a PID file nor a name alone is trusted."""
+"""Processes on this host, found by their arguments and ended by their pidfd; neither a PID file nor a name alone is
+trusted."""
 
 from __future__ import annotations
 

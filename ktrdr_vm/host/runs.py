@@ -1,9 +1,9 @@
 """The run directories on disk. Only this file opens paths beneath `runs/`.
 
-During a run its directory belongs to root. At its end a digest of each file is stored elsewhere, and the directory is given to the user
-who started the run. From then on each name in it may be a link, a pipe or another file: it is opened by descriptor, without following
-links, and only a regular file of that user is read. A continued run gets a new directory, with the files whose digests
-are unchanged.
+During a run its directory belongs to root. At its end a digest of each file is stored elsewhere, and the directory is
+given to the user who started the run. From then on each name in it may be a link, a pipe or another file: it is opened
+by descriptor, without following links, and only a regular file of that user is read. A continued run gets a new
+directory, with the files whose digests are unchanged.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ MAX_LINE = 4 * 1024 * 1024
 _MAX_NAMES = 100_000
 
 
-# -- during a run ---------------------------------------------------------------------------------------------------------
+# -- during a run ------------------------------------------------------------------------------------------------------
 
 
 def create_run(home: Home, instance_id: str, run_id: str, *, continued: bool = False) -> Path:
-    """The directory of a run, for root only until `hand_over`. `continued` copies the files of an old one whose digests are unchanged."""
+    """The directory of a run, for root only until `hand_over`. `continued` copies the files of an old one whose digests
+    are unchanged."""
     parent = _make_parent(home, instance_id)
     path = parent / run_id
     if continued and os.path.lexists(path):
@@ -50,7 +51,8 @@ def create_run(home: Home, instance_id: str, run_id: str, *, continued: bool = F
 
 
 def require_own(path: Path) -> None:
-    """HostError unless a directory belongs to this user and is no link: root must not write to a folder that another user may change."""
+    """HostError unless a directory belongs to this user and is no link: root must not write to a folder that another
+    user may change."""
     facts = path.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
         raise HostError("the run directory belongs to another user", where=str(path), hint="remove it, then try again")
@@ -74,7 +76,10 @@ def _take_up(path: Path) -> None:
         remove_run(left)
     new.mkdir(mode=0o700)
     for name, digest in FinishedRun(path).digests().items():
-        with contextlib.suppress(OSError, KtrdrError), os.fdopen(open_file(Place(path.parent, (path.name,)), name), "rb") as source:
+        with (
+            contextlib.suppress(OSError, KtrdrError),
+            os.fdopen(open_file(Place(path.parent, (path.name,)), name), "rb") as source,
+        ):
             with os.fdopen(create_file(new, name), "wb") as target:
                 shutil.copyfileobj(source, target)
             with (new / name).open("rb") as copied:
@@ -109,7 +114,7 @@ def _digest_tree(path: Path) -> dict[str, str]:
     return found
 
 
-# -- after a run ----------------------------------------------------------------------------------------------------------
+# -- after a run -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,8 @@ class FinishedRun:
             yield folder, last, owner
 
     def open(self, name: str) -> IO[bytes]:
-        """A file of the run, for reading. FileNotFoundError if there is none; UsageError for a file that the run cannot have written."""
+        """A file of the run, for reading. FileNotFoundError if there is none; UsageError for a file that the run cannot
+        have written."""
         try:
             with self._open_directory(name) as (folder, last, owner):
                 file = os.fdopen(open_regular(last, folder), "rb")
@@ -157,7 +163,9 @@ class FinishedRun:
             content = file.read(limit + 1)
         if len(content) > limit:
             raise UsageError(
-                f"{name} is larger than {limit} bytes", where=str(self.path), hint="runs write no files of this size; the file was changed"
+                f"{name} is larger than {limit} bytes",
+                where=str(self.path),
+                hint="runs write no files of this size; the file was changed",
             )
         return content
 
@@ -225,7 +233,8 @@ class FinishedRun:
             remove_run(folder)
 
     def deliver(self, made: Path, names: tuple[str, ...], owner: tuple[int, int]) -> None:
-        """Move prepared content into the run, with its owner, and replace an existing name. Links are removed, not followed."""
+        """Move prepared content into the run, with its owner, and replace an existing name. Links are removed, not
+        followed."""
         for path in (*made.rglob("*"),):
             os.chown(path, *owner, follow_symlinks=False)
         with open_folder(Place(self.path.parent, (self.path.name,))) as directory, open_folder(made) as source:
@@ -248,7 +257,9 @@ def find_run(home: Home, instance_id: str, run_id: str) -> Path:
     plain = bool(name) and "/" not in name and not name.startswith(".") and "\0" not in name
     if not plain or not os.path.lexists(folder / name) or (name == "latest" and not (folder / name).is_dir()):
         raise UsageError(
-            f"there is no run {run_id} of {instance_id}", where=str(folder), hint="list that folder, or run `ktrdr-vm apply` first"
+            f"there is no run {run_id} of {instance_id}",
+            where=str(folder),
+            hint="list that folder, or run `ktrdr-vm apply` first",
         )
     return folder / name
 

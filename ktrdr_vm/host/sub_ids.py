@@ -40,7 +40,8 @@ def find_map(person: int, group: int) -> tuple[list[Range], list[Range]]:
 
 
 def make_ranges(person: int, first: int, itself: int | None = None) -> list[Range]:
-    """0 is the person; each other id is the sub-id with that offset, except `itself`, which is the same inside and outside."""
+    """0 is the person; each other id is the sub-id with that offset, except `itself`, which is the same inside and
+    outside."""
     if itself is None or not 0 < itself <= MAPPED:
         return [Range(0, person, 1), Range(1, first, MAPPED)]
     parts = [Range(1, first, itself - 1), Range(itself, itself, 1), Range(itself + 1, first + itself, MAPPED - itself)]
@@ -63,7 +64,11 @@ def write_maps(pid: int, users: list[Range], groups: list[Range]) -> None:
         words = [str(number) for one in ranges for number in (one.inside, one.outside, one.count)]
         done = process.run([program, str(pid), *words], timeout=10, check=False)
         if done.exit_code != 0:
-            raise HostError(f"{program} refused the map: {done.error_text}", where=str(_SUBUID), hint="`ktrdr-vm doctor` checks the host")
+            raise HostError(
+                f"{program} refused the map: {done.error_text}",
+                where=str(_SUBUID),
+                hint="`ktrdr-vm doctor` checks the host",
+            )
 
 
 def _find_free() -> str:
@@ -90,7 +95,11 @@ def _parse(path: Path) -> list[tuple[str, int, int]]:
     except OSError:
         return []
     words = [line.strip().split(":") for line in lines]
-    return [(one[0], int(one[1]), int(one[2])) for one in words if len(one) == 3 and one[1].isdecimal() and one[2].isdecimal()]
+    return [
+        (one[0], int(one[1]), int(one[2]))
+        for one in words
+        if len(one) == 3 and one[1].isdecimal() and one[2].isdecimal()
+    ]
 
 
 def _name(person: int) -> str:

@@ -1,7 +1,7 @@
 """virtiofsd, which serves one folder to one QEMU over a socket.
 
-Under root of the host libvirt starts it. In a world this program does: libvirt 9.0 crashes when it plugs in a virtiofs device and has no
-cgroups, and QEMU, another user of the world, must be able to open the socket.
+Under root of the host libvirt starts it. In a world this program does: libvirt 9.0 crashes when it plugs in a virtiofs
+device and has no cgroups, and QEMU, another user of the world, must be able to open the socket.
 """
 
 from __future__ import annotations
@@ -27,12 +27,18 @@ def serve(folder: Path, socket: Path) -> None:
     """Serve `folder` at `socket`, which the group of QEMU may open, until QEMU closes the connection."""
     program = find_virtiofsd()
     if program is None:
-        raise HostError("virtiofsd is not installed, and mounts need it", where=str(PLACES[-1]), hint="apt-get install virtiofsd")
+        raise HostError(
+            "virtiofsd is not installed, and mounts need it", where=str(PLACES[-1]), hint="apt-get install virtiofsd"
+        )
     socket.unlink(missing_ok=True)
-    started = process.start([program, f"--socket-path={socket}", f"--socket-group={QEMU_USER}", "-o", f"source={folder}"])
+    started = process.start(
+        [program, f"--socket-path={socket}", f"--socket-group={QEMU_USER}", "-o", f"source={folder}"]
+    )
     end = time.monotonic() + START_LIMIT
     while not socket.is_socket():
         if started.poll() is not None or time.monotonic() > end:
             started.kill()
-            raise ProvisionError("virtiofsd does not serve the mount", where=str(folder), hint="`ktrdr-vm doctor` checks the host")
+            raise ProvisionError(
+                "virtiofsd does not serve the mount", where=str(folder), hint="`ktrdr-vm doctor` checks the host"
+            )
         time.sleep(_POLL)

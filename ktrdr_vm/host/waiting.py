@@ -13,7 +13,8 @@ EVERY = 30.0
 
 @contextlib.contextmanager
 def announce_wait(note: Callable[[str], None], doing: str, limit: float, *, every: float = EVERY) -> Iterator[None]:
-    """Call `note` from a thread of its own every `every` seconds while the block runs. `limit` is that of the block, in seconds."""
+    """Call `note` from a thread of its own every `every` seconds while the block runs. `limit` is that of the block, in
+    seconds."""
     over, began = threading.Event(), time.monotonic()
 
     def tell() -> None:

@@ -13,12 +13,15 @@ from ktrdr_vm.host import process
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _FIELDS = ("REPO_URI", "RELEASE", "COMPONENT", "ORIGIN")
-_PROXY = re.compile(r'^(Acquire::(?:http|https)::Proxy(?:::[^ ]+)?|Acquire::https::(?:CAInfo|CAPath)(?:::[^ ]+)?) "(.+)";$')
+_PROXY = re.compile(
+    r'^(Acquire::(?:http|https)::Proxy(?:::[^ ]+)?|Acquire::https::(?:CAInfo|CAPath)(?:::[^ ]+)?) "(.+)";$'
+)
 
 
 @dataclass(frozen=True)
 class AptSource:
-    """One archive: its base URL as apt uses it (which may contain a password), and whether it is the security archive."""
+    """One archive: its base URL as apt uses it (which may contain a password), and whether it is the security
+    archive."""
 
     uri: str
     security: bool
@@ -60,7 +63,9 @@ def read_apt_host() -> AptHost:
     return AptHost(main, security, options)
 
 
-def parse_targets(lines: Iterable[str], read_mirror_list: Callable[[str], str]) -> tuple[AptSource | None, AptSource | None]:
+def parse_targets(
+    lines: Iterable[str], read_mirror_list: Callable[[str], str]
+) -> tuple[AptSource | None, AptSource | None]:
     """The main and the security archive among apt's index targets, one a line, the fields tab-separated.
 
     The origin is known only after an `apt-get update`; before it, an archive whose path ends in /debian is used.
@@ -93,7 +98,8 @@ def parse_targets(lines: Iterable[str], read_mirror_list: Callable[[str], str]) 
 
 
 def parse_proxy(lines: Iterable[str]) -> tuple[str, ...]:
-    """Proxy and certificate settings of `apt-config dump`, as lines of an apt.conf. `DIRECT` is kept, because it disables a proxy."""
+    """Proxy and certificate settings of `apt-config dump`, as lines of an apt.conf. `DIRECT` is kept, because it
+    disables a proxy."""
     return tuple(f'{match[1]} "{match[2]}";' for line in lines if (match := _PROXY.fullmatch(line.strip())))
 
 

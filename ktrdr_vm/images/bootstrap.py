@@ -16,7 +16,8 @@ CONTAINED = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-ch
 
 
 def make_source_lines(host: AptHost, suite: str, *, security: bool) -> tuple[str, ...]:
-    """The sources of a build in one-line format. The signing keys are those of the host, because the root has none yet."""
+    """The sources of a build in one-line format. The signing keys are those of the host, because the root has none
+    yet."""
     lines = [f"deb [signed-by={host.keyring}] {host.main.uri} {suite} main"]
     if security and host.security is not None:
         lines.append(f"deb [signed-by={host.keyring}] {host.security.uri} {suite}-security main")
@@ -57,5 +58,7 @@ def run_mmdebstrap(argv: Sequence[str], scratch: Path) -> None:
 
 def read_packages(root: Path) -> dict[str, str]:
     """Package names and versions from the dpkg database in the root."""
-    listing = process.run(["dpkg-query", f"--admindir={root}/var/lib/dpkg", "--show", "--showformat=${Package}\t${Version}\n"], timeout=60)
+    listing = process.run(
+        ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "--show", "--showformat=${Package}\t${Version}\n"], timeout=60
+    )
     return dict(line.split("\t", 1) for line in listing.text.splitlines() if "\t" in line)

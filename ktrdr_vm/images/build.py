@@ -55,13 +55,17 @@ def _build(recipe: Recipe, host: AptHost, store: ImageStore, directory: Path, pr
     if recipe.python:
         progress(f"{recipe.name}: installing {len(recipe.python)} Python packages")
         python_packages.install(root, recipe.python)
-    preloaded = {container.name: _preload(container, recipe, host, root, scratch, progress) for container in recipe.containers}
+    preloaded = {
+        container.name: _preload(container, recipe, host, root, scratch, progress) for container in recipe.containers
+    }
     for place in containers.list_state_to_remove(root):
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     progress(f"{recipe.name}: writing the disk")
     shutil.copyfile(root / f"boot/vmlinuz-{version}", directory / "vmlinuz")
     (scratch / "initrd").mkdir()
-    initrd.build_initrd(root, version, recipe.initrd_modules, recipe.initrd_init, directory / "initrd", scratch / "initrd")
+    initrd.build_initrd(
+        root, version, recipe.initrd_modules, recipe.initrd_init, directory / "initrd", scratch / "initrd"
+    )
     customize.strip(root, host, recipe)
     disk.create_disk(root, directory / "disk.raw", recipe.size, recipe.digest)
     shutil.rmtree(root)
@@ -135,5 +139,7 @@ def _check_host(root: Path) -> None:
     free = shutil.disk_usage(root).free
     if free < _SPACE:
         raise HostError(
-            f"{free >> 20} MiB are free, and a build requires {_SPACE >> 20}", where=str(root), hint="free disk space, or remove images"
+            f"{free >> 20} MiB are free, and a build requires {_SPACE >> 20}",
+            where=str(root),
+            hint="free disk space, or remove images",
         )

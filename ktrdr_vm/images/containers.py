@@ -1,4 +1,5 @@
-"""Importing container images into the Docker of an image at build time, with that Docker, natively and without a network."""
+"""Importing container images into the Docker of an image at build time, with that Docker, natively and without a
+network."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ exec chroot . /bin/sh -c '
 ' import "$name" "$@"
 """
 
-# Only images are kept. Docker creates the rest of its state at its first start; some of it would be specific to this host.
+# Only images are kept. Docker creates the rest of its state at its first start; some of it would be specific to this
+# host.
 _KEPT = frozenset({"image", "overlay2"})
 
 
@@ -71,7 +73,17 @@ def make_import_options(container: ContainerRecipe) -> tuple[str, ...]:
 def import_container(root: Path, archive: Path, container: ContainerRecipe) -> dict[str, object]:
     """Import a root archive into the Docker of `root`. Returns the image's identifier and size in bytes."""
     _require_overlay()
-    argv: list[str | Path] = [*_CONTAINED, "sh", "-c", _SCRIPT, "import", root, archive, container.name, *make_import_options(container)]
+    argv: list[str | Path] = [
+        *_CONTAINED,
+        "sh",
+        "-c",
+        _SCRIPT,
+        "import",
+        root,
+        archive,
+        container.name,
+        *make_import_options(container),
+    ]
     completed = process.run(argv, timeout=_TIMEOUT)
     (described,) = json.loads(completed.text)
     return {"id": described["Id"], "size": described["Size"]}

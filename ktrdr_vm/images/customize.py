@@ -1,4 +1,5 @@
-"""Configuring a bootstrapped root as a guest: files, units, the user, and the removal of data that must differ between instances."""
+"""Configuring a bootstrapped root as a guest: files, units, the user, and the removal of data that must differ between
+instances."""
 
 from __future__ import annotations
 
@@ -61,7 +62,9 @@ def find_beneath(root: Path, relative: str) -> Path:
     """A path in the root, refused if a link in it leads out: an absolute link would lead to the host."""
     place = root / relative
     if ".." in Path(relative).parts or not place.parent.resolve().is_relative_to(root.resolve()):
-        raise ProvisionError(f"{relative} leads out of the root of the image", hint="name the real directory in the recipe")
+        raise ProvisionError(
+            f"{relative} leads out of the root of the image", hint="name the real directory in the recipe"
+        )
     return place
 
 
@@ -97,7 +100,9 @@ def unpack_modules(root: Path, version: str) -> None:
     """Store the kernel's modules uncompressed: under emulation, unpacking them is most of the time to load them."""
     for packed in (root / "usr/lib/modules" / version).rglob("*.ko.[xg]z"):
         content = packed.read_bytes()
-        packed.with_suffix("").write_bytes(lzma.decompress(content) if packed.suffix == ".xz" else gzip.decompress(content))
+        packed.with_suffix("").write_bytes(
+            lzma.decompress(content) if packed.suffix == ".xz" else gzip.decompress(content)
+        )
         packed.unlink()
     process.run(["chroot", root, "depmod", version], timeout=120)
 
@@ -110,7 +115,8 @@ def strip(root: Path, host: AptHost, recipe: Recipe) -> None:
     for place in (root / "var/log").rglob("*"):
         if place.is_file():
             place.unlink()
-    # Empty: created at every first boot. "uninitialized" would also apply presets, which enable units that are disabled here.
+    # Empty: created at every first boot. "uninitialized" would also apply presets, which enable units that are disabled
+    # here.
     _write(root, "etc/machine-id", "", 0o444)
     _write(root, "etc/hostname", "ktrdr\n")
     _write(root, "etc/hosts", "127.0.0.1 localhost\n")
@@ -124,11 +130,15 @@ def make_guest_sources(host: AptHost, recipe: Recipe) -> str:
     stanzas = [(host.main.public_uri, recipe.suite)]
     if recipe.security and host.security is not None:
         stanzas.append((host.security.public_uri, f"{recipe.suite}-security"))
-    return "\n".join(f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {_GUEST_KEYRING}\n" for uri, suite in stanzas)
+    return "\n".join(
+        f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {_GUEST_KEYRING}\n"
+        for uri, suite in stanzas
+    )
 
 
 def _mark_updated(root: Path) -> None:
-    """Tell systemd that /etc and /var fit this /usr, or the first boot rebuilds caches (systemd-update-done.service)."""
+    """Tell systemd that /etc and /var fit this /usr, or the first boot rebuilds caches
+    (systemd-update-done.service)."""
     stamp = (root / "usr").stat()
     for relative in ("etc/.updated", "var/.updated"):
         _write(root, relative, "# the image is complete\n")

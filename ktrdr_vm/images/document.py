@@ -48,7 +48,9 @@ class DocumentReader:
 class Section:
     """The values of one mapping. For an invalid value, a getter returns a default and records the error."""
 
-    def __init__(self, document: Document, place: Place, values: dict[str, Any], problems: list[Problem], hint: str) -> None:
+    def __init__(
+        self, document: Document, place: Place, values: dict[str, Any], problems: list[Problem], hint: str
+    ) -> None:
         self._document, self._place, self._values, self._problems, self._hint = document, place, values, problems, hint
 
     def complain(self, *path: str | int, at_key: bool = False) -> None:
@@ -111,7 +113,10 @@ class Section:
 
     def sections(self, key: str) -> tuple[DocumentReader, ...]:
         places = enumerate(self._list(key))
-        return tuple(DocumentReader(self._document, (*self._place, key, index), item, self._problems, self._hint) for index, item in places)
+        return tuple(
+            DocumentReader(self._document, (*self._place, key, index), item, self._problems, self._hint)
+            for index, item in places
+        )
 
     def _list(self, key: str) -> list[Any]:
         value = self._values.get(key, [])

@@ -13,7 +13,12 @@ from ktrdr_vm.profile.model import ImageRef
 
 
 def ensure_image(
-    ref: ImageRef, recipe: Recipe | None, root: Path, *, progress: Callable[[str], None], sources: tuple[str, ...] | None = None
+    ref: ImageRef,
+    recipe: Recipe | None,
+    root: Path,
+    *,
+    progress: Callable[[str], None],
+    sources: tuple[str, ...] | None = None,
 ) -> Image:
     """The image of `ref`; fast if it exists. `recipe` is the one that `ref` names, None for an image by URL."""
     store = ImageStore(root)

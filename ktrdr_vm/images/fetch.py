@@ -1,4 +1,5 @@
-"""Fetching a stock cloud image from a URL: its checksum is verified during the download, then its header is read, then it is stored."""
+"""Fetching a stock cloud image from a URL: its checksum is verified during the download, then its header is read, then
+it is stored."""
 
 from __future__ import annotations
 
@@ -77,12 +78,16 @@ def _check_request(url: str, sha256: str) -> Any:
         raise UsageError(f"an image cannot be fetched from {url}", hint="use an https, http or file URL")
     if not _SHA256.fullmatch(sha256):
         raise UsageError(
-            "the sha256 of an image must be 64 hexadecimal digits in lower case", where=url, hint="see the SHA256SUMS of its publisher"
+            "the sha256 of an image must be 64 hexadecimal digits in lower case",
+            where=url,
+            hint="see the SHA256SUMS of its publisher",
         )
     return parts
 
 
-def _download(url: str, sha256: str, target: Path, report: Callable[[str], None], sources: tuple[str, ...] | None) -> None:
+def _download(
+    url: str, sha256: str, target: Path, report: Callable[[str], None], sources: tuple[str, ...] | None
+) -> None:
     """Stream into `target`. With a wrong checksum it is deleted before the error is raised."""
     digest, done = hashlib.sha256(), 0
     shown = _strip_password(url)
@@ -98,18 +103,26 @@ def _download(url: str, sha256: str, target: Path, report: Callable[[str], None]
                 file.write(chunk)
                 if shutil.disk_usage(target.parent).free < DISK_FLOOR << 20:
                     raise HostError(
-                        f"less than {DISK_FLOOR} MiB of disk are left", where=str(target.parent), hint="free disk space for the image store"
+                        f"less than {DISK_FLOOR} MiB of disk are left",
+                        where=str(target.parent),
+                        hint="free disk space for the image store",
                     )
                 if done // _REPORT_EVERY != (done + len(chunk)) // _REPORT_EVERY:
                     report(f"{(done + len(chunk)) >> 20} of {length >> 20} MiB" if length else f"{done >> 20} MiB")
                 done += len(chunk)
                 if done > _MAX_BYTES:
-                    raise ProvisionError(f"is larger than {_MAX_BYTES >> 30} GiB", where=shown, hint="use a smaller image")
+                    raise ProvisionError(
+                        f"is larger than {_MAX_BYTES >> 30} GiB", where=shown, hint="use a smaller image"
+                    )
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
-        raise ProvisionError(f"cannot be fetched: {reason}", where=shown, hint="check the address and the network") from error
+        raise ProvisionError(
+            f"cannot be fetched: {reason}", where=shown, hint="check the address and the network"
+        ) from error
     except OSError as error:
-        raise HostError(f"cannot be stored: {error.strerror}", where=str(target), hint="free disk space for the image store") from error
+        raise HostError(
+            f"cannot be stored: {error.strerror}", where=str(target), hint="free disk space for the image store"
+        ) from error
     if digest.hexdigest() != sha256:
         target.unlink()
         # The error must not reveal the digest, because the profile is not trusted and root can read any file or URL.
@@ -143,7 +156,10 @@ def _make_opener(url: str, sources: tuple[str, ...] | None) -> urllib.request.Op
     """An opener for the scheme of `url` only."""
     opener = urllib.request.OpenerDirector()
     scheme = urlsplit(url).scheme
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor()]
+    handlers: list[urllib.request.BaseHandler] = [
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ]
     if scheme == "file":
         handlers.append(urllib.request.FileHandler())
     else:

@@ -1,4 +1,5 @@
-"""Format and size of a disk image, from its first bytes, so that no program probes the format of an untrusted file as root."""
+"""Format and size of a disk image, from its first bytes, so that no program probes the format of an untrusted file as
+root."""
 
 from __future__ import annotations
 
@@ -16,10 +17,22 @@ _KNOWN_FEATURES = 0b11001
 _EXTERNAL_DATA = 0b00100
 # First bytes of other formats, which would not boot as raw images.
 _OTHERS = {
-    b"KDMV": "vmdk", b"COWD": "vmdk", b"# Disk DescriptorFile": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc", b"QED\x00": "qed",
-    b"<<< ": "vdi", b"WithoutFreeSpace": "parallels", b"WithouFreSpacExt": "parallels", b"LUKS\xba\xbe": "luks",
-    b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip",
-}  # fmt: skip
+    b"KDMV": "vmdk",
+    b"COWD": "vmdk",
+    b"# Disk DescriptorFile": "vmdk",
+    b"vhdxfile": "vhdx",
+    b"conectix": "vpc",
+    b"QED\x00": "qed",
+    b"<<< ": "vdi",
+    b"WithoutFreeSpace": "parallels",
+    b"WithouFreSpacExt": "parallels",
+    b"LUKS\xba\xbe": "luks",
+    b"\x1f\x8b": "gzip",
+    b"\xfd7zXZ\x00": "xz",
+    b"BZh": "bzip2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
 
 
 def read_format(path: Path, where: str) -> tuple[str, int]:

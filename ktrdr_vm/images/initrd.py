@@ -54,7 +54,9 @@ def build_initrd(root: Path, version: str, modules: Sequence[str], init: bytes, 
     """Write the packed archive to `target`. `scratch` is an empty directory for its content."""
     tree = root / "usr/lib/modules" / version
     dependencies = parse_dependencies((tree / "modules.dep").read_text(encoding="utf-8"))
-    builtin = frozenset(make_module_name(line) for line in (tree / "modules.builtin").read_text(encoding="utf-8").splitlines())
+    builtin = frozenset(
+        make_module_name(line) for line in (tree / "modules.builtin").read_text(encoding="utf-8").splitlines()
+    )
     for name in _DIRECTORIES:
         (scratch / name).mkdir()
     names = []

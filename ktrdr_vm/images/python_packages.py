@@ -1,4 +1,5 @@
-"""Python packages of a recipe: fetched with pip of the host, as it is configured, and installed offline in the root of the guest."""
+"""Python packages of a recipe: fetched with pip of the host, as it is configured, and installed offline in the root of
+the guest."""
 
 from __future__ import annotations
 
@@ -16,22 +17,61 @@ _PYTHON = "/usr/bin/python3"
 
 
 def install(root: Path, packages: Sequence[str]) -> None:
-    """Install the packages, each `name==version`, and nothing that they depend on. Only wheels: nothing of them runs on this host.
+    """Install the packages, each `name==version`, and nothing that they depend on. Only wheels: nothing of them runs on
+    this host.
 
     ProvisionError if the host has no pip, the index does not have one of them, or the root has no pip.
     """
     wheels = root / _WHEELS
     wheels.mkdir(parents=True)
     environment = {"HOME": str(Path("~").expanduser()), "PATH": os.environ.get("PATH", process.SYSTEM_PATH)}
-    version = process.run(["chroot", root, _PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], timeout=60).text.strip()
+    version = process.run(
+        ["chroot", root, _PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], timeout=60
+    ).text.strip()
     process.run(
-        ["python3", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", version,
-         "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64", "--platform", "any", "--dest", wheels, *packages],
-        timeout=_LIMIT, environment=environment, cwd=Path("/"),
-    )  # fmt: skip
-    process.run(
-        ["chroot", root, _PYTHON, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--break-system-packages",
-         "--root-user-action", "ignore", "--find-links", f"/{_WHEELS}", *packages],
+        [
+            "python3",
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--python-version",
+            version,
+            "--platform",
+            "manylinux_2_28_x86_64",
+            "--platform",
+            "manylinux2014_x86_64",
+            "--platform",
+            "any",
+            "--dest",
+            wheels,
+            *packages,
+        ],
         timeout=_LIMIT,
-    )  # fmt: skip
+        environment=environment,
+        cwd=Path("/"),
+    )
+    process.run(
+        [
+            "chroot",
+            root,
+            _PYTHON,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--break-system-packages",
+            "--root-user-action",
+            "ignore",
+            "--find-links",
+            f"/{_WHEELS}",
+            *packages,
+        ],
+        timeout=_LIMIT,
+    )
     shutil.rmtree(wheels)

@@ -77,7 +77,9 @@ class Recipe:
     @property
     def digest(self) -> str:
         """The digest of the content, so that comments and the order of keys cause no rebuild."""
-        canonical = json.dumps({"builder": BUILDER_VERSION, "recipe": asdict(self)}, sort_keys=True, default=lambda value: value.hex())
+        canonical = json.dumps(
+            {"builder": BUILDER_VERSION, "recipe": asdict(self)}, sort_keys=True, default=lambda value: value.hex()
+        )
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

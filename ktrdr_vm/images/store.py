@@ -1,4 +1,5 @@
-"""Images on disk, each in a directory named by its digest. A finished directory is renamed into place, so images are always complete.
+"""Images on disk, each in a directory named by its digest. A finished directory is renamed into place, so images are
+always complete.
 
 <root>/<digest>/disk.raw or disk.qcow2   the backing file of overlays, read-only
                 vmlinuz, initrd          for direct kernel boot
@@ -30,7 +31,8 @@ _MANIFEST_VERSION = 1
 
 @dataclass(frozen=True)
 class Image:
-    """One image, ready to back overlays. `digest` is that of its recipe or source, `content_digest` that of the disk."""
+    """One image, ready to back overlays. `digest` is that of its recipe or source, `content_digest` that of the
+    disk."""
 
     name: str
     digest: str
@@ -86,7 +88,9 @@ class ImageStore:
     def lock(self, digest: str) -> Iterator[None]:
         """The lock for creating an image. Waits for another process, which usually finishes the image."""
         self.create_root()
-        handle = os.open(self.root / f".lock-{self._directory(digest).name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = os.open(
+            self.root / f".lock-{self._directory(digest).name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
@@ -95,7 +99,8 @@ class ImageStore:
 
     @contextmanager
     def create(self, digest: str) -> Iterator[Path]:
-        """A new directory next to the images, to be used under `lock`. Directories of killed builds are removed first."""
+        """A new directory next to the images, to be used under `lock`. Directories of killed builds are removed
+        first."""
         self.create_root()
         for stale in self.root.glob(f".new-{digest}-*"):
             shutil.rmtree(stale)
@@ -108,10 +113,13 @@ class ImageStore:
                 shutil.rmtree(directory)
 
     def commit(self, directory: Path, description: Mapping[str, Any]) -> Image:
-        """Write the manifest and rename a directory of `create` to its final name. `description` are the fields of an Image."""
+        """Write the manifest and rename a directory of `create` to its final name. `description` are the fields of an
+        Image."""
         digest = str(description["digest"])
         manifest = {"manifest_version": _MANIFEST_VERSION, **description}
-        (directory / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (directory / "manifest.json").write_text(
+            json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
         for place in directory.iterdir():
             place.chmod(0o444)
             # Synced before the rename, so that a finished name has its content after a power failure.
@@ -145,7 +153,11 @@ class ImageStore:
 
 def refuse_disk(disk: int, image: int) -> str:
     """The reason why a disk of so many MiB is too small for an image of so many bytes, or an empty text."""
-    return f"the image requires {-(-image >> 20)} MiB, and a disk of {disk} MiB would cut off its end" if disk << 20 < image else ""
+    return (
+        f"the image requires {-(-image >> 20)} MiB, and a disk of {disk} MiB would cut off its end"
+        if disk << 20 < image
+        else ""
+    )
 
 
 def is_digest(text: str) -> bool:

@@ -13,10 +13,16 @@ from ktrdr_vm.init.files import Files
 
 Kind = Literal["static", "unit"]
 _MAKEFILES = ("GNUmakefile", "makefile", "Makefile")
-_TARGETS: dict[Kind, tuple[str, ...]] = {"static": ("lint", "static", "check-style"), "unit": ("unit", "test", "tests", "check")}
-_CI = re.compile(r"(\.github|\.forgejo|\.gitea)/workflows/[^/]+\.ya?ml|\.gitlab-ci\.ya?ml|\.circleci/config\.ya?ml|\.travis\.yml")
+_TARGETS: dict[Kind, tuple[str, ...]] = {
+    "static": ("lint", "static", "check-style"),
+    "unit": ("unit", "test", "tests", "check"),
+}
+_CI = re.compile(
+    r"(\.github|\.forgejo|\.gitea)/workflows/[^/]+\.ya?ml|\.gitlab-ci\.ya?ml|\.circleci/config\.ya?ml|\.travis\.yml"
+)
 _TESTS = re.compile(
-    r"((python3? -m )?(pytest|tox|nox|unittest)|(npm|pnpm|yarn) (run )?test|make (test|tests|unit|check)|go test|cargo test)(?=\s|$)"
+    r"((python3? -m )?(pytest|tox|nox|unittest)|(npm|pnpm|yarn) (run )?test|make (test|tests|unit|check)|go test|cargo"
+    r" test)(?=\s|$)"
 )
 _LINTS = re.compile(r"(ruff|flake8|mypy|pylint|(npm|pnpm|yarn) run lint|make lint|cargo clippy|go vet)(?=\s|$)")
 _MANIFEST = re.compile(r"pyproject\.toml|setup\.(cfg|py)|requirements[A-Za-z0-9._-]*\.txt|Pipfile")
@@ -35,7 +41,8 @@ class Command:
 
 @dataclass(frozen=True)
 class Toolchain:
-    """What the commands of one language need: packages of Debian, a preset of egress, and a command that installs dependencies."""
+    """What the commands of one language need: packages of Debian, a preset of egress, and a command that installs
+    dependencies."""
 
     language: str
     reason: str
@@ -46,9 +53,16 @@ class Toolchain:
 
 
 def find_commands(files: Files) -> tuple[Command, ...]:
-    """At most one command of each kind: a target of the Makefile before a script of package.json, a tool of Python, a line of CI."""
+    """At most one command of each kind: a target of the Makefile before a script of package.json, a tool of Python, a
+    line of CI."""
     found: dict[Kind, Command] = {}
-    for one in (*_read_makefile(files), *_read_package(files), *_read_python(files), *_read_manifests(files), *_read_ci(files)):
+    for one in (
+        *_read_makefile(files),
+        *_read_package(files),
+        *_read_python(files),
+        *_read_manifests(files),
+        *_read_ci(files),
+    ):
         found.setdefault(one.kind, one)
     kinds: tuple[Kind, ...] = ("static", "unit")
     return tuple(found[kind] for kind in kinds if kind in found)
@@ -89,7 +103,12 @@ def _read_toml(files: Files, name: str) -> dict[str, Any]:
 
 def _find_client(files: Files) -> tuple[str, str]:
     """The client of Node packages that the lock file belongs to, and the name of that file."""
-    locks = {"pnpm-lock.yaml": "npx --yes pnpm", "yarn.lock": "npx --yes yarn", "package-lock.json": "npm", "npm-shrinkwrap.json": "npm"}
+    locks = {
+        "pnpm-lock.yaml": "npx --yes pnpm",
+        "yarn.lock": "npx --yes yarn",
+        "package-lock.json": "npm",
+        "npm-shrinkwrap.json": "npm",
+    }
     return next(((client, name) for name, client in locks.items() if files.has(name)), ("npm", ""))
 
 
@@ -152,9 +171,17 @@ def _find_python(files: Files) -> Toolchain | None:
     if name := files.find("poetry.lock"):
         return Toolchain("python", name, packages, f"{pip} poetry && poetry install --all-extras", activate, "python")
     tools = sorted(
-        {line.split()[0] for one in (*_read_python(files), *_read_ci(files)) if (line := one.line) and line.split()[0] in _PIP_TOOLS}
+        {
+            line.split()[0]
+            for one in (*_read_python(files), *_read_ci(files))
+            if (line := one.line) and line.split()[0] in _PIP_TOOLS
+        }
     )
-    wanted = [f"-r {name}" for name in ("requirements.txt", "requirements-dev.txt", "requirements-test.txt") if files.has(name)]
+    wanted = [
+        f"-r {name}"
+        for name in ("requirements.txt", "requirements-dev.txt", "requirements-test.txt")
+        if files.has(name)
+    ]
     project = _read_toml(files, "pyproject.toml").get("project")
     if isinstance(project, dict):
         extras = project.get("optional-dependencies")
@@ -166,7 +193,10 @@ def _find_python(files: Files) -> Toolchain | None:
         wanted.append("-e .")
     if not wanted and not tools:
         return None
-    name = files.find("pyproject.toml", "setup.py", "requirements.txt", "requirements-dev.txt") or f"The command {tools[0]}"
+    name = (
+        files.find("pyproject.toml", "setup.py", "requirements.txt", "requirements-dev.txt")
+        or f"The command {tools[0]}"
+    )
     return Toolchain("python", name, packages, " ".join([pip, *wanted, *tools]), activate, "python")
 
 

@@ -1,4 +1,5 @@
-"""What a compose file shows: its services, the images that they pull, the ports that they publish, and the files that they need."""
+"""What a compose file shows: its services, the images that they pull, the ports that they publish, and the files that
+they need."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _API_NAMES = ("api", "backend", "app", "web", "server", "gateway", "frontend")
 
 @dataclass(frozen=True)
 class Service:
-    """One service. `ports` are those that it publishes on the host, `health_path` the path of the URL in its health check."""
+    """One service. `ports` are those that it publishes on the host, `health_path` the path of the URL in its health
+    check."""
 
     name: str
     image: str = ""
@@ -72,7 +74,9 @@ class ComposeFile:
     def images(self) -> tuple[str, ...]:
         """The images that are pulled, without repetition and without those that a service builds."""
         built = {service.image for service in self.services if service.builds}
-        return tuple(dict.fromkeys(service.image for service in self.services if service.image and service.image not in built))
+        return tuple(
+            dict.fromkeys(service.image for service in self.services if service.image and service.image not in built)
+        )
 
     @property
     def needs_env_file(self) -> bool:

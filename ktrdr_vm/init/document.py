@@ -1,4 +1,5 @@
-"""YAML in which each entry has the reason for which it is there, as a comment above it. Values are written by PyYAML. Pure."""
+"""YAML in which each entry has the reason for which it is there, as a comment above it. Values are written by PyYAML.
+Pure."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def comment(text: str) -> list[str]:
     """The lines of a comment, with nothing in it but printable ASCII."""
     lines = []
     for paragraph in text.split("\n"):
-        plain = "".join(one if one.isprintable() else " " for one in paragraph).encode("ascii", "backslashreplace").decode()
+        plain = (
+            "".join(one if one.isprintable() else " " for one in paragraph).encode("ascii", "backslashreplace").decode()
+        )
         lines += textwrap.wrap(plain[:_MOST_COMMENT], _WIDTH, break_on_hyphens=False) or ([""] if not paragraph else [])
     return [f"# {line}".rstrip() for line in lines]
 

@@ -18,7 +18,12 @@ Written by `ktrdr-vm init` from the files of this repository. A comment gives th
 Lines that begin with `# ` and a key are suggestions: complete them and remove the `# `.
 `ktrdr-vm plan` shows what this profile creates, and `ktrdr-vm apply` runs it."""
 # Presets of the registries, by the host in the name of an image.
-_REGISTRIES = {"docker.io": "docker-hub", "ghcr.io": "ghcr", "quay.io": "quay", "registry.gitlab.com": "gitlab-registry"}
+_REGISTRIES = {
+    "docker.io": "docker-hub",
+    "ghcr.io": "ghcr",
+    "quay.io": "quay",
+    "registry.gitlab.com": "gitlab-registry",
+}
 _FORGES = {"github.com": "github", "gitlab.com": "gitlab"}
 # Images that no registry has: that of the recipe.
 _LOCAL = re.compile(r"ktrdr-base(:.*)?")
@@ -46,19 +51,29 @@ def draft_documents(survey: Survey, answers: Answers, clients: Collection[str]) 
     return documents
 
 
-def _draft_profile(survey: Survey, compose: ComposeFile | None, answers: Answers, clients: Collection[str]) -> Iterator[Entry]:
+def _draft_profile(
+    survey: Survey, compose: ComposeFile | None, answers: Answers, clients: Collection[str]
+) -> Iterator[Entry]:
     yield Entry("version", 1, "The version of the profile format.")
     yield Entry("name", survey.name, "The name of the folder of this repository.")
-    yield Entry("mode", "sandbox", "The VM is destroyed after each run; `interactive` keeps it until `ktrdr-vm destroy`.")
+    yield Entry(
+        "mode", "sandbox", "The VM is destroyed after each run; `interactive` keeps it until `ktrdr-vm destroy`."
+    )
     why = f", for {compose.name}" if compose else ""
-    yield Entry("image", "debian-13-docker", f"The shipped image: Debian 13 with Docker, Compose, Git, make and Python{why}.")
+    yield Entry(
+        "image", "debian-13-docker", f"The shipped image: Debian 13 with Docker, Compose, Git, make and Python{why}."
+    )
     services = len(compose.services) if compose else 0
     memory = "2GiB" if services <= 2 else "4GiB" if services <= 6 else "8GiB"
     sized = f"{services} services in {compose.name}" if compose else "No compose file was found"
     yield Entry(
-        "resources", {"vcpus": 2, "memory": memory, "disk": "20GiB"}, f"{sized}. CHANGE: the report of a run shows how much was used."
+        "resources",
+        {"vcpus": 2, "memory": memory, "disk": "20GiB"},
+        f"{sized}. CHANGE: the report of a run shows how much was used.",
     )
-    yield Entry("workspace", {"source": ".", "target": TARGET}, "This repository is copied in, with changes of tracked files.")
+    yield Entry(
+        "workspace", {"source": ".", "target": TARGET}, "This repository is copied in, with changes of tracked files."
+    )
     yield Entry(
         "egress",
         reason="All other destinations are denied and recorded.",
@@ -73,17 +88,28 @@ def _draft_profile(survey: Survey, compose: ComposeFile | None, answers: Answers
     yield Entry("gates", reason="Run in this order; the rest is skipped when one fails.", inner=tuple(gates))
     if compose and (entry := _draft_variables(survey, compose)):
         yield entry
-    yield Entry("artifacts", ["/workspace/test-results"], "Put files or folders that the gates or the agent write.", active=False)
+    yield Entry(
+        "artifacts",
+        ["/workspace/test-results"],
+        "Put files or folders that the gates or the agent write.",
+        active=False,
+    )
 
 
 def _draft_egress(survey: Survey, clients: Collection[str]) -> Iterator[Entry]:
-    yield _make_preset("debian", "apt-get", "The gate `isolation` reads a package source, and tools are installed from it", clients)
+    yield _make_preset(
+        "debian", "apt-get", "The gate `isolation` reads a package source, and tools are installed from it", clients
+    )
     programs = {"python": "pip", "node": "npm"}
     for toolchain in survey.toolchains:
         if toolchain.preset:
-            yield _make_preset(toolchain.preset, programs[toolchain.preset], f"{toolchain.reason} names packages", clients)
+            yield _make_preset(
+                toolchain.preset, programs[toolchain.preset], f"{toolchain.reason} names packages", clients
+            )
         else:
-            yield Entry("", {"host": "CHANGE"}, f"{toolchain.reason}: put the host that packages come from.", active=False)
+            yield Entry(
+                "", {"host": "CHANGE"}, f"{toolchain.reason}: put the host that packages come from.", active=False
+            )
     presets: dict[str, Entry] = {}
     for image, source in survey.images:
         if not _LOCAL.fullmatch(image):
@@ -92,17 +118,26 @@ def _draft_egress(survey: Survey, clients: Collection[str]) -> Iterator[Entry]:
     yield from presets.values()
     for host in survey.remotes:
         reason = (
-            f"The remote of this repository is at {host}. Commits are brought back without it: only if the agent itself fetches or pushes."
+            f"The remote of this repository is at {host}. Commits are brought back without it: only if the agent itself"
+            " fetches or pushes."
         )
         yield Entry("", {"preset": _FORGES[host]} if host in _FORGES else {"host": host}, reason, active=False)
-    yield Entry("", {"host": "api.example.com"}, "Put the host of the API of the agent's model, if there is a workload.", active=False)
+    yield Entry(
+        "",
+        {"host": "api.example.com"},
+        "Put the host of the API of the agent's model, if there is a workload.",
+        active=False,
+    )
 
 
 def _make_preset(preset: str, program: str, why: str, clients: Collection[str]) -> Entry:
     if program in clients:
-        return Entry("", {"preset": preset}, f"{why}; the hosts are those that {program} of this host is configured for.")
+        return Entry(
+            "", {"preset": preset}, f"{why}; the hosts are those that {program} of this host is configured for."
+        )
     missing = (
-        f"{why}. The preset is read from the configuration of {program}, which is not installed on this host: install it, or put hosts."
+        f"{why}. The preset is read from the configuration of {program}, which is not installed on this host: install"
+        " it, or put hosts."
     )
     return Entry("", {"preset": preset}, missing, active=False)
 
@@ -135,10 +170,16 @@ def _draft_secrets(survey: Survey) -> Iterator[Entry]:
         for name in survey.secrets
     ] or [
         Entry(
-            "", {"name": "model_key", "source": {"env": "KTRDR_MODEL_KEY"}, "ttl": "2h"}, "Put the key of the agent's model.", active=False
+            "",
+            {"name": "model_key", "source": {"env": "KTRDR_MODEL_KEY"}, "ttl": "2h"},
+            "Put the key of the agent's model.",
+            active=False,
         )
     ]
-    reason = "Each is read from a variable of the shell that calls `apply`, and written to /run/secrets in the VM until its expiry."
+    reason = (
+        "Each is read from a variable of the shell that calls `apply`, and written to /run/secrets in the VM until its"
+        " expiry."
+    )
     yield Entry("secrets", reason=reason, inner=tuple(entries))
 
 
@@ -152,14 +193,20 @@ def _draft_workload(answers: Answers) -> Entry:
 def _draft_gates(survey: Survey, compose: ComposeFile | None) -> Iterator[Entry]:
     if compose is not None:
         if uses_shipped_gate(survey, compose):
-            yield Entry("", "startability", f"{compose.name} has an API and a database: the shipped gate, with the variables below.")
+            yield Entry(
+                "",
+                "startability",
+                f"{compose.name} has an API and a database: the shipped gate, with the variables below.",
+            )
         else:
             yield Entry("", "starts", f"{compose.name}: playbooks/starts.yaml of this repository.")
     if survey.commands:
         shown = " and ".join(f"`{one.line}`" for one in survey.commands)
         yield Entry("", "checks", f"playbooks/checks.yaml of this repository: {shown}.")
     else:
-        yield Entry("", "checks", "No command was found that checks the code: write playbooks/checks.yaml.", active=False)
+        yield Entry(
+            "", "checks", "No command was found that checks the code: write playbooks/checks.yaml.", active=False
+        )
     yield Entry("", "isolation", "The shipped gate that tests from inside that only the destinations above are open.")
 
 

@@ -1,4 +1,5 @@
-"""The playbooks that a repository needs besides the shipped ones: `starts` for its compose file, `checks` for its own commands. Pure."""
+"""The playbooks that a repository needs besides the shipped ones: `starts` for its compose file, `checks` for its own
+commands. Pure."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def draft_starts(survey: Survey, compose: ComposeFile) -> str:
         source = survey.env_example or ".env.example"
         steps.append(
             Step(
-                f"{source} exists, and .env is usually not in Git. CHANGE: values that have to be real, as secrets in ktrdr.yaml.",
+                f"{source} exists, and .env is usually not in Git. CHANGE: values that have to be real, as secrets in"
+                " ktrdr.yaml.",
                 _shell("the environment file exists", f"test -e .env || cp {TARGET}/{source} .env", folder),
             )
         )
@@ -76,7 +78,11 @@ def draft_starts(survey: Survey, compose: ComposeFile) -> str:
         steps.append(
             Step(
                 f"{api.name} publishes port {api.http_port}. "
-                + (f"Its health check uses {path}." if api.health_path else "CHANGE: the path of its health check, and its status."),
+                + (
+                    f"Its health check uses {path}."
+                    if api.health_path
+                    else "CHANGE: the path of its health check, and its status."
+                ),
                 {
                     "name": f"{api.name} answers",
                     "ansible.builtin.uri": {
@@ -93,7 +99,11 @@ def draft_starts(survey: Survey, compose: ComposeFile) -> str:
         )
     last = Step(
         "Also after a failure, with its volumes.",
-        _shell("the stack is removed", "docker compose --ansi never --progress plain down --volumes --remove-orphans", folder),
+        _shell(
+            "the stack is removed",
+            "docker compose --ansi never --progress plain down --volumes --remove-orphans",
+            folder,
+        ),
     )
     return _render_playbook(f"{survey.name} starts", f"Starts the stack of {compose.name} from nothing.", steps, [last])
 
@@ -106,11 +116,16 @@ def draft_checks(survey: Survey) -> str:
         named = ", ".join(toolchain.reason for toolchain in survey.toolchains)
         apt = {"name": packages, "state": "present", "update_cache": True}
         steps.append(
-            Step(f"{named}: the image has none of these.", {"name": "tools are installed", "ansible.builtin.apt": apt, "become": True})
+            Step(
+                f"{named}: the image has none of these.",
+                {"name": "tools are installed", "ansible.builtin.apt": apt, "become": True},
+            )
         )
     for toolchain in survey.toolchains:
         if toolchain.install:
-            task = _shell(f"dependencies of {toolchain.language} are installed", toolchain.install, TARGET, timeout=_BUILD)
+            task = _shell(
+                f"dependencies of {toolchain.language} are installed", toolchain.install, TARGET, timeout=_BUILD
+            )
             steps.append(Step(f"{toolchain.reason} names them.", task))
     activate = next((toolchain.activate for toolchain in survey.toolchains if toolchain.activate), "")
     names = {"static": "static checks pass", "unit": "tests pass"}
@@ -119,7 +134,10 @@ def draft_checks(survey: Survey) -> str:
         steps.append(Step(f"{command.reason}.", task))
     head = "Runs the commands by which this repository checks itself, in the VM and not in a container."
     if survey.setup:
-        head += f"\n{survey.devcontainer} runs after its creation: {survey.setup}\nAdd it as a task if the commands need it."
+        head += (
+            f"\n{survey.devcontainer} runs after its creation: {survey.setup}\nAdd it as a task if the commands"
+            " need it."
+        )
     return _render_playbook(f"Checks of {survey.name}", head, steps, [])
 
 

@@ -1,4 +1,5 @@
-"""The files of a commit, written to a folder of this program: what judges another commit, without the working tree of the person."""
+"""The files of a commit, written to a folder of this program: what judges another commit, without the working tree of
+the person."""
 
 from __future__ import annotations
 
@@ -34,10 +35,11 @@ class _File:
 
 @contextlib.contextmanager
 def write_files(view: View, commit: str) -> Iterator[Path]:
-    """A folder with the files and links of a commit, until the end of the block. Links are there so that they are refused, not followed.
+    """A folder with the files and links of a commit, until the end of the block. Links are there so that they are
+    refused, not followed.
 
-    Submodules are left out, and names that no playbook can have, such as those that lead out of the folder. UsageError for more than
-    MAX_FILES files or MAX_BYTES bytes.
+    Submodules are left out, and names that no playbook can have, such as those that lead out of the folder. UsageError
+    for more than MAX_FILES files or MAX_BYTES bytes.
     """
     files = _list_files(view, commit)
     with tempfile.TemporaryDirectory(prefix="ktrdr-base-") as made, tempfile.TemporaryFile() as content:
@@ -72,7 +74,9 @@ def _write(root: Path, file: _File, content: BinaryIO, commit: str) -> None:
     """Write the next blob of the stream. Its header is checked, because what follows depends on it."""
     if content.readline(200) != b"%s blob %d\n" % (file.blob, file.size):
         raise UsageError(
-            f"{file.name[:200]!a} cannot be read from the repository", where=commit, hint="check the repository with `git fsck`"
+            f"{file.name[:200]!a} cannot be read from the repository",
+            where=commit,
+            hint="check the repository with `git fsck`",
         )
     data = content.read(file.size)
     content.read(1)
@@ -86,7 +90,9 @@ def _write(root: Path, file: _File, content: BinaryIO, commit: str) -> None:
     except (OSError, ValueError, KtrdrError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(
-            f"{file.name[:200]!a} cannot be written: {reason}", where=commit, hint="name another base with --base, or free disk space"
+            f"{file.name[:200]!a} cannot be written: {reason}",
+            where=commit,
+            hint="name another base with --base, or free disk space",
         ) from None
 
 

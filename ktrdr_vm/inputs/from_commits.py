@@ -12,12 +12,14 @@ from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.load import build_profile
 
-# The fresh VM has no workload and no secrets of it. Its uncommitted files are those that were stored for it, and not read again.
+# The fresh VM has no workload and no secrets of it. Its uncommitted files are those that were stored for it, and not
+# read again.
 _LEFT_OUT = ("workload", "secrets")
 
 
 def make_fresh(gathered: Gathered, returned: Returned, loose: LooseFiles | None = None) -> Gathered:
-    """The inputs of the fresh VM, with `loose` beneath its commit. Without a returned commit, its commit is the base."""
+    """The inputs of the fresh VM, with `loose` beneath its commit. Without a returned commit, its commit is the
+    base."""
     plan, repository = gathered.plan, gathered.repository
     assert repository is not None and plan.profile.workspace is not None
     chosen = returned.choose(plan.identity, plan.facts.base_ref)

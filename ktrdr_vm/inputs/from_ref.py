@@ -22,13 +22,15 @@ from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.policy.load import read_policy
 from ktrdr_vm.profile.load import LoadedProfile, build_profile
 
-# As in the fresh VM after a workload: no workload and no secrets. A prepared project is found by the working tree, which is not used.
+# As in the fresh VM after a workload: no workload and no secrets. A prepared project is found by the working tree,
+# which is not used.
 _LEFT_OUT = ("workload", "secrets", "verify", "prepare")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be judged by what. `ref` and `base` are words for Git; without `base` it is the merge base with the trusted branch.
+    """What is to be judged by what. `ref` and `base` are words for Git; without `base` it is the merge base with the
+    trusted branch.
 
     `profile` is a file of the base, or the name of a shipped profile.
     """
@@ -42,9 +44,11 @@ class Question:
 def gather_ref(
     question: Question, *, home: Home, folder: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()
 ) -> Iterator[Gathered]:
-    """The inputs of a run that judges a commit. They are valid in the block, because the files of the base are in a temporary folder.
+    """The inputs of a run that judges a commit. They are valid in the block, because the files of the base are in a
+    temporary folder.
 
-    `folder` is in the repository, whose working tree is not read. UsageError if the commit, the base or the profile is missing.
+    `folder` is in the repository, whose working tree is not read. UsageError if the commit, the base or the profile is
+    missing.
     """
     top = find_top(folder.resolve()) or folder
     repository = find_repository(top)
@@ -64,9 +68,15 @@ def gather_ref(
                 else derive_verification_id(derive_instance_id(repository.name, f"{branch or commit[:12]}-commit"))
             )
             made = Base(base, question.base or "merge base", root, ref or commit, changed)
-            gathered = gather_profile(loaded, home=home, workspace=top, instance_id=identity.instance_id, gates=gates, base=made)
+            gathered = gather_profile(
+                loaded, home=home, workspace=top, instance_id=identity.instance_id, gates=gates, base=made
+            )
             if not gathered.playbooks:
-                raise UsageError("there is no gate to judge by", where=loaded.source, hint="add `gates` to the profile, or use --gate")
+                raise UsageError(
+                    "there is no gate to judge by",
+                    where=loaded.source,
+                    hint="add `gates` to the profile, or use --gate",
+                )
             if gathered.repository is None or gathered.repository.root != repository.root:
                 raise UsageError(
                     "the workspace of the profile is another repository",
@@ -79,8 +89,11 @@ def gather_ref(
 
 
 def _name(view: View, word: str) -> str:
-    """The full name of the ref that a word names; empty for a commit by its id, and for a name that Git's commands could misread."""
-    found = view.git("rev-parse", "--symbolic-full-name", "--verify", "--quiet", "--end-of-options", word, check=False).text.strip()
+    """The full name of the ref that a word names; empty for a commit by its id, and for a name that Git's commands
+    could misread."""
+    found = view.git(
+        "rev-parse", "--symbolic-full-name", "--verify", "--quiet", "--end-of-options", word, check=False
+    ).text.strip()
     return found if REF.fullmatch(found) else ""
 
 
@@ -88,7 +101,8 @@ def _find_base(view: View, commit: str, repository: Repository) -> str:
     trusted = find_trusted(view, read_policy(), repository)
     if not trusted:
         raise UsageError(
-            "the repository has no trusted branch: neither one of the owner's policy, nor that of origin, nor main or master",
+            "the repository has no trusted branch: neither one of the owner's policy, nor that of origin, nor main or"
+            " master",
             where=str(repository.root),
             hint="name the commit whose profile and playbooks judge with --base",
         )
@@ -105,7 +119,9 @@ def _find_base(view: View, commit: str, repository: Repository) -> str:
 def _load(view: View, base: str, name: str, top: Path) -> LoadedProfile:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise UsageError(f"{name!a} is not a path in the repository", where="--profile", hint="name a file of the base commit")
+        raise UsageError(
+            f"{name!a} is not a path in the repository", where="--profile", hint="name a file of the base commit"
+        )
     exists = view.git("cat-file", "-e", "--end-of-options", f"{base}:{name}", check=False).exit_code == 0
     shipped = find_shipped_profile(name)
     if not exists and shipped is not None:
@@ -114,7 +130,10 @@ def _load(view: View, base: str, name: str, top: Path) -> LoadedProfile:
         raise UsageError(
             f"the base commit {base[:12]} has no profile {name}",
             where="--profile",
-            hint="commit one to the trusted branch (`ktrdr-vm init` writes it), or name another with --profile, or another --base",
+            hint=(
+                "commit one to the trusted branch (`ktrdr-vm init` writes it), or name another with --profile, or"
+                " another --base"
+            ),
         )
     return load_committed(view, base, name)
 
@@ -123,7 +142,9 @@ def _adapt(loaded: LoadedProfile) -> None:
     """The profile of a fresh VM: a sandbox with the commit alone."""
     if loaded.profile.workspace is None:
         raise UsageError(
-            "the profile has no workspace, so no commit would be judged", where=loaded.source, hint="add `workspace: {source: .}` to it"
+            "the profile has no workspace, so no commit would be judged",
+            where=loaded.source,
+            hint="add `workspace: {source: .}` to it",
         )
     data: dict[str, Any] = {key: value for key, value in loaded.data.items() if key not in _LEFT_OUT}
     data |= {"mode": "sandbox", "workspace": {**(data.get("workspace") or {}), "uncommitted": "ignore", "include": []}}

@@ -60,9 +60,13 @@ def _read(run: FinishedRun, name: str) -> dict[str, Any]:
         return run.document(name)
     except FileNotFoundError:
         raise UsageError(
-            "this document of the run does not exist", where=str(run.path / name), hint="the run is still active, or was killed"
+            "this document of the run does not exist",
+            where=str(run.path / name),
+            hint="the run is still active, or was killed",
         ) from None
 
 
 def _no_parent(reference: str, source: str) -> tuple[str, bytes]:
-    raise UsageError(f"{reference} is not searched for", where=source, hint="the stored profile of a run must not extend another")
+    raise UsageError(
+        f"{reference} is not searched for", where=source, hint="the stored profile of a run must not extend another"
+    )

@@ -1,4 +1,5 @@
-"""What the presets of a profile stand for on this host: rules, and the settings of the package clients for the guest."""
+"""What the presets of a profile stand for on this host: rules, and the settings of the package clients for the
+guest."""
 
 from __future__ import annotations
 
@@ -28,15 +29,20 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 
 
 class AskedClients:
-    """The package clients that the presets of a profile name, asked at the same time: they are slow, and other work goes on."""
+    """The package clients that the presets of a profile name, asked at the same time: they are slow, and other work
+    goes on."""
 
     def __init__(self, profile: Profile, owner: tuple[int, int]) -> None:
         self._owner = owner
         self.named = sorted({rule.preset for rule in profile.egress.allow if rule.preset})
-        self.lists = {preset: path for preset in self.named if (path := find_shipped("profiles/egress", f"{preset}.yaml"))}
+        self.lists = {
+            preset: path for preset in self.named if (path := find_shipped("profiles/egress", f"{preset}.yaml"))
+        }
         self._found: dict[str, Sources | Exception] = {}
         self._asking = [
-            threading.Thread(target=self._ask, args=(preset,), daemon=True) for preset in self.named if preset not in self.lists
+            threading.Thread(target=self._ask, args=(preset,), daemon=True)
+            for preset in self.named
+            if preset not in self.lists
         ]
         for thread in self._asking:
             thread.start()
@@ -59,7 +65,9 @@ class AskedClients:
         return answered
 
 
-def find_presets(profile: Profile, clients: AskedClients, owner: tuple[int, int]) -> tuple[Presets, tuple[GuestFile, ...]]:
+def find_presets(
+    profile: Profile, clients: AskedClients, owner: tuple[int, int]
+) -> tuple[Presets, tuple[GuestFile, ...]]:
     """The rules of each preset of the profile, and the files by which the clients in the guest ask the same sources."""
     found = clients.wait()
     rules: list[tuple[str, tuple[EgressRule, ...]]] = []
@@ -71,7 +79,9 @@ def find_presets(profile: Profile, clients: AskedClients, owner: tuple[int, int]
             continue
         reason = f"preset {preset}"
         ports = found[preset].destinations
-        rules.append((preset, tuple(EgressRule(host=host, ports=(port,), preset=preset, reason=reason) for host, port in ports)))
+        rules.append(
+            (preset, tuple(EgressRule(host=host, ports=(port,), preset=preset, reason=reason) for host, port in ports))
+        )
         files += [GuestFile(path, text, reason) for path, text in found[preset].files]
     if "debian" in clients.named and profile.image.url:
         files.append(GuestFile(APT_SOURCES, _render_apt(), "preset debian"))
@@ -91,4 +101,7 @@ def _render_apt() -> str:
 
 def _list_authorities(named: list[str], owner: tuple[int, int]) -> list[GuestFile]:
     found = find_authorities([name for name in named if name], owner)
-    return [GuestFile(f"{AUTHORITIES}{hashlib.sha256(pem.encode()).hexdigest()[:12]}.crt", pem, source) for source, pem in found]
+    return [
+        GuestFile(f"{AUTHORITIES}{hashlib.sha256(pem.encode()).hexdigest()[:12]}.crt", pem, source)
+        for source, pem in found
+    ]

@@ -14,9 +14,9 @@ PROFILE_NAME = "ktrdr.yaml"
 def find_profile(named: Path | None, workspace: Path | None) -> tuple[Path, Path]:
     """The profile and the workspace of a command, from its argument and its option `--workspace`.
 
-    Without an argument the profile is `ktrdr.yaml` of the workspace or the nearest one above it, up to the top of the repository, and the
-    workspace is by default that top. A name that is no file of the current folder can be that of a shipped profile.
-    UsageError if there is no `ktrdr.yaml`.
+    Without an argument the profile is `ktrdr.yaml` of the workspace or the nearest one above it, up to the top of the
+    repository, and the workspace is by default that top. A name that is no file of the current folder can be that of a
+    shipped profile. UsageError if there is no `ktrdr.yaml`.
     """
     if named is not None:
         return _find_named(named), workspace or Path()
@@ -32,7 +32,10 @@ def find_profile(named: Path | None, workspace: Path | None) -> tuple[Path, Path
     raise UsageError(
         f"no profile is named, and there is no {PROFILE_NAME} in {searched}",
         where="PROFILE",
-        hint=f"`ktrdr-vm init` writes {PROFILE_NAME}; or name a profile, for example a shipped one: {', '.join(list_shipped('profiles'))}",
+        hint=(
+            f"`ktrdr-vm init` writes {PROFILE_NAME}; or name a profile, for example a shipped one:"
+            f" {', '.join(list_shipped('profiles'))}"
+        ),
     )
 
 

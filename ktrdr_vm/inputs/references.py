@@ -23,19 +23,24 @@ from ktrdr_vm.profile.load import LoadedProfile
 def check_references(loaded: LoadedProfile, workspace: Path, *, gates: bool = True) -> list[Problem]:
     """Missing or invalid recipes, presets and playbooks that the profile names. Reads files, starts no program.
 
-    `workspace` is the absolute folder of `--workspace`. Without `gates`, those of the profile are not checked, because others replace them.
+    `workspace` is the absolute folder of `--workspace`. Without `gates`, those of the profile are not checked, because
+    others replace them.
     """
     profile, problems = loaded.profile, []
     if not profile.image.url:
         recipe = find_shipped("images", f"{profile.image.recipe}.yaml")
         if recipe is None:
-            problems.append(loaded.problem(("image",), _unknown("image recipe", profile.image.recipe, list_shipped("images"))))
+            problems.append(
+                loaded.problem(("image",), _unknown("image recipe", profile.image.recipe, list_shipped("images")))
+            )
         elif reason := refuse_disk(profile.resources.disk, load_recipe(recipe).size):
             problems.append(loaded.problem(("resources", "disk"), reason))
     known = list_presets()
     for index, rule in enumerate(profile.egress.allow):
         if rule.preset and rule.preset not in known:
-            problems.append(loaded.problem(("egress", "allow", index, "preset"), _unknown("preset", rule.preset, known)))
+            problems.append(
+                loaded.problem(("egress", "allow", index, "preset"), _unknown("preset", rule.preset, known))
+            )
     for index, gate in enumerate(profile.gates if gates else ()):
         try:
             digest_playbooks(((gate, find_playbook(gate, workspace)),), workspace)
@@ -47,7 +52,8 @@ def check_references(loaded: LoadedProfile, workspace: Path, *, gates: bool = Tr
 
 
 def check_places(loaded: LoadedProfile, workspace: Path, mount_roots: tuple[str, ...]) -> list[Problem]:
-    """Errors of all folders and files of the host that the profile names, opened as for their use: no links, no other mounts."""
+    """Errors of all folders and files of the host that the profile names, opened as for their use: no links, no other
+    mounts."""
     profile, problems = loaded.profile, []
 
     def check(path: tuple[str | int, ...], act: Callable[[], object]) -> None:
@@ -86,8 +92,8 @@ def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
 def find_playbook(gate: str, workspace: Path, *, trusted: bool = False) -> Path:
     """The playbook of a gate by name or path: in the workspace, then shipped.
 
-    A profile is not trusted: its gates must be in the workspace, without links in their path, or shipped. A `trusted` name was
-    typed by a user: it may be elsewhere, but a path in the workspace is opened from there nevertheless.
+    A profile is not trusted: its gates must be in the workspace, without links in their path, or shipped. A `trusted`
+    name was typed by a user: it may be elsewhere, but a path in the workspace is opened from there nevertheless.
     """
     shipped = None
     if "/" in gate or gate.endswith((".yaml", ".yml")):

@@ -45,7 +45,8 @@ REFERENCE_HINT = "correct the profile, or create the file that it names; `ktrdr-
 
 @dataclass(frozen=True)
 class Base:
-    """The commit whose profile and playbooks judge another one. `root` holds its files; `ref` and `changed` are of the judged commit.
+    """The commit whose profile and playbooks judge another one. `root` holds its files; `ref` and `changed` are of the
+    judged commit.
 
     `changed` are all paths in which the two differ. `ref` is the full name of a ref, or the id of the commit.
     """
@@ -96,9 +97,13 @@ def read_profile(path: Path, workspace: Path | None = None, *, seen: list[str] |
     return load_profile(_read(path, workspace), str(path), read)
 
 
-def gather(profile_path: Path, *, home: Home, workspace: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()) -> Gathered:
+def gather(
+    profile_path: Path, *, home: Home, workspace: Path, instance_id: str | None = None, gates: tuple[str, ...] = ()
+) -> Gathered:
     """The inputs of `plan`, `render` and `apply`. `gates`, if set, replace those of the profile."""
-    return gather_profile(read_profile(profile_path, workspace), home=home, workspace=workspace, instance_id=instance_id, gates=gates)
+    return gather_profile(
+        read_profile(profile_path, workspace), home=home, workspace=workspace, instance_id=instance_id, gates=gates
+    )
 
 
 def gather_profile(
@@ -115,7 +120,9 @@ def gather_profile(
     root = workspace.resolve()
     if not str(root).isprintable():
         # The path is part of documents of the plan, which are text.
-        raise UsageError("the path of the workspace is not printable UTF-8", where=ascii(str(root)), hint="rename the folder")
+        raise UsageError(
+            "the path of the workspace is not printable UTF-8", where=ascii(str(root)), hint="rename the folder"
+        )
     documents = base.root if base else root
     owner = find_owner()
     clients = AskedClients(loaded.profile, owner)
@@ -123,7 +130,9 @@ def gather_profile(
     refused = refused or check_places(loaded, root, policy.mount_roots)
     if named or refused:
         in_playbooks = bool(named) and all(one.source != loaded.source for one in named)
-        raise DocumentError([*named, *refused], hint=PLAYBOOK_HINT if in_playbooks else REFERENCE_HINT if named else POLICY_HINT)
+        raise DocumentError(
+            [*named, *refused], hint=PLAYBOOK_HINT if in_playbooks else REFERENCE_HINT if named else POLICY_HINT
+        )
     if policy.longest_life and not loaded.profile.ttl:
         loaded.data["ttl"] = f"{policy.longest_life}s"
         loaded.profile = build_profile(loaded.data)
@@ -198,7 +207,9 @@ def _find_collector(profile: Profile, policy: OwnerPolicy) -> Collector | None:
     if not profile.telemetry.otlp:
         return None
     if importlib.util.find_spec("opentelemetry") is None or importlib.util.find_spec("opentelemetry.proto") is None:
-        raise HostError("telemetry requires the packages of OpenTelemetry", where="telemetry", hint="install ktrdr-vm[telemetry]")
+        raise HostError(
+            "telemetry requires the packages of OpenTelemetry", where="telemetry", hint="install ktrdr-vm[telemetry]"
+        )
     return policy.collector
 
 
@@ -217,7 +228,10 @@ def _has_cpu_controller() -> bool:
     unified = Path("/sys/fs/cgroup/cgroup.controllers")
     if unified.exists():
         return "cpu" in unified.read_text().split()
-    return Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists() or Path("/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us").exists()
+    return (
+        Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists()
+        or Path("/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us").exists()
+    )
 
 
 def _read(path: Path, workspace: Path | None = None) -> bytes:
@@ -232,7 +246,9 @@ def _read(path: Path, workspace: Path | None = None) -> bytes:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UsageError(
-            f"cannot be read: {error.strerror}", where=str(path), hint="name a file that exists and is readable, or a shipped profile"
+            f"cannot be read: {error.strerror}",
+            where=str(path),
+            hint="name a file that exists and is readable, or a shipped profile",
         ) from None
 
 
@@ -246,8 +262,12 @@ def _read_parent(reference: str, source: str) -> tuple[str, bytes]:
     except FileNotFoundError:
         pass
     except UnsafePathError as error:
-        raise UsageError(f"{reference} is outside of the folder of the profile: {error.message}", where=source, hint=HINT) from None
+        raise UsageError(
+            f"{reference} is outside of the folder of the profile: {error.message}", where=source, hint=HINT
+        ) from None
     shipped = find_shipped_profile(reference)
     if shipped is None:
-        raise UsageError(f"{reference} is neither in the folder of the profile nor a shipped profile", where=source, hint=HINT)
+        raise UsageError(
+            f"{reference} is neither in the folder of the profile nor a shipped profile", where=source, hint=HINT
+        )
     return str(shipped), _read(shipped)

@@ -26,7 +26,9 @@ def list_refs(policy: OwnerPolicy, repository: Repository) -> tuple[str, ...]:
     """The trusted branches of this repository in the owner's policy; none if it does not list the repository."""
     common = repository.common
     places = {repository.root.resolve()} | ({common.parent if common.name == ".git" else common} if common else set())
-    return tuple(dict.fromkeys(ref for one in policy.projects if Path(one.path).resolve() in places for ref in one.refs))
+    return tuple(
+        dict.fromkeys(ref for one in policy.projects if Path(one.path).resolve() in places for ref in one.refs)
+    )
 
 
 def compare(loaded: LoadedProfile, repository: Repository | None, policy: OwnerPolicy) -> tuple[Reach, ...]:
@@ -59,9 +61,13 @@ def require_accepted(beyond: tuple[Reach, ...], where: str) -> None:
     carried = [one.text for one in beyond if one.carries]
     if carried:
         raise UsageError(
-            f"the profile of this branch allows more for secrets than that of the trusted branch: {'; '.join(carried[:5])}",
+            "the profile of this branch allows more for secrets than that of the trusted branch:"
+            f" {'; '.join(carried[:5])}",
             where=where,
-            hint="review it and use --accept-changes, or merge it; secrets.uses in the owner's policy limits destinations of secrets",
+            hint=(
+                "review it and use --accept-changes, or merge it; secrets.uses in the owner's policy limits"
+                " destinations of secrets"
+            ),
         )
 
 
@@ -96,13 +102,18 @@ def _read_profile(view: View, commit: str, path: str) -> Profile | None:
 
 
 def load_committed(view: View, commit: str, path: str) -> LoadedProfile:
-    """The profile at `path` of a commit, with those that it extends. UsageError or DocumentError if there is none, or if it is invalid."""
+    """The profile at `path` of a commit, with those that it extends. UsageError or DocumentError if there is none, or
+    if it is invalid."""
 
     def read(name: str) -> bytes:
         word = f"{commit}:{name}"
         size = view.git("cat-file", "-s", "--end-of-options", word, check=False).text.strip()
         if not size.isdigit() or int(size) > MAX_BYTES:
-            raise UsageError("the commit does not have this file", where=word, hint="commit it on the trusted branch, or name another base")
+            raise UsageError(
+                "the commit does not have this file",
+                where=word,
+                hint="commit it on the trusted branch, or name another base",
+            )
         return view.git("cat-file", "blob", "--end-of-options", word).stdout
 
     def read_parent(reference: str, source: str) -> tuple[str, bytes]:
@@ -112,7 +123,9 @@ def load_committed(view: View, commit: str, path: str) -> LoadedProfile:
                 return str(parts), read(str(parts))
         shipped = find_shipped_profile(reference)
         if shipped is None:
-            raise UsageError(f"the commit does not have {reference}", where=source, hint="commit it on the trusted branch")
+            raise UsageError(
+                f"the commit does not have {reference}", where=source, hint="commit it on the trusted branch"
+            )
         return str(shipped), shipped.read_bytes()
 
     return load_profile(read(path), path, read_parent)

@@ -1,4 +1,5 @@
-"""What an instance is given when it is made: a slot, and with it users and a loopback address; a host key and a login."""
+"""What an instance is given when it is made: a slot, and with it users and a loopback address; a host key and a
+login."""
 
 from __future__ import annotations
 
@@ -14,13 +15,16 @@ from ktrdr_vm.users import in_user_namespace
 
 
 def find_free_slot(home: Home) -> int:
-    """The first slot that no journal of this home and no guard of another one has. To be called under the slots' lock."""
+    """The first slot that no journal of this home and no guard of another one has. To be called under the slots'
+    lock."""
     taken, bound = {journal.slot for journal in list_journals(home)}, find_bound(DNS_PORT)
     for slot in range(find_users().slots):
         loopback = allocate(slot, genid="", host_key="", host_public_key="", login_public_key="").loopback
         if slot not in taken and loopback not in bound:
             return slot
-    raise HostError("every slot is taken", where=str(home.instances), hint="destroy instances; `ktrdr-vm list` shows them")
+    raise HostError(
+        "every slot is taken", where=str(home.instances), hint="destroy instances; `ktrdr-vm list` shows them"
+    )
 
 
 def require_room(home: Home, instance_id: str, most: int) -> None:

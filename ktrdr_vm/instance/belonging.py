@@ -1,7 +1,7 @@
 """What belongs to a workspace: for who may work in one, and is allowed nothing else of this host.
 
-An instance says so in its journal, which is root's; a run in its plan, where the digest that root kept confirms it. Nothing is believed
-that the person could have written.
+An instance says so in its journal, which is root's; a run in its plan, where the digest that root kept confirms it.
+Nothing is believed that the person could have written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ktrdr_vm.identity import parse_instance_id
 
 
 def holds_instance(home: Home, instance_id: str, workspace: Path) -> bool:
-    """True if this instance was created for this workspace by the same person. False if there is none or its journal cannot be read."""
+    """True if this instance was created for this workspace by the same person. False if there is none or its journal
+    cannot be read."""
     with contextlib.suppress(KtrdrError):
         journal = read_journal(home.instance(parse_instance_id(instance_id).instance_id).journal)
         return journal is not None and _is_ours(journal.plan, workspace)
@@ -30,7 +31,9 @@ def require_instance(home: Home, instance_id: str, workspace: Path) -> None:
     """UsageError unless the instance belongs to the workspace. It does not say whether there is one."""
     if not holds_instance(home, instance_id, workspace):
         raise UsageError(
-            f"no instance {instance_id:.80} belongs to this workspace", where=str(workspace), hint="`list_instances` shows those that do"
+            f"no instance {instance_id:.80} belongs to this workspace",
+            where=str(workspace),
+            hint="`list_instances` shows those that do",
         )
 
 

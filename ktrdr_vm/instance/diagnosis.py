@@ -1,4 +1,5 @@
-"""Why a guest answers no more, as the host sees it: its machine has ended, stands still, or its kernel said its last words."""
+"""Why a guest answers no more, as the host sees it: its machine has ended, stands still, or its kernel said its last
+words."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.instance.resources.base import Target
 
 _TAIL = 64 * 1024
-_LAST_WORDS = re.compile(r"(Kernel panic - not syncing[^\n]*|Out of memory: Killed process[^\n]*|I/O error, dev vda[^\n]*)")
+_LAST_WORDS = re.compile(
+    r"(Kernel panic - not syncing[^\n]*|Out of memory: Killed process[^\n]*|I/O error, dev vda[^\n]*)"
+)
 
 
 def explain_loss(target: Target) -> str:

@@ -1,4 +1,5 @@
-"""The removal of what no living run holds: instances, halves of images and templates, and what has outlived its time."""
+"""The removal of what no living run holds: instances, halves of images and templates, and what has outlived its
+time."""
 
 from __future__ import annotations
 
@@ -17,13 +18,24 @@ from ktrdr_vm.instance.resources.domain import find_qemu
 
 
 def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict[str, str]]:
-    """Remove what no living run holds and no person lives in, and what has outlived its time. Rows of action, instance_id, reason."""
+    """Remove what no living run holds and no person lives in, and what has outlived its time. Rows of action,
+    instance_id, reason."""
     rows = []
     for entry in find_instances(home, libvirt):
         if not entry.busy and (entry.expired or not entry.kept):
             rows += _collect(home, libvirt, entry, dry_run=dry_run)
-        elif "namespace" in entry.seen and not dry_run and Instance(home, parse_instance_id(entry.instance_id), libvirt).close_unguarded():
-            rows.append({"action": "closed", "instance_id": entry.instance_id, "reason": "its guard does not run; apply starts it again"})
+        elif (
+            "namespace" in entry.seen
+            and not dry_run
+            and Instance(home, parse_instance_id(entry.instance_id), libvirt).close_unguarded()
+        ):
+            rows.append(
+                {
+                    "action": "closed",
+                    "instance_id": entry.instance_id,
+                    "reason": "its guard does not run; apply starts it again",
+                }
+            )
     if not dry_run:
         remove_dead_locks(home.locks)
     return rows + _collect_halves(home, dry_run=dry_run)
@@ -54,9 +66,13 @@ def _collect(home: Home, libvirt: Libvirt, entry: Found, *, dry_run: bool) -> li
 
 
 def _collect_halves(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
-    """What a build of an image or a template left that was killed, gigabytes at times. One that goes on holds its lock."""
+    """What a build of an image or a template left that was killed, gigabytes at times. One that goes on holds its
+    lock."""
     rows = []
-    for folder, locks, lock in ((home.templates, home.locks, "template-{}.lock"), (home.images, home.images, ".lock-{}")):
+    for folder, locks, lock in (
+        (home.templates, home.locks, "template-{}.lock"),
+        (home.images, home.images, ".lock-{}"),
+    ):
         for path in sorted([*folder.glob(".new-*"), *folder.glob(".gone-*")]):
             key = path.name.split("-")[1]
             if is_locked(locks / lock.format(key)):
@@ -65,11 +81,16 @@ def _collect_halves(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
             action = "would remove" if dry_run else "removed"
             if not dry_run:
                 try:
-                    # Its QEMU may live on, also when libvirt has forgotten it; a domain that libvirt knows is an instance above.
-                    for pid in find_qemu(Identity(f"template--{key[:12]}").domain, path) if folder == home.templates else []:
+                    # Its QEMU may live on, also when libvirt has forgotten it; a domain that libvirt knows is an
+                    # instance above.
+                    for pid in (
+                        find_qemu(Identity(f"template--{key[:12]}").domain, path) if folder == home.templates else []
+                    ):
                         end_process(pid)
                     # Out of sight first: whoever begins to build it now makes a new one.
-                    doomed = path if path.name.startswith(".gone-") else path.rename(folder / f".gone-{key}-{os.getpid()}")
+                    doomed = (
+                        path if path.name.startswith(".gone-") else path.rename(folder / f".gone-{key}-{os.getpid()}")
+                    )
                     shutil.rmtree(doomed)
                 except FileNotFoundError:
                     continue  # another took it away

@@ -1,4 +1,5 @@
-"""An instance_id on this host: its journal begun, its resources removed. What is done with it in between is in `loaded.py`."""
+"""An instance_id on this host: its journal begun, its resources removed. What is done with it in between is in
+`loaded.py`."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ BOOT_LIMIT = {"kvm": 120.0, "tcg": 600.0}
 
 
 class Instance:
-    """One instance_id on this host, whether or not there is an instance. Use `locked()` around everything that changes it."""
+    """One instance_id on this host, whether or not there is an instance. Use `locked()` around everything that changes
+    it."""
 
     def __init__(self, home: Home, identity: Identity, libvirt: Libvirt) -> None:
         self.home = home
@@ -77,7 +79,8 @@ class Instance:
         self.target.require_awake()
 
     def find_mode(self) -> str:
-        """sandbox or interactive, from the journal or, when that is lost, from the domain; empty when there is no instance."""
+        """sandbox or interactive, from the journal or, when that is lost, from the domain; empty when there is no
+        instance."""
         journal = self._read_journal_leniently()
         if journal is not None:
             return journal.mode
@@ -85,7 +88,8 @@ class Instance:
         return domain.mode if domain is not None else ""
 
     def is_kept(self) -> bool:
-        """True if the instance is interactive, or was created with the option to keep it: by its journal, else by its domain."""
+        """True if the instance is interactive, or was created with the option to keep it: by its journal, else by its
+        domain."""
         journal = self._read_journal_leniently()
         return is_kept(journal, self._find_domain() if journal is None else None)
 
@@ -122,8 +126,8 @@ class Instance:
     ) -> LoadedInstance:
         """Write what is about to be made: the journal, with a slot, and the keys.
 
-        A new instance is forked from `template` when there is one, or begins from the disk of a snapshot, `source`; an existing one
-        stays what it was, and is given the plan. `journal` is its journal where the caller has read it.
+        A new instance is forked from `template` when there is one, or begins from the disk of a snapshot, `source`; an
+        existing one stays what it was, and is given the plan. `journal` is its journal where the caller has read it.
         """
         journal = journal or self.find_journal()
         if journal is not None:
@@ -229,5 +233,7 @@ def require_root() -> None:
     """Root, of the host or of a world: taps, nftables and libvirt need it."""
     if os.geteuid() != 0:
         raise HostError(
-            "this needs root or a world", where="ktrdr-vm", hint="call `enter_world()` of this package first, or run the program with sudo"
+            "this needs root or a world",
+            where="ktrdr-vm",
+            hint="call `enter_world()` of this package first, or run the program with sudo",
         )

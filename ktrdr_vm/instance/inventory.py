@@ -1,4 +1,5 @@
-"""Instances as the host knows them: journals, libvirt metadata, aliases of interfaces and nft comments, joined by instance_id.
+"""Instances as the host knows them: journals, libvirt metadata, aliases of interfaces and nft comments, joined by
+instance_id.
 
 Losing the state directory loses no knowledge. What does not carry our mark is never listed and never touched.
 """
@@ -74,7 +75,8 @@ class Found:
 
 
 def is_kept(journal: Journal | None, domain: DomainFacts | None) -> bool:
-    """True if a person lives in an instance or asked for it to be kept. The domain says so too, for when the journal is lost."""
+    """True if a person lives in an instance or asked for it to be kept. The domain says so too, for when the journal is
+    lost."""
     if journal is not None and (journal.kept or journal.mode == "interactive"):
         return True
     return domain is not None and domain.mode == "interactive"

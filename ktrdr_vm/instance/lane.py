@@ -9,7 +9,8 @@ from types import TracebackType
 
 
 class Lane:
-    """Use it in a `with`, which ends when the steps have ended. An error of the caller's ends them after the current one."""
+    """Use it in a `with`, which ends when the steps have ended. An error of the caller's ends them after the current
+    one."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lane")
@@ -34,7 +35,9 @@ class Lane:
                 return
             step()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is not None:
             self._ended.set()
         self._pool.shutdown(wait=True)

@@ -1,4 +1,5 @@
-"""An instance as its journal describes it, read once: plan, allocation, journal, and what is done with them while it lives."""
+"""An instance as its journal describes it, read once: plan, allocation, journal, and what is done with them while it
+lives."""
 
 from __future__ import annotations
 
@@ -53,12 +54,18 @@ class ResourceStatus:
 class LoadedInstance:
     """The state of one instance. `plan`, `allocation` and `template` stay as they were read, and no property does I/O.
 
-    `journal` is the only copy of what is on the disk: every change of it is written before the method returns. Who changes it holds the
-    instance's lock since before it was loaded.
+    `journal` is the only copy of what is on the disk: every change of it is written before the method returns. Who
+    changes it holds the instance's lock since before it was loaded.
     """
 
     def __init__(
-        self, home: Home, target: Target, journal: Journal, plan: Plan, allocation: Allocation, template: TemplateFacts | None
+        self,
+        home: Home,
+        target: Target,
+        journal: Journal,
+        plan: Plan,
+        allocation: Allocation,
+        template: TemplateFacts | None,
     ) -> None:
         """`template` is what the instance was forked from, if from any."""
         self.home = home
@@ -96,7 +103,8 @@ class LoadedInstance:
         return EscalationStore(self.paths.escalations, self.instance_id)
 
     def require_revision(self, expected: str) -> None:
-        """UsageError unless the guard says that this is the revision of the instance now. Without an expectation nothing is asked."""
+        """UsageError unless the guard says that this is the revision of the instance now. Without an expectation
+        nothing is asked."""
         if expected:
             require_revision(expected, self.guard.find_revision(), self.instance_id)
 
@@ -108,15 +116,20 @@ class LoadedInstance:
     def make_blueprint(self, read_secret: SecretReader | None = None, mount_roots: tuple[str, ...] = ()) -> Blueprint:
         """What its resources are to be. Without `read_secret` no secret can be made from it."""
         journal, disk = self.journal, ""
-        # What has lived once stands on the template's disk, and begins from its own: the memory belongs to an older one.
+        # What has lived once stands on the template's disk, and begins from its own: the memory belongs to an older
+        # one.
         lived = "domain" in journal.resources or bool(journal.source)
         template = replace(self.template, thaw=not lived) if self.template else None
         if journal.source:
             origin, _, name = journal.source.partition("@")
             disk = str(self.home.instance(origin).snapshots / name / "disk.qcow2")
-        return Blueprint(self.plan, self.allocation, self.connect, read_secret or _no_secrets, template, disk, mount_roots)
+        return Blueprint(
+            self.plan, self.allocation, self.connect, read_secret or _no_secrets, template, disk, mount_roots
+        )
 
-    def open_resources(self, read_secret: SecretReader | None = None, mount_roots: tuple[str, ...] = ()) -> tuple[Resource, ...]:
+    def open_resources(
+        self, read_secret: SecretReader | None = None, mount_roots: tuple[str, ...] = ()
+    ) -> tuple[Resource, ...]:
         """The resources of the plan, in order, and what else of it the host has."""
         return make_resources(self.target, self.make_blueprint(read_secret, mount_roots))
 
@@ -137,15 +150,16 @@ class LoadedInstance:
     def create(self, *, read_secret: SecretReader, mount_roots: tuple[str, ...], notify: Notify = quiet) -> None:
         """Make what is missing of everything up to the running domain. Mounts and secrets follow in `complete`.
 
-        Namespace, firewall and guard are made by a thread of their own, in order, beside disk, tap and the paused machine. The guest's
-        first instruction waits for them.
+        Namespace, firewall and guard are made by a thread of their own, in order, beside disk, tap and the paused
+        machine. The guest's first instruction waits for them.
         """
         with Lane() as lane:
             blueprint = replace(self.make_blueprint(read_secret, mount_roots), await_isolation=lane.wait)
             resources = [one for one in make_resources(self.target, blueprint) if not one.needs_guest]
             for guard in (one for one in resources if one.restores_plan and one.exists()):
                 if guard.verify():
-                    # One of an earlier plan would put the earlier rules back. Without any, nothing leaves until the new one serves.
+                    # One of an earlier plan would put the earlier rules back. Without any, nothing leaves until the new
+                    # one serves.
                     guard.stop()
             lane.begin([partial(self.ensure, one, notify) for one in resources if one.is_independent])
             for resource in resources:
@@ -196,7 +210,8 @@ class LoadedInstance:
         """The guest over SSH; waits up to `limit` seconds for it. The connection is kept for the next caller."""
         if self._guest is not None and self._guest.alive:
             return self._guest
-        # Imported with the first connection: SSH and its cryptography are most of the time of a command that needs neither.
+        # Imported with the first connection: SSH and its cryptography are most of the time of a command that needs
+        # neither.
         from ktrdr_vm.guest import ssh
 
         self.target.require_awake()
@@ -215,14 +230,18 @@ class LoadedInstance:
     def _require_running(self) -> None:
         if not self.target.is_running():
             raise ProvisionError(
-                "the domain ended while it was booting", where=self.instance_id, hint=f"its console says why: {self.paths.console}"
+                "the domain ended while it was booting",
+                where=self.instance_id,
+                hint=f"its console says why: {self.paths.console}",
             )
 
     def environment(self) -> dict[str, str]:
         """What every process of the instance finds in its environment."""
         plan = self.plan
         served = plan.gateway_variables(self.allocation.gateway) if plan.served else {}
-        return make_environment(self.identity, plan.profile.mode, {**plan.client_variables, **dict(plan.profile.environment), **served})
+        return make_environment(
+            self.identity, plan.profile.mode, {**plan.client_variables, **dict(plan.profile.environment), **served}
+        )
 
     def close(self) -> None:
         if self._guest is not None:
@@ -247,7 +266,8 @@ class LoadedInstance:
         return found
 
     def require_closed(self) -> None:
-        """ProvisionError unless all that is between a running guest and the network is as planned: it is never assumed."""
+        """ProvisionError unless all that is between a running guest and the network is as planned: it is never
+        assumed."""
         network = self.open_network()
         end = time.monotonic() + MEND_LIMIT
         while True:
@@ -298,7 +318,9 @@ def hold_lock(home: Home, identity: Identity) -> contextlib.AbstractContextManag
 
 
 def _no_secrets(secret: Secret) -> bytes:
-    raise ProvisionError(f"the secret {secret.name} is not read here", where="secrets", hint="apply again to deliver it")
+    raise ProvisionError(
+        f"the secret {secret.name} is not read here", where="secrets", hint="apply again to deliver it"
+    )
 
 
 def _look(resource: Resource) -> ResourceStatus:

@@ -1,4 +1,5 @@
-"""What looks like ours on the host and belongs to no instance: of earlier versions, of lost state, of processes that were killed.
+"""What looks like ours on the host and belongs to no instance: of earlier versions, of lost state, of processes that
+were killed.
 
 It is shown and not removed: without our mark it might be somebody else's.
 """

@@ -1,4 +1,5 @@
-"""Where the value of a secret comes from on the host: a variable, a file or a command that the owner's policy allows."""
+"""Where the value of a secret comes from on the host: a variable, a file or a command that the owner's policy
+allows."""
 
 from __future__ import annotations
 
@@ -12,11 +13,20 @@ from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.profile.model import Secret as SecretEntry
 
 COMMAND_LIMIT = 60.0
-_CLIENT_VARIABLES = ("HOME", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "VAULT_ADDR")
+_CLIENT_VARIABLES = (
+    "HOME",
+    "USER",
+    "XDG_CONFIG_HOME",
+    "XDG_RUNTIME_DIR",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "SSH_AUTH_SOCK",
+    "VAULT_ADDR",
+)
 
 
 def read_source(entry: SecretEntry) -> bytes:
-    """The value from its source on the host, read once, before anything exists. Nothing that shows calls of programs shows it."""
+    """The value from its source on the host, read once, before anything exists. Nothing that shows calls of programs
+    shows it."""
     value = _read(entry)
     process.hide_secret(value)
     return value
@@ -40,7 +50,9 @@ def _read(entry: SecretEntry) -> bytes:
             value = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise HostError(
-            f"the secret {entry.name} cannot be read: {error.strerror}", where=entry.file, hint="see secrets.files in the owner's policy"
+            f"the secret {entry.name} cannot be read: {error.strerror}",
+            where=entry.file,
+            hint="see secrets.files in the owner's policy",
         ) from None
     if not value or len(value) > MAX_BYTES:
         # Half a key would be delivered as if it were one.
@@ -53,7 +65,8 @@ def _read(entry: SecretEntry) -> bytes:
 
 
 def _ask_command(entry: SecretEntry) -> bytes:
-    """A vault's client or the like, as the person who calls, with what such clients need of the person's environment."""
+    """A vault's client or the like, as the person who calls, with what such clients need of the person's
+    environment."""
     user, group = find_owner()
     is_root = os.geteuid() == 0
     environment = {name: os.environ[name] for name in _CLIENT_VARIABLES if name in os.environ}
@@ -70,7 +83,8 @@ def _ask_command(entry: SecretEntry) -> bytes:
     value = done.stdout.rstrip(b"\n")
     if done.exit_code != 0 or not value or len(value) > MAX_BYTES:
         raise HostError(
-            f"the command of the secret {entry.name} ended with {done.exit_code} and {len(value)} bytes: {done.error_text[-200:]}",
+            f"the command of the secret {entry.name} ended with {done.exit_code} and {len(value)} bytes:"
+            f" {done.error_text[-200:]}",
             where=entry.command[0],
             hint="run it by hand as the same user; it must print the value and nothing else",
         )

@@ -10,7 +10,8 @@ from ktrdr_vm.instance.resources.secret import sweep_secrets
 
 
 def take_secrets(loaded: LoadedInstance, notify: Notify = quiet) -> list[str]:
-    """Take every secret out of the running guest; their keys. ProvisionError when one is still there, or nobody answers."""
+    """Take every secret out of the running guest; their keys. ProvisionError when one is still there, or nobody
+    answers."""
     taken = []
     for resource in reversed(loaded.open_secrets()):
         began = time.monotonic()

@@ -1,7 +1,7 @@
 """Snapshots: the disk of a running instance as it is at one moment, to begin another instance from.
 
-A snapshot is a disk. What begins from it boots from power-on with an identity of its own, and no secret of the one that it was taken of
-is in it. It lies in the instance's own folder and goes with it; what began from it is a copy and stays.
+A snapshot is a disk. What begins from it boots from power-on with an identity of its own, and no secret of the one that
+it was taken of is in it. It lies in the instance's own folder and goes with it; what began from it is a copy and stays.
 """
 
 from __future__ import annotations
@@ -59,16 +59,28 @@ class Snapshot:
 
 
 def take_snapshot(
-    loaded: LoadedInstance, name: str, *, read_secret: SecretReader, mount_roots: tuple[str, ...] = (), notify: Notify = quiet
+    loaded: LoadedInstance,
+    name: str,
+    *,
+    read_secret: SecretReader,
+    mount_roots: tuple[str, ...] = (),
+    notify: Notify = quiet,
 ) -> Snapshot:
-    """Copy the disk of a running instance. It stands still for as long as that takes, and has its secrets again afterwards."""
+    """Copy the disk of a running instance. It stands still for as long as that takes, and has its secrets again
+    afterwards."""
     if _NAME.fullmatch(name) is None:
-        raise UsageError(f"{name!a} is no name for a snapshot", hint="up to 63 of a-z, 0-9, . and -, such as before-upgrade")
+        raise UsageError(
+            f"{name!a} is no name for a snapshot", hint="up to 63 of a-z, 0-9, . and -, such as before-upgrade"
+        )
     loaded.target.require_awake()
     plan = loaded.plan
     place = loaded.paths.snapshots / name
     if place.exists():
-        raise UsageError(f"there is a snapshot {name} already", where=str(place), hint="choose another name, or --remove that one first")
+        raise UsageError(
+            f"there is a snapshot {name} already",
+            where=str(place),
+            hint="choose another name, or --remove that one first",
+        )
     partial = loaded.paths.snapshots / f".new-{name}"
     shutil.rmtree(partial, ignore_errors=True)
     make_private(loaded.paths.snapshots, partial)
@@ -98,7 +110,8 @@ def take_snapshot(
 
 
 def copy_disk(loaded: LoadedInstance, target: Path) -> None:
-    """A consistent copy of a running instance's overlay, without its machine-id. The guest's writes are held back meanwhile."""
+    """A consistent copy of a running instance's overlay, without its machine-id. The guest's writes are held back
+    meanwhile."""
     guest, libvirt, domain = loaded.connect(), loaded.libvirt, loaded.identity.domain
     _run(guest, _BLANK, "forget its machine-id")
     try:
@@ -107,7 +120,9 @@ def copy_disk(loaded: LoadedInstance, target: Path) -> None:
             # QEMU writes what it holds of the disk's own tables when it stops the machine.
             libvirt.suspend(domain)
             try:
-                process.run(["cp", "--reflink=auto", "--sparse=always", loaded.paths.overlay, target], timeout=COPY_LIMIT)
+                process.run(
+                    ["cp", "--reflink=auto", "--sparse=always", loaded.paths.overlay, target], timeout=COPY_LIMIT
+                )
                 target.chmod(0o600)
                 sync(target)
             finally:
@@ -121,7 +136,8 @@ def copy_disk(loaded: LoadedInstance, target: Path) -> None:
 
 
 def _freeze(libvirt: Libvirt, domain: str) -> bool:
-    """Hold the guest's file systems still. A guest without an agent has been told to sync, and its journal does the rest."""
+    """Hold the guest's file systems still. A guest without an agent has been told to sync, and its journal does the
+    rest."""
     try:
         wait_agent(libvirt, domain, limit=AGENT_LIMIT)
     except KtrdrError:
@@ -161,18 +177,22 @@ def remove_snapshot(home: Home, instance_id: str, name: str) -> bool:
 
 
 def find_snapshot(home: Home, reference: str, plan: Plan) -> TemplateFacts | None:
-    """The template that ID@NAME stands on, if on any. UsageError when there is no such snapshot, or when the plan asks for another disk."""
+    """The template that ID@NAME stands on, if on any. UsageError when there is no such snapshot, or when the plan asks
+    for another disk."""
     instance_id, _, name = reference.partition("@")
     identity = parse_instance_id(instance_id)
     for snapshot in list_snapshots(home, identity.instance_id):
         if snapshot.name == name:
             break
     else:
-        raise UsageError(f"there is no snapshot {reference!a}", hint=f"`ktrdr-vm snapshot {identity.instance_id}` lists them")
+        raise UsageError(
+            f"there is no snapshot {reference!a}", hint=f"`ktrdr-vm snapshot {identity.instance_id}` lists them"
+        )
     image, disk = plan.facts.image.digest, plan.profile.resources.disk
     if snapshot.image != image or snapshot.disk != disk:
         raise UsageError(
-            f"{reference} has image {snapshot.image[:12]} and {snapshot.disk} MiB, the profile asks for {image[:12]} and {disk} MiB",
+            f"{reference} has image {snapshot.image[:12]} and {snapshot.disk} MiB, the profile asks for {image[:12]}"
+            f" and {disk} MiB",
             hint="a branch keeps the image and the disk of what it began from",
         )
     return open_template(home, snapshot.template, thaw=False) if snapshot.template else None
@@ -189,4 +209,6 @@ def adopt(guest: Guest, login_public_key: str) -> None:
     """What a branch still has of the instance that it began from, taken away: nobody else's key opens it."""
     done = guest.run(_ADOPT, environment={"KEY": login_public_key}, timeout=60)
     if done.exit_code != 0:
-        raise ProvisionError("the branch could not be given its own login", where="snapshot", hint="look at its console.log")
+        raise ProvisionError(
+            "the branch could not be given its own login", where="snapshot", hint="look at its console.log"
+        )

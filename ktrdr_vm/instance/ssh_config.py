@@ -1,4 +1,5 @@
-"""What OpenSSH, and whatever calls it, is told of an instance: its own key, its pinned host key, nothing of the person's."""
+"""What OpenSSH, and whatever calls it, is told of an instance: its own key, its pinned host key, nothing of the
+person's."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def make_ssh_options(loaded: LoadedInstance) -> dict[str, str]:
 
 
 def make_wildcard_options(home: Path) -> dict[str, str]:
-    """The same for `Host *.ktrdr`: every instance of a state directory whose image has the usual user, also those that are made later."""
+    """The same for `Host *.ktrdr`: every instance of a state directory whose image has the usual user, also those that
+    are made later."""
     keys = home / "ssh/%n"
     return _make_options(home, "'%n'", keys / "known_hosts", keys / "login_key", STOCK_USER)
 

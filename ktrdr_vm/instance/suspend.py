@@ -1,6 +1,8 @@
-"""Suspend and resume: a machine goes to the disk with nothing of its network or secrets, and comes back behind its firewall.
+"""Suspend and resume: a machine goes to the disk with nothing of its network or secrets, and comes back behind its
+firewall.
 
-Each step may be interrupted, also by the host's end; the journal says what was begun, and either command takes it up again.
+Each step may be interrupted, also by the host's end; the journal says what was begun, and either command takes it up
+again.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ _GIVE_UP = "after `{}`, `ktrdr-vm apply` starts it from its disk, as after a pow
 
 
 def suspend(loaded: LoadedInstance, *, notify: Notify = quiet) -> None:
-    """Take secrets and mounts out of the guest, save it, end it, and take its network away. Use under the instance's lock.
+    """Take secrets and mounts out of the guest, save it, end it, and take its network away. Use under the instance's
+    lock.
 
-    A guest that does not let go of a secret or a mount runs on, and an error says so. Fine when it is suspended already.
+    A guest that does not let go of a secret or a mount runs on, and an error says so. Fine when it is suspended
+    already.
     """
     journal = loaded.journal
     if journal.state == "suspended":
@@ -35,7 +39,9 @@ def suspend(loaded: LoadedInstance, *, notify: Notify = quiet) -> None:
     saved = Saved(loaded.target)
     if not loaded.target.is_running() and not (journal.state != "awake" and saved.exists() and not saved.verify()):
         raise UsageError(
-            "its machine does not run, so there is nothing to save", where=journal.instance_id, hint="`ktrdr-vm apply` starts it again"
+            "its machine does not run, so there is nothing to save",
+            where=journal.instance_id,
+            hint="`ktrdr-vm apply` starts it again",
         )
     journal.enter("suspending")
     if loaded.target.is_running():
@@ -57,10 +63,14 @@ def suspend(loaded: LoadedInstance, *, notify: Notify = quiet) -> None:
     journal.enter("suspended")
 
 
-def resume(loaded: LoadedInstance, *, read_secret: SecretReader, mount_roots: tuple[str, ...] = (), notify: Notify = quiet) -> None:
-    """Bring a suspended instance back: namespace, firewall, guard and tap first, then the machine, its clock, its mounts and secrets.
+def resume(
+    loaded: LoadedInstance, *, read_secret: SecretReader, mount_roots: tuple[str, ...] = (), notify: Notify = quiet
+) -> None:
+    """Bring a suspended instance back: namespace, firewall, guard and tap first, then the machine, its clock, its
+    mounts and secrets.
 
-    Use under the instance's lock. One that runs gets back what an interrupted `suspend` took, and one that stands still goes on.
+    Use under the instance's lock. One that runs gets back what an interrupted `suspend` took, and one that stands still
+    goes on.
     """
     journal, plan = loaded.journal, loaded.plan
     if journal.state == "awake":
@@ -87,7 +97,9 @@ def resume(loaded: LoadedInstance, *, read_secret: SecretReader, mount_roots: tu
         differences = saved.verify()
         if differences:
             raise ProvisionError(
-                f"the saved state cannot be used: {'; '.join(differences)}", where=saved.name, hint=_GIVE_UP.format(saved.by_hand())
+                f"the saved state cannot be used: {'; '.join(differences)}",
+                where=saved.name,
+                hint=_GIVE_UP.format(saved.by_hand()),
             )
         require_capacity(loaded.home.root, plan.profile.resources.memory)
     journal.enter("resuming")

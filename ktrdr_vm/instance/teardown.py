@@ -35,7 +35,11 @@ def tear_down(target: Target, resources: Sequence[Resource], journal: Journal | 
             foreign.add(resource.key)
             verb = "absent"
         except Exception as error:  # whatever one of them meets, the others go
-            known = error if isinstance(error, KtrdrError) else ProvisionError(str(error), where=resource.name, hint=resource.by_hand())
+            known = (
+                error
+                if isinstance(error, KtrdrError)
+                else ProvisionError(str(error), where=resource.name, hint=resource.by_hand())
+            )
             errors.append((resource, known))
             verb = "failed"
         with contextlib.suppress(OSError):  # the reader of our output may be gone
@@ -49,7 +53,10 @@ def tear_down(target: Target, resources: Sequence[Resource], journal: Journal | 
         left = [str(path) for path in (directory, target.paths.ssh_alias) if os.path.lexists(path)]
     if left or errors:
         reasons = "; ".join(f"{resource.kind}: {error.message}" for resource, error in errors)
-        by_hand = " && ".join(resource.by_hand() for resource, _ in errors) or f"ktrdr-vm destroy {target.identity.instance_id}"
+        by_hand = (
+            " && ".join(resource.by_hand() for resource, _ in errors)
+            or f"ktrdr-vm destroy {target.identity.instance_id}"
+        )
         raise ResidueError(
             f"residue is left: {', '.join(left) or 'none'}" + (f" ({reasons})" if reasons else ""),
             where=target.identity.instance_id,

@@ -61,7 +61,9 @@ def _programs() -> list[Check]:
                 found.append(Check(package, "ok", f"{path}: {purpose}"))
                 break
         else:
-            found.append(Check(package, "missing", f"not installed; required for {purpose}", f"apt-get install {package}"))
+            found.append(
+                Check(package, "missing", f"not installed; required for {purpose}", f"apt-get install {package}")
+            )
     return found
 
 
@@ -78,7 +80,8 @@ def _binding() -> Check:
         "libvirt-python",
         "missing",
         f"not installed in {sys.prefix}; required for every command that uses an instance",
-        "install gcc, pkg-config, python3-dev and libvirt-dev, then `pip install 'ktrdr-vm[host]'`; in a clone, `make setup`",
+        "install gcc, pkg-config, python3-dev and libvirt-dev, then `pip install 'ktrdr-vm[host]'`; in a clone, `make"
+        " setup`",
     )
 
 
@@ -120,7 +123,9 @@ def _apparmor() -> Check | None:
     if obstacle:
         fix = "reinstall libvirt-daemon-system; until then every `apply` boots without a template"
         return Check("apparmor", "warning", f"{obstacle}; instances boot without a template", fix)
-    return Check("apparmor", "ok", "each QEMU process has its own profile, which allows the memory file of its template only")
+    return Check(
+        "apparmor", "ok", "each QEMU process has its own profile, which allows the memory file of its template only"
+    )
 
 
 def _policy() -> Check:
@@ -149,14 +154,19 @@ def _legacy_firewall() -> Check | None:
     # Those of a world are its own, and empty.
     if process.find_program("iptables-legacy-save") is None or not LEGACY_TABLES.exists() or in_user_namespace():
         return None
-    saved = process.run(["iptables-legacy-save", "-t", "filter"], timeout=30, check=False).text if LEGACY_TABLES.read_text().strip() else ""
+    saved = (
+        process.run(["iptables-legacy-save", "-t", "filter"], timeout=30, check=False).text
+        if LEGACY_TABLES.read_text().strip()
+        else ""
+    )
     if ":OUTPUT DROP" not in saved:
         return None
     return Check(
         "legacy firewall",
         "warning",
         "iptables-legacy drops by default in OUTPUT and may drop connections of guards",
-        f"iptables-legacy -I OUTPUT -m owner --uid-owner {HOST_USERS.first}-{HOST_USERS.last} -j ACCEPT, or move those rules to nftables",
+        f"iptables-legacy -I OUTPUT -m owner --uid-owner {HOST_USERS.first}-{HOST_USERS.last} -j ACCEPT, or move those"
+        " rules to nftables",
     )
 
 
@@ -183,7 +193,12 @@ def _disk(home: Home) -> Check:
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < _FREE_DISK:
-        return Check("disk", "warning", f"{free >> 30} GiB free at {place}", "run `ktrdr-vm gc`, or move $KTRDR_VM_HOME to a larger disk")
+        return Check(
+            "disk",
+            "warning",
+            f"{free >> 30} GiB free at {place}",
+            "run `ktrdr-vm gc`, or move $KTRDR_VM_HOME to a larger disk",
+        )
     return Check("disk", "ok", f"{free >> 30} GiB free at {place}")
 
 
@@ -191,6 +206,9 @@ def _memory() -> Check:
     free = read_available_memory()
     if free < _FREE_MEMORY:
         return Check(
-            "memory", "warning", f"{free} MiB available", "stop other programs; an instance needs the memory that its profile specifies"
+            "memory",
+            "warning",
+            f"{free} MiB available",
+            "stop other programs; an instance needs the memory that its profile specifies",
         )
     return Check("memory", "ok", f"{free} MiB available")

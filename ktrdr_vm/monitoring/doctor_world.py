@@ -1,4 +1,5 @@
-"""Checks of what a run without root requires of this host, each with the command that meets it. Changes nothing, and enters no world."""
+"""Checks of what a run without root requires of this host, each with the command that meets it. Changes nothing, and
+enters no world."""
 
 from __future__ import annotations
 
@@ -36,13 +37,17 @@ def _sub_ids() -> Check:
         users, _ = find_map(os.getuid(), os.getgid())
     except KtrdrError as error:
         return Check("subordinate ids", "missing", error.message, error.hint)
-    return Check("subordinate ids", "ok", f"{users[-1].count} from {users[-1].outside}; QEMU and the guards run as some of them")
+    return Check(
+        "subordinate ids", "ok", f"{users[-1].count} from {users[-1].outside}; QEMU and the guards run as some of them"
+    )
 
 
 def _tun() -> Check | None:
     if not _TUN.exists() or os.access(_TUN, os.R_OK | os.W_OK):
         return None
-    return Check("tun", "missing", f"this user may not open {_TUN}", f"as root: chmod 666 {_TUN}, which udev does where it runs")
+    return Check(
+        "tun", "missing", f"this user may not open {_TUN}", f"as root: chmod 666 {_TUN}, which udev does where it runs"
+    )
 
 
 def _kvm() -> Check | None:
@@ -53,13 +58,19 @@ def _kvm() -> Check | None:
         return Check("kvm access", "ok", f"everybody may open {KVM}")
     if not os.access(KVM, os.R_OK | os.W_OK):
         group = grp.getgrgid(facts.st_gid).gr_name
-        return Check("kvm access", "warning", f"this user may not open {KVM}", f"as root: usermod -aG {group} {name}; then log in again")
+        return Check(
+            "kvm access",
+            "warning",
+            f"this user may not open {KVM}",
+            f"as root: usermod -aG {group} {name}; then log in again",
+        )
     if find_kvm_group(os.getuid()) is None:
         return Check(
             "kvm access",
             "warning",
             f"the user of QEMU may not open {KVM}, because its group is no subordinate id",
-            f"as root: usermod --add-subgids {facts.st_gid}-{facts.st_gid} {name}; running instances keep software emulation",
+            f"as root: usermod --add-subgids {facts.st_gid}-{facts.st_gid} {name}; running instances keep software"
+            " emulation",
         )
     return Check("kvm access", "ok", f"the user of QEMU has the group of {KVM} as a subordinate id")
 
@@ -78,9 +89,13 @@ def _linger() -> Check | None:
     name = pwd.getpwuid(os.getuid()).pw_name
     if not runtime.startswith("/run/user/") or not _LINGER.parent.exists() or (_LINGER / name).exists():
         return None
-    return Check("linger", "warning", "instances lose their world when your last session ends", f"loginctl enable-linger {name}")
+    return Check(
+        "linger", "warning", "instances lose their world when your last session ends", f"loginctl enable-linger {name}"
+    )
 
 
 def _world(home: Path) -> Check:
     record = find_world(find_layout(home))
-    return Check("world", "ok", f"process {record.pid} holds it" if record else "there is none; the first command makes it")
+    return Check(
+        "world", "ok", f"process {record.pid} holds it" if record else "there is none; the first command makes it"
+    )

@@ -28,11 +28,19 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.up = self._gauge("instance_up", "1 while the instance's domain runs", *_IDENTITY)
-        self.age = self._gauge("instance_created_timestamp_seconds", "Time at which the instance was created", *_IDENTITY)
-        self.guard = self._gauge("guard_up", "1 while the guard of the instance runs; without it no connection can be opened", *_IDENTITY)
-        self.disk = self._gauge("instance_disk_bytes", "Bytes that the instance uses on the disk of the host", *_IDENTITY)
+        self.age = self._gauge(
+            "instance_created_timestamp_seconds", "Time at which the instance was created", *_IDENTITY
+        )
+        self.guard = self._gauge(
+            "guard_up", "1 while the guard of the instance runs; without it no connection can be opened", *_IDENTITY
+        )
+        self.disk = self._gauge(
+            "instance_disk_bytes", "Bytes that the instance uses on the disk of the host", *_IDENTITY
+        )
         self.egress = self._gauge("egress_decisions", "Egress decisions in the ledger", *_IDENTITY, "verdict")
-        self.egress_bytes = self._gauge("egress_bytes", "Bytes of the ended connections in the ledger", *_IDENTITY, "direction")
+        self.egress_bytes = self._gauge(
+            "egress_bytes", "Bytes of the ended connections in the ledger", *_IDENTITY, "direction"
+        )
         self.telemetry = self._gauge(
             "telemetry_records",
             "Telemetry records of the workload in the ledger, by their result",
@@ -42,9 +50,13 @@ class Metrics:
         self.escalations = self._gauge("escalations", "Escalations by state", *_IDENTITY, "state")
         self.run_outcome = self._gauge("run_outcome", "1 for the outcome of the newest run", *_IDENTITY, "outcome")
         self.run_seconds = self._gauge("run_duration_seconds", "Duration of the newest run", *_IDENTITY)
-        self.run_finished = self._gauge("run_started_timestamp_seconds", "Time at which the newest run started", *_IDENTITY)
+        self.run_finished = self._gauge(
+            "run_started_timestamp_seconds", "Time at which the newest run started", *_IDENTITY
+        )
         self.gate_passed = self._gauge("gate_passed", "1 if the gate passed in the newest run", *_IDENTITY, "gate")
-        self.gate_seconds = self._gauge("gate_duration_seconds", "Duration of the gate in the newest run", *_IDENTITY, "gate")
+        self.gate_seconds = self._gauge(
+            "gate_duration_seconds", "Duration of the gate in the newest run", *_IDENTITY, "gate"
+        )
         self.residue = self._gauge("run_residue", "Resources that the newest run left", *_IDENTITY)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
@@ -67,7 +79,9 @@ def _add_instance(metrics: Metrics, home: Home, found: Found) -> None:
     if found.created_at:
         metrics.age.labels(*identity).set(datetime.fromisoformat(found.created_at).timestamp())
     metrics.guard.labels(*identity).set(is_locked(paths.guard / "guard.lock"))
-    metrics.disk.labels(*identity).set(sum(path.stat().st_blocks * 512 for path in paths.directory.rglob("*") if path.is_file()))
+    metrics.disk.labels(*identity).set(
+        sum(path.stat().st_blocks * 512 for path in paths.directory.rglob("*") if path.is_file())
+    )
     for state in ("pending", "approved", "denied", "revoked", "expired"):
         metrics.escalations.labels(*identity, state).set(0)
     for one in EscalationStore(paths.escalations, found.instance_id).list():

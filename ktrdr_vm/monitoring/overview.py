@@ -20,7 +20,8 @@ _TAIL = 1024 * 1024
 
 @dataclass(frozen=True)
 class Row:
-    """One instance. Ages are seconds, sizes bytes, `cpu_s` is the CPU time since its start in seconds; None if unknown."""
+    """One instance. Ages are seconds, sizes bytes, `cpu_s` is the CPU time since its start in seconds; None if
+    unknown."""
 
     found: Found
     age: float | None
@@ -59,7 +60,11 @@ def _make_row(home: Home, libvirt: Libvirt, found: Found) -> Row:
         gates=_gates(home, found),
         cpu_s=used[0] if used else None,
         memory=used[1] if used else None,
-        disk=sum(path.stat().st_blocks * 512 for path in paths.directory.rglob("*") if path.is_file() and not path.is_symlink()),
+        disk=sum(
+            path.stat().st_blocks * 512
+            for path in paths.directory.rglob("*")
+            if path.is_file() and not path.is_symlink()
+        ),
         denials=_count_denials(home, found.instance_id),
         pending=tuple(one.id for one in store.list() if one.current == "pending"),
     )

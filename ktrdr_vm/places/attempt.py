@@ -37,7 +37,19 @@ from ktrdr_vm.places.materialize import materialize
 from ktrdr_vm.places.mirror import Mirror
 from ktrdr_vm.places.pack import find_image_digest
 from ktrdr_vm.places.request import Request, digest_judged
-from ktrdr_vm.places.spool import ATTEMPTS, CANCEL, COMMITS, LEASE, RETRIED, RUN, Spool, is_alive, read_json, read_outcome, write_outcome
+from ktrdr_vm.places.spool import (
+    ATTEMPTS,
+    CANCEL,
+    COMMITS,
+    LEASE,
+    RETRIED,
+    RUN,
+    Spool,
+    is_alive,
+    read_json,
+    read_outcome,
+    write_outcome,
+)
 from ktrdr_vm.report.model import RunReport
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.run import Run
@@ -52,7 +64,9 @@ def execute_run(gathered: Gathered, home: Home, request: Request, listener: List
     return Run(gathered, home, Libvirt(), Options(cold=request.cold), listener).execute()
 
 
-def run_request(spool: Spool, request_id: str, home: Home, *, execute: Execute = execute_run, note: Callable[[str], object] = str) -> int:
+def run_request(
+    spool: Spool, request_id: str, home: Home, *, execute: Execute = execute_run, note: Callable[[str], object] = str
+) -> int:
     """Run attempts of a request until one ends with a result that is not tried again. Its exit code.
 
     BusyError if an attempt runs already; UsageError if the request has ended.
@@ -83,13 +97,19 @@ def _claim(spool: Spool, request: Request) -> int:
             outcome = read_outcome(attempt)
             if outcome is None and is_alive(attempt, read_json(attempt / LEASE), request.grace):
                 if time.monotonic() > deadline or read_json(attempt / LEASE).get("node") == os.uname().nodename:
-                    raise BusyError(f"attempt {number} of this request runs", where=str(attempt), hint="`ktrdr-vm watch` follows it")
+                    raise BusyError(
+                        f"attempt {number} of this request runs", where=str(attempt), hint="`ktrdr-vm watch` follows it"
+                    )
                 time.sleep(_POLL)
                 continue
             if outcome is not None and outcome["exit_code"] not in RETRIED:
-                raise UsageError(f"this request has ended: {outcome['outcome']}", where=str(attempt), hint="submit it again")
+                raise UsageError(
+                    f"this request has ended: {outcome['outcome']}", where=str(attempt), hint="submit it again"
+                )
         if number >= request.attempts:
-            raise UsageError(f"all {request.attempts} attempts of this request have ended", where=str(folder), hint="submit it again")
+            raise UsageError(
+                f"all {request.attempts} attempts of this request have ended", where=str(folder), hint="submit it again"
+            )
         try:
             spool.attempt(request.request_id, number + 1).mkdir(mode=0o700)
             return number + 1
@@ -97,7 +117,9 @@ def _claim(spool: Spool, request: Request) -> int:
             continue
 
 
-def _run_attempt(spool: Spool, request: Request, number: int, home: Home, execute: Execute, note: Callable[[str], object]) -> int:
+def _run_attempt(
+    spool: Spool, request: Request, number: int, home: Home, execute: Execute, note: Callable[[str], object]
+) -> int:
     folder, attempt = spool.request(request.request_id), spool.attempt(request.request_id, number)
     ended: dict[str, Any] = {"outcome": "error", "exit_code": 4, "run_id": "", "message": "", "where": "", "hint": ""}
     stopped: list[str] = []
@@ -112,19 +134,33 @@ def _run_attempt(spool: Spool, request: Request, number: int, home: Home, execut
         with Lease(folder, attempt, request.grace, stop), _private_folder(home, request.request_id) as private:
             gathered = _gather(request, folder, private, home)
             report = execute(gathered, home, request, mirror)
-            ended |= {"outcome": report.outcome, "exit_code": report.exit_code, "run_id": report.run_id, "message": report.message}
+            ended |= {
+                "outcome": report.outcome,
+                "exit_code": report.exit_code,
+                "run_id": report.run_id,
+                "message": report.message,
+            }
             ended["hint"] = report.hint
             mirror.finish()
             _return_commits(report, request, gathered, attempt)
     except KeyboardInterrupt:
         ended |= {"outcome": "interrupted", "exit_code": 130}
     except KtrdrError as error:
-        ended |= {"outcome": "error", "exit_code": error.exit_code, "message": error.message, "where": error.where, "hint": error.hint}
+        ended |= {
+            "outcome": "error",
+            "exit_code": error.exit_code,
+            "message": error.message,
+            "where": error.where,
+            "hint": error.hint,
+        }
     except OSError as error:
         ended |= {"exit_code": 3, "message": error.strerror or str(error), "where": str(error.filename or attempt)}
         ended["hint"] = "check that this path exists, its permissions and the free space"
     except Exception as error:
-        ended |= {"message": f"{type(error).__name__}: {error}"[:2000], "hint": "this is a bug in ktrdr-vm: please report it"}
+        ended |= {
+            "message": f"{type(error).__name__}: {error}"[:2000],
+            "hint": "this is a bug in ktrdr-vm: please report it",
+        }
         raise
     finally:
         mirror.finish()
@@ -132,7 +168,9 @@ def _run_attempt(spool: Spool, request: Request, number: int, home: Home, execut
             _return_run(mirror.run, attempt, request.grace, note)
         if stopped:
             ended["message"] = f"the attempt was stopped: {stopped[0]}"
-            ended["outcome"] = "cancelled" if ended["exit_code"] == 130 and stopped[0] == "it was cancelled" else ended["outcome"]
+            ended["outcome"] = (
+                "cancelled" if ended["exit_code"] == 130 and stopped[0] == "it was cancelled" else ended["outcome"]
+            )
         _retry(lambda: write_outcome(attempt, {**ended, "ended_at": now()}), request.grace, attempt)
     note(f"{request.instance_id}: {ended['outcome']}{': ' + ended['message'] if ended['message'] else ''}")
     return int(ended["exit_code"])
@@ -160,11 +198,18 @@ def _gather(request: Request, folder: Path, private: Path, home: Home) -> Gather
     path, workspace = materialize(request, folder, private)
     loaded = read_profile(path, workspace)
     data = dict(loaded.data)
-    gathered = gather_profile(loaded, home=home, workspace=workspace, instance_id=request.instance_id, gates=request.gates)
+    gathered = gather_profile(
+        loaded, home=home, workspace=workspace, instance_id=request.instance_id, gates=request.gates
+    )
     # The owner's policy may have added a time to live, which is the host's.
     loaded.data, changed = data, loaded.data
     digest = digest_judged(
-        loaded, request.instance_id, gathered.plan.facts.playbooks, find_image_digest(loaded.profile), request.branch, request.commit
+        loaded,
+        request.instance_id,
+        gathered.plan.facts.playbooks,
+        find_image_digest(loaded.profile),
+        request.branch,
+        request.commit,
     )
     loaded.data = changed
     if digest != request.digest:
@@ -179,7 +224,8 @@ def _gather(request: Request, folder: Path, private: Path, home: Home) -> Gather
 
 
 def _return_commits(report: RunReport, request: Request, gathered: Gathered, attempt: Path) -> None:
-    """The commits that the run fetched from its guest, as a bundle of branches with the names that they have in the guest."""
+    """The commits that the run fetched from its guest, as a bundle of branches with the names that they have in the
+    guest."""
     if gathered.repository is None or not report.commits:
         return
     prefix = gathered.plan.identity.ref_prefix
@@ -217,6 +263,8 @@ def _retry(step: Callable[[], None], grace: float, where: Path) -> None:
         except (OSError, HostError) as error:
             if time.monotonic() > deadline:
                 raise HostError(
-                    f"the folder of the attempt cannot be written: {error}", where=str(where), hint="check the file system of the spool"
+                    f"the folder of the attempt cannot be written: {error}",
+                    where=str(where),
+                    hint="check the file system of the spool",
                 ) from None
             time.sleep(min(_POLL, grace / 4))

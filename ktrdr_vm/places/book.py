@@ -1,4 +1,5 @@
-"""The requests that were submitted from this state directory, each with its place, its workspace and what was fetched of it.
+"""The requests that were submitted from this state directory, each with its place, its workspace and what was fetched
+of it.
 
 submitted/<request_id>.json
 """
@@ -19,7 +20,8 @@ from ktrdr_vm.places.request import Request, parse_request_id
 
 @dataclass(frozen=True)
 class Entry:
-    """One request. `workspace` is the top of its repository here, empty without one; `accepted` is the attempt that was fetched, or 0."""
+    """One request. `workspace` is the top of its repository here, empty without one; `accepted` is the attempt that was
+    fetched, or 0."""
 
     request_id: str
     place: str
@@ -46,7 +48,9 @@ class Book:
     def add(self, request: Request, workspace: Path | None) -> None:
         """Record a request before it is sent, so that it can be followed whatever happens to this process."""
         where = str(workspace) if workspace is not None else ""
-        self.write(Entry(request.request_id, request.place, request.instance_id, where, request.commit, request.created_at))
+        self.write(
+            Entry(request.request_id, request.place, request.instance_id, where, request.commit, request.created_at)
+        )
 
     def accept(self, entry: Entry, attempt: int, run_id: str) -> None:
         """Record the attempt from which results were taken."""
@@ -62,7 +66,9 @@ class Book:
             return Entry(**json.loads(self._path(request_id).read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
             raise UsageError(
-                "this request was not submitted from this state directory", where=request_id, hint="`ktrdr-vm queue` lists those that were"
+                "this request was not submitted from this state directory",
+                where=request_id,
+                hint="`ktrdr-vm queue` lists those that were",
             ) from None
 
     def list(self) -> list[Entry]:

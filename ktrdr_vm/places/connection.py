@@ -1,4 +1,5 @@
-"""The near end: one OpenSSH connection to `serve --stdio`, made again when it is lost. Every operation may be repeated."""
+"""The near end: one OpenSSH connection to `serve --stdio`, made again when it is lost. Every operation may be
+repeated."""
 
 from __future__ import annotations
 
@@ -42,7 +43,12 @@ class SshChannel:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the channel
         environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
         self._process = process.start(
-            words, environment=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, new_session=True
+            words,
+            environment=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            new_session=True,
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self.lines = Lines(self._process.stdout.fileno(), self._process.stdin.fileno(), place.host)
@@ -60,7 +66,8 @@ class SshChannel:
 
 
 class Connection:
-    """Calls operations of a far end. A lost connection is made again until `patience` seconds have passed without an answer."""
+    """Calls operations of a far end. A lost connection is made again until `patience` seconds have passed without an
+    answer."""
 
     def __init__(
         self,
@@ -121,7 +128,9 @@ class Connection:
             facts = lines.receive(timeout=self._answer_limit)
         except UsageError as error:
             said = self.close()
-            raise UsageError(error.message + (f" ({said[-300:]})" if said else ""), where=self._name, hint=error.hint) from None
+            raise UsageError(
+                error.message + (f" ({said[-300:]})" if said else ""), where=self._name, hint=error.hint
+            ) from None
         if facts is None:
             raise LostConnection("the connection was lost after the greeting", where=self._name, hint="try again")
         if "error" in facts:
@@ -144,10 +153,16 @@ class Connection:
             raise LostConnection("the connection was lost: the other end closed it", where=self._name, hint="try again")
         if answer.get("id") != self._number:
             self.close()
-            raise UsageError("the answer is for another question", where=self._name, hint="use the same version of ktrdr-vm at both ends")
+            raise UsageError(
+                "the answer is for another question",
+                where=self._name,
+                hint="use the same version of ktrdr-vm at both ends",
+            )
         if "error" in answer:
             raise parse_error(answer["error"], self._name)
         result = answer.get("result")
         if not isinstance(result, dict):
-            raise UsageError("the answer has no result", where=self._name, hint="use the same version of ktrdr-vm at both ends")
+            raise UsageError(
+                "the answer has no result", where=self._name, hint="use the same version of ktrdr-vm at both ends"
+            )
         return result

@@ -32,7 +32,8 @@ class Engine(Protocol):
         """Stop a request that waits or runs, which is marked as cancelled already."""
 
     def find_way(self, spool: Spool, request_id: str) -> tuple[str, ...]:
-        """Words before a program that let it run where the newest attempt of a request runs; none if that is this host."""
+        """Words before a program that let it run where the newest attempt of a request runs; none if that is this
+        host."""
 
     def render_script(self, spool: Spool, requests: Sequence[Request]) -> str:
         """What `start` would give to a scheduler. UsageError if there is none."""
@@ -59,16 +60,22 @@ class DetachedEngine:
                 continue
             mark_started(folder, kind="process")
             with open(folder / "output.log", "ab", opener=_open_private) as log:
-                # It has the environment of its user, for the sources of secrets that its owner allows, and outlives this process.
+                # It has the environment of its user, for the sources of secrets that its owner allows, and outlives
+                # this process.
                 process.start(
-                    [*self._program, "run-request", str(folder)], environment=dict(os.environ), stdout=log, stderr=log, cwd=Path("/")
+                    [*self._program, "run-request", str(folder)],
+                    environment=dict(os.environ),
+                    stdout=log,
+                    stderr=log,
+                    cwd=Path("/"),
                 )
 
     def explain(self, spool: Spool, states: Sequence[RequestState]) -> dict[str, str]:
         return {}
 
     def cancel(self, spool: Spool, state: RequestState) -> None:
-        """An attempt that runs polls for the mark. One that waits is not going to begin, because it reads the mark first."""
+        """An attempt that runs polls for the mark. One that waits is not going to begin, because it reads the mark
+        first."""
         if state.state == "waiting":
             spool.end_early(state.request_id)
 

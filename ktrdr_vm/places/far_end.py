@@ -1,4 +1,5 @@
-"""The operations of a place, as a client calls them. Everything that comes back is checked here: a far end may be hostile."""
+"""The operations of a place, as a client calls them. Everything that comes back is checked here: a far end may be
+hostile."""
 
 from __future__ import annotations
 
@@ -55,7 +56,11 @@ class FarEnd:
     def find_missing(self) -> dict[str, str]:
         """What its engine lacks, by name, bounded."""
         found = self._call("missing").get("missing")
-        return {str(key)[:40]: str(value)[:400] for key, value in list(found.items())[:20]} if isinstance(found, dict) else {}
+        return (
+            {str(key)[:40]: str(value)[:400] for key, value in list(found.items())[:20]}
+            if isinstance(found, dict)
+            else {}
+        )
 
     def send(self, folder: Path, request_id: str) -> None:
         """Send the folder of a request, from where an earlier try ended."""
@@ -77,7 +82,9 @@ class FarEnd:
                 data = file.read(PIECE)
                 if not data and (offset or size):
                     return
-                answer = self._call("put", request_id=request_id, name=name, offset=offset, data=base64.b64encode(data).decode("ascii"))
+                answer = self._call(
+                    "put", request_id=request_id, name=name, offset=offset, data=base64.b64encode(data).decode("ascii")
+                )
                 there = answer.get("size")
                 if there == offset + len(data):
                     offset, tries = there, 0
@@ -115,7 +122,9 @@ class FarEnd:
         """The state of one request. UsageError if the place does not have it."""
         found = self.states([request_id])
         if not found:
-            raise UsageError("the place has no such request", where=f"{self.name}: {request_id}", hint="`ktrdr-vm queue` lists them")
+            raise UsageError(
+                "the place has no such request", where=f"{self.name}: {request_id}", hint="`ktrdr-vm queue` lists them"
+            )
         return found[0]
 
     def _parse_state(self, data: object) -> RequestState:
@@ -128,7 +137,11 @@ class FarEnd:
             state = RequestState(**data)
             parse_request_id(state.request_id)
             parse_instance_id(state.instance_id)
-            if state.state not in get_args(State) or state.outcome not in _OUTCOMES or state.exit_code not in EXIT_CODES:
+            if (
+                state.state not in get_args(State)
+                or state.outcome not in _OUTCOMES
+                or state.exit_code not in EXIT_CODES
+            ):
                 raise ValueError(f"{state.state!a:.40}, {state.outcome!a:.40} and {state.exit_code} are no state")
             if not 0 <= state.attempt <= 999 or (state.run_id and not RUN_ID.fullmatch(state.run_id)):
                 raise ValueError(f"attempt {state.attempt} with the run {state.run_id!a:.60}")
@@ -139,13 +152,20 @@ class FarEnd:
             raise self._refuse(f"its states are not valid: {error}") from None
 
     def list_files(self, request_id: str, attempt: int) -> list[tuple[str, int]]:
-        """Names and sizes of the files of an attempt. UsageError for a name that leads out, and for more than the limits."""
+        """Names and sizes of the files of an attempt. UsageError for a name that leads out, and for more than the
+        limits."""
         found = self._call("files", request_id=request_id, attempt=attempt).get("files")
         if not isinstance(found, list) or len(found) > MAX_ATTEMPT_FILES:
             raise self._refuse(f"the files of attempt {attempt} are no list, or more than {MAX_ATTEMPT_FILES}")
         files: list[tuple[str, int]] = []
         for one in found:
-            if not (isinstance(one, list) and len(one) == 2 and isinstance(one[0], str) and type(one[1]) is int and one[1] >= 0):
+            if not (
+                isinstance(one, list)
+                and len(one) == 2
+                and isinstance(one[0], str)
+                and type(one[1]) is int
+                and one[1] >= 0
+            ):
                 raise self._refuse(f"{one!a:.100} is no file")
             if wrong := check_name(one[0]):
                 raise self._refuse(f"the file {one[0]!a:.200} is refused: {wrong}")

@@ -1,4 +1,5 @@
-"""Fetching the results of a request: the run directory and the commits of one attempt, into the state directory of this host."""
+"""Fetching the results of a request: the run directory and the commits of one attempt, into the state directory of this
+host."""
 
 from __future__ import annotations
 
@@ -41,14 +42,18 @@ class Fetched:
 
 
 def fetch(far: FarEnd, home: Home, entry: Entry, *, note: Callable[[str], object] = str) -> Fetched:
-    """The results of a request that has ended. UsageError before its end, for what the place may not send, and for another attempt
-    than the one that was fetched before."""
+    """The results of a request that has ended. UsageError before its end, for what the place may not send, and for
+    another attempt than the one that was fetched before."""
     state = far.state(entry.request_id)
     if not state.has_ended:
-        raise UsageError(f"the request is {state.state}", where=entry.request_id, hint="`ktrdr-vm watch` follows it to its end")
+        raise UsageError(
+            f"the request is {state.state}", where=entry.request_id, hint="`ktrdr-vm watch` follows it to its end"
+        )
     if state.instance_id != entry.instance_id:
         raise UsageError(
-            f"the place names the instance {state.instance_id}", where=entry.request_id, hint="it is not the one that was submitted"
+            f"the place names the instance {state.instance_id}",
+            where=entry.request_id,
+            hint="it is not the one that was submitted",
         )
     if entry.accepted not in (0, state.attempt):
         raise UsageError(
@@ -86,7 +91,10 @@ def _read_outcome(far: FarEnd, state: RequestState, files: dict[str, int]) -> di
     said = data if isinstance(data, dict) else {}
     where = str(said.get("where", ""))[:400]
     message = str(said.get("message", ""))[:4000]
-    return {"message": f"{where}: {message}" if where and message else message, "hint": str(said.get("hint", ""))[:1000]}
+    return {
+        "message": f"{where}: {message}" if where and message else message,
+        "hint": str(said.get("hint", ""))[:1000],
+    }
 
 
 def _check_report(made: Path, state: RequestState, entry: Entry) -> None:
@@ -100,7 +108,9 @@ def _check_report(made: Path, state: RequestState, entry: Entry) -> None:
     for key, value in expected.items():
         if report.get(key) != value and not (key == "outcome" and state.outcome == "cancelled"):
             raise UsageError(
-                f"the report is not that of the request: {key} is {report.get(key)!a:.100}", where=where, hint="nothing was stored"
+                f"the report is not that of the request: {key} is {report.get(key)!a:.100}",
+                where=where,
+                hint="nothing was stored",
             )
     if report["exit_code"] not in EXIT_CODES:
         raise UsageError("the report has an unknown exit code", where=where, hint="nothing was stored")
@@ -111,11 +121,15 @@ def _take_commits(far: FarEnd, state: RequestState, entry: Entry, size: int | No
     if size is None or not entry.workspace:
         return ()
     if size > MAX_BUNDLE:
-        raise UsageError(f"its commits are {size} bytes, more than {MAX_BUNDLE}", where=entry.request_id, hint="nothing was stored")
+        raise UsageError(
+            f"its commits are {size} bytes, more than {MAX_BUNDLE}", where=entry.request_id, hint="nothing was stored"
+        )
     repository = find_repository(Path(entry.workspace))
     with tempfile.TemporaryDirectory(prefix="ktrdr-fetch-") as name:
         bundle = Path(name) / COMMITS
-        far.download(entry.request_id, state.attempt, COMMITS, size, os.open(bundle, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        far.download(
+            entry.request_id, state.attempt, COMMITS, size, os.open(bundle, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        )
         if os.geteuid() == 0:
             # Git runs as the owner of the repository.
             for path in (bundle, bundle.parent):
@@ -124,7 +138,8 @@ def _take_commits(far: FarEnd, state: RequestState, entry: Entry, size: int | No
 
 
 def take_live_commits(reach: Reach, repository: Repository, base: str) -> tuple[ReturnedRef, ...]:
-    """Fetch the commits of an instance that runs at a place, checked as those of a guest. `base` is empty if it is not known here."""
+    """Fetch the commits of an instance that runs at a place, checked as those of a guest. `base` is empty if it is not
+    known here."""
     with tempfile.NamedTemporaryFile(prefix="ktrdr-commits-") as file:
         first = reach.receive(["pull", "--stream", "--", reach.instance_id], most=MAX_BUNDLE, into=file)
         try:

@@ -28,7 +28,8 @@ def follow(
     on_event: Callable[[dict[str, Any]], None],
     poll: float = _POLL,
 ) -> RequestState:
-    """The last state. `on_state` gets each change of state, attempt or reason; `on_event` each event, from the beginning."""
+    """The last state. `on_state` gets each change of state, attempt or reason; `on_event` each event, from the
+    beginning."""
     shown: tuple[object, ...] = ()
     reader = _Events(far, request_id)
     while True:

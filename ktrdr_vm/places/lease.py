@@ -1,4 +1,5 @@
-"""The lease of an attempt: a line that is appended at an interval. An attempt that cannot append for `grace` seconds stops itself."""
+"""The lease of an attempt: a line that is appended at an interval. An attempt that cannot append for `grace` seconds
+stops itself."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ class Lease:
     Reasons: the lease was lost, the request was cancelled, or a newer attempt exists.
     """
 
-    def __init__(self, request: Path, attempt: Path, grace: float, stop: Callable[[str], None], *, poll: float = _POLL) -> None:
+    def __init__(
+        self, request: Path, attempt: Path, grace: float, stop: Callable[[str], None], *, poll: float = _POLL
+    ) -> None:
         self._request = request
         self._attempt = attempt
         self._grace = grace
@@ -33,10 +36,17 @@ class Lease:
         self._appended = time.monotonic()
         self._reason = ""
         # Two threads: on a file system that is gone, a call may not return.
-        self._threads = [threading.Thread(target=one, name="lease", daemon=True) for one in (self._append_always, self._watch)]
+        self._threads = [
+            threading.Thread(target=one, name="lease", daemon=True) for one in (self._append_always, self._watch)
+        ]
 
     def __enter__(self) -> Lease:
-        first: dict[str, object] = {"time": now(), "node": os.uname().nodename, "pid": os.getpid(), "pid_namespace": find_pid_namespace()}
+        first: dict[str, object] = {
+            "time": now(),
+            "node": os.uname().nodename,
+            "pid": os.getpid(),
+            "pid_namespace": find_pid_namespace(),
+        }
         if job := os.environ.get("SLURM_JOB_ID", ""):
             first["job"] = job[:20]
         self._append(first)
@@ -44,13 +54,17 @@ class Lease:
             thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         self._threads[1].join(10)
 
     def _append(self, content: dict[str, object]) -> None:
         # Opened each time: on a shared file system that is gone, an open file may accept writes for a long time.
-        descriptor = os.open(self._attempt / LEASE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(
+            self._attempt / LEASE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         try:
             os.write(descriptor, (json.dumps(content) + "\n").encode())
             os.fsync(descriptor)
@@ -70,7 +84,9 @@ class Lease:
         while not self._ended.wait(self._poll):
             lost = time.monotonic() - self._appended > self._grace
             if self._reason or lost:
-                return self._stop(self._reason or f"it could not append to {self._attempt / LEASE} for {self._grace:g} s")
+                return self._stop(
+                    self._reason or f"it could not append to {self._attempt / LEASE} for {self._grace:g} s"
+                )
         return None
 
     def _find_reason(self) -> str:

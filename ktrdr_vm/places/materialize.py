@@ -1,4 +1,5 @@
-"""The workspace of a request, made again in a private folder: its commit, its uncommitted files, its profile and its playbooks."""
+"""The workspace of a request, made again in a private folder: its commit, its uncommitted files, its profile and its
+playbooks."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def materialize(request: Request, folder: Path, into: Path) -> tuple[Path, Path]
 
 
 def _copy(folder: Path, name: str, root: Path, inner: str) -> None:
-    """Write a file that the workspace does not have in this version. One that it has keeps its mode, which Git compares."""
+    """Write a file that the workspace does not have in this version. One that it has keeps its mode, which Git
+    compares."""
     with os.fdopen(open_file(folder, name), "rb") as source:
         mode = 0o644
         with contextlib.suppress(FileNotFoundError), os.fdopen(open_file(root, inner), "rb") as present:
@@ -59,7 +61,8 @@ def _copy(folder: Path, name: str, root: Path, inner: str) -> None:
 
 
 def unpack_files(archive: IO[bytes], root: Path) -> None:
-    """Write the files and links of a tar beneath `root`. Links are created and never followed. UsageError for anything else."""
+    """Write the files and links of a tar beneath `root`. Links are created and never followed. UsageError for anything
+    else."""
     total = 0
     with tarfile.open(fileobj=archive, mode="r:") as source:
         for number, entry in enumerate(source):
@@ -97,4 +100,6 @@ def remove_files(root: Path, names: Iterable[str]) -> None:
 
 
 def _refuse(name: str, reason: str) -> UsageError:
-    return UsageError(f"the uncommitted file {name!a:.100} is refused: {reason}", where=UNCOMMITTED, hint="submit the request again")
+    return UsageError(
+        f"the uncommitted file {name!a:.100} is refused: {reason}", where=UNCOMMITTED, hint="submit the request again"
+    )

@@ -20,7 +20,8 @@ _POLL = 0.2
 
 
 class Mirror(Listener):
-    """A listener of a run that copies in a thread, from `started` to `finish`. Only whole lines are copied, secrets masked."""
+    """A listener of a run that copies in a thread, from `started` to `finish`. Only whole lines are copied, secrets
+    masked."""
 
     def __init__(self, attempt: Path, ledger: Path) -> None:
         self._attempt = attempt
@@ -81,7 +82,9 @@ class Mirror(Listener):
         """Append to a file of the attempt. What cannot be written is kept, and written with the next line."""
         data = self._unwritten.pop(name, b"") + data
         try:
-            descriptor = os.open(self._attempt / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(
+                self._attempt / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            )
             try:
                 while data:
                     data = data[os.write(descriptor, data) :]

@@ -1,4 +1,5 @@
-"""The places of a person, from `places.yaml` in the folder of their configuration. It is never read from a repository."""
+"""The places of a person, from `places.yaml` in the folder of their configuration. It is never read from a
+repository."""
 
 from __future__ import annotations
 
@@ -37,7 +38,11 @@ PLACES: dict[str, Any] = {
                 "ssh_config": {"type": "string", "empty": False, "maxlength": 400},
                 "spool": {"type": "string", "regex": _ABSOLUTE},
                 "cache": {"type": "string", "regex": _ABSOLUTE},
-                "options": {"type": "list", "maxlength": 40, "schema": {"type": "string", "regex": r"--[a-z][!-~]{1,200}"}},
+                "options": {
+                    "type": "list",
+                    "maxlength": 40,
+                    "schema": {"type": "string", "regex": r"--[a-z][!-~]{1,200}"},
+                },
                 "attempts": {"type": "integer", "notbool": True, "min": 1, "max": 10},
                 "grace": {"type": "string", "empty": False},
             },
@@ -54,7 +59,8 @@ _REQUIRED = {"local": (), "ssh": ("host",), "slurm": ("spool",)}
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs happen. `host` is empty for this host; `program` is `ktrdr-vm` there; `grace` is the lease of an attempt in seconds."""
+    """Where runs happen. `host` is empty for this host; `program` is `ktrdr-vm` there; `grace` is the lease of an
+    attempt in seconds."""
 
     name: str
     kind: Kind
@@ -81,7 +87,9 @@ class Place:
 def find_places_file() -> Path:
     """The file of this person's places; it need not exist."""
     configuration = os.environ.get("XDG_CONFIG_HOME", "")
-    return Path(configuration if configuration.startswith("/") else "~/.config").expanduser() / "ktrdr-vm" / "places.yaml"
+    return (
+        Path(configuration if configuration.startswith("/") else "~/.config").expanduser() / "ktrdr-vm" / "places.yaml"
+    )
 
 
 def read_places() -> dict[str, Place]:

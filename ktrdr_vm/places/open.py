@@ -46,8 +46,12 @@ def make_settings(place: Place) -> dict[str, Any]:
     if place.kind != "slurm":
         return {"kind": "process"}
     return {
-        "kind": "slurm", "program": place.program, "spool": place.spool, "cache": place.cache, "options": list(place.options),
-    }  # fmt: skip
+        "kind": "slurm",
+        "program": place.program,
+        "spool": place.spool,
+        "cache": place.cache,
+        "options": list(place.options),
+    }
 
 
 def make_service(home: Home, settings: dict[str, Any]) -> Service:
@@ -56,7 +60,9 @@ def make_service(home: Home, settings: dict[str, Any]) -> Service:
     if settings.get("kind") == "slurm":
         data = {name: settings[name] for name in _SETTINGS if settings.get(name)}
         program = str(data.pop("program", "ktrdr-vm"))
-        checked = {"places": {"place": {"kind": "slurm", **data, **({"program": program} if program != "ktrdr-vm" else {})}}}
+        checked = {
+            "places": {"place": {"kind": "slurm", **data, **({"program": program} if program != "ktrdr-vm" else {})}}
+        }
         if problems := check_shape(Document("settings", checked), PLACES):
             raise DocumentError(problems, hint="correct places.yaml at the client")
         spool = make_spool(str(data["spool"]))
@@ -73,7 +79,8 @@ def find_program() -> tuple[str, ...]:
 
 
 def check_request(request: Request, folder: Path) -> None:
-    """Refuse a request that the owner's policy forbids, or whose secrets this host does not have, before it waits for anything."""
+    """Refuse a request that the owner's policy forbids, or whose secrets this host does not have, before it waits for
+    anything."""
     # Imported here: only a host of instances reads secrets.
     from ktrdr_vm.instance.secret_sources import read_source
 
@@ -86,7 +93,8 @@ def check_request(request: Request, folder: Path) -> None:
 
 
 def list_instances() -> list[dict[str, Any]]:
-    """The instances of this host, listed by a process of its own, which enters the world of this user where there is no root."""
+    """The instances of this host, listed by a process of its own, which enters the world of this user where there is no
+    root."""
     done = process.run([*find_program(), "list", "--json"], timeout=_LIST_LIMIT, environment=dict(os.environ))
     found = json.loads(done.stdout)
     return found if isinstance(found, list) else []

@@ -47,7 +47,8 @@ class Asked:
 
 
 def choose_ref(asked: Asked, ref: str) -> tuple[Repository, str]:
-    """The repository of the workspace at a branch or tag instead of its HEAD, and the instance_id of that ref. UsageError without it."""
+    """The repository of the workspace at a branch or tag instead of its HEAD, and the instance_id of that ref.
+    UsageError without it."""
     repository = find_repository(asked.workspace)
     names = [ref] if ref.startswith("refs/") else [f"refs/{kind}/{ref}" for kind in ("heads", "tags", "remotes")]
     for name in names:
@@ -57,7 +58,9 @@ def choose_ref(asked: Asked, ref: str) -> tuple[Repository, str]:
             chosen = replace(repository, branch=branch, commit=commit, ref=name)
             return chosen, derive_instance_id(repository.name, ref.removeprefix("refs/heads/")).instance_id
     raise UsageError(
-        f"there is no branch or tag {ref!a:.100}", where=str(repository.root), hint="`git branch --all` and `git tag` list them"
+        f"there is no branch or tag {ref!a:.100}",
+        where=str(repository.root),
+        hint="`git branch --all` and `git tag` list them",
     )
 
 
@@ -79,11 +82,17 @@ def check_profile(asked: Asked) -> LoadedProfile:
 def _find_local(loaded: LoadedProfile) -> list[Problem]:
     profile, found = loaded.profile, []
     if profile.mode != "sandbox":
-        found.append(loaded.problem(("mode",), "an interactive instance runs on the host where it is used; a place runs sandboxes"))
+        found.append(
+            loaded.problem(
+                ("mode",), "an interactive instance runs on the host where it is used; a place runs sandboxes"
+            )
+        )
     if profile.mounts:
         found.append(loaded.problem(("mounts",), "a mount is a folder of this host, and the place does not have it"))
     if profile.workspace and profile.workspace.source != ".":
-        found.append(loaded.problem(("workspace", "source"), "must be `.` for a place; name the folder with --workspace"))
+        found.append(
+            loaded.problem(("workspace", "source"), "must be `.` for a place; name the folder with --workspace")
+        )
     return found
 
 
@@ -100,7 +109,8 @@ def pack_request(
 ) -> Request:
     """Write the folder of a request, which must not exist: beside its name first, then renamed.
 
-    With `committed`, `repository` is at a ref: nothing uncommitted is sent. `asked.workspace` is then a working tree of that ref.
+    With `committed`, `repository` is at a ref: nothing uncommitted is sent. `asked.workspace` is then a working tree of
+    that ref.
     """
     loaded = check_profile(asked)
     root, profile = asked.workspace.resolve(), loaded.profile
@@ -180,7 +190,9 @@ def _pack_workspace(
     assert workspace is not None
     with open_view(repository.place) as view:
         if view.partial:
-            raise UsageError("a partial clone cannot be sent", where=str(repository.root), hint=f"complete it first with {COMPLETE}")
+            raise UsageError(
+                "a partial clone cannot be sent", where=str(repository.root), hint=f"complete it first with {COMPLETE}"
+            )
         if names := [path for path, _ in list_submodules(view, repository, lambda _text: None)]:
             raise UsageError(
                 f"a workspace with submodules cannot be sent yet: {', '.join(names[:5])}",
@@ -228,12 +240,18 @@ def _pack_profile(asked: Asked, root: Path, made: Path) -> tuple[str, bool]:
     return name, in_workspace
 
 
-def _pack_playbooks(asked: Asked, profile: Profile, root: Path, made: Path, in_workspace: bool) -> tuple[tuple[str, str], ...]:
+def _pack_playbooks(
+    asked: Asked, profile: Profile, root: Path, made: Path, in_workspace: bool
+) -> tuple[tuple[str, str], ...]:
     """Copy the playbooks of the workspace with the files that they use. Each gate with its digest."""
     prefix = "" if in_workspace else "workspace/"
     for gate in asked.gates:
         if wrong := check_name(gate):
-            raise UsageError(f"the gate {gate!a:.100} cannot be sent: {wrong}", where="--gate", hint="name a playbook of the workspace")
+            raise UsageError(
+                f"the gate {gate!a:.100} cannot be sent: {wrong}",
+                where="--gate",
+                hint="name a playbook of the workspace",
+            )
     playbooks = tuple((gate, find_playbook(gate, root)) for gate in asked.gates or profile.gates)
     prepare = ((profile.prepare.playbook, find_playbook(profile.prepare.playbook, root)),) if profile.prepare else ()
     for _, path in (*playbooks, *prepare):
@@ -255,5 +273,9 @@ def _list_files(made: Path) -> tuple[SentFile, ...]:
     found = []
     for path in sorted(path for path in made.rglob("*") if path.is_file()):
         with path.open("rb") as file:
-            found.append(SentFile(str(path.relative_to(made)), path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()))
+            found.append(
+                SentFile(
+                    str(path.relative_to(made)), path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+                )
+            )
     return tuple(found)

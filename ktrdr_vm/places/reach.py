@@ -1,4 +1,5 @@
-"""Reaching an instance at its place: the same command is run there over OpenSSH, with the streams and the exit code of the one here."""
+"""Reaching an instance at its place: the same command is run there over OpenSSH, with the streams and the exit code of
+the one here."""
 
 from __future__ import annotations
 
@@ -45,7 +46,16 @@ class Reach:
         place, relayed = self.place, list(words)
         if self.instance_id:
             settings = json.dumps(make_settings(place))
-            relayed = ["relay", "--release", version("ktrdr-vm"), "--settings", settings, self.instance_id, "--", *words]
+            relayed = [
+                "relay",
+                "--release",
+                version("ktrdr-vm"),
+                "--settings",
+                settings,
+                self.instance_id,
+                "--",
+                *words,
+            ]
         if not place.host:
             return [*find_program(), *relayed]
         configuration = ("-F", place.ssh_config) if place.ssh_config else ()
@@ -56,7 +66,9 @@ class Reach:
         """Run the command there, and print what it prints with control characters escaped. Its exit code."""
         # Without standard input, which such a command does not read here either.
         pipe = subprocess.PIPE
-        child = process.start(self.make_words(words), environment=dict(os.environ), stdout=pipe, stderr=pipe, new_session=False)
+        child = process.start(
+            self.make_words(words), environment=dict(os.environ), stdout=pipe, stderr=pipe, new_session=False
+        )
         assert child.stdout is not None and child.stderr is not None
         pairs = ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
         threads = [threading.Thread(target=_copy_escaped, args=pair, daemon=True) for pair in pairs]
@@ -72,8 +84,11 @@ class Reach:
         return self._check(code)
 
     def receive(self, words: Sequence[str], *, most: int, into: IO[bytes]) -> bytes:
-        """Run the command there. Its first line is returned, and the rest of its output, at most `most` bytes, written to a file."""
-        child = process.start(self.make_words(words), environment=dict(os.environ), stdout=subprocess.PIPE, stderr=2, new_session=False)
+        """Run the command there. Its first line is returned, and the rest of its output, at most `most` bytes, written
+        to a file."""
+        child = process.start(
+            self.make_words(words), environment=dict(os.environ), stdout=subprocess.PIPE, stderr=2, new_session=False
+        )
         assert child.stdout is not None
         try:
             first, total = child.stdout.readline(_PIECE), 0
@@ -81,7 +96,9 @@ class Reach:
                 total += len(piece)
                 if total > most:
                     raise ProvisionError(
-                        f"the place sent more than {most} bytes", where=self.place.name, hint="nothing was stored; check that host"
+                        f"the place sent more than {most} bytes",
+                        where=self.place.name,
+                        hint="nothing was stored; check that host",
                     )
                 into.write(piece)
             into.flush()
@@ -93,12 +110,15 @@ class Reach:
             child.stdout.close()
         if code:
             raise ProvisionError(
-                f"the command failed there with exit code {code}", where=self.place.name, hint="the message above is from that host"
+                f"the command failed there with exit code {code}",
+                where=self.place.name,
+                hint="the message above is from that host",
             )
         return first
 
     def copy(self, source: str, destination: str) -> int:
-        """Copy files with scp, whose connection is a stream to the SFTP server of the instance. The exit code of scp."""
+        """Copy files with scp, whose connection is a stream to the SFTP server of the instance. The exit code of
+        scp."""
         with tempfile.TemporaryDirectory(prefix="ktrdr-copy-") as name:
             script = Path(name) / "connect"
             line = shlex.join(self.make_words(["stream", self.instance_id, "sftp"]))
@@ -114,7 +134,8 @@ class Reach:
                 raise
 
     def forward(self, forwards: Sequence[tuple[int, str, int]], announce: Callable[[str], None]) -> None:
-        """Accept connections on loopback ports, each (port here, host and port of the guest), and connect each of them there.
+        """Accept connections on loopback ports, each (port here, host and port of the guest), and connect each of them
+        there.
 
         Runs until it is interrupted, which ends the connections.
         """
@@ -173,7 +194,9 @@ def _listen(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise HostError(
-            f"port {port} of this host cannot be used: {error.strerror}", where=f"127.0.0.1:{port}", hint="choose another one: LOCAL:PORT"
+            f"port {port} of this host cannot be used: {error.strerror}",
+            where=f"127.0.0.1:{port}",
+            hint="choose another one: LOCAL:PORT",
         ) from None
     return listener
 

@@ -1,4 +1,5 @@
-"""A request: what is to be run, as data and as the file `request.json` of its folder. It contains no secret and no environment.
+"""A request: what is to be run, as data and as the file `request.json` of its folder. It contains no secret and no
+environment.
 
 A request is read from a folder that another host may have written, so every field is checked.
 """
@@ -48,9 +49,11 @@ class SentFile:
 
 @dataclass(frozen=True)
 class Request:
-    """`profile` is the path of the profile beneath `files/`; `files/` is the workspace if `in_workspace`. `commit` is empty without one.
+    """`profile` is the path of the profile beneath `files/`; `files/` is the workspace if `in_workspace`. `commit` is
+    empty without one.
 
-    `digest` is that of `digest_judged`; `deleted` are the tracked files that the workspace does not have; `seconds` bounds the run.
+    `digest` is that of `digest_judged`; `deleted` are the tracked files that the workspace does not have; `seconds`
+    bounds the run.
     """
 
     request_id: str
@@ -93,7 +96,12 @@ def parse_request_id(word: object) -> str:
 
 
 def digest_judged(
-    loaded: LoadedProfile, instance_id: str, playbooks: tuple[tuple[str, str], ...], image: str, branch: str, commit: str
+    loaded: LoadedProfile,
+    instance_id: str,
+    playbooks: tuple[tuple[str, str], ...],
+    image: str,
+    branch: str,
+    commit: str,
 ) -> str:
     """sha256 over the parts of a plan that do not depend on a host: profile, playbooks, image, base."""
     content = {
@@ -146,7 +154,10 @@ def _check(request: Request) -> None:
         ("place", len(request.place) <= 64 and request.place.isprintable()),
         ("created_at", len(request.created_at) <= 40 and request.created_at.isprintable()),
         ("gates", len(request.gates) <= 100 and all(_is_gate(gate) for gate in request.gates)),
-        ("secrets", len(request.secrets) <= 250 and all(isinstance(name, str) and len(name) <= 200 for name in request.secrets)),
+        (
+            "secrets",
+            len(request.secrets) <= 250 and all(isinstance(name, str) and len(name) <= 200 for name in request.secrets),
+        ),
         ("deleted", all(isinstance(name, str) and not _is_unsafe(name) for name in request.deleted)),
         ("vcpus", 1 <= request.vcpus <= 1024),
         ("memory", 1 <= request.memory <= 1 << 24),
@@ -176,7 +187,9 @@ def _are_files(request: Request) -> bool:
         len(names) <= MAX_FILES
         and len(set(names)) == len(names)
         and sum(one.size for one in request.files) <= MAX_TOTAL
-        and all(is_file_name(one.name) and one.size >= 0 and bool(_DIGEST.fullmatch(one.sha256)) for one in request.files)
+        and all(
+            is_file_name(one.name) and one.size >= 0 and bool(_DIGEST.fullmatch(one.sha256)) for one in request.files
+        )
         and (FILES + request.profile) in names
         and (not request.commit or BUNDLE in names)
     )

@@ -41,4 +41,11 @@ def _answer(service: Service, message: dict[str, Any]) -> dict[str, Any]:
     except KtrdrError as error:
         return {"error": render_error(error)}
     except OSError as error:
-        return {"error": {"kind": "HostError", "message": error.strerror or str(error), "where": str(error.filename or ""), "hint": ""}}
+        return {
+            "error": {
+                "kind": "HostError",
+                "message": error.strerror or str(error),
+                "where": str(error.filename or ""),
+                "hint": "",
+            }
+        }

@@ -1,7 +1,7 @@
 """The operations of a place on the host where its spool is. `serve` offers them to a client, and `local` calls them.
 
-Every operation takes and returns JSON values, may be repeated, and names requests by id. The spool belongs to the user of this process,
-so that no request of another user can be named.
+Every operation takes and returns JSON values, may be repeated, and names requests by id. The spool belongs to the user
+of this process, so that no request of another user can be named.
 """
 
 from __future__ import annotations
@@ -37,24 +37,37 @@ Check = Callable[[Request, Path], None]
 class Service:
     """The operations by name, for one spool and one engine."""
 
-    def __init__(self, spool: Spool, engine: Engine, home: Home, check: Check, instances: Callable[[], list[dict[str, Any]]]) -> None:
+    def __init__(
+        self, spool: Spool, engine: Engine, home: Home, check: Check, instances: Callable[[], list[dict[str, Any]]]
+    ) -> None:
         self._spool = spool
         self._engine = engine
         self._home = home
         self._check = check
         self._instances = instances
         self._operations: dict[str, Callable[..., Any]] = {
-            "facts": self.facts, "missing": self.missing,
-            "begin": self.begin, "put": self.put, "commit": self.commit, "start": self.start, "script": self.script,
-            "states": self.states, "files": self.files, "read": self.read, "cancel": self.cancel, "instances": self.instances,
-        }  # fmt: skip
+            "facts": self.facts,
+            "missing": self.missing,
+            "begin": self.begin,
+            "put": self.put,
+            "commit": self.commit,
+            "start": self.start,
+            "script": self.script,
+            "states": self.states,
+            "files": self.files,
+            "read": self.read,
+            "cancel": self.cancel,
+            "instances": self.instances,
+        }
 
     def call(self, operation: str, **words: Any) -> Any:
         """The result of an operation. UsageError for an unknown one, and for words that it does not take."""
         found = self._operations.get(operation)
         if found is None:
             raise UsageError(
-                f"there is no operation {operation!a:.60}", where="serve", hint="use the same version of ktrdr-vm at both ends"
+                f"there is no operation {operation!a:.60}",
+                where="serve",
+                hint="use the same version of ktrdr-vm at both ends",
             )
         try:
             return found(**words)
@@ -124,7 +137,13 @@ class Service:
         return {"files": [list(one) for one in self._spool.list_files(request_id, attempt)]}
 
     def read(self, request_id: str, attempt: int, name: str, offset: int) -> dict[str, str]:
-        return {"data": base64.b64encode(self._spool.read_piece(request_id, attempt, name, max(0, offset), PIECE)).decode("ascii")}
+        return {
+            "data": (
+                base64.b64encode(self._spool.read_piece(request_id, attempt, name, max(0, offset), PIECE)).decode(
+                    "ascii"
+                )
+            )
+        }
 
     def cancel(self, request_ids: Sequence[str]) -> dict[str, Any]:
         """Mark all first: those that run stop at the same time, and the wait for one is the wait for all."""
@@ -136,14 +155,17 @@ class Service:
         return {}
 
     def find_way(self, instance_id: str) -> tuple[str, ...]:
-        """Words before a program that let it run where an instance is. UsageError if none is known at a place of several hosts."""
+        """Words before a program that let it run where an instance is. UsageError if none is known at a place of
+        several hosts."""
         if self._engine.is_here:
             return ()
         for request_id in reversed(self._spool.list_ids()):
             state = self._spool.state(request_id)
             if state.instance_id == instance_id and state.state == "running":
                 return self._engine.find_way(self._spool, request_id)
-        raise UsageError("no request of this instance runs here", where=instance_id, hint="`ktrdr-vm queue` lists the requests")
+        raise UsageError(
+            "no request of this instance runs here", where=instance_id, hint="`ktrdr-vm queue` lists the requests"
+        )
 
     def instances(self) -> dict[str, Any]:
         return {"instances": self._instances()}

@@ -22,12 +22,15 @@ _OVERHEAD = 768
 # CPUs besides those of the guest are not asked for: QEMU's own threads and the guard are mostly idle.
 _LIMIT = 60.0
 _JOB = re.compile(r"([0-9]{1,12})(?:;[^\n]*)?\n?")
-_REASONS = re.compile(r"([0-9]{1,12})(?:_([0-9]{1,7}|\[[0-9,%-]{1,200}\]))?\|([A-Z_]{1,30})\|([^|\n]{0,200})\|([^|\n]{0,200})")
+_REASONS = re.compile(
+    r"([0-9]{1,12})(?:_([0-9]{1,7}|\[[0-9,%-]{1,200}\]))?\|([A-Z_]{1,30})\|([^|\n]{0,200})\|([^|\n]{0,200})"
+)
 _MOST_TOGETHER = 1000
 
 
 class SlurmEngine:
-    """`program` is `ktrdr-vm` on the nodes; `cache` is a folder of each node; `options` are added to those of sbatch."""
+    """`program` is `ktrdr-vm` on the nodes; `cache` is a folder of each node; `options` are added to those of
+    sbatch."""
 
     is_here = False
 
@@ -69,7 +72,11 @@ class SlurmEngine:
         if not new:
             return
         if len(new) > _MOST_TOGETHER:
-            raise UsageError(f"more than {_MOST_TOGETHER} requests at once", where="sbatch", hint="submit fewer references in one call")
+            raise UsageError(
+                f"more than {_MOST_TOGETHER} requests at once",
+                where="sbatch",
+                hint="submit fewer references in one call",
+            )
         self._refuse_secrets(new)
         script = self.render_script(spool, new)
         if len(new) > 1:
@@ -79,7 +86,13 @@ class SlurmEngine:
                 link = batch / str(number)
                 link.unlink(missing_ok=True)
                 link.symlink_to(f"../../requests/{one.request_id}")
-        done = process.run(["sbatch", "--parsable"], stdin=script.encode(), timeout=_LIMIT, environment=_find_environment(), check=False)
+        done = process.run(
+            ["sbatch", "--parsable"],
+            stdin=script.encode(),
+            timeout=_LIMIT,
+            environment=_find_environment(),
+            check=False,
+        )
         found = _JOB.fullmatch(done.text)
         if done.exit_code != 0 or found is None:
             raise HostError(
@@ -102,7 +115,11 @@ class SlurmEngine:
 
     def explain(self, spool: Spool, states: Sequence[RequestState]) -> dict[str, str]:
         """The reasons of squeue. Without an answer of the controller, its error; what runs goes on without it."""
-        waiting = {one.request_id: read_json(spool.request(one.request_id) / STARTED) for one in states if one.state == "waiting"}
+        waiting = {
+            one.request_id: read_json(spool.request(one.request_id) / STARTED)
+            for one in states
+            if one.state == "waiting"
+        }
         jobs = {request_id: (str(job.get("job", "")), str(job.get("task", ""))) for request_id, job in waiting.items()}
         if not any(job for job, _ in jobs.values()):
             return {}
@@ -119,10 +136,14 @@ class SlurmEngine:
                 said[found[1], found[2] or ""] = (
                     f"{found[3].capitalize()}: {found[4]}" if found[4] not in ("", "None") else found[3].capitalize()
                 )
-        return {request_id: said.get(job) or said.get((job[0], "")) or "squeue does not list it" for request_id, job in jobs.items()}
+        return {
+            request_id: said.get(job) or said.get((job[0], "")) or "squeue does not list it"
+            for request_id, job in jobs.items()
+        }
 
     def cancel(self, spool: Spool, state: RequestState) -> None:
-        """One that waits is removed from the queue. One that runs polls for the mark; after its grace, the scheduler ends it."""
+        """One that waits is removed from the queue. One that runs polls for the mark; after its grace, the scheduler
+        ends it."""
         folder = spool.request(state.request_id)
         job = read_json(folder / STARTED)
         name = f"{job['job']}_{job['task']}" if job.get("task") else str(job.get("job", ""))
@@ -154,7 +175,9 @@ class SlurmEngine:
     def find_missing(self) -> dict[str, str]:
         """An answer of the controller, and a node that counts its VMs: without one, a request waits forever."""
         try:
-            done = process.run(["sinfo", "--noheader", "--format=%G"], timeout=_LIMIT, environment=_find_environment(), check=False)
+            done = process.run(
+                ["sinfo", "--noheader", "--format=%G"], timeout=_LIMIT, environment=_find_environment(), check=False
+            )
         except KtrdrError as error:
             return {"controller": error.message[:300]}
         if done.exit_code != 0:
@@ -171,14 +194,22 @@ def _render_time(seconds: int) -> str:
 
 def _find_environment() -> dict[str, str]:
     """What the programs of Slurm read of this user's environment."""
-    return {name: value for name, value in os.environ.items() if name in ("HOME", "USER", "LOGNAME") or name.startswith("SLURM_")}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("HOME", "USER", "LOGNAME") or name.startswith("SLURM_")
+    }
 
 
 def make_spool(root: str) -> Spool:
     """The spool of this user in the shared folder of a cluster. HostError if the folder does not exist."""
     shared = Path(root)
     if not shared.is_dir():
-        raise HostError("the spool does not exist here", where=root, hint="create it on the shared file system, writable for its users")
+        raise HostError(
+            "the spool does not exist here",
+            where=root,
+            hint="create it on the shared file system, writable for its users",
+        )
     folder = shared / str(os.geteuid())
     make_private(folder)
     return Spool(folder)

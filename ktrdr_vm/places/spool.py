@@ -1,4 +1,5 @@
-"""The spool: the folder of requests at a place, with the attempts of each. The state of a request is read from its files alone.
+"""The spool: the folder of requests at a place, with the attempts of each. The state of a request is read from its
+files alone.
 
 requests/<request_id>/
   request.json, workspace.bundle, …   the request, complete when its folder has this name
@@ -51,7 +52,8 @@ State = Literal["waiting", "running", "finished", "lost", "cancelled"]
 
 @dataclass(frozen=True)
 class RequestState:
-    """The state of a request. `attempt` is the newest, 0 before the first; `run_id`, `outcome` and `exit_code` are those of its end."""
+    """The state of a request. `attempt` is the newest, 0 before the first; `run_id`, `outcome` and `exit_code` are
+    those of its end."""
 
     request_id: str
     instance_id: str
@@ -85,7 +87,7 @@ class Spool:
     def attempt(self, request_id: str, number: int) -> Path:
         return self.request(request_id) / ATTEMPTS / str(int(number))
 
-    # -- receiving ------------------------------------------------------------------------------------------------------
+    # -- receiving -----------------------------------------------------------------------------------------------------
 
     def begin(self, request_id: str) -> dict[str, int] | None:
         """The sizes of the files that were received already; None if the request is complete."""
@@ -99,7 +101,11 @@ class Spool:
     def put(self, request_id: str, name: str, offset: int, data: bytes) -> int:
         """Write bytes of a file at the end of what was received of it. The new size."""
         if name != DOCUMENT and not is_file_name(name):
-            raise UsageError(f"{name!a:.100} cannot be in a request", where=request_id, hint="submit it with this version of ktrdr-vm")
+            raise UsageError(
+                f"{name!a:.100} cannot be in a request",
+                where=request_id,
+                hint="submit it with this version of ktrdr-vm",
+            )
         folder = self._incoming(request_id)
         path = folder / name
         if offset == 0:
@@ -114,7 +120,8 @@ class Spool:
             return file.tell()
 
     def commit(self, request_id: str) -> Request:
-        """Check what was received against `request.json`, and give it its name. The same request again changes nothing."""
+        """Check what was received against `request.json`, and give it its name. The same request again changes
+        nothing."""
         if self.request(request_id).exists():
             return self.read(request_id)
         folder = self._incoming(request_id)
@@ -123,8 +130,13 @@ class Spool:
             raise UsageError("the document names another request", where=request_id, hint="submit it again")
         for one in request.files:
             with os.fdopen(open_file(folder, one.name), "rb") as file:
-                if os.fstat(file.fileno()).st_size != one.size or hashlib.file_digest(file, "sha256").hexdigest() != one.sha256:
-                    raise UsageError(f"{one.name} did not arrive as it was sent", where=request_id, hint="submit it again")
+                if (
+                    os.fstat(file.fileno()).st_size != one.size
+                    or hashlib.file_digest(file, "sha256").hexdigest() != one.sha256
+                ):
+                    raise UsageError(
+                        f"{one.name} did not arrive as it was sent", where=request_id, hint="submit it again"
+                    )
         for path in [path for path in folder.rglob("*") if path.is_file()]:
             if str(path.relative_to(folder)) not in {DOCUMENT, *(one.name for one in request.files)}:
                 path.unlink()
@@ -145,9 +157,11 @@ class Spool:
             with os.fdopen(open_file(folder, DOCUMENT), "rb") as file:
                 return file.read(MAX_DOCUMENT)
         except FileNotFoundError:
-            raise UsageError("there is no such request here", where=folder.name, hint="`ktrdr-vm queue` lists the requests") from None
+            raise UsageError(
+                "there is no such request here", where=folder.name, hint="`ktrdr-vm queue` lists the requests"
+            ) from None
 
-    # -- reading --------------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------------
 
     def read(self, request_id: str) -> Request:
         """The request. UsageError if there is none."""
@@ -171,11 +185,16 @@ class Spool:
         """The state of a request. UsageError if there is none."""
         request, folder = self.read(request_id), self.request(request_id)
         said: dict[str, Any] = {
-            "request_id": request_id, "instance_id": request.instance_id, "who": request.who, "created_at": request.created_at,
-        }  # fmt: skip
+            "request_id": request_id,
+            "instance_id": request.instance_id,
+            "who": request.who,
+            "created_at": request.created_at,
+        }
         number = self.count_attempts(request_id)
         if (early := read_outcome(folder)) is not None:
-            return RequestState(**said, state="cancelled", attempt=number, outcome=early["outcome"], exit_code=early["exit_code"])
+            return RequestState(
+                **said, state="cancelled", attempt=number, outcome=early["outcome"], exit_code=early["exit_code"]
+            )
         if number == 0:
             started = read_json(folder / STARTED)
             late = started.get("kind") == "process" and time.time() - float(started.get("at", 0)) > _START_LIMIT
@@ -188,12 +207,18 @@ class Spool:
             retried = outcome["exit_code"] in RETRIED and number < request.attempts and not (folder / CANCEL).exists()
             words = {"outcome": outcome["outcome"], "exit_code": outcome["exit_code"], "run_id": outcome["run_id"]}
             why = f"attempt {number} ended with exit code {outcome['exit_code']}; it is tried again" if retried else ""
-            return RequestState(**said, state="waiting" if retried else "finished", attempt=number, node=node, why=why, **words)
+            return RequestState(
+                **said, state="waiting" if retried else "finished", attempt=number, node=node, why=why, **words
+            )
         if is_alive(attempt, lease, request.grace):
             return RequestState(**said, state="running", attempt=number, node=node)
         if number < request.attempts and read_json(folder / STARTED).get("kind") == "job":
-            return RequestState(**said, state="waiting", attempt=number, node=node, why=f"attempt {number} was lost; it is tried again")
-        return RequestState(**said, state="lost", attempt=number, node=node, why=f"attempt {number} was lost", exit_code=4)
+            return RequestState(
+                **said, state="waiting", attempt=number, node=node, why=f"attempt {number} was lost; it is tried again"
+            )
+        return RequestState(
+            **said, state="lost", attempt=number, node=node, why=f"attempt {number} was lost", exit_code=4
+        )
 
     def list_files(self, request_id: str, number: int) -> list[tuple[str, int]]:
         """Names and sizes of the files of an attempt. Links are not listed."""
@@ -215,7 +240,7 @@ class Spool:
         except FileNotFoundError:
             return b""
 
-    # -- cancelling -----------------------------------------------------------------------------------------------------
+    # -- cancelling ----------------------------------------------------------------------------------------------------
 
     def mark_cancelled(self, request_id: str) -> None:
         """Ask the attempt that runs to stop; the next one does not begin."""
@@ -224,17 +249,25 @@ class Spool:
 
     def end_early(self, request_id: str) -> None:
         """Record the end of a request that was cancelled while it waited."""
-        write_outcome(self.request(request_id), {"outcome": "cancelled", "exit_code": 130, "run_id": "", "ended_at": now()})
+        write_outcome(
+            self.request(request_id), {"outcome": "cancelled", "exit_code": 130, "run_id": "", "ended_at": now()}
+        )
 
 
 def is_alive(attempt: Path, lease: dict[str, Any], grace: int) -> bool:
-    """True if the attempt appended to its lease within `grace` seconds, and its process exists where that can be asked."""
+    """True if the attempt appended to its lease within `grace` seconds, and its process exists where that can be
+    asked."""
     try:
         age = time.time() - (attempt / LEASE).stat().st_mtime
     except OSError:
         return (time.time() - attempt.stat().st_mtime) < grace
     pid = lease.get("pid")
-    if lease.get("node") == os.uname().nodename and lease.get("pid_namespace") == find_pid_namespace() and type(pid) is int and pid > 1:
+    if (
+        lease.get("node") == os.uname().nodename
+        and lease.get("pid_namespace") == find_pid_namespace()
+        and type(pid) is int
+        and pid > 1
+    ):
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
@@ -262,7 +295,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_outcome(folder: Path) -> dict[str, Any] | None:
     """How an attempt or a request ended; None before that."""
     data = read_json(folder / OUTCOME)
-    if isinstance(data.get("outcome"), str) and isinstance(data.get("exit_code"), int) and isinstance(data.get("run_id"), str):
+    if (
+        isinstance(data.get("outcome"), str)
+        and isinstance(data.get("exit_code"), int)
+        and isinstance(data.get("run_id"), str)
+    ):
         return data
     return None
 

@@ -1,7 +1,9 @@
-"""JSON lines between a client and `serve --stdio`, on two descriptors. Every line is bounded, and every wait has a limit.
+"""JSON lines between a client and `serve --stdio`, on two descriptors. Every line is bounded, and every wait has a
+limit.
 
-The first line each way is the greeting: `{"ktrdr-vm": version, "schema": number, …}`. Then the client sends `{"id", "do", "with"}`, one at
-a time, and the server answers `{"id", "result"}` or `{"id", "error": {kind, message, where, hint}}`.
+The first line each way is the greeting: `{"ktrdr-vm": version, "schema": number, …}`. Then the client sends `{"id",
+"do", "with"}`, one at a time, and the server answers `{"id", "result"}` or `{"id", "error": {kind, message, where,
+hint}}`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,11 @@ class Lines:
         """Write one line."""
         data = memoryview(json.dumps(content, separators=(",", ":")).encode() + b"\n")
         if len(data) > MAX_LINE:
-            raise UsageError(f"a message of {len(data)} bytes is too long", where=self._name, hint="this is a bug in ktrdr-vm: report it")
+            raise UsageError(
+                f"a message of {len(data)} bytes is too long",
+                where=self._name,
+                hint="this is a bug in ktrdr-vm: report it",
+            )
         deadline = time.monotonic() + timeout
         while data:
             if not _wait(self._writes, select.POLLOUT, deadline):
@@ -49,7 +55,8 @@ class Lines:
                 raise self._lost(error.strerror or str(error)) from None
 
     def receive(self, *, timeout: float | None) -> dict[str, Any] | None:
-        """The next line; None at the end of the stream. Without `timeout` it waits for as long as the other end exists."""
+        """The next line; None at the end of the stream. Without `timeout` it waits for as long as the other end
+        exists."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > MAX_LINE:
@@ -74,7 +81,9 @@ class Lines:
 
     def _lost(self, reason: str) -> LostConnection:
         return LostConnection(
-            f"the connection was lost: {reason}", where=self._name, hint="the run goes on; `ktrdr-vm watch` follows it again"
+            f"the connection was lost: {reason}",
+            where=self._name,
+            hint="the run goes on; `ktrdr-vm watch` follows it again",
         )
 
     def _refuse(self, reason: str) -> UsageError:
@@ -95,18 +104,28 @@ def _wait(descriptor: int, event: int, deadline: float | None) -> bool:
 def render_error(error: KtrdrError) -> dict[str, Any]:
     """An error as data."""
     kind = next(
-        (name for name, one in _KINDS.items() if isinstance(error, one)), "UsageError" if error.exit_code == 2 else "ProvisionError"
+        (name for name, one in _KINDS.items() if isinstance(error, one)),
+        "UsageError" if error.exit_code == 2 else "ProvisionError",
     )
-    return {"kind": kind, "message": str(error) if error.where == "" else error.message, "where": error.where, "hint": error.hint}
+    return {
+        "kind": kind,
+        "message": str(error) if error.where == "" else error.message,
+        "where": error.where,
+        "hint": error.hint,
+    }
 
 
 def parse_error(content: object, name: str) -> KtrdrError:
     """The error that the other end sent, bounded, with its name."""
     said = content if isinstance(content, dict) else {}
     kind = _KINDS.get(str(said.get("kind")), errors.ProvisionError)
-    message, where, hint = (str(said.get(key, ""))[:limit] for key, limit in (("message", 4000), ("where", 400), ("hint", 1000)))
+    message, where, hint = (
+        str(said.get(key, ""))[:limit] for key, limit in (("message", 4000), ("where", 400), ("hint", 1000))
+    )
     return kind(
-        message or "it refused without a reason", where=f"{name}: {where}" if where else name, hint=hint or "see `ktrdr-vm places check`"
+        message or "it refused without a reason",
+        where=f"{name}: {where}" if where else name,
+        hint=hint or "see `ktrdr-vm places check`",
     )
 
 
@@ -114,11 +133,15 @@ def check_greeting(theirs: dict[str, Any] | None, ours: tuple[str, int], name: s
     """UsageError unless both ends have the same schema and the same release; LostConnection if there is no greeting."""
     if theirs is None:
         raise LostConnection(
-            "it ended before its first line", where=name, hint="call `ssh` with that host by hand; `ktrdr-vm` must be installed there"
+            "it ended before its first line",
+            where=name,
+            hint="call `ssh` with that host by hand; `ktrdr-vm` must be installed there",
         )
     version, schema = str(theirs.get("ktrdr-vm", ""))[:60], theirs.get("schema")
     if "ktrdr-vm" not in theirs:
-        raise UsageError("the other end is not ktrdr-vm", where=name, hint="`program` in places.yaml names ktrdr-vm at that host")
+        raise UsageError(
+            "the other end is not ktrdr-vm", where=name, hint="`program` in places.yaml names ktrdr-vm at that host"
+        )
     if schema != ours[1]:
         raise _unfit(f"{ours[0]} (schema {ours[1]})", f"{version} (schema {schema!a:.20})", name)
     require_release(version, ours[0], name)
@@ -132,7 +155,9 @@ def require_release(theirs: str, ours: str, name: str) -> None:
 
 def _unfit(ours: str, theirs: str, name: str) -> UsageError:
     return UsageError(
-        f"the versions do not fit: {ours} here, {theirs[:90]!a} there", where=name, hint="install the same release of ktrdr-vm at both ends"
+        f"the versions do not fit: {ours} here, {theirs[:90]!a} there",
+        where=name,
+        hint="install the same release of ktrdr-vm at both ends",
     )
 
 

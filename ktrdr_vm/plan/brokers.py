@@ -2,9 +2,10 @@
 
 A route of a brokered secret adds the header with its value; one of a rule of the allowlist adds none.
 
-The values are in no file and in no environment. The guard writes them into two maps of the running process, whose files stay empty:
-without its value a route answers 503, before its gate 403. Each request is logged as a line of JSON, in the format of `haproxy`:
-`k` is the name of the secret or `url:` and the variable of the rule, `q` the path without the query.
+The values are in no file and in no environment. The guard writes them into two maps of the running process, whose files
+stay empty: without its value a route answers 503, before its gate 403. Each request is logged as a line of JSON, in the
+format of `haproxy`: `k` is the name of the secret or `url:` and the variable of the rule, `q` the path without the
+query.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class Route:
-    """Requests that the proxy forwards, and the port of the gateway for their host. `secret` is empty if no secret is added to them."""
+    """Requests that the proxy forwards, and the port of the gateway for their host. `secret` is empty if no secret is
+    added to them."""
 
     secret: str
     port: int
@@ -78,7 +80,11 @@ def _render(route: Route, gateway: str, lists: str) -> str:
     requests, name, host = route.requests, route.name, route.requests.host
     methods = " ".join(requests.methods)
     verified = f"ssl verify required ca-file {_AUTHORITIES} sni str({host}) verifyhost {host} ssl-min-ver TLSv1.2"
-    title = f"The secret {name}, which is sent to {host} only." if route.secret else f"Requests to {host}, without a secret."
+    title = (
+        f"The secret {name}, which is sent to {host} only."
+        if route.secret
+        else f"Requests to {host}, without a secret."
+    )
     return f"""
 # {title}
 frontend broker_{route.port}
@@ -143,12 +149,19 @@ def _find_value(route: Route, lists: str) -> str:
 def _add_value(route: Route) -> str:
     if not isinstance(route.requests, Broker):
         return ""
-    return f'    http-request set-header {route.requests.header.name} "%[var(txn.value)]"\n    http-request unset-var(txn.value)\n'
+    return (
+        f'    http-request set-header {route.requests.header.name} "%[var(txn.value)]"\n    http-request'
+        " unset-var(txn.value)\n"
+    )
 
 
 def _remove_value(route: Route) -> str:
     """A server that returns the header does not disclose it."""
-    return f"    http-response del-header {_any_form(route.requests.header.name)} -m reg\n" if isinstance(route.requests, Broker) else ""
+    return (
+        f"    http-response del-header {_any_form(route.requests.header.name)} -m reg\n"
+        if isinstance(route.requests, Broker)
+        else ""
+    )
 
 
 def _deny(status: int, reason: str) -> str:

@@ -52,16 +52,25 @@ def find_changes(before: Plan, after: Plan) -> tuple[Change, ...]:
 
 
 def require_same_workspace(before: Plan, after: Plan) -> None:
-    """UsageError when the instance was made for another clone: it holds that one's commits, and its name is free for it alone."""
+    """UsageError when the instance was made for another clone: it holds that one's commits, and its name is free for it
+    alone."""
     old, new = PurePosixPath(before.facts.workspace), PurePosixPath(after.facts.workspace)
     # A folder of one clone is the same clone.
-    if before.profile.workspace is None or after.profile.workspace is None or old.is_relative_to(new) or new.is_relative_to(old):
+    if (
+        before.profile.workspace is None
+        or after.profile.workspace is None
+        or old.is_relative_to(new)
+        or new.is_relative_to(old)
+    ):
         return
     name = after.identity.instance_id
     raise UsageError(
         f"the instance {name} belongs to the workspace {old}",
         where=str(new),
-        hint=f"choose another name with --instance-id; or, in {old}, `ktrdr-vm pull {name}` and `ktrdr-vm destroy {name}`",
+        hint=(
+            f"choose another name with --instance-id; or, in {old}, `ktrdr-vm pull {name}` and `ktrdr-vm destroy"
+            f" {name}`"
+        ),
     )
 
 
@@ -72,7 +81,10 @@ def require_possible(changes: tuple[Change, ...], instance_id: str, *, running: 
         raise UsageError(
             f"these changes cannot be applied to an existing instance: {'; '.join(map(str, never))}",
             where=instance_id,
-            hint=f"undo them, or run `ktrdr-vm snapshot {instance_id} NAME`, destroy it and `apply --from {instance_id}@NAME`",
+            hint=(
+                f"undo them, or run `ktrdr-vm snapshot {instance_id} NAME`, destroy it and `apply --from"
+                f" {instance_id}@NAME`"
+            ),
         )
     waiting = [change for change in changes if change.how == "restart"]
     if waiting and running and not restart:
@@ -85,12 +97,17 @@ def require_possible(changes: tuple[Change, ...], instance_id: str, *, running: 
 
 def render_difference(before: Plan, after: Plan) -> str:
     """The difference of the profiles as a patch; empty if they are equal."""
-    was, now = (canonical_json(plain(one.profile) | {"rules": _list_egress(one)}).splitlines() for one in (before, after))
+    was, now = (
+        canonical_json(plain(one.profile) | {"rules": _list_egress(one)}).splitlines() for one in (before, after)
+    )
     return "\n".join(difflib.unified_diff(was, now, "the instance", "the profile", lineterm="", n=1))
 
 
 def _list_egress(plan: Plan) -> list[str]:
-    return [*map(str, plan.rules), *(f"{one} at {one.requests.base_url_env}" for one in plan.profile.egress.allow if one.requests)]
+    return [
+        *map(str, plan.rules),
+        *(f"{one} at {one.requests.base_url_env}" for one in plan.profile.egress.allow if one.requests),
+    ]
 
 
 def _describe(plan: Plan) -> str:
@@ -105,5 +122,9 @@ def _describe_lending(plan: Plan) -> str:
 
 def _show(value: object) -> str:
     if isinstance(value, list):
-        return f"{len(value)} entries" if any(isinstance(one, (dict, list)) for one in value) else ", ".join(map(str, value)) or "nothing"
+        return (
+            f"{len(value)} entries"
+            if any(isinstance(one, (dict, list)) for one in value)
+            else ", ".join(map(str, value)) or "nothing"
+        )
     return str(value)[:40]

@@ -1,4 +1,5 @@
-"""The NoCloud seed: identity of the guest, static address, SSH host key, one login. Works with any stock cloud-init image.
+"""The NoCloud seed: identity of the guest, static address, SSH host key, one login. Works with any stock cloud-init
+image.
 
 It contains no secret, no workspace and nothing of the run, because root in the guest can read it at any time.
 """

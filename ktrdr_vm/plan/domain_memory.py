@@ -1,7 +1,7 @@
 """The memory of a domain: its backend, sharing, and the reserve for hot-plug.
 
-The memory of a template is a file. A fork maps it copy-on-write, unless virtiofsd needs access: then it has separate memory,
-which is filled from the file before the VM continues.
+The memory of a template is a file. A fork maps it copy-on-write, unless virtiofsd needs access: then it has separate
+memory, which is filled from the file before the VM continues.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ def find_lendable(size: Size, lending: Lending) -> int:
 def render_commandline(
     size: Size, lending: Lending, *, port: int, template: str = "", frozen: bool = False, shared: bool = False
 ) -> Element:
-    """QEMU arguments that libvirt does not support. `template` is the memory file of a template; `frozen` is for the template itself.
+    """QEMU arguments that libvirt does not support. `template` is the memory file of a template; `frozen` is for the
+    template itself.
 
     `port` is the number of the root port of the virtio-mem device.
     """
     words: list[str] = []
     if template:
-        # libvirt supports memory in a file only with names that it chooses, so the backend is an argument of QEMU. Without
-        # seals it can be distinguished from the one that libvirt adds.
+        # libvirt supports memory in a file only with names that it chooses, so the backend is an argument of QEMU.
+        # Without seals it can be distinguished from the one that libvirt adds.
         kind = f"memory-backend-memfd,id={_BACKEND},size={size.memory}M,share=on,seal=off"
         if not shared:
             share = "on" if frozen else "off"
@@ -51,7 +52,13 @@ def render_commandline(
         words += ["-m", f"slots=1,maxmem={size.memory + lendable}M"]
         backend = "memory-backend-memfd,share=on" if shared else "memory-backend-ram,reserve=off"
         words += ["-object", f"{backend},id={LENT_MEMORY}.ram,size={lendable}M"]
-        device = {"driver": "virtio-mem-pci", "id": LENT_MEMORY, "memdev": f"{LENT_MEMORY}.ram", "requested-size": 0, "bus": f"pci.{port}"}
+        device = {
+            "driver": "virtio-mem-pci",
+            "id": LENT_MEMORY,
+            "memdev": f"{LENT_MEMORY}.ram",
+            "requested-size": 0,
+            "bus": f"pci.{port}",
+        }
         # As JSON, like the devices of libvirt: QEMU creates devices in the other syntax first, before the port exists.
         words += ["-device", json.dumps(device)]
     line = Element(f"{{{QEMU_NAMESPACE}}}commandline")
@@ -61,7 +68,8 @@ def render_commandline(
 
 
 def drop_incoming(root: Element) -> None:
-    """Remove the arguments by which a fork waits for the state of its template, which it does at its first start only."""
+    """Remove the arguments by which a fork waits for the state of its template, which it does at its first start
+    only."""
     for line in root.findall(f"{{{QEMU_NAMESPACE}}}commandline"):
         words = list(line)
         for first, second in pairwise(words):

@@ -1,4 +1,5 @@
-"""The libvirt domain: q35, virtio devices only, without unneeded devices. Built from data, so that nothing can be injected."""
+"""The libvirt domain: q35, virtio devices only, without unneeded devices. Built from data, so that nothing can be
+injected."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from ktrdr_vm.plan.guard_interface import GUEST_MAC
 from ktrdr_vm.profile.model import ImageRef, Profile, Size
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
-# QEMU 7.2's emulation of its `max` model makes Debian 13's glibc abort (docs/adr/0002). This one is x86-64-v2, which is what
-# current container images are built for, with AES in hardware; it boots as fast as qemu64.
+# QEMU 7.2's emulation of its `max` model makes Debian 13's glibc abort (docs/adr/0002). This one is x86-64-v2, which is
+# what current container images are built for, with AES in hardware; it boots as fast as qemu64.
 EMULATED_CPU = "Westmere"
 # Root ports: six for the devices here, the others for hot-plug of virtiofs mounts; the last for
 # virtio-mem. The number is constant, because a fork must have the hardware of its template.
@@ -52,16 +53,22 @@ def render_domain(
     shared = shares_memory(profile, facts)
     root = _render(profile, facts, identity, allocation, instance_directory, template, shared=shared)
     memory = template.memory if template is not None and template.thaw else ""
-    _append_commandline(root, render_commandline(profile.resources, facts.lending, port=_PORTS, template=memory, shared=shared))
+    _append_commandline(
+        root, render_commandline(profile.resources, facts.lending, port=_PORTS, template=memory, shared=shared)
+    )
     return to_text(root)
 
 
-def render_template_domain(size: Size, facts: Facts, identity: Identity, allocation: Allocation, template: TemplateFacts) -> str:
+def render_template_domain(
+    size: Size, facts: Facts, identity: Identity, allocation: Allocation, template: TemplateFacts
+) -> str:
     """The domain of a template: no mount, nothing of a profile, its memory in a file."""
     profile = Profile(name="template", image=ImageRef(recipe=facts.image.name), resources=size)
     layers = _list_layers(facts, template)[1:]
     root = _render(profile, facts, identity, allocation, template.directory, None, overlay=template.disk, layers=layers)
-    _append_commandline(root, render_commandline(size, facts.lending, port=_PORTS, template=template.memory, frozen=True))
+    _append_commandline(
+        root, render_commandline(size, facts.lending, port=_PORTS, template=template.memory, frozen=True)
+    )
     return to_text(root)
 
 
@@ -97,7 +104,16 @@ def _render(
     if facts.cpu_controller:
         root.append(_cpu_limit(size.vcpus))
     root.append(_boot(facts, instance_directory))
-    root.append(element("features", "", element("acpi"), element("apic"), element("pmu", state="off"), element("vmport", state="off")))
+    root.append(
+        element(
+            "features",
+            "",
+            element("acpi"),
+            element("apic"),
+            element("pmu", state="off"),
+            element("vmport", state="off"),
+        )
+    )
     root.append(_cpu(facts))
     root.append(element("clock", "", element("timer", name="hpet", present="no"), offset="utc"))
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
@@ -138,8 +154,8 @@ def _metadata(profile: Profile, facts: Facts, identity: Identity) -> Element:
 
 
 def make_quota(vcpus: int) -> int:
-    """Microseconds of CPU time in each 100,000, for the vCPUs and one CPU more for other threads of QEMU, so that a guest
-    with busy devices uses no further cores."""
+    """Microseconds of CPU time in each 100,000, for the vCPUs and one CPU more for other threads of QEMU, so that a
+    guest with busy devices uses no further cores."""
     return (vcpus + 1) * 100000
 
 
@@ -148,7 +164,8 @@ def _cpu_limit(vcpus: int) -> Element:
 
 
 def _boot(facts: Facts, directory: str) -> Element:
-    """Kernel and initrd are copies for the instance, because libvirt gives them to the user of QEMU while the VM runs."""
+    """Kernel and initrd are copies for the instance, because libvirt gives them to the user of QEMU while the VM
+    runs."""
     kind = element("type", "hvm", arch="x86_64", machine=facts.machine)
     if facts.image.boot == "disk":
         return element("os", "", kind, element("boot", dev="hd"))
@@ -163,8 +180,9 @@ def _boot(facts: Facts, directory: str) -> Element:
 
 
 def make_kernel_arguments(facts: Facts) -> str:
-    """Those of the image, and under emulation no address randomisation: translated code is cached by its address, so otherwise the
-    next process of the same program cannot use it. Starting a program takes half the time without (docs/adr/0007)."""
+    """Those of the image, and under emulation no address randomisation: translated code is cached by its address, so
+    otherwise the next process of the same program cannot use it. Starting a program takes half the time without
+    (docs/adr/0007)."""
     return f"{facts.image.kernel_args} norandmaps" if facts.accelerator == "tcg" else facts.image.kernel_args
 
 
@@ -173,7 +191,15 @@ def _cpu(facts: Facts) -> Element:
     hidden = [element("feature", policy="disable", name=name) for name in ("vmx", "svm")]
     if facts.accelerator == "kvm":
         return element("cpu", "", *hidden, mode="host-model", check="partial")
-    return element("cpu", "", element("model", EMULATED_CPU, fallback="forbid"), *hidden, mode="custom", match="exact", check="none")
+    return element(
+        "cpu",
+        "",
+        element("model", EMULATED_CPU, fallback="forbid"),
+        *hidden,
+        mode="custom",
+        match="exact",
+        check="none",
+    )
 
 
 def _devices(
@@ -209,7 +235,8 @@ def _devices(
             "disk",
             "",
             element("driver", name="qemu", type="raw", cache="unsafe"),
-            # libvirt gives it to the user of QEMU: it contains the SSH host key of the guest, which no other user may read.
+            # libvirt gives it to the user of QEMU: it contains the SSH host key of the guest, which no other user may
+            # read.
             element("source", file=f"{directory}/seed.iso"),
             element("target", dev="vdb", bus="virtio"),
             element("readonly"),
@@ -245,5 +272,6 @@ def _render_interface(identity: Identity) -> Element:
 
 
 def _unlabelled() -> Element:
-    # The file is readable for all users who may traverse to it; libvirt must not change its owner, as other instances use it.
+    # The file is readable for all users who may traverse to it; libvirt must not change its owner, as other instances
+    # use it.
     return element("seclabel", model="dac", relabel="no")

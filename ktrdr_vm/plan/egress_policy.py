@@ -41,9 +41,10 @@ class EgressPolicy:
 
     def to_json(self) -> dict[str, Any]:
         lists = {name: value for name, value in vars(self).items() if name != "observe"}
-        return {name: [list(entry) if isinstance(entry, tuple) else entry for entry in value] for name, value in lists.items()} | {
-            "observe": self.observe
-        }
+        return {
+            name: [list(entry) if isinstance(entry, tuple) else entry for entry in value]
+            for name, value in lists.items()
+        } | {"observe": self.observe}
 
 
 def compile_policy(rules: Iterable[EgressRule], *, brokered: Iterable[str] = (), observe: bool = False) -> EgressPolicy:

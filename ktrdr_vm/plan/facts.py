@@ -36,7 +36,8 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class TemplateFacts:
-    """A booted and saved VM: its disk, its memory as a file, and the rest of its state as a migration stream of QEMU."""
+    """A booted and saved VM: its disk, its memory as a file, and the rest of its state as a migration stream of
+    QEMU."""
 
     key: str
     directory: str
@@ -155,11 +156,21 @@ PLACEHOLDER = Allocation()
 
 
 def allocate(
-    slot: int, *, genid: str, host_key: str, host_public_key: str, login_public_key: str, users: InstanceUsers = HOST_USERS
+    slot: int,
+    *,
+    genid: str,
+    host_key: str,
+    host_public_key: str,
+    login_public_key: str,
+    users: InstanceUsers = HOST_USERS,
 ) -> Allocation:
     """The loopback address and the users of a slot, 0 to `users.slots` - 1."""
     # Two unprivileged users for each slot, two more for telemetry after all of those, and one for escalations.
-    proxy, relay, inbox = users.first + 2 * slot, users.first + 2 * (users.slots + slot), users.first + 4 * users.slots + slot
+    proxy, relay, inbox = (
+        users.first + 2 * slot,
+        users.first + 2 * (users.slots + slot),
+        users.first + 4 * users.slots + slot,
+    )
     return Allocation(
         loopback=str(_LOOPBACK + slot + 1),
         genid=genid,

@@ -1,4 +1,5 @@
-"""Constants of the guard and of the rendered documents: ports, sizes, names. Without imports, so that the guard starts quickly."""
+"""Constants of the guard and of the rendered documents: ports, sizes, names. Without imports, so that the guard starts
+quickly."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ GATEWAY, GUEST = "10.213.0.1", "10.213.0.2"
 # Their MAC addresses: a template is saved with its NIC, and a resumed guest has the gateway's in its ARP cache.
 GATEWAY_MAC, GUEST_MAC = "fe:54:00:a2:13:01", "52:54:00:a2:13:02"
 
-# The listeners of the guard on the gateway address, in the namespace of the instance. IANA has assigned no service to 914-952 and
-# 954-988 (service-names-port-numbers, apart from 953, rndc).
+# The listeners of the guard on the gateway address, in the namespace of the instance. IANA has assigned no service to
+# 914-952 and 954-988 (service-names-port-numbers, apart from 953, rndc).
 DNS_PORT = 53
 HTTP_PORT = 914
 TLS_PORT = 915
@@ -26,7 +27,8 @@ MAX_FLOWS = 4096
 
 # Granted names to the grant slots; the guard writes these files next to the name lists.
 GRANT_MAPS = ("http.granted", "http.granted_suffixes", "tls.granted", "tls.granted_suffixes")
-# Names with the addresses that the resolver returned to the guest, as `name@address`: the proxy need not resolve them again.
+# Names with the addresses that the resolver returned to the guest, as `name@address`: the proxy need not resolve them
+# again.
 GIVEN = "given.addresses"
 # More than there are grants at one time, so that a grant slot is not reused immediately.
 GRANT_ROOMS = 64

@@ -1,11 +1,12 @@
-"""The configuration of the proxy, which checks names and opens the outbound connections. The guard passes its listeners and log.
+"""The configuration of the proxy, which checks names and opens the outbound connections. The guard passes its listeners
+and log.
 
-The log is one JSON object a line on standard output: frontend `f`, verdict `v`, name `n`, address and port of the guest's connection
-`a` and `p`, bytes up and down `u` and `d`, milliseconds `m`, HAProxy's termination state `t`, HTTP method `w` and status `s`, and
-the grant slot `g` if a grant allowed it. Values of the guest are cut before they are logged, so that no line is longer than
-LOG_LINE, where HAProxy cuts: an invalid name is refused before all other checks. A name that the profile does not list is searched
-in the maps of granted names, which the guard changes while the proxy runs; each grant has a grant slot, a separate server, so that
-its connections can be ended separately.
+The log is one JSON object a line on standard output: frontend `f`, verdict `v`, name `n`, address and port of the
+guest's connection `a` and `p`, bytes up and down `u` and `d`, milliseconds `m`, HAProxy's termination state `t`, HTTP
+method `w` and status `s`, and the grant slot `g` if a grant allowed it. Values of the guest are cut before they are
+logged, so that no line is longer than LOG_LINE, where HAProxy cuts: an invalid name is refused before all other checks.
+A name that the profile does not list is searched in the maps of granted names, which the guard changes while the proxy
+runs; each grant has a grant slot, a separate server, so that its connections can be ended separately.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from ktrdr_vm.plan.guard_interface import DNS_PORT, GIVEN, GRANT_ROOMS
 
 # The limit for one guest: 15 MB resident when idle, about 35 KB for each open connection.
 MAX_CONNECTIONS = 1024
-# Bytes of a log line. Name, method and path are at most 254, 20 and 400 bytes, each six bytes long when escaped in JSON.
+# Bytes of a log line. Name, method and path are at most 254, 20 and 400 bytes, each six bytes long when escaped in
+# JSON.
 LOG_LINE = 8192
 # The time limit of a connection without data in either direction.
 IDLE_LIMIT = "1h"
@@ -25,16 +27,22 @@ IDLE_LIMIT = "1h"
 # A valid name, in SNI and Host alike; the resolver uses the same rule.
 _NAME = "^[a-z0-9_.-]{1,253}$"
 _HOST = "^[a-z0-9_.-]{1,253}(:[0-9]{1,5})?$"
-_FIELDS = '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","g":"%[var(txn.grant_slot)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
+_FIELDS = (
+    '"f":"%f","n":"%[var(txn.name),json(utf8ps)]","g":"%[var(txn.grant_slot)]","p":%[dst_port],"u":%U,"d":%B,"t":"%ts"'
+)
 
 
-def render_proxy(identity: Identity, allocation: Allocation, lists: str, *, observe: bool = False, routes: tuple[Route, ...] = ()) -> str:
+def render_proxy(
+    identity: Identity, allocation: Allocation, lists: str, *, observe: bool = False, routes: tuple[Route, ...] = ()
+) -> str:
     """HAProxy 2.6 or later. `lists` is the folder with the name lists of `EgressPolicy.name_lists`.
 
-    One thread instead of one for each CPU of the host: connections are not moved between threads, which would cost a fifth of the
-    CPU time, and the proxy of a guest uses at most one CPU. One thread splices more than two gigabytes a second.
+    One thread instead of one for each CPU of the host: connections are not moved between threads, which would cost a
+    fifth of the CPU time, and the proxy of a guest uses at most one CPU. One thread splices more than two gigabytes a
+    second.
 
-    `routes` are credentials that it adds for the guest. With `observe`, destinations without a rule pass as well, with their own verdict.
+    `routes` are credentials that it adds for the guest. With `observe`, destinations without a rule pass as well, with
+    their own verdict.
     """
     resolve = "do-resolve(txn.address,guard,ipv4) var(txn.name)"
     sections = (
@@ -210,7 +218,10 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
     # Searched again after the name was resolved, because a grant may have ended meanwhile.
     rooms = [
         f"{rule} set-var(txn.grant_slot) var(txn.name),map_str({lists}/tls.granted) if hello !allowed",
-        f"{rule} set-var(txn.grant_slot) var(txn.name),map_end({lists}/tls.granted_suffixes) if hello !allowed {_NO_SLOT}",
+        (
+            f"{rule} set-var(txn.grant_slot) var(txn.name),map_end({lists}/tls.granted_suffixes) if hello !allowed"
+            f" {_NO_SLOT}"
+        ),
     ]
     if observe:
         return _lines(
@@ -249,7 +260,10 @@ def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
     # Searched again after the name was resolved, because a grant may have ended meanwhile.
     rooms = [
         f"http-request set-var(txn.grant_slot) var(txn.name),map_str({lists}/http.granted) if !allowed",
-        f"http-request set-var(txn.grant_slot) var(txn.name),map_end({lists}/http.granted_suffixes) if !allowed {_NO_SLOT}",
+        (
+            f"http-request set-var(txn.grant_slot) var(txn.name),map_end({lists}/http.granted_suffixes) if !allowed"
+            f" {_NO_SLOT}"
+        ),
     ]
     if observe:
         return _lines(

@@ -1,11 +1,11 @@
 """The two nftables tables of an instance. Both have its name.
 
-In its network namespace each packet of the guest is checked by its original address. There is no other interface to forward it to.
-On the host, where the proxy and the resolver dial for it, each packet of their users is checked again.
+In its network namespace each packet of the guest is checked by its original address. There is no other interface to
+forward it to. On the host, where the proxy and the resolver dial for it, each packet of their users is checked again.
 
-Order in `guest_in`: sender (anti-spoof) → services of the gateway (DNS) → exceptions of the owner's policy → reserved ranges and the
-host itself → 80 and 443, which the proxy checks by name → the allow sets → drop, counted by destination. No `ct state
-established accept` precedes these rules, so a connection ends with the element that allowed it.
+Order in `guest_in`: sender (anti-spoof) → services of the gateway (DNS) → exceptions of the owner's policy → reserved
+ranges and the host itself → 80 and 443, which the proxy checks by name → the allow sets → drop, counted by destination.
+No `ct state established accept` precedes these rules, so a connection ends with the element that allowed it.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def render_ruleset(
 
     `reserved` are the exceptions of the owner's policy, used if a rule names them.
 
-    `services` are the ports of the gateway except DNS, and OTLP if it `has_telemetry`: the inbox of escalations, and one for each host
-    of a brokered secret. With `observe`, TCP to every public address is accepted.
+    `services` are the ports of the gateway except DNS, and OTLP if it `has_telemetry`: the inbox of escalations, and
+    one for each host of a brokered secret. With `observe`, TCP to every public address is accepted.
     """
     served = (DNS_PORT, *((OTLP_PORT,) if has_telemetry else ()), *services)
     on = _Interface(identity.tap, GUEST_MAC, allocation.gateway, allocation.guest, served, observe)
@@ -91,7 +91,8 @@ def render_host_ruleset(
     reserved: tuple[tuple[IPv4Address, int], ...] = (),
     collector: Collector | None = None,
 ) -> str:
-    """The table on the host: what the users of the proxy, the resolver and, with a `collector`, the sender of telemetry may reach."""
+    """The table on the host: what the users of the proxy, the resolver and, with a `collector`, the sender of telemetry
+    may reach."""
     _, exceptions = _addresses(rules, frozenset(reserved))
     sections = (
         _render_closed_sets(),
@@ -408,7 +409,9 @@ def _render_proxy(allocation: Allocation) -> str:
 """
 
 
-def _addresses(rules: tuple[EgressRule, ...], reserved: frozenset[tuple[IPv4Address, int]]) -> tuple[list[str], list[str]]:
+def _addresses(
+    rules: tuple[EgressRule, ...], reserved: frozenset[tuple[IPv4Address, int]]
+) -> tuple[list[str], list[str]]:
     """Elements of `ranges` and of `exceptions`, sorted, without overlaps that nft would refuse."""
     exceptions = set()
     networks: dict[int, list[IPv4Network]] = {}

@@ -51,7 +51,8 @@ class Plan:
 
     @property
     def rules(self) -> tuple[EgressRule, ...]:
-        """The destinations that the guest may connect to: the allowlist with every preset replaced by its rules in the facts."""
+        """The destinations that the guest may connect to: the allowlist with every preset replaced by its rules in the
+        facts."""
         presets = dict(self.facts.presets)
         rules: list[EgressRule] = []
         for rule in (one for one in self.profile.egress.allow if one.requests is None):
@@ -84,7 +85,8 @@ class Plan:
 
     @property
     def client_variables(self) -> dict[str, str]:
-        """Variables of the guest for clients that do not read the certificates of the system; none if the host has none of its own."""
+        """Variables of the guest for clients that do not read the certificates of the system; none if the host has none
+        of its own."""
         own = any(one.path.startswith(AUTHORITIES) for one in self.facts.client_files)
         return {**dict.fromkeys(_BUNDLE_VARIABLES, BUNDLE), "NODE_EXTRA_CA_CERTS": OWN_AUTHORITIES} if own else {}
 
@@ -118,8 +120,12 @@ class Plan:
                 has_telemetry=self.collector is not None,
                 observe=self.observe,
             ),
-            "ruleset-host.nft": render_host_ruleset(identity, facts.home, allocation, self.rules, facts.owner_reserved, self.collector),
-            "proxy.cfg": render_proxy(identity, allocation, f"{self.instance_directory}/guard", observe=self.observe, routes=self.routes),
+            "ruleset-host.nft": render_host_ruleset(
+                identity, facts.home, allocation, self.rules, facts.owner_reserved, self.collector
+            ),
+            "proxy.cfg": render_proxy(
+                identity, allocation, f"{self.instance_directory}/guard", observe=self.observe, routes=self.routes
+            ),
             "egress.json": canonical_json(self.egress.to_json()),
         }
 

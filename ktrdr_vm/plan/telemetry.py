@@ -8,14 +8,17 @@ from ktrdr_vm.profile.collector import Collector
 
 def make_variables(gateway: str) -> dict[str, str]:
     """The variables for OpenTelemetry SDKs in the guest."""
-    return {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{gateway}:{OTLP_PORT}", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{gateway}:{OTLP_PORT}",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+    }
 
 
 def render_sender(collector: Collector | None, uid: str) -> str:
     """Chains for the user of the sender, which may connect to the collector only. Empty without a collector.
 
-    With an address, only that address and port, also in a reserved range. With a name, DNS and the port of all addresses that
-    are not reserved.
+    With an address, only that address and port, also in a reserved range. With a name, DNS and the port of all
+    addresses that are not reserved.
     """
     if collector is None:
         return ""

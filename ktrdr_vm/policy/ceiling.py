@@ -1,4 +1,5 @@
-"""The owner's limits on destinations: hosts to which a secret may be sent, and destinations that any profile may name. Pure."""
+"""The owner's limits on destinations: hosts to which a secret may be sent, and destinations that any profile may name.
+Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from ktrdr_vm.profile.model import Profile, Secret
 
 @dataclass(frozen=True)
 class Use:
-    """Hosts to which a secret may be sent: one of `env` (a name, or a prefix and `*`), `file`, `command`, and hosts; `*` is any host."""
+    """Hosts to which a secret may be sent: one of `env` (a name, or a prefix and `*`), `file`, `command`, and hosts;
+    `*` is any host."""
 
     hosts: tuple[str, ...]
     env: str = ""
@@ -62,7 +64,9 @@ def check_ceiling(profile: Profile, ceiling: tuple[EgressRule, ...] | None) -> l
             key = "cidr" if rule.cidr is not None else "host"
             problems.append((("egress", "allow", index, key), f"{rule} exceeds the owner's ceiling for egress"))
     for index, secret in enumerate(profile.secrets):
-        if secret.broker is not None and not allows(ceiling, used := EgressRule(host=secret.broker.host, requests=secret.broker)):
+        if secret.broker is not None and not allows(
+            ceiling, used := EgressRule(host=secret.broker.host, requests=secret.broker)
+        ):
             problems.append((("secrets", index, "broker", "host"), f"{used} exceeds the owner's ceiling for egress"))
     if profile.egress.mode == "observe":
         problems.append((("egress", "mode"), "observe mode exceeds any ceiling for egress"))
@@ -86,20 +90,37 @@ def check_presets(
             place = ("egress", "allow", index, "preset")
             named = ceiling is None or any(bound.preset == rule.preset for bound in ceiling)
             if not named and not allows(ceiling or (), one):
-                problems.append((place, f"the preset {rule.preset} reaches {one}, which exceeds the owner's ceiling for egress"))
+                problems.append(
+                    (place, f"the preset {rule.preset} reaches {one}, which exceeds the owner's ceiling for egress")
+                )
                 break
-            if limited := [limit.host for limit in profile.limited if is_within(limit.host, one.host) and {80, 443} & set(one.ports)]:
-                problems.append((place, f"the preset {rule.preset} allows {limited[0]} without methods and paths, and so every request"))
+            if limited := [
+                limit.host
+                for limit in profile.limited
+                if is_within(limit.host, one.host) and {80, 443} & set(one.ports)
+            ]:
+                problems.append(
+                    (
+                        place,
+                        f"the preset {rule.preset} allows {limited[0]} without methods and paths, and so every request",
+                    )
+                )
                 break
             kept = [secret for secret in profile.delivered if not _may_reach(secret, one.destination, uses)]
             if kept:
-                problems.append((place, f"the secret {kept[0].name} may not be sent to {one}, which the preset {rule.preset} reaches"))
+                problems.append(
+                    (
+                        place,
+                        f"the secret {kept[0].name} may not be sent to {one}, which the preset {rule.preset} reaches",
+                    )
+                )
                 break
     return problems
 
 
 def check_uses(profile: Profile, uses: tuple[Use, ...] | None) -> list[tuple[tuple[str | int, ...], str]]:
-    """A brokered secret is sent to its host only. A secret in the guest can be sent to every allowed destination, so all must be listed."""
+    """A brokered secret is sent to its host only. A secret in the guest can be sent to every allowed destination, so
+    all must be listed."""
     if uses is None:
         return []
     problems: list[tuple[tuple[str | int, ...], str]] = []
@@ -107,10 +128,17 @@ def check_uses(profile: Profile, uses: tuple[Use, ...] | None) -> list[tuple[tup
         if not any(use.covers(secret) for use in uses):
             problems.append((("secrets", index, "source"), f"the owner's policy names no hosts for {_source(secret)}"))
         elif secret.broker is not None and not _may_reach(secret, secret.broker.host, uses):
-            problems.append((("secrets", index, "broker", "host"), f"{_source(secret)} may not be sent to {secret.broker.host}"))
+            problems.append(
+                (("secrets", index, "broker", "host"), f"{_source(secret)} may not be sent to {secret.broker.host}")
+            )
     for secret in profile.delivered:
         if profile.egress.mode == "observe" and not _may_reach(secret, "*", uses):
-            problems.append((("egress", "mode"), f"{_source(secret)} is in the guest, and with observe mode it could be sent anywhere"))
+            problems.append(
+                (
+                    ("egress", "mode"),
+                    f"{_source(secret)} is in the guest, and with observe mode it could be sent anywhere",
+                )
+            )
         for index, rule in enumerate(profile.egress.allow):
             if not rule.preset and not _may_reach(secret, rule.destination, uses):
                 key = "cidr" if rule.cidr is not None else "host"

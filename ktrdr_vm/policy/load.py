@@ -13,21 +13,27 @@ from ktrdr_vm.users import find_changeable, in_user_namespace, is_trusted_owner
 
 
 def find_policy() -> Path:
-    """The policy of the host's owner. Without root and without such a file, that of the person, who owns what runs then."""
+    """The policy of the host's owner. Without root and without such a file, that of the person, who owns what runs
+    then."""
     path = Path(POLICY_PATH)
     if (os.geteuid() == 0 and not in_user_namespace()) or path.exists():
         return path
     configuration = os.environ.get("XDG_CONFIG_HOME", "")
-    return Path(configuration if configuration.startswith("/") else "~/.config").expanduser() / "ktrdr-vm" / "policy.yaml"
+    return (
+        Path(configuration if configuration.startswith("/") else "~/.config").expanduser() / "ktrdr-vm" / "policy.yaml"
+    )
 
 
 def read_policy() -> OwnerPolicy:
-    """The owner's policy. HostError unless it belongs to root, or without root to this person, and nobody else can change it."""
+    """The owner's policy. HostError unless it belongs to root, or without root to this person, and nobody else can
+    change it."""
     path = find_policy()
     try:
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
-            changeable = str(path) if not is_trusted_owner(facts.st_uid) or facts.st_mode & 0o022 else find_changeable(path)
+            changeable = (
+                str(path) if not is_trusted_owner(facts.st_uid) or facts.st_mode & 0o022 else find_changeable(path)
+            )
             if changeable:
                 raise HostError(
                     f"other users can change the owner's policy: {changeable}",

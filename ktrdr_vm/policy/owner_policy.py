@@ -44,7 +44,8 @@ class PreApproval:
 
 @dataclass(frozen=True)
 class EscalationPolicy:
-    """The limits of escalations. A run continues for `wait` seconds with an unanswered one; `longest` bounds every approval."""
+    """The limits of escalations. A run continues for `wait` seconds with an unanswered one; `longest` bounds every
+    approval."""
 
     kinds: tuple[str, ...] = ("network", "secret", "decision")
     wait: int = 600
@@ -72,7 +73,8 @@ class OwnerPolicy:
     reserved: frozenset[tuple[IPv4Address, int]] = frozenset()
     observe: bool = False
     uses: tuple[Use, ...] | None = None
-    """The hosts to which secrets may be sent. None: no limit, but a person must confirm additions to the trusted branch."""
+    """The hosts to which secrets may be sent. None: no limit, but a person must confirm additions to the trusted
+    branch."""
     ceiling: tuple[EgressRule, ...] | None = None
     """The destinations that any profile may name; None: no limit."""
     projects: tuple[TrustedProject, ...] = ()
@@ -116,7 +118,10 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
         except ValueError as error:
             problems.append(document.problem(("telemetry", "collector"), str(error)))
     if not problems:
-        problems += [document.problem(place, message) for place, message in _check_preapprovals(document.data.get("escalations", {}))]
+        problems += [
+            document.problem(place, message)
+            for place, message in _check_preapprovals(document.data.get("escalations", {}))
+        ]
     if problems:
         raise DocumentError(problems, hint="correct the owner's policy; no instance starts while it is invalid")
     data, default = document.data, OwnerPolicy()
@@ -130,9 +135,13 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
         observe=data.get("egress", {}).get("observe", False),
         image_sources=tuple(data.get("images", {}).get("sources", default.image_sources)),
         prepare_refs=tuple(data.get("prepare", {}).get("refs", ())),
-        projects=tuple(TrustedProject(one["path"], tuple(one["refs"])) for one in data.get("prepare", {}).get("projects", ())),
+        projects=tuple(
+            TrustedProject(one["path"], tuple(one["refs"])) for one in data.get("prepare", {}).get("projects", ())
+        ),
         uses=_uses(data.get("secrets", {})),
-        ceiling=tuple(parse_rule(one) for one in data["egress"]["ceiling"]) if "ceiling" in data.get("egress", {}) else None,
+        ceiling=tuple(parse_rule(one) for one in data["egress"]["ceiling"])
+        if "ceiling" in data.get("egress", {})
+        else None,
         largest=Size(
             vcpus=largest.get("vcpus", default.largest.vcpus),
             memory=scalars.parse_size(largest["memory"]) if "memory" in largest else default.largest.memory,
@@ -152,7 +161,10 @@ def parse_policy(text: str | bytes, source: str = POLICY_PATH) -> OwnerPolicy:
 def _uses(data: dict[str, Any]) -> tuple[Use, ...] | None:
     if "uses" not in data:
         return None
-    return tuple(Use(tuple(one["hosts"]), one.get("env", ""), one.get("file", ""), tuple(one.get("command", ()))) for one in data["uses"])
+    return tuple(
+        Use(tuple(one["hosts"]), one.get("env", ""), one.get("file", ""), tuple(one.get("command", ())))
+        for one in data["uses"]
+    )
 
 
 def _escalations(data: dict[str, Any]) -> EscalationPolicy:
@@ -187,7 +199,8 @@ def _check_preapprovals(data: dict[str, Any]) -> list[tuple[Place, str]]:
 
 
 def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> list[Problem]:
-    """All parts of the profile that the owner's policy does not allow. `workspace` is the absolute folder of `--workspace`.
+    """All parts of the profile that the owner's policy does not allow. `workspace` is the absolute folder of
+    `--workspace`.
 
     Paths are compared as written; when a mount is created, the path is opened again without following links.
     """
@@ -195,12 +208,20 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
     for name in ("vcpus", "memory", "disk"):
         wanted, most = getattr(profile.resources, name), getattr(policy.largest, name)
         if wanted > most:
-            problems.append(loaded.problem(("resources", name), f"{wanted} is more than the {most} of the owner's policy"))
+            problems.append(
+                loaded.problem(("resources", name), f"{wanted} is more than the {most} of the owner's policy")
+            )
     if profile.image.url and not profile.image.url.startswith(policy.image_sources):
         sources = " or ".join(policy.image_sources) or "recipes only"
-        problems.append(loaded.problem(("image", "url"), f"the owner's policy allows images from {sources} (images.sources)"))
+        problems.append(
+            loaded.problem(("image", "url"), f"the owner's policy allows images from {sources} (images.sources)")
+        )
     if policy.longest_life and profile.ttl > policy.longest_life:
-        problems.append(loaded.problem(("ttl",), f"{profile.ttl} s is longer than the {policy.longest_life} s of the owner's policy"))
+        problems.append(
+            loaded.problem(
+                ("ttl",), f"{profile.ttl} s is longer than the {policy.longest_life} s of the owner's policy"
+            )
+        )
     for index, mount in enumerate(profile.mounts):
         reason = refuse_path(mount.source, workspace, (workspace, *policy.mount_roots))
         if reason:
@@ -213,10 +234,15 @@ def check_policy(loaded: LoadedProfile, policy: OwnerPolicy, workspace: str) -> 
         reason = refuse_secret(secret, policy, workspace)
         if reason:
             problems.append(
-                loaded.problem(("secrets", index, "source", "command" if secret.command else "env" if secret.env else "file"), reason)
+                loaded.problem(
+                    ("secrets", index, "source", "command" if secret.command else "env" if secret.env else "file"),
+                    reason,
+                )
             )
     for index, rule in enumerate(profile.egress.allow):
-        problems.extend(loaded.problem(("egress", "allow", index, "cidr"), message) for message in refuse_reserved(rule, policy))
+        problems.extend(
+            loaded.problem(("egress", "allow", index, "cidr"), message) for message in refuse_reserved(rule, policy)
+        )
     for path, message in (*check_ceiling(profile, policy.ceiling), *check_uses(profile, policy.uses)):
         problems.append(loaded.problem(path, message))
     if profile.telemetry.otlp and policy.collector is None:
@@ -243,7 +269,11 @@ def refuse_secret(secret: Secret, policy: OwnerPolicy, base: str) -> str:
     """The reason why a source may not be used for a secret, or an empty text. Personal files and folders never may."""
     if secret.command:
         allowed = secret.command in policy.secret_commands
-        return "" if allowed else f"the owner's policy does not allow the command {' '.join(secret.command)} as a source of secrets"
+        return (
+            ""
+            if allowed
+            else f"the owner's policy does not allow the command {' '.join(secret.command)} as a source of secrets"
+        )
     if secret.env:
         if any(fnmatch.fnmatchcase(secret.env, pattern) for pattern in policy.secret_env):
             return ""
@@ -261,5 +291,6 @@ def refuse_reserved(rule: EgressRule, policy: OwnerPolicy) -> list[str]:
         return [f"{rule.cidr} overlaps with a reserved range; only single addresses can be allowed there"]
     missing = [port for port in rule.ports if (rule.cidr.network_address, port) not in policy.reserved]
     return [
-        f"{rule.cidr.network_address}:{port} is in a reserved range and not in egress.reserved of the owner's policy" for port in missing
+        f"{rule.cidr.network_address}:{port} is in a reserved range and not in egress.reserved of the owner's policy"
+        for port in missing
     ]

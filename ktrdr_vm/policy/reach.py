@@ -29,7 +29,9 @@ def list_reach(profile: Profile) -> frozenset[Reach]:
     for requests in profile.limited:
         found.add(Reach(f"requests to {requests.host}: {requests.describe()}", inside))
     for rule in (one for one in profile.egress.allow if one.requests is None):
-        found |= {Reach(f"egress to {rule.destination}:{port}", inside) for port in ((0,) if rule.preset else rule.ports)}
+        found |= {
+            Reach(f"egress to {rule.destination}:{port}", inside) for port in ((0,) if rule.preset else rule.ports)
+        }
     if profile.egress.mode == "observe":
         found.add(Reach("egress to every public address (observe mode)", inside))
     return frozenset(found)

@@ -15,7 +15,8 @@ _PORTS = {"http": 4318, "https": 443}
 
 @dataclass(frozen=True)
 class Collector:
-    """`host` is a name or an IPv4 address; connections go to `address` only, if it is set. `path` has no trailing slash.
+    """`host` is a name or an IPv4 address; connections go to `address` only, if it is set. `path` has no trailing
+    slash.
 
     Its headers are secret, and stored in `headers_file` only.
     """
@@ -38,7 +39,9 @@ def parse_collector(data: dict[str, Any]) -> Collector:
     """The collector of the mapping `telemetry`. ValueError for an invalid URL or address."""
     match = _URL.fullmatch(data["collector"])
     if match is None or not 0 < int(match["port"] or 1) < 65536:
-        raise ValueError("must be a URL such as http://127.0.0.1:4318 or https://otlp.example.com, without a user name or password")
+        raise ValueError(
+            "must be a URL such as http://127.0.0.1:4318 or https://otlp.example.com, without a user name or password"
+        )
     host, address = match["host"], data.get("address", "")
     if host.replace(".", "").isdigit():
         if address not in ("", parse_address(host)):
@@ -66,14 +69,21 @@ def parse_address(text: object) -> str:
 
 
 def parse_headers(text: str) -> dict[str, str]:
-    """One header a line, as `name: value`; empty lines and lines that begin with # are ignored. ValueError for an invalid header."""
+    """One header a line, as `name: value`; empty lines and lines that begin with # are ignored. ValueError for an
+    invalid header."""
     headers = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         name, colon, value = line.partition(":")
         value = value.strip()
-        if not colon or not name.replace("-", "").isalnum() or not name.isascii() or not value.isascii() or not value.isprintable():
+        if (
+            not colon
+            or not name.replace("-", "").isalnum()
+            or not name.isascii()
+            or not value.isascii()
+            or not value.isprintable()
+        ):
             raise ValueError(f"line {number} is not a header such as `Authorization: Bearer …`")
         headers[name] = value
     return headers

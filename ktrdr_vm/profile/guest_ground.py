@@ -1,4 +1,5 @@
-"""Requirements of the guest that a profile may not replace: system folders, variables of the identity, minimal memory."""
+"""Requirements of the guest that a profile may not replace: system folders, variables of the identity, minimal
+memory."""
 
 from __future__ import annotations
 
@@ -12,10 +13,27 @@ LEAST_MEMORY = 256
 _SYSTEM = tuple(
     PurePosixPath(path)
     for path in (
-        "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/run",
-        "/var/lib/docker", "/var/lib/containerd", "/var/lib/cloud", "/var/lib/dpkg", "/var/lib/systemd",
+        "/bin",
+        "/boot",
+        "/dev",
+        "/etc",
+        "/lib",
+        "/lib32",
+        "/lib64",
+        "/libx32",
+        "/proc",
+        "/run",
+        "/sbin",
+        "/sys",
+        "/usr",
+        "/var/run",
+        "/var/lib/docker",
+        "/var/lib/containerd",
+        "/var/lib/cloud",
+        "/var/lib/dpkg",
+        "/var/lib/systemd",
     )
-)  # fmt: skip
+)
 _LOCAL = PurePosixPath("/usr/local")
 
 
@@ -37,5 +55,8 @@ def refuse_variable(name: str) -> str:
     if name in IDENTITY_VARIABLES:
         return "it is part of the instance's identity and set by ktrdr-vm"
     if name == "PATH":
-        return "it would replace the value of the guest, so that programs are not found; set it in the command that needs it"
+        return (
+            "it would replace the value of the guest, so that programs are not found; set it in the command that"
+            " needs it"
+        )
     return ""

@@ -12,7 +12,14 @@ def render_json_schema(schema: Schema = PROFILE) -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ktrdr-vm profile", **_object(schema)}
 
 
-_JSON_TYPES = {"dict": "object", "list": "array", "string": "string", "integer": "integer", "float": "number", "boolean": "boolean"}
+_JSON_TYPES = {
+    "dict": "object",
+    "list": "array",
+    "string": "string",
+    "integer": "integer",
+    "float": "number",
+    "boolean": "boolean",
+}
 _JSON_KEYS = {"min": "minimum", "max": "maximum", "allowed": "enum"}
 
 

@@ -1,4 +1,5 @@
-"""A profile from its text: strict YAML, the shape, `extends`, then frozen dataclasses. Pure; files come through `read`."""
+"""A profile from its text: strict YAML, the shape, `extends`, then frozen dataclasses. Pure; files come through
+`read`."""
 
 from __future__ import annotations
 
@@ -12,7 +13,19 @@ from ktrdr_vm.errors import DocumentError, KtrdrError, Problem
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.guest_ground import LEAST_MEMORY, refuse_target, refuse_variable
-from ktrdr_vm.profile.model import Broker, Egress, ImageRef, Mount, Prepare, Profile, Secret, Size, Telemetry, Workload, Workspace
+from ktrdr_vm.profile.model import (
+    Broker,
+    Egress,
+    ImageRef,
+    Mount,
+    Prepare,
+    Profile,
+    Secret,
+    Size,
+    Telemetry,
+    Workload,
+    Workspace,
+)
 from ktrdr_vm.profile.requests import check_requests, is_limited, parse_requests, read_keys
 from ktrdr_vm.profile.schema import PROFILE, check_shape
 from ktrdr_vm.profile.strict_yaml import Document, Path, load_yaml
@@ -69,7 +82,9 @@ def load_profile(text: str | bytes, source: str, read: Read) -> LoadedProfile:
     if problems:
         raise DocumentError(problems, hint=HINT)
     loaded = LoadedProfile(build_profile(merged), merged, source, origins)
-    if problems := [loaded.problem(path, message) for path, message in (*_check_together(merged), *_check_version(merged))]:
+    if problems := [
+        loaded.problem(path, message) for path, message in (*_check_together(merged), *_check_version(merged))
+    ]:
         raise DocumentError(problems, hint=HINT)
     return loaded
 
@@ -83,12 +98,16 @@ def _load_chain(text: str | bytes, source: str, read: Read, problems: list[Probl
         chain.append(document)
         seen.add(source)
         parent = document.data.get("extends") if isinstance(document.data, dict) else None
-        shape = {key: {**rule, "required": False} for key, rule in PROFILE.items()} if len(chain) > 1 or parent else PROFILE
+        shape = (
+            {key: {**rule, "required": False} for key, rule in PROFILE.items()} if len(chain) > 1 or parent else PROFILE
+        )
         problems.extend(check_shape(document, shape))
         for path, written in document.written.items():
             if path[0] == "vars":
                 problems.append(
-                    document.problem(path, f"the number {written} would become {_find(document.data, path)}; in quotes it is text")
+                    document.problem(
+                        path, f"the number {written} would become {_find(document.data, path)}; in quotes it is text"
+                    )
                 )
         if not isinstance(parent, str):
             return chain
@@ -111,7 +130,9 @@ def _find(data: Any, path: Path) -> Any:
     return data
 
 
-def _merge(base: Any, over: Any, here: Path, there: Path, document: Document, origins: dict[Path, tuple[Document, Path]]) -> Any:
+def _merge(
+    base: Any, over: Any, here: Path, there: Path, document: Document, origins: dict[Path, tuple[Document, Path]]
+) -> Any:
     if isinstance(base, dict) and isinstance(over, dict):
         merged = dict(base)
         for key, value in over.items():
@@ -161,7 +182,9 @@ def _check_together(data: dict[str, Any]) -> Found:
     problems += check_requests(data)
     memory = data.get("resources", {}).get("memory")
     if memory is not None and scalars.parse_size(memory) < LEAST_MEMORY:
-        problems.append((("resources", "memory"), f"a guest cannot boot with {memory}; the minimum is {LEAST_MEMORY}MiB"))
+        problems.append(
+            (("resources", "memory"), f"a guest cannot boot with {memory}; the minimum is {LEAST_MEMORY}MiB")
+        )
     if "prepare" in data and workspace is None:
         problems.append((("prepare",), "requires a workspace, and the profile has none"))
     for index, gate in enumerate(data.get("gates", [])):
@@ -179,8 +202,14 @@ def _check_variables(data: dict[str, Any]) -> Found:
             problems.append((("telemetry", "otlp"), f"sets {min(taken)}, which environment sets too"))
         variables |= TELEMETRY_VARIABLES
     named: list[tuple[Path, str | None]] = [
-        *((("secrets", index, "broker"), one.get("broker", {}).get("base_url_env")) for index, one in enumerate(data.get("secrets", []))),
-        *((("egress", "allow", index), one.get("base_url_env")) for index, one in enumerate((data.get("egress") or {}).get("allow") or [])),
+        *(
+            (("secrets", index, "broker"), one.get("broker", {}).get("base_url_env"))
+            for index, one in enumerate(data.get("secrets", []))
+        ),
+        *(
+            (("egress", "allow", index), one.get("base_url_env"))
+            for index, one in enumerate((data.get("egress") or {}).get("allow") or [])
+        ),
     ]
     for place, variable in named:
         if variable in variables:
@@ -193,7 +222,9 @@ def _check_variables(data: dict[str, Any]) -> Found:
         broker = secret.get("broker", {})
         gate = broker.get("after")
         if broker.get("docker_mirror") and broker.get("base_path", "/") != "/":
-            problems.append((("secrets", index, "broker", "base_path"), "must be /, because Docker supports mirrors at / only"))
+            problems.append(
+                (("secrets", index, "broker", "base_path"), "must be /, because Docker supports mirrors at / only")
+            )
         if gate and gate not in data.get("gates", []):
             problems.append((("secrets", index, "broker", "after"), f"{gate} is not a gate of the profile"))
     return problems
@@ -238,7 +269,9 @@ def build_profile(data: dict[str, Any]) -> Profile:
         secrets=tuple(_secret(secret) for secret in data.get("secrets", [])),
         environment=tuple(sorted((name, _plain(value)) for name, value in data.get("environment", {}).items())),
         telemetry=Telemetry(**data.get("telemetry", {})),
-        workload=None if workload is None else Workload(tuple(workload["command"]), scalars.parse_duration(workload.get("timeout", "2h"))),
+        workload=None
+        if workload is None
+        else Workload(tuple(workload["command"]), scalars.parse_duration(workload.get("timeout", "2h"))),
         prepare=None if prepare is None else Prepare(prepare["playbook"], tuple(sorted(set(prepare["key"])))),
         verify=data.get("verify", "fresh"),
         gates=tuple(data.get("gates", [])),

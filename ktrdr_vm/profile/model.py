@@ -94,7 +94,8 @@ class Workload:
 
 @dataclass(frozen=True)
 class Prepare:
-    """A playbook that runs once for a project; its result is in every later sandbox. It runs again if a file of `key` changes."""
+    """A playbook that runs once for a project; its result is in every later sandbox. It runs again if a file of `key`
+    changes."""
 
     playbook: str
     key: tuple[str, ...]
@@ -153,7 +154,8 @@ class Profile:
 
     @property
     def asks(self) -> bool:
-        """True if the guest has a user or a workload that can send escalations. Only then does the gateway have an inbox."""
+        """True if the guest has a user or a workload that can send escalations. Only then does the gateway have an
+        inbox."""
         return self.workload is not None or self.mode == "interactive"
 
     @property

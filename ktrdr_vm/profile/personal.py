@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _PERSONAL = frozenset(
-    ".ssh .aws .azure .gnupg .kube .docker .netrc .npmrc .pypirc .git-credentials .password-store .mozilla .thunderbird "
-    ".config .local .cache .bash_history .zsh_history .vault-token keyrings".split()
+    ".ssh .aws .azure .gnupg .kube .docker .netrc .npmrc .pypirc .git-credentials .password-store .mozilla .thunderbird"
+    " .config .local .cache .bash_history .zsh_history .vault-token keyrings".split()
 )
 # Names that projects use too. They are refused if a path names them, and allowed inside of a shared folder.
 _SHARED = frozenset(".docker .npmrc .config .local .cache".split())

@@ -9,15 +9,38 @@ from __future__ import annotations
 import re
 
 PASSED = (
-    # Headers of HTTP for content, ranges, conditions and caches (RFC 9110, 9111), and Transfer-Encoding, which the proxy sets itself.
-    "accept", "accept-[a-z]+", "cache-control", "content-[a-z0-9]+", "date", "expect", "if-[a-z-]+", "pragma", "prefer", "range",
-    "transfer-encoding", "user-agent",
+    # Headers of HTTP for content, ranges, conditions and caches (RFC 9110, 9111), and Transfer-Encoding, which the
+    # proxy sets itself.
+    "accept",
+    "accept-[a-z]+",
+    "cache-control",
+    "content-[a-z0-9]+",
+    "date",
+    "expect",
+    "if-[a-z-]+",
+    "pragma",
+    "prefer",
+    "range",
+    "transfer-encoding",
+    "user-agent",
     # W3C Trace Context and request ids.
-    "idempotency-key", "traceparent", "tracestate", "x-client-request-id", "x-correlation-id", "x-request-id",
+    "idempotency-key",
+    "traceparent",
+    "tracestate",
+    "x-client-request-id",
+    "x-correlation-id",
+    "x-request-id",
     # Client and API versions, as sent by common clients of code forges, registries and model providers.
-    "anthropic-[a-z-]+", "git-protocol", "graphql-features", "npm-(command|in-ci|scope|session)", "openai-beta", "time-zone",
-    "x-github-(api-version|media-type|next-global-id)", "x-goog-api-client", "x-stainless-[a-z0-9-]+",
-)  # fmt: skip
+    "anthropic-[a-z-]+",
+    "git-protocol",
+    "graphql-features",
+    "npm-(command|in-ci|scope|session)",
+    "openai-beta",
+    "time-zone",
+    "x-github-(api-version|media-type|next-global-id)",
+    "x-goog-api-client",
+    "x-stainless-[a-z0-9-]+",
+)
 """Regular expressions of whole names in lower case."""
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,59}")
@@ -29,13 +52,18 @@ _NEVER = re.compile(
 
 
 def parse_passed_header(text: object) -> str:
-    """A name that a profile adds, such as x-tenant. ValueError for a credential, for framing, and for another method, path or host."""
+    """A name that a profile adds, such as x-tenant. ValueError for a credential, for framing, and for another method,
+    path or host."""
     name = text.lower() if isinstance(text, str) else ""
     if not _NAME.fullmatch(name):
-        raise ValueError("the name of a header has at most 60 letters, digits and hyphens, and begins with a letter, such as x-tenant")
+        raise ValueError(
+            "the name of a header has at most 60 letters, digits and hyphens, and begins with a letter, such as"
+            " x-tenant"
+        )
     if _NEVER.fullmatch(name):
         raise ValueError(
-            f"{name} can change the identity, destination or form of a request; the guest may not send it together with a secret"
+            f"{name} can change the identity, destination or form of a request; the guest may not send it together with"
+            " a secret"
         )
     return name
 

@@ -1,4 +1,5 @@
-"""Requests that the guard forwards from a URL of the gateway, by method and path; and what in a profile would make that void. Pure."""
+"""Requests that the guard forwards from a URL of the gateway, by method and path; and what in a profile would make that
+void. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ Errors = Iterator[tuple[tuple[str | int, ...], str]]
 
 @dataclass(frozen=True, order=True, kw_only=True)
 class Requests:
-    """Requests to one host over verified TLS. `base_url_env` is the variable of the guest with the URL to use in place of the host."""
+    """Requests to one host over verified TLS. `base_url_env` is the variable of the guest with the URL to use in place
+    of the host."""
 
     host: str
     base_url_env: str
@@ -37,12 +39,14 @@ class Requests:
 
 
 def _is_beneath(path: str, bound: str) -> bool:
-    """True if the prefix `path` matches no more than the prefix `bound`. Without a slash at its end, a prefix is whole segments."""
+    """True if the prefix `path` matches no more than the prefix `bound`. Without a slash at its end, a prefix is whole
+    segments."""
     return path == bound or path.startswith(bound if bound.endswith("/") else f"{bound}/")
 
 
 def parse_requests(data: dict[str, Any]) -> Requests:
-    """The keys of a broker or of a rule that have passed the schema. An entry of the owner's ceiling has no variable."""
+    """The keys of a broker or of a rule that have passed the schema. An entry of the owner's ceiling has no
+    variable."""
     return Requests(**read_keys(data))
 
 
@@ -72,7 +76,10 @@ def check_requests(data: dict[str, Any]) -> Errors:
         if not is_limited(rule):
             for key in _USE_KEYS:
                 if key in rule:
-                    yield (*place, key), "requires methods or paths; without these, the guest connects to the host itself"
+                    yield (
+                        (*place, key),
+                        "requires methods or paths; without these, the guest connects to the host itself",
+                    )
             continue
         if rule["host"].startswith("*."):
             yield (*place, "host"), "methods and paths need one exact name, because a base URL has one host"
@@ -80,21 +87,30 @@ def check_requests(data: dict[str, Any]) -> Errors:
             yield (
                 place,
                 (
-                    "methods and paths are checked at a URL of the gateway, because TLS to the host is not ended: set base_url_env to the"
-                    " variable that the client reads its base URL from. A client without one can only be allowed the whole host"
+                    "methods and paths are checked at a URL of the gateway, because TLS to the host is not ended: set"
+                    " base_url_env to the variable that the client reads its base URL from. A client without one can"
+                    " only be allowed the whole host"
                 ),
             )
         for number, other in enumerate(rules):
             if not is_limited(other) and _opens(other, rule["host"]):
-                yield (*place, "host"), f"egress.allow[{number}] allows {other['host']} without methods and paths, and so every request"
+                yield (
+                    (*place, "host"),
+                    f"egress.allow[{number}] allows {other['host']} without methods and paths, and so every request",
+                )
         if egress.get("mode") == "observe":
             yield place, "methods and paths are void in observe mode, which allows every request"
     brokers = sum("broker" in secret for secret in data.get("secrets", []))
     if brokers + sum(map(is_limited, rules)) > MOST_ROUTES:
-        yield ("egress", "allow"), f"together with brokered secrets, at most {MOST_ROUTES} rules can have methods or paths"
+        yield (
+            ("egress", "allow"),
+            f"together with brokered secrets, at most {MOST_ROUTES} rules can have methods or paths",
+        )
 
 
 def _opens(rule: dict[str, Any], host: str) -> bool:
     """True if the rule allows connections to the host on a port for HTTP."""
     name = rule.get("host", "")
-    return bool({80, 443} & set(rule.get("ports", [443]))) and (name == host or (name.startswith("*.") and host.endswith(name[1:])))
+    return bool({80, 443} & set(rule.get("ports", [443]))) and (
+        name == host or (name.startswith("*.") and host.endswith(name[1:]))
+    )

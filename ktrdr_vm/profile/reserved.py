@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network
 
-# Dropped before any allow rule. RFC 6890 and its registry of special-purpose addresses, and addresses of cloud providers outside
-# of private ranges (the others' metadata services are in 169.254/16, 100.64/10 and 192.0.0/24); the three documentation ranges
-# (192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24) are omitted on purpose: no LAN uses them, and test labs do.
+# Dropped before any allow rule. RFC 6890 and its registry of special-purpose addresses, and addresses of cloud
+# providers outside of private ranges (the others' metadata services are in 169.254/16, 100.64/10 and 192.0.0/24); the
+# three documentation ranges (192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24) are omitted on purpose: no LAN uses them,
+# and test labs do.
 RESERVED = tuple(
     IPv4Network(text)
     for text in (

@@ -1,4 +1,5 @@
-"""The small values of a profile, read from text: sizes, durations, modes, names, paths. Each raises ValueError with a reason."""
+"""The small values of a profile, read from text: sizes, durations, modes, names, paths. Each raises ValueError with a
+reason."""
 
 from __future__ import annotations
 
@@ -23,8 +24,17 @@ _HEADER = re.compile(
     r"\{\{ (?:secret|\('(?P<user>[A-Za-z0-9._@-]{1,64}):' ~ secret\) \| b64encode) \}\}(?P<after>[ -z|~]*)"
 )
 _FRAMING = {
-    "host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect", "keep-alive", "proxy-connection",
-}  # fmt: skip
+    "host",
+    "connection",
+    "content-length",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "upgrade",
+    "expect",
+    "keep-alive",
+    "proxy-connection",
+}
 _URL_PREFIX = re.compile(r"/(?:[A-Za-z0-9._~-]+/)*(?:[A-Za-z0-9._~-]+)?")
 _SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -70,7 +80,9 @@ def parse_file_mode(text: object) -> int:
 def parse_host(text: object) -> str:
     """A DNS name in lower case, exact or `*.` and at least two labels."""
     if not isinstance(text, str) or len(text) > 253 or not _HOST.fullmatch(text):
-        raise ValueError("must be a DNS name in lower case with a dot, such as api.example.com, or *. and at least two labels")
+        raise ValueError(
+            "must be a DNS name in lower case with a dot, such as api.example.com, or *. and at least two labels"
+        )
     if text.rsplit(".", 1)[-1].isdigit():
         raise ValueError("is an address; use cidr instead of host")
     return text
@@ -105,7 +117,8 @@ class HeaderTemplate:
 
 
 def parse_header_template(text: object) -> HeaderTemplate:
-    """`x-api-key: {{ secret }}`, or for HTTP's basic authentication `Authorization: Basic {{ ('user:' ~ secret) | b64encode }}`."""
+    """`x-api-key: {{ secret }}`, or for HTTP's basic authentication `Authorization: Basic {{ ('user:' ~ secret) |
+    b64encode }}`."""
     match = _HEADER.fullmatch(text) if isinstance(text, str) and len(text) <= 500 else None
     if match is None:
         raise ValueError(
@@ -120,8 +133,15 @@ def parse_header_template(text: object) -> HeaderTemplate:
 
 def parse_url_prefix(text: object) -> str:
     """A prefix of the path of a URL, such as /v1/; without a trailing slash it ends with a whole segment."""
-    if not isinstance(text, str) or len(text) > 200 or not _URL_PREFIX.fullmatch(text) or {".", ".."} & set(text.split("/")):
-        raise ValueError("must be a path such as /v1/: letters, digits and -._~ between single slashes, without . and ..")
+    if (
+        not isinstance(text, str)
+        or len(text) > 200
+        or not _URL_PREFIX.fullmatch(text)
+        or {".", ".."} & set(text.split("/"))
+    ):
+        raise ValueError(
+            "must be a path such as /v1/: letters, digits and -._~ between single slashes, without . and .."
+        )
     return text
 
 

@@ -37,7 +37,13 @@ _SIZE = _text(scalars.parse_size)
 _NAME: Schema = {"type": "string", "regex": "[a-z0-9][a-z0-9_.-]{0,62}"}
 _SCALAR: Schema = {"type": ["string", "integer", "float", "boolean"], "nullable": True}
 
-_METHODS: Schema = {"type": "list", "minlength": 1, "maxlength": 7, "allowed": list(scalars.METHODS), "schema": {"type": "string"}}
+_METHODS: Schema = {
+    "type": "list",
+    "minlength": 1,
+    "maxlength": 7,
+    "allowed": list(scalars.METHODS),
+    "schema": {"type": "string"},
+}
 _PATHS: Schema = {"type": "list", "minlength": 1, "maxlength": 20, "schema": _text(scalars.parse_url_prefix)}
 _HEADERS: Schema = {"type": "list", "minlength": 1, "maxlength": 20, "schema": _text(parse_passed_header)}
 _BY_ADDRESS = ["cidr", "preset"]
@@ -162,7 +168,13 @@ PROFILE: Schema = {
     "workload": {
         "type": "dict",
         "schema": {
-            "command": {"type": "list", "required": True, "minlength": 1, "maxlength": 1000, "schema": {"type": "string"}},
+            "command": {
+                "type": "list",
+                "required": True,
+                "minlength": 1,
+                "maxlength": 1000,
+                "schema": {"type": "string"},
+            },
             "timeout": _text(scalars.parse_duration),
         },
     },
@@ -170,7 +182,13 @@ PROFILE: Schema = {
         "type": "dict",
         "schema": {
             "playbook": {**_text(scalars.parse_gate), "required": True},
-            "key": {"type": "list", "required": True, "minlength": 1, "maxlength": 50, "schema": _text(scalars.parse_gate)},
+            "key": {
+                "type": "list",
+                "required": True,
+                "minlength": 1,
+                "maxlength": 50,
+                "schema": _text(scalars.parse_gate),
+            },
         },
     },
     "verify": {"type": "string", "allowed": ["fresh", "same"]},
@@ -198,7 +216,11 @@ PRESET: Schema = {
         "maxlength": 100,
         "schema": {
             "type": "dict",
-            "schema": {"host": _text(scalars.parse_host, required=True), "ports": _PORTS, "reason": _text(scalars.parse_plain_text)},
+            "schema": {
+                "host": _text(scalars.parse_host, required=True),
+                "ports": _PORTS,
+                "reason": _text(scalars.parse_plain_text),
+            },
         },
     },
 }
@@ -206,7 +228,10 @@ PRESET: Schema = {
 _REFS: Schema = {"type": "list", "maxlength": 50, "schema": _text(scalars.parse_plain_text)}
 _PROJECT: Schema = {
     "type": "dict",
-    "schema": {"path": _text(scalars.parse_guest_path, required=True), "refs": {**_REFS, "required": True, "minlength": 1}},
+    "schema": {
+        "path": _text(scalars.parse_guest_path, required=True),
+        "refs": {**_REFS, "required": True, "minlength": 1},
+    },
 }
 _VARIABLE: Schema = {"type": "string", "regex": r"[A-Za-z_][A-Za-z0-9_]*\*?"}
 # One secret of the host, and the hosts to which it may be sent.
@@ -252,12 +277,21 @@ POLICY: Schema = {
             "max": {"type": "dict", "schema": {"vcpus": {"type": "integer", "min": 1}, "memory": _SIZE, "disk": _SIZE}},
         },
     },
-    "images": {"type": "dict", "schema": {"sources": {"type": "list", "maxlength": 100, "schema": {"type": "string", "minlength": 7}}}},
+    "images": {
+        "type": "dict",
+        "schema": {"sources": {"type": "list", "maxlength": 100, "schema": {"type": "string", "minlength": 7}}},
+    },
     "instances": {
         "type": "dict",
-        "schema": {"max": {"type": "integer", "min": 1, "max": 16384, "notbool": True}, "ttl": _text(scalars.parse_duration)},
+        "schema": {
+            "max": {"type": "integer", "min": 1, "max": 16384, "notbool": True},
+            "ttl": _text(scalars.parse_duration),
+        },
     },
-    "prepare": {"type": "dict", "schema": {"refs": _REFS, "projects": {"type": "list", "maxlength": 200, "schema": _PROJECT}}},
+    "prepare": {
+        "type": "dict",
+        "schema": {"refs": _REFS, "projects": {"type": "list", "maxlength": 200, "schema": _PROJECT}},
+    },
     "publish": {
         "type": "dict",
         "schema": {
@@ -265,7 +299,10 @@ POLICY: Schema = {
             "signing_key": _text(scalars.parse_guest_path),
         },
     },
-    "verify": {"type": "dict", "schema": {"notify": {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string"}}}},
+    "verify": {
+        "type": "dict",
+        "schema": {"notify": {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string"}}},
+    },
     "telemetry": {
         "type": "dict",
         "schema": {
@@ -279,7 +316,11 @@ POLICY: Schema = {
     "escalations": {
         "type": "dict",
         "schema": {
-            "kinds": {"type": "list", "allowed": ["network", "secret", "mount", "resources", "decision"], "schema": {"type": "string"}},
+            "kinds": {
+                "type": "list",
+                "allowed": ["network", "secret", "mount", "resources", "decision"],
+                "schema": {"type": "string"},
+            },
             "wait": _text(scalars.parse_duration),
             "longest": _text(scalars.parse_duration),
             "hook": {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string"}},

@@ -1,8 +1,9 @@
 """YAML from an untrusted branch, read into plain data with the place of every value.
 
-One document; mappings, sequences and scalars only. Tags, anchors and aliases, duplicate keys and everything beyond the limits are
-refused with line and column. Scalars follow YAML 1.1 as Ansible reads it, without three of its traps: `22:22` is a string and not
-a base-60 number, a date is a string, and a key is the text that the author wrote, `on` and `1.10` too.
+One document; mappings, sequences and scalars only. Tags, anchors and aliases, duplicate keys and everything beyond the
+limits are refused with line and column. Scalars follow YAML 1.1 as Ansible reads it, without three of its traps:
+`22:22` is a string and not a base-60 number, a date is a string, and a key is the text that the author wrote, `on` and
+`1.10` too.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ def load_yaml(text: str | bytes, source: str, *, verbatim: Collection[str] = ())
         position = getattr(error, "position", 0)
         line = decoded.count("\n", 0, position) + 1 if isinstance(position, int) else 0
         reason = getattr(error, "reason", None) or "not YAML"
-        raise _refused(*builder.problems, Problem(source, line, 1, "", f"a character that YAML does not allow: {reason}")) from None
+        raise _refused(
+            *builder.problems, Problem(source, line, 1, "", f"a character that YAML does not allow: {reason}")
+        ) from None
     if builder.problems:
         raise _refused(*builder.problems)
     return builder.document

@@ -17,11 +17,24 @@ Found = list[tuple[tuple[str | int, ...], str]]
 
 # Terms of YAML instead of Python.
 _KINDS = {
-    "dict": "a mapping", "list": "a list", "string": "text", "boolean": "true or false", "integer": "a whole number", "float": "a number",
+    "dict": "a mapping",
+    "list": "a list",
+    "string": "text",
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "float": "a number",
     "object": "that",
-}  # fmt: skip
+}
 # bool is a subclass of int, so it is first.
-_TYPES = (("dict", dict), ("list", list), ("string", str), ("boolean", bool), ("integer", int), ("float", float), ("object", object))
+_TYPES = (
+    ("dict", dict),
+    ("list", list),
+    ("string", str),
+    ("boolean", bool),
+    ("integer", int),
+    ("float", float),
+    ("object", object),
+)
 
 
 def validate(data: dict[str, Any], schema: dict[str, Any]) -> Found:
@@ -56,7 +69,9 @@ class _Validator(Validator):  # type: ignore[misc]
 
     def _check_with_ports_of_requests(self, field: str, value: object) -> None:
         if isinstance(value, dict) and is_limited(value) and value.get("ports", [443]) != [443]:
-            self._error(field, "with methods or paths, the only port is 443, because requests are sent over verified TLS")
+            self._error(
+                field, "with methods or paths, the only port is 443, because requests are sent over verified TLS"
+            )
 
     def _check_with_secret_path(self, field: str, value: object) -> None:
         try:

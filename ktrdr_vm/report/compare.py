@@ -70,7 +70,11 @@ def _steps(report: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
 
 
 def _phases(report: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
-    return {f"phase {phase['name']}": (phase["outcome"], phase["duration_s"]) for phase in report["phases"] if "gate " not in phase["name"]}
+    return {
+        f"phase {phase['name']}": (phase["outcome"], phase["duration_s"])
+        for phase in report["phases"]
+        if "gate " not in phase["name"]
+    }
 
 
 def _place(row: Mapping[str, Any]) -> str:

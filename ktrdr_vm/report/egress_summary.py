@@ -15,7 +15,9 @@ _MOST_NAMED = 5
 DENIED_TITLE = "connections denied during this task (observed by the host)"
 
 
-def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> tuple[tuple[Allowance, ...], tuple[Denial, ...]]:
+def sum_up_egress(
+    rows: list[dict[str, Any]], gates: tuple[GateResult, ...]
+) -> tuple[tuple[Allowance, ...], tuple[Denial, ...]]:
     """The decisions in the ledger by destination: allowed ones, and denied ones with the task that was running."""
     allowed: dict[tuple[str, str, int], dict[str, Any]] = {}
     denied: dict[tuple[str, str, int, str], dict[str, Any]] = {}
@@ -28,12 +30,19 @@ def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> 
             if row["kind"] == "dns":
                 port = 53
             # For a decision by name, the guest chose the address, which is not the destination.
-            key = (host, "" if host and row["kind"] in ("tls", "http", "dns") else address, port, f"{row['kind']}: {rule}")
+            key = (
+                host,
+                "" if host and row["kind"] in ("tls", "http", "dns") else address,
+                port,
+                f"{row['kind']}: {rule}",
+            )
             entry = denied.setdefault(key, {"count": 0, "first": row.get("first_at", row["time"])})
             entry["count"] += count
             entry["last"] = row["time"]
         elif row["kind"] != "dns":
-            entry = allowed.setdefault((host, "" if host else address, port), {"count": 0, "in": 0, "out": 0, "rule": rule})
+            entry = allowed.setdefault(
+                (host, "" if host else address, port), {"count": 0, "in": 0, "out": 0, "rule": rule}
+            )
             entry["count"] += count
             entry["in"] += int(row.get("bytes_in", 0))
             entry["out"] += int(row.get("bytes_out", 0))
@@ -43,7 +52,16 @@ def sum_up_egress(rows: list[dict[str, Any]], gates: tuple[GateResult, ...]) -> 
             for key, entry in sorted(allowed.items())
         ),
         tuple(
-            Denial(key[0], key[1], key[2], key[3], entry["count"], entry["first"], entry["last"], during=find_task(gates, entry["first"]))
+            Denial(
+                key[0],
+                key[1],
+                key[2],
+                key[3],
+                entry["count"],
+                entry["first"],
+                entry["last"],
+                during=find_task(gates, entry["first"]),
+            )
             # Names first, because they are more informative than addresses.
             for key, entry in sorted(denied.items(), key=lambda item: (not item[0][0], item[0]))
         ),
@@ -65,18 +83,26 @@ def count_traffic(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -> 
 
 
 def explain_denials(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -> tuple[GateResult, ...]:
-    """The gates, with the denied connections during each failed task, and the profile fragment that would allow them."""
+    """The gates, with the denied connections during each failed task, and the profile fragment that would allow
+    them."""
 
     def explain(task: TaskResult) -> TaskResult:
         if task.outcome != "failed":
             return task
         until = _end(task.started_at, task.duration_s + _GRACE_S)
-        _, denied = sum_up_egress([row for row in rows if row["verdict"] == "deny" and task.started_at <= row["time"] <= until], ())
+        _, denied = sum_up_egress(
+            [row for row in rows if row["verdict"] == "deny" and task.started_at <= row["time"] <= until], ()
+        )
         if not denied:
             return task
         lines = [f"{one.host or one.address}:{one.port}  {one.count} times  ({one.rule})" for one in denied]
-        text = "\n".join(lines) + "\n\negress rules that would allow it:\n\n" + render_suggestion([asdict(one) for one in denied])
-        # A destination that the output names is the cause. Others may be attempts of something that ran at the same time.
+        text = (
+            "\n".join(lines)
+            + "\n\negress rules that would allow it:\n\n"
+            + render_suggestion([asdict(one) for one in denied])
+        )
+        # A destination that the output names is the cause. Others may be attempts of something that ran at the same
+        # time.
         output = f"{task.message}\n{task.stdout}\n{task.stderr}"
         named = list(dict.fromkeys(one.host for one in denied if one.host and one.host in output))[:_MOST_NAMED]
         message = f"{task.message}; the profile does not allow {', '.join(named)}" if named else task.message
@@ -86,7 +112,8 @@ def explain_denials(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -
 
 
 def find_task(gates: tuple[GateResult, ...], time: str) -> str:
-    """The gate and task at a time. Decisions are written up to a second late, so the first second belongs to the task before."""
+    """The gate and task at a time. Decisions are written up to a second late, so the first second belongs to the task
+    before."""
     running = ""
     for gate in gates:
         if gate.started_at and gate.started_at <= time:
@@ -101,4 +128,8 @@ def find_task(gates: tuple[GateResult, ...], time: str) -> str:
 
 def _end(started_at: str, duration: float) -> str:
     began = datetime.fromisoformat(started_at)
-    return datetime.fromtimestamp(began.timestamp() + duration, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        datetime.fromtimestamp(began.timestamp() + duration, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )

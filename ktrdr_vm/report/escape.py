@@ -9,7 +9,8 @@ from __future__ import annotations
 import unicodedata
 
 _KEPT_IN_TEXT = {"\n", "\t"}
-# Cf: format characters such as bidirectional overrides and zero-width joints. Zl, Zp: separators that act as line breaks.
+# Cf: format characters such as bidirectional overrides and zero-width joints. Zl, Zp: separators that act as line
+# breaks.
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
@@ -17,7 +18,9 @@ def escape_text(text: str) -> str:
     """A text of several lines: line breaks and tabs are kept, all other non-printable characters are escaped."""
     if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
         return text
-    return "".join(character if character in _KEPT_IN_TEXT or _is_shown(character) else _spell(character) for character in text)
+    return "".join(
+        character if character in _KEPT_IN_TEXT or _is_shown(character) else _spell(character) for character in text
+    )
 
 
 def escape(text: str) -> str:
@@ -33,7 +36,9 @@ def escape_line(text: str, *, limit: int = 1000) -> str:
 
 def escape_xml_characters(text: str) -> str:
     """Characters that XML 1.0 cannot contain are escaped; the writer of the XML escapes markup."""
-    return "".join(character if character in "\n\t" or _is_shown(character) else _spell(character) for character in text)
+    return "".join(
+        character if character in "\n\t" or _is_shown(character) else _spell(character) for character in text
+    )
 
 
 def _is_shown(character: str) -> bool:

@@ -1,4 +1,5 @@
-"""The history of runs: how many pass at first, how long a verdict takes, which tasks are flaky, and what agents asked for. Pure."""
+"""The history of runs: how many pass at first, how long a verdict takes, which tasks are flaky, and what agents asked
+for. Pure."""
 
 from __future__ import annotations
 
@@ -100,9 +101,17 @@ class History:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the tasks of each run, which are in its report."""
-        runs = [{key: value for key, value in asdict(one).items() if key not in ("tasks", "destinations")} for one in self.rows]
+        runs = [
+            {key: value for key, value in asdict(one).items() if key not in ("tasks", "destinations")}
+            for one in self.rows
+        ]
         weeks = [{"week": week, **_show_measures(one)} for week, one in self.weeks]
-        return {"measures": _show_measures(self.measures), "flaky": [asdict(one) for one in self.flaky], "weeks": weeks, "runs": runs}
+        return {
+            "measures": _show_measures(self.measures),
+            "flaky": [asdict(one) for one in self.flaky],
+            "weeks": weeks,
+            "runs": runs,
+        }
 
 
 def _show_measures(one: Measures) -> dict[str, Any]:
@@ -118,7 +127,9 @@ def make_row(report: Mapping[str, Any]) -> RunRow:
         gates.append(GateRow(title, gate["outcome"], gate["duration_s"]))
         commit = report["base_commit"] if gate["stage"] == "base" else judged
         tasks += [
-            TaskRow(title, task["name"], commit, task["outcome"] == "failed") for task in gate["tasks"] if task["outcome"] != "skipped"
+            TaskRow(title, task["name"], commit, task["outcome"] == "failed")
+            for task in gate["tasks"]
+            if task["outcome"] != "skipped"
         ]
     return RunRow(
         instance_id=report["instance_id"],
@@ -132,7 +143,9 @@ def make_row(report: Mapping[str, Any]) -> RunRow:
         gates=tuple(gates),
         tasks=tuple(tasks),
         escalations=_count_answers(report["escalations"]),
-        destinations=tuple(sorted({f"{row['host'] or row['address']}:{row['port']}" for row in report["egress"]["allowed"]})),
+        destinations=tuple(
+            sorted({f"{row['host'] or row['address']}:{row['port']}" for row in report["egress"]["allowed"]})
+        ),
     )
 
 
@@ -162,7 +175,9 @@ def make_history(rows: Iterable[RunRow]) -> History:
     for row in runs:
         year, week, _ = _moment(row.started_at).isocalendar()
         weeks.setdefault(f"{year}-W{week:02}", []).append(row)
-    return History(tuple(runs), _measure(runs), tuple((week, _measure(some)) for week, some in weeks.items()), _find_flaky(runs))
+    return History(
+        tuple(runs), _measure(runs), tuple((week, _measure(some)) for week, some in weeks.items()), _find_flaky(runs)
+    )
 
 
 def _with(row: RunRow, *, first: bool, new: tuple[str, ...]) -> RunRow:
@@ -198,5 +213,9 @@ def _find_flaky(runs: Iterable[RunRow]) -> tuple[FlakyTask, ...]:
                 count = counts.setdefault((row.profile, task.gate, task.name, task.commit), [0, 0])
                 count[0] += 1
                 count[1] += task.failed
-    found = [FlakyTask(gate, name, commit, all_, failed) for (_, gate, name, commit), (all_, failed) in counts.items() if 0 < failed < all_]
+    found = [
+        FlakyTask(gate, name, commit, all_, failed)
+        for (_, gate, name, commit), (all_, failed) in counts.items()
+        if 0 < failed < all_
+    ]
     return tuple(sorted(found, key=lambda one: (-one.failures, one.gate, one.name, one.commit)))

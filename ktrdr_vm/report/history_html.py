@@ -18,7 +18,10 @@ _MOST_WEEKS = 26
 
 def render_history(history: History, title: str) -> str:
     """The page as text. Pure: the same history gives the same bytes."""
-    return _environment().get_template("history.html.j2").render(history=history, title=title, charts=_draw(history)) + "\n"
+    return (
+        _environment().get_template("history.html.j2").render(history=history, title=title, charts=_draw(history))
+        + "\n"
+    )
 
 
 def format_share(share: float | None) -> str:
@@ -68,9 +71,16 @@ def _draw_bars(title: str, values: Sequence[tuple[str, float | None]], form: Cal
             '<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" fill="currentColor"/>'
             '<text x="{left:.1f}" y="{above:.1f}">{shown}</text><text x="{left:.1f}" y="{base}">{week}</text>'
         ).format(
-            left=left, top=_HEIGHT - 18 - height, width=min(_BAR, _WIDTH / len(values) - 8), height=height, above=_HEIGHT - 22 - height,
-            shown=form(value), base=_HEIGHT - 4, week=week[5:],
-        )  # fmt: skip
+            left=left,
+            top=_HEIGHT - 18 - height,
+            width=min(_BAR, _WIDTH / len(values) - 8),
+            height=height,
+            above=_HEIGHT - 22 - height,
+            shown=form(value),
+            base=_HEIGHT - 4,
+            week=week[5:],
+        )
     return Markup(
-        '<figure><figcaption>{title}</figcaption><svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{bars}</svg></figure>'
+        '<figure><figcaption>{title}</figcaption><svg viewBox="0 0 {width} {height}" role="img"'
+        ' aria-label="{label}">{bars}</svg></figure>'
     ).format(title=title, width=_WIDTH, height=_HEIGHT, label=label, bars=bars)

@@ -1,7 +1,8 @@
 """`report.html`: one self-contained page: no network, printable, and usable without its script, which filters tasks.
 
-The template escapes automatically, and every string is escaped by `escape_text` first, so that neither markup nor control
-characters of the guest are interpreted. The size of the page is limited: outputs share a budget, failures first.
+The template escapes automatically, and every string is escaped by `escape_text` first, so that neither markup nor
+control characters of the guest are interpreted. The size of the page is limited: outputs share a budget, failures
+first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from markupsafe import Markup
 from ktrdr_vm.report.escape import escape_text
 from ktrdr_vm.report.model import GateResult, RunReport, TaskResult
 from ktrdr_vm.report.plot import render_timeline, render_usage
-from ktrdr_vm.report.summary import describe_denial, describe_tests, describe_verification, find_last_words, format_bytes, format_duration
+from ktrdr_vm.report.summary import (
+    describe_denial,
+    describe_tests,
+    describe_verification,
+    find_last_words,
+    format_bytes,
+    format_duration,
+)
 
 _SCRIPT = Path(__file__).parent / "templates" / "filter.js"
 _BUDGET = 3 * 1024 * 1024
@@ -95,4 +103,8 @@ def _share_budget(gates: Iterable[GateResult]) -> dict[int, list[tuple[str, str]
 
 
 def _texts(task: TaskResult) -> list[tuple[str, str]]:
-    return [(title, text) for title, text in (*task.evidence, ("standard error", task.stderr), ("standard output", task.stdout)) if text]
+    return [
+        (title, text)
+        for title, text in (*task.evidence, ("standard error", task.stderr), ("standard output", task.stdout))
+        if text
+    ]

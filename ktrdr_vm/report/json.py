@@ -12,9 +12,24 @@ from ktrdr_vm.report.model import RunReport, TestFile
 _MAX_NAMED = 100
 
 _CONTRACT = (
-    "schema_version", "instance_id", "run_id", "profile", "mode", "plan_digest", "image_digest", "outcome", "started_at", "duration_s",
-    "phases", "gates", "workload", "egress", "escalations", "artifacts", "residue",
-)  # fmt: skip
+    "schema_version",
+    "instance_id",
+    "run_id",
+    "profile",
+    "mode",
+    "plan_digest",
+    "image_digest",
+    "outcome",
+    "started_at",
+    "duration_s",
+    "phases",
+    "gates",
+    "workload",
+    "egress",
+    "escalations",
+    "artifacts",
+    "residue",
+)
 
 
 def make_report_document(report: RunReport) -> dict[str, Any]:
@@ -37,7 +52,10 @@ def _count(one: TestFile) -> dict[str, Any]:
         "errors": one.count("error"),
         "skipped": one.count("skipped"),
         "duration_s": one.duration_s,
-        "failed": [{"classname": case.classname, "name": case.name, "message": case.message[:500]} for case in one.failed[:_MAX_NAMED]],
+        "failed": [
+            {"classname": case.classname, "name": case.name, "message": case.message[:500]}
+            for case in one.failed[:_MAX_NAMED]
+        ],
         "problem": one.problem,
         "observed": one.observed,
     }

@@ -54,9 +54,16 @@ def _add_gate(root: ET.Element, report: RunReport, gate: GateResult) -> None:
         elif task.outcome in ("ignored", "rescued"):
             _add_text(case, "system-out", f"the task failed, and its failure was {task.outcome}: {_explain(task)}")
         if task.attempts > 1 and task.outcome != "skipped":
-            ET.SubElement(ET.SubElement(case, "properties"), "property", {"name": "attempts", "value": str(task.attempts)})
+            ET.SubElement(
+                ET.SubElement(case, "properties"), "property", {"name": "attempts", "value": str(task.attempts)}
+            )
     if gate.outcome == "error" or (gate.outcome == "failed" and all(task.outcome != "failed" for task in gate.tasks)):
-        _add_text(_add_case(suite, report, gate.title, "the gate", gate.duration_s), "error", gate.message, message=gate.message)
+        _add_text(
+            _add_case(suite, report, gate.title, "the gate", gate.duration_s),
+            "error",
+            gate.message,
+            message=gate.message,
+        )
     elif gate.outcome == "skipped":
         _add_text(_add_case(suite, report, gate.title, "the gate", 0.0), "skipped", "", message=gate.message)
 
@@ -80,7 +87,9 @@ def _add_test_file(root: ET.Element, report: RunReport, file: TestFile) -> None:
         _add_text(_add_case(suite, report, file.path, "the file", 0.0), "error", file.problem, message=file.problem)
 
 
-def _add_suite(root: ET.Element, report: RunReport, name: str, started_at: str, duration: float, *, observed: str) -> ET.Element:
+def _add_suite(
+    root: ET.Element, report: RunReport, name: str, started_at: str, duration: float, *, observed: str
+) -> ET.Element:
     suite = ET.SubElement(
         root,
         "testsuite",
@@ -115,5 +124,9 @@ def _add_text(case: ET.Element, tag: str, text: str, *, message: str | None = No
 
 def _explain(task: TaskResult) -> str:
     parts = [task.message, task.where]
-    parts += [f"--- {title}\n{text}" for title, text in (("stdout", task.stdout), ("stderr", task.stderr), *task.evidence) if text]
+    parts += [
+        f"--- {title}\n{text}"
+        for title, text in (("stdout", task.stdout), ("stderr", task.stderr), *task.evidence)
+        if text
+    ]
     return "\n".join(part for part in parts if part)

@@ -1,7 +1,7 @@
 """One line of the ledger: its fields, types and lengths. Writers and readers use the same check.
 
-A field can contain a value of the guest, from a child process without privileges. An invalid line, or one with a field that it
-must not set, is refused as a whole and counted.
+A field can contain a value of the guest, from a child process without privileges. An invalid line, or one with a field
+that it must not set, is refused as a whole and counted.
 """
 
 from __future__ import annotations
@@ -14,9 +14,20 @@ from typing import Any
 KINDS = frozenset("dns tls http tcp broker telemetry drop grant escalation guard".split())
 VERDICTS = frozenset({"allow", "deny", "note"})
 # Maximal characters of each text field, such as a DNS name with a wildcard; the guard cuts its own texts.
-_TEXTS = {"name": 255, "address": 64, "rule": 120, "message": 1000, "method": 20, "path": 400, "type": 20, "protocol": 20, "first_at": 40}
+_TEXTS = {
+    "name": 255,
+    "address": 64,
+    "rule": 120,
+    "message": 1000,
+    "method": 20,
+    "path": 400,
+    "type": 20,
+    "protocol": 20,
+    "first_at": 40,
+}
 _NUMBERS = frozenset(
-    "port bytes_in bytes_out ms status count ttl seconds accepted refused refused_rate refused_queue claims sent dropped".split()
+    "port bytes_in bytes_out ms status count ttl seconds accepted refused refused_rate refused_queue claims sent"
+    " dropped".split()
 )
 _LISTS = frozenset({"addresses", "ports"})
 _MOST_IN_A_LIST = 64
@@ -27,16 +38,24 @@ _LARGEST = 2**53
 
 
 def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a decision, unchanged. ValueError names the first that is unknown, reserved, of a wrong type or too long."""
+    """The fields of a decision, unchanged. ValueError names the first that is unknown, reserved, of a wrong type or too
+    long."""
     for key, value in fields.items():
         if not _fits(key, value):
-            raise ValueError(f"the ledger has no such field: {str(key)[:40]!a}" if key not in _known() else f"{key} has the wrong type")
+            raise ValueError(
+                f"the ledger has no such field: {str(key)[:40]!a}"
+                if key not in _known()
+                else f"{key} has the wrong type"
+            )
     return dict(fields)
 
 
 def fit_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Cut texts to their lengths, and remove invalid fields, so that a decision is recorded in any case."""
-    cut = {key: value[: _TEXTS[key]] if key in _TEXTS and isinstance(value, str) else value for key, value in fields.items()}
+    cut = {
+        key: value[: _TEXTS[key]] if key in _TEXTS and isinstance(value, str) else value
+        for key, value in fields.items()
+    }
     return {key: value for key, value in cut.items() if _fits(key, value)}
 
 
@@ -48,7 +67,12 @@ def parse_row(line: str | bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in _OURS):
         return None
-    if row["kind"] not in KINDS or row["verdict"] not in VERDICTS or not 20 <= len(row["time"]) <= 40 or len(row["instance_id"]) > 63:
+    if (
+        row["kind"] not in KINDS
+        or row["verdict"] not in VERDICTS
+        or not 20 <= len(row["time"]) <= 40
+        or len(row["instance_id"]) > 63
+    ):
         return None
     revision = row.get("revision", "")
     kept = {"revision": revision} if isinstance(revision, str) and _REVISION.fullmatch(revision) else {}

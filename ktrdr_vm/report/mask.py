@@ -20,8 +20,8 @@ SHORT = 8
 _MAX_LINES = 500
 # Keys whose values are fixed words, identifiers and times: never a secret, and required by readers.
 KEPT = frozenset(
-    "schema_version time instance_id run_id event kind verdict rule outcome state mode observed stage startability plan_digest "
-    "image_digest digest sha256 commit base_commit started_at first_at last_at received_at at".split()
+    "schema_version time instance_id run_id event kind verdict rule outcome state mode observed stage startability"
+    " plan_digest image_digest digest sha256 commit base_commit started_at first_at last_at received_at at".split()
 )
 
 
@@ -62,7 +62,10 @@ def _mask_any(value: Any, mask: Callable[[str], str]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_mask_any(one, mask) for one in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{one.name: _mask_any(getattr(value, one.name), mask) for one in fields(value) if one.name not in KEPT})
+        return replace(
+            value,
+            **{one.name: _mask_any(getattr(value, one.name), mask) for one in fields(value) if one.name not in KEPT},
+        )
     return value
 
 

@@ -47,7 +47,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Usage:
-    """The usage of a gate: CPU seconds; in bytes peak resident memory, growth of the disk, and traffic of connections that ended in it."""
+    """The usage of a gate: CPU seconds; in bytes peak resident memory, growth of the disk, and traffic of connections
+    that ended in it."""
 
     cpu_s: float
     memory_peak: int
@@ -79,7 +80,8 @@ class GateResult:
 
 @dataclass(frozen=True)
 class WorkloadResult:
-    """The result of the workload. `exit_code` is None if it was stopped by its time limit, or if its guest ended before it."""
+    """The result of the workload. `exit_code` is None if it was stopped by its time limit, or if its guest ended before
+    it."""
 
     command: tuple[str, ...]
     outcome: Literal["passed", "failed", "timeout"]
@@ -142,7 +144,8 @@ class TestCase:
 
 @dataclass(frozen=True)
 class TestFile:
-    """One such file. `path` is relative to the run directory; `problem` is the reason why it was not counted, or not completely."""
+    """One such file. `path` is relative to the run directory; `problem` is the reason why it was not counted, or not
+    completely."""
 
     path: str
     cases: tuple[TestCase, ...]
@@ -196,8 +199,8 @@ class Allowance:
 class Verification:
     """The verdict of the gates after the workload, and its strength.
 
-    `fresh`: a VM to which the workload had no access, with `commit` checked out. `same`: the VM of the workload, where it
-    was root, which is weaker. `instance_id` is that of the VM.
+    `fresh`: a VM to which the workload had no access, with `commit` checked out. `same`: the VM of the workload, where
+    it was root, which is weaker. `instance_id` is that of the VM.
     """
 
     mode: Literal["fresh", "same"]
@@ -214,7 +217,8 @@ class Verification:
 
 @dataclass(frozen=True)
 class InstanceRevision:
-    """What an instance could do at its end: its incarnation, the digest of its plan, and the number of changes of its grants."""
+    """What an instance could do at its end: its incarnation, the digest of its plan, and the number of changes of its
+    grants."""
 
     instance_id: str
     incarnation: str
@@ -225,7 +229,8 @@ class InstanceRevision:
 
 @dataclass(frozen=True)
 class Commits:
-    """One fetched branch of the guest in the repository of the user. `changed` are paths that differ from the base commit."""
+    """One fetched branch of the guest in the repository of the user. `changed` are paths that differ from the base
+    commit."""
 
     ref: str
     commit: str

@@ -43,12 +43,14 @@ def _chart(title: str, unit: str, series: list[tuple[float, float]]) -> Markup:
     begin, end = series[0][0], series[-1][0]
     most = max(value for _, value in series) or 1.0
     points = " ".join(
-        f"{(time - begin) / max(end - begin, 1e-9) * _WIDTH:.1f},{_HEIGHT - value / most * (_HEIGHT - 14):.1f}" for time, value in series
+        f"{(time - begin) / max(end - begin, 1e-9) * _WIDTH:.1f},{_HEIGHT - value / most * (_HEIGHT - 14):.1f}"
+        for time, value in series
     )
     label = f"{title}: at most {most:.{1 if most < 10 else 0}f}{unit} in {end - begin:.0f} s"
     return Markup(
-        '<figure><figcaption>{label}</figcaption><svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
-        '<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="1.5"/></svg></figure>'
+        '<figure><figcaption>{label}</figcaption><svg class="plot" viewBox="0 0 {width} {height}" role="img"'
+        ' aria-label="{label}"><polyline points="{points}" fill="none" stroke="currentColor"'
+        ' stroke-width="1.5"/></svg></figure>'
     ).format(label=label, width=_WIDTH, height=_HEIGHT, points=points)
 
 
@@ -70,11 +72,20 @@ def render_timeline(phases: Sequence[Phase]) -> Markup:
                 '<rect class="{state}" x="{left:.1f}" y="{top}" width="{width:.1f}" height="12" fill="currentColor"/>'
                 '<text x="{at:.1f}" y="{base}" text-anchor="{anchor}">{name} {seconds:.1f} s</text>'
             ).format(
-                state=phase.outcome, left=left, top=row * 16, width=width, at=at, base=row * 16 + 10, anchor=anchor, name=name,
+                state=phase.outcome,
+                left=left,
+                top=row * 16,
+                width=width,
+                at=at,
+                base=row * 16 + 10,
+                anchor=anchor,
+                name=name,
                 seconds=phase.duration_s,
             )
-        )  # fmt: skip
-    head = Markup('<svg class="timeline" viewBox="0 0 {width} {height}" aria-hidden="true">').format(width=_WIDTH, height=16 * len(phases))
+        )
+    head = Markup('<svg class="timeline" viewBox="0 0 {width} {height}" aria-hidden="true">').format(
+        width=_WIDTH, height=16 * len(phases)
+    )
     return head + Markup("").join(bars) + Markup("</svg>")
 
 

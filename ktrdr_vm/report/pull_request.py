@@ -1,6 +1,7 @@
 """`PULL_REQUEST.md` for the reviewer, from the `report.json` of a run and the notes of the workload. Pure.
 
-Text of the guest is not interpreted as Markdown: short texts are code, long ones fenced blocks. Missing parts are listed.
+Text of the guest is not interpreted as Markdown: short texts are code, long ones fenced blocks. Missing parts are
+listed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.report.escape import escape_line, escape_text
 
 _MAX_ROWS = 50
-_NOTES = (("summary.md", "Summary"), ("choices.md", "Design decisions"), ("spec.md", "Implementation of the specification"))
+_NOTES = (
+    ("summary.md", "Summary"),
+    ("choices.md", "Design decisions"),
+    ("spec.md", "Implementation of the specification"),
+)
 
 
 class NotConfirmedError(KtrdrError):
@@ -47,7 +52,10 @@ def require_startability(report: Mapping[str, Any]) -> None:
         raise NotConfirmedError(
             f"no bundle: the outcome of the Startability Gate on the commits of the run is `{state}`{shown}",
             where=where,
-            hint="`ktrdr-vm report` shows the run; add `startability` to the gates of the profile, correct the failures, and apply again",
+            hint=(
+                "`ktrdr-vm report` shows the run; add `startability` to the gates of the profile, correct the failures,"
+                " and apply again"
+            ),
         )
 
 
@@ -98,7 +106,10 @@ def _lines(report: Mapping[str, Any], notes: Mapping[str, str], changes: tuple[C
     yield ""
     yield from _tests(report)
     retried = [(gate, task) for gate in report["gates"] for task in gate["tasks"] if task["attempts"] > 1]
-    yield from (f"- {_code(gate['name'])}: {_code(task['name'])} took {task['attempts']} attempts" for gate, task in retried[:_MAX_ROWS])
+    yield from (
+        f"- {_code(gate['name'])}: {_code(task['name'])} took {task['attempts']} attempts"
+        for gate, task in retried[:_MAX_ROWS]
+    )
     yield ""
     yield from _network(report)
     yield from _escalations(report)
@@ -117,10 +128,16 @@ def _lines(report: Mapping[str, Any], notes: Mapping[str, str], changes: tuple[C
     yield ""
     yield "## Trust in this evidence"
     yield ""
-    yield "The guest could not change what the **host** observed: network decisions, commits, times, residue. What the **guest** observed"
+    yield (
+        "The guest could not change what the **host** observed: network decisions, commits, times, residue. What the"
+        " **guest** observed"
+    )
     yield "(the output of a gate) is as trustworthy as the VM it ran in. The workload had no access to a fresh VM."
     yield ""
-    yield f"Instance `{report['instance_id']}`, run `{report['run_id']}`. `SHA256SUMS` covers all other files of this folder."
+    yield (
+        f"Instance `{report['instance_id']}`, run `{report['run_id']}`. `SHA256SUMS` covers all other files of this"
+        " folder."
+    )
 
 
 def _tests(report: Mapping[str, Any]) -> Iterator[str]:
@@ -132,12 +149,14 @@ def _tests(report: Mapping[str, Any]) -> Iterator[str]:
     for row in report["tests"][:_MAX_ROWS]:
         bad = row["failures"] + row["errors"]
         yield (
-            f"| {_code(row['path'])} | {row['tests'] - bad - row['skipped']} | {row['failures']} | {row['errors']} | {row['skipped']} "
-            f"| {row['observed']} |"
+            f"| {_code(row['path'])} | {row['tests'] - bad - row['skipped']} | {row['failures']} | {row['errors']} |"
+            f" {row['skipped']} | {row['observed']} |"
         )
     yield ""
     for row in report["tests"][:_MAX_ROWS]:
-        yield from (f"- failed: {_code(' '.join((case['classname'], case['name'])))}" for case in row["failed"][:_MAX_ROWS])
+        yield from (
+            f"- failed: {_code(' '.join((case['classname'], case['name'])))}" for case in row["failed"][:_MAX_ROWS]
+        )
         if row["problem"]:
             yield f"- {_code(row['path'])}: {_code(row['problem'])}"
     yield ""
@@ -146,16 +165,27 @@ def _tests(report: Mapping[str, Any]) -> Iterator[str]:
 def _confirmation(report: Mapping[str, Any]) -> Iterator[str]:
     verification = report["verification"]
     if verification is None:
-        yield f"The gate passed on `{report['base_commit'][:12] or 'a workspace without Git'}` in a VM that was created for this run."
+        yield (
+            f"The gate passed on `{report['base_commit'][:12] or 'a workspace without Git'}` in a VM that was created"
+            " for this run."
+        )
     elif verification["mode"] == "fresh":
         commit, machine = verification["commit"][:12], verification["instance_id"]
-        yield f"The gate passed on `{commit}`, checked out in a fresh VM (`{machine}`) to which the workload had no access."
+        yield (
+            f"The gate passed on `{commit}`, checked out in a fresh VM (`{machine}`) to which the workload had no"
+            " access."
+        )
     else:
-        yield f"The gate passed on `{verification['commit'][:12]}` **in the VM that the workload used, where it was root. This is weaker.**"
+        yield (
+            f"The gate passed on `{verification['commit'][:12]}` **in the VM that the workload used, where it was root."
+            " This is weaker.**"
+        )
     yield ""
     yield f"- plan `{report['plan_digest']}`"
     yield f"- image `{report['image_digest']}`"
-    yield f"- base `{report['base_commit'] or 'none'}` {_code(report['base_ref']) if report['base_ref'] else ''}".rstrip()
+    yield (
+        f"- base `{report['base_commit'] or 'none'}` {_code(report['base_ref']) if report['base_ref'] else ''}".rstrip()
+    )
     yield f"- residue: {', '.join(map(_code, report['residue'])) or 'none'}"
 
 
@@ -185,7 +215,9 @@ def _escalations(report: Mapping[str, Any]) -> Iterator[str]:
     for one in report["escalations"][:_MAX_ROWS]:
         reason = (one.get("answer") or {}).get("reason", "")
         asked = f"- {_code(one.get('kind', ''))}: {_code(one.get('blocked', ''))}"
-        yield f"{asked} → **{escape_line(str(one.get('state', 'pending')))}** {_code(reason) if reason else ''}".rstrip()
+        yield (
+            f"{asked} → **{escape_line(str(one.get('state', 'pending')))}** {_code(reason) if reason else ''}".rstrip()
+        )
     if not report["escalations"]:
         yield "None."
     yield ""

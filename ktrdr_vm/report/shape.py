@@ -39,7 +39,9 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _check_fields(data: dict[str, Any], kind: type, path: str, holders: dict[str, dict[str, Any]], skip: set[str]) -> str:
+def _check_fields(
+    data: dict[str, Any], kind: type, path: str, holders: dict[str, dict[str, Any]], skip: set[str]
+) -> str:
     for field in fields(kind):
         if field.name in skip:
             continue
@@ -66,7 +68,14 @@ def _check(value: object, kind: Any, path: str, skip: set[str]) -> str:
     if origin is tuple:
         if not isinstance(value, list):
             return f"{path}: not a list"
-        return next((wrong for number, one in enumerate(value) if (wrong := _check(one, arguments[0], f"{path}[{number}]", skip))), "")
+        return next(
+            (
+                wrong
+                for number, one in enumerate(value)
+                if (wrong := _check(one, arguments[0], f"{path}[{number}]", skip))
+            ),
+            "",
+        )
     if is_dataclass(kind) and isinstance(kind, type):
         return _check_fields(value, kind, f"{path}.", {}, skip) if isinstance(value, dict) else f"{path}: not an object"
     if origin is dict:

@@ -1,4 +1,5 @@
-"""The smallest profile fragment that allows the denied destinations, except reserved addresses, which only the policy can allow."""
+"""The smallest profile fragment that allows the denied destinations, except reserved addresses, which only the policy
+can allow."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from ktrdr_vm.profile.scalars import parse_host
 
 
 def render_suggestion(denied: Iterable[Mapping[str, Any]]) -> str:
-    """YAML with the count and the task of each destination as a comment. `denied` are rows of report.json, also observed ones."""
+    """YAML with the count and the task of each destination as a comment. `denied` are rows of report.json, also
+    observed ones."""
     wanted: dict[str, dict[str, Any]] = {}
     left_out: list[str] = []
     for row in denied:
@@ -20,7 +22,9 @@ def render_suggestion(denied: Iterable[Mapping[str, Any]]) -> str:
         entry = _entry(destination, rule)
         if entry is None or (port == 0 and not rule.startswith("dns")):
             if destination:
-                left_out.append(f"# {_plain(destination)}:{port} ({_plain(rule)}, {count} times) cannot be allowed by a profile")
+                left_out.append(
+                    f"# {_plain(destination)}:{port} ({_plain(rule)}, {count} times) cannot be allowed by a profile"
+                )
             continue
         kept = wanted.setdefault(entry, {"ports": set(), "count": 0, "during": set()})
         # A DNS query contains no port; 443 is the most probable one.

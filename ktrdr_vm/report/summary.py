@@ -15,9 +15,18 @@ from ktrdr_vm.report.model import Denial, GateResult, RunReport, TaskResult, Tes
 Style = Literal["good", "bad", "warn", "dim", "title", "plain"]
 
 _STYLES: dict[str, Style] = {
-    "passed": "good", "ok": "good", "changed": "good", "failed": "bad", "error": "bad", "skipped": "dim", "ignored": "warn",
-    "rescued": "warn", "escalated": "warn", "interrupted": "warn", "timeout": "bad",
-}  # fmt: skip
+    "passed": "good",
+    "ok": "good",
+    "changed": "good",
+    "failed": "bad",
+    "error": "bad",
+    "skipped": "dim",
+    "ignored": "warn",
+    "rescued": "warn",
+    "escalated": "warn",
+    "interrupted": "warn",
+    "timeout": "bad",
+}
 _WIDTH = 56
 _TAIL_LINES = 12
 _MAX_DENIED = 20
@@ -37,7 +46,14 @@ class SummaryLine:
 
 
 # The names of these styles in rich.
-_PAINT: dict[Style, str] = {"good": "green", "bad": "bold red", "warn": "yellow", "dim": "dim", "title": "bold", "plain": ""}
+_PAINT: dict[Style, str] = {
+    "good": "green",
+    "bad": "bold red",
+    "warn": "yellow",
+    "dim": "dim",
+    "title": "bold",
+    "plain": "",
+}
 
 
 def render_summary(report: RunReport) -> tuple[tuple[str, str], ...]:
@@ -55,7 +71,10 @@ def make_summary(report: RunReport) -> tuple[SummaryLine, ...]:
 
 
 def _lines(report: RunReport) -> Iterator[SummaryLine]:
-    title = f"{report.outcome.upper()}  {report.instance_id}  ·  profile {report.profile}  ·  {format_duration(report.duration_s)}"
+    title = (
+        f"{report.outcome.upper()}  {report.instance_id}  ·  profile {report.profile}  · "
+        f" {format_duration(report.duration_s)}"
+    )
     yield SummaryLine(escape_line(title), _STYLES[report.outcome])
     for text in report.first_lines:
         yield SummaryLine(escape_line(text), "warn")
@@ -65,14 +84,18 @@ def _lines(report: RunReport) -> Iterator[SummaryLine]:
         yield SummaryLine(escape_line(report.hint), "plain", 1)
     if report.phases:
         timed = [
-            f"{phase.name} {format_duration(phase.duration_s)}{' FAILED' if phase.outcome == 'failed' else ''}" for phase in report.phases
+            f"{phase.name} {format_duration(phase.duration_s)}{' FAILED' if phase.outcome == 'failed' else ''}"
+            for phase in report.phases
         ]
         yield SummaryLine(escape_line("  ·  ".join(timed)), "dim", 1)
     for gate in report.gates:
         yield from _gate(gate)
     if report.workload is not None:
         workload = report.workload
-        yield SummaryLine(_row(f"workload {' '.join(workload.command)}", workload.outcome, workload.duration_s), _STYLES[workload.outcome])
+        yield SummaryLine(
+            _row(f"workload {' '.join(workload.command)}", workload.outcome, workload.duration_s),
+            _STYLES[workload.outcome],
+        )
         if workload.outcome != "passed":
             yield SummaryLine(workload.ended, "bad", 1)
             yield from _tail(workload.stderr or workload.stdout, 2)
@@ -87,7 +110,9 @@ def _lines(report: RunReport) -> Iterator[SummaryLine]:
     if report.artifacts:
         kept = [artifact for artifact in report.artifacts if not artifact.refused]
         refused = [artifact for artifact in report.artifacts if artifact.refused]
-        yield SummaryLine(f"artifacts  {len(kept)} files, {format_bytes(sum(artifact.size for artifact in kept))}", "title")
+        yield SummaryLine(
+            f"artifacts  {len(kept)} files, {format_bytes(sum(artifact.size for artifact in kept))}", "title"
+        )
         for artifact in refused[:_MAX_DENIED]:
             yield SummaryLine(escape_line(f"refused  {artifact.source}: {artifact.refused}"), "warn", 1)
     for commits in report.commits:
@@ -106,7 +131,11 @@ def find_last_words(task: TaskResult) -> str:
     for title, text in task.evidence:
         lines = [line for line in text.splitlines() if line.strip()]
         ended_well = bool(lines) and lines[0].startswith("state: exited, exit code 0")
-        ill = bool(lines) and not ended_well and any(word in lines[0] for word in ("exited", "restarting", "dead", "unhealthy"))
+        ill = (
+            bool(lines)
+            and not ended_well
+            and any(word in lines[0] for word in ("exited", "restarting", "dead", "unhealthy"))
+        )
         if ill and title.startswith("container ") and "last lines:" in lines:
             return "\n".join(lines[lines.index("last lines:") + 1 :][-_LAST_WORDS:])
     return ""
@@ -114,7 +143,9 @@ def find_last_words(task: TaskResult) -> str:
 
 def describe_tests(file: TestFile) -> str:
     """The results in one JUnit file, or the reason why it was not counted."""
-    counts = [f"{count} {outcome}" for outcome in ("passed", "failed", "error", "skipped") if (count := file.count(outcome))]
+    counts = [
+        f"{count} {outcome}" for outcome in ("passed", "failed", "error", "skipped") if (count := file.count(outcome))
+    ]
     return f"{file.path}: {', '.join(counts) or 'no case'}{f'; {file.problem}' if file.problem else ''}"
 
 
@@ -127,7 +158,8 @@ def describe_verification(verification: Verification) -> str:
 
 def _gate(gate: GateResult) -> Iterator[SummaryLine]:
     yield SummaryLine(
-        _row(f"gate {gate.title}", gate.outcome, gate.duration_s), "title" if gate.outcome == "passed" else _STYLES[gate.outcome]
+        _row(f"gate {gate.title}", gate.outcome, gate.duration_s),
+        "title" if gate.outcome == "passed" else _STYLES[gate.outcome],
     )
     for task in gate.tasks:
         note = f" after {task.attempts} attempts" if task.attempts > 1 and task.outcome in ("ok", "changed") else ""
@@ -162,11 +194,15 @@ def _network(report: RunReport) -> Iterator[SummaryLine]:
     reached = sum(allowance.count for allowance in report.allowed)
     refused = sum(denial.count for denial in report.denied)
     traffic = sum(allowance.bytes_in + allowance.bytes_out for allowance in report.allowed)
-    text = f"network  {reached} allowed to {len(report.allowed)} destinations ({format_bytes(traffic)}), {refused} denied"
+    text = (
+        f"network  {reached} allowed to {len(report.allowed)} destinations ({format_bytes(traffic)}), {refused} denied"
+    )
     yield SummaryLine(text, "title")
     for allowance in report.allowed[:_MAX_DENIED]:
         yield SummaryLine(
-            escape_line(f"allowed  {_place(allowance.host, allowance.address, allowance.port)}  x{allowance.count}"), "good", 1
+            escape_line(f"allowed  {_place(allowance.host, allowance.address, allowance.port)}  x{allowance.count}"),
+            "good",
+            1,
         )
     for denial in report.denied[:_MAX_DENIED]:
         yield SummaryLine(escape_line(f"denied   {describe_denial(denial)}"), "warn", 1)

@@ -15,6 +15,13 @@ def make_artifacts(rows: Iterable[BroughtBack], *, gate: str = "", beneath: str 
     `beneath` is the path of the folder of these rows in the run directory.
     """
     return tuple(
-        Artifact(row.path and beneath + row.path, escape_line(row.source, limit=300), row.size, row.sha256, gate=gate, refused=row.refused)
+        Artifact(
+            row.path and beneath + row.path,
+            escape_line(row.source, limit=300),
+            row.size,
+            row.sha256,
+            gate=gate,
+            refused=row.refused,
+        )
         for row in rows
     )

@@ -57,6 +57,9 @@ def read_stop(instance: Instance) -> Stop:
 
 
 def _gate(content: dict[str, Any]) -> GateResult:
-    tasks = tuple(TaskResult(**{**task, "evidence": tuple((title, text) for title, text in task["evidence"])}) for task in content["tasks"])
+    tasks = tuple(
+        TaskResult(**{**task, "evidence": tuple((title, text) for title, text in task["evidence"])})
+        for task in content["tasks"]
+    )
     usage = Usage(**content["usage"]) if content["usage"] else None
     return GateResult(**{**content, "tasks": tasks, "usage": usage})

@@ -33,7 +33,9 @@ class Harvest:
     `since` is UTC, RFC 3339: later rows of the ledger belong to the run.
     """
 
-    def __init__(self, gathered: Gathered, paths: InstancePaths, connect: Callable[[], Guest], *, folder: str, since: str) -> None:
+    def __init__(
+        self, gathered: Gathered, paths: InstancePaths, connect: Callable[[], Guest], *, folder: str, since: str
+    ) -> None:
         self.folder = folder
         self.ledger: list[dict[str, Any]] | None = None
         self.escalations: tuple[dict[str, Any], ...] = ()
@@ -73,7 +75,8 @@ class Harvest:
             self.artifacts += make_artifacts(fetched, beneath="artifacts/" if self.folder else "")
 
     def fetch_notes(self, recorder: Recorder) -> None:
-        """Fetch the notes of the workload for the reviewer. Missing ones are no error, because the bundle lists them."""
+        """Fetch the notes of the workload for the reviewer. Missing ones are no error, because the bundle lists
+        them."""
         workspace = self._profile.workspace
         if workspace is None:
             return
@@ -82,7 +85,8 @@ class Harvest:
         self.artifacts += make_artifacts(row for row in rows if row.path or row.source != place)
 
     def keep_evidence(self, recorder: Recorder) -> None:
-        """Console, escalations and ledger, before the instance goes; each also when another cannot be kept. Raises what was met first."""
+        """Console, escalations and ledger, before the instance goes; each also when another cannot be kept. Raises what
+        was met first."""
         paths = self._paths
         if paths.guard.exists():
             with contextlib.suppress(KtrdrError):
@@ -98,7 +102,9 @@ class Harvest:
             raise met[0]
 
     def _keep_console(self, recorder: Recorder) -> None:
-        recorder.directory.keep_console(self._paths.console, f"console-{self.folder}.log" if self.folder else "console.log")
+        recorder.directory.keep_console(
+            self._paths.console, f"console-{self.folder}.log" if self.folder else "console.log"
+        )
 
     def _keep_escalations(self, _recorder: Recorder) -> None:
         store = EscalationStore(self._paths.escalations, self._plan.identity.instance_id)

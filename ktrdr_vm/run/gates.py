@@ -33,10 +33,14 @@ def run_gates(
 ) -> list[GateResult]:
     """Run gates by name or path under the lock of the instance. BusyError if a run holds it.
 
-    Files that their tasks fetch are stored in a separate run directory, which is handed over to the user at the end. `trusted` names
-    were typed by a user, and may be outside of the workspace. UsageError before a gate if `expect` is not the revision of the instance.
+    Files that their tasks fetch are stored in a separate run directory, which is handed over to the user at the end.
+    `trusted` names were typed by a user, and may be outside of the workspace. UsageError before a gate if `expect` is
+    not the revision of the instance.
     """
-    playbooks = [(path := find_playbook(name, workspace, trusted=trusted), load_playbook(path, beneath=workspace)) for name in names]
+    playbooks = [
+        (path := find_playbook(name, workspace, trusted=trusted), load_playbook(path, beneath=workspace))
+        for name in names
+    ]
     profile = loaded.plan.profile
     results = []
     with loaded.locked():

@@ -16,7 +16,8 @@ class Listener:
     """Notified of the progress of a run. This one is silent; that of the terminal is in `cli`."""
 
     def started(self, directory: Path, mask: Callable[[str], str]) -> None:
-        """The run directory exists. `mask` removes the values of secrets from a text, also of those that are delivered later."""
+        """The run directory exists. `mask` removes the values of secrets from a text, also of those that are delivered
+        later."""
 
     def phase(self, name: str) -> None:
         """A phase begins."""

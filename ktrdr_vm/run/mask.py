@@ -1,4 +1,5 @@
-"""The mask of a run or a command: all secrets that the host delivers to the instance, including those during the run."""
+"""The mask of a run or a command: all secrets that the host delivers to the instance, including those during the
+run."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ INTERVAL = 0.3
 
 
 class GrowingMask:
-    """A mask for a run, whose id is `reader`. Calling it does no I/O: `follow` gets the values from guards, in a thread."""
+    """A mask for a run, whose id is `reader`. Calling it does no I/O: `follow` gets the values from guards, in a
+    thread."""
 
     def __init__(self, reader: str) -> None:
         self._reader = reader
@@ -54,7 +56,8 @@ class GrowingMask:
 
 
 def find_mask(loaded: LoadedInstance, warn: Callable[[str], None]) -> Callable[[str], str]:
-    """The mask of what the guard of a running instance knows. `warn` is called for a secret that it does not know any more."""
+    """The mask of what the guard of a running instance knows. `warn` is called for a secret that it does not know any
+    more."""
     expected = {secret.name for secret in loaded.plan.profile.delivered}
     found: tuple[tuple[str, bytes], ...] = ()
     with contextlib.suppress(KtrdrError):

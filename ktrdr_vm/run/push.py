@@ -1,4 +1,5 @@
-"""Commits and review comments for an existing instance, beside a run or outside of one: for `push`, programs and the MCP server."""
+"""Commits and review comments for an existing instance, beside a run or outside of one: for `push`, programs and the
+MCP server."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from ktrdr_vm.profile.model import Workspace
 def push_into(loaded: LoadedInstance, ref: str, *, branch: str = "", comments: bytes = b"", expect: str = "") -> Pushed:
     """Push a commit of the repository of its workspace. `ref` is a word for Git; it is empty for comments alone.
 
-    A run may hold the instance meanwhile: Git in the guest changes each ref in one step. UsageError if `expect` is set and not the
-    revision of the instance.
+    A run may hold the instance meanwhile: Git in the guest changes each ref in one step. UsageError if `expect` is set
+    and not the revision of the instance.
     """
     workspace = find_workspace(loaded)
     loaded.target.require_awake()
@@ -30,7 +31,8 @@ def push_into(loaded: LoadedInstance, ref: str, *, branch: str = "", comments: b
 
 
 def find_workspace(loaded: LoadedInstance) -> Workspace:
-    """The workspace of an instance that has a repository in its guest. UsageError for one without, or with a mounted folder."""
+    """The workspace of an instance that has a repository in its guest. UsageError for one without, or with a mounted
+    folder."""
     workspace = loaded.plan.profile.workspace
     if workspace is None or workspace.transfer == "mount":
         raise UsageError(

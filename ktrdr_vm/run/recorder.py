@@ -26,7 +26,8 @@ class Recorder:
 
     @contextmanager
     def phase(self, name: str, *, of: str = "") -> Iterator[None]:
-        """A phase of the run with its duration; failed if an exception leaves it. `of` names its VM, except for the workload's."""
+        """A phase of the run with its duration; failed if an exception leaves it. `of` names its VM, except for the
+        workload's."""
         name = f"{of}: {name}" if of else name
         self.listener.phase(name)
         self.directory.event("phase_started", phase=name)

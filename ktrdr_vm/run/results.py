@@ -18,7 +18,15 @@ from ktrdr_vm.report.egress_summary import count_traffic, explain_denials, sum_u
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import make_report_document, render_report_json
 from ktrdr_vm.report.junit import render_junit
-from ktrdr_vm.report.model import Commits, GateResult, InstanceRevision, RunOutcome, RunReport, Verification, WorkloadResult
+from ktrdr_vm.report.model import (
+    Commits,
+    GateResult,
+    InstanceRevision,
+    RunOutcome,
+    RunReport,
+    Verification,
+    WorkloadResult,
+)
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.vm import Stage
 from ktrdr_vm.run.warnings import find_first_lines
@@ -26,7 +34,9 @@ from ktrdr_vm.run.warnings import find_first_lines
 T = TypeVar("T")
 # Paths of a branch that the report lists; its first lines consider all of them.
 MAX_CHANGED = 1000
-_LIMITED = "SIGUSR1 said that the time is nearly over: the run was ended, and what the workload had until then was fetched"
+_LIMITED = (
+    "SIGUSR1 said that the time is nearly over: the run was ended, and what the workload had until then was fetched"
+)
 
 
 @dataclass
@@ -71,7 +81,8 @@ def assemble(
     interrupted: bool,
     kept: bool,
 ) -> RunReport:
-    """The report of a run that has ended, from its VMs, its ledger and its artifacts. `stages` begin with the workload's VM.
+    """The report of a run that has ended, from its VMs, its ledger and its artifacts. `stages` begin with the
+    workload's VM.
 
     A part that cannot be created is omitted and named in the first lines; the outcome of the run is then an error.
     """
@@ -82,11 +93,15 @@ def assemble(
     allowed, denied = parts.make("the summary of the network", lambda: sum_up_egress(rows, results.gates)) or ((), ())
     artifacts = tuple(artifact for one in stages for artifact in one.harvest.artifacts)
     commits = tuple(Commits(one.ref, one.commit, one.changed) for one in results.returned.refs)
-    gates = parts.make("the network beside each task", lambda: explain_denials(count_traffic(results.gates, rows), rows))
+    gates = parts.make(
+        "the network beside each task", lambda: explain_denials(count_traffic(results.gates, rows), rows)
+    )
     tests = parts.make("the test files", lambda: read_test_files(artifacts, recorder.directory.path)) or ()
     first_lines = parts.make(
         "the first lines",
-        lambda: find_first_lines(commits, gathered, results.verification, results.workload, results.returned, results.laid),
+        lambda: find_first_lines(
+            commits, gathered, results.verification, results.workload, results.returned, results.laid
+        ),
     )
     error = error or parts.find_error()
     outcome: RunOutcome = "passed" if results.passed else "failed"
@@ -146,14 +161,17 @@ class _Parts:
     def find_error(self) -> KtrdrError | None:
         if not self.missing:
             return None
-        return ProvisionError(self.missing[0], where="report", hint="this is a bug in ktrdr-vm: please report it with the run directory")
+        return ProvisionError(
+            self.missing[0], where="report", hint="this is a bug in ktrdr-vm: please report it with the run directory"
+        )
 
 
 def write_report(directory: RunDirectory, report: RunReport, attest: Callable[[dict[str, Any]], str | None]) -> None:
-    """Write all forms of the report and its attestation, and close the run directory. An error in one form does not prevent the others.
+    """Write all forms of the report and its attestation, and close the run directory. An error in one form does not
+    prevent the others.
 
-    Raises the first error at the end: an OSError of the disk, or the error of a renderer. report.json is written in any case that
-    the disk allows, if necessary without the output of the guest.
+    Raises the first error at the end: an OSError of the disk, or the error of a renderer. report.json is written in any
+    case that the disk allows, if necessary without the output of the guest.
     """
     met: list[Exception] = []
     ended = {"outcome": report.outcome, "exit_code": report.exit_code, "residue": list(report.residue)}
@@ -186,7 +204,9 @@ def _write_json(directory: RunDirectory, report: RunReport, met: list[Exception]
     except Exception as caught:
         met.append(caught)
         message = f"the report could not be rendered: {type(caught).__name__}: {caught}"[:1000]
-        bare = replace(report, gates=(), workload=None, tests=(), escalations=(), artifacts=(), phases=(), samples=(), image={})
+        bare = replace(
+            report, gates=(), workload=None, tests=(), escalations=(), artifacts=(), phases=(), samples=(), image={}
+        )
         text = render_report_json(replace(bare, outcome="error", message=message))
     directory.write("report.json", text)
 

@@ -1,4 +1,5 @@
-"""One run: create the instance, run workload and gates, verify the commits, collect the evidence, destroy the instance, report.
+"""One run: create the instance, run workload and gates, verify the commits, collect the evidence, destroy the instance,
+report.
 
 A run is one call, one report and one directory. It does not use the terminal, and reports its progress to a `Listener`.
 """
@@ -74,7 +75,14 @@ class Run:
     """The state of one run. Use `execute` once."""
 
     def __init__(
-        self, gathered: Gathered, home: Home, libvirt: Libvirt, options: Options, listener: Listener, *, stop: Stop | None = None
+        self,
+        gathered: Gathered,
+        home: Home,
+        libvirt: Libvirt,
+        options: Options,
+        listener: Listener,
+        *,
+        stop: Stop | None = None,
     ) -> None:
         self._gathered = gathered
         self._stop = stop
@@ -84,13 +92,16 @@ class Run:
         self._listener = listener
         self._stages: list[Stage] = []
         self._secrets: dict[str, bytes] = {}
-        self._results = Results(run_id=stop.run_id if stop else make_run_id(), started_at=stop.started_at if stop else now())
+        self._results = Results(
+            run_id=stop.run_id if stop else make_run_id(), started_at=stop.started_at if stop else now()
+        )
         self._mask = GrowingMask(self._results.run_id)
         # Held to the end of the run: the locks of the instance and of the one that verifies it.
         self._locks = contextlib.ExitStack()
 
     def execute(self) -> RunReport:
-        """Execute the run. Raises only errors before the first resource exists: invalid playbooks, a missing secret, a busy instance."""
+        """Execute the run. Raises only errors before the first resource exists: invalid playbooks, a missing secret, a
+        busy instance."""
         plan = self._gathered.plan
         playbooks = [
             load_playbook(path, beneath=self._gathered.documents, source=_name_playbook(path, self._gathered))
@@ -99,7 +110,10 @@ class Run:
         self._secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
         self._mask.add(self._secrets.values())
         for name in find_short(self._secrets):
-            self._listener.note(f"the secret {name} is shorter than {SHORT} bytes: masking it could hide other text, and it may be guessed")
+            self._listener.note(
+                f"the secret {name} is shorter than {SHORT} bytes: masking it could hide other text, and it may be"
+                " guessed"
+            )
         if plan.profile.workspace is not None and self._gathered.repository is not None:
             require_clean(self._gathered.repository, plan.profile.workspace)
         self._home.create()
@@ -119,7 +133,8 @@ class Run:
         return report
 
     def _export(self, report: RunReport) -> None:
-        """Send the run to the collector, if there is one. The lock is released already, and the outcome does not change."""
+        """Send the run to the collector, if there is one. The lock is released already, and the outcome does not
+        change."""
         identity = {
             "service.namespace": report.instance_id,
             "ktrdr.instance_id": report.instance_id,
@@ -152,10 +167,16 @@ class Run:
         plan = self._gathered.plan
         began = time.monotonic()
         with explained(str(self._home.root)):
-            path = create_run(self._home, plan.identity.instance_id, self._results.run_id, continued=self._stop is not None)
+            path = create_run(
+                self._home, plan.identity.instance_id, self._results.run_id, continued=self._stop is not None
+            )
         with explained(str(path)):
-            recorder = Recorder(RunDirectory(path, plan.identity.instance_id, plan.facts.owner, self._mask), self._listener)
-            recorder.directory.event("run_continued" if self._stop else "run_started", profile=plan.profile.name, plan_digest=plan.digest)
+            recorder = Recorder(
+                RunDirectory(path, plan.identity.instance_id, plan.facts.owner, self._mask), self._listener
+            )
+            recorder.directory.event(
+                "run_continued" if self._stop else "run_started", profile=plan.profile.name, plan_digest=plan.digest
+            )
             recorder.directory.write("plan.json", canonical_json(plan.to_json()))
         self._listener.started(path, self._mask)
         error: KtrdrError | None = None
@@ -177,7 +198,8 @@ class Run:
                 self._bring_back(recorder)
             report = self._finish(recorder, began, error, interrupted)
         except KeyboardInterrupt:
-            # The first interrupt is handled here, the second ends the process; all steps of the teardown are idempotent.
+            # The first interrupt is handled here, the second ends the process; all steps of the teardown are
+            # idempotent.
             self._listener.note("interrupted; cleaning up (interrupt again to stop immediately)")
             report = self._finish(recorder, began, error, interrupted=True)
         with contextlib.suppress(OSError):
@@ -191,10 +213,15 @@ class Run:
             return HostError(
                 caught.strerror or str(caught),
                 where=str(caught.filename or self._home.root),
-                hint="free disk space, or check the permissions of this path; the last event in events.jsonl shows the step",
+                hint=(
+                    "free disk space, or check the permissions of this path; the last event in events.jsonl shows the"
+                    " step"
+                ),
             )
         return ProvisionError(
-            f"{type(caught).__name__}: {caught}", where="ktrdr-vm", hint="this is a bug in ktrdr-vm: please report it with events.jsonl"
+            f"{type(caught).__name__}: {caught}",
+            where="ktrdr-vm",
+            hint="this is a bug in ktrdr-vm: please report it with events.jsonl",
         )
 
     # -- forward ----------------------------------------------------------------------------------------------------
@@ -265,7 +292,8 @@ class Run:
     # -- backward ---------------------------------------------------------------------------------------------------
 
     def _bring_back(self, recorder: Recorder) -> None:
-        """End the workload, and fetch its commits, notes and artifacts until now. What cannot be fetched is an event."""
+        """End the workload, and fetch its commits, notes and artifacts until now. What cannot be fetched is an
+        event."""
         stage, phases = self._stages[0], {phase.name: phase.outcome for phase in recorder.phases}
         if "workload" not in phases or not stage.exists or stage.destroyed:
             return
@@ -299,7 +327,8 @@ class Run:
             raise error
 
     def _finish(self, recorder: Recorder, began: float, error: KtrdrError | None, interrupted: bool) -> RunReport:
-        """Suspend or destroy each instance with its evidence, then report. An error of a step is recorded, and the next step runs."""
+        """Suspend or destroy each instance with its evidence, then report. An error of a step is recorded, and the next
+        step runs."""
         ending = _Ending(error, lambda caught: self._explain(caught, recorder))
         failed = error is not None or interrupted or not self._results.passed
         kept = False
@@ -323,17 +352,26 @@ class Run:
     def _keep(self, stage: Stage) -> None:
         stage.keep()
         name = stage.plan.identity.instance_id
-        self._listener.note(f"the instance is kept; connect with `ktrdr-vm ssh {name}`, remove it with `ktrdr-vm destroy {name}`")
+        self._listener.note(
+            f"the instance is kept; connect with `ktrdr-vm ssh {name}`, remove it with `ktrdr-vm destroy {name}`"
+        )
 
     def _report(self, recorder: Recorder, began: float, ending: _Ending, interrupted: bool, kept: bool) -> RunReport:
-        """Assemble, mask and write the report. A failure to write it is an error of the run, which the returned report contains."""
+        """Assemble, mask and write the report. A failure to write it is an error of the run, which the returned report
+        contains."""
         report = mask_values(
             assemble(
-                self._results, self._stages, self._gathered, recorder, seconds=time.monotonic() - began, error=ending.error,
-                interrupted=interrupted, kept=kept,
+                self._results,
+                self._stages,
+                self._gathered,
+                recorder,
+                seconds=time.monotonic() - began,
+                error=ending.error,
+                interrupted=interrupted,
+                kept=kept,
             ),
             self._mask,
-        )  # fmt: skip
+        )
         if ending.attempt(lambda: write_report(recorder.directory, report, self._attest), replace_error=True):
             return report
         assert ending.error is not None

@@ -19,13 +19,20 @@ MAX_SAMPLES = 2000
 
 
 class Sampler:
-    """Samples one domain in a thread, from `start` to `stop`. A domain that does not exist has no sample, and is no error.
+    """Samples one domain in a thread, from `start` to `stop`. A domain that does not exist has no sample, and is no
+    error.
 
     `ended` is called once when the sampled VM has ended, so that no wait for it lasts until its time limit.
     """
 
     def __init__(
-        self, libvirt: Libvirt, domain: str, instance_id: str, period: float = PERIOD_S, *, ended: Callable[[], None] = lambda: None
+        self,
+        libvirt: Libvirt,
+        domain: str,
+        instance_id: str,
+        period: float = PERIOD_S,
+        *,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
         self._libvirt = libvirt
         self._domain = domain
@@ -55,7 +62,9 @@ class Sampler:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def _run(self) -> None:

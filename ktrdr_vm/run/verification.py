@@ -1,7 +1,7 @@
 """Verification that a workload cannot fake: its commits, checked out clean in a VM to which it had no access.
 
-The workload was root in its VM and may have replaced Docker, PATH or the output of tests. Only its commits are used in the fresh VM.
-Profile and playbooks are those of the base commit, read before the workload began.
+The workload was root in its VM and may have replaced Docker, PATH or the output of tests. Only its commits are used in
+the fresh VM. Profile and playbooks are those of the base commit, read before the workload began.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from ktrdr_vm.report.model import GateOutcome, GateResult, Verification
 
 
 def choose_mode(profile: Profile) -> Verify:
-    """True if the gates run in a fresh VM. Without a workspace there are no commits, so they run in that of the workload."""
+    """True if the gates run in a fresh VM. Without a workspace there are no commits, so they run in that of the
+    workload."""
     return profile.verify if profile.workspace is not None else "same"
 
 
-def sum_up(plan: Plan, mode: Verify, gates: Iterable[GateResult], message: str = "", *, laid: Laid | None = None) -> Verification:
-    """The verdict of the gates that ran after the workload. `plan` is that of their VM, `laid` what it had besides the commit."""
+def sum_up(
+    plan: Plan, mode: Verify, gates: Iterable[GateResult], message: str = "", *, laid: Laid | None = None
+) -> Verification:
+    """The verdict of the gates that ran after the workload. `plan` is that of their VM, `laid` what it had besides the
+    commit."""
     gates = tuple(gates)
     return Verification(
         mode=mode,

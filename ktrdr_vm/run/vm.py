@@ -79,7 +79,9 @@ class Stage:
         self.harvest = Harvest(gathered, self.instance.paths, self.connect, folder=folder, since=since)
         self._home = home
         self.destroyed = False
-        self.sampler = Sampler(libvirt, gathered.plan.identity.domain, gathered.plan.identity.instance_id, ended=self.hang_up)
+        self.sampler = Sampler(
+            libvirt, gathered.plan.identity.domain, gathered.plan.identity.instance_id, ended=self.hang_up
+        )
         self._run_id = run_id
         self._name = name
         self._secrets = secrets
@@ -126,7 +128,9 @@ class Stage:
                 sources=self.gathered.policy.image_sources,
             )
         if reason := refuse_disk(self.plan.profile.resources.disk, image.virtual_size):
-            raise UsageError(reason, where="resources.disk", hint="increase it; the disk uses only the space that is written")
+            raise UsageError(
+                reason, where="resources.disk", hint="increase it; the disk uses only the space that is written"
+            )
         plan = self.plan
         require_capacity(self._home.root, plan.profile.resources.memory)
         forks = not self._cold and not self._source and fits(plan) and journal is None
@@ -172,7 +176,10 @@ class Stage:
         # A branch has the workspace of what it began from.
         if plan.profile.workspace is not None and self.gathered.repository is not None and not self._source:
             target = plan.profile.workspace.target
-            if plan.profile.mode == "interactive" and guest.run(["test", "-e", f"{target}/.git"], timeout=60).exit_code == 0:
+            if (
+                plan.profile.mode == "interactive"
+                and guest.run(["test", "-e", f"{target}/.git"], timeout=60).exit_code == 0
+            ):
                 recorder.listener.note(f"{target} exists and is not changed, because the instance is interactive")
                 return
             with self._phase(recorder, "workspace"):
@@ -192,14 +199,17 @@ class Stage:
             recorder.directory.event("laid_beneath", **asdict(self.laid))
 
     def _follow(self, journal: Journal, before: Plan, plan: Plan, recorder: Recorder) -> None:
-        """Let an instance that is there follow its profile: said what changes, and restarted where it must and may be."""
+        """Let an instance that is there follow its profile: said what changes, and restarted where it must and may
+        be."""
         changes = find_changes(before, plan)
         facts = self.instance.libvirt.find(plan.identity.domain)
         running = facts is not None and facts.state == "running"
         require_possible(changes, plan.identity.instance_id, running=running, restart=self._restart)
         for change in changes:
             recorder.listener.note(f"changes ({change.how}) {change}")
-            recorder.directory.event("change", part=change.part, before=change.before, after=change.after, how=change.how)
+            recorder.directory.event(
+                "change", part=change.part, before=change.before, after=change.after, how=change.how
+            )
         if not running:
             return
         earlier = load_instance(self._home, self.instance.target, journal, before)
@@ -211,7 +221,9 @@ class Stage:
                 with self._phase(recorder, "shut down"):
                     shut_down(earlier)
 
-    def run_gates(self, playbooks: Iterable[Playbook], recorder: Recorder, *, refused: str = "") -> tuple[GateResult, ...]:
+    def run_gates(
+        self, playbooks: Iterable[Playbook], recorder: Recorder, *, refused: str = ""
+    ) -> tuple[GateResult, ...]:
         """Run gates in order until one does not pass; the others are skipped. `refused` is the reason to skip all."""
         results: list[GateResult] = []
         for playbook in playbooks:
@@ -265,7 +277,11 @@ class Stage:
         with self._phase(recorder, "resume"):
             policy, note = self.gathered.policy, recorder.listener.note
             self.image = ensure_image(
-                self.plan.profile.image, self.gathered.recipe, self._home.images, progress=note, sources=policy.image_sources
+                self.plan.profile.image,
+                self.gathered.recipe,
+                self._home.images,
+                progress=note,
+                sources=policy.image_sources,
             )
             roots = self.gathered.policy.mount_roots
             resume(loaded, read_secret=self._read_secret, mount_roots=roots, notify=recorder.on_resource)
@@ -279,11 +295,15 @@ class Stage:
         return EscalationStop(
             f"the run waits for an answer to {escalation_id}",
             where=name,
-            hint=f"`ktrdr-vm escalations show {name} {escalation_id}`, approve or deny it, then `ktrdr-vm apply --continue {name}`",
+            hint=(
+                f"`ktrdr-vm escalations show {name} {escalation_id}`, approve or deny it, then `ktrdr-vm apply"
+                f" --continue {name}`"
+            ),
         )
 
     def run_workload(self, recorder: Recorder, *, again: bool = False) -> WorkloadResult | None:
-        """None if the profile has none. EscalationStop if it waits too long for an answer, or failed with a pending escalation."""
+        """None if the profile has none. EscalationStop if it waits too long for an answer, or failed with a pending
+        escalation."""
         workload = self.plan.profile.workload
         if workload is None:
             return None
@@ -330,7 +350,9 @@ class Stage:
             return (f"unknown: {error.message}",), error
         except Exception as error:
             hint = f"`ktrdr-vm destroy {self.plan.identity.instance_id}`; please report this with events.jsonl"
-            return (f"unknown: {error}",), ProvisionError(f"{type(error).__name__}: {error}", where="ktrdr-vm", hint=hint)
+            return (f"unknown: {error}",), ProvisionError(
+                f"{type(error).__name__}: {error}", where="ktrdr-vm", hint=hint
+            )
         return (), None
 
     @property
@@ -343,7 +365,8 @@ class Stage:
 
     @property
     def suspended(self) -> bool:
-        """True if it is still suspended. An instance that could not be resumed, for lack of memory for example, is kept suspended."""
+        """True if it is still suspended. An instance that could not be resumed, for lack of memory for example, is kept
+        suspended."""
         journal = self._find_journal()
         return journal is not None and journal.state == "suspended"
 

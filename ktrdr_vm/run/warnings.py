@@ -1,4 +1,5 @@
-"""Warnings at the top of a report: observe mode, weaker verification, and commits that change the gates that judge them."""
+"""Warnings at the top of a report: observe mode, weaker verification, and commits that change the gates that judge
+them."""
 
 from __future__ import annotations
 
@@ -40,22 +41,34 @@ def _own_judge(gathered: Gathered) -> Iterable[str]:
 def _beneath(laid: Laid) -> Iterable[str]:
     """What was judged besides the commit, and what of the host's files was not."""
     if laid.unknown:
-        yield "the VM of the workload began from a snapshot or existed before: the fresh VM had none of its uncommitted files of the host"
+        yield (
+            "the VM of the workload began from a snapshot or existed before: the fresh VM had none of its uncommitted"
+            " files of the host"
+        )
     if laid.files:
         yield f"beneath the commit, the fresh VM had files of the host that no commit has: {shorten(laid.files)}"
     if laid.deleted:
         yield f"in the fresh VM, files were deleted as on the host, though the commit has them: {shorten(laid.deleted)}"
     if laid.overruled:
-        yield f"the commit has other versions of uncommitted files of the host, and these were judged: {shorten(laid.overruled)}"
+        yield (
+            "the commit has other versions of uncommitted files of the host, and these were judged:"
+            f" {shorten(laid.overruled)}"
+        )
 
 
 def _verdict(verification: Verification | None, workload: WorkloadResult | None, returned: Returned) -> Iterable[str]:
     if workload is None or verification is None:
         return
     if verification.mode == "same":
-        yield "the gates ran in the VM of the workload, which was root in it; this is weaker than a fresh VM (verify: same)"
+        yield (
+            "the gates ran in the VM of the workload, which was root in it; this is weaker than a fresh VM (verify:"
+            " same)"
+        )
     elif verification.outcome not in ("passed", "skipped"):
-        yield f"verification in a fresh VM {verification.outcome}: the commit of the workload ({verification.commit[:12]}) does not pass"
+        yield (
+            f"verification in a fresh VM {verification.outcome}: the commit of the workload"
+            f" ({verification.commit[:12]}) does not pass"
+        )
     if not returned.refs:
         yield "the workload returned no commit; the gates judged the base"
     if left := returned.describe_left():
@@ -63,7 +76,8 @@ def _verdict(verification: Verification | None, workload: WorkloadResult | None,
 
 
 def _judges(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:
-    """One line for each branch that changes the profile, a playbook or a test. The run used those of the base commit."""
+    """One line for each branch that changes the profile, a playbook or a test. The run used those of the base
+    commit."""
     if gathered.repository is None:
         return ()
     root = gathered.base.root if gathered.base else gathered.repository.root
@@ -72,7 +86,11 @@ def _judges(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:
     lines = []
     for one in commits:
         touched = [path for path in one.changed if path in judges or _is_playbook(path)]
-        tests = [path for path in one.changed if "tests" in PurePosixPath(path).parts or PurePosixPath(path).name.startswith("test_")]
+        tests = [
+            path
+            for path in one.changed
+            if "tests" in PurePosixPath(path).parts or PurePosixPath(path).name.startswith("test_")
+        ]
         if touched:
             lines.append(f"{one.ref} changes the profile or playbooks: {', '.join(touched[:10])}")
         if tests:

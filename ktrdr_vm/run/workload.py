@@ -1,7 +1,7 @@
 """The workload: an agent or a script that runs between the first gate and the others.
 
-It runs in a separate session in the guest, and writes its output to a file there: a lost connection loses nothing, and a later
-`attach` reads the same file. Output and exit code come from the guest and are not trusted.
+It runs in a separate session in the guest, and writes its output to a file there: a lost connection loses nothing, and
+a later `attach` reads the same file. Output and exit code come from the guest and are not trusted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _RECONNECTS = 5
 _SLICE = 15.0
 _LIMIT = 60.0
 
-# In the home directory, which is on the disk: it survives a reboot of the guest, which the missing exit code shows then.
+# In the home directory, which is on the disk: it survives a reboot of the guest, which the missing exit code shows
+# then.
 _PLACE = '"$HOME/.ktrdr-workload"'
 _START = f"""set -eu
 umask 077
@@ -57,7 +58,8 @@ Connect = Callable[[], Guest]
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a followed workload. `exit_code` is None if it was stopped by its limit or ended without one (a reboot of the guest).
+    """The end of a followed workload. `exit_code` is None if it was stopped by its limit or ended without one (a reboot
+    of the guest).
 
     `unfinished`: it is still running, and `leave` ended the wait.
     """
@@ -77,10 +79,11 @@ def run_workload(
     again: bool = False,
     leave: Callable[[], bool] = lambda: False,
 ) -> WorkloadResult | None:
-    """Run it as the unprivileged user of the guest until its end or its time limit. A failure is a result, not an error.
+    """Run it as the unprivileged user of the guest until its end or its time limit. A failure is a result, not an
+    error.
 
-    With `again`, a running workload is followed instead of started. None if `leave`, which is called every few seconds, returned
-    True.
+    With `again`, a running workload is followed instead of started. None if `leave`, which is called every few seconds,
+    returned True.
     """
     started_at, began = now(), time.monotonic()
     tail = bytearray()
@@ -135,8 +138,8 @@ def follow(
 ) -> Ending:
     """Read the output of a workload from its beginning to its end, and reconnect if the connection is lost.
 
-    `hear` gets the raw bytes, `on_output` whole lines with secrets masked. GuestError if there is no workload, or if the guest is
-    lost.
+    `hear` gets the raw bytes, `on_output` whole lines with secrets masked. GuestError if there is no workload, or if
+    the guest is lost.
     """
     deadline = time.monotonic() + timeout
     lines = _MaskedLines(mask, on_output)
@@ -155,7 +158,10 @@ def follow(
                 left = max(deadline - time.monotonic(), 0.05)
                 if leave():
                     return Ending("unfinished", None)
-                if guest.run(_FOLLOW % (seen + 1), timeout=min(left, _SLICE), max_output=0, on_output=take).exit_code == 3:
+                if (
+                    guest.run(_FOLLOW % (seen + 1), timeout=min(left, _SLICE), max_output=0, on_output=take).exit_code
+                    == 3
+                ):
                     break
                 said = connect().run(_STATE, timeout=_LIMIT, max_output=64).stdout.strip()
                 if said != b"running":

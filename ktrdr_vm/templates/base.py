@@ -1,8 +1,8 @@
 """Templates: VMs that are booted and saved once, and forked many times.
 
-A template contains no data of a profile: no secret, no workspace, no login. Its NIC has the address that every instance has, and its tap
-is down. It belongs to one owner and one image, and its key
-contains everything that a fork must share with it. That of a project is based on the disk of the prepared project.
+A template contains no data of a profile: no secret, no workspace, no login. Its NIC has the address that every instance
+has, and its tap is down. It belongs to one owner and one image, and its key contains everything that a fork must share
+with it. That of a project is based on the disk of the prepared project.
 """
 
 from __future__ import annotations
@@ -132,7 +132,13 @@ def find_template(home: Home, plan: Plan, image: Image, project: Project | None 
 
 
 def build_template(
-    home: Home, plan: Plan, image: Image, libvirt: Libvirt, *, progress: Callable[[str], None], project: Project | None = None
+    home: Home,
+    plan: Plan,
+    image: Image,
+    libvirt: Libvirt,
+    *,
+    progress: Callable[[str], None],
+    project: Project | None = None,
 ) -> TemplateFacts:
     """Boot, wait until idle, save. A concurrent call waits and uses the result."""
     facts, ingredients = _describe(home, plan, image, project)
@@ -190,7 +196,9 @@ def list_templates(home: Home) -> list[Template]:
                     vcpus=vcpus,
                     memory=memory,
                     created_at=manifest["created_at"],
-                    used_at=datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+                    used_at=datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                    .isoformat(timespec="seconds")
+                    .replace("+00:00", "Z"),
                     seconds=manifest["seconds"],
                     size=size,
                     made_from=manifest.get("made_from", {}),
@@ -216,7 +224,8 @@ def remove_template(home: Home, key: str) -> bool:
 
 
 def collect_templates(home: Home, users: Collection[str], *, dry_run: bool) -> list[dict[str, str]]:
-    """Remove templates that no plan can use, or that were not used for UNUSED_DAYS. `users` are keys that instances use."""
+    """Remove templates that no plan can use, or that were not used for UNUSED_DAYS. `users` are keys that instances
+    use."""
     rows = []
     for one in list_templates(home):
         reason = _find_stale(home, one)
@@ -243,7 +252,9 @@ def _find_stale(home: Home, template: Template) -> str:
     return f"it was not used for {idle.days} days" if idle.days >= UNUSED_DAYS else ""
 
 
-def _describe(home: Home, plan: Plan, image: Image, project: Project | None = None) -> tuple[TemplateFacts, dict[str, Any]]:
+def _describe(
+    home: Home, plan: Plan, image: Image, project: Project | None = None
+) -> tuple[TemplateFacts, dict[str, Any]]:
     """The key and its inputs. Paths and names are constant in it, so that it does not depend on them."""
     size = replace(plan.profile.resources, disk=max(plan.profile.resources.disk, 1))
     blank = TemplateFacts("", "/template")
@@ -266,19 +277,30 @@ def _describe(home: Home, plan: Plan, image: Image, project: Project | None = No
     return TemplateFacts(key, str(home.templates / key), has_project=project is not None), ingredients
 
 
-def _boot_and_save(plan: Plan, template: TemplateFacts, identity: Identity, libvirt: Libvirt, progress: Callable[[str], None]) -> None:
+def _boot_and_save(
+    plan: Plan, template: TemplateFacts, identity: Identity, libvirt: Libvirt, progress: Callable[[str], None]
+) -> None:
     size, place = plan.profile.resources, Path(template.directory)
     image = plan.facts.image
     final = str(place.parent / template.key)
-    backing, format_ = (replace(template, directory=final).project, "qcow2") if template.has_project else (image.disk, image.disk_format)
+    backing, format_ = (
+        (replace(template, directory=final).project, "qcow2")
+        if template.has_project
+        else (image.disk, image.disk_format)
+    )
     copy_boot_files(image, place)
     # By its final name, because the disk is opened under both.
-    process.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", format_, "-b", backing, template.disk, f"{size.disk}M"], timeout=60)
+    process.run(
+        ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", format_, "-b", backing, template.disk, f"{size.disk}M"],
+        timeout=60,
+    )
     from ktrdr_vm.host.keys import generate_keypair
 
     # A temporary host key: each fork gets its own, and no login is possible before.
     host_key, host_public_key = generate_keypair()
-    allocation = Allocation(host_key=host_key, host_public_key=host_public_key, genid="00000000-0000-4000-8000-000000000000")
+    allocation = Allocation(
+        host_key=host_key, host_public_key=host_public_key, genid="00000000-0000-4000-8000-000000000000"
+    )
     user_data = render_user_data(identity, plan.facts, replace(allocation, login_public_key=""))
     seed = {
         "user-data": user_data.encode(),
@@ -297,10 +319,14 @@ def _boot_and_save(plan: Plan, template: TemplateFacts, identity: Identity, libv
     write_profile(libvirt, identity.uuid, make_memory_rules(template.memory, template.state, freeze=True))
     try:
         make_tap(identity.tap, identity.mark(str(place.parent.parent)))
-        libvirt.start(identity.domain, render_template_domain(size, plan.facts, identity, allocation, template), persistent=False)
+        libvirt.start(
+            identity.domain, render_template_domain(size, plan.facts, identity, allocation, template), persistent=False
+        )
         try:
             with announce_wait(progress, "the VM of the template boots", BOOT_LIMIT):
-                run_script(libvirt, identity.domain, f"user={shlex.quote(image.user)}\n{_SETTLE}", "settle", limit=BOOT_LIMIT)
+                run_script(
+                    libvirt, identity.domain, f"user={shlex.quote(image.user)}\n{_SETTLE}", "settle", limit=BOOT_LIMIT
+                )
         except GuestError as error:
             raise _explain_failure(error, place) from None
         progress("freezes the template")
@@ -327,7 +353,11 @@ def _explain_failure(error: GuestError, place: Path) -> GuestError:
         return error
     lines = [line.strip() for line in content.decode("utf-8", "replace").splitlines() if line.strip()]
     says = f"; its console ends with: {lines[-1][:200]!a}" if lines else "; its console is empty"
-    return GuestError(f"{error.message}{says}", where=str(kept), hint="read the console there; `apply --cold` does without the template")
+    return GuestError(
+        f"{error.message}{says}",
+        where=str(kept),
+        hint="read the console there; `apply --cold` does without the template",
+    )
 
 
 def _qemu_version(emulator: str) -> str:
@@ -340,5 +370,7 @@ def _qemu_user() -> int:
         return pwd.getpwnam(QEMU_USER).pw_uid
     except KeyError:
         raise HostError(
-            f"the user {QEMU_USER} does not exist", where="libvirt", hint="install libvirt-daemon-system, or run `make setup`"
+            f"the user {QEMU_USER} does not exist",
+            where="libvirt",
+            hint="install libvirt-daemon-system, or run `make setup`",
         ) from None

@@ -1,7 +1,7 @@
 """Project templates: a playbook runs once in a sandbox, and every later sandbox of the project starts from its result.
 
-They are built only from a branch of the owner's policy without uncommitted changes, and never from commits of an agent. They
-are found by the content of their inputs, so that a branch with the same inputs uses them too.
+They are built only from a branch of the owner's policy without uncommitted changes, and never from commits of an agent.
+They are found by the content of their inputs, so that a branch with the same inputs uses them too.
 """
 
 from __future__ import annotations
@@ -95,15 +95,22 @@ def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> st
         return "the commit is not that of a trusted branch"
     refs = (*list_refs(gathered.policy, repository), *gathered.policy.prepare_refs)
     if repository.branch not in refs:
-        return f"{repository.branch or 'a detached HEAD'} is not in prepare.refs of the owner's policy ({', '.join(refs) or 'none'})"
+        return (
+            f"{repository.branch or 'a detached HEAD'} is not in prepare.refs of the owner's policy"
+            f" ({', '.join(refs) or 'none'})"
+        )
     files = [wanted.playbook, *wanted.key]
     tracked = [f":(literal){name}" for name in files if (repository.root / name).exists()]
     with open_view(repository.place) as view:
         # The working tree is compared with the commit, so staged changes count as well.
-        if view.git("diff", "--quiet", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all", "HEAD", "--", check=False).exit_code:
+        if view.git(
+            "diff", "--quiet", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all", "HEAD", "--", check=False
+        ).exit_code:
             return "the repository has uncommitted changes"
         known = view.git("ls-files", "--error-unmatch", "--", *tracked, check=False) if tracked else None
-    return "its playbook or a file of prepare.key is not committed" if known is not None and known.exit_code != 0 else ""
+    return (
+        "its playbook or a file of prepare.key is not committed" if known is not None and known.exit_code != 0 else ""
+    )
 
 
 def _describe(
@@ -160,9 +167,13 @@ def _digest(root: Place, name: str) -> str:
     except FileNotFoundError:
         return "absent"
     except (OSError, KtrdrError) as error:
-        raise UsageError(f"prepare.key cannot be read: {error}", where=name, hint="name regular files in the workspace") from None
+        raise UsageError(
+            f"prepare.key cannot be read: {error}", where=name, hint="name regular files in the workspace"
+        ) from None
     if len(content) > MAX_KEY_FILE:
-        raise UsageError("a file of prepare.key is larger than 64 MiB", where=name, hint="name a lock file instead of the packages")
+        raise UsageError(
+            "a file of prepare.key is larger than 64 MiB", where=name, hint="name a lock file instead of the packages"
+        )
     return hashlib.sha256(content).hexdigest()
 
 
@@ -187,7 +198,9 @@ def _make_disk(
         instance.destroy()
         try:
             base = find_template(home, plan, image)
-            with contextlib.closing(instance.create(preparing, read_secret=_no_secret, mount_roots=(), template=base)) as loaded:
+            with contextlib.closing(
+                instance.create(preparing, read_secret=_no_secret, mount_roots=(), template=base)
+            ) as loaded:
                 _work(loaded, repository, playbook, note)
                 copy_disk(loaded, target)
             with contextlib.suppress(KtrdrError, OSError):
@@ -238,4 +251,6 @@ def _work(loaded: LoadedInstance, repository: Repository, playbook: Path, note: 
 
 
 def _no_secret(secret: Secret) -> bytes:
-    raise ProvisionError(f"the secret {secret.name} cannot be stored in a template", where="prepare", hint="remove it from the playbook")
+    raise ProvisionError(
+        f"the secret {secret.name} cannot be stored in a template", where="prepare", hint="remove it from the playbook"
+    )

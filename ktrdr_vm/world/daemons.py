@@ -1,4 +1,5 @@
-"""libvirtd and virtlogd of a world: configured, started, and started again when they have ended. They outlive who started them."""
+"""libvirtd and virtlogd of a world: configured, started, and started again when they have ended. They outlive who
+started them."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ _PIDS = Path("/run/libvirt")
 _POLL = 0.05
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
-# The world's root has no rights over the host's: no cgroups, labels of AppArmor or device numbers that it could set. QEMU runs as the user
-# of the package, which is a sub-id, and sees only the devices that are in /dev here.
+# The world's root has no rights over the host's: no cgroups, labels of AppArmor or device numbers that it could set.
+# QEMU runs as the user of the package, which is a sub-id, and sees only the devices that are in /dev here.
 _SETTINGS = {
     "qemu.conf": (
         'user = "libvirt-qemu"\ngroup = "libvirt-qemu"\nremember_owner = 0\nsecurity_driver = "none"\n'
@@ -25,7 +26,9 @@ _SETTINGS = {
         # Those of the host are not this user's.
         "hugetlbfs_mount = []\n"
     ),
-    "libvirtd.conf": 'auth_unix_ro = "none"\nauth_unix_rw = "none"\nunix_sock_group = "root"\nunix_sock_rw_perms = "0700"\n',
+    "libvirtd.conf": (
+        'auth_unix_ro = "none"\nauth_unix_rw = "none"\nunix_sock_group = "root"\nunix_sock_rw_perms = "0700"\n'
+    ),
     "virtlogd.conf": "",
 }
 _FOLDERS = ("qemu", "storage", "nwfilter", "secrets")
@@ -55,7 +58,9 @@ def start_missing(name: str) -> None:
     done = process.run([name, "-d", "--pid-file", _PIDS / f"{name}.pid"], timeout=START_LIMIT, check=False)
     if done.exit_code != 0:
         raise HostError(
-            f"{name} cannot be started: {done.error_text[-500:]}", where=name, hint="install libvirt-daemon-system; `ktrdr-vm doctor`"
+            f"{name} cannot be started: {done.error_text[-500:]}",
+            where=name,
+            hint="install libvirt-daemon-system; `ktrdr-vm doctor`",
         )
 
 
@@ -75,7 +80,9 @@ def wait_until_answers() -> None:
     end = time.monotonic() + START_LIMIT
     while not Path("/run/libvirt/libvirt-sock").exists():
         if time.monotonic() > end:
-            raise HostError(f"libvirtd did not listen within {START_LIMIT:g} s", where="/run/libvirt", hint="`ktrdr-vm doctor`")
+            raise HostError(
+                f"libvirtd did not listen within {START_LIMIT:g} s", where="/run/libvirt", hint="`ktrdr-vm doctor`"
+            )
         time.sleep(_POLL)
 
 

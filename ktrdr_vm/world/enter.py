@@ -27,13 +27,15 @@ _held: list[int] = []
 def enter_world(home: Path, *, paths: tuple[Path, ...] = ()) -> None:
     """Enter the world that serves the state directory `home`, as its root.
 
-    Owners are not seen in it, so `paths`, which only root and the person may change, are checked before. HostError with the
-    command to run if this host cannot have a world.
+    Owners are not seen in it, so `paths`, which only root and the person may change, are checked before. HostError with
+    the command to run if this host cannot have a world.
     """
     for path in (home, *paths):
         if changeable := find_changeable(path):
             raise HostError(
-                f"other users can change {path}: {changeable}", where=changeable, hint=f"chown it to yourself and `chmod go-w {changeable}`"
+                f"other users can change {path}: {changeable}",
+                where=changeable,
+                hint=f"chown it to yourself and `chmod go-w {changeable}`",
             )
     home.mkdir(mode=0o711, parents=True, exist_ok=True)
     layout = find_layout(home)
@@ -49,7 +51,9 @@ def enter_existing(home: Path) -> None:
     record = find_world(find_layout(home))
     if record is None:
         raise ProvisionError(
-            "no instance of yours runs", where=str(home), hint="`ktrdr-vm list` shows the instances; `ktrdr-vm apply` again"
+            "no instance of yours runs",
+            where=str(home),
+            hint="`ktrdr-vm list` shows the instances; `ktrdr-vm apply` again",
         )
     _enter(record, home)
 

@@ -4,8 +4,8 @@
     ├── pasta                       carries what leaves the world, as the person
     └── root of the world           see `world/root.py`
 
-libvirtd, guards and QEMU are no children of it. When it was killed, the next command starts another one, which takes up the namespaces
-of any process that is left in the world.
+libvirtd, guards and QEMU are no children of it. When it was killed, the next command starts another one, which takes up
+the namespaces of any process that is left in the world.
 """
 
 from __future__ import annotations
@@ -50,7 +50,14 @@ def main() -> None:
 def _make(layout: Layout, person_home: str, orphan: int) -> tuple[int, Uplink]:
     """Returns the process of the world's root, when the world serves, and what carries its packets."""
     steps, kvm = _Steps(), find_kvm_group(os.getuid())
-    words: list[str | Path] = [layout.home, person_home, str(orphan), str(os.getpid()), "" if kvm is None else str(kvm), layout.use_lock]
+    words: list[str | Path] = [
+        layout.home,
+        person_home,
+        str(orphan),
+        str(os.getpid()),
+        "" if kvm is None else str(kvm),
+        layout.use_lock,
+    ]
     inner = process.start_module(
         "ktrdr_vm.world.root",
         words,

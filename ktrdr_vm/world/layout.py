@@ -1,4 +1,5 @@
-"""Where a world is found: a folder of the person's for each state directory, with the record of the process that holds it."""
+"""Where a world is found: a folder of the person's for each state directory, with the record of the process that holds
+it."""
 
 from __future__ import annotations
 
@@ -23,12 +24,16 @@ def make_entry(uid: int) -> tuple[str, ...]:
     """The words before a program that runs as a sub-id and sees what the daemons see; none outside of a world."""
     if not in_user_namespace():
         return ()
-    ids, rights = (f"--reuid={uid}", f"--regid={uid}", "--clear-groups"), ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
+    ids, rights = (
+        (f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
+        ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"),
+    )
     return ("nsenter", f"--mount={DAEMONS}", "--", "setpriv", *ids, *rights, "--pdeathsig=KILL", "--")
 
 
 def write_error(error: Exception) -> None:
-    """Write why there is no world into its log, on standard error; `read_errors` finds it among the words of programs."""
+    """Write why there is no world into its log, on standard error; `read_errors` finds it among the words of
+    programs."""
     os.write(2, f"{_ERROR}{error}\n".encode("utf-8", "backslashreplace"))
 
 
@@ -39,7 +44,8 @@ def read_errors(log: bytes) -> list[str]:
 
 @dataclass(frozen=True)
 class Record:
-    """The world's root, and the namespaces by which processes of the world are known; daemons and QEMU have another one of mounts."""
+    """The world's root, and the namespaces by which processes of the world are known; daemons and QEMU have another one
+    of mounts."""
 
     pid: int
     user_namespace: int

@@ -1,7 +1,7 @@
 """What the world sees of the file system: the host's, with its own /run and folders of libvirt.
 
-The daemons and QEMU see less: /dev has no device but those that QEMU uses, and of the person's home only the state directory is there.
-Their users are sub-ids, which could not enter a home of mode 0700, and need nothing else of it.
+The daemons and QEMU see less: /dev has no device but those that QEMU uses, and of the person's home only the state
+directory is there. Their users are sub-ids, which could not enter a home of mode 0700, and need nothing else of it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,23 @@ _NOSUID, _NODEV, _BIND, _REC, _SLAVE, _SHARED = 2, 4, 4096, 16384, 1 << 19, 1 <<
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 _OWN = ("/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
-# Of the host's /run: what is the daemons' own in a world, the names of network namespaces, and the system bus. libvirtd registers VMs
-# with systemd-machined over it, which refuses everybody but root, and then no VM starts.
+# Of the host's /run: what is the daemons' own in a world, the names of network namespaces, and the system bus. libvirtd
+# registers VMs with systemd-machined over it, which refuses everybody but root, and then no VM starts.
 _NOT_TAKEN = frozenset({"dbus", "libvirt", "netns", "ktrdr-vm", "virtlogd.pid", "libvirtd.pid"})
 # libvirtd checks each mount of huge pages that the kernel lists, so it must exist, though it is not used.
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "net/tun", "vhost-net", "hugepages")
-_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx"}
+_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
 
 
 def make_view(home: Path, settings: Path) -> None:
-    """Set up this process's own mount namespace. `settings` becomes /etc/libvirt, and `home` a mount that the daemons share."""
+    """Set up this process's own mount namespace. `settings` becomes /etc/libvirt, and `home` a mount that the daemons
+    share."""
     _mount("none", Path("/"), flags=_REC | _SLAVE)
     run = os.open("/run", os.O_PATH | os.O_DIRECTORY)
     _mount("ktrdr-vm", Path("/run"), "tmpfs", _NOSUID | _NODEV, "mode=0755")
@@ -46,7 +53,8 @@ def make_view(home: Path, settings: Path) -> None:
 
 
 def make_daemons_view(home: Path, person: Path, *, kvm: bool) -> None:
-    """The same for a process of the daemons: with a /dev of its own, and nothing of the person's home but the state directory."""
+    """The same for a process of the daemons: with a /dev of its own, and nothing of the person's home but the state
+    directory."""
     _unshare()
     descriptor = os.open(home, os.O_PATH | os.O_DIRECTORY)
     covered = _find_closed(home, person)
@@ -113,13 +121,17 @@ def _take(source: Path, target: Path) -> None:
 
 def _unshare() -> None:
     if _LIBC.unshare(_NEW_MOUNTS) != 0:
-        raise HostError(f"no mount namespace can be made: {os.strerror(ctypes.get_errno())}", where="unshare", hint=_HINT)
+        raise HostError(
+            f"no mount namespace can be made: {os.strerror(ctypes.get_errno())}", where="unshare", hint=_HINT
+        )
 
 
 def _mount(source: str, target: Path, kind: str = "", flags: int = 0, options: str = "") -> None:
     words = [os.fsencode(source), os.fsencode(target), kind.encode() or None]
     if _LIBC.mount(*words, ctypes.c_ulong(flags), options.encode() or None) != 0:
-        raise HostError(f"{kind or source} cannot be mounted: {os.strerror(ctypes.get_errno())}", where=str(target), hint=_HINT)
+        raise HostError(
+            f"{kind or source} cannot be mounted: {os.strerror(ctypes.get_errno())}", where=str(target), hint=_HINT
+        )
 
 
 _HINT = "`ktrdr-vm doctor` checks whether this host allows user namespaces; or use sudo"

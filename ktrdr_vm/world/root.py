@@ -1,4 +1,5 @@
-"""The root of a world: the process in which its namespaces are made, and which ends it when nobody needs it any more."""
+"""The root of a world: the process in which its namespaces are made, and which ends it when nobody needs it any
+more."""
 
 from __future__ import annotations
 

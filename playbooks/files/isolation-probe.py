@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Tests that destinations which must be closed cannot be reached. isolation.yaml runs it in the guest, and again in a container.
+"""Tests that destinations which must be closed cannot be reached. isolation.yaml runs it in the guest, and again in a
+container.
 
-Every probe is one packet or one connection with a short limit; all run at once. A destination is `closed` if there was no answer,
-and `OPEN` otherwise. A refused connection counts as open, because the refusal is sent by the destination.
+Every probe is one packet or one connection with a short limit; all run at once. A destination is `closed` if there was
+no answer, and `OPEN` otherwise. A refused connection counts as open, because the refusal is sent by the destination.
 """
 
 import argparse
@@ -99,7 +100,11 @@ def unknown_name(name: str) -> str:
     for _ in range(DNS_TRIES):
         answer = ask_dns(server, name)
         if answer is not None:
-            return "" if answer == (3, 0) else f"the resolver {server} answered with rcode {answer[0]} and {answer[1]} records"
+            return (
+                ""
+                if answer == (3, 0)
+                else f"the resolver {server} answered with rcode {answer[0]} and {answer[1]} records"
+            )
     return f"the resolver {server} did not answer, so the result is unknown"
 
 
@@ -127,7 +132,19 @@ def words(text: str) -> "list[str]":
 def run_in_container(image: str) -> int:
     """Run this file in a privileged container in the network of the guest."""
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--container=")]
-    command = ["docker", "run", "--rm", "--interactive", "--network", "host", "--privileged", image, "python3", "-", *arguments]
+    command = [
+        "docker",
+        "run",
+        "--rm",
+        "--interactive",
+        "--network",
+        "host",
+        "--privileged",
+        image,
+        "python3",
+        "-",
+        *arguments,
+    ]
     with open(__file__, "rb") as source:
         return subprocess.run(command, stdin=source, check=False).returncode
 
@@ -142,7 +159,9 @@ def main() -> int:
     gateway = find_gateway()
     http = f"GET / HTTP/1.1\r\nHost: {given.name}\r\nConnection: close\r\n\r\n".encode()
     probes = [(f"tcp {endpoint}", connect, *split(endpoint)) for endpoint in words(given.tcp)]
-    probes += [(f"the host itself, tcp {gateway}:{port}", connect, gateway, int(port)) for port in words(given.host_ports)]
+    probes += [
+        (f"the host itself, tcp {gateway}:{port}", connect, gateway, int(port)) for port in words(given.host_ports)
+    ]
     for server in words(given.dns):
         probes += [
             (f"foreign DNS, udp {server}:53", foreign_dns, server, given.name),

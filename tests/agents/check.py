@@ -1,6 +1,8 @@
-"""`FOLDER`: what the agents that npm installed in the folder ask of their model, held against the brokers of profiles/agents.
+"""`FOLDER`: what the agents that npm installed in the folder ask of their model, held against the brokers of
+profiles/agents.
 
-Each runs as its profile runs it, without root, with a home of its own and a server on the loopback in the place of the broker.
+Each runs as its profile runs it, without root, with a home of its own and a server on the loopback in the place of the
+broker.
 """
 
 from __future__ import annotations

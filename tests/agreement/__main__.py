@@ -1,4 +1,5 @@
-"""Runs the corpus with our runner and with ansible-core, and compares outcomes and registered results: `python -m tests.agreement VENV`."""
+"""Runs the corpus with our runner and with ansible-core, and compares outcomes and registered results: `python -m
+tests.agreement VENV`."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def compare_generated(cases: Sequence[Case], tally: Tally, guest: Guest, ansible
             whole = folder / "whole.yaml"
             write_playbook(whole, part, VARIABLES)
             refused = find_refused(whole, part)
-            waiting.append((part, refused, folder, pool.submit(run_theirs, whole, {}, ansible, scratch / f"part-{number}")))
+            waiting.append(
+                (part, refused, folder, pool.submit(run_theirs, whole, {}, ansible, scratch / f"part-{number}"))
+            )
         for part, refused, folder, theirs in waiting:
             kept = folder / "ours" / "kept.yaml"
             kept.parent.mkdir()
@@ -81,10 +84,14 @@ def compare_modules(tally: Tally, guest: Guest, ansible: Path, scratch: Path) ->
         write_playbook(playbook, cases, VARIABLES)
         if who == "ours":
             refused = find_refused(playbook, cases)
-            write_playbook(playbook, {number: case for number, case in cases.items() if number not in refused}, VARIABLES)
+            write_playbook(
+                playbook, {number: case for number, case in cases.items() if number not in refused}, VARIABLES
+            )
         variables = {"place": str(place)}
         found = (
-            run_ours(playbook, variables, guest, place.parent) if who == "ours" else run_theirs(playbook, variables, ansible, place.parent)
+            run_ours(playbook, variables, guest, place.parent)
+            if who == "ours"
+            else run_theirs(playbook, variables, ansible, place.parent)
         )
         rows[who] = {row.name: row for row in found}
     for number, case in cases.items():

@@ -71,7 +71,10 @@ class Tally:
             self.counts["agreed"] += 1
             return
         self.counts["differences"] += 1
-        why = [str(row.result.get("msg", ""))[:200] if row and row.outcome in ("ignored", "failed") else "" for row in (ours, theirs)]
+        why = [
+            str(row.result.get("msg", ""))[:200] if row and row.outcome in ("ignored", "failed") else ""
+            for row in (ours, theirs)
+        ]
         self.differences.append(f"{case.title!r}: ours {shown[0]} {why[0]}, theirs {shown[1]} {why[1]}")
 
 

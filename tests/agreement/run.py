@@ -48,7 +48,9 @@ def run_ours(playbook: Path, variables: Mapping[str, str], guest: Guest, scratch
     )  # fmt: skip
     ended = run_playbook(load_playbook(playbook), guest, context)
     # Tasks that were not reached have a row in our report and none in theirs.
-    reached = [task for task in ended.tasks if task.module not in _INCLUDES and not task.message.startswith("not run, because")]
+    reached = [
+        task for task in ended.tasks if task.module not in _INCLUDES and not task.message.startswith("not run, because")
+    ]
     plain = json.loads(json.dumps(registered, default=str))
     return [Row(task.name, _SAME.get(task.outcome, task.outcome), plain.get(task.name, {})) for task in reached]
 
@@ -71,7 +73,11 @@ def run_theirs(playbook: Path, variables: Mapping[str, str], ansible: Path, scra
     rows = [json.loads(line) for line in told.read_text(encoding="utf-8").splitlines()]
     if not rows:
         print(ended.stdout[-3000:], ended.stderr[-3000:])
-    return [Row(row["name"], row["outcome"], row["result"]) for row in rows if row["module"].rsplit(".", 1)[-1] not in _INCLUDES]
+    return [
+        Row(row["name"], row["outcome"], row["result"])
+        for row in rows
+        if row["module"].rsplit(".", 1)[-1] not in _INCLUDES
+    ]
 
 
 def make_place(folder: Path) -> Path:

@@ -40,7 +40,8 @@ HEAD = "version: 1\nname: p\nimage: debian-13-docker\n"
 
 @dataclass(frozen=True)
 class Failure:
-    """What happened, in the words of a heading, why, and how it is provoked in an empty folder that is the current one."""
+    """What happened, in the words of a heading, why, and how it is provoked in an empty folder that is the current
+    one."""
 
     title: str
     cause: str
@@ -61,7 +62,12 @@ def commit(place: Path, **files: str) -> None:
     for name, text in files.items():
         (place / name.replace("__", ".")).write_text(text)
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "--allow-empty", "-m", "first"]):
-        subprocess.run([*GIT, "-C", str(place), *words], check=True, timeout=60, env={"PATH": os.environ["PATH"], "HOME": str(place)})
+        subprocess.run(
+            [*GIT, "-C", str(place), *words],
+            check=True,
+            timeout=60,
+            env={"PATH": os.environ["PATH"], "HOME": str(place)},
+        )
 
 
 def plan(text: str, *words: str) -> Callable[[Path], None]:
@@ -150,7 +156,9 @@ def fetch(url: str, sources: tuple[str, ...]) -> Callable[[Path], None]:
         (place / "image.qcow2").write_bytes(b"changed")
         home = Home(place / "state")
         home.create()
-        fetch_image(url.format(place=place), "0" * 64, ImageStore(home.images), progress=lambda _: None, sources=sources)
+        fetch_image(
+            url.format(place=place), "0" * 64, ImageStore(home.images), progress=lambda _: None, sources=sources
+        )
 
     return provoke
 
@@ -158,7 +166,10 @@ def fetch(url: str, sources: tuple[str, ...]) -> Callable[[Path], None]:
 def lack_binding(_place: Path) -> None:
     missing = ModuleNotFoundError("No module named 'libvirt'")
     libvirt._quiet.cache_clear()
-    with mock.patch.object(libvirt.importlib, "import_module", side_effect=missing), mock.patch.object(sys, "prefix", "/usr"):
+    with (
+        mock.patch.object(libvirt.importlib, "import_module", side_effect=missing),
+        mock.patch.object(sys, "prefix", "/usr"),
+    ):
         libvirt.Libvirt().connect()
 
 
@@ -235,7 +246,9 @@ def plan_image(place: Path) -> None:
 
 
 def plan_stock(place: Path) -> None:
-    (place / "profile.yaml").write_text("version: 1\nname: p\nimage: {url: 'https://cloud.example.com/debian.qcow2', sha256: 12ab}\n")
+    (place / "profile.yaml").write_text(
+        "version: 1\nname: p\nimage: {url: 'https://cloud.example.com/debian.qcow2', sha256: 12ab}\n"
+    )
     command("plan", "profile.yaml", "--instance-id", "demo")
 
 

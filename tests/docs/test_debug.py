@@ -48,11 +48,17 @@ def run_in_sh(text: str) -> str:
 
 
 @pytest.mark.parametrize("word", WORDS, ids=repr)
-def test_a_printed_line_does_in_sh_what_the_program_did(calls: pytest.CaptureFixture[str], tmp_path: Path, word: str) -> None:
+def test_a_printed_line_does_in_sh_what_the_program_did(
+    calls: pytest.CaptureFixture[str], tmp_path: Path, word: str
+) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()
     done = process.run(
-        [sys.executable, "-c", PRINT, word, "last"], timeout=60, cwd=folder, environment={"MARK": "it's set"}, stdin=b"never shown"
+        [sys.executable, "-c", PRINT, word, "last"],
+        timeout=60,
+        cwd=folder,
+        environment={"MARK": "it's set"},
+        stdin=b"never shown",
     )
     line = calls.readouterr().err
     assert line.endswith("  # exit code 0; 11 bytes of standard input not shown\n") and "never shown" not in line
@@ -101,7 +107,11 @@ def test_each_way_to_ask_for_it(tmp_path: Path, place: str) -> None:
     words = {"before": ["--debug", "plan"], "behind": ["plan", "--debug"]}.get(place, ["plan"])
     repository = tmp_path / "repository"
     subprocess.run(["git", "init", "-q", str(repository)], check=True, timeout=60)
-    environment = {**os.environ, "KTRDR_VM_DEBUG": "1" if place == "variable" else "0", "KTRDR_VM_HOME": str(tmp_path / "home")}
+    environment = {
+        **os.environ,
+        "KTRDR_VM_DEBUG": "1" if place == "variable" else "0",
+        "KTRDR_VM_HOME": str(tmp_path / "home"),
+    }
     profile = str(PROJECT / "profiles" / "startability.yaml")
     command = [sys.executable, "-m", "ktrdr_vm.cli.main", *words, profile, "--workspace", str(repository)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
@@ -121,11 +131,17 @@ def find_commands(command: click.Command, words: str = "") -> Iterator[tuple[str
 
 
 def test_every_command_takes_it_once() -> None:
-    assert [words for words, one in find_commands(cli) if sum("--debug" in option.opts for option in one.params) != 1] == []
+    assert [
+        words for words, one in find_commands(cli) if sum("--debug" in option.opts for option in one.params) != 1
+    ] == []
 
 
 @pytest.mark.parametrize("name", ["ssh", "exec"])
 def test_behind_the_instance_it_is_the_guests_word(name: str) -> None:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    assert command.make_context(name, ["--debug", "one", "docker", "--debug", "ps"]).params["command"] == ("docker", "--debug", "ps")
+    assert command.make_context(name, ["--debug", "one", "docker", "--debug", "ps"]).params["command"] == (
+        "docker",
+        "--debug",
+        "ps",
+    )

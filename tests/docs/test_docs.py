@@ -1,4 +1,5 @@
-"""The documentation says what the program does: every command, target, link, key, module and exit code in it is the program's own."""
+"""The documentation says what the program does: every command, target, link, key, module and exit code in it is the
+program's own."""
 
 from __future__ import annotations
 
@@ -343,7 +344,14 @@ def test_every_exit_code_is_documented_and_no_other():
 def test_every_field_of_a_report_is_documented():
     text = read("docs/report.md")
     words = set(re.findall(r"[a-z_0-9]+", " ".join(find_inline_code(text))))
-    for kind in (report.RunReport, report.GateResult, report.TaskResult, report.WorkloadResult, report.Phase, report.Artifact):
+    for kind in (
+        report.RunReport,
+        report.GateResult,
+        report.TaskResult,
+        report.WorkloadResult,
+        report.Phase,
+        report.Artifact,
+    ):
         assert {field.name for field in dataclasses.fields(kind)} <= words, kind
     for kind in (report.Denial, report.Allowance):
         assert {field.name for field in dataclasses.fields(kind)} <= words, kind
@@ -376,10 +384,15 @@ def test_the_brokers_shown_are_profiles():
 
 
 def test_the_requests_shown_are_a_profile():
-    """The block on rules by method and path gives the URL that the command after it uses, and the proxy's rules for it."""
+    """The block on rules by method and path gives the URL that the command after it uses, and the proxy's rules for
+    it."""
     part = read("docs/egress.md").partition("## Requests by method and path")[2]
     [route] = make_routes(load_profile(find_blocks(part, "yaml")[0], "docs/egress.md", lambda *_: ("", b"")).profile)
-    assert (route.requests.host, route.requests.methods, route.name) == ("api.github.com", ("GET",), "url:GITHUB_API_URL")
+    assert (route.requests.host, route.requests.methods, route.name) == (
+        "api.github.com",
+        ("GET",),
+        "url:GITHUB_API_URL",
+    )
     path = re.search(r"\$GITHUB_API_URL(/\S+)\"", find_blocks(part, "sh")[0])
     assert path is not None and path[1].startswith(route.requests.paths)
 

@@ -1,4 +1,5 @@
-"""The commands of docs/first-profile.md: `init`, then `plan`, from any folder of a repository; at a terminal `init` asks."""
+"""The commands of docs/first-profile.md: `init`, then `plan`, from any folder of a repository; at a terminal `init`
+asks."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def repository(tmp_path: Path) -> Path:
 
 def run(*words: str, where: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "KTRDR_VM_HOME": str(where / "home"), "PYTHONPATH": str(PROJECT)}
-    return subprocess.run([*KTRDR, *words], cwd=where, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [*KTRDR, *words], cwd=where, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def test_from_a_clone_to_a_plan(repository: Path) -> None:
@@ -52,7 +55,12 @@ def test_at_a_terminal_it_asks_what_it_cannot_know(repository: Path) -> None:
     ours, theirs = pty.openpty()
     try:
         started = subprocess.Popen(
-            [*KTRDR, "init"], cwd=repository, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "PYTHONPATH": str(PROJECT)}
+            [*KTRDR, "init"],
+            cwd=repository,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**os.environ, "PYTHONPATH": str(PROJECT)},
         )
         os.close(theirs)
         os.write(ours, b"dev/compose.yaml\nagent 'unclosed\nagent -p 'do it'\n")
@@ -89,11 +97,20 @@ def test_the_playbooks_are_ansibles_too(playbooks: list[Path]) -> None:
 
 @pytest.mark.parametrize(
     ("states", "code"),
-    [("api running 0\nmigrate exited 0\n", 0), ("api running 0\nworker exited 1\n", 1), ("api restarting 0\n", 1), ("", 1)],
+    [
+        ("api running 0\nmigrate exited 0\n", 0),
+        ("api running 0\nworker exited 1\n", 1),
+        ("api restarting 0\n", 1),
+        ("", 1),
+    ],
 )
-def test_a_container_that_ends_with_an_error_has_not_started(playbooks: list[Path], tmp_path: Path, states: str, code: int) -> None:
+def test_a_container_that_ends_with_an_error_has_not_started(
+    playbooks: list[Path], tmp_path: Path, states: str, code: int
+) -> None:
     [play] = yaml.safe_load(playbooks[1].read_text())
-    [line] = [task["ansible.builtin.shell"]["cmd"] for task in play["tasks"][0]["block"] if task["name"] == "services stay up"]
+    [line] = [
+        task["ansible.builtin.shell"]["cmd"] for task in play["tasks"][0]["block"] if task["name"] == "services stay up"
+    ]
     programs = tmp_path / "programs"
     programs.mkdir()
     for name, text in (("docker", f"printf '%s' '{states}'"), ("sleep", ":")):
@@ -101,6 +118,11 @@ def test_a_container_that_ends_with_an_error_has_not_started(playbooks: list[Pat
         (programs / name).chmod(0o755)
     script = line.replace("{% raw %}", "").replace("{% endraw %}", "")
     done = subprocess.run(
-        ["sh", "-c", script], env={"PATH": f"{programs}:/usr/bin:/bin"}, capture_output=True, text=True, timeout=30, check=False
+        ["sh", "-c", script],
+        env={"PATH": f"{programs}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert done.returncode == code, done.stderr

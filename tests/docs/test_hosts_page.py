@@ -11,7 +11,11 @@ from ktrdr_vm.host.paths import PROJECT
 
 def test_the_table_is_that_of_the_last_run() -> None:
     done = subprocess.run(
-        [sys.executable, PROJECT / "scripts" / "render-hosts", "--check"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, PROJECT / "scripts" / "render-hosts", "--check"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

@@ -1,4 +1,5 @@
-"""The isolation gate's probe can tell an open door from a closed one: tried against sockets of this machine's loopback."""
+"""The isolation gate's probe can tell an open door from a closed one: tried against sockets of this machine's
+loopback."""
 
 from __future__ import annotations
 
@@ -136,7 +137,9 @@ def test_an_unknown_name_must_not_exist(probe, monkeypatch, flags, answers, clos
     with answering(reply) as port:
         real = socket.socket.connect
         monkeypatch.setattr(probe, "find_resolver", lambda: "127.0.0.1")
-        monkeypatch.setattr(probe.socket.socket, "connect", lambda self, address: real(self, (address[0], port)), raising=False)
+        monkeypatch.setattr(
+            probe.socket.socket, "connect", lambda self, address: real(self, (address[0], port)), raising=False
+        )
         assert (probe.unknown_name(NAME) == "") is closed
 
 
@@ -151,7 +154,9 @@ def test_it_fails_and_names_what_is_open(probe, monkeypatch, capsys):
     monkeypatch.setattr(probe, "unknown_name", lambda name: "")
     closed = free_port()
     with listening(lambda connection: None) as port:
-        monkeypatch.setattr(sys, "argv", ["probe", f"--tcp=127.0.0.1:{port}", f"--name={NAME}", f"--host-ports={closed}"])
+        monkeypatch.setattr(
+            sys, "argv", ["probe", f"--tcp=127.0.0.1:{port}", f"--name={NAME}", f"--host-ports={closed}"]
+        )
         assert probe.main() == 1
     shown = capsys.readouterr()
     assert f"OPEN    tcp 127.0.0.1:{port}" in shown.out and f"closed  name {NAME}" in shown.out

@@ -1,4 +1,5 @@
-"""The language of docs, help, messages, docstrings and comments: the length of lines, and words that the glossary replaced."""
+"""The language of docs, help, messages, docstrings and comments: the length of lines, and words that the glossary
+replaced."""
 
 from __future__ import annotations
 
@@ -40,7 +41,11 @@ def test_lines_fit(page):
     def may_be_long(line: str) -> bool:
         return line.startswith(("|", "![")) or "://" in line
 
-    found = [number for number, line in find_prose(page.read_text(encoding="utf-8")) if len(line) > LONGEST and not may_be_long(line)]
+    found = [
+        number
+        for number, line in find_prose(page.read_text(encoding="utf-8"))
+        if len(line) > LONGEST and not may_be_long(line)
+    ]
     assert not found, f"lines longer than {LONGEST} characters: {found}"
 
 
@@ -51,7 +56,11 @@ def find_docstrings() -> Iterator[tuple[str, str]]:
     """Place and text of each docstring of the package, those of fields included."""
     for path in sorted((PROJECT / "ktrdr_vm").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            if (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            ):
                 yield f"{path.relative_to(PROJECT)}:{node.lineno}", node.value.value
 
 
@@ -116,14 +125,22 @@ def find_code_texts(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.lineno, node.value.value
-        elif isinstance(node, ast.Call) and re.search(r"(Error|Problem|Stop|Failure|Check|Obstacle)\b", ast.unparse(node.func)):
-            texts = (part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str))
+        elif isinstance(node, ast.Call) and re.search(
+            r"(Error|Problem|Stop|Failure|Check|Obstacle)\b", ast.unparse(node.func)
+        ):
+            texts = (
+                part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            )
             yield node.lineno, " ".join(texts)
     with path.open("rb") as file:
-        yield from ((one.start[0], one.string) for one in tokenize.tokenize(file.readline) if one.type == tokenize.COMMENT)
+        yield from (
+            (one.start[0], one.string) for one in tokenize.tokenize(file.readline) if one.type == tokenize.COMMENT
+        )
 
 
-CODE = [path for path in sorted((PROJECT / "ktrdr_vm").rglob("*.py")) if not LATER & set(path.relative_to(PROJECT).parts)]
+CODE = [
+    path for path in sorted((PROJECT / "ktrdr_vm").rglob("*.py")) if not LATER & set(path.relative_to(PROJECT).parts)
+]
 
 
 @pytest.mark.parametrize("path", CODE, ids=[str(path.relative_to(PROJECT)) for path in CODE])
@@ -142,7 +159,11 @@ SHIPPED = [
 @pytest.mark.parametrize("path", SHIPPED, ids=[str(path.relative_to(PROJECT)) for path in SHIPPED])
 def test_no_shipped_document_has_a_retired_word(path):
     lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-    assert [(number, found) for number, line in lines if (found := find_retired(line)) and not re.match(r"\s+sleep \d", line)] == []
+    assert [
+        (number, found)
+        for number, line in lines
+        if (found := find_retired(line)) and not re.match(r"\s+sleep \d", line)
+    ] == []
 
 
 def find_helps(command: click.Command, words: str) -> Iterator[tuple[str, str]]:

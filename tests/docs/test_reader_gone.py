@@ -12,7 +12,9 @@ import pytest
 PROGRAM = [sys.executable, "-m", "ktrdr_vm.cli.main"]
 
 
-@pytest.mark.parametrize("words", [["validate", "--schema"], ["events", "one"], ["report", "one", "--json"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["validate", "--schema"], ["events", "one"], ["report", "one", "--json"]], ids=" ".join
+)
 def test_a_reader_that_is_gone_is_no_failure(tmp_path: Path, words: list[str]) -> None:
     run = tmp_path / "runs" / "one" / "latest"
     run.mkdir(parents=True)
@@ -21,6 +23,8 @@ def test_a_reader_that_is_gone_is_no_failure(tmp_path: Path, words: list[str]) -
     reading, writing = os.pipe()
     os.close(reading)
     environment = {**os.environ, "KTRDR_VM_HOME": str(tmp_path)}
-    done = subprocess.run([*PROGRAM, *words], stdout=writing, stderr=subprocess.PIPE, env=environment, timeout=120, check=False)
+    done = subprocess.run(
+        [*PROGRAM, *words], stdout=writing, stderr=subprocess.PIPE, env=environment, timeout=120, check=False
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -10,8 +10,16 @@ import pytest
 from ktrdr_vm.host.paths import PROJECT
 
 PAGES = [PROJECT / "docs" / "architecture.md", PROJECT / "CONTRIBUTING.md"]
-NAMED = sorted({found for page in PAGES for found in re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py):([A-Za-z_.]+)`", page.read_text())})
-FILES = sorted({found for page in PAGES for found in re.findall(r"`((?:ktrdr_vm|tests|docs)/[a-z_/]+\.(?:py|md))`", page.read_text())})
+NAMED = sorted(
+    {found for page in PAGES for found in re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py):([A-Za-z_.]+)`", page.read_text())}
+)
+FILES = sorted(
+    {
+        found
+        for page in PAGES
+        for found in re.findall(r"`((?:ktrdr_vm|tests|docs)/[a-z_/]+\.(?:py|md))`", page.read_text())
+    }
+)
 WALKS = {"A run", "A packet", "An escalation", "A secret"}
 
 
@@ -25,7 +33,9 @@ def list_names(file: str) -> set[str]:
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
             inner = node.body if isinstance(node, ast.ClassDef) else []
-            names |= {f"{node.name}.{one.name}" for one in inner if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)}
+            names |= {
+                f"{node.name}.{one.name}" for one in inner if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
     return names
 
 

@@ -1,4 +1,5 @@
-"""A wheel holds what a checkout ships: installed alone, without the checkout and without libvirt, it plans every shipped profile."""
+"""A wheel holds what a checkout ships: installed alone, without the checkout and without libvirt, it plans every
+shipped profile."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = ["-c", "import sys; from hatchling import build; print(build.build_sdist(sys.argv[1]))", str(out)]
     subprocess.run([sys.executable, *build], check=True, timeout=120, cwd=source, capture_output=True)
     [sdist] = out.glob("*.tar.gz")
-    subprocess.run([*PIP, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out), str(sdist)], check=True, timeout=120)
+    subprocess.run(
+        [*PIP, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out), str(sdist)], check=True, timeout=120
+    )
     return out
 
 
@@ -71,7 +74,13 @@ def repository(tmp_path: Path) -> Path:
 def run(installed: Path, *words: str, where: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "HOME": str(where), "KTRDR_VM_HOME": str(where / "home"), **variables}
     return subprocess.run(
-        [str(installed / "bin" / "ktrdr-vm"), *words], env=environment, capture_output=True, text=True, timeout=60, check=False, cwd=where
+        [str(installed / "bin" / "ktrdr-vm"), *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=where,
     )
 
 
@@ -88,7 +97,11 @@ def find_shipped_files() -> set[str]:
 def test_every_shipped_file_is_in_the_wheel_and_in_the_sdist(distributions: Path, wheel: Path) -> None:
     wanted = find_shipped_files()
     with zipfile.ZipFile(wheel) as archive:
-        held = {name.removeprefix("ktrdr_vm/shipped/") for name in archive.namelist() if name.startswith("ktrdr_vm/shipped/")}
+        held = {
+            name.removeprefix("ktrdr_vm/shipped/")
+            for name in archive.namelist()
+            if name.startswith("ktrdr_vm/shipped/")
+        }
     assert wanted and held == wanted
     [sdist] = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as source:
@@ -107,7 +120,10 @@ def test_the_files_are_those_of_the_checkout(installed: Path) -> None:
         }
 
     assert digest(shipped) == digest(PROJECT)
-    assert load_recipe(shipped / "images/debian-13-docker.yaml").digest == load_recipe(PROJECT / "images/debian-13-docker.yaml").digest
+    assert (
+        load_recipe(shipped / "images/debian-13-docker.yaml").digest
+        == load_recipe(PROJECT / "images/debian-13-docker.yaml").digest
+    )
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -123,7 +139,9 @@ def test_it_plans_each_shipped_profile(installed: Path, repository: Path, name: 
 
 
 def test_it_works_without_the_binding_of_libvirt(installed: Path, repository: Path) -> None:
-    assert subprocess.run([installed / "bin/python", "-c", "import libvirt"], capture_output=True, check=False).returncode
+    assert subprocess.run(
+        [installed / "bin/python", "-c", "import libvirt"], capture_output=True, check=False
+    ).returncode
     said = run(installed, "doctor", "--json", where=repository)
     [check] = [one for one in json.loads(said.stdout) if one["name"] == "libvirt-python"]
     assert said.returncode == 3 and check["state"] == "missing" and "ktrdr-vm[host]" in check["fix"]

@@ -1,4 +1,5 @@
-"""Golden files: what is rendered today, byte for byte. After a wanted change: `pytest tests/golden --regenerate`, then read the diff."""
+"""Golden files: what is rendered today, byte for byte. After a wanted change: `pytest tests/golden --regenerate`, then
+read the diff."""
 
 from __future__ import annotations
 

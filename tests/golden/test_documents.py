@@ -1,4 +1,5 @@
-"""Every document of every shipped profile, rendered from fixed facts, compared and given to the program that will read it."""
+"""Every document of every shipped profile, rendered from fixed facts, compared and given to the program that will read
+it."""
 
 from __future__ import annotations
 
@@ -29,12 +30,15 @@ EXPECTED = Path(__file__).parent / "expected"
 PROFILES = sorted((PROJECT / "profiles").glob("*.yaml"))
 NAMES = [path.stem for path in PROFILES]
 HOME = "/var/lib/ktrdr-vm"
-IMAGE = ImageFacts("debian-13-docker", "d" * 64, f"{HOME}/images/{'d' * 64}", kernel_args="root=/dev/vda rw console=ttyS0")
+IMAGE = ImageFacts(
+    "debian-13-docker", "d" * 64, f"{HOME}/images/{'d' * 64}", kernel_args="root=/dev/vda rw console=ttyS0"
+)
 
 
 def make_presets(names: set[str]) -> tuple[tuple[str, tuple[EgressRule, ...]], ...]:
     return tuple(
-        (name, (EgressRule(host=f"{name}.mirror.example", ports=(443,), preset=name, reason=f"preset {name}"),)) for name in sorted(names)
+        (name, (EgressRule(host=f"{name}.mirror.example", ports=(443,), preset=name, reason=f"preset {name}"),))
+        for name in sorted(names)
     )
 
 
@@ -103,14 +107,17 @@ def test_what_is_allocated_later_is_a_named_placeholder(path: Path) -> None:
     assert PLACEHOLDER.host_key in documents["user-data"]
     filled = make_plan(path).render(sample_allocation())
     filled["domain.xml"] = "".join(ElementTree.fromstring(filled["domain.xml"]).itertext())
-    left = [value for value in vars(PLACEHOLDER).values() if value.startswith("<") and value in "".join(filled.values())]
+    left = [
+        value for value in vars(PLACEHOLDER).values() if value.startswith("<") and value in "".join(filled.values())
+    ]
     assert left == []
 
 
 @pytest.mark.parametrize("accelerator", ["tcg", "kvm"])
 @pytest.mark.parametrize("path", PROFILES, ids=NAMES)
 def test_libvirt_takes_the_domain(path: Path, accelerator: str) -> None:
-    """The schema is libvirt's own; the test driver has neither our machine types nor our CPU, so these two are left out there."""
+    """The schema is libvirt's own; the test driver has neither our machine types nor our CPU, so these two are left out
+    there."""
     libvirt: Any = pytest.importorskip("libvirt", reason="libvirt-python is compiled against headers that are not here")
     text = make_plan(path, accelerator=accelerator).render(sample_allocation())["domain.xml"]
     root = ElementTree.fromstring(text)
@@ -123,7 +130,9 @@ def test_libvirt_takes_the_domain(path: Path, accelerator: str) -> None:
     root.remove(cpu)
     connection = libvirt.open("test:///default")
     try:
-        domain = connection.defineXMLFlags(ElementTree.tostring(root, encoding="unicode"), libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+        domain = connection.defineXMLFlags(
+            ElementTree.tostring(root, encoding="unicode"), libvirt.VIR_DOMAIN_DEFINE_VALIDATE
+        )
         assert domain.name() == f"ktrdr-golden--{path.stem}"
         domain.undefine()
     finally:
@@ -135,13 +144,28 @@ def test_the_domain_has_nothing_that_a_sandbox_does_not_need(path: Path) -> None
     root = ElementTree.fromstring(make_plan(path).render(sample_allocation())["domain.xml"])
     found = {child.tag for child in root.find("devices") or ()}
     assert found.isdisjoint(
-        {"graphics", "video", "sound", "input", "hostdev", "redirdev", "parallel", "smartcard", "tpm", "shmem", "watchdog"}
+        {
+            "graphics",
+            "video",
+            "sound",
+            "input",
+            "hostdev",
+            "redirdev",
+            "parallel",
+            "smartcard",
+            "tpm",
+            "shmem",
+            "watchdog",
+        }
     )
     assert [one.get("model") for one in root.findall("./devices/controller[@type='usb']")] == ["none"]
     assert [one.get("model") for one in root.findall("./devices/memballoon")] == ["none"]
     assert {one.get("type") for one in root.findall("./devices/disk/driver")} == {"qcow2", "raw"}
     assert all(one.get("type") for one in root.iter("driver"))
-    assert {(one.get("policy"), one.get("name")) for one in root.findall("./cpu/feature")} >= {("disable", "vmx"), ("disable", "svm")}
+    assert {(one.get("policy"), one.get("name")) for one in root.findall("./cpu/feature")} >= {
+        ("disable", "vmx"),
+        ("disable", "svm"),
+    }
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=NAMES)
@@ -150,7 +174,9 @@ def test_nft_takes_the_ruleset(path: Path, name: str) -> None:
     ruleset = make_plan(path).render(sample_allocation())[name]
     private = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--net", "--map-root-user"]
     nft = require_program("nft")
-    checked = subprocess.run([*private, nft, "--check", "--file", "-"], input=ruleset, text=True, capture_output=True, timeout=30)
+    checked = subprocess.run(
+        [*private, nft, "--check", "--file", "-"], input=ruleset, text=True, capture_output=True, timeout=30
+    )
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
@@ -170,7 +196,10 @@ def test_haproxy_takes_the_configuration(path: Path, tmp_path: Path) -> None:
     try:
         checked = subprocess.run(
             [haproxy, "-c", "-f", str(folder / "proxy.cfg")],
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **{name: str(one.fileno()) for name, one in listeners.items()}},
+            env={
+                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+                **{name: str(one.fileno()) for name, one in listeners.items()},
+            },
             pass_fds=[one.fileno() for one in listeners.values()],
             capture_output=True,
             text=True,

@@ -1,4 +1,5 @@
-"""What scripts rely on: commands with their options, exit codes, and the shapes of the JSON documents. A change of it is meant."""
+"""What scripts rely on: commands with their options, exit codes, and the shapes of the JSON documents. A change of it
+is meant."""
 
 from __future__ import annotations
 
@@ -37,7 +38,10 @@ def test_commands_and_options(golden: Golden) -> None:
 
 def test_exit_codes(golden: Golden) -> None:
     kinds = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.KtrdrError)]
-    golden("outside/exit-codes.txt", "".join(f"{one.__name__} {one.exit_code}\n" for one in sorted(kinds, key=lambda one: one.__name__)))
+    golden(
+        "outside/exit-codes.txt",
+        "".join(f"{one.__name__} {one.exit_code}\n" for one in sorted(kinds, key=lambda one: one.__name__)),
+    )
 
 
 def _shape(kind: Any) -> Any:
@@ -53,5 +57,9 @@ def test_report(golden: Golden) -> None:
 
 
 def test_ledger(golden: Golden) -> None:
-    words = {"kinds": sorted(ledger_row.KINDS), "verdicts": sorted(ledger_row.VERDICTS), "fields": sorted(ledger_row._known())}
+    words = {
+        "kinds": sorted(ledger_row.KINDS),
+        "verdicts": sorted(ledger_row.VERDICTS),
+        "fields": sorted(ledger_row._known()),
+    }
     golden("outside/ledger.json", json.dumps(words, indent=1) + "\n")

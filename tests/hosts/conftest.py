@@ -1,6 +1,8 @@
-"""The ladder of the boxes: `release` → `first` (the main job as root, in a fresh box) → `box` (a box that begins where that one ended).
+"""The ladder of the boxes: `release` → `first` (the main job as root, in a fresh box) → `box` (a box that begins where
+that one ended).
 
-KTRDR_VM_HOST names one release; without it all are tried. With KTRDR_VM_HOSTS_REPORT what was run is written there, for docs/hosts.md.
+KTRDR_VM_HOST names one release; without it all are tried. With KTRDR_VM_HOSTS_REPORT what was run is written there, for
+docs/hosts.md.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from box.release import RELEASES, Release
 from box.report import Rows
 
 
-@pytest.fixture(scope="session", params=[os.environ["KTRDR_VM_HOST"]] if os.environ.get("KTRDR_VM_HOST") else list(RELEASES))
+@pytest.fixture(
+    scope="session", params=[os.environ["KTRDR_VM_HOST"]] if os.environ.get("KTRDR_VM_HOST") else list(RELEASES)
+)
 def release(request: pytest.FixtureRequest) -> Release:
     if os.geteuid() != 0:
         pytest.skip("a box is made from packages, which needs root")

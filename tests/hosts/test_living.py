@@ -1,4 +1,5 @@
-"""An instance that stays, under KVM and AppArmor: mounts, suspend and resume, loans, a snapshot, libvirtd restarted, the host rebooted."""
+"""An instance that stays, under KVM and AppArmor: mounts, suspend and resume, loans, a snapshot, libvirtd restarted,
+the host rebooted."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ import time
 from box.household import POLICY, Household
 from box.machine import Box
 
-COUNT = 'systemd-run --quiet --unit=counter sh -c "n=0; while :; do n=\\$((n+1)); echo \\$n > /run/count; sleep 1; done"'
+COUNT = (
+    'systemd-run --quiet --unit=counter sh -c "n=0; while :; do n=\\$((n+1)); echo \\$n > /run/count; sleep 1; done"'
+)
 MEMORY = 'awk "/MemTotal/ {print int(\\$2 / 1024)}" /proc/meminfo'
 
 

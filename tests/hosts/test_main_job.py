@@ -13,15 +13,30 @@ def test_the_main_job_passes_on_a_fresh_host(release: Release, first: First, row
     assert first.home_mode == "700", "the clone lies beneath a folder that nobody else may enter"
     report = json.loads(first.report) if first.report else {}
     gates = {gate["name"]: gate["outcome"] for gate in report.get("gates", [])}
-    note = ", ".join(f"{name} {outcome}" for name, outcome in gates.items()) + (", under KVM" if _accelerator(report) == "kvm" else "")
-    rows.add(release, "the main job", list(first.steps), list(first.denials), passed=first.passed, note=note, commit=first.commit)
+    note = ", ".join(f"{name} {outcome}" for name, outcome in gates.items()) + (
+        ", under KVM" if _accelerator(report) == "kvm" else ""
+    )
+    rows.add(
+        release,
+        "the main job",
+        list(first.steps),
+        list(first.denials),
+        passed=first.passed,
+        note=note,
+        commit=first.commit,
+    )
     assert first.code == 0, first.said[-6000:]
     assert gates == {"startability": "passed", "isolation": "passed"}
     assert _accelerator(report) == "kvm"
     assert report["residue"] == [] and "residue: none" in first.said
     assert first.denials == ()
     # libvirt leaves a profile of each domain for ever; ours go with it.
-    left = set(first.left.split()) - {"/etc/apparmor.d/libvirt:", "TEMPLATE.lxc", "TEMPLATE.qemu", "/var/lib/ktrdr-vm/instances:"}
+    left = set(first.left.split()) - {
+        "/etc/apparmor.d/libvirt:",
+        "TEMPLATE.lxc",
+        "TEMPLATE.qemu",
+        "/var/lib/ktrdr-vm/instances:",
+    }
     assert left == set()
 
 

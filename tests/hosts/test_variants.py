@@ -1,4 +1,5 @@
-"""Hosts as they are configured. Each ends in a fork whose isolation gate passes, or first in one sentence before anything is made."""
+"""Hosts as they are configured. Each ends in a fork whose isolation gate passes, or first in one sentence before
+anything is made."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from box.root import CLONE
 class Variant:
     """`setup` makes it of a box, as its owner would; `before` stands before every command of the person.
 
-    With `closed` the way of instances is closed: doctor and apply say so in the same words, and what they say to do opens it. With
-    `template` one of another shape is made as well.
+    With `closed` the way of instances is closed: doctor and apply say so in the same words, and what they say to do
+    opens it. With `template` one of another shape is made as well.
     """
 
     setup: str
@@ -42,7 +43,9 @@ VARIANTS = {
     "firewalld": Variant("systemctl unmask -q firewalld; systemctl enable -q --now firewalld"),
     "output closed": Variant(_OUTPUT_CLOSED, closed=True),
     "systemd-resolved": Variant(_RESOLVED),
-    "ip_forward": Variant("echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-forward.conf && sysctl -q -w net.ipv4.ip_forward=1"),
+    "ip_forward": Variant(
+        "echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-forward.conf && sysctl -q -w net.ipv4.ip_forward=1"
+    ),
     "read-only usr": Variant("mount --bind /usr /usr && mount -o remount,ro,bind /usr"),
 }
 
@@ -59,13 +62,19 @@ def test_a_host_that_is_configured_so(name: str, box: Box) -> None:
     said = _apply(box, variant).require()
     assert "residue: none" in said.out + said.err
     assert "boots without a template" not in said.out + said.err
-    left = box.run("virsh -q list --all --name; ls /var/lib/ktrdr-vm/instances; ls /etc/apparmor.d/libvirt").require().out.split()
+    left = (
+        box.run("virsh -q list --all --name; ls /var/lib/ktrdr-vm/instances; ls /etc/apparmor.d/libvirt")
+        .require()
+        .out.split()
+    )
     assert set(left) <= {"TEMPLATE.lxc", "TEMPLATE.qemu"}
 
 
 def _apply(box: Box, variant: Variant) -> Said:
     before = f"{variant.before}; " if variant.before else ""
-    return box.run(f"{before}cd {WORK} && {CLONE}/.venv/bin/ktrdr-vm apply quick.yaml --instance-id one", limit=2400, step="apply")
+    return box.run(
+        f"{before}cd {WORK} && {CLONE}/.venv/bin/ktrdr-vm apply quick.yaml --instance-id one", limit=2400, step="apply"
+    )
 
 
 def _is_told_and_mended(home: Household, refused: Said) -> None:

@@ -1,4 +1,5 @@
-"""`make run` by a person without root, from a clone in a home of mode 0700, with KVM through its group, beside root's own state."""
+"""`make run` by a person without root, from a clone in a home of mode 0700, with KVM through its group, beside root's
+own state."""
 
 from __future__ import annotations
 
@@ -29,10 +30,19 @@ def test_a_person_without_root_runs_the_main_job(box: Box) -> None:
     said = _as_person(box, "cd ktrdr-vm && make run", limit=LIMIT, step="make run, with the template")
     assert said.code == 0, said.out[-4000:] + said.err[-6000:]
     report = json.loads(_as_person(box, f"cat {STATE}/runs/demo/latest/report.json").require().out)
-    assert {gate["name"]: gate["outcome"] for gate in report["gates"]} == {"startability": "passed", "isolation": "passed"}
+    assert {gate["name"]: gate["outcome"] for gate in report["gates"]} == {
+        "startability": "passed",
+        "isolation": "passed",
+    }
     assert report["host"]["accelerator"] == "kvm" and report["residue"] == []
-    assert box.run("virsh -q list --all --name; ip netns list; ls /var/lib/ktrdr-vm/instances").require().out.strip() == ""
-    checks = [line.split() for line in _as_person(box, "ktrdr-vm/.venv/bin/ktrdr-vm doctor").require().out.splitlines() if line.strip()]
+    assert (
+        box.run("virsh -q list --all --name; ip netns list; ls /var/lib/ktrdr-vm/instances").require().out.strip() == ""
+    )
+    checks = [
+        line.split()
+        for line in _as_person(box, "ktrdr-vm/.venv/bin/ktrdr-vm doctor").require().out.splitlines()
+        if line.strip()
+    ]
     assert {words[1] for words in checks if words[0] == "warning"} <= {"memory", "limits"}
     # Nobody needs the world any more.
     _as_person(box, f"echo 0 > {STATE}/world/idle-limit; sleep 10")

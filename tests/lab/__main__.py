@@ -1,7 +1,8 @@
-"""`python tests/lab [options of pytest]`: the lab without root, run by a person who is made for it, in that person's world.
+"""`python tests/lab [options of pytest]`: the lab without root, run by a person who is made for it, in that person's
+world.
 
-Everything is as under root, the namespaces of the lab included: the world's root makes them. What runs as a user of an instance is a
-subordinate id of the person, and the proxy starts in the view of the daemons.
+Everything is as under root, the namespaces of the lab included: the world's root makes them. What runs as a user of an
+instance is a subordinate id of the person, and the proxy starts in the view of the daemons.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def main() -> int:
         wanted = next((Path(one) for before, one in pairwise(sys.argv) if before == "--junit-xml"), None)
         words = [str(written) if wanted is not None and one == str(wanted) else one for one in sys.argv[1:]]
         try:
-            started = person.start(*words, program=[person.python, __file__], environment={_PLACE: str(place)}, stdout=None, cwd=PROJECT)
+            started = person.start(
+                *words, program=[person.python, __file__], environment={_PLACE: str(place)}, stdout=None, cwd=PROJECT
+            )
             code = started.wait()
             if wanted is not None and written.is_file():
                 shutil.copyfile(written, wanted)
@@ -51,7 +54,11 @@ def main() -> int:
 def _run_inside(place: Path) -> int:
     temporary = place / "tmp"
     temporary.mkdir()
-    os.environ |= {"TMPDIR": str(temporary), "KTRDR_VM_LAB_HOME": str(place / "lab"), "KTRDR_VM_LAB_EVIDENCE": str(place / "evidence")}
+    os.environ |= {
+        "TMPDIR": str(temporary),
+        "KTRDR_VM_LAB_HOME": str(place / "lab"),
+        "KTRDR_VM_LAB_EVIDENCE": str(place / "evidence"),
+    }
     enter_world(place)
     os.chdir(PROJECT)
     os.execv(sys.executable, [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", *sys.argv[1:]])

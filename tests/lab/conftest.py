@@ -1,4 +1,5 @@
-"""The ladder of the lab: `lab` (namespaces and the world outside) → `libvirt` → `image` → `instance` (one VM for many tests).
+"""The ladder of the lab: `lab` (namespaces and the world outside) → `libvirt` → `image` → `instance` (one VM for many
+tests).
 
 Entering the namespaces cannot be undone, so it happens once, before the first test that needs it, and holds to the end.
 """
@@ -33,7 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What needs no VM first, then the commands that boot their own, then all that shares one: never more VMs at once than needed."""
+    """What needs no VM first, then the commands that boot their own, then all that shares one: never more VMs at once
+    than needed."""
 
     def place(item: pytest.Item) -> int:
         names = getattr(item, "fixturenames", ())

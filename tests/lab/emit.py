@@ -1,4 +1,5 @@
-"""What an observed service does with OpenTelemetry's SDK, settings from its environment alone. Run in a container in a guest.
+"""What an observed service does with OpenTelemetry's SDK, settings from its environment alone. Run in a container in a
+guest.
 
 It also claims another's identity, at every level.
 """

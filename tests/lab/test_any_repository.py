@@ -1,6 +1,8 @@
-"""Repositories with features at random are in the guest as on the host, or each difference is named in a note. Real Git, no VM.
+"""Repositories with features at random are in the guest as on the host, or each difference is named in a note. Real
+Git, no VM.
 
-`KTRDR_VM_REPOSITORIES` is how many are made, `KTRDR_VM_SEED` the first seed. A failure names the seed of its repository.
+`KTRDR_VM_REPOSITORIES` is how many are made, `KTRDR_VM_SEED` the first seed. A failure names the seed of its
+repository.
 """
 
 from __future__ import annotations
@@ -40,8 +42,19 @@ class Maker:
 
     def git(self, place: Path, *words: str | bytes, check: bool = True) -> str:
         environment = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}
-        settings = ["-c", "user.name=a", "-c", "user.email=a@b.invalid", "-c", "protocol.file.allow=always", "-c", "commit.gpgSign=false"]
-        done = subprocess.run(["git", *settings, *words], cwd=place, env=environment, check=False, capture_output=True, timeout=60)
+        settings = [
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@b.invalid",
+            "-c",
+            "protocol.file.allow=always",
+            "-c",
+            "commit.gpgSign=false",
+        ]
+        done = subprocess.run(
+            ["git", *settings, *words], cwd=place, env=environment, check=False, capture_output=True, timeout=60
+        )
         assert done.returncode == 0 or not check, (words, done.stderr)
         return os.fsdecode(done.stdout)
 
@@ -56,9 +69,9 @@ class Maker:
         while True:
             parts = [os.fsdecode(self.chance.choice(NAMES)) for _ in range(self.chance.randint(1, 3))]
             made = place.joinpath(*parts[:-1], f"{parts[-1]}{self.chance.randint(0, 99)}")
-            if not any(os.path.lexists(one) and (one.is_symlink() or not one.is_dir()) for one in made.parents) and not os.path.lexists(
-                made
-            ):
+            if not any(
+                os.path.lexists(one) and (one.is_symlink() or not one.is_dir()) for one in made.parents
+            ) and not os.path.lexists(made):
                 made.parent.mkdir(parents=True, exist_ok=True)
                 return made
 
@@ -67,7 +80,9 @@ class Maker:
         if self.chance.random() < 0.2:
             made.symlink_to(self.chance.choice(["plain1", "/nowhere/at/all", "..", "../../outside", "no such"]))
             return made
-        made.write_bytes(self.chance.choice([b"", b"text\n", b"a\r\nb\r\n", bytes(range(256)), b"no line end", os.urandom(2000)]))
+        made.write_bytes(
+            self.chance.choice([b"", b"text\n", b"a\r\nb\r\n", bytes(range(256)), b"no line end", os.urandom(2000)])
+        )
         made.chmod(self.chance.choice([0o644, 0o755, 0o600, 0o700]))
         return made
 
@@ -102,7 +117,9 @@ class Maker:
             self.add_submodules(place, 0)
         if self.happens("lfs", 0.2):
             (place / ".gitattributes").write_text("*.bin filter=lfs diff=lfs merge=lfs -text\n")
-            (place / "large.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 9\n")
+            (place / "large.bin").write_text(
+                "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 9\n"
+            )
             self.git(place, "add", ".gitattributes", "large.bin")
             self.git(place, "commit", "-q", "-m", "lfs")
         if self.happens("ignored", 0.4):
@@ -130,11 +147,30 @@ class Maker:
             self.git(place, "submodule", "update", "-q", "--init", "--recursive")
             return place
         if kind in ("clone", "shallow", "partial", "sparse"):
-            options = {"shallow": ["--depth=1"], "partial": [f"--filter={self.chance.choice(['blob:none', 'tree:0'])}"]}.get(kind, [])
+            options = {
+                "shallow": ["--depth=1"],
+                "partial": [f"--filter={self.chance.choice(['blob:none', 'tree:0'])}"],
+            }.get(kind, [])
             self.git(self.folder, "clone", "-q", *options, "-b", branch, f"file://{origin}", str(place))
             if kind == "sparse":
-                self.git(place, "sparse-checkout", "set", *(["--no-cone"] if self.chance.random() < 0.5 else []), "plain", "vendor", ".dot")
-            self.git(place, "submodule", "update", "-q", "--init", *(["--recursive"] if self.chance.random() < 0.8 else []), check=False)
+                self.git(
+                    place,
+                    "sparse-checkout",
+                    "set",
+                    *(["--no-cone"] if self.chance.random() < 0.5 else []),
+                    "plain",
+                    "vendor",
+                    ".dot",
+                )
+            self.git(
+                place,
+                "submodule",
+                "update",
+                "-q",
+                "--init",
+                *(["--recursive"] if self.chance.random() < 0.8 else []),
+                check=False,
+            )
             return place
         origin.rename(place)
         for pointer in place.rglob(".git"):
@@ -148,7 +184,11 @@ class Maker:
 
     def change(self, place: Path) -> None:
         """What the person did and did not commit."""
-        tracked = [os.fsencode(place) + b"/" + os.fsencode(name) for name in self.git(place, "ls-files", "-z").split("\0") if name]
+        tracked = [
+            os.fsencode(place) + b"/" + os.fsencode(name)
+            for name in self.git(place, "ls-files", "-z").split("\0")
+            if name
+        ]
         there = [Path(os.fsdecode(name)) for name in tracked if os.path.isfile(name) or os.path.islink(name)]
         changes: list[tuple[str, Callable[[Path], object]]] = [
             ("modified", lambda path: replace(path, lambda: path.write_bytes(b"changed\n"))),
@@ -214,19 +254,29 @@ def describe(top: Path) -> dict[str, tuple[str, bytes, bool]]:
 
 def list_open(maker: Maker, place: Path) -> set[str]:
     """Paths that differ from HEAD or are untracked and not ignored: what `git status` says, whatever is staged."""
-    differing = maker.git(place, "diff", "--name-only", "--no-renames", "--ignore-submodules=all", "-z", "HEAD", "--").split("\0")
-    return {name for name in (*differing, *maker.git(place, "ls-files", "--others", "--exclude-standard", "-z").split("\0")) if name}
+    differing = maker.git(
+        place, "diff", "--name-only", "--no-renames", "--ignore-submodules=all", "-z", "HEAD", "--"
+    ).split("\0")
+    return {
+        name
+        for name in (*differing, *maker.git(place, "ls-files", "--others", "--exclude-standard", "-z").split("\0"))
+        if name
+    }
 
 
 def is_named(path: str, notes: list[str]) -> bool:
     """True if a note names the path or a folder above it."""
     return any(
-        note.startswith((f"{one}", f"the submodule {one} ")) for note in notes for one in {path, *map(str, Path(path).parents)} - {"."}
+        note.startswith((f"{one}", f"the submodule {one} "))
+        for note in notes
+        for one in {path, *map(str, Path(path).parents)} - {"."}
     )
 
 
 @pytest.mark.parametrize("block", range(4))
-def test_the_guest_has_what_the_host_has_or_a_note_says_what_not(tmp_path: Path, block: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_guest_has_what_the_host_has_or_a_note_says_what_not(
+    tmp_path: Path, block: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     made, seen = 0, set[str]()
     for seed in range(FIRST + block, FIRST + MANY, 4):
         folder = tmp_path / str(seed)
@@ -259,5 +309,7 @@ def check(seed: int, folder: Path, seen: set[str]) -> None:
     whole = not any("no earlier history" in note for note in notes)
     for words in (("tag", "--merged", "HEAD"), ("rev-list", "--count", "HEAD", "--")) if whole else ():
         assert maker.git(guest, *words) == maker.git(place, *words), about
-    assert not {name for name in before ^ list_open(maker, guest) if not is_named(name.rstrip("/"), notes) and not sparse}, about
+    assert not {
+        name for name in before ^ list_open(maker, guest) if not is_named(name.rstrip("/"), notes) and not sparse
+    }, about
     assert re.fullmatch(r"", maker.git(guest, "fsck", "--no-dangling", "--no-progress").strip()), about

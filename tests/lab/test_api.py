@@ -50,7 +50,9 @@ def test_the_examples_in_the_documentation_do_what_they_say(lab: Lab, workspace:
     )
     assert ended.returncode == 0, ended.stderr
     digest, kernel, gate, run_line, same = (line for line in ended.stdout.splitlines() if line)
-    assert re.match(r"[0-9a-f]{64} \['domain.xml'", digest) and kernel.startswith("0 6.") and gate == "passed ['it runs']"
+    assert (
+        re.match(r"[0-9a-f]{64} \['domain.xml'", digest) and kernel.startswith("0 6.") and gate == "passed ['it runs']"
+    )
     assert (run_line, same) == ("passed 0 ()", "True")
     assert_nothing_left(lab, "from-python")
 
@@ -58,7 +60,9 @@ def test_the_examples_in_the_documentation_do_what_they_say(lab: Lab, workspace:
 def test_a_client_of_the_protocol_gets_the_safe_part_and_no_approval(lab: Lab, workspace: Path) -> None:
     instance_id = lab.new_id("protocol")
     server = StdioServerParameters(
-        command=PROGRAM[0], args=[*PROGRAM[1:], "mcp", "--workspace", str(workspace)], env={**os.environ, **lab.environment}
+        command=PROGRAM[0],
+        args=[*PROGRAM[1:], "mcp", "--workspace", str(workspace)],
+        env={**os.environ, **lab.environment},
     )
 
     async def session() -> dict[str, Any]:
@@ -80,8 +84,20 @@ def test_a_client_of_the_protocol_gets_the_safe_part_and_no_approval(lab: Lab, w
 
     found = asyncio.run(session())
     try:
-        assert found["names"] == {"plan", "apply", "list_instances", "execute", "gate", "push", "revision", "report", "escalations"}
-        assert not any(word in name for name in found["names"] for word in ("approve", "deny", "revoke", "grant", "secret"))
+        assert found["names"] == {
+            "plan",
+            "apply",
+            "list_instances",
+            "execute",
+            "gate",
+            "push",
+            "revision",
+            "report",
+            "escalations",
+        }
+        assert not any(
+            word in name for name in found["names"] for word in ("approve", "deny", "revoke", "grant", "secret")
+        )
         assert found["outside"].is_error and "no profile" in text(found["outside"])
         assert not found["apply"].is_error, text(found["apply"])
         assert json.loads(text(found["execute"]))["stdout"] == "ktrdr\n"
@@ -89,7 +105,9 @@ def test_a_client_of_the_protocol_gets_the_safe_part_and_no_approval(lab: Lab, w
         assert json.loads(text(found["report"]))["instance_id"] == instance_id
         metrics = run(lab, "metrics").stdout
         assert f'ktrdr_vm_instance_up{{environment="sandbox",instance_id="{instance_id}"}} 1.0' in metrics
-        assert f'ktrdr_vm_run_outcome{{environment="sandbox",instance_id="{instance_id}",outcome="passed"}} 1.0' in metrics
+        assert (
+            f'ktrdr_vm_run_outcome{{environment="sandbox",instance_id="{instance_id}",outcome="passed"}} 1.0' in metrics
+        )
     finally:
         assert run(lab, "destroy", instance_id).code == 0
     assert_nothing_left(lab, instance_id)

@@ -49,7 +49,8 @@ gates: [startability, ./gates/after.yaml]
 vars: {project_src: /workspace/stack}
 artifacts: [/srv/results, /srv/nothing]
 """
-# After the Startability Gate: one fetch that is allowed, one that is not, a secret that is said aloud, and artifacts that lie.
+# After the Startability Gate: one fetch that is allowed, one that is not, a secret that is said aloud, and artifacts
+# that lie.
 AFTER = """\
 - name: after
   hosts: all
@@ -133,7 +134,11 @@ def main_job(lab: Lab, workspace: Path) -> Iterator[MainJob]:
     directory = lab.home.runs / instance_id / "latest"
     assert directory.exists(), ended.stderr
     yield MainJob(
-        instance_id, ended, directory.resolve(), json.loads((directory / "report.json").read_text()), lab.recorder.endpoints(mark)
+        instance_id,
+        ended,
+        directory.resolve(),
+        json.loads((directory / "report.json").read_text()),
+        lab.recorder.endpoints(mark),
     )
 
 
@@ -176,7 +181,9 @@ def test_the_gate_checks_all_seven_points(main_job: MainJob) -> None:
     assert {task["outcome"] for task in gate["tasks"]} <= {"ok", "changed"}
     kept = gate["tasks"][-1]["stdout"]
     for service in ("api", "db", "worker"):
-        assert f"/{main_job.instance_id}-{service}-1 is " in kept and f"{service}-1" in kept, "which image, and what it said"
+        assert f"/{main_job.instance_id}-{service}-1 is " in kept and f"{service}-1" in kept, (
+            "which image, and what it said"
+        )
     assert kept.count(" sha256:") >= 3 and " | " in kept
 
 
@@ -247,7 +254,12 @@ def test_artifacts_come_back_safely(main_job: MainJob) -> None:
 
 def test_what_the_tests_said_of_themselves_is_counted_and_merged(main_job: MainJob) -> None:
     [file] = main_job.report["tests"]
-    assert (file["path"], file["tests"], file["failures"], file["observed"]) == ("artifacts/srv/results/deep/junit.xml", 2, 1, "guest")
+    assert (file["path"], file["tests"], file["failures"], file["observed"]) == (
+        "artifacts/srv/results/deep/junit.xml",
+        2,
+        1,
+        "guest",
+    )
     cases = ElementTree.parse(main_job.directory / "junit.xml").getroot().findall(".//testcase[failure]")
     assert "said so" in {case.find("failure").get("message") for case in cases}  # type: ignore[union-attr]
 
@@ -265,9 +277,16 @@ def test_the_secret_is_masked_where_the_guest_said_it(main_job: MainJob) -> None
 
 
 def test_the_secret_is_nowhere(lab: Lab, main_job: MainJob) -> None:
-    """Row 31, afterwards: every file of the home and the evidence, but for the artifact that the guest itself made of it."""
+    """Row 31, afterwards: every file of the home and the evidence, but for the artifact that the guest itself made of
+    it."""
     found = []
-    for root in (lab.home.root, Path("/var/log/libvirt"), Path("/run/libvirt"), Path("/var/lib/libvirt"), Path("/run/ktrdr-vm")):
+    for root in (
+        lab.home.root,
+        Path("/var/log/libvirt"),
+        Path("/run/libvirt"),
+        Path("/var/lib/libvirt"),
+        Path("/run/ktrdr-vm"),
+    ):
         for path in root.rglob("*"):
             if path.is_file() and not path.is_symlink() and not path.is_relative_to(lab.home.images):
                 found += [str(path) for form in FORMS if holds(path, form)]

@@ -60,7 +60,9 @@ def test_ctrl_c_ends_cleanly(lab: Lab, workspace: Path, phase: str) -> None:
     instance_id = lab.new_id(f"ctrl-c-{phase.split()[0]}")
     cold = ["--cold"] if phase == "boot" else []
     started = start(lab, instance_id, "apply", profile.name, "--instance-id", instance_id, *cold, cwd=workspace)
-    wait_until(lambda: phase in started.phases() or started.process.poll() is not None, f"the phase {phase} has begun", 600)
+    wait_until(
+        lambda: phase in started.phases() or started.process.poll() is not None, f"the phase {phase} has begun", 600
+    )
     started.interrupt()
     ended = started.wait(120)
     assert ended.code == 130, ended.stderr
@@ -116,18 +118,22 @@ def test_when_the_time_is_nearly_over_the_work_comes_back(lab: Lab, workspace: P
 
 
 def test_an_interrupt_while_text_is_executed_keeps_the_exit_code(tmp_path: Path) -> None:
-    """The standard library executes text where a dataclass or a named tuple is made, so also while modules are imported."""
+    """The standard library executes text where a dataclass or a named tuple is made, so also while modules are
+    imported."""
     text = "import os, signal\\nos.kill(os.getpid(), signal.SIGINT)\\nfor _ in range(9): pass"
     (tmp_path / "interrupted.py").write_text(
         f"import ktrdr_vm.cli.main as program\nprogram.cli.main = lambda **_: exec('{text}')\nprogram.main()\n"
     )
-    ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
     assert ended.returncode == 130, ended.stderr
     assert ended.stderr == "ktrdr-vm: interrupted\n"
 
 
 @pytest.mark.parametrize(
-    ("number", "word"), [("SIGTERM", "cleaned"), ("SIGHUP", "cleaned"), ("SIGQUIT", "cleaned"), ("SIGUSR1", "cleaned"), ("SIGINT", "")]
+    ("number", "word"),
+    [("SIGTERM", "cleaned"), ("SIGHUP", "cleaned"), ("SIGQUIT", "cleaned"), ("SIGUSR1", "cleaned"), ("SIGINT", "")],
 )
 def test_only_a_second_ctrl_c_cuts_the_end_short(tmp_path: Path, number: str, word: str) -> None:
     (tmp_path / "twice.py").write_text(
@@ -138,12 +144,19 @@ def test_only_a_second_ctrl_c_cuts_the_end_short(tmp_path: Path, number: str, wo
         f"        os.kill(os.getpid(), signal.{number})\n        time.sleep(0.2)\n        print('cleaned', flush=True)\n        raise\n\n\n"
         "program.cli.main = work\nprogram.main()\n"
     )
-    ended = subprocess.run([sys.executable, "-m", "twice"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", "twice"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (ended.returncode, ended.stdout.strip()) == (130, word), ended.stderr
 
 
 def test_a_profile_that_may_not_run_starts_nothing(lab: Lab, workspace: Path) -> None:
-    profile = write(workspace, "lan", gate="- hosts: all\n  tasks: []\n", extra="egress: {allow: [{cidr: 192.168.77.9/32, ports: [80]}]}\n")
+    profile = write(
+        workspace,
+        "lan",
+        gate="- hosts: all\n  tasks: []\n",
+        extra="egress: {allow: [{cidr: 192.168.77.9/32, ports: [80]}]}\n",
+    )
     instance_id = lab.new_id("refused")
     ended = run(lab, "apply", profile.name, "--instance-id", instance_id, cwd=workspace)
     assert ended.code == 2, ended.stderr

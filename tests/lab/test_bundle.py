@@ -1,4 +1,5 @@
-"""The bundle of a run, from files and a real repository: what is in it, when it is refused, and that nothing of the guest acts in it."""
+"""The bundle of a run, from files and a real repository: what is in it, when it is refused, and that nothing of the
+guest acts in it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,16 @@ from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.host.runs import hand_over
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.report.json import render_report_json
-from ktrdr_vm.report.model import Allowance, Commits, Denial, GateResult, RunReport, TaskResult, Verification, WorkloadResult
+from ktrdr_vm.report.model import (
+    Allowance,
+    Commits,
+    Denial,
+    GateResult,
+    RunReport,
+    TaskResult,
+    Verification,
+    WorkloadResult,
+)
 from ktrdr_vm.report.pull_request import NotConfirmedError
 
 ME = (os.getuid(), os.getgid())
@@ -29,7 +39,9 @@ EVIL = "`|<script>alert(1)</script>\x1b[2J ![x](http://evil.test/)"
 
 def git(folder: Path, *words: str) -> str:
     settings = ["-c", "user.name=lab", "-c", "user.email=lab@test.lab", "-c", "init.defaultBranch=main"]
-    return subprocess.run(["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.fixture
@@ -68,17 +80,23 @@ def make_run(place: Path, repository: tuple[Path, str, str], **changes: Any) -> 
         "base_commit": base,
         "base_ref": "main",
     } | changes
-    report = RunReport("one", "r1", "p", "sandbox", "a" * 64, "b" * 64, "passed", 0, "2026-01-01T00:00:00Z", 60.0, **settings)
+    report = RunReport(
+        "one", "r1", "p", "sandbox", "a" * 64, "b" * 64, "passed", 0, "2026-01-01T00:00:00Z", 60.0, **settings
+    )
     run = place / "state" / "runs" / "one" / "r1"
     (run / "notes" / "workspace").mkdir(parents=True)
     (run / "report.json").write_text(render_report_json(report))
-    (run / "plan.json").write_text(json.dumps({"profile": {"workspace": {"source": "."}}, "facts": {"workspace": str(root)}}))
+    (run / "plan.json").write_text(
+        json.dumps({"profile": {"workspace": {"source": "."}}, "facts": {"workspace": str(root)}})
+    )
     (run / "egress.jsonl").write_text("{}\n")
     hand_over(run, ME)
     return run
 
 
-def test_the_patches_apply_to_a_fresh_clone_and_give_the_same_tree(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
+def test_the_patches_apply_to_a_fresh_clone_and_give_the_same_tree(
+    tmp_path: Path, repository: tuple[Path, str, str]
+) -> None:
     root, base, done = repository
     bundle = make_bundle(make_run(tmp_path, repository), ME, OwnerPolicy())
     assert (bundle.ref, bundle.branch, bundle.base) == ("refs/ktrdr/one/work", "ktrdr/one/r1", base)
@@ -100,7 +118,9 @@ def test_a_subject_is_one_line_whatever_stands_in_it(tmp_path: Path, repository:
     git(root, "checkout", "-q", "main")
     judged = Verification("fresh", "one--verify", "refs/ktrdr/one/work", last, "passed", "passed")
     bundle = make_bundle(
-        make_run(tmp_path, repository, verification=judged, commits=(Commits("refs/ktrdr/one/work", last, ()),)), ME, OwnerPolicy()
+        make_run(tmp_path, repository, verification=judged, commits=(Commits("refs/ktrdr/one/work", last, ()),)),
+        ME,
+        OwnerPolicy(),
     )
     assert [path.name for path in sorted((bundle.directory / "patches").iterdir())][-1] == f"0003-{last[:12]}.patch"
     page = (bundle.directory / "PULL_REQUEST.md").read_text()
@@ -118,16 +138,22 @@ def test_links_in_a_persons_run_lead_root_nowhere(tmp_path: Path, repository: tu
     (run / "bundle").symlink_to(elsewhere)
     (run / "bundle.tar.zst").symlink_to(elsewhere / "victim")
     bundle = make_bundle(run, (12345, 12345), OwnerPolicy())
-    assert [path.name for path in elsewhere.iterdir()] == ["victim"] and (elsewhere / "victim").read_text() == "root's own"
+    assert [path.name for path in elsewhere.iterdir()] == ["victim"] and (
+        elsewhere / "victim"
+    ).read_text() == "root's own"
     assert not bundle.archive.is_symlink() and not bundle.directory.is_symlink()
-    assert {path.stat().st_uid for path in (run, bundle.archive, bundle.directory, *bundle.directory.rglob("*"))} == {12345}
+    assert {path.stat().st_uid for path in (run, bundle.archive, bundle.directory, *bundle.directory.rglob("*"))} == {
+        12345
+    }
     (run / "report.html").symlink_to(elsewhere / "victim")
     with pytest.raises(UsageError, match=r"report\.html is not a regular file in the run directory"):
         make_bundle(run, (12345, 12345), OwnerPolicy())
     assert run.stat().st_uid == 12345
 
 
-def test_the_archive_holds_what_the_sums_say_and_is_the_same_each_time(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
+def test_the_archive_holds_what_the_sums_say_and_is_the_same_each_time(
+    tmp_path: Path, repository: tuple[Path, str, str]
+) -> None:
     run = make_run(tmp_path, repository)
     bundle = make_bundle(run, ME, OwnerPolicy())
     first = bundle.archive.read_bytes()
@@ -138,10 +164,14 @@ def test_the_archive_holds_what_the_sums_say_and_is_the_same_each_time(tmp_path:
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert unpacked.name == "one-r1"
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=unpacked, check=True)
-    assert {"PULL_REQUEST.md", "report.json", "egress.jsonl", "patches", "SHA256SUMS"} <= {path.name for path in unpacked.iterdir()}
+    assert {"PULL_REQUEST.md", "report.json", "egress.jsonl", "patches", "SHA256SUMS"} <= {
+        path.name for path in unpacked.iterdir()
+    }
 
 
-def test_the_page_says_what_was_judged_and_names_what_is_missing(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
+def test_the_page_says_what_was_judged_and_names_what_is_missing(
+    tmp_path: Path, repository: tuple[Path, str, str]
+) -> None:
     run = make_run(tmp_path, repository)
     (run / "notes" / "workspace" / "summary.md").write_text("It was wrong.\n~~~\n# not a title @somebody\n")
     bundle = make_bundle(run, ME, OwnerPolicy())
@@ -149,7 +179,9 @@ def test_the_page_says_what_was_judged_and_names_what_is_missing(tmp_path: Path,
     assert repository[2][:12] in page and "fresh VM (`one--verify`)" in page and "It was wrong." in page
     assert "~~~~text\nIt was wrong." in page, "the block can be left from inside"
     assert "The workload wrote no `choices.md`" in page
-    assert any(one.startswith("choices.md") for one in bundle.missing) and not any(one.startswith("summary.md") for one in bundle.missing)
+    assert any(one.startswith("choices.md") for one in bundle.missing) and not any(
+        one.startswith("summary.md") for one in bundle.missing
+    )
     assert "\x1b" not in page
     outside = "\n".join(line for line in page.splitlines() if not line.startswith("#")).replace("¦", "")
     for before, _, after in (part.partition("<script>") for part in outside.split("\n") if "<script>" in part):
@@ -157,7 +189,9 @@ def test_the_page_says_what_was_judged_and_names_what_is_missing(tmp_path: Path,
 
 
 @pytest.mark.parametrize("state", ["failed", "error", "skipped"])
-def test_it_is_refused_when_startability_did_not_pass(tmp_path: Path, repository: tuple[Path, str, str], state: Any) -> None:
+def test_it_is_refused_when_startability_did_not_pass(
+    tmp_path: Path, repository: tuple[Path, str, str], state: Any
+) -> None:
     judged = Verification("fresh", "one--verify", "refs/ktrdr/one/work", repository[2], state, state, "why it is so")
     with pytest.raises(NotConfirmedError, match=f"{state}.*why it is so") as caught:
         make_bundle(make_run(tmp_path, repository, verification=judged), ME, OwnerPolicy())
@@ -169,7 +203,9 @@ def test_it_is_refused_without_the_gate(tmp_path: Path, repository: tuple[Path, 
         make_bundle(make_run(tmp_path, repository, verification=None, gates=()), ME, OwnerPolicy())
 
 
-def test_commits_that_are_no_longer_what_was_judged_are_refused(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
+def test_commits_that_are_no_longer_what_was_judged_are_refused(
+    tmp_path: Path, repository: tuple[Path, str, str]
+) -> None:
     run = make_run(tmp_path, repository)
     git(repository[0], "update-ref", "refs/ktrdr/one/work", repository[1])
     with pytest.raises(UsageError, match="no longer the commit on which the gates ran"):
@@ -193,7 +229,9 @@ def test_publishing_is_the_owners_command_and_only_his(tmp_path: Path, repositor
     assert workspace is not None
     with pytest.raises(UsageError, match="no command"):
         publish(bundle, workspace, OwnerPolicy())
-    line = 'git rev-parse "$KTRDR_REF"; echo "$KTRDR_BRANCH|$KTRDR_BASE"; test -s "$KTRDR_BODY_FILE" -a -s "$KTRDR_BUNDLE"'
+    line = (
+        'git rev-parse "$KTRDR_REF"; echo "$KTRDR_BRANCH|$KTRDR_BASE"; test -s "$KTRDR_BODY_FILE" -a -s "$KTRDR_BUNDLE"'
+    )
     printed = publish(bundle, workspace, OwnerPolicy(publish_command=("sh", "-c", line)))
     assert printed.split() == [repository[2], f"ktrdr/one/r1|{repository[1]}"]
     with pytest.raises(HostError, match="exit code 3: no login"):
@@ -220,4 +258,6 @@ def test_the_documented_command_makes_one_new_branch_whatever_the_guest_calls_it
     assert workspace is not None
     publish(bundle, workspace, OwnerPolicy(publish_command=("sh", "-c", command)))
     heads = git(tmp_path / "remote", "for-each-ref", "--format=%(refname) %(objectname)").splitlines()
-    assert sorted(heads) == sorted([f"refs/heads/ktrdr/one/r1 {done}", f"refs/heads/main {base}", f"refs/heads/release {base}"])
+    assert sorted(heads) == sorted(
+        [f"refs/heads/ktrdr/one/r1 {done}", f"refs/heads/main {base}", f"refs/heads/release {base}"]
+    )

@@ -40,7 +40,9 @@ def call(tmp_path: Path) -> Call:
     }  # fmt: skip
 
     def call(name: str, *words: str, cwd: Path = tmp_path, **changes: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([str(CI / name), *words], capture_output=True, text=True, cwd=cwd, env=environment | changes)
+        return subprocess.run(
+            [str(CI / name), *words], capture_output=True, text=True, cwd=cwd, env=environment | changes
+        )
 
     return call
 
@@ -48,10 +50,18 @@ def call(tmp_path: Path) -> Call:
 @pytest.fixture
 def repository(tmp_path: Path) -> dict[str, str]:
     root = tmp_path / "origin"
-    environment = {**os.environ, "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@x", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@x"}
+    environment = {
+        **os.environ,
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@x",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@x",
+    }
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True, text=True, env=environment).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *words], check=True, capture_output=True, text=True, env=environment
+        ).stdout.strip()
 
     root.mkdir()
     git("init", "--quiet")
@@ -61,7 +71,9 @@ def repository(tmp_path: Path) -> dict[str, str]:
     return {"CUSTOM_ENV_CI_REPOSITORY_URL": f"file://{root}", "CUSTOM_ENV_CI_COMMIT_SHA": git("rev-parse", "HEAD")}
 
 
-@pytest.mark.parametrize(("code", "expected"), [("0", 0), ("1", 11), ("6", 11), ("2", 12), ("3", 12), ("4", 12), ("5", 12), ("7", 12)])
+@pytest.mark.parametrize(
+    ("code", "expected"), [("0", 0), ("1", 11), ("6", 11), ("2", 12), ("3", 12), ("4", 12), ("5", 12), ("7", 12)]
+)
 def test_the_four_calls(code: str, expected: int, call: Call, repository: dict[str, str], tmp_path: Path) -> None:
     said = json.loads(call("gitlab-executor", "config").stdout)
     sources = Path(said["builds_dir"])
@@ -94,7 +106,9 @@ def test_the_four_calls(code: str, expected: int, call: Call, repository: dict[s
         {"CUSTOM_ENV_CI_REPOSITORY_URL": "--upload-pack=touch executed"},
     ],
 )
-def test_variables_of_a_job_start_nothing(changes: dict[str, str], call: Call, repository: dict[str, str], tmp_path: Path) -> None:
+def test_variables_of_a_job_start_nothing(
+    changes: dict[str, str], call: Call, repository: dict[str, str], tmp_path: Path
+) -> None:
     done = call("gitlab-executor", "run", "script", "get_sources", **{**repository, **changes})
     assert done.returncode == 12
     assert not list(tmp_path.rglob("executed"))

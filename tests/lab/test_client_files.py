@@ -25,10 +25,16 @@ class FolderGuest:
 
     def run(self, command: str, *, stdin: bytes, environment: dict[str, str], **_more: Any) -> GuestResult:
         for name in ("/etc/", "/usr/local/", "--directory /"):
-            command = command.replace(name, name[:-1] + f"{self.folder}" if name.endswith(" /") else f"{self.folder}{name}")
+            command = command.replace(
+                name, name[:-1] + f"{self.folder}" if name.endswith(" /") else f"{self.folder}{name}"
+            )
         command = command.replace("command -v update-ca-trust", "false")
         done = subprocess.run(
-            ["sh", "-c", command], input=stdin, env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True, check=False
+            ["sh", "-c", command],
+            input=stdin,
+            env={"PATH": "/usr/bin:/bin", **environment},
+            capture_output=True,
+            check=False,
         )
         return GuestResult(done.returncode, done.stdout, done.stderr)
 
@@ -56,6 +62,11 @@ def test_apt_of_a_stock_debian_asks_the_archives_of_the_host(tmp_path: Path) -> 
         (tmp_path / "etc" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "etc" / name).write_text(text)
     (tmp_path / "etc/apt/sources.list.d").mkdir()
-    write(tmp_path, GuestFile(APT_SOURCES, "URIs: http://mirror.example/debian\nSuites: @RELEASE@ @RELEASE@-updates\n", "preset debian"))
+    write(
+        tmp_path,
+        GuestFile(
+            APT_SOURCES, "URIs: http://mirror.example/debian\nSuites: @RELEASE@ @RELEASE@-updates\n", "preset debian"
+        ),
+    )
     assert (tmp_path / "etc/apt/sources.list.d/debian.sources").read_text().endswith("Suites: trixie trixie-updates\n")
     assert not (tmp_path / "etc/apt/sources.list").exists()

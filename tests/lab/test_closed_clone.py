@@ -1,4 +1,5 @@
-"""A clone that only its owner may enter, as one beneath root's home is: what gives up its privilege cannot read it any more."""
+"""A clone that only its owner may enter, as one beneath root's home is: what gives up its privilege cannot read it any
+more."""
 
 from __future__ import annotations
 
@@ -100,7 +101,9 @@ def test_all_parts_serve_and_names_are_answered(lab: Lab, packages: Path, monkey
     ("gone", "part"),
     [("dns", "the resolver"), ("opentelemetry", "the telemetry relay")],
 )
-def test_a_part_that_cannot_serve_is_found_before_the_machine_starts(lab: Lab, packages: Path, gone: str, part: str) -> None:
+def test_a_part_that_cannot_serve_is_found_before_the_machine_starts(
+    lab: Lab, packages: Path, gone: str, part: str
+) -> None:
     with empty(packages / gone), contextlib.ExitStack() as stack:
         guest = open_guest(lab)
         stack.callback(guest.__exit__)

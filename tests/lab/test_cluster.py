@@ -1,4 +1,5 @@
-"""Requests on a real cluster of Slurm, with a stand-in for the VM: what happens to a job, and what becomes of its request."""
+"""Requests on a real cluster of Slurm, with a stand-in for the VM: what happens to a job, and what becomes of its
+request."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from laboratory.cluster import NODES, Cluster, running_cluster
 from laboratory.far import Far
 
 pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))) or os.geteuid() != 0, reason="needs slurm-wlm, munge and root"
+    not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))) or os.geteuid() != 0,
+    reason="needs slurm-wlm, munge and root",
 )
 
 
@@ -78,7 +80,9 @@ def test_a_run_there_is_a_run_here(far: Far, cluster: Cluster) -> None:
     assert (report["outcome"], report["exit_code"], report["instance_id"]) == ("passed", 0, "demo")
     [state] = find_states(far).values()
     assert (state["state"], state["attempt"]) == ("finished", 1) and state["node"] in NODES
-    assert (cluster.place / f"local-{state['node']}/0/runs/demo" / report["run_id"]).is_dir(), "state is on the disk of the node"
+    assert (cluster.place / f"local-{state['node']}/0/runs/demo" / report["run_id"]).is_dir(), (
+        "state is on the disk of the node"
+    )
     origin = json.loads((far.near / "runs/demo/latest/origin.json").read_text())
     assert (origin["node"], origin["attempt"]) == (state["node"], 1)
     assert len(list_refs(far)) == 1
@@ -93,7 +97,10 @@ def test_an_array_of_four_on_two_nodes_and_one_cancelled_midway(far: Far, cluste
     assert sorted(states[one]["node"] for one in requests if states[one]["node"]) == ["n1", "n1", "n2", "n2"]
     [waits] = [one for one in requests if states[one]["state"] == "waiting"]
     assert states[waits]["why"] == "Pending: Resources"
-    assert len({line.split("_")[0] for line in cluster.call("squeue", "--noheader", "--array", "--format=%i").split()}) == 1, "one sbatch"
+    assert (
+        len({line.split("_")[0] for line in cluster.call("squeue", "--noheader", "--array", "--format=%i").split()})
+        == 1
+    ), "one sbatch"
     cancelled = next(one for one in requests if one != waits)
     # The stand-in's commands go where the attempt is: a step of the same job, on its node.
     name = states[cancelled]["instance_id"]
@@ -114,7 +121,11 @@ def test_a_step_of_a_command_ends_with_its_client(far: Far, cluster: Cluster) ->
     wait_for(lambda: [one["state"] for one in find_states(far).values()] == ["running"])
     started = far.start("logs", "--follow", "step")
     assert started.stdout is not None and started.stdout.readline() == "a line of the console\n"
-    steps = lambda: [one for one in cluster.call("squeue", "--steps", "--noheader", "--format=%i").split() if one[-1].isdigit()]  # noqa: E731
+
+    def steps() -> list[str]:
+        shown = cluster.call("squeue", "--steps", "--noheader", "--format=%i")
+        return [one for one in shown.split() if one[-1].isdigit()]
+
     assert len(steps()) == 1
     started.terminate()
     started.communicate(timeout=30)
@@ -240,9 +251,7 @@ def test_many_requests_are_one_array(count: int, tmp_path: Path) -> None:
         far = Far(tmp_path)
         try:
             enter = " ".join(cluster.inside())
-            far.more = (
-                f'export SLURM_CONF={cluster.environment["SLURM_CONF"]}\ncase $(uname -n) in n1|n2) ENTER=;; *) ENTER="{enter}";; esac'
-            )
+            far.more = f'export SLURM_CONF={cluster.environment["SLURM_CONF"]}\ncase $(uname -n) in n1|n2) ENTER=;; *) ENTER="{enter}";; esac'
             far.set(FAR_SECONDS="0")
             program = tmp_path / "ktrdr-vm"
             (tmp_path / "config/ktrdr-vm/places.yaml").write_text(
@@ -273,7 +282,9 @@ def test_many_requests_are_one_array(count: int, tmp_path: Path) -> None:
                 took[what] = time.monotonic() - began
                 return said
 
-            requests = measure("submit", "submit", "--on", "cluster", *(word for name in names for word in ("--ref", name))).split()
+            requests = measure(
+                "submit", "submit", "--on", "cluster", *(word for name in names for word in ("--ref", name))
+            ).split()
             assert len(set(requests)) == count
             began = time.monotonic()
             wait_for(lambda: not cluster.call("squeue", "--noheader"), 900)

@@ -22,9 +22,16 @@ IDENTITY = parse_instance_id("stream-a")
 
 
 def git(where: Path, *words: str) -> str:
-    environment = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b.invalid"}
+    environment = {
+        **os.environ,
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@b.invalid",
+    }
     environment |= {"GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b.invalid"}
-    return subprocess.run(["git", *words], cwd=where, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *words], cwd=where, env=environment, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 class FolderGuest:
@@ -37,7 +44,10 @@ class FolderGuest:
     def run(self, command, *, environment, timeout, **_more):
         script = command.replace(module._BUNDLE, str(self.bundle))
         done = subprocess.run(
-            ["sh", "-c", script], env={**os.environ, **environment, "TARGET": str(self.folder)}, capture_output=True, check=False
+            ["sh", "-c", script],
+            env={**os.environ, **environment, "TARGET": str(self.folder)},
+            capture_output=True,
+            check=False,
         )
         return GuestResult(done.returncode, done.stdout, done.stderr)
 
@@ -180,7 +190,9 @@ def test_nothing_new_brings_nothing(pair):
     assert pull(pair) == () and refs(pair) == ["refs/heads/main"]
 
 
-@pytest.mark.parametrize("name", ["../../heads/main", "--upload-pack=x", "a..b", "x.lock", "a b", "\x1b[2J", "/x", "x/"])
+@pytest.mark.parametrize(
+    "name", ["../../heads/main", "--upload-pack=x", "a..b", "x.lock", "a b", "\x1b[2J", "/x", "x/"]
+)
 def test_a_ref_that_lies_is_refused(pair, name):
     commit(pair[1], "b.txt", "two\n")
     pair[1].lie = lambda raw: raw.replace(b"refs/heads/main", f"refs/heads/{name}".encode(), 1)
@@ -225,7 +237,9 @@ def test_an_object_that_unpacks_to_more_than_memory_is_refused(pair):
         left >>= 7
     pack = b"PACK" + struct.pack(">II", 2, 1) + bytes(head) + packed
     commit(pair[1], "b.txt", "two\n")
-    pair[1].lie = lambda raw: b"# v2 git bundle\n" + b"1" * 40 + b" refs/heads/main\n\n" + pack + hashlib.sha1(pack).digest()
+    pair[1].lie = lambda raw: (
+        b"# v2 git bundle\n" + b"1" * 40 + b" refs/heads/main\n\n" + pack + hashlib.sha1(pack).digest()
+    )
     with pytest.raises(GuestError, match="Out of memory"):
         pull(pair)
     assert refs(pair) == ["refs/heads/main"]

@@ -21,7 +21,9 @@ environment: {{LEVEL: {level}}}
 """
 
 
-def write(place: Path, *, memory: str = "1GiB", disk: str = "10GiB", host: str = "allowed.test.lab", level: str = "one") -> None:
+def write(
+    place: Path, *, memory: str = "1GiB", disk: str = "10GiB", host: str = "allowed.test.lab", level: str = "one"
+) -> None:
     (place / "profile.yaml").write_text(PROFILE.format(memory=memory, disk=disk, host=host, level=level))
 
 
@@ -45,7 +47,10 @@ def test_it_follows_its_profile(lab: Lab, tmp_path: Path) -> None:
         assert '-    "allowed.test.lab:80"' in shown and '+    "evil.test.lab:80"' in shown
         code, said = apply()
         assert code == 0 and "changes (live) egress: allowed.test.lab:80 → evil.test.lab:80" in said, said
-        assert shell("echo $LEVEL; curl -sS -o /dev/null -w '%{http_code}' --max-time 30 http://evil.test.lab/") == "two\n200"
+        assert (
+            shell("echo $LEVEL; curl -sS -o /dev/null -w '%{http_code}' --max-time 30 http://evil.test.lab/")
+            == "two\n200"
+        )
         assert shell("curl -sS -o /dev/null --max-time 30 http://allowed.test.lab/ || echo closed") == "closed"
 
         write(tmp_path, level="two", host="evil.test.lab", memory="1536MiB")

@@ -1,10 +1,11 @@
 """`kill -9` at every step of every verb, then `gc`, then the host compared with what it was.
 
-The matrix is generated (laboratory/cells.py), so a new kind of resource, and a new step of a verb, is in it by itself. A fixed sample
-that has every resource once is part of every run; the whole of it is marked `full` and is what `make crash` runs.
+The matrix is generated (laboratory/cells.py), so a new kind of resource, and a new step of a verb, is in it by itself.
+A fixed sample that has every resource once is part of every run; the whole of it is marked `full` and is what `make
+crash` runs.
 
-Every cell is real and as small as can be: a machine that only the host is asked about never finishes booting, and one that has to answer
-is woken from a copy of one that was booted once.
+Every cell is real and as small as can be: a machine that only the host is asked about never finishes booting, and one
+that has to answer is woken from a copy of one that was booted once.
 """
 
 from __future__ import annotations
@@ -109,7 +110,9 @@ def sleeper(lab: Lab, image: Image, libvirt: Libvirt, workspace: Path) -> Iterat
             asleep.append(_fall_asleep(lab, image, libvirt, workspace / "sleeper.yaml"))
         [(instance_id, copy)] = asleep
         # As it lies there: sparse files stay sparse.
-        subprocess.run(["cp", "-a", "--sparse=always", copy, lab.home.instance(instance_id).directory], check=True, timeout=120)
+        subprocess.run(
+            ["cp", "-a", "--sparse=always", copy, lab.home.instance(instance_id).directory], check=True, timeout=120
+        )
         return instance_id
 
     yield put_back

@@ -45,7 +45,9 @@ def test_what_is_left_is_found_without_a_journal_and_collected(what: str, lab: L
 
 
 @pytest.mark.parametrize(("what", "resource"), [("firewall", Firewall), ("tap", Tap)])
-def test_what_another_home_made_is_neither_listed_nor_touched(what: str, resource: type, lab: Lab, libvirt: Libvirt) -> None:
+def test_what_another_home_made_is_neither_listed_nor_touched(
+    what: str, resource: type, lab: Lab, libvirt: Libvirt
+) -> None:
     identity = parse_instance_id(lab.new_id(f"foreign-{what}"))
     leave(lab, identity, what, "/somebody/elses/home")
     target = Target(identity, lab.home.instance(identity.instance_id), libvirt)
@@ -55,7 +57,11 @@ def test_what_another_home_made_is_neither_listed_nor_touched(what: str, resourc
             resource(target).remove()
         assert resource(target).exists()
     finally:
-        commands = [["nft", "delete", "table", "inet", identity.table]] if what == "firewall" else [["ip", "link", "del", identity.tap]]
+        commands = (
+            [["nft", "delete", "table", "inet", identity.table]]
+            if what == "firewall"
+            else [["ip", "link", "del", identity.tap]]
+        )
         for command in commands:
             subprocess.run(command, check=True, timeout=10)
 
@@ -75,9 +81,13 @@ def test_what_has_outlived_its_time_goes_whoever_lives_in_it(lab: Lab, libvirt: 
         directory = lab.home.instance(instance_id).directory
         directory.mkdir(mode=0o711, parents=True)
         expires_at = later(-1) if name == "outlived" else later(3600)
-        Journal(lab.home.instance(instance_id).journal, instance_id, mode="interactive", kept=True, expires_at=expires_at).save()
+        Journal(
+            lab.home.instance(instance_id).journal, instance_id, mode="interactive", kept=True, expires_at=expires_at
+        ).save()
     planned = {row["instance_id"]: row["reason"] for row in collect_garbage(lab.home, libvirt, dry_run=True)}
     assert "time to live ended" in planned[ids["outlived"]] and ids["still"] not in planned
     assert [row["instance_id"] for row in collect_expired(lab.home, libvirt)] == [ids["outlived"]]
-    assert not lab.home.instance(ids["outlived"]).directory.exists() and lab.home.instance(ids["still"]).directory.exists()
+    assert (
+        not lab.home.instance(ids["outlived"]).directory.exists() and lab.home.instance(ids["still"]).directory.exists()
+    )
     Instance(lab.home, parse_instance_id(ids["still"]), libvirt).destroy()

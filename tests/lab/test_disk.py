@@ -1,4 +1,5 @@
-"""Row 39 on real file systems: a state directory that is full, read-only, or fails at its n-th write. What was there stays whole."""
+"""Row 39 on real file systems: a state directory that is full, read-only, or fails at its n-th write. What was there
+stays whole."""
 
 from __future__ import annotations
 
@@ -98,7 +99,9 @@ def test_a_full_disk_at_any_moment_is_an_error_and_leaves_nothing(
     assert len(met) > 3, f"the disk was full at too few places to say much: {met}"
 
 
-def test_the_command_says_what_is_full(lab: Lab, libvirt: Libvirt, small: Callable[[int], Home], tmp_path: Path) -> None:
+def test_the_command_says_what_is_full(
+    lab: Lab, libvirt: Libvirt, small: Callable[[int], Home], tmp_path: Path
+) -> None:
     home = small(16)
     made = Made(lab, home, libvirt, tmp_path, "command")
     fill(home, 0)
@@ -114,7 +117,13 @@ def test_the_command_says_what_is_full(lab: Lab, libvirt: Libvirt, small: Callab
 @pytest.mark.parametrize("call", ["fsync", "rename"])
 @pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.full)])
 def test_every_write_that_fails_leaves_the_state_of_before(
-    call: str, stride: int, lab: Lab, libvirt: Libvirt, small: Callable[[int], Home], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: str,
+    stride: int,
+    lab: Lab,
+    libvirt: Libvirt,
+    small: Callable[[int], Home],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The n-th sync, or renaming into place, fails with an input/output error; the one after it works again."""
     home = small(64)
@@ -154,7 +163,9 @@ def test_every_write_that_fails_leaves_the_state_of_before(
     assert done and failures >= 15 // stride
 
 
-def test_a_read_only_state_is_said_and_nothing_is_lost(lab: Lab, libvirt: Libvirt, small: Callable[[int], Home], tmp_path: Path) -> None:
+def test_a_read_only_state_is_said_and_nothing_is_lost(
+    lab: Lab, libvirt: Libvirt, small: Callable[[int], Home], tmp_path: Path
+) -> None:
     """A file system that the kernel has made read-only, as after an error: the machine of the instance runs on."""
     home = small(1500)
     made = Made(lab, home, libvirt, tmp_path, "read-only")
@@ -177,7 +188,12 @@ def test_a_read_only_state_is_said_and_nothing_is_lost(lab: Lab, libvirt: Libvir
                 timeout=120,
                 check=False,
             )
-            assert done.returncode == code and "Traceback" not in done.stderr, (words, done.returncode, done.stdout, done.stderr)
+            assert done.returncode == code and "Traceback" not in done.stderr, (
+                words,
+                done.returncode,
+                done.stdout,
+                done.stderr,
+            )
             if code:
                 assert "Read-only file system" in done.stderr + done.stdout, (words, done.stderr)
         assert made.instance.paths.journal.read_bytes() == before
@@ -214,6 +230,7 @@ def test_a_guest_stands_still_before_the_hosts_disk_is_full(
 
 
 def test_the_image_is_one_that_fits(image: Image) -> None:
-    """What the sizes above are chosen for: an instance's own copies of kernel and initrd are most of what it writes at first."""
+    """What the sizes above are chosen for: an instance's own copies of kernel and initrd are most of what it writes at
+    first."""
     assert image.kernel is not None and image.initrd is not None
     assert 8 << 20 < image.kernel.stat().st_size + image.initrd.stat().st_size < 40 << 20

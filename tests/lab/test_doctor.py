@@ -1,4 +1,5 @@
-"""`doctor` in a host that other programs and earlier versions have touched. What it says to do is done, and helps. No VM."""
+"""`doctor` in a host that other programs and earlier versions have touched. What it says to do is done, and helps. No
+VM."""
 
 from __future__ import annotations
 

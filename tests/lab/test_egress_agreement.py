@@ -1,4 +1,5 @@
-"""Row 23: `egress test` and the real probe agree, for every kind of destination, with and without grants, through the command line."""
+"""Row 23: `egress test` and the real probe agree, for every kind of destination, with and without grants, through the
+command line."""
 
 from __future__ import annotations
 
@@ -23,7 +24,22 @@ from ktrdr_vm.errors import ProvisionError, UsageError
 from ktrdr_vm.profile.egress_rule import EgressRule
 
 RESERVED = (("192.168.77.20", 22), (world.PRINTER, 80), (world.PRINTER, 443), (world.PRINTER, 9100))
-NAMES = ("allowed", "alias", "git", "one.wild", "wild", "evilwild", "ten", "printer", "metadata", "mixed", "six", "other", "evil", "target")
+NAMES = (
+    "allowed",
+    "alias",
+    "git",
+    "one.wild",
+    "wild",
+    "evilwild",
+    "ten",
+    "printer",
+    "metadata",
+    "mixed",
+    "six",
+    "other",
+    "evil",
+    "target",
+)
 ADDRESSES = (world.WEB, world.DATABASE, world.EVIL, world.PRINTER, "192.168.77.20", "192.168.77.21", world.METADATA, world.HOST_ADDRESS, "203.0.113.9")  # fmt: skip
 CASES = [(f"{name}.test.lab", port) for name in NAMES for port in (22, 80, 443, 9100)]
 CASES += [(address, port) for address in ADDRESSES for port in (22, 80, 443, 5432, 9100)]
@@ -59,7 +75,9 @@ def probe(guest: NamespaceGuest, host: str, port: int) -> bool:
             return False
         address = found["addresses"][0]
     if port == 443:
-        said = guest.probe("tls", address=address, port=port, name=None if address == host else host, limit=1.5).get("said", "")
+        said = guest.probe("tls", address=address, port=port, name=None if address == host else host, limit=1.5).get(
+            "said", ""
+        )
         return "served by" in said
     if port == 80:
         request = f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n"
@@ -73,7 +91,9 @@ def compare(guest: NamespaceGuest) -> set[tuple[str, int]]:
     with ThreadPoolExecutor(16) as pool:
         real = dict(zip(CASES, pool.map(lambda case: probe(guest, *case), CASES), strict=True))
     with ThreadPoolExecutor(4) as pool:
-        verdicts = dict(zip(CASES, pool.map(lambda case: judge_connection(guest.paths.guard, *case), CASES), strict=True))
+        verdicts = dict(
+            zip(CASES, pool.map(lambda case: judge_connection(guest.paths.guard, *case), CASES), strict=True)
+        )
     assert {case: (verdict, real[case]) for case, verdict in verdicts.items() if verdict.allowed != real[case]} == {}
     return {case for case in CASES if real[case]}
 
@@ -84,7 +104,10 @@ def test_it_agrees_with_the_probe_also_under_grants(guest: NamespaceGuest) -> No
     GuardClient(guest.paths.guard).grant("a", EgressRule(host="other.test.lab", ports=(443, 9100)), 600)
     GuardClient(guest.paths.guard).grant("b", EgressRule(host="evil.test.lab", ports=(80,)), 600)
     GuardClient(guest.paths.guard).grant("c", EgressRule(cidr=IPv4Network("203.0.113.0/24"), ports=(22, 443)), 600)
-    wait_until(lambda: guest.lookup("other.test.lab")["rcode"] == 0 and guest.lookup("evil.test.lab")["rcode"] == 0, "the resolver knows")
+    wait_until(
+        lambda: guest.lookup("other.test.lab")["rcode"] == 0 and guest.lookup("evil.test.lab")["rcode"] == 0,
+        "the resolver knows",
+    )
     # By address also under another name: the range of c holds evil's, and alias points to what a opened.
     shared = {("evil.test.lab", 22), ("evil.test.lab", 443), ("alias.test.lab", 9100)}
     assert compare(guest) == before | GRANTED | shared
@@ -120,7 +143,14 @@ def test_the_command_says_what_decides(guest: NamespaceGuest, monkeypatch: pytes
     )
     code, said = ask("evil.test.lab", "443", "--json")
     row: dict[str, Any] = json.loads(said)
-    assert (code, row["allowed"], row["kind"], row["rule"], row["host"], row["port"]) == (1, False, "dns", "name", "evil.test.lab", 443)
+    assert (code, row["allowed"], row["kind"], row["rule"], row["host"], row["port"]) == (
+        1,
+        False,
+        "dns",
+        "name",
+        "evil.test.lab",
+        443,
+    )
     # The question is the host's own: it is nothing that the guest was denied.
     assert guest.ledger(kind="dns", verdict="deny", name="never.asked.test.lab") == []
     assert ask("never.asked.test.lab", "443")[0] == 1
@@ -128,7 +158,8 @@ def test_the_command_says_what_decides(guest: NamespaceGuest, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("host", "port"), [("x y", 443), ("", 443), ("*.test.lab", 443), ("::1", 443), ("allowed.test.lab", 0), ("a;b.c", 1)]
+    ("host", "port"),
+    [("x y", 443), ("", 443), ("*.test.lab", 443), ("::1", 443), ("allowed.test.lab", 0), ("a;b.c", 1)],
 )
 def test_what_is_no_destination_is_refused(guest: NamespaceGuest, host: str, port: int) -> None:
     with pytest.raises(UsageError):

@@ -1,4 +1,5 @@
-"""Credentials that never enter the guest: the guard adds them, to one host, over verified TLS. A guest that is a namespace."""
+"""Credentials that never enter the guest: the guard adds them, to one host, over verified TLS. A guest that is a
+namespace."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def read_body(request: http.server.BaseHTTPRequestHandler) -> bytes:
 
 
 class Provider:
-    """Of a model provider's shape: a JSON answer, a redirect elsewhere, and an answer that shows the key in a header."""
+    """Of a model provider's shape: a JSON answer, a redirect elsewhere, and an answer that shows the key in a
+    header."""
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
@@ -93,8 +95,16 @@ def trust_lab(lab: Lab) -> Sabotage:
     return replace("proxy.cfg", "ca-file @system-ca", f"ca-file {path}")
 
 
-def open_guest(lab: Lab, *sabotage: Sabotage, trusted: bool = True, mode: str = "sandbox", **broker: Any) -> NamespaceGuest:
-    entry = {"host": HOST, "header": "x-api-key: {{ secret }}", "base_url_env": "API_URL", "methods": ["GET", "POST"], "paths": ["/v1/"]}
+def open_guest(
+    lab: Lab, *sabotage: Sabotage, trusted: bool = True, mode: str = "sandbox", **broker: Any
+) -> NamespaceGuest:
+    entry = {
+        "host": HOST,
+        "header": "x-api-key: {{ secret }}",
+        "base_url_env": "API_URL",
+        "methods": ["GET", "POST"],
+        "paths": ["/v1/"],
+    }
     profile = {
         "version": 1,
         "name": "net",
@@ -116,7 +126,12 @@ def give(guest: NamespaceGuest, value: bytes = SECRET) -> BrokeredSecret:
 
 
 def ask(
-    guest: NamespaceGuest, target: str = "/v1/messages", method: str = "GET", *lines: str, host: str = "", body: str = ""
+    guest: NamespaceGuest,
+    target: str = "/v1/messages",
+    method: str = "GET",
+    *lines: str,
+    host: str = "",
+    body: str = "",
 ) -> dict[str, Any]:
     """One request at the gateway, byte for byte; the connection ends with it."""
     head = [f"{method} {target} HTTP/1.1", f"Host: {host or f'{guest.gateway}:{PORT}'}", "Connection: close", *lines]
@@ -161,7 +176,8 @@ def test_a_providers_client_works_and_never_has_the_key(lab: Lab, provider: Prov
             "name": HOST, "address": world.OTHER, "port": 443, "rule": "model-key", "method": "POST", "path": "/v1/messages", "status": 200,
         }  # fmt: skip
         assert line["bytes_out"] > 0 and line["bytes_in"] > 0
-        # Neither in a file of the instance, nor in an argument or an environment of what serves it; those are its user's and root's only.
+        # Neither in a file of the instance, nor in an argument or an environment of what serves it; those are its
+        # user's and root's only.
         for path in [path for path in guest.paths.directory.rglob("*") if path.is_file()]:
             assert SECRET not in path.read_bytes(), path
         pids = find_guards(guest.paths.guard)
@@ -200,8 +216,15 @@ def test_of_the_guests_headers_the_usual_ones_go_on(lab: Lab, provider: Provider
         give(guest)
         # In two requests: a client with all of them is past the limit of the lab's server.
         for names in (TAKEN_OUT, [*GOES_ON, "X-Tenant"]):
-            assert ask(guest, "/v1/messages", "GET", *(f"{name}: mine-{number}" for number, name in enumerate(names)))["status"] == 200
-        taken, passed = ({name.lower() for name, value in one.headers if value.startswith("mine-")} for one in provider.seen)
+            assert (
+                ask(guest, "/v1/messages", "GET", *(f"{name}: mine-{number}" for number, name in enumerate(names)))[
+                    "status"
+                ]
+                == 200
+            )
+        taken, passed = (
+            {name.lower() for name, value in one.headers if value.startswith("mine-")} for one in provider.seen
+        )
         assert taken == set()
         assert passed == {name.lower() for name in GOES_ON} | ({"x-tenant"} if more else set())
 
@@ -237,7 +260,8 @@ def test_what_is_not_plainly_allowed_is_refused(lab: Lab, provider: Provider) ->
 
 
 def test_framing_in_two_ways_does_not_pass(lab: Lab, provider: Provider) -> None:
-    """What the proxy cannot read in one way only is refused; what it can, it frames anew, and what follows is judged as a request."""
+    """What the proxy cannot read in one way only is refused; what it can, it frames anew, and what follows is judged as
+    a request."""
     inner = f"GET /admin HTTP/1.1\r\nHost: {HOST}\r\n\r\n"
     two_ways = (
         ("Content-Length: 5", "Content-Length: 6"), ("Content-Length: 5, 6",), ("Content-Length: +5",), ("Content-Length: 5 5",),
@@ -247,10 +271,14 @@ def test_framing_in_two_ways_does_not_pass(lab: Lab, provider: Provider) -> None
     with open_guest(lab) as guest:
         give(guest)
         for lines in two_ways:
-            assert ask(guest, "/v1/messages", "POST", *lines, body="0\r\n\r\n" + inner)["status"] in (400, 403, 422), lines
+            assert ask(guest, "/v1/messages", "POST", *lines, body="0\r\n\r\n" + inner)["status"] in (400, 403, 422), (
+                lines
+            )
         assert provider.seen == []
         ask(guest, "/v1/messages", "POST", "Content-Length: 4", "Transfer-Encoding: chunked", body="0\r\n\r\n" + inner)
-        assert ask(guest, "/v1/messages", "POST", "Content-Length: 5", "Content-Length: 5", body="hello" + inner)["status"] in (200, 400)
+        assert ask(guest, "/v1/messages", "POST", "Content-Length: 5", "Content-Length: 5", body="hello" + inner)[
+            "status"
+        ] in (200, 400)
         for one in provider.seen:
             assert one.target == "/v1/messages" and b"admin" not in one.body
             assert len(one.values("content-length")) + len(one.values("transfer-encoding")) == 1
@@ -278,7 +306,8 @@ def test_nothing_goes_out_before_the_gate(lab: Lab, provider: Provider) -> None:
 
 
 def test_a_proxy_and_a_guard_that_begin_again(lab: Lab, provider: Provider) -> None:
-    """The proxy is told again by the guard. A new guard knows nothing: it refuses, says why, and takes the secret again."""
+    """The proxy is told again by the guard. A new guard knows nothing: it refuses, says why, and takes the secret
+    again."""
     with open_guest(lab) as guest:
         assert ask(guest)["status"] == 503
         secret = give(guest)
@@ -311,8 +340,11 @@ def holds(pid: int, needle: bytes) -> bool:
     return False
 
 
-def test_what_reads_the_guests_bytes_does_not_have_it_also_when_it_was_started_again(lab: Lab, provider: Provider) -> None:
-    """A fork of the guard after the secret was given has the guard's memory, and the secret: seen so before they were programs."""
+def test_what_reads_the_guests_bytes_does_not_have_it_also_when_it_was_started_again(
+    lab: Lab, provider: Provider
+) -> None:
+    """A fork of the guard after the secret was given has the guard's memory, and the secret: seen so before they were
+    programs."""
     with open_guest(lab, mode="interactive") as guest:
         give(guest)
         before = GuardClient(guest.paths.guard).status()
@@ -335,7 +367,8 @@ def test_what_reads_the_guests_bytes_does_not_have_it_also_when_it_was_started_a
 
 
 def test_without_a_certificate_of_its_own_no_byte_is_sent(lab: Lab, provider: Provider) -> None:
-    """An authority that the host does not know, and a name that the certificate does not have. Without the check it gets the key."""
+    """An authority that the host does not know, and a name that the certificate does not have. Without the check it
+    gets the key."""
     with open_guest(lab, trusted=False) as guest:
         give(guest)
         answer = ask(guest)
@@ -382,7 +415,12 @@ def test_without_its_line_each_protection_fails(
     with open_guest(lab, replace("proxy.cfg", line, "" if line.endswith("\n") else " if FALSE")) as guest:
         give(guest)
         host = "evil.test.lab" if "Host: evil.test.lab" in lines else ""
-        assert ask(guest, target, method, *(one for one in lines if not one.startswith("Host")), host=host)["status"] == 200
+        assert (
+            ask(guest, target, method, *(one for one in lines if not one.startswith("Host")), host=host)["status"]
+            == 200
+        )
         [one] = provider.seen
         assert (one.target, one.method, one.values("x-api-key")) == (target, method, [SECRET.decode()])
-        assert one.values("authorization") == [value.removeprefix("Authorization: ") for value in lines if value.startswith("Auth")]
+        assert one.values("authorization") == [
+            value.removeprefix("Authorization: ") for value in lines if value.startswith("Auth")
+        ]

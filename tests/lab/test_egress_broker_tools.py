@@ -46,7 +46,9 @@ class Forge:
         elif path.startswith("/project.git/"):
             self._ask_git(request, path, query, body)
         elif path == "/simple/demo/":
-            self._say(request, 200, b'<!DOCTYPE html><a href="../../files/demo-1.0-py3-none-any.whl">demo</a>', "text/html")
+            self._say(
+                request, 200, b'<!DOCTYPE html><a href="../../files/demo-1.0-py3-none-any.whl">demo</a>', "text/html"
+            )
         else:
             self._say(request, 200, (self.folder / path.lstrip("/")).read_bytes(), "application/octet-stream")
 
@@ -56,10 +58,14 @@ class Forge:
             "REQUEST_METHOD": request.command, "CONTENT_TYPE": request.headers.get("Content-Type", ""), "CONTENT_LENGTH": str(len(body)),
             "HTTP_CONTENT_ENCODING": request.headers.get("Content-Encoding", ""), "PATH": os.environ["PATH"], "HOME": str(self.folder),
         }  # fmt: skip
-        done = subprocess.run(["git", "http-backend"], input=body, env=environment, stdout=subprocess.PIPE, timeout=LIMIT, check=True)
+        done = subprocess.run(
+            ["git", "http-backend"], input=body, env=environment, stdout=subprocess.PIPE, timeout=LIMIT, check=True
+        )
         head, _, answer = done.stdout.partition(b"\r\n\r\n")
         fields = dict(line.split(": ", 1) for line in head.decode().splitlines())
-        self._say(request, int(fields.get("Status", "200").split()[0]), answer, fields.get("Content-Type", "text/plain"))
+        self._say(
+            request, int(fields.get("Status", "200").split()[0]), answer, fields.get("Content-Type", "text/plain")
+        )
 
     @staticmethod
     def _say(request: http.server.BaseHTTPRequestHandler, status: int, body: bytes, kind: str) -> None:
@@ -114,7 +120,9 @@ def forge(lab: Lab, tmp_path: Path) -> Iterator[Forge]:
         digest = base64.urlsafe_b64encode(hashlib.sha256(code).digest()).rstrip(b"=").decode()
         wheel.writestr("demo.py", code)
         wheel.writestr("demo-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n")
-        wheel.writestr("demo-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            "demo-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         names = "demo-1.0.dist-info/METADATA,,\ndemo-1.0.dist-info/WHEEL,,\ndemo-1.0.dist-info/RECORD,,\n"
         wheel.writestr("demo-1.0.dist-info/RECORD", f"demo.py,sha256={digest},{len(code)}\n{names}")
     yield made
@@ -122,7 +130,12 @@ def forge(lab: Lab, tmp_path: Path) -> Iterator[Forge]:
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_GLOBAL": "/dev/null"}
+    settings = {
+        "PATH": os.environ["PATH"],
+        "HOME": "/nonexistent",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+    }
     return subprocess.run(words, env=settings | environment, capture_output=True, text=True, timeout=LIMIT)
 
 
@@ -132,7 +145,18 @@ def test_git_and_pip_work_and_the_wire_has_no_byte_of_it(lab: Lab, forge: Forge,
     run("git", "init", "-q", "-b", "work", str(work))
     (work / "big").write_bytes(os.urandom(3 << 20))
     run("git", "-C", str(work), "add", "big")
-    run("git", "-C", str(work), "-c", "user.name=lab", "-c", "user.email=lab@test.lab", "commit", "-qm", "more than one buffer")
+    run(
+        "git",
+        "-C",
+        str(work),
+        "-c",
+        "user.name=lab",
+        "-c",
+        "user.email=lab@test.lab",
+        "commit",
+        "-qm",
+        "more than one buffer",
+    )
     commit = run("git", "-C", str(work), "rev-parse", "HEAD").stdout.strip()
     header = "Authorization: Basic {{ ('lab:' ~ secret) | b64encode }}"
     with open_guest(lab, header=header, paths=["/project.git/", "/simple/", "/files/"], after="startability") as guest:
@@ -147,10 +171,25 @@ def test_git_and_pip_work_and_the_wire_has_no_byte_of_it(lab: Lab, forge: Forge,
         with inside(guest.namespace):
             pushed = run(*push)
             # `insteadOf`, as the guest may set it once.
-            rewritten = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{url}/.insteadOf", "GIT_CONFIG_VALUE_0": f"https://{HOST}/"}
+            rewritten = {
+                "GIT_CONFIG_COUNT": "1",
+                "GIT_CONFIG_KEY_0": f"url.{url}/.insteadOf",
+                "GIT_CONFIG_VALUE_0": f"https://{HOST}/",
+            }
             listed = run("git", "ls-remote", f"https://{HOST}/project.git", **rewritten)
-            index = {"PIP_INDEX_URL": f"{url}/simple/", "PIP_TRUSTED_HOST": guest.gateway, "PIP_CONFIG_FILE": "/dev/null"}
-            words = ("install", "--no-cache-dir", "--disable-pip-version-check", "--target", str(tmp_path / "installed"), "demo")
+            index = {
+                "PIP_INDEX_URL": f"{url}/simple/",
+                "PIP_TRUSTED_HOST": guest.gateway,
+                "PIP_CONFIG_FILE": "/dev/null",
+            }
+            words = (
+                "install",
+                "--no-cache-dir",
+                "--disable-pip-version-check",
+                "--target",
+                str(tmp_path / "installed"),
+                "demo",
+            )
             installed = run(sys.executable, "-m", "pip", *words, **index)
         assert pushed.returncode == 0, pushed.stderr
         assert f"{commit}\trefs/heads/work" in listed.stdout
@@ -158,7 +197,8 @@ def test_git_and_pip_work_and_the_wire_has_no_byte_of_it(lab: Lab, forge: Forge,
         assert "ANSWER = 42" in (tmp_path / "installed/demo.py").read_text()
         assert forge.refused == []
         wait_until(
-            lambda: guest.ledger(kind="broker", method="POST", path="/project.git/git-receive-pack", status=200), "the push is a line"
+            lambda: guest.ledger(kind="broker", method="POST", path="/project.git/git-receive-pack", status=200),
+            "the push is a line",
         )
         heard = wire.stop()
         assert len(heard) > 3 << 20 and b"/project.git/git-receive-pack" in heard and f":{PORT}".encode() in heard

@@ -1,4 +1,5 @@
-"""Whatever the guest puts into a field, each connection is a line of the ledger or counted; streams and offers pass as clients mean them."""
+"""Whatever the guest puts into a field, each connection is a line of the ledger or counted; streams and offers pass as
+clients mean them."""
 
 from __future__ import annotations
 
@@ -39,7 +40,23 @@ def requests() -> list[tuple[str, str]]:
     rows += [(f"method of {size}", plain.replace("GET", "G" * size)) for size in (20, 21, 950, 9000)]
     rows += [(f"path of {size}", plain.replace(" / ", f" /{'p' * size} ")) for size in (400, 4000, 9000)]
     rows += [(f"header of {size}", f"{plain}X: {'h' * size}\r\n") for size in (1000, 9000)]
-    odd = ["ok.example.com:80@other", "a b", "é", "x:y", "a/b", "[::1]", "a:123456", 'a"b', "a\\b", "a'b", "\x01", "a:80:80", "", "-", "*"]
+    odd = [
+        "ok.example.com:80@other",
+        "a b",
+        "é",
+        "x:y",
+        "a/b",
+        "[::1]",
+        "a:123456",
+        'a"b',
+        "a\\b",
+        "a'b",
+        "\x01",
+        "a:80:80",
+        "",
+        "-",
+        "*",
+    ]
     return rows + [(f"host {one!a}", plain.replace("allowed.test.lab", one)) for one in odd]
 
 
@@ -93,7 +110,9 @@ def test_with_lines_cut_where_they_were_a_long_host_leaves_no_trace(lab: Lab) ->
         assert [row for row in guest.ledger(kind="http") if row["verdict"] != "note"] == []
 
 
-@pytest.mark.parametrize("target", ["/v1/" + "p" * 396, "/v1/" + "p" * 9000, "/v1/" + "%41" * 2000], ids=["400", "9004", "escaped"])
+@pytest.mark.parametrize(
+    "target", ["/v1/" + "p" * 396, "/v1/" + "p" * 9000, "/v1/" + "%41" * 2000], ids=["400", "9004", "escaped"]
+)
 @pytest.mark.parametrize("method", ["GET", "G" * 950], ids=["GET", "long"])
 def test_every_brokered_request_is_a_decision(lab: Lab, provider: Provider, target: str, method: str) -> None:
     with open_guest(lab) as guest:
@@ -106,7 +125,7 @@ def test_every_brokered_request_is_a_decision(lab: Lab, provider: Provider, targ
         assert decisions(guest, "broker", 0) == 1
 
 
-# -- streams ------------------------------------------------------------------------------------------------------------
+# -- streams -----------------------------------------------------------------------------------------------------------
 
 _CHUNKS = 20
 _PAUSE = 0.03
@@ -129,7 +148,8 @@ class Stream:
 
 
 def read_delays(guest: NamespaceGuest, address: str, port: int, host: str, target: str) -> list[float]:
-    """Milliseconds between each event's sending and its arrival. Sender and receiver are threads of one process, with one clock."""
+    """Milliseconds between each event's sending and its arrival. Sender and receiver are threads of one process, with
+    one clock."""
     import socket
 
     delays = []
@@ -151,32 +171,43 @@ def read_delays(guest: NamespaceGuest, address: str, port: int, host: str, targe
 
 @pytest.mark.parametrize("way", ["plain", "broker"])
 @pytest.mark.parametrize(
-    "sabotage", [(), (replace("proxy.cfg", "option http-no-delay", "no option http-no-delay"),)], ids=["as is", "control"]
+    "sabotage",
+    [(), (replace("proxy.cfg", "option http-no-delay", "no option http-no-delay"),)],
+    ids=["as is", "control"],
 )
 def test_a_streamed_answer_is_not_held_back(lab: Lab, way: str, sabotage: tuple[Any, ...]) -> None:
     """The control shows the 200 ms that HAProxy waits for more without the option."""
     host = "allowed.test.lab" if way == "plain" else HOST
     APPLICATIONS[host] = Stream()
     try:
-        with NamespaceGuest(lab.home, ALLOW, sabotage=sabotage) if way == "plain" else open_guest(lab, *sabotage) as guest:
+        with (
+            NamespaceGuest(lab.home, ALLOW, sabotage=sabotage)
+            if way == "plain"
+            else open_guest(lab, *sabotage) as guest
+        ):
             if way == "broker":
                 give(guest)
                 delays = read_delays(guest, guest.gateway, PORT, f"{guest.gateway}:{PORT}", "/v1/stream")
             else:
                 delays = read_delays(guest, world.WEB, 80, host, "/")
         assert len(delays) == _CHUNKS
-        # A timer of 200 ms lets events go in lumps, so a quarter of them waits 150 ms and more; the rest is this machine's other work.
+        # A timer of 200 ms lets events go in lumps, so a quarter of them waits 150 ms and more; the rest is this
+        # machine's other work.
         held = statistics.quantiles(delays, n=4)[2] > 100
         assert held == bool(sabotage), delays
     finally:
         del APPLICATIONS[host]
 
 
-# -- what common clients offer ----------------------------------------------------------------------------------------------
+# -- what common clients offer -----------------------------------------------------------------------------------------
 
 OFFERS = {
     "curl --http2": ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA"],
-    "Java": ["Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA", "Upgrade: h2c"],
+    "Java": [
+        "Connection: Upgrade, HTTP2-Settings",
+        "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+        "Upgrade: h2c",
+    ],
     "Apache HttpClient": ["Upgrade: TLS/1.2", "Connection: Upgrade"],
     "none": [],
 }
@@ -210,7 +241,13 @@ def test_any_other_upgrade_is_refused(lab: Lab, upgrade: str) -> None:
     """HAProxy itself says 400 to a WebSocket without its key."""
     with NamespaceGuest(lab.home, ALLOW) as guest:
         mark = lab.recorder.mark()
-        lines = ["GET / HTTP/1.1", "Host: allowed.test.lab", "Connection: Upgrade", f"Upgrade: {upgrade}", "Sec-WebSocket-Version: 13"]
+        lines = [
+            "GET / HTTP/1.1",
+            "Host: allowed.test.lab",
+            "Connection: Upgrade",
+            f"Upgrade: {upgrade}",
+            "Sec-WebSocket-Version: 13",
+        ]
         head = "\r\n".join([*lines, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="])
         answer = guest.probe("http", address=world.WEB, port=80, send=head + "\r\n\r\n", patience=4)
         assert (answer["status"], lab.recorder.hits(mark, "http")) == (403, []), answer

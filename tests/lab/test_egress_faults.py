@@ -57,7 +57,9 @@ def stop_guard(guest: NamespaceGuest) -> Callable[[], None]:
 def probe_outside(guest: NamespaceGuest) -> list[str]:
     """What answers at places that nobody allowed."""
     places = [("tcp", world.EVIL, 22), ("udp", world.EVIL, 9999), ("tcp", world.PRINTER, 9100)]
-    answers = guest.probe_all([{"kind": kind, "address": address, "port": port, "limit": 1} for kind, address, port in places])
+    answers = guest.probe_all(
+        [{"kind": kind, "address": address, "port": port, "limit": 1} for kind, address, port in places]
+    )
     return [answer["outcome"] for answer in answers if answer["outcome"] in ("connected", "answered")]
 
 
@@ -106,7 +108,9 @@ def test_a_denial_is_counted_once_whatever_happens_to_the_hosts_table(guest: Nam
 
 
 @pytest.mark.parametrize("how", ["delete table inet {table}", "flush ruleset"])
-def test_rules_removed_in_the_namespace_come_back_and_nothing_was_forwarded_meanwhile(lab: Lab, guest: NamespaceGuest, how: str) -> None:
+def test_rules_removed_in_the_namespace_come_back_and_nothing_was_forwarded_meanwhile(
+    lab: Lab, guest: NamespaceGuest, how: str
+) -> None:
     assert works(guest)
     go_on = stop_guard(guest)
     try:
@@ -175,7 +179,8 @@ def test_a_killed_part_is_started_again_and_noted(guest: NamespaceGuest, part: s
 
 
 def test_a_part_that_ends_again_and_again_is_never_given_up(lab: Lab, guest: NamespaceGuest) -> None:
-    """Of more ends than twenty in a minute the guard made an end of its own, and nothing served any more until the next `apply`."""
+    """Of more ends than twenty in a minute the guard made an end of its own, and nothing served any more until the next
+    `apply`."""
     guard, killed = status(guest)["pid"], set()
     end = time.monotonic() + 8
     while time.monotonic() < end:
@@ -206,7 +211,12 @@ def test_a_killed_guard_leaves_everything_closed(lab: Lab, guest: NamespaceGuest
         [
             {"kind": "dns", "address": guest.gateway, "name": "allowed.test.lab"},
             {"kind": "tls", "address": world.WEB, "port": 443, "name": "allowed.test.lab"},
-            {"kind": "http", "address": world.WEB, "port": 80, "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n"},
+            {
+                "kind": "http",
+                "address": world.WEB,
+                "port": 80,
+                "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n",
+            },
             {"kind": "tcp", "address": world.GIT, "port": 22},
             {"kind": "tcp", "address": world.EVIL, "port": 22},
         ]
@@ -221,7 +231,10 @@ def test_a_killed_guard_leaves_everything_closed(lab: Lab, guest: NamespaceGuest
 
 def test_a_flood_is_bounded_and_the_sibling_is_served(lab: Lab, guest: NamespaceGuest) -> None:
     """Row 17: questions and connections, as fast as they go, while another instance asks for one name."""
-    flood = [{"kind": "dns", "address": guest.gateway, "name": f"x{number}.evil.test.lab", "limit": 0.2} for number in range(1500)]
+    flood = [
+        {"kind": "dns", "address": guest.gateway, "name": f"x{number}.evil.test.lab", "limit": 0.2}
+        for number in range(1500)
+    ]
     flood += [{"kind": "tcp", "address": world.EVIL, "port": 1000 + number, "limit": 0.2} for number in range(300)]
     with NamespaceGuest(lab.home, ALLOWED) as sibling:
         began = time.monotonic()
@@ -237,10 +250,17 @@ def test_a_flood_is_bounded_and_the_sibling_is_served(lab: Lab, guest: Namespace
 
 
 def test_connections_that_nobody_answers_are_bounded_and_none_is_in_the_hosts_table(lab: Lab) -> None:
-    """Row 17: the kernel keeps account of connections in memory of the host. Without the bound every SYN has a place there."""
+    """Row 17: the kernel keeps account of connections in memory of the host. Without the bound every SYN has a place
+    there."""
     bound = f" ct state new ct count over {MAX_FLOWS} counter name crowded drop\n"
-    for sabotage, most in (((), MAX_FLOWS + 500), ((replace("ruleset.nft", bound, " meta l4proto tcp accept\n"),), 9000)):
-        with NamespaceGuest(lab.home, ALLOWED, sabotage=sabotage) as guest, NamespaceGuest(lab.home, ALLOWED) as sibling:
+    for sabotage, most in (
+        ((), MAX_FLOWS + 500),
+        ((replace("ruleset.nft", bound, " meta l4proto tcp accept\n"),), 9000),
+    ):
+        with (
+            NamespaceGuest(lab.home, ALLOWED, sabotage=sabotage) as guest,
+            NamespaceGuest(lab.home, ALLOWED) as sibling,
+        ):
             before, outside = guest.count_flows(), count_flows()
             send_half(guest, 10_000)
             made = guest.count_flows() - before
@@ -281,7 +301,8 @@ def checksum(data: bytes) -> bytes:
 
 
 def test_siblings_do_not_reach_each_other(lab: Lab, guest: NamespaceGuest) -> None:
-    """They have the same addresses, each in a namespace of its own: what a guest sends there is for itself or its own guard."""
+    """They have the same addresses, each in a namespace of its own: what a guest sends there is for itself or its own
+    guard."""
     with NamespaceGuest(lab.home, ALLOWED) as sibling:
         assert (sibling.address, sibling.gateway) == (guest.address, guest.gateway)
         with inside(sibling.namespace):

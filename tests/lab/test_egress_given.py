@@ -1,4 +1,5 @@
-"""The proxy and the resolver's answers: a guest that goes where its own answer says is dialled there, without a second question."""
+"""The proxy and the resolver's answers: a guest that goes where its own answer says is dialled there, without a second
+question."""
 
 from __future__ import annotations
 
@@ -42,13 +43,17 @@ def guest(lab: Lab) -> Iterator[NamespaceGuest]:
 
 def tls(guest: NamespaceGuest, address: str, name: str = NAME) -> str:
     """The address that served."""
-    found = re.search(r"served by ([0-9.]+):443", guest.probe("tls", address=address, port=443, name=name).get("said", ""))
+    found = re.search(
+        r"served by ([0-9.]+):443", guest.probe("tls", address=address, port=443, name=name).get("said", "")
+    )
     return found[1] if found else ""
 
 
 def http(guest: NamespaceGuest, address: str) -> str:
     request = f"GET / HTTP/1.0\r\nHost: {NAME}\r\n\r\n"
-    found = re.search(r"served by ([0-9.]+):80", guest.probe("http", address=address, port=80, send=request).get("said", ""))
+    found = re.search(
+        r"served by ([0-9.]+):80", guest.probe("http", address=address, port=80, send=request).get("said", "")
+    )
     return found[1] if found else ""
 
 
@@ -63,7 +68,9 @@ def count_questions(guest: NamespaceGuest) -> int:
     return int(found[1])
 
 
-def test_every_address_of_an_answer_is_dialled_as_the_guest_chose_and_nothing_is_asked_again(guest: NamespaceGuest) -> None:
+def test_every_address_of_an_answer_is_dialled_as_the_guest_chose_and_nothing_is_asked_again(
+    guest: NamespaceGuest,
+) -> None:
     """Of two addresses one may be down: the guest's client goes to the next, and so does the proxy."""
     assert set(guest.lookup(NAME)["addresses"]) == {world.WEB, world.WILD}
     wait_until(lambda: is_given(guest, world.WEB) and is_given(guest, world.WILD), "the proxy was told")

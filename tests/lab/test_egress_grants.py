@@ -1,4 +1,5 @@
-"""Grants on a running guard: what one opens, how it ends, what it never reaches, and what a restarted guard makes of it."""
+"""Grants on a running guard: what one opens, how it ends, what it never reaches, and what a restarted guard makes of
+it."""
 
 from __future__ import annotations
 
@@ -130,9 +131,11 @@ class Case:
 
 @pytest.mark.parametrize("how", ["revoked", "expired"])
 def test_grants_open_and_their_end_cuts_what_is_under_way(guest: NamespaceGuest, how: str) -> None:
-    """Row 16, for each way out. An upload that the profile itself allows goes on all the while: what is cut is the grant's alone.
+    """Row 16, for each way out. An upload that the profile itself allows goes on all the while: what is cut is the
+    grant's alone.
 
-    Without `Granting._cut` the flows by name go on, without the table's judgement of every packet (`ended`) those by address do.
+    Without `Granting._cut` the flows by name go on, without the table's judgement of every packet (`ended`) those by
+    address do.
     """
     assert guest.lookup("git.test.lab")["answers"] == 1
     own = [Flow(guest, world.WEB, 443, "allowed.test.lab"), Flow(guest, world.GIT, 22)]
@@ -177,7 +180,9 @@ def tls_answer(guest: NamespaceGuest, name: str, address: str = world.EVIL) -> s
     return str(guest.probe("tls", address=address, port=443, name=name).get("said", ""))
 
 
-def test_a_granted_name_is_dialled_at_its_own_address_and_only_while_it_is_granted(lab: Lab, guest: NamespaceGuest) -> None:
+def test_a_granted_name_is_dialled_at_its_own_address_and_only_while_it_is_granted(
+    lab: Lab, guest: NamespaceGuest
+) -> None:
     mark = lab.recorder.mark()
     assert guest.lookup("other.test.lab")["rcode"] == 3
     GuardClient(guest.paths.guard).grant("one", name_rule("other.test.lab", 443, reason="to see"), 600)
@@ -215,16 +220,25 @@ def test_a_restarted_guard_takes_up_what_has_not_ended(guest: NamespaceGuest) ->
     assert guest.guard.verify() == []
     assert {one.id for one in GuardClient(guest.paths.guard).list_grants()} == {"long", "range"}
     assert f"served by {world.OTHER}:443" in tls_answer(guest, "other.test.lab")
-    wait_until(lambda: guest.probe("tcp", address=world.OTHER, port=9100)["outcome"] == "connected", "the resolver opened it by itself")
+    wait_until(
+        lambda: guest.probe("tcp", address=world.OTHER, port=9100)["outcome"] == "connected",
+        "the resolver opened it by itself",
+    )
     assert guest.probe("tcp", address=world.DATABASE, port=5432)["outcome"] == "connected"
     assert tls_answer(guest, "evil.test.lab") == tls_answer(guest, "one.wild.test.lab") == ""
     # A killed proxy knows the grants as well.
     os.kill(GuardClient(guest.paths.guard).status()["proxy"], signal.SIGKILL)
-    wait_until(lambda: f"served by {world.OTHER}:443" in tls_answer(guest, "other.test.lab"), "the proxy is back, with the grant")
+    wait_until(
+        lambda: f"served by {world.OTHER}:443" in tls_answer(guest, "other.test.lab"),
+        "the proxy is back, with the grant",
+    )
 
 
-def test_a_changed_profile_ends_the_flows_of_what_it_no_longer_allows_and_keeps_grants(lab: Lab, guest: NamespaceGuest) -> None:
-    """Row 21: the guard is stopped, the table replaced in one transaction, a new guard started; grants are the owner's and stay."""
+def test_a_changed_profile_ends_the_flows_of_what_it_no_longer_allows_and_keeps_grants(
+    lab: Lab, guest: NamespaceGuest
+) -> None:
+    """Row 21: the guard is stopped, the table replaced in one transaction, a new guard started; grants are the owner's
+    and stay."""
     GuardClient(guest.paths.guard).grant("kept", name_rule("other.test.lab", 443), 600)
     assert guest.lookup("git.test.lab")["answers"] == 1
     flows = [Flow(guest, world.WEB, 443, "allowed.test.lab"), Flow(guest, world.GIT, 22)]
@@ -250,7 +264,8 @@ def test_a_changed_profile_ends_the_flows_of_what_it_no_longer_allows_and_keeps_
 
 
 def test_a_grant_by_address_ends_by_itself_when_the_guard_hangs(guest: NamespaceGuest) -> None:
-    """Fail closed: the table's own clock ends it, also for a flow on 443, whose packets the by-name listener may still get."""
+    """Fail closed: the table's own clock ends it, also for a flow on 443, whose packets the by-name listener may still
+    get."""
     GuardClient(guest.paths.guard).grant("a", range_rule(f"{world.DATABASE}/32", 5432), 3)
     GuardClient(guest.paths.guard).grant("b", range_rule("203.0.113.0/24", 443), 3)
     flows = [Flow(guest, world.DATABASE, 5432), Flow(guest, world.EVIL, 443, "evil.test.lab")]

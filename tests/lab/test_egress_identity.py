@@ -1,4 +1,5 @@
-"""Rows 11 and 12: a guest that is not who it says, and one that speaks IPv6. Frames go out of the guest's NIC as they are."""
+"""Rows 11 and 12: a guest that is not who it says, and one that speaks IPv6. Frames go out of the guest's NIC as they
+are."""
 
 from __future__ import annotations
 
@@ -31,7 +32,19 @@ def checksum(data: bytes) -> int:
 
 def udp_packet(source: str, destination: str, port: int, payload: bytes) -> bytes:
     udp = struct.pack("!4H", 40000, port, 8 + len(payload), 0) + payload
-    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, socket.inet_aton(source), socket.inet_aton(destination))
+    head = struct.pack(
+        "!BBHHHBBH4s4s",
+        0x45,
+        0,
+        20 + len(udp),
+        1,
+        0,
+        64,
+        17,
+        0,
+        socket.inet_aton(source),
+        socket.inet_aton(destination),
+    )
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + udp
 
 
@@ -50,7 +63,9 @@ def send(guest: NamespaceGuest, frame: bytes, times: int = 1) -> None:
     assert guest.probe("frame", interface=INTERFACE, frame=frame.hex(), times=times)["outcome"] == "sent"
 
 
-def ethernet(guest: NamespaceGuest, packet: bytes, *, kind: int = 0x0800, source: str = "", destination: str = "") -> bytes:
+def ethernet(
+    guest: NamespaceGuest, packet: bytes, *, kind: int = 0x0800, source: str = "", destination: str = ""
+) -> bytes:
     return mac(destination or guest.host_mac) + mac(source or GUEST_MAC) + struct.pack("!H", kind) + packet
 
 
@@ -68,9 +83,15 @@ def test_the_frame_that_is_spoofed_below_passes_when_it_is_honest(lab: Lab, gues
 
 @pytest.mark.parametrize("lie", ["mac", "address", "address outside", "neighbour"])
 def test_a_spoofed_packet_reaches_nothing(lab: Lab, guest: NamespaceGuest, lie: str) -> None:
-    source = {"address": guest.gateway, "address outside": "198.51.100.77", "neighbour": "10.213.0.3"}.get(lie, guest.address)
+    source = {"address": guest.gateway, "address outside": "198.51.100.77", "neighbour": "10.213.0.3"}.get(
+        lie, guest.address
+    )
     mark = lab.recorder.mark()
-    frame = ethernet(guest, udp_packet(source, guest.gateway, 53, question("allowed.test.lab")), source=OTHER_MAC if lie == "mac" else "")
+    frame = ethernet(
+        guest,
+        udp_packet(source, guest.gateway, 53, question("allowed.test.lab")),
+        source=OTHER_MAC if lie == "mac" else "",
+    )
     send(guest, frame, times=5)
     assert sum(row["count"] for row in guest.ledger(kind="drop", rule="spoofed")) == 5
     assert lab.recorder.packets(mark) == []
@@ -80,7 +101,12 @@ def test_without_the_check_a_foreign_mac_is_served(lab: Lab) -> None:
     sabotage = replace("ruleset.nft", NO_ANTISPOOF, "accept")
     with NamespaceGuest(lab.home, [{"host": "allowed.test.lab", "ports": [443]}], sabotage=(sabotage,)) as guest:
         mark = lab.recorder.mark()
-        send(guest, ethernet(guest, udp_packet(guest.address, guest.gateway, 53, question("allowed.test.lab")), source=OTHER_MAC))
+        send(
+            guest,
+            ethernet(
+                guest, udp_packet(guest.address, guest.gateway, 53, question("allowed.test.lab")), source=OTHER_MAC
+            ),
+        )
         assert guest.lookup("allowed.test.lab")["answers"] == 1
         assert dns_asked(lab, mark) == 1
         assert guest.ledger(kind="drop", rule="spoofed") == []
@@ -122,9 +148,16 @@ def test_arp_tells_nothing_of_the_hosts_other_addresses(lab: Lab, guest: Namespa
 
 @pytest.mark.parametrize(
     ("what", "kind", "destination"),
-    [("vlan", 0x8100, ""), ("stp", 0x0026, "01:80:c2:00:00:00"), ("lldp", 0x88CC, "01:80:c2:00:00:0e"), ("q-in-q", 0x88A8, "")],
+    [
+        ("vlan", 0x8100, ""),
+        ("stp", 0x0026, "01:80:c2:00:00:00"),
+        ("lldp", 0x88CC, "01:80:c2:00:00:0e"),
+        ("q-in-q", 0x88A8, ""),
+    ],
 )
-def test_frames_that_are_no_ip_pass_nowhere(lab: Lab, guest: NamespaceGuest, what: str, kind: int, destination: str) -> None:
+def test_frames_that_are_no_ip_pass_nowhere(
+    lab: Lab, guest: NamespaceGuest, what: str, kind: int, destination: str
+) -> None:
     mark = lab.recorder.mark()
     inner = struct.pack("!HH", 5, 0x0800) + udp_packet(guest.address, guest.gateway, 53, question("allowed.test.lab"))
     send(guest, ethernet(guest, inner, kind=kind, destination=destination), times=3)
@@ -139,7 +172,11 @@ def test_ipv6_reaches_nothing(lab: Lab, guest: NamespaceGuest, destination: str)
     packet = struct.pack("!IHBB", 6 << 28, len(payload), 17, 64)
     packet += socket.inet_pton(socket.AF_INET6, "fe80::2") + socket.inet_pton(socket.AF_INET6, target) + payload
     mark = lab.recorder.mark()
-    send(guest, ethernet(guest, packet, kind=0x86DD, destination="33:33:00:00:00:01" if destination == "everyone" else ""), times=4)
+    send(
+        guest,
+        ethernet(guest, packet, kind=0x86DD, destination="33:33:00:00:00:01" if destination == "everyone" else ""),
+        times=4,
+    )
     with inside(guest.identity.namespace):
         assert Path("/proc/sys/net/ipv6/conf", guest.identity.tap, "disable_ipv6").read_text().strip() == "1"
     assert lab.recorder.packets(mark) == []
@@ -170,7 +207,11 @@ def test_without_the_rule_and_the_switch_ipv6_reaches_a_listener(lab: Lab) -> No
             "        meta nfproto != ipv4 counter name not_ipv4 drop\n        ether",
             "        meta nfproto != ipv4 accept\n        ether",
         ),
-        replace("ruleset.nft", "        meta l4proto tcp redirect to :916", "        meta nfproto ipv4 meta l4proto tcp redirect to :916"),
+        replace(
+            "ruleset.nft",
+            "        meta l4proto tcp redirect to :916",
+            "        meta nfproto ipv4 meta l4proto tcp redirect to :916",
+        ),
     )
     with NamespaceGuest(lab.home, [], sabotage=sabotage) as guest:
         assert _try_ipv6(guest) == "connected"

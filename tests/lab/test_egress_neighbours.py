@@ -1,4 +1,5 @@
-"""The host's own network is a LAN also where its addresses are public: closed to every way out, and opened by the owner's word alone."""
+"""The host's own network is a LAN also where its addresses are public: closed to every way out, and opened by the
+owner's word alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Observe mode: what is public is reached and recorded, what is reserved stays closed, and the suggestion is what would have sufficed."""
+"""Observe mode: what is public is reached and recorded, what is reserved stays closed, and the suggestion is what would
+have sufficed."""
 
 from __future__ import annotations
 
@@ -35,8 +36,14 @@ def request(name: str) -> str:
 
 
 def test_what_is_public_is_reached_by_its_name_and_recorded(guest: NamespaceGuest) -> None:
-    assert f"served by {world.WEB}:443" in guest.probe("tls", address=world.EVIL, port=443, name="allowed.test.lab")["said"]
-    assert f"served by {world.OTHER}:443" in guest.probe("tls", address=world.EVIL, port=443, name="other.test.lab")["said"]
+    assert (
+        f"served by {world.WEB}:443"
+        in guest.probe("tls", address=world.EVIL, port=443, name="allowed.test.lab")["said"]
+    )
+    assert (
+        f"served by {world.OTHER}:443"
+        in guest.probe("tls", address=world.EVIL, port=443, name="other.test.lab")["said"]
+    )
     assert f"served by {world.EVIL}:443" in guest.probe("tls", address=world.EVIL, port=443, name=None)["said"]
     assert guest.probe("http", address=world.WEB, port=80, send=request("evil.test.lab"))["status"] == 200
     assert guest.lookup("git.test.lab")["addresses"] == [world.GIT]
@@ -64,7 +71,10 @@ def test_what_is_reserved_or_the_host_or_no_tcp_stays_closed(lab: Lab, guest: Na
     for name in ("printer", "metadata", "loopback", "ten"):
         assert guest.lookup(f"{name}.test.lab")["answers"] == 0
     # The name's own address is refused; the one that the guest dialled is public, and that is where it goes.
-    assert f"served by {world.WEB}:80" in guest.probe("http", address=world.WEB, port=80, send=request("printer.test.lab"))["said"]
+    assert (
+        f"served by {world.WEB}:80"
+        in guest.probe("http", address=world.WEB, port=80, send=request("printer.test.lab"))["said"]
+    )
     assert guest.lookup("allowed.test.lab", type=16)["answers"] == 0
     assert [packet for packet in lab.recorder.packets(mark) if packet.network == "lan"] == []
     assert lab.recorder.hits(mark, "host") == []
@@ -81,7 +91,10 @@ def test_the_suggestion_is_what_would_have_sufficed(lab: Lab, guest: NamespaceGu
     assert hosts["other.test.lab"] == [443] and hosts["evil.test.lab"] == [80] and hosts["git.test.lab"] == [22]
     assert "allowed.test.lab" not in hosts
     with NamespaceGuest(lab.home, [*rules, *PROFILE["egress"]["allow"]]) as enforced:  # type: ignore[index]
-        assert f"served by {world.OTHER}:443" in enforced.probe("tls", address=world.OTHER, port=443, name="other.test.lab")["said"]
+        assert (
+            f"served by {world.OTHER}:443"
+            in enforced.probe("tls", address=world.OTHER, port=443, name="other.test.lab")["said"]
+        )
         assert enforced.probe("http", address=world.EVIL, port=80, send=request("evil.test.lab"))["status"] == 200
         assert enforced.lookup("git.test.lab")["addresses"] == [world.GIT]
         assert enforced.probe("tcp", address=world.GIT, port=22)["said"] == f"echo {world.GIT}:22\n"

@@ -29,10 +29,14 @@ NO_PROXY_RESERVED = replace("ruleset-host.nft", "        ip daddr @reserved coun
 NO_ON_LINK = replace("ruleset.nft", "        ip daddr @on_link jump deny\n", "")
 NO_PROXY_ON_LINK = replace("ruleset-host.nft", "        ip daddr @on_link counter name proxy_reserved drop\n", "")
 NO_PROXY_LOCAL = replace(
-    "ruleset-host.nft", "        fib daddr type { local, broadcast, anycast, multicast } counter name proxy_reserved drop\n", ""
+    "ruleset-host.nft",
+    "        fib daddr type { local, broadcast, anycast, multicast } counter name proxy_reserved drop\n",
+    "",
 )
 NO_TLS_NAMES = replace("proxy.cfg", "    tcp-request content silent-drop if hello !allowed !granted\n", "")
-ANY_TLS_NAME = replace("proxy.cfg", "    tcp-request content silent-drop if hello !allowed !{ var(txn.grant_slot) -m found }\n", "")
+ANY_TLS_NAME = replace(
+    "proxy.cfg", "    tcp-request content silent-drop if hello !allowed !{ var(txn.grant_slot) -m found }\n", ""
+)
 NO_TLS_DESTINATION = replace("proxy.cfg", "    tcp-request content set-dst var(txn.address) if hello\n", "")
 NO_HTTP_NAMES = replace("proxy.cfg", " unless allowed or granted\n", " if FALSE\n")
 ANY_HTTP_NAME = replace(
@@ -71,7 +75,9 @@ def test_with_the_foreign_name_in_the_list_tls_gets_there(lab: Lab) -> None:
 
 def test_without_the_name_check_the_resolver_still_refuses(lab: Lab) -> None:
     """Row 3: two layers. The proxy asks the guard's resolver, and that one knows allowed names only."""
-    with NamespaceGuest(lab.home, ALLOWED, sabotage=(NO_TLS_NAMES, ANY_TLS_NAME, NO_HTTP_NAMES, ANY_HTTP_NAME)) as guest:
+    with NamespaceGuest(
+        lab.home, ALLOWED, sabotage=(NO_TLS_NAMES, ANY_TLS_NAME, NO_HTTP_NAMES, ANY_HTTP_NAME)
+    ) as guest:
         mark = lab.recorder.mark()
         assert guest.probe("tls", address=world.WEB, port=443, name="evil.test.lab")["outcome"] in ("reset", "closed")
         request = "GET / HTTP/1.0\r\nHost: evil.test.lab\r\n\r\n"
@@ -85,7 +91,10 @@ def test_without_the_name_check_and_with_a_loose_resolver_evil_is_reached(lab: L
     with NamespaceGuest(lab.home, allow) as guest:
         assert guest.probe("tls", address=world.WEB, port=443, name="evil.test.lab")["outcome"] in ("reset", "closed")
     with NamespaceGuest(lab.home, allow, sabotage=(NO_TLS_NAMES, ANY_TLS_NAME, NO_HTTP_NAMES, ANY_HTTP_NAME)) as guest:
-        assert f"served by {world.EVIL}:443" in guest.probe("tls", address=world.WEB, port=443, name="evil.test.lab")["said"]
+        assert (
+            f"served by {world.EVIL}:443"
+            in guest.probe("tls", address=world.WEB, port=443, name="evil.test.lab")["said"]
+        )
         request = "GET / HTTP/1.0\r\nHost: evil.test.lab\r\n\r\n"
         assert f"served by {world.EVIL}:80" in guest.probe("http", address=world.WEB, port=80, send=request)["said"]
 
@@ -111,7 +120,8 @@ def test_without_the_proxys_own_destination_the_guest_chooses_it(lab: Lab) -> No
     ids=["whole", "the proxy's alone", "the guest's alone", "the proxy's by route", "the guest's by route", "none"],
 )
 def test_each_reserved_drop_holds_alone(lab: Lab, sabotage: tuple[Sabotage, ...], opened: bool) -> None:
-    """Rows 8 and 10: the printer on the LAN and the metadata service, both in reserved ranges and in the host's own networks."""
+    """Rows 8 and 10: the printer on the LAN and the metadata service, both in reserved ranges and in the host's own
+    networks."""
     with NamespaceGuest(lab.home, ALLOWED, sabotage=sabotage) as guest:
         mark = lab.recorder.mark()
         for address, port in ((world.PRINTER, 9100), (world.METADATA, 22)):
@@ -152,7 +162,9 @@ def test_a_port_of_the_gateway_that_is_no_service_is_closed_by_the_rules(lab: La
             with inside(guest.identity.namespace):
                 listener = socket.create_server(("0.0.0.0", 2222))
             with listener:
-                assert (guest.probe("tcp", address=guest.gateway, port=2222, limit=1.0)["outcome"] == "connected") == opened
+                assert (
+                    guest.probe("tcp", address=guest.gateway, port=2222, limit=1.0)["outcome"] == "connected"
+                ) == opened
 
 
 def test_without_the_set_first_a_name_on_another_port_is_closed(lab: Lab) -> None:
@@ -164,13 +176,17 @@ def test_without_the_set_first_a_name_on_another_port_is_closed(lab: Lab) -> Non
         assert guest.probe("tcp", address=world.GIT, port=8443, limit=1.0)["outcome"] == "timeout"
         assert guest.read_ledger(kind="dns", verdict="allow", name="git.test.lab")
         wait_until(
-            lambda: guest.ledger(kind="tcp", verdict="allow", name="git.test.lab", port=22), "the flow is in the ledger, with its name"
+            lambda: guest.ledger(kind="tcp", verdict="allow", name="git.test.lab", port=22),
+            "the flow is in the ledger, with its name",
         )
 
 
 def test_the_owners_exception_opens_one_address_and_port(lab: Lab) -> None:
     """A LAN service is reached only where the owner and the profile both name it."""
-    allow: list[dict[str, Any]] = [{"cidr": f"{world.PRINTER}/32", "ports": [9100]}, {"host": "printer.test.lab", "ports": [9100]}]
+    allow: list[dict[str, Any]] = [
+        {"cidr": f"{world.PRINTER}/32", "ports": [9100]},
+        {"host": "printer.test.lab", "ports": [9100]},
+    ]
     with NamespaceGuest(lab.home, allow) as guest:
         assert guest.probe("tcp", address=world.PRINTER, port=9100, limit=1.0)["outcome"] == "timeout"
         assert guest.lookup("printer.test.lab")["answers"] == 0
@@ -184,7 +200,9 @@ def test_the_owners_exception_opens_one_address_and_port(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    "egress", [{"egress": {"allow": []}}, {"egress": {"allow": None}}, {"egress": {}}, {}], ids=["empty", "null", "missing list", "missing"]
+    "egress",
+    [{"egress": {"allow": []}}, {"egress": {"allow": None}}, {"egress": {}}, {}],
+    ids=["empty", "null", "missing list", "missing"],
 )
 def test_an_empty_allowlist_lets_nothing_out(lab: Lab, egress: dict[str, Any]) -> None:
     """Row 24."""
@@ -194,7 +212,12 @@ def test_an_empty_allowlist_lets_nothing_out(lab: Lab, egress: dict[str, Any]) -
         answers = guest.probe_all(
             [
                 {"kind": "tls", "address": world.WEB, "port": 443, "name": "allowed.test.lab"},
-                {"kind": "http", "address": world.WEB, "port": 80, "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n"},
+                {
+                    "kind": "http",
+                    "address": world.WEB,
+                    "port": 80,
+                    "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n",
+                },
                 {"kind": "tcp", "address": world.DATABASE, "port": 5432},
                 {"kind": "udp", "address": world.EVIL, "port": 9999},
             ]
@@ -213,4 +236,7 @@ def test_a_name_list_file_decides(lab: Lab) -> None:
 
     with NamespaceGuest(lab.home, ALLOWED, sabotage=(empty,)) as guest:
         assert Path(guest.paths.guard, "tls.names").read_text() == ""
-        assert guest.probe("tls", address=world.WEB, port=443, name="allowed.test.lab")["outcome"] in ("reset", "closed")
+        assert guest.probe("tls", address=world.WEB, port=443, name="allowed.test.lab")["outcome"] in (
+            "reset",
+            "closed",
+        )

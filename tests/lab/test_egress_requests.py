@@ -31,7 +31,9 @@ def provider(lab: Lab) -> Iterator[Provider]:
     lab.world.reset_zone()
 
 
-def open_guest(lab: Lab, *sabotage: Sabotage, rules: tuple[dict[str, Any], ...] = (READ,), **more: Any) -> NamespaceGuest:
+def open_guest(
+    lab: Lab, *sabotage: Sabotage, rules: tuple[dict[str, Any], ...] = (READ,), **more: Any
+) -> NamespaceGuest:
     profile = {"version": 1, "name": "net", "image": "none", "egress": {"allow": list(rules)}, **more}
     return NamespaceGuest(lab.home, profile=profile, sabotage=(trust_lab(lab), *sabotage))
 
@@ -40,7 +42,9 @@ def test_it_may_read_and_not_write_and_each_decision_is_a_line(lab: Lab, provide
     with open_guest(lab) as guest:
         assert guest.plan.gateway_variables(guest.gateway) == {"API_URL": f"http://{guest.gateway}:{PORT}"}
         mark = lab.recorder.mark()
-        read = ask(guest, "/v1/messages?page=2", "GET", "Accept: application/json", "Authorization: mine", "Cookie: mine")
+        read = ask(
+            guest, "/v1/messages?page=2", "GET", "Accept: application/json", "Authorization: mine", "Cookie: mine"
+        )
         assert read["status"] == 200 and '"text": "hello"' in read["said"]
         for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
             refused = ask(guest, "/v1/messages", method, "Content-Length: 2", body="{}")
@@ -48,7 +52,11 @@ def test_it_may_read_and_not_write_and_each_decision_is_a_line(lab: Lab, provide
         assert "not allowed for this path" in ask(guest, "/admin")["said"]
         [one] = provider.seen
         assert (one.method, one.target, one.values("host")) == ("GET", "/v1/messages?page=2", [HOST])
-        assert one.values("accept") == ["application/json"] and not one.values("authorization") and not one.values("cookie")
+        assert (
+            one.values("accept") == ["application/json"]
+            and not one.values("authorization")
+            and not one.values("cookie")
+        )
         assert {hit.name for hit in lab.recorder.hits(mark, "tls")} == {HOST}
         wait_until(lambda: len(guest.ledger(kind="broker")) == 7, "each request is a line")
         rows = guest.read_ledger(kind="broker")
@@ -65,7 +73,13 @@ def test_every_other_way_to_the_host_is_closed(lab: Lab, provider: Provider) -> 
         mark = lab.recorder.mark()
         for target, method, status in REFUSED:
             assert ask(guest, target, method)["status"] in (status, 400), (method, target)
-        for host in ("evil.test.lab", HOST, guest.gateway, f"{guest.gateway}:{PORT}, evil.test.lab", f"{guest.gateway}:{PORT + 1}"):
+        for host in (
+            "evil.test.lab",
+            HOST,
+            guest.gateway,
+            f"{guest.gateway}:{PORT}, evil.test.lab",
+            f"{guest.gateway}:{PORT + 1}",
+        ):
             assert ask(guest, host=host)["status"] in (400, 403), host
         assert ask(guest, "/v1/messages", "GET", "Host: evil.test.lab")["status"] in (400, 403)
         assert ask(guest, "/v1/messages", "GET", "Upgrade: h2c", "Connection: upgrade")["status"] in (400, 403)
@@ -95,11 +109,19 @@ def test_no_header_makes_another_request_of_it(lab: Lab, provider: Provider) -> 
 def test_a_second_request_in_the_body_is_judged_as_well(lab: Lab, provider: Provider) -> None:
     inner = f"DELETE /v1/messages HTTP/1.1\r\nHost: {HOST}\r\n\r\n"
     with open_guest(lab) as guest:
-        for lines in (("Content-Length: 5", "Content-Length: 6"), ("Transfer-Encoding: xchunked",), ("Content-Length: +5",)):
-            assert ask(guest, "/v1/messages", "GET", *lines, body="0\r\n\r\n" + inner)["status"] in (400, 403, 422), lines
+        for lines in (
+            ("Content-Length: 5", "Content-Length: 6"),
+            ("Transfer-Encoding: xchunked",),
+            ("Content-Length: +5",),
+        ):
+            assert ask(guest, "/v1/messages", "GET", *lines, body="0\r\n\r\n" + inner)["status"] in (400, 403, 422), (
+                lines
+            )
         ask(guest, "/v1/messages", "GET", "Content-Length: 4", "Transfer-Encoding: chunked", body="0\r\n\r\n" + inner)
         ask(guest, "/v1/messages", "GET", "Content-Length: 0", body=inner)
-        assert {one.method for one in provider.seen} <= {"GET"} and not any(b"DELETE" in one.body for one in provider.seen)
+        assert {one.method for one in provider.seen} <= {"GET"} and not any(
+            b"DELETE" in one.body for one in provider.seen
+        )
 
 
 def test_two_rules_for_a_host_are_two_urls(lab: Lab, provider: Provider) -> None:
@@ -107,14 +129,21 @@ def test_two_rules_for_a_host_are_two_urls(lab: Lab, provider: Provider) -> None
     with open_guest(lab, rules=(READ, write)) as guest:
         second = {"host": f"{guest.gateway}:{PORT + 1}"}
         ports = {READ["base_url_env"]: PORT, "COMMENTS_URL": PORT + 1}
-        assert guest.plan.gateway_variables(guest.gateway) == {name: f"http://{guest.gateway}:{port}" for name, port in ports.items()}
+        assert guest.plan.gateway_variables(guest.gateway) == {
+            name: f"http://{guest.gateway}:{port}" for name, port in ports.items()
+        }
 
         def post(target: str) -> int:
             lines = [f"POST {target} HTTP/1.1", f"Host: {second['host']}", "Connection: close", "Content-Length: 2"]
             said = guest.probe("http", address=guest.gateway, port=PORT + 1, send="\r\n".join(lines) + "\r\n\r\n{}")
             return int(said["status"])
 
-        assert [post(target) for target in ("/v1/comments", "/v1/comments/1", "/v1/commentsx", "/v1/messages")] == [200, 200, 403, 403]
+        assert [post(target) for target in ("/v1/comments", "/v1/comments/1", "/v1/commentsx", "/v1/messages")] == [
+            200,
+            200,
+            403,
+            403,
+        ]
         # The URL of the one is not that of the other.
         assert ask(guest, "/v1/comments", "POST", "Content-Length: 2", body="{}")["status"] == 403
         assert ask(guest, host=second["host"])["status"] == 403
@@ -122,15 +151,27 @@ def test_two_rules_for_a_host_are_two_urls(lab: Lab, provider: Provider) -> None
 
 
 def test_beside_a_brokered_secret_neither_has_what_is_the_others(lab: Lab, provider: Provider) -> None:
-    broker = {"host": HOST, "header": "x-api-key: {{ secret }}", "base_url_env": "KEY_URL", "methods": ["POST"], "paths": ["/v1/"]}
+    broker = {
+        "host": HOST,
+        "header": "x-api-key: {{ secret }}",
+        "base_url_env": "KEY_URL",
+        "methods": ["POST"],
+        "paths": ["/v1/"],
+    }
     secret = {"name": "model-key", "source": {"env": "KTRDR_KEY"}, "broker": broker}
     with open_guest(lab, secrets=[secret]) as guest:
         blueprint = dataclasses.replace(guest.guard.blueprint, read_secret=lambda _: b"sk-lab-0815")
         BrokeredSecret(guest.guard.target, blueprint, guest.plan.profile.secrets[0]).create()
         assert ask(guest, "/v1/messages", "POST", "Content-Length: 2", body="{}")["status"] == 200
         lines = ["GET /v1/messages HTTP/1.1", f"Host: {guest.gateway}:{PORT + 1}", "Connection: close"]
-        assert guest.probe("http", address=guest.gateway, port=PORT + 1, send="\r\n".join(lines) + "\r\n\r\n")["status"] == 200
-        assert [(one.method, one.values("x-api-key")) for one in provider.seen] == [("POST", ["sk-lab-0815"]), ("GET", [])]
+        assert (
+            guest.probe("http", address=guest.gateway, port=PORT + 1, send="\r\n".join(lines) + "\r\n\r\n")["status"]
+            == 200
+        )
+        assert [(one.method, one.values("x-api-key")) for one in provider.seen] == [
+            ("POST", ["sk-lab-0815"]),
+            ("GET", []),
+        ]
 
 
 def test_a_proxy_and_a_guard_that_begin_again_serve_it_at_once(lab: Lab, provider: Provider) -> None:
@@ -177,7 +218,10 @@ def test_without_its_line_each_protection_fails(
 ) -> None:
     with open_guest(lab, replace("proxy.cfg", line, "" if line.endswith("\n") else " if FALSE")) as guest:
         host = "evil.test.lab" if "Host: evil.test.lab" in lines else ""
-        assert ask(guest, target, method, *(one for one in lines if not one.startswith("Host")), host=host)["status"] == 200
+        assert (
+            ask(guest, target, method, *(one for one in lines if not one.startswith("Host")), host=host)["status"]
+            == 200
+        )
         [one] = provider.seen
         assert (one.target, one.method) == (target, method)
         assert bool(one.values("x-http-method-override")) == (OVERRIDES[0] in lines)

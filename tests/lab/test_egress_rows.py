@@ -1,4 +1,5 @@
-"""Rows of the attack list that need more than one probe: cleartext HTTP/2, the first instant, a flood beside a sibling, a missing part."""
+"""Rows of the attack list that need more than one probe: cleartext HTTP/2, the first instant, a flood beside a sibling,
+a missing part."""
 
 from __future__ import annotations
 
@@ -50,11 +51,18 @@ def test_row_5_what_http_may_look_like_is_decided_on_purpose(lab: Lab, guest: Na
         "GET / HTTP/1.1\r\nHost: evil.test.lab\r\n Host: allowed.test.lab\r\n\r\n",
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
     )
-    answers = guest.probe_all([{"kind": "http", "address": world.WEB, "port": 80, "send": text, "patience": 3} for text in texts])
-    assert [(text, answer) for text, answer in zip(texts, answers, strict=True) if answer.get("status") not in (400, 403)] == []
+    answers = guest.probe_all(
+        [{"kind": "http", "address": world.WEB, "port": 80, "send": text, "patience": 3} for text in texts]
+    )
+    assert [
+        (text, answer) for text, answer in zip(texts, answers, strict=True) if answer.get("status") not in (400, 403)
+    ] == []
     assert [hit for hit in lab.recorder.hits(mark) if hit.server in ("http", "https", "tcp")] == []
     # Of equal ones exactly one is forwarded: the server cannot be told two things.
-    assert http(guest, f"GET / HTTP/1.1\r\n{head}{head}Connection: close\r\n\r\n") == (200, http(guest, f"GET / HTTP/1.0\r\n{head}\r\n")[1])
+    assert http(guest, f"GET / HTTP/1.1\r\n{head}{head}Connection: close\r\n\r\n") == (
+        200,
+        http(guest, f"GET / HTTP/1.0\r\n{head}\r\n")[1],
+    )
     assert {hit.name for hit in lab.recorder.hits(mark, "http")} == {"allowed.test.lab"}
 
 
@@ -74,7 +82,8 @@ def test_row_3_a_refusal_of_tls_is_a_reset_and_fast(guest: NamespaceGuest, name:
 
 
 class EarlyGuest(NamespaceGuest):
-    """A guest that sends from before its interface is there: to a foreign address, to the LAN, as somebody else, and by name."""
+    """A guest that sends from before its interface is there: to a foreign address, to the LAN, as somebody else, and by
+    name."""
 
     stop = False
     sent = 0
@@ -85,11 +94,19 @@ class EarlyGuest(NamespaceGuest):
             plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
             raw.bind((INTERFACE, 0))
-        frame = bytes.fromhex("ff" * 6 + GUEST_MAC.replace(":", "") + "0800") + bytes.fromhex("45000020000100004011000000000000")
+        frame = bytes.fromhex("ff" * 6 + GUEST_MAC.replace(":", "") + "0800") + bytes.fromhex(
+            "45000020000100004011000000000000"
+        )
 
         def flood() -> None:
             while not self.stop:
-                for address, port in ((world.EVIL, 53), (world.EVIL, 9999), (world.PRINTER, 9), (world.METADATA, 80), (world.DNS, 53)):
+                for address, port in (
+                    (world.EVIL, 53),
+                    (world.EVIL, 9999),
+                    (world.PRINTER, 9),
+                    (world.METADATA, 80),
+                    (world.DNS, 53),
+                ):
                     try:
                         plain.sendto(b"x" * 32, (address, port))
                         raw.send(frame + socket.inet_aton(address) + b"\x9c\x40\x00\x35\x00\x0c\x00\x00abcd")
@@ -116,8 +133,11 @@ def test_row_15_nothing_passes_from_the_first_instant(lab: Lab) -> None:
 
 
 def test_each_request_of_a_connection_goes_where_its_own_name_says(lab: Lab) -> None:
-    """Row 5: the second request of a connection is judged and sent like a first one, wherever the guest meant the connection to go."""
-    with NamespaceGuest(lab.home, [{"host": name, "ports": [80]} for name in ("allowed.test.lab", "other.test.lab")]) as guest:
+    """Row 5: the second request of a connection is judged and sent like a first one, wherever the guest meant the
+    connection to go."""
+    with NamespaceGuest(
+        lab.home, [{"host": name, "ports": [80]} for name in ("allowed.test.lab", "other.test.lab")]
+    ) as guest:
         # The proxy knows both answers, so that it need not ask for them.
         assert all(guest.lookup(name)["addresses"] for name in ("allowed.test.lab", "other.test.lab"))
         names = ("allowed.test.lab", "other.test.lab", "allowed.test.lab", "evil.test.lab")
@@ -127,10 +147,15 @@ def test_each_request_of_a_connection_goes_where_its_own_name_says(lab: Lab) -> 
             said = guest.probe("http", address=address, port=80, send=requests, patience=2)["said"]
             assert re.findall(r"HTTP/1.1 (\d+)", said) == ["200", "200", "200", "403"]
             assert re.findall(r"served by (\S+):80", said) == [world.WEB, world.OTHER, world.WEB]
-            assert {one for one in lab.recorder.endpoints(mark) if one[0] == "tcp"} == {("tcp", world.WEB, 80), ("tcp", world.OTHER, 80)}
+            assert {one for one in lab.recorder.endpoints(mark) if one[0] == "tcp"} == {
+                ("tcp", world.WEB, 80),
+                ("tcp", world.OTHER, 80),
+            }
 
 
-def test_row_17_a_flood_of_everything_is_bounded_and_counted_and_the_sibling_is_served(lab: Lab, guest: NamespaceGuest) -> None:
+def test_row_17_a_flood_of_everything_is_bounded_and_counted_and_the_sibling_is_served(
+    lab: Lab, guest: NamespaceGuest
+) -> None:
     """SYN to closed and to by-name ports, half-open connections that say nothing, questions over UDP and TCP."""
     stop = threading.Event()
     sent = [0]
@@ -143,7 +168,9 @@ def test_row_17_a_flood_of_everything_is_bounded_and_counted_and_the_sibling_is_
                     if number % 2:
                         one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                         for _ in range(200):
-                            one.sendto(os.urandom(2) + b"\1\0\0\1\0\0\0\0\0\0\4evil\4test\3lab\0\0\1\0\1", (guest.gateway, 53))
+                            one.sendto(
+                                os.urandom(2) + b"\1\0\0\1\0\0\0\0\0\0\4evil\4test\3lab\0\0\1\0\1", (guest.gateway, 53)
+                            )
                             sent[0] += 1
                         one.close()
                     else:
@@ -168,19 +195,25 @@ def test_row_17_a_flood_of_everything_is_bounded_and_counted_and_the_sibling_is_
         time.sleep(2)
         for _ in range(5):
             assert sibling.lookup("allowed.test.lab")["addresses"] == [world.WEB]
-            assert "served by" in sibling.probe("tls", address=world.WEB, port=443, name="allowed.test.lab", limit=8)["said"]
+            assert (
+                "served by"
+                in sibling.probe("tls", address=world.WEB, port=443, name="allowed.test.lab", limit=8)["said"]
+            )
         stop.set()
         for thread in threads:
             thread.join()
         assert sibling.guard.verify() == []
     assert guest.guard.verify() == []
     wait_until(
-        lambda: "served by" in guest.probe("tls", address=world.WEB, port=443, name="allowed.test.lab").get("said", ""), "it recovers", 60
+        lambda: "served by" in guest.probe("tls", address=world.WEB, port=443, name="allowed.test.lab").get("said", ""),
+        "it recovers",
+        60,
     )
     assert guest.paths.ledger.stat().st_size < 4_000_000
 
     def counted() -> int:
-        """Questions in the ledger: lines of their own, those that were beyond the guest's share, and those beyond the ledger's."""
+        """Questions in the ledger: lines of their own, those that were beyond the guest's share, and those beyond the
+        ledger's."""
         return sum(int(row.get("count", 1)) for row in guest.ledger(kind="dns", verdict="deny"))
 
     # What the kernel dropped before anybody saw it is not the guard's to count.
@@ -219,7 +252,9 @@ def test_row_22_without_a_part_there_is_no_guest_rather_than_a_lesser_one(lab: L
         with missing(program), pytest.raises(KtrdrError):
             made.firewall.create()
             made.guard.create()
-            wait_until(lambda: not is_locked(made.paths.guard / "guard.lock") or made.guard.verify(), "the guard is not there")
+            wait_until(
+                lambda: not is_locked(made.paths.guard / "guard.lock") or made.guard.verify(), "the guard is not there"
+            )
             differences = made.guard.verify()
             assert differences
             raise KtrdrError("; ".join(differences), hint="-")
@@ -229,7 +264,8 @@ def test_row_22_without_a_part_there_is_no_guest_rather_than_a_lesser_one(lab: L
 
 
 def test_row_21_a_table_is_replaced_whole_under_fire(lab: Lab, guest: NamespaceGuest) -> None:
-    """While the guest tries what is never allowed as fast as it can, its table is loaded anew many times: not one packet passes."""
+    """While the guest tries what is never allowed as fast as it can, its table is loaded anew many times: not one
+    packet passes."""
     stop = threading.Event()
 
     def fire() -> None:

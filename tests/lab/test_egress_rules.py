@@ -1,4 +1,5 @@
-"""Every egress attack from a guest without a VM: the real firewall, guard and tap, and a namespace with the guest's own NIC."""
+"""Every egress attack from a guest without a VM: the real firewall, guard and tap, and a namespace with the guest's own
+NIC."""
 
 from __future__ import annotations
 
@@ -39,7 +40,11 @@ class Outcome:
             time.sleep(0.05)
 
     def missing(self) -> list[str]:
-        return [str(one) for one in (*self.attacks, *self.requests) if one.ledger and not self.guest.read_ledger(**one.ledger)]
+        return [
+            str(one)
+            for one in (*self.attacks, *self.requests)
+            if one.ledger and not self.guest.read_ledger(**one.ledger)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,9 @@ def test_attack(outcome: Outcome, number: int) -> None:
     if attack.ledger is not None:
         found: list[dict[str, Any]] = outcome.guest.read_ledger(**attack.ledger)
         assert found, f"no line of the ledger carries {attack.ledger}"
-        assert all(row["time"].endswith("Z") and row["instance_id"] == outcome.guest.identity.instance_id for row in found)
+        assert all(
+            row["time"].endswith("Z") and row["instance_id"] == outcome.guest.identity.instance_id for row in found
+        )
 
 
 @pytest.mark.parametrize("number", range(len(_REQUESTS)), ids=[str(request) for request in _REQUESTS])
@@ -68,14 +75,19 @@ def test_what_is_allowed_works(outcome: Outcome, number: int) -> None:
 
 def test_nothing_arrived_but_what_is_allowed(outcome: Outcome) -> None:
     assert outcome.arrived - MAY_ARRIVE == set()
-    # The attacks alone: an allowed name at a foreign address lands at the name's own, and the guard asked for allowed names.
-    assert outcome.arrived_by_attacks - {("tcp", world.WEB, 80), ("tcp", world.WEB, 443), ("udp", world.DNS, 53)} == set()
+    # The attacks alone: an allowed name at a foreign address lands at the name's own, and the guard asked for allowed
+    # names.
+    assert (
+        outcome.arrived_by_attacks - {("tcp", world.WEB, 80), ("tcp", world.WEB, 443), ("udp", world.DNS, 53)} == set()
+    )
     assert [hit for hit in outcome.hits if hit.server == "host"] == []
 
 
 def test_no_question_went_out_for_a_name_that_is_not_allowed(outcome: Outcome) -> None:
     asked = {hit.name for hit in outcome.hits if hit.server == "dns"}
-    assert {name for name in asked if name not in {rule.get("host") for rule in ALLOWED} | {"one.wild.test.lab"}} == set()
+    assert {
+        name for name in asked if name not in {rule.get("host") for rule in ALLOWED} | {"one.wild.test.lab"}
+    } == set()
     assert "allowed.test.lab" in asked
 
 

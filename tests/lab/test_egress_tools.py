@@ -1,7 +1,7 @@
 """Git over HTTPS and SSH, pip, apt and npm through the allowlist, unchanged: nobody stands in the middle of their TLS.
 
-The clients are this machine's own, in a guest's network namespace. What they trust is the lab server's authority, as any client
-trusts its server's; nothing of the guard's is added, and the certificate that arrives is the server's own.
+The clients are this machine's own, in a guest's network namespace. What they trust is the lab server's authority, as
+any client trusts its server's; nothing of the guard's is added, and the certificate that arrives is the server's own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Tools:
         self.resolv.write_text(f"nameserver {guest.gateway}\n")
 
     def run(self, *words: str, cwd: Path | None = None, **environment: str) -> str:
-        """The output of a client in the guest's network, with the guest's resolver. A client that fails is a failure."""
+        """The output of a client in the guest's network, with the guest's resolver. A client that fails is a
+        failure."""
         script = 'mount --bind "$0" "$(readlink -f /etc/resolv.conf)" && exec "$@"'
         done = subprocess.run(
             ["ip", "netns", "exec", self.guest.namespace, "unshare", "-m", "--propagation", "private", "sh", "-c", script,
@@ -56,7 +57,10 @@ def test_the_certificate_that_arrives_is_the_servers_own(tools: Tools) -> None:
     context = ssl.create_default_context(cadata=tools.authority.pem)
     with inside(tools.guest.namespace):
         address = tools.guest.lookup(NAME)["addresses"][0]
-        with socket.create_connection((address, 443), 10) as plain, context.wrap_socket(plain, server_hostname=NAME) as connection:
+        with (
+            socket.create_connection((address, 443), 10) as plain,
+            context.wrap_socket(plain, server_hostname=NAME) as connection,
+        ):
             issuer = dict(pair[0] for pair in connection.getpeercert()["issuer"])  # type: ignore[index,union-attr,misc]
     assert issuer == {"commonName": "lab authority"}
 
@@ -69,7 +73,9 @@ def test_git_over_https(tools: Tools) -> None:
 
 def test_git_over_ssh(tools: Tools) -> None:
     command = f"ssh -F /dev/null -i {tools.scratch}/login -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o BatchMode=yes"
-    tools.run("git", "clone", "-q", f"ssh://root@{NAME}{tools.scratch}/www/demo.git", "ssh-clone", GIT_SSH_COMMAND=command)
+    tools.run(
+        "git", "clone", "-q", f"ssh://root@{NAME}{tools.scratch}/www/demo.git", "ssh-clone", GIT_SSH_COMMAND=command
+    )
     assert (tools.scratch / "ssh-clone" / "README").read_text() == "from outside\n"
     wait_until(lambda: tools.guest.ledger(kind="tcp", verdict="allow", name=NAME, port=22), "the ledger has it")
 
@@ -93,7 +99,9 @@ def test_apt_get_update(tools: Tools) -> None:
         "Dir::Etc::sourceparts": "-", "Acquire::https::CAInfo": tools.ca, "APT::Sandbox::User": "root", "Acquire::Languages": "none",
         "Acquire::http::Proxy": "false", "Acquire::https::Proxy": "false",
     }  # fmt: skip
-    said = tools.run("apt-get", *(word for name, value in options.items() for word in ("-o", f"{name}={value}")), "update")
+    said = tools.run(
+        "apt-get", *(word for name, value in options.items() for word in ("-o", f"{name}={value}")), "update"
+    )
     assert any("_Packages" in path.name for path in (place / "lists").iterdir()) and "Fetched" in said, said
 
 

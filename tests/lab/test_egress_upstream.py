@@ -22,7 +22,8 @@ def guest(lab: Lab) -> Iterator[NamespaceGuest]:
 
 
 def test_an_answer_that_was_cut_is_asked_for_again_over_tcp(lab: Lab, guest: NamespaceGuest) -> None:
-    """150 addresses need 2.4 kB, more than any answer over UDP that is asked for. Without the second question nothing would be open."""
+    """150 addresses need 2.4 kB, more than any answer over UDP that is asked for. Without the second question nothing
+    would be open."""
     answer = guest.lookup(MANY)
     assert MANY in lab.world.dns.cut
     assert answer["rcode"] == 0 and len(answer["addresses"]) > 1

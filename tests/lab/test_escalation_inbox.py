@@ -21,7 +21,22 @@ from ktrdr_vm.escalation.store import MAX_PENDING, Answer, Escalation, Escalatio
 from ktrdr_vm.host.paths import PROJECT
 
 TOOL = PROJECT / "ktrdr_vm" / "guest" / "data" / "ktrdr-escalate"
-SIX = ["--blocked", "it", "--why", "so", "--option", "a", "--option", "b", "--recommendation", "a", "--decision", "a?", "--evidence", "log"]
+SIX = [
+    "--blocked",
+    "it",
+    "--why",
+    "so",
+    "--option",
+    "a",
+    "--option",
+    "b",
+    "--recommendation",
+    "a",
+    "--decision",
+    "a?",
+    "--evidence",
+    "log",
+]
 
 
 class Inbox:
@@ -58,7 +73,9 @@ class Inbox:
             self.ours.send(json.dumps(reply).encode())
 
     def ask(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, str(self.tool), *words], input=stdin, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            [sys.executable, str(self.tool), *words], input=stdin, capture_output=True, text=True, timeout=60
+        )
 
     def post(self, body: bytes, **headers: str) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
@@ -83,9 +100,15 @@ def test_the_tool_asks_and_reads_the_answer(inbox: Inbox) -> None:
     asked = inbox.ask("network", "api.example.com", "443", "22", *SIX, "--seconds", "60")
     assert (asked.returncode, asked.stdout) == (0, "e1 network pending\n"), asked.stderr
     (one,) = inbox.store.list()
-    assert (one.packet.request, one.packet.options, one.packet.seconds) == ({"host": "api.example.com", "ports": [22, 443]}, ("a", "b"), 60)
+    assert (one.packet.request, one.packet.options, one.packet.seconds) == (
+        {"host": "api.example.com", "ports": [22, 443]},
+        ("a", "b"),
+        60,
+    )
     assert [each.id for each in inbox.arrived] == ["e1"]
-    inbox.store.answer("e1", "approved", Answer("owner", "for an hour", "t", {"host": "api.example.com", "ports": [443]}, 30))
+    inbox.store.answer(
+        "e1", "approved", Answer("owner", "for an hour", "t", {"host": "api.example.com", "ports": [443]}, 30)
+    )
     shown = inbox.ask("show", "e1", "--wait")
     assert (shown.returncode, "approved" in shown.stdout, "for an hour" in shown.stdout) == (0, True, True)
 
@@ -125,7 +148,9 @@ def test_the_same_packet_again_is_the_same_escalation(inbox: Inbox) -> None:
     assert inbox.post(_packet(1)) == inbox.post(_packet(1)) and [one.id for one in inbox.store.list()] == ["e1"]
     inbox.store.answer("e1", "denied", Answer("owner", "no", "t"))
     inbox.post(_packet(1))
-    assert [(one.id, one.current) for one in inbox.store.list()] == [("e1", "denied"), ("e2", "pending")], "a no is not reopened"
+    assert [(one.id, one.current) for one in inbox.store.list()] == [("e1", "denied"), ("e2", "pending")], (
+        "a no is not reopened"
+    )
 
 
 def test_ten_thousand_packets_are_twenty_at_most(inbox: Inbox) -> None:

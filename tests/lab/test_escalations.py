@@ -1,4 +1,5 @@
-"""Escalations on a real VM: asked in the guest, answered on the host, felt on the wire; a run that stops and is taken up again."""
+"""Escalations on a real VM: asked in the guest, answered on the host, felt on the wire; a run that stops and is taken
+up again."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ gates: [./gate.yaml]
 verify: same
 """
 SIX = "--blocked it --why so --option wait --recommendation allow --decision 'may I' --evidence log"
-# It asks for a host and for a decision, tries the host before and after, and fails when the answers are not what they should be.
+# It asks for a host and for a decision, tries the host before and after, and fails when the answers are not what they
+# should be.
 AGENT = f"""\
 set -eu
 if [ ! -e asked ]; then
@@ -59,7 +61,9 @@ def workspace(lab: Lab) -> Path:
 
 def test_a_run_stops_at_an_escalation_and_goes_on_with_the_answer(lab: Lab, workspace: Path) -> None:
     instance_id = lab.new_id("asking")
-    stopped = start(lab, instance_id, "apply", "profile.yaml", "--instance-id", instance_id, "--json", cwd=workspace).wait()
+    stopped = start(
+        lab, instance_id, "apply", "profile.yaml", "--instance-id", instance_id, "--json", cwd=workspace
+    ).wait()
     assert (stopped.code, stopped.report["outcome"], stopped.report["kept"]) == (6, "escalated", True), stopped.stderr
     assert [(one["id"], one["kind"], one["state"]) for one in stopped.report["escalations"]] == [
         ("e1", "network", "pending"), ("e2", "decision", "pending"),
@@ -82,7 +86,11 @@ def test_a_run_stops_at_an_escalation_and_goes_on_with_the_answer(lab: Lab, work
     assert run(lab, "escalations", "deny", instance_id, "e2", "--reason", "not yours").code == 0
 
     going = start(lab, instance_id, "apply", "--continue", instance_id, "--json", cwd=workspace)
-    wait_until(lambda: "e3   pending" in run(lab, "escalations", "list", instance_id).stdout, "the agent asks for a secret", 300)
+    wait_until(
+        lambda: "e3   pending" in run(lab, "escalations", "list", instance_id).stdout,
+        "the agent asks for a secret",
+        300,
+    )
     forbidden = run(
         lab,
         "escalations",
@@ -113,8 +121,14 @@ def test_a_run_stops_at_an_escalation_and_goes_on_with_the_answer(lab: Lab, work
     assert ended.code == 0, ended.stderr
     report = ended.report
     assert (report["run_id"], report["outcome"], report["residue"]) == (run_id, "passed", [])
-    assert [(one["id"], one["state"]) for one in report["escalations"]] == [("e1", "approved"), ("e2", "denied"), ("e3", "approved")]
-    assert any(row["host"] == "evil.test.lab" and "grant:e1" in row["rule"] for row in report["egress"]["allowed"]), report["egress"]
+    assert [(one["id"], one["state"]) for one in report["escalations"]] == [
+        ("e1", "approved"),
+        ("e2", "denied"),
+        ("e3", "approved"),
+    ]
+    assert any(row["host"] == "evil.test.lab" and "grant:e1" in row["rule"] for row in report["egress"]["allowed"]), (
+        report["egress"]
+    )
     assert any(row["host"] == "evil.test.lab" for row in report["egress"]["denied"]), "the attempt before the answer"
     directory = lab.home.runs / instance_id / run_id
     for path in directory.rglob("*"):

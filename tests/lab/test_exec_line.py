@@ -1,4 +1,5 @@
-"""`exec` carries the words, the exit code, the signals and the end of a command, and `forward` its ports. A real sshd, no VM."""
+"""`exec` carries the words, the exit code, the signals and the end of a command, and `forward` its ports. A real sshd,
+no VM."""
 
 from __future__ import annotations
 
@@ -28,10 +29,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def ssh(server: Server, *words: str, tty: bool = False) -> list[str]:
-    settings = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", f"IdentityFile={server.key}")
+    settings = (
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        "LogLevel=ERROR",
+        f"IdentityFile={server.key}",
+    )
     options = [word for one in settings for word in ("-o", one)]
     line = make_exec_line(words, tty=tty)
-    return ["ssh", "-F", "/dev/null", *options, "-p", str(server.port), "-tt" if tty else "-T", "--", "root@127.0.0.1", line]
+    return [
+        "ssh",
+        "-F",
+        "/dev/null",
+        *options,
+        "-p",
+        str(server.port),
+        "-tt" if tty else "-T",
+        "--",
+        "root@127.0.0.1",
+        line,
+    ]
 
 
 def run(server: Server, *words: str, tty: bool = False, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -51,7 +68,9 @@ def run(server: Server, *words: str, tty: bool = False, stdin: bytes = b"") -> s
     ],
 )
 def test_ssh_runs_a_line_of_the_shell(server: Server, line: str, code: int, said: str) -> None:
-    ended = subprocess.run([*ssh(server, "x")[:-1], make_shell_line((line,))], stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    ended = subprocess.run(
+        [*ssh(server, "x")[:-1], make_shell_line((line,))], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+    )
     assert (ended.returncode, ended.stdout.decode()) == (code, said)
 
 
@@ -109,13 +128,17 @@ def wait_until_there(mark: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-@pytest.mark.parametrize(("line", "count"), [("exec sleep {0}", 1), ("sleep {0} & sleep {0}; true", 2)], ids=["command", "with children"])
+@pytest.mark.parametrize(
+    ("line", "count"), [("exec sleep {0}", 1), ("sleep {0} & sleep {0}; true", 2)], ids=["command", "with children"]
+)
 def test_what_exec_has_started_ends_with_it(server: Server, line: str, count: int, number: int) -> None:
     # Seconds that no other process sleeps.
     mark = f"{next(_MARKS)}.{os.getpid()}"
     words = ("sh", "-c", line.format(mark))
     quiet = subprocess.DEVNULL
-    with subprocess.Popen(ssh(server, *words), stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, preexec_fn=hear_signals) as started:
+    with subprocess.Popen(
+        ssh(server, *words), stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, preexec_fn=hear_signals
+    ) as started:
         try:
             wait_until_there(mark, count)
             started.send_signal(number)
@@ -139,7 +162,9 @@ def test_a_port_here_and_one_there(text: str, parsed: tuple[int, str, int]) -> N
     assert parse_forward(text) == parsed
 
 
-@pytest.mark.parametrize("text", ["", "x", "0", "65536", "8000:", ":8000", "1:2:3:4", "a:b:1", "8001:db:", "-1", "1:2:3", "8000:x"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "0", "65536", "8000:", ":8000", "1:2:3:4", "a:b:1", "8001:db:", "-1", "1:2:3", "8000:x"]
+)
 def test_what_names_no_ports_is_refused(text: str) -> None:
     if text == "1:2:3":
         assert parse_forward(text) == (1, "2", 3)
@@ -149,6 +174,9 @@ def test_what_names_no_ports_is_refused(text: str) -> None:
 
 
 def test_a_port_that_is_taken_is_said_with_what_to_do() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(HostError, match="Address already in use") as caught:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(HostError, match="Address already in use") as caught,
+    ):
         require_free_port(taken.getsockname()[1])
     assert "LOCAL:PORT" in caught.value.hint

@@ -1,4 +1,5 @@
-"""A fork is its own machine: what two machines must not share is compared pairwise. Three in every run, ten in the full one."""
+"""A fork is its own machine: what two machines must not share is compared pairwise. Three in every run, ten in the full
+one."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ OWN = ("hostname", "machine-id", "host-key", "login", "random", "uuid", "docker"
 
 @pytest.mark.vm
 @pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.full)])
-def test_forks_share_nothing_that_tells_machines_apart(count: int, lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path) -> None:
+def test_forks_share_nothing_that_tells_machines_apart(
+    count: int, lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path
+) -> None:
     workspace = make_workspace(tmp_path)
     (workspace / "fork.yaml").write_text(PROFILE)
     made: list[Instance] = []
@@ -46,7 +49,9 @@ def test_forks_share_nothing_that_tells_machines_apart(count: int, lab: Lab, ima
     frozen = 0
     try:
         for number in range(count):
-            gathered = gather(workspace / "fork.yaml", home=lab.home, workspace=workspace, instance_id=lab.new_id(f"fork{number}"))
+            gathered = gather(
+                workspace / "fork.yaml", home=lab.home, workspace=workspace, instance_id=lab.new_id(f"fork{number}")
+            )
             template = find_template(lab.home, gathered.plan, image) or build_template(
                 lab.home, gathered.plan, image, libvirt, progress=print
             )

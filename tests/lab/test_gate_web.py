@@ -1,4 +1,5 @@
-"""`uri` against a real server on the loopback address: cookies, and what a redirect does to a request. Its code runs here, as it does in a guest."""
+"""`uri` against a real server on the loopback address: cookies, and what a redirect does to a request. Its code runs
+here, as it does in a guest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A repository's own configuration runs nothing on the host, whatever it says, and none of another repository comes along."""
+"""A repository's own configuration runs nothing on the host, whatever it says, and none of another repository comes
+along."""
 
 from __future__ import annotations
 
@@ -33,9 +34,16 @@ def tmp_path() -> Iterator[Path]:
 
 
 def git(where: Path, *words: str) -> str:
-    environment = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_ALLOW_PROTOCOL": "file:ext"}
+    environment = {
+        **os.environ,
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_ALLOW_PROTOCOL": "file:ext",
+    }
     settings = ("-c", "user.name=a", "-c", "user.email=a@b.invalid", "-c", "init.defaultBranch=main")
-    return subprocess.run(["git", *settings, *words], cwd=where, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *settings, *words], cwd=where, env=environment, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 class Sink:
@@ -123,7 +131,14 @@ def list_keys() -> list[str]:
     """Every key that this host's Git knows, each placeholder as something that a repository could have."""
     listed = subprocess.run(["git", "help", "--config"], capture_output=True, text=True, check=True).stdout.split()
     keys = set()
-    for key in [*listed, "include.path", "includeIf.gitdir:/**.path", "core.sshCommand", "filter.x.process", "uploadpack.packObjectsHook"]:
+    for key in [
+        *listed,
+        "include.path",
+        "includeIf.gitdir:/**.path",
+        "core.sshCommand",
+        "filter.x.process",
+        "uploadpack.packObjectsHook",
+    ]:
         name = re.sub(r"<[^>]*>|\*", "x", key)
         if "." not in name.strip(".") or name.endswith("."):
             continue
@@ -144,15 +159,22 @@ def test_no_key_of_a_configuration_runs_a_program(tmp_path: Path) -> None:
     program.write_text(f"#!/bin/sh\n: > {mark}/ran-$$\ncat\n")
     program.chmod(0o755)
     included = tmp_path / "included"
-    included.write_text(f'[filter "x"]\n\tclean = {program}\n\tsmudge = {program}\n\trequired = true\n[core]\n\tfsmonitor = {program}\n')
+    included.write_text(
+        f'[filter "x"]\n\tclean = {program}\n\tsmudge = {program}\n\trequired = true\n[core]\n\tfsmonitor = {program}\n'
+    )
     (repository / ".git/hooks").mkdir(exist_ok=True)
-    hooks = [path.stem for path in (repository / ".git/hooks").glob("*.sample")] + ["post-index-change", "reference-transaction"]
+    hooks = [path.stem for path in (repository / ".git/hooks").glob("*.sample")] + [
+        "post-index-change",
+        "reference-transaction",
+    ]
     for hook in hooks:
         (repository / ".git/hooks" / hook).write_text(program.read_text())
         (repository / ".git/hooks" / hook).chmod(0o755)
     original = (repository / ".git/config").read_text()
     keys = list_keys()
-    assert len(keys) > 300 and {"core.fsmonitor", "filter.x.clean", "diff.x.textconv", "core.sshcommand"} <= {key.lower() for key in keys}
+    assert len(keys) > 300 and {"core.fsmonitor", "filter.x.clean", "diff.x.textconv", "core.sshcommand"} <= {
+        key.lower() for key in keys
+    }
 
     def write(some: list[str]) -> None:
         (repository / ".git/config").write_text(original)
@@ -160,7 +182,9 @@ def test_no_key_of_a_configuration_runs_a_program(tmp_path: Path) -> None:
             if key.lower() in _LAYOUT or key.lower().startswith("extensions."):
                 continue
             value = str(included) if key.lower().startswith("include") else str(program)
-            subprocess.run(["git", "config", "--file", repository / ".git/config", key, value], check=False, capture_output=True)
+            subprocess.run(
+                ["git", "config", "--file", repository / ".git/config", key, value], check=False, capture_output=True
+            )
         (repository / "a.txt").write_text(f"changed {len(some)}\n")  # so that the index does not know it
 
     def ran() -> list[str]:
@@ -176,7 +200,15 @@ def test_no_key_of_a_configuration_runs_a_program(tmp_path: Path) -> None:
         write(keys[start : start + 40])
         use_all(repository, bundle)
         assert ran() == [], keys[start : start + 40]
-    for key in ("filter.x.clean", "filter.x.process", "core.fsmonitor", "include.path", "core.hooksPath", "alias.diff", "diff.external"):
+    for key in (
+        "filter.x.clean",
+        "filter.x.process",
+        "core.fsmonitor",
+        "include.path",
+        "core.hooksPath",
+        "alias.diff",
+        "diff.external",
+    ):
         write([key])
         use_all(repository, bundle)
         assert ran() == [], key
@@ -280,10 +312,13 @@ def _detached(place: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "make", [_plain, _worktree, _shallow, _packed, _sha256, _worktree_config, _submodule, _split_index, _sparse, _detached]
+    "make",
+    [_plain, _worktree, _shallow, _packed, _sha256, _worktree_config, _submodule, _split_index, _sparse, _detached],
 )
 @pytest.mark.parametrize("owner", [0, 12345])
-def test_repositories_of_every_shape_go_in_and_commits_come_back(tmp_path: Path, make: Callable[[Path], Path], owner: int) -> None:
+def test_repositories_of_every_shape_go_in_and_commits_come_back(
+    tmp_path: Path, make: Callable[[Path], Path], owner: int
+) -> None:
     tmp_path.chmod(0o755)
     repository = make(tmp_path / "r")
     made = tmp_path / "from-guest"
@@ -299,7 +334,11 @@ def test_repositories_of_every_shape_go_in_and_commits_come_back(tmp_path: Path,
     assert (
         found.commit
         == subprocess.run(
-            ["git", "-c", "safe.directory=*", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, check=True
+            ["git", "-c", "safe.directory=*", "rev-parse", "HEAD"],
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     )
     require_clean(found, Workspace(uncommitted="refuse"))
@@ -405,7 +444,9 @@ def test_root_s_own_repository_is_read_by_somebody_who_can_change_nothing(tmp_pa
     (repository / ".git").chmod(0o700)
     found = find_repository(repository)
     with open_view(found.place) as view:
-        ran = view.git("-c", f"alias.who=!id -u; cat /etc/shadow | head -c 1; : > {repository}/made", "who", check=False)
+        ran = view.git(
+            "-c", f"alias.who=!id -u; cat /etc/shadow | head -c 1; : > {repository}/made", "who", check=False
+        )
         assert ran.text.startswith("65534\n") and "Permission denied" in ran.error_text
         assert not (repository / "made").exists()
         assert view.git("rev-parse", "HEAD").text.strip() == found.commit

@@ -100,7 +100,9 @@ def test_line_exit_code_streams_and_directory(guest: SshGuest, tmp_path: Path) -
 def test_environment_is_delivered_and_stands_in_no_argv(guest: SshGuest) -> None:
     canary = "canary-'quoted'\nand a line"
     seen = guest.run(
-        'printf "%s" "$CANARY"; cat /proc/[0-9]*/cmdline 2>/dev/null | tr "\\0" " " >&2', timeout=10, environment={"CANARY": canary}
+        'printf "%s" "$CANARY"; cat /proc/[0-9]*/cmdline 2>/dev/null | tr "\\0" " " >&2',
+        timeout=10,
+        environment={"CANARY": canary},
     )
     assert seen.stdout.decode() == canary
     assert b"canary" not in seen.stderr
@@ -119,7 +121,9 @@ def test_big_data_both_ways_at_once_does_not_block(guest: SshGuest) -> None:
 
 def test_output_is_cut_and_said_and_the_command_still_ends(guest: SshGuest) -> None:
     seen: list[int] = []
-    result = guest.run("head -c 5000000 /dev/zero", timeout=30, max_output=1000, on_output=lambda data: seen.append(len(data)))
+    result = guest.run(
+        "head -c 5000000 /dev/zero", timeout=30, max_output=1000, on_output=lambda data: seen.append(len(data))
+    )
     assert (len(result.stdout), result.truncated, result.exit_code) == (1000, True, 0)
     assert sum(seen) == 5_000_000
 
@@ -211,7 +215,9 @@ def test_waits_until_sshd_answers(tmp_path: Path) -> None:
 
     def start() -> None:
         time.sleep(0.7)
-        late_process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(tmp_path / "late" / "config")], stderr=subprocess.DEVNULL)
+        late_process = subprocess.Popen(
+            ["/usr/sbin/sshd", "-D", "-e", "-f", str(tmp_path / "late" / "config")], stderr=subprocess.DEVNULL
+        )
         made.process = late_process
         late.append(made)
 
@@ -240,7 +246,9 @@ def test_guest_that_is_lost_midway_is_an_error_and_no_timeout(tmp_path: Path, re
 
         def cut() -> None:
             time.sleep(0.5)
-            children = subprocess.run(["pgrep", "-P", str(made.process.pid)], capture_output=True, text=True).stdout.split()
+            children = subprocess.run(
+                ["pgrep", "-P", str(made.process.pid)], capture_output=True, text=True
+            ).stdout.split()
             made.process.kill()
             for child in children:
                 os.kill(int(child), 9)
@@ -280,7 +288,9 @@ def _never_closing(connection: socket.socket) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("lie", [_endless_banner_line, _endless_banner_lines, _endless_data_after_banner, _huge_packet, _never_closing])
+@pytest.mark.parametrize(
+    "lie", [_endless_banner_line, _endless_banner_lines, _endless_data_after_banner, _huge_packet, _never_closing]
+)
 def test_lying_server_is_an_error_within_the_limit(lie: Callable[[socket.socket], None]) -> None:
     def serve(listener: socket.socket) -> None:
         while True:

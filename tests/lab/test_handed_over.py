@@ -1,4 +1,5 @@
-"""Evidence that was handed to a person: whatever they put in its place, root neither reads nor writes anything with it that is not theirs."""
+"""Evidence that was handed to a person: whatever they put in its place, root neither reads nor writes anything with it
+that is not theirs."""
 
 from __future__ import annotations
 
@@ -35,8 +36,19 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def git(folder: Path, *words: str) -> str:
-    settings = ["-c", "user.name=lab", "-c", "user.email=lab@test.lab", "-c", "init.defaultBranch=main", "-c", "safe.directory=*"]
-    return subprocess.run(["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    settings = [
+        "-c",
+        "user.name=lab",
+        "-c",
+        "user.email=lab@test.lab",
+        "-c",
+        "init.defaultBranch=main",
+        "-c",
+        "safe.directory=*",
+    ]
+    return subprocess.run(
+        ["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.fixture
@@ -69,7 +81,9 @@ class Made:
         self.roots = place / "roots"
         self.roots.mkdir(mode=0o700)
         for name in ("file", "file.md"):
-            (self.roots / name).write_text(f'{{"time": "x", "egress": {SECRET}, "kind": {SECRET}, "verdict": {SECRET}}}\n')
+            (self.roots / name).write_text(
+                f'{{"time": "x", "egress": {SECRET}, "kind": {SECRET}, "verdict": {SECRET}}}\n'
+            )
             (self.roots / name).chmod(0o600)
         gates = (GateResult("startability", "passed", "2026-01-01T00:00:00Z", 9.0, stage="verification"),)
         self.report = RunReport(
@@ -83,7 +97,9 @@ class Made:
         directory.event("run_started", profile="p")
         for name in ("report.html", "junit.xml", "console.log"):
             directory.write(name, "x\n")
-        directory.write("egress.jsonl", '{"time": "2026-01-01T00:00:00Z", "kind": "tls", "verdict": "allow", "name": "a.example"}\n')
+        directory.write(
+            "egress.jsonl", '{"time": "2026-01-01T00:00:00Z", "kind": "tls", "verdict": "allow", "name": "a.example"}\n'
+        )
         directory.write("report.json", render_report_json(self.report))
         facts = {"workspace": str(self.repository), "owner_uid": 12345}
         source = {"version": 1, "name": "p", "image": "debian-13-docker", "workspace": {"source": "."}}
@@ -195,7 +211,9 @@ def test_what_is_swapped_is_not_read_and_not_written(
             directory.write("console.log", "the guest's line\n")
             directory.write("report.json", render_report_json(made.report))
             directory.close()
-        assert {path: (path.read_bytes(), path.stat().st_mode, path.stat().st_uid) for path in made.roots.iterdir()} == before, name
+        assert {
+            path: (path.read_bytes(), path.stat().st_mode, path.stat().st_uid) for path in made.roots.iterdir()
+        } == before, name
         assert time.monotonic() - began < 20
     assert len(names) > 12
 
@@ -221,7 +239,9 @@ def exchanging(one: Path, other: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["report.json", "plan.json", "events.jsonl", "notes/summary.md"])
-def test_an_exchange_in_a_loop_shows_nothing(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_an_exchange_in_a_loop_shows_nothing(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     open_up(tmp_path)
     target = made.run / name
     link = target.with_name("other.md")
@@ -258,7 +278,11 @@ def test_folders_above_a_run_stay_root_s(made: Made) -> None:
 
 def test_what_root_kept_of_a_run_is_root_s_alone(made: Made) -> None:
     """Also the folder above, which tells the names of everybody's instances."""
-    kept = [made.home.root / "digests", made.home.root / "digests" / "one", made.home.root / "digests" / "one" / "r1.json"]
+    kept = [
+        made.home.root / "digests",
+        made.home.root / "digests" / "one",
+        made.home.root / "digests" / "one" / "r1.json",
+    ]
     assert [(one.stat().st_uid, one.stat().st_mode & 0o077) for one in kept] == [(0, 0)] * 3
 
 
@@ -280,7 +304,9 @@ def test_a_continued_run_keeps_what_was_not_changed_and_nothing_else(made: Made,
 # -- words and signatures ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", ["report.json", "plan.json", "egress.jsonl", "notes/summary.md", "notes/new.md", "junit.xml"])
+@pytest.mark.parametrize(
+    "change", ["report.json", "plan.json", "egress.jsonl", "notes/summary.md", "notes/new.md", "junit.xml"]
+)
 def test_what_was_rewritten_is_never_signed(made: Made, tmp_path: Path, change: str) -> None:
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
@@ -301,7 +327,18 @@ def test_a_reviewer_accepts_the_owner_s_key_and_no_other(made: Made, tmp_path: P
     for name in ("key", "other"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
     (tmp_path / "allowed_signers").write_text(f"owner@host {(tmp_path / 'key.pub').read_text()}")
-    words = ["ssh-keygen", "-Y", "verify", "-f", str(tmp_path / "allowed_signers"), "-I", "owner@host", "-n", "ktrdr-vm", "-s"]
+    words = [
+        "ssh-keygen",
+        "-Y",
+        "verify",
+        "-f",
+        str(tmp_path / "allowed_signers"),
+        "-I",
+        "owner@host",
+        "-n",
+        "ktrdr-vm",
+        "-s",
+    ]
     for name, code in (("key", 0), ("other", 255)):
         bundle = make_bundle(made.run, PERSON, OwnerPolicy(signing_key=str(tmp_path / name)))
         sums = (bundle.directory / "SHA256SUMS").read_bytes()

@@ -1,4 +1,5 @@
-"""What the host may do to an instance: daemons that are restarted, a reboot, QEMU killed, an image deleted, another user. Rows 20, 27, 42."""
+"""What the host may do to an instance: daemons that are restarted, a reboot, QEMU killed, an image deleted, another
+user. Rows 20, 27, 42."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ def cold(lab: Lab, libvirt: Libvirt, tmp_path: Path) -> Iterator[Callable[..., I
 
     def make(purpose: str, extra: str = "") -> Instance:
         (tmp_path / f"{purpose}.yaml").write_text(SMALL + extra)
-        gathered = gather(tmp_path / f"{purpose}.yaml", home=lab.home, workspace=tmp_path, instance_id=lab.new_id(purpose))
+        gathered = gather(
+            tmp_path / f"{purpose}.yaml", home=lab.home, workspace=tmp_path, instance_id=lab.new_id(purpose)
+        )
         instance = Instance(lab.home, gathered.plan.identity, libvirt)
         made.append(instance)
         instance.create(gathered.plan, read_secret=lambda _: b"", mount_roots=())
@@ -67,18 +70,26 @@ def cold(lab: Lab, libvirt: Libvirt, tmp_path: Path) -> Iterator[Callable[..., I
             instance.destroy()
 
 
-# -- while a run goes on ------------------------------------------------------------------------------------------------
+# -- while a run goes on -----------------------------------------------------------------------------------------------
 
 
 def test_restarted_daemons_are_picked_up_and_a_killed_machine_is_noticed_at_once(lab: Lab, tmp_path: Path) -> None:
     """Row 20. The second gate begins with the rules verified; the third one's machine is killed under it."""
-    gates = [write_gate(tmp_path, "first", "sleep 8"), write_gate(tmp_path, "second", "true"), write_gate(tmp_path, "third", "sleep 900")]
+    gates = [
+        write_gate(tmp_path, "first", "sleep 8"),
+        write_gate(tmp_path, "second", "true"),
+        write_gate(tmp_path, "third", "sleep 900"),
+    ]
     instance_id = lab.new_id("restarted")
     place = write_profile(tmp_path, *gates)
     started = start(lab, instance_id, "apply", "profile.yaml", "--instance-id", instance_id, "--json", cwd=place)
-    wait_until(lambda: "gate first" in started.phases() or started.process.poll() is not None, "the first gate runs", 900)
+    wait_until(
+        lambda: "gate first" in started.phases() or started.process.poll() is not None, "the first gate runs", 900
+    )
     restart_daemons(lab.scratch, away=2)
-    wait_until(lambda: "gate third" in started.phases() or started.process.poll() is not None, "the third gate runs", 300)
+    wait_until(
+        lambda: "gate third" in started.phases() or started.process.poll() is not None, "the third gate runs", 300
+    )
     [qemu] = find_qemu(f"ktrdr-{instance_id}")
     killed = time.monotonic()
     os.kill(qemu, signal.SIGKILL)
@@ -94,8 +105,12 @@ def test_restarted_daemons_are_picked_up_and_a_killed_machine_is_noticed_at_once
 
 @pytest.mark.full
 @pytest.mark.parametrize("how", ["panicked", "hung"])
-def test_a_guest_that_answers_no_more_ends_its_run_with_the_reason(how: str, lab: Lab, libvirt: Libvirt, tmp_path: Path) -> None:
-    command = "echo 1 > /proc/sys/kernel/sysrq; sleep 2; echo c > /proc/sysrq-trigger" if how == "panicked" else "sleep 900"
+def test_a_guest_that_answers_no_more_ends_its_run_with_the_reason(
+    how: str, lab: Lab, libvirt: Libvirt, tmp_path: Path
+) -> None:
+    command = (
+        "echo 1 > /proc/sys/kernel/sysrq; sleep 2; echo c > /proc/sysrq-trigger" if how == "panicked" else "sleep 900"
+    )
     instance_id = lab.new_id(how)
     place = write_profile(tmp_path, write_gate(tmp_path, "lost", command))
     started = start(lab, instance_id, "apply", "profile.yaml", "--instance-id", instance_id, "--json", cwd=place)
@@ -114,7 +129,9 @@ def test_a_guest_that_answers_no_more_ends_its_run_with_the_reason(how: str, lab
 def test_libvirtd_that_is_restarted_while_a_machine_boots(lab: Lab, tmp_path: Path) -> None:
     instance_id = lab.new_id("mid-boot")
     place = write_profile(tmp_path, write_gate(tmp_path, "first", "true"))
-    started = start(lab, instance_id, "apply", "profile.yaml", "--instance-id", instance_id, "--json", "--cold", cwd=place)
+    started = start(
+        lab, instance_id, "apply", "profile.yaml", "--instance-id", instance_id, "--json", "--cold", cwd=place
+    )
     wait_until(lambda: "boot" in started.phases() or started.process.poll() is not None, "it boots", 300)
     restart_daemons(lab.scratch, away=5)
     ended = started.wait(900)
@@ -122,7 +139,7 @@ def test_libvirtd_that_is_restarted_while_a_machine_boots(lab: Lab, tmp_path: Pa
     assert_nothing_left(lab, instance_id)
 
 
-# -- the host ends and comes back ---------------------------------------------------------------------------------------
+# -- the host ends and comes back --------------------------------------------------------------------------------------
 
 
 def reboot(lab: Lab, *instances: Instance) -> None:
@@ -176,7 +193,9 @@ def test_an_image_that_is_deleted_under_a_machine_is_said_and_stops_no_end(
     assert instance.find_residue() == []
 
 
-def test_a_state_that_says_running_and_a_machine_that_is_gone(lab: Lab, libvirt: Libvirt, cold: Callable[..., Instance]) -> None:
+def test_a_state_that_says_running_and_a_machine_that_is_gone(
+    lab: Lab, libvirt: Libvirt, cold: Callable[..., Instance]
+) -> None:
     """Row 42: a disposable machine that ended is forgotten by libvirt; its rules and its guard still stand."""
     instance = cold("vanished")
     [qemu] = find_qemu(instance.identity.domain)
@@ -194,7 +213,9 @@ def test_a_connection_from_the_host_ends_with_the_instance(cold: Callable[..., I
     instance = cold("flows")
     instance.load().connect(limit=BOOT_LIMIT["tcg"])
     proxy = subprocess.Popen(
-        [str(PROGRAM[0]), *PROGRAM[1:], "proxy", instance.identity.instance_id], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [str(PROGRAM[0]), *PROGRAM[1:], "proxy", instance.identity.instance_id],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert proxy.stdout is not None
     assert proxy.stdout.readline().startswith(b"SSH-2.0-")
@@ -202,11 +223,14 @@ def test_a_connection_from_the_host_ends_with_the_instance(cold: Callable[..., I
     instance.destroy()
     assert proxy.wait(timeout=10) == 0
     assert (
-        str(there) not in subprocess.run(["lsns", "-t", "net", "-n", "-o", "NS"], capture_output=True, text=True, timeout=20).stdout.split()
+        str(there)
+        not in subprocess.run(
+            ["lsns", "-t", "net", "-n", "-o", "NS"], capture_output=True, text=True, timeout=20
+        ).stdout.split()
     )
 
 
-# -- another user -------------------------------------------------------------------------------------------------------
+# -- another user ------------------------------------------------------------------------------------------------------
 
 
 def test_another_user_reads_nothing_and_is_told_so(lab: Lab, cold: Callable[..., Instance]) -> None:
@@ -219,35 +243,63 @@ def test_another_user_reads_nothing_and_is_told_so(lab: Lab, cold: Callable[...,
     # Its own copies of a public kernel, and what the proxy's user reads; nobody else may even list the folders.
     assert {name for name in readable if not name.startswith("guard/")} == {"vmlinuz", "initrd"}
     assert {name for name in readable if name.startswith("guard/")} <= {"guard/proxy.cfg"} | {
-        f"guard/{kind}.{names}" for kind in ("http", "tls") for names in ("names", "suffixes", "granted", "granted_suffixes")
+        f"guard/{kind}.{names}"
+        for kind in ("http", "tls")
+        for names in ("names", "suffixes", "granted", "granted_suffixes")
     } | {"guard/given.addresses", "guard/broker.values", "guard/broker.open"}
     for folder in (lab.home.root, lab.home.instances, lab.home.locks, lab.home.runs, instance.paths.directory):
         assert folder.stat().st_mode & 0o004 == 0, folder
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    if subprocess.run([*nobody, sys.executable, "-c", "import ktrdr_vm.cli.main"], capture_output=True, cwd="/").returncode != 0:
+    if (
+        subprocess.run(
+            [*nobody, sys.executable, "-c", "import ktrdr_vm.cli.main"], capture_output=True, cwd="/"
+        ).returncode
+        != 0
+    ):
         pytest.skip("another user cannot read this checkout")
-    for words in (["list"], ["status", instance.identity.instance_id], ["gc"], ["destroy", instance.identity.instance_id]):
+    for words in (
+        ["list"],
+        ["status", instance.identity.instance_id],
+        ["gc"],
+        ["destroy", instance.identity.instance_id],
+    ):
         said = subprocess.run(
-            [*nobody, *PROGRAM, *words], env=lab.environment, capture_output=True, text=True, timeout=60, check=False, cwd="/"
+            [*nobody, *PROGRAM, *words],
+            env=lab.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd="/",
         )
-        assert said.returncode == 3 and "next:" in said.stderr and "Traceback" not in said.stderr, (words, said.returncode, said.stderr)
+        assert said.returncode == 3 and "next:" in said.stderr and "Traceback" not in said.stderr, (
+            words,
+            said.returncode,
+            said.stderr,
+        )
     assert [row for row in instance.load().status() if row.differences or not row.exists] == []
 
 
-# -- a guest that takes all it can --------------------------------------------------------------------------------------
+# -- a guest that takes all it can -------------------------------------------------------------------------------------
 
 
 @pytest.mark.full
-def test_what_a_guest_takes_is_bounded_and_its_sibling_is_served(lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path) -> None:
+def test_what_a_guest_takes_is_bounded_and_its_sibling_is_served(
+    lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path
+) -> None:
     """Row 27: its disk, processes without end, its console, its memory. 2 GiB of each that is written or printed."""
     (tmp_path / "profile.yaml").write_text(USUAL)
     made: list[Instance] = []
     entered: list[LoadedInstance] = []
     try:
         for name in ("greedy", "sibling"):
-            gathered = gather(tmp_path / "profile.yaml", home=lab.home, workspace=tmp_path, instance_id=lab.new_id(name))
+            gathered = gather(
+                tmp_path / "profile.yaml", home=lab.home, workspace=tmp_path, instance_id=lab.new_id(name)
+            )
             plan = gathered.plan
-            template = find_template(lab.home, plan, image) or build_template(lab.home, plan, image, libvirt, progress=print)
+            template = find_template(lab.home, plan, image) or build_template(
+                lab.home, plan, image, libvirt, progress=print
+            )
             instance = Instance(lab.home, plan.identity, libvirt)
             made.append(instance)
             with instance.locked():

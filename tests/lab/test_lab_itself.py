@@ -23,7 +23,11 @@ def test_nothing_is_sent_from_the_machines_own_namespace(lab: Lab) -> None:
 
 
 def test_the_only_ways_out_end_in_the_lab(lab: Lab) -> None:
-    assert sorted(path.name for path in Path("/sys/class/net").iterdir() if not path.name.startswith("kv")) == ["lan0", "lo", "uplink"]
+    assert sorted(path.name for path in Path("/sys/class/net").iterdir() if not path.name.startswith("kv")) == [
+        "lan0",
+        "lo",
+        "uplink",
+    ]
     with inside("internet"):
         assert sorted(os.listdir("/proc/thread-self/net/dev_snmp6")) == ["lo", "out"]
 
@@ -34,7 +38,12 @@ def test_any_address_is_answered_and_seen(lab: Lab) -> None:
         assert run({"kind": "tcp", "address": address, "port": 22})["said"] == f"echo {address}:22\n"
         assert ("tcp", address, 22) in lab.recorder.endpoints(mark)
     assert run({"kind": "tcp", "address": world.PRINTER, "port": 9100})["outcome"] == "connected"
-    assert run({"kind": "http", "address": world.METADATA, "port": 80, "send": "GET / HTTP/1.0\r\nHost: x\r\n\r\n"})["status"] == 200
+    assert (
+        run({"kind": "http", "address": world.METADATA, "port": 80, "send": "GET / HTTP/1.0\r\nHost: x\r\n\r\n"})[
+            "status"
+        ]
+        == 200
+    )
     assert run({"kind": "tls", "address": world.EVIL, "port": 443, "name": "evil.test.lab"})["outcome"] == "answered"
     assert "evil.test.lab" in {hit.name for hit in lab.recorder.hits(mark, "tls")}
     with socket.create_connection((world.INTERNET_V6, 22), 5):
@@ -64,7 +73,11 @@ def test_without_any_protection_an_attack_arrives(lab: Lab) -> None:
         assert guest.probe("tcp", address=world.EVIL, port=22)["outcome"] == "connected"
         assert guest.probe("tcp", address=world.PRINTER, port=9100)["outcome"] == "connected"
         assert guest.probe("udp", address=world.EVIL, port=9999)["outcome"] == "answered"
-        assert {("tcp", world.EVIL, 22), ("tcp", world.PRINTER, 9100), ("udp", world.EVIL, 9999)} <= lab.recorder.endpoints(mark)
+        assert {
+            ("tcp", world.EVIL, 22),
+            ("tcp", world.PRINTER, 9100),
+            ("udp", world.EVIL, 9999),
+        } <= lab.recorder.endpoints(mark)
 
 
 @pytest.mark.parametrize("name", ["allowed.test.lab", "git.test.lab"])

@@ -1,4 +1,5 @@
-"""The files of the host that no commit has are in the fresh VM as they were in that of the workload, beneath its commit. Real Git, no VM."""
+"""The files of the host that no commit has are in the fresh VM as they were in that of the workload, beneath its
+commit. Real Git, no VM."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_commits import git
@@ -22,14 +24,21 @@ from ktrdr_vm.profile.model import Workspace
 __all__ = ["library", "repository"]  # fixtures
 
 
-def judge(repository: Path, tmp_path: Path, work: Callable[[Path], object], **workspace: object) -> tuple[Path, Path, Laid]:
-    """Copy in, let the workload work, change the host meanwhile, and copy its commit into the fresh VM. Both folders, and what was laid."""
+def judge(
+    repository: Path, tmp_path: Path, work: Callable[[Path], object], **workspace: object
+) -> tuple[Path, Path, Laid]:
+    """Copy in, let the workload work, change the host meanwhile, and copy its commit into the fresh VM. Both folders,
+    and what was laid."""
     found, wanted = find_repository(repository), Workspace(**workspace)  # type: ignore[arg-type]
     first, fresh, stored, notes = tmp_path / "first", tmp_path / "fresh", tmp_path / "loose", list[str]()
     copy_in(found, wanted, FolderGuest(first), "root", "a", notes.append, keep=stored)  # type: ignore[arg-type]
     assert [stat.S_IMODE(path.stat().st_mode) for path in (stored, *sorted(stored.iterdir()))] == [0o700, 0o600, 0o600]
     work(first)
-    subprocess.run(["git", "fetch", "-q", "--no-recurse-submodules", str(first), "+HEAD:refs/ktrdr/a/main"], cwd=repository, check=True)
+    subprocess.run(
+        ["git", "fetch", "-q", "--no-recurse-submodules", str(first), "+HEAD:refs/ktrdr/a/main"],
+        cwd=repository,
+        check=True,
+    )
     (repository / "a.txt").write_text("changed by the person since")
     with open_stored(stored) as loose:
         assert loose is not None
@@ -58,7 +67,8 @@ def loose(repository: Path) -> Path:
 
 
 def test_what_the_person_gave_is_beneath_the_commit(loose: Path, tmp_path: Path) -> None:
-    """The kind: whatever the gates of the base had and the workload did not commit is there in the fresh VM, and nothing else is."""
+    """The kind: whatever the gates of the base had and the workload did not commit is there in the fresh VM, and
+    nothing else is."""
 
     def work(place: Path) -> None:
         (place / "b.txt").write_text("the work")
@@ -118,7 +128,9 @@ def test_a_file_in_the_place_of_a_folder_is_decided_by_the_commit(loose: Path, t
     assert git(fresh, "diff", "--name-only", "HEAD", "--", *decided) == ""
 
 
-def test_changes_in_submodules_are_laid_where_the_pointer_is_the_same(repository: Path, library: Path, tmp_path: Path) -> None:
+def test_changes_in_submodules_are_laid_where_the_pointer_is_the_same(
+    repository: Path, library: Path, tmp_path: Path
+) -> None:
     for path in ("vendor/one", "vendor/two"):
         add_submodule(repository, library, path)
         (repository / path / "library.txt").write_text(f"changed in {path}")
@@ -150,4 +162,5 @@ def test_odd_names(repository: Path, tmp_path: Path, name: str) -> None:
 
 def test_a_vm_whose_files_are_not_known_is_said(repository: Path, tmp_path: Path) -> None:
     found = find_repository(repository)
-    assert copy_returned(found, Workspace(), FolderGuest(tmp_path / "g"), "root", "a", lambda _: None, loose=None).unknown  # type: ignore[arg-type]
+    guest: Any = FolderGuest(tmp_path / "g")
+    assert copy_returned(found, Workspace(), guest, "root", "a", lambda _: None, loose=None).unknown

@@ -1,4 +1,5 @@
-"""The larger stack: its programs work together on this host, and in a VM the shipped gates judge it, from the profile to the bundle."""
+"""The larger stack: its programs work together on this host, and in a VM the shipped gates judge it, from the profile
+to the bundle."""
 
 from __future__ import annotations
 
@@ -78,7 +79,9 @@ def running(place: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     for name, (own, words) in programs.items():
         module = "stack.worker" if words else f"stack.{name}"
         started.append(
-            subprocess.Popen([sys.executable, "-m", module, *words], cwd=place, env={**common, **own}, stdout=subprocess.DEVNULL)
+            subprocess.Popen(
+                [sys.executable, "-m", module, *words], cwd=place, env={**common, **own}, stdout=subprocess.DEVNULL
+            )
         )
     yield common
     for one in started:
@@ -86,13 +89,23 @@ def running(place: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     assert [one.wait(timeout=20) for one in started] == [0] * 6
 
 
-def test_its_programs_work_together_and_its_tests_write_junit(place: Path, running: dict[str, str], tmp_path: Path) -> None:
+def test_its_programs_work_together_and_its_tests_write_junit(
+    place: Path, running: dict[str, str], tmp_path: Path
+) -> None:
     for _ in range(100):
-        if subprocess.run(["curl", "-fs", "-o", "/dev/null", f"{running['BOARD_URL']}/health"], check=False).returncode == 0:
+        if (
+            subprocess.run(["curl", "-fs", "-o", "/dev/null", f"{running['BOARD_URL']}/health"], check=False).returncode
+            == 0
+        ):
             break
         time.sleep(0.2)
     smoke = subprocess.run(
-        [sys.executable, "-m", "unittest", "-v", "tests.smoke"], cwd=place, env=running, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "unittest", "-v", "tests.smoke"],
+        cwd=place,
+        env=running,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert smoke.returncode == 0, smoke.stderr
     results = tmp_path / "results"
@@ -101,7 +114,12 @@ def test_its_programs_work_together_and_its_tests_write_junit(place: Path, runni
     subprocess.run([sys.executable, *pytest_words], cwd=place, env=running, check=True, stdout=subprocess.DEVNULL)
     expected = 4
     if shutil.which("node"):
-        words = ["--test", "--test-reporter=junit", f"--test-reporter-destination={results}/node.xml", "tests/prices.test.mjs"]
+        words = [
+            "--test",
+            "--test-reporter=junit",
+            f"--test-reporter-destination={results}/node.xml",
+            "tests/prices.test.mjs",
+        ]
         expected += subprocess.run(["node", *words], cwd=place, check=False, capture_output=True).returncode == 0
     rows = tuple(Artifact(f"results/{one.name}", str(one), one.stat().st_size, "") for one in sorted(results.iterdir()))
     found = read_test_files(rows, tmp_path)
@@ -111,7 +129,10 @@ def test_its_programs_work_together_and_its_tests_write_junit(place: Path, runni
 def test_the_gates_are_the_shipped_ones_configured_by_vars_alone(place: Path) -> None:
     loaded = read_profile(place / "agent.yaml", place)
     assert loaded.profile.gates == ("startability", "unit", "smoke") and not (place / "playbooks").exists()
-    assert dict(loaded.profile.environment) == {"COMPOSE_FILE": "docker-compose.sandbox.yml"} and loaded.profile.workload is not None
+    assert (
+        dict(loaded.profile.environment) == {"COMPOSE_FILE": "docker-compose.sandbox.yml"}
+        and loaded.profile.workload is not None
+    )
 
 
 @pytest.mark.vm

@@ -1,4 +1,5 @@
-"""What approvals plug into a running fork: a folder, processors, memory. Asked for in the guest, ended by the guard, at rest and after."""
+"""What approvals plug into a running fork: a folder, processors, memory. Asked for in the guest, ended by the guard, at
+rest and after."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ image: debian-13-docker
 resources: {vcpus: 2, memory: 1GiB, disk: 10GiB}
 mounts: [{source: ./shared, target: /data}]
 """
-POLICY = "resources: {max: {vcpus: 4, memory: 2GiB, disk: 20GiB}}\nescalations: {kinds: [mount, resources], longest: 2h}\n"
+POLICY = (
+    "resources: {max: {vcpus: 4, memory: 2GiB, disk: 20GiB}}\nescalations: {kinds: [mount, resources], longest: 2h}\n"
+)
 SIX = "--blocked it --why so --option wait --recommendation allow --decision 'may I' --evidence log"
 MEMORY = "awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo"
 
@@ -60,7 +63,9 @@ class Borrower:
         return new
 
     def is_given(self, one: str, seconds: int, **request: object) -> None:
-        answers.approve(self.instance, one, read_policy(), reason="for the test", seconds=seconds, request=request or None)
+        answers.approve(
+            self.instance, one, read_policy(), reason="for the test", seconds=seconds, request=request or None
+        )
 
     def state(self, one: str) -> str:
         return self.instance.escalations.find(one).current
@@ -80,7 +85,9 @@ def borrower(lab: Lab, image: Image, libvirt: Libvirt, tmp_path_factory: pytest.
     plan = gathered.plan
     instance = Instance(lab.home, plan.identity, libvirt)
     try:
-        template = find_template(lab.home, plan, image) or build_template(lab.home, plan, image, libvirt, progress=print)
+        template = find_template(lab.home, plan, image) or build_template(
+            lab.home, plan, image, libvirt, progress=print
+        )
         with instance.locked():
             loaded = instance.create(plan, read_secret=lambda _: b"", mount_roots=(), template=template)
             guest = loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
@@ -127,17 +134,25 @@ def test_memory_is_lent_and_comes_back(borrower: Borrower) -> None:
         borrower.is_given(lent, 60, memory=4096)
     borrower.is_given(lent, 20, memory=1500)
     wait_until(lambda: int(borrower.shell(MEMORY)) == before + 512, "all of it is there", 30)
-    wait_until(lambda: borrower.state(lent) == "expired" and int(borrower.shell(MEMORY)) == before, "the guard asks for it back", 120)
+    wait_until(
+        lambda: borrower.state(lent) == "expired" and int(borrower.shell(MEMORY)) == before,
+        "the guard asks for it back",
+        120,
+    )
 
 
 def test_processors_are_lent_where_the_guests_kernel_has_room_for_them(borrower: Borrower) -> None:
-    """Linux 6.12 in emulation has none beyond those that it booted with; then nothing is plugged in, and the answer says why."""
+    """Linux 6.12 in emulation has none beyond those that it booted with; then nothing is plugged in, and the answer
+    says why."""
     room = int(borrower.shell("cat /sys/devices/system/cpu/possible").rpartition("-")[2]) + 1
     lent = borrower.asks("resources --vcpus 3")
     if room < 3:
         with pytest.raises(ProvisionError, match="supports 2 vCPUs"):
             borrower.is_given(lent, 600)
-        assert borrower.state(lent) == "pending" and borrower.instance.libvirt.count_vcpus(borrower.instance.identity.domain) == 2
+        assert (
+            borrower.state(lent) == "pending"
+            and borrower.instance.libvirt.count_vcpus(borrower.instance.identity.domain) == 2
+        )
         return
     borrower.is_given(lent, 600)
     assert borrower.shell("nproc") == "3"
@@ -163,7 +178,10 @@ def test_a_loan_outlives_a_rest_and_not_its_end(borrower: Borrower) -> None:
         away.rename(more)
         again = answers.reapply(instance, read_policy())
     assert {one.id for one in again} >= {lent, folder}
-    assert borrower.shell(f"{MEMORY}; cat /rested/deep/input.txt /data/input.txt") == f"{before + 256}\nlent\nfrom the host"
+    assert (
+        borrower.shell(f"{MEMORY}; cat /rested/deep/input.txt /data/input.txt")
+        == f"{before + 256}\nlent\nfrom the host"
+    )
     with instance.locked():
         suspend(instance)
         for one in (lent, folder):

@@ -1,4 +1,5 @@
-"""Another local user of the host, without privilege: is not the guest, is not its gateway, and asks nobody in its name."""
+"""Another local user of the host, without privilege: is not the guest, is not its gateway, and asks nobody in its
+name."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x2, 0x1000
 _IP_FREEBIND = 15
 # Every port that the guard may listen on, from the module that all of it is rendered from.
 PORTS = sorted(
-    {value for name, value in vars(wiring).items() if name.endswith("_PORT") and isinstance(value, int)} | set(wiring.BROKER_PORTS)
+    {value for name, value in vars(wiring).items() if name.endswith("_PORT") and isinstance(value, int)}
+    | set(wiring.BROKER_PORTS)
 )
 ALLOWED = [{"host": "allowed.test.lab", "ports": [80, 443]}]
 BROKERED = {
@@ -49,7 +51,13 @@ BROKERED = {
         {
             "name": "api_key",
             "source": {"env": "KTRDR_API_KEY"},
-            "broker": {"host": "api.test.lab", "header": "x-key: {{ secret }}", "base_url_env": "API", "methods": ["GET"], "paths": ["/"]},
+            "broker": {
+                "host": "api.test.lab",
+                "header": "x-key: {{ secret }}",
+                "base_url_env": "API",
+                "methods": ["GET"],
+                "paths": ["/"],
+            },
         }
     ],
 }
@@ -104,7 +112,9 @@ def test_nobody_else_attaches_to_the_tap(tapped: NamespaceGuest) -> None:
     assert tapped.tap.verify() == []
     assert as_somebody(lambda: attach(tapped.identity.tap)) in (errno.EPERM, errno.EACCES)
     move_in(tapped.target, tapped.allocation)
-    assert read_link(tapped.identity.tap) is None and read_link(tapped.identity.tap, tapped.identity.namespace) is not None
+    assert (
+        read_link(tapped.identity.tap) is None and read_link(tapped.identity.tap, tapped.identity.namespace) is not None
+    )
     assert as_somebody(lambda: attach(tapped.identity.tap)) in (errno.EPERM, errno.EACCES)
 
 
@@ -212,7 +222,8 @@ def test_only_the_proxy_and_root_ask_the_resolver_over_the_loopback_device(guest
 
 
 def test_two_state_directories_never_share_a_slot(lab: Lab, guest: NamespaceGuest) -> None:
-    """They know nothing of each other's journals. With one slot they would have one resolver and one user of the proxy."""
+    """They know nothing of each other's journals. With one slot they would have one resolver and one user of the
+    proxy."""
     slot = int(guest.allocation.proxy_uid) - find_users().first
     assert guest.allocation.loopback in find_bound(wiring.DNS_PORT) and slot % 2 == 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other, pytest.raises(OSError, match="in use"):
@@ -288,11 +299,15 @@ def as_user(uid: int, act: Callable[[], None]) -> int:
 PLACES = [(world.PRINTER, 9100), (world.METADATA, 80), (world.EVIL, 22), (world.EVIL, 53), (world.WEB, 443)]
 
 
-def test_a_resolver_that_was_taken_over_reaches_the_hosts_name_servers_and_nothing_else(lab: Lab, guest: NamespaceGuest) -> None:
+def test_a_resolver_that_was_taken_over_reaches_the_hosts_name_servers_and_nothing_else(
+    lab: Lab, guest: NamespaceGuest
+) -> None:
     uid = int(guest.allocation.resolver_uid)
     with NamespaceGuest(lab.home, ALLOWED) as sibling:
         places = [*PLACES, (sibling.allocation.loopback, 53), (world.HOST_ADDRESS, world.HOST_SERVICE_PORT)]
-        assert {place: as_user(uid, dial(*place)) for place in places} == dict.fromkeys(places, as_user(uid, dial(*places[0])))
+        assert {place: as_user(uid, dial(*place)) for place in places} == dict.fromkeys(
+            places, as_user(uid, dial(*places[0]))
+        )
         assert as_user(uid, dial(*places[0])) != 0
         assert as_user(uid, dial(world.DNS, 53)) == 0
         assert guest.lookup("allowed.test.lab")["answers"] == 1
@@ -316,5 +331,7 @@ def test_the_inbox_has_a_user_of_its_own_and_no_network(lab: Lab) -> None:
         found = [path for path in Path("/proc").glob("[0-9]*") if path.stat().st_uid == uid]
         assert len(found) == 1
         assert os.readlink(found[0] / "ns/net") != os.readlink("/proc/self/ns/net")
-        answer = guest.probe("http", address=guest.gateway, port=wiring.INBOX_PORT, send="GET /v1/escalations HTTP/1.0\r\n\r\n")
+        answer = guest.probe(
+            "http", address=guest.gateway, port=wiring.INBOX_PORT, send="GET /v1/escalations HTTP/1.0\r\n\r\n"
+        )
         assert answer["status"] == 200

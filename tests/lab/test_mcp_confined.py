@@ -1,4 +1,5 @@
-"""The MCP server works in one workspace: every tool of it, with what belongs to another one. No VM; nothing may be reached."""
+"""The MCP server works in one workspace: every tool of it, with what belongs to another one. No VM; nothing may be
+reached."""
 
 from __future__ import annotations
 
@@ -152,4 +153,8 @@ def test_one_report_has_one_shape_for_a_client(place: Path, monkeypatch: pytest.
     monkeypatch.setattr(api, "apply", lambda *_, **__: REPORT)
     applied = call(place / "a", "apply", {"profile": "p.yaml", "instance_id": "own"})
     read = call(place / "a", "report", {"instance_id": "own"})
-    assert json.loads(applied.content[0].text) == json.loads(read.content[0].text) == json.loads(json.dumps(make_report_document(REPORT)))
+    assert (
+        json.loads(applied.content[0].text)
+        == json.loads(read.content[0].text)
+        == json.loads(json.dumps(make_report_document(REPORT)))
+    )

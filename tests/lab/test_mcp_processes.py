@@ -93,7 +93,9 @@ def test_what_reads_a_client_s_messages_has_no_privilege(lab: Lab, workspace: Pa
         b'{"tool": "plan", "arguments": [], "more": 1}',
     ],
 )
-def test_a_request_is_of_its_type(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_line: bytes) -> None:
+def test_a_request_is_of_its_type(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_line: bytes
+) -> None:
     monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path / "home"))
     assert b'"error": "' in answer(workspace, request_line)
 

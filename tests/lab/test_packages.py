@@ -1,4 +1,5 @@
-"""The Debian package: built with Debian's tools, checked by lintian, and installed in clean roots of both releases. No VM."""
+"""The Debian package: built with Debian's tools, checked by lintian, and installed in clean roots of both releases. No
+VM."""
 
 from __future__ import annotations
 
@@ -32,7 +33,10 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("package") / "source"
     git = ["git", "-c", f"safe.directory={PROJECT}", "-C", str(PROJECT)]
     listed = subprocess.run(
-        [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"], check=True, capture_output=True, timeout=60
+        [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        check=True,
+        capture_output=True,
+        timeout=60,
     )
     for name in filter(None, listed.stdout.decode().split("\0")):
         if (PROJECT / name).is_file():
@@ -43,7 +47,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*made, "add", "-A"], check=True, timeout=60)
     subprocess.run([*made, "commit", "-q", "-m", "sources"], check=True, timeout=60)
     environment = {**os.environ, "KTRDR_VM_VERSION": "1.2.3rc4"}
-    done = subprocess.run([place / "scripts/deb"], env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        [place / "scripts/deb"], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     if shutil.which("lintian"):
         assert "lintian has no errors" in done.stderr
@@ -70,7 +76,10 @@ def test_it_holds_the_program_its_documents_man_pages_and_completions(package: P
         "usr/share/zsh/vendor-completions/_ktrdr-vm",
         "usr/share/fish/vendor_completions.d/ktrdr-vm.fish",
     } <= names
-    assert not any(name.startswith(("usr/lib/python3/dist-packages/tests", "usr/lib/python3/dist-packages/bench")) for name in names)
+    assert not any(
+        name.startswith(("usr/lib/python3/dist-packages/tests", "usr/lib/python3/dist-packages/bench"))
+        for name in names
+    )
 
 
 def test_its_version_sorts_before_the_release(package: Path) -> None:
@@ -94,9 +103,25 @@ def test_it_works_in_a_clean_root(package: Path, release: str, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr[-3000:]
     try:
-        inside = ["unshare", "--mount", "--pid", "--fork", f"--mount-proc={root}/proc", "chroot", str(root), "sh", "-c", TRIAL]
+        inside = [
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            f"--mount-proc={root}/proc",
+            "chroot",
+            str(root),
+            "sh",
+            "-c",
+            TRIAL,
+        ]
         tried = subprocess.run(
-            inside, capture_output=True, text=True, timeout=300, check=False, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+            inside,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
         )
         assert tried.returncode == 0, tried.stdout + tried.stderr
         assert "ktrdr-vm, version 1.2.3rc4" in tried.stdout and "digest " in tried.stdout

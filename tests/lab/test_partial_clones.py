@@ -1,10 +1,12 @@
-"""A partial clone is copied with what it has, or refused in one error. Nothing is fetched into it, from a remote that answers or not."""
+"""A partial clone is copied with what it has, or refused in one error. Nothing is fetched into it, from a remote that
+answers or not."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_commits import FolderGuest as PullGuest
@@ -53,7 +55,9 @@ def enter(place: Path, tmp_path: Path, name: str = "guest") -> tuple[Path, list[
 
 
 @pytest.mark.parametrize("answers", [True, False])
-@pytest.mark.parametrize("words", [["--filter=blob:none"], ["--filter=tree:0"], ["--filter=blob:none", "--depth=2"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--filter=blob:none"], ["--filter=tree:0"], ["--filter=blob:none", "--depth=2"]], ids=" ".join
+)
 def test_the_commit_is_copied_without_the_history_and_nothing_is_fetched(
     upstream: Path, tmp_path: Path, words: list[str], answers: bool
 ) -> None:
@@ -64,7 +68,9 @@ def test_the_commit_is_copied_without_the_history_and_nothing_is_fetched(
     assert list_files(place) == before
     assert (guest / "a.txt").read_text() == "changed" and (guest / "d/b.txt").read_text() == "three in d"
     assert git(guest, "status", "--porcelain") == "M a.txt" and git(guest, "rev-list", "--count", "HEAD") == "1"
-    assert git(guest, "fsck", "--full", "--strict") == "" and any("partial clone" in one and "--no-filter" in one for one in notes)
+    assert git(guest, "fsck", "--full", "--strict") == "" and any(
+        "partial clone" in one and "--no-filter" in one for one in notes
+    )
 
 
 @pytest.mark.parametrize("words", [["--filter=blob:none"], ["--filter=tree:0"]], ids=" ".join)
@@ -74,16 +80,21 @@ def test_work_comes_back_into_a_partial_clone_and_is_verified(upstream: Path, tm
     commit(guest, "work/one", "1")
     made = commit(guest, "a.txt", "the work")
     found, identity = find_repository(place), parse_instance_id("stream-a")
-    [returned] = pull_commits(found, found.commit, "/workspace", PullGuest(guest, tmp_path / "made.bundle"), identity).refs  # type: ignore[arg-type]
+    there: Any = PullGuest(guest, tmp_path / "made.bundle")
+    [returned] = pull_commits(found, found.commit, "/workspace", there, identity).refs
     assert returned.commit == made and returned.changed == ("a.txt", "work/one")
     fresh, repository = FolderGuest(tmp_path / "fresh"), replace(found, commit=made, ref=returned.ref)
     copy_returned(repository, Workspace(), fresh, "root", "a", lambda _: None, loose=None)  # type: ignore[arg-type]
-    assert (fresh.folder / "a.txt").read_text() == "the work" and git(fresh.folder, "rev-list", "--count", "HEAD") == "3"
+    assert (fresh.folder / "a.txt").read_text() == "the work" and git(
+        fresh.folder, "rev-list", "--count", "HEAD"
+    ) == "3"
 
 
 @pytest.mark.parametrize("answers", [True, False])
 @pytest.mark.parametrize("words", [["--filter=blob:none", "--no-checkout"], ["--filter=tree:0", "--no-checkout"], ["--filter=blob:none", "--sparse"]], ids=" ".join)  # fmt: skip
-def test_a_commit_that_is_not_there_is_one_error(upstream: Path, tmp_path: Path, words: list[str], answers: bool) -> None:
+def test_a_commit_that_is_not_there_is_one_error(
+    upstream: Path, tmp_path: Path, words: list[str], answers: bool
+) -> None:
     place = clone(upstream, tmp_path, *words, answers=answers)
     before = list_files(place)
     with pytest.raises(UsageError, match="partial clone, and objects of") as met:

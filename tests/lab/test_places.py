@@ -54,7 +54,14 @@ def find_run(far: Far, instance_id: str) -> Path:
 def check_results(far: Far, report: dict[str, Any]) -> None:
     """The run directory, the commits and the mask are as they must be."""
     run = find_run(far, report["instance_id"])
-    assert {path.name for path in run.iterdir()} >= {"report.json", "report.html", "junit.xml", "events.jsonl", "plan.json", "artifacts"}
+    assert {path.name for path in run.iterdir()} >= {
+        "report.json",
+        "report.html",
+        "junit.xml",
+        "events.jsonl",
+        "plan.json",
+        "artifacts",
+    }
     assert (run / "artifacts/out/result.txt").read_text() == "changed\n"
     [commit] = report["commits"]
     assert far.git("rev-parse", commit["ref"]) == commit["commit"]
@@ -290,7 +297,9 @@ def test_a_cluster_by_its_programs(cluster: Far) -> None:
     report = json.loads(cluster.call("apply", "--on", "cluster", "--instance-id", "demo", "--json"))
     check_results(cluster, report)
     node = cluster.place / "node" / str(os.geteuid())
-    assert (node / "runs" / "demo" / report["run_id"] / "report.json").exists(), "images and runs are in the cache of the node"
+    assert (node / "runs" / "demo" / report["run_id"] / "report.json").exists(), (
+        "images and runs are in the cache of the node"
+    )
 
 
 def test_an_array_of_a_cluster(cluster: Far) -> None:

@@ -1,4 +1,5 @@
-"""A real run elsewhere: from a client without libvirt, over SSH, to a far end on this host, and back. It is the run that `apply` does here."""
+"""A real run elsewhere: from a client without libvirt, over SSH, to a far end on this host, and back. It is the run
+that `apply` does here."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ vars: {project_src: /workspace/stack}
 
 @pytest.fixture
 def far(lab: Lab, tmp_path: Path) -> Any:
-    """The far end is the program itself, with the state directory of the lab; the client has one of its own, and no libvirt."""
+    """The far end is the program itself, with the state directory of the lab; the client has one of its own, and no
+    libvirt."""
     made = Far(tmp_path)
     words = " ".join(f"{name}={value}" for name, value in lab.environment.items())
     (tmp_path / "ktrdr-vm").write_text(f'#!/bin/sh\nexec env -i {words} {sys.executable} -m ktrdr_vm "$@"\n')
@@ -72,7 +74,10 @@ def list_files(run: Path) -> set[str]:
 
 def read_verdict(report: dict[str, Any]) -> dict[str, Any]:
     """What does not depend on when and where it ran."""
-    gates = [(gate["name"], gate["outcome"], [(task["name"], task["outcome"]) for task in gate["tasks"]]) for gate in report["gates"]]
+    gates = [
+        (gate["name"], gate["outcome"], [(task["name"], task["outcome"]) for task in gate["tasks"]])
+        for gate in report["gates"]
+    ]
     # The first of two runs builds the template.
     phases = [phase["name"] for phase in report["phases"] if phase["name"] != "template"]
     same = ("schema_version", "outcome", "exit_code", "profile", "mode", "image_digest", "base_commit", "residue")

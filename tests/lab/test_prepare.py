@@ -70,9 +70,12 @@ def _gather(lab: Lab, workspace: Path, purpose: str, refs: tuple[str, ...] = ("m
 def test_nothing_is_made_from_what_the_owner_does_not_trust(
     lab: Lab, image: Image, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each case says None (it may be built) only where it is trusted. The template of the shape stands for every other answer."""
+    """Each case says None (it may be built) only where it is trusted. The template of the shape stands for every other
+    answer."""
     base = TemplateFacts("base", "/nowhere")
-    monkeypatch.setattr("ktrdr_vm.templates.project.find_template", lambda _home, _plan, _image, project=None: None if project else base)
+    monkeypatch.setattr(
+        "ktrdr_vm.templates.project.find_template", lambda _home, _plan, _image, project=None: None if project else base
+    )
     notes: list[str] = []
 
     def find(refs: tuple[str, ...] = ("main",)) -> TemplateFacts | None:
@@ -97,7 +100,9 @@ def test_nothing_is_made_from_what_the_owner_does_not_trust(
 
 @pytest.mark.vm
 @pytest.mark.full
-def test_what_was_prepared_is_there_for_every_later_sandbox(lab: Lab, image: Image, libvirt: Libvirt, workspace: Path) -> None:
+def test_what_was_prepared_is_there_for_every_later_sandbox(
+    lab: Lab, image: Image, libvirt: Libvirt, workspace: Path
+) -> None:
     gathered = _gather(lab, workspace, "prepared")
     plan = gathered.plan
     base = find_template(lab.home, plan, image) or build_template(lab.home, plan, image, libvirt, progress=print)
@@ -106,7 +111,9 @@ def test_what_was_prepared_is_there_for_every_later_sandbox(lab: Lab, image: Ima
     assert [one.kind for one in list_templates(lab.home) if one.key == template.key] == ["project project"]
     assert "allowed.test.lab" in Path(template.directory, "egress.jsonl").read_text()
     # The sandbox in which it was prepared is gone, whole.
-    assert [journal.instance_id for journal in list_journals(lab.home) if journal.instance_id.startswith("prepare--")] == []
+    assert [
+        journal.instance_id for journal in list_journals(lab.home) if journal.instance_id.startswith("prepare--")
+    ] == []
     # A branch that changes nothing of the key finds it; one that does, does not, and may not make its own.
     _git(workspace, "checkout", "-q", "-b", "agent")
     assert find_best(lab.home, gathered, plan, image, print) == template
@@ -117,7 +124,11 @@ def test_what_was_prepared_is_there_for_every_later_sandbox(lab: Lab, image: Ima
         with instance.locked():
             loaded = instance.create(plan, read_secret=lambda _: b"", mount_roots=(), template=template)
             guest = loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
-            said = guest.run("cat /srv/cache/lock /srv/cache/secrets; ls -A /workspace; cat /srv/cache/fetched", become=True, timeout=60)
+            said = guest.run(
+                "cat /srv/cache/lock /srv/cache/secrets; ls -A /workspace; cat /srv/cache/fetched",
+                become=True,
+                timeout=60,
+            )
             assert said.stdout.decode().startswith("one\nserved by")
             docker = guest.run("docker run --rm --network none project-layer cat /layer", become=True, timeout=300)
             assert docker.stdout == b"layered\n", docker.stderr
@@ -129,5 +140,8 @@ def test_what_was_prepared_is_there_for_every_later_sandbox(lab: Lab, image: Ima
     finally:
         with instance.locked():
             instance.destroy()
-    assert any(template.key in row["instance_id"] and "nobody" in row["reason"] for row in collect_templates(lab.home, (), dry_run=True))
+    assert any(
+        template.key in row["instance_id"] and "nobody" in row["reason"]
+        for row in collect_templates(lab.home, (), dry_run=True)
+    )
     assert remove_template(lab.home, template.key)

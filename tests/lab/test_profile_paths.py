@@ -1,4 +1,5 @@
-"""Every path that a profile names, from the schema: a link, a link on the way, another mount, exchanged in a loop. Refused, or inside."""
+"""Every path that a profile names, from the schema: a link, a link on the way, another mount, exchanged in a loop.
+Refused, or inside."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 def git(folder: Path, *words: str) -> str:
     settings = ["-c", "user.name=lab", "-c", "user.email=lab@test.lab", "-c", "init.defaultBranch=main"]
-    return subprocess.run(["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def find_path_keys(schema: Schema, way: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -51,12 +54,16 @@ def find_path_keys(schema: Schema, way: tuple[str, ...] = ()) -> Iterator[tuple[
         yield from find_path_keys({name: inner for name, inner in entry.items() if isinstance(inner, dict)}, here)
 
 
-# How each is said, with NAME for what it names. `after` names a gate, not a file; a secret's file is the owner's own list.
+# How each is said, with NAME for what it names. `after` names a gate, not a file; a secret's file is the owner's own
+# list.
 FILES = {
     ("extends",): {"extends": "NAME.yaml"},
     ("gates",): {"gates": ["NAME.yaml"]},
     ("prepare", "playbook"): {"workspace": {"source": "."}, "prepare": {"playbook": "NAME.yaml", "key": ["lock"]}},
-    ("prepare", "key"): {"workspace": {"source": "."}, "prepare": {"playbook": "playbooks/own.yaml", "key": ["NAME.yaml"]}},
+    ("prepare", "key"): {
+        "workspace": {"source": "."},
+        "prepare": {"playbook": "playbooks/own.yaml", "key": ["NAME.yaml"]},
+    },
     ("workspace", "include"): {"workspace": {"source": ".", "include": ["NAME.yaml"]}},
 }
 FOLDERS = {
@@ -72,7 +79,8 @@ def test_every_path_of_a_profile_is_tried_here() -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """`workspace`, a repository; beside it `other`, one that is none of its business, with the files that are looked for."""
+    """`workspace`, a repository; beside it `other`, one that is none of its business, with the files that are looked
+    for."""
     for name in ("workspace", "other"):
         root = tmp_path / name
         (root / "playbooks").mkdir(parents=True)
@@ -136,7 +144,9 @@ def use(gathered: Gathered, workspace: Path) -> bytes:
 def attempt(place: Path, part: dict[str, Any], name: str) -> tuple[bytes, KtrdrError | None]:
     workspace = place / "workspace"
     try:
-        gathered = gather(write_profile(workspace, part, name), home=Home(place / "home"), workspace=workspace, instance_id="one")
+        gathered = gather(
+            write_profile(workspace, part, name), home=Home(place / "home"), workspace=workspace, instance_id="one"
+        )
         return use(gathered, workspace), None
     except KtrdrError as error:
         assert SECRET not in str(error)
@@ -190,7 +200,9 @@ def test_the_same_without_a_link_is_accepted(place: Path, key: tuple[str, ...]) 
     """So that what is refused above is refused for the link."""
     workspace = place / "workspace"
     (workspace / "real").mkdir()
-    (workspace / "real/x.yaml").write_text("version: 1\nname: q\n" if key == ("extends",) else PLAY.replace(SECRET, "inside"))
+    (workspace / "real/x.yaml").write_text(
+        "version: 1\nname: q\n" if key == ("extends",) else PLAY.replace(SECRET, "inside")
+    )
     _, error = attempt(place, (FILES | FOLDERS)[key], "real" if key in FOLDERS else "real/x")
     assert error is None
 
@@ -200,7 +212,9 @@ def test_what_is_exchanged_in_a_loop_stays_inside(place: Path, key: tuple[str, .
     """Between the look and the use, too: a link takes the place of what was looked at."""
     workspace = place / "workspace"
     (workspace / "real").mkdir()
-    (workspace / "real/x.yaml").write_text("version: 1\nname: q\n" if key == ("extends",) else PLAY.replace(SECRET, "inside"))
+    (workspace / "real/x.yaml").write_text(
+        "version: 1\nname: q\n" if key == ("extends",) else PLAY.replace(SECRET, "inside")
+    )
     if key == ("workspace", "source"):
         git(workspace / "real", "init", "-q")
         git(workspace / "real", "add", ".")

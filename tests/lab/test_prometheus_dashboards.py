@@ -1,4 +1,5 @@
-"""Debian's Prometheus scrapes what `metrics` prints of two instances, and answers every query of the board: each with its own data only."""
+"""Debian's Prometheus scrapes what `metrics` prints of two instances, and answers every query of the board: each with
+its own data only."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ from ktrdr_vm.host.paths import PROJECT, Home
 from ktrdr_vm.instance import inventory as discovery
 from ktrdr_vm.monitoring.metrics import render_metrics
 
-pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (apt-get install prometheus)")
+pytestmark = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="prometheus is not installed (apt-get install prometheus)"
+)
 
 FOLDER = PROJECT / "dashboards"
 BOARD = json.loads((FOLDER / "instance.json").read_text())
@@ -71,7 +74,9 @@ def make_instance(home: Home, name: str, mode: str, number: int) -> None:
     run = home.run(name, "r-1")
     run.mkdir(parents=True)
     (run.parent / "latest").symlink_to("r-1")
-    gates = [{"name": f"gate-of-{name}", "outcome": "passed" if name == "alpha" else "failed", "duration_s": number / 10}]
+    gates = [
+        {"name": f"gate-of-{name}", "outcome": "passed" if name == "alpha" else "failed", "duration_s": number / 10}
+    ]
     report = {
         "instance_id": name, "mode": mode, "outcome": "passed" if name == "alpha" else "failed", "duration_s": number,
         "started_at": "2026-01-01T00:00:00Z", "residue": ["a tap"] * (0 if name == "alpha" else 1), "gates": gates,
@@ -144,7 +149,14 @@ def prometheus(scraped: str, tmp_path: Path) -> Iterator[Prometheus]:
     }
     # JSON is YAML.
     (tmp_path / "prometheus.yaml").write_text(json.dumps(configuration))
-    words = ["--config.file", tmp_path / "prometheus.yaml", "--storage.tsdb.path", tmp_path / "tsdb", "--web.listen-address", address]
+    words = [
+        "--config.file",
+        tmp_path / "prometheus.yaml",
+        "--storage.tsdb.path",
+        tmp_path / "tsdb",
+        "--web.listen-address",
+        address,
+    ]
     with (tmp_path / "prometheus.log").open("wb") as log:
         started = subprocess.Popen(["prometheus", *map(str, words)], stdout=log, stderr=log)
     made = Prometheus(address)
@@ -176,11 +188,16 @@ def test_every_panel_is_answered_for_each_instance_with_its_own_data(prometheus:
             # Sandboxes and what people live in are apart, also under one name.
             other = "interactive" if environment == "sandbox" else "sandbox"
             assert prometheus.ask(expression, name, other) == [] == prometheus.ask(expression, "nobody", environment)
-            # Without the board's own condition the other one's data is there: the query, and nothing else, keeps it out.
+            # Without the board's own condition the other one's data is there: the query, and nothing else, keeps it
+            # out.
             bare = expression.replace('instance_id="$instance_id",environment="$environment"', "")
             assert bare != expression
-            assert {one["metric"]["instance_id"] for one in prometheus.ask(bare, name, environment)} == set(INSTANCES), title
-    values = {title: {name: [value for _, value in rows] for name, rows in found.items()} for title, found in answers.items()}
+            assert {one["metric"]["instance_id"] for one in prometheus.ask(bare, name, environment)} == set(
+                INSTANCES
+            ), title
+    values = {
+        title: {name: [value for _, value in rows] for name, rows in found.items()} for title, found in answers.items()
+    }
     assert values["Egress decisions"] == {"alpha": ["3", "6"], "beta": ["70", "140"]}
     assert values["Telemetry records"] == {"alpha": ["12", "3", "9"], "beta": ["280", "70", "210"]}
     assert values["Guard"] == {"alpha": ["1"], "beta": ["0"]}
@@ -190,9 +207,14 @@ def test_every_panel_is_answered_for_each_instance_with_its_own_data(prometheus:
 
 def test_the_variables_offer_what_is_there_and_rules_are_about_one_instance(prometheus: Prometheus) -> None:
     """As Grafana asks for `label_values`: of an environment only its own instances."""
-    assert prometheus.get("label/environment/values", **{"match[]": "ktrdr_vm_instance_up"}) == ["interactive", "sandbox"]
+    assert prometheus.get("label/environment/values", **{"match[]": "ktrdr_vm_instance_up"}) == [
+        "interactive",
+        "sandbox",
+    ]
     for name, (environment, _) in INSTANCES.items():
-        found = prometheus.get("label/instance_id/values", **{"match[]": f'ktrdr_vm_instance_up{{environment="{environment}"}}'})
+        found = prometheus.get(
+            "label/instance_id/values", **{"match[]": f'ktrdr_vm_instance_up{{environment="{environment}"}}'}
+        )
         assert found == [name]
     end = time.monotonic() + 30
     while True:

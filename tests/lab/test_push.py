@@ -1,4 +1,5 @@
-"""Commits and comments go into a living repository, and nothing of its agent's is lost. Real Git on both sides; the last one in a VM."""
+"""Commits and comments go into a living repository, and nothing of its agent's is lost. Real Git on both sides; the
+last one in a VM."""
 
 from __future__ import annotations
 
@@ -82,7 +83,8 @@ def push(home: Path, guest: FolderGuest, commit: str = "", branch: str = "", com
 
 def pull(home: Path, guest: FolderGuest, base: str) -> Returned:
     found: Repository = find_repository(home)
-    return pull_commits(found, base, "/workspace", PullGuest(guest.folder, guest.folder.with_suffix(".bundle")), IDENTITY)  # type: ignore[arg-type]
+    there: Any = PullGuest(guest.folder, guest.folder.with_suffix(".bundle"))
+    return pull_commits(found, base, "/workspace", there, IDENTITY)
 
 
 def see(guest: FolderGuest) -> tuple[str, str]:
@@ -136,7 +138,9 @@ def test_a_branch_moves_forward_only(home: Path, guest: FolderGuest) -> None:
     assert see(guest) == before
 
 
-def test_a_clean_checked_out_branch_moves_with_its_files_and_a_changed_one_stays(home: Path, guest: FolderGuest) -> None:
+def test_a_clean_checked_out_branch_moves_with_its_files_and_a_changed_one_stays(
+    home: Path, guest: FolderGuest
+) -> None:
     fix = commit(home, "a.txt", "fixed\n")
     (guest.folder / ".git/hooks/post-merge").write_text("#!/bin/sh\ntouch ran\n")
     for name in ("push-to-checkout", "post-receive", "post-merge", "reference-transaction", "pre-push"):
@@ -146,7 +150,9 @@ def test_a_clean_checked_out_branch_moves_with_its_files_and_a_changed_one_stays
         kept = (guest.folder / name).read_text() if name == "a.txt" else None
         (guest.folder / name).write_text(text)
         before = see(guest)
-        with pytest.raises(UsageError, match="checked out in the guest with uncommitted changes, and nothing was changed"):
+        with pytest.raises(
+            UsageError, match="checked out in the guest with uncommitted changes, and nothing was changed"
+        ):
             push(home, guest, fix, "main")
         assert see(guest) == before and (guest.folder / name).read_text() == text
         (guest.folder / name).write_text(kept) if kept else (guest.folder / name).unlink()
@@ -163,7 +169,19 @@ def test_a_branch_in_use_elsewhere_is_left_alone(home: Path, guest: FolderGuest,
         push(home, guest, fix, "second")
     # In the middle of a rebase, the branch is checked out nowhere, and set at its end.
     git(guest.folder, "checkout", "-q", "-b", "work")
-    rebase = ["git", "-c", "sequence.editor=sed -i 1ibreak", "-c", "user.name=a", "-c", "user.email=a@b", "rebase", "-q", "-i", "--root"]
+    rebase = [
+        "git",
+        "-c",
+        "sequence.editor=sed -i 1ibreak",
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@b",
+        "rebase",
+        "-q",
+        "-i",
+        "--root",
+    ]
     subprocess.run(rebase, cwd=guest.folder, check=True)
     assert (guest.folder / ".git/rebase-merge/head-name").read_text() == "refs/heads/work\n"
     with pytest.raises(UsageError, match="in use in the guest"):
@@ -173,7 +191,9 @@ def test_a_branch_in_use_elsewhere_is_left_alone(home: Path, guest: FolderGuest,
 
 def test_comments_are_numbered_files_that_are_not_in_the_work(home: Path, guest: FolderGuest) -> None:
     fix = commit(home, "fix.txt", "1\n")
-    assert push(home, guest, fix, comments=b"Please use the parser.\n") == Pushed("review/1", fix, True, ".ktrdr/review/1.md")
+    assert push(home, guest, fix, comments=b"Please use the parser.\n") == Pushed(
+        "review/1", fix, True, ".ktrdr/review/1.md"
+    )
     assert push(home, guest, comments="Naïve\n".encode()) == Pushed(comments=".ktrdr/review/2.md")
     text = (guest.folder / ".ktrdr/review/1.md").read_text()
     assert text == f"branch: review/1\ncommit: {fix}\n\nPlease use the parser.\n"
@@ -218,7 +238,10 @@ def test_an_answer_of_the_guest_is_data(home: Path, guest: FolderGuest, lie: byt
 def test_pushes_at_once_get_a_branch_and_a_file_each(home: Path, guest: FolderGuest) -> None:
     fixes = [commit(home, "fix.txt", f"{number}\n") for number in range(4)]
     done: list[Pushed] = []
-    threads = [threading.Thread(target=lambda one=one: done.append(push(home, guest, one, comments=one.encode()))) for one in fixes]
+    threads = [
+        threading.Thread(target=lambda one=one: done.append(push(home, guest, one, comments=one.encode())))
+        for one in fixes
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -277,7 +300,9 @@ workspace: {source: ., target: /workspace}
 
 
 @pytest.mark.vm
-def test_a_person_pushes_to_an_agent_at_work_and_pulls_what_it_made_of_it(lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path) -> None:
+def test_a_person_pushes_to_an_agent_at_work_and_pulls_what_it_made_of_it(
+    lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path
+) -> None:
     """By the command line, over SSH, into a machine whose workspace is being edited."""
     del image, libvirt
     workspace = make_workspace(tmp_path)
@@ -287,7 +312,14 @@ def test_a_person_pushes_to_an_agent_at_work_and_pulls_what_it_made_of_it(lab: L
     name = lab.new_id("push")
     try:
         made = command.run(
-            lab, "apply", str(workspace / "push.yaml"), "--workspace", str(workspace), "--instance-id", name, limit=command.LIMIT
+            lab,
+            "apply",
+            str(workspace / "push.yaml"),
+            "--workspace",
+            str(workspace),
+            "--instance-id",
+            name,
+            limit=command.LIMIT,
         )
         assert made.code == 0, made.stderr
         at_work = "cd /workspace && echo mine > mine.txt && git add mine.txt && git commit -qm mine && echo edited >> stack/README.md"
@@ -299,9 +331,7 @@ def test_a_person_pushes_to_an_agent_at_work_and_pulls_what_it_made_of_it(lab: L
         assert pushed.report == {"branch": "review/1", "commit": fix, "created": True, "comments": ".ktrdr/review/1.md"}
         refused = command.run(lab, "push", name, "HEAD", "--branch", "main")
         assert refused.code == 2 and "has commits that the pushed commit does not have" in refused.stderr
-        answer = (
-            "cd /workspace && cat .ktrdr/review/1.md && tail -n 1 stack/README.md && git merge -q --no-edit review/1 && git status --short"
-        )
+        answer = "cd /workspace && cat .ktrdr/review/1.md && tail -n 1 stack/README.md && git merge -q --no-edit review/1 && git status --short"
         said = command.run(lab, "exec", name, "--", "sh", "-c", answer)
         assert said.code == 0 and "Please merge the fix." in said.stdout and "edited" in said.stdout, said.stderr
         assert said.stdout.splitlines()[-1] == " M stack/README.md"

@@ -1,4 +1,5 @@
-"""Commands that name an instance reach it at its place, over two real sshd: that of the place, and one that stands in for the guest."""
+"""Commands that name an instance reach it at its place, over two real sshd: that of the place, and one that stands in
+for the guest."""
 
 from __future__ import annotations
 
@@ -44,11 +45,26 @@ def wait_for(condition: object, seconds: float = 30) -> bool:
 
 def test_a_command_has_its_streams_and_its_exit_code(far: Far) -> None:
     raw = bytes(range(256)) * 4096
-    command = [sys.executable, "-m", "ktrdr_vm", "exec", "--on", "far", "demo", "--", "sh", "-c", "cat; echo said >&2; exit 7"]
+    command = [
+        sys.executable,
+        "-m",
+        "ktrdr_vm",
+        "exec",
+        "--on",
+        "far",
+        "demo",
+        "--",
+        "sh",
+        "-c",
+        "cat; echo said >&2; exit 7",
+    ]
     done = subprocess.run(command, input=raw, capture_output=True, env=far.environment(), timeout=60)
     assert done.returncode == 7 and done.stdout == raw and done.stderr == b"said\n"
     assert far.call("ssh", "--on", "far", "demo", "printf '%s|' \"a  b\" '$HOME'").strip() == "a  b|$HOME|"
-    assert far.call("exec", "--on", "far", "demo", "--", "printf", "%s|", "a  b", "$HOME", "--on", "x") == "a  b|$HOME|--on|x|"
+    assert (
+        far.call("exec", "--on", "far", "demo", "--", "printf", "%s|", "a  b", "$HOME", "--on", "x")
+        == "a  b|$HOME|--on|x|"
+    )
 
 
 def test_it_is_found_by_the_records_of_requests(far: Far) -> None:
@@ -161,7 +177,10 @@ def test_a_command_ends_with_its_client(far: Far, tmp_path: Path) -> None:
 def test_a_terminal_is_passed(far: Far) -> None:
     line = f"{sys.executable} -m ktrdr_vm exec -t --on far demo -- sh -c 'tty; stty size; exit 5'"
     done = subprocess.run(
-        ["script", "-qec", f"stty rows 31 cols 77; {line}", "/dev/null"], capture_output=True, env=far.environment(), timeout=60
+        ["script", "-qec", f"stty rows 31 cols 77; {line}", "/dev/null"],
+        capture_output=True,
+        env=far.environment(),
+        timeout=60,
     )
     said = done.stdout.decode()
     assert re.search(r"/dev/pts/\d+", said) and "31 77" in said and done.returncode == 5, said
@@ -202,7 +221,9 @@ def test_what_a_hostile_place_prints_is_escaped_and_bounded(far: Far) -> None:
 def test_setup_says_what_a_place_lacks(far: Far) -> None:
     program = far.place / "ktrdr-vm"
     honest = program.read_text()
-    program.write_text(honest.replace("exec $ENTER", '[ "$1" != doctor ] || { echo "missing  libvirt"; exit 3; }\nexec $ENTER'))
+    program.write_text(
+        honest.replace("exec $ENTER", '[ "$1" != doctor ] || { echo "missing  libvirt"; exit 3; }\nexec $ENTER')
+    )
     out = far.call("places", "setup", "far", code=3)
     assert "ok       login" in out and "ok       version" in out and "missing  libvirt" in out
     program.unlink()

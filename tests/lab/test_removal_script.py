@@ -1,4 +1,5 @@
-"""The script that removes a secret in the guest: it says that it is gone only when it is, and the guest's own timer ends last."""
+"""The script that removes a secret in the guest: it says that it is gone only when it is, and the guest's own timer
+ends last."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def test_it_is_gone_and_the_timer_too(tmp_path: Path, content: str | None) -> No
     assert (code, target.exists(), said) == (0, False, "stop ktrdr-secret-token.timer\n")
 
 
-@pytest.mark.parametrize("broken", [{"rm": "exit 1"}, {"rm": "exit 0"}, {"dd": "exit 1"}], ids=["rm fails", "rm lies", "dd fails"])
+@pytest.mark.parametrize(
+    "broken", [{"rm": "exit 1"}, {"rm": "exit 0"}, {"dd": "exit 1"}], ids=["rm fails", "rm lies", "dd fails"]
+)
 def test_what_stays_is_said_and_its_timer_stays(tmp_path: Path, broken: dict[str, str]) -> None:
     target = tmp_path / "token"
     target.write_text("the-value")

@@ -1,7 +1,8 @@
-"""The report as a reader opens it: a real browser, the largest run that is promised, no network, keyboard, dark and light, paper.
+"""The report as a reader opens it: a real browser, the largest run that is promised, no network, keyboard, dark and
+light, paper.
 
-How it can fail: without the shared budget of outputs the page is 50 MB; with a resource from elsewhere, or a script whose digest
-the page's own policy does not name, the browser's log is not empty.
+How it can fail: without the shared budget of outputs the page is 50 MB; with a resource from elsewhere, or a script
+whose digest the page's own policy does not name, the browser's log is not empty.
 """
 
 from __future__ import annotations
@@ -51,13 +52,27 @@ def make_large_report() -> RunReport:
         exit_code=1,
         started_at="2026-01-01T00:00:00Z",
         duration_s=900.0,
-        phases=tuple(Phase(name, "ok", f"2026-01-01T00:0{place}:00Z", 50.0) for place, name in enumerate(("create", "boot", "gate large"))),
+        phases=tuple(
+            Phase(name, "ok", f"2026-01-01T00:0{place}:00Z", 50.0)
+            for place, name in enumerate(("create", "boot", "gate large"))
+        ),
         samples=tuple(
             Sample(f"2026-01-01T00:{second // 60:02}:{second % 60:02}Z", "page--large", second * 0.7, 10**9, 10**7)
             for second in range(0, 900, 2)
         ),
         gates=(GateResult("large", "failed", "2026-01-01T00:00:00Z", 800.0, tasks, "task 0: no answer"),),
-        denied=(Denial("evil.test.lab", "", 443, "tls: name", 3, "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z", "large: task 0"),),
+        denied=(
+            Denial(
+                "evil.test.lab",
+                "",
+                443,
+                "tls: name",
+                3,
+                "2026-01-01T00:00:00Z",
+                "2026-01-01T00:00:00Z",
+                "large: task 0",
+            ),
+        ),
     )
 
 
@@ -85,8 +100,12 @@ def count_shown(browser: webdriver.Chrome) -> int:
 
 def test_it_is_small_and_opens(browser: webdriver.Chrome, page: Path) -> None:
     assert page.stat().st_size < MOST_BYTES
-    took = browser.execute_script("const t = performance.getEntriesByType('navigation')[0]; return t.loadEventEnd - t.startTime")
-    print(f"{TASKS} tasks, {TASKS * OUTPUT / 1e6:.0f} MB of output: {page.stat().st_size / 1e6:.1f} MB, opened in {took / 1000:.2f} s")
+    took = browser.execute_script(
+        "const t = performance.getEntriesByType('navigation')[0]; return t.loadEventEnd - t.startTime"
+    )
+    print(
+        f"{TASKS} tasks, {TASKS * OUTPUT / 1e6:.0f} MB of output: {page.stat().st_size / 1e6:.1f} MB, opened in {took / 1000:.2f} s"
+    )
     assert browser.title == "failed: page--large", "no output of a guest ran"
     assert count_shown(browser) == TASKS
 
@@ -123,16 +142,21 @@ def test_the_keyboard_is_enough(browser: webdriver.Chrome) -> None:
 
 
 def test_who_hears_it_finds_names_for_everything(browser: webdriver.Chrome) -> None:
-    """Landmarks and headings in order, a label for each field, and for each picture that says more than the table beneath it."""
+    """Landmarks and headings in order, a label for each field, and for each picture that says more than the table
+    beneath it."""
     assert browser.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"
     assert browser.execute_script(
         "return [...document.querySelectorAll('section')].every(s => document.getElementById(s.getAttribute('aria-labelledby')))"
     )
-    assert browser.execute_script("return [...document.querySelectorAll('input, select')].every(f => f.labels.length > 0)")
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('input, select')].every(f => f.labels.length > 0)"
+    )
     assert browser.execute_script(
         "return [...document.querySelectorAll('svg')].every(s => s.getAttribute('aria-label') || s.getAttribute('aria-hidden'))"
     )
-    levels = browser.execute_script("return [...document.querySelectorAll('h1, h2, h3')].map(h => Number(h.tagName[1]))")
+    levels = browser.execute_script(
+        "return [...document.querySelectorAll('h1, h2, h3')].map(h => Number(h.tagName[1]))"
+    )
     assert levels[0] == 1 and all(after - before <= 1 for before, after in pairwise(levels))
 
 

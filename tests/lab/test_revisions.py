@@ -1,4 +1,5 @@
-"""Revisions on a running guard: each change of the grants is one, lines carry them, and a restarted or killed guard goes on. No VM."""
+"""Revisions on a running guard: each change of the grants is one, lines carry them, and a restarted or killed guard
+goes on. No VM."""
 
 from __future__ import annotations
 
@@ -54,7 +55,11 @@ def test_a_grant_its_expiry_and_its_revocation_are_revisions_in_the_ledger(guest
     guard.flush()
     rows = read_kept(guest.paths.ledger)
     assert all(row["revision"] in seen for row in rows)
-    asked = [(row["verdict"], row["revision"]) for row in rows if row["kind"] == "dns" and row.get("name") == "other.test.lab"]
+    asked = [
+        (row["verdict"], row["revision"])
+        for row in rows
+        if row["kind"] == "dns" and row.get("name") == "other.test.lab"
+    ]
     assert asked == [("deny", seen[0]), ("allow", seen[1])]
     said = [(row["message"], row["revision"]) for row in rows if row["kind"] == "grant"]
     assert said == [("granted", seen[1]), ("revoked", seen[2]), ("granted", seen[3]), ("expired", seen[4])]

@@ -1,4 +1,5 @@
-"""Whose rights count: files that their owner may not read, places that others may change, cores, and a person's own files by every way."""
+"""Whose rights count: files that their owner may not read, places that others may change, cores, and a person's own
+files by every way."""
 
 from __future__ import annotations
 
@@ -147,7 +148,9 @@ def test_a_root_above_a_persons_own_place_is_not_mounted(tmp_path: Path, name: s
 
 @pytest.mark.parametrize("part", ["policy.yaml", "etc", "above"])
 @pytest.mark.parametrize("how", ["owner", "group", "others"])
-def test_a_policy_that_others_could_write_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, how: str) -> None:
+def test_a_policy_that_others_could_write_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, how: str
+) -> None:
     path = tmp_path / "above" / "etc" / "policy.yaml"
     path.parent.mkdir(parents=True)
     path.write_text("instances: {max: 3}\n")
@@ -199,7 +202,15 @@ ENTRIES = [
 def test_no_entry_point_writes_a_core(tmp_path: Path, entry: str) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     line = f"import resource, sys\ntry:\n    {entry.replace('; ', chr(10) + '    ')}\nexcept BaseException: pass\nprint(resource.getrlimit(resource.RLIMIT_CORE))"
-    words = ["bash", "-c", 'ulimit -c "$1" 2>/dev/null; exec "$2" -c "$3"', "x", "1000" if hard else "0", sys.executable, line]
+    words = [
+        "bash",
+        "-c",
+        'ulimit -c "$1" 2>/dev/null; exec "$2" -c "$3"',
+        "x",
+        "1000" if hard else "0",
+        sys.executable,
+        line,
+    ]
     environment = {**os.environ, "KTRDR_VM_HOME": str(tmp_path)}
     done = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "(0, 0)" and soft is not None
@@ -208,4 +219,8 @@ def test_no_entry_point_writes_a_core(tmp_path: Path, entry: str) -> None:
 def test_every_entry_point_is_tried_above() -> None:
     text = (PROJECT / "pyproject.toml").read_text()
     assert text.count("ktrdr_vm.cli.entry:main") == 1 and main_module.main is not None
-    assert {name for name in vars(api) if name in ("apply", "Instance", "LivingInstance")} == {"apply", "Instance", "LivingInstance"}
+    assert {name for name in vars(api) if name in ("apply", "Instance", "LivingInstance")} == {
+        "apply",
+        "Instance",
+        "LivingInstance",
+    }

@@ -1,4 +1,5 @@
-"""The teardown of the Startability Gate finds its stack by labels, whatever file the profile's COMPOSE_FILE names. A real shell, no VM."""
+"""The teardown of the Startability Gate finds its stack by labels, whatever file the profile's COMPOSE_FILE names. A
+real shell, no VM."""
 
 from __future__ import annotations
 
@@ -30,5 +31,7 @@ def test_a_compose_file_of_another_name_does_not_keep_the_stack(tmp_path: Path) 
     (tmp_path / "docker").chmod(0o755)
     variables = {"COMPOSE_FILE": "docker-compose.sandbox.yml", "COMPOSE_ENV_FILES": "own.env", "COMPOSE_PROFILES": "x"}
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "COMPOSE_PROJECT_NAME": "p", **variables}
-    done = subprocess.run(["sh", "-c", find_script()], env=environment, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        ["sh", "-c", find_script()], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,5 @@
-"""A branch of a working environment: what was on the disk is there, and nothing that tells the two machines apart is shared."""
+"""A branch of a working environment: what was on the disk is there, and nothing that tells the two machines apart is
+shared."""
 
 from __future__ import annotations
 
@@ -47,20 +48,26 @@ def _ask(instance: LoadedInstance) -> dict[str, str]:
 
 
 @pytest.mark.vm
-def test_a_branch_has_the_disk_and_nothing_of_the_identity(lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path) -> None:
+def test_a_branch_has_the_disk_and_nothing_of_the_identity(
+    lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path
+) -> None:
     workspace = make_workspace(tmp_path)
     (workspace / "branch.yaml").write_text(PROFILE)
     canary = f"CANARY{secrets.token_hex(16)}".encode()
 
     def make(purpose: str) -> tuple[Instance, object]:
-        gathered = gather(workspace / "branch.yaml", home=lab.home, workspace=workspace, instance_id=lab.new_id(purpose))
+        gathered = gather(
+            workspace / "branch.yaml", home=lab.home, workspace=workspace, instance_id=lab.new_id(purpose)
+        )
         return Instance(lab.home, gathered.plan.identity, libvirt), gathered.plan
 
     origin, plan = make("origin")
     branch, branch_plan = make("branch")
     try:
         with origin.locked():
-            template = find_template(lab.home, plan, image) or build_template(lab.home, plan, image, libvirt, progress=print)
+            template = find_template(lab.home, plan, image) or build_template(
+                lab.home, plan, image, libvirt, progress=print
+            )
             old = origin.create(plan, read_secret=lambda _: canary, mount_roots=(), template=template)
             old.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
             old.complete(read_secret=lambda _: canary, mount_roots=())
@@ -80,13 +87,25 @@ def test_a_branch_has_the_disk_and_nothing_of_the_identity(lab: Lab, image: Imag
         reference = f"{origin.identity.instance_id}@first"
         with pytest.raises(UsageError, match="no snapshot"):
             find_snapshot(lab.home, reference + "x", branch_plan)
-        words = ["apply", workspace / "branch.yaml", "--workspace", workspace, "--instance-id", branch.identity.instance_id]
-        ended = command.run(lab, *words, "--from", reference, limit=command.LIMIT, environment={"KTRDR_LAB_CANARY": "another"})
+        words = [
+            "apply",
+            workspace / "branch.yaml",
+            "--workspace",
+            workspace,
+            "--instance-id",
+            branch.identity.instance_id,
+        ]
+        ended = command.run(
+            lab, *words, "--from", reference, limit=command.LIMIT, environment={"KTRDR_LAB_CANARY": "another"}
+        )
         assert ended.code == 0, ended.stderr
         # The branch is a copy: it needs the snapshot no more.
         assert remove_snapshot(lab.home, origin.identity.instance_id, "first")
         new = branch.load()
-        assert _shell(new, "tail -1 /srv/lived/numbers; cat /srv/lived/who").split() == ["20000", origin.identity.instance_id]
+        assert _shell(new, "tail -1 /srv/lived/numbers; cat /srv/lived/who").split() == [
+            "20000",
+            origin.identity.instance_id,
+        ]
         assert _shell(new, "cat /run/secrets/*") == "another"
         # It has the workspace of what it began from, and none was copied over it.
         assert _shell(new, "cat /workspace/mine") == "unfinished\n"

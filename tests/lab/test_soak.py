@@ -1,6 +1,7 @@
 """Make, gate, destroy, again and again, three at a time, some of them killed: no residue and no growth.
 
-Three cycles are part of `make test`; `make soak` runs a hundred and writes the table, docs/soak.md. KTRDR_VM_SOAK says how many.
+Three cycles are part of `make test`; `make soak` runs a hundred and writes the table, docs/soak.md. KTRDR_VM_SOAK says
+how many.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def measure(lab: Lab, libvirt: Libvirt) -> dict[str, int]:
     memory = descriptors = 0
     for name in ("libvirtd", "virtlogd"):
         process = Path("/proc", (lab.scratch / f"{name}.pid").read_text().strip())
-        memory += next(int(line.split()[1]) for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS"))
+        memory += next(
+            int(line.split()[1]) for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS")
+        )
         descriptors += len(list((process / "fd").iterdir()))
     flows = Path("/proc/sys/net/netfilter/nf_conntrack_count")
     connection = libvirt.connect()
@@ -63,7 +66,9 @@ def render(rows: list[dict[str, int]], seconds: float) -> str:
     return (
         "# The soak test\n\nThe result of the last `make soak`. [reliability.md](reliability.md) describes the test and the columns.\n\n"
         f"{last['cycles']} cycles, {PARALLEL} at a time, {last['killed']} of them killed, in {seconds / 60:.0f} minutes on {os.cpu_count()} "
-        f"cores{'' if find_accelerator().name == 'kvm' else ' without KVM'}. Residue: {last['residue']}.\n\n" + "\n".join(lines) + "\n"
+        f"cores{'' if find_accelerator().name == 'kvm' else ' without KVM'}. Residue: {last['residue']}.\n\n"
+        + "\n".join(lines)
+        + "\n"
     )
 
 

@@ -1,4 +1,5 @@
-"""Somebody comes back to it: what ran goes on, the clock is right, and the network is as closed as it was. Also after the host's end."""
+"""Somebody comes back to it: what ran goes on, the clock is right, and the network is as closed as it was. Also after
+the host's end."""
 
 from __future__ import annotations
 
@@ -45,14 +46,20 @@ def _shell(instance: LoadedInstance, line: str) -> str:
 
 @pytest.mark.vm
 @pytest.mark.parametrize("kind", ["forked", pytest.param("mounted", marks=pytest.mark.full)])
-def test_what_ran_goes_on_behind_the_same_wall(kind: str, lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path) -> None:
+def test_what_ran_goes_on_behind_the_same_wall(
+    kind: str, lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path
+) -> None:
     workspace = make_workspace(tmp_path)
     (workspace / "rest.yaml").write_text(PROFILE + (MOUNTS if kind == "mounted" else ""))
-    gathered = gather(workspace / "rest.yaml", home=lab.home, workspace=workspace, instance_id=lab.new_id(f"rest-{kind}"))
+    gathered = gather(
+        workspace / "rest.yaml", home=lab.home, workspace=workspace, instance_id=lab.new_id(f"rest-{kind}")
+    )
     plan, canary = gathered.plan, f"CANARY{secrets.token_hex(16)}".encode()
     template = None
     if kind == "forked":
-        template = find_template(lab.home, plan, image) or build_template(lab.home, plan, image, libvirt, progress=print)
+        template = find_template(lab.home, plan, image) or build_template(
+            lab.home, plan, image, libvirt, progress=print
+        )
     instance = Instance(lab.home, plan.identity, libvirt)
     identity, paths = instance.identity, instance.paths
     try:
@@ -82,7 +89,11 @@ def test_what_ran_goes_on_behind_the_same_wall(kind: str, lab: Lab, image: Image
         )
         with pytest.raises(UsageError, match="suspended"):
             loaded.connect()
-        assert [row for row in collect_garbage(lab.home, libvirt, dry_run=True) if row["instance_id"] == identity.instance_id] == []
+        assert [
+            row
+            for row in collect_garbage(lab.home, libvirt, dry_run=True)
+            if row["instance_id"] == identity.instance_id
+        ] == []
         # As after the host's end: libvirt has forgotten it as well.
         libvirt.stop(identity.domain)
         asleep = 3.0

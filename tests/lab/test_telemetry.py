@@ -1,4 +1,5 @@
-"""Telemetry of a workload: only with its own identity, only to the owner's collector, never at the cost of anything else.
+"""Telemetry of a workload: only with its own identity, only to the owner's collector, never at the cost of anything
+else.
 
 A guest that is a namespace, and a collector on the lab host's loopback.
 """
@@ -48,7 +49,9 @@ def collector(lab: Lab) -> Iterator[LabCollector]:
         yield made
 
 
-def open_guest(lab: Lab, *sabotage: Sabotage, otlp: bool = True, mode: str = "sandbox", **changes: Any) -> NamespaceGuest:
+def open_guest(
+    lab: Lab, *sabotage: Sabotage, otlp: bool = True, mode: str = "sandbox", **changes: Any
+) -> NamespaceGuest:
     headers = lab.scratch / "collector-headers"
     headers.write_text(f"# the owner's\nAuthorization: Bearer {TOKEN}\n")
     headers.chmod(0o600)
@@ -78,7 +81,9 @@ def send(
     with inside(guest.namespace):
         connection = http.client.HTTPConnection(guest.gateway, OTLP_PORT, timeout=30)
         try:
-            connection.request(method, path, body, {**PROTOBUF, **{name.replace("_", "-"): value for name, value in headers.items()}})
+            connection.request(
+                method, path, body, {**PROTOBUF, **{name.replace("_", "-"): value for name, value in headers.items()}}
+            )
             answer = connection.getresponse()
             return answer.status, answer.headers, answer.read()
         finally:
@@ -105,14 +110,20 @@ def test_an_sdk_is_served_and_everything_has_the_true_identity(lab: Lab, collect
         GuardClient(guest.paths.guard).begin_run("run-1")
         with inside(guest.namespace):
             exporter = OTLPSpanExporter(endpoint=f"{variables['OTEL_EXPORTER_OTLP_ENDPOINT']}/v1/traces", timeout=20)
-            provider = TracerProvider(resource=Resource({"service.name": "api", "ktrdr.instance_id": "another"}), shutdown_on_exit=False)
+            provider = TracerProvider(
+                resource=Resource({"service.name": "api", "ktrdr.instance_id": "another"}), shutdown_on_exit=False
+            )
             provider.add_span_processor(SimpleSpanProcessor(exporter))
             with provider.get_tracer("lab").start_as_current_span("handle") as span:
                 span.set_attribute("ktrdr.environment", "production")
         wait_until(lambda: collector.received, "the span arrives", 30)
         [one] = collector.received
         assert one.path == "/v1/traces" and one.headers["Authorization"] == f"Bearer {TOKEN}"
-        true = {"ktrdr.instance_id": guest.identity.instance_id, "ktrdr.environment": "sandbox", "ktrdr.run_id": "run-1"}
+        true = {
+            "ktrdr.instance_id": guest.identity.instance_id,
+            "ktrdr.environment": "sandbox",
+            "ktrdr.run_id": "run-1",
+        }
         [resource] = one.resources
         assert {name: resource[name] for name in true} == {name: [value] for name, value in true.items()}
         assert resource["service.name"] == ["api"]
@@ -134,14 +145,21 @@ def test_an_sdk_is_served_and_everything_has_the_true_identity(lab: Lab, collect
             assert TOKEN.encode() not in (place / "environ").read_bytes() + (place / "cmdline").read_bytes()
             facts = dict(line.split(":\t", 1) for line in (place / "status").read_text().splitlines() if ":\t" in line)
             assert facts["Uid"].split()[0] == getattr(guest.allocation, f"{role}_uid")
-            assert int(facts["CapEff"], 16) == 0 and facts["NoNewPrivs"].strip() == "1" and facts["Groups"].strip() == ""
+            assert (
+                int(facts["CapEff"], 16) == 0 and facts["NoNewPrivs"].strip() == "1" and facts["Groups"].strip() == ""
+            )
         # What reads the guest's bytes has no way out at all.
         own, its = (Path(f"/proc/{pid}/ns/net").readlink() for pid in ("self", status_of["relay"]))
         assert own != its
 
 
 def test_forged_none_and_in_every_signal_and_encoding(lab: Lab, collector: LabCollector) -> None:
-    forged = {"ktrdr.instance_id": "another", "ktrdr.environment": "interactive", "ktrdr.run_id": "x", "service.namespace": "another"}
+    forged = {
+        "ktrdr.instance_id": "another",
+        "ktrdr.environment": "interactive",
+        "ktrdr.run_id": "x",
+        "service.namespace": "another",
+    }
     logs = {"resourceLogs": [{"scopeLogs": [{"scope": {"attributes": [{"key": "ktrdr_instance_id", "value": {"stringValue": "another"}}]},
             "logRecords": [{"traceId": "ab" * 16, "body": {"kvlistValue": {"values": [{"key": "ktrdr", "value": {"kvlistValue": {"values": [
                 {"key": "run_id", "value": {"stringValue": "another"}}]}}}]}}}]}]}]}  # fmt: skip
@@ -152,18 +170,30 @@ def test_forged_none_and_in_every_signal_and_encoding(lab: Lab, collector: LabCo
         GuardClient(guest.paths.guard).begin_run("run-2")
         assert send(guest, spans(resource=forged, **{"ktrdr.run_id": "another"}).SerializeToString())[0] == 200
         assert send(guest, spans().SerializeToString())[0] == 200
-        assert send(guest, json.dumps(logs).encode(), "/v1/logs", Content_Type="application/json; charset=utf-8")[0] == 200
+        assert (
+            send(guest, json.dumps(logs).encode(), "/v1/logs", Content_Type="application/json; charset=utf-8")[0] == 200
+        )
         assert send(guest, gzip.compress(metrics.SerializeToString()), "/v1/metrics", Content_Encoding="gzip")[0] == 200
         # Its own idea of a credential, and of whose it is, goes nowhere.
-        assert send(guest, spans().SerializeToString(), Authorization="Bearer mine", X_Ktrdr_Instance_Id="another")[0] == 200
+        assert (
+            send(guest, spans().SerializeToString(), Authorization="Bearer mine", X_Ktrdr_Instance_Id="another")[0]
+            == 200
+        )
         wait_until(lambda: len(collector.received) == 5, "all arrive", 30)
-        true = {"ktrdr.instance_id": guest.identity.instance_id, "ktrdr.environment": "interactive", "ktrdr.run_id": "run-2"}
+        true = {
+            "ktrdr.instance_id": guest.identity.instance_id,
+            "ktrdr.environment": "interactive",
+            "ktrdr.run_id": "run-2",
+        }
         for resource in collector.resources():
             assert {name: resource[name] for name in true} == {name: [value] for name, value in true.items()}
             assert resource["service.namespace"] == [guest.identity.instance_id]
         for one in collector.received:
             assert b"another" not in one.message.SerializeToString()
-            assert one.headers["Authorization"] == f"Bearer {TOKEN}" and one.headers["X-Ktrdr-Instance-Id"] == guest.identity.instance_id
+            assert (
+                one.headers["Authorization"] == f"Bearer {TOKEN}"
+                and one.headers["X-Ktrdr-Instance-Id"] == guest.identity.instance_id
+            )
         assert collector.received[2].message.resource_logs[0].scope_logs[0].log_records[0].trace_id == b"\xab" * 16
         # Another run of the same instance.
         GuardClient(guest.paths.guard).begin_run("run-3")
@@ -293,7 +323,9 @@ def test_it_is_this_guests_only_and_closed_when_nobody_asked(lab: Lab, collector
         assert plain.probe_all([asked | {"address": plain.gateway}])[0]["outcome"] == "timeout"
         # Nor the host's own users, nor the collector from a guest.
         assert probes.run(asked | {"address": guest.gateway})["outcome"] != "answered"
-        collectors = [asked | {"port": PORT, "address": address} for address in (guest.gateway, "198.51.100.254", ADDRESS)]
+        collectors = [
+            asked | {"port": PORT, "address": address} for address in (guest.gateway, "198.51.100.254", ADDRESS)
+        ]
         assert [one["outcome"] for one in guest.probe_all(collectors)] == ["timeout", "timeout", "refused"]
         assert "telemetry" not in (plain.paths.guard / "ruleset.nft").read_text() and collector.received == []
         assert set(GuardClient(plain.paths.guard).status()) == {"pid", "resolver", "proxy", "parts"}
@@ -317,10 +349,18 @@ def dial(uid: str, *places: tuple[str, int]) -> list[str]:
 
 
 def test_the_sender_reaches_the_collector_and_nothing_else(lab: Lab, collector: LabCollector) -> None:
-    """By its user, whatever it is talked into. Without the last line of its chain it reaches the host's other services."""
+    """By its user, whatever it is talked into. Without the last line of its chain it reaches the host's other
+    services."""
     with open_guest(lab) as guest:
         uid = guest.allocation.sender_uid
-        said = dial(uid, (ADDRESS, PORT), (ADDRESS, 2222), ("198.51.100.10", 443), ("192.168.77.9", 9100), (guest.gateway, OTLP_PORT))
+        said = dial(
+            uid,
+            (ADDRESS, PORT),
+            (ADDRESS, 2222),
+            ("198.51.100.10", 443),
+            ("192.168.77.9", 9100),
+            (guest.gateway, OTLP_PORT),
+        )
         assert said == ["connected", *["TimeoutError: timed out"] * 4]
         wait_until(lambda: guest.ledger(kind="drop", rule="sender_strayed"), "it is in the ledger")
     with open_guest(lab, NO_LIMIT) as guest:
@@ -349,7 +389,11 @@ def test_children_that_end_are_started_again_and_the_guard_lives(lab: Lab, colle
 
             wait_until(serves_again, f"{role} is there again", 40)
             assert GuardClient(guest.paths.guard).status()["pid"] == before["pid"]
-        wait_until(lambda: [one["ktrdr.run_id"] for one in collector.resources()][-1:] == [["run-9"]], "the run is still known", 30)
+        wait_until(
+            lambda: [one["ktrdr.run_id"] for one in collector.resources()][-1:] == [["run-9"]],
+            "the run is still known",
+            30,
+        )
 
 
 def test_a_guard_that_knows_of_no_run_stamps_none(lab: Lab, collector: LabCollector) -> None:

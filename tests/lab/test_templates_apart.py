@@ -1,4 +1,5 @@
-"""Templates that take for ever, or all memory, end; what only looks like it is answered. In a process of its own, so not a unit test."""
+"""Templates that take for ever, or all memory, end; what only looks like it is answered. In a process of its own, so
+not a unit test."""
 
 from __future__ import annotations
 
@@ -64,7 +65,9 @@ def test_an_expression_that_takes_for_ever_is_ended(renderer: IsolatedRenderer, 
 
 
 @pytest.mark.parametrize("text", COSTLY)
-def test_whatever_a_playbook_writes_ends_and_the_next_template_is_answered(renderer: IsolatedRenderer, text: str) -> None:
+def test_whatever_a_playbook_writes_ends_and_the_next_template_is_answered(
+    renderer: IsolatedRenderer, text: str
+) -> None:
     began = time.monotonic()
     try:
         render(renderer, f"{{{{ ({text}) | string | length }}}}")
@@ -105,7 +108,9 @@ def test_a_value_comes_back_as_it_went(renderer: IsolatedRenderer, value: Any) -
 
 
 def test_it_answers_as_the_same_code_does_here(renderer: IsolatedRenderer) -> None:
-    scope = Scope((({"said": "{{ 7 * 7 }}"}, False), ({"a": "{{ b }} {{ said }}", "b": "{{ said }}!", "none": None}, True)))
+    scope = Scope(
+        (({"said": "{{ 7 * 7 }}"}, False), ({"a": "{{ b }} {{ said }}", "b": "{{ said }}!", "none": None}, True))
+    )
     for text in (
         "{{ a }}",
         "{{ missing | default(omit) }}",
@@ -134,4 +139,9 @@ def test_what_renders_is_nobody_and_has_no_network(renderer: IsolatedRenderer) -
     status = Path(f"/proc/{renderer._worker.pid}/status").read_text()
     assert "Uid:\t65534\t65534\t65534\t65534" in status and "CapEff:\t0000000000000000" in status
     assert os.readlink(f"/proc/{renderer._worker.pid}/ns/net") != os.readlink("/proc/self/ns/net")
-    assert "lo" not in process.run(["nsenter", "-t", str(renderer._worker.pid), "-n", "ip", "-br", "link", "show", "up"], timeout=10).text
+    assert (
+        "lo"
+        not in process.run(
+            ["nsenter", "-t", str(renderer._worker.pid), "-n", "ip", "-br", "link", "show", "up"], timeout=10
+        ).text
+    )

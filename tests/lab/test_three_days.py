@@ -1,4 +1,5 @@
-"""Somebody lives in it: three days of one instance in a minute or two of lab time, with the commands that a person types."""
+"""Somebody lives in it: three days of one instance in a minute or two of lab time, with the commands that a person
+types."""
 
 from __future__ import annotations
 
@@ -39,7 +40,10 @@ class Person:
         return self.types("exec", instance_id, "--", "sudo", "sh", "-c", line).strip()
 
     def state(self, instance_id: str) -> str:
-        return next((row["state"] for row in json.loads(self.types("list", "--json")) if row["instance_id"] == instance_id), "gone")
+        return next(
+            (row["state"] for row in json.loads(self.types("list", "--json")) if row["instance_id"] == instance_id),
+            "gone",
+        )
 
     def writes(self, host: str) -> None:
         (self.place / "profile.yaml").write_text(PROFILE.format(host=host))
@@ -52,7 +56,10 @@ def test_three_days(lab: Lab, tmp_path: Path) -> None:
         person.writes("allowed.test.lab")
         person.types("apply", "profile.yaml", "--instance-id", home)
         person.sees(home, "echo day one > /root/diary; docker volume create work >/dev/null")
-        person.sees(home, "systemd-run --quiet --unit=counter sh -c 'n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.2; done'")
+        person.sees(
+            home,
+            "systemd-run --quiet --unit=counter sh -c 'n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.2; done'",
+        )
         assert person.sees(home, "cat /run/secrets/token") == SECRET["KTRDR_LAB_CANARY"]
         person.types("suspend", home)
         assert person.state(home) == "suspended"
@@ -78,9 +85,14 @@ def test_three_days(lab: Lab, tmp_path: Path) -> None:
         person.sees(home, "echo day three >> /root/diary")
         person.types("snapshot", home, "before")
         person.types("apply", "profile.yaml", "--instance-id", branch, "--from", f"{home}@before")
-        assert person.sees(branch, "cat /root/diary; hostname; docker volume ls -q") == f"day one\nday three\n{branch}\nwork"
+        assert (
+            person.sees(branch, "cat /root/diary; hostname; docker volume ls -q")
+            == f"day one\nday three\n{branch}\nwork"
+        )
         person.sees(branch, "rm /root/diary")
-        assert person.sees(home, "cat /root/diary; hostname") == f"day one\nday three\n{home}", "a branch takes nothing away"
+        assert person.sees(home, "cat /root/diary; hostname") == f"day one\nday three\n{home}", (
+            "a branch takes nothing away"
+        )
         assert "--yes" in person.types("destroy", home, code=2), "it asks, and nobody is there to answer"
         assert person.state(home) == "running"
     finally:

@@ -1,4 +1,5 @@
-"""`top` as a person sees it: in tmux, 80 columns by 24 lines, without colour, on an instance that asks for something."""
+"""`top` as a person sees it: in tmux, 80 columns by 24 lines, without colour, on an instance that asks for
+something."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ class Terminal:
 
     def __init__(self, folder: Path, command: list[str], environment: dict[str, str]) -> None:
         self._tmux = ["tmux", "-S", str(folder / "tmux"), "-f", "/dev/null"]
-        line = shlex.join(["env", "NO_COLOR=1", "TERM=screen", *[f"{name}={value}" for name, value in environment.items()], *command])
+        line = shlex.join(
+            ["env", "NO_COLOR=1", "TERM=screen", *[f"{name}={value}" for name, value in environment.items()], *command]
+        )
         self._call("new-session", "-d", "-x", "80", "-y", "24", line)
         self._call("set-option", "-g", "remain-on-exit", "on")
 
@@ -72,7 +75,9 @@ def kept(lab: Lab) -> Iterator[str]:
     assert_nothing_left(lab, instance_id)
 
 
-def test_an_escalation_is_answered_and_the_instance_destroyed_from_the_screen(lab: Lab, kept: str, tmp_path: Path) -> None:
+def test_an_escalation_is_answered_and_the_instance_destroyed_from_the_screen(
+    lab: Lab, kept: str, tmp_path: Path
+) -> None:
     asked = run(lab, "exec", kept, "--", *ASK)
     assert asked.code == 0, asked.stderr
     terminal = Terminal(tmp_path, [*PROGRAM, "top"], {"PATH": os.environ["PATH"], **lab.environment})

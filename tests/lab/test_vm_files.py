@@ -49,7 +49,11 @@ def test_a_remount_in_the_guest_changes_nothing_on_the_host(instance: LabInstanc
     """Row 26. The guest may believe that it can write; the host's bind decides."""
     instance.shell("mount -o remount,rw,suid,dev /data; mkdir -p /mnt/again; mount -t virtiofs mount0 /mnt/again")
     for place in ("/data", "/mnt/again"):
-        for line in (f"echo x > {place}/new", f"mknod {place}/device c 1 3", f"cp /bin/true {place}/su && chmod 4755 {place}/su"):
+        for line in (
+            f"echo x > {place}/new",
+            f"mknod {place}/device c 1 3",
+            f"cp /bin/true {place}/su && chmod 4755 {place}/su",
+        ):
             assert instance.shell(line)[0] != 0, line
     instance.shell("umount /mnt/again; mount -o remount,ro,nosuid,nodev /data")
     assert [path.name for path in (instance.workspace / "shared").iterdir()] == ["input.txt"]
@@ -65,7 +69,9 @@ def test_with_a_writable_bind_the_same_write_gets_through(lab: Lab, instance: La
     device = f"<filesystem type='mount' accessmode='passthrough'><driver type='virtiofs'/><source dir='{bind}'/><target dir='control'/></filesystem>"
     try:
         instance.instance.libvirt.attach(instance.instance.identity.domain, device)
-        code, said = instance.shell("mkdir -p /mnt/control && mount -t virtiofs control /mnt/control && echo x > /mnt/control/new")
+        code, said = instance.shell(
+            "mkdir -p /mnt/control && mount -t virtiofs control /mnt/control && echo x > /mnt/control/new"
+        )
         assert code == 0, said
         assert (shared / "new").read_text() == "x\n"
         instance.shell("umount /mnt/control")
@@ -102,7 +108,18 @@ def test_links_and_special_files_that_the_host_put_there_stay_the_guests_own(ins
 
 
 @pytest.mark.parametrize(
-    "source", ["../outside", "/etc", "~/x", "link", "link/inside", "shared/../../outside", ".git", "/proc/self/root/etc", "sub/.ssh"]
+    "source",
+    [
+        "../outside",
+        "/etc",
+        "~/x",
+        "link",
+        "link/inside",
+        "shared/../../outside",
+        ".git",
+        "/proc/self/root/etc",
+        "sub/.ssh",
+    ],
 )
 def test_a_mount_from_elsewhere_is_refused(lab: Lab, instance: LabInstance, source: str) -> None:
     """Row 26, as `plan` says it. What it really is shows when it is opened, as the resource opens it."""
@@ -112,18 +129,24 @@ def test_a_mount_from_elsewhere_is_refused(lab: Lab, instance: LabInstance, sour
     if not (place / "link").is_symlink():
         (place / "link").symlink_to("../outside")
     profile = place / "p.yaml"
-    profile.write_text(f"version: 1\nname: m\nimage: debian-13-docker\nmounts: [{{source: {source!r}, target: /data}}]\n")
+    profile.write_text(
+        f"version: 1\nname: m\nimage: debian-13-docker\nmounts: [{{source: {source!r}, target: /data}}]\n"
+    )
     ended = run(lab, "plan", profile, "--workspace", place, "--instance-id", "lab-mounting")
     assert ended.code == 2, ended.stdout
     assert "mounts" in ended.stderr
 
 
 def test_the_secret_is_in_the_guests_memory_and_nowhere_else(lab: Lab, instance: LabInstance) -> None:
-    """Row 31, while the VM runs: every file of the instance, argv and environment of every process, the domain, the seed."""
+    """Row 31, while the VM runs: every file of the instance, argv and environment of every process, the domain, the
+    seed."""
     forms = [instance.canary, base64.b64encode(instance.canary), urllib.parse.quote(instance.canary.decode()).encode()]
     assert instance.guest.run(["cat", "/run/secrets/canary"], timeout=20).stdout == instance.canary
     assert instance.shell("findmnt -no FSTYPE /run/secrets")[1].strip() == "tmpfs"
-    assert instance.shell("stat -c '%a %U' /run/secrets/canary")[1].split() == ["400", instance.gathered.plan.facts.image.user]
+    assert instance.shell("stat -c '%a %U' /run/secrets/canary")[1].split() == [
+        "400",
+        instance.gathered.plan.facts.image.user,
+    ]
     instance.shell("sync")
     found = []
     for root in (
@@ -136,7 +159,11 @@ def test_the_secret_is_in_the_guests_memory_and_nowhere_else(lab: Lab, instance:
     ):
         for path in root.rglob("*"):
             if path.is_file() and not path.is_symlink():
-                found += [str(path) for form in forms if subprocess.run(["grep", "-qaF", "--", form, path], timeout=120).returncode == 0]
+                found += [
+                    str(path)
+                    for form in forms
+                    if subprocess.run(["grep", "-qaF", "--", form, path], timeout=120).returncode == 0
+                ]
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             for name in ("cmdline", "environ"):
@@ -148,7 +175,9 @@ def test_the_secret_is_in_the_guests_memory_and_nowhere_else(lab: Lab, instance:
     assert found == []
     described = instance.instance.libvirt.describe(instance.instance.identity.domain).encode()
     assert not any(form in described for form in forms)
-    _, said = instance.shell('grep -rlaF "$(cat /run/secrets/canary)" /etc /var/lib/cloud /home /root /var/log /tmp 2>/dev/null')
+    _, said = instance.shell(
+        'grep -rlaF "$(cat /run/secrets/canary)" /etc /var/lib/cloud /home /root /var/log /tmp 2>/dev/null'
+    )
     assert said == "", f"in the guest: {said}"
 
 
@@ -163,8 +192,15 @@ def test_a_secret_is_renewed_and_taken_back(lab: Lab, instance: LabInstance) -> 
     """From its source again, which may be another value by then; at the end it is what the other tests know."""
     old = {CANARY_VARIABLE: instance.canary.decode()}
     listed = run(lab, "secrets", "list", instance.instance_id, "--json", environment=old)
-    assert json.loads(listed.stdout) == [{"name": "canary", "path": "/run/secrets/canary", "seconds": 3600, "host": "", "present": True}]
-    assert run(lab, "secrets", "rotate", instance.instance_id, "canary", environment={CANARY_VARIABLE: "a-newer-value"}).code == 0
+    assert json.loads(listed.stdout) == [
+        {"name": "canary", "path": "/run/secrets/canary", "seconds": 3600, "host": "", "present": True}
+    ]
+    assert (
+        run(
+            lab, "secrets", "rotate", instance.instance_id, "canary", environment={CANARY_VARIABLE: "a-newer-value"}
+        ).code
+        == 0
+    )
     assert instance.guest.run(["cat", "/run/secrets/canary"], timeout=20).stdout == b"a-newer-value"
     assert run(lab, "secrets", "revoke", instance.instance_id, environment=old).code == 0
     assert instance.shell("ls /run/secrets")[1] == ""
@@ -173,8 +209,11 @@ def test_a_secret_is_renewed_and_taken_back(lab: Lab, instance: LabInstance) -> 
     assert instance.guest.run(["cat", "/run/secrets/canary"], timeout=20).stdout == instance.canary
 
 
-def test_the_guard_ends_a_secret_that_the_guest_would_keep(instance: LabInstance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No command runs, and root in the guest has stopped its own timer. Without the guard's clock the file would stay."""
+def test_the_guard_ends_a_secret_that_the_guest_would_keep(
+    instance: LabInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No command runs, and root in the guest has stopped its own timer. Without the guard's clock the file would
+    stay."""
     monkeypatch.setenv("KTRDR_SHORT", "CANARY-short-lived")
     deliver_secret(instance.loaded, Secret("short", "/run/secrets/short", env="KTRDR_SHORT", ttl=5))
     code, said = instance.shell("systemctl stop ktrdr-secret-short.timer; cat /run/secrets/short")
@@ -185,11 +224,17 @@ def test_the_guard_ends_a_secret_that_the_guest_would_keep(instance: LabInstance
 
 
 def test_nothing_that_instances_share_belongs_to_qemus_user(instance: LabInstance) -> None:
-    """libvirt gives what a machine boots from to QEMU's user while it runs. With the image's own kernel in the domain this fails."""
+    """libvirt gives what a machine boots from to QEMU's user while it runs. With the image's own kernel in the domain
+    this fails."""
     image = Path(instance.gathered.plan.facts.image.directory)
-    assert {path.name: path.stat().st_uid for path in image.iterdir()} == dict.fromkeys((path.name for path in image.iterdir()), 0)
+    assert {path.name: path.stat().st_uid for path in image.iterdir()} == dict.fromkeys(
+        (path.name for path in image.iterdir()), 0
+    )
     booted = (Path("/proc") / str(find_qemu(instance.instance.identity.domain)[0]) / "cmdline").read_bytes()
-    assert str(image / "vmlinuz").encode() not in booted and str(instance.instance.paths.directory / "vmlinuz").encode() in booted
+    assert (
+        str(image / "vmlinuz").encode() not in booted
+        and str(instance.instance.paths.directory / "vmlinuz").encode() in booted
+    )
 
 
 def test_another_local_user_opens_only_what_the_table_says(lab: Lab, instance: LabInstance) -> None:
@@ -197,7 +242,11 @@ def test_another_local_user_opens_only_what_the_table_says(lab: Lab, instance: L
     from ktrdr_vm.host.rights import find_open, find_right
 
     home = lab.home
-    paths = [path for path in home.root.rglob("*") if not {"images", "scratch", "session.lock"} & set(path.parts) and not path.is_symlink()]
+    paths = [
+        path
+        for path in home.root.rglob("*")
+        if not {"images", "scratch", "session.lock"} & set(path.parts) and not path.is_symlink()
+    ]
     bound = [path for path in paths if "mounts" in path.parts]
     assert bound and any(path.name == "proxy.cfg" for path in paths)
     reading, writing = os.pipe()

@@ -1,4 +1,5 @@
-"""The demo stack broken in seven ways: each fails exactly its own task of the Startability Gate. One VM serves them all, through `gate`."""
+"""The demo stack broken in seven ways: each fails exactly its own task of the Startability Gate. One VM serves them
+all, through `gate`."""
 
 from __future__ import annotations
 
@@ -27,11 +28,20 @@ BROKEN = {
     "exiting-service": ("services start", "worker: no queue is configured"),
     "failing-health-check": ("health checks pass", "worker"),
     "api-answers-500": ("API answers", "500"),
-    "wrong-database-password": ("database reachable", "the database answers, but the API reports that it is not available"),
+    "wrong-database-password": (
+        "database reachable",
+        "the database answers, but the API reports that it is not available",
+    ),
     "unstoppable-container": ("clean teardown", "did not stop within"),
 }
 # What waits for a working stack is generous; what waits for a broken one is short.
-HURRY = {"settle_seconds": "6", "health_timeout": "150", "unhealthy_seconds": "4", "stop_timeout": "6", "api_retries": "2"}
+HURRY = {
+    "settle_seconds": "6",
+    "health_timeout": "150",
+    "unhealthy_seconds": "4",
+    "stop_timeout": "6",
+    "api_retries": "2",
+}
 
 
 def test_every_way_is_tried() -> None:
@@ -39,8 +49,12 @@ def test_every_way_is_tried() -> None:
 
 
 def gate(lab: Lab, instance: LabInstance, source: str) -> tuple[int, dict[str, Any]]:
-    variables = [word for name, value in {**HURRY, "project_src": source}.items() for word in ("--var", f"{name}={value}")]
-    ended = run(lab, "gate", instance.instance_id, "startability", *variables, "--json", limit=600, cwd=instance.workspace)
+    variables = [
+        word for name, value in {**HURRY, "project_src": source}.items() for word in ("--var", f"{name}={value}")
+    ]
+    ended = run(
+        lab, "gate", instance.instance_id, "startability", *variables, "--json", limit=600, cwd=instance.workspace
+    )
     assert ended.stdout.strip(), ended.stderr
     return ended.code, json.loads(ended.stdout)[0]
 
@@ -53,7 +67,9 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 def make_report(instance: LabInstance, result: dict[str, Any]) -> RunReport:
     """The report of a run of which this gate is all."""
-    tasks = tuple(TaskResult(**{**task, "evidence": tuple(tuple(one) for one in task["evidence"])}) for task in result["tasks"])
+    tasks = tuple(
+        TaskResult(**{**task, "evidence": tuple(tuple(one) for one in task["evidence"])}) for task in result["tasks"]
+    )
     return RunReport(
         instance.instance_id,
         "20260101T000000Z-abcd",
@@ -71,7 +87,12 @@ def make_report(instance: LabInstance, result: dict[str, Any]) -> RunReport:
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_stack_fails_its_own_task(
-    lab: Lab, instance: LabInstance, name: str, browser: webdriver.Chrome, tmp_path: Path, record_property: Callable[[str, object], None]
+    lab: Lab,
+    instance: LabInstance,
+    name: str,
+    browser: webdriver.Chrome,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     task, said = BROKEN[name]
     code, made = instance.shell(

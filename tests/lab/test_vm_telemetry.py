@@ -1,7 +1,8 @@
-"""One real run: a service in a container with OpenTelemetry's SDK, a collector of the owner's, a credential that waits for a gate, and
-a mirror that Docker is served with another.
+"""One real run: a service in a container with OpenTelemetry's SDK, a collector of the owner's, a credential that waits
+for a gate, and a mirror that Docker is served with another.
 
-The SDK is this project's own, packed and copied in: the guest's network is closed. The image's base container carries Python.
+The SDK is this project's own, packed and copied in: the guest's network is closed. The image's base container carries
+Python.
 """
 
 from __future__ import annotations
@@ -92,7 +93,16 @@ OBSERVED = """\
 docker run --rm --pull never -e OTEL_EXPORTER_OTLP_ENDPOINT -e OTEL_EXPORTER_OTLP_PROTOCOL -e PYTHONPATH=/sdk \
   -v /srv/sdk:/sdk:ro -v /srv/emit.py:/emit.py:ro ktrdr-base:13 python3 /emit.py
 """
-PACKAGES = ("opentelemetry", "google", "requests", "urllib3", "certifi", "charset_normalizer", "idna", "typing_extensions")
+PACKAGES = (
+    "opentelemetry",
+    "google",
+    "requests",
+    "urllib3",
+    "certifi",
+    "charset_normalizer",
+    "idna",
+    "typing_extensions",
+)
 
 
 def pack_sdk(target: Path) -> None:
@@ -114,13 +124,19 @@ class Registry:
 
     def __init__(self) -> None:
         layer = gzip.compress(bytes(1024))
-        made = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": [_digest(bytes(1024))]}}
+        made = {
+            "os": "linux",
+            "architecture": "amd64",
+            "rootfs": {"type": "layers", "diff_ids": [_digest(bytes(1024))]},
+        }
         configuration = json.dumps(made).encode()
         image = "application/vnd.oci.image"
         parts = ((configuration, f"{image}.config.v1+json"), (layer, f"{image}.layer.v1.tar+gzip"))
         described = [{"mediaType": kind, "digest": _digest(content), "size": len(content)} for content, kind in parts]
         self._kind = "application/vnd.oci.image.manifest.v1+json"
-        manifest = json.dumps({"schemaVersion": 2, "mediaType": self._kind, "config": described[0], "layers": described[1:]}).encode()
+        manifest = json.dumps(
+            {"schemaVersion": 2, "mediaType": self._kind, "config": described[0], "layers": described[1:]}
+        ).encode()
         self._content = {"/v2/": b"{}", "/v2/library/tiny/manifests/latest": manifest}
         self._content[f"/v2/library/tiny/manifests/{_digest(manifest)}"] = manifest
         self._content |= {f"/v2/library/tiny/blobs/{_digest(content)}": content for content, _ in parts}
@@ -185,7 +201,9 @@ def test_what_a_container_emits_arrives_with_the_runs_identity_and_a_credential_
         finally:
             del APPLICATIONS[HOST], APPLICATIONS[MIRROR]
     run = lab.home.run(instance_id, report.run_id)
-    shown = json.dumps([report.message, report.workload and report.workload.stdout, [gate.message for gate in report.gates]])
+    shown = json.dumps(
+        [report.message, report.workload and report.workload.stdout, [gate.message for gate in report.gates]]
+    )
     assert report.outcome == "passed", shown
     assert report.workload is not None and report.workload.stdout.splitlines() == ["workload 200", "emitted"], shown
 
@@ -195,14 +213,20 @@ def test_what_a_container_emits_arrives_with_the_runs_identity_and_a_credential_
         assert one.headers["Authorization"] == f"Bearer {TOKEN}"
         for resource in one.resources:
             assert {name: resource[name] for name in true} == {name: [value] for name, value in true.items()}
-        assert b"another" not in one.message.SerializeToString() and b"production" not in one.message.SerializeToString()
+        assert (
+            b"another" not in one.message.SerializeToString() and b"production" not in one.message.SerializeToString()
+        )
     by_service: dict[str, list[str]] = {}
     for one in collector.received:
         for resource in one.resources:
             by_service.setdefault(resource.get("service.name", [""])[0], []).append(one.path)
     assert sorted(by_service["in-a-container"]) == ["/v1/logs", "/v1/metrics", "/v1/traces"]
     assert by_service[""] == ["/v1/logs"] and by_service["ktrdr-vm"] == ["/v1/traces", "/v1/metrics"]
-    sent = {one.path: one.message for one in collector.received if one.resources[0].get("service.name") == ["in-a-container"]}
+    sent = {
+        one.path: one.message
+        for one in collector.received
+        if one.resources[0].get("service.name") == ["in-a-container"]
+    }
     [span] = sent["/v1/traces"].resource_spans[0].scope_spans[0].spans
     assert (span.name, [one.key for one in span.attributes], len(span.events)) == ("handle", ["kept"], 1)
     points = {metric.name: metric for metric in sent["/v1/metrics"].resource_metrics[0].scope_metrics[0].metrics}
@@ -210,7 +234,15 @@ def test_what_a_container_emits_arrives_with_the_runs_identity_and_a_credential_
     assert sent["/v1/logs"].resource_logs[0].scope_logs[0].log_records[0].body.string_value == "done"
     own = {one.path: one.message for one in collector.received if one.resources[0].get("service.name") == ["ktrdr-vm"]}
     names = [span.name for span in own["/v1/traces"].resource_spans[0].scope_spans[0].spans]
-    assert {"run", "phase boot", "resource guard", "gate startability", "task unpacked", "phase workload", "gate after"} <= set(names)
+    assert {
+        "run",
+        "phase boot",
+        "resource guard",
+        "gate startability",
+        "task unpacked",
+        "phase workload",
+        "gate after",
+    } <= set(names)
 
     # The credential: refused before the gate and in the ledger, used after it, by the workload and a later gate.
     assert [one.target for one in provider.seen] == ["/v1/workload", "/v1/late"]
@@ -223,7 +255,8 @@ def test_what_a_container_emits_arrives_with_the_runs_identity_and_a_credential_
     ]
     assert told == [("deny", "/v1/early", 403), ("allow", "/v1/workload", 200), ("allow", "/v1/late", 200)]
     counted = {
-        name: sum(row.get(name, 0) for row in rows if row["kind"] == "telemetry") for name in ("accepted", "sent", "dropped", "claims")
+        name: sum(row.get(name, 0) for row in rows if row["kind"] == "telemetry")
+        for name in ("accepted", "sent", "dropped", "claims")
     }
     assert counted["accepted"] == 4 and counted["dropped"] == 0 and counted["claims"] >= 12, counted
     # Docker in the guest pulled through the mirror, with a password that it never had.

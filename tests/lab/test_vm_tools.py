@@ -1,7 +1,8 @@
-"""The tools that work needs, in a virtual machine and through the allowlist: Git, pip, apt, npm and Docker, against servers outside.
+"""The tools that work needs, in a virtual machine and through the allowlist: Git, pip, apt, npm and Docker, against
+servers outside.
 
-The guest trusts the lab servers' authority, as any machine trusts the authorities of the servers it uses; of the guard nothing is added,
-and no name but the two that the profile lists is ever asked for.
+The guest trusts the lab servers' authority, as any machine trusts the authorities of the servers it uses; of the guard
+nothing is added, and no name but the two that the profile lists is ever asked for.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def machine(lab: Lab, server: ToolServer) -> Iterator[Machine]:
         authority.write_text(server.authority.pem)
         for path in (authority, server.scratch / "login", _find_pip()):
             assert run(lab, "cp", path, f"{name}:/tmp/").code == 0
-        made.call(f"mkdir -p /etc/docker/certs.d/{REPOSITORY} && cp /tmp/authority.pem /etc/docker/certs.d/{REPOSITORY}/ca.crt")
+        made.call(
+            f"mkdir -p /etc/docker/certs.d/{REPOSITORY} && cp /tmp/authority.pem /etc/docker/certs.d/{REPOSITORY}/ca.crt"
+        )
         yield made
     finally:
         assert run(lab, "destroy", "--yes", name).code == 0
@@ -80,7 +83,9 @@ def _find_pip() -> Path:
 
 
 def test_git_over_https_and_ssh(machine: Machine, server: ToolServer) -> None:
-    machine.call(f"cd /tmp && GIT_SSL_CAINFO=/tmp/authority.pem git clone -q https://{NAME}/demo.git by-https && cat by-https/README")
+    machine.call(
+        f"cd /tmp && GIT_SSL_CAINFO=/tmp/authority.pem git clone -q https://{NAME}/demo.git by-https && cat by-https/README"
+    )
     ssh = "ssh -F /dev/null -i /tmp/login -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o BatchMode=yes"
     address = f"ssh://root@{NAME}{server.scratch}/www/demo.git"
     machine.call(
@@ -106,7 +111,8 @@ def test_apt_get_update(machine: Machine) -> None:
 
 
 def test_npm_install(machine: Machine, server: ToolServer) -> None:
-    """The guest's image has neither Node nor npm: it gets the host's own files, its program and the package as it is published."""
+    """The guest's image has neither Node nor npm: it gets the host's own files, its program and the package as it is
+    published."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("Node or npm is not installed here")
@@ -152,7 +158,11 @@ def test_what_is_not_listed_is_refused_with_the_clients_own_words(machine: Machi
 
 def test_the_ledger_has_them_all_by_name(lab: Lab, machine: Machine) -> None:
     rows = [json.loads(line) for line in run(lab, "egress", "log", machine.instance_id, "--json").stdout.splitlines()]
-    reached = {(row["name"], row["port"]) for row in rows if row["verdict"] == "allow" and row["kind"] != "dns" and row.get("name")}
+    reached = {
+        (row["name"], row["port"])
+        for row in rows
+        if row["verdict"] == "allow" and row["kind"] != "dns" and row.get("name")
+    }
     assert reached >= {(NAME, 443)}
     # apt first asks where the service is; that is a name of its own, and nobody listed it.
     denied = {row["name"] for row in rows if row["verdict"] == "deny" and row["kind"] == "dns"}

@@ -1,4 +1,5 @@
-"""The program without root: a person with subordinate ids, in a world of their own, beside another person and beside root."""
+"""The program without root: a person with subordinate ids, in a world of their own, beside another person and beside
+root."""
 
 from __future__ import annotations
 
@@ -78,7 +79,9 @@ def make_repository(person: Person) -> None:
     (folder / "data/file").write_text("shared")
     (folder / "playbooks").mkdir()
     (folder / "playbooks/there.yaml").write_text(GATE)
-    (folder / "run.yaml").write_text(yaml.safe_dump({**PROFILE, "workload": {"command": ["sh", "-c", WORKLOAD]}, "gates": []}))
+    (folder / "run.yaml").write_text(
+        yaml.safe_dump({**PROFILE, "workload": {"command": ["sh", "-c", WORKLOAD]}, "gates": []})
+    )
     (folder / "keep.yaml").write_text(yaml.safe_dump({**PROFILE, "mode": "interactive"}))
     identity = ["-c", "user.name=lab", "-c", "user.email=lab@example.org"]
     for words in (["init", "-q", "-b", "main"], ["add", "-A"], [*identity, "commit", "-qm", "first"]):
@@ -88,7 +91,10 @@ def make_repository(person: Person) -> None:
 
 def links() -> set[str]:
     """The interfaces of the lab's host."""
-    return {entry["ifname"] for entry in json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True, check=True).stdout)}
+    return {
+        entry["ifname"]
+        for entry in json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True, check=True).stdout)
+    }
 
 
 # Uids are given again: what an earlier user of the same one has left is not this person's.
@@ -119,7 +125,7 @@ def end_world(person: Person) -> None:
 _STAY = 'from ktrdr_vm import enter_world; enter_world(); import os, sys; os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"])'
 
 
-# -- the world itself -----------------------------------------------------------------------------------------------------
+# -- the world itself --------------------------------------------------------------------------------------------------
 
 
 def test_a_world_is_made_serves_and_ends_without_a_trace(alice: Person) -> None:
@@ -229,7 +235,10 @@ def system_bus() -> Iterator[Path]:
 def test_the_system_bus_is_not_in_a_world(bob: Person, system_bus: Path) -> None:
     """libvirtd registers VMs with systemd-machined over it, which refuses everybody but root, and no VM starts then."""
     look = f"from ktrdr_vm import enter_world; enter_world(); import os; print(os.path.lexists({str(system_bus)!r}))"
-    assert bob.run(program=[bob.python, "-c", f"import os; print(os.path.lexists({str(system_bus)!r}))"]).stdout == "True\n"
+    assert (
+        bob.run(program=[bob.python, "-c", f"import os; print(os.path.lexists({str(system_bus)!r}))"]).stdout
+        == "True\n"
+    )
     seen = bob.run(program=[bob.python, "-c", look])
     assert seen.stdout == "False\n", seen.stderr
     end_world(bob)
@@ -259,7 +268,7 @@ def test_a_state_directory_that_others_may_change_is_refused(bob: Person) -> Non
         state.chmod(0o711)
 
 
-# -- a run ----------------------------------------------------------------------------------------------------------------
+# -- a run -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -272,15 +281,27 @@ def passed(with_image: Person) -> dict[str, object]:
     return report
 
 
-_IN_PROJECT = "import os; os.chdir('project'); import sys; sys.argv[3:5] = []; from ktrdr_vm.cli.entry import main; main()"
+_IN_PROJECT = (
+    "import os; os.chdir('project'); import sys; sys.argv[3:5] = []; from ktrdr_vm.cli.entry import main; main()"
+)
 
 
 def test_a_run_passes_and_leaves_nothing(alice: Person, passed: dict[str, object]) -> None:
     assert passed["outcome"] == "passed" and passed["residue"] == []
-    refs = subprocess.run(["git", "for-each-ref", "refs/ktrdr"], cwd=alice.home / "project", capture_output=True, text=True, user=alice.uid)
+    refs = subprocess.run(
+        ["git", "for-each-ref", "refs/ktrdr"],
+        cwd=alice.home / "project",
+        capture_output=True,
+        text=True,
+        user=alice.uid,
+    )
     assert "refs/ktrdr/mine/main" in refs.stdout
     assert [path.name for path in (alice.state / "instances").iterdir()] == []
-    wrong = [path for path in (alice.home / "project", *(alice.home / "project").rglob("*")) if path.lstat().st_uid != alice.uid]
+    wrong = [
+        path
+        for path in (alice.home / "project", *(alice.home / "project").rglob("*"))
+        if path.lstat().st_uid != alice.uid
+    ]
     assert wrong == []
     end_world(alice)
     assert outside(alice) == []
@@ -310,7 +331,9 @@ def test_a_living_instance_and_everybody_else(living: Person, bob: Person, lab: 
     for part in ("world.root", "world.keeper", "libvirtd", "pasta", "egress.guard"):
         os.kill(alice.find(part)[0], signal.SIGKILL)
         assert alice.run("exec", "kept", "--", "true").code == 0, part
-    assert alice.run("apply", "project/keep.yaml", "--workspace", "project", "--instance-id", "kept", limit=300).code == 0
+    assert (
+        alice.run("apply", "project/keep.yaml", "--workspace", "project", "--instance-id", "kept", limit=300).code == 0
+    )
     fetch = "for i in 1 2 3 4 5 6 7 8 9; do curl -sf -m 5 http://allowed.test.lab/ >/dev/null && exit 0; sleep 1; done; exit 1"
     assert alice.run("exec", "kept", "--", "sh", "-c", fetch).code == 0
     assert alice.run("suspend", "kept").code == 0
@@ -320,7 +343,9 @@ def test_a_living_instance_and_everybody_else(living: Person, bob: Person, lab: 
 
 
 def _forwards_a_port_of_this_host(alice: Person) -> None:
-    assert alice.run("exec", "kept", "--", "sudo", "systemd-run", "-q", "python3", "-m", "http.server", "8000").code == 0
+    assert (
+        alice.run("exec", "kept", "--", "sudo", "systemd-run", "-q", "python3", "-m", "http.server", "8000").code == 0
+    )
     client = alice.start("forward", "kept", "18431:8000")
     try:
 
@@ -365,7 +390,9 @@ def _nobody_else_finds_it(alice: Person, bob: Person, lab: Lab) -> None:
     # QEMU is not the person, and cannot enter their home.
     assert Path(f"/proc/{qemu}").stat().st_uid in alice.ids or _owner(qemu) in alice.ids
     assert stat.S_IMODE(alice.home.stat().st_mode) == 0o700
-    view = subprocess.run(["ls", "-A", f"/proc/{qemu}/root{alice.home}"], capture_output=True, text=True, check=True).stdout.split()
+    view = subprocess.run(
+        ["ls", "-A", f"/proc/{qemu}/root{alice.home}"], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert view == [".local"], "QEMU sees more of the home than the state directory"
 
 
@@ -378,7 +405,9 @@ def _other_rules_and_packets_are_no_matter(alice: Person) -> None:
     try:
         assert alice.run("exec", "kept", "--", "curl", "-sf", "-o", "/dev/null", "http://allowed.test.lab/").code == 0
         assert alice.run("exec", "kept", "--", "curl", "-sf", "-m", "5", "http://192.168.77.9/").code != 0
-        lines = [json.loads(line) for line in (alice.state / "instances/kept/egress.jsonl").read_text().splitlines()[before:]]
+        lines = [
+            json.loads(line) for line in (alice.state / "instances/kept/egress.jsonl").read_text().splitlines()[before:]
+        ]
         assert [line for line in lines if line["kind"] == "guard"] == []
     finally:
         subprocess.run(["nft", "delete", "table", "inet", "other"], check=True, timeout=30)
@@ -391,7 +420,11 @@ def _setns(pid: int) -> None:
 
 
 def _owner(pid: int) -> int:
-    return int(next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Uid:")).split()[1])
+    return int(
+        next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Uid:")).split()[
+            1
+        ]
+    )
 
 
 def _is_refused(uid: int, attempt: object) -> bool:

@@ -55,7 +55,9 @@ def reaching(server: Server) -> Iterator[Reaching]:
 
 def run(reaching: Reaching, *command: str, timeout: int = 60, **more: str) -> tuple[WorkloadResult, str]:
     shown: list[bytes] = []
-    result = run_workload(reaching.connect, Workload(command, timeout), environment=more, chdir="/tmp", mask=str, on_output=shown.append)
+    result = run_workload(
+        reaching.connect, Workload(command, timeout), environment=more, chdir="/tmp", mask=str, on_output=shown.append
+    )
     return result, b"".join(shown).decode()
 
 

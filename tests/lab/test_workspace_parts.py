@@ -1,4 +1,5 @@
-"""What of a person's repository is there in the guest: tags, the default branch, submodules, what replaced a folder. Real Git, no VM."""
+"""What of a person's repository is there in the guest: tags, the default branch, submodules, what replaced a folder.
+Real Git, no VM."""
 
 from __future__ import annotations
 
@@ -33,12 +34,16 @@ class FolderGuest:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def run(self, command: Any, *, environment: dict[str, str] | None = None, stdin: bytes = b"", **_more: Any) -> GuestResult:
+    def run(
+        self, command: Any, *, environment: dict[str, str] | None = None, stdin: bytes = b"", **_more: Any
+    ) -> GuestResult:
         given = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", **(environment or {})}
         script = command.replace("/var/tmp/workspace.bundle", str(self.folder.with_suffix(".bundle")))
         if "TARGET" in given:
             given["TARGET"] = self._place(given["TARGET"])
-        done = subprocess.run(["sh", "-c", script], env=given, input=stdin, capture_output=True, check=False, timeout=60)
+        done = subprocess.run(
+            ["sh", "-c", script], env=given, input=stdin, capture_output=True, check=False, timeout=60
+        )
         return GuestResult(done.returncode, done.stdout, done.stderr)
 
     def _place(self, path: str) -> str:
@@ -146,7 +151,9 @@ def test_submodules_are_filled_from_the_host_s_own_copies(repository: Path, libr
     assert (guest / "vendor/lib/library.txt").read_text() == "changed on the host"
     assert (guest / "vendor/lib/deep/deep.txt").read_text() == "deep"
     assert (
-        git(guest, "submodule", "status", "--recursive").splitlines()[0].startswith(git(repository / "vendor/lib", "rev-parse", "HEAD")[:7])
+        git(guest, "submodule", "status", "--recursive")
+        .splitlines()[0]
+        .startswith(git(repository / "vendor/lib", "rev-parse", "HEAD")[:7])
     )
     assert git(guest, "status", "--porcelain", "--ignore-submodules=dirty") == ""
     assert len([one for one in notes if "do not come back" in one]) == 2
@@ -208,13 +215,18 @@ def test_a_submodule_s_pointer_is_a_change_like_any(repository: Path, library: P
     git(guest / "tests/lib", "commit", "-q", "--allow-empty", "-m", "other")
     git(guest, "commit", "-qam", "only the pointer")
     found = find_repository(repository)
-    [returned] = pull_commits(found, found.commit, "/workspace", PullGuest(guest, tmp_path / "made.bundle"), IDENTITY).refs  # type: ignore[arg-type]
+    there: Any = PullGuest(guest, tmp_path / "made.bundle")
+    [returned] = pull_commits(found, found.commit, "/workspace", there, IDENTITY).refs
     assert returned.changed == ("tests/lib",)
 
 
-@pytest.mark.parametrize("change", ["folder to link", "folder to file", "file to folder", "link to folder", "link to file"])
+@pytest.mark.parametrize(
+    "change", ["folder to link", "folder to file", "file to folder", "link to folder", "link to file"]
+)
 @pytest.mark.parametrize("staged", [True, False])
-def test_what_replaced_something_else_is_there_as_on_the_host(repository: Path, tmp_path: Path, change: str, staged: bool) -> None:
+def test_what_replaced_something_else_is_there_as_on_the_host(
+    repository: Path, tmp_path: Path, change: str, staged: bool
+) -> None:
     for name in ("vendor/lib/sub/a", "vendor/lib/b", "plain"):
         commit(repository, name, name)
     (repository / "link").symlink_to("plain")
@@ -238,7 +250,11 @@ def test_what_replaced_something_else_is_there_as_on_the_host(repository: Path, 
     guest, _ = enter(repository, tmp_path, include=("**",))
     for name in ("vendor/lib", "plain", "link"):
         here, there = repository / name, guest / name
-        assert (here.is_symlink(), here.is_dir(), here.is_file()) == (there.is_symlink(), there.is_dir(), there.is_file()), name
+        assert (here.is_symlink(), here.is_dir(), here.is_file()) == (
+            there.is_symlink(),
+            there.is_dir(),
+            there.is_file(),
+        ), name
         if here.is_symlink():
             assert os.readlink(here) == os.readlink(there)
     listed = [
@@ -259,7 +275,8 @@ def test_what_include_does_not_bring_is_named(repository: Path, tmp_path: Path) 
     assert (guest / "tools/free").exists()
     assert any("tools/inner/" in one and "repository of its own" in one for one in notes)
     assert [one for one in notes if "names no file" in one] == [
-        f"workspace.include: {pattern} names no file of the workspace, from its top, {repository}" for pattern in ("logs", "nothing/*.env")
+        f"workspace.include: {pattern} names no file of the workspace, from its top, {repository}"
+        for pattern in ("logs", "nothing/*.env")
     ]
 
 
@@ -267,7 +284,9 @@ def test_it_is_said_from_where_include_counts(repository: Path, tmp_path: Path) 
     commit(repository, "services/api/x", "x")
     (repository / "services/api/.env").write_text("x")
     guest, notes = enter(repository, tmp_path, source="services/api", include=(".env",))
-    assert next(one for one in notes if "include" in one).endswith(f"from its top, {repository}; did you mean services/api/.env?")
+    assert next(one for one in notes if "include" in one).endswith(
+        f"from its top, {repository}; did you mean services/api/.env?"
+    )
     guest, notes = enter(repository, tmp_path / "second", source="services/api", include=("services/api/.env",))
     assert (guest / "services/api/.env").exists() and notes == []
 
@@ -301,7 +320,9 @@ def test_the_default_branch_is_what_the_clone_says(repository: Path, tmp_path: P
 def test_without_a_default_branch_there_is_the_branch_alone(repository: Path, tmp_path: Path) -> None:
     git(repository, "branch", "-m", "only")
     guest, _ = enter(repository, tmp_path)
-    assert git(guest, "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes").splitlines() == ["refs/heads/only"]
+    assert git(guest, "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes").splitlines() == [
+        "refs/heads/only"
+    ]
 
 
 @pytest.mark.parametrize("strange", ["folder", "repository"])

@@ -40,7 +40,8 @@ def no_process_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def write_instance() -> Callable[..., Journal]:
-    """Writes the journal and the keys of an instance, as `begin` leaves them. Keywords go to the journal, `document` to the profile."""
+    """Writes the journal and the keys of an instance, as `begin` leaves them. Keywords go to the journal, `document` to
+    the profile."""
 
     def write(home: Home, name: str, document: dict[str, Any] | None = None, **fields: Any) -> Journal:
         paths = home.instance(name)
@@ -52,7 +53,9 @@ def write_instance() -> Callable[..., Journal]:
             key.parent.mkdir(parents=True, exist_ok=True)
             key.write_text("private")
             key.with_suffix(".pub").write_text("public")
-        journal = Journal(paths.journal, name, **{"slot": 0, "plan": plan.to_json(), "plan_digest": plan.digest, **fields})
+        journal = Journal(
+            paths.journal, name, **{"slot": 0, "plan": plan.to_json(), "plan_digest": plan.digest, **fields}
+        )
         journal.save()
         return journal
 

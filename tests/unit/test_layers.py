@@ -1,6 +1,7 @@
 """The rooms of the package: what each may import, what is pure, and which outer thing has which importer.
 
-`python tests/unit/test_layers.py --write` renders the table of docs/architecture.md from MAY_IMPORT and the rooms' docstrings.
+`python tests/unit/test_layers.py --write` renders the table of docs/architecture.md from MAY_IMPORT and the rooms'
+docstrings.
 """
 
 from __future__ import annotations
@@ -55,7 +56,20 @@ MOST_FLOORS = 10
 MOST_ARROWS = 165
 # Modules that touch the world outside of Python. These rooms give the same bytes on every host.
 _PURE = ("plan", "profile", "identity")
-_IMPURE = {"os", "subprocess", "socket", "time", "random", "secrets", "uuid4", "shutil", "tempfile", "datetime", "threading", "asyncio"}
+_IMPURE = {
+    "os",
+    "subprocess",
+    "socket",
+    "time",
+    "random",
+    "secrets",
+    "uuid4",
+    "shutil",
+    "tempfile",
+    "datetime",
+    "threading",
+    "asyncio",
+}
 _SOLE_IMPORTERS = {"libvirt": {"host/libvirt.py"}, "paramiko": {"guest/ssh.py"}, "subprocess": {"host/process.py"}}
 _NAMED = re.compile(rb"ktrdr_vm((?:\.[a-z_0-9]+)+)")
 
@@ -79,7 +93,8 @@ def parse(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and full name of every import anywhere in a file, also of a module that a string names to be started or imported."""
+    """Line and full name of every import anywhere in a file, also of a module that a string names to be started or
+    imported."""
     tree = parse(path)
     docstrings = {
         id(node.body[0].value)
@@ -103,7 +118,11 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def ours(path: Path) -> list[tuple[int, str]]:
-    return [(line, name) for line, name in imports(path) if name.startswith("ktrdr_vm.") and name.split(".")[1] != room(path)]
+    return [
+        (line, name)
+        for line, name in imports(path)
+        if name.startswith("ktrdr_vm.") and name.split(".")[1] != room(path)
+    ]
 
 
 def arrows() -> dict[tuple[str, str], list[str]]:
@@ -128,13 +147,19 @@ def find_floors() -> dict[str, int]:
 
 
 def test_no_room_imports_more_than_the_table_says() -> None:
-    beyond = {f"{here} imports {there}": places for (here, there), places in arrows().items() if there not in MAY_IMPORT.get(here, set())}
+    beyond = {
+        f"{here} imports {there}": places
+        for (here, there), places in arrows().items()
+        if there not in MAY_IMPORT.get(here, set())
+    }
     assert beyond == {}, "write it another way, or give the room this entry, here and in the design"
 
 
 def test_no_entry_of_the_table_is_unused() -> None:
     used = arrows()
-    assert [(here, there) for here, row in MAY_IMPORT.items() for there in sorted(row) if (here, there) not in used] == []
+    assert [
+        (here, there) for here, row in MAY_IMPORT.items() for there in sorted(row) if (here, there) not in used
+    ] == []
 
 
 def test_each_room_has_a_row_and_each_row_a_room() -> None:
@@ -152,7 +177,8 @@ def test_the_package_itself_names_what_programs_use() -> None:
 
 
 def test_no_command_imports_another() -> None:
-    """What two of them need has a file of its own. A command's own parts begin with its name: `mcp_tools` is one of `mcp`."""
+    """What two of them need has a file of its own. A command's own parts begin with its name: `mcp_tools` is one of
+    `mcp`."""
     shared = {"options", "output", "progress", "world", "main", "elsewhere", "connect"}
     wrong = [
         f"{path.name}:{line} {name}"
@@ -169,7 +195,9 @@ def test_no_command_imports_another() -> None:
 @pytest.mark.parametrize("path", [path for path in MODULES if room(path) in _PURE], ids=lambda path: path.name)
 def test_pure_rooms_touch_no_disk_clock_network_or_chance(path: Path) -> None:
     assert {name.split(".")[0] for _, name in imports(path)} & _IMPURE == set()
-    calls = {node.func.id for node in ast.walk(parse(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    calls = {
+        node.func.id for node in ast.walk(parse(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
     assert "open" not in calls and "print" not in calls
 
 
@@ -178,7 +206,8 @@ def test_each_outer_thing_has_one_importer(module: str) -> None:
     found = {
         str(path.relative_to(PACKAGE))
         for path in MODULES
-        if any(name == module or name.startswith(f"{module}.") for _, name in imports(path)) and starts_processes(path, module)
+        if any(name == module or name.startswith(f"{module}.") for _, name in imports(path))
+        and starts_processes(path, module)
     }
     assert found <= _SOLE_IMPORTERS[module]
 
@@ -196,7 +225,9 @@ def starts_processes(path: Path, module: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if room(path) != "cli"], ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if room(path) != "cli"], ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_only_cli_prints_or_exits(path: Path) -> None:
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
@@ -207,13 +238,19 @@ def test_only_cli_prints_or_exits(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in MODULES if path.name not in ("runs.py", "run_removal.py")], ids=lambda path: str(path.relative_to(PACKAGE))
+    "path",
+    [path for path in MODULES if path.name not in ("runs.py", "run_removal.py")],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_one_module_opens_what_lies_beneath_runs(path: Path) -> None:
-    """What was handed to a person is opened by `host/runs.py` alone. A run's own writer has it before that; the rest may show its name."""
+    """What was handed to a person is opened by `host/runs.py` alone. A run's own writer has it before that; the rest
+    may show its name."""
     here, tree = str(path.relative_to(PACKAGE)), parse(path)
     shown = {
-        id(inner) for call in ast.walk(tree) if isinstance(call, ast.Call) and ast.unparse(call.func) == "str" for inner in ast.walk(call)
+        id(inner)
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "str"
+        for inner in ast.walk(call)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr == "runs" and here != "host/paths.py":
@@ -226,11 +263,14 @@ def test_one_module_opens_what_lies_beneath_runs(path: Path) -> None:
 
 def test_unit_tests_lie_in_the_room_of_their_subject() -> None:
     """Beside the rooms: fuzzing, which reaches all of them, and the benchmarks."""
-    rooms = {path.relative_to(PROJECT / "tests" / "unit").parts[0] for path in (PROJECT / "tests" / "unit").glob("*/**/test_*.py")}
+    rooms = {
+        path.relative_to(PROJECT / "tests" / "unit").parts[0]
+        for path in (PROJECT / "tests" / "unit").glob("*/**/test_*.py")
+    }
     assert rooms - MAY_IMPORT.keys() - {"fuzz", "bench"} == set()
 
 
-# -- the table of the documentation -------------------------------------------------------------------------------------
+# -- the table of the documentation ------------------------------------------------------------------------------------
 
 DOCUMENT = PROJECT / "docs" / "architecture.md"
 _BEGIN, _END = "<!-- layers: python tests/unit/test_layers.py --write -->\n", "<!-- end of layers -->\n"
@@ -269,7 +309,9 @@ def test_what_a_room_calls_public_is_there(one: str) -> None:
     text = ast.get_docstring(parse(PACKAGE / one / "__init__.py")) or ""
     for module, name in re.findall(r"`([a-z_]+)\.([A-Za-z_]+)`", text):
         tree = parse(PACKAGE / one / f"{module}.py")
-        names = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)}
+        names = {
+            node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        }
         assert name in names, f"{one}/{module}.py has no {name}"
 
 

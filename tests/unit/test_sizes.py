@@ -1,4 +1,5 @@
-"""No function of the package is longer than 80 lines or has more than 8 parameters. The exceptions are listed, and the lists may only shrink."""
+"""No function of the package is longer than 80 lines or has more than 8 parameters. The exceptions are listed, and the
+lists may only shrink."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[2] / "ktrdr_vm"
 MOST_LINES, MOST_PARAMETERS = 80, 8
 
-# Lines and parameters as they are today: one that grows fails, and so does one that has become small enough to be taken off.
+# Lines and parameters as they are today: one that grows fails, and so does one that has become small enough to be taken
+# off.
 LONG: dict[str, int] = {}
 WIDE = {
     "gates/modules/guest_side/files.py set_state": 10,
@@ -26,7 +28,8 @@ WIDE = {
 
 
 def measure() -> Iterator[tuple[str, int, int]]:
-    """Each function with its lines and its parameters, without `self`; of a command, whose parameters are its options, none."""
+    """Each function with its lines and its parameters, without `self`; of a command, whose parameters are its options,
+    none."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(), str(path))):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -34,8 +37,14 @@ def measure() -> Iterator[tuple[str, int, int]]:
             names = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
             parameters = len(names) - (names[:1] in (["self"], ["cls"]))
             decorators = " ".join(map(ast.unparse, node.decorator_list))
-            is_command = path.parent.name == "cli" and any(word in decorators for word in ("command", "option", "group"))
-            yield f"{path.relative_to(PACKAGE)} {node.name}", (node.end_lineno or 0) - node.lineno + 1, 0 if is_command else parameters
+            is_command = path.parent.name == "cli" and any(
+                word in decorators for word in ("command", "option", "group")
+            )
+            yield (
+                f"{path.relative_to(PACKAGE)} {node.name}",
+                (node.end_lineno or 0) - node.lineno + 1,
+                0 if is_command else parameters,
+            )
 
 
 def test_no_function_is_longer() -> None:

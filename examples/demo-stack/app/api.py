@@ -54,7 +54,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         connection = connect()
         with connection, connection.cursor() as cursor:
-            cursor.execute("INSERT INTO orders (item, quantity) VALUES (%s, %s) RETURNING id", (order.item, order.quantity))
+            cursor.execute(
+                "INSERT INTO orders (item, quantity) VALUES (%s, %s) RETURNING id", (order.item, order.quantity)
+            )
             (number,) = cursor.fetchone()
         connection.close()
         self.answer(201, {"id": number, "state": "new"})

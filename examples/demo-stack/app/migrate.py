@@ -15,7 +15,9 @@ def find_pending(applied: set[str], names: list[str]) -> list[str]:
 def main() -> int:
     connection = connect()
     with connection, connection.cursor() as cursor:
-        cursor.execute("CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, applied_at timestamptz DEFAULT now())")
+        cursor.execute(
+            "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, applied_at timestamptz DEFAULT now())"
+        )
         cursor.execute("SELECT name FROM migrations")
         applied = {name for (name,) in cursor.fetchall()}
     for name in find_pending(applied, [place.name for place in MIGRATIONS.glob("*.sql")]):

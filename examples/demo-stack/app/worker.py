@@ -16,10 +16,16 @@ PAUSE = 0.5
 def work_once(connection) -> int:
     """Price one batch. Returns how many orders were done."""
     with connection, connection.cursor() as cursor:
-        cursor.execute("SELECT id, item, quantity FROM orders WHERE state = 'new' ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED", (BATCH,))
+        cursor.execute(
+            "SELECT id, item, quantity FROM orders WHERE state = 'new' ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED",
+            (BATCH,),
+        )
         rows = cursor.fetchall()
         for number, item, quantity in rows:
-            cursor.execute("UPDATE orders SET total = %s, state = 'priced' WHERE id = %s", (price_order(Order(item, quantity)), number))
+            cursor.execute(
+                "UPDATE orders SET total = %s, state = 'priced' WHERE id = %s",
+                (price_order(Order(item, quantity)), number),
+            )
     return len(rows)
 
 

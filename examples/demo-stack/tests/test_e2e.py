@@ -1,4 +1,5 @@
-"""End to end: orders survive a restart of everything that holds or prices them. Needs `docker compose` and a running stack."""
+"""End to end: orders survive a restart of everything that holds or prices them. Needs `docker compose` and a running
+stack."""
 
 import subprocess
 import time

@@ -11,7 +11,11 @@ def answer(_method: str, path: str, _body: object) -> Answer:
     status, values = call(SOURCE)
     if path == "/health":
         return (200, {}) if status == 200 else (503, {"error": "no metrics"})
-    rows = "".join(f"<tr><td>{time:.0f}<td>{value['requests']}" for time, value in values) if isinstance(values, list) else ""
+    rows = (
+        "".join(f"<tr><td>{time:.0f}<td>{value['requests']}" for time, value in values)
+        if isinstance(values, list)
+        else ""
+    )
     return 200, f"<!doctype html><title>board</title><table>{rows}</table>"
 
 

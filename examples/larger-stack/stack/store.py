@@ -18,20 +18,28 @@ _LOCK = threading.Lock()
 
 def answer(method: str, path: str, body: object) -> Answer:
     with _LOCK, sqlite3.connect(FILE) as connection:
-        connection.execute("CREATE TABLE IF NOT EXISTS jobs (id INTEGER PRIMARY KEY, kind TEXT, state TEXT, content TEXT)")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS jobs (id INTEGER PRIMARY KEY, kind TEXT, state TEXT, content TEXT)"
+        )
         if path == "/health":
             return 200, {"jobs": connection.execute("SELECT count(*) FROM jobs").fetchone()[0]}
         if (method, path) == ("POST", "/jobs") and isinstance(body, dict) and body.get("kind") in ("price", "mail"):
-            made = connection.execute("INSERT INTO jobs (kind, state, content) VALUES (?, 'new', ?)", (body["kind"], json.dumps(body)))
+            made = connection.execute(
+                "INSERT INTO jobs (kind, state, content) VALUES (?, 'new', ?)", (body["kind"], json.dumps(body))
+            )
             return 201, {"id": made.lastrowid}
         if found := re.fullmatch(r"/jobs/([0-9]{1,15})", path):
             row = connection.execute("SELECT state, content FROM jobs WHERE id = ?", (int(found[1]),)).fetchone()
             return (200, {"state": row[0], **json.loads(row[1])}) if row else (404, {"error": "no such job"})
         if found := re.fullmatch(r"/take/(price|mail)", path):
-            row = connection.execute("SELECT id, content FROM jobs WHERE kind = ? AND state = 'new' ORDER BY id", (found[1],)).fetchone()
+            row = connection.execute(
+                "SELECT id, content FROM jobs WHERE kind = ? AND state = 'new' ORDER BY id", (found[1],)
+            ).fetchone()
             return 200, {"id": row[0], **json.loads(row[1])} if row else None
         if (found := re.fullmatch(r"/done/([0-9]{1,15})", path)) and isinstance(body, dict):
-            connection.execute("UPDATE jobs SET state = 'done', content = ? WHERE id = ?", (json.dumps(body), int(found[1])))
+            connection.execute(
+                "UPDATE jobs SET state = 'done', content = ? WHERE id = ?", (json.dumps(body), int(found[1]))
+            )
             return 200, {}
     return 404, {"error": "not found"}
 

@@ -1,4 +1,5 @@
-"""Grants in a running guard: taken up by every part that enforces, and ended in every part, flows that stand included."""
+"""Grants in a running guard: taken up by every part that enforces, and ended in every part, flows that stand
+included."""
 
 from __future__ import annotations
 
@@ -18,12 +19,14 @@ from ktrdr_vm.host.clock import boottime
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.plan.guard_interface import GRANT_ROOMS
 
-# A connection that was judged just before the end, and dials just after it, is found within this time: looks are made until then.
+# A connection that was judged just before the end, and dials just after it, is found within this time: looks are made
+# until then.
 LINGER = 3.0
 
 
 class Granting:
-    """`changed` tells the resolver; `kill_proxy` ends a proxy that does not do as it is told, and with it all that it carries."""
+    """`changed` tells the resolver; `kill_proxy` ends a proxy that does not do as it is told, and with it all that it
+    carries."""
 
     def __init__(
         self,
@@ -65,7 +68,8 @@ class Granting:
         return max(0.0, self._book.next_end - boottime())
 
     def start(self, *, afresh: bool) -> None:
-        """Take up what a guard before this one had granted, before any part of this one serves. `afresh` as in `AllowSets`.
+        """Take up what a guard before this one had granted, before any part of this one serves. `afresh` as in
+        `AllowSets`.
 
         KtrdrError when the sets cannot be written.
         """
@@ -84,7 +88,11 @@ class Granting:
     @property
     def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
         """What commands may ask."""
-        return {"grant": self.grant, "revoke": lambda request: self.revoke(str(request["id"])), "grants": lambda _: self.list()}
+        return {
+            "grant": self.grant,
+            "revoke": lambda request: self.revoke(str(request["id"])),
+            "grants": lambda _: self.list(),
+        }
 
     def grant(self, request: dict[str, Any]) -> dict[str, Any]:
         grant = parse_grant(request, boottime())
@@ -167,12 +175,15 @@ class Granting:
             self._ledger.write("guard", "note", message=f"the grants' sets cannot be written: {error}"[:300])
 
     def _cut(self) -> None:
-        """End the connections whose grant has ended: by name in its room, by address wherever no set has it any more."""
+        """End the connections whose grant has ended: by name in its room, by address wherever no set has it any
+        more."""
         try:
             self._proxy.end_rooms(self._ended)
             if self._rules.policy.observe:
                 return  # whatever a grant opened is open without it
-            self._proxy.end_sessions([one for one in self._proxy.list_by_address() if not self._sets.is_open(one.address, one.port)])
+            self._proxy.end_sessions(
+                [one for one in self._proxy.list_by_address() if not self._sets.is_open(one.address, one.port)]
+            )
         except KtrdrError as error:
             self._no_proxy(error)
 

@@ -1,4 +1,5 @@
-"""The grants that hold, on disk: a guard that was started again takes up those that have not ended, and never one that has."""
+"""The grants that hold, on disk: a guard that was started again takes up those that have not ended, and never one that
+has."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ _UNKNOWN, _MOST = 10**9, 10**14
 class GrantBook:
     """`path` is a small JSON file, replaced whole and synced before a change counts.
 
-    `revision` counts the changes, expiries included, also across restarts of the guard. `on_change` is called after each.
+    `revision` counts the changes, expiries included, also across restarts of the guard. `on_change` is called after
+    each.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = boottime, boot_id: str | None = None) -> None:
@@ -56,7 +58,9 @@ class GrantBook:
 
     def _save(self, grants: dict[str, Grant], revision: int) -> None:
         rows: list[dict[str, Any]] = [grant.to_json() | {"ends": grant.ends} for grant in grants.values()]
-        write_durably(self._path, (json.dumps({"boot_id": self._boot_id, "revision": revision, "grants": rows}) + "\n").encode())
+        write_durably(
+            self._path, (json.dumps({"boot_id": self._boot_id, "revision": revision, "grants": rows}) + "\n").encode()
+        )
 
     @property
     def standing(self) -> tuple[Grant, ...]:
@@ -79,7 +83,8 @@ class GrantBook:
         self._count(1)
 
     def remove(self, grant_id: str) -> Grant | None:
-        """It ends even when that cannot be written, and then HostError says so: a restarted guard would take it up again."""
+        """It ends even when that cannot be written, and then HostError says so: a restarted guard would take it up
+        again."""
         grant = self._grants.pop(grant_id, None)
         if grant is not None:
             self._count(1)

@@ -1,4 +1,5 @@
-"""What the guard tells HAProxy while it runs, over its runtime socket: which names are granted, and whose connections end now."""
+"""What the guard tells HAProxy while it runs, over its runtime socket: which names are granted, and whose connections
+end now."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class ProxyControl:
             return False
 
     def write_maps(self, maps: Mapping[str, Mapping[str, str]], files: Iterable[str] = GRANT_MAPS) -> None:
-        """The files that HAProxy reads when it starts: map name to key and value, which for a granted name is its room."""
+        """The files that HAProxy reads when it starts: map name to key and value, which for a granted name is its
+        room."""
         for file in files:
             path = self._directory / file
             fresh = path.with_name(f".{file}.new")
@@ -89,7 +91,11 @@ class ProxyControl:
     def change_list(self, verb: Literal["add", "del"], list_file: str, entries: Sequence[str]) -> None:
         """Entries without a space; one that is not there, or is there already, is no error."""
         for first in range(0, len(entries), _AT_ONCE):
-            self.ask(";".join(f"{verb} acl {self._directory / list_file} {entry}" for entry in entries[first : first + _AT_ONCE]))
+            self.ask(
+                ";".join(
+                    f"{verb} acl {self._directory / list_file} {entry}" for entry in entries[first : first + _AT_ONCE]
+                )
+            )
 
     def clear_list(self, list_file: str) -> None:
         self.expect_nothing(f"clear acl {self._directory / list_file}")
@@ -111,7 +117,9 @@ class ProxyControl:
     def expect_nothing(self, command: str) -> None:
         said = self.ask(command).strip()
         if said:
-            raise ProvisionError(f"the proxy says: {said[:200]}", where=command.splitlines()[0], hint="look into guard.log")
+            raise ProvisionError(
+                f"the proxy says: {said[:200]}", where=command.splitlines()[0], hint="look into guard.log"
+            )
 
     def ask(self, command: str) -> str:
         """One command and its answer. ProvisionError when there is none within a second."""
@@ -125,5 +133,7 @@ class ProxyControl:
                 while piece := connection.recv(1 << 16):
                     said += piece
         except OSError as error:
-            raise ProvisionError(f"the proxy does not answer: {error}", where=str(self._directory), hint="look into guard.log") from None
+            raise ProvisionError(
+                f"the proxy does not answer: {error}", where=str(self._directory), hint="look into guard.log"
+            ) from None
         return said.decode("utf-8", "replace")

@@ -1,4 +1,5 @@
-"""The guard's hold on credentials that never enter the guest: in its own memory, and in that of the proxy, which adds them."""
+"""The guard's hold on credentials that never enter the guest: in its own memory, and in that of the proxy, which adds
+them."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ _HEADER_VALUE = re.compile(rf"[!-~](?:[ -~]{{0,{MAX_HEADER - 2}}}[!-~])?")
 
 
 class Brokers:
-    """`routes` are guard.json's: secret, port and gate of each, without a secret a port alone. A guard that starts has no value and knows
-    of no gate.
+    """`routes` are guard.json's: secret, port and gate of each, without a secret a port alone. A guard that starts has
+    no value and knows of no gate.
     """
 
     def __init__(self, routes: list[dict[str, Any]], proxy: ProxyControl, ledger: Ledger) -> None:
@@ -36,20 +37,27 @@ class Brokers:
             proxy.write_maps({}, self._maps)
 
     def listen(self, bind: Callable[[int], socket.socket]) -> dict[str, socket.socket]:
-        """The ports that stand for the hosts, by the names that the proxy's configuration has for them. `bind` makes a listener."""
+        """The ports that stand for the hosts, by the names that the proxy's configuration has for them. `bind` makes a
+        listener."""
         return {f"KTRDR_FD_BROKER_{port}": bind(port) for port in self._ports}
 
     @property
     def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
         """What commands may ask."""
-        return {"broker_give": self._give, "broker_take": self._take, "broker_list": self._list, "gate_passed": self._pass}
+        return {
+            "broker_give": self._give,
+            "broker_take": self._take,
+            "broker_list": self._list,
+            "gate_passed": self._pass,
+        }
 
     def proxy_started(self) -> None:
         """One that has just begun has empty maps: it refuses until it is told."""
         self._told = not self._gates
 
     def tell(self) -> None:
-        """Say what the proxy was not told yet. One that does not listen yet hears it at the next look; nothing is told of values."""
+        """Say what the proxy was not told yet. One that does not listen yet hears it at the next look; nothing is told
+        of values."""
         if self._told:
             return
         with contextlib.suppress(KtrdrError):

@@ -1,7 +1,9 @@
-"""Which addresses the resolver gave for which names, told to the proxy: where a guest goes by its own answer nobody asks again.
+"""Which addresses the resolver gave for which names, told to the proxy: where a guest goes by its own answer nobody
+asks again.
 
-For anything else the proxy asks by itself, as if nothing had been told, so forgetting is always safe. What is told lives as long as
-the answer, and ends at once when a grant begins or ends, since another rule may then be what judged the address.
+For anything else the proxy asks by itself, as if nothing had been told, so forgetting is always safe. What is told
+lives as long as the answer, and ends at once when a grant begins or ends, since another rule may then be what judged
+the address.
 """
 
 from __future__ import annotations

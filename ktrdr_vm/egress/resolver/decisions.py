@@ -1,8 +1,8 @@
 """The guest's only resolver. It reads the guest's bytes, so it runs as a user of its own with no privilege at all.
 
-A name that is not allowed is NXDOMAIN and no packet goes upstream. Nothing but A is asked for. An answer is validated, handed to
-the writer for the allow set, and given to the guest only then. Aliases are flattened: what an allowed name points to is usable
-under the allowed name only.
+A name that is not allowed is NXDOMAIN and no packet goes upstream. Nothing but A is asked for. An answer is validated,
+handed to the writer for the allow set, and given to the guest only then. Aliases are flattened: what an allowed name
+points to is usable under the allowed name only.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ Note = Callable[..., None]
 class Resolver:
     """The decisions; sockets are elsewhere. `upstream` asks, `allow` writes the set, `note` writes the ledger."""
 
-    def __init__(self, rules: Rules, upstream: Upstream, allow: Writer, note: Note, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, rules: Rules, upstream: Upstream, allow: Writer, note: Note, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._rules = rules
         self._upstream = upstream
         self._allow = allow
@@ -107,7 +109,8 @@ class Resolver:
         """By the bytes of the question, without its number."""
 
     def set_rules(self, rules: Rules) -> list[str]:
-        """Grants came or went. Returns the names to resolve now, so that their addresses are open before they are asked for again."""
+        """Grants came or went. Returns the names to resolve now, so that their addresses are open before they are asked
+        for again."""
         self._rules = rules
         # Each is asked for again, and serves as a last good answer until then.
         self._cache = OrderedDict((name, replace(answer, expires=0)) for name, answer in self._cache.items())
@@ -119,11 +122,13 @@ class Resolver:
         return [name for name in (*granted, *self._asked) if rules.other_ports(name)]
 
     def admit(self, *, own: bool = False) -> bool:
-        """Count one query against the rate limit of the guest or, if `own`, of the proxy; True if it is within the limit."""
+        """Count one query against the rate limit of the guest or, if `own`, of the proxy; True if it is within the
+        limit."""
         return not (self._proxy_share if own else self._share).take()
 
     def recall(self, wire: bytes) -> bytes | None:
-        """The reply to a question that came before in the same bytes, while its answer stands; None when it is to be worked out.
+        """The reply to a question that came before in the same bytes, while its answer stands; None when it is to be
+        worked out.
 
         The proxy asks for each connection and each request, the same names again and again.
         """
@@ -141,9 +146,11 @@ class Resolver:
         return max(1, min(answer.ttl, int(answer.expires - self._clock())))
 
     async def answer(self, wire: bytes, *, quiet: bool = False, stream: bool = False) -> bytes | None:
-        """The reply to one query, or None for bytes that deserve none. A refusal is not noted when `quiet`: the host asked.
+        """The reply to one query, or None for bytes that deserve none. A refusal is not noted when `quiet`: the host
+        asked.
 
-        Over a datagram it is cut, with TC set, at the size that the query's EDNS names, or at 512 bytes; over a `stream` it is whole.
+        Over a datagram it is cut, with TC set, at the size that the query's EDNS names, or at 512 bytes; over a
+        `stream` it is whole.
         """
         try:
             query = dns.message.from_wire(wire, ignore_trailing=False)
@@ -170,7 +177,9 @@ class Resolver:
             self._replies.popitem(last=False)
         return reply
 
-    async def _fill(self, reply: dns.message.Message, question: dns.rrset.RRset, quiet: bool) -> tuple[str, Answer | None]:
+    async def _fill(
+        self, reply: dns.message.Message, question: dns.rrset.RRset, quiet: bool
+    ) -> tuple[str, Answer | None]:
         """The name that was asked for, and the answer, where it has addresses."""
         name = question.name.to_text(omit_final_dot=True).lower()
         if not self._rules.rule(name):
@@ -179,10 +188,18 @@ class Resolver:
                 self._note("dns", "deny", name=name[:253], rule="name", type=dns.rdatatype.to_text(question.rdtype))
             return name, None
         if question.rdtype != dns.rdatatype.A:
-            # No data: AAAA because IPv6 is off, the rest because they carry data out. Every lookup asks for AAAA as well.
+            # No data: AAAA because IPv6 is off, the rest because they carry data out. Every lookup asks for AAAA as
+            # well.
             if question.rdtype != dns.rdatatype.AAAA and not quiet:
                 kind = dns.rdatatype.to_text(question.rdtype)
-                self._note("dns", "deny", name=name[:253], rule="type", type=kind, message=f"{kind} queries are not answered, only A")
+                self._note(
+                    "dns",
+                    "deny",
+                    name=name[:253],
+                    rule="type",
+                    type=kind,
+                    message=f"{kind} queries are not answered, only A",
+                )
             return name, None
         answer = await self.resolve(name)
         reply.set_rcode(answer.rcode)
@@ -232,7 +249,9 @@ class Resolver:
             return Answer((), 0, now + 1, dns.rcode.SERVFAIL)
         self._last_good = self._clock()
         if message.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
-            self._note("dns", "deny", name=name, rule="upstream", message=f"upstream says {dns.rcode.to_text(message.rcode())}")
+            self._note(
+                "dns", "deny", name=name, rule="upstream", message=f"upstream says {dns.rcode.to_text(message.rcode())}"
+            )
             return Answer((), 0, self._clock() + 1, dns.rcode.SERVFAIL)
         addresses, ttl = flatten(message, name)
         usable = []
@@ -267,7 +286,8 @@ class Resolver:
             self._due.pop(self._cache.popitem(last=False)[0], None)
 
     async def refresh(self) -> None:
-        """Renew what ends soon for every name with other ports that the guest asked for: no gap for a flow that lives on."""
+        """Renew what ends soon for every name with other ports that the guest asked for: no gap for a flow that lives
+        on."""
         now = self._clock()
         wanted = []
         for name, asked in list(self._asked.items()):

@@ -32,14 +32,20 @@ class Note:
     @classmethod
     def from_json(cls, content: object) -> Note:
         kind, verdict, fields = require_list(require_fields(content, "note")["note"], 3)
-        if kind != "dns" or verdict not in ("allow", "deny") or not isinstance(fields, dict) or not fields.keys() <= _NOTED:
+        if (
+            kind != "dns"
+            or verdict not in ("allow", "deny")
+            or not isinstance(fields, dict)
+            or not fields.keys() <= _NOTED
+        ):
             raise ValueError(f"it has no {str(kind)[:20]!a} {str(verdict)[:20]!a} line with {str(sorted(fields))[:80]}")
         return cls(kind, verdict, check_fields(fields))
 
 
 @dataclass(frozen=True)
 class Count:
-    """So many questions that got no line of their own: beyond the guest's share (`rate`), or when the guard was busy (`suppressed`)."""
+    """So many questions that got no line of their own: beyond the guest's share (`rate`), or when the guard was busy
+    (`suppressed`)."""
 
     rule: str
     count: int

@@ -1,4 +1,5 @@
-"""The resolver as a process: its sockets, its upstreams, and its channel to the guard. It has no privilege and reads hostile bytes."""
+"""The resolver as a process: its sockets, its upstreams, and its channel to the guard. It has no privilege and reads
+hostile bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from ktrdr_vm.profile.egress_rule import EgressRule
 # Bounds of one guest: queries under way and open TCP connections.
 IN_FLIGHT = 64
 TCP_CONNECTIONS = 16
-# About as long as the host's own libc waits for one server; three of them and a pause are less than the grace of an open address.
+# About as long as the host's own libc waits for one server; three of them and a pause are less than the grace of an
+# open address.
 UPSTREAM_TIMEOUT = 4.0
 _UNABLE = (dns.rcode.SERVFAIL, dns.rcode.REFUSED)
 HESITATION = 0.7
@@ -36,8 +38,8 @@ HESITATION = 0.7
 def ask_upstream(find_servers: Callable[[], list[str]], port: int = 53) -> Upstream:
     """Ask over UDP, over TCP when the answer was cut.
 
-    A server that hesitates is joined by the next, and the first one is asked once more, as a datagram may be lost; the first answer
-    counts. One that says SERVFAIL or REFUSED counts when no other says more.
+    A server that hesitates is joined by the next, and the first one is asked once more, as a datagram may be lost; the
+    first answer counts. One that says SERVFAIL or REFUSED counts when no other says more.
     """
 
     async def ask(name: str) -> dns.message.Message:
@@ -58,7 +60,9 @@ def ask_upstream(find_servers: Callable[[], list[str]], port: int = 53) -> Upstr
                 waiting.add(asyncio.ensure_future(one(server)))
                 while waiting:
                     done, waiting = await asyncio.wait(
-                        waiting, timeout=HESITATION if number < len(attempts) else None, return_when=asyncio.FIRST_COMPLETED
+                        waiting,
+                        timeout=HESITATION if number < len(attempts) else None,
+                        return_when=asyncio.FIRST_COMPLETED,
                     )
                     for task in done:
                         error = task.exception()
@@ -171,17 +175,23 @@ class _Udp(asyncio.DatagramProtocol):
             self._transport.sendto(reply, addr)
 
 
-async def _serve(config: dict[str, object], udp: socket.socket, tcp: socket.socket, own: socket.socket, channel: socket.socket) -> None:
+async def _serve(
+    config: dict[str, object], udp: socket.socket, tcp: socket.socket, own: socket.socket, channel: socket.socket
+) -> None:
     writer = WriterChannel(channel)
     policy, exceptions = config["policy"], config["exceptions"]
     assert isinstance(policy, dict) and isinstance(exceptions, list)
     grants = config["grants"]
     assert isinstance(grants, list)
-    resolver = Resolver(rules_from_json(policy, exceptions, grants), ask_upstream(find_upstreams), writer.allow, writer.note)
+    resolver = Resolver(
+        rules_from_json(policy, exceptions, grants), ask_upstream(find_upstreams), writer.allow, writer.note
+    )
     renewing: set[asyncio.Task[None]] = set()
 
     def take_grants(granted: list[list[object]]) -> None:
-        task = asyncio.ensure_future(resolver.refresh_names(resolver.set_rules(rules_from_json(policy, exceptions, granted))))
+        task = asyncio.ensure_future(
+            resolver.refresh_names(resolver.set_rules(rules_from_json(policy, exceptions, granted)))
+        )
         renewing.add(task)
         task.add_done_callback(renewing.discard)
 
@@ -222,9 +232,11 @@ async def _serve(config: dict[str, object], udp: socket.socket, tcp: socket.sock
 
 
 def rehearse_resolver() -> None:
-    """Answer one question, with an upstream of its own that answers with an alias. Raises what a guest's question would meet.
+    """Answer one question, with an upstream of its own that answers with an alias. Raises what a guest's question would
+    meet.
 
-    dnspython imports the modules of record types and its way to wait on sockets when it first needs them: all of them are loaded here.
+    dnspython imports the modules of record types and its way to wait on sockets when it first needs them: all of them
+    are loaded here.
     """
     dns.rdata.load_all_types()  # type: ignore[no-untyped-call]
     asyncio.run(_rehearse())
@@ -251,11 +263,16 @@ async def _rehearse() -> None:
     raw = await resolver.answer(query.to_wire())
     found = {record.to_text() for rrset in dns.message.from_wire(raw or b"").answer for record in rrset}
     if found != {address}:
-        raise RuntimeError(f"the resolver answers a question that it asked itself with {sorted(found)}, and not with {address}")
+        raise RuntimeError(
+            f"the resolver answers a question that it asked itself with {sorted(found)}, and not with {address}"
+        )
 
 
-def run_resolver(config: dict[str, object], udp: socket.socket, tcp: socket.socket, own: socket.socket, channel: socket.socket) -> None:
-    """Serve the guest on `udp` and `tcp`, and the proxy on `own`, until the guard ends. The caller has given up every privilege."""
+def run_resolver(
+    config: dict[str, object], udp: socket.socket, tcp: socket.socket, own: socket.socket, channel: socket.socket
+) -> None:
+    """Serve the guest on `udp` and `tcp`, and the proxy on `own`, until the guard ends. The caller has given up every
+    privilege."""
     for one in (udp, tcp, own, channel):
         one.setblocking(False)
     asyncio.run(_serve(config, udp, tcp, own, channel))

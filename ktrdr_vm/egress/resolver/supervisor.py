@@ -62,7 +62,8 @@ class ResolverLink:
         self.tell()
 
     def tell(self) -> None:
-        """Say what it was not told yet. One that is too busy to listen hears it at the next look; sets and proxy have it already."""
+        """Say what it was not told yet. One that is too busy to listen hears it at the next look; sets and proxy have
+        it already."""
         if not self._untold or self.channel is None:
             return
         # Between two lives of it the channel is closed, and the next one begins with what is granted then.
@@ -86,8 +87,19 @@ class ResolverLink:
                 accepted = self._sets.allow(message.name, list(message.addresses), message.ttl)
                 self._send(AllowReply(message.number, tuple(accepted)))
                 self._given.learn(message.name, accepted, message.ttl)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, KtrdrError, OSError) as error:
-            self._ledger.write("guard", "note", message=f"the resolver's request was refused: {type(error).__name__}: {error}"[:300])
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            KtrdrError,
+            OSError,
+        ) as error:
+            self._ledger.write(
+                "guard", "note", message=f"the resolver's request was refused: {type(error).__name__}: {error}"[:300]
+            )
             with contextlib.suppress(Exception):
                 # Refused, and not silent: the guest's question is answered without an address.
                 self._send(AllowReply(int(json.loads(packet)["number"]), ()))

@@ -45,7 +45,8 @@ def inflate(body: bytes, encoding: str) -> bytes:
 
 
 def read_body(stream: Any, length: str | None, transfer: str | None) -> bytes:
-    """The body of a request, by its length or in chunks, MAX_BODY bytes at most. OSError when the client stops, or is too slow."""
+    """The body of a request, by its length or in chunks, MAX_BODY bytes at most. OSError when the client stops, or is
+    too slow."""
     if transfer is not None:
         if transfer.strip().lower() != "chunked" or length is not None:
             raise OtlpError(400, "a body has a Content-Length, or comes in chunks")

@@ -1,7 +1,8 @@
 """`DIRECTORY relay|sender CHANNEL PIPE [LISTENER]`: one of telemetry's two processes.
 
-It imports and reads what it needs, gives up every privilege, and only then touches a byte. The first packet of the channel is its
-configuration, each later one another run, or nothing new; then and once a second it sends what it has counted.
+It imports and reads what it needs, gives up every privilege, and only then touches a byte. The first packet of the
+channel is its configuration, each later one another run, or nothing new; then and once a second it sends what it has
+counted.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def _make_sender(config: dict[str, Any], stamp: Stamp) -> Sender:
 
 
 def _watch(channel: socket.socket, one: Relay | Sender) -> None:
-    """Beside the work: hear of another run, and tell what was counted. Without the guard, or without each other, there is nothing to do."""
+    """Beside the work: hear of another run, and tell what was counted. Without the guard, or without each other, there
+    is nothing to do."""
 
     def tell(*, asked: bool) -> None:
         counts = one.tally.take()

@@ -45,7 +45,11 @@ class Asked:
 
     @classmethod
     def from_json(cls, content: object) -> Asked:
-        return cls(require_text(require_fields(content, "run_id")["run_id"])) if content else cls(**require_fields(content))
+        return (
+            cls(require_text(require_fields(content, "run_id")["run_id"]))
+            if content
+            else cls(**require_fields(content))
+        )
 
 
 def encode(message: Counted | Asked) -> bytes:

@@ -1,6 +1,7 @@
 """OTLP requests as a guest sends them: parsed, bounded, and stamped with the identity that the host knows. Pure.
 
-What the guest says about its identity is taken out wherever an attribute can stand, and the true one is put on every resource.
+What the guest says about its identity is taken out wherever an attribute can stand, and the true one is put on every
+resource.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class Stamped:
 
 
 def stamp_request(path: str, encoding: Encoding, body: bytes, stamp: Stamp) -> Stamped:
-    """The request with the true identity. OtlpError says what is wrong with it; nothing else comes out, whatever the bytes."""
+    """The request with the true identity. OtlpError says what is wrong with it; nothing else comes out, whatever the
+    bytes."""
     if len(body) > MAX_BODY:
         raise OtlpError(413, f"a request has at most {MAX_BODY} bytes")
     request = REQUESTS[path]()
@@ -136,7 +138,8 @@ class _Walk:
         self._messages = 0
 
     def clean(self, message: Message, path: str = "", depth: int = 0) -> None:
-        """Take claims of an identity out of this message and of all in it. `path` is the squeezed names of the attributes around it."""
+        """Take claims of an identity out of this message and of all in it. `path` is the squeezed names of the
+        attributes around it."""
         self._messages += 1
         if self._messages > MAX_MESSAGES:
             raise OtlpError(413, "a request has too many parts; send smaller batches")

@@ -1,10 +1,11 @@
-"""The guest's OTLP endpoint: HTTP at the instance's gateway, read by a process without privilege, network or credential.
+"""The guest's OTLP endpoint: HTTP at the instance's gateway, read by a process without privilege, network or
+credential.
 
     POST /v1/traces, /v1/metrics, /v1/logs    OTLP in protobuf or JSON, plain or gzip
          200 taken; 400, 404, 405, 411, 413, 415 never will be; 429, 503 later, with Retry-After
 
-What passes is stamped with the identity and goes on to the sender, through a pipe. The answer says only that it was taken: what the
-collector says is not for the guest.
+What passes is stamped with the identity and goes on to the sender, through a pipe. The answer says only that it was
+taken: what the collector says is not for the guest.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Relay:
                 self._pipe.sendall(frame)
                 return self._pipe.recv(1)
             except OSError:
-                # Half a frame may be in the pipe: nothing that follows could be told from it. The guard starts both anew.
+                # Half a frame may be in the pipe: nothing that follows could be told from it. The guard starts both
+                # anew.
                 self._pipe.close()
                 return b""
 
@@ -170,7 +172,8 @@ class Handler(BaseHTTPRequestHandler):
         raise OtlpError(415, f"Content-Type is {' or '.join(get_args(Encoding))}")
 
     def _refuse(self, status: int, message: str, *, retry: float = 0) -> None:
-        """OTLP wants a Status in the request's own encoding; its second field is the message, in less than 128 bytes here."""
+        """OTLP wants a Status in the request's own encoding; its second field is the message, in less than 128 bytes
+        here."""
         headers = getattr(self, "headers", {})
         if headers.get("Content-Type", "").startswith("application/json"):
             # What stands in `message` is this program's, and has no quotes.
@@ -193,7 +196,8 @@ class Handler(BaseHTTPRequestHandler):
             self._drain()
 
     def _drain(self) -> None:
-        """Read some of what was not read: a connection that is closed on unread bytes is reset, and the answer with it."""
+        """Read some of what was not read: a connection that is closed on unread bytes is reset, and the answer with
+        it."""
         with contextlib.suppress(OSError, ValueError):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_WR)

@@ -1,6 +1,8 @@
-"""What takes telemetry to the owner's collector: it holds the credential, and sees of the guest only what the relay has made anew.
+"""What takes telemetry to the owner's collector: it holds the credential, and sees of the guest only what the relay has
+made anew.
 
-The queue is bounded, and the identity is in every request's headers too: they are true even where the body's could not be trusted.
+The queue is bounded, and the identity is in every request's headers too: they are true even where the body's could not
+be trusted.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from ktrdr_vm.profile.collector import Collector
 QUEUE_BYTES = 16 * 1024 * 1024
 QUEUE_LENGTH = 512
 _LIMIT = 10.0
-# Tried so often, with pauses that double, then dropped and counted. One that waits holds up those behind it, for these seconds.
+# Tried so often, with pauses that double, then dropped and counted. One that waits holds up those behind it, for these
+# seconds.
 _TRIES = 4
 _LONGEST_PAUSE = 30.0
 _LATER = (429, 502, 503, 504)
@@ -105,7 +108,8 @@ class Sender:
         self.tally.add("dropped", records)
 
     def _post(self, path: str, body: bytes, stamp: Stamp) -> tuple[int, float]:
-        """The status, 0 when there was none, and the seconds that the collector asks for. A redirect is a status like any other."""
+        """The status, 0 when there was none, and the seconds that the collector asks for. A redirect is a status like
+        any other."""
         collector = self._collector
         connection = _Connection(collector, self._context)
         identity = {
@@ -114,7 +118,12 @@ class Sender:
             "X-Ktrdr-Run-Id": stamp.run_id,
         }
         try:
-            connection.request("POST", collector.path + path, body, {**self._headers, **identity, "Content-Type": "application/x-protobuf"})
+            connection.request(
+                "POST",
+                collector.path + path,
+                body,
+                {**self._headers, **identity, "Content-Type": "application/x-protobuf"},
+            )
             answer = connection.getresponse()
             asked = answer.headers.get("Retry-After", "")
             # What it says beyond that is nobody's: it is neither shown to the guest nor kept.

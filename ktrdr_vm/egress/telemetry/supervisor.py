@@ -1,7 +1,8 @@
 """The guard's end of telemetry: starts the relay and the sender, tells them which run it is, and keeps what they count.
 
-Neither is waited for, and one that ends is started again like every child: telemetry never holds up DNS or the proxy, and never ends the
-guard. They have a pipe between them. One that is started again has a new one, so that the other is ended as well, once it serves.
+Neither is waited for, and one that ends is started again like every child: telemetry never holds up DNS or the proxy,
+and never ends the guard. They have a pipe between them. One that is started again has a new one, so that the other is
+ended as well, once it serves.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Telemetry:
         """Hear what was counted, and write it down now and then."""
 
     def write(self, asked: float = 0) -> None:
-        """Write down what was counted since the last time; with `asked` what was counted until now, waiting so many seconds for it."""
+        """Write down what was counted since the last time; with `asked` what was counted until now, waiting so many
+        seconds for it."""
 
 
 def open_telemetry(
@@ -121,7 +123,8 @@ class TelemetryDesk(Telemetry):
             self.write()
 
     def _start(self, role: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        """A program of its own: nothing of the guard's memory is in it. Its configuration is the first packet of its channel."""
+        """A program of its own: nothing of the guard's memory is in it. Its configuration is the first packet of its
+        channel."""
         self._serving.discard(role)
         pipe = self._pipes.pop(role, None)
         if pipe is None:
@@ -136,7 +139,11 @@ class TelemetryDesk(Telemetry):
             ours.send(json.dumps(self._config).encode())
             words = [self._directory, role, *map(str, descriptors)]
             child = process.start_module(
-                "ktrdr_vm.egress.telemetry.child", words, pass_fds=descriptors, stderr=subprocess.PIPE, new_session=False
+                "ktrdr_vm.egress.telemetry.child",
+                words,
+                pass_fds=descriptors,
+                stderr=subprocess.PIPE,
+                new_session=False,
             )
         self._channels[role] = ours
         return child, ours
@@ -144,7 +151,8 @@ class TelemetryDesk(Telemetry):
     def _hear(self, role: str, asked: float = 0) -> None:
         """What it has said; with `asked` wait so many seconds for it to say it now.
 
-        The relay reads the guest's bytes: what it says is bounded in number and time, and what is no count is not believed.
+        The relay reads the guest's bytes: what it says is bounded in number and time, and what is no count is not
+        believed.
         """
         channel = self._channels.get(role)
         if channel is None:
@@ -179,4 +187,6 @@ class TelemetryDesk(Telemetry):
         self._written = self._clock()
         if self._counts:
             counts, self._counts = self._counts, {}
-            self._ledger.write("telemetry", "note", name=self._config["collector"]["host"], rule=self._config["run_id"], **counts)
+            self._ledger.write(
+                "telemetry", "note", name=self._config["collector"]["host"], rule=self._config["run_id"], **counts
+            )

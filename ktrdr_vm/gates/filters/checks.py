@@ -48,12 +48,17 @@ def is_search(text: Any = "", pattern: Any = "", ignorecase: bool = False, multi
     return evaluate("search", pattern, str(text), make_flags(ignorecase, multiline)) is not None
 
 
-def is_regex(text: Any = "", pattern: Any = "", ignorecase: bool = False, multiline: bool = False, match_type: str = "search") -> bool:
+def is_regex(
+    text: Any = "", pattern: Any = "", ignorecase: bool = False, multiline: bool = False, match_type: str = "search"
+) -> bool:
     if match_type not in ("search", "match", "fullmatch"):
         raise TemplateError(f"regex: match_type is search, match or fullmatch, not {str(match_type)[:40]!r}")
     if match_type == "fullmatch":
         return evaluate("match", f"(?:{pattern})\\Z", str(text), make_flags(ignorecase, multiline)) is not None
-    return evaluate("match" if match_type == "match" else "search", pattern, str(text), make_flags(ignorecase, multiline)) is not None
+    return (
+        evaluate("match" if match_type == "match" else "search", pattern, str(text), make_flags(ignorecase, multiline))
+        is not None
+    )
 
 
 def is_truthy(value: Any, convert_bool: bool = False) -> bool:

@@ -154,7 +154,9 @@ def extract(environment: Environment, item: Any, container: Any, morekeys: Any =
 
 
 @pass_environment
-def unique(environment: Environment, values: Any, case_sensitive: bool | None = None, attribute: Any = None) -> list[Any]:
+def unique(
+    environment: Environment, values: Any, case_sensitive: bool | None = None, attribute: Any = None
+) -> list[Any]:
     """Each value once. Values without a hash, such as lists, are compared with each other."""
     try:
         return list(do_unique(environment, values, bool(case_sensitive), attribute))
@@ -216,7 +218,9 @@ def _check_number(name: str, number: float) -> None:
 
 def product(*lists: Any, repeat: int = 1) -> list[Any]:
     listed = [list(one) for one in lists]
-    _check_number("product", math.prod(max(1, len(one)) for one in listed) ** min(int(repeat), 20) if repeat < 20 else math.inf)
+    _check_number(
+        "product", math.prod(max(1, len(one)) for one in listed) ** min(int(repeat), 20) if repeat < 20 else math.inf
+    )
     return list(itertools.product(*listed, repeat=repeat))
 
 

@@ -38,7 +38,11 @@ def human_readable(size: Any, isbits: bool = False, unit: str | None = None) -> 
     """A number of bytes with the largest unit that it reaches, or with `unit`."""
     if not isinstance(size, int | float):
         raise TemplateError(f"human_readable: requires a number, not {type(size).__name__}")
-    fits = (power for power in reversed(range(len(_UNITS))) if (size >= 1024**power if unit is None else unit.upper() == _UNITS[power]))
+    fits = (
+        power
+        for power in reversed(range(len(_UNITS)))
+        if (size >= 1024**power if unit is None else unit.upper() == _UNITS[power])
+    )
     power = next(fits, 0)
     name = "bits" if isbits else "Bytes"
     return f"{size / 1024**power:.2f} {_UNITS[power] + name[0] if power else name}"
@@ -58,5 +62,7 @@ def human_to_bytes(size: Any, default_unit: str | None = None, isbits: bool = Fa
     prefix = "" if letter == "B" else letter
     words = (prefix + ("b" if isbits else "B"), _NAMES.get(letter, "") + ("bit" if isbits else "byte"))
     if len(unit) > 1 and unit != words[0] and unit.lower() != words[1]:
-        raise TemplateError(f"human_to_bytes: the unit of {str(size)[:60]!r} must be {letter}, {words[0]} or {words[1]}")
+        raise TemplateError(
+            f"human_to_bytes: the unit of {str(size)[:60]!r} must be {letter}, {words[0]} or {words[1]}"
+        )
     return round(number * float(1024 ** _UNITS.index(letter)))

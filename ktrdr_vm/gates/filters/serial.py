@@ -17,7 +17,8 @@ _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def _plain(value: Any) -> Any:
-    """A copy without tuples and without shared parts, which YAML would write as aliases. TemplateError for other types than data."""
+    """A copy without tuples and without shared parts, which YAML would write as aliases. TemplateError for other types
+    than data."""
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -37,10 +38,19 @@ def to_json(
     allow_nan: bool = True,
 ) -> str:
     check_width(indent * 100 if isinstance(indent, int) else len(indent or "") * 100)
-    data, pair = _plain(list(value) if isinstance(value, range) else value), tuple(separators) if separators is not None else None
+    data, pair = (
+        _plain(list(value) if isinstance(value, range) else value),
+        tuple(separators) if separators is not None else None,
+    )
     measure(separators)
     return json.dumps(
-        data, indent=indent, sort_keys=sort_keys, ensure_ascii=ensure_ascii, separators=pair, skipkeys=skipkeys, allow_nan=allow_nan
+        data,
+        indent=indent,
+        sort_keys=sort_keys,
+        ensure_ascii=ensure_ascii,
+        separators=pair,
+        skipkeys=skipkeys,
+        allow_nan=allow_nan,
     )
 
 
@@ -74,10 +84,17 @@ def to_yaml(
     check_width(width, (indent or 0) * 100)
     return str(
         yaml.dump(
-            _plain(value), Dumper=_DUMPER, allow_unicode=True, default_flow_style=default_flow_style, indent=indent, width=width,
-            sort_keys=sort_keys, explicit_start=explicit_start, explicit_end=explicit_end,
+            _plain(value),
+            Dumper=_DUMPER,
+            allow_unicode=True,
+            default_flow_style=default_flow_style,
+            indent=indent,
+            width=width,
+            sort_keys=sort_keys,
+            explicit_start=explicit_start,
+            explicit_end=explicit_end,
         )
-    )  # fmt: skip
+    )
 
 
 def to_nice_yaml(

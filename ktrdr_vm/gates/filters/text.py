@@ -53,7 +53,10 @@ def regex_search(text: Any, regex: Any, *groups: Any, ignorecase: bool = False, 
     if not wanted:
         return found["groups"][0]
     try:
-        return [found["groups"][int(group)] if isinstance(group, int) or group.isdigit() else found["names"][group] for group in wanted]
+        return [
+            found["groups"][int(group)] if isinstance(group, int) or group.isdigit() else found["names"][group]
+            for group in wanted
+        ]
     except (IndexError, KeyError):
         raise TemplateError("regex_search: the expression has no such group") from None
 
@@ -76,7 +79,9 @@ def regex_replace(
         "sub", pattern, str(text), make_flags(ignorecase, multiline), require_text("regex_replace", replacement), count
     )
     if mandatory_count and times != mandatory_count:
-        raise TemplateError(f"regex_replace: {str(pattern)[:80]!r} should match {mandatory_count} times and matches {times} times")
+        raise TemplateError(
+            f"regex_replace: {str(pattern)[:80]!r} should match {mandatory_count} times and matches {times} times"
+        )
     return str(replaced)
 
 
@@ -144,7 +149,9 @@ def b64decode(text: Any, encoding: str = "utf-8", urlsafe: bool = False) -> str:
 
 def digest(text: Any, hashtype: str = "sha1") -> str:
     try:
-        found = hashlib.new(require_text("hash", hashtype), str(text).encode("utf-8", "surrogateescape"), usedforsecurity=False)
+        found = hashlib.new(
+            require_text("hash", hashtype), str(text).encode("utf-8", "surrogateescape"), usedforsecurity=False
+        )
         return found.hexdigest()
     except (ValueError, TypeError):
         raise TemplateError(f"hash: {str(hashtype)[:40]!r} is not supported") from None
@@ -168,7 +175,9 @@ def strftime(text: Any, second: Any = None, utc: bool = False) -> str:
         seconds = None if second is None else float(second)
         return time.strftime(text, (time.gmtime if utc else time.localtime)(seconds))
     except (ValueError, TypeError, OverflowError):
-        raise TemplateError(f"strftime: {str(second)[:60]!r} is not a number of seconds, or the format is not text") from None
+        raise TemplateError(
+            f"strftime: {str(second)[:60]!r} is not a number of seconds, or the format is not text"
+        ) from None
 
 
 def comment(text: Any, style: str = "plain", **changes: Any) -> str:
@@ -188,6 +197,8 @@ def comment(text: Any, style: str = "plain", **changes: Any) -> str:
     head = f"{parts['beginning']}{line}" if parts["beginning"] else ""
     if parts["prefix"]:
         head += (line if parts["prefix"] == line else f"{parts['prefix']}{line}") * before
-    body = f"{decoration}{text.replace(line, line + decoration)}".replace(f"{decoration}{line}", f"{decoration.rstrip()}{line}")
+    body = f"{decoration}{text.replace(line, line + decoration)}".replace(
+        f"{decoration}{line}", f"{decoration.rstrip()}{line}"
+    )
     tail = "".join(f"{line}{parts['postfix']}" for _ in range(after))
     return head + body + tail + (f"{line}{parts['end']}" if parts["end"] else "")

@@ -13,10 +13,21 @@ from ktrdr_vm.gates.bounds import TemplateError
 
 # Each compares the sign of a comparison of two versions with 0.
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    "==": operators.eq, "=": operators.eq, "eq": operators.eq, "!=": operators.ne, "<>": operators.ne, "ne": operators.ne,
-    "<": operators.lt, "lt": operators.lt, "<=": operators.le, "le": operators.le, ">": operators.gt, "gt": operators.gt,
-    ">=": operators.ge, "ge": operators.ge,
-}  # fmt: skip
+    "==": operators.eq,
+    "=": operators.eq,
+    "eq": operators.eq,
+    "!=": operators.ne,
+    "<>": operators.ne,
+    "ne": operators.ne,
+    "<": operators.lt,
+    "lt": operators.lt,
+    "<=": operators.le,
+    "le": operators.le,
+    ">": operators.gt,
+    "gt": operators.gt,
+    ">=": operators.ge,
+    "ge": operators.ge,
+}
 _IDENTIFIER = r"(?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)"
 _SEMANTIC = re.compile(
     r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
@@ -27,7 +38,9 @@ _STRICT = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?(?:([ab])(\d+))?", re.ASCII)
 _MAX_VERSION = 200
 
 
-def compare_versions(value: Any, version: Any, operator: str = "eq", strict: bool | None = None, version_type: str | None = None) -> bool:
+def compare_versions(
+    value: Any, version: Any, operator: str = "eq", strict: bool | None = None, version_type: str | None = None
+) -> bool:
     if strict is not None and version_type is not None:
         raise TemplateError("version: strict and version_type cannot be used together")
     if not value or not version:
@@ -42,12 +55,18 @@ def compare_versions(value: Any, version: Any, operator: str = "eq", strict: boo
         first, second = (_KINDS[kind](str(one)[:_MAX_VERSION]) for one in (value, version))
         return compare(0 if first == second else -1 if first < second else 1, 0)
     except (TypeError, ValueError, InvalidVersion):
-        raise TemplateError(f"version: {str(value)[:40]!r} and {str(version)[:40]!r} cannot be compared as {kind} versions") from None
+        raise TemplateError(
+            f"version: {str(value)[:40]!r} and {str(version)[:40]!r} cannot be compared as {kind} versions"
+        ) from None
 
 
 def _loose(text: str) -> list[int | str]:
     """Numbers and words in their order: `1.0` is more than `1`, and a number with a word is an error."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]{1,40}|[a-z]+|\.)", text) if part not in ("", ".")]
+    return [
+        int(part) if part.isdigit() else part
+        for part in re.split(r"([0-9]{1,40}|[a-z]+|\.)", text)
+        if part not in ("", ".")
+    ]
 
 
 def _strict(text: str) -> tuple[Any, ...]:
@@ -60,11 +79,14 @@ def _strict(text: str) -> tuple[Any, ...]:
 
 
 def _semantic(text: str) -> tuple[Any, ...]:
-    """Semantic versions, in their order: numbers before words, and what is before a release before it. Build metadata has no order."""
+    """Semantic versions, in their order: numbers before words, and what is before a release before it. Build metadata
+    has no order."""
     found = _SEMANTIC.fullmatch(text)
     if found is None:
         raise ValueError(text)
-    before = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in (found.group(4) or "").split(".") if part]
+    before = [
+        (0, int(part), "") if part.isdigit() else (1, 0, part) for part in (found.group(4) or "").split(".") if part
+    ]
     return *(int(part) for part in found.group(1, 2, 3)), not before, before
 
 

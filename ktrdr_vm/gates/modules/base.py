@@ -62,7 +62,9 @@ class Call:
         value = self.arguments.get(name)
         return default if value is None else value
 
-    def run(self, command: list[str] | str, *, stdin: bytes = b"", chdir: str | None = None, timeout: float | None = None) -> GuestResult:
+    def run(
+        self, command: list[str] | str, *, stdin: bytes = b"", chdir: str | None = None, timeout: float | None = None
+    ) -> GuestResult:
         """Run a command in the guest with the environment and the privileges of the task."""
         limit = self.timeout if timeout is None else min(timeout, self.timeout)
         tail = bytearray()
@@ -113,7 +115,9 @@ def command_result(completed: GuestResult, cmd: Any, *, changed: bool = True, st
     if completed.truncated:
         result["truncated"] = True
     if completed.left_open:
-        result["msg"] = "a process that it started goes on printing; what it says after the end of the command is not kept"
+        result["msg"] = (
+            "a process that it started goes on printing; what it says after the end of the command is not kept"
+        )
     if completed.exit_code != 0:
         result |= {"failed": True, "msg": "non-zero return code"}
     return result
@@ -127,7 +131,7 @@ def _make_modules(source: str) -> str:
         made += (
             f"import sys as _sys, types as _types\nif {_PACKAGE + '.' + name!r} not in _sys.modules:\n"
             f"    _made = _types.ModuleType({_PACKAGE + '.' + name!r})\n    exec({inner!r}, _made.__dict__)\n"
-            f"    _sys.modules[_made.__name__] = _made\n"
+            "    _sys.modules[_made.__name__] = _made\n"
         )
     return made
 
@@ -136,7 +140,10 @@ def run_guest_side(call: Call, script: str, arguments: Mapping[str, Any]) -> Res
     """Run one of our scripts with python3 in the guest. Arguments are never in an argv. The answer is not trusted."""
     source = (_GUEST_SIDE / f"{script}.py").read_text(encoding="utf-8")
     packed = json.dumps(dict(arguments))
-    program = f"{_make_modules(source)}{source}\nimport json as _json\nprint({_MARK!r} + _json.dumps(run(_json.loads({packed!r}))))\n"
+    program = (
+        f"{_make_modules(source)}{source}\nimport json as _json\nprint({_MARK!r} +"
+        f" _json.dumps(run(_json.loads({packed!r}))))\n"
+    )
     completed = call.guest.run(
         ["python3", "-I", "-"],
         timeout=call.timeout,

@@ -93,7 +93,9 @@ def _skip(call: Call) -> Result | None:
         name = call.get(option)
         if name is None:
             continue
-        pattern = "".join(part if part in ("*", "?") else shlex.quote(part) for part in re.split(r"([*?])", str(name)) if part)
+        pattern = "".join(
+            part if part in ("*", "?") else shlex.quote(part) for part in re.split(r"([*?])", str(name)) if part
+        )
         probe = call.run(f'for f in {pattern}; do [ -e "$f" ] && exit 0; done; exit 1', chdir=call.get("chdir"))
         if (probe.exit_code == 0) == stops_when:
             state = "exists" if stops_when else "does not exist"
@@ -129,7 +131,9 @@ def _require_start(call: Call, words: Any) -> None:
         if found.exit_code != 0:
             streams = {"stdout": "", "stderr": "", "stdout_lines": [], "stderr_lines": []}
             shown = " ".join(shlex.quote(word) for word in words)
-            raise ModuleFailure(f"Error executing command: {words[0]!r} is not there or cannot be run", rc=2, cmd=shown, **streams)
+            raise ModuleFailure(
+                f"Error executing command: {words[0]!r} is not there or cannot be run", rc=2, cmd=shown, **streams
+            )
 
 
 def _delta(seconds: float) -> str:

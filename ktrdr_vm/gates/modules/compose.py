@@ -1,4 +1,5 @@
-"""`docker_compose_v2`: `docker compose` in the guest, with the options of Ansible's module and its meaning of `changed`."""
+"""`docker_compose_v2`: `docker compose` in the guest, with the options of Ansible's module and its meaning of
+`changed`."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ def run_compose(call: Call) -> Result:
     for arguments in steps:
         command = [*_base(call, src), *arguments]
         result = command_result(call.run(command, chdir=src), command)
-        actions += [{"what": what.lower(), "id": name, "status": status} for what, name, status in _EVENT.findall(result["stderr"])]
+        actions += [
+            {"what": what.lower(), "id": name, "status": status}
+            for what, name, status in _EVENT.findall(result["stderr"])
+        ]
         if result["rc"] != 0:
             return result | {"changed": _changed(actions), "actions": actions, "msg": _reason(result)}
     result |= {"changed": _changed(actions), "actions": actions}
@@ -103,7 +107,11 @@ def _changed(actions: list[dict[str, str]]) -> bool:
 def _reason(result: Result) -> str:
     """The last lines without progress messages, which contain the error of compose."""
     lines = [line.strip() for line in f"{result['stdout']}\n{result['stderr']}".splitlines()]
-    telling = [line for line in lines if line and not _EVENT.match(line) and not re.match(r"#\d+ (DONE|CACHED|sha256|\[)", line)]
+    telling = [
+        line
+        for line in lines
+        if line and not _EVENT.match(line) and not re.match(r"#\d+ (DONE|CACHED|sha256|\[)", line)
+    ]
     return f"docker compose failed with exit code {result['rc']}: {' / '.join(telling[-3:])[-1500:] or 'no message'}"
 
 

@@ -13,7 +13,9 @@ def run_assert(call: Call) -> Result:
     conditions = that if isinstance(that, list) else [that]
     for condition in conditions:
         if not call.templar.condition(condition, call.scope):
-            raise ModuleFailure(_text(call.get("fail_msg", "Assertion failed")), assertion=condition, evaluated_to=False)
+            raise ModuleFailure(
+                _text(call.get("fail_msg", "Assertion failed")), assertion=condition, evaluated_to=False
+            )
     return {"changed": False, "msg": _text(call.get("success_msg", "All assertions passed"))}
 
 

@@ -27,7 +27,9 @@ def run_lineinfile(call: Call) -> Result:
         texts["insertafter"] = "EOF"
     flags = {name: call.get(name, False) for name in ("create", "backrefs", "firstmatch")}
     return run_guest_side(
-        call, "edit", {"action": "line", "path": str(call.get("path")), "state": state, **texts, **flags, **_rights(call)}
+        call,
+        "edit",
+        {"action": "line", "path": str(call.get("path")), "state": state, **texts, **flags, **_rights(call)},
     )
 
 
@@ -43,11 +45,16 @@ def run_replace(call: Call) -> Result:
 
 def run_find(call: Call) -> Result:
     lists = {name: [str(one) for one in call.get(name, [])] for name in ("paths", "patterns", "excludes")}
-    flags = {name: call.get(name, False) for name in ("recurse", "hidden", "follow", "get_checksum", "use_regex", "read_whole_file")}
+    flags = {
+        name: call.get(name, False)
+        for name in ("recurse", "hidden", "follow", "get_checksum", "use_regex", "read_whole_file")
+    }
     values = {name: call.get(name) for name in ("contains", "age", "size", "depth", "limit")}
     kinds = {"file_type": call.get("file_type", "file"), "age_stamp": call.get("age_stamp", "mtime")}
     algorithm = call.get("checksum_algorithm", "sha1")
-    return run_guest_side(call, "search", {"action": "find", "checksum_algorithm": algorithm, **lists, **flags, **values, **kinds})
+    return run_guest_side(
+        call, "search", {"action": "find", "checksum_algorithm": algorithm, **lists, **flags, **values, **kinds}
+    )
 
 
 def run_slurp(call: Call) -> Result:

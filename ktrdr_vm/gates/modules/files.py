@@ -33,7 +33,9 @@ def run_copy(call: Call) -> Result:
         return _place(call, text.encode("utf-8", "surrogateescape"), dest)
     src = str(call.get("src"))
     if call.get("remote_src", False):
-        return _finish(run_guest_side(call, "files", {"action": "place", "source": src, "dest": dest, **_rights(call)}), src=src)
+        return _finish(
+            run_guest_side(call, "files", {"action": "place", "source": src, "dest": dest, **_rights(call)}), src=src
+        )
     if call.get("mode") == "preserve":
         raise ModuleFailure("mode: preserve is not supported here; specify the mode")
     listed = list_source(call.host.roots, src, within=call.host.find_folders("files"))
@@ -66,7 +68,12 @@ def run_template(call: Call) -> Result:
 
 
 def run_file(call: Call) -> Result:
-    arguments = {"path": str(call.get("path")), "state": call.get("state"), "src": call.get("src"), "mode": call.get("mode")}
+    arguments = {
+        "path": str(call.get("path")),
+        "state": call.get("state"),
+        "src": call.get("src"),
+        "mode": call.get("mode"),
+    }
     rights = {name: call.get(name) for name in ("owner", "group")}
     flags = {"recurse": call.get("recurse", False), "force": call.get("force", False), "check": call.check}
     return run_guest_side(call, "files", {"action": "file", **arguments, **rights, **flags})
@@ -92,7 +99,9 @@ def run_fetch(call: Call) -> Result:
     else:
         name = f"{dest.rstrip('/')}/guest/{src.lstrip('/')}"
     if wrong := check_name(name):
-        raise ModuleFailure(f"cannot fetch to {name[:200]!r}: {wrong}; a fetch goes to a relative name beneath the run's artifacts")
+        raise ModuleFailure(
+            f"cannot fetch to {name[:200]!r}: {wrong}; a fetch goes to a relative name beneath the run's artifacts"
+        )
     if call.check:
         return {"changed": True, "dest": name, "file": src}
     try:

@@ -99,5 +99,8 @@ def _git(call: Call, dest: str, *arguments: str, check: bool = True) -> GuestRes
 def _failed(what: str, completed: GuestResult) -> ModuleFailure:
     stderr = text_of(completed.stderr).strip()
     return ModuleFailure(
-        f"git {what} failed: {stderr[-2000:]}", rc=completed.exit_code, stdout=text_of(completed.stdout)[-2000:], stderr=stderr
+        f"git {what} failed: {stderr[-2000:]}",
+        rc=completed.exit_code,
+        stdout=text_of(completed.stdout)[-2000:],
+        stderr=stderr,
     )

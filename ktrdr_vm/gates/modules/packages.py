@@ -9,7 +9,9 @@ from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, text_of
 
 _KEPT = 64 * 1024
 _STAMPS = ("/var/lib/apt/periodic/update-success-stamp", "/var/lib/apt/lists")
-_UNCHANGED = re.compile(r"^0 upgraded, 0 newly installed, (?:0 reinstalled, )?(?:0 downgraded, )?0 to remove", re.MULTILINE)
+_UNCHANGED = re.compile(
+    r"^0 upgraded, 0 newly installed, (?:0 reinstalled, )?(?:0 downgraded, )?0 to remove", re.MULTILINE
+)
 
 
 def run_package(call: Call) -> Result:
@@ -19,7 +21,10 @@ def run_package(call: Call) -> Result:
 
 def run_apt(call: Call) -> Result:
     if call.run(["sh", "-c", "command -v apt-get"]).exit_code != 0:
-        raise ModuleFailure("this module requires apt in the guest, and there is no apt-get; use a command of the guest's package manager")
+        raise ModuleFailure(
+            "this module requires apt in the guest, and there is no apt-get; use a command of the guest's package"
+            " manager"
+        )
     result: Result = {"changed": False, "cache_updated": False}
     names = [call.get("deb")] if call.get("deb") else [str(name) for name in call.get("name", [])]
     state = str(call.get("state", "present"))
@@ -111,7 +116,11 @@ def _install(call: Call, names: list[str], state: str, result: Result) -> None:
     if call.get("install_recommends") is not None:
         words += ["-o", f"APT::Install-Recommends={'yes' if call.get('install_recommends') else 'no'}"]
     words += ["-t", str(call.get("default_release"))] if call.get("default_release") else []
-    flags = {"allow_downgrade": "--allow-downgrades", "allow_unauthenticated": "--allow-unauthenticated", "only_upgrade": "--only-upgrade"}
+    flags = {
+        "allow_downgrade": "--allow-downgrades",
+        "allow_unauthenticated": "--allow-unauthenticated",
+        "only_upgrade": "--only-upgrade",
+    }
     words += [flag for option, flag in flags.items() if call.get(option, False)]
     _change(call, [*words, "install", "--", *wanted], result)
 
@@ -132,7 +141,9 @@ def _find_exact(call: Call, name: str) -> str:
 def _remove(call: Call, names: list[str], result: Result) -> None:
     present = [package for package in (_parse_name(name)[0] for name in names) if _find_version(call, package)]
     if present:
-        more = (["--purge"] if call.get("purge", False) else []) + (["--auto-remove"] if call.get("autoremove", False) else [])
+        more = (["--purge"] if call.get("purge", False) else []) + (
+            ["--auto-remove"] if call.get("autoremove", False) else []
+        )
         _change(call, [*more, "remove", "--", *present], result)
 
 

@@ -43,7 +43,10 @@ def run_pip(call: Call) -> Result:
     result |= about
     if result["rc"] != 0:
         said = [line for line in f"{result['stdout']}\n{result['stderr']}".splitlines() if line.strip()]
-        return result | {"changed": False, "msg": f"pip failed with exit code {result['rc']}: {' / '.join(said[-3:])[-1500:]}"}
+        return result | {
+            "changed": False,
+            "msg": f"pip failed with exit code {result['rc']}: {' / '.join(said[-3:])[-1500:]}",
+        }
     return result | {"changed": created or state == "forcereinstall" or _list_packages(call, program) != before}
 
 
@@ -78,6 +81,7 @@ def _find_pip(call: Call) -> tuple[str, bool]:
     done = _run(call, [*command, str(folder)])
     if done.exit_code != 0:
         raise ModuleFailure(
-            f"the virtual environment cannot be created: {text_of(done.stderr or done.stdout).strip()[-1500:]}", rc=done.exit_code
+            f"the virtual environment cannot be created: {text_of(done.stderr or done.stdout).strip()[-1500:]}",
+            rc=done.exit_code,
         )
     return program, True

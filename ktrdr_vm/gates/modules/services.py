@@ -26,7 +26,9 @@ def run_service(call: Call) -> Result:
     if unit is not None:
         status = result["status"] = _show(call, unit)
         _mask(call, unit, result)
-        if status.get("LoadState") not in ("loaded", "masked") and any(call.get(name) is not None for name in ("state", "enabled")):
+        if status.get("LoadState") not in ("loaded", "masked") and any(
+            call.get(name) is not None for name in ("state", "enabled")
+        ):
             raise ModuleFailure(f"Could not find the requested service {unit}: host")
         _enable(call, unit, result)
         _set_state(call, unit, status.get("ActiveState", ""), result)
@@ -51,7 +53,9 @@ def _act(call: Call, verb: str, *words: str) -> None:
 def _show(call: Call, unit: str) -> dict[str, Any]:
     done = _systemctl(call, "show", "--", unit)
     if done.exit_code != 0:
-        raise ModuleFailure(f"the state of {unit} cannot be read: {text_of(done.stderr).strip()[-500:]}", rc=done.exit_code)
+        raise ModuleFailure(
+            f"the state of {unit} cannot be read: {text_of(done.stderr).strip()[-500:]}", rc=done.exit_code
+        )
     return dict(line.split("=", 1) for line in text_of(done.stdout).splitlines() if "=" in line and line[:1].isalpha())
 
 

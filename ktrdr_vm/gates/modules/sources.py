@@ -1,4 +1,5 @@
-"""Files that a playbook sends into the guest: beneath its folder or the workspace only, without following links, never a `.git`."""
+"""Files that a playbook sends into the guest: beneath its folder or the workspace only, without following links, never
+a `.git`."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from ktrdr_vm.profile.personal import find_personal
 
 
 def read_source(roots: Sequence[Path | Place], name: str, *, max_bytes: int, within: Sequence[str] = ()) -> bytes:
-    """The bytes of a file, searched in each root, and first in its folders `within` (`files`, `templates`), as Ansible does."""
+    """The bytes of a file, searched in each root, and first in its folders `within` (`files`, `templates`), as Ansible
+    does."""
     for root, relative in _places(roots, name, within):
         try:
             with reading_as(find_owner()):
@@ -33,7 +35,9 @@ def read_source(roots: Sequence[Path | Place], name: str, *, max_bytes: int, wit
     raise ModuleFailure(f"Could not find or access {name!r} beneath the playbook's folder or the workspace")
 
 
-def list_source(roots: Sequence[Path | Place], name: str, *, within: Sequence[str] = (), limit: int = 1000) -> list[tuple[str, str]] | None:
+def list_source(
+    roots: Sequence[Path | Place], name: str, *, within: Sequence[str] = (), limit: int = 1000
+) -> list[tuple[str, str]] | None:
     """The files of the folder `name`, as (name to read, name beneath the folder); None if it is not a folder."""
     for root, relative in _places(roots, name, within):
         try:
@@ -80,7 +84,8 @@ def _safe_parts(name: str) -> list[str]:
 
 
 def _refuse_repository(part: str, name: str) -> None:
-    """Refuse personal files and `.git`, which can contain passwords of remotes and unpublished commits, as for mounts."""
+    """Refuse personal files and `.git`, which can contain passwords of remotes and unpublished commits, as for
+    mounts."""
     if find_personal((part,)):
         raise ModuleFailure(f"{name!r} is in a personal folder or file ({part}), which is never copied into a sandbox")
     if part.lower() == ".git":
@@ -96,7 +101,9 @@ def _places(roots: Sequence[Path | Place], name: str, within: Sequence[str]) -> 
         return [(root, place) for root in known for place in (*(f"{folder}/{name}" for folder in within), name)]
     spelled = PurePosixPath(name)
     places = [
-        (root, str(spelled.relative_to(root.path))) for root in known if ".." not in spelled.parts and spelled.is_relative_to(root.path)
+        (root, str(spelled.relative_to(root.path)))
+        for root in known
+        if ".." not in spelled.parts and spelled.is_relative_to(root.path)
     ]
     if not places:
         raise ModuleFailure(f"{name!r} is not beneath the playbook's folder or the workspace")

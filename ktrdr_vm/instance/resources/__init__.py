@@ -1,4 +1,5 @@
-"""The resources of an instance, in the order of making: what protects comes before what it protects, and goes after it."""
+"""The resources of an instance, in the order of making: what protects comes before what it protects, and goes after
+it."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _MARK = re.compile(r"e?[0-9]{1,4}")
 
 
 def make_resources(target: Target, blueprint: Blueprint | None) -> tuple[Resource, ...]:
-    """The ordered tuple. Without a blueprint (the journal is lost) it holds whatever of the target may be on the host."""
+    """The ordered tuple. Without a blueprint (the journal is lost) it holds whatever of the target may be on the
+    host."""
     if blueprint is not None:
         profile = blueprint.plan.profile
         mounts = [Mount(target, blueprint, str(number), entry) for number, entry in enumerate(profile.mounts)]

@@ -84,7 +84,8 @@ class Resource(ABC):
 
     kind: ClassVar[str]
     lives_in: ClassVar[Literal["host", "guest", "guard"]] = "host"
-    """What lives in the memory of the guest or of the guard goes with it, and is not looked for when an instance is removed."""
+    """What lives in the memory of the guest or of the guard goes with it, and is not looked for when an instance is
+    removed."""
     needs_guest: ClassVar[bool] = False
     """It is made with the guest's help, once the guest answers."""
     survives_suspend: ClassVar[bool] = False
@@ -117,7 +118,8 @@ class Resource(ABC):
 
     @property
     def planned(self) -> bool:
-        """True if the plan contains it. A resource of an approval or of an earlier plan is listed to be removed only."""
+        """True if the plan contains it. A resource of an approval or of an earlier plan is listed to be removed
+        only."""
         return True
 
     @abstractmethod

@@ -1,4 +1,5 @@
-"""A secret that the guard uses for the guest: it is in the memory of the guard and of the proxy, and nowhere in the guest."""
+"""A secret that the guard uses for the guest: it is in the memory of the guard and of the proxy, and nowhere in the
+guest."""
 
 from __future__ import annotations
 

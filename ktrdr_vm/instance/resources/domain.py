@@ -47,7 +47,11 @@ class Domain(Resource):
         facts = self._find()
         if facts is not None and facts.state.is_alive:
             return
-        libvirt, xml, persistent = self.target.libvirt, self.blueprint.documents["domain.xml"], plan.profile.mode == "interactive"
+        libvirt, xml, persistent = (
+            self.target.libvirt,
+            self.blueprint.documents["domain.xml"],
+            plan.profile.mode == "interactive",
+        )
         template = self.blueprint.template
         if template is None or not template.thaw:
             if plan.facts.lending.memory:
@@ -67,7 +71,9 @@ class Domain(Resource):
         # Until here no instruction of the guest was executed.
         self.blueprint.await_isolation()
         libvirt.resume(self.name)
-        identity = begin_identity(libvirt, self.name, self.target.identity, plan.facts.image.user, self.blueprint.allocation)
+        identity = begin_identity(
+            libvirt, self.name, self.target.identity, plan.facts.image.user, self.blueprint.allocation
+        )
         move_inside(self.target, self.blueprint.allocation)
         # Everything that makes it its own machine comes before its tap is up.
         identity.finish()
@@ -79,7 +85,9 @@ class Domain(Resource):
         if shares_memory(plan.profile, plan.facts):
             pids = self._processes()
             if len(pids) != 1:
-                raise ProvisionError(f"{len(pids)} processes of QEMU run {self.name}", where=self.name, hint="look at its console.log")
+                raise ProvisionError(
+                    f"{len(pids)} processes of QEMU run {self.name}", where=self.name, hint="look at its console.log"
+                )
             fill_memory(pids[0], source)
 
     def verify(self) -> list[str]:
@@ -98,7 +106,8 @@ class Domain(Resource):
         if facts is not None and facts.persistent:
             # A disk that is kept is flushed first; libvirt ends QEMU politely.
             self.target.libvirt.stop(self.name)
-        # A disposable one is not asked, which saves QEMU's own second of shutting down. libvirtd may also have lost its domain.
+        # A disposable one is not asked, which saves QEMU's own second of shutting down. libvirtd may also have lost its
+        # domain.
         for pid in self._processes():
             end_process(pid)
         if self._find() is not None:
@@ -108,7 +117,9 @@ class Domain(Resource):
         remove_profile(self.target.identity.uuid)
 
     def by_hand(self) -> str:
-        profile = f"; rm -f {PROFILES}/libvirt-{self.target.identity.uuid}*" if has_profile(self.target.identity.uuid) else ""
+        profile = (
+            f"; rm -f {PROFILES}/libvirt-{self.target.identity.uuid}*" if has_profile(self.target.identity.uuid) else ""
+        )
         return f"virsh destroy {self.name}; virsh undefine {self.name}{profile}"
 
 
@@ -118,5 +129,9 @@ def find_qemu(domain: str, directory: Path | None = None) -> list[int]:
     # libvirt writes its block devices as JSON.
     place = json.dumps(f"{directory}/")[1:-1].encode() if directory is not None else b""
     return find_processes(
-        lambda words: b"qemu" in words[0] and any(word.startswith(marker) for word in words) and any(place in word for word in words)
+        lambda words: (
+            b"qemu" in words[0]
+            and any(word.startswith(marker) for word in words)
+            and any(place in word for word in words)
+        )
     )

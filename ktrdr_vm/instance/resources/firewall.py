@@ -1,4 +1,5 @@
-"""The two nftables tables of the instance: in its namespace, for the packets of the guest, and on the host, for its proxy and resolver.
+"""The two nftables tables of the instance: in its namespace, for the packets of the guest, and on the host, for its
+proxy and resolver.
 
 The first names the tap before the tap is there, so that the guest's first packet meets it.
 """
@@ -27,7 +28,8 @@ class Firewall(Resource):
 
     @property
     def _expected(self) -> dict[str, Any]:
-        """The tables as they were read back when they were loaded, and the digest of the rulesets that they were loaded from."""
+        """The tables as they were read back when they were loaded, and the digest of the rulesets that they were loaded
+        from."""
         path = self.target.paths.directory / "ruleset.expected"
         found = json.loads(path.read_bytes()) if path.exists() else None
         return found if isinstance(found, dict) else {}

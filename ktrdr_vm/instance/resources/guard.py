@@ -1,4 +1,5 @@
-"""The instance's egress process. Started before the tap exists, so the guest's first question is already answered by it."""
+"""The instance's egress process. Started before the tap exists, so the guest's first question is already answered by
+it."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ from ktrdr_vm.instance.resources.base import Resource
 from ktrdr_vm.plan.plan import canonical_json, plain
 from ktrdr_vm.policy.load import read_collector_headers
 
-# An import of Python and dnspython on a slow disk, of a host with much else to do; the usual time is a few tenths of a second. One that
-# ends is noticed at once.
+# An import of Python and dnspython on a slow disk, of a host with much else to do; the usual time is a few tenths of a
+# second. One that ends is noticed at once.
 START_LIMIT = 120.0
 STOP_LIMIT = 5.0
 # For a part that ended to serve again.
@@ -58,7 +59,9 @@ class Guard(Resource):
         self._write_files()
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         try:
-            log_file = os.open(directory / "guard.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            log_file = os.open(
+                directory / "guard.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            )
             with os.fdopen(log_file, "ab") as log:
                 started = process.start_module("ktrdr_vm.egress.guard", [directory], stdout=ready_write, stderr=log)
             os.close(ready_write)
@@ -110,7 +113,9 @@ class Guard(Resource):
             "escalations": str(self.target.paths.escalations) if blueprint.plan.profile.asks else "",
             "owner": list(facts.owner),
             "telemetry": self._telemetry(),
-            "brokers": [{"secret": route.secret, "port": route.port, "after": route.after} for route in blueprint.plan.routes],
+            "brokers": [
+                {"secret": route.secret, "port": route.port, "after": route.after} for route in blueprint.plan.routes
+            ],
         }
         # The proxy's user, and nobody else, reads its configuration and lists; the rest is the owner's.
         return {
@@ -122,7 +127,8 @@ class Guard(Resource):
         }
 
     def _telemetry(self) -> dict[str, Any] | None:
-        """What the relay and the sender are given. Headers are not among it: the sender reads them from the owner's file."""
+        """What the relay and the sender are given. Headers are not among it: the sender reads them from the owner's
+        file."""
         plan, allocation = self.blueprint.plan, self.blueprint.allocation
         if plan.collector is None:
             return None
@@ -150,14 +156,17 @@ class Guard(Resource):
         raise ProvisionError(f"the guard did not start: {said}", where=self.name, hint=hint)
 
     def verify(self) -> list[str]:
-        """How it differs; a part that has not said yet that it serves is waited for, one that has ended for a moment only."""
+        """How it differs; a part that has not said yet that it serves is waited for, one that has ended for a moment
+        only."""
         try:
             status = _wait_serving(self.target.paths.guard)
         except KtrdrError as error:
             return [error.message]
         stale = self._stale()
         differences = find_faults(status) + ([f"it runs with an earlier {', '.join(stale)}"] if stale else [])
-        return differences + [f"others may open {one}" for one in find_open(self.target.paths.home, self.target.paths.guard)]
+        return differences + [
+            f"others may open {one}" for one in find_open(self.target.paths.home, self.target.paths.guard)
+        ]
 
     def remove(self) -> None:
         self.stop()
@@ -182,7 +191,8 @@ class Guard(Resource):
             end = time.monotonic() + patience
             while find_guards(directory) and time.monotonic() < end:
                 time.sleep(0.01)
-        # A process that ends has no arguments any more before it lets go of its lock; the next guard would be taken for started.
+        # A process that ends has no arguments any more before it lets go of its lock; the next guard would be taken for
+        # started.
         end = time.monotonic() + STOP_LIMIT
         while is_locked(directory / "guard.lock") and time.monotonic() < end:
             time.sleep(0.01)
@@ -195,7 +205,8 @@ class Guard(Resource):
 
 
 def look_at_guard(directory: Path) -> list[str]:
-    """What of the guard of this folder does not serve now, with why, in sentences that stand alone. Waits for nothing."""
+    """What of the guard of this folder does not serve now, with why, in sentences that stand alone. Waits for
+    nothing."""
     try:
         return find_faults(_ask_status(directory))
     except KtrdrError as error:
@@ -203,14 +214,21 @@ def look_at_guard(directory: Path) -> list[str]:
 
 
 def find_faults(status: Mapping[str, Any]) -> list[str]:
-    """The parts that do not serve, each with its last words. `status` is the guard's own answer; one of an earlier version has none."""
+    """The parts that do not serve, each with its last words. `status` is the guard's own answer; one of an earlier
+    version has none."""
     parts: dict[str, Any] = status.get("parts", {})
-    return [f"{name} does not serve: {part['said'] or 'it has not started yet'}" for name, part in parts.items() if not part["serves"]]
+    return [
+        f"{name} does not serve: {part['said'] or 'it has not started yet'}"
+        for name, part in parts.items()
+        if not part["serves"]
+    ]
 
 
 def _ask_status(directory: Path) -> dict[str, Any]:
     if not is_locked(directory / "guard.lock"):
-        raise ProvisionError("the guard does not run; nothing leaves the instance", where=str(directory), hint="`ktrdr-vm apply` again")
+        raise ProvisionError(
+            "the guard does not run; nothing leaves the instance", where=str(directory), hint="`ktrdr-vm apply` again"
+        )
     return GuardClient(directory).status()
 
 
@@ -243,11 +261,14 @@ def _holds(path: Path, text: str) -> bool:
 def find_guards(directory: Path) -> list[int]:
     """The guard of this folder and its children: all of them name the folder in their arguments."""
     marker = os.fsencode(directory)
-    return find_processes(lambda words: any(word == marker or word.startswith(marker + b"/") for word in words) and _is_guard(words))
+    return find_processes(
+        lambda words: any(word == marker or word.startswith(marker + b"/") for word in words) and _is_guard(words)
+    )
 
 
 def _is_guard(words: list[bytes]) -> bool:
-    """A module of this program, of whatever version, or its proxy: whoever else names the folder, such as `tail`, is left alone."""
+    """A module of this program, of whatever version, or its proxy: whoever else names the folder, such as `tail`, is
+    left alone."""
     return any(word.startswith(b"ktrdr_vm.") for word in words) or words[0].endswith(b"haproxy")
 
 

@@ -1,4 +1,5 @@
-"""A folder of the host in the guest. What the guest may not do with it is decided by the bind that is exported, not by the guest.
+"""A folder of the host in the guest. What the guest may not do with it is decided by the bind that is exported, not by
+the guest.
 
 The virtiofs device goes with the domain, which is removed next: a guest need not agree to let go of it.
 """
@@ -27,7 +28,8 @@ from ktrdr_vm.users import in_user_namespace
 GUEST_LIMIT = 60.0
 # An approval's end is not the guest's to put off.
 CUT_LIMIT = 5.0
-# Folders that are looked at for a repository of their own before a mount is made; more are not looked at, and not shared.
+# Folders that are looked at for a repository of their own before a mount is made; more are not looked at, and not
+# shared.
 MAX_FOLDERS = 100_000
 # By the tag: whoever takes it away need not know where it was put.
 _LET_GO = """while read -r source target _; do
@@ -43,7 +45,8 @@ class Mount(Resource):
     needs_guest = True
 
     def __init__(self, target: Target, blueprint: Blueprint | None, mark: str, entry: MountEntry | None) -> None:
-        """`mark` is its number in the profile, or the id of the escalation that lent it; `entry` is None where it is only removed."""
+        """`mark` is its number in the profile, or the id of the escalation that lent it; `entry` is None where it is
+        only removed."""
         super().__init__(target, blueprint)
         self.mark = mark
         self._wanted = entry
@@ -84,7 +87,8 @@ class Mount(Resource):
     def create(self) -> None:
         if not self._entry.readonly:
             raise HostError(
-                f"{self._entry.source} is asked for writable, which this version cannot promise to keep free of root's files",
+                f"{self._entry.source} is asked for writable, which this version cannot promise to keep free of root's"
+                " files",
                 where=self.target.identity.instance_id,
                 hint="make it readonly, and bring results back as artifacts or commits",
             )
@@ -103,14 +107,16 @@ class Mount(Resource):
             self.target.libvirt.attach(self.target.identity.domain, to_text(self._device()))
         # The guest's own options are for its comfort; what holds is the bind on the host.
         done = self.blueprint.connect().run(
-            'mkdir -p -- "$TARGET" && { mountpoint -q -- "$TARGET" || mount -t virtiofs -o ro,nosuid,nodev "$TAG" "$TARGET"; }',
+            'mkdir -p -- "$TARGET" && { mountpoint -q -- "$TARGET" || mount -t virtiofs -o ro,nosuid,nodev "$TAG"'
+            ' "$TARGET"; }',
             environment={"TARGET": self._entry.target, "TAG": self._tag},
             become=True,
             timeout=GUEST_LIMIT,
         )
         if done.exit_code != 0:
             raise ProvisionError(
-                f"{self._entry.target} could not be mounted in the guest: {done.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+                f"{self._entry.target} could not be mounted in the guest:"
+                f" {done.stderr.decode('utf-8', 'replace')[-300:].strip()}",
                 where=self.target.identity.instance_id,
                 hint="the target must be a folder, or not there, and the guest's kernel must know virtiofs",
             )
@@ -127,7 +133,8 @@ class Mount(Resource):
         return differences
 
     def detach(self, *, limit: float = GUEST_LIMIT) -> None:
-        """Take it from the running guest and from the domain, then from the host. An error when the guest keeps it for `limit` seconds."""
+        """Take it from the running guest and from the domain, then from the host. An error when the guest keeps it for
+        `limit` seconds."""
         if self._attached():
             self._ask_guest(limit)
             self.target.libvirt.detach(self.target.identity.domain, to_text(self._device()))
@@ -148,7 +155,8 @@ class Mount(Resource):
             self.blueprint.connect().run(_LET_GO, environment={"TAG": self._tag}, become=True, timeout=limit)
 
     def cut(self, *, limit: float = CUT_LIMIT) -> None:
-        """Take it away whether or not the guest agrees: what serves it is ended. It asks first, for `limit` seconds at most."""
+        """Take it away whether or not the guest agrees: what serves it is ended. It asks first, for `limit` seconds at
+        most."""
         with contextlib.suppress(KtrdrError):
             self.detach(limit=limit)
             return
@@ -160,7 +168,9 @@ class Mount(Resource):
         """The daemons of virtiofs that serve this folder, and nothing else: libvirt starts one for each mount."""
         shown = f"source={self._place}".encode()
         return find_processes(
-            lambda words: b"virtiofsd" in words[0] and any(word == shown or word.startswith(shown + b",") for word in words)
+            lambda words: (
+                b"virtiofsd" in words[0] and any(word == shown or word.startswith(shown + b",") for word in words)
+            )
         )
 
     def remove(self) -> None:
@@ -180,7 +190,11 @@ class Mount(Resource):
             "filesystem",
             "",
             element("driver", type="virtiofs"),
-            element("source", socket=str(self._socket)) if in_user_namespace() else element("source", dir=str(self._place)),
+            (
+                element("source", socket=str(self._socket))
+                if in_user_namespace()
+                else element("source", dir=str(self._place))
+            ),
             element("target", dir=self._tag),
             type="mount",
             accessmode="passthrough",
@@ -223,11 +237,14 @@ def _resolve(entry: MountEntry, workspace: Path, roots: tuple[str, ...]) -> Plac
     source, allowed = workspace / entry.source, [workspace, *map(Path, roots)]
     if any(source.is_relative_to(root) for root in allowed) and ".." not in source.parts:
         return find_place(source, allowed)
-    raise HostError(f"{source} is beneath no root that the owner lists", where=str(source), hint="see the owner's policy")
+    raise HostError(
+        f"{source} is beneath no root that the owner lists", where=str(source), hint="see the owner's policy"
+    )
 
 
 def _refuse_repositories(source: int, shown: str) -> None:
-    """A .git anywhere beneath would come along: its configuration holds remotes with passwords, and every branch is in it."""
+    """A .git anywhere beneath would come along: its configuration holds remotes with passwords, and every branch is in
+    it."""
     # A descriptor that only names a folder cannot be listed; this one is of the same folder.
     folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source)
     try:
@@ -245,6 +262,8 @@ def _refuse_repositories(source: int, shown: str) -> None:
                     hint="mount the folders that are needed; the workspace itself is copied in without its .git",
                 )
             if number >= MAX_FOLDERS:
-                raise HostError(f"{shown} holds more than {MAX_FOLDERS} folders", where="mounts", hint="mount a smaller folder")
+                raise HostError(
+                    f"{shown} holds more than {MAX_FOLDERS} folders", where="mounts", hint="mount a smaller folder"
+                )
     finally:
         os.close(folder)

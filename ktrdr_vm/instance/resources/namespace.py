@@ -1,4 +1,5 @@
-"""The network namespace of the instance. It has no interface but the guest's tap: what may leave is carried by the guard's sockets."""
+"""The network namespace of the instance. It has no interface but the guest's tap: what may leave is carried by the
+guard's sockets."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Namespace(Resource):
     def remove(self) -> None:
         self._refuse_foreign()
         if netns.is_namespace(self.name):
-            # `ssh` and `exec` end with the instance, and not when their keep-alive finds out. A kernel without it says so.
+            # `ssh` and `exec` end with the instance, and not when their keep-alive finds out. A kernel without it says
+            # so.
             process.run(["ss", "-N", self.name, "--tcp", "--kill"], timeout=10, check=False)
         netns.remove(self.name)
 

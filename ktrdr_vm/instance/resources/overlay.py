@@ -19,7 +19,8 @@ BOOT_FILES = ("vmlinuz", "initrd")
 
 
 def copy_boot_files(image: ImageFacts, directory: Path) -> None:
-    """Kernel and initrd for a direct boot, beside the disk. libvirt makes what a machine boots QEMU's user's own while it runs.
+    """Kernel and initrd for a direct boot, beside the disk. libvirt makes what a machine boots QEMU's user's own while
+    it runs.
 
     The image's would then be writable by whoever broke out of one QEMU, and every later machine would boot from it.
     """
@@ -68,14 +69,18 @@ class Overlay(Resource):
             partial.rename(path)
             return
         size = f"{plan.profile.resources.disk}M"
-        process.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", backing_format, "-b", backing, partial, size], timeout=60)
+        process.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", backing_format, "-b", backing, partial, size], timeout=60
+        )
         partial.chmod(0o600)
         partial.rename(path)
 
     def verify(self) -> list[str]:
         backing, backing_format = self._backing()
         # -U: a running VM holds the lock of its own disk.
-        shown = process.run(["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", self.target.paths.overlay], timeout=60)
+        shown = process.run(
+            ["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", self.target.paths.overlay], timeout=60
+        )
         info = json.loads(shown.stdout)
         wanted = self.blueprint.plan.profile.resources.disk * 1024 * 1024
         differences = []

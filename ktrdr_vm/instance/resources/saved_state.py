@@ -1,6 +1,7 @@
 """What a suspended instance is: the machine's whole state in a file, beside the disk that it belongs to.
 
-It is there while the instance is suspended and no longer: a state that is older than its disk must never be begun from again.
+It is there while the instance is suspended and no longer: a state that is older than its disk must never be begun from
+again.
 """
 
 from __future__ import annotations

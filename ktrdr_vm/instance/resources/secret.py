@@ -1,4 +1,5 @@
-"""A secret in the guest's memory, put there over SSH after boot: never in a seed, a disk, an argument or an environment."""
+"""A secret in the guest's memory, put there over SSH after boot: never in a seed, a disk, an argument or an
+environment."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ GUEST_LIMIT = 30.0
 MASKED_LIMIT = 10.0
 DIRECTORY = "/run/secrets"
 
-# tmpfs of its own, so that no other reader of /run can fill it; the value comes on standard input and touches no argument.
+# tmpfs of its own, so that no other reader of /run can fill it; the value comes on standard input and touches no
+# argument.
 _DELIVER = f"""set -eu
 umask 077
 mountpoint -q {DIRECTORY} || {{ mkdir -p {DIRECTORY}; mount -t tmpfs -o size=4m,mode=0711,nosuid,nodev,noexec ktrdr-secrets {DIRECTORY}; }}
@@ -97,13 +99,15 @@ class Secret(Resource):
         )
         if delivered.exit_code != 0:
             raise ProvisionError(
-                f"the secret {entry.name} could not be delivered: {delivered.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+                f"the secret {entry.name} could not be delivered:"
+                f" {delivered.stderr.decode('utf-8', 'replace')[-300:].strip()}",
                 where=self.target.identity.instance_id,
                 hint="the guest needs tmpfs and systemd; any cloud image of a current distribution has both",
             )
 
     def _announce(self, value: bytes) -> None:
-        """Tell the guard the value, and wait until every run of the instance masks it: only then it may enter the guest."""
+        """Tell the guard the value, and wait until every run of the instance masks it: only then it may enter the
+        guest."""
         self._guard.add_value(self.name, value)
         end = time.monotonic() + MASKED_LIMIT
         while self._guard.count_unread():
@@ -119,7 +123,8 @@ class Secret(Resource):
         return [] if self.exists() else ["it is not there; its time to live may have ended"]
 
     def remove(self) -> None:
-        """Remove it in the guest, and see that it is gone; nothing to do when the machine, whose memory it is in, has ended.
+        """Remove it in the guest, and see that it is gone; nothing to do when the machine, whose memory it is in, has
+        ended.
 
         ProvisionError when the guest stands still, does not answer, or keeps it: then its expiry stands as before.
         """
@@ -132,7 +137,10 @@ class Secret(Resource):
             raise self._still_there(f"the machine is {facts.state}")
         try:
             done = self.blueprint.connect().run(
-                TAKE, environment={"TARGET": self._entry.path, "NAME": self._entry.name}, become=True, timeout=GUEST_LIMIT
+                TAKE,
+                environment={"TARGET": self._entry.path, "NAME": self._entry.name},
+                become=True,
+                timeout=GUEST_LIMIT,
             )
         except GuestError as error:
             raise self._still_there(f"the guest does not answer: {error.message}") from None

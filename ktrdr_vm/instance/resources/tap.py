@@ -1,4 +1,5 @@
-"""The instance's tap: made on the host for QEMU to open, then moved into the namespace of the instance and given its address there.
+"""The instance's tap: made on the host for QEMU to open, then moved into the namespace of the instance and given its
+address there.
 
 While it is on the host it is down and has no address, and only root may attach to it. In the namespace nobody else can.
 """
@@ -74,7 +75,9 @@ class Tap(Resource):
 
     def _verify_inside(self, link: dict[str, Any]) -> list[str]:
         differences = []
-        addresses = [f"{entry['local']}/{entry['prefixlen']}" for entry in link.get("addr_info", []) if entry["family"] == "inet"]
+        addresses = [
+            f"{entry['local']}/{entry['prefixlen']}" for entry in link.get("addr_info", []) if entry["family"] == "inet"
+        ]
         if addresses != [f"{self.blueprint.allocation.gateway}/30"]:
             differences.append(f"addresses {addresses}")
         if "UP" not in link["flags"]:
@@ -119,7 +122,8 @@ class Tap(Resource):
 
 
 def make_tap(name: str, mark: str) -> None:
-    """A tap that is down. Only root may attach to it: one without an owner is open to every local user, who then is the guest."""
+    """A tap that is down. Only root may attach to it: one without an owner is open to every local user, who then is the
+    guest."""
     process.run(["ip", "tuntap", "add", "dev", name, "mode", "tap", "user", str(TAP_OWNER)], timeout=10)
     set_down(name, mark)
 
@@ -135,7 +139,8 @@ def remove_tap(name: str) -> None:
 
 
 def move_in(target: Target, allocation: Allocation) -> None:
-    """Move the tap that QEMU has opened into the namespace, and set it up there. Until then it is down, and no frame passes."""
+    """Move the tap that QEMU has opened into the namespace, and set it up there. Until then it is down, and no frame
+    passes."""
     move_inside(target, allocation)
     set_up(target, allocation)
 
@@ -148,7 +153,9 @@ def move_inside(target: Target, allocation: Allocation) -> None:
     with netns.inside(identity.namespace):
         for path, value in _list_sysctls(identity.tap):
             path.write_text(value)
-    process.run([*make_ip(identity.namespace), "addr", "replace", f"{allocation.gateway}/30", "dev", identity.tap], timeout=10)
+    process.run(
+        [*make_ip(identity.namespace), "addr", "replace", f"{allocation.gateway}/30", "dev", identity.tap], timeout=10
+    )
 
 
 def set_up(target: Target, allocation: Allocation) -> None:
@@ -173,7 +180,8 @@ def close_link(target: Target) -> bool:
 
 
 def close_unguarded(target: Target) -> bool:
-    """Set the link down when no guard serves it; True if it was up. Nothing is asked of a guard that somebody else could be."""
+    """Set the link down when no guard serves it; True if it was up. Nothing is asked of a guard that somebody else
+    could be."""
     return not is_locked(target.paths.guard / "guard.lock") and close_link(target)
 
 

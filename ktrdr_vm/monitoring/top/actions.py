@@ -53,4 +53,6 @@ def run(words: list[str]) -> tuple[int, str]:
 
 def run_here(words: list[str]) -> int:
     """Run a command that has the terminal for itself; its exit code."""
-    return process.start([*PROGRAM, *words], environment=os.environ, stdin=0, stdout=1, stderr=2, new_session=False).wait()
+    return process.start(
+        [*PROGRAM, *words], environment=os.environ, stdin=0, stdout=1, stderr=2, new_session=False
+    ).wait()

@@ -124,7 +124,9 @@ class TopApp(App[None]):
 
     def _show_details(self) -> None:
         stream = self.selected
-        self.query_one("#text", Static).update(describe(stream) if stream else "no streams; `ktrdr-vm apply` begins one")
+        self.query_one("#text", Static).update(
+            describe(stream) if stream else "no streams; `ktrdr-vm apply` begins one"
+        )
 
     # -- acting -----------------------------------------------------------------------------------------------------
 
@@ -151,7 +153,11 @@ class TopApp(App[None]):
         if stream is None:
             return
         disk = ", and its disk is deleted" if stream.mode == "interactive" else ""
-        text = f"cancel {stream.request_id}?" if stream.request_id else f"destroy {stream.instance_id}? A run of it ends first{disk}."
+        text = (
+            f"cancel {stream.request_id}?"
+            if stream.request_id
+            else f"destroy {stream.instance_id}? A run of it ends first{disk}."
+        )
 
         def confirmed(wanted: bool | None) -> None:
             if wanted:

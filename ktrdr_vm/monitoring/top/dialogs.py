@@ -15,7 +15,9 @@ from ktrdr_vm.monitoring.top.streams import describe_ask
 
 _CSS = """
 {name} {{ align: center middle; }}
-{name} > VerticalScroll {{ width: 90%; height: auto; max-height: 90%; border: solid $foreground; padding: 0 1; background: $surface; }}
+{name} > VerticalScroll {{
+    width: 90%; height: auto; max-height: 90%; border: solid $foreground; padding: 0 1; background: $surface;
+}}
 """
 
 

@@ -33,7 +33,10 @@ class Announcer:
                     self._say(f"{stream.instance_id} asks, {one.id}:")
                     for line in describe_ask(one).splitlines():
                         self._say(f"    {line}")
-                    self._say(f"    answer with: ktrdr-vm escalations approve {stream.instance_id} {one.id} --reason TEXT (or deny)")
+                    self._say(
+                        f"    answer with: ktrdr-vm escalations approve {stream.instance_id} {one.id} --reason TEXT (or"
+                        " deny)"
+                    )
         keys = {stream.key for stream in streams}
         for key in self._shown.keys() - keys:
             self._say(f"{key.partition('/')[2]} has gone")

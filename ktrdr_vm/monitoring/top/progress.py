@@ -68,7 +68,9 @@ def describe(event: Mapping[str, Any]) -> str:
     """One line for an event, escaped; empty for one that nobody reads."""
     kind = event["event"]
     seconds = event.get("duration_s", 0.0)
-    took = f"  {seconds:.1f} s" if isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds >= 0.05 else ""
+    took = (
+        f"  {seconds:.1f} s" if isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds >= 0.05 else ""
+    )
     parts = {
         "phase_started": f"phase {_text(event, 'phase')}",
         "resource": f"{_text(event, 'verb')} {_text(event, 'kind')} {_text(event, 'name')}{took}",

@@ -84,7 +84,11 @@ class Reader:
         """The instances, sorted by instance_id."""
         rows = list_rows(self._home, self._libvirt)
         found = [self._make(row) for row in rows]
-        self._used = {row.found.instance_id: self._used[row.found.instance_id] for row in rows if row.found.instance_id in self._used}
+        self._used = {
+            row.found.instance_id: self._used[row.found.instance_id]
+            for row in rows
+            if row.found.instance_id in self._used
+        }
         return found
 
     def _make(self, row: Row) -> Stream:

@@ -16,7 +16,16 @@ RARE_TESTS = (
     "truthy(convert_bool=true)", "falsy(convert_bool=true)", "failed", "changed", "skipped", "succeeded", "change", "filter", "test",
     "lessthan(2)", "greaterthan(2)", "equalto(2)",
 )  # fmt: skip
-RESULTS = ("result", "failed_result", "skipped_result", "looped_result", "{}", "{'changed': 'no'}", "{'failed': 0}", "{'results': []}")
+RESULTS = (
+    "result",
+    "failed_result",
+    "skipped_result",
+    "looped_result",
+    "{}",
+    "{'changed': 'no'}",
+    "{'failed': 0}",
+    "{'results': []}",
+)
 RESULT_TESTS = (
     "failed", "failure", "succeeded", "success", "successful", "changed", "change", "skipped", "skip", "timedout", "reachable", "unreachable",
     "started", "finished",
@@ -56,7 +65,9 @@ def make_language_cases() -> Iterator[Case]:
     yield from cross(RESULTS, *(f"_ is {name}" for name in RESULT_TESTS))
     for left in VERSIONS:
         for number, right in enumerate(VERSIONS):
-            yield make_expression(f"'{left}' is version('{right}', '{OPERATORS[(number + len(left)) % len(OPERATORS)]}')")
+            yield make_expression(
+                f"'{left}' is version('{right}', '{OPERATORS[(number + len(left)) % len(OPERATORS)]}')"
+            )
     for kind in ("pep440", "semver", "semantic", "strict", "loose"):
         for left, right in zip(VERSIONS, (*VERSIONS[3:], *VERSIONS[:3]), strict=True):
             yield make_expression(f"'{left}' is version('{right}', '<', version_type='{kind}')")

@@ -7,7 +7,13 @@ from typing import Any
 
 from tests.agreement.cases.model import Case
 
-_CONTENTS = {"empty": "", "one": "one\n", "open": "one\ntwo", "many": "alpha=1\n# beta\nbeta=2\n\nbeta=3\nend\n", "crlf": "a\r\nb\r\n"}
+_CONTENTS = {
+    "empty": "",
+    "one": "one\n",
+    "open": "one\ntwo",
+    "many": "alpha=1\n# beta\nbeta=2\n\nbeta=3\nend\n",
+    "crlf": "a\r\nb\r\n",
+}
 _LINES: tuple[dict[str, Any], ...] = (
     {"line": "one"}, {"line": "new"}, {"line": "two"}, {"line": "beta=9", "regexp": "^beta="}, {"line": "beta=9", "regexp": "^beta=", "firstmatch": True},
     {"line": "new", "insertafter": "^alpha"}, {"line": "new", "insertbefore": "^beta"}, {"line": "new", "insertbefore": "^beta", "firstmatch": True},
@@ -80,7 +86,9 @@ def make_module_cases() -> Iterator[Case]:
     """In the order in which they must run."""
     yield from _make_edits()
     for options in _FINDS:
-        yield Case(f"find {options}", {"find": {"paths": "{{ place }}/tree", **options}}, ("matched", "examined", "changed"))
+        yield Case(
+            f"find {options}", {"find": {"paths": "{{ place }}/tree", **options}}, ("matched", "examined", "changed")
+        )
     yield Case("find in two folders", {"find": {"paths": ["{{ place }}/tree", "/nope"]}}, ("matched", "msg"))
     for options in _FILES:
         named = {"path": f"{{{{ place }}}}/{options['path']}"}
@@ -114,8 +122,15 @@ def _make_edits() -> Iterator[Case]:
         ((kind, options),) = task.items()
         keys: tuple[str, ...] = ("changed", "msg", "found") if kind == "lineinfile" else ("changed", "msg", "rc")
         yield Case(f"{name} {options}", {kind: {"path": f"{{{{ place }}}}/{name}", **options}}, keys)
-    for options in ({"line": "x"}, {"line": "x", "create": True}, {"line": "x", "create": True}, {"state": "absent", "line": "x"}):
-        yield Case(f"lineinfile {options}, no file", {"lineinfile": {"path": "{{ place }}/none", **options}}, ("changed",))
+    for options in (
+        {"line": "x"},
+        {"line": "x", "create": True},
+        {"line": "x", "create": True},
+        {"state": "absent", "line": "x"},
+    ):
+        yield Case(
+            f"lineinfile {options}, no file", {"lineinfile": {"path": "{{ place }}/none", **options}}, ("changed",)
+        )
     yield Case("replace, no file", {"replace": {"path": "{{ place }}/nope", "regexp": "a"}}, ())
     yield Case("lineinfile, a folder", {"lineinfile": {"path": "{{ place }}", "line": "a"}}, ())
     show = 'for f in lineinfile-* replace-* none; do echo "== $f"; cat -A $f; done'

@@ -39,4 +39,20 @@ LISTS = (
 MAPPINGS = ("{}", "{'a': 1}", "{'b': 2, 'a': {'c': [1]}}", "{1: 'x'}", "services", "result")
 
 ALL = (*TEXTS, *NUMBERS, *CONSTANTS, *LISTS, *MAPPINGS)
-FEW = ("''", "'abc'", "'Yes'", "'1.50'", "wide", "0", "-3", "2.5", "true", "none", "missing", "[]", "[3, 1, 2, 1]", "users", "{'a': 1}")
+FEW = (
+    "''",
+    "'abc'",
+    "'Yes'",
+    "'1.50'",
+    "wide",
+    "0",
+    "-3",
+    "2.5",
+    "true",
+    "none",
+    "missing",
+    "[]",
+    "[3, 1, 2, 1]",
+    "users",
+    "{'a': 1}",
+)

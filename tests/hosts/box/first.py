@@ -1,7 +1,7 @@
 """The main job in a fresh box, and the disk that it leaves: every other test begins from it, with its template.
 
-Both are kept by the digest of what the program is made of, so that a test that was changed is tried again without it. With
-KTRDR_VM_HOSTS_REUSE those of an earlier program will do: for work on what comes after.
+Both are kept by the digest of what the program is made of, so that a test that was changed is tried again without it.
+With KTRDR_VM_HOSTS_REUSE those of an earlier program will do: for work on what comes after.
 """
 
 from __future__ import annotations
@@ -72,7 +72,18 @@ def _run(release: Release, disk: Path) -> First:
             box.keep_evidence(EVIDENCE / release.codename / "first")
         box.power_off()
         box.keep_disk(disk)
-        return First(said.code, said.out + said.err, report, tuple(denials), mode, left, doctor, tuple(box.steps), str(disk), commit)
+        return First(
+            said.code,
+            said.out + said.err,
+            report,
+            tuple(denials),
+            mode,
+            left,
+            doctor,
+            tuple(box.steps),
+            str(disk),
+            commit,
+        )
 
 
 def _freeze(rows: list[object]) -> tuple[object, ...]:

@@ -30,7 +30,9 @@ mounts: [{source: ./shared, target: /data}]
 egress: {allow: [{preset: debian}]}
 ttl: 6h
 """
-POLICY = "resources: {max: {vcpus: 3, memory: 2GiB, disk: 20GiB}}\nescalations: {kinds: [mount, resources], longest: 4h}\n"
+POLICY = (
+    "resources: {max: {vcpus: 3, memory: 2GiB, disk: 20GiB}}\nescalations: {kinds: [mount, resources], longest: 4h}\n"
+)
 
 
 @dataclass

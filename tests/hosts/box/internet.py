@@ -1,4 +1,5 @@
-"""Run in the box, as a service: an internet in a network namespace, with a resolver and a server that answers for every name.
+"""Run in the box, as a service: an internet in a network namespace, with a resolver and a server that answers for every
+name.
 
 A box has no way out. What its guests may reach is asked here, and what they must not reach is nobody's.
 """
@@ -43,7 +44,10 @@ class Names(socketserver.BaseRequestHandler):
             return
         wanted = query[end - 4 : end - 2] == b"\0\x01"
         answer = b"\xc0\x0c\0\x01\0\x01" + struct.pack(">IH", 60, 4) + socket.inet_aton(WEB) if wanted else b""
-        sock.sendto(query[:2] + b"\x81\x80\0\x01" + struct.pack(">HHH", int(wanted), 0, 0) + query[12:end] + answer, self.client_address)
+        sock.sendto(
+            query[:2] + b"\x81\x80\0\x01" + struct.pack(">HHH", int(wanted), 0, 0) + query[12:end] + answer,
+            self.client_address,
+        )
 
 
 class Web(http.server.BaseHTTPRequestHandler):

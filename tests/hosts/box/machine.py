@@ -1,4 +1,5 @@
-"""One box that runs: booted from an overlay on the made disk, spoken to over SSH, and looked into for what AppArmor denied."""
+"""One box that runs: booted from an overlay on the made disk, spoken to over SSH, and looked into for what AppArmor
+denied."""
 
 from __future__ import annotations
 
@@ -58,7 +59,9 @@ class Box:
         self.overlay = self.scratch / "overlay.qcow2"
         backing = self.backing or self.place / "disk.raw"
         kind = "raw" if backing.suffix == ".raw" else "qcow2"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", kind, "-b", backing, self.overlay], check=True, timeout=60)
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", kind, "-b", backing, self.overlay], check=True, timeout=60
+        )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -100,7 +103,9 @@ class Box:
             if self.run("systemctl is-system-running --wait || true", limit=60).code == 0:
                 break
             if time.monotonic() - began > BOOT_LIMIT:
-                raise AssertionError(f"the box did not come up: {(self.scratch / 'console.log').read_text(errors='replace')[-3000:]}")
+                raise AssertionError(
+                    f"the box did not come up: {(self.scratch / 'console.log').read_text(errors='replace')[-3000:]}"
+                )
             time.sleep(1)
         self._step(what, began)
 
@@ -131,21 +136,47 @@ class Box:
     # -- in it ------------------------------------------------------------------------------------------------------
 
     def ssh(self, user: str = "root") -> list[str]:
-        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=60", "BatchMode=yes")
+        options = (
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR",
+            "ConnectTimeout=60",
+            "BatchMode=yes",
+        )
         words = [word for option in options for word in ("-o", option)]
-        return ["ssh", "-F", "/dev/null", "-i", str(self.place / "id"), "-p", str(self.port), *words, f"{user}@127.0.0.1"]
+        return [
+            "ssh",
+            "-F",
+            "/dev/null",
+            "-i",
+            str(self.place / "id"),
+            "-p",
+            str(self.port),
+            *words,
+            f"{user}@127.0.0.1",
+        ]
 
-    def run(self, script: str, *, limit: float = 120, stdin: bytes | None = None, step: str = "", user: str = "root") -> Said:
+    def run(
+        self, script: str, *, limit: float = 120, stdin: bytes | None = None, step: str = "", user: str = "root"
+    ) -> Said:
         """A shell script, by default as root. `step` names it in the list of what took how long."""
         began = time.monotonic()
         given = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
         try:
             done = subprocess.run([*self.ssh(user), script], capture_output=True, timeout=limit, check=False, **given)  # type: ignore[call-overload]
             said = Said(
-                done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"), time.monotonic() - began
+                done.returncode,
+                done.stdout.decode(errors="replace"),
+                done.stderr.decode(errors="replace"),
+                time.monotonic() - began,
             )
         except subprocess.TimeoutExpired as error:
-            said = Said(124, (error.stdout or b"").decode(errors="replace"), (error.stderr or b"").decode(errors="replace"), limit)
+            said = Said(
+                124,
+                (error.stdout or b"").decode(errors="replace"),
+                (error.stderr or b"").decode(errors="replace"),
+                limit,
+            )
         if step:
             self._step(step, began)
         return said
@@ -165,16 +196,23 @@ class Box:
         ).stdout
         names = b"\0".join(name for name in listed.split(b"\0") if name and (PROJECT / os.fsdecode(name)).is_file())
         packed = subprocess.run(
-            ["tar", "-C", PROJECT, "-c", "-z", "--null", "-T", "-"], input=names, capture_output=True, check=True, timeout=60
+            ["tar", "-C", PROJECT, "-c", "-z", "--null", "-T", "-"],
+            input=names,
+            capture_output=True,
+            check=True,
+            timeout=60,
         ).stdout
         commit = "git -c user.name=box -c user.email=box@example.org commit --allow-empty -qm box"
-        script = f"mkdir -p {place} && cd {place} && tar xz --no-same-owner && git init -q -b main && git add -A && {commit}"
+        script = (
+            f"mkdir -p {place} && cd {place} && tar xz --no-same-owner && git init -q -b main && git add -A && {commit}"
+        )
         self.run(script, stdin=packed, limit=300, step="copy the checkout").require()
 
     # -- what it says of itself -------------------------------------------------------------------------------------
 
     def denials(self) -> list[str]:
-        """Every line of this boot in which AppArmor says that it denied something, from the kernel's log and the journal of audit."""
+        """Every line of this boot in which AppArmor says that it denied something, from the kernel's log and the
+        journal of audit."""
         said = self.run("journalctl -b --no-pager -o cat _TRANSPORT=kernel + _TRANSPORT=audit; dmesg").require().out
         return sorted(set(_DENIED.findall(said)))
 
@@ -187,6 +225,8 @@ class Box:
             " lib/ktrdr-vm/instances/*/egress.jsonl log/libvirt"
         )
         (target / "logs.tar.gz").write_bytes(
-            subprocess.run([*self.ssh(), logs], stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False).stdout
+            subprocess.run(
+                [*self.ssh(), logs], stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False
+            ).stdout
         )
         (target / "journal.txt").write_text(self.run("journalctl -b --no-pager | tail -n 3000").out)

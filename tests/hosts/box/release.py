@@ -22,7 +22,9 @@ apparmor apparmor-utils make curl
 """.split()
 # Of variants; none of them runs until its variant starts it.
 _VARIANTS = "docker.io iptables ufw firewalld systemd-resolved".split()
-DORMANT = "docker.service docker.socket containerd.service ufw.service firewalld.service systemd-resolved.service".split()
+DORMANT = (
+    "docker.service docker.socket containerd.service ufw.service firewalld.service systemd-resolved.service".split()
+)
 
 # What scripts/environment makes the virtual environment from.
 ENVIRONMENT = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "scripts/environment")

@@ -1,4 +1,5 @@
-"""What was run on which host, how it ended and where the time went: for the last lines of a run, and for docs/hosts.md."""
+"""What was run on which host, how it ended and where the time went: for the last lines of a run, and for
+docs/hosts.md."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ class Rows:
         commit: str = "",
     ) -> None:
         seconds, day = round(sum(taken for _, taken in steps), 1), time.strftime("%Y-%m-%d", time.gmtime())
-        self.rows.append(Row(release.version, test, passed, len(denials), seconds, tuple(steps), note, commit or read_commit(), day))
+        self.rows.append(
+            Row(release.version, test, passed, len(denials), seconds, tuple(steps), note, commit or read_commit(), day)
+        )
 
         if self.place is not None:
             self._write(self.place)
@@ -63,7 +66,9 @@ class Rows:
 def read_commit() -> str:
     """Of this checkout; a `+` says that something in it is not committed."""
     git = ["git", "-C", str(PROJECT)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    head = subprocess.run(
+        [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=20, check=True
+    ).stdout.strip()
     changed = subprocess.run(
         [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=60, check=True
     )

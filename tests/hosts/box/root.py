@@ -1,7 +1,8 @@
-"""Makes the disk of a box: a Debian root from packages, what makes a host of it, the virtual environment, and the built image.
+"""Makes the disk of a box: a Debian root from packages, what makes a host of it, the virtual environment, and the built
+image.
 
-All of it happens in namespaces of its own. The root has a /dev of its own as well: a `chgrp kvm /dev/kvm` in it, with its own number
-for that group, would make the libvirt outside probe QEMU anew at each call.
+All of it happens in namespaces of its own. The root has a /dev of its own as well: a `chgrp kvm /dev/kvm` in it, with
+its own number for that group, would make the libvirt outside probe QEMU anew at each call.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def say(text: str) -> None:
 
 
 def find_or_build(release: Release) -> Path:
-    """The folder with disk.raw, vmlinuz, initrd.img and the key `id`; made when it is not there, in about three minutes."""
+    """The folder with disk.raw, vmlinuz, initrd.img and the key `id`; made when it is not there, in about three
+    minutes."""
     place = release.directory
     place.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     with (place.parent / f".lock-{release.codename}").open("w") as lock:
@@ -107,11 +109,17 @@ def _install(release: Release, root: Path, scratch: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive"}
+    return {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "HOME": "/root",
+        "DEBIAN_FRONTEND": "noninteractive",
+    }
 
 
 def _configure(root: Path, public_key: str, place: Path) -> None:
-    """What the installer asks for, an uplink, and a person without rights. Folders of people are open to nobody else."""
+    """What the installer asks for, an uplink, and a person without rights. Folders of people are open to nobody
+    else."""
     for folder in ("root/.ssh", "etc/systemd/network", "usr/local/lib"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "root/.ssh/authorized_keys").write_text(public_key)
@@ -138,7 +146,9 @@ chmod 700 /root /root/.ssh /home/{PERSON}
         resolv.write_text("nameserver 198.51.100.53\n")
 
 
-def run_inside(root: Path, script: str, log: Path, *, binds: tuple[str, ...] = (), environment: dict[str, str] | None = None) -> None:
+def run_inside(
+    root: Path, script: str, log: Path, *, binds: tuple[str, ...] = (), environment: dict[str, str] | None = None
+) -> None:
     """A script in the root, in mount and PID namespaces that end with it."""
     nodes = "; ".join(
         f"mknod -m 666 {root}/dev/{name} c {number}"
@@ -165,7 +175,8 @@ def run_inside(root: Path, script: str, log: Path, *, binds: tuple[str, ...] = (
 
 
 def _make_environment(root: Path) -> None:
-    """By scripts/environment itself, with what pip is configured for on this machine; in the box that would take a quarter of an hour."""
+    """By scripts/environment itself, with what pip is configured for on this machine; in the box that would take a
+    quarter of an hour."""
     clone = root / CLONE.lstrip("/")
     for folder in ("ktrdr_vm", "scripts"):
         (clone / folder).mkdir(parents=True)
@@ -174,7 +185,13 @@ def _make_environment(root: Path) -> None:
         shutil.copy(PROJECT / name, clone / name)
     settings, binds = _read_pip()
     script = f"cd {CLONE} && scripts/environment --complete"
-    run_inside(root, script, root.with_name("environment.log"), binds=("/etc/resolv.conf", "/etc/hosts", *binds), environment=settings)
+    run_inside(
+        root,
+        script,
+        root.with_name("environment.log"),
+        binds=("/etc/resolv.conf", "/etc/hosts", *binds),
+        environment=settings,
+    )
     for path in binds:
         # What was only bound is empty now.
         if (left := root / path.lstrip("/")).is_dir() and not any(left.iterdir()):
@@ -183,7 +200,9 @@ def _make_environment(root: Path) -> None:
 
 def _read_pip() -> tuple[dict[str, str], tuple[str, ...]]:
     """This machine's own configuration of pip as variables, and the files and folders on it that it names."""
-    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, timeout=60, check=True).stdout
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
     settings: dict[str, str] = {}
     for line in listed.splitlines():
         key, _, value = line.partition("=")

@@ -1,7 +1,8 @@
-"""What is tried from inside a guest, as data: the same attempts run from a namespace, from a VM's root shell and from a container in it.
+"""What is tried from inside a guest, as data: the same attempts run from a namespace, from a VM's root shell and from a
+container in it.
 
-Each case has what the guest may see of it and what the ledger must say. What arrived outside is judged for all of them at once:
-nothing but `MAY_ARRIVE`, whatever the guest saw.
+Each case has what the guest may see of it and what the ledger must say. What arrived outside is judged for all of them
+at once: nothing but `MAY_ARRIVE`, whatever the guest saw.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 from laboratory import world
 
-# What the profile of `instances.ALLOW` lets out, by protocol, address and port, and the guard's own questions to the name server.
+# What the profile of `instances.ALLOW` lets out, by protocol, address and port, and the guard's own questions to the
+# name server.
 MAY_ARRIVE = {
     ("tcp", world.WEB, 80),
     ("tcp", world.WEB, 443),
@@ -27,7 +29,8 @@ NOTHING = ("timeout", "refused", "reset", "closed", "error")
 
 @dataclass(frozen=True)
 class Attack:
-    """`seen` are the outcomes that the guest may get; `answer` is what the answer must hold; `ledger` a line that must be there."""
+    """`seen` are the outcomes that the guest may get; `answer` is what the answer must hold; `ledger` a line that must
+    be there."""
 
     row: int
     what: str
@@ -61,7 +64,9 @@ def _web(address: str, *lines: str, first: str = "GET / HTTP/1.1") -> dict[str, 
     return {"kind": "http", "address": address, "port": 80, "send": text}
 
 
-def _refused(row: int, what: str, probe: dict[str, Any], status: int | tuple[int, ...], ledger: dict[str, Any]) -> Attack:
+def _refused(
+    row: int, what: str, probe: dict[str, Any], status: int | tuple[int, ...], ledger: dict[str, Any]
+) -> Attack:
     return Attack(row, what, probe, ("answered",), {"status": status}, ledger)
 
 
@@ -116,9 +121,19 @@ def make_attacks(gateway: str, sibling: str = "10.213.255.2") -> list[Attack]:
         question = {"kind": "dns", "address": gateway, "name": name, "limit": 8}
         attacks.append(Attack(8, f"{name}", question, ("answered",), {"rcode": 0, "answers": 0}, ledger))
         attacks.append(
-            _refused(8, f"{name} over HTTP", _web(world.WEB, f"Host: {name}"), 403, {"kind": "http", "verdict": "deny", "name": name})
+            _refused(
+                8,
+                f"{name} over HTTP",
+                _web(world.WEB, f"Host: {name}"),
+                403,
+                {"kind": "http", "verdict": "deny", "name": name},
+            )
         )
-        attacks.append(Attack(8, f"{name} over TLS", _tls(world.WEB, name), ledger={"kind": "tls", "verdict": "deny", "name": name}))
+        attacks.append(
+            Attack(
+                8, f"{name} over TLS", _tls(world.WEB, name), ledger={"kind": "tls", "verdict": "deny", "name": name}
+            )
+        )
     attacks.append(
         Attack(
             8,
@@ -139,7 +154,9 @@ def make_attacks(gateway: str, sibling: str = "10.213.255.2") -> list[Attack]:
         "100.64.0.1",
     ):
         for port in (22, 80, 443, world.HOST_SERVICE_PORT):
-            attacks.append(Attack(10, f"{address} on {port}", _tcp(address, port), ("timeout",), ledger=_drop(address, port)))
+            attacks.append(
+                Attack(10, f"{address} on {port}", _tcp(address, port), ("timeout",), ledger=_drop(address, port))
+            )
     attacks.append(Attack(10, "the host's other ports by UDP", _udp(gateway, 111), ledger=_drop(gateway, 111, "udp")))
     attacks.append(Attack(10, "the proxy's own port", _tcp(gateway, 916), ("timeout",), ledger=_drop(gateway, 916)))
     attacks.append(Attack(10, "broadcast", _udp("255.255.255.255", 9), ("error", "timeout")))
@@ -152,7 +169,11 @@ def make_attacks(gateway: str, sibling: str = "10.213.255.2") -> list[Attack]:
         for address in (world.WEB, world.EVIL, gateway):
             probe = {"kind": "raw_ip", "address": address, "protocol": number, "payload": payload}
             seen = ("sent",) if number != 1 else ("timeout",)
-            attacks.append(Attack(13, f"{word} to {address}", probe, seen, ledger={**_drop(address, 0, word), "rule": "destination"}))
+            attacks.append(
+                Attack(
+                    13, f"{word} to {address}", probe, seen, ledger={**_drop(address, 0, word), "rule": "destination"}
+                )
+            )
     return attacks
 
 
@@ -161,7 +182,11 @@ def make_requests(gateway: str) -> list[Attack]:
 
     def question(name: str, address: str) -> Attack:
         return Attack(
-            0, f"look up {name}", {"kind": "dns", "address": gateway, "name": name, "limit": 8}, ("answered",), {"addresses": [address]}
+            0,
+            f"look up {name}",
+            {"kind": "dns", "address": gateway, "name": name, "limit": 8},
+            ("answered",),
+            {"addresses": [address]},
         )
 
     return [

@@ -33,7 +33,13 @@ return seen.join(" ");
 def running_browser() -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     # Root in a container has no user namespaces to make Chromium's own sandbox of; the page is ours and goes nowhere.
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--window-size={WIDTH},{HEIGHT}"):
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--window-size={WIDTH},{HEIGHT}",
+    ):
         options.add_argument(word)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))

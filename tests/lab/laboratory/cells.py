@@ -1,7 +1,9 @@
-"""The crash matrix: every step of every verb, before, inside and after it. Generated, so that what is new is in it by itself.
+"""The crash matrix: every step of every verb, before, inside and after it. Generated, so that what is new is in it by
+itself.
 
-The steps of making and removing are the resources' own methods, taken from the tuple that a profile with everything makes. The other
-verbs do more than that in between; there every statement that acts is a step, read from the verb's source.
+The steps of making and removing are the resources' own methods, taken from the tuple that a profile with everything
+makes. The other verbs do more than that in between; there every statement that acts is a step, read from the verb's
+source.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ class Cell:
 
 def find_cells() -> dict[str, Cell]:
     """Every cell by its key, in the order of the verbs."""
-    cells = [Cell(verb, step, when) for verb, steps in _find_steps().items() for step in steps for when in _moments(step)]
+    cells = [
+        Cell(verb, step, when) for verb, steps in _find_steps().items() for step in steps for when in _moments(step)
+    ]
     return {cell.key: cell for cell in cells}
 
 
@@ -88,13 +92,21 @@ def find_classes() -> list[type[Resource]]:
             {
                 "name": "kept",
                 "source": {"env": "KTRDR_B"},
-                "broker": {"host": "a.test", "header": "x: {{ secret }}", "base_url_env": "URL", "methods": ["GET"], "paths": ["/"]},
+                "broker": {
+                    "host": "a.test",
+                    "header": "x: {{ secret }}",
+                    "base_url_env": "URL",
+                    "methods": ["GET"],
+                    "paths": ["/"],
+                },
             },
         ],
     }
     facts = Facts("tcg", "/bin/false", "q35", "/nonexistent", ImageFacts("none", "0" * 64, "/nonexistent"))
     identity = parse_instance_id("x")
-    blueprint = Blueprint(Plan(build_profile(document), facts, identity, document), Allocation(), _nobody, lambda _: b"")
+    blueprint = Blueprint(
+        Plan(build_profile(document), facts, identity, document), Allocation(), _nobody, lambda _: b""
+    )
     with tempfile.TemporaryDirectory() as place:
         target = Target(identity, replace(Home(Path("/nonexistent")).instance("x"), directory=Path(place)), Libvirt())
         target.paths.saved.touch()
@@ -109,7 +121,11 @@ def _find_steps() -> dict[str, list[Step]]:
     classes = find_classes()
 
     def steps(method: str, *kinds: str, but: tuple[str, ...] = ()) -> list[Step]:
-        return [Step(one.__name__.lower(), one, method) for one in classes if (not kinds or one.kind in kinds) and one.kind not in but]
+        return [
+            Step(one.__name__.lower(), one, method)
+            for one in classes
+            if (not kinds or one.kind in kinds) and one.kind not in but
+        ]
 
     network = [one.kind for one in classes if one.isolates]
     return {
@@ -138,7 +154,8 @@ def _find_steps() -> dict[str, list[Step]]:
 
 
 def _statements(*functions: Callable[..., Any]) -> list[Step]:
-    """The statements of these functions that act and that are always come to: not those on the way to an error or an early end."""
+    """The statements of these functions that act and that are always come to: not those on the way to an error or an
+    early end."""
     found = []
     for function in functions:
         code = function.__code__

@@ -1,7 +1,8 @@
-"""A Slurm cluster without systemd: a controller and two nodes, each node with network, UTS, mount and process namespaces of its own.
+"""A Slurm cluster without systemd: a controller and two nodes, each node with network, UTS, mount and process
+namespaces of its own.
 
-The folder `shared` is on both nodes, `local` is another one on each. A node that is cut off can neither reach the controller nor
-write to the shared folder.
+The folder `shared` is on both nodes, `local` is another one on each. A node that is cut off can neither reach the
+controller nor write to the shared folder.
 """
 
 from __future__ import annotations
@@ -74,7 +75,12 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"SLURM_CONF": str(self._configuration), "PATH": os.environ["PATH"], "HOME": "/root", "LC_ALL": "C.UTF-8"}
+        return {
+            "SLURM_CONF": str(self._configuration),
+            "PATH": os.environ["PATH"],
+            "HOME": "/root",
+            "LC_ALL": "C.UTF-8",
+        }
 
     def _space(self, node: str) -> str:
         return f"{self._name}-{node}"
@@ -89,8 +95,18 @@ class Cluster:
         self._in("ctl", "addr", "add", "10.77.0.1/24", "dev", "br0")
         for link in ("lo", "br0"):
             self._in("ctl", "link", "set", link, "up")
-        munged = ["munged", "--foreground", "--force", f"--socket={self.place}/munge.socket", f"--key-file={self.place}/munge.key"]
-        munged += [f"--pid-file={self.place}/munged.pid", f"--log-file={self.place}/munged.log", f"--seed-file={self.place}/munge.seed"]
+        munged = [
+            "munged",
+            "--foreground",
+            "--force",
+            f"--socket={self.place}/munge.socket",
+            f"--key-file={self.place}/munge.key",
+        ]
+        munged += [
+            f"--pid-file={self.place}/munged.pid",
+            f"--log-file={self.place}/munged.log",
+            f"--seed-file={self.place}/munge.seed",
+        ]
         self._start("munged", munged)
         _wait((self.place / "munge.socket").exists, "munged")
         self.start_controller()
@@ -105,7 +121,10 @@ class Cluster:
         _wait(lambda: set(self.states().values()) == {"idle"}, "both nodes")
 
     def start_controller(self) -> None:
-        self._start("slurmctld", [*self.inside(), "unshare", "--uts", "sh", "-c", 'hostname ctl && exec "$@"', "sh", "slurmctld", "-D"])
+        self._start(
+            "slurmctld",
+            [*self.inside(), "unshare", "--uts", "sh", "-c", 'hostname ctl && exec "$@"', "sh", "slurmctld", "-D"],
+        )
 
     def stop_controller(self) -> None:
         """Ask it to end, as a service manager does: its state is on the disk."""
@@ -145,7 +164,9 @@ class Cluster:
 
     def call(self, *words: str, check: bool = True) -> str:
         """The output of a program of Slurm."""
-        done = subprocess.run([*self.inside(), *words], capture_output=True, text=True, env=self.environment, timeout=_LIMIT)
+        done = subprocess.run(
+            [*self.inside(), *words], capture_output=True, text=True, env=self.environment, timeout=_LIMIT
+        )
         assert not check or done.returncode == 0, (words, done.stderr)
         return done.stdout
 
@@ -159,7 +180,12 @@ class Cluster:
     def _start(self, name: str, words: list[str]) -> None:
         with (self.place / f"{name}.out").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, preexec_fn=default_signals
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                preexec_fn=default_signals,
             )
 
     def _in(self, node: str, *words: str) -> None:

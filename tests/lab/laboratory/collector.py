@@ -37,7 +37,8 @@ class Received:
     def resources(self) -> list[dict[str, list[str]]]:
         """The attributes of every resource: all values of each key."""
         groups = getattr(
-            self.message, {"/v1/traces": "resource_spans", "/v1/metrics": "resource_metrics", "/v1/logs": "resource_logs"}[self.path]
+            self.message,
+            {"/v1/traces": "resource_spans", "/v1/metrics": "resource_metrics", "/v1/logs": "resource_logs"}[self.path],
         )
         found = []
         for group in groups:

@@ -1,4 +1,5 @@
-"""`ktrdr-vm` as a person runs it: a process of its own, its exit code, its report, and what the host still has of it afterwards."""
+"""`ktrdr-vm` as a person runs it: a process of its own, its exit code, its report, and what the host still has of it
+afterwards."""
 
 from __future__ import annotations
 
@@ -95,7 +96,13 @@ def assert_nothing_left(lab: Lab, instance_id: str) -> None:
     """Asked of the host with the tools that a person would use, and of the program."""
     identity = parse_instance_id(instance_id)
     assert Instance(lab.home, identity, Libvirt()).find_residue() == []
-    for argv in (["virsh", "list", "--all", "--name"], ["ip", "link"], ["ip", "netns", "list"], ["ip", "addr"], ["nft", "list", "ruleset"]):
+    for argv in (
+        ["virsh", "list", "--all", "--name"],
+        ["ip", "link"],
+        ["ip", "netns", "list"],
+        ["ip", "addr"],
+        ["nft", "list", "ruleset"],
+    ):
         said = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
         for name in (identity.instance_id, identity.tap, identity.table):
             assert name not in said, f"{' '.join(argv)} still shows {name}"

@@ -1,9 +1,11 @@
-"""Runs one verb on an instance and dies by its own hand at one step of it. A process of its own, started by the crash tests.
+"""Runs one verb on an instance and dies by its own hand at one step of it. A process of its own, started by the crash
+tests.
 
     python crash.py PROFILE INSTANCE_ID CELL                 dies with SIGKILL, or has not come to the step
     python crash.py guard NAME CELL DIRECTORY                the guard of that instance, which dies at the step
 
-`inside` is right after the first thing that the step did to the host, or, when a daemon or the guest does it, while they are at it.
+`inside` is right after the first thing that the step did to the host, or, when a daemon or the guest does it, while
+they are at it.
 """
 
 from __future__ import annotations
@@ -129,7 +131,7 @@ def _arm_guard(key: str) -> None:
     process.start = started  # type: ignore[assignment]
 
 
-# -- the verbs ----------------------------------------------------------------------------------------------------------
+# -- the verbs ---------------------------------------------------------------------------------------------------------
 
 
 def _read_secret(_: object) -> bytes:
@@ -137,7 +139,8 @@ def _read_secret(_: object) -> bytes:
 
 
 class Crash:
-    """An instance on the way to the step. One that sleeps was put there by the test, so that not every cell has to boot one."""
+    """An instance on the way to the step. One that sleeps was put there by the test, so that not every cell has to boot
+    one."""
 
     def __init__(self, profile: Path, instance_id: str, cell: Cell) -> None:
         self.home, self.libvirt = find_home(), Libvirt()
@@ -147,7 +150,9 @@ class Crash:
 
     def create(self, *, forked: bool = False, whole: bool = True) -> None:
         """A machine that need not come up: what there is to be seen is on the host."""
-        gathered = gather(self.profile, home=self.home, workspace=self.profile.parent, instance_id=self.instance.identity.instance_id)
+        gathered = gather(
+            self.profile, home=self.home, workspace=self.profile.parent, instance_id=self.instance.identity.instance_id
+        )
         template = None
         if forked:
             image = ImageStore(self.home.images).find(gathered.plan.facts.image.digest)

@@ -66,7 +66,8 @@ def end_daemon(name: str) -> None:
 
 
 def restart_daemons(logs: Path, away: float = 0.0, *, rebooted: bool = False) -> None:
-    """As an upgrade of the host's packages does it. `away` is for how many seconds nobody answers; a reboot empties /run as well."""
+    """As an upgrade of the host's packages does it. `away` is for how many seconds nobody answers; a reboot empties
+    /run as well."""
     for name in ("libvirtd", "virtlogd"):
         end_daemon(name)
     time.sleep(away)

@@ -69,7 +69,10 @@ class Far:
         self.repository = self.make_repository()
 
     def set(self, **settings: str) -> None:
-        lines = [f'export KTRDR_VM_HOME="${{KTRDR_VM_HOME:-{self.home}}}"', *(f"export {name}={value}" for name, value in settings.items())]
+        lines = [
+            f'export KTRDR_VM_HOME="${{KTRDR_VM_HOME:-{self.home}}}"',
+            *(f"export {name}={value}" for name, value in settings.items()),
+        ]
         self.settings.write_text("\n".join([*lines, self.more]) + "\n")
 
     def make_repository(self) -> Path:
@@ -99,7 +102,13 @@ class Far:
         command = [sys.executable, *self.client, *words]
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, cwd=self.repository, env=self.environment(), stdout=pipe, stderr=pipe, text=True, preexec_fn=default_signals
+            command,
+            cwd=self.repository,
+            env=self.environment(),
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            preexec_fn=default_signals,
         )
 
     def call(self, *words: str, code: int = 0, limit: float = 120) -> str:
@@ -111,7 +120,9 @@ class Far:
 
     def cut(self) -> bool:
         """Kill the processes of sshd that carry a connection; True if there was one."""
-        found = subprocess.run(["pgrep", "--parent", str(self.server.pid)], capture_output=True, text=True).stdout.split()
+        found = subprocess.run(
+            ["pgrep", "--parent", str(self.server.pid)], capture_output=True, text=True
+        ).stdout.split()
         for pid in found:
             os.kill(int(pid), signal.SIGKILL)
         return bool(found)

@@ -1,7 +1,8 @@
-"""`ktrdr-vm` of a far end with a stand-in for the VM: a run writes events, a gate, artifacts and a commit, and ends after a time.
+"""`ktrdr-vm` of a far end with a stand-in for the VM: a run writes events, a gate, artifacts and a commit, and ends
+after a time.
 
-FAR_SECONDS is the length of a run, FAR_EXIT its exit code, and FAR_FAIL=N lets the first N attempts end with exit code 3.
-FAR_GUEST is a configuration of OpenSSH by which every instance is reached.
+FAR_SECONDS is the length of a run, FAR_EXIT its exit code, and FAR_FAIL=N lets the first N attempts end with exit code
+3. FAR_GUEST is a configuration of OpenSSH by which every instance is reached.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.results import write_report
 
 SECRET = "hunter2hunter2"
-WHO = {"GIT_AUTHOR_NAME": "g", "GIT_AUTHOR_EMAIL": "g@x", "GIT_COMMITTER_NAME": "g", "GIT_COMMITTER_EMAIL": "g@x", "HOME": "/nonexistent"}
+WHO = {
+    "GIT_AUTHOR_NAME": "g",
+    "GIT_AUTHOR_EMAIL": "g@x",
+    "GIT_COMMITTER_NAME": "g",
+    "GIT_COMMITTER_EMAIL": "g@x",
+    "HOME": "/nonexistent",
+}
 
 
 def execute(gathered: Gathered, home: Home, request: Request, listener: Listener) -> RunReport:
@@ -87,9 +94,13 @@ def work(recorder: Recorder, ledger: Path, instance_id: str) -> None:
     """A task and a row of the ledger ten times in a second."""
     end, count = time.monotonic() + float(os.environ.get("FAR_SECONDS", "0")), 0
     while count < 5 or time.monotonic() < end:
-        recorder.on_gate({"event": "task_finished", "gate": "unit", "task": f"task {count}", "outcome": "ok", "duration_s": 0.1})
+        recorder.on_gate(
+            {"event": "task_finished", "gate": "unit", "task": f"task {count}", "outcome": "ok", "duration_s": 0.1}
+        )
         with ledger.open("a") as file:
-            file.write(f'{{"time": "{now()}", "instance_id": "{instance_id}", "host": "{SECRET}.example", "n": {count}}}\n')
+            file.write(
+                f'{{"time": "{now()}", "instance_id": "{instance_id}", "host": "{SECRET}.example", "n": {count}}}\n'
+            )
         count += 1
         time.sleep(0.1)
 

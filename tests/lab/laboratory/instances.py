@@ -1,4 +1,5 @@
-"""The one place where lab tests get a virtual machine from, so that it can come from a template as well as from a cold boot."""
+"""The one place where lab tests get a virtual machine from, so that it can come from a template as well as from a cold
+boot."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ secrets:
 
 
 def find_or_build_image(home: Home | None = None, name: str = "debian-13-docker") -> Image | None:
-    """The image of a shipped recipe. Before the lab is entered it is built when it is not there; inside it is only looked up."""
+    """The image of a shipped recipe. Before the lab is entered it is built when it is not there; inside it is only
+    looked up."""
     recipe = load_recipe(PROJECT / f"images/{name}.yaml")
     if home is not None:
         return ImageStore(home.images).find(recipe.digest)
@@ -161,7 +163,14 @@ def running_instance(lab: Lab, libvirt: Libvirt) -> Iterator[LabInstance]:
             personalize(guest, plan, made.environment)
             guest.run("systemctl start docker.service", become=True, timeout=300)
             loaded.complete(read_secret=lambda _: canary, mount_roots=())
-            copy_in(gathered.repository, plan.profile.workspace, guest, plan.facts.image.user, made.instance_id, lambda _: None)
+            copy_in(
+                gathered.repository,
+                plan.profile.workspace,
+                guest,
+                plan.facts.image.user,
+                made.instance_id,
+                lambda _: None,
+            )
             # As `--keep always` leaves it: commands may take it up, and nothing collects it.
             loaded.journal.keep()
             loaded.close()

@@ -15,9 +15,15 @@ def take_inventory(lab: Lab, libvirt: Libvirt) -> dict[str, list[str]]:
     return {
         "domains": sorted(domain.name() for domain in libvirt.connect().listAllDomains()),
         "links": sorted(link["ifname"] for link in _json("ip", "-j", "link", "show")),
-        "tables": sorted(entry["table"]["name"] for entry in _json("nft", "-j", "list", "tables")["nftables"] if "table" in entry),
+        "tables": sorted(
+            entry["table"]["name"] for entry in _json("nft", "-j", "list", "tables")["nftables"] if "table" in entry
+        ),
         "namespaces": sorted(path.name for path in Path("/run/netns").iterdir()),
-        "mounts": sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(lab.home.root) in line),
+        "mounts": sorted(
+            line.split()[4]
+            for line in Path("/proc/self/mountinfo").read_text().splitlines()
+            if str(lab.home.root) in line
+        ),
         "instances": sorted(path.name for path in lab.home.instances.iterdir()),
         "locks": sorted(path.name for path in lab.home.locks.iterdir()) if lab.home.locks.exists() else [],
         "processes": sorted(_processes(str(lab.home.root))),
@@ -38,6 +44,8 @@ def _processes(marker: str) -> list[str]:
             except OSError:
                 continue
             line = " ".join(words)
-            if marker in line and ("qemu-system" in words[0] or "ktrdr_vm.egress.guard" in line or words[0].endswith("haproxy")):
+            if marker in line and (
+                "qemu-system" in words[0] or "ktrdr_vm.egress.guard" in line or words[0].endswith("haproxy")
+            ):
                 found.append(line[:120])
     return found

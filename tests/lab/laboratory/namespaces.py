@@ -70,7 +70,9 @@ def enter_own_namespaces() -> None:
 def require_own_namespace() -> None:
     """Nothing is sent from the namespace that the machine itself lives in."""
     if os.stat("/proc/thread-self/ns/net").st_ino in _OUTSIDE:
-        raise AssertionError("the test process is in the machine's own network namespace; nothing may be sent from here")
+        raise AssertionError(
+            "the test process is in the machine's own network namespace; nothing may be sent from here"
+        )
 
 
 def make_namespace(name: str) -> str:
@@ -86,7 +88,8 @@ def remove_namespace(name: str) -> None:
 
 @contextlib.contextmanager
 def inside(name: str) -> Iterator[None]:
-    """This thread, and the threads that it starts, are in a named namespace. Sockets stay in the one they were made in."""
+    """This thread, and the threads that it starts, are in a named namespace. Sockets stay in the one they were made
+    in."""
     require_own_namespace()
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     there = os.open(RUN_NETNS / name, os.O_RDONLY | os.O_CLOEXEC)

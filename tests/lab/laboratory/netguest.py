@@ -1,8 +1,9 @@
-"""A guest that is a network namespace: the real firewall, guard and tap of an instance, and no virtual machine. It is there in a second.
+"""A guest that is a network namespace: the real firewall, guard and tap of an instance, and no virtual machine. It is
+there in a second.
 
-A veth pair is used as the tap: the host's end has the tap's name and mark, so that the real resource takes it as its own and moves it
-into the network namespace of the instance, as one that QEMU has opened.
-What protects can be taken out (`sabotage`), to see that the same attack then gets through.
+A veth pair is used as the tap: the host's end has the tap's name and mark, so that the real resource takes it as its
+own and moves it into the network namespace of the instance, as one that QEMU has opened. What protects can be taken out
+(`sabotage`), to see that the same attack then gets through.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class _SabotagedPlan:
 
 
 class NamespaceGuest:
-    """Use as a context. `allow` is the profile's egress.allow; pass `egress` instead for the whole mapping as it stands in YAML."""
+    """Use as a context. `allow` is the profile's egress.allow; pass `egress` instead for the whole mapping as it stands
+    in YAML."""
 
     def __init__(
         self,
@@ -89,7 +91,11 @@ class NamespaceGuest:
         sabotage: tuple[Sabotage, ...] = (),
     ) -> None:
         number = next(_NUMBERS)
-        document = {"version": 1, "name": "net", "image": "none", "egress": {"allow": allow or []}} if profile is None else dict(profile)
+        document = (
+            {"version": 1, "name": "net", "image": "none", "egress": {"allow": allow or []}}
+            if profile is None
+            else dict(profile)
+        )
         image = ImageFacts("none", "0" * 64, "/nonexistent")
         facts = Facts(
             "tcg",
@@ -187,7 +193,7 @@ class NamespaceGuest:
     def lookup(self, name: str, **fields: Any) -> dict[str, Any]:
         return self.probe("dns", address=self.gateway, name=name, **{"limit": 5, **fields})
 
-    # -- as root of the host ------------------------------------------------------------------------------------------------
+    # -- as root of the host -------------------------------------------------------------------------------------------
 
     def nft(self, words: str) -> str:
         """nft in the namespace of the instance."""

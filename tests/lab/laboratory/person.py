@@ -1,4 +1,5 @@
-"""A user of this machine without root: made for a session, with subordinate ids, and removed with all that runs as one of them."""
+"""A user of this machine without root: made for a session, with subordinate ids, and removed with all that runs as one
+of them."""
 
 from __future__ import annotations
 
@@ -101,7 +102,9 @@ def make_person(number: int = 0) -> Iterator[Person]:
             for line in Path("/etc", option.removeprefix("--del-").rstrip("s")).read_text().splitlines():
                 if line.startswith(f"{name}:"):
                     _, old, count = line.split(":")
-                    subprocess.run(["usermod", option, f"{old}-{int(old) + int(count) - 1}", name], check=True, timeout=60)
+                    subprocess.run(
+                        ["usermod", option, f"{old}-{int(old) + int(count) - 1}", name], check=True, timeout=60
+                    )
         ids = f"{first}-{first + _COUNT - 1}"
         subprocess.run(["usermod", "--add-subuids", ids, "--add-subgids", ids, name], check=True, timeout=60)
         if kvm := _find_kvm():
@@ -155,7 +158,9 @@ def _python_for_others() -> Iterator[Path]:
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     system = Path("/usr/bin", version)
     if not system.exists() or not all(part.stat().st_mode & 0o005 == 0o005 for part in (*PROJECT.parents, PROJECT)):
-        raise FileNotFoundError(f"another user can run neither {own.resolve()} nor {system} with the packages of {PROJECT}")
+        raise FileNotFoundError(
+            f"another user can run neither {own.resolve()} nor {system} with the packages of {PROJECT}"
+        )
     with tempfile.TemporaryDirectory(prefix="ktrdr-lab-python-", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
         subprocess.run([system, "-m", "venv", "--without-pip", folder], check=True, timeout=120)

@@ -1,7 +1,8 @@
-"""Probes, run as root inside a guest: a namespace, a VM, a container in it. Standard library only, since the file is copied there.
+"""Probes, run as root inside a guest: a namespace, a VM, a container in it. Standard library only, since the file is
+copied there.
 
-A probe is a mapping with `kind`; the answer is a mapping with `outcome`: connected, answered, timeout, refused, reset, closed, sent.
-As a program: a JSON list of probes on standard input, a JSON list of answers on standard output.
+A probe is a mapping with `kind`; the answer is a mapping with `outcome`: connected, answered, timeout, refused, reset,
+closed, sent. As a program: a JSON list of probes on standard input, a JSON list of answers on standard output.
 """
 
 import json
@@ -28,7 +29,8 @@ def tcp(probe):
 
 
 def tls(probe):
-    """TLS to an address with any name, or none, in the hello; then a request. The certificate is the lab's for every name."""
+    """TLS to an address with any name, or none, in the hello; then a request. The certificate is the lab's for every
+    name."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -44,7 +46,8 @@ def tls(probe):
 
 
 def http(probe):
-    """The bytes of a request as they are, and the status that came back. `patience` is for an answer that is not closed."""
+    """The bytes of a request as they are, and the status that came back. `patience` is for an answer that is not
+    closed."""
     with socket.create_connection((probe["address"], probe["port"]), probe.get("limit", LIMIT)) as connection:
         connection.settimeout(probe.get("patience", probe.get("limit", LIMIT) + 8))
         connection.sendall(probe["send"].encode())
@@ -55,12 +58,20 @@ def http(probe):
         except TimeoutError:
             pass
     words = said.split()
-    return {"outcome": "answered" if said else "closed", "status": int(words[1]) if len(words) > 1 else 0, "said": said.decode("latin-1")}
+    return {
+        "outcome": "answered" if said else "closed",
+        "status": int(words[1]) if len(words) > 1 else 0,
+        "said": said.decode("latin-1"),
+    }
 
 
 def _query(name, kind):
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
-    return struct.pack("!6H", int.from_bytes(os.urandom(2), "big"), 0x0100, 1, 0, 0, 0) + labels + struct.pack("!2H", kind, 1)
+    return (
+        struct.pack("!6H", int.from_bytes(os.urandom(2), "big"), 0x0100, 1, 0, 0, 0)
+        + labels
+        + struct.pack("!2H", kind, 1)
+    )
 
 
 def _addresses(reply):

@@ -2,7 +2,8 @@
 
     python reaper.py PROGRAM ARGUMENTS...
 
-libvirtd leaves each QEMU to process 1 and, at the end, waits until that one has reaped it. Not every container's does so within a second.
+libvirtd leaves each QEMU to process 1 and, at the end, waits until that one has reaped it. Not every container's does
+so within a second.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What arrived in the world outside: packets on its wires, and requests at its servers. Tests assert on this and not on the guest's word."""
+"""What arrived in the world outside: packets on its wires, and requests at its servers. Tests assert on this and not on
+the guest's word."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class Recorder:
         self.reading = threading.Lock()
 
     def settle(self, limit: float = 2.0) -> None:
-        """Wait until the sniffers have read what lies on their wires: a busy machine lets them run late. A flood is not waited out."""
+        """Wait until the sniffers have read what lies on their wires: a busy machine lets them run late. A flood is not
+        waited out."""
         end = time.monotonic() + limit
         while time.monotonic() < end:
             with self.reading:

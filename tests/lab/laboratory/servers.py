@@ -35,9 +35,13 @@ class Authority:
         ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
         issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lab authority")])
 
-        def build(subject: x509.Name, public: ec.EllipticCurvePublicKey, extension: x509.ExtensionType) -> x509.Certificate:
+        def build(
+            subject: x509.Name, public: ec.EllipticCurvePublicKey, extension: x509.ExtensionType
+        ) -> x509.Certificate:
             builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(public)
-            builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
+            builder = builder.serial_number(x509.random_serial_number()).not_valid_before(
+                now - datetime.timedelta(days=1)
+            )
             builder = builder.not_valid_after(now + datetime.timedelta(days=2)).add_extension(extension, critical=True)
             return builder.sign(ca_key, hashes.SHA256())
 
@@ -105,7 +109,8 @@ class _Web(http.server.BaseHTTPRequestHandler):
 
 
 def start_web(address: str, port: int, recorder: Recorder, authority: Authority | None = None) -> None:
-    """HTTP, or HTTPS where an authority is given. Every connection is a hit `tcp`, every SNI a hit `tls`, every request one more."""
+    """HTTP, or HTTPS where an authority is given. Every connection is a hit `tcp`, every SNI a hit `tls`, every request
+    one more."""
 
     def on_name(connection: ssl.SSLSocket, name: str | None, _context: ssl.SSLContext) -> None:
         recorder.hit(Hit("tls", *connection.getsockname()[:2], name or ""))
@@ -197,7 +202,8 @@ class Dns:
                 self._udp.sendto(self._fit(wire, self.answer(wire)), peer)
 
     def _fit(self, wire: bytes, reply: bytes) -> bytes:
-        """As a name server does it: an answer that is larger than the client takes goes without its records, and says so."""
+        """As a name server does it: an answer that is larger than the client takes goes without its records, and says
+        so."""
         query = dns.message.from_wire(wire)
         if len(reply) <= max(query.payload, 512):
             return reply

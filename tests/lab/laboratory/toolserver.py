@@ -1,4 +1,5 @@
-"""What tools fetch from: packages of each kind, a Git repository over HTTPS and SSH, a container registry. In a namespace of its own."""
+"""What tools fetch from: packages of each kind, a Git repository over HTTPS and SSH, a container registry. In a
+namespace of its own."""
 
 from __future__ import annotations
 
@@ -43,7 +44,10 @@ def write_packages(root: Path) -> None:
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("labdemo.py", "ANSWER = 42\n")
         archive.writestr("labdemo-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: labdemo\nVersion: 1.0\n")
-        archive.writestr("labdemo-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "labdemo-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         archive.writestr("labdemo-1.0.dist-info/RECORD", "labdemo.py,,\n")
     (root / "simple" / "labdemo").mkdir(parents=True)
     (root / "simple" / "labdemo" / "index.html").write_text(f'<a href="/files/{wheel.name}">{wheel.name}</a>')
@@ -59,15 +63,24 @@ def write_packages(root: Path) -> None:
     (root / "npm").mkdir()
     with tarfile.open(root / "npm" / "labdemo-1.0.0.tgz", "w:gz") as archive:
         archive.add(package, "package")
-    integrity = "sha512-" + b64encode(hashlib.sha512((root / "npm" / "labdemo-1.0.0.tgz").read_bytes()).digest()).decode()
+    integrity = (
+        "sha512-" + b64encode(hashlib.sha512((root / "npm" / "labdemo-1.0.0.tgz").read_bytes()).digest()).decode()
+    )
     dist = {"tarball": f"https://{NAME}/npm/labdemo-1.0.0.tgz", "integrity": integrity}
     version = {"name": "labdemo", "version": "1.0.0", "dist": dist}
-    (root / "npm" / "labdemo").write_text(json.dumps({"name": "labdemo", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}))
+    (root / "npm" / "labdemo").write_text(
+        json.dumps({"name": "labdemo", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}})
+    )
     work = root / "work"
     git = ["git", "-c", "user.name=lab", "-c", "user.email=lab@test.lab", "-c", "init.defaultBranch=main"]
     work.mkdir()
     (work / "README").write_text("from outside\n")
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "one"], ["clone", "-q", "--bare", ".", str(root / "demo.git")]):
+    for words in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["commit", "-qm", "one"],
+        ["clone", "-q", "--bare", ".", str(root / "demo.git")],
+    ):
         subprocess.run([*git, *words], cwd=work, check=True, capture_output=True, timeout=30)
     subprocess.run(["git", "update-server-info"], cwd=root / "demo.git", check=True, timeout=30)
 
@@ -120,14 +133,18 @@ def start_sshd(scratch: Path) -> subprocess.Popen[bytes]:
     """OpenSSH's own server in the namespace of the tools, with keys made here."""
     Path("/run/sshd").mkdir(exist_ok=True)
     for name in ("host", "login"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(scratch / name)], check=True, timeout=30)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(scratch / name)], check=True, timeout=30
+        )
     options = {
         "HostKey": scratch / "host", "AuthorizedKeysFile": scratch / "login.pub", "StrictModes": "no", "PermitRootLogin": "yes",
         "ListenAddress": ADDRESS, "PidFile": "none", "UsePAM": "no",
     }  # fmt: skip
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     log = (scratch / "sshd.log").open("wb")
-    started = subprocess.Popen(["ip", "netns", "exec", "tools", "/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", *words], stderr=log)
+    started = subprocess.Popen(
+        ["ip", "netns", "exec", "tools", "/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", *words], stderr=log
+    )
 
     _wait_for(22)
     return started

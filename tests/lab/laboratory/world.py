@@ -1,4 +1,5 @@
-"""The world around the lab host: an internet, a LAN with a printer and a metadata service, and nothing else. There is no way out of it.
+"""The world around the lab host: an internet, a LAN with a printer and a metadata service, and nothing else. There is
+no way out of it.
 
 lab host (the test process's own namespace; ip_forward is on, the hardest case)
   ├─ uplink 198.51.100.254 ── internet: every address that is nobody else's answers there

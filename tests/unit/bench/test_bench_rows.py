@@ -1,4 +1,5 @@
-"""What the bench makes of its samples, and that every peer gives the samples which the rows ask for. No machine is started."""
+"""What the bench makes of its samples, and that every peer gives the samples which the rows ask for. No machine is
+started."""
 
 from __future__ import annotations
 

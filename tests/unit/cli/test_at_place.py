@@ -1,4 +1,5 @@
-"""A command is repeated at the place in the same words, and is about this host unless the instance is known only elsewhere."""
+"""A command is repeated at the place in the same words, and is about this host unless the instance is known only
+elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ ENTRY = Entry(REQUEST, "far", "demo", "", "", "2026-01-01T00:00:00Z")
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     configuration = tmp_path / "config/ktrdr-vm"
     configuration.mkdir(parents=True)
-    (configuration / "places.yaml").write_text("places: {far: {kind: ssh, host: runner@far}, other: {kind: ssh, host: other}}\n")
+    (configuration / "places.yaml").write_text(
+        "places: {far: {kind: ssh, host: runner@far}, other: {kind: ssh, host: other}}\n"
+    )
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path / "home"))
     return Home(tmp_path / "home")
@@ -65,7 +68,9 @@ def call(*words: str) -> Any:
         ("attach --on far demo --debug", "attach -- demo"),
     ],
 )  # fmt: skip
-def test_the_words_are_those_that_were_given(words: str, there: str, home: Home, seen: list[tuple[str, list[str]]]) -> None:
+def test_the_words_are_those_that_were_given(
+    words: str, there: str, home: Home, seen: list[tuple[str, list[str]]]
+) -> None:
     result = call(*words.split())
     assert result.exception is None, result.output
     assert seen == [("far", there.split())]
@@ -104,7 +109,9 @@ def test_an_instance_and_evidence_of_this_host_are_read_here(home: Home, seen: l
 @pytest.mark.parametrize(
     "words", [("exec", "--on", "typo", "demo", "x"), ("cp", "--on", "far", "a", "b"), ("attach", "--on", "far", "../x")]
 )
-def test_a_wrong_place_or_instance_is_a_usage_error(words: tuple[str, ...], home: Home, seen: list[tuple[str, list[str]]]) -> None:
+def test_a_wrong_place_or_instance_is_a_usage_error(
+    words: tuple[str, ...], home: Home, seen: list[tuple[str, list[str]]]
+) -> None:
     result = call(*words)
     assert seen == [] and (result.exit_code == 2 or isinstance(result.exception, UsageError))
 
@@ -113,4 +120,6 @@ def test_the_words_of_openssh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ktrdr_vm.places.reach.process.require_program", lambda name: Path("/usr/bin") / name)
     words = Reach(Place("far", "ssh", "runner@far"), "demo").make_words(["exec", "--", "demo", "echo", "a  b; $x"])
     assert words[:2] == ["/usr/bin/ssh", "-T"] and "-oBatchMode=yes" in words and words[-3:-1] == ["--", "runner@far"]
-    assert words[-1].startswith("ktrdr-vm relay --release ") and words[-1].endswith(" demo -- exec -- demo echo 'a  b; $x'")
+    assert words[-1].startswith("ktrdr-vm relay --release ") and words[-1].endswith(
+        " demo -- exec -- demo echo 'a  b; $x'"
+    )

@@ -31,7 +31,9 @@ def test_a_mistake_is_ours_to_say(called: list[tuple[str, ...]], words: tuple[st
     assert getattr(copy(*words).exception, "exit_code", None) == 2 and called == []
 
 
-@pytest.mark.parametrize("words", [("there", "demo:/x"), (".", "demo:/x"), ("demo:/x", "new"), ("demo:/x", "."), ("demo:/x", "there")])
+@pytest.mark.parametrize(
+    "words", [("there", "demo:/x"), (".", "demo:/x"), ("demo:/x", "new"), ("demo:/x", "."), ("demo:/x", "there")]
+)
 def test_what_can_be_copied_is_left_to_scp(called: list[tuple[str, ...]], words: tuple[str, str]) -> None:
     assert copy(*words).exit_code == 0
     assert called == [("scp", "-r", "-p", "--", *words)]

@@ -1,4 +1,5 @@
-"""`exec`, `gate`, MCP and programs refuse when what an instance may do has changed since the revision that they expect."""
+"""`exec`, `gate`, MCP and programs refuse when what an instance may do has changed since the revision that they
+expect."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callab
 
     monkeypatch.setattr(push_run, "push_to", push_to)
     (tmp_path / "playbooks").mkdir()
-    (tmp_path / "playbooks" / "own.yaml").write_text("- hosts: all\n  tasks: [{name: x, ansible.builtin.command: {cmd: x}}]\n")
+    (tmp_path / "playbooks" / "own.yaml").write_text(
+        "- hosts: all\n  tasks: [{name: x, ansible.builtin.command: {cmd: x}}]\n"
+    )
     return made
 
 
@@ -100,7 +103,9 @@ def test_a_command_is_refused_before_it_reaches_the_guest(home: Home, command: s
 
 
 @pytest.mark.parametrize("command", ["exec", "gate", "push"])
-def test_a_guard_that_does_not_answer_refuses_as_well(home: Home, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_a_guard_that_does_not_answer_refuses_as_well(
+    home: Home, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     def silent(*_: object, **__: object) -> None:
         raise ProvisionError("the guard does not answer", where="x", hint="y")
 
@@ -112,7 +117,9 @@ def test_a_guard_that_does_not_answer_refuses_as_well(home: Home, monkeypatch: p
 def test_a_change_between_two_gates_stops_the_second(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     said = [NOW, NOW, NOW[:-1] + "4"]
     monkeypatch.setattr(
-        client, "ask_guard", lambda _directory, op, **_: {"parts": {}, **({"revision": said.pop(0)} if op == "revision" else {})}
+        client,
+        "ask_guard",
+        lambda _directory, op, **_: {"parts": {}, **({"revision": said.pop(0)} if op == "revision" else {})},
     )
     done = call("gate", "--expect", NOW, "one", "own", "own", "--workspace", str(home.root))
     assert isinstance(done.exception, UsageError) and GUEST == ["own"]
@@ -145,7 +152,10 @@ def test_status_shows_the_revision(home: Home, monkeypatch: pytest.MonkeyPatch) 
 
 def write_ledger(home: Home) -> None:
     row = {"time": "2026-01-01T00:00:00.000Z", "instance_id": "one", "kind": "dns", "verdict": "deny"}
-    rows = [{**row, "name": "old"}, *({**row, "name": name, "revision": text} for name, text in (("before", BEFORE), ("now", NOW)))]
+    rows = [
+        {**row, "name": "old"},
+        *({**row, "name": name, "revision": text} for name, text in (("before", BEFORE), ("now", NOW))),
+    ]
     home.instance("one").ledger.write_text("".join(json.dumps(one) + "\n" for one in rows))
 
 

@@ -8,7 +8,16 @@ from ktrdr_vm.cli.progress import show_gate_event
 
 
 def say(message: str, module: str = "debug") -> None:
-    show_gate_event({"event": "task_finished", "task": "say", "outcome": "ok", "duration_s": 0.1, "module": module, "message": message})
+    show_gate_event(
+        {
+            "event": "task_finished",
+            "task": "say",
+            "outcome": "ok",
+            "duration_s": 0.1,
+            "module": module,
+            "message": message,
+        }
+    )
 
 
 def test_the_message_stands_under_the_task_s_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,8 +70,13 @@ def test_one_that_does_not_run_or_does_not_answer_is_a_fault(home: Home, monkeyp
 
 def test_one_that_is_busy_is_waited_for(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow host it starts its parts for longer than an answer may take; one that has ended is not waited for."""
-    answers: list[dict[str, Any] | ProvisionError] = [ProvisionError("the guard does not answer: timed out", where="", hint="")] * 2
-    answers += [{"parts": {"the resolver": PARTS["the resolver"] | {"ends": 0}}}, {"parts": {"the proxy": PARTS["the proxy"]}}]
+    answers: list[dict[str, Any] | ProvisionError] = [
+        ProvisionError("the guard does not answer: timed out", where="", hint="")
+    ] * 2
+    answers += [
+        {"parts": {"the resolver": PARTS["the resolver"] | {"ends": 0}}},
+        {"parts": {"the proxy": PARTS["the proxy"]}},
+    ]
     living = [True]
 
     def ask(*_: object, **__: object) -> dict[str, Any]:
@@ -96,7 +101,9 @@ def test_list_says_it(home: Home) -> None:
 
 
 @pytest.mark.parametrize("line", ["ssh one", "exec one -- true", "cp one:/a b", "forward one 80"])
-def test_who_goes_in_is_told(home: Home, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_who_goes_in_is_told(
+    home: Home, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     became: list[Any] = []
     monkeypatch.setattr("ktrdr_vm.cli.ssh._become", lambda *words: became.append(words))
     monkeypatch.setattr("ktrdr_vm.instance.ssh_config.make_ssh_options", lambda _: {})
@@ -113,7 +120,9 @@ def test_who_runs_something_in_it_is_told(
     def connect(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    (tmp_path / "gate.yaml").write_text("- {name: g, hosts: all, tasks: [{name: t, ansible.builtin.debug: {msg: x}}]}\n")
+    (tmp_path / "gate.yaml").write_text(
+        "- {name: g, hosts: all, tasks: [{name: t, ansible.builtin.debug: {msg: x}}]}\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(LoadedInstance, "connect", connect)
     monkeypatch.setattr("ktrdr_vm.run.mask.find_mask", lambda *_: connect())

@@ -44,14 +44,21 @@ def test_a_dry_run_shows_the_difference_and_writes_nothing(top: Path) -> None:
     assert run("--dry-run").stdout == ""
     (top / "ktrdr.yaml").write_text((top / "ktrdr.yaml").read_text().replace("memory: 2GiB", "memory: 6GiB"))
     shown = run("--dry-run").stdout
-    assert "-resources: {vcpus: 2, memory: 6GiB, disk: 20GiB}\n+resources: {vcpus: 2, memory: 2GiB, disk: 20GiB}\n" in shown
+    assert (
+        "-resources: {vcpus: 2, memory: 6GiB, disk: 20GiB}\n+resources: {vcpus: 2, memory: 2GiB, disk: 20GiB}\n"
+        in shown
+    )
 
 
 def test_it_overwrites_only_with_force_and_then_all_or_nothing(top: Path) -> None:
     (top / "ktrdr.yaml").write_text("mine\n")
     refused = run()
     assert isinstance(refused.exception, UsageError)
-    assert "ktrdr.yaml exists" in str(refused.exception) and "--dry-run" in refused.exception.hint and "--force" in refused.exception.hint
+    assert (
+        "ktrdr.yaml exists" in str(refused.exception)
+        and "--dry-run" in refused.exception.hint
+        and "--force" in refused.exception.hint
+    )
     assert (top / "ktrdr.yaml").read_text() == "mine\n" and not (top / "playbooks").exists()
     assert run("--force").exception is None
     assert (top / "ktrdr.yaml").read_text().startswith("# Written by `ktrdr-vm init`")
@@ -59,7 +66,10 @@ def test_it_overwrites_only_with_force_and_then_all_or_nothing(top: Path) -> Non
 
 def test_it_prints_json(top: Path) -> None:
     documents = json.loads(run("--json").stdout)
-    assert [(one["file"], one["state"]) for one in documents] == [("ktrdr.yaml", "written"), ("playbooks/checks.yaml", "written")]
+    assert [(one["file"], one["state"]) for one in documents] == [
+        ("ktrdr.yaml", "written"),
+        ("playbooks/checks.yaml", "written"),
+    ]
     assert "+version: 1" in documents[0]["difference"]
 
 

@@ -15,7 +15,8 @@ from ktrdr_vm.errors import ResidueError
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.instance.instance import Instance
 
-# A program of the guest's or OpenSSH's takes over; the format is another's; or there is nothing on standard output to show.
+# A program of the guest's or OpenSSH's takes over; the format is another's; or there is nothing on standard output to
+# show.
 _OTHERWISE = {
     "ssh", "exec", "cp", "forward", "console", "attach", "mcp", "metrics", "ssh-config", "proxy", "logs", "run-request",
     "serve", "relay", "stream", "places setup", "top",
@@ -35,7 +36,11 @@ def find_commands(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[t
 
 
 def test_every_command_that_shows_something_has_json() -> None:
-    without = {name for name, command in find_commands(cli) if not any("--json" in parameter.opts for parameter in command.params)}
+    without = {
+        name
+        for name, command in find_commands(cli)
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
     assert without == _OTHERWISE
 
 
@@ -55,7 +60,9 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return int(str(ended.value.code))
 
 
-def test_destroy_says_what_is_left_of_which(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_destroy_says_what_is_left_of_which(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def destroy(self: Instance, notify: object) -> None:
         if self.identity.instance_id == "two":
             raise ResidueError("residue is left", hint="by hand", left=["tap kv1"])
@@ -81,7 +88,9 @@ def test_what_is_suggested_is_a_fragment_of_a_profile(
     assert json.loads(capsys.readouterr().out) == {}
 
 
-def test_events_are_json_whether_asked_for_or_not(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_events_are_json_whether_asked_for_or_not(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = home / "runs" / "one" / "latest"
     run.mkdir(parents=True)
     (run / "events.jsonl").write_text('{"event": "run_started"}\n')
@@ -90,7 +99,9 @@ def test_events_are_json_whether_asked_for_or_not(home: Path, monkeypatch: pytes
         assert json.loads(capsys.readouterr().out) == {"event": "run_started"}
 
 
-def test_escalations_without_a_command_lists_them(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_escalations_without_a_command_lists_them(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(monkeypatch, "escalations") == 0
     assert capsys.readouterr().out == ""
     assert call(monkeypatch, "escalations", "--help") == 0

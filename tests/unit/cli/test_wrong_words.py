@@ -1,4 +1,5 @@
-"""What a person types that cannot be: what, where and what to do next, never a trace, and the exit code of the contract."""
+"""What a person types that cannot be: what, where and what to do next, never a trace, and the exit code of the
+contract."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ def test_what_is_not_there_is_said_and_nothing_is_touched(command: Command, line
     assert list(command.home.iterdir()) == []
 
 
-@pytest.mark.parametrize("line", ["plan p.yaml", "validate p.yaml", "apply p.yaml", "render p.yaml --out o", "gate one unit", "mcp"])
+@pytest.mark.parametrize(
+    "line", ["plan p.yaml", "validate p.yaml", "apply p.yaml", "render p.yaml --out o", "gate one unit", "mcp"]
+)
 def test_a_workspace_that_is_not_there_is_no_empty_one(command: Command, line: str) -> None:
     code, _, err = command(*line.split(), "--workspace", str(command.home / "nowhere"))
     assert code == 2 and "nowhere' does not exist" in err
@@ -97,7 +100,9 @@ def test_destroying_many_ends_with_what_matters_most(
 
 def test_nothing_goes_before_everything_was_asked_for(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     gone: list[str] = []
-    monkeypatch.setattr(Instance, "find_mode", lambda self: "interactive" if self.identity.instance_id == "lived-in" else "")
+    monkeypatch.setattr(
+        Instance, "find_mode", lambda self: "interactive" if self.identity.instance_id == "lived-in" else ""
+    )
     monkeypatch.setattr(Instance, "destroy", lambda self, notify: gone.append(self.identity.instance_id))
     monkeypatch.setattr(sys, "stdin", None)
     monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115

@@ -1,4 +1,5 @@
-"""Messages between the guard and its children: what is written is read back, and an unknown or missing field is refused."""
+"""Messages between the guard and its children: what is written is read back, and an unknown or missing field is
+refused."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ SAID: list[Note | Count | AllowRequest] = [
     Count("rate", 3),
     AllowRequest(7, "a.example", ("198.51.100.1", "198.51.100.2"), 60),
 ]
-TOLD: list[AllowReply | Grants] = [AllowReply(7, ("198.51.100.1",)), AllowReply(8, ()), Grants([["e1", {"names": []}]]), Grants([])]
+TOLD: list[AllowReply | Grants] = [
+    AllowReply(7, ("198.51.100.1",)),
+    AllowReply(8, ()),
+    Grants([["e1", {"names": []}]]),
+    Grants([]),
+]
 ASKED: list[ListRequest | SubmitRequest] = [ListRequest(), ListRequest("e1"), SubmitRequest({"kind": "network"}, 4)]
 ALL: list[tuple[Any, Any]] = [(parse_said, one) for one in SAID] + [(parse_told, one) for one in TOLD]
 ALL += [(parse_request, one) for one in ASKED]

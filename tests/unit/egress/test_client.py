@@ -72,15 +72,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_every_operation_has_a_method(asked: list[tuple[str, dict[str, Any]]], tmp_path: Path) -> None:
-    methods = {name for name, value in vars(GuardClient).items() if inspect.isfunction(value) and not name.startswith("_")}
+    methods = {
+        name for name, value in vars(GuardClient).items() if inspect.isfunction(value) and not name.startswith("_")
+    }
     assert methods == CALLS.keys()
     for call in CALLS.values():
         call(GuardClient(tmp_path))
     ledger = Ledger(tmp_path / "egress.jsonl", "one")
     config = {"telemetry": {"journal": str(tmp_path / "none")}, "instance_id": "one", "ledger": str(tmp_path / "l")}
-    rooms: list[Any] = [object.__new__(one) for one in (Granting, Deadlines, DeliveredValues, Brokers, RevisionKeeper)] + [
-        TelemetryDesk(config, ledger, selectors.DefaultSelector(), socket.socket())
-    ]
+    rooms: list[Any] = [
+        object.__new__(one) for one in (Granting, Deadlines, DeliveredValues, Brokers, RevisionKeeper)
+    ] + [TelemetryDesk(config, ledger, selectors.DefaultSelector(), socket.socket())]
     operations = {name for room in rooms for name in room.operations}
     assert {op for op, _ in asked} == operations | {"status", "flush", "judge"}
 

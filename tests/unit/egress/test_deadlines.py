@@ -1,4 +1,5 @@
-"""A secret's time ends by the host's clock: whatever the guest does, whichever command is gone, and once more when nobody answered."""
+"""A secret's time ends by the host's clock: whatever the guest does, whichever command is gone, and once more when
+nobody answered."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ def test_it_is_taken_when_its_time_is_over_and_not_before(bench: Bench) -> None:
     assert bench.at(159.9) == [] and bench.at(160.0) == ["token"]
     assert bench.at(161.0) == [], "it is being taken already"
     bench.taken[0][1].code = 0
-    assert bench.at(162.0) == [] and bench.ledger.said == ["the time of a secret is over: it was removed from the guest"]
+    assert bench.at(162.0) == [] and bench.ledger.said == [
+        "the time of a secret is over: it was removed from the guest"
+    ]
     assert json.loads(bench.path.read_text())["deadlines"] == []
 
 
@@ -107,7 +110,9 @@ def test_a_guest_that_does_not_answer_is_asked_for_as_long_as_it_lives_and_said_
             bench.taken[-1][1].code = 1
         moment += RETRY_S
     assert begun == ATTEMPTS
-    assert bench.ledger.said == ["the time of a secret is over: the guest does not remove it and is asked again; its own timer is left"]
+    assert bench.ledger.said == [
+        "the time of a secret is over: the guest does not remove it and is asked again; its own timer is left"
+    ]
     assert bench.at(moment + LATER_S) == ["token"]
     bench.taken[-1][1].code = 0
     bench.at(moment + LATER_S + 1)

@@ -1,4 +1,5 @@
-"""What is masked is what the host delivered: the guard keeps it, a run takes it up, and before that the guest has no secret."""
+"""What is masked is what the host delivered: the guard keeps it, a run takes it up, and before that the guest has no
+secret."""
 
 from __future__ import annotations
 
@@ -124,7 +125,9 @@ def test_a_guest_that_rewrites_its_copy_changes_nothing_of_what_is_masked(guard:
     assert len(warned) == 1 and "token" in warned[0] and "rotate" in warned[0]
 
 
-@pytest.mark.parametrize("value", ["", "!", "é", 5, None, encode(b"x" * (MAX_BYTES + 1))], ids=lambda value: str(value)[:10])
+@pytest.mark.parametrize(
+    "value", ["", "!", "é", 5, None, encode(b"x" * (MAX_BYTES + 1))], ids=lambda value: str(value)[:10]
+)
 def test_what_is_no_value_is_refused(value: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         DeliveredValues().operations["value_add"]({"name": "a", "value": value})
@@ -139,7 +142,7 @@ def test_values_are_bounded_in_number_and_the_same_again_is_one() -> None:
         values.operations["value_add"]({"name": "a", "value": encode(b"more")})
 
 
-# -- removal ------------------------------------------------------------------------------------------------------------
+# -- removal -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,9 @@ def test_values_are_bounded_in_number_and_the_same_again_is_one() -> None:
     ],
     ids=["silent", "fails", "still there", "paused"],
 )  # fmt: skip
-def test_a_removal_that_did_not_happen_is_an_error_and_its_expiry_stands(guard: Guard, guest: Guest, state: str, message: str) -> None:
+def test_a_removal_that_did_not_happen_is_an_error_and_its_expiry_stands(
+    guard: Guard, guest: Guest, state: str, message: str
+) -> None:
     with pytest.raises(ProvisionError, match=message):
         make_secret(guest, state).remove()
     assert "gone" not in guard.asked

@@ -36,7 +36,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# -- ledger -------------------------------------------------------------------------------------------------------------
+# -- ledger ------------------------------------------------------------------------------------------------------------
 
 
 def test_lines_have_a_time_and_whose_they_are_and_nobody_else_reads_them(tmp_path: Path) -> None:
@@ -87,7 +87,9 @@ def test_the_file_is_bounded_and_one_older_one_is_kept(tmp_path: Path, monkeypat
     assert names == [f"n{number}" for number in range(200 - len(names), 200)]
 
 
-def test_who_follows_sees_every_line_across_every_change_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_follows_sees_every_line_across_every_change_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also when the file changes twice between two looks, and when a line is half written."""
     monkeypatch.setattr(ledger_module, "MAX_BYTES", 2000)
     clock = [0.0]
@@ -144,7 +146,7 @@ def test_without_following_what_is_kept_is_read_once(tmp_path: Path) -> None:
         list(read_ledger(tmp_path / "none", follow=False))
 
 
-# -- rules --------------------------------------------------------------------------------------------------------------
+# -- rules -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_rules_survive_the_way_through_json() -> None:
     assert read_back == Rules(POLICY, frozenset({(IPv4Address("192.168.1.1"), 443)}))
 
 
-# -- sets ---------------------------------------------------------------------------------------------------------------
+# -- sets --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -186,7 +188,10 @@ def test_the_writer_opens_other_ports_only_and_renews_them(loaded: list[str]) ->
     assert sets.allow("git.example", ["198.51.100.1"], 300) == ["198.51.100.1"]
     lines = loaded[0].splitlines()
     assert [line.split()[0] for line in lines] == ["add", "delete", "add"] * 2
-    assert {line.split("{ ")[1].split(" timeout")[0].rstrip(" }") for line in lines} == {"198.51.100.1 . 22", "198.51.100.1 . 9418"}
+    assert {line.split("{ ")[1].split(" timeout")[0].rstrip(" }") for line in lines} == {
+        "198.51.100.1 . 22",
+        "198.51.100.1 . 9418",
+    }
     assert all("inet ktrdr_x names" in line for line in lines)
     assert sets.allow("allowed.example", ["198.51.100.2"], 300) == ["198.51.100.2"]
     assert len(loaded) == 1, "80 and 443 are judged by name"
@@ -218,14 +223,21 @@ def test_an_exception_of_the_owner_goes_into_its_own_set(loaded: list[str]) -> N
     endpoints = frozenset((IPv4Address("192.168.1.1"), port) for port in (22, 443, 9418))
     AllowSets("t", Rules(POLICY, endpoints), clock=lambda: 7.0).allow("git.example", ["192.168.1.1"], 60)
     assert "inet t lan_names" in loaded[0] and "inet t names" not in loaded[0]
-    assert {"192.168.1.1 . 443 timeout 90000ms"} <= {line.split("{ ")[1].rstrip(" }") for line in loaded[0].splitlines()}
+    assert {"192.168.1.1 . 443 timeout 90000ms"} <= {
+        line.split("{ ")[1].rstrip(" }") for line in loaded[0].splitlines()
+    }
 
 
 def test_drops_are_news_once() -> None:
     counts = {"packets": 3}
 
     def listed() -> list[dict[str, Any]]:
-        element = {"elem": {"val": {"concat": ["203.0.113.1", "tcp", 22]}, "counter": {"packets": counts["packets"], "bytes": 0}}}
+        element = {
+            "elem": {
+                "val": {"concat": ["203.0.113.1", "tcp", 22]},
+                "counter": {"packets": counts["packets"], "bytes": 0},
+            }
+        }
         protocol = {"elem": {"val": {"concat": ["203.0.113.1", "icmp"]}, "counter": {"packets": 1, "bytes": 0}}}
         return [
             {"set": {"name": "denied", "elem": [element]}},
@@ -246,7 +258,7 @@ def test_drops_are_news_once() -> None:
     assert [drop.count for drop in counts_before.read(listed())] == [7]
 
 
-# -- the proxy's log ----------------------------------------------------------------------------------------------------
+# -- the proxy's log ---------------------------------------------------------------------------------------------------
 
 LINE = '{"f":"tls","n":"allowed.example","p":443,"u":517,"d":3000,"t":"--","a":"198.51.100.1","v":"allow","m":12}'
 

@@ -67,7 +67,9 @@ class World:
         self.lines.append({"kind": kind, "verdict": verdict, **fields})
 
     def resolver(self, *rules: EgressRule, exceptions: tuple[tuple[str, int], ...] = ()) -> Resolver:
-        made = Rules(compile_policy(rules or ALLOW), frozenset((IPv4Address(address), port) for address, port in exceptions))
+        made = Rules(
+            compile_policy(rules or ALLOW), frozenset((IPv4Address(address), port) for address, port in exceptions)
+        )
         return Resolver(made, self.upstream, self.allow, self.note, lambda: self.now)
 
 
@@ -103,7 +105,14 @@ def test_an_allowed_name_is_in_the_set_before_it_is_answered() -> None:
     assert addresses(ask(world.resolver(), "git.example")) == ["198.51.100.22"]
     assert seen == [True]
     assert world.lines == [
-        {"kind": "dns", "verdict": "allow", "name": "git.example", "addresses": ["198.51.100.22"], "ttl": 60, "rule": "name"}
+        {
+            "kind": "dns",
+            "verdict": "allow",
+            "name": "git.example",
+            "addresses": ["198.51.100.22"],
+            "ttl": 60,
+            "rule": "name",
+        }
     ]
 
 
@@ -119,7 +128,9 @@ def test_a_name_that_is_not_allowed_does_not_exist_and_nobody_is_asked(name: str
 
 
 def test_names_are_compared_without_case_and_below_a_suffix() -> None:
-    world = World({"allowed.example": ["allowed.example A 198.51.100.1"], "a.b.wild.example": ["a.b.wild.example A 198.51.100.2"]})
+    world = World(
+        {"allowed.example": ["allowed.example A 198.51.100.1"], "a.b.wild.example": ["a.b.wild.example A 198.51.100.2"]}
+    )
     assert addresses(ask(world.resolver(), "ALLOWED.Example.")) == ["198.51.100.1"]
     assert addresses(ask(world.resolver(), "a.b.wild.example")) == ["198.51.100.2"]
 
@@ -144,7 +155,8 @@ def test_a_reserved_answer_is_refused_and_the_rest_kept(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["172.15.255.255", "172.32.0.0", "100.63.255.255", "100.128.0.0", "198.17.255.255", "198.20.0.0", "192.0.2.1"]
+    "address",
+    ["172.15.255.255", "172.32.0.0", "100.63.255.255", "100.128.0.0", "198.17.255.255", "198.20.0.0", "192.0.2.1"],
 )
 def test_what_lies_beside_a_reserved_range_is_usable(address: str) -> None:
     world = World({"allowed.example": [f"allowed.example A {address}"]})
@@ -160,7 +172,13 @@ def test_the_owners_exception_must_name_every_port_of_the_name() -> None:
 
 def test_an_alias_is_flattened_under_the_name_that_was_asked_for() -> None:
     world = World(
-        {"allowed.example": ["allowed.example CNAME cdn.example.", "cdn.example CNAME edge.example.", "edge.example A 198.51.100.9"]}
+        {
+            "allowed.example": [
+                "allowed.example CNAME cdn.example.",
+                "cdn.example CNAME edge.example.",
+                "edge.example A 198.51.100.9",
+            ]
+        }
     )
     reply = ask(world.resolver(), "allowed.example")
     assert [(rrset.name.to_text(), rrset.rdtype) for rrset in reply.answer] == [("allowed.example.", dns.rdatatype.A)]
@@ -214,7 +232,9 @@ def test_questions_of_a_kind_that_nobody_asks() -> None:
     assert rcode(update) == dns.rcode.NOTIMP
     two = dns.message.make_query("allowed.example", "A")
     two.question.append(two.question[0])
-    reply = asyncio.run(resolver.answer(dns.message.make_response(dns.message.make_query("allowed.example", "A")).to_wire()))
+    reply = asyncio.run(
+        resolver.answer(dns.message.make_response(dns.message.make_query("allowed.example", "A")).to_wire())
+    )
     assert reply is None
 
 
@@ -259,11 +279,15 @@ def test_the_same_bytes_get_the_reply_that_would_be_made_anew() -> None:
         assert resolver.recall(again) == asyncio.run(resolver.answer(again))
     assert world.asked == ["allowed.example"]
     # Other bytes are another question, though it is the same name.
-    assert resolver.recall(question("Allowed.example")) is None and resolver.recall(question("allowed.example", "AAAA")) is None
+    assert (
+        resolver.recall(question("Allowed.example")) is None
+        and resolver.recall(question("allowed.example", "AAAA")) is None
+    )
 
 
 def test_a_kept_reply_counts_down_and_ends_with_its_answer() -> None:
-    """Kept for as long as it would be the same. Without the comparison of the TTL the first assertion fails, without the end the last."""
+    """Kept for as long as it would be the same. Without the comparison of the TTL the first assertion fails, without
+    the end the last."""
     world = World({"allowed.example": ["allowed.example A 198.51.100.10"]}, ttl=2)
     resolver = world.resolver()
     wire = question("allowed.example")
@@ -282,7 +306,9 @@ def test_no_reply_outlives_the_grant_that_it_was_given_for() -> None:
     """Fails when neither the replies nor the answers that they were made from go with the rules."""
     world = World({"granted.example": ["granted.example A 198.51.100.91"]})
     resolver = world.resolver()
-    resolver.set_rules(Rules(compile_policy(ALLOW), grants=(("g", compile_policy([EgressRule(host="granted.example")])),)))
+    resolver.set_rules(
+        Rules(compile_policy(ALLOW), grants=(("g", compile_policy([EgressRule(host="granted.example")])),))
+    )
     wire = question("granted.example")
     asyncio.run(resolver.answer(wire))
     assert resolver.recall(wire) is not None
@@ -292,7 +318,8 @@ def test_no_reply_outlives_the_grant_that_it_was_given_for() -> None:
 
 
 def test_what_is_refused_has_no_kept_reply_and_those_that_are_kept_are_bounded() -> None:
-    """A refusal has its line in the ledger each time. The bytes behind a number are the guest's to choose: each case is another question."""
+    """A refusal has its line in the ledger each time. The bytes behind a number are the guest's to choose: each case is
+    another question."""
     world = World({"allowed.example": ["allowed.example A 198.51.100.10"]})
     resolver = world.resolver()
     asyncio.run(resolver.answer(question("evil.example")))
@@ -397,7 +424,8 @@ def test_one_name_that_fails_does_not_take_the_others_along() -> None:
 
 
 def test_a_busy_day_leaves_no_gap_and_grows_nothing() -> None:
-    """Every minute: names with other ports, names that are denied, new names below a suffix, grants that come and go."""
+    """Every minute: names with other ports, names that are denied, new names below a suffix, grants that come and
+    go."""
     world = World({"git.example": ["git.example A 198.51.100.22"]}, ttl=60)
     base = compile_policy(ALLOW)
     granted = compile_policy([EgressRule(host="granted.example", ports=(9100,))])
@@ -418,7 +446,9 @@ def test_a_busy_day_leaves_no_gap_and_grows_nothing() -> None:
             for wanted in ("git.example", "evil.example", name):
                 await resolver.answer(dns.message.make_query(wanted, "A").to_wire())
             if step % 120 == 0:
-                await resolver.refresh_names(resolver.set_rules(Rules(base, grants=(("g", granted),) if step % 240 == 0 else ())))
+                await resolver.refresh_names(
+                    resolver.set_rules(Rules(base, grants=(("g", granted),) if step % 240 == 0 else ()))
+                )
             await resolver.refresh()
             assert world.ends["git.example", "198.51.100.22"] > world.now, f"a gap after {world.now - began:g} s"
 
@@ -452,7 +482,9 @@ def _many(world: World) -> Resolver:
     return world.resolver()
 
 
-@pytest.mark.parametrize(("edns", "limit"), [(None, 512), (512, 512), (530, 530), (1232, 1232), (4096, 1232), (100, 512)])
+@pytest.mark.parametrize(
+    ("edns", "limit"), [(None, 512), (512, 512), (530, 530), (1232, 1232), (4096, 1232), (100, 512)]
+)
 def test_a_datagram_is_cut_where_the_query_says_and_says_so(edns: int | None, limit: int) -> None:
     query = dns.message.make_query("allowed.example", "A", use_edns=False if edns is None else 0, payload=edns or 0)
     wire = asyncio.run(_many(World()).answer(query.to_wire()))

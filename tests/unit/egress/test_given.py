@@ -1,4 +1,5 @@
-"""What the proxy is told of the resolver's answers: how long, how much, and of what names. That it decides by it is a lab test."""
+"""What the proxy is told of the resolver's answers: how long, how much, and of what names. That it decides by it is a
+lab test."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ def given(proxy: Proxy, clock: list[float]) -> Given:
     return Given(proxy, lambda: clock[0])  # type: ignore[arg-type]
 
 
-def test_it_lives_as_long_as_the_answer_and_a_new_answer_makes_it_longer(given: Given, proxy: Proxy, clock: list[float]) -> None:
+def test_it_lives_as_long_as_the_answer_and_a_new_answer_makes_it_longer(
+    given: Given, proxy: Proxy, clock: list[float]
+) -> None:
     given.learn("a.example", ["192.0.2.1", "192.0.2.2"], 10)
     assert proxy.held == {"a.example@192.0.2.1", "a.example@192.0.2.2"}
     clock[0] += 9
@@ -65,7 +68,9 @@ def test_it_lives_as_long_as_the_answer_and_a_new_answer_makes_it_longer(given: 
 
 
 @pytest.mark.parametrize(("ttl", "lives"), [(0, 1), (-5, 1), (10**9, LONGEST)])
-def test_an_answers_life_is_bounded_both_ways(given: Given, proxy: Proxy, clock: list[float], ttl: int, lives: int) -> None:
+def test_an_answers_life_is_bounded_both_ways(
+    given: Given, proxy: Proxy, clock: list[float], ttl: int, lives: int
+) -> None:
     given.learn("a.example", ["192.0.2.1"], ttl)
     clock[0] += lives - 0.5
     given.look()

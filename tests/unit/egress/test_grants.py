@@ -100,7 +100,7 @@ def test_reserved_addresses_are_the_owners(cidr: str, ports: tuple[int, ...], re
     assert bool(refuse_grant(rule, [(IPv4Network("192.168.1.1/32").network_address, 443)])) == refused
 
 
-# -- on disk ------------------------------------------------------------------------------------------------------------
+# -- on disk -----------------------------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -136,7 +136,9 @@ def test_a_grant_of_another_boot_has_ended(tmp_path: Path) -> None:
     assert len(book(tmp_path, Clock()).standing) == 1
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"boot_id": "one"}', '{"boot_id": "one", "grants": [{}, 7, null]}', "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"boot_id": "one"}', '{"boot_id": "one", "grants": [{}, 7, null]}', "\x00\xff"]
+)
 def test_a_damaged_file_opens_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "grants.json").write_text(text)
     assert book(tmp_path, Clock()).standing == ()
@@ -166,7 +168,7 @@ def test_a_grant_that_cannot_be_written_does_not_hold_and_a_revoked_one_ends_all
     assert made.standing == ()
 
 
-# -- in the rules and the sets ------------------------------------------------------------------------------------------
+# -- in the rules and the sets -----------------------------------------------------------------------------------------
 
 
 def granted(*rules: EgressRule, ends: float = 1100.0) -> tuple[Rules, list[Grant]]:
@@ -179,14 +181,19 @@ def test_the_profiles_own_rule_comes_before_a_grant() -> None:
     rules, _ = granted(EgressRule(host="git.example", ports=(22, 443)), EgressRule(host="new.example", ports=(9100,)))
     assert (rules.rule("git.example"), rules.rule("new.example"), rules.rule("x.example")) == ("name", "grant:g1", "")
     assert rules.ports("git.example") == (22, 443)
-    assert rules_from_json(rules.policy.to_json(), [], [[name, policy.to_json()] for name, policy in rules.grants]) == rules
+    assert (
+        rules_from_json(rules.policy.to_json(), [], [[name, policy.to_json()] for name, policy in rules.grants])
+        == rules
+    )
 
 
 def test_a_grants_elements_end_with_it_and_leave_the_profiles_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
     monkeypatch.setattr(sets_module, "load_ruleset", lambda text, _namespace: texts.append(text))
     rules, grants = granted(
-        EgressRule(host="git.example", ports=(22, 9100)), EgressRule(cidr=IPv4Network("203.0.113.0/24"), ports=(443,)), ends=1020.0
+        EgressRule(host="git.example", ports=(22, 9100)),
+        EgressRule(cidr=IPv4Network("203.0.113.0/24"), ports=(443,)),
+        ends=1020.0,
     )
     sets = AllowSets("t", Rules(EgressPolicy()), clock=lambda: 1000.0)
     sets.set_grants(rules, grants)
@@ -203,14 +210,25 @@ def test_a_grants_elements_end_with_it_and_leave_the_profiles_alone(monkeypatch:
 
 
 def test_of_ranges_that_lie_in_each_other_the_widest_stands() -> None:
-    elements = ["198.51.100.7/32 . 443", "198.51.100.0/24 . 443", "198.51.0.0/16 . 22", "198.51.100.0/25 . 443", "198.51.100.7/32 . 22"]
-    assert [element for _, element in widest(("t", element) for element in elements)] == ["198.51.0.0/16 . 22", "198.51.100.0/24 . 443"]
+    elements = [
+        "198.51.100.7/32 . 443",
+        "198.51.100.0/24 . 443",
+        "198.51.0.0/16 . 22",
+        "198.51.100.0/25 . 443",
+        "198.51.100.7/32 . 22",
+    ]
+    assert [element for _, element in widest(("t", element) for element in elements)] == [
+        "198.51.0.0/16 . 22",
+        "198.51.100.0/24 . 443",
+    ]
 
 
-# -- connections that outlive an address of their name ------------------------------------------------------------------
+# -- connections that outlive an address of their name -----------------------------------------------------------------
 
 
-def test_what_was_not_renewed_is_kept_for_connections_that_stand_and_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_renewed_is_kept_for_connections_that_stand_and_for_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     texts: list[str] = []
     monkeypatch.setattr(sets_module, "load_ruleset", lambda text, _namespace: texts.append(text))
     clock = Clock()

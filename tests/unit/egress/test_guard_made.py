@@ -1,4 +1,5 @@
-"""To make a guard opens and starts nothing; `start` starts the resolver first, and takes up what an earlier guard left."""
+"""To make a guard opens and starts nothing; `start` starts the resolver first, and takes up what an earlier guard
+left."""
 
 from __future__ import annotations
 
@@ -63,7 +64,9 @@ def test_to_make_a_guard_opens_and_starts_nothing(tmp_path: Path, monkeypatch: p
     assert list(made.parts) == ["resolver", "proxy", "inbox"] and {part.pid for part in made.parts.values()} == {0}
 
 
-def test_the_resolver_starts_first_and_the_earlier_grants_are_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_resolver_starts_first_and_the_earlier_grants_are_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done: list[str] = []
     made = Guard(make_works(tmp_path, inbox=None))
     monkeypatch.setattr(guard_module, "find_upstreams", lambda: ["192.0.2.53"])

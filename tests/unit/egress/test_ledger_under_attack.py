@@ -1,4 +1,5 @@
-"""A guest that decides how many denials there are, and a child that says what it likes: the rest of the ledger stays, and its totals."""
+"""A guest that decides how many denials there are, and a child that says what it likes: the rest of the ledger stays,
+and its totals."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def count(rows: list[dict[str, Any]]) -> int:
 
 @pytest.mark.parametrize("flood", FLOODS, ids="-".join)
 @pytest.mark.parametrize("one", CLASSES, ids="-".join)
-def test_no_class_of_lines_gives_way_to_a_flood_of_another(tmp_path: Path, one: tuple[str, str], flood: tuple[str, str]) -> None:
+def test_no_class_of_lines_gives_way_to_a_flood_of_another(
+    tmp_path: Path, one: tuple[str, str], flood: tuple[str, str]
+) -> None:
     """Within a second, and across rotations: a line, or a total. Written and counted are what was decided."""
     moment = [100.0]
     ledger = Ledger(tmp_path / "egress.jsonl", "one", lambda: moment[0])
@@ -43,11 +46,22 @@ def test_no_class_of_lines_gives_way_to_a_flood_of_another(tmp_path: Path, one: 
     assert count(rows) == 2001
 
 
-def test_an_upload_is_in_the_report_after_every_rotation_that_a_flood_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_is_in_the_report_after_every_rotation_that_a_flood_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ledger_module, "MAX_BYTES", 50_000)
     moment = [0.0]
     ledger = Ledger(tmp_path / "egress.jsonl", "one", lambda: moment[0])
-    ledger.write("tls", "allow", name="up.example.com", address="198.51.100.1", port=443, rule="name", bytes_out=5_000_000, bytes_in=300)
+    ledger.write(
+        "tls",
+        "allow",
+        name="up.example.com",
+        address="198.51.100.1",
+        port=443,
+        rule="name",
+        bytes_out=5_000_000,
+        bytes_in=300,
+    )
     # Random names: no two are summed.
     chance = random.Random(1)
     for _ in range(10_000):
@@ -56,7 +70,9 @@ def test_an_upload_is_in_the_report_after_every_rotation_that_a_flood_makes(tmp_
     ledger.close()
     rows = read_kept(tmp_path / "egress.jsonl")
     allowed, denied = sum_up_egress(rows, ())
-    assert [(one.host, one.port, one.count, one.bytes_out) for one in allowed] == [("up.example.com", 443, 1, 5_000_000)]
+    assert [(one.host, one.port, one.count, one.bytes_out) for one in allowed] == [
+        ("up.example.com", 443, 1, 5_000_000)
+    ]
     assert sum(one.count for one in denied) == 10_000
     assert [row for row in rows if row.get("rule") == "rotation"]
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2_000_000
@@ -68,8 +84,15 @@ FIELDS = ["name", "address", "addresses", "ttl", "rule", "type", "message"]
 
 
 def _messages() -> list[dict[str, Any]]:
-    reserved = [{"note": ["dns", "allow", {**GOOD, key: "2020-01-01T00:00:00Z"}]} for key in ("time", "instance_id", "kind", "verdict")]
-    reserved += [{"note": ["dns", "deny", {**GOOD, "bytes_out": 5}]}, {"note": ["tls", "allow", GOOD]}, {"note": ["dns", "note", GOOD]}]
+    reserved = [
+        {"note": ["dns", "allow", {**GOOD, key: "2020-01-01T00:00:00Z"}]}
+        for key in ("time", "instance_id", "kind", "verdict")
+    ]
+    reserved += [
+        {"note": ["dns", "deny", {**GOOD, "bytes_out": 5}]},
+        {"note": ["tls", "allow", GOOD]},
+        {"note": ["dns", "note", GOOD]},
+    ]
     wrong = [
         {"note": ["dns", "deny", {**GOOD, field: value}]}
         for field in FIELDS
@@ -82,7 +105,9 @@ def _messages() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("message", _messages(), ids=lambda message: json.dumps(message)[:60])
-def test_what_the_resolver_must_not_say_is_refused_and_the_refusal_is_a_line(tmp_path: Path, message: dict[str, Any]) -> None:
+def test_what_the_resolver_must_not_say_is_refused_and_the_refusal_is_a_line(
+    tmp_path: Path, message: dict[str, Any]
+) -> None:
     ledger = Ledger(tmp_path / "egress.jsonl", "one")
     link = ResolverLink(tmp_path, {}, (None, None), 0, None, None, None, ledger)  # type: ignore[arg-type]
     link.channel, _theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -102,7 +127,9 @@ def test_what_the_resolver_may_say_is_a_line(tmp_path: Path) -> None:
     assert [row["kind"] for row in rows] == ["dns", "dns"] and rows[1]["addresses"] == ["198.51.100.1"]
 
 
-@pytest.mark.parametrize("fields", [{"time": "x"}, {"instance_id": "x"}, {"new": 1}, {"port": 65536}, {"count": "1"}, {"name": 5}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{"time": "x"}, {"instance_id": "x"}, {"new": 1}, {"port": 65536}, {"count": "1"}, {"name": 5}], ids=str
+)
 def test_fields_are_checked(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         check_fields(fields)
@@ -110,7 +137,15 @@ def test_fields_are_checked(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"{", b"[]", b"5", b"{}", b'{"time": 5, "instance_id": "x", "kind": "dns", "verdict": "deny"}', b"[" * 100_000],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"5",
+        b"{}",
+        b'{"time": 5, "instance_id": "x", "kind": "dns", "verdict": "deny"}',
+        b"[" * 100_000,
+    ],
     ids=range(7),
 )
 def test_what_is_no_line_is_none(line: bytes) -> None:
@@ -118,5 +153,13 @@ def test_what_is_no_line_is_none(line: bytes) -> None:
 
 
 def test_of_a_line_that_a_person_rewrote_the_fields_are_what_they_must_be() -> None:
-    line = {"time": "2026-01-01T00:00:00.000Z", "instance_id": "x", "kind": "dns", "verdict": "deny", "count": "y", "port": "x", "more": 1}
+    line = {
+        "time": "2026-01-01T00:00:00.000Z",
+        "instance_id": "x",
+        "kind": "dns",
+        "verdict": "deny",
+        "count": "y",
+        "port": "x",
+        "more": 1,
+    }
     assert parse_row(json.dumps(line)) == {key: line[key] for key in ("time", "instance_id", "kind", "verdict")}

@@ -1,4 +1,5 @@
-"""A child that reads the guest's bytes may be the guest's: whatever it says, the guard lives, and says so in the ledger."""
+"""A child that reads the guest's bytes may be the guest's: whatever it says, the guard lives, and says so in the
+ledger."""
 
 from __future__ import annotations
 

@@ -14,7 +14,14 @@ from ktrdr_vm.egress.grant import Grant
 from ktrdr_vm.egress.grants.store import GrantBook
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.ledger_totals import add_to_totals
-from ktrdr_vm.egress.revision import Revision, RevisionKeeper, parse_revision, prepare_revision, read_revision, require_revision
+from ktrdr_vm.egress.revision import (
+    Revision,
+    RevisionKeeper,
+    parse_revision,
+    prepare_revision,
+    read_revision,
+    require_revision,
+)
 from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.report.ledger_row import fit_fields, parse_row
@@ -113,7 +120,9 @@ def test_the_grants_of_another_boot_have_changed(room: Room) -> None:
     assert room.count > before
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"revision": -1, "grants": []}', '{"revision": "1"}', '{"revision": true}', "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"revision": -1, "grants": []}', '{"revision": "1"}', '{"revision": true}', "\x00\xff"]
+)
 def test_a_damaged_file_never_leads_back_to_an_earlier_revision(room: Room, text: str) -> None:
     for number in range(3):
         room.grant(f"g{number}")
@@ -123,7 +132,9 @@ def test_a_damaged_file_never_leads_back_to_an_earlier_revision(room: Room, text
     parse_revision(room.text)
 
 
-def test_a_grant_that_could_not_be_written_changes_nothing_and_a_revoked_one_does(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grant_that_could_not_be_written_changes_nothing_and_a_revoked_one_does(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
     room.grant("old")
     before = room.count
 
@@ -162,7 +173,7 @@ def test_a_folder_that_is_made_anew_is_another_incarnation(room: Room, tmp_path:
     assert parse_revision(again.text).incarnation != before.incarnation
 
 
-# -- the ledger ---------------------------------------------------------------------------------------------------------
+# -- the ledger --------------------------------------------------------------------------------------------------------
 
 
 def test_lines_carry_the_revision_of_when_they_were_written(room: Room) -> None:
@@ -191,7 +202,9 @@ def test_no_field_of_a_child_is_the_revision(room: Room) -> None:
     assert line["revision"] == room.text
 
 
-@pytest.mark.parametrize("value", ["x", "0" * 12, f"{'0' * 12}-{'0' * 16}-7\n", f"{'0' * 12}-{'0' * 16}--7", 7, None, [], "0" * 5000])
+@pytest.mark.parametrize(
+    "value", ["x", "0" * 12, f"{'0' * 12}-{'0' * 16}-7\n", f"{'0' * 12}-{'0' * 16}--7", 7, None, [], "0" * 5000]
+)
 def test_a_line_whose_revision_is_none_loses_it(value: Any) -> None:
     row = {"time": "2026-01-01T00:00:00Z", "instance_id": "one", "kind": "dns", "verdict": "deny", "revision": value}
     found = parse_row(json.dumps(row))
@@ -220,7 +233,7 @@ def test_a_revision_that_cannot_be_written_is_none_in_the_file(room: Room, monke
     assert room.lines()[-1]["revision"] == str(room.keeper.current)
 
 
-# -- what is expected ---------------------------------------------------------------------------------------------------
+# -- what is expected --------------------------------------------------------------------------------------------------
 
 NOW = str(Revision("0" * 12, "a" * 16, 3))
 

@@ -1,4 +1,5 @@
-"""A child of the guard is started again more and more slowly, never given up, and its own words say why it does not serve."""
+"""A child of the guard is started again more and more slowly, never given up, and its own words say why it does not
+serve."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class Stage:
         self.starts += 1
         said, self._said = os.pipe()
         spoken, self._spoken = os.pipe()
-        self.process = SimpleNamespace(pid=100 + self.starts, returncode=None, stderr=os.fdopen(said, "rb", buffering=0))
+        self.process = SimpleNamespace(
+            pid=100 + self.starts, returncode=None, stderr=os.fdopen(said, "rb", buffering=0)
+        )
         self.process.poll = lambda process=self.process: process.returncode
         return self.process, os.fdopen(spoken, "rb", buffering=0)  # type: ignore[return-value]
 
@@ -111,7 +114,10 @@ def test_its_last_words_are_kept_and_passed_on_with_its_name(stage: Stage, capfd
     said = "it ended with exit code 1: ModuleNotFoundError: No module named 'dns'"
     assert stage.part.describe()["said"] == said
     assert said in stage.notes[0]
-    assert "the part: Traceback (most recent call last):\nthe part:   somewhere\nthe part: ModuleNotFoundError" in capfd.readouterr().err
+    assert (
+        "the part: Traceback (most recent call last):\nthe part:   somewhere\nthe part: ModuleNotFoundError"
+        in capfd.readouterr().err
+    )
 
 
 def test_words_without_end_neither_fill_the_log_nor_the_memory(stage: Stage, capfd: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +159,14 @@ class Polled(Stage):
     def __init__(self) -> None:
         super().__init__()
         self.part = SupervisedChild(
-            "the part", self._start, self._hear, lambda: self.served, self.selector, self.notes.append, lambda: self.now, is_polled=True
+            "the part",
+            self._start,
+            self._hear,
+            lambda: self.served,
+            self.selector,
+            self.notes.append,
+            lambda: self.now,
+            is_polled=True,
         )
 
 
@@ -163,7 +176,9 @@ class Channel(Stage):
     def __init__(self) -> None:
         super().__init__()
         self.said: list[bytes] = []
-        self.part = ChannelChild("the part", self._start_channel, self.said.append, self.selector, self.notes.append, lambda: self.now)
+        self.part = ChannelChild(
+            "the part", self._start_channel, self.said.append, self.selector, self.notes.append, lambda: self.now
+        )
 
     def _start_channel(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         process, pipe = self._start()
@@ -211,7 +226,9 @@ def test_what_a_channel_said_with_its_end_is_heard(channel: Channel) -> None:
 
 
 @pytest.mark.parametrize("kind", [Stage, Polled, Channel])
-def test_a_child_of_any_kind_is_started_again_and_noted_alike(kind: type[Stage], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_child_of_any_kind_is_started_again_and_noted_alike(
+    kind: type[Stage], capfd: pytest.CaptureFixture[str]
+) -> None:
     stage = kind()
     stage.part.look()
     for _ in range(3):
@@ -222,7 +239,9 @@ def test_a_child_of_any_kind_is_started_again_and_noted_alike(kind: type[Stage],
         stage.now += 1
         stage.part.look()
     pauses = ["at once", "in 0.1 s", "in 0.2 s"]
-    assert stage.notes == [f"the part ended and is started again {pause}: it ended with exit code 5: so it goes" for pause in pauses]
+    assert stage.notes == [
+        f"the part ended and is started again {pause}: it ended with exit code 5: so it goes" for pause in pauses
+    ]
     assert capfd.readouterr().err == "the part: so it goes\n" * 3
     assert stage.starts == 4 and stage.part.describe()["ends"] == 3
     stage.selector.close()

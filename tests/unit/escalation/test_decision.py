@@ -1,4 +1,5 @@
-"""One decision for an escalation: the guard's pre-approvals and a person's command agree, and what is recorded is what is given."""
+"""One decision for an escalation: the guard's pre-approvals and a person's command agree, and what is recorded is what
+is given."""
 
 from __future__ import annotations
 
@@ -62,7 +63,9 @@ def test_what_the_guard_approves_beforehand_a_person_could_approve_too(asked: Pa
     if is_preapproved(asked, line):
         assert check_request(asked, asked.request, asked.seconds, line) is None
         # And the owner's entry covers all of it.
-        assert any(set(asked.request["ports"]) <= set(one.ports) and asked.seconds <= one.seconds for one in line.approved)
+        assert any(
+            set(asked.request["ports"]) <= set(one.ports) and asked.seconds <= one.seconds for one in line.approved
+        )
 
 
 DOCS = PreApproval("docs.example.com", (443,), 36000)
@@ -126,7 +129,7 @@ def test_without_a_length_of_its_own_a_pre_approval_keeps_to_the_longest() -> No
     assert policy.escalations.approved[0].seconds == 600
 
 
-# -- recorded, then given -----------------------------------------------------------------------------------------------
+# -- recorded, then given ----------------------------------------------------------------------------------------------
 
 
 class Granting:
@@ -143,7 +146,9 @@ class Granting:
         return {"grant": {"seconds": 599.5}}
 
 
-def arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granting: Granting, line: EscalationPolicy) -> EscalationStore:
+def arrive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granting: Granting, line: EscalationPolicy
+) -> EscalationStore:
     monkeypatch.setattr(desk_module, "read_policy", lambda: OwnerPolicy(escalations=line))
     store = EscalationStore(tmp_path / "escalations", "one")
     desk = EscalationDesk(tmp_path, store, None, 0, (0, 0), Ledger(tmp_path / "ledger", "one"), granting)  # type: ignore[arg-type]
@@ -152,7 +157,9 @@ def arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granting: Granting, 
     return store
 
 
-def test_a_pre_approval_is_recorded_with_the_end_that_the_guard_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pre_approval_is_recorded_with_the_end_that_the_guard_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     granting = Granting()
     store = arrive(tmp_path, monkeypatch, granting, EscalationPolicy(approved=(DOCS,)))
     found = store.find("e1")
@@ -162,7 +169,9 @@ def test_a_pre_approval_is_recorded_with_the_end_that_the_guard_gave(tmp_path: P
 
 def test_what_the_owners_line_forbids_waits_for_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     granting = Granting()
-    store = arrive(tmp_path, monkeypatch, granting, EscalationPolicy(kinds=("decision",), longest=600, approved=(DOCS,)))
+    store = arrive(
+        tmp_path, monkeypatch, granting, EscalationPolicy(kinds=("decision",), longest=600, approved=(DOCS,))
+    )
     assert (granting.given, store.find("e1").state) == ([], "pending")
 
 
@@ -172,7 +181,9 @@ def test_a_denial_that_comes_between_finds_it_answered(tmp_path: Path, monkeypat
 
     def deny() -> None:
         try:
-            EscalationStore(tmp_path / "escalations", "one").answer("e1", "denied", Answer("somebody", "no", "2026-01-01T00:00:00Z"))
+            EscalationStore(tmp_path / "escalations", "one").answer(
+                "e1", "denied", Answer("somebody", "no", "2026-01-01T00:00:00Z")
+            )
         except UsageError as error:
             met.append(error.message)
 

@@ -1,4 +1,5 @@
-"""What no approval can lend: what the machine is not ready for, what the owner's policy does not allow, what is lent already."""
+"""What no approval can lend: what the machine is not ready for, what the owner's policy does not allow, what is lent
+already."""
 
 from __future__ import annotations
 
@@ -19,10 +20,20 @@ from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.profile.model import ImageRef, Mount, Profile, Size, Workspace
 
 FACTS = Facts(
-    "tcg", "/bin/qemu", "q35", "/home", ImageFacts("image", "0" * 64, "/image"), workspace="/work", lending=Lending(True, 4, 4096)
+    "tcg",
+    "/bin/qemu",
+    "q35",
+    "/home",
+    ImageFacts("image", "0" * 64, "/image"),
+    workspace="/work",
+    lending=Lending(True, 4, 4096),
 )
 PROFILE = Profile(
-    name="p", image=ImageRef(recipe="image"), resources=Size(2, 2048, 10240), workspace=Workspace(), mounts=(Mount("./data", "/data"),)
+    name="p",
+    image=ImageRef(recipe="image"),
+    resources=Size(2, 2048, 10240),
+    workspace=Workspace(),
+    mounts=(Mount("./data", "/data"),),
 )
 POLICY = OwnerPolicy(mount_roots=("/srv/sets",))
 FOLDER = {"source": "./more", "target": "/more", "readonly": True}
@@ -30,7 +41,9 @@ FOLDER = {"source": "./more", "target": "/more", "readonly": True}
 
 def check(kind: str, request: dict[str, Any], *standing: dict[str, Any], facts: Facts = FACTS) -> None:
     plan = Plan(PROFILE, facts, Identity("one"))
-    instance = SimpleNamespace(plan=plan, identity=plan.identity, instance_id="one", home=SimpleNamespace(root=Path("/")))
+    instance = SimpleNamespace(
+        plan=plan, identity=plan.identity, instance_id="one", home=SimpleNamespace(root=Path("/"))
+    )
     check_loan(instance, kind, request, POLICY, standing)  # type: ignore[arg-type]
 
 

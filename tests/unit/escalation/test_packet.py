@@ -54,7 +54,10 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 
 
 @given(
-    st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
 )
 def test_nothing_else_than_a_refusal_comes_of_garbage(content: object) -> None:
     with pytest.raises(PacketError):
@@ -66,7 +69,9 @@ def test_the_same_packet_twice_is_one_escalation_and_the_inbox_is_bounded(tmp_pa
     first, new = store.submit(parse_packet(packet()))
     assert (first.id, new) == ("e1", True)
     assert store.submit(parse_packet(packet()))[1] is False
-    replies = [answer_request(store, SubmitRequest(packet(why=f"reason {number}")), lambda _: None) for number in range(100)]
+    replies = [
+        answer_request(store, SubmitRequest(packet(why=f"reason {number}")), lambda _: None) for number in range(100)
+    ]
     assert sum("error" in reply for reply in replies) == 100 - (MAX_PENDING - 1)
     assert len(store.list()) == MAX_PENDING
 
@@ -81,8 +86,14 @@ def test_states_follow_each_other_and_an_approval_ends_by_itself(tmp_path: Path)
         store.answer("e1", "approved", answer)
     with pytest.raises(UsageError, match="pending and cannot become revoked"):
         store.answer("e2", "revoked", answer)
-    assert store.answer("e2", "approved", Answer("me", "", "t", {}, 60, (read_boot_id(), boottime() + 60))).current == "approved"
-    assert store.answer("e3", "approved", Answer("me", "", "t", {}, 60, (read_boot_id(), boottime() - 1))).current == "expired"
+    assert (
+        store.answer("e2", "approved", Answer("me", "", "t", {}, 60, (read_boot_id(), boottime() + 60))).current
+        == "approved"
+    )
+    assert (
+        store.answer("e3", "approved", Answer("me", "", "t", {}, 60, (read_boot_id(), boottime() - 1))).current
+        == "expired"
+    )
     with pytest.raises(UsageError, match="no escalation"):
         store.find("../../e1")
 
@@ -106,7 +117,10 @@ def test_an_approval_that_is_being_applied_is_pending_for_the_guest(tmp_path: Pa
 def test_an_approval_of_another_boot_has_ended(tmp_path: Path) -> None:
     store = EscalationStore(tmp_path / "e", "one")
     store.submit(parse_packet(packet()))
-    assert store.answer("e1", "approved", Answer("me", "", "t", {}, 60, ("another-boot", boottime() + 60))).current == "expired"
+    assert (
+        store.answer("e1", "approved", Answer("me", "", "t", {}, 60, ("another-boot", boottime() + 60))).current
+        == "expired"
+    )
 
 
 def test_what_is_forged_behind_the_inbox_is_checked_again(tmp_path: Path) -> None:

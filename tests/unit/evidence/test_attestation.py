@@ -1,4 +1,5 @@
-"""A run's verdict about a commit as an in-toto statement: when there is one, what it says, and that standard tools read it."""
+"""A run's verdict about a commit as an in-toto statement: when there is one, what it says, and that standard tools read
+it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_public_key,
+)
 from google.protobuf.json_format import ParseDict
 from in_toto_attestation.predicates.vsa.v1 import vsa_pb2
 from in_toto_attestation.v1 import statement_pb2
@@ -41,12 +48,26 @@ def make_report(outcome: GateOutcome = "passed", **changes: Any) -> dict[str, An
     judged = Verification("fresh", "one", "refs/heads/x", COMMIT, outcome, outcome, clean=True)
     code = 0 if outcome == "passed" else 1
     report = RunReport(
-        "one", "r1", "p", "sandbox", "a" * 64, "d" * 64, "passed", code, AT, 61.5, base_commit=BASE, gates=gates, verification=judged
+        "one",
+        "r1",
+        "p",
+        "sandbox",
+        "a" * 64,
+        "d" * 64,
+        "passed",
+        code,
+        AT,
+        61.5,
+        base_commit=BASE,
+        gates=gates,
+        verification=judged,
     )
     return make_report_document(replace(report, **changes))
 
 
-def make_files(tmp_path: Path, report: dict[str, Any] | None = None, files: dict[str, str] | None = None) -> tuple[Path, Path]:
+def make_files(
+    tmp_path: Path, report: dict[str, Any] | None = None, files: dict[str, str] | None = None
+) -> tuple[Path, Path]:
     """An attestation, and the public key of its signer."""
     home = Home(tmp_path)
     made = make_attestation(report or make_report(), home, OwnerPolicy(), files)
@@ -67,7 +88,9 @@ def test_failed_gates_are_attested_as_failed(tmp_path: Path) -> None:
 
 
 def judged(**changes: Any) -> dict[str, Any]:
-    return {"verification": replace(Verification("fresh", "one", "", COMMIT, "passed", "passed", clean=True), **changes)}
+    return {
+        "verification": replace(Verification("fresh", "one", "", COMMIT, "passed", "passed", clean=True), **changes)
+    }
 
 
 @pytest.mark.parametrize(
@@ -87,7 +110,7 @@ def test_a_passed_verdict_of_a_failed_run_is_no_pass() -> None:
     assert make_statement(make_report(exit_code=1)) is None
 
 
-# -- standard tools -----------------------------------------------------------------------------------------------------
+# -- standard tools ----------------------------------------------------------------------------------------------------
 
 
 def test_securesystemslib_checks_the_envelope(tmp_path: Path) -> None:
@@ -119,7 +142,7 @@ def test_an_envelope_of_securesystemslib_is_opened() -> None:
     assert open_envelope(json.dumps(envelope.to_dict()).encode(), key.public_key(), "x") == {"a": 1}
 
 
-# -- hostile statements -------------------------------------------------------------------------------------------------
+# -- hostile statements ------------------------------------------------------------------------------------------------
 
 
 def change(path: str, value: Any) -> dict[str, Any]:
@@ -171,7 +194,7 @@ def test_another_commit_or_key_is_refused(tmp_path: Path) -> None:
         check_attestation(file, other)
 
 
-# -- files of a bundle --------------------------------------------------------------------------------------------------
+# -- files of a bundle -------------------------------------------------------------------------------------------------
 
 SHA_OF_HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
 
@@ -226,7 +249,7 @@ def test_an_attestation_without_files_confirms_no_folder(tmp_path: Path) -> None
         check_attestation(file, public, folder=tmp_path)
 
 
-# -- the key ------------------------------------------------------------------------------------------------------------
+# -- the key -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_key_is_created_once_for_its_owner_alone(tmp_path: Path) -> None:
@@ -234,7 +257,10 @@ def test_the_key_is_created_once_for_its_owner_alone(tmp_path: Path) -> None:
     first, second = find_signing_key(home, OwnerPolicy()), find_signing_key(home, OwnerPolicy())
     raw = [one.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()) for one in (first, second)]
     assert raw[0] == raw[1]
-    assert home.attestation_key.stat().st_mode & 0o777 == 0o600 and home.attestation_public_key.stat().st_mode & 0o777 == 0o644
+    assert (
+        home.attestation_key.stat().st_mode & 0o777 == 0o600
+        and home.attestation_public_key.stat().st_mode & 0o777 == 0o644
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["attestation-key", "attestation-key.pub"]
 
 
@@ -281,23 +307,29 @@ def test_what_is_no_public_key_is_refused(tmp_path: Path, content: bytes) -> Non
         check_attestation(file, tmp_path / "other.pub")
 
 
-# -- the command --------------------------------------------------------------------------------------------------------
+# -- the command -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("outcome", "code"), [("passed", 0), ("failed", 1)])
 def test_the_command_ends_as_the_verdict(tmp_path: Path, outcome: GateOutcome, code: int) -> None:
     file, public = make_files(tmp_path, make_report(outcome))
-    done = CliRunner().invoke(cli, ["verify-attestation", str(file), "--key", str(public), "--json"], standalone_mode=False)
+    done = CliRunner().invoke(
+        cli, ["verify-attestation", str(file), "--key", str(public), "--json"], standalone_mode=False
+    )
     assert done.return_value == code and json.loads(done.stdout)["result"] == outcome.upper()
 
 
 def test_control_characters_of_a_signed_statement_are_escaped(tmp_path: Path) -> None:
     statement = change("predicate.verifiedLevels", ["\x1b[2J"])
-    (tmp_path / "a.json").write_text(sign_payload(json.dumps(statement).encode(), find_signing_key(Home(tmp_path), OwnerPolicy())))
+    (tmp_path / "a.json").write_text(
+        sign_payload(json.dumps(statement).encode(), find_signing_key(Home(tmp_path), OwnerPolicy()))
+    )
     words = ["verify-attestation", str(tmp_path / "a.json"), "--key", str(Home(tmp_path).attestation_public_key)]
     assert "\x1b" not in CliRunner().invoke(cli, words, standalone_mode=False).stdout
 
 
-@pytest.mark.parametrize(("gate", "level"), [("unit", "KTRDR_VM_GATE_UNIT"), ("e2e-web.slow", "KTRDR_VM_GATE_E2E_WEB_SLOW")])
+@pytest.mark.parametrize(
+    ("gate", "level"), [("unit", "KTRDR_VM_GATE_UNIT"), ("e2e-web.slow", "KTRDR_VM_GATE_E2E_WEB_SLOW")]
+)
 def test_a_gate_is_a_level(gate: str, level: str) -> None:
     assert make_level(gate) == level

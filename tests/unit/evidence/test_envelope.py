@@ -1,4 +1,5 @@
-"""An envelope is opened only if it is exactly what this program signs: one signature, one payload type, strict JSON, bounded."""
+"""An envelope is opened only if it is exactly what this program signs: one signature, one payload type, strict JSON,
+bounded."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def sign_raw(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> str:
     """An envelope whose signature is good for any payload and type."""
     encoded = b"DSSEv1 %d %s %d %s" % (len(payload_type), payload_type.encode(), len(payload), payload)
     signature = {"keyid": make_key_id(KEY.public_key()), "sig": base64.b64encode(KEY.sign(encoded)).decode()}
-    return json.dumps({"payload": base64.b64encode(payload).decode(), "payloadType": payload_type, "signatures": [signature]})
+    return json.dumps(
+        {"payload": base64.b64encode(payload).decode(), "payloadType": payload_type, "signatures": [signature]}
+    )
 
 
 def test_what_was_signed_is_opened() -> None:

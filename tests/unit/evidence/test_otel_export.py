@@ -1,4 +1,5 @@
-"""A run's events as spans and numbers: each in its place, whatever the run met; and nothing of it where nothing is configured."""
+"""A run's events as spans and numbers: each in its place, whatever the run met; and nothing of it where nothing is
+configured."""
 
 from __future__ import annotations
 
@@ -22,7 +23,11 @@ _START = 1_700_000_000
 def at(second: float, event: str, **fields: Any) -> dict[str, Any]:
     import datetime
 
-    time = datetime.datetime.fromtimestamp(_START + second, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    time = (
+        datetime.datetime.fromtimestamp(_START + second, datetime.UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
     return {"time": time, "instance_id": "one", "run_id": "r", "event": event, **fields}
 
 
@@ -36,7 +41,16 @@ EVENTS = [
     at(6, "gate_started", gate="unit"),
     at(6, "task_started", gate="unit", task="t", module="command", where="p.yaml:3"),
     at(7, "task_retried", task="t", attempt=1, of=3),
-    at(8, "task_finished", gate="unit", task="t", outcome="failed", changed=False, duration_s=2, message="the guest's own words"),
+    at(
+        8,
+        "task_finished",
+        gate="unit",
+        task="t",
+        outcome="failed",
+        changed=False,
+        duration_s=2,
+        message="the guest's own words",
+    ),
     at(9, "gate_finished", gate="unit", outcome="failed", duration_s=3, message="the guest's own words"),
     at(9, "phase_finished", phase="gate unit", outcome="ok", duration_s=4),
     at(9, "phase_started", phase="destroy"),
@@ -48,7 +62,13 @@ def shape(events: list[dict[str, Any]]) -> list[tuple[str, str, float, float, bo
     """Name, parent's name, begin and end in seconds, whether it went well."""
     spans = make_spans(events)
     return [
-        (span.name, span.parent.name if span.parent else "", span.start / 1e9 - _START, span.end / 1e9 - _START, span.good)
+        (
+            span.name,
+            span.parent.name if span.parent else "",
+            span.start / 1e9 - _START,
+            span.end / 1e9 - _START,
+            span.good,
+        )
         for span in spans
     ]
 
@@ -73,7 +93,9 @@ def test_every_part_lies_where_it_happened() -> None:
 
 
 def test_a_run_that_was_taken_up_again_is_told_from_there() -> None:
-    assert shape([*EVENTS[:-1], at(20, "run_continued"), at(21, "run_finished", outcome="passed")]) == [("run", "", 20, 21, True)]
+    assert shape([*EVENTS[:-1], at(20, "run_continued"), at(21, "run_finished", outcome="passed")]) == [
+        ("run", "", 20, 21, True)
+    ]
 
 
 def test_numbers_of_a_run() -> None:
@@ -93,21 +115,34 @@ def test_numbers_of_a_run() -> None:
 
 
 NAMES = st.sampled_from(
-    ["run_started", "phase_started", "phase_finished", "gate_started", "gate_finished", "task_started", "task_finished", "x"]
+    [
+        "run_started",
+        "phase_started",
+        "phase_finished",
+        "gate_started",
+        "gate_finished",
+        "task_started",
+        "task_finished",
+        "x",
+    ]
 )
 
 
 @given(st.lists(st.tuples(NAMES, st.sampled_from("ab"), st.integers(0, 50)), max_size=30))
 def test_events_in_any_order_make_spans_that_lie_in_one_another(drawn: list[tuple[str, str, int]]) -> None:
     """A run can be killed anywhere, and its file can end in the middle."""
-    events = [at(second, name, phase=of, gate=of, task=of) for name, of, second in sorted(drawn, key=lambda one: one[2])]
+    events = [
+        at(second, name, phase=of, gate=of, task=of) for name, of, second in sorted(drawn, key=lambda one: one[2])
+    ]
     spans = make_spans(events)
     assert all(span.start <= span.end for span in spans)
     for span in spans[1:]:
         assert span.parent is not None and span.parent.start <= span.start and span.end <= span.parent.end
 
 
-def test_without_an_endpoint_nothing_is_imported_and_nothing_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_endpoint_nothing_is_imported_and_nothing_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tracing, "_export", lambda *_: pytest.fail("nothing is configured"))
     said: list[str] = []
     report_run(tmp_path, {}, {}, OwnerPolicy(), said.append)
@@ -150,6 +185,8 @@ def test_whatever_goes_wrong_is_a_note_and_no_more(tmp_path: Path, monkeypatch: 
     said: list[str] = []
     report_run(tmp_path, {}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, OwnerPolicy(), said.append)
     assert said == ["the telemetry of this run is incomplete: RuntimeError: of a library"]
-    unreadable = OwnerPolicy(collector=Collector("http", "127.0.0.1", 4318, headers_file=str(tmp_path / "none")), reports_runs=True)
+    unreadable = OwnerPolicy(
+        collector=Collector("http", "127.0.0.1", 4318, headers_file=str(tmp_path / "none")), reports_runs=True
+    )
     report_run(tmp_path, {}, {}, unreadable, said.append)
     assert "headers cannot be read" in said[1]

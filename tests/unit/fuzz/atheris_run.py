@@ -19,7 +19,13 @@ def main() -> None:
     corpus.mkdir(exist_ok=True)
     for number, seed in enumerate(SEEDS[name]):
         (corpus / str(number)).write_bytes(seed)
-    limits = [f"-max_total_time={seconds}", "-max_len=4096", "-timeout=20", "-rss_limit_mb=3000", "-print_final_stats=1"]
+    limits = [
+        f"-max_total_time={seconds}",
+        "-max_len=4096",
+        "-timeout=20",
+        "-rss_limit_mb=3000",
+        "-print_final_stats=1",
+    ]
     atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={place}/{name}-", str(corpus)], TARGETS[name])
     atheris.Fuzz()
 

@@ -1,6 +1,7 @@
 """Every parser that reads what a guest, a branch or a crash wrote: bytes in, and nothing but its own refusal out.
 
-A target returns, or the bytes are a finding. `test_fuzz.py` tries each a little in every run, `make fuzz` for as long as it is told.
+A target returns, or the bytes are a finding. `test_fuzz.py` tries each a little in every run, `make fuzz` for as long
+as it is told.
 """
 
 from __future__ import annotations
@@ -79,7 +80,11 @@ def report_read_back(data: bytes) -> None:
         document = parse_report(data, "report.json")
     except UsageError:
         return
-    assert isinstance(document["gates"], list) and isinstance(document["egress"]["denied"], list) and isinstance(document["exit_code"], int)
+    assert (
+        isinstance(document["gates"], list)
+        and isinstance(document["egress"]["denied"], list)
+        and isinstance(document["exit_code"], int)
+    )
 
 
 def image_header(data: bytes) -> None:
@@ -208,7 +213,8 @@ def _no_parent(reference: str, _source: str) -> tuple[str, bytes]:
 
 
 def otlp(data: bytes) -> None:
-    """The first byte chooses the signal and the encoding. Whatever comes out has one identity, and it is not the bytes' own."""
+    """The first byte chooses the signal and the encoding. Whatever comes out has one identity, and it is not the bytes'
+    own."""
     choice, body = data[:1] or b"\0", data[1:]
     path = PATHS[choice[0] % 3]
     encoding = "application/json" if choice[0] & 4 else "application/x-protobuf"
@@ -220,7 +226,9 @@ def otlp(data: bytes) -> None:
     message = REQUESTS[path]()
     message.ParseFromString(stamped.body)
     for group in getattr(message, message.DESCRIPTOR.fields[0].name):
-        claimed = [(one.key, one.value.string_value) for one in group.resource.attributes if one.key.startswith("ktrdr.")]
+        claimed = [
+            (one.key, one.value.string_value) for one in group.resource.attributes if one.key.startswith("ktrdr.")
+        ]
         known = {"ktrdr.instance_id": "one", "ktrdr.environment": "sandbox", "ktrdr.run_id": "r"}
         assert dict(claimed) | known == dict(claimed) and len([key for key, _ in claimed if key in known]) == 3
 
@@ -239,10 +247,24 @@ def mask(data: bytes) -> None:
     text = said.decode("utf-8", "replace")
     task = TaskResult("t", "command", "failed", False, "2026-01-01T00:00:00Z", 1.0, message=text, stdout=text)
     report = RunReport(
-        "one", "r", "p", "sandbox", "", "", "failed", 1, "2026-01-01T00:00:00Z", 1.0, gates=(GateResult("g", "failed", "", 1.0, (task,)),)
+        "one",
+        "r",
+        "p",
+        "sandbox",
+        "",
+        "",
+        "failed",
+        1,
+        "2026-01-01T00:00:00Z",
+        1.0,
+        gates=(GateResult("g", "failed", "", 1.0, (task,)),),
     )
     masked = json.loads(render_report_json(mask_values(report, make_mask([secret]))))
-    assert (masked["outcome"], masked["gates"][0]["tasks"][0]["outcome"], masked["instance_id"]) == ("failed", "failed", "one")
+    assert (masked["outcome"], masked["gates"][0]["tasks"][0]["outcome"], masked["instance_id"]) == (
+        "failed",
+        "failed",
+        "one",
+    )
     ElementTree.fromstring(render_junit(mask_values(report, make_mask([secret]))))
 
 
@@ -257,7 +279,9 @@ def ledger_line(data: bytes) -> None:
         written = check_fields(fields) if isinstance(fields, dict) else {}
     except (ValueError, RecursionError):
         return
-    line = json.dumps({**written, "time": "2026-01-01T00:00:00.000Z", "instance_id": "one", "kind": "dns", "verdict": "deny"})
+    line = json.dumps(
+        {**written, "time": "2026-01-01T00:00:00.000Z", "instance_id": "one", "kind": "dns", "verdict": "deny"}
+    )
     assert parse_row(line) is not None
 
 
@@ -292,7 +316,8 @@ def ssh_packet(data: bytes) -> None:
 
 
 def run_end(data: bytes) -> None:
-    """An artifact, a ledger and an escalation of these bytes: every part of a report is made of them, in each of its forms."""
+    """An artifact, a ledger and an escalation of these bytes: every part of a report is made of them, in each of its
+    forms."""
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
         for name in ("a.xml", "egress.jsonl", "e1.json"):
@@ -302,7 +327,19 @@ def run_end(data: bytes) -> None:
         allowed, denied = sum_up_egress(rows, ())
         tests = read_test_files([Artifact("a.xml", "/a.xml", len(data), "")], directory)
         report = RunReport(
-            "one", "r", "p", "sandbox", "", "", "passed", 0, "2026-01-01T00:00:00Z", 1.0, allowed=allowed, denied=denied, tests=tests
+            "one",
+            "r",
+            "p",
+            "sandbox",
+            "",
+            "",
+            "passed",
+            0,
+            "2026-01-01T00:00:00Z",
+            1.0,
+            allowed=allowed,
+            denied=denied,
+            tests=tests,
         )
         json.loads(render_report_json(report))
         ElementTree.fromstring(render_junit(report))
@@ -319,31 +356,44 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b'{"time": "2026-01-01T00:00:00.000Z", "instance_id": "one", "kind": "tls", "verdict": "allow", "port": 443, "count": 2}',
         b'{"name": "a", "addresses": ["198.51.100.1"], "ttl": 1}',
     ),
-    "ledger_totals": (b'{"time": "2026-01-01T00:00:00.000Z", "instance_id": "one", "kind": "dns", "verdict": "deny", "name": "a"}\n{',),
+    "ledger_totals": (
+        b'{"time": "2026-01-01T00:00:00.000Z", "instance_id": "one", "kind": "dns", "verdict": "deny", "name": "a"}\n{',
+    ),
     "ssh_packet": (bytes.fromhex("0000000c0a") + bytes(20), b"\xff\xff\xff\x00" + bytes(64)),
     "run_end": (b'<testsuite><testcase name="a"/></testsuite>',),
-    "profile": (b"version: 1\nname: p\nimage: x\nextends: base\n", b"version: 1\nname: p\nimage: x\negress: {allow: [{host: a.b}]}\n"),
+    "profile": (
+        b"version: 1\nname: p\nimage: x\nextends: base\n",
+        b"version: 1\nname: p\nimage: x\negress: {allow: [{host: a.b}]}\n",
+    ),
     "report_read_back": (
-        render_report_json(RunReport("one", "r", "p", "sandbox", "", "", "passed", 0, "2026-01-01T00:00:00Z", 1.0)).encode(),
+        render_report_json(
+            RunReport("one", "r", "p", "sandbox", "", "", "passed", 0, "2026-01-01T00:00:00Z", 1.0)
+        ).encode(),
         b'{"schema_version": 1, "egress": {}, "gates": [{"tasks": [{"evidence": [[]]}]}]}',
     ),
     "image_header": (b"QFI\xfb" + bytes(508), b"KDMV" + bytes(100)),
     "policy": (b"egress: {reserved: ['10.0.0.1:5432']}\n", b"escalations: {wait: 1m}\n"),
     "playbook": (b"- hosts: all\n  tasks:\n    - name: x\n      command: {cmd: 'true'}\n      loop: [1]\n",),
-    "dns_message": (dns.message.make_query("api.example.com", "A").to_wire(), dns.message.make_query("x.example.org", "TXT").to_wire()),
+    "dns_message": (
+        dns.message.make_query("api.example.com", "A").to_wire(),
+        dns.message.make_query("x.example.org", "TXT").to_wire(),
+    ),
     "proxy_line": (b'{"f":"tls","v":"allow","n":"a.b","a":"198.51.100.1","p":443,"u":1,"d":2,"t":"--","m":3}',),
     "tar_stream": (b"name\0" + bytes(507), bytes(1024)),
     "journal": (b'{"schema_version": 2, "instance_id": "one", "plan": {}}',),
     "escalation": (b'{"kind": "network", "options": ["a"], "request": {"host": "a.b"}}',),
     "grant": (b'{"id": "a", "rule": {"host": "a.b", "ports": [443]}, "seconds": 1}',),
-    "agent_reply": (b'{"return": {"pid": 7}}\n{"return": {"exited": true, "exitcode": 1, "out-data": "aGk=", "err-data": "bm8="}}',),
+    "agent_reply": (
+        b'{"return": {"pid": 7}}\n{"return": {"exited": true, "exitcode": 1, "out-data": "aGk=", "err-data": "bm8="}}',
+    ),
     "announcement": (b"kvm-token 12 12 12\nrest",),
     "junit": (b'<testsuite><testcase name="a" time="1"><failure message="m">t</failure></testcase></testsuite>',),
     "otlp": (
         b"\0" + bytes.fromhex("0a1a12180a160a0a6b747264722e72756e12080a066d696e652121"),
         b"\4"
         + b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"ab","attributes":[{"key":"ktrdr.run_id","value":{"intValue":"1"}}]}]}]}]}',
-        b"\6" + b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"kvlistValue":{"values":[{"key":"k"}]}}}]}]}]}',
+        b"\6"
+        + b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"kvlistValue":{"values":[{"key":"k"}]}}}]}]}]}',
     ),
     "otlp_body": (gzip.compress(b"x" * 40), b"5\r\nhello\r\n0\r\n\r\n"),
     "shown_text": ("\x1b[2J\u202e".encode(),),

@@ -73,7 +73,9 @@ class FakeGuest:
         cut = len(result.stdout) > max_output
         return GuestResult(result.exit_code, result.stdout[:max_output], result.stderr[:max_output], cut)
 
-    def upload(self, source: BinaryIO, destination: str, *, mode: int = 0o644, become: bool = False, timeout: float = 600) -> None:
+    def upload(
+        self, source: BinaryIO, destination: str, *, mode: int = 0o644, become: bool = False, timeout: float = 600
+    ) -> None:
         Path(destination).write_bytes(source.read())
 
     def send(
@@ -117,7 +119,9 @@ class Gate:
     clock: Clock = field(default_factory=Clock)
     events: list[Mapping[str, Any]] = field(default_factory=list)
 
-    def run(self, tasks: str, *, play: str = "", read: Callable[[str], str] | None = None, **settings: Any) -> GateResult:
+    def run(
+        self, tasks: str, *, play: str = "", read: Callable[[str], str] | None = None, **settings: Any
+    ) -> GateResult:
         text = f"- hosts: all\n  gather_facts: false\n{play}  tasks:\n" + "".join(
             f"    {line}\n" for line in tasks.strip("\n").splitlines()
         )

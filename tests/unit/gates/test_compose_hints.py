@@ -17,7 +17,9 @@ UNKNOWN = [
 ]
 
 
-def fail(gate: Any, said: str, *, listing: str = "", version: str = "2.26.1-4", containers: Any = (), log: str = "") -> Any:
+def fail(
+    gate: Any, said: str, *, listing: str = "", version: str = "2.26.1-4", containers: Any = (), log: str = ""
+) -> Any:
     """The one task of a gate in whose guest every docker command says this."""
 
     def answer(ran: Any) -> GuestResult:
@@ -29,7 +31,9 @@ def fail(gate: Any, said: str, *, listing: str = "", version: str = "2.26.1-4", 
             return GuestResult(0, json.dumps(containers).encode() if containers else b"", b"")
         if "docker logs" in ran.line:
             return GuestResult(0, f"{ran.line.split()[1].rstrip(';')}\n{log}\n".encode(), b"")
-        return GuestResult(1, b"", said.encode() + b"\n") if "docker compose up" in ran.line else GuestResult(0, b"", b"")
+        return (
+            GuestResult(1, b"", said.encode() + b"\n") if "docker compose up" in ran.line else GuestResult(0, b"", b"")
+        )
 
     gate.guest.answer = answer
     task = "- shell: {cmd: docker compose up, chdir: '{{ src }}'}\n  vars: {src: /work space}"
@@ -37,7 +41,9 @@ def fail(gate: Any, said: str, *, listing: str = "", version: str = "2.26.1-4", 
 
 
 @pytest.mark.parametrize(("said", "name"), UNKNOWN)
-def test_the_version_of_compose_is_named_beside_a_property_that_it_does_not_know(gate: Any, said: str, name: str) -> None:
+def test_the_version_of_compose_is_named_beside_a_property_that_it_does_not_know(
+    gate: Any, said: str, name: str
+) -> None:
     message = fail(gate, said).message
     assert f"the image has Compose 2.26.1-4, which does not know {name}" in message and "newer Compose" in message
     assert f"the Compose of the image does not know {name}" in fail(gate, said, version="; rm -rf /").message

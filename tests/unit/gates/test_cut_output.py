@@ -16,7 +16,9 @@ ENDS = {"stdout": (LONG + b"\n17 FAILED\n" + LONG, b""), "short": (b"17 passed\n
 
 
 def print_long(gate: Any) -> None:
-    gate.guest.answer = lambda ran: GuestResult(0, *ENDS["stdout"]) if ran.line == "long" else GuestResult(0, *ENDS["short"])
+    gate.guest.answer = lambda ran: (
+        GuestResult(0, *ENDS["stdout"]) if ran.line == "long" else GuestResult(0, *ENDS["short"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,9 @@ def long_answers(monkeypatch: pytest.MonkeyPatch) -> str:
         ("/json", "return_content: false", "answer.json is not defined"),
     ],
 )
-def test_an_answer_that_was_cut_decides_nothing(gate: Any, long_answers: str, path: str, asked: str, condition: str) -> None:
+def test_an_answer_that_was_cut_decides_nothing(
+    gate: Any, long_answers: str, path: str, asked: str, condition: str
+) -> None:
     result = gate.run(f"""
 - {{uri: {{url: "{long_answers}{path}", {asked}}}, register: answer}}
 - assert: {{that: ["{condition}"]}}

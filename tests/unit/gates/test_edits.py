@@ -41,7 +41,9 @@ def test_lineinfile_changes_nothing_twice_and_creates_only_if_told(gate: Gate) -
     assert gate.run(f"- lineinfile: {{path: {gate.root}/none/f, line: x, create: true}}").outcome == "passed"
 
 
-@pytest.mark.parametrize("options", ["", "line: x, insertafter: a, insertbefore: b", "state: absent", "line: x, regexp: '('"])
+@pytest.mark.parametrize(
+    "options", ["", "line: x, insertafter: a, insertbefore: b", "state: absent", "line: x, regexp: '('"]
+)
 def test_lineinfile_says_what_is_wrong(gate: Gate, options: str) -> None:
     task, content = edit(gate, "lineinfile", options or "create: false")
     assert (task.outcome, content) == ("failed", CONTENT) and task.message

@@ -20,7 +20,9 @@ def run(text: str, guest: FakeGuest | None = None) -> list[tuple[str, str, str]]
 
 
 def test_they_are_gathered_on_demand() -> None:
-    found = run("- hosts: all\n  tasks: [{name: a, debug: {msg: '{{ ansible_facts.system }} {{ ansible_user_uid is number }}'}}]\n")
+    found = run(
+        "- hosts: all\n  tasks: [{name: a, debug: {msg: '{{ ansible_facts.system }} {{ ansible_user_uid is number }}'}}]\n"
+    )
     assert found == [("Gathering Facts", "ok", ""), ("a", "ok", "Linux True")]
     assert run("- hosts: all\n  gather_facts: true\n  tasks: [{name: a, debug: {msg: x}}]\n") == [("a", "ok", "x")]
 
@@ -40,7 +42,8 @@ def test_without_gathering_they_are_not_defined_until_setup() -> None:
 
 def test_a_guest_without_python_fails_the_first_task() -> None:
     found = run(
-        "- hosts: all\n  tasks: [{debug: {msg: '{{ ansible_system }}'}}]\n", FakeGuest(lambda ran: GuestResult(127, b"", b"no python3"))
+        "- hosts: all\n  tasks: [{debug: {msg: '{{ ansible_system }}'}}]\n",
+        FakeGuest(lambda ran: GuestResult(127, b"", b"no python3")),
     )
     assert found[0][:2] == ("Gathering Facts", "failed") and "requires python3" in found[0][2]
 

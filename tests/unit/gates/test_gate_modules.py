@@ -77,8 +77,12 @@ def test_a_repositorys_own_folder_never_enters_a_sandbox(gate: Any, tmp_path: Pa
     assert not (tmp_path / "guest").exists()
 
 
-@pytest.mark.parametrize("module", ["copy: {src: NAME, dest: /tmp/x}", "template: {src: NAME, dest: /tmp/x}", "script: NAME"])
-@pytest.mark.parametrize("name", ["/etc/passwd", "../outside", "a/../../outside", "link", "folder_link/shadow", "fifo", "missing"])
+@pytest.mark.parametrize(
+    "module", ["copy: {src: NAME, dest: /tmp/x}", "template: {src: NAME, dest: /tmp/x}", "script: NAME"]
+)
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../outside", "a/../../outside", "link", "folder_link/shadow", "fifo", "missing"]
+)
 def test_sources_stay_beneath_the_roots(gate: Any, tmp_path: Path, module: str, name: str) -> None:
     (tmp_path.parent / "outside").write_text("secret")
     (tmp_path / "link").symlink_to("/etc/passwd")
@@ -182,7 +186,10 @@ def test_git_clones_and_reports_what_changed(gate: Any) -> None:
 - assert: {that: ["cloned.before is none", "cloned.after == 'f' * 40", cloned is changed]}
 """)
     assert result.outcome == "passed", result.message
-    assert any(ran.line.endswith("git clone --origin origin --recursive -- https://git.test/x /srv/x") for ran in gate.guest.ran)
+    assert any(
+        ran.line.endswith("git clone --origin origin --recursive -- https://git.test/x /srv/x")
+        for ran in gate.guest.ran
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,7 +198,10 @@ def test_git_clones_and_reports_what_changed(gate: Any) -> None:
         ("", "up --detach --no-color --quiet-pull --"),
         ("build: always, wait: true, wait_timeout: 9, services: [a, b]", "--build --wait --wait-timeout 9 -- a b"),
         ("build: never, recreate: always, remove_orphans: true", "--remove-orphans --no-build --force-recreate --"),
-        ("state: absent, remove_volumes: true, remove_images: local, timeout: 3", "down --timeout 3 --rmi local --volumes --"),
+        (
+            "state: absent, remove_volumes: true, remove_images: local, timeout: 3",
+            "down --timeout 3 --rmi local --volumes --",
+        ),
         ("state: restarted, services: [a]", "restart -- a"),
         (
             "files: [a.yml, b.yml], profiles: [p], env_files: [e], project_name: n",

@@ -106,7 +106,17 @@ def test_what_is_not_supported_is_refused_and_named(text: str, said: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a: 1", "[]", "- just text", "- hosts: all\n  tasks: {}\n", "- hosts: all\n  vars: []\n  tasks: []\n", "\x00", "\t- a"]
+    "text",
+    [
+        "",
+        "a: 1",
+        "[]",
+        "- just text",
+        "- hosts: all\n  tasks: {}\n",
+        "- hosts: all\n  vars: []\n  tasks: []\n",
+        "\x00",
+        "\t- a",
+    ],
 )
 def test_what_is_no_playbook(text: str) -> None:
     assert problems(text)
@@ -131,7 +141,11 @@ def test_hostile_documents_end_soon(text: str) -> None:
 
 
 def test_includes_are_relative_and_bounded() -> None:
-    files = {"a.yaml": "- include_tasks: sub/b.yaml\n", "sub/b.yaml": "- include_tasks: c.yaml\n", "sub/c.yaml": "- shell: x\n"}
+    files = {
+        "a.yaml": "- include_tasks: sub/b.yaml\n",
+        "sub/b.yaml": "- include_tasks: c.yaml\n",
+        "sub/c.yaml": "- shell: x\n",
+    }
 
     def read(name: str) -> str:
         if name not in files:

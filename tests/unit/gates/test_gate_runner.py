@@ -178,7 +178,10 @@ def test_include_tasks_with_variables_in_a_loop(gate: Any) -> None:
 """,
         read=lambda name: files[name],
     )
-    assert [(task.outcome, task.message) for task in result.tasks if task.module == "debug"] == [("ok", "1!"), ("ok", "2!")]
+    assert [(task.outcome, task.message) for task in result.tasks if task.module == "debug"] == [
+        ("ok", "1!"),
+        ("ok", "2!"),
+    ]
     assert result.outcome == "failed"
     assert result.tasks[-1].where == "more.yaml:2:3"
 
@@ -300,7 +303,13 @@ def test_containers_are_described_when_a_task_about_them_fails(gate: Any) -> Non
     result = gate.run("- docker_compose_v2: {project_src: /workspace}", environment={"COMPOSE_PROJECT_NAME": "p;id"})
     evidence = dict(result.tasks[0].evidence)
     # The project's own first, then whatever else the guest runs.
-    assert list(evidence) == ["containers", "container p-worker-1", "container by-hand", "container other-1", "container p-api-1"]
+    assert list(evidence) == [
+        "containers",
+        "container p-worker-1",
+        "container by-hand",
+        "container other-1",
+        "container p-api-1",
+    ]
     assert "no answer" in evidence["container p-api-1"]
     assert "api log" in evidence["container p-api-1"]
     assert "exit code 3" in evidence["container p-worker-1"]

@@ -26,14 +26,17 @@ def test_a_change_notifies_and_each_handler_runs_once_in_its_order(gate: Gate) -
 
 
 @pytest.mark.parametrize(
-    "task", ["{command: echo a, changed_when: false, notify: one}", "{command: exit 1, ignore_errors: true, notify: one}"]
+    "task",
+    ["{command: echo a, changed_when: false, notify: one}", "{command: exit 1, ignore_errors: true, notify: one}"],
 )
 def test_what_changed_nothing_or_failed_notifies_nobody(gate: Gate, task: str) -> None:
     assert len(names(gate, f"- {task}")) == 1
 
 
 def test_flush_handlers_runs_them_at_once(gate: Gate) -> None:
-    found = names(gate, "- {name: a, command: echo a, notify: one}\n- meta: flush_handlers\n- {name: b, command: echo b}")
+    found = names(
+        gate, "- {name: a, command: echo a, notify: one}\n- meta: flush_handlers\n- {name: b, command: echo b}"
+    )
     assert [name for name, _ in found] == ["a", "one", "b"]
 
 

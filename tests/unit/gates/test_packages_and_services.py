@@ -14,7 +14,9 @@ NONE_CHANGED = b"0 upgraded, 0 newly installed, 0 to remove and 3 not upgraded.\
 
 def answer(*rows: tuple[str, int, bytes]) -> Callable[[Ran], GuestResult | None]:
     """The result of the first row whose text is in the command; any other command succeeds without output."""
-    return lambda ran: next((GuestResult(code, out, out if code else b"") for text, code, out in rows if text in ran.line), None)
+    return lambda ran: next(
+        (GuestResult(code, out, out if code else b"") for text, code, out in rows if text in ran.line), None
+    )
 
 
 def run(gate: Gate, task: str, *rows: tuple[str, int, bytes]) -> tuple[str, str, list[str]]:
@@ -40,7 +42,9 @@ def test_apt_removes_updates_and_fails(gate: Gate) -> None:
     assert run(gate, "apt: {name: git, state: absent}", ("-- git", 1, b""))[0] == "ok"
     assert run(gate, "package: {name: git, state: latest}", ("install", 0, NONE_CHANGED))[0] == "ok"
     assert run(gate, "apt: {update_cache: true}")[0] == "changed"
-    outcome, message, _ = run(gate, "apt: {name: nope}", ("dpkg-query", 1, b""), ("install", 100, b"E: Unable to locate package nope\n"))
+    outcome, message, _ = run(
+        gate, "apt: {name: nope}", ("dpkg-query", 1, b""), ("install", 100, b"E: Unable to locate package nope\n")
+    )
     assert outcome == "failed" and "Unable to locate package nope" in message
     assert "there is no apt-get" in run(gate, "apt: {name: git}", ("command -v apt-get", 127, b""))[1]
     assert "is not the name of a package" in run(gate, "apt: {name: '--force'}")[1]
@@ -57,7 +61,9 @@ def test_pip_in_a_new_virtual_environment(gate: Gate) -> None:
     gate.guest = FakeGuest(reply)
     assert gate.run("- pip: {name: a, version: '1', virtualenv: /v}").tasks[0].outcome == "changed"
     lines = [ran.line for ran in gate.guest.ran]
-    assert any(line.endswith("python3 -m venv /v") for line in lines) and any(line.endswith("/v/bin/pip install a==1") for line in lines)
+    assert any(line.endswith("python3 -m venv /v") for line in lines) and any(
+        line.endswith("/v/bin/pip install a==1") for line in lines
+    )
 
 
 @pytest.mark.parametrize("options", ["{name: '-e'}", "{}", "{name: [a, b], version: '1'}", "{name: a, virtualenv: v}"])
@@ -83,12 +89,18 @@ SHOW = b"LoadState=loaded\nActiveState=%s\n"
 def test_a_unit_gets_its_state(gate: Gate, options: str, active: bytes, verb: str) -> None:
     outcome, _, ran = run(gate, f"service: {{name: x, {options}}}", ("show", 0, SHOW % active))
     assert outcome == ("changed" if verb else "ok")
-    assert [line for line in ran if line.endswith(f"systemctl {verb} -- x")] if verb else not any("start" in line for line in ran)
+    assert (
+        [line for line in ran if line.endswith(f"systemctl {verb} -- x")]
+        if verb
+        else not any("start" in line for line in ran)
+    )
 
 
 def test_enabling_masking_and_reloading(gate: Gate) -> None:
     rows = (("show", 0, SHOW % b"active"), ("is-enabled", 1, b"disabled\n"))
-    _, _, ran = run(gate, "ansible.builtin.systemd_service: {name: x, enabled: true, masked: true, daemon_reload: true}", *rows)
+    _, _, ran = run(
+        gate, "ansible.builtin.systemd_service: {name: x, enabled: true, masked: true, daemon_reload: true}", *rows
+    )
     assert [line.split("systemctl ")[1] for line in ran if "show" not in line and "is-enabled" not in line] == [
         "daemon-reload",
         "mask -- x",

@@ -39,7 +39,9 @@ def write(folder: Path, playbook: str, **more: str) -> Path:
 
 def run(gate: Gate, playbook: str, **more: str) -> GateResult:
     path = write(gate.root, playbook, **more)
-    context = GateContext(roots=(gate.root,), artifacts=gate.root / "artifacts", renderer=Templar(), environment={"KTRDR_X": "x"})
+    context = GateContext(
+        roots=(gate.root,), artifacts=gate.root / "artifacts", renderer=Templar(), environment={"KTRDR_X": "x"}
+    )
     return run_playbook(load_playbook(path), gate.guest, context)
 
 
@@ -49,9 +51,17 @@ def messages(result: GateResult) -> list[tuple[str, str]]:
 
 def test_a_role_of_the_play(gate: Gate) -> None:
     found = messages(
-        run(gate, "- hosts: all\n  vars: {b: play}\n  roles: [r]\n  tasks: [{name: after, debug: {msg: '{{ a }} {{ b }}'}}]\n")
+        run(
+            gate,
+            "- hosts: all\n  vars: {b: play}\n  roles: [r]\n  tasks: [{name: after, debug: {msg: '{{ a }} {{ b }}'}}]\n",
+        )
     )
-    assert found == [("says", "default of the role r r"), ("more", ""), ("after", "default of the role"), ("done", "of the role")]
+    assert found == [
+        ("says", "default of the role r r"),
+        ("more", ""),
+        ("after", "default of the role"),
+        ("done", "of the role"),
+    ]
 
 
 def test_variables_of_its_entry_win(gate: Gate) -> None:
@@ -74,7 +84,12 @@ def test_imported_tasks_playbooks_and_files_of_variables(gate: Gate) -> None:
         "- hosts: all\n  vars: {a: play}\n  vars_files: [variables.yaml]\n  tasks:\n    - {import_tasks: tasks.yaml, vars: {word: given}}\n"
         "    - {name: a, debug: {msg: '{{ a }}'}}\n- {import_playbook: other.yaml, vars: {a: imported}}\n"
     )
-    assert messages(run(gate, text)) == [("one", "given"), ("two", "x"), ("a", "from the file"), ("of the other", "imported")]
+    assert messages(run(gate, text)) == [
+        ("one", "given"),
+        ("two", "x"),
+        ("a", "from the file"),
+        ("of the other", "imported"),
+    ]
 
 
 def test_the_digest_covers_the_files_of_roles(tmp_path: Path) -> None:
@@ -90,11 +105,17 @@ PLAY = "- hosts: all\n  tasks:\n    - "
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("- hosts: all\n  roles: [nothing]\n", "p.yaml:2:11: [0].roles[0]: 'roles/nothing/tasks/main.yaml' cannot be read"),
+        (
+            "- hosts: all\n  roles: [nothing]\n",
+            "p.yaml:2:11: [0].roles[0]: 'roles/nothing/tasks/main.yaml' cannot be read",
+        ),
         ("- hosts: all\n  roles: ['{{ a }}']\n", "must be a literal name"),
         ("- hosts: all\n  roles: [../r]\n", "is not beneath the playbook's folder"),
         ("- hosts: all\n  roles: [{role: r, extra: 1}]\n", "'extra' is not supported in a role"),
-        ("- hosts: all\n  roles: [needs]\n", "roles/needs/meta/main.yml:1:15: dependencies: dependencies of roles are not supported"),
+        (
+            "- hosts: all\n  roles: [needs]\n",
+            "roles/needs/meta/main.yml:1:15: dependencies: dependencies of roles are not supported",
+        ),
         ("- import_playbook: sub/other.yaml\n", "must be in the folder of the playbook"),
         ("- import_playbook: p.yaml\n", "'p.yaml' imports itself"),
         ("- hosts: all\n  vars_files: [none.yaml]\n", "'none.yaml' cannot be read"),
@@ -104,8 +125,14 @@ PLAY = "- hosts: all\n  tasks:\n    - "
         (f"{PLAY}{{template: {{src: bad.j2, dest: /x}}}}\n", "bad.j2:2: the filter 'nofilter' is not supported"),
         (f"{PLAY}{{template: {{src: fact.j2, dest: /x}}}}\n", "the fact 'ansible_facts.bios_date' is not supported"),
         (f"{PLAY}{{command: x, loop: [1], with_items: [2]}}\n", "a task has one loop"),
-        (f"{PLAY}{{command: x, with_nested: [2]}}\n", "the keyword 'with_nested' is not supported; use `loop` with a filter"),
-        (f"{PLAY}{{command: x, delegate_to: localhost}}\n", "the keyword 'delegate_to' is not supported; a gate runs nothing on the host"),
+        (
+            f"{PLAY}{{command: x, with_nested: [2]}}\n",
+            "the keyword 'with_nested' is not supported; use `loop` with a filter",
+        ),
+        (
+            f"{PLAY}{{command: x, delegate_to: localhost}}\n",
+            "the keyword 'delegate_to' is not supported; a gate runs nothing on the host",
+        ),
         (f"{PLAY}{{command: x, loop_control: {{extended: true}}}}\n", "'extended' is not supported in loop_control"),
     ],
 )

@@ -19,7 +19,10 @@ from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.load import build_profile
 
 SOURCE = {"version": 1, "name": "n", "image": "i"}
-FILES = (GuestFile("/etc/pip.conf", "[global]\n", "preset python"), GuestFile(f"{AUTHORITIES}1.crt", "PEM\n", "/etc/company.crt"))
+FILES = (
+    GuestFile("/etc/pip.conf", "[global]\n", "preset python"),
+    GuestFile(f"{AUTHORITIES}1.crt", "PEM\n", "/etc/company.crt"),
+)
 
 
 def make_plan(*files: GuestFile) -> Plan:

@@ -50,7 +50,9 @@ class TarGuest:
             raise GuestTimeout("the command did not end", hint="-")
         return GuestResult(0, b"", b"")
 
-    def upload(self, source: BinaryIO, destination: str, *, mode: int = 0o644, become: bool = False, timeout: float = 600) -> None:
+    def upload(
+        self, source: BinaryIO, destination: str, *, mode: int = 0o644, become: bool = False, timeout: float = 600
+    ) -> None:
         raise NotImplementedError
 
     def download(self, path: str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
@@ -93,8 +95,13 @@ def files_in(place: Path) -> list[str]:
 
 
 def test_files_arrive_with_digest_and_plain_rights(run: Path) -> None:
-    rows = collect(make_tar(special("./w/out", tarfile.DIRTYPE), ("./w/out/a.txt", b"abc"), ("./w/out/s/b", b"x" * 999)), run)
-    assert [(row.path, row.size, row.refused) for row in rows] == [("artifacts/w/out/a.txt", 3, ""), ("artifacts/w/out/s/b", 999, "")]
+    rows = collect(
+        make_tar(special("./w/out", tarfile.DIRTYPE), ("./w/out/a.txt", b"abc"), ("./w/out/s/b", b"x" * 999)), run
+    )
+    assert [(row.path, row.size, row.refused) for row in rows] == [
+        ("artifacts/w/out/a.txt", 3, ""),
+        ("artifacts/w/out/s/b", 999, ""),
+    ]
     assert rows[0].sha256 == hashlib.sha256(b"abc").hexdigest()
     written = run / "artifacts/w/out/a.txt"
     assert written.read_bytes() == b"abc"
@@ -176,7 +183,10 @@ def test_a_terabyte_is_refused_without_reading_it(run: Path) -> None:
     header = tarfile.TarInfo("./w/out/huge")
     header.size = 1 << 40
     rows = collect(
-        make_tar(("./w/out/first", b"1")).rstrip(b"\0").ljust(1024, b"\0") + header.tobuf(tarfile.GNU_FORMAT) + b"\0" * 5000, run
+        make_tar(("./w/out/first", b"1")).rstrip(b"\0").ljust(1024, b"\0")
+        + header.tobuf(tarfile.GNU_FORMAT)
+        + b"\0" * 5000,
+        run,
     )
     assert rows[0].refused == ""
     assert any("larger than" in row.refused for row in rows)
@@ -214,7 +224,9 @@ def test_an_extended_header_without_end_is_refused(run: Path) -> None:
 
 
 def test_a_missing_source_and_a_bad_source(run: Path) -> None:
-    rows = fetch_artifacts(TarGuest(make_tar(), missing=True), ["/w/none", "/w/../../etc", "/"], run / "artifacts", limits=SMALL)
+    rows = fetch_artifacts(
+        TarGuest(make_tar(), missing=True), ["/w/none", "/w/../../etc", "/"], run / "artifacts", limits=SMALL
+    )
     assert [row.source for row in rows if row.refused][:3] == ["/w/none", "/w/../../etc", "/"]
 
 

@@ -1,4 +1,5 @@
-"""What the guest's commits may cost and hide on the host, and names that are no UTF-8. Git is a stand-in that answers."""
+"""What the guest's commits may cost and hide on the host, and names that are no UTF-8. Git is a stand-in that
+answers."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ class Git:
     def quarantine(self) -> Iterator[Git]:
         yield self
 
-    def git(self, *words: str, check: bool = True, stdout: int | None = None, bounds: tuple[str, ...] = ()) -> Completed:
+    def git(
+        self, *words: str, check: bool = True, stdout: int | None = None, bounds: tuple[str, ...] = ()
+    ) -> Completed:
         self.asked.append((words, bounds))
         said = self._answer(words)
         if stdout is not None:
@@ -58,7 +61,9 @@ def unpack(repository: Repository, git: Git, monkeypatch: pytest.MonkeyPatch) ->
     return commits.accept_bundle(repository, "a" * 40, Path("/bundle"), IDENTITY)
 
 
-def test_a_changed_playbook_does_not_hide_behind_a_thousand_files(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_playbook_does_not_hide_behind_a_thousand_files(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [f"a/{number:05}" for number in range(3000)] + ["playbooks/unit.yaml"]
 
     def answer(words: tuple[str, ...]) -> bytes:
@@ -66,13 +71,19 @@ def test_a_changed_playbook_does_not_hide_behind_a_thousand_files(repository: Re
 
     returned = unpack(repository, Git(answer), monkeypatch)
     gathered: Any = SimpleNamespace(
-        repository=repository, loaded=SimpleNamespace(source="p.yaml"), playbooks=(), plan=SimpleNamespace(observe=False), base=None
+        repository=repository,
+        loaded=SimpleNamespace(source="p.yaml"),
+        playbooks=(),
+        plan=SimpleNamespace(observe=False),
+        base=None,
     )
     lines = find_first_lines([Commits(one.ref, one.commit, one.changed) for one in returned], gathered)
     assert len(lines) == 1 and "playbooks/unit.yaml" in lines[0]
 
 
-def test_trees_that_name_too_many_files_are_refused_within_bounds(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trees_that_name_too_many_files_are_refused_within_bounds(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def answer(words: tuple[str, ...]) -> bytes:
         if words[0] == "diff":
             raise ProvisionError("git failed: out of memory", hint="")

@@ -1,4 +1,5 @@
-"""A server that keeps to no window: what nobody reads is bounded all the same. paramiko on both ends, over the loopback address."""
+"""A server that keeps to no window: what nobody reads is bounded all the same. paramiko on both ends, over the loopback
+address."""
 
 from __future__ import annotations
 
@@ -105,7 +106,8 @@ def guest(monkeypatch: pytest.MonkeyPatch, server: _Flooder) -> Iterator[SshGues
 
 
 def test_what_is_not_read_in_time_does_not_fill_the_hosts_memory(guest: SshGuest) -> None:
-    """paramiko takes what comes beyond its window: without the bound all 300 MB lie in memory, and so would a terabyte."""
+    """paramiko takes what comes beyond its window: without the bound all 300 MB lie in memory, and so would a
+    terabyte."""
     most = 0
 
     def read_slowly(_: bytes) -> None:

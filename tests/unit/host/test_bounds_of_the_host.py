@@ -80,7 +80,12 @@ class Machine:
 def test_a_guest_stands_still_while_the_host_has_little_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine()
     watch = space.SpaceWatch(tmp_path, machine, Ledger(tmp_path / "ledger", "one"))
-    for free, log in ((DISK_LAST, []), (DISK_LAST - 1, ["paused"]), (DISK_ENOUGH - 1, ["paused"]), (DISK_ENOUGH, ["paused", "resumed"])):
+    for free, log in (
+        (DISK_LAST, []),
+        (DISK_LAST - 1, ["paused"]),
+        (DISK_ENOUGH - 1, ["paused"]),
+        (DISK_ENOUGH, ["paused", "resumed"]),
+    ):
         has(monkeypatch, disk=free)
         watch.look()
         assert machine.log == log, free
@@ -181,10 +186,12 @@ def test_locks_of_nobody_go_and_those_of_somebody_stay(tmp_path: Path) -> None:
             raise AssertionError("two have it")
 
 
-# -- a clock that jumps -------------------------------------------------------------------------------------------------
+# -- a clock that jumps ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("jump", "boot", "expired"), [(10**7, "same", False), (-(10**7), "same", False), (10**7, "later", True)])
+@pytest.mark.parametrize(
+    ("jump", "boot", "expired"), [(10**7, "same", False), (-(10**7), "same", False), (10**7, "later", True)]
+)
 def test_a_time_to_live_follows_the_clock_of_the_boot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: int, boot: str, expired: bool
 ) -> None:

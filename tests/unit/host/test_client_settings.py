@@ -1,4 +1,5 @@
-"""What a package client of the host asks is what it asks in the guest: index, registry, authority, and no credentials."""
+"""What a package client of the host asks is what it asks in the guest: index, registry, authority, and no
+credentials."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def test_pip_asks_the_index_of_the_host_without_its_password(monkeypatch: pytest
 
 
 def test_a_client_with_its_own_defaults_needs_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ask(monkeypatch, "python", {"index": [], "extra": [], "cert": [], "default": ["https://index.example/simple"]})
+    found = ask(
+        monkeypatch, "python", {"index": [], "extra": [], "cert": [], "default": ["https://index.example/simple"]}
+    )
     assert (found.destinations, found.files, found.authority) == ((("index.example", 443),), (), "")
 
 
@@ -60,7 +63,9 @@ def test_npm_asks_the_registries_of_the_host_scoped_ones_too(monkeypatch: pytest
 
 @pytest.mark.parametrize("url", ["https://a.example/x\nglobal = 1", "https://a.example/ b"])
 def test_a_setting_is_one_line(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    found = ask(monkeypatch, "python", {"index": ["https://good.example/", url], "extra": [url], "cert": [], "default": []})
+    found = ask(
+        monkeypatch, "python", {"index": ["https://good.example/", url], "extra": [url], "cert": [], "default": []}
+    )
     assert found.files == (("/etc/pip.conf", "[global]\nindex-url = https://good.example/\n"),)
 
 
@@ -90,7 +95,9 @@ def test_a_host_whose_way_out_is_a_proxy_is_said(tmp_path: Path) -> None:
     routes, system = tmp_path / "route", tmp_path / "environment"
     routes.write_text(ROUTES + "eth0\t00000000\t0101A8C0\t0003\t0\t0\t0\t00000000\n")
     assert find_obstacle({}, routes, system) == ""
-    assert find_obstacle({"https_proxy": "http://proxy.example:3128"}, routes, system).startswith("https_proxy is set on this host")
+    assert find_obstacle({"https_proxy": "http://proxy.example:3128"}, routes, system).startswith(
+        "https_proxy is set on this host"
+    )
     system.write_text('PATH="/bin"\nexport HTTPS_PROXY="http://u:word@proxy.example"\n')
     said = find_obstacle({}, routes, system)
     assert said.startswith("HTTPS_PROXY is set") and "connects directly" in said and "word" not in said

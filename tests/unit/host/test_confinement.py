@@ -81,7 +81,9 @@ def test_what_libvirt_leaves_for_ever_goes_too(profiles: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "profile something {\n}\n", TEMPLATE.replace("}", "")])
-def test_doctor_says_beforehand_what_apply_would_meet(profiles: Path, text: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_beforehand_what_apply_would_meet(
+    profiles: Path, text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(doctor, "Libvirt", lambda: CONFINING)
     assert find_fork_obstacle(CONFINING) == ""  # type: ignore[arg-type]
     check = doctor._apparmor()

@@ -12,7 +12,9 @@ from ktrdr_vm.identity import HOST_USERS
 Listing = list[dict[str, Any]]
 
 
-def chain(hook: str, policy: str = "accept", *rules: list[dict[str, Any]], family: str = "inet", kind: str = "filter") -> Listing:
+def chain(
+    hook: str, policy: str = "accept", *rules: list[dict[str, Any]], family: str = "inet", kind: str = "filter"
+) -> Listing:
     place = {"family": family, "table": "other"}
     made: Listing = [{"chain": {**place, "name": hook, "type": kind, "hook": hook, "prio": 0, "policy": policy}}]
     return made + [{"rule": {**place, "chain": hook, "expr": rule}} for rule in rules]
@@ -42,7 +44,20 @@ USERS = [match("skuid", {"range": [HOST_USERS.first, HOST_USERS.last]}), {"accep
         (chain("input", "drop"), 0),
         (chain("forward", "drop"), 0),
         (chain("prerouting", "drop"), 0),
-        ([{"chain": {"family": "inet", "table": "ktrdr_0123456789", "name": "output", "hook": "output", "policy": "drop"}}], 0),
+        (
+            [
+                {
+                    "chain": {
+                        "family": "inet",
+                        "table": "ktrdr_0123456789",
+                        "name": "output",
+                        "hook": "output",
+                        "policy": "drop",
+                    }
+                }
+            ],
+            0,
+        ),
         ([{"metainfo": {}}, {"chain": {"family": "inet", "table": "other", "name": "regular"}}], 0),
     ],
 )

@@ -1,4 +1,5 @@
-"""What the host is asked for, with the answers of programs made up: the accelerator's verdict and the package sources."""
+"""What the host is asked for, with the answers of programs made up: the accelerator's verdict and the package
+sources."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def test_kvm_without_a_kernel_is_not_believed_for_long(cache: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"boot": "11111111-2222"}', json.dumps({"boot": BOOT, "name": "kvm", "evil": 1}).encode()]
+    "content",
+    [b"", b"{", b"[]", b'{"boot": "11111111-2222"}', json.dumps({"boot": BOOT, "name": "kvm", "evil": 1}).encode()],
 )
 def test_a_damaged_cache_is_no_verdict(cache: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     made = tries(monkeypatch, Accelerator("tcg", "tried"))
@@ -91,7 +93,7 @@ def _as_root(real: object) -> object:
     return lambda self, **_: Facts()
 
 
-# -- package sources ----------------------------------------------------------------------------------------------------
+# -- package sources ---------------------------------------------------------------------------------------------------
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, text: str) -> list[list[str]]:
@@ -117,7 +119,9 @@ def answer(monkeypatch: pytest.MonkeyPatch, text: str) -> list[list[str]]:
         ("http://f.test:99999 http://[::1 http://g.test:x http://h.test\n", (("h.test", 80),)),
     ],
 )
-def test_sources_become_names_and_ports(monkeypatch: pytest.MonkeyPatch, text: str, wanted: tuple[tuple[str, int], ...]) -> None:
+def test_sources_become_names_and_ports(
+    monkeypatch: pytest.MonkeyPatch, text: str, wanted: tuple[tuple[str, int], ...]
+) -> None:
     asked = answer(monkeypatch, json.dumps({"registry": text}))
     assert package_sources.find_sources("node", (0, 0)).destinations == wanted
     assert asked[0][0] == "npm"
@@ -149,7 +153,13 @@ def test_a_missing_client_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("kvm_takes", "emulation_takes", "verdict"),
     [(0.1, 0.5, "kvm"), (9.0, 6.1, "kvm"), (9.0, 0.5, "tcg"), (1e9, 6.0, "tcg"), (1e9, 30.0, "tcg")],
-    ids=["quick", "slow as all else", "slower than emulation by far", "hangs on a slow host", "hangs and nothing else comes up"],
+    ids=[
+        "quick",
+        "slow as all else",
+        "slower than emulation by far",
+        "hangs on a slow host",
+        "hangs and nothing else comes up",
+    ],
 )
 def test_a_slow_host_is_not_taken_for_one_whose_kvm_hangs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kvm_takes: float, emulation_takes: float, verdict: str

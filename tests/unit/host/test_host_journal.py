@@ -40,7 +40,9 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("call", ["open", "fdopen", "fchmod", "fsync", "rename"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
-def test_a_write_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
+def test_a_write_that_fails_leaves_the_old_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
     path = tmp_path / "journal.json"
     journal = make(path)
     before = path.read_bytes()
@@ -113,7 +115,7 @@ def test_another_version_is_refused_by_name(tmp_path: Path) -> None:
         read_journal(path)
 
 
-# -- locks --------------------------------------------------------------------------------------------------------------
+# -- locks -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_second_is_told_who_has_it(tmp_path: Path) -> None:

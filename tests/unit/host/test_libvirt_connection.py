@@ -69,7 +69,13 @@ def opens(monkeypatch: pytest.MonkeyPatch, *answers: Daemon | int) -> list[Any]:
 
 
 def test_one_that_was_there_is_waited_for_and_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    opens(monkeypatch, Daemon(binding.VIR_ERR_RPC, alive=False), binding.VIR_ERR_SYSTEM_ERROR, binding.VIR_ERR_SYSTEM_ERROR, Daemon())
+    opens(
+        monkeypatch,
+        Daemon(binding.VIR_ERR_RPC, alive=False),
+        binding.VIR_ERR_SYSTEM_ERROR,
+        binding.VIR_ERR_SYSTEM_ERROR,
+        Daemon(),
+    )
     found = Libvirt().find("ktrdr-one")
     assert found is not None and (found.instance_id, found.state) == ("one", "running")
 
@@ -89,7 +95,8 @@ def test_the_guard_waits_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_who_could_not_be_asked_is_neither_a_stranger_nor_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A teardown leaves out what is somebody else's, so only libvirt's own word for a lack of metadata makes it that."""
+    """A teardown leaves out what is somebody else's, so only libvirt's own word for a lack of metadata makes it
+    that."""
     opens(monkeypatch, Daemon(binding.VIR_ERR_INTERNAL_ERROR))
     with pytest.raises(ProvisionError, match="find the domain") as caught:
         Libvirt().find("ktrdr-one")

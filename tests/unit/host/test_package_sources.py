@@ -28,7 +28,9 @@ def test_every_mirror_of_a_list_is_a_destination() -> None:
 @pytest.mark.parametrize("scheme", ["http", "https", "tor"])
 def test_a_list_on_the_network_is_not_fetched_and_says_so(scheme: str) -> None:
     with pytest.raises(HostError, match="from the network") as caught:
-        parse_apt_uris(f"'mirror+{scheme}://lists.example.org/debian/dists/bookworm/InRelease' a 0 \n", FILES.__getitem__)
+        parse_apt_uris(
+            f"'mirror+{scheme}://lists.example.org/debian/dists/bookworm/InRelease' a 0 \n", FILES.__getitem__
+        )
     assert "mirror+file:" in caught.value.hint
 
 

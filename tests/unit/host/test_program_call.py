@@ -32,6 +32,11 @@ def test_a_plain_word_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize("secret", ["plain-secret-1", "it's a 'secret' \x1b"])
 def test_a_secret_is_masked_before_it_is_quoted(secret: str) -> None:
-    call = ProgramCall(("/bin/x", f"--token={secret}"), Path("/tmp") / secret, environment={"TOKEN": secret}, outcome=f"cannot {secret}")
+    call = ProgramCall(
+        ("/bin/x", f"--token={secret}"),
+        Path("/tmp") / secret,
+        environment={"TOKEN": secret},
+        outcome=f"cannot {secret}",
+    )
     line = call.masked(make_mask([secret.encode()])).render_shell()
     assert secret not in line and "secret" not in line and line.count("***") == 4

@@ -42,7 +42,9 @@ def test_the_group_of_kvm_is_itself_and_no_other_id_moves(itself: int) -> None:
     assert all(outside == 199_999 + number for number, outside in inside.items() if number not in (0, itself))
 
 
-def test_the_group_of_kvm_needs_a_line(files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_group_of_kvm_needs_a_line(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node = tmp_path / "kvm"
     node.touch()
     monkeypatch.setattr(sub_ids, "KVM", node)
@@ -53,7 +55,9 @@ def test_the_group_of_kvm_needs_a_line(files: tuple[Path, Path], tmp_path: Path,
     assert find_kvm_group(PERSON) == (node.stat().st_gid or None)
 
 
-@pytest.mark.parametrize("line", ["", "alice:100000:1000\n", "bob:100000:65536\n", "alice:x:65536\n", "alice 100000 65536\n"])
+@pytest.mark.parametrize(
+    "line", ["", "alice:100000:1000\n", "bob:100000:65536\n", "alice:x:65536\n", "alice 100000 65536\n"]
+)
 def test_without_a_range_the_command_that_gives_a_free_one_is_named(files: tuple[Path, Path], line: str) -> None:
     files[0].write_text(line)
     files[1].write_text("carol:300000:65536\nalice:165536:65536\n")

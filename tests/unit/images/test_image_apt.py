@@ -44,13 +44,21 @@ def test_a_mirror_list_stands_for_its_first_mirror() -> None:
 
 def test_what_is_not_a_network_archive_of_debian_is_nothing() -> None:
     assert parse_targets(
-        [line("cdrom:[Debian]/"), line("file:/srv/debian"), line("http://a.example/ubuntu", origin="Ubuntu"), "nonsense"],
+        [
+            line("cdrom:[Debian]/"),
+            line("file:/srv/debian"),
+            line("http://a.example/ubuntu", origin="Ubuntu"),
+            "nonsense",
+        ],
         no_file,
     ) == (None, None)
 
 
 def test_a_password_of_the_mirror_is_not_shown() -> None:
-    assert AptSource("https://me:secret@mirror.example:8443/debian", False).public_uri == "https://mirror.example:8443/debian"
+    assert (
+        AptSource("https://me:secret@mirror.example:8443/debian", False).public_uri
+        == "https://mirror.example:8443/debian"
+    )
 
 
 def test_proxies_and_certificates_are_passed_on_and_nothing_else() -> None:

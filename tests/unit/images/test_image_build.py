@@ -22,7 +22,13 @@ SHIPPED = Path(__file__).parents[3] / "images/debian-13-docker.yaml"
 
 def make_argv(security: bool = True) -> tuple[str, ...]:
     return bootstrap.make_mmdebstrap_argv(
-        HOST, "trixie", Path("/x/root"), variant="minbase", security=security, packages=("a", "b"), exclude=("/usr/share/doc/*",)
+        HOST,
+        "trixie",
+        Path("/x/root"),
+        variant="minbase",
+        security=security,
+        packages=("a", "b"),
+        exclude=("/usr/share/doc/*",),
     )
 
 

@@ -1,4 +1,5 @@
-"""A fetched image is used only with the right checksum, and only when it stands alone. Only file URLs are opened here."""
+"""A fetched image is used only with the right checksum, and only when it stands alone. Only file URLs are opened
+here."""
 
 import contextlib
 import hashlib
@@ -23,7 +24,9 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 @pytest.fixture(autouse=True)
 def converted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The conversion itself is qemu-img's, and is tested with it in the lab."""
-    monkeypatch.setattr(fetch, "convert_raw", lambda source, target: target.write_bytes(b"qcow2 of " + source.read_bytes()))
+    monkeypatch.setattr(
+        fetch, "convert_raw", lambda source, target: target.write_bytes(b"qcow2 of " + source.read_bytes())
+    )
 
 
 @pytest.fixture
@@ -63,7 +66,8 @@ def test_what_is_not_there_is_an_error_with_its_address(tmp_path: Path, source: 
 
 
 @pytest.mark.parametrize(
-    ("url", "sha256"), [("ftp://a.example/x", SHA256), ("/etc/passwd", SHA256), ("file:///x", "abc"), ("file:///x", SHA256.upper())]
+    ("url", "sha256"),
+    [("ftp://a.example/x", SHA256), ("/etc/passwd", SHA256), ("file:///x", "abc"), ("file:///x", SHA256.upper())],
 )
 def test_what_cannot_be_asked_for_is_refused_first(tmp_path: Path, url: str, sha256: str) -> None:
     with pytest.raises(UsageError):
@@ -127,7 +131,9 @@ def test_each_hop_is_judged(scheme: str, sources: tuple[str, ...] | None, to: st
         assert to not in str(caught.value)
 
 
-@pytest.mark.parametrize(("url", "others"), [("https://a.example/x", "http"), ("http://a.example/x", "file"), ("file:///x", "http")])
+@pytest.mark.parametrize(
+    ("url", "others"), [("https://a.example/x", "http"), ("http://a.example/x", "file"), ("file:///x", "http")]
+)
 def test_what_opens_one_scheme_opens_no_other(url: str, others: str) -> None:
     opener: Any = fetch._make_opener(url, None)
     assert others not in opener.handle_open and "ftp" not in opener.handle_open

@@ -139,7 +139,9 @@ def test_the_digest_ignores_comments_and_the_order_of_keys_and_packages(folder: 
 
 
 @pytest.mark.parametrize("change", ["recipe", "file", "mode", "init", "new file", "builder"])
-def test_the_digest_covers_everything_that_is_built_from(folder: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_covers_everything_that_is_built_from(
+    folder: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = write(folder, MINIMAL)
     digest = load_recipe(place).digest
     match change:

@@ -33,14 +33,18 @@ WORDS = st.text(st.characters(codec="utf-8"), max_size=30) | st.sampled_from(
     ]
 )
 SCALARS = WORDS | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False)
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3), max_leaves=8)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3), max_leaves=8
+)
 SERVICE = st.fixed_dictionaries(
     {},
     optional={
         "image": WORDS,
         "build": VALUES,
         "ports": st.lists(
-            st.sampled_from(["8000:80", "127.0.0.1:5432:5432", "${PORT:-3000}:3000", {"published": 81}, 9, "x"]) | VALUES, max_size=3
+            st.sampled_from(["8000:80", "127.0.0.1:5432:5432", "${PORT:-3000}:3000", {"published": 81}, 9, "x"])
+            | VALUES,
+            max_size=3,
         ),
         "env_file": st.sampled_from([".env", [".env", {"path": "a", "required": False}]]) | VALUES,
         "healthcheck": st.fixed_dictionaries(
@@ -63,15 +67,23 @@ PROJECTS = st.sampled_from(
 )
 WORKFLOWS = (
     st.sampled_from(
-        ["jobs:\n  test:\n    steps:\n    - run: pytest -q\n    - run: npm test\n", "script:\n  - make lint\n  - go test ./...\n"]
+        [
+            "jobs:\n  test:\n    steps:\n    - run: pytest -q\n    - run: npm test\n",
+            "script:\n  - make lint\n  - go test ./...\n",
+        ]
     )
     | ANY
 )
-EXAMPLES = st.lists(st.sampled_from(["API_KEY=", "export DB_PASSWORD=x", "PORT=1", "__TOKEN=", "é=1"]) | WORDS, max_size=5).map("\n".join)
+EXAMPLES = st.lists(
+    st.sampled_from(["API_KEY=", "export DB_PASSWORD=x", "PORT=1", "__TOKEN=", "é=1"]) | WORDS, max_size=5
+).map("\n".join)
 DOCKERFILES = st.lists(WORDS.map(lambda word: f"FROM {word} AS build"), max_size=3).map("\n".join)
 JSON_OR_TEXT = VALUES.map(json.dumps) | ANY
 FILES: dict[str, st.SearchStrategy[str]] = {
-    **{name: COMPOSE.map(yaml.safe_dump) | ANY for name in ("compose.yaml", "docker-compose.yml", "deploy/compose.prod.yml")},
+    **{
+        name: COMPOSE.map(yaml.safe_dump) | ANY
+        for name in ("compose.yaml", "docker-compose.yml", "deploy/compose.prod.yml")
+    },
     "Makefile": MAKEFILES,
     "package.json": PACKAGES.map(json.dumps) | JSON_OR_TEXT,
     "package-lock.json": ANY,
@@ -85,13 +97,21 @@ FILES: dict[str, st.SearchStrategy[str]] = {
     "tox.ini": ANY,
     ".env.example": EXAMPLES,
     "Dockerfile": DOCKERFILES,
-    ".devcontainer/devcontainer.json": st.sampled_from(['// x\n{"postCreateCommand": "npm ci && echo {{ x }}\\n\\u0007",}']) | JSON_OR_TEXT,
+    ".devcontainer/devcontainer.json": st.sampled_from(
+        ['// x\n{"postCreateCommand": "npm ci && echo {{ x }}\\n\\u0007",}']
+    )
+    | JSON_OR_TEXT,
     ".github/workflows/ci.yml": WORKFLOWS,
-    ".git/config": st.sampled_from(['[remote "origin"]\n\turl = https://u:p@github.com/a/b\n', "\turl = git@10.0.0.1:x\n"]) | ANY,
+    ".git/config": st.sampled_from(
+        ['[remote "origin"]\n\turl = https://u:p@github.com/a/b\n', "\turl = git@10.0.0.1:x\n"]
+    )
+    | ANY,
 }
 REPOSITORIES = st.fixed_dictionaries({}, optional=FILES)
 FOLDERS = st.sampled_from(["orders", "Orders (2)", "...", "münchen", "-x-", "a" * 90])
-LAUGHS = "x: &x {a: 1, b: 2}\n" + "".join(f"x{n}: &x{n}\n  <<: [{', '.join(['*x' + (str(n - 1) if n else '')] * 50)}]\n" for n in range(9))
+LAUGHS = "x: &x {a: 1, b: 2}\n" + "".join(
+    f"x{n}: &x{n}\n  <<: [{', '.join(['*x' + (str(n - 1) if n else '')] * 50)}]\n" for n in range(9)
+)
 
 
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))
@@ -103,7 +123,9 @@ LAUGHS = "x: &x {a: 1, b: 2}\n" + "".join(f"x{n}: &x{n}\n  <<: [{', '.join(['*x'
 )
 @example({"compose.yaml": LAUGHS + "services: {a: {<<: *x8, image: b}}\n"}, "orders", set(), [])
 @example({"compose.yaml": "services: {a: &a {image: b}, c: {<<: *a, develop: !reset null}}\n"}, "orders", set(), [])
-def test_the_profile_is_valid_and_its_playbooks_parse(files: dict[str, str], folder: str, clients: set[str], agent: list[str]) -> None:
+def test_the_profile_is_valid_and_its_playbooks_parse(
+    files: dict[str, str], folder: str, clients: set[str], agent: list[str]
+) -> None:
     with tempfile.TemporaryDirectory() as place:
         top = Path(place).resolve() / folder
         for name, content in files.items():
@@ -116,7 +138,11 @@ def test_the_profile_is_valid_and_its_playbooks_parse(files: dict[str, str], fol
             (top / name).write_text(text, encoding="utf-8")
         loaded = read_profile(top / "ktrdr.yaml", top)
         policy = OwnerPolicy()
-        problems = [*check_references(loaded, top), *check_policy(loaded, policy, str(top)), *check_places(loaded, top, policy.mount_roots)]
+        problems = [
+            *check_references(loaded, top),
+            *check_policy(loaded, policy, str(top)),
+            *check_places(loaded, top, policy.mount_roots),
+        ]
         assert [str(problem) for problem in problems] == []
         for name, text in documents.items():
             if name.startswith("playbooks/"):
@@ -126,7 +152,9 @@ def test_the_profile_is_valid_and_its_playbooks_parse(files: dict[str, str], fol
 
 
 def test_every_line_of_a_profile_has_its_reason(tmp_path: Path) -> None:
-    (tmp_path / "compose.yaml").write_text("services: {api: {build: ., ports: ['8000:80']}, db: {image: 'postgres:16'}}\n")
+    (tmp_path / "compose.yaml").write_text(
+        "services: {api: {build: ., ports: ['8000:80']}, db: {image: 'postgres:16'}}\n"
+    )
     text = draft_documents(survey_repository(tmp_path), Answers(), CLIENTS)["ktrdr.yaml"]
     lines = text.splitlines()
     containers = ("  allow:",)

@@ -15,7 +15,9 @@ from ktrdr_vm.init.survey import survey_repository
 CLIENTS = ("apt-get", "pip", "npm")
 
 
-def draft(top: Path, files: dict[str, str], answers: Answers | None = None, clients: tuple[str, ...] = CLIENTS) -> dict[str, str]:
+def draft(
+    top: Path, files: dict[str, str], answers: Answers | None = None, clients: tuple[str, ...] = CLIENTS
+) -> dict[str, str]:
     for name, text in files.items():
         (top / name).parent.mkdir(parents=True, exist_ok=True)
         (top / name).write_text(text)
@@ -53,22 +55,32 @@ def test_an_api_with_a_database_uses_the_shipped_gate(tmp_path: Path) -> None:
     assert "shop-api" not in documents["ktrdr.yaml"]
 
 
-@pytest.mark.parametrize("name", ["compose.yml", "docker-compose.yaml", "docker-compose.dev.yml", "deploy/compose.prod.yaml"])
+@pytest.mark.parametrize(
+    "name", ["compose.yml", "docker-compose.yaml", "docker-compose.dev.yml", "deploy/compose.prod.yaml"]
+)
 def test_a_compose_file_is_found_by_any_of_its_names(tmp_path: Path, name: str) -> None:
     documents = draft(tmp_path, {name: "services: {worker: {image: redis}}\n"})
     profile = read_profile(documents)
     assert profile["gates"] == ["starts", "isolation"]
     own = name.rsplit("/", 1)[-1]
-    assert profile.get("environment") == (None if own in ("compose.yml", "docker-compose.yaml") else {"COMPOSE_FILE": own})
+    assert profile.get("environment") == (
+        None if own in ("compose.yml", "docker-compose.yaml") else {"COMPOSE_FILE": own}
+    )
     folder = f"/workspace/{name.rpartition('/')[0]}".rstrip("/")
     [play] = yaml.safe_load(documents["playbooks/starts.yaml"])
     assert {task["ansible.builtin.shell"]["chdir"] for task in play["tasks"][0]["block"]} == {folder}
 
 
 def test_the_main_file_comes_before_its_overrides_and_a_person_decides(tmp_path: Path) -> None:
-    files = dict.fromkeys(("compose.override.yaml", "docker-compose.yml", "dev/compose.yaml"), "services: {a: {image: redis}}\n")
+    files = dict.fromkeys(
+        ("compose.override.yaml", "docker-compose.yml", "dev/compose.yaml"), "services: {a: {image: redis}}\n"
+    )
     documents = draft(tmp_path, files)
-    assert [one.name for one in survey_repository(tmp_path).composes] == ["docker-compose.yml", "dev/compose.yaml", "compose.override.yaml"]
+    assert [one.name for one in survey_repository(tmp_path).composes] == [
+        "docker-compose.yml",
+        "dev/compose.yaml",
+        "compose.override.yaml",
+    ]
     assert "docker-compose.yml" in documents["playbooks/starts.yaml"]
     assert "dev/compose.yaml" in draft(tmp_path, {}, Answers(compose="dev/compose.yaml"))["playbooks/starts.yaml"]
 
@@ -104,13 +116,18 @@ def test_the_commands_of_a_project(tmp_path: Path, files: dict[str, str], lines:
 
 
 def test_without_anything_known_only_isolation_runs(tmp_path: Path) -> None:
-    documents = draft(tmp_path, {"package.json": '{"scripts": {"test": "echo \\"Error: no test specified\\" && exit 1"}}'})
+    documents = draft(
+        tmp_path, {"package.json": '{"scripts": {"test": "echo \\"Error: no test specified\\" && exit 1"}}'}
+    )
     assert read_profile(documents)["gates"] == ["isolation"] and "# - checks" in documents["ktrdr.yaml"]
 
 
 def test_a_preset_whose_client_is_not_on_this_host_is_a_suggestion(tmp_path: Path) -> None:
     documents = draft(tmp_path, {"package.json": "{}", "package-lock.json": "{}"}, clients=("apt-get",))
-    assert read_profile(documents)["egress"]["allow"] == [{"preset": "debian"}] and "# - {preset: node}" in documents["ktrdr.yaml"]
+    assert (
+        read_profile(documents)["egress"]["allow"] == [{"preset": "debian"}]
+        and "# - {preset: node}" in documents["ktrdr.yaml"]
+    )
 
 
 def test_the_agents_command_is_a_workload(tmp_path: Path) -> None:
@@ -124,7 +141,10 @@ def test_a_registry_with_a_port_is_a_host_and_an_address_a_suggestion(tmp_path: 
         "b.Dockerfile": "FROM 10.0.0.1:5000/x\n",
     }
     documents = draft(tmp_path, files)
-    assert read_profile(documents)["egress"]["allow"] == [{"preset": "debian"}, {"host": "registry.acme.io", "ports": [5000]}]
+    assert read_profile(documents)["egress"]["allow"] == [
+        {"preset": "debian"},
+        {"host": "registry.acme.io", "ports": [5000]},
+    ]
     assert "# - {host: 10.0.0.1, ports: [5000]}" in documents["ktrdr.yaml"]
 
 
@@ -144,7 +164,9 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert survey_repository(top).composes == ()
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "services: []\n", "a: {b\n", "services: {a: 3}\n", "a: &a [*a]\nservices: *a\n"])
+@pytest.mark.parametrize(
+    "text", ["", "- a\n", "services: []\n", "a: {b\n", "services: {a: 3}\n", "a: &a [*a]\nservices: *a\n"]
+)
 def test_what_is_no_compose_file_is_none_or_has_no_facts(text: str) -> None:
     found = parse_compose("compose.yaml", text)
     assert found is None or [(one.image, one.ports) for one in found.services] == [("", ())]

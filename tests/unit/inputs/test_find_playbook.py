@@ -70,7 +70,9 @@ def test_a_huge_file_of_a_branch_is_not_read_to_its_end(tmp_path):
     assert len(digest_playbook(main)) == 64
 
 
-def test_what_a_playbook_sends_is_digested_piece_by_piece_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_playbook_sends_is_digested_piece_by_piece_and_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Six files of 64 MiB were 400 MiB of memory, in root's process, before anything was planned."""
     tasks = "".join(f"    - {{name: t{number}, copy: {{src: big{number}, dest: /x}}}}\n" for number in range(6))
     main = tmp_path / "main.yaml"

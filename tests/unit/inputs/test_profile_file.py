@@ -22,14 +22,18 @@ def repository(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("folder", ["", "src", "src/deep"])
-def test_it_is_found_from_every_folder_of_the_repository(repository: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+def test_it_is_found_from_every_folder_of_the_repository(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
     (repository / "ktrdr.yaml").touch()
     monkeypatch.chdir(repository / folder)
     path, workspace = find_profile(None, None)
     assert path.resolve() == repository / "ktrdr.yaml" and workspace.resolve() == repository
 
 
-def test_the_nearest_one_is_taken_and_the_workspace_is_the_top(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_one_is_taken_and_the_workspace_is_the_top(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (repository / "ktrdr.yaml").touch()
     (repository / "src" / "ktrdr.yaml").touch()
     monkeypatch.chdir(repository / "src" / "deep")
@@ -41,7 +45,9 @@ def test_it_is_not_searched_beyond_the_top(repository: Path, monkeypatch: pytest
     with pytest.raises(UsageError) as stopped:
         find_profile(None, None)
     assert (
-        str(repository / "src") in str(stopped.value) and f"up to {repository}" in str(stopped.value) and "ktrdr.yaml" in str(stopped.value)
+        str(repository / "src") in str(stopped.value)
+        and f"up to {repository}" in str(stopped.value)
+        and "ktrdr.yaml" in str(stopped.value)
     )
     assert "ktrdr-vm init" in stopped.value.hint and "agent" in stopped.value.hint
 
@@ -57,13 +63,17 @@ def test_outside_of_a_repository_only_the_folder_itself_counts(tmp_path: Path, m
     assert find_profile(None, None) == (Path("ktrdr.yaml"), Path())
 
 
-def test_it_is_searched_in_the_workspace_that_is_named(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_searched_in_the_workspace_that_is_named(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (repository / "ktrdr.yaml").touch()
     monkeypatch.chdir(tmp_path)
     assert find_profile(None, repository) == (repository / "ktrdr.yaml", repository)
 
 
-def test_a_shipped_profile_is_found_by_its_name_unless_a_file_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shipped_profile_is_found_by_its_name_unless_a_file_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("agent", "agent.yaml"):
         assert find_profile(Path(name), None) == (find_shipped("profiles", "agent.yaml"), Path())

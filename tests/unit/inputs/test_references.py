@@ -43,7 +43,11 @@ def test_what_is_wrong_in_a_playbook_stands_at_its_own_line(tmp_path: Path) -> N
         "- hosts: all\n  tasks:\n    - {name: a, ansible.builtin.user: {name: x}}\n    - comand: ls\n"
     )
     found = [str(one) for one in check_references(load(HEAD + IMAGE + "gates: [own, nothing]\n"), tmp_path)]
-    assert [line.split("/")[-1].split(":")[:2] for line in found] == [["own.yaml", "3"], ["own.yaml", "4"], ["nothing.yaml"]]
+    assert [line.split("/")[-1].split(":")[:2] for line in found] == [
+        ["own.yaml", "3"],
+        ["own.yaml", "4"],
+        ["nothing.yaml"],
+    ]
 
 
 def test_gates_of_the_command_line_take_the_place_of_the_profiles(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""A plan that changes while its instance lives: what still runs for the earlier one is seen, and replaced in the right order."""
+"""A plan that changes while its instance lives: what still runs for the earlier one is seen, and replaced in the right
+order."""
 
 from __future__ import annotations
 
@@ -32,7 +33,13 @@ IDENTITY = parse_instance_id("one")
 def make_blueprint(home: Path, *hosts: str) -> Blueprint:
     allow = [{"host": host, "ports": [443]} for host in hosts]
     allow += [{"cidr": "198.51.100.7/32", "ports": [5432 + len(hosts)]}]
-    document: dict[str, Any] = {"version": 1, "name": "n", "image": "i", "mode": "interactive", "egress": {"allow": allow}}
+    document: dict[str, Any] = {
+        "version": 1,
+        "name": "n",
+        "image": "i",
+        "mode": "interactive",
+        "egress": {"allow": allow},
+    }
     facts = Facts("tcg", "/e", "m", str(home), ImageFacts("i", "d" * 64, "/i"))
     plan = Plan(build_profile(document), facts, IDENTITY, document)
     allocation = allocate(0, genid="g", host_key="k", host_public_key="p", login_public_key="l")
@@ -49,7 +56,9 @@ def target(tmp_path: Path) -> Target:
 
 def test_rules_of_an_earlier_plan_are_not_as_planned(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = make_blueprint(target.paths.home, "a.example"), make_blueprint(target.paths.home)
-    table = [{"table": {"comment": target.mark}}] + [{"rule": {}}] * count_rules_of_text(before.documents["ruleset.nft"])
+    table = [{"table": {"comment": target.mark}}] + [{"rule": {}}] * count_rules_of_text(
+        before.documents["ruleset.nft"]
+    )
     outside: list[dict[str, Any]] = [{"rule": {}}] * count_rules_of_text(before.documents["ruleset-host.nft"])
     monkeypatch.setattr(firewall_module, "is_namespace", lambda _: True)
     monkeypatch.setattr(firewall_module, "load_ruleset", lambda *_: None)

@@ -19,7 +19,8 @@ from ktrdr_vm.instance.resources.guard import Guard
 
 
 def test_modules_of_the_workspace_are_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`python -m` and `-c` put the current folder first: a `json.py` in the branch would run as root. `-I` leaves it out."""
+    """`python -m` and `-c` put the current folder first: a `json.py` in the branch would run as root. `-I` leaves it
+    out."""
     started: list[tuple[list[str], dict[str, Any]]] = []
 
     class Stop(Exception):
@@ -42,7 +43,9 @@ def test_modules_of_the_workspace_are_never_imported(tmp_path: Path, monkeypatch
     assert options["cwd"] == Path("/")
 
 
-def test_a_folder_that_the_owner_may_not_enter_is_an_error_with_a_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_that_the_owner_may_not_enter_is_an_error_with_a_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -52,7 +55,8 @@ def test_a_folder_that_the_owner_may_not_enter_is_an_error_with_a_place(monkeypa
 
 
 def test_a_guard_has_not_ended_before_it_let_go_of_its_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A process that ends loses its arguments first and its lock after that. Seen: the next `create` took it for one that runs."""
+    """A process that ends loses its arguments first and its lock after that. Seen: the next `create` took it for one
+    that runs."""
     target = Target(parse_instance_id("one"), Home(tmp_path).instance("one"), None)  # type: ignore[arg-type]
     target.paths.guard.mkdir(parents=True)
     held = os.open(target.paths.guard / "guard.lock", os.O_RDWR | os.O_CREAT)

@@ -25,7 +25,10 @@ class Libvirt:
 
     def __init__(self, home: Home, **modes: str) -> None:
         ids = {name.replace("_", "-"): mode for name, mode in modes.items()}
-        self._domains = [DomainFacts(f"ktrdr-{name}", name, str(home.root), mode, DomainState.RUNNING, True) for name, mode in ids.items()]
+        self._domains = [
+            DomainFacts(f"ktrdr-{name}", name, str(home.root), mode, DomainState.RUNNING, True)
+            for name, mode in ids.items()
+        ]
 
     def list_ours(self) -> list[DomainFacts]:
         return self._domains
@@ -75,7 +78,9 @@ def test_what_a_person_lives_in_stays_when_its_journal_is_lost(home: Home, destr
     assert collect(home, Libvirt(home, dev="interactive", old="sandbox")) == ["old"] == destroyed
 
 
-def test_what_is_kept_between_looking_and_locking_stays(home: Home, destroyed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_between_looking_and_locking_stays(
+    home: Home, destroyed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     journal = Journal(add(home, "one"), "one")
     journal.save()
     found = find_instances(home, Libvirt(home))  # type: ignore[arg-type]
@@ -104,7 +109,8 @@ def test_looking_at_a_lock_does_not_make_it_busy(home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['{"schema_version": 1, "instance_id": "x", "slot": "3"}', '{"schema_version": 1, "resources": null}', "[" * 9999]
+    "text",
+    ['{"schema_version": 1, "instance_id": "x", "slot": "3"}', '{"schema_version": 1, "resources": null}', "[" * 9999],
 )
 def test_a_journal_of_the_wrong_kinds_is_damaged(tmp_path: Path, text: str) -> None:
     (tmp_path / "journal.json").write_text(text)

@@ -1,4 +1,5 @@
-"""A loaded instance: its journal is read once and its plan parsed once, and a resource's kind is compared in one place."""
+"""A loaded instance: its journal is read once and its plan parsed once, and a resource's kind is compared in one
+place."""
 
 from __future__ import annotations
 
@@ -123,7 +124,9 @@ def test_its_properties_do_no_io(home: Home, counted: Counter[str], monkeypatch:
     assert "domain.xml" in blueprint.documents and "ruleset.nft" in blueprint.documents and counted["documents"] == 1
 
 
-def test_a_network_that_is_waited_for_is_rendered_once(home: Home, counted: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_is_waited_for_is_rendered_once(
+    home: Home, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Part:
         kind, name, isolates = "firewall", "x", True
 
@@ -157,7 +160,9 @@ def test_a_network_that_is_waited_for_is_rendered_once(home: Home, counted: Coun
 
 def test_the_network_of_a_machine_that_has_ended_is_not_waited_for(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks it next says that it has ended, and not that its tap has no carrier."""
-    gone = SimpleNamespace(kind="tap", name="x", isolates=True, exists=lambda: True, verify=lambda: ["no machine is attached to it"])
+    gone = SimpleNamespace(
+        kind="tap", name="x", isolates=True, exists=lambda: True, verify=lambda: ["no machine is attached to it"]
+    )
     monkeypatch.setattr(loaded_module, "make_resources", lambda *_: (gone,))
     monkeypatch.setattr(loaded_module.time, "sleep", lambda _: pytest.fail("it waits"))
     Instance(home, Identity("one"), NoLibvirt()).load().require_closed()  # type: ignore[arg-type]
@@ -255,7 +260,13 @@ def test_every_kind_says_where_it_lives_and_what_outlives_a_suspend(home: Home) 
 
 def _compares_kind(node: ast.AST) -> bool:
     """A comparison or a match with the `kind` of something that is no packet, whose kinds are other ones."""
-    sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else [node.subject] if isinstance(node, ast.Match) else []
+    sides = (
+        [node.left, *node.comparators]
+        if isinstance(node, ast.Compare)
+        else [node.subject]
+        if isinstance(node, ast.Match)
+        else []
+    )
     owners = [side.value for side in sides if isinstance(side, ast.Attribute) and side.attr == "kind"]
     return any("packet" not in ast.unparse(owner) for owner in owners)
 
@@ -269,4 +280,8 @@ def test_the_kind_of_a_resource_is_compared_among_the_resources_only() -> None:
                 nodes = [node for node in ast.walk(ast.parse(path.read_text())) if _compares_kind(node)]
                 found += [f"{path.relative_to(PACKAGE)}:{getattr(node, 'lineno', 0)}" for node in nodes]
     assert found == []
-    assert [node for node in ast.walk(ast.parse((PACKAGE / "instance/resources/__init__.py").read_text())) if _compares_kind(node)]
+    assert [
+        node
+        for node in ast.walk(ast.parse((PACKAGE / "instance/resources/__init__.py").read_text()))
+        if _compares_kind(node)
+    ]

@@ -1,4 +1,5 @@
-"""What is not of the plan: a loan stays, what an earlier plan had goes; and what a running machine was not made for needs a restart."""
+"""What is not of the plan: a loan stays, what an earlier plan had goes; and what a running machine was not made for
+needs a restart."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ def test_room_for_loans_is_made_when_a_machine_starts(lending: Lending) -> None:
     assert find_changes(after, after) == ()
 
 
-def test_a_granted_secret_that_cannot_be_read_is_told_before_the_machine_wakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_granted_secret_that_cannot_be_read_is_told_before_the_machine_wakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = EscalationStore(tmp_path, "one")
     words: dict[str, Any] = dict.fromkeys(("blocked", "why", "recommendation", "decision", "evidence"), "x")
     asked, _ = store.submit(parse_packet({"kind": "secret", "options": ["a"], "request": {"name": "token"}, **words}))

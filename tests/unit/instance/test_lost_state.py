@@ -25,7 +25,9 @@ from ktrdr_vm.instance.instance import Instance
         ("", "other", ""),
     ],
 )
-def test_what_is_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, home: str, named: str) -> None:
+def test_what_is_left_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, home: str, named: str
+) -> None:
     place = {"own": str(tmp_path), "other": "/elsewhere"}.get(home, "")
     libvirt: Any = SimpleNamespace(find=lambda _: SimpleNamespace(home=place, mode="sandbox") if place else None)
     one = Instance(Home(tmp_path), Identity("one"), libvirt)

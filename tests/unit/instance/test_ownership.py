@@ -46,14 +46,21 @@ def test_a_domain_of_another_home_is_never_ended(tmp_path: Path) -> None:
 def test_a_qemu_of_another_home_is_not_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     entry = tmp_path / "4711"
     entry.mkdir()
-    words = ["/usr/bin/qemu-system-x86_64", "-name", "guest=ktrdr-one,debug-threads=on", '{"filename":"/else/instances/one/overlay.qcow2"}']
+    words = [
+        "/usr/bin/qemu-system-x86_64",
+        "-name",
+        "guest=ktrdr-one,debug-threads=on",
+        '{"filename":"/else/instances/one/overlay.qcow2"}',
+    ]
     (entry / "cmdline").write_bytes("\0".join(words).encode())
     monkeypatch.setattr(running, "Path", lambda *_: SimpleNamespace(iterdir=lambda: [entry]))
     assert find_qemu("ktrdr-one", Path("/else/instances/one")) == [4711]
     assert find_qemu("ktrdr-one", Path("/ours/instances/one")) == []
 
 
-def test_a_persons_disk_is_not_made_empty_because_the_image_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_persons_disk_is_not_made_empty_because_the_image_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = make_target(tmp_path, None)
     target.paths.overlay.parent.mkdir(parents=True)
     target.paths.overlay.write_bytes(b"a week of work")
@@ -73,7 +80,9 @@ def test_a_persons_disk_is_not_made_empty_because_the_image_changed(tmp_path: Pa
     assert target.paths.overlay.read_bytes() == b"a week of work"
 
 
-def test_what_is_somebody_elses_is_neither_residue_nor_to_be_removed_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_somebody_elses_is_neither_residue_nor_to_be_removed_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     libvirt = Elsewhere()
     target = make_target(tmp_path, libvirt)
     monkeypatch.setattr(Domain, "_processes", lambda _self: [])

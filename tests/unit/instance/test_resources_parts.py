@@ -1,4 +1,5 @@
-"""What of the resources can be shown without a host: their order, the seed, the rules of opening a folder, whom they refuse."""
+"""What of the resources can be shown without a host: their order, the seed, the rules of opening a folder, whom they
+refuse."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ DOCUMENT: dict[str, Any] = {
     "name": "n",
     "image": "i",
     "mounts": [{"source": "a", "target": "/a"}, {"source": "b", "target": "/b", "readonly": False}],
-    "secrets": [{"name": "token", "source": {"env": "KTRDR_TOKEN"}, "path": "/run/secrets/token", "ttl": "60s", "mode": "0400"}],
+    "secrets": [
+        {"name": "token", "source": {"env": "KTRDR_TOKEN"}, "path": "/run/secrets/token", "ttl": "60s", "mode": "0400"}
+    ],
     "egress": {"allow": [{"host": "a.example", "ports": [443]}]},
 }
 IDENTITY = parse_instance_id("one")
@@ -57,7 +60,9 @@ def target(tmp_path: Path) -> Target:
 
 @pytest.fixture
 def blueprint(target: Target) -> Blueprint:
-    facts = Facts("tcg", "/e", "m", str(target.paths.home), ImageFacts("i", "d" * 64, "/i"), workspace=str(target.paths.home))
+    facts = Facts(
+        "tcg", "/e", "m", str(target.paths.home), ImageFacts("i", "d" * 64, "/i"), workspace=str(target.paths.home)
+    )
     plan = Plan(build_profile(DOCUMENT), facts, IDENTITY, DOCUMENT)
     allocation = allocate(0, genid="g", host_key="KEY", host_public_key="p", login_public_key="l")
 
@@ -79,11 +84,20 @@ def test_without_a_plan_whatever_may_be_there_is_looked_for(target: Target) -> N
     (target.paths.mounts / "3").mkdir(parents=True)
     (target.paths.mounts / "stray").mkdir()
     resources = make_resources(target, None)
-    assert [resource.kind for resource in resources] == ["overlay", "seed", "namespace", "firewall", "guard", "tap", "domain", "mount"]
+    assert [resource.kind for resource in resources] == [
+        "overlay",
+        "seed",
+        "namespace",
+        "firewall",
+        "guard",
+        "tap",
+        "domain",
+        "mount",
+    ]
     assert resources[-1].key == "mount:3"
 
 
-# -- seed ---------------------------------------------------------------------------------------------------------------
+# -- seed --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_seed_is_what_cloud_init_looks_for() -> None:
@@ -100,7 +114,9 @@ def test_the_seed_is_its_owners_and_differences_are_named(target: Target, bluepr
     seed.create()
     assert seed.exists() and seed.verify() == []
     assert target.paths.seed.stat().st_mode & 0o777 == 0o600
-    target.paths.seed.write_bytes(make_seed({"user-data": b"other", "meta-data": blueprint.documents["meta-data"].encode()}))
+    target.paths.seed.write_bytes(
+        make_seed({"user-data": b"other", "meta-data": blueprint.documents["meta-data"].encode()})
+    )
     assert seed.verify() == ["user-data differs from the plan", "network-config differs from the plan"]
     seed.remove()
     seed.remove()
@@ -115,11 +131,12 @@ def test_a_link_in_the_seeds_way_is_not_followed(target: Target, blueprint: Blue
     assert victim.read_text() == "mine" and not target.paths.seed.is_symlink()
 
 
-# -- whom they refuse ---------------------------------------------------------------------------------------------------
+# -- whom they refuse --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("comment", "ours"), [("", False), ("somebody else's", False), ("MARK", True), ("ktrdr-vm instance_id=stream-a home=00000000", False)]
+    ("comment", "ours"),
+    [("", False), ("somebody else's", False), ("MARK", True), ("ktrdr-vm instance_id=stream-a home=00000000", False)],
 )
 @pytest.mark.parametrize("place", ["", IDENTITY.namespace], ids=["on the host", "in the namespace"])
 def test_a_table_of_another_maker_is_never_touched(
@@ -128,7 +145,11 @@ def test_a_table_of_another_maker_is_never_touched(
     loaded: list[tuple[str, str]] = []
     monkeypatch.setattr(firewall_module, "is_namespace", lambda _: True)
     monkeypatch.setattr(firewall_module, "read_table", lambda *_: [{"table": {"name": IDENTITY.table}}])
-    monkeypatch.setattr(firewall_module, "read_comment", lambda _, where: comment.replace("MARK", target.mark) if where == place else None)
+    monkeypatch.setattr(
+        firewall_module,
+        "read_comment",
+        lambda _, where: comment.replace("MARK", target.mark) if where == place else None,
+    )
     monkeypatch.setattr(firewall_module, "load_ruleset", lambda *words: loaded.append(words))
     if ours:
         Firewall(target, blueprint).remove()
@@ -140,7 +161,9 @@ def test_a_table_of_another_maker_is_never_touched(
         assert loaded == []
 
 
-def test_an_interface_of_another_maker_is_never_touched(target: Target, blueprint: Blueprint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interface_of_another_maker_is_never_touched(
+    target: Target, blueprint: Blueprint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     link = {"ifalias": "somebody else's", "flags": [], "addr_info": []}
     monkeypatch.setattr(tap_module, "read_link", lambda _, namespace="": None if namespace else link)
     for act in (Tap(target, blueprint).create, Tap(target, None).remove):
@@ -148,7 +171,9 @@ def test_an_interface_of_another_maker_is_never_touched(target: Target, blueprin
             act()
 
 
-def test_a_namespace_of_another_maker_is_never_touched(target: Target, blueprint: Blueprint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_namespace_of_another_maker_is_never_touched(
+    target: Target, blueprint: Blueprint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(namespace_module, "list_links", lambda _: {"lo": "somebody else's"})
     monkeypatch.setattr(namespace_module.process, "run", lambda *_, **__: pytest.fail("something was called"))
     for act in (Namespace(target, blueprint).create, Namespace(target, None).remove):
@@ -173,7 +198,7 @@ def test_rules_are_counted_as_they_are_rendered() -> None:
     assert count_rules_of_text(text) == 3
 
 
-# -- opening a folder ---------------------------------------------------------------------------------------------------
+# -- opening a folder --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -188,7 +213,19 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "relative", ["link", "link/x", "real/up", "real/up/real", "file", "file/x", "missing", "..", "../outside", "real/../../outside"]
+    "relative",
+    [
+        "link",
+        "link/x",
+        "real/up",
+        "real/up/real",
+        "file",
+        "file/x",
+        "missing",
+        "..",
+        "../outside",
+        "real/../../outside",
+    ],
 )
 def test_only_real_folders_beneath_the_root_open(tree: Path, relative: str) -> None:
     with pytest.raises(UnsafePathError), open_named_folder(Place(tree, Path(relative).parts), "mounts.source"):

@@ -77,14 +77,16 @@ def test_one_that_sleeps_is_not_entered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rest", "note"), [("suspended", ""), ("suspending", "interrupted"), ("resuming", "interrupted"), ("", "incomplete")]
+    ("rest", "note"),
+    [("suspended", ""), ("suspending", "interrupted"), ("resuming", "interrupted"), ("", "incomplete")],
 )
 def test_what_a_list_says_of_it(rest: str, note: str) -> None:
     assert Found("one", rest=rest, seen={"journal"}).note.startswith(note)
 
 
 def test_what_has_lived_begins_from_its_disk_and_not_from_older_memory() -> None:
-    """The memory of the template belongs to the template's disk; on a disk that has changed since it would destroy it."""
+    """The memory of the template belongs to the template's disk; on a disk that has changed since it would destroy
+    it."""
     fork, again = render(TEMPLATE), render(replace(TEMPLATE, thaw=False))
     assert "-incoming" in ElementTree.tostring(fork, "unicode")
     assert "-incoming" not in ElementTree.tostring(again, "unicode")
@@ -92,7 +94,9 @@ def test_what_has_lived_begins_from_its_disk_and_not_from_older_memory() -> None
     assert ["".join(one.itertext()) for one in fork.find("./devices") or ()] == [
         "".join(one.itertext()) for one in again.find("./devices") or ()
     ]
-    assert list_disks(fork) == list_disks(again) == ["/instance/overlay.qcow2", "/template/disk.qcow2", "/image/disk.raw"]
+    assert (
+        list_disks(fork) == list_disks(again) == ["/instance/overlay.qcow2", "/template/disk.qcow2", "/image/disk.raw"]
+    )
 
 
 def test_a_restored_domain_waits_for_no_template() -> None:

@@ -1,4 +1,5 @@
-"""The order of going to sleep and of waking, also when it was cut off: what protects stands before the machine runs, and after it."""
+"""The order of going to sleep and of waking, also when it was cut off: what protects stands before the machine runs,
+and after it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ ONE = parse_instance_id("one")
 
 
 PLAN: Any = SimpleNamespace(
-    profile=SimpleNamespace(mode="interactive", resources=SimpleNamespace(memory=1)), facts=SimpleNamespace(accelerator="tcg")
+    profile=SimpleNamespace(mode="interactive", resources=SimpleNamespace(memory=1)),
+    facts=SimpleNamespace(accelerator="tcg"),
 )
 
 
@@ -50,7 +52,8 @@ class Part:
 
 
 class Machine(LoadedInstance):
-    """One instance, with the libvirt that has it: a domain, a saved state, a network, and a log of what was done in which order."""
+    """One instance, with the libvirt that has it: a domain, a saved state, a network, and a log of what was done in
+    which order."""
 
     def __init__(self, tmp_path: Path, state: str, domain: str | None, *, saved: bool) -> None:
         home = Home(tmp_path)
@@ -166,7 +169,9 @@ def test_a_guest_that_keeps_a_secret_runs_on(tmp_path: Path) -> None:
         ("suspending", None, True, ["-tap", "-guard", "-firewall"]),
     ],
 )
-def test_a_suspend_that_was_cut_off_is_taken_up(tmp_path: Path, state: str, domain: str | None, saved: bool, expected: list[str]) -> None:
+def test_a_suspend_that_was_cut_off_is_taken_up(
+    tmp_path: Path, state: str, domain: str | None, saved: bool, expected: list[str]
+) -> None:
     machine = Machine(tmp_path, state, domain, saved=saved)
     suspend(machine)
     assert machine.log == expected and machine.journal.state == "suspended"
@@ -181,7 +186,9 @@ def test_a_suspend_that_was_cut_off_is_taken_up(tmp_path: Path, state: str, doma
         ("running", False, ["+firewall", "+guard", "+tap", "tap moved in", "date", "+secrets"]),
     ],
 )
-def test_a_resume_that_was_cut_off_is_taken_up(tmp_path: Path, domain: str | None, saved: bool, expected: list[str]) -> None:
+def test_a_resume_that_was_cut_off_is_taken_up(
+    tmp_path: Path, domain: str | None, saved: bool, expected: list[str]
+) -> None:
     machine = Machine(tmp_path, "resuming", domain, saved=saved)
     resume(machine)
     assert machine.log == expected and machine.journal.state == "awake"

@@ -1,4 +1,5 @@
-"""Attempts on the host where they run, with a stand-in for the run: retries, takeovers, cancelling, and what is refused before."""
+"""Attempts on the host where they run, with a stand-in for the run: retries, takeovers, cancelling, and what is refused
+before."""
 
 from __future__ import annotations
 
@@ -108,7 +109,13 @@ def interrupted_by_sigterm() -> Iterator[None]:
 def test_an_attempt_leaves_its_evidence(submit: Callable[..., Request], spool: Spool, home: Home) -> None:
     request, run = submit(), FakeRun()
     assert run_request(spool, request.request_id, home, execute=run) == 0
-    assert set(run.workspace) == {"ktrdr.yaml", "base.yaml", "playbooks/unit.yaml", "playbooks/more.yaml", "playbooks/files/x.txt"}
+    assert set(run.workspace) == {
+        "ktrdr.yaml",
+        "base.yaml",
+        "playbooks/unit.yaml",
+        "playbooks/more.yaml",
+        "playbooks/files/x.txt",
+    }
     attempt = spool.attempt(request.request_id, 1)
     assert {path.name for path in attempt.iterdir()} == {LEASE, OUTCOME, "events.jsonl", "run"}
     assert json.loads((attempt / "events.jsonl").read_text().splitlines()[0])["event"] == "run_started"
@@ -120,7 +127,9 @@ def test_an_attempt_leaves_its_evidence(submit: Callable[..., Request], spool: S
 
 
 @pytest.mark.parametrize(("code", "begun"), [(0, 1), (1, 1), (2, 1), (5, 1), (130, 1)])
-def test_a_result_is_not_tried_again(code: int, begun: int, submit: Callable[..., Request], spool: Spool, home: Home) -> None:
+def test_a_result_is_not_tried_again(
+    code: int, begun: int, submit: Callable[..., Request], spool: Spool, home: Home
+) -> None:
     request, run = submit(attempts=3), FakeRun(code=code)
     assert run_request(spool, request.request_id, home, execute=run) == code
     assert run.begun == begun
@@ -138,7 +147,9 @@ def test_a_host_error_is_tried_again(submit: Callable[..., Request], spool: Spoo
 
 @pytest.mark.usefixtures("interrupted_by_sigterm")
 @pytest.mark.parametrize(("mark", "outcome"), [(CANCEL, "cancelled"), ("attempts/2", "interrupted")])
-def test_a_mark_stops_a_run_with_its_evidence(mark: str, outcome: str, submit: Callable[..., Request], spool: Spool, home: Home) -> None:
+def test_a_mark_stops_a_run_with_its_evidence(
+    mark: str, outcome: str, submit: Callable[..., Request], spool: Spool, home: Home
+) -> None:
     request = submit(attempts=3)
     folder = spool.request(request.request_id)
 
@@ -153,7 +164,9 @@ def test_a_mark_stops_a_run_with_its_evidence(mark: str, outcome: str, submit: C
     assert (folder / "attempts/1/run/report.json").exists()
 
 
-def test_one_that_was_cancelled_while_it_waited_never_begins(submit: Callable[..., Request], spool: Spool, home: Home) -> None:
+def test_one_that_was_cancelled_while_it_waited_never_begins(
+    submit: Callable[..., Request], spool: Spool, home: Home
+) -> None:
     request, run = submit(), FakeRun()
     spool.mark_cancelled(request.request_id)
     with pytest.raises(UsageError, match="cancelled"):
@@ -161,7 +174,9 @@ def test_one_that_was_cancelled_while_it_waited_never_begins(submit: Callable[..
     assert run.begun == 0 and spool.state(request.request_id).state == "cancelled"
 
 
-def test_a_running_attempt_is_not_doubled_and_a_dead_one_is_taken_over(submit: Callable[..., Request], spool: Spool, home: Home) -> None:
+def test_a_running_attempt_is_not_doubled_and_a_dead_one_is_taken_over(
+    submit: Callable[..., Request], spool: Spool, home: Home
+) -> None:
     request, run = submit(attempts=2, grace=2), FakeRun()
     attempt = spool.attempt(request.request_id, 1)
     attempt.mkdir(parents=True)
@@ -178,7 +193,9 @@ def test_a_running_attempt_is_not_doubled_and_a_dead_one_is_taken_over(submit: C
     assert spool.state(request.request_id).attempt == 2
 
 
-def test_another_playbook_than_the_one_that_was_submitted_is_refused(submit: Callable[..., Request], spool: Spool, home: Home) -> None:
+def test_another_playbook_than_the_one_that_was_submitted_is_refused(
+    submit: Callable[..., Request], spool: Spool, home: Home
+) -> None:
     request, run = submit(), FakeRun()
     (spool.request(request.request_id) / "files/playbooks/files/x.txt").write_text("other")
     assert run_request(spool, request.request_id, home, execute=run) == 2
@@ -187,13 +204,17 @@ def test_another_playbook_than_the_one_that_was_submitted_is_refused(submit: Cal
     assert list(home.workspaces.iterdir()) == [], "the private folder is removed"
 
 
-def test_the_workspace_of_a_killed_attempt_is_removed_by_the_next(submit: Callable[..., Request], spool: Spool, home: Home) -> None:
+def test_the_workspace_of_a_killed_attempt_is_removed_by_the_next(
+    submit: Callable[..., Request], spool: Spool, home: Home
+) -> None:
     (home.workspaces / "20260101T000000Z-0123abcd" / "workspace").mkdir(parents=True)
     assert run_request(spool, submit().request_id, home, execute=FakeRun()) == 0
     assert list(home.workspaces.iterdir()) == []
 
 
-def test_a_spool_that_cannot_be_written_is_a_host_error(submit: Callable[..., Request], spool: Spool, home: Home) -> None:
+def test_a_spool_that_cannot_be_written_is_a_host_error(
+    submit: Callable[..., Request], spool: Spool, home: Home
+) -> None:
     request = submit(grace=1)
     attempt = spool.attempt(request.request_id, 1)
 

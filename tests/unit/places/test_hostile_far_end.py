@@ -1,4 +1,5 @@
-"""A far end that sends what it may not: refused with a sentence, and nothing is written outside of the folder of the run."""
+"""A far end that sends what it may not: refused with a sentence, and nothing is written outside of the folder of the
+run."""
 
 from __future__ import annotations
 
@@ -40,7 +41,11 @@ class Fake:
 
     def __init__(self) -> None:
         self.state: Any = dict(STATE)
-        self.content = {"run/report.json": make_report(), "run/events.jsonl": b"{}\n", "outcome.json": b'{"message": "m"}'}
+        self.content = {
+            "run/report.json": make_report(),
+            "run/events.jsonl": b"{}\n",
+            "outcome.json": b'{"message": "m"}',
+        }
         self.listed: Any = None
         self.answers: dict[str, Any] = {}
 
@@ -83,7 +88,17 @@ def test_an_honest_far_end(far: Fake, home: Home) -> None:
     assert run(far, home).run == fetched.run
 
 
-NAMES = ["../x", "run/../../x", "/etc/x", "run//x", "run/./x", "run/a\nb", "run/" + "a" * 300, "run/" + "a/" * 40 + "b", ""]
+NAMES = [
+    "../x",
+    "run/../../x",
+    "/etc/x",
+    "run//x",
+    "run/./x",
+    "run/a\nb",
+    "run/" + "a" * 300,
+    "run/" + "a/" * 40 + "b",
+    "",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -210,6 +225,11 @@ def test_instances(rows: Any, far: Fake) -> None:
 
 
 def test_facts_are_scalars(far: Fake) -> None:
-    far.answers["facts"] = {"a": {"x": 1}, "b": "y" * 10_000, "c": float("inf"), **{str(number): 1 for number in range(1000)}}
+    far.answers["facts"] = {
+        "a": {"x": 1},
+        "b": "y" * 10_000,
+        "c": float("inf"),
+        **{str(number): 1 for number in range(1000)},
+    }
     facts = FarEnd(far.call, "far").facts()
     assert "a" not in facts and "c" not in facts and len(facts["b"]) == 400 and len(facts) < 50

@@ -65,7 +65,9 @@ def test_everything_else_is_refused(entries: list[tuple[str, bytes, str]], tmp_p
     root.mkdir()
     outside.mkdir()
     with pytest.raises((KtrdrError, OSError)):
-        unpack_files(make_tar(*[(name, kind, content.replace("OUTSIDE", str(outside))) for name, kind, content in entries]), root)
+        unpack_files(
+            make_tar(*[(name, kind, content.replace("OUTSIDE", str(outside))) for name, kind, content in entries]), root
+        )
     assert list(outside.iterdir()) == [] and {path.name for path in tmp_path.iterdir()} == {"root", "outside"}
 
 

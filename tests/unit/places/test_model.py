@@ -19,7 +19,11 @@ def test_places_are_read() -> None:
     places = parse_places(GOOD, "places.yaml")
     assert set(places) == {"local", "homelab", "cluster"}
     assert (places["homelab"].host, places["homelab"].program) == ("runner@lab1", "ktrdr-vm")
-    assert (places["cluster"].options, places["cluster"].attempts, places["cluster"].grace) == (("--partition=vm",), 2, 90)
+    assert (places["cluster"].options, places["cluster"].attempts, places["cluster"].grace) == (
+        ("--partition=vm",),
+        2,
+        90,
+    )
 
 
 @pytest.mark.parametrize(

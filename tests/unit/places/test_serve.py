@@ -196,7 +196,11 @@ def test_a_hostile_client_is_refused(operation: str, words: dict[str, Any], near
 
 
 def test_links_at_the_far_end_are_not_followed(
-    near: Connection, pipes: Pipes, make_request: Callable[..., Request], write_request: Callable[[Request], Path], tmp_path: Path
+    near: Connection,
+    pipes: Pipes,
+    make_request: Callable[..., Request],
+    write_request: Callable[[Request], Path],
+    tmp_path: Path,
 ) -> None:
     far, request = FarEnd(near.call, "far"), make_request()
     far.send(write_request(request), request.request_id)

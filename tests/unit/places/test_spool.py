@@ -1,4 +1,5 @@
-"""The state of a request is read from its files, the lease ends an attempt, and Slurm's programs are asked as its manual says."""
+"""The state of a request is read from its files, the lease ends an attempt, and Slurm's programs are asked as its
+manual says."""
 
 from __future__ import annotations
 
@@ -136,7 +137,7 @@ def test_a_mark_and_a_newer_attempt_stop_it(name: str, said: str, tmp_path: Path
         assert said in stopped.wait()[0]
 
 
-# -- Slurm --------------------------------------------------------------------------------------------------------------
+# -- Slurm -------------------------------------------------------------------------------------------------------------
 
 
 class Programs:
@@ -144,7 +145,11 @@ class Programs:
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[str], bytes]] = []
-        self.answers: dict[str, tuple[int, str, str]] = {"sbatch": (0, "42\n", ""), "squeue": (0, "", ""), "scancel": (0, "", "")}
+        self.answers: dict[str, tuple[int, str, str]] = {
+            "sbatch": (0, "42\n", ""),
+            "squeue": (0, "", ""),
+            "scancel": (0, "", ""),
+        }
 
     def run(self, words: list[str], *, stdin: bytes = b"", **_: object) -> Completed:
         self.calls.append((words, stdin))
@@ -182,10 +187,16 @@ def test_several_requests_are_one_array(spool: Spool, receive: Callable[..., Req
     assert b"#SBATCH --array=0-2\n" in script and b"#SBATCH --requeue\n" in script
     assert script.rstrip().endswith(b'/"$SLURM_ARRAY_TASK_ID"')
     batch = spool.root / "batches" / requests[0].request_id
-    assert [(batch / str(number)).resolve() for number in range(3)] == [spool.request(one.request_id) for one in requests]
+    assert [(batch / str(number)).resolve() for number in range(3)] == [
+        spool.request(one.request_id) for one in requests
+    ]
     programs.answers["squeue"] = (0, "42_0|PENDING|Resources|\n42_1|PENDING|Priority|\nx|y\n7|PENDING|Other|\n", "")
     found = engine.explain(spool, [spool.state(one.request_id) for one in requests])
-    assert [found[one.request_id] for one in requests] == ["Pending: Resources", "Pending: Priority", "squeue does not list it"]
+    assert [found[one.request_id] for one in requests] == [
+        "Pending: Resources",
+        "Pending: Priority",
+        "squeue does not list it",
+    ]
 
 
 def test_a_waiting_job_is_cancelled(spool: Spool, receive: Callable[..., Request], programs: Programs) -> None:
@@ -225,7 +236,12 @@ def test_a_refusal_of_sbatch_is_shown(spool: Spool, receive: Callable[..., Reque
 
 @pytest.mark.parametrize(
     ("answer", "missing"),
-    [((0, "(null)\nkvm:4\n", ""), ""), ((0, "(null)\n", ""), "gres"), ((0, "", ""), "gres"), ((1, "", "no controller"), "controller")],
+    [
+        ((0, "(null)\nkvm:4\n", ""), ""),
+        ((0, "(null)\n", ""), "gres"),
+        ((0, "", ""), "gres"),
+        ((1, "", "no controller"), "controller"),
+    ],
 )
 def test_a_cluster_without_the_resource_is_said(answer: tuple[int, str, str], missing: str, programs: Programs) -> None:
     programs.answers["sinfo"] = answer

@@ -20,7 +20,9 @@ def plan(workspace: str, *, copied: bool = True) -> Plan:
     return Plan(profile, replace(facts, workspace=workspace), Identity("app--main"))
 
 
-@pytest.mark.parametrize(("before", "after"), [("/a/app", "/a/app"), ("/a/app", "/a/app/services/api"), ("/a/app/services", "/a/app")])
+@pytest.mark.parametrize(
+    ("before", "after"), [("/a/app", "/a/app"), ("/a/app", "/a/app/services/api"), ("/a/app/services", "/a/app")]
+)
 def test_the_same_clone_may_apply_again(before: str, after: str) -> None:
     require_same_workspace(plan(before), plan(after))
 

@@ -21,11 +21,18 @@ from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.load import load_profile
 from ktrdr_vm.profile.scalars import parse_header_template
 
-BROKER: dict[str, Any] = {"host": "api.example.com", "header": "x-api-key: {{ secret }}", "base_url_env": "EXAMPLE_BASE_URL"}
+BROKER: dict[str, Any] = {
+    "host": "api.example.com",
+    "header": "x-api-key: {{ secret }}",
+    "base_url_env": "EXAMPLE_BASE_URL",
+}
 
 
 def make_text(*brokers: dict[str, Any], **more: Any) -> str:
-    secrets = [{"name": f"key{index}", "source": {"env": "KTRDR_KEY"}, "broker": broker} for index, broker in enumerate(brokers)]
+    secrets = [
+        {"name": f"key{index}", "source": {"env": "KTRDR_KEY"}, "broker": broker}
+        for index, broker in enumerate(brokers)
+    ]
     return json.dumps({"version": 1, "name": "p", "image": "debian-13-docker", "secrets": secrets, **more})
 
 
@@ -43,7 +50,12 @@ def test_a_brokered_secret_is_not_delivered() -> None:
     profile = load(make_text(BROKER)).profile
     assert profile.delivered == () and profile.secrets[0].path == ""
     [(secret, broker)] = profile.brokered
-    assert (secret.name, broker.host, broker.methods, broker.paths) == ("key0", "api.example.com", ("GET", "HEAD"), ("/",))
+    assert (secret.name, broker.host, broker.methods, broker.paths) == (
+        "key0",
+        "api.example.com",
+        ("GET", "HEAD"),
+        ("/",),
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +99,9 @@ def test_what_a_broker_cannot_be(change: dict[str, Any], message: str) -> None:
         load(make_text({**BROKER, **change}))
 
 
-@pytest.mark.parametrize("key", [{"path": "/run/secrets/x"}, {"mode": "0400"}, {"ttl": "1h"}], ids=lambda key: next(iter(key)))
+@pytest.mark.parametrize(
+    "key", [{"path": "/run/secrets/x"}, {"mode": "0400"}, {"ttl": "1h"}], ids=lambda key: next(iter(key))
+)
 def test_what_is_delivered_is_not_brokered(key: dict[str, str]) -> None:
     data = json.loads(make_text(BROKER))
     data["secrets"][0] |= key
@@ -120,7 +134,10 @@ def test_each_has_a_port_of_its_own() -> None:
     documents = plan.render(allocation)
     assert [route.port for route in plan.routes] == [919, 920]
     assert "ip daddr 10.213.0.1 tcp dport { 53, 919, 920 } accept" in documents["ruleset.nft"]
-    assert plan.gateway_variables("10.213.0.1") == {"EXAMPLE_BASE_URL": "http://10.213.0.1:919", "OTHER": "http://10.213.0.1:920/v1"}
+    assert plan.gateway_variables("10.213.0.1") == {
+        "EXAMPLE_BASE_URL": "http://10.213.0.1:919",
+        "OTHER": "http://10.213.0.1:920/v1",
+    }
     assert len(BROKER_PORTS) >= 50
     assert plan_from_json(plan.to_json()).digest == plan.digest
 
@@ -128,7 +145,9 @@ def test_each_has_a_port_of_its_own() -> None:
 def test_the_proxy_verifies_and_has_no_value() -> None:
     text = make_plan(BROKER, gates=["startability"]).render()["proxy.cfg"]
     server = next(line for line in text.splitlines() if line.strip().startswith("server upstream"))
-    assert "verify required" in server and "verifyhost api.example.com" in server and "sni str(api.example.com)" in server
+    assert (
+        "verify required" in server and "verifyhost api.example.com" in server and "sni str(api.example.com)" in server
+    )
     assert "verify none" not in text and "str(gate)" not in text
     after = make_plan({**BROKER, "after": "startability"}, gates=["startability"]).render()["proxy.cfg"]
     assert "before the gate startability has passed" in after
@@ -150,7 +169,9 @@ def test_the_resolver_knows_the_host_and_no_listener_opens_it() -> None:
 def test_the_guest_is_told_where_and_not_what() -> None:
     plan = make_plan(BROKER)
     assert make_facts(plan)["secrets"] == []
-    assert make_facts(plan)["brokered"] == [{"name": "key0", "host": "api.example.com", "variable": "EXAMPLE_BASE_URL", "after": ""}]
+    assert make_facts(plan)["brokered"] == [
+        {"name": "key0", "host": "api.example.com", "variable": "EXAMPLE_BASE_URL", "after": ""}
+    ]
     assert "api.example.com is available at the URL in `EXAMPLE_BASE_URL`" in render_guide(plan)
 
 
@@ -172,7 +193,10 @@ RULE: dict[str, Any] = {"host": "read.example.com", "methods": ["GET"], "paths":
 
 def test_a_rule_by_method_and_path_is_a_route_without_a_secret() -> None:
     plan = make_plan(BROKER, egress={"allow": [RULE, {"host": "plain.example.com"}]})
-    assert [(route.secret, route.name, route.port) for route in plan.routes] == [("key0", "key0", 919), ("", "url:READ_URL", 920)]
+    assert [(route.secret, route.name, route.port) for route in plan.routes] == [
+        ("key0", "key0", 919),
+        ("", "url:READ_URL", 920),
+    ]
     assert plan.gateway_variables("10.213.0.1")["READ_URL"] == "http://10.213.0.1:920"
     allocation = allocate(0, genid="", host_key="", host_public_key="", login_public_key="")
     documents = plan.render(allocation)
@@ -187,7 +211,9 @@ def test_a_rule_by_method_and_path_is_a_route_without_a_secret() -> None:
 
 
 def test_a_change_of_a_rule_by_method_is_applied_to_a_running_instance() -> None:
-    before, after = (make_plan(egress={"allow": [{**RULE, "methods": methods}]}) for methods in (["GET"], ["GET", "POST"]))
+    before, after = (
+        make_plan(egress={"allow": [{**RULE, "methods": methods}]}) for methods in (["GET"], ["GET", "POST"])
+    )
     [change] = find_changes(before, after)
     assert (change.part, change.how) == ("egress", "live") and "GET,POST" in str(change)
     assert before.digest != after.digest
@@ -195,7 +221,9 @@ def test_a_change_of_a_rule_by_method_is_applied_to_a_running_instance() -> None
 
 def test_the_guest_is_told_of_a_rule_by_method() -> None:
     plan = make_plan(egress={"allow": [RULE]})
-    assert make_facts(plan)["requests"] == [{"host": "read.example.com", "variable": "READ_URL", "methods": ["GET"], "paths": ["/v1/"]}]
+    assert make_facts(plan)["requests"] == [
+        {"host": "read.example.com", "variable": "READ_URL", "methods": ["GET"], "paths": ["/v1/"]}
+    ]
     guide = render_guide(plan)
     assert "read.example.com is available at the URL in `READ_URL` only: GET beneath /v1/" in guide
     assert "all other connections are denied" in guide

@@ -1,4 +1,5 @@
-"""The compiled allowlist, the ruleset and the proxy's configuration: deny is the default, whatever stands in a profile."""
+"""The compiled allowlist, the ruleset and the proxy's configuration: deny is the default, whatever stands in a
+profile."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ ALLOCATION = allocate(0, genid="g", host_key="k", host_public_key="p", login_pub
 
 
 def render(*rules: EgressRule, reserved: tuple[tuple[str, int], ...] = ()) -> str:
-    return render_ruleset(IDENTITY, "/home", ALLOCATION, rules, tuple((IPv4Address(address), port) for address, port in reserved))
+    return render_ruleset(
+        IDENTITY, "/home", ALLOCATION, rules, tuple((IPv4Address(address), port) for address, port in reserved)
+    )
 
 
 def elements(ruleset: str, name: str) -> list[str]:
@@ -33,10 +36,14 @@ def elements(ruleset: str, name: str) -> list[str]:
 
 
 def chain(ruleset: str, name: str) -> list[str]:
-    return [line.strip() for line in ruleset.split(f"chain {name} {{", 1)[1].split("\n    }", 1)[0].splitlines() if line.strip()]
+    return [
+        line.strip()
+        for line in ruleset.split(f"chain {name} {{", 1)[1].split("\n    }", 1)[0].splitlines()
+        if line.strip()
+    ]
 
 
-# -- compiling ----------------------------------------------------------------------------------------------------------
+# -- compiling ---------------------------------------------------------------------------------------------------------
 
 
 def test_rules_are_sorted_and_without_doubles() -> None:
@@ -66,7 +73,9 @@ def test_no_rule_is_an_empty_policy() -> None:
     assert set(compile_policy(()).name_lists.values()) == {""}
 
 
-@pytest.mark.parametrize("egress", [{"egress": {"allow": []}}, {"egress": {"allow": None}}, {"egress": {}}, {"egress": None}, {}])
+@pytest.mark.parametrize(
+    "egress", [{"egress": {"allow": []}}, {"egress": {"allow": None}}, {"egress": {}}, {"egress": None}, {}]
+)
 def test_an_empty_missing_and_null_allowlist_are_one(egress: dict[str, object]) -> None:
     """Row 24."""
     document = {"version": 1, "name": "n", "image": "i", **egress}
@@ -80,7 +89,7 @@ def test_name_lists_are_one_name_a_line_and_suffixes_begin_with_a_dot() -> None:
     assert lists == {"http.names": "", "http.suffixes": "", "tls.names": "a.example\n", "tls.suffixes": ".w.example\n"}
 
 
-# -- the ruleset --------------------------------------------------------------------------------------------------------
+# -- the ruleset -------------------------------------------------------------------------------------------------------
 
 
 def test_the_order_of_the_guests_chain() -> None:
@@ -109,7 +118,10 @@ def test_the_order_of_the_guests_chain() -> None:
     assert list(place.values()) == sorted(place.values())
     assert rules[-1] == "jump deny"
     assert rules[0].startswith("type filter hook prerouting priority mangle")
-    assert not any("established" in rule and rule.endswith("accept") and "sport 22" not in rule and "@kept" not in rule for rule in rules)
+    assert not any(
+        "established" in rule and rule.endswith("accept") and "sport 22" not in rule and "@kept" not in rule
+        for rule in rules
+    )
 
 
 def test_deny_drops_everything_it_counts_and_the_rest() -> None:
@@ -124,8 +136,12 @@ def test_every_reserved_range_is_there_whatever_is_allowed() -> None:
     assert elements(render(everything), "ranges") == []
 
 
-@pytest.mark.parametrize(("reserved", "wanted"), [((), []), ((("192.168.1.1", 80),), []), ((("192.168.1.1", 443),), ["192.168.1.1 . 443"])])
-def test_a_reserved_address_needs_the_owner_and_the_profile(reserved: tuple[tuple[str, int], ...], wanted: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("reserved", "wanted"), [((), []), ((("192.168.1.1", 80),), []), ((("192.168.1.1", 443),), ["192.168.1.1 . 443"])]
+)
+def test_a_reserved_address_needs_the_owner_and_the_profile(
+    reserved: tuple[tuple[str, int], ...], wanted: list[str]
+) -> None:
     rule = EgressRule(cidr=IPv4Network("192.168.1.1/32"), ports=(443,))
     assert elements(render(rule, reserved=reserved), "exceptions") == wanted
     assert elements(render(reserved=reserved), "exceptions") == []
@@ -139,10 +155,16 @@ def test_ranges_that_overlap_are_one() -> None:
     assert elements(render(*rules), "ranges") == ["198.51.100.0/24 . 22", "203.0.113.1/32 . 22"]
 
 
-networks = st.builds(lambda address, prefix: IPv4Network((address, prefix), strict=False), st.integers(0, 2**32 - 1), st.integers(0, 32))
+networks = st.builds(
+    lambda address, prefix: IPv4Network((address, prefix), strict=False), st.integers(0, 2**32 - 1), st.integers(0, 32)
+)
 
 
-@given(st.lists(st.builds(lambda cidr, port: EgressRule(cidr=cidr, ports=(port,)), networks, st.integers(1, 65535)), max_size=12))
+@given(
+    st.lists(
+        st.builds(lambda cidr, port: EgressRule(cidr=cidr, ports=(port,)), networks, st.integers(1, 65535)), max_size=12
+    )
+)
 def test_no_element_of_a_range_is_reserved_and_none_overlap(rules: list[EgressRule]) -> None:
     found: dict[str, list[IPv4Network]] = {}
     for element in elements(render(*rules), "ranges"):
@@ -170,12 +192,14 @@ def test_ipv6_is_in_no_allow_rule() -> None:
         assert "ip6" not in text and "icmp" not in text
 
 
-# -- the proxy and the slots --------------------------------------------------------------------------------------------
+# -- the proxy and the slots -------------------------------------------------------------------------------------------
 
 
 def test_the_proxy_asks_nobody_but_the_guard_and_never_ends_tls() -> None:
     config = render_proxy(IDENTITY, ALLOCATION, "/lists")
-    assert [line.split()[2] for line in config.splitlines() if line.strip().startswith("nameserver")] == [f"{ALLOCATION.loopback}:53"]
+    assert [line.split()[2] for line in config.splitlines() if line.strip().startswith("nameserver")] == [
+        f"{ALLOCATION.loopback}:53"
+    ]
     assert " ssl " not in config and " crt " not in config and "parse-resolv-conf" not in config
     assert "dontlognull" not in config, "a connection without a byte is a decision too"
 

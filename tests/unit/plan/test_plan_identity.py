@@ -1,4 +1,5 @@
-"""The instance_id and the names that derive from it. Row 37: one documented rule accepts or refuses, and nothing is repaired."""
+"""The instance_id and the names that derive from it. Row 37: one documented rule accepts or refuses, and nothing is
+repaired."""
 
 from __future__ import annotations
 
@@ -79,7 +80,19 @@ def test_two_branches_are_two_instances(one: str, other: str) -> None:
 
 
 def test_names_that_would_read_alike_are_different_instances() -> None:
-    branches = ["feat/x", "feat-x", "feat_x", "Feat/X", "feat.x", "feat//x", "FEAT/x", "feat/x/", "fe/at-x", "feat x", "f/e/a/t/x"]
+    branches = [
+        "feat/x",
+        "feat-x",
+        "feat_x",
+        "Feat/X",
+        "feat.x",
+        "feat//x",
+        "FEAT/x",
+        "feat/x/",
+        "fe/at-x",
+        "feat x",
+        "f/e/a/t/x",
+    ]
     repositories = ["app", "App", "a-pp", "a_pp", "app-", "app.git"]
     derived = {derive_instance_id(repository, branch).instance_id for repository in repositories for branch in branches}
     assert len(derived) == len(branches) * len(repositories)
@@ -90,7 +103,9 @@ def test_two_names_are_two_instances(one: tuple[str, str], other: tuple[str, str
     assert (derive_instance_id(*one) == derive_instance_id(*other)) == (one == other)
 
 
-@pytest.mark.parametrize(("branch", "plain"), [("main", "r--main"), ("feat/x-y", "r--feat-x-y"), ("v1", "r--v1"), ("fix/42", "r--fix-42")])
+@pytest.mark.parametrize(
+    ("branch", "plain"), [("main", "r--main"), ("feat/x-y", "r--feat-x-y"), ("v1", "r--v1"), ("fix/42", "r--fix-42")]
+)
 def test_common_names_are_plain(branch: str, plain: str) -> None:
     assert derive_instance_id("r", branch).instance_id == plain
 

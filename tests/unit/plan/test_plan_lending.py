@@ -1,4 +1,5 @@
-"""What a machine is made ready for: nothing without the owner's word, and the same in a template, a fork and a saved state."""
+"""What a machine is made ready for: nothing without the owner's word, and the same in a template, a fork and a saved
+state."""
 
 from __future__ import annotations
 
@@ -36,26 +37,39 @@ def test_without_the_owners_word_there_is_nothing_to_lend() -> None:
 
 
 def test_what_may_be_lent_stands_in_the_machine_from_its_start() -> None:
-    for root in (render(PROFILE, ALL), render(PROFILE, ALL, TEMPLATE), render(PROFILE, ALL, replace(TEMPLATE, thaw=False))):
+    for root in (
+        render(PROFILE, ALL),
+        render(PROFILE, ALL, TEMPLATE),
+        render(PROFILE, ALL, replace(TEMPLATE, thaw=False)),
+    ):
         assert root.find("./memoryBacking/access[@mode='shared']") is not None
         assert (root.findtext("./vcpu"), root.find("./vcpu").get("current")) == ("8", "2")  # type: ignore[union-attr]
         words = list_words(root)
-        assert words[words.index("-m") + 1] == "slots=1,maxmem=4992M", "the size of the profile and whole steps beyond it"
+        assert words[words.index("-m") + 1] == "slots=1,maxmem=4992M", (
+            "the size of the profile and whole steps beyond it"
+        )
         assert any(f'"id": "{LENT_MEMORY}"' in word and '"requested-size": 0' in word for word in words)
 
 
 def test_a_fork_looks_like_its_template_and_shares_memory_only_where_it_must() -> None:
-    frozen = ElementTree.fromstring(render_template_domain(PROFILE.resources, ALL, Identity("template"), PLACEHOLDER, TEMPLATE))
+    frozen = ElementTree.fromstring(
+        render_template_domain(PROFILE.resources, ALL, Identity("template"), PLACEHOLDER, TEMPLATE)
+    )
     assert "mem-path=/template/memory,share=on" in " ".join(list_words(frozen))
     for what in ("./vcpu", "./devices/controller[@model='pcie-root-port']"):
         assert len(frozen.findall(what)) == len(render(PROFILE, ALL, TEMPLATE).findall(what))
-    private, shared = " ".join(list_words(render(PROFILE, FACTS, TEMPLATE))), " ".join(list_words(render(PROFILE, ALL, TEMPLATE)))
+    private, shared = (
+        " ".join(list_words(render(PROFILE, FACTS, TEMPLATE))),
+        " ".join(list_words(render(PROFILE, ALL, TEMPLATE))),
+    )
     assert "mem-path=/template/memory,share=off" in private and "memfd" not in private
     assert "memory-backend-memfd" in shared and "seal=off" in shared and "/template/memory" not in shared
 
 
 def test_a_profile_with_mounts_shares_its_memory() -> None:
-    assert shares_memory(replace(PROFILE, mounts=(Mount("./data", "/data"),)), FACTS) and not shares_memory(PROFILE, FACTS)
+    assert shares_memory(replace(PROFILE, mounts=(Mount("./data", "/data"),)), FACTS) and not shares_memory(
+        PROFILE, FACTS
+    )
 
 
 def test_a_saved_machine_keeps_what_it_was_made_with() -> None:

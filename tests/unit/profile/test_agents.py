@@ -18,7 +18,11 @@ def test_no_key_goes_into_the_guest(path: Path) -> None:
     assert profile.workload is not None and profile.mode == "sandbox" and profile.egress.mode == "enforce"
     assert profile.secrets and all(secret.broker is not None for secret in profile.secrets)
     for secret in profile.secrets:
-        assert secret.broker is not None and secret.broker.paths == ("/v1/",) and set(secret.broker.methods) == {"GET", "POST"}
+        assert (
+            secret.broker is not None
+            and secret.broker.paths == ("/v1/",)
+            and set(secret.broker.methods) == {"GET", "POST"}
+        )
     # The model is reached through the broker alone.
     assert not [rule for rule in profile.egress.allow if rule.host]
     assert any(value == "brokered" for _, value in profile.environment)
@@ -30,6 +34,8 @@ def test_each_is_found_by_its_name(path: Path) -> None:
     assert find_shipped_profile(path.stem) == path and find_shipped_profile(path.name) == path
 
 
-@pytest.mark.parametrize("name", ["../docs/x", "agents/claude-code", "/etc/passwd", "..", "", "../../../../etc/hostname"])
+@pytest.mark.parametrize(
+    "name", ["../docs/x", "agents/claude-code", "/etc/passwd", "..", "", "../../../../etc/hostname"]
+)
 def test_a_path_is_no_name_of_a_shipped_document(name: str, tmp_path: Path) -> None:
     assert find_shipped_profile(name) is None and find_shipped("profiles", name) is None

@@ -51,16 +51,48 @@ WAYS: dict[str, tuple[str, dict[str, Any], str]] = {
     "broker of another secret": (USES, {"secrets": [DELIVERED, brokered("api.github.com")]}, "secrets[1].broker.host"),
     "unlisted": (USES, {"secrets": [brokered("api.github.com", env="KTRDR_OTHER")]}, "secrets[0].source"),
     "name": (USES, {"secrets": [DELIVERED], "egress": {"allow": [{"host": "evil.example"}]}}, "egress.allow[0].host"),
-    "wildcard": (USES, {"secrets": [DELIVERED], "egress": {"allow": [{"host": "*.example.com"}]}}, "egress.allow[0].host"),
+    "wildcard": (
+        USES,
+        {"secrets": [DELIVERED], "egress": {"allow": [{"host": "*.example.com"}]}},
+        "egress.allow[0].host",
+    ),
     "port": (CEILING, {"egress": {"allow": [{"host": "a.good.example", "ports": [25]}]}}, "egress.allow[0].host"),
-    "range": (USES, {"secrets": [DELIVERED], "egress": {"allow": [{"cidr": "203.0.113.5/32"}]}}, "egress.allow[0].cidr"),
-    "observe": (USES + "egress: {observe: true}\n", {"secrets": [DELIVERED], "egress": {"mode": "observe"}}, "egress.mode"),
-    "requests": (USES, {"secrets": [DELIVERED], "egress": {"allow": [limited("evil.example")]}}, "egress.allow[0].host"),
+    "range": (
+        USES,
+        {"secrets": [DELIVERED], "egress": {"allow": [{"cidr": "203.0.113.5/32"}]}},
+        "egress.allow[0].cidr",
+    ),
+    "observe": (
+        USES + "egress: {observe: true}\n",
+        {"secrets": [DELIVERED], "egress": {"mode": "observe"}},
+        "egress.mode",
+    ),
+    "requests": (
+        USES,
+        {"secrets": [DELIVERED], "egress": {"allow": [limited("evil.example")]}},
+        "egress.allow[0].host",
+    ),
     "requests beyond": (CEILING, {"egress": {"allow": [limited("evil.example")]}}, "egress.allow[0].host"),
-    "methods beyond": (BOUNDED, {"egress": {"allow": [limited("a.good.example", methods=["GET", "POST"])]}}, "egress.allow[0].host"),
-    "paths beyond": (BOUNDED, {"egress": {"allow": [limited("a.good.example", paths=["/v10/"])]}}, "egress.allow[0].host"),
-    "connections beyond requests": (BOUNDED, {"egress": {"allow": [{"host": "a.good.example"}]}}, "egress.allow[0].host"),
-    "broker beyond requests": (BOUNDED, {"secrets": [brokered("a.good.example", methods=["DELETE"])]}, "secrets[0].broker.host"),
+    "methods beyond": (
+        BOUNDED,
+        {"egress": {"allow": [limited("a.good.example", methods=["GET", "POST"])]}},
+        "egress.allow[0].host",
+    ),
+    "paths beyond": (
+        BOUNDED,
+        {"egress": {"allow": [limited("a.good.example", paths=["/v10/"])]}},
+        "egress.allow[0].host",
+    ),
+    "connections beyond requests": (
+        BOUNDED,
+        {"egress": {"allow": [{"host": "a.good.example"}]}},
+        "egress.allow[0].host",
+    ),
+    "broker beyond requests": (
+        BOUNDED,
+        {"secrets": [brokered("a.good.example", methods=["DELETE"])]},
+        "secrets[0].broker.host",
+    ),
     "name beyond": (CEILING, {"egress": {"allow": [{"host": "evil.example"}]}}, "egress.allow[0].host"),
     "wildcard beyond": (CEILING, {"egress": {"allow": [{"host": "*.evil.example"}]}}, "egress.allow[0].host"),
     "range beyond": (CEILING, {"egress": {"allow": [{"cidr": "203.0.112.0/23"}]}}, "egress.allow[0].cidr"),
@@ -83,7 +115,17 @@ def test_every_key_that_names_a_destination_is_tried() -> None:
     rule = set(PROFILE["egress"]["schema"]["allow"]["schema"]["schema"]) - {"reason"}
     broker = set(PROFILE["secrets"]["schema"]["schema"]["broker"]["schema"])
     assert rule == {"host", "cidr", "preset", "ports", "methods", "paths", "headers", "base_url_env", "base_path"}
-    assert broker == {"host", "header", "base_url_env", "base_path", "methods", "paths", "headers", "after", "docker_mirror"}
+    assert broker == {
+        "host",
+        "header",
+        "base_url_env",
+        "base_path",
+        "methods",
+        "paths",
+        "headers",
+        "after",
+        "docker_mirror",
+    }
     assert set(PROFILE["egress"]["schema"]) == {"allow", "mode"} and set(PROFILE["telemetry"]["schema"]) == {"otlp"}
 
 
@@ -92,15 +134,28 @@ def test_what_is_within_is_allowed() -> None:
     assert problems(USES, inside) == []  # a brokered secret never enters the guest
     assert problems(USES, {"secrets": [DELIVERED], "egress": {"allow": [{"host": "models.example.com"}]}}) == []
     assert (
-        problems(BOUNDED, {"egress": {"allow": [limited("a.good.example"), limited("b.good.example", base_url_env="B", paths=["/v1"])]}})
+        problems(
+            BOUNDED,
+            {
+                "egress": {
+                    "allow": [limited("a.good.example"), limited("b.good.example", base_url_env="B", paths=["/v1"])]
+                }
+            },
+        )
         == []
     )
     assert problems(BOUNDED, {"secrets": [brokered("a.good.example", paths=["/v1/"])]}) == []
     assert problems(CEILING, {"egress": {"allow": [limited("a.good.example")]}}) == []
-    assert problems(CEILING, {"egress": {"allow": [{"host": "a.good.example", "ports": [22]}, {"cidr": "203.0.113.8/32"}]}}) == []
     assert (
         problems(
-            'secrets: {uses: [{env: "KTRDR_*", hosts: ["*"]}]}', {"secrets": [DELIVERED], "egress": {"allow": [{"host": "x.example"}]}}
+            CEILING, {"egress": {"allow": [{"host": "a.good.example", "ports": [22]}, {"cidr": "203.0.113.8/32"}]}}
+        )
+        == []
+    )
+    assert (
+        problems(
+            'secrets: {uses: [{env: "KTRDR_*", hosts: ["*"]}]}',
+            {"secrets": [DELIVERED], "egress": {"allow": [{"host": "x.example"}]}},
         )
         == []
     )
@@ -113,7 +168,10 @@ def test_a_preset_does_not_open_what_is_limited() -> None:
         assert place == ("egress", "allow", 0, "preset") and "every request" in message
     assert (
         check_presets(
-            wanted, (("forge", (EgressRule(host="forge.example"), EgressRule(host="api.forge.example", ports=(22,)))),), None, None
+            wanted,
+            (("forge", (EgressRule(host="forge.example"), EgressRule(host="api.forge.example", ports=(22,)))),),
+            None,
+            None,
         )
         == []
     )
@@ -121,10 +179,14 @@ def test_a_preset_does_not_open_what_is_limited() -> None:
 
 def test_presets_are_judged_by_what_they_stand_for() -> None:
     wanted = profile(egress={"allow": [{"preset": "pypi"}]}, secrets=[DELIVERED])
-    known = (("pypi", (EgressRule(host="index.example", preset="pypi"), EgressRule(host="files.example", preset="pypi"))),)
+    known = (
+        ("pypi", (EgressRule(host="index.example", preset="pypi"), EgressRule(host="files.example", preset="pypi"))),
+    )
     assert check_presets(wanted, known, None, None) == []
     assert check_presets(wanted, known, (EgressRule(preset="pypi"),), None) == []
-    assert check_presets(wanted, known, (EgressRule(host="index.example"), EgressRule(host="files.example")), None) == []
+    assert (
+        check_presets(wanted, known, (EgressRule(host="index.example"), EgressRule(host="files.example")), None) == []
+    )
     [(place, message)] = check_presets(wanted, known, (EgressRule(host="index.example"),), None)
     assert place == ("egress", "allow", 0, "preset") and "files.example" in message
     assert check_presets(wanted, known, None, (Use(("index.example",), env="KTRDR_MODEL_KEY"),))
@@ -163,7 +225,10 @@ def test_what_a_branch_wants_beyond_the_trusted_one() -> None:
         {"egress": {"allow": [{"host": "a.example"}]}, "secrets": [brokered("api.github.com", env="KTRDR_OTHER")]},
     ):
         assert any(one.carries for one in find_beyond(profile(**part), before)), part
-    more = find_beyond(profile(egress={"allow": [{"host": "a.example", "ports": [443, 22]}]}, secrets=[brokered("api.github.com")]), before)
+    more = find_beyond(
+        profile(egress={"allow": [{"host": "a.example", "ports": [443, 22]}]}, secrets=[brokered("api.github.com")]),
+        before,
+    )
     assert [one.text for one in more] == ["egress to a.example:22"] and not more[0].carries
     assert len(find_beyond(before, None)) == len(list_reach(before)) == 2
     assert OwnerPolicy().uses is None

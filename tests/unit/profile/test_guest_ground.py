@@ -1,4 +1,5 @@
-"""What a profile cannot mean is refused at its place: folders that the guest lives on, its identity, sizes and times that nobody keeps."""
+"""What a profile cannot mean is refused at its place: folders that the guest lives on, its identity, sizes and times
+that nobody keeps."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def test_what_the_guest_lives_on_is_no_target(target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["/data", "/workspace", "/home/ktrdr/work", "/opt/x", "/srv", "/mnt/sets", "/usr/local/share/sets", "/var/cache/x"]
+    "target",
+    ["/data", "/workspace", "/home/ktrdr/work", "/opt/x", "/srv", "/mnt/sets", "/usr/local/share/sets", "/var/cache/x"],
 )
 def test_everything_else_is(target: str) -> None:
     assert find_problems(mounts=[{"source": "./data", "target": target}]) == []

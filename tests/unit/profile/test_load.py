@@ -50,8 +50,16 @@ def test_whole_profile():
     profile = load(text).profile
     assert profile.resources.memory == 3072
     assert profile.environment == (("A", "true"), ("B", "2"))
-    assert profile.secrets[0].path == "/run/secrets/t" and profile.secrets[0].mode == 0o440 and profile.secrets[0].ttl == 1800
-    assert [str(rule) for rule in profile.egress.allow] == ["github.com:22,443", "*.example.com:443", "198.51.100.7/32:5432"]
+    assert (
+        profile.secrets[0].path == "/run/secrets/t"
+        and profile.secrets[0].mode == 0o440
+        and profile.secrets[0].ttl == 1800
+    )
+    assert [str(rule) for rule in profile.egress.allow] == [
+        "github.com:22,443",
+        "*.example.com:443",
+        "198.51.100.7/32:5432",
+    ]
     assert profile.mounts[0].readonly
     assert check_policy(load(text), OwnerPolicy(), "/home/me/project") == []
     jsonschema.validate(load_yaml(text, "p").data, render_json_schema())
@@ -59,9 +67,13 @@ def test_whole_profile():
 
 def test_what_this_version_does_not_do_is_said_where_it_stands():
     found = problems_of(
-        MINIMAL + "workspace:\n  source: .\n  transfer: mount\nmounts:\n  - source: a\n    target: /a\n    readonly: false\n"
+        MINIMAL
+        + "workspace:\n  source: .\n  transfer: mount\nmounts:\n  - source: a\n    target: /a\n    readonly: false\n"
     )
-    assert [line.split(": ")[:2] for line in found] == [["p.yaml:6:13", "workspace.transfer"], ["p.yaml:10:15", "mounts[0].readonly"]]
+    assert [line.split(": ")[:2] for line in found] == [
+        ["p.yaml:6:13", "workspace.transfer"],
+        ["p.yaml:10:15", "mounts[0].readonly"],
+    ]
     assert all("not supported in this version" in line for line in found)
 
 
@@ -108,7 +120,8 @@ def test_all_errors_at_once_with_places():
 
 
 @pytest.mark.parametrize(
-    "value", ["{{ 7*7 }}", "{% include '/etc/passwd' %}", "${HOME}", "'/><source dir='/etc'/>", "; rm -rf /", "a\\nb", '\\"']
+    "value",
+    ["{{ 7*7 }}", "{% include '/etc/passwd' %}", "${HOME}", "'/><source dir='/etc'/>", "; rm -rf /", "a\\nb", '\\"'],
 )
 @pytest.mark.parametrize(
     "line",
@@ -122,9 +135,15 @@ def test_injection_is_refused_where_a_form_is_due(line, value):
 
 def test_extends():
     parent = MINIMAL + "egress: {allow: [{host: a.example.com}]}\nresources: {vcpus: 3, memory: 4GiB}\ngates: [unit]\n"
-    child = "extends: base.yaml\nname: child\nversion: 1\nresources: {vcpus: 60}\negress: {allow: [{cidr: 10.0.0.1/32}]}\n"
+    child = (
+        "extends: base.yaml\nname: child\nversion: 1\nresources: {vcpus: 60}\negress: {allow: [{cidr: 10.0.0.1/32}]}\n"
+    )
     loaded = load(child, {"base.yaml": parent})
-    assert loaded.profile.resources.vcpus == 60 and loaded.profile.resources.memory == 4096 and loaded.profile.gates == ("unit",)
+    assert (
+        loaded.profile.resources.vcpus == 60
+        and loaded.profile.resources.memory == 4096
+        and loaded.profile.gates == ("unit",)
+    )
     assert [rule.destination for rule in loaded.profile.egress.allow] == ["a.example.com", "10.0.0.1/32"]
     found = [str(problem) for problem in check_policy(loaded, OwnerPolicy(), "/w")]
     assert found[0].startswith("p.yaml:4:20: resources.vcpus")
@@ -139,7 +158,8 @@ def test_extends_itself_or_nothing():
 def test_overlaps():
     found = "\n".join(
         problems_of(
-            MINIMAL + "workspace: {}\nmounts: [{source: a, target: /workspace/data}, {source: b, target: /x}, {source: c, target: /x}]\n"
+            MINIMAL
+            + "workspace: {}\nmounts: [{source: a, target: /workspace/data}, {source: b, target: /x}, {source: c, target: /x}]\n"
             "secrets: [{name: a, source: {env: KTRDR_A}}, {name: a, source: {env: KTRDR_A}}]\ngates: [unit, unit]\n"
         )
     )
@@ -195,7 +215,8 @@ def test_a_profiles_gate_is_a_name_or_lies_in_the_workspace(gate):
 
 
 @pytest.mark.parametrize(
-    ("url", "allowed"), [("https://cloud.test.org/x", True), ("http://10.0.0.1/x", False), ("file:///etc/shadow", False)]
+    ("url", "allowed"),
+    [("https://cloud.test.org/x", True), ("http://10.0.0.1/x", False), ("file:///etc/shadow", False)],
 )
 def test_root_fetches_an_image_only_from_where_the_owner_lets_it(url, allowed):
     text = f"version: 1\nname: p\nimage: {{url: '{url}', sha256: {'a' * 64}}}\n"

@@ -33,7 +33,9 @@ def test_a_shipped_list(path: Path) -> None:
     assert preset.name == path.stem and preset.name not in PRESETS
     assert find_shipped("profiles/egress", path.name) == path
     assert len(preset.description) > 20 and preset.description.endswith(".")
-    assert all(rule.preset == preset.name and not rule.host.startswith("*.") for rule in preset.rules), "no list hands out a wildcard"
+    assert all(rule.preset == preset.name and not rule.host.startswith("*.") for rule in preset.rules), (
+        "no list hands out a wildcard"
+    )
     assert len({rule.host for rule in preset.rules}) == len(preset.rules)
     host, port = MEANT[preset.name]
     assert any(rule.host == host and port in rule.ports for rule in preset.rules)

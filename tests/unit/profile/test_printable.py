@@ -44,7 +44,9 @@ def test_every_range_that_the_registry_calls_special_is_reserved() -> None:
     """Of Python's copy of IANA's registry; the documentation ranges are nobody's, and labs use them."""
     special = [*ipaddress._IPv4Constants._private_networks, ipaddress._IPv4Constants._reserved_network]  # type: ignore[attr-defined]
     special += [ipaddress._IPv4Constants._linklocal_network, ipaddress._IPv4Constants._multicast_network]  # type: ignore[attr-defined]
-    missing = [one for one in special if one not in DOCUMENTATION and not any(one.subnet_of(other) for other in RESERVED)]
+    missing = [
+        one for one in special if one not in DOCUMENTATION and not any(one.subnet_of(other) for other in RESERVED)
+    ]
     assert missing == []
 
 

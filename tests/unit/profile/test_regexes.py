@@ -1,4 +1,5 @@
-"""Every pattern of a schema holds for the whole text: nothing passes with a line feed at its end, which would be one in a configuration."""
+"""Every pattern of a schema holds for the whole text: nothing passes with a line feed at its end, which would be one in
+a configuration."""
 
 from __future__ import annotations
 

@@ -16,13 +16,21 @@ RULE: dict[str, Any] = {"host": "api.example.com", "methods": ["GET"], "base_url
 
 
 def load(*rules: dict[str, Any], mode: str = "enforce", **more: Any) -> Any:
-    text = {"version": 1, "name": "p", "image": "debian-13-docker", "egress": {"allow": list(rules), "mode": mode}, **more}
+    text = {
+        "version": 1,
+        "name": "p",
+        "image": "debian-13-docker",
+        "egress": {"allow": list(rules), "mode": mode},
+        **more,
+    }
     return load_profile(json.dumps(text), "p", lambda *_: ("", b"")).profile
 
 
 def test_methods_or_paths_make_a_rule_of_requests() -> None:
     profile = load(
-        RULE, {"host": "api.example.com", "paths": ["/v1/"], "base_url_env": "B", "base_path": "/v1"}, {"host": "other.example.com"}
+        RULE,
+        {"host": "api.example.com", "paths": ["/v1/"], "base_url_env": "B", "base_path": "/v1"},
+        {"host": "other.example.com"},
     )
     assert profile.limited == (
         Requests(host="api.example.com", base_url_env="API_URL", methods=("GET",)),

@@ -23,7 +23,14 @@ def test_data_and_positions():
 
 
 def test_ports_and_dates_stay_text():
-    assert load_yaml("[22:22, 2026-01-01, 1:30.5, 0x10, 1.5, ~]", "p").data == ["22:22", "2026-01-01", "1:30.5", 16, 1.5, None]
+    assert load_yaml("[22:22, 2026-01-01, 1:30.5, 0x10, 1.5, ~]", "p").data == [
+        "22:22",
+        "2026-01-01",
+        "1:30.5",
+        16,
+        1.5,
+        None,
+    ]
 
 
 @pytest.mark.parametrize(

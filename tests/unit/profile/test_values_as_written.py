@@ -1,4 +1,5 @@
-"""A value keeps the text that its author wrote wherever text is meant; a number that would change is refused where a type is kept."""
+"""A value keeps the text that its author wrote wherever text is meant; a number that would change is refused where a
+type is kept."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def test_a_variable_whose_number_would_change_is_refused_at_its_place(text: str)
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("310", 310), ("3.1", 3.1), ("true", True), ("on", True), ("'3.10'", "3.10"), ("-5", -5), ("0", 0)]
+    ("text", "value"),
+    [("310", 310), ("3.1", 3.1), ("true", True), ("on", True), ("'3.10'", "3.10"), ("-5", -5), ("0", 0)],
 )
 def test_a_variable_that_stays_what_it_is_keeps_its_type(text: str, value: object) -> None:
     [(_, found)] = load(f"vars: {{a: {text}}}\n").vars  # type: ignore[attr-defined]

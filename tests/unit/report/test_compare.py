@@ -10,7 +10,9 @@ from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.model import Allowance, Denial, GateResult, Phase, RunReport, TaskResult
 
 
-def report(*tasks: TaskResult, seconds: float = 10.0, hosts: tuple[str, ...] = (), denied: tuple[str, ...] = ()) -> dict[str, Any]:
+def report(
+    *tasks: TaskResult, seconds: float = 10.0, hosts: tuple[str, ...] = (), denied: tuple[str, ...] = ()
+) -> dict[str, Any]:
     made = RunReport(
         "one", "r", "p", "sandbox", "a", "b", "passed", 0, "t", 60.0,
         phases=(Phase("boot", "ok", "t", seconds),),
@@ -50,5 +52,11 @@ def test_slower_counts_only_when_it_is_by_much() -> None:
 
 def test_new_destinations_are_named() -> None:
     now = report(hosts=("a.test", "b.test"), denied=("c.test",))
-    assert texts(now, report(hosts=("a.test",)), worse=True) == ["newly reached: b.test:443", "newly refused: c.test:443"]
-    assert texts(report(hosts=("a.test",)), now, worse=False) == ["no longer reached: b.test:443", "no longer refused: c.test:443"]
+    assert texts(now, report(hosts=("a.test",)), worse=True) == [
+        "newly reached: b.test:443",
+        "newly refused: c.test:443",
+    ]
+    assert texts(report(hosts=("a.test",)), now, worse=False) == [
+        "no longer reached: b.test:443",
+        "no longer refused: c.test:443",
+    ]

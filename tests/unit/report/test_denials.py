@@ -9,7 +9,14 @@ from ktrdr_vm.report.model import GateResult, TaskResult
 
 
 def row(second: int, name: str, verdict: str = "deny") -> dict[str, Any]:
-    return {"time": f"2026-01-01T00:00:{second:02}.000Z", "kind": "tls", "verdict": verdict, "name": name, "port": 443, "rule": "name"}
+    return {
+        "time": f"2026-01-01T00:00:{second:02}.000Z",
+        "kind": "tls",
+        "verdict": verdict,
+        "name": name,
+        "port": 443,
+        "rule": "name",
+    }
 
 
 def test_only_a_failed_task_is_explained_and_only_by_its_own_time() -> None:
@@ -33,9 +40,18 @@ def test_only_a_failed_task_is_explained_and_only_by_its_own_time() -> None:
 def test_a_denied_destination_that_the_output_names_is_in_the_first_line() -> None:
     said = "#9 ERROR: could not fetch https://r2.test.org/x.whl: Could not resolve host: r2.test.org"
     bad = TaskResult(
-        "containers build", "command", "failed", False, "2026-01-01T00:00:10.000Z", 10.0, "non-zero return code 1", stderr=said
+        "containers build",
+        "command",
+        "failed",
+        False,
+        "2026-01-01T00:00:10.000Z",
+        10.0,
+        "non-zero return code 1",
+        stderr=said,
     )
     denied = {**row(15, "r2.test.org"), "kind": "dns", "rule": "not allowed"}
-    (gate,) = explain_denials((GateResult("s", "failed", "2026-01-01T00:00:00.000Z", 20.0, (bad,)),), [denied, row(16, "aside.test.org")])
+    (gate,) = explain_denials(
+        (GateResult("s", "failed", "2026-01-01T00:00:00.000Z", 20.0, (bad,)),), [denied, row(16, "aside.test.org")]
+    )
     assert gate.tasks[0].message == "non-zero return code 1; the profile does not allow r2.test.org"
     assert "aside.test.org" in gate.tasks[0].evidence[0][1]

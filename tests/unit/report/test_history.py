@@ -1,4 +1,5 @@
-"""What follows from several runs: first runs that pass, time to verdict, flaky tasks, new destinations, answers to escalations."""
+"""What follows from several runs: first runs that pass, time to verdict, flaky tasks, new destinations, answers to
+escalations."""
 
 from __future__ import annotations
 
@@ -42,21 +43,33 @@ def history(*documents: dict[str, Any]) -> History:
 
 
 def test_only_the_first_run_of_a_commit_counts_as_first() -> None:
-    found = history(make_run(3), make_run(1, "failed"), make_run(2), make_run(4, base_commit="c2"), make_run(5, instance_id="other"))
-    assert [(run.run_id, run.first) for run in found.rows] == [("r1", True), ("r2", False), ("r3", False), ("r4", True), ("r5", True)]
+    found = history(
+        make_run(3), make_run(1, "failed"), make_run(2), make_run(4, base_commit="c2"), make_run(5, instance_id="other")
+    )
+    assert [(run.run_id, run.first) for run in found.rows] == [
+        ("r1", True),
+        ("r2", False),
+        ("r3", False),
+        ("r4", True),
+        ("r5", True),
+    ]
     assert (found.measures.first_runs, found.measures.first_runs_passed) == (3, 2)
     assert found.measures.first_share == pytest.approx(2 / 3)
 
 
 def test_the_time_to_verdict_is_the_median_of_runs_with_a_verdict() -> None:
-    found = history(make_run(1), make_run(2, "failed"), make_run(9, "passed"), make_run(20, "interrupted"), make_run(21, "error"))
+    found = history(
+        make_run(1), make_run(2, "failed"), make_run(9, "passed"), make_run(20, "interrupted"), make_run(21, "error")
+    )
     assert found.measures.verdict_s == 120.0
     assert history(make_run(1, "error")).measures.verdict_s is None
 
 
 def test_a_task_with_both_outcomes_on_one_commit_is_flaky() -> None:
     found = history(make_run(1, task="failed"), make_run(2), make_run(3), make_run(4, task="failed", base_commit="c2"))
-    assert [(task.name, task.commit, task.judged, task.failures) for task in found.flaky] == [("tests pass", "c1", 3, 1)]
+    assert [(task.name, task.commit, task.judged, task.failures) for task in found.flaky] == [
+        ("tests pass", "c1", 3, 1)
+    ]
 
 
 def test_after_a_workload_the_judged_commit_counts() -> None:
@@ -65,7 +78,9 @@ def test_after_a_workload_the_judged_commit_counts() -> None:
         return make_run(day, task=task, stage="verification", verification=verification)
 
     assert history(judged(1, "w1", "failed"), judged(2, "w2", "ok")).flaky == ()
-    assert [task.gate for task in history(judged(1, "w1", "failed"), judged(2, "w1", "ok")).flaky] == ["unit (verification)"]
+    assert [task.gate for task in history(judged(1, "w1", "failed"), judged(2, "w1", "ok")).flaky] == [
+        "unit (verification)"
+    ]
 
 
 def test_new_destinations_are_those_that_no_earlier_run_of_the_profile_reached() -> None:

@@ -1,4 +1,5 @@
-"""JUnit files of the guest's: found, counted by what stands in them, merged; nothing in them acts, and none is too much."""
+"""JUnit files of the guest's: found, counted by what stands in them, merged; nothing in them acts, and none is too
+much."""
 
 from __future__ import annotations
 
@@ -57,7 +58,12 @@ def test_every_report_says_them_with_who_observed_them(tmp_path: Path) -> None:
     assert (row["tests"], row["failures"], row["errors"], row["skipped"], row["observed"]) == (4, 1, 1, 1, "guest")
     root = ET.fromstring(render_junit(report))
     suite = next(one for one in root.findall("testsuite") if one.get("name") == "demo/artifacts/results.xml")
-    assert (suite.get("tests"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == ("4", "1", "1", "1")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == (
+        "4",
+        "1",
+        "1",
+        "1",
+    )
     assert {one.get("name"): one.get("value") for one in suite.iter("property")}["observed"] == "guest"
     assert int(root.get("tests", 0)) == 4 + 3, "merged into the totals of the run"
     assert "1 passed, 1 failed, 1 error, 1 skipped" in render_summary_text(report)
@@ -78,7 +84,9 @@ def test_a_file_that_breaks_off_counts_what_it_had_and_says_so(tmp_path: Path) -
 
 def test_entities_are_refused_before_they_grow(tmp_path: Path) -> None:
     """Without `forbid_dtd` this file is one case whose name is the host's own file, or ten million letters."""
-    laughs = b'<!DOCTYPE t [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><testsuite><testcase name="&b;"/></testsuite>'
+    laughs = (
+        b'<!DOCTYPE t [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><testsuite><testcase name="&b;"/></testsuite>'
+    )
     [file] = read(tmp_path, laughs)
     assert (file.cases, file.problem) == ((), "not read: it has a DOCTYPE")
     outside = b'<!DOCTYPE t [<!ENTITY f SYSTEM "file:///etc/hostname">]><testsuite><testcase name="x">&f;</testcase></testsuite>'
@@ -119,9 +127,12 @@ def test_control_sequences_in_names_and_times_that_are_none_do_not_act(tmp_path:
     assert "\u202e" not in document and ET.fromstring(document) is not None
 
 
-@pytest.mark.parametrize("inner", [b"<a/>" * 100_000 + b"<properties/>" * 100_000, b"<testcase>" + b"<a/>" * 100_000 + b"</testcase>"])
+@pytest.mark.parametrize(
+    "inner", [b"<a/>" * 100_000 + b"<properties/>" * 100_000, b"<testcase>" + b"<a/>" * 100_000 + b"</testcase>"]
+)
 def test_many_small_elements_cost_neither_hours_nor_gigabytes(tmp_path: Path, inner: bytes) -> None:
-    """A megabyte of the first took minutes, and each further one longer: every element was searched for among those beside it."""
+    """A megabyte of the first took minutes, and each further one longer: every element was searched for among those
+    beside it."""
     began, case = time.process_time(), b'<testcase classname="t" name="first"/>'
     tracemalloc.start()
     try:
@@ -161,9 +172,21 @@ BROKEN = {
         "",
     ),
     "a DOCTYPE": ('<!DOCTYPE x><testsuite><testcase name="a"><failure/></testcase></testsuite>', [], "DOCTYPE"),
-    "a namespace": ('<testsuite xmlns="urn:junit"><testcase name="a"><failure/></testcase></testsuite>', ["failed"], ""),
-    "skipped and failed": ('<testsuite><testcase name="a"><skipped/><failure message="m"/></testcase></testsuite>', ["failed"], ""),
-    "failed and skipped": ('<testsuite><testcase name="a"><failure message="m"/><skipped/></testcase></testsuite>', ["failed"], ""),
+    "a namespace": (
+        '<testsuite xmlns="urn:junit"><testcase name="a"><failure/></testcase></testsuite>',
+        ["failed"],
+        "",
+    ),
+    "skipped and failed": (
+        '<testsuite><testcase name="a"><skipped/><failure message="m"/></testcase></testsuite>',
+        ["failed"],
+        "",
+    ),
+    "failed and skipped": (
+        '<testsuite><testcase name="a"><failure message="m"/><skipped/></testcase></testsuite>',
+        ["failed"],
+        "",
+    ),
     "an error of the suite": ('<testsuite><error message="no fixture"/></testsuite>', ["error"], ""),
     "a byte order mark": ('\ufeff<testsuite><testcase name="a"><failure/></testcase></testsuite>', ["failed"], ""),
     "no XML": ("\x00\x01 nothing", [], "broken"),
@@ -179,7 +202,9 @@ def test_no_failing_case_vanishes_with_a_file_that_is_not_quite_xml(tmp_path: Pa
     assert problem in file.problem and bool(file.problem) == bool(problem)
 
 
-@pytest.mark.parametrize("encoding", ["foo", "hex", "rot13", "zlib", "mbcs", "utf-7", "idna", "unicode_escape", "utf-16", "undefined"])
+@pytest.mark.parametrize(
+    "encoding", ["foo", "hex", "rot13", "zlib", "mbcs", "utf-7", "idna", "unicode_escape", "utf-16", "undefined"]
+)
 def test_an_encoding_that_no_runner_writes_is_a_problem_and_no_error(tmp_path: Path, encoding: str) -> None:
     [file] = read(tmp_path, f'<?xml version="1.0" encoding="{encoding}"?><testsuite/>'.encode())
     assert not file.cases and encoding in file.problem

@@ -26,7 +26,9 @@ WORDS = [
     b"null", b"&amp;", b"2026-01-01", b"schema_version", b'", "', b"\\n\\n\\n\\n", b"\\\\\\\\", b"\x00\x01\x02\x03", b"\xff\xfe\xfd\xfc\xfb",
 ]  # fmt: skip
 SECRETS = st.lists(st.sampled_from(WORDS) | st.binary(min_size=MIN_LENGTH, max_size=40), min_size=1, max_size=3)
-TASK = TaskResult("the API answers", "uri", "failed", False, "2026-01-01T00:00:01.000Z", 1.0, stdout="", evidence=(("logs", "x"),))
+TASK = TaskResult(
+    "the API answers", "uri", "failed", False, "2026-01-01T00:00:01.000Z", 1.0, stdout="", evidence=(("logs", "x"),)
+)
 REPORT = RunReport(
     "one", "20260101T000000Z-ab12", "p", "sandbox", "d" * 64, "e" * 64, "failed", 1, "2026-01-01T00:00:00.000Z", 2.0,
     gates=(GateResult("startability", "failed", "2026-01-01T00:00:00.000Z", 1.0, (TASK,)),),
@@ -86,7 +88,9 @@ def test_events_and_ledger(tmp_path_factory: pytest.TempPathFactory, secrets: li
     ledger.write("dns", "deny", name=secrets[0].decode("utf-8", "replace")[:250], rule="name")
     ledger.close()
     run = RunDirectory(place / "runs" / "one" / "r1", "one", (0, 0), make_mask(secrets))
-    run.event("task_finished", gate="g", outcome="failed", message=secrets[0].decode("utf-8", "replace"), where=Path("/x"))
+    run.event(
+        "task_finished", gate="g", outcome="failed", message=secrets[0].decode("utf-8", "replace"), where=Path("/x")
+    )
     rows = read_kept(place / "egress.jsonl")
     run.keep_ledger(rows, add=False)
     run._events.close()

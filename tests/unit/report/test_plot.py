@@ -12,7 +12,9 @@ def sample(second: int, cpu: float, instance: str = "one", memory: int = 2**30) 
 
 
 def test_processors_are_the_slope_of_cpu_seconds_and_a_new_machine_begins_anew() -> None:
-    samples = [sample(second, second * 2.0) for second in range(10)] + [sample(10 + second, second * 1.0, "two") for second in range(5)]
+    samples = [sample(second, second * 2.0) for second in range(10)] + [
+        sample(10 + second, second * 1.0, "two") for second in range(5)
+    ]
     text = str(render_usage(samples))
     assert "CPUs in use: at most 2.0 in 13 s" in text and "memory: at most 1024 MiB" in text
 
@@ -32,6 +34,8 @@ def test_a_phases_name_does_not_act() -> None:
 
 def test_a_gate_used_what_was_used_in_its_time() -> None:
     gate = GateResult("unit", "passed", sample(5, 0).time, 5.0)
-    used = measure_gate(gate, tuple(sample(second, second * 1.5, memory=second * 100) for second in range(30)), sample(10, 0).time)
+    used = measure_gate(
+        gate, tuple(sample(second, second * 1.5, memory=second * 100) for second in range(30)), sample(10, 0).time
+    )
     assert used is not None and (used.cpu_s, used.memory_peak, used.disk_growth) == (7.5, 1000, 5000)
     assert measure_gate(gate, (sample(6, 1),), sample(10, 0).time) is None

@@ -26,13 +26,24 @@ EVIL = "\x1b[2J\x1b]0;owned\x07\u202egnp.exe\x00\r\n<script>alert(1)</script>]]>
 
 
 def make_task(name: str = "it starts", **changes: object) -> TaskResult:
-    settings = {"module": "shell", "outcome": "ok", "changed": False, "started_at": "2026-01-01T00:00:00Z", "duration_s": 1.5} | changes
+    settings = {
+        "module": "shell",
+        "outcome": "ok",
+        "changed": False,
+        "started_at": "2026-01-01T00:00:00Z",
+        "duration_s": 1.5,
+    } | changes
     return TaskResult(name=name, **settings)  # type: ignore[arg-type]
 
 
 def make_report(**changes: object) -> RunReport:
     failed = make_task(
-        "API answers", outcome="failed", message="status 500", stderr="boom", evidence=(("container api", "trace"),), where="p.yaml:3:5"
+        "API answers",
+        outcome="failed",
+        message="status 500",
+        stderr="boom",
+        evidence=(("container api", "trace"),),
+        where="p.yaml:3:5",
     )
     gate = GateResult(
         "startability",
@@ -64,7 +75,9 @@ def make_report(**changes: object) -> RunReport:
 
 
 def evil_report() -> RunReport:
-    task = make_task(EVIL, outcome="failed", message=EVIL, stdout=EVIL, stderr=EVIL, where=EVIL, evidence=((EVIL, EVIL),))
+    task = make_task(
+        EVIL, outcome="failed", message=EVIL, stdout=EVIL, stderr=EVIL, where=EVIL, evidence=((EVIL, EVIL),)
+    )
     gate = GateResult(EVIL, "failed", EVIL, 1.0, (task, replace(task, outcome="ignored")), EVIL)
     return make_report(
         instance_id=EVIL,
@@ -85,7 +98,11 @@ def evil_report() -> RunReport:
 
 
 def acts(text: str) -> list[str]:
-    return [character for character in text if (ord(character) < 32 and character not in "\n\t") or character in "\x7f\x9b\u202e\ufeff"]
+    return [
+        character
+        for character in text
+        if (ord(character) < 32 and character not in "\n\t") or character in "\x7f\x9b\u202e\ufeff"
+    ]
 
 
 def test_json_has_the_contracts_fields_first_and_in_order() -> None:
@@ -98,7 +115,9 @@ def test_json_has_the_contracts_fields_first_and_in_order() -> None:
     task = document["gates"][0]["tasks"][1]
     assert {"name", "module", "outcome", "changed", "duration_s", "message", "stdout", "stderr"} <= task.keys()
     assert task["evidence"] == [{"title": "container api", "text": "trace"}]
-    assert {"host", "address", "port", "rule", "count", "first_at", "last_at", "during"} <= document["egress"]["denied"][0].keys()
+    assert {"host", "address", "port", "rule", "count", "first_at", "last_at", "during"} <= document["egress"][
+        "denied"
+    ][0].keys()
     assert document["gates"][0]["observed"] == "guest"
     assert document["egress"]["denied"][0]["observed"] == "host"
 
@@ -120,7 +139,9 @@ def test_junit_counts_and_explains() -> None:
     }
     (suite,) = root.findall("testsuite")
     assert suite.get("name") == "demo/startability"
-    assert {item.get("name"): item.get("value") for item in suite.findall("properties/property")}["instance_id"] == "demo"
+    assert {item.get("name"): item.get("value") for item in suite.findall("properties/property")}[
+        "instance_id"
+    ] == "demo"
     (failure,) = suite.findall("testcase/failure")
     assert failure.get("message") == "status 500"
     assert "trace" in (failure.text or "")
@@ -135,7 +156,9 @@ def test_junit_is_xml_whatever_the_guest_wrote() -> None:
 
 def test_junit_says_errors_of_gates_and_of_the_run() -> None:
     lost = GateResult("startability", "error", "t", 1.0, (make_task(),), "the guest was lost")
-    root = ET.fromstring(render_junit(make_report(gates=(lost,), outcome="error", message="boot failed", residue=("tap kv0",))))
+    root = ET.fromstring(
+        render_junit(make_report(gates=(lost,), outcome="error", message="boot failed", residue=("tap kv0",)))
+    )
     assert root.get("errors") == "2"
     assert "tap kv0" in "".join(root.itertext())
     empty = ET.fromstring(render_junit(make_report(gates=(), outcome="error", message="boot failed")))
@@ -194,7 +217,12 @@ class Page(HTMLParser):
 def test_page_says_the_outcome_first_and_needs_nothing_else() -> None:
     text = render_html(make_report())
     page = Page(text)
-    assert page.text.index("Failed") < page.text.index("API answers") < page.text.index("Network") < page.text.index("Residue")
+    assert (
+        page.text.index("Failed")
+        < page.text.index("API answers")
+        < page.text.index("Network")
+        < page.text.index("Residue")
+    )
     for expected in (
         "status 500",
         "boom",
@@ -240,7 +268,9 @@ def test_page_shows_guest_text_as_text() -> None:
 
 
 def test_page_stays_small() -> None:
-    tasks = tuple(make_task(f"task {n}", outcome="failed" if n % 50 == 0 else "ok", stdout="x" * 25_000) for n in range(2000))
+    tasks = tuple(
+        make_task(f"task {n}", outcome="failed" if n % 50 == 0 else "ok", stdout="x" * 25_000) for n in range(2000)
+    )
     started = time.monotonic()
     text = render_html(make_report(gates=(GateResult("big", "failed", "t", 1.0, tasks),)))
     assert len(text) < 5_000_000
@@ -272,5 +302,10 @@ def test_escape_line_is_one_line_and_cut() -> None:
 
 
 def test_formats() -> None:
-    assert [format_duration(seconds) for seconds in (0.04, 59.9, 71, 3725)] == ["0.0 s", "59.9 s", "1 min 11 s", "1 h 02 min"]
+    assert [format_duration(seconds) for seconds in (0.04, 59.9, 71, 3725)] == [
+        "0.0 s",
+        "59.9 s",
+        "1 min 11 s",
+        "1 h 02 min",
+    ]
     assert [format_bytes(count) for count in (17, 3200, 1_400_000)] == ["17 B", "3.2 kB", "1.4 MB"]

@@ -1,4 +1,5 @@
-"""Whatever the evidence contains and whatever a step of the end raises: the instance is destroyed, and a report says what happened."""
+"""Whatever the evidence contains and whatever a step of the end raises: the instance is destroyed, and a report says
+what happened."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ def test_no_step_of_the_end_keeps_the_next_from_running(
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_a_destruction_that_fails_in_any_way_is_residue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_destruction_that_fails_in_any_way_is_residue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     monkeypatch.setattr(Stage, "provision", lambda *_: None)
     monkeypatch.setattr(Instance, "destroy", raise_(error))
     report, written = execute(tmp_path)
@@ -109,7 +112,9 @@ def test_artifacts_that_no_parser_likes_end_in_a_report(
         assert (tmp_path / "runs/one/latest" / name).stat().st_size > 0
 
 
-def test_hostile_evidence_ends_in_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str]) -> None:
+def test_hostile_evidence_ends_in_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str]
+) -> None:
     """A ledger and an escalation that no guard would write, a console of any bytes."""
     paths = Home(tmp_path).instance("one")
 
@@ -117,9 +122,13 @@ def test_hostile_evidence_ends_in_a_report(tmp_path: Path, monkeypatch: pytest.M
         paths.directory.mkdir(parents=True)
         row = {"time": "9999-01-01T00:00:00.000Z", "instance_id": "one", "kind": "tls", "verdict": "allow"}
         lines = [
-            json.dumps(row | {key: value}) for key in ("port", "count", "bytes_in", "name", "time") for value in (None, "x", -1, [], {})
+            json.dumps(row | {key: value})
+            for key in ("port", "count", "bytes_in", "name", "time")
+            for value in (None, "x", -1, [], {})
         ]
-        paths.ledger.write_bytes(b"\n".join([*(line.encode() for line in lines), b"\xff\xfe", b"[" * 9999, b"null", b"{}"]))
+        paths.ledger.write_bytes(
+            b"\n".join([*(line.encode() for line in lines), b"\xff\xfe", b"[" * 9999, b"null", b"{}"])
+        )
         paths.escalations.mkdir()
         (paths.escalations / "e1.json").write_bytes(b"[" * 9999)
         (paths.escalations / "e2.json").write_text('{"answer": 5, "packet": null}')

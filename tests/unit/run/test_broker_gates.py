@@ -15,7 +15,11 @@ from ktrdr_vm.run import vm as stages
 
 @pytest.mark.parametrize(
     ("source", "told"),
-    [("/w/playbooks/startability.yaml", ["startability"]), ("/elsewhere/startability.yaml", []), ("/w/playbooks/unit.yaml", [])],
+    [
+        ("/w/playbooks/startability.yaml", ["startability"]),
+        ("/elsewhere/startability.yaml", []),
+        ("/w/playbooks/unit.yaml", []),
+    ],
 )
 def test_only_the_gate_that_is_waited_for_opens(monkeypatch: pytest.MonkeyPatch, source: str, told: list[str]) -> None:
     broker = {"host": "api.example.com", "header": "x: {{ secret }}", "base_url_env": "U", "after": "startability"}
@@ -26,7 +30,9 @@ def test_only_the_gate_that_is_waited_for_opens(monkeypatch: pytest.MonkeyPatch,
         }
     )  # fmt: skip
     asked: list[Any] = []
-    monkeypatch.setattr(client, "ask_guard", lambda directory, op, **fields: asked.append((str(directory), op, fields["gate"])))
+    monkeypatch.setattr(
+        client, "ask_guard", lambda directory, op, **fields: asked.append((str(directory), op, fields["gate"]))
+    )
     stage: Any = SimpleNamespace(
         plan=SimpleNamespace(profile=profile),
         gathered=SimpleNamespace(playbooks=tuple((gate, Path(f"/w/playbooks/{gate}.yaml")) for gate in profile.gates)),

@@ -1,4 +1,5 @@
-"""However a run ends, what it made is taken away: a full disk, a mistake, an interruption at the very end, nobody who reads."""
+"""However a run ends, what it made is taken away: a full disk, a mistake, an interruption at the very end, nobody who
+reads."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def destroyed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def make_run(tmp_path: Path) -> Run:
-    facts = Facts("tcg", "/e", "m", str(tmp_path), ImageFacts("i", "d" * 64, "/i"), owner_uid=os.getuid(), owner_gid=os.getgid())
+    facts = Facts(
+        "tcg", "/e", "m", str(tmp_path), ImageFacts("i", "d" * 64, "/i"), owner_uid=os.getuid(), owner_gid=os.getgid()
+    )
     plan = Plan(build_profile(DOCUMENT), facts, parse_instance_id("one"), DOCUMENT)
     gathered = Gathered(
         SimpleNamespace(source="p.yaml"),
@@ -87,7 +90,9 @@ def test_whatever_ends_the_work_the_instance_is_destroyed(
     assert report.exit_code == written["exit_code"] == exit_code
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "interrupt"])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "interrupt"]
+)
 def test_evidence_that_cannot_be_kept_does_not_keep_the_instance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str], error: BaseException
 ) -> None:
@@ -100,7 +105,9 @@ def test_evidence_that_cannot_be_kept_does_not_keep_the_instance(
     assert report.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 3)
 
 
-def test_half_a_line_of_the_ledger_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str]) -> None:
+def test_half_a_line_of_the_ledger_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str]
+) -> None:
     def provision(_self: Stage, _recorder: object) -> None:
         ledger = Home(tmp_path).instance("one").ledger
         ledger.parent.mkdir()
@@ -110,7 +117,11 @@ def test_half_a_line_of_the_ledger_is_left_out(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Stage, "provision", provision)
     report, written = execute(tmp_path)
-    assert (destroyed, report.exit_code, [row["host"] for row in written["egress"]["denied"]]) == (["one"], 0, ["a.example"])
+    assert (destroyed, report.exit_code, [row["host"] for row in written["egress"]["denied"]]) == (
+        ["one"],
+        0,
+        ["a.example"],
+    )
 
 
 def test_a_sandbox_never_takes_the_place_of_what_a_person_lives_in(tmp_path: Path, destroyed: list[str]) -> None:

@@ -33,7 +33,9 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str
     monkeypatch.setattr(Stage, "provision", lambda *_: None)
 
     def act(*outcomes: GateOutcome, listener: Listener | None = None) -> tuple[Any, Path]:
-        gates = tuple(GateResult(f"g{number}", outcome, "2026-01-01T00:00:00Z", 1.0) for number, outcome in enumerate(outcomes))
+        gates = tuple(
+            GateResult(f"g{number}", outcome, "2026-01-01T00:00:00Z", 1.0) for number, outcome in enumerate(outcomes)
+        )
         monkeypatch.setattr(Stage, "run_gates", lambda *_, **__: gates)
         run: Run = make_run(tmp_path)
         gathered = run._gathered
@@ -57,9 +59,13 @@ def test_the_report_names_the_commit_and_what_judged_it(execute: Callable[..., t
 
 
 @pytest.mark.parametrize(("outcomes", "result"), [(("passed",), "PASSED"), (("passed", "failed"), "FAILED")])
-def test_a_verdict_is_attested(execute: Callable[..., tuple[Any, Path]], tmp_path: Path, outcomes: Any, result: str) -> None:
+def test_a_verdict_is_attested(
+    execute: Callable[..., tuple[Any, Path]], tmp_path: Path, outcomes: Any, result: str
+) -> None:
     _, directory = execute(*outcomes)
-    found = check_attestation(directory / "attestation.intoto.json", Home(tmp_path).attestation_public_key, commit=COMMIT)
+    found = check_attestation(
+        directory / "attestation.intoto.json", Home(tmp_path).attestation_public_key, commit=COMMIT
+    )
     assert (found.result, found.base) == (result, BASE)
 
 
@@ -79,7 +85,9 @@ def test_a_gate_that_could_not_run_is_no_verdict(execute: Callable[..., tuple[An
     assert (directory / "report.json").exists() and not (directory / "attestation.intoto.json").exists()
 
 
-def test_a_key_that_cannot_be_used_is_said_and_changes_no_verdict(execute: Callable[..., tuple[Any, Path]], tmp_path: Path) -> None:
+def test_a_key_that_cannot_be_used_is_said_and_changes_no_verdict(
+    execute: Callable[..., tuple[Any, Path]], tmp_path: Path
+) -> None:
     class Notes(Listener):
         texts: list[str] = []
 
@@ -93,7 +101,9 @@ def test_a_key_that_cannot_be_used_is_said_and_changes_no_verdict(execute: Calla
     assert any("the verdict is not attested" in text for text in Notes.texts)
 
 
-def test_a_report_that_cannot_be_written_is_not_attested(execute: Callable[..., tuple[Any, Path]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_cannot_be_written_is_not_attested(
+    execute: Callable[..., tuple[Any, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = RunDirectory.write
 
     def write(self: RunDirectory, name: str, text: str) -> None:
@@ -106,7 +116,9 @@ def test_a_report_that_cannot_be_written_is_not_attested(execute: Callable[..., 
     assert report.exit_code == 3 and not (directory / "attestation.intoto.json").exists()
 
 
-@pytest.mark.parametrize("error", [GuestError("no answer", where="one", hint="x"), HostError("no", where="x", hint="y")])
+@pytest.mark.parametrize(
+    "error", [GuestError("no answer", where="one", hint="x"), HostError("no", where="x", hint="y")]
+)
 def test_a_run_that_ends_early_has_no_verdict(
     execute: Callable[..., tuple[Any, Path]], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

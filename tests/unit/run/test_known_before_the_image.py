@@ -45,13 +45,16 @@ def execute(
     monkeypatch.setattr(stages, "list_ruleset", lambda: list(ruleset))
     monkeypatch.setattr(Instance, "destroy", lambda *_, **__: None)
     monkeypatch.setattr(stages, "require_capacity", lambda *_: pytest.fail("went on with what cannot be"))
-    monkeypatch.setattr(stages, "ensure_image", lambda *_, **__: image or pytest.fail("an image was made for what cannot be"))
+    monkeypatch.setattr(
+        stages, "ensure_image", lambda *_, **__: image or pytest.fail("an image was made for what cannot be")
+    )
     facts = Facts(
         "tcg", "/e", "m", str(tmp_path), ImageFacts("i", "d" * 64, "/i"),
         owner_uid=os.getuid(), owner_gid=os.getgid(), workspace=str(tmp_path),
     )  # fmt: skip
     plan = Plan(build_profile(document), facts, parse_instance_id("one"), document)
-    gathered = Gathered(SimpleNamespace(source="p.yaml"), OwnerPolicy(), plan, Accelerator("tcg", "test"), None, None, ())  # type: ignore[arg-type]
+    loaded: Any = SimpleNamespace(source="p.yaml")
+    gathered = Gathered(loaded, OwnerPolicy(), plan, Accelerator("tcg", "test"), None, None, ())
     return Run(gathered, Home(tmp_path), NoLibvirt(), options, Listener()).execute()  # type: ignore[arg-type]
 
 
@@ -63,9 +66,20 @@ def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_firewall_that_closes_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the words of `doctor`, and before an image is built for it. It was found by the guest, as a network that is down."""
+    """In the words of `doctor`, and before an image is built for it. It was found by the guest, as a network that is
+    down."""
     ruleset = (
-        {"chain": {"family": "inet", "table": "other", "name": "out", "type": "filter", "hook": "output", "prio": 0, "policy": "drop"}},
+        {
+            "chain": {
+                "family": "inet",
+                "table": "other",
+                "name": "out",
+                "type": "filter",
+                "hook": "output",
+                "prio": 0,
+                "policy": "drop",
+            }
+        },
     )
     report = execute(tmp_path, monkeypatch, DOCUMENT, Options(), ruleset=ruleset)
     assert report.exit_code == 3 and describe_obstacles(find_obstacles(list(ruleset))) in report.message
@@ -86,4 +100,9 @@ def test_a_stock_image_that_is_larger_than_the_disk(tmp_path: Path, monkeypatch:
 def test_a_recipe_that_is_larger_than_the_disk(tmp_path: Path) -> None:
     text = "version: 1\nname: p\nimage: debian-13-docker\nresources:\n  memory: 2GiB\n  disk: 2GiB\n"
     with pytest.raises(DocumentError, match=r"p\.yaml:6:9: resources\.disk: the image requires 4096 MiB"):
-        gather_profile(load_profile(text, "p.yaml", lambda *_: ("", b"")), home=Home(tmp_path), workspace=tmp_path, instance_id="one")
+        gather_profile(
+            load_profile(text, "p.yaml", lambda *_: ("", b"")),
+            home=Home(tmp_path),
+            workspace=tmp_path,
+            instance_id="one",
+        )

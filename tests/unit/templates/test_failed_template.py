@@ -15,7 +15,10 @@ ERROR = GuestError("the guest did not settle: its agent does not answer", where=
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"Linux\r\nKernel panic - not syncing: \x1b[31mVFS\r\n\r\n", "its console ends with: 'Kernel panic - not syncing: \\x1b[31mVFS'"),
+        (
+            b"Linux\r\nKernel panic - not syncing: \x1b[31mVFS\r\n\r\n",
+            "its console ends with: 'Kernel panic - not syncing: \\x1b[31mVFS'",
+        ),
         (b"\n", "its console is empty"),
         (b"x" * 500, f"its console ends with: '{'x' * 200}'"),
     ],

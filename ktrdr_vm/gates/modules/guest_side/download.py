@@ -52,7 +52,13 @@ def get(options, rights):
         if error.code == 304:
             changed = set_rights(dest, **rights)
             return dict(result, changed=changed, status_code=304, msg="HTTP Error 304: Not Modified")
-        return dict(result, failed=True, status_code=error.code, response=f"HTTP Error {error.code}: {error.reason}", msg="Request failed")
+        return dict(
+            result,
+            failed=True,
+            status_code=error.code,
+            response=f"HTTP Error {error.code}: {error.reason}",
+            msg="Request failed",
+        )
     except (OSError, ValueError) as error:
         return dict(result, failed=True, status_code=-1, response=f"Request failed: {error}", msg="Request failed")
     if os.path.isdir(dest):
@@ -66,10 +72,17 @@ def get(options, rights):
         with os.fdopen(descriptor, "wb") as stream:
             save(answer, stream)
         result.update(
-            elapsed=int(time.time() - started), status_code=answer.getcode(), checksum_src=digest(beside), size=os.path.getsize(beside)
+            elapsed=int(time.time() - started),
+            status_code=answer.getcode(),
+            checksum_src=digest(beside),
+            size=os.path.getsize(beside),
         )
         if wanted is not None and digest(beside, algorithm) != wanted:
-            return dict(result, failed=True, msg=f"The checksum for {dest} did not match {wanted}; it was {digest(beside, algorithm)}.")
+            return dict(
+                result,
+                failed=True,
+                msg=f"The checksum for {dest} did not match {wanted}; it was {digest(beside, algorithm)}.",
+            )
         result["checksum_dest"] = digest(dest) if os.path.exists(dest) else None
         result["changed"] = result["checksum_src"] != result["checksum_dest"]
         if result["changed"] and not rights["check"]:

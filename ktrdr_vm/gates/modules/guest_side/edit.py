@@ -33,7 +33,9 @@ def finish(path, rights, result, data):
 
 
 def edit_line(path, rights, options):
-    options = dict(options, line=None if options["line"] is None else options["line"].encode("utf-8", "surrogateescape"))
+    options = dict(
+        options, line=None if options["line"] is None else options["line"].encode("utf-8", "surrogateescape")
+    )
     state, exists = options["state"], os.path.exists(path)
     if state == "absent" and not exists:
         return {"changed": False, "msg": "file not present"}
@@ -47,14 +49,21 @@ def edit_line(path, rights, options):
     if state == "absent":
         kept = [line for line in lines if not (find(line) if find else line.rstrip(b"\r\n") == options["line"])]
         count = len(lines) - len(kept)
-        result = {"changed": count > 0, "found": count, "backup": "", "msg": f"{count} line(s) removed" if count else ""}
+        result = {
+            "changed": count > 0,
+            "found": count,
+            "backup": "",
+            "msg": f"{count} line(s) removed" if count else "",
+        }
         return finish(path, rights, result, b"".join(kept) if count else None)
     message, lines = place_line(lines, find, options)
     if not exists and not rights["check"]:
         folder = os.path.dirname(path)
         if folder and not os.path.isdir(folder):
             os.makedirs(folder)
-    return finish(path, rights, {"changed": bool(message), "msg": message, "backup": ""}, b"".join(lines) if message else None)
+    return finish(
+        path, rights, {"changed": bool(message), "msg": message, "backup": ""}, b"".join(lines) if message else None
+    )
 
 
 def make_finder(options):
@@ -124,9 +133,15 @@ def replace_parts(path, rights, options):
         pattern = f"{after or ''}(?P<subsection>.*{'?' if after and before else ''}){before or ''}"
         section = re.search(pattern, whole, re.DOTALL)
         if section is None:
-            return {"changed": False, "rc": 0, "msg": f"Pattern for before/after params did not match the given file: {pattern}"}
+            return {
+                "changed": False,
+                "rc": 0,
+                "msg": f"Pattern for before/after params did not match the given file: {pattern}",
+            }
         start, end = section.span("subsection")
     new, count = re.subn(options["regexp"], options["replace"], whole[start:end], flags=re.MULTILINE)
     changed = count > 0 and new != whole[start:end]
     data = (whole[:start] + new + whole[end:]).encode("utf-8", "surrogateescape") if changed else None
-    return finish(path, rights, {"changed": changed, "rc": 0, "msg": f"{count} replacements made" if changed else ""}, data)
+    return finish(
+        path, rights, {"changed": changed, "rc": 0, "msg": f"{count} replacements made" if changed else ""}, data
+    )

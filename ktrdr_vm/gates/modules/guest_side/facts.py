@@ -13,10 +13,18 @@ import time
 
 # How distributions are called by Ansible, and their families.
 NAMES = {
-    "debian": ("Debian", "Debian"), "ubuntu": ("Ubuntu", "Debian"), "fedora": ("Fedora", "RedHat"), "rhel": ("RedHat", "RedHat"),
-    "centos": ("CentOS", "RedHat"), "rocky": ("Rocky", "RedHat"), "almalinux": ("AlmaLinux", "RedHat"), "alpine": ("Alpine", "Alpine"),
-    "arch": ("Archlinux", "Archlinux"), "opensuse-leap": ("openSUSE Leap", "Suse"), "amzn": ("Amazon", "RedHat"),
-}  # fmt: skip
+    "debian": ("Debian", "Debian"),
+    "ubuntu": ("Ubuntu", "Debian"),
+    "fedora": ("Fedora", "RedHat"),
+    "rhel": ("RedHat", "RedHat"),
+    "centos": ("CentOS", "RedHat"),
+    "rocky": ("Rocky", "RedHat"),
+    "almalinux": ("AlmaLinux", "RedHat"),
+    "alpine": ("Alpine", "Alpine"),
+    "arch": ("Archlinux", "Archlinux"),
+    "opensuse-leap": ("openSUSE Leap", "Suse"),
+    "amzn": ("Amazon", "RedHat"),
+}
 MANAGERS = (("apt-get", "apt"), ("dnf", "dnf"), ("apk", "apk"), ("pacman", "pacman"), ("zypper", "zypper"))
 
 
@@ -38,15 +46,30 @@ def read(path):
 def system():
     info = sys.version_info
     return {
-        "system": platform.system(), "kernel": platform.release(), "machine": platform.machine(), "architecture": platform.machine(),
-        "hostname": platform.node().split(".")[0], "nodename": platform.node(), "python_version": platform.python_version(),
+        "system": platform.system(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "architecture": platform.machine(),
+        "hostname": platform.node().split(".")[0],
+        "nodename": platform.node(),
+        "python_version": platform.python_version(),
         "python": {
-            "version": {"major": info[0], "minor": info[1], "micro": info[2], "releaselevel": info[3], "serial": info[4]},
-            "version_info": list(info), "executable": sys.executable, "has_sslcontext": True, "type": sys.implementation.name,
+            "version": {
+                "major": info[0],
+                "minor": info[1],
+                "micro": info[2],
+                "releaselevel": info[3],
+                "serial": info[4],
+            },
+            "version_info": list(info),
+            "executable": sys.executable,
+            "has_sslcontext": True,
+            "type": sys.implementation.name,
         },
-        "env": dict(os.environ), "pkg_mgr": next((name for program, name in MANAGERS if shutil.which(program)), "unknown"),
+        "env": dict(os.environ),
+        "pkg_mgr": next((name for program, name in MANAGERS if shutil.which(program)), "unknown"),
         "service_mgr": service_manager(),
-    }  # fmt: skip
+    }
 
 
 def service_manager():
@@ -73,7 +96,11 @@ def distribution():
 
 
 def hardware():
-    memory = {line.split(":")[0]: int(line.split()[1]) // 1024 for line in read("/proc/meminfo").splitlines() if line.endswith("kB")}
+    memory = {
+        line.split(":")[0]: int(line.split()[1]) // 1024
+        for line in read("/proc/meminfo").splitlines()
+        if line.endswith("kB")
+    }
     rows = [line.split(":", 1) for line in read("/proc/cpuinfo").splitlines() if ":" in line]
     sockets, cores, threads = set(), {}, 0
     socket_now = "0"
@@ -87,10 +114,14 @@ def hardware():
             cores[socket_now] = int(value)
     count = len(sockets) or threads or os.cpu_count() or 1
     return {
-        "memtotal_mb": memory.get("MemTotal", 0), "memfree_mb": memory.get("MemFree", 0), "swaptotal_mb": memory.get("SwapTotal", 0),
-        "processor_count": count, "processor_cores": next(iter(cores.values()), 1), "processor_vcpus": threads or os.cpu_count() or 1,
+        "memtotal_mb": memory.get("MemTotal", 0),
+        "memfree_mb": memory.get("MemFree", 0),
+        "swaptotal_mb": memory.get("SwapTotal", 0),
+        "processor_count": count,
+        "processor_cores": next(iter(cores.values()), 1),
+        "processor_vcpus": threads or os.cpu_count() or 1,
         "uptime_seconds": int(float((read("/proc/uptime").split() or ["0"])[0])),
-    }  # fmt: skip
+    }
 
 
 def user():
@@ -98,7 +129,14 @@ def user():
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
-        return {"user_uid": uid, "user_gid": os.getgid(), "user_id": str(uid), "user_dir": "", "user_shell": "", "user_gecos": ""}
+        return {
+            "user_uid": uid,
+            "user_gid": os.getgid(),
+            "user_id": str(uid),
+            "user_dir": "",
+            "user_shell": "",
+            "user_gecos": "",
+        }
     return {
         "user_id": entry.pw_name, "user_uid": entry.pw_uid, "user_gid": entry.pw_gid, "user_dir": entry.pw_dir,
         "user_shell": entry.pw_shell, "user_gecos": entry.pw_gecos,
@@ -127,11 +165,24 @@ def date_time():
     now, utc = datetime.datetime.fromtimestamp(stamp), datetime.datetime.fromtimestamp(stamp, datetime.timezone.utc)
     show = now.strftime
     return {
-        "year": show("%Y"), "month": show("%m"), "weekday": show("%A"), "weekday_number": show("%w"), "weeknumber": show("%W"),
-        "day": show("%d"), "hour": show("%H"), "minute": show("%M"), "second": show("%S"), "epoch": str(int(stamp)),
-        "epoch_int": str(int(stamp)), "date": show("%Y-%m-%d"), "time": show("%H:%M:%S"),
-        "iso8601_micro": utc.strftime("%Y-%m-%dT%H:%M:%S.%fZ"), "iso8601": utc.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "iso8601_basic": show("%Y%m%dT%H%M%S%f"), "iso8601_basic_short": show("%Y%m%dT%H%M%S"), "tz": time.strftime("%Z"),
+        "year": show("%Y"),
+        "month": show("%m"),
+        "weekday": show("%A"),
+        "weekday_number": show("%w"),
+        "weeknumber": show("%W"),
+        "day": show("%d"),
+        "hour": show("%H"),
+        "minute": show("%M"),
+        "second": show("%S"),
+        "epoch": str(int(stamp)),
+        "epoch_int": str(int(stamp)),
+        "date": show("%Y-%m-%d"),
+        "time": show("%H:%M:%S"),
+        "iso8601_micro": utc.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "iso8601": utc.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "iso8601_basic": show("%Y%m%dT%H%M%S%f"),
+        "iso8601_basic_short": show("%Y%m%dT%H%M%S"),
+        "tz": time.strftime("%Z"),
         "tz_dst": time.tzname[1],
         "tz_offset": time.strftime("%z"),
-    }  # fmt: skip
+    }

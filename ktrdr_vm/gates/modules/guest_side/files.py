@@ -1,5 +1,6 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
-# ruff: noqa: PTH101, PTH102, PTH103, PTH104, PTH106, PTH108, PTH110, PTH111, PTH112, PTH113, PTH115, PTH116, PTH118, PTH119, PTH120, PTH121, PTH123, S324
+# ruff: noqa: PTH101, PTH102, PTH103, PTH104, PTH106, PTH108, PTH110, PTH111, PTH112
+# ruff: noqa: PTH113, PTH115, PTH116, PTH118, PTH119, PTH120, PTH121, PTH123, S324
 """Files in the guest: `stat`, `file` and `copy`. Runs in the guest, as the user of the task."""
 
 import base64
@@ -41,7 +42,15 @@ def describe(path):
     if not os.path.lexists(path):
         return {"path": path, "state": "absent"}
     info = os.lstat(path)
-    kind = "link" if st.S_ISLNK(info.st_mode) else "directory" if st.S_ISDIR(info.st_mode) else "hard" if info.st_nlink > 1 else "file"
+    kind = (
+        "link"
+        if st.S_ISLNK(info.st_mode)
+        else "directory"
+        if st.S_ISDIR(info.st_mode)
+        else "hard"
+        if info.st_nlink > 1
+        else "file"
+    )
     return {
         "path": path, "state": kind, "mode": f"{st.S_IMODE(info.st_mode):04o}", "uid": info.st_uid, "gid": info.st_gid,
         "size": info.st_size, "owner": name_of_user(info.st_uid), "group": name_of_group(info.st_gid),
@@ -91,14 +100,33 @@ def stat_file(path, follow=False, get_checksum=True, checksum_algorithm="sha1"):
         return {"stat": {"exists": False}}
     mode = info.st_mode
     found = {
-        "exists": True, "path": path, "mode": f"{st.S_IMODE(mode):04o}", "isdir": st.S_ISDIR(mode), "ischr": st.S_ISCHR(mode),
-        "isblk": st.S_ISBLK(mode), "isreg": st.S_ISREG(mode), "isfifo": st.S_ISFIFO(mode), "islnk": st.S_ISLNK(mode),
-        "issock": st.S_ISSOCK(mode), "uid": info.st_uid, "gid": info.st_gid, "size": info.st_size, "inode": info.st_ino,
-        "dev": info.st_dev, "nlink": info.st_nlink, "atime": info.st_atime, "mtime": info.st_mtime, "ctime": info.st_ctime,
-        "isuid": bool(mode & st.S_ISUID), "isgid": bool(mode & st.S_ISGID), "pw_name": name_of_user(info.st_uid),
-        "gr_name": name_of_group(info.st_gid), "readable": os.access(path, os.R_OK), "writeable": os.access(path, os.W_OK),
+        "exists": True,
+        "path": path,
+        "mode": f"{st.S_IMODE(mode):04o}",
+        "isdir": st.S_ISDIR(mode),
+        "ischr": st.S_ISCHR(mode),
+        "isblk": st.S_ISBLK(mode),
+        "isreg": st.S_ISREG(mode),
+        "isfifo": st.S_ISFIFO(mode),
+        "islnk": st.S_ISLNK(mode),
+        "issock": st.S_ISSOCK(mode),
+        "uid": info.st_uid,
+        "gid": info.st_gid,
+        "size": info.st_size,
+        "inode": info.st_ino,
+        "dev": info.st_dev,
+        "nlink": info.st_nlink,
+        "atime": info.st_atime,
+        "mtime": info.st_mtime,
+        "ctime": info.st_ctime,
+        "isuid": bool(mode & st.S_ISUID),
+        "isgid": bool(mode & st.S_ISGID),
+        "pw_name": name_of_user(info.st_uid),
+        "gr_name": name_of_group(info.st_gid),
+        "readable": os.access(path, os.R_OK),
+        "writeable": os.access(path, os.W_OK),
         "executable": os.access(path, os.X_OK),
-    }  # fmt: skip
+    }
     for who, shift in (("usr", 6), ("grp", 3), ("oth", 0)):
         for letter, bit in (("r", 4), ("w", 2), ("x", 1)):
             found[letter + who] = bool(mode >> shift & bit)
@@ -133,7 +161,9 @@ def wanted_mode(mode, path):
                 if one in who or "a" in who:
                     bits |= value << shift
             if letter == "s":
-                bits |= (st.S_ISUID if "u" in who or "a" in who else 0) | (st.S_ISGID if "g" in who or "a" in who else 0)
+                bits |= (st.S_ISUID if "u" in who or "a" in who else 0) | (
+                    st.S_ISGID if "g" in who or "a" in who else 0
+                )
             if letter == "t":
                 bits |= st.S_ISVTX
         cleared = sum(7 << shift for one, shift in (("u", 6), ("g", 3), ("o", 0)) if one in who or "a" in who)
@@ -162,7 +192,9 @@ def set_rights(path, mode, owner, group, check=False):
     return changed
 
 
-def set_state(path, state=None, src=None, mode=None, owner=None, group=None, recurse=False, force=False, follow=True, check=False):
+def set_state(
+    path, state=None, src=None, mode=None, owner=None, group=None, recurse=False, force=False, follow=True, check=False
+):
     path = os.path.expanduser(path)
     now = describe(path)["state"]
     state = state or (now if now != "absent" else "file")
@@ -189,7 +221,9 @@ def set_state(path, state=None, src=None, mode=None, owner=None, group=None, rec
             changed = True
             if not check:
                 if state == "link" and not force and not os.path.exists(os.path.join(os.path.dirname(path), src)):
-                    raise Refused(f'src file does not exist, use "force=yes" if you really want to create the link: {src}')
+                    raise Refused(
+                        f'src file does not exist, use "force=yes" if you really want to create the link: {src}'
+                    )
                 if now == "directory":
                     os.rmdir(path)
                 elif now != "absent":

@@ -29,17 +29,25 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         self.policy = policy
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        allowed = self.policy in ("all", "yes", "true", "urllib2") or (self.policy == "safe" and req.get_method() in ("GET", "HEAD"))
+        allowed = self.policy in ("all", "yes", "true", "urllib2") or (
+            self.policy == "safe" and req.get_method() in ("GET", "HEAD")
+        )
         if not allowed or not newurl.startswith(("http://", "https://")):
             return None
-        # The standard library refuses 307 and 308 except for GET and HEAD. These two repeat the request unchanged, with its body.
+        # The standard library refuses 307 and 308 except for GET and HEAD. These two repeat the request unchanged, with
+        # its body.
         method, again = req.get_method(), code in (307, 308)
         if not again and method != "HEAD" and (code in (302, 303) or method == "POST"):
             method = "GET"
         sent = {name: value for name, value in req.headers.items() if again or not name.lower().startswith("content-")}
         data = req.data if again else None
         return urllib.request.Request(
-            newurl.replace(" ", "%20"), data=data, headers=sent, origin_req_host=req.origin_req_host, unverifiable=True, method=method
+            newurl.replace(" ", "%20"),
+            data=data,
+            headers=sent,
+            origin_req_host=req.origin_req_host,
+            unverifiable=True,
+            method=method,
         )
 
 
@@ -181,7 +189,11 @@ def wait_for(host, port, path, state, timeout, delay, connect_timeout, sleep, se
     what = path if path is not None else f"{host}:{port}"
     said = "Timeout when waiting for {}{}".format(f"search string {search_regex} in " if search_regex else "", what)
     if not present:
-        said = f"Timeout when waiting for {what} to stop." if path is None else f"Timeout when waiting for {what} to be absent."
+        said = (
+            f"Timeout when waiting for {what} to stop."
+            if path is None
+            else f"Timeout when waiting for {what} to be absent."
+        )
     result.update(failed=True, msg=msg or said, elapsed=int(time.time() - started))
     return result
 

@@ -37,7 +37,10 @@ def slurp(arguments):
     except PermissionError:
         return {"failed": True, "msg": f"File is not readable: {path}"}
     if len(data) > MAX_SLURP:
-        return {"failed": True, "msg": f"{path} is larger than {MAX_SLURP >> 20} MiB; use fetch, or search it with a command"}
+        return {
+            "failed": True,
+            "msg": f"{path} is larger than {MAX_SLURP >> 20} MiB; use fetch, or search it with a command",
+        }
     return {"changed": False, "content": base64.b64encode(data).decode(), "source": path, "encoding": "base64"}
 
 
@@ -79,12 +82,29 @@ def contains(path, options):
 def describe(path, info):
     mode = info.st_mode
     found = {
-        "path": path, "mode": f"{st.S_IMODE(mode):04o}", "isdir": st.S_ISDIR(mode), "ischr": st.S_ISCHR(mode), "isblk": st.S_ISBLK(mode),
-        "isreg": st.S_ISREG(mode), "isfifo": st.S_ISFIFO(mode), "islnk": st.S_ISLNK(mode), "issock": st.S_ISSOCK(mode), "uid": info.st_uid,
-        "gid": info.st_gid, "size": info.st_size, "inode": info.st_ino, "dev": info.st_dev, "nlink": info.st_nlink, "atime": info.st_atime,
-        "mtime": info.st_mtime, "ctime": info.st_ctime, "pw_name": name_of_user(info.st_uid), "gr_name": name_of_group(info.st_gid),
-        "isuid": bool(mode & st.S_ISUID), "isgid": bool(mode & st.S_ISGID),
-    }  # fmt: skip
+        "path": path,
+        "mode": f"{st.S_IMODE(mode):04o}",
+        "isdir": st.S_ISDIR(mode),
+        "ischr": st.S_ISCHR(mode),
+        "isblk": st.S_ISBLK(mode),
+        "isreg": st.S_ISREG(mode),
+        "isfifo": st.S_ISFIFO(mode),
+        "islnk": st.S_ISLNK(mode),
+        "issock": st.S_ISSOCK(mode),
+        "uid": info.st_uid,
+        "gid": info.st_gid,
+        "size": info.st_size,
+        "inode": info.st_ino,
+        "dev": info.st_dev,
+        "nlink": info.st_nlink,
+        "atime": info.st_atime,
+        "mtime": info.st_mtime,
+        "ctime": info.st_ctime,
+        "pw_name": name_of_user(info.st_uid),
+        "gr_name": name_of_group(info.st_gid),
+        "isuid": bool(mode & st.S_ISUID),
+        "isgid": bool(mode & st.S_ISGID),
+    }
     for who, shift in (("usr", 6), ("grp", 3), ("oth", 0)):
         for letter, bit in (("r", 4), ("w", 2), ("x", 1)):
             found[letter + who] = bool(mode >> shift & bit)
@@ -124,7 +144,14 @@ def find(options):
     said = "Not all paths examined, check warnings for details" if skipped else "All paths examined"
     if limit is not None and len(files) == limit and not skipped:
         said = "Limit of matches reached"
-    return {"changed": False, "files": files, "matched": len(files), "examined": examined, "skipped_paths": skipped, "msg": said}
+    return {
+        "changed": False,
+        "files": files,
+        "matched": len(files),
+        "examined": examined,
+        "skipped_paths": skipped,
+        "msg": said,
+    }
 
 
 def check(path, name, options):

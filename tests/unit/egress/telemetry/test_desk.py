@@ -56,7 +56,16 @@ def test_counts_are_a_line_and_each_is_counted_once(desk: TelemetryDesk, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "said", [b"[" * 60_000, b"5", b"null", b"\xff", b'{"sent": -1}', b'{"evil": 5, "accepted": 1e30, "sent": "9"}', b'{"sent": 9e']
+    "said",
+    [
+        b"[" * 60_000,
+        b"5",
+        b"null",
+        b"\xff",
+        b'{"sent": -1}',
+        b'{"evil": 5, "accepted": 1e30, "sent": "9"}',
+        b'{"sent": 9e',
+    ],
 )
 def test_a_relay_that_lies_is_no_harm(desk: TelemetryDesk, tmp_path: Path, said: bytes) -> None:
     relay = connect(desk)
@@ -87,14 +96,17 @@ def test_without_telemetry_nothing_is_done(tmp_path: Path) -> None:
     def listen() -> socket.socket:
         pytest.fail("it listens")
 
-    none = open_telemetry({"telemetry": None}, Ledger(tmp_path / "egress.jsonl", "one"), selectors.DefaultSelector(), listen)
+    none = open_telemetry(
+        {"telemetry": None}, Ledger(tmp_path / "egress.jsonl", "one"), selectors.DefaultSelector(), listen
+    )
     assert type(none) is Telemetry and (none.parts, none.operations) == ({}, {})
     for step in (none.look, none.write):
         step()
 
 
 class Host:
-    """Processes that are files: what is started is written down, with the ends of the pipe and of the channel that it was given."""
+    """Processes that are files: what is started is written down, with the ends of the pipe and of the channel that it
+    was given."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.started: list[str] = []
@@ -165,7 +177,9 @@ def test_one_that_ends_is_started_again_and_joined_with_the_other(
     assert rows(tmp_path)[-1]["accepted"] == 4, "what it said before its end counts"
 
 
-def test_another_run_is_told_and_who_does_not_hear_it_is_ended(desk: TelemetryDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_run_is_told_and_who_does_not_hear_it_is_ended(
+    desk: TelemetryDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(desk, "_listener", SimpleNamespace(fileno=lambda: 0))
     host = Host(monkeypatch)
     for part in desk.parts.values():
@@ -177,7 +191,9 @@ def test_another_run_is_told_and_who_does_not_hear_it_is_ended(desk: TelemetryDe
     assert (host.living["relay"].returncode, host.living["sender"].returncode) == (None, -9)
 
 
-@pytest.mark.parametrize("message", [Counted({"accepted": 2, "sent": 1}), Counted({"sent": 1}, told=True), Counted({}, told=True)])
+@pytest.mark.parametrize(
+    "message", [Counted({"accepted": 2, "sent": 1}), Counted({"sent": 1}, told=True), Counted({}, told=True)]
+)
 def test_counts_are_read_back_and_nothing_else_is_a_count(message: Counted) -> None:
     content = message.to_json()
     assert Counted.from_json(json.loads(encode(message))) == message and content.keys() <= {*COUNTS, "told"}

@@ -22,7 +22,12 @@ from ktrdr_vm.egress.telemetry.bounds import Tally, inflate, read_body
 from ktrdr_vm.egress.telemetry.otlp import MAX_ATTRIBUTES, MAX_BODY, OtlpError, Stamp, stamp_request
 
 STAMP = Stamp("true-one", "sandbox", "run-1")
-TRUE = {"service.namespace": "true-one", "ktrdr.instance_id": "true-one", "ktrdr.environment": "sandbox", "ktrdr.run_id": "run-1"}
+TRUE = {
+    "service.namespace": "true-one",
+    "ktrdr.instance_id": "true-one",
+    "ktrdr.environment": "sandbox",
+    "ktrdr.run_id": "run-1",
+}
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 FORGED = "forged-value"
 
@@ -128,7 +133,9 @@ def test_a_claim_in_other_letters_is_one(key: str) -> None:
     assert FORGED.encode() not in stamp("/v1/traces", made)[0].body
 
 
-@pytest.mark.parametrize("key", ["ktrdr.operation", "instance_id", "run_id", "environment", "ktrdr.instance_id.hash", ""])
+@pytest.mark.parametrize(
+    "key", ["ktrdr.operation", "instance_id", "run_id", "environment", "ktrdr.instance_id.hash", ""]
+)
 def test_what_is_no_claim_stays(key: str) -> None:
     made = ExportTraceServiceRequest()
     forge(made.resource_spans.add().scope_spans.add().spans.add().attributes, key)
@@ -230,7 +237,8 @@ def test_values_in_one_another_are_bounded() -> None:
 
 
 ATTRIBUTE = st.recursive(
-    st.text(max_size=5).map(lambda text: {"stringValue": text}) | st.integers(-(2**63), 2**63 - 1).map(lambda number: {"intValue": number}),
+    st.text(max_size=5).map(lambda text: {"stringValue": text})
+    | st.integers(-(2**63), 2**63 - 1).map(lambda number: {"intValue": number}),
     lambda inner: (
         st.lists(inner, max_size=3).map(lambda values: {"arrayValue": {"values": values}})
         | st.lists(st.tuples(st.sampled_from(["ktrdr", "run_id", "a", "ktrdr.run_id"]), inner), max_size=3).map(
@@ -239,7 +247,9 @@ ATTRIBUTE = st.recursive(
     ),
     max_leaves=6,
 )
-KEYS = st.sampled_from(["ktrdr.run_id", "ktrdr_environment", "Ktrdr.InstanceId", "a", "ktrdr", "service.namespace"]) | st.text(max_size=8)
+KEYS = st.sampled_from(
+    ["ktrdr.run_id", "ktrdr_environment", "Ktrdr.InstanceId", "a", "ktrdr", "service.namespace"]
+) | st.text(max_size=8)
 ATTRIBUTES = st.lists(st.tuples(KEYS, ATTRIBUTE).map(lambda pair: {"key": pair[0], "value": pair[1]}), max_size=4)
 
 

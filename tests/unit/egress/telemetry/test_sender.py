@@ -1,4 +1,5 @@
-"""The sender: a bounded queue, a few tries, and counts of all that becomes of it. And the owner's settings that it is made from."""
+"""The sender: a bounded queue, a few tries, and counts of all that becomes of it. And the owner's settings that it is
+made from."""
 
 from __future__ import annotations
 
@@ -133,7 +134,11 @@ def test_a_full_queue_and_a_lost_sender_are_said() -> None:
         ("http://127.0.0.1:4318", {}, Collector("http", "127.0.0.1", 4318, address="127.0.0.1")),
         ("http://10.0.0.5", {}, Collector("http", "10.0.0.5", 4318, address="10.0.0.5")),
         ("https://otlp.example.com/otlp/", {}, Collector("https", "otlp.example.com", 443, path="/otlp")),
-        ("https://otlp.example.com", {"address": "10.0.0.5"}, Collector("https", "otlp.example.com", 443, address="10.0.0.5")),
+        (
+            "https://otlp.example.com",
+            {"address": "10.0.0.5"},
+            Collector("https", "otlp.example.com", 443, address="10.0.0.5"),
+        ),
     ],
 )
 def test_a_collector_is_a_url_and_perhaps_an_address(url: str, more: dict[str, str], expected: Collector) -> None:
@@ -178,7 +183,10 @@ def test_the_variables_of_telemetry_stand_once() -> None:
 
 
 def test_headers_are_lines() -> None:
-    assert parse_headers("# x\n\nAuthorization: Bearer a:b\nX-Scope-OrgID: 1\n") == {"Authorization": "Bearer a:b", "X-Scope-OrgID": "1"}
+    assert parse_headers("# x\n\nAuthorization: Bearer a:b\nX-Scope-OrgID: 1\n") == {
+        "Authorization": "Bearer a:b",
+        "X-Scope-OrgID": "1",
+    }
     for text in ("Authorization", "a b: c", "X: a\0b", ": v", "Ä: v"):
         with pytest.raises(ValueError, match="line 1"):
             parse_headers(text)

@@ -48,7 +48,9 @@ def text(pilot: Pilot[Any], name: str) -> str:
 
 
 def split(streams: list[Stream]) -> TopApp:
-    return TopApp(lambda: [one for one in streams if not one.place], lambda: [one for one in streams if one.place], every=3600)
+    return TopApp(
+        lambda: [one for one in streams if not one.place], lambda: [one for one in streams if one.place], every=3600
+    )
 
 
 def test_all_streams_fit_into_eighty_columns(streams: list[Stream]) -> None:
@@ -58,7 +60,11 @@ def test_all_streams_fit_into_eighty_columns(streams: list[Stream]) -> None:
         assert [row[0] for row in rows] == ["stream-a", "stream-b", "stream-c"]
         assert rows[0] == ["stream-a", "here", "running", "startability: sta…", "75s", "1.5", "3.2 GB", "7", "e1"]
         assert table.virtual_size.width <= 80 and len(table.columns) == len(COLUMNS)
-        assert "models.example" in text(pilot, "text") and "\x1b" not in text(pilot, "text") and "phase create" in text(pilot, "text")
+        assert (
+            "models.example" in text(pilot, "text")
+            and "\x1b" not in text(pilot, "text")
+            and "phase create" in text(pilot, "text")
+        )
         await pilot.press("down", "down")
         assert "no node is free" in text(pilot, "text")
 
@@ -66,7 +72,9 @@ def test_all_streams_fit_into_eighty_columns(streams: list[Stream]) -> None:
 
 
 @pytest.mark.parametrize(("key", "verb"), [("a", "approve"), ("n", "deny")])
-def test_an_escalation_is_answered_with_a_reason_that_was_typed(streams: list[Stream], ran: list[list[str]], key: str, verb: str) -> None:
+def test_an_escalation_is_answered_with_a_reason_that_was_typed(
+    streams: list[Stream], ran: list[list[str]], key: str, verb: str
+) -> None:
     async def answer(pilot: Pilot[Any]) -> None:
         await pilot.press(key)
         await pilot.pause()
@@ -83,7 +91,9 @@ def test_an_escalation_is_answered_with_a_reason_that_was_typed(streams: list[St
     drive(split(streams), answer)
 
 
-def test_escape_answers_nothing_and_what_asks_nothing_is_not_answered(streams: list[Stream], ran: list[list[str]]) -> None:
+def test_escape_answers_nothing_and_what_asks_nothing_is_not_answered(
+    streams: list[Stream], ran: list[list[str]]
+) -> None:
     async def refuse(pilot: Pilot[Any]) -> None:
         await pilot.press("a", *"x", "escape")
         await settle(pilot)

@@ -39,7 +39,12 @@ def test_a_phase_that_has_ended_is_not_shown_as_the_current_one() -> None:
 
 
 def test_what_a_guest_wrote_does_not_reach_the_terminal() -> None:
-    found = sum_up([event("task_finished", gate="g", task="\x1b]0;owned\x07\n", outcome="passed", duration_s="x"), event("phase_started")])
+    found = sum_up(
+        [
+            event("task_finished", gate="g", task="\x1b]0;owned\x07\n", outcome="passed", duration_s="x"),
+            event("phase_started"),
+        ]
+    )
     assert found.lines == ("03:04:05 passed \\x1b]0;owned\\x07\\n", "03:04:05 phase ")
 
 
