@@ -44,7 +44,7 @@ from ktrdr_vm.run.mask import find_mask
 from ktrdr_vm.run.push import push_into
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.run import Run
-from ktrdr_vm.run.vm import Stage
+from ktrdr_vm.run.vm import RunContext, Stage
 from ktrdr_vm.world.own import enter_own_world
 
 MAX_OUTPUT = 10 * 1024 * 1024
@@ -160,17 +160,8 @@ class Instance:
         secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
         self._mask = make_mask(secrets.values())
         self._home.create()
-        stage = Stage(
-            self._gathered,
-            self._home,
-            Libvirt(),
-            run_id=run_id,
-            since=now(),
-            name="base",
-            secrets=secrets,
-            mask=self._mask,
-            cold=self._cold,
-        )
+        context = RunContext(run_id, now(), secrets, self._mask)
+        stage = Stage(self._gathered, self._home, Libvirt(), context, Options(cold=self._cold), name="base")
         self._held.enter_context(stage.instance.locked())
         self._stage = stage
         self._recorder = Recorder(

@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from ktrdr_vm.places.book import Entry
+    from ktrdr_vm.places.fetch import Fetched
     from ktrdr_vm.places.reach import Reach
     from ktrdr_vm.places.spool import RequestState
 
@@ -158,6 +159,7 @@ def _read_evidence(ctx: click.Context, reach: Reach, entry: Entry | None) -> int
     from ktrdr_vm.errors import HostError, UsageError
     from ktrdr_vm.host import runs
     from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.places.book import Book
 
     if entry is None:
         if ctx.command.name == "bundle":
@@ -175,6 +177,10 @@ def _read_evidence(ctx: click.Context, reach: Reach, entry: Entry | None) -> int
         note(f"{error}; this is the newest run that was fetched")
         return None
     if state.has_ended:
+        # Of this request, and not the newest of the instance: another place, or this host, may have run it since.
+        fetched = Book(find_home()).read(entry.request_id).run_id
+        if ctx.params.get("run_id") == "latest" and fetched:
+            ctx.params["run_id"] = fetched
         return None
     if ctx.command.name in ("events", "logs") and state.state == "running":
         return _show(ctx, reach, entry)
@@ -188,27 +194,31 @@ def _read_evidence(ctx: click.Context, reach: Reach, entry: Entry | None) -> int
 def _fetch_ended(reach: Reach, entry: Entry) -> RequestState:
     """The state of a request. The results of one that has ended are here afterwards; UsageError if it has none."""
     from ktrdr_vm.cli.elsewhere import note, opened
-    from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.places.fetch import fetch
 
     with opened(reach.place) as far:
         state = far.state(entry.request_id)
         if state.has_ended and not entry.accepted:
-            fetched = fetch(far, find_home(), entry, note=note)
-            if fetched.run is None:
-                raise UsageError(
-                    f"the request ended without a run: {fetched.message or state.outcome or state.state}",
-                    where=entry.request_id,
-                    hint=fetched.hint or "submit it again",
-                )
+            _require_run(fetch(far, find_home(), entry, note=note), entry)
         return state
+
+
+def _require_run(fetched: Fetched, entry: Entry) -> None:
+    from ktrdr_vm.errors import UsageError
+
+    if fetched.run is None:
+        raise UsageError(
+            f"the request ended without a run{f': {fetched.message}' if fetched.message else ''}",
+            where=entry.request_id,
+            hint=fetched.hint or "submit it again",
+        )
 
 
 def _pull(ctx: click.Context, reach: Reach, entry: Entry | None) -> int | None:
     """The commits of a request that has ended come with its results; those of an instance that runs from its guest."""
     from ktrdr_vm.cli.elsewhere import note, opened
-    from ktrdr_vm.cli.output import show_refs
+    from ktrdr_vm.cli.output import show_refs, show_returned
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.host.repository import find_repository
     from ktrdr_vm.places.fetch import fetch, take_live_commits
@@ -217,10 +227,13 @@ def _pull(ctx: click.Context, reach: Reach, entry: Entry | None) -> int | None:
     if entry is not None:
         with opened(reach.place) as far:
             if far.state(entry.request_id).has_ended:
-                show_refs(fetch(far, find_home(), entry, note=note).refs, as_json=as_json)
+                fetched = fetch(far, find_home(), entry, note=note)
+                _require_run(fetched, entry)
+                show_refs(fetched.refs, as_json=as_json)
                 return 0
     workspace = Path(entry.workspace) if entry and entry.workspace else Path.cwd()
-    show_refs(take_live_commits(reach, find_repository(workspace), entry.commit if entry else ""), as_json=as_json)
+    came = take_live_commits(reach, find_repository(workspace), entry.commit if entry else "")
+    show_returned(came, as_json=as_json)
     return 0
 
 

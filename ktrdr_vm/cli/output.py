@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ktrdr_vm.guest.commits import ReturnedRef
+    from ktrdr_vm.guest.commits import Returned, ReturnedRef
 
 
 def show_error(error: Exception) -> None:
@@ -46,3 +46,10 @@ def show_refs(returned: Sequence[ReturnedRef], *, as_json: bool) -> None:
         click.echo(f"{one.commit[:12]}  {one.ref}  {len(one.changed)} paths changed")
     if not returned:
         click.echo("nothing new", err=True)
+
+
+def show_returned(came: Returned, *, as_json: bool) -> None:
+    """Print the refs, and what the guest says that it has besides."""
+    show_refs(came.refs, as_json=as_json)
+    if left := came.describe_left():
+        click.echo(f"left behind in the guest: {left}", err=True)

@@ -30,7 +30,7 @@ def pull(instance_id: str, stream: bool, as_json: bool) -> None:
     from pathlib import Path
 
     from ktrdr_vm.cli.options import open_instance
-    from ktrdr_vm.cli.output import show_refs
+    from ktrdr_vm.cli.output import show_returned
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.guest.commits import pull_commits
     from ktrdr_vm.host.repository import find_repository
@@ -54,19 +54,18 @@ def pull(instance_id: str, stream: bool, as_json: bool) -> None:
             repository, plan.facts.base_commit, plan.profile.workspace.target, loaded.connect(), loaded.identity
         )
     loaded.close()
-    show_refs(came.refs, as_json=as_json)
-    if left := came.describe_left():
-        click.echo(f"left behind in the guest: {left}", err=True)
+    show_returned(came, as_json=as_json)
 
 
 def _stream(loaded: LoadedInstance, target: str) -> None:
-    """One line of JSON with the base, then the bundle as the guest made it: the client checks it."""
+    """One line of JSON with the base and the counts of what stays behind, then the bundle as the guest made it, which
+    the client checks."""
     from ktrdr_vm.guest.commits import download_commits
 
     base = loaded.plan.facts.base_commit
     with tempfile.TemporaryFile() as file:
-        download_commits(base, target, loaded.connect(), loaded.identity, file)
-        sys.stdout.buffer.write(json.dumps({"base_commit": base}).encode() + b"\n")
+        _, (_, *left) = download_commits(base, target, loaded.connect(), loaded.identity, file)
+        sys.stdout.buffer.write(json.dumps({"base_commit": base, "left": left}).encode() + b"\n")
         file.seek(0)
         shutil.copyfileobj(file, sys.stdout.buffer)
         sys.stdout.buffer.flush()

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Sequence
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ktrdr_vm.monitoring.top.source import Read
+    from ktrdr_vm.monitoring.top.streams import Stream
 
 
 @click.command()
@@ -34,12 +40,8 @@ def top(plain: bool, every: float) -> None:
     home = find_home()
     reader = Reader(home, Libvirt())
     if plain:
-        from ktrdr_vm.monitoring.top.plain import Announcer
-
-        announcer = Announcer(click.echo)
-        while True:
-            announcer.show([*reader.read(), *read_requests(home)])
-            time.sleep(every)
+        _announce(reader.read, lambda: read_requests(home), every)
+        return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
             "`top` draws on a terminal, and there is none",
@@ -55,3 +57,19 @@ def top(plain: bool, every: float) -> None:
             hint="`pip install 'ktrdr-vm[top]'`; `ktrdr-vm top --plain` does without",
         ) from None
     TopApp(reader.read, lambda: read_requests(home), every=every).run()
+
+
+def _announce(read: Read, read_places: Read, every: float) -> None:
+    """Until it is interrupted. A place that does not answer delays nothing of this host."""
+    from ktrdr_vm.monitoring.top.plain import Announcer
+    from ktrdr_vm.monitoring.top.source import PLACES_EVERY, Source
+
+    announcer = Announcer(click.echo)
+    results: SimpleQueue[tuple[int, Sequence[Stream]]] = SimpleQueue()
+    known: dict[int, Sequence[Stream]] = {}
+    for number, (one, seconds) in enumerate(((read, every), (read_places, PLACES_EVERY))):
+        Source(one, seconds, lambda found, number=number: results.put((number, found)), click.echo).start()  # type: ignore[misc]
+    while True:
+        number, found = results.get()
+        known[number] = found
+        announcer.show([stream for _, streams in sorted(known.items()) for stream in streams])

@@ -14,8 +14,6 @@ import os
 from itertools import groupby
 from pathlib import Path
 
-from ktrdr_vm.host.durable import write_durably
-
 Ranges = list[tuple[int, int]]
 """Offsets and lengths in bytes, ascending."""
 
@@ -46,8 +44,10 @@ def find_cached(path: Path) -> bytes:
 
 
 def remember_cached(path: Path, record: Path) -> bool:
-    """Write down what the cache has of the file, unless that was done or it is too much to be what one process
-    needed."""
+    """Write down what the cache has of the file, unless that was done or it is too much to be what one process needed.
+
+    Several processes may do so at once, and one that cannot write leaves it: nothing depends on the record.
+    """
     if record.exists():
         return False
     try:
@@ -63,7 +63,14 @@ def remember_cached(path: Path, record: Path) -> bool:
         if cached:
             ranges.append((page * mmap.PAGESIZE, count * mmap.PAGESIZE))
         page += count
-    write_durably(record, json.dumps(ranges).encode())
+    mine = record.with_name(f".{record.name}.{os.getpid()}")
+    try:
+        mine.write_text(json.dumps(ranges))
+        mine.rename(record)
+    except OSError:
+        with contextlib.suppress(OSError):
+            mine.unlink(missing_ok=True)
+        return False
     return True
 
 
@@ -74,7 +81,7 @@ def read_ahead(path: Path, record: Path) -> int:
         with path.open("rb") as file:
             for offset, length in ranges:
                 os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, OverflowError):
         with contextlib.suppress(OSError):
             # One that cannot be read is made again.
             record.unlink(missing_ok=True)

@@ -29,6 +29,8 @@ def build_image(recipe: Recipe, store: ImageStore, *, progress: Callable[[str], 
         if found is not None:
             return found
         _check_host(store.root)
+        if recipe.python:
+            python_packages.require_pip()
         host = read_apt_host()
         with store.create(recipe.digest) as directory:
             return _build(recipe, host, store, directory, progress)

@@ -8,12 +8,31 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ktrdr_vm.errors import HostError
 from ktrdr_vm.host import process
 
 _WHEELS = "tmp/wheels"
 # A wheel of a program can be some tens of megabytes.
 _LIMIT = 600.0
 _PYTHON = "/usr/bin/python3"
+_HOST_PYTHON = "python3"
+
+
+def require_pip() -> None:
+    """HostError unless the host has pip, which is known before the packages of Debian are installed."""
+    words = [_HOST_PYTHON, "-m", "pip", "--version"]
+    said = process.run(words, timeout=60, environment=_make_environment(), check=False)
+    if said.exit_code != 0:
+        raise HostError(
+            "the recipe has Python packages, and this host has no pip to fetch them with",
+            where=_HOST_PYTHON,
+            hint="apt-get install python3-pip",
+        )
+
+
+def _make_environment() -> dict[str, str]:
+    """With the settings of pip of this user, such as the index of a company."""
+    return {"HOME": str(Path("~").expanduser()), "PATH": os.environ.get("PATH", process.SYSTEM_PATH)}
 
 
 def install(root: Path, packages: Sequence[str]) -> None:
@@ -24,13 +43,12 @@ def install(root: Path, packages: Sequence[str]) -> None:
     """
     wheels = root / _WHEELS
     wheels.mkdir(parents=True)
-    environment = {"HOME": str(Path("~").expanduser()), "PATH": os.environ.get("PATH", process.SYSTEM_PATH)}
     version = process.run(
         ["chroot", root, _PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], timeout=60
     ).text.strip()
     process.run(
         [
-            "python3",
+            _HOST_PYTHON,
             "-m",
             "pip",
             "download",
@@ -51,7 +69,7 @@ def install(root: Path, packages: Sequence[str]) -> None:
             *packages,
         ],
         timeout=_LIMIT,
-        environment=environment,
+        environment=_make_environment(),
         cwd=Path("/"),
     )
     process.run(

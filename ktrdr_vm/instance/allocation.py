@@ -39,10 +39,7 @@ def require_room(home: Home, instance_id: str, most: int) -> None:
 
 
 def create_keys(paths: InstancePaths) -> None:
-    """The guest's SSH host key and the one login, both made here; the private halves are the owner's alone.
-
-    OpenSSH's wildcard block finds them, and the pinned host key, through a link.
-    """
+    """The guest's SSH host key and the one login, both made here; the private halves are the owner's alone."""
     # Imported with the first key: listing instances needs no cryptography.
     from ktrdr_vm.host.keys import generate_keypair
 
@@ -52,12 +49,18 @@ def create_keys(paths: InstancePaths) -> None:
         private, public = generate_keypair()
         write_durably(path.with_suffix(".pub"), public.encode() + b"\n")
         write_durably(path, private.encode())
-    name = paths.directory.name
+    publish_keys(paths)
+
+
+def publish_keys(paths: InstancePaths) -> None:
+    """Let OpenSSH find the keys, and the pinned host key, through the link of its wildcard block. Idempotent."""
+    name, folder = paths.directory.name, paths.host_key.parent
     host_key = paths.host_key.with_suffix(".pub").read_text()
     write_durably(paths.known_hosts, f"{name},{name}{SSH_SUFFIX} {host_key}".encode())
     paths.ssh_alias.parent.mkdir(mode=0o700, exist_ok=True)
-    paths.ssh_alias.unlink(missing_ok=True)
-    paths.ssh_alias.symlink_to(folder)
+    if not paths.ssh_alias.is_symlink() or paths.ssh_alias.readlink() != folder:
+        paths.ssh_alias.unlink(missing_ok=True)
+        paths.ssh_alias.symlink_to(folder)
 
 
 def read_allocation(paths: InstancePaths, journal: Journal) -> Allocation:

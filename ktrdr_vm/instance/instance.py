@@ -14,7 +14,7 @@ from ktrdr_vm.host.libvirt import DomainFacts, Libvirt
 from ktrdr_vm.host.links import list_links
 from ktrdr_vm.host.paths import Home, InstancePaths
 from ktrdr_vm.identity import Identity
-from ktrdr_vm.instance.allocation import create_keys, find_free_slot, require_room
+from ktrdr_vm.instance.allocation import create_keys, find_free_slot, publish_keys, require_room
 from ktrdr_vm.instance.inventory import is_kept
 from ktrdr_vm.instance.loaded import LoadedInstance, SecretReader, hold_lock, load_instance
 from ktrdr_vm.instance.resources import make_resources
@@ -164,6 +164,7 @@ class Instance:
             if not (self.paths.host_key.exists() and self.paths.login_key.exists()):
                 # It died between its journal and its keys, so nothing carries them yet.
                 create_keys(self.paths)
+            publish_keys(self.paths)
             return existing
         self.home.create()
         with locked(self.home.locks / "slots.lock", "the allocation of slots", wait=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
 
@@ -38,8 +38,18 @@ class Lane:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Whatever interrupts the caller, no step runs on behind it: the teardown that follows would race it."""
+        interrupted: BaseException | None = None
         if error is not None:
             self._ended.set()
-        self._pool.shutdown(wait=True)
+        while self._work is not None and not self._work.done():
+            try:
+                wait([self._work])
+            except BaseException as one:  # a signal: it ends the steps, and is raised when they have ended
+                interrupted = one
+                self._ended.set()
+        self._pool.shutdown()
+        if error is None and interrupted is not None:
+            raise interrupted
         if error is None:
             self.wait()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from ktrdr_vm.instance.allocation import publish_keys
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.plan.facts import STOCK_USER
 from ktrdr_vm.users import in_user_namespace
@@ -16,6 +17,8 @@ from ktrdr_vm.users import in_user_namespace
 def make_ssh_options(loaded: LoadedInstance) -> dict[str, str]:
     """OpenSSH's options by name. Nothing is forwarded and nothing is asked of an agent."""
     paths, name = loaded.paths, loaded.instance_id
+    if not paths.known_hosts.exists():
+        publish_keys(paths)
     return {
         "HostName": name,
         "HostKeyAlias": name,

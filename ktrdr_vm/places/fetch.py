@@ -13,7 +13,7 @@ from typing import Any
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.evidence.reader import parse_report
-from ktrdr_vm.guest.commits import MAX_BUNDLE, ReturnedRef, accept_bundle
+from ktrdr_vm.guest.commits import MAX_BUNDLE, Returned, ReturnedRef, accept_bundle
 from ktrdr_vm.host.beneath import create_file
 from ktrdr_vm.host.git import COMMIT
 from ktrdr_vm.host.owner import find_owner
@@ -137,15 +137,12 @@ def _take_commits(far: FarEnd, state: RequestState, entry: Entry, size: int | No
         return accept_bundle(repository, entry.commit, bundle, parse_instance_id(entry.instance_id))
 
 
-def take_live_commits(reach: Reach, repository: Repository, base: str) -> tuple[ReturnedRef, ...]:
+def take_live_commits(reach: Reach, repository: Repository, base: str) -> Returned:
     """Fetch the commits of an instance that runs at a place, checked as those of a guest. `base` is empty if it is not
     known here."""
     with tempfile.NamedTemporaryFile(prefix="ktrdr-commits-") as file:
         first = reach.receive(["pull", "--stream", "--", reach.instance_id], most=MAX_BUNDLE, into=file)
-        try:
-            said = json.loads(first or b"{}").get("base_commit")
-        except (ValueError, AttributeError, RecursionError):
-            said = None
+        said, left = _parse_standing(first)
         if not isinstance(said, str) or not COMMIT.fullmatch(said) or (base and said != base):
             raise UsageError(
                 f"the base of the instance is {said!a:.80}, which is not that of the request",
@@ -159,7 +156,21 @@ def take_live_commits(reach: Reach, repository: Repository, base: str) -> tuple[
                 hint="call it in the repository whose branch runs there",
             )
         if not file.tell():
-            return ()
+            return Returned((), "", *left)
         if os.geteuid() == 0:
             os.chown(file.name, *repository.owner)
-        return accept_bundle(repository, said, Path(file.name), parse_instance_id(reach.instance_id))
+        refs = accept_bundle(repository, said, Path(file.name), parse_instance_id(reach.instance_id))
+        return Returned(refs, "", *left)
+
+
+def _parse_standing(line: bytes) -> tuple[object, tuple[int, int, int]]:
+    """The base that a place names, unchecked, and the counts of what stays behind; zeros for what is no count."""
+    try:
+        document = json.loads(line or b"{}")
+        base, counts = document.get("base_commit"), document.get("left")
+    except (ValueError, AttributeError, RecursionError):
+        return None, (0, 0, 0)
+    if not isinstance(counts, list) or len(counts) != 3:
+        return base, (0, 0, 0)
+    loose, tagged, stashed = (one if type(one) is int and 0 <= one < 10_000_000 else 0 for one in counts)
+    return base, (loose, tagged, stashed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import json
 import os
 import select
@@ -30,6 +31,8 @@ from ktrdr_vm.report.escape import escape_text
 _PIECE = 65536
 _MOST_CONNECTIONS = 64
 _LOG_IN = 60.0
+# For a command that has closed its output to end.
+_END = 60.0
 # OpenSSH's own exit code when it could not connect, or lost the connection. No command of ours ends with it.
 _NOT_CONNECTED = 255
 
@@ -71,7 +74,8 @@ class Reach:
         )
         assert child.stdout is not None and child.stderr is not None
         pairs = ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
-        threads = [threading.Thread(target=_copy_escaped, args=pair, daemon=True) for pair in pairs]
+        gone = threading.Event()
+        threads = [threading.Thread(target=_copy_escaped, args=(*pair, gone, child), daemon=True) for pair in pairs]
         for thread in threads:
             thread.start()
         try:
@@ -81,15 +85,20 @@ class Reach:
         except BaseException:
             child.terminate()
             raise
+        if gone.is_set():
+            # The reader of our output is gone, such as `head`; main ends as it does for every command.
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         return self._check(code)
 
     def receive(self, words: Sequence[str], *, most: int, into: IO[bytes]) -> bytes:
         """Run the command there. Its first line is returned, and the rest of its output, at most `most` bytes, written
         to a file."""
+        pipe = subprocess.PIPE
         child = process.start(
-            self.make_words(words), environment=dict(os.environ), stdout=subprocess.PIPE, stderr=2, new_session=False
+            self.make_words(words), environment=dict(os.environ), stdout=pipe, stderr=pipe, new_session=False
         )
         assert child.stdout is not None
+        said = _escape_stderr(child)
         try:
             first, total = child.stdout.readline(_PIECE), 0
             while piece := child.stdout.read(_PIECE):
@@ -102,7 +111,15 @@ class Reach:
                     )
                 into.write(piece)
             into.flush()
-            code = self._check(child.wait(60))
+            code = self._check(child.wait(_END))
+            said.join(_END)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            raise ProvisionError(
+                f"the command there closed its output, and has not ended within {_END:g} s",
+                where=self.place.name,
+                hint="nothing was stored; check that host",
+            ) from None
         except BaseException:
             child.kill()
             raise
@@ -126,9 +143,14 @@ class Reach:
             script.write_text(f"#!/bin/sh\nexec {line}\n", encoding="utf-8")
             script.chmod(0o700)
             words = ["scp", "-S", str(script), "-r", "-p", "--", source, destination]
-            child = process.start(words, environment=dict(os.environ), stdin=0, stdout=1, stderr=2, new_session=False)
+            child = process.start(
+                words, environment=dict(os.environ), stdin=0, stdout=1, stderr=subprocess.PIPE, new_session=False
+            )
+            said = _escape_stderr(child)
             try:
-                return self._check(child.wait())
+                code = child.wait()
+                said.join(_END)
+                return self._check(code)
             except BaseException:
                 child.terminate()
                 raise
@@ -165,7 +187,11 @@ class Reach:
         # The socket itself is its standard input and output: no byte passes through this process.
         streams = connection.fileno()
         words = self.make_words(["stream", self.instance_id, target])
-        return process.start(words, environment=dict(os.environ), stdin=streams, stdout=streams, stderr=2)
+        child = process.start(
+            words, environment=dict(os.environ), stdin=streams, stdout=streams, stderr=subprocess.PIPE
+        )
+        _escape_stderr(child)
+        return child
 
     def _check(self, code: int) -> int:
         if code == _NOT_CONNECTED and self.place.host:
@@ -201,11 +227,33 @@ def _listen(port: int) -> socket.socket:
     return listener
 
 
-def _copy_escaped(source: IO[bytes], target: TextIO) -> None:
-    """Copy text as it comes; a character that is cut into two pieces is one."""
+def _escape_stderr(child: subprocess.Popen[bytes]) -> threading.Thread:
+    """Copy what a child says to standard error, escaped: it comes from a place, or from its guest."""
+    assert child.stderr is not None
+    thread = threading.Thread(target=_copy_escaped, args=(child.stderr, sys.stderr), daemon=True)
+    thread.start()
+    return thread
+
+
+def _copy_escaped(
+    source: IO[bytes],
+    target: TextIO,
+    gone: threading.Event | None = None,
+    child: subprocess.Popen[bytes] | None = None,
+) -> None:
+    """Copy text as it comes; a character that is cut into two pieces is one. With `gone`, a reader that has gone ends
+    the child."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     with source:
-        while piece := os.read(source.fileno(), _PIECE):
-            with contextlib.suppress(OSError, ValueError):
-                target.write(escape_text(decoder.decode(piece)))
+        while True:
+            piece = os.read(source.fileno(), _PIECE)
+            try:
+                target.write(escape_text(decoder.decode(piece, final=not piece)))
                 target.flush()
+            except (OSError, ValueError):
+                if gone is not None and child is not None:
+                    gone.set()
+                    child.terminate()
+                    return
+            if not piece:
+                return

@@ -45,7 +45,7 @@ from ktrdr_vm.run.mask import GrowingMask
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.results import Results, assemble, write_report
 from ktrdr_vm.run.verification import choose_mode, sum_up
-from ktrdr_vm.run.vm import Stage
+from ktrdr_vm.run.vm import RunContext, Stage
 
 KEPT_RUNS = 20
 
@@ -146,19 +146,8 @@ class Run:
 
     def _add_stage(self, gathered: Gathered, name: StageName) -> Stage:
         """One more VM of this run, its instance locked."""
-        stage = Stage(
-            gathered,
-            self._home,
-            self._libvirt,
-            run_id=self._results.run_id,
-            since=self._results.started_at,
-            name=name,
-            secrets=self._secrets,
-            mask=self._mask,
-            cold=self._options.cold,
-            restart=self._options.restart,
-            source=self._options.source if name == "base" else "",
-        )
+        context = RunContext(self._results.run_id, self._results.started_at, self._secrets, self._mask)
+        stage = Stage(gathered, self._home, self._libvirt, context, self._options, name=name)
         self._locks.enter_context(stage.instance.locked())
         self._stages.append(stage)
         return stage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -44,11 +44,22 @@ from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.model import Secret, Workspace
 from ktrdr_vm.report.model import GateResult, StageName, WorkloadResult
 from ktrdr_vm.run.collect import Harvest
+from ktrdr_vm.run.listener import Options
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.usage import Sampler, measure_gate
 from ktrdr_vm.run.workload import run_workload, stop_workload
 from ktrdr_vm.templates.base import fits
 from ktrdr_vm.templates.project import build_best, find_best
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all VMs of a run share. `since` is the start of the run, and `mask` is applied to what a guest has said."""
+
+    run_id: str
+    since: str
+    secrets: Mapping[str, bytes]
+    mask: Callable[[str], str]
 
 
 class Stage:
@@ -59,15 +70,10 @@ class Stage:
         gathered: Gathered,
         home: Home,
         libvirt: Libvirt,
+        context: RunContext,
+        options: Options,
         *,
-        run_id: str,
-        since: str,
         name: StageName,
-        secrets: Mapping[str, bytes],
-        mask: Callable[[str], str],
-        cold: bool,
-        restart: bool = False,
-        source: str = "",
     ) -> None:
         self.gathered = gathered
         self.plan = gathered.plan
@@ -76,19 +82,17 @@ class Stage:
         self.image: Image | None = None
         self.laid = Laid()
         folder = "verification" if name == "verification" else ""
-        self.harvest = Harvest(gathered, self.instance.paths, self.connect, folder=folder, since=since)
+        self.harvest = Harvest(gathered, self.instance.paths, self.connect, folder=folder, since=context.since)
         self._home = home
         self.destroyed = False
         self.sampler = Sampler(
             libvirt, gathered.plan.identity.domain, gathered.plan.identity.instance_id, ended=self.hang_up
         )
-        self._run_id = run_id
+        self._context = context
+        self._options = options
         self._name = name
-        self._secrets = secrets
-        self._mask = mask
-        self._cold = cold
-        self._restart = restart
-        self._source = source
+        # A snapshot is where the run begins, and not its verification.
+        self._source = options.source if name == "base" else ""
 
     @property
     def loaded(self) -> LoadedInstance:
@@ -133,7 +137,7 @@ class Stage:
             )
         plan = self.plan
         require_capacity(self._home.root, plan.profile.resources.memory)
-        forks = not self._cold and not self._source and fits(plan) and journal is None
+        forks = not self._options.cold and not self._source and fits(plan) and journal is None
         if forks and (obstacle := find_fork_obstacle(instance.libvirt)):
             recorder.listener.note(f"boots without a template: {obstacle}")
             forks = False
@@ -155,7 +159,7 @@ class Stage:
                 journal=journal,
                 template=template,
                 source=self._source,
-                run_id=self._run_id,
+                run_id=self._context.run_id,
                 most_instances=self.gathered.policy.most_instances,
             )
             loaded.create(read_secret=self._read_secret, mount_roots=roots, notify=recorder.on_resource)
@@ -163,7 +167,7 @@ class Stage:
             self._follow_revision(recorder)
             if plan.collector is not None:
                 # An instance that stays has had other runs.
-                loaded.guard.begin_run(self._run_id)
+                loaded.guard.begin_run(self._context.run_id)
         self.sampler.start()
         limit = BOOT_LIMIT[plan.facts.accelerator]
         with self._phase(recorder, "boot"), announce_wait(recorder.listener.note, "waiting for SSH", limit):
@@ -204,7 +208,7 @@ class Stage:
         changes = find_changes(before, plan)
         facts = self.instance.libvirt.find(plan.identity.domain)
         running = facts is not None and facts.state == "running"
-        require_possible(changes, plan.identity.instance_id, running=running, restart=self._restart)
+        require_possible(changes, plan.identity.instance_id, running=running, restart=self._options.restart)
         for change in changes:
             recorder.listener.note(f"changes ({change.how}) {change}")
             recorder.directory.event(
@@ -217,7 +221,7 @@ class Stage:
             for secret in before.profile.secrets:
                 if secret not in plan.profile.secrets:
                     drop_secret(earlier, secret.name)
-            if self._restart:
+            if self._options.restart:
                 with self._phase(recorder, "shut down"):
                     shut_down(earlier)
 
@@ -236,7 +240,7 @@ class Stage:
                 self.loaded.require_closed()
                 result = replace(self._run_gate(playbook, recorder), stage=self._name)
                 if result.outcome == "error":
-                    why = self._mask(explain_loss(self.instance.target))
+                    why = self._context.mask(explain_loss(self.instance.target))
                     result = replace(result, message=f"{result.message}; {why}" if why else result.message)
                 results.append(replace(result, usage=measure_gate(result, self.sampler.samples, now())))
                 self.harvest.add_fetched(playbook.name, recorder)
@@ -262,7 +266,7 @@ class Stage:
             roots=(place_playbook(path, self.gathered.documents).parent, *((workspace,) if workspace else ())),
             artifacts=self.harvest.place_artifacts(recorder) / playbook.name,
             environment=self._environment,
-            mask=self._mask,
+            mask=self._context.mask,
             on_event=recorder.on_gate,
             gate_timeout=self.plan.profile.gate_timeout,
         )
@@ -314,7 +318,7 @@ class Stage:
                 workload,
                 environment=self._environment,
                 chdir=self.plan.profile.workspace.target if self.plan.profile.workspace else None,
-                mask=self._mask,
+                mask=self._context.mask,
                 on_output=recorder.listener.output,
                 again=again,
                 leave=lambda: bool(find_stop(self.loaded, policy)),
@@ -396,4 +400,4 @@ class Stage:
         return self.loaded.environment()
 
     def _read_secret(self, secret: Secret) -> bytes:
-        return self._secrets[secret.name]
+        return self._context.secrets[secret.name]

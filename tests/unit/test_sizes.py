@@ -22,7 +22,6 @@ WIDE = {
     "host/process.py run": 10,
     "host/process.py start": 11,
     "plan/domain_xml.py _render": 10,
-    "run/vm.py __init__": 11,
     "templates/project.py _make_disk": 9,
 }
 

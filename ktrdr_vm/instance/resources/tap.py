@@ -44,7 +44,8 @@ class Tap(Resource):
 
     def create(self) -> None:
         if self.target.is_running():
-            # QEMU has it open, and the move was not finished.
+            # QEMU has it open, and the move was not finished, or the link was set down when its guard ended.
+            self.blueprint.await_isolation()
             move_in(self.target, self.blueprint.allocation)
             return
         if self._find_inside() is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from ktrdr_vm.errors import KtrdrError
@@ -52,7 +53,25 @@ def run(words: list[str]) -> tuple[int, str]:
 
 
 def run_here(words: list[str]) -> int:
-    """Run a command that has the terminal for itself; its exit code."""
-    return process.start(
-        [*PROGRAM, *words], environment=os.environ, stdin=0, stdout=1, stderr=2, new_session=False
-    ).wait()
+    """Run a command that has the terminal for itself, and with it Ctrl-C; its exit code."""
+    numbers = (signal.SIGINT, signal.SIGQUIT)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        return process.start(
+            [*PROGRAM, *words],
+            environment=os.environ,
+            stdin=0,
+            stdout=1,
+            stderr=2,
+            new_session=False,
+            in_child=_restore_signals,
+        ).wait()
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _restore_signals() -> None:
+    """An ignored signal would stay ignored in the program that is started."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static
 
-from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.monitoring.top import actions
 from ktrdr_vm.monitoring.top.dialogs import AnswerDialog, ConfirmDialog
+from ktrdr_vm.monitoring.top.source import PLACES_EVERY, Read, Source
 from ktrdr_vm.monitoring.top.streams import COLUMNS, Stream, describe_ask
 
-# Places are asked over SSH, and a scheduler behind them.
-PLACES_EVERY = 10.0
 # Of columns, so that all of them fit into 80; longer texts are cut in the table and whole below it.
 _WIDTHS = {"INSTANCE": 16, "PLACE": 7, "STATE": 9, "DOING": 18, "AGE": 5, "CPU": 3, "MEMORY": 7, "DENIED": 3, "ASKS": 3}
 _TITLES = {"DENIED": "DNY", "ASKS": "ASK"}
-
-Read = Callable[[], Sequence[Stream]]
 
 
 class TopApp(App[None]):
@@ -48,7 +46,10 @@ class TopApp(App[None]):
 
     def __init__(self, read: Read, read_places: Read, *, every: float = 2.0) -> None:
         super().__init__()
-        self._read, self._read_places, self._every = read, read_places, every
+        self.sources = (
+            self._make_source("_here", read, every),
+            self._make_source("_elsewhere", read_places, PLACES_EVERY),
+        )
         self._here: Sequence[Stream] = ()
         self._elsewhere: Sequence[Stream] = ()
         self._busy: set[str] = set()
@@ -61,32 +62,31 @@ class TopApp(App[None]):
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
-        table = self.query_one(DataTable)
+        table = self._main.query_one(DataTable)
         for name in COLUMNS:
             # A space between columns; padding on both sides would take two.
             table.add_column(_TITLES.get(name, name), key=name, width=_WIDTHS[name] + 1)
-        self._refresh_here()
-        self._refresh_places()
-        self.set_interval(self._every, self._refresh_here)
-        self.set_interval(PLACES_EVERY, self._refresh_places)
+        for source in self.sources:
+            source.start()
+
+    def on_unmount(self) -> None:
+        for source in self.sources:
+            source.stop()
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    @work(thread=True, exclusive=True, group="here")
-    def _refresh_here(self) -> None:
-        self._take("_here", self._read)
+    def _make_source(self, name: str, read: Read, every: float) -> Source:
+        # The application may have ended while it was read.
+        def pass_on(act: Callable[..., None], *values: object) -> None:
+            with contextlib.suppress(RuntimeError):
+                self.call_from_thread(act, *values)
 
-    @work(thread=True, exclusive=True, group="places")
-    def _refresh_places(self) -> None:
-        self._take("_elsewhere", self._read_places)
+        return Source(read, every, functools.partial(pass_on, self._show, name), functools.partial(pass_on, self._say))
 
-    def _take(self, name: str, read: Read) -> None:
-        try:
-            found = read()
-        except KtrdrError as error:
-            self.call_from_thread(self._say, f"{error.message}\nnext: {error.hint}")
-            return
-        self.call_from_thread(self._show, name, found)
+    @property
+    def _main(self) -> Screen[Any]:
+        """The screen with the table, also while a dialog is above it."""
+        return self.screen_stack[0]
 
     @property
     def streams(self) -> list[Stream]:
@@ -94,7 +94,7 @@ class TopApp(App[None]):
 
     def _show(self, name: str, found: Sequence[Stream]) -> None:
         setattr(self, name, found)
-        table = self.query_one(DataTable)
+        table = self._main.query_one(DataTable)
         keys = [stream.key for stream in self.streams]
         present = [str(key.value) for key in table.rows]
         if present != keys:
@@ -113,7 +113,7 @@ class TopApp(App[None]):
     @property
     def selected(self) -> Stream | None:
         """The stream under the cursor."""
-        table = self.query_one(DataTable)
+        table = self._main.query_one(DataTable)
         if not table.row_count or not table.is_valid_row_index(table.cursor_row):
             return None
         key = list(table.rows)[table.cursor_row].value
@@ -124,7 +124,7 @@ class TopApp(App[None]):
 
     def _show_details(self) -> None:
         stream = self.selected
-        self.query_one("#text", Static).update(
+        self._main.query_one("#text", Static).update(
             describe(stream) if stream else "no streams; `ktrdr-vm apply` begins one"
         )
 
@@ -192,24 +192,27 @@ class TopApp(App[None]):
             return
         self._busy.add(name)
         self._say(f"{name} …")
-        self._act(name, words)
+        threading.Thread(target=self._act, args=(name, words), daemon=True).start()
 
-    @work(thread=True)
     def _act(self, name: str, words: list[str]) -> None:
         code, said = actions.run(words)
         self._busy.discard(name)
-        self.call_from_thread(self._say, said if code else f"{name}: done")
-        self.call_from_thread(self._refresh_here)
+        with contextlib.suppress(RuntimeError):
+            self.call_from_thread(self._say, said if code else f"{name}: done")
+        for source in self.sources:
+            source.read_soon()
 
     def _run_here(self, words: list[str]) -> None:
         with self.suspend():
             code = actions.run_here(words)
-            if code:
-                input(f"`ktrdr-vm {' '.join(words)}` ended with exit code {code}. Enter returns to `top`. ")
+            # One that was interrupted has been read.
+            if code not in (0, 130):
+                with contextlib.suppress(EOFError, KeyboardInterrupt):
+                    input(f"`ktrdr-vm {' '.join(words)}` ended with exit code {code}. Enter returns to `top`. ")
         self.refresh()
 
     def _say(self, text: str) -> None:
-        self.query_one("#said", Static).update(text)
+        self._main.query_one("#said", Static).update(text)
 
 
 def describe(stream: Stream) -> str:

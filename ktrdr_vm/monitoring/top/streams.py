@@ -15,7 +15,7 @@ from ktrdr_vm.instance.escalations import open_store
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.monitoring.overview import Row, list_rows
 from ktrdr_vm.monitoring.top.progress import Progress, read_progress
-from ktrdr_vm.report.escape import escape_line
+from ktrdr_vm.report.escape import escape_line, escape_text
 from ktrdr_vm.report.summary import format_bytes
 
 
@@ -67,6 +67,7 @@ class Stream:
         )
 
 
+_BREAK = "\n"
 COLUMNS = ("INSTANCE", "PLACE", "STATE", "DOING", "AGE", "CPU", "MEMORY", "DENIED", "ASKS")
 
 
@@ -135,11 +136,12 @@ def _format_age(age: float | None) -> str:
 
 
 def describe_ask(one: Escalation) -> str:
-    """All parts of an escalation, as lines."""
+    """All parts of an escalation, whole: what is approved is read first. A line for each key of the request."""
     packet = one.packet
-    asked = ", ".join(f"{key} {value}" for key, value in packet.request.items())
     parts = [
-        ("asks for", f"{packet.kind} {asked} for {packet.seconds} s".replace("  ", " ")),
+        ("asks for", packet.kind),
+        *((f"  {key}", str(value)) for key, value in packet.request.items()),
+        ("  for", f"{packet.seconds} s"),
         ("blocked", packet.blocked),
         ("why", packet.why),
         *(("option", option) for option in packet.options),
@@ -147,4 +149,6 @@ def describe_ask(one: Escalation) -> str:
         ("decision", packet.decision),
         ("evidence", packet.evidence),
     ]
-    return "\n".join(f"{title:<11}{escape_line(text, limit=600)}" for title, text in parts)
+    return "\n".join(
+        f"{title:<11}{escape_text(text).strip().replace(_BREAK, _BREAK + ' ' * 11)}" for title, text in parts
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,9 +58,20 @@ def test_a_file_that_is_wholly_cached_tells_nothing(memory: Path, tmp_path: Path
     assert not remember_cached(memory, tmp_path / "pages.json") and not (tmp_path / "pages.json").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no json", b"[1]", b'[["a", 1]]', b"{}"])
+@pytest.mark.parametrize("content", [b"", b"no json", b"[1]", b'[["a", 1]]', b"{}", b"[[99999999999999999999, 1]]"])
 def test_a_record_that_cannot_be_read_is_removed_or_empty(memory: Path, tmp_path: Path, content: bytes) -> None:
     record = tmp_path / "pages.json"
     record.write_bytes(content)
     assert read_ahead(memory, record) == 0
     assert read_ahead(memory, tmp_path / "none.json") == 0
+
+
+def test_many_at_once_write_one_record_and_none_fails(memory: Path, tmp_path: Path) -> None:
+    """Forks of one template come together after a reboot, and a folder may not be writable."""
+    record = tmp_path / "pages.json"
+    touch(memory, [3, 4])
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(remember_cached, memory, record) for _ in range(16)]:
+            future.result()
+    assert json.loads(record.read_text()) and not list(tmp_path.glob(".pages*"))
+    assert not remember_cached(memory, tmp_path / "none" / "pages.json")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +69,37 @@ def test_an_error_of_the_caller_ends_the_steps_after_the_current_one() -> None:
         threading.Timer(0.05, go.set).start()
         raise KeyError
     assert done == ["first"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_signal_leaves_no_step_behind(fails: bool) -> None:
+    """Else the teardown that follows would race it: a guard is started behind its removal."""
+    done: list[str] = []
+    begun = threading.Event()
+
+    def slow(name: str) -> None:
+        begun.set()
+        time.sleep(0.4)
+        done.append(name)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR2, interrupt)
+    main = threading.main_thread().ident
+    assert main is not None
+    try:
+        with pytest.raises(KeyError if fails else KeyboardInterrupt), Lane() as lane:
+            lane.begin([functools.partial(slow, "first"), functools.partial(slow, "second")])
+            assert begun.wait(10)
+            threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGUSR2)).start()
+            if fails:
+                raise KeyError
+        left = list(done)
+        time.sleep(0.6)
+        assert left == done == ["first"]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 @pytest.mark.parametrize("fails", [False, True])

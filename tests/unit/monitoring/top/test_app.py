@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -32,19 +33,24 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
 def drive(app: TopApp, script: Callable[[Pilot[Any]], Awaitable[None]]) -> None:
     async def run() -> None:
         async with app.run_test(size=(80, 24)) as pilot:
-            await settle(pilot)
+            await settle(pilot, lambda: text(pilot, "text") != "reading…" or bool(text(pilot, "said")))
+            await settle(pilot, lambda: all(source.reads for source in app.sources))
             await script(pilot)
 
     asyncio.run(run())
 
 
-async def settle(pilot: Pilot[Any]) -> None:
-    await pilot.app.workers.wait_for_complete()
-    await pilot.pause()
+async def settle(pilot: Pilot[Any], until: Callable[[], bool] = lambda: True) -> None:
+    """Until what threads do is shown."""
+    for _ in range(500):
+        await pilot.pause(0.02)
+        if until():
+            return
+    raise AssertionError("it was not shown within ten seconds")
 
 
 def text(pilot: Pilot[Any], name: str) -> str:
-    return str(pilot.app.query_one(f"#{name}", Static).render())
+    return str(pilot.app.screen_stack[0].query_one(f"#{name}", Static).render())
 
 
 def split(streams: list[Stream]) -> TopApp:
@@ -84,7 +90,7 @@ def test_an_escalation_is_answered_with_a_reason_that_was_typed(
         await pilot.press(*"dqs needed")
         assert pilot.app.screen.query_one(Input).value == "dqs needed"
         await pilot.press("enter")
-        await settle(pilot)
+        await settle(pilot, lambda: text(pilot, "said").endswith("done"))
         assert ran == [["escalations", verb, "stream-a", "e1", "--reason", "dqs needed"]]
         assert text(pilot, "said") == f"escalations {verb} stream-a: done"
 
@@ -110,15 +116,15 @@ def test_an_instance_is_destroyed_only_after_a_yes(streams: list[Stream], ran: l
         await settle(pilot)
         assert ran == []
         await pilot.press("down", "d", "y")
-        await settle(pilot)
+        await settle(pilot, lambda: len(ran) == 1)
         assert ran == [["destroy", "--yes", "--force", "stream-b"]]
         await pilot.press("s")
-        await settle(pilot)
+        await settle(pilot, lambda: len(ran) == 2)
         assert ran[1:] == [["resume", "stream-b"]]
         await pilot.press("down", "s")
         assert "stream-c is at cluster" in text(pilot, "said")
         await pilot.press("d", "y")
-        await settle(pilot)
+        await settle(pilot, lambda: len(ran) == 3)
         assert ran[2:] == [["cancel", "r20260102-030405-abcdef"]]
 
     drive(split(streams), destroy)
@@ -129,7 +135,7 @@ def test_a_failed_command_is_shown_with_what_it_said(streams: list[Stream], monk
 
     async def suspend(pilot: Pilot[Any]) -> None:
         await pilot.press("s")
-        await settle(pilot)
+        await settle(pilot, lambda: "…" not in text(pilot, "said"))
         assert text(pilot, "said") == "ktrdr-vm: no room [/bold]\n  next: free some"
 
     drive(split(streams), suspend)
@@ -139,15 +145,21 @@ def test_the_cursor_stays_with_its_stream_when_others_come_and_go(streams: list[
     async def change(pilot: Pilot[Any]) -> None:
         app = pilot.app
         assert isinstance(app, TopApp)
+
+        async def read_again() -> None:
+            before = [source.reads for source in app.sources]
+            for source in app.sources:
+                source.read_soon()
+            await settle(
+                pilot, lambda: all(source.reads > count for source, count in zip(app.sources, before, strict=True))
+            )
+
         await pilot.press("down")
         del streams[0]
-        app._refresh_here()
-        await settle(pilot)
+        await read_again()
         assert app.selected is not None and app.selected.instance_id == "stream-b"
         streams.clear()
-        app._refresh_here()
-        app._refresh_places()
-        await settle(pilot)
+        await read_again()
         assert app.selected is None and "no streams" in text(pilot, "text")
 
     drive(split(streams), change)
@@ -161,3 +173,29 @@ def test_a_host_that_cannot_be_read_is_said_and_asked_again() -> None:
         assert text(pilot, "said") == "libvirtd does not answer\nnext: start it"
 
     drive(TopApp(read, list, every=3600), look)
+
+
+def test_a_place_that_does_not_answer_delays_nothing_of_this_host(streams: list[Stream]) -> None:
+    answer = threading.Event()
+
+    def hang() -> list[Stream]:
+        answer.wait(30)
+        return []
+
+    async def look(pilot: Pilot[Any]) -> None:
+        here, places = app.sources
+        await settle(pilot, lambda: here.reads >= 5)
+        assert places.reads == 0 and sum(thread.name == "top" for thread in threading.enumerate()) == 2
+        # A dialog is no obstacle either.
+        await pilot.press("a")
+        before = here.reads
+        await settle(pilot, lambda: here.reads > before + 2)
+        answer.set()
+
+    app = TopApp(lambda: streams[:2], hang, every=0.05)
+
+    async def run() -> None:
+        async with app.run_test(size=(80, 24)) as pilot:
+            await look(pilot)
+
+    asyncio.run(run())

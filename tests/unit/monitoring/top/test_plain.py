@@ -14,7 +14,8 @@ def test_each_change_is_said_once(streams: list[Stream]) -> None:
     announcer.show(streams)
     assert said[0] == "stream-a, running, startability: start all services, memory 3.2 GB, 7 connections denied, asks 1"
     assert said[1] == "stream-a asks, e1:"
-    assert "    asks for   network host models.example, ports [443] for 600 s" in said
+    asked = ["asks for   network", "  host     models.example", "  ports    [443]", "  for      600 s"]
+    assert [f"    {line}" for line in asked] == said[2:6]
     assert "    evidence   curl: (7) \\x1b[2J" in said
     assert "    answer with: ktrdr-vm escalations approve stream-a e1 --reason TEXT (or deny)" in said
     assert said[-2:] == ["stream-b, suspended, 2 passed", "stream-c, at cluster, waiting, no node is free"]
