@@ -121,8 +121,11 @@ def end_world(person: Person) -> None:
         limit.unlink()
 
 
-# In the world like a guard: without the lock of a command.
-_STAY = 'from ktrdr_vm import enter_world; enter_world(); import os, sys; os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"])'
+# In the world like a guard: without the lock of a command. Its last word is seen only once it is in it.
+_STAY = (
+    "from ktrdr_vm import enter_world; enter_world(); import os, sys; "
+    'os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)", "is-" + "in-it"])'
+)
 
 
 # -- the world itself --------------------------------------------------------------------------------------------------
@@ -160,7 +163,7 @@ def test_a_world_without_its_supervisor_is_taken_up_and_not_forgotten(alice: Per
     (record,) = Path(f"/tmp/ktrdr-vm-{alice.uid}/ktrdr-vm").glob("*/world.json")
     before = json.loads(record.read_text())
     guard = alice.start(program=["/bin/sh", "-c", f"exec {alice.python} -c '{_STAY}'"])
-    wait_until(lambda: alice.find("time.sleep(60)"), "somebody is in the world", 30)
+    wait_until(lambda: alice.find("is-in-it"), "somebody is in the world", 30)
     os.kill(alice.find("world.root")[-1], signal.SIGKILL)
     wait_until(lambda: not alice.find("world.keeper"), "the keeper ended", 30)
     assert alice.run("list").code == 0

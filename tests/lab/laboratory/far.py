@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from ktrdr_vm.guest.ssh import generate_keypair
+from laboratory.recorder import wait_until
 
 FAR = Path(__file__).with_name("far_program.py")
 GIT = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@x", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@x"}
@@ -66,7 +67,12 @@ class Far:
             self.server = subprocess.Popen(
                 ["/usr/sbin/sshd", "-D", "-e", "-f", str(ssh / "server")], stderr=log, preexec_fn=default_signals
             )
+        wait_until(self._listens, "sshd listens", 60)
         self.repository = self.make_repository()
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def set(self, **settings: str) -> None:
         lines = [
