@@ -36,7 +36,10 @@ def test_a_person_without_root_runs_the_main_job(box: Box) -> None:
     }
     assert report["host"]["accelerator"] == "kvm" and report["residue"] == []
     assert (
-        box.run("virsh -q list --all --name; ip netns list | grep ktrdr; ls /var/lib/ktrdr-vm/instances").require().out.strip() == ""
+        box.run("virsh -q list --all --name; ip netns list | grep ktrdr; ls /var/lib/ktrdr-vm/instances")
+        .require()
+        .out.strip()
+        == ""
     )
     checks = [
         line.split()

@@ -131,7 +131,8 @@ def _find_steps() -> dict[str, list[Step]]:
     network = [one.kind for one in classes if one.isolates]
     return {
         # What a suspended instance has besides is made by `suspend`.
-        "apply": steps("create", but=("saved",)) + _statements(instance.Instance._open_journal, allocation.create_keys),
+        "apply": steps("create", but=("saved",))
+        + _statements(instance.Instance._open_journal, allocation.create_keys, allocation.publish_keys),
         # Secrets are in the memory of the domain and of the guard, and go with them.
         "destroy": steps("remove", but=("secret",)) + _statements(teardown.tear_down, teardown._remove_directory),
         "fork": _statements(Domain.create, fork.load_state),
