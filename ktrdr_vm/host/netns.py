@@ -42,7 +42,7 @@ def create(name: str) -> None:
 
     if not is_namespace(name):
         (FOLDER / name).unlink(missing_ok=True)
-        process.run(["ip", "netns", "add", name], timeout=10)
+        process.run([*process.DIES_WITH_CALLER, "ip", "netns", "add", name], timeout=10)
 
 
 def remove(name: str) -> None:

@@ -23,9 +23,9 @@ def load_ruleset(ruleset: str | Path, namespace: str = "") -> None:
     """Load a ruleset, text or file, in one transaction, in a named network namespace or where this process is."""
     with inside(namespace):
         if isinstance(ruleset, Path):
-            process.run(["nft", "-f", ruleset], timeout=30)
+            process.run([*process.DIES_WITH_CALLER, "nft", "-f", ruleset], timeout=30)
         else:
-            process.run(["nft", "-f", "-"], stdin=ruleset.encode(), timeout=30)
+            process.run([*process.DIES_WITH_CALLER, "nft", "-f", "-"], stdin=ruleset.encode(), timeout=30)
 
 
 def list_tables(prefix: str) -> list[str]:

@@ -48,6 +48,10 @@ class Completed:
         return self.stderr.decode("utf-8", "replace").strip()
 
 
+# Before the words of a program that makes something: one whose caller is killed would else make it behind the `gc` that
+# comes next. The thread that starts it has to wait for it.
+DIES_WITH_CALLER = ("setpriv", "--pdeathsig", "KILL", "--")
+
 _observers: list[Callable[[ProgramCall], None]] = []
 _secrets: set[bytes] = set()
 

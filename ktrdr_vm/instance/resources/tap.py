@@ -125,7 +125,10 @@ class Tap(Resource):
 def make_tap(name: str, mark: str) -> None:
     """A tap that is down. Only root may attach to it: one without an owner is open to every local user, who then is the
     guest."""
-    process.run(["ip", "tuntap", "add", "dev", name, "mode", "tap", "user", str(TAP_OWNER)], timeout=10)
+    process.run(
+        [*process.DIES_WITH_CALLER, "ip", "tuntap", "add", "dev", name, "mode", "tap", "user", str(TAP_OWNER)],
+        timeout=10,
+    )
     set_down(name, mark)
 
 
