@@ -111,6 +111,10 @@ def run(
     added to a minimal one; nothing is inherited from the caller.
     """
     arguments = [str(word) for word in argv]
+    # Errors name the program that does the work, and it is looked for in the system's directories as well.
+    first = len(DIES_WITH_CALLER) if tuple(arguments[: len(DIES_WITH_CALLER)]) == DIES_WITH_CALLER else 0
+    name, shown = arguments[first], " ".join(arguments[first:])[:200]
+    arguments[first] = name if "/" in name else str(require_program(name))
     program = arguments[0] if "/" in arguments[0] else str(require_program(arguments[0]))
     call = ProgramCall(
         (program, *arguments[1:]), cwd, user, group, dict(environment or {}), len(stdin), tuple(pass_fds)
@@ -133,8 +137,8 @@ def run(
         notify_observers(replace(call, outcome=f"cannot be started: {error.strerror}"))
         # The cause can also be the folder, if the user of the program may not enter it.
         raise HostError(
-            f"{arguments[0]} cannot be started{f' in {cwd}' if cwd else ''}: {error.strerror}",
-            where=" ".join(arguments)[:200],
+            f"{name} cannot be started{f' in {cwd}' if cwd else ''}: {error.strerror}",
+            where=shown,
             hint=(
                 "check the permissions of the folder and of those above it"
                 if cwd
@@ -152,8 +156,8 @@ def run(
             notify_observers(replace(call, outcome=f"killed after {timeout:g} s" if _is_overrun(stopped) else "killed"))
             if _is_overrun(stopped):
                 raise ProvisionError(
-                    f"{arguments[0]} did not end within {timeout:g} s",
-                    where=" ".join(arguments)[:200],
+                    f"{name} did not end within {timeout:g} s",
+                    where=shown,
                     hint="check the load of the host, then try again",
                 ) from None
             raise
@@ -162,8 +166,8 @@ def run(
     if check and completed.exit_code != 0:
         tail = completed.error_text[-2000:] or completed.text[-2000:].strip() or "no message"
         raise ProvisionError(
-            f"{arguments[0]} failed with exit code {completed.exit_code}: {tail}",
-            where=" ".join(arguments)[:200],
+            f"{name} failed with exit code {completed.exit_code}: {tail}",
+            where=shown,
             hint="the message above is from the program",
         )
     return completed
