@@ -111,7 +111,7 @@ def run(
     added to a minimal one; nothing is inherited from the caller.
     """
     arguments = [str(word) for word in argv]
-    # Errors name the program that does the work, and it is looked for in the system's directories as well.
+    # Errors name the program that does the work; the system's directories are searched too.
     first = len(DIES_WITH_CALLER) if tuple(arguments[: len(DIES_WITH_CALLER)]) == DIES_WITH_CALLER else 0
     name, shown = arguments[first], " ".join(arguments[first:])[:200]
     arguments[first] = name if "/" in name else str(require_program(name))

@@ -174,7 +174,8 @@ def test_ipv6_reaches_nothing(lab: Lab, instance: LabInstance) -> None:
     )
     # 28: it was sent, and nobody answered. Without a route it would be 7.
     assert instance.shell(f"{switch_on}{fetch}", timeout=60)[0] == 28
-    assert lab.recorder.packets(mark) == []
+    # Questions about names may go on meanwhile: the machine and its services have some of their own.
+    assert [packet for packet in lab.recorder.packets(mark) if ":" in packet.address] == []
 
 
 def test_a_service_may_listen_on_ipv6(lab: Lab, instance: LabInstance) -> None:

@@ -107,7 +107,7 @@ def outside(person: Person) -> list[str]:
         ["find", "/tmp", "/var/tmp", "/run", "/var/lib/libvirt", "/var/log/libvirt", "-xdev", "-user", str(person.uid)],
         capture_output=True, text=True, timeout=60,
     ).stdout.split()  # fmt: skip
-    own = {path for path in found if not path.startswith((str(person.home), f"/tmp/ktrdr-vm-{person.uid}"))}
+    own = {path for path in found if not path.startswith((str(person.home), str(person.runtime)))}
     return sorted(own - _FOUND.setdefault(person.uid, own))
 
 
@@ -160,7 +160,7 @@ def test_what_was_killed_is_there_again_after_the_next_command(alice: Person) ->
 def test_a_world_without_its_supervisor_is_taken_up_and_not_forgotten(alice: Person) -> None:
     """What runs in it would otherwise be out of reach, beside a second world."""
     assert alice.run("list").code == 0
-    (record,) = Path(f"/tmp/ktrdr-vm-{alice.uid}/ktrdr-vm").glob("*/world.json")
+    record = alice.world / "world.json"
     before = json.loads(record.read_text())
     guard = alice.start(program=["/bin/sh", "-c", f"exec {alice.python} -c '{_STAY}'"])
     wait_until(lambda: alice.find("is-in-it"), "somebody is in the world", 30)
@@ -249,7 +249,7 @@ def test_the_system_bus_is_not_in_a_world(bob: Person, system_bus: Path) -> None
 
 def test_a_runtime_folder_that_somebody_else_made_is_refused(bob: Person) -> None:
     """/tmp is everybody's: who makes the folder first could otherwise answer in the person's name."""
-    taken = Path(f"/tmp/ktrdr-vm-{bob.uid}")
+    taken = bob.runtime
     shutil.rmtree(taken, ignore_errors=True)
     taken.mkdir(mode=0o777)
     try:
@@ -383,7 +383,7 @@ def _nobody_else_finds_it(alice: Person, bob: Person, lab: Lab) -> None:
         "enter the namespaces": lambda: _setns(guard),
         "see the file system of the world": lambda: os.listdir(f"/proc/{guard}/root/run/libvirt"),
         "read the memory of QEMU": lambda: Path(f"/proc/{qemu}/mem").open("rb").close(),
-        "use the runtime folder": lambda: os.listdir(f"/tmp/ktrdr-vm-{alice.uid}"),
+        "use the runtime folder": lambda: os.listdir(alice.runtime),
     }
     for what, attempt in attempts.items():
         assert _is_refused(bob.uid, attempt), f"another person may {what}"

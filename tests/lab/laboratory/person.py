@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import hashlib
 import os
 import pwd
 import shutil
@@ -37,6 +38,15 @@ class Person:
     @property
     def state(self) -> Path:
         return self.home / ".local/state/ktrdr-vm"
+
+    @property
+    def world(self) -> Path:
+        """The folder of the world that serves the state directory."""
+        return self.runtime / "ktrdr-vm" / hashlib.sha256(os.fsencode(self.state)).hexdigest()[:12]
+
+    @property
+    def runtime(self) -> Path:
+        return Path(f"/tmp/ktrdr-vm-{self.uid}")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -114,11 +124,13 @@ def make_person(number: int = 0) -> Iterator[Person]:
         home.chmod(0o700)
         with _python_for_others() as python:
             person = Person(name, account.pw_uid, home, range(first, first + _COUNT), python)
+            # Uids are given again: what an earlier user of the same one has left is not this person's.
+            shutil.rmtree(person.runtime, ignore_errors=True)
             try:
                 yield person
             finally:
                 _end_all(person)
-                shutil.rmtree(f"/tmp/ktrdr-vm-{person.uid}", ignore_errors=True)
+                shutil.rmtree(person.runtime, ignore_errors=True)
     finally:
         subprocess.run(["userdel", "--remove", name], timeout=60, capture_output=True)
 
