@@ -45,6 +45,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return 0 if "image" not in names else 2 if "instance" in names else 1
 
     items.sort(key=place)
+    for item in items:
+        if place(item) > 0:
+            item.add_marker("vm")
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -18,7 +18,7 @@ from mcp import Client, StdioServerParameters
 
 from ktrdr_vm.host.paths import PROJECT
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 PROFILE = "version: 1\nname: from-python\nimage: debian-13-docker\nresources: {vcpus: 2, memory: 2GiB, disk: 10GiB}\n"
 GATE = "- name: docs\n  hosts: all\n  tasks:\n    - name: it runs\n      ansible.builtin.command: {cmd: 'true'}\n"

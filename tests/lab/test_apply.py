@@ -22,7 +22,7 @@ from laboratory.command import Ended, assert_nothing_left, start
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 CANARY = "CANARY-5f3a/9+b_c d0e1"
 SEVEN = [

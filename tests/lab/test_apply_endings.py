@@ -13,7 +13,7 @@ from laboratory.command import assert_nothing_left, run, start
 from laboratory.lab import Lab
 from laboratory.recorder import wait_until
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 
 @pytest.fixture(scope="module")

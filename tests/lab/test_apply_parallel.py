@@ -10,7 +10,7 @@ from laboratory.command import assert_nothing_left, start
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 
-pytestmark = [pytest.mark.vm, pytest.mark.full, pytest.mark.usefixtures("image")]
+pytestmark = [pytest.mark.full, pytest.mark.usefixtures("image")]
 
 PROFILE = """\
 version: 1

@@ -65,7 +65,6 @@ def _die_while_copying(loaded: LoadedInstance, libvirt: Libvirt, *, live: bool) 
     loaded.close()
 
 
-@pytest.mark.vm
 def test_three_ways_from_here(
     lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

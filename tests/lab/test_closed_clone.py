@@ -144,7 +144,6 @@ def test_a_part_that_comes_back_is_found_serving(lab: Lab, packages: Path) -> No
         wait_until(lambda: guest.guard.verify() == [], "it serves", 60)
 
 
-@pytest.mark.vm
 @pytest.mark.usefixtures("image")
 def test_the_main_path_from_such_a_clone(lab: Lab, clone: Path) -> None:
     """The program itself, from its file in the closed folder."""

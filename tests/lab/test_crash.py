@@ -138,7 +138,6 @@ def _fall_asleep(lab: Lab, image: Image, libvirt: Libvirt, profile: Path) -> tup
     return plan.identity.instance_id, copy
 
 
-@pytest.mark.vm
 @pytest.mark.parametrize("key", [pytest.param(key, marks=() if key in SAMPLE else pytest.mark.full) for key in CELLS])
 def test_gc_leaves_nothing_whenever_it_dies(
     key: str, lab: Lab, image: Image, libvirt: Libvirt, workspace: Path, sleeper: Callable[[], str]

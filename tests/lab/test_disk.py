@@ -27,7 +27,7 @@ from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.instance.instance import Instance
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 PROFILE = "version: 1\nname: disk\nimage: debian-13-docker\nresources: {vcpus: 1, memory: 512MiB, disk: 10GiB}\n"
 _NUMBERS = itertools.count()

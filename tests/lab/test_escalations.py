@@ -11,7 +11,7 @@ from laboratory.command import assert_nothing_left, run, start
 from laboratory.lab import Lab
 from laboratory.recorder import wait_until
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 PROFILE = """\
 version: 1

@@ -37,7 +37,6 @@ echo keys $(ls /etc/ssh/ssh_host_*_key | wc -l)
 OWN = ("hostname", "machine-id", "host-key", "login", "random", "uuid", "docker")
 
 
-@pytest.mark.vm
 @pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.full)])
 def test_forks_share_nothing_that_tells_machines_apart(
     count: int, lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path

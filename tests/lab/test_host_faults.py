@@ -32,7 +32,7 @@ from ktrdr_vm.instance.resources.guard import find_guards
 from ktrdr_vm.instance.suspend import resume
 from ktrdr_vm.templates.base import build_template, find_template
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 SMALL = "version: 1\nname: faults\nimage: debian-13-docker\nresources: {vcpus: 1, memory: 512MiB, disk: 10GiB}\n"
 USUAL = "version: 1\nname: faults\nimage: debian-13-docker\nresources: {vcpus: 2, memory: 2GiB, disk: 10GiB}\n"

@@ -9,8 +9,6 @@ from laboratory.command import assert_nothing_left, run, start
 from laboratory.instances import LabInstance
 from laboratory.lab import Lab
 
-pytestmark = pytest.mark.vm
-
 BOTH = """set -e
 git lfs version >/dev/null
 python3 -m pip --version >/dev/null

@@ -27,8 +27,6 @@ from ktrdr_vm.policy import load as owner_policy
 from ktrdr_vm.policy.load import read_policy
 from ktrdr_vm.templates.base import build_template, find_template
 
-pytestmark = pytest.mark.vm
-
 PROFILE = """\
 version: 1
 name: borrowing

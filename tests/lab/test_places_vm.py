@@ -15,7 +15,7 @@ from laboratory.far import FAR, Far
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 PROFILE = """\
 version: 1

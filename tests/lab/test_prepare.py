@@ -98,7 +98,6 @@ def test_nothing_is_made_from_what_the_owner_does_not_trust(
     assert find() is base and "detached" in notes[-1]
 
 
-@pytest.mark.vm
 @pytest.mark.full
 def test_what_was_prepared_is_there_for_every_later_sandbox(
     lab: Lab, image: Image, libvirt: Libvirt, workspace: Path

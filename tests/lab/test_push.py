@@ -299,7 +299,6 @@ workspace: {source: ., target: /workspace}
 """
 
 
-@pytest.mark.vm
 def test_a_person_pushes_to_an_agent_at_work_and_pulls_what_it_made_of_it(
     lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path
 ) -> None:

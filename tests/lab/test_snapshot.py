@@ -47,7 +47,6 @@ def _ask(instance: LoadedInstance) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in _shell(instance, ASK).splitlines())
 
 
-@pytest.mark.vm
 def test_a_branch_has_the_disk_and_nothing_of_the_identity(
     lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from ktrdr_vm.host.accelerator import find_accelerator
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import PROJECT
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 CYCLES = int(os.environ.get("KTRDR_VM_SOAK", "3"))
 PARALLEL = 3

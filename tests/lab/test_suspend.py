@@ -44,7 +44,6 @@ def _shell(instance: LoadedInstance, line: str) -> str:
     return (done.stdout + done.stderr).decode()
 
 
-@pytest.mark.vm
 @pytest.mark.parametrize("kind", ["forked", pytest.param("mounted", marks=pytest.mark.full)])
 def test_what_ran_goes_on_behind_the_same_wall(
     kind: str, lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path

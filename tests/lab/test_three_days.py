@@ -11,7 +11,7 @@ from laboratory.command import assert_nothing_left, run
 from laboratory.daemons import restart_daemons
 from laboratory.lab import Lab
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 PROFILE = """\
 version: 1

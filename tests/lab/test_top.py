@@ -14,7 +14,7 @@ import pytest
 from laboratory.command import PROGRAM, assert_nothing_left, run, start
 from laboratory.lab import Lab
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 PROFILE = """\
 version: 1

@@ -16,7 +16,7 @@ from ktrdr_vm.instance.garbage import collect_garbage
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.inventory import find_instances
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 COUNT = 20
 PROFILE = "version: 1\nname: many\nimage: debian-13-docker\nresources: {vcpus: 1, memory: 256MiB, disk: 10GiB}\n"

@@ -10,7 +10,7 @@ import pytest
 from laboratory.command import assert_nothing_left, run, start
 from laboratory.lab import Lab
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 APP = "def add(a, b):\n    return a {sign} b\n"
 TEST = "import unittest\n\nfrom app import add\n\n\nclass Test(unittest.TestCase):\n    def test_add(self):\n        self.assertEqual(add(2, 3), 5)\n"

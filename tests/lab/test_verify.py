@@ -10,7 +10,7 @@ import pytest
 from laboratory.command import assert_nothing_left, run
 from laboratory.lab import Lab
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 PROFILE = """\
 version: 1

@@ -40,7 +40,6 @@ def _shell(instance: LoadedInstance, line: str) -> str:
     return (done.stdout + done.stderr).decode()
 
 
-@pytest.mark.vm
 @pytest.mark.full
 def test_no_byte_of_it_is_in_the_guest(
     lab: Lab, image: Image, libvirt: Libvirt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

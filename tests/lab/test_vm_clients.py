@@ -18,8 +18,6 @@ from laboratory.command import PROGRAM, run
 from laboratory.instances import LabInstance
 from laboratory.lab import Lab
 
-pytestmark = pytest.mark.vm
-
 LIMIT = 120
 PORT = 8099
 

@@ -12,8 +12,6 @@ from laboratory.instances import LabInstance
 from laboratory.lab import Lab
 from laboratory.recorder import Hit, Packet
 
-pytestmark = pytest.mark.vm
-
 CONTAINER = (
     "docker run --rm --interactive --network host --privileged --pull never "
     "--volume /root/probes.py:/probes.py:ro ktrdr-base:13 python3 /probes.py"

@@ -22,8 +22,6 @@ from ktrdr_vm.host.mounts import find_mounts
 from ktrdr_vm.instance.resources.domain import find_qemu
 from ktrdr_vm.profile.model import Secret
 
-pytestmark = pytest.mark.vm
-
 
 def test_a_mount_is_read_and_never_written(instance: LabInstance) -> None:
     assert instance.shell("cat /data/input.txt") == (0, "from the host\n")

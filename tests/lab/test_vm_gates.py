@@ -19,8 +19,6 @@ from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.model import GateResult, RunReport, TaskResult
 
-pytestmark = pytest.mark.vm
-
 # Folder of examples/demo-stack/broken, the task that must fail, and what its evidence must say.
 BROKEN = {
     "bad-compose-file": ("configuration valid", "eight-thousand"),

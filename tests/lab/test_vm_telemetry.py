@@ -30,7 +30,7 @@ from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.plan import brokers
 from ktrdr_vm.policy import load as owner_policy
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image", "libvirt")]
+pytestmark = [pytest.mark.usefixtures("image", "libvirt")]
 
 MIRROR = "other.test.lab"
 TOKEN, KEY = "owners-token-4Kd8", "sk-lab-Jw3Tq81Zr6"

@@ -18,7 +18,7 @@ from laboratory.command import run, start
 from laboratory.lab import Lab
 from laboratory.toolserver import NAME, REGISTRY, REGISTRY_PORT, ToolServer, running_tool_server
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.usefixtures("image")
 
 REPOSITORY = f"{REGISTRY}:{REGISTRY_PORT}"
 PROFILE = f"""\
