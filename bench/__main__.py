@@ -61,7 +61,8 @@ def main() -> int:
         return 3
     only = set(words.only.split(",")) - {""}
     rounds = words.rounds or (6 if words.quick else 3)
-    samples, began, done, failed = Samples(), time.monotonic(), 0, set()
+    samples, began, done = Samples(), time.monotonic(), 0
+    failed: set[str] = set()
     image = find_or_build_image()
     assert image is not None
     found = find_accelerator(image.kernel)

@@ -24,7 +24,7 @@ SMALL_FILES, LARGE_MB = 3000, 100
 
 def quickness(place: Place) -> dict[str, float]:
     """Each in turn, a few times; the quickest of them, since everything else on the machine only adds."""
-    commands = {
+    commands: dict[str, list[str | Path]] = {
         "command.pass": [sys.executable, "-c", "pass"],
         "command.help": [PROGRAM, "--help"],
         "command.plan": [PROGRAM, "plan", place.profile, "--instance-id", "bench"],

@@ -67,7 +67,7 @@ def render_picture(results: list[dict[str, Any]]) -> str:
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {left + width + 90} {height}",
         role="img",
-        **{"font-family": "sans-serif"},
+        attrib={"font-family": "sans-serif"},
     )
     ElementTree.SubElement(root, "title").text = "Each measure against its aim"
     reached = sum(bool(reaches(one)) for one in shown)
@@ -87,7 +87,7 @@ def render_picture(results: list[dict[str, Any]]) -> str:
             root, "line", x1=x, x2=x, y1="34", y2=str(height - 14), stroke="#888888" if factor == 1 else "#dddddd"
         )
         mark = ElementTree.SubElement(
-            root, "text", x=x, y="26", fill="#333333", **{"text-anchor": "middle", "font-size": "12"}
+            root, "text", x=x, y="26", fill="#333333", attrib={"text-anchor": "middle", "font-size": "12"}
         )
         mark.text = word
     for number, one in enumerate(shown):
@@ -97,14 +97,19 @@ def render_picture(results: list[dict[str, Any]]) -> str:
         start, end = sorted((middle, place(factor)))
         colour = "#2b7a4b" if reaches(one) else "#b5542f"
         label = ElementTree.SubElement(
-            root, "text", x=str(left - 8), y=str(y + 12), fill="#222222", **{"text-anchor": "end", "font-size": "12"}
+            root,
+            "text",
+            x=str(left - 8),
+            y=str(y + 12),
+            fill="#222222",
+            attrib={"text-anchor": "end", "font-size": "12"},
         )
         label.text = one["measure"].replace("`", "")
         ElementTree.SubElement(
             root, "rect", x=f"{start:.1f}", y=str(y), width=f"{max(end - start, 1.5):.1f}", height="15", fill=colour
         )
         value = ElementTree.SubElement(
-            root, "text", x=str(left + width + 10), y=str(y + 12), fill="#222222", **{"font-size": "12"}
+            root, "text", x=str(left + width + 10), y=str(y + 12), fill="#222222", attrib={"font-size": "12"}
         )
         value.text = f"{one['value']:.3g}"
     ElementTree.indent(root)

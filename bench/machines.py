@@ -62,8 +62,8 @@ def raw_machine(place: Place) -> Iterator[tuple[Way, Watch]]:
         ],
         check=True,
     )
-    for words in ("tuntap add dev rawtap mode tap", f"addr add {GATEWAY}/30 dev rawtap", "link set rawtap up"):
-        ip(words)
+    for line in ("tuntap add dev rawtap mode tap", f"addr add {GATEWAY}/30 dev rawtap", "link set rawtap up"):
+        ip(line)
     cpu = (
         ["-accel", "kvm", "-cpu", "host"]
         if facts.accelerator == "kvm"

@@ -46,7 +46,8 @@ def prepared(place: Place) -> dict[str, float]:
     workspace = _make_project(place)
     gathered = gather(workspace / "prepared.yaml", home=place.lab.home, workspace=workspace, instance_id="bench-stack")
     trusted = replace(gathered, policy=replace(gathered.policy, prepare_refs=("main",)))
-    home, plan, said = place.lab.home, trusted.plan, []
+    home, plan = place.lab.home, trusted.plan
+    said: list[str] = []
     if find_best(home, trusted, plan, place.image, said.append) is None:
         build_best(home, trusted, plan, place.image, Libvirt(), said.append)
     return {

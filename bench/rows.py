@@ -168,7 +168,9 @@ class Samples:
             return None
         found = []
         # As many values as there are samples of the part that was measured least often.
-        for number in sorted(min((self._rounds[name] for name in (row.top, row.bottom, row.minus) if name), key=len)):
+        measured = [list(self._rounds[name]) for name in (row.top, row.bottom, row.minus) if name]
+        fewest = min(measured, key=len)
+        for number in sorted(fewest):
             value = self._near(row.top, number)
             if row.minus:
                 value -= self._near(row.minus, number)

@@ -19,6 +19,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from laboratory.lab import LAB_HOME
 
@@ -114,9 +115,8 @@ def make_forms(image: Image, accelerator: str) -> None:
         else:
             _make_ours(image, partial)
             # A partition has another name than the whole disk; everything else is as it is.
-            arguments = make_kernel_arguments(SimpleNamespace(image=image, accelerator=accelerator)).replace(
-                "root=/dev/vda", "root=/dev/vda1"
-            )
+            facts: Any = SimpleNamespace(image=image, accelerator=accelerator)
+            arguments = make_kernel_arguments(facts).replace("root=/dev/vda", "root=/dev/vda1")
         _add_boot_loader(partial, arguments, stock=stock)
         for file in partial.iterdir():
             file.chmod(0o644)

@@ -353,8 +353,8 @@ def test_every_field_of_a_report_is_documented():
         report.Artifact,
     ):
         assert {field.name for field in dataclasses.fields(kind)} <= words, kind
-    for kind in (report.Denial, report.Allowance):
-        assert {field.name for field in dataclasses.fields(kind)} <= words, kind
+    for row in (report.Denial, report.Allowance):
+        assert {field.name for field in dataclasses.fields(row)} <= words, row
 
 
 def test_every_name_on_the_disk_is_documented():

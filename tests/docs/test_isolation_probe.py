@@ -21,9 +21,10 @@ NAME = "isolation-probe.example.org"
 @pytest.fixture(scope="module")
 def probe():
     spec = importlib.util.spec_from_file_location("isolation_probe", PROBE)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.LIMIT = 0.5
+    vars(module)["LIMIT"] = 0.5
     return module
 
 
@@ -42,6 +43,10 @@ def listening(serve: Callable[[socket.socket], None]) -> Iterator[int]:
 
         threading.Thread(target=accept, daemon=True).start()
         yield server.getsockname()[1]
+
+
+def hang_up(connection: socket.socket) -> None:
+    connection.recv(4096)
 
 
 @contextmanager
@@ -106,7 +111,7 @@ def test_tls_is_open_when_anybody_answers_and_closed_when_cut_off(probe):
         assert "answered" in probe.say("127.0.0.1", port, hello)
     with listening(reset) as port:
         assert probe.say("127.0.0.1", port, hello) == ""
-    with listening(lambda connection: connection.recv(4096)) as port:
+    with listening(hang_up) as port:
         assert probe.say("127.0.0.1", port, hello) == ""
 
 

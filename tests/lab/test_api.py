@@ -68,7 +68,7 @@ def test_a_client_of_the_protocol_gets_the_safe_part_and_no_approval(lab: Lab, w
     async def session() -> dict[str, Any]:
         async with Client(server, read_timeout_seconds=1200) as client:
             names = {tool.name for tool in (await client.list_tools()).tools}
-            calls = {
+            calls: dict[str, dict[str, Any]] = {
                 "plan": {"profile": "sandbox.yaml", "instance_id": instance_id},
                 "outside": {"profile": "../../etc/passwd"},
                 "apply": {"profile": "sandbox.yaml", "instance_id": instance_id, "keep": True},

@@ -121,10 +121,11 @@ class EarlyGuest(NamespaceGuest):
 def test_row_15_nothing_passes_from_the_first_instant(lab: Lab) -> None:
     """A sniffer on the networks outside, from before the guest's interface is there."""
     mark = lab.recorder.mark()
-    with EarlyGuest(lab.home, ALLOWED) as guest:
-        wait_until(lambda: guest.sent > 500, "the guest sends")
+    early = EarlyGuest(lab.home, ALLOWED)
+    with early as guest:
+        wait_until(lambda: early.sent > 500, "the guest sends")
         assert "served by" in guest.probe("tls", address=world.WEB, port=443, name="allowed.test.lab")["said"]
-        guest.stop = True
+        early.stop = True
         drops = guest.ledger(kind="drop")
     assert lab.recorder.endpoints(mark) <= {("udp", world.DNS, 53), ("tcp", world.WEB, 443)}
     own = [packet for packet in lab.recorder.packets(mark) if packet.source.startswith("10.213.")]

@@ -101,7 +101,8 @@ def make_guest_bundle(repository: Path, to: Path) -> Path:
 
 def use_all(repository: Path, bundle: Path) -> None:
     """Every operation of this program on a repository. What fails is no matter here; what runs is."""
-    guest, note = Sink(), []
+    guest = Sink()
+    note: list[str] = []
     found = find_repository(repository)
     workspace = Workspace(include=("**",))
     for act in (

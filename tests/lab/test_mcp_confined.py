@@ -138,7 +138,7 @@ def test_files_of_outside_are_not_read(place: Path, monkeypatch: pytest.MonkeyPa
         "link": "./link.yaml", "link on the way": f"deep/{file}", "absolute": str(place / "roots" / file), "dots": f"../roots/{file}",
         "link of a name": "named" if tool == "gate" else "playbooks/named.yaml",
     }[how]  # fmt: skip
-    ran: list[Playbook] = []
+    ran: list[Playbook | str] = []
     monkeypatch.setattr(gate_run, "run_playbook", lambda playbook, *_: ran.append(playbook))
     monkeypatch.setattr(api, "apply", lambda *_, **__: ran.append("apply"))
     awake = SimpleNamespace(target=SimpleNamespace(require_awake=lambda: None), close=lambda: None)

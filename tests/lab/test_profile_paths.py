@@ -56,7 +56,7 @@ def find_path_keys(schema: Schema, way: tuple[str, ...] = ()) -> Iterator[tuple[
 
 # How each is said, with NAME for what it names. `after` names a gate, not a file; a secret's file is the owner's own
 # list.
-FILES = {
+FILES: dict[tuple[str, ...], dict[str, Any]] = {
     ("extends",): {"extends": "NAME.yaml"},
     ("gates",): {"gates": ["NAME.yaml"]},
     ("prepare", "playbook"): {"workspace": {"source": "."}, "prepare": {"playbook": "NAME.yaml", "key": ["lock"]}},
@@ -66,7 +66,7 @@ FILES = {
     },
     ("workspace", "include"): {"workspace": {"source": ".", "include": ["NAME.yaml"]}},
 }
-FOLDERS = {
+FOLDERS: dict[tuple[str, ...], dict[str, Any]] = {
     ("workspace", "source"): {"workspace": {"source": "NAME", "include": ["**"]}},
     ("mounts", "source"): {"mounts": [{"source": "NAME", "target": "/data"}]},
 }

@@ -83,7 +83,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def copy(root: Path) -> tuple[bytes, list[str]]:
-    guest, notes = Sink(), []
+    guest = Sink()
+    notes: list[str] = []
     copy_in(find_repository(root), Workspace(include=("**",)), guest, "u", "one", notes.append)  # type: ignore[arg-type]
     return guest.archive, notes
 

@@ -19,6 +19,7 @@ from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.snapshot import find_snapshot, list_snapshots, remove_snapshot, take_snapshot
+from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.templates.base import build_template, find_template
 
 PROFILE = """\
@@ -54,7 +55,7 @@ def test_a_branch_has_the_disk_and_nothing_of_the_identity(
     (workspace / "branch.yaml").write_text(PROFILE)
     canary = f"CANARY{secrets.token_hex(16)}".encode()
 
-    def make(purpose: str) -> tuple[Instance, object]:
+    def make(purpose: str) -> tuple[Instance, Plan]:
         gathered = gather(
             workspace / "branch.yaml", home=lab.home, workspace=workspace, instance_id=lab.new_id(purpose)
         )
@@ -86,7 +87,7 @@ def test_a_branch_has_the_disk_and_nothing_of_the_identity(
         reference = f"{origin.identity.instance_id}@first"
         with pytest.raises(UsageError, match="no snapshot"):
             find_snapshot(lab.home, reference + "x", branch_plan)
-        words = [
+        words: list[str | Path] = [
             "apply",
             workspace / "branch.yaml",
             "--workspace",

@@ -14,6 +14,7 @@ from laboratory import command, world
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 
+from ktrdr_vm.egress.domain_control import Machine
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
@@ -75,7 +76,7 @@ def test_what_ran_goes_on_behind_the_same_wall(
             suspend(loaded)
 
         # Nothing of it runs or listens, and nothing that was secret is on the disk.
-        assert libvirt.find(identity.domain) is None or libvirt.find(identity.domain).state == "shutoff"
+        assert Machine(identity.domain).find_state() in ("", "shutoff")
         for argv in (["ip", "link"], ["ip", "rule"], ["nft", "list", "tables"]):
             said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
             assert identity.tap not in said and identity.table not in said
@@ -119,7 +120,8 @@ def test_what_ran_goes_on_behind_the_same_wall(
         _shell(loaded, f"curl -s -m 3 http://{world.EVIL}:8443/; curl -s -m 3 http://evil.test.lab/")
         assert [packet for packet in lab.recorder.packets()[mark:] if packet.address == world.EVIL] == []
         # libvirt knows it again as something that stays.
-        assert libvirt.find(identity.domain).persistent
+        facts = libvirt.find(identity.domain)
+        assert facts is not None and facts.persistent
 
         # And once more, and then it is destroyed as it lies there: the saved state is part of the proof.
         loaded.close()

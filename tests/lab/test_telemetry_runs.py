@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from laboratory.collector import ADDRESS, PORT, LabCollector
@@ -21,7 +22,7 @@ IDENTITY = {
     "ktrdr.environment": "sandbox",
     "ktrdr.run_id": "r-1",
 }
-EVENTS = [
+EVENTS: list[dict[str, Any]] = [
     {"event": "run_started", "profile": "p"},
     {"event": "phase_started", "phase": "gate unit"},
     {"event": "gate_started", "gate": "unit"},

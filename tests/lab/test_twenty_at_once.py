@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from laboratory.lab import Lab
@@ -41,9 +42,9 @@ def test_twenty_at_once_share_nothing(lab: Lab, libvirt: Libvirt, image: Image, 
             instance.destroy()
         return instance.find_residue()
 
-    def at_once(work: Callable[..., object], over: object) -> list[object]:
+    def at_once(work: Callable[..., object], over: Iterable[Any]) -> list[object]:
         with ThreadPoolExecutor(COUNT) as pool:
-            return list(pool.map(work, over))  # type: ignore[call-overload]
+            return list(pool.map(work, over))
 
     try:
         at_once(make, range(COUNT))

@@ -112,7 +112,7 @@ def pack_sdk(target: Path) -> None:
         for name in PACKAGES:
             found = importlib.util.find_spec(name)
             assert found is not None
-            place = Path(next(iter(found.submodule_search_locations or [found.origin])))  # type: ignore[arg-type]
+            place = Path(next(iter(found.submodule_search_locations or [str(found.origin)])))
             archive.add(place, place.name, filter=lambda one: None if "__pycache__" in one.name else one)
             sites.add(place.parent)
         for facts in sorted(path for site in sites for path in site.glob("opentelemetry*.dist-info")):

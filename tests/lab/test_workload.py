@@ -58,6 +58,7 @@ def run(reaching: Reaching, *command: str, timeout: int = 60, **more: str) -> tu
     result = run_workload(
         reaching.connect, Workload(command, timeout), environment=more, chdir="/tmp", mask=str, on_output=shown.append
     )
+    assert result is not None
     return result, b"".join(shown).decode()
 
 

@@ -255,9 +255,10 @@ def test_one_module_opens_what_lies_beneath_runs(path: Path) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr == "runs" and here != "host/paths.py":
             assert ast.unparse(node.value) in ("ktrdr_vm.host", "self.home"), f"{here}:{node.lineno} goes beneath runs/"
-        joined = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant)
-        if joined and node.right.value in _RUN_DOCUMENTS and here != "evidence/run_directory.py":  # type: ignore[attr-defined]
-            made_apart = ast.unparse(node.left) in ("made", "directory", "run.path")  # type: ignore[attr-defined]
+        if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant)):
+            continue
+        if node.right.value in _RUN_DOCUMENTS and here != "evidence/run_directory.py":
+            made_apart = ast.unparse(node.left) in ("made", "directory", "run.path")
             assert id(node) in shown or made_apart, f"{here}:{node.lineno} opens a document of a run by its path"
 
 

@@ -113,7 +113,8 @@ def start_web(address: str, port: int, recorder: Recorder, authority: Authority 
     one more."""
 
     def on_name(connection: ssl.SSLSocket, name: str | None, _context: ssl.SSLContext) -> None:
-        recorder.hit(Hit("tls", *connection.getsockname()[:2], name or ""))
+        address, port = connection.getsockname()[:2]
+        recorder.hit(Hit("tls", address, port, name or ""))
 
     context = authority.server_context(on_name) if authority else None
 

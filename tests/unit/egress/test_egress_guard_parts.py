@@ -87,6 +87,15 @@ def test_the_file_is_bounded_and_one_older_one_is_kept(tmp_path: Path, monkeypat
     assert names == [f"n{number}" for number in range(200 - len(names), 200)]
 
 
+def step(steps: Iterator[Callable[[], object]]) -> Callable[[float], None]:
+    """Instead of a pause, the next step."""
+
+    def take(_seconds: float) -> None:
+        next(steps)()
+
+    return take
+
+
 def test_who_follows_sees_every_line_across_every_change_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +115,10 @@ def test_who_follows_sees_every_line_across_every_change_of_the_file(
             ledger.write("dns", "allow", name=f"n{written}")
             written += 1
 
+    def end() -> None:
+        ledger.close()
+        shutil.rmtree(folder)
+
     # A look finds: nothing new; a few; one change; a line's half; two changes at once (13 lines fill a file); the end.
     steps: Iterator[Callable[[], object]] = iter(
         [
@@ -114,11 +127,11 @@ def test_who_follows_sees_every_line_across_every_change_of_the_file(
             lambda: write(20),
             lambda: write(1),
             lambda: write(22),
-            lambda: (ledger.close(), shutil.rmtree(folder)),
+            end,
         ]
     )
     write(40)
-    rows = list(read_ledger(path, follow=True, pause=lambda _: next(steps)()))
+    rows = list(read_ledger(path, follow=True, pause=step(steps)))
     seen = [row["name"] for row in rows if row["kind"] == "dns"]
     assert seen == [f"n{number}" for number in range(written - len(seen), written)]
     assert len(seen) > 60
@@ -132,8 +145,10 @@ def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:
     path.parent.mkdir()
     first, second = (json.dumps(ROW | {"count": number}) for number in (1, 2))
     path.write_text(f"{first}\n{second[:20]}")
-    halves = iter([lambda: path.open("a").write(f"{second[20:]}\n"), lambda: shutil.rmtree(path.parent)])
-    assert [row["count"] for row in read_ledger(path, follow=True, pause=lambda _: next(halves)())] == [1, 2]
+    halves: Iterator[Callable[[], object]] = iter(
+        [lambda: path.open("a").write(f"{second[20:]}\n"), lambda: shutil.rmtree(path.parent)]
+    )
+    assert [row["count"] for row in read_ledger(path, follow=True, pause=step(halves))] == [1, 2]
 
 
 def test_without_following_what_is_kept_is_read_once(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_an_allowed_name_is_in_the_set_before_it_is_answered() -> None:
         seen.append(True)
         return await real(name, found, ttl)
 
-    world.allow = allow  # type: ignore[method-assign]
+    world.allow = allow  # type: ignore[method-assign, assignment]
     assert addresses(ask(world.resolver(), "git.example")) == ["198.51.100.22"]
     assert seen == [True]
     assert world.lines == [

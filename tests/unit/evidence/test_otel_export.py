@@ -99,7 +99,7 @@ def test_a_run_that_was_taken_up_again_is_told_from_there() -> None:
 
 
 def test_numbers_of_a_run() -> None:
-    ledger = [
+    ledger: list[dict[str, Any]] = [
         {"time": "t", "kind": "tls", "verdict": "allow"},
         {"time": "t", "kind": "drop", "verdict": "deny", "count": 4},
         {"time": "t", "kind": "drop", "verdict": "deny"},

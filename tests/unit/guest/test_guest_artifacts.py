@@ -55,6 +55,17 @@ class TarGuest:
     ) -> None:
         raise NotImplementedError
 
+    def send(
+        self,
+        command: Sequence[str] | str,
+        source: BinaryIO,
+        *,
+        environment: Mapping[str, str] | None = None,
+        become: bool = False,
+        timeout: float = 600,
+    ) -> None:
+        raise NotImplementedError
+
     def download(self, path: str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
         raise NotImplementedError
 

@@ -9,10 +9,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import paramiko
 import pytest
-from paramiko.common import cMSG_CHANNEL_DATA
+from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED, cMSG_CHANNEL_DATA
 
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest.ssh import SshGuest, connect, generate_keypair
@@ -35,10 +36,10 @@ class _Flooder(paramiko.ServerInterface):
         self.sent = 0
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
-        return paramiko.AUTH_SUCCESSFUL
+        return AUTH_SUCCESSFUL
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
-        return paramiko.OPEN_SUCCEEDED
+        return OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         self.commands += 1
@@ -48,6 +49,7 @@ class _Flooder(paramiko.ServerInterface):
 
     def _announce(self, channel: paramiko.Channel) -> None:
         """The length of a packet stands in clear before what is encrypted of it, with the MACs that we take."""
+        assert channel.transport is not None
         outer = channel.transport.sock
         with contextlib.suppress(OSError):
             outer.sendall(self.length.to_bytes(4, "big"))
@@ -63,15 +65,16 @@ class _Flooder(paramiko.ServerInterface):
 
     @staticmethod
     def _flood(channel: paramiko.Channel) -> None:
+        transport: Any = channel.transport
         message = paramiko.Message()
         message.add_byte(cMSG_CHANNEL_DATA)
         message.add_int(channel.remote_chanid)
         message.add_string(bytes(32000))
         for _ in range(_FLOOD // 32000):
-            if not channel.transport.is_active():
+            if not transport.is_active():
                 return
             with contextlib.suppress(EOFError, OSError):
-                channel.transport._send_user_message(message)
+                transport._send_user_message(message)
         channel.send_exit_status(0)
         channel.close()
 

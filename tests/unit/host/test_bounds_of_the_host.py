@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.egress import disk_watch as space
+from ktrdr_vm.egress.domain_control import Machine
 from ktrdr_vm.egress.ledger import MAX_BYTES, Ledger, older
 from ktrdr_vm.errors import BusyError, HostError
 from ktrdr_vm.host import capacity, clock
@@ -58,10 +59,11 @@ def test_a_host_has_room_for_as_many_as_its_owner_allows(tmp_path: Path) -> None
         require_room(home, "three", 2)
 
 
-class Machine:
+class PausedMachine(Machine):
     """A domain that is paused and resumed."""
 
     def __init__(self) -> None:
+        super().__init__("ktrdr-one")
         self.state = "running"
         self.log: list[str] = []
 
@@ -78,7 +80,7 @@ class Machine:
 
 
 def test_a_guest_stands_still_while_the_host_has_little_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine()
+    machine = PausedMachine()
     watch = space.SpaceWatch(tmp_path, machine, Ledger(tmp_path / "ledger", "one"))
     for free, log in (
         (DISK_LAST, []),

@@ -24,8 +24,11 @@ def match(key: str, value: Any) -> dict[str, Any]:
     return {"match": {"op": "==", "left": {"meta": {"key": key}}, "right": value}}
 
 
-ESTABLISHED = [{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established"]}}, {"accept": None}]
-USERS = [match("skuid", {"range": [HOST_USERS.first, HOST_USERS.last]}), {"accept": None}]
+ESTABLISHED: Listing = [
+    {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established"]}},
+    {"accept": None},
+]
+USERS: Listing = [match("skuid", {"range": [HOST_USERS.first, HOST_USERS.last]}), {"accept": None}]
 
 
 @pytest.mark.parametrize(

@@ -64,16 +64,14 @@ def test_a_persons_disk_is_not_made_empty_because_the_image_changed(
     target = make_target(tmp_path, None)
     target.paths.overlay.parent.mkdir(parents=True)
     target.paths.overlay.write_bytes(b"a week of work")
-    overlay = Overlay(
-        target,
-        SimpleNamespace(
-            template=None,
-            plan=SimpleNamespace(
-                profile=SimpleNamespace(mode="interactive", resources=SimpleNamespace(disk=1)),
-                facts=SimpleNamespace(image=SimpleNamespace(disk="/new", disk_format="raw", boot="disk")),
-            ),
+    blueprint: Any = SimpleNamespace(
+        template=None,
+        plan=SimpleNamespace(
+            profile=SimpleNamespace(mode="interactive", resources=SimpleNamespace(disk=1)),
+            facts=SimpleNamespace(image=SimpleNamespace(disk="/new", disk_format="raw", boot="disk")),
         ),
-    )  # type: ignore[arg-type]
+    )
+    overlay = Overlay(target, blueprint)
     monkeypatch.setattr(Overlay, "verify", lambda _self: ["backed by /old, not /new"])
     with pytest.raises(ProvisionError, match="not the one that the profile asks for"):
         overlay.create()

@@ -83,7 +83,11 @@ class Machine(LoadedInstance):
         return ["secrets"]
 
     def connect(self, **_: object) -> Any:
-        return SimpleNamespace(run=lambda words, **_: (self.log.append(words[0]), SimpleNamespace(exit_code=0))[1])
+        def run(words: list[str], **_: object) -> Any:
+            self.log.append(words[0])
+            return SimpleNamespace(exit_code=0)
+
+        return SimpleNamespace(run=run)
 
     # as Libvirt
 

@@ -35,6 +35,7 @@ def run(*pieces: bytes) -> tuple[bytes, str]:
         mask=make_mask([b"hunter2hunter2"]),
         on_output=shown.append,
     )
+    assert result is not None
     return b"".join(shown), result.stdout
 
 

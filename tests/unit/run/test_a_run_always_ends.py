@@ -121,11 +121,9 @@ def test_hostile_evidence_ends_in_a_report(
     def provision(*_: object) -> None:
         paths.directory.mkdir(parents=True)
         row = {"time": "9999-01-01T00:00:00.000Z", "instance_id": "one", "kind": "tls", "verdict": "allow"}
-        lines = [
-            json.dumps(row | {key: value})
-            for key in ("port", "count", "bytes_in", "name", "time")
-            for value in (None, "x", -1, [], {})
-        ]
+        odd: tuple[object, ...] = (None, "x", -1, [], {})
+        keys = ("port", "count", "bytes_in", "name", "time")
+        lines = [json.dumps({**row, key: value}) for key in keys for value in odd]
         paths.ledger.write_bytes(
             b"\n".join([*(line.encode() for line in lines), b"\xff\xfe", b"[" * 9999, b"null", b"{}"])
         )

@@ -51,15 +51,8 @@ def make_run(tmp_path: Path) -> Run:
         "tcg", "/e", "m", str(tmp_path), ImageFacts("i", "d" * 64, "/i"), owner_uid=os.getuid(), owner_gid=os.getgid()
     )
     plan = Plan(build_profile(DOCUMENT), facts, parse_instance_id("one"), DOCUMENT)
-    gathered = Gathered(
-        SimpleNamespace(source="p.yaml"),
-        OwnerPolicy(),
-        plan,
-        Accelerator("tcg", "test"),
-        None,
-        None,
-        (),  # type: ignore[arg-type]
-    )
+    loaded: Any = SimpleNamespace(source="p.yaml")
+    gathered = Gathered(loaded, OwnerPolicy(), plan, Accelerator("tcg", "test"), None, None, ())
     return Run(gathered, Home(tmp_path), NoLibvirt(), Options(), Listener())  # type: ignore[arg-type]
 
 

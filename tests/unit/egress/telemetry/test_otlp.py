@@ -6,7 +6,7 @@ import base64
 import gzip
 import io
 import json
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from google.protobuf import json_format
@@ -28,13 +28,14 @@ TRUE = {
     "ktrdr.environment": "sandbox",
     "ktrdr.run_id": "run-1",
 }
-PROTOBUF, JSON = "application/x-protobuf", "application/json"
+PROTOBUF: Final = "application/x-protobuf"
+JSON: Final = "application/json"
 FORGED = "forged-value"
 
 
-def stamp(path: str, message: Any, encoding: str = PROTOBUF) -> tuple[otlp.Stamped, Any]:
+def stamp(path: str, message: Any, encoding: otlp.Encoding = PROTOBUF) -> tuple[otlp.Stamped, Any]:
     body = message.SerializeToString() if encoding == PROTOBUF else to_json(message)
-    stamped = stamp_request(path, encoding, body, STAMP)  # type: ignore[arg-type]
+    stamped = stamp_request(path, encoding, body, STAMP)
     return stamped, type(message).FromString(stamped.body)
 
 
@@ -103,7 +104,9 @@ EVERY = [("/v1/traces", traces, 1, 6), ("/v1/metrics", metrics, 5, 15), ("/v1/lo
 
 @pytest.mark.parametrize("encoding", [PROTOBUF, JSON])
 @pytest.mark.parametrize(("path", "make", "records", "claims"), EVERY, ids=["traces", "metrics", "logs"])
-def test_a_claim_at_any_level_is_taken_out(path: str, make: Any, records: int, claims: int, encoding: str) -> None:
+def test_a_claim_at_any_level_is_taken_out(
+    path: str, make: Any, records: int, claims: int, encoding: otlp.Encoding
+) -> None:
     assert FORGED.encode() in make().SerializeToString()
     stamped, message = stamp(path, make(), encoding)
     assert FORGED.encode() not in stamped.body
@@ -221,9 +224,9 @@ def _deep(levels: int) -> bytes:
         (JSON, b"\xff\xfe{", 400),
     ],
 )  # fmt: skip
-def test_bombs_and_garbage_are_refused(encoding: str, body: bytes, status: int) -> None:
+def test_bombs_and_garbage_are_refused(encoding: otlp.Encoding, body: bytes, status: int) -> None:
     with pytest.raises(OtlpError) as caught:
-        stamp_request("/v1/logs", encoding, body, STAMP)  # type: ignore[arg-type]
+        stamp_request("/v1/logs", encoding, body, STAMP)
     assert caught.value.status == status and len(str(caught.value)) < 128
 
 
