@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ktrdr_vm.gates.arguments import coerce
@@ -36,6 +36,8 @@ class Attempt:
     scope_with: Callable[[Mapping[str, Any]], Scope]
     role: str = ""
     """The role of the task, whose files are searched first."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Those of the playbook as it was loaded."""
 
     def run(self, settings: Settings) -> Result:
         """Try until `until` is true or, without it, until it does not fail; `retries` limits the attempts."""
@@ -91,7 +93,9 @@ class Attempt:
             arguments[name], wrong = coerce(task.module, name, _without_omitted(rendered), rendered=True)
             if wrong:
                 raise ModuleFailure(wrong)
-        host = Host(context.roots, context.artifacts, context.now, context.monotonic, context.wait, self.role)
+        host = Host(
+            context.roots, context.artifacts, context.now, context.monotonic, context.wait, self.role, self.files
+        )
         return Call(
             module=task.module,
             arguments=arguments,

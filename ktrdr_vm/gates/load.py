@@ -13,7 +13,7 @@ from typing import BinaryIO
 from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.gates.model import MAX_SENT, Node, Playbook, Task
 from ktrdr_vm.gates.modules.base import ModuleFailure
-from ktrdr_vm.gates.modules.sources import read_source
+from ktrdr_vm.gates.modules.sources import digest_listing, list_source, read_source
 from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.host.beneath import Place, find_place, open_file
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
@@ -22,42 +22,47 @@ from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 MAX_TOTAL = 512 * 1024 * 1024
 
 
-def digest_playbook(path: Path, *, beneath: Path | None = None) -> str:
-    """sha256 over the playbook, its includes, and the files that its tasks send, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, found in sorted(list_files(path, beneath=beneath).items()):
-        digest.update(f"{name}\0{found}\n".encode())
-    return digest.hexdigest()
-
-
-def list_files(path: Path, *, beneath: Path | None = None) -> dict[str, str]:
-    """The playbook, its includes, and the files that its tasks send: the name from the folder of the playbook, and the
-    sha256 of each."""
-    read: dict[str, bytes] = {}
-    playbook = load_playbook(path, beneath=beneath, seen=read)
+def _find_files(playbook: Playbook, folder: Place, read: dict[str, bytes]) -> dict[str, str]:
+    """The files that were read, and those that tasks send, with their digests; see `Playbook.files`. A name that is an
+    expression is known only when its task runs."""
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in read.items()}
     total = 0
-    folder = place_playbook(path, beneath).parent
     for task in _tasks(node for play in playbook.plays for node in (*play.tasks, *play.handlers)):
         source = task.arguments.get("src") or str(task.arguments.get("cmd", "")).split(" ")[0]
-        if task.module in ("copy", "template", "script") and isinstance(source, str) and source:
-            # The paths that the task will search; the task reports files that cannot be read.
-            for name in (
-                *(f"{inner}{source}" for inner in ("", "files/", "templates/")),
-                *_role_names(digests, source),
-            ):
-                if name in digests:
-                    continue
-                with contextlib.suppress(OSError, KtrdrError), os.fdopen(open_file(folder, name), "rb") as stream:
-                    digests[name], size = _digest(stream)
-                    total += size
+        if task.module not in ("copy", "template", "script") or not isinstance(source, str) or not source:
+            continue
+        # The paths that the task will search; the task reports files that cannot be read.
+        for name in (*(f"{inner}{source}" for inner in ("", "files/", "templates/")), *_role_names(read, source)):
+            if name in digests:
+                continue
+            for found, (digest, size) in _digest_source(folder, name).items():
+                digests[found] = digest
+                total += size
             if total > MAX_TOTAL:
                 raise UsageError(
                     f"the files that this playbook copies are larger than {MAX_TOTAL >> 20} MiB in total",
-                    where=str(path),
+                    where=str(playbook.path),
                     hint="commit large files to the workspace, or fetch them in the guest",
                 )
     return digests
+
+
+def _digest_source(folder: Place, name: str) -> dict[str, tuple[str, int]]:
+    """Digest and size of a file, or of a folder's listing and its files; of neither, an empty digest."""
+    with contextlib.suppress(OSError, KtrdrError):
+        try:
+            listed = list_source((folder,), name)
+        except ModuleFailure:
+            listed = None
+        if listed is None:
+            with os.fdopen(open_file(folder, name), "rb") as stream:
+                return {name: _digest(stream)}
+        found = {f"{name.rstrip('/')}/": (digest_listing(listed), 0)}
+        for one, _ in listed:
+            with os.fdopen(open_file(folder, one), "rb") as stream:
+                found[one] = _digest(stream)
+        return found
+    return {name: ("", 0)}
 
 
 def _role_names(read: Iterable[str], source: str) -> list[str]:
@@ -89,14 +94,12 @@ def place_playbook(path: Path, beneath: Path | None) -> Place:
     return find_place(path, (beneath,) if beneath else ())
 
 
-def load_playbook(
-    path: Path, *, beneath: Path | None = None, source: str = "", seen: dict[str, bytes] | None = None
-) -> Playbook:
+def load_playbook(path: Path, *, beneath: Path | None = None, source: str = "") -> Playbook:
     """Parse the playbook at `path`. UsageError if it cannot be read, DocumentError with all errors if it is invalid.
 
-    `source` is the name for messages, by default the path. `seen`, if set, is filled with every file that was read. A
-    playbook `beneath` a workspace is opened from there without following links; elsewhere links in the path of its
-    folder are followed. Includes must be regular files beneath its folder.
+    `source` is the name for messages, by default the path. A playbook `beneath` a workspace is opened from there
+    without following links; elsewhere links in the path of its folder are followed. Includes must be regular files
+    beneath its folder.
     """
     place = place_playbook(path, beneath)
     try:
@@ -108,8 +111,7 @@ def load_playbook(
             f"the playbook cannot be read: {error}", where=str(path), hint="name a readable YAML file"
         ) from None
 
-    files = seen if seen is not None else {}
-    files[path.name] = raw
+    files = {path.name: raw}
 
     def read(name: str) -> str:
         with os.fdopen(open_file(place.parent, name), "rb") as stream:
@@ -127,4 +129,5 @@ def load_playbook(
 
     roots = (Place(beneath),) if beneath else ()
     playbook = parse_playbook(text, source or str(path), read=read, read_template=read_template)
-    return replace(playbook, folder=str(place.parent.path.absolute()))
+    playbook = replace(playbook, folder=str(place.parent.path.absolute()))
+    return replace(playbook, files=_find_files(playbook, place.parent, files))

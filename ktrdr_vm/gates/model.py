@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 # Maximal bytes of a file that a task sends.
@@ -111,3 +113,19 @@ class Playbook:
     plays: tuple[Play, ...]
     folder: str = ""
     """The absolute path of its folder, for `playbook_dir`; empty if it was not read from a file."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The sha256 of the playbook, of its includes, and of the files and folders that its tasks send, by the name from
+    its folder; a folder ends in `/`. Empty where a task will search a file and there was none."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder, Path(self.source).name)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all that was read, in the order of the names."""
+        digest = hashlib.sha256()
+        for name, found in sorted(self.files.items()):
+            if found:
+                digest.update(f"{name}\0{found}\n".encode())
+        return digest.hexdigest()

@@ -245,6 +245,7 @@ class _Run:
             self._templar,
             lambda extra: self._variables.scope(commons, {**item, **extra}),
             find_role(commons),
+            self._playbook.files,
         )
         result = attempt.run(settings)
         facts = result.get("ansible_facts")

@@ -9,6 +9,7 @@ import difflib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ktrdr_vm.errors import DocumentError, KtrdrError, Problem, UsageError
 from ktrdr_vm.host.beneath import Place, find_place, open_file, open_folder
@@ -19,6 +20,9 @@ from ktrdr_vm.images.recipe import load_recipe
 from ktrdr_vm.images.store import refuse_disk
 from ktrdr_vm.profile.load import LoadedProfile
 
+if TYPE_CHECKING:
+    from ktrdr_vm.gates.model import Playbook
+
 
 def check_references(loaded: LoadedProfile, workspace: Path, *, gates: bool = True) -> list[Problem]:
     """Missing or invalid recipes, presets and playbooks that the profile names. Reads files, starts no program.
@@ -26,6 +30,11 @@ def check_references(loaded: LoadedProfile, workspace: Path, *, gates: bool = Tr
     `workspace` is the absolute folder of `--workspace`. Without `gates`, those of the profile are not checked, because
     others replace them.
     """
+    return [*check_names(loaded), *(read_gates(loaded, workspace)[1] if gates else ())]
+
+
+def check_names(loaded: LoadedProfile) -> list[Problem]:
+    """Unknown recipes and presets, and a disk that is smaller than the image."""
     profile, problems = loaded.profile, []
     if not profile.image.url:
         recipe = find_shipped("images", f"{profile.image.recipe}.yaml")
@@ -41,14 +50,34 @@ def check_references(loaded: LoadedProfile, workspace: Path, *, gates: bool = Tr
             problems.append(
                 loaded.problem(("egress", "allow", index, "preset"), _unknown("preset", rule.preset, known))
             )
-    for index, gate in enumerate(profile.gates if gates else ()):
+    return problems
+
+
+def read_gates(
+    loaded: LoadedProfile, workspace: Path, *, committed: bool = False
+) -> tuple[tuple[tuple[str, Playbook], ...], list[Problem]]:
+    """The gates of the profile with their playbooks, and all errors of those that cannot be read or parsed.
+
+    `committed`: the workspace holds the files of a commit, so that a playbook is named by its path in it.
+    """
+    found: list[tuple[str, Playbook]] = []
+    problems: list[Problem] = []
+    for index, gate in enumerate(loaded.profile.gates):
         try:
-            digest_playbooks(((gate, find_playbook(gate, workspace)),), workspace)
+            found.append((gate, read_playbook(find_playbook(gate, workspace), workspace, committed=committed)))
         except DocumentError as error:
             problems.extend(error.problems)
         except KtrdrError as error:
             problems.append(loaded.problem(("gates", index), f"{error.message}: {error.where}"))
-    return problems
+    return tuple(found), problems
+
+
+def read_playbook(path: Path, workspace: Path, *, committed: bool = False) -> Playbook:
+    # Parsing needs the modules, filters and tests of playbooks; a profile without gates starts without them.
+    from ktrdr_vm.gates.load import load_playbook
+
+    inside = committed and path.is_relative_to(workspace)
+    return load_playbook(path, beneath=workspace, source=str(path.relative_to(workspace)) if inside else "")
 
 
 def check_places(loaded: LoadedProfile, workspace: Path, mount_roots: tuple[str, ...]) -> list[Problem]:
@@ -133,13 +162,3 @@ def find_playbook(gate: str, workspace: Path, *, trusted: bool = False) -> Path:
         where=", ".join(str(path) for path in candidates),
         hint="write playbooks/<name>.yaml in the workspace, or name a shipped gate or a path",
     )
-
-
-def digest_playbooks(playbooks: tuple[tuple[str, Path], ...], workspace: Path) -> tuple[tuple[str, str], ...]:
-    """Each gate with the digest of its playbook and of the files that the playbook uses."""
-    if not playbooks:
-        return ()
-    # Imported late: the parser imports Jinja, which a profile without gates does not need.
-    from ktrdr_vm.gates.load import digest_playbook
-
-    return tuple((gate, digest_playbook(path, beneath=workspace)) for gate, path in playbooks)

@@ -9,6 +9,7 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ktrdr_vm.errors import DocumentError, HostError, UsageError
 from ktrdr_vm.gates.playbook import PLAYBOOK_HINT
@@ -22,7 +23,7 @@ from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.images.recipe import Recipe, load_recipe
 from ktrdr_vm.inputs.presets import AskedClients, find_presets
-from ktrdr_vm.inputs.references import check_places, check_references, digest_playbooks, find_playbook
+from ktrdr_vm.inputs.references import check_names, check_places, find_playbook, read_gates, read_playbook
 from ktrdr_vm.inputs.trusted import compare
 from ktrdr_vm.plan.facts import STOCK_USER, Facts, ImageFacts, Lending
 from ktrdr_vm.plan.plan import Plan
@@ -36,6 +37,9 @@ from ktrdr_vm.profile.load import HINT, LoadedProfile, build_profile, load_profi
 from ktrdr_vm.profile.model import ImageRef, Profile
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 from ktrdr_vm.users import in_user_namespace
+
+if TYPE_CHECKING:
+    from ktrdr_vm.gates.model import Playbook
 
 # A machine type that QEMU has since Debian 12, with its version, so that templates stay valid.
 MACHINE = "pc-q35-7.2"
@@ -68,7 +72,8 @@ class Gathered:
     accelerator: Accelerator
     repository: Repository | None
     recipe: Recipe | None
-    playbooks: tuple[tuple[str, Path], ...]
+    playbooks: tuple[tuple[str, Playbook], ...]
+    """Each gate with its playbook, parsed once: what is digested is what runs."""
     beyond: tuple[Reach, ...] = ()
     """What the profile allows in addition to the same file on a trusted branch."""
     loose: LooseFiles | None = None
@@ -126,7 +131,9 @@ def gather_profile(
     documents = base.root if base else root
     owner = find_owner()
     clients = AskedClients(loaded.profile, owner)
-    named, refused = check_references(loaded, documents, gates=not gates), check_policy(loaded, policy, str(root))
+    committed = base is not None
+    playbooks, unreadable = read_gates(loaded, documents, committed=committed) if not gates else ((), [])
+    named, refused = [*check_names(loaded), *unreadable], check_policy(loaded, policy, str(root))
     refused = refused or check_places(loaded, root, policy.mount_roots)
     if named or refused:
         in_playbooks = bool(named) and all(one.source != loaded.source for one in named)
@@ -139,7 +146,10 @@ def gather_profile(
     profile = loaded.profile
     repository = find_repository(root, profile.workspace.source) if profile.workspace else None
     identity = _identity(instance_id, root, repository)
-    playbooks = tuple((gate, find_playbook(gate, documents, trusted=bool(gates))) for gate in gates or profile.gates)
+    playbooks += tuple(
+        (gate, read_playbook(find_playbook(gate, documents, trusted=True), documents, committed=committed))
+        for gate in gates
+    )
     recipe, image = _image(profile.image, home)
     kernel = Path(image.directory, "vmlinuz")
     accelerator = find_accelerator(kernel if kernel.exists() else None)
@@ -158,7 +168,7 @@ def gather_profile(
         workspace=str(root),
         base_ref=repository.branch if repository else "",
         base_commit=repository.commit if repository else "",
-        playbooks=digest_playbooks(playbooks, documents),
+        playbooks=tuple((gate, playbook.digest) for gate, playbook in playbooks),
         presets=presets,
         client_files=client_files,
         owner_reserved=tuple(sorted(policy.reserved)),

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ktrdr_vm.errors import DocumentError, Problem, UsageError
-from ktrdr_vm.gates.load import list_files
 from ktrdr_vm.guest.loose_files import read_loose
 from ktrdr_vm.guest.workspace import require_clean
 from ktrdr_vm.guest.workspace_parts import find_other_refs, list_submodules
@@ -22,7 +21,7 @@ from ktrdr_vm.host.paths import find_shipped
 from ktrdr_vm.host.repository import Repository, find_repository, resolve_commit
 from ktrdr_vm.identity import derive_instance_id, parse_instance_id
 from ktrdr_vm.images.recipe import load_recipe
-from ktrdr_vm.inputs.references import check_references, digest_playbooks, find_playbook
+from ktrdr_vm.inputs.references import check_references, find_playbook, read_playbook
 from ktrdr_vm.inputs.resolve import REFERENCE_HINT, read_profile
 from ktrdr_vm.places.model import Place
 from ktrdr_vm.places.request import BUNDLE, DOCUMENT, FILES, UNCOMMITTED, Request, SentFile, digest_judged
@@ -252,14 +251,15 @@ def _pack_playbooks(
                 where="--gate",
                 hint="name a playbook of the workspace",
             )
-    playbooks = tuple((gate, find_playbook(gate, root)) for gate in asked.gates or profile.gates)
-    prepare = ((profile.prepare.playbook, find_playbook(profile.prepare.playbook, root)),) if profile.prepare else ()
-    for _, path in (*playbooks, *prepare):
-        if path.is_relative_to(root):
-            beneath = path.parent.relative_to(root)
-            for name in list_files(path, beneath=root):
-                _copy(root, str(beneath / name), made, prefix)
-    return digest_playbooks(playbooks, root)
+    playbooks = [(gate, read_playbook(find_playbook(gate, root), root)) for gate in asked.gates or profile.gates]
+    prepare = [read_playbook(find_playbook(profile.prepare.playbook, root), root)] if profile.prepare else []
+    for playbook in (*(one for _, one in playbooks), *prepare):
+        if playbook.path.is_relative_to(root):
+            beneath = playbook.path.parent.relative_to(root)
+            for name, digest in playbook.files.items():
+                if digest and not name.endswith("/"):
+                    _copy(root, str(beneath / name), made, prefix)
+    return tuple((gate, playbook.digest) for gate, playbook in playbooks)
 
 
 def _copy(root: Path, name: str, made: Path, prefix: str) -> None:

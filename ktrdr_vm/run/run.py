@@ -20,7 +20,6 @@ from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, LimitReached,
 from ktrdr_vm.evidence.attestation import make_attestation
 from ktrdr_vm.evidence.otel_export import report_run
 from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
-from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.guest.commits import Returned, ReturnedRef
 from ktrdr_vm.guest.loose_files import open_stored
@@ -100,13 +99,9 @@ class Run:
         self._locks = contextlib.ExitStack()
 
     def execute(self) -> RunReport:
-        """Execute the run. Raises only errors before the first resource exists: invalid playbooks, a missing secret, a
-        busy instance."""
+        """Execute the run. Raises only errors before the first resource exists: a missing secret, a busy instance."""
         plan = self._gathered.plan
-        playbooks = [
-            load_playbook(path, beneath=self._gathered.documents, source=_name_playbook(path, self._gathered))
-            for _, path in self._gathered.playbooks
-        ]
+        playbooks = [playbook for _, playbook in self._gathered.playbooks]
         self._secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
         self._mask.add(self._secrets.values())
         for name in find_short(self._secrets):
@@ -409,9 +404,3 @@ class Run:
         if stage.plan.profile.mode == "interactive":
             return True
         return self._options.keep == "always" or (self._options.keep == "on-failure" and failed)
-
-
-def _name_playbook(path: Path, gathered: Gathered) -> str:
-    """The name of a playbook in the report: its path, or if a commit is judged, its path in the base commit."""
-    inside = gathered.base is not None and path.is_relative_to(gathered.documents)
-    return str(path.relative_to(gathered.documents)) if inside else str(path)

@@ -253,17 +253,16 @@ class Stage:
     def open_brokers(self, passed: Playbook) -> None:
         """Notify the guard that a gate of the profile has passed, if a brokered secret requires it."""
         waited = {broker.after for _, broker in self.plan.profile.brokered}
-        for gate, path in self.gathered.playbooks:
-            if gate in waited and str(path) == passed.source:
+        for gate, playbook in self.gathered.playbooks:
+            if gate in waited and playbook.path == passed.path:
                 self.loaded.guard.pass_gate(gate)
 
     def _run_gate(self, playbook: Playbook, recorder: Recorder) -> GateResult:
         base, repository = self.gathered.base, self.gathered.repository
         workspace = Place(base.root) if base else repository.place if repository else None
-        path = Path(playbook.folder) / Path(playbook.source).name
         context = GateContext(
             extra_vars=dict(self.plan.profile.vars),
-            roots=(place_playbook(path, self.gathered.documents).parent, *((workspace,) if workspace else ())),
+            roots=(place_playbook(playbook.path, self.gathered.documents).parent, *((workspace,) if workspace else ())),
             artifacts=self.harvest.place_artifacts(recorder) / playbook.name,
             environment=self._environment,
             mask=self._context.mask,

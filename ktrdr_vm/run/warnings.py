@@ -82,7 +82,7 @@ def _judges(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:
         return ()
     root = gathered.base.root if gathered.base else gathered.repository.root
     source = root / gathered.loaded.source if gathered.base else Path(gathered.loaded.source)
-    judges = {_inside(root, source), *(_inside(root, path) for _, path in gathered.playbooks)}
+    judges = {_inside(root, source), *(_inside(root, playbook.path) for _, playbook in gathered.playbooks)}
     lines = []
     for one in commits:
         touched = [path for path in one.changed if path in judges or _is_playbook(path)]

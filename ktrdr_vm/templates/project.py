@@ -17,7 +17,8 @@ from pathlib import Path
 from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.gates.context import GateContext
-from ktrdr_vm.gates.load import digest_playbook, load_playbook, place_playbook
+from ktrdr_vm.gates.load import load_playbook, place_playbook
+from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.guest.personalize import make_environment, personalize
 from ktrdr_vm.guest.workspace import copy_in
@@ -123,13 +124,13 @@ def _describe(
     libvirt: Libvirt | None,
     note: Note,
 ) -> Project:
-    playbook = find_playbook(wanted.playbook, repository.root)
+    playbook = load_playbook(find_playbook(wanted.playbook, repository.root), beneath=repository.root)
     ingredients = {
         "format": FORMAT,
         "tidy": _TIDY,
         # The repository on this host, because the playbook runs its files, and another one may have the same name.
         "repository": _identify(repository),
-        "playbook": digest_playbook(playbook, beneath=repository.root),
+        "playbook": playbook.digest,
         "files": {name: _digest(repository.place, name) for name in wanted.key},
         # The result depends on the allowed egress.
         "egress": plain([*plan.rules, *plan.profile.limited]),
@@ -180,7 +181,7 @@ def _digest(root: Place, name: str) -> str:
 def _make_disk(
     home: Home,
     repository: Repository,
-    playbook: Path,
+    playbook: Playbook,
     digest: str,
     plan: Plan,
     image: Image,
@@ -219,7 +220,7 @@ def _make_disk(
     set_rights(target, home.root)
 
 
-def _work(loaded: LoadedInstance, repository: Repository, playbook: Path, note: Note) -> None:
+def _work(loaded: LoadedInstance, repository: Repository, playbook: Playbook, note: Note) -> None:
     plan = loaded.plan
     workspace = plan.profile.workspace or Workspace()
     environment = make_environment(plan.identity, plan.profile.mode, {})
@@ -229,16 +230,16 @@ def _work(loaded: LoadedInstance, repository: Repository, playbook: Path, note: 
     copy_in(repository, workspace, guest, plan.facts.image.user, plan.identity.instance_id, note)
     context = GateContext(
         extra_vars=dict(plan.profile.vars),
-        roots=(place_playbook(playbook, repository.root).parent, repository.place),
+        roots=(place_playbook(playbook.path, repository.root).parent, repository.place),
         environment=environment,
         gate_timeout=plan.profile.gate_timeout,
     )
-    result = run_playbook(load_playbook(playbook, beneath=repository.root), guest, context)
+    result = run_playbook(playbook, guest, context)
     if result.outcome != "passed":
         failed = [f"{task.name}: {task.message}" for task in result.tasks if task.outcome not in ("passed", "skipped")]
         raise ProvisionError(
             f"the project could not be prepared: {'; '.join(failed)[:500] or result.message or result.outcome}",
-            where=str(playbook),
+            where=playbook.source,
             hint="correct the playbook, or remove `prepare` from the profile; `apply --cold` uses no template",
         )
     tidied = guest.run(_TIDY, environment={"TARGET": workspace.target}, become=True, timeout=DOCKER_LIMIT)

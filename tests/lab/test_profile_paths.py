@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from ktrdr_vm.errors import DocumentError, KtrdrError, UsageError
-from ktrdr_vm.gates.load import load_playbook, place_playbook
+from ktrdr_vm.gates.load import place_playbook
 from ktrdr_vm.gates.modules.base import ModuleFailure
 from ktrdr_vm.gates.modules.sources import read_source
 from ktrdr_vm.guest.protocol import GuestResult
@@ -121,11 +121,10 @@ def use(gathered: Gathered, workspace: Path) -> bytes:
     """What a run does afterwards with what was named; every byte that would reach the guest, or a template's key."""
     found, guest = b"", Sink()
     profile = gathered.plan.profile
-    for _, path in gathered.playbooks:
+    for _, playbook in gathered.playbooks:
+        found += repr(playbook).encode()
         with contextlib.suppress(KtrdrError, ModuleFailure):
-            playbook = load_playbook(path, beneath=workspace)
-            found += repr(playbook).encode()
-            found += read_source((place_playbook(path, workspace).parent,), "data.txt", max_bytes=10_000)
+            found += read_source((place_playbook(playbook.path, workspace).parent,), "data.txt", max_bytes=10_000)
     for mount in profile.mounts:
         require_source(mount, workspace, ())
     if profile.workspace and gathered.repository:

@@ -24,7 +24,6 @@ from ktrdr_vm.cli.main import cli
 from ktrdr_vm.cli.verify import _telling
 from ktrdr_vm.errors import DocumentError, UsageError
 from ktrdr_vm.evidence.forge import Status, notify_forge, parse_command
-from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.git import open_view
@@ -105,8 +104,7 @@ def test_profile_and_playbooks_are_those_of_the_merge_base(place: Path) -> None:
     with gather(place) as found:
         assert found.base is not None and found.base.commit == base and found.base.ref == "refs/heads/work"
         assert found.plan.profile.gates == ("unit",) and found.plan.facts.base_commit == git(place, "rev-parse", "work")
-        [(_, path)] = found.playbooks
-        playbook = load_playbook(path, beneath=found.documents)
+        [(_, playbook)] = found.playbooks
         assert [task.name for task in playbook.plays[0].tasks] == ["of the base"]
         assert found.plan.facts.workspace == str(place)
         root = found.base.root
@@ -175,7 +173,7 @@ def test_a_profile_is_a_file_of_the_base(place: Path, profile: str) -> None:
 def test_a_shipped_profile_may_judge(place: Path) -> None:
     with gather(place, profile="startability", gates=("startability",)) as found:
         assert found.plan.profile.name == "startability" or found.plan.profile.gates
-        assert str(found.documents) not in str(found.playbooks[0][1])
+        assert str(found.documents) not in str(found.playbooks[0][1].path)
 
 
 def test_gates_are_required_and_those_of_the_base(place: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Host:
     monotonic: Callable[[], float]
     sleep: Callable[[float], None]
     role: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Those of the playbook as it was loaded; see `Playbook.files`."""
 
     def find_folders(self, kind: str) -> tuple[str, ...]:
         """Folders in which a file is searched before the folder of the playbook; `kind` is `files` or `templates`."""

@@ -46,7 +46,8 @@ def run_script(call: Call) -> Result:
         raise ModuleFailure("no script given")
     if (skipped := _skip(call)) is not None:
         return skipped
-    data = read_source(call.host.roots, words[0], max_bytes=_MAX_SCRIPT, within=call.host.find_folders("files"))
+    within, known = call.host.find_folders("files"), call.host.files
+    data = read_source(call.host.roots, words[0], max_bytes=_MAX_SCRIPT, within=within, known=known)
     if call.check:
         return {"changed": True, "rc": 0}
     place = f"/tmp/.ktrdr-script-{secrets.token_hex(8)}"

@@ -38,15 +38,16 @@ def run_copy(call: Call) -> Result:
         )
     if call.get("mode") == "preserve":
         raise ModuleFailure("mode: preserve is not supported here; specify the mode")
-    listed = list_source(call.host.roots, src, within=call.host.find_folders("files"))
+    within, known = call.host.find_folders("files"), call.host.files
+    listed = list_source(call.host.roots, src, within=within, known=known)
     if listed is None:
-        data = read_source(call.host.roots, src, max_bytes=MAX_SENT, within=call.host.find_folders("files"))
+        data = read_source(call.host.roots, src, max_bytes=MAX_SENT, within=within, known=known)
         return _finish(_place(call, data, dest, name=posixpath.basename(src)), src=src)
     # As in rsync: `src/` copies the content of the folder, `src` the folder itself.
     top = "" if src.endswith("/") else posixpath.basename(src) + "/"
     results = []
     for name, inner in listed:
-        data = read_source(call.host.roots, name, max_bytes=MAX_SENT)
+        data = read_source(call.host.roots, name, max_bytes=MAX_SENT, known=known)
         results.append(_place(call, data, f"{dest.rstrip('/')}/{top}{inner}", make_folder=True))
         if results[-1].get("failed"):
             return _finish(results[-1], src=src)
@@ -55,7 +56,8 @@ def run_copy(call: Call) -> Result:
 
 def run_template(call: Call) -> Result:
     src = str(call.get("src"))
-    data = read_source(call.host.roots, src, max_bytes=256 * 1024, within=call.host.find_folders("templates"))
+    within, known = call.host.find_folders("templates"), call.host.files
+    data = read_source(call.host.roots, src, max_bytes=256 * 1024, within=within, known=known)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

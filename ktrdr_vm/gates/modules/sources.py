@@ -3,9 +3,11 @@ a `.git`."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.gates.modules.base import ModuleFailure
@@ -14,9 +16,20 @@ from ktrdr_vm.host.owner import find_owner, may_read, reading_as
 from ktrdr_vm.profile.personal import find_personal
 
 
-def read_source(roots: Sequence[Path | Place], name: str, *, max_bytes: int, within: Sequence[str] = ()) -> bytes:
+def read_source(
+    roots: Sequence[Path | Place],
+    name: str,
+    *,
+    max_bytes: int,
+    within: Sequence[str] = (),
+    known: Mapping[str, str] = MappingProxyType({}),
+) -> bytes:
     """The bytes of a file, searched in each root, and first in its folders `within` (`files`, `templates`), as Ansible
-    does."""
+    does.
+
+    `known` are the digests of files beneath the first root when the playbook was loaded (`Playbook.files`). A file that
+    differs from its own is refused: the digest of the plan names what runs.
+    """
     for root, relative in _places(roots, name, within):
         try:
             with reading_as(find_owner()):
@@ -31,14 +44,22 @@ def read_source(roots: Sequence[Path | Place], name: str, *, max_bytes: int, wit
             data = stream.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise ModuleFailure(f"{name} is larger than {max_bytes // 1024} KiB")
+        if root == _place(roots[0]):
+            _require_known(known, relative, hashlib.sha256(data).hexdigest(), name)
         return data
     raise ModuleFailure(f"Could not find or access {name!r} beneath the playbook's folder or the workspace")
 
 
 def list_source(
-    roots: Sequence[Path | Place], name: str, *, within: Sequence[str] = (), limit: int = 1000
+    roots: Sequence[Path | Place],
+    name: str,
+    *,
+    within: Sequence[str] = (),
+    limit: int = 1000,
+    known: Mapping[str, str] = MappingProxyType({}),
 ) -> list[tuple[str, str]] | None:
-    """The files of the folder `name`, as (name to read, name beneath the folder); None if it is not a folder."""
+    """The files of the folder `name`, as (name to read, name beneath the folder); None if it is not a folder. `known`
+    as for `read_source`."""
     for root, relative in _places(roots, name, within):
         try:
             with reading_as(find_owner()), open_folder(root, _safe_parts(relative)) as descriptor:
@@ -51,8 +72,21 @@ def list_source(
             raise ModuleFailure(f"{name!r} cannot be read: {error.message}") from None
         if len(found) > limit:
             raise ModuleFailure(f"{name!r} contains more than {limit} files")
-        return [(f"{relative.rstrip('/')}/{inner}", inner) for inner in sorted(found)]
+        listed = [(f"{relative.rstrip('/')}/{inner}", inner) for inner in sorted(found)]
+        if root == _place(roots[0]):
+            _require_known(known, f"{relative.rstrip('/')}/", digest_listing(listed), name)
+        return listed
     return None
+
+
+def digest_listing(listed: Sequence[tuple[str, str]]) -> str:
+    """sha256 over the names of the files of a folder, as `list_source` returns them."""
+    return hashlib.sha256("\0".join(inner for _, inner in listed).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _require_known(known: Mapping[str, str], relative: str, digest: str, name: str) -> None:
+    if known.get(relative, digest) != digest:
+        raise ModuleFailure(f"{name!r} changed after the playbook was loaded; run the gate again")
 
 
 def _walk(descriptor: int, prefix: str, limit: int) -> list[str]:
@@ -92,17 +126,22 @@ def _refuse_repository(part: str, name: str) -> None:
         raise ModuleFailure(f"{name!r} is in a repository's .git, which is never copied into a sandbox")
 
 
+def _place(root: Path | Place) -> Place:
+    return root if isinstance(root, Place) else Place(root)
+
+
 def _places(roots: Sequence[Path | Place], name: str, within: Sequence[str]) -> list[tuple[Place, str]]:
     """(root, relative name) to try. An absolute name must be beneath a root."""
     for part in name.split("/"):
         _refuse_repository(part, name)
-    known = [root if isinstance(root, Place) else Place(root) for root in roots]
     if not name.startswith("/"):
-        return [(root, place) for root in known for place in (*(f"{folder}/{name}" for folder in within), name)]
+        return [
+            (root, place) for root in map(_place, roots) for place in (*(f"{folder}/{name}" for folder in within), name)
+        ]
     spelled = PurePosixPath(name)
     places = [
         (root, str(spelled.relative_to(root.path)))
-        for root in known
+        for root in map(_place, roots)
         if ".." not in spelled.parts and spelled.is_relative_to(root.path)
     ]
     if not places:

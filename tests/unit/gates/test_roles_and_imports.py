@@ -9,7 +9,7 @@ import pytest
 
 from ktrdr_vm.errors import DocumentError
 from ktrdr_vm.gates.context import GateContext
-from ktrdr_vm.gates.load import digest_playbook, load_playbook
+from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.gates.templating import Templar
@@ -94,9 +94,9 @@ def test_imported_tasks_playbooks_and_files_of_variables(gate: Gate) -> None:
 
 def test_the_digest_covers_the_files_of_roles(tmp_path: Path) -> None:
     path = write(tmp_path, "- hosts: all\n  roles: [r]\n  tasks: [{template: {src: t.j2, dest: /x}}]\n")
-    before = digest_playbook(path)
+    before = load_playbook(path).digest
     (tmp_path / "roles/r/templates/t.j2").write_text("{{ a }}")
-    assert digest_playbook(path) != before
+    assert load_playbook(path).digest != before
 
 
 PLAY = "- hosts: all\n  tasks:\n    - "

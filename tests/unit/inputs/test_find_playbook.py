@@ -5,7 +5,7 @@ import pytest
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.gates import load
-from ktrdr_vm.gates.load import digest_playbook
+from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.inputs.references import find_playbook
 
 PLAY = "- hosts: all\n  tasks: [{name: t, ansible.builtin.debug: {msg: x}}]\n"
@@ -53,11 +53,11 @@ def test_the_digest_covers_includes_and_sent_files(tmp_path):
     )
     (tmp_path / "more.yaml").write_text("- {name: m, ansible.builtin.debug: {msg: x}}\n")
     (tmp_path / "run.sh").write_text("true\n")
-    digests = {digest_playbook(main)}
+    digests = {load_playbook(main).digest}
     (tmp_path / "more.yaml").write_text("- {name: m, ansible.builtin.debug: {msg: y}}\n")
-    digests.add(digest_playbook(main))
+    digests.add(load_playbook(main).digest)
     (tmp_path / "run.sh").write_text("false\n")
-    digests.add(digest_playbook(main))
+    digests.add(load_playbook(main).digest)
     assert len(digests) == 3
 
 
@@ -67,7 +67,7 @@ def test_a_huge_file_of_a_branch_is_not_read_to_its_end(tmp_path):
     main.write_text("- hosts: all\n  tasks:\n    - {name: c, ansible.builtin.copy: {src: huge, dest: /tmp/}}\n")
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(1 << 40)
-    assert len(digest_playbook(main)) == 64
+    assert len(load_playbook(main).digest) == 64
 
 
 def test_what_a_playbook_sends_is_digested_piece_by_piece_and_bounded(
@@ -81,15 +81,15 @@ def test_what_a_playbook_sends_is_digested_piece_by_piece_and_bounded(
         with (tmp_path / f"big{number}").open("wb") as file:
             file.truncate(8 << 20)
     tracemalloc.start()
-    digest = digest_playbook(main)
+    digest = load_playbook(main).digest
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 << 20
     (tmp_path / "big5").write_bytes(b"other")
-    assert digest_playbook(main) != digest
+    assert load_playbook(main).digest != digest
     monkeypatch.setattr(load, "MAX_TOTAL", 20 << 20)
     with pytest.raises(UsageError, match="larger than 20 MiB"):
-        digest_playbook(main)
+        load_playbook(main)
 
 
 @pytest.mark.parametrize("gate", ["orders", "gates/orders.yaml"])

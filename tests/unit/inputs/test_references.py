@@ -8,7 +8,7 @@ import pytest
 
 from ktrdr_vm.errors import DocumentError
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.inputs.references import check_references
+from ktrdr_vm.inputs.references import check_references, read_playbook
 from ktrdr_vm.inputs.resolve import gather_profile
 from ktrdr_vm.profile.load import LoadedProfile, load_profile
 
@@ -59,3 +59,13 @@ def test_what_is_there_is_no_problem(tmp_path: Path) -> None:
     assert check_references(load(HEAD + IMAGE + every), tmp_path) == []
     url = "image: {url: 'https://images.example.com/a.qcow2', sha256: " + "a" * 64 + "}\n"
     assert check_references(load(HEAD + url), tmp_path) == []
+
+
+def test_a_playbook_of_a_commit_has_its_name_in_the_repository(tmp_path: Path) -> None:
+    path = tmp_path / "playbooks/own.yaml"
+    path.parent.mkdir()
+    path.write_text("- {hosts: all, tasks: [{name: t, debug: {msg: x}}]}\n")
+    assert read_playbook(path, tmp_path).source == str(path)
+    judging = read_playbook(path, tmp_path, committed=True)
+    assert (judging.source, judging.path) == ("playbooks/own.yaml", path)
+    assert read_playbook(path, tmp_path / "other", committed=True).source == str(path)

@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.egress import client
+from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.run import vm as stages
+
+
+def make(path: str) -> Playbook:
+    return Playbook(Path(path).stem, path, (), folder=str(Path(path).parent))
 
 
 @pytest.mark.parametrize(
@@ -35,8 +40,8 @@ def test_only_the_gate_that_is_waited_for_opens(monkeypatch: pytest.MonkeyPatch,
     )
     stage: Any = SimpleNamespace(
         plan=SimpleNamespace(profile=profile),
-        gathered=SimpleNamespace(playbooks=tuple((gate, Path(f"/w/playbooks/{gate}.yaml")) for gate in profile.gates)),
+        gathered=SimpleNamespace(playbooks=tuple((gate, make(f"/w/playbooks/{gate}.yaml")) for gate in profile.gates)),
         loaded=SimpleNamespace(guard=client.GuardClient(Path("/guard"))),
     )
-    stages.Stage.open_brokers(stage, SimpleNamespace(source=source))  # type: ignore[arg-type]
+    stages.Stage.open_brokers(stage, make(source))
     assert asked == [("/guard", "gate_passed", gate) for gate in told]

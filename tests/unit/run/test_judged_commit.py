@@ -19,7 +19,7 @@ from ktrdr_vm.inputs.resolve import Base
 from ktrdr_vm.report.model import GateOutcome, GateResult
 from ktrdr_vm.run import run as module
 from ktrdr_vm.run.listener import Listener
-from ktrdr_vm.run.run import Run, _name_playbook
+from ktrdr_vm.run.run import Run
 from ktrdr_vm.run.vm import Stage
 
 __all__ = ["destroyed"]
@@ -128,11 +128,3 @@ def test_a_run_that_ends_early_has_no_verdict(
     monkeypatch.setattr(module.Run, "_judge", stop)
     report, directory = execute("passed")
     assert report.exit_code in (3, 4) and not (directory / "attestation.intoto.json").exists()
-
-
-def test_a_playbook_of_the_base_has_its_name_in_the_repository(tmp_path: Path) -> None:
-    gathered = make_run(tmp_path)._gathered
-    assert _name_playbook(Path("/w/playbooks/a.yaml"), gathered) == "/w/playbooks/a.yaml"
-    judging = replace(gathered, base=Base(BASE, "x", tmp_path, COMMIT, ()))
-    assert _name_playbook(tmp_path / "playbooks/a.yaml", judging) == "playbooks/a.yaml"
-    assert _name_playbook(Path("/shipped/unit.yaml"), judging) == "/shipped/unit.yaml"
