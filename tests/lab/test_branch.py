@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from laboratory import world
+from laboratory import command, world
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 from test_fork import ASK
@@ -76,6 +76,7 @@ def test_three_ways_from_here(
     origin = Instance(lab.home, plan.identity, libvirt)
     names = [parse_instance_id(f"{plan.identity.instance_id}-{number}") for number in (1, 2)]
     copies = [Instance(lab.home, name, libvirt) for name in names]
+    by_command = Instance(lab.home, parse_instance_id(lab.new_id("by-command")), libvirt)
     first, anew = (f"CANARY{secrets.token_hex(16)}".encode() for _ in range(2))
     seen: list[bytes] = []
     unseen = module._create
@@ -172,8 +173,18 @@ def test_three_ways_from_here(
             suspend(loaded)
             resume(loaded, read_secret=lambda _: anew)
         assert _shell(loaded, "cat /proc/sys/kernel/random/boot_id") == boot_id
+        # As a person does it: the name of the copy, and how long the original stood still.
+        words = ["branch", plan.identity.instance_id, by_command.identity.instance_id, "--json"]
+        ended = command.run(lab, *words, limit=command.LIMIT, environment={"KTRDR_LAB_CANARY": "of-the-shell"})
+        assert ended.code == 0, ended.stderr
+        answer = json.loads(ended.stdout)
+        assert answer["instances"] == [by_command.identity.instance_id] and 0 < answer["paused"] < 60
+        opened.append(by_command.load())
+        assert _shell(opened[-1], "cat /root/file /run/file; hostname") == f"kept\nmemory\n{words[2]}\n"
+        assert _shell(opened[-1], "cat /run/secrets/canary") == "of-the-shell"
+        assert command.run(lab, *words, environment={"KTRDR_LAB_CANARY": "again"}).code == 2
     finally:
-        for instance in (*copies, origin):
+        for instance in (by_command, *copies, origin):
             with instance.locked():
                 instance.destroy()
             assert instance.find_residue() == [] and not instance.paths.directory.exists()
