@@ -121,3 +121,14 @@ def require_user_namespaces() -> None:
             setting = name.replace("/", ".")
             wanted = {"user.max_user_namespaces": "65536"}.get(setting, "1" if forbidden == "0" else "0")
             raise HostError(what, where=setting, hint=f"as root: `sysctl -w {setting}={wanted}`; or use sudo")
+    # A chroot or the seccomp filter of a container forbids them without a setting.
+    tried = process.run(["unshare", "--user", "--mount", "--net", "--ipc", "--", "true"], timeout=10, check=False)
+    if tried.exit_code != 0:
+        raise HostError(
+            f"the kernel refuses user namespaces to this process: {tried.error_text}",
+            where="unshare --user",
+            hint=(
+                "enter a root with pivot_root instead of chroot, as container runtimes do; in a container, allow the"
+                " system calls unshare and setns; or run as root"
+            ),
+        )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from laboratory.command import Ended
 from laboratory.lab import Lab
 from laboratory.person import Person, make_person
 from laboratory.recorder import wait_until
@@ -171,6 +172,44 @@ def test_a_world_without_its_supervisor_is_taken_up_and_not_forgotten(alice: Per
     guard.kill()
     guard.communicate()
     end_world(alice)
+
+
+# A root of its own without systemd, as of a container or a CI image: folders of the host in a place, and `%s` enters it.
+_BARE = """set -e
+mount --make-rprivate /
+chmod 755 "$1"
+mount --bind "$1" "$1"
+cd "$1"
+for folder in usr etc var proc dev home tmp run sys work srv opt root; do
+    [ ! -d "/$folder" ] || { mkdir -p "$folder"; mount --rbind "/$folder" "$folder"; }
+done
+for folder in bin lib lib64 sbin; do ln -sfn "usr/$folder" "$folder"; done
+%s
+"""
+_PIVOT = """mkdir -p old; pivot_root . old; umount -l old
+exec setpriv --reuid="$2" --regid="$2" --clear-groups "$3" -m ktrdr_vm "$4" """
+_CHROOT = 'exec chroot . setpriv --reuid="$2" --regid="$2" --clear-groups "$3" -m ktrdr_vm "$4"'
+
+
+def in_bare_root(person: Person, enter: str, command: str, place: Path) -> Ended:
+    done = subprocess.run(
+        ["unshare", "--mount", "--", "sh", "-c", _BARE % enter, "sh", place, str(person.uid), person.python, command],
+        env=person.environment, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def test_in_a_root_without_systemd(alice: Person, tmp_path: Path) -> None:
+    ended = in_bare_root(alice, _PIVOT, "list", tmp_path)
+    assert (ended.code, alice.find("libvirtd") != []) == (0, True), ended.stderr
+    end_world(alice)
+
+
+@pytest.mark.parametrize("command", ["list", "doctor"])
+def test_in_a_chroot_it_says_what_the_kernel_forbids(alice: Person, tmp_path: Path, command: str) -> None:
+    ended = in_bare_root(alice, _CHROOT, command, tmp_path)
+    assert ended.code == 3 and "the kernel refuses user namespaces to this process" in ended.stdout + ended.stderr
+    assert "pivot_root" in ended.stdout + ended.stderr and alice.processes() == {}
 
 
 def test_folders_above_the_state_directory_keep_their_modes(bob: Person) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from ktrdr_vm.errors import HostError
-from ktrdr_vm.host import sub_ids
-from ktrdr_vm.host.sub_ids import MAPPED, Range, find_kvm_group, find_map, make_ranges
+from ktrdr_vm.host import process, sub_ids
+from ktrdr_vm.host.process import Completed
+from ktrdr_vm.host.sub_ids import MAPPED, Range, find_kvm_group, find_map, make_ranges, require_user_namespaces
 
 PERSON, GROUP = 4001, 4002
 
@@ -64,3 +65,11 @@ def test_without_a_range_the_command_that_gives_a_free_one_is_named(files: tuple
     with pytest.raises(HostError, match="alice has no 65536 subordinate ids") as caught:
         find_map(PERSON, GROUP)
     assert "usermod --add-subuids 365536-431071 --add-subgids 365536-431071 alice" in caught.value.hint
+
+
+def test_namespaces_that_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = Completed(("unshare",), 1, b"", b"unshare: unshare failed: Operation not permitted\n")
+    monkeypatch.setattr(process, "run", lambda *_, **__: refused)
+    with pytest.raises(HostError, match=r"refuses user namespaces to this process: .*Operation not permitted") as met:
+        require_user_namespaces()
+    assert "pivot_root" in met.value.hint and "setns" in met.value.hint
