@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_workspace_parts import FolderGuest
 
 from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.profile.model import Workspace
+from tests.fakes.guest import FolderGuest
 
 MANY = int(os.environ.get("KTRDR_VM_REPOSITORIES", "80"))
 FIRST = int(os.environ.get("KTRDR_VM_SEED", "1"))
@@ -296,7 +296,7 @@ def check(seed: int, folder: Path, seen: set[str]) -> None:
     before, wanted = list_open(maker, place), describe(place)
     notes: list[str] = []
     guest = folder / "guest"
-    copy_in(find_repository(place), Workspace(include=("**",)), FolderGuest(guest), "root", "a", notes.append)  # type: ignore[arg-type]
+    copy_in(find_repository(place), Workspace(include=("**",)), FolderGuest(guest), "root", "a", notes.append)
     about = f"seed {seed}: {maker.features}; notes {notes}"
     there = describe(guest)
     sparse = any("sparse" in note for note in notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,26 @@ from ktrdr_vm.inputs.presets import APT_SOURCES
 from ktrdr_vm.plan.facts import AUTHORITIES, BUNDLE, Facts, GuestFile, ImageFacts
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.load import build_profile
+from tests.fakes.guest import RefusingGuest
 
 SOURCE = {"version": 1, "name": "n", "image": "i"}
 
 
-class FolderGuest:
+class PrefixedGuest(RefusingGuest):
     """A guest that is a folder: absolute paths of the script are beneath it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def run(self, command: str, *, stdin: bytes, environment: dict[str, str], **_more: Any) -> GuestResult:
+    def run(
+        self,
+        command: Sequence[str] | str,
+        *,
+        stdin: bytes = b"",
+        environment: Mapping[str, str] | None = None,
+        **_more: Any,
+    ) -> GuestResult:
+        assert isinstance(command, str)
         for name in ("/etc/", "/usr/local/", "--directory /"):
             command = command.replace(
                 name, name[:-1] + f"{self.folder}" if name.endswith(" /") else f"{self.folder}{name}"
@@ -32,7 +42,7 @@ class FolderGuest:
         done = subprocess.run(
             ["sh", "-c", command],
             input=stdin,
-            env={"PATH": "/usr/bin:/bin", **environment},
+            env={"PATH": "/usr/bin:/bin", **(environment or {})},
             capture_output=True,
             check=False,
         )
@@ -41,7 +51,7 @@ class FolderGuest:
 
 def write(folder: Path, *files: GuestFile) -> None:
     facts = Facts("tcg", "/e", "m", "/h", ImageFacts("i", "d" * 64, "/i"), client_files=files)
-    configure_clients(FolderGuest(folder), Plan(build_profile(SOURCE), facts, parse_instance_id("a"), SOURCE))  # type: ignore[arg-type]
+    configure_clients(PrefixedGuest(folder), Plan(build_profile(SOURCE), facts, parse_instance_id("a"), SOURCE))
 
 
 def test_authorities_are_added_to_the_bundle_once_and_old_ones_go(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import pytest
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest import commits as module
 from ktrdr_vm.guest.commits import pull_commits
-from ktrdr_vm.guest.protocol import GuestRefusedError, GuestResult
 from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.identity import parse_instance_id
+from tests.fakes.guest import FolderGuest
 
 IDENTITY = parse_instance_id("stream-a")
 
@@ -32,32 +32,6 @@ def git(where: Path, *words: str) -> str:
     return subprocess.run(
         ["git", *words], cwd=where, env=environment, check=True, capture_output=True, text=True
     ).stdout.strip()
-
-
-class FolderGuest:
-    """A guest that is a folder: commands run here, the bundle may be replaced by a lie before it is downloaded."""
-
-    def __init__(self, folder: Path, bundle: Path) -> None:
-        self.folder, self.bundle = folder, bundle
-        self.lie = lambda raw: raw
-
-    def run(self, command, *, environment, timeout, **_more):
-        script = command.replace(module._BUNDLE, str(self.bundle))
-        done = subprocess.run(
-            ["sh", "-c", script],
-            env={**os.environ, **environment, "TARGET": str(self.folder)},
-            capture_output=True,
-            check=False,
-        )
-        return GuestResult(done.returncode, done.stdout, done.stderr)
-
-    def download(self, path, sink, *, max_bytes, **_more):
-        if not self.bundle.exists():
-            raise GuestRefusedError("no such file", hint="x")
-        raw = self.lie(self.bundle.read_bytes())
-        if len(raw) > max_bytes:
-            raise GuestError("too large", hint="x")
-        return sink.write(raw)
 
 
 @pytest.fixture

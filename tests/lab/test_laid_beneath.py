@@ -10,16 +10,16 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from test_commits import git
-from test_workspace_parts import FolderGuest, add_submodule, commit, library, repository
+from test_workspace_parts import add_submodule, commit, library, repository
 
 from ktrdr_vm.guest.loose_files import open_stored
 from ktrdr_vm.guest.workspace import Laid, copy_in, copy_returned
 from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.profile.model import Workspace
+from tests.fakes.guest import FolderGuest
 
 __all__ = ["library", "repository"]  # fixtures
 
@@ -31,7 +31,7 @@ def judge(
     and what was laid."""
     found, wanted = find_repository(repository), Workspace(**workspace)  # type: ignore[arg-type]
     first, fresh, stored, notes = tmp_path / "first", tmp_path / "fresh", tmp_path / "loose", list[str]()
-    copy_in(found, wanted, FolderGuest(first), "root", "a", notes.append, keep=stored)  # type: ignore[arg-type]
+    copy_in(found, wanted, FolderGuest(first), "root", "a", notes.append, keep=stored)
     assert [stat.S_IMODE(path.stat().st_mode) for path in (stored, *sorted(stored.iterdir()))] == [0o700, 0o600, 0o600]
     work(first)
     subprocess.run(
@@ -44,7 +44,7 @@ def judge(
         assert loose is not None
         shutil.rmtree(stored)
         returned = replace(found, commit=git(repository, "rev-parse", "refs/ktrdr/a/main"), ref="refs/ktrdr/a/main")
-        laid = copy_returned(returned, wanted, FolderGuest(fresh), "root", "a", notes.append, loose=loose)  # type: ignore[arg-type]
+        laid = copy_returned(returned, wanted, FolderGuest(fresh), "root", "a", notes.append, loose=loose)
     return first, fresh, laid
 
 
@@ -162,5 +162,5 @@ def test_odd_names(repository: Path, tmp_path: Path, name: str) -> None:
 
 def test_a_vm_whose_files_are_not_known_is_said(repository: Path, tmp_path: Path) -> None:
     found = find_repository(repository)
-    guest: Any = FolderGuest(tmp_path / "g")
+    guest = FolderGuest(tmp_path / "g")
     assert copy_returned(found, Workspace(), guest, "root", "a", lambda _: None, loose=None).unknown

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_commits import FolderGuest as PullGuest
 from test_commits import git
-from test_workspace_parts import FolderGuest, commit
+from test_workspace_parts import commit
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.guest.commits import pull_commits
@@ -19,6 +18,7 @@ from ktrdr_vm.guest.workspace import copy_in, copy_returned
 from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.profile.model import Workspace
+from tests.fakes.guest import FolderGuest
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def list_files(place: Path) -> list[tuple[str, int, int]]:
 
 def enter(place: Path, tmp_path: Path, name: str = "guest") -> tuple[Path, list[str]]:
     notes: list[str] = []
-    copy_in(find_repository(place), Workspace(), FolderGuest(tmp_path / name), "root", "a", notes.append)  # type: ignore[arg-type]
+    copy_in(find_repository(place), Workspace(), FolderGuest(tmp_path / name), "root", "a", notes.append)
     return tmp_path / name, notes
 
 
@@ -80,7 +80,7 @@ def test_work_comes_back_into_a_partial_clone_and_is_verified(upstream: Path, tm
     commit(guest, "work/one", "1")
     made = commit(guest, "a.txt", "the work")
     found, identity = find_repository(place), parse_instance_id("stream-a")
-    there: Any = PullGuest(guest, tmp_path / "made.bundle")
+    there: Any = FolderGuest(guest, tmp_path / "made.bundle")
     [returned] = pull_commits(found, found.commit, "/workspace", there, identity).refs
     assert returned.commit == made and returned.changed == ("a.txt", "work/one")
     fresh, repository = FolderGuest(tmp_path / "fresh"), replace(found, commit=made, ref=returned.ref)

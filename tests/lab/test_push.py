@@ -3,19 +3,18 @@ last one in a VM."""
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import subprocess
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from laboratory import command
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
-from test_commits import FolderGuest as PullGuest
 from test_commits import git
 
 from ktrdr_vm.errors import GuestError, UsageError
@@ -27,29 +26,26 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.images.store import Image
+from tests.fakes.guest import FolderGuest, RefusingGuest
 
 IDENTITY = parse_instance_id("stream-a")
 
 
-class FolderGuest:
-    """A guest that is a folder: scripts run here, and what it says may be replaced by a lie."""
+class PushedGuest(FolderGuest):
+    """Keeps what it is sent, and what it says may be replaced by a lie."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.tips: bytes | None = None
         self.answer: bytes | None = None
         self.sent: dict[str, bytes] = {}
 
-    def run(self, command: Any, *, environment: dict[str, str] | None = None, **_more: Any) -> GuestResult:
-        given = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", **(environment or {})}
-        if "TARGET" in given:
-            given["TARGET"] = str(self.folder)
-        words = ["sh", "-c", command] if isinstance(command, str) else command
-        done = subprocess.run(words, env=given, capture_output=True, check=False, timeout=60)
+    def run(self, command: Sequence[str] | str, **more: Any) -> GuestResult:
+        done = super().run(command, **more)
         said = {module._TIPS: self.tips, module._LAND: self.answer}.get(command) if isinstance(command, str) else None
-        return GuestResult(done.returncode, done.stdout if said is None else said, done.stderr)
+        return done if said is None else replace(done, stdout=said)
 
-    def upload(self, source: io.BufferedIOBase, destination: str, **_more: Any) -> None:
+    def upload(self, source: BinaryIO, destination: str, **_more: Any) -> None:
         self.sent[destination.rpartition(".")[2]] = source.read()
         Path(destination).write_bytes(self.sent[destination.rpartition(".")[2]])
 
@@ -64,10 +60,10 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def guest(home: Path, tmp_path: Path) -> FolderGuest:
+def guest(home: Path, tmp_path: Path) -> PushedGuest:
     git(tmp_path, "clone", "-q", str(home), "guest")
     git(tmp_path / "guest", "update-ref", "refs/ktrdr/base", "HEAD")
-    return FolderGuest(tmp_path / "guest")
+    return PushedGuest(tmp_path / "guest")
 
 
 def commit(where: Path, name: str, text: str) -> str:
@@ -77,22 +73,22 @@ def commit(where: Path, name: str, text: str) -> str:
     return git(where, "rev-parse", "HEAD")
 
 
-def push(home: Path, guest: FolderGuest, commit: str = "", branch: str = "", comments: bytes = b"") -> Pushed:
-    return push_to(find_repository(home), Push(commit, branch, comments), "/workspace", guest)  # type: ignore[arg-type]
+def push(home: Path, guest: PushedGuest, commit: str = "", branch: str = "", comments: bytes = b"") -> Pushed:
+    return push_to(find_repository(home), Push(commit, branch, comments), "/workspace", guest)
 
 
-def pull(home: Path, guest: FolderGuest, base: str) -> Returned:
+def pull(home: Path, guest: PushedGuest, base: str) -> Returned:
     found: Repository = find_repository(home)
-    there: Any = PullGuest(guest.folder, guest.folder.with_suffix(".bundle"))
+    there = FolderGuest(guest.folder)
     return pull_commits(found, base, "/workspace", there, IDENTITY)
 
 
-def see(guest: FolderGuest) -> tuple[str, str]:
+def see(guest: PushedGuest) -> tuple[str, str]:
     """Every ref and every path that is not as committed."""
     return git(guest.folder, "for-each-ref"), git(guest.folder, "status", "--porcelain")
 
 
-def test_commits_are_a_new_branch_each_time_beside_the_work(home: Path, guest: FolderGuest) -> None:
+def test_commits_are_a_new_branch_each_time_beside_the_work(home: Path, guest: PushedGuest) -> None:
     work = commit(guest.folder, "work.txt", "of the agent\n")
     (guest.folder / "a.txt").write_text("being edited\n")
     fixes = [commit(home, "fix.txt", f"{number}\n") for number in (1, 2)]
@@ -107,7 +103,7 @@ def test_commits_are_a_new_branch_each_time_beside_the_work(home: Path, guest: F
     assert not list(Path("/var/tmp").glob("ktrdr-push-*"))
 
 
-def test_only_what_is_new_is_sent_and_a_guest_cannot_probe_the_host(home: Path, guest: FolderGuest) -> None:
+def test_only_what_is_new_is_sent_and_a_guest_cannot_probe_the_host(home: Path, guest: PushedGuest) -> None:
     secret = git(home, "commit-tree", "-m", "elsewhere", "HEAD^{tree}")
     fix = commit(home, "fix.txt", "x\n")
     push(home, guest, fix)
@@ -125,7 +121,7 @@ def test_only_what_is_new_is_sent_and_a_guest_cannot_probe_the_host(home: Path, 
         push(home, guest, commit(home, "more.txt", "z\n"))
 
 
-def test_a_branch_moves_forward_only(home: Path, guest: FolderGuest) -> None:
+def test_a_branch_moves_forward_only(home: Path, guest: PushedGuest) -> None:
     first = commit(home, "fix.txt", "1\n")
     assert push(home, guest, first, "review/parser") == Pushed("review/parser", first, created=True)
     second = commit(home, "fix.txt", "2\n")
@@ -139,7 +135,7 @@ def test_a_branch_moves_forward_only(home: Path, guest: FolderGuest) -> None:
 
 
 def test_a_clean_checked_out_branch_moves_with_its_files_and_a_changed_one_stays(
-    home: Path, guest: FolderGuest
+    home: Path, guest: PushedGuest
 ) -> None:
     fix = commit(home, "a.txt", "fixed\n")
     (guest.folder / ".git/hooks/post-merge").write_text("#!/bin/sh\ntouch ran\n")
@@ -161,7 +157,7 @@ def test_a_clean_checked_out_branch_moves_with_its_files_and_a_changed_one_stays
     assert git(guest.folder, "status", "--porcelain") == "" and not (guest.folder / "ran").exists()
 
 
-def test_a_branch_in_use_elsewhere_is_left_alone(home: Path, guest: FolderGuest, tmp_path: Path) -> None:
+def test_a_branch_in_use_elsewhere_is_left_alone(home: Path, guest: PushedGuest, tmp_path: Path) -> None:
     base = git(home, "rev-parse", "HEAD")
     fix = commit(home, "fix.txt", "1\n")
     git(guest.folder, "worktree", "add", "-q", str(tmp_path / "second"), "-b", "second", base)
@@ -189,7 +185,7 @@ def test_a_branch_in_use_elsewhere_is_left_alone(home: Path, guest: FolderGuest,
     assert git(guest.folder, "rev-parse", "work", "second").split() == [base, base]
 
 
-def test_comments_are_numbered_files_that_are_not_in_the_work(home: Path, guest: FolderGuest) -> None:
+def test_comments_are_numbered_files_that_are_not_in_the_work(home: Path, guest: PushedGuest) -> None:
     fix = commit(home, "fix.txt", "1\n")
     assert push(home, guest, fix, comments=b"Please use the parser.\n") == Pushed(
         "review/1", fix, True, ".ktrdr/review/1.md"
@@ -217,10 +213,10 @@ def test_comments_are_numbered_files_that_are_not_in_the_work(home: Path, guest:
 )
 def test_what_cannot_be_pushed_reaches_no_guest(home: Path, wanted: Push, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        push_to(find_repository(home), wanted, "/workspace", None)  # type: ignore[arg-type]
+        push_to(find_repository(home), wanted, "/workspace", RefusingGuest())
 
 
-def test_a_branch_beneath_a_branch_is_an_error_and_not_a_loop(home: Path, guest: FolderGuest) -> None:
+def test_a_branch_beneath_a_branch_is_an_error_and_not_a_loop(home: Path, guest: PushedGuest) -> None:
     git(guest.folder, "branch", "review")
     with pytest.raises(UsageError, match="another branch is in its way"):
         push(home, guest, commit(home, "fix.txt", "1\n"))
@@ -229,13 +225,13 @@ def test_a_branch_beneath_a_branch_is_an_error_and_not_a_loop(home: Path, guest:
 @pytest.mark.parametrize(
     "lie", [b"", b"created main\n", b"created review/1\x1b[2J\n", b"moved review/999999999999\n", b"comments ../../x\n"]
 )
-def test_an_answer_of_the_guest_is_data(home: Path, guest: FolderGuest, lie: bytes) -> None:
+def test_an_answer_of_the_guest_is_data(home: Path, guest: PushedGuest, lie: bytes) -> None:
     guest.answer = lie
     with pytest.raises(GuestError, match="its answer is not valid"):
         push(home, guest, commit(home, "fix.txt", "1\n"), comments=b"x")
 
 
-def test_pushes_at_once_get_a_branch_and_a_file_each(home: Path, guest: FolderGuest) -> None:
+def test_pushes_at_once_get_a_branch_and_a_file_each(home: Path, guest: PushedGuest) -> None:
     fixes = [commit(home, "fix.txt", f"{number}\n") for number in range(4)]
     done: list[Pushed] = []
     threads = [
@@ -253,7 +249,7 @@ def test_pushes_at_once_get_a_branch_and_a_file_each(home: Path, guest: FolderGu
         assert (guest.folder / one.comments).read_text().endswith(one.commit)
 
 
-def test_what_was_pushed_does_not_come_back_as_work_and_work_on_it_does(home: Path, guest: FolderGuest) -> None:
+def test_what_was_pushed_does_not_come_back_as_work_and_work_on_it_does(home: Path, guest: PushedGuest) -> None:
     base = git(home, "rev-parse", "HEAD")
     own = commit(guest.folder, "work.txt", "of the agent\n")
     [first] = pull(home, guest, base).refs
@@ -273,7 +269,7 @@ def test_what_was_pushed_does_not_come_back_as_work_and_work_on_it_does(home: Pa
     assert {one.ref: one.commit for one in pull(home, guest, base).refs}["refs/ktrdr/stream-a/review/1"] == more
 
 
-def test_a_commit_that_one_person_pulled_outlives_the_pull_of_another(home: Path, guest: FolderGuest) -> None:
+def test_a_commit_that_one_person_pulled_outlives_the_pull_of_another(home: Path, guest: PushedGuest) -> None:
     base = git(home, "rev-parse", "HEAD")
     first = commit(guest.folder, "work.txt", "first\n")
     pull(home, guest, base)

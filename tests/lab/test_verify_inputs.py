@@ -4,18 +4,17 @@ Git, no VM."""
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import subprocess
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from click.testing import CliRunner
@@ -24,7 +23,6 @@ from ktrdr_vm.cli.main import cli
 from ktrdr_vm.cli.verify import _telling
 from ktrdr_vm.errors import DocumentError, UsageError
 from ktrdr_vm.evidence.forge import Status, notify_forge, parse_command
-from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.git import open_view
 from ktrdr_vm.host.paths import Home
@@ -36,6 +34,7 @@ from ktrdr_vm.policy import load as policy_load
 from ktrdr_vm.report.model import Commits, GateResult, RunReport
 from ktrdr_vm.run.warnings import find_first_lines
 from ktrdr_vm.templates import project as prepare
+from tests.fakes.guest import FolderGuest
 
 PROFILE = "version: 1\nname: p\nimage: debian-13-docker\nworkspace: {source: .}\ngates: [unit]\n"
 PLAY = "- hosts: all\n  tasks:\n    - {name: NAME, ansible.builtin.command: {cmd: make test}}\n"
@@ -281,23 +280,8 @@ def test_attributes_of_the_base_hide_no_file(place: Path) -> None:
 # -- the commit in the guest -------------------------------------------------------------------------------------------
 
 
-class FolderGuest:
-    """A guest that is a folder of this host."""
-
-    def __init__(self, bundle: Path) -> None:
-        self.bundle = bundle
-
-    def run(self, command: Any, *, environment: dict[str, str], stdin: bytes = b"", **_more: Any) -> GuestResult:
-        script = command.replace("/var/tmp/workspace.bundle", str(self.bundle))
-        done = subprocess.run(
-            ["sh", "-c", script], env={**os.environ, **environment}, input=stdin, capture_output=True, check=False
-        )
-        return GuestResult(done.returncode, done.stdout, done.stderr)
-
-    def upload(self, source: io.BufferedIOBase, path: str, **_more: Any) -> None:
-        self.bundle.write_bytes(source.read())
-
-    def send(self, _command: Any, source: io.BufferedIOBase, **_more: Any) -> None:
+class CommitGuest(FolderGuest):
+    def send(self, command: Sequence[str] | str, source: BinaryIO, **_more: Any) -> None:
         with tarfile.open(fileobj=source) as archive:
             pytest.fail(f"files beside the commit: {archive.getnames()}")
 
@@ -312,8 +296,7 @@ def test_a_commit_that_no_ref_has_comes_into_the_guest_alone(place: Path, tmp_pa
     with gather(place, lost) as found:
         assert found.repository is not None and found.plan.profile.workspace is not None and found.base is not None
         assert found.base.ref == lost
-        workspace = replace(found.plan.profile.workspace, target=str(target))
-        copy_in(found.repository, workspace, FolderGuest(tmp_path / "b"), user, "one", print)  # type: ignore[arg-type]
+        copy_in(found.repository, found.plan.profile.workspace, CommitGuest(target), user, "one", print)
     assert (target / "app.py").read_text() == "lost\n" and git(target, "rev-parse", "HEAD") == lost
 
 

@@ -3,7 +3,6 @@ Real Git, no VM."""
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shlex
@@ -12,56 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_commits import FolderGuest as PullGuest
 from test_commits import git
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.guest.commits import pull_commits
 from ktrdr_vm.guest.loose_files import list_beneath
-from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.model import Workspace
+from tests.fakes.guest import FolderGuest
 
 IDENTITY = parse_instance_id("stream-a")
-
-
-class FolderGuest:
-    """A guest that is a folder: scripts run here, as root, with the bundle in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def run(
-        self, command: Any, *, environment: dict[str, str] | None = None, stdin: bytes = b"", **_more: Any
-    ) -> GuestResult:
-        given = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", **(environment or {})}
-        script = command.replace("/var/tmp/workspace.bundle", str(self.folder.with_suffix(".bundle")))
-        if "TARGET" in given:
-            given["TARGET"] = self._place(given["TARGET"])
-        done = subprocess.run(
-            ["sh", "-c", script], env=given, input=stdin, capture_output=True, check=False, timeout=60
-        )
-        return GuestResult(done.returncode, done.stdout, done.stderr)
-
-    def _place(self, path: str) -> str:
-        return str(self.folder) + path.removeprefix("/workspace")
-
-    def upload(self, source: io.BufferedIOBase, destination: str, **_more: Any) -> None:
-        assert destination == "/var/tmp/workspace.bundle"
-        self.folder.with_suffix(".bundle").write_bytes(source.read())
-
-    def send(self, words: list[str], source: io.BufferedIOBase, **_more: Any) -> None:
-        subprocess.run([*words[:-1], self._place(words[-1])], input=source.read(), check=True, timeout=60)
 
 
 def enter(repository: Path, tmp_path: Path, **workspace: Any) -> tuple[Path, list[str]]:
     """The guest's folder, and the notes."""
     guest, notes = tmp_path / "guest", list[str]()
     found = find_repository(repository, workspace.get("source", "."))
-    copy_in(found, Workspace(**workspace), FolderGuest(guest), "root", "stream-a", notes.append)  # type: ignore[arg-type]
+    copy_in(found, Workspace(**workspace), FolderGuest(guest), "root", "stream-a", notes.append)
     return guest, notes
 
 
@@ -111,9 +80,9 @@ def test_only_what_the_guest_made_comes_back(repository: Path, tmp_path: Path) -
     git(repository, "checkout", "-q", "feat/x")
     guest, _ = enter(repository, tmp_path)
     found, bundle = find_repository(repository), tmp_path / "made.bundle"
-    assert pull_commits(found, found.commit, "/workspace", PullGuest(guest, bundle), IDENTITY).refs == ()  # type: ignore[arg-type]
+    assert pull_commits(found, found.commit, "/workspace", FolderGuest(guest, bundle), IDENTITY).refs == ()
     made = commit(guest, "d.txt", "four")
-    [returned] = pull_commits(found, found.commit, "/workspace", PullGuest(guest, bundle), IDENTITY).refs  # type: ignore[arg-type]
+    [returned] = pull_commits(found, found.commit, "/workspace", FolderGuest(guest, bundle), IDENTITY).refs
     assert (returned.ref, returned.commit, returned.changed) == ("refs/ktrdr/stream-a/feat/x", made, ("d.txt",))
 
 
@@ -215,7 +184,7 @@ def test_a_submodule_s_pointer_is_a_change_like_any(repository: Path, library: P
     git(guest / "tests/lib", "commit", "-q", "--allow-empty", "-m", "other")
     git(guest, "commit", "-qam", "only the pointer")
     found = find_repository(repository)
-    there: Any = PullGuest(guest, tmp_path / "made.bundle")
+    there: Any = FolderGuest(guest, tmp_path / "made.bundle")
     [returned] = pull_commits(found, found.commit, "/workspace", there, IDENTITY).refs
     assert returned.changed == ("tests/lib",)
 

@@ -11,7 +11,8 @@ from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.gates.templating import Templar
 from ktrdr_vm.guest.protocol import GuestResult
-from tests.unit.gates.conftest import FakeGuest, Gate
+from tests.fakes.guest import FakeGuest
+from tests.unit.gates.conftest import Gate
 
 
 def run(text: str, guest: FakeGuest | None = None) -> list[tuple[str, str, str]]:

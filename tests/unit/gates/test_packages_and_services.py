@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from ktrdr_vm.guest.protocol import GuestResult
-from tests.unit.gates.conftest import FakeGuest, Gate, Ran
+from tests.fakes.guest import FakeGuest, Ran
+from tests.unit.gates.conftest import Gate
 
 NONE_CHANGED = b"0 upgraded, 0 newly installed, 0 to remove and 3 not upgraded.\n"
 

@@ -9,17 +9,18 @@ import stat
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 
 from ktrdr_vm.guest.artifacts import ArtifactLimits, BroughtBack, fetch_artifacts
 from ktrdr_vm.guest.protocol import GuestResult, GuestTimeout
+from tests.fakes.guest import RefusingGuest
 
 SMALL = ArtifactLimits(files=5, total=4000, single=1000, seconds=5)
 
 
-class TarGuest:
+class TarGuest(RefusingGuest):
     """Sends prepared bytes as its tar stream, in pieces of an odd size."""
 
     def __init__(self, stream: bytes, *, listing: bytes = b"", missing: bool = False, hangs: bool = False) -> None:
@@ -49,25 +50,6 @@ class TarGuest:
         if self.hangs:
             raise GuestTimeout("the command did not end", hint="-")
         return GuestResult(0, b"", b"")
-
-    def upload(
-        self, source: BinaryIO, destination: str, *, mode: int = 0o644, become: bool = False, timeout: float = 600
-    ) -> None:
-        raise NotImplementedError
-
-    def send(
-        self,
-        command: Sequence[str] | str,
-        source: BinaryIO,
-        *,
-        environment: Mapping[str, str] | None = None,
-        become: bool = False,
-        timeout: float = 600,
-    ) -> None:
-        raise NotImplementedError
-
-    def download(self, path: str, sink: BinaryIO, *, max_bytes: int, become: bool = False, timeout: float = 600) -> int:
-        raise NotImplementedError
 
 
 def make_tar(*entries: tuple[str, bytes] | tarfile.TarInfo, format: int = tarfile.GNU_FORMAT) -> bytes:

@@ -10,6 +10,7 @@ from ktrdr_vm.errors import HostError
 from ktrdr_vm.host import confinement
 from ktrdr_vm.host.confinement import find_fork_obstacle, has_profile, make_memory_rules, remove_profile, write_profile
 from ktrdr_vm.monitoring import doctor
+from tests.fakes.libvirt import FakeLibvirt
 
 UUID = "0b4c2f8e-6f5a-4f0e-9a4e-0d8a3d6f1b2c"
 TEMPLATE = """#
@@ -24,18 +25,7 @@ profile LIBVIRT_TEMPLATE flags=(attach_disconnected) {
 """
 
 
-class FakeLibvirt:
-    """Describes a host with these security models."""
-
-    def __init__(self, *models: str) -> None:
-        self.models = models
-
-    def read_capabilities(self) -> str:
-        models = "".join(f"<secmodel><model>{model}</model><doi>0</doi></secmodel>" for model in self.models)
-        return f"<capabilities><host>{models}</host></capabilities>"
-
-
-CONFINING, OPEN = FakeLibvirt("apparmor", "dac"), FakeLibvirt("dac")
+CONFINING, OPEN = FakeLibvirt(models=("apparmor", "dac")), FakeLibvirt()
 
 
 @pytest.fixture
@@ -48,7 +38,7 @@ def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_profile_is_libvirts_with_the_lines_of_one_domain(profiles: Path) -> None:
-    write_profile(CONFINING, UUID, make_memory_rules("/h/templates/k/memory", "/h/templates/k/state"))  # type: ignore[arg-type]
+    write_profile(CONFINING, UUID, make_memory_rules("/h/templates/k/memory", "/h/templates/k/state"))
     made = profiles / f"libvirt-{UUID}"
     assert made.stat().st_mode & 0o777 == 0o644
     assert made.read_text() == TEMPLATE.replace("LIBVIRT_TEMPLATE", f"libvirt-{UUID}").replace(
@@ -64,7 +54,7 @@ def test_only_a_template_that_is_made_may_write_its_state() -> None:
 
 
 def test_where_nothing_is_confined_nothing_is_written(profiles: Path) -> None:
-    write_profile(OPEN, UUID, make_memory_rules("/m", "/s"))  # type: ignore[arg-type]
+    write_profile(OPEN, UUID, make_memory_rules("/m", "/s"))
     assert not has_profile(UUID)
 
 
@@ -85,23 +75,23 @@ def test_doctor_says_beforehand_what_apply_would_meet(
     profiles: Path, text: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "Libvirt", lambda: CONFINING)
-    assert find_fork_obstacle(CONFINING) == ""  # type: ignore[arg-type]
+    assert find_fork_obstacle(CONFINING) == ""
     check = doctor._apparmor()
     assert check is not None and check.state == "ok"
     if text is None:
         (profiles / "TEMPLATE.qemu").unlink()
     else:
         (profiles / "TEMPLATE.qemu").write_text(text)
-    said = find_fork_obstacle(CONFINING)  # type: ignore[arg-type]
+    said = find_fork_obstacle(CONFINING)
     assert said.startswith("AppArmor denies QEMU the memory files of templates: ") and "TEMPLATE.qemu" in said
     check = doctor._apparmor()
     assert check is not None and check.state == "warning" and said in check.detail
     with pytest.raises(HostError, match=r"TEMPLATE\.qemu"):
-        write_profile(CONFINING, UUID, ())  # type: ignore[arg-type]
+        write_profile(CONFINING, UUID, ())
     assert not has_profile(UUID)
 
 
 def test_a_host_without_apparmor_has_no_obstacle(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (profiles / "TEMPLATE.qemu").unlink()
     monkeypatch.setattr(doctor, "Libvirt", lambda: OPEN)
-    assert find_fork_obstacle(OPEN) == "" and doctor._apparmor() is None  # type: ignore[arg-type]
+    assert find_fork_obstacle(OPEN) == "" and doctor._apparmor() is None

@@ -12,29 +12,12 @@ import pytest
 from ktrdr_vm.cli import runs as evidence
 from ktrdr_vm.errors import BusyError, HostError, ProvisionError, UsageError
 from ktrdr_vm.host.journal import Journal, is_locked, locked, read_journal
-from ktrdr_vm.host.libvirt import DomainFacts, DomainState
 from ktrdr_vm.host.paths import Home, find_home
 from ktrdr_vm.instance import inventory as discovery
 from ktrdr_vm.instance.garbage import collect_garbage
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.inventory import find_instances
-
-
-class Libvirt:
-    """These domains of this home."""
-
-    def __init__(self, home: Home, **modes: str) -> None:
-        ids = {name.replace("_", "-"): mode for name, mode in modes.items()}
-        self._domains = [
-            DomainFacts(f"ktrdr-{name}", name, str(home.root), mode, DomainState.RUNNING, True)
-            for name, mode in ids.items()
-        ]
-
-    def list_ours(self) -> list[DomainFacts]:
-        return self._domains
-
-    def find(self, name: str) -> DomainFacts | None:
-        return next((domain for domain in self._domains if domain.name == name), None)
+from tests.fakes.libvirt import FakeLibvirt, make_domain
 
 
 @pytest.fixture
@@ -69,13 +52,17 @@ def test_strange_names_and_newer_journals_hide_nothing(home: Home, destroyed: li
     (home.instances / "a-file").write_text("")
     add(home, "newer", '{"schema_version": 99}')
     Journal(add(home, "dead"), "dead").save()
-    assert [entry.instance_id for entry in find_instances(home, Libvirt(home))] == ["dead", "newer"]  # type: ignore[arg-type]
-    assert "dead" in collect(home, Libvirt(home)) and "dead" in destroyed
+    assert [entry.instance_id for entry in find_instances(home, FakeLibvirt())] == ["dead", "newer"]
+    assert "dead" in collect(home, FakeLibvirt()) and "dead" in destroyed
 
 
 def test_what_a_person_lives_in_stays_when_its_journal_is_lost(home: Home, destroyed: list[str]) -> None:
     add(home, "dev", "{damaged")
-    assert collect(home, Libvirt(home, dev="interactive", old="sandbox")) == ["old"] == destroyed
+    assert (
+        collect(home, FakeLibvirt(make_domain("dev", home.root, "interactive"), make_domain("old", home.root)))
+        == ["old"]
+        == destroyed
+    )
 
 
 def test_what_is_kept_between_looking_and_locking_stays(
@@ -83,15 +70,15 @@ def test_what_is_kept_between_looking_and_locking_stays(
 ) -> None:
     journal = Journal(add(home, "one"), "one")
     journal.save()
-    found = find_instances(home, Libvirt(home))  # type: ignore[arg-type]
+    found = find_instances(home, FakeLibvirt())
     journal.kept = True
     journal.save()
     monkeypatch.setattr(discovery, "find_instances", lambda *_: found)
-    assert collect(home, Libvirt(home)) == [] == destroyed
+    assert collect(home, FakeLibvirt()) == [] == destroyed
 
 
 def test_a_template_that_is_being_built_is_no_garbage(home: Home, destroyed: list[str]) -> None:
-    libvirt = Libvirt(home, template__0123456789ab="sandbox")
+    libvirt = FakeLibvirt(make_domain("template--0123456789ab", home.root))
     with locked(home.locks / "template-0123456789abcdef.lock", "the template"):
         assert collect(home, libvirt) == []
     assert collect(home, libvirt) == ["template--0123456789ab"] == destroyed
@@ -150,7 +137,7 @@ def test_half_built_images_and_templates_are_garbage_unless_somebody_builds_them
     (home.templates / f".new-{key}").mkdir()
     (home.templates / key).mkdir()
     with locked(home.locks / f"template-{key}.lock", "the template"):
-        assert len(collect_garbage(home, Libvirt(home), dry_run=True)) == 1  # type: ignore[arg-type]
-        assert collect(home, Libvirt(home)) == [f".new-{digest}-x1y2"]
-    assert collect(home, Libvirt(home)) == [f".new-{key}"]
+        assert len(collect_garbage(home, FakeLibvirt(), dry_run=True)) == 1
+        assert collect(home, FakeLibvirt()) == [f".new-{digest}-x1y2"]
+    assert collect(home, FakeLibvirt()) == [f".new-{key}"]
     assert [path.name for path in home.templates.iterdir()] == [key] and list(home.images.iterdir()) == []

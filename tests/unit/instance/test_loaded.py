@@ -18,7 +18,7 @@ from ktrdr_vm.cli.main import main
 from ktrdr_vm.egress import client
 from ktrdr_vm.errors import ProvisionError, UsageError
 from ktrdr_vm.host.journal import Journal, read_journal
-from ktrdr_vm.host.libvirt import DomainFacts, DomainState, Libvirt
+from ktrdr_vm.host.libvirt import DomainState, Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.instance import inventory
@@ -30,16 +30,10 @@ from ktrdr_vm.instance.resources import make_resources
 from ktrdr_vm.instance.resources.base import Resource
 from ktrdr_vm.instance.teardown import find_residue
 from ktrdr_vm.plan.plan import Plan
+from tests.fakes.libvirt import FakeLibvirt, make_domain
 
 PACKAGE = Path(__file__).resolve().parents[3] / "ktrdr_vm"
 SECRETS = {"secrets": [{"name": "token", "source": {"env": "KTRDR_TOKEN"}}]}
-
-
-class NoLibvirt:
-    """A libvirt that has no domain."""
-
-    def find(self, _name: str) -> None:
-        return None
 
 
 @pytest.fixture
@@ -104,7 +98,7 @@ def test_a_command_reads_the_journal_once(
 
 
 def test_its_properties_do_no_io(home: Home, counted: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = Instance(home, Identity("one"), NoLibvirt()).load()  # type: ignore[arg-type]
+    loaded = Instance(home, Identity("one"), FakeLibvirt()).load()
     counted.clear()
 
     def refuse(*_: object, **__: object) -> None:
@@ -149,9 +143,7 @@ def test_a_network_that_is_waited_for_is_rendered_once(
 
     monkeypatch.setattr(loaded_module, "make_resources", make)
     monkeypatch.setattr(loaded_module.time, "sleep", lambda _: None)
-    alive = DomainFacts("ktrdr-one", "one", str(home.root), "sandbox", DomainState.RUNNING, False)
-    monkeypatch.setattr(NoLibvirt, "find", lambda *_: alive)
-    loaded = Instance(home, Identity("one"), NoLibvirt()).load()  # type: ignore[arg-type]
+    loaded = Instance(home, Identity("one"), FakeLibvirt(make_domain("one", home.root))).load()
     loaded.require_closed()
     assert counted["documents"] == counted["plan"] == counted["journal"] == 1
     [part] = parts
@@ -165,7 +157,7 @@ def test_the_network_of_a_machine_that_has_ended_is_not_waited_for(home: Home, m
     )
     monkeypatch.setattr(loaded_module, "make_resources", lambda *_: (gone,))
     monkeypatch.setattr(loaded_module.time, "sleep", lambda _: pytest.fail("it waits"))
-    Instance(home, Identity("one"), NoLibvirt()).load().require_closed()  # type: ignore[arg-type]
+    Instance(home, Identity("one"), FakeLibvirt()).load().require_closed()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +171,7 @@ def test_the_network_of_a_machine_that_has_ended_is_not_waited_for(home: Home, m
 def test_what_cannot_be_loaded_says_why_and_can_be_destroyed(
     home: Home, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any, dict[str, Any]], None], said: str
 ) -> None:
-    instance = Instance(home, Identity("one"), NoLibvirt())  # type: ignore[arg-type]
+    instance = Instance(home, Identity("one"), FakeLibvirt())
     content = json.loads(instance.paths.journal.read_bytes())
     spoil(instance.paths, content)
     instance.paths.journal.write_text(json.dumps(content))
@@ -192,11 +184,11 @@ def test_what_cannot_be_loaded_says_why_and_can_be_destroyed(
     instance.destroy()
     assert torn == [None]
     with pytest.raises(UsageError, match="there is no instance two"):
-        Instance(home, Identity("two"), NoLibvirt()).load()  # type: ignore[arg-type]
+        Instance(home, Identity("two"), FakeLibvirt()).load()
 
 
 def test_what_was_begun_again_has_the_new_plan_and_one_journal(home: Home, counted: Counter[str]) -> None:
-    instance = Instance(home, Identity("one"), NoLibvirt())  # type: ignore[arg-type]
+    instance = Instance(home, Identity("one"), FakeLibvirt())
     before = instance.load()
     counted.clear()
     begun = instance.begin(before.plan, journal=before.journal, run_id="r2")
@@ -208,12 +200,11 @@ def test_what_was_begun_again_has_the_new_plan_and_one_journal(home: Home, count
 
 
 @pytest.mark.parametrize("state", list(DomainState))
-def test_what_is_alive_is_said_once(home: Home, monkeypatch: pytest.MonkeyPatch, state: DomainState) -> None:
-    facts = DomainFacts("ktrdr-one", "one", str(home.root), "interactive", state, True)
-    monkeypatch.setattr(Libvirt, "find", lambda *_: facts)
+def test_what_is_alive_is_said_once(home: Home, state: DomainState) -> None:
+    libvirt = FakeLibvirt(make_domain("one", home.root, "interactive", state))
     ended = state in ("shutoff", "crashed", "shutdown")
     assert state.is_alive is not ended
-    assert Instance(home, Identity("one"), Libvirt()).target.is_running() is not ended
+    assert Instance(home, Identity("one"), libvirt).target.is_running() is not ended
 
 
 @pytest.mark.parametrize(
@@ -223,21 +214,18 @@ def test_what_is_alive_is_said_once(home: Home, monkeypatch: pytest.MonkeyPatch,
         (None, "interactive", True), (None, "sandbox", False), (None, "", False),
     ],
 )  # fmt: skip
-def test_what_is_kept_is_said_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: dict[str, Any] | None, mode: str, wanted: bool
-) -> None:
+def test_what_is_kept_is_said_once(tmp_path: Path, journal: dict[str, Any] | None, mode: str, wanted: bool) -> None:
     home = Home(tmp_path)
     home.instance("one").directory.mkdir(parents=True)
     written = Journal(home.instance("one").journal, "one", **journal) if journal is not None else None
     if written is not None:
         written.save()
-    domain = DomainFacts("ktrdr-one", "one", str(home.root), mode, DomainState.RUNNING, True) if mode else None
-    monkeypatch.setattr(Libvirt, "find", lambda *_: domain)
-    assert is_kept(written, domain) == Instance(home, Identity("one"), Libvirt()).is_kept() == wanted
+    libvirt = FakeLibvirt(*([make_domain("one", home.root, mode)] if mode else []))
+    assert is_kept(written, libvirt.find("ktrdr-one")) == Instance(home, Identity("one"), libvirt).is_kept() == wanted
 
 
 def test_every_kind_says_where_it_lives_and_what_outlives_a_suspend(home: Home) -> None:
-    loaded = Instance(home, Identity("one"), NoLibvirt()).load()  # type: ignore[arg-type]
+    loaded = Instance(home, Identity("one"), FakeLibvirt()).load()
     loaded.paths.saved.write_bytes(b"")
     resources = make_resources(loaded.target, loaded.make_blueprint())
     shown = {one.kind: (one.lives_in, one.needs_guest, one.survives_suspend, one.isolates) for one in resources}

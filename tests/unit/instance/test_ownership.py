@@ -10,34 +10,22 @@ import pytest
 
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host import running
-from ktrdr_vm.host.libvirt import DomainFacts, DomainState
+from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.resources.base import Target
 from ktrdr_vm.instance.resources.domain import Domain, find_qemu
 from ktrdr_vm.instance.resources.overlay import Overlay
+from tests.fakes.libvirt import FakeLibvirt, make_domain
 
 
-class Elsewhere:
-    """A libvirt where another state directory has a domain of the same instance_id."""
-
-    def __init__(self) -> None:
-        self.stopped: list[str] = []
-
-    def find(self, name: str) -> DomainFacts:
-        return DomainFacts(name, "one", "/somewhere/else", "interactive", DomainState.RUNNING, persistent=True)
-
-    def stop(self, name: str) -> None:
-        self.stopped.append(name)
-
-
-def make_target(tmp_path: Path, libvirt: Any) -> Target:
+def make_target(tmp_path: Path, libvirt: Libvirt) -> Target:
     return Target(parse_instance_id("one"), Home(tmp_path).instance("one"), libvirt)
 
 
 def test_a_domain_of_another_home_is_never_ended(tmp_path: Path) -> None:
-    libvirt = Elsewhere()
+    libvirt = FakeLibvirt(make_domain("one", "/somewhere/else", "interactive"))
     with pytest.raises(ProvisionError, match="another state directory"):
         Domain(make_target(tmp_path, libvirt)).remove()
     assert libvirt.stopped == []
@@ -61,7 +49,7 @@ def test_a_qemu_of_another_home_is_not_found(monkeypatch: pytest.MonkeyPatch, tm
 def test_a_persons_disk_is_not_made_empty_because_the_image_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = make_target(tmp_path, None)
+    target = make_target(tmp_path, FakeLibvirt())
     target.paths.overlay.parent.mkdir(parents=True)
     target.paths.overlay.write_bytes(b"a week of work")
     blueprint: Any = SimpleNamespace(
@@ -81,7 +69,7 @@ def test_a_persons_disk_is_not_made_empty_because_the_image_changed(
 def test_what_is_somebody_elses_is_neither_residue_nor_to_be_removed_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    libvirt = Elsewhere()
+    libvirt = FakeLibvirt(make_domain("one", "/somewhere/else", "interactive"))
     target = make_target(tmp_path, libvirt)
     monkeypatch.setattr(Domain, "_processes", lambda _self: [])
     monkeypatch.setattr("ktrdr_vm.instance.instance.make_resources", lambda *_: (Domain(target),))

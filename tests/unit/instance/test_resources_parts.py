@@ -28,6 +28,7 @@ from ktrdr_vm.instance.resources.tap import Tap
 from ktrdr_vm.plan.facts import Facts, ImageFacts, allocate
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.load import build_profile
+from tests.fakes.libvirt import FakeLibvirt
 
 DOCUMENT: dict[str, Any] = {
     "version": 1,
@@ -42,20 +43,13 @@ DOCUMENT: dict[str, Any] = {
 IDENTITY = parse_instance_id("one")
 
 
-class NoLibvirt:
-    """No domain of any name."""
-
-    def find(self, _name: str) -> None:
-        return None
-
-
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
     home = Home(tmp_path)
     home.create()
     paths = home.instance("one")
     paths.directory.mkdir()
-    return Target(IDENTITY, paths, NoLibvirt())  # type: ignore[arg-type]
+    return Target(IDENTITY, paths, FakeLibvirt())
 
 
 @pytest.fixture

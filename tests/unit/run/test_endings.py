@@ -30,13 +30,9 @@ from ktrdr_vm.report.model import RunReport
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.run import Run
 from ktrdr_vm.run.vm import Stage
+from tests.fakes.libvirt import FakeLibvirt
 
 DOCUMENT: dict[str, Any] = {"version": 1, "name": "n", "image": "i"}
-
-
-class NoLibvirt:
-    def find(self, _name: str) -> None:
-        return None
 
 
 @pytest.fixture
@@ -53,7 +49,7 @@ def make_run(tmp_path: Path) -> Run:
     plan = Plan(build_profile(DOCUMENT), facts, parse_instance_id("one"), DOCUMENT)
     loaded: Any = SimpleNamespace(source="p.yaml")
     gathered = Gathered(loaded, OwnerPolicy(), plan, Accelerator("tcg", "test"), None, None, ())
-    return Run(gathered, Home(tmp_path), NoLibvirt(), Options(), Listener())  # type: ignore[arg-type]
+    return Run(gathered, Home(tmp_path), FakeLibvirt(), Options(), Listener())
 
 
 def execute(tmp_path: Path) -> tuple[RunReport, dict[str, Any]]:
@@ -137,7 +133,7 @@ def test_destroy_that_is_interrupted_is_finished_first(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Instance, "_destroy", act)
     with pytest.raises(KeyboardInterrupt):
-        Instance(Home(tmp_path), parse_instance_id("one"), NoLibvirt()).destroy()  # type: ignore[arg-type]
+        Instance(Home(tmp_path), parse_instance_id("one"), FakeLibvirt()).destroy()
     assert calls == ["x", "x"]
 
 

@@ -24,13 +24,9 @@ from ktrdr_vm.report.model import RunReport
 from ktrdr_vm.run import vm as stages
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.run import Run
+from tests.fakes.libvirt import FakeLibvirt
 
 DOCUMENT: dict[str, Any] = {"version": 1, "name": "n", "image": "i"}
-
-
-class NoLibvirt:
-    def find(self, _name: str) -> None:
-        return None
 
 
 def execute(
@@ -55,7 +51,7 @@ def execute(
     plan = Plan(build_profile(document), facts, parse_instance_id("one"), document)
     loaded: Any = SimpleNamespace(source="p.yaml")
     gathered = Gathered(loaded, OwnerPolicy(), plan, Accelerator("tcg", "test"), None, None, ())
-    return Run(gathered, Home(tmp_path), NoLibvirt(), options, Listener()).execute()  # type: ignore[arg-type]
+    return Run(gathered, Home(tmp_path), FakeLibvirt(), options, Listener()).execute()
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
