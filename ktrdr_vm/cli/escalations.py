@@ -64,19 +64,11 @@ def show(instance_id: str, escalation_id: str, as_json: bool) -> None:
     if as_json:
         echo_json(one.to_json())
         return
-    from ktrdr_vm.report.escape import escape_line, escape_text
+    from ktrdr_vm.monitoring.asks import describe_ask
+    from ktrdr_vm.report.escape import escape_line
 
-    packet = one.packet
-    click.echo(f"{one.instance_id} {one.id}  {one.current}  {packet.kind}  {one.received_at}")
-    click.echo(f"requested  {escape_line(str(packet.request))} for {packet.seconds} s")
-    parts = (("blocked", packet.blocked), ("why", packet.why), *(("option", option) for option in packet.options))
-    for title, text in (
-        *parts,
-        ("recommendation", packet.recommendation),
-        ("decision", packet.decision),
-        ("evidence", packet.evidence),
-    ):
-        click.echo(f"{title:<15}{escape_text(text).strip().replace(chr(10), chr(10) + ' ' * 15)}")
+    click.echo(f"{one.instance_id} {one.id}  {one.current}  {one.received_at}")
+    click.echo(describe_ask(one))
     if one.answer is not None:
         click.echo(f"answered by {escape_line(one.answer.by)} at {one.answer.at}: {escape_line(one.answer.reason)}")
 

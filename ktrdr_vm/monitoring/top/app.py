@@ -14,10 +14,11 @@ from textual.containers import VerticalScroll
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static
 
+from ktrdr_vm.monitoring.asks import describe_ask
 from ktrdr_vm.monitoring.top import actions
 from ktrdr_vm.monitoring.top.dialogs import AnswerDialog, ConfirmDialog
 from ktrdr_vm.monitoring.top.source import PLACES_EVERY, Read, Source
-from ktrdr_vm.monitoring.top.streams import COLUMNS, Stream, describe_ask
+from ktrdr_vm.monitoring.top.streams import COLUMNS, Stream
 
 # Of columns, so that all of them fit into 80; longer texts are cut in the table and whole below it.
 _WIDTHS = {"INSTANCE": 16, "PLACE": 7, "STATE": 9, "DOING": 18, "AGE": 5, "CPU": 3, "MEMORY": 7, "DENIED": 3, "ASKS": 3}

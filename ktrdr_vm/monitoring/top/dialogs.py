@@ -11,7 +11,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from ktrdr_vm.escalation.store import Escalation
-from ktrdr_vm.monitoring.top.streams import describe_ask
+from ktrdr_vm.monitoring.asks import describe_ask
 
 _CSS = """
 {name} {{ align: center middle; }}

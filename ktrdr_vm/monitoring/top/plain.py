@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ktrdr_vm.monitoring.top.streams import Stream, describe_ask
+from ktrdr_vm.monitoring.asks import describe_ask
+from ktrdr_vm.monitoring.top.streams import Stream
 from ktrdr_vm.report.summary import format_bytes
 
 

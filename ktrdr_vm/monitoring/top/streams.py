@@ -15,7 +15,7 @@ from ktrdr_vm.instance.escalations import open_store
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.monitoring.overview import Row, list_rows
 from ktrdr_vm.monitoring.top.progress import Progress, read_progress
-from ktrdr_vm.report.escape import escape_line, escape_text
+from ktrdr_vm.report.escape import escape_line
 from ktrdr_vm.report.summary import format_bytes
 
 
@@ -67,7 +67,6 @@ class Stream:
         )
 
 
-_BREAK = "\n"
 COLUMNS = ("INSTANCE", "PLACE", "STATE", "DOING", "AGE", "CPU", "MEMORY", "DENIED", "ASKS")
 
 
@@ -133,22 +132,3 @@ def _format_age(age: float | None) -> str:
         if age >= 2 * seconds:
             return f"{age / seconds:.0f}{unit}"
     return f"{age:.0f}s"
-
-
-def describe_ask(one: Escalation) -> str:
-    """All parts of an escalation, whole: what is approved is read first. A line for each key of the request."""
-    packet = one.packet
-    parts = [
-        ("asks for", packet.kind),
-        *((f"  {key}", str(value)) for key, value in packet.request.items()),
-        ("  for", f"{packet.seconds} s"),
-        ("blocked", packet.blocked),
-        ("why", packet.why),
-        *(("option", option) for option in packet.options),
-        ("recommends", packet.recommendation),
-        ("decision", packet.decision),
-        ("evidence", packet.evidence),
-    ]
-    return "\n".join(
-        f"{title:<11}{escape_text(text).strip().replace(_BREAK, _BREAK + ' ' * 11)}" for title, text in parts
-    )
