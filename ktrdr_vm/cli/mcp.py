@@ -41,9 +41,7 @@ def mcp(workspace: Path) -> None:
             "ktrdr_vm.cli.mcp_speaker",
             [str(uid), str(gid), str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            stdin=0,
-            stdout=1,
-            stderr=2,
+            streams=process.Streams(0, 1, 2),
             new_session=False,
         )
     # Only the speaker uses the connection of the client.

@@ -61,7 +61,11 @@ def start_child(
         descriptors = [theirs.fileno(), file.fileno(), *(one.fileno() for one in listeners)]
         words: list[str | Path] = [directory, role, str(uid), *map(str, descriptors)]
         started = process.start_module(
-            "ktrdr_vm.egress.child_main", words, pass_fds=descriptors, stderr=subprocess.PIPE, new_session=False
+            "ktrdr_vm.egress.child_main",
+            words,
+            pass_fds=descriptors,
+            streams=process.Streams(stderr=subprocess.PIPE),
+            new_session=False,
         )
     ours.setblocking(False)
     return started, ours
@@ -77,10 +81,8 @@ def start_proxy(configuration: Path, listeners: Mapping[str, socket.socket], uid
         [*in_view, "haproxy", "-db", "-f", configuration],
         environment={name: str(one.fileno()) for name, one in listeners.items()},
         pass_fds=[one.fileno() for one in listeners.values()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        user=None if in_view else uid,
-        group=None if in_view else uid,
+        streams=process.Streams(stdout=subprocess.PIPE, stderr=subprocess.PIPE),
+        owner=None if in_view else (uid, uid),
         in_child=lambda: die_with(parent),
         new_session=False,
     )

@@ -111,11 +111,14 @@ class EscalationDesk:
         try:
             os.write(content, json.dumps(self.store.find(one.id).to_json()).encode() + b"\n")
             os.lseek(content, 0, os.SEEK_SET)
-            user, group = self._owner if self._owner[0] != 0 else (None, None)
             environment = {"KTRDR_INSTANCE_ID": one.instance_id, "KTRDR_ESCALATION": one.id}
             self._hooks.append(
                 process.start(
-                    list(command), stdin=content, environment=environment, user=user, group=group, cwd=Path("/")
+                    list(command),
+                    streams=process.Streams(stdin=content),
+                    environment=environment,
+                    owner=self._owner,
+                    cwd=Path("/"),
                 )
             )
         except (OSError, KtrdrError) as error:

@@ -175,9 +175,13 @@ class Deadlines:
 def start_taking(domain: str, directory: Path, one: Deadline) -> subprocess.Popen[bytes]:
     """In a process of its own: a guest may take its time to answer, and the guard has others to serve."""
     if one.path:
-        return process.start_module("ktrdr_vm.egress.expiry", [domain, one.name, one.path], stderr=2)
+        return process.start_module(
+            "ktrdr_vm.egress.expiry", [domain, one.name, one.path], streams=process.Streams(stderr=2)
+        )
     # A guard of an earlier version wrote none down.
-    return process.start_module(one.module or "ktrdr_vm.lending", [directory, one.name], stderr=2)
+    return process.start_module(
+        one.module or "ktrdr_vm.lending", [directory, one.name], streams=process.Streams(stderr=2)
+    )
 
 
 def take(domain: str, name: str, path: str) -> bool:

@@ -146,7 +146,6 @@ def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
             where=str(bundle.directory),
             hint="only what a workload committed can be pushed",
         )
-    user, group = repository.owner if os.geteuid() == 0 and repository.owner[0] != 0 else (None, None)
     environment = {
         **{
             name: os.environ[name]
@@ -167,8 +166,7 @@ def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
         timeout=_PUBLISH_LIMIT,
         environment=environment,
         check=False,
-        user=user,
-        group=group,
+        owner=repository.owner,
     )
     if done.exit_code != 0:
         raise HostError(

@@ -63,7 +63,6 @@ def notify_forge(
     """Run each command in the repository, as its owner if this is root. `note` is called for each that fails; nothing
     is raised."""
     change = os.geteuid() == 0 and repository.owner[0] != 0
-    user, group = repository.owner if change else (None, None)
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ} if change else dict(os.environ)
     environment.pop("PATH", None)
     for command in commands:
@@ -75,8 +74,7 @@ def notify_forge(
                 timeout=NOTIFY_LIMIT,
                 environment=environment,
                 check=False,
-                user=user,
-                group=group,
+                owner=repository.owner,
             )
         except (KtrdrError, OSError, ValueError) as error:
             note(f"the forge was not told `{status.state}`: {error}")

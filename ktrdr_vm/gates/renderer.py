@@ -93,9 +93,9 @@ class IsolatedRenderer:
     def _start(self) -> subprocess.Popen[bytes]:
         if self._worker is None or self._worker.poll() is not None:
             uid = str(_NOBODY if os.geteuid() == 0 else 0)
-            pipe = subprocess.PIPE
+            pipes = process.Streams(subprocess.PIPE, subprocess.PIPE)
             self._worker = process.start_module(
-                "ktrdr_vm.gates.template_worker", [uid, str(self._cpu_limit)], stdin=pipe, stdout=pipe
+                "ktrdr_vm.gates.template_worker", [uid, str(self._cpu_limit)], streams=pipes
             )
             assert self._worker.stdin is not None
             os.set_blocking(self._worker.stdin.fileno(), False)

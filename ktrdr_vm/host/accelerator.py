@@ -121,10 +121,10 @@ class _Guest:
     file: int
 
 
-def _find_qemu_ids() -> tuple[int, int] | tuple[None, None]:
+def _find_qemu_ids() -> process.Owner | None:
     """The user and the group that QEMU has in a world, with which KVM is tried there."""
     if not in_user_namespace():
-        return None, None
+        return None
     return pwd.getpwnam(QEMU_USER).pw_uid, Path("/dev/kvm").stat().st_gid
 
 
@@ -154,8 +154,9 @@ def _boot(guest: _Guest, expected: int, limit: float, *, accelerator: str = "kvm
         "-no-reboot",
         *guest.words,
     ]
-    user, group = _find_qemu_ids()
-    started = process.start(argv, stderr=subprocess.PIPE, pass_fds=[guest.file], user=user, group=group)
+    started = process.start(
+        argv, streams=process.Streams(stderr=subprocess.PIPE), pass_fds=[guest.file], owner=_find_qemu_ids()
+    )
     assert started.stderr is not None
     end = time.monotonic() + limit
     try:

@@ -129,8 +129,7 @@ class View:
             environment=self.environment,
             check=check,
             stdin=stdin,
-            stdout=stdout,
-            pass_fds=opened,
+            descriptors=process.Descriptors(stdout, opened),
         )
 
     @contextlib.contextmanager
@@ -293,11 +292,9 @@ def _run(
     environment: Mapping[str, str],
     check: bool,
     stdin: bytes = b"",
-    stdout: int | None = None,
-    pass_fds: tuple[int, ...] = (),
+    descriptors: process.Descriptors = process.PIPED,
     writing: bool = False,
 ) -> process.Completed:
-    user, group = owner if os.geteuid() == 0 and owner[0] != 0 else (None, None)
     if os.geteuid() == 0 and owner[0] == 0 and not writing and sys.platform == "linux":
         words = [*_READER, *words]
     return process.run(
@@ -306,9 +303,7 @@ def _run(
         timeout=LIMIT,
         environment=environment,
         check=check,
-        user=user,
-        group=group,
+        owner=owner,
         stdin=stdin,
-        stdout=stdout,
-        pass_fds=pass_fds,
+        descriptors=descriptors,
     )

@@ -163,13 +163,10 @@ def list_presets() -> list[str]:
 
 def _ask(argv: list[str], owner: Owner) -> str:
     # As the user, because the configuration is theirs and their PATH may contain any program, which root must not run.
-    user, group = owner if os.geteuid() == 0 and owner[0] != 0 else (None, None)
     home = _find_home(owner[0])
     path = os.environ.get("PATH", process.SYSTEM_PATH)
     try:
-        return process.run(
-            argv, timeout=30, environment={"HOME": home, "PATH": path}, cwd=Path("/"), user=user, group=group
-        ).text
+        return process.run(argv, timeout=30, environment={"HOME": home, "PATH": path}, cwd=Path("/"), owner=owner).text
     except KtrdrError as error:
         raise HostError(
             f"the sources of {argv[0]} could not be read: {error.message[:200]}",

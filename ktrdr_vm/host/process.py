@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from ktrdr_vm.errors import HostError, ProvisionError
 from ktrdr_vm.host.program_call import ProgramCall
@@ -48,6 +48,25 @@ class Completed:
         return self.stderr.decode("utf-8", "replace").strip()
 
 
+class Descriptors(NamedTuple):
+    """Files of this process that a program gets: one for its standard output, and those that it names in its words."""
+
+    stdout: int | None = None
+    passed: tuple[int, ...] = ()
+
+
+class Streams(NamedTuple):
+    """The standard streams of a program that is started: descriptors, files, or constants of `subprocess`."""
+
+    stdin: int = subprocess.DEVNULL
+    stdout: int | IO[bytes] = subprocess.DEVNULL
+    stderr: int | IO[bytes] = subprocess.DEVNULL
+
+
+PIPED, NOWHERE = Descriptors(), Streams()
+Owner = tuple[int, int]
+"""User and group."""
+
 # Before the words of a program that makes something: one whose caller is killed would else make it behind the `gc` that
 # comes next. The thread that starts it has to wait for it.
 DIES_WITH_CALLER = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -76,6 +95,10 @@ def notify_observers(call: ProgramCall) -> None:
         observer(call)
 
 
+def _find_ids(owner: Owner | None) -> tuple[int, int] | tuple[None, None]:
+    return owner if owner is not None and os.geteuid() == 0 and owner[0] != 0 else (None, None)
+
+
 def find_program(name: str) -> Path | None:
     """The absolute path of a program in the system's directories, or None."""
     found = shutil.which(name, path=SYSTEM_PATH)
@@ -100,16 +123,15 @@ def run(
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     check: bool = True,
-    user: int | None = None,
-    group: int | None = None,
-    stdout: IO[bytes] | int | None = None,
-    pass_fds: Sequence[int] = (),
+    owner: Owner | None = None,
+    descriptors: Descriptors = PIPED,
 ) -> Completed:
     """Run to the end. `timeout` in seconds; on overrun the whole process group is killed.
 
     With `check`, an exit code other than 0 is a ProvisionError that carries the end of standard error. `environment` is
-    added to a minimal one; nothing is inherited from the caller.
+    added to a minimal one; nothing is inherited from the caller. Root runs it as `owner`, another user as itself.
     """
+    user, group = _find_ids(owner)
     arguments = [str(word) for word in argv]
     # Errors name the program that does the work; the system's directories are searched too.
     first = len(DIES_WITH_CALLER) if tuple(arguments[: len(DIES_WITH_CALLER)]) == DIES_WITH_CALLER else 0
@@ -117,17 +139,17 @@ def run(
     arguments[first] = name if "/" in name else str(require_program(name))
     program = arguments[0] if "/" in arguments[0] else str(require_program(arguments[0]))
     call = ProgramCall(
-        (program, *arguments[1:]), cwd, user, group, dict(environment or {}), len(stdin), tuple(pass_fds)
+        (program, *arguments[1:]), cwd, user, group, dict(environment or {}), len(stdin), descriptors.passed
     )
     try:
         started = subprocess.Popen(
             call.argv,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if stdout is None else stdout,
+            stdout=subprocess.PIPE if descriptors.stdout is None else descriptors.stdout,
             stderr=subprocess.PIPE,
             env={**_ENVIRONMENT, **(environment or {})},
             cwd=cwd,
-            pass_fds=tuple(pass_fds),
+            pass_fds=descriptors.passed,
             user=user,
             group=group,
             extra_groups=None if user is None else [],
@@ -178,24 +200,23 @@ def start(
     *,
     environment: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
-    stdin: int = subprocess.DEVNULL,
-    stdout: int | IO[bytes] = subprocess.DEVNULL,
-    stderr: int | IO[bytes] = subprocess.DEVNULL,
-    user: int | None = None,
-    group: int | None = None,
+    streams: Streams = NOWHERE,
+    owner: Owner | None = None,
     in_child: Callable[[], None] | None = None,
     new_session: bool = True,
     cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start and return at once. The caller must wait for the process, or let it outlive itself on purpose."""
+    """Start and return at once. The caller must wait for the process, or let it outlive itself on purpose. `owner` as
+    for `run`."""
+    user, group = _find_ids(owner)
     arguments = [str(word) for word in argv]
     program = arguments[0] if "/" in arguments[0] else str(require_program(arguments[0]))
     call = ProgramCall((program, *arguments[1:]), cwd, user, group, dict(environment or {}), 0, tuple(pass_fds))
     started = subprocess.Popen(
         call.argv,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
+        stdin=streams.stdin,
+        stdout=streams.stdout,
+        stderr=streams.stderr,
         env={**_ENVIRONMENT, **(environment or {})},
         pass_fds=tuple(pass_fds),
         cwd=cwd,

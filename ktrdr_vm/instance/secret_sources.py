@@ -67,18 +67,17 @@ def _read(entry: SecretEntry) -> bytes:
 def _ask_command(entry: SecretEntry) -> bytes:
     """A vault's client or the like, as the person who calls, with what such clients need of the person's
     environment."""
-    user, group = find_owner()
-    is_root = os.geteuid() == 0
+    owner = find_owner()
     environment = {name: os.environ[name] for name in _CLIENT_VARIABLES if name in os.environ}
-    if is_root and user != 0:
-        environment |= {"HOME": pwd.getpwuid(user).pw_dir, "USER": pwd.getpwuid(user).pw_name}
+    if os.geteuid() == 0 and owner[0] != 0:
+        person = pwd.getpwuid(owner[0])
+        environment |= {"HOME": person.pw_dir, "USER": person.pw_name}
     done = process.run(
         list(entry.command),
         timeout=COMMAND_LIMIT,
         environment=environment,
         check=False,
-        user=user if is_root and user != 0 else None,
-        group=group if is_root and user != 0 else None,
+        owner=owner,
     )
     value = done.stdout.rstrip(b"\n")
     if done.exit_code != 0 or not value or len(value) > MAX_BYTES:

@@ -45,9 +45,7 @@ class SshChannel:
         self._process = process.start(
             words,
             environment=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
+            streams=process.Streams(subprocess.PIPE, subprocess.PIPE, self._errors),
             new_session=True,
         )
         assert self._process.stdin is not None and self._process.stdout is not None

@@ -65,8 +65,7 @@ class DetachedEngine:
                 process.start(
                     [*self._program, "run-request", str(folder)],
                     environment=dict(os.environ),
-                    stdout=log,
-                    stderr=log,
+                    streams=process.Streams(stdout=log, stderr=log),
                     cwd=Path("/"),
                 )
 

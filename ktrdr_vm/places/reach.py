@@ -28,6 +28,7 @@ from ktrdr_vm.places.model import Place
 from ktrdr_vm.places.open import find_program, make_settings
 from ktrdr_vm.report.escape import escape_text
 
+_PIPES = process.Streams(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 _PIECE = 65536
 _MOST_CONNECTIONS = 64
 _LOG_IN = 60.0
@@ -68,10 +69,7 @@ class Reach:
     def show(self, words: Sequence[str]) -> int:
         """Run the command there, and print what it prints with control characters escaped. Its exit code."""
         # Without standard input, which such a command does not read here either.
-        pipe = subprocess.PIPE
-        child = process.start(
-            self.make_words(words), environment=dict(os.environ), stdout=pipe, stderr=pipe, new_session=False
-        )
+        child = process.start(self.make_words(words), environment=dict(os.environ), streams=_PIPES, new_session=False)
         assert child.stdout is not None and child.stderr is not None
         pairs = ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
         gone = threading.Event()
@@ -93,10 +91,7 @@ class Reach:
     def receive(self, words: Sequence[str], *, most: int, into: IO[bytes]) -> bytes:
         """Run the command there. Its first line is returned, and the rest of its output, at most `most` bytes, written
         to a file."""
-        pipe = subprocess.PIPE
-        child = process.start(
-            self.make_words(words), environment=dict(os.environ), stdout=pipe, stderr=pipe, new_session=False
-        )
+        child = process.start(self.make_words(words), environment=dict(os.environ), streams=_PIPES, new_session=False)
         assert child.stdout is not None
         said = _escape_stderr(child)
         try:
@@ -144,7 +139,7 @@ class Reach:
             script.chmod(0o700)
             words = ["scp", "-S", str(script), "-r", "-p", "--", source, destination]
             child = process.start(
-                words, environment=dict(os.environ), stdin=0, stdout=1, stderr=subprocess.PIPE, new_session=False
+                words, environment=dict(os.environ), streams=process.Streams(0, 1, subprocess.PIPE), new_session=False
             )
             said = _escape_stderr(child)
             try:
@@ -185,11 +180,9 @@ class Reach:
 
     def _connect(self, connection: socket.socket, target: str) -> subprocess.Popen[bytes]:
         # The socket itself is its standard input and output: no byte passes through this process.
-        streams = connection.fileno()
+        both = connection.fileno()
         words = self.make_words(["stream", self.instance_id, target])
-        child = process.start(
-            words, environment=dict(os.environ), stdin=streams, stdout=streams, stderr=subprocess.PIPE
-        )
+        child = process.start(words, environment=dict(os.environ), streams=process.Streams(both, both, subprocess.PIPE))
         _escape_stderr(child)
         return child
 

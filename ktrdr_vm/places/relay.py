@@ -27,7 +27,7 @@ def relay(service: Service, program: Sequence[str], release: str, instance_id: s
     require_release(release, version("ktrdr-vm"), "client")
     way = service.find_way(instance_id)
     child = process.start(
-        [*way, *program, *words], environment=dict(os.environ), stdin=0, stdout=1, stderr=2, new_session=False
+        [*way, *program, *words], environment=dict(os.environ), streams=process.Streams(0, 1, 2), new_session=False
     )
     # srun forwards SIGTERM to the step, and a SIGHUP would end srun alone.
     hang_up = signal.SIGTERM if way else signal.SIGHUP

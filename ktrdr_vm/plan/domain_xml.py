@@ -3,6 +3,7 @@ injected."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -41,6 +42,13 @@ def shares_memory(profile: Profile, facts: Facts) -> bool:
     return bool(profile.mounts) or facts.lending.mounts
 
 
+class _Disk(NamedTuple):
+    """An overlay, and its backing chain from the top: file and format."""
+
+    overlay: str
+    layers: tuple[tuple[str, str], ...]
+
+
 def render_domain(
     profile: Profile,
     facts: Facts,
@@ -51,7 +59,8 @@ def render_domain(
 ) -> str:
     """The XML of the domain. With a template it is a fork: the memory of the template, waiting for its state."""
     shared = shares_memory(profile, facts)
-    root = _render(profile, facts, identity, allocation, instance_directory, template, shared=shared)
+    disk = _Disk(f"{instance_directory}/overlay.qcow2", _list_layers(facts, template))
+    root = _render(profile, facts, identity, allocation, instance_directory, disk, shared=shared)
     memory = template.memory if template is not None and template.thaw else ""
     _append_commandline(
         root, render_commandline(profile.resources, facts.lending, port=_PORTS, template=memory, shared=shared)
@@ -64,8 +73,8 @@ def render_template_domain(
 ) -> str:
     """The domain of a template: no mount, nothing of a profile, its memory in a file."""
     profile = Profile(name="template", image=ImageRef(recipe=facts.image.name), resources=size)
-    layers = _list_layers(facts, template)[1:]
-    root = _render(profile, facts, identity, allocation, template.directory, None, overlay=template.disk, layers=layers)
+    disk = _Disk(template.disk, _list_layers(facts, template)[1:])
+    root = _render(profile, facts, identity, allocation, template.directory, disk)
     _append_commandline(
         root, render_commandline(size, facts.lending, port=_PORTS, template=template.memory, frozen=True)
     )
@@ -82,12 +91,10 @@ def _render(
     facts: Facts,
     identity: Identity,
     allocation: Allocation,
-    instance_directory: str,
-    template: TemplateFacts | None,
+    directory: str,
+    disk: _Disk,
     *,
     shared: bool = False,
-    overlay: str = "",
-    layers: tuple[tuple[str, str], ...] = (),
 ) -> Element:
     size = profile.resources
     root = element("domain", type=_domain_type(facts))
@@ -103,7 +110,7 @@ def _render(
     root.append(element("vcpu", str(max(size.vcpus, facts.lending.vcpus)), placement="static", **lent))
     if facts.cpu_controller:
         root.append(_cpu_limit(size.vcpus))
-    root.append(_boot(facts, instance_directory))
+    root.append(_boot(facts, directory))
     root.append(
         element(
             "features",
@@ -118,9 +125,7 @@ def _render(
     root.append(element("clock", "", element("timer", name="hpet", present="no"), offset="utc"))
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
         root.append(element(event, action))
-    overlay = overlay or f"{instance_directory}/overlay.qcow2"
-    layers = layers or _list_layers(facts, template)
-    root.append(_devices(profile, facts, identity, instance_directory, overlay, layers))
+    root.append(_devices(profile, facts, identity, directory, disk))
     return root
 
 
@@ -207,14 +212,13 @@ def _devices(
     facts: Facts,
     identity: Identity,
     directory: str,
-    overlay: str,
-    layers: tuple[tuple[str, str], ...],
+    disk: _Disk,
 ) -> Element:
     devices = element("devices", "", element("emulator", facts.emulator))
     # A disposable disk is never read after a crash of the host, so flushes are not needed.
     cache = "unsafe" if profile.mode == "sandbox" else "writeback"
     backing = element("backingStore")
-    for number, (file, format_) in enumerate(reversed(layers)):
+    for number, (file, format_) in enumerate(reversed(disk.layers)):
         below = () if number == 0 else (backing,)
         source = element("source", "", _unlabelled(), file=file)
         backing = element("backingStore", "", element("format", type=format_), source, *below, type="file")
@@ -223,7 +227,7 @@ def _devices(
             "disk",
             "",
             element("driver", name="qemu", type="qcow2", cache=cache, discard="unmap", detect_zeroes_="unmap"),
-            element("source", file=overlay),
+            element("source", file=disk.overlay),
             backing,
             element("target", dev="vda", bus="virtio"),
             type="file",

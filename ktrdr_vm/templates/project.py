@@ -141,7 +141,16 @@ def _describe(
 
     def make_disk(target: Path) -> None:
         assert libvirt is not None, "a project that was described to be found cannot be built"
-        _make_disk(home, repository, playbook, digest, plan, image, libvirt, note, target)
+        note(f"preparing the project {plan.profile.name} once")
+        source = {key: value for key, value in plan.source.items() if key not in _LEFT_OUT} | {"mode": "sandbox"}
+        preparing = Plan(build_profile(source), plan.facts, Identity(f"prepare--{digest[:12]}"), source)
+        instance = Instance(home, preparing.identity, libvirt)
+        base = find_template(home, plan, image)
+        _make_disk(instance, preparing, base, repository, playbook, note, target)
+        # Rebased onto the image, so that the template of the shape can be removed.
+        backing = ["-F", image.disk_format, "-b", image.disk]
+        process.run(["qemu-img", "rebase", "-q", "-f", "qcow2", *backing, target], timeout=REBASE_LIMIT)
+        set_rights(target, home.root)
 
     made_from = {"repository": str(repository.root), "branch": repository.branch, "commit": repository.commit}
     made_from["tree"] = _find_tree(repository)
@@ -179,28 +188,21 @@ def _digest(root: Place, name: str) -> str:
 
 
 def _make_disk(
-    home: Home,
+    instance: Instance,
+    plan: Plan,
+    base: TemplateFacts | None,
     repository: Repository,
     playbook: Playbook,
-    digest: str,
-    plan: Plan,
-    image: Image,
-    libvirt: Libvirt,
     note: Note,
     target: Path,
 ) -> None:
     """Run the playbook in a sandbox with the egress of the profile and without secrets, and keep its disk."""
-    note(f"preparing the project {plan.profile.name} once")
-    source = {key: value for key, value in plan.source.items() if key not in _LEFT_OUT} | {"mode": "sandbox"}
-    preparing = Plan(build_profile(source), plan.facts, Identity(f"prepare--{digest[:12]}"), source)
-    instance = Instance(home, preparing.identity, libvirt)
     with instance.locked():
         # Remove the resources of a killed earlier build.
         instance.destroy()
         try:
-            base = find_template(home, plan, image)
             with contextlib.closing(
-                instance.create(preparing, read_secret=_no_secret, mount_roots=(), template=base)
+                instance.create(plan, read_secret=_no_secret, mount_roots=(), template=base)
             ) as loaded:
                 _work(loaded, repository, playbook, note)
                 copy_disk(loaded, target)
@@ -212,12 +214,6 @@ def _make_disk(
                 shutil.copyfile(instance.paths.ledger, kept)
         finally:
             instance.destroy()
-    # Rebased onto the image, so that the template of the shape can be removed.
-    process.run(
-        ["qemu-img", "rebase", "-q", "-f", "qcow2", "-F", image.disk_format, "-b", image.disk, target],
-        timeout=REBASE_LIMIT,
-    )
-    set_rights(target, home.root)
 
 
 def _work(loaded: LoadedInstance, repository: Repository, playbook: Playbook, note: Note) -> None:

@@ -127,7 +127,9 @@ def _start(layout: Layout) -> None:
     log = os.open(layout.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     begin = os.fstat(log).st_size
     words: list[str | Path] = [layout.folder, layout.home, Path("~").expanduser(), str(orphan)]
-    started = process.start_module("ktrdr_vm.world.keeper", words, stdout=ready_write, stderr=log)
+    started = process.start_module(
+        "ktrdr_vm.world.keeper", words, streams=process.Streams(stdout=ready_write, stderr=log)
+    )
     os.close(ready_write)
     os.close(log)
     end = time.monotonic() + START_LIMIT

@@ -61,9 +61,7 @@ def _make(layout: Layout, person_home: str, orphan: int) -> tuple[int, Uplink]:
     inner = process.start_module(
         "ktrdr_vm.world.root",
         words,
-        stdin=steps.child_reads,
-        stdout=steps.child_writes,
-        stderr=sys.stderr.fileno(),
+        streams=process.Streams(steps.child_reads, steps.child_writes, sys.stderr.fileno()),
         new_session=False,
     )
     steps.started()

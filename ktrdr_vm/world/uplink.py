@@ -48,7 +48,9 @@ class Uplink:
             # server itself.
             dns = ("--dns-forward", FORWARDED) if forwards else ()
             words = [_choose_program(), *_OPTIONS, *dns, *_CLOSED, str(self._pid)]
-            self._process = process.start(words, stderr=2, in_child=lambda: _prepare(parent), new_session=False)
+            self._process = process.start(
+                words, streams=process.Streams(stderr=2), in_child=lambda: _prepare(parent), new_session=False
+            )
 
     def end(self) -> None:
         if self._process is not None:

@@ -67,7 +67,7 @@ def test_a_printed_line_does_in_sh_what_the_program_did(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user is root's to become")
 def test_a_line_for_another_user_becomes_this_user(calls: pytest.CaptureFixture[str]) -> None:
-    done = process.run(["id"], timeout=60, user=65534, group=65534, cwd=Path("/"))
+    done = process.run(["id"], timeout=60, owner=(65534, 65534), cwd=Path("/"))
     assert run_in_sh(calls.readouterr().err) == done.text
 
 

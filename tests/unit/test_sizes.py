@@ -18,11 +18,6 @@ WIDE = {
     "gates/modules/guest_side/files.py place": 11,
     "gates/modules/guest_side/network.py uri": 13,
     "gates/modules/guest_side/network.py wait_for": 10,
-    "host/git.py _run": 9,
-    "host/process.py run": 10,
-    "host/process.py start": 11,
-    "plan/domain_xml.py _render": 10,
-    "templates/project.py _make_disk": 9,
 }
 
 

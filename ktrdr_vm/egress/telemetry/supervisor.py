@@ -142,7 +142,7 @@ class TelemetryDesk(Telemetry):
                 "ktrdr_vm.egress.telemetry.child",
                 words,
                 pass_fds=descriptors,
-                stderr=subprocess.PIPE,
+                streams=process.Streams(stderr=subprocess.PIPE),
                 new_session=False,
             )
         self._channels[role] = ours

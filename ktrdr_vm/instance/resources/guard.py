@@ -63,7 +63,9 @@ class Guard(Resource):
                 directory / "guard.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
             )
             with os.fdopen(log_file, "ab") as log:
-                started = process.start_module("ktrdr_vm.egress.guard", [directory], stdout=ready_write, stderr=log)
+                started = process.start_module(
+                    "ktrdr_vm.egress.guard", [directory], streams=process.Streams(stdout=ready_write, stderr=log)
+                )
             os.close(ready_write)
             ready_write = -1
             self._wait_ready(started, ready_read)

@@ -60,9 +60,7 @@ def run_here(words: list[str]) -> int:
         return process.start(
             [*PROGRAM, *words],
             environment=os.environ,
-            stdin=0,
-            stdout=1,
-            stderr=2,
+            streams=process.Streams(0, 1, 2),
             new_session=False,
             in_child=_restore_signals,
         ).wait()
