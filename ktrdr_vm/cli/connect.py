@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,14 +56,19 @@ def parse_forward(text: str) -> tuple[int, str, int]:
     from ktrdr_vm.errors import UsageError
 
     *before, last = text.split(":")
-    local = before.pop(0) if before and before[0].isdigit() else last
+    local = before.pop(0) if before and _is_port(before[0]) else last
     host = before.pop(0) if before else "127.0.0.1"
-    if before or not host or not all(part.isdigit() and 0 < int(part) < 65536 for part in (local, last)):
+    if before or not host or not all(_is_port(part) and 0 < int(part) < 65536 for part in (local, last)):
         raise UsageError(
             f"{text!a} names no ports",
             hint="8000, 8001:8000, db:5432 or 15432:db:5432; a port is a number from 1 to 65535",
         )
     return int(local), host, int(last)
+
+
+def _is_port(text: str) -> bool:
+    # Not `isdigit`, which is also true of `²`.
+    return re.fullmatch("[0-9]{1,9}", text) is not None
 
 
 def require_free_port(port: int) -> None:

@@ -11,6 +11,7 @@ _DESCRIPTOR = "--pass-descriptor"
 
 def main() -> None:
     """The entry point of the package."""
+    open_streams()
     words = sys.argv[1:]
     if (
         words[:1] == ["proxy"]
@@ -22,6 +23,21 @@ def main() -> None:
     from ktrdr_vm.cli.main import main as run_command
 
     run_command()
+
+
+def open_streams() -> None:
+    """Open /dev/null in place of each standard stream that the caller closed.
+
+    Otherwise the next file that is opened would be the standard output of this process and of the programs that it
+    starts.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is used.
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _connect(instance_id: str, *, pass_descriptor: bool) -> None:

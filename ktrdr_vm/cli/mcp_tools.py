@@ -20,6 +20,7 @@ from ktrdr_vm.errors import KtrdrError, UsageError
 
 # The longest request is a command for `execute`.
 MAX_REQUEST = 1 << 20
+_MOST_SECONDS = 86_400
 
 
 class Tools:
@@ -168,9 +169,14 @@ def _parse(request: bytes) -> tuple[str, dict[str, Any]]:
 
     try:
         document = json.loads(request)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
-    if not isinstance(document, dict) or document.keys() != {"tool", "arguments"} or document["tool"] not in TOOLS:
+    if (
+        not isinstance(document, dict)
+        or document.keys() != {"tool", "arguments"}
+        or not isinstance(document["tool"], str)
+        or document["tool"] not in TOOLS
+    ):
         raise UsageError("the request names no known tool", where="mcp", hint=f"the tools are {', '.join(TOOLS)}")
     hints = get_type_hints(TOOLS[document["tool"]])
     parameters = [one for one in inspect.signature(TOOLS[document["tool"]]).parameters.values() if one.name != "self"]
@@ -181,11 +187,25 @@ def _parse(request: bytes) -> tuple[str, dict[str, Any]]:
         document["tool"], __config__=pydantic.ConfigDict(extra="forbid", strict=True), **fields
     )
     try:
-        return document["tool"], model.model_validate(document["arguments"]).model_dump()
+        arguments = model.model_validate(document["arguments"]).model_dump()
+        told = "; ".join(f"{name}: {wrong}" for name, value in arguments.items() if (wrong := _find_wrong(value)))
     except pydantic.ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    if told:
         raise UsageError(
             f"the arguments of {document['tool']} are not valid: {told:.500}",
             where="mcp",
             hint="see the tool's input schema",
-        ) from None
+        )
+    return document["tool"], arguments
+
+
+def _find_wrong(value: object) -> str:
+    """What no path, word or number of a tool can be, though its type is right; empty if it is none of it."""
+    if isinstance(value, list):
+        return next((wrong for one in value if (wrong := _find_wrong(one))), "")
+    if isinstance(value, float) and not 0 < value <= _MOST_SECONDS:
+        return f"must be more than 0 and at most {_MOST_SECONDS} seconds"
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
+        return "must be text without NUL and without half a surrogate pair"
+    return ""

@@ -12,6 +12,7 @@ import click
 from ktrdr_vm.cli.connect import check_copy, parse_forward, replace_process, require_free_port
 from ktrdr_vm.cli.options import complete_instance, expect_option, instance_argument, open_instance, warn_of_guard
 from ktrdr_vm.cli.world import ask_in_world
+from ktrdr_vm.guest.protocol import ENVIRONMENT_FILE
 
 
 def _become(program: str, *arguments: str) -> NoReturn:
@@ -77,6 +78,8 @@ def exec_(instance_id: str, command: tuple[str, ...], tty: bool, expect: str) ->
     _become("ssh", *_options(instance_id, expect), "-tt" if tty else "-T", "--", instance_id, line)
 
 
+# The variables of the instance: a value may contain what /etc/environment, which sshd reads, cannot.
+_VARIABLES = f"[ ! -r {ENVIRONMENT_FILE} ] || . {ENVIRONMENT_FILE}\n"
 # The command is a child of a shell, so that a signal that ends it becomes an exit code: OpenSSH's client says 255 to
 # each signal.
 _RUN = '"$@"; exit $?'
@@ -98,13 +101,13 @@ def make_shell_line(words: tuple[str, ...]) -> str:
 
     That shell is a child of another one, so that a signal which ends it becomes an exit code.
     """
-    return "exec " + shlex.join(("sh", "-c", _RUN_LINE, "sh", " ".join(words)))
+    return "exec " + shlex.join(("sh", "-c", _VARIABLES + _RUN_LINE, "sh", " ".join(words)))
 
 
 def make_exec_line(words: tuple[str, ...], *, tty: bool) -> str:
     """The line for the guest's login shell that runs these words, and ends as a local shell would say that they
     ended."""
-    return "exec " + shlex.join(("sh", "-c", _RUN if tty else _RUN_TIED, "sh", *words))
+    return "exec " + shlex.join(("sh", "-c", _VARIABLES + (_RUN if tty else _RUN_TIED), "sh", *words))
 
 
 @click.command()

@@ -1,7 +1,8 @@
 """JUnit files of tests in the guest, found among the artifacts: read within limits, counted, and included in
 `junit.xml`.
 
-Their content is not trusted. Counts are those of the cases in a file, and not the numbers in its attributes.
+Their content is not trusted. Counts are those of the cases in a file, and not the numbers in its attributes. A file
+whose attributes say more failures than it has is reported as incomplete.
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ def _read(path: Path, name: str, most: int) -> TestFile | None:
     """None for XML that is not JUnit. A file that cannot be read to its end keeps the cases until then, with the
     reason."""
     cases: list[TestCase] = []
+    failures = _Failures()
     try:
         if path.stat().st_size > MAX_FILE:
             return TestFile(name, (), f"larger than {MAX_FILE // 1024 // 1024} MiB, so it was not counted")
-        for case in _cases(_make_plain(path.read_bytes())):
+        for case in _cases(_make_plain(path.read_bytes()), failures):
             if len(cases) == most:
                 return TestFile(
                     name, tuple(cases), f"the run has more than {MAX_CASES} test cases; the rest was not counted"
@@ -77,7 +79,35 @@ def _read(path: Path, name: str, most: int) -> TestFile | None:
         return TestFile(name, tuple(cases), "not read: it has a DOCTYPE")
     except (ParseError, UnicodeError, ValueError, LookupError, OSError, RecursionError, MemoryError) as error:
         return TestFile(name, tuple(cases), f"broken: {error or type(error).__name__}")
-    return TestFile(name, tuple(cases))
+    return TestFile(name, tuple(cases), failures.find_problem())
+
+
+class _Failures:
+    """The failures and errors of one file: those that it contains, and those that the attributes of its outermost
+    suites say."""
+
+    def __init__(self) -> None:
+        self._found = self._said = self._level = 0
+
+    def begin(self, element: Element, level: int) -> None:
+        """Note the attributes of a suite that is `level` elements deep, from 1."""
+        numbers = [_count(element.get(name)) for name in ("failures", "errors") if element.get(name) is not None]
+        # `testsuites` has the sum of its suites, or nothing.
+        if numbers and element.tag in ("testsuites", "testsuite") and self._level in (0, level) and level <= 2:
+            self._level = level
+            self._said += sum(numbers)
+
+    def end(self, element: Element) -> None:
+        self._found += element.tag in ("failure", "error")
+
+    def find_problem(self) -> str:
+        if self._said <= self._found:
+            return ""
+        return f"its attributes say {self._said} failures and errors, and it contains {self._found}"
+
+
+def _count(text: str | None) -> int:
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,9}", text) else 0
 
 
 def _make_plain(raw: bytes) -> bytes:
@@ -103,7 +133,7 @@ def _replace_reference(found: re.Match[str]) -> str:
     return found[0] if number < 0x110000 and not _FORBIDDEN.match(chr(number)) else "\ufffd"
 
 
-def _cases(raw: bytes) -> Iterator[TestCase]:
+def _cases(raw: bytes, failures: _Failures) -> Iterator[TestCase]:
     """The cases in their order. Only one is in memory at a time."""
     parents: list[Element] = []
     inside = seen = within = 0
@@ -113,6 +143,7 @@ def _cases(raw: bytes) -> Iterator[TestCase]:
             if not parents and element.tag not in ("testsuites", "testsuite"):
                 raise _NotJUnitError
             parents.append(element)
+            failures.begin(element, len(parents))
             if len(parents) > _DEPTH:
                 raise ValueError(f"elements nested more than {_DEPTH} levels deep")
             inside += element.tag == "testcase"
@@ -121,6 +152,7 @@ def _cases(raw: bytes) -> Iterator[TestCase]:
                 raise ValueError(f"more than {_MAX_ELEMENTS} elements, or more than {_MAX_WITHIN} in one test case")
             continue
         parents.pop()
+        failures.end(element)
         if element.tag == "testcase":
             yield _make_case(element)
             inside -= 1

@@ -68,6 +68,10 @@ def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any]
         for row in spec.required
         if len(present := [name for name in row if named.get(name) is not None]) != 1
     ]
+    if module == "debug" and {"msg", "var"} <= named.keys():
+        problems.append("debug supports only one of msg, var")
+    if module == "copy" and named.get("mode") == "preserve" and not named.get("remote_src"):
+        problems.append("copy: mode: preserve is supported with remote_src only; specify the mode")
     problems += [
         problem for name, item in named.items() if not is_template(item) and (problem := coerce(module, name, item)[1])
     ]
@@ -99,6 +103,8 @@ def coerce(module: str, name: str, value: Any, *, rendered: bool = False) -> tup
         ), "" if not isinstance(value, dict) else wrong
     if kind == "dict":
         return value, "" if isinstance(value, dict) else wrong
+    if kind == "mode" and value == "preserve" and module != "copy":
+        return value, f"{module}: mode: preserve is not supported; specify the mode"
     if kind == "mode":
         return value, "" if isinstance(value, (str, int)) and not isinstance(value, bool) else wrong
     if isinstance(value, (dict, list)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,9 +43,13 @@ class Attempt:
     def run(self, settings: Settings) -> Result:
         """Try until `until` is true or, without it, until it does not fail; `retries` limits the attempts."""
         task = self.task
-        tries = 1 + (max(0, int(self._number(task.retries, 0))) if task.retries is not None else 3 if task.until else 0)
-        delay = self._number(task.delay, 5.0)
         result: Result = {}
+        try:
+            retries = int(self._number("retries", task.retries, 3 if task.until else 0))
+            delay = self._number("delay", task.delay, 5.0)
+        except TemplateError as error:
+            return {"changed": False, "failed": True, "msg": str(error)}
+        tries = 1 + max(0, retries)
         for attempt in range(1, tries + 1):
             if self.context.proceed is not None:
                 self.context.proceed()
@@ -90,7 +95,7 @@ class Attempt:
             rendered = value if name == raw else self.templar.render(value, scope)
             if rendered is OMIT:
                 continue
-            arguments[name], wrong = coerce(task.module, name, _without_omitted(rendered), rendered=True)
+            arguments[name], wrong = coerce(task.module, name, rendered, rendered=True)
             if wrong:
                 raise ModuleFailure(wrong)
         host = Host(
@@ -136,19 +141,22 @@ class Attempt:
         scope = self.scope_with({self.task.register: result} if self.task.register else {})
         return all(self.templar.condition(condition, scope) for condition in conditions)
 
-    def _number(self, value: Any, default: float) -> float:
-        try:
-            return float(self.templar.render(value, self.scope_with({}))) if value is not None else default
-        except (TemplateError, ValueError, TypeError):
+    def _number(self, name: str, value: Any, default: float) -> float:
+        """The value of a keyword. TemplateError if it is not a number, since a task without its retries decides from
+        less than its author wrote."""
+        if value is None:
             return default
-
-
-def _without_omitted(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_omitted(item) for key, item in value.items() if item is not OMIT}
-    if isinstance(value, list):
-        return [_without_omitted(item) for item in value if item is not OMIT]
-    return value
+        try:
+            found = self.templar.render(value, self.scope_with({}))
+        except TemplateError as error:
+            raise TemplateError(f"`{name}`: {error}") from None
+        try:
+            number = float(found)
+        except (ValueError, TypeError):
+            number = math.inf
+        if not math.isfinite(number):
+            raise TemplateError(f"`{name}` must be a number, not {str(found)[:60]!r}")
+        return number
 
 
 def truth(value: Any) -> bool:

@@ -10,7 +10,7 @@ from ktrdr_vm.gates.model import Task
 from ktrdr_vm.gates.modules import Result
 from ktrdr_vm.gates.renderer import Renderer
 from ktrdr_vm.gates.results import find_message, plain_text
-from ktrdr_vm.gates.templating import OMIT, Scope
+from ktrdr_vm.gates.templating import Scope
 
 MAX_LOOP = 1000
 
@@ -19,9 +19,10 @@ def find_items(task: Task, templar: Renderer, scope: Scope) -> list[Any]:
     """The rendered items of a task's loop. TemplateError if there is no list of them."""
     values = templar.render(task.loop, scope)
     if task.loop_kind == "dict":
-        if not isinstance(values, Mapping):
-            raise TemplateError(f"`with_dict` requires a mapping, not {type(values).__name__}")
-        values = [{"key": key, "value": value} for key, value in values.items()]
+        listed = values if isinstance(values, list) else [values]
+        if wrong := [one for one in listed if not isinstance(one, Mapping)]:
+            raise TemplateError(f"`with_dict` requires a mapping, not {type(wrong[0]).__name__}")
+        values = [{"key": key, "value": value} for one in listed for key, value in one.items()]
     elif task.loop_kind == "items":
         listed = values if isinstance(values, list) else [values]
         values = [inner for value in listed for inner in (value if isinstance(value, list) else [value])]
@@ -29,7 +30,7 @@ def find_items(task: Task, templar: Renderer, scope: Scope) -> list[Any]:
         raise TemplateError(f"`loop` requires a list, not {type(values).__name__}")
     if len(values) > MAX_LOOP:
         raise TemplateError(f"`loop` has {len(values)} items, more than {MAX_LOOP}")
-    return [None if value is OMIT else value for value in values]
+    return values
 
 
 def make_item(task: Task, number: int, value: Any) -> dict[str, Any]:

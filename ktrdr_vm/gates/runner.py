@@ -17,7 +17,7 @@ from ktrdr_vm.gates.modules import Result
 from ktrdr_vm.gates.renderer import IsolatedRenderer, Renderer
 from ktrdr_vm.gates.results import add_hints, find_outcome, hide_result, make_task_result, plain_text
 from ktrdr_vm.gates.selection import is_selected
-from ktrdr_vm.gates.templating import OMIT, TemplateError
+from ktrdr_vm.gates.templating import TemplateError
 from ktrdr_vm.gates.variables import Variables, find_role
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.report.model import GateOutcome, GateResult, TaskResult
@@ -278,7 +278,8 @@ class _Run:
                 rendered = self._templar.render(layer, scope) or {}
                 if not isinstance(rendered, dict):
                     raise TemplateError("`environment` must be a mapping")
-                environment |= {str(name): plain_text(value) for name, value in rendered.items() if value is not OMIT}
+                # As in Ansible, text that Python writes: `true` in a playbook is `True` for the process.
+                environment |= {str(name): str(value) for name, value in rendered.items()}
         limit = self._templar.render(_nearest(commons, "timeout"), scope)
         try:
             wanted = float(limit) if limit else self._context.task_timeout

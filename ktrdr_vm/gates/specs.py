@@ -86,7 +86,7 @@ MODULES: Mapping[str, ModuleSpec] = {
         aliases={"user": "url_username", "password": "url_password"},
     ),
     "assert": ModuleSpec(
-        _options("fail_msg success_msg", raw="that", bool="quiet"), required=(("that",),), aliases={"msg": "fail_msg"}
+        _options(raw="that fail_msg success_msg", bool="quiet"), required=(("that",),), aliases={"msg": "fail_msg"}
     ),
     "debug": ModuleSpec(_options("var", raw="msg", int="verbosity")),
     "fail": ModuleSpec(_options("msg")),

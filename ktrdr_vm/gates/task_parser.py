@@ -158,6 +158,8 @@ class TaskParser(Parser):
             self._check_number(document, (*path, name), data.get(name), highest)
             self._check_templates(document, (*path, name), data.get(name))
         loops = [key for key in _LOOPS if data.get(key) is not None]
+        for key in sorted(key for key in _LOOPS if key.startswith("with_") and key in data and data[key] is None):
+            self._note(document, (*path, key), f"`{key}` has no value; without items, write an empty list")
         if len(loops) > 1:
             self._note(
                 document, (*path, loops[1]), f"a task has one loop, and this one has {' and '.join(loops)}", at_key=True

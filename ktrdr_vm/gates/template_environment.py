@@ -12,10 +12,14 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.nativetypes import NativeCodeGenerator
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from ktrdr_vm.gates.bounds import Budget, TemplateError, check_binary, check_method, check_width, measure
 from ktrdr_vm.gates.filters import FILTERS, TESTS
+
+OMIT = type("Omit", (), {"__repr__": lambda self: "omit", "__str__": lambda self: ""})()
+"""`default(omit)`: an option, an item or the value of a key that is this is left out; in a text it is nothing."""
 
 PREFIXES = ("ansible.builtin.", "ansible.legacy.")
 _CUT_FIELDS = ("stdout", "stdout_lines", "stderr", "stderr_lines", "content", "json")
@@ -129,7 +133,6 @@ class Environment(ImmutableSandboxedEnvironment):
 def make_environment() -> Environment:
     environment = Environment(
         undefined=UndefinedVariable,
-        keep_trailing_newline=True,
         trim_blocks=True,
         autoescape=False,
         optimized=False,
@@ -158,7 +161,7 @@ def make_plain(value: Any) -> Any:
             str(value)
         raise TemplateError("the expression has no value: an `if` without `else` is false")
     value = _listed(value) if not isinstance(value, range) else value
-    if isinstance(value, range | datetime.timedelta):
+    if isinstance(value, range | datetime.timedelta | Namespace):
         raise TemplateError(
             f"a value of type {type(value).__name__} cannot be the result of a template; use `| list` or `| string`"
         )
@@ -176,12 +179,22 @@ def make_text(value: Any) -> str:
 
 def _without_tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_tuples(one) for key, one in value.items()}
+        return {key: _without_tuples(one) for key, one in value.items() if one is not OMIT}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_without_tuples(one) for one in value]
+        return [_without_tuples(one) for one in value if one is not OMIT]
     if isinstance(value, Undefined):
         str(value)
+    if _is_function(value):
+        raise TemplateError(
+            f"{getattr(value, '__qualname__', 'a function')} is a function and not a value: call it, or write"
+            " `result['items']` for a key that has the name of a method"
+        )
     return str(value) if isinstance(value, str) else value
+
+
+def _is_function(value: Any) -> bool:
+    """True for a method that a template names without calling it, such as `result.items`."""
+    return callable(value) and not isinstance(value, Undefined)
 
 
 def _listed(value: Any) -> Any:

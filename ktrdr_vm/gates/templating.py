@@ -17,12 +17,9 @@ from jinja2.meta import find_undeclared_variables
 
 from ktrdr_vm.gates.bounds import MAX_SIZE, Budget, TemplateError, measure, too_large
 from ktrdr_vm.gates.template_checks import HOST_VARIABLES, LOOKUPS, check_tree
-from ktrdr_vm.gates.template_environment import KEPT_FILTERS, Bounder, Environment, make_environment, make_text
+from ktrdr_vm.gates.template_environment import KEPT_FILTERS, OMIT, Bounder, Environment, make_environment, make_text
 
 __all__ = ["OMIT", "Scope", "Templar", "TemplateError"]
-
-OMIT = type("Omit", (), {"__repr__": lambda self: "omit"})()
-"""`default(omit)`: an option that has this value is left out."""
 
 Names: TypeAlias = dict[str, set[str]]
 """Variables, each with the keys that are taken from it; the empty key stands for a use of the whole, or of a key that
@@ -98,9 +95,10 @@ class Templar:
         if isinstance(value, str):
             return self._render_string(value, scope) if "{{" in value or "{%" in value or "{#" in value else value
         if isinstance(value, dict):
-            return {self.render(key, scope): self.render(item, scope) for key, item in value.items()}
+            pairs = [(self.render(key, scope), self.render(item, scope)) for key, item in value.items()]
+            return {key: item for key, item in pairs if item is not OMIT}
         if isinstance(value, (list, tuple)):
-            return [self.render(item, scope) for item in value]
+            return [one for one in (self.render(item, scope) for item in value) if one is not OMIT]
         return value
 
     def render_file(self, text: str, scope: Scope, *, trim_blocks: bool = True, lstrip_blocks: bool = False) -> str:
@@ -143,10 +141,12 @@ class Templar:
         """In strings in `{{ }}` a backslash is literal, as in Ansible: `'\\1'` is a group and not a control
         character."""
         inside, parts = False, []
+        # The lexer drops one line break at the end, and the parser drops one again.
+        last = "\n" if text.endswith("\n") else ""
         for _line, kind, part in self._environment.lex(text):
             inside = kind == "variable_begin" or (inside and kind != "variable_end")
             parts.append(part.replace("\\", "\\\\") if inside and kind == "string" else part)
-        return "".join(parts)
+        return "".join(parts) + last
 
     def _render_string(self, text: str, scope: Scope, *, escape: bool = True) -> Any:
         tree = self._parse(

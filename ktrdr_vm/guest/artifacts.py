@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -116,7 +117,7 @@ def _find_oversized(
         writer.refuse(source, "there is no such file in the guest", 0)
     for entry in found.stdout.decode("utf-8", "surrogateescape").split("\0")[:100]:
         size, _, name = entry.partition(" ")
-        if name and size.isdigit() and len(size) < 20:
+        if name and re.fullmatch("[0-9]{1,19}", size):
             writer.refuse(name, f"larger than {limits.single} bytes", int(size))
 
 

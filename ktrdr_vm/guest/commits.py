@@ -21,6 +21,10 @@ from ktrdr_vm.identity import Identity
 
 MAX_BUNDLE = 256 * 1024 * 1024
 MAX_REFS = 50
+MAX_NAME = 200
+"""Bytes of the name of a branch, without `refs/heads/`."""
+# A name in a ref is a file name, and Git adds `.lock`.
+_COMPONENT = 240
 # Listing branches needs little memory; unpacking needs memory for one object at a time, but must not trust the size in
 # the header of an object: two packed megabytes of zeros are two gigabytes of a tree.
 _HEADS = ("prlimit", "--data=1073741824", "--cpu=60", "--fsize=1048576", "--")
@@ -35,32 +39,43 @@ _KEPT = "=kept"
 # A guest with a detached HEAD: HEAD is the work.
 DETACHED = "HEAD"
 # From git-check-ref-format: names that no branch can have.
-_NO_NAME = re.compile(rb"^[/.-]|//|/[.-]|\.\.|@\{|[\x00-\x20\x7f~^:?*\[\\]|\.lock(?:/|$)|[/.]$")
+_NO_NAME = re.compile(rb"^[/.-]|//|/\.|\.\.|@\{|[\x00-\x20\x7f~^:?*\[\\]|\.lock(?:/|$)|[/.]$")
 _HEAD = re.compile(rb"([0-9a-f]{40}|[0-9a-f]{64}) (?:refs/heads/(.+)|(HEAD))")
 
 _MAKE = f"""set -eu
 cd -- "$TARGET"
 rm -f {_BUNDLE}
 head=
-git symbolic-ref --quiet HEAD || {{ echo HEAD; head=HEAD; }}
-git status --porcelain 2>/dev/null | wc -l
+work=$(git symbolic-ref --quiet HEAD) || {{ work=HEAD; head=HEAD; }}
+echo "$work"
+# Of every working tree.
+git worktree list --porcelain | sed -n 's/^worktree //p' | while IFS= read -r tree; do
+  git -C "$tree" status --porcelain 2>/dev/null || :
+done | wc -l
 # Commits that the host has: the base of the plan, and the one that was copied in, which may be older.
 known=
 for one in "$BASE" refs/ktrdr/base $(git for-each-ref --format="%(refname)" refs/ktrdr/from); do
   ! git rev-parse --verify --quiet "$one^{{commit}}" >/dev/null || known="$known $one"
 done
-# What no branch holds: commits under a tag alone, and stashes.
-git rev-list --count --tags --not --branches HEAD $known --
-git stash list | wc -l
 # Branches that are as the host pushed them. The one that is checked out is the work, whoever made its commits.
 same=$(git for-each-ref --format="%(objectname) %(refname)" refs/ktrdr/pushed | while read -r id ref; do
-  name=${{ref#refs/ktrdr/pushed/}}
-  [ "refs/heads/$name" != "$(git symbolic-ref --quiet HEAD)" ] || continue
-  [ "$(git rev-parse --verify --quiet "refs/heads/$name")" != "$id" ] || printf -- "--exclude=%s " "$name"
+  name=refs/heads/${{ref#refs/ktrdr/pushed/}}
+  [ "$name" != "$work" ] || continue
+  [ "$(git rev-parse --verify --quiet "$name")" != "$id" ] || echo "$name"
 done)
-new=$(git rev-list $same --branches $head --not $known --max-count=1 --)
+# The branch of the work, then the newest ones. A name that the host would refuse costs no other.
+all=$(git for-each-ref --sort=-committerdate --format="%(refname)" refs/heads)
+some=$({{ [ -n "$head" ] || git for-each-ref --format="%(refname)" "$work"; echo "$all"; }} |
+  grep -Fxv -e "${{same:-none}}" | LC_ALL=C grep -Exv -e 'refs/heads/(-.*|.{{{MAX_NAME + 1},}})|' |
+  {{ read -r first || exit 0; echo "$first"; grep -Fxv -e "$first"; }} | head -n {MAX_REFS - 1})
+# What none of these holds: commits under tags and notes, of other working trees and of more branches; and stashes.
+git rev-list --count --exclude='refs/stash' --exclude='refs/ktrdr/*' --exclude='refs/remotes/*' --all \\
+  --not $some $head $known --glob='refs/ktrdr/pushed/*' --
+git stash list | wc -l
+new=$(git rev-list $some $head --not $known --max-count=1 --)
 [ -n "$new" ] || exit 0
-git bundle create --quiet {_BUNDLE} $same --branches $head --not $known --
+git bundle create --quiet {_BUNDLE} $some $head --not $known --
+echo made
 """
 
 
@@ -79,20 +94,20 @@ class Returned:
     """What came back. The guest says which branch is checked out there, and how much it leaves behind: its word, and no
     more.
 
-    `loose` counts uncommitted paths, `tagged` commits that only a tag reaches, `stashed` stashes.
+    `loose` counts uncommitted paths, `apart` commits on none of the branches that came back, `stashed` stashes.
     """
 
     refs: tuple[ReturnedRef, ...] = ()
     branch: str = ""
     loose: int = 0
-    tagged: int = 0
+    apart: int = 0
     stashed: int = 0
 
     def describe_left(self) -> str:
         """What the guest has and did not send, in words; empty when there is nothing."""
         counts = (
             (self.loose, "uncommitted paths"),
-            (self.tagged, "commits that only a tag reaches"),
+            (self.apart, "commits on no branch that came back"),
             (self.stashed, "stashes"),
         )
         return ", ".join(f"{count} {what}" for count, what in counts if count)
@@ -137,10 +152,16 @@ def download_commits(
             where=identity.instance_id,
             hint=f"check the repository {target} in the guest; it may be damaged",
         )
+    if not made.stdout.endswith(b"\nmade\n"):
+        return False, _read_standing(made.stdout)
     try:
         guest.download(_BUNDLE, file, max_bytes=MAX_BUNDLE)
-    except GuestRefusedError:
-        return False, _read_standing(made.stdout)
+    except GuestRefusedError as error:
+        raise GuestError(
+            f"the guest has new commits, and they were not fetched: {error.message}",
+            where=identity.instance_id,
+            hint=f"at most {MAX_BUNDLE >> 20} MiB are fetched: commit no build products, or use `ktrdr-vm cp`",
+        ) from None
     file.flush()
     return True, _read_standing(made.stdout)
 
@@ -150,8 +171,8 @@ def _read_standing(said: bytes) -> tuple[str, int, int, int]:
     lines = said.split(b"\n")[:4]
     name = lines[0].removeprefix(b"refs/heads/")
     branch = escape_branch(name) if lines[0] == b"HEAD" or (name != lines[0] and is_branch_name(name)) else ""
-    loose, tagged, stashed = (_read_count(lines[number]) if len(lines) > number else 0 for number in (1, 2, 3))
-    return branch, loose, tagged, stashed
+    loose, apart, stashed = (_read_count(lines[number]) if len(lines) > number else 0 for number in (1, 2, 3))
+    return branch, loose, apart, stashed
 
 
 def _read_count(line: bytes) -> int:
@@ -159,18 +180,27 @@ def _read_count(line: bytes) -> int:
 
 
 def escape_branch(name: bytes) -> str:
-    """The name of a branch as a part of our refs. It is injective, because the escape character is escaped as well."""
-    return _PLAIN.sub(lambda found: b"=%02x" % found[0][0], name).decode("ascii")
+    """The name of a branch as a part of our refs. It is injective, because the escape character is escaped as well.
+
+    What becomes too long for a file name is continued behind `=/`.
+    """
+    escaped = _PLAIN.sub(lambda found: b"=%02x" % found[0][0], name).decode("ascii")
+    return "/".join("=/".join(_cut(part)) for part in escaped.split("/"))
+
+
+def _cut(part: str) -> list[str]:
+    return [part[at : at + _COMPONENT] for at in range(0, len(part), _COMPONENT)] or [""]
 
 
 def unescape_branch(name: str) -> str:
     """The name of the branch of which `escape_branch` made a part of a ref."""
-    return os.fsdecode(re.sub(rb"=([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), name.encode("ascii")))
+    whole = name.replace("=/", "").encode("ascii")
+    return os.fsdecode(re.sub(rb"=([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), whole))
 
 
 def is_branch_name(name: bytes) -> bool:
     """True if Git allows the name, without `refs/heads/`, for a branch."""
-    return 0 < len(name) <= 200 and not _NO_NAME.search(name)
+    return 0 < len(name) <= MAX_NAME and not _NO_NAME.search(name)
 
 
 def accept_bundle(repository: Repository, base: str, bundle: Path, identity: Identity) -> tuple[ReturnedRef, ...]:

@@ -21,7 +21,7 @@ from typing import IO, BinaryIO, cast
 
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.guest.commits import list_changed
-from ktrdr_vm.guest.loose_names import find_included, find_uncommitted, find_unwatched
+from ktrdr_vm.guest.loose_names import find_included, find_new_submodules, find_uncommitted, find_unwatched
 from ktrdr_vm.host.beneath import Place, UnsafePathError, open_folder, open_regular
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.git import BOUNDS, View, open_view
@@ -102,6 +102,8 @@ def read_loose(parts: Sequence[Part], workspace: Workspace, note: Callable[[str]
                     if workspace.uncommitted == "include":
                         differing, gone = find_uncommitted(view, repository.commit)
                         gone += hidden_gone
+                        for name in find_new_submodules(view, repository.commit):
+                            note(f"the submodule {prefix}{name} is not in the guest: it was added and not committed")
                         blobs |= {
                             f"{prefix}{name}": blob
                             for name, blob in _read_blobs(view, repository.commit, hidden).items()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ktrdr_vm.guest.workspace_parts import GITLINK
 from ktrdr_vm.host.git import View
 from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.profile.model import Workspace
@@ -23,6 +24,21 @@ def find_uncommitted(view: View, commit: str) -> tuple[list[str], list[str]]:
     return [name for status, name in pairs if status != "D"], [name for status, name in pairs if status == "D"]
 
 
+def find_new_submodules(view: View, commit: str) -> list[str]:
+    """Paths of submodules that the index has, and the commit has not."""
+    options = ("--cached", "--raw", "--no-renames", "--diff-filter=AT", "-z")
+    words = os.fsdecode(view.git("diff-index", *options, commit, "--").stdout).split("\0")[:-1]
+    pairs = zip(words[0::2], words[1::2], strict=True)
+    return [name for change, name in pairs if change.split(" ")[1] == GITLINK]
+
+
+def _find_submodule(view: View, pattern: str) -> str:
+    """The submodule that the paths of a pattern are in; empty if they are in none."""
+    listed = os.fsdecode(view.git("ls-files", "--stage", "-z").stdout).split("\0")
+    paths = (line.partition("\t")[2] for line in listed if line.startswith(f"{GITLINK} "))
+    return next((path for path in paths if pattern.startswith(f"{path}/")), "")
+
+
 def find_included(view: View, workspace: Workspace, repository: Repository, note: Callable[[str], None]) -> list[str]:
     """Files that Git does not know. A pattern that brings nothing is named, as is a repository in the repository: Git
     enters none."""
@@ -33,7 +49,12 @@ def find_included(view: View, workspace: Workspace, repository: Repository, note
             if name.endswith("/"):
                 note(f"{name} was left out of the workspace: it is a repository of its own")
         files = [name for name in names if not name.endswith("/")]
-        if not names and not view.git("ls-files", "-z", "--", f":(glob){one}").stdout:
+        if not names and (submodule := _find_submodule(view, one)):
+            note(
+                f"workspace.include: {one} was not copied: it is in the submodule {submodule}, and untracked files of"
+                " submodules are not copied"
+            )
+        elif not names and not view.git("ls-files", "-z", "--", f":(glob){one}").stdout:
             meant = f"{_find_prefix(workspace, repository)}{one}"
             advice = f"; did you mean {meant}?" if meant != one and _list_untracked(view, meant) else ""
             note(f"workspace.include: {one} names no file of the workspace, from its top, {repository.root}{advice}")

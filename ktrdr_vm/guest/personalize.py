@@ -10,7 +10,7 @@ from pathlib import Path
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest.clients import configure_clients
 from ktrdr_vm.guest.guide import make_facts, render_guide
-from ktrdr_vm.guest.protocol import Guest
+from ktrdr_vm.guest.protocol import ENVIRONMENT_FILE, Guest
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.plan import Plan
 
@@ -46,6 +46,9 @@ case $content in
   content=${content%%"# ktrdr-vm begin$newline"*}${content#*"# ktrdr-vm end$newline"} ;;
 esac
 printf '%s%s' "$content" "$ENVIRONMENT" > /etc/environment
+printf '%s' "$EXPORTS" > __F__
+mkdir -p /etc/profile.d
+echo '[ ! -r __F__ ] || . __F__' > /etc/profile.d/ktrdr.sh
 command -v dockerd >/dev/null || exit 0
 slurp /etc/docker/daemon.json
 case $content in
@@ -83,7 +86,7 @@ systemctl start docker.service || exit 81
   read -r pid < /run/docker.pid || [ -n "$pid" ]
   kill -HUP "$pid"
 }
-"""
+""".replace("__F__", ENVIRONMENT_FILE)
 
 
 def make_environment(identity: Identity, mode: str, extra: Mapping[str, str]) -> dict[str, str]:
@@ -104,7 +107,7 @@ def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> Non
     identity, mirrors = plan.identity, [broker for _, broker in plan.profile.brokered if broker.docker_mirror]
     lines = [
         "# ktrdr-vm begin",
-        *(f"{name}={_quote(value)}" for name, value in sorted(environment.items())),
+        *(f"{name}={quote_for_pam(value)}" for name, value in sorted(environment.items())),
         "# ktrdr-vm end",
         "",
     ]
@@ -112,6 +115,7 @@ def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> Non
         _WRITE,
         environment={
             "ENVIRONMENT": "\n".join(lines),
+            "EXPORTS": render_exports(environment),
             "IDENTITY": json.dumps(make_facts(plan), indent=2),
             "GUIDE": render_guide(plan),
             "KNOWN_HOSTS": (_DATA / "known_hosts").read_text(encoding="utf-8"),
@@ -142,6 +146,18 @@ def _end(output: bytes) -> str:
     return output.decode("utf-8", "replace")[-300:].strip()
 
 
-def _quote(value: str) -> str:
-    """Quote a value for /etc/environment as pam_env reads it: one line, without quotes in the value."""
-    return shlex.quote(value.replace("\n", " ")) if value else '""'
+def render_exports(environment: Mapping[str, str]) -> str:
+    """The variables for a shell. `exec`, `ssh` and login shells read them, because /etc/environment cannot contain
+    every value."""
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(environment.items()))
+
+
+def quote_for_pam(value: str) -> str:
+    """A value for /etc/environment, for programs that read nothing else.
+
+    pam_env ends it at a `#` and a line break. If it begins with a quote, all quotes are removed, else none is.
+    """
+    line = value.replace("\n", " ")
+    return (
+        line if "'" in line and line[0] not in "'\"" and line == line.strip() else shlex.quote(line) if line else '""'
+    )

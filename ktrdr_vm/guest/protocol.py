@@ -8,6 +8,9 @@ from typing import BinaryIO, Protocol
 
 from ktrdr_vm.errors import GuestError
 
+ENVIRONMENT_FILE = "/etc/ktrdr/environment"
+"""A shell's `export` of each variable of the instance, with its exact value."""
+
 
 class GuestTimeout(GuestError):
     """A command in the guest exceeded its time limit, and the host tried to kill it."""

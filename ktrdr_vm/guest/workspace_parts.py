@@ -14,7 +14,7 @@ from ktrdr_vm.host.repository import Repository, find_repository, resolve_commit
 # Tags that come along, the newest first: a version is read from one of the last.
 MOST_TAGS = 1000
 _DEFAULTS = ("main", "master")
-_GITLINK = "160000"
+GITLINK = "160000"
 
 
 def find_other_refs(view: View, commit: str) -> tuple[str, list[str]]:
@@ -42,10 +42,16 @@ def _name_both(*names: str) -> list[str]:
 
 
 def _read_refs(view: View, refs: list[str]) -> dict[str, str]:
-    """Those of the refs that exist, with what they point to where they are symbolic."""
+    """Those of the refs that name a commit which is there, with what they point to where they are symbolic.
+
+    After an interrupted fetch, or of an object that was lost, a ref may name nothing.
+    """
     listed = view.git("for-each-ref", "--format=%(refname)%00%(symref)", *refs).text
     found = (line.partition("\0") for line in listed.splitlines() if line)
-    return {ref: target for ref, _, target in found if ref in refs}
+    named = {ref: target for ref, _, target in found if ref in refs}
+    asked = "".join(f"{ref}^{{commit}}\n" for ref in named).encode()
+    answers = view.git("cat-file", "--batch-check=%(objecttype)", stdin=asked).text.splitlines() if named else []
+    return {ref: target for (ref, target), kind in zip(named.items(), answers, strict=True) if kind == "commit"}
 
 
 def list_submodules(view: View, repository: Repository, note: Callable[[str], None]) -> list[tuple[str, Repository]]:
@@ -55,7 +61,7 @@ def list_submodules(view: View, repository: Repository, note: Callable[[str], No
     found = []
     for line in listed:
         mode, _, rest = line.partition(" ")
-        if mode != _GITLINK:
+        if mode != GITLINK:
             continue
         recorded, path = rest.removeprefix("commit ").split("\t", 1)
         submodule = _open(repository, view.checkout.common_path, path, recorded, note)

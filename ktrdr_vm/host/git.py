@@ -41,7 +41,7 @@ _READER = (
 )
 # Words of a document that may become arguments of Git.
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-REF = re.compile(r"refs/(?:[A-Za-z0-9_][A-Za-z0-9_.+-]*/)*[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+REF = re.compile(r"refs/(?:[A-Za-z0-9_=+-][A-Za-z0-9_.=+-]*/)*[A-Za-z0-9_=+-][A-Za-z0-9_.=+-]*")
 
 _CONFIG = """[core]
 \trepositoryFormatVersion = {version}

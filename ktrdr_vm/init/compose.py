@@ -114,7 +114,8 @@ def parse_compose(name: str, text: str) -> ComposeFile | None:
     """The services of a compose file; None if the text is no compose file. What cannot be understood is left out."""
     try:
         data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
+        # PyYAML has no error of its own for a value that its tag does not allow, such as `!!bool x`.
         return None
     services = data.get("services") if isinstance(data, dict) else None
     if not isinstance(services, dict):

@@ -149,7 +149,7 @@ def _draft_registry(image: str, source: str) -> Entry:
         return Entry("", {"preset": _REGISTRIES[registry]}, f"{source} pulls {image}.")
     host, _, port = registry.partition(":")
     value: dict[str, object] = {"host": host.lower()}
-    if port.isdigit() and 0 < int(port[:6]) < 65536:
+    if re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536:
         value["ports"] = [int(port)]
     try:
         parse_host(host.lower())

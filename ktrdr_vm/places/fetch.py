@@ -172,5 +172,5 @@ def _parse_standing(line: bytes) -> tuple[object, tuple[int, int, int]]:
         return None, (0, 0, 0)
     if not isinstance(counts, list) or len(counts) != 3:
         return base, (0, 0, 0)
-    loose, tagged, stashed = (one if type(one) is int and 0 <= one < 10_000_000 else 0 for one in counts)
-    return base, (loose, tagged, stashed)
+    loose, apart, stashed = (one if type(one) is int and 0 <= one < 10_000_000 else 0 for one in counts)
+    return base, (loose, apart, stashed)

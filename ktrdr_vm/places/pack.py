@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ktrdr_vm.errors import DocumentError, Problem, UsageError
+from ktrdr_vm.guest.commits import is_branch_name
 from ktrdr_vm.guest.loose_files import read_loose
 from ktrdr_vm.guest.workspace import require_clean
 from ktrdr_vm.guest.workspace_parts import find_other_refs, list_submodules
 from ktrdr_vm.host.beneath import check_name, find_place, open_file
 from ktrdr_vm.host.clock import now
-from ktrdr_vm.host.git import COMPLETE, REF, View, open_view, read_shallow
+from ktrdr_vm.host.git import COMPLETE, View, open_view, read_shallow
 from ktrdr_vm.host.paths import find_shipped
 from ktrdr_vm.host.repository import Repository, find_repository, resolve_commit
 from ktrdr_vm.identity import derive_instance_id, parse_instance_id
@@ -51,7 +52,7 @@ def choose_ref(asked: Asked, ref: str) -> tuple[Repository, str]:
     repository = find_repository(asked.workspace)
     names = [ref] if ref.startswith("refs/") else [f"refs/{kind}/{ref}" for kind in ("heads", "tags", "remotes")]
     for name in names:
-        commit = resolve_commit(repository, name) if REF.fullmatch(name) and ".." not in name else ""
+        commit = resolve_commit(repository, name) if is_branch_name(os.fsencode(ref)) else ""
         if commit:
             branch = name.removeprefix("refs/heads/") if name.startswith("refs/heads/") else ""
             chosen = replace(repository, branch=branch, commit=commit, ref=name)

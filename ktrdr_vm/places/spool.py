@@ -179,7 +179,7 @@ class Spool:
         """The number of the newest attempt; 0 before the first."""
         folder = self.request(request_id) / ATTEMPTS
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        return max((int(name) for name in names if name.isdigit() and len(name) < 4), default=0)
+        return max((int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 4), default=0)
 
     def state(self, request_id: str) -> RequestState:
         """The state of a request. UsageError if there is none."""

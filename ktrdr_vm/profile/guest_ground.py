@@ -35,15 +35,21 @@ _SYSTEM = tuple(
     )
 )
 _LOCAL = PurePosixPath("/usr/local")
+_HOMES = PurePosixPath("/home")
+# These are required themselves, and not all that is beneath them.
+_ITSELF = frozenset(map(PurePosixPath, ("/home", "/root", "/tmp", "/var/tmp")))
 
 
-def refuse_target(target: str) -> str:
-    """The reason why this absolute path of the guest may not be used, or an empty text."""
+def refuse_target(target: str, *, hides: bool = False) -> str:
+    """The reason why this absolute path of the guest may not be used, or an empty text. `hides` says that nothing of
+    what is there can be seen any more."""
     path = PurePosixPath(target)
-    if ".ssh" in path.parts:
+    if ".ssh" in path.parts or (hides and path.parent == _HOMES):
         return "it contains the login of ktrdr-vm"
     if path.is_relative_to(_LOCAL) and path != _LOCAL:
         return ""
+    if path in _ITSELF:
+        return f"the guest system requires {path}; use a folder in it"
     for system in _SYSTEM:
         if path.is_relative_to(system) or system.is_relative_to(path):
             return f"the guest system requires {system}"

@@ -163,7 +163,7 @@ def _check_together(data: dict[str, Any]) -> Found:
             problems.append((("workspace", "target"), f"cannot be the place of the workspace: {reason}"))
     for index, mount in enumerate(data.get("mounts", [])):
         target = mount["target"]
-        if reason := refuse_target(target):
+        if reason := refuse_target(target, hides=True):
             problems.append((("mounts", index, "target"), f"{target} cannot be a mount point: {reason}"))
         for other, owner in targets.items():
             if target == other or target.startswith(other + "/") or other.startswith(target + "/"):
@@ -185,6 +185,8 @@ def _check_together(data: dict[str, Any]) -> Found:
         problems.append(
             (("resources", "memory"), f"a guest cannot boot with {memory}; the minimum is {LEAST_MEMORY}MiB")
         )
+    if data.get("workload", {}).get("command", ["-"])[0] == "":
+        problems.append((("workload", "command", 0), "must name a program"))
     if "prepare" in data and workspace is None:
         problems.append((("prepare",), "requires a workspace, and the profile has none"))
     for index, gate in enumerate(data.get("gates", [])):
@@ -197,6 +199,11 @@ def _check_variables(data: dict[str, Any]) -> Found:
     problems: Found = []
     variables = set(data.get("environment", {}))
     problems += [(("environment", name), reason) for name in sorted(variables) if (reason := refuse_variable(name))]
+    for name, value in data.get("environment", {}).items():
+        try:
+            scalars.parse_word(str(value))
+        except ValueError as error:
+            problems.append((("environment", name), str(error)))
     if data.get("telemetry", {}).get("otlp"):
         if taken := variables & TELEMETRY_VARIABLES:
             problems.append((("telemetry", "otlp"), f"sets {min(taken)}, which environment sets too"))

@@ -11,11 +11,13 @@ from ipaddress import IPv4Network, ip_network
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """The methods that a broker can forward. TRACE would return the credential, CONNECT would open a tunnel."""
 MAX_HEADER = 4096
+# Linux limits one argument or variable to 128 KiB with its name.
+MAX_WORD = 120 << 10
 
 Scalar = str | int | float | bool | None
 
-_SIZE = re.compile(r"(\d{1,9})\s?(MiB|GiB|TiB)")
-_DURATION = re.compile(r"(\d{1,9})(s|m|h|d)")
+_SIZE = re.compile(r"([0-9]{1,9}) ?(MiB|GiB|TiB)")
+_DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)")
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})+")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -161,6 +163,13 @@ def parse_cidr(text: object) -> IPv4Network:
 def parse_environment_name(text: object) -> str:
     if not isinstance(text, str) or not _ENV.fullmatch(text):
         raise ValueError("must be the name of an environment variable")
+    return text
+
+
+def parse_word(text: object) -> str:
+    """A word of a command, or the value of a variable. The kernel allows no NUL and less than 128 KiB in one."""
+    if not isinstance(text, str) or "\0" in text or len(text.encode("utf-8", "surrogatepass")) > MAX_WORD:
+        raise ValueError(f"must be text without NUL, of at most {MAX_WORD >> 10} KiB")
     return text
 
 

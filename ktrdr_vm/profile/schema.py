@@ -87,7 +87,8 @@ _BROKER: Schema = {
         "docker_mirror": {"type": "boolean"},
     },
 }
-_COMMAND: Schema = {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string", "minlength": 1}}
+_WORD = _text(scalars.parse_word)
+_COMMAND: Schema = {"type": "list", "minlength": 1, "maxlength": 100, "schema": {**_WORD, "minlength": 1}}
 _SECRET: Schema = {
     "type": "dict",
     "schema": {
@@ -173,7 +174,7 @@ PROFILE: Schema = {
                 "required": True,
                 "minlength": 1,
                 "maxlength": 1000,
-                "schema": {"type": "string"},
+                "schema": _WORD,
             },
             "timeout": _text(scalars.parse_duration),
         },

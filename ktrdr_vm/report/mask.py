@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
+import functools
 import re
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
-from urllib.parse import quote, quote_plus
 
 # A shorter value would mask ordinary words and thereby be revealed.
 MIN_LENGTH = 4
@@ -16,8 +16,13 @@ MASK = "***"
 T = TypeVar("T")
 # A shorter value may occur in ordinary text.
 SHORT = 8
-# Maximal lines of one secret, such as a key, that are masked separately.
+# Maximal lines of one secret, such as a key, that are masked separately, and the shortest such line.
 _MAX_LINES = 500
+_LINE = 16
+# Longer texts are masked as they are, because the expression for each character takes time.
+_SPELLED = 4096
+# Characters in a line of base64 as `base64` and `openssl` write it.
+_WIDTHS = (76, 64)
 # Keys whose values are fixed words, identifiers and times: never a secret, and required by readers.
 KEPT = frozenset(
     "schema_version time instance_id run_id event kind verdict rule outcome state mode observed stage startability"
@@ -27,23 +32,52 @@ KEPT = frozenset(
 
 def make_mask(secrets: Iterable[bytes]) -> Callable[[str], str]:
     """A function that replaces every form of every secret. Without secrets it returns the text as it is."""
-    forms: set[str] = set()
+    texts: set[str] = set()
+    encoded: set[str] = set()
     for secret in secrets:
         for value in {secret, secret.strip()}:
             text = value.decode("utf-8", "replace")
             if len(text) < MIN_LENGTH:
                 continue
-            forms |= {text, quote(text, safe=""), quote(text), quote_plus(text), text.encode("unicode_escape").decode()}
-            # The form in JSON output of programs.
-            forms |= {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
             # Lines of a longer secret, such as a key, are masked separately too.
-            forms |= {line.strip() for line in text.splitlines()[:_MAX_LINES] if len(line.strip()) >= 16}
-            forms |= set(_base64_forms(value))
-    forms = {form for form in forms if len(form) >= MIN_LENGTH}
-    if not forms:
+            texts |= {text, *(line.strip() for line in text.splitlines()[:_MAX_LINES] if len(line.strip()) >= _LINE)}
+            encoded |= {form for form in _base64_forms(value) if len(form) >= MIN_LENGTH}
+    if not texts:
         return lambda text: text
-    pattern = re.compile("|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)))
+    patterns = {text: "".join(map(_spell, text)) if len(text) <= _SPELLED else re.escape(text) for text in texts}
+    patterns |= {form: re.escape(form) for form in encoded}
+    longest_first = (patterns[form] for form in sorted(patterns, key=len, reverse=True))
+    # The class of first characters is checked before all of them.
+    first = "".join(re.escape(form[0]) for form in patterns)
+    pattern = re.compile(rf"(?=[%+\\{first}])(?:{'|'.join(longest_first)})")
     return lambda text: pattern.sub(MASK, text)
+
+
+@functools.lru_cache(4096)
+def _spell(character: str) -> str:
+    """An expression for one character as it stands in text, URLs, JSON and Python's literals.
+
+    Programs differ in what they encode, and in the case of hexadecimal digits.
+    """
+    if character.isascii() and character.isalnum():
+        return character
+    code, wide = ord(character), character.encode("utf-16-be", "replace")
+    units = struct.unpack(f">{len(wide) // 2}H", wide)
+    hexadecimal = ["".join(f"%{byte:02x}" for byte in character.encode("utf-8", "replace"))]
+    hexadecimal += ["".join(rf"\\u{unit:04x}" for unit in units), rf"\\U{code:08x}"]
+    hexadecimal += [rf"\\x{code:02x}"] if code < 0x100 else []
+    short = {
+        "\n": r"\\n",
+        "\r": r"\\r",
+        "\t": r"\\t",
+        " ": r"\+",
+        "/": r"\\/",
+        '"': r"\\\"",
+        "\\": r"\\\\",
+        "'": r"\\'",
+    }
+    spelled = [short[character]] if character in short else []
+    return f"(?:{'|'.join([*spelled, re.escape(character), *(f'(?i:{one})' for one in hexadecimal)])})"
 
 
 def mask_values(value: T, mask: Callable[[str], str]) -> T:
@@ -87,3 +121,14 @@ def _base64_forms(value: bytes) -> Iterable[str]:
     plain = base64.b64encode(value).decode()
     yield plain
     yield plain.rstrip("=")
+    # Without what the last character shares with a line break behind the secret.
+    yield from _wrap(plain.rstrip("=")[: len(value) * 8 // 6])
+
+
+def _wrap(encoded: str) -> Iterable[str]:
+    """A longer text in lines, as programs write it: whole, in JSON, and line by line."""
+    for width in _WIDTHS:
+        lines = [encoded[at : at + width] for at in range(0, min(len(encoded), width * _MAX_LINES), width)]
+        if len(lines) > 1:
+            yield from (end.join(lines) for end in ("\n", "\r\n", "\\n", "\\r\\n"))
+            yield from (line for line in lines if len(line) >= _LINE)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest import commits
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError, GuestResult
 
@@ -192,5 +191,5 @@ class FolderGuest(RefusingGuest):
             raise GuestRefusedError("no such file", hint="x")
         raw = self.lie(self.bundle.read_bytes())
         if len(raw) > max_bytes:
-            raise GuestError("too large", hint="x")
+            raise GuestRefusedError("the guest sent more bytes than are allowed", hint="x")
         return sink.write(raw)

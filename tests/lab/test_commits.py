@@ -14,6 +14,7 @@ import pytest
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest import commits as module
 from ktrdr_vm.guest.commits import pull_commits
+from ktrdr_vm.host.git import REF
 from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.identity import parse_instance_id
 from tests.fakes.guest import FolderGuest
@@ -126,7 +127,9 @@ def test_commits_come_back_when_the_hosts_branch_has_moved_on(pair):
         pull_commits(moved, moved.commit, "/workspace", pair[1], IDENTITY)
 
 
-ODD = [f"fix/{character}42-thing" for character in "#@,=('%!&;$é漢\"`|<>{}"] + ["user@x", "a=b", "UPPER", "x" * 180]
+ODD = [f"fix/{character}42-thing" for character in "#@,=('%!&;$é漢\"`|<>{}"] + [
+    "user@x", "a=b", "UPPER", "x" * 180, "feat/-x", "漢" * 60, f"{'é' * 90}/{'漢' * 3}",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -142,8 +145,42 @@ def test_a_branch_of_any_name_that_git_allows_comes_back_and_costs_no_other(pair
 
 
 def test_two_names_never_become_one_ref():
-    names = [b"a#b", b"a=23b", b"a=3d23b", "aéb".encode(), b"a=c3=a9b"]
-    assert len({module.escape_branch(name) for name in names}) == len(names)
+    names = [b"a#b", b"a=23b", b"a=3d23b", "aéb".encode(), b"a=c3=a9b", b"x" * 200, b"x" * 199, "漢".encode() * 60]
+    refs = [module.escape_branch(name) for name in names]
+    assert len(set(refs)) == len(names)
+    assert [os.fsencode(module.unescape_branch(ref)) for ref in refs] == names
+    assert all(REF.fullmatch(f"refs/ktrdr/stream-a/{ref}") for ref in refs), "the bundle of a run would refuse it"
+    assert max(len(part) for ref in refs for part in ref.split("/")) < 250
+
+
+def test_what_cannot_be_fetched_is_an_error_and_not_nothing(pair, monkeypatch):
+    commit(pair[1], "b.txt", "two\n" * 1000)
+    monkeypatch.setattr(module, "MAX_BUNDLE", 100)
+    with pytest.raises(GuestError, match="has new commits, and they were not fetched"):
+        pull(pair)
+
+
+def test_of_many_branches_the_newest_come_back_and_the_rest_is_counted(pair, monkeypatch):
+    monkeypatch.setattr(module, "_MAKE", module._MAKE.replace(f"head -n {module.MAX_REFS - 1}", "head -n 3"))
+    for number in range(5):
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"2040-01-01T00:00:0{number} +0000")
+        commit(pair[1], "a.txt", f"{number}\n", "now")
+        git(pair[1].folder, "branch", f"b{number}")
+        git(pair[1].folder, "reset", "-q", "--hard", "main")
+    for name in ("-x", "x" * 201):
+        git(pair[1].folder, "update-ref", f"refs/heads/{name}", "b0")
+    git(pair[1].folder, "checkout", "-q", "b1")
+    git(pair[1].folder, "branch", "-q", "-D", "now")
+    beside = pair[1].folder.parent / "beside"
+    git(pair[1].folder, "worktree", "add", "-q", "--detach", str(beside), "main")
+    git(beside, "commit", "-q", "--allow-empty", "-m", "on no branch")
+    (beside / "loose.txt").write_text("not committed\n")
+    came = pull_commits(pair[0], pair[0].commit, "/workspace", pair[1], IDENTITY)
+    assert {one.ref.removeprefix("refs/ktrdr/stream-a/") for one in came.refs} == {"b1", "b3", "b4"}
+    # Those of b0, b2 and the other working tree.
+    assert (came.loose, came.apart) == (1, 3)
+    chosen = came.choose(IDENTITY, "main")
+    assert chosen is not None and chosen.ref == "refs/ktrdr/stream-a/b1"
 
 
 def test_what_no_branch_holds_is_counted(pair):
@@ -156,8 +193,8 @@ def test_what_no_branch_holds_is_counted(pair):
     (pair[1].folder / "a.txt").write_text("stashed\n")
     git(pair[1].folder, "stash")
     came = pull_commits(pair[0], base, "/workspace", pair[1], IDENTITY)
-    assert (came.refs, came.loose, came.tagged, came.stashed) == ((), 0, 1, 1)
-    assert came.describe_left() == "1 commits that only a tag reaches, 1 stashes"
+    assert (came.refs, came.loose, came.apart, came.stashed) == ((), 0, 1, 1)
+    assert came.describe_left() == "1 commits on no branch that came back, 1 stashes"
 
 
 def test_nothing_new_brings_nothing(pair):

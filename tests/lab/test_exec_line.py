@@ -11,13 +11,17 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_guest_ssh import Server, hear_signals
 
+from ktrdr_vm.cli import ssh as ssh_commands
 from ktrdr_vm.cli.connect import parse_forward, require_free_port
 from ktrdr_vm.cli.ssh import make_exec_line, make_shell_line
 from ktrdr_vm.errors import HostError, UsageError
+from ktrdr_vm.guest.personalize import render_exports
+from ktrdr_vm.guest.protocol import ENVIRONMENT_FILE
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,22 @@ def test_words_streams_and_input_arrive_as_they_are(server: Server) -> None:
     ended = run(server, "sh", "-c", "echo out; echo err >&2")
     assert (ended.stdout, ended.stderr) == (b"out\n", b"err\n")
     assert run(server, "no-such-command").stderr.endswith(b"no-such-command: not found\n")
+
+
+VALUES = {"HASH": "a#b", "QUOTE": "it's", "LINES": "a\nb", "QUOTED": "'x'", "EMPTY": "", "LAST": '$HOME \\ "é"'}
+
+
+def test_a_variable_has_the_characters_of_the_profile(server: Server, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "environment").write_text(render_exports(VALUES))
+    prefix = ssh_commands._VARIABLES.replace(ENVIRONMENT_FILE, str(tmp_path / "environment"))
+    monkeypatch.setattr(ssh_commands, "_VARIABLES", prefix)
+    shown = "; ".join(f"printf '%s\\0' \"${name}\"" for name in VALUES)
+    for words in (ssh(server, "sh", "-c", shown), ssh(server, "sh", "-c", shown, tty=True)):
+        said = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True).stdout
+        assert said.decode().replace("\r\n", "\n").split("\0")[:-1] == list(VALUES.values())
+    line = [*ssh(server, "x")[:-1], make_shell_line((shown,))]
+    said = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True).stdout
+    assert said.decode().split("\0")[:-1] == list(VALUES.values())
 
 
 _MARKS = itertools.count(60000)

@@ -86,6 +86,14 @@ def test_only_what_the_guest_made_comes_back(repository: Path, tmp_path: Path) -
     assert (returned.ref, returned.commit, returned.changed) == ("refs/ktrdr/stream-a/feat/x", made, ("d.txt",))
 
 
+@pytest.mark.parametrize("ref", ["refs/remotes/origin/main", "refs/heads/master", "refs/tags/v1"])
+def test_a_ref_whose_commit_was_lost_costs_nothing_else(repository: Path, tmp_path: Path, ref: str) -> None:
+    (repository / ".git" / ref).parent.mkdir(parents=True, exist_ok=True)
+    (repository / ".git" / ref).write_text("0123456789" * 4 + "\n")
+    guest, _ = enter(repository, tmp_path)
+    assert (guest / "a.txt").read_text() == "one"
+
+
 @pytest.mark.parametrize("name", ["v1.2.3", "HEAD-like", "heads/x", "fix/#42-thing"])
 def test_a_branch_with_the_name_of_a_tag_is_the_branch(repository: Path, tmp_path: Path, name: str) -> None:
     git(repository, "tag", name)
@@ -93,6 +101,23 @@ def test_a_branch_with_the_name_of_a_tag_is_the_branch(repository: Path, tmp_pat
     made = commit(repository, "b.txt", "two")
     guest, _ = enter(repository, tmp_path)
     assert git(guest, "rev-parse", "HEAD", f"refs/heads/{name}").split() == [made, made]
+
+
+@pytest.mark.usefixtures("library")
+def test_what_of_a_submodule_is_left_out_is_named(repository: Path, tmp_path: Path) -> None:
+    add_submodule(repository, tmp_path / "library", "vendor/lib")
+    git(
+        repository,
+        *("-c", "protocol.file.allow=always", "submodule", "add", "-q"),
+        str(tmp_path / "library"),
+        "vendor/new",
+    )
+    (repository / "vendor/lib/made").write_text("by a tool")
+    guest, notes = enter(repository, tmp_path, include=("vendor/lib/made", "none-such"))
+    assert not (guest / "vendor/new").exists() and not (guest / "vendor/lib/made").exists()
+    assert "the submodule vendor/new is not in the guest: it was added and not committed" in notes
+    assert any("vendor/lib/made was not copied: it is in the submodule vendor/lib" in note for note in notes)
+    assert any("none-such names no file of the workspace" in note for note in notes)
 
 
 def add_submodule(repository: Path, inner: Path, path: str) -> None:

@@ -125,7 +125,8 @@ def _load(text: str, load: Any) -> Any:
         raise TemplateError(f"from_yaml: longer than {_MAX_YAML >> 10} KiB")
     try:
         found = load(text, Loader=_LOADER)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # The last ones are what PyYAML raises for a value that its tag does not allow, such as `!!bool x`.
         raise TemplateError(f"from_yaml: not YAML: {error}") from None
     # Aliases can describe more data than they take space.
     measure(found)

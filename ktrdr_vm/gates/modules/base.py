@@ -112,7 +112,7 @@ def command_result(completed: GuestResult, cmd: Any, *, changed: bool = True, st
         stdout, stderr = stdout.rstrip("\r\n"), stderr.rstrip("\r\n")
     result = {
         "changed": changed, "cmd": cmd, "rc": completed.exit_code, "stdout": stdout, "stderr": stderr,
-        "stdout_lines": stdout.splitlines(), "stderr_lines": stderr.splitlines(),
+        "stdout_lines": stdout.splitlines(), "stderr_lines": stderr.splitlines(), "msg": "",
     }  # fmt: skip
     if completed.truncated:
         result["truncated"] = True

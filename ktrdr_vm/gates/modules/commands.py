@@ -45,7 +45,8 @@ def run_script(call: Call) -> Result:
     if not words:
         raise ModuleFailure("no script given")
     if (skipped := _skip(call)) is not None:
-        return skipped
+        # The module of Ansible differs here from `command` and `shell`, which report success.
+        return {"changed": False, "skipped": True, "msg": skipped["stdout"].removeprefix("skipped, since ")}
     within, known = call.host.find_folders("files"), call.host.files
     data = read_source(call.host.roots, words[0], max_bytes=_MAX_SCRIPT, within=within, known=known)
     if call.check:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ktrdr_vm.gates.bounds import TemplateError
 from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result
+
+# What the messages of Jinja2 say of a variable, of a key and of an index that is not there.
+_UNDEFINED = re.compile(r" is undefined$| has no (attribute|element) ")
 
 
 def run_assert(call: Call) -> Result:
@@ -31,7 +35,7 @@ def run_debug(call: Call) -> Result:
     try:
         return {"changed": False, name: call.templar.render(name if wrapped else f"{{{{ {name} }}}}", call.scope)}
     except TemplateError as error:
-        if not str(error).endswith(" is undefined"):
+        if not _UNDEFINED.search(str(error)):
             raise
         return {"changed": False, name: "VARIABLE IS NOT DEFINED!"}
 

@@ -26,6 +26,8 @@ _MAX_FETCH = 256 * 1024 * 1024
 def run_copy(call: Call) -> Result:
     dest = str(call.get("dest"))
     content = call.arguments.get("content")
+    if call.get("mode") == "preserve" and not call.get("remote_src", False):
+        raise ModuleFailure("mode: preserve is supported with remote_src only; specify the mode")
     if content is not None:
         if dest.endswith("/"):
             raise ModuleFailure("can not use content with a dir as dest")
@@ -36,8 +38,6 @@ def run_copy(call: Call) -> Result:
         return _finish(
             run_guest_side(call, "files", {"action": "place", "source": src, "dest": dest, **_rights(call)}), src=src
         )
-    if call.get("mode") == "preserve":
-        raise ModuleFailure("mode: preserve is not supported here; specify the mode")
     within, known = call.host.find_folders("files"), call.host.files
     listed = list_source(call.host.roots, src, within=within, known=known)
     if listed is None:

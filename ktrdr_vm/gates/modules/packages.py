@@ -8,6 +8,7 @@ import re
 from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, text_of
 
 _KEPT = 64 * 1024
+_SECONDS = re.compile("[0-9]{1,15}")
 _STAMPS = ("/var/lib/apt/periodic/update-success-stamp", "/var/lib/apt/lists")
 _UNCHANGED = re.compile(
     r"^0 upgraded, 0 newly installed, (?:0 reinstalled, )?(?:0 downgraded, )?0 to remove", re.MULTILINE
@@ -57,7 +58,7 @@ def _run_apt(call: Call, words: list[str]) -> tuple[str, str]:
 
 def _find_list_time(call: Call) -> int:
     times = text_of(call.run(["stat", "-c", "%Y", *_STAMPS]).stdout).split()
-    return max((int(one) for one in times if one.isdigit()), default=0)
+    return max((int(one) for one in times if _SECONDS.fullmatch(one)), default=0)
 
 
 def _update_lists(call: Call, has_names: bool, result: Result) -> None:
@@ -67,7 +68,7 @@ def _update_lists(call: Call, has_names: bool, result: Result) -> None:
         return
     before = _find_list_time(call)
     now = text_of(call.run(["date", "+%s"]).stdout).strip()
-    if valid and now.isdigit() and before + valid > int(now):
+    if valid and _SECONDS.fullmatch(now) and before + valid > int(now):
         return
     if not call.check:
         _run_apt(call, ["apt-get", "-q", "update"])

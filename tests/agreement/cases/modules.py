@@ -44,6 +44,7 @@ _FILES: tuple[dict[str, Any], ...] = (
     {"src": "nope", "path": "f/l2", "state": "link", "force": True}, {"path": "f/l", "state": "absent"}, {"path": "f/nope", "state": "file"}, {"path": "f/nope"},
     {"path": "f/nope", "state": "absent"}, {"path": "f/d", "state": "directory", "recurse": True, "mode": "0700"}, {"path": "f/t", "state": "absent"}, {"path": "f/t", "state": "gone"},
     {"path": "f/t", "owner": "root", "state": "touch"}, {"path": "f/t", "owner": "nobody-here"}, {"path": "f/t", "mode": "rwx"}, {"path": "f/e", "state": "touch", "mode": "0640"},
+    {"path": "f/e", "mode": "o=g"}, {"path": "f/e", "mode": "1777"}, {"path": "f/e", "mode": "preserve"},
 )  # fmt: skip
 _COPIES: tuple[dict[str, Any], ...] = (
     {"content": "a", "dest": "c"}, {"content": "a", "dest": "c"}, {"content": "b", "dest": "c", "mode": "0600"}, {"content": "", "dest": "c"}, {"content": {"a": 1}, "dest": "c"},
@@ -78,6 +79,9 @@ _OTHERS: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (
     ({"shell": "echo $A $B", "environment": {"A": 1, "B": "{{ 'x' }}"}}, ("stdout",)), ({"shell": "echo $A", "environment": [{"A": "1"}, {"A": "2"}]}, ("stdout",)), ({"command": "false", "ignore_errors": "{{ 1 == 1 }}"}, ()),
     ({"debug": {"msg": "{{ ansible_check_mode }}"}}, ("msg",)), ({"command": "echo secret", "no_log": True}, ()), ({"debug": {"msg": "once"}, "run_once": True}, ("msg",)),
     ({"debug": {"msg": "{{ playbook_dir is directory }}"}}, ("msg",)), ({"debug": {"msg": "{{ (playbook_dir ~ '/nope') is file }}"}}, ("msg",)), ({"debug": {"msg": "{{ lookup('env', 'KTRDR_NOPE') }}"}}, ("msg",)),
+    ({"command": "true", "retries": "{{ missing }}"}, ()), ({"shell": "echo $A $B $C", "environment": {"A": True, "B": None, "C": 1.0}}, ("stdout", "msg")),
+    ({"debug": {"msg": "{{ item.key }}"}, "with_dict": [{"a": 1}, {"b": 2}]}, ("results",)), ({"debug": {"msg": "a", "var": "b"}}, ()), ({"assert": {"that": "1 == 2", "fail_msg": ["a"]}}, ()),
+    ({"debug": {"msg": "{{ item }}"}, "loop": ["{{ missing | default(omit) }}", "a"]}, ("results",)), ({"shell": "echo $A", "environment": {"A": "{{ missing | default(omit) }}"}}, ("stdout",)),
     ({"debug": {"msg": "{{ lookup('env', 'KTRDR_NOPE', default='d') }}"}}, ("msg",)), ({"debug": {"msg": "{{ query('env', 'KTRDR_NOPE') }}"}}, ("msg",)), ({"meta": "noop"}, ()),
 )  # fmt: skip
 

@@ -51,6 +51,13 @@ def test_apt_removes_updates_and_fails(gate: Gate) -> None:
     assert "is not the name of a package" in run(gate, "apt: {name: '--force'}")[1]
 
 
+@pytest.mark.parametrize("time", ["²", "9" * 5000, "", "x"])
+def test_a_time_that_is_no_number_updates_the_lists(gate: Gate, time: str) -> None:
+    task = "apt: {update_cache: true, cache_valid_time: 3600}"
+    assert run(gate, task, ("date +%s", 0, time.encode()))[0] == "changed"
+    assert run(gate, task, ("stat -c %Y", 0, time.encode()), ("date +%s", 0, b"5000"))[0] == "changed"
+
+
 def test_pip_in_a_new_virtual_environment(gate: Gate) -> None:
     lists = iter([b"", b"a==1\n"])
 

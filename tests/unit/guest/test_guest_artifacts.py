@@ -192,6 +192,13 @@ def test_oversized_files_are_named_from_the_guests_listing(run: Path) -> None:
     assert rows[1].path
 
 
+@pytest.mark.parametrize("size", ["²", "9" * 5000, "-1", ""])
+def test_a_size_that_is_no_number_is_no_row(run: Path, size: str) -> None:
+    """`isdigit` is true for a superscript, and `int` has a limit of digits."""
+    rows = collect(make_tar(("./w/out/a", b"1")), run, listing=f"{size} ./w/out/b\0".encode())
+    assert [row.path for row in rows] == ["artifacts/w/out/a"]
+
+
 @pytest.mark.parametrize(
     "stream",
     [

@@ -122,6 +122,10 @@ LAUGHS = "x: &x {a: 1, b: 2}\n" + "".join(
     st.lists(st.sampled_from(["claude", "-p", "{{ x }}", "do it: now"]), max_size=3),
 )
 @example({"compose.yaml": LAUGHS + "services: {a: {<<: *x8, image: b}}\n"}, "orders", set(), [])
+@example({"compose.yaml": "services: {a: {image: !!bool x}}\n"}, "orders", set(), [])
+@example({"compose.yaml": "services: {a: {image: !!int ''}}\n"}, "orders", set(), [])
+@example({"compose.yaml": "services: {a: {image: !!timestamp x}}\n"}, "orders", set(), [])
+@example({"Dockerfile": "FROM a.example.com:00000" + "9" * 150 + "/x\n"}, "orders", set(), [])
 @example({"compose.yaml": "services: {a: &a {image: b}, c: {<<: *a, develop: !reset null}}\n"}, "orders", set(), [])
 def test_the_profile_is_valid_and_its_playbooks_parse(
     files: dict[str, str], folder: str, clients: set[str], agent: list[str]

@@ -40,7 +40,9 @@ SYSTEM = [
 ]
 
 
-@pytest.mark.parametrize("target", [*SYSTEM, "/home/ktrdr/.ssh", "/usr/local", "/var/lib", "/lib64"])
+@pytest.mark.parametrize(
+    "target", [*SYSTEM, "/home/ktrdr/.ssh", "/usr/local", "/var/lib", "/lib64", "/home", "/root", "/tmp", "/var/tmp"]
+)
 def test_what_the_guest_lives_on_is_no_target(target: str) -> None:
     assert find_problems(mounts=[{"source": "./data", "target": target}]) == ["mounts[0].target"]
     assert find_problems(workspace={"source": ".", "target": target}) == ["workspace.target"]
@@ -54,6 +56,23 @@ def test_everything_else_is(target: str) -> None:
     assert find_problems(mounts=[{"source": "./data", "target": target}]) == []
 
 
+def test_a_mount_does_not_hide_the_login_and_a_workspace_may_be_its_home() -> None:
+    assert find_problems(mounts=[{"source": "./data", "target": "/home/ktrdr"}]) == ["mounts[0].target"]
+    assert find_problems(workspace={"source": ".", "target": "/home/ktrdr"}) == []
+
+
+@pytest.mark.parametrize("value", ["a\0b", "x" * 130_000])
+def test_what_no_process_can_be_given_is_refused(value: str) -> None:
+    assert find_problems(environment={"A": value}) == ["environment.A"]
+    assert find_problems(workload={"command": ["make", value]}) == ["workload.command[1]"]
+
+
+@pytest.mark.parametrize("words", [[""], ["", "x"]])
+def test_a_workload_names_a_program(words: list[str]) -> None:
+    assert find_problems(workload={"command": words}) == ["workload.command[0]"]
+    assert find_problems(workload={"command": ["make", ""]}) == []
+
+
 @pytest.mark.parametrize("name", [*sorted(IDENTITY_VARIABLES), "PATH"])
 def test_variables_that_would_have_no_effect_or_break_all_are_refused(name: str) -> None:
     assert find_problems(environment={name: "x"}) == [f"environment.{name}"]
@@ -63,12 +82,12 @@ def test_the_identitys_variables_are_those_that_the_program_sets() -> None:
     assert set(make_environment(parse_instance_id("one"), "sandbox", {})) == IDENTITY_VARIABLES
 
 
-@pytest.mark.parametrize("memory", ["1MiB", "64MiB", "255MiB", "2000TiB"])
+@pytest.mark.parametrize("memory", ["1MiB", "64MiB", "255MiB", "2000TiB", "\uff12GiB"])
 def test_sizes_that_no_machine_keeps(memory: str) -> None:
     assert find_problems(resources={"memory": memory}) == ["resources.memory"]
 
 
-@pytest.mark.parametrize("length", ["367d", "99999d", "99999999d", "9999999h"])
+@pytest.mark.parametrize("length", ["367d", "99999d", "99999999d", "9999999h", "\uff11h", "\u0661d"])
 def test_times_that_no_clock_keeps(length: str) -> None:
     assert find_problems(ttl=length) == ["ttl"]
     assert find_problems(gate_timeout=length) == ["gate_timeout"]

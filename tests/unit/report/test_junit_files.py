@@ -52,6 +52,25 @@ def test_a_head_that_lies_changes_no_count(tmp_path: Path) -> None:
     assert (len(file.cases), file.count("failed")) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'<testsuite tests="3" failures="2"/>', "its attributes say 2 failures and errors, and it contains 0"),
+        (b'<testsuites failures="1"><testsuite failures="1"><testcase name="a"/></testsuite></testsuites>', "say 1 "),
+        (b'<testsuites><testsuite errors="1"/><testsuite failures="2"/></testsuites>', "say 3 failures and errors"),
+        (b'<testsuite failures="1"><testcase name="a"><failure/><failure/></testcase></testsuite>', ""),
+        (b'<testsuite failures="x" errors="-1"><testcase name="a"/></testsuite>', ""),
+        (
+            b'<testsuites failures="1"><testsuite failures="1"><testcase><error/></testcase></testsuite></testsuites>',
+            "",
+        ),
+    ],
+)
+def test_failures_that_only_the_attributes_say_are_a_problem(tmp_path: Path, content: bytes, problem: str) -> None:
+    [file] = read(tmp_path, content)
+    assert problem in file.problem if problem else not file.problem
+
+
 def test_every_report_says_them_with_who_observed_them(tmp_path: Path) -> None:
     report = make_report(tests=read(tmp_path, HONEST))
     [row] = json.loads(render_report_json(report))["tests"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from typing import Any
+
+import pytest
 
 from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.profile.model import Workload
@@ -52,3 +56,35 @@ def test_a_secret_is_masked_as_programs_spell_it() -> None:
     mask, text = make_mask([SECRET]), SECRET.decode()
     for spelled in (json.dumps(text), json.dumps(text, ensure_ascii=False), text):
         assert "ss" not in mask(spelled), spelled
+
+
+LONG = b"sk-ant/api03+" + bytes(range(48, 58)) * 12
+
+
+@pytest.mark.parametrize("width", [76, 64])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\\n"])
+def test_base64_in_lines_is_masked(width: int, end: str) -> None:
+    """`base64` and `openssl` break their lines, so a longer secret never stands in one piece."""
+    encoded = base64.b64encode(LONG + b"\n").decode()
+    lines = [encoded[at : at + width] for at in range(0, len(encoded), width)]
+    mask = make_mask([LONG])
+    # The last characters also contain bits of the line break.
+    assert re.fullmatch(r"<\*\*\*[A-Za-z0-9=]{1,4}>", mask(f"<{end.join(lines)}>"))
+    assert mask(json.dumps(lines)).startswith('["***", "***"')
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "pa%2fss%21 w%26ord%27",
+        "pa%2Fss! w%26ord'",
+        "pa/ss!+w&ord'",
+        "pa\\/ss! w&ord'",
+        "pa/ss! w\\u0026ord\\u0027",
+        "pa/ss! w\\u0026ord\\'",
+        "pa%2Fss!%20w%26ord%27",
+    ],
+)
+def test_other_spellings_of_urls_and_json_are_masked(spelled: str) -> None:
+    """Clients differ in what they encode and in the case of digits; encoders of JSON escape more than they must."""
+    assert make_mask([b"pa/ss! w&ord'"])(f"a {spelled} b") == "a *** b"

@@ -52,7 +52,7 @@ def describe(path):
         else "file"
     )
     return {
-        "path": path, "state": kind, "mode": f"{st.S_IMODE(info.st_mode):04o}", "uid": info.st_uid, "gid": info.st_gid,
+        "path": path, "state": kind, "mode": f"0{st.S_IMODE(info.st_mode):03o}", "uid": info.st_uid, "gid": info.st_gid,
         "size": info.st_size, "owner": name_of_user(info.st_uid), "group": name_of_group(info.st_gid),
     }  # fmt: skip
 
@@ -154,9 +154,11 @@ def wanted_mode(mode, path):
             raise Refused(f"bad symbolic permission for mode: {mode}")
         bits = 0
         for letter in letters:
-            if letter not in "rwxXst" or any(one not in "ugoa" for one in who):
+            if letter not in "rwxXstugo" or any(one not in "ugoa" for one in who):
                 raise Refused(f"bad symbolic permission for mode: {mode}")
             value = {"r": 4, "w": 2, "x": 1, "X": 1 if folder or current & 0o111 else 0}.get(letter, 0)
+            if letter in "ugo":
+                value = current >> {"u": 6, "g": 3, "o": 0}[letter] & 7
             for one, shift in (("u", 6), ("g", 3), ("o", 0)):
                 if one in who or "a" in who:
                     bits |= value << shift
@@ -183,7 +185,7 @@ def set_rights(path, mode, owner, group, check=False):
         changed = True
         if not check:
             os.chown(path, uid, gid, follow_symlinks=False)
-    if mode is not None and mode != "preserve" and not st.S_ISLNK(info.st_mode):
+    if mode is not None and not st.S_ISLNK(info.st_mode):
         wanted = wanted_mode(mode, path)
         if wanted != st.S_IMODE(os.lstat(path).st_mode):
             changed = True

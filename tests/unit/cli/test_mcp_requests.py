@@ -1,0 +1,44 @@
+"""What an MCP client may send and no tool can do is an answer with the reason, never the end of the call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktrdr_vm.cli.mcp_tools import answer
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path / "state"))
+
+
+def ask(tmp_path: Path, request: bytes) -> str:
+    return str(json.loads(answer(tmp_path, request))["error"])
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "\0"])
+@pytest.mark.parametrize("tool", ["plan", "apply", "execute", "gate", "push", "report", "revision", "escalations"])
+def test_text_that_no_path_can_be(tmp_path: Path, tool: str, text: str) -> None:
+    arguments: dict[str, Any] = {"profile": text} if tool in ("plan", "apply") else {"instance_id": text}
+    if tool == "execute":
+        arguments["command"] = ["x", text]
+    if tool == "gate":
+        arguments["name"] = text
+    assert "must be text without NUL" in ask(tmp_path, json.dumps({"tool": tool, "arguments": arguments}).encode())
+
+
+@pytest.mark.parametrize("timeout", ["NaN", "Infinity", "-1", "0", "86401"])
+def test_a_time_that_no_clock_keeps(tmp_path: Path, timeout: str) -> None:
+    arguments = f'{{"instance_id": "one", "command": ["x"], "timeout": {timeout}}}'
+    assert "timeout: must be more than 0" in ask(tmp_path, f'{{"tool": "execute", "arguments": {arguments}}}'.encode())
+
+
+@pytest.mark.parametrize(
+    "request_", [b"", b"[]", b"{", b"\xff", b"[" * 200_000, b'{"tool": [], "arguments": {}}', b"1" * 5000]
+)
+def test_what_is_no_request(tmp_path: Path, request_: bytes) -> None:
+    assert "names no known tool" in ask(tmp_path, request_)
