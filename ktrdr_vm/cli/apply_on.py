@@ -36,8 +36,8 @@ def apply_on(
     place = find_place(place_name)
     asked = make_asked(profile, workspace, instance_id, gates, cold=cold, accept_changes=accept_changes)
     with opened(place) as far:
-        with packed(asked, place, ()) as made:
-            [(request, _, _)] = made
+        with packed(asked, far, place, ()) as made:
+            request = made[0].request
             try:
                 send(far, made)
             except KeyboardInterrupt:

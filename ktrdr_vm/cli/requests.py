@@ -57,12 +57,12 @@ def submit(
 
     place = find_place(place_name)
     asked = make_asked(profile, workspace, instance_id, gates, cold=cold, accept_changes=accept_changes)
-    with packed(asked, place, refs) as made, opened(place) as far:
+    with opened(place) as far, packed(asked, far, place, refs) as made:
+        requests = [one.request for one in made]
         if script:
-            click.echo(far.render_script([request for request, _, _ in made]), nl=False)
+            click.echo(far.render_script(requests), nl=False)
             return
         send(far, made)
-        requests = [request for request, _, _ in made]
     if as_json:
         echo_json(
             [{"request_id": one.request_id, "instance_id": one.instance_id, "place": place.name} for one in requests]
@@ -179,6 +179,8 @@ def fetch(requests: tuple[str, ...], as_json: bool) -> int:
     code = 0
     for place, entries in find_entries(requests):
         with opened(place) as far:
+            # One question for all of a place; a request that it does not know is asked for, and refused, by itself.
+            states = {one.request_id: one for one in far.states([entry.request_id for entry in entries])}
             for entry in entries:
-                code = max(code, fetch_and_show(far, entry, as_json=as_json))
+                code = max(code, fetch_and_show(far, entry, as_json=as_json, state=states.get(entry.request_id)))
     return code

@@ -29,11 +29,15 @@ MAX_TOTAL = 4 * 1024 * 1024 * 1024
 # Names in the folder of a request.
 DOCUMENT = "request.json"
 BUNDLE = "workspace.bundle"
+BASE = "base.bundle"
+HISTORY = (BASE, BUNDLE)
 UNCOMMITTED = "uncommitted.tar"
 FILES = "files/"
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BRANCH = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock(?:/|$)))(?![-./])[^\x00-\x20\x7f~^:?*\[\\]{1,200}(?<![./])")
+_REF = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64}) refs/" + _BRANCH.pattern)
+MAX_REFS = 2000
 _SHALLOW = re.compile(r"(?:(?:[0-9a-f]{40}|[0-9a-f]{64})\n){0,10000}")
 _HINT = "submit it again with this version of ktrdr-vm"
 
@@ -52,6 +56,9 @@ class Request:
     """`profile` is the path of the profile beneath `files/`; `files/` is the workspace if `in_workspace`. `commit` is
     empty without one.
 
+    `refs` are those of the workspace besides its branch, each `<id> <name>`. The history is in `workspace.bundle`; if
+    the place had a part of it already, that part is in `base.bundle`, and one of the two may be missing.
+
     `digest` is that of `digest_judged`; `deleted` are the tracked files that the workspace does not have; `seconds`
     bounds the run.
     """
@@ -67,6 +74,7 @@ class Request:
     branch: str = ""
     commit: str = ""
     shallow: str = ""
+    refs: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
     cold: bool = False
     accept_changes: bool = False
@@ -149,6 +157,10 @@ def _check(request: Request) -> None:
         ("commit", not request.commit or COMMIT.fullmatch(request.commit)),
         ("branch", not request.branch or _BRANCH.fullmatch(request.branch)),
         ("shallow", _SHALLOW.fullmatch(request.shallow)),
+        (
+            "refs",
+            len(request.refs) <= MAX_REFS and all(isinstance(one, str) and is_ref(one) for one in request.refs),
+        ),
         ("profile", not check_name(request.profile)),
         ("who", len(request.who) <= 200 and request.who.isprintable()),
         ("place", len(request.place) <= 64 and request.place.isprintable()),
@@ -191,12 +203,22 @@ def _are_files(request: Request) -> bool:
             is_file_name(one.name) and one.size >= 0 and bool(_DIGEST.fullmatch(one.sha256)) for one in request.files
         )
         and (FILES + request.profile) in names
-        and (not request.commit or BUNDLE in names)
+        and (not request.commit or any(name in names for name in HISTORY))
     )
+
+
+def is_digest(word: object) -> bool:
+    """True for a sha256 in hexadecimal."""
+    return isinstance(word, str) and bool(_DIGEST.fullmatch(word))
+
+
+def is_ref(line: str) -> bool:
+    """True for `<id> <name>` of a ref that a workspace may have."""
+    return bool(_REF.fullmatch(line))
 
 
 def is_file_name(name: object) -> bool:
     """True for a name that a request may contain besides `request.json`."""
-    if name in (BUNDLE, UNCOMMITTED):
+    if name in (*HISTORY, UNCOMMITTED):
         return True
     return isinstance(name, str) and name.startswith(FILES) and not check_name(name) and not _is_unsafe(name)

@@ -13,6 +13,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ SCHEMA = 1
 # Bytes of a file in one message, before base64.
 PIECE = 256 * 1024
 MOST_STATES = 5000
+# Requests or files in one message: a loaded host answers it in seconds.
+MOST_TOGETHER = 50
 
 Check = Callable[[Request, Path], None]
 """Refuses a request that cannot run here, from its folder, with a KtrdrError."""
@@ -48,14 +51,17 @@ class Service:
         self._operations: dict[str, Callable[..., Any]] = {
             "facts": self.facts,
             "missing": self.missing,
+            "bundles": self.bundles,
             "begin": self.begin,
             "put": self.put,
             "commit": self.commit,
+            "receive": self.receive,
             "start": self.start,
             "script": self.script,
             "states": self.states,
             "files": self.files,
             "read": self.read,
+            "contents": self.contents,
             "cancel": self.cancel,
             "instances": self.instances,
         }
@@ -71,7 +77,7 @@ class Service:
             )
         try:
             return found(**words)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
             raise UsageError(
                 f"{operation} does not take this: {error}", where="serve", hint="this is a bug in ktrdr-vm: report it"
             ) from None
@@ -98,8 +104,11 @@ class Service:
     def missing(self) -> dict[str, Any]:
         return {"missing": self._engine.find_missing()}
 
-    def begin(self, request_id: str) -> dict[str, Any]:
-        have = self._spool.begin(request_id)
+    def bundles(self) -> dict[str, Any]:
+        return {"bundles": [asdict(one) for one in self._spool.list_bundles()]}
+
+    def begin(self, request_id: str, bundles: dict[str, str] | None = None) -> dict[str, Any]:
+        have = self._spool.begin(request_id, bundles)
         return {"complete": have is None, "have": have or {}}
 
     def put(self, request_id: str, name: str, offset: int, data: str) -> dict[str, int]:
@@ -115,6 +124,17 @@ class Service:
                 shutil.rmtree(self._spool.request(request_id))
             raise
         return {"request_id": request.request_id}
+
+    def receive(self, requests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Small requests, each whole in this message but for the bundles that are here."""
+        for one in requests[:MOST_TOGETHER]:
+            request_id = str(one["request_id"])
+            if self._spool.begin(request_id, one["bundles"]) is None:
+                continue
+            for name, data in one["files"].items():
+                self._spool.put(request_id, name, 0, base64.b64decode(data, validate=True))
+            self.commit(request_id)
+        return {}
 
     def start(self, request_ids: Sequence[str]) -> dict[str, Any]:
         self._engine.start(self._spool, [self._spool.read(one) for one in request_ids])
@@ -144,6 +164,17 @@ class Service:
                 )
             )
         }
+
+    def contents(self, request_id: str, attempt: int, names: Sequence[str]) -> dict[str, Any]:
+        """The contents of small files: as many of the names, from the first, as one message holds."""
+        found, left = {}, PIECE
+        for name in names[:MOST_TOGETHER]:
+            data = self._spool.read_piece(request_id, attempt, name, 0, left + 1)
+            left -= len(data)
+            if left < 0:
+                break
+            found[name] = base64.b64encode(data).decode("ascii")
+        return {"contents": found}
 
     def cancel(self, request_ids: Sequence[str]) -> dict[str, Any]:
         """Mark all first: those that run stop at the same time, and the wait for one is the wait for all."""

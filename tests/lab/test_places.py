@@ -16,6 +16,8 @@ import pytest
 from laboratory.far import FAR, Far
 
 from ktrdr_vm.evidence.reader import find_workspace
+from ktrdr_vm.places.materialize import materialize
+from ktrdr_vm.places.request import parse_request
 
 pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="openssh-server is not installed")
 
@@ -195,6 +197,62 @@ def test_references_are_requests_of_their_own(far: Far) -> None:
     # Nothing uncommitted belongs to a reference.
     assert (find_run(far, reports[0]["instance_id"]) / "artifacts/out/result.txt").read_text() == "committed\n"
     assert far.call("submit", "--on", "far", "--ref", "nothing", code=2) == ""
+
+
+def list_workspace_refs(far: Far, request_id: str, into: Path) -> tuple[set[str], list[str]]:
+    """The refs of the workspace that a request makes, and the names of its bundles."""
+    folder = far.home / "spool" / "requests" / request_id
+    into.mkdir()
+    request = parse_request((folder / "request.json").read_bytes(), request_id)
+    _, workspace = materialize(request, folder, into)
+    listed = subprocess.run(
+        ["git", "-C", str(workspace), "for-each-ref", "--format=%(objectname) %(refname)"],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    fsck = subprocess.run(["git", "-C", str(workspace), "fsck", "--no-progress"], capture_output=True, text=True)
+    assert fsck.returncode == 0 and "missing" not in fsck.stderr + fsck.stdout
+    return set(listed.splitlines()), sorted(path.name for path in folder.glob("*.bundle"))
+
+
+def test_history_is_sent_once(far: Far, tmp_path: Path) -> None:
+    (far.repository / "large").write_bytes(os.urandom(3_000_000))
+    far.git("add", "ktrdr.yaml", "large")
+    far.git("commit", "--quiet", "--message", "two")
+    far.git("tag", "light")
+    first = far.call("submit", "--on", "far", "--instance-id", "one").strip()
+    refs, names = list_workspace_refs(far, first, tmp_path / "first")
+    assert names == ["workspace.bundle"]
+    # The same commit again: nothing of the history is sent. A tag that is gone here is not there.
+    far.git("tag", "--delete", "light")
+    far.git("tag", "--annotate", "--message", "x", "v1")
+    second = far.call("submit", "--on", "far", "--instance-id", "two").strip()
+    refs, names = list_workspace_refs(far, second, tmp_path / "second")
+    assert names == ["base.bundle", "workspace.bundle"] and {one.partition(" ")[2] for one in refs} == {
+        "refs/heads/main", "refs/tags/v1",
+    }  # fmt: skip
+    # A new commit, and the same rewritten: the place has never seen its parent's other child.
+    for number, more in enumerate(((), ("--amend",))):
+        (far.repository / "README").write_text(f"three {number}\n")
+        far.git("commit", "--quiet", "--all", *more, "--message", "three")
+        third = far.call("submit", "--on", "far", "--instance-id", f"three-{number}").strip()
+        refs, names = list_workspace_refs(far, third, tmp_path / f"third-{number}")
+        assert f"{far.git('rev-parse', 'HEAD')} refs/heads/main" in refs
+        folder = far.home / "spool" / "requests" / third
+        assert names == ["base.bundle", "workspace.bundle"]
+        assert os.path.samefile(folder / "base.bundle", far.home / "spool" / "requests" / first / "workspace.bundle")
+        assert (folder / "workspace.bundle").stat().st_size < 10_000
+    far.git("checkout", "--quiet", "--detach")
+    last = far.call("submit", "--on", "far", "--instance-id", "four").strip()
+    list_workspace_refs(far, last, tmp_path / "last")
+    for request in (first, second, third, last):
+        far.call("watch", request)
+    # A clone with a boundary sends its own.
+    shallow = far.place / "shallow"
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{far.repository}", str(shallow)], check=True)
+    far.repository = shallow
+    request = far.call("submit", "--on", "far", "--instance-id", "shallow").strip()
+    assert list_workspace_refs(far, request, tmp_path / "shallow-refs")[1] == ["workspace.bundle"]
+    far.call("watch", request)
 
 
 def test_what_cannot_run_there_is_refused_at_submit(far: Far) -> None:

@@ -61,7 +61,7 @@ def submit(tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> Cal
         request_id = make_request_id()
         asked = Asked(work / "ktrdr.yaml", work, "a@b", "demo")
         folder = tmp_path / "packed" / request_id
-        pack_request(asked, Place("far", "ssh", "h", **place), folder, request_id, print, repository=None)
+        pack_request(asked, Place("far", "ssh", "h", **place), folder, request_id, print, base=None)
         return spool.receive_folder(folder, request_id)
 
     return submit

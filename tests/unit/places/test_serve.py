@@ -150,13 +150,13 @@ def test_a_request_arrives_once_whatever_is_cut(
     pipes.cuts = list(cuts)
     far, request = FarEnd(near.call, "far"), make_request()
     folder = write_request(request)
-    far.send(folder, request.request_id)
+    far.send([folder])
     far.start([request.request_id])
     far.start([request.request_id])
     [state] = far.states()
     assert (state.state, state.why) == ("waiting", "Resources")
     assert engine.started == [request.request_id] and pipes.cuts == []
-    far.send(folder, request.request_id)
+    far.send([folder])
     far.cancel(request.request_id)
     assert far.state(request.request_id).state == "cancelled"
 
@@ -203,7 +203,7 @@ def test_links_at_the_far_end_are_not_followed(
     tmp_path: Path,
 ) -> None:
     far, request = FarEnd(near.call, "far"), make_request()
-    far.send(write_request(request), request.request_id)
+    far.send([write_request(request)])
     attempt = tmp_path / "far/spool/requests" / request.request_id / "attempts/1"
     attempt.mkdir(parents=True)
     (tmp_path / "secret").write_text("secret")
