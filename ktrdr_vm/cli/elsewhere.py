@@ -47,6 +47,7 @@ def make_asked(
     workspace: Path | None,
     instance_id: str | None,
     gates: Sequence[str],
+    sent_secrets: Sequence[str],
     *,
     cold: bool,
     accept_changes: bool,
@@ -61,7 +62,16 @@ def make_asked(
     except (KeyError, OSError):
         user = str(os.getuid())
     who = f"{user}@{os.uname().nodename}"
-    return Asked(profile, workspace, who, instance_id, tuple(gates), cold=cold, accept_changes=accept_changes)
+    return Asked(
+        profile,
+        workspace,
+        who,
+        instance_id,
+        tuple(gates),
+        cold=cold,
+        accept_changes=accept_changes,
+        sent_secrets=tuple(dict.fromkeys(sent_secrets)),
+    )
 
 
 @contextlib.contextmanager
@@ -78,7 +88,10 @@ def send(far: FarEnd, made: Sequence[Packed]) -> None:
     from ktrdr_vm.errors import KtrdrError
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.places.book import Book
+    from ktrdr_vm.places.secret_values import read_sent
 
+    # Before anything is sent: a value that is missing here is an error of this host.
+    values = {one.request.request_id: read_sent(one.request, one.folder) for one in made if one.request.sent_secrets}
     book = Book(find_home())
     for one in made:
         book.add(one.request, one.workspace)
@@ -92,7 +105,7 @@ def send(far: FarEnd, made: Sequence[Packed]) -> None:
         for one in made:
             book.remove(one.request.request_id)
         raise
-    far.start([one.request.request_id for one in made])
+    far.start([one.request.request_id for one in made], values)
 
 
 def find_entry(request_id: str) -> Entry:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ktrdr_vm.cli.options import json_option, plan_options, profile_argument
+from ktrdr_vm.cli.options import json_option, plan_options, profile_argument, send_secret_option
 
 if TYPE_CHECKING:
     from ktrdr_vm.places.spool import RequestState
@@ -35,6 +35,7 @@ _place_option = click.option(
 @click.option(
     "--accept-changes", is_flag=True, help="Accept new destinations of secrets in the profile of this branch."
 )
+@send_secret_option
 @click.option("--script", is_flag=True, help="Print what would be given to the scheduler, and submit nothing.")
 @json_option
 def submit(
@@ -46,6 +47,7 @@ def submit(
     gates: tuple[str, ...],
     cold: bool,
     accept_changes: bool,
+    sent_secrets: tuple[str, ...],
     script: bool,
     as_json: bool,
 ) -> None:
@@ -56,7 +58,7 @@ def submit(
     from ktrdr_vm.places.model import find_place
 
     place = find_place(place_name)
-    asked = make_asked(profile, workspace, instance_id, gates, cold=cold, accept_changes=accept_changes)
+    asked = make_asked(profile, workspace, instance_id, gates, sent_secrets, cold=cold, accept_changes=accept_changes)
     with opened(place) as far, packed(asked, far, place, refs) as made:
         requests = [one.request for one in made]
         if script:

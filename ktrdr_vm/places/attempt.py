@@ -12,13 +12,14 @@ attempts/<n>/
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ktrdr_vm.errors import BusyError, HostError, KtrdrError, UsageError
 from ktrdr_vm.guest.commits import unescape_branch
@@ -37,6 +38,7 @@ from ktrdr_vm.places.materialize import materialize
 from ktrdr_vm.places.mirror import Mirror
 from ktrdr_vm.places.pack import find_image_digest
 from ktrdr_vm.places.request import Request, digest_judged
+from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.places.spool import (
     ATTEMPTS,
     CANCEL,
@@ -54,20 +56,36 @@ from ktrdr_vm.report.model import RunReport
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.run import Run
 
-Execute = Callable[[Gathered, Home, Request, Listener], RunReport]
+
+class Execute(Protocol):
+    """Runs what was gathered, with the values of the secrets that came with the request."""
+
+    def __call__(
+        self, gathered: Gathered, home: Home, request: Request, listener: Listener, values: Values
+    ) -> RunReport: ...
+
+
 _POLL = 1.0
 
 
-def execute_run(gathered: Gathered, home: Home, request: Request, listener: Listener) -> RunReport:
+def execute_run(gathered: Gathered, home: Home, request: Request, listener: Listener, values: Values) -> RunReport:
     """The run itself, as `apply` does it."""
     require_root()
-    return Run(gathered, home, Libvirt(), Options(cold=request.cold), listener).execute()
+    return Run(gathered, home, Libvirt(), Options(cold=request.cold, secrets=values), listener).execute()
 
 
 def run_request(
-    spool: Spool, request_id: str, home: Home, *, execute: Execute = execute_run, note: Callable[[str], object] = str
+    spool: Spool,
+    request_id: str,
+    home: Home,
+    *,
+    execute: Execute = execute_run,
+    values: Values | None = None,
+    note: Callable[[str], object] = str,
 ) -> int:
     """Run attempts of a request until one ends with a result that is not tried again. Its exit code.
+
+    `values` are those of the secrets that came with the request; each attempt of this process has them.
 
     BusyError if an attempt runs already; UsageError if the request has ended.
     """
@@ -75,7 +93,7 @@ def run_request(
     request = spool.read(request_id)
     while True:
         number = _claim(spool, request)
-        code = _run_attempt(spool, request, number, home, execute, note)
+        code = _run_attempt(spool, request, number, home, functools.partial(execute, values=values or {}), note)
         if code not in RETRIED or number >= request.attempts or os.path.lexists(spool.request(request_id) / CANCEL):
             return code
         note(f"attempt {number} ended with exit code {code}; it is tried again")
@@ -118,7 +136,12 @@ def _claim(spool: Spool, request: Request) -> int:
 
 
 def _run_attempt(
-    spool: Spool, request: Request, number: int, home: Home, execute: Execute, note: Callable[[str], object]
+    spool: Spool,
+    request: Request,
+    number: int,
+    home: Home,
+    execute: Callable[[Gathered, Home, Request, Listener], RunReport],
+    note: Callable[[str], object],
 ) -> int:
     folder, attempt = spool.request(request.request_id), spool.attempt(request.request_id, number)
     ended: dict[str, Any] = {"outcome": "error", "exit_code": 4, "run_id": "", "message": "", "where": "", "hint": ""}

@@ -8,7 +8,7 @@ import binascii
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +27,7 @@ from ktrdr_vm.places.request import (
     parse_request,
     parse_request_id,
 )
+from ktrdr_vm.places.secret_values import Values, encode_values
 from ktrdr_vm.places.service import MOST_STATES, MOST_TOGETHER, PIECE
 from ktrdr_vm.places.spool import MAX_ATTEMPT_FILES, RequestState, State
 
@@ -163,8 +164,10 @@ class FarEnd:
                 if not data:
                     return
 
-    def start(self, request_ids: Sequence[str]) -> None:
-        self._call("start", request_ids=list(request_ids))
+    def start(self, request_ids: Sequence[str], values: Mapping[str, Values] | None = None) -> None:
+        """Start requests, with the values of the secrets that go with them."""
+        sent = {"values": encode_values(values)} if values else {}
+        self._call("start", request_ids=list(request_ids), **sent)
 
     def render_script(self, requests: Sequence[Request]) -> str:
         """What would be submitted."""

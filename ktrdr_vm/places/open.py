@@ -19,6 +19,7 @@ from ktrdr_vm.places.engine import DetachedEngine, Engine
 from ktrdr_vm.places.far_end import FarEnd
 from ktrdr_vm.places.model import PLACES, Place
 from ktrdr_vm.places.request import FILES, Request
+from ktrdr_vm.places.secret_values import require_sources
 from ktrdr_vm.places.service import SCHEMA, Service
 from ktrdr_vm.places.slurm import SlurmEngine, make_spool
 from ktrdr_vm.places.spool import Spool
@@ -81,15 +82,11 @@ def find_program() -> tuple[str, ...]:
 def check_request(request: Request, folder: Path) -> None:
     """Refuse a request that the owner's policy forbids, or whose secrets this host does not have, before it waits for
     anything."""
-    # Imported here: only a host of instances reads secrets.
-    from ktrdr_vm.instance.secret_sources import read_source
-
     root = folder / FILES
     loaded = read_profile(root / request.profile, root)
     if problems := check_policy(loaded, read_policy(), str(root)):
         raise DocumentError(problems, hint=POLICY_HINT)
-    for secret in loaded.profile.secrets:
-        read_source(secret)
+    require_sources(request, loaded.profile.secrets)
 
 
 def list_instances() -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from ktrdr_vm.inputs.resolve import REFERENCE_HINT, read_profile
 from ktrdr_vm.places.history import History
 from ktrdr_vm.places.model import Place
 from ktrdr_vm.places.request import DOCUMENT, FILES, UNCOMMITTED, Request, SentFile, digest_judged
+from ktrdr_vm.places.secret_values import check_sent
 from ktrdr_vm.profile.load import LoadedProfile
 from ktrdr_vm.profile.model import Profile
 
@@ -46,6 +47,7 @@ class Asked:
     gates: tuple[str, ...] = ()
     cold: bool = False
     accept_changes: bool = False
+    sent_secrets: tuple[str, ...] = ()
 
 
 def choose_refs(view: View, repository: Repository, refs: Sequence[str]) -> list[tuple[Repository, str]]:
@@ -122,6 +124,7 @@ def pack_request(
     sent, and `asked.workspace` has the files of that commit.
     """
     loaded = check_profile(asked)
+    check_sent(loaded, asked.sent_secrets)
     repository, history = base or (None, None)
     root, profile = asked.workspace.resolve(), loaded.profile
     name = parse_instance_id(instance_id or asked.instance_id or _derive(repository, root)).instance_id
@@ -151,6 +154,7 @@ def pack_request(
             cold=asked.cold,
             accept_changes=asked.accept_changes,
             secrets=tuple(secret.name for secret in profile.secrets),
+            sent_secrets=asked.sent_secrets,
             vcpus=profile.resources.vcpus,
             memory=profile.resources.memory,
             seconds=find_seconds(profile, len(asked.gates or profile.gates)),

@@ -59,6 +59,8 @@ class Request:
     `refs` are those of the workspace besides its branch, each `<id> <name>`. The history is in `workspace.bundle`; if
     the place had a part of it already, that part is in `base.bundle`, and one of the two may be missing.
 
+    `sent_secrets` are those of `secrets` whose values come with `start`, and not from a source of the place.
+
     `digest` is that of `digest_judged`; `deleted` are the tracked files that the workspace does not have; `seconds`
     bounds the run.
     """
@@ -79,6 +81,7 @@ class Request:
     cold: bool = False
     accept_changes: bool = False
     secrets: tuple[str, ...] = ()
+    sent_secrets: tuple[str, ...] = ()
     vcpus: int = 1
     memory: int = 512
     seconds: int = 3600
@@ -170,6 +173,7 @@ def _check(request: Request) -> None:
             "secrets",
             len(request.secrets) <= 250 and all(isinstance(name, str) and len(name) <= 200 for name in request.secrets),
         ),
+        ("sent_secrets", set(request.sent_secrets) <= set(request.secrets)),
         ("deleted", all(isinstance(name, str) and not _is_unsafe(name) for name in request.deleted)),
         ("vcpus", 1 <= request.vcpus <= 1024),
         ("memory", 1 <= request.memory <= 1 << 24),

@@ -24,6 +24,7 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.process import find_program
 from ktrdr_vm.places.engine import Engine
 from ktrdr_vm.places.request import Request, parse_request
+from ktrdr_vm.places.secret_values import parse_values
 from ktrdr_vm.places.spool import Spool
 
 SCHEMA = 1
@@ -136,8 +137,15 @@ class Service:
             self.commit(request_id)
         return {}
 
-    def start(self, request_ids: Sequence[str]) -> dict[str, Any]:
-        self._engine.start(self._spool, [self._spool.read(one) for one in request_ids])
+    def start(self, request_ids: Sequence[str], values: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Start requests, with the values of the secrets that come with them, by request and name, in base64."""
+        requests = [self._spool.read(one) for one in request_ids]
+        sent = {
+            one.request_id: parse_values((values or {}).get(one.request_id), one)
+            for one in requests
+            if one.sent_secrets
+        }
+        self._engine.start(self._spool, requests, sent)
         return {}
 
     def script(self, requests: Sequence[dict[str, Any]]) -> dict[str, str]:

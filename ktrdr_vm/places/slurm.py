@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ktrdr_vm.host import process
 from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.places.engine import mark_started
 from ktrdr_vm.places.request import Request
+from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.places.spool import LEASE, STARTED, RequestState, Spool, read_json
 
 # MiB for QEMU, the guard and the daemons besides the memory of the guest.
@@ -67,7 +68,7 @@ class SlurmEngine:
         where = f'{shlex.quote(array)}/"$SLURM_ARRAY_TASK_ID"' if many else shlex.quote(folder)
         return "\n".join([*lines, f"exec {shlex.join([self._program, 'run-request', *cache])} {where}"]) + "\n"
 
-    def start(self, spool: Spool, requests: Sequence[Request]) -> None:
+    def start(self, spool: Spool, requests: Sequence[Request], values: Mapping[str, Values]) -> None:
         new = [one for one in requests if not read_json(spool.request(one.request_id) / STARTED)]
         if not new:
             return

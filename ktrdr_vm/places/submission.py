@@ -39,6 +39,12 @@ def pack_requests(
         raise UsageError(
             "one --instance-id cannot be that of several references", where="--ref", hint="leave out --instance-id"
         )
+    if place.is_cluster and asked.sent_secrets:
+        raise UsageError(
+            "a job begins when this command has ended, and nothing but a file could keep the value until then",
+            where="--send-secret",
+            hint="run it at a place of kind ssh",
+        )
     bundle = into / "history.bundle"
     if refs:
         repository = find_repository(asked.workspace)

@@ -107,7 +107,8 @@ class Run:
             load_playbook(path, beneath=self._gathered.documents, source=_name_playbook(path, self._gathered))
             for _, path in self._gathered.playbooks
         ]
-        self._secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
+        sent = self._options.secrets
+        self._secrets = {one.name: sent.get(one.name) or read_source(one) for one in plan.profile.secrets}
         self._mask.add(self._secrets.values())
         for name in find_short(self._secrets):
             self._listener.note(

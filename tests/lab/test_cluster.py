@@ -247,7 +247,7 @@ echo '{"outcome": "passed", "exit_code": 0, "run_id": "20260101T000000Z-0123"}' 
 
 @pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.full)])
 def test_many_requests_are_one_array(count: int, tmp_path: Path) -> None:
-    with running_cluster(tmp_path / "cluster", slots=32, cpus=64) as cluster:
+    with running_cluster(tmp_path / "cluster", slots=4, cpus=8) as cluster:
         far = Far(tmp_path)
         try:
             enter = " ".join(cluster.inside())

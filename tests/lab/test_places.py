@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import signal
@@ -385,3 +387,60 @@ def test_a_running_job_is_cancelled_with_its_evidence(cluster: Far) -> None:
     assert json.loads((find_run(cluster, "demo") / "report.json").read_text())["outcome"] == "interrupted"
     # The mark was enough.
     assert not (cluster.place / "slurm" / "cancelled").exists()
+
+
+SECRET = """\
+secrets:
+  - name: api
+    source: {env: KTRDR_FAR_KEY}
+    broker: {host: api.example.com, header: "X-Key: {{ secret }}", base_url_env: API_URL}
+"""
+
+
+def read_process(pid: int) -> bytes:
+    """What everybody on a host, or its owner, may read of a process."""
+    return b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+
+
+def test_a_brokered_secret_comes_over_the_connection(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = far.repository / "ktrdr.yaml"
+    text = profile.read_text()
+    profile.write_text(text + SECRET)
+    value = "tell-no-file-of-this-0123456789"
+    far.call("submit", "--on", "far", code=2)
+    assert "the variable KTRDR_FAR_KEY of the secret api is not set" in far.said and "--send-secret api" in far.said
+    far.call("submit", "--on", "far", "--send-secret", "api", code=2)
+    assert "the variable KTRDR_FAR_KEY of the secret api is not set" in far.said
+    assert not json.loads(far.call("queue", "--on", "far", "--json")), "nothing was sent"
+    monkeypatch.setenv("KTRDR_FAR_KEY", value)
+    far.call("submit", "--on", "cluster", "--send-secret", "api", code=2)
+    assert "nothing but a file could keep the value" in far.said
+    # sshd passes no variable of the client; the stand-in must not get it from the environment of this test either.
+    far.more = "unset KTRDR_FAR_KEY\n" + far.more
+    far.set(FAR_SECONDS="6", FAR_FAIL="1")
+    far.client = (str(FAR.with_name("mac_client.py")),)
+    started = far.start("apply", "--on", "far", "--instance-id", "demo", "--send-secret", "api", "--json")
+    deadline = time.monotonic() + 60
+    while not (found := list(far.home.glob("spool/requests/*/attempts/2/lease.jsonl"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(0.5)
+    pid = json.loads(found[0].read_text().splitlines()[0])["pid"]
+    seen = read_process(pid)
+    for form in (value.encode(), base64.b64encode(value.encode())):
+        assert form not in seen
+    out, err = started.communicate(timeout=60)
+    assert started.returncode == 0, err
+    # The second attempt has it as the first one had.
+    artifact = (find_run(far, "demo") / "artifacts/out/api").read_text()
+    assert artifact == hashlib.sha256(value.encode()).hexdigest()
+    kept = [path for path in (*far.home.rglob("*"), *far.near.rglob("*")) if path.is_file()]
+    assert len(kept) > 20
+    for path in kept:
+        content = path.read_bytes()
+        assert value.encode() not in content and base64.b64encode(value.encode()) not in content, path
+    assert value not in out + err
+    # A secret that is delivered into the guest is never sent.
+    profile.write_text(text + "secrets: [{name: api, source: {env: KTRDR_FAR_KEY}}]\n")
+    far.call("submit", "--on", "far", "--send-secret", "api", code=2)
+    assert "no brokered secret" in far.said

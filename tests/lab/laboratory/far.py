@@ -47,6 +47,8 @@ class Far:
         (ssh / "server").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {ssh}/host_key\nAuthorizedKeysFile {ssh}/authorized_keys\n"
             "PermitRootLogin prohibit-password\nPasswordAuthentication no\nStrictModes no\nUsePAM no\nPidFile none\nUseDNS no\n"
+            # As beneath another shell: bash reads no start-up file of whoever runs the tests, which may wait for a lock.
+            "SetEnv SHLVL=2\n"
         )
         self.home, self.near = place / "far-home", place / "near-home"
         self.settings = place / "far-settings"

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ktrdr_vm.places.connection import Connection
 from ktrdr_vm.places.engine import mark_started
 from ktrdr_vm.places.far_end import FarEnd
 from ktrdr_vm.places.request import Request
+from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.places.serve import serve
 from ktrdr_vm.places.service import Service
 from ktrdr_vm.places.spool import RequestState, Spool
@@ -36,7 +37,8 @@ class FakeEngine:
     def __init__(self) -> None:
         self.started: list[str] = []
 
-    def start(self, spool: Spool, requests: Sequence[Request]) -> None:
+    def start(self, spool: Spool, requests: Sequence[Request], values: Mapping[str, Values]) -> None:
+        self.values = values
         for one in requests:
             if one.request_id not in self.started:
                 self.started.append(one.request_id)
