@@ -30,7 +30,7 @@ from ktrdr_vm.profile.schema import check_shape
 from ktrdr_vm.profile.strict_yaml import Document
 
 _LIST_LIMIT = 120.0
-_SETTINGS = ("program", "spool", "cache", "options")
+_SETTINGS = ("program", "spool", "cache", "options", "together")
 
 
 def open_place(place: Place, home: Home, *, on_lost: Callable[[str], object] = str) -> FarEnd:
@@ -52,6 +52,7 @@ def make_settings(place: Place) -> dict[str, Any]:
         "spool": place.spool,
         "cache": place.cache,
         "options": list(place.options),
+        "together": place.together,
     }
 
 
@@ -67,7 +68,8 @@ def make_service(home: Home, settings: dict[str, Any]) -> Service:
         if problems := check_shape(Document("settings", checked), PLACES):
             raise DocumentError(problems, hint="correct places.yaml at the client")
         spool = make_spool(str(data["spool"]))
-        engine = SlurmEngine(program, str(data.get("cache", "")), tuple(data.get("options", ())))
+        cache, options = str(data.get("cache", "")), tuple(data.get("options", ()))
+        engine = SlurmEngine(program, cache, options, together=int(data.get("together", 0)))
     else:
         spool, engine = Spool(home.spool), DetachedEngine(find_program())
     return Service(spool, engine, home, check_request, list_instances)

@@ -60,13 +60,18 @@ class SlurmEngine:
             f"--comment={first.request_id}",
             f"--output={array if many else folder}/output.log",
             *(["--requeue"] if max(one.attempts for one in requests) > 1 else ["--no-requeue"]),
-            *([f"--array=0-{len(requests) - 1}{f'%{self._together}' if self._together else ''}"] if many else []),
+            *(self._render_array(len(requests)) if many else []),
             *self._options,
         ]
         lines = ["#!/bin/sh", *(f"#SBATCH {option}" for option in options)]
         cache = ["--cache", self._cache] if self._cache else []
         where = f'{shlex.quote(array)}/"$SLURM_ARRAY_TASK_ID"' if many else shlex.quote(folder)
         return "\n".join([*lines, f"exec {shlex.join([self._program, 'run-request', *cache])} {where}"]) + "\n"
+
+    def _render_array(self, count: int) -> list[str]:
+        # A job that anybody submits later, and that is smaller, goes before the tasks of this one that still wait:
+        # without fair shares, Slurm would let it wait for all of them.
+        return [f"--array=0-{count - 1}{f'%{self._together}' if self._together else ''}", f"--nice={count}"]
 
     def start(self, spool: Spool, requests: Sequence[Request], values: Mapping[str, Values]) -> None:
         new = [one for one in requests if not read_json(spool.request(one.request_id) / STARTED)]

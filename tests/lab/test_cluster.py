@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,46 @@ def test_an_array_of_four_on_two_nodes_and_one_cancelled_midway(far: Far, cluste
     assert far.call("fetch", *requests, code=130)
     assert len(list_refs(far)) == 4, "nothing of the cancelled one"
     wait_for(lambda: not cluster.call("squeue", "--noheader"))
+
+
+def submit_as_nobody(cluster: Cluster) -> str:
+    """A job of another user for the same nodes; it ends at once."""
+    return cluster.call(
+        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+        *("sbatch", "--parsable", "--gres=kvm:1", "--mem=100M", "--output=/dev/null", "--chdir=/", "--wrap=true"),
+    ).strip()
+
+
+def find_start(cluster: Cluster, job: str) -> float | None:
+    """When a job began, in seconds since the epoch; None before that."""
+    shown = dict(
+        word.partition("=")[::2] for word in cluster.call("scontrol", "--oneliner", "show", "job", job).split()
+    )
+    if shown["JobState"] in ("PENDING", "CONFIGURING"):
+        return None
+    return time.mktime(time.strptime(shown["StartTime"], "%Y-%m-%dT%H:%M:%S"))
+
+
+@pytest.mark.parametrize("fair", [True, pytest.param(False, marks=pytest.mark.full)])
+def test_an_array_does_not_starve_another_user(fair: bool, far: Far, cluster: Cluster) -> None:
+    if not fair:
+        # Without fair shares, and without the lower priority of an array, Slurm serves by time of submission.
+        places = far.place / "config/ktrdr-vm/places.yaml"
+        places.write_text(places.read_text().replace("--partition=vm", "--partition=vm, --nice=0"))
+    far.set(FAR_SECONDS="3")
+    requests = far.call("submit", "--on", "cluster", *make_branches(far, 16)).split()
+    submitted = time.time()
+    job = submit_as_nobody(cluster)
+    wait_for(lambda: find_start(cluster, job), 240)
+    began = find_start(cluster, job)
+    assert began is not None
+    wait_for(lambda: not cluster.call("squeue", "--noheader"), 240)
+    took = time.time() - submitted
+    spool = cluster.shared / "0/requests"
+    leases = [json.loads((spool / one / "attempts/1/lease.jsonl").read_text().splitlines()[0]) for one in requests]
+    before = sum(datetime.fromisoformat(one["time"]).timestamp() < began for one in leases)
+    print(f"fair={fair}: waited {began - submitted:.0f} s of {took:.0f} s, behind {before} of {len(requests)} runs")
+    assert before <= 8 if fair else before >= 14
 
 
 def test_a_step_of_a_command_ends_with_its_client(far: Far, cluster: Cluster) -> None:

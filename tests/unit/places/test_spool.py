@@ -185,6 +185,10 @@ def test_several_requests_are_one_array(spool: Spool, receive: Callable[..., Req
     [(words, script)] = programs.calls
     assert words == ["sbatch", "--parsable"]
     assert b"#SBATCH --array=0-2\n" in script and b"#SBATCH --requeue\n" in script
+    assert b"#SBATCH --nice=3\n" in script, "what others submit later goes before the tasks that wait"
+    limited = SlurmEngine("ktrdr-vm", options=["--nice=0"], together=2).render_script(spool, requests).splitlines()
+    assert "#SBATCH --array=0-2%2" in limited and limited.index("#SBATCH --nice=0") > limited.index("#SBATCH --nice=3")
+    assert "--nice" not in engine.render_script(spool, requests[:1])
     assert script.rstrip().endswith(b'/"$SLURM_ARRAY_TASK_ID"')
     batch = spool.root / "batches" / requests[0].request_id
     assert [(batch / str(number)).resolve() for number in range(3)] == [
