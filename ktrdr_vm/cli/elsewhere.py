@@ -76,11 +76,12 @@ def make_asked(
 
 @contextlib.contextmanager
 def packed(asked: Asked, far: FarEnd, place: Place, refs: Sequence[str]) -> Iterator[list[Packed]]:
-    """The requests, one a ref. Their folders exist until the end of the block."""
+    """The requests, one a ref, or one a node to warm up. Their folders exist until the end of the block."""
     from ktrdr_vm.places.submission import pack_requests
 
     with tempfile.TemporaryDirectory(prefix="ktrdr-submit-") as name:
-        yield pack_requests(asked, place, refs, Path(name), note, far.list_bundles)
+        nodes = far.list_nodes() if asked.warm else [""]
+        yield pack_requests(asked, place, refs, Path(name), note, far.list_bundles, nodes)
 
 
 def send(far: FarEnd, made: Sequence[Packed]) -> None:
@@ -105,6 +106,11 @@ def send(far: FarEnd, made: Sequence[Packed]) -> None:
         for one in made:
             book.remove(one.request.request_id)
         raise
+    if any(one.request.node for one in made):
+        # Each is a job of its own node, and not one of an array.
+        for one in made:
+            far.start([one.request.request_id])
+        return
     far.start([one.request.request_id for one in made], values)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ _place_option = click.option(
 @click.option(
     "--accept-changes", is_flag=True, help="Accept new destinations of secrets in the profile of this branch."
 )
+@click.option("--warm", is_flag=True, help="Build image and template on each host of the place, and run nothing.")
 @send_secret_option
 @click.option("--script", is_flag=True, help="Print what would be given to the scheduler, and submit nothing.")
 @json_option
@@ -47,6 +49,7 @@ def submit(
     gates: tuple[str, ...],
     cold: bool,
     accept_changes: bool,
+    warm: bool,
     sent_secrets: tuple[str, ...],
     script: bool,
     as_json: bool,
@@ -59,6 +62,9 @@ def submit(
 
     place = find_place(place_name)
     asked = make_asked(profile, workspace, instance_id, gates, sent_secrets, cold=cold, accept_changes=accept_changes)
+    if warm and (refs or cold or sent_secrets):
+        raise click.UsageError("--warm runs nothing: it excludes --ref, --cold and --send-secret")
+    asked = replace(asked, warm=warm)
     with opened(place) as far, packed(asked, far, place, refs) as made:
         requests = [one.request for one in made]
         if script:

@@ -55,6 +55,7 @@ from ktrdr_vm.places.spool import (
 from ktrdr_vm.report.model import RunReport
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.run import Run
+from ktrdr_vm.templates.project import warm_up
 
 
 class Execute(Protocol):
@@ -62,15 +63,20 @@ class Execute(Protocol):
 
     def __call__(
         self, gathered: Gathered, home: Home, request: Request, listener: Listener, values: Values
-    ) -> RunReport: ...
+    ) -> RunReport | None: ...
 
 
 _POLL = 1.0
 
 
-def execute_run(gathered: Gathered, home: Home, request: Request, listener: Listener, values: Values) -> RunReport:
-    """The run itself, as `apply` does it."""
+def execute_run(
+    gathered: Gathered, home: Home, request: Request, listener: Listener, values: Values
+) -> RunReport | None:
+    """The run itself, as `apply` does it; None if the host was only prepared for it."""
     require_root()
+    if request.warm:
+        warm_up(home, gathered, Libvirt(), listener.note)
+        return None
     return Run(gathered, home, Libvirt(), Options(cold=request.cold, secrets=values), listener).execute()
 
 
@@ -140,7 +146,7 @@ def _run_attempt(
     request: Request,
     number: int,
     home: Home,
-    execute: Callable[[Gathered, Home, Request, Listener], RunReport],
+    execute: Callable[[Gathered, Home, Request, Listener], RunReport | None],
     note: Callable[[str], object],
 ) -> int:
     folder, attempt = spool.request(request.request_id), spool.attempt(request.request_id, number)
@@ -157,15 +163,18 @@ def _run_attempt(
         with Lease(folder, attempt, request.grace, stop), _private_folder(home, request.request_id) as private:
             gathered = _gather(request, folder, private, home)
             report = execute(gathered, home, request, mirror)
-            ended |= {
-                "outcome": report.outcome,
-                "exit_code": report.exit_code,
-                "run_id": report.run_id,
-                "message": report.message,
-            }
-            ended["hint"] = report.hint
             mirror.finish()
-            _return_commits(report, request, gathered, attempt)
+            if report is None:
+                ended |= {"outcome": "passed", "exit_code": 0, "message": "image and template are there"}
+            else:
+                ended |= {
+                    "outcome": report.outcome,
+                    "exit_code": report.exit_code,
+                    "run_id": report.run_id,
+                    "message": report.message,
+                    "hint": report.hint,
+                }
+                _return_commits(report, request, gathered, attempt)
     except KeyboardInterrupt:
         ended |= {"outcome": "interrupted", "exit_code": 130}
     except KtrdrError as error:

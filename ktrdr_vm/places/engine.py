@@ -45,6 +45,9 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]:
         """Facts of the engine, for `places check`."""
 
+    def list_nodes(self) -> list[str]:
+        """The hosts on which requests run, by name; one empty name if that is this host."""
+
     def find_missing(self) -> dict[str, str]:
         """What the engine lacks for runs, by name; asked only by `places check`."""
 
@@ -97,6 +100,9 @@ class DetachedEngine:
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "process"}
+
+    def list_nodes(self) -> list[str]:
+        return [""]
 
     def find_missing(self) -> dict[str, str]:
         return {}

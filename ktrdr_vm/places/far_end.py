@@ -24,6 +24,7 @@ from ktrdr_vm.places.request import (
     MAX_TOTAL,
     Request,
     is_digest,
+    is_node,
     parse_request,
     parse_request_id,
 )
@@ -73,6 +74,17 @@ class FarEnd:
             if isinstance(found, dict)
             else {}
         )
+
+    def list_nodes(self) -> list[str]:
+        """The hosts on which its requests run; one empty name for the host that answers."""
+        found = self._call("nodes").get("nodes")
+        if (
+            not isinstance(found, list)
+            or len(found) > MOST_STATES
+            or not all(one == "" or is_node(one) for one in found)
+        ):
+            raise self._refuse("its nodes are no list of names")
+        return list(found)
 
     def list_bundles(self) -> list[Offer]:
         """The bundles of history that the place has, the newest first."""

@@ -88,7 +88,8 @@ def check_request(request: Request, folder: Path) -> None:
     loaded = read_profile(root / request.profile, root)
     if problems := check_policy(loaded, read_policy(), str(root)):
         raise DocumentError(problems, hint=POLICY_HINT)
-    require_sources(request, loaded.profile.secrets)
+    if not request.warm:
+        require_sources(request, loaded.profile.secrets)
 
 
 def list_instances() -> list[dict[str, Any]]:

@@ -48,6 +48,8 @@ class Asked:
     cold: bool = False
     accept_changes: bool = False
     sent_secrets: tuple[str, ...] = ()
+    warm: bool = False
+    node: str = ""
 
 
 def choose_refs(view: View, repository: Repository, refs: Sequence[str]) -> list[tuple[Repository, str]]:
@@ -152,8 +154,11 @@ def pack_request(
             refs=history.find_refs(repository.commit) if repository and history else (),
             gates=asked.gates,
             cold=asked.cold,
+            warm=asked.warm,
+            node=asked.node,
             accept_changes=asked.accept_changes,
-            secrets=tuple(secret.name for secret in profile.secrets),
+            # Nothing is run, so that none is needed.
+            secrets=() if asked.warm else tuple(secret.name for secret in profile.secrets),
             sent_secrets=asked.sent_secrets,
             vcpus=profile.resources.vcpus,
             memory=profile.resources.memory,

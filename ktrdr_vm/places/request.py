@@ -36,6 +36,7 @@ FILES = "files/"
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BRANCH = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock(?:/|$)))(?![-./])[^\x00-\x20\x7f~^:?*\[\\]{1,200}(?<![./])")
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _REF = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64}) refs/" + _BRANCH.pattern)
 MAX_REFS = 2000
 _SHALLOW = re.compile(r"(?:(?:[0-9a-f]{40}|[0-9a-f]{64})\n){0,10000}")
@@ -55,6 +56,8 @@ class SentFile:
 class Request:
     """`profile` is the path of the profile beneath `files/`; `files/` is the workspace if `in_workspace`. `commit` is
     empty without one.
+
+    With `warm`, image and template are built and nothing is run; `node` is the only one where it may be, empty for any.
 
     `refs` are those of the workspace besides its branch, each `<id> <name>`. The history is in `workspace.bundle`; if
     the place had a part of it already, that part is in `base.bundle`, and one of the two may be missing.
@@ -79,6 +82,8 @@ class Request:
     refs: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
     cold: bool = False
+    warm: bool = False
+    node: str = ""
     accept_changes: bool = False
     secrets: tuple[str, ...] = ()
     sent_secrets: tuple[str, ...] = ()
@@ -164,6 +169,7 @@ def _check(request: Request) -> None:
             "refs",
             len(request.refs) <= MAX_REFS and all(isinstance(one, str) and is_ref(one) for one in request.refs),
         ),
+        ("node", not request.node or is_node(request.node)),
         ("profile", not check_name(request.profile)),
         ("who", len(request.who) <= 200 and request.who.isprintable()),
         ("place", len(request.place) <= 64 and request.place.isprintable()),
@@ -214,6 +220,11 @@ def _are_files(request: Request) -> bool:
 def is_digest(word: object) -> bool:
     """True for a sha256 in hexadecimal."""
     return isinstance(word, str) and bool(_DIGEST.fullmatch(word))
+
+
+def is_node(word: object) -> bool:
+    """True for the name of a node of a cluster."""
+    return isinstance(word, str) and bool(_NODE.fullmatch(word))
 
 
 def is_ref(line: str) -> bool:

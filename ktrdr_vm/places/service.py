@@ -52,6 +52,7 @@ class Service:
         self._operations: dict[str, Callable[..., Any]] = {
             "facts": self.facts,
             "missing": self.missing,
+            "nodes": self.nodes,
             "bundles": self.bundles,
             "begin": self.begin,
             "put": self.put,
@@ -104,6 +105,9 @@ class Service:
 
     def missing(self) -> dict[str, Any]:
         return {"missing": self._engine.find_missing()}
+
+    def nodes(self) -> dict[str, Any]:
+        return {"nodes": self._engine.list_nodes()}
 
     def bundles(self) -> dict[str, Any]:
         return {"bundles": [asdict(one) for one in self._spool.list_bundles()]}

@@ -14,7 +14,7 @@ from ktrdr_vm.errors import HostError, KtrdrError, UsageError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.places.engine import mark_started
-from ktrdr_vm.places.request import Request
+from ktrdr_vm.places.request import Request, is_node
 from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.places.spool import LEASE, STARTED, RequestState, Spool, read_json
 
@@ -61,6 +61,7 @@ class SlurmEngine:
             f"--output={array if many else folder}/output.log",
             *(["--requeue"] if max(one.attempts for one in requests) > 1 else ["--no-requeue"]),
             *(self._render_array(len(requests)) if many else []),
+            *([f"--nodelist={first.node}"] if first.node else []),
             *self._options,
         ]
         lines = ["#!/bin/sh", *(f"#SBATCH {option}" for option in options)]
@@ -177,6 +178,14 @@ class SlurmEngine:
     def describe(self) -> dict[str, Any]:
         found = {name: str(process.find_program(name) or "") for name in ("sbatch", "squeue", "scancel", "srun")}
         return {"engine": "slurm", "missing": [name for name, path in found.items() if not path]}
+
+    def list_nodes(self) -> list[str]:
+        """The nodes with a GRES `kvm`, in the partition of the options."""
+        chosen = [one for one in self._options if one.startswith("--partition=")][-1:]
+        words = ["sinfo", "--noheader", "--Node", "--format=%N|%G", *chosen]
+        done = process.run(words, timeout=_LIMIT, environment=_find_environment())
+        rows = (line.strip().partition("|") for line in done.text.splitlines())
+        return sorted({name for name, _, gres in rows if is_node(name) and re.search(r"\bkvm:", gres)})
 
     def find_missing(self) -> dict[str, str]:
         """An answer of the controller, and a node that counts its VMs: without one, a request waits forever."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,9 +33,12 @@ def pack_requests(
     into: Path,
     note: Callable[[str], None],
     list_offers: Callable[[], Iterable[Offer]],
+    nodes: Sequence[str] = ("",),
 ) -> list[Packed]:
-    """Pack into folders of `into`. `list_offers` asks the place for the bundles that it has, once, after all checks of
-    the inputs."""
+    """Pack into folders of `into`: one request for each of `refs`, or without them one for each of `nodes`.
+
+    `list_offers` asks the place for the bundles that it has, once, after all checks of the inputs.
+    """
     if asked.instance_id and len(refs) > 1:
         raise UsageError(
             "one --instance-id cannot be that of several references", where="--ref", hint="leave out --instance-id"
@@ -52,14 +56,19 @@ def pack_requests(
             chosen = choose_refs(view, repository, refs)
             history = pack_history(view, [one for one, _ in chosen], bundle, list_offers)
             return list(_pack_refs(asked, place, chosen, into, note, (view, history)))
-    base, request_id = find_base(asked, check_profile(asked)), make_request_id()
-    folder = into / request_id
-    if base is None:
-        return [Packed(pack_request(asked, place, folder, request_id, note, base=None), folder, None)]
-    with open_view(base.place) as view:
-        history = pack_history(view, [base], bundle, list_offers)
-        request = pack_request(asked, place, folder, request_id, note, base=(base, history))
-    return [Packed(request, folder, base.root)]
+    base = find_base(asked, check_profile(asked))
+    made = []
+    with contextlib.ExitStack() as stack:
+        pair = None
+        if base is not None:
+            view = stack.enter_context(open_view(base.place))
+            pair = (base, pack_history(view, [base], bundle, list_offers))
+        for node in nodes:
+            request_id = make_request_id()
+            folder = into / request_id
+            request = pack_request(replace(asked, node=node), place, folder, request_id, note, base=pair)
+            made.append(Packed(request, folder, base.root if base else None))
+    return made
 
 
 def _pack_refs(

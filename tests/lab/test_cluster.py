@@ -116,11 +116,24 @@ def test_an_array_of_four_on_two_nodes_and_one_cancelled_midway(far: Far, cluste
     wait_for(lambda: not cluster.call("squeue", "--noheader"))
 
 
+def test_every_node_is_warmed_up_once(far: Far, cluster: Cluster) -> None:
+    requests = far.call("submit", "--on", "cluster", "--warm").split()
+    assert len(requests) == len(NODES)
+    for request in requests:
+        far.call("watch", request)
+    assert sorted(find_states(far)[one]["node"] for one in requests) == list(NODES)
+    for node in NODES:
+        assert (cluster.place / f"local-{node}/0/warm").read_text() == "debian-13-docker"
+    far.call("fetch", *requests)
+    assert "image and template are there" in far.said
+    far.call("submit", "--on", "cluster", "--warm", "--ref", "main", code=2)
+
+
 def submit_as_nobody(cluster: Cluster) -> str:
     """A job of another user for the same nodes; it ends at once."""
     return cluster.call(
-        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
-        *("sbatch", "--parsable", "--gres=kvm:1", "--mem=100M", "--output=/dev/null", "--chdir=/", "--wrap=true"),
+        *("sbatch", "--parsable", "--uid=nobody", "--gres=kvm:1", "--mem=100M"),
+        *("--output=/dev/null", "--chdir=/", "--wrap=true"),
     ).strip()
 
 
@@ -297,7 +310,7 @@ def test_many_requests_are_one_array(count: int, tmp_path: Path) -> None:
             program = tmp_path / "ktrdr-vm"
             (tmp_path / "config/ktrdr-vm/places.yaml").write_text(
                 f"places:\n  cluster: {{kind: slurm, host: far, ssh_config: {tmp_path}/ssh/client, program: {program},"
-                f" spool: {cluster.shared}, cache: {cluster.local}, options: [--partition=vm, --mem=100M, --cpus-per-task=1]}}\n"
+                f" spool: {cluster.shared}, cache: {cluster.local}, options: [--partition=vm, --export=ALL, --mem=100M, --cpus-per-task=1]}}\n"
             )
             far.git("add", "ktrdr.yaml")
             far.git("commit", "--quiet", "--message", "two")

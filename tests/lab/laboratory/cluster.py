@@ -142,7 +142,11 @@ class Cluster:
     def start_node(self, node: str) -> None:
         """Its processes end with the first one, as those of a host do."""
         apart = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
-        line = f"hostname {node} && mount --bind shared shared && mount --bind local-{node} local && exec slurmd -D -N {node}"
+        # With --export=NONE a node asks a login shell for the environment of each job. What the person who runs the
+        # tests does at a login, and how long it takes, is none of theirs.
+        quiet = "for f in .profile .bash_profile .bashrc; do [ ! -e ~/$f ] || mount --bind /dev/null ~/$f; done"
+        mounts = f"mount --bind shared shared && mount --bind local-{node} local"
+        line = f"hostname {node} && {quiet} && {mounts} && exec slurmd -D -N {node}"
         self._start(node, [*self.inside(node), *apart, "sh", "-c", f"cd {self.place} && {line}"])
 
     def cut(self, node: str) -> None:

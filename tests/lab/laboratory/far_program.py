@@ -43,9 +43,12 @@ WHO = {
 }
 
 
-def execute(gathered: Gathered, home: Home, request: Request, listener: Listener, values: Values) -> RunReport:
+def execute(gathered: Gathered, home: Home, request: Request, listener: Listener, values: Values) -> RunReport | None:
     """A run without a VM."""
     home.create()
+    if request.warm:
+        (home.root / "warm").write_text(gathered.plan.profile.image.recipe)
+        return None
     plan = gathered.plan
     run_id, began = make_run_id(), now()
     counter = home.root / "runs-begun"

@@ -140,6 +140,13 @@ def test_a_result_is_not_tried_again(
     assert run.begun == begun
 
 
+def test_a_host_is_prepared_without_a_run(submit: Callable[..., Request], spool: Spool, home: Home) -> None:
+    request = submit()
+    assert run_request(spool, request.request_id, home, execute=lambda *_, **__: None) == 0
+    state = spool.state(request.request_id)
+    assert (state.state, state.outcome, state.run_id) == ("finished", "passed", "")
+
+
 def test_each_attempt_has_the_values_that_came_with_the_request(
     submit: Callable[..., Request], spool: Spool, home: Home
 ) -> None:

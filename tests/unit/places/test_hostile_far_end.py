@@ -251,6 +251,14 @@ def test_lists_of_states(answer: Any, far: Fake) -> None:
         FarEnd(far.call, "far").state(ID)
 
 
+@pytest.mark.parametrize("nodes", [None, "n1", [1], ["-x"], ["../x"], ["n1 n2"], ["n1\n"], ["n"] * 6000], ids=range(8))
+def test_nodes(nodes: Any, far: Fake) -> None:
+    """Each becomes an option of sbatch."""
+    far.answers["nodes"] = {"nodes": nodes}
+    with pytest.raises(UsageError, match="what it may not"):
+        FarEnd(far.call, "far").list_nodes()
+
+
 @pytest.mark.parametrize("rows", [[1], [{}], [{"instance_id": "../x"}], [{"instance_id": "a\x1b[2J"}]])
 def test_instances(rows: Any, far: Fake) -> None:
     far.answers["instances"] = {"instances": rows}

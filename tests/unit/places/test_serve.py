@@ -56,6 +56,9 @@ class FakeEngine:
     def find_way(self, spool: Spool, request_id: str) -> tuple[str, ...]:
         return ()
 
+    def list_nodes(self) -> list[str]:
+        return [""]
+
     def find_missing(self) -> dict[str, str]:
         return {"gres": "none"}
 

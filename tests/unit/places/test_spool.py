@@ -203,6 +203,16 @@ def test_several_requests_are_one_array(spool: Spool, receive: Callable[..., Req
     ]
 
 
+def test_each_node_is_warmed_up(spool: Spool, receive: Callable[..., Request], programs: Programs) -> None:
+    engine = SlurmEngine("ktrdr-vm", options=["--partition=vm"])
+    programs.answers["sinfo"] = (0, "n1|gpu:1,kvm:4\nn2|(null)\nn3|kvm:2(S:0)\n-x|kvm:1\nn1|kvm:4\n", "")
+    assert engine.list_nodes() == ["n1", "n3"]
+    assert programs.calls[-1][0][-1] == "--partition=vm"
+    request = receive(warm=True, node="n3")
+    assert "#SBATCH --nodelist=n3" in engine.render_script(spool, [request]).splitlines()
+    assert "--nodelist" not in engine.render_script(spool, [receive()])
+
+
 def test_a_waiting_job_is_cancelled(spool: Spool, receive: Callable[..., Request], programs: Programs) -> None:
     request, engine = receive(), SlurmEngine("ktrdr-vm")
     engine.start(spool, [request], {})
