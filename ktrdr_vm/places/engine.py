@@ -18,6 +18,9 @@ from ktrdr_vm.places.request import Request
 from ktrdr_vm.places.secret_values import Values, open_pipe
 from ktrdr_vm.places.spool import STARTED, RequestState, Spool, read_json
 
+NOT_LISTED = "squeue does not list it"
+"""Why a request waits whose job the scheduler has no longer."""
+
 
 class Engine(Protocol):
     """Starts, explains and cancels. Every method may be repeated with the same result."""

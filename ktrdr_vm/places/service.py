@@ -13,7 +13,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.host.accelerator import EMULATOR
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.process import find_program
-from ktrdr_vm.places.engine import Engine
+from ktrdr_vm.places.engine import NOT_LISTED, Engine
 from ktrdr_vm.places.request import Request, parse_request
 from ktrdr_vm.places.secret_values import parse_values
-from ktrdr_vm.places.spool import Spool
+from ktrdr_vm.places.spool import RequestState, Spool
 
 SCHEMA = 1
 # Bytes of a file in one message, before base64.
@@ -33,6 +33,8 @@ PIECE = 256 * 1024
 MOST_STATES = 5000
 # Requests or files in one message: a loaded host answers it in seconds.
 MOST_TOGETHER = 50
+# Seconds without a sign of a request whose job is gone: a shared file system shows a new file this late.
+_GONE = 120.0
 
 Check = Callable[[Request, Path], None]
 """Refuses a request that cannot run here, from its folder, with a KtrdrError."""
@@ -163,7 +165,17 @@ class Service:
         chosen = sorted(known) if request_ids is None else [one for one in request_ids if one in known]
         states = [self._spool.state(one) for one in chosen[-MOST_STATES:]]
         reasons = self._engine.explain(self._spool, states)
-        return {"states": [{**one.to_json(), "why": reasons.get(one.request_id) or one.why} for one in states]}
+        said = [self._explain(one, reasons.get(one.request_id, "")) for one in states]
+        return {"states": [one.to_json() for one in said]}
+
+    def _explain(self, state: RequestState, reason: str) -> RequestState:
+        if reason == NOT_LISTED:
+            # It may have begun, or ended, since its files were read.
+            state = self._spool.state(state.request_id)
+            if state.state == "waiting" and self._spool.find_silence(state.request_id) > _GONE:
+                why = f"{state.why or 'it never began'}; its job has ended, and output.log there may say why"
+                return replace(state, state="lost", why=why, exit_code=4)
+        return replace(state, why=reason or state.why) if state.state == "waiting" else state
 
     def files(self, request_id: str, attempt: int) -> dict[str, Any]:
         return {"files": [list(one) for one in self._spool.list_files(request_id, attempt)]}

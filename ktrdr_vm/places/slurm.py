@@ -13,7 +13,7 @@ from typing import Any
 from ktrdr_vm.errors import HostError, KtrdrError, UsageError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.rights import make_private
-from ktrdr_vm.places.engine import mark_started
+from ktrdr_vm.places.engine import NOT_LISTED, mark_started
 from ktrdr_vm.places.request import Request, is_node
 from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.places.spool import LEASE, STARTED, RequestState, Spool, read_json
@@ -143,10 +143,7 @@ class SlurmEngine:
                 said[found[1], found[2] or ""] = (
                     f"{found[3].capitalize()}: {found[4]}" if found[4] not in ("", "None") else found[3].capitalize()
                 )
-        return {
-            request_id: said.get(job) or said.get((job[0], "")) or "squeue does not list it"
-            for request_id, job in jobs.items()
-        }
+        return {request_id: said.get(job) or said.get((job[0], "")) or NOT_LISTED for request_id, job in jobs.items()}
 
     def cancel(self, spool: Spool, state: RequestState) -> None:
         """One that waits is removed from the queue. One that runs polls for the mark; after its grace, the scheduler

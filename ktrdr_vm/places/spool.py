@@ -283,6 +283,17 @@ class Spool:
             **said, state="lost", attempt=number, node=node, why=f"attempt {number} was lost", exit_code=4
         )
 
+    def find_silence(self, request_id: str) -> float:
+        """Seconds since the request was started, and since its newest attempt appended to its lease."""
+        number = self.count_attempts(request_id)
+        signs = [self.request(request_id) / STARTED]
+        signs += [self.attempt(request_id, number), self.attempt(request_id, number) / LEASE] if number else []
+        times = [0.0]
+        for path in signs:
+            with contextlib.suppress(OSError):
+                times.append(path.stat().st_mtime)
+        return time.time() - max(times)
+
     def list_files(self, request_id: str, number: int) -> list[tuple[str, int]]:
         """Names and sizes of the files of an attempt. Links are not listed."""
         root = self.attempt(request_id, number)

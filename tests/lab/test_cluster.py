@@ -270,6 +270,67 @@ def test_a_node_that_is_cut_off_stops_its_attempt(far: Far, cluster: Cluster) ->
     wait_for(lambda: set(cluster.states().values()) == {"idle"}, 120)
 
 
+def test_a_place_without_nodes_for_it(far: Far, cluster: Cluster) -> None:
+    places = far.place / "config/ktrdr-vm/places.yaml"
+    text = places.read_text()
+    # More than any node has: Slurm refuses such a job at once.
+    places.write_text(text.replace("--partition=vm", "--partition=vm, --gres=kvm:9"))
+    far.call("submit", "--on", "cluster", "--instance-id", "never", code=3)
+    assert "sbatch refused the job" in far.said and "next:" in far.said
+    # The nodes that have it are not there now.
+    places.write_text(text)
+    cluster.call("scontrol", "update", "NodeName=n1,n2", "State=DRAIN", "Reason=test")
+    try:
+        request = submit(far, "later")
+        wait_for(lambda: "Pending: " in find_states(far)[request]["why"])
+        why = find_states(far)[request]["why"]
+        assert "Resources" in why or "DOWN" in why or "nodes" in why.lower(), why
+        assert not (cluster.shared / "0/requests" / request / "attempts").exists()
+    finally:
+        cluster.call("scontrol", "update", "NodeName=n1,n2", "State=RESUME")
+    far.call("watch", request)
+
+
+def test_a_job_that_somebody_else_removed_does_not_wait_forever(far: Far, cluster: Cluster) -> None:
+    cluster.call("scontrol", "update", "PartitionName=vm", "State=DOWN")
+    try:
+        request = submit(far, "removed")
+        wait_for(lambda: "Pending" in find_states(far)[request]["why"])
+        cluster.call("scancel", "--user=root")
+    finally:
+        cluster.call("scontrol", "update", "PartitionName=vm", "State=UP")
+    wait_for(lambda: find_states(far)[request]["why"] == "squeue does not list it")
+    # As after two minutes, by which a shared file system shows what a job has written.
+    os.utime(cluster.shared / "0/requests" / request / "started.json", (1, 1))
+    far.call("watch", request, code=4)
+    assert "its job has ended" in far.said
+
+
+@pytest.mark.full
+def test_a_spool_that_is_gone_stops_the_run_with_its_evidence_on_the_node(far: Far, cluster: Cluster) -> None:
+    far.set(FAR_SECONDS="60")
+    request = submit(far, "gone")
+    attempt = cluster.shared / "0/requests" / request / "attempts/1"
+    wait_for(lambda: (attempt / "events.jsonl").exists())
+    node = find_states(far)[request]["node"]
+    cluster.hide_spool(node)
+    try:
+        wait_for(lambda: not cluster.call("squeue", "--noheader"), 120)
+    finally:
+        cluster.show_spool(node)
+    [run] = [
+        path
+        for path in (cluster.place / f"local-{node}/0/runs/gone").iterdir()
+        if path.is_dir() and not path.is_symlink()
+    ]
+    assert json.loads((run / "report.json").read_text())["outcome"] == "interrupted"
+    assert not (attempt / "outcome.json").exists()
+    for path in (attempt, attempt / "lease.jsonl", attempt.parents[1] / "started.json"):
+        os.utime(path, (1, 1))
+    far.call("watch", request, code=4)
+    assert "attempt 1 was lost" in far.said
+
+
 def test_the_controller_is_away_and_runs_go_on(far: Far, cluster: Cluster) -> None:
     far.set(FAR_SECONDS="6")
     request = submit(far)

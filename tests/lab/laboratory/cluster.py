@@ -152,11 +152,18 @@ class Cluster:
     def cut(self, node: str) -> None:
         """The node goes on, without a network and without the shared folder."""
         self._in("ctl", "link", "set", node, "down")
-        self._mount(node, "mount", "-t", "tmpfs", "-o", "ro", "none")
+        self.hide_spool(node)
 
     def heal(self, node: str) -> None:
-        self._mount(node, "umount")
+        self.show_spool(node)
         self._in("ctl", "link", "set", node, "up")
+
+    def hide_spool(self, node: str) -> None:
+        """The node sees another file system in place of the shared folder, on which it cannot write."""
+        self._mount(node, "mount", "-t", "tmpfs", "-o", "ro", "none")
+
+    def show_spool(self, node: str) -> None:
+        self._mount(node, "umount")
 
     def _mount(self, node: str, *words: str) -> None:
         # The process of slurmd is the child of `unshare`, in the namespaces of the node.
