@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ktrdr_vm.cli.options import json_option, plan_options, profile_argument
+from ktrdr_vm.cli.options import json_option, plan_options, profile_argument, send_secret_option
 
 if TYPE_CHECKING:
     from ktrdr_vm.inputs.resolve import Gathered
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     help="Start from a snapshot of another instance, including its workspace.",
 )
 @click.option("--on", "place_name", metavar="PLACE", help="Run at a place of places.yaml: submit, watch and fetch.")
+@send_secret_option
 @json_option
 def apply(
     profile: Path | None,
@@ -63,24 +64,22 @@ def apply(
     accept_changes: bool,
     source: str,
     place_name: str | None,
+    sent_secrets: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Create the VM of PROFILE, by default ktrdr.yaml, run its workload and gates, collect the evidence, destroy the
     VM, and check that nothing is left."""
     if place_name is not None:
         from ktrdr_vm.cli.apply_on import apply_on, refuse_options
+        from ktrdr_vm.cli.elsewhere import make_asked
 
         refuse_options(continued=continued, from_run=from_run, keep=keep != "never", restart=restart, source=source)
-        return apply_on(
-            place_name,
-            profile,
-            workspace,
-            instance_id,
-            gates,
-            cold=cold,
-            accept_changes=accept_changes,
-            as_json=as_json,
+        asked = make_asked(
+            profile, workspace, instance_id, gates, sent_secrets, cold=cold, accept_changes=accept_changes
         )
+        return apply_on(place_name, asked, as_json=as_json)
+    if sent_secrets:
+        raise click.UsageError("--send-secret needs --on: a run here reads the sources of this host")
     from ktrdr_vm.cli.options import find_run
     from ktrdr_vm.cli.progress import TerminalListener
     from ktrdr_vm.errors import UsageError

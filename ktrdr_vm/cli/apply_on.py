@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
-from ktrdr_vm.cli.elsewhere import fetch_and_show, find_entry, make_asked, note, opened, packed, send, watch_to_end
+from ktrdr_vm.cli.elsewhere import fetch_and_show, find_entry, note, opened, packed, send, watch_to_end
 from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.places.model import find_place
+from ktrdr_vm.places.pack import Asked
 
 
 def refuse_options(**given: object) -> None:
@@ -21,23 +21,12 @@ def refuse_options(**given: object) -> None:
         )
 
 
-def apply_on(
-    place_name: str,
-    profile: Path | None,
-    workspace: Path | None,
-    instance_id: str | None,
-    gates: tuple[str, ...],
-    *,
-    cold: bool,
-    accept_changes: bool,
-    as_json: bool,
-) -> int:
+def apply_on(place_name: str, asked: Asked, *, as_json: bool) -> int:
     """The exit code of the run. An interrupt cancels it and waits for its end; a lost connection does not."""
     place = find_place(place_name)
-    asked = make_asked(profile, workspace, instance_id, gates, cold=cold, accept_changes=accept_changes)
     with opened(place) as far:
-        with packed(asked, place, ()) as made:
-            [(request, _, _)] = made
+        with packed(asked, far, place, ()) as made:
+            request = made[0].request
             try:
                 send(far, made)
             except KeyboardInterrupt:

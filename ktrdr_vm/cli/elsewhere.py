@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +18,8 @@ if TYPE_CHECKING:
     from ktrdr_vm.places.fetch import Fetched
     from ktrdr_vm.places.model import Place
     from ktrdr_vm.places.pack import Asked
-    from ktrdr_vm.places.request import Request
     from ktrdr_vm.places.spool import RequestState
+    from ktrdr_vm.places.submission import Packed
 
 
 def note(text: str) -> None:
@@ -49,6 +47,7 @@ def make_asked(
     workspace: Path | None,
     instance_id: str | None,
     gates: Sequence[str],
+    sent_secrets: Sequence[str],
     *,
     cold: bool,
     accept_changes: bool,
@@ -63,78 +62,56 @@ def make_asked(
     except (KeyError, OSError):
         user = str(os.getuid())
     who = f"{user}@{os.uname().nodename}"
-    return Asked(profile, workspace, who, instance_id, tuple(gates), cold=cold, accept_changes=accept_changes)
+    return Asked(
+        profile,
+        workspace,
+        who,
+        instance_id,
+        tuple(gates),
+        cold=cold,
+        accept_changes=accept_changes,
+        sent_secrets=tuple(dict.fromkeys(sent_secrets)),
+    )
 
 
 @contextlib.contextmanager
-def packed(asked: Asked, place: Place, refs: Sequence[str]) -> Iterator[list[tuple[Request, Path, Path | None]]]:
-    """The requests, one a ref, each with its folder and the top of its repository. The folders exist until the end of
-    the block."""
-    from ktrdr_vm.errors import UsageError
-    from ktrdr_vm.places.pack import check_profile, find_base, pack_request
-    from ktrdr_vm.places.request import make_request_id
+def packed(asked: Asked, far: FarEnd, place: Place, refs: Sequence[str]) -> Iterator[list[Packed]]:
+    """The requests, one a ref, or one a node to warm up. Their folders exist until the end of the block."""
+    from ktrdr_vm.places.submission import pack_requests
 
-    if asked.instance_id and len(refs) > 1:
-        raise UsageError(
-            "one --instance-id cannot be that of several references", where="--ref", hint="leave out --instance-id"
-        )
     with tempfile.TemporaryDirectory(prefix="ktrdr-submit-") as name:
-        made: list[tuple[Request, Path, Path | None]] = []
-        if not refs:
-            base, request_id = find_base(asked, check_profile(asked)), make_request_id()
-            folder = Path(name) / request_id
-            request = pack_request(asked, place, folder, request_id, note, repository=base)
-            made.append((request, folder, base.root if base else None))
-        for ref in refs:
-            made.append(_pack_ref(asked, place, ref, Path(name)))
-        yield made
+        nodes = far.list_nodes() if asked.warm else [""]
+        yield pack_requests(asked, place, refs, Path(name), note, far.list_bundles, nodes)
 
 
-def _pack_ref(asked: Asked, place: Place, ref: str, into: Path) -> tuple[Request, Path, Path | None]:
-    """The request of a ref, from a working tree of it. The profile is that of the ref, where the repository has it."""
-    from ktrdr_vm.host.clone import create_clone
-    from ktrdr_vm.places.pack import choose_ref, pack_request, write_bundle
-    from ktrdr_vm.places.request import make_request_id
-
-    repository, instance_id = choose_ref(asked, ref)
-    request_id = make_request_id()
-    tree, bundle = into / f"{request_id}.tree", into / f"{request_id}.bundle"
-    shallow = write_bundle(repository, bundle)
-    create_clone(bundle, tree, commit=repository.commit, branch=repository.branch, shallow=shallow)
-    bundle.unlink()
-    profile = asked.profile.resolve()
-    if profile.is_relative_to(repository.root):
-        profile = tree / profile.relative_to(repository.root)
-    folder = into / request_id
-    at_ref = replace(asked, profile=profile, workspace=tree)
-    request = pack_request(
-        at_ref,
-        place,
-        folder,
-        request_id,
-        note,
-        repository=repository,
-        instance_id=asked.instance_id or instance_id,
-        committed=True,
-    )
-    shutil.rmtree(tree)
-    return request, folder, repository.root
-
-
-def send(far: FarEnd, made: Sequence[tuple[Request, Path, Path | None]]) -> None:
+def send(far: FarEnd, made: Sequence[Packed]) -> None:
     """Record the requests here, send them, and start them together."""
+    from ktrdr_vm.errors import KtrdrError
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.places.book import Book
+    from ktrdr_vm.places.secret_values import read_sent
 
+    # Before anything is sent: a value that is missing here is an error of this host.
+    values = {one.request.request_id: read_sent(one.request, one.folder) for one in made if one.request.sent_secrets}
     book = Book(find_home())
-    for request, folder, workspace in made:
-        book.add(request, workspace)
-        try:
-            far.send(folder, request.request_id)
-        except BaseException:
-            book.remove(request.request_id)
-            raise
-    far.start([request.request_id for request, _, _ in made])
+    for one in made:
+        book.add(one.request, one.workspace)
+    sent: list[str] = []
+    try:
+        far.send([one.folder for one in made], sent.append)
+    except BaseException:
+        # None of them was started. Those that have arrived never will be.
+        with contextlib.suppress(KtrdrError):
+            far.cancel(*sent)
+        for one in made:
+            book.remove(one.request.request_id)
+        raise
+    if any(one.request.node for one in made):
+        # Each is a job of its own node, and not one of an array.
+        for one in made:
+            far.start([one.request.request_id])
+        return
+    far.start([one.request.request_id for one in made], values)
 
 
 def find_entry(request_id: str) -> Entry:
@@ -192,12 +169,14 @@ def watch_to_end(far: FarEnd, request_id: str, *, as_json: bool = False) -> Requ
     return follow(far, request_id, on_state=on_state, on_event=printer.on_event)
 
 
-def fetch_and_show(far: FarEnd, entry: Entry, *, as_json: bool, quiet: bool = False) -> int:
-    """Fetch the results of a request, print them, and return the exit code of its run."""
+def fetch_and_show(
+    far: FarEnd, entry: Entry, *, as_json: bool, quiet: bool = False, state: RequestState | None = None
+) -> int:
+    """Fetch the results of a request, print them, and return the exit code of its run. `state` is known already."""
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.places.fetch import fetch
 
-    fetched = fetch(far, find_home(), entry, note=note)
+    fetched = fetch(far, find_home(), entry, state=state, note=note)
     show_fetched(fetched, as_json=as_json, quiet=quiet)
     return fetched.state.exit_code
 

@@ -190,26 +190,33 @@ def destroy(instance_ids: tuple[str, ...], yes: bool, force: bool, as_json: bool
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
+@click.option(
+    "--owner", metavar="slurm:ID", help="Remove only the instances that this job created and that outlived it."
+)
 @json_option
-def gc(dry_run: bool, as_json: bool) -> int:
+def gc(dry_run: bool, owner: str | None, as_json: bool) -> int:
     """Remove resources left by crashed runs, expired instances, old evidence and unused templates.
 
     Interactive instances that have not expired, and instances of running runs, are kept.
     """
     from ktrdr_vm.cli.output import echo_json, say
+    from ktrdr_vm.host.job import parse_job
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.host.run_removal import collect_runs
-    from ktrdr_vm.instance.garbage import collect_garbage
+    from ktrdr_vm.instance.garbage import collect_garbage, collect_job
     from ktrdr_vm.instance.instance import require_root
     from ktrdr_vm.templates.base import collect_templates
 
     require_root()
     home = find_home()
-    rows = collect_garbage(home, Libvirt(), dry_run=dry_run)
-    rows += collect_runs(home, dry_run=dry_run)
-    rows += collect_templates(home, {journal.template for journal in list_journals(home)}, dry_run=dry_run)
+    if owner is not None:
+        rows = collect_job(home, Libvirt(), parse_job(owner), dry_run=dry_run)
+    else:
+        rows = collect_garbage(home, Libvirt(), dry_run=dry_run)
+        rows += collect_runs(home, dry_run=dry_run)
+        rows += collect_templates(home, {journal.template for journal in list_journals(home)}, dry_run=dry_run)
     if as_json:
         echo_json(rows)
     else:

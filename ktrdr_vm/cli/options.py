@@ -32,6 +32,15 @@ expect_option = click.option(
 )
 
 
+send_secret_option = click.option(
+    "--send-secret",
+    "sent_secrets",
+    multiple=True,
+    metavar="NAME",
+    help="Read this brokered secret here and send it to the place, where it stays in memory. Repeatable.",
+)
+
+
 def complete_instance(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Instance ids of this state directory, for shell completion."""
     from ktrdr_vm.host.paths import find_home

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ktrdr_vm.cli.options import json_option, plan_options, profile_argument
+from ktrdr_vm.cli.options import json_option, plan_options, profile_argument, send_secret_option
 
 if TYPE_CHECKING:
     from ktrdr_vm.places.spool import RequestState
@@ -35,6 +36,8 @@ _place_option = click.option(
 @click.option(
     "--accept-changes", is_flag=True, help="Accept new destinations of secrets in the profile of this branch."
 )
+@click.option("--warm", is_flag=True, help="Build image and template on each host of the place, and run nothing.")
+@send_secret_option
 @click.option("--script", is_flag=True, help="Print what would be given to the scheduler, and submit nothing.")
 @json_option
 def submit(
@@ -46,6 +49,8 @@ def submit(
     gates: tuple[str, ...],
     cold: bool,
     accept_changes: bool,
+    warm: bool,
+    sent_secrets: tuple[str, ...],
     script: bool,
     as_json: bool,
 ) -> None:
@@ -56,13 +61,16 @@ def submit(
     from ktrdr_vm.places.model import find_place
 
     place = find_place(place_name)
-    asked = make_asked(profile, workspace, instance_id, gates, cold=cold, accept_changes=accept_changes)
-    with packed(asked, place, refs) as made, opened(place) as far:
+    asked = make_asked(profile, workspace, instance_id, gates, sent_secrets, cold=cold, accept_changes=accept_changes)
+    if warm and (refs or cold or sent_secrets):
+        raise click.UsageError("--warm runs nothing: it excludes --ref, --cold and --send-secret")
+    asked = replace(asked, warm=warm)
+    with opened(place) as far, packed(asked, far, place, refs) as made:
+        requests = [one.request for one in made]
         if script:
-            click.echo(far.render_script([request for request, _, _ in made]), nl=False)
+            click.echo(far.render_script(requests), nl=False)
             return
         send(far, made)
-        requests = [request for request, _, _ in made]
     if as_json:
         echo_json(
             [{"request_id": one.request_id, "instance_id": one.instance_id, "place": place.name} for one in requests]
@@ -179,6 +187,8 @@ def fetch(requests: tuple[str, ...], as_json: bool) -> int:
     code = 0
     for place, entries in find_entries(requests):
         with opened(place) as far:
+            # One question for all of a place; a request that it does not know is asked for, and refused, by itself.
+            states = {one.request_id: one for one in far.states([entry.request_id for entry in entries])}
             for entry in entries:
-                code = max(code, fetch_and_show(far, entry, as_json=as_json))
+                code = max(code, fetch_and_show(far, entry, as_json=as_json, state=states.get(entry.request_id)))
     return code

@@ -24,15 +24,19 @@ def _set_home(_context: click.Context, _parameter: click.Parameter, folder: Path
     "--cache", type=click.Path(path_type=Path), callback=_set_home, is_eager=True, expose_value=False,
     help="A folder of this host for images, templates and runs. Default: the state directory.",
 )  # fmt: skip
-def run_request(folder: Path) -> int:
+@click.option("--values", is_flag=True, help="Read the values of secrets that came with the request from stdin.")
+def run_request(folder: Path, values: bool) -> int:
     """Run the request in FOLDER, and write its attempt there."""
     from ktrdr_vm.cli.elsewhere import note
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.places.attempt import run_request as run
+    from ktrdr_vm.places.secret_values import read_pipe
     from ktrdr_vm.places.spool import Spool
 
     real = folder.resolve()
-    return run(Spool(real.parent.parent), real.name, find_home(), note=note)
+    spool = Spool(real.parent.parent)
+    sent = read_pipe(0, spool.read(real.name)) if values else None
+    return run(spool, real.name, find_home(), values=sent, note=note)
 
 
 @click.command()
@@ -41,6 +45,7 @@ def serve(stdio: bool) -> None:
     """Answer the operations of one client, as JSON lines. `ssh` starts it at the far end."""
     from importlib.metadata import version
 
+    from ktrdr_vm.host.owner import forbid_cores
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.places.open import make_service
     from ktrdr_vm.places.serve import serve as answer
@@ -48,6 +53,8 @@ def serve(stdio: bool) -> None:
     from ktrdr_vm.places.wire import Lines
 
     home = find_home()
+    # Values of secrets pass through it.
+    forbid_cores()
     # Programs that are started must not write between the messages.
     reads, writes = os.dup(0), os.dup(1)
     empty = os.open(os.devnull, os.O_RDWR)

@@ -27,16 +27,14 @@ def build(profile: Path | None, instance_id: str | None, workspace: Path | None,
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.images.ensure import ensure_image
     from ktrdr_vm.inputs.profile_file import find_profile
     from ktrdr_vm.inputs.resolve import gather
     from ktrdr_vm.instance.instance import require_root
     from ktrdr_vm.templates.base import fits, list_templates
-    from ktrdr_vm.templates.project import build_best, find_best
+    from ktrdr_vm.templates.project import warm_up
 
     require_root()
     home = find_home()
-    home.create()
     profile, workspace = find_profile(profile, workspace)
     gathered = gather(profile, home=home, workspace=workspace, instance_id=instance_id or "template")
     if not fits(gathered.plan):
@@ -49,13 +47,11 @@ def build(profile: Path | None, instance_id: str | None, workspace: Path | None,
     def say(text: str) -> None:
         click.echo(text, err=True)
 
-    image = ensure_image(gathered.plan.profile.image, gathered.recipe, home.images, progress=say)
-    plan = gathered.plan
-    found = find_best(home, gathered, plan, image, say) or build_best(home, gathered, plan, image, Libvirt(), say)
+    key = warm_up(home, gathered, Libvirt(), say)
     if as_json:
-        echo_json(next(asdict(template) for template in list_templates(home) if template.key == found.key))
+        echo_json(next(asdict(template) for template in list_templates(home) if template.key == key))
     else:
-        click.echo(found.key)
+        click.echo(key)
 
 
 @templates.command("list")

@@ -7,17 +7,26 @@ The bundle may come from another host: a checkout without filters, hooks and sub
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ktrdr_vm.host import process
 from ktrdr_vm.host.git import ENVIRONMENT, LIMIT
 
 _OWN = ("-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false", "-c", "gc.auto=0")
+# Where the refs of bundles are while they are read.
+_CAME = "refs/ktrdr-came"
 
 
-def create_clone(bundle: Path, folder: Path, *, commit: str, branch: str, shallow: str = "") -> None:
-    """A working tree of `commit` in the new `folder`, on `branch`, or detached without one, with every ref of the
-    bundle."""
+def create_clone(
+    bundles: Sequence[Path], folder: Path, *, commit: str, branch: str, refs: Sequence[str] = (), shallow: str = ""
+) -> None:
+    """A working tree of `commit` in the new `folder`, on `branch`, or detached without one, from bundles that build on
+    each other.
+
+    It has the refs of `refs`, each `<id> <name>`, and none of those that the bundles name: a bundle may be older than
+    they are.
+    """
     format_ = "sha1" if len(commit) == 40 else "sha256"
     _git(
         folder.parent,
@@ -30,12 +39,16 @@ def create_clone(bundle: Path, folder: Path, *, commit: str, branch: str, shallo
     )
     if shallow:
         (folder / ".git" / "shallow").write_text(shallow, encoding="ascii")
-    fetch = ("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--update-head-ok")
-    heads = _git(folder, "bundle", "list-heads", str(bundle)).text
-    refs = ["+refs/*:refs/*"]
-    if any(line.endswith(" HEAD") for line in heads.splitlines()):
-        refs.append("+HEAD:refs/ktrdr/head")
-    _git(folder, *fetch, "--end-of-options", str(bundle), *refs)
+    fetch = ("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
+    for number, bundle in enumerate(bundles):
+        heads = _git(folder, "bundle", "list-heads", str(bundle)).text.splitlines()
+        words = [f"+refs/*:{_CAME}/{number}/*"]
+        if any(line.endswith(" HEAD") for line in heads):
+            words.append(f"+HEAD:{_CAME}/{number}/ktrdr-head")
+        _git(folder, *fetch, "--end-of-options", str(bundle), *words)
+    came = _git(folder, "for-each-ref", "--format=delete %(refname)", _CAME).text
+    lines = [came, *(f"create {name} {object_id}\n" for object_id, _, name in (one.partition(" ") for one in refs))]
+    _git(folder, "update-ref", "--stdin", stdin="".join(lines).encode())
     where = ("-B", branch) if branch else ("--detach",)
     _git(folder, "checkout", "--quiet", "--force", "--no-recurse-submodules", *where, commit)
 
@@ -70,5 +83,5 @@ def create_bundle(folder: Path, bundle: Path, heads: dict[str, str], base: str) 
         _git(apart, "bundle", "create", "--quiet", str(bundle), "--branches", *detached, "--not", base, "--")
 
 
-def _git(folder: Path, *words: str) -> process.Completed:
-    return process.run(["git", *_OWN, *words], cwd=folder, timeout=LIMIT, environment=ENVIRONMENT)
+def _git(folder: Path, *words: str, stdin: bytes = b"") -> process.Completed:
+    return process.run(["git", *_OWN, *words], cwd=folder, timeout=LIMIT, environment=ENVIRONMENT, stdin=stdin)

@@ -68,6 +68,8 @@ class Journal:
     """The snapshot that the disk was copied from, as ID@NAME; empty otherwise."""
     template: str = ""
     """The key of the template that the instance was forked from; empty after a cold boot."""
+    job: str = ""
+    """The job of a scheduler that created the instance, as `slurm:ID`; empty outside of one."""
     resources: dict[str, str] = field(default_factory=dict)
     """Resource key to `intended` or `present`, in the order of creation."""
     plan: dict[str, Any] = field(default_factory=dict)

@@ -48,6 +48,28 @@ def collect_expired(home: Home, libvirt: Libvirt) -> list[dict[str, str]]:
     return [row for entry in found if not entry.busy for row in _collect(home, libvirt, entry, dry_run=False)]
 
 
+def collect_job(home: Home, libvirt: Libvirt, job: str, *, dry_run: bool) -> list[dict[str, str]]:
+    """Remove the instances that a job created and that outlived it, also those that are kept. Rows as above.
+
+    A suspended one has no process, and stays until its time to live ends. `failed` for one that a living run holds.
+    """
+    rows = []
+    created = {journal.instance_id for journal in list_journals(home) if journal.job == job}
+    for entry in find_instances(home, libvirt) if created else ():
+        if entry.instance_id not in created or entry.rest == "suspended":
+            continue
+        action, reason = "would remove" if dry_run else "removed", f"it was created by {job}"
+        instance = Instance(home, parse_instance_id(entry.instance_id), libvirt)
+        try:
+            if not dry_run:
+                with instance.locked():
+                    instance.destroy()
+        except KtrdrError as error:
+            action, reason = "failed", f"{error}; next: {error.hint}"
+        rows.append({"action": action, "instance_id": entry.instance_id, "reason": reason})
+    return rows
+
+
 def _collect(home: Home, libvirt: Libvirt, entry: Found, *, dry_run: bool) -> list[dict[str, str]]:
     reason = f"its time to live ended at {entry.expires_at}" if entry.expired else entry.note or "its run has ended"
     action = "would remove" if dry_run else "removed"

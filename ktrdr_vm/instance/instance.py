@@ -9,6 +9,7 @@ import uuid
 from datetime import UTC, datetime
 
 from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.host.job import find_job
 from ktrdr_vm.host.journal import Journal, explained, locked, read_journal
 from ktrdr_vm.host.libvirt import DomainFacts, Libvirt
 from ktrdr_vm.host.links import list_links
@@ -186,6 +187,7 @@ class Instance:
                 genid=str(uuid.uuid4()),
                 source=source,
                 template=template.key if template else "",
+                job=find_job(),
                 plan=plan.to_json(),
             )
             journal.live_for(plan.profile.ttl)

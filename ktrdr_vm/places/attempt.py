@@ -12,13 +12,14 @@ attempts/<n>/
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ktrdr_vm.errors import BusyError, HostError, KtrdrError, UsageError
 from ktrdr_vm.guest.commits import unescape_branch
@@ -37,6 +38,7 @@ from ktrdr_vm.places.materialize import materialize
 from ktrdr_vm.places.mirror import Mirror
 from ktrdr_vm.places.pack import find_image_digest
 from ktrdr_vm.places.request import Request, digest_judged
+from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.places.spool import (
     ATTEMPTS,
     CANCEL,
@@ -53,21 +55,43 @@ from ktrdr_vm.places.spool import (
 from ktrdr_vm.report.model import RunReport
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.run import Run
+from ktrdr_vm.templates.project import warm_up
 
-Execute = Callable[[Gathered, Home, Request, Listener], RunReport]
+
+class Execute(Protocol):
+    """Runs what was gathered, with the values of the secrets that came with the request."""
+
+    def __call__(
+        self, gathered: Gathered, home: Home, request: Request, listener: Listener, values: Values
+    ) -> RunReport | None: ...
+
+
 _POLL = 1.0
 
 
-def execute_run(gathered: Gathered, home: Home, request: Request, listener: Listener) -> RunReport:
-    """The run itself, as `apply` does it."""
+def execute_run(
+    gathered: Gathered, home: Home, request: Request, listener: Listener, values: Values
+) -> RunReport | None:
+    """The run itself, as `apply` does it; None if the host was only prepared for it."""
     require_root()
-    return Run(gathered, home, Libvirt(), Options(cold=request.cold), listener).execute()
+    if request.warm:
+        warm_up(home, gathered, Libvirt(), listener.note)
+        return None
+    return Run(gathered, home, Libvirt(), Options(cold=request.cold, secrets=values), listener).execute()
 
 
 def run_request(
-    spool: Spool, request_id: str, home: Home, *, execute: Execute = execute_run, note: Callable[[str], object] = str
+    spool: Spool,
+    request_id: str,
+    home: Home,
+    *,
+    execute: Execute = execute_run,
+    values: Values | None = None,
+    note: Callable[[str], object] = str,
 ) -> int:
     """Run attempts of a request until one ends with a result that is not tried again. Its exit code.
+
+    `values` are those of the secrets that came with the request; each attempt of this process has them.
 
     BusyError if an attempt runs already; UsageError if the request has ended.
     """
@@ -75,7 +99,7 @@ def run_request(
     request = spool.read(request_id)
     while True:
         number = _claim(spool, request)
-        code = _run_attempt(spool, request, number, home, execute, note)
+        code = _run_attempt(spool, request, number, home, functools.partial(execute, values=values or {}), note)
         if code not in RETRIED or number >= request.attempts or os.path.lexists(spool.request(request_id) / CANCEL):
             return code
         note(f"attempt {number} ended with exit code {code}; it is tried again")
@@ -118,7 +142,12 @@ def _claim(spool: Spool, request: Request) -> int:
 
 
 def _run_attempt(
-    spool: Spool, request: Request, number: int, home: Home, execute: Execute, note: Callable[[str], object]
+    spool: Spool,
+    request: Request,
+    number: int,
+    home: Home,
+    execute: Callable[[Gathered, Home, Request, Listener], RunReport | None],
+    note: Callable[[str], object],
 ) -> int:
     folder, attempt = spool.request(request.request_id), spool.attempt(request.request_id, number)
     ended: dict[str, Any] = {"outcome": "error", "exit_code": 4, "run_id": "", "message": "", "where": "", "hint": ""}
@@ -134,15 +163,18 @@ def _run_attempt(
         with Lease(folder, attempt, request.grace, stop), _private_folder(home, request.request_id) as private:
             gathered = _gather(request, folder, private, home)
             report = execute(gathered, home, request, mirror)
-            ended |= {
-                "outcome": report.outcome,
-                "exit_code": report.exit_code,
-                "run_id": report.run_id,
-                "message": report.message,
-            }
-            ended["hint"] = report.hint
             mirror.finish()
-            _return_commits(report, request, gathered, attempt)
+            if report is None:
+                ended |= {"outcome": "passed", "exit_code": 0, "message": "image and template are there"}
+            else:
+                ended |= {
+                    "outcome": report.outcome,
+                    "exit_code": report.exit_code,
+                    "run_id": report.run_id,
+                    "message": report.message,
+                    "hint": report.hint,
+                }
+                _return_commits(report, request, gathered, attempt)
     except KeyboardInterrupt:
         ended |= {"outcome": "interrupted", "exit_code": 130}
     except KtrdrError as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +15,11 @@ from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.places.request import Request
+from ktrdr_vm.places.secret_values import Values, open_pipe
 from ktrdr_vm.places.spool import STARTED, RequestState, Spool, read_json
+
+NOT_LISTED = "squeue does not list it"
+"""Why a request waits whose job the scheduler has no longer."""
 
 
 class Engine(Protocol):
@@ -22,8 +28,9 @@ class Engine(Protocol):
     is_here: bool
     """True if its runs are on this host."""
 
-    def start(self, spool: Spool, requests: Sequence[Request]) -> None:
-        """Start requests that were not started yet."""
+    def start(self, spool: Spool, requests: Sequence[Request], values: Mapping[str, Values]) -> None:
+        """Start requests that were not started yet. `values` are those of the secrets that come with a request, by its
+        id."""
 
     def explain(self, spool: Spool, states: Sequence[RequestState]) -> dict[str, str]:
         """Why each request that waits has not begun, by its id, as far as the engine says it."""
@@ -41,6 +48,9 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]:
         """Facts of the engine, for `places check`."""
 
+    def list_nodes(self) -> list[str]:
+        """The hosts on which requests run, by name; one empty name if that is this host."""
+
     def find_missing(self) -> dict[str, str]:
         """What the engine lacks for runs, by name; asked only by `places check`."""
 
@@ -53,19 +63,24 @@ class DetachedEngine:
     def __init__(self, program: Sequence[str]) -> None:
         self._program = tuple(program)
 
-    def start(self, spool: Spool, requests: Sequence[Request]) -> None:
+    def start(self, spool: Spool, requests: Sequence[Request], values: Mapping[str, Values]) -> None:
         for request in requests:
             folder = spool.request(request.request_id)
             if read_json(folder / STARTED) or spool.count_attempts(request.request_id):
                 continue
             mark_started(folder, kind="process")
-            with open(folder / "output.log", "ab", opener=_open_private) as log:
+            sent = values.get(request.request_id)
+            with contextlib.ExitStack() as stack:
+                log = stack.enter_context(open(folder / "output.log", "ab", opener=_open_private))
+                pipe = open_pipe(sent) if sent else None
+                if pipe is not None:
+                    stack.callback(os.close, pipe)
                 # It has the environment of its user, for the sources of secrets that its owner allows, and outlives
                 # this process.
                 process.start(
-                    [*self._program, "run-request", str(folder)],
+                    [*self._program, "run-request", *(["--values"] if sent else []), str(folder)],
                     environment=dict(os.environ),
-                    streams=process.Streams(stdout=log, stderr=log),
+                    streams=process.Streams(subprocess.DEVNULL if pipe is None else pipe, log, log),
                     cwd=Path("/"),
                 )
 
@@ -86,6 +101,9 @@ class DetachedEngine:
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "process"}
+
+    def list_nodes(self) -> list[str]:
+        return [""]
 
     def find_missing(self) -> dict[str, str]:
         return {}

@@ -8,15 +8,28 @@ import binascii
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.beneath import check_name
+from ktrdr_vm.host.git import COMMIT
 from ktrdr_vm.identity import parse_instance_id
-from ktrdr_vm.places.request import DOCUMENT, Request, parse_request, parse_request_id
-from ktrdr_vm.places.service import MOST_STATES, PIECE
+from ktrdr_vm.places.history import MOST_OFFERED, MOST_TIPS, Offer
+from ktrdr_vm.places.request import (
+    BASE,
+    DOCUMENT,
+    HISTORY,
+    MAX_TOTAL,
+    Request,
+    is_digest,
+    is_node,
+    parse_request,
+    parse_request_id,
+)
+from ktrdr_vm.places.secret_values import Values, encode_values
+from ktrdr_vm.places.service import MOST_STATES, MOST_TOGETHER, PIECE
 from ktrdr_vm.places.spool import MAX_ATTEMPT_FILES, RequestState, State
 
 Call = Callable[..., dict[str, Any]]
@@ -62,14 +75,80 @@ class FarEnd:
             else {}
         )
 
-    def send(self, folder: Path, request_id: str) -> None:
-        """Send the folder of a request, from where an earlier try ended."""
-        answer = self._call("begin", request_id=request_id)
+    def list_nodes(self) -> list[str]:
+        """The hosts on which its requests run; one empty name for the host that answers."""
+        found = self._call("nodes").get("nodes")
+        if (
+            not isinstance(found, list)
+            or len(found) > MOST_STATES
+            or not all(one == "" or is_node(one) for one in found)
+        ):
+            raise self._refuse("its nodes are no list of names")
+        return list(found)
+
+    def list_bundles(self) -> list[Offer]:
+        """The bundles of history that the place has, the newest first."""
+        found = self._call("bundles").get("bundles")
+        if not isinstance(found, list) or len(found) > MOST_OFFERED:
+            raise self._refuse("the bundles are no list, or too many")
+        offers = []
+        for one in found:
+            data = one if isinstance(one, dict) else {}
+            size, digest, tips = data.get("size"), data.get("sha256"), data.get("tips")
+            if (
+                type(size) is not int
+                or not 0 < size <= MAX_TOTAL
+                or not isinstance(digest, str)
+                or not is_digest(digest)
+                or not isinstance(tips, list)
+                or len(tips) > MOST_TIPS
+                or not all(isinstance(tip, str) and COMMIT.fullmatch(tip) for tip in tips)
+            ):
+                raise self._refuse(f"{one!a:.100} is no bundle")
+            offers.append(Offer(size, digest, tuple(tips)))
+        return offers
+
+    def send(self, folders: Sequence[Path], on_sent: Callable[[str], object] = str) -> None:
+        """Send the folders of requests: large files from where an earlier try ended, and small requests together."""
+        together: list[dict[str, Any]] = []
+        size, sent = 0, set[str]()
+
+        def flush() -> None:
+            nonlocal size
+            if together:
+                self._call("receive", requests=together)
+                for one in together:
+                    on_sent(one["request_id"])
+            together.clear()
+            size = 0
+
+        for folder in folders:
+            request = parse_request((folder / DOCUMENT).read_bytes(), str(folder))
+            bundles = {one.name: one.sha256 for one in request.files if one.name in HISTORY}
+            names = [*(one.name for one in request.files if one.name not in HISTORY), DOCUMENT]
+            own = sum((folder / name).stat().st_size for name in names)
+            if own > PIECE or not sent >= set(bundles.values()):
+                self._send_one(folder, request, bundles)
+                on_sent(request.request_id)
+                sent |= set(bundles.values())
+                continue
+            if size + own > PIECE or len(together) == MOST_TOGETHER:
+                flush()
+            size += own
+            files = {name: base64.b64encode((folder / name).read_bytes()).decode("ascii") for name in names}
+            together.append({"request_id": request.request_id, "bundles": bundles, "files": files})
+        flush()
+
+    def _send_one(self, folder: Path, request: Request, bundles: dict[str, str]) -> None:
+        request_id = request.request_id
+        answer = self._call("begin", request_id=request_id, bundles=bundles)
         if answer.get("complete") is True:
             return
         have = answer.get("have") if isinstance(answer.get("have"), dict) else {}
-        request = parse_request((folder / DOCUMENT).read_bytes(), str(folder))
         for name in (*(one.name for one in request.files), DOCUMENT):
+            if name == BASE:
+                # Only the place has it. Without it, `commit` refuses the request.
+                continue
             self._send_file(folder / name, request_id, name, (have or {}).get(name))
         self._call("commit", request_id=request_id)
 
@@ -97,8 +176,10 @@ class FarEnd:
                 if not data:
                     return
 
-    def start(self, request_ids: Sequence[str]) -> None:
-        self._call("start", request_ids=list(request_ids))
+    def start(self, request_ids: Sequence[str], values: Mapping[str, Values] | None = None) -> None:
+        """Start requests, with the values of the secrets that go with them."""
+        sent = {"values": encode_values(values)} if values else {}
+        self._call("start", request_ids=list(request_ids), **sent)
 
     def render_script(self, requests: Sequence[Request]) -> str:
         """What would be submitted."""
@@ -181,6 +262,9 @@ class FarEnd:
     def read(self, request_id: str, attempt: int, name: str, offset: int) -> bytes:
         """At most `PIECE` bytes of a file; empty at its end."""
         data = self._call("read", request_id=request_id, attempt=attempt, name=name, offset=offset).get("data")
+        return self._decode(data, name)
+
+    def _decode(self, data: object, name: str) -> bytes:
         try:
             piece = base64.b64decode(data if isinstance(data, str) else "!", validate=True)
         except (binascii.Error, ValueError):
@@ -193,13 +277,37 @@ class FarEnd:
         """Write the file to an open descriptor. UsageError unless it has the size that was listed."""
         done = 0
         with os.fdopen(descriptor, "wb") as file:
-            while piece := self.read(request_id, attempt, name, done):
+            while done < size and (piece := self.read(request_id, attempt, name, done)):
                 done += len(piece)
                 if done > size:
                     raise self._refuse(f"{name!a:.100} is larger than it was listed with")
                 file.write(piece)
         if done < size:
             raise self._refuse(f"{name!a:.100} ends after {done} of {size} bytes")
+
+    def download_small(
+        self, request_id: str, attempt: int, files: dict[str, int], create: Callable[[str], int]
+    ) -> list[str]:
+        """Write files that fit in one message each, several in one. `create` opens one by its name. The names of the
+        others."""
+        large = [name for name, size in files.items() if size > PIECE // 4]
+        left = [name for name, size in files.items() if size <= PIECE // 4]
+        while left:
+            asked, total = list[str](), 0
+            while left[len(asked) :] and len(asked) < MOST_TOGETHER and total + files[left[len(asked)]] <= PIECE:
+                total += files[left[len(asked)]]
+                asked.append(left[len(asked)])
+            left = left[len(asked) :]
+            found = self._call("contents", request_id=request_id, attempt=attempt, names=asked).get("contents")
+            if not isinstance(found, dict) or found.keys() != set(asked):
+                raise self._refuse("its files are not those that were asked for")
+            for name in asked:
+                data = self._decode(found[name], name)
+                if len(data) != files[name]:
+                    raise self._refuse(f"{name!a:.100} has {len(data)} bytes, and was listed with {files[name]}")
+                with os.fdopen(create(name), "wb") as file:
+                    file.write(data)
+        return large
 
     def cancel(self, *request_ids: str) -> None:
         self._call("cancel", request_ids=list(request_ids))

@@ -41,10 +41,15 @@ class Fetched:
     hint: str = ""
 
 
-def fetch(far: FarEnd, home: Home, entry: Entry, *, note: Callable[[str], object] = str) -> Fetched:
-    """The results of a request that has ended. UsageError before its end, for what the place may not send, and for
-    another attempt than the one that was fetched before."""
-    state = far.state(entry.request_id)
+def fetch(
+    far: FarEnd, home: Home, entry: Entry, *, state: RequestState | None = None, note: Callable[[str], object] = str
+) -> Fetched:
+    """The results of a request that has ended, by its state, which is asked for if it is not given.
+
+    UsageError before its end, for what the place may not send, and for another attempt than the one that was fetched
+    before.
+    """
+    state = state or far.state(entry.request_id)
     if not state.has_ended:
         raise UsageError(
             f"the request is {state.state}", where=entry.request_id, hint="`ktrdr-vm watch` follows it to its end"
@@ -69,9 +74,13 @@ def fetch(far: FarEnd, home: Home, entry: Entry, *, note: Callable[[str], object
         return Fetched(state, message=said["message"] or state.why, hint=said["hint"])
     origin = Origin(entry.place, state.node, entry.request_id, state.attempt, entry.workspace)
     with receive_run(home, entry.instance_id, state.run_id, origin, find_owner(), here=far.here) as made:
-        for name, size in files.items():
-            if name.startswith(RUN):
-                far.download(entry.request_id, state.attempt, name, size, create_file(made, name.removeprefix(RUN)))
+        run = {name: size for name, size in files.items() if name.startswith(RUN)}
+
+        def create(name: str) -> int:
+            return create_file(made, name.removeprefix(RUN))
+
+        for name in far.download_small(entry.request_id, state.attempt, run, create):
+            far.download(entry.request_id, state.attempt, name, run[name], create(name))
         _check_report(made, state, entry)
         refs = _take_commits(far, state, entry, files.get(COMMITS))
     Book(home).accept(entry, state.attempt, state.run_id)

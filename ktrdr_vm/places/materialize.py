@@ -16,7 +16,7 @@ from typing import IO
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.beneath import create_file, open_file, open_folder, split_name
 from ktrdr_vm.host.clone import create_clone
-from ktrdr_vm.places.request import BUNDLE, FILES, UNCOMMITTED, Request, is_file_name
+from ktrdr_vm.places.request import BASE, BUNDLE, FILES, UNCOMMITTED, Request, is_file_name
 
 _MAX_ENTRIES = 20_000
 _MAX_BYTES = 1024 * 1024 * 1024
@@ -25,11 +25,18 @@ _MAX_BYTES = 1024 * 1024 * 1024
 def materialize(request: Request, folder: Path, into: Path) -> tuple[Path, Path]:
     """The path of the profile and the workspace, made in the empty folder `into` from the folder of the request."""
     workspace = into / "workspace"
+    names = [one.name for one in request.files]
     if request.commit:
-        create_clone(folder / BUNDLE, workspace, commit=request.commit, branch=request.branch, shallow=request.shallow)
+        create_clone(
+            [folder / name for name in (BASE, BUNDLE) if name in names],
+            workspace,
+            commit=request.commit,
+            branch=request.branch,
+            refs=request.refs,
+            shallow=request.shallow,
+        )
     else:
         workspace.mkdir()
-    names = [one.name for one in request.files]
     if UNCOMMITTED in names:
         with os.fdopen(open_file(folder, UNCOMMITTED), "rb") as archive:
             unpack_files(archive, workspace)

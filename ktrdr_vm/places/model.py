@@ -43,6 +43,7 @@ PLACES: dict[str, Any] = {
                     "maxlength": 40,
                     "schema": {"type": "string", "regex": r"--[a-z][!-~]{1,200}"},
                 },
+                "together": {"type": "integer", "notbool": True, "min": 1, "max": 1000},
                 "attempts": {"type": "integer", "notbool": True, "min": 1, "max": 10},
                 "grace": {"type": "string", "empty": False},
             },
@@ -52,7 +53,7 @@ PLACES: dict[str, Any] = {
 _ALLOWED = {
     "local": {"attempts", "grace"},
     "ssh": {"host", "program", "ssh_config", "attempts", "grace"},
-    "slurm": {"host", "program", "ssh_config", "spool", "cache", "options", "attempts", "grace"},
+    "slurm": {"host", "program", "ssh_config", "spool", "cache", "options", "together", "attempts", "grace"},
 }
 _REQUIRED = {"local": (), "ssh": ("host",), "slurm": ("spool",)}
 
@@ -60,7 +61,7 @@ _REQUIRED = {"local": (), "ssh": ("host",), "slurm": ("spool",)}
 @dataclass(frozen=True)
 class Place:
     """Where runs happen. `host` is empty for this host; `program` is `ktrdr-vm` there; `grace` is the lease of an
-    attempt in seconds."""
+    attempt in seconds, and `together` the most runs of one array at a time, 0 for all."""
 
     name: str
     kind: Kind
@@ -70,6 +71,7 @@ class Place:
     spool: str = ""
     cache: str = ""
     options: tuple[str, ...] = ()
+    together: int = 0
     attempts: int = _ATTEMPTS
     grace: int = 120
 
@@ -157,6 +159,7 @@ def parse_places(text: str | bytes, source: str) -> dict[str, Place]:
             data.get("spool", ""),
             data.get("cache", ""),
             tuple(data.get("options", ())),
+            data.get("together", 0),
             data.get("attempts", _ATTEMPTS),
             grace,
         )

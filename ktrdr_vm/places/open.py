@@ -19,6 +19,7 @@ from ktrdr_vm.places.engine import DetachedEngine, Engine
 from ktrdr_vm.places.far_end import FarEnd
 from ktrdr_vm.places.model import PLACES, Place
 from ktrdr_vm.places.request import FILES, Request
+from ktrdr_vm.places.secret_values import require_sources
 from ktrdr_vm.places.service import SCHEMA, Service
 from ktrdr_vm.places.slurm import SlurmEngine, make_spool
 from ktrdr_vm.places.spool import Spool
@@ -29,7 +30,7 @@ from ktrdr_vm.profile.schema import check_shape
 from ktrdr_vm.profile.strict_yaml import Document
 
 _LIST_LIMIT = 120.0
-_SETTINGS = ("program", "spool", "cache", "options")
+_SETTINGS = ("program", "spool", "cache", "options", "together")
 
 
 def open_place(place: Place, home: Home, *, on_lost: Callable[[str], object] = str) -> FarEnd:
@@ -51,6 +52,7 @@ def make_settings(place: Place) -> dict[str, Any]:
         "spool": place.spool,
         "cache": place.cache,
         "options": list(place.options),
+        "together": place.together,
     }
 
 
@@ -66,7 +68,8 @@ def make_service(home: Home, settings: dict[str, Any]) -> Service:
         if problems := check_shape(Document("settings", checked), PLACES):
             raise DocumentError(problems, hint="correct places.yaml at the client")
         spool = make_spool(str(data["spool"]))
-        engine = SlurmEngine(program, str(data.get("cache", "")), tuple(data.get("options", ())))
+        cache, options = str(data.get("cache", "")), tuple(data.get("options", ()))
+        engine = SlurmEngine(program, cache, options, together=int(data.get("together", 0)))
     else:
         spool, engine = Spool(home.spool), DetachedEngine(find_program())
     return Service(spool, engine, home, check_request, list_instances)
@@ -81,15 +84,12 @@ def find_program() -> tuple[str, ...]:
 def check_request(request: Request, folder: Path) -> None:
     """Refuse a request that the owner's policy forbids, or whose secrets this host does not have, before it waits for
     anything."""
-    # Imported here: only a host of instances reads secrets.
-    from ktrdr_vm.instance.secret_sources import read_source
-
     root = folder / FILES
     loaded = read_profile(root / request.profile, root)
     if problems := check_policy(loaded, read_policy(), str(root)):
         raise DocumentError(problems, hint=POLICY_HINT)
-    for secret in loaded.profile.secrets:
-        read_source(secret)
+    if not request.warm:
+        require_sources(request, loaded.profile.secrets)
 
 
 def list_instances() -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,23 +14,26 @@ from ktrdr_vm.errors import DocumentError, Problem, UsageError
 from ktrdr_vm.guest.commits import is_branch_name
 from ktrdr_vm.guest.loose_files import read_loose
 from ktrdr_vm.guest.workspace import require_clean
-from ktrdr_vm.guest.workspace_parts import find_other_refs, list_submodules
 from ktrdr_vm.host.beneath import check_name, find_place, open_file
 from ktrdr_vm.host.clock import now
-from ktrdr_vm.host.git import COMPLETE, View, open_view, read_shallow
+from ktrdr_vm.host.git import COMMIT, View
 from ktrdr_vm.host.paths import find_shipped
-from ktrdr_vm.host.repository import Repository, find_repository, resolve_commit
+from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.identity import derive_instance_id, parse_instance_id
 from ktrdr_vm.images.recipe import load_recipe
 from ktrdr_vm.inputs.references import check_references, find_playbook, read_playbook
 from ktrdr_vm.inputs.resolve import REFERENCE_HINT, read_profile
+from ktrdr_vm.places.history import History
 from ktrdr_vm.places.model import Place
-from ktrdr_vm.places.request import BUNDLE, DOCUMENT, FILES, UNCOMMITTED, Request, SentFile, digest_judged
+from ktrdr_vm.places.request import DOCUMENT, FILES, UNCOMMITTED, Request, SentFile, digest_judged
+from ktrdr_vm.places.secret_values import check_sent
 from ktrdr_vm.profile.load import LoadedProfile
 from ktrdr_vm.profile.model import Profile
 
 # Seconds for the image, the boot and the teardown of one VM.
 _AROUND = 900
+# Where a short name is looked up, in this order.
+_KINDS = ("heads", "tags", "remotes")
 
 
 @dataclass(frozen=True)
@@ -44,24 +47,35 @@ class Asked:
     gates: tuple[str, ...] = ()
     cold: bool = False
     accept_changes: bool = False
+    sent_secrets: tuple[str, ...] = ()
+    warm: bool = False
+    node: str = ""
 
 
-def choose_ref(asked: Asked, ref: str) -> tuple[Repository, str]:
-    """The repository of the workspace at a branch or tag instead of its HEAD, and the instance_id of that ref.
-    UsageError without it."""
-    repository = find_repository(asked.workspace)
-    names = [ref] if ref.startswith("refs/") else [f"refs/{kind}/{ref}" for kind in ("heads", "tags", "remotes")]
-    for name in names:
-        commit = resolve_commit(repository, name) if is_branch_name(os.fsencode(ref)) else ""
-        if commit:
-            branch = name.removeprefix("refs/heads/") if name.startswith("refs/heads/") else ""
-            chosen = replace(repository, branch=branch, commit=commit, ref=name)
-            return chosen, derive_instance_id(repository.name, ref.removeprefix("refs/heads/")).instance_id
-    raise UsageError(
-        f"there is no branch or tag {ref!a:.100}",
-        where=str(repository.root),
-        hint="`git branch --all` and `git tag` list them",
-    )
+def choose_refs(view: View, repository: Repository, refs: Sequence[str]) -> list[tuple[Repository, str]]:
+    """For each branch or tag the repository at it instead of its HEAD, and the instance_id. UsageError if one does not
+    exist."""
+    names: list[str] = []
+    for ref in refs:
+        if is_branch_name(os.fsencode(ref)):
+            names += [ref] if ref.startswith("refs/") else [f"refs/{kind}/{ref}" for kind in _KINDS]
+    names = list(dict.fromkeys(names))
+    asked = os.fsencode("".join(f"{name}^{{commit}}\n" for name in names))
+    answers = view.git("cat-file", "--batch-check=%(objectname)", stdin=asked).text.splitlines() if names else []
+    commits = {name: line for name, line in zip(names, answers, strict=True) if COMMIT.fullmatch(line)}
+    chosen = []
+    for ref in refs:
+        name = next((name for name in (ref, *(f"refs/{kind}/{ref}" for kind in _KINDS)) if name in commits), "")
+        if not name:
+            raise UsageError(
+                f"there is no branch or tag {ref!a:.100}",
+                where=str(repository.root),
+                hint="`git branch --all` and `git tag` list them",
+            )
+        branch = name.removeprefix("refs/heads/") if name.startswith("refs/heads/") else ""
+        at_ref = replace(repository, branch=branch, commit=commits[name], ref=name)
+        chosen.append((at_ref, derive_instance_id(repository.name, ref.removeprefix("refs/heads/")).instance_id))
+    return chosen
 
 
 def find_base(asked: Asked, loaded: LoadedProfile) -> Repository | None:
@@ -103,22 +117,24 @@ def pack_request(
     request_id: str,
     note: Callable[[str], None],
     *,
-    repository: Repository | None,
+    base: tuple[Repository, History] | None,
     instance_id: str | None = None,
     committed: bool = False,
 ) -> Request:
     """Write the folder of a request, which must not exist: beside its name first, then renamed.
 
-    With `committed`, `repository` is at a ref: nothing uncommitted is sent. `asked.workspace` is then a working tree of
-    that ref.
+    `base` is the repository at the commit that is to be run, and its history. With `committed`, nothing uncommitted is
+    sent, and `asked.workspace` has the files of that commit.
     """
     loaded = check_profile(asked)
+    check_sent(loaded, asked.sent_secrets)
+    repository, history = base or (None, None)
     root, profile = asked.workspace.resolve(), loaded.profile
     name = parse_instance_id(instance_id or asked.instance_id or _derive(repository, root)).instance_id
     made = folder.with_name(f".{folder.name}.new")
     made.mkdir(mode=0o700, parents=True)
     try:
-        deleted = _pack_workspace(repository, loaded, made, note, committed=committed) if repository else ()
+        deleted = _pack_uncommitted(repository, loaded, made, note) if repository and not committed else ()
         profile_path, in_workspace = _pack_profile(asked, root, made)
         playbooks = _pack_playbooks(asked, profile, root, made, in_workspace)
         request = Request(
@@ -135,19 +151,26 @@ def pack_request(
             ),
             branch=repository.branch if repository else "",
             commit=repository.commit if repository else "",
-            shallow=_read_shallow(repository) if repository else "",
+            shallow=history.shallow if history else "",
+            refs=history.find_refs(repository.commit) if repository and history else (),
             gates=asked.gates,
             cold=asked.cold,
+            warm=asked.warm,
+            node=asked.node,
             accept_changes=asked.accept_changes,
-            secrets=tuple(secret.name for secret in profile.secrets),
+            # Nothing is run, so that none is needed.
+            secrets=() if asked.warm else tuple(secret.name for secret in profile.secrets),
+            sent_secrets=asked.sent_secrets,
             vcpus=profile.resources.vcpus,
             memory=profile.resources.memory,
             seconds=find_seconds(profile, len(asked.gates or profile.gates)),
             attempts=place.attempts,
             grace=place.grace,
             deleted=deleted,
-            files=_list_files(made),
+            files=(*_list_files(made), *(history.files if history else ())),
         )  # fmt: skip
+        if history:
+            history.link(made)
         (made / DOCUMENT).write_text(json.dumps(request.to_json(), indent=1) + "\n", encoding="utf-8")
         made.rename(folder)
     except BaseException:
@@ -177,31 +200,12 @@ def _derive(repository: Repository | None, root: Path) -> str:
     return derive_instance_id(found.name, found.branch or found.commit[:12]).instance_id
 
 
-def _read_shallow(repository: Repository) -> str:
-    with open_view(repository.place) as view:
-        return read_shallow(view).decode("ascii")
-
-
-def _pack_workspace(
-    repository: Repository, loaded: LoadedProfile, made: Path, note: Callable[[str], None], *, committed: bool
+def _pack_uncommitted(
+    repository: Repository, loaded: LoadedProfile, made: Path, note: Callable[[str], None]
 ) -> tuple[str, ...]:
-    """The bundle, and the tar of uncommitted files. The paths that are deleted."""
+    """The tar of uncommitted files. The paths that are deleted."""
     workspace = loaded.profile.workspace
     assert workspace is not None
-    with open_view(repository.place) as view:
-        if view.partial:
-            raise UsageError(
-                "a partial clone cannot be sent", where=str(repository.root), hint=f"complete it first with {COMPLETE}"
-            )
-        if names := [path for path, _ in list_submodules(view, repository, lambda _text: None)]:
-            raise UsageError(
-                f"a workspace with submodules cannot be sent yet: {', '.join(names[:5])}",
-                where=str(repository.root),
-                hint="apply it on this host, or deinitialize them with `git submodule deinit`",
-            )
-        _write_bundle(view, repository, made / BUNDLE)
-    if committed:
-        return ()
     require_clean(repository, workspace)
     with read_loose([("", repository)], workspace, note) as loose:
         if loose.changed or loose.included:
@@ -209,20 +213,6 @@ def _pack_workspace(
             with (made / UNCOMMITTED).open("wb") as file:
                 shutil.copyfileobj(loose.archive, file)
         return loose.deleted
-
-
-def write_bundle(repository: Repository, path: Path) -> str:
-    """The bundle of the commit with its tags and the default branch. The boundary of a shallow history."""
-    with open_view(repository.place) as view:
-        _write_bundle(view, repository, path)
-    return _read_shallow(repository)
-
-
-def _write_bundle(view: View, repository: Repository, path: Path) -> None:
-    ref = repository.ref or (f"refs/heads/{repository.branch}" if repository.branch else "HEAD")
-    wanted = os.fsencode("\n".join([ref, *find_other_refs(view, repository.commit)[1]])) + b"\n"
-    with path.open("wb") as file:
-        view.git("bundle", "create", "--quiet", "-", "--stdin", stdin=wanted, stdout=file.fileno())
 
 
 def _pack_profile(asked: Asked, root: Path, made: Path) -> tuple[str, bool]:

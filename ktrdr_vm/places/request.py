@@ -29,11 +29,16 @@ MAX_TOTAL = 4 * 1024 * 1024 * 1024
 # Names in the folder of a request.
 DOCUMENT = "request.json"
 BUNDLE = "workspace.bundle"
+BASE = "base.bundle"
+HISTORY = (BASE, BUNDLE)
 UNCOMMITTED = "uncommitted.tar"
 FILES = "files/"
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BRANCH = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock(?:/|$)))(?![-./])[^\x00-\x20\x7f~^:?*\[\\]{1,200}(?<![./])")
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
+_REF = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64}) refs/" + _BRANCH.pattern)
+MAX_REFS = 2000
 _SHALLOW = re.compile(r"(?:(?:[0-9a-f]{40}|[0-9a-f]{64})\n){0,10000}")
 _HINT = "submit it again with this version of ktrdr-vm"
 
@@ -52,6 +57,13 @@ class Request:
     """`profile` is the path of the profile beneath `files/`; `files/` is the workspace if `in_workspace`. `commit` is
     empty without one.
 
+    With `warm`, image and template are built and nothing is run; `node` is the only one where it may be, empty for any.
+
+    `refs` are those of the workspace besides its branch, each `<id> <name>`. The history is in `workspace.bundle`; if
+    the place had a part of it already, that part is in `base.bundle`, and one of the two may be missing.
+
+    `sent_secrets` are those of `secrets` whose values come with `start`, and not from a source of the place.
+
     `digest` is that of `digest_judged`; `deleted` are the tracked files that the workspace does not have; `seconds`
     bounds the run.
     """
@@ -67,10 +79,14 @@ class Request:
     branch: str = ""
     commit: str = ""
     shallow: str = ""
+    refs: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
     cold: bool = False
+    warm: bool = False
+    node: str = ""
     accept_changes: bool = False
     secrets: tuple[str, ...] = ()
+    sent_secrets: tuple[str, ...] = ()
     vcpus: int = 1
     memory: int = 512
     seconds: int = 3600
@@ -149,6 +165,11 @@ def _check(request: Request) -> None:
         ("commit", not request.commit or COMMIT.fullmatch(request.commit)),
         ("branch", not request.branch or _BRANCH.fullmatch(request.branch)),
         ("shallow", _SHALLOW.fullmatch(request.shallow)),
+        (
+            "refs",
+            len(request.refs) <= MAX_REFS and all(isinstance(one, str) and is_ref(one) for one in request.refs),
+        ),
+        ("node", not request.node or is_node(request.node)),
         ("profile", not check_name(request.profile)),
         ("who", len(request.who) <= 200 and request.who.isprintable()),
         ("place", len(request.place) <= 64 and request.place.isprintable()),
@@ -158,6 +179,7 @@ def _check(request: Request) -> None:
             "secrets",
             len(request.secrets) <= 250 and all(isinstance(name, str) and len(name) <= 200 for name in request.secrets),
         ),
+        ("sent_secrets", set(request.sent_secrets) <= set(request.secrets)),
         ("deleted", all(isinstance(name, str) and not _is_unsafe(name) for name in request.deleted)),
         ("vcpus", 1 <= request.vcpus <= 1024),
         ("memory", 1 <= request.memory <= 1 << 24),
@@ -191,12 +213,27 @@ def _are_files(request: Request) -> bool:
             is_file_name(one.name) and one.size >= 0 and bool(_DIGEST.fullmatch(one.sha256)) for one in request.files
         )
         and (FILES + request.profile) in names
-        and (not request.commit or BUNDLE in names)
+        and (not request.commit or any(name in names for name in HISTORY))
     )
+
+
+def is_digest(word: object) -> bool:
+    """True for a sha256 in hexadecimal."""
+    return isinstance(word, str) and bool(_DIGEST.fullmatch(word))
+
+
+def is_node(word: object) -> bool:
+    """True for the name of a node of a cluster."""
+    return isinstance(word, str) and bool(_NODE.fullmatch(word))
+
+
+def is_ref(line: str) -> bool:
+    """True for `<id> <name>` of a ref that a workspace may have."""
+    return bool(_REF.fullmatch(line))
 
 
 def is_file_name(name: object) -> bool:
     """True for a name that a request may contain besides `request.json`."""
-    if name in (BUNDLE, UNCOMMITTED):
+    if name in (*HISTORY, UNCOMMITTED):
         return True
     return isinstance(name, str) and name.startswith(FILES) and not check_name(name) and not _is_unsafe(name)

@@ -13,6 +13,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,19 @@ from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.host.accelerator import EMULATOR
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.process import find_program
-from ktrdr_vm.places.engine import Engine
+from ktrdr_vm.places.engine import NOT_LISTED, Engine
 from ktrdr_vm.places.request import Request, parse_request
-from ktrdr_vm.places.spool import Spool
+from ktrdr_vm.places.secret_values import parse_values
+from ktrdr_vm.places.spool import RequestState, Spool
 
 SCHEMA = 1
 # Bytes of a file in one message, before base64.
 PIECE = 256 * 1024
 MOST_STATES = 5000
+# Requests or files in one message: a loaded host answers it in seconds.
+MOST_TOGETHER = 50
+# Seconds without a sign of a request whose job is gone: a shared file system shows a new file this late.
+_GONE = 120.0
 
 Check = Callable[[Request, Path], None]
 """Refuses a request that cannot run here, from its folder, with a KtrdrError."""
@@ -48,14 +54,18 @@ class Service:
         self._operations: dict[str, Callable[..., Any]] = {
             "facts": self.facts,
             "missing": self.missing,
+            "nodes": self.nodes,
+            "bundles": self.bundles,
             "begin": self.begin,
             "put": self.put,
             "commit": self.commit,
+            "receive": self.receive,
             "start": self.start,
             "script": self.script,
             "states": self.states,
             "files": self.files,
             "read": self.read,
+            "contents": self.contents,
             "cancel": self.cancel,
             "instances": self.instances,
         }
@@ -71,7 +81,7 @@ class Service:
             )
         try:
             return found(**words)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
             raise UsageError(
                 f"{operation} does not take this: {error}", where="serve", hint="this is a bug in ktrdr-vm: report it"
             ) from None
@@ -98,8 +108,14 @@ class Service:
     def missing(self) -> dict[str, Any]:
         return {"missing": self._engine.find_missing()}
 
-    def begin(self, request_id: str) -> dict[str, Any]:
-        have = self._spool.begin(request_id)
+    def nodes(self) -> dict[str, Any]:
+        return {"nodes": self._engine.list_nodes()}
+
+    def bundles(self) -> dict[str, Any]:
+        return {"bundles": [asdict(one) for one in self._spool.list_bundles()]}
+
+    def begin(self, request_id: str, bundles: dict[str, str] | None = None) -> dict[str, Any]:
+        have = self._spool.begin(request_id, bundles)
         return {"complete": have is None, "have": have or {}}
 
     def put(self, request_id: str, name: str, offset: int, data: str) -> dict[str, int]:
@@ -116,8 +132,26 @@ class Service:
             raise
         return {"request_id": request.request_id}
 
-    def start(self, request_ids: Sequence[str]) -> dict[str, Any]:
-        self._engine.start(self._spool, [self._spool.read(one) for one in request_ids])
+    def receive(self, requests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Small requests, each whole in this message but for the bundles that are here."""
+        for one in requests[:MOST_TOGETHER]:
+            request_id = str(one["request_id"])
+            if self._spool.begin(request_id, one["bundles"]) is None:
+                continue
+            for name, data in one["files"].items():
+                self._spool.put(request_id, name, 0, base64.b64decode(data, validate=True))
+            self.commit(request_id)
+        return {}
+
+    def start(self, request_ids: Sequence[str], values: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Start requests, with the values of the secrets that come with them, by request and name, in base64."""
+        requests = [self._spool.read(one) for one in request_ids]
+        sent = {
+            one.request_id: parse_values((values or {}).get(one.request_id), one)
+            for one in requests
+            if one.sent_secrets
+        }
+        self._engine.start(self._spool, requests, sent)
         return {}
 
     def script(self, requests: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -131,7 +165,17 @@ class Service:
         chosen = sorted(known) if request_ids is None else [one for one in request_ids if one in known]
         states = [self._spool.state(one) for one in chosen[-MOST_STATES:]]
         reasons = self._engine.explain(self._spool, states)
-        return {"states": [{**one.to_json(), "why": reasons.get(one.request_id) or one.why} for one in states]}
+        said = [self._explain(one, reasons.get(one.request_id, "")) for one in states]
+        return {"states": [one.to_json() for one in said]}
+
+    def _explain(self, state: RequestState, reason: str) -> RequestState:
+        if reason == NOT_LISTED:
+            # It may have begun, or ended, since its files were read.
+            state = self._spool.state(state.request_id)
+            if state.state == "waiting" and self._spool.find_silence(state.request_id) > _GONE:
+                why = f"{state.why or 'it never began'}; its job has ended, and output.log there may say why"
+                return replace(state, state="lost", why=why, exit_code=4)
+        return replace(state, why=reason or state.why) if state.state == "waiting" else state
 
     def files(self, request_id: str, attempt: int) -> dict[str, Any]:
         return {"files": [list(one) for one in self._spool.list_files(request_id, attempt)]}
@@ -144,6 +188,17 @@ class Service:
                 )
             )
         }
+
+    def contents(self, request_id: str, attempt: int, names: Sequence[str]) -> dict[str, Any]:
+        """The contents of small files: as many of the names, from the first, as one message holds."""
+        found, left = {}, PIECE
+        for name in names[:MOST_TOGETHER]:
+            data = self._spool.read_piece(request_id, attempt, name, 0, left + 1)
+            left -= len(data)
+            if left < 0:
+                break
+            found[name] = base64.b64encode(data).decode("ascii")
+        return {"contents": found}
 
     def cancel(self, request_ids: Sequence[str]) -> dict[str, Any]:
         """Mark all first: those that run stop at the same time, and the wait for one is the wait for all."""

@@ -6,15 +6,16 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.errors import HostError, KtrdrError, UsageError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.rights import make_private
-from ktrdr_vm.places.engine import mark_started
-from ktrdr_vm.places.request import Request
+from ktrdr_vm.places.engine import NOT_LISTED, mark_started
+from ktrdr_vm.places.request import Request, is_node
+from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.places.spool import LEASE, STARTED, RequestState, Spool, read_json
 
 # MiB for QEMU, the guard and the daemons besides the memory of the guest.
@@ -59,7 +60,8 @@ class SlurmEngine:
             f"--comment={first.request_id}",
             f"--output={array if many else folder}/output.log",
             *(["--requeue"] if max(one.attempts for one in requests) > 1 else ["--no-requeue"]),
-            *([f"--array=0-{len(requests) - 1}{f'%{self._together}' if self._together else ''}"] if many else []),
+            *(self._render_array(len(requests)) if many else []),
+            *([f"--nodelist={first.node}"] if first.node else []),
             *self._options,
         ]
         lines = ["#!/bin/sh", *(f"#SBATCH {option}" for option in options)]
@@ -67,7 +69,12 @@ class SlurmEngine:
         where = f'{shlex.quote(array)}/"$SLURM_ARRAY_TASK_ID"' if many else shlex.quote(folder)
         return "\n".join([*lines, f"exec {shlex.join([self._program, 'run-request', *cache])} {where}"]) + "\n"
 
-    def start(self, spool: Spool, requests: Sequence[Request]) -> None:
+    def _render_array(self, count: int) -> list[str]:
+        # A job that anybody submits later, and that is smaller, goes before the tasks of this one that still wait:
+        # without fair shares, Slurm would let it wait for all of them.
+        return [f"--array=0-{count - 1}{f'%{self._together}' if self._together else ''}", f"--nice={count}"]
+
+    def start(self, spool: Spool, requests: Sequence[Request], values: Mapping[str, Values]) -> None:
         new = [one for one in requests if not read_json(spool.request(one.request_id) / STARTED)]
         if not new:
             return
@@ -136,10 +143,7 @@ class SlurmEngine:
                 said[found[1], found[2] or ""] = (
                     f"{found[3].capitalize()}: {found[4]}" if found[4] not in ("", "None") else found[3].capitalize()
                 )
-        return {
-            request_id: said.get(job) or said.get((job[0], "")) or "squeue does not list it"
-            for request_id, job in jobs.items()
-        }
+        return {request_id: said.get(job) or said.get((job[0], "")) or NOT_LISTED for request_id, job in jobs.items()}
 
     def cancel(self, spool: Spool, state: RequestState) -> None:
         """One that waits is removed from the queue. One that runs polls for the mark; after its grace, the scheduler
@@ -171,6 +175,14 @@ class SlurmEngine:
     def describe(self) -> dict[str, Any]:
         found = {name: str(process.find_program(name) or "") for name in ("sbatch", "squeue", "scancel", "srun")}
         return {"engine": "slurm", "missing": [name for name, path in found.items() if not path]}
+
+    def list_nodes(self) -> list[str]:
+        """The nodes with a GRES `kvm`, in the partition of the options."""
+        chosen = [one for one in self._options if one.startswith("--partition=")][-1:]
+        words = ["sinfo", "--noheader", "--Node", "--format=%N|%G", *chosen]
+        done = process.run(words, timeout=_LIMIT, environment=_find_environment())
+        rows = (line.strip().partition("|") for line in done.text.splitlines())
+        return sorted({name for name, _, gres in rows if is_node(name) and re.search(r"\bkvm:", gres)})
 
     def find_missing(self) -> dict[str, str]:
         """An answer of the controller, and a node that counts its VMs: without one, a request waits forever."""

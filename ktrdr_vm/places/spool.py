@@ -10,6 +10,7 @@ requests/<request_id>/
   attempts/<n>/                       see attempt.py
 incoming/<request_id>/                a request that is being received
 batches/<request_id>/<k>              links to the requests of one array
+bundles/<sha256>[.part]               bundles of history, which requests have as hard links
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +31,20 @@ from ktrdr_vm.host.beneath import check_name, create_file, open_file
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.rights import make_private
-from ktrdr_vm.places.request import DOCUMENT, MAX_DOCUMENT, Request, is_file_name, parse_request, parse_request_id
+from ktrdr_vm.places.history import MOST_OFFERED, Offer, read_tips
+from ktrdr_vm.places.request import (
+    BASE,
+    BUNDLE,
+    DOCUMENT,
+    HISTORY,
+    MAX_DOCUMENT,
+    Request,
+    SentFile,
+    is_digest,
+    is_file_name,
+    parse_request,
+    parse_request_id,
+)
 
 ATTEMPTS = "attempts"
 OUTCOME = "outcome.json"
@@ -42,6 +57,8 @@ RUN = "run/"
 COMMITS = "commits.bundle"
 MAX_ATTEMPT_FILES = 12_000
 _MAX_OUTCOME = 64 * 1024
+# A bundle on which none can build: it builds on another one, or its history has a boundary.
+_PART = ".part"
 # A request whose process did not begin in this time will not.
 _START_LIMIT = 60.0
 # Attempts after which a request is tried again: the host lacked something, or the VM could not be made.
@@ -89,13 +106,21 @@ class Spool:
 
     # -- receiving -----------------------------------------------------------------------------------------------------
 
-    def begin(self, request_id: str) -> dict[str, int] | None:
-        """The sizes of the files that were received already; None if the request is complete."""
+    def begin(self, request_id: str, bundles: Mapping[str, str] | None = None) -> dict[str, int] | None:
+        """The sizes of the files that were received already; None if the request is complete.
+
+        `bundles` are files of the request by name with their sha256: those that the spool has are not received again.
+        """
         folder = self._incoming(request_id)
         if self.request(request_id).exists():
             return None
         self.root.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         make_private(self.root, self.root / "incoming", self.root / "requests", folder)
+        for name, digest in (bundles or {}).items():
+            if name in HISTORY and is_digest(digest):
+                for kept in self._find_kept(digest):
+                    with contextlib.suppress(OSError):
+                        os.link(kept, folder / name, follow_symlinks=False)
         return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
     def put(self, request_id: str, name: str, offset: int, data: bytes) -> int:
@@ -114,7 +139,8 @@ class Spool:
             os.close(open_file(folder, name))
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
         with os.fdopen(descriptor, "ab") as file:
-            if file.tell() != offset:
+            # A file with two names is a complete bundle of other requests.
+            if file.tell() != offset or os.fstat(file.fileno()).st_nlink > 1:
                 return file.tell()
             file.write(data)
             return file.tell()
@@ -129,19 +155,56 @@ class Spool:
         if request.request_id != request_id:
             raise UsageError("the document names another request", where=request_id, hint="submit it again")
         for one in request.files:
-            with os.fdopen(open_file(folder, one.name), "rb") as file:
-                if (
-                    os.fstat(file.fileno()).st_size != one.size
-                    or hashlib.file_digest(file, "sha256").hexdigest() != one.sha256
-                ):
-                    raise UsageError(
-                        f"{one.name} did not arrive as it was sent", where=request_id, hint="submit it again"
-                    )
+            if not self._is_kept(folder, one) and not _is_as_sent(folder, one):
+                raise UsageError(f"{one.name} did not arrive as it was sent", where=request_id, hint="submit it again")
         for path in [path for path in folder.rglob("*") if path.is_file()]:
             if str(path.relative_to(folder)) not in {DOCUMENT, *(one.name for one in request.files)}:
                 path.unlink()
+        is_part = bool(request.shallow) or any(one.name == BASE for one in request.files)
+        for one in request.files:
+            if one.name in HISTORY:
+                self._keep(folder, one, part=is_part and one.name == BUNDLE)
         folder.rename(self.request(request_id))
         return request
+
+    def list_bundles(self) -> list[Offer]:
+        """The bundles with a complete history, the newest first, bounded."""
+        found = []
+        kept = [path for path in self._list_kept() if is_digest(path.name)]
+        for path in sorted(kept, key=lambda path: path.stat().st_mtime, reverse=True):
+            with path.open("rb") as file:
+                if tips := read_tips(file):
+                    found.append(Offer(os.fstat(file.fileno()).st_size, path.name, tips))
+            if len(found) == MOST_OFFERED:
+                break
+        return found
+
+    def _find_kept(self, digest: str) -> tuple[Path, Path]:
+        """Where a bundle is kept, by its digest: one with a complete history, or a part."""
+        return self.root / "bundles" / digest, self.root / "bundles" / f"{digest}{_PART}"
+
+    def _list_kept(self) -> list[Path]:
+        folder = self.root / "bundles"
+        return list(folder.iterdir()) if folder.is_dir() else []
+
+    def _is_kept(self, folder: Path, one: SentFile) -> bool:
+        """True for a bundle whose digest was checked when it came with an earlier request."""
+        own = os.lstat(folder / one.name) if one.name in HISTORY and (folder / one.name).exists() else None
+        for kept in self._find_kept(one.sha256):
+            with contextlib.suppress(OSError):
+                if own is not None and os.path.samestat(kept.stat(), own) and own.st_size == one.size:
+                    return True
+        return False
+
+    def _keep(self, folder: Path, one: SentFile, *, part: bool) -> None:
+        """Let later requests have a bundle that was checked. Those that no request has any more are removed."""
+        make_private(self.root / "bundles")
+        with contextlib.suppress(OSError):
+            os.link(folder / one.name, self._find_kept(one.sha256)[part], follow_symlinks=False)
+        for path in self._list_kept():
+            with contextlib.suppress(OSError):
+                if path.stat().st_nlink == 1:
+                    path.unlink()
 
     def receive_folder(self, folder: Path, request_id: str) -> Request:
         """A request from a folder of this host."""
@@ -220,6 +283,17 @@ class Spool:
             **said, state="lost", attempt=number, node=node, why=f"attempt {number} was lost", exit_code=4
         )
 
+    def find_silence(self, request_id: str) -> float:
+        """Seconds since the request was started, and since its newest attempt appended to its lease."""
+        number = self.count_attempts(request_id)
+        signs = [self.request(request_id) / STARTED]
+        signs += [self.attempt(request_id, number), self.attempt(request_id, number) / LEASE] if number else []
+        times = [0.0]
+        for path in signs:
+            with contextlib.suppress(OSError):
+                times.append(path.stat().st_mtime)
+        return time.time() - max(times)
+
     def list_files(self, request_id: str, number: int) -> list[tuple[str, int]]:
         """Names and sizes of the files of an attempt. Links are not listed."""
         root = self.attempt(request_id, number)
@@ -252,6 +326,15 @@ class Spool:
         write_outcome(
             self.request(request_id), {"outcome": "cancelled", "exit_code": 130, "run_id": "", "ended_at": now()}
         )
+
+
+def _is_as_sent(folder: Path, one: SentFile) -> bool:
+    with contextlib.suppress(FileNotFoundError), os.fdopen(open_file(folder, one.name), "rb") as file:
+        return (
+            os.fstat(file.fileno()).st_size == one.size
+            and hashlib.file_digest(file, "sha256").hexdigest() == one.sha256
+        )
+    return False
 
 
 def is_alive(attempt: Path, lease: dict[str, Any], grace: int) -> bool:

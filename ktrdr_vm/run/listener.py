@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,3 +45,5 @@ class Options:
     """True if an interactive instance may be restarted to apply changes of its profile."""
     source: str = ""
     """The snapshot to start from, as ID@NAME."""
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """Values that came with the run, by the name of the secret, and are used instead of its source."""

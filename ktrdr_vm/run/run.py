@@ -102,7 +102,8 @@ class Run:
         """Execute the run. Raises only errors before the first resource exists: a missing secret, a busy instance."""
         plan = self._gathered.plan
         playbooks = [playbook for _, playbook in self._gathered.playbooks]
-        self._secrets = {secret.name: read_source(secret) for secret in plan.profile.secrets}
+        sent = self._options.secrets
+        self._secrets = {one.name: sent.get(one.name) or read_source(one) for one in plan.profile.secrets}
         self._mask.add(self._secrets.values())
         for name in find_short(self._secrets):
             self._listener.note(

@@ -30,6 +30,7 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.host.rights import set_rights
 from ktrdr_vm.identity import Identity
+from ktrdr_vm.images.ensure import ensure_image
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.references import find_playbook
 from ktrdr_vm.inputs.resolve import Gathered
@@ -41,7 +42,7 @@ from ktrdr_vm.plan.facts import TemplateFacts
 from ktrdr_vm.plan.plan import Plan, plain
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.model import Prepare, Secret, Workspace
-from ktrdr_vm.templates.base import Project, build_template, find_template
+from ktrdr_vm.templates.base import Project, build_template, find_template, fits
 
 # Incremented if the steps around the playbook change.
 FORMAT = 2
@@ -88,6 +89,20 @@ def build_best(home: Home, gathered: Gathered, plan: Plan, image: Image, libvirt
         return base
     project = _describe(home, gathered, repository, wanted, plan, image, libvirt, note)
     return build_template(home, plan, image, libvirt, progress=note, project=project)
+
+
+def warm_up(home: Home, gathered: Gathered, libvirt: Libvirt, note: Note) -> str:
+    """Build what a first run of this profile would build: its image, and the template with its prepared project.
+
+    The key of the template; empty for a stock image, which has none.
+    """
+    home.create()
+    plan = gathered.plan
+    sources = gathered.policy.image_sources
+    image = ensure_image(plan.profile.image, gathered.recipe, home.images, progress=note, sources=sources)
+    if not fits(plan):
+        return ""
+    return (find_best(home, gathered, plan, image, note) or build_best(home, gathered, plan, image, libvirt, note)).key
 
 
 def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> str:

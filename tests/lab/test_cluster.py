@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,59 @@ def test_an_array_of_four_on_two_nodes_and_one_cancelled_midway(far: Far, cluste
     wait_for(lambda: not cluster.call("squeue", "--noheader"))
 
 
+def test_every_node_is_warmed_up_once(far: Far, cluster: Cluster) -> None:
+    requests = far.call("submit", "--on", "cluster", "--warm").split()
+    assert len(requests) == len(NODES)
+    for request in requests:
+        far.call("watch", request)
+    assert sorted(find_states(far)[one]["node"] for one in requests) == list(NODES)
+    for node in NODES:
+        assert (cluster.place / f"local-{node}/0/warm").read_text() == "debian-13-docker"
+    far.call("fetch", *requests)
+    assert "image and template are there" in far.said
+    far.call("submit", "--on", "cluster", "--warm", "--ref", "main", code=2)
+
+
+def submit_as_nobody(cluster: Cluster) -> str:
+    """A job of another user for the same nodes; it ends at once."""
+    return cluster.call(
+        *("sbatch", "--parsable", "--uid=nobody", "--gres=kvm:1", "--mem=100M"),
+        *("--output=/dev/null", "--chdir=/", "--wrap=true"),
+    ).strip()
+
+
+def find_start(cluster: Cluster, job: str) -> float | None:
+    """When a job began, in seconds since the epoch; None before that."""
+    shown = dict(
+        word.partition("=")[::2] for word in cluster.call("scontrol", "--oneliner", "show", "job", job).split()
+    )
+    if shown["JobState"] in ("PENDING", "CONFIGURING"):
+        return None
+    return time.mktime(time.strptime(shown["StartTime"], "%Y-%m-%dT%H:%M:%S"))
+
+
+@pytest.mark.parametrize("fair", [True, pytest.param(False, marks=pytest.mark.full)])
+def test_an_array_does_not_starve_another_user(fair: bool, far: Far, cluster: Cluster) -> None:
+    if not fair:
+        # Without fair shares, and without the lower priority of an array, Slurm serves by time of submission.
+        places = far.place / "config/ktrdr-vm/places.yaml"
+        places.write_text(places.read_text().replace("--partition=vm", "--partition=vm, --nice=0"))
+    far.set(FAR_SECONDS="3")
+    requests = far.call("submit", "--on", "cluster", *make_branches(far, 16)).split()
+    submitted = time.time()
+    job = submit_as_nobody(cluster)
+    wait_for(lambda: find_start(cluster, job), 240)
+    began = find_start(cluster, job)
+    assert began is not None
+    wait_for(lambda: not cluster.call("squeue", "--noheader"), 240)
+    took = time.time() - submitted
+    spool = cluster.shared / "0/requests"
+    leases = [json.loads((spool / one / "attempts/1/lease.jsonl").read_text().splitlines()[0]) for one in requests]
+    before = sum(datetime.fromisoformat(one["time"]).timestamp() < began for one in leases)
+    print(f"fair={fair}: waited {began - submitted:.0f} s of {took:.0f} s, behind {before} of {len(requests)} runs")
+    assert before <= 8 if fair else before >= 14
+
+
 def test_a_step_of_a_command_ends_with_its_client(far: Far, cluster: Cluster) -> None:
     far.set(FAR_SECONDS="40")
     submit(far, "step")
@@ -216,6 +270,67 @@ def test_a_node_that_is_cut_off_stops_its_attempt(far: Far, cluster: Cluster) ->
     wait_for(lambda: set(cluster.states().values()) == {"idle"}, 120)
 
 
+def test_a_place_without_nodes_for_it(far: Far, cluster: Cluster) -> None:
+    places = far.place / "config/ktrdr-vm/places.yaml"
+    text = places.read_text()
+    # More than any node has: Slurm refuses such a job at once.
+    places.write_text(text.replace("--partition=vm", "--partition=vm, --gres=kvm:9"))
+    far.call("submit", "--on", "cluster", "--instance-id", "never", code=3)
+    assert "sbatch refused the job" in far.said and "next:" in far.said
+    # The nodes that have it are not there now.
+    places.write_text(text)
+    cluster.call("scontrol", "update", "NodeName=n1,n2", "State=DRAIN", "Reason=test")
+    try:
+        request = submit(far, "later")
+        wait_for(lambda: "Pending: " in find_states(far)[request]["why"])
+        why = find_states(far)[request]["why"]
+        assert "Resources" in why or "DOWN" in why or "nodes" in why.lower(), why
+        assert not (cluster.shared / "0/requests" / request / "attempts").exists()
+    finally:
+        cluster.call("scontrol", "update", "NodeName=n1,n2", "State=RESUME")
+    far.call("watch", request)
+
+
+def test_a_job_that_somebody_else_removed_does_not_wait_forever(far: Far, cluster: Cluster) -> None:
+    cluster.call("scontrol", "update", "PartitionName=vm", "State=DOWN")
+    try:
+        request = submit(far, "removed")
+        wait_for(lambda: "Pending" in find_states(far)[request]["why"])
+        cluster.call("scancel", "--user=root")
+    finally:
+        cluster.call("scontrol", "update", "PartitionName=vm", "State=UP")
+    wait_for(lambda: find_states(far)[request]["why"] == "squeue does not list it")
+    # As after two minutes, by which a shared file system shows what a job has written.
+    os.utime(cluster.shared / "0/requests" / request / "started.json", (1, 1))
+    far.call("watch", request, code=4)
+    assert "its job has ended" in far.said
+
+
+@pytest.mark.full
+def test_a_spool_that_is_gone_stops_the_run_with_its_evidence_on_the_node(far: Far, cluster: Cluster) -> None:
+    far.set(FAR_SECONDS="60")
+    request = submit(far, "gone")
+    attempt = cluster.shared / "0/requests" / request / "attempts/1"
+    wait_for(lambda: (attempt / "events.jsonl").exists())
+    node = find_states(far)[request]["node"]
+    cluster.hide_spool(node)
+    try:
+        wait_for(lambda: not cluster.call("squeue", "--noheader"), 120)
+    finally:
+        cluster.show_spool(node)
+    [run] = [
+        path
+        for path in (cluster.place / f"local-{node}/0/runs/gone").iterdir()
+        if path.is_dir() and not path.is_symlink()
+    ]
+    assert json.loads((run / "report.json").read_text())["outcome"] == "interrupted"
+    assert not (attempt / "outcome.json").exists()
+    for path in (attempt, attempt / "lease.jsonl", attempt.parents[1] / "started.json"):
+        os.utime(path, (1, 1))
+    far.call("watch", request, code=4)
+    assert "attempt 1 was lost" in far.said
+
+
 def test_the_controller_is_away_and_runs_go_on(far: Far, cluster: Cluster) -> None:
     far.set(FAR_SECONDS="6")
     request = submit(far)
@@ -247,7 +362,7 @@ echo '{"outcome": "passed", "exit_code": 0, "run_id": "20260101T000000Z-0123"}' 
 
 @pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.full)])
 def test_many_requests_are_one_array(count: int, tmp_path: Path) -> None:
-    with running_cluster(tmp_path / "cluster", slots=32, cpus=64) as cluster:
+    with running_cluster(tmp_path / "cluster", slots=4, cpus=8) as cluster:
         far = Far(tmp_path)
         try:
             enter = " ".join(cluster.inside())
@@ -256,7 +371,7 @@ def test_many_requests_are_one_array(count: int, tmp_path: Path) -> None:
             program = tmp_path / "ktrdr-vm"
             (tmp_path / "config/ktrdr-vm/places.yaml").write_text(
                 f"places:\n  cluster: {{kind: slurm, host: far, ssh_config: {tmp_path}/ssh/client, program: {program},"
-                f" spool: {cluster.shared}, cache: {cluster.local}, options: [--partition=vm, --mem=100M, --cpus-per-task=1]}}\n"
+                f" spool: {cluster.shared}, cache: {cluster.local}, options: [--partition=vm, --export=ALL, --mem=100M, --cpus-per-task=1]}}\n"
             )
             far.git("add", "ktrdr.yaml")
             far.git("commit", "--quiet", "--message", "two")

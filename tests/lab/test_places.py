@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import signal
@@ -16,6 +18,8 @@ import pytest
 from laboratory.far import FAR, Far
 
 from ktrdr_vm.evidence.reader import find_workspace
+from ktrdr_vm.places.materialize import materialize
+from ktrdr_vm.places.request import parse_request
 
 pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="openssh-server is not installed")
 
@@ -197,6 +201,62 @@ def test_references_are_requests_of_their_own(far: Far) -> None:
     assert far.call("submit", "--on", "far", "--ref", "nothing", code=2) == ""
 
 
+def list_workspace_refs(far: Far, request_id: str, into: Path) -> tuple[set[str], list[str]]:
+    """The refs of the workspace that a request makes, and the names of its bundles."""
+    folder = far.home / "spool" / "requests" / request_id
+    into.mkdir()
+    request = parse_request((folder / "request.json").read_bytes(), request_id)
+    _, workspace = materialize(request, folder, into)
+    listed = subprocess.run(
+        ["git", "-C", str(workspace), "for-each-ref", "--format=%(objectname) %(refname)"],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    fsck = subprocess.run(["git", "-C", str(workspace), "fsck", "--no-progress"], capture_output=True, text=True)
+    assert fsck.returncode == 0 and "missing" not in fsck.stderr + fsck.stdout
+    return set(listed.splitlines()), sorted(path.name for path in folder.glob("*.bundle"))
+
+
+def test_history_is_sent_once(far: Far, tmp_path: Path) -> None:
+    (far.repository / "large").write_bytes(os.urandom(3_000_000))
+    far.git("add", "ktrdr.yaml", "large")
+    far.git("commit", "--quiet", "--message", "two")
+    far.git("tag", "light")
+    first = far.call("submit", "--on", "far", "--instance-id", "one").strip()
+    refs, names = list_workspace_refs(far, first, tmp_path / "first")
+    assert names == ["workspace.bundle"]
+    # The same commit again: nothing of the history is sent. A tag that is gone here is not there.
+    far.git("tag", "--delete", "light")
+    far.git("tag", "--annotate", "--message", "x", "v1")
+    second = far.call("submit", "--on", "far", "--instance-id", "two").strip()
+    refs, names = list_workspace_refs(far, second, tmp_path / "second")
+    assert names == ["base.bundle", "workspace.bundle"] and {one.partition(" ")[2] for one in refs} == {
+        "refs/heads/main", "refs/tags/v1",
+    }  # fmt: skip
+    # A new commit, and the same rewritten: the place has never seen its parent's other child.
+    for number, more in enumerate(((), ("--amend",))):
+        (far.repository / "README").write_text(f"three {number}\n")
+        far.git("commit", "--quiet", "--all", *more, "--message", "three")
+        third = far.call("submit", "--on", "far", "--instance-id", f"three-{number}").strip()
+        refs, names = list_workspace_refs(far, third, tmp_path / f"third-{number}")
+        assert f"{far.git('rev-parse', 'HEAD')} refs/heads/main" in refs
+        folder = far.home / "spool" / "requests" / third
+        assert names == ["base.bundle", "workspace.bundle"]
+        assert os.path.samefile(folder / "base.bundle", far.home / "spool" / "requests" / first / "workspace.bundle")
+        assert (folder / "workspace.bundle").stat().st_size < 10_000
+    far.git("checkout", "--quiet", "--detach")
+    last = far.call("submit", "--on", "far", "--instance-id", "four").strip()
+    list_workspace_refs(far, last, tmp_path / "last")
+    for request in (first, second, third, last):
+        far.call("watch", request)
+    # A clone with a boundary sends its own.
+    shallow = far.place / "shallow"
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{far.repository}", str(shallow)], check=True)
+    far.repository = shallow
+    request = far.call("submit", "--on", "far", "--instance-id", "shallow").strip()
+    assert list_workspace_refs(far, request, tmp_path / "shallow-refs")[1] == ["workspace.bundle"]
+    far.call("watch", request)
+
+
 def test_what_cannot_run_there_is_refused_at_submit(far: Far) -> None:
     profile = far.repository / "ktrdr.yaml"
     text = profile.read_text()
@@ -327,3 +387,60 @@ def test_a_running_job_is_cancelled_with_its_evidence(cluster: Far) -> None:
     assert json.loads((find_run(cluster, "demo") / "report.json").read_text())["outcome"] == "interrupted"
     # The mark was enough.
     assert not (cluster.place / "slurm" / "cancelled").exists()
+
+
+SECRET = """\
+secrets:
+  - name: api
+    source: {env: KTRDR_FAR_KEY}
+    broker: {host: api.example.com, header: "X-Key: {{ secret }}", base_url_env: API_URL}
+"""
+
+
+def read_process(pid: int) -> bytes:
+    """What everybody on a host, or its owner, may read of a process."""
+    return b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+
+
+def test_a_brokered_secret_comes_over_the_connection(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = far.repository / "ktrdr.yaml"
+    text = profile.read_text()
+    profile.write_text(text + SECRET)
+    value = "tell-no-file-of-this-0123456789"
+    far.call("submit", "--on", "far", code=2)
+    assert "the variable KTRDR_FAR_KEY of the secret api is not set" in far.said and "--send-secret api" in far.said
+    far.call("submit", "--on", "far", "--send-secret", "api", code=2)
+    assert "the variable KTRDR_FAR_KEY of the secret api is not set" in far.said
+    assert not json.loads(far.call("queue", "--on", "far", "--json")), "nothing was sent"
+    monkeypatch.setenv("KTRDR_FAR_KEY", value)
+    far.call("submit", "--on", "cluster", "--send-secret", "api", code=2)
+    assert "nothing but a file could keep the value" in far.said
+    # sshd passes no variable of the client; the stand-in must not get it from the environment of this test either.
+    far.more = "unset KTRDR_FAR_KEY\n" + far.more
+    far.set(FAR_SECONDS="6", FAR_FAIL="1")
+    far.client = (str(FAR.with_name("mac_client.py")),)
+    started = far.start("apply", "--on", "far", "--instance-id", "demo", "--send-secret", "api", "--json")
+    deadline = time.monotonic() + 60
+    while not (found := list(far.home.glob("spool/requests/*/attempts/2/lease.jsonl"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(0.5)
+    pid = json.loads(found[0].read_text().splitlines()[0])["pid"]
+    seen = read_process(pid)
+    for form in (value.encode(), base64.b64encode(value.encode())):
+        assert form not in seen
+    out, err = started.communicate(timeout=60)
+    assert started.returncode == 0, err
+    # The second attempt has it as the first one had.
+    artifact = (find_run(far, "demo") / "artifacts/out/api").read_text()
+    assert artifact == hashlib.sha256(value.encode()).hexdigest()
+    kept = [path for path in (*far.home.rglob("*"), *far.near.rglob("*")) if path.is_file()]
+    assert len(kept) > 20
+    for path in kept:
+        content = path.read_bytes()
+        assert value.encode() not in content and base64.b64encode(value.encode()) not in content, path
+    assert value not in out + err
+    # A secret that is delivered into the guest is never sent.
+    profile.write_text(text + "secrets: [{name: api, source: {env: KTRDR_FAR_KEY}}]\n")
+    far.call("submit", "--on", "far", "--send-secret", "api", code=2)
+    assert "no brokered secret" in far.said

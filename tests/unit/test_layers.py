@@ -42,7 +42,7 @@ _ROWS = {
     "monitoring": "errors escalation host identity instance policy report users world",
     "templates": "egress errors gates guest host identity images inputs instance plan profile",
     "run": "approvals egress errors escalation evidence gates guest host images inputs instance plan profile report templates",
-    "places": "errors evidence guest host identity images inputs instance plan policy profile report run",
+    "places": "errors evidence guest host identity images inputs instance plan policy profile report run templates",
     "api": "errors escalation evidence gates guest host identity inputs instance plan report run world",
     "cli": (
         "api approvals egress errors escalation evidence guest host identity images init inputs instance monitoring places plan policy profile"

@@ -58,7 +58,7 @@ class Cluster:
         self.place = place
         self.shared = place / "shared"
         self.local = place / "local"
-        self._name = f"k{secrets.token_hex(3)}"
+        self._spaces: dict[str, subprocess.Popen[bytes]] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         for path in (self.shared, self.local, place / "state"):
             path.mkdir(parents=True)
@@ -82,15 +82,21 @@ class Cluster:
             "LC_ALL": "C.UTF-8",
         }
 
-    def _space(self, node: str) -> str:
-        return f"{self._name}-{node}"
-
     def inside(self, node: str = "ctl") -> list[str]:
         """Words before a program that give it the network of the controller or of a node."""
-        return ["nsenter", f"--net=/run/netns/{self._space(node)}"]
+        return ["nsenter", f"--net={self._space(node)}"]
+
+    def _space(self, node: str) -> Path:
+        # Of a process: a name in /run/netns may be removed by whoever tidies up there.
+        return Path(f"/proc/{self._spaces[node].pid}/ns/net")
+
+    def _add_space(self, node: str) -> None:
+        words = ["unshare", "--net", "sleep", "infinity"]
+        self._spaces[node] = subprocess.Popen(words, stdin=subprocess.DEVNULL, preexec_fn=default_signals)
+        _wait(lambda: self._space(node).readlink() != Path("/proc/self/ns/net").readlink(), f"the network of {node}")
 
     def start(self) -> None:
-        _ip("netns", "add", self._space("ctl"))
+        self._add_space("ctl")
         self._in("ctl", "link", "add", "br0", "type", "bridge")
         self._in("ctl", "addr", "add", "10.77.0.1/24", "dev", "br0")
         for link in ("lo", "br0"):
@@ -111,8 +117,9 @@ class Cluster:
         _wait((self.place / "munge.socket").exists, "munged")
         self.start_controller()
         for number, node in enumerate(NODES):
-            _ip("netns", "add", self._space(node))
-            self._in("ctl", "link", "add", node, "type", "veth", "peer", "name", "eth0", "netns", self._space(node))
+            self._add_space(node)
+            peer = ("peer", "name", "eth0", "netns", str(self._spaces[node].pid))
+            self._in("ctl", "link", "add", node, "type", "veth", *peer)
             self._in("ctl", "link", "set", node, "master", "br0", "up")
             self._in(node, "addr", "add", f"10.77.0.{11 + number}/24", "dev", "eth0")
             for link in ("lo", "eth0"):
@@ -135,17 +142,28 @@ class Cluster:
     def start_node(self, node: str) -> None:
         """Its processes end with the first one, as those of a host do."""
         apart = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
-        line = f"hostname {node} && mount --bind shared shared && mount --bind local-{node} local && exec slurmd -D -N {node}"
+        # With --export=NONE a node asks a login shell for the environment of each job. What the person who runs the
+        # tests does at a login, and how long it takes, is none of theirs.
+        quiet = "for f in .profile .bash_profile .bashrc; do [ ! -e ~/$f ] || mount --bind /dev/null ~/$f; done"
+        mounts = f"mount --bind shared shared && mount --bind local-{node} local"
+        line = f"hostname {node} && {quiet} && {mounts} && exec slurmd -D -N {node}"
         self._start(node, [*self.inside(node), *apart, "sh", "-c", f"cd {self.place} && {line}"])
 
     def cut(self, node: str) -> None:
         """The node goes on, without a network and without the shared folder."""
         self._in("ctl", "link", "set", node, "down")
-        self._mount(node, "mount", "-t", "tmpfs", "-o", "ro", "none")
+        self.hide_spool(node)
 
     def heal(self, node: str) -> None:
-        self._mount(node, "umount")
+        self.show_spool(node)
         self._in("ctl", "link", "set", node, "up")
+
+    def hide_spool(self, node: str) -> None:
+        """The node sees another file system in place of the shared folder, on which it cannot write."""
+        self._mount(node, "mount", "-t", "tmpfs", "-o", "ro", "none")
+
+    def show_spool(self, node: str) -> None:
+        self._mount(node, "umount")
 
     def _mount(self, node: str, *words: str) -> None:
         # The process of slurmd is the child of `unshare`, in the namespaces of the node.
@@ -171,11 +189,9 @@ class Cluster:
         return done.stdout
 
     def stop(self) -> None:
-        for process in reversed(list(self._processes.values())):
+        for process in (*reversed(self._processes.values()), *self._spaces.values()):
             process.kill()
             process.wait(10)
-        for node in ("ctl", *NODES):
-            subprocess.run(["ip", "netns", "delete", self._space(node)], capture_output=True, timeout=_LIMIT)
 
     def _start(self, name: str, words: list[str]) -> None:
         with (self.place / f"{name}.out").open("ab") as log:
@@ -189,16 +205,12 @@ class Cluster:
             )
 
     def _in(self, node: str, *words: str) -> None:
-        _ip("-netns", self._space(node), *words)
+        _run(*self.inside(node), "ip", *words)
 
 
 def default_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-
-
-def _ip(*words: str) -> None:
-    _run("ip", *words)
 
 
 def _run(*words: str) -> None:

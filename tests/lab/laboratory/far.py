@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from ktrdr_vm.guest.ssh import generate_keypair
@@ -46,6 +47,8 @@ class Far:
         (ssh / "server").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {ssh}/host_key\nAuthorizedKeysFile {ssh}/authorized_keys\n"
             "PermitRootLogin prohibit-password\nPasswordAuthentication no\nStrictModes no\nUsePAM no\nPidFile none\nUseDNS no\n"
+            # As beneath another shell: bash reads no start-up file of whoever runs the tests, which may wait for a lock.
+            "SetEnv SHLVL=2\n"
         )
         self.home, self.near = place / "far-home", place / "near-home"
         self.settings = place / "far-settings"
@@ -138,5 +141,22 @@ class Far:
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     def stop(self) -> None:
+        """End sshd, and the runs that outlive their connections as they are meant to."""
         self.server.kill()
         self.server.wait(10)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in self._find_runs():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            with suppress(AssertionError):
+                wait_until(lambda: not self._find_runs(), "the runs of the far end end", 20)
+
+    def _find_runs(self) -> list[int]:
+        """Processes of `run-request` for a folder of this far end."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                words = path.read_bytes().split(b"\0")
+                if b"run-request" in words and any(word.startswith(os.fsencode(self.place)) for word in words[-2:]):
+                    found.append(int(path.parent.name))
+        return found

@@ -11,10 +11,11 @@ import pytest
 
 from ktrdr_vm.cli import runs as evidence
 from ktrdr_vm.errors import BusyError, HostError, ProvisionError, UsageError
+from ktrdr_vm.host.job import find_job, parse_job
 from ktrdr_vm.host.journal import Journal, is_locked, locked, read_journal
 from ktrdr_vm.host.paths import Home, find_home
 from ktrdr_vm.instance import inventory as discovery
-from ktrdr_vm.instance.garbage import collect_garbage
+from ktrdr_vm.instance.garbage import collect_garbage, collect_job
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.inventory import find_instances
 from tests.fakes.libvirt import FakeLibvirt, make_domain
@@ -75,6 +76,35 @@ def test_what_is_kept_between_looking_and_locking_stays(
     journal.save()
     monkeypatch.setattr(discovery, "find_instances", lambda *_: found)
     assert collect(home, FakeLibvirt()) == [] == destroyed
+
+
+def test_a_job_that_has_ended_leaves_none_of_its_instances(home: Home, destroyed: list[str]) -> None:
+    for name, words in {
+        "mine": {"job": "slurm:7"},
+        "kept": {"job": "slurm:7", "kept": True},
+        "busy": {"job": "slurm:7"},
+        "asleep": {"job": "slurm:7", "kept": True, "state": "suspended"},
+        "other": {"job": "slurm:70"},
+        "nobody": {},
+    }.items():
+        Journal(add(home, name), name, **words).save()  # type: ignore[arg-type]
+    names = ("mine", "kept", "busy", "other", "nobody")
+    libvirt = FakeLibvirt(*(make_domain(name, home.root) for name in names))
+    assert [row["action"] for row in collect_job(home, libvirt, "slurm:7", dry_run=True)] == ["would remove"] * 3
+    with locked(home.lock("busy"), "the instance busy"):
+        rows = {row["instance_id"]: row["action"] for row in collect_job(home, libvirt, "slurm:7", dry_run=False)}
+    assert rows == {"busy": "failed", "kept": "removed", "mine": "removed"} and sorted(destroyed) == ["kept", "mine"]
+
+
+def test_the_job_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert find_job() == ""
+    for value, job in (("12", "slurm:12"), ("1; rm", ""), ("", ""), ("9" * 40, "")):
+        monkeypatch.setenv("SLURM_JOB_ID", value)
+        assert find_job() == job
+    for word in ("12", "slurm:", "slurm:x", "pid:1", "slurm:1 "):
+        with pytest.raises(UsageError, match="is not a job"):
+            parse_job(word)
 
 
 def test_a_template_that_is_being_built_is_no_garbage(home: Home, destroyed: list[str]) -> None:

@@ -22,6 +22,7 @@ from ktrdr_vm.places.attempt import run_request
 from ktrdr_vm.places.model import Place
 from ktrdr_vm.places.pack import Asked, pack_request
 from ktrdr_vm.places.request import Request, make_request_id
+from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.places.spool import CANCEL, LEASE, OUTCOME, Spool
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.report.json import render_report_json
@@ -61,7 +62,7 @@ def submit(tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> Cal
         request_id = make_request_id()
         asked = Asked(work / "ktrdr.yaml", work, "a@b", "demo")
         folder = tmp_path / "packed" / request_id
-        pack_request(asked, Place("far", "ssh", "h", **place), folder, request_id, print, repository=None)
+        pack_request(asked, Place("far", "ssh", "h", **place), folder, request_id, print, base=None)
         return spool.receive_folder(folder, request_id)
 
     return submit
@@ -73,8 +74,12 @@ class FakeRun:
     def __init__(self, *errors: KtrdrError, seconds: float = 0, code: int = 0) -> None:
         self.errors, self.seconds, self.code, self.begun = list(errors), seconds, code, 0
         self.workspace: dict[str, str] = {}
+        self.values: list[dict[str, bytes]] = []
 
-    def __call__(self, gathered: Gathered, home: Home, request: Request, listener: Listener) -> RunReport:
+    def __call__(
+        self, gathered: Gathered, home: Home, request: Request, listener: Listener, values: Values
+    ) -> RunReport:
+        self.values.append(dict(values))
         self.begun += 1
         root = Path(gathered.plan.facts.workspace)
         self.workspace = {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
@@ -135,6 +140,21 @@ def test_a_result_is_not_tried_again(
     assert run.begun == begun
 
 
+def test_a_host_is_prepared_without_a_run(submit: Callable[..., Request], spool: Spool, home: Home) -> None:
+    request = submit()
+    assert run_request(spool, request.request_id, home, execute=lambda *_, **__: None) == 0
+    state = spool.state(request.request_id)
+    assert (state.state, state.outcome, state.run_id) == ("finished", "passed", "")
+
+
+def test_each_attempt_has_the_values_that_came_with_the_request(
+    submit: Callable[..., Request], spool: Spool, home: Home
+) -> None:
+    run = FakeRun(HostError("no memory", hint="wait"))
+    assert run_request(spool, submit(attempts=2).request_id, home, execute=run, values={"api": b"x"}) == 0
+    assert run.values == [{"api": b"x"}, {"api": b"x"}]
+
+
 def test_a_host_error_is_tried_again(submit: Callable[..., Request], spool: Spool, home: Home) -> None:
     lacks = HostError("no memory", hint="wait", where="host")
     request, run = submit(attempts=2), FakeRun(lacks)
@@ -154,9 +174,11 @@ def test_a_mark_stops_a_run_with_its_evidence(
     folder = spool.request(request.request_id)
 
     class Marking(FakeRun):
-        def __call__(self, gathered: Gathered, home: Home, request: Request, listener: Listener) -> RunReport:
+        def __call__(
+            self, gathered: Gathered, home: Home, request: Request, listener: Listener, values: Values
+        ) -> RunReport:
             (folder / mark).mkdir(parents=True)
-            return super().__call__(gathered, home, request, listener)
+            return super().__call__(gathered, home, request, listener, values)
 
     assert run_request(spool, request.request_id, home, execute=Marking(seconds=30)) == 130
     said = json.loads((folder / "attempts/1" / OUTCOME).read_text())
@@ -219,8 +241,10 @@ def test_a_spool_that_cannot_be_written_is_a_host_error(
     attempt = spool.attempt(request.request_id, 1)
 
     class Breaking(FakeRun):
-        def __call__(self, gathered: Gathered, home: Home, request: Request, listener: Listener) -> RunReport:
-            report = super().__call__(gathered, home, request, listener)
+        def __call__(
+            self, gathered: Gathered, home: Home, request: Request, listener: Listener, values: Values
+        ) -> RunReport:
+            report = super().__call__(gathered, home, request, listener, values)
             attempt.rename(attempt.with_name("gone"))
             return report
 

@@ -56,6 +56,8 @@ class Fake:
             return {"states": [self.state]}
         if operation == "files":
             return {"files": self.listed or [[name, len(data)] for name, data in self.content.items()]}
+        if operation == "contents":
+            return {"contents": {name: base64.b64encode(self.content[name]).decode() for name in words["names"]}}
         assert operation == "read"
         data = self.content.get(words["name"], b"")[words["offset"] :][: 256 * 1024]
         return {"data": base64.b64encode(data).decode()}
@@ -132,7 +134,8 @@ def test_sizes_that_differ(size: int, far: Fake, home: Home, tmp_path: Path) -> 
 
 
 def test_an_endless_file(far: Fake, home: Home, tmp_path: Path) -> None:
-    far.answers["read"] = {"data": base64.b64encode(b"x" * 1000).decode()}
+    far.content["run/large"] = b"y" * 300_000
+    far.answers["read"] = {"data": base64.b64encode(b"x" * 250_000).decode()}
     with pytest.raises(UsageError, match="larger than it was listed"):
         run(far, home)
     assert list_all(tmp_path) == set()
@@ -140,10 +143,41 @@ def test_an_endless_file(far: Fake, home: Home, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [None, 1, "!", "AAA", "A" * (1 << 20)])
 def test_pieces(data: Any, far: Fake, home: Home, tmp_path: Path) -> None:
+    far.content["run/large"] = b"y" * 300_000
     far.answers["read"] = {"data": data}
     with pytest.raises(UsageError):
         run(far, home)
     assert list_all(tmp_path) == set()
+
+
+CONTENTS: list[Any] = [
+    None, [], "x", {}, {"run/report.json": "e30="}, {"run/report.json": "e30=", "run/events.jsonl": "!"},
+    {"run/report.json": "e30=", "run/events.jsonl": 1}, {"run/report.json": "e30=", "run/events.jsonl": "A" * (1 << 20)},
+    {"run/report.json": "e30=", "run/events.jsonl": "", "../../x": ""}, {"run/report.json": "e30=", "/etc/x": ""},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("contents", CONTENTS, ids=range(len(CONTENTS)))
+def test_contents(contents: Any, far: Fake, home: Home, tmp_path: Path) -> None:
+    far.answers["contents"] = {"contents": contents}
+    with pytest.raises(UsageError, match="what it may not"):
+        run(far, home)
+    assert list_all(tmp_path) == set()
+
+
+BUNDLES: list[Any] = [
+    None, {}, [1], [{}], [{"size": 1, "sha256": "0" * 64, "tips": ["HEAD"]}], [{"size": 1, "sha256": "../x", "tips": []}],
+    [{"size": -1, "sha256": "0" * 64, "tips": []}], [{"size": True, "sha256": "0" * 64, "tips": []}],
+    [{"size": 1 << 60, "sha256": "0" * 64, "tips": []}], [{"size": 1, "sha256": "0" * 64, "tips": ["a" * 40] * 401}],
+    [{"size": 1, "sha256": "0" * 64, "tips": ["--output=/tmp/x"]}], [{"size": 1, "sha256": "0" * 64, "tips": []}] * 21,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bundles", BUNDLES, ids=range(len(BUNDLES)))
+def test_bundles(bundles: Any, far: Fake) -> None:
+    far.answers["bundles"] = {"bundles": bundles}
+    with pytest.raises(UsageError, match="what it may not"):
+        FarEnd(far.call, "far").list_bundles()
 
 
 STATES: list[dict[str, Any]] = [
@@ -215,6 +249,14 @@ def test_lists_of_states(answer: Any, far: Fake) -> None:
     far.answers["states"] = answer
     with pytest.raises(UsageError):
         FarEnd(far.call, "far").state(ID)
+
+
+@pytest.mark.parametrize("nodes", [None, "n1", [1], ["-x"], ["../x"], ["n1 n2"], ["n1\n"], ["n"] * 6000], ids=range(8))
+def test_nodes(nodes: Any, far: Fake) -> None:
+    """Each becomes an option of sbatch."""
+    far.answers["nodes"] = {"nodes": nodes}
+    with pytest.raises(UsageError, match="what it may not"):
+        FarEnd(far.call, "far").list_nodes()
 
 
 @pytest.mark.parametrize("rows", [[1], [{}], [{"instance_id": "../x"}], [{"instance_id": "a\x1b[2J"}]])

@@ -15,7 +15,9 @@ Make = Callable[..., Request]
 
 
 def test_there_and_back(make_request: Make) -> None:
-    request = make_request(gates=("unit",), branch="feature/x", secrets=("key",), deleted=("a b",))
+    request = make_request(
+        gates=("unit",), refs=("a" * 40 + " refs/tags/v1",), branch="feature/x", secrets=("key",), deleted=("a b",)
+    )
     content = json.dumps(request.to_json()).encode()
     assert parse_request(content, "x") == request
     assert b"value" not in content
@@ -34,6 +36,15 @@ BAD: list[tuple[str, Any]] = [
     ("commit", "HEAD"),
     ("commit", "a" * 40),
     ("shallow", "x\n"),
+    ("node", "n1\n#SBATCH --uid=0"),
+    ("node", "-x"),
+    ("sent_secrets", ["key"]),
+    ("refs", ["a" * 40]),
+    ("refs", ["HEAD refs/heads/main"]),
+    ("refs", ["a" * 40 + " HEAD"]),
+    ("refs", ["a" * 40 + " refs/heads/x\ndelete refs/heads/main"]),
+    ("refs", ["a" * 40 + " refs/../x"]),
+    ("refs", ["a" * 40 + " refs/heads/main"] * 3000),
     ("gates", ["/etc/passwd"]),
     ("gates", ["../x"]),
     ("gates", [1]),

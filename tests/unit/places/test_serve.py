@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from ktrdr_vm.errors import HostError, KtrdrError, UsageError
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.places import connection as connections
 from ktrdr_vm.places.connection import Connection
-from ktrdr_vm.places.engine import mark_started
+from ktrdr_vm.places.engine import NOT_LISTED, mark_started
 from ktrdr_vm.places.far_end import FarEnd
 from ktrdr_vm.places.request import Request
+from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.places.serve import serve
 from ktrdr_vm.places.service import Service
-from ktrdr_vm.places.spool import RequestState, Spool
+from ktrdr_vm.places.spool import LEASE, STARTED, RequestState, Spool
 from ktrdr_vm.places.wire import MAX_LINE, Lines, LostConnection
 
 VERSION = ("1.2.3", 1)
@@ -35,15 +37,17 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.started: list[str] = []
+        self.reason = "Resources"
 
-    def start(self, spool: Spool, requests: Sequence[Request]) -> None:
+    def start(self, spool: Spool, requests: Sequence[Request], values: Mapping[str, Values]) -> None:
+        self.values = values
         for one in requests:
             if one.request_id not in self.started:
                 self.started.append(one.request_id)
                 mark_started(spool.request(one.request_id), kind="job", job="1")
 
     def explain(self, spool: Spool, states: Sequence[RequestState]) -> dict[str, str]:
-        return {one.request_id: "Resources" for one in states if one.state == "waiting"}
+        return {one.request_id: self.reason for one in states if one.state == "waiting"}
 
     def cancel(self, spool: Spool, state: RequestState) -> None:
         spool.end_early(state.request_id)
@@ -53,6 +57,9 @@ class FakeEngine:
 
     def find_way(self, spool: Spool, request_id: str) -> tuple[str, ...]:
         return ()
+
+    def list_nodes(self) -> list[str]:
+        return [""]
 
     def find_missing(self) -> dict[str, str]:
         return {"gres": "none"}
@@ -150,15 +157,45 @@ def test_a_request_arrives_once_whatever_is_cut(
     pipes.cuts = list(cuts)
     far, request = FarEnd(near.call, "far"), make_request()
     folder = write_request(request)
-    far.send(folder, request.request_id)
+    far.send([folder])
     far.start([request.request_id])
     far.start([request.request_id])
     [state] = far.states()
     assert (state.state, state.why) == ("waiting", "Resources")
     assert engine.started == [request.request_id] and pipes.cuts == []
-    far.send(folder, request.request_id)
+    far.send([folder])
     far.cancel(request.request_id)
     assert far.state(request.request_id).state == "cancelled"
+
+
+def test_a_request_whose_job_is_gone_does_not_wait_forever(
+    pipes: Pipes,
+    near: Connection,
+    engine: FakeEngine,
+    make_request: Callable[..., Request],
+    write_request: Callable[[Request], Path],
+    tmp_path: Path,
+) -> None:
+    """A job that could not be launched, was removed by somebody else, or whose attempt could not write to the spool."""
+    far, request = FarEnd(near.call, "far"), make_request(attempts=2, grace=30)
+    far.send([write_request(request)])
+    far.start([request.request_id])
+    engine.reason = NOT_LISTED
+    assert far.state(request.request_id).state == "waiting", "it may have begun a moment ago"
+    folder = tmp_path / "far/spool/requests" / request.request_id
+    os.utime(folder / STARTED, (1, 1))
+    assert (far.state(request.request_id).state, far.state(request.request_id).exit_code) == ("lost", 4)
+    attempt = folder / "attempts/1"
+    attempt.mkdir(parents=True)
+    (attempt / LEASE).write_text('{"node": "n1"}\n')
+    os.utime(attempt / LEASE, (time.time() - 60, time.time() - 60))
+    os.utime(attempt, (1, 1))
+    assert far.state(request.request_id).state == "waiting", "the scheduler may start the next one"
+    os.utime(attempt / LEASE, (1, 1))
+    state = far.state(request.request_id)
+    assert state.state == "lost" and "attempt 1 was lost" in state.why and "its job has ended" in state.why
+    engine.reason = "Pending: BeginTime"
+    assert far.state(request.request_id).why == "Pending: BeginTime"
 
 
 def test_patience_ends(pipes: Pipes, near: Connection) -> None:
@@ -203,7 +240,7 @@ def test_links_at_the_far_end_are_not_followed(
     tmp_path: Path,
 ) -> None:
     far, request = FarEnd(near.call, "far"), make_request()
-    far.send(write_request(request), request.request_id)
+    far.send([write_request(request)])
     attempt = tmp_path / "far/spool/requests" / request.request_id / "attempts/1"
     attempt.mkdir(parents=True)
     (tmp_path / "secret").write_text("secret")

@@ -180,11 +180,15 @@ def test_the_script_of_one_request(spool: Spool, receive: Callable[..., Request]
 def test_several_requests_are_one_array(spool: Spool, receive: Callable[..., Request], programs: Programs) -> None:
     requests = [receive(attempts=2), receive(attempts=2), receive(attempts=2)]
     engine = SlurmEngine("ktrdr-vm")
-    engine.start(spool, requests)
-    engine.start(spool, requests)
+    engine.start(spool, requests, {})
+    engine.start(spool, requests, {})
     [(words, script)] = programs.calls
     assert words == ["sbatch", "--parsable"]
     assert b"#SBATCH --array=0-2\n" in script and b"#SBATCH --requeue\n" in script
+    assert b"#SBATCH --nice=3\n" in script, "what others submit later goes before the tasks that wait"
+    limited = SlurmEngine("ktrdr-vm", options=["--nice=0"], together=2).render_script(spool, requests).splitlines()
+    assert "#SBATCH --array=0-2%2" in limited and limited.index("#SBATCH --nice=0") > limited.index("#SBATCH --nice=3")
+    assert "--nice" not in engine.render_script(spool, requests[:1])
     assert script.rstrip().endswith(b'/"$SLURM_ARRAY_TASK_ID"')
     batch = spool.root / "batches" / requests[0].request_id
     assert [(batch / str(number)).resolve() for number in range(3)] == [
@@ -199,9 +203,19 @@ def test_several_requests_are_one_array(spool: Spool, receive: Callable[..., Req
     ]
 
 
+def test_each_node_is_warmed_up(spool: Spool, receive: Callable[..., Request], programs: Programs) -> None:
+    engine = SlurmEngine("ktrdr-vm", options=["--partition=vm"])
+    programs.answers["sinfo"] = (0, "n1|gpu:1,kvm:4\nn2|(null)\nn3|kvm:2(S:0)\n-x|kvm:1\nn1|kvm:4\n", "")
+    assert engine.list_nodes() == ["n1", "n3"]
+    assert programs.calls[-1][0][-1] == "--partition=vm"
+    request = receive(warm=True, node="n3")
+    assert "#SBATCH --nodelist=n3" in engine.render_script(spool, [request]).splitlines()
+    assert "--nodelist" not in engine.render_script(spool, [receive()])
+
+
 def test_a_waiting_job_is_cancelled(spool: Spool, receive: Callable[..., Request], programs: Programs) -> None:
     request, engine = receive(), SlurmEngine("ktrdr-vm")
-    engine.start(spool, [request])
+    engine.start(spool, [request], {})
     spool.mark_cancelled(request.request_id)
     engine.cancel(spool, spool.state(request.request_id))
     assert programs.calls[-1][0] == ["scancel", "42"]
@@ -210,7 +224,7 @@ def test_a_waiting_job_is_cancelled(spool: Spool, receive: Callable[..., Request
 
 def test_a_running_job_gets_its_grace(spool: Spool, receive: Callable[..., Request], programs: Programs) -> None:
     request, engine = receive(grace=1), SlurmEngine("ktrdr-vm")
-    engine.start(spool, [request])
+    engine.start(spool, [request], {})
     attempt = begin_attempt(spool, request, 1, pid=os.getpid())
     os.utime(attempt / LEASE, (time.time() + 60, time.time() + 60))
     began = time.monotonic()
@@ -224,9 +238,9 @@ def test_a_running_job_gets_its_grace(spool: Spool, receive: Callable[..., Reque
 def test_a_refusal_of_sbatch_is_shown(spool: Spool, receive: Callable[..., Request], programs: Programs) -> None:
     programs.answers["sbatch"] = (1, "", "sbatch: error: invalid partition specified: vm")
     with pytest.raises(HostError, match="invalid partition"):
-        SlurmEngine("ktrdr-vm").start(spool, [receive()])
+        SlurmEngine("ktrdr-vm").start(spool, [receive()], {})
     with pytest.raises(UsageError, match="needs secrets: key"):
-        SlurmEngine("ktrdr-vm").start(spool, [receive(secrets=("key",))])
+        SlurmEngine("ktrdr-vm").start(spool, [receive(secrets=("key",))], {})
     programs.answers["squeue"] = (1, "", "slurm_load_jobs error: Unable to contact slurm controller")
     request = receive()
     mark_started(spool.request(request.request_id), kind="job", job="7", task="")
