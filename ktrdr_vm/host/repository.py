@@ -68,6 +68,20 @@ def find_repository(directory: Path, source: str = ".") -> Repository:
         return Repository(top.path, branch, commit, view.checkout.owner, name, workspace=workspace, common=common)
 
 
+def find_named(directory: Path, source: str = ".") -> Repository:
+    """The same for a plan, whose documents contain the name of the branch: UsageError if it is not UTF-8."""
+    found = find_repository(directory, source)
+    try:
+        found.branch.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"the name of the branch is not UTF-8: {found.branch[:200]!a}",
+            where=str(found.root),
+            hint="rename it with `git branch -m`, or check out its commit with `git checkout --detach`",
+        ) from None
+    return found
+
+
 def resolve_commit(repository: Repository, word: str) -> str:
     """The commit of a ref or commit id; empty if there is none. `word` has passed `require_ref` or `require_commit`."""
     with open_view(repository.place) as view:

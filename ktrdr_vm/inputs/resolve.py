@@ -19,7 +19,7 @@ from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
 from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_file
 from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.host.paths import Home, find_shipped, find_shipped_profile
-from ktrdr_vm.host.repository import Repository, find_repository
+from ktrdr_vm.host.repository import Repository, find_named
 from ktrdr_vm.identity import Identity, derive_instance_id, parse_instance_id
 from ktrdr_vm.images.recipe import Recipe, load_recipe
 from ktrdr_vm.inputs.presets import AskedClients, find_presets
@@ -144,7 +144,7 @@ def gather_profile(
         loaded.data["ttl"] = f"{policy.longest_life}s"
         loaded.profile = build_profile(loaded.data)
     profile = loaded.profile
-    repository = find_repository(root, profile.workspace.source) if profile.workspace else None
+    repository = find_named(root, profile.workspace.source) if profile.workspace else None
     identity = _identity(instance_id, root, repository)
     playbooks += tuple(
         (gate, read_playbook(find_playbook(gate, documents, trusted=True), documents, committed=committed))
@@ -185,7 +185,7 @@ def _identity(instance_id: str | None, root: Path, repository: Repository | None
         return parse_instance_id(instance_id)
     if repository is None:
         try:
-            repository = find_repository(root)
+            repository = find_named(root)
         except UsageError as error:
             raise UsageError(
                 f"nothing names the instance: the profile has no workspace, and {error.message}",

@@ -43,6 +43,7 @@ def _read(entry: SecretEntry) -> bytes:
                 where="secrets",
                 hint="set it; under sudo, name it with --preserve-env",
             )
+        _require_size(entry, value, entry.env)
         return value
     try:
         descriptor = os.open(entry.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -54,14 +55,18 @@ def _read(entry: SecretEntry) -> bytes:
             where=entry.file,
             hint="see secrets.files in the owner's policy",
         ) from None
+    _require_size(entry, value, entry.file)
+    return value
+
+
+def _require_size(entry: SecretEntry, value: bytes, where: str) -> None:
+    """HostError for nothing, and for more than a guest is given: half a key would be delivered as if it were one."""
     if not value or len(value) > MAX_BYTES:
-        # Half a key would be delivered as if it were one.
         raise HostError(
             f"the secret {entry.name} is {'empty' if not value else f'larger than {MAX_BYTES >> 10} KiB'}",
-            where=entry.file,
+            where=where,
             hint="a secret is a value, such as a token or a key; larger files come with a mount",
         )
-    return value
 
 
 def _ask_command(entry: SecretEntry) -> bytes:

@@ -18,7 +18,7 @@ from ktrdr_vm.host.beneath import check_name, find_place, open_file
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.git import COMMIT, View
 from ktrdr_vm.host.paths import find_shipped
-from ktrdr_vm.host.repository import Repository, find_repository
+from ktrdr_vm.host.repository import Repository, find_named
 from ktrdr_vm.identity import derive_instance_id, parse_instance_id
 from ktrdr_vm.images.recipe import load_recipe
 from ktrdr_vm.inputs.references import check_references, find_playbook, read_playbook
@@ -81,7 +81,7 @@ def choose_refs(view: View, repository: Repository, refs: Sequence[str]) -> list
 def find_base(asked: Asked, loaded: LoadedProfile) -> Repository | None:
     """The repository of the workspace; None if the profile has none."""
     workspace = loaded.profile.workspace
-    return find_repository(asked.workspace, workspace.source) if workspace else None
+    return find_named(asked.workspace, workspace.source) if workspace else None
 
 
 def check_profile(asked: Asked) -> LoadedProfile:
@@ -196,7 +196,7 @@ def find_seconds(profile: Profile, gates: int) -> int:
 
 
 def _derive(repository: Repository | None, root: Path) -> str:
-    found = repository or find_repository(root)
+    found = repository or find_named(root)
     return derive_instance_id(found.name, found.branch or found.commit[:12]).instance_id
 
 

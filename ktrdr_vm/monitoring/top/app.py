@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from textual.app import App, ComposeResult
+from textual.app import App, ComposeResult, ScreenStackError
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static
 
@@ -77,9 +78,9 @@ class TopApp(App[None]):
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def _make_source(self, name: str, read: Read, every: float) -> Source:
-        # The application may have ended while it was read.
+        # The application may have ended while it was read, or be removing its screen.
         def pass_on(act: Callable[..., None], *values: object) -> None:
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError, NoMatches, ScreenStackError):
                 self.call_from_thread(act, *values)
 
         return Source(read, every, functools.partial(pass_on, self._show, name), functools.partial(pass_on, self._say))

@@ -38,6 +38,12 @@ def test_half_a_secret_is_never_delivered(tmp_path: Path, size: int) -> None:
         read_source(Secret("key", "/run/secrets/key", file=str(tmp_path / "key")))
 
 
+def test_a_variable_that_no_guest_is_given_is_refused_before_anything_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTRDR_KEY", "x" * (MAX_BYTES + 1))
+    with pytest.raises(HostError, match="larger than 64 KiB"):
+        read_source(Secret("key", "/run/secrets/key", env="KTRDR_KEY"))
+
+
 def test_the_digest_of_a_local_file_is_not_told(tmp_path: Path) -> None:
     """A profile could name /etc/shadow and read its digest from the report."""
     (tmp_path / "shadow").write_text("x")

@@ -77,6 +77,15 @@ def test_all_streams_fit_into_eighty_columns(streams: list[Stream]) -> None:
     drive(split(streams), look)
 
 
+def test_what_is_read_while_the_screen_goes_ends_in_no_trace(streams: list[Stream]) -> None:
+    async def look(pilot: Pilot[Any]) -> None:
+        await pilot.app.query_one(DataTable).remove()
+        source = pilot.app.sources[0]  # type: ignore[attr-defined]
+        await asyncio.to_thread(source._on_read, streams)
+
+    drive(split(streams), look)
+
+
 @pytest.mark.parametrize(("key", "verb"), [("a", "approve"), ("n", "deny")])
 def test_an_escalation_is_answered_with_a_reason_that_was_typed(
     streams: list[Stream], ran: list[list[str]], key: str, verb: str
