@@ -29,8 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield running
 
 
-@pytest.fixture
-def far(cluster: Cluster, tmp_path: Path) -> Iterator[Far]:
+def make_far(cluster: Cluster, tmp_path: Path) -> Far:
     """The login host: its programs of Slurm reach the controller."""
     made = Far(tmp_path)
     enter = " ".join(cluster.inside())
@@ -41,6 +40,12 @@ def far(cluster: Cluster, tmp_path: Path) -> Iterator[Far]:
         f"places:\n  cluster: {{kind: slurm, host: far, ssh_config: {tmp_path}/ssh/client, program: {tmp_path}/ktrdr-vm,"
         f" spool: {cluster.shared}, cache: {cluster.local}, options: [--partition=vm], attempts: 2, grace: 10s}}\n"
     )
+    return made
+
+
+@pytest.fixture
+def far(cluster: Cluster, tmp_path: Path) -> Iterator[Far]:
+    made = make_far(cluster, tmp_path)
     yield made
     cluster.call("scancel", "--user=root", "--full", check=False)
     made.stop()
@@ -167,6 +172,32 @@ def test_an_array_does_not_starve_another_user(fair: bool, far: Far, cluster: Cl
     before = sum(datetime.fromisoformat(one["time"]).timestamp() < began for one in leases)
     print(f"fair={fair}: waited {began - submitted:.0f} s of {took:.0f} s, behind {before} of {len(requests)} runs")
     assert before <= 8 if fair else before >= 14
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not all(map(shutil.which, ("slurmdbd", "mariadbd"))), reason="needs slurmdbd and MariaDB")
+def test_fair_shares_of_two_users(tmp_path: Path) -> None:
+    with running_cluster(tmp_path / "shared", shares=("root", "nobody")) as cluster:
+        far = make_far(cluster, tmp_path)
+        try:
+            places = far.place / "config/ktrdr-vm/places.yaml"
+            places.write_text(places.read_text().replace("--partition=vm", "--partition=vm, --nice=0"))
+            far.set(FAR_SECONDS="8")
+            requests = far.call("submit", "--on", "cluster", *make_branches(far, 48)).split()
+            # Slurm counts what was used once a minute.
+            time.sleep(75)
+            submitted = time.time()
+            job = submit_as_nobody(cluster)
+            wait_for(lambda: find_start(cluster, job), 240)
+            began = find_start(cluster, job)
+            waiting = sum(one["state"] == "waiting" for one in find_states(far).values())
+            assert began is not None
+            print(f"waited {began - submitted:.0f} s, before {waiting} of {len(requests)} runs of the other user")
+            print(cluster.call("sshare", "--all", "--format=User,RawShares,RawUsage,FairShare"))
+            assert began - submitted < 20 and waiting > 5
+        finally:
+            cluster.call("scancel", "--user=root", check=False)
+            far.stop()
 
 
 def test_a_step_of_a_command_ends_with_its_client(far: Far, cluster: Cluster) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 NODES = ("n1", "n2")
 _LIMIT = 60
@@ -50,11 +51,40 @@ NodeName=n2 NodeAddr=10.77.0.12 CPUs={cpus} RealMemory=16000 Gres=kvm:{slots} St
 PartitionName=vm Nodes=n1,n2 Default=YES State=UP
 """
 
+# The shares decide alone: what a user has had lately, and not the order of submission.
+_SHARES = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=10.77.0.1
+AccountingStoragePass={place}/munge.socket
+PriorityType=priority/multifactor
+PriorityWeightFairshare=1000000
+PriorityCalcPeriod=1
+"""
+_DATABASE = """\
+AuthType=auth/munge
+AuthInfo=socket={place}/munge.socket
+DbdHost=ctl
+DbdAddr=10.77.0.1
+SlurmUser=root
+LogFile={place}/slurmdbd.log
+PidFile={place}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StorageUser=root
+StorageLoc=slurm
+"""
+
 
 class Cluster:
-    """`lost` is the time in seconds after which a node that is silent is DOWN; `slots` are the VMs of each node."""
+    """`lost` is the time in seconds after which a node that is silent is DOWN; `slots` are the VMs of each node.
 
-    def __init__(self, place: Path, *, lost: int = 20, slots: int = 2, cpus: int = 8) -> None:
+    With `shares`, users have fair shares, which slurmdbd keeps in a MariaDB of the cluster's own.
+    """
+
+    def __init__(
+        self, place: Path, *, lost: int = 20, slots: int = 2, cpus: int = 8, shares: tuple[str, ...] = ()
+    ) -> None:
+        self._shares = shares
         self.place = place
         self.shared = place / "shared"
         self.local = place / "local"
@@ -66,7 +96,10 @@ class Cluster:
             (place / f"spool-{node}").mkdir()
             (place / f"local-{node}").mkdir()
         self._configuration = place / "slurm.conf"
-        self._configuration.write_text(_CONFIGURATION.format(place=place, lost=lost, slots=slots, cpus=cpus))
+        self._configuration.write_text(
+            _CONFIGURATION.format(place=place, lost=lost, slots=slots, cpus=cpus)
+            + (_SHARES.format(place=place) if shares else "")
+        )
         (place / "gres.conf").write_text(f"Name=kvm Count={slots}\n")
         (place / "cgroup.conf").write_text("CgroupAutomount=no\n")
         key = place / "munge.key"
@@ -115,6 +148,8 @@ class Cluster:
         ]
         self._start("munged", munged)
         _wait((self.place / "munge.socket").exists, "munged")
+        if self._shares:
+            self._start_accounting()
         self.start_controller()
         for number, node in enumerate(NODES):
             self._add_space(node)
@@ -126,6 +161,43 @@ class Cluster:
                 self._in(node, "link", "set", link, "up")
             self.start_node(node)
         _wait(lambda: set(self.states().values()) == {"idle"}, "both nodes")
+
+    def _start_accounting(self) -> None:
+        """An account for each user of `shares`, with the same share."""
+        data = self.place / "database"
+        (data / "mysql").mkdir(parents=True)
+        made = ["mariadbd", "--no-defaults", "--bootstrap", "--user=root", f"--datadir={data}", "--skip-grant-tables"]
+        # mariadb-install-db does this, with programs of a package that is not needed otherwise.
+        tables = b"use mysql;\n" + Path("/usr/share/mysql/mysql_system_tables.sql").read_bytes()
+        subprocess.run(made, input=tables, check=True, capture_output=True, timeout=_LIMIT)
+        words = [
+            "mariadbd",
+            "--no-defaults",
+            "--user=root",
+            f"--datadir={data}",
+            f"--socket={self.place}/database.socket",
+        ]
+        # Nobody but the processes of this network can reach it.
+        words += ["--bind-address=127.0.0.1", "--skip-grant-tables", "--innodb-buffer-pool-size=64M"]
+        self._start("mariadbd", [*self.inside(), *words])
+        _wait((self.place / "database.socket").exists, "mariadbd")
+        configuration = self.place / "slurmdbd.conf"
+        configuration.touch(mode=0o600)
+        configuration.write_text(_DATABASE.format(place=self.place))
+        named = ["unshare", "--uts", "sh", "-c", 'hostname ctl && exec "$@"', "sh"]
+        self._start("slurmdbd", [*self.inside(), *named, "slurmdbd", "-D"])
+        manage = ("sacctmgr", "--immediate", "add")
+        _wait(
+            lambda: (
+                "lab"
+                in self.call(*manage, "cluster", "lab", check=False)
+                + self.call("sacctmgr", "--noheader", "list", "cluster", check=False)
+            ),
+            "slurmdbd",
+        )
+        for user in self._shares:
+            self.call(*manage, "account", f"of-{user}", "fairshare=1")
+            self.call(*manage, "user", user, f"account=of-{user}", "fairshare=1")
 
     def start_controller(self) -> None:
         self._start(
@@ -226,8 +298,8 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
 
 
 @contextmanager
-def running_cluster(place: Path, *, lost: int = 20, slots: int = 2, cpus: int = 8) -> Iterator[Cluster]:
-    made = Cluster(place, lost=lost, slots=slots, cpus=cpus)
+def running_cluster(place: Path, **settings: Any) -> Iterator[Cluster]:
+    made = Cluster(place, **settings)
     try:
         made.start()
         yield made
