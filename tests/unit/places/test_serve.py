@@ -27,6 +27,7 @@ from ktrdr_vm.places.spool import LEASE, STARTED, RequestState, Spool
 from ktrdr_vm.places.wire import MAX_LINE, Lines, LostConnection
 
 VERSION = ("1.2.3", 1)
+ID = "20260101T000000Z-0123abcd"
 GREETING = {"ktrdr-vm": "1.2.9", "schema": 1}
 
 
@@ -223,6 +224,24 @@ def test_patience_ends(pipes: Pipes, near: Connection) -> None:
         ("cancel", {"request_ids": ["/etc"]}),
         ("start", {"request_ids": ["20260101T000000Z-0123abcd"]}),
         ("script", {"requests": [{"x": 1}]}),
+        ("script", {"requests": 7}),
+        ("receive", {"requests": [1]}),
+        ("receive", {"requests": [{}]}),
+        ("receive", {"requests": [{"request_id": "../../x", "bundles": {}, "files": {}}]}),
+        ("receive", {"requests": [{"request_id": ID, "bundles": [], "files": {}}]}),
+        ("receive", {"requests": [{"request_id": ID, "bundles": {"base.bundle": "../../x"}, "files": {}}]}),
+        ("receive", {"requests": [{"request_id": ID, "bundles": {}, "files": {"../x": ""}}]}),
+        ("receive", {"requests": [{"request_id": ID, "bundles": {}, "files": {"files/../../x": "AA=="}}]}),
+        ("receive", {"requests": [{"request_id": ID, "bundles": {}, "files": {"files/.git/config": "AA=="}}]}),
+        ("receive", {"requests": [{"request_id": ID, "bundles": {}, "files": {"lease.jsonl": "AA=="}}]}),
+        ("begin", {"request_id": ID, "bundles": 7}),
+        ("begin", {"request_id": ID, "bundles": ["base.bundle"]}),
+        ("contents", {"request_id": ID, "attempt": 1, "names": ["../../../../../etc/hostname"]}),
+        ("contents", {"request_id": "../../x", "attempt": 1, "names": ["x"]}),
+        ("contents", {"request_id": ID, "attempt": "..", "names": ["x"]}),
+        ("start", {"request_ids": [ID], "values": {ID: {"api": "AA=="}}}),
+        ("states", {"request_ids": 7}),
+        ("files", {"request_id": ID, "attempt": [1]}),
     ],
 )
 def test_a_hostile_client_is_refused(operation: str, words: dict[str, Any], near: Connection, tmp_path: Path) -> None:
