@@ -68,6 +68,11 @@ def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any]
         for row in spec.required
         if len(present := [name for name in row if named.get(name) is not None]) != 1
     ]
+    problems += [
+        f"stat: {name} is not supported; leave it out"
+        for name in ("get_mime", "get_attributes")
+        if module == "stat" and named.get(name) not in (None, False) and not is_template(named[name])
+    ]
     if module == "debug" and {"msg", "var"} <= named.keys():
         problems.append("debug supports only one of msg, var")
     if module == "copy" and named.get("mode") == "preserve" and not named.get("remote_src"):

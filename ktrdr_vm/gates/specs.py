@@ -49,7 +49,7 @@ MODULES: Mapping[str, ModuleSpec] = {
         _options("src dest", bool="flat fail_on_missing validate_checksum"), required=(("src",), ("dest",))
     ),
     "template": ModuleSpec(
-        _FILE | _options("src dest", bool="trim_blocks lstrip_blocks"), required=(("src",), ("dest",))
+        _FILE | _options("src dest", bool="trim_blocks lstrip_blocks follow"), required=(("src",), ("dest",))
     ),
     "file": ModuleSpec(
         _options("path state src owner group", mode="mode", bool="recurse force follow"),

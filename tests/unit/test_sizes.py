@@ -15,7 +15,7 @@ MOST_LINES, MOST_PARAMETERS = 80, 8
 LONG: dict[str, int] = {}
 WIDE = {
     "gates/modules/guest_side/files.py set_state": 10,
-    "gates/modules/guest_side/files.py place": 11,
+    "gates/modules/guest_side/files.py place": 10,
     "gates/modules/guest_side/network.py uri": 13,
     "gates/modules/guest_side/network.py wait_for": 10,
 }

@@ -77,7 +77,12 @@ def run_file(call: Call) -> Result:
         "mode": call.get("mode"),
     }
     rights = {name: call.get(name) for name in ("owner", "group")}
-    flags = {"recurse": call.get("recurse", False), "force": call.get("force", False), "check": call.check}
+    flags = {
+        "recurse": call.get("recurse", False),
+        "follow": call.get("follow", True),
+        "force": call.get("force", False),
+        "check": call.check,
+    }
     return run_guest_side(call, "files", {"action": "file", **arguments, **rights, **flags})
 
 
@@ -172,11 +177,10 @@ def _place(call: Call, data: bytes, dest: str, *, name: str = "", make_folder: b
 
 def _rights(call: Call) -> dict[str, Any]:
     return {
-        "mode": call.get("mode"),
-        "owner": call.get("owner"),
-        "group": call.get("group"),
+        "rights": [call.get(name) for name in ("mode", "owner", "group")],
         "force": call.get("force", True),
         "directory_mode": call.get("directory_mode"),
+        "follow": call.get("follow", False),
         "check": call.check,
     }
 

@@ -85,6 +85,18 @@ _OTHERS: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (
     ({"debug": {"msg": "{{ lookup('env', 'KTRDR_NOPE', default='d') }}"}}, ("msg",)), ({"debug": {"msg": "{{ query('env', 'KTRDR_NOPE') }}"}}, ("msg",)), ({"meta": "noop"}, ()),
 )  # fmt: skip
 
+_LINKS: tuple[dict[str, Any], ...] = (
+    *({"file": {"path": f"{{{{ place }}}}/w/{name}", **options}} for name in ("l", "ld", "f") for options in (
+        {"mode": "0600"}, {"mode": "0600", "follow": False}, {"state": "touch"}, {"state": "absent"},
+        {"state": "directory" if name == "ld" else "file", "mode": "0700"}, {"state": "directory" if name == "ld" else "file", "follow": False},
+    )),
+    *({"copy": {"content": "x\n", "dest": f"{{{{ place }}}}/w/{name}", **options}} for name in ("l", "d", "f") for options in (
+        {}, {"follow": True}, {"mode": "0600"}, {"force": False},
+    )),
+    {"copy": {"src": "{{ place }}/w/f", "dest": "{{ place }}/w/l", "remote_src": True}}, {"lineinfile": {"path": "{{ place }}/w/l", "line": "new"}},
+    {"replace": {"path": "{{ place }}/w/l", "regexp": "x", "replace": "y"}},
+)  # fmt: skip
+
 
 def make_module_cases() -> Iterator[Case]:
     """In the order in which they must run."""
@@ -106,10 +118,21 @@ def make_module_cases() -> Iterator[Case]:
             ("changed",) if "force" in options else ("changed", "checksum", "size", "mode"),
         )
     yield Case("what was copied", {"shell": "cat {{ place }}/c {{ place }}/c2"}, ("stdout",))
+    yield from _make_links()
     for options in _COMMANDS:
         yield Case(str(options), options, ("changed", "rc", "stdout", "stderr", "stdout_lines", "stderr_lines", "cmd"))
     for task, keys in _OTHERS:
         yield Case(str(task), task, keys)
+
+
+def _make_links() -> Iterator[Case]:
+    """Each in a new folder with a file, a folder, and links to them and to nothing, which is shown afterwards."""
+    make = "rm -rf w; mkdir w; cd w; echo x > f; mkdir dir; ln -s f l; ln -s nope d; ln -s dir ld"
+    show = "for i in *; do stat -c '%a %F %N' $i; cat $i 2>/dev/null; done"
+    for number, task in enumerate(_LINKS):
+        yield Case(f"links {number}", {"shell": make, "args": {"chdir": "{{ place }}"}})
+        yield Case(str(task), task, ("changed",))
+        yield Case(f"the links after {task}", {"shell": show, "args": {"chdir": "{{ place }}/w"}}, ("stdout_lines",))
 
 
 def _make_edits() -> Iterator[Case]:

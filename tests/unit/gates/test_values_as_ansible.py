@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,12 +113,56 @@ def test_messages_of_assert_may_be_lists(gate: Any) -> None:
         ("{template: {src: a, dest: /b, mode: preserve}}", "mode: preserve is not supported"),
         ("{file: {path: /b, mode: preserve}}", "mode: preserve is not supported"),
         ("{debug: {msg: a, var: b}}", "only one of msg, var"),
+        ("{stat: {path: /b, get_mime: true}}", "get_mime is not supported"),
     ],
 )
 def test_what_ansible_refuses_or_cannot_be_kept_is_refused_in_front(gate: Any, task: str, said: str) -> None:
     with pytest.raises(DocumentError) as refused:
         gate.run(f"- {task}")
     assert any(said in problem.message for problem in refused.value.problems)
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A folder with a file and a folder, and a link to each."""
+    place = tmp_path / "place"
+    (place / "folder").mkdir(parents=True)
+    (place / "file").write_text("x\n")
+    (place / "file").chmod(0o644)
+    (place / "link").symlink_to("file")
+    (place / "way").symlink_to("folder")
+    (place / "broken").symlink_to("none-such")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome", "modes"),
+    [
+        ("path: PLACE/link, mode: '0600'", "changed", (0o600, 0o755)),
+        ("path: PLACE/link, mode: '0600', follow: false", "ok", (0o644, 0o755)),
+        ("path: PLACE/link, mode: '0600', state: file", "changed", (0o600, 0o755)),
+        ("path: PLACE/way, mode: '0700', state: directory", "changed", (0o644, 0o700)),
+        ("path: PLACE/way, mode: '0700', state: directory, follow: false", "failed", (0o644, 0o755)),
+        ("path: PLACE/way, state: absent", "changed", (0o644, 0o755)),
+        ("path: PLACE/link, state: file, follow: false", "failed", (0o644, 0o755)),
+    ],
+)
+def test_file_follows_a_link_unless_told(
+    gate: Any, linked: Path, options: str, outcome: str, modes: tuple[int, int]
+) -> None:
+    assert gate.run(f"- file: {{{options.replace('PLACE', str(linked))}}}").tasks[0].outcome == outcome
+    assert tuple((linked / name).stat().st_mode & 0o777 for name in ("file", "folder")) == modes
+
+
+@pytest.mark.parametrize("name", ["link", "broken"])
+def test_copy_replaces_a_link_unless_told_to_follow(gate: Any, linked: Path, name: str) -> None:
+    followed = gate.run(f"- copy: {{content: 'a', dest: {linked}/{name}, follow: true}}").tasks[0]
+    assert followed.outcome == "changed" and (linked / name).read_text() == "a"
+    assert (linked / name).is_symlink() is (name == "link")
+    # The same content: the link is a difference.
+    task = gate.run(f"- copy: {{content: 'a', dest: {linked}/{name}, mode: '0600'}}").tasks[0]
+    assert task.outcome == "changed" and not (linked / name).is_symlink() and (linked / name).read_text() == "a"
+    assert gate.run(f"- copy: {{content: 'a', dest: {linked}/{name}, mode: '0600'}}").tasks[0].outcome == "ok"
 
 
 def test_a_mode_of_a_result_and_a_copied_permission(gate: Any, tmp_path: Any) -> None:

@@ -72,9 +72,14 @@ def name_of_group(gid):
     return name_of(grp.getgrgid, gid)
 
 
+def is_link(path):
+    return os.path.lexists(path) and st.S_ISLNK(os.lstat(path).st_mode)
+
+
 def write_beside(target, data):
-    """Replace or create a file in one step. It keeps the rights of the file that it replaces."""
-    exists = os.path.lexists(target)
+    """Replace or create a file in one step. It keeps the rights of the file that it replaces; a link becomes a new
+    file."""
+    exists = os.path.lexists(target) and not is_link(target)
     rights = st.S_IMODE(os.stat(target).st_mode) if exists else None
     descriptor, beside = tempfile.mkstemp(dir=os.path.dirname(target) or ".", prefix=".ansible_tmp")
     try:
@@ -173,8 +178,10 @@ def wanted_mode(mode, path):
     return current
 
 
-def set_rights(path, mode, owner, group, check=False):
-    """Set mode, owner and group. True if one of them was different."""
+def set_rights(path, mode, owner, group, check=False, follow=False):
+    """Set mode, owner and group, with `follow` those of what a link leads to. True if one of them was different."""
+    if follow and os.path.exists(path):
+        path = os.path.realpath(path)
     if check and not os.path.lexists(path):
         return False
     changed = False
@@ -200,6 +207,9 @@ def set_state(
     path = os.path.expanduser(path)
     now = describe(path)["state"]
     state = state or (now if now != "absent" else "file")
+    if follow and now == "link" and state in ("file", "directory") and os.path.exists(path):
+        path = os.path.realpath(path)
+        now = describe(path)["state"]
     changed = False
     if state == "absent":
         if now == "absent":
@@ -232,8 +242,8 @@ def set_state(
                     os.unlink(path)
                 (os.symlink if state == "link" else os.link)(src, path)
     elif state == "directory":
-        if now in ("file", "hard") or (now == "link" and not os.path.isdir(path)):
-            raise Refused(f"{path} already exists as a file")
+        if now in ("file", "hard", "link"):
+            raise Refused(f"{path} already exists as a {now if now == 'link' else 'file'}")
         if now == "absent":
             changed = True
             if not check:
@@ -254,9 +264,9 @@ def set_state(
         changed = True
         if not check:
             os.utime(path)
-    elif state == "file" and now == "directory":
-        raise Refused(f"file ({path}) is directory, cannot continue")
-    changed = set_rights(path, mode, owner, group, check) or changed
+    elif state == "file" and now in ("directory", "link"):
+        raise Refused(f"file ({path}) is {now}, cannot continue")
+    changed = set_rights(path, mode, owner, group, check, follow) or changed
     if recurse and state == "directory":
         for folder, folders, files in os.walk(path):
             for name in folders + files:
@@ -285,15 +295,16 @@ def place(
     upload=None,
     source=None,
     name="",
-    mode=None,
-    owner=None,
-    group=None,
+    rights=None,
     force=True,
     check=False,
     directory_mode=None,
+    follow=False,
 ):
-    """Copy content (base64), an uploaded file or a file of the guest to `dest`, if it differs."""
+    """Copy content (base64), an uploaded file or a file of the guest to `dest`, if it differs. `rights` are mode, owner
+    and group."""
     try:
+        mode, owner, group = rights or (None, None, None)
         if source is not None:
             source = os.path.expanduser(source)
             if os.path.isdir(source):
@@ -311,6 +322,8 @@ def place(
             data = base64.b64decode(content)
         created = dest.endswith("/")
         dest = probe(dest, name)["dest"]
+        # A link that leads to nothing is not followed.
+        dest = os.path.realpath(dest) if follow and os.path.exists(dest) else dest
         folder = os.path.dirname(dest) or "."
         if not os.path.isdir(folder):
             if not created and not directory_mode:
@@ -319,10 +332,11 @@ def place(
                 os.makedirs(folder)
                 set_rights(folder, directory_mode, owner, group)
         exists = os.path.lexists(dest)
-        same = os.path.isfile(dest) and digest(dest) == hashlib.sha1(data).hexdigest()
+        # A link is not followed: it becomes a file, also if what it leads to has the same content.
+        same = os.path.isfile(dest) and not is_link(dest) and digest(dest) == hashlib.sha1(data).hexdigest()
         changed = not same and (force or not exists)
         if changed and not check:
-            write_beside(os.path.realpath(dest) if exists else dest, data)
+            write_beside(dest, data)
         if not check or exists:
             changed = set_rights(dest, mode, owner, group, check) or changed
         result = describe(dest)
