@@ -97,7 +97,7 @@ def test_every_test_ends_on_the_largest_input(renderer: IsolatedRenderer, name: 
 
 
 VALUES: list[Any] = [
-    None, True, 1, 1.5, "text", "\ud800", "é\x00", [1, [2]], {"a": {"b": []}}, {1: "one", (2): None}, {"\0omit": 1}, [OMIT], float("inf"), {},
+    None, True, 1, 1.5, "text", "\ud800", "é\x00", [1, [2]], {"a": {"b": []}}, {1: "one", (2): None}, {"\0omit": 1}, float("inf"), {},
 ]  # fmt: skip
 
 
@@ -105,6 +105,12 @@ VALUES: list[Any] = [
 def test_a_value_comes_back_as_it_went(renderer: IsolatedRenderer, value: Any) -> None:
     scope = Scope((({"it": value}, False),))
     assert renderer.render("{{ it }}", scope) == Templar().render("{{ it }}", scope) == value
+
+
+def test_what_is_omitted_is_left_out_there_too(renderer: IsolatedRenderer) -> None:
+    scope = Scope((({"it": [OMIT, 1, {"a": OMIT, "b": 2}]}, False),))
+    assert renderer.render("{{ it }}", scope) == Templar().render("{{ it }}", scope) == [1, {"b": 2}]
+    assert renderer.render("{{ missing | default(omit) }}", scope) is OMIT
 
 
 def test_it_answers_as_the_same_code_does_here(renderer: IsolatedRenderer) -> None:
