@@ -14,6 +14,7 @@ from laboratory.lab import Lab
 from ktrdr_vm.host.paths import PROJECT
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("image")
 def test_two_commands_from_a_clone_to_a_verdict(lab: Lab) -> None:
     place = lab.scratch / "stranger"

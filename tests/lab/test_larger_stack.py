@@ -135,6 +135,7 @@ def test_the_gates_are_the_shipped_ones_configured_by_vars_alone(place: Path) ->
     )
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("image")
 def test_from_profile_to_bundle(lab: Lab) -> None:
     place = make_repository(lab.scratch / "larger")
