@@ -180,10 +180,10 @@ mount --make-rprivate /
 chmod 755 "$1"
 mount --bind "$1" "$1"
 cd "$1"
-for folder in usr etc var proc dev home tmp run sys work srv opt root; do
-    [ ! -d "/$folder" ] || { mkdir -p "$folder"; mount --rbind "/$folder" "$folder"; }
+for folder in /*; do
+    if [ -L "$folder" ]; then cp -P "$folder" .
+    elif [ -d "$folder" ]; then mkdir -p ".$folder"; mount --rbind "$folder" ".$folder"; fi
 done
-for folder in bin lib lib64 sbin; do ln -sfn "usr/$folder" "$folder"; done
 %s
 """
 _PIVOT = """mkdir -p old; pivot_root . old; umount -l old
