@@ -17,7 +17,7 @@ from typing import Any
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.escalation.store import EscalationStore
-from ktrdr_vm.evidence.reader import read_document
+from ktrdr_vm.evidence import reader
 from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
 from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.guest.protocol import GuestResult
@@ -106,10 +106,10 @@ def list_instances() -> list[dict[str, Any]]:
     return [found.to_json() for found in find_instances(find_home(), Libvirt())]
 
 
-def read_report(instance_id: str, run_id: str = "latest") -> dict[str, Any]:
-    """`report.json` of a run, by default the newest. UsageError if there is none."""
+def read_report(instance_id: str, run_id: str = "latest") -> RunReport:
+    """The report of a run, by default the newest. UsageError if there is none."""
     name = parse_instance_id(instance_id).instance_id
-    return read_document(find_run(find_home(), name, run_id))
+    return reader.read_report(find_run(find_home(), name, run_id))
 
 
 class Instance:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -183,8 +184,8 @@ def fetch_and_show(
 
 def show_fetched(fetched: Fetched, *, as_json: bool, quiet: bool) -> None:
     from ktrdr_vm.cli.output import echo_json
-    from ktrdr_vm.cli.progress import show_document
-    from ktrdr_vm.evidence.reader import read_document
+    from ktrdr_vm.cli.progress import show_report
+    from ktrdr_vm.evidence.reader import read_report, read_stored
 
     state, run = fetched.state, fetched.run
     if run is None:
@@ -194,8 +195,7 @@ def show_fetched(fetched: Fetched, *, as_json: bool, quiet: bool) -> None:
         if fetched.hint:
             note(f"  next: {fetched.hint}")
         return
-    document: dict[str, Any] = read_document(run)
     if as_json:
-        echo_json(document)
+        echo_json(read_stored(run))
     elif not quiet:
-        show_document(document, f"{run}/report.html")
+        show_report(read_report(run), run, sys.stdout)

@@ -14,9 +14,12 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ktrdr_vm.errors import KtrdrError, UsageError
+
+if TYPE_CHECKING:
+    from ktrdr_vm.report.model import RunReport
 
 # The longest request is a command for `execute`.
 MAX_REQUEST = 1 << 20
@@ -50,14 +53,12 @@ class Tools:
         later calls."""
         from ktrdr_vm import api
         from ktrdr_vm.instance.belonging import require_free
-        from ktrdr_vm.report.json import render_report_json
 
         path = self._find_profile(profile)
         name = api.make_plan(path, workspace=self._workspace, instance_id=instance_id).identity.instance_id
         require_free(self._home, name, self._workspace)
         report = api.apply(path, workspace=self._workspace, instance_id=name, keep="always" if keep else "never")
-        shown: dict[str, Any] = json.loads(render_report_json(report))
-        return shown
+        return _show(report)
 
     def list_instances(self) -> list[dict[str, Any]]:
         """List the instances of this workspace."""
@@ -102,7 +103,7 @@ class Tools:
         from ktrdr_vm.instance.belonging import require_run
 
         require_run(self._home, instance_id, run_id, self._workspace)
-        return api.read_report(instance_id, run_id)
+        return _show(api.read_report(instance_id, run_id))
 
     def escalations(self, instance_id: str) -> list[dict[str, Any]]:
         """List the escalations of an instance and their answers, which a person gives on the host."""
@@ -134,6 +135,14 @@ class Tools:
                 hint="name a file in the workspace or a shipped profile",
             )
         return shipped
+
+
+def _show(report: RunReport) -> dict[str, Any]:
+    """The content of `report.json`."""
+    from ktrdr_vm.report.json import render_report_json
+
+    shown: dict[str, Any] = json.loads(render_report_json(report))
+    return shown
 
 
 TOOLS = {name: method for name, method in vars(Tools).items() if not name.startswith("_")}

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import click
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
@@ -167,30 +166,6 @@ def show_gate_event(event: Mapping[str, Any]) -> None:
             console.print(Text(f"                   {escape(said)}"))
         if len(lines) > _MOST_LINES or len(str(event.get("message", ""))) > _MOST_MESSAGE:
             console.print(Text("                   … (the report has the rest)", style="dim"))
-
-
-def show_document(content: dict[str, Any], page: str) -> None:
-    """Print a report that was read from its file, to standard output."""
-    from ktrdr_vm.report.escape import escape_line
-
-    click.echo(
-        escape(
-            f"{content['outcome'].upper()}  {content['instance_id']}  run {content['run_id']} "
-            f" {content['duration_s']:.0f} s"
-        )
-    )
-    for gate in content["gates"]:
-        click.echo(f"  {gate['outcome']:<8} gate {escape_line(gate['name'])}  {escape_line(gate['message'])}")
-        for task in gate["tasks"]:
-            click.echo(f"    {task['outcome']:<8} {escape_line(task['name'])}  {escape_line(task['message'])}")
-    for denied in content["egress"]["denied"]:
-        destination = escape_line(denied["host"] or denied["address"])
-        click.echo(
-            f"  denied   {destination}:{denied['port']}  {denied['count']} times  ({denied['rule']}) "
-            f" {escape_line(denied['during'])}"
-        )
-    click.echo(escape_line(f"  residue: {', '.join(content['residue']) or 'none'}"))
-    click.echo(f"  page     {page}")
 
 
 def show_gate(result: GateResult, stream: IO[str]) -> None:

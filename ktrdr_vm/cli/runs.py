@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 import click
 
 from ktrdr_vm.cli.options import find_run, instance_argument, json_option
 
-
-def read_report(instance_id: str, run_id: str) -> tuple[Path, dict[str, Any]]:
-    """The directory of a run and its report."""
-    from ktrdr_vm.evidence.reader import read_document
-
-    path = find_run(instance_id, run_id)
-    return path, read_document(path)
-
-
-def read_plain(instance_id: str, run_id: str) -> dict[str, Any]:
-    """The report as stored, of any version; its exit code is a number."""
-    from ktrdr_vm.host.runs import FinishedRun
-
-    path = find_run(instance_id, run_id)
-    with contextlib.suppress(FileNotFoundError):
-        document = FinishedRun(path).document("report.json")
-        if isinstance(document.get("exit_code"), int):
-            return document
-    return read_report(instance_id, run_id)[1]
+if TYPE_CHECKING:
+    from ktrdr_vm.report.model import RunReport
 
 
 _run_option = click.option(
@@ -47,21 +29,23 @@ def report(instance_id: str, run_id: str, against: str | None, as_json: bool) ->
     """Show the report of a run of INSTANCE_ID, and return the exit code of the run. With --against: 1 if something is
     worse."""
     from ktrdr_vm.cli.output import echo_json
-    from ktrdr_vm.cli.progress import show_document
+    from ktrdr_vm.cli.progress import show_report
+    from ktrdr_vm.evidence.reader import read_report, read_stored
 
+    path = find_run(instance_id, run_id)
     if as_json and against is None:
-        document = read_plain(instance_id, run_id)
+        document = read_stored(path)
         echo_json(document)
         return int(document["exit_code"])
-    path, content = read_report(instance_id, run_id)
+    content = read_report(path)
     if against is not None:
         other, _, run = against.rpartition("/")
-        return _compare(content, read_report(other or instance_id, run)[1], as_json)
-    show_document(content, f"{path.resolve()}/report.html")
-    return int(content["exit_code"])
+        return _compare(content, read_report(find_run(other or instance_id, run)), as_json)
+    show_report(content, path.resolve(), sys.stdout)
+    return content.exit_code
 
 
-def _compare(now: dict[str, Any], before: dict[str, Any], as_json: bool) -> int:
+def _compare(now: RunReport, before: RunReport, as_json: bool) -> int:
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.report.compare import compare_reports
     from ktrdr_vm.report.escape import escape

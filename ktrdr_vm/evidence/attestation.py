@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.evidence.envelope import MAX_ENVELOPE, open_envelope, sign_payload
@@ -15,18 +14,19 @@ from ktrdr_vm.evidence.statement import ATTESTATION, Summary, make_statement, re
 from ktrdr_vm.host.beneath import Place, check_name, open_file
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
+from ktrdr_vm.report.model import RunReport
 
 # Written after the attestation, about other files of the bundle.
 _NOT_LISTED = frozenset({ATTESTATION, "SHA256SUMS.sig"})
 
 
 def make_attestation(
-    report: Mapping[str, Any], home: Home, policy: OwnerPolicy, files: Mapping[str, str] | None = None
+    report: RunReport, home: Home, policy: OwnerPolicy, files: Mapping[str, str] | None = None
 ) -> str | None:
     """The signed envelope about the commit that a run judged, and `files` by name with their sha256; None if there is
     no verdict.
 
-    `report` is the report document. HostError if the owner's key cannot be used.
+    HostError if the owner's key cannot be used.
     """
     statement = make_statement(report, files)
     return sign_payload(statement, find_signing_key(home, policy)) if statement is not None else None

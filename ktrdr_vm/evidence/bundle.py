@@ -11,7 +11,6 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import zstandard
 
@@ -24,6 +23,7 @@ from ktrdr_vm.host.git import BOUNDS, View, open_view, require_commit, require_r
 from ktrdr_vm.host.repository import Repository, resolve_commit
 from ktrdr_vm.host.runs import FinishedRun
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
+from ktrdr_vm.report.model import RunReport
 from ktrdr_vm.report.pull_request import Change, find_missing, make_title, render_pull_request, require_startability
 
 COPIED = ("report.json", "report.html", "junit.xml", "events.jsonl", "egress.jsonl", "plan.json")
@@ -101,7 +101,7 @@ def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) 
         attestation = None if changed else make_attestation(report, run.home, policy, digests)
         if attestation is not None:
             (directory / ATTESTATION).write_text(attestation, encoding="ascii")
-        _pack(directory, made / "bundle.tar.zst", f"{report['instance_id']}-{report['run_id']}")
+        _pack(directory, made / "bundle.tar.zst", f"{report.instance_id}-{report.run_id}")
         run.deliver(made, ("bundle", "bundle.tar.zst"), owner)
     missing = find_missing(report, notes, changes)
     if changed:
@@ -116,8 +116,8 @@ def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) 
         run.path / "bundle.tar.zst",
         make_title(report, changes),
         ref,
-        f"ktrdr/{report['instance_id']}/{report['run_id']}" if ref else "",
-        ref.removeprefix(f"refs/ktrdr/{report['instance_id']}/"),
+        f"ktrdr/{report.instance_id}/{report.run_id}" if ref else "",
+        ref.removeprefix(f"refs/ktrdr/{report.instance_id}/"),
         base,
         tuple(missing),
         bool(policy.signing_key),
@@ -177,23 +177,23 @@ def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
     return done.text
 
 
-def _find_work(run: FinishedRun, report: dict[str, Any], plan: bytes | None) -> tuple[Repository | None, str, str]:
+def _find_work(run: FinishedRun, report: RunReport, plan: bytes | None) -> tuple[Repository | None, str, str]:
     """The repository, the judged ref, and its base commit. UsageError if the ref has changed since."""
     repository, verification, where = (
         find_workspace(run.path, plan),
-        report["verification"],
+        report.verification,
         str(run.path / "report.json"),
     )
-    base = require_commit(report["base_commit"], where) if report["base_commit"] else ""
-    if repository is None or verification is None or not report["commits"] or not base:
+    base = require_commit(report.base_commit, where) if report.base_commit else ""
+    if repository is None or verification is None or not report.commits or not base:
         return repository, "", base
-    judged = verification["commit"]
-    chosen = next((one for one in report["commits"] if one["commit"] == judged), None)
+    judged = verification.commit
+    chosen = next((one for one in report.commits if one.commit == judged), None)
     if chosen is None:
         return repository, "", base
     require_commit(judged, where)
     # A commit that `verify` was given by its id has no name.
-    ref = judged if chosen["ref"] == judged else require_ref(chosen["ref"], where)
+    ref = judged if chosen.ref == judged else require_ref(chosen.ref, where)
     found = resolve_commit(repository, ref)
     if found != judged:
         raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.evidence.reader import read_document
+from ktrdr_vm.evidence.reader import read_report
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.runs import list_runs
 from ktrdr_vm.report.history import RunRow, make_row
@@ -17,7 +17,7 @@ def read_rows(
     rows, unread = [], []
     for run in list_runs(home, instance_id):
         try:
-            row = make_row(read_document(run.path))
+            row = make_row(read_report(run.path))
         except (KtrdrError, OSError):
             unread.append(str(run.path))
             continue

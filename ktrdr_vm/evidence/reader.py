@@ -1,7 +1,8 @@
-"""Reading a run directory: its report, checked against the schema, and the repository of the run."""
+"""Reading a run directory: its report, and the repository of the run."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.received import ORIGIN, read_origin
 from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.host.runs import FinishedRun, parse_document
-from ktrdr_vm.report.shape import check_document
+from ktrdr_vm.report.decode import DecodeError
+from ktrdr_vm.report.json import decode_report, make_report_document
+from ktrdr_vm.report.model import RunReport
 
 
-def read_document(run: Path) -> dict[str, Any]:
-    """`report.json` of a run, in the form of `make_report_document`. UsageError if there is none, or if it is not
-    valid."""
+def read_report(run: Path) -> RunReport:
+    """The report of a run. UsageError if there is none, or if it is not valid."""
     try:
         content = FinishedRun(run).read("report.json")
     except FileNotFoundError:
@@ -26,14 +28,24 @@ def read_document(run: Path) -> dict[str, Any]:
     return parse_report(content, str(run / "report.json"))
 
 
-def parse_report(content: bytes, where: str) -> dict[str, Any]:
-    """Parse the bytes of a report, in the form of `make_report_document`. UsageError for anything else."""
-    document = parse_document(content, where)
-    if wrong := check_document(document):
+def read_stored(run: Path) -> dict[str, Any]:
+    """The content of `report.json` as it was stored, of any version; its exit code is a number. UsageError if there is
+    none."""
+    with contextlib.suppress(FileNotFoundError):
+        document = FinishedRun(run).document("report.json")
+        if isinstance(document.get("exit_code"), int):
+            return document
+    return make_report_document(read_report(run))
+
+
+def parse_report(content: bytes, where: str) -> RunReport:
+    """The report in the bytes of a `report.json`. UsageError for anything else."""
+    try:
+        return decode_report(parse_document(content, where))
+    except DecodeError as error:
         raise UsageError(
-            f"this is not a report of a supported version: {wrong}", where=where, hint="apply again with this version"
-        )
-    return document
+            f"this is not a report of a supported version: {error}", where=where, hint="apply again with this version"
+        ) from None
 
 
 def find_workspace(path: Path, content: bytes | None = None) -> Repository | None:

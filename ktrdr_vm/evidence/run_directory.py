@@ -34,7 +34,7 @@ class RunDirectory:
         self.path = path
         self._instance_id = instance_id
         self._owner = owner
-        self._mask = mask
+        self.mask = mask
         # Created by `create_run`, and owned by this user until `close`: until then, only this program creates paths in
         # it.
         for folder in (path, path / "artifacts", path / "bundle"):
@@ -54,7 +54,7 @@ class RunDirectory:
     def event(self, event: str, **fields: Any) -> None:
         """One line of events.jsonl."""
         self._revision = self._read_revision() or self._revision
-        said = mask_values(json.loads(json.dumps(fields, default=str)), self._mask)
+        said = mask_values(json.loads(json.dumps(fields, default=str)), self.mask)
         ours = {
             "time": now(),
             "instance_id": self._instance_id,
@@ -85,7 +85,7 @@ class RunDirectory:
             return
         with (self.path / "egress.jsonl").open("a" if add else "w", encoding="utf-8") as kept:
             for row in rows:
-                kept.write(json.dumps(mask_values(row, self._mask)) + "\n")
+                kept.write(json.dumps(mask_values(row, self.mask)) + "\n")
 
     def keep_console(self, console: Path, name: str = "console.log") -> None:
         """Store the end of the console log, with secrets masked."""
@@ -94,7 +94,7 @@ class RunDirectory:
         with console.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - MAX_CONSOLE))
-            self.write(name, self._mask(file.read().decode("utf-8", "replace")))
+            self.write(name, self.mask(file.read().decode("utf-8", "replace")))
 
     def close(self) -> None:
         """Give everything to the user. After that, nothing in it is opened by path."""

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ktrdr_vm.errors import UsageError
+from ktrdr_vm.report.model import RunReport
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/verification_summary/v1"
@@ -39,41 +40,41 @@ class Summary:
         return self.result == "PASSED"
 
 
-def make_statement(report: Mapping[str, Any], files: Mapping[str, str] | None = None) -> bytes | None:
-    """The statement about the commit that a run judged in a fresh VM, from its report document; `files` are names and
+def make_statement(report: RunReport, files: Mapping[str, str] | None = None) -> bytes | None:
+    """The statement about the commit that a run judged in a fresh VM, from its report; `files` are names and
     sha256.
 
     None if there is no such verdict: no commit alone was judged in a fresh VM, or the run ended otherwise than with
     passed or failed gates.
     """
-    judged, base = report["verification"], report["base_commit"]
-    if judged is None or not (judged["mode"] == "fresh" and judged["clean"] and _COMMIT.fullmatch(judged["commit"])):
+    judged, base = report.verification, report.base_commit
+    if judged is None or not (judged.mode == "fresh" and judged.clean and _COMMIT.fullmatch(judged.commit)):
         return None
-    if report["exit_code"] not in (0, 1) or not _COMMIT.fullmatch(base):
+    if report.exit_code not in (0, 1) or not _COMMIT.fullmatch(base):
         return None
-    passed = report["exit_code"] == 0 and judged["outcome"] == "passed"
-    if not passed and judged["outcome"] != "failed":
+    passed = report.exit_code == 0 and judged.outcome == "passed"
+    if not passed and judged.outcome != "failed":
         return None
-    gates = [gate for gate in report["gates"] if gate["stage"] == "verification"]
+    gates = [gate for gate in report.gates if gate.stage == "verification"]
     predicate = {
         "verifier": {"id": VERIFIER},
-        "timeVerified": _find_end(report["started_at"], report["duration_s"]),
-        "resourceUri": _name_commit(judged["commit"]),
+        "timeVerified": _find_end(report.started_at, report.duration_s),
+        "resourceUri": _name_commit(judged.commit),
         "policy": {"uri": _name_commit(base), "digest": {"gitCommit": base}},
         "verificationResult": "PASSED" if passed else "FAILED",
-        "verifiedLevels": [make_level(gate["name"]) for gate in gates if gate["outcome"] == "passed"]
+        "verifiedLevels": [make_level(gate.name) for gate in gates if gate.outcome == "passed"]
         if passed
         else ["FAILED"],
         "slsaVersion": "1.0",
     }
     described = {
-        "profile": report["profile"],
-        "planDigest": report["plan_digest"],
-        "imageDigest": report["image_digest"],
+        "profile": report.profile,
+        "planDigest": report.plan_digest,
+        "imageDigest": report.image_digest,
     }
     described["version"] = _find_version()
     subject: list[dict[str, Any]] = [
-        {"name": _name_commit(judged["commit"]), "digest": {"gitCommit": judged["commit"]}, "annotations": described}
+        {"name": _name_commit(judged.commit), "digest": {"gitCommit": judged.commit}, "annotations": described}
     ]
     subject += [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted((files or {}).items())]
     statement = {"_type": STATEMENT_TYPE, "subject": subject, "predicateType": PREDICATE_TYPE, "predicate": predicate}

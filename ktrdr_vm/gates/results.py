@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ktrdr_vm.gates.model import Task
-from ktrdr_vm.report.model import TaskOutcome, TaskResult
+from ktrdr_vm.report.model import Attachment, TaskOutcome, TaskResult
 
 MAX_STREAM = 64 * 1024
 MAX_MESSAGE = 4 * 1024
@@ -131,7 +131,9 @@ def make_task_result(
         stderr=cap(mask(streams["stderr"]), MAX_STREAM),
         attempts=attempts,
         where=task.where,
-        evidence=tuple((cap(mask(title), MAX_NAME), cap(mask(text), MAX_EVIDENCE)) for title, text in evidence),
+        evidence=tuple(
+            Attachment(cap(mask(title), MAX_NAME), cap(mask(text), MAX_EVIDENCE)) for title, text in evidence
+        ),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.evidence.reader import find_workspace, read_document
+from ktrdr_vm.evidence.reader import find_workspace, read_report
 from ktrdr_vm.host.git import require_commit, require_ref
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.repository import resolve_commit
@@ -27,7 +27,7 @@ def gather_run(run: Path, *, home: Home, instance_id: str | None = None) -> Gath
     `run` is the directory of the run. UsageError if its documents or commits no longer exist.
     """
     documents = FinishedRun(run)
-    plan, report = _read(documents, "plan.json"), read_document(run)
+    plan, report = _read(documents, "plan.json"), read_report(run)
     find_workspace(run)
     document = {key: value for key, value in plan["source"].items() if key not in _LEFT_OUT} | {"mode": "interactive"}
     if document.get("workspace") is not None:
@@ -39,9 +39,8 @@ def gather_run(run: Path, *, home: Home, instance_id: str | None = None) -> Gath
     repository = gathered.repository
     if repository is None:
         return gathered
-    verification = report.get("verification") or {}
-    commit = verification.get("commit") or report["base_commit"]
-    ref = next((one["ref"] for one in report["commits"] if one["commit"] == commit and one["ref"] != commit), "")
+    commit = report.verification.commit if report.verification and report.verification.commit else report.base_commit
+    ref = next((one.ref for one in report.commits if one.commit == commit and one.ref != commit), "")
     where = str(run / "report.json")
     found = resolve_commit(repository, require_ref(ref, where) if ref else require_commit(commit, where))
     if found != commit:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.escalation.store import EscalationStore
+from ktrdr_vm.evidence.reader import read_report
 from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
@@ -98,17 +99,18 @@ def _add_instance(metrics: Metrics, home: Home, found: Found) -> None:
 
 def _add_run(metrics: Metrics, run: FinishedRun) -> None:
     try:
-        report = run.document("report.json")
-        identity = report["instance_id"], report["mode"]
-        metrics.run_outcome.labels(*identity, report["outcome"]).set(1)
-        metrics.run_seconds.labels(*identity).set(report["duration_s"])
-        metrics.run_finished.labels(*identity).set(datetime.fromisoformat(report["started_at"]).timestamp())
-        metrics.residue.labels(*identity).set(len(report["residue"]))
-        for gate in report["gates"]:
-            metrics.gate_passed.labels(*identity, gate["name"]).set(gate["outcome"] == "passed")
-            metrics.gate_seconds.labels(*identity, gate["name"]).set(gate["duration_s"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, KtrdrError):
+        report = read_report(run.path)
+        finished = datetime.fromisoformat(report.started_at).timestamp()
+    except (OSError, ValueError, OverflowError, KtrdrError):
         return  # incomplete, or of another version
+    identity = report.instance_id, report.mode
+    metrics.run_outcome.labels(*identity, report.outcome).set(1)
+    metrics.run_seconds.labels(*identity).set(report.duration_s)
+    metrics.run_finished.labels(*identity).set(finished)
+    metrics.residue.labels(*identity).set(len(report.residue))
+    for gate in report.gates:
+        metrics.gate_passed.labels(*identity, gate.name).set(gate.outcome == "passed")
+        metrics.gate_seconds.labels(*identity, gate.name).set(gate.duration_s)
 
 
 def _read_ledger(path: Path) -> list[dict[str, Any]]:

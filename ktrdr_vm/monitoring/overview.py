@@ -7,10 +7,11 @@ from typing import Any
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.escalation.store import EscalationStore
+from ktrdr_vm.evidence.reader import read_report
 from ktrdr_vm.host.clock import seconds_since
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.host.runs import FinishedRun, find_run
+from ktrdr_vm.host.runs import find_run
 from ktrdr_vm.instance.inventory import Found, find_instances
 from ktrdr_vm.report.ledger_row import parse_row
 
@@ -73,12 +74,11 @@ def _make_row(home: Home, libvirt: Libvirt, found: Found) -> Row:
 def _gates(home: Home, found: Found) -> str:
     """`3 passed`, or the first that did not, of the run that the instance belongs to."""
     try:
-        report = FinishedRun(find_run(home, found.instance_id, found.run_id or "latest")).document("report.json")
-        gates = report["gates"]
-        bad = next((gate for gate in gates if gate["outcome"] != "passed"), None)
-        return f"{bad['name']} {bad['outcome']}" if bad else f"{len(gates)} passed" if gates else ""
-    except (OSError, ValueError, KeyError, TypeError, KtrdrError):
+        gates = read_report(find_run(home, found.instance_id, found.run_id or "latest")).gates
+    except (OSError, KtrdrError):
         return ""
+    bad = next((gate for gate in gates if gate.outcome != "passed"), None)
+    return f"{bad.name} {bad.outcome}" if bad else f"{len(gates)} passed" if gates else ""
 
 
 def _count_denials(home: Home, instance_id: str) -> int:

@@ -115,13 +115,13 @@ def _check_report(made: Path, state: RequestState, entry: Entry) -> None:
         "exit_code": state.exit_code,
     }  # fmt: skip
     for key, value in expected.items():
-        if report.get(key) != value and not (key == "outcome" and state.outcome == "cancelled"):
+        if getattr(report, key) != value and not (key == "outcome" and state.outcome == "cancelled"):
             raise UsageError(
-                f"the report is not that of the request: {key} is {report.get(key)!a:.100}",
+                f"the report is not that of the request: {key} is {getattr(report, key)!a:.100}",
                 where=where,
                 hint="nothing was stored",
             )
-    if report["exit_code"] not in EXIT_CODES:
+    if report.exit_code not in EXIT_CODES:
         raise UsageError("the report has an unknown exit code", where=where, hint="nothing was stored")
 
 

@@ -1,9 +1,11 @@
-"""Differences between two runs: new failures, durations, destinations. Pure, over two `report.json`."""
+"""Differences between the reports of two runs: new failures, durations, destinations. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from ktrdr_vm.report.model import Allowance, Denial, RunReport
 
 # Durations vary on emulated and busy hosts; a difference of both a quarter and two seconds is reported.
 SLOWER_RATIO, SLOWER_S = 1.25, 2.0
@@ -18,15 +20,15 @@ class Difference(NamedTuple):
     worse: bool
 
 
-def compare_reports(now: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[Difference, ...]:
+def compare_reports(now: RunReport, before: RunReport) -> tuple[Difference, ...]:
     """The differences of `now`, worse ones first."""
     found = [*_outcomes(now, before), *_times(now, before), *_network(now, before)]
-    if now["image_digest"] != before["image_digest"]:
-        found.append(Difference("image", f"image {before['image_digest'][:12]} → {now['image_digest'][:12]}", False))
+    if now.image_digest != before.image_digest:
+        found.append(Difference("image", f"image {before.image_digest[:12]} → {now.image_digest[:12]}", False))
     return tuple(sorted(found, key=lambda one: not one.worse))
 
 
-def _outcomes(now: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[Difference]:
+def _outcomes(now: RunReport, before: RunReport) -> Iterator[Difference]:
     new, old = _steps(now), _steps(before)
     for name, (outcome, _) in new.items():
         was = old[name][0] if name in old else "missing"
@@ -36,7 +38,7 @@ def _outcomes(now: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[Dif
         yield Difference("gone", f"{name}: {old[name][0]} → missing", True)
 
 
-def _times(now: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[Difference]:
+def _times(now: RunReport, before: RunReport) -> Iterator[Difference]:
     new, old = _steps(now) | _phases(now), _steps(before) | _phases(before)
     for name, (_, seconds) in new.items():
         if name not in old:
@@ -48,34 +50,33 @@ def _times(now: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[Differ
             yield Difference("faster", f"{name}: {was:.1f} s → {seconds:.1f} s", False)
 
 
-def _network(now: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[Difference]:
-    kinds: tuple[tuple[str, Literal["reached", "refused"]], ...] = (("allowed", "reached"), ("denied", "refused"))
-    for verdict, kind in kinds:
-        new, old = ({_place(row) for row in one["egress"][verdict]} for one in (now, before))
+def _network(now: RunReport, before: RunReport) -> Iterator[Difference]:
+    kinds: tuple[tuple[Literal["reached", "refused"], Sequence[Allowance | Denial], Sequence[Allowance | Denial]], ...]
+    kinds = (("reached", now.allowed, before.allowed), ("refused", now.denied, before.denied))
+    for kind, rows, rows_before in kinds:
+        new, old = {_place(row) for row in rows}, {_place(row) for row in rows_before}
         yield from (Difference(kind, f"newly {kind}: {place}", True) for place in sorted(new - old))
         yield from (Difference(kind, f"no longer {kind}: {place}", False) for place in sorted(old - new))
 
 
-def _steps(report: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+def _steps(report: RunReport) -> dict[str, tuple[str, float]]:
     """Gates, tasks and the workload by name, with outcome and seconds."""
     found: dict[str, tuple[str, float]] = {}
-    for gate in report["gates"]:
-        title = f"gate {gate['name']}" + (f" ({gate['stage']})" if gate["stage"] != "base" else "")
-        found[title] = gate["outcome"], gate["duration_s"]
-        for task in gate["tasks"]:
-            found.setdefault(f"{title}: {task['name']}", (task["outcome"], task["duration_s"]))
-    if report["workload"]:
-        found["workload"] = report["workload"]["outcome"], report["workload"]["duration_s"]
+    for gate in report.gates:
+        title = f"gate {gate.title}"
+        found[title] = gate.outcome, gate.duration_s
+        for task in gate.tasks:
+            found.setdefault(f"{title}: {task.name}", (task.outcome, task.duration_s))
+    if report.workload:
+        found["workload"] = report.workload.outcome, report.workload.duration_s
     return found
 
 
-def _phases(report: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+def _phases(report: RunReport) -> dict[str, tuple[str, float]]:
     return {
-        f"phase {phase['name']}": (phase["outcome"], phase["duration_s"])
-        for phase in report["phases"]
-        if "gate " not in phase["name"]
+        f"phase {phase.name}": (phase.outcome, phase.duration_s) for phase in report.phases if "gate " not in phase.name
     }
 
 
-def _place(row: Mapping[str, Any]) -> str:
-    return f"{row['host'] or row['address']}:{row['port']}"
+def _place(row: Allowance | Denial) -> str:
+    return f"{row.host or row.address}:{row.port}"

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ktrdr_vm.report.model import Allowance, Denial, GateResult, TaskResult
+from ktrdr_vm.report.model import Allowance, Attachment, Denial, GateResult, TaskResult
 from ktrdr_vm.report.suggest import render_suggestion
 
 # Decisions are written up to a second late.
@@ -106,7 +106,9 @@ def explain_denials(gates: tuple[GateResult, ...], rows: list[dict[str, Any]]) -
         output = f"{task.message}\n{task.stdout}\n{task.stderr}"
         named = list(dict.fromkeys(one.host for one in denied if one.host and one.host in output))[:_MOST_NAMED]
         message = f"{task.message}; the profile does not allow {', '.join(named)}" if named else task.message
-        return replace(task, message=message.removeprefix("; "), evidence=((DENIED_TITLE, text), *task.evidence))
+        return replace(
+            task, message=message.removeprefix("; "), evidence=(Attachment(DENIED_TITLE, text), *task.evidence)
+        )
 
     return tuple(replace(gate, tasks=tuple(explain(task) for task in gate.tasks)) for gate in gates)
 

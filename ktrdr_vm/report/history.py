@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
-from ktrdr_vm.report.model import RunOutcome
+from ktrdr_vm.report.model import EscalationRow, RunOutcome, RunReport
 
 _ANSWERS = ("approved", "denied", "unanswered")
 
@@ -118,44 +118,40 @@ def _show_measures(one: Measures) -> dict[str, Any]:
     return {**asdict(one), "first_share": one.first_share, "noise": one.noise}
 
 
-def make_row(report: Mapping[str, Any]) -> RunRow:
-    """The row of a report in the form of `make_report_document`."""
-    judged = (report["verification"] or {}).get("commit") or report["base_commit"]
+def make_row(report: RunReport) -> RunRow:
+    """What the history needs of a report."""
+    judged = (report.verification.commit if report.verification else "") or report.base_commit
     gates, tasks = [], []
-    for gate in report["gates"]:
-        title = gate["name"] if gate["stage"] == "base" else f"{gate['name']} ({gate['stage']})"
-        gates.append(GateRow(title, gate["outcome"], gate["duration_s"]))
-        commit = report["base_commit"] if gate["stage"] == "base" else judged
+    for gate in report.gates:
+        gates.append(GateRow(gate.title, gate.outcome, gate.duration_s))
+        commit = report.base_commit if gate.stage == "base" else judged
         tasks += [
-            TaskRow(title, task["name"], commit, task["outcome"] == "failed")
-            for task in gate["tasks"]
-            if task["outcome"] != "skipped"
+            TaskRow(gate.title, task.name, commit, task.outcome == "failed")
+            for task in gate.tasks
+            if task.outcome != "skipped"
         ]
     return RunRow(
-        instance_id=report["instance_id"],
-        run_id=report["run_id"],
-        profile=report["profile"],
-        branch=report["base_ref"],
-        commit=report["base_commit"],
-        outcome=report["outcome"],
-        started_at=report["started_at"],
-        duration_s=report["duration_s"],
+        instance_id=report.instance_id,
+        run_id=report.run_id,
+        profile=report.profile,
+        branch=report.base_ref,
+        commit=report.base_commit,
+        outcome=report.outcome,
+        started_at=report.started_at,
+        duration_s=report.duration_s,
         gates=tuple(gates),
         tasks=tuple(tasks),
-        escalations=_count_answers(report["escalations"]),
-        destinations=tuple(
-            sorted({f"{row['host'] or row['address']}:{row['port']}" for row in report["egress"]["allowed"]})
-        ),
+        escalations=_count_answers(report.escalations),
+        destinations=tuple(sorted({f"{row.host or row.address}:{row.port}" for row in report.allowed})),
     )
 
 
-def _count_answers(escalations: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+def _count_answers(escalations: Iterable[EscalationRow]) -> dict[str, int]:
     counts = dict.fromkeys(_ANSWERS, 0)
     for one in escalations:
-        state = one.get("state")
-        answered = bool(one.get("answer"))
         # An approval that ended was one.
-        counts["denied" if state == "denied" else "approved" if answered and state != "pending" else "unanswered"] += 1
+        approved = one.answer is not None and one.state != "pending"
+        counts["denied" if one.state == "denied" else "approved" if approved else "unanswered"] += 1
     return counts
 
 

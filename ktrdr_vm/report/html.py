@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ktrdr_vm.report.escape import escape_text
-from ktrdr_vm.report.model import GateResult, RunReport, TaskResult
+from ktrdr_vm.report.model import Attachment, GateResult, RunReport, TaskResult, TestFile
 from ktrdr_vm.report.plot import render_timeline, render_usage
 from ktrdr_vm.report.summary import (
     describe_denial,
@@ -35,8 +35,8 @@ _FAILED_OUTPUT = 48 * 1024
 _OTHER_OUTPUT = 4 * 1024
 
 
-def render_html(report: RunReport) -> str:
-    """The page as text. Pure: the same report gives the same bytes."""
+def render_html(report: RunReport, test_files: Sequence[TestFile] = ()) -> str:
+    """The page as text, with the failed cases of `test_files`. Pure: the same report gives the same bytes."""
     template = _report_environment().get_template("report.html.j2")
     script = _SCRIPT.read_text(encoding="utf-8").strip()
     # The content security policy permits only this script, by its digest.
@@ -44,6 +44,7 @@ def render_html(report: RunReport) -> str:
     return (
         template.render(
             report=report,
+            test_files=[(file, file.sum_up()) for file in test_files],
             outputs=_share_budget(report.gates),
             key=id,
             usage=render_usage(report.samples),
@@ -93,18 +94,15 @@ def _share_budget(gates: Iterable[GateResult]) -> dict[int, list[tuple[str, str]
     for task in sorted(tasks, key=lambda task: task.outcome != "failed"):
         limit = _FAILED_OUTPUT if task.outcome == "failed" else _OTHER_OUTPUT
         texts = []
-        for title, text in _texts(task):
-            kept = text[-min(limit, left) :] if left > 0 else ""
+        for one in _texts(task):
+            kept = one.text[-min(limit, left) :] if left > 0 else ""
             left -= len(kept)
-            cut = len(text) - len(kept)
-            texts.append((title, f"[{cut} earlier characters are in report.json]\n{kept}" if cut else kept))
+            cut = len(one.text) - len(kept)
+            texts.append((one.title, f"[{cut} earlier characters are in report.json]\n{kept}" if cut else kept))
         shown[id(task)] = texts
     return shown
 
 
-def _texts(task: TaskResult) -> list[tuple[str, str]]:
-    return [
-        (title, text)
-        for title, text in (*task.evidence, ("standard error", task.stderr), ("standard output", task.stdout))
-        if text
-    ]
+def _texts(task: TaskResult) -> list[Attachment]:
+    texts = (*task.evidence, Attachment("standard error", task.stderr), Attachment("standard output", task.stdout))
+    return [one for one in texts if one.text]

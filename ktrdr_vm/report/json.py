@@ -1,15 +1,15 @@
-"""`report.json`: documented fields in a stable order."""
+"""`report.json`: documented fields in a stable order, and a report read back from it."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
-from ktrdr_vm.report.model import RunReport, TestFile
+from ktrdr_vm.report.decode import DecodeError, decode
+from ktrdr_vm.report.model import RunReport
 
-# Maximal number of failed cases that are listed for each file; all of them are in junit.xml.
-_MAX_NAMED = 100
+SCHEMA_VERSION = 1
 
 _CONTRACT = (
     "schema_version",
@@ -34,33 +34,24 @@ _CONTRACT = (
 
 def make_report_document(report: RunReport) -> dict[str, Any]:
     """The report as plain data with a stable order of keys."""
-    data = asdict(replace(report, tests=()))
-    data["tests"] = [_count(one) for one in report.tests]
+    data = asdict(report)
     data["egress"] = {"allowed": data.pop("allowed"), "denied": data.pop("denied")}
-    for gate in data["gates"]:
-        for task in gate["tasks"]:
-            task["evidence"] = [{"title": title, "text": text} for title, text in task["evidence"]]
     added = sorted(data.keys() - set(_CONTRACT))
     return {key: data[key] for key in (*_CONTRACT, *added)}
-
-
-def _count(one: TestFile) -> dict[str, Any]:
-    return {
-        "path": one.path,
-        "tests": len(one.cases),
-        "failures": one.count("failed"),
-        "errors": one.count("error"),
-        "skipped": one.count("skipped"),
-        "duration_s": one.duration_s,
-        "failed": [
-            {"classname": case.classname, "name": case.name, "message": case.message[:500]}
-            for case in one.failed[:_MAX_NAMED]
-        ],
-        "problem": one.problem,
-        "observed": one.observed,
-    }
 
 
 def render_report_json(report: RunReport) -> str:
     """ASCII only, so that the file contains no control sequence or bidirectional mark of the guest."""
     return json.dumps(make_report_document(report), ensure_ascii=True, indent=2, default=str) + "\n"
+
+
+def decode_report(document: dict[str, Any]) -> RunReport:
+    """The report from the plain data that `make_report_document` made, in this version or an older one. DecodeError
+    names the first field that is wrong."""
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise DecodeError(f"schema_version is not {SCHEMA_VERSION}")
+    egress = document.get("egress")
+    if not isinstance(egress, dict):
+        raise DecodeError("egress: not an object")
+    connections = {verdict: egress[verdict] for verdict in ("allowed", "denied") if verdict in egress}
+    return decode(RunReport, {**document, **connections})

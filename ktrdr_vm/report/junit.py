@@ -3,22 +3,23 @@ wrote in the guest. The name of each suite contains the instance_id, and its pro
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from xml.etree import ElementTree as ET
 
 from ktrdr_vm.report.escape import escape_xml_characters
-from ktrdr_vm.report.model import GateResult, RunReport, TaskResult, TestFile, WorkloadResult
+from ktrdr_vm.report.model import Attachment, GateResult, RunReport, TaskResult, TestFile, WorkloadResult
 
 _MAX_OUTPUT = 64 * 1024
 
 
-def render_junit(report: RunReport) -> str:
+def render_junit(report: RunReport, test_files: Iterable[TestFile] = ()) -> str:
     """One document for the run. A run that ended with an error has a case for it, even without gates."""
     root = ET.Element("testsuites", {"name": escape_xml_characters(f"ktrdr-vm {report.instance_id} {report.run_id}")})
     for gate in report.gates:
         _add_gate(root, report, gate)
     if report.workload is not None:
         _add_workload(root, report, report.workload)
-    for file in report.tests:
+    for file in test_files:
         _add_test_file(root, report, file)
     trouble = [f"residue: {item}" for item in report.residue]
     if report.outcome in ("error", "interrupted"):
@@ -124,9 +125,6 @@ def _add_text(case: ET.Element, tag: str, text: str, *, message: str | None = No
 
 def _explain(task: TaskResult) -> str:
     parts = [task.message, task.where]
-    parts += [
-        f"--- {title}\n{text}"
-        for title, text in (("stdout", task.stdout), ("stderr", task.stderr), *task.evidence)
-        if text
-    ]
+    texts = [Attachment("stdout", task.stdout), Attachment("stderr", task.stderr), *task.evidence]
+    parts += [f"--- {one.title}\n{one.text}" for one in texts if one.text]
     return "\n".join(part for part in parts if part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,8 +11,20 @@ GateOutcome = Literal["passed", "failed", "error", "skipped"]
 RunOutcome = Literal["passed", "failed", "error", "escalated", "interrupted"]
 Observer = Literal["host", "guest"]
 CaseOutcome = Literal["passed", "failed", "error", "skipped"]
+EscalationState = Literal["pending", "approved", "denied", "revoked", "expired"]
 StageName = Literal["base", "work", "verification"]
 """The stage of a gate: before the workload, after it in the same VM, or in a fresh VM with its commits."""
+
+# Failed cases of a JUnit file that the report names, and characters of their messages.
+_MAX_NAMED, _MAX_MESSAGE = 100, 500
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A titled text gathered because a task failed, such as the log of a container."""
+
+    title: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -29,8 +42,7 @@ class TaskResult:
     stderr: str = ""
     attempts: int = 1
     where: str = ""
-    evidence: tuple[tuple[str, str], ...] = ()
-    """Titled texts gathered because the task failed, such as the logs of a container."""
+    evidence: tuple[Attachment, ...] = ()
     observed: Observer = "guest"
 
 
@@ -144,8 +156,8 @@ class TestCase:
 
 @dataclass(frozen=True)
 class TestFile:
-    """One such file. `path` is relative to the run directory; `problem` is the reason why it was not counted, or not
-    completely."""
+    """One such file with all of its cases. `path` is relative to the run directory; `problem` is the reason why it was
+    not counted, or not completely."""
 
     path: str
     cases: tuple[TestCase, ...]
@@ -154,9 +166,6 @@ class TestFile:
 
     __test__ = False
 
-    def count(self, *outcomes: CaseOutcome) -> int:
-        return sum(case.outcome in outcomes for case in self.cases)
-
     @property
     def duration_s(self) -> float:
         return round(sum(case.duration_s for case in self.cases), 3)
@@ -164,6 +173,53 @@ class TestFile:
     @property
     def failed(self) -> tuple[TestCase, ...]:
         return tuple(case for case in self.cases if case.outcome in ("failed", "error"))
+
+    def sum_up(self) -> TestSummary:
+        """Its counts, and the first failed cases with the beginnings of their messages."""
+        count = Counter(case.outcome for case in self.cases)
+        return TestSummary(
+            path=self.path,
+            tests=len(self.cases),
+            failures=count["failed"],
+            errors=count["error"],
+            skipped=count["skipped"],
+            duration_s=self.duration_s,
+            failed=tuple(
+                FailedCase(case.classname, case.name, case.message[:_MAX_MESSAGE]) for case in self.failed[:_MAX_NAMED]
+            ),
+            problem=self.problem,
+            observed=self.observed,
+        )
+
+
+@dataclass(frozen=True)
+class FailedCase:
+    """A test case that failed or ended with an error."""
+
+    classname: str
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
+class TestSummary:
+    """The counts of one JUnit file, and its first failed cases. All cases are in `junit.xml`."""
+
+    path: str
+    tests: int
+    failures: int
+    errors: int
+    skipped: int
+    duration_s: float
+    failed: tuple[FailedCase, ...] = ()
+    problem: str = ""
+    observed: Observer = "guest"
+
+    __test__ = False
+
+    @property
+    def passed(self) -> int:
+        return self.tests - self.failures - self.errors - self.skipped
 
 
 @dataclass(frozen=True)
@@ -239,6 +295,41 @@ class Commits:
 
 
 @dataclass(frozen=True)
+class AnswerRow:
+    """The answer to an escalation. `ends` is the id of a boot of the host and the second of it at which it expires."""
+
+    by: str
+    reason: str
+    at: str
+    request: dict[str, Any] = field(default_factory=dict)
+    seconds: int = 0
+    ends: tuple[str, float] | None = None
+    source: dict[str, str] = field(default_factory=dict)
+    waiting: bool = False
+
+
+@dataclass(frozen=True)
+class EscalationRow:
+    """An escalation with its state when the run ended. The texts are those of the guest's packet."""
+
+    id: str
+    instance_id: str
+    kind: str
+    blocked: str
+    why: str = ""
+    options: tuple[str, ...] = ()
+    recommendation: str = ""
+    decision: str = ""
+    evidence: str = ""
+    request: dict[str, Any] = field(default_factory=dict)
+    seconds: int = 0
+    received_at: str = ""
+    state: EscalationState = "pending"
+    answer: AnswerRow | None = None
+    observed: Observer = "host"
+
+
+@dataclass(frozen=True)
 class RunReport:
     """The content of `report.json`, version 1 of the schema."""
 
@@ -263,9 +354,9 @@ class RunReport:
     verification: Verification | None = None
     allowed: tuple[Allowance, ...] = ()
     denied: tuple[Denial, ...] = ()
-    escalations: tuple[dict[str, Any], ...] = ()
+    escalations: tuple[EscalationRow, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
-    tests: tuple[TestFile, ...] = ()
+    tests: tuple[TestSummary, ...] = ()
     commits: tuple[Commits, ...] = ()
     revisions: tuple[InstanceRevision, ...] = ()
     residue: tuple[str, ...] = ()

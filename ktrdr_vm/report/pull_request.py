@@ -1,4 +1,4 @@
-"""`PULL_REQUEST.md` for the reviewer, from the `report.json` of a run and the notes of the workload. Pure.
+"""`PULL_REQUEST.md` for the reviewer, from the report of a run and the notes of the workload. Pure.
 
 Text of the guest is not interpreted as Markdown: short texts are code, long ones fenced blocks. Missing parts are
 listed.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.report.escape import escape_line, escape_text
+from ktrdr_vm.report.model import Allowance, Denial, RunReport
 
 _MAX_ROWS = 50
 _NOTES = (
@@ -36,16 +36,17 @@ class Change:
     subject: str
 
 
-def require_startability(report: Mapping[str, Any]) -> None:
+def require_startability(report: RunReport) -> None:
     """NotConfirmedError unless the Startability Gate passed on exactly the fetched commits."""
-    verification = report["verification"]
-    where = f"{report['instance_id']} run {report['run_id']}"
+    verification = report.verification
+    where = f"{report.instance_id} run {report.run_id}"
+    state: str
     if verification is not None:
-        state, why = verification["startability"], verification["message"]
+        state, why = verification.startability, verification.message
     else:
-        state = next((gate["outcome"] for gate in report["gates"] if gate["name"] == "startability"), "not run")
-        why = next((gate["message"] for gate in report["gates"] if gate["name"] == "startability"), "")
-    if state == "skipped" and not any(gate["name"] == "startability" for gate in report["gates"]):
+        state = next((gate.outcome for gate in report.gates if gate.name == "startability"), "not run")
+        why = next((gate.message for gate in report.gates if gate.name == "startability"), "")
+    if state == "skipped" and not any(gate.name == "startability" for gate in report.gates):
         state = "not run"
     if state != "passed":
         shown = f": {escape_line(why)}" if why else ""
@@ -59,33 +60,33 @@ def require_startability(report: Mapping[str, Any]) -> None:
         )
 
 
-def make_title(report: Mapping[str, Any], changes: Iterable[Change]) -> str:
+def make_title(report: RunReport, changes: Iterable[Change]) -> str:
     """The title: the subject of the newest commit, else the instance."""
     subject = next((change.subject for change in changes), "")
-    return escape_line(subject, limit=72) or f"Work of {report['instance_id']}"
+    return escape_line(subject, limit=72) or f"Work of {report.instance_id}"
 
 
-def find_missing(report: Mapping[str, Any], notes: Mapping[str, str], changes: Iterable[Change]) -> list[str]:
+def find_missing(report: RunReport, notes: Mapping[str, str], changes: Iterable[Change]) -> list[str]:
     """The missing parts."""
     missing = [f"{name}: the workload did not write it" for name, _ in _NOTES if not notes.get(name, "").strip()]
     if not list(changes):
         missing.append("patches: the workload returned no commit")
-    if report["verification"] is None:
+    if report.verification is None:
         missing.append("verification of a workload: the profile has none, so the gates ran on the base commit")
-    ran = {gate["name"] for gate in report["gates"] if gate["outcome"] != "skipped"}
+    ran = {gate.name for gate in report.gates if gate.outcome != "skipped"}
     missing += [f"gate {name}: not run" for name in ("unit", "smoke", "isolation") if name not in ran]
     return missing
 
 
-def render_pull_request(report: Mapping[str, Any], notes: Mapping[str, str], changes: Iterable[Change]) -> str:
+def render_pull_request(report: RunReport, notes: Mapping[str, str], changes: Iterable[Change]) -> str:
     """The page. `notes` are the files of the workload by name, `changes` the commits, newest first."""
     return "\n".join(_lines(report, notes, tuple(changes))) + "\n"
 
 
-def _lines(report: Mapping[str, Any], notes: Mapping[str, str], changes: tuple[Change, ...]) -> Iterator[str]:
+def _lines(report: RunReport, notes: Mapping[str, str], changes: tuple[Change, ...]) -> Iterator[str]:
     yield f"# {_plain(make_title(report, changes))}"
     yield ""
-    for line in report["first_lines"]:
+    for line in report.first_lines:
         yield f"> **Read first:** {_code(line)}"
     yield ""
     yield from _note(notes, *_NOTES[0])
@@ -97,18 +98,17 @@ def _lines(report: Mapping[str, Any], notes: Mapping[str, str], changes: tuple[C
     yield ""
     yield "| gate | where | outcome | tasks | seconds | observed by |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    for gate in report["gates"]:
-        good = sum(task["outcome"] in ("ok", "changed") for task in gate["tasks"])
+    for gate in report.gates:
+        good = sum(task.outcome in ("ok", "changed") for task in gate.tasks)
         yield (
-            f"| {_code(gate['name'])} | {gate['stage']} | **{gate['outcome']}** | {good} of {len(gate['tasks'])} "
-            f"| {gate['duration_s']:.1f} | {gate['observed']} |"
+            f"| {_code(gate.name)} | {gate.stage} | **{gate.outcome}** | {good} of {len(gate.tasks)} "
+            f"| {gate.duration_s:.1f} | {gate.observed} |"
         )
     yield ""
     yield from _tests(report)
-    retried = [(gate, task) for gate in report["gates"] for task in gate["tasks"] if task["attempts"] > 1]
+    retried = [(gate, task) for gate in report.gates for task in gate.tasks if task.attempts > 1]
     yield from (
-        f"- {_code(gate['name'])}: {_code(task['name'])} took {task['attempts']} attempts"
-        for gate, task in retried[:_MAX_ROWS]
+        f"- {_code(gate.name)}: {_code(task.name)} took {task.attempts} attempts" for gate, task in retried[:_MAX_ROWS]
     )
     yield ""
     yield from _network(report)
@@ -135,62 +135,53 @@ def _lines(report: Mapping[str, Any], notes: Mapping[str, str], changes: tuple[C
     yield "(the output of a gate) is as trustworthy as the VM it ran in. The workload had no access to a fresh VM."
     yield ""
     yield (
-        f"Instance `{report['instance_id']}`, run `{report['run_id']}`. `SHA256SUMS` covers all other files of this"
-        " folder."
+        f"Instance `{report.instance_id}`, run `{report.run_id}`. `SHA256SUMS` covers all other files of this folder."
     )
 
 
-def _tests(report: Mapping[str, Any]) -> Iterator[str]:
+def _tests(report: RunReport) -> Iterator[str]:
     """The results in JUnit files of the tests."""
-    if not report.get("tests"):
+    if not report.tests:
         return
     yield "| JUnit file | passed | failed | errors | skipped | observed by |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    for row in report["tests"][:_MAX_ROWS]:
-        bad = row["failures"] + row["errors"]
-        yield (
-            f"| {_code(row['path'])} | {row['tests'] - bad - row['skipped']} | {row['failures']} | {row['errors']} |"
-            f" {row['skipped']} | {row['observed']} |"
-        )
+    for row in report.tests[:_MAX_ROWS]:
+        yield (f"| {_code(row.path)} | {row.passed} | {row.failures} | {row.errors} | {row.skipped} | {row.observed} |")
     yield ""
-    for row in report["tests"][:_MAX_ROWS]:
-        yield from (
-            f"- failed: {_code(' '.join((case['classname'], case['name'])))}" for case in row["failed"][:_MAX_ROWS]
-        )
-        if row["problem"]:
-            yield f"- {_code(row['path'])}: {_code(row['problem'])}"
+    for row in report.tests[:_MAX_ROWS]:
+        yield from (f"- failed: {_code(' '.join((case.classname, case.name)))}" for case in row.failed[:_MAX_ROWS])
+        if row.problem:
+            yield f"- {_code(row.path)}: {_code(row.problem)}"
     yield ""
 
 
-def _confirmation(report: Mapping[str, Any]) -> Iterator[str]:
-    verification = report["verification"]
+def _confirmation(report: RunReport) -> Iterator[str]:
+    verification = report.verification
     if verification is None:
         yield (
-            f"The gate passed on `{report['base_commit'][:12] or 'a workspace without Git'}` in a VM that was created"
+            f"The gate passed on `{report.base_commit[:12] or 'a workspace without Git'}` in a VM that was created"
             " for this run."
         )
-    elif verification["mode"] == "fresh":
-        commit, machine = verification["commit"][:12], verification["instance_id"]
+    elif verification.mode == "fresh":
+        commit, machine = verification.commit[:12], verification.instance_id
         yield (
             f"The gate passed on `{commit}`, checked out in a fresh VM (`{machine}`) to which the workload had no"
             " access."
         )
     else:
         yield (
-            f"The gate passed on `{verification['commit'][:12]}` **in the VM that the workload used, where it was root."
+            f"The gate passed on `{verification.commit[:12]}` **in the VM that the workload used, where it was root."
             " This is weaker.**"
         )
     yield ""
-    yield f"- plan `{report['plan_digest']}`"
-    yield f"- image `{report['image_digest']}`"
-    yield (
-        f"- base `{report['base_commit'] or 'none'}` {_code(report['base_ref']) if report['base_ref'] else ''}".rstrip()
-    )
-    yield f"- residue: {', '.join(map(_code, report['residue'])) or 'none'}"
+    yield f"- plan `{report.plan_digest}`"
+    yield f"- image `{report.image_digest}`"
+    yield (f"- base `{report.base_commit or 'none'}` {_code(report.base_ref) if report.base_ref else ''}".rstrip())
+    yield f"- residue: {', '.join(map(_code, report.residue)) or 'none'}"
 
 
-def _network(report: Mapping[str, Any]) -> Iterator[str]:
-    allowed, denied = report["egress"]["allowed"], report["egress"]["denied"]
+def _network(report: RunReport) -> Iterator[str]:
+    allowed, denied = report.allowed, report.denied
     yield "## Network, as observed by the host"
     yield ""
     if not allowed and not denied:
@@ -199,40 +190,39 @@ def _network(report: Mapping[str, Any]) -> Iterator[str]:
         return
     yield "| verdict | destination | times | bytes in | bytes out | during |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    for row in allowed[:_MAX_ROWS]:
-        yield f"| allowed | {_place(row)} | {row['count']} | {row['bytes_in']} | {row['bytes_out']} | |"
-    for row in denied[:_MAX_ROWS]:
-        yield f"| **denied** | {_place(row)} | {row['count']} | | | {_code(row['during']) if row['during'] else ''} |"
+    for reached in allowed[:_MAX_ROWS]:
+        yield f"| allowed | {_place(reached)} | {reached.count} | {reached.bytes_in} | {reached.bytes_out} | |"
+    for refused in denied[:_MAX_ROWS]:
+        during = _code(refused.during) if refused.during else ""
+        yield f"| **denied** | {_place(refused)} | {refused.count} | | | {during} |"
     rest = max(len(allowed) - _MAX_ROWS, 0) + max(len(denied) - _MAX_ROWS, 0)
     if rest:
         yield f"| | and {rest} more, all in `egress.jsonl` | | | | |"
     yield ""
 
 
-def _escalations(report: Mapping[str, Any]) -> Iterator[str]:
+def _escalations(report: RunReport) -> Iterator[str]:
     yield "## Escalations"
     yield ""
-    for one in report["escalations"][:_MAX_ROWS]:
-        reason = (one.get("answer") or {}).get("reason", "")
-        asked = f"- {_code(one.get('kind', ''))}: {_code(one.get('blocked', ''))}"
-        yield (
-            f"{asked} → **{escape_line(str(one.get('state', 'pending')))}** {_code(reason) if reason else ''}".rstrip()
-        )
-    if not report["escalations"]:
+    for one in report.escalations[:_MAX_ROWS]:
+        reason = one.answer.reason if one.answer is not None else ""
+        asked = f"- {_code(one.kind)}: {_code(one.blocked)}"
+        yield f"{asked} → **{one.state}** {_code(reason) if reason else ''}".rstrip()
+    if not report.escalations:
         yield "None."
     yield ""
 
 
-def _artifacts(report: Mapping[str, Any]) -> Iterator[str]:
-    kept = [row for row in report["artifacts"] if not row["refused"]]
-    refused = [row for row in report["artifacts"] if row["refused"]]
+def _artifacts(report: RunReport) -> Iterator[str]:
+    kept = [row for row in report.artifacts if not row.refused]
+    refused = [row for row in report.artifacts if row.refused]
     yield f"## Artifacts ({len(kept)})"
     yield ""
     if kept:
         yield "| file | bytes | sha256 |"
         yield "| --- | --- | --- |"
-    yield from (f"| {_code(row['path'])} | {row['size']} | `{row['sha256']}` |" for row in kept[:_MAX_ROWS])
-    yield from (f"- refused: {_code(row['source'])}: {_code(row['refused'])}" for row in refused[:_MAX_ROWS])
+    yield from (f"| {_code(row.path)} | {row.size} | `{row.sha256}` |" for row in kept[:_MAX_ROWS])
+    yield from (f"- refused: {_code(row.source)}: {_code(row.refused)}" for row in refused[:_MAX_ROWS])
     yield ""
 
 
@@ -249,8 +239,8 @@ def _note(notes: Mapping[str, str], name: str, title: str) -> Iterator[str]:
     yield ""
 
 
-def _place(row: Mapping[str, Any]) -> str:
-    return _code(f"{row['host'] or row['address']}:{row['port']}")
+def _place(row: Allowance | Denial) -> str:
+    return _code(f"{row.host or row.address}:{row.port}")
 
 
 def _code(text: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ktrdr_vm.report.escape import escape_line, escape_text
-from ktrdr_vm.report.model import Denial, GateResult, RunReport, TaskResult, TestFile, Verification
+from ktrdr_vm.report.model import Denial, GateResult, RunReport, TaskResult, TestSummary, Verification
 
 Style = Literal["good", "bad", "warn", "dim", "title", "plain"]
 
@@ -103,8 +103,8 @@ def _lines(report: RunReport) -> Iterator[SummaryLine]:
         yield SummaryLine(escape_line(describe_verification(report.verification)), _STYLES[report.verification.outcome])
     yield from _network(report)
     for asked in report.escalations:
-        shown = f"escalation  {asked['id']} {asked['kind']} {asked['state']}: {asked['blocked']}"
-        yield SummaryLine(escape_line(shown, limit=200), "warn" if asked["state"] == "pending" else "plain")
+        shown = f"escalation  {asked.id} {asked.kind} {asked.state}: {asked.blocked}"
+        yield SummaryLine(escape_line(shown, limit=200), "warn" if asked.state == "pending" else "plain")
     for one in report.tests:
         yield SummaryLine(escape_line(f"tests  {describe_tests(one)}"), "bad" if one.failed or one.problem else "title")
     if report.artifacts:
@@ -128,24 +128,23 @@ def _lines(report: RunReport) -> Iterator[SummaryLine]:
 
 def find_last_words(task: TaskResult) -> str:
     """The last lines of a container that ended or is unhealthy, which explain the failed task."""
-    for title, text in task.evidence:
-        lines = [line for line in text.splitlines() if line.strip()]
+    for attachment in task.evidence:
+        lines = [line for line in attachment.text.splitlines() if line.strip()]
         ended_well = bool(lines) and lines[0].startswith("state: exited, exit code 0")
         ill = (
             bool(lines)
             and not ended_well
             and any(word in lines[0] for word in ("exited", "restarting", "dead", "unhealthy"))
         )
-        if ill and title.startswith("container ") and "last lines:" in lines:
+        if ill and attachment.title.startswith("container ") and "last lines:" in lines:
             return "\n".join(lines[lines.index("last lines:") + 1 :][-_LAST_WORDS:])
     return ""
 
 
-def describe_tests(file: TestFile) -> str:
+def describe_tests(file: TestSummary) -> str:
     """The results in one JUnit file, or the reason why it was not counted."""
-    counts = [
-        f"{count} {outcome}" for outcome in ("passed", "failed", "error", "skipped") if (count := file.count(outcome))
-    ]
+    counted = {"passed": file.passed, "failed": file.failures, "error": file.errors, "skipped": file.skipped}
+    counts = [f"{count} {outcome}" for outcome, count in counted.items() if count]
     return f"{file.path}: {', '.join(counts) or 'no case'}{f'; {file.problem}' if file.problem else ''}"
 
 
@@ -177,9 +176,9 @@ def _failure(task: TaskResult) -> Iterator[SummaryLine]:
     if task.where:
         yield SummaryLine(escape_line(task.where), "dim", 2)
     yield from _tail(task.stderr or task.stdout, 3)
-    for title, text in task.evidence:
-        yield SummaryLine(escape_line(title), "title", 2)
-        yield from _tail(text, 3)
+    for attachment in task.evidence:
+        yield SummaryLine(escape_line(attachment.title), "title", 2)
+        yield from _tail(attachment.text, 3)
 
 
 def _tail(text: str, indent: int) -> Iterator[SummaryLine]:

@@ -9,7 +9,8 @@ from typing import Any
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.instance.instance import Instance
-from ktrdr_vm.report.model import GateResult, TaskResult, Usage
+from ktrdr_vm.report.decode import decode
+from ktrdr_vm.report.model import GateResult
 from ktrdr_vm.run.listener import Keep
 
 
@@ -40,26 +41,16 @@ def read_stop(instance: Instance) -> Stop:
         content: dict[str, Any] = json.loads(instance.paths.stop.read_bytes())
         if content.pop("schema_version") != 1:
             raise ValueError("another version")
-        content |= {"gates": tuple(content["gates"]), "results": tuple(_gate(one) for one in content["results"])}
-        return Stop(**content)
+        return decode(Stop, content)
     except FileNotFoundError:
         raise UsageError(
             "no run of this instance stopped at an escalation",
             where=instance.identity.instance_id,
             hint="start a run with `ktrdr-vm apply PROFILE`",
         ) from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(
             f"the checkpoint of its run cannot be read: {error}",
             where=str(instance.paths.stop),
             hint="destroy the instance with `ktrdr-vm destroy` and apply again",
         ) from None
-
-
-def _gate(content: dict[str, Any]) -> GateResult:
-    tasks = tuple(
-        TaskResult(**{**task, "evidence": tuple((title, text) for title, text in task["evidence"])})
-        for task in content["tasks"]
-    )
-    usage = Usage(**content["usage"]) if content["usage"] else None
-    return GateResult(**{**content, "tasks": tasks, "usage": usage})

@@ -19,7 +19,8 @@ from ktrdr_vm.guest.guide import NOTES
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.host.paths import InstancePaths
 from ktrdr_vm.inputs.resolve import Gathered
-from ktrdr_vm.report.model import Artifact
+from ktrdr_vm.report.decode import decode
+from ktrdr_vm.report.model import Artifact, EscalationRow
 from ktrdr_vm.run.artifact_rows import make_artifacts
 from ktrdr_vm.run.recorder import Recorder
 
@@ -38,7 +39,7 @@ class Harvest:
     ) -> None:
         self.folder = folder
         self.ledger: list[dict[str, Any]] | None = None
-        self.escalations: tuple[dict[str, Any], ...] = ()
+        self.escalations: tuple[EscalationRow, ...] = ()
         self.artifacts: tuple[Artifact, ...] = ()
         self.revision = ""
         self._gathered = gathered
@@ -108,7 +109,7 @@ class Harvest:
 
     def _keep_escalations(self, _recorder: Recorder) -> None:
         store = EscalationStore(self._paths.escalations, self._plan.identity.instance_id)
-        self.escalations = tuple(one.to_json() for one in store.list()) or self.escalations
+        self.escalations = tuple(decode(EscalationRow, one.to_json()) for one in store.list()) or self.escalations
 
     def _keep_ledger(self, recorder: Recorder) -> None:
         """Read once, because the teardown removes its directory."""

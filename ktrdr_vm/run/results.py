@@ -16,14 +16,16 @@ from ktrdr_vm.guest.workspace import Laid
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.report.egress_summary import count_traffic, explain_denials, sum_up_egress
 from ktrdr_vm.report.html import render_html
-from ktrdr_vm.report.json import make_report_document, render_report_json
+from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
+from ktrdr_vm.report.mask import mask_values
 from ktrdr_vm.report.model import (
     Commits,
     GateResult,
     InstanceRevision,
     RunOutcome,
     RunReport,
+    TestFile,
     Verification,
     WorkloadResult,
 )
@@ -70,6 +72,14 @@ class Results:
         return 0 if self.passed else 1
 
 
+@dataclass(frozen=True)
+class Assembled:
+    """The report of a run, and the JUnit files of its tests with all cases, of which the report has the counts."""
+
+    report: RunReport
+    test_files: tuple[TestFile, ...] = ()
+
+
 def assemble(
     results: Results,
     stages: Sequence[Stage],
@@ -80,13 +90,13 @@ def assemble(
     error: KtrdrError | None,
     interrupted: bool,
     kept: bool,
-) -> RunReport:
+) -> Assembled:
     """The report of a run that has ended, from its VMs, its ledger and its artifacts. `stages` begin with the
-    workload's VM.
+    workload's VM. Every text in it is masked.
 
     A part that cannot be created is omitted and named in the first lines; the outcome of the run is then an error.
     """
-    stage = stages[0]
+    stage, mask = stages[0], recorder.directory.mask
     plan = stage.plan
     parts = _Parts()
     rows = [row for one in stages for row in one.harvest.ledger or ()]
@@ -96,7 +106,9 @@ def assemble(
     gates = parts.make(
         "the network beside each task", lambda: explain_denials(count_traffic(results.gates, rows), rows)
     )
-    tests = parts.make("the test files", lambda: read_test_files(artifacts, recorder.directory.path)) or ()
+    read = parts.make("the test files", lambda: read_test_files(artifacts, recorder.directory.path)) or ()
+    # Masked before messages are cut, so that no half of a secret remains.
+    test_files = mask_values(read, mask)
     first_lines = parts.make(
         "the first lines",
         lambda: find_first_lines(
@@ -107,7 +119,7 @@ def assemble(
     outcome: RunOutcome = "passed" if results.passed else "failed"
     if interrupted or error is not None:
         outcome = "interrupted" if interrupted else "escalated" if isinstance(error, EscalationStop) else "error"
-    return RunReport(
+    report = RunReport(
         instance_id=plan.identity.instance_id,
         run_id=results.run_id,
         profile=plan.profile.name,
@@ -129,7 +141,7 @@ def assemble(
         denied=denied,
         escalations=tuple(asked for one in stages for asked in one.harvest.escalations),
         artifacts=artifacts,
-        tests=tests,
+        tests=tuple(file.sum_up() for file in test_files),
         commits=tuple(replace(one, changed=one.changed[:MAX_CHANGED]) for one in commits),
         first_lines=(*parts.missing, *(first_lines or ())),
         revisions=tuple(_describe_revision(one) for one in stages if one.harvest.revision),
@@ -142,6 +154,7 @@ def assemble(
         message=str(error) if error else _LIMITED if results.limited else "",
         hint=error.hint if error else "",
     )
+    return Assembled(mask_values(report, mask), test_files)
 
 
 class _Parts:
@@ -166,22 +179,23 @@ class _Parts:
         )
 
 
-def write_report(directory: RunDirectory, report: RunReport, attest: Callable[[dict[str, Any]], str | None]) -> None:
+def write_report(directory: RunDirectory, assembled: Assembled, attest: Callable[[RunReport], str | None]) -> None:
     """Write all forms of the report and its attestation, and close the run directory. An error in one form does not
     prevent the others.
 
     Raises the first error at the end: an OSError of the disk, or the error of a renderer. report.json is written in any
     case that the disk allows, if necessary without the output of the guest.
     """
+    report, test_files = assembled.report, assembled.test_files
     met: list[Exception] = []
     ended = {"outcome": report.outcome, "exit_code": report.exit_code, "residue": list(report.residue)}
     steps: list[Callable[[], None]] = [
         lambda: directory.event("run_finished", **ended),
         lambda: _write_json(directory, report, met),
-        lambda: directory.write("junit.xml", render_junit(report)),
-        lambda: directory.write("report.html", render_html(report)),
+        lambda: directory.write("junit.xml", render_junit(report, test_files)),
+        lambda: directory.write("report.html", render_html(report, test_files)),
         # Last: what could not be written is an error of the run, which then has no verdict.
-        lambda: None if met else _write_attestation(directory, attest(make_report_document(report))),
+        lambda: None if met else _write_attestation(directory, attest(report)),
         directory.close,
     ]
     for step in steps:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, LimitReached, ProvisionError, UsageError
 from ktrdr_vm.evidence.attestation import make_attestation
@@ -36,7 +35,7 @@ from ktrdr_vm.instance.garbage import collect_expired
 from ktrdr_vm.instance.secret_sources import read_source
 from ktrdr_vm.instance.suspend import suspend
 from ktrdr_vm.plan.plan import canonical_json
-from ktrdr_vm.report.mask import SHORT, find_short, mask_values
+from ktrdr_vm.report.mask import SHORT, find_short
 from ktrdr_vm.report.model import GateResult, RunReport, StageName
 from ktrdr_vm.run.checkpoint import Stop, write_stop
 from ktrdr_vm.run.listener import Listener, Options
@@ -342,33 +341,31 @@ class Run:
         )
 
     def _report(self, recorder: Recorder, began: float, ending: _Ending, interrupted: bool, kept: bool) -> RunReport:
-        """Assemble, mask and write the report. A failure to write it is an error of the run, which the returned report
+        """Assemble and write the report. A failure to write it is an error of the run, which the returned report
         contains."""
-        report = mask_values(
-            assemble(
-                self._results,
-                self._stages,
-                self._gathered,
-                recorder,
-                seconds=time.monotonic() - began,
-                error=ending.error,
-                interrupted=interrupted,
-                kept=kept,
-            ),
-            self._mask,
+        assembled = assemble(
+            self._results,
+            self._stages,
+            self._gathered,
+            recorder,
+            seconds=time.monotonic() - began,
+            error=ending.error,
+            interrupted=interrupted,
+            kept=kept,
         )
-        if ending.attempt(lambda: write_report(recorder.directory, report, self._attest), replace_error=True):
-            return report
+        if ending.attempt(lambda: write_report(recorder.directory, assembled, self._attest), replace_error=True):
+            return assembled.report
+        report = assembled.report
         assert ending.error is not None
         message, hint = report.message or str(ending.error), report.hint or ending.error.hint
         if report.exit_code in (0, 1):
             report = replace(report, outcome="error", exit_code=ending.error.exit_code)
         return replace(report, message=message, hint=hint)
 
-    def _attest(self, document: dict[str, Any]) -> str | None:
+    def _attest(self, report: RunReport) -> str | None:
         """The attestation; None without a verdict, or if the key cannot be used, which does not change the verdict."""
         try:
-            return make_attestation(document, self._home, self._gathered.policy)
+            return make_attestation(report, self._home, self._gathered.policy)
         except KtrdrError as error:
             self._listener.note(f"the verdict is not attested: {error}; {error.hint}")
             return None

@@ -23,7 +23,7 @@ from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.runs import create_run, hand_over
 from ktrdr_vm.report.json import make_report_document, render_report_json
-from ktrdr_vm.report.model import Allowance, Denial, GateResult, RunReport, TaskResult
+from ktrdr_vm.report.model import Allowance, Attachment, Denial, GateResult, RunReport, TaskResult
 from ktrdr_vm.run import gates as gate_run
 
 PROFILE = "version: 1\nname: p\nimage: debian-13-docker\nworkspace: {source: .}\n"
@@ -63,7 +63,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 REPORT = RunReport(
     "own", "r1", "p", "sandbox", "a" * 64, "b" * 64, "passed", 0, "2026-01-01T00:00:00Z", 1.5,
-    gates=(GateResult("g", "passed", "2026-01-01T00:00:00Z", 1.0, (TaskResult("t", "command", "ok", False, "2026-01-01T00:00:00Z", 0.5, evidence=(("a", "b"),)),)),),
+    gates=(GateResult("g", "passed", "2026-01-01T00:00:00Z", 1.0, (TaskResult("t", "command", "ok", False, "2026-01-01T00:00:00Z", 0.5, evidence=(Attachment("a", "b"),)),)),),
     allowed=(Allowance("a.example", "", 443, "r", 1),), denied=(Denial("b.example", "", 443, "tls", 1, "", ""),),
 )  # fmt: skip
 

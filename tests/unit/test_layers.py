@@ -39,7 +39,7 @@ _ROWS = {
     "inputs": "errors evidence gates guest host identity images plan policy profile users",
     "instance": "egress errors escalation guest host identity plan policy profile users",
     "approvals": "errors escalation host identity instance plan policy profile",
-    "monitoring": "errors escalation host identity instance policy report users world",
+    "monitoring": "errors escalation evidence host identity instance policy report users world",
     "templates": "egress errors gates guest host identity images inputs instance plan profile",
     "run": "approvals egress errors escalation evidence gates guest host images inputs instance plan profile report templates",
     "places": "errors evidence guest host identity images inputs instance plan policy profile report run templates",

@@ -31,7 +31,7 @@ from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.report.model import Commits, GateResult, RunReport
 from ktrdr_vm.run.listener import Listener
 from ktrdr_vm.run.recorder import Recorder
-from ktrdr_vm.run.results import write_report
+from ktrdr_vm.run.results import Assembled, write_report
 
 SECRET = "hunter2hunter2"
 WHO = {
@@ -92,7 +92,7 @@ def execute(gathered: Gathered, home: Home, request: Request, listener: Listener
         gates=(GateResult("unit", "passed", began, 1.0),), commits=commits,
     )  # fmt: skip
     recorder.directory.write("plan.json", "{}\n")
-    write_report(recorder.directory, report, lambda _: None)
+    write_report(recorder.directory, Assembled(report), lambda _: None)
     ledger.unlink()
     home.instance(request.instance_id).console.unlink()
     return report

@@ -36,14 +36,13 @@ from ktrdr_vm.evidence.signing_key import find_signing_key
 from ktrdr_vm.evidence.statement import make_level, make_statement, read_statement
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
-from ktrdr_vm.report.json import make_report_document
 from ktrdr_vm.report.model import GateOutcome, GateResult, RunReport, Verification
 
 COMMIT, BASE = "c" * 40, "b" * 40
 AT = "2026-01-01T00:00:00.000Z"
 
 
-def make_report(outcome: GateOutcome = "passed", **changes: Any) -> dict[str, Any]:
+def make_report(outcome: GateOutcome = "passed", **changes: Any) -> RunReport:
     gates = tuple(GateResult(name, outcome, AT, 1.0, stage="verification") for name in ("startability", "unit"))
     judged = Verification("fresh", "one", "refs/heads/x", COMMIT, outcome, outcome, clean=True)
     code = 0 if outcome == "passed" else 1
@@ -62,11 +61,11 @@ def make_report(outcome: GateOutcome = "passed", **changes: Any) -> dict[str, An
         gates=gates,
         verification=judged,
     )
-    return make_report_document(replace(report, **changes))
+    return replace(report, **changes)
 
 
 def make_files(
-    tmp_path: Path, report: dict[str, Any] | None = None, files: dict[str, str] | None = None
+    tmp_path: Path, report: RunReport | None = None, files: dict[str, str] | None = None
 ) -> tuple[Path, Path]:
     """An attestation, and the public key of its signer."""
     home = Home(tmp_path)

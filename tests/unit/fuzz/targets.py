@@ -48,14 +48,17 @@ from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.policy.owner_policy import parse_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import load_profile
+from ktrdr_vm.report.compare import compare_reports
 from ktrdr_vm.report.egress_summary import sum_up_egress
 from ktrdr_vm.report.escape import escape_line, escape_text, escape_xml_characters
+from ktrdr_vm.report.history import make_history, make_row
 from ktrdr_vm.report.html import render_html
-from ktrdr_vm.report.json import render_report_json
+from ktrdr_vm.report.json import decode_report, render_report_json
 from ktrdr_vm.report.junit import render_junit
 from ktrdr_vm.report.ledger_row import check_fields, parse_row
 from ktrdr_vm.report.mask import make_mask, mask_values
 from ktrdr_vm.report.model import Artifact, GateResult, RunReport, TaskResult
+from ktrdr_vm.report.summary import render_summary_text
 
 Target = Callable[[bytes], None]
 
@@ -77,14 +80,14 @@ def policy(data: bytes) -> None:
 def report_read_back(data: bytes) -> None:
     """A report that its person may have rewritten: it has the report's shape, or it is refused."""
     try:
-        document = parse_report(data, "report.json")
+        report = parse_report(data, "report.json")
     except UsageError:
         return
-    assert (
-        isinstance(document["gates"], list)
-        and isinstance(document["egress"]["denied"], list)
-        and isinstance(document["exit_code"], int)
-    )
+    assert decode_report(json.loads(render_report_json(report))) == report
+    render_summary_text(report)
+    render_html(report)
+    compare_reports(report, report)
+    make_history([make_row(report)])
 
 
 def image_header(data: bytes) -> None:
@@ -339,11 +342,11 @@ def run_end(data: bytes) -> None:
             1.0,
             allowed=allowed,
             denied=denied,
-            tests=tests,
+            tests=tuple(file.sum_up() for file in tests),
         )
         json.loads(render_report_json(report))
-        ElementTree.fromstring(render_junit(report))
-        render_html(report)
+        ElementTree.fromstring(render_junit(report, tests))
+        render_html(report, tests)
 
 
 TARGETS: dict[str, Target] = {

@@ -301,7 +301,7 @@ def test_containers_are_described_when_a_task_about_them_fails(gate: Any) -> Non
 
     gate.guest.answer = answer
     result = gate.run("- docker_compose_v2: {project_src: /workspace}", environment={"COMPOSE_PROJECT_NAME": "p;id"})
-    evidence = dict(result.tasks[0].evidence)
+    evidence = {one.title: one.text for one in result.tasks[0].evidence}
     # The project's own first, then whatever else the guest runs.
     assert list(evidence) == [
         "containers",

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.cli import runs as evidence
 from ktrdr_vm.errors import BusyError, HostError, ProvisionError, UsageError
+from ktrdr_vm.evidence.reader import read_report
 from ktrdr_vm.host.job import find_job, parse_job
 from ktrdr_vm.host.journal import Journal, is_locked, locked, read_journal
 from ktrdr_vm.host.paths import Home, find_home
+from ktrdr_vm.host.runs import find_run
 from ktrdr_vm.instance import inventory as discovery
 from ktrdr_vm.instance.garbage import collect_garbage, collect_job
 from ktrdr_vm.instance.instance import Instance
@@ -154,11 +155,10 @@ def test_every_spelling_of_a_home_is_one_home(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("run_id", ["..", ".", "dead"])
-def test_a_run_without_a_report_is_said(home: Home, monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
-    monkeypatch.setenv("KTRDR_VM_HOME", str(home.root))
+def test_a_run_without_a_report_is_said(home: Home, run_id: str) -> None:
     (home.runs / "one/dead").mkdir(parents=True)
     with pytest.raises(UsageError):
-        evidence.read_report("one", run_id)
+        read_report(find_run(home, "one", run_id))
 
 
 def test_half_built_images_and_templates_are_garbage_unless_somebody_builds_them(home: Home) -> None:

@@ -6,13 +6,13 @@ import json
 from typing import Any
 
 from ktrdr_vm.report.compare import compare_reports
-from ktrdr_vm.report.json import render_report_json
+from ktrdr_vm.report.json import decode_report, render_report_json
 from ktrdr_vm.report.model import Allowance, Denial, GateResult, Phase, RunReport, TaskResult
 
 
 def report(
     *tasks: TaskResult, seconds: float = 10.0, hosts: tuple[str, ...] = (), denied: tuple[str, ...] = ()
-) -> dict[str, Any]:
+) -> RunReport:
     made = RunReport(
         "one", "r", "p", "sandbox", "a", "b", "passed", 0, "t", 60.0,
         phases=(Phase("boot", "ok", "t", seconds),),
@@ -20,15 +20,14 @@ def report(
         allowed=tuple(Allowance(host, "", 443, "r", 1) for host in hosts),
         denied=tuple(Denial(host, "", 443, "r", 1, "", "") for host in denied),
     )  # fmt: skip
-    content: dict[str, Any] = json.loads(render_report_json(made))
-    return content
+    return decode_report(json.loads(render_report_json(made)))
 
 
 def task(name: str, outcome: Any = "ok", seconds: float = 1.0) -> TaskResult:
     return TaskResult(name, "command", outcome, False, "t", seconds)
 
 
-def texts(now: dict[str, Any], before: dict[str, Any], *, worse: bool) -> list[str]:
+def texts(now: RunReport, before: RunReport, *, worse: bool) -> list[str]:
     return [one.text for one in compare_reports(now, before) if one.worse == worse]
 
 

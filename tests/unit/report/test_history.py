@@ -11,14 +11,22 @@ import pytest
 
 from ktrdr_vm.report.history import History, make_history, make_row
 from ktrdr_vm.report.history_html import render_history
-from ktrdr_vm.report.json import make_report_document
-from ktrdr_vm.report.model import Allowance, GateResult, RunReport, TaskResult, Verification
+from ktrdr_vm.report.model import (
+    Allowance,
+    AnswerRow,
+    EscalationRow,
+    EscalationState,
+    GateResult,
+    RunReport,
+    TaskResult,
+    Verification,
+)
 
 EVIL = "<script>alert(1)</script>\x1b[2J\u202e{{ 7*7 }}"
 
 
-def make_run(day: int, outcome: str = "passed", **changes: Any) -> dict[str, Any]:
-    """The document of a report. `task` is the outcome of its one task, `reached` the host of its one destination."""
+def make_run(day: int, outcome: str = "passed", **changes: Any) -> RunReport:
+    """A report. `task` is the outcome of its one task, `reached` the host of its one destination."""
     task, reached = changes.pop("task", "ok"), changes.pop("reached", "")
     stage = changes.pop("stage", "base")
     time = f"2026-01-{day:02}T00:00:00Z"
@@ -35,11 +43,11 @@ def make_run(day: int, outcome: str = "passed", **changes: Any) -> dict[str, Any
         "outcome": outcome, "exit_code": 0, "started_at": time, "duration_s": 60.0 * day, "base_ref": "main", "base_commit": "c1",
         "gates": (gate,), "allowed": (Allowance(reached, "", 443, "r", 1),) if reached else (),
     }  # fmt: skip
-    return json.loads(json.dumps(make_report_document(RunReport(**{**facts, **changes})), default=str))  # type: ignore[no-any-return]
+    return RunReport(**{**facts, **changes})
 
 
-def history(*documents: dict[str, Any]) -> History:
-    return make_history([make_row(document) for document in documents])
+def history(*reports: RunReport) -> History:
+    return make_history([make_row(report) for report in reports])
 
 
 def test_only_the_first_run_of_a_commit_counts_as_first() -> None:
@@ -73,7 +81,7 @@ def test_a_task_with_both_outcomes_on_one_commit_is_flaky() -> None:
 
 
 def test_after_a_workload_the_judged_commit_counts() -> None:
-    def judged(day: int, commit: str, task: str) -> dict[str, Any]:
+    def judged(day: int, commit: str, task: str) -> RunReport:
         verification = Verification("fresh", "demo-verify", "r", commit, "passed", "passed")
         return make_run(day, task=task, stage="verification", verification=verification)
 
@@ -97,8 +105,9 @@ def test_new_destinations_are_those_that_no_earlier_run_of_the_profile_reached()
     ("state", "answered", "counted"),
     [("approved", True, "approved"), ("expired", True, "approved"), ("revoked", True, "approved"), ("denied", True, "denied"), ("pending", False, "unanswered"), ("expired", False, "unanswered")],
 )  # fmt: skip
-def test_escalations_are_counted_by_their_answer(state: str, answered: bool, counted: str) -> None:
-    found = history(make_run(1, escalations=({"state": state, "answer": {"by": "root"} if answered else None},)))
+def test_escalations_are_counted_by_their_answer(state: EscalationState, answered: bool, counted: str) -> None:
+    answer = AnswerRow("root", "needed", "2026-01-01T00:00:00Z") if answered else None
+    found = history(make_run(1, escalations=(EscalationRow("e1", "one", "network", "x", state=state, answer=answer),)))
     assert {answer for answer, count in found.measures.escalations.items() if count} == {counted}
     assert found.measures.noise == (0.0 if counted == "approved" else 1.0)
 

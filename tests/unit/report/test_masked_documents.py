@@ -18,7 +18,7 @@ from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
 from ktrdr_vm.report.mask import KEPT, MIN_LENGTH, find_short, make_mask, mask_values
-from ktrdr_vm.report.model import Denial, GateResult, RunReport, TaskResult, WorkloadResult
+from ktrdr_vm.report.model import Attachment, Denial, GateResult, RunReport, TaskResult, WorkloadResult
 
 # Words of ours, and what breaks documents when it is cut out of them as text.
 WORDS = [
@@ -27,7 +27,14 @@ WORDS = [
 ]  # fmt: skip
 SECRETS = st.lists(st.sampled_from(WORDS) | st.binary(min_size=MIN_LENGTH, max_size=40), min_size=1, max_size=3)
 TASK = TaskResult(
-    "the API answers", "uri", "failed", False, "2026-01-01T00:00:01.000Z", 1.0, stdout="", evidence=(("logs", "x"),)
+    "the API answers",
+    "uri",
+    "failed",
+    False,
+    "2026-01-01T00:00:01.000Z",
+    1.0,
+    stdout="",
+    evidence=(Attachment("logs", "x"),),
 )
 REPORT = RunReport(
     "one", "20260101T000000Z-ab12", "p", "sandbox", "d" * 64, "e" * 64, "failed", 1, "2026-01-01T00:00:00.000Z", 2.0,

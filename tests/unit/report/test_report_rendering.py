@@ -18,7 +18,21 @@ from ktrdr_vm.report.escape import escape_line, escape_text
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
-from ktrdr_vm.report.model import Allowance, Artifact, Denial, GateResult, Phase, RunReport, TaskResult, WorkloadResult
+from ktrdr_vm.report.model import (
+    Allowance,
+    AnswerRow,
+    Artifact,
+    Attachment,
+    Denial,
+    EscalationRow,
+    FailedCase,
+    GateResult,
+    Phase,
+    RunReport,
+    TaskResult,
+    TestSummary,
+    WorkloadResult,
+)
 from ktrdr_vm.report.summary import format_bytes, format_duration, make_summary, render_summary, render_summary_text
 from ktrdr_vm.run.artifact_rows import make_artifacts
 
@@ -42,7 +56,7 @@ def make_report(**changes: object) -> RunReport:
         outcome="failed",
         message="status 500",
         stderr="boom",
-        evidence=(("container api", "trace"),),
+        evidence=(Attachment("container api", "trace"),),
         where="p.yaml:3:5",
     )
     gate = GateResult(
@@ -76,7 +90,7 @@ def make_report(**changes: object) -> RunReport:
 
 def evil_report() -> RunReport:
     task = make_task(
-        EVIL, outcome="failed", message=EVIL, stdout=EVIL, stderr=EVIL, where=EVIL, evidence=((EVIL, EVIL),)
+        EVIL, outcome="failed", message=EVIL, stdout=EVIL, stderr=EVIL, where=EVIL, evidence=(Attachment(EVIL, EVIL),)
     )
     gate = GateResult(EVIL, "failed", EVIL, 1.0, (task, replace(task, outcome="ignored")), EVIL)
     return make_report(
@@ -92,6 +106,10 @@ def evil_report() -> RunReport:
         denied=(Denial(EVIL, EVIL, 1, EVIL, 1, EVIL, EVIL, EVIL),),
         allowed=(Allowance(EVIL, EVIL, 1, EVIL, 1),),
         artifacts=make_artifacts([BroughtBack("", EVIL, 0, "", EVIL)]),
+        escalations=(
+            EscalationRow(EVIL, EVIL, EVIL, EVIL, EVIL, (EVIL,), EVIL, EVIL, EVIL, answer=AnswerRow(EVIL, EVIL, EVIL)),
+        ),
+        tests=(TestSummary(EVIL, 1, 1, 0, 0, 1.0, (FailedCase(EVIL, EVIL, EVIL),), EVIL),),
         residue=(EVIL,),
         outcome="error",
     )
@@ -243,7 +261,7 @@ def test_page_begins_with_the_last_words_of_a_container_that_ended() -> None:
     ended = "state: exited, exit code 3\nlast lines:\none\ntwo\nno queue is configured\nbye"
     well = "state: running\nlast lines:\nlistening"
     done = "state: exited, exit code 0\nlast lines:\nmigrated"
-    evidence = (("container a", well), ("container d", done), ("container b", ended))
+    evidence = (Attachment("container a", well), Attachment("container d", done), Attachment("container b", ended))
     task = make_task(outcome="failed", message="it did not stay up", evidence=evidence)
     page = render_html(make_report(gates=(GateResult("g", "failed", "t", 1.0, (task,)),)))
     head = page[: page.index("<h2")]

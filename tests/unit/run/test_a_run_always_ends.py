@@ -136,3 +136,23 @@ def test_hostile_evidence_ends_in_a_report(
     report, written = execute(tmp_path)
     assert (destroyed, report.exit_code) == (["one"], 0)
     assert all(row["port"] == 0 for row in written["egress"]["allowed"])
+
+
+def test_a_secret_at_the_place_where_a_message_is_cut_leaves_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str]
+) -> None:
+    """The report keeps the beginning of a failed case's message, so the message is masked before it is cut."""
+    secret = "hunter2-" + "0123456789abcdef" * 4
+
+    def provision(stage: Stage, recorder: Any) -> None:
+        recorder.directory.mask.add([secret.encode()])
+        content = f'<testsuite><testcase name="x"><failure message="{"m" * 470}{secret}"/></testcase></testsuite>'
+        (recorder.directory.path / "artifacts" / "x.xml").write_text(content)
+        stage.harvest.artifacts += (Artifact("artifacts/x.xml", "/workspace/x.xml", len(content), "0" * 64),)
+
+    monkeypatch.setattr(Stage, "provision", provision)
+    report, written = execute(tmp_path)
+    assert written["tests"][0]["failed"][0]["message"].startswith("m" * 470 + "***")
+    for name in ("report.json", "report.html", "junit.xml"):
+        assert secret[:12] not in (tmp_path / "runs/one/latest" / name).read_text()
+    assert report.tests[0].failures == 1 and destroyed == ["one"]
