@@ -36,7 +36,10 @@ def run_copy(call: Call) -> Result:
     src = str(call.get("src"))
     if call.get("remote_src", False):
         return _finish(
-            run_guest_side(call, "files", {"action": "place", "source": src, "dest": dest, **_rights(call)}), src=src
+            run_guest_side(
+                call, "files", {"action": "place", "given": {"source": src}, "dest": dest, **_options(call)}
+            ),
+            src=src,
         )
     within, known = call.host.find_folders("files"), call.host.files
     listed = list_source(call.host.roots, src, within=within, known=known)
@@ -74,16 +77,15 @@ def run_file(call: Call) -> Result:
         "path": str(call.get("path")),
         "state": call.get("state"),
         "src": call.get("src"),
-        "mode": call.get("mode"),
+        "rights": _rights(call),
     }
-    rights = {name: call.get(name) for name in ("owner", "group")}
     flags = {
         "recurse": call.get("recurse", False),
         "follow": call.get("follow", True),
         "force": call.get("force", False),
         "check": call.check,
     }
-    return run_guest_side(call, "files", {"action": "file", **arguments, **rights, **flags})
+    return run_guest_side(call, "files", {"action": "file", **arguments, **flags})
 
 
 def run_stat(call: Call) -> Result:
@@ -160,11 +162,11 @@ class _Hashing:
 
 
 def _place(call: Call, data: bytes, dest: str, *, name: str = "", make_folder: bool = False) -> Result:
-    arguments: dict[str, Any] = {"action": "place", "dest": dest, "name": name, **_rights(call)}
+    arguments: dict[str, Any] = {"action": "place", "dest": dest, "name": name, **_options(call)}
     if make_folder and not arguments["directory_mode"]:
         arguments["directory_mode"] = "0755"
     if len(data) <= _EMBEDDED:
-        arguments["content"] = base64.b64encode(data).decode()
+        arguments["given"] = {"content": base64.b64encode(data).decode()}
         return _finish(run_guest_side(call, "files", arguments))
     probe = run_guest_side(call, "files", {"action": "probe", "dest": dest, "name": name})
     same = probe.get("checksum") == hashlib.sha1(data, usedforsecurity=False).hexdigest()
@@ -172,12 +174,16 @@ def _place(call: Call, data: bytes, dest: str, *, name: str = "", make_folder: b
         return {"changed": not same, "dest": str(probe.get("dest", dest))}
     upload = f"/tmp/.ktrdr-copy-{secrets.token_hex(8)}"
     call.guest.upload(io.BytesIO(data), upload, mode=0o600, become=call.become, timeout=call.timeout)
-    return _finish(run_guest_side(call, "files", arguments | {"upload": upload}))
+    return _finish(run_guest_side(call, "files", arguments | {"given": {"upload": upload}}))
 
 
 def _rights(call: Call) -> dict[str, Any]:
+    return {name: call.get(name) for name in ("mode", "owner", "group")}
+
+
+def _options(call: Call) -> dict[str, Any]:
     return {
-        "rights": [call.get(name) for name in ("mode", "owner", "group")],
+        "rights": _rights(call),
         "force": call.get("force", True),
         "directory_mode": call.get("directory_mode"),
         "follow": call.get("follow", False),

@@ -26,7 +26,6 @@ def run_uri(call: Call) -> Result:
         "return_content": call.get("return_content", False),
         "user": call.get("url_username"),
         "password": call.get("url_password"),
-        "basic": call.get("force_basic_auth", False),
     }
     result = run_guest_side(call, "network", {"action": "uri", **arguments})
     status = result.get("status")

@@ -178,7 +178,7 @@ def wanted_mode(mode, path):
     return current
 
 
-def set_rights(path, mode, owner, group, check=False, follow=False):
+def set_rights(path, mode=None, owner=None, group=None, check=False, follow=False):
     """Set mode, owner and group, with `follow` those of what a link leads to. True if one of them was different."""
     if follow and os.path.exists(path):
         path = os.path.realpath(path)
@@ -201,9 +201,8 @@ def set_rights(path, mode, owner, group, check=False, follow=False):
     return changed
 
 
-def set_state(
-    path, state=None, src=None, mode=None, owner=None, group=None, recurse=False, force=False, follow=True, check=False
-):
+def set_state(path, rights, state=None, src=None, recurse=False, force=False, follow=True, check=False):
+    """`rights` has mode, owner and group."""
     path = os.path.expanduser(path)
     now = describe(path)["state"]
     state = state or (now if now != "absent" else "file")
@@ -253,7 +252,7 @@ def set_state(
                     above = os.path.dirname(above)
                 for folder in reversed(missing):
                     os.mkdir(folder)
-                    set_rights(folder, mode, owner, group)
+                    set_rights(folder, **rights)
     elif now == "absent":
         if state != "touch":
             raise Refused(f"file ({path}) is absent, cannot continue")
@@ -266,11 +265,11 @@ def set_state(
             os.utime(path)
     elif state == "file" and now in ("directory", "link"):
         raise Refused(f"file ({path}) is {now}, cannot continue")
-    changed = set_rights(path, mode, owner, group, check, follow) or changed
+    changed = set_rights(path, **rights, check=check, follow=follow) or changed
     if recurse and state == "directory":
         for folder, folders, files in os.walk(path):
             for name in folders + files:
-                changed = set_rights(os.path.join(folder, name), mode, owner, group, check) or changed
+                changed = set_rights(os.path.join(folder, name), **rights, check=check) or changed
     result = describe(path)
     result.update(changed=changed)
     if state in ("link", "hard"):
@@ -289,22 +288,11 @@ def probe(dest, name):
     return {"changed": False, "dest": dest, "checksum": checksum, "exists": os.path.lexists(dest)}
 
 
-def place(
-    dest,
-    content=None,
-    upload=None,
-    source=None,
-    name="",
-    rights=None,
-    force=True,
-    check=False,
-    directory_mode=None,
-    follow=False,
-):
-    """Copy content (base64), an uploaded file or a file of the guest to `dest`, if it differs. `rights` are mode, owner
-    and group."""
+def place(dest, given, rights, name="", force=True, check=False, directory_mode=None, follow=False):
+    """Copy what is given to `dest`, if it differs: `content` (base64), an uploaded file (`upload`), or a file of the
+    guest (`source`). `rights` has mode, owner and group."""
+    upload, source = given.get("upload"), given.get("source")
     try:
-        mode, owner, group = rights or (None, None, None)
         if source is not None:
             source = os.path.expanduser(source)
             if os.path.isdir(source):
@@ -314,12 +302,13 @@ def place(
             name = os.path.basename(source)
             with open(source, "rb") as stream:
                 data = stream.read()
-            mode = st.S_IMODE(os.stat(source).st_mode) if mode == "preserve" else mode
+            if rights["mode"] == "preserve":
+                rights["mode"] = st.S_IMODE(os.stat(source).st_mode)
         elif upload is not None:
             with open(upload, "rb") as stream:
                 data = stream.read()
         else:
-            data = base64.b64decode(content)
+            data = base64.b64decode(given["content"])
         created = dest.endswith("/")
         dest = probe(dest, name)["dest"]
         # A link that leads to nothing is not followed.
@@ -330,7 +319,7 @@ def place(
                 raise Refused(f"Destination directory {folder} does not exist")
             if not check:
                 os.makedirs(folder)
-                set_rights(folder, directory_mode, owner, group)
+                set_rights(folder, **dict(rights, mode=directory_mode))
         exists = os.path.lexists(dest)
         # A link is not followed: it becomes a file, also if what it leads to has the same content.
         same = os.path.isfile(dest) and not is_link(dest) and digest(dest) == hashlib.sha1(data).hexdigest()
@@ -338,7 +327,7 @@ def place(
         if changed and not check:
             write_beside(dest, data)
         if not check or exists:
-            changed = set_rights(dest, mode, owner, group, check) or changed
+            changed = set_rights(dest, **rights, check=check) or changed
         result = describe(dest)
         result.pop("path")
         result.update(changed=changed, dest=dest, checksum=hashlib.sha1(data).hexdigest(), size=len(data))

@@ -11,6 +11,7 @@ import re
 import socket
 import ssl
 import time
+import types
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -19,7 +20,8 @@ MAX_CONTENT = 1024 * 1024
 
 
 def run(arguments):
-    return uri(**arguments) if arguments.pop("action") == "uri" else wait_for(**arguments)
+    action = {"uri": uri, "wait_for": wait_for}[arguments.pop("action")]
+    return action(types.SimpleNamespace(**arguments))
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
@@ -51,48 +53,37 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         )
 
 
-def uri(
-    url,
-    method,
-    body,
-    body_format,
-    headers,
-    status_code,
-    timeout,
-    follow_redirects,
-    validate_certs,
-    return_content,
-    user,
-    password,
-    basic,
-):
+def uri(asked):
+    """One request. `asked` has the parameters of the module, with their defaults."""
     started = time.time()
-    headers = {str(name): str(value) for name, value in headers.items()}
-    data = None if body is None else encode_body(body, body_format, headers)
-    if user is not None:
-        headers["Authorization"] = "Basic " + base64.b64encode(("{}:{}".format(user, password or "")).encode()).decode()
-    if not url.lower().startswith(("http://", "https://")):
+    headers = {str(name): str(value) for name, value in asked.headers.items()}
+    data = None if asked.body is None else encode_body(asked.body, asked.body_format, headers)
+    if asked.user is not None:
+        headers["Authorization"] = (
+            "Basic " + base64.b64encode(("{}:{}".format(asked.user, asked.password or "")).encode()).decode()
+        )
+    if not asked.url.lower().startswith(("http://", "https://")):
         return {
             "failed": True,
             "status": -1,
-            "url": url,
-            "msg": "only http and https are supported, not {}".format(url.split(":")[0][:30]),
+            "url": asked.url,
+            "msg": "only http and https are supported, not {}".format(asked.url.split(":")[0][:30]),
         }
     context = ssl.create_default_context()
-    if not validate_certs:
+    if not asked.validate_certs:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     cookies = http.cookiejar.CookieJar()
     opener = urllib.request.build_opener(
-        Redirects(str(follow_redirects).lower()),
+        Redirects(str(asked.follow_redirects).lower()),
         urllib.request.HTTPSHandler(context=context),
         urllib.request.HTTPCookieProcessor(cookies),
     )
-    result = {"changed": False, "url": url, "status": -1, "redirected": False}
+    result = {"changed": False, "url": asked.url, "status": -1, "redirected": False}
     content = b""
     answer = None
     try:
-        request = urllib.request.Request(url, data=data, headers=headers, method=method)
-        answer = opener.open(request, timeout=timeout)
+        request = urllib.request.Request(asked.url, data=data, headers=headers, method=asked.method)
+        answer = opener.open(request, timeout=asked.timeout)
         reason = "OK"
     except urllib.error.HTTPError as error:
         answer, reason = error, f"HTTP Error {error.code}: {error.reason}"
@@ -102,7 +93,7 @@ def uri(
         reason = f"Request failed: {type(error).__name__}: {error}"
     if answer is not None:
         read_head(answer, cookies, result)
-        content, problem = read_content(answer, started + timeout)
+        content, problem = read_content(answer, started + asked.timeout)
         if problem:
             reason, result["status"] = problem, -1
     text = decode(content[:MAX_CONTENT], answer)
@@ -111,14 +102,14 @@ def uri(
     if "json" in str(result.get("content_type", "")):
         with contextlib.suppress(ValueError, RecursionError):
             result["json"] = json.loads(text)
-    failed = result["status"] not in status_code
-    if return_content or failed:
+    failed = result["status"] not in asked.status_code
+    if asked.return_content or failed:
         result["content"] = text
-    if len(content) > MAX_CONTENT and (return_content or failed or "json" in str(result.get("content_type", ""))):
+    if len(content) > MAX_CONTENT and (asked.return_content or failed or "json" in str(result.get("content_type", ""))):
         result["truncated"] = True
     if failed:
         result["failed"] = True
-        result["msg"] = "Status code was {} and not {}: {}".format(result["status"], status_code, result["msg"])
+        result["msg"] = "Status code was {} and not {}: {}".format(result["status"], asked.status_code, result["msg"])
     return result
 
 
@@ -166,35 +157,51 @@ def decode(content, answer):
         return content.decode("utf-8", "replace")
 
 
-def wait_for(host, port, path, state, timeout, delay, connect_timeout, sleep, search_regex, msg):
+def wait_for(asked):
+    """Wait for a port or a path. `asked` has the parameters of the module, with their defaults."""
     started = time.time()
-    pattern = re.compile(search_regex.encode(), re.MULTILINE) if search_regex else None
-    result = {"changed": False, "state": state, "port": port, "path": path, "search_regex": search_regex}
-    time.sleep(min(delay, timeout))
-    if port is None and path is None:
-        time.sleep(max(0, timeout - delay))
+    pattern = re.compile(asked.search_regex.encode(), re.MULTILINE) if asked.search_regex else None
+    result = {
+        "changed": False,
+        "state": asked.state,
+        "port": asked.port,
+        "path": asked.path,
+        "search_regex": asked.search_regex,
+    }
+    time.sleep(min(asked.delay, asked.timeout))
+    if asked.port is None and asked.path is None:
+        time.sleep(max(0, asked.timeout - asked.delay))
         result["elapsed"] = int(time.time() - started)
         return result
-    present = state in ("started", "present")
+    present = asked.state in ("started", "present")
     while True:
-        groups = there(host, port, path, connect_timeout, pattern, max(0.1, started + timeout - time.time()))
+        groups = there(
+            asked.host,
+            asked.port,
+            asked.path,
+            asked.connect_timeout,
+            pattern,
+            max(0.1, started + asked.timeout - time.time()),
+        )
         if (groups is not None) == present:
             result["elapsed"] = int(time.time() - started)
             if groups is not None:
                 result["match_groups"], result["match_groupdict"] = groups
             return result
-        if time.time() >= started + timeout:
+        if time.time() >= started + asked.timeout:
             break
-        time.sleep(min(sleep, max(0, started + timeout - time.time())))
-    what = path if path is not None else f"{host}:{port}"
-    said = "Timeout when waiting for {}{}".format(f"search string {search_regex} in " if search_regex else "", what)
+        time.sleep(min(asked.sleep, max(0, started + asked.timeout - time.time())))
+    what = asked.path if asked.path is not None else f"{asked.host}:{asked.port}"
+    said = "Timeout when waiting for {}{}".format(
+        f"search string {asked.search_regex} in " if asked.search_regex else "", what
+    )
     if not present:
         said = (
             f"Timeout when waiting for {what} to stop."
-            if path is None
+            if asked.path is None
             else f"Timeout when waiting for {what} to be absent."
         )
-    result.update(failed=True, msg=msg or said, elapsed=int(time.time() - started))
+    result.update(failed=True, msg=asked.msg or said, elapsed=int(time.time() - started))
     return result
 
 
