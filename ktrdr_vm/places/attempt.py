@@ -33,25 +33,15 @@ from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.inputs.resolve import Gathered, gather_profile, read_profile
 from ktrdr_vm.inputs.trusted import require_accepted
 from ktrdr_vm.instance.instance import require_root
+from ktrdr_vm.places.filenames import ATTEMPTS, CANCEL, COMMITS, LEASE, RUN
 from ktrdr_vm.places.lease import Lease
 from ktrdr_vm.places.materialize import materialize
 from ktrdr_vm.places.mirror import Mirror
 from ktrdr_vm.places.pack import find_image_digest
 from ktrdr_vm.places.request import Request, digest_judged
+from ktrdr_vm.places.request_state import RETRIED, is_alive, read_json, read_outcome, write_outcome
 from ktrdr_vm.places.secret_values import Values
-from ktrdr_vm.places.spool import (
-    ATTEMPTS,
-    CANCEL,
-    COMMITS,
-    LEASE,
-    RETRIED,
-    RUN,
-    Spool,
-    is_alive,
-    read_json,
-    read_outcome,
-    write_outcome,
-)
+from ktrdr_vm.places.spool import Spool
 from ktrdr_vm.report.model import RunReport
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.run import Run

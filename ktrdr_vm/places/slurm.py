@@ -14,9 +14,11 @@ from ktrdr_vm.errors import HostError, KtrdrError, UsageError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.places.engine import NOT_LISTED, mark_started
+from ktrdr_vm.places.filenames import LEASE, STARTED
 from ktrdr_vm.places.request import Request, is_node
+from ktrdr_vm.places.request_state import RequestState, read_json
 from ktrdr_vm.places.secret_values import Values
-from ktrdr_vm.places.spool import LEASE, STARTED, RequestState, Spool, read_json
+from ktrdr_vm.places.spool import Spool
 
 # MiB for QEMU, the guard and the daemons besides the memory of the guest.
 _OVERHEAD = 768

@@ -19,11 +19,12 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.runs import create_run
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.places.attempt import run_request
+from ktrdr_vm.places.filenames import CANCEL, LEASE, OUTCOME
 from ktrdr_vm.places.model import Place
 from ktrdr_vm.places.pack import Asked, pack_request
 from ktrdr_vm.places.request import Request, make_request_id
 from ktrdr_vm.places.secret_values import Values
-from ktrdr_vm.places.spool import CANCEL, LEASE, OUTCOME, Spool
+from ktrdr_vm.places.spool import Spool
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.model import RunReport
