@@ -40,6 +40,7 @@ from ktrdr_vm.places.mirror import Mirror
 from ktrdr_vm.places.pack import find_image_digest
 from ktrdr_vm.places.request import Request, digest_judged
 from ktrdr_vm.places.request_state import RETRIED, is_alive, read_json, read_outcome, write_outcome
+from ktrdr_vm.places.retention import collect_requests
 from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.places.spool import Spool
 from ktrdr_vm.report.model import RunReport
@@ -91,6 +92,9 @@ def run_request(
         number = _claim(spool, request)
         code = _run_attempt(spool, request, number, home, functools.partial(execute, values=values or {}), note)
         if code not in RETRIED or number >= request.attempts or os.path.lexists(spool.request(request_id) / CANCEL):
+            # As each run removes the oldest of its instance_id: the spool of a cluster has no other `gc`.
+            with contextlib.suppress(OSError):
+                collect_requests(spool, dry_run=False)
             return code
         note(f"attempt {number} ended with exit code {code}; it is tried again")
 
