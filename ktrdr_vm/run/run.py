@@ -41,10 +41,11 @@ from ktrdr_vm.report.model import GateResult, RunReport, StageName
 from ktrdr_vm.run.checkpoint import Stop, write_stop
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.mask import GrowingMask
+from ktrdr_vm.run.provision import RunContext
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.results import Results, assemble, write_report
 from ktrdr_vm.run.verification import choose_mode, sum_up
-from ktrdr_vm.run.vm import RunContext, Stage
+from ktrdr_vm.run.vm import Stage
 
 KEPT_RUNS = 20
 
