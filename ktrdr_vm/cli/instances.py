@@ -209,7 +209,7 @@ def gc(dry_run: bool, owner: str | None, as_json: bool) -> int:
     from ktrdr_vm.instance.instance import require_root
     from ktrdr_vm.places.retention import collect_requests
     from ktrdr_vm.places.spool import Spool
-    from ktrdr_vm.templates.base import collect_templates
+    from ktrdr_vm.templates.store import collect_templates
 
     require_root()
     home = find_home()

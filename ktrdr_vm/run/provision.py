@@ -39,8 +39,8 @@ from ktrdr_vm.report.model import StageName
 from ktrdr_vm.run.listener import Options
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.usage import Sampler
-from ktrdr_vm.templates.base import fits
 from ktrdr_vm.templates.project import build_best, find_best
+from ktrdr_vm.templates.store import fits
 
 
 @dataclass(frozen=True)
