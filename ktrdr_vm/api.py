@@ -41,10 +41,11 @@ from ktrdr_vm.report.model import GateResult, RunReport
 from ktrdr_vm.run.gates import run_gates
 from ktrdr_vm.run.listener import Keep, Listener, Options
 from ktrdr_vm.run.mask import find_mask
+from ktrdr_vm.run.provision import RunContext
 from ktrdr_vm.run.push import push_into
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.run import Run
-from ktrdr_vm.run.vm import RunContext, Stage
+from ktrdr_vm.run.vm import Stage
 from ktrdr_vm.world.own import enter_own_world
 
 MAX_OUTPUT = 10 * 1024 * 1024

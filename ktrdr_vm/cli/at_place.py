@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ktrdr_vm.places.book import Entry
     from ktrdr_vm.places.fetch import Fetched
     from ktrdr_vm.places.reach import Reach
-    from ktrdr_vm.places.spool import RequestState
+    from ktrdr_vm.places.request_state import RequestState
 
 Action = Callable[[click.Context, "Reach", "Entry | None"], "int | None"]
 """Acts at the place. Its exit code, or None if the command is to go on here, with what was fetched."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ktrdr_vm.places.fetch import Fetched
     from ktrdr_vm.places.model import Place
     from ktrdr_vm.places.pack import Asked
-    from ktrdr_vm.places.spool import RequestState
+    from ktrdr_vm.places.request_state import RequestState
     from ktrdr_vm.places.submission import Packed
 
 

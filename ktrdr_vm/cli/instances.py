@@ -195,7 +195,7 @@ def destroy(instance_ids: tuple[str, ...], yes: bool, force: bool, as_json: bool
 )
 @json_option
 def gc(dry_run: bool, owner: str | None, as_json: bool) -> int:
-    """Remove resources left by crashed runs, expired instances, old evidence and unused templates.
+    """Remove resources left by crashed runs, expired instances, old evidence, old requests and unused templates.
 
     Interactive instances that have not expired, and instances of running runs, are kept.
     """
@@ -207,7 +207,9 @@ def gc(dry_run: bool, owner: str | None, as_json: bool) -> int:
     from ktrdr_vm.host.run_removal import collect_runs
     from ktrdr_vm.instance.garbage import collect_garbage, collect_job
     from ktrdr_vm.instance.instance import require_root
-    from ktrdr_vm.templates.base import collect_templates
+    from ktrdr_vm.places.retention import collect_requests
+    from ktrdr_vm.places.spool import Spool
+    from ktrdr_vm.templates.store import collect_templates
 
     require_root()
     home = find_home()
@@ -216,6 +218,7 @@ def gc(dry_run: bool, owner: str | None, as_json: bool) -> int:
     else:
         rows = collect_garbage(home, Libvirt(), dry_run=dry_run)
         rows += collect_runs(home, dry_run=dry_run)
+        rows += collect_requests(Spool(home.spool), dry_run=dry_run)
         rows += collect_templates(home, {journal.template for journal in list_journals(home)}, dry_run=dry_run)
     if as_json:
         echo_json(rows)

@@ -11,7 +11,7 @@ import click
 from ktrdr_vm.cli.options import json_option, plan_options, profile_argument, send_secret_option
 
 if TYPE_CHECKING:
-    from ktrdr_vm.places.spool import RequestState
+    from ktrdr_vm.places.request_state import RequestState
 
 _place_option = click.option(
     "--on", "place_name", required=True, metavar="PLACE", help="A place of places.yaml, or `local`."

@@ -30,8 +30,8 @@ def build(profile: Path | None, instance_id: str | None, workspace: Path | None,
     from ktrdr_vm.inputs.profile_file import find_profile
     from ktrdr_vm.inputs.resolve import gather
     from ktrdr_vm.instance.instance import require_root
-    from ktrdr_vm.templates.base import fits, list_templates
     from ktrdr_vm.templates.project import warm_up
+    from ktrdr_vm.templates.store import fits, list_templates
 
     require_root()
     home = find_home()
@@ -62,7 +62,7 @@ def list_(as_json: bool) -> None:
 
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.templates.base import list_templates
+    from ktrdr_vm.templates.store import list_templates
 
     found = list_templates(find_home())
     if as_json:
@@ -90,7 +90,7 @@ def remove(key: str) -> None:
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.instance.instance import require_root
-    from ktrdr_vm.templates.base import remove_template
+    from ktrdr_vm.templates.store import remove_template
 
     require_root()
     home = find_home()

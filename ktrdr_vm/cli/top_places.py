@@ -10,7 +10,7 @@ from ktrdr_vm.monitoring.top.streams import Stream
 from ktrdr_vm.places.book import Book, Entry
 from ktrdr_vm.places.model import find_place
 from ktrdr_vm.places.open import open_place
-from ktrdr_vm.places.spool import RequestState
+from ktrdr_vm.places.request_state import RequestState
 from ktrdr_vm.report.escape import escape_line
 
 # The newest; `ktrdr-vm queue` lists all.

@@ -178,10 +178,7 @@ def start_taking(domain: str, directory: Path, one: Deadline) -> subprocess.Pope
         return process.start_module(
             "ktrdr_vm.egress.expiry", [domain, one.name, one.path], streams=process.Streams(stderr=2)
         )
-    # A guard of an earlier version wrote none down.
-    return process.start_module(
-        one.module or "ktrdr_vm.lending", [directory, one.name], streams=process.Streams(stderr=2)
-    )
+    return process.start_module(one.module, [directory, one.name], streams=process.Streams(stderr=2))
 
 
 def take(domain: str, name: str, path: str) -> bool:

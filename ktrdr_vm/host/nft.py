@@ -1,4 +1,4 @@
-"""nftables through the nft program: load, read back, watch. The rules themselves are rendered in `plan/nftables`."""
+"""nftables through the nft program: load, read back, watch. The rules are rendered by `plan/nftables_*.py`."""
 
 from __future__ import annotations
 

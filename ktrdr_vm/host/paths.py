@@ -19,7 +19,7 @@ $KTRDR_VM_HOME/                      default /var/lib/ktrdr-vm; 0711: QEMU's use
   runs/<instance_id>/<run_id>/       the evidence of one run; `latest` points to the newest; host/runs.py opens it
   digests/<instance_id>/<run_id>.json digests of its files at the time when it was handed over
   attestation-key attestation-key.pub the key that signs attestations, and its public key
-  spool/                             requests that run on this host, with their attempts; places/spool.py has its names
+  spool/                             requests that run on this host, with their attempts (places/filenames.py)
   workspaces/<request_id>/           the workspace of a request, made again while it runs
   submitted/<request_id>.json        requests that were sent from here, and where to
 """

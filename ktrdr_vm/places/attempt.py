@@ -33,25 +33,16 @@ from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.inputs.resolve import Gathered, gather_profile, read_profile
 from ktrdr_vm.inputs.trusted import require_accepted
 from ktrdr_vm.instance.instance import require_root
+from ktrdr_vm.places.filenames import ATTEMPTS, CANCEL, COMMITS, LEASE, RUN
 from ktrdr_vm.places.lease import Lease
 from ktrdr_vm.places.materialize import materialize
 from ktrdr_vm.places.mirror import Mirror
 from ktrdr_vm.places.pack import find_image_digest
 from ktrdr_vm.places.request import Request, digest_judged
+from ktrdr_vm.places.request_state import RETRIED, is_alive, read_json, read_outcome, write_outcome
+from ktrdr_vm.places.retention import collect_requests
 from ktrdr_vm.places.secret_values import Values
-from ktrdr_vm.places.spool import (
-    ATTEMPTS,
-    CANCEL,
-    COMMITS,
-    LEASE,
-    RETRIED,
-    RUN,
-    Spool,
-    is_alive,
-    read_json,
-    read_outcome,
-    write_outcome,
-)
+from ktrdr_vm.places.spool import Spool
 from ktrdr_vm.report.model import RunReport
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.run import Run
@@ -101,6 +92,9 @@ def run_request(
         number = _claim(spool, request)
         code = _run_attempt(spool, request, number, home, functools.partial(execute, values=values or {}), note)
         if code not in RETRIED or number >= request.attempts or os.path.lexists(spool.request(request_id) / CANCEL):
+            # As each run removes the oldest of its instance_id: the spool of a cluster has no other `gc`.
+            with contextlib.suppress(OSError):
+                collect_requests(spool, dry_run=False)
             return code
         note(f"attempt {number} ended with exit code {code}; it is tried again")
 

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.durable import write_durably
+from ktrdr_vm.places.filenames import STARTED
 from ktrdr_vm.places.request import Request
+from ktrdr_vm.places.request_state import RequestState, read_json
 from ktrdr_vm.places.secret_values import Values, open_pipe
-from ktrdr_vm.places.spool import STARTED, RequestState, Spool, read_json
+from ktrdr_vm.places.spool import Spool
 
 NOT_LISTED = "squeue does not list it"
 """Why a request waits whose job the scheduler has no longer."""

@@ -28,9 +28,10 @@ from ktrdr_vm.places.request import (
     parse_request,
     parse_request_id,
 )
+from ktrdr_vm.places.request_state import RequestState, State
 from ktrdr_vm.places.secret_values import Values, encode_values
 from ktrdr_vm.places.service import MOST_STATES, MOST_TOGETHER, PIECE
-from ktrdr_vm.places.spool import MAX_ATTEMPT_FILES, RequestState, State
+from ktrdr_vm.places.spool import MAX_ATTEMPT_FILES
 
 Call = Callable[..., dict[str, Any]]
 # Exit codes of a run; every other number is an error of the far end.

@@ -24,8 +24,9 @@ from ktrdr_vm.host.runs import FinishedRun
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.places.book import Book, Entry
 from ktrdr_vm.places.far_end import EXIT_CODES, FarEnd
+from ktrdr_vm.places.filenames import COMMITS, OUTCOME, RUN
 from ktrdr_vm.places.reach import Reach
-from ktrdr_vm.places.spool import COMMITS, OUTCOME, RUN, RequestState
+from ktrdr_vm.places.request_state import RequestState
 
 _MAX_OUTCOME = 64 * 1024
 

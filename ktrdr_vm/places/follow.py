@@ -10,7 +10,8 @@ from typing import Any
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.places.far_end import FarEnd
-from ktrdr_vm.places.spool import EVENTS, RequestState
+from ktrdr_vm.places.filenames import EVENTS
+from ktrdr_vm.places.request_state import RequestState
 
 # With the 0.2 s of the copy there, an event arrives within a second.
 _POLL = 0.25

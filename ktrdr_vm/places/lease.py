@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 
 from ktrdr_vm.host.clock import now
-from ktrdr_vm.places.spool import CANCEL, LEASE, find_pid_namespace
+from ktrdr_vm.places.filenames import CANCEL, LEASE
+from ktrdr_vm.places.request_state import find_pid_namespace
 
 _POLL = 1.0
 

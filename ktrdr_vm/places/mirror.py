@@ -12,7 +12,7 @@ from typing import IO
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.runs import MAX_LINE, FinishedRun
-from ktrdr_vm.places.spool import EVENTS, LEDGER
+from ktrdr_vm.places.filenames import EVENTS, LEDGER
 from ktrdr_vm.report.mask import mask_values
 from ktrdr_vm.run.listener import Listener
 

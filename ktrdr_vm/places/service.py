@@ -24,8 +24,9 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.process import find_program
 from ktrdr_vm.places.engine import NOT_LISTED, Engine
 from ktrdr_vm.places.request import Request, parse_request
+from ktrdr_vm.places.request_state import RequestState
 from ktrdr_vm.places.secret_values import parse_values
-from ktrdr_vm.places.spool import RequestState, Spool
+from ktrdr_vm.places.spool import Spool
 
 SCHEMA = 1
 # Bytes of a file in one message, before base64.
@@ -112,7 +113,7 @@ class Service:
         return {"nodes": self._engine.list_nodes()}
 
     def bundles(self) -> dict[str, Any]:
-        return {"bundles": [asdict(one) for one in self._spool.list_bundles()]}
+        return {"bundles": [asdict(one) for one in self._spool.bundles.list_offers()]}
 
     def begin(self, request_id: str, bundles: dict[str, str] | None = None) -> dict[str, Any]:
         have = self._spool.begin(request_id, bundles)

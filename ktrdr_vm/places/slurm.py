@@ -14,9 +14,11 @@ from ktrdr_vm.errors import HostError, KtrdrError, UsageError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.places.engine import NOT_LISTED, mark_started
+from ktrdr_vm.places.filenames import BATCHES, LEASE, REQUESTS, STARTED
 from ktrdr_vm.places.request import Request, is_node
+from ktrdr_vm.places.request_state import RequestState, read_json
 from ktrdr_vm.places.secret_values import Values
-from ktrdr_vm.places.spool import LEASE, STARTED, RequestState, Spool, read_json
+from ktrdr_vm.places.spool import Spool
 
 # MiB for QEMU, the guard and the daemons besides the memory of the guest.
 _OVERHEAD = 768
@@ -45,7 +47,7 @@ class SlurmEngine:
         """The script for sbatch: one job for one request, one array for several."""
         first, many = requests[0], len(requests) > 1
         folder = str(spool.request(first.request_id))
-        array = f"{spool.root}/batches/{first.request_id}"
+        array = f"{spool.root}/{BATCHES}/{first.request_id}"
         grace = max(one.grace for one in requests)
         options = [
             "--export=NONE",
@@ -87,12 +89,12 @@ class SlurmEngine:
         self._refuse_secrets(new)
         script = self.render_script(spool, new)
         if len(new) > 1:
-            batch = spool.root / "batches" / new[0].request_id
+            batch = spool.root / BATCHES / new[0].request_id
             make_private(batch.parent, batch)
             for number, one in enumerate(new):
                 link = batch / str(number)
                 link.unlink(missing_ok=True)
-                link.symlink_to(f"../../requests/{one.request_id}")
+                link.symlink_to(f"../../{REQUESTS}/{one.request_id}")
         done = process.run(
             ["sbatch", "--parsable"],
             stdin=script.encode(),

@@ -28,7 +28,8 @@ from ktrdr_vm.plan.facts import (
 )
 from ktrdr_vm.plan.guard_interface import INBOX_PORT
 from ktrdr_vm.plan.haproxy import render_proxy
-from ktrdr_vm.plan.nftables import render_host_ruleset, render_ruleset
+from ktrdr_vm.plan.nftables_host import render_host_ruleset
+from ktrdr_vm.plan.nftables_namespace import render_ruleset
 from ktrdr_vm.plan.telemetry import make_variables
 from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.egress_rule import EgressRule

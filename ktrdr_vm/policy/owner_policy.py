@@ -14,6 +14,7 @@ from typing import Any
 
 from ktrdr_vm.errors import DocumentError, Problem
 from ktrdr_vm.policy.ceiling import Use, check_ceiling, check_uses
+from ktrdr_vm.policy.schema import POLICY
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.collector import Collector, parse_collector
 from ktrdr_vm.profile.egress_rule import EgressRule
@@ -21,7 +22,7 @@ from ktrdr_vm.profile.load import LoadedProfile, parse_rule
 from ktrdr_vm.profile.model import Secret, Size
 from ktrdr_vm.profile.personal import find_personal
 from ktrdr_vm.profile.reserved import is_reserved
-from ktrdr_vm.profile.schema import POLICY, check_shape
+from ktrdr_vm.profile.schema import check_shape
 from ktrdr_vm.profile.strict_yaml import load_yaml
 
 POLICY_PATH = "/etc/ktrdr-vm/policy.yaml"

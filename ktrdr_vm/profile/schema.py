@@ -1,4 +1,4 @@
-"""The schema of profiles and of the owner's policy, for cerberus, and as JSON Schema for editors."""
+"""The schema of profiles and of presets, for cerberus, with the parts that the owner's policy shares."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 from ktrdr_vm.errors import Problem
 from ktrdr_vm.profile import scalars
-from ktrdr_vm.profile.collector import parse_address
 from ktrdr_vm.profile.request_headers import parse_passed_header
 from ktrdr_vm.profile.strict_yaml import Document
 
 Schema = dict[str, Any]
 
 
-def _text(check: Callable[[object], object], **more: Any) -> Schema:
+def text(check: Callable[[object], object], **more: Any) -> Schema:
+    """The schema of a text that `check` accepts; the message of its ValueError is that of the problem."""
+
     def check_with(field: str, value: object, error: Callable[[str, str], None]) -> None:
         try:
             check(value)
@@ -25,15 +26,15 @@ def _text(check: Callable[[object], object], **more: Any) -> Schema:
     return {"type": "string", "check_with": check_with, **more}
 
 
-_PORTS: Schema = {
+PORTS: Schema = {
     "type": "list",
     "minlength": 1,
     "maxlength": 64,
     "schema": {"type": "integer", "min": 1, "max": 65535, "notbool": True},
 }
-_GUEST_PATH = _text(scalars.parse_guest_path)
-_HOST_PATH = _text(scalars.parse_host_path)
-_SIZE = _text(scalars.parse_size)
+_GUEST_PATH = text(scalars.parse_guest_path)
+_HOST_PATH = text(scalars.parse_host_path)
+SIZE = text(scalars.parse_size)
 _NAME: Schema = {"type": "string", "regex": "[a-z0-9][a-z0-9_.-]{0,62}"}
 _SCALAR: Schema = {"type": ["string", "integer", "float", "boolean"], "nullable": True}
 
@@ -44,30 +45,30 @@ _METHODS: Schema = {
     "allowed": list(scalars.METHODS),
     "schema": {"type": "string"},
 }
-_PATHS: Schema = {"type": "list", "minlength": 1, "maxlength": 20, "schema": _text(scalars.parse_url_prefix)}
-_HEADERS: Schema = {"type": "list", "minlength": 1, "maxlength": 20, "schema": _text(parse_passed_header)}
+_PATHS: Schema = {"type": "list", "minlength": 1, "maxlength": 20, "schema": text(scalars.parse_url_prefix)}
+_HEADERS: Schema = {"type": "list", "minlength": 1, "maxlength": 20, "schema": text(parse_passed_header)}
 _BY_ADDRESS = ["cidr", "preset"]
 
 # An entry of the owner's ceiling.
-_BOUND: Schema = {
+BOUND: Schema = {
     "type": "dict",
     "schema": {
-        "host": _text(scalars.parse_host, excludes=["cidr", "preset"]),
-        "cidr": _text(scalars.parse_cidr, excludes=["host", "preset"]),
+        "host": text(scalars.parse_host, excludes=["cidr", "preset"]),
+        "cidr": text(scalars.parse_cidr, excludes=["host", "preset"]),
         "preset": {**_NAME, "excludes": ["host", "cidr", "ports"]},
-        "ports": _PORTS,
-        "reason": _text(scalars.parse_plain_text),
+        "ports": PORTS,
+        "reason": text(scalars.parse_plain_text),
         "methods": {**_METHODS, "excludes": _BY_ADDRESS},
         "paths": {**_PATHS, "excludes": _BY_ADDRESS},
     },
     "check_with": ["one_destination", "ports_of_requests"],
 }
 _RULE: Schema = {
-    **_BOUND,
+    **BOUND,
     "schema": {
-        **_BOUND["schema"],
-        "base_url_env": {**_text(scalars.parse_environment_name), "excludes": _BY_ADDRESS},
-        "base_path": {**_text(scalars.parse_url_prefix), "excludes": _BY_ADDRESS},
+        **BOUND["schema"],
+        "base_url_env": {**text(scalars.parse_environment_name), "excludes": _BY_ADDRESS},
+        "base_path": {**text(scalars.parse_url_prefix), "excludes": _BY_ADDRESS},
         "headers": {**_HEADERS, "excludes": _BY_ADDRESS},
     },
 }
@@ -76,19 +77,19 @@ _BROKER: Schema = {
     "type": "dict",
     "excludes": ["path", "mode", "ttl"],
     "schema": {
-        "host": {**_text(scalars.parse_exact_host), "required": True},
-        "header": {**_text(scalars.parse_header_template), "required": True},
-        "base_url_env": {**_text(scalars.parse_environment_name), "required": True},
-        "base_path": _text(scalars.parse_url_prefix),
+        "host": {**text(scalars.parse_exact_host), "required": True},
+        "header": {**text(scalars.parse_header_template), "required": True},
+        "base_url_env": {**text(scalars.parse_environment_name), "required": True},
+        "base_path": text(scalars.parse_url_prefix),
         "methods": _METHODS,
         "paths": _PATHS,
         "headers": _HEADERS,
-        "after": _text(scalars.parse_gate),
+        "after": text(scalars.parse_gate),
         "docker_mirror": {"type": "boolean"},
     },
 }
-_WORD = _text(scalars.parse_word)
-_COMMAND: Schema = {"type": "list", "minlength": 1, "maxlength": 100, "schema": {**_WORD, "minlength": 1}}
+_WORD = text(scalars.parse_word)
+COMMAND: Schema = {"type": "list", "minlength": 1, "maxlength": 100, "schema": {**_WORD, "minlength": 1}}
 _SECRET: Schema = {
     "type": "dict",
     "schema": {
@@ -98,14 +99,14 @@ _SECRET: Schema = {
             "required": True,
             "minlength": 1,
             "schema": {
-                "env": _text(scalars.parse_environment_name, excludes=["file", "command"]),
+                "env": text(scalars.parse_environment_name, excludes=["file", "command"]),
                 "file": {**_HOST_PATH, "excludes": ["env", "command"]},
-                "command": {**_COMMAND, "excludes": ["env", "file"]},
+                "command": {**COMMAND, "excludes": ["env", "file"]},
             },
         },
         "path": {**_GUEST_PATH, "check_with": "secret_path"},
-        "mode": _text(scalars.parse_file_mode),
-        "ttl": _text(scalars.parse_duration),
+        "mode": text(scalars.parse_file_mode),
+        "ttl": text(scalars.parse_duration),
         "broker": _BROKER,
     },
 }
@@ -126,7 +127,7 @@ PROFILE: Schema = {
     },
     "resources": {
         "type": "dict",
-        "schema": {"vcpus": {"type": "integer", "min": 1, "max": 64, "notbool": True}, "memory": _SIZE, "disk": _SIZE},
+        "schema": {"vcpus": {"type": "integer", "min": 1, "max": 64, "notbool": True}, "memory": SIZE, "disk": SIZE},
     },
     "workspace": {
         "type": "dict",
@@ -162,7 +163,7 @@ PROFILE: Schema = {
     "environment": {
         "type": "dict",
         "maxlength": 200,
-        "keysrules": _text(scalars.parse_environment_name),
+        "keysrules": text(scalars.parse_environment_name),
         "valuesrules": {**_SCALAR, "nullable": False},
     },
     "telemetry": {"type": "dict", "schema": {"otlp": {"type": "boolean"}}},
@@ -176,25 +177,25 @@ PROFILE: Schema = {
                 "maxlength": 1000,
                 "schema": _WORD,
             },
-            "timeout": _text(scalars.parse_duration),
+            "timeout": text(scalars.parse_duration),
         },
     },
     "prepare": {
         "type": "dict",
         "schema": {
-            "playbook": {**_text(scalars.parse_gate), "required": True},
+            "playbook": {**text(scalars.parse_gate), "required": True},
             "key": {
                 "type": "list",
                 "required": True,
                 "minlength": 1,
                 "maxlength": 50,
-                "schema": _text(scalars.parse_gate),
+                "schema": text(scalars.parse_gate),
             },
         },
     },
     "verify": {"type": "string", "allowed": ["fresh", "same"]},
-    "gates": {"type": "list", "maxlength": 50, "schema": _text(scalars.parse_gate)},
-    "gate_timeout": _text(scalars.parse_duration),
+    "gates": {"type": "list", "maxlength": 50, "schema": text(scalars.parse_gate)},
+    "gate_timeout": text(scalars.parse_duration),
     "vars": {
         "type": "dict",
         "maxlength": 200,
@@ -202,14 +203,14 @@ PROFILE: Schema = {
         "valuesrules": _SCALAR,
     },
     "artifacts": {"type": "list", "maxlength": 100, "schema": _GUEST_PATH},
-    "ttl": _text(scalars.parse_duration),
+    "ttl": text(scalars.parse_duration),
 }
 
 # A list in profiles/egress/, which `{preset: name}` names.
 PRESET: Schema = {
     "version": {"type": "integer", "allowed": [1], "required": True, "notbool": True},
     "name": {**_NAME, "required": True},
-    "description": _text(scalars.parse_plain_text, required=True),
+    "description": text(scalars.parse_plain_text, required=True),
     "allow": {
         "type": "list",
         "required": True,
@@ -218,124 +219,9 @@ PRESET: Schema = {
         "schema": {
             "type": "dict",
             "schema": {
-                "host": _text(scalars.parse_host, required=True),
-                "ports": _PORTS,
-                "reason": _text(scalars.parse_plain_text),
-            },
-        },
-    },
-}
-
-_REFS: Schema = {"type": "list", "maxlength": 50, "schema": _text(scalars.parse_plain_text)}
-_PROJECT: Schema = {
-    "type": "dict",
-    "schema": {
-        "path": _text(scalars.parse_guest_path, required=True),
-        "refs": {**_REFS, "required": True, "minlength": 1},
-    },
-}
-_VARIABLE: Schema = {"type": "string", "regex": r"[A-Za-z_][A-Za-z0-9_]*\*?"}
-# One secret of the host, and the hosts to which it may be sent.
-_USE: Schema = {
-    "type": "dict",
-    "schema": {
-        "env": {**_VARIABLE, "excludes": ["file", "command"]},
-        "file": _text(scalars.parse_guest_path, excludes=["env", "command"]),
-        "command": {**_COMMAND, "excludes": ["env", "file"]},
-        "hosts": {
-            "type": "list",
-            "required": True,
-            "minlength": 1,
-            "maxlength": 100,
-            "schema": _text(lambda value: value if value == "*" else scalars.parse_host(value)),
-        },
-    },
-    "check_with": "one_source",
-}
-
-POLICY: Schema = {
-    "mounts": {"type": "dict", "schema": {"roots": {"type": "list", "schema": _text(scalars.parse_guest_path)}}},
-    "secrets": {
-        "type": "dict",
-        "schema": {
-            "env": {"type": "list", "schema": _VARIABLE},
-            "files": {"type": "list", "schema": _text(scalars.parse_guest_path)},
-            "commands": {"type": "list", "maxlength": 100, "schema": _COMMAND},
-            "uses": {"type": "list", "maxlength": 200, "schema": _USE},
-        },
-    },
-    "egress": {
-        "type": "dict",
-        "schema": {
-            "reserved": {"type": "list", "schema": {"type": "string", "regex": r"\d{1,3}(\.\d{1,3}){3}:\d{1,5}"}},
-            "observe": {"type": "boolean"},
-            "ceiling": {"type": "list", "maxlength": 500, "schema": _BOUND},
-        },
-    },
-    "resources": {
-        "type": "dict",
-        "schema": {
-            "max": {"type": "dict", "schema": {"vcpus": {"type": "integer", "min": 1}, "memory": _SIZE, "disk": _SIZE}},
-        },
-    },
-    "images": {
-        "type": "dict",
-        "schema": {"sources": {"type": "list", "maxlength": 100, "schema": {"type": "string", "minlength": 7}}},
-    },
-    "instances": {
-        "type": "dict",
-        "schema": {
-            "max": {"type": "integer", "min": 1, "max": 16384, "notbool": True},
-            "ttl": _text(scalars.parse_duration),
-        },
-    },
-    "prepare": {
-        "type": "dict",
-        "schema": {"refs": _REFS, "projects": {"type": "list", "maxlength": 200, "schema": _PROJECT}},
-    },
-    "publish": {
-        "type": "dict",
-        "schema": {
-            "command": {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string"}},
-            "signing_key": _text(scalars.parse_guest_path),
-        },
-    },
-    "verify": {
-        "type": "dict",
-        "schema": {"notify": {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string"}}},
-    },
-    "telemetry": {
-        "type": "dict",
-        "schema": {
-            "collector": {"type": "string", "required": True},
-            "address": _text(parse_address),
-            "headers_file": _text(scalars.parse_guest_path),
-            "ca_file": _text(scalars.parse_guest_path),
-            "runs": {"type": "boolean"},
-        },
-    },
-    "escalations": {
-        "type": "dict",
-        "schema": {
-            "kinds": {
-                "type": "list",
-                "allowed": ["network", "secret", "mount", "resources", "decision"],
-                "schema": {"type": "string"},
-            },
-            "wait": _text(scalars.parse_duration),
-            "longest": _text(scalars.parse_duration),
-            "hook": {"type": "list", "minlength": 1, "maxlength": 100, "schema": {"type": "string"}},
-            "approve": {
-                "type": "list",
-                "maxlength": 200,
-                "schema": {
-                    "type": "dict",
-                    "schema": {
-                        "host": _text(scalars.parse_host, required=True),
-                        "ports": _PORTS,
-                        "longest": _text(scalars.parse_duration),
-                    },
-                },
+                "host": text(scalars.parse_host, required=True),
+                "ports": PORTS,
+                "reason": text(scalars.parse_plain_text),
             },
         },
     },

@@ -9,13 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from ktrdr_vm.errors import EscalationStop, HostError, KtrdrError, LimitReached, ProvisionError, UsageError
+from ktrdr_vm.errors import EscalationStop, KtrdrError, LimitReached, UsageError
 from ktrdr_vm.evidence.attestation import make_attestation
 from ktrdr_vm.evidence.otel_export import report_run
 from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
@@ -33,40 +30,20 @@ from ktrdr_vm.inputs.from_commits import make_fresh
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.instance.garbage import collect_expired
 from ktrdr_vm.instance.secret_sources import read_source
-from ktrdr_vm.instance.suspend import suspend
 from ktrdr_vm.plan.plan import canonical_json
 from ktrdr_vm.report.mask import SHORT, find_short
 from ktrdr_vm.report.model import GateResult, RunReport, StageName
-from ktrdr_vm.run.checkpoint import Stop, write_stop
+from ktrdr_vm.run.checkpoint import Stop
+from ktrdr_vm.run.ending import Ending, bring_back, explain_unexpected, suspend_run
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.mask import GrowingMask
+from ktrdr_vm.run.provision import RunContext
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.results import Results, assemble, write_report
 from ktrdr_vm.run.verification import choose_mode, sum_up
-from ktrdr_vm.run.vm import RunContext, Stage
+from ktrdr_vm.run.vm import Stage
 
 KEPT_RUNS = 20
-
-
-class _Ending:
-    """The first error at the end of a run; later ones are events. A failed step does not prevent the others."""
-
-    def __init__(self, error: KtrdrError | None, explain: Callable[[Exception], KtrdrError]) -> None:
-        self.error = error
-        self._explain = explain
-
-    def attempt(self, step: Callable[[], None], *, replace_error: bool = False) -> bool:
-        """True if the step succeeded. With `replace_error` its error replaces an earlier one."""
-        try:
-            step()
-        except Exception as caught:
-            met = caught if isinstance(caught, KtrdrError) else self._explain(caught)
-            self.error = met if replace_error else self.error or met
-            return False
-        return True
-
-    def add(self, error: KtrdrError | None) -> None:
-        self.error = self.error or error
 
 
 class Run:
@@ -176,10 +153,10 @@ class Run:
         except KtrdrError as caught:
             error = caught
         except Exception as caught:  # whatever it is, created resources are removed
-            error = self._explain(caught, recorder)
+            error = explain_unexpected(caught, recorder, self._home)
         try:
             if self._results.limited:
-                self._bring_back(recorder)
+                bring_back(self._stages[0], self._results, recorder)
             report = self._finish(recorder, began, error, interrupted)
         except KeyboardInterrupt:
             # The first interrupt is handled here, the second ends the process; all steps of the teardown are
@@ -189,24 +166,6 @@ class Run:
         with contextlib.suppress(OSError):
             remove_old_runs(path.parent, KEPT_RUNS)
         return report
-
-    def _explain(self, caught: Exception, recorder: Recorder) -> KtrdrError:
-        """An unexpected error as a KtrdrError; its traceback is an event of the run."""
-        recorder.directory.event("unexpected", trace=traceback.format_exception(caught)[-20:])
-        if isinstance(caught, OSError):
-            return HostError(
-                caught.strerror or str(caught),
-                where=str(caught.filename or self._home.root),
-                hint=(
-                    "free disk space, or check the permissions of this path; the last event in events.jsonl shows the"
-                    " step"
-                ),
-            )
-        return ProvisionError(
-            f"{type(caught).__name__}: {caught}",
-            where="ktrdr-vm",
-            hint="this is a bug in ktrdr-vm: please report it with events.jsonl",
-        )
 
     # -- forward ----------------------------------------------------------------------------------------------------
 
@@ -275,33 +234,6 @@ class Run:
 
     # -- backward ---------------------------------------------------------------------------------------------------
 
-    def _bring_back(self, recorder: Recorder) -> None:
-        """End the workload, and fetch its commits, notes and artifacts until now. What cannot be fetched is an
-        event."""
-        stage, phases = self._stages[0], {phase.name: phase.outcome for phase in recorder.phases}
-        if "workload" not in phases or not stage.exists or stage.destroyed:
-            return
-
-        def pull() -> None:
-            self._results.returned = stage.harvest.pull(recorder)
-
-        steps: tuple[tuple[str, Callable[[], None]], ...] = (
-            ("workload", stage.stop_workload),
-            ("commits", pull),
-            ("notes", partial(stage.harvest.fetch_notes, recorder)),
-            ("artifacts", partial(stage.harvest.fetch_artifacts, recorder)),
-        )
-        for what, step in steps:
-            if phases.get(what) == "ok":
-                continue
-            try:
-                step()
-            except Exception as caught:  # the guest's bytes, and a guest that may be in any state
-                recorder.directory.event("not_fetched", what=what, message=str(caught))
-                if what == "workload":
-                    # The guest does not answer, and each of the others would wait for it.
-                    return
-
     def _end(self, stage: Stage, recorder: Recorder) -> None:
         """Collect the evidence, then destroy. Raises errors of the teardown; the residue is recorded."""
         stage.harvest.keep_evidence(recorder)
@@ -313,12 +245,12 @@ class Run:
     def _finish(self, recorder: Recorder, began: float, error: KtrdrError | None, interrupted: bool) -> RunReport:
         """Suspend or destroy each instance with its evidence, then report. An error of a step is recorded, and the next
         step runs."""
-        ending = _Ending(error, lambda caught: self._explain(caught, recorder))
+        ending = Ending(error, partial(explain_unexpected, recorder=recorder, home=self._home))
         failed = error is not None or interrupted or not self._results.passed
         kept = False
         if isinstance(error, EscalationStop) and not interrupted:
             # An instance that cannot be suspended is destroyed.
-            kept = ending.attempt(lambda: self._suspend(recorder), replace_error=True)
+            kept = ending.attempt(partial(self._suspend, recorder), replace_error=True)
         for stage in () if kept else self._stages:
             if stage.destroyed:
                 continue
@@ -340,7 +272,7 @@ class Run:
             f"the instance is kept; connect with `ktrdr-vm ssh {name}`, remove it with `ktrdr-vm destroy {name}`"
         )
 
-    def _report(self, recorder: Recorder, began: float, ending: _Ending, interrupted: bool, kept: bool) -> RunReport:
+    def _report(self, recorder: Recorder, began: float, ending: Ending, interrupted: bool, kept: bool) -> RunReport:
         """Assemble and write the report. A failure to write it is an error of the run, which the returned report
         contains."""
         assembled = assemble(
@@ -371,27 +303,9 @@ class Run:
             return None
 
     def _suspend(self, recorder: Recorder) -> None:
-        """Suspend the instance until the escalation is answered. The evidence so far is stored."""
+        # An escalation is one of the workload, whose VM is the only one.
         [stage] = self._stages
-        stage.harvest.keep_evidence(recorder)
-        gathered, options = self._gathered, self._options
-        write_stop(
-            stage.instance,
-            Stop(
-                profile=str(Path(gathered.loaded.source).resolve()),
-                workspace=gathered.plan.facts.workspace,
-                gates=tuple(name for name, _ in gathered.playbooks),
-                keep=options.keep,
-                cold=options.cold,
-                run_id=self._results.run_id,
-                started_at=self._results.started_at,
-                plan_digest=gathered.plan.digest,
-                results=self._results.gates,
-            ),
-        )
-        stage.sampler.stop()
-        with recorder.phase("suspend"):
-            suspend(stage.loaded, notify=recorder.on_resource)
+        suspend_run(stage, self._results, self._options, recorder)
 
     def _may_keep(self) -> bool:
         return self._gathered.plan.profile.mode == "interactive" or self._options.keep != "never"

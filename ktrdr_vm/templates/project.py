@@ -42,7 +42,9 @@ from ktrdr_vm.plan.facts import TemplateFacts
 from ktrdr_vm.plan.plan import Plan, plain
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.model import Prepare, Secret, Workspace
-from ktrdr_vm.templates.base import Project, build_template, find_template, fits
+from ktrdr_vm.templates.base import build_template
+from ktrdr_vm.templates.key import Project
+from ktrdr_vm.templates.store import find_template, fits
 
 # Incremented if the steps around the playbook change.
 FORMAT = 2

@@ -29,11 +29,12 @@ from ktrdr_vm.inputs.resolve import read_profile
 from ktrdr_vm.places.model import PLACES, parse_places
 from ktrdr_vm.plan.brokers import make_routes
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, check_policy, parse_policy
+from ktrdr_vm.policy.schema import POLICY
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.load import load_profile
 from ktrdr_vm.profile.model import Mount, Profile, Secret, Size, Workload, Workspace
 from ktrdr_vm.profile.reserved import RESERVED
-from ktrdr_vm.profile.schema import POLICY, PROFILE
+from ktrdr_vm.profile.schema import PROFILE
 from ktrdr_vm.report import model as report
 
 ROOT = Path(__file__).parents[2]

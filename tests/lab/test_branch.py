@@ -28,7 +28,8 @@ from ktrdr_vm.instance.branch import Given, branch
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.suspend import resume, suspend
-from ktrdr_vm.templates.base import build_template, find_template
+from ktrdr_vm.templates.base import build_template
+from ktrdr_vm.templates.store import find_template
 
 PROFILE = """\
 version: 1

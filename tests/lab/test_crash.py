@@ -33,7 +33,8 @@ from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.instance.garbage import collect_garbage
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.instance.suspend import suspend
-from ktrdr_vm.templates.base import build_template, find_template
+from ktrdr_vm.templates.base import build_template
+from ktrdr_vm.templates.store import find_template
 
 SECRETS = """\
 secrets:

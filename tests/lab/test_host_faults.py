@@ -31,7 +31,8 @@ from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.domain import find_qemu
 from ktrdr_vm.instance.resources.guard import find_guards
 from ktrdr_vm.instance.suspend import resume
-from ktrdr_vm.templates.base import build_template, find_template
+from ktrdr_vm.templates.base import build_template
+from ktrdr_vm.templates.store import find_template
 
 pytestmark = pytest.mark.usefixtures("image")
 

@@ -25,7 +25,8 @@ from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.suspend import resume, suspend
 from ktrdr_vm.policy import load as owner_policy
 from ktrdr_vm.policy.load import read_policy
-from ktrdr_vm.templates.base import build_template, find_template
+from ktrdr_vm.templates.base import build_template
+from ktrdr_vm.templates.store import find_template
 
 PROFILE = """\
 version: 1

@@ -17,8 +17,9 @@ from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import Gathered, gather
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.plan.facts import TemplateFacts
-from ktrdr_vm.templates.base import build_template, collect_templates, find_template, list_templates, remove_template
+from ktrdr_vm.templates.base import build_template
 from ktrdr_vm.templates.project import build_best, find_best
+from ktrdr_vm.templates.store import collect_templates, find_template, list_templates, remove_template
 
 PROFILE = """\
 version: 1

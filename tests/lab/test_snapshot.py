@@ -20,7 +20,8 @@ from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.snapshot import find_snapshot, list_snapshots, remove_snapshot, take_snapshot
 from ktrdr_vm.plan.plan import Plan
-from ktrdr_vm.templates.base import build_template, find_template
+from ktrdr_vm.templates.base import build_template
+from ktrdr_vm.templates.store import find_template
 
 PROFILE = """\
 version: 1

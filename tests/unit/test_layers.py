@@ -50,8 +50,6 @@ _ROWS = {
     ),
 }
 MAY_IMPORT = {room: set(words.split()) for room, words in _ROWS.items()}
-# They stay for one release, for guards that an earlier version started; a string that names them counts as no import.
-FORWARDERS = {"lending", "egress/child", "egress/telemetry_child", "egress/deadlines"}
 MOST_FLOORS = 10
 MOST_ARROWS = 165
 # Modules that touch the world outside of Python. These rooms give the same bytes on every host.
@@ -83,10 +81,6 @@ def room(path: Path) -> str:
     return "cli" if first == "__main__" else first
 
 
-def is_forwarder(path: Path) -> bool:
-    return str(path.relative_to(PACKAGE).with_suffix("")) in FORWARDERS
-
-
 @functools.cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
@@ -111,10 +105,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and id(node) not in docstrings:
             raw = node.value.encode("utf-8", "replace") if isinstance(node.value, str) else node.value
-            for found in _NAMED.findall(raw):
-                name = "ktrdr_vm" + found.decode()
-                if name.removeprefix("ktrdr_vm.").replace(".", "/") not in FORWARDERS:
-                    yield node.lineno, name
+            yield from ((node.lineno, "ktrdr_vm" + found.decode()) for found in _NAMED.findall(raw))
 
 
 def ours(path: Path) -> list[tuple[int, str]]:
@@ -129,7 +120,7 @@ def arrows() -> dict[tuple[str, str], list[str]]:
     """From room to room, with the places of the imports."""
     found: dict[tuple[str, str], list[str]] = {}
     for path in MODULES:
-        if is_forwarder(path) or room(path) == "__init__":
+        if room(path) == "__init__":
             continue
         for line, name in ours(path):
             found.setdefault((room(path), name.split(".")[1]), []).append(f"{path.relative_to(PROJECT)}:{line} {name}")
@@ -163,7 +154,7 @@ def test_no_entry_of_the_table_is_unused() -> None:
 
 
 def test_each_room_has_a_row_and_each_row_a_room() -> None:
-    rooms = {room(path) for path in MODULES if not is_forwarder(path)} - {"__init__"}
+    rooms = {room(path) for path in MODULES} - {"__init__"}
     assert rooms == MAY_IMPORT.keys()
 
 

@@ -1,6 +1,7 @@
 """What the resolver says to the guard, and the guard to the resolver: one JSON object a packet.
 
-A guard of an earlier version may start the resolver of this one again, so that the shapes on the wire stay as they are.
+A guard that runs during an upgrade starts the resolver of the new version again, so that the shapes on the wire stay as
+they are.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ from ktrdr_vm.instance.resources.mount import Mount
 from ktrdr_vm.instance.secrets import take_secrets
 from ktrdr_vm.instance.suspend import resume, suspend
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
-from ktrdr_vm.templates.base import find_template
+from ktrdr_vm.templates.store import find_template
 from laboratory.cells import Cell, Step, all_cells
 
 # What changes the host by itself: the first of these to return within the step is where `inside` is.

@@ -19,11 +19,12 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.runs import create_run
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.places.attempt import run_request
+from ktrdr_vm.places.filenames import CANCEL, LEASE, OUTCOME, STARTED
 from ktrdr_vm.places.model import Place
 from ktrdr_vm.places.pack import Asked, pack_request
 from ktrdr_vm.places.request import Request, make_request_id
 from ktrdr_vm.places.secret_values import Values
-from ktrdr_vm.places.spool import CANCEL, LEASE, OUTCOME, Spool
+from ktrdr_vm.places.spool import Spool
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.model import RunReport
@@ -194,6 +195,17 @@ def test_one_that_was_cancelled_while_it_waited_never_begins(
     with pytest.raises(UsageError, match="cancelled"):
         run_request(spool, request.request_id, home, execute=run)
     assert run.begun == 0 and spool.state(request.request_id).state == "cancelled"
+
+
+def test_the_end_of_a_request_removes_old_ones(submit: Callable[..., Request], spool: Spool, home: Home) -> None:
+    old, request = submit(), submit()
+    assert run_request(spool, old.request_id, home, execute=FakeRun()) == 0
+    folder = spool.request(old.request_id)
+    for path in (folder / STARTED, folder / "attempts/1" / LEASE, folder / "attempts/1", folder):
+        if path.exists():
+            os.utime(path, (1, 1))
+    assert run_request(spool, request.request_id, home, execute=FakeRun()) == 0
+    assert spool.list_ids() == [request.request_id]
 
 
 def test_a_running_attempt_is_not_doubled_and_a_dead_one_is_taken_over(

@@ -83,7 +83,7 @@ def test_a_bundle_is_received_once(spool: Spool, pack: Callable[..., tuple[Reque
     spool.begin(first.request_id, {BUNDLE: digest(CONTENT)})
     put_all(spool, first, folder)
     spool.commit(first.request_id)
-    [offer] = spool.list_bundles()
+    [offer] = spool.bundles.list_offers()
     assert (offer.size, offer.sha256, offer.tips) == (len(CONTENT), digest(CONTENT), (ONE, TWO))
     second, folder = pack(BASE)
     assert spool.begin(second.request_id, {BASE: digest(CONTENT)}) == {BASE: len(CONTENT)}
@@ -106,7 +106,7 @@ def test_one_that_is_gone_or_is_another_is_refused(spool: Spool, pack: Callable[
     spool.put(request.request_id, BASE, 0, b"# v2 git bundle\n")
     with pytest.raises(UsageError, match="did not arrive"):
         spool.commit(request.request_id)
-    assert spool.list_bundles() == []
+    assert spool.bundles.list_offers() == []
 
 
 def test_nothing_builds_on_a_shallow_history(spool: Spool, pack: Callable[..., tuple[Request, Path]]) -> None:
@@ -114,7 +114,7 @@ def test_nothing_builds_on_a_shallow_history(spool: Spool, pack: Callable[..., t
     spool.begin(request.request_id)
     put_all(spool, request, folder)
     spool.commit(request.request_id)
-    assert spool.list_bundles() == []
+    assert spool.bundles.list_offers() == []
     assert spool.begin(make_request_id(), {BUNDLE: digest(CONTENT)}) == {BUNDLE: len(CONTENT)}, "and it is shared"
 
 
@@ -133,7 +133,7 @@ def test_nothing_builds_on_a_part(spool: Spool, pack: Callable[..., tuple[Reques
     spool.begin(second.request_id, {BASE: digest(CONTENT)})
     put_all(spool, second, folder, without=BASE)
     spool.commit(second.request_id)
-    assert [one.sha256 for one in spool.list_bundles()] == [digest(CONTENT)]
+    assert [one.sha256 for one in spool.bundles.list_offers()] == [digest(CONTENT)]
 
 
 def test_bundles_without_requests_are_removed(spool: Spool, pack: Callable[..., tuple[Request, Path]]) -> None:
@@ -146,7 +146,7 @@ def test_bundles_without_requests_are_removed(spool: Spool, pack: Callable[..., 
     spool.begin(other.request_id)
     put_all(spool, other, folder)
     spool.commit(other.request_id)
-    assert [one.size for one in spool.list_bundles()] == [len(CONTENT) + 1]
+    assert [one.size for one in spool.bundles.list_offers()] == [len(CONTENT) + 1]
 
 
 def test_small_requests_are_sent_together(pack: Callable[..., tuple[Request, Path]]) -> None:

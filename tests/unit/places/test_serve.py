@@ -19,11 +19,13 @@ from ktrdr_vm.places import connection as connections
 from ktrdr_vm.places.connection import Connection
 from ktrdr_vm.places.engine import NOT_LISTED, mark_started
 from ktrdr_vm.places.far_end import FarEnd
+from ktrdr_vm.places.filenames import LEASE, STARTED
 from ktrdr_vm.places.request import Request
+from ktrdr_vm.places.request_state import RequestState
 from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.places.serve import serve
 from ktrdr_vm.places.service import Service
-from ktrdr_vm.places.spool import LEASE, STARTED, RequestState, Spool
+from ktrdr_vm.places.spool import Spool
 from ktrdr_vm.places.wire import MAX_LINE, Lines, LostConnection
 
 VERSION = ("1.2.3", 1)

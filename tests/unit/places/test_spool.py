@@ -16,10 +16,12 @@ from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.host.process import Completed
 from ktrdr_vm.places import slurm
 from ktrdr_vm.places.engine import mark_started
+from ktrdr_vm.places.filenames import CANCEL, LEASE
 from ktrdr_vm.places.lease import Lease
 from ktrdr_vm.places.request import Request
+from ktrdr_vm.places.request_state import find_pid_namespace, write_outcome
 from ktrdr_vm.places.slurm import SlurmEngine, make_spool
-from ktrdr_vm.places.spool import CANCEL, LEASE, Spool, find_pid_namespace, write_outcome
+from ktrdr_vm.places.spool import Spool
 
 Make = Callable[..., Request]
 Write = Callable[[Request], Path]

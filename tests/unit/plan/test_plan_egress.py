@@ -14,7 +14,8 @@ from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
 from ktrdr_vm.plan.facts import Facts, ImageFacts, allocate
 from ktrdr_vm.plan.guard_interface import GATEWAY, GUEST
 from ktrdr_vm.plan.haproxy import render_proxy
-from ktrdr_vm.plan.nftables import render_host_ruleset, render_ruleset
+from ktrdr_vm.plan.nftables_host import render_host_ruleset
+from ktrdr_vm.plan.nftables_namespace import render_ruleset
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import build_profile

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrdr_vm.profile.schema import POLICY, PRESET, PROFILE
+from ktrdr_vm.policy.schema import POLICY
+from ktrdr_vm.profile.schema import PRESET, PROFILE
 from ktrdr_vm.profile.validator import validate
 
 

@@ -21,7 +21,7 @@ from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.profile.load import build_profile, load_profile
 from ktrdr_vm.report.model import RunReport
-from ktrdr_vm.run import vm as stages
+from ktrdr_vm.run import provision
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.run import Run
 from tests.fakes.libvirt import FakeLibvirt
@@ -38,11 +38,11 @@ def execute(
     ruleset: tuple[dict[str, Any], ...] = (),
 ) -> RunReport:
     """A run that ends at the latest when it has its image. `ruleset` is what nft lists of other programs."""
-    monkeypatch.setattr(stages, "list_ruleset", lambda: list(ruleset))
+    monkeypatch.setattr(provision, "list_ruleset", lambda: list(ruleset))
     monkeypatch.setattr(Instance, "destroy", lambda *_, **__: None)
-    monkeypatch.setattr(stages, "require_capacity", lambda *_: pytest.fail("went on with what cannot be"))
+    monkeypatch.setattr(provision, "require_capacity", lambda *_: pytest.fail("went on with what cannot be"))
     monkeypatch.setattr(
-        stages, "ensure_image", lambda *_, **__: image or pytest.fail("an image was made for what cannot be")
+        provision, "ensure_image", lambda *_, **__: image or pytest.fail("an image was made for what cannot be")
     )
     facts = Facts(
         "tcg", "/e", "m", str(tmp_path), ImageFacts("i", "d" * 64, "/i"),
