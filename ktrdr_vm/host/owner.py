@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
 import os
 import resource
 import stat
 from collections.abc import Iterator
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
+from typing import Any
 
 
 def find_owner() -> tuple[int, int]:
@@ -17,6 +16,14 @@ def find_owner() -> tuple[int, int]:
     if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdigit() and os.environ.get("SUDO_GID", "").isdigit():
         return int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
     return os.getuid(), os.getgid()
+
+
+@functools.cache
+def _load_libc() -> Any:
+    # Imported late: most commands read nothing as another user.
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
 
 
 @contextlib.contextmanager
@@ -30,13 +37,14 @@ def reading_as(owner: tuple[int, int]) -> Iterator[None]:
     if os.geteuid() != 0 or owner[0] == 0:
         yield
         return
-    _LIBC.setfsgid(owner[1])
-    _LIBC.setfsuid(owner[0])
+    libc = _load_libc()
+    libc.setfsgid(owner[1])
+    libc.setfsuid(owner[0])
     try:
         yield
     finally:
-        _LIBC.setfsuid(0)
-        _LIBC.setfsgid(os.getegid())
+        libc.setfsuid(0)
+        libc.setfsgid(os.getegid())
 
 
 def may_read(facts: os.stat_result, owner: tuple[int, int]) -> bool:

@@ -9,7 +9,6 @@ import threading
 from ktrdr_vm.host.authorities import find_authorities
 from ktrdr_vm.host.package_sources import Sources, find_sources
 from ktrdr_vm.host.paths import find_shipped
-from ktrdr_vm.images.apt import read_apt_host
 from ktrdr_vm.plan.facts import AUTHORITIES, GuestFile
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.model import Profile
@@ -92,6 +91,9 @@ def find_presets(
 
 def _render_apt() -> str:
     """The archives of this host for a stock image of Debian; an image of a recipe was built with them."""
+    # Imported late: only a stock image of Debian needs it.
+    from ktrdr_vm.images.apt import read_apt_host
+
     host = read_apt_host()
     parts = [_APT.format(uri=host.main.public_uri, suites="@RELEASE@ @RELEASE@-updates")]
     if host.security is not None:
