@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import resource
 import stat
 from collections.abc import Iterator
-from typing import Any
 
 
 def find_owner() -> tuple[int, int]:
@@ -16,14 +14,6 @@ def find_owner() -> tuple[int, int]:
     if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdigit() and os.environ.get("SUDO_GID", "").isdigit():
         return int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
     return os.getuid(), os.getgid()
-
-
-@functools.cache
-def _load_libc() -> Any:
-    # Imported late: most commands read nothing as another user.
-    import ctypes
-
-    return ctypes.CDLL(None, use_errno=True)
 
 
 @contextlib.contextmanager
@@ -37,14 +27,14 @@ def reading_as(owner: tuple[int, int]) -> Iterator[None]:
     if os.geteuid() != 0 or owner[0] == 0:
         yield
         return
-    libc = _load_libc()
-    libc.setfsgid(owner[1])
-    libc.setfsuid(owner[0])
+    # Imported late: most commands read nothing as another user.
+    from ktrdr_vm.host.file_user import set_file_user
+
+    set_file_user(*owner)
     try:
         yield
     finally:
-        libc.setfsuid(0)
-        libc.setfsgid(os.getegid())
+        set_file_user(0, os.getegid())
 
 
 def may_read(facts: os.stat_result, owner: tuple[int, int]) -> bool:
