@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import threading
 
+from ktrdr_vm.host.answers import Answers
 from ktrdr_vm.host.authorities import find_authorities
 from ktrdr_vm.host.package_sources import Sources, find_sources
 from ktrdr_vm.host.paths import find_shipped
@@ -31,8 +32,8 @@ class AskedClients:
     """The package clients that the presets of a profile name, asked at the same time: they are slow, and other work
     goes on."""
 
-    def __init__(self, profile: Profile, owner: tuple[int, int]) -> None:
-        self._owner = owner
+    def __init__(self, profile: Profile, owner: tuple[int, int], answers: Answers) -> None:
+        self._owner, self._answers = owner, answers
         self.named = sorted({rule.preset for rule in profile.egress.allow if rule.preset})
         self.lists = {
             preset: path for preset in self.named if (path := find_shipped("profiles/egress", f"{preset}.yaml"))
@@ -48,7 +49,7 @@ class AskedClients:
 
     def _ask(self, preset: str) -> None:
         try:
-            self._found[preset] = find_sources(preset, self._owner)
+            self._found[preset] = find_sources(preset, self._owner, self._answers)
         except Exception as error:  # raised below, in the waiting thread
             self._found[preset] = error
 

@@ -1,6 +1,6 @@
 """Gathering the inputs of a plan: profile, policy, repository and facts of the host.
 
-Requires neither root nor a running libvirt, and creates nothing.
+Requires neither root nor a running libvirt, and creates nothing but a memory of what clients of packages answered.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ktrdr_vm.errors import DocumentError, HostError, UsageError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
+from ktrdr_vm.host.answers import Answers
 from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_file
 from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.host.paths import Home, find_shipped, find_shipped_profile
@@ -129,7 +130,7 @@ def gather_profile(
         )
     documents = base.root if base else root
     owner = find_owner()
-    clients = AskedClients(loaded.profile, owner)
+    clients = AskedClients(loaded.profile, owner, Answers(home.clients))
     committed = base is not None
     playbooks, unreadable = read_gates(loaded, documents, committed=committed) if not gates else ((), [])
     named, refused = [*check_names(loaded), *unreadable], check_policy(loaded, policy, str(root))
