@@ -37,6 +37,10 @@ STARTS = {
         "ktrdr_vm.gates.load",
         f"{HEAVY} ctypes difflib subprocess tempfile ktrdr_vm.gates.modules.table ktrdr_vm.gates.renderer",
     ),
+    "exec": (
+        "ktrdr_vm.cli.ssh ktrdr_vm.instance.ssh_config ktrdr_vm.instance.instance",
+        f"{HEAVY.replace('concurrent ', '')} jinja2 tarfile ktrdr_vm.world.own",
+    ),
     "the image of an instance": (
         "ktrdr_vm.images.ensure",
         f"{HEAVY} urllib.request ktrdr_vm.images.build ktrdr_vm.images.fetch",
