@@ -223,6 +223,7 @@ def _read_config(checkout: Checkout, top: Place) -> dict[str, str]:
     raw = read_own(checkout.common, "config", _MAX_CONFIG, top) or b""
     listed = _list_settings(raw, checkout.owner)
     if listed.exit_code != 0:
+        _list_settings.cache_clear()
         raise UsageError(
             f"the repository's configuration cannot be read: {listed.error_text[-200:]}",
             where=str(top.path),
