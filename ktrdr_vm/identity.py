@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import uuid
 from dataclasses import dataclass
 
 from ktrdr_vm.errors import UsageError
@@ -15,11 +13,13 @@ _VALID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 DOMAIN_PREFIX = "ktrdr-"
 TAP_PREFIX = "kv"
 TABLE_PREFIX = "ktrdr_"
+# Of the host names of instances in OpenSSH's wildcard block.
+SSH_SUFFIX = ".ktrdr"
 # Namespace of the metadata element in the XML of a domain.
 METADATA_NAMESPACE = "urn:ktrdr-vm:instance:1"
 # Users of each slot: proxy and resolver, two for telemetry, one for escalations.
 _USERS = 5
-_NAMESPACE = uuid.UUID("0b1c7a39-9d2e-5f0e-8a44-6f1f7b6f2a10")
+_NAMESPACE = "0b1c7a39-9d2e-5f0e-8a44-6f1f7b6f2a10"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Identity:
     def token(self) -> str:
         """Ten hexadecimal digits for short names: 40 bits, so that the names of instances on one host do not
         collide."""
-        return hashlib.sha256(self.instance_id.encode()).hexdigest()[:10]
+        return _digest(self.instance_id, 10)
 
     @property
     def domain(self) -> str:
@@ -63,7 +63,10 @@ class Identity:
 
     @property
     def uuid(self) -> str:
-        return str(uuid.uuid5(_NAMESPACE, self.instance_id))
+        # Imported on use, as `hashlib` below: `ktrdr-vm proxy` needs the namespace only.
+        from uuid import UUID, uuid5
+
+        return str(uuid5(UUID(_NAMESPACE), self.instance_id))
 
     @property
     def tap(self) -> str:
@@ -85,7 +88,7 @@ class Identity:
 
 def make_home_token(home: str) -> str:
     """Eight characters that identify a state directory. Objects of other state directories are never changed."""
-    return hashlib.sha256(home.encode()).hexdigest()[:8]
+    return _digest(home, 8)
 
 
 def is_instance_id(text: str) -> bool:
@@ -110,7 +113,7 @@ def derive_instance_id(repository: str, branch: str) -> Identity:
     slug = _slug(branch)
     plain = f"{_slug(repository) or 'repo'}--{slug or 'detached'}"
     if len(plain) > 63 or repository != _slug(repository) or branch != slug.replace("-", "/", 1):
-        digest = hashlib.sha256(f"{repository}\0{branch}".encode()).hexdigest()[:6]
+        digest = _digest(f"{repository}\0{branch}", 6)
         plain = f"{plain[:56].rstrip('-')}-{digest}"
     return parse_instance_id(plain)
 
@@ -122,6 +125,12 @@ def derive_verification_id(identity: Identity) -> Identity:
     if len(plain) > 63:
         plain = f"{identity.instance_id[:40].rstrip('-')}-{identity.token}--verify"
     return parse_instance_id(plain)
+
+
+def _digest(text: str, length: int) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def _slug(text: str) -> str:

@@ -178,12 +178,16 @@ def _is_unread() -> bool:
     return bool(poll.poll(0))
 
 
-def _start_debugging(_context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        # Imported late: not needed for help and most errors of the command line.
-        from ktrdr_vm.cli.debug import print_programs
+def _start_debugging() -> None:
+    # Imported late: not needed for help and most errors of the command line.
+    from ktrdr_vm.cli.debug import print_programs
 
-        print_programs()
+    print_programs()
+
+
+def _take_debug_option(_context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        _start_debugging()
 
 
 def _make_debug_option() -> click.Option:
@@ -192,7 +196,7 @@ def _make_debug_option() -> click.Option:
         is_flag=True,
         is_eager=True,
         expose_value=False,
-        callback=_start_debugging,
+        callback=_take_debug_option,
         help="Print each program that is called to standard error, as a shell command. Also: KTRDR_VM_DEBUG=1.",
     )
 
@@ -268,7 +272,6 @@ def main() -> None:
         signal.signal(number, interrupt)
     signal.signal(signal.SIGUSR1, reach_limit)
     # Imported late: most commands need only part of it.
-    from ktrdr_vm.cli.debug import print_programs
     from ktrdr_vm.cli.output import show_error
     from ktrdr_vm.errors import HostError, KtrdrError
     from ktrdr_vm.host.owner import forbid_cores
@@ -276,7 +279,7 @@ def main() -> None:
     try:
         forbid_cores()
         if os.environ.get("KTRDR_VM_DEBUG", "0") not in ("", "0"):
-            print_programs()
+            _start_debugging()
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as stop:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,8 @@ def say(text: str) -> None:
 
 def echo_json(value: object) -> None:
     """Print one document to standard output."""
+    import json
+
     # ASCII, so that it contains no control sequences of a terminal.
     click.echo(json.dumps(value, indent=2))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def plan(profile: Path | None, instance_id: str | None, workspace: Path | None, as_json: bool) -> None:
     """Show what `apply` would create for PROFILE, by default ktrdr.yaml, and the digest of the plan."""
     from ktrdr_vm.cli.output import echo_json
-    from ktrdr_vm.guest.loose_files import list_beneath
+    from ktrdr_vm.guest.loose_names import list_beneath
     from ktrdr_vm.host.outbound import ADVICE, find_obstacle
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.inputs.profile_file import find_profile
@@ -124,12 +124,16 @@ def _find_difference(made: Plan) -> str:
     from ktrdr_vm.errors import KtrdrError
     from ktrdr_vm.host.journal import read_journal
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.plan.changes import render_difference
-    from ktrdr_vm.plan.plan import plan_from_json
 
     try:
         journal = read_journal(find_home().instance(made.identity.instance_id).journal)
-        return render_difference(plan_from_json(journal.plan), made) if journal is not None else ""
+        if journal is None:
+            return ""
+        # Imported late: most plans are of an instance that does not exist.
+        from ktrdr_vm.plan.changes import render_difference
+        from ktrdr_vm.plan.plan import plan_from_json
+
+        return render_difference(plan_from_json(journal.plan), made)
     except (KtrdrError, KeyError, TypeError, ValueError):
         return ""
 

@@ -154,7 +154,8 @@ def ssh_config(instance_id: str | None, inventory: bool, wildcard: bool) -> None
     """
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.host.journal import list_journals
-    from ktrdr_vm.host.paths import SSH_SUFFIX, find_home
+    from ktrdr_vm.host.paths import find_home
+    from ktrdr_vm.identity import SSH_SUFFIX
     from ktrdr_vm.instance.ssh_config import make_inventory_host, make_ssh_options, make_wildcard_options
 
     if wildcard and (instance_id or inventory):

@@ -14,8 +14,7 @@ import threading
 
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.host import netns
-from ktrdr_vm.host.paths import SSH_SUFFIX
-from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.identity import SSH_SUFFIX, parse_instance_id
 from ktrdr_vm.plan.guard_interface import GUEST
 
 SSH_PORT = 22

@@ -10,7 +10,6 @@ from typing import TypeVar
 import click
 
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.world.own import enter_own_world
 
 Answer = TypeVar("Answer")
 
@@ -39,6 +38,7 @@ def ask_in_world(question: Callable[[], Answer]) -> Answer:
 
 def _answer(question: Callable[[], object], writes: int) -> int:
     from ktrdr_vm.cli.output import show_error
+    from ktrdr_vm.world.own import enter_own_world
 
     try:
         enter_own_world()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +69,7 @@ def prepare_revision(directory: Path, plan_digest: str) -> None:
     kept."""
     incarnation = directory / "incarnation"
     if not incarnation.exists():
-        _write(incarnation, secrets.token_hex(6))
+        _write(incarnation, os.urandom(6).hex())
     _write(directory / "plan.digest", plan_digest)
 
 

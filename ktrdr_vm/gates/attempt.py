@@ -11,7 +11,8 @@ from ktrdr_vm.gates.arguments import coerce
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.filters import parse_bool
 from ktrdr_vm.gates.model import Task
-from ktrdr_vm.gates.modules import RUN, Call, Host, ModuleFailure, Result
+from ktrdr_vm.gates.modules.base import Call, Host, ModuleFailure, Result
+from ktrdr_vm.gates.modules.table import RUN
 from ktrdr_vm.gates.renderer import Renderer
 from ktrdr_vm.gates.templating import OMIT, Scope, TemplateError
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError, GuestTimeout

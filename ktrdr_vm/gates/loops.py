@@ -7,7 +7,7 @@ from typing import Any
 
 from ktrdr_vm.gates.bounds import TemplateError
 from ktrdr_vm.gates.model import Task
-from ktrdr_vm.gates.modules import Result
+from ktrdr_vm.gates.modules.base import Result
 from ktrdr_vm.gates.renderer import Renderer
 from ktrdr_vm.gates.results import find_message, plain_text
 from ktrdr_vm.gates.templating import Scope

@@ -194,10 +194,11 @@ class Parser:
                     self._check_text(document, place, item, expression=expression)
 
     def _check_text(self, document: Document, path: Path, text: str, *, expression: bool) -> None:
-        if problem := self._templar.problem(text, expression=expression):
-            self._note(document, path, problem)
+        checked = self._templar.check(text, expression=expression)
+        if checked.problem:
+            self._note(document, path, checked.problem)
             return
-        for name, keys in self._templar.find_names(text, expression=expression).items():
+        for name, keys in checked.names.items():
             self.uses_facts = self.uses_facts or is_fact(name)
             self._used.append((document, path, name, keys))
 
@@ -209,11 +210,11 @@ class Parser:
             text = self._read_template(name)
         except (OSError, KtrdrError, UnicodeDecodeError):
             return
-        line, problem = self._templar.find_problem(text)
-        if problem:
-            self._note(document, path, f"{name}:{line}: {problem}")
+        checked = self._templar.check(text)
+        if checked.problem:
+            self._note(document, path, f"{name}:{checked.line}: {checked.problem}")
             return
-        for found, keys in self._templar.find_names(text).items():
+        for found, keys in checked.names.items():
             self.uses_facts = self.uses_facts or is_fact(found)
             self._used.append((document, path, found, keys))
 

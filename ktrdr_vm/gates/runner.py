@@ -13,7 +13,7 @@ from ktrdr_vm.gates.container_logs import Evidence, Failure, gather_containers
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.loops import find_items, make_item, make_label, sum_up
 from ktrdr_vm.gates.model import Block, Common, Node, Play, Playbook, Task, find_names
-from ktrdr_vm.gates.modules import Result
+from ktrdr_vm.gates.modules.base import Result
 from ktrdr_vm.gates.renderer import IsolatedRenderer, Renderer
 from ktrdr_vm.gates.results import add_hints, find_outcome, hide_result, make_task_result, plain_text
 from ktrdr_vm.gates.selection import is_selected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +56,8 @@ def _check_name(name: str, is_filter: bool, environment: Environment) -> None:
     known = environment.filters if is_filter else environment.tests
     if name not in known:
         kind = "filter" if is_filter else "test"
+        import difflib
+
         close = difflib.get_close_matches(name, [one for one in known if one[0].isalpha()], 1)
         hint = f"similar: {close[0]}; " if close else ""
         raise TemplateError(f"the {kind} {name!r} is not supported ({hint}{_DOCS})")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from jinja2 import TemplateError as JinjaError
 from jinja2 import TemplateSyntaxError, UndefinedError, nodes
@@ -40,6 +40,15 @@ _MAX_DEPTH = 20
 _MAX_TEMPLATE = 256 * 1024
 
 
+class Checked(NamedTuple):
+    """The line and the text of a template's first error, or 0 and an empty text; then `names` are those that it
+    uses."""
+
+    line: int
+    problem: str
+    names: Names
+
+
 @dataclass
 class Scope:
     """Variables, nearest first. A layer is (names, is it a template): layers from the playbook are, results are not."""
@@ -66,29 +75,17 @@ class Templar:
         for name, wanted in _PATH_TESTS.items():
             self._environment.tests[name] = functools.partial(self._is_path, name, wanted)  # type: ignore[assignment]
 
-    def problem(self, text: str, *, expression: bool = False) -> str:
-        """What is wrong with a template or an expression, or an empty text."""
-        return self.find_problem(text, expression=expression)[1]
-
-    def find_problem(self, text: str, *, expression: bool = False) -> tuple[int, str]:
-        """What is wrong with a template, with its line, or an empty text."""
+    def check(self, text: str, *, expression: bool = False) -> Checked:
+        """What is wrong with a template or an expression, and what it uses; it is parsed once for both."""
         try:
             if text.startswith("#jinja2:"):
-                return 1, "a header `#jinja2:` is not supported; remove it"
+                return Checked(1, "a header `#jinja2:` is not supported; remove it", {})
             tree = self._parse(f"{{{{ {text} }}}}" if expression else text)
             check_tree(tree, self._environment)
             self._environment.compile(tree)
         except (JinjaError, TemplateError, RecursionError) as error:
-            return getattr(error, "lineno", None) or 1, _say(error)
-        return 0, ""
-
-    def find_names(self, text: str, *, expression: bool = False) -> Names:
-        """The variables that a valid template or expression uses, and the literal keys of those that are mappings."""
-        try:
-            tree = self._parse(f"{{{{ {text} }}}}" if expression else text)
-        except TemplateError:
-            return {}
-        return _find_names(tree)
+            return Checked(getattr(error, "lineno", None) or 1, _say(error), {})
+        return Checked(0, "", _find_names(tree))
 
     def render(self, value: Any, scope: Scope) -> Any:
         """Render every string in a value. A string that is one `{{ expression }}` keeps the expression's type."""
@@ -260,6 +257,7 @@ def _look_up(name: str, environment: Mapping[str, str], kind: str, *names: str, 
 
 
 def _find_names(tree: nodes.Template) -> Names:
+    """The variables of a template, and the literal keys of those that are mappings."""
     found: Names = {name: set() for name in find_undeclared_variables(tree)}
     taken: list[Any] = list(tree.find_all((nodes.Getattr, nodes.Getitem)))
     for node in taken:

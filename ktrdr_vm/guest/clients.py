@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest.protocol import Guest
@@ -41,6 +40,9 @@ def configure_clients(guest: Guest, plan: Plan) -> None:
     files = plan.facts.client_files
     if not files:
         return
+    # Imported late, as few commands write into a guest.
+    import tarfile
+
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for one in files:

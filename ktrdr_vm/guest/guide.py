@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from ktrdr_vm.guest.push import REVIEWS
 from ktrdr_vm.plan.plan import Plan
 
@@ -53,6 +51,9 @@ def make_facts(plan: Plan) -> dict[str, Any]:
 
 def render_guide(plan: Plan) -> str:
     """/etc/ktrdr/README.md, for agents and people."""
+    # Imported late: commands on an instance that exists, such as `exec`, write no guide.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "data"),
         undefined=StrictUndefined,

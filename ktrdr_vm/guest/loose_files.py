@@ -28,7 +28,7 @@ from ktrdr_vm.host.git import BOUNDS, View, open_view
 from ktrdr_vm.host.owner import may_read, reading_as
 from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.host.rights import make_private
-from ktrdr_vm.profile.model import Profile, Workspace
+from ktrdr_vm.profile.model import Workspace
 
 MAX_FILES = 20_000
 MAX_BYTES = 1024 * 1024 * 1024
@@ -228,24 +228,6 @@ def _digest(content: IO[bytes], entry: tarfile.TarInfo, length: int) -> str:
     while piece := content.read(1 << 20):
         digest.update(piece)
     return digest.hexdigest()
-
-
-def list_beneath(repository: Repository, profile: Profile) -> tuple[str, ...]:
-    """What the fresh VM will have besides the commits of the workload, in words; empty if there is no fresh VM."""
-    workspace = profile.workspace
-    if workspace is None or not profile.is_verified_apart:
-        return ()
-    changed: list[str] = []
-    if workspace.uncommitted == "include":
-        with open_view(repository.place) as view:
-            changed = sorted(name for names in find_uncommitted(view, repository.commit) for name in names)
-    shown = f"uncommitted changes ({shorten(changed)})"
-    return (*((shown,) if changed else ()), *(f"untracked files that match {pattern}" for pattern in workspace.include))
-
-
-def shorten(names: Sequence[str]) -> str:
-    """The first five names, and how many there are besides."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _pack(repository: Repository, prefix: str, names: list[str], archive: tarfile.TarFile) -> set[str]:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ktrdr_vm.guest.workspace_parts import GITLINK
-from ktrdr_vm.host.git import View
+from ktrdr_vm.host.git import View, open_view
 from ktrdr_vm.host.repository import Repository
-from ktrdr_vm.profile.model import Workspace
+from ktrdr_vm.profile.model import Profile, Workspace
 from ktrdr_vm.profile.personal import find_personal
 
 
@@ -119,3 +119,21 @@ def _is_there(name: str, top: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def list_beneath(repository: Repository, profile: Profile) -> tuple[str, ...]:
+    """What the fresh VM will have besides the commits of the workload, in words; empty if there is no fresh VM."""
+    workspace = profile.workspace
+    if workspace is None or not profile.is_verified_apart:
+        return ()
+    changed: list[str] = []
+    if workspace.uncommitted == "include":
+        with open_view(repository.place) as view:
+            changed = sorted(name for names in find_uncommitted(view, repository.commit) for name in names)
+    shown = f"uncommitted changes ({shorten(changed)})"
+    return (*((shown,) if changed else ()), *(f"untracked files that match {pattern}" for pattern in workspace.include))
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first five names, and how many there are besides."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import sys
@@ -220,15 +221,9 @@ def require_ref(word: object, where: str) -> str:
 def _read_config(checkout: Checkout, top: Place) -> dict[str, str]:
     """The configuration of the repository, parsed as text without includes. Keys are in lower case."""
     raw = read_own(checkout.common, "config", _MAX_CONFIG, top) or b""
-    listed = _run(
-        ["git", "config", "--file", "-", "--no-includes", "--null", "--list"],
-        checkout.owner,
-        cwd=Path("/"),
-        environment={**ENVIRONMENT, "GIT_DIR": "/nonexistent"},
-        stdin=raw,
-        check=False,
-    )
+    listed = _list_settings(raw, checkout.owner)
     if listed.exit_code != 0:
+        _list_settings.cache_clear()
         raise UsageError(
             f"the repository's configuration cannot be read: {listed.error_text[-200:]}",
             where=str(top.path),
@@ -239,6 +234,19 @@ def _read_config(checkout: Checkout, top: Place) -> dict[str, str]:
         key, _, value = entry.partition("\n")
         found[key.lower()] = value
     return found
+
+
+@functools.lru_cache(maxsize=8)
+def _list_settings(raw: bytes, owner: tuple[int, int]) -> process.Completed:
+    # Remembered, because a command opens the same repository several times.
+    return _run(
+        ["git", "config", "--file", "-", "--no-includes", "--null", "--list"],
+        owner,
+        cwd=Path("/"),
+        environment={**ENVIRONMENT, "GIT_DIR": "/nonexistent"},
+        stdin=raw,
+        check=False,
+    )
 
 
 def _make_config(found: Mapping[str, str], top: Place) -> str:

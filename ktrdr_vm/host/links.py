@@ -21,7 +21,7 @@ def read_link(name: str, namespace: str = "") -> dict[str, Any] | None:
     if shown.exit_code != 0:
         if (
             "does not exist" in shown.error_text
-            or f"{FOLDER}" in shown.error_text
+            or FOLDER in shown.error_text
             or "network namespace" in shown.error_text
         ):
             return None

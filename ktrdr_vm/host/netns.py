@@ -11,11 +11,15 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 from ktrdr_vm.errors import HostError, ProvisionError
 
-FOLDER = Path("/run/netns")
+# `pathlib` and what starts programs are imported on use: `ktrdr-vm proxy` dials in a namespace, and needs neither.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FOLDER = "/run/netns"
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -23,25 +27,24 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def exists(name: str) -> bool:
     """True for a namespace of that name, and for what a crash has left of one: a file that no namespace is mounted
     on."""
-    return os.path.lexists(FOLDER / name)
+    return os.path.lexists(f"{FOLDER}/{name}")
 
 
 def is_namespace(name: str) -> bool:
-    return os.path.ismount(FOLDER / name)
+    return os.path.ismount(f"{FOLDER}/{name}")
 
 
 def list_names(prefix: str) -> list[str]:
     """The names that begin so, sorted."""
-    return sorted(path.name for path in FOLDER.glob(f"{prefix}*"))
+    return sorted(path.name for path in _find_path("").glob(f"{prefix}*"))
 
 
 def create(name: str) -> None:
     """Create it with `lo` alone, which is down. Fine when it exists."""
-    # Imported on use: `ktrdr-vm proxy` dials in a namespace and starts no program.
     from ktrdr_vm.host import process
 
     if not is_namespace(name):
-        (FOLDER / name).unlink(missing_ok=True)
+        _find_path(name).unlink(missing_ok=True)
         process.run([*process.DIES_WITH_CALLER, "ip", "netns", "add", name], timeout=10)
 
 
@@ -51,7 +54,7 @@ def remove(name: str) -> None:
 
     if is_namespace(name):
         process.run(["ip", "netns", "del", name], timeout=10)
-    (FOLDER / name).unlink(missing_ok=True)
+    _find_path(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -64,7 +67,7 @@ def inside(name: str) -> Iterator[None]:
         yield
         return
     try:
-        there = os.open(FOLDER / name, os.O_RDONLY | os.O_CLOEXEC)
+        there = os.open(f"{FOLDER}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise _make_absent_error(name) from None
     try:
@@ -99,6 +102,12 @@ def connect(name: str, address: tuple[str, int], timeout: float) -> socket.socke
     return made
 
 
+def _find_path(name: str) -> Path:
+    from pathlib import Path
+
+    return Path(FOLDER, name)
+
+
 def _enter(descriptor: int, name: str) -> None:
     if _LIBC.setns(descriptor, _CLONE_NEWNET) == 0:
         return
@@ -107,7 +116,7 @@ def _enter(descriptor: int, name: str) -> None:
         raise _make_absent_error(name)
     raise HostError(
         f"the network namespace {name} cannot be entered: {os.strerror(number)}",
-        where=str(FOLDER / name),
+        where=f"{FOLDER}/{name}",
         hint="run the command with sudo",
     )
 
@@ -115,6 +124,6 @@ def _enter(descriptor: int, name: str) -> None:
 def _make_absent_error(name: str) -> ProvisionError:
     return ProvisionError(
         f"there is no network namespace {name}",
-        where=str(FOLDER),
+        where=FOLDER,
         hint="`ktrdr-vm list` shows the instances; `ktrdr-vm apply` again",
     )

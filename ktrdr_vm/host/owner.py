@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import stat
 from collections.abc import Iterator
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def find_owner() -> tuple[int, int]:
@@ -30,13 +27,14 @@ def reading_as(owner: tuple[int, int]) -> Iterator[None]:
     if os.geteuid() != 0 or owner[0] == 0:
         yield
         return
-    _LIBC.setfsgid(owner[1])
-    _LIBC.setfsuid(owner[0])
+    # Imported late: most commands read nothing as another user.
+    from ktrdr_vm.host.file_user import set_file_user
+
+    set_file_user(*owner)
     try:
         yield
     finally:
-        _LIBC.setfsuid(0)
-        _LIBC.setfsgid(os.getegid())
+        set_file_user(0, os.getegid())
 
 
 def may_read(facts: os.stat_result, owner: tuple[int, int]) -> bool:

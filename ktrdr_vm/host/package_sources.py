@@ -7,6 +7,8 @@ import json
 import os
 import pwd
 import re
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.host import process
+from ktrdr_vm.host.answers import Answers
 from ktrdr_vm.host.paths import list_shipped
 from ktrdr_vm.users import in_user_namespace
 
@@ -25,24 +28,39 @@ Owner = tuple[int, int]
 """uid and gid of the user who runs the command."""
 
 
+# Of the answers that are kept; increased when the same question gets another one.
+_VERSION = 1
+
+
 @dataclass(frozen=True)
 class Sources:
     """What a package client of the host asks: its destinations, sorted; the same settings for the client in the guest,
     as files.
 
     A file is its path in the guest and its text, without credentials. `authority` is a file of the host with the
-    certificates that the client trusts, or empty.
+    certificates that the client trusts, or empty. `read` are the paths of the host from which the client made its
+    answer; empty if not all of them are known.
     """
 
     destinations: tuple[Destination, ...]
     files: tuple[tuple[str, str], ...] = ()
     authority: str = ""
+    read: tuple[str, ...] = ()
 
 
-def find_sources(preset: str, owner: tuple[int, int]) -> Sources:
-    """The sources of one of `PRESETS`, as configured for the clients of `owner`. HostError if a client cannot be
-    run."""
+def find_sources(preset: str, owner: Owner, answers: Answers | None = None) -> Sources:
+    """The sources of one of `PRESETS`, as configured for the clients of `owner`. HostError if a client cannot be run.
+
+    With `answers`, a client is asked again only if something that it reads has changed.
+    """
+    name, began = f"{owner[0]}-{preset}.json", time.time_ns()
+    question = [_VERSION, preset, *owner, *_find_surroundings(owner)]
+    if answers is not None and (kept := answers.find(name, question)) is not None:
+        destinations, files, authority = kept
+        return Sources(tuple((host, port) for host, port in destinations), tuple(map(tuple, files)), authority)
     found = PRESETS[preset](owner)
+    if answers is not None and found.destinations and found.read:
+        answers.keep(name, question, [found.destinations, found.files, found.authority], found.read, began)
     if not found.destinations:
         raise HostError(
             f"the client on this host has no source for the preset {preset}",
@@ -90,22 +108,42 @@ def parse_apt_uris(listed: str, read: Callable[[str], str]) -> list[Destination]
     return _destinations(urls)
 
 
+# Without the current folder, /, in the search of modules. `get_configuration_files` is missing in old versions of pip.
+_ASK_PIP = """\
+import json, site, sys
+sys.path = [one for one in sys.path if one]
+import pip
+from pip._internal import configuration
+from pip._internal.models.index import PyPI
+found = configuration.Configuration(isolated=False)
+found.load()
+values = dict(found.items())
+if values and isinstance(next(iter(values.values())), dict):
+    values = {key: value for inner in values.values() for key, value in inner.items()}
+def pick(end):
+    return [word for key, value in values.items() if key.split(".", 1)[-1] == end for word in str(value).split()]
+files = [one for kind in getattr(configuration, "get_configuration_files", dict)().values() for one in kind]
+python = [sys.executable, sys.prefix + "/pyvenv.cfg", pip.__file__, site.getusersitepackages(), *sys.path]
+print(json.dumps({
+    "index": pick("index-url"), "extra": pick("extra-index-url"), "cert": pick("cert"),
+    "default": [PyPI.simple_url, "https://" + PyPI.file_storage_domain],
+    "read": files and [*files, *python],
+}))
+"""
+
+
 def _ask_pip(owner: Owner) -> Sources:
     # The interpreter of this program may lack pip; users configure the pip of the host.
-    script = (
-        "import json\nfrom pip._internal.configuration import Configuration as C\nfrom pip._internal.models.index"
-        " import PyPI\nc = C(isolated=False); c.load(); v = dict(c.items())\nflat = {k: x for d in v.values() for k, x"
-        " in d.items()} if v and isinstance(next(iter(v.values())), dict) else v\npick = lambda end: [w for k, x in"
-        " flat.items() if k.split('.', 1)[-1] == end for w in str(x).split()]\ndefault = [PyPI.simple_url, 'https://' +"
-        " PyPI.file_storage_domain]\nprint(json.dumps({'index': pick('index-url'), 'extra': pick('extra-index-url'),"
-        " 'cert': pick('cert'), 'default': default}))\n"
-    )
-    said = _parse(_ask(["python3", "-c", script], owner), "pip")
+    said = _parse(_ask(["python3", "-c", _ASK_PIP], owner), "pip")
     index, extra, cert, default = (
         [str(one) for one in said.get(key, ())] for key in ("index", "extra", "cert", "default")
     )
+    read = tuple(str(path) for path in said.get("read", ()))
+    if str(process.find_program("python3")) not in read:
+        # A version manager chose another interpreter, by what only that one knows.
+        read = ()
     return Sources(
-        _sort(_destinations([*(index or default), *extra])), _render_pip(index, extra), cert[-1] if cert else ""
+        _sort(_destinations([*(index or default), *extra])), _render_pip(index, extra), cert[-1] if cert else "", read
     )
 
 
@@ -128,7 +166,29 @@ def _ask_npm(owner: Owner) -> Sources:
     # Debian's npm reads the first as its global settings, that of its makers the second.
     files = tuple((path, text) for path in ("/etc/npmrc", "/usr/local/etc/npmrc")) if lines else ()
     destinations = _sort(_destinations([word for value in registries.values() for word in value.split()]))
-    return Sources(destinations, files, str(said.get("cafile") or ""))
+    return Sources(destinations, files, str(said.get("cafile") or ""), _list_npm_files(said, owner))
+
+
+def _list_npm_files(said: dict[str, Any], owner: Owner) -> tuple[str, ...]:
+    """What npm reads for its settings; empty if a version manager chooses npm or node, by what only that one knows."""
+    npm = Path(os.path.realpath(process.find_program("npm") or ""))
+    node = Path(os.path.realpath(shutil.which("node", path=_find_surroundings(owner)[1]) or ""))
+    named = [said.get(key) for key in ("userconfig", "globalconfig")]
+    if npm.name != "npm-cli.js" or not _is_binary(node) or not all(isinstance(one, str) and one for one in named):
+        return ()
+    top = npm.parents[1]
+    # It runs in /, where it searches a project.
+    project = ("/.npmrc", "/package.json", "/node_modules")
+    return (str(npm), str(node), str(top / "npmrc"), str(top / "package.json"), *map(str, named), *project)
+
+
+def _is_binary(program: Path) -> bool:
+    """True for node itself, not for a script or a program that starts one of several."""
+    try:
+        with program.open("rb") as file:
+            return program.name in ("node", "nodejs") and file.read(4) == b"\x7fELF"
+    except OSError:
+        return False
 
 
 def _parse(said: str, client: str) -> dict[str, Any]:
@@ -161,10 +221,14 @@ def list_presets() -> list[str]:
     return sorted({*PRESETS, *list_shipped("profiles/egress")})
 
 
+def _find_surroundings(owner: Owner) -> tuple[str, str]:
+    """HOME and PATH of a client."""
+    return _find_home(owner[0]), os.environ.get("PATH", process.SYSTEM_PATH)
+
+
 def _ask(argv: list[str], owner: Owner) -> str:
     # As the user, because the configuration is theirs and their PATH may contain any program, which root must not run.
-    home = _find_home(owner[0])
-    path = os.environ.get("PATH", process.SYSTEM_PATH)
+    home, path = _find_surroundings(owner)
     try:
         return process.run(argv, timeout=30, environment={"HOME": home, "PATH": path}, cwd=Path("/"), owner=owner).text
     except KtrdrError as error:

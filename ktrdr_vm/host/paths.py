@@ -19,6 +19,7 @@ $KTRDR_VM_HOME/                      default /var/lib/ktrdr-vm; 0711: QEMU's use
   runs/<instance_id>/<run_id>/       the evidence of one run; `latest` points to the newest; host/runs.py opens it
   digests/<instance_id>/<run_id>.json digests of its files at the time when it was handed over
   attestation-key attestation-key.pub the key that signs attestations, and its public key
+  clients/<uid>-<preset>.json        what clients of packages answered, and what they read for it
   spool/                             requests that run on this host, with their attempts (places/filenames.py)
   workspaces/<request_id>/           the workspace of a request, made again while it runs
   submitted/<request_id>.json        requests that were sent from here, and where to
@@ -32,10 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError, UsageError
+from ktrdr_vm.identity import SSH_SUFFIX
 from ktrdr_vm.users import find_changeable
 
-# Of the host names of instances in OpenSSH's wildcard block.
-SSH_SUFFIX = ".ktrdr"
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
 DEFAULT_HOME = Path("/var/lib/ktrdr-vm")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -75,6 +75,10 @@ class Home:
     @property
     def attestation_public_key(self) -> Path:
         return self.root / "attestation-key.pub"
+
+    @property
+    def clients(self) -> Path:
+        return self.root / "clients"
 
     @property
     def spool(self) -> Path:

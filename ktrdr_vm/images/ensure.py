@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ktrdr_vm.host.durable import write_durably
-from ktrdr_vm.images.build import build_image
 from ktrdr_vm.images.disk import convert_raw
-from ktrdr_vm.images.fetch import fetch_image
 from ktrdr_vm.images.recipe import Recipe
 from ktrdr_vm.images.store import Image, ImageStore
 from ktrdr_vm.profile.model import ImageRef
@@ -31,8 +29,13 @@ def ensure_image(
         found = _convert(found, store)
     if found is not None:
         return found
+    # Imported late: every `apply` comes here, and nearly all of them find the image.
     if recipe is not None:
+        from ktrdr_vm.images.build import build_image
+
         return build_image(recipe, store, progress=progress)
+    from ktrdr_vm.images.fetch import fetch_image
+
     return fetch_image(ref.url, ref.sha256, store, progress=progress, sources=sources)
 
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import hashlib
 import threading
 
+from ktrdr_vm.host.answers import Answers
 from ktrdr_vm.host.authorities import find_authorities
 from ktrdr_vm.host.package_sources import Sources, find_sources
 from ktrdr_vm.host.paths import find_shipped
-from ktrdr_vm.images.apt import read_apt_host
 from ktrdr_vm.plan.facts import AUTHORITIES, GuestFile
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.model import Profile
@@ -32,8 +32,8 @@ class AskedClients:
     """The package clients that the presets of a profile name, asked at the same time: they are slow, and other work
     goes on."""
 
-    def __init__(self, profile: Profile, owner: tuple[int, int]) -> None:
-        self._owner = owner
+    def __init__(self, profile: Profile, owner: tuple[int, int], answers: Answers) -> None:
+        self._owner, self._answers = owner, answers
         self.named = sorted({rule.preset for rule in profile.egress.allow if rule.preset})
         self.lists = {
             preset: path for preset in self.named if (path := find_shipped("profiles/egress", f"{preset}.yaml"))
@@ -49,7 +49,7 @@ class AskedClients:
 
     def _ask(self, preset: str) -> None:
         try:
-            self._found[preset] = find_sources(preset, self._owner)
+            self._found[preset] = find_sources(preset, self._owner, self._answers)
         except Exception as error:  # raised below, in the waiting thread
             self._found[preset] = error
 
@@ -92,6 +92,9 @@ def find_presets(
 
 def _render_apt() -> str:
     """The archives of this host for a stock image of Debian; an image of a recipe was built with them."""
+    # Imported late: only a stock image of Debian needs it.
+    from ktrdr_vm.images.apt import read_apt_host
+
     host = read_apt_host()
     parts = [_APT.format(uri=host.main.public_uri, suites="@RELEASE@ @RELEASE@-updates")]
     if host.security is not None:

@@ -5,7 +5,6 @@ Each path is opened as it is for its use, from the workspace and without followi
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -114,6 +113,8 @@ def _open_folder(place: Place) -> None:
 
 
 def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(name, known, n=1)
     return f"there is no {kind} {name}; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}")
 

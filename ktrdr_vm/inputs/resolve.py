@@ -1,6 +1,6 @@
 """Gathering the inputs of a plan: profile, policy, repository and facts of the host.
 
-Requires neither root nor a running libvirt, and creates nothing.
+Requires neither root nor a running libvirt, and creates nothing but a memory of what clients of packages answered.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ktrdr_vm.errors import DocumentError, HostError, UsageError
-from ktrdr_vm.gates.playbook import PLAYBOOK_HINT
-from ktrdr_vm.guest.loose_files import LooseFiles
 from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
+from ktrdr_vm.host.answers import Answers
 from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_file
 from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.host.paths import Home, find_shipped, find_shipped_profile
@@ -40,6 +39,7 @@ from ktrdr_vm.users import in_user_namespace
 
 if TYPE_CHECKING:
     from ktrdr_vm.gates.model import Playbook
+    from ktrdr_vm.guest.loose_files import LooseFiles
 
 # A machine type that QEMU has since Debian 12, with its version, so that templates stay valid.
 MACHINE = "pc-q35-7.2"
@@ -130,7 +130,7 @@ def gather_profile(
         )
     documents = base.root if base else root
     owner = find_owner()
-    clients = AskedClients(loaded.profile, owner)
+    clients = AskedClients(loaded.profile, owner, Answers(home.clients))
     committed = base is not None
     playbooks, unreadable = read_gates(loaded, documents, committed=committed) if not gates else ((), [])
     named, refused = [*check_names(loaded), *unreadable], check_policy(loaded, policy, str(root))
@@ -138,7 +138,7 @@ def gather_profile(
     if named or refused:
         in_playbooks = bool(named) and all(one.source != loaded.source for one in named)
         raise DocumentError(
-            [*named, *refused], hint=PLAYBOOK_HINT if in_playbooks else REFERENCE_HINT if named else POLICY_HINT
+            [*named, *refused], hint=_find_hint() if in_playbooks else REFERENCE_HINT if named else POLICY_HINT
         )
     if policy.longest_life and not loaded.profile.ttl:
         loaded.data["ttl"] = f"{policy.longest_life}s"
@@ -178,6 +178,13 @@ def gather_profile(
     plan = Plan(profile, facts, identity, loaded.data)
     beyond_trusted = compare(loaded, repository, policy) if base is None else ()
     return Gathered(loaded, policy, plan, accelerator, repository, recipe, playbooks, beyond_trusted, base=base)
+
+
+def _find_hint() -> str:
+    # Loaded with the first playbook; a profile without gates starts without it.
+    from ktrdr_vm.gates.playbook import PLAYBOOK_HINT
+
+    return PLAYBOOK_HINT
 
 
 def _identity(instance_id: str | None, root: Path, repository: Repository | None) -> Identity:

@@ -7,10 +7,11 @@ destinations that the trusted branch does not have.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path, PurePosixPath
 
 from ktrdr_vm.errors import DocumentError, KtrdrError, UsageError
-from ktrdr_vm.host.git import View, open_view
+from ktrdr_vm.host.git import COMMIT, View, open_view
 from ktrdr_vm.host.paths import find_shipped_profile
 from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
@@ -49,7 +50,7 @@ def compare(loaded: LoadedProfile, repository: Repository | None, policy: OwnerP
     with open_view(repository.place) as view:
         if refs is _DEFAULTS and _find_default(view) == repository.branch:
             return ()
-        commit = next((found for ref in _spell(refs) if (found := _resolve(view, ref))), "")
+        commit = _find_first(view, _spell(refs))
         if commit in ("", repository.commit):
             return ()
         before = _read_profile(view, commit, str(source.relative_to(repository.root)))
@@ -82,15 +83,17 @@ def _find_default(view: View) -> str:
     return found.removeprefix("refs/remotes/origin/")
 
 
-def _resolve(view: View, ref: str) -> str:
-    found = view.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}", check=False)
-    return found.text.strip() if found.exit_code == 0 else ""
+def _find_first(view: View, refs: list[str]) -> str:
+    """The commit of the first of the refs that exists; empty if none does. They are asked in one call."""
+    words = "".join(f"{ref}^{{commit}}\n" for ref in refs)
+    listed = view.git("cat-file", "--batch-check=%(objectname)", stdin=os.fsencode(words), check=False)
+    return next((line for line in listed.text.splitlines() if COMMIT.fullmatch(line)), "")
 
 
 def find_trusted(view: View, policy: OwnerPolicy, repository: Repository) -> str:
     """The commit of the trusted branch of the repository; empty if there is none."""
     refs = list_refs(policy, repository) or policy.prepare_refs or _DEFAULTS
-    return next((found for ref in _spell(refs) if (found := _resolve(view, ref))), "")
+    return _find_first(view, _spell(refs))
 
 
 def _read_profile(view: View, commit: str, path: str) -> Profile | None:

@@ -7,8 +7,8 @@ from ktrdr_vm.errors import HostError
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.journal import Journal, list_journals
 from ktrdr_vm.host.listeners import find_bound
-from ktrdr_vm.host.paths import SSH_SUFFIX, Home, InstancePaths
-from ktrdr_vm.identity import HOST_USERS, WORLD_USERS, InstanceUsers
+from ktrdr_vm.host.paths import Home, InstancePaths
+from ktrdr_vm.identity import HOST_USERS, SSH_SUFFIX, WORLD_USERS, InstanceUsers
 from ktrdr_vm.plan.facts import Allocation, allocate
 from ktrdr_vm.plan.guard_interface import DNS_PORT
 from ktrdr_vm.users import in_user_namespace

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -245,6 +244,8 @@ def check_shape(document: Document, schema: Schema) -> list[Problem]:
 
 def _unknown(path: tuple[str | int, ...], schema: Schema) -> str:
     known = _keys_at(path[:-1], schema)
+    import difflib
+
     close = difflib.get_close_matches(str(path[-1]), known, n=1)
     if close:
         return f"unknown key; did you mean {close[0]}?"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from ktrdr_vm.guest.commits import Returned
-from ktrdr_vm.guest.loose_files import shorten
+from ktrdr_vm.guest.loose_names import shorten
 from ktrdr_vm.guest.workspace import Laid
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.report.model import Commits, Verification, WorkloadResult

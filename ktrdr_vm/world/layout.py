@@ -3,7 +3,6 @@ it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -91,6 +90,9 @@ class Layout:
 
 def find_layout(home: Path) -> Layout:
     """The layout for a state directory. HostError if the folder is not the person's alone."""
+    # Imported on use: the guard starts HAProxy by `make_entry`, and needs no layout.
+    import hashlib
+
     base = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/ktrdr-vm-{os.getuid()}")
     for folder in (base, base / "ktrdr-vm"):
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -15,7 +15,7 @@ from test_commits import git
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.guest.commits import pull_commits
-from ktrdr_vm.guest.loose_files import list_beneath
+from ktrdr_vm.guest.loose_names import list_beneath
 from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.identity import parse_instance_id

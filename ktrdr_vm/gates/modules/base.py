@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ktrdr_vm.gates.renderer import Renderer
-from ktrdr_vm.gates.templating import Scope
-from ktrdr_vm.guest.protocol import Guest, GuestResult
-from ktrdr_vm.host.beneath import Place
+if TYPE_CHECKING:
+    from ktrdr_vm.gates.renderer import Renderer
+    from ktrdr_vm.gates.templating import Scope
+    from ktrdr_vm.guest.protocol import Guest, GuestResult
+    from ktrdr_vm.host.beneath import Place
 
 Result = dict[str, Any]
 """The registered result, with the keys of Ansible: always `changed`; `failed` and `msg` if they apply."""

@@ -166,5 +166,5 @@ def test_a_condition_over_a_result_does_not_render_it() -> None:
 
 
 def test_a_variable_may_be_named_as_a_lookup() -> None:
-    assert Templar().problem("q.status == 200", expression=True) == ""
-    assert "not supported" in Templar().problem("q('pipe', 'id')", expression=True)
+    assert Templar().check("q.status == 200", expression=True).problem == ""
+    assert "not supported" in Templar().check("q('pipe', 'id')", expression=True).problem

@@ -27,13 +27,13 @@ from ktrdr_vm.gates.templating import Scope, Templar, TemplateError
     ],
 )
 def test_what_is_refused(text: str, said: str) -> None:
-    assert said in Templar().problem(text)
+    assert said in Templar().check(text).problem
 
 
 def test_a_problem_has_its_line() -> None:
-    assert Templar().find_problem("one\n\n{{ a | nothing }}")[0] == 3
-    assert Templar().find_problem("one\n{% if %}")[0] == 2
-    assert Templar().find_problem("{{ a | ansible.builtin.b64encode }}") == (0, "")
+    assert Templar().check("one\n\n{{ a | nothing }}").line == 3
+    assert Templar().check("one\n{% if %}").line == 2
+    assert Templar().check("{{ a | ansible.builtin.b64encode }}").problem == ""
 
 
 @pytest.mark.parametrize(

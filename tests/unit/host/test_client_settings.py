@@ -4,6 +4,7 @@ credentials."""
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.host import package_sources
+from ktrdr_vm.host.answers import Answers
 from ktrdr_vm.host.authorities import find_authorities
 from ktrdr_vm.host.outbound import find_obstacle
 from ktrdr_vm.host.process import Completed
@@ -103,3 +105,86 @@ def test_a_host_whose_way_out_is_a_proxy_is_said(tmp_path: Path) -> None:
     assert said.startswith("HTTPS_PROXY is set") and "connects directly" in said and "word" not in said
     routes.write_text(ROUTES + "eth0\t0000000A\t00000000\t0001\t0\t0\t0\t000000FF\n")
     assert find_obstacle({}, routes, tmp_path / "none") == "this host has no default route"
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host whose programs and settings are beneath a folder, and are old."""
+    for name, content in {
+        "bin/python3": "\x7fELF", "bin/npm-cli.js": "#!", "bin/node": "\x7fELF", "pip.conf": "", ".npmrc": "", "etc": ""
+    }.items():  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    (tmp_path / "bin/npm").symlink_to("npm-cli.js")
+    (tmp_path / "home").mkdir()
+    monkeypatch.setattr(package_sources.process, "find_program", lambda name: tmp_path / "bin" / name)
+    later = time.time_ns() + 3_600_000_000_000
+    monkeypatch.setattr(package_sources.time, "time_ns", lambda: later)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    for program in ("node", "python3"):
+        (tmp_path / "bin" / program).chmod(0o755)
+    return tmp_path
+
+
+def ask_host(
+    monkeypatch: pytest.MonkeyPatch, host: Path, preset: str, said: Any
+) -> tuple[package_sources.Destination, ...]:
+    monkeypatch.setattr(
+        package_sources.process, "run", lambda *_, **__: Completed((), 0, json.dumps(said).encode(), b"")
+    )
+    return package_sources.find_sources(preset, (0, 0), Answers(host / "home" / "clients")).destinations
+
+
+def make_pip(host: Path, name: str) -> dict[str, Any]:
+    read = [str(host / "pip.conf"), str(host / "bin/python3")]
+    return {"index": [f"https://{name}/"], "extra": [], "cert": [], "default": [], "read": read}
+
+
+def make_npm(host: Path, name: str) -> dict[str, Any]:
+    named = {"userconfig": str(host / ".npmrc"), "globalconfig": str(host / "etc/npmrc")}
+    return {"registry": f"https://{name}/", **named}
+
+
+@pytest.mark.parametrize(
+    ("preset", "make", "settings"), [("python", make_pip, "pip.conf"), ("node", make_npm, ".npmrc")]
+)
+def test_a_client_is_asked_again_when_its_settings_change(
+    monkeypatch: pytest.MonkeyPatch, host: Path, preset: str, make: Any, settings: str
+) -> None:
+    assert ask_host(monkeypatch, host, preset, make(host, "one.example")) == (("one.example", 443),)
+    assert ask_host(monkeypatch, host, preset, make(host, "two.example")) == (("one.example", 443),)
+    (host / settings).write_text("changed")
+    assert ask_host(monkeypatch, host, preset, make(host, "two.example")) == (("two.example", 443),)
+
+
+@pytest.mark.parametrize(("preset", "make"), [("python", make_pip), ("node", make_npm)])
+def test_a_client_is_asked_again_with_another_path(
+    monkeypatch: pytest.MonkeyPatch, host: Path, preset: str, make: Any
+) -> None:
+    ask_host(monkeypatch, host, preset, make(host, "one.example"))
+    monkeypatch.setenv("PATH", f"{host}/bin:/opt/bin")
+    assert ask_host(monkeypatch, host, preset, make(host, "two.example")) == (("two.example", 443),)
+
+
+@pytest.mark.parametrize("program", ["node", "npm", "python3"])
+def test_the_choice_of_a_version_manager_is_not_kept(monkeypatch: pytest.MonkeyPatch, host: Path, program: str) -> None:
+    """The program in the PATH starts one of several, and nothing that is known says which."""
+    preset, make = ("python", make_pip) if program == "python3" else ("node", make_npm)
+    said = make(host, "one.example")
+    if program == "python3":
+        said["read"] = [str(host / "pip.conf"), "/opt/versions/3.12/bin/python3"]
+    else:
+        path = host / "bin" / program
+        path.unlink()
+        path.write_text("#!/bin/sh")
+        path.chmod(0o755)
+    ask_host(monkeypatch, host, preset, said)
+    assert ask_host(monkeypatch, host, preset, make(host, "two.example")) == (("two.example", 443),)
+
+
+def test_what_is_kept_of_a_client_has_no_credentials(monkeypatch: pytest.MonkeyPatch, host: Path) -> None:
+    ask_host(monkeypatch, host, "python", make_pip(host, "someone:word@one.example"))
+    ask_host(monkeypatch, host, "node", make_npm(host, "someone:word@one.example"))
+    kept = [path.read_text() for path in (host / "home" / "clients").iterdir()]
+    assert len(kept) == 2 and not any("word" in text for text in kept)
