@@ -11,7 +11,8 @@ from cerberus import SchemaError
 from cerberus.schema import DefinitionSchema
 
 from ktrdr_vm.places.model import PLACES
-from ktrdr_vm.profile.schema import POLICY, PRESET, PROFILE
+from ktrdr_vm.policy.schema import POLICY
+from ktrdr_vm.profile.schema import PRESET, PROFILE
 from ktrdr_vm.profile.validator import Validator
 
 SCHEMAS = {"profile": PROFILE, "policy": POLICY, "preset": PRESET, "places": PLACES}
