@@ -18,7 +18,7 @@ from ktrdr_vm.host.runs import FinishedRun, list_newest
 from ktrdr_vm.instance.inventory import Found, find_instances
 from ktrdr_vm.report.ledger_row import parse_row
 
-# The end of a ledger suffices for a rate; a whole one can have 32 MiB.
+# The end of a ledger suffices for a rate; both files can have 8 MiB each.
 _LEDGER_TAIL = 16 * 1024 * 1024
 _IDENTITY = ["instance_id", "environment"]
 

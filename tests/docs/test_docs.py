@@ -401,3 +401,15 @@ def test_the_requests_shown_are_a_profile():
 def test_every_key_of_a_place_is_documented_and_no_other():
     keys = PLACES["places"]["valuesrules"]["schema"]
     assert set(find_table(read("docs/places.md"), "key of a place")) - {"local", "ssh", "slurm"} == set(keys)
+
+
+def test_every_environment_variable_that_is_read_is_described() -> None:
+    reads = re.compile(r"environ(?:\.get\(|\.pop\(|\[)\s*\"([A-Z_]+)\"|\bgetenv\(\"([A-Z_]+)\"")
+    found = {
+        first or second
+        for path in (ROOT / "ktrdr_vm").rglob("*.py")
+        if "guest_side" not in path.parts
+        for first, second in reads.findall(path.read_text(encoding="utf-8"))
+    }
+    section = read("docs/files.md").partition("## Environment variables")[2]
+    assert "KTRDR_VM_HOME" in found and found - set(find_inline_code(section)) == set()

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from ktrdr_vm.gates.modules.table import RUN
+from ktrdr_vm.gates.specs import MODULES
 from ktrdr_vm.guest.protocol import GuestResult
 
 
@@ -255,3 +257,9 @@ def test_check_mode_changes_nothing(gate: Any, tmp_path: Path) -> None:
     assert [task.outcome for task in result.tasks] == ["skipped", "changed", "changed"]
     assert not (tmp_path / "f").exists()
     assert not (tmp_path / "d").exists()
+
+
+def test_every_module_that_a_playbook_may_use_has_a_function() -> None:
+    """Without one, the task would fail with a KeyError in the middle of a gate. Five are the parser's own."""
+    parsed = {"include_tasks", "import_tasks", "include_role", "import_role", "meta"}
+    assert set(MODULES) ^ set(RUN) == parsed
