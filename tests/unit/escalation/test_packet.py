@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from ktrdr_vm.errors import UsageError
 from ktrdr_vm.escalation.decision import is_preapproved
 from ktrdr_vm.escalation.inbox import Limiter
 from ktrdr_vm.escalation.inbox_protocol import ListRequest, SubmitRequest, answer_request
-from ktrdr_vm.escalation.packet import MAX_SECONDS, PacketError, parse_packet
+from ktrdr_vm.escalation.packet import KINDS, MAX_SECONDS, PacketError, parse_packet
 from ktrdr_vm.escalation.store import MAX_PENDING, Answer, EscalationStore
 from ktrdr_vm.host.clock import boottime, read_boot_id
+from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.policy.owner_policy import parse_policy
+from ktrdr_vm.policy.schema import POLICY
 
 
 def packet(**changes: Any) -> dict[str, Any]:
@@ -152,3 +155,10 @@ def test_what_the_owner_approved_beforehand() -> None:
         ("aexample.com", [443], 60), ("b.test.org", [22], 60),
     ):  # fmt: skip
         assert not answers({"host": host, "ports": ports}, seconds), host
+
+
+def test_each_kind_can_be_sent_by_the_guest_and_allowed_by_the_owner() -> None:
+    allowed = POLICY["escalations"]["schema"]["kinds"]["allowed"]
+    command = (PROJECT / "ktrdr_vm/guest/data/ktrdr-escalate").read_text(encoding="utf-8")
+    sent = re.findall(r"kinds\.add_parser\(\"(\w+)\"", command)
+    assert set(KINDS) == set(allowed) == set(sent) - {"show", "list"}
