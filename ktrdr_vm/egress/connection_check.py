@@ -180,7 +180,7 @@ class Judge:
                     True, kind, "name", f"the proxy's list {file} holds the name; only {only} passes", address
                 )
         for file in (f"{kind}.granted", f"{kind}.granted_suffixes"):
-            grant = self._granting.find_grant(self._proxy.find_room(file, name))
+            grant = self._granting.find_grant(self._proxy.find_slot(file, name))
             if grant:
                 return Verdict(True, kind, f"grant:{grant}", "a grant names it", address)
         return Verdict(False, kind, "name", f"the name is allowed, but not on port {port}", address)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ktrdr_vm.host.libvirt import Libvirt
 
 
-class Machine:
+class DomainControl:
     """The domain of this name. Its methods raise KtrdrError."""
 
     def __init__(self, domain: str) -> None:

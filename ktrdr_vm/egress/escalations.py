@@ -25,7 +25,7 @@ from ktrdr_vm.policy.load import read_policy
 _MAX_HOOKS = 4
 
 
-class EscalationDesk:
+class EscalationSupervisor:
     """One for a guard whose instance has somebody who can ask."""
 
     def __init__(

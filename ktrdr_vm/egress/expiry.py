@@ -92,7 +92,7 @@ class Deadlines:
     def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
         return {"given": self._given, "gone": self._gone}
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """At every look of the guard: begin with what is over, tell how it went with what was begun."""
         for key, (one, child) in list(self._taking.items()):
             code = child.poll()

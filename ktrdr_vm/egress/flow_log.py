@@ -39,7 +39,7 @@ def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
             "bytes_out": int(entry["u"]),
             "bytes_in": int(entry["d"]),
             "ms": int(entry["m"]),
-            "room": "" if entry.get("g", "-") == "-" else str(entry["g"])[:20],
+            "grant_slot": "" if entry.get("g", "-") == "-" else str(entry["g"])[:20],
         }
         if kind == "http":
             fields |= {"method": str(entry["w"])[:20], "status": max(0, int(entry["s"]))}
@@ -67,7 +67,7 @@ def _parse_broker(entry: dict[str, Any]) -> dict[str, Any]:
         "bytes_out": int(entry["u"]),
         "bytes_in": int(entry["d"]),
         "ms": int(entry["m"]),
-        "room": "",
+        "grant_slot": "",
     }
     if not allowed:
         fields["message"] = f"refused by {verdict}"
@@ -109,7 +109,7 @@ class ProxyLog:
         self._news = True
         if not fields["name"]:
             fields["name"] = self._sets.owners.get(fields["address"], "")
-        grant = self._granting.find_grant(fields.pop("room"))
+        grant = self._granting.find_grant(fields.pop("grant_slot"))
         if fields["kind"] == "tcp" and not grant:
             grant = self._sets.find_past_grant(fields["address"], fields["port"])
         if grant and fields["verdict"] == "allow":

@@ -35,7 +35,7 @@ from ktrdr_vm.egress.disk_watch import SpaceWatch
 from ktrdr_vm.egress.flow_log import ProxyLog
 from ktrdr_vm.egress.grants.enforcer import Granting
 from ktrdr_vm.egress.proxy.resolved_addresses import Given
-from ktrdr_vm.egress.resolver.supervisor import ResolverLink
+from ktrdr_vm.egress.resolver.supervisor import ResolverSupervisor
 from ktrdr_vm.egress.supervised_child import ChannelChild, Source, SupervisedChild
 from ktrdr_vm.egress.works import Works, open_works
 from ktrdr_vm.errors import KtrdrError
@@ -44,7 +44,7 @@ from ktrdr_vm.host.nft import list_table
 from ktrdr_vm.host.on_link import find_on_link
 
 if TYPE_CHECKING:
-    from ktrdr_vm.egress.escalations import EscalationDesk
+    from ktrdr_vm.egress.escalations import EscalationSupervisor
 
 POLL = 1.0
 
@@ -65,7 +65,7 @@ class Guard:
         self.running = True
         self.proxy: subprocess.Popen[bytes] | None = None
         self.resolver_config = {"policy": works.policy, "exceptions": config["exceptions"]}
-        self.space = SpaceWatch(works.directory, works.machine, ledger)
+        self.space = SpaceWatch(works.directory, works.domain, ledger)
         self.values = DeliveredValues()
         self.given = Given(proxy)
         self.granting = Granting(
@@ -78,7 +78,7 @@ class Guard:
             changed=self._grants_changed,
             kill_proxy=self._kill_proxy,
         )
-        self.resolver = ResolverLink(
+        self.resolver = ResolverSupervisor(
             works.directory,
             self.resolver_config,
             works.dns,
@@ -90,7 +90,7 @@ class Guard:
         )
         self.judge = Judge(config["gateway"], sets, proxy, self.granting)
         self.proxy_log = ProxyLog(ledger, sets, self.granting, proxy)
-        self.desk = self._make_desk()
+        self.escalations = self._make_escalation_supervisor()
         self.parts = self._make_parts()
 
     def start(self) -> None:
@@ -98,19 +98,19 @@ class Guard:
         self.sets.set_upstreams(find_upstreams())
         self._close_on_link()
         # First of all: what it imports takes it longer than the guard.
-        self.parts["resolver"].look()
+        self.parts["resolver"].poll()
         self._take_up_elements()
 
     def run(self) -> None:
-        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wake_write)
+        wakeup_read, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wakeup_write)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         signal.signal(signal.SIGTERM, lambda _number, _frame: self._stop())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.selector.register(wake_read, selectors.EVENT_READ, lambda: self._reap(wake_read))
+        self.selector.register(wakeup_read, selectors.EVENT_READ, lambda: self._reap(wakeup_read))
         self.selector.register(self.works.control, selectors.EVENT_READ, self._serve_control)
-        self._look_at_parts()
-        self.telemetry.look()
+        self._poll_parts()
+        self.telemetry.poll()
         self.ledger.write("guard", "note", message="started")
         next_poll = time.monotonic() + POLL
         while self.running:
@@ -121,11 +121,11 @@ class Guard:
                 callback()
             self.granting.end_due()
             if any(not one.seconds_to_start for one in self.parts.values()):
-                self._look_at_parts()
+                self._poll_parts()
             if time.monotonic() >= next_poll:
-                self._look()
+                self._poll()
                 next_poll = time.monotonic() + POLL
-        self._look()
+        self._poll()
         self._end_children()
         self.ledger.write("guard", "note", message="stopped")
         self.ledger.close()
@@ -166,8 +166,8 @@ class Guard:
             "resolver": ChannelChild("the resolver", self.resolver.start, self.resolver.take, selector, note),
             "proxy": SupervisedChild("the proxy", self._start_proxy, self._read_proxy_log, answers, selector, note),
         }
-        if self.desk is not None:
-            parts["inbox"] = ChannelChild("the escalation inbox", self.desk.start, self.desk.answer, selector, note)
+        if (inbox := self.escalations) is not None:
+            parts["inbox"] = ChannelChild("the escalation inbox", inbox.start, inbox.answer, selector, note)
         return parts | self.telemetry.parts
 
     def _start_proxy(self) -> tuple[subprocess.Popen[bytes], Source]:
@@ -177,16 +177,16 @@ class Guard:
         self.brokers.proxy_started()
         return self.proxy, self.proxy.stdout
 
-    def _make_desk(self) -> EscalationDesk | None:
+    def _make_escalation_supervisor(self) -> EscalationSupervisor | None:
         """Where somebody in the instance can ask."""
         inbox = self.works.inbox
         if inbox is None:
             return None
-        from ktrdr_vm.egress.escalations import EscalationDesk
+        from ktrdr_vm.egress.escalations import EscalationSupervisor
 
         user, group = self.config["owner"]
         owner = (int(user), int(group))
-        return EscalationDesk(
+        return EscalationSupervisor(
             self.directory,
             inbox.store,
             inbox.listener,
@@ -196,17 +196,17 @@ class Guard:
             self.granting,
         )
 
-    def _reap(self, wake: int) -> None:
+    def _reap(self, wakeup: int) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.read(wake, 4096)
-        if self.desk is not None:
-            self.desk.reap()
-        self._look_at_parts()
+            os.read(wakeup, 4096)
+        if self.escalations is not None:
+            self.escalations.reap()
+        self._poll_parts()
 
-    def _look_at_parts(self) -> None:
+    def _poll_parts(self) -> None:
         if self.running:
             for part in self.parts.values():
-                part.look()
+                part.poll()
 
     def _end_children(self) -> None:
         self.telemetry.write()
@@ -233,22 +233,22 @@ class Guard:
             with contextlib.suppress(KtrdrError):
                 self.sets.keep({(one.address, one.port) for one in self.proxy_control.list_by_address()} & late)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         self.link.poll()
         with contextlib.suppress(KtrdrError):  # the table is away; the watch puts it back
             self.sets.set_upstreams(find_upstreams())
             self._close_on_link()
         self.granting.end_due()
-        self.granting.look_again()
+        self.granting.poll()
         self._keep_connections()
-        self.given.look()
+        self.given.poll()
         self.proxy_log.count_lost()
-        self.watch.look()
-        self.space.look()
-        self.deadlines.look()
-        self.resolver.tell()
-        self.brokers.tell()
-        self.telemetry.look()
+        self.watch.poll()
+        self.space.poll()
+        self.deadlines.poll()
+        self.resolver.notify()
+        self.brokers.notify()
+        self.telemetry.poll()
 
     # -- what the commands ask --------------------------------------------------------------------------------------
 
@@ -273,11 +273,11 @@ class Guard:
             parts = {part.name: part.describe() for part in self.parts.values()}
             return {"pid": os.getpid(), **pids, "parts": parts}
         if request["op"] == "flush":
-            self._look()
+            self._poll()
             self.telemetry.write(0.2)
             return {"ok": True}
-        rooms = (self.granting, self.brokers, self.telemetry, self.deadlines, self.values, self.works.revision)
-        operations = {name: one for room in rooms for name, one in room.operations.items()} | {
+        services = (self.granting, self.brokers, self.telemetry, self.deadlines, self.values, self.works.revision)
+        operations = {name: one for service in services for name, one in service.operations.items()} | {
             "judge": self.judge.judge
         }
         if request["op"] in operations:

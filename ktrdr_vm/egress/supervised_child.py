@@ -121,7 +121,7 @@ class SupervisedChild:
         """Until it is to be started again; a long time while it lives."""
         return 3600.0 if self._process is not None else max(0.0, self._due - self._clock())
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Notice its end, and start it when that is due."""
         if self._process is not None and self._process.poll() is not None:
             # What it still said counts.
@@ -154,7 +154,7 @@ class SupervisedChild:
         self._words.read()
         if self._process.poll() is not None:
             # Its pipe is at its end and would be readable for ever.
-            self.look()
+            self.poll()
 
     def _forget(self, exit_code: int) -> None:
         assert self._source is not None and self._words is not None

@@ -82,7 +82,7 @@ class TableWatch:
         self._ledger = ledger
         self._expected = _read_expected(expected, namespace)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Write what was dropped since the last look, once both tables are as they must be."""
         try:
             drops = [drop for place in self._places for drop in place.counts.read(self._read(place))]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ktrdr_vm.egress.allow_sets import AllowSets
 from ktrdr_vm.egress.child_process import bind_early, listen_unix
-from ktrdr_vm.egress.domain_control import Machine
+from ktrdr_vm.egress.domain_control import DomainControl
 from ktrdr_vm.egress.expiry import Deadlines
 from ktrdr_vm.egress.grants.store import GrantBook
 from ktrdr_vm.egress.ledger import Ledger
@@ -53,7 +53,7 @@ class Works:
     """By the names that the configuration of HAProxy has for them."""
     control: socket.socket
     sets: AllowSets
-    machine: Machine
+    domain: DomainControl
     watch: TableWatch
     deadlines: Deadlines
     proxy: ProxyControl
@@ -74,7 +74,7 @@ def open_works(directory: Path) -> Works:
     namespace, table = config["namespace"], config["table"]
     bind = _make_binder(config["gateway"], namespace)
     ledger, sets = Ledger(Path(config["ledger"]), config["instance_id"]), AllowSets(table, rules, namespace)
-    machine, proxy, selector = Machine(config["domain"]), ProxyControl(directory), selectors.DefaultSelector()
+    domain, proxy, selector = DomainControl(config["domain"]), ProxyControl(directory), selectors.DefaultSelector()
     own = bind_early(socket.SOCK_DGRAM, config["loopback"], DNS_PORT)
     dns = bind(socket.SOCK_DGRAM, DNS_PORT), bind(socket.SOCK_STREAM, DNS_PORT), own
     brokers = Brokers(config["brokers"], proxy, ledger)
@@ -96,7 +96,7 @@ def open_works(directory: Path) -> Works:
         },
         control=listen_unix(directory / "control.sock"),
         sets=sets,
-        machine=machine,
+        domain=domain,
         watch=TableWatch(directory, table, namespace, directory.with_name("ruleset.expected"), sets, ledger),
         deadlines=Deadlines(directory / "deadlines.json", config["domain"], ledger),
         proxy=proxy,

@@ -17,7 +17,7 @@ from ktrdr_vm.egress.rules import Rules
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.clock import boottime
 from ktrdr_vm.plan.egress_policy import compile_policy
-from ktrdr_vm.plan.guard_interface import GRANT_ROOMS
+from ktrdr_vm.plan.guard_interface import GRANT_SLOTS
 
 # A connection that was judged just before the end, and dials just after it, is found within this time: looks are made
 # until then.
@@ -48,12 +48,12 @@ class Granting:
         self._ledger = ledger
         self._changed = changed
         self._kill_proxy = kill_proxy
-        self._rooms: dict[str, str] = {}
+        self._slots: dict[str, str] = {}
         """Room in the proxy to grant id, also for a while after its end; the longest unused first."""
         self._ended: dict[str, float] = {}
         """Rooms whose grant has ended, and when."""
-        self._look_until = 0.0
-        self._unsaid = False
+        self._poll_until = 0.0
+        self._sets_outdated = False
 
     # -- what stands -------------------------------------------------------------------------------------------------
 
@@ -79,9 +79,9 @@ class Granting:
         self._sets.set_grants(self.rules, self._book.standing, afresh=afresh)
         self._proxy.write_maps(self._maps())
 
-    def find_grant(self, room: str) -> str:
-        """The grant that a room of the proxy stands for."""
-        return self._rooms.get(room, "")
+    def find_grant(self, slot: str) -> str:
+        """The grant that a slot of the proxy stands for."""
+        return self._slots.get(slot, "")
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -134,21 +134,21 @@ class Granting:
         for grant in self._book.take_ended():
             self._end(grant, "expired")
 
-    def look_again(self) -> None:
+    def poll(self) -> None:
         """At every look of the guard: what could not be said before, and connections that were under way at an end."""
-        if self._unsaid:
+        if self._sets_outdated:
             self._apply()
-        if time.monotonic() < self._look_until:
+        if time.monotonic() < self._poll_until:
             self._cut()
-        for room, when in list(self._ended.items()):
+        for slot, when in list(self._ended.items()):
             if time.monotonic() - when > LINGER:
-                del self._ended[room]
+                del self._ended[slot]
 
     def _end(self, grant: Grant, word: str) -> None:
-        for room, holder in self._rooms.items():
+        for slot, holder in self._slots.items():
             if holder == grant.id:
-                self._ended[room] = time.monotonic()
-        self._look_until = time.monotonic() + LINGER
+                self._ended[slot] = time.monotonic()
+        self._poll_until = time.monotonic() + LINGER
         self._apply()
         self._cut()
         self._write("note", grant, word)
@@ -166,19 +166,19 @@ class Granting:
         self._changed()
 
     def _set_elements(self) -> None:
-        self._unsaid = False
+        self._sets_outdated = False
         try:
             self._sets.set_grants(self.rules, self._book.standing)
         except KtrdrError as error:
             # The elements carry the grant's end themselves; a revoked one is tried again until it is gone.
-            self._unsaid = True
+            self._sets_outdated = True
             self._ledger.write("guard", "note", message=f"the grants' sets cannot be written: {error}"[:300])
 
     def _cut(self) -> None:
-        """End the connections whose grant has ended: by name in its room, by address wherever no set has it any
+        """End the connections whose grant has ended: by name in its slot, by address wherever no set has it any
         more."""
         try:
-            self._proxy.end_rooms(self._ended)
+            self._proxy.end_slots(self._ended)
             if self._rules.policy.observe:
                 return  # whatever a grant opened is open without it
             self._proxy.end_sessions(
@@ -192,29 +192,29 @@ class Granting:
         self._ledger.write("guard", "note", message=f"{error.message}; it is ended and started again"[:300])
         self._kill_proxy()
 
-    # -- rooms in the proxy ------------------------------------------------------------------------------------------
+    # -- slots in the proxy ------------------------------------------------------------------------------------------
 
     def _take_room(self, grant_id: str) -> None:
         standing = {grant.id for grant in self._book.standing}
-        free = [f"g{number}" for number in range(1, GRANT_ROOMS + 1)]
-        free = [room for room in free if self._rooms.get(room) not in standing and room not in self._ended]
+        free = [f"g{number}" for number in range(1, GRANT_SLOTS + 1)]
+        free = [slot for slot in free if self._slots.get(slot) not in standing and slot not in self._ended]
         if not free:
             raise ValueError("many grants ended just now; try again in some seconds")
         # One that was never used first, then the one that is out of use longest.
-        order = list(self._rooms)
-        room = min(free, key=lambda one: order.index(one) if one in self._rooms else -1)
-        self._rooms.pop(room, None)
-        self._rooms[room] = grant_id
+        order = list(self._slots)
+        slot = min(free, key=lambda one: order.index(one) if one in self._slots else -1)
+        self._slots.pop(slot, None)
+        self._slots[slot] = grant_id
 
     def _maps(self) -> dict[str, dict[str, str]]:
         maps: dict[str, dict[str, str]] = {}
-        rooms = {holder: room for room, holder in self._rooms.items()}
+        slots = {holder: slot for slot, holder in self._slots.items()}
         for grant in self._book.standing:
             host = grant.rule.host
             for port, kind in ((80, "http"), (443, "tls")):
                 if host and port in grant.rule.ports:
                     file = f"{kind}.granted_suffixes" if host.startswith("*.") else f"{kind}.granted"
-                    maps.setdefault(file, {}).setdefault(host.removeprefix("*"), rooms[grant.id])
+                    maps.setdefault(file, {}).setdefault(host.removeprefix("*"), slots[grant.id])
         return maps
 
     def _write(self, verdict: str, grant: Grant, word: str, **fields: Any) -> None:

@@ -45,12 +45,12 @@ class ProxyControl:
 
     def write_maps(self, maps: Mapping[str, Mapping[str, str]], files: Iterable[str] = GRANT_MAPS) -> None:
         """The files that HAProxy reads when it starts: map name to key and value, which for a granted name is its
-        room."""
+        slot."""
         for file in files:
             path = self._directory / file
             fresh = path.with_name(f".{file}.new")
             fresh.touch(mode=0o600)
-            fresh.write_text("".join(f"{name} {room}\n" for name, room in maps.get(file, {}).items()))
+            fresh.write_text("".join(f"{name} {slot}\n" for name, slot in maps.get(file, {}).items()))
             # For who reads the configuration, and nobody else.
             configuration = self._directory / "proxy.cfg"
             os.chown(fresh, -1, configuration.stat().st_gid if configuration.exists() else -1)
@@ -64,16 +64,16 @@ class ProxyControl:
             version = re.search(r"New version created: (\d+)", self.ask(f"prepare map {path}"))
             if version is None:
                 raise ProvisionError("the proxy does not take a new map", where=str(path), hint="look into guard.log")
-            entries = "".join(f"{name} {room}\n" for name, room in maps.get(file, {}).items())
+            entries = "".join(f"{name} {slot}\n" for name, slot in maps.get(file, {}).items())
             if entries:
                 self.expect_nothing(f"add map @{version[1]} {path} <<\n{entries}")
             self.expect_nothing(f"commit map @{version[1]} {path}")
 
-    def end_rooms(self, rooms: Iterable[str]) -> None:
+    def end_slots(self, slots: Iterable[str]) -> None:
         """End every connection that a granted name was the reason for."""
-        for room in rooms:
+        for slot in slots:
             for backend in ("granted_tls", "granted_http"):
-                self.expect_nothing(f"shutdown sessions server {backend}/{room}")
+                self.expect_nothing(f"shutdown sessions server {backend}/{slot}")
 
     def list_by_address(self) -> list[Session]:
         """The connections that are there because an address and port were allowed."""
@@ -104,8 +104,8 @@ class ProxyControl:
         """True if the list that HAProxy has loaded contains the name."""
         return "match=yes" in self.ask(f"get acl {self._directory / list_file} {name}")
 
-    def find_room(self, map_file: str, name: str) -> str:
-        """The room that a map gives for the name, or nothing."""
+    def find_slot(self, map_file: str, name: str) -> str:
+        """The slot that a map gives for the name, or nothing."""
         found = re.search(r'found=yes.* value="([^"]+)"', self.ask(f"get map {self._directory / map_file} {name}"))
         return found[1] if found else ""
 

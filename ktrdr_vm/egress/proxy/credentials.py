@@ -55,7 +55,7 @@ class Brokers:
         """One that has just begun has empty maps: it refuses until it is told."""
         self._told = not self._gates
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Say what the proxy was not told yet. One that does not listen yet hears it at the next look; nothing is told
         of values."""
         if self._told:
@@ -91,13 +91,13 @@ class Brokers:
 
     def _list(self, _request: dict[str, Any]) -> dict[str, Any]:
         """Names only: which values are held, which are open, and whether the proxy has them."""
-        self.tell()
+        self.notify()
         return {"held": sorted(self._values), "open": sorted(self._open), "told": self._told}
 
     def _changed(self, message: str, name: str) -> dict[str, Any]:
         self._ledger.write("broker", "note", rule=name, message=message)
         self._told = False
-        self.tell()
+        self.notify()
         return {"ok": True}
 
     def _require(self, request: dict[str, Any]) -> str:

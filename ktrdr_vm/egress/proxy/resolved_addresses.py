@@ -55,7 +55,7 @@ class Given:
             self._ends[key] = ends
         self._change("add", fresh)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Take back what has ended; what the proxy does not hear now it hears at the next look."""
         now = self._clock()
         ended = [key for key, end in self._ends.items() if end <= now]

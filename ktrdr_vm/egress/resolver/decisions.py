@@ -299,10 +299,10 @@ class Resolver:
 
     async def refresh_names(self, names: Iterable[str]) -> None:
         """Ask for each anew, some at a time."""
-        room = asyncio.Semaphore(REFRESHING)
+        limit = asyncio.Semaphore(REFRESHING)
 
         async def one(name: str) -> None:
-            async with room:
+            async with limit:
                 await self._refresh(name)
 
         await asyncio.gather(*(one(name) for name in dict.fromkeys(names)))

@@ -18,7 +18,7 @@ from ktrdr_vm.egress.resolver.messages import AllowReply, Count, Grants, Note, p
 from ktrdr_vm.errors import KtrdrError
 
 
-class ResolverLink:
+class ResolverSupervisor:
     """`listeners` are the resolver's sockets: UDP and TCP for the guest, and UDP for the proxy.
 
     `config` is its policy and the owner's exceptions.
@@ -45,31 +45,31 @@ class ResolverLink:
         self._granting = granting
         self._given = given
         self._ledger = ledger
-        self._untold = False
+        self._outdated = False
 
     def start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         """The process, and the channel that says when it has something to say."""
         config = {**self._config, **self._grants().to_json()}
         started, self.channel = start_child(self._directory, "resolver", config, self._listeners, self._uid)
-        self._untold = False
+        self._outdated = False
         return started, self.channel
 
     def _grants(self) -> Grants:
         return Grants([[grant, policy.to_json()] for grant, policy in self._granting.rules.grants])
 
     def grants_changed(self) -> None:
-        self._untold = True
-        self.tell()
+        self._outdated = True
+        self.notify()
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Say what it was not told yet. One that is too busy to listen hears it at the next look; sets and proxy have
         it already."""
-        if not self._untold or self.channel is None:
+        if not self._outdated or self.channel is None:
             return
         # Between two lives of it the channel is closed, and the next one begins with what is granted then.
         with contextlib.suppress(OSError):
             self._send(self._grants())
-            self._untold = False
+            self._outdated = False
 
     def _send(self, message: Grants | AllowReply) -> None:
         assert self.channel is not None

@@ -217,18 +217,18 @@ class _Server(ThreadingMixIn, TCPServer):
         super().__init__(("127.0.0.1", 0), handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
-        self._room = threading.BoundedSemaphore(CONNECTIONS)
+        self._connections = threading.BoundedSemaphore(CONNECTIONS)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         # The next one waits in the kernel's queue until one has ended, for a request's limit at most.
-        self._room.acquire()
+        self._connections.acquire()
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._room.release()
+            self._connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A guest that hangs up is no news."""

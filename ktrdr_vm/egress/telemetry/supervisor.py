@@ -39,7 +39,7 @@ class Telemetry:
     parts: dict[str, SupervisedChild] = {}
     operations: dict[str, Callable[[_Reply], _Reply]] = {}
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Hear what was counted, and write it down now and then."""
 
     def write(self, asked: float = 0) -> None:
@@ -51,10 +51,10 @@ def open_telemetry(
     config: dict[str, Any], ledger: Ledger, selector: selectors.BaseSelector, listen: Callable[[], socket.socket]
 ) -> Telemetry:
     """`config` is guard.json's; `listen` makes the listener for the guest."""
-    return TelemetryDesk(config, ledger, selector, listen()) if config.get("telemetry") else Telemetry()
+    return TelemetrySupervisor(config, ledger, selector, listen()) if config.get("telemetry") else Telemetry()
 
 
-class TelemetryDesk(Telemetry):
+class TelemetrySupervisor(Telemetry):
     """One for a guard whose profile has telemetry."""
 
     def __init__(
@@ -83,7 +83,7 @@ class TelemetryDesk(Telemetry):
             role: SupervisedChild(
                 f"the telemetry {role}",
                 partial(self._start, role),
-                partial(self._hear, role),
+                partial(self._read_counts, role),
                 partial(self._serving.__contains__, role),
                 selector,
                 lambda said: ledger.write("guard", "note", message=said),
@@ -113,9 +113,9 @@ class TelemetryDesk(Telemetry):
                 self.parts[role].kill()
         return {"ok": True}
 
-    def look(self) -> None:
+    def poll(self) -> None:
         for role, part in self.parts.items():
-            self._hear(role)
+            self._read_counts(role)
             if role in self._serving and role in self._pipes:
                 # Its pipe leads to one that has ended.
                 part.kill()
@@ -148,7 +148,7 @@ class TelemetryDesk(Telemetry):
         self._channels[role] = ours
         return child, ours
 
-    def _hear(self, role: str, asked: float = 0) -> None:
+    def _read_counts(self, role: str, asked: float = 0) -> None:
         """What it has said; with `asked` wait so many seconds for it to say it now.
 
         The relay reads the guest's bytes: what it says is bounded in number and time, and what is no count is not
@@ -183,7 +183,7 @@ class TelemetryDesk(Telemetry):
 
     def write(self, asked: float = 0) -> None:
         for role in self.parts:
-            self._hear(role, asked)
+            self._read_counts(role, asked)
         self._written = self._clock()
         if self._counts:
             counts, self._counts = self._counts, {}
