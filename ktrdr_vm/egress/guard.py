@@ -1,14 +1,14 @@
-"""The guard: one process for each instance that carries every byte which leaves it, and records every decision.
+"""The guard: one process for each instance, through which every outbound byte passes, and which records every decision.
 
     guard (root: listeners, nft writer, ledger, children)
-    ├── resolver (own user, no privilege): reads the guest's DNS
-    ├── haproxy  (own user, no privilege): reads the guest's HTTP and TLS
-    ├── inbox    (own user, no privilege): reads the guest's escalations, where somebody can ask
-    └── relay, sender (own users, no privilege): read the guest's telemetry, and send it to the owner's collector
+    ├── resolver (own user, no privileges): reads the guest's DNS
+    ├── haproxy  (own user, no privileges): reads the guest's HTTP and TLS
+    ├── inbox    (own user, no privileges): reads the guest's escalations, if the instance can escalate
+    └── relay, sender (own users, no privileges): read the guest's telemetry, and send it to the owner's collector
 
-It is a process of its own because it must outlive the command that made the instance. It holds a lock while it lives;
-that lock, and not a PID file, says whether it is there. Its children die with it, and then nothing answers: it fails
-closed.
+It is a separate process because it must outlive the command that created the instance. It holds a lock while it runs;
+that lock, and not a PID file, shows whether it runs. Its children end with it, and then nothing answers the guest: it
+fails closed.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ POLL = 1.0
 
 
 class Guard:
-    """The supervisor's loop. To make one stores and connects what is open already; `start` starts, `run` serves until
-    it is stopped."""
+    """The main loop. The constructor stores and connects what is already open, `start` starts the guard, and `run`
+    serves until it is stopped."""
 
     def __init__(self, works: Works) -> None:
         config, ledger, sets, proxy = works.config, works.ledger, works.sets, works.proxy
@@ -94,10 +94,10 @@ class Guard:
         self.parts = self._make_parts()
 
     def start(self) -> None:
-        """Start the resolver, and take up what a guard before this one has left. The other children follow in `run`."""
+        """Start the resolver, and take over what an earlier guard has left. The other children are started in `run`."""
         self.sets.set_upstreams(find_upstreams())
         self._close_on_link()
-        # First of all: what it imports takes it longer than the guard.
+        # Started first, because its imports take longer than the start of the guard.
         self.parts["resolver"].poll()
         self._take_up_elements()
 
@@ -131,7 +131,7 @@ class Guard:
         self.ledger.close()
 
     def _take_up_elements(self) -> None:
-        """Addresses that a guard before this one had opened stay open when it had the same rules. Its grants hold in
+        """Keep the addresses open that an earlier guard had opened, if it had the same rules. Its grants are kept in
         any case."""
         rules = json.dumps(self.resolver_config, sort_keys=True)
         before = self.directory / "elements.of"
@@ -140,7 +140,7 @@ class Guard:
             self.granting.start(afresh=False)
         else:
             self.granting.start(afresh=True)
-            # Neither it nor the table outlives the host, and half of it is no rules: it need not be synced.
+            # Not synced: neither it nor the table outlives a reboot, and an incomplete file never equals the rules.
             before.touch(mode=0o600)
             before.write_text(rules)
 
@@ -178,7 +178,7 @@ class Guard:
         return self.proxy, self.proxy.stdout
 
     def _make_escalation_supervisor(self) -> EscalationSupervisor | None:
-        """Where somebody in the instance can ask."""
+        """The supervisor of the inbox; None if the instance cannot escalate."""
         inbox = self.works.inbox
         if inbox is None:
             return None
@@ -214,20 +214,20 @@ class Guard:
             part.end()
 
     def _kill_proxy(self) -> None:
-        """It is started again when its end is told."""
+        """Kill the proxy. It is restarted when its end is detected."""
         self.parts["proxy"].kill()
 
     def _grants_changed(self) -> None:
         self.resolver.grants_changed()
 
-    # -- what they say ----------------------------------------------------------------------------------------------
+    # -- polling ----------------------------------------------------------------------------------------------------
 
     def _read_proxy_log(self) -> None:
         assert self.proxy is not None and self.proxy.stdout is not None
         self.proxy_log.read(self.proxy.stdout.fileno())
 
     def _keep_connections(self) -> None:
-        """A name moves to other addresses while a long transfer goes on: that one may end in peace."""
+        """Keep connections open whose name has moved to other addresses: a long transfer may complete."""
         late = self.sets.late
         if late:
             with contextlib.suppress(KtrdrError):
@@ -235,7 +235,7 @@ class Guard:
 
     def _poll(self) -> None:
         self.link.poll()
-        with contextlib.suppress(KtrdrError):  # the table is away; the watch puts it back
+        with contextlib.suppress(KtrdrError):  # the table is missing; the watch loads it again
             self.sets.set_upstreams(find_upstreams())
             self._close_on_link()
         self.granting.end_due()
@@ -250,7 +250,7 @@ class Guard:
         self.brokers.notify()
         self.telemetry.poll()
 
-    # -- what the commands ask --------------------------------------------------------------------------------------
+    # -- requests of commands ---------------------------------------------------------------------------------------
 
     def _serve_control(self) -> None:
         connection, _ = self.works.control.accept()
@@ -286,8 +286,8 @@ class Guard:
 
 
 def main() -> None:
-    """`DIRECTORY`. Descriptor 1 is a pipe: a line on it says that the guard serves."""
-    # What it and its children hold in memory is never written out.
+    """`DIRECTORY`. Descriptor 1 is a pipe, to which a line is written when the guard serves."""
+    # No core dumps: the memory of the guard and of its children contains secrets.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     directory = Path(sys.argv[1])
     lock = os.open(directory / "guard.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -296,7 +296,7 @@ def main() -> None:
         guard = Guard(open_works(directory))
         guard.start()
     except (KtrdrError, OSError) as error:
-        # guard.log ends with it, and whoever started the guard shows that.
+        # This is the last line of guard.log, which the program that started the guard shows.
         os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
         return
     os.write(1, b"ready\n")

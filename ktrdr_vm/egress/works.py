@@ -1,4 +1,5 @@
-"""What a guard works with: its configuration, the sockets that it serves on, and the files that it goes on from."""
+"""Opens what a guard needs: its configuration, the sockets on which it serves, and the files with the state of an
+earlier guard."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inbox:
-    """Where somebody in the instance can ask: the socket, and the store of what was asked."""
+    """The listener for escalations from the instance, and the store in which they are kept."""
 
     listener: socket.socket
     store: EscalationStore
@@ -39,7 +40,7 @@ class Inbox:
 
 @dataclass(frozen=True)
 class Works:
-    """All that is open before a guard is made. `config` and `policy` are guard.json and egress.json."""
+    """Everything that is open before a guard is made. `config` and `policy` are guard.json and egress.json."""
 
     directory: Path
     config: dict[str, Any]
@@ -50,7 +51,7 @@ class Works:
     dns: tuple[socket.socket, socket.socket, socket.socket]
     """UDP and TCP for the guest, and UDP on the host's loopback for the proxy."""
     proxy_sockets: dict[str, socket.socket]
-    """By the names that the configuration of HAProxy has for them."""
+    """By the variable names in the configuration of HAProxy."""
     control: socket.socket
     sets: AllowSets
     domain: DomainControl
@@ -66,8 +67,8 @@ class Works:
 
 
 def open_works(directory: Path) -> Works:
-    """Read and open what lies in the guard's folder, and bind its sockets. KtrdrError or OSError when something cannot
-    be had."""
+    """Read and open the files of the guard's folder, and bind its sockets. KtrdrError or OSError if one of them is not
+    available."""
     config: dict[str, Any] = json.loads((directory / "guard.json").read_bytes())
     policy = json.loads((directory / "egress.json").read_bytes())
     rules = rules_from_json(policy, config["exceptions"])
