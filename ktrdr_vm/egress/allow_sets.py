@@ -1,8 +1,8 @@
-"""The writer: the only part of the guard that changes nftables, and only elements of the sets of its own instance's two
-tables.
+"""The writer: the only part of the guard that changes nftables, and only elements of the sets in the two tables of its
+own instance.
 
-It takes typed elements from the resolver, which reads the guest's bytes, and believes none of them: each is judged
-again. What a grant opens stands in sets of its own, so that a grant ends without asking what else allows the same
+It receives typed elements from the resolver, which reads the guest's bytes, and does not trust them: each is checked
+again. What a grant opens is in separate sets, so that a grant can end without a check of what else allows the same
 address.
 """
 
@@ -20,44 +20,46 @@ from ktrdr_vm.host.clock import boottime
 from ktrdr_vm.host.nft import Table, load_ruleset
 from ktrdr_vm.plan.guard_interface import ALLOWED_SIZE
 
-# An element outlives the answer it came from by this much, so that a renewal is never late.
+# Seconds by which an element outlives the answer that it came from, so that it is renewed in time.
 GRACE = 30
 MIN_LIFE = 60
 MAX_LIFE = 3600
-# An element that lives no longer than this was not renewed: the name has moved to other addresses.
+# Seconds: an element that ends earlier than this was not renewed, because the name has moved to other addresses.
 LATE = 25.0
-# Elements of ended grants that are remembered, so that a flow's last line names what had allowed it.
+# Maximum number of elements of ended grants that are kept, so that the last line of a flow names the grant that allowed
+# it.
 PAST = 256
 _OPENED = ("names", "lan_names", "kept")
 _GRANTED = ("granted_exceptions", "granted_lan_names", "granted_ranges", "granted_names")
-# Sets of the table on the host, and those of them that the table in the namespace has as well. It has all others.
+# Sets of the table on the host, and those of them that the table in the namespace does not have. That one has all
+# others.
 _ON_HOST = frozenset({"upstreams", "upstreams6", "on_link", "lan_names", "granted_exceptions", "granted_lan_names"})
 _ON_HOST_ONLY = frozenset({"upstreams", "upstreams6"})
 
 
 @dataclass
 class AllowSets:
-    """The sets that packets are compared with, in the table of the namespace and in the one on the host, which have the
-    same name."""
+    """The sets that packets are matched against, in the table of the namespace and in the one on the host, which have
+    the same name."""
 
     table: str
     rules: Rules
     namespace: str = ""
     owners: dict[str, str] = field(default_factory=dict)
-    """Address to the name it was last given for."""
+    """Address to the name for which the resolver last returned it."""
     clock: Callable[[], float] = boottime
     _live: dict[tuple[str, str], float] = field(default_factory=dict)
-    """Set and element to the time when it ends."""
+    """Set and element to the time of their expiry."""
     _upstreams: tuple[str, ...] | None = None
     _on_link: tuple[IPv4Network, ...] | None = None
     _grants: dict[str, Grant] = field(default_factory=dict)
     _granted: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
-    """Set and element of the grants' sets, to grant id and the time when it ends."""
+    """Set and element of the grants' sets, to grant id and the time of expiry."""
     _past: OrderedDict[str, str] = field(default_factory=OrderedDict)
-    """Elements that a grant has opened, or its range, to its id; also for a while after its end."""
+    """Elements that a grant has opened, or its range, to the id of the grant; kept for a while after its end."""
 
     def allow(self, name: str, addresses: Iterable[str], ttl: int) -> list[str]:
-        """Open the name's ports at its addresses for `ttl` seconds. Returns the addresses that stand; the others were
+        """Open the name's ports at its addresses for `ttl` seconds. Returns the accepted addresses; the others were
         refused."""
         accepted, commands = [], []
         ends = self.clock() + min(max(ttl, MIN_LIFE), MAX_LIFE) + GRACE
@@ -81,8 +83,8 @@ class AllowSets:
 
     def _open(self, key: tuple[str, str], ends: float, grant: str) -> list[str]:
         if grant:
-            # The grant bounds it: an address that the name had while it held is good until the hour or the grant is
-            # over.
+            # Limited by the grant: an address that the name had during the grant stays open for MAX_LIFE, or until the
+            # grant ends.
             ends = min(max(ends, self.clock() + MAX_LIFE), self._grants[grant].ends)
             holders = self._granted.setdefault(key, {})
             holders[grant] = ends
@@ -102,7 +104,7 @@ class AllowSets:
         return self._renew(key, ends)
 
     def _renew(self, key: tuple[str, str], ends: float) -> list[str]:
-        """A plain `add` does not renew a timeout that runs."""
+        """Commands that set the timeout of an element. A plain `add` does not change a running timeout."""
         target, element = key
         life = f"{max(1, round((ends - self.clock()) * 1000))}ms"
         return [
@@ -112,8 +114,7 @@ class AllowSets:
         ]
 
     def set_upstreams(self, addresses: Iterable[str]) -> None:
-        """The name servers that the resolver's user may reach, and no others. Nothing is written while they are the
-        same."""
+        """Set the name servers that the user of the resolver may reach. Nothing is written if they have not changed."""
         wanted = tuple(sorted(set(addresses)))
         if wanted == self._upstreams:
             return
@@ -125,12 +126,12 @@ class AllowSets:
 
     @property
     def on_link(self) -> tuple[IPv4Network, ...]:
-        """The networks that the host is in itself, which are closed as reserved ranges are."""
+        """The networks that the host is connected to, which are closed like reserved ranges."""
         return self._on_link or ()
 
     def set_on_link(self, networks: Iterable[IPv4Network]) -> list[tuple[IPv4Network, IPv4Network]]:
-        """Close them. Nothing is written while they are the same; else returns the profile's ranges that reach into
-        one, each with it."""
+        """Close these networks. Returns the ranges of the profile that overlap with one of them, each with that one. If
+        the networks have not changed, nothing is written and nothing is returned."""
         wanted = tuple(networks)
         if wanted == self._on_link:
             return []
@@ -147,8 +148,8 @@ class AllowSets:
 
     @property
     def late(self) -> set[tuple[str, int]]:
-        """Addresses and ports whose elements end soon: what a name had and has no more, and what is kept of it
-        already."""
+        """Addresses and ports whose elements end soon: those that a name no longer has, and those that are kept for
+        open connections."""
         now = self.clock()
         found = set()
         for (target, element), end in self._live.items():
@@ -158,15 +159,16 @@ class AllowSets:
         return found
 
     def keep(self, places: Iterable[tuple[str, int]]) -> None:
-        """Let the connections that stand there go on, and no new ones begin. Called again while they stand."""
+        """Keep open connections to these addresses and ports, and allow no new ones. Called repeatedly while they are
+        open."""
         ends = self.clock() + MIN_LIFE
         commands = [line for address, port in places for line in self._open(("kept", f"{address} . {port}"), ends, "")]
         self._load(commands)
 
     def set_grants(self, rules: Rules, grants: Iterable[Grant], *, afresh: bool = False) -> None:
-        """Take up the grants that hold now; what others had opened is closed in the same transaction.
+        """Apply the grants that are valid now; what other grants had opened is closed in the same transaction.
 
-        With `afresh` the profile's rules are others than before as well, and nothing that those had opened stays.
+        With `afresh` the rules of the profile have changed as well, and nothing that they had opened remains.
         """
         self.rules = rules
         self._grants = {grant.id: grant for grant in grants}
@@ -194,8 +196,8 @@ class AllowSets:
         self._load(commands + self._granted_commands())
 
     def _granted_commands(self) -> list[str]:
-        """The grants' sets whole. Of ranges that lie in each other only the widest stands, since nft refuses
-        overlaps."""
+        """Commands that write the grants' sets completely. Of nested ranges only the widest is written, because nft
+        refuses overlaps."""
         commands = [f"flush set inet {self.table} {target}" for target in _GRANTED]
         now = self.clock()
         ranges: list[tuple[str, str]] = []
@@ -211,7 +213,7 @@ class AllowSets:
         return commands
 
     def refill(self) -> None:
-        """Put back what still lives into tables that were just loaded anew, so that no allowed flow ends with them."""
+        """Restore all unexpired elements in tables that were just loaded again, so that allowed flows continue."""
         now = self.clock()
         upstreams, self._upstreams = self._upstreams, None
         self.set_upstreams(upstreams or ())
@@ -221,7 +223,8 @@ class AllowSets:
         self._load(commands + self._granted_commands())
 
     def _load(self, commands: list[str]) -> None:
-        """Each command changes one set, its fifth word, in one table or in both; one transaction for each."""
+        """Load the commands, in one transaction for each table. Each command changes one set, its fifth word, in one
+        table or in both."""
         for namespace, is_there in (
             ("", _ON_HOST.__contains__),
             (self.namespace, lambda name: name not in _ON_HOST_ONLY),
@@ -231,7 +234,7 @@ class AllowSets:
                 load_ruleset("\n".join(chosen) + "\n", namespace)
 
     def adopt(self, entries: Table) -> None:
-        """Take up what a guard before this one had opened by the profile's rules. `entries` lists the table of the
+        """Take over what an earlier guard had opened by the rules of the profile. `entries` lists the table of the
         namespace."""
         now = self.clock()
         for entry in entries:
@@ -246,7 +249,7 @@ class AllowSets:
         return self._is_in_profile(address, port) or bool(self.find_grant(address, port))
 
     def find_grant(self, address: str, port: int) -> str:
-        """The grant that opens an address and port where the profile does not, or nothing."""
+        """The grant that opens an address and port that the profile does not open; empty if there is none."""
         if self._is_in_profile(address, port):
             return ""
         for target in ("granted_names", "granted_lan_names"):
@@ -258,7 +261,7 @@ class AllowSets:
         return ""
 
     def find_past_grant(self, address: str, port: int) -> str:
-        """The same for a flow that may have ended with its grant."""
+        """Like `find_grant`, for a flow that may have ended with its grant."""
         if self._is_in_profile(address, port):
             return ""
         for element, grant in reversed(self._past.items()):
@@ -281,7 +284,7 @@ class AllowSets:
 
 
 def widest(keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Of elements `network . port`, those that lie in no other one."""
+    """Of elements `network . port`, those that no other one contains."""
     parsed = []
     for target, element in keys:
         network, port = element.split(" . ")

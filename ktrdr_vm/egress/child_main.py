@@ -1,7 +1,7 @@
-"""`DIRECTORY ROLE UID CHANNEL CONFIG LISTENER...`: the guard's resolver or its inbox, a process without privilege.
+"""`DIRECTORY ROLE UID CHANNEL CONFIG LISTENER...`: the guard's resolver or its inbox, a process without privileges.
 
-It does once what it will do for the guest, which imports all of it, gives up its privilege, does the same again, which
-shows that nothing is missing now, and tells the guard that it serves.
+It handles one request of its own, which imports all modules, drops its privileges, and handles another one, which
+checks that everything is still readable. Then it notifies the guard that it serves.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import os
 import resource
 import socket
 import sys
-import traceback as traceback  # what says why it ends
+import traceback as traceback  # prints the reason when the process ends with an error
 
 from ktrdr_vm.egress.supervised_child import SERVES
 from ktrdr_vm.host.privileges import drop_privileges, leave_network
 
-# Every encoding that `json.loads` finds in bytes.
+# Each encoding that `json.loads` detects in bytes. Python imports an encoding at its first use.
 _ENCODINGS = (
     "utf-8",
     "utf-8-sig",

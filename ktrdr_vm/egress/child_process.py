@@ -1,4 +1,4 @@
-"""How the guard starts its children: with sockets that are bound already."""
+"""Starts the children of the guard, with sockets that are already bound."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ _IP_FREEBIND = 15
 
 
 def bind_early(kind: socket.SocketKind, address: str, port: int, namespace: str = "") -> socket.socket:
-    """A listener on an address that may not exist yet: the tap, and with it the address, comes after the guard."""
+    """A listener on an address that may not exist yet: the tap, which has the address, is created after the guard."""
     made = make_socket(namespace, kind)
     made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
     if kind == socket.SOCK_STREAM:
-        # Connections of an earlier listener may linger. Of datagrams, a second socket would take those of the first.
+        # Connections of an earlier listener may linger. Not for datagrams: a second socket would receive those of the
+        # first.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.bind((address, port))
     if kind == socket.SOCK_STREAM:
@@ -35,7 +36,7 @@ def bind_early(kind: socket.SocketKind, address: str, port: int, namespace: str 
 
 
 def listen_unix(path: Path) -> socket.socket:
-    """A unix socket that its owner alone can open."""
+    """A Unix socket that only its owner can open."""
     path.unlink(missing_ok=True)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with short_name(path) as name:
@@ -48,11 +49,11 @@ def listen_unix(path: Path) -> socket.socket:
 def start_child(
     directory: Path, role: str, config: Mapping[str, Any], listeners: tuple[socket.socket, ...], uid: int
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A child that becomes `uid`, with the listeners and a channel. Returns it, with a pipe as its standard error, and
-    our end.
+    """Start a child that becomes `uid`, with the listeners and a channel. Returns it, with a pipe as its standard
+    error, and the guard's end of the channel.
 
-    A program of its own and no fork, which would have what the guard knows, credentials too; and the guard need not
-    import what it is for.
+    The child is a separate program and not a fork: a fork would contain the memory of the guard, including credentials,
+    and the guard would have to import the modules of the child.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, os.fdopen(os.memfd_create("config"), "w+b") as file:
@@ -72,10 +73,11 @@ def start_child(
 
 
 def start_proxy(configuration: Path, listeners: Mapping[str, socket.socket], uid: int) -> subprocess.Popen[bytes]:
-    """HAProxy as `uid`; its configuration finds the listeners by the names of variables. Its log comes on its standard
-    output."""
+    """Start HAProxy as `uid`. Its configuration refers to the listeners by the names of environment variables. It
+    writes its log to standard output."""
     parent = os.getpid()
-    # In a world its user cannot enter the person's home, where the configuration is.
+    # In a user namespace (`world`), the user of the proxy cannot enter the home directory that contains the
+    # configuration.
     in_view = make_entry(uid)
     started = process.start(
         [*in_view, "haproxy", "-db", "-f", configuration],
@@ -89,6 +91,6 @@ def start_proxy(configuration: Path, listeners: Mapping[str, socket.socket], uid
     assert started.stdout is not None
     os.set_blocking(started.stdout.fileno(), False)
     with contextlib.suppress(OSError):
-        # Room for some seconds of a flood; where the host does not give it, what is lost is counted.
+        # Buffers some seconds of a flood. If the host does not permit this size, lost lines are counted.
         fcntl.fcntl(started.stdout.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)
     return started

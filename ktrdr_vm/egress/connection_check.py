@@ -1,9 +1,8 @@
-"""`egress test`: what would happen to a connection, asked of the parts that would decide it and of no copy of the
-rules.
+"""`egress test`: the verdict on a connection, from the parts that enforce the rules and not from a copy of the rules.
 
-The resolver is asked as the guest asks it, the table's sets and the proxy's lists are read where they are enforced. The
-order is the firewall's: the owner's exceptions, reserved ranges and the host itself, ranges, the by-name frontends, the
-resolver's sets.
+The resolver is queried as the guest queries it, and the sets of the table and the lists of the proxy are read where
+they are enforced. The order is that of the firewall: the owner's exceptions, reserved ranges and the host itself,
+ranges, the by-name frontends, the resolver's sets.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ _LOOKUP_LIMIT = 8.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """What would happen. `kind` is the part that decides, as in the ledger: dns, http, tls, tcp or drop; `rule` what it
-    decides by."""
+    """The verdict on a connection. `kind` is the part that decides, as in the ledger: dns, http, tls, tcp or drop;
+    `rule` is the rule that it applies."""
 
     allowed: bool
     kind: str
@@ -46,10 +45,10 @@ def judge_connection(directory: Path, host: str, port: int) -> Verdict:
     """The verdict on a connection of a guest to `host`, a name or an IPv4 address, on TCP `port`; `directory` is the
     folder of its guard.
 
-    UsageError for what is neither; ProvisionError when the guard does not answer.
+    UsageError if `host` or `port` is not valid; ProvisionError if the guard does not answer.
     """
     if not 0 < port < 65536:
-        raise UsageError(f"{port} is no port", where="PORT", hint="a number from 1 to 65535")
+        raise UsageError(f"{port} is not a port", where="PORT", hint="a number from 1 to 65535")
     address = _parse_address(host)
     name = "" if address else _parse_name(host)
     if name:
@@ -79,7 +78,7 @@ def _parse_name(host: str) -> str:
 
 
 def _look_up(directory: Path, name: str) -> tuple[Verdict | None, str]:
-    """A refusal of the resolver, or the first address, which is what a client tries."""
+    """A refusal of the resolver, or the first address, which is the one that clients try first."""
     import dns.exception
     import dns.message
     import dns.query
@@ -106,7 +105,7 @@ def _look_up(directory: Path, name: str) -> tuple[Verdict | None, str]:
 
 
 class Judge:
-    """The guard's side: reads the sets and the proxy's lists as they are now."""
+    """The part in the guard: reads the sets and the lists of the proxy as they are now."""
 
     def __init__(self, gateway: str, sets: AllowSets, proxy: ProxyControl, granting: Granting) -> None:
         self._gateway = gateway
@@ -115,7 +114,7 @@ class Judge:
         self._granting = granting
 
     def judge(self, request: dict[str, Any]) -> dict[str, Any]:
-        """`name` may be empty. ValueError and KtrdrError for what cannot be asked."""
+        """The verdict as JSON. `name` may be empty. ValueError and KtrdrError for a request that is not valid."""
         name = parse_host(request["name"]) if request["name"] else ""
         verdict = self._judge(name, str(IPv4Address(request["address"])), int(request["port"]))
         if not verdict.allowed and self._sets.rules.policy.observe and not self._is_closed(verdict.address):
@@ -180,7 +179,7 @@ class Judge:
                     True, kind, "name", f"the proxy's list {file} holds the name; only {only} passes", address
                 )
         for file in (f"{kind}.granted", f"{kind}.granted_suffixes"):
-            grant = self._granting.find_grant(self._proxy.find_room(file, name))
+            grant = self._granting.find_grant(self._proxy.find_slot(file, name))
             if grant:
                 return Verdict(True, kind, f"grant:{grant}", "a grant names it", address)
         return Verdict(False, kind, "name", f"the name is allowed, but not on port {port}", address)

@@ -1,4 +1,4 @@
-"""What the guard does to the guest's machine: it makes it stand still and go on."""
+"""Pausing and resuming the domain of a guard's guest."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from ktrdr_vm.host.libvirt import Libvirt
 
 
-class Machine:
-    """The domain of this name. Its methods raise KtrdrError."""
+class DomainControl:
+    """The libvirt domain of this name. The methods raise KtrdrError."""
 
     def __init__(self, domain: str) -> None:
         self.domain = domain
@@ -19,11 +19,11 @@ class Machine:
     def _libvirt(self) -> Libvirt:
         from ktrdr_vm.host.libvirt import Libvirt
 
-        # The guard has other things to do than to wait for a libvirtd that is restarted.
+        # The guard must not wait while libvirtd restarts.
         return Libvirt(patience=0)
 
     def find_state(self) -> str:
-        """libvirt's word for it; empty when there is no such domain."""
+        """The state as libvirt names it; empty if there is no such domain."""
         facts = self._libvirt.find(self.domain)
         return facts.state if facts is not None else ""
 

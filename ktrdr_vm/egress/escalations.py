@@ -1,6 +1,5 @@
-"""The guard's desk for escalations: it starts the unprivileged inbox, keeps what arrives, tells the owner, and gives
-what the owner has approved beforehand.
-"""
+"""The guard's supervisor for escalations: starts the unprivileged inbox, stores what arrives, notifies the owner, and
+grants what is pre-approved."""
 
 from __future__ import annotations
 
@@ -21,12 +20,13 @@ from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import boottime, now, read_boot_id
 from ktrdr_vm.policy.load import read_policy
 
-# Of the owner's command at one time; a guest that asks much must not start much.
+# Maximum number of running processes of the owner's command, so that a guest with many requests cannot start many of
+# them.
 _MAX_HOOKS = 4
 
 
-class EscalationDesk:
-    """One for a guard whose instance has somebody who can ask."""
+class EscalationSupervisor:
+    """For a guard whose instance can escalate."""
 
     def __init__(
         self,
@@ -49,12 +49,12 @@ class EscalationDesk:
         self._hooks: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        """The inbox, as a child without privilege; the channel on which it asks."""
+        """Start the inbox as a child without privileges. Returns it and the channel of its requests."""
         started, self.channel = start_child(self._directory, "inbox", {}, (self._listener,), self._uid)
         return started, self.channel
 
     def answer(self, raw: bytes) -> None:
-        """One request of the inbox. Whatever is wrong with it is its answer."""
+        """Answer one request of the inbox. An error in it is sent as the answer."""
         assert self.channel is not None
         try:
             request = parse_request(raw)
@@ -69,7 +69,7 @@ class EscalationDesk:
             self._ledger.write("guard", "note", message=f"the inbox does not listen: {error}")
 
     def reap(self) -> None:
-        """Let go of the owner's commands that have ended."""
+        """Release the processes of the owner's command that have ended."""
         self._hooks = [hook for hook in self._hooks if hook.poll() is None]
 
     def _arrived(self, one: Escalation) -> None:
@@ -79,16 +79,15 @@ class EscalationDesk:
             try:
                 self._approve(one)
             except (KtrdrError, ValueError) as error:
-                # It waits for a person like any other.
+                # It waits for an answer, like any other escalation.
                 self._ledger.write(
                     "escalation", "note", rule=one.id, message=f"could not be approved beforehand: {error}"[:300]
                 )
         if policy.hook:
-            self._tell(one, policy.hook)
+            self._start_hook(one, policy.hook)
 
     def _approve(self, one: Escalation) -> None:
-        """The owner's answer of before, recorded and then given: a person who answers meanwhile comes too late, and
-        never between."""
+        """Record the pre-approval, then grant it. No other answer is possible between the two."""
         reason, seconds = "approved beforehand by the owner's policy", one.packet.seconds
         with self.store.approving(one.id, Answer("policy", reason, now(), one.packet.request, seconds)) as settle:
             granted = self._granting.grant(
@@ -96,8 +95,8 @@ class EscalationDesk:
             )
             settle((read_boot_id(), boottime() + float(granted["grant"]["seconds"])))
 
-    def _tell(self, one: Escalation, command: tuple[str, ...]) -> None:
-        """The owner's command gets the packet on its standard input, and is not waited for."""
+    def _start_hook(self, one: Escalation, command: tuple[str, ...]) -> None:
+        """Start the owner's command with the packet on its standard input, and do not wait for it."""
         self.reap()
         if len(self._hooks) >= _MAX_HOOKS:
             self._ledger.write(

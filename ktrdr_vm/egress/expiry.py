@@ -1,9 +1,9 @@
-"""The ends of what was put into a guest, a secret or a lent folder, processor or memory, kept by the guard.
+"""The expiries of secrets and loans, kept by the guard.
 
-It outlives the command that gave it, and the guest cannot stop its clock. When a secret's time is over it is taken out
-of the guest through the agent's channel. A hostile guest has its copy by then; that is why a secret is short-lived at
-its source. The guest's own timer stands behind this one, for a guest without an agent. What was lent is taken back by
-the program that lends.
+The guard outlives the command that delivered a secret or made a loan, and the guest cannot stop the guard's clock. An
+expired secret is removed from the guest through the guest agent. A hostile guest has copied it by then, so a secret
+should be short-lived at its source. The guest has a timer of its own that removes the secret where there is no agent.
+An expired loan is removed by the program that was registered with it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import boottime, read_boot_id
 from ktrdr_vm.host.durable import write_durably
 
-# Overwritten where it lies, so that the pages that are freed, and may be saved, do not hold it.
-# The guest's own timer goes last: where the file stays, it is all that is left.
+# Overwritten in place, so that freed pages, which may be saved, do not contain it. The guest's own timer is stopped
+# last: if the file remains, that timer is the only thing left that can remove it.
 TAKE = """set -u
 status=0
 if [ -f "$TARGET" ]; then
@@ -35,16 +35,16 @@ rm -f -- "$TARGET" || status=1
 [ "$status" != 0 ] || systemctl stop "ktrdr-secret-$NAME.timer" 2>/dev/null || true
 exit "$status"
 """
-# Seconds after which a guest that did not answer is asked again, how often, and how often from then on.
+# Seconds before a failed removal is repeated, the number of such attempts, and the seconds between later ones.
 RETRY_S, ATTEMPTS, LATER_S = 10.0, 6, 300.0
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """`ends` is a moment of the boot's clock. `path` is a secret's in the guest; what is lent has none, and its
-    escalation's id as name.
+    """`ends` is a time of the boot clock. `path` is that of a secret in the guest. A loan has no path, and the id of
+    its escalation as its name.
 
-    `module` is the program that takes back what is lent, as it was registered with the loan.
+    `module` is the program that removes the loan, as it was registered with the loan.
     """
 
     name: str
@@ -55,19 +55,19 @@ class Deadline:
 
     @property
     def key(self) -> tuple[str, str]:
-        """A secret may have the name of an escalation."""
+        """Path and name, because a secret may have the name of an escalation."""
         return self.path, self.name
 
     @property
     def rule(self) -> str:
-        """The ledger's word for it."""
+        """The name in the ledger."""
         return "secret" if self.path else f"loan:{self.name}"
 
 
 class Deadlines:
-    """`path` is a small file in the guard's folder, so that a guard that was started again goes on counting.
+    """`path` is a small file in the guard's folder, with which a restarted guard continues.
 
-    `take` starts the taking of one.
+    `take` starts the removal of one secret or loan.
     """
 
     def __init__(
@@ -92,24 +92,25 @@ class Deadlines:
     def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
         return {"given": self._given, "gone": self._gone}
 
-    def look(self) -> None:
-        """At every look of the guard: begin with what is over, tell how it went with what was begun."""
+    def poll(self) -> None:
+        """Called at every poll of the guard: start the removal of what has expired, and process the results of
+        removals."""
         for key, (one, child) in list(self._taking.items()):
             code = child.poll()
             if code is not None:
                 del self._taking[key]
-                self._tell(one, taken=code == 0)
+                self._finish(one, taken=code == 0)
         now = self._clock()
         for one in list(self._known.values()):
             if one.ends <= now and one.key not in self._taking:
                 self._taking[one.key] = (one, self._take(self._domain, self._path.parent, one))
 
-    def _tell(self, one: Deadline, *, taken: bool) -> None:
+    def _finish(self, one: Deadline, *, taken: bool) -> None:
         if self._known.get(one.key) != one:
-            return  # given anew meanwhile, or gone
+            return  # it has a new expiry, or was removed meanwhile
         attempts = one.attempts + 1
         if not taken and (attempts < ATTEMPTS or one.path):
-            # A secret is asked for as long as the instance lives.
+            # The removal of a secret is repeated for as long as the instance exists.
             pause = RETRY_S if attempts < ATTEMPTS else LATER_S
             self._known[one.key] = replace(one, ends=self._clock() + pause, attempts=attempts)
             if attempts == ATTEMPTS:
@@ -156,7 +157,8 @@ class Deadlines:
         return {"ok": True}
 
     def _read(self) -> list[Deadline]:
-        """Of another boot there is none: what was given lives in a machine, and it ended with the host."""
+        """The stored expiries. Those of another boot are discarded: the VM with the secrets and loans ended with the
+        host."""
         try:
             data = json.loads(self._path.read_bytes())
             return [Deadline(**row) for row in data["deadlines"]] if data["boot_id"] == self._boot_id else []
@@ -173,7 +175,7 @@ class Deadlines:
 
 
 def start_taking(domain: str, directory: Path, one: Deadline) -> subprocess.Popen[bytes]:
-    """In a process of its own: a guest may take its time to answer, and the guard has others to serve."""
+    """Start a removal in a separate process: a guest may answer slowly, and the guard must not wait."""
     if one.path:
         return process.start_module(
             "ktrdr_vm.egress.expiry", [domain, one.name, one.path], streams=process.Streams(stderr=2)
@@ -182,7 +184,7 @@ def start_taking(domain: str, directory: Path, one: Deadline) -> subprocess.Pope
 
 
 def take(domain: str, name: str, path: str) -> bool:
-    """Remove one secret through the guest agent; True if the agent did."""
+    """Remove one secret through the guest agent. True if the agent reports success."""
     from ktrdr_vm.host.libvirt import Libvirt
 
     libvirt = Libvirt(patience=0)
@@ -205,5 +207,5 @@ def take(domain: str, name: str, path: str) -> bool:
 
 
 def main() -> None:
-    """`DOMAIN NAME PATH`. Its exit code is its answer."""
+    """`DOMAIN NAME PATH`. The exit code is 0 if the secret was removed."""
     raise SystemExit(0 if take(*sys.argv[1:4]) else 1)

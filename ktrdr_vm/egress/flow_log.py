@@ -19,15 +19,15 @@ _KINDS = {"tls": "tls", "http": "http", "other": "tcp"}
 
 
 def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
-    """One line of the proxy's log as ledger fields, or None when it is not one: HAProxy's own notices share the
-    stream."""
+    """One line of the proxy's log as fields of the ledger, or None for any other line: HAProxy's own notices are in the
+    same stream."""
     try:
         entry = json.loads(line)
         if entry["f"] == "broker":
             return _parse_broker(entry)
         kind = _KINDS[entry["f"]]
         name = "" if entry["n"] == "-" else str(entry["n"])[:254]
-        # What is no request at all ends before any rule has set a verdict.
+        # Bytes that are not a request end before a rule has set a verdict.
         verdict = "request" if entry["v"] == "-" else str(entry["v"])
         fields: dict[str, Any] = {
             "kind": kind,
@@ -39,7 +39,7 @@ def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
             "bytes_out": int(entry["u"]),
             "bytes_in": int(entry["d"]),
             "ms": int(entry["m"]),
-            "room": "" if entry.get("g", "-") == "-" else str(entry["g"])[:20],
+            "grant_slot": "" if entry.get("g", "-") == "-" else str(entry["g"])[:20],
         }
         if kind == "http":
             fields |= {"method": str(entry["w"])[:20], "status": max(0, int(entry["s"]))}
@@ -51,7 +51,7 @@ def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
 
 
 def _parse_broker(entry: dict[str, Any]) -> dict[str, Any]:
-    """One request with a credential that the guest does not have. Of the path the query is left out."""
+    """One request with a credential that the guest does not have. The path is without the query."""
     verdict = "request" if entry["v"] == "-" else str(entry["v"])[:20]
     allowed = verdict == "allow"
     fields: dict[str, Any] = {
@@ -67,7 +67,7 @@ def _parse_broker(entry: dict[str, Any]) -> dict[str, Any]:
         "bytes_out": int(entry["u"]),
         "bytes_in": int(entry["d"]),
         "ms": int(entry["m"]),
-        "room": "",
+        "grant_slot": "",
     }
     if not allowed:
         fields["message"] = f"refused by {verdict}"
@@ -77,7 +77,8 @@ def _parse_broker(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 class ProxyLog:
-    """Reads the proxy's lines and writes what they say, with the name of an address and the grant that allowed it."""
+    """Reads the lines of the proxy and writes them to the ledger, with the name of each address and the grant that
+    allowed it."""
 
     def __init__(self, ledger: Ledger, sets: AllowSets, granting: Granting, proxy: ProxyControl) -> None:
         self._ledger = ledger
@@ -89,7 +90,7 @@ class ProxyLog:
         self._news = False
 
     def read(self, descriptor: int) -> None:
-        """What is there now, at most a piece."""
+        """Read the lines that are available, at most 256 KiB at once."""
         try:
             data = os.read(descriptor, _PIECE)
         except BlockingIOError:
@@ -109,7 +110,7 @@ class ProxyLog:
         self._news = True
         if not fields["name"]:
             fields["name"] = self._sets.owners.get(fields["address"], "")
-        grant = self._granting.find_grant(fields.pop("room"))
+        grant = self._granting.find_grant(fields.pop("grant_slot"))
         if fields["kind"] == "tcp" and not grant:
             grant = self._sets.find_past_grant(fields["address"], fields["port"])
         if grant and fields["verdict"] == "allow":
@@ -123,14 +124,16 @@ class ProxyLog:
         self._ledger.write(fields.pop("kind"), fields.pop("verdict"), **fields)
 
     def _count_unreadable(self, line: bytes) -> None:
-        """A line of ours that is none any more stands for a decision; HAProxy's own notices do not begin like one."""
+        """Count a line of this log that cannot be parsed, because it stands for a decision. HAProxy's own notices do
+        not begin with a brace."""
         if line.startswith(b"{"):
             self._ledger.write(
                 "tcp", "note", rule="suppressed", count=1, message="a line of the proxy's log that cannot be read"
             )
 
     def count_lost(self) -> None:
-        """Under a flood the proxy drops lines rather than to wait for us; it counts them, and so does the ledger."""
+        """Write the number of lines that the proxy has dropped: under a flood it drops and counts lines, and does not
+        wait for the guard."""
         if not self._news:
             return
         self._news = False

@@ -1,8 +1,8 @@
-"""Grants: rules with an end, added to a running instance. What the rest of the program asks of a guard, and what the
-answer means.
+"""Grants: network rules that are added to a running instance and expire. Parses requests for grants, and checks what
+may be granted.
 
-A grant ends by a clock that nobody sets and that a suspended host does not stop. It widens the profile's allowlist,
-never the owner's policy: a reserved address needs the owner's word as ever.
+The expiry is on the boot clock, which cannot be set and continues while the host is suspended. A grant extends the
+allowlist of the profile, never the owner's policy: a reserved address needs an exception of the owner also in a grant.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.reserved import is_reserved
 from ktrdr_vm.profile.scalars import parse_cidr, parse_host, parse_plain_text
 
-# Of one instance at one time. The proxy has a room for each.
+# Maximum for one instance at one time. The proxy has more grant slots than this.
 MAX_GRANTS = 32
 MAX_SECONDS = 7 * 24 * 3600
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -26,7 +26,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class Grant:
-    """One rule that holds until `ends`, a moment of `host.clock.boottime`."""
+    """One rule that applies until `ends`, a time of `host.clock.boottime`."""
 
     id: str
     rule: EgressRule
@@ -34,7 +34,7 @@ class Grant:
 
     @property
     def name(self) -> str:
-        """The ledger's word for the rule."""
+        """The name of the rule in the ledger."""
         return f"grant:{self.id}"
 
     def to_json(self) -> dict[str, Any]:
@@ -43,8 +43,8 @@ class Grant:
 
 
 def parse_grant(data: Any, now: float) -> Grant:
-    """A grant from a request: `id`, `rule` (`host` or `cidr`, and `ports`), `seconds`, `reason`. ValueError says what
-    is wrong."""
+    """A grant from a request: `id`, `rule` (`host` or `cidr`, and `ports`), `seconds`, `reason`. ValueError, with the
+    reason, if the request is not valid."""
     if not isinstance(data, dict) or not isinstance(data.get("rule"), dict):
         raise ValueError("a grant is a mapping with id, rule, seconds and reason")
     if not isinstance(data.get("id"), str) or not _ID.fullmatch(data["id"]):
@@ -56,7 +56,7 @@ def parse_grant(data: Any, now: float) -> Grant:
         or not math.isfinite(seconds)
         or not 0 < seconds <= MAX_SECONDS
     ):
-        raise ValueError(f"a grant holds for more than 0 and at most {MAX_SECONDS} seconds")
+        raise ValueError(f"a grant applies for more than 0 and at most {MAX_SECONDS} seconds")
     return Grant(data["id"], parse_rule(data["rule"], data.get("reason", "")), now + seconds)
 
 
@@ -79,8 +79,8 @@ def parse_rule(data: dict[str, Any], reason: Any) -> EgressRule:
 def refuse_grant(
     rule: EgressRule, exceptions: Iterable[tuple[IPv4Address, int]], on_link: Iterable[IPv4Network] = ()
 ) -> str:
-    """Why the rule may not be granted, or nothing. `exceptions` are the owner's, address and port; `on_link` the host's
-    own networks."""
+    """The reason why the rule may not be granted; empty if it may. `exceptions` are those of the owner, address and
+    port; `on_link` are the networks that the host is connected to."""
     if rule.cidr is None:
         return ""
     if is_reserved(rule.cidr):

@@ -1,14 +1,14 @@
-"""The guard: one process for each instance that carries every byte which leaves it, and records every decision.
+"""The guard: one process for each instance, through which every outbound byte passes, and which records every decision.
 
     guard (root: listeners, nft writer, ledger, children)
-    ├── resolver (own user, no privilege): reads the guest's DNS
-    ├── haproxy  (own user, no privilege): reads the guest's HTTP and TLS
-    ├── inbox    (own user, no privilege): reads the guest's escalations, where somebody can ask
-    └── relay, sender (own users, no privilege): read the guest's telemetry, and send it to the owner's collector
+    ├── resolver (own user, no privileges): reads the guest's DNS
+    ├── haproxy  (own user, no privileges): reads the guest's HTTP and TLS
+    ├── inbox    (own user, no privileges): reads the guest's escalations, if the instance can escalate
+    └── relay, sender (own users, no privileges): read the guest's telemetry, and send it to the owner's collector
 
-It is a process of its own because it must outlive the command that made the instance. It holds a lock while it lives;
-that lock, and not a PID file, says whether it is there. Its children die with it, and then nothing answers: it fails
-closed.
+It is a separate process because it must outlive the command that created the instance. It holds a lock while it runs;
+that lock, and not a PID file, shows whether it runs. Its children end with it, and then nothing answers the guest: it
+fails closed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ktrdr_vm.egress.disk_watch import SpaceWatch
 from ktrdr_vm.egress.flow_log import ProxyLog
 from ktrdr_vm.egress.grants.enforcer import Granting
 from ktrdr_vm.egress.proxy.resolved_addresses import Given
-from ktrdr_vm.egress.resolver.supervisor import ResolverLink
+from ktrdr_vm.egress.resolver.supervisor import ResolverSupervisor
 from ktrdr_vm.egress.supervised_child import ChannelChild, Source, SupervisedChild
 from ktrdr_vm.egress.works import Works, open_works
 from ktrdr_vm.errors import KtrdrError
@@ -44,14 +44,14 @@ from ktrdr_vm.host.nft import list_table
 from ktrdr_vm.host.on_link import find_on_link
 
 if TYPE_CHECKING:
-    from ktrdr_vm.egress.escalations import EscalationDesk
+    from ktrdr_vm.egress.escalations import EscalationSupervisor
 
 POLL = 1.0
 
 
 class Guard:
-    """The supervisor's loop. To make one stores and connects what is open already; `start` starts, `run` serves until
-    it is stopped."""
+    """The main loop. The constructor stores and connects what is already open, `start` starts the guard, and `run`
+    serves until it is stopped."""
 
     def __init__(self, works: Works) -> None:
         config, ledger, sets, proxy = works.config, works.ledger, works.sets, works.proxy
@@ -65,7 +65,7 @@ class Guard:
         self.running = True
         self.proxy: subprocess.Popen[bytes] | None = None
         self.resolver_config = {"policy": works.policy, "exceptions": config["exceptions"]}
-        self.space = SpaceWatch(works.directory, works.machine, ledger)
+        self.space = SpaceWatch(works.directory, works.domain, ledger)
         self.values = DeliveredValues()
         self.given = Given(proxy)
         self.granting = Granting(
@@ -78,7 +78,7 @@ class Guard:
             changed=self._grants_changed,
             kill_proxy=self._kill_proxy,
         )
-        self.resolver = ResolverLink(
+        self.resolver = ResolverSupervisor(
             works.directory,
             self.resolver_config,
             works.dns,
@@ -90,27 +90,27 @@ class Guard:
         )
         self.judge = Judge(config["gateway"], sets, proxy, self.granting)
         self.proxy_log = ProxyLog(ledger, sets, self.granting, proxy)
-        self.desk = self._make_desk()
+        self.escalations = self._make_escalation_supervisor()
         self.parts = self._make_parts()
 
     def start(self) -> None:
-        """Start the resolver, and take up what a guard before this one has left. The other children follow in `run`."""
+        """Start the resolver, and take over what an earlier guard has left. The other children are started in `run`."""
         self.sets.set_upstreams(find_upstreams())
         self._close_on_link()
-        # First of all: what it imports takes it longer than the guard.
-        self.parts["resolver"].look()
+        # Started first, because its imports take longer than the start of the guard.
+        self.parts["resolver"].poll()
         self._take_up_elements()
 
     def run(self) -> None:
-        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wake_write)
+        wakeup_read, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wakeup_write)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         signal.signal(signal.SIGTERM, lambda _number, _frame: self._stop())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.selector.register(wake_read, selectors.EVENT_READ, lambda: self._reap(wake_read))
+        self.selector.register(wakeup_read, selectors.EVENT_READ, lambda: self._reap(wakeup_read))
         self.selector.register(self.works.control, selectors.EVENT_READ, self._serve_control)
-        self._look_at_parts()
-        self.telemetry.look()
+        self._poll_parts()
+        self.telemetry.poll()
         self.ledger.write("guard", "note", message="started")
         next_poll = time.monotonic() + POLL
         while self.running:
@@ -121,17 +121,17 @@ class Guard:
                 callback()
             self.granting.end_due()
             if any(not one.seconds_to_start for one in self.parts.values()):
-                self._look_at_parts()
+                self._poll_parts()
             if time.monotonic() >= next_poll:
-                self._look()
+                self._poll()
                 next_poll = time.monotonic() + POLL
-        self._look()
+        self._poll()
         self._end_children()
         self.ledger.write("guard", "note", message="stopped")
         self.ledger.close()
 
     def _take_up_elements(self) -> None:
-        """Addresses that a guard before this one had opened stay open when it had the same rules. Its grants hold in
+        """Keep the addresses open that an earlier guard had opened, if it had the same rules. Its grants are kept in
         any case."""
         rules = json.dumps(self.resolver_config, sort_keys=True)
         before = self.directory / "elements.of"
@@ -140,7 +140,7 @@ class Guard:
             self.granting.start(afresh=False)
         else:
             self.granting.start(afresh=True)
-            # Neither it nor the table outlives the host, and half of it is no rules: it need not be synced.
+            # Not synced: neither it nor the table outlives a reboot, and an incomplete file never equals the rules.
             before.touch(mode=0o600)
             before.write_text(rules)
 
@@ -166,8 +166,8 @@ class Guard:
             "resolver": ChannelChild("the resolver", self.resolver.start, self.resolver.take, selector, note),
             "proxy": SupervisedChild("the proxy", self._start_proxy, self._read_proxy_log, answers, selector, note),
         }
-        if self.desk is not None:
-            parts["inbox"] = ChannelChild("the escalation inbox", self.desk.start, self.desk.answer, selector, note)
+        if (inbox := self.escalations) is not None:
+            parts["inbox"] = ChannelChild("the escalation inbox", inbox.start, inbox.answer, selector, note)
         return parts | self.telemetry.parts
 
     def _start_proxy(self) -> tuple[subprocess.Popen[bytes], Source]:
@@ -177,16 +177,16 @@ class Guard:
         self.brokers.proxy_started()
         return self.proxy, self.proxy.stdout
 
-    def _make_desk(self) -> EscalationDesk | None:
-        """Where somebody in the instance can ask."""
+    def _make_escalation_supervisor(self) -> EscalationSupervisor | None:
+        """The supervisor of the inbox; None if the instance cannot escalate."""
         inbox = self.works.inbox
         if inbox is None:
             return None
-        from ktrdr_vm.egress.escalations import EscalationDesk
+        from ktrdr_vm.egress.escalations import EscalationSupervisor
 
         user, group = self.config["owner"]
         owner = (int(user), int(group))
-        return EscalationDesk(
+        return EscalationSupervisor(
             self.directory,
             inbox.store,
             inbox.listener,
@@ -196,17 +196,17 @@ class Guard:
             self.granting,
         )
 
-    def _reap(self, wake: int) -> None:
+    def _reap(self, wakeup: int) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.read(wake, 4096)
-        if self.desk is not None:
-            self.desk.reap()
-        self._look_at_parts()
+            os.read(wakeup, 4096)
+        if self.escalations is not None:
+            self.escalations.reap()
+        self._poll_parts()
 
-    def _look_at_parts(self) -> None:
+    def _poll_parts(self) -> None:
         if self.running:
             for part in self.parts.values():
-                part.look()
+                part.poll()
 
     def _end_children(self) -> None:
         self.telemetry.write()
@@ -214,43 +214,43 @@ class Guard:
             part.end()
 
     def _kill_proxy(self) -> None:
-        """It is started again when its end is told."""
+        """Kill the proxy. It is restarted when its end is detected."""
         self.parts["proxy"].kill()
 
     def _grants_changed(self) -> None:
         self.resolver.grants_changed()
 
-    # -- what they say ----------------------------------------------------------------------------------------------
+    # -- polling ----------------------------------------------------------------------------------------------------
 
     def _read_proxy_log(self) -> None:
         assert self.proxy is not None and self.proxy.stdout is not None
         self.proxy_log.read(self.proxy.stdout.fileno())
 
     def _keep_connections(self) -> None:
-        """A name moves to other addresses while a long transfer goes on: that one may end in peace."""
+        """Keep connections open whose name has moved to other addresses: a long transfer may complete."""
         late = self.sets.late
         if late:
             with contextlib.suppress(KtrdrError):
                 self.sets.keep({(one.address, one.port) for one in self.proxy_control.list_by_address()} & late)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         self.link.poll()
-        with contextlib.suppress(KtrdrError):  # the table is away; the watch puts it back
+        with contextlib.suppress(KtrdrError):  # the table is missing; the watch loads it again
             self.sets.set_upstreams(find_upstreams())
             self._close_on_link()
         self.granting.end_due()
-        self.granting.look_again()
+        self.granting.poll()
         self._keep_connections()
-        self.given.look()
+        self.given.poll()
         self.proxy_log.count_lost()
-        self.watch.look()
-        self.space.look()
-        self.deadlines.look()
-        self.resolver.tell()
-        self.brokers.tell()
-        self.telemetry.look()
+        self.watch.poll()
+        self.space.poll()
+        self.deadlines.poll()
+        self.resolver.notify()
+        self.brokers.notify()
+        self.telemetry.poll()
 
-    # -- what the commands ask --------------------------------------------------------------------------------------
+    # -- requests of commands ---------------------------------------------------------------------------------------
 
     def _serve_control(self) -> None:
         connection, _ = self.works.control.accept()
@@ -273,11 +273,11 @@ class Guard:
             parts = {part.name: part.describe() for part in self.parts.values()}
             return {"pid": os.getpid(), **pids, "parts": parts}
         if request["op"] == "flush":
-            self._look()
+            self._poll()
             self.telemetry.write(0.2)
             return {"ok": True}
-        rooms = (self.granting, self.brokers, self.telemetry, self.deadlines, self.values, self.works.revision)
-        operations = {name: one for room in rooms for name, one in room.operations.items()} | {
+        services = (self.granting, self.brokers, self.telemetry, self.deadlines, self.values, self.works.revision)
+        operations = {name: one for service in services for name, one in service.operations.items()} | {
             "judge": self.judge.judge
         }
         if request["op"] in operations:
@@ -286,8 +286,8 @@ class Guard:
 
 
 def main() -> None:
-    """`DIRECTORY`. Descriptor 1 is a pipe: a line on it says that the guard serves."""
-    # What it and its children hold in memory is never written out.
+    """`DIRECTORY`. Descriptor 1 is a pipe, to which a line is written when the guard serves."""
+    # No core dumps: the memory of the guard and of its children contains secrets.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     directory = Path(sys.argv[1])
     lock = os.open(directory / "guard.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -296,7 +296,7 @@ def main() -> None:
         guard = Guard(open_works(directory))
         guard.start()
     except (KtrdrError, OSError) as error:
-        # guard.log ends with it, and whoever started the guard shows that.
+        # This is the last line of guard.log, which the program that started the guard shows.
         os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
         return
     os.write(1, b"ready\n")

@@ -1,9 +1,9 @@
-"""The ledger: one JSON line for each egress decision, written on the host, bounded, and complete: what is not written
-is counted.
+"""The ledger: one JSON line for each egress decision, written on the host and bounded. Decisions without a line of
+their own are counted.
 
-A guest decides how many denials there are. So each kind and verdict has a share of its own, and denials beyond theirs
-are summed by name and rule: none of it takes the place of what was allowed, granted, or said by the guard. What a
-rotation drops is summed first.
+The guest determines the number of denials. Therefore each kind and verdict has a limit of its own, and denials beyond
+it are summed by name and rule: they displace neither what was allowed or granted nor notes of the guard. A rotation
+sums the lines that it drops.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ktrdr_vm.egress.ledger_totals import add_to_totals
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.report.ledger_row import fit_fields, parse_row
 
-# Of each kind and verdict; a guest that makes decisions faster than this gets lines that count the rest.
+# For each kind and verdict; further decisions in the same second are counted in summary lines.
 LINES_PER_SECOND = 100
-# Different sums of one second; what is beyond them stands in one for its kind and verdict.
+# Maximum number of different sums in one second; beyond it there is one sum for each kind and verdict.
 MOST_SUMS = 64
-# One file of this size and one older one are kept; what was in those before stands in the totals.
+# One file of this size and one older file are kept; what was in earlier ones is in the totals.
 MAX_BYTES = 8 * 1024 * 1024
 SUPPRESSED = "suppressed"
 
@@ -32,7 +32,7 @@ _Sum = tuple[str, str, str, str]
 
 
 class Ledger:
-    """Appends to `path`. Every line has `time`, `instance_id` and the `revision` of when it was written."""
+    """Appends to `path`. Every line has `time`, `instance_id`, and the `revision` at the time of writing."""
 
     def __init__(self, path: Path, instance_id: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
@@ -46,14 +46,14 @@ class Ledger:
         self._revision = ""
 
     def revise(self, revision: str) -> None:
-        """From now on lines carry this revision; what was summed before carries the earlier one."""
+        """Lines carry this revision from now on; decisions that were summed before carry the earlier one."""
         if revision != self._revision:
             self.flush()
             self._revision = revision
 
     def write(self, kind: str, verdict: str, **fields: Any) -> None:
-        """One decision. `kind`, `verdict` and fields are those of `ledger_row`; what a line must not have is left
-        out."""
+        """Write one decision. `kind`, `verdict` and fields are those of `ledger_row`; what a line must not have is
+        omitted."""
         checked = fit_fields(fields)
         second = self._clock()
         if second - self._second >= 1:
@@ -73,7 +73,7 @@ class Ledger:
         self._sums[key] = self._sums.get(key, 0) + int(fields.get("count", 1))
 
     def flush(self) -> None:
-        """Begin another second: say what was summed since the last time."""
+        """Write the sums since the last call, and begin another second."""
         sums, self._sums, self._lines = self._sums, {}, {}
         for (kind, verdict, name, rule), count in sums.items():
             said = {"name": name} if name else {}
@@ -86,11 +86,11 @@ class Ledger:
         size = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(line) != len(line):
-                # Half a line is worse than none: what comes after it could not be read.
+                # A partial line would make the line after it unreadable.
                 os.ftruncate(self._file.fileno(), size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            # The disk is full or fails: the decision is counted, and said when there is room again.
+            # The disk is full or fails: the decision is counted, and the count is written when there is space again.
             self._sum(str(fields["kind"]), str(fields["verdict"]), fields)
             return
         if size + len(line) > MAX_BYTES:
@@ -102,8 +102,8 @@ class Ledger:
         try:
             summed = add_to_totals(totals_of(self._path), older(self._path))
         except OSError:
-            # Without room for the totals the older file stays beside them, and this one goes on growing to its next
-            # line.
+            # Without space for the totals, the older file is kept beside them, and this one grows until the next line,
+            # at which the rotation is repeated.
             self._file = self._path.open("ab", buffering=0)
             return
         self._path.rename(older(self._path))
@@ -123,17 +123,17 @@ class Ledger:
 
 
 def older(path: Path) -> Path:
-    """Where the lines before the current file's are."""
+    """The path of the file with the lines before those of the current file."""
     return path.with_name(path.name + ".1")
 
 
 def totals_of(path: Path) -> Path:
-    """Where the sums of what is in neither file any more are, as lines of the same form."""
+    """The path of the totals: the sums of lines that are in neither file any more, in the same format."""
     return path.with_name(path.name + ".totals")
 
 
 def read_kept(path: Path) -> list[dict[str, Any]]:
-    """The totals, then every line that is kept, the oldest first. What cannot be read as a line is left out."""
+    """The totals, then every line that is kept, the oldest first. What cannot be parsed as a line is omitted."""
     rows = []
     for one in (totals_of(path), older(path), path):
         if one.exists():
@@ -142,9 +142,9 @@ def read_kept(path: Path) -> list[dict[str, Any]]:
 
 
 def read_ledger(path: Path, *, follow: bool, pause: Callable[[float], None] = time.sleep) -> Iterator[dict[str, Any]]:
-    """Every line that is kept, the oldest first; with `follow` those to come as well, across every change of the file.
+    """Every line that is kept, the oldest first; with `follow` also later lines, across every rotation.
 
-    FileNotFoundError when there is no ledger. With `follow` it ends when the folder goes, with the instance.
+    FileNotFoundError if there is no ledger. With `follow` it ends when the folder is removed with the instance.
     """
     files = _open_after(path, None)
     if not files:
@@ -157,16 +157,16 @@ def read_ledger(path: Path, *, follow: bool, pause: Callable[[float], None] = ti
                 files = _open_after(path, _inode(file))
                 if not files:
                     pause(0.2)
-                # After the look: what was written before the change of files is in this one.
+                # Read after the check: what was written before the rotation is in this file.
                 yield from _lines(file)
 
 
 def _open_after(path: Path, read: int | None) -> list[BinaryIO]:
-    """The files that come after the one with the inode `read`; empty when that one still is the current."""
+    """The files after the one with the inode `read`; empty if that one is still the current file."""
     try:
         current = path.open("rb")
     except FileNotFoundError:
-        return []  # gone, or between two names
+        return []  # removed, or between two names
     if _inode(current) == read:
         current.close()
         return []
@@ -185,7 +185,7 @@ def _inode(file: BinaryIO) -> int:
 
 
 def _lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    """Whole lines from here on. Half of one stays for the next time."""
+    """Complete lines from the current position on. A partial line is left for the next call."""
     while True:
         at = file.tell()
         line = file.readline()

@@ -1,4 +1,4 @@
-"""What a rotation of the ledger drops, summed by destination: a guest that floods it away leaves its totals behind."""
+"""Totals of the ledger: lines that a rotation drops are summed by destination, so that a flood cannot erase them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.report.ledger_row import parse_row
 
-# Different destinations of one kind and verdict; what is beyond them stands in one sum without a name.
+# Maximum number of destinations of one kind and verdict; further ones share one sum without a name.
 MOST_TOTALS = 2000
 _Key = tuple[str, str, str, str, int, str]
 
 
 def add_to_totals(totals: Path, dropped: Path) -> int:
-    """Sum the lines of `dropped` up in `totals`; the number of lines. A line that is a total already is added like any
-    other."""
+    """Sum the lines of `dropped` in `totals`, whose own lines are added like any other. Returns the number of lines of
+    both; 0 without `dropped`."""
     rows = [
         row
         for path in (totals, dropped)
@@ -43,7 +43,7 @@ def add_to_totals(totals: Path, dropped: Path) -> int:
 
 def _key(row: dict[str, Any]) -> _Key:
     name = str(row.get("name", ""))
-    # Behind a name that is judged the address is whatever the guest dialled.
+    # Where the name is checked, the address is any that the guest dialled.
     address = "" if name and row["kind"] in ("tls", "http", "dns") else str(row.get("address", ""))
     return row["kind"], row["verdict"], name, address, int(row.get("port", 0)), str(row.get("rule", ""))
 

@@ -1,4 +1,4 @@
-"""The instance's tap as the guard sees it: whether a machine is attached, and its end when the machine has gone."""
+"""The tap of an instance: detects that a VM is attached, and that it has ended."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ktrdr_vm.host.netns import make_socket
 
 _SIOCGIFFLAGS = 0x8913
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
-# Looks without a carrier before the machine is taken for ended: a device that is reset has none for a moment.
+# Polls without a carrier after which the VM counts as ended: a device that is being reset has none for a moment.
 _PATIENCE = 2
 _IFREQ = struct.Struct("16sH22x")
 
 
 class Link:
-    """One tap. A machine that was attached and is not any more has ended: `on_end` is called once, and the link is set
+    """One tap. When a VM that was attached no longer is, it has ended: `on_end` is called once, and the link is set
     down.
 
-    The credentials that the guard holds for the guest are for that machine; what attaches to the tap afterwards is
-    another.
+    The credentials that the guard holds are for that VM. Any VM that is attached to the tap later is a different one,
+    and must not use them.
     """
 
     def __init__(self, tap: str, namespace: str, ledger: Ledger, on_end: Callable[[], None]) -> None:
@@ -38,7 +38,7 @@ class Link:
         self._socket = make_socket(namespace, socket.SOCK_DGRAM)
 
     def poll(self) -> None:
-        """Look whether the machine is attached; called at every look of the guard."""
+        """Check whether a VM is attached. Called at every poll of the guard."""
         flags = self._read_flags()
         if flags & _IFF_RUNNING:
             self._attached, self._absent = True, 0
@@ -56,7 +56,7 @@ class Link:
         )
 
     def _read_flags(self) -> int:
-        """The interface's flags; 0 when there is none."""
+        """The flags of the interface; 0 if it does not exist."""
         try:
             reply = fcntl.ioctl(self._socket, _SIOCGIFFLAGS, _IFREQ.pack(self._tap.encode(), 0))
         except OSError:

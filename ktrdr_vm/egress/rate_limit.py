@@ -1,4 +1,4 @@
-"""A rate and a burst: how often one instance may ask for something."""
+"""A token bucket, which limits how often one instance may make a request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Bucket:
-    """`rate` a second, and `burst` at once. Threads may share it."""
+    """`rate` per second, and `burst` at once. Thread-safe."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
@@ -19,7 +19,7 @@ class Bucket:
         self._lock = threading.Lock()
 
     def take(self, amount: float = 1) -> float:
-        """0, or the seconds after which it may be asked for again; then nothing was taken."""
+        """Take `amount`. Returns 0, or the seconds after which it will be available; in that case nothing was taken."""
         with self._lock:
             now = self._clock()
             self._level = min(self._burst, self._level + (now - self._at) * self._rate)
@@ -30,6 +30,6 @@ class Bucket:
             return 0.0
 
     def spend(self, amount: float) -> None:
-        """Take it whether it is there or not; what is owed is waited for by who comes next."""
+        """Take `amount` even if it is not available. Later calls of `take` return a longer wait."""
         with self._lock:
             self._level -= amount

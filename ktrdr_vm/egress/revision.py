@@ -1,8 +1,8 @@
 """The revision of what an instance may do: its incarnation, its plan and its grants, as one text such as
 `0f3c…-9a41…-2`.
 
-An instance has a new incarnation when it is created and when it is resumed. The guard counts the changes of its grants,
-expiries included, and is the only writer of the revision; its lines of the ledger carry it.
+An instance gets a new incarnation when it is created and when it is resumed. The guard counts the changes of its
+grants, expiries included, and is the only writer of the revision; its lines of the ledger contain it.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ def require_revision(expected: str, found: str, where: str) -> None:
 
 
 def prepare_revision(directory: Path, plan_digest: str) -> None:
-    """Write what a guard of this folder begins with, before it is started. The incarnation of an existing folder is
-    kept."""
+    """Write the initial files of a guard, before it is started. The incarnation of an existing folder is kept."""
     incarnation = directory / "incarnation"
     if not incarnation.exists():
         _write(incarnation, os.urandom(6).hex())
@@ -98,7 +97,7 @@ class RevisionKeeper:
 
     @property
     def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
-        """What commands may ask."""
+        """The operations of the socket protocol."""
         return {"revision": lambda _: {"revision": str(self.current)}, "plan": self._follow_plan}
 
     def _follow_plan(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +116,7 @@ class RevisionKeeper:
         try:
             _write(self._directory / "revision", text)
         except OSError:
-            # Readers of the file find none, rather than an earlier one. Commands that expect one ask the guard.
+            # Readers find no file, rather than an earlier revision. Commands that expect a revision query the guard.
             (self._directory / "revision").unlink(missing_ok=True)
 
 
@@ -129,7 +128,7 @@ def _read(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace the file. It need not outlive the host, and is not synced."""
+    """Replace the file, without syncing: it need not outlive a reboot."""
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
     with os.fdopen(

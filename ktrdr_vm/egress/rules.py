@@ -1,4 +1,5 @@
-"""Decisions on names and addresses, shared by the resolver and by the writer that does not trust it. Pure."""
+"""Decisions on names and addresses. Pure. The resolver applies them, and the writer of the sets, which does not trust
+the resolver, applies them again."""
 
 from __future__ import annotations
 
@@ -16,40 +17,40 @@ Endpoint = tuple[IPv4Address, int]
 
 @dataclass(frozen=True)
 class Opening:
-    """Ports of a name at one address, and what allows them. `grant` is empty for the profile's own rules."""
+    """Ports of a name at one address, and what allows them. `grant` is empty for the rules of the profile."""
 
     ports: tuple[int, ...]
     other_ports: tuple[int, ...]
     grant: str = ""
     observed: bool = False
-    """No rule and no grant: an observe run lets it pass."""
+    """True if neither a rule nor a grant matches, and an observe run allows the name."""
 
     @property
     def rule(self) -> str:
-        """The ledger's word for it."""
+        """What allows it, as in the ledger: `grant:` and an id, `observe`, or `name`."""
         return f"grant:{self.grant}" if self.grant else "observe" if self.observed else "name"
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The compiled allowlist of one instance, the owner's exceptions inside the reserved ranges, and the grants that
-    hold now."""
+    """The compiled allowlist of one instance, the owner's exceptions in the reserved ranges, and the grants that apply
+    now."""
 
     policy: EgressPolicy
     exceptions: frozenset[Endpoint] = frozenset()
     grants: tuple[tuple[str, EgressPolicy], ...] = ()
-    """Grant id and what it allows; the one that holds longest first."""
+    """Grant id and what it allows; the latest expiry first."""
 
     def ports(self, name: str) -> tuple[int, ...]:
-        """Every port on which the name may be reached, by any listener; empty when the name is not allowed."""
+        """Every port on which the name may be reached, through any listener; empty if the name is not allowed."""
         return tuple(sorted({port for opening in self._openings(name) for port in opening.ports}))
 
     def other_ports(self, name: str) -> tuple[int, ...]:
-        """The ports that the resolver opens by address: all but 80 and 443, which the proxy judges by name."""
+        """The ports that the resolver opens by address: all but 80 and 443, which the proxy checks by name."""
         return tuple(sorted({port for opening in self._openings(name) for port in opening.other_ports}))
 
     def rule(self, name: str) -> str:
-        """What allows the name: `name` for the profile, `grant:` and an id, `observe`, or nothing."""
+        """What allows the name: `name` for the profile, `grant:` and an id, or `observe`; empty if nothing does."""
         for opening in self._openings(name):
             return opening.rule
         return ""
@@ -57,8 +58,8 @@ class Rules:
     def openings(self, name: str, address: IPv4Address, *, closed: bool = False) -> tuple[Opening, ...]:
         """What may be opened for the name at an address.
 
-        One that is reserved, or that the caller knows to be `closed` like these, needs the owner's word for every port
-        that a rule names.
+        At an address that is reserved, or that the caller states to be `closed` like these, an opening needs an
+        exception of the owner for each of its ports.
         """
         found = tuple(self._openings(name))
         if not closed and not is_reserved_address(address):
@@ -67,7 +68,7 @@ class Rules:
         return tuple(opening for opening in owned if all((address, port) in self.exceptions for port in opening.ports))
 
     def judge_address(self, name: str, address: IPv4Address) -> str:
-        """Why an answer may not be used, or nothing."""
+        """The reason why an answer may not be used; empty if it may."""
         return "" if self.openings(name, address) or not self.rule(name) else f"{address} is in a reserved range"
 
     @cached_property
@@ -77,8 +78,8 @@ class Rules:
 
     def _openings(self, name: str) -> Iterator[Opening]:
         if "\\" in name:
-            # A dot inside a label, or a byte that no host's name has: `x\.mine.example.com` ends as a suffix does and
-            # lies elsewhere.
+            # A dot in a label is escaped, and so is a byte that no host name contains: as text, `x\.mine.example.com`
+            # has the suffix `.mine.example.com`, but it is not in that domain.
             return
         for grant, policy in (("", self.policy), *self.grants):
             ports = _ports(policy, name)
@@ -119,7 +120,7 @@ def _listed(name: str, names: tuple[str, ...], suffixes: tuple[str, ...]) -> boo
 
 
 def policy_from_json(policy: dict[str, Any]) -> EgressPolicy:
-    """What `EgressPolicy.to_json` wrote."""
+    """The policy that `EgressPolicy.to_json` wrote."""
 
     def names(key: str) -> tuple[str, ...]:
         return tuple(policy[key])
@@ -135,7 +136,7 @@ def policy_from_json(policy: dict[str, Any]) -> EgressPolicy:
         other_names=ported("other_names"),
         other_suffixes=ported("other_suffixes"),
         ranges=ported("ranges"),
-        # A grant that was written down before there were any has none.
+        # Grants that were stored by a version without broker names lack the key.
         broker_names=tuple(policy.get("broker_names", ())),
         observe=bool(policy["observe"]),
     )

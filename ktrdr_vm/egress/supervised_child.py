@@ -1,7 +1,8 @@
-"""A child of the guard: started, heard, and started again more and more slowly for as long as the guard lives.
+"""A child process of the guard: started, monitored, and restarted with increasing pauses for as long as the guard runs.
 
-What it writes on its standard error goes into guard.log with its name in front, and the end of it is kept: it says why
-the child does not serve. A child is never given up: what makes it end may pass, and until then nothing leaves.
+Its standard error is copied to guard.log, with its name in front of each line, and the end of it is kept: it contains
+the reason why the child does not serve. The number of restarts is not limited: the cause may pass, and until then no
+traffic leaves the instance.
 """
 
 from __future__ import annotations
@@ -17,29 +18,30 @@ from typing import IO, Any, Protocol
 
 from ktrdr_vm.errors import KtrdrError
 
-# Seconds: the pause after a second end in a row, the longest one, and how long a child must have lived for its end to
-# be a first one.
+# Seconds: the pause after the second consecutive end, the longest pause, and the run time after which an end counts as
+# the first one again.
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 30.0
 STEADY = 60.0
-# Bytes of one life that are written to guard.log, and of its end that are kept.
+# Bytes of the standard error of one process: the maximum that is copied to guard.log, and the end of it that is kept.
 _MOST_LOGGED = 256 * 1024
 _KEPT = 2000
-# Bytes of a child's message: a packet for an escalation is the largest.
+# Maximum bytes of a message from a child. The largest message is a packet for an escalation.
 _MOST_SAID = 256 * 1024
-# A child's first message: it has given up its privilege, and what it needs is there.
+# The first message of a child: it has dropped its privileges, and everything that it needs is available.
 SERVES = b'{"serves": true}'
 
 
 class Source(Protocol):
-    """What a child speaks on: a socket or a pipe."""
+    """The socket or pipe on which a child sends its messages."""
 
     def fileno(self) -> int: ...
     def close(self) -> None: ...
 
 
-class LastWords:
-    """A child's standard error, a pipe: passed on to guard.log, which is this process's own, and the end of it kept."""
+class StandardError:
+    """The standard error of a child, a pipe: copied to the standard error of this process, which is guard.log. The end
+    is kept."""
 
     def __init__(self, name: str, stream: IO[bytes]) -> None:
         self._name = name
@@ -52,7 +54,7 @@ class LastWords:
         return self._stream.fileno()
 
     def read(self) -> None:
-        """Take what is there."""
+        """Copy the output that is available."""
         with suppress(BlockingIOError, ValueError):
             while piece := os.read(self._stream.fileno(), 65536):
                 self._kept = (self._kept + piece)[-_KEPT:]
@@ -67,17 +69,17 @@ class LastWords:
 
     @property
     def last(self) -> str:
-        """The last line that is no blank one."""
+        """The last line that is not blank."""
         lines = [line.strip() for line in self._kept.decode("utf-8", "backslashreplace").splitlines()]
         return next((line[:500] for line in reversed(lines) if line), "")
 
 
 class SupervisedChild:
-    """`start` returns the process, with a pipe as its standard error, and what it speaks on; `on_readable` takes what
-    it says.
+    """`start` returns the process, with a pipe as its standard error, and the source of its messages; `on_readable`
+    reads the messages.
 
-    `proof` is asked until it says True: then the child serves, as long as it lives. `note` writes a sentence into the
-    ledger.
+    `proof` is called until it returns True: from then on the child serves, until it ends. `note` writes a sentence into
+    the ledger.
     """
 
     def __init__(
@@ -92,8 +94,8 @@ class SupervisedChild:
         *,
         is_polled: bool = False,
     ) -> None:
-        """One that `is_polled` is not heard when it speaks: whoever supervises it asks what it has said, as often as is
-        good."""
+        """If `is_polled`, the source is not registered with the selector: the supervisor reads it at an interval of its
+        own."""
         self.name = name
         self._is_polled = is_polled
         self._start = start
@@ -104,7 +106,7 @@ class SupervisedChild:
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
         self._source: Source | None = None
-        self._words: LastWords | None = None
+        self._stderr: StandardError | None = None
         self._began = 0.0
         self._due = 0.0
         self._ends = 0
@@ -113,18 +115,18 @@ class SupervisedChild:
 
     @property
     def pid(self) -> int:
-        """0 while it is not there."""
+        """0 while no process runs."""
         return self._process.pid if self._process is not None else 0
 
     @property
     def seconds_to_start(self) -> float:
-        """Until it is to be started again; a long time while it lives."""
+        """Seconds until it is to be restarted; 3600 while it runs."""
         return 3600.0 if self._process is not None else max(0.0, self._due - self._clock())
 
-    def look(self) -> None:
-        """Notice its end, and start it when that is due."""
+    def poll(self) -> None:
+        """Detect its end, and start it when a start is due."""
         if self._process is not None and self._process.poll() is not None:
-            # What it still said counts.
+            # Messages that it sent before its end are processed.
             self._on_readable()
             self._forget(self._process.returncode)
         if self._process is None and self._clock() >= self._due:
@@ -138,33 +140,33 @@ class SupervisedChild:
             self._fail(f"it cannot be started: {error}")
             return
         assert self._process.stderr is not None
-        self._words = LastWords(self.name, self._process.stderr)
+        self._stderr = StandardError(self.name, self._process.stderr)
         if not self._is_polled:
             self._selector.register(self._source, selectors.EVENT_READ, self._take)
-        self._selector.register(self._words, selectors.EVENT_READ, self._listen)
+        self._selector.register(self._stderr, selectors.EVENT_READ, self._read_stderr)
 
     def _take(self) -> None:
-        # Its end may have been noticed since the selector said that it has something to say.
+        # Its end may have been detected after the selector reported its source as readable.
         if self._process is not None:
             self._on_readable()
 
-    def _listen(self) -> None:
-        if self._process is None or self._words is None:
+    def _read_stderr(self) -> None:
+        if self._process is None or self._stderr is None:
             return
-        self._words.read()
+        self._stderr.read()
         if self._process.poll() is not None:
-            # Its pipe is at its end and would be readable for ever.
-            self.look()
+            # The end of the process is processed here, because a pipe at its end stays readable for the selector.
+            self.poll()
 
     def _forget(self, exit_code: int) -> None:
-        assert self._source is not None and self._words is not None
-        for one in (self._words,) if self._is_polled else (self._source, self._words):
+        assert self._source is not None and self._stderr is not None
+        for one in (self._stderr,) if self._is_polled else (self._source, self._stderr):
             self._selector.unregister(one)
         self._source.close()
-        self._words.close()
+        self._stderr.close()
         self._process = None
         how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
-        self._fail(f"it ended with {how}" + (f": {self._words.last}" if self._words.last else ""))
+        self._fail(f"it ended with {how}" + (f": {self._stderr.last}" if self._stderr.last else ""))
 
     def _fail(self, said: str) -> None:
         lived = self._clock() - self._began
@@ -176,21 +178,23 @@ class SupervisedChild:
         self._note(f"{self.name} ended and is started again {again}: {said}"[:600])
 
     def describe(self) -> dict[str, Any]:
-        """For `status`: its pid, whether it serves, how often it has ended in a row, and why, in its own last words."""
+        """For `status`: its pid, whether it serves, the number of consecutive ends, and, while it does not serve, the
+        reason of the last end."""
         alive = self._process is not None and self._process.poll() is None
-        # A proof may wait for the child, and this for it: one is enough for each of its lives.
+        # `proof` may wait for the child, and `status` waits for `proof`: it is not called again once it was True for
+        # this process.
         self._proved = self._proved or (alive and self._proof())
         serves = alive and self._proved
-        said = self._said or (self._words.last if self._words is not None else "")
+        said = self._said or (self._stderr.last if self._stderr is not None else "")
         return {"pid": self.pid, "serves": serves, "ends": self._ends, "said": "" if serves else said}
 
     def kill(self) -> None:
-        """It is started again."""
+        """Kill it; it is restarted."""
         if self._process is not None:
             self._process.kill()
 
     def end(self) -> None:
-        """For good."""
+        """Kill it; it is not restarted."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -198,7 +202,7 @@ class SupervisedChild:
 
 
 class ChannelChild(SupervisedChild):
-    """A child that speaks in packets on a socket: the first one says that it serves, each other one goes to
+    """A child that sends packets on a socket: the first one reports that it serves, and each other one is passed to
     `on_message`."""
 
     def __init__(
@@ -219,7 +223,7 @@ class ChannelChild(SupervisedChild):
         super()._begin()
 
     def _receive(self) -> None:
-        """Take one message. Without one it has ended, which SIGCHLD says too."""
+        """Process one message. An empty one means that the child has ended, which SIGCHLD reports as well."""
         assert isinstance(self._source, socket.socket)
         try:
             raw = self._source.recv(_MOST_SAID)

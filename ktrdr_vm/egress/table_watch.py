@@ -1,4 +1,4 @@
-"""The watch over the two tables of an instance: what packets were dropped, and that the rules are there."""
+"""The watch over the two tables of an instance: counts dropped packets, and repairs changed rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ktrdr_vm.host.nft import Table, keep_rules, list_table, load_ruleset
 
 @dataclass(frozen=True)
 class Drop:
-    """Packets that were dropped since the last look."""
+    """Packets that were dropped since the last poll."""
 
     address: str
     protocol: str
@@ -25,7 +25,7 @@ class Drop:
 
 @dataclass
 class DropCounts:
-    """What the table's counters said last."""
+    """The last values of the counters of a table."""
 
     _seen: dict[tuple[str, str, int], int] = field(default_factory=dict)
 
@@ -33,7 +33,7 @@ class DropCounts:
         self._seen.clear()
 
     def read(self, entries: Table) -> list[Drop]:
-        """What was counted since the last call. `entries` is the table's listing."""
+        """What was counted since the last call. `entries` is the listing of the table."""
         drops = []
         for entry in entries:
             if "counter" in entry:
@@ -56,8 +56,8 @@ class DropCounts:
 
 @dataclass(frozen=True)
 class _Place:
-    """A table: its network namespace, empty for the host's, the file that it is loaded from, and what its counters said
-    last."""
+    """A table: its network namespace, empty for that of the host, the file from which it is loaded, and the last values
+    of its counters."""
 
     namespace: str
     ruleset: Path
@@ -65,12 +65,11 @@ class _Place:
 
 
 class TableWatch:
-    """Reads the counters of both tables of an instance, and loads a table again that is not as it was when it was
-    loaded.
+    """Reads the counters of both tables of an instance, and loads a table again if it differs from what was loaded.
 
-    `namespace` has the one that the guest's packets meet, and nobody but root enters it. The other one is on the host,
-    where a reload of another program's rules may remove it: that is put back without a word, as no packet of the guest
-    meets it.
+    The table in `namespace` filters the packets of the guest, and only root can enter that namespace. The other table
+    is on the host, where a reload of another program's rules may remove it. It is repaired without a line in the
+    ledger, because no packet of the guest passes it.
     """
 
     def __init__(
@@ -82,8 +81,8 @@ class TableWatch:
         self._ledger = ledger
         self._expected = _read_expected(expected, namespace)
 
-    def look(self) -> None:
-        """Write what was dropped since the last look, once both tables are as they must be."""
+    def poll(self) -> None:
+        """Write what was dropped since the last poll, after both tables were checked and, if necessary, repaired."""
         try:
             drops = [drop for place in self._places for drop in place.counts.read(self._read(place))]
         except (KtrdrError, ValueError, KeyError) as error:
@@ -103,7 +102,7 @@ class TableWatch:
         self._ledger.flush()
 
     def _read(self, place: _Place) -> Table:
-        """The listing of a table, after it was loaded again if it had to be."""
+        """The listing of a table, which is loaded again first if it is missing or changed."""
         entries = list_table(self._table, place.namespace)
         expected = self._expected.get(place.namespace)
         if entries is not None and (expected is None or keep_rules(entries) == expected):
@@ -119,7 +118,7 @@ class TableWatch:
 
 
 def _read_expected(path: Path, namespace: str) -> dict[str, Table]:
-    """By namespace, what the tables were read back as when they were loaded; nothing when nobody wrote that down."""
+    """By namespace, the listings of the tables as they were when they were loaded; empty if these were not recorded."""
     try:
         found = json.loads(path.read_bytes())
         return {"": found["host"], namespace: found["table"]}

@@ -1,4 +1,5 @@
-"""What a guard works with: its configuration, the sockets that it serves on, and the files that it goes on from."""
+"""Opens what a guard needs: its configuration, the sockets on which it serves, and the files with the state of an
+earlier guard."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ktrdr_vm.egress.allow_sets import AllowSets
 from ktrdr_vm.egress.child_process import bind_early, listen_unix
-from ktrdr_vm.egress.domain_control import Machine
+from ktrdr_vm.egress.domain_control import DomainControl
 from ktrdr_vm.egress.expiry import Deadlines
 from ktrdr_vm.egress.grants.store import GrantBook
 from ktrdr_vm.egress.ledger import Ledger
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inbox:
-    """Where somebody in the instance can ask: the socket, and the store of what was asked."""
+    """The listener for escalations from the instance, and the store in which they are kept."""
 
     listener: socket.socket
     store: EscalationStore
@@ -39,7 +40,7 @@ class Inbox:
 
 @dataclass(frozen=True)
 class Works:
-    """All that is open before a guard is made. `config` and `policy` are guard.json and egress.json."""
+    """Everything that is open before a guard is made. `config` and `policy` are guard.json and egress.json."""
 
     directory: Path
     config: dict[str, Any]
@@ -50,10 +51,10 @@ class Works:
     dns: tuple[socket.socket, socket.socket, socket.socket]
     """UDP and TCP for the guest, and UDP on the host's loopback for the proxy."""
     proxy_sockets: dict[str, socket.socket]
-    """By the names that the configuration of HAProxy has for them."""
+    """By the variable names in the configuration of HAProxy."""
     control: socket.socket
     sets: AllowSets
-    machine: Machine
+    domain: DomainControl
     watch: TableWatch
     deadlines: Deadlines
     proxy: ProxyControl
@@ -66,15 +67,15 @@ class Works:
 
 
 def open_works(directory: Path) -> Works:
-    """Read and open what lies in the guard's folder, and bind its sockets. KtrdrError or OSError when something cannot
-    be had."""
+    """Read and open the files of the guard's folder, and bind its sockets. KtrdrError or OSError if one of them is not
+    available."""
     config: dict[str, Any] = json.loads((directory / "guard.json").read_bytes())
     policy = json.loads((directory / "egress.json").read_bytes())
     rules = rules_from_json(policy, config["exceptions"])
     namespace, table = config["namespace"], config["table"]
     bind = _make_binder(config["gateway"], namespace)
     ledger, sets = Ledger(Path(config["ledger"]), config["instance_id"]), AllowSets(table, rules, namespace)
-    machine, proxy, selector = Machine(config["domain"]), ProxyControl(directory), selectors.DefaultSelector()
+    domain, proxy, selector = DomainControl(config["domain"]), ProxyControl(directory), selectors.DefaultSelector()
     own = bind_early(socket.SOCK_DGRAM, config["loopback"], DNS_PORT)
     dns = bind(socket.SOCK_DGRAM, DNS_PORT), bind(socket.SOCK_STREAM, DNS_PORT), own
     brokers = Brokers(config["brokers"], proxy, ledger)
@@ -96,7 +97,7 @@ def open_works(directory: Path) -> Works:
         },
         control=listen_unix(directory / "control.sock"),
         sets=sets,
-        machine=machine,
+        domain=domain,
         watch=TableWatch(directory, table, namespace, directory.with_name("ruleset.expected"), sets, ledger),
         deadlines=Deadlines(directory / "deadlines.json", config["domain"], ledger),
         proxy=proxy,

@@ -31,7 +31,7 @@ GRANT_MAPS = ("http.granted", "http.granted_suffixes", "tls.granted", "tls.grant
 # again.
 GIVEN = "given.addresses"
 # More than there are grants at one time, so that a grant slot is not reused immediately.
-GRANT_ROOMS = 64
+GRANT_SLOTS = 64
 
 VALUES, OPEN = "broker.values", "broker.open"
 """Maps of the proxy: secret name to the value of the header; secret name to the passed gate."""

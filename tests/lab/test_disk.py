@@ -19,7 +19,7 @@ from laboratory.command import PROGRAM, run
 from laboratory.lab import LAB_IMAGES, Lab
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.egress.domain_control import Machine
+from ktrdr_vm.egress.domain_control import DomainControl
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.journal import read_journal
 from ktrdr_vm.host.libvirt import Libvirt
@@ -217,15 +217,17 @@ def test_a_guest_stands_still_before_the_hosts_disk_is_full(
     made = Made(lab, home, libvirt, tmp_path, "space")
     made.create()
     try:
-        assert Machine(made.instance.identity.domain).find_state() == "running"
+        assert DomainControl(made.instance.identity.domain).find_state() == "running"
         filler = fill(home, 900 << 20)
         wait_until(
-            lambda: Machine(made.instance.identity.domain).find_state() == "paused", "the guest stands still", 30
+            lambda: DomainControl(made.instance.identity.domain).find_state() == "paused", "the guest stands still", 30
         )
         time.sleep(2)
-        assert Machine(made.instance.identity.domain).find_state() == "paused"
+        assert DomainControl(made.instance.identity.domain).find_state() == "paused"
         filler.unlink()
-        wait_until(lambda: Machine(made.instance.identity.domain).find_state() == "running", "the guest goes on", 30)
+        wait_until(
+            lambda: DomainControl(made.instance.identity.domain).find_state() == "running", "the guest goes on", 30
+        )
         wait_until(lambda: len(notes(made.instance)) == 2, "both are in the ledger", 10)
         assert "stands still" in notes(made.instance)[0] and "goes on" in notes(made.instance)[1]
     finally:

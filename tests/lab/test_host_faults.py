@@ -19,7 +19,7 @@ from laboratory.daemons import restart_daemons
 from laboratory.lab import Lab
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.egress.domain_control import Machine
+from ktrdr_vm.egress.domain_control import DomainControl
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
@@ -186,7 +186,7 @@ def test_an_image_that_is_deleted_under_a_machine_is_said_and_stops_no_end(
     image = Path(instance.load().plan.facts.image.directory)
     namespaces.hide(str(image))
     try:
-        assert Machine(instance.identity.domain).find_state() == "running"
+        assert DomainControl(instance.identity.domain).find_state() == "running"
         differences = {row.kind: row.differences for row in instance.load().status() if row.differences}
         assert list(differences) == ["overlay"] and "what it stands on is gone" in differences["overlay"][0]
         instance.destroy()

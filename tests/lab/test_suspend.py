@@ -14,7 +14,7 @@ from laboratory import command, world
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 
-from ktrdr_vm.egress.domain_control import Machine
+from ktrdr_vm.egress.domain_control import DomainControl
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
@@ -77,7 +77,7 @@ def test_what_ran_goes_on_behind_the_same_wall(
             suspend(loaded)
 
         # Nothing of it runs or listens, and nothing that was secret is on the disk.
-        assert Machine(identity.domain).find_state() in ("", "shutoff")
+        assert DomainControl(identity.domain).find_state() in ("", "shutoff")
         for argv in (["ip", "link"], ["ip", "rule"], ["nft", "list", "tables"]):
             said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
             assert identity.tap not in said and identity.table not in said

@@ -1,5 +1,5 @@
-"""Grants in a running guard: taken up by every part that enforces, and ended in every part, flows that stand
-included."""
+"""Grants in a running guard: applied by every part that enforces rules, and ended in every part, including open
+connections."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ktrdr_vm.egress.rules import Rules
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.clock import boottime
 from ktrdr_vm.plan.egress_policy import compile_policy
-from ktrdr_vm.plan.guard_interface import GRANT_ROOMS
+from ktrdr_vm.plan.guard_interface import GRANT_SLOTS
 
-# A connection that was judged just before the end, and dials just after it, is found within this time: looks are made
-# until then.
+# Seconds after the end of a grant in which polls end further connections: one may be checked just before the end and
+# opened just after it.
 LINGER = 3.0
 
 
 class Granting:
-    """`changed` tells the resolver; `kill_proxy` ends a proxy that does not do as it is told, and with it all that it
-    carries."""
+    """`changed` notifies the resolver; `kill_proxy` ends a proxy that does not execute commands, with all its
+    connections."""
 
     def __init__(
         self,
@@ -48,18 +48,18 @@ class Granting:
         self._ledger = ledger
         self._changed = changed
         self._kill_proxy = kill_proxy
-        self._rooms: dict[str, str] = {}
-        """Room in the proxy to grant id, also for a while after its end; the longest unused first."""
+        self._slots: dict[str, str] = {}
+        """Grant slot to grant id, also for a while after its end; the longest unused first."""
         self._ended: dict[str, float] = {}
-        """Rooms whose grant has ended, and when."""
-        self._look_until = 0.0
-        self._unsaid = False
+        """Grant slots whose grant has ended, and when."""
+        self._poll_until = 0.0
+        self._sets_outdated = False
 
-    # -- what stands -------------------------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------------------------
 
     @property
     def rules(self) -> Rules:
-        """The profile's rules and those of every grant that holds."""
+        """The rules of the profile and those of every valid grant."""
         granted = tuple((grant.id, compile_policy([grant.rule])) for grant in self._book.standing)
         return Rules(self._rules.policy, self._rules.exceptions, granted)
 
@@ -68,10 +68,10 @@ class Granting:
         return max(0.0, self._book.next_end - boottime())
 
     def start(self, *, afresh: bool) -> None:
-        """Take up what a guard before this one had granted, before any part of this one serves. `afresh` as in
-        `AllowSets`.
+        """Take over the grants of an earlier guard, before any child of this one serves. `afresh` as in
+        `AllowSets.set_grants`.
 
-        KtrdrError when the sets cannot be written.
+        KtrdrError if the sets cannot be written.
         """
         for grant in self._book.standing:
             self._take_room(grant.id)
@@ -79,15 +79,15 @@ class Granting:
         self._sets.set_grants(self.rules, self._book.standing, afresh=afresh)
         self._proxy.write_maps(self._maps())
 
-    def find_grant(self, room: str) -> str:
-        """The grant that a room of the proxy stands for."""
-        return self._rooms.get(room, "")
+    def find_grant(self, slot: str) -> str:
+        """The grant that a grant slot carries; empty if there is none."""
+        return self._slots.get(slot, "")
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
     @property
     def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
-        """What commands may ask."""
+        """The operations of the socket protocol."""
         return {
             "grant": self.grant,
             "revoke": lambda request: self.revoke(str(request["id"])),
@@ -101,9 +101,9 @@ class Granting:
         if refused:
             raise ValueError(refused)
         if grant.id in standing and _place(standing[grant.id]) != _place(grant):
-            raise ValueError(f"a grant {grant.id} stands for another rule; revoke it first")
+            raise ValueError(f"a grant {grant.id} exists for another rule; revoke it first")
         if grant.id not in standing and len(standing) >= MAX_GRANTS:
-            raise ValueError(f"{MAX_GRANTS} grants hold already; revoke one first")
+            raise ValueError(f"{MAX_GRANTS} grants apply already; revoke one first")
         if grant.id not in standing:
             self._take_room(grant.id)
         self._book.add(grant)
@@ -127,28 +127,29 @@ class Granting:
     def _row(self, grant: Grant) -> dict[str, Any]:
         return grant.to_json() | {"seconds": round(self._book.remaining(grant), 3)}
 
-    # -- time --------------------------------------------------------------------------------------------------------
+    # -- expiry ------------------------------------------------------------------------------------------------------
 
     def end_due(self) -> None:
-        """End what is over. Called when the next one ends, and at every look."""
+        """End the expired grants. Called at the earliest expiry, and at every poll."""
         for grant in self._book.take_ended():
             self._end(grant, "expired")
 
-    def look_again(self) -> None:
-        """At every look of the guard: what could not be said before, and connections that were under way at an end."""
-        if self._unsaid:
+    def poll(self) -> None:
+        """Called at every poll of the guard: repeat a failed write of the sets, and end connections that were being
+        opened at the end of a grant."""
+        if self._sets_outdated:
             self._apply()
-        if time.monotonic() < self._look_until:
+        if time.monotonic() < self._poll_until:
             self._cut()
-        for room, when in list(self._ended.items()):
+        for slot, when in list(self._ended.items()):
             if time.monotonic() - when > LINGER:
-                del self._ended[room]
+                del self._ended[slot]
 
     def _end(self, grant: Grant, word: str) -> None:
-        for room, holder in self._rooms.items():
+        for slot, holder in self._slots.items():
             if holder == grant.id:
-                self._ended[room] = time.monotonic()
-        self._look_until = time.monotonic() + LINGER
+                self._ended[slot] = time.monotonic()
+        self._poll_until = time.monotonic() + LINGER
         self._apply()
         self._cut()
         self._write("note", grant, word)
@@ -159,28 +160,28 @@ class Granting:
         self._proxy.write_maps(maps)
         try:
             self._proxy.load_maps(maps)
-            # What one rule let an address pass for is not for the next one.
+            # An address that was allowed by one rule is checked again by the next one.
             self._given.forget()
         except KtrdrError as error:
             self._no_proxy(error)
         self._changed()
 
     def _set_elements(self) -> None:
-        self._unsaid = False
+        self._sets_outdated = False
         try:
             self._sets.set_grants(self.rules, self._book.standing)
         except KtrdrError as error:
-            # The elements carry the grant's end themselves; a revoked one is tried again until it is gone.
-            self._unsaid = True
+            # The elements expire with the grant. The removal of a revoked grant is repeated until it succeeds.
+            self._sets_outdated = True
             self._ledger.write("guard", "note", message=f"the grants' sets cannot be written: {error}"[:300])
 
     def _cut(self) -> None:
-        """End the connections whose grant has ended: by name in its room, by address wherever no set has it any
+        """End the connections whose grant has ended: by name in its grant slot, by address if no set contains it any
         more."""
         try:
-            self._proxy.end_rooms(self._ended)
+            self._proxy.end_slots(self._ended)
             if self._rules.policy.observe:
-                return  # whatever a grant opened is open without it
+                return  # what a grant opened is also open without it
             self._proxy.end_sessions(
                 [one for one in self._proxy.list_by_address() if not self._sets.is_open(one.address, one.port)]
             )
@@ -188,33 +189,34 @@ class Granting:
             self._no_proxy(error)
 
     def _no_proxy(self, error: KtrdrError) -> None:
-        """It starts again with the maps on disk; what it carried ends with it. Rather all flows than one too many."""
+        """Kill the proxy. It is restarted with the maps on disk, and all its connections end: no connection may outlive
+        its grant."""
         self._ledger.write("guard", "note", message=f"{error.message}; it is ended and started again"[:300])
         self._kill_proxy()
 
-    # -- rooms in the proxy ------------------------------------------------------------------------------------------
+    # -- grant slots of the proxy ------------------------------------------------------------------------------------
 
     def _take_room(self, grant_id: str) -> None:
         standing = {grant.id for grant in self._book.standing}
-        free = [f"g{number}" for number in range(1, GRANT_ROOMS + 1)]
-        free = [room for room in free if self._rooms.get(room) not in standing and room not in self._ended]
+        free = [f"g{number}" for number in range(1, GRANT_SLOTS + 1)]
+        free = [slot for slot in free if self._slots.get(slot) not in standing and slot not in self._ended]
         if not free:
-            raise ValueError("many grants ended just now; try again in some seconds")
-        # One that was never used first, then the one that is out of use longest.
-        order = list(self._rooms)
-        room = min(free, key=lambda one: order.index(one) if one in self._rooms else -1)
-        self._rooms.pop(room, None)
-        self._rooms[room] = grant_id
+            raise ValueError("no grant slot is free, because many grants ended just now; try again in some seconds")
+        # A slot that was never used comes first, then the one that is unused for the longest time.
+        order = list(self._slots)
+        slot = min(free, key=lambda one: order.index(one) if one in self._slots else -1)
+        self._slots.pop(slot, None)
+        self._slots[slot] = grant_id
 
     def _maps(self) -> dict[str, dict[str, str]]:
         maps: dict[str, dict[str, str]] = {}
-        rooms = {holder: room for room, holder in self._rooms.items()}
+        slots = {holder: slot for slot, holder in self._slots.items()}
         for grant in self._book.standing:
             host = grant.rule.host
             for port, kind in ((80, "http"), (443, "tls")):
                 if host and port in grant.rule.ports:
                     file = f"{kind}.granted_suffixes" if host.startswith("*.") else f"{kind}.granted"
-                    maps.setdefault(file, {}).setdefault(host.removeprefix("*"), rooms[grant.id])
+                    maps.setdefault(file, {}).setdefault(host.removeprefix("*"), slots[grant.id])
         return maps
 
     def _write(self, verdict: str, grant: Grant, word: str, **fields: Any) -> None:

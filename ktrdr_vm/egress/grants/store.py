@@ -1,5 +1,4 @@
-"""The grants that hold, on disk: a guard that was started again takes up those that have not ended, and never one that
-has."""
+"""The valid grants on disk: a restarted guard takes over those that have not ended, and no others."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ _UNKNOWN, _MOST = 10**9, 10**14
 
 
 class GrantBook:
-    """`path` is a small JSON file, replaced whole and synced before a change counts.
+    """`path` is a small JSON file, which is replaced and synced before a change takes effect.
 
     `revision` counts the changes, expiries included, also across restarts of the guard. `on_change` is called after
     each.
@@ -36,14 +35,15 @@ class GrantBook:
         except FileNotFoundError:
             return []
         except (OSError, ValueError):
-            data = None  # nothing can be said for it, so nothing is open
+            data = None  # not readable: no grant is taken over
         found = []
         now = self._clock()
         rows = data["grants"] if isinstance(data, dict) and isinstance(data.get("grants"), list) else []
         count = data.get("revision", 0) if isinstance(data, dict) else None
-        # Of a damaged file the count is unknown: it goes on from a number that no change has had.
+        # The count of a damaged file is unknown: continue with a number that no change has had.
         self.revision = count if type(count) is int and 0 <= count < _MOST else _UNKNOWN + int(now * 1000)
-        # Moments of another boot mean nothing here; what was suspended or shut down meanwhile has ended.
+        # Times of another boot cannot be compared. The grants from before it have ended: the instance was suspended, or
+        # the host was shut down.
         if isinstance(data, dict) and data.get("boot_id") == self._boot_id:
             for row in rows:
                 try:
@@ -52,7 +52,7 @@ class GrantBook:
                         found.append(Grant(**{**vars(parse_grant({**row, "seconds": 1}, 0)), "ends": ends}))
                 except (ValueError, KeyError, TypeError):
                     continue
-        # Each that is not taken up has ended since.
+        # Each grant that is not taken over has ended since.
         self.revision += len(rows) - len(found)
         return found
 
@@ -64,27 +64,27 @@ class GrantBook:
 
     @property
     def standing(self) -> tuple[Grant, ...]:
-        """Those that have not been ended; the one that holds longest first."""
+        """The grants that have not ended; the latest expiry first."""
         return tuple(sorted(self._grants.values(), key=lambda grant: -grant.ends))
 
     @property
     def next_end(self) -> float:
-        """When the next one ends, on the clock; infinity when there is none."""
+        """The earliest expiry, on the clock; infinity if there is no grant."""
         return min((grant.ends for grant in self._grants.values()), default=float("inf"))
 
     def remaining(self, grant: Grant) -> float:
         return max(0.0, grant.ends - self._clock())
 
     def add(self, grant: Grant) -> None:
-        """Raises HostError when it cannot be written; then it does not hold."""
+        """Store a grant. HostError if it cannot be written; in that case it does not apply."""
         changed = {**self._grants, grant.id: grant}
         self._save(changed, self.revision + 1)
         self._grants = changed
         self._count(1)
 
     def remove(self, grant_id: str) -> Grant | None:
-        """It ends even when that cannot be written, and then HostError says so: a restarted guard would take it up
-        again."""
+        """End a grant, even if that cannot be written. In that case HostError, because a restarted guard would take it
+        over again."""
         grant = self._grants.pop(grant_id, None)
         if grant is not None:
             self._count(1)
@@ -92,7 +92,7 @@ class GrantBook:
         return grant
 
     def take_ended(self) -> list[Grant]:
-        """Those whose time is over, taken out. The file needs no change: it says when they ended."""
+        """Remove and return the expired grants. The file contains their expiry and need not be changed."""
         now = self._clock()
         ended = [grant for grant in self._grants.values() if grant.ends <= now]
         for grant in ended:

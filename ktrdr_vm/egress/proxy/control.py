@@ -1,5 +1,4 @@
-"""What the guard tells HAProxy while it runs, over its runtime socket: which names are granted, and whose connections
-end now."""
+"""Commands to a running HAProxy over its runtime socket: which names are granted, and which connections end now."""
 
 from __future__ import annotations
 
@@ -16,14 +15,14 @@ from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.plan.guard_interface import GRANT_MAPS
 
 TIMEOUT = 1.0
-# Commands in one line, of which HAProxy takes 16 KiB.
+# Commands in one line, of which HAProxy accepts 16 KiB.
 _AT_ONCE = 24
 _SESSION = re.compile(r"^(0x[0-9a-f]+): .*?^  frontend=(\S+) .*? addr=(\S+)$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Session:
-    """A connection that the proxy carries by address: HAProxy's id of it, and where the guest meant to go."""
+    """A connection that the proxy carries by address: its id in HAProxy, and the destination that the guest dialled."""
 
     id: str
     address: str
@@ -44,39 +43,41 @@ class ProxyControl:
             return False
 
     def write_maps(self, maps: Mapping[str, Mapping[str, str]], files: Iterable[str] = GRANT_MAPS) -> None:
-        """The files that HAProxy reads when it starts: map name to key and value, which for a granted name is its
-        room."""
+        """Write the files that HAProxy reads when it starts: map name to key and value, which for a granted name is its
+        grant slot."""
         for file in files:
             path = self._directory / file
             fresh = path.with_name(f".{file}.new")
             fresh.touch(mode=0o600)
-            fresh.write_text("".join(f"{name} {room}\n" for name, room in maps.get(file, {}).items()))
-            # For who reads the configuration, and nobody else.
+            fresh.write_text("".join(f"{name} {slot}\n" for name, slot in maps.get(file, {}).items()))
+            # Readable only for the group that reads the configuration.
             configuration = self._directory / "proxy.cfg"
             os.chown(fresh, -1, configuration.stat().st_gid if configuration.exists() else -1)
             fresh.chmod(0o440)
             fresh.rename(path)
 
     def load_maps(self, maps: Mapping[str, Mapping[str, str]], files: Iterable[str] = GRANT_MAPS) -> None:
-        """The same into the process that runs, each map whole: never a moment with half of it."""
+        """Load the maps into the running process. Each map is replaced atomically."""
         for file in files:
             path = self._directory / file
             version = re.search(r"New version created: (\d+)", self.ask(f"prepare map {path}"))
             if version is None:
-                raise ProvisionError("the proxy does not take a new map", where=str(path), hint="look into guard.log")
-            entries = "".join(f"{name} {room}\n" for name, room in maps.get(file, {}).items())
+                raise ProvisionError(
+                    "the proxy does not take a new map", where=str(path), hint="guard.log contains the details"
+                )
+            entries = "".join(f"{name} {slot}\n" for name, slot in maps.get(file, {}).items())
             if entries:
                 self.expect_nothing(f"add map @{version[1]} {path} <<\n{entries}")
             self.expect_nothing(f"commit map @{version[1]} {path}")
 
-    def end_rooms(self, rooms: Iterable[str]) -> None:
-        """End every connection that a granted name was the reason for."""
-        for room in rooms:
+    def end_slots(self, slots: Iterable[str]) -> None:
+        """End every connection that was allowed by the grant of one of these slots."""
+        for slot in slots:
             for backend in ("granted_tls", "granted_http"):
-                self.expect_nothing(f"shutdown sessions server {backend}/{room}")
+                self.expect_nothing(f"shutdown sessions server {backend}/{slot}")
 
     def list_by_address(self) -> list[Session]:
-        """The connections that are there because an address and port were allowed."""
+        """The connections that were allowed by their address and port."""
         found = []
         for session, frontend, place in _SESSION.findall(self.ask("show sess all")):
             address, _, port = place.rpartition(":")
@@ -89,7 +90,8 @@ class ProxyControl:
             self.ask(f"shutdown session {session.id}")
 
     def change_list(self, verb: Literal["add", "del"], list_file: str, entries: Sequence[str]) -> None:
-        """Entries without a space; one that is not there, or is there already, is no error."""
+        """Add or delete entries, which contain no spaces. An entry that exists already, or does not exist, is no
+        error."""
         for first in range(0, len(entries), _AT_ONCE):
             self.ask(
                 ";".join(
@@ -104,13 +106,13 @@ class ProxyControl:
         """True if the list that HAProxy has loaded contains the name."""
         return "match=yes" in self.ask(f"get acl {self._directory / list_file} {name}")
 
-    def find_room(self, map_file: str, name: str) -> str:
-        """The room that a map gives for the name, or nothing."""
+    def find_slot(self, map_file: str, name: str) -> str:
+        """The grant slot that a map has for the name; empty if there is none."""
         found = re.search(r'found=yes.* value="([^"]+)"', self.ask(f"get map {self._directory / map_file} {name}"))
         return found[1] if found else ""
 
     def count_lost_lines(self) -> int:
-        """Lines of its log that nobody had taken in time, since it started."""
+        """The number of lines of its log that were not read in time and dropped, since it started."""
         found = re.search(r"^DroppedLogs: (\d+)$", self.ask("show info"), re.MULTILINE)
         return int(found[1]) if found else 0
 
@@ -118,11 +120,11 @@ class ProxyControl:
         said = self.ask(command).strip()
         if said:
             raise ProvisionError(
-                f"the proxy says: {said[:200]}", where=command.splitlines()[0], hint="look into guard.log"
+                f"the proxy says: {said[:200]}", where=command.splitlines()[0], hint="guard.log contains the details"
             )
 
     def ask(self, command: str) -> str:
-        """One command and its answer. ProvisionError when there is none within a second."""
+        """Send one command, and return the answer. ProvisionError if there is none within a second."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(TIMEOUT)
@@ -134,6 +136,6 @@ class ProxyControl:
                     said += piece
         except OSError as error:
             raise ProvisionError(
-                f"the proxy does not answer: {error}", where=str(self._directory), hint="look into guard.log"
+                f"the proxy does not answer: {error}", where=str(self._directory), hint="guard.log contains the details"
             ) from None
         return said.decode("utf-8", "replace")

@@ -1,5 +1,5 @@
-"""The guard's hold on credentials that never enter the guest: in its own memory, and in that of the proxy, which adds
-them."""
+"""Credentials that never enter the guest: they are in the memory of the guard, and of the proxy, which adds them to
+requests."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ _HEADER_VALUE = re.compile(rf"[!-~](?:[ -~]{{0,{MAX_HEADER - 2}}}[!-~])?")
 
 
 class Brokers:
-    """`routes` are guard.json's: secret, port and gate of each, without a secret a port alone. A guard that starts has
-    no value and knows of no gate.
-    """
+    """`routes` are those of guard.json: secret, port and gate of each, or only a port if it has no secret. A guard has
+    no values and no passed gates when it starts."""
 
     def __init__(self, routes: list[dict[str, Any]], proxy: ProxyControl, ledger: Ledger) -> None:
         self._gates = {str(route["secret"]): str(route["after"]) for route in routes if route["secret"]}
@@ -30,20 +29,20 @@ class Brokers:
         self._ledger = ledger
         self._values: dict[str, str] = {}
         self._open: dict[str, str] = {}
-        self._told = not self._gates
-        # The proxy knows of a map when a rule looks into it.
+        self._maps_loaded = not self._gates
+        # The proxy loads a map only if a rule uses it.
         self._maps = (VALUES, OPEN) if any(self._gates.values()) else (VALUES,)
         if self._gates:
             proxy.write_maps({}, self._maps)
 
     def listen(self, bind: Callable[[int], socket.socket]) -> dict[str, socket.socket]:
-        """The ports that stand for the hosts, by the names that the proxy's configuration has for them. `bind` makes a
-        listener."""
+        """Bind the ports on which the guest reaches the brokered hosts. Returns the listeners by their names in the
+        proxy's configuration. `bind` makes a listener."""
         return {f"KTRDR_FD_BROKER_{port}": bind(port) for port in self._ports}
 
     @property
     def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
-        """What commands may ask."""
+        """The operations of the socket protocol."""
         return {
             "broker_give": self._give,
             "broker_take": self._take,
@@ -52,23 +51,24 @@ class Brokers:
         }
 
     def proxy_started(self) -> None:
-        """One that has just begun has empty maps: it refuses until it is told."""
-        self._told = not self._gates
+        """Called for each new process of the proxy. Its maps are empty, and it refuses requests until they are
+        loaded."""
+        self._maps_loaded = not self._gates
 
-    def tell(self) -> None:
-        """Say what the proxy was not told yet. One that does not listen yet hears it at the next look; nothing is told
-        of values."""
-        if self._told:
+    def notify(self) -> None:
+        """Load the maps into the proxy if they have changed. If it does not listen yet, they are loaded at the next
+        poll. An error is not recorded, because it could contain a value."""
+        if self._maps_loaded:
             return
         with contextlib.suppress(KtrdrError):
             self._proxy.load_maps({VALUES: self._values, OPEN: self._open}, self._maps)
-            self._told = True
+            self._maps_loaded = True
 
     def _give(self, request: dict[str, Any]) -> dict[str, Any]:
-        """ValueError for a secret that is not brokered here, and for what is no value of a header."""
+        """ValueError for a secret that is not brokered here, and for a text that cannot be the value of a header."""
         name, value = self._require(request), request["value"]
         if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
-            raise ValueError(f"{name} is no value of a header")
+            raise ValueError(f"{name} is not a valid value of a header")
         self._values[name] = value
         return self._changed("given", name)
 
@@ -78,26 +78,26 @@ class Brokers:
         return self._changed("taken back", name)
 
     def forget(self) -> None:
-        """Take every value back: the machine that they were given for has ended."""
+        """Remove every value: the VM that they were set for has ended."""
         for name in sorted(self._values):
             del self._values[name]
             self._changed("taken back, its machine has ended", name)
 
     def _pass(self, request: dict[str, Any]) -> dict[str, Any]:
-        """A gate has passed; what waits for it is open from now on."""
+        """Open the secrets that wait for a gate, which has passed."""
         gate = str(request["gate"])
         self._open |= {name: "passed" for name, after in self._gates.items() if after and after == gate}
         return self._changed(f"the gate {gate[:100]} has passed", "")
 
     def _list(self, _request: dict[str, Any]) -> dict[str, Any]:
         """Names only: which values are held, which are open, and whether the proxy has them."""
-        self.tell()
-        return {"held": sorted(self._values), "open": sorted(self._open), "told": self._told}
+        self.notify()
+        return {"held": sorted(self._values), "open": sorted(self._open), "told": self._maps_loaded}
 
     def _changed(self, message: str, name: str) -> dict[str, Any]:
         self._ledger.write("broker", "note", rule=name, message=message)
-        self._told = False
-        self.tell()
+        self._maps_loaded = False
+        self.notify()
         return {"ok": True}
 
     def _require(self, request: dict[str, Any]) -> str:

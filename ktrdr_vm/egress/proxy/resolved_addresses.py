@@ -1,9 +1,9 @@
-"""Which addresses the resolver gave for which names, told to the proxy: where a guest goes by its own answer nobody
-asks again.
+"""Addresses that the resolver returned to the guest, listed in the proxy: it need not resolve a name again to allow a
+connection to one of them.
 
-For anything else the proxy asks by itself, as if nothing had been told, so forgetting is always safe. What is told
-lives as long as the answer, and ends at once when a grant begins or ends, since another rule may then be what judged
-the address.
+For all other addresses the proxy queries the resolver itself, so entries can be removed at any time. An entry expires
+with the answer. All entries are removed when a grant begins or ends, because then another rule may be the one that
+allows an address.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from ktrdr_vm.egress.proxy.control import ProxyControl
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.plan.guard_interface import GIVEN
 
-# What a guest can make the proxy hold. Beyond it the proxy asks.
+# Maximum number of entries that a guest can cause. For further addresses the proxy queries the resolver.
 MOST = 1024
 LONGEST = 3600
-# Seconds in which a proxy that did not answer is told nothing: whoever asks the resolver would wait for it.
+# Seconds in which a proxy that did not answer gets no commands: queries of the guest would have to wait for it.
 PAUSE = 10.0
-# The name comes from the process that reads the guest's bytes, and goes into a command.
+# The name comes from the process that reads the guest's bytes, and is inserted into a command.
 _PLAIN = re.compile(r"[a-z0-9_.-]{1,253}")
 
 
 class Given:
-    """`clock` is monotonic, in seconds."""
+    """The list of addresses by name in the proxy. `clock` is monotonic, in seconds."""
 
     def __init__(self, proxy: ProxyControl, clock: Callable[[], float] = time.monotonic) -> None:
         self._proxy = proxy
@@ -36,13 +36,14 @@ class Given:
         self._pause_ends = 0.0
 
     def proxy_starts(self) -> None:
-        """It begins with an empty list."""
+        """Empty the list, for a proxy that is about to start."""
         self._ends.clear()
         self._pause_ends = 0.0
         self._proxy.write_maps({}, [GIVEN])
 
     def learn(self, name: str, addresses: Iterable[str], ttl: int) -> None:
-        """`addresses` have been judged; `ttl` is in seconds. A proxy that does not answer asks by itself."""
+        """Add addresses that were checked; `ttl` is in seconds. A proxy that does not answer resolves the name
+        itself."""
         if not _PLAIN.fullmatch(name) or self._clock() < self._pause_ends:
             return
         ends = self._clock() + min(max(ttl, 1), LONGEST)
@@ -55,8 +56,8 @@ class Given:
             self._ends[key] = ends
         self._change("add", fresh)
 
-    def look(self) -> None:
-        """Take back what has ended; what the proxy does not hear now it hears at the next look."""
+    def poll(self) -> None:
+        """Remove the expired entries. If the proxy does not answer, they are removed at a later poll."""
         now = self._clock()
         ended = [key for key, end in self._ends.items() if end <= now]
         if now >= self._pause_ends and self._change("del", ended):
@@ -64,7 +65,7 @@ class Given:
                 del self._ends[key]
 
     def forget(self) -> None:
-        """Take back everything. KtrdrError when the proxy does not answer."""
+        """Remove all entries. KtrdrError if the proxy does not answer."""
         self._proxy.clear_list(GIVEN)
         self._ends.clear()
 

@@ -1,8 +1,8 @@
-"""The guest's only resolver. It reads the guest's bytes, so it runs as a user of its own with no privilege at all.
+"""The guest's only resolver. It reads the guest's bytes, so it runs as a separate user without privileges.
 
-A name that is not allowed is NXDOMAIN and no packet goes upstream. Nothing but A is asked for. An answer is validated,
-handed to the writer for the allow set, and given to the guest only then. Aliases are flattened: what an allowed name
-points to is usable under the allowed name only.
+A name that is not allowed gets NXDOMAIN, and no packet is sent upstream. Only A records are queried. An answer is
+validated and passed to the writer for the allow set, and only then returned to the guest. Aliases are flattened: the
+target of an allowed name is usable under the allowed name only.
 """
 
 from __future__ import annotations
@@ -29,30 +29,31 @@ from ktrdr_vm.egress.allow_sets import MIN_LIFE
 from ktrdr_vm.egress.rate_limit import Bucket
 from ktrdr_vm.egress.rules import Rules
 
-# Bounds of one guest: queries a second, cached names, replies kept as they were sent, names refreshed at once.
+# Limits for one guest: queries per second, cached names, replies kept as they were sent, names refreshed at once.
 RATE = 300
-# What the proxy asks for the guest: one question for each connection or request of an allowed name.
+# Queries per second of the proxy: one for each connection or request to an allowed name.
 PROXY_RATE = 3000
 CACHED = 1024
 REPLIES, LONGEST_QUESTION = 256, 512
 REFRESHING = 8
 CHAIN = 12
-# After a failure with no answer this long, the upstream counts as down: what is asked in the next moment fails at once.
+# Seconds without an answer after which a failure marks the upstream as down: for DOWN seconds, queries fail
+# immediately.
 SILENCE = 2.0
-# Bytes of a datagram: RFC 1035's without EDNS, and what passes everywhere without being cut into fragments.
+# Bytes of a datagram: the limit of RFC 1035 without EDNS, and a size that is not fragmented on any path.
 _PLAIN_SIZE, _MOST_SIZE = 512, 1232
 # Bytes of an A record whose name is a pointer to that of the question.
 _A_RECORD = 16
 DOWN = 1.0
-# How soon a name is tried again whose refresh failed.
+# Seconds before a failed refresh of a name is repeated.
 RETRY = 15.0
-# How long a name that the guest asked for is kept fresh in the allow set without being asked for again.
+# Seconds for which a name that the guest has queried is kept fresh in the allow set without a further query.
 KEEP_FRESH = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a name resolves to. `rcode` is NOERROR or SERVFAIL; `expires` is on the monotonic clock."""
+    """The result for a name. `rcode` is NOERROR or SERVFAIL; `expires` is on the monotonic clock."""
 
     addresses: tuple[str, ...]
     ttl: int
@@ -61,7 +62,8 @@ class Answer:
 
 
 def _to_datagram(query: dns.message.Message, reply: dns.message.Message) -> bytes:
-    """The reply in one datagram. With TC it still has the addresses that fit: a client without TCP uses these."""
+    """The reply in one datagram. If it is truncated (TC), it still has the addresses that fit: a client without TCP
+    uses these."""
     size = min(max(query.payload, _PLAIN_SIZE), _MOST_SIZE) if query.edns >= 0 else _PLAIN_SIZE
     wire = reply.to_wire(max_size=65535)
     if len(wire) > size and reply.answer:
@@ -73,7 +75,7 @@ def _to_datagram(query: dns.message.Message, reply: dns.message.Message) -> byte
 
 
 class _Kept(NamedTuple):
-    """A reply behind its number, and what it was made from."""
+    """The bytes of a reply after its id, and what it was made from."""
 
     name: str
     answer: Answer
@@ -87,7 +89,7 @@ Note = Callable[..., None]
 
 
 class Resolver:
-    """The decisions; sockets are elsewhere. `upstream` asks, `allow` writes the set, `note` writes the ledger."""
+    """The decisions, without sockets. `upstream` queries a server, `allow` writes the set, `note` writes the ledger."""
 
     def __init__(
         self, rules: Rules, upstream: Upstream, allow: Writer, note: Note, clock: Callable[[], float] = time.monotonic
@@ -100,22 +102,23 @@ class Resolver:
         self._cache: OrderedDict[str, Answer] = OrderedDict()
         self._asked: dict[str, float] = {}
         self._due: dict[str, float] = {}
-        """When a name's elements are to be renewed."""
+        """The time at which the elements of a name are to be renewed."""
         self._pending: dict[str, asyncio.Future[Answer]] = {}
         self._last_good = clock()
         self._down_until = 0.0
         self._share, self._proxy_share = Bucket(RATE, RATE, clock), Bucket(PROXY_RATE, PROXY_RATE, clock)
         self._replies: OrderedDict[bytes, _Kept] = OrderedDict()
-        """By the bytes of the question, without its number."""
+        """By the bytes of the query after its id."""
 
     def set_rules(self, rules: Rules) -> list[str]:
-        """Grants came or went. Returns the names to resolve now, so that their addresses are open before they are asked
-        for again."""
+        """Replace the rules, because grants have changed. Returns the names to resolve now, so that their addresses are
+        open before the next query."""
         self._rules = rules
-        # Each is asked for again, and serves as a last good answer until then.
+        # Each name is resolved again; until then its entry is the last good answer.
         self._cache = OrderedDict((name, replace(answer, expires=0)) for name, answer in self._cache.items())
         self._due.clear()
-        # A question under way was judged by the old rules; whoever waits for it gets it, nobody else.
+        # A pending query was checked by the old rules: its answer is returned to those that wait for it already, and to
+        # no others.
         self._pending = {}
         self._replies.clear()
         granted = [name for _, policy in rules.grants for name, _ in policy.other_names]
@@ -127,10 +130,10 @@ class Resolver:
         return not (self._proxy_share if own else self._share).take()
 
     def recall(self, wire: bytes) -> bytes | None:
-        """The reply to a question that came before in the same bytes, while its answer stands; None when it is to be
-        worked out.
+        """The reply to a query that was answered before in the same bytes, while the answer is valid; None if it must
+        be resolved.
 
-        The proxy asks for each connection and each request, the same names again and again.
+        The proxy sends a query for each connection and each request, and repeats the same names.
         """
         kept = self._replies.get(wire[2:])
         if kept is None or self._cache.get(kept.name) is not kept.answer:
@@ -142,15 +145,15 @@ class Resolver:
         return wire[:2] + kept.tail
 
     def _life(self, answer: Answer) -> int:
-        """The TTL to say now."""
+        """The TTL of a reply that is sent now."""
         return max(1, min(answer.ttl, int(answer.expires - self._clock())))
 
     async def answer(self, wire: bytes, *, quiet: bool = False, stream: bool = False) -> bytes | None:
-        """The reply to one query, or None for bytes that deserve none. A refusal is not noted when `quiet`: the host
-        asked.
+        """The reply to one query, or None for bytes that get no reply. With `quiet` a refusal is not noted, because the
+        host sent the query.
 
-        Over a datagram it is cut, with TC set, at the size that the query's EDNS names, or at 512 bytes; over a
-        `stream` it is whole.
+        In a datagram it is truncated, with TC set, to the size in the EDNS of the query, or to 512 bytes; over a
+        `stream` it is complete.
         """
         try:
             query = dns.message.from_wire(wire, ignore_trailing=False)
@@ -180,7 +183,7 @@ class Resolver:
     async def _fill(
         self, reply: dns.message.Message, question: dns.rrset.RRset, quiet: bool
     ) -> tuple[str, Answer | None]:
-        """The name that was asked for, and the answer, where it has addresses."""
+        """Fill the reply. Returns the name of the query, and the answer if it has addresses."""
         name = question.name.to_text(omit_final_dot=True).lower()
         if not self._rules.rule(name):
             reply.set_rcode(dns.rcode.NXDOMAIN)
@@ -188,8 +191,8 @@ class Resolver:
                 self._note("dns", "deny", name=name[:253], rule="name", type=dns.rdatatype.to_text(question.rdtype))
             return name, None
         if question.rdtype != dns.rdatatype.A:
-            # No data: AAAA because IPv6 is off, the rest because they carry data out. Every lookup asks for AAAA as
-            # well.
+            # No data: AAAA because IPv6 is off, other types because they can carry data out. AAAA is not noted, because
+            # every lookup queries it as well.
             if question.rdtype != dns.rdatatype.AAAA and not quiet:
                 kind = dns.rdatatype.to_text(question.rdtype)
                 self._note(
@@ -209,7 +212,7 @@ class Resolver:
         return name, answer
 
     async def resolve(self, name: str) -> Answer:
-        """The validated addresses of an allowed name, already in the allow set when they are returned."""
+        """The validated addresses of an allowed name, which are in the allow set when they are returned."""
         now = self._clock()
         self._remember_asked(name)
         cached = self._cache.get(name)
@@ -227,7 +230,8 @@ class Resolver:
         return await asyncio.shield(pending)
 
     def _remember_asked(self, name: str) -> None:
-        """Names whose addresses are in the sets; the one that was asked for longest ago goes first."""
+        """Record a query for a name whose addresses are in the sets. Beyond CACHED names, the one with the oldest query
+        is removed."""
         if not self._rules.other_ports(name):
             return
         self._asked.pop(name, None)
@@ -266,7 +270,7 @@ class Resolver:
             try:
                 usable = await self._allow(name, asked, ttl)
             except TimeoutError:
-                # Not in the set, so not answered.
+                # Not in the set, so it must not be answered.
                 return Answer((), 0, self._clock() + 1, dns.rcode.SERVFAIL)
             for one in set(asked) - set(usable):
                 refused = f"{one} is not opened: it is in a network of this host, or what allowed it has ended"
@@ -286,8 +290,8 @@ class Resolver:
             self._due.pop(self._cache.popitem(last=False)[0], None)
 
     async def refresh(self) -> None:
-        """Renew what ends soon for every name with other ports that the guest asked for: no gap for a flow that lives
-        on."""
+        """Renew the elements that end soon, for every name with other ports that the guest has queried, so that open
+        flows are not interrupted."""
         now = self._clock()
         wanted = []
         for name, asked in list(self._asked.items()):
@@ -298,11 +302,11 @@ class Resolver:
         await self.refresh_names(wanted)
 
     async def refresh_names(self, names: Iterable[str]) -> None:
-        """Ask for each anew, some at a time."""
-        room = asyncio.Semaphore(REFRESHING)
+        """Resolve each name again, at most REFRESHING at a time."""
+        limit = asyncio.Semaphore(REFRESHING)
 
         async def one(name: str) -> None:
-            async with room:
+            async with limit:
                 await self._refresh(name)
 
         await asyncio.gather(*(one(name) for name in dict.fromkeys(names)))
@@ -321,7 +325,7 @@ class Resolver:
 
 
 def flatten(message: dns.message.Message, name: str) -> tuple[list[IPv4Address], int]:
-    """Follow the aliases of an answer to its addresses: they, and the smallest TTL on the way."""
+    """Follow the aliases of an answer. Returns the addresses at their end, and the smallest TTL of the chain."""
     wanted = dns.name.from_text(name)
     ttl = 3600
     for _ in range(CHAIN):

@@ -1,7 +1,7 @@
-"""What the resolver says to the guard, and the guard to the resolver: one JSON object a packet.
+"""Messages between the resolver and the guard: one JSON object in a packet.
 
-A guard that runs during an upgrade starts the resolver of the new version again, so that the shapes on the wire stay as
-they are.
+A guard that runs during an upgrade restarts the resolver in the new version, so the format of the messages must not
+change.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from ktrdr_vm.host.messages import require_fields, require_list, require_number, require_text
 from ktrdr_vm.report.ledger_row import check_fields
 
-# Of the ledger's fields; time and identity are not the resolver's to say.
+# Fields of the ledger that the resolver may set; time and identity are set by the guard.
 _NOTED = frozenset({"name", "address", "addresses", "ttl", "rule", "type", "message"})
 _COUNTED = ("rate", "suppressed")
 _MOST = 2**40
@@ -21,7 +21,7 @@ _MOST = 2**40
 
 @dataclass(frozen=True)
 class Note:
-    """A decision on a question, for the ledger."""
+    """A decision on a query, for the ledger."""
 
     kind: str
     verdict: str
@@ -45,8 +45,8 @@ class Note:
 
 @dataclass(frozen=True)
 class Count:
-    """So many questions that got no line of their own: beyond the guest's share (`rate`), or when the guard was busy
-    (`suppressed`)."""
+    """The number of queries without a line of their own: beyond the guest's rate limit (`rate`), or while the guard was
+    busy (`suppressed`)."""
 
     rule: str
     count: int
@@ -104,7 +104,7 @@ class AllowReply:
 
 @dataclass(frozen=True)
 class Grants:
-    """The grants that hold now, each an id and its compiled policy."""
+    """The grants that apply now, each as an id and its compiled policy."""
 
     grants: list[list[Any]]
 
@@ -119,8 +119,8 @@ class Grants:
         return cls([require_list(one, 2) for one in grants])
 
 
-def parse_said(raw: bytes) -> Note | Count | AllowRequest:
-    """What the resolver says. ValueError, or RecursionError, for what is none of it."""
+def parse_resolver_message(raw: bytes) -> Note | Count | AllowRequest:
+    """A message of the resolver. ValueError, or RecursionError, for anything else."""
     content = json.loads(raw)
     for one in (Note, Count):
         if isinstance(content, dict) and one.__name__.lower() in content:
@@ -128,7 +128,7 @@ def parse_said(raw: bytes) -> Note | Count | AllowRequest:
     return AllowRequest.from_json(content)
 
 
-def parse_told(raw: bytes) -> AllowReply | Grants:
-    """What the guard says. ValueError for what is none of it."""
+def parse_guard_message(raw: bytes) -> AllowReply | Grants:
+    """A message of the guard. ValueError for anything else."""
     content = json.loads(raw)
     return Grants.from_json(content) if "grants" in content else AllowReply.from_json(content)

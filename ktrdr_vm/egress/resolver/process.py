@@ -1,4 +1,4 @@
-"""The resolver as a process: its sockets, its upstreams, and its channel to the guard. It has no privilege and reads
+"""The resolver as a process: its sockets, its upstreams, and its channel to the guard. It has no privileges and reads
 hostile bytes."""
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import dns.rdata
 import dns.rdatatype
 
 from ktrdr_vm.egress.resolver.decisions import Resolver, Upstream
-from ktrdr_vm.egress.resolver.messages import AllowRequest, Count, Grants, Note, parse_told
+from ktrdr_vm.egress.resolver.messages import AllowRequest, Count, Grants, Note, parse_guard_message
 from ktrdr_vm.egress.rules import Rules, rules_from_json
 from ktrdr_vm.host.name_servers import find_upstreams
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
 
-# Bounds of one guest: queries under way and open TCP connections.
+# Limits for one guest: pending queries and open TCP connections.
 IN_FLIGHT = 64
 TCP_CONNECTIONS = 16
-# About as long as the host's own libc waits for one server; three of them and a pause are less than the grace of an
+# Seconds, about the timeout of the host's libc for one server; three of them and a pause are less than the grace of an
 # open address.
 UPSTREAM_TIMEOUT = 4.0
 _UNABLE = (dns.rcode.SERVFAIL, dns.rcode.REFUSED)
@@ -36,10 +36,11 @@ HESITATION = 0.7
 
 
 def ask_upstream(find_servers: Callable[[], list[str]], port: int = 53) -> Upstream:
-    """Ask over UDP, over TCP when the answer was cut.
+    """Query over UDP, and over TCP if the answer is truncated.
 
-    A server that hesitates is joined by the next, and the first one is asked once more, as a datagram may be lost; the
-    first answer counts. One that says SERVFAIL or REFUSED counts when no other says more.
+    If a server fails or does not answer within HESITATION seconds, the next one is queried as well, and each server is
+    queried once more, as a datagram may be lost. The first answer counts. SERVFAIL and REFUSED count only if no other
+    server has an answer.
     """
 
     async def ask(name: str) -> dns.message.Message:
@@ -85,7 +86,7 @@ def ask_upstream(find_servers: Callable[[], list[str]], port: int = 53) -> Upstr
 
 
 class WriterChannel:
-    """Typed requests to the guard over a SEQPACKET socket: one JSON object a packet, answered by number."""
+    """Typed requests to the guard over a SEQPACKET socket: one JSON object in a packet, answered by number."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
@@ -94,16 +95,16 @@ class WriterChannel:
         self._counts: dict[str, int] = {}
 
     def note(self, kind: str, verdict: str, **fields: object) -> None:
-        # When the guard is busy the line is lost; the decision stands, and a count says how many were.
+        # If the guard is busy, the line is lost. The decision stays in effect, and lost lines are counted.
         if not self._send(Note(kind, verdict, fields)):
             self.count("suppressed")
 
     def count(self, rule: str) -> None:
-        """One more that gets no line of its own: `suppressed`, or `rate` for a question beyond the guest's share."""
+        """Count a query without a line of its own: `suppressed`, or `rate` for one beyond the guest's limit."""
         self._counts[rule] = self._counts.get(rule, 0) + 1
 
     def flush(self) -> None:
-        """Say the counts; what cannot be said now is kept."""
+        """Send the counts; those that cannot be sent now are kept."""
         for rule, count in list(self._counts.items()):
             if self._send(Count(rule, count)):
                 del self._counts[rule]
@@ -128,22 +129,22 @@ class WriterChannel:
             del self._waiting[number]
 
     async def listen(self, take_grants: Callable[[list[list[object]]], None]) -> None:
-        """Read what the guard says: answers to `allow`, and the grants that hold now."""
+        """Read the messages of the guard: answers to `allow`, and the grants that apply now."""
         while True:
             packet = await asyncio.get_running_loop().sock_recv(self._channel, 65536)
             if not packet:
-                os._exit(0)  # the guard is gone: nothing may answer any more
-            told = parse_told(packet)
-            if isinstance(told, Grants):
-                take_grants(told.grants)
+                os._exit(0)  # the guard has ended: nothing may answer any more
+            message = parse_guard_message(packet)
+            if isinstance(message, Grants):
+                take_grants(message.grants)
                 continue
-            waiting = self._waiting.get(told.number)
+            waiting = self._waiting.get(message.number)
             if waiting is not None and not waiting.done():
-                waiting.set_result(list(told.accepted))
+                waiting.set_result(list(message.accepted))
 
 
 class _Udp(asyncio.DatagramProtocol):
-    """With `own`, questions of the proxy, for names that it has judged, and of `egress test`."""
+    """With `own`, queries of the proxy, for names that it has checked, and of `egress test`."""
 
     def __init__(self, resolver: Resolver, writer: WriterChannel, *, own: bool) -> None:
         self._resolver = resolver
@@ -232,11 +233,11 @@ async def _serve(
 
 
 def rehearse_resolver() -> None:
-    """Answer one question, with an upstream of its own that answers with an alias. Raises what a guest's question would
-    meet.
+    """Answer one query, with an internal upstream that answers with an alias. Raises the error that a guest's query
+    would cause.
 
-    dnspython imports the modules of record types and its way to wait on sockets when it first needs them: all of them
-    are loaded here.
+    dnspython imports the modules of record types and its socket backend when it first needs them: all of them are
+    loaded here.
     """
     dns.rdata.load_all_types()  # type: ignore[no-untyped-call]
     asyncio.run(_rehearse())
@@ -263,15 +264,13 @@ async def _rehearse() -> None:
     raw = await resolver.answer(query.to_wire())
     found = {record.to_text() for rrset in dns.message.from_wire(raw or b"").answer for record in rrset}
     if found != {address}:
-        raise RuntimeError(
-            f"the resolver answers a question that it asked itself with {sorted(found)}, and not with {address}"
-        )
+        raise RuntimeError(f"the resolver answers its own test query with {sorted(found)}, and not with {address}")
 
 
 def run_resolver(
     config: dict[str, object], udp: socket.socket, tcp: socket.socket, own: socket.socket, channel: socket.socket
 ) -> None:
-    """Serve the guest on `udp` and `tcp`, and the proxy on `own`, until the guard ends. The caller has given up every
+    """Serve the guest on `udp` and `tcp`, and the proxy on `own`, until the guard ends. The caller has dropped every
     privilege."""
     for one in (udp, tcp, own, channel):
         one.setblocking(False)

@@ -1,4 +1,4 @@
-"""The guard's end of the resolver: starts it, tells it what is granted, and believes nothing that it says."""
+"""The guard's supervisor for the resolver: starts it, sends it the grants, and checks everything that it sends."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ktrdr_vm.egress.child_process import start_child
 from ktrdr_vm.egress.grants.enforcer import Granting
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.proxy.resolved_addresses import Given
-from ktrdr_vm.egress.resolver.messages import AllowReply, Count, Grants, Note, parse_said
+from ktrdr_vm.egress.resolver.messages import AllowReply, Count, Grants, Note, parse_resolver_message
 from ktrdr_vm.errors import KtrdrError
 
 
-class ResolverLink:
+class ResolverSupervisor:
     """`listeners` are the resolver's sockets: UDP and TCP for the guest, and UDP for the proxy.
 
     `config` is its policy and the owner's exceptions.
@@ -45,40 +45,40 @@ class ResolverLink:
         self._granting = granting
         self._given = given
         self._ledger = ledger
-        self._untold = False
+        self._outdated = False
 
     def start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        """The process, and the channel that says when it has something to say."""
+        """Start the process. Returns it and the channel of its messages."""
         config = {**self._config, **self._grants().to_json()}
         started, self.channel = start_child(self._directory, "resolver", config, self._listeners, self._uid)
-        self._untold = False
+        self._outdated = False
         return started, self.channel
 
     def _grants(self) -> Grants:
         return Grants([[grant, policy.to_json()] for grant, policy in self._granting.rules.grants])
 
     def grants_changed(self) -> None:
-        self._untold = True
-        self.tell()
+        self._outdated = True
+        self.notify()
 
-    def tell(self) -> None:
-        """Say what it was not told yet. One that is too busy to listen hears it at the next look; sets and proxy have
-        it already."""
-        if not self._untold or self.channel is None:
+    def notify(self) -> None:
+        """Send the grants if they have changed. A resolver that is too busy gets them at the next poll; sets and proxy
+        have them already."""
+        if not self._outdated or self.channel is None:
             return
-        # Between two lives of it the channel is closed, and the next one begins with what is granted then.
+        # Between two processes the channel is closed, and the next process starts with the current grants.
         with contextlib.suppress(OSError):
             self._send(self._grants())
-            self._untold = False
+            self._outdated = False
 
     def _send(self, message: Grants | AllowReply) -> None:
         assert self.channel is not None
         self.channel.send(json.dumps(message.to_json()).encode())
 
     def take(self, packet: bytes) -> None:
-        """One message: a decision for the ledger, a count, or addresses to open, which are judged again."""
+        """Process one message: a decision for the ledger, a count, or addresses to open, which are checked again."""
         try:
-            message = parse_said(packet)
+            message = parse_resolver_message(packet)
             if isinstance(message, Note):
                 self._ledger.write(message.kind, message.verdict, **message.fields)
             elif isinstance(message, Count):
@@ -101,5 +101,5 @@ class ResolverLink:
                 "guard", "note", message=f"the resolver's request was refused: {type(error).__name__}: {error}"[:300]
             )
             with contextlib.suppress(Exception):
-                # Refused, and not silent: the guest's question is answered without an address.
+                # The refusal is sent, so that the guest's query is answered, without an address.
                 self._send(AllowReply(int(json.loads(packet)["number"]), ()))

@@ -1,4 +1,5 @@
-"""How much telemetry one instance may send, and what is read of it at most."""
+"""Limits of the telemetry of one instance: bodies are read and decompressed up to a maximum size, and events are
+counted."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from ktrdr_vm.egress.telemetry.otlp import MAX_BODY, OtlpError
 
 
 class Tally:
-    """Counts of what happened, by name, until somebody takes them."""
+    """Counts by name, until they are taken. Thread-safe."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -27,29 +28,30 @@ class Tally:
 
 
 def inflate(body: bytes, encoding: str) -> bytes:
-    """A body as it was before its Content-Encoding, gzip or none; never more than MAX_BODY bytes of it are made."""
+    """The body without its Content-Encoding, gzip or none. OtlpError beyond MAX_BODY bytes, without decompressing the
+    rest."""
     if encoding in ("", "identity"):
         return body
     if encoding != "gzip":
-        raise OtlpError(415, "a body is sent as it is, or with Content-Encoding: gzip")
+        raise OtlpError(415, "a body has no Content-Encoding, or gzip")
     inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
         whole = inflater.decompress(body, MAX_BODY + 1)
     except zlib.error:
-        raise OtlpError(400, "the body is no gzip") from None
+        raise OtlpError(400, "the body is not gzip") from None
     if len(whole) > MAX_BODY:
-        raise OtlpError(413, f"a request has at most {MAX_BODY} bytes, also when it is unpacked")
+        raise OtlpError(413, f"a request has at most {MAX_BODY} bytes, also after decompression")
     if not inflater.eof or inflater.unused_data:
-        raise OtlpError(400, "the body is not one whole gzip")
+        raise OtlpError(400, "the body is not one complete gzip stream")
     return whole
 
 
 def read_body(stream: Any, length: str | None, transfer: str | None) -> bytes:
-    """The body of a request, by its length or in chunks, MAX_BODY bytes at most. OSError when the client stops, or is
-    too slow."""
+    """The body of a request, by its length or in chunks, at most MAX_BODY bytes. OSError if the client stops or is too
+    slow."""
     if transfer is not None:
         if transfer.strip().lower() != "chunked" or length is not None:
-            raise OtlpError(400, "a body has a Content-Length, or comes in chunks")
+            raise OtlpError(400, "a body has a Content-Length, or is sent in chunks")
         return _read_chunks(stream)
     if length is None or not length.isascii() or not length.isdigit():
         raise OtlpError(411, "Content-Length is missing")
@@ -66,13 +68,13 @@ def _read_chunks(stream: Any) -> bytes:
     while True:
         size = _parse_size(stream.readline(100))
         if size == 0:
-            # Trailers would follow; whatever they are, the connection ends after the answer.
+            # Trailers may follow. They are not read, because the connection ends after the answer.
             return bytes(body)
         if len(body) + size > MAX_BODY:
             raise OtlpError(413, f"a request has at most {MAX_BODY} bytes")
         piece = stream.read(size)
         if len(piece) < size or stream.read(2) != b"\r\n":
-            raise OtlpError(400, "a chunk is not as long as it says")
+            raise OtlpError(400, "a chunk does not have the stated length")
         body += piece
 
 

@@ -1,8 +1,8 @@
-"""`DIRECTORY relay|sender CHANNEL PIPE [LISTENER]`: one of telemetry's two processes.
+"""`DIRECTORY relay|sender CHANNEL PIPE [LISTENER]`: one of the two processes for telemetry.
 
-It imports and reads what it needs, gives up every privilege, and only then touches a byte. The first packet of the
-channel is its configuration, each later one another run, or nothing new; then and once a second it sends what it has
-counted.
+It imports and reads what it needs, drops every privilege, and only then reads input. The first packet of the channel is
+its configuration; each later one begins another run, or only requests the counts. After each later packet, and once a
+second, it sends what it has counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ktrdr_vm.host.privileges import drop_privileges, leave_network
 from ktrdr_vm.policy.load import read_collector_headers
 from ktrdr_vm.profile.collector import Collector
 
-# Of address space: a request of 2 MiB needs less than a tenth, whatever stands in it.
+# Bytes of address space: a request of 2 MiB needs less than a tenth, whatever its content.
 _MEMORY = 2 * 1024 * 1024 * 1024
 
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _rehearse() -> None:
-    """Do once what imports modules when it is first done: the user that is to come may not be able to read them."""
+    """Execute once what imports modules at its first use: the unprivileged user may not be able to read them."""
     "collector.example".encode("idna")
     for encoding in get_args(Encoding):
         stamp_request(PATHS[0], encoding, b"{}" if encoding == "application/json" else b"", Stamp("", "", ""))
@@ -76,10 +76,10 @@ def _make_sender(config: dict[str, Any], stamp: Stamp) -> Sender:
 
 
 def _watch(channel: socket.socket, one: Relay | Sender) -> None:
-    """Beside the work: hear of another run, and tell what was counted. Without the guard, or without each other, there
-    is nothing to do."""
+    """In a thread: receive new runs, and send what was counted. The process ends when the guard ends, and the relay
+    also when its pipe is broken."""
 
-    def tell(*, asked: bool) -> None:
+    def send_counts(*, asked: bool) -> None:
         counts = one.tally.take()
         if counts or asked:
             with contextlib.suppress(OSError):
@@ -87,19 +87,19 @@ def _watch(channel: socket.socket, one: Relay | Sender) -> None:
 
     def run() -> None:
         channel.settimeout(1.0)
-        told = time.monotonic()
+        sent_at = time.monotonic()
         while not (isinstance(one, Relay) and one.broken):
             with contextlib.suppress(TimeoutError):
                 packet = channel.recv(65536)
                 if not packet:
                     break
-                heard = Asked.from_json(json.loads(packet))
-                if heard.run_id is not None:
-                    one.stamp = replace(one.stamp, run_id=heard.run_id)
-                tell(asked=True)
-            if time.monotonic() - told >= 1.0:
-                told = time.monotonic()
-                tell(asked=False)
+                request = Asked.from_json(json.loads(packet))
+                if request.run_id is not None:
+                    one.stamp = replace(one.stamp, run_id=request.run_id)
+                send_counts(asked=True)
+            if time.monotonic() - sent_at >= 1.0:
+                sent_at = time.monotonic()
+                send_counts(asked=False)
         os._exit(1)
 
     threading.Thread(target=run, daemon=True).start()

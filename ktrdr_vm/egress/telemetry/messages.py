@@ -1,4 +1,4 @@
-"""What the relay and the sender say to the guard, and the guard to them: one JSON object a packet."""
+"""Messages between the guard and its relay and sender: one JSON object in a packet."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from ktrdr_vm.host.messages import require_fields, require_number, require_text
 
-# What a child may count, and so what a line of the ledger can have.
+# The counts that a child may send, which are fields of the ledger.
 COUNTS = ("accepted", "refused", "refused_rate", "refused_queue", "claims", "sent", "dropped", "bytes_out")
 _MOST = 2**40
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What was counted since the last one; `told` when the guard had asked for it."""
+    """The counts since the last message; `told` is True if the guard had requested them."""
 
     counts: dict[str, int] = field(default_factory=dict)
     told: bool = False
@@ -25,7 +25,7 @@ class Counted:
 
     @classmethod
     def from_json(cls, content: object) -> Counted:
-        """ValueError for a field that is no count, and for a count that is none."""
+        """ValueError for an unknown field, and for a value that is not a count."""
         if not isinstance(content, dict) or not content:
             raise ValueError("it has counted nothing")
         if unknown := sorted(str(name)[:40] for name in content.keys() - {*COUNTS, "told"}):
@@ -36,7 +36,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question for what was counted; with a `run_id` another run has begun."""
+    """A request for the counts; with a `run_id`, another run has begun."""
 
     run_id: str | None = None
 

@@ -1,7 +1,6 @@
-"""OTLP requests as a guest sends them: parsed, bounded, and stamped with the identity that the host knows. Pure.
+"""OTLP requests of a guest: parsed, bounded, and stamped with the identity that the host knows. Pure.
 
-What the guest says about its identity is taken out wherever an attribute can stand, and the true one is put on every
-resource.
+Claims of an identity are removed wherever an attribute can be, and the true identity is set on every resource.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ PATHS = ("/v1/traces", "/v1/metrics", "/v1/logs")
 MAX_BODY = 2 * 1024 * 1024
 MAX_RECORDS = 20_000
 MAX_RESOURCES = 200
-# Messages inside a request, attributes and their values left out: what is walked here costs time and memory.
+# Messages in a request, without attributes and their values: each one costs time and memory.
 MAX_MESSAGES = 60_000
-# In one list. What is more is cut off and counted where OTLP has a count for it.
+# In one list. Further ones are removed, and counted if OTLP has a count for it.
 MAX_ATTRIBUTES = 128
 MAX_DEPTH = 40
 _MAX_JSON_VALUES = 150_000
@@ -43,18 +42,18 @@ REQUESTS: dict[str, type[Message]] = {
     "/v1/metrics": metrics.ExportMetricsServiceRequest,
     "/v1/logs": logs.ExportLogsServiceRequest,
 }
-# Written in any way that a backend may take for the same: dots, underscores, capitals, one inside the other.
+# Compared without what a backend may ignore: dots, underscores, capitals, nesting.
 _CLAIMS = ("ktrdrinstanceid", "ktrdrenvironment", "ktrdrrunid")
-# Backends make a metric's `job` of it, so it is the identity's as well, on resources.
+# Backends derive the `job` of a metric from it, so it belongs to the identity on resources.
 _NAMESPACE = "servicenamespace"
-# A schema's rules rename attributes: only those of OpenTelemetry itself are passed on.
+# The rules of a schema rename attributes, so only schemas of OpenTelemetry itself are passed on.
 _SCHEMAS = "https://opentelemetry.io/schemas/"
 _DROPPED = "dropped_attributes_count"
 _ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 
 
 class OtlpError(ValueError):
-    """Why a request is refused; `status` is the answer's, 400 or 413."""
+    """The reason why a request is refused; `status` is the HTTP status of the answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -63,7 +62,7 @@ class OtlpError(ValueError):
 
 @dataclass(frozen=True)
 class Stamp:
-    """Whose telemetry it is. `environment` is sandbox or interactive."""
+    """The identity that is stamped on telemetry. `environment` is sandbox or interactive."""
 
     instance_id: str
     environment: str
@@ -81,22 +80,22 @@ class Stamp:
 
 @dataclass
 class Stamped:
-    """What is passed on: OTLP in protobuf, and how many spans, data points or log records it holds."""
+    """The request that is passed on: OTLP in protobuf, and the number of its spans, data points or log records."""
 
     body: bytes
     records: int
     claims: int = 0
-    """How many attributes claimed an identity and were taken out."""
+    """The number of attributes that claimed an identity and were removed."""
 
 
 def stamp_request(path: str, encoding: Encoding, body: bytes, stamp: Stamp) -> Stamped:
-    """The request with the true identity. OtlpError says what is wrong with it; nothing else comes out, whatever the
+    """The request with the true identity. OtlpError, with the reason, if it is not valid; no other error, whatever the
     bytes."""
     if len(body) > MAX_BODY:
         raise OtlpError(413, f"a request has at most {MAX_BODY} bytes")
     request = REQUESTS[path]()
     (_parse_json if encoding == "application/json" else _parse_protobuf)(body, request)
-    # What this program does not know cannot be looked into, and a collector may know it.
+    # Unknown fields cannot be checked here, and a collector may know them.
     request.DiscardUnknownFields()
     [groups] = [field for field in request.DESCRIPTOR.fields if field.name.startswith("resource_")]
     resources = getattr(request, groups.name)
@@ -120,7 +119,7 @@ def _put(resource: Resource, stamp: Stamp) -> None:
 
 
 def _squeeze(key: str) -> str:
-    """Letters and digits only: what is left of a name however a backend writes it."""
+    """Letters and digits only, normalized: equal for all spellings that a backend may treat as one name."""
     return _squeeze_short(key) if len(key) <= 200 else _squeeze_short.__wrapped__(key)
 
 
@@ -130,7 +129,7 @@ def _squeeze_short(key: str) -> str:
 
 
 class _Walk:
-    """Through every message of a request."""
+    """Visits every message of a request."""
 
     def __init__(self) -> None:
         self.records = 0
@@ -138,13 +137,13 @@ class _Walk:
         self._messages = 0
 
     def clean(self, message: Message, path: str = "", depth: int = 0) -> None:
-        """Take claims of an identity out of this message and of all in it. `path` is the squeezed names of the
-        attributes around it."""
+        """Remove claims of an identity from this message and from all messages in it. `path` is the squeezed names of
+        the enclosing attributes."""
         self._messages += 1
         if self._messages > MAX_MESSAGES:
             raise OtlpError(413, "a request has too many parts; send smaller batches")
         if depth > MAX_DEPTH:
-            raise OtlpError(400, f"values stand in one another more than {MAX_DEPTH} deep")
+            raise OtlpError(400, f"values are nested more than {MAX_DEPTH} deep")
         for field, value in message.ListFields():
             if field.name == "schema_url" and not value.startswith(_SCHEMAS):
                 message.ClearField("schema_url")
@@ -168,7 +167,7 @@ class _Walk:
         for index in reversed(range(len(attributes))):
             one = attributes[index]
             whole = (path + _squeeze(one.key))[-200:]
-            # A key by its number in a table, which only profiles have, is one that cannot be read here.
+            # A key that is an index into a table, which only profiles have, cannot be read here.
             if whole.endswith(_CLAIMS) or getattr(one, "key_strindex", False):
                 del attributes[index]
                 self.claims += 1
@@ -180,29 +179,29 @@ def _parse_protobuf(body: bytes, request: Message) -> None:
     try:
         request.ParseFromString(body)
     except DecodeError:
-        raise OtlpError(400, "the body is no OTLP in protobuf") from None
+        raise OtlpError(400, "the body is not OTLP in protobuf") from None
 
 
 def _parse_json(body: bytes, request: Message) -> None:
-    """OTLP's JSON: as protobuf has it, but with trace and span IDs in hexadecimal digits."""
+    """Parse OTLP's JSON: that of protobuf, but with trace and span IDs in hexadecimal digits."""
     try:
         document = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
         if not isinstance(document, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         _turn_ids(document)
         json_format.ParseDict(document, request, ignore_unknown_fields=True, max_recursion_depth=MAX_DEPTH + 10)
     except OtlpError:
         raise
     except (json_format.ParseError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
-        raise OtlpError(400, "the body is no OTLP in JSON") from None
+        raise OtlpError(400, "the body is not OTLP in JSON") from None
 
 
 def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def _turn_ids(document: dict[str, Any]) -> None:
-    """Hexadecimal IDs become what protobuf's JSON has: base64. Walked without recursion."""
+    """Convert hexadecimal IDs to base64, as protobuf's JSON has them. Without recursion."""
     waiting: list[Any] = [document]
     seen = 0
     while waiting:

@@ -1,11 +1,11 @@
-"""The guest's OTLP endpoint: HTTP at the instance's gateway, read by a process without privilege, network or
-credential.
+"""The guest's OTLP endpoint: HTTP on the gateway address of the instance, served by a process without privileges,
+network or credentials.
 
     POST /v1/traces, /v1/metrics, /v1/logs    OTLP in protobuf or JSON, plain or gzip
-         200 taken; 400, 404, 405, 411, 413, 415 never will be; 429, 503 later, with Retry-After
+         200 accepted; 400, 404, 405, 411, 413, 415 permanent errors; 429, 503 temporary errors, with Retry-After
 
-What passes is stamped with the identity and goes on to the sender, through a pipe. The answer says only that it was
-taken: what the collector says is not for the guest.
+Accepted requests are stamped with the identity and passed to the sender through a pipe. The answer only confirms that a
+request was accepted: the guest does not receive the answer of the collector.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from ktrdr_vm.egress.rate_limit import Bucket
 from ktrdr_vm.egress.telemetry.bounds import Tally, inflate, read_body
 from ktrdr_vm.egress.telemetry.otlp import MAX_BODY, PATHS, Encoding, OtlpError, Stamp, stamp_request
 
-# Of a request to the sender: the index of its path, the number of records, the bytes that follow.
+# The header of a request to the sender: the index of its path, the number of records, the number of bytes that follow.
 FRAME = struct.Struct("!BII")
 TAKEN, FULL = b"\x00", b"\x01"
 
 CONNECTIONS = 16
-# Seconds that one request may take from its first byte to its last.
+# Maximum seconds of one request, from its first byte to its last.
 REQUEST_LIMIT = 15.0
 _PIPE_LIMIT = 5.0
 REQUESTS_PER_SECOND, REQUESTS_AT_ONCE = 20.0, 200.0
-# Of a core: JSON can be made so that little of it takes long to read.
+# Share of a core: a small document in JSON can take long to parse.
 CORE, CORE_SECONDS_AT_ONCE = 0.25, 5.0
 BYTES_PER_SECOND, BYTES_AT_ONCE = 1024.0 * 1024, 8.0 * 1024 * 1024
 
 
 class BusyError(Exception):
-    """Not now: after so many seconds."""
+    """The request is refused for now; it may be repeated after `seconds`."""
 
     def __init__(self, status: int, seconds: float, reason: str) -> None:
         super().__init__(reason)
@@ -48,7 +48,7 @@ class BusyError(Exception):
 
 
 class Relay:
-    """What all requests of one instance share. `pipe` leads to the sender."""
+    """The state that all requests of one instance share. `pipe` leads to the sender."""
 
     def __init__(self, pipe: socket.socket, stamp: Stamp) -> None:
         self.stamp = stamp
@@ -59,16 +59,18 @@ class Relay:
         self._bytes = Bucket(BYTES_PER_SECOND, BYTES_AT_ONCE)
         self._work = Bucket(CORE, CORE_SECONDS_AT_ONCE)
         self._piping = threading.Lock()
-        # One request at a time is unpacked and parsed, however many arrive: its memory is bounded by what one may need.
+        # Requests are decompressed and parsed one at a time, so that the memory is bounded by what one of them can
+        # need.
         self._parsing = threading.Lock()
 
     def admit(self) -> None:
-        """BusyError when the instance asks too often."""
+        """BusyError if the instance sends too many requests."""
         if wait := self._requests.take():
             raise BusyError(429, wait, "rate")
 
     def take(self, path: str, encoding: Encoding, packed: str, body: bytes) -> None:
-        """Stamp one request and hand it on. OtlpError when it is wrong, BusyError when it comes too early."""
+        """Stamp one request and pass it on. OtlpError if it is not valid, BusyError if it exceeds a rate or the queue
+        is full."""
         with self._parsing:
             if wait := self._work.take(0):
                 raise BusyError(429, wait, "rate")
@@ -94,8 +96,8 @@ class Relay:
                 self._pipe.sendall(frame)
                 return self._pipe.recv(1)
             except OSError:
-                # Half a frame may be in the pipe: nothing that follows could be told from it. The guard starts both
-                # anew.
+                # The pipe may contain a partial frame, from which later frames could not be separated. The guard
+                # restarts both processes.
                 self._pipe.close()
                 return b""
 
@@ -105,7 +107,7 @@ class Relay:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request, then the connection ends."""
+    """Handles one request; then the connection ends."""
 
     relay: Relay
     protocol_version = "HTTP/1.1"
@@ -113,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = REQUEST_LIMIT
 
     def handle(self) -> None:
-        # A client that sends a byte now and then keeps its place no longer than any other.
+        # A client that sends a byte now and then must not occupy a connection for longer than any other.
         watch = threading.Timer(REQUEST_LIMIT, self._hang_up)
         watch.daemon = True
         watch.start()
@@ -131,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
         relay = type(self).relay
         try:
             if self.path not in PATHS:
-                raise OtlpError(404, f"only {', '.join(PATHS)} are here")
+                raise OtlpError(404, f"the paths are {', '.join(PATHS)}")
             body, reply = self._read()
             relay.admit()
             relay.take(self.path, reply, self.headers.get("Content-Encoding", "").strip().lower(), body)
@@ -140,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(error.status, str(error))
         except BusyError as busy:
             relay.tally.add(f"refused_{busy}")
-            self._refuse(busy.status, "too much at once; wait and send again", retry=busy.seconds)
+            self._refuse(busy.status, "too much telemetry at once; wait and send it again", retry=busy.seconds)
         except MemoryError:
             relay.tally.add("refused")
             self._refuse(413, "a request has too many parts; send smaller batches")
@@ -154,16 +156,16 @@ class Handler(BaseHTTPRequestHandler):
     do_PUT = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = do_GET
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What is no HTTP at all; asked by the base class, before there are headers."""
+        """Answer what is not HTTP. Called by the base class, before there are headers."""
         type(self).relay.tally.add("refused")
         self.request_version = self.protocol_version
-        self._refuse(code, "this is no HTTP that is understood here")
+        self._refuse(code, "this is not valid HTTP")
 
     def _read(self) -> tuple[bytes, Encoding]:
-        """The body, read before anything is said of it, so that the answer arrives; and what it is."""
+        """The body and its encoding. The body is read before the request is answered, so that the answer arrives."""
         lengths, transfers = self.headers.get_all("Content-Length", []), self.headers.get_all("Transfer-Encoding", [])
         if len(lengths) > 1 or len(transfers) > 1:
-            raise OtlpError(400, "a header stands twice")
+            raise OtlpError(400, "a header is repeated")
         body = read_body(self.rfile, lengths[0] if lengths else None, transfers[0] if transfers else None)
         kind = self.headers.get("Content-Type", "").split(";")[0].strip().lower()
         for encoding in get_args(Encoding):
@@ -172,11 +174,11 @@ class Handler(BaseHTTPRequestHandler):
         raise OtlpError(415, f"Content-Type is {' or '.join(get_args(Encoding))}")
 
     def _refuse(self, status: int, message: str, *, retry: float = 0) -> None:
-        """OTLP wants a Status in the request's own encoding; its second field is the message, in less than 128 bytes
-        here."""
+        """Answer with a Status of OTLP in the encoding of the request. Its second field is the message, here of less
+        than 128 bytes."""
         headers = getattr(self, "headers", {})
         if headers.get("Content-Type", "").startswith("application/json"):
-            # What stands in `message` is this program's, and has no quotes.
+            # `message` is a text of this program without quotes.
             return self._say(status, "application/json", b'{"message":"%s"}' % message.encode(), retry=retry)
         text = message.encode()[:127]
         return self._say(status, "application/x-protobuf", b"\x12" + bytes([len(text)]) + text, retry=retry)
@@ -196,8 +198,8 @@ class Handler(BaseHTTPRequestHandler):
             self._drain()
 
     def _drain(self) -> None:
-        """Read some of what was not read: a connection that is closed on unread bytes is reset, and the answer with
-        it."""
+        """Read some of the unread input: if a connection is closed with unread bytes, it is reset, and the answer may
+        be lost."""
         with contextlib.suppress(OSError, ValueError):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_WR)
@@ -207,7 +209,7 @@ class Handler(BaseHTTPRequestHandler):
                 left -= len(piece)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: what matters is counted."""
+        """Write nothing, because events are counted."""
 
 
 class _Server(ThreadingMixIn, TCPServer):
@@ -217,25 +219,25 @@ class _Server(ThreadingMixIn, TCPServer):
         super().__init__(("127.0.0.1", 0), handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
-        self._room = threading.BoundedSemaphore(CONNECTIONS)
+        self._connections = threading.BoundedSemaphore(CONNECTIONS)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        # The next one waits in the kernel's queue until one has ended, for a request's limit at most.
-        self._room.acquire()
+        # Further connections wait in the kernel's queue until one has ended, at most for REQUEST_LIMIT.
+        self._connections.acquire()
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._room.release()
+            self._connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A guest that hangs up is no news."""
+        """Write nothing: the guest may close its connections."""
 
 
 def run_relay(listener: socket.socket, relay: Relay) -> None:
-    """Serve for ever."""
+    """Serve until the process ends."""
 
     class Bound(Handler):
         pass

@@ -1,8 +1,8 @@
-"""What takes telemetry to the owner's collector: it holds the credential, and sees of the guest only what the relay has
-made anew.
+"""Sends telemetry to the owner's collector. It holds the credential, and receives the guest's data only after the relay
+has parsed it and encoded it again.
 
-The queue is bounded, and the identity is in every request's headers too: they are true even where the body's could not
-be trusted.
+The queue is bounded. The identity is in the headers of every request as well: there it is correct even if the one in
+the body could not be trusted.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ktrdr_vm.profile.collector import Collector
 QUEUE_BYTES = 16 * 1024 * 1024
 QUEUE_LENGTH = 512
 _LIMIT = 10.0
-# Tried so often, with pauses that double, then dropped and counted. One that waits holds up those behind it, for these
-# seconds.
+# Attempts for one request, with pauses that double; then it is dropped and counted. A request that waits delays those
+# behind it. The longest pause is in seconds.
 _TRIES = 4
 _LONGEST_PAUSE = 30.0
 _LATER = (429, 502, 503, 504)
@@ -40,7 +40,7 @@ class _Item:
 
 
 class Sender:
-    """`headers` are the owner's; nobody but the collector gets them. `pause` waits so many seconds."""
+    """`headers` are those of the owner, and are sent only to the collector. `pause` waits for a number of seconds."""
 
     def __init__(
         self,
@@ -61,18 +61,18 @@ class Sender:
         self._changed = threading.Condition()
 
     def serve(self, pipe: socket.socket) -> None:
-        """Take what the relay sends until it ends, and take it further beside that."""
+        """Queue what the relay sends, until it ends. A thread delivers it."""
         threading.Thread(target=self._carry, daemon=True).start()
         with pipe, pipe.makefile("rb") as stream:
             while head := stream.read(FRAME.size):
                 index, records, size = FRAME.unpack(head)
-                # The stamp is added to what the guest may send.
+                # The stamp adds to the size that the guest may send.
                 if index >= len(PATHS) or size > 2 * MAX_BODY:
-                    raise ValueError("the relay does not keep to what was agreed")
+                    raise ValueError("the relay sent an invalid frame")
                 pipe.sendall(TAKEN if self.put(PATHS[index], records, stream.read(size)) else FULL)
 
     def put(self, path: str, records: int, body: bytes) -> bool:
-        """False when the queue is full; then it is dropped."""
+        """Queue one request. False if the queue is full; then the request is dropped and counted."""
         with self._changed:
             if len(self._queue) >= QUEUE_LENGTH or self._bytes + len(body) > QUEUE_BYTES:
                 self.tally.add("dropped", records)
@@ -89,12 +89,12 @@ class Sender:
                 item = self._queue[0]
             self.deliver(item.path, item.records, item.body, item.stamp)
             with self._changed:
-                # Only now: until it has arrived it takes its room.
+                # Removed only after its delivery, so that it counts against the limits of the queue until then.
                 self._queue.popleft()
                 self._bytes -= len(item.body)
 
     def deliver(self, path: str, records: int, body: bytes, stamp: Stamp) -> None:
-        """One request to the collector, again where that may help. What becomes of it is counted."""
+        """Send one request to the collector, repeatedly where that may help. The result is counted."""
         for attempt in range(_TRIES):
             status, wait = self._post(path, body, stamp)
             if 200 <= status < 300:
@@ -108,8 +108,8 @@ class Sender:
         self.tally.add("dropped", records)
 
     def _post(self, path: str, body: bytes, stamp: Stamp) -> tuple[int, float]:
-        """The status, 0 when there was none, and the seconds that the collector asks for. A redirect is a status like
-        any other."""
+        """The status, 0 if there was none, and the seconds of Retry-After. A redirect is treated like any other
+        status."""
         collector = self._collector
         connection = _Connection(collector, self._context)
         identity = {
@@ -126,7 +126,7 @@ class Sender:
             )
             answer = connection.getresponse()
             asked = answer.headers.get("Retry-After", "")
-            # What it says beyond that is nobody's: it is neither shown to the guest nor kept.
+            # The rest of the answer is neither shown to the guest nor kept.
             return answer.status, float(asked) if asked.isascii() and asked.isdigit() and len(asked) < 6 else 0.0
         except (OSError, http.client.HTTPException, ValueError):
             return 0, 0.0
@@ -135,7 +135,7 @@ class Sender:
 
 
 class _Connection(http.client.HTTPConnection):
-    """To the address that the owner named, with the name of the URL in TLS and in Host."""
+    """A connection to the address that the owner named, with the host name of the URL in TLS and in Host."""
 
     def __init__(self, collector: Collector, context: ssl.SSLContext | None) -> None:
         super().__init__(collector.host, collector.port, timeout=_LIMIT)

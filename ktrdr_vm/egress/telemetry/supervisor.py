@@ -1,8 +1,9 @@
-"""The guard's end of telemetry: starts the relay and the sender, tells them which run it is, and keeps what they count.
+"""The guard's supervisor for telemetry: starts the relay and the sender, notifies them of the run, and collects what
+they count.
 
-Neither is waited for, and one that ends is started again like every child: telemetry never holds up DNS or the proxy,
-and never ends the guard. They have a pipe between them. One that is started again has a new one, so that the other is
-ended as well, once it serves.
+The guard waits for neither of them, and restarts one that ends like every child: telemetry never delays DNS or the
+proxy, and never ends the guard. The two are connected by a pipe. A restarted process has a new pipe, so the other one
+is ended too, as soon as it serves, and gets the other end.
 """
 
 from __future__ import annotations
@@ -27,35 +28,35 @@ from ktrdr_vm.host import process
 
 # Seconds between lines of the ledger.
 WRITE_EVERY = 30.0
-# Messages of a child in one look.
+# Messages of a child that are read in one poll.
 _MOST_AT_ONCE = 32
 _OTHER = {"relay": "sender", "sender": "relay"}
 _Reply = dict[str, Any]
 
 
 class Telemetry:
-    """Where the profile has none: nothing listens, and nothing is counted."""
+    """For a profile without telemetry: nothing listens, and nothing is counted."""
 
     parts: dict[str, SupervisedChild] = {}
     operations: dict[str, Callable[[_Reply], _Reply]] = {}
 
-    def look(self) -> None:
-        """Hear what was counted, and write it down now and then."""
+    def poll(self) -> None:
+        """Read what was counted, and write it to the ledger every WRITE_EVERY seconds."""
 
     def write(self, asked: float = 0) -> None:
-        """Write down what was counted since the last time; with `asked` what was counted until now, waiting so many
-        seconds for it."""
+        """Write what was counted since the last time. With `asked`, request the current counts first, and wait at most
+        that many seconds for them."""
 
 
 def open_telemetry(
     config: dict[str, Any], ledger: Ledger, selector: selectors.BaseSelector, listen: Callable[[], socket.socket]
 ) -> Telemetry:
     """`config` is guard.json's; `listen` makes the listener for the guest."""
-    return TelemetryDesk(config, ledger, selector, listen()) if config.get("telemetry") else Telemetry()
+    return TelemetrySupervisor(config, ledger, selector, listen()) if config.get("telemetry") else Telemetry()
 
 
-class TelemetryDesk(Telemetry):
-    """One for a guard whose profile has telemetry."""
+class TelemetrySupervisor(Telemetry):
+    """For a guard whose profile has telemetry."""
 
     def __init__(
         self,
@@ -72,18 +73,18 @@ class TelemetryDesk(Telemetry):
         self._listener = listener
         self._channels: dict[str, socket.socket] = {}
         self._pipes: dict[str, socket.socket] = {}
-        """Ends of a pipe for a child that is to be started, by its role: the other one has the other end."""
+        """Ends of a pipe for a child that is to be started, by its role; the other child has the other end."""
         self._serving: set[str] = set()
         self._counts: dict[str, int] = {}
         self._written = clock() - WRITE_EVERY
         self._config["run_id"] = self._find_run()
         self.operations = {"run_began": self._begin_run}
-        # What the relay reads is the guest's: it is asked at every look, and does not wake the guard.
+        # The relay reads the guest's bytes. Its messages must not trigger the guard's loop, so it is polled.
         self.parts = {
             role: SupervisedChild(
                 f"the telemetry {role}",
                 partial(self._start, role),
-                partial(self._hear, role),
+                partial(self._read_counts, role),
                 partial(self._serving.__contains__, role),
                 selector,
                 lambda said: ledger.write("guard", "note", message=said),
@@ -94,7 +95,7 @@ class TelemetryDesk(Telemetry):
         }
 
     def _find_run(self) -> str:
-        """The run that the journal knows; a guard that is started again goes on with it."""
+        """The run in the journal, with which a restarted guard continues."""
         from ktrdr_vm.host.journal import read_journal
 
         with contextlib.suppress(KtrdrError):
@@ -103,28 +104,29 @@ class TelemetryDesk(Telemetry):
         return ""
 
     def _begin_run(self, request: _Reply) -> _Reply:
-        """Another run of the same instance: what arrives from now on is its."""
+        """Attribute what arrives from now on to another run of the same instance."""
         self._config["run_id"] = str(request["run_id"])[:100]
         for role, channel in self._channels.items():
             try:
                 channel.send(encode(Asked(self._config["run_id"])))
             except OSError:
-                # One that does not hear it must not go on with the earlier run; those that follow know the new one.
+                # A child that cannot be notified must not continue with the earlier run. Its successor starts with the
+                # new one.
                 self.parts[role].kill()
         return {"ok": True}
 
-    def look(self) -> None:
+    def poll(self) -> None:
         for role, part in self.parts.items():
-            self._hear(role)
+            self._read_counts(role)
             if role in self._serving and role in self._pipes:
-                # Its pipe leads to one that has ended.
+                # Its pipe leads to a process that has ended.
                 part.kill()
         if self._clock() - self._written >= WRITE_EVERY:
             self.write()
 
     def _start(self, role: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        """A program of its own: nothing of the guard's memory is in it. Its configuration is the first packet of its
-        channel."""
+        """Start a separate program, which contains nothing of the guard's memory. Its configuration is the first packet
+        of its channel."""
         self._serving.discard(role)
         pipe = self._pipes.pop(role, None)
         if pipe is None:
@@ -148,11 +150,11 @@ class TelemetryDesk(Telemetry):
         self._channels[role] = ours
         return child, ours
 
-    def _hear(self, role: str, asked: float = 0) -> None:
-        """What it has said; with `asked` wait so many seconds for it to say it now.
+    def _read_counts(self, role: str, asked: float = 0) -> None:
+        """Read the messages of a child. With `asked`, request its counts, and wait at most that many seconds for them.
 
-        The relay reads the guest's bytes: what it says is bounded in number and time, and what is no count is not
-        believed.
+        The relay reads the guest's bytes: its messages are bounded in number and time, and invalid counts are
+        discarded.
         """
         channel = self._channels.get(role)
         if channel is None:
@@ -167,7 +169,7 @@ class TelemetryDesk(Telemetry):
                     break
 
     def _take(self, role: str, said: bytes) -> bool:
-        """One message; True for an answer."""
+        """Process one message. True if it answers a request."""
         if said == SERVES:
             self._serving.add(role)
             return False
@@ -183,7 +185,7 @@ class TelemetryDesk(Telemetry):
 
     def write(self, asked: float = 0) -> None:
         for role in self.parts:
-            self._hear(role, asked)
+            self._read_counts(role, asked)
         self._written = self._clock()
         if self._counts:
             counts, self._counts = self._counts, {}

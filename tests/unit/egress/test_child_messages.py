@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.egress.resolver.messages import AllowReply, AllowRequest, Count, Grants, Note, parse_said, parse_told
+from ktrdr_vm.egress.resolver.messages import (
+    AllowReply,
+    AllowRequest,
+    Count,
+    Grants,
+    Note,
+    parse_guard_message,
+    parse_resolver_message,
+)
 from ktrdr_vm.escalation.inbox_protocol import ListRequest, SubmitRequest, parse_request
 
 SAID: list[Note | Count | AllowRequest] = [
@@ -23,7 +31,9 @@ TOLD: list[AllowReply | Grants] = [
     Grants([]),
 ]
 ASKED: list[ListRequest | SubmitRequest] = [ListRequest(), ListRequest("e1"), SubmitRequest({"kind": "network"}, 4)]
-ALL: list[tuple[Any, Any]] = [(parse_said, one) for one in SAID] + [(parse_told, one) for one in TOLD]
+ALL: list[tuple[Any, Any]] = [(parse_resolver_message, one) for one in SAID] + [
+    (parse_guard_message, one) for one in TOLD
+]
 ALL += [(parse_request, one) for one in ASKED]
 
 
@@ -49,7 +59,7 @@ def test_what_is_written_is_read_back_and_nothing_else(parse: Any, message: Any)
 
 @pytest.mark.parametrize("wrong", [None, 5, "x", [], {}, {"serves": False}])
 def test_what_is_no_message_is_refused(wrong: object) -> None:
-    for parse in (parse_said, parse_request):
+    for parse in (parse_resolver_message, parse_request):
         with pytest.raises(ValueError):
             parse(encode(wrong))
 
@@ -65,4 +75,4 @@ def test_what_is_no_message_is_refused(wrong: object) -> None:
 )  # fmt: skip
 def test_entries_of_a_list_are_fields_as_well(content: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
-        parse_said(encode(content))
+        parse_resolver_message(encode(content))

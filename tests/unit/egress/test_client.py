@@ -19,7 +19,7 @@ from ktrdr_vm.egress.grants.enforcer import Granting
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.proxy.credentials import Brokers
 from ktrdr_vm.egress.revision import RevisionKeeper
-from ktrdr_vm.egress.telemetry.supervisor import TelemetryDesk
+from ktrdr_vm.egress.telemetry.supervisor import TelemetrySupervisor
 from ktrdr_vm.profile.egress_rule import EgressRule
 
 PACKAGE = Path(__file__).resolve().parents[3] / "ktrdr_vm"
@@ -82,7 +82,7 @@ def test_every_operation_has_a_method(asked: list[tuple[str, dict[str, Any]]], t
     config = {"telemetry": {"journal": str(tmp_path / "none")}, "instance_id": "one", "ledger": str(tmp_path / "l")}
     rooms: list[Any] = [
         object.__new__(one) for one in (Granting, Deadlines, DeliveredValues, Brokers, RevisionKeeper)
-    ] + [TelemetryDesk(config, ledger, selectors.DefaultSelector(), socket.socket())]
+    ] + [TelemetrySupervisor(config, ledger, selectors.DefaultSelector(), socket.socket())]
     operations = {name for room in rooms for name in room.operations}
     assert {op for op, _ in asked} == operations | {"status", "flush", "judge"}
 

@@ -54,7 +54,7 @@ class Bench:
     def at(self, moment: float) -> list[str]:
         """Which were begun to be taken, once the clock has looked at this moment."""
         self.now, before = moment, len(self.taken)
-        self.clock.look()
+        self.clock.poll()
         return [one.name for one, _ in self.taken[before:]]
 
 

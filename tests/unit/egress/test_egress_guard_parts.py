@@ -281,7 +281,7 @@ LINE = '{"f":"tls","n":"allowed.example","p":443,"u":517,"d":3000,"t":"--","a":"
 def test_a_line_of_the_proxy() -> None:
     assert parse_proxy_line(LINE.encode()) == {
         "kind": "tls", "verdict": "allow", "name": "allowed.example", "address": "198.51.100.1", "port": 443, "rule": "name",
-        "bytes_out": 517, "bytes_in": 3000, "ms": 12, "room": "",
+        "bytes_out": 517, "bytes_in": 3000, "ms": 12, "grant_slot": "",
     }  # fmt: skip
 
 
@@ -294,7 +294,7 @@ def test_a_line_of_the_proxy() -> None:
         ({"f": "other", "n": "-"}, {"kind": "tcp", "verdict": "allow", "rule": "address"}),
         ({"t": "SC"}, {"verdict": "allow", "message": "the destination did not answer"}),
         ({"v": "Allow"}, {"verdict": "deny"}),
-        ({"g": "g7"}, {"room": "g7"}),
+        ({"g": "g7"}, {"grant_slot": "g7"}),
         ({"n": "x" * 9999}, {"name": "x" * 254}),
     ],
 )

@@ -24,14 +24,14 @@ class Proxy:
         self.held.clear()
 
     def change_list(self, verb: str, _file: str, entries: Sequence[str]) -> None:
-        self._hear()
+        self._answer()
         (self.held.update if verb == "add" else self.held.difference_update)(entries)
 
     def clear_list(self, _file: str) -> None:
-        self._hear()
+        self._answer()
         self.held.clear()
 
-    def _hear(self) -> None:
+    def _answer(self) -> None:
         self.asked += 1
         if self.silent:
             raise ProvisionError("the proxy does not answer", where="here", hint="look")
@@ -60,10 +60,10 @@ def test_it_lives_as_long_as_the_answer_and_a_new_answer_makes_it_longer(
     clock[0] += 9
     given.learn("a.example", ["192.0.2.1"], 10)
     clock[0] += 2
-    given.look()
+    given.poll()
     assert proxy.held == {"a.example@192.0.2.1"}
     clock[0] += 9
-    given.look()
+    given.poll()
     assert proxy.held == set()
 
 
@@ -73,10 +73,10 @@ def test_an_answers_life_is_bounded_both_ways(
 ) -> None:
     given.learn("a.example", ["192.0.2.1"], ttl)
     clock[0] += lives - 0.5
-    given.look()
+    given.poll()
     assert proxy.held
     clock[0] += 1
-    given.look()
+    given.poll()
     assert not proxy.held
 
 
@@ -86,11 +86,11 @@ def test_a_day_of_fresh_names_holds_no_more_than_its_bound(given: Given, proxy: 
         for number in range(3):
             given.learn(f"n{second}-{number}.wild.example", ["192.0.2.1", "192.0.2.2"], 3600)
         clock[0] += 60
-        given.look()
+        given.poll()
         assert len(proxy.held) <= MOST
     assert len(proxy.held) > 0
     clock[0] += LONGEST
-    given.look()
+    given.poll()
     assert not proxy.held
 
 
@@ -108,15 +108,15 @@ def test_a_proxy_that_does_not_answer_is_left_alone_for_a_while(given: Given, pr
     given.learn("a.example", ["192.0.2.1"], 1)
     proxy.silent = True
     clock[0] += 1
-    given.look()
+    given.poll()
     asked = proxy.asked
     for _ in range(5):
         given.learn("b.example", ["192.0.2.2"], 60)
-        given.look()
+        given.poll()
     assert proxy.asked == asked
     proxy.silent = False
     clock[0] += PAUSE
-    given.look()
+    given.poll()
     assert not proxy.held
 
 

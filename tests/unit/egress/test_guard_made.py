@@ -15,7 +15,7 @@ import pytest
 
 from ktrdr_vm.egress import guard as guard_module
 from ktrdr_vm.egress.allow_sets import AllowSets
-from ktrdr_vm.egress.domain_control import Machine
+from ktrdr_vm.egress.domain_control import DomainControl
 from ktrdr_vm.egress.guard import Guard
 from ktrdr_vm.egress.proxy.control import ProxyControl
 from ktrdr_vm.egress.rules import rules_from_json
@@ -40,7 +40,7 @@ def make_works(directory: Path, **other: Any) -> Works:
     fields: dict[str, Any] = dict.fromkeys(Works.__dataclass_fields__, Nothing())
     fields |= {
         "directory": directory, "config": CONFIG, "policy": policy, "rules": rules, "proxy_sockets": {}, "dns": (Nothing(), Nothing(), Nothing()),
-        "sets": AllowSets("ktrdr_one", rules), "machine": Machine("ktrdr-one"), "proxy": ProxyControl(directory),
+        "sets": AllowSets("ktrdr_one", rules), "domain": DomainControl("ktrdr-one"), "proxy": ProxyControl(directory),
         "inbox": Inbox(Nothing(), EscalationStore(directory, "one")), "telemetry": Telemetry(),  # type: ignore[arg-type]
     }  # fmt: skip
     return Works(**{**fields, **other})
@@ -72,7 +72,7 @@ def test_the_resolver_starts_first_and_the_earlier_grants_are_taken_up(
     monkeypatch.setattr(guard_module, "find_upstreams", lambda: ["192.0.2.53"])
     monkeypatch.setattr(made.sets, "set_upstreams", lambda servers: done.append(f"upstreams {servers}"))
     monkeypatch.setattr(made, "_close_on_link", lambda: done.append("on-link networks"))
-    monkeypatch.setattr(made.parts["resolver"], "look", lambda: done.append("resolver"))
+    monkeypatch.setattr(made.parts["resolver"], "poll", lambda: done.append("resolver"))
     monkeypatch.setattr(made.granting, "start", lambda *, afresh: done.append(f"grants, afresh: {afresh}"))
     made.start()
     assert done == ["upstreams ['192.0.2.53']", "on-link networks", "resolver", "grants, afresh: True"]

@@ -15,7 +15,7 @@ import pytest
 
 from ktrdr_vm.egress import ledger as ledger_module
 from ktrdr_vm.egress.ledger import Ledger, read_kept
-from ktrdr_vm.egress.resolver.supervisor import ResolverLink
+from ktrdr_vm.egress.resolver.supervisor import ResolverSupervisor
 from ktrdr_vm.report.egress_summary import sum_up_egress
 from ktrdr_vm.report.ledger_row import KINDS, VERDICTS, check_fields, parse_row
 
@@ -109,9 +109,9 @@ def test_what_the_resolver_must_not_say_is_refused_and_the_refusal_is_a_line(
     tmp_path: Path, message: dict[str, Any]
 ) -> None:
     ledger = Ledger(tmp_path / "egress.jsonl", "one")
-    link = ResolverLink(tmp_path, {}, (None, None), 0, None, None, None, ledger)  # type: ignore[arg-type]
-    link.channel, _theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    link.take(json.dumps(message).encode())
+    resolver = ResolverSupervisor(tmp_path, {}, (None, None), 0, None, None, None, ledger)  # type: ignore[arg-type]
+    resolver.channel, _theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    resolver.take(json.dumps(message).encode())
     [row] = [parse_row(line) for line in (tmp_path / "egress.jsonl").read_text().splitlines()]
     assert row is not None and row["kind"] == "guard" and "was refused" in row["message"]
     assert row["instance_id"] == "one" and not row["time"].startswith("2020")
@@ -119,10 +119,10 @@ def test_what_the_resolver_must_not_say_is_refused_and_the_refusal_is_a_line(
 
 def test_what_the_resolver_may_say_is_a_line(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "egress.jsonl", "one")
-    link = ResolverLink(tmp_path, {}, (None, None), 0, None, None, None, ledger)  # type: ignore[arg-type]
-    link.channel, _theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    resolver = ResolverSupervisor(tmp_path, {}, (None, None), 0, None, None, None, ledger)  # type: ignore[arg-type]
+    resolver.channel, _theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for fields in ({**GOOD, "type": "AAAA"}, {**GOOD, "addresses": ["198.51.100.1"], "ttl": 60}):
-        link.take(json.dumps({"note": ["dns", "deny", fields]}).encode())
+        resolver.take(json.dumps({"note": ["dns", "deny", fields]}).encode())
     rows = read_kept(tmp_path / "egress.jsonl")
     assert [row["kind"] for row in rows] == ["dns", "dns"] and rows[1]["addresses"] == ["198.51.100.1"]
 

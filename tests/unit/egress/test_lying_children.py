@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.egress.escalations import EscalationDesk
+from ktrdr_vm.egress.escalations import EscalationSupervisor
 from ktrdr_vm.egress.ledger import Ledger
-from ktrdr_vm.egress.resolver.supervisor import ResolverLink
+from ktrdr_vm.egress.resolver.supervisor import ResolverSupervisor
 from ktrdr_vm.escalation.store import EscalationStore
 
 LIES = [
@@ -37,13 +37,13 @@ def connect(one: Any) -> socket.socket:
 @pytest.mark.parametrize("said", LIES, ids=range(len(LIES)))
 def test_nothing_that_a_child_says_ends_the_guard(tmp_path: Path, said: bytes) -> None:
     ledger = Ledger(tmp_path / "egress.jsonl", "one")
-    link = ResolverLink(tmp_path, {}, (None, None), 0, None, None, None, ledger)  # type: ignore[arg-type]
-    connect(link)
-    link.take(said)
+    resolver = ResolverSupervisor(tmp_path, {}, (None, None), 0, None, None, None, ledger)  # type: ignore[arg-type]
+    connect(resolver)
+    resolver.take(said)
     told = [json.loads(line) for line in (tmp_path / "egress.jsonl").read_text().splitlines()]
     assert [row["kind"] for row in told] == ["guard"] and "was refused" in told[0]["message"]
     store = EscalationStore(tmp_path / "escalations", "one")
-    desk = EscalationDesk(tmp_path, store, None, 0, (0, 0), ledger, None)  # type: ignore[arg-type]
-    inbox = connect(desk)
-    desk.answer(said)
+    supervisor = EscalationSupervisor(tmp_path, store, None, 0, (0, 0), ledger, None)  # type: ignore[arg-type]
+    inbox = connect(supervisor)
+    supervisor.answer(said)
     assert "error" in json.loads(inbox.recv(65536)) and store.list() == []

@@ -24,11 +24,17 @@ class Stage:
     def __init__(self) -> None:
         self.now, self.starts, self.served = 1000.0, 0, False
         self.notes: list[str] = []
-        self.heard = 0
+        self.received = 0
         self.refusal: Exception | None = None
         self.selector = selectors.DefaultSelector()
         self.part = SupervisedChild(
-            "the part", self._start, self._hear, lambda: self.served, self.selector, self.notes.append, lambda: self.now
+            "the part",
+            self._start,
+            self._receive,
+            lambda: self.served,
+            self.selector,
+            self.notes.append,
+            lambda: self.now,
         )
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Any]:
@@ -43,8 +49,8 @@ class Stage:
         self.process.poll = lambda process=self.process: process.returncode
         return self.process, os.fdopen(spoken, "rb", buffering=0)  # type: ignore[return-value]
 
-    def _hear(self) -> None:
-        self.heard += 1
+    def _receive(self) -> None:
+        self.received += 1
 
     def say(self, words: bytes) -> None:
         os.write(self._said, words)
@@ -53,7 +59,7 @@ class Stage:
         for one in (self._said, self._spoken):
             os.close(one)
         self.process.returncode = code
-        self.part.look()
+        self.part.poll()
 
     def turn(self) -> None:
         for key, _ in self.selector.select(0):
@@ -68,7 +74,7 @@ def stage() -> Iterator[Stage]:
 
 
 def test_it_is_started_at_once_and_serves_when_it_says_so(stage: Stage) -> None:
-    stage.part.look()
+    stage.part.poll()
     assert stage.part.describe() == {"pid": 101, "serves": False, "ends": 0, "said": ""}
     stage.served = True
     assert stage.part.describe()["serves"]
@@ -80,13 +86,13 @@ def test_it_is_started_at_once_and_serves_when_it_says_so(stage: Stage) -> None:
 
 
 def test_pauses_grow_to_a_bound_and_it_is_never_given_up(stage: Stage) -> None:
-    stage.part.look()
+    stage.part.poll()
     pauses = []
     for _ in range(60):
         stage.die()
         pauses.append(stage.part.seconds_to_start if stage.part.pid == 0 else 0.0)
         stage.now += pauses[-1] + 0.001
-        stage.part.look()
+        stage.part.poll()
         assert stage.part.pid, "it is started again"
     assert pauses[:4] == pytest.approx([0.0, FIRST_PAUSE, FIRST_PAUSE * 2, FIRST_PAUSE * 4])
     assert pauses == pytest.approx(sorted(pauses)) and pauses[-1] == pytest.approx(LONGEST_PAUSE)
@@ -94,18 +100,18 @@ def test_pauses_grow_to_a_bound_and_it_is_never_given_up(stage: Stage) -> None:
 
 
 def test_one_that_has_lived_long_begins_anew(stage: Stage) -> None:
-    stage.part.look()
+    stage.part.poll()
     for _ in range(5):
         stage.die()
         stage.now += 10
-        stage.part.look()
+        stage.part.poll()
     stage.now += STEADY
     stage.die()
     assert stage.part.pid and stage.part.describe()["ends"] == 1
 
 
 def test_its_last_words_are_kept_and_passed_on_with_its_name(stage: Stage, capfd: pytest.CaptureFixture[str]) -> None:
-    stage.part.look()
+    stage.part.poll()
     stage.say(b"Traceback (most recent call last):\n  somewhere\n")
     stage.turn()
     stage.say(b"ModuleNotFoundError: No module named 'dns'\n\n")
@@ -121,7 +127,7 @@ def test_its_last_words_are_kept_and_passed_on_with_its_name(stage: Stage, capfd
 
 
 def test_words_without_end_neither_fill_the_log_nor_the_memory(stage: Stage, capfd: pytest.CaptureFixture[str]) -> None:
-    stage.part.look()
+    stage.part.poll()
     for number in range(100):
         stage.say(b"x" * 9999 + f"\n{number}\n".encode())
         stage.turn()
@@ -132,25 +138,25 @@ def test_words_without_end_neither_fill_the_log_nor_the_memory(stage: Stage, cap
 
 def test_what_cannot_be_started_is_tried_again_as_well(stage: Stage) -> None:
     stage.refusal = HostError("the program haproxy is not installed", hint="")
-    stage.part.look()
+    stage.part.poll()
     assert "the program haproxy is not installed" in stage.part.describe()["said"]
     stage.refusal = None
     stage.now += 1
-    stage.part.look()
+    stage.part.poll()
     assert stage.part.pid and stage.starts == 1
 
 
-def test_what_it_said_with_its_end_is_heard_and_nothing_after_that(stage: Stage) -> None:
+def test_what_it_said_with_its_end_is_received_and_nothing_after_that(stage: Stage) -> None:
     """The selector may have said that there is something on a channel which is closed by now."""
-    stage.part.look()
+    stage.part.poll()
     ready = [key for key, _ in stage.selector.select(0)]
     waiting = [key.data for key in stage.selector.get_map().values()]
     stage.die()
     stage.die()
-    assert stage.heard == 2 and ready == []
+    assert stage.received == 2 and ready == []
     for callback in waiting:
         callback()
-    assert stage.heard == 2
+    assert stage.received == 2
 
 
 class Polled(Stage):
@@ -161,7 +167,7 @@ class Polled(Stage):
         self.part = SupervisedChild(
             "the part",
             self._start,
-            self._hear,
+            self._receive,
             lambda: self.served,
             self.selector,
             self.notes.append,
@@ -200,7 +206,7 @@ def channel() -> Iterator[Channel]:
 
 
 def test_its_first_word_says_that_it_serves_and_the_rest_are_messages(channel: Channel) -> None:
-    channel.part.look()
+    channel.part.poll()
     assert not channel.part.describe()["serves"]
     for word in (SERVES, b'{"one": 1}', b"not even JSON"):
         channel.theirs.send(word)
@@ -210,15 +216,15 @@ def test_its_first_word_says_that_it_serves_and_the_rest_are_messages(channel: C
     channel.theirs.close()
     channel.die()
     channel.now += 1
-    channel.part.look()
+    channel.part.poll()
     assert channel.part.pid and not channel.part.describe()["serves"]
     channel.theirs.send(SERVES)
     channel.turn()
     assert channel.part.describe()["serves"] and len(channel.said) == 2
 
 
-def test_what_a_channel_said_with_its_end_is_heard(channel: Channel) -> None:
-    channel.part.look()
+def test_what_a_channel_said_with_its_end_is_received(channel: Channel) -> None:
+    channel.part.poll()
     channel.theirs.send(b"last")
     channel.theirs.close()
     channel.die()
@@ -230,14 +236,14 @@ def test_a_child_of_any_kind_is_started_again_and_noted_alike(
     kind: type[Stage], capfd: pytest.CaptureFixture[str]
 ) -> None:
     stage = kind()
-    stage.part.look()
+    stage.part.poll()
     for _ in range(3):
         stage.say(b"so it goes\n")
         if isinstance(stage, Channel):
             stage.theirs.close()
         stage.die(5)
         stage.now += 1
-        stage.part.look()
+        stage.part.poll()
     pauses = ["at once", "in 0.1 s", "in 0.2 s"]
     assert stage.notes == [
         f"the part ended and is started again {pause}: it ended with exit code 5: so it goes" for pause in pauses
@@ -249,10 +255,10 @@ def test_a_child_of_any_kind_is_started_again_and_noted_alike(
 
 def test_one_that_is_polled_does_not_wake_the_guard() -> None:
     stage = Polled()
-    stage.part.look()
+    stage.part.poll()
     os.write(stage._spoken, b"much")
     stage.turn()
-    assert stage.heard == 0
+    assert stage.received == 0
     stage.selector.close()
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrdr_vm.egress import escalations as desk_module
-from ktrdr_vm.egress.escalations import EscalationDesk
+from ktrdr_vm.egress.escalations import EscalationSupervisor
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.errors import DocumentError, KtrdrError, UsageError
 from ktrdr_vm.escalation.decision import check_request, is_preapproved
@@ -151,9 +151,9 @@ def arrive(
 ) -> EscalationStore:
     monkeypatch.setattr(desk_module, "read_policy", lambda: OwnerPolicy(escalations=line))
     store = EscalationStore(tmp_path / "escalations", "one")
-    desk = EscalationDesk(tmp_path, store, None, 0, (0, 0), Ledger(tmp_path / "ledger", "one"), granting)  # type: ignore[arg-type]
+    supervisor = EscalationSupervisor(tmp_path, store, None, 0, (0, 0), Ledger(tmp_path / "ledger", "one"), granting)  # type: ignore[arg-type]
     made, _ = store.submit(packet())
-    desk._arrived(made)
+    supervisor._arrived(made)
     return store
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.egress import disk_watch as space
-from ktrdr_vm.egress.domain_control import Machine
+from ktrdr_vm.egress.domain_control import DomainControl
 from ktrdr_vm.egress.ledger import MAX_BYTES, Ledger, older
 from ktrdr_vm.errors import BusyError, HostError
 from ktrdr_vm.host import capacity, clock
@@ -59,7 +59,7 @@ def test_a_host_has_room_for_as_many_as_its_owner_allows(tmp_path: Path) -> None
         require_room(home, "three", 2)
 
 
-class PausedMachine(Machine):
+class FakeDomainControl(DomainControl):
     """A domain that is paused and resumed."""
 
     def __init__(self) -> None:
@@ -80,8 +80,8 @@ class PausedMachine(Machine):
 
 
 def test_a_guest_stands_still_while_the_host_has_little_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = PausedMachine()
-    watch = space.SpaceWatch(tmp_path, machine, Ledger(tmp_path / "ledger", "one"))
+    domain = FakeDomainControl()
+    watch = space.SpaceWatch(tmp_path, domain, Ledger(tmp_path / "ledger", "one"))
     for free, log in (
         (DISK_LAST, []),
         (DISK_LAST - 1, ["paused"]),
@@ -89,14 +89,14 @@ def test_a_guest_stands_still_while_the_host_has_little_left(tmp_path: Path, mon
         (DISK_ENOUGH, ["paused", "resumed"]),
     ):
         has(monkeypatch, disk=free)
-        watch.look()
-        assert machine.log == log, free
+        watch.poll()
+        assert domain.log == log, free
     said = [json.loads(line)["message"] for line in (tmp_path / "ledger").read_text().splitlines()]
     assert len(said) == 2 and f"the host has {DISK_LAST - 1} MiB of disk left" in said[0]
     # What somebody else paused is not resumed by it.
-    machine.suspend()
-    watch.look()
-    assert machine.state == "paused"
+    domain.suspend()
+    watch.poll()
+    assert domain.state == "paused"
 
 
 def test_a_ledger_on_a_full_disk_counts_and_says_so_when_there_is_room(tmp_path: Path) -> None:

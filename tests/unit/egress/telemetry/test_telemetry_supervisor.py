@@ -15,27 +15,27 @@ import pytest
 
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.supervised_child import SERVES
-from ktrdr_vm.egress.telemetry import supervisor as telemetry_desk
+from ktrdr_vm.egress.telemetry import supervisor as telemetry_supervisor
 from ktrdr_vm.egress.telemetry.messages import COUNTS, Asked, Counted, encode
-from ktrdr_vm.egress.telemetry.supervisor import Telemetry, TelemetryDesk, open_telemetry
+from ktrdr_vm.egress.telemetry.supervisor import Telemetry, TelemetrySupervisor, open_telemetry
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> TelemetryDesk:
+def supervisor(tmp_path: Path) -> TelemetrySupervisor:
     config = {
         "instance_id": "one", "ledger": str(tmp_path / "egress.jsonl"),
         "telemetry": {"collector": {"host": "127.0.0.1"}, "journal": str(tmp_path / "journal.json")},
     }  # fmt: skip
     made = open_telemetry(config, Ledger(tmp_path / "egress.jsonl", "one"), selectors.DefaultSelector(), socket.socket)
-    assert isinstance(made, TelemetryDesk)
+    assert isinstance(made, TelemetrySupervisor)
     return made
 
 
-def connect(desk: TelemetryDesk) -> socket.socket:
+def connect(supervisor: TelemetrySupervisor) -> socket.socket:
     """The relay's end of a channel."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
-    desk._channels["relay"] = ours
+    supervisor._channels["relay"] = ours
     return theirs
 
 
@@ -43,15 +43,15 @@ def rows(tmp_path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (tmp_path / "egress.jsonl").read_text().splitlines()]
 
 
-def test_counts_are_a_line_and_each_is_counted_once(desk: TelemetryDesk, tmp_path: Path) -> None:
-    relay = connect(desk)
+def test_counts_are_a_line_and_each_is_counted_once(supervisor: TelemetrySupervisor, tmp_path: Path) -> None:
+    relay = connect(supervisor)
     for counts in ({"accepted": 2, "claims": 1}, {"accepted": 3}):
         relay.send(json.dumps(counts).encode())
-        desk.write()
+        supervisor.write()
     told = [{name: row[name] for name in ("kind", "verdict", "instance_id", "accepted")} for row in rows(tmp_path)]
     common = {"kind": "telemetry", "verdict": "note", "instance_id": "one"}
     assert told == [common | {"accepted": 2}, common | {"accepted": 3}]
-    desk.write()
+    supervisor.write()
     assert len(rows(tmp_path)) == 2
 
 
@@ -67,16 +67,16 @@ def test_counts_are_a_line_and_each_is_counted_once(desk: TelemetryDesk, tmp_pat
         b'{"sent": 9e',
     ],
 )
-def test_a_relay_that_lies_is_no_harm(desk: TelemetryDesk, tmp_path: Path, said: bytes) -> None:
-    relay = connect(desk)
+def test_a_relay_that_lies_is_no_harm(supervisor: TelemetrySupervisor, tmp_path: Path, said: bytes) -> None:
+    relay = connect(supervisor)
     relay.send(said)
-    desk.write()
+    supervisor.write()
     assert rows(tmp_path) == []
 
 
-def test_a_relay_that_never_stops_talking_holds_nobody_up(desk: TelemetryDesk) -> None:
+def test_a_relay_that_never_stops_talking_holds_nobody_up(supervisor: TelemetrySupervisor) -> None:
     """More is waiting than is read at once; and one that is asked and says nothing is waited for a moment."""
-    relay = connect(desk)
+    relay = connect(supervisor)
     relay.setblocking(False)
     sent = 0
     try:
@@ -84,11 +84,11 @@ def test_a_relay_that_never_stops_talking_holds_nobody_up(desk: TelemetryDesk) -
             sent += relay.send(b'{"accepted": 1}') > 0
     except BlockingIOError:
         pass
-    desk.write(5)
-    assert sent > telemetry_desk._MOST_AT_ONCE
-    silent = connect(desk)
+    supervisor.write(5)
+    assert sent > telemetry_supervisor._MOST_AT_ONCE
+    silent = connect(supervisor)
     began = time.monotonic()
-    desk.write(0.2)
+    supervisor.write(0.2)
     assert silent.recv(100) == b"{}" and time.monotonic() - began < 10
 
 
@@ -100,7 +100,7 @@ def test_without_telemetry_nothing_is_done(tmp_path: Path) -> None:
         {"telemetry": None}, Ledger(tmp_path / "egress.jsonl", "one"), selectors.DefaultSelector(), listen
     )
     assert type(none) is Telemetry and (none.parts, none.operations) == ({}, {})
-    for step in (none.look, none.write):
+    for step in (none.poll, none.write):
         step()
 
 
@@ -113,7 +113,7 @@ class Host:
         self.living: dict[str, Any] = {}
         self.channels: dict[str, socket.socket] = {}
         self.pipes: dict[str, socket.socket] = {}
-        monkeypatch.setattr(telemetry_desk.process, "start_module", self._start)
+        monkeypatch.setattr(telemetry_supervisor.process, "start_module", self._start)
 
     def _start(self, _module: str, words: list[str], **_: object) -> Any:
         role, channel, pipe = str(words[1]), *map(int, words[2:4])
@@ -146,47 +146,50 @@ class Host:
 
 @pytest.mark.parametrize("role", ["relay", "sender"])
 def test_one_that_ends_is_started_again_and_joined_with_the_other(
-    desk: TelemetryDesk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str
+    supervisor: TelemetrySupervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str
 ) -> None:
-    monkeypatch.setattr(desk, "_listener", SimpleNamespace(fileno=lambda: 0))
+    monkeypatch.setattr(supervisor, "_listener", SimpleNamespace(fileno=lambda: 0))
     host, other = Host(monkeypatch), {"relay": "sender", "sender": "relay"}[role]
 
-    def look() -> None:
-        for part in desk.parts.values():
-            part.look()
-        desk.look()
+    def poll() -> None:
+        for part in supervisor.parts.values():
+            part.poll()
+        supervisor.poll()
 
-    look()
+    poll()
     assert sorted(host.started) == ["relay", "sender"] and host.is_joined()
     for channel in host.channels.values():
         assert json.loads(channel.recv(65536))["instance_id"] == "one"
         channel.send(SERVES)
-    look()
-    assert {name: part.describe()["serves"] for name, part in desk.parts.items()} == {"relay": True, "sender": True}
+    poll()
+    assert {name: part.describe()["serves"] for name, part in supervisor.parts.items()} == {
+        "relay": True,
+        "sender": True,
+    }
     host.channels[role].send(encode(Counted({"accepted": 4})))
     host.end(role, 3)
-    look()
-    look()
+    poll()
+    poll()
     assert host.started[2:] == [role, other] and host.is_joined()
     notes = [str(row["message"]) for row in rows(tmp_path) if row["kind"] == "guard"]
     assert notes == [
         f"the telemetry {role} ended and is started again at once: it ended with exit code 3",
         f"the telemetry {other} ended and is started again at once: it ended with signal 9",
     ]
-    desk.write()
+    supervisor.write()
     assert rows(tmp_path)[-1]["accepted"] == 4, "what it said before its end counts"
 
 
 def test_another_run_is_told_and_who_does_not_hear_it_is_ended(
-    desk: TelemetryDesk, monkeypatch: pytest.MonkeyPatch
+    supervisor: TelemetrySupervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desk, "_listener", SimpleNamespace(fileno=lambda: 0))
+    monkeypatch.setattr(supervisor, "_listener", SimpleNamespace(fileno=lambda: 0))
     host = Host(monkeypatch)
-    for part in desk.parts.values():
-        part.look()
+    for part in supervisor.parts.values():
+        part.poll()
     assert host.channels["relay"].recv(65536)
     host.channels["sender"].close()
-    desk.operations["run_began"]({"run_id": "r2"})
+    supervisor.operations["run_began"]({"run_id": "r2"})
     assert Asked.from_json(json.loads(host.channels["relay"].recv(65536))) == Asked("r2")
     assert (host.living["relay"].returncode, host.living["sender"].returncode) == (None, -9)
 
