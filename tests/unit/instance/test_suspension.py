@@ -156,7 +156,7 @@ def test_there_and_back(tmp_path: Path) -> None:
 def test_a_guest_that_keeps_a_secret_runs_on(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "awake", "running", saved=False)
     machine.keeps_secret = True
-    with pytest.raises(ProvisionError, match="runs on"):
+    with pytest.raises(ProvisionError, match="keeps running"):
         suspend(machine)
     assert machine.log == [] and machine.domain == "running"
     resume(machine)
@@ -214,6 +214,6 @@ def test_one_that_stands_still_goes_on_behind_verified_rules_and_one_that_ended_
     assert machine.log == ["closed", "run"]
     for number, state in enumerate(("shutoff", None)):
         machine = Machine(tmp_path / f"ended{number}", "awake", state, saved=False)
-        with pytest.raises(UsageError, match="its machine has ended"):
+        with pytest.raises(UsageError, match="its VM has ended"):
             resume(machine)
         assert machine.log == []
