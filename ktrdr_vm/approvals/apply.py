@@ -12,8 +12,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from ktrdr_vm.approvals.loans import LOANS, check_loan, end_soon, lend
-from ktrdr_vm.approvals.loans import take_back as end_loan
+from ktrdr_vm.approvals.loans import LOANS, add_loan, check_loan, end_soon, remove_loan
 from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.escalation.decision import check_request
 from ktrdr_vm.escalation.packet import KINDS, parse_request
@@ -72,7 +71,7 @@ def approve(
                 where=loaded.instance_id,
                 hint="approve it again, then it waits for `resume`",
             )
-        settle(_give(loaded, found, answer, policy).ends)
+        settle(_apply(loaded, found, answer, policy).ends)
     return store.find(escalation_id)
 
 
@@ -101,11 +100,11 @@ def reapply(loaded: LoadedInstance, policy: OwnerPolicy, *, kinds: Collection[st
         try:
             if answer.waiting:
                 given.append(
-                    store.answer(one.id, "approved", _give(loaded, one, replace(answer, waiting=False), policy))
+                    store.answer(one.id, "approved", _apply(loaded, one, replace(answer, waiting=False), policy))
                 )
             elif answer.ends is not None and one.packet.kind in kinds:
                 left = max(1, int(answer.ends[1] - boottime()))
-                _give(loaded, one, replace(answer, seconds=left), policy)
+                _apply(loaded, one, replace(answer, seconds=left), policy)
                 given.append(one)
         except KtrdrError as error:
             failed.append((one.id, error))
@@ -125,7 +124,7 @@ def reapply(loaded: LoadedInstance, policy: OwnerPolicy, *, kinds: Collection[st
     return given
 
 
-def _give(loaded: LoadedInstance, one: Escalation, answer: Answer, policy: OwnerPolicy) -> Answer:
+def _apply(loaded: LoadedInstance, one: Escalation, answer: Answer, policy: OwnerPolicy) -> Answer:
     """Apply an approval to the running instance; the answer with its end, for a grant the guard's own."""
     lasting: float = answer.seconds
     if one.packet.kind == "network":
@@ -134,7 +133,7 @@ def _give(loaded: LoadedInstance, one: Escalation, answer: Answer, policy: Owner
     elif one.packet.kind == "secret":
         deliver_secret(loaded, _make_entry(answer))
     elif one.packet.kind in LOANS:
-        lend(loaded, one.id, one.packet.kind, answer.request, policy, seconds=answer.seconds, reason=answer.reason)
+        add_loan(loaded, one.id, one.packet.kind, answer.request, policy, seconds=answer.seconds, reason=answer.reason)
     else:
         return answer
     return replace(answer, ends=(read_boot_id(), boottime() + lasting))
@@ -160,7 +159,7 @@ def revoke_approval(loaded: LoadedInstance, escalation_id: str, *, reason: str) 
     elif found.packet.kind == "network":
         loaded.guard.revoke(escalation_id)
     elif found.packet.kind in LOANS:
-        end_loan(loaded, escalation_id, found.packet.kind)
+        remove_loan(loaded, escalation_id, found.packet.kind)
     elif found.packet.kind == "secret":
         name = found.answer.request["name"]
         _open_secret(loaded, Secret(name, _path(name))).remove()

@@ -33,7 +33,7 @@ class SpaceWatch:
         free = shutil.disk_usage(self._directory).free >> 20
         try:
             if self._paused:
-                self._let_go(free)
+                self._release(free)
             elif free < DISK_LAST:
                 self._hold(free)
         except KtrdrError:
@@ -47,7 +47,7 @@ class SpaceWatch:
         message = f"the host has {free} MiB of disk left; the guest stands still until there are {DISK_ENOUGH}"
         self._ledger.write("guard", "note", rule="space", message=message)
 
-    def _let_go(self, free: int) -> None:
+    def _release(self, free: int) -> None:
         if self._machine.find_state() != "paused":
             self._paused = False  # somebody else has ended or resumed it
         elif free >= DISK_ENOUGH:

@@ -179,7 +179,7 @@ class Libvirt:
             )
         return found[0] if found else None
 
-    def list_strangers(self, prefix: str) -> list[str]:
+    def list_unmarked(self, prefix: str) -> list[str]:
         """Domains whose name begins with our prefix and that lack our metadata."""
         ours = {facts.name for facts in self.list_ours()}
         return sorted(name for name in self._list_names() if name.startswith(prefix) and name not in ours)

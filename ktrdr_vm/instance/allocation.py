@@ -27,7 +27,7 @@ def find_free_slot(home: Home) -> int:
     )
 
 
-def require_room(home: Home, instance_id: str, most: int) -> None:
+def require_instance_limit(home: Home, instance_id: str, most: int) -> None:
     """HostError when `most` other instances exist, which is the instance limit of the owner's policy."""
     others = sum(journal.instance_id != instance_id for journal in list_journals(home))
     if others >= most:

@@ -30,7 +30,7 @@ from ktrdr_vm.instance.resources.base import Notify, quiet
 from ktrdr_vm.instance.resources.domain import find_qemu
 from ktrdr_vm.instance.resources.overlay import COPY_LIMIT, copy_boot_files
 from ktrdr_vm.instance.resources.secret import sweep_secrets
-from ktrdr_vm.instance.secrets import take_secrets
+from ktrdr_vm.instance.secrets import remove_secrets
 from ktrdr_vm.instance.suspend import end_branching, set_clock
 from ktrdr_vm.plan.domain_xml import shares_memory
 from ktrdr_vm.plan.plan import Plan
@@ -40,7 +40,7 @@ AGENT_LIMIT = 30.0
 
 
 @dataclass(frozen=True)
-class Given:
+class HostInputs:
     """What branches need of the host: the reader of secrets, the folders that mounts may come from, and the instance
     limit.
 
@@ -61,7 +61,9 @@ class Branches:
     paused: float
 
 
-def branch(loaded: LoadedInstance, identities: Iterable[Identity], given: Given, *, notify: Notify = quiet) -> Branches:
+def branch(
+    loaded: LoadedInstance, identities: Iterable[Identity], inputs: HostInputs, *, notify: Notify = quiet
+) -> Branches:
     """Create a copy of a running instance for each identity. Call it under the lock of the original; it locks each
     copy.
 
@@ -82,13 +84,13 @@ def branch(loaded: LoadedInstance, identities: Iterable[Identity], given: Given,
                     hint="choose another name, or destroy that one first",
                 )
         with _folder(loaded) as folder:
-            paused = _copy(loaded, folder, given, notify)
+            paused = _copy(loaded, folder, inputs, notify)
             held.callback(loaded.close)
             made: list[Instance] = []
             try:
                 for copy in copies:
                     made.append(copy)
-                    _create(loaded, copy, folder, given, notify)
+                    _create(loaded, copy, folder, inputs, notify)
             except BaseException:
                 for one in made:
                     with contextlib.suppress(KtrdrError):
@@ -99,7 +101,7 @@ def branch(loaded: LoadedInstance, identities: Iterable[Identity], given: Given,
 
 def _require_possible(loaded: LoadedInstance, wanted: tuple[Identity, ...]) -> None:
     name, plan = loaded.instance_id, loaded.plan
-    loaded.target.require_awake()
+    loaded.target.refuse_suspended()
     if len({one.instance_id for one in wanted} | {name}) != len(wanted) + 1:
         raise UsageError("each branch needs a name of its own", where=name, hint="use --count for several")
     if not loaded.target.is_running() or loaded.journal.state != "awake":
@@ -136,7 +138,7 @@ def _folder(loaded: LoadedInstance) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def _copy(loaded: LoadedInstance, folder: Path, given: Given, notify: Notify) -> float:
+def _copy(loaded: LoadedInstance, folder: Path, inputs: HostInputs, notify: Notify) -> float:
     """Copy memory and disk of one moment to the folder. The original then runs as before. Returns the seconds for which
     it was paused."""
     journal = loaded.journal
@@ -146,7 +148,7 @@ def _copy(loaded: LoadedInstance, folder: Path, given: Given, notify: Notify) ->
     journal.enter("suspending")
     _require_no_delivery(loaded)
     try:
-        for key in take_secrets(loaded, notify):
+        for key in remove_secrets(loaded, notify):
             journal.strike(key)
         # The keys of the connection are secrets as well: a copy could continue the connection.
         loaded.close()
@@ -155,9 +157,9 @@ def _copy(loaded: LoadedInstance, folder: Path, given: Given, notify: Notify) ->
         finally:
             set_clock(loaded, BOOT_LIMIT[loaded.plan.facts.accelerator])
     finally:
-        loaded.complete(read_secret=given.read_secret, mount_roots=given.mount_roots, notify=notify)
+        loaded.complete(read_secret=inputs.read_secret, mount_roots=inputs.mount_roots, notify=notify)
         journal.enter("awake")
-        given.reapply()
+        inputs.reapply()
     return paused
 
 
@@ -193,10 +195,10 @@ def _pause(loaded: LoadedInstance, folder: Path) -> float:
     return paused + time.monotonic() - began
 
 
-def _create(loaded: LoadedInstance, copy: Instance, folder: Path, given: Given, notify: Notify) -> None:
+def _create(loaded: LoadedInstance, copy: Instance, folder: Path, inputs: HostInputs, notify: Notify) -> None:
     plan = Plan(loaded.plan.profile, loaded.plan.facts, copy.identity, loaded.plan.source)
     template = open_template(loaded.home, loaded.journal.template)
-    made = copy.begin(plan, template=template, most_instances=given.most_instances)
+    made = copy.begin(plan, template=template, most_instances=inputs.most_instances)
     made.template = replace(template, branched=str(folder / "state"))
     made.journal.intend("overlay")
     copy_boot_files(plan.facts.image, made.paths.directory)
@@ -205,13 +207,13 @@ def _create(loaded: LoadedInstance, copy: Instance, folder: Path, given: Given, 
     partial.chmod(0o600)
     partial.rename(made.paths.overlay)
     made.journal.confirm("overlay")
-    made.create(read_secret=given.read_secret, mount_roots=given.mount_roots, notify=notify)
+    made.create(read_secret=inputs.read_secret, mount_roots=inputs.mount_roots, notify=notify)
     try:
         guest = made.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
         # An approval may have delivered a secret to the original after its secrets were removed.
         sweep_secrets(guest)
         personalize(guest, plan, made.environment())
-        made.complete(read_secret=given.read_secret, mount_roots=given.mount_roots, notify=notify)
+        made.complete(read_secret=inputs.read_secret, mount_roots=inputs.mount_roots, notify=notify)
         # Until here `gc` removes a disposable copy, as it removes the instance of a killed run.
         made.journal.keep()
     finally:

@@ -10,14 +10,14 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.instance.resources.base import Target
 
 _TAIL = 64 * 1024
-_LAST_WORDS = re.compile(
+_FATAL_ERROR = re.compile(
     r"(Kernel panic - not syncing[^\n]*|Out of memory: Killed process[^\n]*|I/O error, dev vda[^\n]*)"
 )
 
 
 def explain_loss(target: Target) -> str:
     """One sentence; empty when the VM runs and its console shows no fatal error."""
-    words = read_last_words(target)
+    reported = read_fatal_error(target)
     try:
         facts = target.libvirt.find(target.identity.domain)
     except KtrdrError as error:
@@ -28,15 +28,15 @@ def explain_loss(target: Target) -> str:
         said = "its VM is paused: the host has no space for its disk, or somebody paused it"
     else:
         said = ""
-    return "; ".join(filter(None, (said, words)))
+    return "; ".join(filter(None, (said, reported)))
 
 
-def read_last_words(target: Target) -> str:
+def read_fatal_error(target: Target) -> str:
     """The last fatal error on the console. The guest writes the console, so it may be false."""
     try:
         with target.paths.console.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            found = _LAST_WORDS.findall(file.read().decode("utf-8", "replace"))
+            found = _FATAL_ERROR.findall(file.read().decode("utf-8", "replace"))
     except OSError:
         return ""
     return f"its console says: {found[-1].strip()[:200]}" if found else ""

@@ -37,7 +37,7 @@ def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict
             )
     if not dry_run:
         remove_dead_locks(home.locks)
-    return rows + _collect_halves(home, dry_run=dry_run)
+    return rows + _collect_partial(home, dry_run=dry_run)
 
 
 def collect_expired(home: Home, libvirt: Libvirt) -> list[dict[str, str]]:
@@ -87,7 +87,7 @@ def _collect(home: Home, libvirt: Libvirt, entry: Found, *, dry_run: bool) -> li
     return [{"action": action, "instance_id": entry.instance_id, "reason": reason}]
 
 
-def _collect_halves(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
+def _collect_partial(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
     """Remove what killed builds of images and templates left, sometimes gigabytes. A build that still runs holds its
     lock."""
     rows = []

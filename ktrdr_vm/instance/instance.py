@@ -15,7 +15,7 @@ from ktrdr_vm.host.libvirt import DomainFacts, Libvirt
 from ktrdr_vm.host.links import list_links
 from ktrdr_vm.host.paths import Home, InstancePaths
 from ktrdr_vm.identity import Identity
-from ktrdr_vm.instance.allocation import create_keys, find_free_slot, publish_keys, require_room
+from ktrdr_vm.instance.allocation import create_keys, find_free_slot, publish_keys, require_instance_limit
 from ktrdr_vm.instance.inventory import is_kept
 from ktrdr_vm.instance.loaded import LoadedInstance, SecretReader, hold_lock, load_instance
 from ktrdr_vm.instance.resources import make_resources
@@ -73,10 +73,10 @@ class Instance:
         """Read its journal, unless the caller passes it, and parse its plan. UsageError when there is no instance."""
         return load_instance(self.home, self.target, journal or self.require_journal())
 
-    def require_awake(self) -> None:
+    def refuse_suspended(self) -> None:
         """UsageError when there is no such instance, or when it is suspended."""
         self.require_journal()
-        self.target.require_awake()
+        self.target.refuse_suspended()
 
     def find_mode(self) -> str:
         """sandbox or interactive, from the journal or, if that is lost, from the domain; empty when there is no
@@ -131,7 +131,7 @@ class Instance:
         """
         journal = journal or self.find_journal()
         if journal is not None:
-            self.target.require_awake()
+            self.target.refuse_suspended()
             if journal.state != "awake" and not self.target.is_running():
                 # The host ended while the instance was suspending or resuming, and there is no saved state: it boots
                 # from its disk.
@@ -171,7 +171,7 @@ class Instance:
         with locked(self.home.locks / "slots.lock", "the allocation of slots", wait=True):
             # The journal is written under the lock, so that the next caller finds the slot taken.
             if most:
-                require_room(self.home, self.identity.instance_id, most)
+                require_instance_limit(self.home, self.identity.instance_id, most)
             slot = find_free_slot(self.home)
             directory = self.paths.directory
             directory.mkdir(mode=0o711, exist_ok=True)

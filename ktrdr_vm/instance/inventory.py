@@ -20,7 +20,7 @@ from ktrdr_vm.host.links import list_links
 from ktrdr_vm.host.nft import list_tables, read_comment
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import DOMAIN_PREFIX, TABLE_PREFIX, make_home_token
-from ktrdr_vm.instance.resources.guard import look_at_guard
+from ktrdr_vm.instance.resources.guard import check_guard
 
 _MARK = re.compile(r"ktrdr-vm instance_id=([a-z0-9-]{1,63}) home=([0-9a-f]{8})")
 
@@ -117,7 +117,7 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
             # libvirt may still have a definition of it, which is shut off; the saved state decides.
             entry.state = entry.rest
         if entry.state == "running" and "journal" in entry.seen:
-            entry.faults = tuple(look_at_guard(home.instance(entry.instance_id).guard))
+            entry.faults = tuple(check_guard(home.instance(entry.instance_id).guard))
         entry.revision = read_revision(home.instance(entry.instance_id).guard)
         entry.busy = is_locked(home.lock(entry.instance_id)) or _is_building(home, entry.instance_id)
     return sorted(found.values(), key=lambda entry: entry.instance_id)

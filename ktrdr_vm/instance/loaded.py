@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ktrdr_vm.guest.ssh import SshGuest
 
 # Seconds for the guard to restore what another program removed, or to restart what ended.
-MEND_LIMIT = 10.0
+REPAIR_LIMIT = 10.0
 
 SecretReader = Callable[[Secret], bytes]
 
@@ -213,7 +213,7 @@ class LoadedInstance:
         # Imported here: SSH and its cryptography take most of the time of a command that needs neither.
         from ktrdr_vm.guest import ssh
 
-        self.target.require_awake()
+        self.target.refuse_suspended()
         self._guest = ssh.connect(
             (self.allocation.guest, 22),
             self.plan.facts.image.user,
@@ -257,10 +257,12 @@ class LoadedInstance:
 
     def status(self) -> list[ResourceStatus]:
         """Each resource that must exist now: whether it exists, and how it differs from the plan."""
-        asleep = self.journal.state == "suspended"
+        suspended = self.journal.state == "suspended"
         close_unguarded(self.target)
-        found = [_look(resource) for resource in self.open_resources() if resource.survives_suspend or not asleep]
-        if asleep and not self.paths.saved.exists():
+        found = [
+            _read_status(resource) for resource in self.open_resources() if resource.survives_suspend or not suspended
+        ]
+        if suspended and not self.paths.saved.exists():
             found.append(ResourceStatus("saved", str(self.paths.saved), False, ()))
         return found
 
@@ -268,10 +270,10 @@ class LoadedInstance:
         """ProvisionError unless all resources between a running guest and the network are as planned, checked on the
         host."""
         network = self.open_network()
-        end = time.monotonic() + MEND_LIMIT
+        end = time.monotonic() + REPAIR_LIMIT
         while True:
             close_unguarded(self.target)
-            wrong = [row for row in map(_look, network) if not row.exists or row.differences]
+            wrong = [row for row in map(_read_status, network) if not row.exists or row.differences]
             if not wrong or not self.target.is_running():
                 # A VM that has ended sends nothing. The next call that needs it reports that it has ended.
                 return
@@ -322,6 +324,6 @@ def _no_secrets(secret: Secret) -> bytes:
     )
 
 
-def _look(resource: Resource) -> ResourceStatus:
+def _read_status(resource: Resource) -> ResourceStatus:
     exists = resource.exists()
     return ResourceStatus(resource.kind, resource.name, exists, tuple(resource.verify()) if exists else ())

@@ -22,7 +22,7 @@ _TAP = re.compile(rf"{TAP_PREFIX}[0-9]{{10}}")
 _MARK = "ktrdr-vm instance_id="
 
 
-def find_leftovers(home: Home, libvirt: Libvirt) -> list[tuple[str, str]]:
+def find_orphans(home: Home, libvirt: Libvirt) -> list[tuple[str, str]]:
     """Each orphan, and how to remove it. HostError or ProvisionError when the host cannot be examined."""
     found = []
     for entry in find_instances(home, libvirt):
@@ -42,6 +42,6 @@ def find_leftovers(home: Home, libvirt: Libvirt) -> list[tuple[str, str]]:
     for table in list_tables(TABLE_PREFIX):
         if _MARK not in (read_comment(table) or ""):
             found.append((f"the table inet {table} carries no mark", f"nft delete table inet {table}"))
-    for name in libvirt.list_strangers(DOMAIN_PREFIX):
+    for name in libvirt.list_unmarked(DOMAIN_PREFIX):
         found.append((f"the domain {name} carries no metadata of ours", f"virsh destroy {name}; virsh undefine {name}"))
     return found

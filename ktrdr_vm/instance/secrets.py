@@ -9,7 +9,7 @@ from ktrdr_vm.instance.resources.base import Notify, quiet
 from ktrdr_vm.instance.resources.secret import sweep_secrets
 
 
-def take_secrets(loaded: LoadedInstance, notify: Notify = quiet) -> list[str]:
+def remove_secrets(loaded: LoadedInstance, notify: Notify = quiet) -> list[str]:
     """Remove every secret from the running guest; returns their keys. ProvisionError when one remains or the guest does
     not answer."""
     taken = []
@@ -22,7 +22,7 @@ def take_secrets(loaded: LoadedInstance, notify: Notify = quiet) -> list[str]:
     return taken
 
 
-def drop_secret(loaded: LoadedInstance, name: str) -> None:
+def remove_secret(loaded: LoadedInstance, name: str) -> None:
     """Remove one secret from the running guest and from the journal."""
     for resource in loaded.open_secrets():
         if resource.name == name:

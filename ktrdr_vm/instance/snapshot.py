@@ -26,7 +26,7 @@ from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.backing import open_template
 from ktrdr_vm.instance.loaded import LoadedInstance, SecretReader
 from ktrdr_vm.instance.resources.base import Notify, quiet
-from ktrdr_vm.instance.secrets import take_secrets
+from ktrdr_vm.instance.secrets import remove_secrets
 from ktrdr_vm.plan.facts import TemplateFacts
 from ktrdr_vm.plan.plan import Plan
 
@@ -72,7 +72,7 @@ def take_snapshot(
         raise UsageError(
             f"{name!a} is no name for a snapshot", hint="up to 63 of a-z, 0-9, . and -, such as before-upgrade"
         )
-    loaded.target.require_awake()
+    loaded.target.refuse_suspended()
     plan = loaded.plan
     place = loaded.paths.snapshots / name
     if place.exists():
@@ -85,7 +85,7 @@ def take_snapshot(
     shutil.rmtree(partial, ignore_errors=True)
     make_private(loaded.paths.snapshots, partial)
     try:
-        take_secrets(loaded, notify)
+        remove_secrets(loaded, notify)
         try:
             copy_disk(loaded, partial / "disk.qcow2")
         finally:

@@ -21,10 +21,10 @@ from ktrdr_vm.instance.resources.base import Notify, Resource, Verb, quiet
 from ktrdr_vm.instance.resources.mount import Mount
 from ktrdr_vm.instance.resources.saved_state import Saved
 from ktrdr_vm.instance.resources.tap import move_in
-from ktrdr_vm.instance.secrets import take_secrets
+from ktrdr_vm.instance.secrets import remove_secrets
 from ktrdr_vm.plan.domain_memory import drop_incoming
 
-_GIVE_UP = "after `{}`, `ktrdr-vm apply` starts it from its disk, as after a power cut"
+_DISCARD_HINT = "after `{}`, `ktrdr-vm apply` starts it from its disk, as after a power cut"
 
 
 def suspend(loaded: LoadedInstance, *, notify: Notify = quiet) -> None:
@@ -48,7 +48,7 @@ def suspend(loaded: LoadedInstance, *, notify: Notify = quiet) -> None:
     end_branching(loaded)
     if loaded.target.is_running():
         try:
-            _let_go(loaded, notify)
+            _release(loaded, notify)
         except KtrdrError as error:
             raise ProvisionError(
                 f"the instance keeps running: {error.message}",
@@ -88,8 +88,8 @@ def resume(
             loaded.libvirt.resume(loaded.identity.domain)
         return
     saved = Saved(loaded.target)
-    asleep = not loaded.target.is_running()
-    if asleep:
+    suspended = not loaded.target.is_running()
+    if suspended:
         if not saved.exists():
             raise ProvisionError(
                 "its VM has ended and there is no saved state",
@@ -101,7 +101,7 @@ def resume(
             raise ProvisionError(
                 f"the saved state cannot be used: {'; '.join(differences)}",
                 where=saved.name,
-                hint=_GIVE_UP.format(saved.by_hand()),
+                hint=_DISCARD_HINT.format(saved.by_hand()),
             )
         require_capacity(loaded.home.root, plan.profile.resources.memory)
     journal.enter("resuming")
@@ -109,7 +109,7 @@ def resume(
     for resource in loaded.open_network():
         loaded.ensure(resource, notify)
     domain = loaded.resource("domain")
-    if asleep:
+    if suspended:
         _timed(domain, "changed", notify, lambda: loaded.libvirt.restore(loaded.paths.saved, drop_incoming))
     move_in(loaded.target, loaded.allocation)
     if _find_state(loaded) != "running":
@@ -124,9 +124,9 @@ def resume(
     journal.enter("awake")
 
 
-def _let_go(loaded: LoadedInstance, notify: Notify) -> None:
+def _release(loaded: LoadedInstance, notify: Notify) -> None:
     journal = loaded.journal
-    for key in take_secrets(loaded, notify):
+    for key in remove_secrets(loaded, notify):
         journal.strike(key)
     for resource in reversed(loaded.open_resources()):
         if isinstance(resource, Mount):

@@ -21,7 +21,7 @@ def tear_down(target: Target, resources: Sequence[Resource], journal: Journal | 
     foreign: set[str] = set()
     for resource in reversed(resources):
         began = time.monotonic()
-        if resource.lives_in != "host":
+        if resource.location != "host":
             # In the memory of the domain or of the guard, which are removed next.
             continue
         try:
@@ -70,7 +70,7 @@ def find_residue(resources: Iterable[Resource]) -> list[str]:
     """The resources that exist on the host, as the host reports them."""
     found = []
     for resource in resources:
-        if resource.lives_in != "host":
+        if resource.location != "host":
             continue
         try:
             if resource.exists():

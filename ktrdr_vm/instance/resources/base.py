@@ -47,7 +47,7 @@ class Target:
         facts = self.libvirt.find(self.identity.domain)
         return facts is not None and facts.state.is_alive
 
-    def require_awake(self) -> None:
+    def refuse_suspended(self) -> None:
         """UsageError when it is suspended: there is a saved state to resume, and no domain."""
         if self.paths.saved.exists() and not self.is_running():
             name = self.identity.instance_id
@@ -83,7 +83,7 @@ class Resource(ABC):
     """One object on the host that belongs to an instance."""
 
     kind: ClassVar[str]
-    lives_in: ClassVar[Literal["host", "guest", "guard"]] = "host"
+    location: ClassVar[Literal["host", "guest", "guard"]] = "host"
     """Where it exists. The memory of the guest and of the guard ends with their process; what is in it is not checked
     when an instance is removed."""
     needs_guest: ClassVar[bool] = False

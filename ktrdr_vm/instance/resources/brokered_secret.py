@@ -17,7 +17,7 @@ PROXY_LIMIT = 20.0
 
 class BrokeredSecret(Resource):
     kind = "secret"
-    lives_in = "guard"
+    location = "guard"
     needs_guest = True
 
     def __init__(self, target: Target, blueprint: Blueprint | None, entry: SecretEntry) -> None:

@@ -28,7 +28,7 @@ from ktrdr_vm.policy.load import read_collector_headers
 START_LIMIT = 120.0
 STOP_LIMIT = 5.0
 # Seconds for a part that ended to serve again.
-MEND_LIMIT = 3.0
+REPAIR_LIMIT = 3.0
 # Seconds for a guard that runs to answer.
 BUSY_LIMIT = 15.0
 _POLL = 0.05
@@ -206,7 +206,7 @@ class Guard(Resource):
         return (f"kill -KILL {pids}; " if pids else "") + f"rm -r {self.target.paths.guard}"
 
 
-def look_at_guard(directory: Path) -> list[str]:
+def check_guard(directory: Path) -> list[str]:
     """The parts of the guard of this folder that do not serve now, each with the reason, in complete sentences. Does
     not wait."""
     try:
@@ -247,7 +247,7 @@ def _wait_serving(directory: Path) -> dict[str, Any]:
             time.sleep(_POLL)
             continue
         waiting = [part for part in status.get("parts", {}).values() if not part["serves"]]
-        limit = MEND_LIMIT if any(part["ends"] for part in waiting) else START_LIMIT
+        limit = REPAIR_LIMIT if any(part["ends"] for part in waiting) else START_LIMIT
         if not waiting or time.monotonic() - began > limit:
             return status
         time.sleep(_POLL)

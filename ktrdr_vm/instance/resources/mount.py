@@ -31,7 +31,7 @@ CUT_LIMIT = 5.0
 # Folders that are searched for a repository before a mount is made. A source with more of them is refused.
 MAX_FOLDERS = 100_000
 # By the tag: the caller need not know where it was mounted.
-_LET_GO = """while read -r source target _; do
+_UNMOUNT = """while read -r source target _; do
   [ "$source" = "$TAG" ] || continue
   target=$(printf '%b' "$target")
   umount -- "$target" || umount -l -- "$target"
@@ -152,7 +152,7 @@ class Mount(Resource):
     def _ask_guest(self, limit: float) -> None:
         # Lazily: a process with an open file on it loses the file, as when a network fails.
         with contextlib.suppress(GuestError):
-            self.blueprint.connect().run(_LET_GO, environment={"TAG": self._tag}, become=True, timeout=limit)
+            self.blueprint.connect().run(_UNMOUNT, environment={"TAG": self._tag}, become=True, timeout=limit)
 
     def cut(self, *, limit: float = CUT_LIMIT) -> None:
         """Remove it whether or not the guest releases it, by ending the process that serves it. The guest is asked

@@ -47,7 +47,7 @@ exit $status
 
 class Secret(Resource):
     kind = "secret"
-    lives_in = "guest"
+    location = "guest"
     needs_guest = True
 
     def __init__(self, target: Target, blueprint: Blueprint | None, entry: SecretEntry | None, name: str) -> None:

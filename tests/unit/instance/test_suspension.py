@@ -76,7 +76,7 @@ class Machine(LoadedInstance):
     def require_closed(self) -> None:
         self.log.append("closed")
 
-    def take_secrets(self) -> list[str]:
+    def remove_secrets(self) -> list[str]:
         if self.keeps_secret:
             raise GuestError("nobody answers", where="one", hint="look")
         self.log.append("-secrets")
@@ -122,7 +122,7 @@ class Machine(LoadedInstance):
 def enough_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspension, "require_capacity", lambda *_: None)
     monkeypatch.setattr(suspension, "move_in", lambda target, _: target.libvirt.log.append("tap moved in"))
-    monkeypatch.setattr(suspension, "take_secrets", lambda machine, _notify: machine.take_secrets())
+    monkeypatch.setattr(suspension, "remove_secrets", lambda machine, _notify: machine.remove_secrets())
     monkeypatch.setattr("ktrdr_vm.instance.resources.saved_state.sync", lambda _: None)
 
 
