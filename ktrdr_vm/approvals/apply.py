@@ -76,40 +76,39 @@ def approve(
 
 
 def check_sources(loaded: LoadedInstance) -> None:
-    """Before an instance is resumed: UsageError or HostError when a secret that an approval delivers cannot be read
-    now."""
+    """Checked before a resume: UsageError or HostError when a secret that an approval delivers cannot be read now."""
     for one in loaded.escalations.list():
         if one.packet.kind == "secret" and one.current == "approved" and one.answer is not None:
             read_source(_make_entry(one.answer))
 
 
 def reapply(loaded: LoadedInstance, policy: OwnerPolicy, *, kinds: Collection[str] = KINDS) -> list[Escalation]:
-    """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What
-    was applied.
+    """Called after a resume. Apply what was approved during the suspend, and apply the other approvals again until
+    their expiry. Returns what was applied.
 
-    `kinds` are those that were taken from it.
+    `kinds` are the kinds that the suspend removed.
 
     A failure does not prevent the others; a ProvisionError at the end names all that failed.
     """
     store = loaded.escalations
-    given, failed = [], []
+    applied, failed = [], []
     for one in store.list():
         if one.current != "approved" or one.answer is None or one.packet.kind == "decision":
             continue
         answer = one.answer
         try:
             if answer.waiting:
-                given.append(
+                applied.append(
                     store.answer(one.id, "approved", _apply(loaded, one, replace(answer, waiting=False), policy))
                 )
             elif answer.ends is not None and one.packet.kind in kinds:
                 left = max(1, int(answer.ends[1] - boottime()))
                 _apply(loaded, one, replace(answer, seconds=left), policy)
-                given.append(one)
+                applied.append(one)
         except KtrdrError as error:
             failed.append((one.id, error))
     ended = [one for one in store.list() if one.packet.kind == "resources" and one.current in ("expired", "revoked")]
-    if ended and not any(one.packet.kind == "resources" for one in given):
+    if ended and not any(one.packet.kind == "resources" for one in applied):
         end_soon(loaded, ended[-1].id)
     if failed:
         name = loaded.instance_id
@@ -121,11 +120,11 @@ def reapply(loaded: LoadedInstance, policy: OwnerPolicy, *, kinds: Collection[st
                 f" {failed[0][0]}`"
             ),
         )
-    return given
+    return applied
 
 
 def _apply(loaded: LoadedInstance, one: Escalation, answer: Answer, policy: OwnerPolicy) -> Answer:
-    """Apply an approval to the running instance; the answer with its end, for a grant the guard's own."""
+    """Apply an approval to the running instance. Returns the answer with its expiry, for a grant that of the guard."""
     lasting: float = answer.seconds
     if one.packet.kind == "network":
         rule = EgressRule(host=answer.request["host"], ports=tuple(answer.request["ports"]), reason=answer.reason)
@@ -146,7 +145,7 @@ def deny(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
 
 
 def revoke_approval(loaded: LoadedInstance, escalation_id: str, *, reason: str) -> Escalation:
-    """End an approval now, with everything that it gave."""
+    """End an approval now, and remove everything that it added."""
     _require_reason(reason)
     store = loaded.escalations
     found = store.find(escalation_id)
@@ -176,7 +175,7 @@ def find_stop(loaded: LoadedInstance, policy: OwnerPolicy) -> str:
 
 
 def find_pending(loaded: LoadedInstance) -> list[str]:
-    """The ids of what waits for an answer."""
+    """The ids of the escalations that wait for an answer."""
     return [one.id for one in loaded.escalations.list() if one.current == "pending"]
 
 
@@ -207,7 +206,7 @@ def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]
 def _check_source(loaded: LoadedInstance, policy: OwnerPolicy, source: Secret | None) -> dict[str, str]:
     if source is None:
         raise UsageError(
-            "where does the secret come from?",
+            "the source of the secret is missing",
             where=loaded.instance_id,
             hint="name it with --env VARIABLE or --file PATH",
         )
@@ -229,7 +228,7 @@ def _make_entry(answer: Answer) -> Secret:
 
 
 def deliver_secret(loaded: LoadedInstance, entry: Secret) -> None:
-    """Put one secret into the running guest, beside those of its profile."""
+    """Deliver one secret to the running guest, in addition to those of its profile."""
     _open_secret(loaded, entry).create()
 
 

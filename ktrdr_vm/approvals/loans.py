@@ -51,7 +51,7 @@ def check_loan(
     loaded: LoadedInstance, kind: str, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]
 ) -> None:
     """UsageError for what cannot be hot-plugged into this VM. `standing` are the requests of the same kind that
-    hold."""
+    are in effect."""
     if kind == "mount":
         _check_folder(loaded, request, policy, standing)
     elif list(standing):

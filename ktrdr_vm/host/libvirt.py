@@ -21,13 +21,13 @@ from ktrdr_vm.identity import METADATA_NAMESPACE
 from ktrdr_vm.users import in_user_namespace
 
 URI = "qemu:///system"
-# Seconds in which a restarted libvirtd answers again. Without an earlier connection there is no wait.
+# Seconds to wait for a restarted libvirtd. Without an earlier connection there is no wait.
 RETURN_LIMIT = 30.0
 _INSTANCE = f"{{{METADATA_NAMESPACE}}}"
 
 
 class DomainState(StrEnum):
-    """libvirt's words for the state of a domain, in the order of virDomainState, whose numbers are part of libvirt's
+    """libvirt's names of the states of a domain, in the order of virDomainState, whose numbers are part of libvirt's
     ABI."""
 
     NOSTATE = "nostate"
