@@ -254,7 +254,7 @@ class LivingInstance:
     def __init__(self, instance_id: str) -> None:
         forbid_cores()
         self._loaded = HostInstance(find_home(), parse_instance_id(instance_id), Libvirt()).load()
-        self._loaded.target.require_awake()
+        self._loaded.target.refuse_suspended()
 
     def __enter__(self) -> LivingInstance:
         return self

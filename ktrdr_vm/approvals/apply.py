@@ -12,8 +12,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from ktrdr_vm.approvals.loans import LOANS, check_loan, end_soon, lend
-from ktrdr_vm.approvals.loans import take_back as end_loan
+from ktrdr_vm.approvals.loans import LOANS, add_loan, check_loan, end_soon, remove_loan
 from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.escalation.decision import check_request
 from ktrdr_vm.escalation.packet import KINDS, parse_request
@@ -72,45 +71,44 @@ def approve(
                 where=loaded.instance_id,
                 hint="approve it again, then it waits for `resume`",
             )
-        settle(_give(loaded, found, answer, policy).ends)
+        settle(_apply(loaded, found, answer, policy).ends)
     return store.find(escalation_id)
 
 
 def check_sources(loaded: LoadedInstance) -> None:
-    """Before an instance is resumed: UsageError or HostError when a secret that an approval delivers cannot be read
-    now."""
+    """Checked before a resume: UsageError or HostError when a secret that an approval delivers cannot be read now."""
     for one in loaded.escalations.list():
         if one.packet.kind == "secret" and one.current == "approved" and one.answer is not None:
             read_source(_make_entry(one.answer))
 
 
 def reapply(loaded: LoadedInstance, policy: OwnerPolicy, *, kinds: Collection[str] = KINDS) -> list[Escalation]:
-    """After an instance woke: what was approved while it slept begins now, what had not ended goes on to its end. What
-    was applied.
+    """Called after a resume. Apply what was approved during the suspend, and apply the other approvals again until
+    their expiry. Returns what was applied.
 
-    `kinds` are those that were taken from it.
+    `kinds` are the kinds that the suspend removed.
 
     A failure does not prevent the others; a ProvisionError at the end names all that failed.
     """
     store = loaded.escalations
-    given, failed = [], []
+    applied, failed = [], []
     for one in store.list():
         if one.current != "approved" or one.answer is None or one.packet.kind == "decision":
             continue
         answer = one.answer
         try:
             if answer.waiting:
-                given.append(
-                    store.answer(one.id, "approved", _give(loaded, one, replace(answer, waiting=False), policy))
+                applied.append(
+                    store.answer(one.id, "approved", _apply(loaded, one, replace(answer, waiting=False), policy))
                 )
             elif answer.ends is not None and one.packet.kind in kinds:
                 left = max(1, int(answer.ends[1] - boottime()))
-                _give(loaded, one, replace(answer, seconds=left), policy)
-                given.append(one)
+                _apply(loaded, one, replace(answer, seconds=left), policy)
+                applied.append(one)
         except KtrdrError as error:
             failed.append((one.id, error))
     ended = [one for one in store.list() if one.packet.kind == "resources" and one.current in ("expired", "revoked")]
-    if ended and not any(one.packet.kind == "resources" for one in given):
+    if ended and not any(one.packet.kind == "resources" for one in applied):
         end_soon(loaded, ended[-1].id)
     if failed:
         name = loaded.instance_id
@@ -122,11 +120,11 @@ def reapply(loaded: LoadedInstance, policy: OwnerPolicy, *, kinds: Collection[st
                 f" {failed[0][0]}`"
             ),
         )
-    return given
+    return applied
 
 
-def _give(loaded: LoadedInstance, one: Escalation, answer: Answer, policy: OwnerPolicy) -> Answer:
-    """Apply an approval to the running instance; the answer with its end, for a grant the guard's own."""
+def _apply(loaded: LoadedInstance, one: Escalation, answer: Answer, policy: OwnerPolicy) -> Answer:
+    """Apply an approval to the running instance. Returns the answer with its expiry, for a grant that of the guard."""
     lasting: float = answer.seconds
     if one.packet.kind == "network":
         rule = EgressRule(host=answer.request["host"], ports=tuple(answer.request["ports"]), reason=answer.reason)
@@ -134,7 +132,7 @@ def _give(loaded: LoadedInstance, one: Escalation, answer: Answer, policy: Owner
     elif one.packet.kind == "secret":
         deliver_secret(loaded, _make_entry(answer))
     elif one.packet.kind in LOANS:
-        lend(loaded, one.id, one.packet.kind, answer.request, policy, seconds=answer.seconds, reason=answer.reason)
+        add_loan(loaded, one.id, one.packet.kind, answer.request, policy, seconds=answer.seconds, reason=answer.reason)
     else:
         return answer
     return replace(answer, ends=(read_boot_id(), boottime() + lasting))
@@ -147,7 +145,7 @@ def deny(instance: Instance, escalation_id: str, *, reason: str) -> Escalation:
 
 
 def revoke_approval(loaded: LoadedInstance, escalation_id: str, *, reason: str) -> Escalation:
-    """End an approval now, with everything that it gave."""
+    """End an approval now, and remove everything that it added."""
     _require_reason(reason)
     store = loaded.escalations
     found = store.find(escalation_id)
@@ -160,7 +158,7 @@ def revoke_approval(loaded: LoadedInstance, escalation_id: str, *, reason: str) 
     elif found.packet.kind == "network":
         loaded.guard.revoke(escalation_id)
     elif found.packet.kind in LOANS:
-        end_loan(loaded, escalation_id, found.packet.kind)
+        remove_loan(loaded, escalation_id, found.packet.kind)
     elif found.packet.kind == "secret":
         name = found.answer.request["name"]
         _open_secret(loaded, Secret(name, _path(name))).remove()
@@ -177,7 +175,7 @@ def find_stop(loaded: LoadedInstance, policy: OwnerPolicy) -> str:
 
 
 def find_pending(loaded: LoadedInstance) -> list[str]:
-    """The ids of what waits for an answer."""
+    """The ids of the escalations that wait for an answer."""
     return [one.id for one in loaded.escalations.list() if one.current == "pending"]
 
 
@@ -208,7 +206,7 @@ def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]
 def _check_source(loaded: LoadedInstance, policy: OwnerPolicy, source: Secret | None) -> dict[str, str]:
     if source is None:
         raise UsageError(
-            "where does the secret come from?",
+            "the source of the secret is missing",
             where=loaded.instance_id,
             hint="name it with --env VARIABLE or --file PATH",
         )
@@ -230,7 +228,7 @@ def _make_entry(answer: Answer) -> Secret:
 
 
 def deliver_secret(loaded: LoadedInstance, entry: Secret) -> None:
-    """Put one secret into the running guest, beside those of its profile."""
+    """Deliver one secret to the running guest, in addition to those of its profile."""
     _open_secret(loaded, entry).create()
 
 

@@ -23,16 +23,16 @@ from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.mount import CUT_LIMIT, Mount
-from ktrdr_vm.plan.domain_memory import LENT_MEMORY, LENT_STEP, find_lendable
+from ktrdr_vm.plan.domain_memory import HOTPLUG_MEMORY, HOTPLUG_STEP, find_hotpluggable
 from ktrdr_vm.plan.domain_xml import make_quota
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, refuse_path
 from ktrdr_vm.profile.model import Mount as MountEntry
 
 # Seconds for a guest to accept or release vCPUs and memory. An emulated one is slow.
-TAKE_LIMIT, RETURN_LIMIT = 60.0, 20.0
+ACCEPT_LIMIT, RELEASE_LIMIT = 60.0, 20.0
 # The kinds of escalations that hot-plug.
 LOANS = ("mount", "resources")
-_MEMORY = f"/machine/peripheral/{LENT_MEMORY}"
+_MEMORY = f"/machine/peripheral/{HOTPLUG_MEMORY}"
 
 # Linux does not load the driver and online hot-plugged memory by itself. Movable memory can be unplugged.
 _READY = "modprobe virtio_mem; echo online_movable > /sys/devices/system/memory/auto_online_blocks"
@@ -51,7 +51,7 @@ def check_loan(
     loaded: LoadedInstance, kind: str, request: dict[str, Any], policy: OwnerPolicy, standing: Iterable[dict[str, Any]]
 ) -> None:
     """UsageError for what cannot be hot-plugged into this VM. `standing` are the requests of the same kind that
-    hold."""
+    are in effect."""
     if kind == "mount":
         _check_folder(loaded, request, policy, standing)
     elif list(standing):
@@ -95,7 +95,7 @@ def _check_size(loaded: LoadedInstance, request: dict[str, Any]) -> None:
     vcpus, memory = request.get("vcpus", size.vcpus), request.get("memory", size.memory)
     if not ready.vcpus:
         raise _not_ready(where, "it has no free slot for memory or vCPUs")
-    most = max(ready.vcpus, size.vcpus), size.memory + find_lendable(size, ready)
+    most = max(ready.vcpus, size.vcpus), size.memory + find_hotpluggable(size, ready)
     if vcpus > most[0] or size.memory + _steps(memory - size.memory) > most[1]:
         raise UsageError(
             f"{vcpus} vCPUs and {memory} MiB are more than this VM can have",
@@ -111,7 +111,7 @@ def _check_size(loaded: LoadedInstance, request: dict[str, Any]) -> None:
     require_capacity(loaded.home.root, memory - size.memory)
 
 
-def lend(
+def add_loan(
     loaded: LoadedInstance,
     loan: str,
     kind: str,
@@ -130,13 +130,13 @@ def lend(
             _open_mount(loaded, loan, MountEntry(**request), policy.mount_roots).create()
         else:
             size = loaded.plan.profile.resources
-            _give(loaded, request.get("vcpus", size.vcpus), request.get("memory", size.memory))
+            _set_size(loaded, request.get("vcpus", size.vcpus), request.get("memory", size.memory))
     except BaseException:
-        take_back(loaded, loan, kind)
+        remove_loan(loaded, loan, kind)
         raise
 
 
-def take_back(loaded: LoadedInstance, loan: str, kind: str) -> None:
+def remove_loan(loaded: LoadedInstance, loan: str, kind: str) -> None:
     """End a loan. ProvisionError if the guest does not release vCPUs or memory."""
     if kind == "mount":
         mount = _open_mount(loaded, loan, None, ())
@@ -144,7 +144,7 @@ def take_back(loaded: LoadedInstance, loan: str, kind: str) -> None:
             mount.cut()
     else:
         size = loaded.plan.profile.resources
-        _give(loaded, size.vcpus, size.memory)
+        _set_size(loaded, size.vcpus, size.memory)
     loaded.guard.cancel_expiry(loan)
 
 
@@ -152,47 +152,48 @@ def end_soon(loaded: LoadedInstance, loan: str) -> None:
     """Let the guard end a loan that expired during a suspend: its vCPUs and memory were saved with the VM."""
     size, lending = loaded.plan.profile.resources, loaded.plan.facts.lending
     grown = lending.vcpus > size.vcpus and loaded.libvirt.count_vcpus(loaded.identity.domain) > size.vcpus
-    if not grown and not (find_lendable(size, lending) and _read_lent(loaded)):
+    if not grown and not (find_hotpluggable(size, lending) and _read_hotplugged(loaded)):
         return
     loaded.guard.expire_loan(loan, 0, module=__name__, message="it expired during a suspend")
 
 
-def _give(loaded: LoadedInstance, vcpus: int, memory: int) -> None:
+def _set_size(loaded: LoadedInstance, vcpus: int, memory: int) -> None:
     """Set the vCPUs and the memory of the VM to these sizes, with the help of the guest."""
     libvirt, domain, plan = loaded.libvirt, loaded.identity.domain, loaded.plan
     lending, size = plan.facts.lending, plan.profile.resources
     if lending.vcpus > size.vcpus:
         has = libvirt.count_vcpus(domain)
         if vcpus > has:
-            _require_room(loaded, vcpus)
+            _require_possible_vcpus(loaded, vcpus)
         if plan.facts.cpu_controller:
             libvirt.limit_cpu_time(domain, make_quota(vcpus))
         if has != vcpus:
             _plug(loaded, vcpus)
         if vcpus > has:
-            done = loaded.connect().run(_ONLINE, environment={"COUNT": str(vcpus)}, become=True, timeout=TAKE_LIMIT)
+            done = loaded.connect().run(_ONLINE, environment={"COUNT": str(vcpus)}, become=True, timeout=ACCEPT_LIMIT)
             if done.exit_code != 0:
                 raise ProvisionError(
                     "the guest does not use the hot-plugged vCPUs",
                     where=domain,
                     hint="its kernel must support CPU hot-plug",
                 )
-    if find_lendable(size, lending):
+    if find_hotpluggable(size, lending):
         _resize(loaded, _steps(memory - size.memory))
 
 
-def _require_room(loaded: LoadedInstance, vcpus: int) -> None:
-    """Checked before a hot-plug, because vCPUs that the kernel does not accept cannot be unplugged either."""
+def _require_possible_vcpus(loaded: LoadedInstance, vcpus: int) -> None:
+    """ProvisionError if the kernel of the guest supports fewer vCPUs. Checked before a hot-plug, because vCPUs that the
+    kernel does not accept cannot be unplugged either."""
     said = (
         loaded.connect()
-        .run(["cat", "/sys/devices/system/cpu/possible"], timeout=TAKE_LIMIT)
+        .run(["cat", "/sys/devices/system/cpu/possible"], timeout=ACCEPT_LIMIT)
         .stdout.decode("ascii", "replace")
     )
     last = said.strip().rpartition("-")[2]
-    room = int(last) + 1 if last.isdecimal() and len(last) < 6 else 1
-    if room < vcpus:
+    possible = int(last) + 1 if last.isdecimal() and len(last) < 6 else 1
+    if possible < vcpus:
         raise ProvisionError(
-            f"the kernel of the guest supports {room} vCPUs, and not {vcpus}",
+            f"the kernel of the guest supports {possible} vCPUs, and not {vcpus}",
             where=loaded.identity.domain,
             hint="the number is fixed at its boot; approve memory only, or change the profile and apply again",
         )
@@ -200,7 +201,7 @@ def _require_room(loaded: LoadedInstance, vcpus: int) -> None:
 
 def _plug(loaded: LoadedInstance, vcpus: int) -> None:
     libvirt, domain = loaded.libvirt, loaded.identity.domain
-    end = time.monotonic() + RETURN_LIMIT
+    end = time.monotonic() + RELEASE_LIMIT
     try:
         libvirt.set_vcpus(domain, vcpus)
     except KtrdrError:
@@ -211,21 +212,21 @@ def _plug(loaded: LoadedInstance, vcpus: int) -> None:
             time.sleep(0.2)
 
 
-def _read_lent(loaded: LoadedInstance) -> int:
+def _read_hotplugged(loaded: LoadedInstance) -> int:
     """The hot-plugged memory of the guest in MiB."""
     return int(loaded.libvirt.monitor(loaded.identity.domain, "qom-get", {"path": _MEMORY, "property": "size"})) >> 20
 
 
 def _resize(loaded: LoadedInstance, extra: int) -> None:
     """Set the hot-plugged memory to `extra` MiB, in whole blocks."""
-    libvirt, domain, has = loaded.libvirt, loaded.identity.domain, _read_lent(loaded)
+    libvirt, domain, has = loaded.libvirt, loaded.identity.domain, _read_hotplugged(loaded)
     if has == extra:
         return
     if extra > has:
-        loaded.connect().run(_READY, become=True, timeout=TAKE_LIMIT)
+        loaded.connect().run(_READY, become=True, timeout=ACCEPT_LIMIT)
     libvirt.monitor(domain, "qom-set", {"path": _MEMORY, "property": "requested-size", "value": extra << 20})
-    end = time.monotonic() + (TAKE_LIMIT if extra > has else RETURN_LIMIT)
-    while (now := _read_lent(loaded)) != extra:
+    end = time.monotonic() + (ACCEPT_LIMIT if extra > has else RELEASE_LIMIT)
+    while (now := _read_hotplugged(loaded)) != extra:
         if time.monotonic() > end:
             raise ProvisionError(
                 f"the guest has {now} MiB of hot-plugged memory and does not {'accept' if extra > has else 'release'}"
@@ -239,7 +240,7 @@ def _resize(loaded: LoadedInstance, extra: int) -> None:
 def _open_mount(loaded: LoadedInstance, loan: str, entry: MountEntry | None, roots: tuple[str, ...]) -> Mount:
     blueprint = loaded.make_blueprint(mount_roots=roots)
     if entry is None:
-        # To take it back a guest is asked, and not waited for.
+        # For the removal the guest is asked, but its answer is not waited for.
         blueprint = replace(blueprint, connect=lambda: loaded.connect(limit=CUT_LIMIT))
     return Mount(loaded.target, blueprint, loan, entry)
 
@@ -249,7 +250,7 @@ def _describe(request: dict[str, Any]) -> str:
 
 
 def _steps(memory: int) -> int:
-    return -(-max(0, memory) // LENT_STEP) * LENT_STEP
+    return -(-max(0, memory) // HOTPLUG_STEP) * HOTPLUG_STEP
 
 
 def _overlap(one: str, other: str) -> bool:
@@ -274,6 +275,6 @@ def main() -> None:
     try:
         loaded = Instance(Home(directory.parents[1]), parse_instance_id(directory.name), Libvirt(patience=0)).load()
         with contextlib.closing(loaded):
-            take_back(loaded, sys.argv[2], loaded.escalations.find(sys.argv[2]).packet.kind)
+            remove_loan(loaded, sys.argv[2], loaded.escalations.find(sys.argv[2]).packet.kind)
     except KtrdrError as error:
         raise SystemExit(f"{sys.argv[2]}: {error.message}") from None

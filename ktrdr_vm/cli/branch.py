@@ -27,7 +27,7 @@ def branch(instance_id: str, new: str, count: int, expect: str, as_json: bool) -
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.cli.progress import show_resource
     from ktrdr_vm.identity import parse_instance_id
-    from ktrdr_vm.instance.branch import Given
+    from ktrdr_vm.instance.branch import HostInputs
     from ktrdr_vm.instance.branch import branch as branch_instance
     from ktrdr_vm.instance.instance import require_root
     from ktrdr_vm.instance.secret_sources import read_source
@@ -43,13 +43,13 @@ def branch(instance_id: str, new: str, count: int, expect: str, as_json: bool) -
         secrets = {secret.name: read_source(secret) for secret in loaded.plan.profile.secrets}
         check_sources(loaded)
         policy = read_policy()
-        given = Given(
+        inputs = HostInputs(
             lambda secret: secrets[secret.name],
             policy.mount_roots,
             policy.most_instances,
             lambda: reapply(loaded, policy, kinds=("secret",)),
         )
-        made = branch_instance(loaded, names, given, notify=show_resource)
+        made = branch_instance(loaded, names, inputs, notify=show_resource)
     loaded.close()
     if as_json:
         echo_json(asdict(made))

@@ -78,7 +78,7 @@ def test(instance_id: str, host: str, port: int, as_json: bool) -> int:
     identity = parse_instance_id(instance_id)
     guard = find_home().instance(identity.instance_id).guard
     if not guard.exists():
-        open_instance(instance_id).require_awake()
+        open_instance(instance_id).refuse_suspended()
     verdict = judge_connection(guard, host, port)
     if as_json:
         echo_json({"instance_id": identity.instance_id, "host": host, "port": port, **verdict.to_json()})

@@ -74,9 +74,9 @@ def open_instance(instance_id: str) -> Instance:
 
 def warn_of_guard(instance: Instance) -> None:
     """Print faults of its guard to standard error: in the guest they look like a network failure."""
-    from ktrdr_vm.instance.resources.guard import look_at_guard
+    from ktrdr_vm.instance.resources.guard import check_guard
 
-    for fault in look_at_guard(instance.paths.guard):
+    for fault in check_guard(instance.paths.guard):
         click.echo(f"warning: {instance.identity.instance_id}: {fault}; its connections are interrupted", err=True)
 
 

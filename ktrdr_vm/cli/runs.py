@@ -79,9 +79,9 @@ def logs(instance_id: str, follow: bool) -> None:
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.identity import parse_instance_id
 
-    living = find_home().instance(parse_instance_id(instance_id).instance_id).console
-    if living.exists():
-        with living.open("rb") as file:
+    console = find_home().instance(parse_instance_id(instance_id).instance_id).console
+    if console.exists():
+        with console.open("rb") as file:
             print_lines(file, follow=follow)
     else:
         print_run_file(find_run(instance_id, "latest"), "console.log", follow=follow)

@@ -94,7 +94,7 @@ def _find(loaded: LoadedInstance, name: str | None) -> list[Resource]:
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.instance.secret_sources import read_source
 
-    loaded.target.require_awake()
+    loaded.target.refuse_suspended()
     found = [one for one in loaded.open_secrets(read_source) if name in (None, one.name)]
     if name is not None and not found:
         raise UsageError(

@@ -41,7 +41,7 @@ def _make_options(instance_id: str, expect: str) -> list[str]:
 
     instance = open_instance(instance_id)
     loaded = instance.load()
-    loaded.target.require_awake()
+    loaded.target.refuse_suspended()
     loaded.require_revision(expect)
     warn_of_guard(instance)
     words = ["-F", "/dev/null"]
@@ -239,5 +239,5 @@ def console(instance_id: str) -> None:
     from ktrdr_vm.host.libvirt import URI
 
     instance = open_instance(instance_id)
-    instance.require_awake()
+    instance.refuse_suspended()
     _become("virsh", "-c", URI, "console", instance.identity.domain)

@@ -22,7 +22,7 @@ from ktrdr_vm.users import UNMAPPED, in_user_namespace
 
 EMULATOR = "qemu-system-x86_64"
 CACHE = Path("/run/ktrdr-vm/accelerator.json")
-# A working KVM needs a tenth of it on an idle host.
+# Seconds. A working KVM needs a tenth of it on an idle host.
 SECTOR_LIMIT = 2.0
 KERNEL_LIMIT = 10.0
 # Seconds that the same guest may take under emulation, if KVM did not answer in time because the host is slow or busy.
@@ -103,7 +103,7 @@ def _try(kernel: Path | None) -> Accelerator:
         for words, expected, limit in tries:
             failure = _boot(words, expected, limit)
             if failure.startswith(_HUNG):
-                # A hang and slowness differ only in comparison with emulation, which works.
+                # A hang can be distinguished from slowness only by comparison with emulation, which works.
                 slowness = _time_emulation(sector_words) / SECTOR_LIMIT * _PATIENCE
                 failure = _boot(words, expected, limit * max(1.0, slowness))
             if failure:
@@ -115,14 +115,14 @@ def _try(kernel: Path | None) -> Accelerator:
 
 @dataclass(frozen=True)
 class _Guest:
-    """The words of QEMU for a test guest, and the file that they name."""
+    """The arguments of QEMU for a test guest, and the file that they name."""
 
     words: tuple[str, ...]
     file: int
 
 
 def _find_qemu_ids() -> process.Owner | None:
-    """The user and the group that QEMU has in a world, with which KVM is tried there."""
+    """The user and the group of QEMU in a world, with which KVM is tested there."""
     if not in_user_namespace():
         return None
     return pwd.getpwnam(QEMU_USER).pw_uid, Path("/dev/kvm").stat().st_gid

@@ -1,6 +1,6 @@
-"""Answers of programs of this host, kept while nothing that they were made from has changed.
+"""Answers of programs of this host, kept as long as the files from which they were made are unchanged.
 
-Clients of packages need a tenth of a second or more of CPU time to say how they are configured.
+Package clients need a tenth of a second or more of CPU time to report their configuration.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.host.durable import write_durably
 
-# Times of files are this coarse, in nanoseconds: what is newer may change again without another time.
+# The resolution of file times in nanoseconds: a newer file may change again and keep its time.
 _COARSE = 2_000_000_000
 _MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A folder of the state directory with one file for each name. A question is a JSON value; it includes all that the
-    program got."""
+    """A folder of the state directory with one file for each name. A question is a JSON value that includes all input
+    of the program."""
 
     folder: Path
 
@@ -39,14 +39,14 @@ class Answers:
         return None
 
     def keep(self, name: str, question: object, answer: object, read: Iterable[str], began: int) -> None:
-        """Keep an answer that was made from the paths `read`, which need not exist.
+        """Keep an answer that the program made from the paths `read`, which need not exist.
 
         `began` is the time before the question, in nanoseconds: nothing is kept if one of the paths is newer, or if the
         state directory does not exist or cannot be written.
         """
         with contextlib.suppress(OSError, HostError):
             paths = {path: _describe(path) for path in read}
-            # Of the folders too: a path that is missing by now may have existed when the program read it.
+            # Also of their folders: a path that is missing now may have existed when the program read it.
             newest = max(_find_change(one) for path in paths for one in (path, str(Path(path).parent)))
             if newest < began - _COARSE:
                 self.folder.mkdir(mode=0o700, exist_ok=True)
@@ -55,7 +55,7 @@ class Answers:
 
 
 def _open_own(path: Path) -> int:
-    """OSError for a link, and for a file of others or one that others may change."""
+    """A descriptor of the file. OSError for a link, for a file of another user, and for one that others may change."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     facts = os.fstat(descriptor)
     if stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o022:
@@ -65,7 +65,7 @@ def _open_own(path: Path) -> int:
 
 
 def _describe(path: str) -> list[int] | None:
-    """What changes with the content of a file, and with the names in a folder; None for a path that does not exist."""
+    """Values that change with the content of a file, or with the names in a folder; None if the path does not exist."""
     try:
         facts = Path(path).stat()
     except (FileNotFoundError, NotADirectoryError):

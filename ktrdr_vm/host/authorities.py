@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ktrdr_vm.host.owner import may_read, reading_as
 
-# Where Debian's administrators put them. A client may name a file of its own.
+# The folder of Debian for certificates of the administrator. A client may name a file of its own.
 FOLDER = Path("/usr/local/share/ca-certificates")
 # A larger file is the bundle of a distribution, which the guest has.
 _MOST_BYTES = 64 * 1024
@@ -43,7 +43,7 @@ def _read(path: Path, owner: tuple[int, int]) -> bytes:
 
 
 def _format(key: str) -> str:
-    """PEM with lines of 64 characters, whatever the lines of the file are."""
+    """PEM with lines of 64 characters, regardless of the lines of the file."""
     body = key.removeprefix("-----BEGINCERTIFICATE-----").removesuffix("-----ENDCERTIFICATE-----")
     lines = [body[start : start + 64] for start in range(0, len(body), 64)]
     return "\n".join(["-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""])

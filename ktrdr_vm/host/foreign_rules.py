@@ -1,7 +1,7 @@
 """Firewall rules of other programs that drop what the guards of instances send. Pure: reads the JSON of nft.
 
-Instances are in network namespaces of their own, where no other program has rules. What leaves one is dialled on the
-host by the proxy and the resolver, under the rules of the host, as the traffic of every program.
+Instances are in network namespaces of their own, where no other program has rules. The proxy and the resolver open
+their connections on the host, under the rules of the host, as every program does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Saving and forking: the state of a domain without its memory is written to a file, from which other domains start.
 
-The memory stays where it is, in the template's file, because the capability x-ignore-shared keeps shared memory out of
-the stream; a fork maps that file copy-on-write. Measured with QEMU 7.2: 0.6 MB of state for a guest of any size. Memory
-that a daemon shares cannot be mapped so; it is the fork's own, and is filled from the file.
+The memory stays in the file of the template, because the capability x-ignore-shared keeps shared memory out of the
+stream; a fork maps that file copy-on-write. Measured with QEMU 7.2: 0.6 MB of state for a guest of any size. Memory
+that a daemon shares cannot be mapped in this way: the fork has memory of its own, which is filled from the file.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.libvirt import Libvirt
 
-# The state is small; QEMU needs the time to flush the disk.
+# Seconds. The state is small; QEMU needs the time to flush the disk.
 LIMIT = 60.0
-# Memory that a busy guest keeps changing is written more than once.
+# Seconds. Memory that a busy guest keeps changing is written more than once.
 COPY_LIMIT = 600.0
 _UNLIMITED = 1 << 40
 _FD_NAME = "ktrdr-state"
@@ -26,7 +26,7 @@ _COPYING = ("setup", "active", "device", "pre-switchover", "cancelling")
 
 
 def save_state(libvirt: Libvirt, domain: str, target: Path) -> None:
-    """Write the state of a domain without its shared memory. The domain stays stopped."""
+    """Write the state of a domain without its shared memory. The domain stays paused."""
     libvirt.suspend(domain)
     _ignore_shared(libvirt, domain)
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -81,7 +81,7 @@ def touch_memory(pid: int, memory: str) -> None:
 
 
 def end_copy(libvirt: Libvirt, domain: str) -> None:
-    """Cancel what `copy_state` of a killed process has begun: QEMU would go on with it, and pause the domain at its
+    """Cancel the copy that `copy_state` of a killed process began: QEMU would continue it, and pause the domain at its
     end."""
     libvirt.monitor(domain, "migrate_cancel")
     end = time.monotonic() + LIMIT
@@ -91,8 +91,8 @@ def end_copy(libvirt: Libvirt, domain: str) -> None:
 
 
 def continue_domain(libvirt: Libvirt, domain: str) -> None:
-    """Let a domain go on that `copy_state` has paused. libvirt learns of that pause by an event, and does nothing
-    before it has."""
+    """Continue a domain that `copy_state` paused. libvirt is notified of that pause by an event, and can resume the
+    domain only after it."""
     if libvirt.monitor(domain, "query-status").get("running"):
         return
     end = time.monotonic() + LIMIT
@@ -102,7 +102,7 @@ def continue_domain(libvirt: Libvirt, domain: str) -> None:
 
 
 def load_state(libvirt: Libvirt, domain: str, source: Path) -> None:
-    """Load the state into a domain that waits for it (`-incoming defer`). It stays paused."""
+    """Load the state into a domain that waits for it (`-incoming defer`). The domain stays paused."""
     _ignore_shared(libvirt, domain)
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -136,7 +136,8 @@ def fill_memory(pid: int, source: Path) -> None:
 
 
 def _open_memory(pid: int) -> int:
-    """The memory backend on our command line. Unlike the unused one of libvirt, it does not allow sealing."""
+    """The memory backend of the command line of ktrdr-vm. Unlike the unused one of libvirt, it does not allow
+    sealing."""
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:

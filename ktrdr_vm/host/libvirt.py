@@ -21,13 +21,13 @@ from ktrdr_vm.identity import METADATA_NAMESPACE
 from ktrdr_vm.users import in_user_namespace
 
 URI = "qemu:///system"
-# Seconds in which a restarted libvirtd answers again. Without an earlier connection there is no wait.
+# Seconds to wait for a restarted libvirtd. Without an earlier connection there is no wait.
 RETURN_LIMIT = 30.0
 _INSTANCE = f"{{{METADATA_NAMESPACE}}}"
 
 
 class DomainState(StrEnum):
-    """libvirt's words for the state of a domain, in the order of virDomainState, whose numbers are part of libvirt's
+    """libvirt's names of the states of a domain, in the order of virDomainState, whose numbers are part of libvirt's
     ABI."""
 
     NOSTATE = "nostate"
@@ -179,7 +179,7 @@ class Libvirt:
             )
         return found[0] if found else None
 
-    def list_strangers(self, prefix: str) -> list[str]:
+    def list_unmarked(self, prefix: str) -> list[str]:
         """Domains whose name begins with our prefix and that lack our metadata."""
         ours = {facts.name for facts in self.list_ours()}
         return sorted(name for name in self._list_names() if name.startswith(prefix) and name not in ours)

@@ -15,8 +15,8 @@ TAP_OWNER = 0
 
 
 def read_link(name: str, namespace: str = "") -> dict[str, Any] | None:
-    """`ip -d -j addr show` of one interface, with `ifalias` and `is_owned`; None when there is none, or no such
-    namespace."""
+    """`ip -d -j addr show` of one interface, with `ifalias` and `is_owned`; None if the interface or the namespace does
+    not exist."""
     shown = process.run([*make_ip(namespace), "-d", "-j", "addr", "show", "dev", name], timeout=10, check=False)
     if shown.exit_code != 0:
         if (
@@ -32,7 +32,7 @@ def read_link(name: str, namespace: str = "") -> dict[str, Any] | None:
     if not found:
         return None
     kind = found[0].get("linkinfo", {})
-    # iproute2 gives the name of the user where there is one. Nobody attaches to an interface of another kind.
+    # iproute2 prints the name of the user if there is one. Interfaces of other kinds cannot be attached to.
     is_owned = kind.get("info_kind") != "tun" or kind.get("info_data", {}).get("user") in (
         TAP_OWNER,
         pwd.getpwuid(TAP_OWNER).pw_name,
@@ -48,5 +48,5 @@ def list_links(namespace: str = "") -> dict[str, str]:
 
 
 def make_ip(namespace: str) -> list[str]:
-    """`ip` for a named namespace, or for where this process is."""
+    """`ip` for a named namespace, or for the namespace of this process."""
     return ["ip", *(["-n", namespace] if namespace else [])]

@@ -1,4 +1,4 @@
-"""The sockets of this host that wait for datagrams, as the kernel lists them, of whatever process."""
+"""The UDP sockets of this host that wait for datagrams, of every process, as the kernel lists them."""
 
 from __future__ import annotations
 

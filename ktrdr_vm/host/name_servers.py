@@ -8,7 +8,7 @@ from pathlib import Path
 from ktrdr_vm.users import in_user_namespace
 
 RESOLV_CONF = Path("/etc/resolv.conf")
-# In a world, pasta takes questions to this address to the first name server, which may be one on the host's own
+# In a world, pasta forwards queries to this address to the first name server, which may listen on the host's own
 # loopback.
 FORWARDED = "169.254.213.53"
 # As in glibc: further ones are ignored.

@@ -1,6 +1,6 @@
-"""Named network namespaces, as `ip netns` keeps them: created, listed, removed, and entered by one thread for a moment.
+"""Named network namespaces, as `ip netns` keeps them: created, listed and removed; a thread can enter one temporarily.
 
-A socket stays in the namespace that it was made in, so that a process serves or dials there without being there itself.
+A socket stays in the namespace in which it was created, so that a process can serve or connect there from outside.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 from ktrdr_vm.errors import HostError, ProvisionError
 
-# `pathlib` and what starts programs are imported on use: `ktrdr-vm proxy` dials in a namespace, and needs neither.
+# `pathlib` and the module that starts programs are imported on use: `ktrdr-vm proxy` connects in a namespace, and needs
+# neither.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,8 +26,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def exists(name: str) -> bool:
-    """True for a namespace of that name, and for what a crash has left of one: a file that no namespace is mounted
-    on."""
+    """True for a namespace of that name, and for the rest of one after a crash: a file on which no namespace is
+    mounted."""
     return os.path.lexists(f"{FOLDER}/{name}")
 
 
@@ -35,12 +36,12 @@ def is_namespace(name: str) -> bool:
 
 
 def list_names(prefix: str) -> list[str]:
-    """The names that begin so, sorted."""
+    """The names with this prefix, sorted."""
     return sorted(path.name for path in _find_path("").glob(f"{prefix}*"))
 
 
 def create(name: str) -> None:
-    """Create it with `lo` alone, which is down. Fine when it exists."""
+    """Create it with `lo` only, which is down. Idempotent."""
     from ktrdr_vm.host import process
 
     if not is_namespace(name):
@@ -49,7 +50,7 @@ def create(name: str) -> None:
 
 
 def remove(name: str) -> None:
-    """Remove the name. The namespace ends with the last socket in it, its interfaces with it. Fine when it is gone."""
+    """Remove the name. The namespace and its interfaces end with the last socket in it. Idempotent."""
     from ktrdr_vm.host import process
 
     if is_namespace(name):
@@ -59,7 +60,7 @@ def remove(name: str) -> None:
 
 @contextlib.contextmanager
 def inside(name: str) -> Iterator[None]:
-    """This thread, and the programs that it starts, are in the namespace; with an empty name where they were.
+    """Run the block in the namespace, with this thread and the programs that it starts. An empty name changes nothing.
 
     ProvisionError if there is none of that name, HostError if this process may not enter it.
     """
@@ -91,7 +92,7 @@ def make_socket(name: str, kind: socket.SocketKind) -> socket.socket:
 
 
 def connect(name: str, address: tuple[str, int], timeout: float) -> socket.socket:
-    """A TCP connection to an address of the namespace. OSError if it does not come about within `timeout` seconds."""
+    """A TCP connection to an address of the namespace. OSError if it is not established within `timeout` seconds."""
     made = make_socket(name, socket.SOCK_STREAM)
     try:
         made.settimeout(timeout)

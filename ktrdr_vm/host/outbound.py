@@ -1,4 +1,4 @@
-"""Whether connections that this host opens itself reach the outside. The guard connects directly, and through no
+"""Check whether connections that this host opens reach the internet. The guard connects directly, not through a
 proxy."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ADVICE = "let this host connect directly, or allow mirrors of its own network (`
 
 
 def find_obstacle(environment: Mapping[str, str] = os.environ, routes: Path = ROUTES, system: Path = SYSTEM) -> str:
-    """Why direct connections may not get out of this host; empty if nothing says so."""
+    """The reason why direct connections may fail on this host; empty if none is known."""
     if not _has_default_route(routes):
         return "this host has no default route"
     names = [name for name in _VARIABLES if environment.get(name)] or _find_assigned(system)
@@ -23,7 +23,7 @@ def find_obstacle(environment: Mapping[str, str] = os.environ, routes: Path = RO
 
 
 def _has_default_route(routes: Path) -> bool:
-    """True if IPv4 has one, or if it cannot be read."""
+    """True if IPv4 has one, or if the table cannot be read."""
     try:
         lines = routes.read_text().splitlines()[1:]
     except OSError:

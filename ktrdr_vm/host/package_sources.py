@@ -28,13 +28,13 @@ Owner = tuple[int, int]
 """uid and gid of the user who runs the command."""
 
 
-# Of the answers that are kept; increased when the same question gets another one.
+# The version of the kept answers; increased when the same question gets another answer.
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a package client of the host asks: its destinations, sorted; the same settings for the client in the guest,
+    """The destinations of a package client of the host, sorted, and the same settings for the client in the guest,
     as files.
 
     A file is its path in the guest and its text, without credentials. `authority` is a file of the host with the
@@ -140,7 +140,7 @@ def _ask_pip(owner: Owner) -> Sources:
     )
     read = tuple(str(path) for path in said.get("read", ()))
     if str(process.find_program("python3")) not in read:
-        # A version manager chose another interpreter, by what only that one knows.
+        # A version manager chose another interpreter, from inputs that only the version manager knows.
         read = ()
     return Sources(
         _sort(_destinations([*(index or default), *extra])), _render_pip(index, extra), cert[-1] if cert else "", read
@@ -163,21 +163,21 @@ def _ask_npm(owner: Owner) -> Sources:
     }
     lines = [f"{key}={urls[0]}" for key, value in sorted(registries.items()) if (urls := _list_public([value]))]
     text = "\n".join([*lines, ""])
-    # Debian's npm reads the first as its global settings, that of its makers the second.
+    # Debian's npm reads the first as its global settings, npm from upstream the second.
     files = tuple((path, text) for path in ("/etc/npmrc", "/usr/local/etc/npmrc")) if lines else ()
     destinations = _sort(_destinations([word for value in registries.values() for word in value.split()]))
     return Sources(destinations, files, str(said.get("cafile") or ""), _list_npm_files(said, owner))
 
 
 def _list_npm_files(said: dict[str, Any], owner: Owner) -> tuple[str, ...]:
-    """What npm reads for its settings; empty if a version manager chooses npm or node, by what only that one knows."""
+    """The files that npm reads for its settings; empty if a version manager chooses npm or node by other inputs."""
     npm = Path(os.path.realpath(process.find_program("npm") or ""))
     node = Path(os.path.realpath(shutil.which("node", path=_find_surroundings(owner)[1]) or ""))
     named = [said.get(key) for key in ("userconfig", "globalconfig")]
     if npm.name != "npm-cli.js" or not _is_binary(node) or not all(isinstance(one, str) and one for one in named):
         return ()
     top = npm.parents[1]
-    # It runs in /, where it searches a project.
+    # It runs in /, where it searches for a project.
     project = ("/.npmrc", "/package.json", "/node_modules")
     return (str(npm), str(node), str(top / "npmrc"), str(top / "package.json"), *map(str, named), *project)
 

@@ -1,7 +1,7 @@
-"""Which pages of a file are in the page cache, and reading those ahead that a process will need.
+"""The pages of a file that are in the page cache, and reading ahead of those that a process will need.
 
-The first fork after a reboot faults on each page of the template's memory that it touches, one read of the disk after
-another. Which those are is known after one such fork: they are then what the cache has of the file.
+The first fork after a reboot faults on each page of the template's memory that it touches, with one read of the disk
+for each. After one such fork the needed pages are known: those of the file that are in the cache.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 Ranges = list[tuple[int, int]]
 """Offsets and lengths in bytes, ascending."""
 
-# A cache that has more of a file's data was filled by more than one fork, such as by writing the file.
+# With more of the data in the cache, more than one fork or a write of the file has filled it.
 _MOST_OF_DATA = 0.6
 _LOWEST_BIT = bytes(state & 1 for state in range(256))
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def find_cached(path: Path) -> bytes:
-    """One byte for each page of the file, 1 if the page cache has it. OSError if this user may not know, or there is no
-    such file."""
+    """One byte for each page of the file, 1 if the page cache has it. OSError if this user is not permitted to know it,
+    or if the file does not exist."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
             return b""
-        # mincore wants an address: the mapping is private, so that it can be had of a file that is open for reading.
+        # mincore needs an address: the mapping is private, because the file is open for reading only.
         with mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as view:
             states = (ctypes.c_ubyte * ((size + mmap.PAGESIZE - 1) // mmap.PAGESIZE))()
             start = ctypes.c_char.from_buffer(view)
@@ -44,9 +44,10 @@ def find_cached(path: Path) -> bytes:
 
 
 def remember_cached(path: Path, record: Path) -> bool:
-    """Write down what the cache has of the file, unless that was done or it is too much to be what one process needed.
+    """Record the pages of the file that are in the cache. Returns False if there is a record, or if they are more than
+    one process can have needed.
 
-    Several processes may do so at once, and one that cannot write leaves it: nothing depends on the record.
+    Several processes may do this at once. A failed write is ignored, because nothing depends on the record.
     """
     if record.exists():
         return False
@@ -75,7 +76,7 @@ def remember_cached(path: Path, record: Path) -> bool:
 
 
 def read_ahead(path: Path, record: Path) -> int:
-    """Let the kernel begin to read what was written down of the file; the number of bytes. 0 without a record."""
+    """Let the kernel begin to read the recorded pages of the file. Returns their size in bytes, 0 without a record."""
     try:
         ranges = json.loads(record.read_bytes())
         with path.open("rb") as file:
@@ -83,7 +84,7 @@ def read_ahead(path: Path, record: Path) -> int:
                 os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
     except (OSError, ValueError, TypeError, OverflowError):
         with contextlib.suppress(OSError):
-            # One that cannot be read is made again.
+            # An invalid record is written again by the next fork.
             record.unlink(missing_ok=True)
         return 0
     return sum(length for _, length in ranges)

@@ -1,6 +1,6 @@
 """Every name on disk. docs/files.md explains them.
 
-$KTRDR_VM_HOME/                      default /var/lib/ktrdr-vm; 0711: QEMU's user can traverse, nobody can list
+$KTRDR_VM_HOME/                      default /var/lib/ktrdr-vm; 0711: QEMU's user can traverse, only the owner list it
   images/<digest>/                   disk, kernel, initrd, manifest (the image store)
   templates/<key>/                   saved VMs
   locks/<instance_id>.lock           flock of the process that changes the instance; locks/slots.lock for allocation
@@ -8,7 +8,7 @@ $KTRDR_VM_HOME/                      default /var/lib/ktrdr-vm; 0711: QEMU's use
     journal.json                     recorded resources, their state, allocated values
     overlay.qcow2 seed.iso console.log
     saved                            the state of the VM while it is suspended
-    snapshots/<name>/                disk.qcow2, manifest.json: what another instance can be created from
+    snapshots/<name>/                disk.qcow2, manifest.json: another instance can be created from it
     ssh/                             host_key, host_key.pub, login_key, login_key.pub, known_hosts
     guard/                           proxy.cfg, *.names, *.suffixes, egress.json, guard.lock, control.sock, guard.log
     loose/                           files.tar, names.json: uncommitted files, for the fresh VM of a verification
@@ -19,10 +19,10 @@ $KTRDR_VM_HOME/                      default /var/lib/ktrdr-vm; 0711: QEMU's use
   runs/<instance_id>/<run_id>/       the evidence of one run; `latest` points to the newest; host/runs.py opens it
   digests/<instance_id>/<run_id>.json digests of its files at the time when it was handed over
   attestation-key attestation-key.pub the key that signs attestations, and its public key
-  clients/<uid>-<preset>.json        what clients of packages answered, and what they read for it
+  clients/<uid>-<preset>.json        answers of package clients, and the files that they read for them
   spool/                             requests that run on this host, with their attempts (places/filenames.py)
-  workspaces/<request_id>/           the workspace of a request, made again while it runs
-  submitted/<request_id>.json        requests that were sent from here, and where to
+  workspaces/<request_id>/           the workspace of a request, created again while it runs
+  submitted/<request_id>.json        requests that were sent from here, and their destinations
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def find_home() -> Home:
 
 
 def _find_default() -> Path:
-    """Of root, the one of the host; of anybody else, a folder of their own state."""
+    """For root the directory of the host, for other users a folder in their own state directory."""
     if os.geteuid() == 0:
         return DEFAULT_HOME
     state = os.environ.get("XDG_STATE_HOME", "")
@@ -235,7 +235,7 @@ def _find_default() -> Path:
 
 
 def find_shipped(kind: str, name: str) -> Path | None:
-    """A shipped profile, playbook or recipe; None if there is none of that name, and for whatever is a path."""
+    """A shipped profile, playbook or recipe; None if there is none of that name, and for a path."""
     if Path(name).name != name:
         return None
     path = find_shipped_folder() / kind / name

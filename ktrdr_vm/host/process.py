@@ -67,8 +67,8 @@ PIPED, NOWHERE = Descriptors(), Streams()
 Owner = tuple[int, int]
 """User and group."""
 
-# Before the words of a program that makes something: one whose caller is killed would else make it behind the `gc` that
-# comes next. The thread that starts it has to wait for it.
+# Precedes the words of a program that creates something: if its caller is killed, it must not create the object after
+# the next `gc`. The thread that starts it must wait for it.
 DIES_WITH_CALLER = ("setpriv", "--pdeathsig", "KILL", "--")
 
 _observers: list[Callable[[ProgramCall], None]] = []

@@ -1,4 +1,5 @@
-"""Run directories that come from another host: written apart, then given their name beneath `runs/`.
+"""Run directories that come from another host: written to a temporary folder, then renamed to their place beneath
+`runs/`.
 
 The bytes are those of the other host. Names are checked by the caller and written without following links; an existing
 run is kept.
@@ -23,7 +24,7 @@ ORIGIN = "origin.json"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run happened, and the repository of this host that it began from (empty without one)."""
+    """Where a run happened, and the repository of this host that it started from (empty without one)."""
 
     place: str
     node: str

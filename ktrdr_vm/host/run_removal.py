@@ -23,7 +23,7 @@ def find_sums(path: Path) -> Path:
 def collect_runs(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
     """Remove the evidence of runs that ended KEPT_DAYS ago; the newest of an existing instance is kept. Rows are those
     of `gc`."""
-    living = {path.name for path in list_directories(home)}
+    existing = {path.name for path in list_directories(home)}
     rows = []
     for folder in sorted(home.runs.iterdir()) if home.runs.is_dir() else ():
         if folder.is_symlink() or not folder.is_dir() or is_locked(home.lock(folder.name)):
@@ -33,7 +33,7 @@ def collect_runs(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
             key=lambda path: path.lstat().st_mtime,
         )
         old = [path for path in found if time.time() - path.lstat().st_mtime > KEPT_DAYS * 86400]
-        if folder.name in living:
+        if folder.name in existing:
             old = [path for path in old if path != found[-1]]
         for path in old:
             rows.append(

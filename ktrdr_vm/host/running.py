@@ -16,7 +16,7 @@ from ktrdr_vm.users import UNMAPPED, in_user_namespace
 END_LIMIT = 10.0
 
 
-# uids of people begin here on Debian (adduser.conf); those of the processes of instances are far above.
+# On Debian, uids of people begin here (adduser.conf); those of the processes of instances are far above.
 _PEOPLE = 1000
 
 
@@ -42,7 +42,7 @@ def find_processes(matches: Callable[[list[bytes]], bool]) -> list[int]:
 
 def _is_somebody_else(user: int) -> bool:
     if in_user_namespace():
-        # All who are mapped are this person's.
+        # All mapped users belong to this person.
         return user == UNMAPPED
     return (user != os.geteuid() and _PEOPLE <= user < 60_000) or 65_536 <= user < HOST_USERS.first
 

@@ -1,4 +1,4 @@
-"""The users and groups of the world: 0 is the person, 1 to 65536 are sub-ids, and the group of /dev/kvm is itself."""
+"""The users and groups of a world: 0 is the person, 1 to 65536 are sub-ids, and the group of /dev/kvm is unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.host import process
 
-# Users of packages, such as libvirt-qemu, and those of instances are below.
+# Users of packages, such as libvirt-qemu, and those of instances are below this number.
 MAPPED = 65536
 _SUBUID, _SUBGID = Path("/etc/subuid"), Path("/etc/subgid")
 KVM = Path("/dev/kvm")
@@ -59,7 +59,7 @@ def find_kvm_group(person: int) -> int | None:
 
 
 def write_maps(pid: int, users: list[Range], groups: list[Range]) -> None:
-    """Give the maps to a process in a new user namespace, by the programs of the package uidmap."""
+    """Set the maps of a process in a new user namespace, with the programs of the package uidmap."""
     for program, ranges in (("newuidmap", users), ("newgidmap", groups)):
         words = [str(number) for one in ranges for number in (one.inside, one.outside, one.count)]
         done = process.run([program, str(pid), *words], timeout=10, check=False)
@@ -72,7 +72,7 @@ def write_maps(pid: int, users: list[Range], groups: list[Range]) -> None:
 
 
 def _find_free() -> str:
-    """The first range that nobody has, as usermod takes it."""
+    """The first range that is not assigned, in the format of usermod."""
     first = max((first + count for path in (_SUBUID, _SUBGID) for _, first, count in _parse(path)), default=0)
     first = max(first, 100_000)
     return f"{first}-{first + MAPPED - 1}"
@@ -89,7 +89,7 @@ def _read(path: Path, person: int) -> list[tuple[int, int]]:
 
 
 def _parse(path: Path) -> list[tuple[str, int, int]]:
-    """The lines of a file: name or uid, first id, number of ids. What is no such line is ignored, as by newuidmap."""
+    """The lines of a file: name or uid, first id, number of ids. Other lines are ignored, as newuidmap does."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -110,7 +110,7 @@ def _name(person: int) -> str:
 
 
 def require_user_namespaces() -> None:
-    """HostError if this host lets nobody but root make user namespaces."""
+    """HostError if only root can create user namespaces on this host."""
     for name, forbidden, what in (
         ("kernel/unprivileged_userns_clone", "0", "user namespaces are for root only"),
         ("user/max_user_namespaces", "0", "no user namespaces are allowed"),

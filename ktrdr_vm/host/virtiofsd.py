@@ -1,7 +1,7 @@
 """virtiofsd, which serves one folder to one QEMU over a socket.
 
-Under root of the host libvirt starts it. In a world this program does: libvirt 9.0 crashes when it plugs in a virtiofs
-device and has no cgroups, and QEMU, another user of the world, must be able to open the socket.
+As root of the host, libvirt starts it. In a world this program does: libvirt 9.0 crashes when it hot-plugs a virtiofs
+device without cgroups, and QEMU, another user of the world, must be able to open the socket.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ktrdr_vm.errors import HostError, ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.rights import QEMU_USER
 
-# Debian 12 has it in QEMU's package, Debian 13 in one of its own.
+# Debian 12 has it in the package of QEMU, Debian 13 in a separate one.
 PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
 START_LIMIT = 20.0
 _POLL = 0.02

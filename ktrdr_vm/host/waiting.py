@@ -1,4 +1,4 @@
-"""Progress of what takes long: after some seconds a step says what it waits for, since when, and its limit."""
+"""Progress of long steps: after some seconds, what is waited for, for how long, and the limit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-# Seconds between two notes. A step that ends sooner says nothing.
+# Seconds between two notes. A step that ends sooner writes none.
 EVERY = 30.0
 
 

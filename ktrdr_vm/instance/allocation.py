@@ -1,5 +1,5 @@
-"""What an instance is given when it is made: a slot, and with it users and a loopback address; a host key and a
-login."""
+"""Allocation: the slot of a new instance, from which its users and its loopback address derive, its host key and its
+login key."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ktrdr_vm.users import in_user_namespace
 
 
 def find_free_slot(home: Home) -> int:
-    """The first slot that no journal of this home and no guard of another one has. To be called under the slots'
-    lock."""
+    """The first slot that no journal of this home and no guard of another home uses. Call it under the lock of the
+    slots."""
     taken, bound = {journal.slot for journal in list_journals(home)}, find_bound(DNS_PORT)
     for slot in range(find_users().slots):
         loopback = allocate(slot, genid="", host_key="", host_public_key="", login_public_key="").loopback
@@ -27,20 +27,20 @@ def find_free_slot(home: Home) -> int:
     )
 
 
-def require_room(home: Home, instance_id: str, most: int) -> None:
-    """HostError when the host has as many other instances as its owner allows."""
+def require_instance_limit(home: Home, instance_id: str, most: int) -> None:
+    """HostError when `most` other instances exist, which is the instance limit of the owner's policy."""
     others = sum(journal.instance_id != instance_id for journal in list_journals(home))
     if others >= most:
         raise HostError(
-            f"{others} instances are there, and the owner of this host allows {most}",
+            f"{others} instances exist, and the owner of this host allows {most}",
             where=str(home.instances),
-            hint="`ktrdr-vm list` shows them; `ktrdr-vm gc` and `ktrdr-vm destroy` make room",
+            hint="`ktrdr-vm list` shows them; `ktrdr-vm gc` and `ktrdr-vm destroy` remove them",
         )
 
 
 def create_keys(paths: InstancePaths) -> None:
-    """The guest's SSH host key and the one login, both made here; the private halves are the owner's alone."""
-    # Imported with the first key: listing instances needs no cryptography.
+    """Create the guest's SSH host key and the login key. Only the owner can read the private halves."""
+    # Imported here: commands that list instances need no cryptography.
     from ktrdr_vm.host.keys import generate_keypair
 
     folder = paths.host_key.parent
@@ -53,7 +53,7 @@ def create_keys(paths: InstancePaths) -> None:
 
 
 def publish_keys(paths: InstancePaths) -> None:
-    """Let OpenSSH find the keys, and the pinned host key, through the link of its wildcard block. Idempotent."""
+    """Write known_hosts, and the link through which OpenSSH's wildcard block finds the keys. Idempotent."""
     name, folder = paths.directory.name, paths.host_key.parent
     host_key = paths.host_key.with_suffix(".pub").read_text()
     write_durably(paths.known_hosts, f"{name},{name}{SSH_SUFFIX} {host_key}".encode())
@@ -64,7 +64,7 @@ def publish_keys(paths: InstancePaths) -> None:
 
 
 def read_allocation(paths: InstancePaths, journal: Journal) -> Allocation:
-    """What the instance was given, from its journal and its keys."""
+    """The allocation of an instance, from its journal and its keys."""
     return allocate(
         journal.slot,
         genid=journal.genid,
@@ -76,5 +76,5 @@ def read_allocation(paths: InstancePaths, journal: Journal) -> Allocation:
 
 
 def find_users() -> InstanceUsers:
-    """The users that instances of this process have."""
+    """The users of the instances of this process: those of a world in a user namespace, else those of the host."""
     return WORLD_USERS if in_user_namespace() else HOST_USERS

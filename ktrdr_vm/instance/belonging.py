@@ -1,7 +1,8 @@
-"""What belongs to a workspace: for who may work in one, and is allowed nothing else of this host.
+"""Checks that an instance or a run belongs to a workspace, for a caller that may use one workspace and nothing else of
+this host.
 
-An instance says so in its journal, which is root's; a run in its plan, where the digest that root kept confirms it.
-Nothing is believed that the person could have written.
+The journal of an instance belongs to root and names its workspace. The plan of a run is accepted if the digest that
+root kept confirms it. A file that the person can write is no evidence.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from ktrdr_vm.identity import parse_instance_id
 
 
 def holds_instance(home: Home, instance_id: str, workspace: Path) -> bool:
-    """True if this instance was created for this workspace by the same person. False if there is none or its journal
-    cannot be read."""
+    """True if the same person created this instance for this workspace. False if there is no such instance or its
+    journal cannot be read."""
     with contextlib.suppress(KtrdrError):
         journal = read_journal(home.instance(parse_instance_id(instance_id).instance_id).journal)
         return journal is not None and _is_ours(journal.plan, workspace)
@@ -28,7 +29,7 @@ def holds_instance(home: Home, instance_id: str, workspace: Path) -> bool:
 
 
 def require_instance(home: Home, instance_id: str, workspace: Path) -> None:
-    """UsageError unless the instance belongs to the workspace. It does not say whether there is one."""
+    """UsageError unless the instance belongs to the workspace. The error does not reveal whether it exists."""
     if not holds_instance(home, instance_id, workspace):
         raise UsageError(
             f"no instance {instance_id:.80} belongs to this workspace",
@@ -38,7 +39,7 @@ def require_instance(home: Home, instance_id: str, workspace: Path) -> None:
 
 
 def require_run(home: Home, instance_id: str, run_id: str, workspace: Path) -> None:
-    """UsageError unless the run was of this workspace."""
+    """UsageError unless the run belongs to the workspace."""
     name = parse_instance_id(instance_id).instance_id
     with contextlib.suppress(KtrdrError, OSError):
         path = find_run(home, name, run_id)
@@ -51,7 +52,7 @@ def require_run(home: Home, instance_id: str, run_id: str, workspace: Path) -> N
 
 
 def require_free(home: Home, instance_id: str, workspace: Path) -> None:
-    """UsageError when the instance_id is in use for something else: applying would take it over."""
+    """UsageError when the instance_id is in use for another workspace: `apply` would take over that instance."""
     name = parse_instance_id(instance_id).instance_id
     if os.path.lexists(home.instance(name).directory):
         require_instance(home, name, workspace)

@@ -1,8 +1,9 @@
-"""Branches: copies of a running instance with its memory and processes, each with an identity, a network and secrets of
-its own.
+"""Branches: copies of a running instance with its memory and processes, each with its own identity, network and
+secrets.
 
-The original is paused for its disk and its memory; with KVM its memory is copied while it runs, up to the last part.
-Its secrets are taken away before, and delivered anew to it and to each copy. The reasons are in docs/adr.
+The original is paused while its disk and its memory are copied; with KVM, its memory is copied while it runs, except
+for the last part. Its secrets are removed before the copy, and delivered again to the original and to each copy. The
+reasons are in docs/adr.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from ktrdr_vm.instance.resources.base import Notify, quiet
 from ktrdr_vm.instance.resources.domain import find_qemu
 from ktrdr_vm.instance.resources.overlay import COPY_LIMIT, copy_boot_files
 from ktrdr_vm.instance.resources.secret import sweep_secrets
-from ktrdr_vm.instance.secrets import take_secrets
+from ktrdr_vm.instance.secrets import remove_secrets
 from ktrdr_vm.instance.suspend import end_branching, set_clock
 from ktrdr_vm.plan.domain_xml import shares_memory
 from ktrdr_vm.plan.plan import Plan
 
-# A guest that runs answers at once, and on a busy host a little later.
+# Seconds. A running guest answers at once, and on a busy host a little later.
 AGENT_LIMIT = 30.0
 
 
 @dataclass(frozen=True)
-class Given:
-    """What instances get from the host: secrets from their sources, roots of mounts, and how many instances there may
-    be.
+class HostInputs:
+    """What branches need of the host: the reader of secrets, the folders that mounts may come from, and the instance
+    limit.
 
-    `reapply` gives the original what approvals had delivered to it.
+    `reapply` delivers to the original again what approvals had delivered to it.
     """
 
     read_secret: SecretReader
@@ -54,18 +55,21 @@ class Given:
 
 @dataclass(frozen=True)
 class Branches:
-    """The instances that were created, and the seconds for which the original was paused."""
+    """The created instances, and the seconds for which the original was paused."""
 
     instances: tuple[str, ...]
     paused: float
 
 
-def branch(loaded: LoadedInstance, identities: Iterable[Identity], given: Given, *, notify: Notify = quiet) -> Branches:
-    """Create a copy of a running instance for each identity. Use under the lock of the original; each copy is locked
-    here.
+def branch(
+    loaded: LoadedInstance, identities: Iterable[Identity], inputs: HostInputs, *, notify: Notify = quiet
+) -> Branches:
+    """Create a copy of a running instance for each identity. Call it under the lock of the original; it locks each
+    copy.
 
     UsageError, with nothing changed, for an instance that cannot be branched or a name that exists. If a copy cannot be
-    created, all are removed. A killed call leaves the original as an interrupted `suspend` does: `resume` mends it.
+    created, all copies are removed. If the process is killed, the original is left as after an interrupted `suspend`,
+    and `resume` repairs it.
     """
     wanted = tuple(identities)
     _require_possible(loaded, wanted)
@@ -80,13 +84,13 @@ def branch(loaded: LoadedInstance, identities: Iterable[Identity], given: Given,
                     hint="choose another name, or destroy that one first",
                 )
         with _folder(loaded) as folder:
-            paused = _copy(loaded, folder, given, notify)
+            paused = _copy(loaded, folder, inputs, notify)
             held.callback(loaded.close)
             made: list[Instance] = []
             try:
                 for copy in copies:
                     made.append(copy)
-                    _create(loaded, copy, folder, given, notify)
+                    _create(loaded, copy, folder, inputs, notify)
             except BaseException:
                 for one in made:
                     with contextlib.suppress(KtrdrError):
@@ -97,7 +101,7 @@ def branch(loaded: LoadedInstance, identities: Iterable[Identity], given: Given,
 
 def _require_possible(loaded: LoadedInstance, wanted: tuple[Identity, ...]) -> None:
     name, plan = loaded.instance_id, loaded.plan
-    loaded.target.require_awake()
+    loaded.target.refuse_suspended()
     if len({one.instance_id for one in wanted} | {name}) != len(wanted) + 1:
         raise UsageError("each branch needs a name of its own", where=name, hint="use --count for several")
     if not loaded.target.is_running() or loaded.journal.state != "awake":
@@ -117,13 +121,14 @@ def _require_possible(loaded: LoadedInstance, wanted: tuple[Identity, ...]) -> N
         )
     memory, disk = plan.profile.resources.memory, loaded.paths.overlay.stat().st_size >> 20
     require_capacity(loaded.home.root, memory, guests=len(wanted), disk=memory + disk * (len(wanted) + 1))
-    # A copy gets its identity through the agent, before it has a network. GuestError, with nothing changed.
+    # A copy gets its identity from the agent, before it has a network. Without an agent: GuestError, and nothing is
+    # changed.
     wait_agent(loaded.libvirt, loaded.identity.domain, limit=AGENT_LIMIT)
 
 
 @contextlib.contextmanager
 def _folder(loaded: LoadedInstance) -> Iterator[Path]:
-    """A folder for memory and disk, only for the time of the call: the memory of a machine is not kept."""
+    """A folder for memory and disk, removed when the block ends: the memory of a VM is not kept."""
     folder = loaded.paths.branching
     end_branching(loaded)
     make_private(folder)
@@ -133,34 +138,34 @@ def _folder(loaded: LoadedInstance) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def _copy(loaded: LoadedInstance, folder: Path, given: Given, notify: Notify) -> float:
-    """Memory and disk of one moment, in the folder. The original runs afterwards as before; returns how long it was
-    paused."""
+def _copy(loaded: LoadedInstance, folder: Path, inputs: HostInputs, notify: Notify) -> float:
+    """Copy memory and disk of one moment to the folder. The original then runs as before. Returns the seconds for which
+    it was paused."""
     journal = loaded.journal
     for pid in find_qemu(loaded.identity.domain, loaded.paths.directory):
         touch_memory(pid, open_template(loaded.home, journal.template).memory)
-    # As for `suspend`: `resume` gives back what was taken, if this process ends meanwhile.
+    # As in `suspend`: if this process ends during the copy, `resume` restores what was removed.
     journal.enter("suspending")
     _require_no_delivery(loaded)
     try:
-        for key in take_secrets(loaded, notify):
+        for key in remove_secrets(loaded, notify):
             journal.strike(key)
-        # Keys of the connection are secrets as well, and a copy could go on with it.
+        # The keys of the connection are secrets as well: a copy could continue the connection.
         loaded.close()
         try:
             paused = _pause(loaded, folder)
         finally:
             set_clock(loaded, BOOT_LIMIT[loaded.plan.facts.accelerator])
     finally:
-        loaded.complete(read_secret=given.read_secret, mount_roots=given.mount_roots, notify=notify)
+        loaded.complete(read_secret=inputs.read_secret, mount_roots=inputs.mount_roots, notify=notify)
         journal.enter("awake")
-        given.reapply()
+        inputs.reapply()
     return paused
 
 
 def _require_no_delivery(loaded: LoadedInstance) -> None:
-    """UsageError, and an original as before, while an approval delivers a secret. From now on an approval waits, or is
-    refused."""
+    """UsageError, with the original as before, while an approval delivers a secret. After this check an approval waits
+    or is refused."""
     found = [
         one.id for one in loaded.escalations.list() if one.packet.kind == "secret" and one.answer and one.answer.waiting
     ]
@@ -175,8 +180,8 @@ def _require_no_delivery(loaded: LoadedInstance) -> None:
 
 
 def _pause(loaded: LoadedInstance, folder: Path) -> float:
-    """Copy memory and disk; the original is paused when the copy of the disk begins, if not before. The seconds of the
-    pause."""
+    """Copy memory and disk. The original is paused at the latest when the copy of the disk begins. Returns the seconds
+    of the pause."""
     libvirt, domain = loaded.libvirt, loaded.identity.domain
     try:
         # Under emulation, QEMU before 9.0 loses writes of a guest that runs while its memory is copied.
@@ -190,10 +195,10 @@ def _pause(loaded: LoadedInstance, folder: Path) -> float:
     return paused + time.monotonic() - began
 
 
-def _create(loaded: LoadedInstance, copy: Instance, folder: Path, given: Given, notify: Notify) -> None:
+def _create(loaded: LoadedInstance, copy: Instance, folder: Path, inputs: HostInputs, notify: Notify) -> None:
     plan = Plan(loaded.plan.profile, loaded.plan.facts, copy.identity, loaded.plan.source)
     template = open_template(loaded.home, loaded.journal.template)
-    made = copy.begin(plan, template=template, most_instances=given.most_instances)
+    made = copy.begin(plan, template=template, most_instances=inputs.most_instances)
     made.template = replace(template, branched=str(folder / "state"))
     made.journal.intend("overlay")
     copy_boot_files(plan.facts.image, made.paths.directory)
@@ -202,14 +207,14 @@ def _create(loaded: LoadedInstance, copy: Instance, folder: Path, given: Given, 
     partial.chmod(0o600)
     partial.rename(made.paths.overlay)
     made.journal.confirm("overlay")
-    made.create(read_secret=given.read_secret, mount_roots=given.mount_roots, notify=notify)
+    made.create(read_secret=inputs.read_secret, mount_roots=inputs.mount_roots, notify=notify)
     try:
         guest = made.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
-        # What an approval may have delivered to the original since its secrets were taken away.
+        # An approval may have delivered a secret to the original after its secrets were removed.
         sweep_secrets(guest)
         personalize(guest, plan, made.environment())
-        made.complete(read_secret=given.read_secret, mount_roots=given.mount_roots, notify=notify)
-        # Until now `gc` removes a disposable one, as what a killed run has left.
+        made.complete(read_secret=inputs.read_secret, mount_roots=inputs.mount_roots, notify=notify)
+        # Until here `gc` removes a disposable copy, as it removes the instance of a killed run.
         made.journal.keep()
     finally:
         made.close()

@@ -1,5 +1,5 @@
-"""Why a guest answers no more, as the host sees it: its machine has ended, stands still, or its kernel said its last
-words."""
+"""Why a guest no longer answers, as the host sees it: its VM has ended or is paused, or its kernel reported a fatal
+error on the console."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.instance.resources.base import Target
 
 _TAIL = 64 * 1024
-_LAST_WORDS = re.compile(
+_FATAL_ERROR = re.compile(
     r"(Kernel panic - not syncing[^\n]*|Out of memory: Killed process[^\n]*|I/O error, dev vda[^\n]*)"
 )
 
 
 def explain_loss(target: Target) -> str:
-    """One sentence; nothing when the machine runs and its console says nothing of an end."""
-    words = read_last_words(target)
+    """One sentence; empty when the VM runs and its console shows no fatal error."""
+    reported = read_fatal_error(target)
     try:
         facts = target.libvirt.find(target.identity.domain)
     except KtrdrError as error:
         return error.message
     if facts is None or not facts.state.is_alive:
-        said = "its machine has ended: QEMU is gone, or the guest powered off"
+        said = "its VM has ended: QEMU has exited, or the guest powered off"
     elif facts.state == "paused":
-        said = "its machine stands still: the host has no room for its disk, or somebody paused it"
+        said = "its VM is paused: the host has no space for its disk, or somebody paused it"
     else:
         said = ""
-    return "; ".join(filter(None, (said, words)))
+    return "; ".join(filter(None, (said, reported)))
 
 
-def read_last_words(target: Target) -> str:
-    """The last line of the console that tells an end. It is the guest's own, so it may lie."""
+def read_fatal_error(target: Target) -> str:
+    """The last fatal error on the console. The guest writes the console, so it may be false."""
     try:
         with target.paths.console.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            found = _LAST_WORDS.findall(file.read().decode("utf-8", "replace"))
+            found = _FATAL_ERROR.findall(file.read().decode("utf-8", "replace"))
     except OSError:
         return ""
     return f"its console says: {found[-1].strip()[:200]}" if found else ""

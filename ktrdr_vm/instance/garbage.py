@@ -1,5 +1,4 @@
-"""The removal of what no living run holds: instances, halves of images and templates, and what has outlived its
-time."""
+"""Removal of what no run holds: instances, partial images and templates, and instances whose time to live has ended."""
 
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ from ktrdr_vm.instance.resources.domain import find_qemu
 
 
 def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict[str, str]]:
-    """Remove what no living run holds and no person lives in, and what has outlived its time. Rows of action,
-    instance_id, reason."""
+    """Remove the instances that no run holds and that are not kept, those whose time to live has ended, and partial
+    images and templates. Returns rows of action, instance_id, reason."""
     rows = []
     for entry in find_instances(home, libvirt):
         if not entry.busy and (entry.expired or not entry.kept):
@@ -38,20 +37,21 @@ def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict
             )
     if not dry_run:
         remove_dead_locks(home.locks)
-    return rows + _collect_halves(home, dry_run=dry_run)
+    return rows + _collect_partial(home, dry_run=dry_run)
 
 
 def collect_expired(home: Home, libvirt: Libvirt) -> list[dict[str, str]]:
-    """Only what has outlived its time: cheap enough for every `apply`. Rows as above."""
+    """Remove only the instances whose time to live has ended: cheap enough for every `apply`. Rows as above."""
     expired = {journal.instance_id for journal in list_journals(home) if journal.expired}
     found = [entry for entry in find_instances(home, libvirt) if entry.instance_id in expired] if expired else []
     return [row for entry in found if not entry.busy for row in _collect(home, libvirt, entry, dry_run=False)]
 
 
 def collect_job(home: Home, libvirt: Libvirt, job: str, *, dry_run: bool) -> list[dict[str, str]]:
-    """Remove the instances that a job created and that outlived it, also those that are kept. Rows as above.
+    """Remove the instances that a job created and that exist after it, kept ones included. Rows as above.
 
-    A suspended one has no process, and stays until its time to live ends. `failed` for one that a living run holds.
+    A suspended instance has no process, and stays until its time to live ends. The action is `failed` for an instance
+    that a run holds.
     """
     rows = []
     created = {journal.instance_id for journal in list_journals(home) if journal.job == job}
@@ -78,17 +78,17 @@ def _collect(home: Home, libvirt: Libvirt, entry: Found, *, dry_run: bool) -> li
         if not dry_run:
             with instance.locked():
                 if not entry.expired and instance.is_kept():
-                    return []  # since we looked, a run has ended and left it to a person
+                    return []  # a run has ended since the listing, and keeps it for a person
                 instance.destroy()
     except BusyError:
-        return []  # a run took it up meanwhile
+        return []  # a run has locked it since the listing
     except KtrdrError as error:
         action, reason = "failed", f"{error}; next: {error.hint}"
     return [{"action": action, "instance_id": entry.instance_id, "reason": reason}]
 
 
-def _collect_halves(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
-    """What a build of an image or a template left that was killed, gigabytes at times. One that goes on holds its
+def _collect_partial(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
+    """Remove what killed builds of images and templates left, sometimes gigabytes. A build that still runs holds its
     lock."""
     rows = []
     for folder, locks, lock in (
@@ -99,23 +99,23 @@ def _collect_halves(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
             key = path.name.split("-")[1]
             if is_locked(locks / lock.format(key)):
                 continue
-            reason = "half built, and nobody builds it"
+            reason = "incomplete, and no process builds it"
             action = "would remove" if dry_run else "removed"
             if not dry_run:
                 try:
-                    # Its QEMU may live on, also when libvirt has forgotten it; a domain that libvirt knows is an
-                    # instance above.
+                    # Its QEMU may still run, also when libvirt has lost the domain; a domain that libvirt knows was
+                    # removed as an instance above.
                     for pid in (
                         find_qemu(Identity(f"template--{key[:12]}").domain, path) if folder == home.templates else []
                     ):
                         end_process(pid)
-                    # Out of sight first: whoever begins to build it now makes a new one.
+                    # Renamed first, so that a build that begins now creates a new one.
                     doomed = (
                         path if path.name.startswith(".gone-") else path.rename(folder / f".gone-{key}-{os.getpid()}")
                     )
                     shutil.rmtree(doomed)
                 except FileNotFoundError:
-                    continue  # another took it away
+                    continue  # another process removed it
                 except OSError as error:
                     action, reason = "failed", f"{path}: {error.strerror}; next: remove it by hand"
             rows.append({"action": action, "instance_id": path.name, "reason": reason})

@@ -1,5 +1,5 @@
-"""An instance_id on this host: its journal begun, its resources removed. What is done with it in between is in
-`loaded.py`."""
+"""One instance_id on this host: the creation of its journal and the removal of its resources. The operations in between
+are in `loaded.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ktrdr_vm.host.libvirt import DomainFacts, Libvirt
 from ktrdr_vm.host.links import list_links
 from ktrdr_vm.host.paths import Home, InstancePaths
 from ktrdr_vm.identity import Identity
-from ktrdr_vm.instance.allocation import create_keys, find_free_slot, publish_keys, require_room
+from ktrdr_vm.instance.allocation import create_keys, find_free_slot, publish_keys, require_instance_limit
 from ktrdr_vm.instance.inventory import is_kept
 from ktrdr_vm.instance.loaded import LoadedInstance, SecretReader, hold_lock, load_instance
 from ktrdr_vm.instance.resources import make_resources
@@ -26,13 +26,12 @@ from ktrdr_vm.instance.teardown import find_residue, tear_down
 from ktrdr_vm.plan.facts import TemplateFacts
 from ktrdr_vm.plan.plan import Plan
 
-# How long a guest may take from power-on to an authenticated command. Emulation on a busy host is the slow end.
+# Seconds from power-on to an authenticated command. The limit for emulation allows for a busy host.
 BOOT_LIMIT = {"kvm": 120.0, "tcg": 600.0}
 
 
 class Instance:
-    """One instance_id on this host, whether or not there is an instance. Use `locked()` around everything that changes
-    it."""
+    """One instance_id on this host, whether or not the instance exists. Hold `locked()` around every change."""
 
     def __init__(self, home: Home, identity: Identity, libvirt: Libvirt) -> None:
         self.home = home
@@ -56,7 +55,7 @@ class Instance:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def find_journal(self) -> Journal | None:
-        """The journal from the disk; None when there is no instance."""
+        """The journal, read from the disk; None when there is no instance."""
         return read_journal(self.paths.journal)
 
     def require_journal(self) -> Journal:
@@ -71,16 +70,16 @@ class Instance:
         return journal
 
     def load(self, journal: Journal | None = None) -> LoadedInstance:
-        """Read its journal, unless the caller has, and parse its plan. UsageError when there is no instance."""
+        """Read its journal, unless the caller passes it, and parse its plan. UsageError when there is no instance."""
         return load_instance(self.home, self.target, journal or self.require_journal())
 
-    def require_awake(self) -> None:
+    def refuse_suspended(self) -> None:
         """UsageError when there is no such instance, or when it is suspended."""
         self.require_journal()
-        self.target.require_awake()
+        self.target.refuse_suspended()
 
     def find_mode(self) -> str:
-        """sandbox or interactive, from the journal or, when that is lost, from the domain; empty when there is no
+        """sandbox or interactive, from the journal or, if that is lost, from the domain; empty when there is no
         instance."""
         journal = self._read_journal_leniently()
         if journal is not None:
@@ -89,17 +88,17 @@ class Instance:
         return domain.mode if domain is not None else ""
 
     def is_kept(self) -> bool:
-        """True if the instance is interactive, or was created with the option to keep it: by its journal, else by its
-        domain."""
+        """True if the instance is interactive, or was created with the option to keep it; from its journal or, if that
+        is lost, from its domain."""
         journal = self._read_journal_leniently()
         return is_kept(journal, self._find_domain() if journal is None else None)
 
     def _find_domain(self) -> DomainFacts | None:
-        """Its domain, unless another state directory made it."""
+        """Its domain, unless another state directory created it."""
         domain = self.libvirt.find(self.identity.domain)
         return domain if domain is not None and domain.home == str(self.home.root) else None
 
-    # -- making -----------------------------------------------------------------------------------------------------
+    # -- creating ---------------------------------------------------------------------------------------------------
 
     def create(
         self,
@@ -110,7 +109,7 @@ class Instance:
         template: TemplateFacts | None = None,
         notify: Notify = quiet,
     ) -> LoadedInstance:
-        """Make an instance up to its running domain: `begin` and `LoadedInstance.create` in one."""
+        """Create an instance up to its running domain: `begin` and `LoadedInstance.create` in one call."""
         loaded = self.begin(plan, template=template)
         loaded.create(read_secret=read_secret, mount_roots=mount_roots, notify=notify)
         return loaded
@@ -125,16 +124,17 @@ class Instance:
         run_id: str = "",
         most_instances: int = 0,
     ) -> LoadedInstance:
-        """Write what is about to be made: the journal, with a slot, and the keys.
+        """Write the journal, with a slot, and the keys, before any other part of the instance is created.
 
-        A new instance is forked from `template` when there is one, or begins from the disk of a snapshot, `source`; an
-        existing one stays what it was, and is given the plan. `journal` is its journal where the caller has read it.
+        A new instance is forked from `template` if there is one, or starts from the disk of a snapshot, `source`. An
+        existing instance keeps both and gets the new plan. `journal` is its journal if the caller has read it.
         """
         journal = journal or self.find_journal()
         if journal is not None:
-            self.target.require_awake()
+            self.target.refuse_suspended()
             if journal.state != "awake" and not self.target.is_running():
-                # The host ended while it fell asleep or woke, and no state of it is left: it boots from its disk.
+                # The host ended while the instance was suspending or resuming, and there is no saved state: it boots
+                # from its disk.
                 journal.enter("awake")
         else:
             self._require_nothing_left()
@@ -143,7 +143,7 @@ class Instance:
         return load_instance(self.home, self.target, journal, plan)
 
     def _require_nothing_left(self) -> None:
-        """ProvisionError when objects of an instance of this name run on the host while its state directory is lost."""
+        """ProvisionError when objects of an instance of this name exist on the host and its state directory is lost."""
         namespace = self.identity.namespace
         left = [f"network namespace {namespace}"] if list_links(namespace).get("lo") == self.target.mark else []
         left += [f"domain {self.identity.domain}"] if self._find_domain() is not None else []
@@ -163,15 +163,15 @@ class Instance:
             existing.live_for(plan.profile.ttl)
             existing.save()
             if not (self.paths.host_key.exists() and self.paths.login_key.exists()):
-                # It died between its journal and its keys, so nothing carries them yet.
+                # The process died between the journal and the keys, so nothing has the keys yet.
                 create_keys(self.paths)
             publish_keys(self.paths)
             return existing
         self.home.create()
         with locked(self.home.locks / "slots.lock", "the allocation of slots", wait=True):
-            # The journal is written under the lock, so that the next one who looks finds the slot taken.
+            # The journal is written under the lock, so that the next caller finds the slot taken.
             if most:
-                require_room(self.home, self.identity.instance_id, most)
+                require_instance_limit(self.home, self.identity.instance_id, most)
             slot = find_free_slot(self.home)
             directory = self.paths.directory
             directory.mkdir(mode=0o711, exist_ok=True)
@@ -198,9 +198,10 @@ class Instance:
     # -- removing ---------------------------------------------------------------------------------------------------
 
     def destroy(self, *, notify: Notify = quiet) -> None:
-        """Remove everything, backward, then prove it. Every error is collected; a ResidueError names what is left.
+        """Remove all resources in reverse order, then check that none is left. All errors are collected; ResidueError
+        names what is left.
 
-        Interrupted once, it is begun again and finished before the interruption goes on.
+        The first KeyboardInterrupt starts the removal again; when that has finished, the interrupt is raised.
         """
         try:
             self._destroy(notify)
@@ -217,7 +218,7 @@ class Instance:
         tear_down(self.target, make_resources(self.target, blueprint), journal, notify)
 
     def find_residue(self) -> list[str]:
-        """What of this instance is on the host, asked of the host. The proof is an empty list."""
+        """The objects of this instance on the host, as the host reports them; empty after a complete removal."""
         return find_residue(make_resources(self.target, None))
 
     def close_unguarded(self) -> bool:
@@ -225,7 +226,7 @@ class Instance:
         return close_unguarded(self.target)
 
     def _read_journal_leniently(self) -> Journal | None:
-        """For removal a damaged journal is as good as none: the host itself is asked."""
+        """The journal; None also when it is damaged, since removal checks the host itself."""
         try:
             return self.find_journal()
         except ProvisionError:
@@ -233,7 +234,7 @@ class Instance:
 
 
 def require_root() -> None:
-    """Root, of the host or of a world: taps, nftables and libvirt need it."""
+    """HostError unless this is root, of the host or of a world: taps, nftables and libvirt need it."""
     if os.geteuid() != 0:
         raise HostError(
             "this needs root or a world",

@@ -1,7 +1,8 @@
 """Instances as the host knows them: journals, libvirt metadata, aliases of interfaces and nft comments, joined by
 instance_id.
 
-Losing the state directory loses no knowledge. What does not carry our mark is never listed and never touched.
+Instances are found also when the state directory is lost. Objects without the mark of ktrdr-vm are never listed or
+changed.
 """
 
 from __future__ import annotations
@@ -19,38 +20,39 @@ from ktrdr_vm.host.links import list_links
 from ktrdr_vm.host.nft import list_tables, read_comment
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import DOMAIN_PREFIX, TABLE_PREFIX, make_home_token
-from ktrdr_vm.instance.resources.guard import look_at_guard
+from ktrdr_vm.instance.resources.guard import check_guard
 
 _MARK = re.compile(r"ktrdr-vm instance_id=([a-z0-9-]{1,63}) home=([0-9a-f]{8})")
 
 
 @dataclass
 class Found:
-    """One instance_id and where it was seen."""
+    """One instance_id, and where it was found."""
 
     instance_id: str
     mode: str = "unknown"
     state: str = "no domain"
     created_at: str = ""
     run_id: str = ""
-    """The run that it belongs to, by the journal."""
+    """The run that it belongs to, from the journal."""
     busy: bool = False
     kept: bool = False
-    """A person lives in it, or asked for it to be kept."""
+    """True for an interactive instance, and for one that was created to be kept."""
     rest: str = ""
-    """suspending, suspended or resuming, by the journal."""
+    """suspending, suspended or resuming, from the journal."""
     expires_at: str = ""
     expired: bool = False
-    """True if its time to live has ended. It is then removed, whether or not somebody uses it."""
+    """True if its time to live has ended. It is then removed, also while it is in use."""
     faults: tuple[str, ...] = ()
-    """What of its guard does not serve, while it runs."""
+    """The parts of its guard that do not serve, while it runs."""
     revision: str = ""
-    """What it may do now; empty while it has no network."""
+    """The revision of its permissions; empty while it has no network."""
     seen: set[str] = field(default_factory=set)
 
     @property
     def note(self) -> str:
-        """What disagrees: an instance has a journal, a firewall and a domain, or a run is at work on it."""
+        """That a run is at work on it, that a suspend or resume was interrupted, the parts that it lacks, or its
+        faults."""
         if self.busy:
             return "a run is at work"
         if self.rest == "suspended":
@@ -75,15 +77,15 @@ class Found:
 
 
 def is_kept(journal: Journal | None, domain: DomainFacts | None) -> bool:
-    """True if a person lives in an instance or asked for it to be kept. The domain says so too, for when the journal is
-    lost."""
+    """True if the instance is interactive or was created to be kept. The domain also records the mode, for a lost
+    journal."""
     if journal is not None and (journal.kept or journal.mode == "interactive"):
         return True
     return domain is not None and domain.mode == "interactive"
 
 
 def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
-    """The union of what is written down and what is there, sorted by instance_id. What another home made is its own."""
+    """The instances of this home that have a journal, a directory or an object on the host, sorted by instance_id."""
     found: dict[str, Found] = {}
 
     def seen(instance_id: str, where: str) -> Found:
@@ -112,17 +114,17 @@ def find_instances(home: Home, libvirt: Libvirt) -> list[Found]:
         seen(instance_id, where)
     for entry in found.values():
         if entry.rest == "suspended":
-            # libvirt may still know a definition of it, which is shut off; what counts is the saved state.
+            # libvirt may still have a definition of it, which is shut off; the saved state decides.
             entry.state = entry.rest
         if entry.state == "running" and "journal" in entry.seen:
-            entry.faults = tuple(look_at_guard(home.instance(entry.instance_id).guard))
+            entry.faults = tuple(check_guard(home.instance(entry.instance_id).guard))
         entry.revision = read_revision(home.instance(entry.instance_id).guard)
         entry.busy = is_locked(home.lock(entry.instance_id)) or _is_building(home, entry.instance_id)
     return sorted(found.values(), key=lambda entry: entry.instance_id)
 
 
 def _find_links(home: Home) -> Iterator[tuple[str, str]]:
-    """Instance ids by the marks of namespaces and taps; a tap is on the host until a machine has opened it."""
+    """Instance ids by the marks of namespaces and taps; a tap is on the host until QEMU has opened it."""
     for namespace in ("", *netns.list_names(DOMAIN_PREFIX)):
         for name, alias in list_links(namespace).items():
             for instance_id in _marked(alias, home):
@@ -136,6 +138,6 @@ def _is_building(home: Home, instance_id: str) -> bool:
 
 
 def _marked(text: str, home: Home) -> set[str]:
-    """Instance ids of this home among the marks in what a tool lists."""
+    """Instance ids of this home among the marks in the output of a tool."""
     token = make_home_token(str(home.root))
     return {instance_id for instance_id, owner in _MARK.findall(text) if owner == token}

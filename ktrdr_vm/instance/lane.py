@@ -1,4 +1,4 @@
-"""Steps that run in a thread of their own beside the caller's, one after another."""
+"""Steps that run one after another in a thread of their own, in parallel with the caller."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from types import TracebackType
 
 
 class Lane:
-    """Use it in a `with`, which ends when the steps have ended. An error of the caller's ends them after the current
-    one."""
+    """Use it in a `with`, which ends when the steps have ended. An error of the caller ends them after the current
+    step."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lane")
@@ -38,7 +38,7 @@ class Lane:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Whatever interrupts the caller, no step runs on behind it: the teardown that follows would race it."""
+        """No step runs after the caller was interrupted: it would race the teardown that follows."""
         interrupted: BaseException | None = None
         if error is not None:
             self._ended.set()

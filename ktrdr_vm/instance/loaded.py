@@ -1,5 +1,5 @@
-"""An instance as its journal describes it, read once: plan, allocation, journal, and what is done with them while it
-lives."""
+"""An instance as its journal describes it, read once: plan, allocation, journal, and the operations on them while the
+instance exists."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from ktrdr_vm.profile.model import Secret
 if TYPE_CHECKING:
     from ktrdr_vm.guest.ssh import SshGuest
 
-# Seconds for the guard to put back what another program took away, or to start again what ended.
-MEND_LIMIT = 10.0
+# Seconds for the guard to restore what another program removed, or to restart what ended.
+REPAIR_LIMIT = 10.0
 
 SecretReader = Callable[[Secret], bytes]
 
@@ -54,8 +54,8 @@ class ResourceStatus:
 class LoadedInstance:
     """The state of one instance. `plan`, `allocation` and `template` stay as they were read, and no property does I/O.
 
-    `journal` is the only copy of what is on the disk: every change of it is written before the method returns. Who
-    changes it holds the instance's lock since before it was loaded.
+    `journal` is the only copy of the file on the disk: every change is written before the method returns. A caller
+    that changes it has held the instance's lock since before it was loaded.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class LoadedInstance:
         allocation: Allocation,
         template: TemplateFacts | None,
     ) -> None:
-        """`template` is what the instance was forked from, if from any."""
+        """`template` is the template that the instance was forked from; None for an instance without one."""
         self.home = home
         self.target = target
         self.journal = journal
@@ -75,7 +75,7 @@ class LoadedInstance:
         self.allocation = allocation
         self.template = template
         self._guest: SshGuest | None = None
-        # Resources are made by two threads.
+        # Two threads create resources.
         self._noting = threading.Lock()
 
     @property
@@ -103,8 +103,8 @@ class LoadedInstance:
         return EscalationStore(self.paths.escalations, self.instance_id)
 
     def require_revision(self, expected: str) -> None:
-        """UsageError unless the guard says that this is the revision of the instance now. Without an expectation
-        nothing is asked."""
+        """UsageError unless the guard reports `expected` as the revision of the instance. Without an expectation the
+        guard is not asked."""
         if expected:
             require_revision(expected, self.guard.find_revision(), self.instance_id)
 
@@ -114,12 +114,12 @@ class LoadedInstance:
     # -- resources --------------------------------------------------------------------------------------------------
 
     def make_blueprint(self, read_secret: SecretReader | None = None, mount_roots: tuple[str, ...] = ()) -> Blueprint:
-        """What its resources are to be. Without `read_secret` no secret can be made from it."""
+        """The specification of its resources. Without `read_secret` no secret can be created from it."""
         journal, disk = self.journal, ""
-        # What has lived once stands on the template's disk, and begins from its own: the memory belongs to an older
-        # one.
-        lived = "domain" in journal.resources or bool(journal.source)
-        template = replace(self.template, thaw=not lived) if self.template else None
+        # An instance that has run before, or that starts from a snapshot, uses the template's disk but boots from its
+        # own: the memory of the template belongs to an older state.
+        cold = "domain" in journal.resources or bool(journal.source)
+        template = replace(self.template, thaw=not cold) if self.template else None
         if journal.source:
             origin, _, name = journal.source.partition("@")
             disk = str(self.home.instance(origin).snapshots / name / "disk.qcow2")
@@ -130,36 +130,36 @@ class LoadedInstance:
     def open_resources(
         self, read_secret: SecretReader | None = None, mount_roots: tuple[str, ...] = ()
     ) -> tuple[Resource, ...]:
-        """The resources of the plan, in order, and what else of it the host has."""
+        """The resources of the plan, in order, and others of the instance that the host has."""
         return make_resources(self.target, self.make_blueprint(read_secret, mount_roots))
 
     def resource(self, kind: str) -> Resource:
-        """The one of that kind."""
+        """The resource of that kind."""
         return find_resource(self.open_resources(), kind)
 
     def open_network(self) -> list[Resource]:
-        """What stands between the guest and the network, in the order of making."""
+        """The resources between the guest and the network, in the order of creation."""
         return [resource for resource in self.open_resources() if resource.isolates]
 
     def open_secrets(self, read_secret: SecretReader | None = None) -> list[Resource]:
         """The secrets of its profile."""
         return find_secrets(self.open_resources(read_secret))
 
-    # -- making -----------------------------------------------------------------------------------------------------
+    # -- creating ---------------------------------------------------------------------------------------------------
 
     def create(self, *, read_secret: SecretReader, mount_roots: tuple[str, ...], notify: Notify = quiet) -> None:
-        """Make what is missing of everything up to the running domain. Mounts and secrets follow in `complete`.
+        """Create the missing resources up to the running domain. Mounts and secrets follow in `complete`.
 
-        Namespace, firewall and guard are made by a thread of their own, in order, beside disk, tap and the paused
-        machine. The guest's first instruction waits for them.
+        Another thread creates namespace, firewall and guard, in order, in parallel with disk, tap and the paused VM.
+        The guest executes no instruction before they exist.
         """
         with Lane() as lane:
             blueprint = replace(self.make_blueprint(read_secret, mount_roots), await_isolation=lane.wait)
             resources = [one for one in make_resources(self.target, blueprint) if not one.needs_guest]
             for guard in (one for one in resources if one.restores_plan and one.exists()):
                 if guard.verify():
-                    # One of an earlier plan would put the earlier rules back. Without any, nothing leaves until the new
-                    # one serves.
+                    # A guard of an earlier plan would restore the earlier rules. Without a guard nothing leaves until
+                    # the new one serves.
                     guard.stop()
             lane.begin([partial(self.ensure, one, notify) for one in resources if one.is_independent])
             for resource in resources:
@@ -167,9 +167,9 @@ class LoadedInstance:
                     self.ensure(resource, notify)
 
     def complete(self, *, read_secret: SecretReader, mount_roots: tuple[str, ...], notify: Notify = quiet) -> None:
-        """Make what needs the guest: mounts and secrets."""
+        """Create the resources that need the guest: mounts and secrets."""
         if self.template is not None:
-            # What the fork needed until here, for the first one after a reboot.
+            # The pages that the fork has read until here, for the first fork after a reboot.
             remember_cached(Path(self.template.memory), Path(self.template.pages))
         for resource in self.open_resources(read_secret, mount_roots):
             if not resource.needs_guest:
@@ -177,13 +177,13 @@ class LoadedInstance:
             if resource.planned:
                 self.ensure(resource, notify)
             elif resource.key in self.journal.resources:
-                # Of an earlier plan. What is lent stands in no journal, and stays.
+                # Of an earlier plan. A loan is in no journal, and stays.
                 resource.remove()
                 self.journal.strike(resource.key)
                 notify(resource.kind, resource.name, "removed", 0.0)
 
     def ensure(self, resource: Resource, notify: Notify) -> None:
-        """Make one resource, unless it is there and as planned; the journal knows before and after."""
+        """Create one resource, unless it exists as planned. The journal is written before and after."""
         began = time.monotonic()
         if resource.exists() and self.journal.resources.get(resource.key) == "present" and not resource.verify():
             with self._noting:
@@ -198,23 +198,22 @@ class LoadedInstance:
             raise ProvisionError(
                 f"the {resource.kind} is not what the plan says: {'; '.join(differences)}",
                 where=resource.name,
-                hint="another program may be changing it; look at it on the host, then apply again",
+                hint="another program may be changing it; check it on the host, then apply again",
             )
         with self._noting:
             self.journal.confirm(resource.key)
             notify(resource.kind, resource.name, "changed", time.monotonic() - began)
 
-    # -- reaching ---------------------------------------------------------------------------------------------------
+    # -- connecting -------------------------------------------------------------------------------------------------
 
     def connect(self, *, limit: float = 60.0) -> SshGuest:
-        """The guest over SSH; waits up to `limit` seconds for it. The connection is kept for the next caller."""
+        """The guest over SSH; waits up to `limit` seconds for it. Later calls return the same connection."""
         if self._guest is not None and self._guest.alive:
             return self._guest
-        # Imported with the first connection: SSH and its cryptography are most of the time of a command that needs
-        # neither.
+        # Imported here: SSH and its cryptography take most of the time of a command that needs neither.
         from ktrdr_vm.guest import ssh
 
-        self.target.require_awake()
+        self.target.refuse_suspended()
         self._guest = ssh.connect(
             (self.allocation.guest, 22),
             self.plan.facts.image.user,
@@ -236,7 +235,7 @@ class LoadedInstance:
             )
 
     def environment(self) -> dict[str, str]:
-        """What every process of the instance finds in its environment."""
+        """The environment variables of every process in the instance."""
         plan = self.plan
         served = plan.gateway_variables(self.allocation.gateway) if plan.served else {}
         return make_environment(
@@ -249,32 +248,34 @@ class LoadedInstance:
             self._guest = None
 
     def hang_up(self) -> None:
-        """End the connection under whoever waits for an answer: the machine is gone. May be called from any thread."""
+        """Close the connection while a caller waits for an answer: the VM has ended. May be called from any thread."""
         guest = self._guest
         if guest is not None:
             guest.close()
 
-    # -- looking ----------------------------------------------------------------------------------------------------
+    # -- checking ---------------------------------------------------------------------------------------------------
 
     def status(self) -> list[ResourceStatus]:
-        """Each resource that is to be there now: whether it is, and how it differs from the plan."""
-        asleep = self.journal.state == "suspended"
+        """Each resource that must exist now: whether it exists, and how it differs from the plan."""
+        suspended = self.journal.state == "suspended"
         close_unguarded(self.target)
-        found = [_look(resource) for resource in self.open_resources() if resource.survives_suspend or not asleep]
-        if asleep and not self.paths.saved.exists():
+        found = [
+            _read_status(resource) for resource in self.open_resources() if resource.survives_suspend or not suspended
+        ]
+        if suspended and not self.paths.saved.exists():
             found.append(ResourceStatus("saved", str(self.paths.saved), False, ()))
         return found
 
     def require_closed(self) -> None:
-        """ProvisionError unless all that is between a running guest and the network is as planned: it is never
-        assumed."""
+        """ProvisionError unless all resources between a running guest and the network are as planned, checked on the
+        host."""
         network = self.open_network()
-        end = time.monotonic() + MEND_LIMIT
+        end = time.monotonic() + REPAIR_LIMIT
         while True:
             close_unguarded(self.target)
-            wrong = [row for row in map(_look, network) if not row.exists or row.differences]
+            wrong = [row for row in map(_read_status, network) if not row.exists or row.differences]
             if not wrong or not self.target.is_running():
-                # Of a machine that has ended nothing is sent. Whoever asks it next says that it has ended.
+                # A VM that has ended sends nothing. The next call that needs it reports that it has ended.
                 return
             if time.monotonic() > end:
                 said = "; ".join(f"{row.kind}: {', '.join(row.differences) or 'it is gone'}" for row in wrong)
@@ -283,12 +284,12 @@ class LoadedInstance:
                     where=self.instance_id,
                     hint=f"`ktrdr-vm status {self.instance_id}` shows it, `ktrdr-vm apply` makes it again",
                 )
-            # The guard mends what others break, and starts again what ended.
+            # The guard repairs what other programs change, and restarts what ended.
             time.sleep(0.2)
 
 
 def load_instance(home: Home, target: Target, journal: Journal, plan: Plan | None = None) -> LoadedInstance:
-    """The instance of this journal. `plan` is the journal's own, parsed, where the caller has it already.
+    """The instance of this journal. `plan` is the plan of the journal, if the caller has parsed it.
 
     ProvisionError when the plan or a key of the instance cannot be read.
     """
@@ -323,6 +324,6 @@ def _no_secrets(secret: Secret) -> bytes:
     )
 
 
-def _look(resource: Resource) -> ResourceStatus:
+def _read_status(resource: Resource) -> ResourceStatus:
     exists = resource.exists()
     return ResourceStatus(resource.kind, resource.name, exists, tuple(resource.verify()) if exists else ())

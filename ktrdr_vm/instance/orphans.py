@@ -1,7 +1,7 @@
-"""What looks like ours on the host and belongs to no instance: of earlier versions, of lost state, of processes that
-were killed.
+"""Orphans: objects on the host that look like those of ktrdr-vm and belong to no instance. They come from earlier
+versions, lost state and killed processes.
 
-It is shown and not removed: without our mark it might be somebody else's.
+They are reported and not removed: without the mark of ktrdr-vm they may belong to somebody else.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _TAP = re.compile(rf"{TAP_PREFIX}[0-9]{{10}}")
 _MARK = "ktrdr-vm instance_id="
 
 
-def find_leftovers(home: Home, libvirt: Libvirt) -> list[tuple[str, str]]:
-    """What it is, and what takes it away. HostError or ProvisionError when the host cannot be asked."""
+def find_orphans(home: Home, libvirt: Libvirt) -> list[tuple[str, str]]:
+    """Each orphan, and how to remove it. HostError or ProvisionError when the host cannot be examined."""
     found = []
     for entry in find_instances(home, libvirt):
         if entry.note.startswith("incomplete"):
@@ -42,6 +42,6 @@ def find_leftovers(home: Home, libvirt: Libvirt) -> list[tuple[str, str]]:
     for table in list_tables(TABLE_PREFIX):
         if _MARK not in (read_comment(table) or ""):
             found.append((f"the table inet {table} carries no mark", f"nft delete table inet {table}"))
-    for name in libvirt.list_strangers(DOMAIN_PREFIX):
+    for name in libvirt.list_unmarked(DOMAIN_PREFIX):
         found.append((f"the domain {name} carries no metadata of ours", f"virsh destroy {name}; virsh undefine {name}"))
     return found

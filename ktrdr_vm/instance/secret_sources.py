@@ -1,5 +1,4 @@
-"""Where the value of a secret comes from on the host: a variable, a file or a command that the owner's policy
-allows."""
+"""Sources of the values of secrets on the host: a variable, a file or a command that the owner's policy allows."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ _CLIENT_VARIABLES = (
 
 
 def read_source(entry: SecretEntry) -> bytes:
-    """The value from its source on the host, read once, before anything exists. Nothing that shows calls of programs
-    shows it."""
+    """The value from its source on the host, read once, before anything is created. It is hidden wherever calls of
+    programs are shown."""
     value = _read(entry)
     process.hide_secret(value)
     return value
@@ -60,18 +59,19 @@ def _read(entry: SecretEntry) -> bytes:
 
 
 def _require_size(entry: SecretEntry, value: bytes, where: str) -> None:
-    """HostError for nothing, and for more than a guest is given: half a key would be delivered as if it were one."""
+    """HostError for an empty value and for one that is too large: a truncated key would be delivered as if it were
+    whole."""
     if not value or len(value) > MAX_BYTES:
         raise HostError(
             f"the secret {entry.name} is {'empty' if not value else f'larger than {MAX_BYTES >> 10} KiB'}",
             where=where,
-            hint="a secret is a value, such as a token or a key; larger files come with a mount",
+            hint="a secret is a value, such as a token or a key; use a mount for larger files",
         )
 
 
 def _ask_command(entry: SecretEntry) -> bytes:
-    """A vault's client or the like, as the person who calls, with what such clients need of the person's
-    environment."""
+    """The output of a command, such as the client of a vault. It runs as the person who calls, with the variables of
+    the person that such clients need."""
     owner = find_owner()
     environment = {name: os.environ[name] for name in _CLIENT_VARIABLES if name in os.environ}
     if os.geteuid() == 0 and owner[0] != 0:

@@ -9,9 +9,9 @@ from ktrdr_vm.instance.resources.base import Notify, quiet
 from ktrdr_vm.instance.resources.secret import sweep_secrets
 
 
-def take_secrets(loaded: LoadedInstance, notify: Notify = quiet) -> list[str]:
-    """Take every secret out of the running guest; their keys. ProvisionError when one is still there, or nobody
-    answers."""
+def remove_secrets(loaded: LoadedInstance, notify: Notify = quiet) -> list[str]:
+    """Remove every secret from the running guest; returns their keys. ProvisionError when one remains or the guest does
+    not answer."""
     taken = []
     for resource in reversed(loaded.open_secrets()):
         began = time.monotonic()
@@ -22,8 +22,8 @@ def take_secrets(loaded: LoadedInstance, notify: Notify = quiet) -> list[str]:
     return taken
 
 
-def drop_secret(loaded: LoadedInstance, name: str) -> None:
-    """Take one secret out of the running guest, and out of the journal."""
+def remove_secret(loaded: LoadedInstance, name: str) -> None:
+    """Remove one secret from the running guest and from the journal."""
     for resource in loaded.open_secrets():
         if resource.name == name:
             resource.remove()

@@ -1,7 +1,7 @@
-"""Snapshots: the disk of a running instance as it is at one moment, to begin another instance from.
+"""Snapshots: the disk of a running instance at one moment, from which another instance can start.
 
-A snapshot is a disk. What begins from it boots from power-on with an identity of its own, and no secret of the one that
-it was taken of is in it. It lies in the instance's own folder and goes with it; what began from it is a copy and stays.
+An instance from a snapshot boots from power-on with its own identity, and contains no secret of the original. A
+snapshot is in the folder of the original and is removed with it; instances that started from it have a copy and stay.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.backing import open_template
 from ktrdr_vm.instance.loaded import LoadedInstance, SecretReader
 from ktrdr_vm.instance.resources.base import Notify, quiet
-from ktrdr_vm.instance.secrets import take_secrets
+from ktrdr_vm.instance.secrets import remove_secrets
 from ktrdr_vm.plan.facts import TemplateFacts
 from ktrdr_vm.plan.plan import Plan
 
@@ -34,7 +34,7 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
 COPY_LIMIT = 1800.0
 AGENT_LIMIT = 5.0
 
-# The next boot makes a machine-id when it finds none; the one that runs has read its own.
+# The next boot creates a machine-id if there is none; the running system has already read its own.
 _BLANK = """set -e
 cp /etc/machine-id /run/ktrdr-machine-id
 : > /etc/machine-id
@@ -46,7 +46,7 @@ _UNBLANK = "[ ! -s /run/ktrdr-machine-id ] || cat /run/ktrdr-machine-id > /etc/m
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One snapshot, as its manifest describes it. `size` counts the bytes that are really on the disk."""
+    """One snapshot, as its manifest describes it. `size` is the number of bytes that are allocated on the disk."""
 
     instance_id: str
     name: str
@@ -66,13 +66,13 @@ def take_snapshot(
     mount_roots: tuple[str, ...] = (),
     notify: Notify = quiet,
 ) -> Snapshot:
-    """Copy the disk of a running instance. It stands still for as long as that takes, and has its secrets again
+    """Copy the disk of a running instance. The instance is paused during the copy, and its secrets are delivered again
     afterwards."""
     if _NAME.fullmatch(name) is None:
         raise UsageError(
             f"{name!a} is no name for a snapshot", hint="up to 63 of a-z, 0-9, . and -, such as before-upgrade"
         )
-    loaded.target.require_awake()
+    loaded.target.refuse_suspended()
     plan = loaded.plan
     place = loaded.paths.snapshots / name
     if place.exists():
@@ -85,7 +85,7 @@ def take_snapshot(
     shutil.rmtree(partial, ignore_errors=True)
     make_private(loaded.paths.snapshots, partial)
     try:
-        take_secrets(loaded, notify)
+        remove_secrets(loaded, notify)
         try:
             copy_disk(loaded, partial / "disk.qcow2")
         finally:
@@ -110,14 +110,14 @@ def take_snapshot(
 
 
 def copy_disk(loaded: LoadedInstance, target: Path) -> None:
-    """A consistent copy of a running instance's overlay, without its machine-id. The guest's writes are held back
-    meanwhile."""
+    """Create a consistent copy of a running instance's overlay, without its machine-id. The guest's writes are held
+    back meanwhile."""
     guest, libvirt, domain = loaded.connect(), loaded.libvirt, loaded.identity.domain
     _run(guest, _BLANK, "forget its machine-id")
     try:
         frozen = _freeze(libvirt, domain)
         try:
-            # QEMU writes what it holds of the disk's own tables when it stops the machine.
+            # QEMU writes its cached tables of the disk when it stops the VM.
             libvirt.suspend(domain)
             try:
                 process.run(
@@ -131,13 +131,13 @@ def copy_disk(loaded: LoadedInstance, target: Path) -> None:
             if frozen:
                 libvirt.agent(domain, "guest-fsfreeze-thaw", timeout=30)
     finally:
-        _run(guest, _UNBLANK, "take its machine-id back")
+        _run(guest, _UNBLANK, "restore its machine-id")
     _run(guest, f"date -u -s @{time.time():.3f}", "set its clock")
 
 
 def _freeze(libvirt: Libvirt, domain: str) -> bool:
-    """Hold the guest's file systems still. A guest without an agent has been told to sync, and its journal does the
-    rest."""
+    """Freeze the guest's file systems; False without an agent. Such a guest was synced, and the journal of its file
+    system is sufficient."""
     try:
         wait_agent(libvirt, domain, limit=AGENT_LIMIT)
     except KtrdrError:
@@ -161,12 +161,12 @@ def list_snapshots(home: Home, instance_id: str) -> list[Snapshot]:
         try:
             found.append(Snapshot(**json.loads(path.read_bytes())))
         except (OSError, ValueError, TypeError):
-            continue  # half of one; it goes with the instance
+            continue  # incomplete; it is removed with the instance
     return sorted(found, key=lambda snapshot: snapshot.created_at)
 
 
 def remove_snapshot(home: Home, instance_id: str, name: str) -> bool:
-    """Take a snapshot away; False when there was none."""
+    """Remove a snapshot; False when there was none."""
     place = home.instance(instance_id).snapshots / name
     if _NAME.fullmatch(name) is None or not place.exists():
         return False
@@ -177,8 +177,8 @@ def remove_snapshot(home: Home, instance_id: str, name: str) -> bool:
 
 
 def find_snapshot(home: Home, reference: str, plan: Plan) -> TemplateFacts | None:
-    """The template that ID@NAME stands on, if on any. UsageError when there is no such snapshot, or when the plan asks
-    for another disk."""
+    """The template that backs ID@NAME, if there is one. UsageError when there is no such snapshot, or when the plan
+    needs another image or disk."""
     instance_id, _, name = reference.partition("@")
     identity = parse_instance_id(instance_id)
     for snapshot in list_snapshots(home, identity.instance_id):
@@ -193,12 +193,12 @@ def find_snapshot(home: Home, reference: str, plan: Plan) -> TemplateFacts | Non
         raise UsageError(
             f"{reference} has image {snapshot.image[:12]} and {snapshot.disk} MiB, the profile asks for {image[:12]}"
             f" and {disk} MiB",
-            hint="a branch keeps the image and the disk of what it began from",
+            hint="an instance keeps the image and the disk of the snapshot that it starts from",
         )
     return open_template(home, snapshot.template, thaw=False) if snapshot.template else None
 
 
-# cloud-init adds its key to those that it finds, and the network of the one that it began from is not its own.
+# cloud-init adds its key to those that exist, and the network settings are those of the original.
 _ADOPT = """set -eu
 printf '%s\\n' "$KEY" > ~/.ssh/authorized_keys
 sudo -n rm -f /etc/systemd/network/05-ktrdr.network
@@ -206,9 +206,9 @@ sudo -n rm -f /etc/systemd/network/05-ktrdr.network
 
 
 def adopt(guest: Guest, login_public_key: str) -> None:
-    """What a branch still has of the instance that it began from, taken away: nobody else's key opens it."""
+    """Remove the login key and the network settings of the original, so that only the instance's own key opens it."""
     done = guest.run(_ADOPT, environment={"KEY": login_public_key}, timeout=60)
     if done.exit_code != 0:
         raise ProvisionError(
-            "the branch could not be given its own login", where="snapshot", hint="look at its console.log"
+            "the login key of the new instance could not be set", where="snapshot", hint="see its console.log"
         )

@@ -1,5 +1,5 @@
-"""What OpenSSH, and whatever calls it, is told of an instance: its own key, its pinned host key, nothing of the
-person's."""
+"""OpenSSH settings of an instance, and of programs that call OpenSSH: its own key and its pinned host key, and nothing
+of the person's configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ktrdr_vm.users import in_user_namespace
 
 
 def make_ssh_options(loaded: LoadedInstance) -> dict[str, str]:
-    """OpenSSH's options by name. Nothing is forwarded and nothing is asked of an agent."""
+    """OpenSSH's options by name. Nothing is forwarded, and no agent is used."""
     paths, name = loaded.paths, loaded.instance_id
     if not paths.known_hosts.exists():
         publish_keys(paths)
@@ -27,8 +27,8 @@ def make_ssh_options(loaded: LoadedInstance) -> dict[str, str]:
 
 
 def make_wildcard_options(home: Path) -> dict[str, str]:
-    """The same for `Host *.ktrdr`: every instance of a state directory whose image has the usual user, also those that
-    are made later."""
+    """The same for `Host *.ktrdr`: every instance of a state directory whose image has the usual user, later ones
+    included."""
     keys = home / "ssh/%n"
     return _make_options(home, "'%n'", keys / "known_hosts", keys / "login_key", STOCK_USER)
 
@@ -47,7 +47,7 @@ def _make_options(home: Path, name: str, known_hosts: Path, login_key: Path, use
         "IdentityAgent": "none",
         "ForwardAgent": "no",
         "ForwardX11": "no",
-        # A machine that has gone says nothing: its commands end after a minute instead of hours.
+        # A VM that has ended closes no connection: its commands end after a minute instead of hours.
         "ServerAliveInterval": "15",
         "ServerAliveCountMax": "4",
         "LogLevel": "ERROR",
@@ -55,14 +55,14 @@ def _make_options(home: Path, name: str, known_hosts: Path, login_key: Path, use
 
 
 def _find_program(home: Path) -> str:
-    """This program, as words for a shell. In a world, with its state directory, by which it is found."""
+    """This program, as words for a shell. In a world they contain the state directory, by which the world is found."""
     script = Path(sys.executable).with_name("ktrdr-vm")
     words = [str(script)] if script.exists() else [sys.executable, "-m", "ktrdr_vm"]
     return shlex.join(["env", f"KTRDR_VM_HOME={home}", *words] if in_user_namespace() else words)
 
 
 def make_inventory_host(options: Mapping[str, str]) -> dict[str, str]:
-    """What Ansible needs to know of a host: it calls OpenSSH, so everything else goes to that as it is."""
+    """Ansible's variables of a host. Ansible calls OpenSSH, so all other options are passed to it unchanged."""
     own = ("HostName", "User", "IdentityFile")
     rest = [f"-o {shlex.quote(f'{name}={value}')}" for name, value in options.items() if name not in own]
     return {

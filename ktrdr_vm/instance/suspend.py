@@ -1,8 +1,7 @@
-"""Suspend and resume: a machine goes to the disk with nothing of its network or secrets, and comes back behind its
-firewall.
+"""Suspend and resume: the VM is saved to disk without secrets and without a network, and restored behind its firewall.
 
-Each step may be interrupted, also by the host's end; the journal says what was begun, and either command takes it up
-again.
+Each step may be interrupted, also by the end of the host. The journal records what was begun, and either command
+continues it.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from ktrdr_vm.instance.resources.base import Notify, Resource, Verb, quiet
 from ktrdr_vm.instance.resources.mount import Mount
 from ktrdr_vm.instance.resources.saved_state import Saved
 from ktrdr_vm.instance.resources.tap import move_in
-from ktrdr_vm.instance.secrets import take_secrets
+from ktrdr_vm.instance.secrets import remove_secrets
 from ktrdr_vm.plan.domain_memory import drop_incoming
 
-_GIVE_UP = "after `{}`, `ktrdr-vm apply` starts it from its disk, as after a power cut"
+_DISCARD_HINT = "after `{}`, `ktrdr-vm apply` starts it from its disk, as after a power cut"
 
 
 def suspend(loaded: LoadedInstance, *, notify: Notify = quiet) -> None:
-    """Take secrets and mounts out of the guest, save it, end it, and take its network away. Use under the instance's
+    """Remove secrets and mounts from the guest, save it, end it, and remove its network. Call it under the instance's
     lock.
 
-    A guest that does not let go of a secret or a mount runs on, and an error says so. Fine when it is suspended
-    already.
+    ProvisionError when the guest does not release a secret or a mount: it then keeps running. No effect when it is
+    suspended already.
     """
     journal = loaded.journal
     if journal.state == "suspended":
@@ -41,7 +40,7 @@ def suspend(loaded: LoadedInstance, *, notify: Notify = quiet) -> None:
     saved = Saved(loaded.target)
     if not loaded.target.is_running() and not (journal.state != "awake" and saved.exists() and not saved.verify()):
         raise UsageError(
-            "its machine does not run, so there is nothing to save",
+            "its VM does not run, so there is nothing to save",
             where=journal.instance_id,
             hint="`ktrdr-vm apply` starts it again",
         )
@@ -49,19 +48,19 @@ def suspend(loaded: LoadedInstance, *, notify: Notify = quiet) -> None:
     end_branching(loaded)
     if loaded.target.is_running():
         try:
-            _let_go(loaded, notify)
+            _release(loaded, notify)
         except KtrdrError as error:
             raise ProvisionError(
-                f"the instance runs on: {error.message}",
+                f"the instance keeps running: {error.message}",
                 where=journal.instance_id,
-                hint=f"`ktrdr-vm resume {journal.instance_id}` gives it back what was taken from it; {error.hint}",
+                hint=f"`ktrdr-vm resume {journal.instance_id}` restores what was removed; {error.hint}",
             ) from None
         _timed(saved, "changed", notify, saved.create)
         journal.confirm(saved.key)
     for resource in reversed(loaded.open_network()):
         _timed(resource, "removed", notify, resource.remove)
         journal.strike(resource.key)
-    # Whoever suspends it means to come back.
+    # Whoever suspends an instance intends to resume it.
     journal.kept = True
     journal.enter("suspended")
 
@@ -69,31 +68,31 @@ def suspend(loaded: LoadedInstance, *, notify: Notify = quiet) -> None:
 def resume(
     loaded: LoadedInstance, *, read_secret: SecretReader, mount_roots: tuple[str, ...] = (), notify: Notify = quiet
 ) -> None:
-    """Bring a suspended instance back: namespace, firewall, guard and tap first, then the machine, its clock, its
-    mounts and secrets.
+    """Resume a suspended instance: namespace, firewall, guard and tap first, then the VM, its clock, its mounts and its
+    secrets.
 
-    Use under the instance's lock. One that runs gets back what an interrupted `suspend` took, and one that stands still
-    goes on.
+    Call it under the instance's lock. For a running instance, what an interrupted `suspend` removed is restored; a
+    paused one continues.
     """
     journal, plan = loaded.journal, loaded.plan
     if journal.state == "awake":
         if not loaded.target.is_running():
             raise UsageError(
-                "its machine has ended, and it was not suspended: after a restart of the host, for one",
+                "its VM has ended, and it was not suspended, for example because the host was restarted",
                 where=journal.instance_id,
                 hint="`ktrdr-vm apply` starts an interactive one from its disk; `ktrdr-vm gc` removes a sandbox",
             )
         if _find_state(loaded) == "paused":
-            # QEMU pauses it when a write finds no room, the guard when the host has little left.
+            # QEMU pauses it when a write fails for lack of space, the guard when the host has little space left.
             loaded.require_closed()
             loaded.libvirt.resume(loaded.identity.domain)
         return
     saved = Saved(loaded.target)
-    asleep = not loaded.target.is_running()
-    if asleep:
+    suspended = not loaded.target.is_running()
+    if suspended:
         if not saved.exists():
             raise ProvisionError(
-                "its machine has ended and no saved state is there",
+                "its VM has ended and there is no saved state",
                 where=journal.instance_id,
                 hint="`ktrdr-vm apply` starts it from its disk, as after a power cut",
             )
@@ -102,7 +101,7 @@ def resume(
             raise ProvisionError(
                 f"the saved state cannot be used: {'; '.join(differences)}",
                 where=saved.name,
-                hint=_GIVE_UP.format(saved.by_hand()),
+                hint=_DISCARD_HINT.format(saved.by_hand()),
             )
         require_capacity(loaded.home.root, plan.profile.resources.memory)
     journal.enter("resuming")
@@ -110,13 +109,13 @@ def resume(
     for resource in loaded.open_network():
         loaded.ensure(resource, notify)
     domain = loaded.resource("domain")
-    if asleep:
+    if suspended:
         _timed(domain, "changed", notify, lambda: loaded.libvirt.restore(loaded.paths.saved, drop_incoming))
     move_in(loaded.target, loaded.allocation)
     if _find_state(loaded) != "running":
         if plan.profile.mode == "interactive":
             loaded.libvirt.define(domain.blueprint.documents["domain.xml"])
-        # From its first instruction on the disk is newer than what was saved.
+        # As soon as the VM executes an instruction, the disk is newer than the saved state.
         _timed(saved, "removed", notify, saved.remove)
         journal.strike(saved.key)
         loaded.libvirt.resume(loaded.identity.domain)
@@ -125,9 +124,9 @@ def resume(
     journal.enter("awake")
 
 
-def _let_go(loaded: LoadedInstance, notify: Notify) -> None:
+def _release(loaded: LoadedInstance, notify: Notify) -> None:
     journal = loaded.journal
-    for key in take_secrets(loaded, notify):
+    for key in remove_secrets(loaded, notify):
         journal.strike(key)
     for resource in reversed(loaded.open_resources()):
         if isinstance(resource, Mount):
@@ -137,7 +136,7 @@ def _let_go(loaded: LoadedInstance, notify: Notify) -> None:
 
 
 def end_branching(loaded: LoadedInstance) -> None:
-    """Remove what a killed `branch` has left of its copy."""
+    """Remove the copy that a killed `branch` left."""
     if loaded.paths.branching.exists():
         if loaded.target.is_running():
             end_copy(loaded.libvirt, loaded.identity.domain)
@@ -145,10 +144,10 @@ def end_branching(loaded: LoadedInstance) -> None:
 
 
 def set_clock(loaded: LoadedInstance, limit: float) -> None:
-    """Set the clock of the guest, which stood still with the machine."""
+    """Set the clock of the guest, which did not advance while the VM was paused."""
     guest = loaded.connect(limit=limit)
-    told = guest.run(["date", "-u", "-s", f"@{time.time():.3f}"], become=True, timeout=60)
-    if told.exit_code != 0:
+    done = guest.run(["date", "-u", "-s", f"@{time.time():.3f}"], become=True, timeout=60)
+    if done.exit_code != 0:
         raise ProvisionError("the guest's clock could not be set", where=loaded.instance_id, hint="set it in the guest")
 
 
@@ -164,12 +163,12 @@ def _timed(resource: Resource, verb: Verb, notify: Notify, act: Callable[[], Non
 
 
 def shut_down(loaded: LoadedInstance, limit: float = 90.0) -> None:
-    """Ask the guest to power off, and end its machine when it does not within `limit` seconds. Its disk stays."""
+    """Power off the guest, and end its VM if it still runs after `limit` seconds. Its disk stays."""
     with contextlib.suppress(KtrdrError):
         loaded.connect().run("systemctl poweroff || poweroff", become=True, timeout=20)
     loaded.close()
     deadline = time.monotonic() + limit
     while loaded.target.is_running() and time.monotonic() < deadline:
         time.sleep(0.2)
-    # The definition goes too: the next start is from the new plan.
+    # The definition is removed as well: the next start is from the new plan.
     loaded.libvirt.stop(loaded.identity.domain)

@@ -1,4 +1,5 @@
-"""The end of an instance: its resources removed backward, every error collected, and the proof that nothing is left."""
+"""Removal of an instance: its resources in reverse order, with every error collected, and the check that nothing is
+left."""
 
 from __future__ import annotations
 
@@ -15,26 +16,26 @@ from ktrdr_vm.instance.resources.base import Notify, Resource, Target, Verb
 
 
 def tear_down(target: Target, resources: Sequence[Resource], journal: Journal | None, notify: Notify) -> None:
-    """Remove everything, then prove it. A ResidueError names what is left and what went wrong with it."""
+    """Remove everything, then check it. ResidueError names what is left and what went wrong."""
     errors: list[tuple[Resource, KtrdrError]] = []
     foreign: set[str] = set()
     for resource in reversed(resources):
         began = time.monotonic()
-        if resource.lives_in != "host":
-            # In the memory of the domain or of the guard, which are the next to go.
+        if resource.location != "host":
+            # In the memory of the domain or of the guard, which are removed next.
             continue
         try:
             there = resource.exists()
             resource.remove()
-            with contextlib.suppress(HostError):  # a full disk: the journal then says too much, which does no harm
+            with contextlib.suppress(HostError):  # a full disk: the journal then lists too much, which does no harm
                 if journal is not None:
                     journal.strike(resource.key)
             verb: Verb = "removed" if there else "absent"
         except ForeignError:
-            # Of that name, and somebody else's: none of it is this instance's, and nobody is told how to remove it.
+            # It has the name but belongs to somebody else: it is no residue, and no hint says how to remove it.
             foreign.add(resource.key)
             verb = "absent"
-        except Exception as error:  # whatever one of them meets, the others go
+        except Exception as error:  # an error of one resource must not keep the others
             known = (
                 error
                 if isinstance(error, KtrdrError)
@@ -42,7 +43,7 @@ def tear_down(target: Target, resources: Sequence[Resource], journal: Journal | 
             )
             errors.append((resource, known))
             verb = "failed"
-        with contextlib.suppress(OSError):  # the reader of our output may be gone
+        with contextlib.suppress(OSError):  # the reader of the output may have ended
             notify(resource.kind, resource.name, verb, time.monotonic() - began)
     directory = target.paths.directory
     left = find_residue(resource for resource in resources if resource.key not in foreign)
@@ -66,23 +67,23 @@ def tear_down(target: Target, resources: Sequence[Resource], journal: Journal | 
 
 
 def find_residue(resources: Iterable[Resource]) -> list[str]:
-    """Which of them are on the host, asked of the host."""
+    """The resources that exist on the host, as the host reports them."""
     found = []
     for resource in resources:
-        if resource.lives_in != "host":
+        if resource.location != "host":
             continue
         try:
             if resource.exists():
                 found.append(f"{resource.kind} {resource.name}")
         except (KtrdrError, OSError, ValueError) as error:
-            # What cannot be looked at cannot be said to be gone.
+            # A resource that cannot be checked may still exist.
             found.append(f"{resource.kind} {resource.name} (unknown: {getattr(error, 'message', error)})")
     return found
 
 
 def _remove_directory(directory: Path) -> None:
     if directory.exists():
-        # The journal goes last: while anything is there, it says whose it is.
+        # The journal is removed last: while anything is left, it records the owner.
         for path in sorted(directory.iterdir(), key=lambda path: path.name == "journal.json"):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         directory.rmdir()

@@ -19,7 +19,7 @@ from ktrdr_vm.host.outbound import ADVICE, find_obstacle
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.virtiofsd import find_virtiofsd
 from ktrdr_vm.identity import HOST_USERS
-from ktrdr_vm.instance.orphans import find_leftovers
+from ktrdr_vm.instance.orphans import find_orphans
 from ktrdr_vm.monitoring.check import Check
 from ktrdr_vm.policy.load import read_policy
 from ktrdr_vm.users import in_user_namespace
@@ -37,7 +37,7 @@ def check_packages() -> list[Check]:
 def check_host(home: Home) -> list[Check]:
     """All other checks, in the order in which a run needs them: as root, or as the root of a world."""
     checks = [_root(), _libvirt(), _accelerator(), _tun(), _apparmor(), _policy()]
-    checks += [_firewall(), _legacy_firewall(), _outbound(), *_leftovers(home)]
+    checks += [_firewall(), _legacy_firewall(), _outbound(), *_orphans(home)]
     checks += [_disk(home), _memory()]
     return [check for check in checks if check is not None]
 
@@ -177,9 +177,9 @@ def _outbound() -> Check:
     return Check("outbound", "ok", "a default route, and no proxy is configured; the guard connects directly")
 
 
-def _leftovers(home: Home) -> list[Check]:
+def _orphans(home: Home) -> list[Check]:
     try:
-        found = find_leftovers(home, Libvirt())
+        found = find_orphans(home, Libvirt())
     except KtrdrError as error:
         return [Check("residue", "warning", f"the search failed: {error.message}", error.hint)]
     if not found:

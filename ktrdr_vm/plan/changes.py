@@ -52,8 +52,8 @@ def find_changes(before: Plan, after: Plan) -> tuple[Change, ...]:
 
 
 def require_same_workspace(before: Plan, after: Plan) -> None:
-    """UsageError when the instance was made for another clone: it holds that one's commits, and its name is free for it
-    alone."""
+    """UsageError when the instance was created for another clone: it contains the commits of that clone, and its name
+    is reserved for it."""
     old, new = PurePosixPath(before.facts.workspace), PurePosixPath(after.facts.workspace)
     # A folder of one clone is the same clone.
     if (

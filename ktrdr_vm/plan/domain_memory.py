@@ -16,16 +16,16 @@ from ktrdr_vm.profile.model import Size
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 # The id of the virtio-mem device in QEMU, and its block size, which is that of memory hot-plug in Linux.
-LENT_MEMORY = "ktrdr-lent"
-LENT_STEP = 128
+HOTPLUG_MEMORY = "ktrdr-lent"
+HOTPLUG_STEP = 128
 _BACKEND = "ktrdr.ram"
 
 ElementTree.register_namespace("qemu", QEMU_NAMESPACE)
 
 
-def find_lendable(size: Size, lending: Lending) -> int:
+def find_hotpluggable(size: Size, lending: Lending) -> int:
     """MiB that can be hot-plugged into a VM of this size, in whole blocks."""
-    return max(0, lending.memory - size.memory) // LENT_STEP * LENT_STEP
+    return max(0, lending.memory - size.memory) // HOTPLUG_STEP * HOTPLUG_STEP
 
 
 def render_commandline(
@@ -46,16 +46,16 @@ def render_commandline(
             kind = f"memory-backend-file,id={_BACKEND},size={size.memory}M,mem-path={template},share={share}"
         words += ["-object", kind, "-machine", f"memory-backend={_BACKEND}"]
         words += [] if frozen else ["-incoming", "defer"]
-    lendable = find_lendable(size, lending)
+    lendable = find_hotpluggable(size, lending)
     if lendable:
         # Present from the start, with size 0: this QEMU cannot unplug it, and a saved state requires it.
         words += ["-m", f"slots=1,maxmem={size.memory + lendable}M"]
         backend = "memory-backend-memfd,share=on" if shared else "memory-backend-ram,reserve=off"
-        words += ["-object", f"{backend},id={LENT_MEMORY}.ram,size={lendable}M"]
+        words += ["-object", f"{backend},id={HOTPLUG_MEMORY}.ram,size={lendable}M"]
         device = {
             "driver": "virtio-mem-pci",
-            "id": LENT_MEMORY,
-            "memdev": f"{LENT_MEMORY}.ram",
+            "id": HOTPLUG_MEMORY,
+            "memdev": f"{HOTPLUG_MEMORY}.ram",
             "requested-size": 0,
             "bus": f"pci.{port}",
         }

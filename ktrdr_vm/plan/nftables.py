@@ -1,9 +1,9 @@
-"""What the two nftables tables of an instance have in common: their frame, their closed sets, and the exceptions to
+"""The common parts of the two nftables tables of an instance: their frame, their closed sets, and the exceptions to
 these. Both tables have the name of the instance.
 
 In its network namespace (nftables_namespace.py) each packet of the guest is checked by its original address. There is
-no other interface to forward it to. On the host (nftables_host.py), where the proxy and the resolver dial for it, each
-packet of their users is checked again.
+no other interface to forward it to. On the host (nftables_host.py), where the proxy and the resolver connect on its
+behalf, each packet of their users is checked again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ table inet {identity.table} {{
 
 
 def render_closed_sets() -> str:
-    """Destinations that nothing but an exception opens, in both tables."""
+    """Destinations that only an exception opens, in both tables."""
     return f"""\
     set reserved {{
         type ipv4_addr

@@ -28,7 +28,7 @@ from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.instance.loaded import LoadedInstance, load_instance
 from ktrdr_vm.instance.resources.mount import require_source
-from ktrdr_vm.instance.secrets import drop_secret
+from ktrdr_vm.instance.secrets import remove_secret
 from ktrdr_vm.instance.snapshot import adopt, find_snapshot
 from ktrdr_vm.instance.suspend import resume, shut_down
 from ktrdr_vm.plan.changes import find_changes, require_possible, require_same_workspace
@@ -200,7 +200,7 @@ class Provisioner:
         with contextlib.closing(earlier):
             for secret in before.profile.secrets:
                 if secret not in self._plan.profile.secrets:
-                    drop_secret(earlier, secret.name)
+                    remove_secret(earlier, secret.name)
             if self._options.restart:
                 with self._phase(recorder, "shut down"):
                     shut_down(earlier)

@@ -20,7 +20,7 @@ def push_into(loaded: LoadedInstance, ref: str, *, branch: str = "", comments: b
     and not the revision of the instance.
     """
     workspace = find_workspace(loaded)
-    loaded.target.require_awake()
+    loaded.target.refuse_suspended()
     repository = find_repository(Path(loaded.plan.facts.workspace), workspace.source)
     commit = ""
     if ref:

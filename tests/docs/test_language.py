@@ -114,10 +114,6 @@ def test_no_page_has_a_retired_word(page):
     assert find_retired(read_prose(page)) == []
 
 
-# Packages whose texts do not have the words of the glossary yet.
-LATER = {"instance"}
-
-
 def find_code_texts(path: Path) -> Iterator[tuple[int, str]]:
     """Line and text of each docstring, each comment, and each text that is passed to an error, such as its hint."""
     with tokenize.open(path) as file:
@@ -138,9 +134,7 @@ def find_code_texts(path: Path) -> Iterator[tuple[int, str]]:
         )
 
 
-CODE = [
-    path for path in sorted((PROJECT / "ktrdr_vm").rglob("*.py")) if not LATER & set(path.relative_to(PROJECT).parts)
-]
+CODE = sorted((PROJECT / "ktrdr_vm").rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", CODE, ids=[str(path.relative_to(PROJECT)) for path in CODE])

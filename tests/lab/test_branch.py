@@ -24,7 +24,7 @@ from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.instance import branch as module
-from ktrdr_vm.instance.branch import Given, branch
+from ktrdr_vm.instance.branch import HostInputs, branch
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.suspend import resume, suspend
@@ -109,14 +109,14 @@ def test_three_ways_from_here(
             _shell(loaded, "systemctl stop qemu-guest-agent")
             monkeypatch.setattr(module, "AGENT_LIMIT", 5.0)
             with pytest.raises(GuestError, match="agent does not answer"):
-                branch(loaded, names, Given(lambda _: anew))
+                branch(loaded, names, HostInputs(lambda _: anew))
             assert _shell(loaded, "cat /run/secrets/canary") == first.decode() and copies[0].find_journal() is None
             monkeypatch.setattr(module, "AGENT_LIMIT", 30.0)
             _shell(loaded, "systemctl start qemu-guest-agent")
             counted = int(_shell(loaded, "cat /run/count"))
             boot_id = _shell(loaded, "cat /proc/sys/kernel/random/boot_id")
             began = time.monotonic()
-            made = branch(loaded, names, Given(lambda _: anew))
+            made = branch(loaded, names, HostInputs(lambda _: anew))
             print(
                 f"two branches in {time.monotonic() - began:.1f} s, the original paused for {made.paused * 1000:.0f} ms"
             )
@@ -158,7 +158,7 @@ def test_three_ways_from_here(
             resume(opened[1], read_secret=lambda _: anew)
         assert _shell(opened[1], "cat /root/file") == "other\n"
         with origin.locked(), pytest.raises(UsageError, match="already"):
-            branch(loaded, names[:1], Given(lambda _: anew))
+            branch(loaded, names[:1], HostInputs(lambda _: anew))
         for live in (False, True):
             with origin.locked():
                 _die_while_copying(loaded, libvirt, live=live)

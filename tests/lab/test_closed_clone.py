@@ -24,7 +24,7 @@ from laboratory.recorder import wait_until
 from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.host import process
 from ktrdr_vm.host.paths import PROJECT
-from ktrdr_vm.instance.resources.guard import look_at_guard
+from ktrdr_vm.instance.resources.guard import check_guard
 from ktrdr_vm.plan.guard_interface import INBOX_PORT
 from ktrdr_vm.profile.collector import Collector
 
@@ -92,7 +92,7 @@ def test_all_parts_serve_and_names_are_answered(lab: Lab, packages: Path, monkey
             request = b"POST /v1/escalations HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
             said = guest.probe("http", address=guest.gateway, port=INBOX_PORT, send=request.decode("latin-1"))
             assert said.get("status") == 400, said
-        assert look_at_guard(guest.paths.guard) == []
+        assert check_guard(guest.paths.guard) == []
         # Nothing was asked for that a rehearsal had not imported, and nothing went wrong unseen.
         assert (guest.paths.guard / "guard.log").read_text() == ""
 

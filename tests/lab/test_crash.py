@@ -59,8 +59,8 @@ LIMIT = 300
 SAMPLE = (
     "apply-namespace-after", "apply-overlay-inside", "apply-seed-after", "destroy-firewall-before", "apply-guard-after", "apply-tap-inside",
     "destroy-domain-after", "apply-mount-inside", "resume-secret-inside", "apply-brokeredsecret-before", "suspend-saved-inside",
-    "fork-create.8.finish-inside", "branch-create.7.create-inside", "grant-give.0.grant-inside", "granting-grant.1.add-after",
-    "lend-lend.1.create-inside",
+    "fork-create.8.finish-inside", "branch-create.7.create-inside", "grant-apply.0.grant-inside", "granting-grant.1.add-after",
+    "loan-add_loan.1.create-inside",
 )  # fmt: skip
 CELLS = all_cells()
 GOLDEN = PROJECT / "tests/golden/expected/outside/crash-cells.txt"
@@ -90,7 +90,7 @@ def _sleeps(cell: Cell) -> bool:
     if cell.verb == "apply":
         # Up to the device a mount is made on the host alone, and so is what the guard is given.
         return kind == "secret" or (kind == "mount" and cell.when == "after")
-    return cell.verb in ("suspend", "resume", "lend") or (cell.verb == "destroy" and kind in ("mount", "saved"))
+    return cell.verb in ("suspend", "resume", "loan") or (cell.verb == "destroy" and kind in ("mount", "saved"))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from laboratory.recorder import wait_until
 
 from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.host import process
-from ktrdr_vm.instance.resources.guard import find_guards, look_at_guard
+from ktrdr_vm.instance.resources.guard import check_guard, find_guards
 from ktrdr_vm.plan.guard_interface import GUEST_MAC, MAX_FLOWS
 from ktrdr_vm.plan.haproxy import MAX_CONNECTIONS
 
@@ -194,10 +194,10 @@ def test_a_part_that_ends_again_and_again_is_never_given_up(lab: Lab, guest: Nam
     # More and more slowly: without a pause it is hundreds.
     assert 4 <= part["ends"] == len(killed) < 12 and not part["serves"]
     assert part["said"] == "it ended with signal 9"
-    assert look_at_guard(guest.paths.guard) == ["the resolver does not serve: it ended with signal 9"]
+    assert check_guard(guest.paths.guard) == ["the resolver does not serve: it ended with signal 9"]
     assert any("the resolver ended and is started again in" in note for note in notes(guest))
     # What made it end is over: it serves again without anybody's help, in the guard that was there.
-    wait_until(lambda: look_at_guard(guest.paths.guard) == [], "it serves again", 40)
+    wait_until(lambda: check_guard(guest.paths.guard) == [], "it serves again", 40)
     assert works(guest) and status(guest)["pid"] == guard
 
 

@@ -100,7 +100,7 @@ def test_restarted_daemons_are_picked_up_and_a_killed_machine_is_noticed_at_once
     assert ended.code == 1, ended.stderr
     outcomes = {gate["name"]: gate["outcome"] for gate in ended.report["gates"]}
     assert outcomes == {"first": "passed", "second": "passed", "third": "error"}
-    assert "its machine has ended" in ended.report["gates"][2]["message"]
+    assert "its VM has ended" in ended.report["gates"][2]["message"]
     assert ended.report["residue"] == []
     assert_nothing_left(lab, instance_id)
 
@@ -122,7 +122,7 @@ def test_a_guest_that_answers_no_more_ends_its_run_with_the_reason(
     ended = started.wait(400)
     assert ended.code == 1 and ended.report["gates"][0]["outcome"] == "error", ended.stderr
     message = ended.report["gates"][0]["message"]
-    assert ("Kernel panic" if how == "panicked" else "stands still") in message, message
+    assert ("Kernel panic" if how == "panicked" else "is paused") in message, message
     assert ended.report["residue"] == []
     assert_nothing_left(lab, instance_id)
 
@@ -168,7 +168,7 @@ def test_after_a_reboot_everything_says_what_is_and_gc_takes_what_is_disposable(
     assert (found[person.identity.instance_id].state, found[person.identity.instance_id].kept) == ("shutoff", True)
     status = run(lab, "status", person.identity.instance_id)
     assert status.code == 4 and "missing  firewall" in status.stdout and "it is shutoff" in status.stdout, status.stdout
-    with pytest.raises(UsageError, match="its machine has ended"):
+    with pytest.raises(UsageError, match="its VM has ended"):
         resume(person.load(), read_secret=lambda _: b"")
     rows = collect_garbage(lab.home, libvirt, dry_run=False)
     assert [row["instance_id"] for row in rows] == [sandbox.identity.instance_id] and rows[0]["action"] == "removed"
@@ -188,7 +188,7 @@ def test_an_image_that_is_deleted_under_a_machine_is_said_and_stops_no_end(
     try:
         assert DomainControl(instance.identity.domain).find_state() == "running"
         differences = {row.kind: row.differences for row in instance.load().status() if row.differences}
-        assert list(differences) == ["overlay"] and "what it stands on is gone" in differences["overlay"][0]
+        assert list(differences) == ["overlay"] and "its backing file is missing" in differences["overlay"][0]
         instance.destroy()
     finally:
         subprocess.run(["umount", image], check=True, timeout=20)

@@ -141,7 +141,7 @@ def test_files_of_outside_are_not_read(place: Path, monkeypatch: pytest.MonkeyPa
     ran: list[Playbook | str] = []
     monkeypatch.setattr(gate_run, "run_playbook", lambda playbook, *_: ran.append(playbook))
     monkeypatch.setattr(api, "apply", lambda *_, **__: ran.append("apply"))
-    awake = SimpleNamespace(target=SimpleNamespace(require_awake=lambda: None), close=lambda: None)
+    awake = SimpleNamespace(target=SimpleNamespace(refuse_suspended=lambda: None), close=lambda: None)
     monkeypatch.setattr(api.HostInstance, "load", lambda _self: awake)
     arguments = {"instance_id": "own", "name": name} if tool == "gate" else {"profile": name, "instance_id": "own"}
     answer = call(workspace, tool, arguments)

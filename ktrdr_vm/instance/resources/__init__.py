@@ -1,5 +1,4 @@
-"""The resources of an instance, in the order of making: what protects comes before what it protects, and goes after
-it."""
+"""The resources of an instance, in the order of creation: protections are created first and removed last."""
 
 from __future__ import annotations
 
@@ -26,8 +25,8 @@ _MARK = re.compile(r"e?[0-9]{1,4}")
 
 
 def make_resources(target: Target, blueprint: Blueprint | None) -> tuple[Resource, ...]:
-    """The ordered tuple. Without a blueprint (the journal is lost) it holds whatever of the target may be on the
-    host."""
+    """The resources in order. Without a blueprint (the journal is lost): everything of the target that the host may
+    have."""
     if blueprint is not None:
         profile = blueprint.plan.profile
         mounts = [Mount(target, blueprint, str(number), entry) for number, entry in enumerate(profile.mounts)]
@@ -37,14 +36,14 @@ def make_resources(target: Target, blueprint: Blueprint | None) -> tuple[Resourc
         ]
     else:
         mounts = []
-        secrets = []  # they live in the memory of the domain and of the guard only
+        secrets = []  # they are only in the memory of the domain and of the guard
     known = {mount.mark for mount in mounts}
-    # What the plan does not know: lent by an approval, or of a plan that is lost.
+    # Mounts that are not in the plan: of a loan, or of a plan that is lost.
     mounts += [Mount(target, blueprint, mark, None) for mark in _find_mounts(target) if mark not in known]
     return (
         Overlay(target, blueprint),
         Seed(target, blueprint),
-        # Only while the instance is suspended; a running one is never without it by mistake.
+        # Only while the instance is suspended; a running one does not lack it.
         *([Saved(target, blueprint)] if target.paths.saved.exists() else []),
         Namespace(target, blueprint),
         Firewall(target, blueprint),
@@ -57,7 +56,7 @@ def make_resources(target: Target, blueprint: Blueprint | None) -> tuple[Resourc
 
 
 def find_resource(resources: Iterable[Resource], kind: str) -> Resource:
-    """The one of that kind. LookupError when there is none, or more than one."""
+    """The resource of that kind. LookupError when there is none, or more than one."""
     found = [resource for resource in resources if resource.kind == kind]
     if len(found) != 1:
         raise LookupError(f"{len(found)} resources of the kind {kind}")
@@ -65,7 +64,7 @@ def find_resource(resources: Iterable[Resource], kind: str) -> Resource:
 
 
 def find_secrets(resources: Iterable[Resource]) -> list[Resource]:
-    """The secrets among them, those that the guard uses for the guest included."""
+    """The secrets among them, including those that the guard uses for the guest."""
     return [resource for resource in resources if isinstance(resource, Secret | BrokeredSecret)]
 
 

@@ -1,6 +1,6 @@
-"""What an instance is made of. Each resource is one thing on the host with the same four verbs, all idempotent.
+"""The parts of an instance. Each resource is one object on the host with the same four operations, all idempotent.
 
-`exists` asks the host itself, never a file of ours, and an answer that could not be had is an error, not a no.
+`exists` checks the host itself and no file of ktrdr-vm. A check that fails is an error and does not count as absence.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Notify = Callable[[str, str, Verb, float], None]
 
 
 def quiet(_kind: str, _name: str, _verb: Verb, _seconds: float) -> None:
-    """A listener for those who do not want to hear."""
+    """A listener that does nothing."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Whose resource it is. Enough to look for it and to take it away, even when the journal is lost."""
+    """The instance that a resource belongs to: sufficient to find and to remove it, also when the journal is lost."""
 
     identity: Identity
     paths: InstancePaths
@@ -39,63 +39,63 @@ class Target:
 
     @property
     def mark(self) -> str:
-        """What our taps and tables carry, so that nothing of anybody else is taken for it."""
+        """The mark of the instance's taps and tables. Objects without it belong to somebody else."""
         return self.identity.mark(str(self.paths.home))
 
     def is_running(self) -> bool:
-        """True while libvirt has a machine of it, also one that is paused."""
+        """True while libvirt has a running or paused domain of it."""
         facts = self.libvirt.find(self.identity.domain)
         return facts is not None and facts.state.is_alive
 
-    def require_awake(self) -> None:
-        """UsageError when it is suspended: there is a saved state to resume, and no machine."""
+    def refuse_suspended(self) -> None:
+        """UsageError when it is suspended: there is a saved state to resume, and no domain."""
         if self.paths.saved.exists() and not self.is_running():
             name = self.identity.instance_id
-            raise UsageError(f"{name} is suspended", where=name, hint=f"`ktrdr-vm resume {name}` wakes it")
+            raise UsageError(f"{name} is suspended", where=name, hint=f"`ktrdr-vm resume {name}` starts it")
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What it is to be. Needed to create and to verify."""
+    """The specification of the resources. Needed to create and to verify."""
 
     plan: Plan
     allocation: Allocation
     connect: Callable[[], Guest]
-    """The guest over SSH, connected when first asked for."""
+    """The guest over SSH, connected at the first call."""
     read_secret: Callable[[Secret], bytes]
-    """The secret's value from its source on the host."""
+    """The value of the secret, from its source on the host."""
     template: TemplateFacts | None = None
-    """What the instance is forked from; None is a cold boot."""
+    """The template that the instance is forked from; None is a cold boot."""
     disk: str = ""
-    """The snapshot's disk that the overlay begins as; empty is an empty one."""
+    """The disk of the snapshot that the overlay is copied from; with an empty string the overlay is empty."""
     mount_roots: tuple[str, ...] = ()
     """Folders of the owner's policy that mounts may come from, besides the workspace."""
     await_isolation: Callable[[], None] = lambda: None
-    """Returns when everything between the guest and the network is there, and raises what its creation raised."""
+    """Returns when everything between the guest and the network exists, and raises what its creation raised."""
 
     @functools.cached_property
     def documents(self) -> dict[str, str]:
-        """Every document by its file name, rendered when the first is needed."""
+        """Every document by its file name, rendered at the first access."""
         return self.plan.render(self.allocation, self.template)
 
 
 class Resource(ABC):
-    """One thing on the host that an instance owns."""
+    """One object on the host that belongs to an instance."""
 
     kind: ClassVar[str]
-    lives_in: ClassVar[Literal["host", "guest", "guard"]] = "host"
-    """What lives in the memory of the guest or of the guard goes with it, and is not looked for when an instance is
-    removed."""
+    location: ClassVar[Literal["host", "guest", "guard"]] = "host"
+    """Where it exists. The memory of the guest and of the guard ends with their process; what is in it is not checked
+    when an instance is removed."""
     needs_guest: ClassVar[bool] = False
-    """It is made with the guest's help, once the guest answers."""
+    """It is created with the help of the guest, once the guest answers."""
     survives_suspend: ClassVar[bool] = False
     """It stays while the instance is suspended."""
     isolates: ClassVar[bool] = False
-    """It stands between the guest and the network."""
+    """It is between the guest and the network."""
     is_independent: ClassVar[bool] = False
-    """It is made beside the machine's disk and the paused machine, which need nothing of it before the guest runs."""
+    """It is created in parallel with the disk and the paused VM, which do not need it before the guest runs."""
     restores_plan: ClassVar[bool] = False
-    """A process of its own puts back what differs from its plan: it is stopped before another plan is carried out."""
+    """A process of it restores what differs from its plan: it is stopped before another plan is applied."""
 
     def __init__(self, target: Target, blueprint: Blueprint | None = None) -> None:
         self.target = target
@@ -108,18 +108,17 @@ class Resource(ABC):
 
     @property
     def name(self) -> str:
-        """What the host calls it; shown in plans and reports."""
+        """Its name on the host; shown in plans and reports."""
         return self.target.identity.instance_id
 
     @property
     def key(self) -> str:
-        """How the journal calls it."""
+        """Its name in the journal."""
         return self.kind
 
     @property
     def planned(self) -> bool:
-        """True if the plan contains it. A resource of an approval or of an earlier plan is listed to be removed
-        only."""
+        """True if the plan contains it. A resource of a loan or of an earlier plan is listed only to be removed."""
         return True
 
     @abstractmethod
@@ -128,20 +127,20 @@ class Resource(ABC):
 
     @abstractmethod
     def create(self) -> None:
-        """Make it, and whatever part of it is missing."""
+        """Create it, or the parts of it that are missing."""
 
     @abstractmethod
     def verify(self) -> list[str]:
-        """How it differs from the plan; empty when it does not."""
+        """The differences from the plan; empty if there are none."""
 
     @abstractmethod
     def remove(self) -> None:
-        """Take it away, whole. Fine when it is already gone."""
+        """Remove it completely. No error when it does not exist."""
 
     def stop(self) -> None:
-        """End what runs of it and keep what it owns, so that `create` makes it again. Most have nothing that runs."""
+        """End its processes and keep its files, so that `create` starts it again. Most resources have no process."""
         return
 
     def by_hand(self) -> str:
-        """What a person types when `remove` cannot."""
+        """The command that a person types when `remove` fails."""
         return f"ktrdr-vm destroy {self.target.identity.instance_id}"

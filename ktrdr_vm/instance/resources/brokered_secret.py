@@ -11,13 +11,13 @@ from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.instance.resources.base import Blueprint, Resource, Target
 from ktrdr_vm.profile.model import Secret as SecretEntry
 
-# A proxy that was just started reads its configuration first.
-TOLD_LIMIT = 20.0
+# Seconds. A proxy that was just started reads its configuration first.
+PROXY_LIMIT = 20.0
 
 
 class BrokeredSecret(Resource):
     kind = "secret"
-    lives_in = "guard"
+    location = "guard"
     needs_guest = True
 
     def __init__(self, target: Target, blueprint: Blueprint | None, entry: SecretEntry) -> None:
@@ -43,12 +43,12 @@ class BrokeredSecret(Resource):
             value = entry.broker.header.render(self.blueprint.read_secret(entry))
         except ValueError as reason:
             raise HostError(
-                f"the secret {entry.name} cannot stand in a header: {reason}",
+                f"the secret {entry.name} cannot be sent in a header: {reason}",
                 where="secrets",
-                hint="look at what its source gives; a closing newline is taken away",
+                hint="check the value that its source provides; a newline at its end is removed",
             ) from None
         self._guard.give_credential(entry.name, value)
-        self._wait_told("the proxy does not take the secret")
+        self._wait_applied("the proxy does not accept the secret")
 
     def verify(self) -> list[str]:
         return [] if self.exists() else ["the guard does not have it; requests with it are refused"]
@@ -56,14 +56,14 @@ class BrokeredSecret(Resource):
     def remove(self) -> None:
         if self._is_guarded():
             self._guard.take_credential(self._entry.name)
-            self._wait_told("the proxy may still have the secret")
+            self._wait_applied("the proxy may still have the secret")
 
-    def _wait_told(self, otherwise: str) -> None:
-        """ProvisionError, saying what is the case `otherwise`, when the proxy does not hear of a change."""
-        end = time.monotonic() + TOLD_LIMIT
+    def _wait_applied(self, otherwise: str) -> None:
+        """ProvisionError with the message `otherwise` when the proxy does not apply a change within PROXY_LIMIT."""
+        end = time.monotonic() + PROXY_LIMIT
         while not self._guard.list_credentials().told:
             if time.monotonic() > end:
-                raise ProvisionError(otherwise, where=self.name, hint="look into guard.log")
+                raise ProvisionError(otherwise, where=self.name, hint="see guard.log")
             time.sleep(0.1)
 
     def _is_guarded(self) -> bool:

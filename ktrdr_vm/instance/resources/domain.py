@@ -1,4 +1,4 @@
-"""The virtual machine itself. A disposable one is transient: when it ends, however it ends, libvirt forgets it."""
+"""The VM itself. A disposable one is transient: libvirt forgets the domain when it ends, for whatever reason."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ class Domain(Resource):
         return self._find() is not None or bool(self._processes()) or has_profile(self.target.identity.uuid)
 
     def _find(self) -> DomainFacts | None:
-        """The domain; an error when another state directory made it: the same instance_id may live there."""
+        """The domain. ForeignError when another state directory created it, since the same instance_id may exist
+        there."""
         facts = self.target.libvirt.find(self.name)
         if facts is not None and facts.home != str(self.target.paths.home):
             raise ForeignError(
                 f"the domain {self.name} belongs to another state directory, {facts.home}",
                 where=self.name,
-                hint="choose another --instance-id, or set $KTRDR_VM_HOME; what is not ours is never touched",
+                hint="choose another --instance-id, or set $KTRDR_VM_HOME; objects of others are never changed",
             )
         return facts
 
@@ -55,38 +56,38 @@ class Domain(Resource):
         template = self.blueprint.template
         if template is None or not template.thaw:
             if plan.facts.lending.memory:
-                # With libvirt's own profile it starts as well; a denial in the host's log is what this spares.
+                # It starts with libvirt's own profile as well; this one avoids a denial in the host's log.
                 with contextlib.suppress(HostError):
                     write_profile(libvirt, self.target.identity.uuid, ())
             self.blueprint.await_isolation()
             libvirt.start(self.name, xml, persistent=persistent)
             move_in(self.target, self.blueprint.allocation)
             return
-        # A later start of the same machine, after it was suspended, opens the same memory.
+        # A later start of the same VM, after a suspend, opens the same memory.
         write_profile(libvirt, self.target.identity.uuid, make_memory_rules(template.memory, template.state))
         read_ahead(Path(template.memory), Path(template.pages))
         libvirt.start(self.name, xml, persistent=persistent, paused=True)
         self._fill_memory(Path(template.memory))
         load_state(libvirt, self.name, Path(template.state))
-        # Until here no instruction of the guest was executed.
+        # Until here the guest has executed no instruction.
         self.blueprint.await_isolation()
         libvirt.resume(self.name)
         identity = begin_identity(
             libvirt, self.name, self.target.identity, plan.facts.image.user, self.blueprint.allocation
         )
         move_inside(self.target, self.blueprint.allocation)
-        # Everything that makes it its own machine comes before its tap is up.
+        # Everything that gives it its own identity comes before its tap is up.
         identity.finish()
         set_up(self.target, self.blueprint.allocation)
 
     def _fill_memory(self, source: Path) -> None:
-        """A fork whose memory is its own is given the template's; another one maps it."""
+        """Copy the memory of the template into a fork that has memory of its own; other forks map it."""
         plan = self.blueprint.plan
         if shares_memory(plan.profile, plan.facts):
             pids = self._processes()
             if len(pids) != 1:
                 raise ProvisionError(
-                    f"{len(pids)} processes of QEMU run {self.name}", where=self.name, hint="look at its console.log"
+                    f"{len(pids)} processes of QEMU run {self.name}", where=self.name, hint="see its console.log"
                 )
             fill_memory(pids[0], source)
 
@@ -104,9 +105,10 @@ class Domain(Resource):
     def remove(self) -> None:
         facts = self._find()
         if facts is not None and facts.persistent:
-            # A disk that is kept is flushed first; libvirt ends QEMU politely.
+            # Its disk is kept: libvirt ends QEMU gracefully, so that the disk is flushed first.
             self.target.libvirt.stop(self.name)
-        # A disposable one is not asked, which saves QEMU's own second of shutting down. libvirtd may also have lost its
+        # QEMU of a disposable VM is ended directly, which saves the second that it takes to shut down. libvirtd may
+        # also have lost its domain.
         # domain.
         for pid in self._processes():
             end_process(pid)
@@ -124,7 +126,7 @@ class Domain(Resource):
 
 
 def find_qemu(domain: str, directory: Path | None = None) -> list[int]:
-    """Processes of QEMU that run this domain: their arguments say `guest=<domain>,`, and name a file in `directory`."""
+    """The QEMU processes of this domain: their arguments contain `guest=<domain>,` and name a file in `directory`."""
     marker = f"guest={domain},".encode()
     # libvirt writes its block devices as JSON.
     place = json.dumps(f"{directory}/")[1:-1].encode() if directory is not None else b""

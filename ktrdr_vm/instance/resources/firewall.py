@@ -1,7 +1,7 @@
 """The two nftables tables of the instance: in its namespace, for the packets of the guest, and on the host, for its
 proxy and resolver.
 
-The first names the tap before the tap is there, so that the guest's first packet meets it.
+The first names the tap before the tap exists, so that it applies to the guest's first packet.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Firewall(Resource):
 
     @property
     def _expected(self) -> dict[str, Any]:
-        """The tables as they were read back when they were loaded, and the digest of the rulesets that they were loaded
-        from."""
+        """The tables as they were read back after they were loaded, and the digest of the rulesets that they were
+        loaded from."""
         path = self.target.paths.directory / "ruleset.expected"
         found = json.loads(path.read_bytes()) if path.exists() else None
         return found if isinstance(found, dict) else {}
@@ -44,7 +44,7 @@ class Firewall(Resource):
 
     @property
     def _namespace(self) -> str:
-        """Where the guest's table is; empty if there is no such namespace, and so no table in it."""
+        """The namespace with the guest's table; empty if there is no such namespace, and so no table in it."""
         namespace = self.target.identity.namespace
         return namespace if is_namespace(namespace) else ""
 
@@ -53,7 +53,7 @@ class Firewall(Resource):
         return read_table(table) is not None or bool(self._namespace and read_table(table, self._namespace) is not None)
 
     def create(self) -> None:
-        """Replace each table in one transaction, read both back, and keep what was read as what they must stay."""
+        """Replace each table in one transaction, read both back, and store the result as the expected state."""
         inner, outer = self._rulesets
         self._refuse_foreign()
         expected = {
@@ -93,7 +93,7 @@ class Firewall(Resource):
         table = self.target.identity.table
         for namespace in {"", self._namespace}:
             if read_table(table, namespace) is not None:
-                # `add` first, so that one that vanished meanwhile is no error.
+                # `add` first, so that a table that was removed meanwhile is no error.
                 load_ruleset(f"add table inet {table}\ndelete table inet {table}\n", namespace)
         (self.target.paths.directory / "ruleset.expected").unlink(missing_ok=True)
 
@@ -104,7 +104,7 @@ class Firewall(Resource):
                 raise ForeignError(
                     f"the nft table {self.name} exists and was not made for this instance",
                     where=namespace or self.name,
-                    hint="look at it with `nft list table`",
+                    hint="inspect it with `nft list table`",
                 )
 
     def by_hand(self) -> str:
@@ -116,7 +116,7 @@ def count_rules(table: list[dict[str, Any]]) -> int:
 
 
 def count_rules_of_text(ruleset: str) -> int:
-    """Rules in a ruleset as `render_ruleset` writes it: the lines inside chains, less the hook and comments."""
+    """Rules in a ruleset as `render_ruleset` writes it: the lines inside chains, without the hook and comments."""
     count, inside = 0, False
     for line in (line.strip() for line in ruleset.splitlines()):
         if line.startswith("chain "):

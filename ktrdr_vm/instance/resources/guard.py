@@ -1,5 +1,5 @@
-"""The instance's egress process. Started before the tap exists, so the guest's first question is already answered by
-it."""
+"""The instance's egress process. It is started before the tap exists, so that it answers the guest's first DNS
+query."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ktrdr_vm.instance.resources.base import Resource
 from ktrdr_vm.plan.plan import canonical_json, plain
 from ktrdr_vm.policy.load import read_collector_headers
 
-# An import of Python and dnspython on a slow disk, of a host with much else to do; the usual time is a few tenths of a
-# second. One that ends is noticed at once.
+# Seconds to import Python and dnspython on a slow disk of a busy host; usually a few tenths of a second. A guard that
+# ends is noticed at once.
 START_LIMIT = 120.0
 STOP_LIMIT = 5.0
-# For a part that ended to serve again.
-MEND_LIMIT = 3.0
-# For one that lives to answer.
+# Seconds for a part that ended to serve again.
+REPAIR_LIMIT = 3.0
+# Seconds for a guard that runs to answer.
 BUSY_LIMIT = 15.0
 _POLL = 0.05
 
-# Of files: the proxy's group may read them.
+# The mode of files that the proxy's group may read.
 PROXY = 0o440
 
 
@@ -77,7 +77,7 @@ class Guard(Resource):
     def _write_files(self) -> None:
         directory, collector = self.target.paths.guard, self.blueprint.plan.collector
         if collector is not None:
-            # The sender reads them for itself; what is wrong with them is said now.
+            # The sender reads them itself; errors in them are reported now.
             read_collector_headers(collector)
         directory.mkdir(mode=0o711, exist_ok=True)
         directory.chmod(0o711)
@@ -91,12 +91,12 @@ class Guard(Resource):
         prepare_revision(directory, self.blueprint.plan.digest)
 
     def _stale(self) -> list[str]:
-        """Its files that are not the plan's: what runs was started for an earlier one."""
+        """The files that differ from the plan: the running guard was started for an earlier one."""
         directory = self.target.paths.guard
         return [name for name, (text, _) in self._files().items() if not _holds(directory / name, text)]
 
     def _files(self) -> dict[str, tuple[str, int]]:
-        """What it is started from, with modes."""
+        """The files that it is started from, with modes."""
         blueprint = self.blueprint
         allocation, identity, facts = blueprint.allocation, self.target.identity, blueprint.plan.facts
         config = {
@@ -119,7 +119,7 @@ class Guard(Resource):
                 {"secret": route.secret, "port": route.port, "after": route.after} for route in blueprint.plan.routes
             ],
         }
-        # The proxy's user, and nobody else, reads its configuration and lists; the rest is the owner's.
+        # Only the proxy's user reads its configuration and lists; the rest is the owner's.
         return {
             "guard.json": (canonical_json(config), 0o600),
             "egress.json": (blueprint.documents["egress.json"], 0o600),
@@ -129,7 +129,7 @@ class Guard(Resource):
         }
 
     def _telemetry(self) -> dict[str, Any] | None:
-        """What the relay and the sender are given. Headers are not among it: the sender reads them from the owner's
+        """The configuration of the relay and the sender. It contains no headers: the sender reads them from the owner's
         file."""
         plan, allocation = self.blueprint.plan, self.blueprint.allocation
         if plan.collector is None:
@@ -145,7 +145,7 @@ class Guard(Resource):
     def _wait_ready(self, started: subprocess.Popen[bytes], ready: int) -> None:
         readable, _, _ = select.select([ready], [], [], START_LIMIT)
         if readable and os.read(ready, 16):
-            # It is not ours to wait for any more: it outlives this command, and init reaps it.
+            # Nothing waits for it from here on: it outlives this command, and init reaps it.
             started.returncode = 0
             return
         hung = not readable
@@ -154,12 +154,12 @@ class Guard(Resource):
         started.wait()
         log = (self.target.paths.guard / "guard.log").read_text(errors="replace")[-1000:].strip()
         said = log or (f"it was not ready within {START_LIMIT:g} s" if hung else "no message")
-        hint = "look at the load of the host, then try again" if hung else "`ktrdr-vm doctor` checks HAProxy and nft"
+        hint = "check the load of the host, then try again" if hung else "`ktrdr-vm doctor` checks HAProxy and nft"
         raise ProvisionError(f"the guard did not start: {said}", where=self.name, hint=hint)
 
     def verify(self) -> list[str]:
-        """How it differs; a part that has not said yet that it serves is waited for, one that has ended for a moment
-        only."""
+        """The differences. A part that has not reported yet that it serves is waited for, one that has ended only
+        briefly."""
         try:
             status = _wait_serving(self.target.paths.guard)
         except KtrdrError as error:
@@ -179,7 +179,7 @@ class Guard(Resource):
             directory.rmdir()
 
     def stop(self) -> None:
-        """End its processes. Its folder stays, and with it the grants, which the next one takes up."""
+        """End its processes. Its folder stays, and with it the grants, which the next guard loads."""
         directory = self.target.paths.guard
         for number, patience in ((signal.SIGTERM, STOP_LIMIT), (signal.SIGKILL, STOP_LIMIT)):
             running = find_guards(directory)
@@ -193,8 +193,8 @@ class Guard(Resource):
             end = time.monotonic() + patience
             while find_guards(directory) and time.monotonic() < end:
                 time.sleep(0.01)
-        # A process that ends has no arguments any more before it lets go of its lock; the next guard would be taken for
-        # started.
+        # A process that ends has no arguments any more before it releases its lock; the lock would make the next guard
+        # seem to be started.
         end = time.monotonic() + STOP_LIMIT
         while is_locked(directory / "guard.lock") and time.monotonic() < end:
             time.sleep(0.01)
@@ -206,9 +206,9 @@ class Guard(Resource):
         return (f"kill -KILL {pids}; " if pids else "") + f"rm -r {self.target.paths.guard}"
 
 
-def look_at_guard(directory: Path) -> list[str]:
-    """What of the guard of this folder does not serve now, with why, in sentences that stand alone. Waits for
-    nothing."""
+def check_guard(directory: Path) -> list[str]:
+    """The parts of the guard of this folder that do not serve now, each with the reason, in complete sentences. Does
+    not wait."""
     try:
         return find_faults(_ask_status(directory))
     except KtrdrError as error:
@@ -216,8 +216,8 @@ def look_at_guard(directory: Path) -> list[str]:
 
 
 def find_faults(status: Mapping[str, Any]) -> list[str]:
-    """The parts that do not serve, each with its last words. `status` is the guard's own answer; one of an earlier
-    version has none."""
+    """The parts that do not serve, each with its last message. `status` is the guard's answer; one of an earlier
+    version has no parts."""
     parts: dict[str, Any] = status.get("parts", {})
     return [
         f"{name} does not serve: {part['said'] or 'it has not started yet'}"
@@ -235,19 +235,19 @@ def _ask_status(directory: Path) -> dict[str, Any]:
 
 
 def _wait_serving(directory: Path) -> dict[str, Any]:
-    """The guard's status, once all serve, or when one that has ended is not back soon."""
+    """The guard's status, once all parts serve, or when one that has ended does not serve again in time."""
     began = time.monotonic()
     while True:
         try:
             status = _ask_status(directory)
         except KtrdrError:
-            # It lives and is busy: on a slow host with what it starts.
+            # It runs and is busy, on a slow host with the start of its parts.
             if time.monotonic() - began > BUSY_LIMIT or not is_locked(directory / "guard.lock"):
                 raise
             time.sleep(_POLL)
             continue
         waiting = [part for part in status.get("parts", {}).values() if not part["serves"]]
-        limit = MEND_LIMIT if any(part["ends"] for part in waiting) else START_LIMIT
+        limit = REPAIR_LIMIT if any(part["ends"] for part in waiting) else START_LIMIT
         if not waiting or time.monotonic() - began > limit:
             return status
         time.sleep(_POLL)
@@ -269,11 +269,11 @@ def find_guards(directory: Path) -> list[int]:
 
 
 def _is_guard(words: list[bytes]) -> bool:
-    """A module of this program, of whatever version, or its proxy: whoever else names the folder, such as `tail`, is
-    left alone."""
+    """A module of this program, of any version, or its proxy. Other programs that name the folder, such as `tail`, are
+    not matched."""
     return any(word.startswith(b"ktrdr_vm.") for word in words) or words[0].endswith(b"haproxy")
 
 
 def _as_number(uid: str | int) -> int:
-    """The proxy's group has its user's number; what is not allocated yet has none."""
+    """The proxy's group has the number of its user; a user that is not allocated yet has none, which is -1."""
     return int(uid) if str(uid).isdigit() else -1

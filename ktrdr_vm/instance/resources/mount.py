@@ -1,7 +1,7 @@
-"""A folder of the host in the guest. What the guest may not do with it is decided by the bind that is exported, not by
-the guest.
+"""A folder of the host in the guest. The bind that is exported, and not the guest, decides what the guest may do with
+it.
 
-The virtiofs device goes with the domain, which is removed next: a guest need not agree to let go of it.
+The virtiofs device is removed with the domain, which follows: the guest need not release it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ from ktrdr_vm.profile.personal import find_personal
 from ktrdr_vm.users import in_user_namespace
 
 GUEST_LIMIT = 60.0
-# An approval's end is not the guest's to put off.
+# Seconds. The guest must not delay the expiry of a loan.
 CUT_LIMIT = 5.0
-# Folders that are looked at for a repository of their own before a mount is made; more are not looked at, and not
-# shared.
+# Folders that are searched for a repository before a mount is made. A source with more of them is refused.
 MAX_FOLDERS = 100_000
-# By the tag: whoever takes it away need not know where it was put.
-_LET_GO = """while read -r source target _; do
+# By the tag: the caller need not know where it was mounted.
+_UNMOUNT = """while read -r source target _; do
   [ "$source" = "$TAG" ] || continue
   target=$(printf '%b' "$target")
   umount -- "$target" || umount -l -- "$target"
@@ -45,8 +44,8 @@ class Mount(Resource):
     needs_guest = True
 
     def __init__(self, target: Target, blueprint: Blueprint | None, mark: str, entry: MountEntry | None) -> None:
-        """`mark` is its number in the profile, or the id of the escalation that lent it; `entry` is None where it is
-        only removed."""
+        """`mark` is its number in the profile, or the id of the escalation that it is the loan of; `entry` is None
+        where it is only removed."""
         super().__init__(target, blueprint)
         self.mark = mark
         self._wanted = entry
@@ -78,7 +77,8 @@ class Mount(Resource):
 
     @property
     def _socket(self) -> Path:
-        """In a world, where virtiofsd serves it: beneath the world's own /run, since names of sockets are short."""
+        """The socket in a world, where virtiofsd serves it: beneath the world's own /run, since names of sockets are
+        short."""
         return Path("/run/ktrdr-vm", f"{self.target.identity.tap}-{self.mark}.virtiofs")
 
     def exists(self) -> bool:
@@ -87,12 +87,12 @@ class Mount(Resource):
     def create(self) -> None:
         if not self._entry.readonly:
             raise HostError(
-                f"{self._entry.source} is asked for writable, which this version cannot promise to keep free of root's"
-                " files",
+                f"{self._entry.source} is requested as writable, and this version cannot keep root's files out of"
+                " a writable mount",
                 where=self.target.identity.instance_id,
-                hint="make it readonly, and bring results back as artifacts or commits",
+                hint="make it readonly, and return results as artifacts or commits",
             )
-        # Closed above the bind: who may not enter the source's own folders may not come to it by another way.
+        # Closed above the bind: a user who may not enter the source's own folders must not reach it through the bind.
         self.target.paths.mounts.mkdir(mode=0o700, exist_ok=True)
         set_rights(self.target.paths.mounts, self.target.paths.home)
         self._place.mkdir(mode=0o700, exist_ok=True)
@@ -105,7 +105,7 @@ class Mount(Resource):
             if in_user_namespace():
                 serve(self._place, self._socket)
             self.target.libvirt.attach(self.target.identity.domain, to_text(self._device()))
-        # The guest's own options are for its comfort; what holds is the bind on the host.
+        # The options in the guest are a convenience; the bind on the host enforces them.
         done = self.blueprint.connect().run(
             'mkdir -p -- "$TARGET" && { mountpoint -q -- "$TARGET" || mount -t virtiofs -o ro,nosuid,nodev "$TAG"'
             ' "$TARGET"; }',
@@ -118,7 +118,7 @@ class Mount(Resource):
                 f"{self._entry.target} could not be mounted in the guest:"
                 f" {done.stderr.decode('utf-8', 'replace')[-300:].strip()}",
                 where=self.target.identity.instance_id,
-                hint="the target must be a folder, or not there, and the guest's kernel must know virtiofs",
+                hint="the target must be a folder or must not exist, and the guest's kernel must support virtiofs",
             )
 
     def verify(self) -> list[str]:
@@ -133,8 +133,8 @@ class Mount(Resource):
         return differences
 
     def detach(self, *, limit: float = GUEST_LIMIT) -> None:
-        """Take it from the running guest and from the domain, then from the host. An error when the guest keeps it for
-        `limit` seconds."""
+        """Remove it from the running guest and from the domain, then from the host. ProvisionError when the guest keeps
+        it for `limit` seconds."""
         if self._attached():
             self._ask_guest(limit)
             self.target.libvirt.detach(self.target.identity.domain, to_text(self._device()))
@@ -142,7 +142,7 @@ class Mount(Resource):
             while self._attached():
                 if time.monotonic() > end:
                     raise ProvisionError(
-                        f"the guest does not let go of {self._tag}",
+                        f"the guest does not release {self._tag}",
                         where=self.target.identity.instance_id,
                         hint="end what uses it in the guest, then try again",
                     )
@@ -150,13 +150,13 @@ class Mount(Resource):
         self.remove()
 
     def _ask_guest(self, limit: float) -> None:
-        # Lazily: whoever has a file of it open loses it, as with a network that goes.
+        # Lazily: a process with an open file on it loses the file, as when a network fails.
         with contextlib.suppress(GuestError):
-            self.blueprint.connect().run(_LET_GO, environment={"TAG": self._tag}, become=True, timeout=limit)
+            self.blueprint.connect().run(_UNMOUNT, environment={"TAG": self._tag}, become=True, timeout=limit)
 
     def cut(self, *, limit: float = CUT_LIMIT) -> None:
-        """Take it away whether or not the guest agrees: what serves it is ended. It asks first, for `limit` seconds at
-        most."""
+        """Remove it whether or not the guest releases it, by ending the process that serves it. The guest is asked
+        first, for `limit` seconds at most."""
         with contextlib.suppress(KtrdrError):
             self.detach(limit=limit)
             return
@@ -165,7 +165,7 @@ class Mount(Resource):
         self.remove()
 
     def _servers(self) -> list[int]:
-        """The daemons of virtiofs that serve this folder, and nothing else: libvirt starts one for each mount."""
+        """The virtiofsd processes that serve this folder, and no other: libvirt starts one for each mount."""
         shown = f"source={self._place}".encode()
         return find_processes(
             lambda words: (
@@ -212,7 +212,7 @@ class Mount(Resource):
 
 
 def require_source(entry: MountEntry, workspace: Path, roots: tuple[str, ...]) -> None:
-    """HostError unless the folder is there and may be shared: said before a machine is made that would lack it."""
+    """HostError unless the folder exists and may be shared. Checked before a VM is created that would lack it."""
     with _open_source(_resolve(entry, workspace, roots)):
         pass
 
@@ -243,9 +243,9 @@ def _resolve(entry: MountEntry, workspace: Path, roots: tuple[str, ...]) -> Plac
 
 
 def _refuse_repositories(source: int, shown: str) -> None:
-    """A .git anywhere beneath would come along: its configuration holds remotes with passwords, and every branch is in
-    it."""
-    # A descriptor that only names a folder cannot be listed; this one is of the same folder.
+    """HostError for a repository or a personal folder anywhere beneath. A .git holds every branch, and its
+    configuration remotes with passwords."""
+    # The descriptor names a folder only and cannot list it; this one opens the same folder for reading.
     folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source)
     try:
         for number, (path, folders, files, _) in enumerate(os.fwalk(".", dir_fd=folder, follow_symlinks=False)):

@@ -1,4 +1,4 @@
-"""The network namespace of the instance. It has no interface but the guest's tap: what may leave is carried by the
+"""The network namespace of the instance. Its only interface is the guest's tap: what may leave passes through the
 guard's sockets."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from ktrdr_vm.host import netns, process
 from ktrdr_vm.host.links import list_links, make_ip
 from ktrdr_vm.instance.resources.base import Resource
 
-# There is nothing to forward to; a host that forwards gives its setting to each new namespace.
+# There is nothing to forward to; a new namespace copies the setting of a host that forwards.
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -48,18 +48,18 @@ class Namespace(Resource):
     def remove(self) -> None:
         self._refuse_foreign()
         if netns.is_namespace(self.name):
-            # `ssh` and `exec` end with the instance, and not when their keep-alive finds out. A kernel without it says
-            # so.
+            # This ends the connections of `ssh` and `exec` now, and not when their keep-alive fails. A kernel that
+            # cannot do it reports an error, which is ignored.
             process.run(["ss", "-N", self.name, "--tcp", "--kill"], timeout=10, check=False)
         netns.remove(self.name)
 
     def _refuse_foreign(self) -> None:
-        # The alias is set a moment after the namespace is made; a crash between leaves none, and the name is ours.
+        # The alias is set just after the namespace is created; a crash in between leaves none, and the name is ours.
         if list_links(self.name).get("lo", "") not in ("", self.target.mark):
             raise ForeignError(
                 f"the network namespace {self.name} exists and was not made for this instance",
                 where=self.name,
-                hint="look at it with `ip netns exec`",
+                hint="inspect it with `ip netns exec`",
             )
 
     def by_hand(self) -> str:

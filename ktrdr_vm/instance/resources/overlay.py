@@ -11,7 +11,7 @@ from ktrdr_vm.host import process
 from ktrdr_vm.instance.resources.base import Resource
 from ktrdr_vm.plan.facts import ImageFacts
 
-# What is copied is what was written since the image, on a slow disk.
+# Seconds to copy what was written since the image, on a slow disk.
 COPY_LIMIT = 1800.0
 
 
@@ -19,10 +19,11 @@ BOOT_FILES = ("vmlinuz", "initrd")
 
 
 def copy_boot_files(image: ImageFacts, directory: Path) -> None:
-    """Kernel and initrd for a direct boot, beside the disk. libvirt makes what a machine boots QEMU's user's own while
-    it runs.
+    """Copy kernel and initrd beside the disk for a direct boot. libvirt gives the boot files of a VM to QEMU's user
+    while it runs.
 
-    The image's would then be writable by whoever broke out of one QEMU, and every later machine would boot from it.
+    Those of the image would then be writable by a process that broke out of one QEMU, and every later VM would boot
+    from them.
     """
     if image.boot != "direct":
         return
@@ -52,13 +53,13 @@ class Overlay(Resource):
         backing, backing_format = self._backing()
         path = self.target.paths.overlay
         if path.exists() and plan.profile.mode == "interactive":
-            # It is somebody's disk: an image or a size that changed is no reason to make it empty.
+            # It holds somebody's work: a changed image or size is no reason to empty it.
             differences = self.verify()
             if differences:
                 raise ProvisionError(
                     f"the disk of this instance is not the one that the profile asks for now: {'; '.join(differences)}",
                     where=self.name,
-                    hint="bring what matters back and destroy the instance, or undo the change of image or disk",
+                    hint="save its data and destroy the instance, or undo the change of image or disk",
                 )
             return
         partial = path.with_suffix(".partial")
@@ -87,14 +88,14 @@ class Overlay(Resource):
         if info.get("backing-filename") != backing or info.get("backing-filename-format") != backing_format:
             differences.append(f"backed by {info.get('backing-filename')}, not {backing}")
         if not Path(backing).exists():
-            # QEMU holds it open, so what runs goes on; it cannot be started again.
-            differences.append(f"what it stands on is gone: {backing}")
+            # QEMU has it open, so a running VM continues; it cannot be started again.
+            differences.append(f"its backing file is missing: {backing}")
         if info.get("virtual-size") != wanted:
             differences.append(f"{info.get('virtual-size')} bytes, not {wanted}")
         return differences
 
     def _backing(self) -> tuple[str, str]:
-        """The file that the overlay stands on, and its format."""
+        """The backing file of the overlay, and its format."""
         template, image = self.blueprint.template, self.blueprint.plan.facts.image
         return (template.disk, "qcow2") if template else (image.disk, image.disk_format)
 

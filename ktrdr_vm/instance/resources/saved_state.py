@@ -1,7 +1,6 @@
-"""What a suspended instance is: the machine's whole state in a file, beside the disk that it belongs to.
+"""The saved state of a suspended instance: the complete state of its VM in a file, beside the disk that it belongs to.
 
-It is there while the instance is suspended and no longer: a state that is older than its disk must never be begun from
-again.
+The file exists only while the instance is suspended: a state that is older than its disk must never be restored.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ class Saved(Resource):
         return self.target.paths.saved.exists()
 
     def create(self) -> None:
-        """Save the running domain, which ends with it. Its disk is on the disk as well before this returns."""
+        """Save the running domain, which ends with it. Its disk is synced as well before this returns."""
         path = self.target.paths.saved
-        # libvirt writes as QEMU's user into a file that is there; nobody else may read a machine's memory.
+        # libvirt writes as QEMU's user into a file that exists; nobody else may read the memory of a VM.
         path.unlink(missing_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
         try:

@@ -1,4 +1,4 @@
-"""A secret in the guest's memory, put there over SSH after boot: never in a seed, a disk, an argument or an
+"""A secret in the guest's memory, delivered over SSH after boot: never in a seed, a disk, an argument or an
 environment."""
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from ktrdr_vm.instance.resources.base import Blueprint, Resource, Target
 from ktrdr_vm.profile.model import Secret as SecretEntry
 
 GUEST_LIMIT = 30.0
-# Seconds for a run to take up a value that it must mask; it asks every few tenths of a second.
+# Seconds for a run to load a value that it must mask; it polls every few tenths of a second.
 MASKED_LIMIT = 10.0
 DIRECTORY = "/run/secrets"
 
-# tmpfs of its own, so that no other reader of /run can fill it; the value comes on standard input and touches no
+# A tmpfs of its own, so that no other reader of /run can fill it; the value comes on standard input and is in no
 # argument.
 _DELIVER = f"""set -eu
 umask 077
@@ -33,7 +33,7 @@ systemd-run --quiet --unit="ktrdr-secret-$NAME" --on-active="$TTL" --timer-prope
 """
 
 
-# What stands in no profile: secrets that approvals delivered.
+# Secrets that are in no profile: those that approvals delivered.
 _SWEEP = f"""status=0
 for file in {DIRECTORY}/*; do
   [ -f "$file" ] || continue
@@ -47,7 +47,7 @@ exit $status
 
 class Secret(Resource):
     kind = "secret"
-    lives_in = "guest"
+    location = "guest"
     needs_guest = True
 
     def __init__(self, target: Target, blueprint: Blueprint | None, entry: SecretEntry | None, name: str) -> None:
@@ -68,7 +68,7 @@ class Secret(Resource):
         return GuardClient(self.target.paths.guard)
 
     def exists(self) -> bool:
-        """It lives in the domain's memory and nowhere else; without the domain there is none."""
+        """It is in the memory of the domain and nowhere else; without the domain there is none."""
         if self._blueprint is None or self._entry is None:
             return False
         facts = self.target.libvirt.find(self.target.identity.domain)
@@ -80,7 +80,7 @@ class Secret(Resource):
     def create(self) -> None:
         entry = self._entry
         assert entry is not None, "a secret opened for removal cannot be made"
-        # The clock first: what is delivered has an end, also when this command is killed in between.
+        # The expiry first: a delivered secret expires also if this command is killed in between.
         value = self.blueprint.read_secret(entry)
         self._guard.expire_secret(entry.name, entry.path, entry.ttl)
         self._announce(value)
@@ -106,16 +106,16 @@ class Secret(Resource):
             )
 
     def _announce(self, value: bytes) -> None:
-        """Tell the guard the value, and wait until every run of the instance masks it: only then it may enter the
+        """Send the value to the guard, and wait until every run of the instance masks it. Only then may it enter the
         guest."""
         self._guard.add_value(self.name, value)
         end = time.monotonic() + MASKED_LIMIT
         while self._guard.count_unread():
             if time.monotonic() > end:
                 raise ProvisionError(
-                    f"a run of this instance does not take up what it must mask, so {self.name} was not delivered",
+                    f"a run of this instance does not mask the secret {self.name} yet, so it was not delivered",
                     where=self.target.identity.instance_id,
-                    hint="look whether the run hangs, end it, and try again",
+                    hint="check whether the run hangs, end it, and try again",
                 )
             time.sleep(0.05)
 
@@ -123,10 +123,9 @@ class Secret(Resource):
         return [] if self.exists() else ["it is not there; its time to live may have ended"]
 
     def remove(self) -> None:
-        """Remove it in the guest, and see that it is gone; nothing to do when the machine, whose memory it is in, has
-        ended.
+        """Remove it from the guest, and check that it is gone. No effect when the VM, whose memory it is in, has ended.
 
-        ProvisionError when the guest stands still, does not answer, or keeps it: then its expiry stands as before.
+        ProvisionError when the guest is paused, does not answer, or keeps it; its expiry then stays.
         """
         if self._blueprint is None or self._entry is None:
             return
@@ -134,7 +133,7 @@ class Secret(Resource):
         if facts is None or not facts.state.is_alive:
             return
         if facts.state != "running":
-            raise self._still_there(f"the machine is {facts.state}")
+            raise self._still_there(f"the VM is {facts.state}")
         try:
             done = self.blueprint.connect().run(
                 TAKE,
@@ -152,16 +151,16 @@ class Secret(Resource):
         return ProvisionError(
             f"the secret {self.name} may still be in the guest: {why}",
             where=self.target.identity.instance_id,
-            hint="its expiry stands; end it at its source, or `ktrdr-vm destroy` the instance",
+            hint="its expiry stays; invalidate it at its source, or `ktrdr-vm destroy` the instance",
         )
 
 
 def sweep_secrets(guest: Guest) -> None:
-    """Remove whatever is left beneath /run/secrets in the guest. ProvisionError when something stays."""
+    """Remove every file beneath /run/secrets in the guest. ProvisionError when one remains."""
     done = guest.run(_SWEEP, become=True, timeout=GUEST_LIMIT)
     if done.exit_code != 0:
         raise ProvisionError(
             f"{DIRECTORY} of the guest could not be emptied: {done.stderr.decode('utf-8', 'replace')[-200:].strip()}",
             where=DIRECTORY,
-            hint="remove what lies there in the guest, then try again",
+            hint="remove its files in the guest, then try again",
         )

@@ -1,4 +1,4 @@
-"""The NoCloud seed, an ISO 9660 image. Holds the guest's SSH host key, so nobody but QEMU's user may read it."""
+"""The NoCloud seed, an ISO 9660 image. It holds the guest's SSH host key, so only QEMU's user may read it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Seed(Resource):
 
 
 def make_seed(documents: dict[str, bytes]) -> bytes:
-    """An ISO 9660 image with the label that cloud-init looks for."""
+    """An ISO 9660 image with the label that cloud-init expects."""
     import pycdlib
 
     iso = pycdlib.PyCdlib()

@@ -1,7 +1,7 @@
-"""The instance's tap: made on the host for QEMU to open, then moved into the namespace of the instance and given its
-address there.
+"""The instance's tap: created on the host for QEMU to open, then moved into the namespace of the instance, where it
+gets its address.
 
-While it is on the host it is down and has no address, and only root may attach to it. In the namespace nobody else can.
+On the host it is down and has no address, and only root may attach to it. In the namespace nobody else can.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ktrdr_vm.instance.resources.base import Resource, Target
 from ktrdr_vm.plan.facts import Allocation
 from ktrdr_vm.plan.guard_interface import GATEWAY_MAC, GUEST_MAC
 
-# Set while the link is down. arp_ignore 1: no answer for other addresses. rp_filter 1: nothing from a foreign source.
+# Set while the link is down. arp_ignore 1: no answer for other addresses. rp_filter 1: no packet from a foreign source.
 _SYSCTLS_V4 = {
     "arp_ignore": "1",
     "arp_announce": "2",
@@ -49,7 +49,7 @@ class Tap(Resource):
             move_in(self.target, self.blueprint.allocation)
             return
         if self._find_inside() is not None:
-            # Of a machine that has ended: QEMU opens a tap on the host only.
+            # Of a VM that has ended: QEMU opens a tap on the host only.
             process.run([*make_ip(self.target.identity.namespace), "link", "del", "dev", self.name], timeout=10)
         link = self._find_outside()
         if link is None:
@@ -66,7 +66,7 @@ class Tap(Resource):
         return ["the tap is gone"] if link is None else self._verify_inside(link)
 
     def _verify_outside(self, link: dict[str, Any]) -> list[str]:
-        """Where it is until a machine has opened it."""
+        """Its differences on the host, where it is until QEMU has opened it."""
         differences = [] if link["is_owned"] else ["any local user may attach to it"]
         if "UP" in link["flags"]:
             differences.append("the link is up outside of its namespace")
@@ -84,7 +84,7 @@ class Tap(Resource):
         if "UP" not in link["flags"]:
             differences.append("the link is down")
         elif "NO-CARRIER" in link["flags"]:
-            differences.append("no machine is attached to it")
+            differences.append("no VM is attached to it")
         if link.get("master"):
             differences.append(f"enslaved to {link['master']}")
         with netns.inside(self.target.identity.namespace):
@@ -110,12 +110,12 @@ class Tap(Resource):
         return read_link(self.name, self.target.identity.namespace)
 
     def _refuse_foreign(self, link: dict[str, Any]) -> None:
-        # An alias is set a moment after the tap is made; a crash between leaves none, and the name's digest is ours.
+        # The alias is set just after the tap is created; a crash in between leaves none, and the name's digest is ours.
         if link["ifalias"] not in ("", self.target.mark):
             raise ForeignError(
                 f"the interface {self.name} exists and was not made for this instance",
                 where=self.name,
-                hint="look at it with `ip -d link show`",
+                hint="inspect it with `ip -d link show`",
             )
 
     def by_hand(self) -> str:
@@ -123,8 +123,8 @@ class Tap(Resource):
 
 
 def make_tap(name: str, mark: str) -> None:
-    """A tap that is down. Only root may attach to it: one without an owner is open to every local user, who then is the
-    guest."""
+    """Create a tap that is down. Only root may attach to it: a tap without an owner is open to every local user, who
+    could act as the guest."""
     process.run(
         [*process.DIES_WITH_CALLER, "ip", "tuntap", "add", "dev", name, "mode", "tap", "user", str(TAP_OWNER)],
         timeout=10,
@@ -137,14 +137,14 @@ def set_down(name: str, mark: str) -> None:
 
 
 def remove_tap(name: str) -> None:
-    """Of a template, which never leaves the place where it was made. Fine when it is gone."""
+    """Remove the tap of a template, which stays where it was created. No error when it does not exist."""
     if read_link(name) is not None:
         process.run(["ip", "link", "del", "dev", name], timeout=10)
 
 
 def move_in(target: Target, allocation: Allocation) -> None:
-    """Move the tap that QEMU has opened into the namespace, and set it up there. Until then it is down, and no frame
-    passes."""
+    """Move the tap that QEMU has opened into the namespace, and set it up there. Until then it is down and passes no
+    frame."""
     move_inside(target, allocation)
     set_up(target, allocation)
 
@@ -165,7 +165,7 @@ def move_inside(target: Target, allocation: Allocation) -> None:
 def set_up(target: Target, allocation: Allocation) -> None:
     """Set the tap in the namespace up."""
     identity = target.identity
-    # The guest's address is known and not asked for: gratuitous ARP changes nothing.
+    # The guest's address is configured and not resolved by ARP: gratuitous ARP changes nothing.
     commands = (
         f"link set dev {identity.tap} up",
         f"neigh replace {allocation.guest} lladdr {GUEST_MAC} dev {identity.tap} nud permanent",
@@ -174,7 +174,8 @@ def set_up(target: Target, allocation: Allocation) -> None:
 
 
 def close_link(target: Target) -> bool:
-    """Set the link of the instance's tap down; True if it was up. What carried its traffic is gone."""
+    """Set the link of the instance's tap down; True if it was up. Called when the guard that carried its traffic has
+    ended."""
     namespace = target.identity.namespace
     link = read_link(target.identity.tap, namespace)
     if link is None or link["ifalias"] != target.mark or "UP" not in link["flags"]:
@@ -184,8 +185,8 @@ def close_link(target: Target) -> bool:
 
 
 def close_unguarded(target: Target) -> bool:
-    """Set the link down when no guard serves it; True if it was up. Nothing is asked of a guard that somebody else
-    could be."""
+    """Set the link down when no guard serves it; True if it was up. Only the lock is checked: another process could
+    answer for the guard."""
     return not is_locked(target.paths.guard / "guard.lock") and close_link(target)
 
 

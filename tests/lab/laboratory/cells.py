@@ -20,7 +20,7 @@ from types import CodeType
 from typing import Any
 
 from ktrdr_vm.approvals import apply as answers
-from ktrdr_vm.approvals import loans as lending
+from ktrdr_vm.approvals import loans
 from ktrdr_vm.egress.grants.enforcer import Granting
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.host import fork
@@ -141,7 +141,7 @@ def _find_steps() -> dict[str, list[Step]]:
             *steps("detach", "mount"),
             *steps("create", "saved"),
             *steps("remove", *network),
-            *_statements(suspension.suspend, suspension._let_go),
+            *_statements(suspension.suspend, suspension._release),
         ],
         "resume": [
             *steps("create", *network, "mount", "secret"),
@@ -150,8 +150,8 @@ def _find_steps() -> dict[str, list[Step]]:
         ],
         "branch": _statements(branching._copy, branching._pause, fork.copy_state, branching._create),
         # The command that gives dies; then the guard that takes it up.
-        "grant": _statements(answers.approve, answers._give, EscalationStore.answer, EscalationStore._settle),
-        "lend": _statements(lending.lend, lending.take_back),
+        "grant": _statements(answers.approve, answers._apply, EscalationStore.answer, EscalationStore._settle),
+        "loan": _statements(loans.add_loan, loans.remove_loan),
         "granting": _statements(Granting.grant, Granting._apply, Granting._end),
     }
 

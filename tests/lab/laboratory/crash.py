@@ -25,7 +25,7 @@ import pycdlib
 sys.path.append(str(Path(__file__).parents[1]))
 
 from ktrdr_vm.approvals import apply as answers
-from ktrdr_vm.approvals.loans import lend, take_back
+from ktrdr_vm.approvals.loans import add_loan, remove_loan
 from ktrdr_vm.egress import client as control
 from ktrdr_vm.egress import guard
 from ktrdr_vm.escalation.packet import parse_packet
@@ -37,11 +37,11 @@ from ktrdr_vm.host.paths import find_home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.images.store import ImageStore
 from ktrdr_vm.inputs.resolve import gather
-from ktrdr_vm.instance.branch import Given, branch
+from ktrdr_vm.instance.branch import HostInputs, branch
 from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.mount import Mount
-from ktrdr_vm.instance.secrets import take_secrets
+from ktrdr_vm.instance.secrets import remove_secrets
 from ktrdr_vm.instance.suspend import resume, suspend
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.templates.store import find_template
@@ -179,7 +179,7 @@ class Crash:
             return
         # An instance that is there is given its mounts and secrets by the same code as a new one.
         loaded = self.wake()
-        take_secrets(loaded)
+        remove_secrets(loaded)
         for resource in loaded.open_resources():
             if isinstance(resource, Mount):
                 resource.detach()
@@ -204,7 +204,7 @@ class Crash:
         loaded.connect(limit=BOOT_LIMIT["tcg"])
         arm(self.cell)
         copy = parse_instance_id(f"{self.instance.identity.instance_id}-b")
-        branch(loaded, [copy], Given(_read_secret))
+        branch(loaded, [copy], HostInputs(_read_secret))
 
     def suspend(self) -> None:
         loaded = self.wake()
@@ -222,12 +222,12 @@ class Crash:
         arm(self.cell)
         answers.approve(loaded, asked.id, OwnerPolicy(), reason="to see")
 
-    def lend(self) -> None:
+    def loan(self) -> None:
         loaded = self.wake()
         asked, _ = loaded.escalations.submit(parse_packet({**PACKET, "kind": "mount", "request": LENT}))
         arm(self.cell)
-        lend(loaded, asked.id, "mount", LENT, OwnerPolicy(), seconds=600, reason="to see")
-        take_back(loaded, asked.id, "mount")
+        add_loan(loaded, asked.id, "mount", LENT, OwnerPolicy(), seconds=600, reason="to see")
+        remove_loan(loaded, asked.id, "mount")
 
     def granting(self) -> None:
         _arm_guard(self.cell.key)

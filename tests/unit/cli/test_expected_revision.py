@@ -43,7 +43,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callab
     GUEST.clear()
     monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path))
     monkeypatch.setattr(client, "ask_guard", lambda _directory, op, **_: {"revision": NOW, "parts": {}})
-    monkeypatch.setattr(Target, "require_awake", lambda _: None)
+    monkeypatch.setattr(Target, "refuse_suspended", lambda _: None)
     monkeypatch.setattr(ssh_command, "warn_of_guard", lambda _: None)
     monkeypatch.setattr(ssh_command, "_become", lambda *words: GUEST.append(words[-1]))
     monkeypatch.setattr(api, "find_mask", lambda *_: str)

@@ -19,7 +19,7 @@ from ktrdr_vm.instance import inventory as discovery
 from ktrdr_vm.instance.inventory import Found, find_instances
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources import guard as guard_module
-from ktrdr_vm.instance.resources.guard import find_faults, look_at_guard
+from ktrdr_vm.instance.resources.guard import check_guard, find_faults
 
 WORDS = "it ended with exit code 1: ModuleNotFoundError: No module named 'dns'"
 PARTS = {
@@ -55,16 +55,16 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 
 def test_a_part_is_named_with_its_last_words(home: Home) -> None:
-    assert find_faults({"parts": PARTS}) == [FAULT] == look_at_guard(home.instance("one").guard)
+    assert find_faults({"parts": PARTS}) == [FAULT] == check_guard(home.instance("one").guard)
     # One of an earlier version says nothing of its parts.
     assert find_faults({"pid": 1, "resolver": 2, "proxy": 3}) == []
 
 
 def test_one_that_does_not_run_or_does_not_answer_is_a_fault(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert look_at_guard(home.instance("one").guard) == ["the guard does not run; nothing leaves the instance"]
+    assert check_guard(home.instance("one").guard) == ["the guard does not run; nothing leaves the instance"]
     monkeypatch.setattr(guard_module, "is_locked", lambda _: True)
-    [said] = look_at_guard(home.instance("one").guard)
+    [said] = check_guard(home.instance("one").guard)
     assert said.startswith("the guard does not answer: ")
 
 

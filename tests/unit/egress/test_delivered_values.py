@@ -149,7 +149,7 @@ def test_values_are_bounded_in_number_and_the_same_again_is_one() -> None:
     ("guest", "state", "message"),
     [
         (Guest(remove=None), "running", "does not answer"), (Guest(remove=1), "running", "read-only file system"),
-        (Guest(remove=0, exists=0), "running", "the guest keeps it"), (Guest(), "paused", "the machine is paused"),
+        (Guest(remove=0, exists=0), "running", "the guest keeps it"), (Guest(), "paused", "the VM is paused"),
     ],
     ids=["silent", "fails", "still there", "paused"],
 )  # fmt: skip

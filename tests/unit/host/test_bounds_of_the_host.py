@@ -22,7 +22,7 @@ from ktrdr_vm.host.capacity import DISK_ENOUGH, DISK_FLOOR, DISK_LAST, MEMORY_FL
 from ktrdr_vm.host.journal import Journal, explained, is_locked, locked, read_journal, remove_dead_locks
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.run_removal import KEPT_DAYS, collect_runs
-from ktrdr_vm.instance.allocation import require_room
+from ktrdr_vm.instance.allocation import require_instance_limit
 
 
 def has(monkeypatch: pytest.MonkeyPatch, *, memory: int = 1 << 20, disk: int = 1 << 20) -> None:
@@ -53,10 +53,10 @@ def test_a_host_has_room_for_as_many_as_its_owner_allows(tmp_path: Path) -> None
     for name in ("one", "two"):
         home.instance(name).directory.mkdir()
         Journal(home.instance(name).journal, name).save()
-    require_room(home, "three", 3)
-    require_room(home, "two", 2)  # it is there already
+    require_instance_limit(home, "three", 3)
+    require_instance_limit(home, "two", 2)  # it is there already
     with pytest.raises(HostError, match="allows 2"):
-        require_room(home, "three", 2)
+        require_instance_limit(home, "three", 2)
 
 
 class FakeDomainControl(DomainControl):

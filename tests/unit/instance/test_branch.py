@@ -19,14 +19,14 @@ from ktrdr_vm.host.libvirt import DomainFacts, DomainState
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance import branch as module
-from ktrdr_vm.instance.branch import Given, branch
+from ktrdr_vm.instance.branch import HostInputs, branch
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.suspend import end_branching
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 
 COPY = parse_instance_id("copy")
-GIVEN = Given(lambda _: b"anew")
+GIVEN = HostInputs(lambda _: b"anew")
 
 
 class Machine:
@@ -69,7 +69,7 @@ def origin(
 
     monkeypatch.setattr(module, "copy_state", copy_state)
     monkeypatch.setattr(module, "continue_domain", continue_domain)
-    monkeypatch.setattr(module, "take_secrets", lambda *_: log.append("take secrets") or ["secret:a"])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(module, "remove_secrets", lambda *_: log.append("take secrets") or ["secret:a"])  # type: ignore[func-returns-value]
     monkeypatch.setattr(module, "set_clock", lambda *_: log.append("set clock"))
     monkeypatch.setattr(module, "require_capacity", lambda *_, **__: None)
     monkeypatch.setattr(module, "find_qemu", lambda *_: [1])
@@ -152,7 +152,7 @@ def test_what_approvals_had_delivered_is_given_back_when_the_original_runs(
     origin: Callable[..., LoadedInstance], machine: Machine
 ) -> None:
     loaded = origin()
-    given = Given(lambda _: b"anew", reapply=lambda: machine.log.append(f"reapply {loaded.journal.state}"))
+    given = HostInputs(lambda _: b"anew", reapply=lambda: machine.log.append(f"reapply {loaded.journal.state}"))
     branch(loaded, [COPY], given)
     assert machine.log[-3:] == ["deliver", "reapply awake", "create copy"]
 
@@ -192,7 +192,7 @@ def test_secrets_that_stay_prevent_the_copy(
     def refuse(*_: Any) -> None:
         raise GuestError("it is still there", where="x", hint="y")
 
-    monkeypatch.setattr(module, "take_secrets", refuse)
+    monkeypatch.setattr(module, "remove_secrets", refuse)
     with pytest.raises(GuestError, match="still there"):
         branch(origin(), [COPY], GIVEN)
     assert not any("copy" in done for done in machine.log) and machine.log[-1] == "deliver"

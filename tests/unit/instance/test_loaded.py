@@ -228,7 +228,7 @@ def test_every_kind_says_where_it_lives_and_what_outlives_a_suspend(home: Home) 
     loaded = Instance(home, Identity("one"), FakeLibvirt()).load()
     loaded.paths.saved.write_bytes(b"")
     resources = make_resources(loaded.target, loaded.make_blueprint())
-    shown = {one.kind: (one.lives_in, one.needs_guest, one.survives_suspend, one.isolates) for one in resources}
+    shown = {one.kind: (one.location, one.needs_guest, one.survives_suspend, one.isolates) for one in resources}
     assert shown == {
         "overlay": ("host", False, True, False),
         "seed": ("host", False, True, False),

@@ -65,15 +65,15 @@ def test_one_that_sleeps_is_not_entered(tmp_path: Path) -> None:
     journal.save()
     instance.paths.saved.write_bytes(b"state")
     with pytest.raises(UsageError, match="suspended") as caught:
-        instance.require_awake()
+        instance.refuse_suspended()
     assert "resume one" in caught.value.hint
     # Interrupted while it was suspended, and its machine is gone: it is not entered either.
     journal.enter("suspending")
     with pytest.raises(UsageError):
-        instance.require_awake()
+        instance.refuse_suspended()
     # Without a state there is nothing to wake it from: it boots from its disk.
     instance.paths.saved.unlink()
-    instance.require_awake()
+    instance.refuse_suspended()
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class Machine(LoadedInstance):
     def require_closed(self) -> None:
         self.log.append("closed")
 
-    def take_secrets(self) -> list[str]:
+    def remove_secrets(self) -> list[str]:
         if self.keeps_secret:
             raise GuestError("nobody answers", where="one", hint="look")
         self.log.append("-secrets")
@@ -122,7 +122,7 @@ class Machine(LoadedInstance):
 def enough_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspension, "require_capacity", lambda *_: None)
     monkeypatch.setattr(suspension, "move_in", lambda target, _: target.libvirt.log.append("tap moved in"))
-    monkeypatch.setattr(suspension, "take_secrets", lambda machine, _notify: machine.take_secrets())
+    monkeypatch.setattr(suspension, "remove_secrets", lambda machine, _notify: machine.remove_secrets())
     monkeypatch.setattr("ktrdr_vm.instance.resources.saved_state.sync", lambda _: None)
 
 
@@ -156,7 +156,7 @@ def test_there_and_back(tmp_path: Path) -> None:
 def test_a_guest_that_keeps_a_secret_runs_on(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "awake", "running", saved=False)
     machine.keeps_secret = True
-    with pytest.raises(ProvisionError, match="runs on"):
+    with pytest.raises(ProvisionError, match="keeps running"):
         suspend(machine)
     assert machine.log == [] and machine.domain == "running"
     resume(machine)
@@ -214,6 +214,6 @@ def test_one_that_stands_still_goes_on_behind_verified_rules_and_one_that_ended_
     assert machine.log == ["closed", "run"]
     for number, state in enumerate(("shutoff", None)):
         machine = Machine(tmp_path / f"ended{number}", "awake", state, saved=False)
-        with pytest.raises(UsageError, match="its machine has ended"):
+        with pytest.raises(UsageError, match="its VM has ended"):
             resume(machine)
         assert machine.log == []

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from ktrdr_vm.identity import Identity
-from ktrdr_vm.plan.domain_memory import LENT_MEMORY, drop_incoming, find_lendable
+from ktrdr_vm.plan.domain_memory import HOTPLUG_MEMORY, drop_incoming, find_hotpluggable
 from ktrdr_vm.plan.domain_xml import render_domain, render_template_domain, shares_memory
 from ktrdr_vm.plan.facts import PLACEHOLDER, Facts, ImageFacts, Lending, TemplateFacts
 from ktrdr_vm.plan.plan import Plan, plan_from_json
@@ -48,7 +48,7 @@ def test_what_may_be_lent_stands_in_the_machine_from_its_start() -> None:
         assert words[words.index("-m") + 1] == "slots=1,maxmem=4992M", (
             "the size of the profile and whole steps beyond it"
         )
-        assert any(f'"id": "{LENT_MEMORY}"' in word and '"requested-size": 0' in word for word in words)
+        assert any(f'"id": "{HOTPLUG_MEMORY}"' in word and '"requested-size": 0' in word for word in words)
 
 
 def test_a_fork_looks_like_its_template_and_shares_memory_only_where_it_must() -> None:
@@ -81,7 +81,7 @@ def test_a_saved_machine_keeps_what_it_was_made_with() -> None:
 
 @pytest.mark.parametrize(("most", "lendable"), [(0, 0), (2048, 0), (2100, 0), (2176, 128), (5000, 2944)])
 def test_memory_is_lent_in_whole_blocks(most: int, lendable: int) -> None:
-    assert find_lendable(PROFILE.resources, Lending(memory=most)) == lendable
+    assert find_hotpluggable(PROFILE.resources, Lending(memory=most)) == lendable
 
 
 def test_a_plan_knows_it_again() -> None:
