@@ -11,7 +11,7 @@ import os
 import resource
 import socket
 import sys
-import traceback as traceback  # prints the reason when the process ends with an error
+import traceback as traceback  # prints the error at the end; imported before the privileges are dropped
 
 from ktrdr_vm.egress.supervised_child import SERVES
 from ktrdr_vm.host.privileges import drop_privileges, leave_network

@@ -40,7 +40,7 @@ class DeliveredValues:
             raise ValueError(f"a value has 1 to {MAX_BYTES} bytes")
         if (name, encoded) not in self._values:
             if len(self._values) >= MAX_VALUES:
-                raise ValueError(f"{MAX_VALUES} values were delivered to this instance; create a new one")
+                raise ValueError(f"{MAX_VALUES} values were delivered to this instance; create a new instance")
             self._values.append((name, encoded))
         return {"ok": True}
 

@@ -1,4 +1,4 @@
-"""Pausing and resuming the domain of a guard's guest."""
+"""Pauses and resumes the domain of the guest."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Brokers:
             self._changed("taken back, its machine has ended", name)
 
     def _pass(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Open the secrets that wait for a gate, which has passed."""
+        """Open the secrets that wait for this gate, which has passed."""
         gate = str(request["gate"])
         self._open |= {name: "passed" for name, after in self._gates.items() if after and after == gate}
         return self._changed(f"the gate {gate[:100]} has passed", "")

@@ -33,7 +33,7 @@ def inflate(body: bytes, encoding: str) -> bytes:
     if encoding in ("", "identity"):
         return body
     if encoding != "gzip":
-        raise OtlpError(415, "a body has no Content-Encoding, or gzip")
+        raise OtlpError(415, "Content-Encoding is gzip, or absent")
     inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
         whole = inflater.decompress(body, MAX_BODY + 1)
