@@ -51,7 +51,9 @@ def approve(
         found.current == "approved" and found.answer is not None and found.answer.waiting
     ):
         raise UsageError(
-            f"{escalation_id} is {found.current}", where=loaded.instance_id, hint="only what is pending can be approved"
+            f"{escalation_id} is {found.current}",
+            where=loaded.instance_id,
+            hint="only a pending escalation can be approved",
         )
     _require_reason(reason)
     given = _narrow(found, request)
@@ -63,7 +65,7 @@ def approve(
     if loaded.journal.state != "awake":
         return store.answer(escalation_id, "approved", replace(answer, waiting=found.packet.kind != "decision"))
     with store.approving(escalation_id, answer) as settle:
-        # `branch` searches for what is being applied after its first entry in the journal.
+        # `branch` enters its state in the journal first, and then searches for approvals that are being applied.
         journal = read_journal(loaded.paths.journal)
         if journal is not None and journal.state != "awake":
             raise UsageError(
@@ -151,7 +153,9 @@ def revoke_approval(loaded: LoadedInstance, escalation_id: str, *, reason: str) 
     found = store.find(escalation_id)
     if found.current != "approved" or found.answer is None:
         raise UsageError(
-            f"{escalation_id} is {found.current}", where=loaded.instance_id, hint="only what is approved can be revoked"
+            f"{escalation_id} is {found.current}",
+            where=loaded.instance_id,
+            hint="only an approved escalation can be revoked",
         )
     if loaded.journal.state != "awake":
         pass  # a suspended instance does not have it, and does not get it when it is resumed

@@ -1,4 +1,4 @@
-"""The secrets in a running guest: removed before it is suspended, and when nobody names them any more."""
+"""The secrets in a running guest: removed before it is suspended, and when its profile no longer contains them."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
     """The rules for a connection after its name was read. `hello`, `allowed` and `granted` are ACLs of the frontend."""
     rule = "tcp-request content"
     # Searched again after the name was resolved, because a grant may have ended meanwhile.
-    rooms = [
+    grant_slots = [
         f"{rule} set-var(txn.grant_slot) var(txn.name),map_str({lists}/tls.granted) if hello !allowed",
         (
             f"{rule} set-var(txn.grant_slot) var(txn.name),map_end({lists}/tls.granted_suffixes) if hello !allowed"
@@ -230,7 +230,7 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
             f"{rule} set-var(txn.verdict) str(address) if hello allowed {_NO_ADDRESS}",
             f"{rule} silent-drop if hello allowed {_NO_ADDRESS}",
             f"{rule} set-dst var(txn.address) if hello {{ var(txn.address) -m found }}",
-            *rooms,
+            *grant_slots,
             f"{rule} set-var(txn.verdict) str(observe)",
             f"{rule} set-var(txn.verdict) str(allow) if hello allowed or hello {{ var(txn.grant_slot) -m found }}",
             f"{rule} accept",
@@ -244,7 +244,7 @@ def _judge_tls(resolve: str, lists: str, observe: bool) -> str:
         f"{rule} set-var(txn.verdict) str(address) if hello {_NO_ADDRESS}",
         f"{rule} silent-drop if hello {_NO_ADDRESS}",
         f"{rule} set-dst var(txn.address) if hello",
-        *rooms,
+        *grant_slots,
         f"{rule} set-var(txn.verdict) str(name) if hello !allowed {_NO_SLOT}",
         f"{rule} silent-drop if hello !allowed {_NO_SLOT}",
         f"{rule} set-var(txn.verdict) str(allow) if hello",
@@ -258,7 +258,7 @@ def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
     deny = "http-request deny status 403 content-type text/plain lf-string"
     no_address = f'{deny} "ktrdr-vm: %[var(txn.name)] has no address that may be reached\\n" if {_NO_ADDRESS}'
     # Searched again after the name was resolved, because a grant may have ended meanwhile.
-    rooms = [
+    grant_slots = [
         f"http-request set-var(txn.grant_slot) var(txn.name),map_str({lists}/http.granted) if !allowed",
         (
             f"http-request set-var(txn.grant_slot) var(txn.name),map_end({lists}/http.granted_suffixes) if !allowed"
@@ -272,7 +272,7 @@ def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
             f"http-request {resolve} if !given",
             f"{no_address} allowed",
             "http-request set-dst var(txn.address) if { var(txn.address) -m found }",
-            *rooms,
+            *grant_slots,
             "http-request set-var(txn.verdict) str(observe)",
             "http-request set-var(txn.verdict) str(allow) if allowed or { var(txn.grant_slot) -m found }",
         )
@@ -284,7 +284,7 @@ def _judge_http(resolve: str, lists: str, refused: str, observe: bool) -> str:
         no_address,
         "http-request set-dst var(txn.address)",
         "http-request set-var(txn.verdict) str(name)",
-        *rooms,
+        *grant_slots,
         f'{deny} "{refused}" if !allowed {_NO_SLOT}',
         "http-request set-var(txn.verdict) str(allow)",
     )
