@@ -56,10 +56,10 @@ def approve(
             hint="only a pending escalation can be approved",
         )
     _require_reason(reason)
-    given = _narrow(found, request)
+    approved = _narrow(found, request)
     lasting = seconds if seconds is not None else found.packet.seconds
-    _check(found, given, lasting, policy, loaded)
-    answer = Answer(by=_who(), reason=reason, at=now(), request=given, seconds=lasting)
+    _check(found, approved, lasting, policy, loaded)
+    answer = Answer(by=_who(), reason=reason, at=now(), request=approved, seconds=lasting)
     if found.packet.kind == "secret":
         answer = replace(answer, source=_check_source(loaded, policy, source))
     if loaded.journal.state != "awake":
@@ -183,16 +183,20 @@ def find_pending(loaded: LoadedInstance) -> list[str]:
     return [one.id for one in loaded.escalations.list() if one.current == "pending"]
 
 
-def _check(found: Escalation, given: dict[str, Any], seconds: int, policy: OwnerPolicy, loaded: LoadedInstance) -> None:
+def _check(
+    found: Escalation, approved: dict[str, Any], seconds: int, policy: OwnerPolicy, loaded: LoadedInstance
+) -> None:
     packet, where = found.packet, loaded.instance_id
-    refusal = check_request(packet, given, seconds, policy.escalations)
+    refusal = check_request(packet, approved, seconds, policy.escalations)
     if refusal is not None:
         raise UsageError(refusal.message, where=where, hint=refusal.hint)
     if packet.kind in LOANS:
         others = [
             one for one in loaded.escalations.list() if one.packet.kind == packet.kind and one.current == "approved"
         ]
-        check_loan(loaded, packet.kind, given, policy, [one.answer.request for one in others if one.answer is not None])
+        check_loan(
+            loaded, packet.kind, approved, policy, [one.answer.request for one in others if one.answer is not None]
+        )
 
 
 def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]:

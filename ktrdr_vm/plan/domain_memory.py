@@ -15,7 +15,8 @@ from ktrdr_vm.plan.facts import HotplugReserve
 from ktrdr_vm.profile.model import Size
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
-# The id of the virtio-mem device in QEMU, and its block size, which is that of memory hot-plug in Linux.
+# The id of the virtio-mem device in QEMU, which saved VMs contain, and its block size, which is that of memory hot-plug
+# in Linux.
 HOTPLUG_MEMORY = "ktrdr-lent"
 HOTPLUG_STEP = 128
 _BACKEND = "ktrdr.ram"
