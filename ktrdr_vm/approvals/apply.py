@@ -51,19 +51,21 @@ def approve(
         found.current == "approved" and found.answer is not None and found.answer.waiting
     ):
         raise UsageError(
-            f"{escalation_id} is {found.current}", where=loaded.instance_id, hint="only what is pending can be approved"
+            f"{escalation_id} is {found.current}",
+            where=loaded.instance_id,
+            hint="only a pending escalation can be approved",
         )
     _require_reason(reason)
-    given = _narrow(found, request)
+    approved = _narrow(found, request)
     lasting = seconds if seconds is not None else found.packet.seconds
-    _check(found, given, lasting, policy, loaded)
-    answer = Answer(by=_who(), reason=reason, at=now(), request=given, seconds=lasting)
+    _check(found, approved, lasting, policy, loaded)
+    answer = Answer(by=_who(), reason=reason, at=now(), request=approved, seconds=lasting)
     if found.packet.kind == "secret":
         answer = replace(answer, source=_check_source(loaded, policy, source))
     if loaded.journal.state != "awake":
         return store.answer(escalation_id, "approved", replace(answer, waiting=found.packet.kind != "decision"))
     with store.approving(escalation_id, answer) as settle:
-        # `branch` searches for what is being applied after its first entry in the journal.
+        # `branch` enters its state in the journal first, and then searches for approvals that are being applied.
         journal = read_journal(loaded.paths.journal)
         if journal is not None and journal.state != "awake":
             raise UsageError(
@@ -151,7 +153,9 @@ def revoke_approval(loaded: LoadedInstance, escalation_id: str, *, reason: str) 
     found = store.find(escalation_id)
     if found.current != "approved" or found.answer is None:
         raise UsageError(
-            f"{escalation_id} is {found.current}", where=loaded.instance_id, hint="only what is approved can be revoked"
+            f"{escalation_id} is {found.current}",
+            where=loaded.instance_id,
+            hint="only an approved escalation can be revoked",
         )
     if loaded.journal.state != "awake":
         pass  # a suspended instance does not have it, and does not get it when it is resumed
@@ -179,16 +183,20 @@ def find_pending(loaded: LoadedInstance) -> list[str]:
     return [one.id for one in loaded.escalations.list() if one.current == "pending"]
 
 
-def _check(found: Escalation, given: dict[str, Any], seconds: int, policy: OwnerPolicy, loaded: LoadedInstance) -> None:
+def _check(
+    found: Escalation, approved: dict[str, Any], seconds: int, policy: OwnerPolicy, loaded: LoadedInstance
+) -> None:
     packet, where = found.packet, loaded.instance_id
-    refusal = check_request(packet, given, seconds, policy.escalations)
+    refusal = check_request(packet, approved, seconds, policy.escalations)
     if refusal is not None:
         raise UsageError(refusal.message, where=where, hint=refusal.hint)
     if packet.kind in LOANS:
         others = [
             one for one in loaded.escalations.list() if one.packet.kind == packet.kind and one.current == "approved"
         ]
-        check_loan(loaded, packet.kind, given, policy, [one.answer.request for one in others if one.answer is not None])
+        check_loan(
+            loaded, packet.kind, approved, policy, [one.answer.request for one in others if one.answer is not None]
+        )
 
 
 def _narrow(found: Escalation, request: dict[str, Any] | None) -> dict[str, Any]:

@@ -150,9 +150,9 @@ def remove_loan(loaded: LoadedInstance, loan: str, kind: str) -> None:
 
 def end_soon(loaded: LoadedInstance, loan: str) -> None:
     """Let the guard end a loan that expired during a suspend: its vCPUs and memory were saved with the VM."""
-    size, lending = loaded.plan.profile.resources, loaded.plan.facts.lending
-    grown = lending.vcpus > size.vcpus and loaded.libvirt.count_vcpus(loaded.identity.domain) > size.vcpus
-    if not grown and not (find_hotpluggable(size, lending) and _read_hotplugged(loaded)):
+    size, reserve = loaded.plan.profile.resources, loaded.plan.facts.lending
+    grown = reserve.vcpus > size.vcpus and loaded.libvirt.count_vcpus(loaded.identity.domain) > size.vcpus
+    if not grown and not (find_hotpluggable(size, reserve) and _read_hotplugged(loaded)):
         return
     loaded.guard.expire_loan(loan, 0, module=__name__, message="it expired during a suspend")
 
@@ -160,8 +160,8 @@ def end_soon(loaded: LoadedInstance, loan: str) -> None:
 def _set_size(loaded: LoadedInstance, vcpus: int, memory: int) -> None:
     """Set the vCPUs and the memory of the VM to these sizes, with the help of the guest."""
     libvirt, domain, plan = loaded.libvirt, loaded.identity.domain, loaded.plan
-    lending, size = plan.facts.lending, plan.profile.resources
-    if lending.vcpus > size.vcpus:
+    reserve, size = plan.facts.lending, plan.profile.resources
+    if reserve.vcpus > size.vcpus:
         has = libvirt.count_vcpus(domain)
         if vcpus > has:
             _require_possible_vcpus(loaded, vcpus)
@@ -177,7 +177,7 @@ def _set_size(loaded: LoadedInstance, vcpus: int, memory: int) -> None:
                     where=domain,
                     hint="its kernel must support CPU hot-plug",
                 )
-    if find_hotpluggable(size, lending):
+    if find_hotpluggable(size, reserve):
         _resize(loaded, _steps(memory - size.memory))
 
 

@@ -39,7 +39,7 @@ def resume(instance_id: str) -> None:
     instance = open_instance(instance_id)
     with instance.locked():
         loaded = instance.load()
-        # All of them before anything is begun.
+        # All of them are read before the resume begins.
         secrets = {secret.name: read_source(secret) for secret in loaded.plan.profile.secrets}
         check_sources(loaded)
         policy = read_policy()
@@ -50,7 +50,7 @@ def resume(instance_id: str) -> None:
             notify=show_resource,
         )
         for one in reapply(loaded, policy):
-            click.echo(f"{one.packet.kind} {one.id}: given again", err=True)
+            click.echo(f"{one.packet.kind} {one.id}: reapplied", err=True)
     loaded.close()
     click.echo(f"{instance_id}: running", err=True)
 

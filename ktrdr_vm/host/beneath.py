@@ -128,7 +128,7 @@ def _step(descriptor: int, part: str, mount: str, place: Place) -> int:
 def find_mount_id(descriptor: int) -> str:
     """The id of the mount of an open file. Two bind mounts of one file system are two mounts."""
     if sys.platform != "linux":
-        # A client elsewhere has no instances; the file system is what can be told there.
+        # A client on another system has no instances; only the file system can be determined there.
         return str(os.fstat(descriptor).st_dev)
     with Path(f"/proc/self/fdinfo/{descriptor}").open(encoding="ascii") as file:
         for line in file:

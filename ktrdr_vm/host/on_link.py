@@ -33,8 +33,8 @@ def find_on_link(networks: Iterable[Path] = (_NETWORK, _OUTSIDE)) -> tuple[IPv4N
 
 
 def _parse_local(lines: list[str]) -> Iterable[IPv4Network]:
-    """The addresses of the host in the kernel's trie of routes: a line with an address, then those that say what it
-    is."""
+    """The addresses of the host in the kernel's trie of routes: a line with an address, then lines with
+    its type."""
     address = ""
     for line in lines:
         if "|-- " in line:

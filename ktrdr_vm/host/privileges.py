@@ -21,11 +21,11 @@ class _SealedImports:
     before."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
-        if name not in self._told:
-            self._told.add(name)
+        if name not in self._reported:
+            self._reported.add(name)
             os.write(2, f"the module {name} was imported after the privileges were dropped\n".encode())
         raise ModuleNotFoundError(
             f"No module named {name!r}: it must be imported before the privileges are dropped", name=name

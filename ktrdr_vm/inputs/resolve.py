@@ -24,7 +24,7 @@ from ktrdr_vm.images.recipe import Recipe, load_recipe
 from ktrdr_vm.inputs.presets import AskedClients, find_presets
 from ktrdr_vm.inputs.references import check_names, check_places, find_playbook, read_gates, read_playbook
 from ktrdr_vm.inputs.trusted import compare
-from ktrdr_vm.plan.facts import STOCK_USER, Facts, ImageFacts, Lending
+from ktrdr_vm.plan.facts import STOCK_USER, Facts, HotplugReserve, ImageFacts
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.policy.ceiling import check_presets
 from ktrdr_vm.policy.load import read_policy
@@ -173,7 +173,7 @@ def gather_profile(
         client_files=client_files,
         owner_reserved=tuple(sorted(policy.reserved)),
         collector=_find_collector(profile, policy),
-        lending=_find_lending(profile, policy),
+        lending=_find_reserve(profile, policy),
     )
     plan = Plan(profile, facts, identity, loaded.data)
     beyond_trusted = compare(loaded, repository, policy) if base is None else ()
@@ -230,12 +230,12 @@ def _find_collector(profile: Profile, policy: OwnerPolicy) -> Collector | None:
     return policy.collector
 
 
-def _find_lending(profile: Profile, policy: OwnerPolicy) -> Lending:
+def _find_reserve(profile: Profile, policy: OwnerPolicy) -> HotplugReserve:
     """The reserve for hot-plug; none if no escalation can request it."""
     kinds = policy.escalations.kinds if profile.asks else ()
     if "resources" not in kinds:
-        return Lending(mounts="mount" in kinds)
-    return Lending("mount" in kinds, policy.largest.vcpus, policy.largest.memory)
+        return HotplugReserve(mounts="mount" in kinds)
+    return HotplugReserve("mount" in kinds, policy.largest.vcpus, policy.largest.memory)
 
 
 def _has_cpu_controller() -> bool:

@@ -44,7 +44,7 @@ class HostInputs:
     """What branches need of the host: the reader of secrets, the folders that mounts may come from, and the instance
     limit.
 
-    `reapply` delivers to the original again what approvals had delivered to it.
+    `reapply` delivers to the original again the secrets of approvals that were removed from it.
     """
 
     read_secret: SecretReader

@@ -196,7 +196,7 @@ class LoadedInstance:
         differences = resource.verify()
         if differences:
             raise ProvisionError(
-                f"the {resource.kind} is not what the plan says: {'; '.join(differences)}",
+                f"the {resource.kind} differs from the plan: {'; '.join(differences)}",
                 where=resource.name,
                 hint="another program may be changing it; check it on the host, then apply again",
             )
@@ -280,9 +280,9 @@ class LoadedInstance:
             if time.monotonic() > end:
                 said = "; ".join(f"{row.kind}: {', '.join(row.differences) or 'it is gone'}" for row in wrong)
                 raise ProvisionError(
-                    f"the network of the instance is not what the plan says: {said}",
+                    f"the network of the instance differs from the plan: {said}",
                     where=self.instance_id,
-                    hint=f"`ktrdr-vm status {self.instance_id}` shows it, `ktrdr-vm apply` makes it again",
+                    hint=f"`ktrdr-vm status {self.instance_id}` shows it, `ktrdr-vm apply` creates it again",
                 )
             # The guard repairs what other programs change, and restarts what ended.
             time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The secrets in a running guest: removed before it is suspended, and when nobody names them any more."""
+"""The secrets in a running guest: removed before it is suspended, and when its profile no longer contains them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ktrdr_vm.instance.resources.secret import sweep_secrets
 def remove_secrets(loaded: LoadedInstance, notify: Notify = quiet) -> list[str]:
     """Remove every secret from the running guest; returns their keys. ProvisionError when one remains or the guest does
     not answer."""
-    taken = []
+    removed = []
     for resource in reversed(loaded.open_secrets()):
         began = time.monotonic()
         resource.remove()
         notify(resource.kind, resource.name, "removed", time.monotonic() - began)
-        taken.append(resource.key)
+        removed.append(resource.key)
     sweep_secrets(loaded.connect())
-    return taken
+    return removed
 
 
 def remove_secret(loaded: LoadedInstance, name: str) -> None:

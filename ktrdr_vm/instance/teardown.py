@@ -48,7 +48,7 @@ def tear_down(target: Target, resources: Sequence[Resource], journal: Journal | 
     directory = target.paths.directory
     left = find_residue(resource for resource in resources if resource.key not in foreign)
     if not left:
-        with contextlib.suppress(OSError):  # what stays is named below
+        with contextlib.suppress(OSError):  # the remaining names are listed below
             target.paths.ssh_alias.unlink(missing_ok=True)
             _remove_directory(directory)
         left = [str(path) for path in (directory, target.paths.ssh_alias) if os.path.lexists(path)]

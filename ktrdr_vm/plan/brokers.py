@@ -50,7 +50,7 @@ class Route:
 
     @property
     def shown(self) -> str:
-        """What a refusal names."""
+        """The name in refusals."""
         return self.secret or self.requests.host
 
     def base_url(self, gateway: str) -> str:

@@ -41,7 +41,7 @@ def find_changes(before: Plan, after: Plan) -> tuple[Change, ...]:
         # Shared memory, which mounts require, is configured at the start of the VM.
         ("mounts", plain(old.mounts), plain(new.mounts), "restart"),
         # So is the reserve for hot-plug.
-        ("lending", _describe_lending(before), _describe_lending(after), "restart"),
+        ("hot-plug", _describe_reserve(before), _describe_reserve(after), "restart"),
         ("egress", _list_egress(before), _list_egress(after), "live"),
         ("secrets", plain(old.secrets), plain(new.secrets), "live"),
         ("environment", plain(old.environment), plain(new.environment), "live"),
@@ -114,10 +114,10 @@ def _describe(plan: Plan) -> str:
     return f"OTLP to {plan.collector.url}" if plan.collector else "none"
 
 
-def _describe_lending(plan: Plan) -> str:
-    lending = plan.facts.lending
-    size = f"up to {lending.vcpus} vcpus and {lending.memory} MiB" if lending.vcpus else ""
-    return " and ".join(filter(None, ("mounts" if lending.mounts else "", size))) or "nothing"
+def _describe_reserve(plan: Plan) -> str:
+    reserve = plan.facts.lending
+    size = f"up to {reserve.vcpus} vcpus and {reserve.memory} MiB" if reserve.vcpus else ""
+    return " and ".join(filter(None, ("mounts" if reserve.mounts else "", size))) or "nothing"
 
 
 def _show(value: object) -> str:

@@ -11,11 +11,12 @@ from itertools import pairwise
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from ktrdr_vm.plan.facts import Lending
+from ktrdr_vm.plan.facts import HotplugReserve
 from ktrdr_vm.profile.model import Size
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
-# The id of the virtio-mem device in QEMU, and its block size, which is that of memory hot-plug in Linux.
+# The id of the virtio-mem device in QEMU, which saved VMs contain, and its block size, which is that of memory hot-plug
+# in Linux.
 HOTPLUG_MEMORY = "ktrdr-lent"
 HOTPLUG_STEP = 128
 _BACKEND = "ktrdr.ram"
@@ -23,13 +24,13 @@ _BACKEND = "ktrdr.ram"
 ElementTree.register_namespace("qemu", QEMU_NAMESPACE)
 
 
-def find_hotpluggable(size: Size, lending: Lending) -> int:
+def find_hotpluggable(size: Size, reserve: HotplugReserve) -> int:
     """MiB that can be hot-plugged into a VM of this size, in whole blocks."""
-    return max(0, lending.memory - size.memory) // HOTPLUG_STEP * HOTPLUG_STEP
+    return max(0, reserve.memory - size.memory) // HOTPLUG_STEP * HOTPLUG_STEP
 
 
 def render_commandline(
-    size: Size, lending: Lending, *, port: int, template: str = "", frozen: bool = False, shared: bool = False
+    size: Size, reserve: HotplugReserve, *, port: int, template: str = "", frozen: bool = False, shared: bool = False
 ) -> Element:
     """QEMU arguments that libvirt does not support. `template` is the memory file of a template; `frozen` is for the
     template itself.
@@ -46,12 +47,12 @@ def render_commandline(
             kind = f"memory-backend-file,id={_BACKEND},size={size.memory}M,mem-path={template},share={share}"
         words += ["-object", kind, "-machine", f"memory-backend={_BACKEND}"]
         words += [] if frozen else ["-incoming", "defer"]
-    lendable = find_hotpluggable(size, lending)
-    if lendable:
+    extra = find_hotpluggable(size, reserve)
+    if extra:
         # Present from the start, with size 0: this QEMU cannot unplug it, and a saved state requires it.
-        words += ["-m", f"slots=1,maxmem={size.memory + lendable}M"]
+        words += ["-m", f"slots=1,maxmem={size.memory + extra}M"]
         backend = "memory-backend-memfd,share=on" if shared else "memory-backend-ram,reserve=off"
-        words += ["-object", f"{backend},id={HOTPLUG_MEMORY}.ram,size={lendable}M"]
+        words += ["-object", f"{backend},id={HOTPLUG_MEMORY}.ram,size={extra}M"]
         device = {
             "driver": "virtio-mem-pci",
             "id": HOTPLUG_MEMORY,

@@ -106,8 +106,8 @@ def _render(
     root.append(element("memory", str(size.memory), unit="MiB"))
     if shared:
         root.append(element("memoryBacking", "", element("source", type="memfd"), element("access", mode="shared")))
-    lent = {"current": str(size.vcpus)} if facts.lending.vcpus > size.vcpus else {}
-    root.append(element("vcpu", str(max(size.vcpus, facts.lending.vcpus)), placement="static", **lent))
+    current = {"current": str(size.vcpus)} if facts.lending.vcpus > size.vcpus else {}
+    root.append(element("vcpu", str(max(size.vcpus, facts.lending.vcpus)), placement="static", **current))
     if facts.cpu_controller:
         root.append(_cpu_limit(size.vcpus))
     root.append(_boot(facts, directory))

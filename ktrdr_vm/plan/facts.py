@@ -75,7 +75,7 @@ class TemplateFacts:
 
 
 @dataclass(frozen=True)
-class Lending:
+class HotplugReserve:
     """The reserve for hot-plug by approvals, for which the VM is prepared."""
 
     mounts: bool = False
@@ -99,7 +99,7 @@ AUTHORITIES = "/usr/local/share/ca-certificates/ktrdr-"
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 """All certificates that the guest trusts, in one file."""
 OWN_AUTHORITIES = "/etc/ktrdr/authorities.pem"
-"""Those of the host alone, in one file."""
+"""Only those of the host, in one file."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Facts:
     owner_reserved: tuple[tuple[IPv4Address, int], ...] = ()
     collector: Collector | None = None
     """The collector of the owner, if the profile has telemetry."""
-    lending: Lending = Lending()
+    lending: HotplugReserve = HotplugReserve()
     """The limits of the owner's policy for hot-plug, if the profile can send escalations."""
 
     @property

@@ -22,8 +22,8 @@ from ktrdr_vm.plan.facts import (
     Allocation,
     Facts,
     GuestFile,
+    HotplugReserve,
     ImageFacts,
-    Lending,
     TemplateFacts,
 )
 from ktrdr_vm.plan.guard_interface import INBOX_PORT
@@ -167,7 +167,7 @@ def plan_from_json(content: dict[str, Any]) -> Plan:
             owner_reserved=reserved,
             playbooks=playbooks,
             collector=Collector(**collector) if collector else None,
-            lending=Lending(**lending),
+            lending=HotplugReserve(**lending),
             **facts,
         ),
         parse_instance_id(content["instance_id"]),

@@ -84,8 +84,8 @@ def test_the_sample_has_every_resource_once_and_every_verb() -> None:
     assert {cell.verb for cell in cells} == {cell.verb for cell in CELLS.values()}
 
 
-def _sleeps(cell: Cell) -> bool:
-    """Does its step need a machine that was booted and has its secrets?"""
+def _needs_suspended(cell: Cell) -> bool:
+    """True if its step needs a VM that was booted and has its secrets: one that is resumed from a copy."""
     kind = cell.step.owner.kind if cell.step.owner is not None else ""  # type: ignore[attr-defined]
     if cell.verb == "apply":
         # Up to the device a mount is made on the host alone, and so is what the guard is given.
@@ -105,13 +105,13 @@ def workspace(lab: Lab) -> Path:
 
 @pytest.fixture(scope="module")
 def sleeper(lab: Lab, image: Image, libvirt: Libvirt, workspace: Path) -> Iterator[Callable[[], str]]:
-    """Puts back a suspended instance as it was when it fell asleep; its instance_id."""
-    asleep: list[tuple[str, Path]] = []
+    """Restores the files of an instance that was suspended once; returns its instance_id."""
+    suspended: list[tuple[str, Path]] = []
 
     def put_back() -> str:
-        if not asleep:
-            asleep.append(_fall_asleep(lab, image, libvirt, workspace / "sleeper.yaml"))
-        [(instance_id, copy)] = asleep
+        if not suspended:
+            suspended.append(_suspend(lab, image, libvirt, workspace / "sleeper.yaml"))
+        [(instance_id, copy)] = suspended
         # As it lies there: sparse files stay sparse.
         subprocess.run(
             ["cp", "-a", "--sparse=always", copy, lab.home.instance(instance_id).directory], check=True, timeout=120
@@ -119,11 +119,11 @@ def sleeper(lab: Lab, image: Image, libvirt: Libvirt, workspace: Path) -> Iterat
         return instance_id
 
     yield put_back
-    for _, copy in asleep:
+    for _, copy in suspended:
         shutil.rmtree(copy)
 
 
-def _fall_asleep(lab: Lab, image: Image, libvirt: Libvirt, profile: Path) -> tuple[str, Path]:
+def _suspend(lab: Lab, image: Image, libvirt: Libvirt, profile: Path) -> tuple[str, Path]:
     gathered = gather(profile, home=lab.home, workspace=profile.parent, instance_id=lab.new_id(f"crash-{profile.stem}"))
     plan = gathered.plan
     instance = Instance(lab.home, plan.identity, libvirt)
@@ -133,7 +133,7 @@ def _fall_asleep(lab: Lab, image: Image, libvirt: Libvirt, profile: Path) -> tup
         loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
         loaded.complete(read_secret=lambda _: b"value", mount_roots=())
         suspend(loaded)
-        copy = lab.scratch / f"asleep-{profile.stem}"
+        copy = lab.scratch / f"suspended-{profile.stem}"
         subprocess.run(["cp", "-a", "--sparse=always", instance.paths.directory, copy], check=True, timeout=120)
         instance.destroy()
     return plan.identity.instance_id, copy
@@ -151,7 +151,7 @@ def test_gc_leaves_nothing_whenever_it_dies(
         plan = gather(profile, home=lab.home, workspace=workspace, instance_id="x").plan
         if find_template(lab.home, plan, image) is None:
             build_template(lab.home, plan, image, libvirt, progress=print)
-    instance_id = sleeper() if _sleeps(cell) else lab.new_id(f"crash-{list(CELLS).index(key)}")
+    instance_id = sleeper() if _needs_suspended(cell) else lab.new_id(f"crash-{list(CELLS).index(key)}")
     died = subprocess.run(
         [sys.executable, crash.__file__, str(profile), instance_id, key],
         env={**lab.environment, "KTRDR_CRASH": "value", "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -171,9 +171,9 @@ def test_gc_leaves_nothing_whenever_it_dies(
         # What a person lives in stays, and can be taken up again, until its time to live ends.
         instance = Instance(lab.home, parse_instance_id(name), libvirt)
         journal = instance.require_journal()
-        assert instance.is_kept() and (_sleeps(cell) or (cell.step.name.endswith(".keep") and name != instance_id)), (
-            f"gc left it: {rows}"
-        )
+        assert instance.is_kept() and (
+            _needs_suspended(cell) or (cell.step.name.endswith(".keep") and name != instance_id)
+        ), f"gc left it: {rows}"
         journal.live_for(-1)
         journal.save()
         rows += collect_garbage(lab.home, libvirt, dry_run=False)

@@ -97,8 +97,7 @@ def test_what_ran_goes_on_behind_the_same_wall(
         ] == []
         # As after the host's end: libvirt has forgotten it as well.
         libvirt.stop(identity.domain)
-        asleep = 3.0
-        time.sleep(asleep)
+        time.sleep(3.0)
 
         with instance.locked():
             resume(loaded, read_secret=lambda _: canary)

@@ -84,7 +84,7 @@ class Resource(ABC):
 
     kind: ClassVar[str]
     location: ClassVar[Literal["host", "guest", "guard"]] = "host"
-    """Where it exists. The memory of the guest and of the guard ends with their process; what is in it is not checked
+    """Where it exists. Resources in the memory of the guest or of the guard end with that process, and are not checked
     when an instance is removed."""
     needs_guest: ClassVar[bool] = False
     """It is created with the help of the guest, once the guest answers."""

@@ -64,7 +64,7 @@ PACKET = {
     "kind": "network", "request": {"host": "allowed.test.lab", "ports": [443]}, "seconds": 600, "blocked": "it", "why": "so",
     "options": ["wait"], "recommendation": "allow", "decision": "may I", "evidence": "log",
 }  # fmt: skip
-LENT = {"source": "stack", "target": "/lent", "readonly": True}
+LOAN = {"source": "stack", "target": "/lent", "readonly": True}
 
 
 def die() -> None:
@@ -167,7 +167,7 @@ class Crash:
     def complete(self, loaded: LoadedInstance) -> None:
         loaded.complete(read_secret=_read_secret, mount_roots=())
 
-    def wake(self) -> LoadedInstance:
+    def resume_suspended(self) -> LoadedInstance:
         loaded = self.instance.load()
         resume(loaded, read_secret=_read_secret)
         return loaded
@@ -178,7 +178,7 @@ class Crash:
             self.create()
             return
         # An instance that is there is given its mounts and secrets by the same code as a new one.
-        loaded = self.wake()
+        loaded = self.resume_suspended()
         remove_secrets(loaded)
         for resource in loaded.open_resources():
             if isinstance(resource, Mount):
@@ -190,7 +190,7 @@ class Crash:
         if not self.sleeps:
             self.create(whole=False)
         elif self.cell.step.name != "saved":
-            self.wake()
+            self.resume_suspended()
         arm(self.cell)
         self.instance.destroy()
 
@@ -207,13 +207,13 @@ class Crash:
         branch(loaded, [copy], HostInputs(_read_secret))
 
     def suspend(self) -> None:
-        loaded = self.wake()
+        loaded = self.resume_suspended()
         arm(self.cell)
         suspend(loaded)
 
     def resume(self) -> None:
         arm(self.cell)
-        self.wake()
+        self.resume_suspended()
 
     def grant(self) -> None:
         self.create(whole=False)
@@ -223,10 +223,10 @@ class Crash:
         answers.approve(loaded, asked.id, OwnerPolicy(), reason="to see")
 
     def loan(self) -> None:
-        loaded = self.wake()
-        asked, _ = loaded.escalations.submit(parse_packet({**PACKET, "kind": "mount", "request": LENT}))
+        loaded = self.resume_suspended()
+        asked, _ = loaded.escalations.submit(parse_packet({**PACKET, "kind": "mount", "request": LOAN}))
         arm(self.cell)
-        add_loan(loaded, asked.id, "mount", LENT, OwnerPolicy(), seconds=600, reason="to see")
+        add_loan(loaded, asked.id, "mount", LOAN, OwnerPolicy(), seconds=600, reason="to see")
         remove_loan(loaded, asked.id, "mount")
 
     def granting(self) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.approvals import loans as lending
+from ktrdr_vm.approvals import loans
 from ktrdr_vm.approvals.loans import check_loan
 from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.identity import Identity
-from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
+from ktrdr_vm.plan.facts import Facts, HotplugReserve, ImageFacts
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.profile.model import ImageRef, Mount, Profile, Size, Workspace
@@ -26,7 +26,7 @@ FACTS = Facts(
     "/home",
     ImageFacts("image", "0" * 64, "/image"),
     workspace="/work",
-    lending=Lending(True, 4, 4096),
+    lending=HotplugReserve(True, 4, 4096),
 )
 PROFILE = Profile(
     name="p",
@@ -51,7 +51,7 @@ def check(kind: str, request: dict[str, Any], *standing: dict[str, Any], facts: 
 def capacity(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What the host was asked for, in MiB."""
     asked: list[int] = []
-    monkeypatch.setattr(lending, "require_capacity", lambda _, memory: asked.append(memory))
+    monkeypatch.setattr(loans, "require_capacity", lambda _, memory: asked.append(memory))
     return asked
 
 
@@ -96,13 +96,13 @@ def test_one_loan_of_a_size_at_a_time() -> None:
 @pytest.mark.parametrize(("kind", "request_"), [("mount", FOLDER), ("resources", {"vcpus": 3})])
 def test_a_machine_that_was_not_made_ready(kind: str, request_: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="not prepared"):
-        check(kind, request_, facts=replace(FACTS, lending=Lending()))
+        check(kind, request_, facts=replace(FACTS, lending=HotplugReserve()))
 
 
 def test_a_host_without_the_memory_lends_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Path, memory: int) -> None:
         raise HostError(f"{memory} MiB are not there", hint="")
 
-    monkeypatch.setattr(lending, "require_capacity", refuse)
+    monkeypatch.setattr(loans, "require_capacity", refuse)
     with pytest.raises(HostError, match="1024 MiB"):
         check("resources", {"memory": 3072})

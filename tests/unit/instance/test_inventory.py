@@ -84,7 +84,7 @@ def test_a_job_that_has_ended_leaves_none_of_its_instances(home: Home, destroyed
         "mine": {"job": "slurm:7"},
         "kept": {"job": "slurm:7", "kept": True},
         "busy": {"job": "slurm:7"},
-        "asleep": {"job": "slurm:7", "kept": True, "state": "suspended"},
+        "suspended": {"job": "slurm:7", "kept": True, "state": "suspended"},
         "other": {"job": "slurm:70"},
         "nobody": {},
     }.items():

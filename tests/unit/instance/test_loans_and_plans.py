@@ -24,7 +24,7 @@ from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.resources.base import Target
 from ktrdr_vm.instance.resources.mount import Mount
 from ktrdr_vm.plan.changes import find_changes
-from ktrdr_vm.plan.facts import Facts, ImageFacts, Lending
+from ktrdr_vm.plan.facts import Facts, HotplugReserve, ImageFacts
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.model import ImageRef, Profile
 
@@ -48,10 +48,10 @@ def test_a_mount_of_an_earlier_plan_goes_and_a_loan_stays(
     assert one.require_journal().resources == {}
 
 
-@pytest.mark.parametrize("lending", [Lending(mounts=True), Lending(vcpus=4, memory=4096)])
-def test_room_for_loans_is_made_when_a_machine_starts(lending: Lending) -> None:
+@pytest.mark.parametrize("lending", [HotplugReserve(mounts=True), HotplugReserve(vcpus=4, memory=4096)])
+def test_room_for_loans_is_made_when_a_machine_starts(lending: HotplugReserve) -> None:
     after = replace(PLAN, facts=replace(FACTS, lending=lending))
-    assert [(change.part, change.how) for change in find_changes(PLAN, after)] == [("lending", "restart")]
+    assert [(change.part, change.how) for change in find_changes(PLAN, after)] == [("hot-plug", "restart")]
     assert find_changes(after, after) == ()
 
 

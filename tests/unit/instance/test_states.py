@@ -71,7 +71,7 @@ def test_one_that_sleeps_is_not_entered(tmp_path: Path) -> None:
     journal.enter("suspending")
     with pytest.raises(UsageError):
         instance.refuse_suspended()
-    # Without a state there is nothing to wake it from: it boots from its disk.
+    # Without a state there is nothing to resume it from: it boots from its disk.
     instance.paths.saved.unlink()
     instance.refuse_suspended()
 

@@ -11,13 +11,13 @@ import pytest
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.domain_memory import HOTPLUG_MEMORY, drop_incoming, find_hotpluggable
 from ktrdr_vm.plan.domain_xml import render_domain, render_template_domain, shares_memory
-from ktrdr_vm.plan.facts import PLACEHOLDER, Facts, ImageFacts, Lending, TemplateFacts
+from ktrdr_vm.plan.facts import PLACEHOLDER, Facts, HotplugReserve, ImageFacts, TemplateFacts
 from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.load import load_profile
 from ktrdr_vm.profile.model import ImageRef, Mount, Profile, Size
 
 FACTS = Facts("tcg", "/bin/qemu", "q35", "/home", ImageFacts("image", "0" * 64, "/image"))
-ALL = replace(FACTS, lending=Lending(mounts=True, vcpus=8, memory=5000))
+ALL = replace(FACTS, lending=HotplugReserve(mounts=True, vcpus=8, memory=5000))
 PROFILE = Profile(name="p", image=ImageRef(recipe="image"), resources=Size(vcpus=2, memory=2048, disk=10240))
 TEMPLATE = TemplateFacts("key", "/template")
 
@@ -81,7 +81,7 @@ def test_a_saved_machine_keeps_what_it_was_made_with() -> None:
 
 @pytest.mark.parametrize(("most", "lendable"), [(0, 0), (2048, 0), (2100, 0), (2176, 128), (5000, 2944)])
 def test_memory_is_lent_in_whole_blocks(most: int, lendable: int) -> None:
-    assert find_hotpluggable(PROFILE.resources, Lending(memory=most)) == lendable
+    assert find_hotpluggable(PROFILE.resources, HotplugReserve(memory=most)) == lendable
 
 
 def test_a_plan_knows_it_again() -> None:
@@ -91,4 +91,4 @@ def test_a_plan_knows_it_again() -> None:
     assert plan_from_json(plan.to_json()).facts.lending == ALL.lending
     older = plan.to_json()
     del older["facts"]["lending"]
-    assert plan_from_json(older).facts.lending == Lending()
+    assert plan_from_json(older).facts.lending == HotplugReserve()
