@@ -25,13 +25,14 @@ from ktrdr_vm.errors import BusyError, HostError, KtrdrError, UsageError
 from ktrdr_vm.guest.commits import unescape_branch
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.clone import create_bundle
-from ktrdr_vm.host.journal import is_locked, locked
+from ktrdr_vm.host.journal import locked
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.owner import forbid_cores
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.inputs.resolve import Gathered, gather_profile, read_profile
 from ktrdr_vm.inputs.trusted import require_accepted
+from ktrdr_vm.instance.garbage import collect_workspaces
 from ktrdr_vm.instance.instance import require_root
 from ktrdr_vm.places.lease import Lease
 from ktrdr_vm.places.materialize import materialize
@@ -213,9 +214,7 @@ def _private_folder(home: Home, request_id: str) -> Iterator[Path]:
     """A folder for the workspace, removed at the end. What attempts that were killed have left is removed before."""
     home.create()
     make_private(home.workspaces)
-    for left in home.workspaces.iterdir():
-        if not is_locked(home.lock(f"request-{left.name}")):
-            shutil.rmtree(left, ignore_errors=True)
+    collect_workspaces(home, dry_run=False)
     folder = home.workspaces / request_id
     with locked(home.lock(f"request-{request_id}"), f"the request {request_id}"):
         make_private(folder)
