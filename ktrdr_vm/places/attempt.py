@@ -112,15 +112,21 @@ def _claim(spool: Spool, request: Request) -> int:
     make_private(folder, folder / ATTEMPTS)
     deadline = time.monotonic() + request.grace
     while True:
+        number = spool.count_attempts(request.request_id)
+        attempt = spool.attempt(request.request_id, number)
+        outcome = read_outcome(attempt) if number else None
+        runs = number > 0 and outcome is None and is_alive(attempt, read_json(attempt / LEASE), request.grace)
         if os.path.lexists(folder / CANCEL) or read_outcome(folder) is not None:
             if read_outcome(folder) is None:
-                spool.end_early(request.request_id)
+                if runs:
+                    # Of a node that only the scheduler has lost: the mark ends it, with its evidence.
+                    time.sleep(_POLL)
+                    continue
+                if outcome is None or outcome["exit_code"] in RETRIED:
+                    spool.end_early(request.request_id)
             raise UsageError("this request was cancelled", where=str(folder), hint="submit it again")
-        number = spool.count_attempts(request.request_id)
         if number:
-            attempt = spool.attempt(request.request_id, number)
-            outcome = read_outcome(attempt)
-            if outcome is None and is_alive(attempt, read_json(attempt / LEASE), request.grace):
+            if runs:
                 if time.monotonic() > deadline or read_json(attempt / LEASE).get("node") == os.uname().nodename:
                     raise BusyError(
                         f"attempt {number} of this request runs", where=str(attempt), hint="`ktrdr-vm watch` follows it"
