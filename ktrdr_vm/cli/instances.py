@@ -191,7 +191,9 @@ def destroy(instance_ids: tuple[str, ...], yes: bool, force: bool, as_json: bool
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 @click.option(
-    "--owner", metavar="slurm:ID", help="Remove only the instances that this job created and that outlived it."
+    "--owner",
+    metavar="slurm:ID",
+    help="Remove only the instances that this job created and that outlived it, and files that nobody holds.",
 )
 @json_option
 def gc(dry_run: bool, owner: str | None, as_json: bool) -> int:

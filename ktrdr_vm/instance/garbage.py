@@ -6,7 +6,7 @@ import os
 import shutil
 
 from ktrdr_vm.errors import BusyError, KtrdrError
-from ktrdr_vm.host.journal import is_locked, list_journals, remove_dead_locks
+from ktrdr_vm.host.journal import is_locked, list_journals, locked, remove_dead_locks
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.running import end_process
@@ -35,9 +35,7 @@ def collect_garbage(home: Home, libvirt: Libvirt, *, dry_run: bool) -> list[dict
                     "reason": "its guard does not run; apply starts it again",
                 }
             )
-    if not dry_run:
-        remove_dead_locks(home.locks)
-    return rows + _collect_partial(home, dry_run=dry_run)
+    return rows + _collect_files(home, dry_run=dry_run)
 
 
 def collect_expired(home: Home, libvirt: Libvirt) -> list[dict[str, str]]:
@@ -48,14 +46,18 @@ def collect_expired(home: Home, libvirt: Libvirt) -> list[dict[str, str]]:
 
 
 def collect_job(home: Home, libvirt: Libvirt, job: str, *, dry_run: bool) -> list[dict[str, str]]:
-    """Remove the instances that a job created and that exist after it, kept ones included. Rows as above.
+    """Remove the instances that a job created and that exist after it, kept ones included, and the workspaces and
+    partial files that no process holds. Rows as above.
 
     A suspended instance has no process, and stays until its time to live ends. The action is `failed` for an instance
     that a run holds.
     """
     rows = []
     created = {journal.instance_id for journal in list_journals(home) if journal.job == job}
-    for entry in find_instances(home, libvirt) if created else ():
+    for entry in find_instances(home, libvirt):
+        if _is_left_template(entry):
+            # It names no job, and no process holds it: a later build begins with another VM.
+            rows += _collect(home, libvirt, entry, dry_run=dry_run)
         if entry.instance_id not in created or entry.rest == "suspended":
             continue
         action, reason = "would remove" if dry_run else "removed", f"it was created by {job}"
@@ -67,6 +69,39 @@ def collect_job(home: Home, libvirt: Libvirt, job: str, *, dry_run: bool) -> lis
         except KtrdrError as error:
             action, reason = "failed", f"{error}; next: {error.hint}"
         rows.append({"action": action, "instance_id": entry.instance_id, "reason": reason})
+    return rows + _collect_files(home, dry_run=dry_run)
+
+
+def collect_workspaces(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
+    """Remove the workspaces of requests whose attempts were killed. Rows as above, with the id of the request."""
+    rows = []
+    for left in sorted(home.workspaces.iterdir()) if home.workspaces.is_dir() else ():
+        lock = home.lock(f"request-{left.name}")
+        action, reason = "would remove" if dry_run else "removed", "the workspace of an attempt that was killed"
+        if is_locked(lock):
+            continue
+        try:
+            if not dry_run:
+                with locked(lock, f"the request {left.name}"):
+                    shutil.rmtree(left)
+        except (BusyError, FileNotFoundError):
+            continue  # an attempt of it has begun, or another process removed it
+        except OSError as error:
+            action, reason = "failed", f"{left}: {error.strerror}; next: remove it by hand"
+        rows.append({"action": action, "instance_id": left.name, "reason": reason})
+    return rows
+
+
+def _is_left_template(entry: Found) -> bool:
+    """True for the VM of a template that no process builds. It has no journal, which an instance has."""
+    return entry.instance_id.startswith("template--") and not entry.busy and not entry.seen & {"journal", "directory"}
+
+
+def _collect_files(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
+    """Remove files of no instance: workspaces, partial images and templates, and locks that no process holds."""
+    rows = collect_workspaces(home, dry_run=dry_run) + _collect_partial(home, dry_run=dry_run)
+    if not dry_run:
+        remove_dead_locks(home.locks)
     return rows
 
 

@@ -25,13 +25,14 @@ from ktrdr_vm.errors import BusyError, HostError, KtrdrError, UsageError
 from ktrdr_vm.guest.commits import unescape_branch
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.clone import create_bundle
-from ktrdr_vm.host.journal import is_locked, locked
+from ktrdr_vm.host.journal import locked
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.owner import forbid_cores
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.inputs.resolve import Gathered, gather_profile, read_profile
 from ktrdr_vm.inputs.trusted import require_accepted
+from ktrdr_vm.instance.garbage import collect_workspaces
 from ktrdr_vm.instance.instance import require_root
 from ktrdr_vm.places.filenames import ATTEMPTS, CANCEL, COMMITS, LEASE, RUN
 from ktrdr_vm.places.lease import Lease
@@ -105,15 +106,21 @@ def _claim(spool: Spool, request: Request) -> int:
     make_private(folder, folder / ATTEMPTS)
     deadline = time.monotonic() + request.grace
     while True:
+        number = spool.count_attempts(request.request_id)
+        attempt = spool.attempt(request.request_id, number)
+        outcome = read_outcome(attempt) if number else None
+        runs = number > 0 and outcome is None and is_alive(attempt, read_json(attempt / LEASE), request.grace)
         if os.path.lexists(folder / CANCEL) or read_outcome(folder) is not None:
             if read_outcome(folder) is None:
-                spool.end_early(request.request_id)
+                if runs:
+                    # Of a node that only the scheduler has lost: the mark ends it, with its evidence.
+                    time.sleep(_POLL)
+                    continue
+                if outcome is None or outcome["exit_code"] in RETRIED:
+                    spool.end_early(request.request_id)
             raise UsageError("this request was cancelled", where=str(folder), hint="submit it again")
-        number = spool.count_attempts(request.request_id)
         if number:
-            attempt = spool.attempt(request.request_id, number)
-            outcome = read_outcome(attempt)
-            if outcome is None and is_alive(attempt, read_json(attempt / LEASE), request.grace):
+            if runs:
                 if time.monotonic() > deadline or read_json(attempt / LEASE).get("node") == os.uname().nodename:
                     raise BusyError(
                         f"attempt {number} of this request runs", where=str(attempt), hint="`ktrdr-vm watch` follows it"
@@ -207,9 +214,7 @@ def _private_folder(home: Home, request_id: str) -> Iterator[Path]:
     """A folder for the workspace, removed at the end. What attempts that were killed have left is removed before."""
     home.create()
     make_private(home.workspaces)
-    for left in home.workspaces.iterdir():
-        if not is_locked(home.lock(f"request-{left.name}")):
-            shutil.rmtree(left, ignore_errors=True)
+    collect_workspaces(home, dry_run=False)
     folder = home.workspaces / request_id
     with locked(home.lock(f"request-{request_id}"), f"the request {request_id}"):
         make_private(folder)

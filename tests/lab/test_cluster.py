@@ -8,14 +8,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from laboratory.cluster import NODES, Cluster, running_cluster
 from laboratory.far import Far
+from laboratory.login import find_states, list_refs, make_far, wait_for
 
 pytestmark = pytest.mark.skipif(
     not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))) or os.geteuid() != 0,
@@ -29,20 +29,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield running
 
 
-def make_far(cluster: Cluster, tmp_path: Path) -> Far:
-    """The login host: its programs of Slurm reach the controller."""
-    made = Far(tmp_path)
-    enter = " ".join(cluster.inside())
-    made.more = f'export SLURM_CONF={cluster.environment["SLURM_CONF"]}\ncase $(uname -n) in n1|n2) ENTER=;; *) ENTER="{enter}";; esac'
-    made.set(FAR_SECONDS="1")
-    places = tmp_path / "config/ktrdr-vm/places.yaml"
-    places.write_text(
-        f"places:\n  cluster: {{kind: slurm, host: far, ssh_config: {tmp_path}/ssh/client, program: {tmp_path}/ktrdr-vm,"
-        f" spool: {cluster.shared}, cache: {cluster.local}, options: [--partition=vm], attempts: 2, grace: 10s}}\n"
-    )
-    return made
-
-
 @pytest.fixture
 def far(cluster: Cluster, tmp_path: Path) -> Iterator[Far]:
     made = make_far(cluster, tmp_path)
@@ -50,17 +36,6 @@ def far(cluster: Cluster, tmp_path: Path) -> Iterator[Far]:
     cluster.call("scancel", "--user=root", "--full", check=False)
     made.stop()
     wait_for(lambda: not cluster.call("squeue", "--noheader"), 60)
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.3)
-
-
-def find_states(far: Far) -> dict[str, dict[str, Any]]:
-    return {one["request_id"]: one for one in json.loads(far.call("queue", "--json"))}
 
 
 def submit(far: Far, name: str = "demo") -> str:
@@ -74,10 +49,6 @@ def make_branches(far: Far, count: int) -> list[str]:
     for name in names:
         far.git("branch", name)
     return [word for name in names for word in ("--ref", name)]
-
-
-def list_refs(far: Far) -> list[str]:
-    return far.git("for-each-ref", "--format=%(refname)", "refs/ktrdr").splitlines()
 
 
 def test_a_run_there_is_a_run_here(far: Far, cluster: Cluster) -> None:
@@ -298,6 +269,28 @@ def test_a_node_that_is_cut_off_stops_its_attempt(far: Far, cluster: Cluster) ->
     assert not (attempts / "1/outcome.json").exists() and not (attempts / "1/commits.bundle").exists()
     report = json.loads(far.call("fetch", request, "--json"))
     assert [one["commit"] for one in report["commits"]] == [far.git("rev-parse", ref) for ref in list_refs(far)]
+    wait_for(lambda: set(cluster.states().values()) == {"idle"}, 120)
+
+
+@pytest.mark.full
+def test_a_node_that_only_the_controller_has_lost_runs_on(far: Far, cluster: Cluster) -> None:
+    far.set(FAR_SECONDS="75")
+    request = submit(far, "apart")
+    attempts = cluster.shared / "0/requests" / request / "attempts"
+    wait_for(lambda: (attempts / "1/events.jsonl").exists())
+    node = find_states(far)[request]["node"]
+    [other] = set(NODES) - {node}
+    cluster.disconnect(node)
+    try:
+        wait_for(lambda: cluster.call("squeue", "--noheader", "--format=%T %N").split() == ["RUNNING", other], 120)
+        far.call("watch", request)
+        assert [find_states(far)[request][key] for key in ("attempt", "outcome", "node")] == [1, "passed", node]
+        far.call("fetch", request)
+        assert len(list_refs(far)) == 1
+        wait_for(lambda: not cluster.call("squeue", "--noheader"), 30)
+        assert not (attempts / "2").exists()
+    finally:
+        cluster.connect(node)
     wait_for(lambda: set(cluster.states().values()) == {"idle"}, 120)
 
 

@@ -3,19 +3,27 @@ namespaces of its own.
 
 The folder `shared` is on both nodes, `local` is another one on each. A node that is cut off can neither reach the
 controller nor write to the shared folder.
+
+Nodes share the kernel and the root file system. What tells two hosts of VMs apart is in their namespaces: taps, tables
+and network namespaces, libvirtd with its folders, the processes, and the cache of ktrdr-vm, which is in `local`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ktrdr_vm.host.accelerator import CACHE
+from laboratory.daemons import STATE
 
 NODES = ("n1", "n2")
 _LIMIT = 60
@@ -42,7 +50,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 SlurmdParameters=config_overrides
 SlurmdTimeout={lost}
 ReturnToService=2
-KillWait=10
+KillWait={kill_wait}
 InactiveLimit=0
 MaxArraySize=2001
 GresTypes=kvm
@@ -75,16 +83,52 @@ StorageLoc=slurm
 """
 
 
+# What the owner of a cluster has for VMs. A test may write another one.
+_EPILOG = """\
+Epilog={place}/epilog
+"""
+
+# What a node is given to run VMs. /sys shows the network of whoever mounted it, so it is mounted again, with the cgroups
+# that were beneath the old one; the verdict about KVM is that of the machine.
+_HOST = """\
+mkdir -p local/0/images
+mount --bind {images} local/0/images
+mount --rbind /sys/fs/cgroup /run/netns
+mount -t sysfs lab /sys
+mount --rbind /run/netns /sys/fs/cgroup
+umount -l /run/netns
+for folder in /run/netns /run/ktrdr-vm {state}; do
+    [ ! -d $folder ] || mount -t tmpfs -o mode=0755 lab $folder
+done
+[ ! -e accelerator.json ] || install -D -m 644 accelerator.json {verdict}
+for daemon in virtlogd libvirtd; do
+    env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 {reaper} $daemon --pid-file /run/libvirt/$daemon.pid &
+done
+exec {reaper} """
+
+
 class Cluster:
-    """`lost` is the time in seconds after which a node that is silent is DOWN; `slots` are the VMs of each node.
+    """`lost` is the time in seconds after which a node that is silent is DOWN; `slots` are the VMs of each node;
+    `kill_wait` is the time between SIGTERM and SIGKILL.
+
+    With `images`, a folder of images, each node is a host of VMs with a libvirtd of its own.
 
     With `shares`, users have fair shares, which slurmdbd keeps in a MariaDB of the cluster's own.
     """
 
     def __init__(
-        self, place: Path, *, lost: int = 20, slots: int = 2, cpus: int = 8, shares: tuple[str, ...] = ()
+        self,
+        place: Path,
+        *,
+        lost: int = 20,
+        slots: int = 2,
+        cpus: int = 8,
+        kill_wait: int = 10,
+        shares: tuple[str, ...] = (),
+        images: Path | None = None,
     ) -> None:
         self._shares = shares
+        self._images = images
         self.place = place
         self.shared = place / "shared"
         self.local = place / "local"
@@ -97,14 +141,23 @@ class Cluster:
             (place / f"local-{node}").mkdir()
         self._configuration = place / "slurm.conf"
         self._configuration.write_text(
-            _CONFIGURATION.format(place=place, lost=lost, slots=slots, cpus=cpus)
+            _CONFIGURATION.format(place=place, lost=lost, slots=slots, cpus=cpus, kill_wait=kill_wait)
             + (_SHARES.format(place=place) if shares else "")
+            + (_EPILOG.format(place=place) if images is not None else "")
         )
         (place / "gres.conf").write_text(f"Name=kvm Count={slots}\n")
         (place / "cgroup.conf").write_text("CgroupAutomount=no\n")
+        self.set_epilog("true")
+        if images is not None and CACHE.exists():
+            (place / "accelerator.json").write_bytes(CACHE.read_bytes())
         key = place / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
+
+    def set_epilog(self, line: str) -> None:
+        """What a node runs after each job."""
+        (self.place / "epilog").write_text(f"#!/bin/sh\n{line}\n")
+        (self.place / "epilog").chmod(0o755)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -217,17 +270,51 @@ class Cluster:
         # With --export=NONE a node asks a login shell for the environment of each job. What the person who runs the
         # tests does at a login, and how long it takes, is none of theirs.
         quiet = "for f in .profile .bash_profile .bashrc; do [ ! -e ~/$f ] || mount --bind /dev/null ~/$f; done"
-        mounts = f"mount --bind shared shared && mount --bind local-{node} local"
-        line = f"hostname {node} && {quiet} && {mounts} && exec slurmd -D -N {node}"
-        self._start(node, [*self.inside(node), *apart, "sh", "-c", f"cd {self.place} && {line}"])
+        mounts = f"mount --bind shared shared\nmount --bind local-{node} local"
+        lines = (f"cd {self.place}", f"hostname {node}", quiet, mounts, f"{self._render_host()}slurmd -D -N {node}")
+        self._start(node, [*self.inside(node), *apart, "sh", "-ec", "\n".join(lines)])
+        if self._images is not None:
+            _wait(lambda: bool(self._find_first(node)), node)
+            _wait(lambda: self._answers(node), f"libvirtd of {node}")
+
+    def _render_host(self) -> str:
+        if self._images is None:
+            return "exec "
+        reaper = f"{sys.executable} {Path(__file__).with_name('reaper.py')}"
+        return _HOST.format(images=self._images, state=" ".join(STATE), verdict=CACHE, reaper=reaper)
+
+    def _answers(self, node: str) -> bool:
+        # Before the node has its own /run/libvirt, that of the lab would answer.
+        line = "test -e /run/libvirt/libvirtd.pid && virsh --connect=qemu:///system uri"
+        return self._enter(node, "sh", "-c", line).returncode == 0
+
+    def on(self, node: str, *words: str) -> str:
+        """The output of a program that is run on a node, as a person who is logged in there."""
+        done = self._enter(node, *words)
+        assert done.returncode == 0, (node, words, done.stdout, done.stderr)
+        return done.stdout
+
+    def _enter(self, node: str, *words: str) -> subprocess.CompletedProcess[str]:
+        spaces = ("--mount", "--net", "--uts", "--pid")
+        return subprocess.run(
+            ["nsenter", f"--target={self._first(node)}", *spaces, "--", *words],
+            capture_output=True, text=True, env=self.environment, timeout=_LIMIT,
+        )  # fmt: skip
 
     def cut(self, node: str) -> None:
         """The node goes on, without a network and without the shared folder."""
-        self._in("ctl", "link", "set", node, "down")
+        self.disconnect(node)
         self.hide_spool(node)
 
     def heal(self, node: str) -> None:
         self.show_spool(node)
+        self.connect(node)
+
+    def disconnect(self, node: str) -> None:
+        """The node goes on, and its controller does not reach it. It has the shared folder."""
+        self._in("ctl", "link", "set", node, "down")
+
+    def connect(self, node: str) -> None:
         self._in("ctl", "link", "set", node, "up")
 
     def hide_spool(self, node: str) -> None:
@@ -238,9 +325,16 @@ class Cluster:
         self._mount(node, "umount")
 
     def _mount(self, node: str, *words: str) -> None:
-        # The process of slurmd is the child of `unshare`, in the namespaces of the node.
-        [pid] = Path(f"/proc/{self._processes[node].pid}/task/{self._processes[node].pid}/children").read_text().split()
-        _run("nsenter", f"--mount=/proc/{pid}/ns/mnt", *words, str(self.shared))
+        _run("nsenter", f"--mount=/proc/{self._first(node)}/ns/mnt", *words, str(self.shared))
+
+    def _first(self, node: str) -> str:
+        """The first process of a node: the child of `unshare`, in the namespaces of the node."""
+        [first] = self._find_first(node)
+        return first
+
+    def _find_first(self, node: str) -> list[str]:
+        pid = self._processes[node].pid
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
     def kill_node(self, node: str) -> None:
         """The node dies, with all that runs on it."""
@@ -305,3 +399,31 @@ def running_cluster(place: Path, **settings: Any) -> Iterator[Cluster]:
         yield made
     finally:
         made.stop()
+
+
+def list_host(cluster: Cluster, node: str) -> dict[str, list[str]]:
+    """What a run could leave on a node, each sorted: asked of the node with its own tools and not with the program's."""
+
+    def lines(*words: str) -> list[str]:
+        return sorted(line.strip() for line in cluster.on(node, *words).splitlines() if line.strip())
+
+    cache = cluster.local / "0"
+    tables = json.loads(cluster.on(node, "nft", "--json", "list", "tables") or "{}").get("nftables", [])
+    folders = " ".join(str(cache / name) for name in ("instances", "workspaces", "ssh"))
+    return {
+        "domains": lines("virsh", "--quiet", "--connect=qemu:///system", "list", "--all", "--name"),
+        "links": sorted(link["ifname"] for link in json.loads(cluster.on(node, "ip", "--json", "link"))),
+        "tables": sorted(one["table"]["name"] for one in tables if "table" in one),
+        "namespaces": lines("ls", "/run/netns"),
+        # That of the spool is how a node is cut off.
+        "mounts": [one for one in lines("findmnt", "-rno", "TARGET") if one != str(cluster.shared)],
+        # A step of a job stays until the controller knows of its end.
+        "processes": [one for one in lines("ps", "-e", "-o", "args=") if not one.startswith(("ps -e", "slurmstepd: "))],
+        # A folder that the first run has yet to make has nothing in it.
+        "files": lines("sh", "-c", f"find {folders} -mindepth 1 2>/dev/null || true"),
+        "runtime files": lines(
+            "sh",
+            "-c",
+            "find /run/libvirt /run/ktrdr-vm /var/lib/libvirt -mindepth 1 -name '*ktrdr*' 2>/dev/null || true",
+        ),
+    }

@@ -16,7 +16,7 @@ from laboratory.namespaces import hide, require_own_namespace
 from laboratory.recorder import wait_until
 
 # Everything that would be shared with the machine's own libvirtd, besides its cache of QEMU's capabilities.
-_STATE = ("/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/etc/libvirt/qemu", "/etc/libvirt/storage")
+STATE = ("/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/etc/libvirt/qemu", "/etc/libvirt/storage")
 
 
 def _die_with_parent() -> None:
@@ -29,7 +29,7 @@ _STARTED: dict[str, subprocess.Popen[bytes]] = {}
 @contextmanager
 def running_libvirt(logs: Path) -> Iterator[None]:
     require_own_namespace()
-    for path in _STATE:
+    for path in STATE:
         hide(path)
     try:
         for name in ("virtlogd", "libvirtd"):

@@ -70,7 +70,11 @@ class Lab:
                 source = directory / name
                 if source.exists():
                     shutil.copyfile(source, place / f"{directory.name}.{source.name}")
-        for log in (*self.scratch.glob("*.log"), *Path("/var/log/libvirt/qemu").glob("*.log")):
+        for log in (
+            *self.scratch.glob("*.log"),
+            *self.scratch.glob("cluster/*.log"),
+            *Path("/var/log/libvirt/qemu").glob("*.log"),
+        ):
             shutil.copyfile(log, place / log.name)
         return place
 

@@ -97,6 +97,30 @@ def test_a_job_that_has_ended_leaves_none_of_its_instances(home: Home, destroyed
     assert rows == {"busy": "failed", "kept": "removed", "mine": "removed"} and sorted(destroyed) == ["kept", "mine"]
 
 
+def test_what_a_killed_job_was_building_and_had_unpacked_is_not_left(home: Home, destroyed: list[str]) -> None:
+    """A template names no job, and a workspace has no instance."""
+    for name in ("killed", "running"):
+        (home.workspaces / name).mkdir(parents=True)
+        (home.workspaces / name / "file").touch()
+    half = home.templates / ".new-0123456789abcdef"
+    half.mkdir()
+    Journal(add(home, "template--of-a-person"), "template--of-a-person").save()
+    libvirt = FakeLibvirt(
+        make_domain("template--0123456789ab", home.root), make_domain("template--of-a-person", home.root)
+    )
+
+    def collect_dead(*, dry_run: bool = False) -> list[str]:
+        return [row["instance_id"] for row in collect_job(home, libvirt, "slurm:7", dry_run=dry_run)]
+
+    with locked(home.lock("request-running"), "it"), locked(home.locks / "template-0123456789abcdef.lock", "it"):
+        assert collect_dead(dry_run=True) == ["killed"] and (home.workspaces / "killed").exists()
+        assert collect_dead() == ["killed"] and destroyed == [] and half.exists()
+    found = collect_dead()
+    assert found == ["template--0123456789ab", "running", ".new-0123456789abcdef"]
+    assert destroyed == ["template--0123456789ab"] and not half.exists()
+    assert list(home.workspaces.iterdir()) == list(home.locks.iterdir()) == []
+
+
 def test_the_job_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert find_job() == ""

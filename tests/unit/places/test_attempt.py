@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from ktrdr_vm.places.filenames import CANCEL, LEASE, OUTCOME, STARTED
 from ktrdr_vm.places.model import Place
 from ktrdr_vm.places.pack import Asked, pack_request
 from ktrdr_vm.places.request import Request, make_request_id
+from ktrdr_vm.places.request_state import write_outcome
 from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.places.spool import Spool
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
@@ -225,6 +227,27 @@ def test_a_running_attempt_is_not_doubled_and_a_dead_one_is_taken_over(
     assert run_request(spool, request.request_id, home, execute=run) == 0
     assert time.monotonic() - began > 1 and run.begun == 1
     assert spool.state(request.request_id).attempt == 2
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_requeued_job_leaves_the_end_of_a_cancelled_attempt_to_it(
+    ends: bool, submit: Callable[..., Request], spool: Spool, home: Home
+) -> None:
+    """Of a node that only the scheduler has lost: its evidence would be hidden behind the end of the request."""
+    request, run = submit(attempts=2, grace=2), FakeRun()
+    attempt = spool.attempt(request.request_id, 1)
+    attempt.mkdir(parents=True)
+    (attempt / LEASE).write_text(json.dumps({"node": "elsewhere", "pid": 7}) + "\n")
+    spool.mark_cancelled(request.request_id)
+    ended = {"outcome": "cancelled", "exit_code": 130, "run_id": "20260101T000000Z-0123"}
+    timer = threading.Timer(0.5, lambda: write_outcome(attempt, ended) if ends else None)
+    timer.start()
+    with pytest.raises(UsageError, match="cancelled"):
+        run_request(spool, request.request_id, home, execute=run)
+    timer.join()
+    state = spool.state(request.request_id)
+    assert run.begun == 0 and (state.outcome, state.exit_code) == ("cancelled", 130)
+    assert (state.state, state.run_id) == ("finished" if ends else "cancelled", ended["run_id"] if ends else "")
 
 
 def test_another_playbook_than_the_one_that_was_submitted_is_refused(
