@@ -227,13 +227,17 @@ def test_a_cancel_in_the_middle_of_a_gate(far: Far, cluster: Cluster, hosts: dic
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("during", ["gate", "template"])
 def test_a_job_that_is_killed_leaves_nothing_after_the_epilog(
-    far: Far, cluster: Cluster, hosts: dict[str, dict[str, list[str]]]
+    during: str, far: Far, cluster: Cluster, hosts: dict[str, dict[str, list[str]]]
 ) -> None:
     """The system's libvirtd is not of the job: QEMU lives on, and what the job had unpacked stays."""
     make_project(far, seconds=300)
+    if during == "template":
+        # Of a shape that the nodes have no template of.
+        (far.repository / "ktrdr.yaml").write_text(PROFILE.replace("512MiB", "640MiB"))
     cache = cluster.local / "0"
-    log = cluster.place / "epilog.log"
+    log = cluster.place / f"epilog-{during}.log"
     words = f"PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root KTRDR_VM_HOME={cache} {sys.executable} -m ktrdr_vm"
     cluster.set_epilog(
         # What is left before shows that the epilog removes it, and not the end of the job.
@@ -242,9 +246,13 @@ def test_a_job_that_is_killed_leaves_nothing_after_the_epilog(
     )
     try:
         [request] = far.call("submit", "--on", "cluster", "--instance-id", "killed").split()
-        wait_for_task(far, request, "the work is there")
+        if during == "gate":
+            wait_for_task(far, request, "the work is there")
+        else:
+            wait_for(lambda: any(list_host(cluster, node)["domains"] for node in NODES), 120)
         lease = cluster.shared / "0/requests" / request / "attempts/1/lease.jsonl"
         node, pid = (json.loads(lease.read_text().splitlines()[0])[key] for key in ("node", "pid"))
+        [domain] = list_host(cluster, node)["domains"]
         cluster.on(node, "kill", "-KILL", str(pid))
         wait_for(lambda: not cluster.call("squeue", "--noheader"), 60)
         wait_for(lambda: set(cluster.states().values()) == {"idle"}, 90)
@@ -252,8 +260,12 @@ def test_a_job_that_is_killed_leaves_nothing_after_the_epilog(
     finally:
         cluster.set_epilog("true")
     lines = log.read_text().split("\n")
-    assert lines[:3] == ["ktrdr-killed", "", request]
-    assert [line.split()[:2] for line in lines[3:] if line] == [["removed", "killed"], ["removed", request]]
+    assert lines[:3] == [domain, "", request] and domain.startswith(
+        f"ktrdr-{'killed' if during == 'gate' else 'template--'}"
+    )
+    removed = [line.split()[:2] for line in lines[3:] if line]
+    assert removed[:2] == [["removed", domain.removeprefix("ktrdr-")], ["removed", request]]
+    assert not list((cluster.place / f"local-{node}/0/templates").glob(".*"))
 
 
 @pytest.mark.full
