@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from laboratory.command import assert_nothing_left, start
 from laboratory.far import FAR, Far
 from laboratory.instances import make_workspace
 from laboratory.lab import Lab
+from laboratory.recorder import wait_until
 
 pytestmark = pytest.mark.usefixtures("image")
 
@@ -45,6 +47,13 @@ workspace: {source: ., target: /workspace}
 gates: [startability]
 vars: {project_src: /workspace/stack}
 """
+ASKS = """\
+set -eu
+ktrdr-escalate decision --blocked it --why so --option wait --recommendation allow --decision 'may I' --evidence log --wait
+ktrdr-escalate show e1 > answer
+! ktrdr-escalate network allowed.test.lab 80 --blocked it --why so --option wait --recommendation allow --decision 'may I' --evidence log --wait
+git add answer && git -c user.name=a -c user.email=a@x commit -qm work
+"""
 
 
 @pytest.fixture
@@ -66,6 +75,18 @@ def make_project(far: Far) -> None:
     far.git("add", "-A")
     far.git("commit", "--quiet", "--message", "two")
     (root / "README").write_text("uncommitted\n")
+
+
+def wait_for_event(far: Far, request: str, phase: str) -> None:
+    """Follow a request until a phase of its run has begun."""
+    watched = far.start("watch", request, "--json")
+    assert watched.stdout is not None
+    for line in watched.stdout:
+        event = json.loads(line)
+        if (event["event"], event.get("phase")) == ("phase_started", phase):
+            break
+    watched.kill()
+    watched.communicate()
 
 
 def list_files(run: Path) -> set[str]:
@@ -138,6 +159,38 @@ def test_a_run_that_is_cancelled_midway_leaves_nothing(lab: Lab, far: Far) -> No
     assert watched.returncode == 130
     report = json.loads(far.call("fetch", request, "--json", code=130))
     assert (report["outcome"], report["residue"]) == ("interrupted", [])
+    assert_nothing_left(lab, name)
+
+
+@pytest.mark.full
+def test_an_escalation_of_a_run_elsewhere_is_answered_from_here(lab: Lab, far: Far) -> None:
+    make_project(far)
+    (far.repository / "ask.sh").write_text(ASKS)
+    profile = yaml.safe_load(PROFILE) | {"verify": "same", "workload": {"command": ["sh", "ask.sh"], "timeout": "5m"}}
+    (far.repository / "ktrdr.yaml").write_text(yaml.safe_dump(profile | {"artifacts": ["/workspace/answer"]}))
+    far.git("add", "ask.sh")
+    far.git("commit", "--quiet", "--all", "--message", "three")
+    name = lab.new_id("asking")
+    [request] = far.call("submit", "--on", "far", "--instance-id", name).split()
+
+    def find(escalation_id: str) -> dict[str, Any]:
+        asked = {one["id"]: one for one in json.loads(far.call("escalations", "list", name, "--json"))}
+        return asked.get(escalation_id, {})
+
+    # Before its instance is there, there is nothing to list.
+    wait_for_event(far, request, "workload")
+    wait_until(lambda: find("e1"), "the workload asks", 120)
+    assert find("e1")["state"] == "pending"
+    far.call("escalations", "approve", name, "e1", "--reason", "the second way")
+    wait_until(lambda: find("e2"), "the workload goes on with the answer, and asks again", 120)
+    far.call("escalations", "deny", name, "e2", "--reason", "not that one")
+    far.call("watch", request, limit=600)
+    report = json.loads(far.call("fetch", request, "--json"))
+    assert [(one["id"], one["state"], one["answer"]["reason"]) for one in report["escalations"]] == [
+        ("e1", "approved", "the second way"),
+        ("e2", "denied", "not that one"),
+    ]
+    assert "the second way" in (far.near / "runs" / name / "latest/artifacts/workspace/answer").read_text()
     assert_nothing_left(lab, name)
 
 
