@@ -4,6 +4,8 @@ that `apply` does here."""
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -87,6 +89,34 @@ def wait_for_event(far: Far, request: str, phase: str) -> None:
             break
     watched.kill()
     watched.communicate()
+
+
+def use_every_command(far: Far, name: str) -> None:
+    """Reach a running instance at its place by each command that names one."""
+    note, back = far.place / "note", far.place / "back"
+    note.write_text("from here\n")
+    far.call("cp", str(note), f"{name}:/tmp/note")
+    assert far.call("exec", name, "--", "cat", "/tmp/note") == "from here\n"
+    far.call("exec", name, "--", "sh", "-c", "exit 7", code=7)
+    assert far.call("ssh", name, "cat", "/tmp/note") == "from here\n"
+    far.call("cp", f"{name}:/workspace/README", str(back))
+    assert back.read_text() == "uncommitted\n"
+    assert "Linux version" in far.call("logs", name)
+    assert '"phase_started"' in far.call("events", name)
+    assert "ask" in far.call("exec", name, "--", "ps", "-eo", "args")
+    attached = far.start("attach", name, "--timeout", "5")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    forwarded = far.start("forward", name, f"{port}:22")
+    try:
+        assert forwarded.stderr is not None and str(port) in forwarded.stderr.readline()
+        with socket.create_connection(("127.0.0.1", port), 30) as connection:
+            assert connection.recv(8).startswith(b"SSH-2.0")
+        attached.communicate(timeout=60)
+    finally:
+        for one in (attached, forwarded):
+            one.send_signal(signal.SIGINT)
+            one.communicate(timeout=60)
 
 
 def list_files(run: Path) -> set[str]:
@@ -181,6 +211,7 @@ def test_an_escalation_of_a_run_elsewhere_is_answered_from_here(lab: Lab, far: F
     wait_for_event(far, request, "workload")
     wait_until(lambda: find("e1"), "the workload asks", 120)
     assert find("e1")["state"] == "pending"
+    use_every_command(far, name)
     far.call("escalations", "approve", name, "e1", "--reason", "the second way")
     wait_until(lambda: find("e2"), "the workload goes on with the answer, and asks again", 120)
     far.call("escalations", "deny", name, "e2", "--reason", "not that one")
