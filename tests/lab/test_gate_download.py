@@ -59,6 +59,9 @@ def test_a_new_file_is_fetched_and_an_unchanged_one_is_not(server: str, tmp_path
     first = get(f"{server}/tool.tar", place, mode="0640")
     assert (first["changed"], first["status_code"], first["size"]) == (True, 200, len(CONTENT))
     assert place.read_bytes() == CONTENT and place.stat().st_mode & 0o777 == 0o640
+    # As Ansible registers them.
+    assert (first["mode"], first["state"], first["uid"]) == ("0640", "file", place.stat().st_uid)
+    assert first["md5sum"] == hashlib.md5(CONTENT, usedforsecurity=False).hexdigest() and "path" not in first
     again = get(f"{server}/tool.tar", place)
     assert (again["changed"], again["status_code"]) == (False, 304)
     forced = get(f"{server}/tool.tar", place, force=True)

@@ -14,7 +14,7 @@ import urllib.parse
 import urllib.request
 from email.utils import formatdate
 
-from ktrdr_vm.gates.modules.guest_side.files import Refused, digest, set_rights
+from ktrdr_vm.gates.modules.guest_side.files import Refused, describe, digest, set_rights
 
 MAX_DOWNLOAD = 4 * 1024**3
 
@@ -22,7 +22,11 @@ MAX_DOWNLOAD = 4 * 1024**3
 def run(arguments):
     rights = {name: arguments.pop(name) for name in ("mode", "owner", "group", "check")}
     try:
-        return get(arguments, rights)
+        found = get(arguments, rights)
+        if not found.get("failed") and os.path.exists(found["dest"]):
+            found.update(describe(found["dest"]))
+            found.pop("path")
+        return found
     except Refused as error:
         return {"failed": True, "msg": str(error)}
     except (OSError, LookupError, ValueError) as error:
@@ -93,6 +97,7 @@ def get(options, rights):
             os.unlink(beside)
     if os.path.exists(dest):
         result["changed"] = set_rights(dest, **rights) or result["changed"]
+        result["md5sum"] = digest(dest, "md5")
     result["msg"] = f"OK ({answer.headers.get('Content-Length') or 'unknown'} bytes)"
     return result
 

@@ -185,8 +185,7 @@ def wait_for(asked):
         )
         if (groups is not None) == present:
             result["elapsed"] = int(time.time() - started)
-            if groups is not None:
-                result["match_groups"], result["match_groupdict"] = groups
+            result["match_groups"], result["match_groupdict"] = groups or ([], {})
             return result
         if time.time() >= started + asked.timeout:
             break
