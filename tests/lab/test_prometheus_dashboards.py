@@ -17,7 +17,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -29,6 +29,8 @@ from ktrdr_vm.host.libvirt import DomainFacts, DomainState
 from ktrdr_vm.host.paths import PROJECT, Home
 from ktrdr_vm.instance import inventory as discovery
 from ktrdr_vm.monitoring.metrics import render_metrics
+from ktrdr_vm.report.json import render_report_json
+from ktrdr_vm.report.model import GateResult, RunReport
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is not installed (apt-get install prometheus)"
@@ -57,6 +59,9 @@ class Domains:
         ]
 
 
+AT = "2026-01-01T00:00:00Z"
+
+
 def make_instance(home: Home, name: str, mode: str, number: int) -> None:
     """What an instance and its newest run leave on the disk, made by the parts of the program that write it."""
     paths = home.instance(name)
@@ -74,14 +79,13 @@ def make_instance(home: Home, name: str, mode: str, number: int) -> None:
     run = home.run(name, "r-1")
     run.mkdir(parents=True)
     (run.parent / "latest").symlink_to("r-1")
-    gates = [
-        {"name": f"gate-of-{name}", "outcome": "passed" if name == "alpha" else "failed", "duration_s": number / 10}
-    ]
-    report = {
-        "instance_id": name, "mode": mode, "outcome": "passed" if name == "alpha" else "failed", "duration_s": number,
-        "started_at": "2026-01-01T00:00:00Z", "residue": ["a tap"] * (0 if name == "alpha" else 1), "gates": gates,
-    }  # fmt: skip
-    (run / "report.json").write_text(json.dumps(report))
+    outcome: Literal["passed", "failed"] = "passed" if name == "alpha" else "failed"
+    report = RunReport(
+        instance_id=name, run_id="r-1", profile="p", mode=mode, plan_digest="d", image_digest="i", outcome=outcome, exit_code=0,
+        started_at=AT, duration_s=number, gates=(GateResult(f"gate-of-{name}", outcome, AT, number / 10),),
+        residue=() if name == "alpha" else ("a tap",),
+    )  # fmt: skip
+    (run / "report.json").write_text(render_report_json(report))
 
 
 @pytest.fixture
