@@ -16,8 +16,9 @@ from laboratory.lab import Lab
 from selenium import webdriver
 
 from ktrdr_vm.host.paths import PROJECT
+from ktrdr_vm.report.decode import decode
 from ktrdr_vm.report.html import render_html
-from ktrdr_vm.report.model import GateResult, RunReport, TaskResult
+from ktrdr_vm.report.model import GateResult, RunReport
 
 # Folder of examples/demo-stack/broken, the task that must fail, and what its evidence must say.
 BROKEN = {
@@ -65,9 +66,6 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 def make_report(instance: LabInstance, result: dict[str, Any]) -> RunReport:
     """The report of a run of which this gate is all."""
-    tasks = tuple(
-        TaskResult(**{**task, "evidence": tuple(tuple(one) for one in task["evidence"])}) for task in result["tasks"]
-    )
     return RunReport(
         instance.instance_id,
         "20260101T000000Z-abcd",
@@ -79,7 +77,7 @@ def make_report(instance: LabInstance, result: dict[str, Any]) -> RunReport:
         1,
         result["started_at"],
         result["duration_s"],
-        gates=(GateResult(**{**result, "tasks": tasks, "usage": None}),),
+        gates=(decode(GateResult, result),),
     )
 
 
