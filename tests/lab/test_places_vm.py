@@ -101,7 +101,8 @@ def use_every_command(far: Far, name: str) -> None:
     assert far.call("ssh", name, "cat", "/tmp/note") == "from here\n"
     far.call("cp", f"{name}:/workspace/README", str(back))
     assert back.read_text() == "uncommitted\n"
-    assert "Linux version" in far.call("logs", name)
+    far.call("exec", name, "--", "sudo", "sh", "-c", "echo from the console > /dev/console")
+    wait_until(lambda: "from the console" in far.call("logs", name), "the console log has the line", 30)
     assert '"phase_started"' in far.call("events", name)
     assert "ask" in far.call("exec", name, "--", "ps", "-eo", "args")
     attached = far.start("attach", name, "--timeout", "5")
