@@ -17,7 +17,8 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
-from ktrdr_vm.report.model import Artifact, CaseOutcome, TestCase, TestFile
+from ktrdr_vm.report.junit_results import CaseOutcome, TestCase, TestFile
+from ktrdr_vm.report.model import Artifact
 
 # Limits of one file, all cases of a run, one text and one name. More is cut, or the file is reported as not counted.
 MAX_FILE = 32 * 1024 * 1024

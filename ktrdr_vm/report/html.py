@@ -18,7 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ktrdr_vm.report.escape import escape_text
-from ktrdr_vm.report.model import Attachment, GateResult, RunReport, TaskResult, TestFile
+from ktrdr_vm.report.junit_results import TestFile
+from ktrdr_vm.report.model import Attachment, GateResult, RunReport, TaskResult
 from ktrdr_vm.report.plot import render_timeline, render_usage
 from ktrdr_vm.report.summary import (
     describe_denial,

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from xml.etree import ElementTree as ET
 
 from ktrdr_vm.report.escape import escape_xml_characters
-from ktrdr_vm.report.model import Attachment, GateResult, RunReport, TaskResult, TestFile, WorkloadResult
+from ktrdr_vm.report.junit_results import TestFile
+from ktrdr_vm.report.model import Attachment, GateResult, RunReport, TaskResult, WorkloadResult
 
 _MAX_OUTPUT = 64 * 1024
 

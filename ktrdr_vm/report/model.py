@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from ktrdr_vm.report.junit_results import Observer, TestSummary
 
 TaskOutcome = Literal["ok", "changed", "failed", "skipped", "ignored", "rescued"]
 GateOutcome = Literal["passed", "failed", "error", "skipped"]
 RunOutcome = Literal["passed", "failed", "error", "escalated", "interrupted"]
-Observer = Literal["host", "guest"]
-CaseOutcome = Literal["passed", "failed", "error", "skipped"]
 EscalationState = Literal["pending", "approved", "denied", "revoked", "expired"]
 StageName = Literal["base", "work", "verification"]
 """The stage of a gate: before the workload, after it in the same VM, or in a fresh VM with its commits."""
-
-# Failed cases of a JUnit file that the report names, and characters of their messages.
-_MAX_NAMED, _MAX_MESSAGE = 100, 500
 
 
 @dataclass(frozen=True)
@@ -138,88 +134,6 @@ class Artifact:
     gate: str = ""
     refused: str = ""
     observed: Observer = "guest"
-
-
-@dataclass(frozen=True)
-class TestCase:
-    """A case of a JUnit file that tests wrote in the guest, with texts cut."""
-
-    classname: str
-    name: str
-    outcome: CaseOutcome
-    duration_s: float
-    message: str = ""
-    text: str = ""
-
-    __test__ = False
-
-
-@dataclass(frozen=True)
-class TestFile:
-    """One such file with all of its cases. `path` is relative to the run directory; `problem` is the reason why it was
-    not counted, or not completely."""
-
-    path: str
-    cases: tuple[TestCase, ...]
-    problem: str = ""
-    observed: Observer = "guest"
-
-    __test__ = False
-
-    @property
-    def duration_s(self) -> float:
-        return round(sum(case.duration_s for case in self.cases), 3)
-
-    @property
-    def failed(self) -> tuple[TestCase, ...]:
-        return tuple(case for case in self.cases if case.outcome in ("failed", "error"))
-
-    def sum_up(self) -> TestSummary:
-        """Its counts, and the first failed cases with the beginnings of their messages."""
-        count = Counter(case.outcome for case in self.cases)
-        return TestSummary(
-            path=self.path,
-            tests=len(self.cases),
-            failures=count["failed"],
-            errors=count["error"],
-            skipped=count["skipped"],
-            duration_s=self.duration_s,
-            failed=tuple(
-                FailedCase(case.classname, case.name, case.message[:_MAX_MESSAGE]) for case in self.failed[:_MAX_NAMED]
-            ),
-            problem=self.problem,
-            observed=self.observed,
-        )
-
-
-@dataclass(frozen=True)
-class FailedCase:
-    """A test case that failed or ended with an error."""
-
-    classname: str
-    name: str
-    message: str
-
-
-@dataclass(frozen=True)
-class TestSummary:
-    """The counts of one JUnit file, and its first failed cases. All cases are in `junit.xml`."""
-
-    path: str
-    tests: int
-    failures: int
-    errors: int
-    skipped: int
-    duration_s: float
-    failed: tuple[FailedCase, ...] = ()
-    problem: str = ""
-    observed: Observer = "guest"
-
-    __test__ = False
-
-    @property
-    def passed(self) -> int:
-        return self.tests - self.failures - self.errors - self.skipped
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ktrdr_vm.report.escape import escape_line, escape_text
-from ktrdr_vm.report.model import Denial, GateResult, RunReport, TaskResult, TestSummary, Verification
+from ktrdr_vm.report.junit_results import TestSummary
+from ktrdr_vm.report.model import Denial, GateResult, RunReport, TaskResult, Verification
 
 Style = Literal["good", "bad", "warn", "dim", "title", "plain"]
 

@@ -18,6 +18,7 @@ from ktrdr_vm.report.egress_summary import count_traffic, explain_denials, sum_u
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
+from ktrdr_vm.report.junit_results import TestFile
 from ktrdr_vm.report.mask import mask_values
 from ktrdr_vm.report.model import (
     Commits,
@@ -25,7 +26,6 @@ from ktrdr_vm.report.model import (
     InstanceRevision,
     RunOutcome,
     RunReport,
-    TestFile,
     Verification,
     WorkloadResult,
 )

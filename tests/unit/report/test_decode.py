@@ -17,6 +17,7 @@ from ktrdr_vm.errors import UsageError
 from ktrdr_vm.evidence.reader import parse_report
 from ktrdr_vm.report.decode import DecodeError, decode
 from ktrdr_vm.report.json import decode_report, render_report_json
+from ktrdr_vm.report.junit_results import TestSummary
 from ktrdr_vm.report.model import (
     Allowance,
     AnswerRow,
@@ -26,7 +27,6 @@ from ktrdr_vm.report.model import (
     GateResult,
     RunReport,
     TaskResult,
-    TestSummary,
     Usage,
     Verification,
     WorkloadResult,

@@ -17,7 +17,8 @@ from ktrdr_vm.evidence.junit_files import read_test_files
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
-from ktrdr_vm.report.model import Artifact, TestFile
+from ktrdr_vm.report.junit_results import TestFile
+from ktrdr_vm.report.model import Artifact
 from ktrdr_vm.report.summary import render_summary_text
 
 HONEST = b"""<?xml version="1.0"?>

@@ -18,6 +18,7 @@ from ktrdr_vm.report.escape import escape_line, escape_text
 from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
+from ktrdr_vm.report.junit_results import FailedCase, TestSummary
 from ktrdr_vm.report.model import (
     Allowance,
     AnswerRow,
@@ -25,12 +26,10 @@ from ktrdr_vm.report.model import (
     Attachment,
     Denial,
     EscalationRow,
-    FailedCase,
     GateResult,
     Phase,
     RunReport,
     TaskResult,
-    TestSummary,
     WorkloadResult,
 )
 from ktrdr_vm.report.summary import format_bytes, format_duration, make_summary, render_summary, render_summary_text
