@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from ktrdr_vm.host.received import ORIGIN, read_origin
 from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.host.runs import FinishedRun, parse_document
 from ktrdr_vm.report.decode import DecodeError
-from ktrdr_vm.report.json import decode_report, make_report_document
+from ktrdr_vm.report.json import decode_report
 from ktrdr_vm.report.model import RunReport
 
 
@@ -20,22 +19,20 @@ def read_report(run: Path) -> RunReport:
     try:
         content = FinishedRun(run).read("report.json")
     except FileNotFoundError:
-        raise UsageError(
-            "this run has no report",
-            where=str(run),
-            hint="it is still active, or was killed; `ktrdr-vm events` shows its progress",
-        ) from None
+        raise _lacks_report(run) from None
     return parse_report(content, str(run / "report.json"))
 
 
 def read_stored(run: Path) -> dict[str, Any]:
     """The content of `report.json` as it was stored, of any version; its exit code is a number. UsageError if there is
     none."""
-    with contextlib.suppress(FileNotFoundError):
+    try:
         document = FinishedRun(run).document("report.json")
-        if isinstance(document.get("exit_code"), int):
-            return document
-    return make_report_document(read_report(run))
+    except FileNotFoundError:
+        raise _lacks_report(run) from None
+    if type(document.get("exit_code")) is not int:
+        raise _refuse("exit_code: not a whole number", str(run / "report.json"))
+    return document
 
 
 def parse_report(content: bytes, where: str) -> RunReport:
@@ -43,9 +40,21 @@ def parse_report(content: bytes, where: str) -> RunReport:
     try:
         return decode_report(parse_document(content, where))
     except DecodeError as error:
-        raise UsageError(
-            f"this is not a report of a supported version: {error}", where=where, hint="apply again with this version"
-        ) from None
+        raise _refuse(str(error), where) from None
+
+
+def _lacks_report(run: Path) -> UsageError:
+    return UsageError(
+        "this run has no report",
+        where=str(run),
+        hint="it is still active, or was killed; `ktrdr-vm events` shows its progress",
+    )
+
+
+def _refuse(why: str, where: str) -> UsageError:
+    return UsageError(
+        f"this is not a report of a supported version: {why}", where=where, hint="apply again with this version"
+    )
 
 
 def find_workspace(path: Path, content: bytes | None = None) -> Repository | None:
