@@ -16,6 +16,7 @@ from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 from test_fork import ASK
 
+from ktrdr_vm.egress.ledger import read_ledger
 from ktrdr_vm.errors import GuestError, UsageError
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.netns import list_names
@@ -139,7 +140,7 @@ def test_three_ways_from_here(
             mark = len(lab.recorder.packets())
             _shell(one, f"curl -s -m 3 http://{world.EVIL}:8443/")
             assert [packet for packet in lab.recorder.packets()[mark:] if packet.address == world.EVIL] == []
-            rows = [json.loads(row) for row in one.paths.ledger.read_text().splitlines()]
+            rows = list(read_ledger(one.paths.ledger, follow=False))
             assert {row["instance_id"] for row in rows} == {one.instance_id} and "allowed.test.lab" in str(rows)
         assert len({one.identity.namespace for one in opened} & set(list_names("ktrdr-"))) == 3
         assert len({one.journal.genid for one in opened}) == 3

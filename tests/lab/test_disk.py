@@ -20,6 +20,7 @@ from laboratory.lab import LAB_IMAGES, Lab
 from laboratory.recorder import wait_until
 
 from ktrdr_vm.egress.domain_control import DomainControl
+from ktrdr_vm.egress.ledger import read_ledger
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.journal import read_journal
 from ktrdr_vm.host.libvirt import Libvirt
@@ -205,7 +206,7 @@ def test_a_read_only_state_is_said_and_nothing_is_lost(
 
 
 def notes(instance: Instance) -> list[str]:
-    rows = map(json.loads, instance.paths.ledger.read_text().splitlines())
+    rows = read_ledger(instance.paths.ledger, follow=False)
     return [row["message"] for row in rows if row.get("rule") == "space"]
 
 

@@ -23,6 +23,7 @@ from laboratory.lab import Lab
 from laboratory.person import Person, make_person
 from laboratory.recorder import wait_until
 
+from ktrdr_vm.egress.ledger import read_ledger
 from ktrdr_vm.images.store import Image
 
 PROFILE = {
@@ -440,16 +441,15 @@ def _nobody_else_finds_it(alice: Person, bob: Person, lab: Lab) -> None:
 
 def _other_rules_and_packets_are_no_matter(alice: Person) -> None:
     """Of the host's own network: a flush, an accept of another program, forwarding."""
-    before = len((alice.state / "instances/kept/egress.jsonl").read_text().splitlines())
+    ledger = alice.state / "instances/kept/egress.jsonl"
+    before = len(list(read_ledger(ledger, follow=False)))
     subprocess.run(["nft", "flush", "ruleset"], check=True, timeout=30)
     subprocess.run(["nft", "-f", "-"], input="table inet other {\nchain o {\ntype filter hook output priority -300\naccept\n}\n}\n", text=True,
                    check=True, timeout=30)  # fmt: skip
     try:
         assert alice.run("exec", "kept", "--", "curl", "-sf", "-o", "/dev/null", "http://allowed.test.lab/").code == 0
         assert alice.run("exec", "kept", "--", "curl", "-sf", "-m", "5", "http://192.168.77.9/").code != 0
-        lines = [
-            json.loads(line) for line in (alice.state / "instances/kept/egress.jsonl").read_text().splitlines()[before:]
-        ]
+        lines = list(read_ledger(ledger, follow=False))[before:]
         assert [line for line in lines if line["kind"] == "guard"] == []
     finally:
         subprocess.run(["nft", "delete", "table", "inet", "other"], check=True, timeout=30)

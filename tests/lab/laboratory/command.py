@@ -47,10 +47,10 @@ class Started:
         """What the run has said so far."""
         path = self.lab.home.runs / self.instance_id / "latest" / "events.jsonl"
         try:
-            lines = path.read_text().splitlines()
+            complete, _, _ = path.read_text().rpartition("\n")
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        return [json.loads(line) for line in complete.splitlines()]
 
     def phases(self) -> list[str]:
         return [event["phase"] for event in self.events() if event["event"] == "phase_started"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.client import GuardClient
+from ktrdr_vm.egress.ledger import read_ledger
 from ktrdr_vm.guest.personalize import make_environment, personalize
 from ktrdr_vm.guest.ssh import SshGuest
 from ktrdr_vm.guest.workspace import copy_in
@@ -137,7 +138,7 @@ class LabInstance:
         return self.read_ledger(**wanted)
 
     def read_ledger(self, **wanted: Any) -> list[dict[str, Any]]:
-        rows = [json.loads(line) for line in self.instance.paths.ledger.read_text().splitlines()]
+        rows = read_ledger(self.instance.paths.ledger, follow=False)
         return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 

@@ -9,7 +9,6 @@ own and moves it into the network namespace of the instance, as one that QEMU ha
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.client import GuardClient
+from ktrdr_vm.egress.ledger import read_ledger
 from ktrdr_vm.host import process
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.links import read_link
@@ -211,5 +211,5 @@ class NamespaceGuest:
         return self.read_ledger(**wanted)
 
     def read_ledger(self, **wanted: Any) -> list[dict[str, Any]]:
-        rows = [json.loads(line) for line in self.paths.ledger.read_text().splitlines()]
+        rows = read_ledger(self.paths.ledger, follow=False)
         return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
