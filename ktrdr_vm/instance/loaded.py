@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.egress.revision import require_revision
-from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.errors import GuestError, ProvisionError
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.guest.personalize import make_environment
 from ktrdr_vm.host.journal import Journal, explained, locked
@@ -27,7 +27,7 @@ from ktrdr_vm.instance.backing import open_template
 from ktrdr_vm.instance.lane import Lane
 from ktrdr_vm.instance.resources import find_resource, find_secrets, make_resources
 from ktrdr_vm.instance.resources.base import Blueprint, Notify, Resource, Target, quiet
-from ktrdr_vm.instance.resources.tap import close_unguarded
+from ktrdr_vm.instance.resources.tap import close_unguarded, is_guarded
 from ktrdr_vm.plan.facts import Allocation, TemplateFacts
 from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.model import Secret
@@ -222,16 +222,23 @@ class LoadedInstance:
             timeout=limit,
             instance_id=self.instance_id,
             namespace=self.identity.namespace,
-            proceed=self._require_running,
+            proceed=self._require_reachable,
         )
         return self._guest
 
-    def _require_running(self) -> None:
+    def _require_reachable(self) -> None:
+        """Called before each attempt to connect. The link of a VM without a guard is down: no wait opens it."""
         if not self.target.is_running():
             raise ProvisionError(
                 "the domain ended while it was booting",
                 where=self.instance_id,
                 hint=f"its console says why: {self.paths.console}",
+            )
+        if not is_guarded(self.target):
+            raise GuestError(
+                "no guard serves the instance, so the link of its VM is down",
+                where=self.instance_id,
+                hint=f"`ktrdr-vm apply` starts the guard again; its log: {self.paths.guard / 'guard.log'}",
             )
 
     def environment(self) -> dict[str, str]:
@@ -256,12 +263,27 @@ class LoadedInstance:
     # -- checking ---------------------------------------------------------------------------------------------------
 
     def status(self) -> list[ResourceStatus]:
-        """Each resource that must exist now: whether it exists, and how it differs from the plan."""
+        """Each resource that must exist now: whether it exists, and how it differs from the plan.
+
+        What cannot be checked because the guest does not answer differs from the plan.
+        """
         suspended = self.journal.state == "suspended"
         close_unguarded(self.target)
-        found = [
-            _read_status(resource) for resource in self.open_resources() if resource.survives_suspend or not suspended
-        ]
+        found: list[ResourceStatus] = []
+        silent: ResourceStatus | None = None
+        for resource in self.open_resources():
+            if suspended and not resource.survives_suspend:
+                continue
+            if silent is not None and resource.location == "guest":
+                # One wait for a guest that does not answer is enough.
+                found.append(replace(silent, kind=resource.kind, name=resource.name))
+                continue
+            try:
+                found.append(_read_status(resource))
+            except GuestError as error:
+                why = f"it cannot be checked: {error.message}"
+                found.append(ResourceStatus(resource.kind, resource.name, True, (why,)))
+                silent = found[-1]
         if suspended and not self.paths.saved.exists():
             found.append(ResourceStatus("saved", str(self.paths.saved), False, ()))
         return found

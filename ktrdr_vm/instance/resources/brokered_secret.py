@@ -7,8 +7,8 @@ import time
 
 from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.errors import HostError, ProvisionError
-from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.instance.resources.base import Blueprint, Resource, Target
+from ktrdr_vm.instance.resources.tap import is_guarded
 from ktrdr_vm.profile.model import Secret as SecretEntry
 
 # Seconds. A proxy that was just started reads its configuration first.
@@ -34,7 +34,7 @@ class BrokeredSecret(Resource):
 
     def exists(self) -> bool:
         """True if the guard has it; False without a guard."""
-        return self._is_guarded() and self._entry.name in self._guard.list_credentials().held
+        return is_guarded(self.target) and self._entry.name in self._guard.list_credentials().held
 
     def create(self) -> None:
         entry = self._entry
@@ -54,7 +54,7 @@ class BrokeredSecret(Resource):
         return [] if self.exists() else ["the guard does not have it; requests with it are refused"]
 
     def remove(self) -> None:
-        if self._is_guarded():
+        if is_guarded(self.target):
             self._guard.take_credential(self._entry.name)
             self._wait_applied("the proxy may still have the secret")
 
@@ -65,9 +65,6 @@ class BrokeredSecret(Resource):
             if time.monotonic() > end:
                 raise ProvisionError(otherwise, where=self.name, hint="see guard.log")
             time.sleep(0.1)
-
-    def _is_guarded(self) -> bool:
-        return is_locked(self.target.paths.guard / "guard.lock")
 
     @property
     def _guard(self) -> GuardClient:

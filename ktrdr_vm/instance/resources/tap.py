@@ -184,10 +184,14 @@ def close_link(target: Target) -> bool:
     return True
 
 
+def is_guarded(target: Target) -> bool:
+    """Whether a guard serves the instance. Only the lock is checked: another process could answer for the guard."""
+    return is_locked(target.paths.guard / "guard.lock")
+
+
 def close_unguarded(target: Target) -> bool:
-    """Set the link down when no guard serves it; True if it was up. Only the lock is checked: another process could
-    answer for the guard."""
-    return not is_locked(target.paths.guard / "guard.lock") and close_link(target)
+    """Set the link down when no guard serves it; True if it was up."""
+    return not is_guarded(target) and close_link(target)
 
 
 def _list_sysctls(interface: str) -> list[tuple[Path, str]]:

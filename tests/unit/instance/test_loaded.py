@@ -160,6 +160,32 @@ def test_the_network_of_a_machine_that_has_ended_is_not_waited_for(home: Home, m
     Instance(home, Identity("one"), FakeLibvirt()).load().require_closed()
 
 
+def test_the_status_of_a_machine_without_a_guard_is_said_at_once(
+    home: Home, monkeypatch: pytest.MonkeyPatch, write_instance: Callable[..., Journal]
+) -> None:
+    """Its link is down, so its secrets cannot be checked: no wait for SSH, no error instead of all the other rows."""
+    secrets = [{"name": name, "source": {"env": "KTRDR_TOKEN"}} for name in ("token", "other")]
+    write_instance(home, "one", {"secrets": secrets})
+    libvirt = FakeLibvirt(make_domain("one", home.root, "interactive"))
+    loaded = Instance(home, Identity("one"), libvirt).load()
+    asked: list[str] = []
+
+    monkeypatch.setattr("ktrdr_vm.guest.ssh._attempt", lambda *_, **__: pytest.fail("it connects"))
+    monkeypatch.setattr("paramiko.Ed25519Key.from_private_key", lambda _: asked.append("connect"))
+    monkeypatch.setattr(
+        loaded_module,
+        "make_resources",
+        lambda target, blueprint: [
+            one for one in make_resources(target, blueprint) if one.kind == "secret" and one.location == "guest"
+        ],
+    )
+    rows = loaded.status()
+    assert asked == ["connect"], "one attempt for all of them"
+    assert [(row.name, row.exists) for row in rows] == [("token", True), ("other", True)]
+    for row in rows:
+        assert row.differences == ("it cannot be checked: no guard serves the instance, so the link of its VM is down",)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
