@@ -14,7 +14,7 @@ import sys
 import traceback as traceback  # prints the error at the end; imported before the privileges are dropped
 
 from ktrdr_vm.egress.supervised_child import SERVES
-from ktrdr_vm.host.privileges import drop_privileges, leave_network
+from ktrdr_vm.host.privileges import drop_privileges, leave_network, lower_limit
 
 # Each encoding that `json.loads` detects in bytes. Python imports an encoding at its first use.
 _ENCODINGS = (
@@ -33,7 +33,7 @@ _ENCODINGS = (
 
 def main() -> None:
     role, uid, descriptors, parent = sys.argv[2], int(sys.argv[3]), [int(word) for word in sys.argv[4:]], os.getppid()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    lower_limit(resource.RLIMIT_CORE, 0)
     channel = socket.socket(fileno=descriptors[0])
     with os.fdopen(descriptors[1], "rb") as file:
         config = json.load(file)

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from ktrdr_vm.gates.bounds import TemplateError
 from ktrdr_vm.gates.template_values import decode_value, encode_value
 from ktrdr_vm.gates.templating import Scope, Templar
+from ktrdr_vm.host.privileges import lower_limit
 
 # Bytes of address space.
 _MEMORY = 1 << 30
@@ -52,7 +53,7 @@ def main() -> None:
         (resource.RLIMIT_NOFILE, 16),
         (resource.RLIMIT_FSIZE, 0),
     ):
-        resource.setrlimit(what, (most, most))
+        lower_limit(what, most)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while (request := read_message(source)) is not None:
         # Without a handler the signal ends the process, also during an expression.

@@ -1,10 +1,11 @@
-"""Dropping privileges of a process: its user, its network, and further imports."""
+"""What a process gives up: its user, its network, limits, and further imports."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -74,3 +75,13 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def lower_limit(what: int, most: int) -> None:
+    """Set the soft and the hard limit of this process to `most`, or to its hard limit if that is lower.
+
+    `what` is one of resource.RLIMIT_*. Only root may raise a hard limit, and a login may begin with a lower one.
+    """
+    hard = resource.getrlimit(what)[1]
+    bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (bound, bound))

@@ -25,6 +25,9 @@ _SETTINGS = {
         "cgroup_controllers = []\nnamespaces = []\n"
         # Those of the host are not this user's.
         "hugetlbfs_mount = []\n"
+        # By default libvirt raises the limit of QEMU's core dumps. Only root of the host may raise one that a login
+        # has lowered, and QEMU then does not start.
+        "max_core = 0\n"
     ),
     "libvirtd.conf": (
         'auth_unix_ro = "none"\nauth_unix_rw = "none"\nunix_sock_group = "root"\nunix_sock_rw_perms = "0700"\n'

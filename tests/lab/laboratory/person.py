@@ -70,7 +70,8 @@ class Person:
         argv = program if program is not None else [self.python, "-m", "ktrdr_vm"]
         groups = [self.uid, *([kvm] if (kvm := _find_kvm()) else [])]
         return subprocess.Popen(
-            [str(word) for word in (*argv, *words)],
+            # As systemd's logins of Debian 13 are: a limit below what libvirt would raise it to.
+            [str(word) for word in ("prlimit", "--core=0:0", "--", *argv, *words)],
             stdin=subprocess.DEVNULL, stdout=stdout, stderr=stdout, text=True, errors="replace",
             env={**self.environment, **(environment or {})}, cwd=cwd or self.home, user=self.uid, group=self.uid, extra_groups=groups,
         )  # fmt: skip
