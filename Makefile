@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q
 
-.PHONY: help setup environment dev run test test-full test-hosts host unit docs golden lab lint crash soak fuzz agreement bench bench-quick bench-kvm deb release
+.PHONY: help setup environment dev run test test-full test-hosts host unit docs golden lab lint crash soak fuzz agreement bench bench-quick bench-kvm pictures deb release
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ fuzz: ## Fuzz every parser of untrusted bytes with atheris, for half an hour
 
 agreement: ## Compare the playbook runner with ansible-core, task by task
 	@scripts/agreement
+
+pictures: setup ## Draw docs/apply.svg and docs/top.svg from three real runs on this host
+	@$(PY) scripts/pictures
 
 deb: ## Build the Debian package in dist/ with Debian's own tools
 	@scripts/deb

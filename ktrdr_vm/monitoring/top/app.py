@@ -22,7 +22,7 @@ from ktrdr_vm.monitoring.top.source import PLACES_EVERY, Read, Source
 from ktrdr_vm.monitoring.top.streams import COLUMNS, Stream
 
 # Of columns, so that all of them fit into 80; longer texts are cut in the table and whole below it.
-_WIDTHS = {"INSTANCE": 16, "PLACE": 7, "STATE": 9, "DOING": 18, "AGE": 5, "CPU": 3, "MEMORY": 7, "DENIED": 3, "ASKS": 3}
+_WIDTHS = {"INSTANCE": 16, "PLACE": 7, "STATE": 9, "DOING": 18, "AGE": 4, "CPU": 3, "MEMORY": 8, "DENIED": 3, "ASKS": 3}
 _TITLES = {"DENIED": "DNY", "ASKS": "ASK"}
 
 
