@@ -167,6 +167,22 @@ def test_many_small_elements_cost_neither_hours_nor_gigabytes(tmp_path: Path, in
     assert most < 8 << 20 and time.process_time() - began < 30
 
 
+BEGINNINGS = (
+    b"<?xml", b"<?xml ", b"<?xml version='1.0' encoding='utf-8'", b"<", b"<a ", b"<a>", b"<!--", b"<![CDATA[", b"]]>",
+    b"&#", b"&#x", b"&lt;", b"\n", b"\xef\xbb\xbf", b"<testsuite ", b'<testsuite a="',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("head", [b"", b"<testsuite>", b"<testsuite><testcase>"])
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+def test_beginnings_without_an_end_cost_no_time(tmp_path: Path, head: bytes, beginning: bytes) -> None:
+    """The end of a declaration was searched for from each beginning of one: 40 s in these 400 KB, days in a file of the
+    largest size."""
+    began = time.process_time()
+    read(tmp_path, head + beginning * (400_000 // len(beginning)))
+    assert time.process_time() - began < 10
+
+
 def test_a_file_of_nothing_but_elements_is_left_at_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(junit_files, "_MAX_ELEMENTS", 1000)
     [file] = read(tmp_path, b"<testsuite><testcase name='first'/>" + b"<a/>" * 1000 + b"</testsuite>")
