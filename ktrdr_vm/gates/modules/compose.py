@@ -10,7 +10,9 @@ from typing import Any
 from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, command_result, text_of
 
 # A line of `docker compose --progress plain`: ` Container demo-db-1  Started`.
-_EVENT = re.compile(r"^\s*(Container|Network|Volume|Image|Service)\s+\"?(\S+?)\"?\s+([A-Z][a-z]+)\s*$", re.MULTILINE)
+_EVENT = re.compile(r"\s*(Container|Network|Volume|Image|Service)\s+\"?(\S+?)\"?\s+([A-Z][a-z]+)\s*")
+# Characters; a longer line is none of these, and takes time.
+_LONGEST_EVENT = 1000
 _CHANGES = frozenset({"Created", "Started", "Recreated", "Removed", "Stopped", "Restarted", "Killed", "Pulled"})
 
 
@@ -26,10 +28,7 @@ def run_compose(call: Call) -> Result:
     for arguments in steps:
         command = [*_base(call, src), *arguments]
         result = command_result(call.run(command, chdir=src), command)
-        actions += [
-            {"what": what.lower(), "id": name, "status": status}
-            for what, name, status in _EVENT.findall(result["stderr"])
-        ]
+        actions += _find_actions(result["stderr_lines"])
         if result["rc"] != 0:
             return result | {"changed": _changed(actions), "actions": actions, "msg": _reason(result)}
     result |= {"changed": _changed(actions), "actions": actions}
@@ -100,6 +99,13 @@ def _down(call: Call) -> list[list[str]]:
     return [[*arguments, *_services(call)]]
 
 
+def _find_actions(lines: list[str]) -> list[dict[str, str]]:
+    """What the lines say about containers, networks, volumes, images and services. Each line is read alone: the guest
+    writes them, and a search across lines takes hours in a megabyte of blank ones."""
+    found = (_EVENT.fullmatch(line) for line in lines if len(line) <= _LONGEST_EVENT)
+    return [{"what": one[1].lower(), "id": one[2], "status": one[3]} for one in found if one is not None]
+
+
 def _changed(actions: list[dict[str, str]]) -> bool:
     return any(action["status"] in _CHANGES and action["what"] != "service" for action in actions)
 
@@ -110,7 +116,9 @@ def _reason(result: Result) -> str:
     telling = [
         line
         for line in lines
-        if line and not _EVENT.match(line) and not re.match(r"#\d+ (DONE|CACHED|sha256|\[)", line)
+        if line
+        and not (len(line) <= _LONGEST_EVENT and _EVENT.fullmatch(line))
+        and not re.match(r"#\d+ (DONE|CACHED|sha256|\[)", line)
     ]
     return f"docker compose failed with exit code {result['rc']}: {' / '.join(telling[-3:])[-1500:] or 'no message'}"
 

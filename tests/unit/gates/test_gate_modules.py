@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,18 @@ def test_compose_changed_is_what_compose_reports(gate: Any) -> None:
     assert only(gate, "docker_compose_v2: {project_src: /w}").outcome == "ok"
     said = b" Network p_default  Creating\n Network p_default  Created\n Container p-db-1  Started\n"
     assert only(gate, "docker_compose_v2: {project_src: /w}").outcome == "changed"
+
+
+@pytest.mark.parametrize(
+    "said", [b"\n", b" ", b"Container ", b" Container a  Started", b"Container\t\n", b"\x1d", b'"']
+)
+@pytest.mark.parametrize("code", [0, 1])
+def test_what_compose_reports_is_read_in_time(gate: Any, said: bytes, code: int) -> None:
+    """A search over all lines took more than an hour for a megabyte of blank ones, and no limit of a task ends it."""
+    gate.guest.answer = lambda ran: GuestResult(code, b"", said * (300_000 // len(said)))
+    began = time.process_time()
+    assert only(gate, "docker_compose_v2: {project_src: /w}").outcome == ("failed" if code else "ok")
+    assert time.process_time() - began < 10
 
 
 def test_compose_refuses_services_that_look_like_options(gate: Any) -> None:
