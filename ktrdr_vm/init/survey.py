@@ -14,11 +14,14 @@ from ktrdr_vm.init.compose import DEFAULT_NAMES, ComposeFile, is_compose_name, p
 from ktrdr_vm.init.files import Files
 
 _ENV_EXAMPLES = (".env.example", ".env.sample", ".env.template", ".env.dist", "env.example")
-_VARIABLE = re.compile(r"^\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]{0,60})\s*=", re.MULTILINE)
+# Within one line: with `\s`, which also matches line ends, a file of blank lines takes minutes.
+_VARIABLE = re.compile(r"^[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]{0,60})[ \t]*=", re.MULTILINE)
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|PRIVATE", re.IGNORECASE)
 _DOCKERFILE = re.compile(r"(Docker|Container)file([._-].*)?|.*\.[Dd]ockerfile")
-_FROM = re.compile(r"^\s*FROM\s+(?:--\S+\s+)*([A-Za-z0-9._:/@-]{1,300})", re.MULTILINE | re.IGNORECASE)
-_REMOTE = re.compile(r"^\s*url\s*=\s*(?:[a-z+]+://)?(?:[^@\s/]*@)?([A-Za-z0-9.-]+)[:/]", re.MULTILINE)
+_FROM = re.compile(r"^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*([A-Za-z0-9._:/@-]{1,300})", re.MULTILINE | re.IGNORECASE)
+_REMOTE = re.compile(r"^[ \t]*url[ \t]*=[ \t]*(?:[a-z+]+://)?(?:[^@\s/]*@)?([A-Za-z0-9.-]+)[:/]", re.MULTILINE)
+# A string, which is kept, or a comment. What has no end reaches to the end of the text, so that it is searched once.
+_COMMENT = re.compile(r'("(?:\\.|[^"\\])*+"?)|//[^\n]*|/\*(?:[^*]|\*(?!/))*+(?:\*/)?', re.DOTALL)
 _MOST = 20
 
 
@@ -102,7 +105,7 @@ def _read_devcontainer(files: Files) -> tuple[str, dict[str, Any]]:
     name = files.find(".devcontainer/devcontainer.json", ".devcontainer.json", "devcontainer.json")
     text = files.read(name) if name else ""
     # JSON with comments and commas at the end of lists, as devcontainers are written.
-    plain = re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', lambda found: found[1] or "", text, flags=re.DOTALL)
+    plain = _COMMENT.sub(lambda found: found[1] or "", text)
     plain = re.sub(r",(\s*[}\]])", r"\1", plain)
     try:
         data = json.loads(plain or "{}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from ktrdr_vm.init.compose import parse_compose
 from ktrdr_vm.init.draft import Answers, draft_documents
+from ktrdr_vm.init.files import MAX_BYTES
 from ktrdr_vm.init.survey import survey_repository
 
 CLIENTS = ("apt-get", "pip", "npm")
@@ -170,3 +172,35 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 def test_what_is_no_compose_file_is_none_or_has_no_facts(text: str) -> None:
     found = parse_compose("compose.yaml", text)
     assert found is None or [(one.image, one.ports) for one in found.services] == [("", ())]
+
+
+@pytest.mark.parametrize(
+    "beginning", ["\n", " ", "\t\n", "FROM ", "FROM --a ", "url=", '"', '\\"', "/*", '/*"', ",\n", "a\n"]
+)
+def test_files_that_are_made_to_take_time_take_none(tmp_path: Path, beginning: str) -> None:
+    """A file of the largest size with nothing but blank lines took minutes, with nothing but beginnings of comments 16 s."""
+    text = (beginning * MAX_BYTES)[:MAX_BYTES]
+    for name in (
+        ".env.example",
+        "Dockerfile",
+        ".devcontainer/devcontainer.json",
+        ".git/config",
+        "Makefile",
+        "compose.yaml",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    began = time.process_time()
+    survey_repository(tmp_path)
+    assert time.process_time() - began < 10
+
+
+def test_a_devcontainer_is_read_without_its_comments(tmp_path: Path) -> None:
+    (tmp_path / ".devcontainer.json").write_text(
+        '{/* a * b **/ "postCreateCommand": "make /* this */ // \\"all\\"", // and this\n "x": [1, ], /* no end'
+    )
+    assert survey_repository(tmp_path).setup == ""
+    (tmp_path / ".devcontainer.json").write_text(
+        '{/* a * b **/ "postCreateCommand": "make /* this */ // \\"all\\"", // and this\n "x": [1, ], }'
+    )
+    assert survey_repository(tmp_path).setup == 'make /* this */ // "all"'
