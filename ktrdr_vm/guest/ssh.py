@@ -48,6 +48,17 @@ _KEX = ("curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
 _MACS = ("hmac-sha2-512-etm@openssh.com", "hmac-sha2-512", "hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")
 
 
+class Transport(paramiko.Transport):
+    """The transport of paramiko, whose thread parses what the guest sends. Whatever ends that thread reaches callers as
+    one of the errors that they expect: an empty packet raises IndexError there."""
+
+    def get_exception(self) -> Exception | None:
+        error: Exception | None = super().get_exception()
+        if error is None or isinstance(error, OSError | EOFError | paramiko.SSHException):
+            return error
+        return paramiko.SSHException(f"the guest sent what is not SSH ({type(error).__name__}: {error})")
+
+
 class _SwappedKey(GuestError):
     """The host key is not the pinned one; a retry cannot succeed."""
 
@@ -101,7 +112,7 @@ def _attempt(
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _TCP_USER_TIMEOUT_MS)
         limited = LimitedSocket(plain)
-        transport = paramiko.Transport(cast(socket.socket, limited))
+        transport = Transport(cast(socket.socket, limited))
         options = transport.get_security_options()
         options.key_types = ("ssh-ed25519",)
         # The connection uses a tap of this host and no network, so a recording for a later quantum computer is no

@@ -19,7 +19,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import dns.message
-from paramiko.packet import Packetizer
 from paramiko.ssh_exception import SSHException
 
 from ktrdr_vm.egress.flow_log import parse_proxy_line
@@ -39,6 +38,7 @@ from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.guest.envelope import find_announcement
 from ktrdr_vm.guest.pump import LimitedSocket
+from ktrdr_vm.guest.ssh import Transport
 from ktrdr_vm.guest.tar_stream import TarStream, TarStreamError
 from ktrdr_vm.host.beneath import check_name
 from ktrdr_vm.host.journal import read_journal
@@ -305,17 +305,22 @@ class _Packets:
     def recv(self, count: int) -> bytes:
         return self._data.read(count)
 
+    def send(self, data: bytes) -> int:
+        return len(data)
+
     def settimeout(self, _seconds: float) -> None: ...
     def close(self) -> None: ...
 
 
 def ssh_packet(data: bytes) -> None:
-    """One packet before any key: it is read, refused or cut off, and never longer than it may be."""
-    packetizer = Packetizer(LimitedSocket(_Packets(data)))  # type: ignore[arg-type]
-    try:
-        packetizer.read_message()
-    except (OSError, EOFError, SSHException):
-        return
+    """Packets before any key, as the thread of the connection reads them: whatever ends it is an error that callers
+    expect."""
+    transport = Transport(LimitedSocket(_Packets(b"SSH-2.0-x\r\n" + data)))  # type: ignore[arg-type]
+    # Without its timer, which would be a thread.
+    transport.packetizer.start_handshake = lambda _seconds: None  # type: ignore[method-assign]
+    transport.active = True
+    transport.run()
+    assert isinstance(transport.get_exception(), OSError | EOFError | SSHException | None)
 
 
 def run_end(data: bytes) -> None:
@@ -362,7 +367,12 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     "ledger_totals": (
         b'{"time": "2026-01-01T00:00:00.000Z", "instance_id": "one", "kind": "dns", "verdict": "deny", "name": "a"}\n{',
     ),
-    "ssh_packet": (bytes.fromhex("0000000c0a") + bytes(20), b"\xff\xff\xff\x00" + bytes(64)),
+    "ssh_packet": (
+        bytes.fromhex("0000000c0a") + bytes(20),
+        b"\xff\xff\xff\x00" + bytes(64),
+        bytes.fromhex("000000040ce7000000000000"),
+        bytes.fromhex("0000004c0414") + bytes(16) + b"".join(b"\0\0\0\4none" for _ in range(6)) + bytes(60),
+    ),
     "run_end": (b'<testsuite><testcase name="a"/></testsuite>',),
     "profile": (
         b"version: 1\nname: p\nimage: x\nextends: base\n",

@@ -133,3 +133,40 @@ def test_a_packet_longer_than_any_that_ssh_sends_ends_the_connection(guest: SshG
     assert time.monotonic() - began < 10
     time.sleep(0.3)
     assert server.sent < 16 << 20
+
+
+# What a server may send in place of the first packet, after its banner.
+_NO_PACKETS = [
+    bytes.fromhex("00000004 0c e70000 00000000"),  # only padding
+    bytes.fromhex("0000000c ff 14") + bytes(10),  # more padding than packet
+    bytes.fromhex("0000000c 0a 14") + bytes(10),  # KEXINIT without its lists
+    bytes.fromhex("0000000c 0a 01") + b"\xff" * 10,
+    b"\x00" * 64,
+    b"\xff" * 64,
+]
+
+
+@pytest.mark.parametrize("packet", _NO_PACKETS, ids=range(len(_NO_PACKETS)))
+def test_what_is_no_packet_is_an_error_of_the_guest(monkeypatch: pytest.MonkeyPatch, packet: bytes) -> None:
+    """paramiko's thread ends with IndexError, struct.error or another one, and hands it to whoever waits."""
+
+    def dial(_namespace: str, address: tuple[str, int], timeout: float) -> socket.socket:
+        made = socket.socket()
+        made.settimeout(timeout)
+        made.connect(address)
+        return made
+
+    monkeypatch.setattr("ktrdr_vm.host.netns.connect", dial)
+    private, public = generate_keypair()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    with listener.accept()[0] as one:
+                        one.sendall(b"SSH-2.0-x\r\n" + packet)
+                        time.sleep(0.1)
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(GuestError, match="did not answer over SSH"):
+            connect(listener.getsockname(), "root", private, public, timeout=1, instance_id="one")
