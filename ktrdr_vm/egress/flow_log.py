@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from ipaddress import IPv4Address
 from typing import Any
 
 from ktrdr_vm.egress.allow_sets import AllowSets
@@ -41,12 +42,16 @@ def parse_proxy_line(line: bytes) -> dict[str, Any] | None:
             "ms": int(entry["m"]),
             "grant_slot": "" if entry.get("g", "-") == "-" else str(entry["g"])[:20],
         }
+        if kind == "tcp":
+            # The sets are searched for it.
+            IPv4Address(fields["address"])
         if kind == "http":
             fields |= {"method": str(entry["w"])[:20], "status": max(0, int(entry["s"]))}
         if fields["verdict"] == "allow" and entry["t"][:1] == "S":
             fields["message"] = "the destination did not answer"
         return fields
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        # The proxy reads the guest's bytes, so the line may be any.
         return None
 
 
@@ -89,18 +94,19 @@ class ProxyLog:
         self._lost = 0
         self._news = False
 
-    def read(self, descriptor: int) -> None:
-        """Read the lines that are available, at most 256 KiB at once."""
+    def read(self, descriptor: int) -> bool:
+        """Read the lines that are available, at most 256 KiB at once. True if there were any."""
         try:
             data = os.read(descriptor, _PIECE)
         except BlockingIOError:
-            return
+            return False
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LINE_LIMIT:
             self._count_unreadable(self._rest)
             self._rest = b""
         for line in lines:
             self._record(line)
+        return bool(data)
 
     def _record(self, line: bytes) -> None:
         fields = parse_proxy_line(line)

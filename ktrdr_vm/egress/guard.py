@@ -223,9 +223,9 @@ class Guard:
 
     # -- polling ----------------------------------------------------------------------------------------------------
 
-    def _read_proxy_log(self) -> None:
+    def _read_proxy_log(self) -> bool:
         assert self.proxy is not None and self.proxy.stdout is not None
-        self.proxy_log.read(self.proxy.stdout.fileno())
+        return self.proxy_log.read(self.proxy.stdout.fileno())
 
     def _keep_connections(self) -> None:
         """Keep connections open whose name has moved to other addresses: a long transfer may complete."""

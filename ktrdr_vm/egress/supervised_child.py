@@ -26,6 +26,10 @@ STEADY = 60.0
 # Bytes of the standard error of one process: the maximum that is copied to guard.log, and the end of it that is kept.
 _MOST_LOGGED = 256 * 1024
 _KEPT = 2000
+# Pieces of the standard error that are read at once: a child that always has more must not hold up the guard.
+_MOST_PIECES = 16
+# Calls of `on_readable` after the end of a child: more than a channel or a pipe can hold messages.
+_MOST_AT_END = 4096
 # Maximum bytes of a message from a child. The largest message is a packet for an escalation.
 _MOST_SAID = 256 * 1024
 # The first message of a child: it has dropped its privileges, and everything that it needs is available.
@@ -54,9 +58,11 @@ class StandardError:
         return self._stream.fileno()
 
     def read(self) -> None:
-        """Copy the output that is available."""
+        """Copy the output that is available, at most 1 MiB at once."""
         with suppress(BlockingIOError, ValueError):
-            while piece := os.read(self._stream.fileno(), 65536):
+            for _ in range(_MOST_PIECES):
+                if not (piece := os.read(self._stream.fileno(), 65536)):
+                    return
                 self._kept = (self._kept + piece)[-_KEPT:]
                 if self._logged < _MOST_LOGGED:
                     self._logged += len(piece)
@@ -76,7 +82,7 @@ class StandardError:
 
 class SupervisedChild:
     """`start` returns the process, with a pipe as its standard error, and the source of its messages; `on_readable`
-    reads the messages.
+    reads the messages. True says that it has read some, and that there may be more.
 
     `proof` is called until it returns True: from then on the child serves, until it ends. `note` writes a sentence into
     the ledger.
@@ -86,7 +92,7 @@ class SupervisedChild:
         self,
         name: str,
         start: Callable[[], tuple[subprocess.Popen[bytes], Source]],
-        on_readable: Callable[[], None],
+        on_readable: Callable[[], bool | None],
         proof: Callable[[], bool],
         selector: selectors.BaseSelector,
         note: Callable[[str], None],
@@ -126,8 +132,10 @@ class SupervisedChild:
     def poll(self) -> None:
         """Detect its end, and start it when a start is due."""
         if self._process is not None and self._process.poll() is not None:
-            # Messages that it sent before its end are processed.
-            self._on_readable()
+            # Messages that it sent before its end are processed: they are decisions that have no other record.
+            for _ in range(_MOST_AT_END):
+                if not self._on_readable():
+                    break
             self._forget(self._process.returncode)
         if self._process is None and self._clock() >= self._due:
             self._begin()
@@ -222,14 +230,15 @@ class ChannelChild(SupervisedChild):
         self._serves = False
         super()._begin()
 
-    def _receive(self) -> None:
+    def _receive(self) -> bool:
         """Process one message. An empty one means that the child has ended, which SIGCHLD reports as well."""
         assert isinstance(self._source, socket.socket)
         try:
             raw = self._source.recv(_MOST_SAID)
         except (BlockingIOError, ConnectionError):
-            return
+            return False
         if raw == SERVES:
             self._serves = True
         elif raw:
             self._on_message(raw)
+        return bool(raw)

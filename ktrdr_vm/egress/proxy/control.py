@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,13 @@ from ktrdr_vm.plan.guard_interface import GRANT_MAPS
 TIMEOUT = 1.0
 # Commands in one line, of which HAProxy accepts 16 KiB.
 _AT_ONCE = 24
-_SESSION = re.compile(r"^(0x[0-9a-f]+): .*?^  frontend=(\S+) .*? addr=(\S+)$", re.MULTILINE | re.DOTALL)
+# Bytes and seconds of one answer. The largest lists all connections, with two kilobytes for each.
+_MOST_SAID = 16 * 1024 * 1024
+_LONGEST = 5.0
+_LONGEST_ENTRY = 4096
+# Each within one line, so that any answer of a compromised proxy is parsed in a time that grows with its length.
+_SESSION = re.compile(r"(0x[0-9a-f]+): ")
+_FRONTEND = re.compile(r"  frontend=(\S+) .*? addr=(\S+)")
 
 
 @dataclass(frozen=True)
@@ -79,10 +86,15 @@ class ProxyControl:
     def list_by_address(self) -> list[Session]:
         """The connections that were allowed by their address and port."""
         found = []
-        for session, frontend, place in _SESSION.findall(self.ask("show sess all")):
-            address, _, port = place.rpartition(":")
-            if frontend == "other" and port.isdigit():
-                found.append(Session(session, address, int(port)))
+        session = ""
+        for line in self.ask("show sess all").split("\n"):
+            if begin := _SESSION.match(line):
+                session = begin[1]
+            elif session and (one := _FRONTEND.fullmatch(line)):
+                address, _, port = one[2].rpartition(":")
+                if one[1] == "other" and re.fullmatch("[0-9]{1,5}", port):
+                    found.append(Session(session, address, int(port)))
+                session = ""
         return found
 
     def end_sessions(self, sessions: Iterable[Session]) -> None:
@@ -108,7 +120,8 @@ class ProxyControl:
 
     def find_slot(self, map_file: str, name: str) -> str:
         """The grant slot that a map has for the name; empty if there is none."""
-        found = re.search(r'found=yes.* value="([^"]+)"', self.ask(f"get map {self._directory / map_file} {name}"))
+        said = self.ask(f"get map {self._directory / map_file} {name}")[:_LONGEST_ENTRY]
+        found = re.search(r'found=yes.* value="([^"]+)"', said)
         return found[1] if found else ""
 
     def count_lost_lines(self) -> int:
@@ -124,16 +137,19 @@ class ProxyControl:
             )
 
     def ask(self, command: str) -> str:
-        """Send one command, and return the answer. ProvisionError if there is none within a second."""
+        """Send one command, and return the answer. ProvisionError if there is none within a second, or no end of it
+        within five, or within 16 MiB: a compromised proxy can answer without end."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(TIMEOUT)
                 with short_name(self._directory / "stats.sock") as name:
                     connection.connect(name)
                 connection.sendall(command.encode() + b"\n")
-                said = b""
+                said, deadline = bytearray(), time.monotonic() + _LONGEST
                 while piece := connection.recv(1 << 16):
                     said += piece
+                    if len(said) > _MOST_SAID or time.monotonic() > deadline:
+                        raise TimeoutError("its answer does not end")
         except OSError as error:
             raise ProvisionError(
                 f"the proxy does not answer: {error}", where=str(self._directory), hint="guard.log contains the details"

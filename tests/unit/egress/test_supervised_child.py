@@ -14,7 +14,15 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.egress.supervised_child import FIRST_PAUSE, LONGEST_PAUSE, SERVES, STEADY, ChannelChild, SupervisedChild
+from ktrdr_vm.egress.supervised_child import (
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    SERVES,
+    STEADY,
+    ChannelChild,
+    StandardError,
+    SupervisedChild,
+)
 from ktrdr_vm.errors import HostError
 
 
@@ -136,6 +144,14 @@ def test_words_without_end_neither_fill_the_log_nor_the_memory(stage: Stage, cap
     assert stage.part.describe()["said"] == "it ended with signal 9: 99"
 
 
+def test_a_child_that_writes_without_end_does_not_hold_up_the_guard(capfd: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/zero", "rb") as endless:
+        said = StandardError("the part", endless)
+        for _ in range(3):
+            said.read()
+    assert len(capfd.readouterr().err) < 400_000
+
+
 def test_what_cannot_be_started_is_tried_again_as_well(stage: Stage) -> None:
     stage.refusal = HostError("the program haproxy is not installed", hint="")
     stage.part.poll()
@@ -229,6 +245,17 @@ def test_what_a_channel_said_with_its_end_is_received(channel: Channel) -> None:
     channel.theirs.close()
     channel.die()
     assert channel.said == [b"last"]
+
+
+def test_all_that_a_channel_said_before_its_end_is_received(channel: Channel) -> None:
+    """Decisions that wait in the channel of a child have no other record."""
+    channel.part.poll()
+    words = [b"%d" % number for number in range(100)]
+    for word in words:
+        channel.theirs.send(word)
+    channel.theirs.close()
+    channel.die()
+    assert channel.said == words
 
 
 @pytest.mark.parametrize("kind", [Stage, Polled, Channel])

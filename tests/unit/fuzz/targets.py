@@ -391,7 +391,11 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         dns.message.make_query("api.example.com", "A").to_wire(),
         dns.message.make_query("x.example.org", "TXT").to_wire(),
     ),
-    "proxy_line": (b'{"f":"tls","v":"allow","n":"a.b","a":"198.51.100.1","p":443,"u":1,"d":2,"t":"--","m":3}',),
+    "proxy_line": (
+        b'{"f":"other","v":"allow","n":"-","a":"198.51.100.1","p":1e999,"u":1,"d":2,"t":"--","m":3}',
+        b"[" * 1200,
+        b'{"f":"tls","v":"allow","n":"a.b","a":"198.51.100.1","p":443,"u":1,"d":2,"t":"--","m":3}',
+    ),
     "tar_stream": (b"name\0" + bytes(507), bytes(1024)),
     "journal": (b'{"schema_version": 2, "instance_id": "one", "plan": {}}',),
     "escalation": (b'{"kind": "network", "options": ["a"], "request": {"host": "a.b"}}',),
