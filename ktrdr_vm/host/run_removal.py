@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from pathlib import Path
 
 from ktrdr_vm.host.journal import is_locked, list_directories
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.host.tree_removal import remove_tree
 
 # Older evidence is removed.
 KEPT_DAYS = 90
@@ -35,17 +35,18 @@ def collect_runs(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
         old = [path for path in found if time.time() - path.lstat().st_mtime > KEPT_DAYS * 86400]
         if folder.name in existing:
             old = [path for path in old if path != found[-1]]
+        removed = 0
         for path in old:
-            rows.append(
-                {
-                    "action": "would remove" if dry_run else "removed",
-                    "instance_id": f"{folder.name}/{path.name}",
-                    "reason": _OLD,
-                }
-            )
+            action, reason = "would remove" if dry_run else "removed", _OLD
             if not dry_run:
-                remove_run(path)
-        if not dry_run and len(old) == len(found):
+                try:
+                    remove_run(path)
+                    removed += 1
+                except OSError as error:
+                    # Of one user: the evidence of the others is removed nevertheless.
+                    action, reason = "failed", f"{path}: {error.strerror}; next: remove it by hand"
+            rows.append({"action": action, "instance_id": f"{folder.name}/{path.name}", "reason": reason})
+        if removed and removed == len(found):
             (folder / "latest").unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # the folder has other content
                 folder.rmdir()
@@ -59,9 +60,13 @@ def remove_old_runs(runs: Path, keep: int) -> list[Path]:
     found = sorted((path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()), reverse=True)
     gates = [path for path in found if path.name.startswith("gates-")]
     old = [path for path in found if path not in gates][keep:] + gates[keep:]
+    removed = []
     for path in old:
-        remove_run(path)
-    return old
+        # One that cannot be removed, because its owner changes it or mounts something in it, is left for `gc`.
+        with contextlib.suppress(OSError):
+            remove_run(path)
+            removed.append(path)
+    return removed
 
 
 def remove_run(path: Path) -> None:
@@ -69,7 +74,7 @@ def remove_run(path: Path) -> None:
     if path.is_symlink():
         path.unlink()
     elif path.exists():
-        shutil.rmtree(path)
+        remove_tree(path)
     if not path.name.startswith("."):
         find_sums(path).unlink(missing_ok=True)
         with contextlib.suppress(OSError):

@@ -26,6 +26,7 @@ from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.host.run_removal import find_sums, remove_run
+from ktrdr_vm.host.tree_removal import remove_tree_at
 
 MAX_DOCUMENT = 64 * 1024 * 1024
 MAX_LINE = 4 * 1024 * 1024
@@ -243,7 +244,7 @@ class FinishedRun:
                     try:
                         os.unlink(name, dir_fd=directory)
                     except IsADirectoryError:
-                        shutil.rmtree(name, dir_fd=directory)
+                        remove_tree_at(name, directory)
                 os.rename(name, name, src_dir_fd=source, dst_dir_fd=directory)
 
 

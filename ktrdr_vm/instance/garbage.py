@@ -10,6 +10,7 @@ from ktrdr_vm.host.journal import is_locked, list_journals, locked, remove_dead_
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.running import end_process
+from ktrdr_vm.host.tree_removal import remove_tree
 from ktrdr_vm.identity import Identity, parse_instance_id
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.inventory import Found, find_instances
@@ -83,7 +84,7 @@ def collect_workspaces(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
         try:
             if not dry_run:
                 with locked(lock, f"the request {left.name}"):
-                    shutil.rmtree(left)
+                    remove_tree(left)
         except (BusyError, FileNotFoundError):
             continue  # an attempt of it has begun, or another process removed it
         except OSError as error:

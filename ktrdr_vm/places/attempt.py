@@ -30,6 +30,7 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.owner import forbid_cores
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.rights import make_private
+from ktrdr_vm.host.tree_removal import remove_tree
 from ktrdr_vm.inputs.resolve import Gathered, gather_profile, read_profile
 from ktrdr_vm.inputs.trusted import require_accepted
 from ktrdr_vm.instance.garbage import collect_workspaces
@@ -221,7 +222,8 @@ def _private_folder(home: Home, request_id: str) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_tree(folder)
 
 
 def _gather(request: Request, folder: Path, private: Path, home: Home) -> Gathered:

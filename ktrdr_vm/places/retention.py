@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.run_removal import KEPT_DAYS
+from ktrdr_vm.host.tree_removal import remove_tree
 from ktrdr_vm.places.filenames import BATCHES, INCOMING, REQUESTS
 from ktrdr_vm.places.request import parse_request_id
 from ktrdr_vm.places.request_state import find_silence
@@ -92,7 +93,7 @@ def _remove(path: Path) -> None:
     """Remove a folder. Its id is free before, so that an interrupted removal leaves no part of a request."""
     if not path.name.startswith(_DOOMED):
         path = path.rename(path.with_name(f"{_DOOMED}{path.name}"))
-    shutil.rmtree(path)
+    remove_tree(path)
 
 
 def _list(folder: Path) -> list[Path]:

@@ -132,7 +132,7 @@ def test_an_interrupted_removal_is_completed(
     end(folder)
     age(folder, KEPT_DAYS + 1)
     with monkeypatch.context() as patch:
-        patch.setattr("ktrdr_vm.places.retention.shutil.rmtree", interrupt)
+        patch.setattr("ktrdr_vm.places.retention.remove_tree", interrupt)
         with pytest.raises(KeyboardInterrupt):
             collect_requests(spool, dry_run=False)
     assert spool.list_ids() == []
@@ -149,7 +149,7 @@ def test_what_cannot_be_removed_is_reported(
     folder = receive()
     end(folder)
     age(folder, KEPT_DAYS + 1)
-    monkeypatch.setattr("ktrdr_vm.places.retention.shutil.rmtree", refuse)
+    monkeypatch.setattr("ktrdr_vm.places.retention.remove_tree", refuse)
     [row] = collect_requests(spool, dry_run=False)
     assert row["action"] == "failed" and "Read-only file system; next: remove it by hand" in row["reason"]
 
