@@ -16,7 +16,7 @@ import zstandard
 
 from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.evidence.attestation import make_attestation
-from ktrdr_vm.evidence.reader import find_workspace, parse_report
+from ktrdr_vm.evidence.reader import find_workspace, parse_own_report
 from ktrdr_vm.evidence.statement import ATTESTATION
 from ktrdr_vm.host import process
 from ktrdr_vm.host.git import BOUNDS, View, open_view, require_commit, require_ref
@@ -72,7 +72,7 @@ def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) 
             "this run has no report", where=str(run.path), hint="it is still active, or was killed: apply again"
         )
     # From here on only these bytes are used, because the file on the disk may have been replaced.
-    report = parse_report(contents["report.json"], str(run.path / "report.json"))
+    report = parse_own_report(contents["report.json"], run.path)
     require_startability(report)
     changed = sorted(name for name, content in contents.items() if not run.confirms(name, content))
     if changed and policy.signing_key:

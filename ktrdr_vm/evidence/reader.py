@@ -20,7 +20,20 @@ def read_report(run: Path) -> RunReport:
         content = FinishedRun(run).read("report.json")
     except FileNotFoundError:
         raise _lacks_report(run) from None
-    return parse_report(content, str(run / "report.json"))
+    return parse_own_report(content, run)
+
+
+def parse_own_report(content: bytes, run: Path) -> RunReport:
+    """The report in the bytes of the `report.json` of a run. UsageError if it is not valid, or says that it is of
+    another run: the owner of the directory may have changed it, and others read it too, such as the metrics."""
+    report = parse_report(content, str(run / "report.json"))
+    if (report.instance_id, report.run_id) != (run.parent.name, run.name):
+        raise UsageError(
+            "this report says that it is of another run",
+            where=str(run / "report.json"),
+            hint="it was changed after the run; apply again",
+        )
+    return report
 
 
 def read_stored(run: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.runs import find_run
 from ktrdr_vm.instance.inventory import Found, find_instances
+from ktrdr_vm.monitoring.disk import measure_disk
 from ktrdr_vm.report.ledger_row import parse_row
 
 # From the end of a ledger; older denials are in its earlier file and in the report.
@@ -61,11 +62,7 @@ def _make_row(home: Home, libvirt: Libvirt, found: Found) -> Row:
         gates=_gates(home, found),
         cpu_s=used[0] if used else None,
         memory=used[1] if used else None,
-        disk=sum(
-            path.stat().st_blocks * 512
-            for path in paths.directory.rglob("*")
-            if path.is_file() and not path.is_symlink()
-        ),
+        disk=measure_disk(paths),
         denials=_count_denials(home, found.instance_id),
         pending=tuple(one.id for one in store.list() if one.current == "pending"),
     )
