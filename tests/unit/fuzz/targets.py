@@ -12,38 +12,54 @@ import gzip
 import io
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import dns.message
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from paramiko.ssh_exception import SSHException
 
 from ktrdr_vm.egress.flow_log import parse_proxy_line
 from ktrdr_vm.egress.grant import parse_grant
 from ktrdr_vm.egress.ledger import read_kept
 from ktrdr_vm.egress.ledger_totals import add_to_totals
+from ktrdr_vm.egress.proxy.control import ProxyControl
 from ktrdr_vm.egress.resolver.decisions import Resolver
+from ktrdr_vm.egress.resolver.messages import parse_resolver_message
 from ktrdr_vm.egress.rules import Rules
 from ktrdr_vm.egress.telemetry.bounds import inflate, read_body
+from ktrdr_vm.egress.telemetry.messages import Counted
 from ktrdr_vm.egress.telemetry.otlp import MAX_BODY, PATHS, REQUESTS, OtlpError, Stamp, stamp_request
-from ktrdr_vm.errors import DocumentError, GuestError, KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.errors import DocumentError, GuestError, HostError, KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.escalation.inbox_protocol import parse_request
 from ktrdr_vm.escalation.packet import PacketError, parse_packet
 from ktrdr_vm.escalation.store import EscalationStore
+from ktrdr_vm.evidence.envelope import open_envelope, sign_payload
 from ktrdr_vm.evidence.junit_files import MAX_CASES, read_test_files
 from ktrdr_vm.evidence.reader import parse_report
+from ktrdr_vm.evidence.statement import read_statement
+from ktrdr_vm.gates.container_logs import Failure, gather_containers
+from ktrdr_vm.gates.modules.base import ModuleFailure, run_guest_side
 from ktrdr_vm.gates.playbook import parse_playbook
+from ktrdr_vm.gates.results import find_message
 from ktrdr_vm.guest.agent import run_script
+from ktrdr_vm.guest.commits import _check_head, _read_standing
 from ktrdr_vm.guest.envelope import find_announcement
+from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.guest.pump import LimitedSocket
 from ktrdr_vm.guest.ssh import Transport
 from ktrdr_vm.guest.tar_stream import TarStream, TarStreamError
 from ktrdr_vm.host.beneath import check_name
 from ktrdr_vm.host.journal import read_journal
 from ktrdr_vm.host.libvirt import Libvirt, parse_agent_reply
+from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.images.header import parse_format
+from ktrdr_vm.places.wire import Lines, check_greeting, parse_error
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.policy.owner_policy import parse_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
@@ -296,6 +312,73 @@ def ledger_totals(data: bytes) -> None:
         assert all(parse_row(line) is not None for line in totals.read_bytes().splitlines())
 
 
+def child_message(data: bytes) -> None:
+    """What the processes that read the guest's bytes send to the guard."""
+    with contextlib.suppress(ValueError, RecursionError):
+        message = parse_resolver_message(data)
+        assert type(message).from_json(json.loads(json.dumps(message.to_json()))) == message
+    with contextlib.suppress(ValueError, RecursionError):
+        request = parse_request(data)
+        assert type(request).from_json(json.loads(json.dumps(request.to_json()))) == request
+    with contextlib.suppress(ValueError, RecursionError):
+        assert all(0 < count < 2**41 for count in Counted.from_json(json.loads(data)).counts.values())
+
+
+def proxy_sessions(data: bytes) -> None:
+    class Said(ProxyControl):
+        def ask(self, command: str) -> str:
+            return data.decode("utf-8", "replace")
+
+    assert all(one.id.startswith("0x") and 0 <= one.port < 100_000 for one in Said(Path()).list_by_address())
+    Said(Path()).count_lost_lines()
+    Said(Path()).find_slot("map", "name")
+
+
+def guest_answer(data: bytes) -> None:
+    """What a command prints in the guest: the answer of a module, the list of containers, the branches that came back."""
+
+    class Answering:
+        def run(self, command: object, **_: object) -> GuestResult:
+            return GuestResult(1, data, data)
+
+    call: Any = SimpleNamespace(guest=Answering(), timeout=1.0, environment={}, become=False)
+    with contextlib.suppress(ModuleFailure):
+        result = run_guest_side(call, "files", {})
+        find_message("stat", result | {"failed": True})
+    gather_containers(Answering(), Failure("no such service", "/w"), environment={}, become=False)  # type: ignore[arg-type]
+    branch, *counts = _read_standing(data)
+    assert branch.isascii() and all(0 <= count < 10**7 for count in counts)
+    with contextlib.suppress(GuestError):
+        for line in data.split(b"\n"):
+            _, source, name = _check_head(line, parse_instance_id("one"))
+            assert "\n" not in source and name.isascii() and ".." not in name
+
+
+def far_end_line(data: bytes) -> None:
+    """The first line of another host, which is bounded and an object, or refused."""
+    reads, writes = os.pipe()
+    try:
+        os.write(writes, data[:4096])
+        os.close(writes)
+        with contextlib.suppress(UsageError, HostError):
+            content = Lines(reads, os.dup(reads), "there").receive(timeout=1)
+            check_greeting(content, ("1.0", 1), "there")
+            assert content is not None
+            assert len(str(parse_error(content.get("error"), "there"))) < 10_000
+    finally:
+        os.close(reads)
+
+
+def signed_document(data: bytes) -> None:
+    with contextlib.suppress(UsageError):
+        assert open_envelope(data, _KEY.public_key(), "here") == {}, "nothing else was signed"
+    with contextlib.suppress(UsageError):
+        read_statement(open_envelope(sign_payload(data, _KEY).encode(), _KEY.public_key(), "here"), "here")
+
+
+_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+
+
 class _Packets:
     """A socket that has these bytes to give."""
 
@@ -356,9 +439,30 @@ def run_end(data: bytes) -> None:
 
 TARGETS: dict[str, Target] = {
     one.__name__: one
-    for one in (profile, policy, playbook, dns_message, proxy_line, tar_stream, journal, escalation, grant, agent_reply, announcement, junit, shown_text, otlp, otlp_body, report_read_back, image_header, mask, ledger_line, ledger_totals, ssh_packet, run_end)
+    for one in (profile, policy, playbook, dns_message, proxy_line, tar_stream, journal, escalation, grant, agent_reply, announcement, junit, shown_text, otlp, otlp_body, report_read_back, image_header, mask, ledger_line, ledger_totals, ssh_packet, run_end, child_message, proxy_sessions, guest_answer, far_end_line, signed_document)
 }  # fmt: skip
 SEEDS: dict[str, tuple[bytes, ...]] = {
+    "child_message": (
+        b'{"note": ["dns", "deny", {"name": "a.example", "rule": "name", "type": "A"}]}',
+        b'{"allow": ["a.example", ["198.51.100.1"], 60], "number": 1}',
+        b'{"op": "submit", "packet": {}, "suppressed": 0}',
+        b'{"accepted": 1, "told": 1}',
+    ),
+    "proxy_sessions": (
+        b"0x55: [x] id=1\n  flags=1\n  frontend=other (id=5 mode=tcp), listener=? (id=1) addr=198.51.100.1:22\n",
+        b'found=yes, key="a", value="g1"\nDroppedLogs: 7\n',
+    ),
+    "guest_answer": (
+        b'ktrdr-vm-result:{"changed": true, "stat": {"exists": true}}\n',
+        b'[{"Id": "a", "Name": "/b", "State": {"Status": "exited", "Health": {"Log": [{"Output": "x"}]}}, "Config": {}}]',
+        b"refs/heads/work\n1\n2\n3\nmade\n",
+        b"0123456789abcdef0123456789abcdef01234567 refs/heads/work\n",
+    ),
+    "far_end_line": (b'{"ktrdr-vm": "1.0", "schema": 1, "error": {"kind": "HostError", "message": "m"}}\n',),
+    "signed_document": (
+        b'{"_type": "https://in-toto.io/Statement/v1", "subject": [], "predicateType": "x", "predicate": {}}',
+        sign_payload(b"{}", Ed25519PrivateKey.from_private_bytes(bytes(32))).encode(),
+    ),
     "mask": (b'outcome"\0it says outcome" here', b"failed\0failed"),
     "ledger_line": (
         b'{"time": "2026-01-01T00:00:00.000Z", "instance_id": "one", "kind": "tls", "verdict": "allow", "port": 443, "count": 2}',
