@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from ktrdr_vm.egress.ledger_totals import add_to_totals
 from ktrdr_vm.host.clock import now
-from ktrdr_vm.report.ledger_row import fit_fields, parse_row
+from ktrdr_vm.report.ledger_row import LARGEST, fit_fields, parse_row
 
 # For each kind and verdict; further decisions in the same second are counted in summary lines.
 LINES_PER_SECOND = 100
@@ -28,7 +28,9 @@ MOST_SUMS = 64
 MAX_BYTES = 8 * 1024 * 1024
 SUPPRESSED = "suppressed"
 
-_Sum = tuple[str, str, str, str]
+# Kind, verdict, name, rule, and for an allowed connection its port and, without a name, its address.
+_Sum = tuple[str, str, str, str, str, int]
+_SUMMED = ("count", "bytes_in", "bytes_out")
 
 
 class Ledger:
@@ -42,7 +44,7 @@ class Ledger:
         path.chmod(0o600)
         self._second = 0.0
         self._lines: dict[tuple[str, str], int] = {}
-        self._sums: dict[_Sum, int] = {}
+        self._sums: dict[_Sum, dict[str, int]] = {}
         self._revision = ""
 
     def revise(self, revision: str) -> None:
@@ -67,18 +69,25 @@ class Ledger:
         self._append({"kind": kind, "verdict": verdict, **checked})
 
     def _sum(self, kind: str, verdict: str, fields: dict[str, Any]) -> None:
-        key = (kind, verdict, str(fields.get("name", "")), str(fields.get("rule", "")))
+        name, rule = str(fields.get("name", "")), str(fields.get("rule", ""))
+        address, port = ("" if name else str(fields.get("address", "")), int(fields.get("port", 0)))
+        key: _Sum = (kind, verdict, name, rule, *((address, port) if verdict == "allow" else ("", 0)))
         if key not in self._sums and len(self._sums) >= MOST_SUMS:
-            key = (kind, verdict, "", "")
-        self._sums[key] = self._sums.get(key, 0) + int(fields.get("count", 1))
+            key = (kind, verdict, "", "", "", 0)
+        total = self._sums.setdefault(key, dict.fromkeys(_SUMMED, 0))
+        for number, one in zip(_SUMMED, (1, 0, 0), strict=True):
+            total[number] = min(total[number] + int(fields.get(number, one)), LARGEST)
 
     def flush(self) -> None:
         """Write the sums since the last call, and begin another second."""
         sums, self._sums, self._lines = self._sums, {}, {}
-        for (kind, verdict, name, rule), count in sums.items():
-            said = {"name": name} if name else {}
-            message = {"message": f"of rule {rule}"} if rule and rule != SUPPRESSED else {}
-            self._append({"kind": kind, "verdict": verdict, **said, "rule": SUPPRESSED, "count": count, **message})
+        for (kind, verdict, name, rule, address, port), total in sums.items():
+            message = f"of rule {rule}" if rule and rule != SUPPRESSED else ""
+            said = {"name": name, "address": address, "port": port, "message": message}
+            # Bytes too: what an upload sent must not depend on how many other connections ended in its second.
+            counted = {number: count for number, count in total.items() if count or number == "count"}
+            known = {key: value for key, value in said.items() if value}
+            self._append({"kind": kind, "verdict": verdict, **known, "rule": SUPPRESSED, **counted})
 
     def _append(self, fields: dict[str, Any]) -> None:
         ours = {"time": now(), "instance_id": self._instance_id, "revision": self._revision}

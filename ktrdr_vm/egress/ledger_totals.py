@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.host.durable import write_durably
-from ktrdr_vm.report.ledger_row import parse_row
+from ktrdr_vm.report.ledger_row import LARGEST, parse_row
 
 # Maximum number of destinations of one kind and verdict; further ones share one sum without a name.
 MOST_TOTALS = 2000
@@ -68,7 +68,6 @@ def _add(sums: dict[_Key, dict[str, Any]], key: _Key, row: dict[str, Any]) -> No
             "first_at": first,
         },
     )
-    total["count"] += row.get("count", 1)
-    total["bytes_in"] += row.get("bytes_in", 0)
-    total["bytes_out"] += row.get("bytes_out", 0)
+    for number, one in (("count", 1), ("bytes_in", 0), ("bytes_out", 0)):
+        total[number] = min(total[number] + row.get(number, one), LARGEST)
     total["time"], total["first_at"] = max(total["time"], row["time"]), min(total["first_at"], first)

@@ -34,7 +34,8 @@ _MOST_IN_A_LIST = 64
 _OURS = frozenset({"time", "instance_id", "kind", "verdict"})
 # Of the guard as well. Lines of earlier versions and totals have none.
 _REVISION = re.compile(r"[0-9a-f]{12}-(?:[0-9a-f]{16}|0)-[0-9]{1,15}")
-_LARGEST = 2**53
+# Of any number; sums end there.
+LARGEST = 2**53
 
 
 def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def _fits(key: str, value: Any) -> bool:
         return isinstance(value, str) and len(value) <= _TEXTS[key]
     if key in _NUMBERS:
         number = type(value) is int or (key == "seconds" and type(value) is float)
-        return number and 0 <= value <= (65535 if key == "port" else _LARGEST)
+        return number and 0 <= value <= (65535 if key == "port" else LARGEST)
     if key in _LISTS and isinstance(value, list) and len(value) <= _MOST_IN_A_LIST:
         return all(_fits("port" if key == "ports" else "address", one) for one in value)
     return False

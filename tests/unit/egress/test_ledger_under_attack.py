@@ -15,6 +15,7 @@ import pytest
 
 from ktrdr_vm.egress import ledger as ledger_module
 from ktrdr_vm.egress.ledger import Ledger, read_kept
+from ktrdr_vm.egress.ledger_totals import add_to_totals
 from ktrdr_vm.egress.resolver.supervisor import ResolverSupervisor
 from ktrdr_vm.report.egress_summary import sum_up_egress
 from ktrdr_vm.report.ledger_row import KINDS, VERDICTS, check_fields, parse_row
@@ -44,6 +45,55 @@ def test_no_class_of_lines_gives_way_to_a_flood_of_another(
     found = [row for row in rows if (row["kind"], row["verdict"]) == one and row.get("name") == "seen.example.com"]
     assert len(found) == 1 or one == flood
     assert count(rows) == 2001
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"name": "paste.example.com", "address": "198.51.100.1", "port": 443},
+        {"name": "", "address": "198.51.100.7", "port": 5432},
+    ],
+    ids=["name", "address"],
+)
+@pytest.mark.parametrize("kind", ["tls", "http", "tcp", "broker"])
+def test_what_an_upload_sent_is_in_the_report_among_any_number_of_connections(
+    tmp_path: Path, kind: str, place: dict[str, Any]
+) -> None:
+    """The guest chooses how many allowed connections end in the second in which an upload ends."""
+    ledger = Ledger(tmp_path / "egress.jsonl", "one", lambda: 100.0)
+    flow = {"rule": "name", "bytes_in": 10, **place}
+    for _ in range(500):
+        ledger.write(kind, "allow", bytes_out=1, **flow)
+    ledger.write(kind, "allow", bytes_out=10**12, **flow)
+    ledger.close()
+    [allowed], denied = sum_up_egress(read_kept(tmp_path / "egress.jsonl"), ())
+    assert (allowed.count, allowed.bytes_out, allowed.bytes_in, allowed.port) == (
+        501,
+        10**12 + 500,
+        5010,
+        place["port"],
+    )
+    assert (allowed.host or allowed.address) == (place["name"] or place["address"]) and not denied
+
+
+def test_bytes_beyond_the_sums_that_are_kept_apart_are_counted(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "egress.jsonl", "one", lambda: 100.0)
+    for number in range(1000):
+        ledger.write("tls", "allow", name=f"n{number}.example.com", port=443, rule="name", bytes_out=1000)
+    ledger.close()
+    allowed, _ = sum_up_egress(read_kept(tmp_path / "egress.jsonl"), ())
+    assert sum(one.bytes_out for one in allowed) == 1_000_000 and sum(one.count for one in allowed) == 1000
+
+
+def test_sums_stay_numbers_that_a_line_can_have(tmp_path: Path) -> None:
+    path = tmp_path / "egress.jsonl"
+    ledger = Ledger(path, "one", lambda: 100.0)
+    for _ in range(200):
+        ledger.write("dns", "deny", rule="rate", count=2**53)
+    ledger.close()
+    path.with_name("egress.jsonl.1").write_bytes(path.read_bytes())
+    add_to_totals(path.with_name("egress.jsonl.totals"), path.with_name("egress.jsonl.1"))
+    assert all(row["count"] == 2**53 for row in read_kept(path))
 
 
 def test_an_upload_is_in_the_report_after_every_rotation_that_a_flood_makes(
