@@ -26,7 +26,8 @@ _WIDTHS = (76, 64)
 # Keys whose values are fixed words, identifiers and times: never a secret, and required by readers.
 KEPT = frozenset(
     "schema_version time instance_id run_id event kind verdict rule outcome state mode observed stage startability"
-    " plan_digest image_digest digest sha256 commit base_commit started_at first_at last_at received_at at".split()
+    " revision incarnation plan_digest image_digest digest sha256 commit base_commit started_at first_at last_at"
+    " received_at at".split()
 )
 
 

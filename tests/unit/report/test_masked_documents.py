@@ -18,7 +18,15 @@ from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
 from ktrdr_vm.report.mask import KEPT, MIN_LENGTH, find_short, make_mask, mask_values
-from ktrdr_vm.report.model import Attachment, Denial, GateResult, RunReport, TaskResult, WorkloadResult
+from ktrdr_vm.report.model import (
+    Attachment,
+    Denial,
+    GateResult,
+    InstanceRevision,
+    RunReport,
+    TaskResult,
+    WorkloadResult,
+)
 
 # Words of ours, and what breaks documents when it is cut out of them as text.
 WORDS = [
@@ -68,6 +76,21 @@ def with_output(secrets: list[bytes]) -> RunReport:
     return replace(REPORT, gates=(replace(REPORT.gates[0], tasks=(task,)),), message=said)
 
 
+@pytest.mark.parametrize("secret", [b"0f3c", b"9a41c2d37be05f68", b"5a7e9b1d"])
+def test_the_revision_of_a_line_stays_whatever_a_secret_is(tmp_path: Path, secret: bytes) -> None:
+    """Readers look for the lines of a revision, and omit one that is not valid."""
+    revision = "0f3c5a7e9b1d-9a41c2d37be05f68-2"
+    ledger = Ledger(tmp_path / "egress.jsonl", "one")
+    ledger.revise(revision)
+    ledger.write("tls", "allow", name="a.example")
+    ledger.close()
+    directory = RunDirectory(tmp_path / "runs/one/r", "one", (0, 0), make_mask([secret]))
+    directory.keep_ledger(read_kept(tmp_path / "egress.jsonl"), add=False)
+    assert [row["revision"] for row in read_kept(directory.path / "egress.jsonl")] == [revision]
+    found = InstanceRevision("one", "0f3c5a7e9b1d", "9a41c2d37be05f68" * 4, 2)
+    assert mask_values(replace(REPORT, revisions=(found,)), make_mask([secret])).revisions == (found,)
+
+
 @given(SECRETS)
 @settings(max_examples=200, deadline=None)
 def test_the_report_in_every_form(secrets: list[bytes]) -> None:
@@ -110,8 +133,9 @@ def test_events_and_ledger(tmp_path_factory: pytest.TempPathFactory, secrets: li
 
 def test_what_is_kept_are_fields_of_ours() -> None:
     """A name in the list that no document has is a mistake in it."""
-    known = {one.name for kind in (RunReport, GateResult, TaskResult, WorkloadResult, Denial) for one in fields(kind)}
-    others = "time event kind verdict state received_at at digest sha256 commit startability stage".split()
+    kinds = (RunReport, GateResult, TaskResult, WorkloadResult, Denial, InstanceRevision)
+    known = {one.name for kind in kinds for one in fields(kind)}
+    others = "time event kind verdict state received_at at digest sha256 commit startability stage revision".split()
     assert known | set(others) >= KEPT
 
 
