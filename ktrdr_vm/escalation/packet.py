@@ -102,7 +102,7 @@ def parse_packet(content: object) -> Packet:
             problems.append(f"request: {error}")
     if problems:
         raise PacketError("\n".join(problems))
-    return Packet(kind=kind, options=tuple(options), request=request, seconds=seconds, **texts)  # type: ignore[arg-type]
+    return Packet(kind=kind, options=tuple(map(_make_valid, options)), request=request, seconds=seconds, **texts)  # type: ignore[arg-type]
 
 
 def parse_request(kind: Kind, content: object) -> dict[str, Any]:
@@ -152,5 +152,9 @@ def _read_text(content: dict[str, Any], name: str, limit: int, problems: list[st
         return ""
     if len(text) > limit:
         problems.append(f"{name}: must have at most {limit} characters")
-    # A lone surrogate is not valid text and cannot be written to a file.
+    return _make_valid(text)
+
+
+def _make_valid(text: str) -> str:
+    """A lone surrogate is not valid text and cannot be written to a file."""
     return text.encode("utf-8", "replace").decode()

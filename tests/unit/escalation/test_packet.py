@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ def test_six_parts_make_a_packet() -> None:
     made = parse_packet(packet())
     assert (made.kind, made.request, made.seconds) == ("network", {"host": "api.example.com", "ports": [443]}, 3600)
     assert parse_packet(made.to_json()) == made
+
+
+@pytest.mark.parametrize("part", ["blocked", "why", "recommendation", "decision", "evidence", "options"])
+def test_every_text_of_a_packet_can_be_written_and_shown(part: str) -> None:
+    made = parse_packet(packet(**{part: ["\ud800 x"] if part == "options" else "\ud800 x"}))
+    assert json.dumps(made.to_json(), ensure_ascii=False).encode() and parse_packet(made.to_json()) == made
 
 
 @pytest.mark.parametrize(

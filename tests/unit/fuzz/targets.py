@@ -185,6 +185,7 @@ def escalation(data: bytes) -> None:
         assert str(error)
         return
     assert parse_packet(packet.to_json()) == packet
+    json.dumps(packet.to_json(), ensure_ascii=False).encode()
 
 
 def grant(data: bytes) -> None:
