@@ -100,7 +100,14 @@ class Attempt:
             if wrong:
                 raise ModuleFailure(wrong)
         host = Host(
-            context.roots, context.artifacts, context.now, context.monotonic, context.wait, self.role, self.files
+            roots=context.roots,
+            artifacts=context.artifacts,
+            now=context.now,
+            monotonic=context.monotonic,
+            sleep=context.wait,
+            role=self.role,
+            files=self.files,
+            fetched=context.fetched,
         )
         return Call(
             module=task.module,

@@ -32,6 +32,8 @@ class GateContext:
     workspace."""
     artifacts: Path | None = None
     """The folder for `fetch`, which only this user can change until the run has ended."""
+    fetched: set[str] = field(default_factory=set)
+    """Names beneath `artifacts` that tasks of this gate have fetched; `fetch` adds to them, up to its limit."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """The environment of every task, such as COMPOSE_PROJECT_NAME; `environment` of a task overrides it."""
     mask: Callable[[str], str] = str

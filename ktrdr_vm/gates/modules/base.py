@@ -39,6 +39,8 @@ class Host:
     role: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     """Those of the playbook as it was loaded; see `Playbook.files`."""
+    fetched: set[str] = field(default_factory=set)
+    """Names of the files that the gate has fetched."""
 
     def find_folders(self, kind: str) -> tuple[str, ...]:
         """Folders in which a file is searched before the folder of the playbook; `kind` is `files` or `templates`."""

@@ -21,6 +21,8 @@ from ktrdr_vm.host.capacity import DISK_FLOOR
 
 _EMBEDDED = 256 * 1024
 _MAX_FETCH = 256 * 1024 * 1024
+# Files of one gate, as many as a run fetches as artifacts. A loop over what the guest lists may name any number.
+MAX_FETCHED = 10_000
 
 
 def run_copy(call: Call) -> Result:
@@ -113,6 +115,9 @@ def run_fetch(call: Call) -> Result:
         )
     if call.check:
         return {"changed": True, "dest": name, "file": src}
+    if name not in call.host.fetched and len(call.host.fetched) >= MAX_FETCHED:
+        raise ModuleFailure(f"this gate has fetched {MAX_FETCHED} files; fetch one archive instead")
+    call.host.fetched.add(name)
     try:
         # It belongs to root until the run ends, so no other user can create a link in its path.
         call.host.artifacts.mkdir(parents=True, exist_ok=True)

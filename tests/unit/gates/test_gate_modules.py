@@ -134,6 +134,17 @@ def test_fetch_writes_and_replaces(gate: Any, tmp_path: Path) -> None:
     assert only(gate, "fetch: {src: /srv/none, dest: logs, fail_on_missing: false}").outcome == "ok"
 
 
+def test_the_number_of_fetched_files_is_bounded(gate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop may be over names that the guest lists."""
+    monkeypatch.setattr("ktrdr_vm.gates.modules.files.MAX_FETCHED", 3)
+    gate.guest.files |= {f"/srv/{number}": b"x" for number in range(5)}
+    tasks = "- fetch: {src: '/srv/{{ item }}', dest: a}\n  loop: [0, 1, 2, 0]\n- fetch: {src: /srv/3, dest: a}"
+    first, second = gate.run(tasks).tasks
+    assert (first.outcome, second.outcome) == ("changed", "failed")
+    assert "has fetched 3 files" in second.message
+    assert len([path for path in (gate.root / "artifacts").rglob("*") if path.is_file()]) == 3
+
+
 def test_file_states(gate: Any, tmp_path: Path) -> None:
     place = tmp_path / "x" / "y"
     tasks = [
