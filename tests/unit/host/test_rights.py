@@ -38,6 +38,16 @@ def test_what_is_wider_than_the_table_is_named(tmp_path: Path, name: str) -> Non
     assert find_open(home) == [] and not path.stat().st_mode & 0o007
 
 
+def test_others_read_images_kernels_and_a_public_key_only() -> None:
+    """SECURITY.md names them. A folder may be entered, which shows no names in it."""
+    assert {right.pattern for right in TABLE if right.mode & 0o004} - {"instances/*/mounts/*"} == {
+        "images/*",
+        "instances/*/vmlinuz",
+        "instances/*/initrd",
+        "attestation-key.pub",
+    }
+
+
 def test_nobody_else_writes_anything_by_the_table() -> None:
     assert [right for right in TABLE if right.mode & 0o022 and right.pattern != "instances/*/mounts/*"] == []
 

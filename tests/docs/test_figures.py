@@ -1,0 +1,59 @@
+"""The numbers that the pages promise are those of the program."""
+
+from __future__ import annotations
+
+import pytest
+
+from ktrdr_vm.egress import ledger
+from ktrdr_vm.egress.resolver import decisions
+from ktrdr_vm.escalation import inbox, packet, store
+from ktrdr_vm.host.paths import PROJECT
+from ktrdr_vm.plan import guard_interface, haproxy
+from ktrdr_vm.policy.owner_policy import EscalationPolicy, OwnerPolicy
+from ktrdr_vm.report.mask import MIN_LENGTH
+
+WORDS = {10: "ten", 20: "twenty", 200: "two hundred"}
+PROMISES = [
+    (
+        "docs/egress.md",
+        f"{haproxy.MAX_CONNECTIONS:,} connections, {guard_interface.MAX_FLOWS:,} including half-open ones",
+    ),
+    (
+        "docs/egress.md",
+        f"{decisions.RATE} DNS queries per second, {decisions.PROXY_RATE:,} queries of the proxy per second",
+    ),
+    ("docs/egress.md", f"{guard_interface.GATEWAY} for the gateway and {guard_interface.GUEST} for the guest"),
+    ("docs/egress.md", f"port {guard_interface.INBOX_PORT} of the gateway"),
+    ("docs/egress.md", f"port {guard_interface.OTLP_PORT} of the gateway"),
+    ("docs/egress.md", f"a port of the gateway, from {guard_interface.BROKER_PORTS[0]} on"),
+    ("docs/egress.md", f"more than {ledger.LINES_PER_SECOND} lines of one kind and verdict in a second"),
+    ("docs/egress.md", f"up to {ledger.MOST_SUMS} destinations in a second"),
+    ("docs/egress.md", f"two files of {ledger.MAX_BYTES >> 20} MiB"),
+    ("docs/escalations.md", f"{WORDS[inbox.PER_MINUTE]} packets per minute"),
+    (
+        "docs/escalations.md",
+        f"{WORDS[store.MAX_PENDING]} unanswered escalations, and {WORDS[store.MAX_STORED]} in total",
+    ),
+    ("docs/escalations.md", f"port {guard_interface.INBOX_PORT} of the instance's gateway"),
+    ("SECURITY.md", f"shorter than {MIN_LENGTH} bytes are not masked"),
+]
+
+
+@pytest.mark.parametrize(("page", "promise"), PROMISES)
+def test_the_number_is_that_of_the_program(page: str, promise: str) -> None:
+    text = " ".join((PROJECT / page).read_text(encoding="utf-8").split())
+    assert promise in text
+
+
+def test_the_defaults_of_the_owners_policy_are_those_of_its_table() -> None:
+    text = (PROJECT / "docs/owner-policy.md").read_text(encoding="utf-8")
+    policy, escalations = OwnerPolicy(), EscalationPolicy()
+    rows = {
+        line.split("|")[1].strip(" `"): line.split("|")[3].strip(" `") for line in text.split("\n") if line[:3] == "| `"
+    }
+    largest = policy.largest
+    assert rows["resources.max"] == f"{largest.vcpus}, {largest.memory >> 10} GiB, {largest.disk >> 10} GiB"
+    assert rows["instances.max"] == str(policy.most_instances)
+    assert rows["escalations.wait"] == f"{escalations.wait // 60}m"
+    assert rows["escalations.longest"] == f"{escalations.longest // 3600}h"
+    assert rows["escalations.kinds"].replace("`", "") == ", ".join(sorted(escalations.kinds, key=packet.KINDS.index))
