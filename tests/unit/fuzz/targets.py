@@ -362,7 +362,7 @@ def far_end_line(data: bytes) -> None:
         os.write(writes, data[:4096])
         os.close(writes)
         with contextlib.suppress(UsageError, HostError):
-            content = Lines(reads, os.dup(reads), "there").receive(timeout=1)
+            content = Lines(reads, reads, "there").receive(timeout=1)
             check_greeting(content, ("1.0", 1), "there")
             assert content is not None
             assert len(str(parse_error(content.get("error"), "there"))) < 10_000
