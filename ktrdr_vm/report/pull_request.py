@@ -63,7 +63,7 @@ def require_startability(report: RunReport) -> None:
 def make_title(report: RunReport, changes: Iterable[Change]) -> str:
     """The title: the subject of the newest commit, else the instance."""
     subject = next((change.subject for change in changes), "")
-    return escape_line(subject, limit=72) or f"Work of {report.instance_id}"
+    return escape_line(subject, limit=72) or f"Work of {escape_line(report.instance_id, limit=72)}"
 
 
 def find_missing(report: RunReport, notes: Mapping[str, str], changes: Iterable[Change]) -> list[str]:
@@ -135,7 +135,8 @@ def _lines(report: RunReport, notes: Mapping[str, str], changes: tuple[Change, .
     yield "(the output of a gate) is as trustworthy as the VM it ran in. The workload had no access to a fresh VM."
     yield ""
     yield (
-        f"Instance `{report.instance_id}`, run `{report.run_id}`. `SHA256SUMS` covers all other files of this folder."
+        f"Instance {_code(report.instance_id)}, run {_code(report.run_id)}. `SHA256SUMS` covers all other files of this"
+        " folder."
     )
 
 
@@ -159,24 +160,24 @@ def _confirmation(report: RunReport) -> Iterator[str]:
     verification = report.verification
     if verification is None:
         yield (
-            f"The gate passed on `{report.base_commit[:12] or 'a workspace without Git'}` in a VM that was created"
+            f"The gate passed on {_code(report.base_commit[:12] or 'a workspace without Git')} in a VM that was created"
             " for this run."
         )
     elif verification.mode == "fresh":
         commit, machine = verification.commit[:12], verification.instance_id
         yield (
-            f"The gate passed on `{commit}`, checked out in a fresh VM (`{machine}`) to which the workload had no"
-            " access."
+            f"The gate passed on {_code(commit)}, checked out in a fresh VM ({_code(machine)}) to which the workload had"
+            " no access."
         )
     else:
         yield (
-            f"The gate passed on `{verification.commit[:12]}` **in the VM that the workload used, where it was root."
-            " This is weaker.**"
+            f"The gate passed on {_code(verification.commit[:12])} **in the VM that the workload used, where it was"
+            " root. This is weaker.**"
         )
     yield ""
-    yield f"- plan `{report.plan_digest}`"
-    yield f"- image `{report.image_digest}`"
-    yield (f"- base `{report.base_commit or 'none'}` {_code(report.base_ref) if report.base_ref else ''}".rstrip())
+    yield f"- plan {_code(report.plan_digest)}"
+    yield f"- image {_code(report.image_digest)}"
+    yield (f"- base {_code(report.base_commit or 'none')} {_code(report.base_ref) if report.base_ref else ''}".rstrip())
     yield f"- residue: {', '.join(map(_code, report.residue)) or 'none'}"
 
 
@@ -221,7 +222,7 @@ def _artifacts(report: RunReport) -> Iterator[str]:
     if kept:
         yield "| file | bytes | sha256 |"
         yield "| --- | --- | --- |"
-    yield from (f"| {_code(row.path)} | {row.size} | `{row.sha256}` |" for row in kept[:_MAX_ROWS])
+    yield from (f"| {_code(row.path)} | {row.size} | {_code(row.sha256)} |" for row in kept[:_MAX_ROWS])
     yield from (f"- refused: {_code(row.source)}: {_code(row.refused)}" for row in refused[:_MAX_ROWS])
     yield ""
 
