@@ -166,8 +166,8 @@ def _confirmation(report: RunReport) -> Iterator[str]:
     elif verification.mode == "fresh":
         commit, machine = verification.commit[:12], verification.instance_id
         yield (
-            f"The gate passed on {_code(commit)}, checked out in a fresh VM ({_code(machine)}) to which the workload had"
-            " no access."
+            f"The gate passed on {_code(commit)}, checked out in a fresh VM ({_code(machine)}) to which the workload"
+            " had no access."
         )
     else:
         yield (
