@@ -47,11 +47,23 @@ def make_mask(secrets: Iterable[bytes]) -> Callable[[str], str]:
         return lambda text: text
     patterns = {text: "".join(map(_spell, text)) if len(text) <= _SPELLED else re.escape(text) for text in texts}
     patterns |= {form: re.escape(form) for form in encoded}
-    longest_first = (patterns[form] for form in sorted(patterns, key=len, reverse=True))
     # The class of first characters is checked before all of them.
     first = "".join(re.escape(form[0]) for form in patterns)
-    pattern = re.compile(rf"(?=[%+\\{first}])(?:{'|'.join(longest_first)})")
+    pattern = re.compile(rf"(?=[%+\\{first}])(?:{'|'.join(_group(patterns))})")
     return lambda text: pattern.sub(MASK, text)
+
+
+def _group(patterns: Mapping[str, str]) -> list[str]:
+    """One alternative for each first character that has no other spelling, and one for each other form: of the hundreds
+    of forms of a long secret, few are compared at each place. The longest comes first."""
+    groups: dict[str, list[str]] = {}
+    others: list[str] = []
+    for form in sorted(patterns, key=len, reverse=True):
+        if form[0].isascii() and form[0].isalnum():
+            groups.setdefault(form[0], []).append(patterns[form][1:])
+        else:
+            others.append(patterns[form])
+    return [*others, *(f"{character}(?:{'|'.join(rest)})" for character, rest in groups.items())]
 
 
 @functools.lru_cache(4096)
