@@ -97,7 +97,7 @@ def _load_chain(text: str | bytes, source: str, read: Read, problems: list[Probl
         )
         problems.extend(check_shape(document, shape))
         for path, written in document.written.items():
-            if path[0] == "vars":
+            if path[:1] == ("vars",):
                 problems.append(
                     document.problem(
                         path, f"the number {written} would become {_find(document.data, path)}; in quotes it is text"

@@ -480,6 +480,7 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     ),
     "run_end": (b'<testsuite><testcase name="a"/></testsuite>',),
     "profile": (
+        b".1",
         b"version: 1\nname: p\nimage: x\nextends: base\n",
         b"version: 1\nname: p\nimage: x\negress: {allow: [{host: a.b}]}\n",
     ),

@@ -75,3 +75,9 @@ def test_a_variable_whose_number_would_change_is_refused_at_its_place(text: str)
 def test_a_variable_that_stays_what_it_is_keeps_its_type(text: str, value: object) -> None:
     [(_, found)] = load(f"vars: {{a: {text}}}\n").vars  # type: ignore[attr-defined]
     assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", [*TEXTS, ".1", "~", "[1.10]", "- .1", '"a"'])
+def test_a_document_that_is_a_single_value_is_refused_with_its_place(text: str) -> None:
+    with pytest.raises(DocumentError, match=r"p\.yaml.* must be a mapping of keys and values|p\.yaml.* empty"):
+        load_profile(f"{text}\n", "p.yaml", read=None)  # type: ignore[arg-type]
