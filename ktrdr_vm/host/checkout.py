@@ -102,6 +102,8 @@ def open_checkout(top: Place) -> Iterator[Checkout]:
                     ),
                 )
         _refuse_borrowed(common, common_path, top)
+        # Git would wait for who writes to a named pipe in its place.
+        read_own(git_dir, "index", 0, top)
         head = (_read_text(git_dir, "HEAD", top) or "").strip()
         if not _HEAD.fullmatch(head):
             raise UsageError(
@@ -205,10 +207,13 @@ def _refuse_links(name: str, common: int, top: Place) -> None:
             with os.scandir(descriptor) as entries:
                 for entry in entries:
                     seen += 1
-                    if entry.is_symlink() or seen > _MAX_ENTRIES:
-                        what = "is a link" if entry.is_symlink() else "contains too many files"
+                    folder = entry.is_dir(follow_symlinks=False)
+                    # A named pipe as well: Git would wait for its writer.
+                    plain = folder or entry.is_file(follow_symlinks=False)
+                    if not plain or seen > _MAX_ENTRIES:
+                        what = "contains too many files" if plain else "is a link, a pipe or a device"
                         raise UsageError(f".git: {shown}/{entry.name} {what}", where=str(top.path), hint=_MINE)
-                    if entry.is_dir(follow_symlinks=False):
+                    if folder:
                         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
                         pending.append((f"{shown}/{entry.name}", os.open(entry.name, flags, dir_fd=descriptor)))
         except BaseException:

@@ -169,7 +169,7 @@ def open_view(top: Place, *, writing: bool = False, shallow: bytes | None = None
             (directory / "shallow").symlink_to(common / "shallow")
         with os.scandir(checkout.git_dir) as entries:
             for entry in entries:
-                if re.fullmatch(r"sharedindex\.[0-9a-f]+", entry.name):
+                if re.fullmatch(r"sharedindex\.[0-9a-f]+", entry.name) and entry.is_file(follow_symlinks=False):
                     (directory / entry.name).symlink_to(find_path(checkout.git_dir) / entry.name)
         _hand_over(directory, checkout.owner, writing)
         environment = {
