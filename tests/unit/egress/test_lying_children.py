@@ -61,10 +61,11 @@ def test_nothing_that_a_child_says_ends_the_guard(tmp_path: Path, said: bytes) -
 
 
 LINE = {"f": "other", "v": "allow", "n": "-", "a": "198.51.100.1", "p": 22, "u": 1, "d": 2, "t": "--", "m": 3}
+VALUES: list[object] = [1e999, [], {}, None, "", "x", -1, 2**70]
 PROXY_LIES = [
     b"{" + b"[" * 15_000,
     b'{"f":' * 3000,
-    *(json.dumps(LINE | {key: value}).encode() for key in LINE for value in (1e999, [], {}, None, "", "x", -1, 2**70)),
+    *(json.dumps(LINE | {key: value}).encode() for key in LINE for value in VALUES),
 ]
 
 

@@ -399,9 +399,9 @@ class _Packets:
 def ssh_packet(data: bytes) -> None:
     """Packets before any key, as the thread of the connection reads them: whatever ends it is an error that callers
     expect."""
-    transport = Transport(LimitedSocket(_Packets(b"SSH-2.0-x\r\n" + data)))  # type: ignore[arg-type]
+    transport: Any = Transport(LimitedSocket(_Packets(b"SSH-2.0-x\r\n" + data)))  # type: ignore[arg-type]
     # Without its timer, which would be a thread.
-    transport.packetizer.start_handshake = lambda _seconds: None  # type: ignore[method-assign]
+    transport.packetizer.start_handshake = lambda _seconds: None
     transport.active = True
     transport.run()
     assert isinstance(transport.get_exception(), OSError | EOFError | SSHException | None)
