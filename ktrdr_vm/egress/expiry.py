@@ -8,6 +8,7 @@ An expired loan is removed by the program that was registered with it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.ledger import Ledger
+from ktrdr_vm.errors import HostError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import boottime, read_boot_id
 from ktrdr_vm.host.durable import write_durably
@@ -121,7 +123,9 @@ class Deadlines:
                 )
             return
         del self._known[one.key]
-        self._save()
+        # On a full disk the file keeps it, and a restarted guard only removes it once more.
+        with contextlib.suppress(HostError):
+            self._save()
         if one.path:
             self._write(one, "the time of a secret is over: it was removed from the guest")
         else:

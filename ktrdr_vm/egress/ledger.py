@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ktrdr_vm.egress.ledger_totals import add_to_totals
+from ktrdr_vm.errors import HostError
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.report.ledger_row import LARGEST, fit_fields, parse_row
 
@@ -110,7 +111,7 @@ class Ledger:
         summed = 0
         try:
             summed = add_to_totals(totals_of(self._path), older(self._path))
-        except OSError:
+        except (OSError, HostError):
             # Without space for the totals, the older file is kept beside them, and this one grows until the next line,
             # at which the rotation is repeated.
             self._file = self._path.open("ab", buffering=0)

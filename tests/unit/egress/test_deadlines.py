@@ -3,6 +3,7 @@ nobody answered."""
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,22 @@ def test_a_file_that_cannot_be_read_is_said(bench: Bench) -> None:
     bench.path.write_text("{")
     bench.clock = bench.open()
     assert "cannot be read" in bench.ledger.said[0]
+
+
+def test_a_full_disk_does_not_end_the_guard_when_a_time_is_over(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file keeps what was removed, and a restarted guard removes it once more, which changes nothing."""
+    bench.deliver()
+    monkeypatch.setattr("ktrdr_vm.host.durable.os.fsync", refuse_to_sync)
+    assert bench.at(160.0) == ["token"]
+    bench.taken[0][1].code = 0
+    assert bench.at(161.0) == [] and bench.ledger.said == [
+        "the time of a secret is over: it was removed from the guest"
+    ]
+    monkeypatch.undo()
+    monkeypatch.setattr(deadlines, "read_boot_id", lambda: "boot")
+    bench.clock = bench.open()
+    assert bench.at(162.0) == ["token"]
+
+
+def refuse_to_sync(_descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -3,6 +3,7 @@ and its totals."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import random
@@ -83,6 +84,32 @@ def test_bytes_beyond_the_sums_that_are_kept_apart_are_counted(tmp_path: Path) -
     ledger.close()
     allowed, _ = sum_up_egress(read_kept(tmp_path / "egress.jsonl"), ())
     assert sum(one.bytes_out for one in allowed) == 1_000_000 and sum(one.count for one in allowed) == 1000
+
+
+def test_a_full_disk_at_a_rotation_loses_no_line_and_does_not_end_the_guard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The totals cannot be written: what would be dropped stays, and the rotation is repeated."""
+    monkeypatch.setattr(ledger_module, "MAX_BYTES", 4096)
+    moment = [100.0]
+    ledger = Ledger(tmp_path / "egress.jsonl", "one", lambda: moment[0])
+
+    def write(times: int) -> None:
+        for number in range(times):
+            moment[0] += 1
+            ledger.write("tls", "allow", name=f"n{number}.example.com", rule="name")
+
+    write(40)
+    with monkeypatch.context() as full:
+        full.setattr("ktrdr_vm.host.durable.os.fsync", refuse_to_sync)
+        write(40)
+    write(40)
+    ledger.close()
+    assert count(read_kept(tmp_path / "egress.jsonl")) == 120
+
+
+def refuse_to_sync(_descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_sums_stay_numbers_that_a_line_can_have(tmp_path: Path) -> None:
