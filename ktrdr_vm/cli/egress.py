@@ -31,8 +31,8 @@ def log(instance_id: str, denied: bool, follow: bool, revision: str, as_json: bo
     from ktrdr_vm.egress.client import GuardClient
     from ktrdr_vm.egress.ledger import read_ledger
     from ktrdr_vm.errors import KtrdrError
+    from ktrdr_vm.evidence.reader import read_network
     from ktrdr_vm.host.paths import find_home
-    from ktrdr_vm.host.runs import FinishedRun
     from ktrdr_vm.identity import parse_instance_id
     from ktrdr_vm.report.escape import escape_line
 
@@ -44,7 +44,7 @@ def log(instance_id: str, denied: bool, follow: bool, revision: str, as_json: bo
             click.echo(f"ktrdr-vm: {error.message}; its log until then follows", err=True)
         rows = read_ledger(paths.ledger, follow=follow)
     else:
-        rows = FinishedRun(find_run(instance_id, "latest")).rows("egress.jsonl")
+        rows = read_network(find_run(instance_id, "latest"))
     for row in rows:
         if denied and row["verdict"] != "deny":
             continue

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.evidence.reader import read_network
 from ktrdr_vm.host.runs import FinishedRun
 from ktrdr_vm.policy.load import read_collector_headers
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
@@ -249,7 +250,7 @@ def _export(run: Path, identity: Mapping[str, str], endpoints: Mapping[str, dict
     if "traces" in endpoints and not _export_spans(make_spans(events), resource, endpoints["traces"]):
         failures.append("the collector did not accept the traces")
     if "metrics" in endpoints:
-        points = make_points(events, list(FinishedRun(run).rows("egress.jsonl")))
+        points = make_points(events, list(read_network(run)))
         if not _export_points(points, resource, endpoints["metrics"]):
             failures.append("the collector did not accept the metrics")
     return failures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.host.runs import FinishedRun, parse_document
 from ktrdr_vm.report.decode import DecodeError
 from ktrdr_vm.report.json import decode_report
+from ktrdr_vm.report.ledger_row import check_row
 from ktrdr_vm.report.model import RunReport
 
 
@@ -46,6 +48,11 @@ def read_stored(run: Path) -> dict[str, Any]:
     if type(document.get("exit_code")) is not int:
         raise _refuse("exit_code: not a whole number", str(run / "report.json"))
     return document
+
+
+def read_network(run: Path) -> Iterator[dict[str, Any]]:
+    """The lines of `egress.jsonl` of a run. What its owner changed into no line of the ledger is omitted."""
+    return (row for one in FinishedRun(run).rows("egress.jsonl") if (row := check_row(one)) is not None)
 
 
 def parse_report(content: bytes, where: str) -> RunReport:

@@ -66,6 +66,11 @@ def parse_row(line: str | bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
+    return check_row(row)
+
+
+def check_row(row: object) -> dict[str, Any] | None:
+    """The same for a line that was decoded."""
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in _OURS):
         return None
     if (
