@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from ktrdr_vm.gates.filters import parse_bool
+from ktrdr_vm.gates.option_checks import Options, check_options
 from ktrdr_vm.gates.specs import MODULES, ModuleSpec
 
 _PREFIXES = ("ansible.builtin.", "ansible.legacy.")
@@ -62,25 +64,31 @@ def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any]
             problems.append(f"{module}: {name!r} is not the name of a variable")
         named[real] = item
     problems += [
-        f"{module} requires {' or '.join(row)}"
-        if not present
-        else f"{module} supports only one of {', '.join(present)}"
-        for row in spec.required
-        if len(present := [name for name in row if named.get(name) is not None]) != 1
-    ]
-    problems += [
         f"stat: {name} is not supported; leave it out"
         for name in ("get_mime", "get_attributes")
         if module == "stat" and named.get(name) not in (None, False) and not is_template(named[name])
     ]
-    if module == "debug" and {"msg", "var"} <= named.keys():
-        problems.append("debug supports only one of msg, var")
-    if module == "copy" and named.get("mode") == "preserve" and not named.get("remote_src"):
-        problems.append("copy: mode: preserve is supported with remote_src only; specify the mode")
-    problems += [
-        problem for name, item in named.items() if not is_template(item) and (problem := coerce(module, name, item)[1])
-    ]
-    return named, problems
+    return named, problems + _check_literals(module, named)
+
+
+def _check_literals(module: str, named: Mapping[str, Any]) -> list[str]:
+    """The errors in the values that are no templates. A list or mapping with a template in it is known when it is
+    rendered."""
+    problems, known = [], {}
+    for name, item in named.items():
+        if item is None or has_template(item):
+            continue
+        known[name], wrong = coerce(module, name, item)
+        problems += [wrong] if wrong else []
+    given = frozenset(name for name, item in named.items() if item is not None)
+    return problems + check_options(module, Options(known, given))
+
+
+def has_template(value: Any) -> bool:
+    """True if a text, or one in a list or mapping, is a template."""
+    if isinstance(value, dict):
+        return any(has_template(key) or has_template(item) for key, item in value.items())
+    return any(map(has_template, value)) if isinstance(value, list) else is_template(value)
 
 
 def coerce(module: str, name: str, value: Any, *, rendered: bool = False) -> tuple[Any, str]:
@@ -114,7 +122,11 @@ def coerce(module: str, name: str, value: Any, *, rendered: bool = False) -> tup
         return value, "" if isinstance(value, (str, int)) and not isinstance(value, bool) else wrong
     if isinstance(value, (dict, list)):
         return (json.dumps(value, default=str), "") if rendered else (value, wrong)
-    text = str(value) if not isinstance(value, bool) else ("True" if value else "False")
+    if isinstance(value, bool):
+        # As in ansible-core: `yes` and `no` of YAML are the choice that means the same, if there is one.
+        same = [choice for choice in spec.choices.get(name, ()) if parse_bool(choice) is value]
+        value = same[0] if len(same) == 1 else str(value)
+    text = str(value)
     return text, _choice(spec, name, text)
 
 

@@ -13,6 +13,7 @@ from ktrdr_vm.gates.filters import parse_bool
 from ktrdr_vm.gates.model import Task
 from ktrdr_vm.gates.modules.base import Call, Host, ModuleFailure, Result
 from ktrdr_vm.gates.modules.table import RUN
+from ktrdr_vm.gates.option_checks import Options, check_options
 from ktrdr_vm.gates.renderer import Renderer
 from ktrdr_vm.gates.templating import OMIT, Scope, TemplateError
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError, GuestTimeout
@@ -99,6 +100,9 @@ class Attempt:
             arguments[name], wrong = coerce(task.module, name, rendered, rendered=True)
             if wrong:
                 raise ModuleFailure(wrong)
+        given = {name: value for name, value in arguments.items() if value is not None}
+        if problems := check_options(task.module, Options(given, frozenset(given))):
+            raise ModuleFailure("; ".join(problems))
         host = Host(
             roots=context.roots,
             artifacts=context.artifacts,

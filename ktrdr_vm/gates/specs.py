@@ -96,7 +96,7 @@ MODULES: Mapping[str, ModuleSpec] = {
         _options(
             "repo dest version remote refspec", int="depth", bool="clone update force bare recursive single_branch"
         ),
-        required=(("repo",), ("dest",)),
+        required=(("repo",),),
         aliases={"name": "repo"},
     ),
     "include_tasks": ModuleSpec(_options("file"), required=(("file",),), free_form="file"),

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, command_result, text_of
+from ktrdr_vm.gates.modules.base import Call, Result, command_result, text_of
 
 # A line of `docker compose --progress plain`: ` Container demo-db-1  Started`.
 _EVENT = re.compile(r"\s*(Container|Network|Volume|Image|Service)\s+\"?(\S+?)\"?\s+([A-Z][a-z]+)\s*")
@@ -17,9 +17,6 @@ _CHANGES = frozenset({"Created", "Started", "Recreated", "Removed", "Stopped", "
 
 
 def run_compose(call: Call) -> Result:
-    for value in (*call.get("services", []), call.get("project_name", "")):
-        if str(value).startswith("-"):
-            raise ModuleFailure(f"{value!r} would be read as an option of docker compose")
     state = str(call.get("state", "present"))
     steps = {"present": _up, "stopped": _stop, "restarted": _restart, "absent": _down}[state](call)
     src = str(call.get("project_src"))

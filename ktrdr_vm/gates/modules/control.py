@@ -63,8 +63,6 @@ def run_pause(call: Call) -> Result:
 
 def run_set_fact(call: Call) -> Result:
     facts = {name: value for name, value in call.arguments.items() if name != "cacheable"}
-    if not facts:
-        raise ModuleFailure("No key/value pairs provided, at least one is required for this action to succeed")
     return {"changed": False, "ansible_facts": facts}
 
 

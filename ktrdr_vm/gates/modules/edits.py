@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, run_guest_side
+from ktrdr_vm.gates.modules.base import Call, Result, run_guest_side
 
 
 def _rights(call: Call) -> dict[str, Any]:
@@ -12,17 +12,8 @@ def _rights(call: Call) -> dict[str, Any]:
 
 
 def run_lineinfile(call: Call) -> Result:
-    state, line = str(call.get("state", "present")), call.get("line")
+    state = str(call.get("state", "present"))
     texts = {name: call.get(name) for name in ("line", "regexp", "search_string", "insertafter", "insertbefore")}
-    for one, other in (("insertbefore", "insertafter"), ("regexp", "search_string"), ("backrefs", "search_string")):
-        if call.get(one) not in (None, False) and call.get(other) is not None:
-            raise ModuleFailure(f"parameters are mutually exclusive: {one}|{other}")
-    if state == "present" and call.get("backrefs", False) and texts["regexp"] is None:
-        raise ModuleFailure("regexp is required with backrefs=true")
-    if state == "present" and line is None:
-        raise ModuleFailure("line is required with state=present")
-    if state == "absent" and line is None and texts["regexp"] is None and texts["search_string"] is None:
-        raise ModuleFailure("one of line, search_string, or regexp is required with state=absent")
     if texts["insertafter"] is None and texts["insertbefore"] is None:
         texts["insertafter"] = "EOF"
     flags = {name: call.get(name, False) for name in ("create", "backrefs", "firstmatch")}

@@ -28,20 +28,13 @@ MAX_FETCHED = 10_000
 def run_copy(call: Call) -> Result:
     dest = str(call.get("dest"))
     content = call.arguments.get("content")
-    if call.get("mode") == "preserve" and not call.get("remote_src", False):
-        raise ModuleFailure("mode: preserve is supported with remote_src only; specify the mode")
     if content is not None:
-        if dest.endswith("/"):
-            raise ModuleFailure("can not use content with a dir as dest")
         text = json.dumps(content) if isinstance(content, dict | list) else str(content)
         return _place(call, text.encode("utf-8", "surrogateescape"), dest)
     src = str(call.get("src"))
     if call.get("remote_src", False):
         return _finish(
-            run_guest_side(
-                call, "files", {"action": "place", "given": {"source": src}, "dest": dest, **_options(call)}
-            ),
-            src=src,
+            run_guest_side(call, "trees", {"given": {"source": src}, "dest": dest, **_options(call)}), src=src
         )
     within, known = call.host.find_folders("files"), call.host.files
     listed = list_source(call.host.roots, src, within=within, known=known)

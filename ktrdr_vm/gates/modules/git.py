@@ -11,18 +11,13 @@ _COMMIT = re.compile(r"[0-9a-f]{7,64}\Z")
 
 
 def run_git(call: Call) -> Result:
-    repo, dest, version = str(call.get("repo")), str(call.get("dest")), str(call.get("version", "HEAD"))
+    repo, dest, version = str(call.get("repo")), str(call.get("dest", "")), str(call.get("version", "HEAD"))
     remote = str(call.get("remote", "origin"))
-    for value in (repo, dest, version, remote, str(call.get("refspec", ""))):
-        if value.startswith("-") or "\0" in value:
-            raise ModuleFailure(f"{value!r} would be read as an option of git")
     bare = call.get("bare", False)
     folder = dest if bare else f"{dest.rstrip('/')}/.git"
-    if call.run(["test", "-e", f"{folder}/HEAD" if bare else folder]).exit_code != 0:
-        if not call.get("clone", True):
-            return {"changed": False, "before": None, "after": None, "msg": "not cloned, since clone is false"}
-        if call.check:
-            return {"changed": True, "before": None, "after": None}
+    if not dest or call.run(["test", "-e", f"{folder}/HEAD" if bare else folder]).exit_code != 0:
+        if call.check or not call.get("clone", True):
+            return {"changed": True, "before": None, "after": _find_remote_commit(call, repo, version)}
         _clone(call, repo, dest, version, remote)
         return {"changed": True, "before": None, "after": _head(call, dest), "remote_url_changed": False}
     before = _head(call, dest)
@@ -67,6 +62,23 @@ def _clone(call: Call, repo: str, dest: str, version: str, remote: str) -> None:
         raise _failed("clone", completed)
     if version != "HEAD" and not call.get("bare", False):
         _checkout(call, dest, version, remote)
+
+
+def _find_remote_commit(call: Call, repo: str, version: str) -> str:
+    """The commit that a version names in the remote repository. A version that is no branch and no tag is a commit."""
+    names = (
+        [version]
+        if version == "HEAD"
+        else [f"refs/heads/{version}", f"refs/tags/{version}^{{}}", f"refs/tags/{version}"]
+    )
+    completed = call.run(["env", "GIT_TERMINAL_PROMPT=0", "git", "ls-remote", "--", repo, *names])
+    if completed.exit_code != 0:
+        raise _failed("ls-remote", completed)
+    rows = [line.split() for line in text_of(completed.stdout).splitlines()]
+    known = {row[1]: row[0] for row in rows if len(row) == 2}
+    if version == "HEAD" and "HEAD" not in known:
+        raise ModuleFailure(f"Could not determine remote revision for {version}")
+    return next((known[name] for name in names if name in known), version)
 
 
 def _checkout(call: Call, dest: str, version: str, remote: str) -> None:

@@ -32,7 +32,8 @@ def run_apt(call: Call) -> Result:
     _update_lists(call, bool(names), result)
     upgrade = str(call.get("upgrade", "no"))
     if upgrade != "no":
-        _change(call, ["dist-upgrade" if upgrade in ("dist", "full") else "upgrade"], result)
+        verb = ["dist-upgrade"] if upgrade in ("dist", "full") else ["upgrade", "--with-new-pkgs"]
+        _change(call, [*_settings(call), *verb], result)
     if names and state == "absent":
         _remove(call, names, result)
     elif names:
@@ -105,25 +106,29 @@ def _is_met(call: Call, name: str) -> bool:
 def _install(call: Call, names: list[str], state: str, result: Result) -> None:
     wanted = []
     for name in names:
-        if name.endswith(".deb"):
-            if not name.startswith("/"):
-                raise ModuleFailure(f"deb must be an absolute path in the guest, not {name!r}")
+        if name.startswith("/"):
             wanted.append(name)
         elif state == "latest" or not _is_met(call, name):
             wanted.append("=".join(part for part in (_parse_name(name)[0], _find_exact(call, name)) if part))
     if not wanted:
         return
-    words = ["-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"]
+    words = _settings(call)
     if call.get("install_recommends") is not None:
         words += ["-o", f"APT::Install-Recommends={'yes' if call.get('install_recommends') else 'no'}"]
+    words += ["--only-upgrade"] if call.get("only_upgrade", False) else []
+    _change(call, [*words, "install", "--", *wanted], result)
+
+
+def _settings(call: Call) -> list[str]:
+    """The options of apt-get that an installation and an upgrade have in common."""
+    words = ["-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"]
     words += ["-t", str(call.get("default_release"))] if call.get("default_release") else []
     flags = {
         "allow_downgrade": "--allow-downgrades",
         "allow_unauthenticated": "--allow-unauthenticated",
-        "only_upgrade": "--only-upgrade",
+        "autoremove": "--auto-remove",
     }
-    words += [flag for option, flag in flags.items() if call.get(option, False)]
-    _change(call, [*words, "install", "--", *wanted], result)
+    return words + [flag for option, flag in flags.items() if call.get(option, False)]
 
 
 def _find_exact(call: Call, name: str) -> str:

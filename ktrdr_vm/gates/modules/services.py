@@ -12,13 +12,6 @@ _RUNNING = ("active", "activating", "reloading")
 
 def run_service(call: Call) -> Result:
     unit = call.get("name")
-    changes = ("state", "enabled", "masked", "daemon_reload", "daemon_reexec")
-    if all(call.get(name) is None for name in changes):
-        raise ModuleFailure(f"one of the following is required: {', '.join(changes)}")
-    if unit is None and any(call.get(name) is not None for name in ("state", "enabled", "masked")):
-        raise ModuleFailure("missing parameter(s) required by 'state', 'enabled' or 'masked': name")
-    if unit is not None and (not unit or unit.startswith("-") or any(one in unit for one in "*?[/\0")):
-        raise ModuleFailure(f"{unit!r} is not the name of one unit")
     for name, words in (("daemon_reload", "daemon-reload"), ("daemon_reexec", "daemon-reexec")):
         if call.get(name, False) and not call.check:
             _act(call, words)

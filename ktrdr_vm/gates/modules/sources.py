@@ -117,13 +117,25 @@ def _safe_parts(name: str) -> list[str]:
     return parts
 
 
-def _refuse_repository(part: str, name: str) -> None:
-    """Refuse personal files and `.git`, which can contain passwords of remotes and unpublished commits, as for
+def refuse_source(name: str) -> str:
+    """Why the name of a file is never sent, or an empty text. Whether there is such a file is known when it is read."""
+    wrong = next((wrong for part in name.split("/") if (wrong := _refuse_part(part, name))), "")
+    if not wrong and (".." in name.split("/") or "\0" in name):
+        wrong = f"{name!r} is not beneath the playbook's folder or the workspace"
+    return wrong
+
+
+def _refuse_part(part: str, name: str) -> str:
+    """Why personal files and `.git` are refused: they can contain passwords of remotes and unpublished commits, as for
     mounts."""
     if find_personal((part,)):
-        raise ModuleFailure(f"{name!r} is in a personal folder or file ({part}), which is never copied into a sandbox")
-    if part.lower() == ".git":
-        raise ModuleFailure(f"{name!r} is in a repository's .git, which is never copied into a sandbox")
+        return f"{name!r} is in a personal folder or file ({part}), which is never copied into a sandbox"
+    return f"{name!r} is in a repository's .git, which is never copied into a sandbox" if part.lower() == ".git" else ""
+
+
+def _refuse_repository(part: str, name: str) -> None:
+    if wrong := _refuse_part(part, name):
+        raise ModuleFailure(wrong)
 
 
 def _place(root: Path | Place) -> Place:

@@ -42,10 +42,16 @@ def test_lineinfile_changes_nothing_twice_and_creates_only_if_told(gate: Gate) -
 
 
 @pytest.mark.parametrize(
-    "options", ["", "line: x, insertafter: a, insertbefore: b", "state: absent", "line: x, regexp: '('"]
+    "options",
+    [
+        "state: \"{{ 'present' }}\"",
+        'line: x, insertafter: a, insertbefore: "{{ \'b\' }}", regexp: "{{ omit }}"',
+        "state: \"{{ 'absent' }}\"",
+        "line: x, regexp: \"{{ '(' }}\"",
+    ],
 )
 def test_lineinfile_says_what_is_wrong(gate: Gate, options: str) -> None:
-    task, content = edit(gate, "lineinfile", options or "create: false")
+    task, content = edit(gate, "lineinfile", options)
     assert (task.outcome, content) == ("failed", CONTENT) and task.message
 
 

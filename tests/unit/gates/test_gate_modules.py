@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_a_repositorys_own_folder_never_enters_a_sandbox(gate: Any, tmp_path: Pa
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "config").write_text("url = https://me:password@forge.test/x.git")
     source = name.replace("PLACE", str(tmp_path))
-    result = only(gate, f'copy: {{src: "{source}", dest: "{tmp_path}/guest"}}')
+    result = only(gate, f'copy: {{src: "{{{{ \'{source}\' }}}}", dest: "{tmp_path}/guest"}}')
     assert result.outcome == "failed" and "never copied into a sandbox" in result.message
     assert not (tmp_path / "guest").exists()
 
@@ -91,7 +92,7 @@ def test_sources_stay_beneath_the_roots(gate: Any, tmp_path: Path, module: str, 
     (tmp_path / "link").symlink_to("/etc/passwd")
     (tmp_path / "folder_link").symlink_to("/etc")
     os.mkfifo(tmp_path / "fifo")
-    task = only(gate, module.replace("NAME", name))
+    task = only(gate, module.replace("NAME", f"\"{{{{ '{name}' }}}}\""))
     assert task.outcome == "failed"
     assert gate.guest.ran == []
 
@@ -119,7 +120,7 @@ def test_fetch_goes_beneath_the_artifacts_only(gate: Any, tmp_path: Path, dest: 
     gate.guest.files["/srv/log"] = b"data"
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "link").symlink_to(tmp_path)
-    assert only(gate, f"fetch: {{src: /srv/log, dest: {dest}, flat: true}}").outcome == "failed"
+    assert only(gate, f"fetch: {{src: /srv/log, dest: \"{{{{ '{dest}' }}}}\", flat: true}}").outcome == "failed"
     assert not (tmp_path / "x").exists()
 
 
@@ -183,8 +184,9 @@ def test_pause_uses_the_clock_and_bounds(gate: Any) -> None:
 
 
 def test_git_refuses_what_looks_like_an_option(gate: Any) -> None:
-    for arguments in ("repo: --upload-pack=x, dest: /a", "repo: x, dest: -a", "repo: x, dest: /a, version: --force"):
-        assert only(gate, f"git: {{{arguments}}}").outcome == "failed"
+    for options in ({"repo": "--upload-pack=x"}, {"dest": "-a"}, {"version": "--force"}):
+        given = {"repo": "x", "dest": "/a"} | {name: f"{{{{ '{value}' }}}}" for name, value in options.items()}
+        assert only(gate, f"git: {json.dumps(given)}").outcome == "failed"
     assert gate.guest.ran == []
 
 
@@ -250,7 +252,7 @@ def test_what_compose_reports_is_read_in_time(gate: Any, said: bytes, code: int)
 
 
 def test_compose_refuses_services_that_look_like_options(gate: Any) -> None:
-    assert only(gate, "docker_compose_v2: {project_src: /w, services: [--privileged]}").outcome == "failed"
+    assert only(gate, "docker_compose_v2: {project_src: /w, services: [\"{{ '--privileged' }}\"]}").outcome == "failed"
     assert not any("compose" in ran.line for ran in gate.guest.ran)
 
 

@@ -48,7 +48,20 @@ def test_apt_removes_updates_and_fails(gate: Gate) -> None:
     )
     assert outcome == "failed" and "Unable to locate package nope" in message
     assert "there is no apt-get" in run(gate, "apt: {name: git}", ("command -v apt-get", 127, b""))[1]
-    assert "is not the name of a package" in run(gate, "apt: {name: '--force'}")[1]
+    assert "is not the name of a package" in run(gate, "apt: {name: \"{{ '--force' }}\"}")[1]
+
+
+def test_apt_honours_its_options_in_an_installation_and_in_an_upgrade(gate: Gate) -> None:
+    """A question of dpkg has no answer, and a package that has become superfluous stays unless told."""
+    for task, verb in (
+        ("{name: curl, autoremove: true, only_upgrade: true, default_release: sid}", "install -- curl"),
+        ("{upgrade: yes, autoremove: true, allow_downgrade: true, default_release: sid}", "upgrade --with-new-pkgs"),
+        ("{upgrade: dist, autoremove: true, default_release: sid}", "dist-upgrade"),
+    ):
+        _, _, ran = run(gate, f"apt: {task}", ("dpkg-query", 1, b""))
+        line = next(line for line in ran if line.endswith(verb))
+        assert all(word in line for word in ("--force-confold", "--auto-remove", "-t sid"))
+    assert run(gate, "apt: {upgrade: no}")[0] == "ok"
 
 
 @pytest.mark.parametrize("time", ["²", "9" * 5000, "", "x"])
@@ -74,7 +87,15 @@ def test_pip_in_a_new_virtual_environment(gate: Gate) -> None:
     )
 
 
-@pytest.mark.parametrize("options", ["{name: '-e'}", "{}", "{name: [a, b], version: '1'}", "{name: a, virtualenv: v}"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "{name: \"{{ '-e' }}\"}",
+        '{name: "{{ omit }}"}',
+        "{name: \"{{ ['a', 'b'] }}\", version: '1'}",
+        "{name: a, virtualenv: \"{{ 'v' }}\"}",
+    ],
+)
 def test_pip_says_what_is_wrong(gate: Gate, options: str) -> None:
     assert run(gate, f"pip: {options}")[0] == "failed"
 
@@ -123,5 +144,5 @@ def test_a_unit_that_is_not_there_and_one_that_does_not_start(gate: Gate) -> Non
     )
     rows = (("show", 0, SHOW % b"inactive"), ("start", 1, b"Job for x.service failed.\n"))
     assert "Unable to start x: Job for x.service failed." in run(gate, "service: {name: x, state: started}", *rows)[1]
-    assert "is not the name of one unit" in run(gate, "systemd: {name: '--all', state: started}")[1]
+    assert "is not the name of one unit" in run(gate, "systemd: {name: \"{{ '--all' }}\", state: started}")[1]
     assert "there is no systemctl" in run(gate, "systemd: {name: x, state: started}", ("show", 127, b""))[1]

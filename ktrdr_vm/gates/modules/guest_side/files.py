@@ -205,7 +205,11 @@ def set_state(path, rights, state=None, src=None, recurse=False, force=False, fo
     """`rights` has mode, owner and group."""
     path = os.path.expanduser(path)
     now = describe(path)["state"]
-    state = state or (now if now != "absent" else "file")
+    state = state or (now if now != "absent" else "directory" if recurse else "file")
+    if recurse and state != "directory":
+        raise Refused("recurse option requires state to be 'directory'")
+    if src is not None and state not in ("link", "hard"):
+        raise Refused("src option requires state to be 'link' or 'hard'")
     if follow and now == "link" and state in ("file", "directory") and os.path.exists(path):
         path = os.path.realpath(path)
         now = describe(path)["state"]
@@ -295,8 +299,6 @@ def place(dest, given, rights, name="", force=True, check=False, directory_mode=
     try:
         if source is not None:
             source = os.path.expanduser(source)
-            if os.path.isdir(source):
-                raise Refused("copying a directory with remote_src is not supported; use command: cp -a")
             if not os.path.exists(source):
                 raise Refused(f"Source {source} not found")
             name = os.path.basename(source)
