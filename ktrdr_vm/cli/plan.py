@@ -190,7 +190,7 @@ def validate(profile: Path | None, schema: bool, workspace: Path | None, as_json
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import DocumentError, summarize
     from ktrdr_vm.inputs.profile_file import find_profile
-    from ktrdr_vm.inputs.references import check_references
+    from ktrdr_vm.inputs.references import check_places, check_references
     from ktrdr_vm.inputs.resolve import read_profile
     from ktrdr_vm.policy.load import read_policy
     from ktrdr_vm.policy.owner_policy import check_policy
@@ -203,7 +203,9 @@ def validate(profile: Path | None, schema: bool, workspace: Path | None, as_json
     try:
         loaded = read_profile(profile)
         root = workspace.resolve()
-        problems = sorted([*check_references(loaded, root), *check_policy(loaded, read_policy(), str(root))])
+        policy = read_policy()
+        refused = check_policy(loaded, policy, str(root)) or check_places(loaded, root, policy.mount_roots)
+        problems = sorted([*check_references(loaded, root), *refused])
     except DocumentError as error:
         problems = list(error.problems)
     if as_json:

@@ -84,26 +84,32 @@ def check_places(loaded: LoadedProfile, workspace: Path, mount_roots: tuple[str,
     mounts."""
     profile, problems = loaded.profile, []
 
-    def check(path: tuple[str | int, ...], act: Callable[[], object]) -> None:
+    def check(path: tuple[str | int, ...], act: Callable[[], object], missing: str) -> None:
         try:
             act()
         except FileNotFoundError:
-            return  # the user of a missing file reports it
+            problems.append(loaded.problem(path, missing))
         except OSError as error:
             problems.append(loaded.problem(path, f"cannot be opened: {error.strerror} (links are not followed)"))
+        except DocumentError as error:
+            problems.extend(error.problems)
         except KtrdrError as error:
             problems.append(loaded.problem(path, error.message))
 
     if profile.workspace and profile.workspace.source != ".":
         place = Place(workspace).join(profile.workspace.source)
-        check(("workspace", "source"), lambda: find_top(place))
+        check(("workspace", "source"), lambda: find_top(place), f"there is no such folder: {place.path}")
     for index, mount in enumerate(profile.mounts):
         source = find_place(workspace / mount.source, (workspace, *map(Path, mount_roots)))
-        check(("mounts", index, "source"), lambda source=source: _open_folder(source))  # type: ignore[misc]
+        missing = f"there is no such folder: {source.path}"
+        check(("mounts", index, "source"), lambda source=source: _open_folder(source), missing)  # type: ignore[misc]
     if profile.prepare:
-        check(("prepare", "playbook"), lambda: find_playbook(profile.prepare.playbook, workspace))  # type: ignore[union-attr]
+        playbook = profile.prepare.playbook
+        missing = f"there is no playbook {playbook}"
+        check(("prepare", "playbook"), lambda: read_playbook(find_playbook(playbook, workspace), workspace), missing)
         for index, name in enumerate(profile.prepare.key):
-            check(("prepare", "key", index), lambda name=name: os.close(open_file(workspace, name)))  # type: ignore[misc]
+            missing = f"there is no such file: {workspace / name}"
+            check(("prepare", "key", index), lambda name=name: os.close(open_file(workspace, name)), missing)  # type: ignore[misc]
     return problems
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 # A machine type that QEMU has since Debian 12, with its version, so that templates stay valid.
 MACHINE = "pc-q35-7.2"
 # The user of a stock cloud image; cloud-init creates it if the image has none.
+PLACES_HINT = "create the folder or file, or correct its name; paths are opened without following links"
 REFERENCE_HINT = "correct the profile, or create the file that it names; `ktrdr-vm validate` shows all errors at once"
 
 
@@ -134,12 +135,11 @@ def gather_profile(
     committed = base is not None
     playbooks, unreadable = read_gates(loaded, documents, committed=committed) if not gates else ((), [])
     named, refused = [*check_names(loaded), *unreadable], check_policy(loaded, policy, str(root))
-    refused = refused or check_places(loaded, root, policy.mount_roots)
-    if named or refused:
-        in_playbooks = bool(named) and all(one.source != loaded.source for one in named)
-        raise DocumentError(
-            [*named, *refused], hint=_find_hint() if in_playbooks else REFERENCE_HINT if named else POLICY_HINT
-        )
+    unusable = [] if refused else check_places(loaded, root, policy.mount_roots)
+    if problems := [*named, *refused, *unusable]:
+        in_playbooks = all(one.source != loaded.source for one in problems)
+        hint = _find_hint() if in_playbooks else PLACES_HINT if unusable and not named else REFERENCE_HINT
+        raise DocumentError(problems, hint=POLICY_HINT if refused and not named else hint)
     if policy.longest_life and not loaded.profile.ttl:
         loaded.data["ttl"] = f"{policy.longest_life}s"
         loaded.profile = build_profile(loaded.data)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from ktrdr_vm.cli.plan import validate
 from ktrdr_vm.errors import DocumentError
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.inputs.references import check_references, read_playbook
+from ktrdr_vm.inputs.references import check_places, check_references, read_playbook
 from ktrdr_vm.inputs.resolve import gather_profile
 from ktrdr_vm.profile.load import LoadedProfile, load_profile
 
@@ -35,6 +37,35 @@ def test_what_is_named_and_is_not_there(tmp_path: Path, text: str, wanted: str) 
     with pytest.raises(DocumentError) as caught:
         gather_profile(load(HEAD + text), home=Home(tmp_path), workspace=tmp_path, instance_id="one")
     assert caught.value.problems == (problem,)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("mounts: [{source: ./nothing, target: /data}]\n", "mounts[0].source: there is no such folder: "),
+        ("mounts: [{source: file, target: /data}]\n", "mounts[0].source: cannot be opened: Not a directory"),
+        ("mounts: [{source: link, target: /data}]\n", "mounts[0].source: cannot be opened: Not a directory (links"),
+        ("workspace: {source: nothing}\n", "workspace.source: workspace: nothing cannot be opened as a folder"),
+        ("workspace: {source: .}\nprepare: {playbook: nothing, key: [file]}\n", "prepare.playbook: there is no playbook"),
+        ("workspace: {source: .}\nprepare: {playbook: unit, key: [file, gone]}\n", "prepare.key[1]: there is no such file"),
+        ("workspace: {source: .}\nprepare: {playbook: own.yaml, key: [file]}\n", "own.yaml:3:7: [0].tasks[0].user: "),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_said_by_validate_and_by_plan(tmp_path: Path, text: str, wanted: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "own.yaml").write_text("- hosts: all\n  tasks:\n    - user: {name: x}\n")
+    [problem] = check_places(load(HEAD + IMAGE + text), tmp_path, ())
+    assert wanted in str(problem)
+    with pytest.raises(DocumentError) as caught:
+        gather_profile(load(HEAD + IMAGE + text), home=Home(tmp_path), workspace=tmp_path, instance_id="one")
+    assert caught.value.problems == (problem,)
+    assert "policy" not in caught.value.hint
+    profile = tmp_path / "p.yaml"
+    profile.write_text(HEAD + IMAGE + text)
+    said = CliRunner().invoke(validate, [str(profile), "--workspace", str(tmp_path)], standalone_mode=False)
+    assert said.return_value == 2 and wanted in said.output
 
 
 def test_what_is_wrong_in_a_playbook_stands_at_its_own_line(tmp_path: Path) -> None:
