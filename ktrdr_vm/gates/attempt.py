@@ -18,6 +18,9 @@ from ktrdr_vm.gates.renderer import Renderer
 from ktrdr_vm.gates.templating import OMIT, Scope, TemplateError
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError, GuestTimeout
 
+# Options that are only shown to a person.
+_SHOWN = {"debug": ("msg",), "fail": ("msg",), "assert": ("fail_msg", "success_msg"), "wait_for": ("msg",)}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -94,7 +97,8 @@ class Attempt:
         raw = {"assert": "that", "debug": "var"}.get(task.module)
         arguments: dict[str, Any] = {}
         for name, value in task.arguments.items():
-            rendered = value if name == raw else self.templar.render(value, scope)
+            shown = name in _SHOWN.get(task.module, ())
+            rendered = value if name == raw else self.templar.render(value, scope, shown=shown)
             if rendered is OMIT:
                 continue
             arguments[name], wrong = coerce(task.module, name, rendered, rendered=True)

@@ -45,7 +45,7 @@ def make_label(task: Task, value: Any, templar: Renderer, scope: Scope) -> str:
     if task.loop_control.label is None:
         return plain_text(value)[:200]
     try:
-        return plain_text(templar.render(task.loop_control.label, scope))[:200]
+        return plain_text(templar.render(task.loop_control.label, scope, shown=True))[:200]
     except TemplateError as error:
         return f"(the label cannot be rendered: {error})"[:200]
 

@@ -33,7 +33,7 @@ _URLS = {"uri": "url", "get_url": "url"}
 _REDIRECTS = ("all", "no", "none", "safe", "urllib2", "yes", "True", "False")
 _AGE, _SIZE = re.compile(r"-?\d+[smhdw]?", re.IGNORECASE), re.compile(r"-?\d+[bkmgt]?", re.IGNORECASE)
 _CHECKSUM = re.compile(r"[0-9a-fA-F]+|https?://\S+")
-_MODE = re.compile(r"[0-7]{1,5}|[ugoa]*[-+=][rwxXstugo]*(?:,[ugoa]*[-+=][rwxXstugo]*)*")
+_MODE = re.compile(r"(?:0o)?[0-7]{1,5}|[ugoa]*[-+=][rwxXstugo]*(?:,[ugoa]*[-+=][rwxXstugo]*)*")
 _PACKAGE = re.compile(r"[a-zA-Z0-9](?:[^=<>/\s*?\[]*[^=<>/\s*?\[-])?\s*(?:(?:>=|=)\s*\S+)?")
 _MAX_REGEX = 10_000
 

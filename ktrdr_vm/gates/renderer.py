@@ -33,7 +33,7 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 class Renderer(Protocol):
     """The interface to templates for gates. All methods raise TemplateError."""
 
-    def render(self, value: Any, scope: Scope) -> Any: ...
+    def render(self, value: Any, scope: Scope, *, shown: bool = False) -> Any: ...
     def render_file(self, text: str, scope: Scope, *, trim_blocks: bool = True, lstrip_blocks: bool = False) -> str: ...
     def condition(self, expression: Any, scope: Scope) -> bool: ...
 
@@ -52,8 +52,8 @@ class IsolatedRenderer:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def render(self, value: Any, scope: Scope) -> Any:
-        return self._ask("render", value, scope) if _has_template(value) else value
+    def render(self, value: Any, scope: Scope, *, shown: bool = False) -> Any:
+        return self._ask("render", value, scope, shown=shown) if _has_template(value) else value
 
     def render_file(self, text: str, scope: Scope, *, trim_blocks: bool = True, lstrip_blocks: bool = False) -> str:
         return str(self._ask("file", text, scope, trim_blocks=trim_blocks, lstrip_blocks=lstrip_blocks))

@@ -300,7 +300,7 @@ class _Run:
 
     def _name(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any]) -> str:
         try:
-            return plain_text(self._templar.render(task.name, self._variables.scope(commons, item)))
+            return plain_text(self._templar.render(task.name, self._variables.scope(commons, item), shown=True))
         except TemplateError:
             return task.name
 

@@ -81,12 +81,12 @@ class _Generator(NativeCodeGenerator):
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """Checks operators and methods before they run. `deciding` is set for conditions, which must not depend on cut
-    output."""
+    """Checks operators and methods before they run. `purpose` is what the result is used for; unless it is only shown
+    (an empty text), it must not depend on cut output."""
 
     code_generator_class = _Generator
     intercepted_binops = frozenset({"+", "*", "**", "%"})
-    deciding = False
+    purpose = ""
 
     @staticmethod
     def concat(values: Any) -> Any:
@@ -107,14 +107,14 @@ class Environment(ImmutableSandboxedEnvironment):
     def _check_whole(self, obj: Any, field: Any) -> None:
         # `changed` distinguishes a registered result from a mapping in the output of a program.
         if (
-            self.deciding
+            self.purpose
             and isinstance(obj, Mapping)
             and field in _CUT_FIELDS
             and obj.get("truncated") is True
             and "changed" in obj
         ):
             raise TemplateError(
-                f"{field} was cut, so a condition over it could be wrong: output is limited to 1 MiB. Write the output"
+                f"{field} was cut, so {self.purpose} could be wrong: output is limited to 1 MiB. Write the output"
                 " to a file and search it there, such as `shell: make > out.txt; grep -c FAILED out.txt`"
             )
 

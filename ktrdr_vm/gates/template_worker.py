@@ -77,7 +77,7 @@ def answer(templar: Templar, request: dict[str, Any]) -> dict[str, Any]:
     value = decode_value(request["value"])
     try:
         if request["verb"] == "render":
-            return {"value": encode_value(templar.render(value, scope))}
+            return {"value": encode_value(templar.render(value, scope, **request["options"]))}
         if request["verb"] == "condition":
             return {"value": templar.condition(value, scope)}
         return {"value": templar.render_file(value, scope, **request["options"])}

@@ -6,8 +6,9 @@ so `{{ … }}` in the output of a guest stays text. There are no lookups, no env
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -36,6 +37,7 @@ _PATH_TESTS = {
     "link_exists": "lexists",
 }
 _KEPT_FILTERS = KEPT_FILTERS
+_VALUE = "a value that is made of it"
 _MAX_DEPTH = 20
 _MAX_TEMPLATE = 256 * 1024
 
@@ -56,7 +58,7 @@ class Scope:
     layers: tuple[tuple[Mapping[str, Any], bool], ...]
     probe: Callable[[str], str] | None = None
     """The kind of a path of the host: `file`, `directory`, `other` or nothing, with `link ` before it for a link."""
-    _memo: dict[str, Any] = field(default_factory=dict)
+    _memo: dict[tuple[str, bool], Any] = field(default_factory=dict)
     _open: list[str] = field(default_factory=list)
 
     def find(self, name: str) -> tuple[Any, bool] | None:
@@ -87,22 +89,38 @@ class Templar:
             return Checked(getattr(error, "lineno", None) or 1, _say(error), {})
         return Checked(0, "", _find_names(tree))
 
-    def render(self, value: Any, scope: Scope) -> Any:
-        """Render every string in a value. A string that is one `{{ expression }}` keeps the expression's type."""
+    def render(self, value: Any, scope: Scope, *, shown: bool = False) -> Any:
+        """Render every string in a value. A string that is one `{{ expression }}` keeps the expression's type.
+
+        A value that is only `shown` to a person may be made of output that was cut; any other may not.
+        """
+        with self._for("" if shown else _VALUE):
+            return self._render(value, scope)
+
+    @contextlib.contextmanager
+    def _for(self, purpose: str) -> Iterator[None]:
+        outer, self._environment.purpose = self._environment.purpose, purpose
+        try:
+            yield
+        finally:
+            self._environment.purpose = outer
+
+    def _render(self, value: Any, scope: Scope) -> Any:
         if isinstance(value, str):
             return self._render_string(value, scope) if "{{" in value or "{%" in value or "{#" in value else value
         if isinstance(value, dict):
-            pairs = [(self.render(key, scope), self.render(item, scope)) for key, item in value.items()]
+            pairs = [(self._render(key, scope), self._render(item, scope)) for key, item in value.items()]
             return {key: item for key, item in pairs if item is not OMIT}
         if isinstance(value, (list, tuple)):
-            return [one for one in (self.render(item, scope) for item in value) if one is not OMIT]
+            return [one for one in (self._render(item, scope) for item in value) if one is not OMIT]
         return value
 
     def render_file(self, text: str, scope: Scope, *, trim_blocks: bool = True, lstrip_blocks: bool = False) -> str:
         """Render a template file: always text. By default blocks swallow the line break after them, as in Ansible."""
         environment = self._environment.overlay(trim_blocks=trim_blocks, lstrip_blocks=lstrip_blocks)
         tree = self._parse(text, environment)
-        value = self._guard(lambda: self._output(tree, scope))
+        with self._for(_VALUE):
+            value = self._guard(lambda: self._output(tree, scope))
         return "" if value is None else str(_with_line_breaks(text, make_text(value)))
 
     def condition(self, expression: Any, scope: Scope) -> bool:
@@ -113,11 +131,8 @@ class Templar:
             return True
         text = str(expression).strip()
         wrapped = text.startswith("{{") and text.endswith("}}")
-        self._environment.deciding = True
-        try:
+        with self._for("a condition over it"):
             value = self._render_string(text if wrapped else f"{{{{ {text} }}}}", scope, escape=False)
-        finally:
-            self._environment.deciding = False
         if isinstance(value, bool):
             return value
         raise TemplateError(
@@ -189,8 +204,10 @@ class Templar:
                 entry = scope.find(name)
                 found[name] = functools.partial(_look_up, name, entry[0] if entry else {})
                 continue
-            if name in scope._memo:
-                found[name] = scope._memo[name]
+            # A variable that was only shown is evaluated again if something depends on it.
+            known = (name, bool(self._environment.purpose))
+            if known in scope._memo:
+                found[name] = scope._memo[known]
                 continue
             entry = scope.find(name)
             if entry is None:
@@ -203,10 +220,10 @@ class Templar:
                     raise TemplateError(f"the variable {name!r} refers to itself: {' → '.join([*scope._open, name])}")
                 scope._open.append(name)
                 try:
-                    value = self.render(value, scope)
+                    value = self._render(value, scope)
                 finally:
                     scope._open.pop()
-            found[name] = scope._memo[name] = value
+            found[name] = scope._memo[known] = value
         return found
 
     def _guard(self, call: Any) -> Any:

@@ -33,7 +33,8 @@ def run_debug(call: Call) -> Result:
         return {"changed": False, str(name): name}
     wrapped = name.strip().startswith("{{")
     try:
-        return {"changed": False, name: call.templar.render(name if wrapped else f"{{{{ {name} }}}}", call.scope)}
+        text = name if wrapped else f"{{{{ {name} }}}}"
+        return {"changed": False, name: call.templar.render(text, call.scope, shown=True)}
     except TemplateError as error:
         if not _UNDEFINED.search(str(error)):
             raise

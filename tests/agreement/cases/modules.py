@@ -98,6 +98,20 @@ _LINKS: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 
 
+_TREES: tuple[dict[str, Any], ...] = (
+    *({"copy": {"src": f"{{{{ place }}}}/w/{src}", "dest": f"{{{{ place }}}}/w/{dest}", "remote_src": True, **options}}
+      for src in ("from", "from/") for dest in ("new", "new/", "to", "to/", "f", "no/such", "no/such/") for options in ({}, {"force": False})),
+    {"copy": {"src": "{{ place }}/w/from", "dest": "{{ place }}/w/to", "remote_src": True, "mode": "0700"}},
+    {"copy": {"src": "{{ place }}/w/from/", "dest": "{{ place }}/w/to", "remote_src": True, "mode": "preserve"}},
+    {"copy": {"src": "{{ place }}/w/from", "dest": "{{ place }}/w/new/", "remote_src": True, "directory_mode": "0750"}},
+    {"copy": {"src": "{{ place }}/w/nope/", "dest": "{{ place }}/w/new", "remote_src": True}},
+    *({"file": {"path": "{{ place }}/w/to", **options}} for options in (
+        {"recurse": True, "mode": "0700"}, {"recurse": True, "state": "file"}, {"src": "f", "state": "directory"}, {"src": "f"},
+    )),
+    {"file": {"path": "{{ place }}/w/new", "recurse": True}}, {"file": {"path": "{{ place }}/w/f", "recurse": True}},
+)  # fmt: skip
+
+
 def make_module_cases() -> Iterator[Case]:
     """In the order in which they must run."""
     yield from _make_edits()
@@ -119,6 +133,7 @@ def make_module_cases() -> Iterator[Case]:
         )
     yield Case("what was copied", {"shell": "cat {{ place }}/c {{ place }}/c2"}, ("stdout",))
     yield from _make_links()
+    yield from _make_trees()
     for options in _COMMANDS:
         yield Case(str(options), options, ("changed", "rc", "stdout", "stderr", "stdout_lines", "stderr_lines", "cmd"))
     for task, keys in _OTHERS:
@@ -133,6 +148,19 @@ def _make_links() -> Iterator[Case]:
         yield Case(f"links {number}", {"shell": make, "args": {"chdir": "{{ place }}"}})
         yield Case(str(task), task, ("changed",))
         yield Case(f"the links after {task}", {"shell": show, "args": {"chdir": "{{ place }}/w"}}, ("stdout_lines",))
+
+
+def _make_trees() -> Iterator[Case]:
+    """Folders of the guest, copied and changed: each in a new folder, which is shown afterwards."""
+    make = (
+        "rm -rf w; mkdir -p w/from/sub/low w/to/from/sub; cd w; umask 022; echo a > from/a; echo b > from/sub/b; chmod 750 from/sub/b;"
+        " echo x > f; echo old > to/from/a; echo kept > to/from/kept; echo c > from/sub/low/c"
+    )
+    show = "find . -mindepth 1 -printf '%p %m %y %l\\n' | sort; cat $(find . -type f | sort)"
+    for number, task in enumerate(_TREES):
+        yield Case(f"trees {number}", {"shell": make, "args": {"chdir": "{{ place }}"}})
+        yield Case(str(task), task, ("changed",))
+        yield Case(f"the trees after {task}", {"shell": show, "args": {"chdir": "{{ place }}/w"}}, ("stdout_lines",))
 
 
 def _make_edits() -> Iterator[Case]:

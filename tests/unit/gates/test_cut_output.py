@@ -45,6 +45,47 @@ def test_an_assertion_over_cut_output_fails_and_says_why(gate: Any, condition: s
     assert "search it there" in result.tasks[1].message
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        "{set_fact: {text: '{{ out.stdout }}'}}",
+        "{set_fact: {text: {inner: ['{{ out.stdout_lines }}']}}}",
+        "{set_fact: {count: \"{{ out.stdout | regex_findall('FAILED') | length }}\"}}",
+        "{set_fact: {text: '{{ wrapped }}'}}",
+        "{shell: short, loop: \"{{ out.stdout_lines | select('search', 'FAILED') | list }}\"}",
+        "{shell: \"echo {{ 'bad' if 'FAILED' in out.stdout else 'good' }}\"}",
+        "{copy: {content: '{{ out.stdout }}', dest: /tmp/x}}",
+        "{shell: short, environment: {SAID: '{{ out.stdout }}'}}",
+        "{shell: short, ignore_errors: \"{{ 'FAILED' in out.stdout }}\", failed_when: true}",
+        "{template: {src: said.j2, dest: /tmp/x}}",
+        "{assert: {that: \"'FAILED' not in wrapped\", fail_msg: '{{ wrapped }}'}}",
+    ],
+)
+def test_nothing_that_is_made_of_cut_output_reaches_a_later_task(gate: Any, task: str) -> None:
+    """A fact or a file that is made of it would decide without a condition that names it."""
+    print_long(gate)
+    (gate.root / "said.j2").write_text("{{ out.stdout }}")
+    result = gate.run(f"""
+- {{shell: long, register: out}}
+- block: [{task}]
+  vars: {{wrapped: "{{{{ out.stdout }}}}"}}
+""")
+    assert [task.outcome for task in result.tasks] == ["changed", "failed"]
+    assert "was cut, so a" in result.message or "ignore_errors" in task
+    assert [ran.line for ran in gate.guest.ran if ran.line != "long" and "docker" not in ran.line] in ([], ["short"])
+
+
+def test_cut_output_is_shown(gate: Any) -> None:
+    print_long(gate)
+    result = gate.run("""
+- {shell: long, register: out}
+- {name: "{{ out.stdout[:3] }}", debug: {msg: "{{ out.stdout }}"}}
+- debug: {var: out.stdout}
+- {fail: {msg: "{{ out.stdout[:3] }}"}, ignore_errors: true, loop: ["{{ out }}"], loop_control: {label: "{{ item.stdout[:3] }}"}}
+""")
+    assert result.outcome == "passed" and result.tasks[1].name == "xxx" and "xxx" in result.tasks[2].message
+
+
 def test_what_is_known_for_sure_can_still_be_asked(gate: Any) -> None:
     print_long(gate)
     result = gate.run("""

@@ -104,6 +104,7 @@ copy: {src: ../a, dest: b, remote_src: "{{ remote }}"}
 copy: {src: x, dest: /b, mode: 'u=rwX,go=rX'}
 copy: {src: x, dest: /b, mode: '01777'}
 copy: {src: x, dest: /b, mode: 420}
+copy: {src: x, dest: /b, mode: 0o644}
 file: {path: /x, state: link}
 file: {path: /x, recurse: true}
 file: {path: /x, src: /y, state: "{{ state }}"}

@@ -46,8 +46,14 @@ def test_what_is_named_and_is_not_there(tmp_path: Path, text: str, wanted: str) 
         ("mounts: [{source: file, target: /data}]\n", "mounts[0].source: cannot be opened: Not a directory"),
         ("mounts: [{source: link, target: /data}]\n", "mounts[0].source: cannot be opened: Not a directory (links"),
         ("workspace: {source: nothing}\n", "workspace.source: workspace: nothing cannot be opened as a folder"),
-        ("workspace: {source: .}\nprepare: {playbook: nothing, key: [file]}\n", "prepare.playbook: there is no playbook"),
-        ("workspace: {source: .}\nprepare: {playbook: unit, key: [file, gone]}\n", "prepare.key[1]: there is no such file"),
+        (
+            "workspace: {source: .}\nprepare: {playbook: nothing, key: [file]}\n",
+            "prepare.playbook: there is no playbook",
+        ),
+        (
+            "workspace: {source: .}\nprepare: {playbook: unit, key: [file, gone]}\n",
+            "prepare.key[1]: there is no such file",
+        ),
         ("workspace: {source: .}\nprepare: {playbook: own.yaml, key: [file]}\n", "own.yaml:3:7: [0].tasks[0].user: "),
     ],
 )

@@ -37,7 +37,7 @@ def copy_folder(source, dest, options):
     # What the rights are set on: the folder that was there before, or that the copy is.
     top = target if os.path.isdir(dest) or dest.endswith("/") else dest
     if os.path.exists(top) and not options["force"]:
-        return {"changed": changed, "dest": top, "msg": "file already exists"}
+        return {"changed": False, "dest": top, "msg": "file already exists"}
     folder = os.path.dirname(top.rstrip("/")) or "."
     if not os.path.isdir(folder) and not (check and changed):
         raise Refused(f"Destination directory {folder} does not exist")
