@@ -50,7 +50,7 @@ work=$(git symbolic-ref --quiet HEAD) || {{ work=HEAD; head=HEAD; }}
 echo "$work"
 # Of every working tree.
 git worktree list --porcelain | sed -n 's/^worktree //p' | while IFS= read -r tree; do
-  git -C "$tree" status --porcelain 2>/dev/null || :
+  git -C "$tree" status --porcelain --untracked-files=normal 2>/dev/null || :
 done | wc -l
 # Commits that the host has: the base of the plan, and the one that was copied in, which may be older.
 known=
@@ -63,19 +63,36 @@ same=$(git for-each-ref --format="%(objectname) %(refname)" refs/ktrdr/pushed | 
   [ "$name" != "$work" ] || continue
   [ "$(git rev-parse --verify --quiet "$name")" != "$id" ] || echo "$name"
 done)
-# The branch of the work, then the newest ones. A name that the host would refuse costs no other.
-all=$(git for-each-ref --sort=-committerdate --format="%(refname)" refs/heads)
+# The branch of the work, then the newest ones. A name that the host would refuse costs no other, and a ref without its
+# commit costs no other and is counted.
+broken=0
+if ! all=$(git for-each-ref --sort=-committerdate --format="%(refname)" refs/heads 2>&1) ||
+  printf '%s\\n' "$all" | grep -q '^warning: '; then
+  broken=$(git for-each-ref --format="%(objectname)" 2>&1 | git cat-file --batch-check | grep -c ' missing$') || :
+  all=$(git for-each-ref --format="%(refname) %(refname)" refs/heads 2>/dev/null |
+    git cat-file --batch-check='%(objecttype) %(rest)' | sed -n 's/^commit //p')
+fi
 some=$({{ [ -n "$head" ] || git for-each-ref --format="%(refname)" "$work"; echo "$all"; }} |
   grep -Fxv -e "${{same:-none}}" | LC_ALL=C grep -Exv -e 'refs/heads/(-.*|.{{{MAX_NAME + 1},}})|' |
   {{ read -r first || exit 0; echo "$first"; grep -Fxv -e "$first"; }} | head -n {MAX_REFS - 1})
-# What none of these holds: commits under tags and notes, of other working trees and of more branches; and stashes.
-git rev-list --count --exclude='refs/stash' --exclude='refs/ktrdr/*' --exclude='refs/remotes/*' --all \\
-  --not $some $head $known --glob='refs/ktrdr/pushed/*' --
-git stash list | wc -l
 new=$(git rev-list $some $head --not $known --max-count=1 --)
-[ -n "$new" ] || exit 0
-git bundle create --quiet {_BUNDLE} $some $head --not $known --
-echo made
+sent=
+if [ -n "$new" ]; then
+  git bundle create --quiet {_BUNDLE} $some $head --not $known --
+  # Git leaves out a ref whose name is ambiguous, such as HEAD beside a tag of this name.
+  sent=$(git bundle list-heads {_BUNDLE} | cut -d' ' -f1)
+  if tip=$(git rev-parse --verify --quiet 'HEAD^{{commit}}') &&
+    [ -n "$(git rev-list "$tip" --not $sent $known --max-count=1 --)" ]; then
+    echo "the name $work is ambiguous in the guest: rename the other branch or tag of this name" >&2
+    exit 1
+  fi
+fi
+# What did not come back: commits under tags and notes, of other working trees and of more branches; and stashes.
+apart=$(git rev-list --count --ignore-missing --exclude='refs/stash' --exclude='refs/ktrdr/*' --exclude='refs/remotes/*' \\
+  --all --not $sent $known --glob='refs/ktrdr/pushed/*' --)
+echo $((apart + broken))
+git stash list | wc -l
+[ -z "$new" ] || echo made
 """
 
 
@@ -230,18 +247,37 @@ def accept_bundle(repository: Repository, base: str, bundle: Path, identity: Ide
         try:
             with open_view(repository.place, writing=True) as target:
                 # Commits that the guest took off a branch since they were fetched, by this person or another one.
-                for old in _find_replaced(apart, target, refs, identity):
+                before = _list_ours(target, identity)
+                displaced = _find_displaced(before, refs, identity)
+                for old in [*_find_replaced(apart, before, refs, identity), *displaced.values()]:
                     target.git("update-ref", f"{identity.ref_prefix}{_KEPT}/{old}", old)
+                for ref, old in displaced.items():
+                    target.git("update-ref", "-d", ref, old)
                 _fetch(target, bundle, specs)
         except KtrdrError as error:
             raise _lies(error.message[-300:], identity) from None
         return returned
 
 
-def _find_replaced(apart: View, target: View, refs: list[tuple[str, str, str]], identity: Identity) -> list[str]:
-    """Commits of our refs that are not in the history of what replaces them."""
+def _list_ours(target: View, identity: Identity) -> dict[str, str]:
+    """Our refs of the instance, each with its commit."""
     listed = target.git("for-each-ref", "--format=%(refname) %(objectname)", identity.ref_prefix).text
-    before = dict(line.split(" ") for line in listed.splitlines())
+    return dict(line.split(" ") for line in listed.splitlines())
+
+
+def _find_displaced(before: dict[str, str], refs: list[tuple[str, str, str]], identity: Identity) -> dict[str, str]:
+    """Our refs that cannot exist beside a new one, because Git keeps refs like files in folders: `a` and `a/b`."""
+    new = {f"{identity.ref_prefix}{name}" for _, _, name in refs}
+    folders = {ref[:at] for ref in new for at in range(len(identity.ref_prefix), len(ref)) if ref[at] == "/"}
+    return {
+        ref: commit for ref, commit in before.items() if ref in folders or any(ref.startswith(f"{one}/") for one in new)
+    }
+
+
+def _find_replaced(
+    apart: View, before: dict[str, str], refs: list[tuple[str, str, str]], identity: Identity
+) -> list[str]:
+    """Commits of our refs that are not in the history of what replaces them."""
     pairs = [(before.get(f"{identity.ref_prefix}{name}", commit), commit) for commit, _, name in refs]
     words = ("merge-base", "--is-ancestor")
     return [

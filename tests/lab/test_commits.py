@@ -122,7 +122,7 @@ def test_commits_come_back_when_the_hosts_branch_has_moved_on(pair):
     assert ref.commit == head and git(pair[0].root, "rev-parse", ref.ref) == head
     git(pair[1].folder, "update-ref", "-d", "refs/ktrdr/base")
     assert [one.commit for one in pull_commits(moved, moved.commit, "/workspace", pair[1], IDENTITY).refs] == [head]
-    (pair[1].folder / ".git/refs/heads/broken").write_text("0" * 39 + "1\n")
+    (pair[1].folder / ".git/objects" / head[:2] / head[2:]).unlink()
     with pytest.raises(GuestError, match="could not create a bundle"):
         pull_commits(moved, moved.commit, "/workspace", pair[1], IDENTITY)
 
@@ -292,3 +292,58 @@ def test_a_repository_of_a_person_stays_the_persons(pair):
     assert pull_commits(mine, mine.commit, "/workspace", guest, IDENTITY).refs
     assert {path.stat().st_uid for path in (mine.root / ".git").rglob("*")} == {1234}
     shutil.rmtree(guest.folder)
+
+
+@pytest.mark.parametrize("content", ["1" * 40, "no commit at all"])
+def test_a_ref_without_its_commit_costs_no_other_and_is_counted(pair, content):
+    done = commit(pair[1], "b.txt", "two\n", "good")
+    (pair[1].folder / ".git/refs/heads/broken").write_text(f"{content}\n")
+    repository, guest = pair
+    returned = pull_commits(repository, repository.commit, "/workspace", guest, IDENTITY)
+    assert [one.commit for one in returned.refs] == [done] and returned.branch == "good"
+    assert returned.describe_left() == "1 commits on no branch that came back"
+
+
+def test_a_branch_whose_name_another_ref_hides_is_an_error_and_not_nothing(pair):
+    """Git leaves an ambiguous name out of a bundle with a warning, and succeeds."""
+    guest = pair[1].folder
+    commit(pair[1], "b.txt", "two\n", "good")
+    git(guest, "update-ref", "refs/tags/HEAD", "main")
+    git(guest, "checkout", "-q", "--detach")
+    git(guest, "commit", "-q", "--allow-empty", "-m", "on no branch")
+    with pytest.raises(GuestError, match="the name HEAD is ambiguous in the guest"):
+        pull(pair)
+    git(guest, "update-ref", "-d", "refs/tags/HEAD")
+    assert [one.ref for one in pull(pair)][-1] == "refs/ktrdr/stream-a/HEAD"
+
+
+def test_another_ref_that_is_hidden_is_counted(pair):
+    guest = pair[1].folder
+    commit(pair[1], "b.txt", "two\n", "aside")
+    git(guest, "update-ref", "refs/heads/refs/heads/aside", "main")
+    git(guest, "checkout", "-q", "main")
+    commit(pair[1], "c.txt", "three\n", "work")
+    repository, folder = pair
+    returned = pull_commits(repository, repository.commit, "/workspace", folder, IDENTITY)
+    assert "refs/ktrdr/stream-a/work" in [one.ref for one in returned.refs]
+    assert "refs/ktrdr/stream-a/aside" in refs(pair) or returned.apart == 1
+
+
+def test_a_branch_in_the_place_of_an_earlier_one_comes_back_and_the_earlier_one_is_kept(pair):
+    first = commit(pair[1], "b.txt", "two\n", "a")
+    pull(pair)
+    guest = pair[1].folder
+    for number, (old, new) in enumerate((("a", "a/b"), ("a/b", "a"))):
+        git(guest, "checkout", "-q", "main")
+        git(guest, "branch", "-D", old)
+        done = commit(pair[1], "b.txt", f"{number}\n", new)
+        assert [(one.ref, one.commit) for one in pull(pair)] == [(f"refs/ktrdr/stream-a/{new}", done)]
+        assert f"refs/ktrdr/stream-a/=kept/{first}" in refs(pair)
+        assert f"refs/ktrdr/stream-a/{old}" not in refs(pair)
+
+
+def test_untracked_files_are_counted_whatever_the_guest_configured(pair):
+    git(pair[1].folder, "config", "status.showUntrackedFiles", "no")
+    (pair[1].folder / "loose.txt").write_text("x")
+    repository, guest = pair
+    assert pull_commits(repository, repository.commit, "/workspace", guest, IDENTITY).loose == 1
