@@ -74,7 +74,11 @@ def exec_(instance_id: str, command: tuple[str, ...], tty: bool, expect: str) ->
     A command that a signal ended returns 128 and the number of the signal. If this command ends first, the one in the
     guest gets SIGHUP.
     """
-    line = make_exec_line(_words(command), tty=tty)
+    words = _words(command)
+    if not words:
+        # A `--` alone, such as before an empty variable of a script: nothing would run, and succeed.
+        raise click.UsageError("Missing argument 'COMMAND...'.")
+    line = make_exec_line(words, tty=tty)
     _become("ssh", *_options(instance_id, expect), "-tt" if tty else "-T", "--", instance_id, line)
 
 
@@ -129,7 +133,9 @@ def forward(instance_id: str, ports: tuple[str, ...]) -> None:
     it, by default its own loopback. The addresses are printed when the ports are open.
     """
     forwards = [parse_forward(text) for text in ports]
-    for local, _, _ in forwards:
+    for number, (local, _, _) in enumerate(forwards):
+        if local in [one for one, _, _ in forwards[:number]]:
+            raise click.UsageError(f"the port {local} of this host occurs twice; LOCAL:PORT selects another one")
         require_free_port(local)
     words = [word for local, host, port in forwards for word in ("-L", f"127.0.0.1:{local}:{host}:{port}")]
     said = "; ".join(f"echo {shlex.quote(f'http://127.0.0.1:{local}/')} >&2" for local, _, _ in forwards)

@@ -88,8 +88,8 @@ if [ -n "$new" ]; then
   fi
 fi
 # What did not come back: commits under tags and notes, of other working trees and of more branches; and stashes.
-apart=$(git rev-list --count --ignore-missing --exclude='refs/stash' --exclude='refs/ktrdr/*' --exclude='refs/remotes/*' \\
-  --all --not $sent $known --glob='refs/ktrdr/pushed/*' --)
+apart=$(git rev-list --count --ignore-missing --exclude='refs/stash' --exclude='refs/ktrdr/*' \\
+  --exclude='refs/remotes/*' --all --not $sent $known --glob='refs/ktrdr/pushed/*' --)
 echo $((apart + broken))
 git stash list | wc -l
 [ -z "$new" ] || echo made

@@ -47,3 +47,15 @@ def test_ssh_too(became: list[str], line: str) -> None:
     assert became[:-1] == ["ssh", "--", "demo"]
     # A shell's line: the script that runs the command's line, its name, and that line as it is.
     assert shlex.split(became[-1])[:3] == ["exec", "sh", "-c"] and shlex.split(became[-1])[-1] == line
+
+
+@pytest.mark.parametrize("dashes", [["--"], []])
+def test_no_command_is_an_error_and_no_success(became: list[str], dashes: list[str]) -> None:
+    assert CliRunner().invoke(ssh_module.exec_, ["demo", *dashes]).exit_code == 2 and became == []
+
+
+def test_a_port_of_this_host_is_forwarded_once(became: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh_module, "require_free_port", lambda _: None)
+    twice = CliRunner().invoke(ssh_module.forward, ["demo", "8000", "8000:9000"])
+    assert twice.exit_code == 2 and "8000 of this host occurs twice" in twice.output and became == []
+    assert CliRunner().invoke(ssh_module.forward, ["demo", "8000", "8001:8000"]).exit_code == 0
