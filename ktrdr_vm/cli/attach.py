@@ -23,8 +23,8 @@ def attach(instance_id: str, timeout: float) -> int:
     from ktrdr_vm.run.workload import follow
 
     instance = open_instance(instance_id)
-    warn_of_guard(instance)
     loaded = instance.load()
+    warn_of_guard(instance)
     mask = find_mask(loaded, lambda text: click.echo(text, err=True))
 
     def show(data: bytes) -> None:

@@ -45,9 +45,9 @@ def gate(
         if not equals or not name.isidentifier():
             raise UsageError(f"{variable!r} does not set a variable", hint="use --var name=value")
         extra[name] = value
-    warn_of_guard(instance)
     warn = partial(click.echo, err=True)
     loaded = instance.load()
+    warn_of_guard(instance)
     results = run_gates(
         loaded, playbooks, root, trusted=True, variables=extra, warn=warn, on_event=show_gate_event, expect=expect
     )

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from ktrdr_vm.errors import KtrdrError, UsageError
+from ktrdr_vm.errors import DocumentError, KtrdrError, Problem, UsageError
 from ktrdr_vm.gates.model import MAX_SENT, Node, Playbook, Task
 from ktrdr_vm.gates.modules.base import ModuleFailure
 from ktrdr_vm.gates.modules.sources import digest_listing, list_source, read_source
-from ktrdr_vm.gates.playbook import parse_playbook
+from ktrdr_vm.gates.playbook import PLAYBOOK_HINT, parse_playbook
 from ktrdr_vm.host.beneath import Place, find_place, open_file
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 
@@ -105,11 +105,15 @@ def load_playbook(path: Path, *, beneath: Path | None = None, source: str = "") 
     try:
         with os.fdopen(open_file(place), "rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
-            text = raw.decode("utf-8")
-    except (OSError, UnicodeDecodeError, KtrdrError) as error:
+    except (OSError, KtrdrError) as error:
         raise UsageError(
             f"the playbook cannot be read: {error}", where=str(path), hint="name a readable YAML file"
         ) from None
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DocumentError([Problem(source or str(path), line, 1, "", "not UTF-8")], hint=PLAYBOOK_HINT) from None
 
     files = {path.name: raw}
 

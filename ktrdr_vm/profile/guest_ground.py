@@ -7,6 +7,13 @@ from pathlib import PurePosixPath
 
 # Always set by ktrdr-vm.
 IDENTITY_VARIABLES = frozenset({"KTRDR_INSTANCE_ID", "COMPOSE_PROJECT_NAME", "OTEL_RESOURCE_ATTRIBUTES"})
+# Git of the guest finds the workspace without them, and another one, or none, with them.
+_GIT = frozenset(
+    "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_COMMON_DIR GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES"
+    " GIT_NAMESPACE GIT_SHALLOW_FILE".split()
+)
+# A shell sets them itself, or does not take them from its environment.
+_SHELL = frozenset("_ IFS PWD OLDPWD SHLVL SHELLOPTS BASHOPTS PPID".split())
 # MiB with which a current Debian or Ubuntu cloud kernel, its initrd and systemd boot.
 LEAST_MEMORY = 256
 
@@ -65,4 +72,6 @@ def refuse_variable(name: str) -> str:
             "it would replace the value of the guest, so that programs are not found; set it in the command that"
             " needs it"
         )
-    return ""
+    if name in _GIT:
+        return "Git of the guest would not find the workspace, so that no commit comes back; set it in the command"
+    return "a shell of the guest replaces it, so that it has no effect" if name in _SHELL else ""

@@ -109,3 +109,9 @@ def test_nothing_goes_before_everything_was_asked_for(command: Command, monkeypa
     code, _, err = command("destroy", "one", "lived-in")
     assert (code, gone) == (2, []) and "lived-in is interactive" in err
     assert command("destroy", "one", "lived-in", "--yes")[0] == 0 and gone == ["one", "lived-in"]
+
+
+@pytest.mark.parametrize("words", [["gate", "nosuch", "unit"], ["attach", "nosuch"]])
+def test_an_instance_that_is_not_there_has_no_guard_to_warn_of(command: Command, words: list[str]) -> None:
+    code, out, said = command(*words)
+    assert (code, out) == (2, "") and "there is no instance nosuch" in said and "guard" not in said

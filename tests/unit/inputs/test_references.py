@@ -87,6 +87,16 @@ def test_what_is_wrong_in_a_playbook_stands_at_its_own_line(tmp_path: Path) -> N
     ]
 
 
+def test_a_playbook_that_is_no_text_gets_the_hint_for_playbooks(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_bytes(b"- hosts: all\n  name: \xff\n")
+    with pytest.raises(DocumentError) as caught:
+        gather_profile(
+            load(HEAD + IMAGE + "gates: [own.yaml]\n"), home=Home(tmp_path), workspace=tmp_path, instance_id="a"
+        )
+    assert [(one.line, one.message) for one in caught.value.problems] == [(2, "not UTF-8")]
+    assert "correct the playbook" in caught.value.hint
+
+
 def test_gates_of_the_command_line_take_the_place_of_the_profiles(tmp_path: Path) -> None:
     assert check_references(load(HEAD + IMAGE + "gates: [nothing]\n"), tmp_path, gates=False) == []
 

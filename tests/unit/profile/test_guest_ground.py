@@ -73,7 +73,7 @@ def test_a_workload_names_a_program(words: list[str]) -> None:
     assert find_problems(workload={"command": ["make", ""]}) == []
 
 
-@pytest.mark.parametrize("name", [*sorted(IDENTITY_VARIABLES), "PATH"])
+@pytest.mark.parametrize("name", [*sorted(IDENTITY_VARIABLES), "PATH", "GIT_DIR", "GIT_WORK_TREE", "IFS", "PWD"])
 def test_variables_that_would_have_no_effect_or_break_all_are_refused(name: str) -> None:
     assert find_problems(environment={name: "x"}) == [f"environment.{name}"]
 
