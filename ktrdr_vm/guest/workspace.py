@@ -21,7 +21,7 @@ from ktrdr_vm.errors import GuestError, UsageError
 from ktrdr_vm.guest.loose_files import LooseFiles, Part, lay_beneath, read_loose
 from ktrdr_vm.guest.loose_names import find_uncommitted
 from ktrdr_vm.guest.protocol import Guest
-from ktrdr_vm.guest.workspace_parts import find_other_refs, list_submodules
+from ktrdr_vm.guest.workspace_parts import find_hidden, find_other_refs, list_submodules
 from ktrdr_vm.host.git import COMPLETE, LIMIT, View, open_view, read_shallow
 from ktrdr_vm.host.process import Completed
 from ktrdr_vm.host.repository import Repository
@@ -143,6 +143,16 @@ def _send_history(
     """The history of the branch, or of a partial clone that lacks objects of it, the commit alone."""
     ref = repository.ref or (f"refs/heads/{repository.branch}" if repository.branch else "HEAD")
     default, others = find_other_refs(view, repository.commit)
+    hidden = find_hidden(view, [ref, f"refs/heads/{default}"])
+    if ref in hidden:
+        raise UsageError(
+            f"the name {ref} is ambiguous: there is also {hidden[ref]}, and Git would copy neither",
+            where=str(repository.root),
+            hint=f"rename {hidden[ref]}, for example with `git branch -m`, or delete it with `git update-ref -d`",
+        )
+    if default and f"refs/heads/{default}" in hidden:
+        note(f"the guest has no branch {default}: its name is ambiguous beside {hidden[f'refs/heads/{default}']}")
+        default = ""
     shallow = read_shallow(view)
     with tempfile.TemporaryFile() as bundle:
         if _make_bundle(view, [ref, *others], bundle, check=not view.partial).exit_code != 0:

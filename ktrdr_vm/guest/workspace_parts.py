@@ -37,6 +37,14 @@ def find_other_refs(view: View, commit: str) -> tuple[str, list[str]]:
     return default, refs
 
 
+def find_hidden(view: View, refs: list[str]) -> dict[str, str]:
+    """Those of the full names that Git could also take for the short name of another ref, each with that ref: a bundle
+    leaves them out. A branch `refs/heads/main` beside `main` is one."""
+    others = {f"{where}/{ref}": ref for ref in refs for where in ("refs", "refs/tags", "refs/heads", "refs/remotes")}
+    listed = view.git("for-each-ref", "--format=%(refname)", *others).text.splitlines()
+    return {others[one]: one for one in listed if one in others}
+
+
 def _name_both(*names: str) -> list[str]:
     return [f"{where}/{name}" for name in names for where in ("refs/heads", "refs/remotes/origin")]
 

@@ -338,3 +338,21 @@ def test_the_advice_about_ownership_helps(repository: Path, strange: str) -> Non
     [advice] = re.findall("`(chown [^`]+)`", met.value.hint)
     subprocess.run(shlex.split(advice), check=True)
     assert find_repository(repository).owner[0] == (person if strange == "folder" else 0)
+
+
+@pytest.mark.parametrize("other", ["refs/heads/refs/heads/main", "refs/tags/refs/heads/main"])
+def test_a_ref_that_hides_the_branch_is_named(repository: Path, tmp_path: Path, other: str) -> None:
+    """`git branch refs/heads/main` is an accident that Git allows, and then it bundles neither."""
+    git(repository, "update-ref", other, "HEAD")
+    commit(repository, "b.txt", "two")
+    with pytest.raises(UsageError, match=f"the name refs/heads/main is ambiguous: there is also {other}"):
+        enter(repository, tmp_path)
+
+
+def test_a_ref_that_hides_the_default_branch_costs_that_branch_only(repository: Path, tmp_path: Path) -> None:
+    git(repository, "checkout", "-q", "-b", "refs/heads/main")
+    made = commit(repository, "b.txt", "two")
+    guest, notes = enter(repository, tmp_path)
+    assert git(guest, "rev-parse", "HEAD") == made
+    assert git(guest, "branch", "--show-current") == "refs/heads/main"
+    assert any("has no branch main: its name is ambiguous" in note for note in notes)
