@@ -19,6 +19,7 @@ SSH_SUFFIX = ".ktrdr"
 METADATA_NAMESPACE = "urn:ktrdr-vm:instance:1"
 # Users of each slot: proxy and resolver, two for telemetry, one for escalations.
 _USERS = 5
+_DETACHED = "detached"
 _NAMESPACE = "0b1c7a39-9d2e-5f0e-8a44-6f1f7b6f2a10"
 
 
@@ -111,8 +112,9 @@ def derive_instance_id(repository: str, branch: str) -> Identity:
     instances.
     """
     slug = _slug(branch)
-    plain = f"{_slug(repository) or 'repo'}--{slug or 'detached'}"
-    if len(plain) > 63 or repository != _slug(repository) or branch != slug.replace("-", "/", 1):
+    plain = f"{_slug(repository) or 'repo'}--{slug or _DETACHED}"
+    # A branch of that name is not a detached HEAD, whose branch is empty.
+    if len(plain) > 63 or branch == _DETACHED or repository != _slug(repository) or branch != slug.replace("-", "/", 1):
         digest = _digest(f"{repository}\0{branch}", 6)
         plain = f"{plain[:56].rstrip('-')}-{digest}"
     return parse_instance_id(plain)

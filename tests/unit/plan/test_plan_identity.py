@@ -73,6 +73,7 @@ def test_the_plain_case_reads_well() -> None:
         ("a.b", "a-b"),
         ("a--b", "a---b"),
         ("A+b", "a-b"),
+        ("", "detached"),
     ],
 )
 def test_two_branches_are_two_instances(one: str, other: str) -> None:
