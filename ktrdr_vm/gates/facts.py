@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 FACTS = frozenset(
     "architecture date_time default_ipv4 distribution distribution_major_version distribution_release"
     " distribution_version env hostname kernel machine memfree_mb memtotal_mb nodename os_family pkg_mgr"
@@ -29,6 +31,21 @@ REFUSED = dict.fromkeys(
     "template_path": "write the name",
     "vars": "name the variables one by one",
 }
+
+
+# Variables by which Ansible connects, becomes another user and finds programs. A gate does not read them.
+_SETTINGS = re.compile(
+    "ansible_(?:become|become_.+|connection|host|port|user|password|private_key_file|python_interpreter|pipelining"
+    "|remote_tmp|remote_user|async_dir|ssh_.+|shell_.+|paramiko_.+|docker_.+|command_timeout|timeout)"
+)
+
+
+def refuse_setting(name: str) -> str:
+    """Why a playbook may not set a variable that would change how Ansible runs a task, or an empty text."""
+    if _SETTINGS.fullmatch(name) is None:
+        return ""
+    advice = "use `become`, or `command: sudo -u USER …`" if "become" in name else "remove it"
+    return f"the variable {name!r} has no effect here; {advice}"
 
 
 def refuse_name(name: str, keys: set[str], defined: set[str]) -> str:

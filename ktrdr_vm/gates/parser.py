@@ -3,12 +3,13 @@ names."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from ktrdr_vm.errors import DocumentError, KtrdrError, Problem
 from ktrdr_vm.gates.arguments import is_template
-from ktrdr_vm.gates.facts import is_fact, refuse_name
+from ktrdr_vm.gates.facts import is_fact, refuse_name, refuse_setting
 from ktrdr_vm.gates.filters import parse_bool
 from ktrdr_vm.gates.model import Common
 from ktrdr_vm.gates.templating import Templar
@@ -18,6 +19,7 @@ FileReader = Callable[[str], str]
 """Returns the text of a file by its name beneath the folder of the playbook; raises OSError or KtrdrError."""
 
 MAX_FILES = 200
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _FLAGS = ("become", "ignore_errors", "no_log", "run_once")
 
 
@@ -111,6 +113,8 @@ class Parser:
         for name in value:
             if not name.isidentifier():
                 self._note(document, (*path, name), f"{name!r} is not the name of a variable", at_key=True)
+            elif wrong := refuse_setting(name):
+                self._note(document, (*path, name), wrong, at_key=True)
         self._defined |= value.keys()
         self._check_templates(document, path, value)
         return value
@@ -118,8 +122,7 @@ class Parser:
     def _common(self, document: Document, path: Path, data: dict[str, Any]) -> Common:
         variables = self._variables(document, (*path, "vars"), data.get("vars"), "`vars`")
         environment = data.get("environment")
-        if environment is not None and not isinstance(environment, (dict, list)) and not is_template(environment):
-            self._note(document, (*path, "environment"), "`environment` must be a mapping")
+        self._check_environment(document, (*path, "environment"), environment)
         for key in _FLAGS:
             value = data.get(key)
             if value is not None and not is_template(value) and parse_bool(value) is None:
@@ -137,6 +140,19 @@ class Parser:
             timeout=data.get("timeout"),
             no_log=data.get("no_log"),
         )
+
+    def _check_environment(self, document: Document, path: Path, value: Any) -> None:
+        """A mapping, or a list of them, of which the later win; each can be a template."""
+        for number, layer in enumerate(value if isinstance(value, list) else [value]):
+            here = (*path, number) if isinstance(value, list) else path
+            if layer is None or is_template(layer):
+                continue
+            if not isinstance(layer, dict):
+                self._note(document, here, "`environment` must be a mapping")
+                continue
+            for name in layer:
+                if not is_template(name) and not _VARIABLE.fullmatch(name):
+                    self._note(document, (*here, name), f"{name!r} is not the name of a variable", at_key=True)
 
     def _words(self, document: Document, path: Path, value: Any, what: str) -> tuple[str, ...]:
         """A list of literal words, or text with commas."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ktrdr_vm.gates.arguments import find_module, is_template, parse_arguments
+from ktrdr_vm.gates.facts import refuse_setting
 from ktrdr_vm.gates.model import Block, Common, LoopControl, Node, Task, find_names
 from ktrdr_vm.gates.parser import Parser
 from ktrdr_vm.profile.strict_yaml import Document, Path
@@ -97,6 +98,8 @@ class TaskParser(Parser):
             self._note(document, (*path, key), message, at_key=True)
         if module == "set_fact":
             self._defined |= arguments.keys()
+            for reason in filter(None, map(refuse_setting, arguments)):
+                self._note(document, (*path, key), reason, at_key=True)
         keys = (
             _INCLUDE_KEYS
             if module in ("include_tasks", "include_role")

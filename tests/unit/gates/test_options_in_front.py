@@ -239,3 +239,30 @@ def test_git_without_a_clone_says_what_the_remote_has(gate: Gate) -> None:
     )
     assert "e" * 40 in result.tasks[1].message
     assert not any("clone" in ran.line for ran in gate.guest.ran)
+
+
+@pytest.mark.parametrize(
+    ("keys", "place"),
+    [
+        ("  vars: {ansible_become: true}", (2, 10)),
+        ("  vars: {a: 1, ansible_become_user: postgres}", (2, 16)),
+        ("  vars: {ansible_ssh_common_args: -v}", (2, 10)),
+        ("  environment: [A]", (2, 17)),
+        ("  environment: [{A: 1}, {A B: 1}]", (2, 26)),
+        ("  environment: {1A: x}", (2, 17)),
+    ],
+)
+def test_a_variable_that_would_have_no_effect_or_is_none_is_refused(keys: str, place: tuple[int, int]) -> None:
+    with pytest.raises(DocumentError) as refused:
+        parse_playbook(f"- hosts: all\n{keys}\n  tasks:\n    - command: ls\n", "g.yaml")
+    assert [(problem.line, problem.column) for problem in refused.value.problems] == [place]
+
+
+def test_a_fact_that_would_change_how_ansible_runs_is_refused() -> None:
+    with pytest.raises(DocumentError, match="ansible_become_user"):
+        parse_playbook(playbook("set_fact: {ansible_become_user: postgres}"), "g.yaml")
+    parse_playbook(
+        "- hosts: all\n  vars: {ansible_managed: x, my_become: 1}\n  environment: ['{{ a }}', {'{{ b }}': 1, C: 2}]\n"
+        "  tasks: []\n",
+        "g.yaml",
+    )
