@@ -24,6 +24,7 @@ from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.inventory import find_instances
+from ktrdr_vm.users import in_user_namespace
 
 _ENTERED: list[Lab] = []
 
@@ -48,6 +49,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if place(item) > 0:
             item.add_marker("vm")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("host_root") and in_user_namespace():
+        pytest.skip("needs root of the host, and this is the root of a world")
 
 
 @pytest.hookimpl(hookwrapper=True)

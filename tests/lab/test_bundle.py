@@ -7,7 +7,6 @@ import io
 import json
 import os
 import subprocess
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +158,8 @@ def test_the_archive_holds_what_the_sums_say_and_is_the_same_each_time(
     first = bundle.archive.read_bytes()
     assert make_bundle(run, ME, OwnerPolicy()).archive.read_bytes() == first
     raw = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(first)).read()
-    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
+    (tmp_path / "unpacked").mkdir()
+    subprocess.run(["tar", "-x", "-C", tmp_path / "unpacked"], input=raw, check=True)
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert unpacked.name == "one-r1"
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=unpacked, check=True)

@@ -28,6 +28,8 @@ from ktrdr_vm.instance.resources.guard import check_guard
 from ktrdr_vm.plan.guard_interface import INBOX_PORT
 from ktrdr_vm.profile.collector import Collector
 
+pytestmark = pytest.mark.host_root
+
 # What a name server may send along with an address, of every kind that one meets.
 ALONG = {
     "AAAA": "2001:db8::10", "MX": "10 mail.test.lab.", "TXT": '"v=spf1 -all"', "SRV": "0 5 443 api.test.lab.", "CAA": '0 issue "ca.example"',

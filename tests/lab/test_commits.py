@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from laboratory.person import open_above
 
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest import commits as module
@@ -284,9 +285,7 @@ def test_a_repository_of_a_person_stays_the_persons(pair):
     repository, guest = pair
     for path in [repository.root, *repository.root.rglob("*")]:
         os.chown(path, 1234, 1234, follow_symlinks=False)
-    for folder in repository.root.parents:
-        if str(folder).startswith("/tmp/"):
-            folder.chmod(0o755)
+    open_above(repository.root, 0o055)
     commit(guest, "b.txt", "two\n")
     mine = find_repository(repository.root)
     assert pull_commits(mine, mine.commit, "/workspace", guest, IDENTITY).refs

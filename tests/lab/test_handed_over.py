@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laboratory.person import open_above
 
 from ktrdr_vm.cli.main import cli
 from ktrdr_vm.errors import KtrdrError, UsageError
@@ -183,8 +184,7 @@ def swap(path: Path, how: str, made: Made) -> None:
 
 
 def open_up(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents):
-        folder.chmod(folder.stat().st_mode | 0o011)
+    open_above(tmp_path / "any")
 
 
 @pytest.mark.parametrize("how", ["file", "folder", "fifo"])

@@ -107,6 +107,7 @@ def tapped(lab: Lab, libvirt: Libvirt) -> Iterator[NamespaceGuest]:
         os.chmod("/dev/net/tun", mode & 0o777)
 
 
+@pytest.mark.host_root
 def test_nobody_else_attaches_to_the_tap(tapped: NamespaceGuest) -> None:
     """Before it is moved, and afterwards, where another user finds no tap of that name and may make none."""
     assert tapped.tap.verify() == []
@@ -118,6 +119,7 @@ def test_nobody_else_attaches_to_the_tap(tapped: NamespaceGuest) -> None:
     assert as_somebody(lambda: attach(tapped.identity.tap)) in (errno.EPERM, errno.EACCES)
 
 
+@pytest.mark.host_root
 def test_a_tap_without_an_owner_is_open_to_everybody_and_verify_names_it(tapped: NamespaceGuest) -> None:
     """The control of the test above."""
     name = tapped.identity.tap

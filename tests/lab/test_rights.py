@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laboratory.person import open_above
 
 from ktrdr_vm import api
 from ktrdr_vm.cli import main as main_module
@@ -69,8 +70,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for words in (["init", "-q"], ["add", "tracked"], ["commit", "-qm", "base"]):
         subprocess.run(["git", *settings, *words], cwd=root, check=True, capture_output=True)
     subprocess.run(["chown", "-R", "12345:12345", root], check=True)
-    for folder in (tmp_path, *tmp_path.parents):
-        folder.chmod(folder.stat().st_mode | 0o055)
+    open_above(tmp_path / "any", 0o055)
     monkeypatch.setenv("SUDO_UID", "12345")
     monkeypatch.setenv("SUDO_GID", "12345")
     for name, mode in (("closed.env", 0o600), ("by-group.env", 0o640), ("tracked", 0o600)):
@@ -147,6 +147,7 @@ def test_a_root_above_a_persons_own_place_is_not_mounted(tmp_path: Path, name: s
 # -- places that others may change ------------------------------------------------------------------------------------
 
 
+@pytest.mark.host_root
 @pytest.mark.parametrize("part", ["policy.yaml", "etc", "above"])
 @pytest.mark.parametrize("how", ["owner", "group", "others"])
 def test_a_policy_that_others_could_write_is_none(

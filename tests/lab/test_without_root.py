@@ -26,6 +26,8 @@ from laboratory.recorder import wait_until
 from ktrdr_vm.egress.ledger import read_ledger
 from ktrdr_vm.images.store import Image
 
+pytestmark = pytest.mark.host_root
+
 PROFILE = {
     "version": 1,
     "name": "without-root",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laboratory.person import open_above
 from test_commits import git
 
 from ktrdr_vm.errors import UsageError
@@ -325,8 +326,7 @@ def test_the_advice_about_ownership_helps(repository: Path, strange: str) -> Non
     person = 12345
     (repository / "svc").mkdir()
     subprocess.run(["chown", "-R", str(person), str(repository)], check=True)
-    for folder in repository.parents:
-        folder.chmod(folder.stat().st_mode | 0o111)
+    open_above(repository)
     os.chown(repository / "svc", 0, 0)
     assert find_repository(repository).owner[0] == find_repository(repository, "svc").owner[0] == person
     if strange == "folder":

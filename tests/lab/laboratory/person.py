@@ -181,3 +181,12 @@ def _python_for_others() -> Iterator[Path]:
         shutil.rmtree(packages)
         packages.symlink_to(Path(sys.prefix, "lib", version, "site-packages"))
         yield Path(folder, "bin", "python")
+
+
+def open_above(path: Path, bits: int = 0o011) -> None:
+    """Give everybody else the rights `bits` to every folder above `path` that lacks them: a person of another uid is
+    to enter it. A world cannot change those of the host, which have them."""
+    for folder in path.parents:
+        mode = folder.stat().st_mode
+        if mode & bits != bits:
+            folder.chmod(mode | bits)
