@@ -70,5 +70,5 @@ def test_what_has_no_value_here_is_refused_with_its_place(expression: str, said:
 
 
 def test_a_variable_of_the_playbook_may_have_such_a_name() -> None:
-    play = "- hosts: all\n  vars: {ansible_user: bob}\n  tasks: [{name: a, debug: {msg: '{{ ansible_user }}'}}]\n"
+    play = "- hosts: all\n  vars: {ansible_custom: bob}\n  tasks: [{name: a, debug: {msg: '{{ ansible_custom }}'}}]\n"
     assert run(play) == [("a", "ok", "bob")]
