@@ -17,10 +17,13 @@ from laboratory.cluster import NODES, Cluster, running_cluster
 from laboratory.far import Far
 from laboratory.login import find_states, list_refs, make_far, wait_for
 
-pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))) or os.geteuid() != 0,
-    reason="needs slurm-wlm, munge and root",
-)
+pytestmark = [
+    pytest.mark.host_root,
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))) or os.geteuid() != 0,
+        reason="needs slurm-wlm, munge and root",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.templates.base import build_template
 
 pytestmark = [
+    pytest.mark.host_root,
     pytest.mark.usefixtures("image"),
     pytest.mark.skipif(
         not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))) or os.geteuid() != 0,
