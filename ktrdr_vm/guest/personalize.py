@@ -18,8 +18,8 @@ from ktrdr_vm.plan.plan import Plan
 GUEST_LIMIT = 600.0
 _DATA = Path(__file__).parent / "data"
 
-# The exit code of the script if Docker failed.
-_NO_DOCKER = 81
+# Exit codes of the script: Docker failed; there is no python3 for its configuration.
+_NO_DOCKER, _NO_PYTHON = 81, 82
 
 # Under emulation every program that a script starts costs tens of milliseconds, so the script uses builtins of the
 # shell. A running Docker reads new labels on SIGHUP without an effect on containers; a guest may lack Docker.
@@ -70,7 +70,8 @@ PY
   ;;
 esac
 if [ -n "$MIRRORS" ] || [ -e /etc/ktrdr/docker-mirrors ]; then
-  python3 - "$MIRRORS" <<'PY' || exit 82
+  command -v python3 >/dev/null || exit 82
+  python3 - "$MIRRORS" <<'PY'
 import json, os, sys
 path, kept = "/etc/docker/daemon.json", "/etc/ktrdr/docker-mirrors"
 with open(path) as file: content = json.load(file)
@@ -133,6 +134,12 @@ def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> Non
             f"Docker does not start in the guest: {_end(written.stderr)}",
             where=identity.instance_id,
             hint="keep the instance with `--keep always`, and check `journalctl -u docker` in it",
+        )
+    if written.exit_code == _NO_PYTHON:
+        raise GuestError(
+            "the registry mirrors of Docker require python3 in the guest, which has none in its PATH",
+            where=identity.instance_id,
+            hint="use an image that has python3, or remove `docker_mirror` from the secrets of the profile",
         )
     if written.exit_code != 0:
         raise GuestError(

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 # A machine type that QEMU has since Debian 12, with its version, so that templates stay valid.
 MACHINE = "pc-q35-7.2"
-# The user of a stock cloud image; cloud-init creates it if the image has none.
 PLACES_HINT = "create the folder or file, or correct its name; paths are opened without following links"
 REFERENCE_HINT = "correct the profile, or create the file that it names; `ktrdr-vm validate` shows all errors at once"
 

@@ -21,6 +21,12 @@ Result = dict[str, Any]
 MAX_REGISTERED = 1024 * 1024
 """Bytes of each stream that a registered value keeps."""
 
+NO_PYTHON = (
+    "python3 in the guest, which has none in its PATH: install it in an earlier task with `shell`, or use an image"
+    " that has it"
+)
+"""For a message; how to install it is known only to the guest's package manager."""
+
 _TAIL = 64 * 1024
 _GUEST_SIDE = Path(__file__).parent / "guest_side"
 _PACKAGE = "ktrdr_vm.gates.modules.guest_side"
@@ -168,7 +174,7 @@ def run_guest_side(call: Call, script: str, arguments: Mapping[str, Any]) -> Res
                 return {str(key): value for key, value in answer.items()}
     missing = completed.exit_code in (126, 127)
     raise ModuleFailure(
-        "this module requires python3 in the guest" if missing else "the guest's python3 gave no answer",
+        f"{call.module} requires {NO_PYTHON}" if missing else "the guest's python3 gave no answer",
         rc=completed.exit_code,
         module_stdout=text_of(completed.stdout)[-2000:],
         module_stderr=text_of(completed.stderr)[-2000:],

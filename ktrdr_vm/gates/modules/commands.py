@@ -8,7 +8,7 @@ import shlex
 from typing import Any
 
 from ktrdr_vm.gates.arguments import split_command
-from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, command_result
+from ktrdr_vm.gates.modules.base import NO_PYTHON, Call, ModuleFailure, Result, command_result
 from ktrdr_vm.gates.modules.sources import read_source
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
@@ -61,7 +61,16 @@ def run_script(call: Call) -> Result:
     completed = call.run(line, stdin=data)
     result = command_result(completed, None)
     del result["cmd"]
+    program = call.get("executable")
+    # A script can end with this code as well, so the guest is asked.
+    if program and completed.exit_code == 127 and not _finds_program(call, str(program)):
+        what = NO_PYTHON if program == "python3" else f"{program} in the guest, where it is not there"
+        result["msg"] = f"the script requires {what}"
     return result
+
+
+def _finds_program(call: Call, program: str) -> bool:
+    return call.run(f"command -v {shlex.quote(program)} >/dev/null 2>&1").exit_code == 0
 
 
 def _chdir(call: Call) -> str:
