@@ -35,6 +35,15 @@ def render_network_config(allocation: Allocation) -> str:
 
 
 def render_user_data(identity: Identity, facts: Facts, allocation: Allocation) -> str:
+    user: dict[str, Any] = {
+        "name": facts.image.user,
+        "shell": "/bin/bash",
+        "lock_passwd": True,
+        "sudo": "ALL=(ALL) NOPASSWD:ALL",
+    }
+    # No empty list: cloud-init's schema refuses it, and `cloud-init status` is then degraded.
+    if allocation.login_public_key:
+        user["ssh_authorized_keys"] = [allocation.login_public_key]
     data: dict[str, Any] = {
         "hostname": identity.instance_id,
         "preserve_hostname": False,
@@ -42,18 +51,9 @@ def render_user_data(identity: Identity, facts: Facts, allocation: Allocation) -
         "ssh_pwauth": False,
         "disable_root": True,
         "ssh_deletekeys": True,
-        "ssh_genkeytypes": [],
         "ssh_keys": {"ed25519_private": allocation.host_key, "ed25519_public": allocation.host_public_key},
         "no_ssh_fingerprints": True,
-        "users": [
-            {
-                "name": facts.image.user,
-                "shell": "/bin/bash",
-                "lock_passwd": True,
-                "sudo": "ALL=(ALL) NOPASSWD:ALL",
-                "ssh_authorized_keys": [allocation.login_public_key] if allocation.login_public_key else [],
-            }
-        ],
+        "users": [user],
         "growpart": {"mode": "auto", "devices": ["/"], "ignore_growroot_disabled": False},
         "resize_rootfs": True,
         "package_update": False,
