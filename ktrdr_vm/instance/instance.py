@@ -23,11 +23,17 @@ from ktrdr_vm.instance.resources.base import Notify, Target, quiet
 from ktrdr_vm.instance.resources.base import Verb as Verb
 from ktrdr_vm.instance.resources.tap import close_unguarded
 from ktrdr_vm.instance.teardown import find_residue, tear_down
-from ktrdr_vm.plan.facts import TemplateFacts
+from ktrdr_vm.plan.facts import Facts, TemplateFacts
 from ktrdr_vm.plan.plan import Plan
 
 # Seconds from power-on to an authenticated command. The limit for emulation allows for a busy host.
 BOOT_LIMIT = {"kvm": 120.0, "tcg": 600.0}
+# A stock image starts everything that its publisher enabled, which took nine minutes in emulation on a busy host.
+_STOCK_FACTOR = 2
+
+
+def find_boot_limit(facts: Facts) -> float:
+    return BOOT_LIMIT[facts.accelerator] * (_STOCK_FACTOR if facts.image.boot == "disk" else 1)
 
 
 class Instance:

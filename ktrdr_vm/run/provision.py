@@ -25,7 +25,7 @@ from ktrdr_vm.host.waiting import announce_wait
 from ktrdr_vm.images.ensure import ensure_image
 from ktrdr_vm.images.store import Image, refuse_disk
 from ktrdr_vm.inputs.resolve import Gathered
-from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
+from ktrdr_vm.instance.instance import Instance, find_boot_limit
 from ktrdr_vm.instance.loaded import LoadedInstance, load_instance
 from ktrdr_vm.instance.resources.mount import require_source
 from ktrdr_vm.instance.secrets import remove_secret
@@ -112,7 +112,7 @@ class Provisioner:
         with self._phase(recorder, "create"):
             loaded = self._create(journal, before, template, recorder)
         self._sampler.start()
-        limit = BOOT_LIMIT[plan.facts.accelerator]
+        limit = find_boot_limit(plan.facts)
         with self._phase(recorder, "boot"), announce_wait(recorder.listener.note, "waiting for SSH", limit):
             guest = loaded.connect(limit=limit)
         with self._phase(recorder, "personalize"):
