@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from laboratory.daemons import running_libvirt
 from laboratory.instances import LabInstance, find_or_build_image, running_instance
 from laboratory.lab import Lab, enter_lab, leave_lab
+from laboratory.stock import FLAVOURS, StockImage, find_or_build_stock, find_stock
 
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.identity import parse_instance_id
@@ -34,16 +36,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "default")
 
 
+def find_fixtures(item: Any) -> tuple[str, ...]:
+    return tuple(getattr(item, "fixturenames", ()))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What needs no VM first, then the commands that boot their own, then all that shares one: never more VMs at once
     than needed."""
 
     def place(item: pytest.Item) -> int:
-        names = getattr(item, "fixturenames", ())
+        names = find_fixtures(item)
         if "lab" not in names:
             # Before the namespaces are entered: the lab's sniffers would read every byte of a flood on loopback.
             return -1
-        return 0 if "image" not in names else 2 if "instance" in names else 1
+        return 0 if not {"image", "stock"} & set(names) else 2 if "instance" in names else 1
 
     items.sort(key=place)
     for item in items:
@@ -70,11 +76,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     if os.geteuid() != 0:
         pytest.skip("the lab makes network namespaces, which needs root")
-    if any("image" in getattr(item, "fixturenames", ()) for item in request.session.items):
+    if any("image" in find_fixtures(item) for item in request.session.items):
         # Packages come from the host's mirror, which cannot be reached from within.
         find_or_build_image()
-    if any("larger_image" in getattr(item, "fixturenames", ()) for item in request.session.items):
+    if any("larger_image" in find_fixtures(item) for item in request.session.items):
         find_or_build_image(name="debian-13-larger")
+    wanted: list[Any] = [item for item in request.session.items if "stock" in find_fixtures(item)]
+    for name in dict.fromkeys(item.callspec.params["stock"] for item in wanted):
+        find_or_build_stock(FLAVOURS[name])
     entered = enter_lab()
     _ENTERED.append(entered)
     yield entered
@@ -119,6 +128,14 @@ def image(lab: Lab, libvirt: Libvirt) -> Image:
 @pytest.fixture(scope="session")
 def larger_image(lab: Lab, libvirt: Libvirt) -> Image:
     found = find_or_build_image(lab.home, name="debian-13-larger")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session", params=list(FLAVOURS))
+def stock(request: pytest.FixtureRequest, lab: Lab, libvirt: Libvirt) -> StockImage:
+    """A stand-in for each published cloud image."""
+    found = find_stock(FLAVOURS[request.param])
     assert found is not None
     return found
 
