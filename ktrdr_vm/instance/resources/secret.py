@@ -13,6 +13,8 @@ from ktrdr_vm.instance.resources.base import Blueprint, Resource, Target
 from ktrdr_vm.profile.model import Secret as SecretEntry
 
 GUEST_LIMIT = 30.0
+# An emulated stock image that shares its CPU still starts its own services then.
+DELIVERY_LIMIT = 120.0
 # Seconds for a run to load a value that it must mask; it polls every few tenths of a second.
 MASKED_LIMIT = 10.0
 DIRECTORY = "/run/secrets"
@@ -95,7 +97,7 @@ class Secret(Resource):
                 "TTL": f"{entry.ttl}s",
             },
             become=True,
-            timeout=GUEST_LIMIT,
+            timeout=DELIVERY_LIMIT,
         )
         if delivered.exit_code != 0:
             raise ProvisionError(
