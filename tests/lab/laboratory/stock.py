@@ -219,6 +219,8 @@ FEDORA = Flavour(
         "etc/NetworkManager/conf.d/plugins.conf": "[main]\nplugins=keyfile\n",
     },
     r"""groupdel sudo
+# systemd would create it again at boot.
+sed -i 's/^g sudo/# sudo/' /usr/lib/sysusers.d/basic.conf
 groupadd --system wheel
 systemctl disable systemd-networkd.service systemd-networkd.socket 2>/dev/null || :
 systemctl enable NetworkManager.service chrony.service
