@@ -68,7 +68,17 @@ def read_gates(
             problems.extend(error.problems)
         except KtrdrError as error:
             problems.append(loaded.problem(("gates", index), f"{error.message}: {error.where}"))
+    if loaded.profile.gates:
+        problems += _check_variables(loaded)
     return tuple(found), problems
+
+
+def _check_variables(loaded: LoadedProfile) -> list[Problem]:
+    """Variables that would change how Ansible runs a task, and change nothing here."""
+    from ktrdr_vm.gates.facts import refuse_setting
+
+    reasons = ((name, refuse_setting(name)) for name, _ in loaded.profile.vars)
+    return [loaded.problem(("vars", name), reason) for name, reason in reasons if reason]
 
 
 def read_playbook(path: Path, workspace: Path, *, committed: bool = False) -> Playbook:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.evidence.run_directory import make_run_id
+from ktrdr_vm.errors import UsageError
 from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.facts import refuse_setting
 from ktrdr_vm.gates.load import load_playbook, place_playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.host.beneath import Place
@@ -35,8 +37,11 @@ def run_gates(
 
     Files that their tasks fetch are stored in a separate run directory, which is handed over to the user at the end.
     `trusted` names were typed by a user, and may be outside of the workspace. UsageError before a gate if `expect` is
-    not the revision of the instance.
+    not the revision of the instance, or for a variable that would change how Ansible runs a task.
     """
+    for name in variables or {}:
+        if reason := refuse_setting(name):
+            raise UsageError(reason, where=name, hint="a gate connects over SSH as the user of the image")
     playbooks = [
         (path := find_playbook(name, workspace, trusted=trusted), load_playbook(path, beneath=workspace))
         for name in names

@@ -29,6 +29,7 @@ def load(text: str) -> LoadedProfile:
         (IMAGE + "egress:\n  allow:\n    - {host: a.example.com}\n    - {preset: githb}\n", "p.yaml:7:16: egress.allow[1].preset: there is no preset githb; did you mean github?"),
         (IMAGE + "egress: {allow: [{preset: cobol}]}\n", "there is no preset cobol; known: anthropic, debian, "),
         (IMAGE + "gates:\n  - startability\n  - nothing\n", "p.yaml:6:5: gates[1]: there is no playbook for the gate nothing"),
+        (IMAGE + "gates: [startability]\nvars: {project_src: /a, ansible_become: true}\n", "p.yaml:5:41: vars.ansible_become: the variable 'ansible_become' has no effect here"),
     ],
 )  # fmt: skip
 def test_what_is_named_and_is_not_there(tmp_path: Path, text: str, wanted: str) -> None:
