@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.evidence.run_directory import make_run_id
 from ktrdr_vm.errors import UsageError
+from ktrdr_vm.evidence.run_directory import make_run_id
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.facts import refuse_setting
 from ktrdr_vm.gates.load import load_playbook, place_playbook
