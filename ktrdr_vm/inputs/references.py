@@ -5,6 +5,7 @@ Each path is opened as it is for its use, from the workspace and without followi
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -118,9 +119,14 @@ def check_places(loaded: LoadedProfile, workspace: Path, mount_roots: tuple[str,
         missing = f"there is no playbook {playbook}"
         check(("prepare", "playbook"), lambda: read_playbook(find_playbook(playbook, workspace), workspace), missing)
         for index, name in enumerate(profile.prepare.key):
-            missing = f"there is no such file: {workspace / name}"
-            check(("prepare", "key", index), lambda name=name: os.close(open_file(workspace, name)), missing)  # type: ignore[misc]
+            check(("prepare", "key", index), lambda name=name: _open_key(workspace, name), "")  # type: ignore[misc]
     return problems
+
+
+def _open_key(workspace: Path, name: str) -> None:
+    # A file that not every branch has is part of the key all the same: as absent.
+    with contextlib.suppress(FileNotFoundError):
+        os.close(open_file(workspace, name))
 
 
 def _open_folder(place: Place) -> None:

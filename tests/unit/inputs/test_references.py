@@ -52,8 +52,8 @@ def test_what_is_named_and_is_not_there(tmp_path: Path, text: str, wanted: str) 
             "prepare.playbook: there is no playbook",
         ),
         (
-            "workspace: {source: .}\nprepare: {playbook: unit, key: [file, gone]}\n",
-            "prepare.key[1]: there is no such file",
+            "workspace: {source: .}\nprepare: {playbook: unit, key: [file, gone, link/x]}\n",
+            "prepare.key[2]: 'link/x' cannot be read: Not a directory",
         ),
         ("workspace: {source: .}\nprepare: {playbook: own.yaml, key: [file]}\n", "own.yaml:3:7: [0].tasks[0].user: "),
     ],
