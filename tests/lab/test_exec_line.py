@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laboratory import needs
 from test_guest_ssh import Server, hear_signals
 
 from ktrdr_vm.cli import ssh as ssh_commands
@@ -22,6 +23,8 @@ from ktrdr_vm.cli.ssh import make_exec_line, make_shell_line
 from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.guest.personalize import render_exports
 from ktrdr_vm.guest.protocol import ENVIRONMENT_FILE
+
+pytestmark = needs.SSHD
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from laboratory import needs
 
 from ktrdr_vm.errors import GuestError
 from ktrdr_vm.guest.ssh import GuestTimeout, SshGuest, connect, generate_keypair
 
-pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="openssh-server is not installed")
+pytestmark = needs.SSHD
 INSTANCE = "lab--ssh"
 
 

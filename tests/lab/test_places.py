@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laboratory import needs
 from laboratory.far import FAR, Far
 
 from ktrdr_vm.evidence.reader import find_workspace
 from ktrdr_vm.places.materialize import materialize
 from ktrdr_vm.places.request import parse_request
 
-pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="openssh-server is not installed")
+pytestmark = needs.SSHD
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from laboratory import needs
 from laboratory.far import FAR, Far
 
-pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="openssh-server is not installed")
+pytestmark = needs.SSHD
 
 
 @pytest.fixture

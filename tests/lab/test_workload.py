@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from laboratory import needs
 from test_guest_ssh import Server
 
 from ktrdr_vm.errors import GuestError
@@ -16,7 +16,7 @@ from ktrdr_vm.profile.model import Workload
 from ktrdr_vm.report.model import WorkloadResult
 from ktrdr_vm.run.workload import follow, run_workload
 
-pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="openssh-server is not installed")
+pytestmark = needs.SSHD
 
 
 class Reaching:
