@@ -1,16 +1,17 @@
-"""Named network namespaces, as `ip netns` keeps them: created, listed and removed; a thread can enter one temporarily.
+"""Named network namespaces, as `ip netns` keeps them: created, listed and removed; code can run in one.
 
 A socket stays in the namespace in which it was created, so that a process can serve or connect there from outside.
 """
 
 from __future__ import annotations
 
-import contextlib
+import _thread
 import ctypes
 import errno
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 
 from ktrdr_vm.errors import HostError, ProvisionError
 
@@ -19,6 +20,9 @@ from ktrdr_vm.errors import HostError, ProvisionError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 FOLDER = "/run/netns"
 _CLONE_NEWNET = 0x40000000
@@ -58,37 +62,46 @@ def remove(name: str) -> None:
     _find_path(name).unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def inside(name: str) -> Iterator[None]:
-    """Run the block in the namespace, with this thread and the programs that it starts. An empty name changes nothing.
+def run_inside(name: str, act: Callable[[], T]) -> T:
+    """Call `act` in the namespace, with the programs that it starts. With an empty name, call it where this process is.
 
-    ProvisionError if there is none of that name, HostError if this process may not enter it.
+    It runs in a thread of its own: signals raise in the main thread only, so that an interrupt can neither end it half
+    done nor leave the caller in the namespace, where a removal would look for the objects of the host. An interrupt is
+    raised after it has ended. ProvisionError if there is no such namespace, HostError if this process may not enter it.
     """
     if not name:
-        yield
-        return
-    try:
-        there = os.open(f"{FOLDER}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise _make_absent_error(name) from None
-    try:
-        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        return act()
+    results: list[T] = []
+    errors: list[BaseException] = []
+    # Not `threading`, whose locks of several steps do not survive an interrupt in between.
+    ended = _thread.allocate_lock()
+    ended.acquire()
+
+    def run() -> None:
         try:
-            _enter(there, name)
-            try:
-                yield
-            finally:
-                _enter(here, name)
+            _enter(name)
+            results.append(act())
+        except BaseException as error:
+            errors.append(error)
         finally:
-            os.close(here)
-    finally:
-        os.close(there)
+            ended.release()
+
+    _thread.start_new_thread(run, ())
+    try:
+        ended.acquire()
+    except BaseException:
+        # The lock may be held already. An object that is half created would be created after its removal.
+        while not results and not errors:
+            time.sleep(0.001)
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def make_socket(name: str, kind: socket.SocketKind) -> socket.socket:
     """An IPv4 socket in the namespace."""
-    with inside(name):
-        return socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC)
+    return run_inside(name, lambda: socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC))
 
 
 def connect(name: str, address: tuple[str, int], timeout: float) -> socket.socket:
@@ -109,10 +122,18 @@ def _find_path(name: str) -> Path:
     return Path(FOLDER, name)
 
 
-def _enter(descriptor: int, name: str) -> None:
-    if _LIBC.setns(descriptor, _CLONE_NEWNET) == 0:
-        return
-    number = ctypes.get_errno()
+def _enter(name: str) -> None:
+    """Move this thread into the namespace, for good."""
+    try:
+        there = os.open(f"{FOLDER}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise _make_absent_error(name) from None
+    try:
+        if _LIBC.setns(there, _CLONE_NEWNET) == 0:
+            return
+        number = ctypes.get_errno()
+    finally:
+        os.close(there)
     if number == errno.EINVAL:
         raise _make_absent_error(name)
     raise HostError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from ktrdr_vm.errors import HostError, ProvisionError
 from ktrdr_vm.host import process
-from ktrdr_vm.host.netns import inside
+from ktrdr_vm.host.netns import run_inside
 
 Table = list[dict[str, Any]]
 
@@ -21,11 +21,9 @@ _VOLATILE = frozenset({"handle", "packets", "bytes", "index"})
 
 def load_ruleset(ruleset: str | Path, namespace: str = "") -> None:
     """Load a ruleset, text or file, in one transaction, in a named network namespace or where this process is."""
-    with inside(namespace):
-        if isinstance(ruleset, Path):
-            process.run([*process.DIES_WITH_CALLER, "nft", "-f", ruleset], timeout=30)
-        else:
-            process.run([*process.DIES_WITH_CALLER, "nft", "-f", "-"], stdin=ruleset.encode(), timeout=30)
+    file, text = (ruleset, b"") if isinstance(ruleset, Path) else ("-", ruleset.encode())
+    argv = [*process.DIES_WITH_CALLER, "nft", "-f", file]
+    run_inside(namespace, lambda: process.run(argv, stdin=text, timeout=30))
 
 
 def list_tables(prefix: str) -> list[str]:
@@ -39,8 +37,7 @@ def list_tables(prefix: str) -> list[str]:
 def read_comment(table: str, namespace: str = "") -> str | None:
     """The comment of the table, or an empty text; None if the table does not exist. nft 1.0 prints it in text only, not
     in JSON."""
-    with inside(namespace):
-        listed = process.run(["nft", "-t", "list", "table", "inet", table], timeout=30, check=False)
+    listed = _ask(["nft", "-t", "list", "table", "inet", table], namespace)
     if listed.exit_code != 0:
         if _is_absent(listed):
             return None
@@ -64,8 +61,7 @@ def list_ruleset() -> Table:
 
 def list_table(table: str, namespace: str = "") -> Table | None:
     """The content of a table of the family inet as JSON of nft, or None if it does not exist."""
-    with inside(namespace):
-        listed = process.run(["nft", "-j", "list", "table", "inet", table], timeout=30, check=False)
+    listed = _ask(["nft", "-j", "list", "table", "inet", table], namespace)
     if listed.exit_code != 0:
         if _is_absent(listed):
             return None
@@ -77,8 +73,7 @@ def list_table(table: str, namespace: str = "") -> Table | None:
 def has_element(table: str, name: str, element: str, namespace: str = "") -> bool:
     """True if a packet with this value matches the set now. `element` is an address, or an address, ` . ` and a
     port."""
-    with inside(namespace):
-        got = process.run(["nft", "get", "element", "inet", table, name, f"{{ {element} }}"], timeout=30, check=False)
+    got = _ask(["nft", "get", "element", "inet", table, name, f"{{ {element} }}"], namespace)
     if got.exit_code != 0 and not _is_absent(got):
         raise _cannot_list(table, got)
     return got.exit_code == 0
@@ -99,6 +94,10 @@ def keep_rules(entries: Table) -> Table:
             entry = {"set": {key: value for key, value in entry["set"].items() if key != "elem"}}
         kept.append(_strip(entry))
     return kept
+
+
+def _ask(argv: list[str], namespace: str) -> process.Completed:
+    return run_inside(namespace, lambda: process.run(argv, timeout=30, check=False))
 
 
 def _is_absent(listed: process.Completed) -> bool:

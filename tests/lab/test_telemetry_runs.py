@@ -46,7 +46,8 @@ def run(tmp_path: Path) -> Path:
     lines = [{"time": f"2026-01-01T00:00:{second:02}.000Z", **event} for second, event in enumerate(EVENTS)]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "egress.jsonl").write_text(
-        '{"time": "2026-01-01T00:00:01.000Z", "kind": "tls", "verdict": "allow", "name": "a.example"}\n'
+        '{"time": "2026-01-01T00:00:01.000Z", "instance_id": "one", "kind": "tls", "verdict": "allow",'
+        ' "name": "a.example", "address": "198.51.100.10", "port": 443, "rule": "name"}\n'
     )
     return tmp_path
 

@@ -30,16 +30,13 @@ class Namespace(Resource):
         self._refuse_foreign()
         netns.create(self.name)
         process.run([*make_ip(self.name), "link", "set", "dev", "lo", "alias", self.target.mark], timeout=10)
-        with netns.inside(self.name):
-            _FORWARD.write_text("0")
+        netns.run_inside(self.name, lambda: _FORWARD.write_text("0"))
 
     def verify(self) -> list[str]:
         if not netns.is_namespace(self.name):
             return ["the namespace is gone"]
-        differences = []
-        with netns.inside(self.name):
-            if _FORWARD.read_text().strip() != "0":
-                differences.append("it forwards")
+        forwards = netns.run_inside(self.name, _FORWARD.read_text).strip() != "0"
+        differences = ["it forwards"] if forwards else []
         others = sorted(list_links(self.name).keys() - {"lo", self.target.identity.tap})
         if others:
             differences.append(f"it has other interfaces: {', '.join(others)}")

@@ -87,11 +87,7 @@ class Tap(Resource):
             differences.append("no VM is attached to it")
         if link.get("master"):
             differences.append(f"enslaved to {link['master']}")
-        with netns.inside(self.target.identity.namespace):
-            for path, value in _list_sysctls(self.name):
-                if path.read_text().strip() != value:
-                    differences.append(f"{path.parent.name}.{path.name} was changed")
-        return differences
+        return differences + netns.run_inside(self.target.identity.namespace, lambda: _find_changed(self.name))
 
     def remove(self) -> None:
         link = self._find_inside()
@@ -154,9 +150,7 @@ def move_inside(target: Target, allocation: Allocation) -> None:
     identity = target.identity
     if read_link(identity.tap) is not None:
         process.run(["ip", "link", "set", "dev", identity.tap, "netns", identity.namespace], timeout=10)
-    with netns.inside(identity.namespace):
-        for path, value in _list_sysctls(identity.tap):
-            path.write_text(value)
+    netns.run_inside(identity.namespace, lambda: _write_sysctls(identity.tap))
     process.run(
         [*make_ip(identity.namespace), "addr", "replace", f"{allocation.gateway}/30", "dev", identity.tap], timeout=10
     )
@@ -192,6 +186,18 @@ def is_guarded(target: Target) -> bool:
 def close_unguarded(target: Target) -> bool:
     """Set the link down when no guard serves it; True if it was up."""
     return not is_guarded(target) and close_link(target)
+
+
+def _write_sysctls(interface: str) -> None:
+    for path, value in _list_sysctls(interface):
+        path.write_text(value)
+
+
+def _find_changed(interface: str) -> list[str]:
+    settings = _list_sysctls(interface)
+    return [
+        f"{path.parent.name}.{path.name} was changed" for path, value in settings if path.read_text().strip() != value
+    ]
 
 
 def _list_sysctls(interface: str) -> list[tuple[Path, str]]:
