@@ -30,11 +30,15 @@ def reading_as(owner: tuple[int, int]) -> Iterator[None]:
     # Imported late: most commands read nothing as another user.
     from ktrdr_vm.host.file_user import set_file_user
 
-    set_file_user(*owner)
     try:
+        set_file_user(*owner)
         yield
     finally:
-        set_file_user(0, os.getegid())
+        try:
+            set_file_user(0, os.getegid())
+        finally:
+            # Again: an interrupt can end the first call before it has done anything.
+            set_file_user(0, os.getegid())
 
 
 def may_read(facts: os.stat_result, owner: tuple[int, int]) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laboratory.interrupts import interrupt_often
 from laboratory.person import open_above
 
 from ktrdr_vm import api
@@ -114,6 +115,20 @@ def test_the_threads_rights_come_back(workspace: Path) -> None:
     with pytest.raises(PermissionError), reading_as(PERSON):
         (workspace / "closed.env").read_bytes()
     assert (workspace / "closed.env").read_bytes() == SECRET
+
+
+def test_the_threads_rights_come_back_after_any_interrupt(workspace: Path) -> None:
+    """Else a removal would find that it may not open root's own files."""
+
+    def read() -> None:
+        with reading_as(PERSON):
+            [os.access(workspace, os.R_OK) for _ in range(100)]
+
+    def check() -> None:
+        assert Path("/proc/thread-self/status").read_text().partition("Uid:")[2].split()[3] == str(os.geteuid())
+
+    read()
+    assert interrupt_often(read, check, longest=9e-4, seconds=4) > 100
 
 
 # -- a person's own places, by every way ------------------------------------------------------------------------------

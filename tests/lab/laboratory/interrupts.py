@@ -1,0 +1,35 @@
+"""Interrupts at every moment of a call."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+
+
+def interrupt_often(act: Callable[[], object], check: Callable[[], object], *, longest: float, seconds: float) -> int:
+    """Call `act` again and again for some seconds, raise KeyboardInterrupt in it after up to `longest` seconds each
+    time, as Ctrl-C does, and call `check` afterwards. Returns the number of interrupts."""
+    interrupts = calls = 0
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    end = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end:
+            calls += 1
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 + calls * 7e-6 % longest)
+                act()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupts += 1
+            check()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    print(f"{calls} calls, {interrupts} interrupts")
+    return interrupts
