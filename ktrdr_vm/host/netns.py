@@ -66,8 +66,9 @@ def run_inside(name: str, act: Callable[[], T]) -> T:
     """Call `act` in the namespace, with the programs that it starts. With an empty name, call it where this process is.
 
     It runs in a thread of its own: signals raise in the main thread only, so that an interrupt can neither end it half
-    done nor leave the caller in the namespace, where a removal would search the objects of the host. An interrupt is
-    raised after it has ended. ProvisionError if there is no such namespace, HostError if this process may not enter it.
+    done nor leave the caller in the namespace, where a removal would search for the objects of the host. An interrupt
+    is raised after it has ended. ProvisionError if there is no such namespace, HostError if this process may not enter
+    it.
     """
     if not name:
         return act()
