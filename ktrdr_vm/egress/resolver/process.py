@@ -16,6 +16,7 @@ import dns.exception
 import dns.message
 import dns.rcode
 import dns.rdata
+import dns.rdataclass
 import dns.rdatatype
 
 from ktrdr_vm.egress.resolver.decisions import Resolver, Upstream
@@ -239,7 +240,12 @@ def rehearse_resolver() -> None:
     dnspython imports the modules of record types and its socket backend when it first needs them: all of them are
     loaded here.
     """
-    dns.rdata.load_all_types()  # type: ignore[no-untyped-call]
+    if hasattr(dns.rdata, "load_all_types"):
+        dns.rdata.load_all_types()  # type: ignore[no-untyped-call]
+    else:
+        # dnspython 2.3, which is that of Debian 12.
+        for number in dns.rdatatype.RdataType:
+            dns.rdata.get_rdata_class(dns.rdataclass.IN, number)  # type: ignore[no-untyped-call]
     asyncio.run(_rehearse())
 
 
