@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import socket
 import sys
 import traceback as traceback  # prints the error at the end; imported before the privileges are dropped
 
 from ktrdr_vm.egress.supervised_child import SERVES
-from ktrdr_vm.host.privileges import drop_privileges, leave_network, lower_limit
+from ktrdr_vm.host.owner import forbid_cores
+from ktrdr_vm.host.privileges import drop_privileges, leave_network
 
 # Each encoding that `json.loads` detects in bytes. Python imports an encoding at its first use.
 _ENCODINGS = (
@@ -33,7 +33,7 @@ _ENCODINGS = (
 
 def main() -> None:
     role, uid, descriptors, parent = sys.argv[2], int(sys.argv[3]), [int(word) for word in sys.argv[4:]], os.getppid()
-    lower_limit(resource.RLIMIT_CORE, 0)
+    forbid_cores()
     channel = socket.socket(fileno=descriptors[0])
     with os.fdopen(descriptors[1], "rb") as file:
         config = json.load(file)

@@ -17,7 +17,6 @@ import contextlib
 import fcntl
 import json
 import os
-import resource
 import selectors
 import signal
 import subprocess
@@ -42,7 +41,7 @@ from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.name_servers import find_upstreams
 from ktrdr_vm.host.nft import list_table
 from ktrdr_vm.host.on_link import find_on_link
-from ktrdr_vm.host.privileges import lower_limit
+from ktrdr_vm.host.owner import forbid_cores
 
 if TYPE_CHECKING:
     from ktrdr_vm.egress.escalations import EscalationSupervisor
@@ -289,7 +288,7 @@ class Guard:
 def main() -> None:
     """`DIRECTORY`. Descriptor 1 is a pipe, to which a line is written when the guard serves."""
     # No core dumps: the memory of the guard and of its children contains secrets.
-    lower_limit(resource.RLIMIT_CORE, 0)
+    forbid_cores()
     directory = Path(sys.argv[1])
     lock = os.open(directory / "guard.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

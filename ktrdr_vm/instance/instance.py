@@ -33,6 +33,7 @@ _STOCK_FACTOR = 2
 
 
 def find_boot_limit(facts: Facts) -> float:
+    """Seconds that a cold boot of the image may take, until SSH answers."""
     return BOOT_LIMIT[facts.accelerator] * (_STOCK_FACTOR if facts.image.boot == "disk" else 1)
 
 

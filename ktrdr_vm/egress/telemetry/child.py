@@ -24,6 +24,7 @@ from ktrdr_vm.egress.telemetry.messages import Asked, Counted, encode
 from ktrdr_vm.egress.telemetry.otlp import PATHS, Encoding, OtlpError, Stamp, stamp_request
 from ktrdr_vm.egress.telemetry.relay import Relay, run_relay
 from ktrdr_vm.egress.telemetry.sender import Sender
+from ktrdr_vm.host.owner import forbid_cores
 from ktrdr_vm.host.privileges import drop_privileges, leave_network, lower_limit
 from ktrdr_vm.policy.load import read_collector_headers
 from ktrdr_vm.profile.collector import Collector
@@ -34,7 +35,7 @@ _MEMORY = 2 * 1024 * 1024 * 1024
 
 def main() -> None:
     role, descriptors, parent = sys.argv[2], [int(word) for word in sys.argv[3:]], os.getppid()
-    lower_limit(resource.RLIMIT_CORE, 0)
+    forbid_cores()
     channel = socket.socket(fileno=descriptors[0])
     pipe = socket.socket(fileno=descriptors[1])
     config: dict[str, Any] = json.loads(channel.recv(65536))
