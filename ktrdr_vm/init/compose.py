@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,11 @@ _NAME = re.compile(r"(docker-)?compose([._-][A-Za-z0-9._-]+)?\.ya?ml")
 _MOST_MERGED = 50_000
 _MOST_SERVICES = 200
 _SERVICE = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_RESOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,100}")
 _IMAGE = re.compile(r"[A-Za-z0-9._:/@-]{1,300}")
+_VARIABLE = re.compile(
+    r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?:(?P<operator>:?[-?])(?P<rest>[^${}]*))?\}|\$(?P<plain>[A-Za-z_][A-Za-z0-9_]*)"
+)
 _PATH_OF_URL = re.compile(r"https?://[^/\s\"']+(/[A-Za-z0-9._~/-]*)")
 # Ports of well-known servers that do not speak HTTP.
 _NOT_HTTP = {22, 25, 53, 389, 1433, 1883, 3306, 4317, 5432, 5672, 6379, 9042, 9092, 11211, 27017}
@@ -50,10 +54,13 @@ class Service:
 
 @dataclass(frozen=True)
 class ComposeFile:
-    """A compose file by its name in the repository."""
+    """A compose file by its name in the repository. Networks and volumes are those that Compose does not create, by the
+    name that Docker knows them by."""
 
     name: str
     services: tuple[Service, ...]
+    external_networks: tuple[str, ...] = ()
+    external_volumes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -110,8 +117,9 @@ def is_compose_name(name: str) -> bool:
     return _NAME.fullmatch(posixpath.basename(name)) is not None
 
 
-def parse_compose(name: str, text: str) -> ComposeFile | None:
-    """The services of a compose file; None if the text is no compose file. What cannot be understood is left out."""
+def parse_compose(name: str, text: str, values: Mapping[str, str]) -> ComposeFile | None:
+    """What a compose file declares, with `values` for its variables; None if the text is no compose file. What cannot
+    be understood is left out."""
     try:
         data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
@@ -121,51 +129,77 @@ def parse_compose(name: str, text: str) -> ComposeFile | None:
     if not isinstance(services, dict):
         return None
     named = ((str(key), value) for key, value in list(services.items())[:_MOST_SERVICES] if isinstance(key, str))
-    return ComposeFile(name, tuple(_parse_service(key, value) for key, value in named if _SERVICE.fullmatch(key)))
+    return ComposeFile(
+        name,
+        tuple(_parse_service(key, value, values) for key, value in named if _SERVICE.fullmatch(key)),
+        tuple(_find_external(data.get("networks"), values)),
+        tuple(_find_external(data.get("volumes"), values)),
+    )
 
 
-def _parse_service(name: str, value: Any) -> Service:
+def _parse_service(name: str, value: Any, values: Mapping[str, str]) -> Service:
     service = value if isinstance(value, dict) else {}
-    image = _resolve(service.get("image"))
+    image = _resolve(service.get("image"), values)
     return Service(
         name,
         image=image if _IMAGE.fullmatch(image) else "",
         builds="build" in service,
-        ports=tuple(_find_ports(service.get("ports"))),
-        env_files=tuple(_find_env_files(service.get("env_file"))),
-        health_path=_find_health_path(service.get("healthcheck")),
+        ports=tuple(_find_ports(service.get("ports"), values)),
+        env_files=tuple(_find_env_files(service.get("env_file"), values)),
+        health_path=_find_health_path(service.get("healthcheck"), values),
     )
 
 
-def _resolve(value: Any) -> str:
-    """A scalar with `${NAME:-default}` replaced by its default; empty for anything else."""
+def _find_external(value: Any, values: Mapping[str, str]) -> Iterator[str]:
+    """The names of those with `external: true`, or with `external: {name: NAME}` of older files."""
+    for key, one in list(value.items())[:_MOST_SERVICES] if isinstance(value, dict) else ():
+        external = one.get("external") if isinstance(one, dict) else None
+        if not external:
+            continue
+        older = external.get("name") if isinstance(external, dict) else None
+        name = _resolve(one.get("name") or older or key, values)
+        if _RESOURCE.fullmatch(name):
+            yield name
+
+
+def _resolve(value: Any, values: Mapping[str, str]) -> str:
+    """A scalar with its variables replaced by `values` and by their defaults; empty for anything that is no scalar. A
+    variable without a value is left as it is written."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         return ""
-    return re.sub(r"\$\{[A-Za-z_][A-Za-z0-9_]*:?-([^${}]*)\}", r"\1", str(value)[:1000])
+
+    def replace(found: re.Match[str]) -> str:
+        # Compose takes the default of `:-` also for a variable that is set and empty.
+        kept = values.get(found["name"] or found["plain"])
+        if kept or (kept is not None and found["operator"] == "-"):
+            return kept
+        return found["rest"] if found["operator"] in (":-", "-") else found[0]
+
+    return _VARIABLE.sub(replace, str(value)[:1000])
 
 
-def _find_ports(value: Any) -> Iterator[int]:
+def _find_ports(value: Any, values: Mapping[str, str]) -> Iterator[int]:
     for one in value[:100] if isinstance(value, list) else ():
         if isinstance(one, dict):
-            published = _resolve(one.get("published"))
+            published = _resolve(one.get("published"), values)
         else:
-            parts = _resolve(one).partition("/")[0].split(":")
+            parts = _resolve(one, values).partition("/")[0].split(":")
             published = parts[-2] if len(parts) > 1 else ""
         if re.fullmatch(r"[0-9]{1,5}", published) and 0 < int(published) < 65536:
             yield int(published)
 
 
-def _find_env_files(value: Any) -> Iterator[str]:
+def _find_env_files(value: Any, values: Mapping[str, str]) -> Iterator[str]:
     for one in value[:100] if isinstance(value, list) else [value]:
         if isinstance(one, dict):
             if one.get("required") is not False:
-                yield _resolve(one.get("path"))
+                yield _resolve(one.get("path"), values)
         elif one is not None:
-            yield _resolve(one)
+            yield _resolve(one, values)
 
 
-def _find_health_path(value: Any) -> str:
+def _find_health_path(value: Any, values: Mapping[str, str]) -> str:
     test = value.get("test") if isinstance(value, dict) else None
     words = test[:50] if isinstance(test, list) else [test]
-    found = _PATH_OF_URL.search(" ".join(_resolve(word) for word in words))
+    found = _PATH_OF_URL.search(" ".join(_resolve(word, values) for word in words))
     return found[1] if found else ""

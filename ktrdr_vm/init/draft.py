@@ -215,6 +215,7 @@ def _draft_variables(survey: Survey, compose: ComposeFile) -> Entry | None:
     api, database = compose.api, compose.database
     if not uses_shipped_gate(survey, compose) or api is None or database is None:
         return None
+    external = {"external_networks": compose.external_networks, "external_volumes": compose.external_volumes}
     return Entry(
         "vars",
         reason="Variables of the shipped gates.",
@@ -223,5 +224,10 @@ def _draft_variables(survey: Survey, compose: ComposeFile) -> Entry | None:
             Entry("api_url", f"http://127.0.0.1:{api.http_port}", f"{api.name} publishes this port."),
             Entry("health_path", api.health_path, f"The health check of {api.name} uses it."),
             Entry("database_service", database.name, f"It runs {database.image}."),
+            *(
+                Entry(key, " ".join(names), f"{compose.name} declares them as external: they are created.")
+                for key, names in external.items()
+                if names
+            ),
         ),
     )

@@ -59,6 +59,11 @@ def draft_starts(survey: Survey, compose: ComposeFile) -> str:
             f"{compose.name} is complete and valid.",
             _shell("configuration valid", "docker compose config --quiet", folder, changed_when=False),
         ),
+        *(
+            Step(f"{compose.name} declares it as external.", _create_external(kind, name, folder))
+            for kind, names in (("network", compose.external_networks), ("volume", compose.external_volumes))
+            for name in names
+        ),
         Step(
             f"{len(compose.services)} services: {', '.join(one.name for one in compose.services)}.",
             _shell(
@@ -143,6 +148,11 @@ def draft_checks(survey: Survey) -> str:
 
 def _copies_env_file(survey: Survey, compose: ComposeFile) -> bool:
     return compose.needs_env_file or bool(survey.env_example)
+
+
+def _create_external(kind: str, name: str, folder: str) -> dict[str, Any]:
+    line = f"docker {kind} inspect {name} >/dev/null 2>&1 || docker {kind} create {name}"
+    return _shell(f"{kind} {name} exists", line, folder)
 
 
 def _shell(name: str, line: str, folder: str, **keywords: Any) -> dict[str, Any]:

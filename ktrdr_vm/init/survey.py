@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from ktrdr_vm.init.files import Files
 
 _ENV_EXAMPLES = (".env.example", ".env.sample", ".env.template", ".env.dist", "env.example")
 # Within one line: with `\s`, which also matches line ends, a file of blank lines takes minutes.
-_VARIABLE = re.compile(r"^[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]{0,60})[ \t]*=", re.MULTILINE)
+_VARIABLE = re.compile(
+    r"^[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]{0,60})[ \t]*=[ \t]*[\"']?([^\s\"'#]*)", re.MULTILINE
+)
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|PRIVATE", re.IGNORECASE)
 _DOCKERFILE = re.compile(r"(Docker|Container)file([._-].*)?|.*\.[Dd]ockerfile")
 _FROM = re.compile(r"^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*([A-Za-z0-9._:/@-]{1,300})", re.MULTILINE | re.IGNORECASE)
@@ -50,9 +53,7 @@ def survey_repository(top: Path) -> Survey:
     files = Files(top)
     devcontainer, definition = _read_devcontainer(files)
     composes = _find_composes(files)
-    folders = [f"{compose.folder}/" for compose in composes[:1] if compose.folder]
-    example = files.find(*(f"{folder}{name}" for folder in (*folders, "") for name in _ENV_EXAMPLES))
-    variables = dict.fromkeys(_VARIABLE.findall(files.read(example))) if example else {}
+    example, variables = _read_example(files, composes[0].folder if composes else "")
     setup = definition.get("postCreateCommand")
     return Survey(
         name=_make_name(top.name),
@@ -74,9 +75,18 @@ def _make_name(folder: str) -> str:
 
 
 def _find_composes(files: Files) -> tuple[ComposeFile, ...]:
-    found = [parse_compose(name, files.read(name)) for name in files.names if is_compose_name(name)][:_MOST]
+    names = [name for name in files.names if is_compose_name(name)][:_MOST]
+    found = [parse_compose(name, files.read(name), _read_example(files, posixpath.dirname(name))[1]) for name in names]
     # Overrides and files of another environment change the main file, so they come last.
     return tuple(sorted((one for one in found if one is not None and one.services), key=_rank))
+
+
+def _read_example(files: Files, folder: str) -> tuple[str, dict[str, str]]:
+    """The example of `.env` for a compose file in `folder`, and its variables. `.env` itself has secrets, and is not
+    read."""
+    folders = (f"{folder}/", "") if folder else ("",)
+    example = files.find(*(f"{one}{name}" for one in folders for name in _ENV_EXAMPLES))
+    return example, dict(_VARIABLE.findall(files.read(example))) if example else {}
 
 
 def _rank(compose: ComposeFile) -> tuple[bool, int, str]:

@@ -150,6 +150,53 @@ def test_a_registry_with_a_port_is_a_host_and_an_address_a_suggestion(tmp_path: 
     assert "# - {host: 10.0.0.1, ports: [5000]}" in documents["ktrdr.yaml"]
 
 
+EXTERNAL = """\
+networks:
+  monitoring: {external: true, name: "${PREFIX:-shop}-monitoring"}
+  default: {}
+volumes:
+  data: {external: true}
+  older: {external: {name: old-data}}
+  bad: {external: true, name: "a; rm -rf /"}
+"""
+
+
+def test_external_networks_and_volumes_are_created_before_the_containers(tmp_path: Path) -> None:
+    documents = draft(tmp_path, {"compose.yaml": STACK + EXTERNAL, ".env.example": "PREFIX=own\n"})
+    [play] = yaml.safe_load(documents["playbooks/starts.yaml"])
+    names = [task["name"] for task in play["tasks"][0]["block"]]
+    made = ["network own-monitoring exists", "volume data exists", "volume old-data exists"]
+    assert [name for name in names if name.endswith(" exists") and name != "the environment file exists"] == made
+    assert names.index(made[-1]) < names.index("containers build and start")
+
+
+def test_external_networks_and_volumes_are_variables_of_the_shipped_gate(tmp_path: Path) -> None:
+    profile = read_profile(draft(tmp_path, {"compose.yaml": STACK + EXTERNAL}))
+    assert profile["gates"] == ["startability", "isolation"]
+    assert profile["vars"]["external_networks"] == "shop-monitoring"
+    assert profile["vars"]["external_volumes"] == "data old-data"
+
+
+@pytest.mark.parametrize(
+    ("port", "example", "found"),
+    [
+        ("${API_PORT:?copy .env.example}", "API_PORT=8081\n", 8081),
+        ("${API_PORT}", "export API_PORT = '8082' # of the API\n", 8082),
+        ("$API_PORT", "API_PORT=8083", 8083),
+        ("${API_PORT:-8084}", "API_PORT=\n", 8084),
+        ("${API_PORT:-8084}", "OTHER=1\n", 8084),
+        ("${API_PORT}", "OTHER=1\n", 0),
+    ],
+)
+def test_variables_of_a_compose_file_have_the_values_of_the_example(
+    tmp_path: Path, port: str, example: str, found: int
+) -> None:
+    (tmp_path / ".env.example").write_text(example)
+    (tmp_path / "compose.yaml").write_text(STACK.replace("${API_PORT:-8080}", port))
+    [compose] = survey_repository(tmp_path).composes
+    assert compose.services[0].http_port == found
+
+
 def test_a_remote_is_shown_without_its_credentials(tmp_path: Path) -> None:
     text = draft(tmp_path, {".git/config": '[remote "o"]\n\turl = https://me:s3cret@github.com/a/b\n'})["ktrdr.yaml"]
     assert "# - {preset: github}" in text and "s3cret" not in text
@@ -170,7 +217,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     "text", ["", "- a\n", "services: []\n", "a: {b\n", "services: {a: 3}\n", "a: &a [*a]\nservices: *a\n"]
 )
 def test_what_is_no_compose_file_is_none_or_has_no_facts(text: str) -> None:
-    found = parse_compose("compose.yaml", text)
+    found = parse_compose("compose.yaml", text, {})
     assert found is None or [(one.image, one.ports) for one in found.services] == [("", ())]
 
 
