@@ -4,6 +4,8 @@ hostile bytes."""
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import json
 import os
 import socket
@@ -43,14 +45,16 @@ def ask_upstream(find_servers: Callable[[], list[str]], port: int = 53) -> Upstr
     queried once more, as a datagram may be lost. The first answer counts. SERVFAIL and REFUSED count only if no other
     server has an answer.
     """
+    exchange = functools.partial(dns.asyncquery.udp_with_fallback, ignore_unexpected=True)
+    # Before dnspython 2.6, as in Debian 12, a datagram that is no answer to the query ends the attempt.
+    if "ignore_errors" in inspect.signature(exchange).parameters:
+        exchange = functools.partial(exchange, ignore_errors=True)
 
     async def ask(name: str) -> dns.message.Message:
         query = dns.message.make_query(name, dns.rdatatype.A, use_edns=0, payload=1232)
 
         async def one(server: str) -> dns.message.Message:
-            message, _ = await dns.asyncquery.udp_with_fallback(
-                query, server, timeout=UPSTREAM_TIMEOUT, port=port, ignore_unexpected=True, ignore_errors=True
-            )
+            message, _ = await exchange(query, server, timeout=UPSTREAM_TIMEOUT, port=port)
             return message
 
         waiting: set[asyncio.Task[dns.message.Message]] = set()

@@ -209,6 +209,19 @@ def test_an_answer_is_cached_for_its_time_and_counts_down() -> None:
     assert len(world.asked) == 2
 
 
+def test_an_error_that_nobody_expected_of_the_library_is_an_answer_and_a_line() -> None:
+    """The guest waited for its own limit, and the ledger had no line."""
+    world = World()
+    resolver = world.resolver()
+
+    async def broken(_name: str) -> dns.message.Message:
+        raise TypeError("udp_with_fallback() got an unexpected keyword argument")
+
+    resolver._upstream = broken
+    assert ask(resolver, "allowed.example").rcode() == dns.rcode.SERVFAIL
+    assert [(line["rule"], line["message"]) for line in world.lines] == [("upstream", "no answer: TypeError")]
+
+
 def test_an_upstream_that_fails_is_a_failure_and_not_an_absence() -> None:
     world = World(down=True)
     assert ask(world.resolver(), "allowed.example").rcode() == dns.rcode.SERVFAIL
