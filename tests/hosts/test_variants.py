@@ -84,6 +84,6 @@ def _is_told_and_mended(home: Household, refused: Said) -> None:
     [check] = [one for one in json.loads(told.out) if one["name"] == "firewall"]
     assert told.code == 3 and check["state"] == "missing"
     assert check["detail"] in refused.err and check["fix"] in refused.err
-    made = "ls /var/lib/ktrdr-vm/instances; nft list tables | grep ktrdr_; ip netns list; ip -br link | grep ^kv; true"
+    made = "ls /var/lib/ktrdr-vm/instances; nft list tables | grep ktrdr_; ip netns list | grep ^ktrdr-; ip -br link | grep ^kv; true"
     assert home.box.run(made).require().out.split() == []
     home.box.run(check["fix"], limit=120, step="what doctor says").require()
