@@ -8,13 +8,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from laboratory.clean_root import RELEASES, CleanRoot, build_root
 
 from ktrdr_vm.host.paths import PROJECT
-from ktrdr_vm.images.apt import read_apt_host
 
 # Of the root alone: plans without a repository of this host, and /proc of its own.
 TRIAL = """\
@@ -103,56 +102,14 @@ def test_its_version_sorts_before_the_release(package: Path) -> None:
     subprocess.run(["dpkg", "--compare-versions", version, "lt", "1.2.3"], check=True, timeout=10)
 
 
-@dataclass(frozen=True)
-class CleanRoot:
-    """A root file system with the package, its dependencies, and nothing of this host but its kernel."""
-
-    release: str
-    place: Path
-
-    def run(self, script: str, *, limit: float) -> subprocess.CompletedProcess[str]:
-        """`script` as a container runtime would run it: with mounts, processes and a /run of its own."""
-        inside = [*_CONTAINER, "sh", "-ec", _ENTER, "sh", str(self.place), script]
-        path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"}
-        return subprocess.run(inside, capture_output=True, text=True, timeout=limit, check=False, env=path)
-
-
-_CONTAINER = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--"]
-# The kernel refuses user namespaces in a chroot, so the root is entered as container runtimes do.
-_ENTER = """\
-mount --bind "$1" "$1"
-cd "$1"
-mount -t proc proc proc
-for folder in sys dev; do mount --rbind "/$folder" "$folder"; done
-mount -t tmpfs -o mode=755 run run
-mount -t tmpfs tmp tmp
-cp --dereference /etc/resolv.conf etc/resolv.conf
-mkdir -p .old
-pivot_root . .old
-umount -l .old
-exec sh -c "$2"
-"""
-
-
-@pytest.fixture(scope="module", params=["bookworm", "trixie"])
+@pytest.fixture(scope="module", params=RELEASES)
 def clean_root(
     package: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[CleanRoot]:
     place = tmp_path_factory.mktemp(request.param) / "root"
-    install = "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends man-db /tmp/*.deb"
-    hooks = [f"--customize-hook=copy-in {package} /tmp", f"--customize-hook=chroot \"$1\" sh -c '{install}'"]
-    # The program in it builds an image from the package lists of its own apt.
-    kept = "--skip=cleanup/apt/lists"
-    done = subprocess.run(
-        ["mmdebstrap", "--variant=apt", kept, *hooks, request.param, place, read_apt_host().main.uri],
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    made = build_root(request.param, place, copied=[package], packages=["man-db", "/tmp/*.deb"])
     shutil.copytree(PROJECT / "examples/demo-stack", place / "root/demo", ignore=shutil.ignore_patterns("__pycache__"))
-    yield CleanRoot(request.param, place)
+    yield made
     shutil.rmtree(place)
 
 
