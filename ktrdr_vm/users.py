@@ -1,14 +1,54 @@
-"""The users of this host as this process sees them: who may change a path, and whether it is in a user namespace."""
+"""The users of this host as this process sees them: their names and home directories, who may change a path, and
+whether it is in a user namespace."""
 
 from __future__ import annotations
 
 import functools
+import grp
 import os
+import pwd
 import stat
 from pathlib import Path
 
+from ktrdr_vm.errors import HostError
+
 # The kernel's overflowuid: every user who is not mapped, root of the host among them.
 UNMAPPED = 65534
+
+
+def find_home_folder() -> Path:
+    """The home directory of this user: HOME, or that of the account. HostError if there is neither, as in a container
+    that runs as a number."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise HostError(
+            "this user has no home directory", where=f"uid {os.getuid()}", hint="set HOME to a folder of this user"
+        ) from None
+
+
+def find_account_folder(uid: int) -> str:
+    """The home directory of an account; /nonexistent for a number without one."""
+    try:
+        return pwd.getpwuid(uid).pw_dir
+    except KeyError:
+        return "/nonexistent"
+
+
+def name_user(uid: int) -> str:
+    """The name of a user; the number of one without an account."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def name_group(gid: int) -> str:
+    """The name of a group; the number of one that has none, such as that of a device of another host."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def find_changeable(path: Path) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import pwd
 from typing import Any
 
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.netns import FOLDER
+from ktrdr_vm.users import name_user
 
 # The only user who may attach to a tap: libvirt's daemon, which opens it for QEMU.
 TAP_OWNER = 0
@@ -35,7 +35,7 @@ def read_link(name: str, namespace: str = "") -> dict[str, Any] | None:
     # iproute2 prints the name of the user if there is one. Interfaces of other kinds cannot be attached to.
     is_owned = kind.get("info_kind") != "tun" or kind.get("info_data", {}).get("user") in (
         TAP_OWNER,
-        pwd.getpwuid(TAP_OWNER).pw_name,
+        name_user(TAP_OWNER),
     )
     return {"ifalias": "", **found[0], "is_owned": is_owned}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import re
 import shutil
 import time
@@ -19,7 +18,7 @@ from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.answers import Answers
 from ktrdr_vm.host.paths import list_shipped
-from ktrdr_vm.users import in_user_namespace
+from ktrdr_vm.users import find_account_folder, find_home_folder, in_user_namespace
 
 Destination = tuple[str, int]
 """A host name and a TCP port."""
@@ -223,7 +222,7 @@ def list_presets() -> list[str]:
 
 def _find_surroundings(owner: Owner) -> tuple[str, str]:
     """HOME and PATH of a client."""
-    return _find_home(owner[0]), os.environ.get("PATH", process.SYSTEM_PATH)
+    return find_client_home(owner[0]), os.environ.get("PATH", process.SYSTEM_PATH)
 
 
 def _ask(argv: list[str], owner: Owner) -> str:
@@ -239,13 +238,11 @@ def _ask(argv: list[str], owner: Owner) -> str:
         ) from None
 
 
-def _find_home(uid: int) -> str:
+def find_client_home(uid: int) -> str:
+    """The home directory whose settings pip and npm of a user read."""
     if in_user_namespace() and uid == os.geteuid():
-        return str(Path("~").expanduser())
-    try:
-        return pwd.getpwuid(uid).pw_dir
-    except KeyError:
-        return "/nonexistent"
+        return str(find_home_folder())
+    return find_account_folder(uid)
 
 
 def _destinations(urls: list[str]) -> list[Destination]:

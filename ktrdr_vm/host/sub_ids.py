@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.host import process
+from ktrdr_vm.users import name_user
 
 # Users of packages, such as libvirt-qemu, and those of instances are below this number.
 MAPPED = 65536
@@ -29,7 +29,7 @@ def find_map(person: int, group: int) -> tuple[list[Range], list[Range]]:
     """The maps of users and of groups. HostError with the command to run if the host gives the person no sub-ids."""
     user_range, group_range = _find_range(_SUBUID, person), _find_range(_SUBGID, person)
     if not user_range or not group_range:
-        name, free = _name(person), _find_free()
+        name, free = name_user(person), _find_free()
         raise HostError(
             f"{name} has no {MAPPED} subordinate ids, so QEMU and the guards could not run as users of their own",
             where=str(_SUBGID if user_range else _SUBUID),
@@ -85,7 +85,7 @@ def _find_range(path: Path, person: int) -> int:
 
 def _read(path: Path, person: int) -> list[tuple[int, int]]:
     """First id and number of each range of the person."""
-    return [(first, count) for name, first, count in _parse(path) if name in (_name(person), str(person))]
+    return [(first, count) for name, first, count in _parse(path) if name in (name_user(person), str(person))]
 
 
 def _parse(path: Path) -> list[tuple[str, int, int]]:
@@ -100,13 +100,6 @@ def _parse(path: Path) -> list[tuple[str, int, int]]:
         for one in words
         if len(one) == 3 and one[1].isdecimal() and one[2].isdecimal()
     ]
-
-
-def _name(person: int) -> str:
-    try:
-        return pwd.getpwuid(person).pw_name
-    except KeyError:
-        return str(person)
 
 
 def require_user_namespaces() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.host import process
+from ktrdr_vm.host.package_sources import find_client_home
 
 _WHEELS = "tmp/wheels"
 # A wheel of a program can be some tens of megabytes.
@@ -32,7 +33,7 @@ def require_pip() -> None:
 
 def _make_environment() -> dict[str, str]:
     """With the settings of pip of this user, such as the index of a company."""
-    return {"HOME": str(Path("~").expanduser()), "PATH": os.environ.get("PATH", process.SYSTEM_PATH)}
+    return {"HOME": find_client_home(os.geteuid()), "PATH": os.environ.get("PATH", process.SYSTEM_PATH)}
 
 
 def install(root: Path, packages: Sequence[str]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import pwd
 
 from ktrdr_vm.egress.delivered_values import MAX_BYTES
 from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.profile.model import Secret as SecretEntry
+from ktrdr_vm.users import find_account_folder, name_user
 
 COMMAND_LIMIT = 60.0
 _CLIENT_VARIABLES = (
@@ -75,8 +75,7 @@ def _ask_command(entry: SecretEntry) -> bytes:
     owner = find_owner()
     environment = {name: os.environ[name] for name in _CLIENT_VARIABLES if name in os.environ}
     if os.geteuid() == 0 and owner[0] != 0:
-        person = pwd.getpwuid(owner[0])
-        environment |= {"HOME": person.pw_dir, "USER": person.pw_name}
+        environment |= {"HOME": find_account_folder(owner[0]), "USER": name_user(owner[0])}
     done = process.run(
         list(entry.command),
         timeout=COMMAND_LIMIT,

@@ -3,14 +3,13 @@ enters no world."""
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 from pathlib import Path
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.sub_ids import KVM, find_kvm_group, find_map, require_user_namespaces
 from ktrdr_vm.monitoring.check import Check
+from ktrdr_vm.users import name_group, name_user
 from ktrdr_vm.world.enter import find_world
 from ktrdr_vm.world.layout import find_layout
 
@@ -53,16 +52,19 @@ def _tun() -> Check | None:
 def _kvm() -> Check | None:
     if not KVM.exists():
         return None
-    facts, name = KVM.stat(), pwd.getpwuid(os.getuid()).pw_name
+    facts, name = KVM.stat(), name_user(os.getuid())
     if facts.st_mode & 0o006 == 0o006:
         return Check("kvm access", "ok", f"everybody may open {KVM}")
     if not os.access(KVM, os.R_OK | os.W_OK):
-        group = grp.getgrgid(facts.st_gid).gr_name
+        group = name_group(facts.st_gid)
+        # usermod takes a number only if a group has it.
+        made = f"groupadd -g {group} kvm-of-host && " if group.isdecimal() else ""
+        group = "kvm-of-host" if group.isdecimal() else group
         return Check(
             "kvm access",
             "warning",
             f"this user may not open {KVM}",
-            f"as root: usermod -aG {group} {name}; then log in again",
+            f"as root: {made}usermod -aG {group} {name}; then log in again",
         )
     if find_kvm_group(os.getuid()) is None:
         return Check(
@@ -86,7 +88,7 @@ def _limits() -> Check:
 
 def _linger() -> Check | None:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    name = pwd.getpwuid(os.getuid()).pw_name
+    name = name_user(os.getuid())
     if not runtime.startswith("/run/user/") or not _LINGER.parent.exists() or (_LINGER / name).exists():
         return None
     return Check(

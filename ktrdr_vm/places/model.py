@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ktrdr_vm.errors import DocumentError, UsageError
+from ktrdr_vm.host.paths import find_configuration
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.schema import check_shape
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES, load_yaml
@@ -88,10 +89,7 @@ class Place:
 
 def find_places_file() -> Path:
     """The file of this person's places; it need not exist."""
-    configuration = os.environ.get("XDG_CONFIG_HOME", "")
-    return (
-        Path(configuration if configuration.startswith("/") else "~/.config").expanduser() / "ktrdr-vm" / "places.yaml"
-    )
+    return find_configuration() / "places.yaml"
 
 
 def read_places() -> dict[str, Place]:
@@ -150,12 +148,16 @@ def parse_places(text: str | bytes, source: str) -> dict[str, Place]:
             problems.append(document.problem((*at, "grace"), str(error)))
             grace = 0
         ssh_config = data.get("ssh_config", "")
+        try:
+            ssh_config = str(Path(ssh_config).expanduser()) if ssh_config else ""
+        except RuntimeError:
+            problems.append(document.problem((*at, "ssh_config"), "there is no such home directory"))
         found[name] = Place(
             name,
             kind,
             data.get("host", ""),
             data.get("program", "ktrdr-vm"),
-            str(Path(ssh_config).expanduser()) if ssh_config else "",
+            ssh_config,
             data.get("spool", ""),
             data.get("cache", ""),
             tuple(data.get("options", ())),

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError, ProvisionError
-from ktrdr_vm.users import find_changeable, in_user_namespace
+from ktrdr_vm.users import find_changeable, find_home_folder, in_user_namespace
 from ktrdr_vm.world.layout import Layout, Record, find_layout, read_errors
 
 # In the order in which they are entered: the first gives the rights for the others.
@@ -126,7 +126,7 @@ def _start(layout: Layout) -> None:
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
     log = os.open(layout.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     begin = os.fstat(log).st_size
-    words: list[str | Path] = [layout.folder, layout.home, Path("~").expanduser(), str(orphan)]
+    words: list[str | Path] = [layout.folder, layout.home, find_home_folder(), str(orphan)]
     started = process.start_module(
         "ktrdr_vm.world.keeper", words, streams=process.Streams(stdout=ready_write, stderr=log)
     )

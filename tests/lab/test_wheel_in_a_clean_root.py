@@ -111,7 +111,7 @@ def _give(person: Path) -> None:
 
 
 def _configure_pip(place: Path) -> None:
-    """pip of this host as it is configured, with the places that it names."""
+    """As pip of this host is configured: its indexes on the network, and the authorities that it trusts."""
     pip = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(pip, check=True, capture_output=True, text=True, timeout=60).stdout
     made = configparser.RawConfigParser()
@@ -119,14 +119,13 @@ def _configure_pip(place: Path) -> None:
     for line in listed.splitlines():
         name, _, value = line.partition("=")
         key, value = name.rpartition(".")[2], value.strip("'")
-        if key != "constraint":
-            made.set("global", key, value)
-        for word in value.split():
-            path = Path(word.removeprefix("file://"))
-            if path.is_absolute() and path.exists() and key != "constraint":
-                copy = place / path.relative_to("/")
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copytree(path, copy, dirs_exist_ok=True) if path.is_dir() else shutil.copy(path, copy)
+        if key == "cert" and Path(value).is_absolute():
+            copy = place / "etc/pip-authorities.crt"
+            shutil.copy(value, copy)
+            made.set("global", key, "/etc/pip-authorities.crt")
+        elif key in ("index-url", "extra-index-url", "trusted-host", "proxy"):
+            remote = [word for word in value.split() if not word.startswith(("file:", "/"))]
+            made.set("global", key, " ".join(remote))
     with (place / "etc/pip.conf").open("w") as file:
         made.write(file)
 

@@ -21,7 +21,7 @@ PACKAGE = PROJECT / "ktrdr_vm"
 # Complete: what is not listed is forbidden, and what is listed is used.
 _ROWS = {
     "errors": "",
-    "users": "",
+    "users": "errors",
     "identity": "errors",
     "profile": "errors",
     "host": "errors identity users",

@@ -38,6 +38,7 @@ def test_places_are_read() -> None:
         ("a: {kind: slurm, spool: relative}", "does not match"),
         ('a: {kind: slurm, spool: /s, options: ["--x\\n#SBATCH --y"]}', "does not match"),
         ("a: {kind: podman}", "is not one of"),
+        ("a: {kind: ssh, host: h, ssh_config: ~nobody-of-this-name/config}", "there is no such home directory"),
         ("a: {kind: local, grace: 1s}", "must be 10s to 1h"),
         ("a: {kind: local, hsot: x}", "unknown"),
         ("local: {kind: ssh, host: x}", "is this host"),
