@@ -3,12 +3,15 @@ hard-coded."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import ipaddress
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,14 @@ Owner = tuple[int, int]
 
 
 # The version of the kept answers; increased when the same question gets another answer.
-_VERSION = 1
+_VERSION = 2
+# Settings of pip and npm in the environment of the caller, which override their files.
+_SETTINGS = re.compile(
+    r"PIP_(?:INDEX_URL|EXTRA_INDEX_URL|FIND_LINKS|TRUSTED_HOST|CERT|CONFIG_FILE)"
+    r"|(?i:npm_config_)(?:(?i:registry|cafile|userconfig|globalconfig|strict_ssl))"
+)
+# Sources of apt on the host itself, which need no network.
+_LOCAL = ("file", "copy", "cdrom")
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,9 @@ def find_sources(preset: str, owner: Owner, answers: Answers | None = None) -> S
     With `answers`, a client is asked again only if something that it reads has changed.
     """
     name, began = f"{owner[0]}-{preset}.json", time.time_ns()
-    question = [_VERSION, preset, *owner, *_find_surroundings(owner)]
+    # A digest of the settings, because a URL may contain a password and the question is kept.
+    settings = hashlib.sha256(repr(sorted(_find_settings().items())).encode()).hexdigest()
+    question = [_VERSION, preset, *owner, *_find_surroundings(owner), settings]
     if answers is not None and (kept := answers.find(name, question)) is not None:
         destinations, files, authority = kept
         return Sources(tuple((host, port) for host, port in destinations), tuple(map(tuple, files)), authority)
@@ -86,24 +98,32 @@ def parse_apt_uris(listed: str, read: Callable[[str], str]) -> list[Destination]
         if not line.startswith("'"):
             continue
         url = line.split("'")[1]
-        kind, plus, rest = url.partition("+")
-        if kind != "mirror" or not plus:
+        kind, _, rest = url.partition(":")
+        if kind in ("http", "https"):
             urls.append(url)
+        if kind in ("http", "https", *_LOCAL):
             continue
-        name = rest.partition("/dists/")[0]
-        if not name.startswith("file:"):
+        if kind not in ("mirror", "mirror+file", "mirror+copy", "mirror+http", "mirror+https", "mirror+tor"):
+            raise HostError(
+                f"apt on this host has a source that the guest cannot use, {url[:200]}",
+                where="apt",
+                hint="list the hosts in the profile in place of the preset",
+            )
+        name = url.removeprefix("mirror+").partition("/dists/")[0]
+        if kind not in ("mirror+file", "mirror+copy"):
             raise HostError(
                 f"apt on this host reads its mirrors from the network, {name}",
                 where="apt",
                 hint="name the mirrors in the profile, or write them into a file and use mirror+file:",
             )
         try:
-            lines = read("/" + name.removeprefix("file:").strip("/")).splitlines()
+            lines = read("/" + rest.partition("/dists/")[0].strip("/")).splitlines()
         except OSError as error:
             raise HostError(
                 f"the list of mirrors of apt cannot be read: {error.strerror}", where=name, hint="correct apt's sources"
             ) from None
         urls += [one.split()[0] for one in lines if one.strip() and not one.lstrip().startswith("#")]
+    _refuse_addresses("apt", urls)
     return _destinations(urls)
 
 
@@ -113,7 +133,7 @@ import json, site, sys
 sys.path = [one for one in sys.path if one]
 import pip
 from pip._internal import configuration
-from pip._internal.models.index import PyPI
+from pip._internal.models.index import PyPI, TestPyPI
 found = configuration.Configuration(isolated=False)
 found.load()
 values = dict(found.items())
@@ -125,6 +145,8 @@ files = [one for kind in getattr(configuration, "get_configuration_files", dict)
 python = [sys.executable, sys.prefix + "/pyvenv.cfg", pip.__file__, site.getusersitepackages(), *sys.path]
 print(json.dumps({
     "index": pick("index-url"), "extra": pick("extra-index-url"), "cert": pick("cert"),
+    "trusted": pick("trusted-host"), "links": pick("find-links"),
+    "stores": {one.netloc: "https://" + one.file_storage_domain for one in (PyPI, TestPyPI)},
     "default": [PyPI.simple_url, "https://" + PyPI.file_storage_domain],
     "read": files and [*files, *python],
 }))
@@ -134,22 +156,32 @@ print(json.dumps({
 def _ask_pip(owner: Owner) -> Sources:
     # The interpreter of this program may lack pip; users configure the pip of the host.
     said = _parse(_ask(["python3", "-c", _ASK_PIP], owner), "pip")
-    index, extra, cert, default = (
-        [str(one) for one in said.get(key, ())] for key in ("index", "extra", "cert", "default")
+    index, extra, cert, links, trusted, default = (
+        [str(one) for one in said.get(key, ())] for key in ("index", "extra", "cert", "links", "trusted", "default")
     )
+    used = [*(index or default), *extra, *links]
+    _refuse_addresses("pip", used)
+    # The files of these indexes are on another host, which is also asked if the configuration names the index.
+    stores = {str(name): str(url) for name, url in dict(said.get("stores", {})).items()}
+    used += [stores[host] for host, _ in _destinations(used) if host in stores]
+    trusted = [one for one in trusted if one.partition(":")[0] in {host for host, _ in _destinations(used)}]
     read = tuple(str(path) for path in said.get("read", ()))
     if str(process.find_program("python3")) not in read:
         # A version manager chose another interpreter, from inputs that only the version manager knows.
         read = ()
     return Sources(
-        _sort(_destinations([*(index or default), *extra])), _render_pip(index, extra), cert[-1] if cert else "", read
+        _sort(_destinations(used)), _render_pip(index, extra, links, trusted), cert[-1] if cert else "", read
     )
 
 
-def _render_pip(index: list[str], extra: list[str]) -> tuple[tuple[str, str], ...]:
+def _render_pip(
+    index: list[str], extra: list[str], links: list[str], trusted: list[str]
+) -> tuple[tuple[str, str], ...]:
     lines = [f"index-url = {url}" for url in _list_public(index)[:1]]
-    if more := _list_public(extra):
-        lines += ["extra-index-url =", *(f"    {url}" for url in more)]
+    further = {"extra-index-url": _list_public(extra), "find-links": _list_public(links), "trusted-host": trusted}
+    for name, values in further.items():
+        if values:
+            lines += [f"{name} =", *(f"    {value}" for value in values)]
     return (("/etc/pip.conf", "\n".join(["[global]", *lines, ""])),) if lines else ()
 
 
@@ -161,6 +193,9 @@ def _ask_npm(owner: Owner) -> Sources:
         if key == "registry" or re.fullmatch(r"@[a-z0-9._~-]+:registry", key)
     }
     lines = [f"{key}={urls[0]}" for key, value in sorted(registries.items()) if (urls := _list_public([value]))]
+    _refuse_addresses("npm", registries.values())
+    if lines and said.get("strict-ssl") is False:
+        lines.append("strict-ssl=false")
     text = "\n".join([*lines, ""])
     # Debian's npm reads the first as its global settings, npm from upstream the second.
     files = tuple((path, text) for path in ("/etc/npmrc", "/usr/local/etc/npmrc")) if lines else ()
@@ -225,11 +260,41 @@ def _find_surroundings(owner: Owner) -> tuple[str, str]:
     return find_client_home(owner[0]), os.environ.get("PATH", process.SYSTEM_PATH)
 
 
+def _find_settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if _SETTINGS.fullmatch(name)}
+
+
+def _refuse_addresses(client: str, urls: Iterable[str]) -> None:
+    """HostError for a source that is no name: a preset allows names, and the loopback of the guest is its own."""
+    for url in urls:
+        try:
+            parts = urlsplit(url)
+            host = parts.hostname or ""
+        except ValueError:
+            continue
+        if parts.scheme not in ("http", "https"):
+            continue
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(host)
+            raise HostError(
+                f"{client} on this host has a source with an address, {host}, and a preset allows names only",
+                where=client,
+                hint="configure a name, or list hosts and addresses (cidr) in the profile in place of the preset",
+            )
+        if host == "localhost" or host.endswith(".localhost"):
+            raise HostError(
+                f"{client} on this host has a source on this host itself, {host}, which the guest cannot reach",
+                where=client,
+                hint="list the hosts in the profile in place of the preset",
+            )
+
+
 def _ask(argv: list[str], owner: Owner) -> str:
     # As the user, because the configuration is theirs and their PATH may contain any program, which root must not run.
     home, path = _find_surroundings(owner)
+    settings = {**_find_settings(), "HOME": home, "PATH": path}
     try:
-        return process.run(argv, timeout=30, environment={"HOME": home, "PATH": path}, cwd=Path("/"), owner=owner).text
+        return process.run(argv, timeout=30, environment=settings, cwd=Path("/"), owner=owner).text
     except KtrdrError as error:
         raise HostError(
             f"the sources of {argv[0]} could not be read: {error.message[:200]}",
@@ -254,6 +319,6 @@ def _destinations(urls: list[str]) -> list[Destination]:
             continue  # not a URL, or an invalid port
         if parts.scheme not in ("http", "https") or not parts.hostname:
             continue
-        if re.fullmatch(r"[a-z0-9.-]+", parts.hostname) and url.isprintable() and " " not in url:
+        if re.fullmatch(r"[a-z0-9_.-]+", parts.hostname) and url.isprintable() and " " not in url:
             found.append((parts.hostname, port or (443 if parts.scheme == "https" else 80)))
     return found

@@ -63,6 +63,73 @@ def test_npm_asks_the_registries_of_the_host_scoped_ones_too(monkeypatch: pytest
     assert found.files == (("/etc/npmrc", text), ("/usr/local/etc/npmrc", text))
 
 
+STORES = {"index.example": "https://files.example", "test.example": "https://test-files.example"}
+
+
+@pytest.mark.parametrize(
+    ("index", "extra"),
+    [
+        (["https://index.example/simple"], []),
+        (["https://pip.example/simple"], ["https://index.example/simple"]),
+        (["https://u:p@index.example/simple/"], []),
+    ],
+)
+def test_an_index_that_is_named_has_its_files_on_the_same_host_as_by_default(
+    monkeypatch: pytest.MonkeyPatch, index: list[str], extra: list[str]
+) -> None:
+    said = {"index": index, "extra": extra, "cert": [], "default": [], "stores": STORES}
+    assert ("files.example", 443) in ask(monkeypatch, "python", said).destinations
+
+
+def test_pip_trusts_the_same_hosts_and_has_the_same_pages_of_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        "index": ["https://pip_1.example/simple"],
+        "trusted": ["pip_1.example", "elsewhere.example"],
+        "links": ["https://wheels.example/list", "/srv/wheels"],
+    }
+    found = ask(monkeypatch, "python", said)
+    assert found.destinations == (("pip_1.example", 443), ("wheels.example", 443))
+    assert found.files[0][1].endswith(
+        "find-links =\n    https://wheels.example/list\ntrusted-host =\n    pip_1.example\n"
+    )
+
+
+def test_npm_accepts_the_certificates_that_the_host_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ask(monkeypatch, "node", {"registry": "https://npm.example/", "strict-ssl": False})
+    assert found.files[0][1] == "registry=https://npm.example/\nstrict-ssl=false\n"
+
+
+@pytest.mark.parametrize("host", ["10.1.2.3:3141", "[2001:db8::1]", "localhost:3141", "pip.localhost"])
+@pytest.mark.parametrize("preset", ["python", "node", "debian"])
+def test_a_source_that_no_rule_by_name_opens_is_refused(
+    monkeypatch: pytest.MonkeyPatch, preset: str, host: str
+) -> None:
+    url = f"http://{host}/x"
+    said = {"python": {"extra": [url], "default": []}, "node": {"registry": url}, "debian": f"'{url}' a 0 \n"}
+    with pytest.raises(HostError, match="on this host has a source") as caught:
+        ask(monkeypatch, preset, said[preset])
+    assert "in place of the preset" in caught.value.hint
+
+
+def test_the_callers_environment_configures_a_client_as_it_does_outside(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[dict[str, str]] = []
+
+    def run(*_: Any, environment: dict[str, str], **__: Any) -> Completed:
+        given.append(environment)
+        return Completed((), 0, json.dumps({"registry": "https://npm.example/", "extra": []}).encode(), b"")
+
+    monkeypatch.setattr(package_sources.process, "run", run)
+    monkeypatch.setenv("npm_config_registry", "https://u:word@npm.example/")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://pip.example/simple")
+    monkeypatch.setenv("PYTHONPATH", "/x")
+    package_sources.find_sources("node", (0, 0), Answers(tmp_path))
+    assert given[0]["npm_config_registry"] == "https://u:word@npm.example/"
+    assert given[0]["PIP_INDEX_URL"] == "https://pip.example/simple" and "PYTHONPATH" not in given[0]
+    assert not any("word" in path.read_text() for path in tmp_path.rglob("*.json"))
+
+
 @pytest.mark.parametrize("url", ["https://a.example/x\nglobal = 1", "https://a.example/ b"])
 def test_a_setting_is_one_line(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     found = ask(

@@ -41,3 +41,15 @@ def test_a_list_that_is_not_there_is_named() -> None:
     with pytest.raises(HostError, match="No such file") as caught:
         parse_apt_uris(LISTED, read)
     assert "debian.list" in caught.value.where
+
+
+def test_an_old_style_list_and_other_transports_are_refused_and_local_sources_need_nothing() -> None:
+    def parse(url: str) -> list[tuple[str, int]]:
+        return parse_apt_uris(PLAIN + f"'{url}/dists/bookworm/InRelease' a 0 \n", FILES.__getitem__)
+
+    with pytest.raises(HostError, match="from the network"):
+        parse("mirror://lists.example.org/debian.txt")
+    with pytest.raises(HostError, match="that the guest cannot use"):
+        parse("tor+https://deb.example.org/debian")
+    assert parse("file:/srv/debian") == parse("cdrom:[Debian]/") == [("deb.example.org", 443)]
+    assert ("one.example.org", 443) in parse("mirror+copy:/etc/apt/mirrors/debian.list")
