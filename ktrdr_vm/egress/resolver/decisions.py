@@ -8,6 +8,7 @@ target of an allowed name is usable under the allowed name only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
@@ -322,7 +323,9 @@ class Resolver:
         self._due[name] = self._clock() + RETRY
         if cached is not None and cached.addresses:
             # Upstream is down: the last good addresses stay open, as a resolver's stale answer would (RFC 8767).
-            await self._allow(name, list(cached.addresses), MIN_LIFE)
+            # A guard that is busy does not answer in time: the name is renewed again after RETRY.
+            with contextlib.suppress(TimeoutError):
+                await self._allow(name, list(cached.addresses), MIN_LIFE)
 
 
 def flatten(message: dns.message.Message, name: str) -> tuple[list[IPv4Address], int]:

@@ -34,7 +34,10 @@ TCP_CONNECTIONS = 16
 # Seconds, about the timeout of the host's libc for one server; three of them and a pause are less than the grace of an
 # open address.
 UPSTREAM_TIMEOUT = 4.0
-_UNABLE = (dns.rcode.SERVFAIL, dns.rcode.REFUSED)
+# As in glibc: the next server is asked.
+_UNABLE = (dns.rcode.SERVFAIL, dns.rcode.REFUSED, dns.rcode.NOTIMP)
+# What a server says that does not know EDNS, which the libc of the host does not use.
+_WITHOUT_EDNS = (dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS)
 HESITATION = 0.7
 
 
@@ -42,8 +45,8 @@ def ask_upstream(find_servers: Callable[[], list[str]], port: int = 53) -> Upstr
     """Query over UDP, and over TCP if the answer is truncated.
 
     If a server fails or does not answer within HESITATION seconds, the next one is queried as well, and each server is
-    queried once more, as a datagram may be lost. The first answer counts. SERVFAIL and REFUSED count only if no other
-    server has an answer.
+    queried once more, as a datagram may be lost. A server that does not know EDNS is queried without. The first answer
+    counts. SERVFAIL, REFUSED and NOTIMP count only if no other server has an answer.
     """
     exchange = functools.partial(dns.asyncquery.udp_with_fallback, ignore_unexpected=True)
     # Before dnspython 2.6, as in Debian 12, a datagram that is no answer to the query ends the attempt.
@@ -55,6 +58,9 @@ def ask_upstream(find_servers: Callable[[], list[str]], port: int = 53) -> Upstr
 
         async def one(server: str) -> dns.message.Message:
             message, _ = await exchange(query, server, timeout=UPSTREAM_TIMEOUT, port=port)
+            if message.rcode() in _WITHOUT_EDNS:
+                plain = dns.message.make_query(name, dns.rdatatype.A)
+                message, _ = await exchange(plain, server, timeout=UPSTREAM_TIMEOUT, port=port)
             return message
 
         waiting: set[asyncio.Task[dns.message.Message]] = set()
