@@ -428,6 +428,13 @@ def test_a_guard_that_does_not_answer_in_time_ends_no_renewal(monkeypatch: pytes
     assert world.ends["git.example", "198.51.100.22"] > world.now
 
 
+def ask_servers(servers: list[str]) -> dns.message.Message:
+    async def answer() -> dns.message.Message:
+        return await ask_upstream(lambda: servers)("a.example")
+
+    return asyncio.run(answer())
+
+
 @pytest.mark.parametrize("rcode", ["FORMERR", "NOTIMP", "BADVERS"])
 def test_a_server_that_does_not_know_edns_is_asked_without(monkeypatch: pytest.MonkeyPatch, rcode: str) -> None:
     async def exchange(query: dns.message.Message, *_: object, **__: object) -> tuple[dns.message.Message, bool]:
@@ -439,7 +446,7 @@ def test_a_server_that_does_not_know_edns_is_asked_without(monkeypatch: pytest.M
         return reply, False
 
     monkeypatch.setattr("dns.asyncquery.udp_with_fallback", exchange)
-    assert asyncio.run(ask_upstream(lambda: ["192.0.2.53"])("a.example")).answer
+    assert ask_servers(["192.0.2.53"]).answer
 
 
 def test_the_next_server_is_asked_if_one_does_not_serve_queries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,7 +459,7 @@ def test_the_next_server_is_asked_if_one_does_not_serve_queries(monkeypatch: pyt
         return reply, False
 
     monkeypatch.setattr("dns.asyncquery.udp_with_fallback", exchange)
-    assert asyncio.run(ask_upstream(lambda: ["192.0.2.1", "192.0.2.2"])("a.example")).answer
+    assert ask_servers(["192.0.2.1", "192.0.2.2"]).answer
 
 
 def test_while_upstream_is_down_the_answer_is_a_failure_at_once() -> None:
