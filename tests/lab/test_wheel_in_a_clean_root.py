@@ -81,7 +81,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=RELEASES)
 def home(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CleanRoot]:
-    """A root with what `ktrdr-vm doctor` and docs/hosts.md name, a person in it, the wheel, and a repository."""
+    """A root with what docs/hosts.md names, and a person in it with a repository and the installed wheel."""
     place = tmp_path_factory.mktemp(request.param) / "root"
     lists = [PROJECT / "ktrdr_vm/host/packages.txt", PROJECT / "scripts/packages.txt"]
     lines = [line.split() for path in lists for line in path.read_text().splitlines()]
@@ -100,6 +100,8 @@ def home(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.T
     subprocess.run(["git", *identity, "commit", "-qam", "no profile"], cwd=repository, check=True, timeout=60)
     _configure_pip(place)
     _give(person)
+    installed = as_person(made, INSTALL, limit=900)
+    assert installed.returncode == 0, installed.stdout + installed.stderr
     yield made
     shutil.rmtree(place)
 
@@ -136,9 +138,7 @@ def as_person(root: CleanRoot, script: str, *, limit: float) -> subprocess.Compl
     return root.run("exec runuser -l anna -c 'sh $HOME/script'", limit=limit)
 
 
-def test_it_is_installed_and_looks_at_the_project(home: CleanRoot) -> None:
-    installed = as_person(home, INSTALL, limit=900)
-    assert installed.returncode == 0, installed.stdout + installed.stderr
+def test_it_looks_at_the_host_and_at_the_project(home: CleanRoot) -> None:
     tried = as_person(home, TRIAL, limit=300)
     assert tried.returncode == 0, tried.stdout + tried.stderr
     missing = {line.split()[1] for line in tried.stdout.splitlines() if line.startswith("missing")}
@@ -148,7 +148,7 @@ def test_it_is_installed_and_looks_at_the_project(home: CleanRoot) -> None:
 
 @pytest.mark.vm
 def test_a_day_of_a_person(home: CleanRoot, image: Image) -> None:
-    """Depends on the installation above. The image is copied: its build is part of the demo of the Debian package."""
+    """The image is copied: its build is part of the demo of the Debian package."""
     person = home.place / "home/anna"
     images = person / ".local/state/ktrdr-vm/images"
     images.mkdir(parents=True, mode=0o711)
