@@ -198,7 +198,7 @@ def lack_disk(place: Path) -> None:
 
 
 def lack_sub_ids(_place: Path) -> None:
-    with mock.patch.multiple(sub_ids, _read=lambda *_: [], _parse=lambda *_: [], _name=lambda *_: "me"):
+    with mock.patch.multiple(sub_ids, _read=lambda *_: [], _parse=lambda *_: [], name_user=lambda *_: "me"):
         sub_ids.find_map(1000, 1000)
 
 

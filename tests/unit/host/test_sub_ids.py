@@ -19,7 +19,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     users, groups = tmp_path / "subuid", tmp_path / "subgid"
     monkeypatch.setattr(sub_ids, "_SUBUID", users)
     monkeypatch.setattr(sub_ids, "_SUBGID", groups)
-    monkeypatch.setattr(sub_ids, "_name", lambda uid: "alice" if uid == PERSON else str(uid))
+    monkeypatch.setattr(sub_ids, "name_user", lambda uid: "alice" if uid == PERSON else str(uid))
     return users, groups
 
 
