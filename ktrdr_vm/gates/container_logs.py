@@ -18,6 +18,12 @@ _PROJECT = "com.docker.compose.project"
 _LOG_LINES = 50
 _OTHER_LINES = 20
 _MAX_CONTAINERS = 20
+_MAX_OTHERS = 5
+# Those that are listed first, since only the first _MAX_CONTAINERS are inspected.
+_ILL_FIRST = (
+    "docker ps -aq --filter health=unhealthy;"
+    " docker ps -aq --filter status=restarting --filter status=dead --filter status=paused --filter status=exited; "
+)
 _MAX_TEXT = 16 * 1024
 _LIMIT_S = 60.0
 
@@ -35,14 +41,14 @@ class Failure:
 def gather_containers(
     guest: Guest, failure: Failure, *, environment: Mapping[str, str], become: bool
 ) -> tuple[Evidence, tuple[str, ...]]:
-    """A titled text for every failed or unhealthy container, and the states of all; then causes of the failure that lie
-    in the guest.
+    """A titled text for every failed or unhealthy container and some others, and the states of all; then causes of the
+    failure that lie in the guest.
 
     Empty if Docker does not answer.
 
     Those of the project COMPOSE_PROJECT_NAME come first, then all others of the VM: a stack may name its own project,
-    and a test may start containers by hand. GuestError is ignored, because this runs after a failure, and must not hide
-    it.
+    and a test may start containers by hand. Of many containers those that are not well are read. GuestError is ignored,
+    because this runs after a failure, and must not hide it.
     """
 
     def ask(line: str) -> str:
@@ -52,21 +58,24 @@ def gather_containers(
 
     project = environment.get("COMPOSE_PROJECT_NAME", "")
     own = f"docker ps -aq --filter {shlex.quote(f'label={_PROJECT}={project}')}; " if project else ""
-    # Those of the project twice, first of all; the second one goes.
-    listed = f"{{ {own}docker ps -aq; }} | awk '!seen[$0]++' | head -n {_MAX_CONTAINERS}"
+    # Some of them twice; the second one goes.
+    listed = f"{{ {_ILL_FIRST}{own}docker ps -aq; }} | awk '!seen[$0]++'"
     try:
         found = guest.run(
-            f'command -v docker >/dev/null || exit 0; ids=$({listed}); [ -z "$ids" ] || exec docker inspect $ids',
+            f'command -v docker >/dev/null || exit 0; ids=$({listed}); [ -n "$ids" ] || exit 0; echo "$ids" | wc -l;'
+            f' exec docker inspect $(echo "$ids" | head -n {_MAX_CONTAINERS})',
             timeout=_LIMIT_S,
             environment=environment,
             become=become,
             max_output=4 * 1024 * 1024,
         )
-        containers = _parse(text_of(found.stdout), project)
+        total, _, inspected = text_of(found.stdout).partition("\n")
+        containers = _parse(inspected, project)
         ill = [container for container in containers if _is_ill(container)]
-        logs = _read_logs(
-            guest, ill or containers[:5], _LOG_LINES if ill else _OTHER_LINES, environment=environment, become=become
-        )
+        # Also of some that seem well: the service that gave a wrong answer is often one of them.
+        well = [container for container in containers if not _is_ill(container)][:_MAX_OTHERS]
+        wanted = [*((one, _LOG_LINES) for one in ill), *((one, _OTHER_LINES) for one in well)]
+        logs = _read_logs(guest, wanted, environment=environment, become=become)
         hints = find_hints(
             failure.said, failure.folder, ask, [(one, log) for one, (_, log) in zip(ill, logs, strict=False)]
         )
@@ -75,6 +84,9 @@ def gather_containers(
     if not containers:
         return (), hints
     states = "\n".join(f"{_name(container)}: {_describe(container)}" for container in containers)
+    more = int(total) - len(containers) if total.isdecimal() and len(total) < 6 else 0
+    if more > 0:
+        states += f"\nand {more} more, which are not shown"
     return (("containers", states), *logs), hints
 
 
@@ -143,21 +155,22 @@ def _health_checks(container: Mapping[str, Any]) -> str:
 
 
 def _read_logs(
-    guest: Guest, containers: list[dict[str, Any]], lines: int, *, environment: Mapping[str, str], become: bool
+    guest: Guest, wanted: list[tuple[dict[str, Any], int]], *, environment: Mapping[str, str], become: bool
 ) -> list[tuple[str, str]]:
-    """The last lines of each container, with one command, because starting the client is slow under emulation."""
-    if not containers:
+    """The last lines of each container, as many as are given, with one command, because starting the client is slow
+    under emulation."""
+    if not wanted:
         return []
     token = f"--{secrets.token_hex(16)}--"
     script = "".join(
         f"echo {token}; timeout 15 docker logs --tail {lines} {shlex.quote(str(container['Id']))} 2>&1 | tail -c"
         f" {_MAX_TEXT}; "
-        for container in containers
+        for container, lines in wanted
     )
     found = guest.run(script, timeout=_LIMIT_S, environment=environment, become=become, max_output=1024 * 1024)
     parts = text_of(found.stdout).split(f"{token}\n")[1:]
     texts = []
-    for container, log in zip(containers, [*parts, *[""] * len(containers)], strict=False):
+    for (container, _), log in zip(wanted, [*parts, *[""] * len(wanted)], strict=False):
         body = f"state: {_describe(container)}\n{_health_checks(container)}last lines:\n{log.strip() or '(nothing)'}"
         texts.append((f"container {_name(container)}", body[: 2 * _MAX_TEXT]))
     return texts

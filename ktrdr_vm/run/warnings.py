@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +13,21 @@ from ktrdr_vm.guest.workspace import Laid
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.report.model import Commits, Verification, WorkloadResult
 
+_TEST_FOLDERS = {
+    "test",
+    "tests",
+    "testing",
+    "spec",
+    "specs",
+    "__tests__",
+    "__snapshots__",
+    "e2e",
+    "cypress",
+    "testdata",
+}
+_TEST_NAME = re.compile(
+    r"test_.*|conftest\.py|test-.*\.[a-z]+|.*[._-](test|tests|spec|specs|cy)\.[A-Za-z]+|[A-Za-z0-9]*(Test|Tests|IT|Spec)\.[a-z]+"
+)
 _OBSERVED = "OBSERVE: every public address could be reached; `ktrdr-vm egress suggest` prints an allowlist for this run"
 
 
@@ -86,16 +102,18 @@ def _judges(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:
     lines = []
     for one in commits:
         touched = [path for path in one.changed if path in judges or _is_playbook(path)]
-        tests = [
-            path
-            for path in one.changed
-            if "tests" in PurePosixPath(path).parts or PurePosixPath(path).name.startswith("test_")
-        ]
+        tests = [path for path in one.changed if _is_test(PurePosixPath(path))]
         if touched:
             lines.append(f"{one.ref} changes the profile or playbooks: {', '.join(touched[:10])}")
         if tests:
             lines.append(f"{one.ref} changes tests: {', '.join(tests[:10])}")
     return tuple(lines)
+
+
+def _is_test(path: PurePosixPath) -> bool:
+    """By the conventions of pytest, unittest, Go, Jest, Vitest, Mocha, RSpec, JUnit, xUnit and Cypress."""
+    folders = {part.lower() for part in path.parts[:-1]}
+    return bool(folders & _TEST_FOLDERS) or _TEST_NAME.fullmatch(path.name) is not None
 
 
 def _inside(root: Path, path: Path) -> str:

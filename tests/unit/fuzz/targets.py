@@ -342,11 +342,16 @@ def guest_answer(data: bytes) -> None:
         def run(self, command: object, **_: object) -> GuestResult:
             return GuestResult(1, data, data)
 
+    class Counting:
+        def run(self, command: object, **_: object) -> GuestResult:
+            return GuestResult(0, b"1\n" + data, b"")
+
     call: Any = SimpleNamespace(guest=Answering(), timeout=1.0, environment={}, become=False)
     with contextlib.suppress(ModuleFailure):
         result = run_guest_side(call, "files", {})
         find_message("stat", result | {"failed": True})
-    gather_containers(Answering(), Failure("no such service", "/w"), environment={}, become=False)  # type: ignore[arg-type]
+    for guest in (Answering(), Counting()):
+        gather_containers(guest, Failure("no such service", "/w"), environment={}, become=False)  # type: ignore[arg-type]
     branch, *counts = _read_standing(data)
     assert branch.isascii() and all(0 <= count < 10**7 for count in counts)
     with contextlib.suppress(GuestError):
