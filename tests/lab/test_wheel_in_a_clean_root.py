@@ -18,7 +18,6 @@ from laboratory.clean_root import RELEASES, CleanRoot, build_root
 from test_larger_stack import make_repository
 
 from ktrdr_vm.host.paths import PROJECT
-from ktrdr_vm.images.store import Image
 
 pytestmark = pytest.mark.full
 
@@ -147,16 +146,12 @@ def test_it_looks_at_the_host_and_at_the_project(home: CleanRoot) -> None:
 
 
 @pytest.mark.vm
-def test_a_day_of_a_person(home: CleanRoot, image: Image) -> None:
-    """The image is copied: its build is part of the demo of the Debian package."""
+def test_a_day_of_a_person(home: CleanRoot) -> None:
+    """Three commands of the program and nothing prepared: the image and the template are built by `apply`."""
     person = home.place / "home/anna"
-    images = person / ".local/state/ktrdr-vm/images"
-    images.mkdir(parents=True, mode=0o711)
-    subprocess.run(["cp", "-a", "--sparse=always", image.directory, images], check=True, timeout=300)
-    _give(person)
     began = time.monotonic()
-    said = as_person(home, DAY, limit=2400)
-    print(f"{home.release}: {time.monotonic() - began:.0f} s, with a template to build")
+    said = as_person(home, DAY, limit=3600)
+    print(f"{home.release}: {time.monotonic() - began:.0f} s with the image and the template to build")
     told = said.stdout + said.stderr
     assert said.returncode == 0, told[-6000:]
     assert "PASSED  larger" in told and "residue: none" in told and "instances: []" in told
