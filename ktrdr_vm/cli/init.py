@@ -78,7 +78,7 @@ def init(workspace: Path, dry_run: bool, force: bool, as_json: bool) -> None:
         else:
             say(f"{state:<9} {top / name}")
     if not dry_run:
-        click.echo("next: read and edit these files, then `ktrdr-vm plan`, and `ktrdr-vm apply` as root", err=True)
+        click.echo("next: read and edit these files, then `ktrdr-vm plan`, and `ktrdr-vm apply`", err=True)
 
 
 def _ask(survey: Survey) -> Answers:

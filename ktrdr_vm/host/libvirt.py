@@ -23,6 +23,9 @@ from ktrdr_vm.users import in_user_namespace
 URI = "qemu:///system"
 # Seconds to wait for a restarted libvirtd. Without an earlier connection there is no wait.
 RETURN_LIMIT = 30.0
+# Seconds for a killed QEMU to end, and between two requests.
+KILL_LIMIT = 180.0
+_KILL_INTERVAL = 0.5
 _INSTANCE = f"{{{METADATA_NAMESPACE}}}"
 
 
@@ -231,8 +234,16 @@ class Libvirt:
 
     @staticmethod
     def _destroy(domain: Any) -> None:
-        if domain.isActive():
-            domain.destroy()
+        """libvirt waits about 30 s for a QEMU that it has killed. One in a long write to a slow disk ends later."""
+        end = time.monotonic() + KILL_LIMIT
+        while domain.isActive():
+            try:
+                domain.destroy()
+                return
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_SYSTEM_ERROR or time.monotonic() >= end:
+                    raise
+            time.sleep(_KILL_INTERVAL)
 
     @staticmethod
     def _undefine(domain: Any) -> None:

@@ -111,3 +111,35 @@ def test_who_could_not_be_asked_is_neither_a_stranger_nor_gone(monkeypatch: pyte
 def test_states_are_called_by_their_names_in_libvirt() -> None:
     numbers = {name: vars(binding)[f"VIR_DOMAIN_{name.upper()}"] for name in libvirt._STATES.values()}
     assert numbers == {name: number for number, name in libvirt._STATES.items()}
+
+
+class Busy:
+    """A domain whose QEMU does not end before `kills` requests."""
+
+    def __init__(self, kills: int, code: int) -> None:
+        self.kills, self.code = kills, code
+
+    def isActive(self) -> bool:
+        return self.kills > 0
+
+    def destroy(self) -> None:
+        self.kills -= 1
+        if self.kills:
+            raise Refused(self.code)
+
+
+def test_a_killed_qemu_that_is_in_a_long_write_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libvirt.time, "sleep", lambda _: None)
+    busy = Busy(3, binding.VIR_ERR_SYSTEM_ERROR)
+    Libvirt._destroy(busy)
+    assert not busy.isActive()
+
+
+@pytest.mark.parametrize(("code", "limit"), [("VIR_ERR_RPC", 180.0), ("VIR_ERR_SYSTEM_ERROR", 0.0)])
+def test_it_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch, code: str, limit: float) -> None:
+    monkeypatch.setattr(libvirt.time, "sleep", lambda _: None)
+    monkeypatch.setattr(libvirt, "KILL_LIMIT", limit)
+    busy = Busy(3, getattr(binding, code))
+    with pytest.raises(Refused):
+        Libvirt._destroy(busy)
+    assert busy.kills == 2

@@ -73,4 +73,5 @@ def test_the_disk_of_an_instance_is_that_of_its_own_files(tmp_path: Path) -> Non
     for place in (paths.mounts / "0/data", paths.directory / "overlay.qcow2"):
         place.write_bytes(os.urandom(65536))
     (paths.directory / "link").symlink_to(paths.mounts / "0/data")
+    assert measure_disk(Home(tmp_path).instance("template--of-a-build")) == 0
     assert measure_disk(paths) == (paths.directory / "overlay.qcow2").stat().st_blocks * 512
