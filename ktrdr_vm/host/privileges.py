@@ -13,6 +13,7 @@ from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec
 from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
+_PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -68,6 +69,13 @@ def exec_unconfined() -> None:
         with contextlib.suppress(OSError):
             Path("/proc/self/attr", place).write_text("exec unconfined")
             return
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, instead of the first process of the PID namespace. The
+    caller reaps them."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "orphans cannot be adopted")
 
 
 def die_with(parent: int) -> None:

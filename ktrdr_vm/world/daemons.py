@@ -3,6 +3,7 @@ started them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -68,14 +69,26 @@ def start_missing(name: str) -> None:
 
 
 def supervise() -> None:
-    """Start each daemon again when it has ended, for ever."""
-    pause = _FIRST_PAUSE
+    """Reap the daemons and what they leave, and start each daemon again when it has ended, for ever."""
+    pause, due = _FIRST_PAUSE, 0.0
     while True:
-        time.sleep(pause)
+        time.sleep(_FIRST_PAUSE)
+        _reap()
+        if time.monotonic() < due:
+            continue
         missing = [name for name in NAMES if not find_pid(name)]
         pause = min(2 * pause, _LONGEST_PAUSE) if missing else _FIRST_PAUSE
+        due = time.monotonic() + (pause if missing else 0)
         for name in missing:
             start_missing(name)
+
+
+def _reap() -> None:
+    """A QEMU that nobody reaps is still there for libvirt, which then cannot stop its domain. The first process of a
+    container often reaps nothing."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
 
 
 def wait_until_answers() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host import netns, process
 from ktrdr_vm.host.accelerator import find_accelerator
-from ktrdr_vm.host.privileges import die_with
+from ktrdr_vm.host.privileges import adopt_orphans, die_with
 from ktrdr_vm.identity import DOMAIN_PREFIX
 from ktrdr_vm.world import daemons, mounts
 from ktrdr_vm.world.enter import become_root, enter_namespaces
@@ -75,6 +75,7 @@ def _start_daemons(home: Path, person_home: Path, *, with_kvm: bool) -> int:
     if child == 0:
         try:
             die_with(root)
+            adopt_orphans()
             mounts.make_daemons_view(home, person_home, kvm=with_kvm)
             for name in daemons.NAMES:
                 daemons.start_missing(name)

@@ -161,6 +161,22 @@ def test_what_was_killed_is_there_again_after_the_next_command(alice: Person) ->
     end_world(alice)
 
 
+def test_a_world_reaps_its_daemons_and_what_they_leave(alice: Person) -> None:
+    """The first process of a container often reaps nothing. A killed QEMU was still there for libvirt then, which could
+    not stop its domain."""
+    assert alice.run("list").code == 0
+    (daemon,) = alice.find("libvirtd")
+    assert parent_of(daemon) in alice.find("world.root")
+    os.kill(daemon, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{daemon}").exists(), "the daemon is reaped", 30)
+    wait_until(lambda: alice.find("libvirtd"), "it is there again", 30)
+    end_world(alice)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def test_a_world_without_its_supervisor_is_taken_up_and_not_forgotten(alice: Person) -> None:
     """What runs in it would otherwise be out of reach, beside a second world."""
     assert alice.run("list").code == 0
