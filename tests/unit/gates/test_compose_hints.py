@@ -28,7 +28,8 @@ def fail(
         if "grep -iE" in ran.line:
             return GuestResult(0, listing.encode(), b"")
         if "docker inspect" in ran.line:
-            return GuestResult(0, json.dumps(containers).encode() if containers else b"", b"")
+            listed = f"{len(containers)}\n{json.dumps(containers)}" if containers else ""
+            return GuestResult(0, listed.encode(), b"")
         if "docker logs" in ran.line:
             return GuestResult(0, f"{ran.line.split()[1].rstrip(';')}\n{log}\n".encode(), b"")
         return (

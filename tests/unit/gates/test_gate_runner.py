@@ -282,7 +282,7 @@ def test_an_undefined_variable_fails_its_own_task(gate: Any) -> None:
 
 
 def test_containers_are_described_when_a_task_about_them_fails(gate: Any) -> None:
-    inspect = b"""[{"Id": "aaa", "Name": "/p-api-1", "State": {"Status": "running", "ExitCode": 0,
+    inspect = b"""5\n[{"Id": "aaa", "Name": "/p-api-1", "State": {"Status": "running", "ExitCode": 0,
       "Health": {"Status": "unhealthy", "Log": [{"Start": "t", "ExitCode": 7, "Output": "no answer"}]}}},
       {"Id": "bbb", "Name": "/p-db-1", "State": {"Status": "running", "ExitCode": 0}},
       {"Id": "ddd", "Name": "/by-hand", "State": {"Status": "exited", "ExitCode": 9}},
@@ -295,20 +295,21 @@ def test_containers_are_described_when_a_task_about_them_fails(gate: Any) -> Non
             return GuestResult(0, inspect, b"")
         if "docker logs" in ran.line:
             token = ran.line.split()[1].rstrip(";")
-            logs = ("worker log {{ 1 }}", "hand log", "other log", "api log")
+            logs = ("worker log {{ 1 }}", "hand log", "other log", "api log", "db log")
             return GuestResult(0, "".join(f"{token}\n{log}\n" for log in logs).encode(), b"")
         return GuestResult(1, b"", b"compose: boom\n")
 
     gate.guest.answer = answer
     result = gate.run("- docker_compose_v2: {project_src: /workspace}", environment={"COMPOSE_PROJECT_NAME": "p;id"})
     evidence = {one.title: one.text for one in result.tasks[0].evidence}
-    # The project's own first, then whatever else the guest runs.
+    # Those that are not well, the project's own first, then some of the others.
     assert list(evidence) == [
         "containers",
         "container p-worker-1",
         "container by-hand",
         "container other-1",
         "container p-api-1",
+        "container p-db-1",
     ]
     assert "no answer" in evidence["container p-api-1"]
     assert "api log" in evidence["container p-api-1"]
