@@ -12,7 +12,7 @@ from ktrdr_vm.gates.arguments import is_template
 from ktrdr_vm.gates.facts import is_fact, refuse_name, refuse_setting
 from ktrdr_vm.gates.filters import parse_bool
 from ktrdr_vm.gates.model import Common
-from ktrdr_vm.gates.templating import Templar
+from ktrdr_vm.gates.templating import check_template
 from ktrdr_vm.profile.strict_yaml import MAX_PROBLEMS, Document, Path, load_yaml
 
 FileReader = Callable[[str], str]
@@ -30,7 +30,6 @@ class Parser:
         self.problems: list[Problem] = []
         self.uses_facts = False
         self._read, self._read_template = read, read_template
-        self._templar = Templar()
         self._files = 0
         self._defined: set[str] = set()
         self._used: list[tuple[Document, Path, str, set[str]]] = []
@@ -210,7 +209,7 @@ class Parser:
                     self._check_text(document, place, item, expression=expression)
 
     def _check_text(self, document: Document, path: Path, text: str, *, expression: bool) -> None:
-        checked = self._templar.check(text, expression=expression)
+        checked = check_template(text, expression=expression)
         if checked.problem:
             self._note(document, path, checked.problem)
             return
@@ -226,7 +225,7 @@ class Parser:
             text = self._read_template(name)
         except (OSError, KtrdrError, UnicodeDecodeError):
             return
-        checked = self._templar.check(text)
+        checked = check_template(text)
         if checked.problem:
             self._note(document, path, f"{name}:{checked.line}: {checked.problem}")
             return

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, StrictUndefined, TemplateSyntaxError, nodes
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.idtracking import VAR_LOAD_RESOLVE
 from jinja2.nativetypes import NativeCodeGenerator
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -71,8 +72,21 @@ class Bounder(NodeTransformer):
     )
 
 
-class _Generator(NativeCodeGenerator):
-    """Yields the value of each expression with its type, also of a constant one."""
+class Generator(NativeCodeGenerator):
+    """Yields the value of each expression with its type, also of a constant one. `undeclared` are the variables that
+    the template takes from its context, as jinja2.meta finds them by generating the code once more."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.undeclared: set[str] = set()
+
+    def enter_frame(self, frame: Frame) -> None:
+        super().enter_frame(frame)
+        self.undeclared |= {
+            name
+            for action, name in frame.symbols.loads.values()
+            if action == VAR_LOAD_RESOLVE and name is not None and name not in self.environment.globals
+        }
 
     def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: CodeGenerator._FinalizeInfo) -> Any:
         if not isinstance(node, nodes.TemplateData):
@@ -84,7 +98,7 @@ class Environment(ImmutableSandboxedEnvironment):
     """Checks operators and methods before they run. `purpose` is what the result is used for; unless it is only shown
     (an empty text), it must not depend on cut output."""
 
-    code_generator_class = _Generator
+    code_generator_class = Generator
     intercepted_binops = frozenset({"+", "*", "**", "%"})
     purpose = ""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,9 +19,17 @@ from jinja2.meta import find_undeclared_variables
 
 from ktrdr_vm.gates.bounds import MAX_SIZE, Budget, TemplateError, measure, too_large
 from ktrdr_vm.gates.template_checks import HOST_VARIABLES, LOOKUPS, check_tree
-from ktrdr_vm.gates.template_environment import KEPT_FILTERS, OMIT, Bounder, Environment, make_environment, make_text
+from ktrdr_vm.gates.template_environment import (
+    KEPT_FILTERS,
+    OMIT,
+    Bounder,
+    Environment,
+    Generator,
+    make_environment,
+    make_text,
+)
 
-__all__ = ["OMIT", "Scope", "Templar", "TemplateError"]
+__all__ = ["OMIT", "Scope", "Templar", "TemplateError", "check_template"]
 
 Names: TypeAlias = dict[str, set[str]]
 """Variables, each with the keys that are taken from it; the empty key stands for a use of the whole, or of a key that
@@ -84,10 +93,16 @@ class Templar:
                 return Checked(1, "a header `#jinja2:` is not supported; remove it", {})
             tree = self._parse(f"{{{{ {text} }}}}" if expression else text)
             check_tree(tree, self._environment)
-            self._environment.compile(tree)
+            code = io.StringIO()
+            generator = Generator(self._environment, None, None, code, optimized=self._environment.optimized)
+            generator.visit(tree)
+            compile(code.getvalue(), "<template>", "exec")
         except (JinjaError, TemplateError, RecursionError) as error:
             return Checked(getattr(error, "lineno", None) or 1, _say(error), {})
-        return Checked(0, "", _find_names(tree))
+        except SyntaxError:
+            # Python limits how many blocks contain each other, and how deep they are indented.
+            return Checked(1, "a template is nested too deeply", {})
+        return Checked(0, "", _find_names(tree, generator.undeclared))
 
     def render(self, value: Any, scope: Scope, *, shown: bool = False) -> Any:
         """Render every string in a value. A string that is one `{{ expression }}` keeps the expression's type.
@@ -241,6 +256,17 @@ class Templar:
             raise TemplateError(_say(error)) from None
 
 
+@functools.cache
+def _make_checker() -> Templar:
+    return Templar()
+
+
+@functools.lru_cache(maxsize=128)
+def check_template(text: str, *, expression: bool = False) -> Checked:
+    """See `Templar.check`. The gates of a profile repeat the same templates, and each is checked once."""
+    return _make_checker().check(text, expression=expression)
+
+
 def _say(error: Exception) -> str:
     if isinstance(error, TemplateError):
         return str(error)
@@ -273,9 +299,9 @@ def _look_up(name: str, environment: Mapping[str, str], kind: str, *names: str, 
     return found
 
 
-def _find_names(tree: nodes.Template) -> Names:
+def _find_names(tree: nodes.Template, undeclared: Iterable[str]) -> Names:
     """The variables of a template, and the literal keys of those that are mappings."""
-    found: Names = {name: set() for name in find_undeclared_variables(tree)}
+    found: Names = {name: set() for name in undeclared}
     taken: list[Any] = list(tree.find_all((nodes.Getattr, nodes.Getitem)))
     for node in taken:
         if not isinstance(node.node, nodes.Name) or node.node.name not in found:

@@ -6,7 +6,9 @@ import time
 from typing import Any
 
 import pytest
+from jinja2.meta import find_undeclared_variables
 
+from ktrdr_vm.gates.template_environment import make_environment
 from ktrdr_vm.gates.templating import OMIT, Scope, Templar, TemplateError
 
 
@@ -168,3 +170,25 @@ def test_a_condition_over_a_result_does_not_render_it() -> None:
 def test_a_variable_may_be_named_as_a_lookup() -> None:
     assert Templar().check("q.status == 200", expression=True).problem == ""
     assert "not supported" in Templar().check("q('pipe', 'id')", expression=True).problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ a }}{{ b.c['d'] }}",
+        "{% for one in many if one is defined %}{{ one ~ other }}{{ loop.index }}{% endfor %}{{ one }}",
+        "{% set x = y %}{{ x }}{{ range(z) | map('string') | join(w) }}",
+        "{% if a %}{% set b = 1 %}{% endif %}{{ b }}{{ dict(c=d) | combine(e) }}{{ f | default(g) }}",
+    ],
+)
+def test_the_names_of_a_template_are_those_that_jinja_finds(text: str) -> None:
+    templar = Templar()
+    expected = find_undeclared_variables(make_environment().parse(text))
+    assert templar.check(text).names.keys() == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["{% for a in b %}" * 25 + "{% endfor %}" * 25, "{% if a %}" * 110 + "{% endif %}" * 110]
+)
+def test_blocks_that_python_cannot_nest_are_an_error_of_the_template(text: str) -> None:
+    assert "nested too deeply" in Templar().check(text).problem
