@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ktrdr_vm.errors import UsageError
+from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.host import process
-from ktrdr_vm.host.beneath import Place
+from ktrdr_vm.host.beneath import Place, open_file
 from ktrdr_vm.host.checkout import Checkout, open_checkout, read_own
 
 LIMIT = 600.0
@@ -98,6 +98,7 @@ ENVIRONMENT = {
     "HOME": "/nonexistent",
 }
 _MAX_CONFIG = 1 << 20
+_MAX_SYMBOLIC = 4096
 _SHALLOW = re.compile(rb"(?:[0-9a-f]{40}|[0-9a-f]{64})\n")
 
 
@@ -198,6 +199,17 @@ def read_shallow(view: View) -> bytes:
     """The boundary of a shallow clone, one commit in a line. Empty for a complete history."""
     content = read_own(view.checkout.common, "shallow", 1 << 20, Place(view.checkout.common_path)) or b""
     return b"".join(line for line in content.splitlines(keepends=True) if _SHALLOW.fullmatch(line))
+
+
+def read_symbolic_ref(view: View, name: str) -> str:
+    """The ref that a symbolic ref names; empty if there is none. Git never packs symbolic refs, so that each is a file
+    of its own."""
+    try:
+        with os.fdopen(open_file(Place(find_path(view.checkout.common)), name), "rb") as file:
+            text = os.fsdecode(file.read(_MAX_SYMBOLIC))
+    except (OSError, KtrdrError):
+        return ""
+    return text.removeprefix("ref:").strip() if text.startswith("ref:") else ""
 
 
 def require_commit(word: object, where: str) -> str:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path, PurePosixPath
 
 from ktrdr_vm.errors import DocumentError, KtrdrError, UsageError
-from ktrdr_vm.host.git import COMMIT, View, open_view
+from ktrdr_vm.host.git import COMMIT, View, open_view, read_symbolic_ref
 from ktrdr_vm.host.paths import find_shipped_profile
 from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
@@ -79,7 +79,7 @@ def _spell(refs: tuple[str, ...]) -> list[str]:
 
 def _find_default(view: View) -> str:
     """The default branch of origin at the clone; empty if unknown."""
-    found = view.git("symbolic-ref", "--quiet", "refs/remotes/origin/HEAD", check=False).text.strip()
+    found = read_symbolic_ref(view, "refs/remotes/origin/HEAD")
     return found.removeprefix("refs/remotes/origin/")
 
 

@@ -13,6 +13,7 @@ import pytest
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.host.beneath import Place
 from ktrdr_vm.host.checkout import open_checkout
+from ktrdr_vm.host.git import View, read_symbolic_ref
 
 PARTS = [
     "HEAD",
@@ -66,3 +67,29 @@ def test_a_part_that_is_no_file_is_refused_at_once(
     KINDS[kind](Path((repository / ".git" / part).name))
     with pytest.raises(UsageError, match=r"\.git"), open_checkout(Place(repository)):
         pass
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("ref: refs/remotes/origin/main\n", "refs/remotes/origin/main"),
+        ("ref:refs/remotes/origin/a/b", "refs/remotes/origin/a/b"),
+        ("0" * 40 + "\n", ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_a_symbolic_ref_is_read_as_git_writes_it(repository: Path, content: str | None, expected: str) -> None:
+    remote = repository / ".git/refs/remotes/origin"
+    remote.mkdir(parents=True)
+    if content is not None:
+        (remote / "HEAD").write_text(content)
+    with open_checkout(Place(repository)) as checkout:
+        assert read_symbolic_ref(View(checkout, repository, {}), "refs/remotes/origin/HEAD") == expected
+
+
+def test_a_symbolic_ref_that_became_a_link_is_not_followed(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("ref: refs/remotes/origin/main\n")
+    with open_checkout(Place(repository)) as checkout:
+        (repository / ".git/refs/remotes").symlink_to(tmp_path)
+        assert read_symbolic_ref(View(checkout, repository, {}), "refs/remotes/elsewhere") == ""
