@@ -9,6 +9,7 @@ import ipaddress
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -84,7 +85,34 @@ def find_sources(preset: str, owner: Owner, answers: Answers | None = None) -> S
 def _ask_apt(owner: Owner) -> Sources:
     # It prints what it would fetch, and fetches nothing; unlike the index of apt it works before the first update.
     listed = _ask(["apt-get", "--print-uris", "update"], owner)
-    return Sources(_sort(parse_apt_uris(listed, lambda name: Path(name).read_text(encoding="utf-8", errors="replace"))))
+    mirrors: list[str] = []
+
+    def read(name: str) -> str:
+        mirrors.append(name)
+        return Path(name).read_text(encoding="utf-8", errors="replace")
+
+    destinations = _sort(parse_apt_uris(listed, read))
+    return Sources(destinations, read=(*known, *mirrors) if (known := _list_apt_files(owner)) else ())
+
+
+def _list_apt_files(owner: Owner) -> tuple[str, ...]:
+    """The files and folders from which apt has its sources; empty if not all of them are known."""
+    program = Path(process.find_program("apt-get") or "")
+    named = ("Dir::Etc::main/f", "Dir::Etc::parts/d", "Dir::Etc::sourcelist/f", "Dir::Etc::sourceparts/d")
+    try:
+        said = _ask(["apt-config", "shell", *(word for one in named for word in ("PATH", one))], owner)
+        # A line for each: PATH='/etc/apt/apt.conf'
+        main, parts, *sources = (Path(word.partition("=")[2]) for word in shlex.split(said))
+        settings = [main, *_list_folder(parts)]
+        includes = any("#include" in one.read_text(errors="replace") for one in settings if one.is_file())
+        read = [program, *settings, parts, *sources, *(path for one in sources for path in _list_folder(one))]
+    except (HostError, OSError, ValueError):
+        return ()
+    return () if includes or not _is_binary(program) else tuple(map(str, read))
+
+
+def _list_folder(path: Path) -> list[Path]:
+    return sorted(path.iterdir()) if path.is_dir() else []
 
 
 def parse_apt_uris(listed: str, read: Callable[[str], str]) -> list[Destination]:
@@ -208,7 +236,8 @@ def _list_npm_files(said: dict[str, Any], owner: Owner) -> tuple[str, ...]:
     npm = Path(os.path.realpath(process.find_program("npm") or ""))
     node = Path(os.path.realpath(shutil.which("node", path=_find_surroundings(owner)[1]) or ""))
     named = [said.get(key) for key in ("userconfig", "globalconfig")]
-    if npm.name != "npm-cli.js" or not _is_binary(node) or not all(isinstance(one, str) and one for one in named):
+    is_node = node.name in ("node", "nodejs") and _is_binary(node)
+    if npm.name != "npm-cli.js" or not is_node or not all(isinstance(one, str) and one for one in named):
         return ()
     top = npm.parents[1]
     # It runs in /, where it searches for a project.
@@ -217,10 +246,10 @@ def _list_npm_files(said: dict[str, Any], owner: Owner) -> tuple[str, ...]:
 
 
 def _is_binary(program: Path) -> bool:
-    """True for node itself, not for a script or a program that starts one of several."""
+    """True for a client itself, not for a script that starts one of several."""
     try:
         with program.open("rb") as file:
-            return program.name in ("node", "nodejs") and file.read(4) == b"\x7fELF"
+            return file.read(4) == b"\x7fELF"
     except OSError:
         return False
 

@@ -178,10 +178,11 @@ def test_a_host_whose_way_out_is_a_proxy_is_said(tmp_path: Path) -> None:
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host whose programs and settings are beneath a folder, and are old."""
     for name, content in {
-        "bin/python3": "\x7fELF", "bin/npm-cli.js": "#!", "bin/node": "\x7fELF", "pip.conf": "", ".npmrc": "", "etc": ""
+        "bin/python3": "\x7fELF", "bin/npm-cli.js": "#!", "bin/node": "\x7fELF", "pip.conf": "", ".npmrc": "", "etc": "",
+        "bin/apt-get": "\x7fELF", "apt/parts/10own": "", "apt/lists/own.list": "", "mirrors.list": "",
     }.items():  # fmt: skip
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     (tmp_path / "bin/npm").symlink_to("npm-cli.js")
     (tmp_path / "home").mkdir()
@@ -255,3 +256,46 @@ def test_what_is_kept_of_a_client_has_no_credentials(monkeypatch: pytest.MonkeyP
     ask_host(monkeypatch, host, "node", make_npm(host, "someone:word@one.example"))
     kept = [path.read_text() for path in (host / "home" / "clients").iterdir()]
     assert len(kept) == 2 and not any("word" in text for text in kept)
+
+
+def ask_apt(monkeypatch: pytest.MonkeyPatch, host: Path, uri: str) -> tuple[package_sources.Destination, ...]:
+    """The destinations that apt of the host has with `uri` in its list."""
+    paths = ("apt/apt.conf", "apt/parts/", "apt/sources.list", "apt/lists/")
+    said = {"apt-get": f"'{uri}' a 0 \n", "apt-config": "".join(f"PATH='{host}/{one}'\n" for one in paths)}
+    monkeypatch.setattr(
+        package_sources.process, "run", lambda argv, **_: Completed((), 0, said[Path(argv[0]).name].encode(), b"")
+    )
+    return package_sources.find_sources("debian", (0, 0), Answers(host / "home" / "clients")).destinations
+
+
+ONE, TWO = "https://one.example/dists/x/InRelease", "https://two.example/dists/x/InRelease"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["apt/apt.conf", "apt/parts/10own", "apt/parts/20new", "apt/sources.list", "apt/lists/own.list", "bin/apt-get"],
+)
+def test_apt_is_asked_again_when_its_settings_change(monkeypatch: pytest.MonkeyPatch, host: Path, name: str) -> None:
+    assert ask_apt(monkeypatch, host, ONE) == (("one.example", 443),)
+    assert ask_apt(monkeypatch, host, TWO) == (("one.example", 443),)
+    (host / name).write_text("\x7fELF changed")
+    assert ask_apt(monkeypatch, host, TWO) == (("two.example", 443),)
+
+
+def test_apt_is_asked_again_when_its_list_of_mirrors_changes(monkeypatch: pytest.MonkeyPatch, host: Path) -> None:
+    (host / "mirrors.list").write_text("https://one.example/debian\n")
+    listed = f"mirror+file:{host}/mirrors.list/dists/x/InRelease"
+    assert ask_apt(monkeypatch, host, listed) == (("one.example", 443),)
+    (host / "mirrors.list").write_text("https://another.example/debian\n")
+    assert ask_apt(monkeypatch, host, listed) == (("another.example", 443),)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("apt/parts/10own", '#include "/etc/more.conf";'), ("bin/apt-get", "#!/bin/sh")]
+)
+def test_what_apt_reads_elsewhere_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, host: Path, name: str, text: str
+) -> None:
+    (host / name).write_text(text)
+    assert ask_apt(monkeypatch, host, ONE) == (("one.example", 443),)
+    assert ask_apt(monkeypatch, host, TWO) == (("two.example", 443),)
