@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,14 +123,18 @@ def _describe_workspace(gathered: Gathered) -> list[tuple[str, str]]:
 def _find_difference(made: Plan) -> str:
     """The differences from the existing instance of that name, if its journal is readable."""
     from ktrdr_vm.errors import KtrdrError
-    from ktrdr_vm.host.journal import read_journal
     from ktrdr_vm.host.paths import find_home
 
+    path = find_home().instance(made.identity.instance_id).journal
+    if not os.path.lexists(path):
+        return ""
+    # Imported late: most plans are of an instance that does not exist.
+    from ktrdr_vm.host.journal import read_journal
+
     try:
-        journal = read_journal(find_home().instance(made.identity.instance_id).journal)
+        journal = read_journal(path)
         if journal is None:
             return ""
-        # Imported late: most plans are of an instance that does not exist.
         from ktrdr_vm.plan.changes import render_difference
         from ktrdr_vm.plan.plan import plan_from_json
 

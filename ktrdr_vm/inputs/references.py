@@ -16,9 +16,10 @@ from ktrdr_vm.host.beneath import Place, find_place, open_file, open_folder
 from ktrdr_vm.host.checkout import find_above, find_top, show_option
 from ktrdr_vm.host.package_sources import list_presets
 from ktrdr_vm.host.paths import find_shipped, list_shipped
-from ktrdr_vm.images.recipe import load_recipe
+from ktrdr_vm.images.recipe import Recipe, load_recipe
 from ktrdr_vm.images.store import refuse_disk
 from ktrdr_vm.profile.load import LoadedProfile
+from ktrdr_vm.profile.model import ImageRef
 
 if TYPE_CHECKING:
     from ktrdr_vm.gates.model import Playbook
@@ -30,19 +31,26 @@ def check_references(loaded: LoadedProfile, workspace: Path, *, gates: bool = Tr
     `workspace` is the absolute folder of `--workspace`. Without `gates`, those of the profile are not checked, because
     others replace them.
     """
-    return [*check_names(loaded), *(read_gates(loaded, workspace)[1] if gates else ())]
+    names = check_names(loaded, read_recipe(loaded.profile.image))
+    return [*names, *(read_gates(loaded, workspace)[1] if gates else ())]
 
 
-def check_names(loaded: LoadedProfile) -> list[Problem]:
-    """Unknown recipes and presets, and a disk that is smaller than the image."""
+def read_recipe(image: ImageRef) -> Recipe | None:
+    """The recipe of an image; None if it has a URL instead, or if the recipe is unknown."""
+    path = None if image.url else find_shipped("images", f"{image.recipe}.yaml")
+    return load_recipe(path) if path else None
+
+
+def check_names(loaded: LoadedProfile, recipe: Recipe | None) -> list[Problem]:
+    """Unknown recipes and presets, and a disk that is smaller than the image. `recipe` is that of the profile's
+    image."""
     profile, problems = loaded.profile, []
     if not profile.image.url:
-        recipe = find_shipped("images", f"{profile.image.recipe}.yaml")
         if recipe is None:
             problems.append(
                 loaded.problem(("image",), _unknown("image recipe", profile.image.recipe, list_shipped("images")))
             )
-        elif reason := refuse_disk(profile.resources.disk, load_recipe(recipe).size):
+        elif reason := refuse_disk(profile.resources.disk, recipe.size):
             problems.append(loaded.problem(("resources", "disk"), reason))
     known = list_presets()
     for index, rule in enumerate(profile.egress.allow):

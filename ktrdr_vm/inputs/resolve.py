@@ -17,12 +17,19 @@ from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
 from ktrdr_vm.host.answers import Answers
 from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_file
 from ktrdr_vm.host.owner import find_owner
-from ktrdr_vm.host.paths import Home, find_shipped, find_shipped_profile
+from ktrdr_vm.host.paths import Home, find_shipped_profile
 from ktrdr_vm.host.repository import Repository, find_named
 from ktrdr_vm.identity import Identity, derive_instance_id, parse_instance_id
-from ktrdr_vm.images.recipe import Recipe, load_recipe
+from ktrdr_vm.images.recipe import Recipe
 from ktrdr_vm.inputs.presets import AskedClients, find_presets
-from ktrdr_vm.inputs.references import check_names, check_places, find_playbook, read_gates, read_playbook
+from ktrdr_vm.inputs.references import (
+    check_names,
+    check_places,
+    find_playbook,
+    read_gates,
+    read_playbook,
+    read_recipe,
+)
 from ktrdr_vm.inputs.trusted import compare
 from ktrdr_vm.plan.facts import STOCK_USER, Facts, HotplugReserve, ImageFacts
 from ktrdr_vm.plan.plan import Plan
@@ -133,7 +140,8 @@ def gather_profile(
     clients = AskedClients(loaded.profile, owner, Answers(home.clients))
     committed = base is not None
     playbooks, unreadable = read_gates(loaded, documents, committed=committed) if not gates else ((), [])
-    named, refused = [*check_names(loaded), *unreadable], check_policy(loaded, policy, str(root))
+    recipe = read_recipe(loaded.profile.image)
+    named, refused = [*check_names(loaded, recipe), *unreadable], check_policy(loaded, policy, str(root))
     unusable = [] if refused else check_places(loaded, root, policy.mount_roots)
     if problems := [*named, *refused, *unusable]:
         in_playbooks = all(one.source != loaded.source for one in problems)
@@ -149,7 +157,7 @@ def gather_profile(
         (gate, read_playbook(find_playbook(gate, documents, trusted=True), documents, committed=committed))
         for gate in gates
     )
-    recipe, image = _image(profile.image, home)
+    image = _describe_image(profile.image, recipe, home)
     kernel = Path(image.directory, "vmlinuz")
     accelerator = find_accelerator(kernel if kernel.exists() else None)
     presets, client_files = find_presets(profile, clients, owner)
@@ -201,16 +209,13 @@ def _identity(instance_id: str | None, root: Path, repository: Repository | None
     return derive_instance_id(repository.name, repository.branch or repository.commit[:12])
 
 
-def _image(ref: ImageRef, home: Home) -> tuple[Recipe | None, ImageFacts]:
-    if ref.url:
+def _describe_image(ref: ImageRef, recipe: Recipe | None, home: Home) -> ImageFacts:
+    if recipe is None:
         # The checksum is the digest, because it identifies the content.
         directory = str(home.images / ref.sha256)
         name = ref.url.rsplit("/", 1)[-1]
-        return None, ImageFacts(name, ref.sha256, directory, boot="disk", disk_format="qcow2", user=STOCK_USER)
-    path = find_shipped("images", f"{ref.recipe}.yaml")
-    assert path is not None, "checked with the other references"
-    recipe = load_recipe(path)
-    return recipe, ImageFacts(
+        return ImageFacts(name, ref.sha256, directory, boot="disk", disk_format="qcow2", user=STOCK_USER)
+    return ImageFacts(
         name=recipe.name,
         digest=recipe.digest,
         directory=str(home.images / recipe.digest),

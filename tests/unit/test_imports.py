@@ -31,11 +31,11 @@ STARTS = {
     "plan": (
         "ktrdr_vm.cli.plan:plan ktrdr_vm.inputs.profile_file",
         f"{HEAVY} cerberus ctypes difflib jinja2 secrets tarfile ktrdr_vm.gates ktrdr_vm.guest.loose_files"
-        " ktrdr_vm.guest.ssh ktrdr_vm.images.apt ktrdr_vm.images.build ktrdr_vm.plan.changes",
+        " ktrdr_vm.guest.ssh ktrdr_vm.host.journal ktrdr_vm.images.apt ktrdr_vm.images.build ktrdr_vm.plan.changes",
     ),
     "the gates of a plan": (
         "ktrdr_vm.gates.load",
-        f"{HEAVY} ctypes difflib subprocess tempfile ktrdr_vm.gates.modules.table ktrdr_vm.gates.renderer",
+        f"{HEAVY} ctypes difflib packaging subprocess tempfile ktrdr_vm.gates.modules.table ktrdr_vm.gates.renderer",
     ),
     "exec": (
         "ktrdr_vm.cli.ssh ktrdr_vm.instance.ssh_config ktrdr_vm.instance.instance",
