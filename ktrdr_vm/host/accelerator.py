@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 from ktrdr_vm.host import process
-from ktrdr_vm.host.rights import QEMU_USER
-from ktrdr_vm.host.sub_ids import find_kvm_group
 from ktrdr_vm.users import UNMAPPED, in_user_namespace
 
 EMULATOR = "qemu-system-x86_64"
@@ -73,6 +71,9 @@ def find_accelerator(kernel: Path | None = None) -> Accelerator:
 
 def _may_qemu_open() -> bool:
     """True unless the user of QEMU in a world could not open /dev/kvm, though the person can."""
+    # Imported late, as below: a host is tested once in a boot.
+    from ktrdr_vm.host.sub_ids import find_kvm_group
+
     facts = Path("/dev/kvm").stat()
     if facts.st_mode & 0o006 == 0o006 or (os.geteuid() == 0 and not in_user_namespace()):
         return True
@@ -123,6 +124,8 @@ class _Guest:
 
 def _find_qemu_ids() -> process.Owner | None:
     """The user and the group of QEMU in a world, with which KVM is tested there."""
+    from ktrdr_vm.host.rights import QEMU_USER
+
     if not in_user_namespace():
         return None
     return pwd.getpwnam(QEMU_USER).pw_uid, Path("/dev/kvm").stat().st_gid

@@ -31,7 +31,8 @@ STARTS = {
     "plan": (
         "ktrdr_vm.cli.plan:plan ktrdr_vm.inputs.profile_file",
         f"{HEAVY} cerberus ctypes difflib jinja2 secrets tarfile ktrdr_vm.gates ktrdr_vm.guest.loose_files"
-        " ktrdr_vm.guest.ssh ktrdr_vm.host.journal ktrdr_vm.images.apt ktrdr_vm.images.build ktrdr_vm.plan.changes",
+        " ktrdr_vm.guest.ssh ktrdr_vm.host.journal ktrdr_vm.host.rights ktrdr_vm.host.sub_ids ktrdr_vm.images.apt"
+        " ktrdr_vm.images.build ktrdr_vm.plan.changes",
     ),
     "the gates of a plan": (
         "ktrdr_vm.gates.load",
