@@ -74,7 +74,7 @@ def open_instance(instance_id: str) -> Instance:
 
 def warn_of_guard(instance: Instance) -> None:
     """Print faults of its guard to standard error: in the guest they look like a network failure."""
-    from ktrdr_vm.instance.resources.guard import check_guard
+    from ktrdr_vm.instance.guard_status import check_guard
 
     for fault in check_guard(instance.paths.guard):
         click.echo(f"warning: {instance.identity.instance_id}: {fault}; its connections are interrupted", err=True)

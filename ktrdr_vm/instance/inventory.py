@@ -20,7 +20,7 @@ from ktrdr_vm.host.links import list_links
 from ktrdr_vm.host.nft import list_tables, read_comment
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import DOMAIN_PREFIX, TABLE_PREFIX, make_home_token
-from ktrdr_vm.instance.resources.guard import check_guard
+from ktrdr_vm.instance.guard_status import check_guard
 
 _MARK = re.compile(r"ktrdr-vm instance_id=([a-z0-9-]{1,63}) home=([0-9a-f]{8})")
 

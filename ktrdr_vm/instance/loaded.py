@@ -185,7 +185,8 @@ class LoadedInstance:
     def ensure(self, resource: Resource, notify: Notify) -> None:
         """Create one resource, unless it exists as planned. The journal is written before and after."""
         began = time.monotonic()
-        if resource.exists() and self.journal.resources.get(resource.key) == "present" and not resource.verify():
+        # The journal first: a new instance has nothing yet, and asking the host for it starts a program each time.
+        if self.journal.resources.get(resource.key) == "present" and resource.exists() and not resource.verify():
             with self._noting:
                 notify(resource.kind, resource.name, "ok", time.monotonic() - began)
             return

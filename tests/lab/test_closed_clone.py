@@ -24,7 +24,7 @@ from laboratory.recorder import wait_until
 from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.host import process
 from ktrdr_vm.host.paths import PROJECT
-from ktrdr_vm.instance.resources.guard import check_guard
+from ktrdr_vm.instance.guard_status import check_guard
 from ktrdr_vm.plan.guard_interface import INBOX_PORT
 from ktrdr_vm.profile.collector import Collector
 

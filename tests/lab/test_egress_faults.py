@@ -21,7 +21,8 @@ from laboratory.recorder import wait_until
 
 from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.host import process
-from ktrdr_vm.instance.resources.guard import check_guard, find_guards
+from ktrdr_vm.instance.guard_status import check_guard
+from ktrdr_vm.instance.resources.guard import find_guards
 from ktrdr_vm.plan.guard_interface import GUEST_MAC, MAX_FLOWS
 from ktrdr_vm.plan.haproxy import MAX_CONNECTIONS
 

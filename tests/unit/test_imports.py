@@ -42,6 +42,11 @@ STARTS = {
         "ktrdr_vm.cli.ssh ktrdr_vm.instance.ssh_config ktrdr_vm.instance.instance",
         f"{HEAVY.replace('concurrent ', '')} jinja2 tarfile ktrdr_vm.world.own",
     ),
+    "list": (
+        "ktrdr_vm.cli.instances:list_ ktrdr_vm.cli.options",
+        f"{HEAVY.replace('libvirt ', '')} cerberus jinja2 yaml ktrdr_vm.instance.resources ktrdr_vm.plan"
+        " ktrdr_vm.policy ktrdr_vm.profile.model",
+    ),
     "the image of an instance": (
         "ktrdr_vm.images.ensure",
         f"{HEAVY} urllib.request ktrdr_vm.images.build ktrdr_vm.images.fetch",

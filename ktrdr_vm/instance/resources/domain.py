@@ -109,7 +109,6 @@ class Domain(Resource):
             self.target.libvirt.stop(self.name)
         # QEMU of a disposable VM is ended directly, which saves the second that it takes to shut down. libvirtd may
         # also have lost its domain.
-        # domain.
         for pid in self._processes():
             end_process(pid)
         if self._find() is not None:

@@ -15,11 +15,11 @@ from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import DomainFacts, DomainState, Libvirt
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.instance import guard_status
 from ktrdr_vm.instance import inventory as discovery
+from ktrdr_vm.instance.guard_status import check_guard, find_faults
 from ktrdr_vm.instance.inventory import Found, find_instances
 from ktrdr_vm.instance.loaded import LoadedInstance
-from ktrdr_vm.instance.resources import guard as guard_module
-from ktrdr_vm.instance.resources.guard import check_guard, find_faults
 
 WORDS = "it ended with exit code 1: ModuleNotFoundError: No module named 'dns'"
 PARTS = {
@@ -42,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callab
     monkeypatch.setattr(Libvirt, "measure", lambda *_: None)
     monkeypatch.setattr(discovery, "list_tables", lambda _: [])
     monkeypatch.setattr(discovery, "list_links", lambda *_: {})
-    monkeypatch.setattr(guard_module, "is_locked", lambda _: True)
+    monkeypatch.setattr(guard_status, "is_locked", lambda _: True)
     monkeypatch.setattr(client, "ask_guard", lambda *_, **__: {"pid": 1, "parts": PARTS})
     return made
 
@@ -63,7 +63,7 @@ def test_a_part_is_named_with_its_last_words(home: Home) -> None:
 def test_one_that_does_not_run_or_does_not_answer_is_a_fault(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert check_guard(home.instance("one").guard) == ["the guard does not run; nothing leaves the instance"]
-    monkeypatch.setattr(guard_module, "is_locked", lambda _: True)
+    monkeypatch.setattr(guard_status, "is_locked", lambda _: True)
     [said] = check_guard(home.instance("one").guard)
     assert said.startswith("the guard does not answer: ")
 
@@ -86,11 +86,11 @@ def test_one_that_is_busy_is_waited_for(home: Home, monkeypatch: pytest.MonkeyPa
         return answer
 
     monkeypatch.setattr(client, "ask_guard", ask)
-    monkeypatch.setattr(guard_module, "is_locked", lambda _: living[0])
-    assert find_faults(guard_module._wait_serving(home.instance("one").guard)) == [] and answers == []
+    monkeypatch.setattr(guard_status, "is_locked", lambda _: living[0])
+    assert find_faults(guard_status.wait_serving(home.instance("one").guard)) == [] and answers == []
     living[0] = False
     with pytest.raises(ProvisionError, match="does not run"):
-        guard_module._wait_serving(home.instance("one").guard)
+        guard_status.wait_serving(home.instance("one").guard)
 
 
 def test_list_says_it(home: Home) -> None:

@@ -16,10 +16,10 @@ from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.instance import guard_status
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources import firewall as firewall_module
-from ktrdr_vm.instance.resources import guard as guard_module
 from ktrdr_vm.instance.resources.base import Blueprint, Target
 from ktrdr_vm.instance.resources.firewall import Firewall, count_rules_of_text
 from ktrdr_vm.instance.resources.guard import Guard
@@ -72,7 +72,7 @@ def test_rules_of_an_earlier_plan_are_not_as_planned(target: Target, monkeypatch
 def test_a_guard_of_an_earlier_plan_is_not_as_planned(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = make_blueprint(target.paths.home, "a.example"), make_blueprint(target.paths.home)
     Guard(target, before)._write_files()
-    monkeypatch.setattr(guard_module, "is_locked", lambda _: True)
+    monkeypatch.setattr(guard_status, "is_locked", lambda _: True)
     monkeypatch.setattr(client, "ask_guard", lambda *_, **__: {"resolver": "self", "proxy": "self"})
     assert Guard(target, before).verify() == []
     assert "egress.json" in Guard(target, after).verify()[0]
