@@ -4,6 +4,7 @@ peers."""
 from __future__ import annotations
 
 import argparse
+import compileall
 import functools
 import os
 import random
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from bench.place import Place, find_or_build_image, prepared_place  # first: it knows where the lab's parts are
+from bench.place import ROOT, Place, find_or_build_image, prepared_place  # first: it knows where the lab's parts are
 
 from bench import commands, egress, gates, machines, projects, worlds  # isort: skip
 from bench.document import describe_machine, write_results
@@ -82,6 +83,9 @@ def main() -> int:
     if unknown:
         print(f"bench: there is no step {', '.join(sorted(unknown))}; there are {', '.join(steps)}", file=sys.stderr)
         return 2
+    # As an installed program: the guard writes no bytecode, and no command does with PYTHONDONTWRITEBYTECODE. Sources
+    # that were changed since would be compiled again at each start.
+    compileall.compile_dir(ROOT / "ktrdr_vm", quiet=1)
     # Ended from outside it takes down what is running, as Ctrl-C does: only libvirtd ends with this process by itself.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with prepared_place() as place:

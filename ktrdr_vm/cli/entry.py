@@ -9,7 +9,7 @@ import os
 import sys
 
 _DESCRIPTOR = "--pass-descriptor"
-# New objects after which the garbage collector looks for unreachable ones; the interpreter's default is 700.
+# New objects after which the garbage collector searches for unreachable ones; the interpreter's default is 700.
 _OBJECTS = 10_000
 
 
