@@ -1,23 +1,17 @@
-"""The only importer of libvirt: one connection a process, domains identified by their metadata, errors as
-KtrdrError."""
+"""The libvirtd of the host: one connection a process, domains identified by their metadata, errors as KtrdrError."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
 import json
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from ktrdr_vm.errors import ForeignError, GuestError, HostError, ProvisionError
-from ktrdr_vm.identity import METADATA_NAMESPACE
+from ktrdr_vm.host.libvirt_binding import DomainFacts, describe_failure, libvirt, libvirt_qemu, read_facts, silence
 from ktrdr_vm.users import in_user_namespace
 
 URI = "qemu:///system"
@@ -26,73 +20,6 @@ RETURN_LIMIT = 30.0
 # Seconds for a killed QEMU to end, and between two requests.
 KILL_LIMIT = 180.0
 _KILL_INTERVAL = 0.5
-_INSTANCE = f"{{{METADATA_NAMESPACE}}}"
-
-
-class DomainState(StrEnum):
-    """libvirt's names of the states of a domain, in the order of virDomainState, whose numbers are part of libvirt's
-    ABI."""
-
-    NOSTATE = "nostate"
-    RUNNING = "running"
-    BLOCKED = "blocked"
-    PAUSED = "paused"
-    SHUTDOWN = "shutdown"
-    SHUTOFF = "shutoff"
-    CRASHED = "crashed"
-    PMSUSPENDED = "pmsuspended"
-    UNKNOWN = "unknown"
-
-    @property
-    def is_alive(self) -> bool:
-        """True while the VM exists, running or paused; False when it has ended or is about to."""
-        return self not in (DomainState.SHUTDOWN, DomainState.SHUTOFF, DomainState.CRASHED)
-
-
-_STATES = {number: state for number, state in enumerate(DomainState) if state is not DomainState.UNKNOWN}
-
-
-@dataclass(frozen=True)
-class DomainFacts:
-    """A domain that carries our metadata."""
-
-    name: str
-    instance_id: str
-    home: str
-    mode: str
-    state: DomainState
-    persistent: bool
-
-
-class _Binding:
-    """A module of libvirt-python, imported on first use: it is compiled with the headers of libvirt, which plans do not
-    need."""
-
-    def __init__(self, module: str) -> None:
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return getattr(importlib.import_module(self._module), name)
-        except ImportError as error:
-            raise HostError(
-                f"the Python binding of libvirt cannot be imported: {error}",
-                where=sys.prefix,
-                hint=(
-                    "install gcc, pkg-config, python3-dev and libvirt-dev, then `pip install 'ktrdr-vm[host]'`; in a"
-                    " clone, `make setup`"
-                ),
-            ) from None
-
-
-libvirt: Any = _Binding("libvirt")
-libvirt_qemu: Any = _Binding("libvirt_qemu")
-
-
-@functools.cache
-def _quiet() -> None:
-    # libvirt prints its errors on standard error besides raising them.
-    libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
 
 def parse_agent_reply(text: str, where: str) -> Any:
@@ -120,7 +47,7 @@ class Libvirt:
         self._connection: Any = None
 
     def connect(self) -> Any:
-        _quiet()
+        silence()
         if self._is_alive():
             return self._connection
         end = time.monotonic() + (self._patience if self._connection is not None or in_user_namespace() else 0.0)
@@ -158,7 +85,7 @@ class Libvirt:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     return None
                 if last or self._is_alive():
-                    raise _failed(doing, where, error) from None
+                    raise describe_failure(doing, where, error) from None
         raise AssertionError("called after the answer")
 
     def read_capabilities(self) -> str:
@@ -173,7 +100,7 @@ class Libvirt:
 
     def find(self, name: str) -> DomainFacts | None:
         """The domain of that name, or None. ForeignError if it does not belong to ktrdr-vm."""
-        found = self._ask("find the domain", name, lambda connection: (_facts(connection.lookupByName(name)),))
+        found = self._ask("find the domain", name, lambda connection: (read_facts(connection.lookupByName(name)),))
         if found == (None,):
             raise ForeignError(
                 f"the domain {name} exists and was not created by ktrdr-vm",
@@ -216,7 +143,7 @@ class Libvirt:
             else:
                 connection.createXML(xml, flags | libvirt.VIR_DOMAIN_START_VALIDATE)
         except libvirt.libvirtError as error:
-            raise _failed("start the domain", name, error) from None
+            raise describe_failure("start the domain", name, error) from None
 
     def stop(self, name: str) -> None:
         """Destroy and undefine the domain; idempotent."""
@@ -230,7 +157,7 @@ class Libvirt:
                 attempt(domain)
             except libvirt.libvirtError as error:
                 if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-                    raise _failed("stop the domain", name, error) from None
+                    raise describe_failure("stop the domain", name, error) from None
 
     @staticmethod
     def _destroy(domain: Any) -> None:
@@ -257,7 +184,7 @@ class Libvirt:
         try:
             self._require(name).saveFlags(str(path), None, 0)
         except libvirt.libvirtError as error:
-            raise _failed("save the domain", name, error) from None
+            raise describe_failure("save the domain", name, error) from None
 
     def restore(self, path: Path, change: Callable[[ElementTree.Element], None]) -> None:
         """Restore a domain from a file of `save`, with changed XML, paused. The file is kept."""
@@ -269,14 +196,14 @@ class Libvirt:
                 str(path), ElementTree.tostring(xml, encoding="unicode"), libvirt.VIR_DOMAIN_SAVE_PAUSED
             )
         except libvirt.libvirtError as error:
-            raise _failed("restore the domain", str(path), error) from None
+            raise describe_failure("restore the domain", str(path), error) from None
 
     def read_saved_name(self, path: Path) -> str:
         """The name of the domain in a complete file of `save`; libvirt refuses an incomplete one."""
         try:
             xml = ElementTree.fromstring(self.connect().saveImageGetXMLDesc(str(path)))  # noqa: S314 - libvirt's own
         except libvirt.libvirtError as error:
-            raise _failed("read the saved state", str(path), error) from None
+            raise describe_failure("read the saved state", str(path), error) from None
         return xml.findtext("name") or ""
 
     def define(self, xml: str) -> None:
@@ -284,7 +211,7 @@ class Libvirt:
         try:
             self.connect().defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
         except libvirt.libvirtError as error:
-            raise _failed("define the domain", self._uri, error) from None
+            raise describe_failure("define the domain", self._uri, error) from None
 
     def attach(self, name: str, device_xml: str) -> None:
         self._device(name, "attach", device_xml)
@@ -297,28 +224,28 @@ class Libvirt:
         try:
             getattr(domain, f"{verb}DeviceFlags")(device_xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
-            raise _failed(f"{verb} a device", name, error) from None
+            raise describe_failure(f"{verb} a device", name, error) from None
 
     def set_vcpus(self, name: str, count: int) -> None:
         """Hot-plug vCPUs, or hot-unplug them; ProvisionError if the guest does not release them."""
         try:
             self._require(name).setVcpusFlags(count, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
-            raise _failed(f"set {count} vCPUs of", name, error) from None
+            raise describe_failure(f"set {count} vCPUs of", name, error) from None
 
     def count_vcpus(self, name: str) -> int:
         """The number of vCPUs of a running domain, including hot-plugged ones."""
         try:
             return int(self._require(name).vcpusFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE))
         except libvirt.libvirtError as error:
-            raise _failed("count the vCPUs of", name, error) from None
+            raise describe_failure("count the vCPUs of", name, error) from None
 
     def limit_cpu_time(self, name: str, quota: int) -> None:
         """Limit the CPU time of a running domain: microseconds in each period of its XML."""
         try:
             self._require(name).setSchedulerParametersFlags({"global_quota": quota}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
-            raise _failed("limit the CPU time of", name, error) from None
+            raise describe_failure("limit the CPU time of", name, error) from None
 
     def monitor(
         self, name: str, execute: str, arguments: dict[str, Any] | None = None, *, files: tuple[int, ...] = ()
@@ -332,7 +259,7 @@ class Libvirt:
             else:
                 raw = libvirt_qemu.qemuMonitorCommand(domain, command, 0)
         except libvirt.libvirtError as error:
-            raise _failed(f"execute {execute} in QEMU", name, error) from None
+            raise describe_failure(f"execute {execute} in QEMU", name, error) from None
         reply = json.loads(raw)
         if "error" in reply:
             raise ProvisionError(
@@ -360,7 +287,7 @@ class Libvirt:
         try:
             getattr(self._require(name), verb)()
         except libvirt.libvirtError as error:
-            raise _failed(f"{verb} the domain", name, error) from None
+            raise describe_failure(f"{verb} the domain", name, error) from None
 
     def measure(self, name: str) -> tuple[float, int, int] | None:
         """CPU seconds since its start, resident memory and disk usage on the host in bytes; None if it does not run."""
@@ -380,7 +307,7 @@ class Libvirt:
         try:
             return str(self._require(name).XMLDesc())
         except libvirt.libvirtError as error:
-            raise _failed("read the domain", name, error) from None
+            raise describe_failure("read the domain", name, error) from None
 
     def _require(self, name: str) -> Any:
         domain = self._lookup(name)
@@ -394,29 +321,3 @@ class Libvirt:
 
     def _lookup(self, name: str) -> Any:
         return self._ask("find the domain", name, lambda connection: connection.lookupByName(name))
-
-
-def _facts(domain: Any) -> DomainFacts | None:
-    """None for a domain without our metadata. An error is raised if the metadata could not be read."""
-    try:
-        raw = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA_NAMESPACE, 0)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
-            return None
-        raise
-    state = _STATES.get(domain.state()[0], DomainState.UNKNOWN)
-    fields = {child.tag.removeprefix(_INSTANCE): child.text or "" for child in ElementTree.fromstring(raw)}  # noqa: S314 - libvirt's own
-    return DomainFacts(
-        domain.name(),
-        fields.get("instance_id", ""),
-        fields.get("home", ""),
-        fields.get("mode", ""),
-        state,
-        bool(domain.isPersistent()),
-    )
-
-
-def _failed(doing: str, where: str, error: Any) -> ProvisionError:
-    return ProvisionError(
-        f"libvirt could not {doing}: {error.get_error_message()}", where=where, hint="`ktrdr-vm doctor` checks the host"
-    )

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.host.job import find_job
 from ktrdr_vm.host.journal import Journal, explained, locked, read_journal
-from ktrdr_vm.host.libvirt import DomainFacts, Libvirt
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.libvirt_binding import DomainFacts
 from ktrdr_vm.host.links import list_links
 from ktrdr_vm.host.paths import Home, InstancePaths
 from ktrdr_vm.identity import Identity

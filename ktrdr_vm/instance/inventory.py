@@ -15,7 +15,8 @@ from typing import Any
 from ktrdr_vm.egress.revision import read_revision
 from ktrdr_vm.host import netns
 from ktrdr_vm.host.journal import Journal, is_locked, list_directories, list_journals
-from ktrdr_vm.host.libvirt import DomainFacts, Libvirt
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.libvirt_binding import DomainFacts
 from ktrdr_vm.host.links import list_links
 from ktrdr_vm.host.nft import list_tables, read_comment
 from ktrdr_vm.host.paths import Home

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.fork import end_copy
-from ktrdr_vm.host.libvirt import DomainState
+from ktrdr_vm.host.libvirt_binding import DomainState
 from ktrdr_vm.instance.instance import BOOT_LIMIT
 from ktrdr_vm.instance.loaded import LoadedInstance, SecretReader
 from ktrdr_vm.instance.resources.base import Notify, Resource, Verb, quiet

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from ktrdr_vm.cli.main import cli
 from ktrdr_vm.errors import HostError, KtrdrError
-from ktrdr_vm.host import capacity, libvirt, package_sources, process, sub_ids
+from ktrdr_vm.host import capacity, libvirt, libvirt_binding, package_sources, process, sub_ids
 from ktrdr_vm.host.accelerator import Accelerator
 from ktrdr_vm.host.paths import PROJECT, Home
 from ktrdr_vm.images.fetch import fetch_image
@@ -165,9 +165,9 @@ def fetch(url: str, sources: tuple[str, ...]) -> Callable[[Path], None]:
 
 def lack_binding(_place: Path) -> None:
     missing = ModuleNotFoundError("No module named 'libvirt'")
-    libvirt._quiet.cache_clear()
+    libvirt_binding.silence.cache_clear()
     with (
-        mock.patch.object(libvirt.importlib, "import_module", side_effect=missing),
+        mock.patch.object(libvirt_binding.importlib, "import_module", side_effect=missing),
         mock.patch.object(sys, "prefix", "/usr"),
     ):
         libvirt.Libvirt().connect()

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ktrdr_vm.host.libvirt import DomainFacts, DomainState, Libvirt
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.libvirt_binding import DomainFacts, DomainState
 
 
 class FakeLibvirt(Libvirt):

@@ -25,7 +25,7 @@ from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.escalation.packet import parse_packet
 from ktrdr_vm.escalation.store import EscalationStore
 from ktrdr_vm.host.journal import Journal
-from ktrdr_vm.host.libvirt import DomainFacts, DomainState
+from ktrdr_vm.host.libvirt_binding import DomainFacts, DomainState
 from ktrdr_vm.host.paths import PROJECT, Home
 from ktrdr_vm.instance import inventory as discovery
 from ktrdr_vm.monitoring.metrics import render_metrics

@@ -10,7 +10,7 @@ from ktrdr_vm.errors import ForeignError, HostError, ProvisionError
 from ktrdr_vm.guest.agent import begin_identity
 from ktrdr_vm.host.confinement import PROFILES, has_profile, make_memory_rules, remove_profile, write_profile
 from ktrdr_vm.host.fork import fill_memory, load_state
-from ktrdr_vm.host.libvirt import DomainFacts
+from ktrdr_vm.host.libvirt_binding import DomainFacts
 from ktrdr_vm.host.page_cache import read_ahead
 from ktrdr_vm.host.running import end_process, find_processes
 from ktrdr_vm.instance.resources.base import Resource

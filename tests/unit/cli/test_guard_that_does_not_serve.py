@@ -13,7 +13,8 @@ from ktrdr_vm.cli.main import main
 from ktrdr_vm.egress import client
 from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.host.journal import Journal
-from ktrdr_vm.host.libvirt import DomainFacts, DomainState, Libvirt
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.libvirt_binding import DomainFacts, DomainState
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance import guard_status
 from ktrdr_vm.instance import inventory as discovery

@@ -14,7 +14,7 @@ from ktrdr_vm.egress import client
 from ktrdr_vm.egress.delivered_values import LEASE, MAX_BYTES, MAX_VALUES, DeliveredValues
 from ktrdr_vm.errors import GuestError, ProvisionError
 from ktrdr_vm.guest.protocol import GuestResult
-from ktrdr_vm.host.libvirt import DomainState
+from ktrdr_vm.host.libvirt_binding import DomainState
 from ktrdr_vm.instance.resources import secret as secret_module
 from ktrdr_vm.instance.resources.secret import Secret
 from ktrdr_vm.profile.model import Secret as Entry

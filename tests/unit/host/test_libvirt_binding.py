@@ -28,9 +28,9 @@ QUESTIONS: dict[str, Callable[[Libvirt], Any]] = {
 
 @pytest.fixture
 def no_binding(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ktrdr_vm.host import libvirt
+    from ktrdr_vm.host import libvirt_binding
 
-    libvirt._quiet.cache_clear()
+    libvirt_binding.silence.cache_clear()
     for name in ("libvirt", "libvirt_qemu"):
         monkeypatch.setitem(sys.modules, name, None)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.errors import ForeignError, HostError, ProvisionError
-from ktrdr_vm.host import libvirt
+from ktrdr_vm.host import libvirt, libvirt_binding
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.identity import METADATA_NAMESPACE
 
@@ -109,8 +109,8 @@ def test_who_could_not_be_asked_is_neither_a_stranger_nor_gone(monkeypatch: pyte
 
 
 def test_states_are_called_by_their_names_in_libvirt() -> None:
-    numbers = {name: vars(binding)[f"VIR_DOMAIN_{name.upper()}"] for name in libvirt._STATES.values()}
-    assert numbers == {name: number for number, name in libvirt._STATES.items()}
+    numbers = {name: vars(binding)[f"VIR_DOMAIN_{name.upper()}"] for name in libvirt_binding._STATES.values()}
+    assert numbers == {name: number for number, name in libvirt_binding._STATES.items()}
 
 
 class Busy:

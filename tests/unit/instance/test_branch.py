@@ -15,7 +15,7 @@ from ktrdr_vm.escalation.packet import parse_packet
 from ktrdr_vm.escalation.store import Answer
 from ktrdr_vm.guest.agent import wait_agent
 from ktrdr_vm.host.journal import Journal, read_journal
-from ktrdr_vm.host.libvirt import DomainFacts, DomainState
+from ktrdr_vm.host.libvirt_binding import DomainFacts, DomainState
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance import branch as module

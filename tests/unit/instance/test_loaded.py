@@ -18,7 +18,8 @@ from ktrdr_vm.cli.main import main
 from ktrdr_vm.egress import client
 from ktrdr_vm.errors import ProvisionError, UsageError
 from ktrdr_vm.host.journal import Journal, read_journal
-from ktrdr_vm.host.libvirt import DomainState, Libvirt
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.libvirt_binding import DomainState
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.instance import inventory

@@ -11,7 +11,7 @@ import pytest
 
 from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError
 from ktrdr_vm.host.journal import Journal, read_journal
-from ktrdr_vm.host.libvirt import DomainFacts, DomainState
+from ktrdr_vm.host.libvirt_binding import DomainFacts, DomainState
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance import suspend as suspension
