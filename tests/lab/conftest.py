@@ -19,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from laboratory.daemons import running_libvirt
 from laboratory.instances import LabInstance, find_or_build_image, running_instance
 from laboratory.lab import Lab, enter_lab, leave_lab
+from laboratory.person import Person, make_person
 from laboratory.stock import FLAVOURS, StockImage, find_or_build_stock, find_stock
+from laboratory.without_root import make_repository, outside
 
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.identity import parse_instance_id
@@ -145,3 +147,17 @@ def instance(lab: Lab, image: Image, libvirt: Libvirt) -> Iterator[LabInstance]:
     """The sandbox that the tests share: booted once, with every kind of allow rule, a read-only mount and a secret."""
     with running_instance(lab, libvirt) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def alice(lab: Lab) -> Iterator[Person]:
+    with make_person(0) as person:
+        make_repository(person)
+        assert outside(person) == []
+        yield person
+
+
+@pytest.fixture(scope="module")
+def bob(lab: Lab) -> Iterator[Person]:
+    with make_person(1) as person:
+        yield person

@@ -3,8 +3,6 @@ root."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import json
 import os
@@ -17,122 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from laboratory.command import Ended
-from laboratory.lab import Lab
-from laboratory.person import Person, make_person
+from laboratory.person import Person
 from laboratory.recorder import wait_until
-
-from ktrdr_vm.egress.ledger import read_ledger
-from ktrdr_vm.images.store import Image
+from laboratory.without_root import end_world, links, outside
 
 pytestmark = pytest.mark.host_root
-
-PROFILE = {
-    "version": 1,
-    "name": "without-root",
-    "image": "debian-13-docker",
-    "resources": {"vcpus": 1, "memory": "512MiB", "disk": "4GiB"},
-    "workspace": {"source": "."},
-    "mounts": [{"source": "data", "target": "/mnt/data"}],
-    "egress": {"allow": [{"host": "allowed.test.lab", "ports": [80]}]},
-    "secrets": [{"name": "token", "source": {"env": "KTRDR_LAB_TOKEN"}}],
-}
-WORKLOAD = (
-    "test $(cat /mnt/data/file) = shared && test $(cat /run/secrets/token) = a-token-of-the-lab"
-    " && curl -sf http://allowed.test.lab/ > /dev/null && ! curl -sf -m 5 http://192.168.77.9/"
-    " && echo work > work && git add work && git commit -qm work"
-)
-GATE = """
-- hosts: all
-  gather_facts: false
-  tasks:
-    - name: the project is there
-      command: test -e run.yaml
-      args: {chdir: /workspace}
-"""
-
-
-@pytest.fixture(scope="module")
-def alice(lab: Lab) -> Iterator[Person]:
-    with make_person(0) as person:
-        make_repository(person)
-        assert outside(person) == []
-        yield person
-
-
-@pytest.fixture(scope="module")
-def bob(lab: Lab) -> Iterator[Person]:
-    with make_person(1) as person:
-        yield person
-
-
-@pytest.fixture(scope="module")
-def with_image(alice: Person, image: Image) -> Person:
-    """A copy: a person's state is the person's alone."""
-    images = alice.state / "images"
-    subprocess.run(["mkdir", "-p", "-m", "711", images], check=True)
-    subprocess.run(["cp", "-a", "--sparse=always", image.directory, images], check=True, timeout=300)
-    subprocess.run(["chown", "-R", f"{alice.uid}:{alice.uid}", alice.home / ".local"], check=True, timeout=60)
-    return alice
-
-
-def make_repository(person: Person) -> None:
-    folder = person.home / "project"
-    (folder / "data").mkdir(parents=True)
-    (folder / "data/file").write_text("shared")
-    (folder / "playbooks").mkdir()
-    (folder / "playbooks/there.yaml").write_text(GATE)
-    (folder / "run.yaml").write_text(
-        yaml.safe_dump({**PROFILE, "workload": {"command": ["sh", "-c", WORKLOAD]}, "gates": []})
-    )
-    (folder / "keep.yaml").write_text(yaml.safe_dump({**PROFILE, "mode": "interactive"}))
-    identity = ["-c", "user.name=lab", "-c", "user.email=lab@example.org"]
-    for words in (["init", "-q", "-b", "main"], ["add", "-A"], [*identity, "commit", "-qm", "first"]):
-        subprocess.run(["git", *words], cwd=folder, check=True, timeout=60)
-    subprocess.run(["chown", "-R", f"{person.uid}:{person.uid}", person.home], check=True, timeout=60)
-
-
-def links() -> set[str]:
-    """The interfaces of the lab's host."""
-    return {
-        entry["ifname"]
-        for entry in json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True, check=True).stdout)
-    }
-
-
-# Uids are given again: what an earlier user of the same one has left is not this person's.
-_FOUND: dict[int, set[str]] = {}
-
-
-def outside(person: Person) -> list[str]:
-    """What the person owns outside of the home, and did not when the tests began."""
-    found = subprocess.run(
-        ["find", "/tmp", "/var/tmp", "/run", "/var/lib/libvirt", "/var/log/libvirt", "-xdev", "-user", str(person.uid)],
-        capture_output=True, text=True, timeout=60,
-    ).stdout.split()  # fmt: skip
-    own = {path for path in found if not path.startswith((str(person.home), str(person.runtime)))}
-    return sorted(own - _FOUND.setdefault(person.uid, own))
-
-
-def end_world(person: Person) -> None:
-    """By its own rule: nothing needs it any more."""
-    limit = person.state / "world/idle-limit"
-    limit.write_text("0")
-    try:
-        wait_until(lambda: person.processes() == {}, "the world ends when nobody needs it", 30)
-    finally:
-        limit.unlink()
-
 
 # In the world like a guard: without the lock of a command. Its last word is seen only once it is in it.
 _STAY = (
     "from ktrdr_vm import enter_world; enter_world(); import os, sys; "
     'os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)", "is-" + "in-it"])'
 )
-
-
-# -- the world itself --------------------------------------------------------------------------------------------------
 
 
 def test_a_world_is_made_serves_and_ends_without_a_trace(alice: Person) -> None:
@@ -327,182 +221,6 @@ def test_a_state_directory_that_others_may_change_is_refused(bob: Person) -> Non
         assert bob.processes() == {}
     finally:
         state.chmod(0o711)
-
-
-# -- a run -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def passed(with_image: Person) -> dict[str, object]:
-    """A run with a workload, a mount, a secret and a verification, from a template that is made for it."""
-    ended = with_image.run("apply", "run.yaml", "--workspace", "project", "--instance-id", "mine", "--gate", "there", "--json", limit=1200,
-                           program=[with_image.python, "-c", _IN_PROJECT])  # fmt: skip
-    assert ended.code == 0, ended.stderr[-3000:]
-    report: dict[str, object] = json.loads(ended.stdout)
-    return report
-
-
-_IN_PROJECT = (
-    "import os; os.chdir('project'); import sys; sys.argv[3:5] = []; from ktrdr_vm.cli.entry import main; main()"
-)
-
-
-def test_a_run_passes_and_leaves_nothing(alice: Person, passed: dict[str, object]) -> None:
-    assert passed["outcome"] == "passed" and passed["residue"] == []
-    refs = subprocess.run(
-        ["git", "for-each-ref", "refs/ktrdr"],
-        cwd=alice.home / "project",
-        capture_output=True,
-        text=True,
-        user=alice.uid,
-    )
-    assert "refs/ktrdr/mine/main" in refs.stdout
-    assert [path.name for path in (alice.state / "instances").iterdir()] == []
-    wrong = [
-        path
-        for path in (alice.home / "project", *(alice.home / "project").rglob("*"))
-        if path.lstat().st_uid != alice.uid
-    ]
-    assert wrong == []
-    end_world(alice)
-    assert outside(alice) == []
-
-
-@pytest.fixture
-def living(alice: Person, passed: dict[str, object]) -> Iterator[Person]:
-    kept = alice.run("apply", "project/keep.yaml", "--workspace", "project", "--instance-id", "kept", limit=900)
-    assert kept.code == 0, kept.stderr[-3000:]
-    yield alice
-    destroyed = alice.run("destroy", "kept", "--yes", limit=300)
-    assert destroyed.code == 0 and "residue: none" in destroyed.stdout, destroyed.stderr
-    end_world(alice)
-
-
-def test_a_living_instance_and_everybody_else(living: Person, bob: Person, lab: Lab) -> None:
-    """One instance for all of it: a boot takes most of the time."""
-    alice = living
-    assert alice.run("exec", "kept", "--", "sh", "-c", "kill -9 $$").code == 137
-    (alice.home / "sent").write_text("bytes")
-    os.chown(alice.home / "sent", alice.uid, alice.uid)
-    assert alice.run("cp", "sent", "kept:/tmp/sent").code == 0
-    assert alice.run("exec", "kept", "--", "cat", "/tmp/sent").stdout == "bytes"
-    _forwards_a_port_of_this_host(alice)
-    _nobody_else_finds_it(alice, bob, lab)
-    _other_rules_and_packets_are_no_matter(alice)
-    for part in ("world.root", "world.keeper", "libvirtd", "pasta", "egress.guard"):
-        os.kill(alice.find(part)[0], signal.SIGKILL)
-        assert alice.run("exec", "kept", "--", "true").code == 0, part
-    assert (
-        alice.run("apply", "project/keep.yaml", "--workspace", "project", "--instance-id", "kept", limit=300).code == 0
-    )
-    fetch = "for i in 1 2 3 4 5 6 7 8 9; do curl -sf -m 5 http://allowed.test.lab/ >/dev/null && exit 0; sleep 1; done; exit 1"
-    assert alice.run("exec", "kept", "--", "sh", "-c", fetch).code == 0
-    assert alice.run("suspend", "kept").code == 0
-    assert alice.find("qemu-system") == []
-    assert alice.run("resume", "kept").code == 0
-    assert alice.run("exec", "kept", "--", "cat", "/tmp/sent").stdout == "bytes"
-
-
-def _forwards_a_port_of_this_host(alice: Person) -> None:
-    assert (
-        alice.run("exec", "kept", "--", "sudo", "systemd-run", "-q", "python3", "-m", "http.server", "8000").code == 0
-    )
-    client = alice.start("forward", "kept", "18431:8000")
-    try:
-
-        def answers() -> bool:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", 18431), 2) as connection:
-                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-                return b"200" in connection.recv(100)
-            return False
-
-        wait_until(answers, "the port of this host leads into the guest", 30)
-    finally:
-        client.kill()
-        client.communicate()
-
-
-def _nobody_else_finds_it(alice: Person, bob: Person, lab: Lab) -> None:
-    """Another person, and root's own state: no name, no file, no socket, no process, no namespace."""
-    assert json.loads(bob.run("list", "--json").stdout) == []
-    assert bob.run("exec", "kept", "--", "true").code == 2
-    # There is nothing of that name for them.
-    assert "residue: none" in bob.run("destroy", "kept", "--yes").stdout
-    assert alice.run("exec", "kept", "--", "true").code == 0
-    assert "kept" not in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    assert not any(name.startswith("kv") for name in links())
-    qemu, guard, keeper = (alice.find(part)[0] for part in ("qemu-system", "egress.guard", "world.keeper"))
-    attempts = {
-        "read the state": lambda: os.listdir(alice.state),
-        "read a key": lambda: (alice.state / "instances/kept/ssh/login_key").read_bytes(),
-        "signal QEMU": lambda: os.kill(qemu, signal.SIGTERM),
-        "signal the guard": lambda: os.kill(guard, signal.SIGTERM),
-        "signal the keeper": lambda: os.kill(keeper, signal.SIGTERM),
-        "enter the namespaces": lambda: _setns(guard),
-        "see the file system of the world": lambda: os.listdir(f"/proc/{guard}/root/run/libvirt"),
-        "read the memory of QEMU": lambda: Path(f"/proc/{qemu}/mem").open("rb").close(),
-        "use the runtime folder": lambda: os.listdir(alice.runtime),
-    }
-    for what, attempt in attempts.items():
-        assert _is_refused(bob.uid, attempt), f"another person may {what}"
-        # Each of them works for root of the host, so that what refuses is the person and not a missing thing.
-        if what not in ("signal QEMU", "signal the guard", "signal the keeper", "enter the namespaces"):
-            attempt()
-    # QEMU is not the person, and cannot enter their home.
-    assert Path(f"/proc/{qemu}").stat().st_uid in alice.ids or _owner(qemu) in alice.ids
-    assert stat.S_IMODE(alice.home.stat().st_mode) == 0o700
-    view = subprocess.run(
-        ["ls", "-A", f"/proc/{qemu}/root{alice.home}"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert view == [".local"], "QEMU sees more of the home than the state directory"
-
-
-def _other_rules_and_packets_are_no_matter(alice: Person) -> None:
-    """Of the host's own network: a flush, an accept of another program, forwarding."""
-    ledger = alice.state / "instances/kept/egress.jsonl"
-    before = len(list(read_ledger(ledger, follow=False)))
-    subprocess.run(["nft", "flush", "ruleset"], check=True, timeout=30)
-    subprocess.run(["nft", "-f", "-"], input="table inet other {\nchain o {\ntype filter hook output priority -300\naccept\n}\n}\n", text=True,
-                   check=True, timeout=30)  # fmt: skip
-    try:
-        assert alice.run("exec", "kept", "--", "curl", "-sf", "-o", "/dev/null", "http://allowed.test.lab/").code == 0
-        assert alice.run("exec", "kept", "--", "curl", "-sf", "-m", "5", "http://192.168.77.9/").code != 0
-        lines = list(read_ledger(ledger, follow=False))[before:]
-        assert [line for line in lines if line["kind"] == "guard"] == []
-    finally:
-        subprocess.run(["nft", "delete", "table", "inet", "other"], check=True, timeout=30)
-
-
-def _setns(pid: int) -> None:
-    descriptor = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
-    if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0) != 0:
-        raise OSError(ctypes.get_errno(), "setns")
-
-
-def _owner(pid: int) -> int:
-    return int(
-        next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Uid:")).split()[
-            1
-        ]
-    )
-
-
-def _is_refused(uid: int, attempt: object) -> bool:
-    """In a process of its own: a uid is not taken back."""
-    assert callable(attempt)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setgroups([])
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
-            attempt()
-        except PermissionError:
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_connection_waits_for_few_imports(alice: Person) -> None:

@@ -68,7 +68,11 @@ _IMPURE = {
     "threading",
     "asyncio",
 }
-_SOLE_IMPORTERS = {"libvirt": {"host/libvirt_binding.py"}, "paramiko": {"guest/ssh.py"}, "subprocess": {"host/process.py"}}
+_SOLE_IMPORTERS = {
+    "libvirt": {"host/libvirt_binding.py"},
+    "paramiko": {"guest/ssh.py"},
+    "subprocess": {"host/process.py"},
+}
 _NAMED = re.compile(rb"ktrdr_vm((?:\.[a-z_0-9]+)+)")
 
 _RUN_DOCUMENTS = {"report.json", "report.html", "junit.xml", "events.jsonl", "plan.json", "bundle.tar.zst"}
