@@ -230,16 +230,18 @@ def start(
     return started
 
 
-def start_module(module: str, words: Sequence[str | Path], **options: Any) -> subprocess.Popen[bytes]:
-    """Start the `main` of a module of this program as a process. `options` are those of `start`; it runs in /.
+def start_module(
+    module: str, words: Sequence[str | Path], *, launcher: Sequence[str] = (), **options: Any
+) -> subprocess.Popen[bytes]:
+    """Start the `main` of a module of this program as a process. `options` are those of `start`; it runs in /. The
+    words of `launcher` precede it: a program that executes it.
 
     Isolated: imports do not depend on variables, on folders of the user or on the current folder, which may be an
     untrusted branch. Without `site`, because its hooks for an editable installation take longer than the start of the
     guard. It writes no bytecode.
     """
-    return start(
-        [sys.executable, "-I", "-S", "-B", "-c", _MAIN, _module_folders(), module, *words], cwd=Path("/"), **options
-    )
+    python = [sys.executable, "-I", "-S", "-B", "-c", _MAIN, _module_folders(), module]
+    return start([*launcher, *python, *words], cwd=Path("/"), **options)
 
 
 def _module_folders() -> str:

@@ -16,6 +16,7 @@ from ktrdr_vm.host import process
 from ktrdr_vm.host.accelerator import EMULATOR, Accelerator, find_accelerator
 from ktrdr_vm.host.answers import Answers
 from ktrdr_vm.host.beneath import Place, UnsafePathError, find_place, open_file
+from ktrdr_vm.host.cgroups import can_limit_cpu_time
 from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.host.paths import Home, find_shipped_profile
 from ktrdr_vm.host.repository import Repository, find_named
@@ -42,7 +43,6 @@ from ktrdr_vm.profile.collector import Collector
 from ktrdr_vm.profile.load import HINT, LoadedProfile, build_profile, load_profile
 from ktrdr_vm.profile.model import ImageRef, Profile
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
-from ktrdr_vm.users import in_user_namespace
 
 if TYPE_CHECKING:
     from ktrdr_vm.gates.model import Playbook
@@ -167,7 +167,7 @@ def gather_profile(
         accelerator=accelerator.name,
         emulator=str(process.find_program(EMULATOR) or f"/usr/bin/{EMULATOR}"),
         machine=MACHINE,
-        cpu_controller=_has_cpu_controller(),
+        cpu_controller=can_limit_cpu_time(),
         home=str(home.root),
         image=image,
         owner_uid=owner[0],
@@ -240,19 +240,6 @@ def _find_reserve(profile: Profile, policy: OwnerPolicy) -> HotplugReserve:
     if "resources" not in kinds:
         return HotplugReserve(mounts="mount" in kinds)
     return HotplugReserve("mount" in kinds, policy.largest.vcpus, policy.largest.memory)
-
-
-def _has_cpu_controller() -> bool:
-    """cgroup v2 lists its controllers, v1 mounts each. A world has none."""
-    if os.geteuid() != 0 or in_user_namespace():
-        return False
-    unified = Path("/sys/fs/cgroup/cgroup.controllers")
-    if unified.exists():
-        return "cpu" in unified.read_text().split()
-    return (
-        Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists()
-        or Path("/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us").exists()
-    )
 
 
 def _read(path: Path, workspace: Path | None = None) -> bytes:

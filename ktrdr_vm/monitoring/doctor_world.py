@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.host.cgroups import refuse_delegation
 from ktrdr_vm.host.sub_ids import KVM, find_kvm_group, find_map, require_user_namespaces
 from ktrdr_vm.monitoring.check import Check
 from ktrdr_vm.users import name_group, name_user
@@ -78,11 +79,14 @@ def _kvm() -> Check | None:
 
 
 def _limits() -> Check:
+    refusal = refuse_delegation(os.getuid())
+    if refusal is None:
+        return Check("limits", "ok", "systemd delegates cgroups, in which the CPU time of each VM is limited")
     return Check(
         "limits",
         "warning",
-        "without root, CPU time of a VM is not limited beyond the number of its vCPUs",
-        "run `ktrdr-vm` with `systemd-run --user --scope -p CPUQuota=…` for a limit of all, or use sudo",
+        f"the CPU time of a VM is not limited beyond the number of its vCPUs: {refusal.reason}",
+        refusal.hint,
     )
 
 

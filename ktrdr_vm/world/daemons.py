@@ -18,12 +18,13 @@ _PIDS = Path("/run/libvirt")
 _POLL = 0.05
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
-# The world's root has no rights over the host's: no cgroups, labels of AppArmor or device numbers that it could set.
+# The world's root has no rights over the host's: no labels of AppArmor or device numbers that it could set, and of
+# cgroups only those that systemd has delegated.
 # QEMU runs as the user of the package, which is a sub-id, and sees only the devices that are in /dev here.
 _SETTINGS = {
     "qemu.conf": (
         'user = "libvirt-qemu"\ngroup = "libvirt-qemu"\nremember_owner = 0\nsecurity_driver = "none"\n'
-        "cgroup_controllers = []\nnamespaces = []\n"
+        "namespaces = []\n"
         # Those of the host are not this user's.
         "hugetlbfs_mount = []\n"
         # By default libvirt raises the limit of QEMU's core dumps. Only root of the host may raise one that a login
@@ -38,12 +39,15 @@ _SETTINGS = {
 _FOLDERS = ("qemu", "storage", "nwfilter", "secrets")
 
 
-def write_settings(folder: Path) -> None:
-    """What is /etc/libvirt in the world: definitions of VMs outlive the world in it, the settings are written again."""
+def write_settings(folder: Path, *, delegated: bool) -> None:
+    """What is /etc/libvirt in the world: definitions of VMs outlive the world in it, the settings are written again.
+    `delegated`: there are cgroups with the controller of CPU time."""
     for name in _FOLDERS:
         (folder / name).mkdir(mode=0o700, exist_ok=True)
     for name, text in _SETTINGS.items():
         (folder / name).write_text(text)
+    with (folder / "qemu.conf").open("a") as file:
+        file.write('cgroup_controllers = ["cpu"]\n' if delegated else "cgroup_controllers = []\n")
 
 
 def find_pid(name: str) -> int:

@@ -8,6 +8,7 @@ import fcntl
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError, ProvisionError
@@ -15,7 +16,9 @@ from ktrdr_vm.users import find_changeable, find_home_folder, in_user_namespace
 from ktrdr_vm.world.layout import Layout, Record, find_layout, read_errors
 
 # In the order in which they are entered: the first gives the rights for the others.
-_KINDS = (("user", 0x10000000), ("mnt", 0x00020000), ("net", 0x40000000), ("ipc", 0x08000000))
+_KINDS = {"user": 0x10000000, "mnt": 0x00020000, "net": 0x40000000, "ipc": 0x08000000}
+# That of a world in a delegated scope; daemons are started in it, and commands do not need it.
+CGROUP = {"cgroup": 0x02000000}
 # Seconds; the daemons start in one on an idle host.
 START_LIMIT = 120.0
 _PR_SET_DUMPABLE = 4
@@ -69,9 +72,10 @@ def _enter(record: Record, home: Path) -> None:
     in_user_namespace.cache_clear()
 
 
-def enter_namespaces(pid: int) -> None:
-    """Enter the namespaces of a process of a world. This process must have one thread."""
-    for kind, number in _KINDS:
+def enter_namespaces(pid: int, more: Mapping[str, int] | None = None) -> None:
+    """Enter the namespaces of a process of a world, and `more` of them, each a name in /proc and its flag. This process
+    must have one thread."""
+    for kind, number in {**_KINDS, **(more or {})}.items():
         descriptor = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             if _LIBC.setns(descriptor, number) != 0:
@@ -116,6 +120,7 @@ def _find_or_start(layout: Layout) -> int:
 def _start(layout: Layout) -> None:
     # Imported on use: entering a world that is there takes none of it.
     from ktrdr_vm.host import process
+    from ktrdr_vm.host.cgroups import make_launcher
     from ktrdr_vm.host.sub_ids import find_map, require_user_namespaces
 
     require_user_namespaces()
@@ -127,8 +132,13 @@ def _start(layout: Layout) -> None:
     log = os.open(layout.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     begin = os.fstat(log).st_size
     words: list[str | Path] = [layout.folder, layout.home, find_home_folder(), str(orphan)]
+    launcher, environment = make_launcher(os.getuid())
     started = process.start_module(
-        "ktrdr_vm.world.keeper", words, streams=process.Streams(stdout=ready_write, stderr=log)
+        "ktrdr_vm.world.keeper",
+        words,
+        launcher=launcher,
+        environment=environment,
+        streams=process.Streams(stdout=ready_write, stderr=log),
     )
     os.close(ready_write)
     os.close(log)
@@ -145,8 +155,9 @@ def _start(layout: Layout) -> None:
     finally:
         os.close(ready_read)
     started.kill()
-    # The first one is the cause.
-    said = read_errors(layout.log.read_bytes()[begin:])
+    # The first one is the cause. systemd-run, before the keeper, says its own.
+    written = layout.log.read_bytes()[begin:]
+    said = read_errors(written) or written.decode("utf-8", "replace").splitlines()[-1:]
     raise HostError(
         f"no world can be made: {said[0] if said else 'its keeper ended without a word'}",
         where=str(layout.log),

@@ -1,6 +1,6 @@
 """The process that holds a world, outside of it: the person, in the host's namespaces.
 
-    keeper (the person, outside)    maps ids, starts pasta, shows the world where the host's network is
+    keeper (the person, outside)    maps ids, starts pasta, shows the world where the host's network and its cgroups are
     ├── pasta                       carries what leaves the world, as the person
     └── root of the world           see `world/root.py`
 
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.host import process
+from ktrdr_vm.host import cgroups, process
 from ktrdr_vm.host.sub_ids import find_kvm_group, find_map, write_maps
 from ktrdr_vm.world.enter import find_namespace
 from ktrdr_vm.world.layout import Layout, Record, write_error
@@ -50,6 +50,10 @@ def main() -> None:
 def _make(layout: Layout, person_home: str, orphan: int) -> tuple[int, Uplink]:
     """Returns the process of the world's root, when the world serves, and what carries its packets."""
     steps, kvm = _Steps(), find_kvm_group(os.getuid())
+    # A world that is taken up is in the scope of its first keeper, or in none.
+    scope = cgroups.find_scope(orphan or os.getpid())
+    if orphan and scope is not None:
+        cgroups.occupy(scope, [os.getpid()])
     words: list[str | Path] = [
         layout.home,
         person_home,
@@ -57,6 +61,7 @@ def _make(layout: Layout, person_home: str, orphan: int) -> tuple[int, Uplink]:
         str(os.getpid()),
         "" if kvm is None else str(kvm),
         layout.use_lock,
+        "delegated" if scope is not None else "",
     ]
     inner = process.start_module(
         "ktrdr_vm.world.root",
@@ -67,6 +72,8 @@ def _make(layout: Layout, person_home: str, orphan: int) -> tuple[int, Uplink]:
     steps.started()
     if not orphan:
         steps.expect("unshared")
+        if scope is not None:
+            cgroups.occupy(scope, [os.getpid(), inner.pid])
         write_maps(inner.pid, *find_map(os.getuid(), os.getgid()))
         steps.tell("mapped")
     steps.expect("mounted")

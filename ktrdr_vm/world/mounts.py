@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError
+from ktrdr_vm.host.cgroups import ROOT as CGROUPS
 from ktrdr_vm.world.layout import DAEMONS
 
 _NEW_MOUNTS = 0x00020000
@@ -33,9 +34,9 @@ _LINKS = {
 }
 
 
-def make_view(home: Path, settings: Path) -> None:
+def make_view(home: Path, settings: Path, *, delegated: bool) -> None:
     """Set up this process's own mount namespace. `settings` becomes /etc/libvirt, and `home` a mount that the daemons
-    share."""
+    share. `delegated`: /sys/fs/cgroup is what the cgroup namespace of this process contains."""
     _mount("none", Path("/"), flags=_REC | _SLAVE)
     run = os.open("/run", os.O_PATH | os.O_DIRECTORY)
     _mount("ktrdr-vm", Path("/run"), "tmpfs", _NOSUID | _NODEV, "mode=0755")
@@ -50,6 +51,8 @@ def make_view(home: Path, settings: Path) -> None:
     for source, target in ((settings, Path("/etc/libvirt")), (home, home)):
         _mount(str(source), target, flags=_BIND | _REC)
     _mount("none", home, flags=_SHARED)
+    if delegated:
+        _mount("ktrdr-vm", CGROUPS, "cgroup2", _NOSUID | _NODEV)
 
 
 def make_daemons_view(home: Path, person: Path, *, kvm: bool) -> None:

@@ -17,7 +17,7 @@ from ktrdr_vm.host.accelerator import find_accelerator
 from ktrdr_vm.host.privileges import adopt_orphans, die_with
 from ktrdr_vm.identity import DOMAIN_PREFIX
 from ktrdr_vm.world import daemons, mounts
-from ktrdr_vm.world.enter import become_root, enter_namespaces
+from ktrdr_vm.world.enter import CGROUP, become_root, enter_namespaces
 from ktrdr_vm.world.layout import OUTSIDE, write_error
 
 # Seconds without an instance or a command after which a world ends.
@@ -28,11 +28,12 @@ _KVM = Path("/dev/kvm")
 
 
 def main() -> None:
-    """`HOME PERSONS-HOME ORPHAN KEEPER KVM-GROUP USE-LOCK`; standard input and output are the pipes of the keeper."""
-    home, person_home, orphan, keeper, kvm, use_lock = sys.argv[1:7]
+    """`HOME PERSONS-HOME ORPHAN KEEPER KVM-GROUP USE-LOCK DELEGATED`; standard input and output are the pipes of the
+    keeper. `DELEGATED` is empty if the world has no cgroups."""
+    home, person_home, orphan, keeper, kvm, use_lock, delegated = sys.argv[1:8]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        _make(Path(home), int(orphan), int(keeper))
+        _make(Path(home), int(orphan), int(keeper), delegated=bool(delegated))
         os.setgroups([int(kvm)] if kvm else [])
         # A /dev/kvm that does not work makes libvirt probe QEMU again at each call.
         with_kvm = _KVM.exists() and find_accelerator().name == "kvm"
@@ -44,11 +45,12 @@ def main() -> None:
         os._exit(3)
 
 
-def _make(home: Path, orphan: int, keeper: int) -> None:
+def _make(home: Path, orphan: int, keeper: int, *, delegated: bool) -> None:
+    more = CGROUP if delegated else {}
     if orphan:
-        enter_namespaces(orphan)
+        enter_namespaces(orphan, more)
     else:
-        if ctypes.CDLL(None, use_errno=True).unshare(_NEW) != 0:
+        if ctypes.CDLL(None, use_errno=True).unshare(_NEW | sum(more.values())) != 0:
             raise OSError(ctypes.get_errno(), "namespaces cannot be made")
         _tell("unshared")
         _wait()
@@ -59,8 +61,8 @@ def _make(home: Path, orphan: int, keeper: int) -> None:
     if not orphan:
         settings = home / "world"
         settings.mkdir(mode=0o700, exist_ok=True)
-        daemons.write_settings(settings)
-        mounts.make_view(home, settings)
+        daemons.write_settings(settings, delegated=delegated)
+        mounts.make_view(home, settings, delegated=delegated)
         process.run(["ip", "link", "set", "dev", "lo", "up"], timeout=10)
     _tell("mounted")
     _wait()
