@@ -157,11 +157,14 @@ def _start(layout: Layout) -> None:
     started.kill()
     # The first one is the cause. systemd-run, before the keeper, says its own.
     written = layout.log.read_bytes()[begin:]
-    said = read_errors(written) or written.decode("utf-8", "replace").splitlines()[-1:]
+    said, hint = read_errors(written), "`ktrdr-vm doctor` checks the host; or use sudo"
+    if launcher and not said:
+        said = written.decode("utf-8", "replace").splitlines()[-1:]
+        hint = "check `systemctl --user status`; after `loginctl disable-linger`, a world needs no scope of systemd"
     raise HostError(
         f"no world can be made: {said[0] if said else 'its keeper ended without a word'}",
         where=str(layout.log),
-        hint="`ktrdr-vm doctor` checks the host; or use sudo",
+        hint=hint,
     )
 
 
