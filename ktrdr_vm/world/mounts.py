@@ -52,6 +52,8 @@ def make_view(home: Path, settings: Path, *, delegated: bool) -> None:
         _mount(str(source), target, flags=_BIND | _REC)
     _mount("none", home, flags=_SHARED)
     if delegated:
+        # The kernel refuses a file system on top of the same one: that of the host is of the same tree.
+        _mount("ktrdr-vm", CGROUPS, "tmpfs", _NOSUID | _NODEV, "mode=0755")
         _mount("ktrdr-vm", CGROUPS, "cgroup2", _NOSUID | _NODEV)
 
 
